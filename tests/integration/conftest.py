@@ -1,4 +1,4 @@
-"""One API, one mesh of APIs, or one mesh of agents for a test."""
+"""Fixtures: one API, one mesh of APIs, or one mesh of agents."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 
 def test_a_stream_reports_nodes_and_tasks(solo: Agent) -> None:
-    """The state of each node, then the steps of each task, without command and output."""
+    """Each node, then the steps of each task, without command and output."""
     with events(solo) as stream:
         first = next(iter(stream))
         task = submit(solo, "echo secret-word; exit 3")

@@ -1,4 +1,4 @@
-"""Who gets in: the whole route table, roles, browsers, sockets, unpaired nodes."""
+"""Access: the whole route table, roles, browsers, sockets, nodes without a mesh."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from tests.support.fake_gateway import NOW_MS, FakeGateway
 
 PARTS = ("id", "task", "name", "other", "path", "term", "stream", "n", "token")
 PAGE = ("/", "/static/style.css")  #: the dashboard's files, which hold no data
-SWAP = ("POST", "/api/v1/sessions")  #: wants a code instead
+SWAP = ("POST", "/api/v1/sessions")  #: takes a code instead
 OPEN = {(method, path) for path in ("/health", *PAGE) for method in ("GET", "HEAD")}
 BARE = {("GET", "/metrics"), ("HEAD", "/metrics")}  #: on loopback, without a token
 
 
 def _routes(node: ApiNode) -> list[tuple[str, str]]:
-    """Return method and a concrete path of every route that the router really has."""
+    """Return method and a concrete path of every route of the real router."""
     sample = dict.fromkeys(PARTS, "1") | {"file": "style.css", "sha256": "0" * 64}
     found = []
     for route in node.server.router.routes():
@@ -75,7 +75,7 @@ def _parts(resource: web.AbstractResource, sample: dict[str, str]) -> dict[str, 
 async def test_every_route_but_health_and_the_page_needs_a_principal(
     node: ApiNode, headers: dict[str, str]
 ) -> None:
-    """The real route table is walked, so a new route cannot be forgotten."""
+    """The real route table is used, so a new route cannot be forgotten."""
     routes = _routes(node)
 
     answers = {
@@ -97,8 +97,8 @@ async def test_every_route_but_health_and_the_page_needs_a_principal(
                 assert_problem(answer, 401, "Missing or invalid authentication token")
 
 
-async def test_every_answer_tells_browsers_to_run_nothing_of_it(node: ApiNode) -> None:
-    """Each route, with and without a right to it, and what is no route or no HTTP."""
+async def test_every_answer_forbids_browsers_to_run_its_content(node: ApiNode) -> None:
+    """Each route, with and without rights, unknown routes, and invalid HTTP."""
     answers = [
         await node.ask(method, path, headers=headers)
         for method, path in [*_routes(node), ("GET", "/nowhere"), ("PATCH", "/health")]
@@ -114,8 +114,8 @@ async def test_every_answer_tells_browsers_to_run_nothing_of_it(node: ApiNode) -
         assert_hardened(answer)
 
 
-async def test_route_without_access_rule_is_closed(node: ApiNode) -> None:
-    """A handler that somebody adds around the table answers nobody."""
+async def test_a_route_without_an_access_rule_is_closed(node: ApiNode) -> None:
+    """A handler outside the table answers no request."""
 
     async def handle(request: web.Request) -> web.Response:
         return web.Response(text="open")
@@ -137,8 +137,8 @@ async def test_route_without_access_rule_is_closed(node: ApiNode) -> None:
     assert_problem(answer, 403, "Insufficient permissions")
 
 
-async def test_nodes_certificate_route_takes_no_token(node: ApiNode) -> None:
-    """What nodes ask each other is closed to admins, too."""
+async def test_the_route_for_node_certificates_takes_no_token(node: ApiNode) -> None:
+    """Requests between nodes are closed to admins, too."""
     path = "/internal/v1/outputs/x/1/1/1/x"
 
     answer = await node.ask("GET", path, headers=ADMIN)
@@ -151,7 +151,7 @@ async def test_nodes_certificate_route_takes_no_token(node: ApiNode) -> None:
 async def test_every_role_may_scrape_and_discover(
     node: ApiNode, path: str, headers: dict[str, str]
 ) -> None:
-    """A program that watches needs no right beyond reading; to list nodes it does."""
+    """A monitoring program needs no right beyond reading, and must list nodes."""
     answer = await node.ask("GET", path, headers=headers)
 
     assert answer.status == (200 if headers or path == "/metrics" else 401)
@@ -163,7 +163,7 @@ async def test_every_role_may_scrape_and_discover(
 async def test_only_admins_mint_tokens(
     node: ApiNode, headers: dict[str, str], status: int
 ) -> None:
-    """A token cannot make a mightier one."""
+    """A token cannot create one with more rights."""
     answer = await node.ask(
         "POST", "/api/v1/tokens", headers=headers, body={"role": "viewer"}
     )
@@ -177,7 +177,7 @@ async def test_only_admins_mint_tokens(
 async def test_only_admins_forget_tasks(
     node: ApiNode, headers: dict[str, str], status: int
 ) -> None:
-    """They are everybody's, and gone for good."""
+    """Forgetting affects all users' tasks, for good."""
     answer = await node.ask(
         "POST", "/api/v1/forget", headers=headers, body={"older_than_s": 0}
     )
@@ -189,18 +189,20 @@ async def test_only_admins_forget_tasks(
 @pytest.mark.parametrize(
     ("headers", "status"), [(ADMIN, 200), (CLIENT, 403), (VIEWER, 403)]
 )
-async def test_only_admins_steer_nodes(
+async def test_only_admins_give_orders_to_nodes(
     node: ApiNode, headers: dict[str, str], status: int, order: str
 ) -> None:
-    """It stops the work of everybody."""
+    """An order stops the work of all users."""
     url = f"/api/v1/nodes/laptop-01/{order}"
     answer = await node.ask("POST", url, headers=headers)
 
     assert answer.status == status
 
 
-async def test_token_has_the_asked_role_subject_and_life(node: ApiNode) -> None:
-    """24 hours and the caller's own name unless said otherwise."""
+async def test_a_token_has_the_requested_role_subject_and_lifetime(
+    node: ApiNode,
+) -> None:
+    """By default 24 hours and the caller's own name."""
     plain = await node.ask(
         "POST", "/api/v1/tokens", headers=ADMIN, body={"role": "client"}
     )
@@ -236,7 +238,7 @@ async def test_token_has_the_asked_role_subject_and_life(node: ApiNode) -> None:
         ({"role": "admin", "name": "n" * 65}, "$.name"),
     ],
 )
-async def test_bad_token_request_names_the_field(
+async def test_an_invalid_token_request_names_the_field(
     node: ApiNode, body: dict[str, object], field: str
 ) -> None:
     """As for tasks."""
@@ -246,8 +248,8 @@ async def test_bad_token_request_names_the_field(
     assert answer.json["field"] == field
 
 
-async def test_the_name_of_a_token_has_its_own_bounds(node: ApiNode) -> None:
-    """Those of a task's name were told behind them."""
+async def test_the_name_of_a_token_has_its_own_limits(node: ApiNode) -> None:
+    """The error once named the limits of a task's name."""
     body = {"role": "viewer", "name": "a b"}
     answer = await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
 
@@ -256,7 +258,7 @@ async def test_the_name_of_a_token_has_its_own_bounds(node: ApiNode) -> None:
 
 
 async def test_a_named_token_is_listed_and_revoked(node: ApiNode) -> None:
-    """The list tells whose it is and until when, and never the token."""
+    """The list contains subject and expiry, and never the token."""
     body = {"role": "viewer", "name": "grafana", "expires_s": 60}
     await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
 
@@ -291,7 +293,7 @@ async def test_a_named_token_is_listed_and_revoked(node: ApiNode) -> None:
 async def test_only_an_admin_sees_and_revokes_tokens(
     node: ApiNode, headers: dict[str, str], method: str, path: str
 ) -> None:
-    """Names and subjects of others are nobody else's business."""
+    """Names and subjects of other users are private."""
     assert_problem(await node.ask(method, path, headers=headers), 403)
 
 
@@ -323,8 +325,8 @@ async def test_allowed_origin_is_reflected(origin: str) -> None:
         assert "access-control-allow-credentials" not in answer.headers
 
 
-async def test_answer_without_origin_allows_none(node: ApiNode) -> None:
-    """But a cache must know that it could have been otherwise."""
+async def test_an_answer_without_origin_allows_none(node: ApiNode) -> None:
+    """A cache must still know that the answer depends on it."""
     answer = await node.ask("GET", "/health")
 
     assert "access-control-allow-origin" not in answer.headers
@@ -333,7 +335,7 @@ async def test_answer_without_origin_allows_none(node: ApiNode) -> None:
 
 @pytest.mark.parametrize("path", ["/api/v1/tasks", "/api/v1/tasks/x", "/nowhere"])
 async def test_preflight_needs_no_token(node: ApiNode, path: str) -> None:
-    """204 without a body, naming methods and headers."""
+    """204 without a body, with methods and headers."""
     headers = {
         "Origin": "http://localhost:8080",
         "Access-Control-Request-Method": "POST",
@@ -354,10 +356,10 @@ async def test_preflight_needs_no_token(node: ApiNode, path: str) -> None:
 
 
 @pytest.mark.parametrize("site", ["same-origin", "same-site", "none"])
-async def test_pages_of_this_machine_and_typed_urls_pass(
+async def test_local_pages_and_typed_urls_are_accepted(
     node: ApiNode, site: str
 ) -> None:
-    """Only a foreign site is kept out."""
+    """Only a foreign site is refused."""
     answer = await node.ask("GET", "/health", headers={"Sec-Fetch-Site": site})
 
     assert answer.status == 200
@@ -366,7 +368,7 @@ async def test_pages_of_this_machine_and_typed_urls_pass(
 # --- health, and nodes without a mesh ----------------------------------------------
 
 
-async def test_health_needs_nothing(node: ApiNode) -> None:
+async def test_health_needs_no_token(node: ApiNode) -> None:
     """Status, version and uptime; parameters against caches are ignored."""
     answer = await node.ask("GET", "/health?x=1")
 
@@ -392,7 +394,7 @@ async def test_health_of_a_node_that_cannot_serve(node: ApiNode) -> None:
     ("method", "path"),
     [("GET", "/api/v1/tasks"), ("POST", "/api/v1/tokens"), ("GET", "/nowhere")],
 )
-async def test_unpaired_node_says_how_to_join(method: str, path: str) -> None:
+async def test_a_node_without_a_mesh_says_how_to_join(method: str, path: str) -> None:
     """It has no key to verify a token with, so all but health is 503."""
     async with api_node(FakeGateway(mesh_id=None)) as node:
         health = await node.ask("GET", "/health")
@@ -429,10 +431,10 @@ def _ask_local(path: Path, method: str, target: str, body: Any = None) -> Answer
         connection.close()
 
 
-async def test_local_user_is_admin_without_a_token(
+async def test_a_local_user_is_admin_without_a_token(
     node: ApiNode, tmp_path: Path
 ) -> None:
-    """Known by its credentials, whatever Host it sends."""
+    """Its socket credentials identify it, whatever Host it sends."""
     path = tmp_path / "api.sock"
     await node.server.serve_unix(path)
 
@@ -447,7 +449,9 @@ async def test_local_user_is_admin_without_a_token(
     assert principal.subject.endswith("@laptop-01")
 
 
-async def test_socket_file_is_private_and_goes_with_the_server(tmp_path: Path) -> None:
+async def test_the_socket_file_is_private_and_removed_with_the_server(
+    tmp_path: Path,
+) -> None:
     """0600 without a group; nothing is left behind."""
     path = tmp_path / "api.sock"
     async with api_node() as node:
@@ -458,7 +462,7 @@ async def test_socket_file_is_private_and_goes_with_the_server(tmp_path: Path) -
     assert not path.exists()
 
 
-async def test_socket_of_a_dead_process_is_replaced(
+async def test_the_socket_of_a_dead_process_is_replaced(
     node: ApiNode, tmp_path: Path
 ) -> None:
     """One that answers is not."""
@@ -475,7 +479,7 @@ async def test_socket_of_a_dead_process_is_replaced(
     assert answer.status == 200
 
 
-async def test_file_that_is_no_socket_is_left_alone(
+async def test_a_file_that_is_no_socket_is_not_replaced(
     node: ApiNode, tmp_path: Path
 ) -> None:
     """A typo in a setting must not delete a file."""
@@ -490,13 +494,13 @@ async def test_file_that_is_no_socket_is_left_alone(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 async def test_other_local_users_are_refused(node: ApiNode, tmp_path: Path) -> None:
-    """403 even where the file lets them in."""
+    """403 even where the mode of the file admits them."""
     path = tmp_path / "api.sock"
     await node.server.serve_unix(path)
     path.chmod(0o666)
     for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(0o755)
-    # The kernel notes who connects, so it is enough to be somebody else just then.
+    # The kernel records the user at connect, so another uid just then is enough.
     connection = socket.socket(socket.AF_UNIX)
     os.setegid(65534)
     os.seteuid(65534)
@@ -530,7 +534,7 @@ async def test_both_loopback_addresses_share_the_port(node: ApiNode) -> None:
     assert answer.status == 200
 
 
-async def test_a_header_may_be_as_long_as_the_setting_says() -> None:
+async def test_headers_up_to_the_setting_are_accepted() -> None:
     """Each field, and the first line."""
     async with api_node(limits=LimitOptions(header_bytes=4000)) as node:
         within = await node.ask("GET", "/health", headers={"Made-Up": "a" * 3900})
@@ -542,7 +546,7 @@ async def test_a_header_may_be_as_long_as_the_setting_says() -> None:
     assert_problem(line, 400, "Bad request")
 
 
-async def test_connections_over_the_limit_are_told_so_or_cut(
+async def test_connections_over_the_limit_get_an_error_or_are_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The UNIX socket keeps a reserve, so the local CLI still works."""
@@ -569,7 +573,7 @@ async def _fill(node: ApiNode, path: Path) -> None:
     assert local.status == 200
 
 
-async def test_connection_is_kept_for_many_requests(node: ApiNode) -> None:
+async def test_a_connection_is_kept_for_many_requests(node: ApiNode) -> None:
     """Keep-alive works, also after an error."""
     one = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -580,9 +584,9 @@ async def test_connection_is_kept_for_many_requests(node: ApiNode) -> None:
     assert raw.count(b"HTTP/1.1 200") == 1
 
 
-async def test_close_lets_requests_in_flight_finish() -> None:
-    """Accepted work is answered; a long poll ends at once with the state as it is."""
-    # The poll ends long before requests in flight would be cut.
+async def test_close_finishes_requests_in_flight() -> None:
+    """Accepted work is answered; a long poll ends at once with the current state."""
+    # The poll ends long before requests in flight would be aborted.
     deadlines = HttpTimeouts(shutdown_s=2 * WAIT_S_MAX)
     async with api_node(timeouts=deadlines) as node:
         task = await node.submit()
@@ -603,10 +607,10 @@ async def test_close_lets_requests_in_flight_finish() -> None:
     assert polled.result().json["status"] == "queued"
 
 
-async def test_closing_says_so_on_connections_that_are_kept(node: ApiNode) -> None:
-    """A client on a kept connection gets its answer, and the word that it was the last.
+async def test_closing_is_announced_on_kept_connections(node: ApiNode) -> None:
+    """A client on a kept connection gets its answer, and `Connection: close`.
 
-    Cut without a word, it could not know whether its request was carried out.
+    Without it, it could not know whether its next request was carried out.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
     one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -625,8 +629,8 @@ async def test_closing_says_so_on_connections_that_are_kept(node: ApiNode) -> No
     assert answer.headers["connection"] == "close"
 
 
-async def test_served_requests_are_told_to_the_log(node: ApiNode) -> None:
-    """Who asked what, how it went, in one plain line."""
+async def test_served_requests_are_logged(node: ApiNode) -> None:
+    """Caller, request and status, in one plain line."""
     await node.ask("GET", "/api/v1/tasks?limit=1%0A", headers=ADMIN)
 
     served = node.served[0]
@@ -671,8 +675,8 @@ async def test_stats_have_the_shape_of_the_reference(node: ApiNode) -> None:
     }
 
 
-async def test_stats_and_nodes_tell_how_safe_a_task_is(node: ApiNode) -> None:
-    """The same in both, names included; a standby that joins is no copy yet."""
+async def test_stats_and_nodes_show_the_safety_of_a_task(node: ApiNode) -> None:
+    """The same in both, names included; a joining standby is no copy yet."""
     gateway = node.gateway
     gateway.known_names[NodeId("node-b")] = "laptop-02"
     gateway.state = ReplicationState(
@@ -706,7 +710,7 @@ async def test_stats_and_nodes_tell_how_safe_a_task_is(node: ApiNode) -> None:
 
 
 async def test_nodes_are_listed_and_found_by_name_or_id(node: ApiNode) -> None:
-    """A path that names no member is 404."""
+    """An unknown name or id is 404."""
     listed = await node.ask("GET", "/api/v1/nodes", headers=VIEWER)
     by_name = await node.ask("GET", "/api/v1/nodes/laptop-01", headers=VIEWER)
     by_id = await node.ask("GET", "/api/v1/nodes/node-a", headers=VIEWER)
@@ -720,8 +724,8 @@ async def test_nodes_are_listed_and_found_by_name_or_id(node: ApiNode) -> None:
     assert_problem(nobody, 404, "Worker not found")
 
 
-async def test_what_strangers_name_is_noted_in_part() -> None:
-    """Else what a node has to tell would not fit into one request, and get stuck."""
+async def test_long_text_of_strangers_is_truncated_in_the_audit_log() -> None:
+    """The records of a node would not fit into one request otherwise."""
     async with api_node() as node:
         await node.ask("GET", f"/api/v1/tasks/{'%01' * 2000}")
         await node.server.auditor.flush()

@@ -51,7 +51,7 @@ async def test_b01_post_without_token(node: ApiNode) -> None:
     ["", "Bearer", "Bearer ", "Basic YTpi", "bearer", "Bearer a b", "Bearer \xff"],
 )
 async def test_b01_malformed_authorization(node: ApiNode, header: str) -> None:
-    """Whatever is no bearer token is 401, never 500."""
+    """Anything but a bearer token is 401, never 500."""
     answer = await node.ask("GET", TASKS, headers={"Authorization": header})
 
     assert_problem(answer, 401, "Missing or invalid authentication token")
@@ -88,7 +88,7 @@ def _forgeries() -> dict[str, str]:
 
 
 async def test_b02_forged_and_expired_tokens() -> None:
-    """One text for every forgery; only a right but late token is told apart."""
+    """One text for every forgery; only a genuine but expired token differs."""
     tokens = _forgeries()
     mesh = TokenSigner(secrets_of.parse_secret(tokens.pop("secret")))
 
@@ -117,7 +117,7 @@ async def test_b02_forged_and_expired_tokens() -> None:
     ("method", "path"), [("POST", TASKS), ("DELETE", f"{TASKS}/x")]
 )
 async def test_b03_viewer_may_not_write(node: ApiNode, method: str, path: str) -> None:
-    """403, before the body or the task is looked at."""
+    """403, before the body or the task is read."""
     answer = await node.ask(method, path, headers=VIEWER)
 
     assert_problem(answer, 403, "Insufficient permissions")
@@ -177,7 +177,7 @@ async def test_b04_foreign_host(node: ApiNode, host: str, path: str) -> None:
     ],
 )
 async def test_b04_own_hosts(host: str) -> None:
-    """Loopback in all its forms, and names that the user added."""
+    """Loopback in all its forms, and names in the settings."""
     async with api_node(allow_hosts=["Pi.lan"]) as node:
         answer = await node.ask("GET", "/health", headers={"Host": host})
 
@@ -185,7 +185,7 @@ async def test_b04_own_hosts(host: str) -> None:
 
 
 async def test_a_body_that_is_no_gzip_is_refused_in_one_line(node: ApiNode) -> None:
-    """As every hint is: it goes into logs and to terminals."""
+    """Like every error, because it goes into logs and to terminals."""
     headers = ADMIN | {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     answer = await node.ask("POST", "/api/v1/tasks", headers=headers, body=b"{}")
 
@@ -239,7 +239,7 @@ async def test_b05_foreign_origin(node: ApiNode, origin: str, method: str) -> No
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_b05_cross_site_without_origin(node: ApiNode, method: str) -> None:
-    """A browser that says so itself is believed."""
+    """The browser's own header is trusted."""
     headers = ADMIN | {"Sec-Fetch-Site": "cross-site"}
 
     answer = await node.ask(method, f"{TASKS}/x", headers=headers)
@@ -251,7 +251,7 @@ async def test_b05_cross_site_without_origin(node: ApiNode, method: str) -> None
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "", "a/b/c"]
 )
 async def test_b06_other_content_type(node: ApiNode, content_type: str) -> None:
-    """415: what a form can send without asking first is never parsed."""
+    """415: a body that a form can send without a preflight is never parsed."""
     answer = await node.ask(
         "POST", TASKS, headers=ADMIN | {"Content-Type": content_type}, body=GOOD
     )
@@ -264,7 +264,7 @@ async def test_b06_other_content_type(node: ApiNode, content_type: str) -> None:
     "content_type", ["application/json; charset=utf-8", "Application/JSON"]
 )
 async def test_b06_json_with_charset(node: ApiNode, content_type: str) -> None:
-    """A charset is fine."""
+    """A charset is allowed."""
     answer = await node.ask(
         "POST", TASKS, headers=ADMIN | {"Content-Type": content_type}, body=GOOD
     )
@@ -341,7 +341,7 @@ async def test_b09_longest_command(node: ApiNode) -> None:
 
 
 async def test_b10_unknown_field(node: ApiNode) -> None:
-    """400 with the name that was meant."""
+    """400 with the most similar known name."""
     answer = await node.ask("POST", TASKS, headers=ADMIN, body={"comand": "true"})
 
     assert_problem(answer, 400, "Unknown field")
@@ -362,7 +362,7 @@ BODILESS = [
 async def test_b10_field_where_no_body_is_needed(
     node: ApiNode, method: str, path: str
 ) -> None:
-    """Who sends `force` like this is not told that it was heeded."""
+    """A client that sends `force` so must not believe that it worked."""
     answer = await node.ask(method, path, headers=ADMIN, body={"force": True})
 
     assert_problem(answer, 400, "Unknown field")
@@ -384,7 +384,7 @@ async def test_an_empty_object_is_no_body(
     "timeout", [0, -1, 86_401, "60", True, 1e308, 60.5, None, 10**30, [], "1e3"]
 )
 async def test_b11_timeout_out_of_range(node: ApiNode, timeout: object) -> None:
-    """400 with the range that is allowed."""
+    """400 with the allowed range."""
     body = {"command": "true", "timeout": timeout}
 
     answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
@@ -396,8 +396,8 @@ async def test_b11_timeout_out_of_range(node: ApiNode, timeout: object) -> None:
 
 
 @pytest.mark.parametrize("field", ["node", "os", "arch"])
-async def test_a_need_that_is_empty_is_refused(node: ApiNode, field: str) -> None:
-    """A script whose variable is not set would run its command anywhere."""
+async def test_an_empty_requirement_is_refused(node: ApiNode, field: str) -> None:
+    """A script with an unset variable would run its command anywhere."""
     body = {"command": "true", "requires": {field: ""}}
 
     answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
@@ -418,7 +418,7 @@ async def test_b11_timeout_at_its_bounds(node: ApiNode, timeout: int) -> None:
 
 
 async def test_b12_body_over_its_limit(node: ApiNode) -> None:
-    """413 at once when the length says so; 1 MiB where no tasks are posted."""
+    """413 at once if the length says so; 1 MiB for routes without tasks."""
     tasks = await node.ask(
         "POST", TASKS, headers=ADMIN | JSON | {"Content-Length": str((32 << 20) + 1)}
     )
@@ -432,7 +432,7 @@ async def test_b12_body_over_its_limit(node: ApiNode) -> None:
 
 
 async def test_b12_endless_chunks(node: ApiNode) -> None:
-    """413 when the limit is crossed, whatever was announced."""
+    """413 when the limit is crossed, whatever the announced length."""
     head = (
         f"POST /api/v1/tokens HTTP/1.1\r\nHost: localhost\r\n"
         f"Authorization: {ADMIN['Authorization']}\r\n"
@@ -446,7 +446,7 @@ async def test_b12_endless_chunks(node: ApiNode) -> None:
 
 
 async def test_b12_gzip_bomb(node: ApiNode) -> None:
-    """The limit counts what comes out."""
+    """The limit counts unpacked bytes."""
     bomb = gzip.compress(b" " * (40 << 20))
 
     answer = await node.ask(
@@ -457,8 +457,8 @@ async def test_b12_gzip_bomb(node: ApiNode) -> None:
     assert_problem(answer, 413)
 
 
-async def test_bodies_of_all_together_are_bounded(node: ApiNode) -> None:
-    """B12: each is within its limit, but there are many; small ones still get in."""
+async def test_the_sum_of_all_bodies_is_bounded(node: ApiNode) -> None:
+    """B12: each is within its limit, but they are many; small ones still pass."""
     length = 30 << 20
     head = (
         f"POST {TASKS} HTTP/1.1\r\nHost: localhost\r\n"
@@ -466,7 +466,7 @@ async def test_bodies_of_all_together_are_bounded(node: ApiNode) -> None:
         f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     ).encode()
     streams = []
-    for _ in range(3):  # All but their last byte: they are held.
+    for _ in range(3):  # All but their last byte, so they stay in memory.
         reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
         writer.write(head + b" " * (length - 1))
         await writer.drain()
@@ -515,7 +515,7 @@ async def test_b12_broken_gzip(node: ApiNode) -> None:
     ],
 )
 async def test_b13_path_that_leaves(node: ApiNode, field: str, path: str) -> None:
-    """400 naming the entry."""
+    """400 with the index of the entry."""
     body = {"command": "true", field: ["good.txt", path]}
 
     answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
@@ -553,7 +553,7 @@ async def test_b13_paths_that_are_no_list(node: ApiNode, value: object) -> None:
 async def test_b14_task_that_is_not_there(
     node: ApiNode, method: str, path: str, status: int
 ) -> None:
-    """404, or 400 for what can be no id."""
+    """404, or 400 for an impossible id."""
     answer = await node.ask(method, f"{TASKS}/{path}", headers=ADMIN)
 
     assert_problem(answer, status)
@@ -562,7 +562,7 @@ async def test_b14_task_that_is_not_there(
 
 
 async def test_b15_cancelling_twice(node: ApiNode) -> None:
-    """The second answer is the first one again."""
+    """The second answer repeats the first."""
     task = await node.submit()
 
     first = await node.ask("DELETE", f"{TASKS}/{task}", headers=ADMIN)
@@ -609,7 +609,7 @@ async def test_b15_cancelling_a_running_task(node: ApiNode) -> None:
 async def test_b16_wrong_method(
     node: ApiNode, method: str, path: str, allow: str
 ) -> None:
-    """405 with what is allowed."""
+    """405 with the allowed methods."""
     answer = await node.ask(method, path, headers=ADMIN)
 
     assert_problem(answer, 405)
@@ -636,7 +636,7 @@ async def test_b16_wrong_method(
     ],
 )
 async def test_b17_query_out_of_range(node: ApiNode, query: str, field: str) -> None:
-    """400 naming the parameter."""
+    """400 with the parameter."""
     answer = await node.ask("GET", f"{TASKS}?{query}", headers=ADMIN)
 
     assert_problem(answer, 400, "Invalid parameter value")
@@ -698,15 +698,15 @@ async def test_b18_broken_http(node: ApiNode, data: bytes) -> None:
 
     answer = parse(raw)
     assert_problem(answer, 400)
-    assert not answer.json["hint"].endswith(":")  # What the library shows behind it.
+    assert not answer.json["hint"].endswith(":")  # The library's own text behind it.
     assert node.faults == []
 
 
 @pytest.mark.parametrize("kind", ["long header", "long path"])
-async def test_b18_what_is_too_long_is_told_in_our_words(
+async def test_b18_errors_of_long_headers_have_our_text(
     node: ApiNode, kind: str
 ) -> None:
-    """The library would repeat the beginning, and call it a bytearray."""
+    """The library would repeat the start of the header, as a bytearray."""
     answer = parse(await exchange(node.port, PROTOCOL_ERRORS[kind]))
 
     assert answer.json["hint"] == (
@@ -716,7 +716,7 @@ async def test_b18_what_is_too_long_is_told_in_our_words(
 
 @pytest.mark.parametrize("version", ["0.9", "2.0"])
 async def test_b18_other_version_of_http(node: ApiNode, version: str) -> None:
-    """505; what would follow on the connection is not what we can read."""
+    """505; later bytes on the connection cannot be parsed."""
     request = f"GET /health HTTP/{version}\r\nHost: localhost\r\n\r\n"
 
     answer = parse(await exchange(node.port, request.encode()))
@@ -745,7 +745,7 @@ async def test_b18_connect_is_refused(node: ApiNode) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"GET /health HT", b"GET / HTTP/1.1\r\nHost: l"])
 async def test_b19_half_a_header(data: bytes) -> None:
-    """Closed at the deadline, which runs from the connect."""
+    """Closed at the deadline, which starts at the connect."""
     async with api_node(timeouts=HttpTimeouts(header_s=0.3, shutdown_s=1)) as node:
         began = asyncio.get_running_loop().time()
         await exchange(node.port, data)
@@ -765,8 +765,8 @@ async def test_b19_half_a_body() -> None:
     assert answer.headers["connection"] == "close"
 
 
-async def test_b19_half_open_connections_harm_nobody() -> None:
-    """With 200 of them an answer still comes, as they wait; all are closed at last."""
+async def test_b19_half_open_connections_delay_nobody() -> None:
+    """With 200 of them an answer still comes; all are closed in the end."""
     patient = HttpTimeouts(header_s=2 * WAIT_S_MAX, shutdown_s=1)
     async with api_node(timeouts=patient) as node:
         half = await _half_open(node)
@@ -787,7 +787,7 @@ async def test_b19_half_open_connections_harm_nobody() -> None:
 async def _half_open(
     node: ApiNode,
 ) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Open 200 connections, of which each sends half a header."""
+    """Open 200 connections that each send half a header."""
     half = []
     for _ in range(200):
         reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
@@ -796,8 +796,8 @@ async def _half_open(
     return half
 
 
-async def test_b19_answers_that_nobody_reads() -> None:
-    """Asked for without a token, one behind the other: it does not keep its place."""
+async def test_b19_unread_answers() -> None:
+    """Pipelined requests without a token; the connection is closed."""
     async with api_node(timeouts=HttpTimeouts(stall_s=0.5, shutdown_s=1)) as node:
         lines = "GET /static/app/store.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
         async with unread(node, lines.encode() * 5000):
@@ -821,7 +821,7 @@ async def test_b20_unusable_request_id(node: ApiNode, given: str) -> None:
 
 
 async def test_b20_usable_request_id(node: ApiNode) -> None:
-    """Given back as it came, in errors too."""
+    """Returned unchanged, in errors too."""
     headers = {"X-Request-ID": "build-7.a_B"}
 
     good = await node.ask("GET", "/health", headers=headers)
@@ -832,6 +832,6 @@ async def test_b20_usable_request_id(node: ApiNode) -> None:
 
 
 def test_tokens_of_these_tests_cover_all_roles() -> None:
-    """The matrix of rights is only as good as its principals."""
+    """The matrix of rights needs every principal."""
     assert {who.role for who in TOKENS.values()} == {"admin", "client", "viewer"}
     assert issubclass(TrustError, Exception)

@@ -1,4 +1,4 @@
-"""The dashboard's files: who gets them, how browsers are told to treat them."""
+"""The dashboard's files: access, caching and browser policy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STATIC = Path(octaskly.__file__).parent / "static"
 
 
 def scripts() -> set[str]:
-    """Return the modules that are served, by their place in the package."""
+    """Return the served modules by their path in the package."""
     found = {str(file.relative_to(STATIC)) for file in STATIC.rglob("*.js")}
     assert found <= assets().keys()
     return found
 
 
-async def test_page_loads_nothing_from_elsewhere(node: ApiNode) -> None:
+async def test_the_page_loads_nothing_from_other_origins(node: ApiNode) -> None:
     """Every address in the page is one of ours, and its policy allows no other."""
     answer = await node.ask("GET", "/")
 
@@ -37,10 +37,10 @@ async def test_page_loads_nothing_from_elsewhere(node: ApiNode) -> None:
     assert b"style=" not in answer.body
 
 
-async def test_policy_of_the_page_allows_no_inline_and_no_foreign_code(
+async def test_the_policy_of_the_page_allows_no_inline_or_foreign_code(
     node: ApiNode,
 ) -> None:
-    """What a task wrote cannot become a script, whatever a view does with it."""
+    """Output of a task cannot become a script, whatever a view does with it."""
     answer = await node.ask("GET", "/")
 
     assert_hardened(answer)
@@ -64,8 +64,8 @@ async def test_policy_of_the_page_allows_no_inline_and_no_foreign_code(
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-async def test_the_page_names_all_its_files_by_what_is_in_them(node: ApiNode) -> None:
-    """So browsers keep them for good; and no module is heard of from another one."""
+async def test_the_page_names_all_its_files_by_their_hashes(node: ApiNode) -> None:
+    """So browsers cache them for ever, and load all modules at once."""
     answer = await node.ask("GET", "/")
 
     linked = re.findall(r'(?:href|src)="([^"]*)"', answer.body.decode())
@@ -78,8 +78,8 @@ async def test_the_page_names_all_its_files_by_what_is_in_them(node: ApiNode) ->
         assert file.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
-async def test_files_travel_packed_to_whom_that_is_welcome(node: ApiNode) -> None:
-    """The page is opened over a telephone's network, too."""
+async def test_files_are_compressed_if_the_client_accepts_it(node: ApiNode) -> None:
+    """The page is opened over mobile networks, too."""
     plain = await node.ask("GET", "/static/style.css")
     packed = await node.ask(
         "GET", "/static/style.css", headers={"Accept-Encoding": "gzip, br"}
@@ -91,7 +91,7 @@ async def test_files_travel_packed_to_whom_that_is_welcome(node: ApiNode) -> Non
 
 
 async def test_a_file_is_sent_again_only_if_it_changed(node: ApiNode) -> None:
-    """By its plain name a browser asks each time, as an agent may be a new one."""
+    """A browser revalidates a plain name each time, as the agent may be new."""
     first = await node.ask("GET", "/static/style.css")
     known = {"If-None-Match": first.headers["etag"]}
 
@@ -115,22 +115,20 @@ async def test_a_file_is_sent_again_only_if_it_changed(node: ApiNode) -> None:
         "/static/app/views/%00",
     ],
 )
-async def test_nothing_but_the_files_of_the_page_is_served(
-    node: ApiNode, path: str
-) -> None:
-    """The table of files was made at the start; a path is only looked up in it."""
+async def test_only_files_of_the_page_are_served(node: ApiNode, path: str) -> None:
+    """The table of files is made at the start; a path is only looked up in it."""
     assert (await node.ask("GET", path)).status == 404
 
 
-async def test_page_takes_no_other_method(node: ApiNode) -> None:
-    """It is read, and nothing else."""
+async def test_the_page_accepts_only_reads(node: ApiNode) -> None:
+    """No other method."""
     answer = await node.ask("POST", "/static/style.css", body={})
 
     assert answer.status == 405
 
 
-def test_vendored_modules_are_those_of_the_list() -> None:
-    """`packages/vendor.py` wrote both; nobody edits a copy by hand."""
+def test_vendored_modules_match_their_list() -> None:
+    """`packages/vendor.py` wrote both; copies must not be edited."""
     vendor = STATIC / "vendor"
     lines = (vendor / "SHA256SUMS").read_text().splitlines()
     listed = {name: hash_ for hash_, name in (line.split("  ") for line in lines)}
@@ -142,7 +140,7 @@ def test_vendored_modules_are_those_of_the_list() -> None:
     }
 
 
-def test_modules_import_by_place_what_is_served() -> None:
+def test_modules_import_served_paths() -> None:
     """A bare name would need an import map, which the policy forbids."""
     imports = re.compile(r'(?:\bimport\s*\(?|\}\s*from\s+)"([^"]+)"')
     for path in scripts():

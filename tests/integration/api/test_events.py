@@ -1,4 +1,4 @@
-"""The route of events, on a gateway that says what a test wants."""
+"""The route of events, on a gateway with prepared events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACES = [FeedPosition(n, StreamId(7), n, "0" * 16) for n in range(20)]
 
 
 def task_news(node: ApiNode, task: str, place: FeedPosition | None) -> FeedItem:
-    """Tell how a task of the gateway is now."""
+    """Publish the current state of a task of the gateway."""
     record: TaskRecord = node.gateway.records[task]  # type: ignore[index]
     about = TaskEvent(record, record.state, NOW_MS, record.deciding_attempt)
     return FeedItem(about, place)
@@ -39,7 +39,7 @@ def node_news(node: ApiNode, *, is_gone: bool = False) -> FeedItem:
 async def told(
     node: ApiNode, *news: FeedItem, query: str = "", last_id: str = ""
 ) -> str:
-    """Ask for events, and end the stream once all of `news` are sent."""
+    """Request events, and end the stream once all of `news` are sent."""
     node.gateway.news.put_nowait(news)
     headers = {**VIEWER, **({"Last-Event-ID": last_id} if last_id else {})}
     asked = asyncio.create_task(node.ask("GET", PATH + query, headers=headers))
@@ -52,8 +52,8 @@ async def told(
     return answer.body.decode().removeprefix("retry: 1000\n\n")
 
 
-async def test_a_task_is_told_without_command_and_output() -> None:
-    """All times and reasons that a list shows, and the id from which to go on."""
+async def test_a_task_event_omits_command_and_output() -> None:
+    """It has all times and reasons of a list, and the id to resume from."""
     async with api_node() as node:
         task = await node.submit("echo secret")
         node.gateway.start(task)
@@ -70,8 +70,8 @@ async def test_a_task_is_told_without_command_and_output() -> None:
     )
 
 
-async def test_a_node_is_told_as_it_is() -> None:
-    """Without an id: the place in the log is the same as before."""
+async def test_a_node_event_has_the_state_of_the_node() -> None:
+    """It has no id, because the position in the log does not change."""
     async with api_node() as node:
         body = await told(node, node_news(node), node_news(node, is_gone=True))
 
@@ -84,8 +84,8 @@ async def test_a_node_is_told_as_it_is() -> None:
     )
 
 
-async def test_what_is_not_wanted_moves_the_place_all_the_same() -> None:
-    """Else a client of one quiet task would hear the whole log at its return."""
+async def test_filtered_events_move_the_position() -> None:
+    """A client of one quiet task would otherwise get the whole log on its return."""
     async with api_node() as node:
         mine, other = await node.submit(), await node.submit()
         news = [
@@ -103,8 +103,8 @@ async def test_what_is_not_wanted_moves_the_place_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(("types", "names"), [("task", {"task"}), ("node", {"node"})])
-async def test_types_choose(types: str, names: set[str]) -> None:
-    """A reset is told to all."""
+async def test_types_filter_events(types: str, names: set[str]) -> None:
+    """A reset is sent to all."""
     async with api_node() as node:
         task = await node.submit()
         news = [
@@ -121,8 +121,8 @@ async def test_types_choose(types: str, names: set[str]) -> None:
     }
 
 
-async def test_a_place_without_news_is_given() -> None:
-    """A client that is cut off before the first event goes on from there."""
+async def test_a_position_without_events_is_sent() -> None:
+    """A client that disconnects before the first event resumes from there."""
     async with api_node() as node:
         body = await told(node, FeedItem(None, PLACES[4]), last_id=str(PLACES[3]))
 
@@ -140,8 +140,8 @@ async def test_a_place_without_news_is_given() -> None:
         ("?since=1", "since"),
     ],
 )
-async def test_bad_questions_are_refused(query: str, field: str) -> None:
-    """Before the stream begins."""
+async def test_invalid_queries_are_refused(query: str, field: str) -> None:
+    """Before the stream starts."""
     async with api_node() as node:
         answer = await node.ask("GET", PATH + query, headers=CLIENT)
 
@@ -149,8 +149,8 @@ async def test_bad_questions_are_refused(query: str, field: str) -> None:
     assert answer.json["field"] == field
 
 
-async def test_an_id_that_is_none_is_refused() -> None:
-    """Guessing would skip or repeat events in silence."""
+async def test_an_invalid_id_is_refused() -> None:
+    """A guess would skip or repeat events silently."""
     async with api_node() as node:
         headers = {**VIEWER, "Last-Event-ID": "12"}
         answer = await node.ask("GET", PATH, headers=headers)
@@ -159,8 +159,8 @@ async def test_an_id_that_is_none_is_refused() -> None:
     assert answer.json["field"] == "Last-Event-ID"
 
 
-async def test_events_of_no_task_are_not_found() -> None:
-    """Rather than a stream that stays silent for ever."""
+async def test_events_of_an_unknown_task_are_not_found() -> None:
+    """The stream would stay silent for ever."""
     async with api_node() as node:
         answer = await node.ask("GET", PATH + "?task=nothing", headers=VIEWER)
 

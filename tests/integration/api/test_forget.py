@@ -8,7 +8,7 @@ from tests.support.api_node import ADMIN, ApiNode, assert_problem
 
 
 @pytest.mark.parametrize(("age_s", "status", "told"), [(0, 200, 0), (60, 202, None)])
-async def test_who_asks_is_told_how_many_went_or_that_it_goes_on(
+async def test_the_answer_has_the_count_or_says_that_it_goes_on(
     node: ApiNode, age_s: int, status: int, told: int | None
 ) -> None:
     """A request does not wait for minutes."""
@@ -30,10 +30,10 @@ async def test_who_asks_is_told_how_many_went_or_that_it_goes_on(
     ],
     ids=str,
 )
-async def test_what_is_to_go_must_be_clear(
+async def test_an_ambiguous_request_to_forget_is_refused(
     node: ApiNode, body: dict[str, object]
 ) -> None:
-    """Nothing is forgotten by a slip."""
+    """Nothing is forgotten by mistake."""
     answer = await node.ask("POST", "/api/v1/forget", headers=ADMIN, body=body)
 
     assert_problem(answer, 400)

@@ -1,4 +1,4 @@
-"""Requests that reach a node which is not dispatcher, over real mutual TLS."""
+"""Requests to a node that is not dispatcher, over real mutual TLS."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.api_node import (
 )
 
 TASKS = "/api/v1/tasks"
-BRIEF = replace(PATIENT, dispatcher_wait_s=1.0)  #: where nobody comes to be dispatcher
+BRIEF = replace(PATIENT, dispatcher_wait_s=1.0)  #: without a dispatcher
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ async def back(api_mesh: ApiMesh, front: Member) -> Member:
 async def test_handshakes_of_one_address_are_bounded_by_the_setting(
     api_mesh: ApiMesh,
 ) -> None:
-    """Whoever connects to the LAN port and says nothing gets no more places."""
+    """A client that connects to the LAN port and sends nothing gets no more places."""
     bounds = LimitOptions(lan_handshakes_per_address=2)
     member = await api_mesh.member("bay", limits=bounds)
     place = ("127.0.0.1", member.lan_port)
@@ -76,10 +76,10 @@ async def test_handshakes_of_one_address_are_bounded_by_the_setting(
         writer.transport.abort()
 
 
-async def test_strangers_that_never_say_hello_are_bounded(
+async def test_strangers_without_a_handshake_are_bounded(
     api_mesh: ApiMesh,
 ) -> None:
-    """Each would cost memory before it says who it is; others get in all the same."""
+    """Each would cost memory before its authentication; other clients still connect."""
     bounds = LimitOptions(
         handshake_s=int(4 * WAIT_S_MAX)
     )  # None is given up meanwhile.
@@ -100,10 +100,10 @@ async def test_strangers_that_never_say_hello_are_bounded(
         each.transport.abort()
 
 
-async def test_silent_addresses_without_number_keep_no_node_out(
+async def test_many_silent_addresses_do_not_lock_out_nodes(
     api_mesh: ApiMesh,
 ) -> None:
-    """One machine has as many as it likes, by IPv6; who waits longest makes room."""
+    """One machine has many IPv6 addresses; the longest wait makes room."""
     bounds = LimitOptions(handshake_s=int(4 * WAIT_S_MAX), lan_handshakes_max=4)
     front = await api_mesh.member("front", limits=bounds)
     place = ("127.0.0.1", front.lan_port)
@@ -122,10 +122,10 @@ async def test_silent_addresses_without_number_keep_no_node_out(
         each.transport.abort()
 
 
-async def test_strangers_together_leave_connections_to_nodes(
+async def test_strangers_leave_connections_for_nodes(
     api_mesh: ApiMesh,
 ) -> None:
-    """Four connections may be had here, and three of them by whom nobody knows."""
+    """Of four connections here strangers may use three."""
     front = await api_mesh.member("front", limits=LimitOptions(connections_max=4))
     member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
     opened = []
@@ -149,10 +149,10 @@ async def test_strangers_together_leave_connections_to_nodes(
     assert near == b"200"
 
 
-async def test_one_address_of_the_lan_gets_so_many_connections(
+async def test_connections_of_one_lan_address_are_bounded(
     api_mesh: ApiMesh,
 ) -> None:
-    """One more is told so; this machine and members are not counted by address."""
+    """One more gets an error; this machine and members are not counted by address."""
     bounds = LimitOptions(connections_per_address=2)
     front = await api_mesh.member("front", limits=bounds)
     member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
@@ -187,12 +187,12 @@ async def test_one_address_of_the_lan_gets_so_many_connections(
     opened[-1].transport.abort()
 
 
-async def test_a_connection_to_another_node_is_told_to_notice_silence(
+async def test_a_connection_to_another_node_has_keepalive(
     api_mesh: ApiMesh, front: Member, back: Member
 ) -> None:
-    """Where an address was taken away, no reset ever comes, and a request would hang.
+    """A removed address sends no reset, and a request would hang.
 
-    That it then ends is shown by fault case F29.
+    Fault case F29 shows that it ends.
     """
     answer = await front.api.ask("GET", TASKS, headers=CLIENT)
 
@@ -201,10 +201,10 @@ async def test_a_connection_to_another_node_is_told_to_notice_silence(
     assert connection.type == socket.SOCK_STREAM
 
 
-async def test_task_reaches_the_dispatcher_with_its_submitter(
+async def test_a_task_reaches_the_dispatcher_with_its_submitter(
     front: Member, back: Member
 ) -> None:
-    """The front authenticates; the dispatcher is told for whom."""
+    """The first node authenticates; the dispatcher learns the caller."""
     headers = CLIENT | {"Idempotency-Key": "k", "X-Request-ID": "r1"}
 
     answer = await front.api.ask("POST", TASKS, headers=headers, body={"command": "a"})
@@ -237,10 +237,10 @@ async def test_task_reaches_the_dispatcher_with_its_submitter(
         ("DELETE", f"{TASKS}/task-001", 200),
     ],
 )
-async def test_forwarded_answer_is_the_direct_one(
+async def test_a_forwarded_answer_is_the_direct_one(
     front: Member, back: Member, method: str, path: str, status: int
 ) -> None:
-    """Whichever node is asked, body and headers are the same."""
+    """Body and headers are the same at every node."""
     await back.api.submit()
 
     forwarded = await front.api.ask(method, path, headers=ADMIN)
@@ -255,12 +255,13 @@ async def test_forwarded_answer_is_the_direct_one(
     assert lasting(forwarded) == lasting(direct)
 
 
-async def test_durability_is_asked_of_the_dispatcher_as_it_was_of_the_front(
+async def test_durability_is_forwarded_to_the_dispatcher(
     front: Member, back: Member
 ) -> None:
-    """It alone knows of copies; parameter and field reach it, its refusal comes back.
+    """It alone knows of copies.
 
-    Its setting is the one that counts, so the front must not decide.
+    It gets parameter and field, and its refusal is returned. Its own setting counts, so
+    the first node must not decide.
     """
     asked = [
         (f"{TASKS}?durability=strict", {"command": "true"}),
@@ -282,7 +283,7 @@ async def test_durability_is_asked_of_the_dispatcher_as_it_was_of_the_front(
 async def test_a_task_that_others_may_know_is_no_404_at_any_node(
     front: Member, back: Member
 ) -> None:
-    """G7 through a front: the dispatcher's doubt is passed on, not held."""
+    """G7 through a forwarding node: the dispatcher's answer is forwarded at once."""
     back.gateway.is_complete = False
 
     answer = await front.api.ask("GET", f"{TASKS}/unknown", headers=CLIENT)
@@ -301,10 +302,10 @@ async def test_local_routes_are_not_forwarded(front: Member, back: Member) -> No
     assert back.api.served == []
 
 
-async def test_a_token_that_only_the_dispatcher_knows_to_be_revoked_is_refused(
+async def test_a_token_whose_revocation_only_the_dispatcher_knows_is_refused(
     front: Member, back: Member
 ) -> None:
-    """A front that has not heard of it yet states which token it was shown."""
+    """A forwarding node that has not learnt it yet names the token."""
     assert (await front.api.ask("GET", TASKS, headers=KNOWN)).status == 200
     back.gateway.tokens.revoked.add("an-id")
 
@@ -312,7 +313,9 @@ async def test_a_token_that_only_the_dispatcher_knows_to_be_revoked_is_refused(
     assert (await front.api.ask("GET", TASKS, headers=CLIENT)).status == 200
 
 
-async def test_large_batch_and_large_list_pass(front: Member, back: Member) -> None:
+async def test_a_large_batch_and_a_large_list_are_forwarded(
+    front: Member, back: Member
+) -> None:
     """Bodies above one buffer, in both directions."""
     body = [{"command": f"echo {n} {'x' * 500}"} for n in range(1000)]
 
@@ -323,16 +326,18 @@ async def test_large_batch_and_large_list_pass(front: Member, back: Member) -> N
     assert listed.json["tasks"][999]["command"] == body[999]["command"]
 
 
-async def test_rights_are_checked_at_the_front(front: Member, back: Member) -> None:
-    """What may not be done never leaves the front."""
+async def test_rights_are_checked_at_the_first_node(
+    front: Member, back: Member
+) -> None:
+    """A forbidden request is not forwarded."""
     answer = await front.api.ask("POST", TASKS, headers=VIEWER, body={"command": "a"})
 
     assert_problem(answer, 403, "Insufficient permissions")
     assert back.api.served == []
 
 
-async def test_stated_principal_without_certificate_is_nobody(back: Member) -> None:
-    """The header that nodes send is worth nothing from anybody else."""
+async def test_a_stated_principal_without_certificate_is_ignored(back: Member) -> None:
+    """Only nodes may send this header."""
     headers = {"Octaskly-Principal": "admin ana", "Octaskly-Hop": "x"}
 
     answer = await ask(
@@ -342,7 +347,9 @@ async def test_stated_principal_without_certificate_is_nobody(back: Member) -> N
     assert_problem(answer, 401, "Missing or invalid authentication token")
 
 
-async def test_stated_principal_does_not_outdo_a_token(back: Member) -> None:
+async def test_a_stated_principal_does_not_raise_the_rights_of_a_token(
+    back: Member,
+) -> None:
     """A viewer stays a viewer, whatever the header says."""
     headers = VIEWER | {"Octaskly-Principal": "admin ana"}
 
@@ -358,10 +365,10 @@ async def test_stated_principal_does_not_outdo_a_token(back: Member) -> None:
     assert_problem(answer, 403, "Insufficient permissions")
 
 
-async def test_front_does_not_pass_on_a_stated_principal(
+async def test_a_client_s_stated_principal_is_not_forwarded(
     front: Member, back: Member
 ) -> None:
-    """It states the one that it has authenticated."""
+    """The first node states the caller that it has authenticated."""
     headers = CLIENT | {"Octaskly-Principal": "admin root", "Octaskly-Hop": "x"}
 
     answer = await front.api.ask("POST", TASKS, headers=headers, body={"command": "a"})
@@ -370,8 +377,8 @@ async def test_front_does_not_pass_on_a_stated_principal(
     assert back.gateway.submissions[0][0].subject == "bo"
 
 
-async def test_certificate_alone_has_no_rights(front: Member, back: Member) -> None:
-    """Else everybody who reaches a member's loopback would be an admin."""
+async def test_a_certificate_alone_has_no_rights(front: Member, back: Member) -> None:
+    """Any client on a member's loopback would otherwise be an admin."""
     answer = await ask(
         back.lan_port, "GET", TASKS, tls=front.trust.lan_client_context()
     )
@@ -382,7 +389,7 @@ async def test_certificate_alone_has_no_rights(front: Member, back: Member) -> N
 async def test_a_node_keeps_no_connection_from_before_a_new_secret(
     api_mesh: ApiMesh, front: Member
 ) -> None:
-    """Whoever made it may not have a certificate of the secret that is left."""
+    """Its client may not have a certificate of the remaining secret."""
     back = await api_mesh.member("back", replace(PATIENT, old_certificate_grace_s=0.01))
     tls = front.trust.lan_client_context()
     reader, writer = await asyncio.open_connection("127.0.0.1", back.lan_port, ssl=tls)
@@ -399,7 +406,7 @@ async def test_a_node_keeps_no_connection_from_before_a_new_secret(
     writer.close()
 
 
-async def test_token_is_enough_on_the_lan(back: Member) -> None:
+async def test_a_token_is_enough_on_the_lan(back: Member) -> None:
     """People have no certificates."""
     answer = await ask(
         back.lan_port,
@@ -423,10 +430,10 @@ async def test_token_is_enough_on_the_lan(back: Member) -> None:
         ("evil.com", 403),
     ],
 )
-async def test_lan_listener_knows_its_own_names(
+async def test_the_lan_listener_accepts_its_own_names(
     back: Member, host: str, status: int
 ) -> None:
-    """The node's name, with and without .local, and the address that was dialled."""
+    """The node's name, with and without .local, and the dialled address."""
     answer = await ask(
         back.lan_port, "GET", "/health", headers={"Host": host}, tls=stranger_context()
     )
@@ -446,8 +453,8 @@ async def test_certificate_of_another_mesh_is_refused(back: Member) -> None:
     assert back.api.served == []
 
 
-async def test_second_hop_is_refused(api_mesh: ApiMesh) -> None:
-    """Two nodes that take each other for dispatcher do not play ping-pong."""
+async def test_a_second_hop_is_refused(api_mesh: ApiMesh) -> None:
+    """Two nodes with outdated views would forward in a circle."""
     front, back = [await api_mesh.member(name, BRIEF) for name in ("front", "back")]
     front.follow(back)
     back.follow(front)
@@ -462,7 +469,7 @@ async def test_second_hop_is_refused(api_mesh: ApiMesh) -> None:
     assert back.gateway.submissions == front.gateway.submissions == []
 
 
-async def test_request_is_held_until_a_dispatcher_is_elected(
+async def test_a_request_is_held_until_a_dispatcher_is_elected(
     front: Member, back: Member
 ) -> None:
     """A client does not notice a short election."""
@@ -476,7 +483,7 @@ async def test_request_is_held_until_a_dispatcher_is_elected(
 
 
 async def test_without_a_dispatcher_the_answer_is_503(api_mesh: ApiMesh) -> None:
-    """After the hold, with the time to come back."""
+    """After the hold, with Retry-After."""
     front = await api_mesh.member("front", BRIEF)
     front.gateway.elect(None)
     began_s = asyncio.get_running_loop().time()
@@ -488,8 +495,8 @@ async def test_without_a_dispatcher_the_answer_is_503(api_mesh: ApiMesh) -> None
     assert asyncio.get_running_loop().time() - began_s > 0.9
 
 
-async def test_a_node_that_is_in_the_mesh_no_more_says_so(api_mesh: ApiMesh) -> None:
-    """No dispatcher will be there, so nobody is told to come again."""
+async def test_a_node_that_left_the_mesh_says_so(api_mesh: ApiMesh) -> None:
+    """It will never have a dispatcher, so a retry is useless."""
     front = await api_mesh.member("front", BRIEF)
     front.gateway.elect(None)
     front.gateway.left = "this node was revoked"
@@ -503,10 +510,10 @@ async def test_a_node_that_is_in_the_mesh_no_more_says_so(api_mesh: ApiMesh) -> 
     assert "retry-after" not in answer.headers
 
 
-async def test_unreachable_dispatcher_was_not_reached(
+async def test_a_request_to_an_unreachable_dispatcher_is_retried(
     front: Member, back: Member
 ) -> None:
-    """A refused connection is safe to try again, so a POST moves to the next one."""
+    """A refused connection carried nothing, so a POST moves to the next dispatcher."""
     await back.api.server.close()
     asyncio.get_running_loop().call_later(0.3, front.reign, 2)
 
@@ -516,8 +523,8 @@ async def test_unreachable_dispatcher_was_not_reached(
     assert len(front.gateway.records) == 1
 
 
-async def test_second_address_is_tried(front: Member, back: Member) -> None:
-    """A node may have several; one of them may lead nowhere."""
+async def test_the_second_address_is_tried(front: Member, back: Member) -> None:
+    """A node may have several; one of them may be unreachable."""
     urls = ["https://127.0.0.1:1", back.lan_url]
     front.gateway.elect(front.gateway.view_of(back.gateway.node_id, lan_urls=urls))
 
@@ -526,10 +533,10 @@ async def test_second_address_is_tried(front: Member, back: Member) -> None:
     assert answer.status == 200
 
 
-async def test_an_address_that_leads_nowhere_is_tried_once(
+async def test_an_unreachable_address_is_tried_once(
     front: Member, back: Member
 ) -> None:
-    """Each request would else wait for it, for as long as a cable is out."""
+    """Each request would otherwise wait for it, as long as a cable is out."""
     tried: list[object] = []
     listener = await asyncio.start_server(lambda *ends: tried.append(ends), "127.0.0.1")
     dead_port = listener.sockets[0].getsockname()[1]
@@ -549,8 +556,10 @@ async def test_an_address_that_leads_nowhere_is_tried_once(
     assert not tried
 
 
-async def test_deposed_dispatcher_in_mid_request(front: Member, back: Member) -> None:
-    """It refuses without acting, and the front goes to the new one."""
+async def test_a_request_moves_on_from_a_deposed_dispatcher(
+    front: Member, back: Member
+) -> None:
+    """It refuses without acting, and the first node uses the new dispatcher."""
     back.gateway.held.clear()
     loop = asyncio.get_running_loop()
 
@@ -571,10 +580,10 @@ async def test_deposed_dispatcher_in_mid_request(front: Member, back: Member) ->
     assert back.gateway.records == {}
 
 
-async def test_own_fall_in_mid_request_is_forwarded(
+async def test_a_node_that_loses_the_role_during_a_request_forwards_it(
     front: Member, back: Member
 ) -> None:
-    """The node that was asked stops being dispatcher while it works on it."""
+    """The client gets the answer of the new dispatcher."""
     front.reign()
     front.gateway.held.clear()
     async with asyncio.TaskGroup() as group:
@@ -592,7 +601,7 @@ async def test_own_fall_in_mid_request_is_forwarded(
 async def _crash_after_request(
     front: Member, back: Member, headers: dict[str, str], method: str = "POST"
 ) -> Answer:
-    """Ask the front; the dispatcher dies with the request, then the front reigns."""
+    """Send a request; the dispatcher dies with it, then the first node takes over."""
 
     async def swallow(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -614,10 +623,10 @@ async def _crash_after_request(
         return await front.api.ask(method, path, headers=headers, body=body)
 
 
-async def test_task_that_may_have_arrived_is_not_sent_twice(
+async def test_a_task_that_may_have_arrived_is_not_sent_twice(
     front: Member, back: Member
 ) -> None:
-    """503 that says so; the client decides."""
+    """The 503 says so; the client decides."""
     answer = await _crash_after_request(front, back, ADMIN)
 
     assert_problem(answer, 503)
@@ -625,8 +634,8 @@ async def test_task_that_may_have_arrived_is_not_sent_twice(
     assert front.gateway.records == {}
 
 
-async def test_task_with_a_key_is_sent_again(front: Member, back: Member) -> None:
-    """The key makes a repetition harmless."""
+async def test_a_task_with_a_key_is_sent_again(front: Member, back: Member) -> None:
+    """The key makes the repetition idempotent."""
     headers = ADMIN | {"Idempotency-Key": "k"}
 
     answer = await _crash_after_request(front, back, headers)
@@ -636,9 +645,9 @@ async def test_task_with_a_key_is_sent_again(front: Member, back: Member) -> Non
 
 
 async def test_a_submission_waits_no_longer_than_the_hold(api_mesh: ApiMesh) -> None:
-    """However often its dispatcher breaks off after long, and is asked once more.
+    """However often its dispatcher breaks off late, and is tried again.
 
-    A long poll has the whole hold anew each time: it was meant to last.
+    A long poll has the whole hold anew each time, because it is meant to last.
     """
     front = await api_mesh.member("front", replace(PATIENT, dispatcher_wait_s=0.05))
     back = await api_mesh.member("back")
@@ -667,7 +676,7 @@ async def test_a_submission_waits_no_longer_than_the_hold(api_mesh: ApiMesh) -> 
     assert (asked.count(b"POST"), asked.count(b"GET") >= 3) == (1, True)
 
 
-async def test_reading_is_tried_again(front: Member, back: Member) -> None:
+async def test_a_read_is_retried(front: Member, back: Member) -> None:
     """A GET changes nothing."""
     answer = await _crash_after_request(front, back, ADMIN, "GET")
 
@@ -675,12 +684,12 @@ async def test_reading_is_tried_again(front: Member, back: Member) -> None:
 
 
 @pytest.mark.slow
-async def test_poll_on_a_silent_dispatcher_moves_on(
+async def test_a_poll_on_a_silent_dispatcher_moves_on(
     front: Member, back: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped machine closes nothing; the change of dispatcher ends the wait.
 
-    It ends at once, without the grace for what cannot be repeated.
+    It ends at once, without the grace for requests that cannot be repeated.
     """
     monkeypatch.setattr(open_long_polls, "_DEPOSED_GRACE_S", 3600.0)
 
@@ -728,7 +737,7 @@ def data() -> bytes:
 
 
 @pytest.mark.parametrize("file", ["ä b.bin", "a\nb%0A?#"])
-async def test_output_of_another_worker_comes_through_two_nodes(
+async def test_an_output_of_another_worker_passes_two_nodes(
     api_mesh: ApiMesh,
     front: Member,
     back: Member,
@@ -736,7 +745,7 @@ async def test_output_of_another_worker_comes_through_two_nodes(
     tmp_path: Path,
     file: str,
 ) -> None:
-    """Client, front, dispatcher, worker: exact bytes, as an attachment."""
+    """Client, first node, dispatcher, worker: exact bytes, as an attachment."""
     worker = await api_mesh.member("worker")
     worker.follow(back)
     name = f"out/{file}"
@@ -760,7 +769,7 @@ async def test_output_of_another_worker_comes_through_two_nodes(
     assert answer.headers["x-request-id"]
 
 
-async def test_own_output_is_sent_whole_or_in_part(
+async def test_an_own_output_is_sent_whole_or_in_part(
     back: Member, data: bytes, tmp_path: Path
 ) -> None:
     """A range resumes a download; one beyond the end is 416 as JSON."""
@@ -785,10 +794,10 @@ async def test_own_output_is_sent_whole_or_in_part(
     [(b"the whole", n) for n in ("bytes=9-", "bytes=9-12", "bytes=-0", "Bytes=-00")]
     + [(b"", n) for n in ("bytes=0-", "bytes=0-9", "bytes=-0")],
 )
-async def test_a_range_that_has_no_byte_of_an_output_is_refused(
+async def test_an_empty_range_of_an_output_is_refused(
     back: Member, tmp_path: Path, data: bytes, asked: str
 ) -> None:
-    """RFC 9110 section 14.1.2: beyond the end, or the last none; 416 as JSON."""
+    """RFC 9110 section 14.1.2: beyond the end, or the last zero bytes; 416 as JSON."""
     task = await _finished(back, "a.txt", len(data), back.gateway.node_id)
     (tmp_path / "a.txt").write_bytes(data)
     back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
@@ -801,10 +810,10 @@ async def test_a_range_that_has_no_byte_of_an_output_is_refused(
     assert answer.headers["content-range"] == f"bytes */{len(data)}"
 
 
-async def test_a_range_of_another_file_is_answered_with_the_whole(
+async def test_a_range_of_a_changed_file_is_answered_with_the_whole(
     api_mesh: ApiMesh, front: Member, back: Member, data: bytes, tmp_path: Path
 ) -> None:
-    """RFC 9110 section 13.1.5: `If-Range` is met by what the first answer showed."""
+    """RFC 9110 section 13.1.5: `If-Range` compares with the first answer."""
     worker = await api_mesh.member("worker")
     worker.follow(back)
     task = await _finished(back, "r.bin", len(data), worker.gateway.node_id)
@@ -829,10 +838,10 @@ async def test_a_range_of_another_file_is_answered_with_the_whole(
     assert await status('"another"', f"bytes={len(data)}-") == 200
 
 
-async def test_the_last_bytes_of_an_empty_output_are_all_of_it(
+async def test_the_last_bytes_of_an_empty_output_are_the_whole(
     back: Member, tmp_path: Path
 ) -> None:
-    """RFC 9110 section 14.1.2: such a range can be met, but not be told as a part."""
+    """RFC 9110 section 14.1.2: the range is valid, but cannot be sent as a part."""
     task = await _finished(back, "a.txt", 0, back.gateway.node_id)
     (tmp_path / "a.txt").touch()
     back.gateway.files[task, "a.txt"] = tmp_path / "a.txt"  # type: ignore[index]
@@ -845,10 +854,8 @@ async def test_the_last_bytes_of_an_empty_output_are_all_of_it(
     assert answer.headers["content-length"] == "0"
 
 
-async def test_a_download_that_nobody_reads_is_cut(
-    api_mesh: ApiMesh, tmp_path: Path
-) -> None:
-    """Also where the kernel sends the file, and nothing of ours waits."""
+async def test_an_unread_download_is_aborted(api_mesh: ApiMesh, tmp_path: Path) -> None:
+    """Also while the kernel sends the file, and no buffer of ours is full."""
     back = await api_mesh.member("back", HttpTimeouts(stall_s=0.5, shutdown_s=1))
     with (tmp_path / "big").open("wb") as file:
         file.truncate(64 << 20)
@@ -872,7 +879,7 @@ async def test_a_download_that_nobody_reads_is_cut(
         ("HEAD", "bytes=1-2"),
     ],
 )
-async def test_a_range_that_is_not_understood_is_ignored(
+async def test_an_unsupported_range_is_ignored(
     back: Member, tmp_path: Path, method: str, asked: str
 ) -> None:
     """RFC 9110 section 14.2: units must be, several ranges and bad ones may be."""
@@ -889,10 +896,10 @@ async def test_a_range_that_is_not_understood_is_ignored(
     assert answer.body == (b"the whole" if method == "GET" else b"")
 
 
-async def test_neighbour_that_ends_in_gz_is_another_output(
+async def test_a_neighbour_with_suffix_gz_is_another_output(
     back: Member, tmp_path: Path
 ) -> None:
-    """It is never sent in place of the asked one, whatever the client accepts."""
+    """It is never sent in place of the requested one, whatever the client accepts."""
     task = await _finished(back, "a.txt", 5, back.gateway.node_id)
     (tmp_path / "a.txt").write_bytes(b"plain")
     (tmp_path / "a.txt.gz").write_bytes(b"other")
@@ -918,8 +925,10 @@ async def test_neighbour_that_ends_in_gz_is_another_output(
         ("//etc/passwd", 400),
     ],
 )
-async def test_output_that_is_none(back: Member, path: str, status: int) -> None:
-    """404, or 400 for a path that leaves."""
+async def test_an_unknown_output_is_not_found(
+    back: Member, path: str, status: int
+) -> None:
+    """404, or 400 for a path outside the folder."""
     task = await _finished(back, "r.txt", 1, back.gateway.node_id)
 
     answer = await back.api.ask("GET", f"{TASKS}/{task}/outputs/{path}", headers=ADMIN)
@@ -927,8 +936,8 @@ async def test_output_that_is_none(back: Member, path: str, status: int) -> None
     assert_problem(answer, status)
 
 
-async def test_output_whose_worker_is_gone_is_503(back: Member) -> None:
-    """Known to be gone, or found to be."""
+async def test_an_output_of_a_lost_worker_is_503(back: Member) -> None:
+    """Known as lost, or found to be."""
     task = await _finished(back, "r.txt", 1, "node-z")
 
     unknown = await back.api.ask("GET", f"{TASKS}/{task}/outputs/r.txt", headers=ADMIN)
@@ -940,10 +949,10 @@ async def test_output_whose_worker_is_gone_is_503(back: Member) -> None:
 
 
 @pytest.mark.parametrize("called", ["name", "id"])
-async def test_an_order_to_a_node_reaches_it_with_who_asked(
+async def test_an_order_to_a_node_arrives_with_its_caller(
     front: Member, back: Member, called: str
 ) -> None:
-    """Any node takes it, and hands it to the one that it is for."""
+    """Any node accepts it, and forwards it to its target."""
     node = back.gateway.node_id
     front.gateway.known_names[node] = "back"
     front.gateway.lan_urls[node] = (back.lan_url,)
@@ -961,10 +970,10 @@ async def test_an_order_to_a_node_reaches_it_with_who_asked(
     assert front.gateway.steered == []
 
 
-async def test_an_order_to_a_node_that_is_not_there(
+async def test_an_order_to_an_unknown_or_lost_node_is_refused(
     front: Member, back: Member
 ) -> None:
-    """It never was, it is lost, or it is gone and nobody knows yet."""
+    """Never a member, lost, or gone without notice."""
     node = back.gateway.node_id
     url = "/api/v1/nodes/{}/drain"
     never = await front.api.ask("POST", url.format("nobody"), headers=ADMIN)
@@ -980,10 +989,10 @@ async def test_an_order_to_a_node_that_is_not_there(
     assert back.gateway.steered == []
 
 
-async def test_death_in_mid_stream_breaks_the_connection(
+async def test_a_dispatcher_that_dies_during_an_answer_breaks_the_connection(
     front: Member, back: Member
 ) -> None:
-    """A short body must never look like a whole one."""
+    """A short body must never look complete."""
 
     async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -1014,7 +1023,7 @@ async def test_death_in_mid_stream_breaks_the_connection(
     assert front.api.faults == []
 
 
-async def test_stream_of_events_passes_as_it_comes(
+async def test_a_stream_of_events_is_forwarded_without_delay(
     monkeypatch: pytest.MonkeyPatch, api_mesh: ApiMesh
 ) -> None:
     """Each event is sent on at once, with the id from which the client resumes."""
@@ -1038,10 +1047,10 @@ async def test_stream_of_events_passes_as_it_comes(
     writer.close()
 
 
-async def test_forwarded_stream_ends_with_the_reign(
+async def test_a_forwarded_stream_ends_with_the_epoch(
     monkeypatch: pytest.MonkeyPatch, api_mesh: ApiMesh
 ) -> None:
-    """The front tells, also when the old dispatcher still sends: it may be cut off."""
+    """The first node ends it even if the old dispatcher still sends."""
     produce = Open()
     serve_stream(monkeypatch, produce, is_local=False)
     front, back = await api_mesh.member("front"), await api_mesh.member("back")
@@ -1056,10 +1065,10 @@ async def test_forwarded_stream_ends_with_the_reign(
     writer.close()
 
 
-async def test_little_of_a_stream_waits_for_a_client_also_behind_tls(
+async def test_little_of_a_stream_is_buffered_for_a_tls_client(
     monkeypatch: pytest.MonkeyPatch, api_mesh: ApiMesh
 ) -> None:
-    """By itself TLS holds back half a megabyte for each client that does not read."""
+    """By itself TLS buffers half a megabyte for each client that does not read."""
     most: list[int] = []
 
     async def produce(stream: sse.EventStream) -> None:

@@ -1,4 +1,4 @@
-"""Output of tasks as events and as bytes: from the log, from workers, across both."""
+"""Output of tasks as events and as bytes, from the log and from workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.api_node import (
 from tests.support.fake_gateway import STREAM, FakeGateway
 
 FIRST = "1-7-1"
-FEW = 4  #: streams that a node serves, where that is what a test fills
+FEW = 4  #: streams that a node serves at once, in tests of the limit
 DONE = Outcome(
     state=AttemptState.OK,
     reason=EndReason.EXIT,
@@ -66,7 +66,7 @@ def events(answer: Answer) -> list[Event]:
 
 
 def told(found: list[Event]) -> list[tuple[str, Any]]:
-    """Return kinds and what matters of them."""
+    """Return the kinds of events with their main values."""
     return [
         (kind, data["status"] if kind == "end" else data) for kind, _, data in found
     ]
@@ -135,19 +135,19 @@ def finish(gateway: FakeGateway, task: str, outcome: Outcome) -> None:
 
 
 def lose(gateway: FakeGateway, task: str) -> None:
-    """Let the last attempt of a task be lost."""
+    """Mark the last attempt of a task as lost."""
     gateway.finish(task, Outcome(state=AttemptState.RELEASED, reason=EndReason.LOST))
 
 
-async def begun(node: ApiNode, where: str | None = None) -> tuple[str, AttemptId]:
+async def run_first(node: ApiNode, where: str | None = None) -> tuple[str, AttemptId]:
     """Let a task run."""
     task = await node.submit()
     return task, node.gateway.start(task, where)
 
 
-async def test_an_ended_task_is_told_from_the_log(patient_node: ApiNode) -> None:
-    """Attempt, both streams, end; each with an id that says attempt and offsets."""
-    task, _ = await begun(patient_node)
+async def test_an_ended_task_is_sent_from_the_log(patient_node: ApiNode) -> None:
+    """Attempt, both streams, end; each with an id of attempt and offsets."""
+    task, _ = await run_first(patient_node)
     finish(patient_node.gateway, task, DONE)
 
     found = await ask(patient_node, task)
@@ -169,11 +169,11 @@ async def test_an_ended_task_is_told_from_the_log(patient_node: ApiNode) -> None
     assert (end["exit_code"], end["stdout_bytes"], end["stderr_bytes"]) == (0, 8, 3)
 
 
-async def test_an_end_that_another_dispatcher_does_not_know_yet_is_waited_for(
+async def test_an_end_unknown_to_a_new_dispatcher_is_awaited(
     patient_node: ApiNode,
 ) -> None:
-    """It is asked for the output: that would not be missing, but not there yet."""
-    task, _ = await begun(patient_node)
+    """Its output would otherwise look missing instead of late."""
+    task, _ = await run_first(patient_node)
     running = patient_node.gateway.records[TaskId(task)]
     finish(patient_node.gateway, task, DONE)
     known = [patient_node.gateway.records[TaskId(task)], running]
@@ -194,11 +194,11 @@ async def test_an_end_that_another_dispatcher_does_not_know_yet_is_waited_for(
     ]
 
 
-async def test_a_stream_is_chosen_and_begins_at_an_offset(
+async def test_a_stream_can_be_chosen_with_an_offset(
     patient_node: ApiNode,
 ) -> None:
     """`stream` and `offset`; beyond the end there is only the end."""
-    task, _ = await begun(patient_node)
+    task, _ = await run_first(patient_node)
     finish(patient_node.gateway, task, DONE)
 
     assert told(await ask(patient_node, task, "stream=stdout&offset=4"))[1:] == [
@@ -210,11 +210,11 @@ async def test_a_stream_is_chosen_and_begins_at_an_offset(
     ]
 
 
-async def test_a_stream_goes_on_where_an_earlier_one_ended(
+async def test_a_stream_resumes_at_its_position(
     patient_node: ApiNode,
 ) -> None:
-    """`Last-Event-ID`; of another attempt nothing counts."""
-    task, _ = await begun(patient_node)
+    """`Last-Event-ID`; offsets of another attempt do not count."""
+    task, _ = await run_first(patient_node)
     finish(patient_node.gateway, task, DONE)
 
     resumed = {"Last-Event-ID": f"{FIRST}:4:3"}
@@ -237,7 +237,7 @@ async def test_a_stream_goes_on_where_an_earlier_one_ended(
 async def test_an_id_of_another_stream_is_refused(
     patient_node: ApiNode, text: str
 ) -> None:
-    """It would be taken for another place, and bytes would be lost."""
+    """It would mean another position, and bytes would be lost."""
     task = await patient_node.submit()
 
     answer = await patient_node.ask(
@@ -253,8 +253,8 @@ async def test_an_id_of_another_stream_is_refused(
 @pytest.mark.parametrize(
     "query", ["stream=all", "offset=-1", "offset=x", "follow=yes", "tail=5"]
 )
-async def test_a_wrong_parameter_is_named(patient_node: ApiNode, query: str) -> None:
-    """With the values that it may have."""
+async def test_an_invalid_parameter_is_named(patient_node: ApiNode, query: str) -> None:
+    """With its allowed values."""
     task = await patient_node.submit()
 
     answer = await patient_node.ask(
@@ -266,16 +266,16 @@ async def test_a_wrong_parameter_is_named(patient_node: ApiNode, query: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["logs", "stdout", "stderr"])
-async def test_an_unknown_task_is_no_stream(patient_node: ApiNode, kind: str) -> None:
-    """Errors come as JSON, before a stream has begun."""
+async def test_an_unknown_task_has_no_stream(patient_node: ApiNode, kind: str) -> None:
+    """Errors come as JSON, before a stream starts."""
     answer = await patient_node.ask("GET", f"/api/v1/tasks/nope/{kind}", headers=VIEWER)
 
     assert_problem(answer, 404, "Task not found")
 
 
 async def test_characters_are_whole_and_bytes_exact(patient_node: ApiNode) -> None:
-    """A character that two pieces share is put together; what is none is base64."""
-    task, attempt = await begun(patient_node)
+    """A character in two pieces is joined; invalid text is base64."""
+    task, attempt = await run_first(patient_node)
     whole = "ü€😀".encode()
     pieces = [OutputChunk(0, n, whole[n : n + 1]) for n in range(len(whole))]
     end = len(whole)
@@ -293,9 +293,9 @@ async def test_characters_are_whole_and_bytes_exact(patient_node: ApiNode) -> No
     assert exact == [b"a\xff\x00b", b"\xe2\x82"]
 
 
-async def test_what_is_not_kept_is_said(patient_node: ApiNode) -> None:
-    """Between the beginning and the end of long output, and when there is no file."""
-    task, attempt = await begun(patient_node)
+async def test_missing_output_is_marked(patient_node: ApiNode) -> None:
+    """Between the start and the end of long output, and when there is no file."""
+    task, attempt = await run_first(patient_node)
     finish(patient_node.gateway, task, LONG)
 
     assert told(await ask(patient_node, task))[1:] == [
@@ -334,8 +334,8 @@ async def test_what_is_not_kept_is_said(patient_node: ApiNode) -> None:
 
 
 async def test_raw_bytes_are_exact(patient_node: ApiNode) -> None:
-    """With the true number of bytes beside them, which may be more."""
-    task, attempt = await begun(patient_node)
+    """With the true number of bytes, which may be larger."""
+    task, attempt = await run_first(patient_node)
     raw = bytes(range(256)) * 4
     finish(patient_node.gateway, task, replace(DONE, stdout=raw, stdout_bytes=len(raw)))
 
@@ -352,7 +352,7 @@ async def test_raw_bytes_are_exact(patient_node: ApiNode) -> None:
         assert answer.headers["content-type"] == "application/octet-stream"
         assert_hardened(answer)
 
-    task, attempt = await begun(patient_node)
+    task, attempt = await run_first(patient_node)
     kept = [
         OutputChunk(0, 0, b"012345"),
         OutputChunk(0, 990, b"x" * 10),
@@ -367,8 +367,10 @@ async def test_raw_bytes_are_exact(patient_node: ApiNode) -> None:
     assert answer.headers["octaskly-output-bytes"] == "1000"
 
 
-async def test_who_does_not_follow_gets_what_is_there(patient_node: ApiNode) -> None:
-    """Of a task that waits or runs, too: `end` says how it is then."""
+async def test_without_follow_the_existing_output_is_sent(
+    patient_node: ApiNode,
+) -> None:
+    """Also of a waiting or running task: `end` has its state."""
     task = await patient_node.submit()
     assert told(await ask(patient_node, task)) == [
         ("state", {"status": "queued"}),
@@ -385,7 +387,7 @@ async def test_who_does_not_follow_gets_what_is_there(patient_node: ApiNode) -> 
 async def test_a_follower_waits_for_the_start_and_for_another_attempt(
     patient_node: ApiNode,
 ) -> None:
-    """What a lost attempt wrote stays told; the next begins from its start."""
+    """Output of a lost attempt stays; the next one starts at its own start."""
     task = await patient_node.submit()
     async with Reader(patient_node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert await reader.next() == ("state", ":0:0", {"status": "queued"})
@@ -418,11 +420,11 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
         assert await reader.next() is None
 
 
-async def test_an_attempt_that_does_not_count_can_be_read(
+async def test_a_superseded_attempt_can_be_read(
     patient_node: ApiNode,
 ) -> None:
-    """What it wrote says why it was tried again; a number that is none is named."""
-    task, _ = await begun(patient_node)
+    """Its output shows why it was retried; an unknown number is named."""
+    task, _ = await run_first(patient_node)
     failed = replace(DONE, state=AttemptState.RELEASED, exit_code=7)
     patient_node.gateway.finish(task, failed)
     assert told(await ask(patient_node, task)) == [
@@ -449,9 +451,9 @@ async def test_an_attempt_that_does_not_count_can_be_read(
         assert answer.json["field"] == "attempt"
 
 
-async def test_a_lost_attempt_left_what_its_node_has(patient_node: ApiNode) -> None:
-    """Nobody saw its end, so the log says nothing of what it wrote."""
-    task, attempt = await begun(patient_node)
+async def test_a_lost_attempt_has_the_output_of_its_node(patient_node: ApiNode) -> None:
+    """Its end was not seen, so the log has nothing of its output."""
+    task, attempt = await run_first(patient_node)
     lose(patient_node.gateway, task)
     assert told(await ask(patient_node, task, "attempt=1"))[1:] == [("end", "queued")]
 
@@ -464,7 +466,7 @@ async def test_a_lost_attempt_left_what_its_node_has(patient_node: ApiNode) -> N
 
 
 async def test_a_task_that_never_ran_ends_without_output(patient_node: ApiNode) -> None:
-    """Who waits for it to start is told that it was cancelled."""
+    """A reader that waits for its start learns of the cancel."""
     task = await patient_node.submit()
     async with Reader(patient_node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert await reader.next()
@@ -477,17 +479,17 @@ async def test_a_task_that_never_ran_ends_without_output(patient_node: ApiNode) 
 
 
 async def cancelled_while_it_runs(node: ApiNode) -> str:
-    task, attempt = await begun(node)
+    task, attempt = await run_first(node)
     node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"one\n")]
     answer = await node.ask("DELETE", f"/api/v1/tasks/{task}?force=true", headers=ADMIN)
     assert answer.status == 200
     return task
 
 
-async def test_what_is_cancelled_is_followed_until_it_is_gone(
+async def test_a_cancelled_task_is_followed_until_it_ends(
     patient_node: ApiNode,
 ) -> None:
-    """It is given time to end, and what it writes meanwhile may be what matters."""
+    """It has a grace period, and its last output may matter most."""
     task = await cancelled_while_it_runs(patient_node)
     async with Reader(patient_node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert (await reader.of("stdout"))[2]["data"] == "one\n"
@@ -500,10 +502,10 @@ async def test_what_is_cancelled_is_followed_until_it_is_gone(
     assert (end["status"], end["exit_code"]) == ("cancelled", 3)
 
 
-async def test_who_does_not_follow_what_is_cancelled_waits_for_nothing(
+async def test_without_follow_a_cancelled_task_is_not_awaited(
     patient_node: ApiNode,
 ) -> None:
-    """The stream has what there is."""
+    """The stream has the existing output."""
     task = await cancelled_while_it_runs(patient_node)
 
     assert told(await ask(patient_node, task))[1:] == [
@@ -512,10 +514,10 @@ async def test_who_does_not_follow_what_is_cancelled_waits_for_nothing(
     ]
 
 
-async def test_an_end_that_never_comes_is_not_waited_for(
+async def test_an_end_that_never_comes_is_not_awaited(
     patient_node: ApiNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker of what was cancelled may be lost for good."""
+    """The worker of the cancelled task may be lost for good."""
     monkeypatch.setattr(follower, "STATUS_WAIT_S", 0.01)
     monkeypatch.setattr(follower, "RETRY_S", 0.01)
     task = await cancelled_while_it_runs(patient_node)
@@ -554,7 +556,7 @@ async def test_streams_are_bounded(patient_node: ApiNode) -> None:
 
 
 class Three:
-    """The node that is asked, the dispatcher, and the worker, each another one."""
+    """The node with the client, the dispatcher, and the worker, all different."""
 
     def __init__(self, front: Member, back: Member, worker: Member) -> None:
         self.front, self.back, self.worker = front, back, worker
@@ -564,8 +566,8 @@ class Three:
             member.gateway.lan_urls[node] = (worker.lan_url,)
             member.gateway.known_names[node] = "worker"
 
-    async def begun(self) -> tuple[str, AttemptId]:
-        return await begun(self.back.api, self.worker.gateway.node_id)
+    async def run_first(self) -> tuple[str, AttemptId]:
+        return await run_first(self.back.api, self.worker.gateway.node_id)
 
 
 @pytest.fixture
@@ -577,9 +579,9 @@ async def three(api_mesh: ApiMesh) -> Three:
     )
 
 
-async def test_any_node_tells_what_another_keeps(three: Three) -> None:
-    """The dispatcher says where it is; the bytes come from the worker."""
-    task, attempt = await three.begun()
+async def test_any_node_sends_output_of_another(three: Three) -> None:
+    """The dispatcher names the worker; the bytes come from there."""
+    task, attempt = await three.run_first()
     three.worker.gateway.wrote[TaskId(task), attempt] = [
         OutputChunk(0, 0, b"\x00\xff"),
         OutputChunk(1, 0, b"oh"),
@@ -601,9 +603,9 @@ async def test_any_node_tells_what_another_keeps(three: Three) -> None:
     assert answer.body == b"\x00\xff" + b"x" * 10
 
 
-async def test_a_worker_that_is_gone_leaves_what_the_log_has(three: Three) -> None:
-    """And the reader is told what is missing, and why."""
-    task, _ = await three.begun()
+async def test_output_of_a_lost_worker_comes_from_the_log(three: Three) -> None:
+    """The reader learns which part is missing, and why."""
+    task, _ = await three.run_first()
     finish(three.back.gateway, task, LONG)
     three.front.gateway.lan_urls.clear()
 
@@ -617,8 +619,8 @@ async def test_a_worker_that_is_gone_leaves_what_the_log_has(three: Three) -> No
 async def test_a_follower_survives_a_change_of_dispatcher(
     api_mesh: ApiMesh, three: Three
 ) -> None:
-    """The node that it is connected to finds the new one; nothing comes twice."""
-    task, attempt = await three.begun()
+    """Its node finds the new one; nothing comes twice."""
+    task, attempt = await three.run_first()
     wrote = three.worker.gateway.wrote[TaskId(task), attempt] = [
         OutputChunk(0, 0, b"one\n")
     ]
@@ -638,7 +640,7 @@ async def test_a_follower_survives_a_change_of_dispatcher(
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
 
 
-async def test_a_follower_leaves_a_worker_that_says_nothing(api_mesh: ApiMesh) -> None:
+async def test_a_follower_leaves_a_silent_worker(api_mesh: ApiMesh) -> None:
     """Its cable is out: the connection does not end, and the task runs elsewhere."""
     three = Three(
         await api_mesh.member(
@@ -655,7 +657,7 @@ async def test_a_follower_leaves_a_worker_that_says_nothing(api_mesh: ApiMesh) -
         await asyncio.sleep(LONG_S)
 
     three.worker.gateway.stream_output = pieces  # type: ignore[method-assign]
-    task, _ = await three.begun()
+    task, _ = await three.run_first()
     async with Reader(
         three.front.api, f"/api/v1/tasks/{task}/logs?follow=true"
     ) as reader:
@@ -669,10 +671,10 @@ async def test_a_follower_leaves_a_worker_that_says_nothing(api_mesh: ApiMesh) -
         assert (await reader.of("stdout"))[2]["data"] == "second"
 
 
-async def test_who_waits_leaves_a_dispatcher_room_for_others(
+async def test_followers_leave_connections_of_the_dispatcher_to_others(
     api_mesh: ApiMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Followers of queued tasks on all nodes would else take its last connection."""
+    """Followers of queued tasks on all nodes could use its last connection."""
     monkeypatch.setattr(status_query, "_BUSY_S", 0.01)
     few = LimitOptions(streams_max=FEW)
     names = ("front", "back", "worker")
@@ -691,10 +693,10 @@ async def test_who_waits_leaves_a_dispatcher_room_for_others(
 
 
 @pytest.mark.parametrize("is_front", [True, False])
-async def test_a_follower_waits_for_a_dispatcher_that_still_learns(
+async def test_a_follower_waits_for_a_dispatcher_that_still_catches_up(
     three: Three, monkeypatch: pytest.MonkeyPatch, *, is_front: bool
 ) -> None:
-    """Right after a failover it may not know the task; who began may stay."""
+    """Right after a failover it may not know the task; a started stream may stay."""
     monkeypatch.setattr(status_query, "_BUSY_S", 0.01)
     front = three.back if is_front else three.front
     task = await three.back.api.submit()
@@ -713,9 +715,9 @@ async def test_a_follower_waits_for_a_dispatcher_that_still_learns(
         assert (await reader.of("stdout"))[2]["data"] == "one"
 
 
-async def test_what_no_node_would_send_ends_the_reading(three: Three) -> None:
+async def test_an_impossible_answer_of_a_node_ends_the_stream(three: Three) -> None:
     """A worker that goes back in a stream is not believed."""
-    task, attempt = await three.begun()
+    task, attempt = await three.run_first()
     three.worker.gateway.wrote[TaskId(task), attempt] = [
         OutputChunk(0, 0, b"0123"),
         OutputChunk(0, 2, b"23"),
@@ -731,19 +733,19 @@ async def test_what_no_node_would_send_ends_the_reading(three: Three) -> None:
     "path",
     ["/internal/v1/tasks/{task}/status", "/internal/v1/transcripts/{task}/1/7/1"],
 )
-async def test_what_nodes_tell_each_other_is_for_nodes(
+async def test_routes_between_nodes_are_closed_to_tokens(
     patient_node: ApiNode, path: str
 ) -> None:
-    """No token opens it."""
-    task, _ = await begun(patient_node)
+    """Only a node certificate opens them."""
+    task, _ = await run_first(patient_node)
 
     answer = await patient_node.ask("GET", path.format(task=task), headers=ADMIN)
 
     assert_problem(answer, 401)
 
 
-def test_ids_say_attempt_and_offsets() -> None:
-    """Also before there is an attempt."""
+def test_ids_contain_attempt_and_offsets() -> None:
+    """Also before the first attempt."""
     place = parse_event_id("12-9223372036854775807-3:4:5")
 
     assert place.attempt == AttemptId(12, StreamId(9223372036854775807), 3)

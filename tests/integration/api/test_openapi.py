@@ -1,4 +1,4 @@
-"""The OpenAPI document: whole, valid, and for everybody with a token."""
+"""The OpenAPI document: complete, valid, and open to every token."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PATH = "/api/v1/openapi.json"
 PAGE = {("GET", "/"), ("GET", "/static/{file}")}  #: for people, not for programs
 
 
-async def test_it_has_every_route_and_nothing_else() -> None:
-    """It is held against what the router really has."""
+async def test_the_document_has_exactly_the_routes_of_the_router() -> None:
+    """It is compared with the real router."""
     described = {
         (method.upper(), path)
         for path, operations in DOCUMENT["paths"].items()
@@ -32,13 +32,13 @@ async def test_it_has_every_route_and_nothing_else() -> None:
     assert described == served - PAGE
 
 
-def test_it_is_valid() -> None:
-    """Tools refuse what is no OpenAPI."""
+def test_the_document_is_valid() -> None:
+    """Tools refuse an invalid one."""
     openapi_spec_validator.validate(DOCUMENT)
 
 
-def test_it_says_of_every_route_that_one_may_ask_too_often() -> None:
-    """And how an answer tells when there is room again."""
+def test_every_route_documents_the_rate_limit() -> None:
+    """Also the header with the time of the next free request."""
     for operations in DOCUMENT["paths"].values():
         for operation in operations.values():
             assert "429" in operation["responses"]
@@ -51,8 +51,8 @@ def test_it_says_of_every_route_that_one_may_ask_too_often() -> None:
     assert {*RATE_LIMIT_HEADERS, "Retry-After"} <= set(refusal["headers"])
 
 
-async def test_it_is_for_everybody_with_a_token_and_needs_no_dispatcher() -> None:
-    """It tells of no mesh, but without a token nobody learns which version runs."""
+async def test_the_document_needs_a_token_but_no_dispatcher() -> None:
+    """It reveals nothing of the mesh, but only token holders learn the version."""
     async with api_node() as node:
         node.gateway.elect(None)
 
@@ -62,8 +62,8 @@ async def test_it_is_for_everybody_with_a_token_and_needs_no_dispatcher() -> Non
         assert_problem(await node.ask("GET", PATH), 401)
 
 
-def test_it_says_of_each_field_of_a_task_what_it_may_be() -> None:
-    """The words are those of the hints."""
+def test_each_field_of_a_task_has_its_limits() -> None:
+    """In the words of the errors."""
     fields = DOCUMENT["components"]["schemas"]["TaskIn"]["properties"]
 
     assert {
@@ -80,8 +80,8 @@ def test_it_says_of_each_field_of_a_task_what_it_may_be() -> None:
         (204, b""),
     ],
 )
-def test_an_answer_that_is_not_described_is_noticed(status: int, body: bytes) -> None:
-    """Else the check that all tests of the API make would prove nothing."""
+def test_an_undocumented_answer_is_noticed(status: int, body: bytes) -> None:
+    """The check in all tests of the API would prove nothing otherwise."""
     good = b'{"id": "task-1", "status": "cancelled", "message": "x"}'
     asked = ("DELETE", "/api/v1/tasks/task-1?force=true")
     conforms(*asked, 200, "application/json", good)

@@ -1,4 +1,4 @@
-"""How many requests a client may make: counted, told, refused, on one node and many."""
+"""Rate limits of a client on one node and many: counts, headers and refusals."""
 
 from __future__ import annotations
 
@@ -65,23 +65,23 @@ async def limited_node() -> AsyncIterator[Limited]:
         yield Limited(started, clock)
 
 
-def told(answer: Answer) -> tuple[str | None, ...]:
-    """Return status, limit, what is left, and seconds until more is."""
+def limits_of(answer: Answer) -> tuple[str | None, ...]:
+    """Return status, limit, remaining requests, and seconds until the next."""
     return (
         str(answer.status),
         *map(answer.headers.get, map(str.lower, rate_limit.RATE_LIMIT_HEADERS)),
     )
 
 
-async def test_every_answer_tells_what_is_left_until_one_is_refused(
+async def test_every_answer_has_the_remaining_requests(
     limited_node: Limited,
 ) -> None:
-    """The oldest request of a minute frees the place of one."""
+    """The oldest request of a minute frees a place."""
     answers = [await limited_node.ask() for _ in range(2)]
     limited_node.clock.mono_s += 10
     answers += [await limited_node.ask() for _ in range(2)]
 
-    assert [told(answer) for answer in answers] == [
+    assert [limits_of(answer) for answer in answers] == [
         ("200", "3", "2", "61"),
         ("200", "3", "1", "61"),
         ("200", "3", "0", "51"),
@@ -92,31 +92,33 @@ async def test_every_answer_tells_what_is_left_until_one_is_refused(
     assert "3 requests a minute" in answers[-1].json["hint"]
 
 
-async def test_who_waits_as_told_is_let_in_again(limited_node: Limited) -> None:
-    """What was refused did not count."""
+async def test_a_client_that_waits_as_requested_is_accepted(
+    limited_node: Limited,
+) -> None:
+    """Refused requests do not count."""
     answers = [await limited_node.ask() for _ in range(5)]
     limited_node.clock.mono_s += int(answers[-1].headers["retry-after"])
 
-    assert told(await limited_node.ask()) == ("200", "3", "2", "61")
+    assert limits_of(await limited_node.ask()) == ("200", "3", "2", "61")
 
 
 async def test_each_client_has_its_own_account_by_its_role(
     limited_node: Limited,
 ) -> None:
-    """One that runs wild takes nothing from others; admins have no limit here."""
+    """A wild client takes nothing from others; admins have no limit here."""
     for _ in range(4):
         await limited_node.ask(CLIENT)
 
-    assert told(await limited_node.ask(CLIENT))[0] == "429"
-    assert told(await limited_node.ask(OTHER))[:2] == ("200", "3")
-    assert told(await limited_node.ask(VIEWER))[:2] == ("200", "2")
-    assert told(await limited_node.ask(ADMIN)) == ("200", None, None, None)
+    assert limits_of(await limited_node.ask(CLIENT))[0] == "429"
+    assert limits_of(await limited_node.ask(OTHER))[:2] == ("200", "3")
+    assert limits_of(await limited_node.ask(VIEWER))[:2] == ("200", "2")
+    assert limits_of(await limited_node.ask(ADMIN)) == ("200", None, None, None)
 
 
-async def test_what_is_refused_for_another_reason_counts_too(
+async def test_other_refusals_count_too(
     limited_node: Limited,
 ) -> None:
-    """Guessing ids is not free; what any node refuses by the role alone, is."""
+    """Guessing ids is not free; a refusal for the role alone is."""
     viewer = [
         await limited_node.ask(VIEWER, f"{TASKS}/task-999"),
         await limited_node.api.ask(
@@ -126,7 +128,7 @@ async def test_what_is_refused_for_another_reason_counts_too(
         await limited_node.ask(VIEWER),
     ]
 
-    assert [told(answer)[::2] for answer in viewer] == [
+    assert [limits_of(answer)[::2] for answer in viewer] == [
         ("404", "1"),
         ("403", None),
         ("400", "0"),
@@ -134,10 +136,10 @@ async def test_what_is_refused_for_another_reason_counts_too(
     ]
 
 
-async def test_a_body_is_not_read_of_one_request_too_many(
+async def test_the_body_of_a_refused_request_is_not_read(
     limited_node: Limited,
 ) -> None:
-    """It may be a mebibyte; the answer comes before it."""
+    """It may be a mebibyte; the answer precedes it."""
     for _ in range(3):
         await limited_node.ask()
     head = {**CLIENT, "Content-Length": "1000000", "Content-Type": "application/json"}
@@ -162,7 +164,7 @@ async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
             for _ in range(3)
         ]
 
-    assert [told(answer)[::2] for answer in answers] == [
+    assert [limits_of(answer)[::2] for answer in answers] == [
         ("200", "1"),
         ("200", "0"),
         ("429", "0"),
@@ -170,7 +172,7 @@ async def test_a_stream_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_token_has_its_own_account() -> None:
-    """Also where two are for one subject."""
+    """Even if two have the same subject."""
     meter = rate_limit.RateLimiter({"client": 1}, Clock())
 
     left = [
@@ -181,10 +183,10 @@ def test_each_token_has_its_own_account() -> None:
     assert [headers["RateLimit-Remaining"] for headers in left] == ["0", "0"]
 
 
-async def test_of_too_many_clients_the_most_silent_begin_anew(
+async def test_of_too_many_clients_the_longest_idle_start_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Memory is bounded, and nobody is refused because others ask."""
+    """Memory is bounded, and no client is refused because of others."""
     monkeypatch.setattr(rate_limit, "CLIENTS_MAX", 1)
     meter = rate_limit.RateLimiter({"client": 1}, Clock())
     ana, bo = (Principal(subject=name, role="client") for name in ("ana", "bo"))
@@ -207,16 +209,16 @@ async def members(api_mesh: ApiMesh) -> list[Member]:
 
 
 @pytest.mark.parametrize("path", [TASKS, DOCUMENT], ids=["forwarded", "local"])
-async def test_a_client_that_asks_all_nodes_in_turn_has_one_account(
+async def test_a_client_of_all_nodes_has_one_account(
     members: list[Member], path: str
 ) -> None:
-    """Whichever node is asked, the verdict is the same, and so is what is told."""
+    """Decision and headers are the same at every node."""
     answers = [
         await members[number % 3].api.ask("GET", path, headers=CLIENT)
         for number in range(1, 7)
     ]
 
-    assert [told(answer) for answer in answers] == [
+    assert [limits_of(answer) for answer in answers] == [
         ("200", "3", "2", "61"),
         ("200", "3", "1", "61"),
         ("200", "3", "0", "61"),
@@ -228,7 +230,7 @@ async def test_a_client_that_asks_all_nodes_in_turn_has_one_account(
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["none known", "it is gone"])
-async def test_without_a_dispatcher_a_node_counts_what_it_answers_alone(
+async def test_without_a_dispatcher_each_node_counts_alone(
     members: list[Member], *, is_known: bool
 ) -> None:
     """Then a client has one account for each node, and no more."""
@@ -240,7 +242,7 @@ async def test_without_a_dispatcher_a_node_counts_what_it_answers_alone(
 
     answers = [await front.api.ask("GET", DOCUMENT, headers=CLIENT) for _ in range(4)]
 
-    assert [told(answer)[::2] for answer in answers] == [
+    assert [limits_of(answer)[::2] for answer in answers] == [
         ("200", "2"),
         ("200", "1"),
         ("200", "0"),
@@ -248,10 +250,10 @@ async def test_without_a_dispatcher_a_node_counts_what_it_answers_alone(
     ]
 
 
-async def test_a_new_dispatcher_gives_a_client_one_more_account_at_most(
+async def test_a_new_dispatcher_gives_a_client_at_most_one_more_account(
     members: list[Member],
 ) -> None:
-    """It does not know what the one before has counted."""
+    """It does not know the counts of the previous one."""
     front = members[1]
     before = [await front.api.ask("GET", TASKS, headers=CLIENT) for _ in range(4)]
     members[2].reign(term=2)
@@ -265,16 +267,16 @@ async def test_a_new_dispatcher_gives_a_client_one_more_account_at_most(
 async def from_lan(
     member: Member, path: str = "/health", *, tls: ssl.SSLContext | None = None
 ) -> Answer:
-    """Ask on the LAN's port, as somebody without a token."""
+    """Send a request on the LAN's port, without a token."""
     return await ask(
         member.lan_port, "GET", path, headers={"Host": "127.0.0.1"}, tls=tls
     )
 
 
-async def test_an_address_of_the_lan_is_limited_while_nobody_shows_a_token(
+async def test_an_address_of_the_lan_is_limited_without_a_token(
     members: list[Member],
 ) -> None:
-    """Who does, is served from there all the same, and so are other nodes."""
+    """Token holders at that address are served, and so are other nodes."""
     [member, *_] = members
     stranger = stranger_context()
 
@@ -294,5 +296,5 @@ async def test_an_address_of_the_lan_is_limited_while_nobody_shows_a_token(
 
     assert [answer.status for answer in answers] == [200, 401, 429, 429]
     assert_problem(answers[2], 429, "Too many requests")
-    assert told(known)[::2] == ("200", "2")
-    assert [told(answer)[:2] for answer in (node, here)] == [("200", None)] * 2
+    assert limits_of(known)[::2] == ("200", "2")
+    assert [limits_of(answer)[:2] for answer in (node, here)] == [("200", None)] * 2

@@ -1,4 +1,4 @@
-"""The examples of the API reference, pasted verbatim; only the port is rewritten."""
+"""The examples of the API reference, verbatim except for the port."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ async def test_query_examples_of_the_reference(documented_node: ApiNode) -> None
     assert places == [(50, 0), (100, 0), (100, 0), (100, 200), (50, 200)]
 
 
-async def test_example_answers_hold_the_documented_fields(
+async def test_example_answers_have_the_documented_fields(
     documented_node: ApiNode,
 ) -> None:
     """Every field of the reference's examples is there."""

@@ -1,4 +1,4 @@
-"""Bodies as a fuzzer writes them: parsing ends in tasks or in a Problem."""
+"""Fuzzed bodies: parsing ends in tasks or in a Problem."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _parse(body: bytes) -> list[TaskDraft] | None:
 
 
 @pytest.mark.parametrize("seconds", [9, 3601])
-def test_the_time_of_an_invite_is_told_in_our_words(seconds: int) -> None:
+def test_an_invalid_lifetime_of_an_invite_has_our_error(seconds: int) -> None:
     """A person typed it: `--ttl 2h`."""
     body = json.dumps({"ttl_s": seconds}).encode()
 
@@ -73,8 +73,8 @@ def test_any_bytes_end_in_tasks_or_a_problem(body: bytes) -> None:
 
 
 @given(TASKS | st.lists(TASKS, max_size=3) | VALUES)
-def test_any_json_ends_in_good_tasks_or_a_problem(value: Any) -> None:
-    """What comes through keeps every promise that the core builds on."""
+def test_any_json_ends_in_valid_tasks_or_a_problem(value: Any) -> None:
+    """An accepted task meets every assumption of the core."""
     for draft in _parse(json.dumps(value).encode()) or []:
         assert draft.command.strip()
         assert "\0" not in draft.command
@@ -88,7 +88,7 @@ PARTS = st.sampled_from(["..", ".", "", "a", "b.txt", " ", "...", "\0", "~", "é
 
 @given(st.lists(PARTS, max_size=8).map("/".join))
 def test_clean_path_stays_below_the_directory(path: str) -> None:
-    """Whatever is accepted is relative, normal, and goes down only."""
+    """An accepted path is relative, normalised, and goes only down."""
     try:
         cleaned = clean_path(path)
     except ValueError:
@@ -105,13 +105,13 @@ def test_clean_path_stays_below_the_directory(path: str) -> None:
     ("given_path", "cleaned"),
     [("./a", "a"), ("a//b", "a/b"), ("a/./b/", "a/b"), ("...", "..."), ("~", "~")],
 )
-def test_harmless_spellings_are_brought_to_one(given_path: str, cleaned: str) -> None:
-    """So that an output is found again under the path that was declared."""
+def test_equivalent_paths_are_normalised(given_path: str, cleaned: str) -> None:
+    """So an output is found under its declared path."""
     assert clean_path(given_path) == cleaned
 
 
-def test_surrogate_deep_in_a_batch_is_named() -> None:
-    """The decoder cannot say where it is; we can."""
+def test_a_surrogate_deep_in_a_batch_is_named() -> None:
+    """The decoder cannot say where it is, but the parser can."""
     body = json.dumps([{"command": "a"}, {"command": "b", "inputs": ["x", "\udc80"]}])
 
     with pytest.raises(Problem) as caught:
@@ -120,8 +120,8 @@ def test_surrogate_deep_in_a_batch_is_named() -> None:
     assert caught.value.field == "$[1].inputs[1]"
 
 
-def test_a_field_that_lacks_within_a_field_is_named() -> None:
-    """As one of the task itself is."""
+def test_a_missing_nested_field_is_named() -> None:
+    """Like a field of the task itself."""
     body = json.dumps({"command": "a", "files": [{"path": "x", "node": "0"}]})
 
     with pytest.raises(Problem) as caught:
@@ -131,8 +131,8 @@ def test_a_field_that_lacks_within_a_field_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["inputs", "outputs"])
-def test_paths_are_bounded_all_together(name: str) -> None:
-    """Thousands of long ones would make a task that no frame can carry to a worker."""
+def test_the_sum_of_all_paths_is_bounded(name: str) -> None:
+    """Thousands of long ones would not fit into a frame to a worker."""
     paths = [f"{n:05}{'x' * 245}" for n in range(5_000)]
 
     with pytest.raises(Problem) as caught:
@@ -143,7 +143,7 @@ def test_paths_are_bounded_all_together(name: str) -> None:
 
 
 def test_the_largest_task_fits_into_a_frame() -> None:
-    """So what a client may ask for, a worker can be told."""
+    """So every accepted task can be sent to a worker."""
     paths = [f"{n:05}{'x' * 99}" for n in range(10_000)]
     task = {"command": "x" * 65_536, "inputs": paths, "outputs": paths}
     (draft,) = asyncio.run(parse_tasks(json.dumps(task).encode())).drafts

@@ -1,4 +1,4 @@
-"""How a page gets its token: codes of the local socket, swapped once and soon."""
+"""Tokens for dashboard pages: login codes of the local socket, used once and soon."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Hands(FixedClock):
 
 
 class Nobody:
-    """Admissions of a node at which no machine waits."""
+    """Admissions of a node without waiting machines."""
 
     async def list_join_requests(self) -> list[WaitingMachine]:
         return []
@@ -67,7 +67,7 @@ def clock() -> Hands:
 
 @pytest.fixture
 async def session_node(tmp_path: Path, clock: Hands) -> AsyncIterator[ApiNode]:
-    """A node whose tokens are those that its desk issues for pages."""
+    """A node whose desk issues the tokens of its pages."""
     gateway = FakeGateway()
 
     def verify(token: str) -> Principal:
@@ -100,7 +100,7 @@ CHECKUP = replace(no_checkup(), api_url="http://localhost:3000", lan_url=LAN)
 
 
 async def code_of(tmp_path: Path, good_for: str = "me") -> dict[str, Any]:
-    """Ask for a code as a local user does."""
+    """Request a code as a local user does."""
 
     def ask() -> Any:
         connection = http.client.HTTPConnection("localhost")
@@ -129,7 +129,7 @@ def shown(token: str) -> dict[str, str]:
 async def test_a_code_of_the_local_socket_signs_a_page_in(
     session_node: ApiNode, tmp_path: Path
 ) -> None:
-    """As the user who asked for it; its address leads to this node."""
+    """As the requesting user; its address points to this node."""
     code = await code_of(tmp_path)
 
     answer = await swap(session_node, code["code"])
@@ -145,8 +145,8 @@ async def test_a_code_of_the_local_socket_signs_a_page_in(
     assert listed.status == 200
 
 
-async def test_a_code_is_good_once(session_node: ApiNode, tmp_path: Path) -> None:
-    """Who reads it in a list of processes comes too late."""
+async def test_a_code_is_valid_once(session_node: ApiNode, tmp_path: Path) -> None:
+    """A reader of the process list comes too late."""
     code = (await code_of(tmp_path))["code"]
     await swap(session_node, code)
 
@@ -156,10 +156,10 @@ async def test_a_code_is_good_once(session_node: ApiNode, tmp_path: Path) -> Non
     assert again.json["hint"].endswith("octaskly open")
 
 
-async def test_a_code_is_good_for_a_minute(
+async def test_a_code_is_valid_for_a_minute(
     session_node: ApiNode, tmp_path: Path, clock: Hands
 ) -> None:
-    """One that was printed and forgotten opens nothing."""
+    """A forgotten printed code opens nothing."""
     code = (await code_of(tmp_path))["code"]
     clock.mono_s += CODE_TTL_S
 
@@ -167,15 +167,15 @@ async def test_a_code_is_good_for_a_minute(
 
 
 @pytest.mark.parametrize("given", ["", "x", "node-a.", "node-a." + "x" * 43, "é.é"])
-async def test_what_is_no_code_is_refused(session_node: ApiNode, given: str) -> None:
-    """With one status, whatever it looks like."""
+async def test_an_invalid_code_is_refused(session_node: ApiNode, given: str) -> None:
+    """With one status, whatever its form."""
     assert (await swap(session_node, given)).status == 401
 
 
-async def test_a_code_of_another_node_is_told_so(
+async def test_a_code_of_another_node_is_reported_as_such(
     session_node: ApiNode, tmp_path: Path
 ) -> None:
-    """Else one would open it there again and again."""
+    """The user would otherwise open it there again and again."""
     code = (await code_of(tmp_path))["code"]
 
     answer = await swap(session_node, f"node-b.{code.partition('.')[2]}")
@@ -185,10 +185,10 @@ async def test_a_code_of_another_node_is_told_so(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-async def test_a_code_for_me_is_no_good_to_another_user(
+async def test_a_code_for_the_local_user_is_refused_to_another(
     session_node: ApiNode, tmp_path: Path
 ) -> None:
-    """The kernel says whose the other end of the connection is."""
+    """The kernel names the user at the other end of the connection."""
     code = (await code_of(tmp_path))["code"]
     body = json.dumps({"code": code}).encode()
     head = f"POST {PAGES} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -207,18 +207,18 @@ async def test_a_code_for_me_is_no_good_to_another_user(
     assert (await swap(session_node, code)).status == 401, "it is burnt"
 
 
-async def test_a_code_for_anybody_comes_with_an_address_for_the_network(
+async def test_a_code_for_anybody_has_a_network_address(
     session_node: ApiNode, tmp_path: Path
 ) -> None:
-    """That is for people who copy it themselves."""
+    """People copy it to another machine themselves."""
     code = await code_of(tmp_path, "anybody")
 
     assert code["lan_url"] == f"{LAN}/#code={code['code']}"
     assert (await swap(session_node, code["code"])).status == 201
 
 
-async def test_no_token_makes_a_code(session_node: ApiNode) -> None:
-    """A token would become one that renews itself."""
+async def test_a_token_cannot_request_a_code(session_node: ApiNode) -> None:
+    """A token could otherwise become one that renews itself."""
     answer = await session_node.ask(
         "POST", f"{PAGES}/codes", headers=ADMIN, body={"good_for": "me"}
     )
@@ -229,7 +229,7 @@ async def test_no_token_makes_a_code(session_node: ApiNode) -> None:
 async def test_a_page_renews_its_token_under_the_same_id(
     session_node: ApiNode, tmp_path: Path
 ) -> None:
-    """So who revokes one of them revokes the page."""
+    """So revoking one of them revokes the page."""
     first = await swap(session_node, (await code_of(tmp_path))["code"])
     token = first.json["token"]
 
@@ -242,8 +242,8 @@ async def test_a_page_renews_its_token_under_the_same_id(
     assert refused.status == 401
 
 
-async def test_a_token_that_is_of_no_page_is_not_renewed(session_node: ApiNode) -> None:
-    """It would be good for ever."""
+async def test_a_token_of_no_page_is_not_renewed(session_node: ApiNode) -> None:
+    """It would be valid for ever."""
     answer = await session_node.ask("POST", f"{PAGES}/renew", headers=ADMIN)
 
     assert_problem(answer, 403, "Insufficient permissions")
@@ -254,17 +254,17 @@ async def test_a_token_that_is_of_no_page_is_not_renewed(session_node: ApiNode) 
     [(shown("page:bo:1"), 200), (shown("page:bo:far"), 403), (ADMIN, 403)],
     ids=["opened here", "opened elsewhere", "any admin"],
 )
-async def test_only_a_page_that_was_opened_here_lets_machines_in(
+async def test_only_a_page_opened_here_admits_machines(
     session_node: ApiNode, headers: dict[str, str], status: int
 ) -> None:
-    """Who lets a machine in gives it the mesh secret, which no token is worth."""
+    """An admission hands out the mesh secret, for which no token is enough."""
     answer = await session_node.ask("GET", "/api/v1/requests", headers=headers)
 
     assert answer.status == status
 
 
-async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
-    """On the network its token is one that somebody may have taken along."""
+async def test_a_page_admits_machines_through_loopback_only() -> None:
+    """On the network its token may be a stolen one."""
     trust = MeshTls(generate_secret(), NodeKey.generate())
     page = Principal(
         subject="bo",
@@ -290,7 +290,7 @@ async def test_a_page_lets_machines_in_through_loopback_alone() -> None:
 
 
 async def test_guesses_are_counted_on_loopback_too(clock: Hands) -> None:
-    """As those of strangers on the network are."""
+    """Like those of strangers on the network."""
     async with api_node(limits_per_minute={"stranger": 3}, clock=clock) as node:
         answers = [(await swap(node, "node-a.x")).status for _ in range(5)]
 
@@ -298,7 +298,7 @@ async def test_guesses_are_counted_on_loopback_too(clock: Hands) -> None:
 
 
 def test_only_the_newest_codes_are_kept() -> None:
-    """A loop that asks for codes fills no memory, and the newest one works."""
+    """A loop of requests fills no memory, and the newest code works."""
     codes = OneTimeCodes()
     made = [codes.create(OURS, uid=None, now_s=0.0) for _ in range(CODES_MAX + 1)]
 
@@ -306,7 +306,7 @@ def test_only_the_newest_codes_are_kept() -> None:
     assert codes.redeem(made[-1], 1.0) is not None
 
 
-def test_all_users_who_may_be_the_other_end_have_to_be_right() -> None:
+def test_all_possible_peers_of_a_connection_must_match() -> None:
     """Another connection between the same ports must not lend its user."""
     codes = OneTimeCodes()
     opened = codes.redeem(codes.create(OURS, uid=1000, now_s=0.0), 1.0)
@@ -318,10 +318,10 @@ def test_all_users_who_may_be_the_other_end_have_to_be_right() -> None:
     assert not opened.may_be_redeemed_by(frozenset())
 
 
-def test_users_of_loopback_are_read_from_the_tables_of_the_kernel(
+def test_users_of_loopback_are_read_from_the_kernel_tables(
     tmp_path: Path,
 ) -> None:
-    """Of both families; a table that is not there has none."""
+    """For both families; a missing table has none."""
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt"
     row = "   0: {}:9C40 {}:0BB8 01 00000000:00000000 00:00000000 00000000  {}  0 1"
     four, six = tmp_path / "tcp", tmp_path / "tcp6"

@@ -1,4 +1,4 @@
-"""Streams of server-sent events, as a client on a real socket gets them."""
+"""Server-sent events on a real socket."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RETRY = b"retry: 1000\n\n"
 def serve_stream(
     monkeypatch: pytest.MonkeyPatch, produce: sse.Produce, *, is_local: bool = True
 ) -> None:
-    """Have all APIs of this test serve what `produce` sends at `PATH`."""
+    """Make all APIs of this test serve the events of `produce` at `PATH`."""
 
     async def perform(call: Request) -> web.StreamResponse:
         after = sse.parse_last_event_id(call, int)
@@ -65,7 +65,7 @@ async def _nothing(stream: sse.EventStream) -> None:
 
 
 class Open:
-    """Produces nothing until it is told to end; says whether it runs."""
+    """Produces nothing until it is ended; shows whether it runs."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -82,14 +82,14 @@ class Open:
 
 
 async def connect(node: ApiNode) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Ask for the stream."""
+    """Request the stream."""
     reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
     writer.write(_request(node))
     return reader, writer
 
 
 async def _resumed(node: ApiNode, *ids: str) -> Answer:
-    """Ask for what comes after these ids, one header each."""
+    """Request the events after these ids, one header each."""
     given = [f"Last-Event-ID: {each}" for each in ids]
     return parse(await exchange(node.port, _request(node, "Connection: close", *given)))
 
@@ -114,7 +114,7 @@ def assert_stream(answer: Answer) -> None:
 
 
 async def test_events_have_name_id_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first line tells the client when to come back; line ends stay in JSON."""
+    """The first line has the retry time; line ends stay inside JSON."""
 
     async def produce(stream: sse.EventStream) -> None:
         await stream.send({"text": "a\nb\r\0ü"}, event="task", event_id="7")
@@ -139,10 +139,10 @@ async def test_head_gets_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.body == b""
 
 
-async def test_a_quiet_stream_shows_that_it_lives(
+async def test_a_quiet_stream_sends_keepalives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A comment now and then; else client and proxies could not tell it from death."""
+    """A comment now and then; client and proxies could not see a dead one otherwise."""
     serve_stream(monkeypatch, Open())
     async with api_node(timeouts=FAST) as node:
         reader, writer = await connect(node)
@@ -152,10 +152,10 @@ async def test_a_quiet_stream_shows_that_it_lives(
         writer.close()
 
 
-async def test_a_client_that_does_not_read_is_cut(
+async def test_a_client_that_does_not_read_is_disconnected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """B42: it costs what the transport and the kernel hold, and not for long."""
+    """B42: it costs the buffers of transport and kernel, and not for long."""
     sent, ended = [0], asyncio.Event()
 
     async def produce(stream: sse.EventStream) -> None:
@@ -183,13 +183,13 @@ async def test_a_client_that_does_not_read_is_cut(
         assert node.faults == []
         assert (await node.ask("GET", "/health")).status == 200
 
-    assert sent[0] < 64 << 20  # What sockets on loopback may hold at most.
+    assert sent[0] < 64 << 20  # The most that sockets on loopback may hold.
 
 
-async def test_a_failure_in_mid_stream_is_told_to_the_log(
+async def test_a_failure_during_a_stream_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The client sees a broken connection; the operator what broke it."""
+    """The client sees a broken connection; the operator sees the cause."""
 
     async def produce(stream: sse.EventStream) -> None:
         await stream.send([1])
@@ -206,7 +206,7 @@ async def test_a_failure_in_mid_stream_is_told_to_the_log(
 
 
 async def test_streams_of_a_node_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """B42: one more is 503 with `Retry-After`, and gets in once another has left."""
+    """B42: one more is 503 with `Retry-After`, and is accepted after another ended."""
     produce = Open()
     serve_stream(monkeypatch, produce)
     async with api_node() as node:
@@ -229,10 +229,10 @@ async def test_streams_of_a_node_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert other.status == 200
 
 
-async def test_stream_ends_in_order_when_the_agent_stops(
+async def test_a_stream_ends_properly_when_the_agent_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The client sees an end, and comes back by itself."""
+    """The client sees an end, and reconnects by itself."""
     produce = Open()
     serve_stream(monkeypatch, produce)
     async with api_node() as node:
@@ -246,7 +246,7 @@ async def test_stream_ends_in_order_when_the_agent_stops(
     assert produce.running == 0
 
 
-async def test_stream_ends_with_the_reign_that_it_tells_of(
+async def test_a_stream_ends_with_its_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its node answers the next request by forwarding it."""
@@ -262,10 +262,10 @@ async def test_stream_ends_with_the_reign_that_it_tells_of(
     assert produce.running == 0
 
 
-async def test_source_that_is_deposed_ends_the_stream(
+async def test_the_loss_of_the_role_ends_the_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It has begun, so that it cannot be asked elsewhere."""
+    """It has started, so it cannot be forwarded."""
 
     async def produce(stream: sse.EventStream) -> None:
         raise NotDispatcher("deposed")
@@ -277,10 +277,10 @@ async def test_source_that_is_deposed_ends_the_stream(
     assert answer.body == RETRY
 
 
-async def test_client_that_leaves_ends_the_source(
+async def test_a_client_that_leaves_ends_the_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing stays behind."""
+    """Nothing is left running."""
     produce = Open()
     serve_stream(monkeypatch, produce)
     async with api_node() as node:
@@ -292,10 +292,10 @@ async def test_client_that_leaves_ends_the_source(
         assert node.faults == []
 
 
-async def test_stream_resumes_where_the_client_says(
+async def test_a_stream_resumes_at_the_client_s_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An empty header is none, as from a client that has no id yet."""
+    """An empty header counts as none, as from a new client."""
     serve_stream(monkeypatch, _nothing)
     async with api_node() as node:
         bodies = [await _resumed(node, "12"), await _resumed(node, "")]

@@ -1,4 +1,4 @@
-"""What a task asks for beyond its command: taken whole, or refused by field."""
+"""Options of a task beyond its command: accepted completely, or refused by field."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def parse(task: object) -> TaskDraft:
 
 
 def test_every_field_arrives() -> None:
-    """Names in order, so that the same wishes are equal."""
+    """Names are sorted, so that equal options are equal values."""
     draft = parse(FULL)
 
     assert draft.priority == -50
@@ -84,8 +84,8 @@ def test_every_field_arrives() -> None:
 @pytest.mark.parametrize(
     "nothing", [{}, {"env": {}, "labels": {}, "requires": {}, "limits": {}}]
 )
-def test_a_task_that_asks_for_nothing_stays_small(nothing: dict[str, Any]) -> None:
-    """Most are such; a wish without content is none."""
+def test_a_task_without_options_stays_small(nothing: dict[str, Any]) -> None:
+    """Most tasks have none; an empty option counts as none."""
     assert parse({"command": "true", **nothing}).options is None
 
 
@@ -98,39 +98,37 @@ def test_a_task_that_asks_for_nothing_stays_small(nothing: dict[str, Any]) -> No
         (["failure"], Retry(on_lost=False)),
     ],
 )
-def test_what_is_tried_again_can_be_said(
-    retry_on: list[str], rule: Retry | None
-) -> None:
-    """The default is what most tasks want: losses, and failures if asked for."""
+def test_retries_can_be_configured(retry_on: list[str], rule: Retry | None) -> None:
+    """By default losses are retried, and failures only on request."""
     options = parse({"command": "true", "retry_on": retry_on}).options
 
     assert options == (None if rule is None else TaskOptions(retry=rule))
 
 
 @pytest.mark.parametrize("name", ["👨\u200d👩\u200d👧", "क\u094d\u200cष", "❤️"])
-def test_what_joins_letters_may_stand_between_them(name: str) -> None:
-    """They are no letters themselves, but one emoji or word is not the same without."""
+def test_joining_characters_are_allowed_between_letters(name: str) -> None:
+    """They are no letters themselves, but some emoji and words need them."""
     options = parse({"command": "true", "name": name, "labels": {"a": name}}).options
 
     assert options == TaskOptions(name=name, labels=(("a", name),))
 
 
 @pytest.mark.parametrize("field", ["name", "cwd", "notify_url"])
-def test_null_asks_for_nothing(field: str) -> None:
-    """That is how a task is shown that did not."""
+def test_null_is_an_unset_option(field: str) -> None:
+    """A task without the option is shown so."""
     assert parse({"command": "true", field: None}).options is None
 
 
-def test_codes_without_retries_are_a_mistake() -> None:
-    """They would do nothing, and nobody would notice."""
+def test_exit_codes_without_retries_are_refused() -> None:
+    """They would have no effect, and the user would not notice."""
     with pytest.raises(Problem) as caught:
         parse({"command": "true", "retry_on": [75]})
 
     assert caught.value.field == "$.retries"
 
 
-def test_any_bytes_come_in_as_base64() -> None:
-    """A text cannot hold them."""
+def test_binary_stdin_is_base64() -> None:
+    """Text cannot hold every byte."""
     data = bytes(range(256))
 
     draft = parse({"command": "cat", "stdin_base64": base64.b64encode(data).decode()})
@@ -197,8 +195,8 @@ def test_any_bytes_come_in_as_base64() -> None:
         ("notify_url", "http://a/" + "x" * 2048),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(field: str, value: object) -> None:
-    """Each with what would do."""
+def test_invalid_options_are_refused_by_name(field: str, value: object) -> None:
+    """Each with the allowed values."""
     with pytest.raises(Problem) as caught:
         parse([{"command": "true"}, {"command": "true", field: value}])
 
@@ -224,24 +222,24 @@ def test_what_cannot_be_is_refused_by_name(field: str, value: object) -> None:
         ("limits", "cpu", 1),
     ],
 )
-def test_what_is_deeper_is_named_too(inside: str, field: str, value: object) -> None:
-    """By its path from the task."""
+def test_nested_fields_are_named_too(inside: str, field: str, value: object) -> None:
+    """By their path from the task."""
     with pytest.raises(Problem) as caught:
         parse({"command": "true", inside: {field: value}})
 
     assert (caught.value.status, caught.value.field) == (400, f"$.{inside}.{field}")
 
 
-def test_stdin_is_given_once() -> None:
-    """As text or as base64: nobody would guess which wins."""
+def test_stdin_has_one_form() -> None:
+    """Text or base64: with both, no rule could say which one counts."""
     with pytest.raises(Problem) as caught:
         parse({"command": "cat", "stdin": "a", "stdin_base64": "YQ=="})
 
     assert caught.value.field == "$.stdin_base64"
 
 
-async def test_a_task_shows_what_it_asked_for(node: ApiNode) -> None:
-    """All but the bytes of stdin, which a reader does not want on a screen."""
+async def test_a_task_shows_its_options(node: ApiNode) -> None:
+    """All but the bytes of stdin, which do not belong on a screen."""
     created = await node.ask("POST", TASKS, headers=CLIENT, body=FULL)
 
     shown = (await node.ask("GET", f"{TASKS}/{created.json['id']}", headers=ADMIN)).json

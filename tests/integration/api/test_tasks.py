@@ -45,8 +45,8 @@ async def test_created_task_answers_like_the_reference(node: ApiNode) -> None:
     assert answer.headers["octaskly-replicas"] == "1"
 
 
-async def test_ids_are_given_to_whoever_may_submit(node: ApiNode) -> None:
-    """As many as are asked for, at most as many as a submission may have tasks."""
+async def test_ids_can_be_reserved_by_submitters(node: ApiNode) -> None:
+    """Any requested number, up to the size of a batch."""
     answer = await node.ask("GET", "/api/v1/ids?count=2", headers=CLIENT)
     refused = await node.ask("GET", "/api/v1/ids?count=10001", headers=CLIENT)
     reader = await node.ask("GET", "/api/v1/ids", headers=VIEWER)
@@ -56,8 +56,8 @@ async def test_ids_are_given_to_whoever_may_submit(node: ApiNode) -> None:
     assert reader.status == 403
 
 
-async def test_each_task_says_how_many_disks_hold_it(node: ApiNode) -> None:
-    """All of a batch as many; the header says it for the whole."""
+async def test_each_task_shows_its_number_of_copies(node: ApiNode) -> None:
+    """All of a batch have the same; the header has it for the whole."""
     node.gateway.keep_copies("node-b")
     body = [{"command": f"echo {n}"} for n in range(3)]
 
@@ -79,7 +79,7 @@ async def test_each_task_says_how_many_disks_hold_it(node: ApiNode) -> None:
         ),
     ],
 )
-async def test_strict_tasks_are_refused_while_there_is_one_copy(
+async def test_strict_tasks_are_refused_with_one_copy(
     node: ApiNode, path: str, body: object
 ) -> None:
     """By task or by request; one strict task makes the batch strict: all or none."""
@@ -100,10 +100,10 @@ async def test_strict_tasks_are_refused_while_there_is_one_copy(
         (TASKS, [{"command": "true", "durability": "x"}], "$[0].durability"),
     ],
 )
-async def test_unknown_durability_is_named(
+async def test_an_unknown_durability_is_named(
     node: ApiNode, path: str, body: object, field: str
 ) -> None:
-    """With the two that there are."""
+    """With the two allowed values."""
     answer = await node.ask("POST", path, headers=CLIENT, body=body)
 
     assert_problem(answer, 400, "Invalid parameter value")
@@ -111,8 +111,8 @@ async def test_unknown_durability_is_named(
     assert "normal or strict" in answer.json["hint"]
 
 
-async def test_refusals_of_the_dispatcher_say_who_refused(node: ApiNode) -> None:
-    """Also an error is the word of one reign, not of another."""
+async def test_refusals_of_the_dispatcher_name_its_epoch(node: ApiNode) -> None:
+    """An error also belongs to one epoch."""
     answer = await node.ask("GET", f"{TASKS}/nothing", headers=CLIENT)
 
     assert_problem(answer, 404, "Task not found")
@@ -130,10 +130,10 @@ async def test_refusals_of_the_dispatcher_say_who_refused(node: ApiNode) -> None
         ("GET", f"{TASKS}/somewhere/outputs/a.txt"),
     ],
 )
-async def test_unknown_task_is_no_404_while_others_may_know_it(
+async def test_an_unknown_task_is_no_404_while_others_may_know_it(
     node: ApiNode, method: str, path: str
 ) -> None:
-    """G7: what was accepted anywhere is never called unknown; lists show what is."""
+    """G7: an accepted task is never called unknown; lists show the known ones."""
     node.gateway.is_complete = False
 
     answer = await node.ask(method, path, headers=ADMIN)
@@ -157,7 +157,7 @@ async def test_defaults_of_a_task_are_those_of_the_reference(node: ApiNode) -> N
     assert spec.submitter == "ana"
 
 
-async def test_array_is_accepted_whole_and_in_order(node: ApiNode) -> None:
+async def test_a_batch_is_accepted_whole_and_in_order(node: ApiNode) -> None:
     """The answer to an array is an array in request order."""
     body = [{"command": f"echo {n}"} for n in range(1000)]
 
@@ -168,8 +168,8 @@ async def test_array_is_accepted_whole_and_in_order(node: ApiNode) -> None:
     assert [task["id"] for task in answer.json] == list(node.gateway.records)
 
 
-async def test_array_with_one_bad_member_is_refused_whole(node: ApiNode) -> None:
-    """The bad member is named, and nothing is stored."""
+async def test_a_batch_with_one_bad_task_is_refused_whole(node: ApiNode) -> None:
+    """The bad task is named, and nothing is stored."""
     body = [{"command": "true"}] * 3 + [{"command": " "}]
 
     answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
@@ -180,8 +180,8 @@ async def test_array_with_one_bad_member_is_refused_whole(node: ApiNode) -> None
 
 
 @pytest.mark.parametrize("count", [0, 10_001])
-async def test_array_holds_one_to_ten_thousand_tasks(node: ApiNode, count: int) -> None:
-    """An empty array and one task too many are refused."""
+async def test_a_batch_has_one_to_ten_thousand_tasks(node: ApiNode, count: int) -> None:
+    """An empty batch and one task too many are refused."""
     answer = await node.ask(
         "POST", TASKS, headers=ADMIN, body=[{"command": "true"}] * count
     )
@@ -190,8 +190,8 @@ async def test_array_holds_one_to_ten_thousand_tasks(node: ApiNode, count: int) 
     assert answer.json["field"] == "$"
 
 
-async def test_chosen_id_is_taken_once(node: ApiNode) -> None:
-    """A second task with the id is a conflict, in one array too."""
+async def test_a_chosen_id_is_used_once(node: ApiNode) -> None:
+    """A second task with the id is a conflict, also within one batch."""
     body = {"command": "true", "id": "build.7"}
 
     first = await node.ask("POST", TASKS, headers=ADMIN, body=body)
@@ -205,7 +205,7 @@ async def test_chosen_id_is_taken_once(node: ApiNode) -> None:
     assert twice.json["field"] == "$[1].id"
 
 
-async def test_idempotency_key_gives_the_same_task(node: ApiNode) -> None:
+async def test_an_idempotency_key_gives_the_same_task(node: ApiNode) -> None:
     """The same body gives the same task; another body is a conflict."""
     headers = ADMIN | {"Idempotency-Key": "k1"}
 
@@ -220,8 +220,8 @@ async def test_idempotency_key_gives_the_same_task(node: ApiNode) -> None:
 
 
 @pytest.mark.parametrize("key", ["a b", "x" * 256, "\u00e9"])
-async def test_unusable_idempotency_key_is_refused(node: ApiNode, key: str) -> None:
-    """Only 1 to 255 visible ASCII characters make a key."""
+async def test_an_invalid_idempotency_key_is_refused(node: ApiNode, key: str) -> None:
+    """A key has 1 to 255 visible ASCII characters."""
     answer = await node.ask(
         "POST", TASKS, headers=ADMIN | {"Idempotency-Key": key}, body={"command": "a"}
     )
@@ -230,8 +230,8 @@ async def test_unusable_idempotency_key_is_refused(node: ApiNode, key: str) -> N
     assert answer.json["field"] == "Idempotency-Key"
 
 
-async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
-    """Nothing is left out, and nothing is invented."""
+async def test_a_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
+    """Nothing is omitted or invented."""
     task = await node.submit("cargo build")
 
     answer = await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)
@@ -245,7 +245,7 @@ async def test_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None:
     assert answer.json["status"] == "queued"
 
 
-async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
+async def test_a_completed_task_shows_its_result(node: ApiNode) -> None:
     """Exit code, output, duration and the name of the node."""
     task = await node.submit("echo hello")
     node.gateway.start(task)
@@ -287,8 +287,8 @@ async def test_completed_task_shows_what_happened(node: ApiNode) -> None:
     }
 
 
-async def test_what_a_task_used_and_how_long_it_waited_is_told(node: ApiNode) -> None:
-    """Also in lists; a clock of the worker that is behind makes no time negative."""
+async def test_a_task_shows_its_usage_and_waiting_time(node: ApiNode) -> None:
+    """Also in lists; a slow clock of the worker makes no time negative."""
     for started_ms, queue_ms in ((NOW_MS + 250, 250), (NOW_MS - 250, 0)):
         task = await node.submit("echo hello")
         node.gateway.start(task)
@@ -308,10 +308,10 @@ async def test_what_a_task_used_and_how_long_it_waited_is_told(node: ApiNode) ->
             assert (shown["cpu_seconds"], shown["memory_peak_mb"]) == (1.75, 20.0)
 
 
-async def test_output_that_is_no_text_and_too_long_is_shown_with_marks(
+async def test_binary_and_long_output_is_marked(
     node: ApiNode,
 ) -> None:
-    """Invalid UTF-8 is replaced, truncation is said, missing outputs are null."""
+    """Invalid UTF-8 is replaced, truncation is marked, missing outputs are null."""
     body = {"command": "x", "outputs": ["r.txt", "gone.txt"]}
     created = await node.ask("POST", TASKS, headers=ADMIN, body=body)
     task = created.json["id"]
@@ -343,7 +343,7 @@ async def test_output_that_is_no_text_and_too_long_is_shown_with_marks(
     ]
 
 
-async def test_short_id_resolves_where_it_is_unique(node: ApiNode) -> None:
+async def test_a_short_id_is_resolved_if_it_is_unique(node: ApiNode) -> None:
     """`task-001` is enough for the only task with that number."""
     task = await node.submit()
 
@@ -363,7 +363,7 @@ async def test_ambiguous_short_id_is_a_conflict(node: ApiNode) -> None:
     assert_problem(answer, 409, "Task ID is ambiguous")
 
 
-async def test_list_pages_and_counts(node: ApiNode) -> None:
+async def test_a_list_has_pages_and_counts(node: ApiNode) -> None:
     """Oldest first, without output, with total, returned, limit and offset."""
     tasks = [await node.submit(f"echo {n}") for n in range(5)]
 
@@ -412,8 +412,8 @@ async def test_list_filters_by_state_and_worker(node: ApiNode) -> None:
     assert await ids("worker_id=nobody") == []
 
 
-async def test_attempts_are_shown_of_a_task_and_of_all_of_late(node: ApiNode) -> None:
-    """Each with its node, how it ended, and times to the millisecond."""
+async def test_attempts_of_a_task_and_recent_attempts_are_listed(node: ApiNode) -> None:
+    """Each with its node, its end, and times to the millisecond."""
     node.gateway.known_names[NodeId("node-b")] = "pi"
     first, second = [await node.submit(f"echo {'x' * 300}") for _ in range(2)]
     node.gateway.start(first, "node-b")
@@ -438,8 +438,8 @@ async def test_attempts_are_shown_of_a_task_and_of_all_of_late(node: ApiNode) ->
     assert running["assigned_at"] == all_.json["now"] == "2026-02-06T12:00:00.000Z"
 
 
-async def test_a_search_says_where_it_goes_on(node: ApiNode) -> None:
-    """Page by page, with the name of the last task that was looked at."""
+async def test_a_search_returns_the_cursor_of_its_next_page(node: ApiNode) -> None:
+    """With the name of the last task that was examined."""
     asked = {"command": "make", "name": "nightly", "labels": {"team": "red", "x": ""}}
     body = [asked, {"command": "make"}, asked, {**asked, "labels": {"team": "blue"}}]
     made = await node.ask("POST", TASKS, headers=CLIENT, body=body)
@@ -478,10 +478,10 @@ async def test_a_search_says_where_it_goes_on(node: ApiNode) -> None:
         ("newest=yes", "newest"),
     ],
 )
-async def test_a_search_that_cannot_be_is_refused(
+async def test_an_invalid_search_is_refused(
     node: ApiNode, query: str, field: str
 ) -> None:
-    """400 with the parameter at fault."""
+    """400 with the wrong parameter."""
     answer = await node.ask("GET", f"{TASKS}?{query}", headers=VIEWER)
 
     assert_problem(answer, 400)
@@ -489,7 +489,7 @@ async def test_a_search_that_cannot_be_is_refused(
 
 
 async def test_a_task_that_is_no_array_has_no_members(node: ApiNode) -> None:
-    """404 as of the array itself: an empty list would say that none has begun."""
+    """404 as for the array itself: an empty list would say that none has started."""
     task = await node.submit()
 
     listed = await node.ask("GET", f"{TASKS}?array={task}", headers=VIEWER)
@@ -500,7 +500,7 @@ async def test_a_task_that_is_no_array_has_no_members(node: ApiNode) -> None:
     assert (listed.json["field"], shown.json["field"]) == ("array", "id")
 
 
-async def test_wait_returns_when_the_task_ends(node: ApiNode) -> None:
+async def test_a_wait_returns_when_the_task_ends(node: ApiNode) -> None:
     """A long poll sees the end at once, not at its deadline."""
     task = await node.submit()
     node.gateway.start(task)
@@ -512,8 +512,8 @@ async def test_wait_returns_when_the_task_ends(node: ApiNode) -> None:
     assert answer.json["status"] == "completed"
 
 
-async def test_wait_returns_the_state_as_it_then_is(node: ApiNode) -> None:
-    """When the time is over, the answer is a plain 200."""
+async def test_a_wait_returns_the_current_state_at_its_deadline(node: ApiNode) -> None:
+    """The answer is a plain 200."""
     task = await node.submit()
 
     answer = await node.ask("GET", f"{TASKS}/{task}?wait=0.05", headers=VIEWER)
@@ -521,8 +521,8 @@ async def test_wait_returns_the_state_as_it_then_is(node: ApiNode) -> None:
     assert (answer.status, answer.json["status"]) == (200, "queued")
 
 
-async def test_client_cancels_only_its_own(node: ApiNode) -> None:
-    """403 for somebody else's task, 200 for its own."""
+async def test_a_client_cancels_only_its_own_tasks(node: ApiNode) -> None:
+    """403 for another user's task, 200 for its own."""
     foreign = await node.submit()
     created = await node.ask("POST", TASKS, headers=CLIENT, body={"command": "a"})
 
@@ -540,7 +540,7 @@ async def test_client_cancels_only_its_own(node: ApiNode) -> None:
 async def test_a_request_that_may_have_been_carried_out_is_not_repeated(
     node: ApiNode,
 ) -> None:
-    """A node that stops in mid-request must not have it done a second time."""
+    """A node that stops in the middle must not cause a second execution."""
     node.gateway.raised.append(
         OutcomeUnknown("the node stopped before it could answer")
     )
@@ -552,8 +552,8 @@ async def test_a_request_that_may_have_been_carried_out_is_not_repeated(
     assert listed.json["total"] == 0
 
 
-async def test_full_disk_is_507(node: ApiNode) -> None:
-    """Nothing is accepted, and the answer says why."""
+async def test_a_full_disk_is_507(node: ApiNode) -> None:
+    """Nothing is accepted, and the answer has the reason."""
     node.gateway.raised.append(StoreFull("/var/lib/octaskly has 3 MiB left"))
 
     answer = await node.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
@@ -562,7 +562,7 @@ async def test_full_disk_is_507(node: ApiNode) -> None:
     assert answer.json["hint"] == "/var/lib/octaskly has 3 MiB left"
 
 
-async def test_broken_store_is_500_and_reported(node: ApiNode) -> None:
+async def test_a_broken_store_is_500_and_logged(node: ApiNode) -> None:
     """The reference's text for the client, the exception for the log."""
     node.gateway.raised.append(StoreError("disk I/O error"))
 
@@ -572,8 +572,8 @@ async def test_broken_store_is_500_and_reported(node: ApiNode) -> None:
     assert [str(error) for error in node.faults] == ["disk I/O error"]
 
 
-async def test_unexpected_exception_is_500_without_details(node: ApiNode) -> None:
-    """A bug of ours tells the client nothing of itself."""
+async def test_an_unexpected_exception_is_500_without_details(node: ApiNode) -> None:
+    """The client learns nothing of an internal error."""
     node.gateway.raised.append(ZeroDivisionError("secret"))
 
     answer = await node.ask("GET", TASKS, headers=ADMIN)
@@ -584,7 +584,7 @@ async def test_unexpected_exception_is_500_without_details(node: ApiNode) -> Non
 
 
 async def test_an_ended_task_is_repeated_once(node: ApiNode) -> None:
-    """With all that it asked for; whoever asks again gets the same new task."""
+    """With all its options; a second request gets the same new task."""
     body = {"command": "false", "name": "x", "priority": 9, "env": {"A": "1"}}
     created = await node.ask("POST", TASKS, headers=CLIENT, body=body)
     task = created.json["id"]
@@ -603,7 +603,7 @@ async def test_an_ended_task_is_repeated_once(node: ApiNode) -> None:
     assert (shown.json["status"], shown.json["retry_of"]) == ("queued", task)
 
 
-async def test_what_has_not_ended_is_not_repeated(node: ApiNode) -> None:
+async def test_an_unfinished_task_is_not_repeated(node: ApiNode) -> None:
     """It may still succeed."""
     task = await node.submit("true")
 

@@ -1,4 +1,4 @@
-"""Webhooks on a real log to real receivers: each is told at least once."""
+"""Webhooks from a real log to real receivers, each delivered at least once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KEY = b"k" * 32
 
 
 class Log:
-    """Collects what is logged."""
+    """Collects log lines."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, Any]]] = []
@@ -51,7 +51,7 @@ class Log:
 
 
 class CountingStore(Store):
-    """A store that counts how often it is asked who is to be told."""
+    """A store that counts the queries for pending webhooks."""
 
     asked = 0
 
@@ -63,7 +63,7 @@ class CountingStore(Store):
 
 
 class Bench:
-    """A dispatcher's log, which is told who was told."""
+    """A dispatcher's log, which records delivered webhooks."""
 
     def __init__(self, path: Path) -> None:
         self.store = CountingStore(
@@ -75,7 +75,7 @@ class Bench:
         self.safe = asyncio.Event()  #: whether a standby has all
         self.safe.set()
         self.when_safe: Callable[[], Awaitable[None]] = self._wait_until_safe
-        self.waits = 0  #: times that somebody waited for that
+        self.waits = 0  #: times that a delivery waited for that
         self.sender: WebhookScheduler | None = None
         self._seq = self._number = self._durable = 0
         self._changed = asyncio.Event()
@@ -92,7 +92,7 @@ class Bench:
             self.sender.on_tasks_ended()
 
     async def end(self, number: int, url: str, **more: Any) -> TaskId:
-        """Let a task end of which somebody is to be told."""
+        """End a task with a webhook."""
         options = TaskOptions(notify_url=url)
         await self.add(
             kit.submitted(number, options=options), kit.finished(number, **more)
@@ -161,7 +161,7 @@ async def bench(
     monkeypatch.setattr(webhooks, "COALESCE_S", 0.01)
     monkeypatch.setattr(webhooks, "RETRY_CAP_S", 0.1)
     monkeypatch.setattr(webhooks, "POLL_S", 0.1)
-    # However long a machine stalls, nobody is given up, or told twice.
+    # A slow machine must cause neither a timeout nor a repeated delivery.
     monkeypatch.setattr(webhooks, "TRIES_MAX", 1_000_000)
     monkeypatch.setattr(posting, "RESPONSE_S_MAX", 2 * WAIT_S_MAX)
     made = Bench(tmp_path / "log.db")
@@ -170,8 +170,11 @@ async def bench(
     await made.store.close()
 
 
-async def test_a_receiver_is_told_how_a_task_ended(bench: Bench) -> None:
-    """Signed, with code and times, without command and output; once it has heard it."""
+async def test_a_receiver_gets_the_end_of_a_task(bench: Bench) -> None:
+    """Signed, with code and times, without command and output.
+
+    Recorded after its answer.
+    """
     async with receiver() as server, bench.dispatching():
         task = await bench.end(
             1,
@@ -214,8 +217,8 @@ async def test_a_receiver_is_told_how_a_task_ended(bench: Bench) -> None:
     assert bench.told == [task, kit.task_id(3)]
 
 
-async def test_nobody_is_told_before_a_standby_has_the_end(bench: Bench) -> None:
-    """No failover takes back what was told; events wait as long."""
+async def test_no_webhook_is_sent_before_a_standby_has_the_end(bench: Bench) -> None:
+    """No failover undoes a delivery; events wait as long."""
     bench.safe.clear()
     async with receiver() as server, bench.dispatching():
         await bench.end(1, server.url)
@@ -227,8 +230,8 @@ async def test_nobody_is_told_before_a_standby_has_the_end(bench: Bench) -> None
         await bench.until_told(1)
 
 
-async def test_what_cannot_be_made_safe_is_told_later(bench: Bench) -> None:
-    """A hand-over that is broken off, or the next dispatcher."""
+async def test_an_end_that_cannot_be_replicated_is_sent_later(bench: Bench) -> None:
+    """After an aborted handover, or by the next dispatcher."""
     failures = iter([NotDispatcher("it hands over")])
 
     async def when_safe() -> None:
@@ -241,29 +244,29 @@ async def test_what_cannot_be_made_safe_is_told_later(bench: Bench) -> None:
         await bench.until_told(1)
 
 
-async def test_the_store_is_asked_only_when_somebody_is_to_be_told(
+async def test_the_store_is_queried_only_for_pending_webhooks(
     bench: Bench,
 ) -> None:
-    """Tasks without a receiver end by the thousand; each look would cost them."""
+    """Thousands of tasks without a webhook end; a query for each would be expensive."""
     async with receiver() as server, bench.dispatching():
         first = await bench.end(1, server.url)
         await bench.until_told(1)
         before = bench.store.asked
         for n in range(2, 30):
             await bench.add(kit.submitted(n), kit.finished(n))
-            await asyncio.sleep(0.01)  # As long as ends are gathered.
+            await asyncio.sleep(0.01)  # While ends are collected.
         meanwhile = bench.store.asked
         second = await bench.end(30, server.url)
         await bench.until_told(2)
 
     assert bench.told == [first, second]
-    # A look that finds a row before it is counted is followed by one more.
+    # A query that finds a row before it is counted is followed by one more.
     assert meanwhile <= before + 1
     assert bench.store.asked <= meanwhile + 2
 
 
-async def test_a_receiver_that_is_down_and_then_up_hears_of_each(bench: Bench) -> None:
-    """Whatever it answered before: nothing, an error, or too late."""
+async def test_a_receiver_that_recovers_gets_each_webhook(bench: Bench) -> None:
+    """After no answer, an error, or a late answer."""
     listener = socket.socket()  # It has the port, and does not listen yet.
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
@@ -284,7 +287,7 @@ async def test_a_receiver_that_is_down_and_then_up_hears_of_each(bench: Bench) -
 async def test_a_receiver_that_moved_is_found_by_the_next_try(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A message goes to whatever address the name has then."""
+    """Each try resolves the name again."""
     look_up, looks = socket.getaddrinfo, iter(["127.0.0.2", "127.0.0.1"])
 
     def moving(host: str, *args: Any, **options: Any) -> Any:
@@ -301,8 +304,8 @@ async def test_a_receiver_that_moved_is_found_by_the_next_try(
     assert next(looks, None) is None
 
 
-async def test_the_next_dispatcher_tells_what_was_not_told(bench: Bench) -> None:
-    """And nothing else: the log says who has heard."""
+async def test_the_next_dispatcher_sends_pending_webhooks(bench: Bench) -> None:
+    """And no others: the log records delivered ones."""
     async with receiver() as server, receiver() as other:
         server.answer = b"HTTP/1.1 503 Later\r\n\r\n"
         async with bench.dispatching():
@@ -310,7 +313,7 @@ async def test_the_next_dispatcher_tells_what_was_not_told(bench: Bench) -> None
             heard = await bench.end(2, other.url)
             await server.until(1)
             await bench.until_told(1)
-        await bench.add(kit.submitted(9))  # What was told is durable now.
+        await bench.add(kit.submitted(9))  # The delivery is durable now.
         server.answer = b"HTTP/1.1 200 OK\r\n\r\n"
         async with bench.dispatching():
             await bench.until_told(2)
@@ -320,13 +323,13 @@ async def test_the_next_dispatcher_tells_what_was_not_told(bench: Bench) -> None
     assert len(other.got) == 1
 
 
-async def test_nobody_is_told_by_a_node_that_follows(bench: Bench) -> None:
-    """Each node has the log, and one sends."""
+async def test_a_follower_sends_no_webhooks(bench: Bench) -> None:
+    """Each node has the log, but one sends."""
     async with receiver() as server, bench.dispatching():
         news = PublishMeshState(Epoch(9, NodeId("other")), NodeId("other"), False, None)
         bench.view.on_published(news)
         await bench.end(1, server.url)
-        await asyncio.sleep(0.3)  # Three looks.
+        await asyncio.sleep(0.3)  # Three queries.
 
     assert server.got == []
 
@@ -356,7 +359,7 @@ async def _flood(writer: asyncio.StreamWriter) -> None:
 async def test_a_receiver_that_never_answers_is_given_up(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, behave: Any
 ) -> None:
-    """The log says so, without what the URL may hide."""
+    """The log line omits secrets in the URL."""
     monkeypatch.setattr(webhooks, "TRIES_MAX", 2)
     monkeypatch.setattr(posting, "RESPONSE_S_MAX", 0.3)
     async with receiver(behave=behave) as hostile, bench.dispatching():
@@ -369,8 +372,8 @@ async def test_a_receiver_that_never_answers_is_given_up(
     assert "hidden" not in repr(bench.log.lines)
 
 
-async def test_others_are_told_while_one_never_answers(bench: Bench) -> None:
-    """However much is meant for that one."""
+async def test_one_silent_receiver_does_not_delay_others(bench: Bench) -> None:
+    """However many webhooks it has."""
     async with (
         receiver(behave=_hang) as hostile,
         receiver() as kind,
@@ -385,7 +388,7 @@ async def test_others_are_told_while_one_never_answers(bench: Bench) -> None:
 
 
 async def test_an_endless_answer_is_not_read(bench: Bench) -> None:
-    """Its status has said it all."""
+    """Its status is enough."""
     async with receiver(behave=_flood) as server, bench.dispatching():
         await bench.end(1, server.url)
         await bench.until_told(1)
@@ -396,7 +399,7 @@ async def test_an_endless_answer_is_not_read(bench: Bench) -> None:
 async def test_redirects_are_not_followed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who may name one URL may not reach others by it, nor go round in circles."""
+    """They could lead to other hosts, or in a circle."""
     monkeypatch.setattr(webhooks, "TRIES_MAX", 2)
     async with receiver() as target, receiver() as server, bench.dispatching():
         answer = f"HTTP/1.1 307 Go\r\nLocation: {target.url}\r\n\r\n"
@@ -408,7 +411,7 @@ async def test_redirects_are_not_followed(
     assert bench.log.lines[0][1]["error"] == "the receiver answered 307"
 
 
-async def test_only_so_many_are_told_at_once(bench: Bench) -> None:
+async def test_concurrent_deliveries_are_bounded(bench: Bench) -> None:
     """However many receivers there are."""
     busy: Counter[int] = Counter()
     most = most_of_one = 0

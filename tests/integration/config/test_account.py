@@ -1,4 +1,4 @@
-"""Whose rights tasks may get, and what an agent refuses before it starts."""
+"""The user account of tasks, and its checks at the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER = "daemon"  #: each Debian has both
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Return a folder that all users may pass through, unlike pytest's own."""
+    """Return a folder that all users may traverse, unlike pytest's own."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         place = Path(name)
         place.chmod(0o755)
@@ -53,8 +53,8 @@ def refusal_for(user: str, name: str, *, group: str = NOBODY) -> str:
     return text
 
 
-def test_an_account_is_what_the_user_database_says() -> None:
-    """Its shell is one that works, since commands use it."""
+def test_an_account_matches_the_user_database() -> None:
+    """Its shell works, since commands use it."""
     entry = pwd.getpwnam(NOBODY)
     account = resolve_account(NOBODY)
 
@@ -63,13 +63,13 @@ def test_an_account_is_what_the_user_database_says() -> None:
     assert (account.home, account.login_shell) == (entry.pw_dir, "/bin/sh")
 
 
-def test_without_a_name_tasks_have_the_agents_user() -> None:
-    """As ever."""
+def test_without_a_name_tasks_run_as_the_agent_s_user() -> None:
+    """The default."""
     assert resolve_account(None) is None
 
 
 def test_an_unknown_user_is_refused() -> None:
-    """With the command that makes it."""
+    """With the command that creates it."""
     with pytest.raises(ConfigError, match=r"nobdy: there is no such user") as refused:
         resolve_account("nobdy")
 
@@ -84,10 +84,10 @@ def test_an_unknown_user_is_refused() -> None:
         (NOBODY, OTHER, "this agent may not change users"),
     ],
 )
-def test_a_user_that_protects_nothing_or_cannot_be_had_is_refused(
+def test_a_user_without_protection_or_permission_is_refused(
     user: str, name: str, why: str
 ) -> None:
-    """An agent that is not root says which it is, and what to do."""
+    """An agent that is not root names its user and the fix."""
     said, _, hint = refusal_for(user, name).partition("|")
 
     assert said == f"--task-user {name}: {why}"
@@ -95,14 +95,14 @@ def test_a_user_that_protects_nothing_or_cannot_be_had_is_refused(
 
 
 def test_a_user_in_the_group_of_the_agent_is_refused() -> None:
-    """It could do what that group may, such as use the socket."""
+    """It could use everything of that group, such as the socket."""
     said = refusal_for(NOBODY, OTHER, group=OTHER)
 
     assert f"its group {OTHER} has rights that tasks must not have" in said
 
 
 def test_an_environment_becomes_that_of_the_user() -> None:
-    """What names places of the agent's user is left out."""
+    """Variables with paths of the agent's user are omitted."""
     account = Account(name="x", uid=7, gid=7, home="/h", login_shell="/bin/sh")
     given = {"PATH": "/bin", "LANG": "C", "HOME": "/root", "XDG_RUNTIME_DIR": "/run/0"}
     foreign = {"SUDO_USER": "a", "SSH_AUTH_SOCK": "b", "STATE_DIRECTORY": "c"}
@@ -133,7 +133,7 @@ def start(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_agent_with_an_unknown_task_user_does_not_start(folder: Path) -> None:
-    """Exit code 78: systemd does not try again."""
+    """Exit code 78: systemd does not restart it."""
     done = start(folder / "state", "--task-user", "nobdy")
 
     assert done.returncode == EXIT_CONFIG
@@ -143,7 +143,7 @@ def test_an_agent_with_an_unknown_task_user_does_not_start(folder: Path) -> None
 
 @pytest.mark.parametrize("flag", ["--state-dir", "--workdir"])
 def test_a_folder_that_tasks_cannot_reach_is_named(folder: Path, flag: str) -> None:
-    """Before any task fails because of it."""
+    """Before a task fails because of it."""
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
     is_state = flag == "--state-dir"

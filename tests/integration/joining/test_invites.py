@@ -1,4 +1,4 @@
-"""The invites of a member, from the side of those who knock at its door."""
+"""The invites of a member, as joining machines and strangers see them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEYRING = MeshSecret((bytes(20),)).to_text()
 
 @dataclass
 class Clock:
-    """The system's clock, put forward by a test."""
+    """The system's clock, which a test can advance."""
 
     ahead_s: float = 0.0
     _system: SystemClock = field(default_factory=SystemClock)
@@ -59,8 +59,8 @@ class Clock:
 
 
 @dataclass
-class Door:
-    """A member's invites, and what it takes to knock."""
+class Member:
+    """A member's invites, and the settings of a joining machine."""
 
     invites: InviteServer
     clock: Clock
@@ -69,7 +69,7 @@ class Door:
     failure: ConfigError | None = None
 
     def give(self) -> str:
-        """Return what machines get, as a secret file that can be unusable."""
+        """Return what admitted machines get, as a secret file that can be unusable."""
         if self.failure is not None:
             raise self.failure
         return self.keyring
@@ -87,7 +87,7 @@ class Door:
         joiner = JoinClient("bay", key, clock or self.clock, lambda _: None)
         return (await joiner.join_by_code(code, found(self.place))).secret_text
 
-    async def knock(self, slot: int) -> tuple[Conversation, RefusalReason]:
+    async def greet(self, slot: int) -> tuple[Conversation, RefusalReason]:
         """Say hello for a slot; return the connection and the answer."""
         assert self.place is not None
         conversation = await connect_first(self.place.addresses)
@@ -100,13 +100,13 @@ class Door:
 
 
 async def found(*places: JoinTarget) -> AsyncIterator[JoinTarget]:
-    """Yield members in the order in which they are heard of."""
+    """Yield members in the order of discovery."""
     for place in places:
         yield place
 
 
 @asynccontextmanager
-async def door() -> AsyncIterator[Door]:
+async def member() -> AsyncIterator[Member]:
     clock = Clock()
     node = NodeInfo(
         id=NodeId("a" * 16),
@@ -130,14 +130,14 @@ async def door() -> AsyncIterator[Door]:
     )
     async with asyncio.TaskGroup() as tasks:
         invites.start(tasks)
-        ash = Door(invites, clock)
+        ash = Member(invites, clock)
         yield ash
         await invites.close()
 
 
 async def test_three_invites_may_be_open() -> None:
-    """A fourth is refused, until one of them is over."""
-    async with door() as ash:
+    """A fourth is refused, until one of them has expired."""
+    async with member() as ash:
         for _ in range(OPEN_INVITES_MAX):
             await ash.invite()
 
@@ -149,8 +149,8 @@ async def test_three_invites_may_be_open() -> None:
 
 
 async def test_an_invite_expires() -> None:
-    """A code that somebody finds on the screen an hour later opens nothing."""
-    async with door() as ash:
+    """A code that is found on the screen an hour later opens nothing."""
+    async with member() as ash:
         code = await ash.invite(ttl_s=60)
         await ash.invite(ttl_s=300)
         ash.clock.ahead_s += 61
@@ -161,9 +161,9 @@ async def test_an_invite_expires() -> None:
         assert str(failed.value.__cause__) == "the invite has expired"
 
 
-async def test_an_invite_lets_one_machine_in() -> None:
-    """The second one is told that it is used, and a stranger's slot that it is none."""
-    async with door() as ash:
+async def test_an_invite_admits_one_machine() -> None:
+    """The second one learns that it is used, and an unknown slot is refused."""
+    async with member() as ash:
         code, _ = await ash.invite(), await ash.invite()
 
         assert await ash.join(code) == KEYRING
@@ -178,9 +178,9 @@ async def test_an_invite_lets_one_machine_in() -> None:
         assert "first number of the code" in str(unknown.value.__cause__)
 
 
-async def test_a_clock_that_is_wrong_costs_no_code() -> None:
-    """The joiner is told before it says anything that the code follows from."""
-    async with door() as ash:
+async def test_a_wrong_clock_uses_up_no_code() -> None:
+    """The joiner learns it before it sends anything derived from the code."""
+    async with member() as ash:
         code = await ash.invite()
 
         with pytest.raises(PairingFailed, match="minutes apart"):
@@ -189,11 +189,11 @@ async def test_a_clock_that_is_wrong_costs_no_code() -> None:
         assert await ash.join(code) == KEYRING
 
 
-async def test_who_hangs_up_after_the_shares_has_burnt_the_code() -> None:
-    """Else he could come back and guess with what he has seen."""
-    async with door() as ash:
+async def test_a_joiner_that_hangs_up_after_the_shares_burns_the_code() -> None:
+    """It could otherwise come back and guess with what it has seen."""
+    async with member() as ash:
         code, _ = await ash.invite(), await ash.invite()
-        conversation, refusal = await ash.knock(code.slot)
+        conversation, refusal = await ash.greet(code.slot)
         assert refusal is RefusalReason.NONE
         await conversation.send(
             KeyExchange.for_joiner(InviteCode(code.slot, "00000000")).share
@@ -205,26 +205,26 @@ async def test_who_hangs_up_after_the_shares_has_burnt_the_code() -> None:
             await ash.join(code)
 
 
-async def test_who_only_says_hello_burns_nothing() -> None:
-    """A scanner of ports, or a machine of another version, costs nobody a code."""
-    async with door() as ash:
+async def test_a_hello_alone_burns_nothing() -> None:
+    """A port scanner, or a machine of another version, burns no code."""
+    async with member() as ash:
         code = await ash.invite()
         for _ in range(3):
-            conversation, refusal = await ash.knock(code.slot)
+            conversation, refusal = await ash.greet(code.slot)
             conversation.close()
             assert refusal is RefusalReason.NONE
 
         assert await ash.join(code) == KEYRING
 
 
-async def test_of_guesses_at_the_same_moment_one_is_had() -> None:
-    """All have said hello while the invite was open; whoever is quickest burns it."""
-    async with door() as ash:
+async def test_of_simultaneous_guesses_one_is_accepted() -> None:
+    """All have sent hello while the invite was open; the first guess burns it."""
+    async with member() as ash:
         code = await ash.invite()
         guess = InviteCode(
             code.slot, f"{(int(code.digits) + 1) % 10**DIGIT_COUNT:0{DIGIT_COUNT}}"
         )
-        talks = [(await ash.knock(code.slot))[0] for _ in range(20)]
+        talks = [(await ash.greet(code.slot))[0] for _ in range(20)]
 
         async def guessed(conversation: Conversation) -> bool:
             try:
@@ -242,12 +242,12 @@ async def test_of_guesses_at_the_same_moment_one_is_had() -> None:
 
 
 async def test_ten_failures_within_an_hour_burn_all_invites() -> None:
-    """Whoever tries slots is stopped; a fresh command makes a fresh code."""
-    async with door() as ash:
+    """This stops a guesser of slots; a new command makes a new code."""
+    async with member() as ash:
         code = await ash.invite()
         wrong = code.slot % 99 + 1
         for _ in range(FAILURES_MAX):
-            conversation, refusal = await ash.knock(wrong)
+            conversation, refusal = await ash.greet(wrong)
             conversation.close()
             assert refusal is RefusalReason.NO_SLOT
 
@@ -256,21 +256,21 @@ async def test_ten_failures_within_an_hour_burn_all_invites() -> None:
         assert await ash.join(await ash.invite()) == KEYRING
 
 
-async def test_failures_of_an_hour_ago_are_forgotten() -> None:
+async def test_failures_are_forgotten_after_an_hour() -> None:
     """A mistyped slot now and then is no attack."""
-    async with door() as ash:
+    async with member() as ash:
         code = await ash.invite(ttl_s=3600 * 2)
         for _ in range(FAILURES_MAX):
-            conversation, _ = await ash.knock(code.slot % 99 + 1)
+            conversation, _ = await ash.greet(code.slot % 99 + 1)
             conversation.close()
             ash.clock.ahead_s += 400
 
         assert await ash.join(code) == KEYRING
 
 
-async def test_what_answers_elsewhere_is_named() -> None:
-    """`--at` with the wrong port, or where nothing is any more."""
-    async with door() as ash:
+async def test_another_service_at_the_address_is_reported() -> None:
+    """`--at` with the wrong port, or with nothing listening."""
+    async with member() as ash:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             silent.close()
             ash.place = JoinTarget(None, (Address("127.0.0.1", 1),))
@@ -281,12 +281,12 @@ async def test_what_answers_elsewhere_is_named() -> None:
     assert str(refused.value.__cause__) == "no program listens there"
 
 
-async def test_where_several_invite_all_are_asked_as_they_are_heard_of() -> None:
-    """The first that answers may have an invite, and not this one; or say nothing."""
-    async with door() as ash, door() as elm:
+async def test_several_inviting_members_are_tried_in_order_of_discovery() -> None:
+    """The first may have another invite, or stay silent."""
+    async with member() as ash, member() as elm:
         other = await ash.invite()
-        # Another stays open, so that elm can be asked again. One of two has a number
-        # that is not that of the invite of ash, which would burn it.
+        # Another invite stays open, so that elm can be asked again. One of two has a
+        # number other than that of ash's invite, which would be burnt otherwise.
         opened = await elm.invite(), await elm.invite()
         code = next(one for one in opened if one.slot != other.slot)
         assert ash.place is not None
@@ -306,9 +306,9 @@ async def test_where_several_invite_all_are_asked_as_they_are_heard_of() -> None
 async def test_of_two_invites_with_one_number_the_code_finds_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first is burnt by the guess; the second lets the machine in."""
+    """The guess burns the first; the second admits the machine."""
     monkeypatch.setattr("octaskly.joining.invites.SLOT_MAX", 1)
-    async with door() as ash, door() as elm:
+    async with member() as ash, member() as elm:
         other, code = await ash.invite(), await elm.invite()
         assert other.slot == code.slot
         assert ash.place is not None
@@ -320,12 +320,12 @@ async def test_of_two_invites_with_one_number_the_code_finds_its_own(
         assert admitted.secret_text == KEYRING
 
 
-async def test_members_that_are_silent_keep_no_other_waiting(
+async def test_silent_members_delay_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Any machine may say over mDNS that it invites, and then say nothing."""
+    """Any machine may advertise invites over mDNS, and then stay silent."""
     monkeypatch.setattr("octaskly.joining.join_by_code.GREETING_S", 3600.0)
-    async with door() as ash:
+    async with member() as ash:
         code = await ash.invite()
         assert ash.place is not None
         joiner = JoinClient("bay", b"k" * 32, ash.clock, lambda _: None)
@@ -336,8 +336,8 @@ async def test_members_that_are_silent_keep_no_other_waiting(
     assert admitted.secret_text == KEYRING
 
 
-async def test_no_address_holds_all_places() -> None:
-    """Who connects and says nothing is cut off, and others get in meanwhile."""
+async def test_one_address_cannot_hold_all_places() -> None:
+    """A silent connection is closed, and other addresses connect meanwhile."""
     (listener,) = bind_port(
         "--port",
         requested=0,
@@ -356,7 +356,7 @@ async def test_no_address_holds_all_places() -> None:
         place = (Address("127.0.0.1", port),)
         silent = [await connect_first(place) for _ in range(LOCAL_HANDSHAKES_MAX)]
         surplus = await connect_first(place)
-        with pytest.raises(ConnectionResetError):  # It is hung up on.
+        with pytest.raises(ConnectionResetError):  # The member closes it.
             await surplus.receive(1)
         await silent[0].send(b"x")
         assert await heard.get() == b"x"
@@ -368,9 +368,9 @@ async def test_no_address_holds_all_places() -> None:
             conversation.close()
 
 
-async def test_silent_addresses_without_number_keep_no_machine_out() -> None:
-    """One machine has as many as it likes, by IPv6; who waits longest makes room."""
-    async with door() as ash:
+async def test_many_silent_addresses_lock_out_no_machine() -> None:
+    """One machine has many IPv6 addresses; the longest wait makes room."""
+    async with member() as ash:
         code = await ash.invite()
         assert ash.place is not None
         there = ash.place.addresses[0]
@@ -394,9 +394,9 @@ async def test_silent_addresses_without_number_keep_no_machine_out() -> None:
             other.close()
 
 
-async def test_a_secret_file_that_cannot_be_read_ends_one_pairing_alone() -> None:
-    """Not the agent: the next machine may come when somebody has mended it."""
-    async with door() as ash:
+async def test_an_unreadable_secret_file_ends_one_pairing_only() -> None:
+    """The agent goes on: the next machine may join after a repair."""
+    async with member() as ash:
         ash.failure = ConfigError("it can be read by others")
         with pytest.raises(PairingFailed):
             await ash.join(await ash.invite())
@@ -405,9 +405,9 @@ async def test_a_secret_file_that_cannot_be_read_ends_one_pairing_alone() -> Non
         assert await ash.join(await ash.invite()) == KEYRING
 
 
-async def test_the_longest_keyring_passes() -> None:
-    """A mesh that has revoked many nodes still takes machines in."""
-    async with door() as ash:
+async def test_the_longest_keyring_is_sent() -> None:
+    """A mesh that has revoked many nodes still admits machines."""
+    async with member() as ash:
         names = (f"{number:016}" for number in range(REVOKED_MAX))
         ash.keyring = MeshSecret(
             (bytes(20),) * GENERATIONS_MAX,

@@ -1,4 +1,4 @@
-"""Ctrl-C at each phase of `octaskly join`, on a real terminal: nothing is half done."""
+"""Ctrl-C at each phase of `octaskly join` on a real terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def join(agent: Agent, *words: str) -> pexpect.spawn[str]:
 
 
 def interrupt(joining: pexpect.spawn[str]) -> str:
-    """Press Ctrl-C; return what it says then."""
+    """Press Ctrl-C; return the output."""
     joining.sendintr()
     said = str(joining.read())
     joining.close()
@@ -54,10 +54,10 @@ def sockets(joining: pexpect.spawn[str]) -> int:
     return found
 
 
-def test_control_c_before_the_secret_came_changes_nothing(
+def test_ctrl_c_before_the_secret_arrives_changes_nothing(
     member: Agent, tmp_path: Path
 ) -> None:
-    """By words in each phase, and while a member is silent that has a code."""
+    """In each phase of the word comparison, and with a code and a silent member."""
     joiner = newcomer(tmp_path, "bay")
     with ending(joiner), socket.create_server(("127.0.0.1", 0)) as silent:
         joiner.ready()
@@ -98,10 +98,10 @@ def test_control_c_before_the_secret_came_changes_nothing(
         assert "bay" not in names(member)
 
 
-def test_control_c_after_the_secret_came_tells_where_that_leaves_the_machine(
+def test_ctrl_c_after_the_secret_arrived_reports_the_state(
     member: Agent, tmp_path: Path
 ) -> None:
-    """Its agent, which hears of it late, takes the secret as a whole or not at all."""
+    """The agent, which gets it late, stores the secret completely or not at all."""
     joiner = newcomer(tmp_path, "cay")
     with ending(joiner):
         joiner.ready()

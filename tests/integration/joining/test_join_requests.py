@@ -1,4 +1,4 @@
-"""Machines that want in without a code, of which some are made up."""
+"""Requests to join without a code, some of them forged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIARS = [
 
 
 def machine(tasks: asyncio.TaskGroup, name: str, host: str) -> FoundNode:
-    """Start a machine that answers as `octaskly join` does; return how it is seen."""
+    """Start a machine that answers as `octaskly join` does; return its sighting."""
     key = NodeKey.generate()
     (listener,) = bind_port(
         "--port", requested=0, default=0, addresses=[host], process_on=lambda _: None
@@ -70,8 +70,8 @@ async def member() -> AsyncIterator[WaitingMachines]:
     requests.close()
 
 
-async def test_made_up_machines_keep_no_place_from_a_real_one() -> None:
-    """However many a stranger makes up, and though they were there before."""
+async def test_forged_requests_do_not_displace_a_real_one() -> None:
+    """However many a stranger forges, and however early."""
     async with member() as ash, asyncio.TaskGroup() as tasks:
         lies = [
             machine(tasks, "lie", host)

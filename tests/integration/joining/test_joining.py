@@ -1,4 +1,4 @@
-"""Machines get into a mesh: real agents and commands on loopback."""
+"""Joining a mesh: real agents and commands on loopback."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cli(agent: Agent, *args: str, stdin: str = "") -> subprocess.CompletedProces
 
 
 def invite(agent: Agent) -> tuple[str, str]:
-    """Open an invite; return its code, and where it is answered."""
+    """Open an invite; return its code and its address."""
     done = cli(agent, "invite", "--json")
     assert done.returncode == 0, done.stderr
     opened = json.loads(done.stdout)
@@ -55,7 +55,7 @@ def invite(agent: Agent) -> tuple[str, str]:
 
 
 class Asking:
-    """A command at a terminal; else `octaskly join` without a code."""
+    """A command at a terminal, by default `octaskly join` without a code."""
 
     def __init__(self, agent: Agent, *words: str) -> None:
         self._terminal, inside = pty.openpty()
@@ -72,7 +72,7 @@ class Asking:
         self._said = ""
 
     def expect(self, pattern: str, *, within_s: float = WAIT_S_MAX) -> str:
-        """Return what matches once it is on the screen."""
+        """Return the match once it is on the screen."""
         deadline = time.perf_counter() + within_s
         while time.perf_counter() < deadline:
             if match := re.search(pattern, self._said):
@@ -109,7 +109,7 @@ def is_listening(place: str) -> bool:
 
 @pytest.fixture(scope="module")
 def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """A mesh of one, which the tests of a module let machines into."""
+    """A mesh of one node, which machines join in the tests of a module."""
     agent = agents.start(tmp_path_factory.mktemp("mesh"), "ash")
     with ending(agent):
         until_nodes(agent, 1)
@@ -118,7 +118,7 @@ def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 @pytest.fixture(scope="module")
 def outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    """A machine without a mesh that never gets into one."""
+    """A machine that never joins a mesh."""
     agent = newcomer(tmp_path_factory.mktemp("out"), "out")
     with ending(agent):
         agent.ready()
@@ -127,7 +127,7 @@ def outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 @dataclass(frozen=True)
 class Joined:
-    """A machine that joined with a code, and what was said."""
+    """A machine that joined with a code, and its output."""
 
     agent: Agent
     code: str
@@ -151,7 +151,7 @@ def names(agent: Agent) -> set[str]:
 
 
 def secret_of(agent: Agent) -> Path:
-    """Return where an agent has the secret of its mesh, or would have it."""
+    """Return the path of an agent's mesh secret."""
     return agent.state.parent / f"{agent.state.name}.key"
 
 
@@ -162,7 +162,7 @@ def mesh_secret(member: Agent) -> Path:
 def test_a_machine_without_a_mesh_joins_with_a_code(
     member: Agent, joined: Joined
 ) -> None:
-    """The main road: three commands, and no file is copied."""
+    """The usual way: three commands, and no file is copied."""
     assert joined.said.returncode == 0, joined.said.stderr
     assert "joined the mesh of ash as bay" in joined.said.stderr
     assert {"ash", "bay"} <= names(member) & names(joined.agent)
@@ -176,10 +176,10 @@ def test_a_machine_without_a_mesh_joins_with_a_code(
     assert secret.stat().st_mode & 0o777 == 0o600
 
 
-def test_no_log_has_the_code_and_the_listener_goes_with_the_invite(
+def test_no_log_has_the_code_and_the_listener_ends_with_the_invite(
     member: Agent, joined: Joined
 ) -> None:
-    """Nobody reads in a log what opens the mesh; nothing listens without need."""
+    """A log must not contain a key to the mesh, and nothing listens needlessly."""
     until(lambda: not is_listening(joined.place), "the listener is closed")
     logs = member.log() + joined.agent.log()
     _, half, other = joined.code.split("-")
@@ -187,10 +187,10 @@ def test_no_log_has_the_code_and_the_listener_goes_with_the_invite(
     assert joined.code not in logs
 
 
-def test_where_two_meshes_invite_at_once_the_code_decides(
+def test_with_two_inviting_meshes_the_code_decides(
     member: Agent, outsider: Agent, tmp_path: Path
 ) -> None:
-    """Whichever is heard of first says that it has no such invite, and is passed by."""
+    """The first one found has no such invite, and is skipped."""
     elm, bay = agents.start(tmp_path, "elm"), newcomer(tmp_path, "bay")
     with ending(elm, bay):
         until_nodes(elm, 1)
@@ -200,7 +200,7 @@ def test_where_two_meshes_invite_at_once_the_code_decides(
         code = next(one for one in opened if slot(one) != slot(other))
 
         said = cli(bay, "join", code)
-        cli(outsider, "join", "--at", place, wrong(other))  # The listener goes again.
+        cli(outsider, "join", "--at", place, wrong(other))  # The listener ends again.
 
         assert said.returncode == 0, said.stderr
         assert "joined the mesh of elm as bay" in said.stderr
@@ -220,11 +220,11 @@ def test_a_wrong_code_burns_the_invite_and_changes_nothing(
 ) -> None:
     """One guess; the right code comes too late."""
     code, place = invite(member)
-    other, _ = invite(member)  # It keeps the listener there.
+    other, _ = invite(member)  # It keeps the listener open.
 
     refused = cli(outsider, "join", "--at", place, wrong(code))
     late = cli(outsider, "join", "--at", place, code)
-    cli(outsider, "join", "--at", place, wrong(other))  # And it goes again.
+    cli(outsider, "join", "--at", place, wrong(other))  # And it ends again.
 
     assert (refused.returncode, late.returncode) == (1, 1)
     assert "ash does not accept the code" in refused.stderr
@@ -234,10 +234,10 @@ def test_a_wrong_code_burns_the_invite_and_changes_nothing(
     assert "out" not in names(member)
 
 
-def test_a_mesh_of_its_own_with_tasks_is_left_by_force_alone(
+def test_a_mesh_of_its_own_with_tasks_is_left_only_by_force(
     member: Agent, tmp_path: Path
 ) -> None:
-    """What is left is named, kept aside, and never seen in the new mesh."""
+    """The lost tasks are named, kept aside, and never seen in the new mesh."""
     joiner = newcomer(tmp_path, "cay", has_secret=True)
     with ending(joiner):
         until_nodes(joiner, 1)
@@ -260,10 +260,10 @@ def test_a_mesh_of_its_own_with_tasks_is_left_by_force_alone(
         assert str(left) in joiner.log()
 
 
-def test_a_mesh_of_its_own_without_anything_is_replaced_unasked(
+def test_an_empty_mesh_of_its_own_is_replaced_without_a_question(
     member: Agent, tmp_path: Path
 ) -> None:
-    """Two machines that each started alone need one command more, no clean-up."""
+    """Two machines that each started alone need one more command, no clean-up."""
     joiner = newcomer(tmp_path, "dan", has_secret=True)
     with ending(joiner):
         until_nodes(joiner, 1)
@@ -275,10 +275,8 @@ def test_a_mesh_of_its_own_without_anything_is_replaced_unasked(
         assert {"ash", "dan"} <= names(member)
 
 
-def test_where_no_agent_runs_the_secret_is_written(
-    member: Agent, tmp_path: Path
-) -> None:
-    """And the command says what to start."""
+def test_without_an_agent_the_secret_is_written(member: Agent, tmp_path: Path) -> None:
+    """And the command names the next step."""
     code, place = invite(member)
     home = tmp_path / "home"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTASKLY_")}
@@ -301,7 +299,7 @@ def test_where_no_agent_runs_the_secret_is_written(
 
 
 def waiting(agent: Agent, name: str) -> str:
-    """Return the words of a machine that waits, as a member shows them."""
+    """Return the words of a waiting machine, as a member shows them."""
 
     def look() -> str | None:
         listed = json.loads(cli(agent, "requests", "--json").stdout)["requests"]
@@ -311,10 +309,10 @@ def waiting(agent: Agent, name: str) -> str:
     return str(until(look, "a machine that waits"))
 
 
-def test_a_machine_joins_without_a_code_when_people_compare_words(
+def test_a_machine_joins_without_a_code_by_comparing_words(
     member: Agent, tmp_path: Path
 ) -> None:
-    """Both sides show the same three words, and both are asked."""
+    """Both sides show the same three words, and both ask for confirmation."""
     joiner = newcomer(tmp_path, "eve")
     with ending(joiner):
         joiner.ready()
@@ -335,10 +333,10 @@ def test_a_machine_joins_without_a_code_when_people_compare_words(
         assert {"ash", "eve"} <= names(member)
 
 
-def test_a_machine_whose_people_see_other_words_does_not_join(
+def test_a_machine_with_rejected_words_does_not_join(
     member: Agent, outsider: Agent
 ) -> None:
-    """Even if somebody at the member has approved already."""
+    """Even if the member's side has approved already."""
     asking = Asking(outsider)
     asking.expect("on a member: octaskly approve out")
     words = waiting(member, "out")
@@ -352,10 +350,8 @@ def test_a_machine_whose_people_see_other_words_does_not_join(
     assert not secret_of(outsider).exists()
 
 
-def test_a_machine_that_is_refused_ends_at_once_and_waits_no_more(
-    member: Agent, outsider: Agent
-) -> None:
-    """Else its people say yes to words that somebody found to be others."""
+def test_a_refused_machine_ends_at_once(member: Agent, outsider: Agent) -> None:
+    """Its user could otherwise accept words that the other side rejected."""
     asking = Asking(outsider)
     asking.expect("on a member: octaskly approve out")
     words = waiting(member, "out")
@@ -372,7 +368,7 @@ def test_a_machine_that_is_refused_ends_at_once_and_waits_no_more(
 
 
 def test_words_are_compared_by_people_only(member: Agent) -> None:
-    """A script that answers yes to everything is nobody who looks."""
+    """A script that answers yes compares nothing."""
     asked = cli(member, "join", stdin="y\n")
     approved = cli(member, "approve", "bay", stdin="y\n")
 

@@ -1,6 +1,6 @@
-"""`octaskly leave`: what a node forgets, and who goes on with it when one dies.
+"""`octaskly leave`: the state that a node deletes, also after a crash in between.
 
-Two stories are told once, as each needs agents; each test looks at a piece of one.
+Two scenarios run once, as each needs agents; each test checks a part of one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OF_A_MESH = {"leaving", "log.db", "mesh.id", "node.key", "outputs", "files", "sc
 
 
 class Said(NamedTuple):
-    """How a command ended, and what it said."""
+    """The exit code and output of a command."""
 
     code: int
     words: str
@@ -56,14 +56,14 @@ def octaskly(state: Path, *args: str) -> subprocess.Popen[str]:
 
 
 def leave(state: Path, *args: str) -> Said:
-    """Type `octaskly leave`, and wait for its end."""
+    """Run `octaskly leave`, and wait for its end."""
     command = octaskly(state, "leave", "--yes", *args)
     _, words = command.communicate(timeout=60)
     return Said(command.returncode, words)
 
 
 def kept(state: Path) -> set[str]:
-    """Return what a state folder still has of a mesh."""
+    """Return the remaining mesh files of a state folder."""
     return {path.name for path in state.iterdir()} & OF_A_MESH
 
 
@@ -85,7 +85,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """What two agents did that share a secret file."""
+    """The results of two agents with a shared secret file."""
     folder = tmp_path_factory.mktemp("pair")
     secret = folder / "mesh.key"
     with running(folder, "ash", "birch", extra=("--drain", "0")) as (ash, birch):
@@ -116,35 +116,35 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def test_an_agent_that_leaves_forgets_and_ends(pair: Pair) -> None:
-    """A service does not start it again."""
+    """A service does not restart it."""
     assert pair.first.code == 0, pair.first.words
     assert (pair.first_code, pair.first_kept) == (0, set())
     assert "✓ ash has left the mesh, and forgotten it\n" in pair.first.words
 
 
-def test_a_secret_file_stays_while_another_agent_runs_with_it(pair: Pair) -> None:
-    """The user is told that it does, and where it lies."""
+def test_a_secret_file_stays_while_another_agent_uses_it(pair: Pair) -> None:
+    """The output says so, with its path."""
     assert pair.secret_between
     assert "another agent of this machine has the secret /" in pair.first.words
 
 
-def test_the_last_agent_that_leaves_takes_the_secret_along(pair: Pair) -> None:
-    """By the API alone: no command has to live for it."""
+def test_the_last_agent_that_leaves_deletes_the_secret(pair: Pair) -> None:
+    """By the API alone: the command may end earlier."""
     answered, told = pair.answer
     assert (answered, told["node_id"]) == (202, pair.second["node_id"])
     assert (pair.second_code, pair.second_kept) == (0, set())
     assert not pair.secret_after
 
 
-def test_tasks_that_are_only_here_are_not_lost_by_a_slip(pair: Pair) -> None:
-    """Whoever means it says so."""
+def test_unique_tasks_are_not_lost_by_mistake(pair: Pair) -> None:
+    """Only an explicit flag loses them."""
     status, body = pair.refused
     assert (status, body["error"]) == (409, "Tasks may be lost")
     assert "1 wait or run, and no standby keeps copies" in body["hint"]
 
 
-def test_an_agent_with_another_state_folder_is_not_meant(pair: Pair) -> None:
-    """A description that is left over leads to whoever has the socket now."""
+def test_an_agent_with_another_state_folder_is_not_affected(pair: Pair) -> None:
+    """A stale description names a socket that another agent uses now."""
     assert pair.mistaken.code != 0
     assert "its socket belongs to birch" in pair.mistaken.words
 
@@ -152,7 +152,7 @@ def test_an_agent_with_another_state_folder_is_not_meant(pair: Pair) -> None:
 class Mishaps(NamedTuple):
     """A command is killed, then its agent; the next one is killed before any."""
 
-    mute: Said  #: while the agent runs and nobody finds its socket
+    mute: Said  #: while the agent runs and its socket is not found
     pid: int
     before: dict[str, Any]
     after: dict[str, Any]
@@ -165,7 +165,7 @@ class Mishaps(NamedTuple):
 
 @pytest.fixture(scope="module")
 def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
-    """What became of an agent and a command that died."""
+    """The results of an agent and a command that died."""
     folder = tmp_path_factory.mktemp("mishaps")
     cedar, secret = start(folder, "cedar", "--drain", "60"), folder / "mesh.key"
     try:
@@ -200,30 +200,30 @@ def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
         )
 
 
-def test_whoever_dies_half_way_the_node_forgets(mishaps: Mishaps) -> None:
-    """The command, then the agent while it drains: its next start does the rest."""
+def test_the_node_forgets_after_a_crash_in_between(mishaps: Mishaps) -> None:
+    """The command, then the draining agent: its next start does the rest."""
     assert "left the mesh" in mishaps.log
     assert mishaps.after["node_id"] != mishaps.before["node_id"]
     assert mishaps.after["mesh"] != mishaps.before["mesh"]
     assert not mishaps.is_same_secret
 
 
-def test_a_folder_in_use_is_let_alone(mishaps: Mishaps) -> None:
-    """An agent that cannot be asked may still write there."""
+def test_a_folder_in_use_is_not_changed(mishaps: Mishaps) -> None:
+    """An unreachable agent may still write there."""
     assert mishaps.mute.code != 0
     assert f"is in use by process {mishaps.pid}" in mishaps.mute.words
 
 
 def test_without_an_agent_the_command_forgets(mishaps: Mishaps) -> None:
-    """Once; where there is nothing it says so."""
+    """Once; a repetition says that nothing is left."""
     assert mishaps.alone.code == 0, mishaps.alone.words
     assert mishaps.alone_kept == set()
     assert mishaps.nothing.code != 0
     assert "has no data of a mesh" in mishaps.nothing.words
 
 
-def test_the_secret_of_an_agent_that_is_only_stopped_stays(tmp_path: Path) -> None:
-    """Nothing of it runs, but its folder lies beside, and is of the same mesh."""
+def test_the_secret_of_a_stopped_agent_stays(tmp_path: Path) -> None:
+    """It does not run, but its folder is there, and belongs to the same mesh."""
     secret = tmp_path / "mesh.key"
     create_secret_file(secret)
     for name, mesh in (("ash", "a"), ("birch", "a"), ("cedar", "c")):
