@@ -92,7 +92,7 @@ def test_an_exception_that_cannot_be_pickled_is_described_in_words(
     assert "ValueError: <generator" in str(raised(executor, open_raise))
     error = raised(executor, picky_raise)
     assert type(error) is octaskly.RemoteError
-    assert str(error).endswith("Picky: 1 and 2")
+    assert str(error).endswith("Unrestorable: 1 and 2")
 
 
 @pytest.mark.parametrize(

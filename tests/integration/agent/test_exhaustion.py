@@ -1,6 +1,6 @@
-"""A node that runs out of something says so, ends what runs, and recovers alone.
+"""A node without disk, memory or descriptors reports it, and recovers alone.
 
-Rows B33 and B41 of the bad input that Octaskly must bear, threats 18, 23 and 24.
+Rows B33 and B41 of the list of bad inputs, and threats 18, 23 and 24.
 """
 
 from __future__ import annotations

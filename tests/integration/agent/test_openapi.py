@@ -1,8 +1,8 @@
-"""Requests that a machine makes up from the OpenAPI document, to a live mesh of three.
+"""Requests generated from the OpenAPI document, sent to a live mesh of three nodes.
 
 All nodes are drained first: commands are random text here, and none of it may run.
-Half of the requests go to the dispatcher, half to a node that forwards them. What is
-not tried here: to wait for a task that has not ended, and what only nodes may ask.
+Half of the requests go to the dispatcher, half to a node that forwards them. Excluded
+are waits for unfinished tasks, and routes between nodes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""F34: whoever talks nonsense to an agent is cut off, and nobody else notices."""
+"""F34: an agent disconnects peers that send invalid data, and others are unaffected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GAP = tuple(Entry(STREAM, n, 1, TaskCancelled(TaskId("t"), "x")) for n in (1, 3)
 
 
 class Member:
-    """Somebody with a certificate of the mesh who says what it likes."""
+    """A member with a certificate of the mesh that sends anything."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.trust = MeshTls(load_secret(folder / "mesh.key"), NodeKey.generate())
@@ -46,7 +46,7 @@ class Member:
 
     @contextlib.contextmanager
     def linked(self) -> Iterator[ssl.SSLSocket]:
-        """Connect, and be met."""
+        """Connect, and complete the handshake."""
         decoder = wire.Decoder(Limits())
         heard: list[Message] = []
         context = self.trust.client_context()
@@ -60,7 +60,7 @@ class Member:
             yield tls
 
     def say(self, *frames: bytes, is_greeting: bool = True) -> str:
-        """Connect, send frames, and return why the agent closed the link."""
+        """Connect, send frames, and return the reason why the agent closed the link."""
         decoder = wire.Decoder(Limits())
         heard: list[Message] = []
         context = self.trust.client_context()
@@ -81,7 +81,7 @@ class Member:
                     break
                 heard += decoder.receive_data(data)
                 if not frames and any(isinstance(m, Hello) for m in heard):
-                    break  # It was let in, and nothing more will come.
+                    break  # It was accepted, and nothing more will come.
         return next((m.reason for m in heard if isinstance(m, Leave)), "")
 
     def _hello(self) -> Hello:
@@ -98,13 +98,13 @@ class Member:
         return Hello(node=info, epoch=NO_EPOCH, dispatcher=None)
 
     def far(self) -> bytes:
-        """Return a heartbeat of a term that nobody can have reached."""
+        """Return a heartbeat with an impossibly high term."""
         return wire.encode([Heartbeat(Epoch(1 << 40, self.node_id), 0.0)])
 
 
 @contextlib.contextmanager
 def strangers(port: int) -> Iterator[None]:
-    """Keep connections open that say nothing, junk, or TLS byte by byte."""
+    """Keep connections open that send nothing, junk, or TLS byte by byte."""
     greetings = (b"", b"\x16", b"\x16\x03\x01\x02\x00\x01", b"\xff" * 4096, b"GET / H")
     with contextlib.ExitStack() as stack:
         for greeting in greetings * 8:
@@ -115,13 +115,13 @@ def strangers(port: int) -> Iterator[None]:
 
 
 def peak_kb(agent: Agent) -> int:
-    """Return the most memory that an agent ever had resident."""
+    """Return the peak memory of an agent."""
     status = Path(f"/proc/{agent.process.pid}/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
 
 
-def test_nonsense_costs_the_agent_little_and_the_others_nothing(tmp_path: Path) -> None:
-    """Strangers and members alike; each liar is logged once."""
+def test_invalid_data_costs_the_agent_little_and_others_nothing(tmp_path: Path) -> None:
+    """From strangers and members; each bad member is logged once."""
     with running(tmp_path, "ana", "ben") as agents:
         until_nodes(agents[0], 2)
         ana, ben = in_order(agents)

@@ -24,7 +24,7 @@ FIND_S = soon_s(2.0)  #: the measured p95 is well below one second
 
 
 def node_id() -> str:
-    """Return an id of the form that nodes have."""
+    """Return an id in the form of node ids."""
     return "".join(secrets.choice(ALPHABET) for _ in range(16))
 
 
@@ -73,8 +73,10 @@ def test_three_processes_on_loopback_find_each_other(
     assert all(id_of(process) not in process.seen_nodes() for process in trio)
 
 
-def test_a_new_dispatcher_is_told_with_its_term(trio: list[DiscoveryProcess]) -> None:
-    """Browsing nodes learn at once whom to follow."""
+def test_a_new_dispatcher_is_advertised_with_its_term(
+    trio: list[DiscoveryProcess],
+) -> None:
+    """Browsing nodes learn at once which node to follow."""
     first, second, third = trio
     second.wait_for_node(id_of(first))
     third.wait_for_node(id_of(first))
@@ -105,10 +107,10 @@ def test_a_goodbye_is_reported_as_a_hint_to_dial(trio: list[DiscoveryProcess]) -
     )
 
 
-def test_a_fresh_browser_reports_again_what_is_in_sight(
+def test_a_fresh_browser_reports_all_nodes_in_sight_again(
     trio: list[DiscoveryProcess],
 ) -> None:
-    """So peers that could not be dialled are dialled again."""
+    """So unreachable peers are dialled again."""
     first, second, _ = trio
     first.wait_for_node(id_of(second))
     first.tell("rest")
@@ -122,8 +124,8 @@ def test_a_fresh_browser_reports_again_what_is_in_sight(
     assert again["at"] - before["at"] < FIND_S
 
 
-def test_nodes_of_another_mesh_and_without_one_are_counted_only(mesh_id: str) -> None:
-    """They are told of; nobody dials them."""
+def test_nodes_of_other_meshes_or_without_one_are_only_counted(mesh_id: str) -> None:
+    """They are reported, but not dialled."""
     other = secrets.token_hex(8)
     ours, theirs, bare = node_id(), node_id(), node_id()
     with (
@@ -143,7 +145,7 @@ def test_nodes_of_another_mesh_and_without_one_are_counted_only(mesh_id: str) ->
 
 
 def test_a_second_node_with_our_id_is_reported(mesh_id: str) -> None:
-    """A copied state folder would otherwise be found out much later."""
+    """A copied state folder would otherwise be noticed much later."""
     twin = node_id()
     with (
         discovery_node(mesh_id, node=twin, boot="boot-1") as first,
@@ -160,7 +162,7 @@ def test_a_second_node_with_our_id_is_reported(mesh_id: str) -> None:
 
 @pytest.fixture
 async def forger() -> AsyncIterator[AsyncZeroconf]:
-    """A stranger on the LAN who says whatever it likes."""
+    """A stranger on the LAN that sends any advert."""
     zeroconf = AsyncZeroconf(interfaces=["127.0.0.1"])
     await zeroconf.zeroconf.async_wait_for_start()
     yield zeroconf
@@ -179,12 +181,12 @@ def forged(name: str, mesh: str, *, host: str = "127.0.0.1", **txt: str) -> Serv
 
 
 def shout(forger: AsyncZeroconf, info: ServiceInfo) -> None:
-    """Send the records as they are; registering would check them."""
+    """Send the records unchanged; registering would check them."""
     zeroconf = forger.zeroconf
     zeroconf.async_send(zeroconf.generate_service_broadcast(info, None))
 
 
-async def test_forged_adverts_are_ignored_and_complained_of_once(
+async def test_forged_adverts_are_ignored_and_logged_once(
     mesh_id: str, forger: AsyncZeroconf
 ) -> None:
     """Neither a victim's address, nor a long TXT, nor a strange name gets a dial."""
@@ -199,7 +201,7 @@ async def test_forged_adverts_are_ignored_and_complained_of_once(
         forged(honest, mesh_id),
     ]
 
-    infos[5].name = f"clear\x1b[2Jscreen.{SERVICE}"  # No constructor takes it.
+    infos[5].name = f"clear\x1b[2Jscreen.{SERVICE}"  # No constructor accepts it.
 
     with discovery_node(mesh_id, node=node_id()) as process:
         await asyncio.to_thread(process.wait_for, "started")
@@ -214,10 +216,10 @@ async def test_forged_adverts_are_ignored_and_complained_of_once(
     assert "\x1b" not in str(notes)
 
 
-async def test_adverts_that_name_the_node_itself_lead_to_few_dials(
+async def test_adverts_of_the_own_id_lead_to_few_dials(
     mesh_id: str, forger: AsyncZeroconf
 ) -> None:
-    """They may be of a copy, and anybody can send one after the other."""
+    """They may come from a copy, and anybody can send many."""
     own = node_id()
     with discovery_node(mesh_id, node=own) as process:
         await asyncio.to_thread(process.wait_for, "started")
@@ -231,16 +233,18 @@ async def test_adverts_that_name_the_node_itself_lead_to_few_dials(
     assert 1 <= len(clones) < 3
 
 
-async def test_a_mesh_in_sight_is_found_before_a_secret_is_made(mesh_id: str) -> None:
-    """A second machine must not make a second mesh silently."""
+async def test_a_mesh_in_sight_is_found_before_a_secret_is_created(
+    mesh_id: str,
+) -> None:
+    """A second machine must not silently create a second mesh."""
     with discovery_node(mesh_id, node=node_id()) as process:
         await asyncio.to_thread(process.wait_for, "started")
         found: frozenset[str] = frozenset()
-        while mesh_id not in found:  # Other meshes may live on this machine's loopback.
+        while mesh_id not in found:  # Other meshes may use this machine's loopback.
             found = await scan_meshes(1.0, ["lo"])
 
 
 async def test_an_unknown_interface_is_a_configuration_error() -> None:
-    """A typo ends the start, with the names that exist."""
+    """A typo ends the start, with the existing names."""
     with pytest.raises(ConfigError, match="nope0"):
         await scan_meshes(1.0, ["nope0"])

@@ -51,18 +51,18 @@ pytestmark = pytest.mark.alone
 
 ANSWER_S_MAX = 0.2
 ANSWERS = 30  #: at least, and
-ROUND_S = 1.0  #: for so long, in which the flood goes on
+ROUND_S = 1.0  #: duration of the flood
 ROUNDS = 4
 GROWTH_MB_MAX = 50.0
-LINES_MAX = 100  #: in the log, for some seconds of it
+LINES_MAX = 100  #: log lines during some seconds of it
 STREAM = StreamId(77)
 
 
 @pytest.fixture
 def solo(tmp_path: Path) -> Iterator[Agent]:
-    """One agent that has worked already, so that its memory is what it is.
+    """One agent that has worked already, so that its memory is stable.
 
-    Not that of another test: after a flood of tasks it has tasks to run.
+    It is not shared: after a flood of tasks it has tasks to run.
     """
     with running(tmp_path, "solo") as (agent,):
         until_nodes(agent, 1)
@@ -87,7 +87,7 @@ def is_own_dispatcher(agent: Agent) -> bool:
 
 
 class Watch:
-    """What clients and the memory of an agent notice of a flood."""
+    """The latency of clients and the memory of an agent during a flood."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -96,7 +96,7 @@ class Watch:
         self._peak_mb = self._before_mb
 
     def look(self) -> float:
-        """Ask for its health, as a new client does; return how long it worked."""
+        """Request its health as a new client; return the agent's time for it."""
         pid = self._agent.process.pid
         loop = Path(f"/proc/{pid}/task/{pid}/schedstat")
         waits = loop, Path("/proc/thread-self/schedstat")
@@ -111,7 +111,7 @@ class Watch:
         return took_s - (sum(map(_waited_s, waits)) - waited_s)
 
     def judge(self, is_under_way: Callable[[], bool] = lambda: True) -> None:
-        """Ask in rounds, the best of which counts.
+        """Send requests in rounds; the best round counts.
 
         Other threads may hold Python's lock while they wait for a core themselves.
         """
@@ -136,7 +136,7 @@ class Watch:
 
 
 def _waited_s(schedstat: Path) -> float:
-    """Return for how long a thread could run, and had no core."""
+    """Return the time that a thread was ready and had no core."""
     return int(schedstat.read_text().split()[1]) / 1e9
 
 
@@ -144,7 +144,7 @@ def _waited_s(schedstat: Path) -> float:
 
 
 def _entries(_: Member) -> Iterator[bytes]:
-    """A log that grows without end, each entry as it should be."""
+    """Yield messages of a log that grows without end, each valid."""
     writer = ((STREAM, Epoch(1, _.node_id)),)
     for first in itertools.count(1, 500):
         specs = (
@@ -159,7 +159,7 @@ def _entries(_: Member) -> Iterator[bytes]:
 
 
 def _long(make: Callable[[int], Fact]) -> Callable[[Member], Iterator[bytes]]:
-    """A log that grows in the fullest frames, of the longest messages that may come."""
+    """Yield the fullest frames of a growing log, with the longest allowed messages."""
 
     def frames(member: Member) -> Iterator[bytes]:
         writer = ((STREAM, Epoch(1, member.node_id)),)
@@ -178,7 +178,7 @@ def _long(make: Callable[[int], Fact]) -> Callable[[Member], Iterator[bytes]]:
 
 
 def _terms(make: Callable[[Epoch], Message]) -> Callable[[Member], Iterator[bytes]]:
-    """Begin a new reign with every message."""
+    """Yield messages that each start a new epoch."""
 
     def frames(member: Member) -> Iterator[bytes]:
         for first in itertools.count(2, 500):
@@ -194,7 +194,7 @@ def _again(
     return lambda member: itertools.repeat(wire.encode([make(member)] * count))
 
 
-FLOOD_BYTES = 100_000  #: at least, or it was none
+FLOOD_BYTES = 100_000  #: a smaller number is no flood
 LONG_ENTRIES = 30_000  #: as many as a frame may have
 VECTOR = tuple((StreamId(n + 1), 1) for n in range(30_000))
 LONG_VECTOR = tuple((StreamId(n + 1), 1) for n in range(170_000))
@@ -225,9 +225,9 @@ THIN = (
 
 @contextlib.contextmanager
 def flooding(member: Member, frames: Iterator[bytes]) -> Iterator[Callable[[], bool]]:
-    """Send frames as fast as they are taken, and read nothing.
+    """Send frames as fast as they are read, and read nothing.
 
-    Yields whether enough were sent; it fails where the link was closed before.
+    Yields whether enough were sent; it fails if the link was closed before.
     """
     sent = [0]
     is_over = threading.Event()
@@ -264,7 +264,7 @@ def flooding(member: Member, frames: Iterator[bytes]) -> Iterator[Callable[[], b
         for kind in FLOODS
     ],
 )
-def test_a_member_that_floods_keeps_nobody_waiting(solo: Agent, kind: str) -> None:
+def test_a_flooding_member_delays_no_other_peer(solo: Agent, kind: str) -> None:
     """Valid frames without end: others get their turn, and the memory stays."""
     member = Member(solo.state.parent, int(solo.ready()["peer_port"]))
     watch = Watch(solo)
@@ -287,7 +287,7 @@ HALF = (
 CLOSED_S_MAX = soon_s(12.0)
 
 
-def test_200_half_open_connections_keep_nobody_waiting(solo: Agent) -> None:
+def test_200_half_open_connections_delay_no_client(solo: Agent) -> None:
     """On each port at once: answers come meanwhile, and all are closed in the end."""
     watch = Watch(solo)
 
@@ -317,8 +317,8 @@ def _until_closed(connection: socket.socket) -> None:
 # --- Clients.
 
 
-def test_1000_readers_that_never_read_keep_nobody_waiting(solo: Agent) -> None:
-    """B42: as many as there is room for are served, and others are told so."""
+def test_1000_readers_that_never_read_delay_no_client(solo: Agent) -> None:
+    """B42: those within the limit are served, the others get an error."""
     _, made = solo.call("POST", "/api/v1/tokens", {"role": "viewer"})
     request = (
         "GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n"
@@ -348,7 +348,7 @@ OUTPUT = "yes 'a line of much output' | head -c 30000000; exec sleep 1000"
 OUTPUT_BYTES = 30_000_000
 READERS = 128
 REST_S = 0.1  #: of work in half a second
-QUEUED_BYTES_MAX = 512 << 10  #: that the kernel may hold for one of them
+QUEUED_BYTES_MAX = 512 << 10  #: in the kernel for one of them
 
 
 @pytest.fixture
@@ -365,12 +365,10 @@ def pair(tmp_path: Path) -> Iterator[list[Agent]]:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("url", ["api_url", "lan_url"])
-def test_readers_of_a_log_that_never_read_cost_little(
-    pair: list[Agent], url: str
-) -> None:
-    """Neither the node that has the output grows, nor one that passes it on.
+def test_log_readers_that_never_read_cost_little(pair: list[Agent], url: str) -> None:
+    """Neither the node with the output grows, nor a forwarding one.
 
-    Nor does the kernel hold much for them, which is memory of the machine all the same.
+    The kernel's buffers stay small, too, because they are memory of the machine.
     """
     task = submit(pair[0], OUTPUT)
     worker = until(
@@ -398,12 +396,12 @@ def test_readers_of_a_log_that_never_read_cost_little(
             until(lambda: watch.look() and _is_at_rest(agent), "all are full")  # noqa: B023
             watch.judge()
             assert max(_queued_bytes(port_of(agent, url))) < QUEUED_BYTES_MAX
-    # Else the agents wait for it when they stop.
+    # The agents would otherwise wait for it when they stop.
     assert front.call("DELETE", f"/api/v1/tasks/{task}?force=true")[0] == 200
 
 
 def _queued_bytes(port: int) -> Iterator[int]:
-    """What the kernel holds for each connection to this port, to be sent: tcp(7)."""
+    """Return the kernel's send queue of each connection to this port: tcp(7)."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, _, _, queues, *_ = line.split()
         if int(local.partition(":")[2], 16) == port:

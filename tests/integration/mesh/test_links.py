@@ -45,7 +45,7 @@ LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 20)
 
 @dataclass
 class Party:
-    """One node's transport, and everything that it said."""
+    """One node's transport, and all its events."""
 
     trust: MeshTls = field(default_factory=lambda: MeshTls(SECRET, NodeKey.generate()))
     hosts: tuple[str, ...] = ("127.0.0.1",)
@@ -56,7 +56,7 @@ class Party:
     version: int = 1
     events: list[Event] = field(default_factory=list)
     notes: list[LogLine] = field(default_factory=list)
-    duplicates: int = 0  #: how often it heard that its id is taken
+    duplicates: int = 0  #: reports that its id is taken
     uptime_s: float = 0.0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -115,7 +115,7 @@ class Party:
         self.news.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until something that was said makes the condition true."""
+        """Wait until an event makes the condition true."""
         async with asyncio.timeout(WAIT_S):
             while not condition():
                 self.news.clear()
@@ -133,7 +133,7 @@ class Party:
         return [dict(note.fields)["reason"] for note in self.notes]
 
     def is_linked(self, peer: NodeId) -> bool:
-        """Return what the core believes, and check that up and down alternate."""
+        """Return the core's view, and check that up and down alternate."""
         ups = [e for e in self.of(PeerUp) + self.of(PeerDown) if e.peer == peer]
         ups.sort(key=self.events.index)
         kinds = [type(event) for event in ups]
@@ -159,8 +159,8 @@ async def meet(a: Party, b: Party) -> None:
     await b.until(lambda: b.is_linked(a.id))
 
 
-async def test_two_nodes_meet_and_talk_both_ways() -> None:
-    """A dial is enough for both; each knows whom, and where to dial."""
+async def test_two_nodes_connect_and_exchange_messages_both_ways() -> None:
+    """One dial is enough; each knows the other's id and address."""
     a, b = Party(), Party()
     async with running(a, b):
         await meet(a, b)
@@ -176,7 +176,7 @@ async def test_two_nodes_meet_and_talk_both_ways() -> None:
 
 
 async def test_messages_of_one_turn_arrive_together_and_in_order() -> None:
-    """Sends are gathered, so that a thousand small ones are not a thousand frames."""
+    """Sends are batched, so that a thousand small ones are not a thousand frames."""
     a, b = Party(), Party()
     sent: list[Message] = [Probe(b.id, float(i)) for i in range(1000)]
     async with running(a, b):
@@ -189,8 +189,8 @@ async def test_messages_of_one_turn_arrive_together_and_in_order() -> None:
     assert len(b.of(Received)) < 20
 
 
-async def test_large_messages_arrive_whole() -> None:
-    """Frames up to the limit pass, several in a row, beyond what TCP buffers."""
+async def test_large_messages_arrive_complete() -> None:
+    """Frames up to the limit pass, several in a row, beyond TCP's buffers."""
     a, b = Party(), Party()
     async with running(a, b):
         await meet(a, b)
@@ -205,8 +205,8 @@ async def test_large_messages_arrive_whole() -> None:
     assert a.notes[0].event == "message not sent"
 
 
-async def test_the_end_of_a_link_is_told_with_its_reason() -> None:
-    """What one side gives as reason, the other side hears."""
+async def test_both_sides_get_the_reason_of_a_closed_link() -> None:
+    """The reason of one side reaches the other."""
     a, b = Party(), Party()
     async with running(a, b):
         await meet(a, b)
@@ -217,7 +217,7 @@ async def test_the_end_of_a_link_is_told_with_its_reason() -> None:
     assert [down.reason for down in b.of(PeerDown)] == ["attached"]
 
 
-async def test_a_stopping_node_says_so() -> None:
+async def test_a_stopping_node_announces_it() -> None:
     """Its peers need not suspect anything."""
     a, b = Party(), Party()
     async with running(a, b):
@@ -229,7 +229,7 @@ async def test_a_stopping_node_says_so() -> None:
 
 
 async def test_messages_sent_right_before_a_disconnect_still_arrive() -> None:
-    """A redirect is of no use if the goodbye overtakes it."""
+    """A redirect after the end of the link is useless."""
     a, b = Party(), Party()
     async with running(a, b):
         await meet(a, b)
@@ -240,7 +240,7 @@ async def test_messages_sent_right_before_a_disconnect_still_arrive() -> None:
     assert [type(event) for event in b.events] == [PeerUp, Received, PeerDown]
 
 
-async def test_a_peer_that_lost_its_link_unnoticed_comes_back_at_once() -> None:
+async def test_a_peer_with_an_unnoticed_link_loss_reconnects_at_once() -> None:
     """A new boot of the same node replaces a link that only looks alive."""
     a = Party()
     key = MeshTls(SECRET, NodeKey.generate())
@@ -257,7 +257,7 @@ async def test_a_peer_that_lost_its_link_unnoticed_comes_back_at_once() -> None:
 
 @pytest.mark.parametrize("attempt", range(5))
 async def test_nodes_that_dial_each_other_at_once_keep_one_link(attempt: int) -> None:
-    """Whatever the timing, both agree on one, and it works both ways."""
+    """In every timing both agree on one, and it works both ways."""
     a, b = Party(), Party()
     async with running(a, b):
         for _ in range(3):
@@ -296,7 +296,7 @@ async def test_many_nodes_that_start_at_once_form_a_full_mesh() -> None:
 
 
 async def test_addresses_are_tried_in_order_until_one_answers() -> None:
-    """A machine may advertise addresses that do not work from here."""
+    """A machine may advertise addresses that are unreachable from here."""
     a, b = Party(), Party()
     wrong = [Address("127.0.0.1", 1), Address("not an ip", 5), Address("127.0.0.1", 0)]
     async with running(a, b):
@@ -306,8 +306,8 @@ async def test_addresses_are_tried_in_order_until_one_answers() -> None:
     assert not a.of(DialFailed)
 
 
-async def test_an_address_that_is_silent_holds_up_no_dial_to_another() -> None:
-    """Adverts are anybody's: a hundred may lead to one machine that says nothing."""
+async def test_a_silent_address_delays_no_dial_to_another() -> None:
+    """Anybody can advertise: a hundred adverts may name one silent machine."""
     a, dialler = Party(), Party(handshake_s=60.0)
     turns, released = dialler.transport._dial_limiter, asyncio.Event()
 
@@ -323,7 +323,7 @@ async def test_an_address_that_is_silent_holds_up_no_dial_to_another() -> None:
         await asyncio.gather(*dials)
 
 
-async def test_a_dial_without_node_meets_whoever_is_there() -> None:
+async def test_a_dial_without_a_node_id_connects_to_any_node() -> None:
     """`--join` knows an address only."""
     a, b = Party(), Party()
     async with running(a, b):
@@ -331,8 +331,8 @@ async def test_a_dial_without_node_meets_whoever_is_there() -> None:
         await a.until(lambda: a.is_linked(b.id))
 
 
-async def test_a_dial_that_meets_another_node_failed_but_keeps_the_link() -> None:
-    """Addresses move between machines; a member is welcome all the same."""
+async def test_a_dial_that_reaches_another_node_fails_but_keeps_the_link() -> None:
+    """Addresses move between machines; any member is welcome."""
     a, b = Party(), Party()
     wanted = NodeKey.generate().node_id
     async with running(a, b):
@@ -343,8 +343,8 @@ async def test_a_dial_that_meets_another_node_failed_but_keeps_the_link() -> Non
     assert a.of(DialFailed) == [DialFailed(wanted, (b.address,), was_refused=False)]
 
 
-async def test_a_refused_dial_says_that_nobody_listens_there() -> None:
-    """Process death is known at once, unlike a machine that went silent."""
+async def test_a_refused_dial_is_reported_as_no_listener() -> None:
+    """A dead process is known at once, unlike a silent machine."""
     a = Party()
     closed = Address("127.0.0.1", 1)
     async with running(a):
@@ -355,7 +355,7 @@ async def test_a_refused_dial_says_that_nobody_listens_there() -> None:
 
 
 async def test_links_work_over_ipv6() -> None:
-    """The address that the peer is told can be dialled."""
+    """The address that the peer learns can be dialled."""
     try:
         a, b = Party(hosts=("::1",)), Party(hosts=("::1", "127.0.0.1"))
     except OSError:
@@ -380,12 +380,12 @@ async def test_links_work_over_ipv6() -> None:
 def test_the_address_of_a_peer_can_be_dialled_from_here(
     name: tuple[str, int, int, int], address: Address
 ) -> None:
-    """A link-local address means something only with its interface."""
+    """A link-local address needs its interface."""
     assert dialable_peer_address(name) == address
 
 
 async def test_a_node_that_dials_itself_makes_no_link() -> None:
-    """Its own advert or seed leads there."""
+    """Its own advert or seed may have its address."""
     a = Party()
     async with running(a):
         a.transport.dial(None, [a.address])
@@ -414,7 +414,7 @@ async def test_a_node_that_meets_its_copy_keeps_its_id_only_if_it_is_older(
     assert not older.duplicates
 
 
-async def test_a_copy_of_a_peer_that_lives_is_refused_and_told_so() -> None:
+async def test_a_copy_of_a_connected_peer_is_refused_with_the_reason() -> None:
     """F18: the first keeps its link, and nothing of the second reaches the core."""
     a = Party()
     key = MeshTls(SECRET, NodeKey.generate())
@@ -432,7 +432,7 @@ async def test_a_copy_of_a_peer_that_lives_is_refused_and_told_so() -> None:
     assert not first.duplicates
 
 
-async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None:
+async def test_a_node_of_another_mesh_is_refused_and_logged_once() -> None:
     """No link, no core event but a failed dial, one line in the dialler's log."""
     a = Party()
     foreign = Party(trust=MeshTls(generate_secret(), NodeKey.generate()))
@@ -447,17 +447,20 @@ async def test_a_node_of_another_mesh_is_not_met_and_that_is_said_once() -> None
 
 
 def renewed(secret: MeshSecret) -> MeshSecret:
-    """Return the secret with a second generation, which is in force."""
+    """Return the secret with a second generation in force."""
     return secret.with_new_generation(
         generate_generation(), 1, revoked=None
     ).with_newest_in_force(2)
 
 
 @pytest.mark.parametrize("is_newer_dialling", [True, False])
-async def test_a_node_whose_generation_is_over_is_not_met(
+async def test_a_node_with_an_ended_generation_is_refused(
     *, is_newer_dialling: bool
 ) -> None:
-    """F31, F33: its secret file is older than a rotation, and who dials says why."""
+    """F31, F33.
+
+    Its secret file is older than a rotation, and the dialler logs the reason.
+    """
     newest = renewed(SECRET).with_newest_only(3)
     older, newer = Party(), Party(trust=MeshTls(newest, NodeKey.generate()))
     dialler, other = (newer, older) if is_newer_dialling else (older, newer)
@@ -472,10 +475,10 @@ async def test_a_node_whose_generation_is_over_is_not_met(
 
 
 @pytest.mark.parametrize("is_newer_dialling", [True, False])
-async def test_a_node_that_knows_only_the_generation_before_is_met(
+async def test_a_node_with_the_previous_generation_is_accepted(
     *, is_newer_dialling: bool
 ) -> None:
-    """F33: it was away while the secret was renewed, and learns of it over the link."""
+    """F33: it was away during the rotation, and learns the new one over the link."""
     older, newer = Party(), Party(trust=MeshTls(renewed(SECRET), NodeKey.generate()))
     dialler, other = (newer, older) if is_newer_dialling else (older, newer)
     async with running(older, newer):
@@ -487,7 +490,7 @@ async def test_a_node_that_knows_only_the_generation_before_is_met(
 
 
 async def test_a_link_outlives_the_renewal_of_the_secret() -> None:
-    """F33: new connections use the new generation; those that are there stay."""
+    """F33: new connections use the new generation; existing ones stay."""
     a, b = Party(), Party()
     newest = renewed(SECRET).with_newest_only(3)
     async with running(a, b):
@@ -503,8 +506,8 @@ async def test_a_link_outlives_the_renewal_of_the_secret() -> None:
             assert a.is_linked(b.id)
 
 
-async def test_who_greets_while_its_secret_ends_is_not_met() -> None:
-    """It was let in by a generation that is over before it has introduced itself."""
+async def test_a_node_whose_secret_ends_before_its_hello_is_refused() -> None:
+    """Its generation ended between the TLS handshake and HELLO."""
     slow = Party()
     newest = renewed(SECRET).with_newest_only(3)
     a = Party(trust=MeshTls(renewed(SECRET), NodeKey.generate()))
@@ -528,12 +531,12 @@ async def test_who_greets_while_its_secret_ends_is_not_met() -> None:
 @pytest.mark.parametrize(
     ("refusal_s", "reason"), [(60.0, NOT_ACCEPTED), (0.0, HANDSHAKE_TIMED_OUT)]
 )
-async def test_a_rejected_certificate_is_told_as_a_wrong_secret(
+async def test_a_rejected_certificate_is_reported_as_a_wrong_secret(
     monkeypatch: pytest.MonkeyPatch, refusal_s: float, reason: str
 ) -> None:
     """With TLS 1.3 the dialler learns it only from the end of the connection.
 
-    A busy peer ends it, too, once it has waited long enough: that accuses nobody.
+    A busy peer also ends it after its timeout: that is no wrong secret.
     """
     monkeypatch.setattr(link, "REJECTION_S", refusal_s)
     a = Party()
@@ -550,7 +553,7 @@ async def test_a_rejected_certificate_is_told_as_a_wrong_secret(
     assert not a.events
 
 
-async def test_a_peer_of_the_next_version_is_worked_with_in_this_one() -> None:
+async def test_a_peer_of_the_next_version_uses_this_version() -> None:
     """F39: fields and messages that this version does not know are ignored."""
     a, raw = Party(), Raw()
     next_hello = replace(raw.hello(a.hello()), version=2, version_min=1)
@@ -580,8 +583,8 @@ async def test_a_peer_of_the_next_version_is_worked_with_in_this_one() -> None:
     assert not a.notes
 
 
-async def test_a_peer_of_this_version_says_nothing_unknown() -> None:
-    """B39: what is unknown is a reason to close, unless the peer may know better."""
+async def test_an_unknown_message_of_a_peer_of_this_version_is_refused() -> None:
+    """B39: unknown data closes the link, unless the peer's version may have it."""
     a, raw = Party(), Raw()
     first = wire.encode([raw.hello(a.hello()), HelloOk()])
     async with running(a):
@@ -597,7 +600,7 @@ def next_frame(*messages: Message | tuple[object, ...]) -> bytes:
 
 
 async def test_a_peer_of_another_protocol_version_is_refused_with_a_reason() -> None:
-    """The operator reads which versions met, once however often they meet."""
+    """The log names both versions, once however often they meet."""
     a, b = Party(), Party(version=9)
     async with running(a, b):
         for dials in (1, 2):
@@ -638,10 +641,10 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ],
     ids=["http", "half a TLS hello", "silence", "zeros", "frames without TLS"],
 )
-async def test_a_stranger_is_cut_off_and_nothing_of_it_is_parsed(
+async def test_a_stranger_is_disconnected_and_nothing_of_it_is_parsed(
     greeting: bytes, spy: list[int]
 ) -> None:
-    """Plain HTTP and rubbish at once, silence after the handshake time."""
+    """Plain HTTP and junk at once, silence after the handshake timeout."""
     a = Party(handshake_s=0.5)
     async with running(a):
         reader, writer = await asyncio.open_connection(*a.address)
@@ -657,10 +660,10 @@ async def test_a_stranger_is_cut_off_and_nothing_of_it_is_parsed(
 
 
 @pytest.mark.parametrize("kind", ["self-signed", "no certificate"])
-async def test_a_stranger_with_tls_is_cut_off_and_nothing_of_it_is_parsed(
+async def test_a_stranger_with_tls_is_disconnected_and_nothing_of_it_is_parsed(
     kind: str, spy: list[int]
 ) -> None:
-    """Only a certificate of the mesh opens the decoder."""
+    """The decoder runs only after a certificate of the mesh."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -675,7 +678,7 @@ async def test_a_stranger_with_tls_is_cut_off_and_nothing_of_it_is_parsed(
 
 
 async def _say(party: Party, context: ssl.SSLContext, data: bytes) -> bytes:
-    """Send bytes over TLS and return all that comes back until the end."""
+    """Send bytes over TLS and return all answers until the end."""
     answer = b""
     async with asyncio.timeout(WAIT_S):
         reader, writer = await asyncio.open_connection(
@@ -692,7 +695,7 @@ async def _say(party: Party, context: ssl.SSLContext, data: bytes) -> bytes:
 
 
 async def test_pending_handshakes_of_one_address_are_bounded() -> None:
-    """A ninth silent connection is closed at once; peers elsewhere still get in."""
+    """A ninth silent connection is closed at once; other addresses still connect."""
     a = Party(handshake_s=30.0, hosts=("127.0.0.1",))
     b = Party()
     async with running(a, b):
@@ -710,7 +713,7 @@ async def test_pending_handshakes_of_one_address_are_bounded() -> None:
             writer.close()
 
 
-async def test_many_agents_of_one_machine_are_all_let_in_at_once() -> None:
+async def test_many_agents_of_one_machine_are_all_accepted_at_once() -> None:
     """A hundred may start there in a moment; none has to dial a second time."""
     a = Party()
     others = [Party() for _ in range(40)]
@@ -722,8 +725,8 @@ async def test_many_agents_of_one_machine_are_all_let_in_at_once() -> None:
     assert not any(other.of(DialFailed) for other in others)
 
 
-async def test_strangers_of_this_machine_are_bounded_and_in_nobodys_way() -> None:
-    """They are many, but not without end, and take no place of those elsewhere."""
+async def test_strangers_of_this_machine_are_bounded_separately() -> None:
+    """They may be many, within a limit, and take no place of other addresses."""
     a = Party(handshake_s=30.0)
     async with running(a):
         silent = [
@@ -738,12 +741,12 @@ async def test_strangers_of_this_machine_are_bounded_and_in_nobodys_way() -> Non
             server_hostname="",
             local_addr=("127.0.1.1", 0),
         )
-        await reader.readexactly(4)  # A HELLO begins: it was let in.
+        await reader.readexactly(4)  # A HELLO starts: it was accepted.
         for _, connection in (*silent, (reader, writer)):
             connection.close()
 
 
-async def test_a_member_takes_no_place_of_a_stranger_while_it_says_hello() -> None:
+async def test_a_member_in_its_hello_takes_no_place_of_a_stranger() -> None:
     """Its certificate is proof enough."""
     a, raw = Party(handshake_s=30.0), Raw()
     async with running(a):
@@ -763,10 +766,10 @@ async def test_a_member_takes_no_place_of_a_stranger_while_it_says_hello() -> No
             writer.close()
 
 
-async def test_pending_handshakes_are_bounded_in_all() -> None:
-    """Many machines that say nothing cost a known number of descriptors.
+async def test_all_pending_handshakes_are_bounded() -> None:
+    """Many silent machines cost a known number of descriptors.
 
-    Who has waited longest makes room, of the address that has most.
+    The longest wait makes room, from the address with the most.
     """
     a = Party(handshake_s=30.0)
     async with running(a):
@@ -782,8 +785,8 @@ async def test_pending_handshakes_are_bounded_in_all() -> None:
             writer.close()
 
 
-async def test_a_crowd_of_silent_addresses_keeps_no_peer_out() -> None:
-    """One machine has many addresses, as IPv6 gives them, and could take all places."""
+async def test_many_silent_addresses_lock_out_no_peer() -> None:
+    """One machine has many IPv6 addresses, and could take all places."""
     a, raw = Party(handshake_s=30.0), Raw()
     async with running(a):
         silent = []
@@ -806,7 +809,7 @@ async def test_a_crowd_of_silent_addresses_keeps_no_peer_out() -> None:
 
 
 class Raw:
-    """A member that says what it likes."""
+    """A member that sends anything."""
 
     def __init__(self) -> None:
         self.trust = MeshTls(SECRET, NodeKey.generate())
@@ -836,7 +839,7 @@ class Raw:
         "extra",
     ],
 )
-async def test_a_member_that_breaks_the_protocol_is_told_and_cut_off(
+async def test_a_member_that_breaks_the_protocol_is_disconnected_with_the_reason(
     data: bytes, reason: str
 ) -> None:
     """The reason reaches the peer and the log; no event reaches the core."""
@@ -851,8 +854,8 @@ async def test_a_member_that_breaks_the_protocol_is_told_and_cut_off(
     assert not a.events
 
 
-async def test_how_long_a_handshake_took_is_told() -> None:
-    """So the core knows how far apart the clocks in both HELLO may have been read."""
+async def test_the_duration_of_a_handshake_is_reported() -> None:
+    """The core needs it to compare the clocks in both HELLOs."""
     a, raw = Party(), Raw()
     async with running(a):
         reader, writer = await asyncio.open_connection(
@@ -878,8 +881,8 @@ async def test_a_member_that_pretends_to_be_another_is_refused() -> None:
     assert not a.events
 
 
-async def test_a_connected_member_that_turns_bad_goes_down_with_the_reason() -> None:
-    """What it said before still counts."""
+async def test_a_connected_member_that_breaks_the_protocol_is_disconnected() -> None:
+    """Its earlier messages still count."""
     a, raw = Party(), Raw()
     data = (
         wire.encode([raw.hello(a.hello()), HelloOk(), Pull(())])
@@ -894,10 +897,10 @@ async def test_a_connected_member_that_turns_bad_goes_down_with_the_reason() -> 
     assert a.of(PeerDown)[0].reason.startswith("protocol: ")
 
 
-async def test_a_member_that_broke_the_protocol_is_kept_out_for_a_while(
+async def test_a_member_that_broke_the_protocol_is_refused_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """B39: the next time it is told so and not read, and others are met as ever."""
+    """B39: its next connection gets the reason and is not read; other peers connect."""
     monkeypatch.setattr(strangers, "REFUSED_S", 2 * WAIT_S)
     a, raw, other = Party(), Raw(), Raw()
     good = wire.encode([raw.hello(a.hello()), HelloOk()])
@@ -931,7 +934,7 @@ async def _in_two(a: Party, raw: Raw, first: bytes, second: bytes) -> None:
 
 
 async def test_a_slow_member_that_sends_single_bytes_is_understood() -> None:
-    """Frames may come in any pieces, in the handshake and after it."""
+    """Frames may be split anywhere, in the handshake and after it."""
     a, raw = Party(), Raw()
     data = wire.encode([raw.hello(a.hello())]) + wire.encode([HelloOk(), Pull(())])
     async with running(a):
@@ -947,8 +950,8 @@ async def test_a_slow_member_that_sends_single_bytes_is_understood() -> None:
     assert a.received == [Pull(())]
 
 
-async def test_a_member_that_never_reads_loses_its_link_not_our_memory() -> None:
-    """The outbox is bounded; over it, the link goes."""
+async def test_a_member_that_never_reads_loses_its_link() -> None:
+    """The outbox is bounded, so our memory is, too."""
     a, raw = Party(outbox_bytes=1 << 20), Raw()
     ballast = Pull(tuple((1, 2**60 + i) for i in range(40_000)))  # type: ignore[misc]
     async with running(a):
@@ -968,7 +971,7 @@ async def test_a_member_that_never_reads_loses_its_link_not_our_memory() -> None
 
 
 async def test_peers_above_the_bound_are_refused() -> None:
-    """A mesh has a largest size; who comes later is told."""
+    """A mesh has a largest size; later peers get the reason."""
     a = Party(limits=dataclasses.replace(LIMITS, peers=1))
     b, c = Party(), Party()
     async with running(a, b, c):
@@ -979,8 +982,8 @@ async def test_peers_above_the_bound_are_refused() -> None:
     assert c.reasons == ["too many peers"]
 
 
-async def test_sending_to_nobody_does_nothing() -> None:
-    """The link may have ended a moment ago; `PeerDown` is on its way."""
+async def test_sending_to_an_absent_peer_does_nothing() -> None:
+    """The link may have ended a moment ago; `PeerDown` will follow."""
     a = Party()
     async with running(a):
         a.transport.send(NodeId("nobody"), [Pull(())])

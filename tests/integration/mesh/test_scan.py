@@ -1,4 +1,4 @@
-"""Who lets machines in, as it is heard of over real mDNS and from forged records."""
+"""The search for inviting members, over real mDNS and with forged records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from octaskly.mesh.discovery.scan import (
 )
 from tests.integration.mesh.test_discovery import node_id
 
-LOOK_S = 60.0  #: none of these waits for so long
+LOOK_S = 60.0  #: no scan here takes that long
 
 
 def member(port: int) -> NodeInfo:
@@ -39,8 +39,8 @@ def member(port: int) -> NodeInfo:
     )
 
 
-async def test_a_member_that_invites_later_is_found_while_one_looks() -> None:
-    """Two people may open invites at once, and the first to answer is not the one."""
+async def test_a_member_that_invites_later_is_found_during_a_scan() -> None:
+    """Two people may open invites at once, and the first answer may be the wrong one."""
     first, second = member(1001), member(1002)
     async with contextlib.AsyncExitStack() as stack:
         await shine(stack, first)
@@ -51,8 +51,8 @@ async def test_a_member_that_invites_later_is_found_while_one_looks() -> None:
             await until(found, second.id)
 
 
-async def test_looking_ends_when_its_time_is_up() -> None:
-    """Also where nobody answers."""
+async def test_a_scan_ends_at_its_timeout() -> None:
+    """Also without any answer."""
     node = member(1003)
     seen = [one.node async for one in scan_inviting_members(0.2, ["lo"])]
 
@@ -62,7 +62,7 @@ async def test_looking_ends_when_its_time_is_up() -> None:
 async def test_forged_members_of_one_address_are_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As for an agent: a thousand adverts of a victim lead to a few dials."""
+    """As for agents: a thousand adverts of a victim lead to a few dials."""
     monkeypatch.setattr(scan, "open_mdns", Forger.open)
     monkeypatch.setattr(scan, "reachable_addresses", lambda one, _: one.hosts)
 
@@ -74,14 +74,14 @@ async def test_forged_members_of_one_address_are_few(
 
 
 class Forger:
-    """mDNS that brings thousands of members at one address, each on its own port."""
+    """mDNS with thousands of members at one address, each on its own port."""
 
     def __init__(self) -> None:
         self._ports: dict[NodeId, int] = {}
 
     @classmethod
     async def open(cls, *_: object, **__: object) -> Forger:
-        """Take the place of `open_mdns`."""
+        """Replace `open_mdns`."""
         return cls()
 
     def browse(self, on_change: Callable[[str, bool], None]) -> None:
@@ -92,7 +92,7 @@ class Forger:
             on_change(f"{node}.{PAIRING_SERVICE}", False)
 
     def read_cached(self, node: NodeId) -> ServiceRecord:
-        """Return what one of them says."""
+        """Return the records of one of them."""
         return ServiceRecord(
             node=node,
             hosts=("10.9.8.7",),
@@ -102,7 +102,7 @@ class Forger:
         )
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 async def shine(stack: contextlib.AsyncExitStack, node: NodeInfo) -> None:
@@ -111,7 +111,7 @@ async def shine(stack: contextlib.AsyncExitStack, node: NodeInfo) -> None:
 
 
 async def until(found: AsyncIterator[FoundNode], node: NodeId) -> None:
-    """Look on until this one is found; others may live on this loopback, too."""
+    """Scan until this one is found; other meshes may use this loopback, too."""
     async with asyncio.timeout(LOOK_S):
         while (await anext(found)).node != node:
             pass

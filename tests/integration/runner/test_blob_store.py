@@ -1,4 +1,4 @@
-"""Files that clients leave at a node: kept by what they are, within bounds."""
+"""The blob store: uploaded files by content hash, within bounds."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def put(depot: BlobStore, data: bytes, *, keep_s: float = RETENTION_S) -> str:
     return name_of(data)
 
 
-def test_what_came_in_is_there_for_reading_alone(depot: BlobStore) -> None:
-    """Nobody changes it for others, be it by mistake."""
+def test_a_stored_file_is_read_only(depot: BlobStore) -> None:
+    """No process changes it for others, not even by mistake."""
     name = put(depot, b"some bytes")
 
     assert depot.touch_file(name) == 10
@@ -66,7 +66,7 @@ def test_what_came_in_is_there_for_reading_alone(depot: BlobStore) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"other bytes", b"some byteZ", b"some", b""])
-def test_nothing_is_left_of_what_is_not_what_it_is_called(
+def test_a_file_with_the_wrong_content_is_deleted(
     depot: BlobStore, tmp_path: Path, sent: bytes
 ) -> None:
     """Other bytes, too few, too many."""
@@ -88,17 +88,15 @@ def test_nothing_is_left_of_what_is_not_what_it_is_called(
 
 
 @pytest.mark.parametrize("name", ["", "../" * 21 + "x", "A" * 64, "0" * 63, "0" * 65])
-def test_a_name_that_is_no_digest_leads_nowhere(depot: BlobStore, name: str) -> None:
+def test_a_name_that_is_no_digest_is_refused(depot: BlobStore, name: str) -> None:
     """It may come from a client, or from the log of a peer."""
     with pytest.raises(ContentMismatch):
         depot.start_upload(name, 1)
     assert depot.touch_file(name) is None
 
 
-def test_room_is_made_by_what_was_not_wanted_for_longest(
-    depot: BlobStore, clock: SetClock
-) -> None:
-    """Copies go before what a client counts on; what comes in counts from its start."""
+def test_the_longest_unused_file_makes_room(depot: BlobStore, clock: SetClock) -> None:
+    """Copies go before files that a client holds; an upload counts from its start."""
     left = put(depot, b"l" * 400)
     copy = put(depot, b"c" * 400, keep_s=COPY_RETENTION_S)
     clock.now_s += COPY_RETENTION_S + 1
@@ -112,10 +110,10 @@ def test_room_is_made_by_what_was_not_wanted_for_longest(
     put(depot, b"m" * 201)
 
 
-def test_what_a_client_counts_on_stays_until_it_lets_go(
+def test_a_file_that_a_client_holds_stays_until_it_is_released(
     depot: BlobStore, clock: SetClock
 ) -> None:
-    """Or until an hour after it was last asked for."""
+    """Or until an hour after its last request."""
     first, second = put(depot, b"f" * 500), put(depot, b"s" * 500)
     clock.now_s += RETENTION_S - 1
     assert depot.touch_file(first) == 500
@@ -130,8 +128,10 @@ def test_what_a_client_counts_on_stays_until_it_lets_go(
     assert depot.touch_file(first, keep_s=0) is None
 
 
-def test_what_nobody_wants_for_a_day_goes(depot: BlobStore, clock: SetClock) -> None:
-    """Also where there is room for it."""
+def test_a_file_that_is_unused_for_a_day_is_deleted(
+    depot: BlobStore, clock: SetClock
+) -> None:
+    """Even if there is room for it."""
     name = put(depot, b"old")
     clock.now_s += RETENTION_S + UNUSED_S_MAX - 1
     depot.delete_expired()
@@ -143,10 +143,10 @@ def test_what_nobody_wants_for_a_day_goes(depot: BlobStore, clock: SetClock) -> 
     assert not (depot._folder / name).exists()
 
 
-def test_the_next_agent_knows_what_is_there(
+def test_the_next_agent_finds_the_stored_files(
     depot: BlobStore, tmp_path: Path, clock: SetClock
 ) -> None:
-    """What was still coming is deleted; until when a file must stay is not lost."""
+    """Incomplete uploads are deleted; the hold times are kept."""
     name = put(depot, b"f" * 600)
     depot.start_upload(name_of(b"half"), 4).write(b"ha")
     later = BlobStore(
@@ -161,8 +161,8 @@ def test_the_next_agent_knows_what_is_there(
     put(later, b"t" * 500)
 
 
-def test_a_file_is_placed_below_a_folder_only(depot: BlobStore, tmp_path: Path) -> None:
-    """By another name for the same file, or as one that is made and filled."""
+def test_a_file_is_placed_only_below_a_folder(depot: BlobStore, tmp_path: Path) -> None:
+    """As a link to the same file, or as a new copy."""
     source = depot.file_path(put(depot, b"bytes"))
     folder = tmp_path / "fresh"
     folder.mkdir()

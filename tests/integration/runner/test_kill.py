@@ -1,4 +1,4 @@
-"""One way to end a task, whoever wants it, and what is told of it is what happened."""
+"""Ending tasks: one way for all reasons, with a true report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODES = pytest.mark.parametrize(
     ids=["a group a slot", "a group a launcher", "no groups"],
 )
 
-#: How the main process takes SIGTERM: its code and signal.
+#: The reaction of the main process to SIGTERM: its code and signal.
 MANNERS = {
     "ends well": ("trap 'exit 0' TERM", 0, None),
     "ends badly": ("trap 'exit 7' TERM", 7, None),
@@ -42,15 +42,15 @@ MANNERS = {
 }
 
 
-#: Those that end by themselves have all the time for it that they need.
+#: Tasks that end by themselves get all the time that they need.
 PATIENT_S = 60.0
 HASTY = {"ignores it": TaskOptions(grace_s=1)}
 
 
-async def began(made: Rig, manner: str, **fields: Any) -> Any:
-    """Start a task that takes SIGTERM so, and wait until it is ready for it.
+async def start_handler(made: Rig, manner: str, **fields: Any) -> Any:
+    """Start a task with this SIGTERM handler, and wait until it is ready.
 
-    Or until it has ended: on a busy machine one may be late before it is ready.
+    Or until it has ended: on a busy machine it may be late before it is ready.
     """
     ready = made.workdir / f"ready-{token()}"
     wait = "while :; do sleep 0.01; done"
@@ -65,12 +65,12 @@ async def began(made: Rig, manner: str, **fields: Any) -> Any:
 async def test_a_cancelled_task_has_its_own_code_and_signal(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    """It is cancelled whatever it made of the signal, and reported once (B29)."""
+    """It is cancelled whatever its handler did, and reported once (B29)."""
     async with rig(
         tmp_path, slots=len(MANNERS), kill_grace_s=PATIENT_S, **mode
     ) as made:
         names = [
-            await began(made, manner, options=HASTY.get(name))
+            await start_handler(made, manner, options=HASTY.get(name))
             for name, (manner, _, _) in MANNERS.items()
         ]
         made.pool.stop_attempts(names)
@@ -83,25 +83,26 @@ async def test_a_cancelled_task_has_its_own_code_and_signal(
 
 
 @MODES
-async def test_a_task_that_is_late_ends_with_124_however_it_took_it(
+async def test_a_task_past_its_timeout_ends_with_124(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
     """Also one that ignores SIGTERM (B29)."""
     async with rig(tmp_path, slots=len(MANNERS), **mode) as made:
         names = [
-            await began(made, manner, timeout_s=1) for manner, _, _ in MANNERS.values()
+            await start_handler(made, manner, timeout_s=1)
+            for manner, _, _ in MANNERS.values()
         ]
         ends = {outcome_summary(await made.end_of(task)) for task, _ in names}
 
         assert ends == {(AttemptState.FAILED, EndReason.TIMEOUT, 124, None)}
 
 
-async def test_a_cancel_of_what_is_late_already_is_a_cancel(tmp_path: Path) -> None:
-    """The client was told so; the task gets one SIGTERM and one time of grace."""
+async def test_a_cancel_after_the_timeout_is_a_cancel(tmp_path: Path) -> None:
+    """The client got that answer; the task gets one SIGTERM and one grace period."""
     async with rig(tmp_path, kill_grace_s=60.0) as made:
         heard = made.workdir / "heard"
         manner = f"trap 'echo >> {heard}' TERM"
-        task, attempt = await began(made, manner, timeout_s=5)
+        task, attempt = await start_handler(made, manner, timeout_s=5)
         await eventually(heard.exists)
         made.pool.stop_attempts([(task, attempt)])
         made.pool.stop_attempts([(task, attempt)], EndReason.DRAINING)
@@ -113,10 +114,10 @@ async def test_a_cancel_of_what_is_late_already_is_a_cancel(tmp_path: Path) -> N
         assert (outcome.state, outcome.signal) == (AttemptState.CANCELLED, 9)
 
 
-async def test_what_a_leaving_node_ends_is_released(tmp_path: Path) -> None:
-    """It was told to end, so nothing that it did then counts; it is run elsewhere."""
+async def test_a_task_ended_by_a_leaving_node_is_released(tmp_path: Path) -> None:
+    """It got SIGTERM, so its result does not count; it runs elsewhere."""
     async with rig(tmp_path, kill_grace_s=PATIENT_S) as made:
-        task, attempt = await began(made, "trap 'exit 0' TERM")
+        task, attempt = await start_handler(made, "trap 'exit 0' TERM")
         made.pool.stop_attempts([(task, attempt)], EndReason.DRAINING)
         outcome = await made.end_of(task)
 
@@ -127,8 +128,8 @@ async def test_what_a_leaving_node_ends_is_released(tmp_path: Path) -> None:
         assert outcome.detail == "ended with code 0"
 
 
-async def test_what_ended_before_a_node_leaves_counts(tmp_path: Path) -> None:
-    """Only what was told to end is run again."""
+async def test_a_task_that_ended_before_its_node_leaves_counts(tmp_path: Path) -> None:
+    """Only tasks that got SIGTERM run again."""
     async with rig(tmp_path) as made:
         ended = made.workdir / "ended"
         name = made.start(f"echo > {ended}; exit 3")
@@ -148,24 +149,26 @@ SLOW = "trap 'sleep 0.5; exit 5' TERM"
 SLOWEST = "trap 'sleep 600; exit 5' TERM"
 
 
-async def test_a_task_may_have_a_grace_of_its_own(tmp_path: Path) -> None:
+async def test_a_task_may_have_its_own_grace_period(tmp_path: Path) -> None:
     """Longer than that of the node, or none."""
     async with rig(tmp_path, kill_grace_s=0.1) as made:
-        patient = await began(made, SLOW, options=TaskOptions(grace_s=60))
+        patient = await start_handler(made, SLOW, options=TaskOptions(grace_s=60))
         made.pool.stop_attempts([patient])
         assert (await made.end_of(patient[0])).exit_code == 5
     async with rig(tmp_path, kill_grace_s=60.0) as made:
-        hasty = await began(made, SLOWEST, options=TaskOptions(grace_s=0))
+        hasty = await start_handler(made, SLOWEST, options=TaskOptions(grace_s=0))
         made.pool.stop_attempts([hasty])
         assert (await made.end_of(hasty[0])).exit_code == 137
 
 
-async def test_a_leaving_node_waits_for_no_task_longer_than_its_own_grace(
+async def test_a_leaving_node_waits_for_a_task_at_most_its_own_grace(
     tmp_path: Path,
 ) -> None:
     """The service manager would kill the agent meanwhile."""
     async with rig(tmp_path, kill_grace_s=0.1) as made:
-        task, attempt = await began(made, SLOWEST, options=TaskOptions(grace_s=3600))
+        task, attempt = await start_handler(
+            made, SLOWEST, options=TaskOptions(grace_s=3600)
+        )
         made.pool.stop_attempts([(task, attempt)], EndReason.DRAINING)
 
         assert (await made.end_of(task)).detail == "ended by signal 9"
@@ -175,7 +178,7 @@ def has_mark(pid: int, mark: bytes) -> bool:
     return mark in proc_tree.environment_of(pid)
 
 
-async def test_attempts_of_two_reigns_are_told_apart() -> None:
+async def test_attempts_of_two_epochs_are_distinguished() -> None:
     """Both are the first of the same task; only one had the launcher that died."""
     marks = [b"OCTASKLY_MARK=t.1.5.1", b"OCTASKLY_MARK=t.2.6.1"]
     word = token()
@@ -204,7 +207,7 @@ async def test_attempts_of_two_reigns_are_told_apart() -> None:
 
 
 async def test_no_two_attempts_share_a_mark(tmp_path: Path) -> None:
-    """Neither of two reigns, nor of two tasks that clients call the same."""
+    """Neither of two epochs, nor of two tasks with the same name."""
     async with rig(tmp_path) as made:
         (attempt, spec), ends = made.item("echo $OCTASKLY_MARK"), set()
         items = [

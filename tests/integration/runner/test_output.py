@@ -1,4 +1,4 @@
-"""Output in files: what is long, and what somebody reads meanwhile (B31, threat 16)."""
+"""Output files: long output, and live readers (B31, threat 16)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def transcripts(folder: Path) -> list[str]:
 
 
 async def test_short_output_makes_no_file(tmp_path: Path) -> None:
-    """Also of an attempt that runs for a while, as long as nobody reads it."""
+    """Also for a longer attempt, as long as it has no reader."""
     async with rig(tmp_path) as made:
         outcome = await made.run("echo hello; sleep 0.05; echo bye")
 
@@ -76,8 +76,8 @@ async def test_long_output_is_kept_on_disk_within_the_cap(tmp_path: Path) -> Non
     assert (tmp_path / "transcripts" / name).stat().st_size <= 8 * MIB
 
 
-async def test_who_follows_sees_lines_while_the_attempt_runs(tmp_path: Path) -> None:
-    """What was written before somebody came, and each line as it is written."""
+async def test_a_follower_sees_lines_while_the_attempt_runs(tmp_path: Path) -> None:
+    """Earlier output first, then each line as it is written."""
     async with rig(tmp_path) as made:
         task, _ = made.start(
             "echo one; while ! [ -e go ]; do sleep 0.01; done; echo two; echo three >&2"
@@ -104,7 +104,7 @@ async def test_who_follows_sees_lines_while_the_attempt_runs(tmp_path: Path) -> 
         ]
 
 
-async def test_who_does_not_follow_gets_what_is_there(tmp_path: Path) -> None:
+async def test_without_follow_the_existing_output_is_read(tmp_path: Path) -> None:
     """The attempt goes on."""
     async with rig(tmp_path) as made:
         task, name = made.start("echo one; sleep 30")
@@ -121,8 +121,8 @@ async def test_who_does_not_follow_gets_what_is_there(tmp_path: Path) -> None:
         await made.end_of(task)
 
 
-async def test_an_attempt_without_a_file_says_so(tmp_path: Path) -> None:
-    """Its output is in the result alone; an unknown one has none either."""
+async def test_an_attempt_without_a_file_is_reported(tmp_path: Path) -> None:
+    """Its output is in the result alone; an unknown attempt has none either."""
     async with rig(tmp_path) as made:
         task, _ = made.start("echo hello")
         await made.end_of(task)
@@ -132,8 +132,8 @@ async def test_an_attempt_without_a_file_says_so(tmp_path: Path) -> None:
                 await read(made.pool, name, follow=True)
 
 
-async def test_without_room_the_rest_is_counted(tmp_path: Path) -> None:
-    """A quota that others use up holds nobody up."""
+async def test_output_without_room_is_only_counted(tmp_path: Path) -> None:
+    """A full quota must not block the task."""
     archive = archive_in(tmp_path, bytes_max=8 * MIB, quota_bytes=4 * MIB)
     async with rig(tmp_path, archive=archive) as made:
         outcome = await made.run("sleep 0.05; head -c 5000000 /dev/zero")
@@ -144,7 +144,7 @@ async def test_without_room_the_rest_is_counted(tmp_path: Path) -> None:
 
 
 async def test_a_task_gets_no_descriptor_of_a_file(tmp_path: Path) -> None:
-    """Files of others are no business of it."""
+    """Files of others are private."""
     async with rig(tmp_path, slots=2, launchers=1) as made:
         task, name = made.start("echo one; sleep 30")
         while not joined(await read(made.pool, task), 0):
@@ -158,11 +158,11 @@ async def test_a_task_gets_no_descriptor_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
-    """A task that moves links about in all it can reach changes no file of ours.
+async def test_links_do_not_redirect_output(tmp_path: Path) -> None:
+    """A task that creates links wherever it can changes no file of ours.
 
     It runs as the agent's own user here, so it may even replace the file by a link:
-    what it wrote goes into the file that was opened, and readers follow no link.
+    output goes into the opened file, and readers follow no link.
     """
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -173,7 +173,7 @@ async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
             f' for f in $d/* "$d/{other_file}"; do'
             f" rm -f $f; ln -s {victim} $f; done; head -c 100000 /dev/zero; done"
         )
-        async with asyncio.timeout(2 * WAIT_S_MAX):  # A thousand programs are run.
+        async with asyncio.timeout(2 * WAIT_S_MAX):  # A thousand programs run.
             other = await made.run("sleep 0.02; head -c 3000000 /dev/zero")
             await made.end_of(task, within_s=2 * WAIT_S_MAX)
             for each in (task, TaskId("task-002-rig")):
@@ -185,11 +185,11 @@ async def test_links_lead_nobody_astray(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
-async def test_another_user_writes_output_where_it_may_write_nothing_else() -> None:
-    """Its launcher gets the descriptor alone; the folder stays closed to its tasks."""
+async def test_another_user_writes_output_through_its_launcher_only() -> None:
+    """The launcher gets the descriptor alone; the folder stays closed to tasks."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
+        folder.chmod(0o755)  # Pytest's own folder is closed to the other user.
         async with rig(folder, account=stranger()) as made:
             task, _ = made.start("sleep 0.02; head -c 3000000 /dev/zero")
             await made.end_of(task)
@@ -221,7 +221,7 @@ class Wall:
 
 
 def fill(archive: OutputArchive, task: str, size: int, mtime_s: float = 0.0) -> None:
-    """Keep so many bytes for a task."""
+    """Keep this many bytes for a task."""
     fd = archive.create_file(TaskId(task), ATTEMPT)
     writer = OutputFileWriter(os.dup(fd), archive.bytes_max)
     writer.write(0, bytes(size))
@@ -232,8 +232,8 @@ def fill(archive: OutputArchive, task: str, size: int, mtime_s: float = 0.0) -> 
     archive.mark_complete(TaskId(task), ATTEMPT)
 
 
-def test_the_oldest_makes_room_for_the_next(tmp_path: Path) -> None:
-    """Also what an earlier agent left; only what is being written is never deleted."""
+def test_the_oldest_output_makes_room_for_the_next(tmp_path: Path) -> None:
+    """Also that of an earlier agent; only files being written are never deleted."""
     (tmp_path / "outputs").mkdir()
     old = archive_in(tmp_path, quota_bytes=20 * MIB, clock=Wall(0))
     for n in range(3):
@@ -251,8 +251,8 @@ def test_the_oldest_makes_room_for_the_next(tmp_path: Path) -> None:
     os.close(second)
 
 
-def test_a_full_disk_is_left_to_the_log(tmp_path: Path) -> None:
-    """What has ended is deleted for it, and nothing new is begun."""
+def test_on_a_full_disk_the_log_has_priority(tmp_path: Path) -> None:
+    """Ended output is deleted for it, and no new file is created."""
     (tmp_path / "outputs").mkdir()
     archive = OutputArchive(
         tmp_path / "transcripts",
@@ -271,8 +271,8 @@ def test_a_full_disk_is_left_to_the_log(tmp_path: Path) -> None:
     assert transcripts(tmp_path) == []
 
 
-def test_what_is_too_old_is_deleted(tmp_path: Path) -> None:
-    """Captured outputs, too: no node says when their task is forgotten."""
+def test_expired_output_is_deleted(tmp_path: Path) -> None:
+    """Captured outputs, too: no node reports when their task is forgotten."""
     for n, folder in enumerate(("x/1-1-1", "x/2-2-2", "y/1-1-1")):
         place = tmp_path / "outputs" / folder
         place.mkdir(parents=True)
@@ -294,7 +294,7 @@ def test_what_is_too_old_is_deleted(tmp_path: Path) -> None:
 
 
 def test_a_small_disk_still_keeps_the_end_of_long_output(tmp_path: Path) -> None:
-    """By default a tenth of it is used, of which one attempt takes a quarter."""
+    """By default a tenth of the disk is used, a quarter of that by one attempt."""
     (tmp_path / "outputs").mkdir()
     disk = shutil.disk_usage(tmp_path).total
     archive = OutputArchive(
@@ -341,7 +341,7 @@ def test_a_reader_survives_any_file(tmp_path: Path) -> None:
             assert looks < 2 * BLOCK_BYTES // READ_BYTES_MAX + 2
 
 
-async def test_files_are_swept_while_the_agent_lives(tmp_path: Path) -> None:
+async def test_files_are_cleaned_up_while_the_agent_runs(tmp_path: Path) -> None:
     """And once at its start."""
     archive = archive_in(tmp_path, retention_s=0, clock=Wall(10_000_000_000_000))
     (tmp_path / "outputs").mkdir()

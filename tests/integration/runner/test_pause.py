@@ -1,4 +1,4 @@
-"""A paused tree uses no processor, loses nothing, and can still be ended."""
+"""Pausing: a frozen tree uses no processor, loses nothing, and can still be ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODES = pytest.mark.parametrize(
     ids=["a group a slot", "a group a launcher", "no groups"],
 )
 
-#: Each burns a processor, in a process with this word in its command line.
+#: Each uses a full core, in a process with this word in its command line.
 BURNERS = {
     "alone": "exec sh -c 'while :; do :; done' {0}",
     "children": "sh -c 'while :; do :; done' {0} & sh -c 'while :; do :; done' {0}",
@@ -31,12 +31,12 @@ BURNERS = {
 
 
 def ticks(word: str) -> int:
-    """Return what the processes with this word have used of the processor."""
+    """Return the processor time of the processes with this word."""
     return sum(sum(map(int, stat[11:15])) for stat in stats_with(word).values())
 
 
 def stats_with(word: str) -> dict[int, list[str]]:
-    """Return the state, and what follows it, of the processes with this word."""
+    """Return the state of the processes with this word, and the fields after it."""
     found = {}
     for pid in processes_with(word):
         with contextlib.suppress(OSError):  # It has ended meanwhile.
@@ -52,13 +52,13 @@ async def frozen(made: Rig, *words: str) -> None:
 
 
 async def still(*words: str) -> None:
-    """Wait until these processes have used nothing for a while."""
+    """Wait until these processes have used no processor for a while."""
     seen: list[object] = []
     for _ in range(30):
         before, seen = seen, [(ticks(w), set(processes_with(w))) for w in words]
         if before == seen:
             return
-        await asyncio.sleep(0.3)  # What is measured, in ticks of 10 ms.
+        await asyncio.sleep(0.3)  # In ticks of 10 ms.
     raise AssertionError(f"it goes on: {seen}")
 
 
@@ -70,7 +70,7 @@ async def is_burning(word: str, since: int = 1) -> None:
 async def test_paused_trees_use_no_processor(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    """Measured as none at all, also of what forks at that moment."""
+    """Measured as zero, even with forks at that moment."""
     many = {key: value * 3 for key, value in mode.items() if key == "launchers"}
     async with rig(tmp_path, slots=len(BURNERS), **(mode | many)) as made:
         words = {token(): text for text in BURNERS.values()}
@@ -91,7 +91,7 @@ async def test_paused_trees_use_no_processor(
 
 @MODES
 async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) -> None:
-    """Neither for who would be late by it, nor does it spare who is late anyway."""
+    """It neither makes a task late, nor saves one that is late anyway."""
     word = token()
     limit_s = 4  #: far more than the short one needs, and less than the pause
     async with rig(tmp_path, **mode) as made:
@@ -118,7 +118,7 @@ async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) 
 async def test_a_paused_task_can_be_cancelled(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    """It cannot act on a signal, so it is killed at once; the others stay frozen."""
+    """It cannot handle a signal, so it is killed at once; the others stay frozen."""
     word, other_word = token(), token()
     async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
         task, attempt = made.start(BURNERS["daemon"].format(word))
@@ -136,10 +136,10 @@ async def test_a_paused_task_can_be_cancelled(
 
 
 @MODES
-async def test_a_task_that_is_being_ended_gets_no_grace_in_a_pause(
+async def test_a_pause_ends_the_grace_period_of_a_task(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    """Whoever pauses a machine wants it now."""
+    """An operator who pauses a machine needs it now."""
     word = token()
     async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
         task, attempt = made.start(f"trap : TERM; while :; do sh -c : {word}; done")
@@ -151,10 +151,10 @@ async def test_a_task_that_is_being_ended_gets_no_grace_in_a_pause(
 
 
 @MODES
-async def test_a_slot_that_was_paused_can_be_used_again(
+async def test_the_slot_of_a_paused_task_can_be_used_again(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:
-    """What was killed while it was frozen leaves no frozen group behind."""
+    """A task that was killed while frozen leaves no frozen group behind."""
     word = token()
     async with rig(tmp_path, **mode) as made:
         task, attempt = made.start(BURNERS["alone"].format(word))
@@ -168,8 +168,10 @@ async def test_a_slot_that_was_paused_can_be_used_again(
         assert [end.state for end in ends] == [AttemptState.OK] * 4
 
 
-async def test_what_a_task_had_stopped_itself_stays_stopped(tmp_path: Path) -> None:
-    """Without cgroups a stop is a signal, and two of them look alike."""
+async def test_a_process_that_a_task_stopped_itself_stays_stopped(
+    tmp_path: Path,
+) -> None:
+    """Without cgroups a pause is a signal, and both look alike."""
     word = token()
     async with rig(tmp_path, with_cgroups=False) as made:
         made.start(f"sh -c 'kill -STOP $$; sleep {word}' & sh -c : ; sleep {word}")
@@ -186,8 +188,8 @@ def stopped_with(word: str) -> set[int]:
     return {pid for pid, stat in stats_with(word).items() if stat[0] == "T"}
 
 
-async def test_what_has_not_begun_is_handed_back(tmp_path: Path) -> None:
-    """To be run elsewhere, at once; what runs goes on."""
+async def test_waiting_attempts_are_returned(tmp_path: Path) -> None:
+    """To run elsewhere, at once; running ones go on."""
     word = token()
     async with rig(tmp_path) as made:
         running = [made.start(f"sleep {word}") for _ in range(2)]

@@ -60,7 +60,7 @@ OK = (AttemptState.OK, EndReason.EXIT, 0, None)
         ("echo \ud800 \N{GREEK SMALL LETTER ALPHA}", OK),
     ],
 )
-async def test_an_end_is_told_as_it_was(
+async def test_an_end_is_reported_as_it_happened(
     tmp_path: Path,
     command: str,
     expected: tuple[AttemptState, EndReason, int | None, int | None],
@@ -70,7 +70,9 @@ async def test_an_end_is_told_as_it_was(
         assert outcome_summary(await made.run(command)) == expected
 
 
-async def test_what_could_not_be_executed_says_why(tmp_path: Path) -> None:
+async def test_a_command_that_could_not_be_executed_has_the_reason(
+    tmp_path: Path,
+) -> None:
     """An argument above the kernel's limit is the task's own failure."""
     async with rig(tmp_path) as made:
         outcome = await made.run(": " + "x" * 200_000)
@@ -79,7 +81,7 @@ async def test_what_could_not_be_executed_says_why(tmp_path: Path) -> None:
 
 
 async def test_a_missing_work_directory_fails_the_task(tmp_path: Path) -> None:
-    """Nobody else is asked to run it: the answer names the folder and the node."""
+    """No other node is tried: the answer names the folder and the node."""
     async with rig(tmp_path, workdir=tmp_path / "gone") as made:
         outcome = await made.run("true")
 
@@ -94,8 +96,8 @@ async def test_a_missing_work_directory_fails_the_task(tmp_path: Path) -> None:
         )
 
 
-async def test_a_work_directory_of_any_name_can_be_named(tmp_path: Path) -> None:
-    """A name that is no UTF-8 stops neither launcher nor log: it is escaped."""
+async def test_a_work_directory_with_any_name_can_be_reported(tmp_path: Path) -> None:
+    """A name that is not UTF-8 stops neither launcher nor log: it is escaped."""
     folder = tmp_path / os.fsdecode(b"w\xff")
     async with rig(tmp_path, workdir=folder) as made:
         gone = await made.run("true")
@@ -106,8 +108,8 @@ async def test_a_work_directory_of_any_name_can_be_named(tmp_path: Path) -> None
         assert outcome_summary(await made.run("true")) == OK
 
 
-async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) -> None:
-    """Without a descriptor to spare the attempt goes back, and the slot is free."""
+async def test_inputs_that_cannot_be_checked_are_not_missing(tmp_path: Path) -> None:
+    """Without a free descriptor the attempt is returned, and the slot is free."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with rig(tmp_path) as made:
         (made.workdir / "a").touch()
@@ -126,8 +128,8 @@ async def test_inputs_that_cannot_be_looked_for_are_not_missing(tmp_path: Path) 
         assert outcome_summary(await made.run("true", inputs=("a",))) == OK
 
 
-async def test_what_explains_an_end_is_bounded(tmp_path: Path) -> None:
-    """Ten thousand inputs that are missing make no message of megabytes."""
+async def test_the_detail_of_an_end_is_bounded(tmp_path: Path) -> None:
+    """Ten thousand missing inputs make no message of megabytes."""
     inputs = tuple(f"{n}/{'x' * 250}" for n in range(200))
     async with rig(tmp_path) as made:
         outcome = await made.run("true", inputs=inputs)
@@ -137,7 +139,7 @@ async def test_what_explains_an_end_is_bounded(tmp_path: Path) -> None:
         assert len(outcome.detail) == 4096
 
 
-async def test_a_work_directory_may_come_back(tmp_path: Path) -> None:
+async def test_a_work_directory_may_be_created_again(tmp_path: Path) -> None:
     """Each task enters it anew."""
     async with rig(tmp_path) as made:
         assert (await made.run("pwd")).state == AttemptState.OK
@@ -150,7 +152,7 @@ async def test_a_work_directory_may_come_back(tmp_path: Path) -> None:
 
 
 async def test_times_are_those_of_the_process(tmp_path: Path) -> None:
-    """The duration is monotonic; both moments are wall clock."""
+    """The duration is monotonic; both timestamps are wall clock."""
     async with rig(tmp_path) as made:
         before_ms = int(time.time() * 1000)
         outcome = await made.run("sleep 0.2")
@@ -164,7 +166,7 @@ async def test_times_are_those_of_the_process(tmp_path: Path) -> None:
 
 
 async def test_output_is_kept_byte_for_byte(tmp_path: Path) -> None:
-    """Neither decoding nor line ends touch it (B31)."""
+    """Neither decoding nor line ends change it (B31)."""
     data = bytes(range(256)) * 8
     async with rig(tmp_path) as made:
         (made.workdir / "data").write_bytes(data)
@@ -174,7 +176,7 @@ async def test_output_is_kept_byte_for_byte(tmp_path: Path) -> None:
 
 
 async def test_output_beyond_the_bound_is_counted(tmp_path: Path) -> None:
-    """The first bytes are kept; the task is never blocked by a full pipe."""
+    """The first bytes are kept; a full pipe never blocks the task."""
     async with rig(tmp_path, output_bytes_max=1000) as made:
         outcome = await made.run("head -c 3000001 /dev/zero; printf abc >&2")
 
@@ -184,7 +186,7 @@ async def test_output_beyond_the_bound_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_flood_on_stderr_is_drained(tmp_path: Path) -> None:
+async def test_a_flood_on_stderr_is_read(tmp_path: Path) -> None:
     """100 MB on one stream while the other is idle do not block."""
     async with rig(tmp_path) as made:
         outcome = await made.run("head -c 100000000 /dev/zero >&2; echo done")
@@ -194,8 +196,8 @@ async def test_a_flood_on_stderr_is_drained(tmp_path: Path) -> None:
         assert outcome.stderr_bytes == 100_000_000
 
 
-def test_a_closed_pipe_is_watched_no_more() -> None:
-    """Not though a process that is being started has a copy of it for a moment."""
+def test_a_closed_pipe_is_not_watched() -> None:
+    """Even if a starting process has a copy of it for a moment."""
     reader, writer = os.pipe()
     copy = os.dup(reader)
     with select.epoll() as epoll:
@@ -209,8 +211,8 @@ def test_a_closed_pipe_is_watched_no_more() -> None:
     os.close(copy)
 
 
-async def test_a_writer_of_a_closed_pipe_ends(tmp_path: Path) -> None:
-    """SIGPIPE has its default again, which Python takes away."""
+async def test_a_writer_to_a_closed_pipe_ends(tmp_path: Path) -> None:
+    """SIGPIPE has its default again, which Python changes."""
     async with rig(tmp_path) as made:
         outcome = await made.run("yes | head -n 1", timeout_s=60)
 
@@ -229,7 +231,7 @@ async def test_a_task_has_three_descriptors(tmp_path: Path) -> None:
         assert shell.stdout.split() == [b"0", b"1", b"2", b"3", b"/dev/null"]
 
 
-async def test_a_task_begins_with_default_signals(tmp_path: Path) -> None:
+async def test_a_task_starts_with_default_signals(tmp_path: Path) -> None:
     """None is blocked or ignored."""
     async with rig(tmp_path) as made:
         outcome = await made.run("grep -E ^Sig(Blk|Ign) /proc/self/status")
@@ -239,10 +241,10 @@ async def test_a_task_begins_with_default_signals(tmp_path: Path) -> None:
         assert masks == [0, 0]
 
 
-async def test_the_environment_is_the_agents_without_its_secrets(
+async def test_the_environment_is_the_agent_s_without_its_secrets(
     tmp_path: Path,
 ) -> None:
-    """And a task is told what it is."""
+    """And a task gets its own ids."""
     env = {
         "PATH": os.environ["PATH"],
         "HOME": "/home/x",
@@ -273,14 +275,16 @@ async def test_the_environment_is_the_agents_without_its_secrets(
 
 
 def test_python_variables_of_the_agent_reach_tasks() -> None:
-    """Only what speaks to the agent alone is held back."""
+    """Only variables for the agent alone are removed."""
     assert task_environment({"PYTHONPATH": "/x", "OCTASKLY_X": "1"}) == {
         "PYTHONPATH": "/x"
     }
 
 
-async def test_tasks_go_before_their_agent_when_memory_is_out(tmp_path: Path) -> None:
-    """The kernel ends who has the highest score; a higher one is kept."""
+async def test_tasks_are_killed_before_their_agent_without_memory(
+    tmp_path: Path,
+) -> None:
+    """The kernel kills the highest score first; a higher one is kept."""
     mine = Path("/proc/self/oom_score_adj")
     async with rig(tmp_path) as made:
         outcome = await made.run("cat /proc/self/oom_score_adj")
@@ -306,7 +310,7 @@ async def test_stdin_is_empty(tmp_path: Path) -> None:
 async def test_a_grandchild_with_stdout_does_not_delay_the_end(
     tmp_path: Path,
 ) -> None:
-    """The end is the exit of the main process; what it left is killed (B30)."""
+    """The exit of the main process is the end; the rest is killed (B30)."""
     word = token()
     async with rig(tmp_path) as made:
         outcome = await made.run(f"setsid sleep {word} & echo begun")
@@ -319,7 +323,7 @@ async def test_a_grandchild_with_stdout_does_not_delay_the_end(
 async def test_a_grandchild_that_floods_does_not_delay_the_end(
     tmp_path: Path,
 ) -> None:
-    """What is left of a task writes without end into the pipe."""
+    """The remaining process writes into the pipe without end."""
     async with rig(tmp_path) as made:
         outcome = await made.run("setsid yes & sleep 0.1")
 
@@ -327,7 +331,7 @@ async def test_a_grandchild_that_floods_does_not_delay_the_end(
 
 
 async def test_a_timeout_ends_with_124(tmp_path: Path) -> None:
-    """However the process took it."""
+    """Whatever the process did with the signal."""
     async with rig(tmp_path) as made:
         gentle = made.start(
             "trap 'echo bye; exit 0' TERM; sleep 60 & wait",
@@ -370,8 +374,8 @@ def _state_of_shells(word: str) -> list[str]:
     ]
 
 
-async def test_stop_cancels_what_runs_and_what_waits(tmp_path: Path) -> None:
-    """Also what had no time to begin."""
+async def test_stop_cancels_running_and_waiting_attempts(tmp_path: Path) -> None:
+    """Also one that had no time to start."""
     async with rig(tmp_path, slots=1) as made:
         names = [made.start("sleep 60") for _ in range(3)]
         made.pool.stop_attempts([*names, names[0], (TaskId("unknown"), names[0][1])])
@@ -383,7 +387,7 @@ async def test_stop_cancels_what_runs_and_what_waits(tmp_path: Path) -> None:
 
 
 async def test_success_is_never_reported_after_a_stop(tmp_path: Path) -> None:
-    """Even if the process takes SIGTERM for a reason to end well."""
+    """Even if the process exits with 0 because of SIGTERM."""
     async with rig(tmp_path, slots=1, kill_grace_s=60) as made:
         polite = made.start("trap 'exit 0' TERM; echo > ready; sleep 60 & wait")
         await eventually((made.workdir / "ready").exists)
@@ -394,8 +398,8 @@ async def test_success_is_never_reported_after_a_stop(tmp_path: Path) -> None:
         assert outcome_summary(outcome) == cancelled
 
 
-async def test_an_attempt_is_taken_once(tmp_path: Path) -> None:
-    """A repeated dispatch does not run it twice."""
+async def test_an_attempt_is_started_once(tmp_path: Path) -> None:
+    """A repeated message does not run it twice."""
     async with rig(tmp_path) as made:
         item = made.item("echo x >> log; sleep 0.2")
         made.pool.start_attempts([item, item])
@@ -406,7 +410,7 @@ async def test_an_attempt_is_taken_once(tmp_path: Path) -> None:
 
 
 async def test_sixty_four_slots_in_one_launcher(tmp_path: Path) -> None:
-    """They run side by side: none ends before all have begun."""
+    """They run concurrently: none ends before all have started."""
     async with rig(tmp_path, slots=64) as made:
         command = ": > $OCTASKLY_TASK_ID.on; while ! [ -e go ]; do sleep 0.2; done"
         names = [made.start(command) for _ in range(64)]
@@ -418,7 +422,7 @@ async def test_sixty_four_slots_in_one_launcher(tmp_path: Path) -> None:
 
 
 async def test_no_more_than_the_slots_run_at_once(tmp_path: Path) -> None:
-    """Counted by the tasks themselves."""
+    """The tasks count themselves."""
     async with rig(tmp_path, slots=3, launchers=2) as made:
         command = "echo + >> log; sleep 0.02; echo - >> log"
         await made.run_all([command] * 30)
@@ -430,8 +434,8 @@ async def test_no_more_than_the_slots_run_at_once(tmp_path: Path) -> None:
         assert most <= 3
 
 
-async def test_what_waits_behind_long_ones_is_given_back(tmp_path: Path) -> None:
-    """Another node may have room; here it would wait for seconds."""
+async def test_attempts_behind_long_ones_are_returned(tmp_path: Path) -> None:
+    """Another node may have room; here they would wait for seconds."""
     async with rig(tmp_path, slots=2, launchers=2) as made:
         long = [made.start("sleep 600") for _ in range(2)]
         task, _ = made.start("echo short")
@@ -442,8 +446,8 @@ async def test_what_waits_behind_long_ones_is_given_back(tmp_path: Path) -> None
         assert made.outcome(long[0][0]) is None
 
 
-async def test_a_short_one_never_waits_behind_a_long_one(tmp_path: Path) -> None:
-    """Orders that wait in a launcher go where a slot gets free."""
+async def test_a_short_attempt_never_waits_behind_a_long_one(tmp_path: Path) -> None:
+    """Waiting attempts of a launcher use any free slot."""
     async with rig(tmp_path, slots=2, launchers=2) as made:
         await made.run_all(["true"] * 40)
         items = [made.item("sleep 600"), *(made.item("true") for _ in range(20))]
@@ -454,8 +458,8 @@ async def test_a_short_one_never_waits_behind_a_long_one(tmp_path: Path) -> None
         assert made.outcome(items[0][1].id) is None
 
 
-async def test_reports_come_together_when_many_wait(tmp_path: Path) -> None:
-    """One call for several, but the first one at once, and those when none waits."""
+async def test_reports_are_batched_under_load(tmp_path: Path) -> None:
+    """One call for several, but at once for the first, or when none waits."""
     async with rig(tmp_path, slots=2, launchers=2) as made:
         await made.run_all(["true"] * 20)
         made.calls = 0
@@ -468,8 +472,8 @@ async def test_reports_come_together_when_many_wait(tmp_path: Path) -> None:
         assert made.calls < 50 + (time.monotonic() - begin_s) / COALESCE_S
 
 
-async def test_missing_inputs_give_the_attempt_back(tmp_path: Path) -> None:
-    """Nothing is started; the detail lists what is missing."""
+async def test_missing_inputs_return_the_attempt(tmp_path: Path) -> None:
+    """Nothing is started; the detail lists the missing ones."""
     async with rig(tmp_path) as made:
         (made.workdir / "there").touch()
         (made.workdir / "folder").mkdir()
@@ -486,7 +490,7 @@ async def test_missing_inputs_give_the_attempt_back(tmp_path: Path) -> None:
 
 
 async def test_declared_outputs_are_captured(tmp_path: Path) -> None:
-    """Also of a task that failed; a missing one leaves its state alone."""
+    """Also of a failed task; a missing one does not change its state."""
     async with rig(tmp_path) as made:
         task, attempt = made.start(
             "mkdir -p d; printf hello > d/out; mkfifo pipe; exit 3",
@@ -506,8 +510,8 @@ async def test_declared_outputs_are_captured(tmp_path: Path) -> None:
         assert file.read_text() == "hello"
 
 
-async def test_closing_releases_what_has_not_ended(tmp_path: Path) -> None:
-    """So that another node runs it; nothing is left here."""
+async def test_closing_releases_unfinished_attempts(tmp_path: Path) -> None:
+    """Another node runs them; no process is left here."""
     word = token()
     async with rig(tmp_path, slots=1) as made:
         runs = made.start(f"sleep {word}")
@@ -524,7 +528,7 @@ async def test_closing_releases_what_has_not_ended(tmp_path: Path) -> None:
         assert processes_with(word) == {}
 
 
-async def test_a_launcher_that_is_killed_loses_its_tasks_only(
+async def test_a_killed_launcher_loses_only_its_tasks(
     tmp_path: Path,
 ) -> None:
     """They are released as lost, their trees are killed, and a new one starts."""
@@ -562,9 +566,9 @@ async def test_launchers_start_with_the_first_attempt(tmp_path: Path) -> None:
 
 
 async def test_the_loop_is_never_blocked_for_long(tmp_path: Path) -> None:
-    """Heartbeats go out while outputs of many megabytes are copied.
+    """Heartbeats are sent while outputs of many megabytes are copied.
 
-    The best of some rounds counts, and what the loop waited for a core does not.
+    The best round counts, and waits of the loop for a core do not.
     """
     async with rig(tmp_path) as made:
         longest = []
@@ -591,12 +595,12 @@ async def _longest_gap_s(made: Rig) -> float:
 
 
 def _waited_s() -> float:
-    """Return for how long this thread could run, and had no core."""
+    """Return the time that this thread was ready and had no core."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
 async def test_many_large_outputs_at_once(tmp_path: Path) -> None:
-    """A launcher that has more to say than the socket takes goes on."""
+    """A launcher with a full socket continues later."""
     async with rig(tmp_path, slots=32) as made:
         outcomes = await made.run_all(["head -c 2000000 /dev/zero"] * 32)
 
@@ -605,7 +609,7 @@ async def test_many_large_outputs_at_once(tmp_path: Path) -> None:
         }
 
 
-async def test_a_launcher_that_cannot_start_gives_attempts_no_end(
+async def test_attempts_survive_a_launcher_that_cannot_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait for a second try, and are released when the pool is closed."""
@@ -619,13 +623,13 @@ async def test_a_launcher_that_cannot_start_gives_attempts_no_end(
         assert outcome.state == AttemptState.RELEASED
 
 
-async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
+async def test_a_launcher_that_dies_unready_does_not_count_against_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the program was replaced under its agent: three of them are no poison.
+    """Example: the program was replaced under its agent.
 
-    What it was handed runs in the next one that starts; one that was cancelled
-    meanwhile is so.
+    Three such deaths are no poison. Its attempts run in the next launcher, and one that
+    was cancelled meanwhile is cancelled.
     """
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('made by another version')")
@@ -643,10 +647,10 @@ async def test_a_launcher_that_dies_unready_is_no_fault_of_its_tasks(
         assert (await made.end_of(other)).reason is EndReason.CANCELLED
 
 
-async def test_a_node_whose_launchers_come_to_nothing_says_so_until_one_starts(
+async def test_a_node_without_launchers_reports_it_until_one_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody hands it anything meanwhile: it tries by itself."""
+    """It gets no attempts meanwhile, and tries by itself."""
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('made by another version')")
     sound = launcher.__file__
@@ -663,10 +667,10 @@ async def test_a_node_whose_launchers_come_to_nothing_says_so_until_one_starts(
         await eventually(made.pool.check_launchers)
 
 
-def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
+def test_a_launcher_whose_agent_died_exits_silently(
     tmp_path: Path,
 ) -> None:
-    """It writes where the agent does: into the log."""
+    """Its stderr is the agent's log."""
     agent, control = socket.socketpair()
     agent.close()
     settings = {
@@ -695,10 +699,10 @@ def test_a_launcher_whose_agent_died_meanwhile_leaves_without_a_word(
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-async def test_other_nodes_are_asked_where_no_launcher_starts(
+async def test_attempts_are_returned_if_no_launcher_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No attempt stays for ever with a node that cannot begin it."""
+    """No attempt stays for ever on a node that cannot start it."""
     monkeypatch.setattr(launchers, "NO_LAUNCHER_WAIT_S", 0.1)
     monkeypatch.setattr(sys, "executable", "/no/such/program")
     async with rig(tmp_path) as made:
@@ -713,7 +717,7 @@ async def test_other_nodes_are_asked_where_no_launcher_starts(
 async def test_a_task_with_several_slots_keeps_others_from_running(
     tmp_path: Path,
 ) -> None:
-    """Slots in use, counted by the tasks themselves, are never more than there are."""
+    """The tasks count the slots in use, which never exceed the total."""
     async with rig(tmp_path, slots=4, launchers=2) as made:
         items = []
         for n in range(24):

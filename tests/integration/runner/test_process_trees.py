@@ -40,8 +40,8 @@ while time.monotonic() < end:
     time.sleep(0.01)
 """
 
-#: Each is another process every few milliseconds, in a session of its own. They begin
-#: when all are there, as those that hop leave others few turns of two cores.
+#: Each is a new process every few milliseconds, in a new session. They start
+#: when all are there, as hopping ones leave others few turns of two cores.
 HOPPERS = """
 import os, sys, time
 signal = __import__("signal"); signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -63,7 +63,7 @@ open(sys.argv[4], "w").close()
 time.sleep(120)
 """
 
-#: Ways to get away, each leaving a `sleep` of so many seconds.
+#: Ways to escape, each leaving a `sleep` of this many seconds.
 ESCAPES = {
     "background": "sleep {0} &",
     "setsid": "setsid sleep {0} &",
@@ -83,10 +83,10 @@ def escape(name: str, word: str) -> str:
 
 @MODES
 @pytest.mark.parametrize("name", ESCAPES)
-async def test_what_a_task_leaves_is_gone_at_its_end(
+async def test_the_process_tree_of_a_task_ends_with_it(
     tmp_path: Path, name: str, *, with_cgroups: bool
 ) -> None:
-    """When the end is reported, nothing of it is left."""
+    """When the end is reported, no process is left."""
     word = token()
     async with rig(tmp_path, slots=2, with_cgroups=with_cgroups) as made:
         outcome = await made.run(f"{escape(name, word)}\nsleep 0.1")
@@ -97,10 +97,10 @@ async def test_what_a_task_leaves_is_gone_at_its_end(
 
 @MODES
 @pytest.mark.parametrize("name", ESCAPES)
-async def test_a_timeout_takes_the_whole_tree(
+async def test_a_timeout_kills_the_whole_tree(
     tmp_path: Path, name: str, *, with_cgroups: bool
 ) -> None:
-    """Also from a main process that does not want to die."""
+    """Also a main process that ignores SIGTERM."""
     word = token()
     async with rig(tmp_path, slots=1, with_cgroups=with_cgroups) as made:
         outcome = await made.run(
@@ -114,7 +114,7 @@ async def test_a_timeout_takes_the_whole_tree(
 
 @MODES
 @pytest.mark.parametrize("name", ESCAPES)
-async def test_a_stop_takes_the_whole_tree(
+async def test_a_stop_kills_the_whole_tree(
     tmp_path: Path, name: str, *, with_cgroups: bool
 ) -> None:
     """While another task goes on in the same launcher."""
@@ -130,7 +130,7 @@ async def test_a_stop_takes_the_whole_tree(
         assert outcome.state == AttemptState.CANCELLED
         assert len(processes_with(f"sleep {other_word}")) == 3
         if not with_cgroups and name == "daemon without environment":
-            # Nobody can tell whose it is, until the other task has ended too.
+            # Its owner is unknown until the other task has ended, too.
             assert made.outcome(other[0]) is None
             made.pool.stop_attempts([other])
             await made.end_of(other[0])
@@ -147,7 +147,7 @@ async def test_a_storm_of_forks_ends(tmp_path: Path, *, with_cgroups: bool) -> N
     word = token()
     (tmp_path / "storm.py").write_text(STORM)
     async with rig(tmp_path, slots=2, with_cgroups=with_cgroups) as made:
-        # Of those that others start or end meanwhile, too.
+        # Including processes that others start or end meanwhile.
         most = len(list(Path("/proc").iterdir())) + 120
         storm = f"{sys.executable} {tmp_path}/storm.py {word} {most}"
         task, attempt = made.start(storm)
@@ -160,10 +160,10 @@ async def test_a_storm_of_forks_ends(tmp_path: Path, *, with_cgroups: bool) -> N
 
 @MODES
 @pytest.mark.parametrize(("count", "rest_s"), [(40, 0.002), (20, 0)])
-async def test_who_is_another_process_each_moment_is_caught(
+async def test_a_constantly_forking_process_is_killed(
     tmp_path: Path, count: int, rest_s: float, *, with_cgroups: bool
 ) -> None:
-    """Its pid of the process table is gone by the time that the table is read."""
+    """Its pid is gone by the time that the process table is read."""
     word = token()
     (tmp_path / "hoppers.py").write_text(HOPPERS)
     ready = tmp_path / "ready"
@@ -179,8 +179,8 @@ async def test_who_is_another_process_each_moment_is_caught(
         assert processes_with(word) == {}
 
 
-async def test_a_daemon_of_a_running_task_lives(tmp_path: Path) -> None:
-    """The end of another task in the same launcher is no reason to kill it."""
+async def test_a_daemon_of_a_running_task_stays_alive(tmp_path: Path) -> None:
+    """The end of another task in the same launcher does not kill it."""
     word = token()
     async with rig(tmp_path, slots=2, with_cgroups=False) as made:
         made.start(f"(setsid sleep {word} &); sleep {word}")
@@ -192,7 +192,7 @@ async def test_a_daemon_of_a_running_task_lives(tmp_path: Path) -> None:
 
 
 async def test_ended_processes_do_not_stay_as_zombies(tmp_path: Path) -> None:
-    """The launcher reaps what it adopted."""
+    """The launcher reaps adopted processes."""
     async with rig(tmp_path) as made:
         for _ in range(5):
             await made.run("for i in 1 2 3; do setsid sleep 9 & done; (true &)")
@@ -220,10 +220,10 @@ def agent(folder: Path, *arguments: str) -> Iterator[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize("with_cgroups", ["yes", "no"])
 @pytest.mark.parametrize("slots", ["1", "6"])
-async def test_a_killed_agent_takes_its_trees_along(
+async def test_the_trees_of_a_killed_agent_end(
     tmp_path: Path, slots: str, with_cgroups: str
 ) -> None:
-    """Within a second nothing is left of tasks or launchers."""
+    """Within a second no task or launcher is left."""
     word = token()
     commands = [f"{escape(name, word)}\nsleep {word}" for name in list(ESCAPES)]
     chosen = commands[: int(slots)] if slots != "1" else commands[-1:]
@@ -245,12 +245,12 @@ def _living(pids: list[int]) -> list[int]:
 async def test_a_killed_launcher_leaves_nothing(
     tmp_path: Path, with_cgroups: str
 ) -> None:
-    """The agent, a subreaper too, finds what it ran and kills it."""
+    """The agent, a subreaper too, finds its processes and kills them."""
     word = token()
     command = f"{escape('setsid', word)}\nexec env -i sleep {word}"
     with agent(tmp_path, "1", with_cgroups, command) as (pid, launchers):
         await eventually(lambda: _sleepers(word) == 2)
-        # The launcher tells who runs only of those that live for a moment.
+        # The launcher reports running processes only if they live for a moment.
         await eventually(lambda: _age_s(word) > 0.2)
         for launcher in launchers:
             os.kill(launcher, signal.SIGKILL)
@@ -272,7 +272,7 @@ def _age_s(word: str) -> float:
     reason="no cgroup can be created here",
 )
 async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
-    """And those of an agent that was killed are swept by the next one."""
+    """The next agent removes those of a killed one."""
     folder = cgroup.own_group_folder()
     assert folder is not None
     word = token()
@@ -282,7 +282,7 @@ async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
             os.kill(victim, signal.SIGSTOP)
         for victim in (pid, *launchers):
             os.kill(victim, signal.SIGKILL)
-    # None is left where an agent of another test has swept them already.
+    # None is left if an agent of another test has removed them already.
     assert _sleepers(word) <= 1
     async with rig(tmp_path) as made:
         await made.run("true")
@@ -300,7 +300,7 @@ async def test_groups_are_removed_with_the_pool(tmp_path: Path) -> None:
 async def test_a_launcher_with_one_slot_ends_trees_from_outside_their_group(
     tmp_path: Path,
 ) -> None:
-    """And is back at home when the next task starts, which costs nothing."""
+    """It is back in its own group when the next task starts, at no cost."""
     folder = cgroup.own_group_folder()
     assert folder is not None
     word = token()
@@ -332,8 +332,8 @@ def _groups(folder: Path, pid: int) -> list[Path]:
     return list(folder.glob(f"{cgroup.PREFIX}{pid}-*"))
 
 
-async def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
-    """The start time belongs to its name."""
+async def test_a_process_is_distinguished_from_a_later_one_with_its_pid() -> None:
+    """Its identity includes the start time."""
     process = subprocess.Popen(["sleep", "60"])
     seen = proc_tree.read_process(process.pid)
     assert seen is not None
@@ -351,7 +351,7 @@ async def test_a_process_is_told_from_a_later_one_with_its_pid() -> None:
     [b"", b"1 (a", b"1 (a) S 2", b"x (a) S " + b"1 " * 30, b"1 a S " + b"1 " * 30],
 )
 def test_a_damaged_line_of_the_process_table_is_refused(line: bytes) -> None:
-    """Nothing is guessed from it."""
+    """The parser does not guess."""
     with pytest.raises(ValueError, match=r"."):
         proc_tree.parse_stat(line)
 

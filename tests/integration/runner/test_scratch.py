@@ -1,4 +1,4 @@
-"""Attempts in fresh folders of their own, and what becomes of those."""
+"""Scratch folders: attempts in fresh folders, and their removal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.agents import ending, start, submit, until
 from tests.support.pooling import Rig, eventually, launchers_of, rig
 
 SCRATCH = TaskOptions(is_scratch=True)
-DEEP = 1100  #: more than frames of recursion there may be
+DEEP = 1100  #: more than the recursion limit
 
 
 def yes() -> bool:
@@ -25,22 +25,22 @@ def yes() -> bool:
 
 
 def left(folder: Path) -> list[str]:
-    """Return the folders of attempts that are there."""
+    """Return the existing folders of attempts."""
     scratch = folder / "scratch"
     return [place.name for place in scratch.iterdir()] if scratch.exists() else []
 
 
 async def lines_of(made: Rig, command: str, **fields: Any) -> list[str]:
-    """Run a command in a folder of its own; return what it wrote."""
+    """Run a command in a scratch folder; return its output."""
     outcome = await made.run(command, **{"options": SCRATCH} | fields)
     assert outcome.state is AttemptState.OK, outcome
     return outcome.stdout.decode().splitlines()
 
 
-async def test_each_attempt_has_a_fresh_folder_that_goes_with_it(
+async def test_each_attempt_has_a_fresh_folder_that_is_removed_with_it(
     tmp_path: Path,
 ) -> None:
-    """For nobody else to read, also where it leaves much; the other stays as it is."""
+    """Private, even with much content; the worker directory does not change."""
     async with rig(tmp_path) as made:
         (made.workdir / "mine").touch()
         command = "pwd; printenv PWD; stat -c %a .; ls -A; mkdir -p a/b; touch a/b/c x"
@@ -55,8 +55,8 @@ async def test_each_attempt_has_a_fresh_folder_that_goes_with_it(
         await eventually(lambda: left(tmp_path) == [])
 
 
-async def test_inputs_are_there_as_links(tmp_path: Path) -> None:
-    """Files and folders; what lies in a folder that is there too is not made twice."""
+async def test_inputs_are_links(tmp_path: Path) -> None:
+    """Files and folders; an input inside another input folder is not linked twice."""
     async with rig(tmp_path) as made:
         (made.workdir / "data" / "deep").mkdir(parents=True)
         (made.workdir / "data" / "deep" / "file").write_text("in\n")
@@ -75,8 +75,8 @@ async def test_inputs_are_there_as_links(tmp_path: Path) -> None:
         assert (made.workdir / "data" / "deep" / "file").read_text() == "in\n"
 
 
-async def test_outputs_are_captured_from_it(tmp_path: Path) -> None:
-    """Before it goes; a file of the same name in the worker directory is not it."""
+async def test_outputs_are_captured_from_the_scratch_folder(tmp_path: Path) -> None:
+    """Before its removal; a file of that name elsewhere does not count."""
     async with rig(tmp_path) as made:
         (made.workdir / "out").mkdir()
         (made.workdir / "out" / "r").write_text("wrong")
@@ -91,8 +91,8 @@ async def test_outputs_are_captured_from_it(tmp_path: Path) -> None:
         )
 
 
-async def test_its_cwd_is_below_it(tmp_path: Path) -> None:
-    """A fresh folder has none, so it is made, unless it is in an input."""
+async def test_cwd_is_below_the_scratch_folder(tmp_path: Path) -> None:
+    """A fresh folder has none, so it is created, unless it is in an input."""
     async with rig(tmp_path) as made:
         (made.workdir / "src" / "lib").mkdir(parents=True)
         for cwd, inputs, end in (
@@ -114,8 +114,8 @@ async def test_its_cwd_is_below_it(tmp_path: Path) -> None:
         assert not (made.workdir / "src" / "new").exists()
 
 
-async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
-    """By its time limit, by a stop, with its launcher, before it began."""
+async def test_the_folder_is_removed_however_the_attempt_ends(tmp_path: Path) -> None:
+    """By its time limit, by a stop, with its launcher, before its start."""
     async with rig(tmp_path, slots=1) as made:
         tell = f"touch {tmp_path}/on; exec sleep 60"
         late = await made.run("sleep 60", options=SCRATCH, timeout_s=1)
@@ -126,7 +126,7 @@ async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
         await eventually((tmp_path / "on").exists)
         made.pool.stop_attempts([stopped, waiting])
         assert (await made.end_of(stopped[0])).state is AttemptState.CANCELLED
-        # What waits for a moment is given back, and then there is nothing to cancel.
+        # An attempt that waits for a moment is returned, and cannot be cancelled then.
         end = await made.end_of(waiting[0])
         assert end.state is AttemptState.CANCELLED or end.reason is EndReason.RETURNED
 
@@ -141,7 +141,7 @@ async def test_it_goes_however_the_attempt_ends(tmp_path: Path) -> None:
 
 
 async def test_a_closed_pool_leaves_none(tmp_path: Path) -> None:
-    """What still ran is ended first."""
+    """Running attempts are ended first."""
     async with rig(tmp_path) as made:
         made.start(f"touch {tmp_path}/on; exec sleep 60", options=SCRATCH)
         await eventually((tmp_path / "on").exists)
@@ -150,8 +150,10 @@ async def test_a_closed_pool_leaves_none(tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
-async def test_what_a_killed_agent_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    """And nothing that its links lead to."""
+async def test_folders_of_a_killed_agent_are_removed_by_the_next(
+    tmp_path: Path,
+) -> None:
+    """But not the targets of their links."""
     old = tmp_path / "scratch" / "old"
     (old / "sub").mkdir(parents=True)
     (tmp_path / "precious").mkdir()
@@ -165,7 +167,7 @@ async def test_what_a_killed_agent_left_is_removed_by_the_next(tmp_path: Path) -
     assert (tmp_path / "precious" / "file").exists()
 
 
-async def test_where_no_folder_can_be_made_the_task_fails(tmp_path: Path) -> None:
+async def test_without_a_writable_parent_the_task_fails(tmp_path: Path) -> None:
     """It would fail again: the answer says why and where."""
     (tmp_path / "scratch").write_text("a file")
     async with rig(tmp_path) as made:
@@ -175,7 +177,7 @@ async def test_where_no_folder_can_be_made_the_task_fails(tmp_path: Path) -> Non
         assert outcome.detail.startswith("no scratch folder on rig: ")
 
 
-def test_where_there_is_no_room_another_node_is_tried() -> None:
+def test_without_room_another_node_is_tried() -> None:
     """As for a missing input: it may have the room."""
     why = "No space left on device"
 
@@ -186,7 +188,7 @@ def test_where_there_is_no_room_another_node_is_tried() -> None:
 
 
 def test_any_tree_can_be_removed(tmp_path: Path) -> None:
-    """Deep, locked, with links, pipes, and names that mean something elsewhere."""
+    """Deep, locked, with links, pipes, and special names."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").touch()
@@ -214,7 +216,7 @@ def test_any_tree_can_be_removed(tmp_path: Path) -> None:
 
 
 def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
-    """It goes, and what it leads to stays."""
+    """It is removed, and its target stays."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").touch()
@@ -225,8 +227,8 @@ def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert (precious / "file").exists()
 
 
-def test_a_removal_can_be_left_to_somebody_else(tmp_path: Path) -> None:
-    """An agent that stops does not wait for a million files."""
+def test_a_removal_can_be_left_to_another_process(tmp_path: Path) -> None:
+    """A stopping agent does not wait for a million files."""
     top = tmp_path / "top"
     (top / "a" / "b").mkdir(parents=True)
     for number in range(20):
@@ -238,8 +240,8 @@ def test_a_removal_can_be_left_to_somebody_else(tmp_path: Path) -> None:
     assert remove_tree(top, yes)
 
 
-def test_an_agent_that_was_killed_leaves_no_folder_behind(tmp_path: Path) -> None:
-    """Its next start removes it, also while the task runs again in another one."""
+def test_a_killed_agent_leaves_no_folder_behind(tmp_path: Path) -> None:
+    """Its next start removes it, even while the task runs again in another one."""
     agent = start(tmp_path, "solo")
     with ending(agent):
         task = submit(agent, "echo data >file; exec sleep 60", workdir="scratch")

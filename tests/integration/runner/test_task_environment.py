@@ -1,4 +1,4 @@
-"""What tasks ask for around them, with real processes."""
+"""The environment that tasks request, with real processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.pooling import (
 MIB = 1 << 20
 
 
-async def test_env_is_added_and_the_agents_own_names_win(tmp_path: Path) -> None:
+async def test_env_is_added_and_the_agent_s_own_names_win(tmp_path: Path) -> None:
     """A program started directly and one in a shell see the same."""
     env = (("A", "1=2\n"), ("OCTASKLY_NODE", "x"), ("PATH", "/bin"), ("PWD", "/"))
     base = {"PATH": os.environ["PATH"], "HOME": "/home/x"}
@@ -68,10 +68,10 @@ async def test_path_of_the_task_finds_its_programs(tmp_path: Path) -> None:
         assert outcome.stdout == b"hello\n"
 
 
-async def test_a_large_environment_does_not_hide_whose_a_process_is(
+async def test_a_large_environment_does_not_hide_the_mark_of_a_process(
     tmp_path: Path,
 ) -> None:
-    """What marks a process comes before a MiB of variables."""
+    """The mark precedes a MiB of variables."""
     env = tuple((f"V{n:02}", "x" * 100_000) for n in range(10))
     word = token()
     async with rig(tmp_path, with_cgroups=False) as made:
@@ -87,7 +87,7 @@ async def test_a_large_environment_does_not_hide_whose_a_process_is(
 async def test_cwd_is_below_the_worker_directory_or_absolute(
     tmp_path: Path, command: str
 ) -> None:
-    """Links on the way are followed: a task may go anywhere anyway."""
+    """Links on the way are followed: a task may change folders anyway."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     async with rig(tmp_path) as made:
@@ -103,10 +103,10 @@ async def test_cwd_is_below_the_worker_directory_or_absolute(
             assert outcome.stdout.decode() == f"{folder}\n"
 
 
-async def test_a_launcher_stays_in_no_folder_that_a_task_asked_for(
+async def test_a_launcher_does_not_stay_in_a_task_s_folder(
     tmp_path: Path,
 ) -> None:
-    """The disk of a task that has ended could not be unmounted."""
+    """The disk of an ended task could not be unmounted."""
     async with rig(tmp_path) as made:
         options = TaskOptions(cwd=str(tmp_path))
         await made.run("true", options=options)
@@ -117,7 +117,10 @@ async def test_a_launcher_stays_in_no_folder_that_a_task_asked_for(
 
 
 async def test_a_cwd_that_cannot_be_entered_fails_the_task(tmp_path: Path) -> None:
-    """With 126, the folder and the node in the answer; nobody else is asked (B32)."""
+    """With 126, and the folder and the node in the answer.
+
+    No other node is tried (B32).
+    """
     async with rig(tmp_path) as made:
         (made.workdir / "file").touch()
         for cwd, detail in (
@@ -138,17 +141,17 @@ async def test_a_cwd_that_cannot_be_entered_fails_the_task(tmp_path: Path) -> No
 
 
 async def test_an_absolute_cwd_needs_no_worker_directory(tmp_path: Path) -> None:
-    """Only what is asked for is entered."""
+    """Only the requested folder is entered."""
     async with rig(tmp_path, workdir=tmp_path / "gone") as made:
         outcome = await made.run("pwd", options=TaskOptions(cwd="/"))
 
         assert outcome.stdout == b"/\n"
 
 
-def test_a_missing_shell_is_told(
+def test_a_missing_shell_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """127, as for any program that is not there (B32)."""
+    """127, as for any missing program (B32)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(spawn, "SHELL", "/no/such/sh")
     pad = spawn.SpawnContext(
@@ -176,8 +179,8 @@ async def test_stdin_arrives_byte_for_byte(tmp_path: Path) -> None:
         assert (await made.run("cat")).stdout == b""
 
 
-async def test_a_task_that_reads_no_stdin_holds_nobody_up(tmp_path: Path) -> None:
-    """There is no pipe that could be full: others go on in the same launcher."""
+async def test_a_task_that_does_not_read_stdin_delays_no_other(tmp_path: Path) -> None:
+    """No pipe can be full: others go on in the same launcher."""
     options = TaskOptions(stdin=bytes(MIB))
     async with rig(tmp_path, slots=4) as made:
         deaf = [made.start("sleep 60", options=options) for _ in range(3)]
@@ -188,7 +191,7 @@ async def test_a_task_that_reads_no_stdin_holds_nobody_up(tmp_path: Path) -> Non
 
 
 async def test_stdin_cannot_be_written_to(tmp_path: Path) -> None:
-    """It is open for reading, as a file of the shell would be."""
+    """It is open for reading, as with a shell's `<`."""
     async with rig(tmp_path) as made:
         outcome = await made.run("echo x >&0", options=TaskOptions(stdin=b"data"))
 
@@ -196,7 +199,7 @@ async def test_stdin_cannot_be_written_to(tmp_path: Path) -> None:
 
 
 async def test_a_task_with_stdin_has_three_descriptors(tmp_path: Path) -> None:
-    """The file behind it is open once."""
+    """Its file is open once."""
     async with rig(tmp_path) as made:
         outcome = await made.run("ls /proc/self/fd", options=TaskOptions(stdin=b"x"))
 
@@ -204,7 +207,7 @@ async def test_a_task_with_stdin_has_three_descriptors(tmp_path: Path) -> None:
         assert outcome.stdout.split() == [b"0", b"1", b"2", b"3"]
 
 
-async def test_grace_is_the_tasks_own(tmp_path: Path) -> None:
+async def test_a_task_has_its_own_grace_period(tmp_path: Path) -> None:
     """Shorter or longer than the node's."""
     async with rig(tmp_path, kill_grace_s=60) as made:
         deaf = "trap '' TERM; sleep 61; sleep 62"
@@ -213,8 +216,8 @@ async def test_grace_is_the_tasks_own(tmp_path: Path) -> None:
         assert outcome.reason is EndReason.TIMEOUT
 
 
-async def test_what_a_task_used_is_told(tmp_path: Path) -> None:
-    """Processor time of what it started too, and the most memory of one process."""
+async def test_the_usage_of_a_task_is_reported(tmp_path: Path) -> None:
+    """Processor time with child processes, and the peak memory of one process."""
     hog = f"{sys.executable} -S -c 'len(str(1) * (90 << 20))'"
     busy = "i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done"
     async with rig(tmp_path) as made:
@@ -237,7 +240,7 @@ SPIN = "while :; do :; done"
 
 @pytest.mark.timeout(400)
 async def test_processor_time_beyond_its_limit_ends_a_task(tmp_path: Path) -> None:
-    """By SIGXCPU, which the end tells of; a shell may tell of it for its command."""
+    """By SIGXCPU, which the end reports; a shell may report it for its command."""
     options = TaskOptions(limits=TaskLimits(cpu_s=1))
     async with rig(tmp_path, slots=3) as made:
         own = made.start(SPIN, options=options)
@@ -266,7 +269,7 @@ async def test_processor_time_beyond_its_limit_ends_a_task(tmp_path: Path) -> No
 
 
 async def test_a_file_beyond_its_limit_ends_a_task(tmp_path: Path) -> None:
-    """What is within it is written."""
+    """The part within the limit is written."""
     options = TaskOptions(limits=TaskLimits(file_mb=1))
     async with rig(tmp_path) as made:
         outcome = await made.run("head -c 3000000 /dev/zero >large", options=options)
@@ -283,7 +286,7 @@ async def test_a_file_beyond_its_limit_ends_a_task(tmp_path: Path) -> None:
 
 
 async def test_memory_beyond_its_limit_is_refused(tmp_path: Path) -> None:
-    """By address space, so the end is the program's own: no more is claimed."""
+    """By address space, so the program itself decides how it ends."""
     async with rig(tmp_path, with_cgroups=False) as made:
         tight = TaskOptions(limits=TaskLimits(memory_mb=100))
         roomy = TaskOptions(limits=TaskLimits(memory_mb=2000))
@@ -298,13 +301,13 @@ async def test_memory_beyond_its_limit_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may run tasks as another user")
 async def test_processes_beyond_their_limit_are_refused() -> None:
     """A fork bomb of a user stops there, and others go on meanwhile (threat 18)."""
-    # A user whose processes nobody else counts at the same time.
+    # A user whose processes no other test counts at the same time.
     other = stranger(100_000 + os.getpid())
     options = TaskOptions(limits=TaskLimits(processes=20))
     bomb = "for n in $(seq 80); do sleep 30 & echo $n; done"
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
+        folder.chmod(0o755)  # Pytest's own folder is closed to the other user.
         async with rig(folder, account=other, with_cgroups=False) as made:
             outcome = await made.run(bomb, options=options)
 
@@ -334,7 +337,7 @@ async def test_a_task_with_limits_is_otherwise_like_any_other(tmp_path: Path) ->
 
 
 def _has_controllers() -> bool:
-    """Whether groups that hold memory can be made beside the one of this process."""
+    """Return True if this process can create sibling groups with memory limits."""
     own = cgroup.own_group_folder()
     if own is None or own.name != cgroup.AGENT or not os.access(own.parent, os.W_OK):
         return False
@@ -347,7 +350,7 @@ def _has_controllers() -> bool:
     " with Delegate=yes and DelegateSubgroup=agent",
 )
 async def test_memory_beyond_the_limit_of_a_group_ends_a_task(tmp_path: Path) -> None:
-    """The kernel says so; its peak is that of all its processes."""
+    """The kernel reports it; the peak is that of all its processes."""
     options = TaskOptions(limits=TaskLimits(memory_mb=64))
     async with rig(tmp_path) as made:
         outcome = await made.run(f"{HOG}; echo survived", options=options)
@@ -367,9 +370,10 @@ async def test_memory_beyond_the_limit_of_a_group_ends_a_task(tmp_path: Path) ->
 async def test_another_user_can_neither_leave_its_group_nor_lift_its_limit(
     monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    """The agent makes the group; who runs in it enters by a file that is open already.
+    """The agent makes the group.
 
-    The limit is one that each kernel has: controllers need a service of systemd.
+    Its process enters it through a file that is open already. Every kernel has the
+    limit used here: controllers need a service of systemd.
     """
     monkeypatch.setattr(
         limits, "_GROUP_FILES", {"processes": ("cgroup.max.descendants", 1)}
@@ -384,7 +388,7 @@ async def test_another_user_can_neither_leave_its_group_nor_lift_its_limit(
     )
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
-        folder.chmod(0o755)  # For the other user, whom pytest's own folder keeps out.
+        folder.chmod(0o755)  # Pytest's own folder is closed to the other user.
         async with rig(folder, account=stranger(), slots=slots) as made:
             outcomes = [await made.run(tell, options=options) for _ in range(2)]
             groups = f"octaskly-{os.getpid()}-*/limits-*"
@@ -415,10 +419,10 @@ __attribute__((constructor)) static void intrude(void)
 async def test_a_task_cannot_put_others_into_its_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor so by a library that is loaded before its limits are set.
+    """Not even by a library that is loaded before its limits are set.
 
-    The kernel asks who opened the file, so by a descriptor of the agent a task could
-    have moved the agent itself, and had it killed for want of memory.
+    The kernel checks who opened the file, so with a descriptor of the agent a task
+    could have moved the agent itself, and had it killed for lack of memory.
     """
     monkeypatch.setattr(
         limits, "_GROUP_FILES", {"processes": ("cgroup.max.descendants", 1)}
@@ -472,8 +476,10 @@ async def _told(file: Path) -> str:
     return file.read_text().strip()
 
 
-async def test_a_slot_comes_back_from_what_could_not_begin(tmp_path: Path) -> None:
-    """Also with limits; else a launcher would run out of them."""
+async def test_the_slot_of_an_attempt_that_could_not_start_is_free(
+    tmp_path: Path,
+) -> None:
+    """Also with limits; a launcher would run out of slots otherwise."""
     options = TaskOptions(cwd="/no/such", limits=TaskLimits(cpu_s=5))
     async with rig(tmp_path, slots=1) as made:
         for _ in range(3):
@@ -483,7 +489,7 @@ async def test_a_slot_comes_back_from_what_could_not_begin(tmp_path: Path) -> No
 
 
 async def test_gpus_are_given_to_one_task_at_a_time(tmp_path: Path) -> None:
-    """By the names that CUDA has for them; they come back with the end."""
+    """With their CUDA names; they are free again after the end."""
     async with rig(tmp_path, slots=4, gpus=("0", "2", "GPU-5d")) as made:
         two = TaskOptions(requires=Requirements(gpus=2))
         one = TaskOptions(
@@ -503,8 +509,8 @@ async def test_gpus_are_given_to_one_task_at_a_time(tmp_path: Path) -> None:
         made.pool.stop_attempts([third])
 
 
-async def test_gpus_of_a_launcher_that_dies_come_back(tmp_path: Path) -> None:
-    """Once its processes are gone; and a task that asks for none is told of none."""
+async def test_gpus_of_a_dead_launcher_are_free_again(tmp_path: Path) -> None:
+    """Once its processes are gone; a task without GPUs sees none."""
     async with rig(tmp_path, gpus=("0",), env={"PATH": os.environ["PATH"]}) as made:
         options = TaskOptions(requires=Requirements(gpus=1))
         kill = "kill -9 $PPID; sleep 60"
@@ -515,8 +521,8 @@ async def test_gpus_of_a_launcher_that_dies_come_back(tmp_path: Path) -> None:
         assert (await made.run(tell)).stdout == b"==\n"
 
 
-async def test_more_gpus_than_there_are_go_back_at_once(tmp_path: Path) -> None:
-    """Nobody waits behind what can never begin."""
+async def test_a_task_with_too_many_gpus_is_returned_at_once(tmp_path: Path) -> None:
+    """Others must not wait behind a task that can never start."""
     async with rig(tmp_path, gpus=("0",)) as made:
         asked = TaskOptions(requires=Requirements(gpus=2))
         never = await made.run("true", options=asked)
@@ -528,8 +534,8 @@ async def test_more_gpus_than_there_are_go_back_at_once(tmp_path: Path) -> None:
         assert (await made.run("true")).state is AttemptState.OK
 
 
-def test_an_agent_gives_its_gpus_and_tells_what_was_used(tmp_path: Path) -> None:
-    """From the flag of the agent to the environment, and back in what is shown."""
+def test_an_agent_assigns_its_gpus_and_reports_the_usage(tmp_path: Path) -> None:
+    """From the flag of the agent to the environment, and back in `show`."""
     agent = start(tmp_path, "solo", "--slots", "2", "--gpu", "7")
     with ending(agent):
         command = f"{HOG}; echo $CUDA_VISIBLE_DEVICES"

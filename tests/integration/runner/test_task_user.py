@@ -42,9 +42,9 @@ pytestmark = [
 
 @contextmanager
 def agent_with_task_user(*extra: str) -> Iterator[Agent]:
-    """Run an agent of a user of its own, whose tasks are another's."""
+    """Run an agent with a user of its own, and another user for its tasks."""
     folder = Path(tempfile.mkdtemp(prefix="octaskly-", dir="/tmp"))
-    folder.chmod(0o711)  # Not pytest's own, through which nobody else may pass.
+    folder.chmod(0o711)  # Not pytest's own, which is closed to other users.
     state = folder / "state"
     runtime = folder / "run"
     create_secret_file(state / SECRET)
@@ -92,16 +92,16 @@ def run(agent: Agent, command: str, **more: object) -> dict[str, Any]:
 
 
 def printed(agent: Agent, command: str, **more: object) -> str:
-    """Return what a command prints that goes well."""
+    """Return the output of a successful command."""
     task = run(agent, command, **more)
     assert task["exit_code"] == 0, task
     return str(task["stdout"])
 
 
-# -- who they are --------------------------------------------------------------------
+# -- identity ------------------------------------------------------------------------
 
 
-def test_a_task_is_its_user_and_nobody_else(agent: Agent) -> None:
+def test_a_task_has_only_the_identity_of_its_user(agent: Agent) -> None:
     """One uid, one gid, no other group, and no capability left of the agent's two."""
     status = printed(
         agent, "grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs):' /proc/self/status"
@@ -113,13 +113,13 @@ def test_a_task_is_its_user_and_nobody_else(agent: Agent) -> None:
         "Gid": "\t".join([str(TASK_UID)] * 4),
         "Groups": "",
         **dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapAmb"), "0" * 16),
-        "CapBnd": "00000000000000c0",  # Worth nothing without new privileges.
+        "CapBnd": "00000000000000c0",  # Useless without new privileges.
         "NoNewPrivs": "1",
     }
 
 
 def test_a_task_has_the_environment_of_its_user(agent: Agent) -> None:
-    """Its home and name; nothing that leads to the agent's sockets and folders."""
+    """Its home and name; no path of the agent's sockets and folders."""
     lines = printed(agent, "env").splitlines()
     found = dict(line.split("=", 1) for line in lines)
 
@@ -137,11 +137,11 @@ def test_a_task_has_three_descriptors(agent: Agent) -> None:
     ]
 
 
-# -- what works all the same -----------------------------------------------------------
+# -- features that still work ----------------------------------------------------------
 
 
-def test_outputs_that_nobody_else_may_read_are_captured(agent: Agent) -> None:
-    """They are opened with the rights of the task that made them."""
+def test_private_outputs_are_captured(agent: Agent) -> None:
+    """They are opened with the rights of the task."""
     task = run(
         agent,
         "umask 077; mkdir -p private; echo mine >private/file",
@@ -151,8 +151,8 @@ def test_outputs_that_nobody_else_may_read_are_captured(agent: Agent) -> None:
     assert [(o["path"], o["bytes"]) for o in task["outputs"]] == [("private/file", 5)]
 
 
-def test_scratch_folders_with_locked_rooms_are_removed(agent: Agent) -> None:
-    """Their owner does it, whatever modes they have."""
+def test_scratch_folders_with_locked_subfolders_are_removed(agent: Agent) -> None:
+    """Their owner removes them, whatever their modes."""
     place = printed(
         agent,
         "pwd; mkdir -p a/b; touch a/b/c; chmod 000 a/b; chmod 500 a",
@@ -163,16 +163,16 @@ def test_scratch_folders_with_locked_rooms_are_removed(agent: Agent) -> None:
     until(lambda: not Path(place).exists(), "the folder is gone")
 
 
-def test_inputs_are_those_that_the_task_can_find(agent: Agent) -> None:
-    """In the worker directory, also in a room that is closed to the agent."""
+def test_inputs_are_looked_up_with_the_rights_of_the_task(agent: Agent) -> None:
+    """In the worker directory, also in a folder that is closed to the agent."""
     printed(agent, "umask 077; mkdir -p room; echo fine >room/input")
     assert printed(agent, "cat room/input", inputs=["room/input"]) == "fine\n"
     command = "cat room/input"
     assert printed(agent, command, inputs=["room/input"], workdir="scratch") == "fine\n"
 
 
-def test_a_file_that_was_left_is_a_copy_of_the_tasks_own(agent: Agent) -> None:
-    """The agent's own lies where tasks may not look."""
+def test_an_uploaded_file_is_a_copy_owned_by_the_task(agent: Agent) -> None:
+    """Tasks cannot read the folder of the agent's own copy."""
     data = b"left" * 1000
     name = hashlib.sha256(data).hexdigest()
     with closing(agent.connection()) as connection:
@@ -187,13 +187,13 @@ def test_a_file_that_was_left_is_a_copy_of_the_tasks_own(agent: Agent) -> None:
     assert printed_words == [name, "given", "400", "1", str(TASK_UID)]
 
 
-def test_stdin_comes_to_the_task(agent: Agent) -> None:
-    """Through a file in memory, that it may read."""
+def test_stdin_reaches_the_task(agent: Agent) -> None:
+    """Through a file in memory that it can read."""
     assert printed(agent, "cat", stdin="hello") == "hello"
 
 
 def test_long_output_is_kept(agent: Agent) -> None:
-    """Written by the launcher into a file that the agent has opened."""
+    """The launcher writes it into a file that the agent has opened."""
     task = run(agent, "head -c 3000000 /dev/zero; sleep 0.2")
 
     assert task["stdout_bytes"] == 3_000_000
@@ -202,7 +202,7 @@ def test_long_output_is_kept(agent: Agent) -> None:
     assert (kept.stat().st_uid, kept.stat().st_mode & 0o777) == (AGENT_UID, 0o600)
 
 
-def test_a_late_task_is_killed_with_all_it_started(agent: Agent) -> None:
+def test_a_late_task_is_killed_with_its_tree(agent: Agent) -> None:
     """By its launcher, which may signal it."""
     word = token()
     task = run(agent, f"setsid sleep {word} & sleep {word}", timeout=1)
@@ -222,12 +222,12 @@ def test_a_cancelled_task_is_killed(agent: Agent) -> None:
     until(lambda: not processes_with(word), "it is gone")
 
 
-def test_a_paused_node_stops_tasks_where_they_are(agent: Agent) -> None:
-    """The launcher does it, and lets them go on."""
+def test_a_paused_node_freezes_its_tasks(agent: Agent) -> None:
+    """The launcher stops and continues them."""
     task = submit(agent, "n=0; while :; do n=$((n+1)); echo $n >count; done")
     count = agent.state / "work" / "count"
     until(lambda: count.exists() and count.read_text(), "it counts")
-    for _ in range(5):  # It waits for the disk in some of them.
+    for _ in range(5):  # Some of them wait for the disk.
         assert agent.call("POST", "/api/v1/nodes/two/pause")[0] == 200
         try:
             until(lambda: _is_still(count), "it stands still")
@@ -245,7 +245,7 @@ def _is_still(count: Path) -> bool:
     return count.stat().st_mtime_ns == before
 
 
-def test_what_a_task_leaves_behind_is_ended(agent: Agent) -> None:
+def test_processes_that_a_task_leaves_behind_are_ended(agent: Agent) -> None:
     """A session of its own, no parent and an empty environment do not hide it."""
     word = token()
     left = f"setsid env -i sh -c '(sleep {word} &) ; sleep {word}'"
@@ -254,21 +254,21 @@ def test_what_a_task_leaves_behind_is_ended(agent: Agent) -> None:
     until(lambda: not processes_with(word), "nothing is left")
 
 
-# -- what they cannot do ---------------------------------------------------------------
+# -- forbidden actions -----------------------------------------------------------------
 
 INTRUDER = Path(intruder.__file__)
 
 
 def refused(agent: Agent, name: str, pid: int = 0, target: object = "-") -> str:
-    """Have a task try something; return the error that stopped it."""
+    """Let a task try something; return the error that stopped it."""
     words = f"{sys.executable} -I -S {INTRUDER} '{name}' {pid} '{target}'"
     task = run(agent, words)
     assert task["exit_code"] == 1, f"{name} {pid} {target}: {task}"
     return str(task["stdout"]).strip()
 
 
-def test_the_intruder_succeeds_where_it_may(agent: Agent) -> None:
-    """So what it cannot do, is refused, and not done wrong."""
+def test_the_intruder_succeeds_at_allowed_actions(agent: Agent) -> None:
+    """So a refusal is not an error of the intruder."""
     printed(agent, f"{sys.executable} -I -S {INTRUDER} make 0 mine")
     printed(agent, f"{sys.executable} -I -S {INTRUDER} read 0 mine")
     printed(agent, f"sleep 9 & {sys.executable} -I -S {INTRUDER} trace $! -")
@@ -279,7 +279,7 @@ def test_the_intruder_succeeds_where_it_may(agent: Agent) -> None:
     "place",
     [SECRET, "node.key", "log.db", "log.db-wal", "log.db.lock", "agent.json"],
 )
-def test_a_task_cannot_read_what_is_the_agents(agent: Agent, place: str) -> None:
+def test_a_task_cannot_read_files_of_the_agent(agent: Agent, place: str) -> None:
     """Secret, key, log, description: each by its name."""
     assert (agent.state / place).exists()
 
@@ -288,14 +288,14 @@ def test_a_task_cannot_read_what_is_the_agents(agent: Agent, place: str) -> None
 
 @pytest.mark.parametrize("place", [".", "outputs", "transcripts"])
 def test_a_task_cannot_list_folders_of_the_agent(agent: Agent, place: str) -> None:
-    """Nor learn what others ran here."""
+    """Nor learn about tasks of others."""
     printed(agent, "head -c 400000 /dev/zero; sleep 0.1")  # So that there is one.
 
     assert refused(agent, "list", target=agent.state / place) == "EACCES"
 
 
 def test_nothing_in_the_state_folder_is_open_to_tasks(agent: Agent) -> None:
-    """But for the folders that are theirs."""
+    """Except their own folders."""
     printed(agent, "echo kept >kept; head -c 400000 /dev/zero", outputs=["kept"])
     theirs = {agent.state / "work", agent.state / "scratch"}
     found = [place for place in agent.state.iterdir() if place not in theirs]
@@ -305,7 +305,7 @@ def test_nothing_in_the_state_folder_is_open_to_tasks(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("file", ["environ", "mem", "maps", "fd/3"])
-def test_a_task_cannot_look_into_the_agent(agent: Agent, file: str) -> None:
+def test_a_task_cannot_inspect_the_agent(agent: Agent, file: str) -> None:
     """Its memory, environment and open files."""
     target = f"/proc/{agent.process.pid}/{file}"
 
@@ -313,8 +313,8 @@ def test_a_task_cannot_look_into_the_agent(agent: Agent, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["environ", "mem", "maps", "fd/3"])
-def test_a_task_cannot_look_into_its_launcher(agent: Agent, file: str) -> None:
-    """Though it has the same user: the launcher speaks to the agent."""
+def test_a_task_cannot_inspect_its_launcher(agent: Agent, file: str) -> None:
+    """Though it has the same user: the launcher talks to the agent."""
     printed(agent, "true")
 
     for pid in launchers_of(agent.process.pid):
@@ -322,14 +322,14 @@ def test_a_task_cannot_look_into_its_launcher(agent: Agent, file: str) -> None:
 
 
 def test_a_task_cannot_connect_to_the_socket(agent: Agent) -> None:
-    """Which would make it an administrator of the mesh."""
+    """It would make the task an administrator of the mesh."""
     place = agent.ready()["socket"]
 
     assert refused(agent, "connect", target=place) == "EACCES"
 
 
 def test_a_task_cannot_use_the_api_without_a_token(agent: Agent) -> None:
-    """Loopback is no right."""
+    """Loopback gives no rights."""
     code = (
         "import urllib.request as r, urllib.error as e\n"
         f"try: r.urlopen('{agent.ready()['api_url']}/api/v1/tasks')\n"
@@ -341,24 +341,24 @@ def test_a_task_cannot_use_the_api_without_a_token(agent: Agent) -> None:
 
 @pytest.mark.parametrize("number", [0, 9, 15])
 def test_a_task_cannot_signal_the_agent(agent: Agent, number: int) -> None:
-    """Not even to learn whether it is there."""
+    """Not even to learn whether it runs."""
     assert refused(agent, "signal", agent.process.pid, number) == "EPERM"
 
 
 def test_a_task_cannot_stop_the_agent(agent: Agent) -> None:
-    """SIGSTOP would take the node out of the mesh."""
+    """SIGSTOP would remove the node from the mesh."""
     assert refused(agent, "stop", agent.process.pid) == "EPERM"
 
 
 @pytest.mark.parametrize("name", ["trace", "descriptors", "limit"])
-def test_a_task_cannot_take_the_agent_over(agent: Agent, name: str) -> None:
+def test_a_task_cannot_take_over_the_agent(agent: Agent, name: str) -> None:
     """By ptrace, by its descriptors, by its limits."""
     assert refused(agent, name, agent.process.pid) == "EPERM"
 
 
 @pytest.mark.parametrize("name", ["trace", "descriptors"])
-def test_a_task_cannot_take_a_launcher_over(agent: Agent, name: str) -> None:
-    """Who has its connection to the agent could forge the results of others."""
+def test_a_task_cannot_take_over_a_launcher(agent: Agent, name: str) -> None:
+    """With its connection to the agent it could forge results of others."""
     printed(agent, "true")
 
     for pid in launchers_of(agent.process.pid):
@@ -367,7 +367,7 @@ def test_a_task_cannot_take_a_launcher_over(agent: Agent, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["setuid", "setgid", "setgroups"])
 @pytest.mark.parametrize("target", [0, AGENT_UID])
-def test_a_task_cannot_become_somebody_else(
+def test_a_task_cannot_become_another_user(
     agent: Agent, name: str, target: int
 ) -> None:
     """Neither root nor the agent."""
@@ -376,7 +376,7 @@ def test_a_task_cannot_become_somebody_else(
 
 @pytest.mark.parametrize("owner", [0, AGENT_UID])
 def test_a_setuid_program_gives_a_task_nothing(agent: Agent, owner: int) -> None:
-    """Whoever left it there."""
+    """Whatever its owner."""
     program = agent.state.parent / f"id-{owner}"
     shutil.copy("/usr/bin/id", program)
     os.chown(program, owner, owner)
@@ -391,27 +391,29 @@ def test_a_task_cannot_use_setpriv_to_be_root(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("place", ["planted", "outputs/planted", "transcripts/planted"])
-def test_a_task_cannot_make_files_among_the_agents(agent: Agent, place: str) -> None:
+def test_a_task_cannot_create_files_in_the_agent_s_folders(
+    agent: Agent, place: str
+) -> None:
     """So it can neither fill that folder nor plant anything there."""
     assert refused(agent, "make", target=agent.state / place) == "EACCES"
 
 
 @pytest.mark.parametrize("name", ["remove", "rename", "link"])
-def test_a_task_cannot_touch_the_secret(agent: Agent, name: str) -> None:
-    """Neither take it away nor give it another name."""
+def test_a_task_cannot_change_the_secret(agent: Agent, name: str) -> None:
+    """Neither delete nor rename it."""
     error = refused(agent, name, target=agent.state / SECRET)
 
     assert error in ("EACCES", "EPERM")
 
 
-def test_a_task_cannot_put_a_link_in_place_of_its_folders(agent: Agent) -> None:
+def test_a_task_cannot_replace_its_folders_by_links(agent: Agent) -> None:
     """They are in a folder of the agent."""
     for place in ("work", "scratch"):
         assert refused(agent, "rename", target=agent.state / place) == "EACCES"
 
 
-def test_a_link_as_output_leads_nowhere(agent: Agent) -> None:
-    """Not to the secret, whichever way it is planted."""
+def test_a_link_as_output_is_not_followed(agent: Agent) -> None:
+    """Not to the secret, in any form of link."""
     secret = agent.state / SECRET
     task = run(
         agent,
@@ -422,8 +424,8 @@ def test_a_link_as_output_leads_nowhere(agent: Agent) -> None:
     assert [output["bytes"] for output in task["outputs"]] == [None, None, None]
 
 
-def test_a_path_that_is_swapped_while_it_is_read_leads_nowhere(agent: Agent) -> None:
-    """Whoever opens it, may open nothing that the task could not."""
+def test_a_path_that_is_swapped_during_a_read_exposes_nothing(agent: Agent) -> None:
+    """Its reader has only the rights of the task."""
     swap = (
         f"mkdir real; echo x >real/{SECRET}; for n in $(seq 60); do ln -sfn real d;"
         f" ln -sfn {agent.state} d; rm d; cp -r real d; rm -r d; done"
@@ -444,7 +446,7 @@ def test_a_path_that_is_swapped_while_it_is_read_leads_nowhere(agent: Agent) -> 
 
 
 def test_a_link_in_a_scratch_folder_is_removed_and_not_followed(agent: Agent) -> None:
-    """What it leads to stays."""
+    """Its target stays."""
     place = printed(
         agent, f"pwd; ln -s {agent.state} state; ln -s /etc etc", workdir="scratch"
     ).strip()
@@ -457,7 +459,7 @@ def test_a_link_in_a_scratch_folder_is_removed_and_not_followed(agent: Agent) ->
 def test_a_scratch_folder_that_became_a_link_is_removed_and_not_followed(
     agent: Agent,
 ) -> None:
-    """Its name is the task's to give to something else."""
+    """A task may give its folder's name to something else."""
     place = printed(
         agent, f"pwd; mv $PWD $PWD-x; ln -s {agent.state} $PWD", workdir="scratch"
     ).strip()
@@ -466,11 +468,11 @@ def test_a_scratch_folder_that_became_a_link_is_removed_and_not_followed(
     assert (agent.state / SECRET).exists()
 
 
-# -- what they can do to each other, and no more ---------------------------------------
+# -- actions against each other, and their limits --------------------------------------
 
 
-def test_a_task_that_ends_its_launcher_loses_its_own_attempt(agent: Agent) -> None:
-    """It is tried again, and fails in the end; the next task is served as ever."""
+def test_a_task_that_kills_its_launcher_loses_its_own_attempt(agent: Agent) -> None:
+    """It is retried, and fails in the end; the next task runs as usual."""
     word = token()
     task = run(
         agent, f"(setsid env -i sleep {word} &); sleep 0.1; kill -9 $PPID; sleep 9"
@@ -481,22 +483,22 @@ def test_a_task_that_ends_its_launcher_loses_its_own_attempt(agent: Agent) -> No
     until(lambda: not processes_with(word), "what it left is gone")
 
 
-def test_a_task_that_ends_all_of_its_user_ends_no_agent(agent: Agent) -> None:
-    """All launchers go, and what helps with files; all of them come back."""
+def test_a_task_that_kills_all_of_its_user_ends_no_agent(agent: Agent) -> None:
+    """All launchers and file helpers die; all of them are restarted."""
     run(agent, "kill -9 -1")
 
     assert printed(agent, "echo fine >fine; cat fine", outputs=["fine"]) == "fine\n"
 
 
-def test_a_launcher_that_a_task_stops_goes_on(agent: Agent) -> None:
-    """The agent sees it, though it may not signal it itself: time limits hold."""
+def test_a_launcher_that_a_task_stops_is_continued(agent: Agent) -> None:
+    """The agent notices, though it may not signal it itself: time limits hold."""
     task = run(agent, "kill -STOP $PPID; sleep 60", timeout=1)
 
     assert (task["exit_code"], task["duration_ms"] < 30_000) == (124, True)
 
 
 def test_trees_end_with_their_agent() -> None:
-    """Their launchers see it, and may kill them: within a second."""
+    """Their launchers notice, and may kill them: within a second."""
     word = token()
     with agent_with_task_user() as agent:
         submit(agent, f"setsid env -i sleep {word} & sleep {word}")

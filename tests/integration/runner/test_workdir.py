@@ -1,4 +1,4 @@
-"""Inputs and outputs against paths and files that mean harm (threat 15)."""
+"""Inputs and outputs against hostile paths and files (threat 15)."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def workdir(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", BAD_PATHS)
 def test_a_bad_input_is_missing(workdir: Path, path: str) -> None:
-    """Whatever leaves the directory, or is neither file nor folder."""
+    """A path outside the directory, or neither file nor folder."""
     assert missing_inputs(workdir, [path, "file"]) == [path]
 
 
 @pytest.mark.parametrize("path", [*BAD_PATHS, "inside", "inner/deep/file", "folder"])
 def test_a_bad_output_is_not_captured(workdir: Path, tmp_path: Path, path: str) -> None:
-    """Nor is anything behind a link, and nothing is written for it."""
+    """Nor is any target of a link, and nothing is written for it."""
     folder = tmp_path / "outputs" / "x"
 
     assert capture_outputs(workdir, folder, [path]).files == (OutputFile(path, None),)
@@ -112,10 +112,10 @@ def test_a_bad_output_is_not_captured(workdir: Path, tmp_path: Path, path: str) 
         ("inner/deep/file", "is a link"),
     ],
 )
-def test_an_output_that_is_there_and_no_file_is_told(
+def test_an_output_that_exists_but_is_no_file_is_reported(
     workdir: Path, tmp_path: Path, path: str, why: str
 ) -> None:
-    """Who declares a folder must not find out by its absence, least of all later."""
+    """A user who declares a folder must learn it at once."""
     found = capture_outputs(
         workdir, tmp_path / "o", [path, "gone", "file/gone", "file"]
     )
@@ -125,7 +125,7 @@ def test_an_output_that_is_there_and_no_file_is_told(
     assert found.problem == f"output {path} was not kept: {why}"
 
 
-def test_files_folders_and_links_that_stay_are_inputs(workdir: Path) -> None:
+def test_files_folders_and_inner_links_are_inputs(workdir: Path) -> None:
     """A link may lead anywhere below."""
     good = ["file", "folder", "folder/deep/file", "inside", "inner", "inner/deep/file"]
 
@@ -138,7 +138,7 @@ def test_without_a_work_directory_all_inputs_are_missing(tmp_path: Path) -> None
 
 
 def test_outputs_are_copied_with_their_paths(workdir: Path, tmp_path: Path) -> None:
-    """Each declared path once, in order, and found again by it."""
+    """Each declared path once, in order, under its own name."""
     folder = outputs_folder(tmp_path / "outputs", TASK, ATTEMPT)
     files = capture_outputs(
         workdir, folder, ["folder/deep/file", "file", "gone", "file"]
@@ -159,8 +159,10 @@ def test_outputs_are_copied_with_their_paths(workdir: Path, tmp_path: Path) -> N
     ).is_relative_to(folder)
 
 
-def test_outputs_that_contradict_each_other(workdir: Path, tmp_path: Path) -> None:
-    """A file cannot be a folder too; the first one counts."""
+def test_the_first_of_contradictory_outputs_is_captured(
+    workdir: Path, tmp_path: Path
+) -> None:
+    """A file cannot be a folder, too."""
     (workdir / "d").write_text("x")
     first = capture_outputs(workdir, tmp_path / "o", ["d"]).files
     (workdir / "d").unlink()
@@ -173,8 +175,8 @@ def test_outputs_that_contradict_each_other(workdir: Path, tmp_path: Path) -> No
     assert second.problem == "output d/e was not kept: File exists"
 
 
-def test_outputs_have_a_bound_together(workdir: Path, tmp_path: Path) -> None:
-    """What would exceed it is left out, what fits later is taken."""
+def test_all_outputs_share_a_bound(workdir: Path, tmp_path: Path) -> None:
+    """An output above the rest is omitted, a later one that fits is captured."""
     (workdir / "big").write_bytes(bytes(80))
     (workdir / "small").write_bytes(bytes(30))
 
@@ -205,7 +207,7 @@ def test_a_sparse_terabyte_is_refused_at_once(workdir: Path, tmp_path: Path) -> 
 def test_a_folder_swapped_for_a_link_never_leads_out(
     workdir: Path, tmp_path: Path
 ) -> None:
-    """However the task times it, only bytes of its own file are captured."""
+    """In every timing only bytes of the task's own file are captured."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "file").write_text("secret")
     swap, real = workdir / "swap", workdir / "real"
@@ -239,7 +241,7 @@ def test_a_folder_swapped_for_a_link_never_leads_out(
 
 @pytest.mark.parametrize("name", [".", "..", "...", "task-1~2", "a" * 64])
 def test_every_task_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
-    """Also one whose id is a name with a meaning for the file system."""
+    """Also if its id is a special name of the file system."""
     folder = outputs_folder(tmp_path, TaskId(name), ATTEMPT)
 
     assert folder.resolve().parent.parent == tmp_path
@@ -248,7 +250,7 @@ def test_every_task_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
 
 @given(st.text(alphabet="a./\0 ~\\", max_size=12))
 def test_components_never_lead_up_or_away(path: str) -> None:
-    """Whatever is accepted is the path itself, without detours."""
+    """An accepted path is the path itself, without detours."""
     parts = path_components(path)
     if parts is not None:
         assert "/".join(parts) == path

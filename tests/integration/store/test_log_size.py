@@ -1,4 +1,4 @@
-"""A log stays under its bound, and the disk gets back what was forgotten."""
+"""A log stays below its size limit, and the disk gets freed space back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.contract import log_kit as kit
 from tests.integration.store.test_store import until
 
 BOUND = 8 << 20
-ROOM = BOUND // SPARE_DIVISOR  #: that is left to what comes meanwhile
+ROOM = BOUND // SPARE_DIVISOR  #: reserved for new tasks
 OUTPUT = b"x" * 9000
 DEADLINE_S = 60.0
 ASK = PlanFloor(before_hlc=0, tasks_max=1 << 40)  #: neither age nor number counts
@@ -53,7 +53,7 @@ class Fed:
             await self.add(fact for n in some for fact in run(n))
 
     async def settle(self) -> FloorPlanned:
-        """Raise the floor until there is nothing to do."""
+        """Raise the floor until nothing is left to do."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 planned = await self.store.plan_compaction(ASK)
@@ -90,8 +90,8 @@ async def shown(store: Store) -> int:
     return sum((await store.read_stats()).counts.values())
 
 
-async def test_a_log_above_its_bound_forgets_the_oldest_tasks(tmp_path: Path) -> None:
-    """What waits stays, and so does as much of the rest as there is room for."""
+async def test_a_log_above_its_limit_forgets_the_oldest_tasks(tmp_path: Path) -> None:
+    """Waiting tasks stay, and as many of the others as fit."""
     async with fed(tmp_path / "log.db") as one:
         await one.add([kit.submitted(1)])
         await one.run_tasks(range(2, 1200))
@@ -107,8 +107,8 @@ async def test_a_log_above_its_bound_forgets_the_oldest_tasks(tmp_path: Path) ->
         assert await one.store.read_task(kit.task_id(1199)) is not None
 
 
-async def test_a_log_stays_under_its_bound_while_tasks_come(tmp_path: Path) -> None:
-    """The oldest go before there are too many: what comes meanwhile has its room."""
+async def test_a_log_stays_below_its_limit_while_tasks_arrive(tmp_path: Path) -> None:
+    """The oldest go early enough, so new tasks have room."""
     async with fed(tmp_path / "log.db") as one:
         most = 0
         for start in range(1, 1500, 30):
@@ -123,8 +123,8 @@ async def test_a_log_stays_under_its_bound_while_tasks_come(tmp_path: Path) -> N
         assert await one.store.read_task(kit.task_id(1500)) is not None
 
 
-async def test_a_log_under_its_bound_forgets_nothing(tmp_path: Path) -> None:
-    """Neither age nor number asks for it, and there is room for a sixteenth more."""
+async def test_a_log_below_its_limit_forgets_nothing(tmp_path: Path) -> None:
+    """Neither age nor number require it, and a sixteenth is still free."""
     async with fed(tmp_path / "log.db") as one:
         await one.run_tasks(range(1, 100))
 
@@ -133,8 +133,8 @@ async def test_a_log_under_its_bound_forgets_nothing(tmp_path: Path) -> None:
         assert planned == FloorPlanned(None)
 
 
-async def test_what_waits_is_never_forgotten_however_large(tmp_path: Path) -> None:
-    """The dispatcher is told, and asks again when more has ended."""
+async def test_a_waiting_task_is_never_forgotten(tmp_path: Path) -> None:
+    """However large; the dispatcher learns it, and tries again when more has ended."""
     async with fed(tmp_path / "log.db") as one:
         await one.add(kit.submitted(n, command="x" * 60_000) for n in range(1, 200))
 
@@ -145,8 +145,8 @@ async def test_what_waits_is_never_forgotten_however_large(tmp_path: Path) -> No
         assert await shown(one.store) == 199
 
 
-async def test_the_disk_gets_back_what_was_forgotten(tmp_path: Path) -> None:
-    """While the writer has nothing else to do; some stays to be used again."""
+async def test_the_disk_gets_freed_space_back(tmp_path: Path) -> None:
+    """While the writer is idle; some pages stay for reuse."""
     path = tmp_path / "log.db"
     async with fed(path) as one:
         await one.run_tasks(range(1, 3000))
@@ -158,10 +158,10 @@ async def test_the_disk_gets_back_what_was_forgotten(tmp_path: Path) -> None:
     assert path.stat().st_size < BOUND + (5 << 20)
 
 
-async def test_giving_back_takes_small_steps(
+async def test_vacuuming_takes_small_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever comes meanwhile waits for one of them at most."""
+    """A write waits for one of them at most."""
     path = tmp_path / "log.db"
     free: list[int] = []
     async with fed(path) as one:
@@ -184,7 +184,7 @@ async def test_giving_back_takes_small_steps(
 
 
 async def test_a_file_of_an_earlier_version_keeps_its_size(tmp_path: Path) -> None:
-    """Its pages are used again; only a VACUUM by hand could make it shorter."""
+    """Its pages are reused; only a VACUUM by hand could shrink it."""
     path = tmp_path / "log.db"
     await asyncio.to_thread(make_old, path)
     async with fed(path) as one:
@@ -196,7 +196,7 @@ async def test_a_file_of_an_earlier_version_keeps_its_size(tmp_path: Path) -> No
 
 
 def make_old(path: Path) -> None:
-    """Create a log whose file cannot become shorter, as earlier versions did."""
+    """Create a log whose file cannot shrink, like those of earlier versions."""
     open_writer(path).close()
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA auto_vacuum=NONE")
@@ -208,8 +208,8 @@ def pages_free(path: Path) -> int:
         return int(db.execute("PRAGMA freelist_count").fetchone()[0])
 
 
-async def test_a_log_without_tasks_is_forgotten_as_well(tmp_path: Path) -> None:
-    """Years of an audit log alone; what still counts is written again before."""
+async def test_a_log_without_tasks_is_compacted_as_well(tmp_path: Path) -> None:
+    """Years of an audit log alone; valid records are written again before."""
     fed = Fed(tmp_path / "log.db")
     await asyncio.to_thread(fed.store.open)
     over = [Recorded(AUDIT, str(n), b"", 1, n) for n in range(ENTRIES_MIN)]

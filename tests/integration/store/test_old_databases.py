@@ -1,4 +1,4 @@
-"""Databases of every version that was ever written open, migrate and read."""
+"""Databases of every earlier version open, migrate and read."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.contract import log_kit as kit
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-async def test_when_an_array_of_an_older_database_ran_is_read_from_its_members(
+async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
     tmp_path: Path,
 ) -> None:
-    """The first beginning and the last end."""
+    """The first start and the last end."""
     path = tmp_path / "log.db"
     array = kit.task_id(1)
     facts: list[Fact] = [
@@ -63,10 +63,10 @@ async def test_when_an_array_of_an_older_database_ran_is_read_from_its_members(
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
-async def test_a_database_of_an_older_version_is_read_and_goes_on(
+async def test_a_database_of_an_older_version_is_read_and_extended(
     tmp_path: Path, version: int
 ) -> None:
-    """The file holds all states, an entry that came early, a result and a peer."""
+    """The file holds all states, an early entry, a result and a peer."""
     path = tmp_path / "log.db"
     with sqlite3.connect(path) as old:
         old.executescript((GOLDEN / f"database-{version}.sql").read_text())

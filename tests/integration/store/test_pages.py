@@ -1,4 +1,4 @@
-"""A page of a list is where its offset says, and found in few steps, however deep."""
+"""Pages of a list match their offset, and need few steps at any depth."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NODES = [NodeId(f"{n:016x}") for n in range(1, 4)]
 
 @pytest.fixture(scope="module")
 def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
-    """A log with holes: of tasks that are gone, and of members that did not begin."""
+    """A log with holes: forgotten tasks, and members that did not start."""
     db = open_writer(Path(tmp_path_factory.mktemp("pages")) / "log.db")
     tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
     dice = random.Random(4)
@@ -65,7 +65,7 @@ def append(db: sqlite3.Connection, tables: TableWriter, facts: list[Fact]) -> No
 
 
 def ended(task: TaskId, dice: random.Random) -> list[Fact]:
-    """Return what was said of a task after it was submitted."""
+    """Return the facts of a task after its submission."""
     node = dice.choice(NODES)
     done = Finished(task, kit.attempt_id(), node, kit.finished(1).outcome)
     assigned = Assigned(task, kit.attempt_id(), node)
@@ -83,7 +83,7 @@ FILTERS: list[Mapping[str, Any]] = [
 
 
 def matching(db: sqlite3.Connection, asked: Mapping[str, Any]) -> list[str]:
-    """Return the ids of all that match, by reading every row."""
+    """Return the ids of all matches, by reading every row."""
     found = db.execute("SELECT id, state, node FROM tasks ORDER BY key").fetchall()
     return [
         id_
@@ -95,7 +95,7 @@ def matching(db: sqlite3.Connection, asked: Mapping[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
-def test_a_page_is_where_its_offset_says(
+def test_a_page_matches_its_offset(
     db: sqlite3.Connection, asked: Mapping[str, Any]
 ) -> None:
     """Totals are exact; a list read in sequence shows each task once."""
@@ -117,10 +117,10 @@ def test_a_page_is_where_its_offset_says(
 
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
-def test_the_latest_first_is_the_same_list_from_its_end(
+def test_newest_first_is_the_same_list_reversed(
     db: sqlite3.Connection, asked: Mapping[str, Any]
 ) -> None:
-    """Offsets count from the latest, too."""
+    """Offsets count from the newest, too."""
     wanted = matching(db, asked)[::-1]
     shown: list[str] = []
 
@@ -132,10 +132,10 @@ def test_the_latest_first_is_the_same_list_from_its_end(
 
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
-def test_a_page_takes_few_steps_however_deep(
+def test_a_page_takes_few_steps_at_any_depth(
     db: sqlite3.Connection, asked: Mapping[str, Any]
 ) -> None:
-    """Not more at the end than at the beginning, but for one block of rows."""
+    """Not more at the end than at the start, except for one block of rows."""
     total = pages.read_task_page(db, TaskQuery(**asked)).total or 0
 
     first = steps(db, TaskQuery(limit=10, **asked))
@@ -146,7 +146,7 @@ def test_a_page_takes_few_steps_however_deep(
     assert max(deep) <= first + 3 * (1 << list_counts.BLOCK_BITS)
 
 
-def test_arrays_alone_are_listed_with_their_members_counted(
+def test_arrays_are_listed_with_their_member_counts(
     db: sqlite3.Connection,
 ) -> None:
     """However many other tasks there are."""
@@ -174,7 +174,7 @@ NAMED: list[tuple[TaskSearch, Callable[[int], bool]]] = [
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
-    """A log of 5000 tasks, of which each seventh has a name and labels."""
+    """A log of 5000 tasks; each seventh has a name and labels."""
     db = open_writer(Path(tmp_path_factory.mktemp("names")) / "log.db")
     tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
     colours = ("red", "blue")
@@ -200,13 +200,13 @@ def options_of(n: int, team: str) -> TaskOptions | None:
 @pytest.mark.parametrize(
     ("search", "is_like"), NAMED, ids=[repr(search) for search, _ in NAMED]
 )
-def test_a_search_finds_each_task_once_in_however_many_parts(
+def test_a_search_finds_each_task_once_over_all_pages(
     named: sqlite3.Connection,
     search: TaskSearch,
     is_like: Callable[[int], bool],
     is_newest_first: bool,
 ) -> None:
-    """Each answer says where to go on, and nothing is said twice or left out."""
+    """Each answer has a cursor, and nothing repeats or is missing."""
     wanted = [kit.task_id(n) for n in range(5000) if is_like(n)]
     shown: list[TaskId] = []
     parts = 0
@@ -226,10 +226,10 @@ def test_a_search_finds_each_task_once_in_however_many_parts(
     assert page.unsearched == 0
 
 
-def test_a_search_counts_only_when_it_has_looked_at_all(
+def test_a_search_has_a_total_only_after_the_last_page(
     named: sqlite3.Connection,
 ) -> None:
-    """A total that is not known is not guessed."""
+    """An unknown total is not guessed."""
     search = TaskSearch(labels=(("team", None),))
     query = TaskQuery(limit=10, search=search)
     hurry = itertools.count(step=pages.SEARCH_S_MAX)
@@ -246,8 +246,8 @@ def test_a_search_counts_only_when_it_has_looked_at_all(
     assert second.total is None
 
 
-def test_a_search_goes_by_state_and_node_as_well(db: sqlite3.Connection) -> None:
-    """It looks only at rows that the other filters leave."""
+def test_a_search_filters_by_state_and_node_as_well(db: sqlite3.Connection) -> None:
+    """It examines only rows that pass the other filters."""
     some: dict[str, Any] = {"state": TaskState.COMPLETED, "node": NODES[0]}
     query = TaskQuery(limit=1000, search=TaskSearch(text="echo"), **some)
 
@@ -257,7 +257,7 @@ def test_a_search_goes_by_state_and_node_as_well(db: sqlite3.Connection) -> None
 
 
 def steps(db: sqlite3.Connection, query: TaskQuery) -> int:
-    """Return how many steps of SQLite a page takes, roughly."""
+    """Return the approximate number of SQLite steps for a page."""
     count = 0
 
     def tick() -> int:
@@ -271,8 +271,8 @@ def steps(db: sqlite3.Connection, query: TaskQuery) -> int:
     return count
 
 
-def test_blocks_count_what_is_there_and_go_with_it(db: sqlite3.Connection) -> None:
-    """Of old tasks nothing is left to be read for ever."""
+def test_blocks_are_deleted_with_their_rows(db: sqlite3.Connection) -> None:
+    """Old tasks leave nothing to be read for ever."""
     counted = (
         "SELECT node, state, block, n FROM block_counts"
         " WHERE state >= 0 ORDER BY 1, 2, 3"

@@ -1,4 +1,4 @@
-"""The store on real files: crashes, full disks, strangers and damage."""
+"""The store on real files: crashes, full disks, foreign files and damage."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def fill(path: Path, tasks: int = 50) -> None:
 
 
 async def refused(path: Path) -> StoreError:
-    """Open what must not be opened; the file must be as before."""
+    """Open an invalid file; it must not change."""
     before = path.read_bytes()
     with pytest.raises(StoreError) as caught:
         await asyncio.to_thread(kit.open_store(path).open)
@@ -113,7 +113,7 @@ async def refused(path: Path) -> StoreError:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+async def test_acknowledged_entries_survive_kill_9(tmp_path: Path) -> None:
     """At random moments, twenty times, on one file."""
     path = tmp_path / "log.db"
 
@@ -138,7 +138,7 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
 async def test_any_prefix_of_the_write_ahead_log_is_a_sound_database(
     tmp_path: Path,
 ) -> None:
-    """A power cut leaves whole commits, in order, with counters that fit."""
+    """A power cut leaves whole commits, in order, with matching counters."""
     source = tmp_path / "log.db"
     told: list[int] = []
     async with opened(source, told) as store:
@@ -167,7 +167,9 @@ async def test_any_prefix_of_the_write_ahead_log_is_a_sound_database(
     assert seen[-1] > 60
 
 
-async def test_a_second_process_is_told_who_has_the_database(tmp_path: Path) -> None:
+async def test_a_second_process_learns_which_one_has_the_database(
+    tmp_path: Path,
+) -> None:
     """It must not wait, and not touch anything."""
     path = tmp_path / "log.db"
     async with opened(path):
@@ -180,8 +182,8 @@ async def test_a_second_process_is_told_who_has_the_database(tmp_path: Path) -> 
         assert store.write_failure is None
 
 
-async def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
-    """Commands and outputs are nobody else's business."""
+async def test_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    """Commands and outputs are private."""
     path = tmp_path / "new" / "state" / "log.db"
     before = os.umask(0)
     try:
@@ -200,7 +202,7 @@ async def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    """The hint says how to go on."""
+    """The hint names the next step."""
     path = tmp_path / "log.db"
     path.write_bytes(b"dear diary" * 1000)
 
@@ -223,7 +225,7 @@ async def test_the_database_of_another_program_is_refused(tmp_path: Path) -> Non
 
 
 async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
-    """An older program cannot know what it would break."""
+    """An older program cannot know what it would damage."""
     path = tmp_path / "log.db"
     await fill(path)
     with closing(sqlite3.connect(path)) as connection:
@@ -260,7 +262,7 @@ async def test_a_database_with_damaged_pages_is_refused(tmp_path: Path) -> None:
 async def test_a_database_that_another_program_writes_is_refused(
     tmp_path: Path,
 ) -> None:
-    """Say so instead of waiting for ever."""
+    """The error comes at once, without an endless wait."""
     path = tmp_path / "log.db"
     await fill(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -269,8 +271,8 @@ async def test_a_database_that_another_program_writes_is_refused(
             await asyncio.to_thread(kit.open_store(path).open)
 
 
-async def test_a_database_that_cannot_be_written_is_refused() -> None:
-    """Found at the start, not at the first task."""
+async def test_a_read_only_database_is_refused() -> None:
+    """At the start, not at the first task."""
     folder = Path(tempfile.mkdtemp(prefix="octaskly-", dir="/tmp"))
     path = folder / "log.db"
     try:
@@ -312,7 +314,7 @@ async def test_a_database_that_cannot_be_written_is_refused() -> None:
 async def test_a_full_disk_delays_the_acknowledgement_and_loses_nothing(
     tmp_path: Path,
 ) -> None:
-    """Once there is room again, the same writes go through, without a restart."""
+    """Once there is room again, the same writes succeed, without a restart."""
     told: list[int] = []
     async with opened(tmp_path / "log.db", told) as store:
         store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
@@ -335,8 +337,10 @@ async def test_a_full_disk_delays_the_acknowledgement_and_loses_nothing(
         assert await store.read_vector() == ((kit.STREAM, 40),)
 
 
-async def test_closing_on_a_full_disk_says_what_is_missing(tmp_path: Path) -> None:
-    """Nobody was told that it was kept, and a stop must not hang."""
+async def test_closing_on_a_full_disk_reports_the_unwritten_entries(
+    tmp_path: Path,
+) -> None:
+    """They were never acknowledged, and a stop must not hang."""
     told: list[int] = []
     store = kit.open_store(tmp_path / "log.db", told)
     await asyncio.to_thread(store.open)
@@ -353,7 +357,7 @@ async def test_closing_on_a_full_disk_says_what_is_missing(tmp_path: Path) -> No
 
 
 async def test_a_database_that_disappears_acknowledges_nothing(tmp_path: Path) -> None:
-    """The open file still takes writes, but nobody would ever find them."""
+    """The open file still accepts writes, but they would be lost."""
     path = tmp_path / "log.db"
     told: list[int] = []
     async with opened(path, told) as store:
@@ -369,7 +373,7 @@ async def test_a_database_that_disappears_acknowledges_nothing(tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_fact_that_cannot_be_kept_is_seen_in_the_health(
+async def test_a_fact_that_cannot_be_written_shows_in_the_health(
     tmp_path: Path,
 ) -> None:
     """A bug of ours must not look like a slow disk, and nothing is acknowledged."""
@@ -388,7 +392,7 @@ async def test_a_fact_that_cannot_be_kept_is_seen_in_the_health(
     assert told == []
 
 
-async def test_room_is_what_the_disk_has_above_the_reserve(tmp_path: Path) -> None:
+async def test_free_room_excludes_the_reserve(tmp_path: Path) -> None:
     """The reserve lets running tasks report when nothing new is accepted."""
     free = shutil.disk_usage(tmp_path).free
     async with opened(tmp_path / "a.db", free_bytes_min=0) as store:
@@ -400,10 +404,10 @@ async def test_room_is_what_the_disk_has_above_the_reserve(tmp_path: Path) -> No
         assert "MiB are free where the log is" in str(store.shortage_reason())
 
 
-async def test_a_peer_not_met_for_a_week_is_known_by_name_only(
+async def test_the_address_of_a_peer_is_forgotten_after_a_week(
     tmp_path: Path,
 ) -> None:
-    """Its address has probably gone to somebody else."""
+    """Another machine has probably got its address; its name stays."""
     path = tmp_path / "log.db"
     clock = kit.HandClock()
     async with opened(path, clock=clock) as store:
@@ -421,7 +425,7 @@ async def test_a_peer_not_met_for_a_week_is_known_by_name_only(
 
 
 async def test_a_reset_moves_everything_aside(tmp_path: Path) -> None:
-    """What was there can still be opened under its new name."""
+    """The old log can still be opened under its new name."""
     path = tmp_path / "log.db"
     await fill(path)
 
@@ -436,8 +440,8 @@ async def test_a_reset_moves_everything_aside(tmp_path: Path) -> None:
             move_aside(path, "later")
 
 
-async def test_work_that_piles_up_goes_into_few_commits(tmp_path: Path) -> None:
-    """One commit per write would make every write wait for the disk in turn."""
+async def test_queued_writes_share_a_few_commits(tmp_path: Path) -> None:
+    """With one commit for each, every write would wait for the disk in turn."""
     told: list[int] = []
     async with opened(tmp_path / "log.db", told) as store:
         for n in range(1, 2001):
@@ -449,7 +453,7 @@ async def test_work_that_piles_up_goes_into_few_commits(tmp_path: Path) -> None:
     assert len(told) < 200
 
 
-async def test_a_fact_that_nobody_waits_for_is_written_by_itself_or_with_the_next(
+async def test_a_fact_without_a_waiter_is_written_later_or_with_the_next(
     tmp_path: Path,
 ) -> None:
     """It wakes nobody, but does not wait for ever either."""
@@ -473,13 +477,13 @@ def is_told(told: list[int], number: int) -> bool:
 
 
 def limit_pages(store: Store, pages: int) -> None:
-    """Let SQLite find the disk full at so many pages."""
+    """Make SQLite find the disk full at this many pages."""
     assert store._writer is not None
     store._writer._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
 
 
 def test_the_clock_of_a_long_log_is_found_by_stream(tmp_path: Path) -> None:
-    """It is asked for with each PULL, so it must not walk a million entries."""
+    """Each PULL needs it, so it must not scan a million entries."""
     db = open_writer(tmp_path / "octaskly.db")
     asked: list[str] = []
     db.set_trace_callback(asked.append)

@@ -69,8 +69,8 @@ def shake(
     return ends["served"], ends["dialled"]
 
 
-def test_two_members_meet_and_each_knows_who_the_other_is() -> None:
-    """Mutual TLS 1.3, with the protocol agreed on."""
+def test_two_members_connect_and_each_knows_the_other_s_id() -> None:
+    """Mutual TLS 1.3, with the negotiated protocol."""
     a, b = member(), member()
 
     served, dialled = shake(a.server_context(), b.client_context())
@@ -83,13 +83,13 @@ def test_two_members_meet_and_each_knows_who_the_other_is() -> None:
 
 
 def test_the_authority_is_the_same_bytes_on_all_nodes() -> None:
-    """So that any node's copy can be given to a browser."""
+    """So any node's copy can be imported into a browser."""
     assert member().ca_pem() == member().ca_pem()
     assert member().ca_pem() != member(generate_secret()).ca_pem()
 
 
-def test_the_authority_of_a_known_secret_is_what_it_always_was() -> None:
-    """Nodes of all versions, and all who imported it, must agree on it."""
+def test_the_authority_of_a_known_secret_never_changes() -> None:
+    """Nodes of all versions, and all importers of it, must agree on it."""
     known = member(MeshSecret((bytes(range(20)),)))
 
     end = "-----END CERTIFICATE-----\n"
@@ -103,7 +103,7 @@ def test_the_authority_of_a_known_secret_is_what_it_always_was() -> None:
 
 
 def test_members_with_an_older_generation_are_still_accepted() -> None:
-    """While a new secret spreads, the mesh stays whole."""
+    """While a new secret spreads, the mesh stays connected."""
     newer = MeshSecret((*SECRET.generations, *generate_secret().generations))
     a = member(newer)
 
@@ -116,7 +116,7 @@ def test_members_with_an_older_generation_are_still_accepted() -> None:
 
 
 def stranger(kind: str) -> ssl.SSLContext:
-    """Return the client context of somebody who is not in the mesh."""
+    """Return the client context of a stranger to the mesh."""
     if kind == "other mesh":
         context = member(generate_secret()).client_context()
     else:
@@ -132,8 +132,8 @@ def stranger(kind: str) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("kind", ["other mesh", "self-signed", "none", "TLS 1.2"])
 @pytest.mark.filterwarnings("ignore:.*TLSv1_2.*:DeprecationWarning")
-def test_a_stranger_does_not_get_in(kind: str) -> None:
-    """Whatever it shows: another mesh's certificate, its own, or none."""
+def test_a_stranger_is_refused(kind: str) -> None:
+    """With any certificate: another mesh's, its own, or none."""
     with pytest.raises(OSError):
         shake(member().server_context(), stranger(kind))
 
@@ -158,14 +158,14 @@ def test_a_member_cannot_use_the_id_of_another() -> None:
 
 
 @pytest.mark.parametrize("junk", [b"", b"\x30\x00", b"x" * 100], ids=len)
-def test_bytes_that_are_no_certificate_are_refused(junk: bytes) -> None:
+def test_an_invalid_certificate_is_refused(junk: bytes) -> None:
     """The parser's own errors never leak out."""
     with pytest.raises(TrustError):
         node_id_of_certificate(junk)
 
 
-def test_the_certificate_of_a_listener_is_none_of_a_node() -> None:
-    """It is for HTTPS; whoever steals its key cannot pose as a peer."""
+def test_the_certificate_of_a_listener_is_no_node_certificate() -> None:
+    """It is for HTTPS; a thief of its key cannot pose as a peer."""
     authority = authority_of(SECRET)
     public = generate_private_key(SECP256R1()).public_key()
     certificate = authority.lan_certificate(["a"], [], public)
@@ -175,14 +175,14 @@ def test_the_certificate_of_a_listener_is_none_of_a_node() -> None:
 
 
 def people(trust: MeshTls) -> ssl.SSLContext:
-    """Return the context of a program that was given the mesh authority."""
+    """Return the context of a program with the mesh authority."""
     return ssl.create_default_context(cadata=trust.ca_pem())
 
 
 @pytest.mark.parametrize(
     "name", ["box", "box.local", "10.0.0.5", "10.0.0.6", "fe80::1", "::1"]
 )
-def test_people_reach_https_by_every_name_of_the_machine(name: str) -> None:
+def test_clients_reach_https_by_every_name_of_the_machine(name: str) -> None:
     """Host name, `.local` name and addresses are in the certificate."""
     trust = member()
     context = trust.lan_server_context(
@@ -198,8 +198,8 @@ def test_people_reach_https_by_every_name_of_the_machine(name: str) -> None:
         assert x509.load_der_x509_certificate(certificate).public_key().key_size == 256  # type: ignore[union-attr]
 
 
-def test_systems_of_apple_take_what_an_https_listener_shows() -> None:
-    """Of certificates from July 2019 on, they take none for more than 825 days."""
+def test_apple_systems_accept_the_certificate_of_an_https_listener() -> None:
+    """Since July 2019 they accept at most 825 days."""
     trust = member()
 
     served, dialled = shake(trust.lan_server_context(["box"], []), people(trust), "box")
@@ -211,7 +211,7 @@ def test_systems_of_apple_take_what_an_https_listener_shows() -> None:
         assert begins_s < ssl.cert_time_to_seconds("Jul  1 00:00:00 2019 GMT")
 
 
-def test_people_notice_a_name_that_is_not_this_machine() -> None:
+def test_clients_notice_a_name_of_another_machine() -> None:
     """A certificate is for one machine, not for the whole mesh."""
     trust = member()
 
@@ -219,8 +219,8 @@ def test_people_notice_a_name_that_is_not_this_machine() -> None:
         shake(trust.lan_server_context(["box"], []), people(trust), "other")
 
 
-def test_a_revoked_node_acts_for_nobody_though_its_certificate_is_good() -> None:
-    """F33: until the old generation is over, its certificate is still one of ours."""
+def test_a_revoked_node_is_refused_despite_its_valid_certificate() -> None:
+    """F33: until the old generation ends, its certificate is still one of ours."""
     a, b = member(), member()
     served, dialled = shake(a.lan_server_context(["box"], []), b.lan_client_context())
 
@@ -231,7 +231,7 @@ def test_a_revoked_node_acts_for_nobody_though_its_certificate_is_good() -> None
             a.authorized_node_id(served)
 
 
-def test_a_forwarding_node_is_known_to_the_https_listener() -> None:
+def test_the_https_listener_identifies_a_forwarding_node() -> None:
     """It authenticates the hop; the principal is stated beside it."""
     a, b = member(), member()
 
@@ -242,13 +242,13 @@ def test_a_forwarding_node_is_known_to_the_https_listener() -> None:
 
 
 def test_a_foreign_client_certificate_is_refused_by_https_too() -> None:
-    """Optional means: none, or a good one."""
+    """Optional means: none, or a valid one."""
     with pytest.raises(OSError):
         shake(member().lan_server_context(["box"], []), stranger("other mesh"))
 
 
 def test_a_client_without_certificate_has_no_node_id() -> None:
-    """Asking for it is an error, not an empty answer."""
+    """A request for it is an error, not an empty answer."""
     trust = member()
 
     served, dialled = shake(trust.lan_server_context(["box"], []), people(trust), "box")
@@ -264,7 +264,7 @@ def test_a_client_without_certificate_has_no_node_id() -> None:
 @pytest.mark.parametrize(
     ("names", "addresses"), [(["x" * 300], []), (["a..b"], []), (["10.0.0.500"], [])]
 )
-def test_names_that_cannot_stand_in_a_certificate_are_settings_errors(
+def test_names_that_a_certificate_cannot_contain_are_settings_errors(
     names: list[str], addresses: list[str]
 ) -> None:
     """The operator gets a sentence, not a traceback."""
@@ -272,7 +272,7 @@ def test_names_that_cannot_stand_in_a_certificate_are_settings_errors(
         member().lan_server_context(names, addresses)
 
 
-def test_no_key_is_left_on_disk_by_making_contexts(
+def test_creating_contexts_leaves_no_key_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys reach the TLS library through memory."""
