@@ -40,7 +40,7 @@ def member(port: int) -> NodeInfo:
 
 
 async def test_a_member_that_invites_later_is_found_during_a_scan() -> None:
-    """Two people may open invites at once, and the first answer may be the wrong one."""
+    """Two people may invite at once, and the first answer may be the wrong one."""
     first, second = member(1001), member(1002)
     async with contextlib.AsyncExitStack() as stack:
         await shine(stack, first)
