@@ -44,7 +44,7 @@ class Api:
     refusal_hint: str = "the test said so"
     refusal_field: str | None = None
     forced: dict[str, Any] = field(default_factory=dict)
-    told: dict[str, Any] = field(default_factory=dict)  #: by path
+    answers: dict[str, Any] = field(default_factory=dict)  #: by path
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     stall: str = ""  #: the obstacles in every explanation
@@ -177,8 +177,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401, {"error": "Missing or invalid authentication token"})
             return
         query = {key: values[0] for key, values in parse_qs(split.query).items()}
-        if split.path in api.told:
-            self.answer(200, api.told[split.path])
+        if split.path in api.answers:
+            self.answer(200, api.answers[split.path])
             return
         status, answer = self.route(method, split.path, query, body)
         self.answer(status, answer)
@@ -215,8 +215,8 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", "v1", "tasks", ref, "explain"]:
                 # A client that has waited for long asks, as on a slow machine.
                 state = "queued" if self.api.stall else "running"
-                told = {"status": state, "summary": self.api.stall, "nodes": []}
-                return 200, {"id": ref} | told
+                explanation = {"status": state, "summary": self.api.stall, "nodes": []}
+                return 200, {"id": ref} | explanation
             case ["api", "v1", "tokens"]:
                 return 200, {"tokens": []}
             case ["api", "v1", "nodes", name, *order]:

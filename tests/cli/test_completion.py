@@ -91,7 +91,7 @@ def test_shells_offer_commands_ids_nodes_and_options(
         {"id": "1", "name": "ci", "role": "client", "state": "good"},
         {"id": "2", "name": "old", "role": "client", "state": "revoked"},
     ]
-    api.told["/api/v1/tokens"] = {"tokens": tokens}
+    api.answers["/api/v1/tokens"] = {"tokens": tokens}
     assert completions_of_tasks(shell, shell_environ, ["token", "revoke"]) == ["ci"]
     assert completions_of_tasks(shell, shell_environ, ["run", "--require"]) == [
         "room=attic"

@@ -52,8 +52,8 @@ def assert_error_form(stderr: bytes) -> None:
 
     The reason why a task waits may come before.
     """
-    told = stderr.decode().splitlines()
-    lines = [line for line in told if not line.startswith("queued: ")]
+    texts = stderr.decode().splitlines()
+    lines = [line for line in texts if not line.startswith("queued: ")]
     assert re.fullmatch(r"error: \S.*", lines[0]), stderr
     assert all(re.match(r"  (cause|hint): \S", line) for line in lines[1:]), stderr
     assert lines[-1].startswith("  hint: "), stderr

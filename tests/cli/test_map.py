@@ -135,7 +135,7 @@ def test_a_dry_run_prints_the_shell_commands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stdin", "told"),
+    ("stdin", "message"),
     [
         (b"x\n" + b"y" * (ITEM_BYTES_MAX + 1), b"item 2 has 65537 bytes"),
         (
@@ -149,14 +149,14 @@ def test_a_dry_run_prints_the_shell_commands(tmp_path: Path) -> None:
     ids=["long", "large", "many", "latin", "nul"],
 )
 def test_invalid_items_are_reported_before_any_runs(
-    agent: DemoAgent, stdin: bytes, told: bytes
+    agent: DemoAgent, stdin: bytes, message: bytes
 ) -> None:
     """The error has the number of the item, and nothing was submitted."""
     before = count(agent)
     done = octaskly(agent, "map", "true", stdin=stdin)
 
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.startswith(b"error: ")
     assert count(agent) == before
 
@@ -223,11 +223,11 @@ def test_too_many_failures_stop_further_members(agent: DemoAgent) -> None:
     """`--retry-failed` then continues with all unsuccessful members."""
     options = ["--max-fails", "0", "--cpus", "1"]
     done = octaskly(agent, "map", *options, "exit 3", stdin=b"1\n" * 500)
-    told = done.stderr.decode()
+    message = done.stderr.decode()
 
     assert done.returncode == 1
-    assert " of 500 failed, " in told
-    assert " did not run to their end\n" in told
+    assert " of 500 failed, " in message
+    assert " did not run to their end\n" in message
     array = newest(agent)["array"]
     again = octaskly(agent, "retry", "last").stdout.decode().strip()
     with agent.client() as client:
@@ -311,10 +311,10 @@ def test_a_closed_reader_cancels_the_rest(agent: DemoAgent) -> None:
         process.stdout.readline()
         process.stdout.close()
         (agent.state.parent / "work" / "stop").touch()
-        told = process.stderr.read()
+        message = process.stderr.read()
 
     assert process.returncode == 1
-    assert b"cancelling the rest of task-" in told
+    assert b"cancelling what is left of task-" in message
 
 
 @pytest.mark.soak

@@ -17,7 +17,7 @@ CODE = {"code": "node-a.abc", "expires_at": "x", "url": URL, "lan_url": LAN}
 @pytest.fixture
 def code_api(api: Api, environ: dict[str, str]) -> Api:
     """A node that issues login codes, on a machine without a screen."""
-    api.told["/api/v1/sessions/codes"] = CODE
+    api.answers["/api/v1/sessions/codes"] = CODE
     for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY", "WSL_DISTRO_NAME"):
         environ.pop(name, None)
     return api
@@ -76,7 +76,7 @@ def test_the_lan_address_is_printed_for_another_machine(
 
 def test_a_node_without_a_lan_address_is_an_error(code_api: Api, octaskly: Run) -> None:
     """It is in no mesh yet, or does not serve the LAN."""
-    code_api.told["/api/v1/sessions/codes"] = CODE | {"lan_url": None}
+    code_api.answers["/api/v1/sessions/codes"] = CODE | {"lan_url": None}
     done = octaskly("open", "--lan")
 
     assert done.returncode != 0

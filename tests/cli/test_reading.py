@@ -508,7 +508,7 @@ def test_a_client_chosen_id_that_looks_like_a_number_is_found(
 
 
 @pytest.mark.parametrize(
-    ("ref", "code", "told"),
+    ("ref", "code", "message"),
     [
         ("nightly", 1, b"may be any of 2 tasks, the newest first: task-003-00000003, "),
         ("02", 3, b"Task not found"),
@@ -520,7 +520,7 @@ def test_a_client_chosen_id_that_looks_like_a_number_is_found(
     ],
 )
 def test_an_ambiguous_name_is_refused(
-    three_tasks: Api, octaskly: Run, ref: str, code: int, told: bytes
+    three_tasks: Api, octaskly: Run, ref: str, code: int, message: bytes
 ) -> None:
     """A guess could cancel the wrong task; digits alone are a number."""
     for number in (1, 3):
@@ -531,7 +531,7 @@ def test_an_ambiguous_name_is_refused(
     done = octaskly("show", ref)
 
     assert done.returncode == code
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_an_empty_list_of_tokens_says_that_some_are_unlisted(

@@ -74,8 +74,8 @@ def test_run_gives_up_on_a_node_that_stays_away(api: Api, octaskly: Run) -> None
     assert done.returncode == 125
     assert b"closed the connection" in done.stderr
     [task] = api.tasks
-    told = f"no longer waiting; see it with: octaskly logs -f {task}\n"
-    assert told in done.stderr.decode()
+    message = f"not waiting any more; see it with: octaskly logs -f {task}\n"
+    assert message in done.stderr.decode()
 
 
 def test_several_words_are_quoted_as_a_shell_needs_them(
@@ -134,11 +134,11 @@ def test_a_long_wait_is_explained_once(
         env=environ,
     )
     assert process.stderr is not None
-    told = process.stderr.readline()
+    message = process.stderr.readline()
     (tmp_path / "go").touch()
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert told + rest == (
+    assert message + rest == (
         b"queued: no node is called pi5; "
         b"octaskly explain task-001-00000001 tells more\n"
     )

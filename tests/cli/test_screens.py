@@ -74,7 +74,7 @@ CALLS = (
     ["--no-color", "nodes"],  # Last, as it is for the process.
 )
 API = "/api/v1"
-TOLD = {
+ANSWERS = {
     f"{API}/tasks/task-001/explain": {
         "id": "task-001-00000001",
         "status": "queued",
@@ -208,7 +208,7 @@ def tasks(api: Api) -> Api:
         ended_task(3, command=long, name="album"),
     ):
         api.tasks[task["id"]] = task
-    api.told |= TOLD
+    api.answers |= ANSWERS
 
     def end_the_second_stream(
         _method: str, path: str

@@ -260,7 +260,7 @@ def test_a_client_waits_in_the_backlog_of_a_busy_node(tmp_path: Path) -> None:
 
 def test_an_answer_of_another_program_is_an_error(session: Session, api: Api) -> None:
     """No traceback."""
-    api.told[NODES] = b"<html>"
+    api.answers[NODES] = b"<html>"
 
     with pytest.raises(NotOctaskly, match="not Octaskly's API"):
         session.decode(session.send(Call("GET", NODES)), NodePage)

@@ -141,7 +141,7 @@ def test_json_is_one_versioned_snapshot(busy_api: Api, octaskly: Run) -> None:
 @pytest.fixture
 def busy_api(api: Api) -> Api:
     """A node with two running tasks."""
-    api.told["/api/v1/attempts"] = {"now": NOW, "running": [run(3), run(4)]}
+    api.answers["/api/v1/attempts"] = {"now": NOW, "running": [run(3), run(4)]}
     return api
 
 
@@ -210,8 +210,10 @@ def test_the_last_frame_stays_while_no_node_answers(
     with watching(environ) as terminal:
         busy_api.refusal = "No dispatcher is elected"
         busy_api.refuse = lambda _method, _path: (503, {})
-        terminal.expect(r"No dispatcher is elected; view of \d+ s ago")
-        busy_api.told["/api/v1/nodes"] = NODES | {"nodes": [NODE | {"name": "other"}]}
+        terminal.expect(r"No dispatcher is elected; this was \d+ s ago")
+        busy_api.answers["/api/v1/nodes"] = NODES | {
+            "nodes": [NODE | {"name": "other"}]
+        }
         busy_api.refuse = lambda _method, _path: None
         terminal.expect("other")
         terminal.send("q")

@@ -487,7 +487,7 @@ def test_a_refusal_for_one_task_does_not_stop_the_others(
     octaskly("submit", "-", stdin=b"sleep 60\nsleep 60\n")
     refused = "task-001-00000001"
     api.refuse = lambda _, path: (404, {}) if f"/{refused}" in path else None
-    api.told["/api/v1/tasks/task-002/retry"] = {
+    api.answers["/api/v1/tasks/task-002/retry"] = {
         "id": "task-003-00000003",
         "command": "true",
         "status": "queued",
@@ -506,7 +506,7 @@ def test_a_repeated_retry_gives_the_same_task(api: Api, octaskly: Run) -> None:
     """`id=$(octaskly retry ID)` has an id, however often it runs."""
     octaskly("submit", "--", "true")
     repeated = {"id": "task-002-00000002", "command": "true", "status": "completed"}
-    api.told["/api/v1/tasks/task-001/retry"] = repeated
+    api.answers["/api/v1/tasks/task-001/retry"] = repeated
 
     done, as_json = octaskly("retry", "1"), octaskly("retry", "--json", "1")
 
@@ -522,7 +522,7 @@ def test_retry_failed_skips_tasks_repeated_before(api: Api, octaskly: Run) -> No
     for number, state in ((1, "failed"), (2, "queued")):
         assert octaskly("run", "--", "false").returncode == 1
         task = f"task-{number + 2:03}-0000000{number + 2}"
-        api.told[f"/api/v1/tasks/task-{number:03}-{number:08}/retry"] = {
+        api.answers[f"/api/v1/tasks/task-{number:03}-{number:08}/retry"] = {
             "id": task,
             "command": "false",
             "status": state,
@@ -541,7 +541,7 @@ def test_forget_prints_the_count(
     api: Api, octaskly: Run, count: int, text: str
 ) -> None:
     """With correct singular and plural."""
-    api.told["/api/v1/forget"] = {"forgotten": count}
+    api.answers["/api/v1/forget"] = {"forgotten": count}
 
     assert octaskly("forget", "--all-ended").stderr.decode() == f"{text}\n"
 
@@ -558,7 +558,7 @@ def test_rotate_prints_the_end_of_the_old_secret(
 ) -> None:
     """With --now it waits for no node."""
     names: list[str] = []
-    api.told["/api/v1/rotation"] = {
+    api.answers["/api/v1/rotation"] = {
         "generation": 1,
         "newest": 2,
         "oldest": 1,

@@ -128,8 +128,8 @@ def finished(
     reason: EndReason = EndReason.EXIT,
     **fields: Any,
 ) -> Finished:
-    told = {"exit_code": 0, "started_ms": WALL_MS, "duration_ms": 7}
-    outcome = Outcome(state=state, reason=reason, **{**told, **fields})
+    committed = {"exit_code": 0, "started_ms": WALL_MS, "duration_ms": 7}
+    outcome = Outcome(state=state, reason=reason, **{**committed, **fields})
     return Finished(task_id(number), attempt_id(n), node, outcome)
 
 
@@ -174,8 +174,8 @@ def database() -> sqlite3.Connection:
     return db
 
 
-def open_store(path: Path, told: list[int] | None = None, **options: Any) -> Store:
+def open_store(path: Path, committed: list[int] | None = None, **options: Any) -> Store:
     """Create a store whose commits are appended to a list; the caller opens it."""
-    numbers = [] if told is None else told
+    numbers = [] if committed is None else committed
     clock = options.pop("clock", HandClock())
     return Store(path, PicklePacker(), numbers.append, clock, **options)

@@ -60,7 +60,7 @@ class Bench:
         self._number = 0
         self._seqs: dict[StreamId, int] = {}
         self._changed = asyncio.Event()
-        self.told: list[int] = []
+        self.committed: list[int] = []
         self.log = make(self._hear)
         self.saved = SavedState()
 
@@ -87,12 +87,12 @@ class Bench:
 
     async def durable(self, number: int) -> None:
         async with asyncio.timeout(60):
-            while not self.told or self.told[-1] < number:
+            while not self.committed or self.committed[-1] < number:
                 self._changed.clear()
                 await self._changed.wait()
 
     def _hear(self, number: int) -> None:
-        self.told.append(number)
+        self.committed.append(number)
         self._changed.set()
 
 
@@ -304,8 +304,8 @@ async def test_commits_are_reported_in_order(bench: Bench) -> None:
 
     await bench.durable(last)
 
-    assert bench.told == sorted(set(bench.told))
-    assert bench.told[-1] == last
+    assert bench.committed == sorted(set(bench.committed))
+    assert bench.committed[-1] == last
     assert await bench.log.read_vector() == ((kit.STREAM, 39),)
 
 

@@ -43,7 +43,7 @@ class Bench:
         self._make = make
         self.number = 0
         self.seq = 0
-        self._told = 0
+        self._committed = 0
         self._changed = asyncio.Event()
         self.log = make(self._hear)
 
@@ -67,7 +67,7 @@ class Bench:
 
     async def durable(self) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            while self._told < self.number:
+            while self._committed < self.number:
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -122,7 +122,7 @@ class Bench:
         return head
 
     def _hear(self, number: int) -> None:
-        self._told = number
+        self._committed = number
         self._changed.set()
 
 
@@ -469,8 +469,8 @@ async def test_facts_known_from_rows_only_are_written_again(
     assert two.saved.rows_ahead == planned.rows_ahead
     assert planned.rows_ahead == await one.log.read_vector()
     assert planned.carried == (await two.log.read_task(kit.task_id(2)),)
-    (told,) = (facts_of(record) for record in planned.carried)
-    await two.take(kit.entries(told, stream=kit.OTHER))
+    (carried_facts,) = (facts_of(record) for record in planned.carried)
+    await two.take(kit.entries(carried_facts, stream=kit.OTHER))
     two.number += 1
     two.log.save_node_state(Save(number=two.number, rewritten_rows=planned.rows_ahead))
     await two.durable()
@@ -491,8 +491,8 @@ async def test_members_known_from_rows_are_written_before_their_array(
 
     planned = await two.log.plan_compaction(own)
 
-    begun = (member_id(ARRAY.task, number) for number in (1, 0))
-    assert [record.id for record in planned.carried] == [*begun, ARRAY.task]
+    started = (member_id(ARRAY.task, number) for number in (1, 0))
+    assert [record.id for record in planned.carried] == [*started, ARRAY.task]
     rest = await two.log.plan_compaction(replace(own, after_key=planned.after_key))
     assert rest.carried == ()
 

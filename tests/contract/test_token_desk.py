@@ -284,8 +284,8 @@ async def test_an_urgent_rotation_ends_tokens_of_the_old_secret_at_once(
 ) -> None:
     """Any holder of that secret can make tokens; those made now stay valid."""
     secret, signer, desk = signed
-    wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
-    token, _ = await desk.issue(**wish, by=local("root"))
+    request: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
+    token, _ = await desk.issue(**request, by=local("root"))
     old = desk.verify(token)
 
     newer = secret.with_new_generation(bytes(20), 1, revoked=NodeId("n" * 16))
@@ -294,7 +294,7 @@ async def test_an_urgent_rotation_ends_tokens_of_the_old_secret_at_once(
     assert not desk.is_valid(old)
     with pytest.raises(TrustError):
         desk.verify(token)
-    late, _ = await desk.issue(**wish, by=local("root"))
+    late, _ = await desk.issue(**request, by=local("root"))
     signer.use_secret(newer.with_newest_only(2))
     assert desk.is_valid(desk.verify(late))
 
@@ -302,20 +302,20 @@ async def test_an_urgent_rotation_ends_tokens_of_the_old_secret_at_once(
 async def test_a_token_issues_none_that_outlasts_its_secret(signed: Signed) -> None:
     """A holder of the old secret could make a 90-day token while both are accepted."""
     secret, signer, desk = signed
-    wish: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
-    token, _ = await desk.issue(**wish, by=local("root"))
+    request: Any = {"role": "admin", "expires_s": 60, "subject": None, "name": None}
+    token, _ = await desk.issue(**request, by=local("root"))
     admin = desk.verify(token)
 
     newer = secret.with_new_generation(bytes(20), 1, revoked=None)
     signer.use_secret(newer)
-    early, _ = await desk.issue(**wish, by=admin)
+    early, _ = await desk.issue(**request, by=admin)
     assert desk.verify(early).generation == admin.generation
     signer.use_secret(newer.with_newest_in_force(2))
     with pytest.raises(PermissionDenied, match="older secret"):
-        await desk.issue(**wish, by=admin)
+        await desk.issue(**request, by=admin)
 
-    late, _ = await desk.issue(**wish, by=local("root"))
-    await desk.issue(**wish, by=desk.verify(late))
+    late, _ = await desk.issue(**request, by=local("root"))
+    await desk.issue(**request, by=desk.verify(late))
 
 
 async def test_a_name_of_any_length_fits_into_a_record() -> None:

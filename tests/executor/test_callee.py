@@ -12,7 +12,10 @@ import pytest
 
 from octaskly.executor import call_runner
 
-TOLD = {"python": call_runner.python_version(), "cloudpickle": cloudpickle.__version__}
+HEADER = {
+    "python": call_runner.python_version(),
+    "cloudpickle": cloudpickle.__version__,
+}
 
 
 def perform(
@@ -25,15 +28,15 @@ def perform(
     )
 
 
-def parcel(function: Any, *arguments: Any, **told: str) -> bytes:
+def parcel(function: Any, *arguments: Any, **header: str) -> bytes:
     """Return a parcel with one call."""
     parts = call_runner.pickle_value(
         (function, [(arguments, {})], False), cloudpickle.dumps
     )
-    return b"".join(call_runner.encode_payload(parts, TOLD | told))
+    return b"".join(call_runner.encode_payload(parts, HEADER | header))
 
 
-def told_by(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+def run_by(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
     return call_runner.decode_payload(memoryview(bytearray(done.stdout)))[0]
 
 
@@ -45,9 +48,9 @@ def test_a_call_is_answered_with_its_value(tmp_path: Path) -> None:
         return a + b
 
     done = perform(parcel(add, 2, 3), tmp_path)
-    told, parts = call_runner.decode_payload(memoryview(bytearray(done.stdout)))
+    header, parts = call_runner.decode_payload(memoryview(bytearray(done.stdout)))
 
-    assert (done.returncode, told["kind"]) == (0, "value")
+    assert (done.returncode, header["kind"]) == (0, "value")
     assert call_runner.unpickle(parts) == 5
     assert done.stderr == b"said\n"
 
@@ -56,15 +59,15 @@ def test_another_python_is_refused_before_unpickling(tmp_path: Path) -> None:
     """A function pickled by one version does not run in another one."""
     done = perform(parcel(exit, 3, python="2.7"), tmp_path)
 
-    assert (done.returncode, told_by(done)["kind"]) == (1, "mismatch")
+    assert (done.returncode, run_by(done)["kind"]) == (1, "mismatch")
     here = f"{sys.executable} is Python {call_runner.python_version()}"
-    assert told_by(done)["text"] == f"{here}, and the call comes from 2.7"
+    assert run_by(done)["text"] == f"{here}, and the call comes from 2.7"
 
 
 def test_a_missing_or_different_cloudpickle_is_reported(tmp_path: Path) -> None:
     """The worker's interpreter must be able to import it."""
-    missing = told_by(perform(parcel(len, ""), tmp_path, "-I", "-S"))
-    older = told_by(perform(parcel(len, "", cloudpickle="0.9"), tmp_path))
+    missing = run_by(perform(parcel(len, ""), tmp_path, "-I", "-S"))
+    older = run_by(perform(parcel(len, "", cloudpickle="0.9"), tmp_path))
 
     assert missing["kind"] == older["kind"] == "mismatch"
     assert "cannot import cloudpickle" in missing["text"]
@@ -82,11 +85,11 @@ def test_a_large_answer_is_a_file(tmp_path: Path) -> None:
 
     done = perform(parcel(elsewhere), tmp_path)
 
-    assert told_by(done)["kind"] == "file"
-    told, parts = call_runner.decode_payload(
+    assert run_by(done)["kind"] == "file"
+    header, parts = call_runner.decode_payload(
         call_runner.map_file(str(tmp_path / call_runner.RESULT_FILE))
     )
-    assert (told["kind"], call_runner.unpickle(parts)) == ("value", b"x" * 1_000_000)
+    assert (header["kind"], call_runner.unpickle(parts)) == ("value", b"x" * 1_000_000)
 
 
 def test_parts_of_a_call_may_be_files(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_parts_of_a_call_may_be_files(tmp_path: Path) -> None:
         (change, [((pickle.PickleBuffer(buffer),), {})], False), cloudpickle.dumps
     )
     (tmp_path / "part").write_bytes(pickled[1])
-    stdin = b"".join(call_runner.encode_payload([pickled[0], "part"], TOLD))
+    stdin = b"".join(call_runner.encode_payload([pickled[0], "part"], HEADER))
     _, parts = call_runner.decode_payload(
         memoryview(bytearray(perform(stdin, tmp_path).stdout))
     )
@@ -119,9 +122,9 @@ def test_an_invalid_parcel_is_refused(cut: int) -> None:
     whole = b"".join(
         call_runner.encode_payload([b"abc", b"d" * 100], {"kind": "value"})
     )
-    told, parts = call_runner.decode_payload(memoryview(whole))
+    header, parts = call_runner.decode_payload(memoryview(whole))
 
-    assert (told["kind"], [bytes(part) for part in parts]) == (
+    assert (header["kind"], [bytes(part) for part in parts]) == (
         "value",
         [b"abc", b"d" * 100],
     )

@@ -67,14 +67,14 @@ def test_an_agent_survives_a_shortage_of_descriptors(solo: Agent) -> None:
     """Any client that opens enough connections can cause it."""
     pid = solo.process.pid
     with contextlib.closing(solo.connection()) as kept:
-        began = request(kept, "GET", "/health")[1]["uptime_seconds"]
+        uptime_s = request(kept, "GET", "/health")[1]["uptime_seconds"]
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
         try:
             # Load is sampled and addresses are looked up several times in between.
             until(
                 lambda: (
-                    request(kept, "GET", "/health")[1]["uptime_seconds"] > began + 6
+                    request(kept, "GET", "/health")[1]["uptime_seconds"] > uptime_s + 6
                 ),
                 "time passes",
             )

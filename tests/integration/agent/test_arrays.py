@@ -118,15 +118,15 @@ def test_results_of_all_members_come_in_one_stream(
     assert end.name == "end"
     assert (end.data["id"], end.data["status"]) == (array, "failed")
     assert {event.name for event in results} == {"result"}
-    told = [event.data for event in results]
+    received = [event.data for event in results]
     if "number" not in query:
-        told.sort(key=lambda result: result["index"])
-    assert [result["index"] for result in told] == indexes
-    assert [result["id"] for result in told] == [f"{array}.{n}" for n in indexes]
-    assert [result["position"] for result in told] == [n // 2 for n in indexes]
-    assert {b64decode(result["stdout"]) for result in told} == {b"\xff"}
-    assert [b64decode(r["stderr"]) for r in told] == [b"%d\n" % n for n in indexes]
-    codes = {r["index"]: (r["status"], r["exit_code"]) for r in told}
+        received.sort(key=lambda result: result["index"])
+    assert [result["index"] for result in received] == indexes
+    assert [result["id"] for result in received] == [f"{array}.{n}" for n in indexes]
+    assert [result["position"] for result in received] == [n // 2 for n in indexes]
+    assert {b64decode(result["stdout"]) for result in received} == {b"\xff"}
+    assert [b64decode(r["stderr"]) for r in received] == [b"%d\n" % n for n in indexes]
+    codes = {r["index"]: (r["status"], r["exit_code"]) for r in received}
     assert codes[5] == ("failed", 1)
     assert codes[7] == ("completed", 0)
 
@@ -251,8 +251,8 @@ def test_a_cancelled_member_is_explained_as_cancelled(agent: Agent) -> None:
     assert agent.call("DELETE", f"{ARRAYS}/{array}")[0] == 200
     assert waiting["status"] == "queued"
     assert waiting["summary"].startswith("2 of 3 members are queued: ")
-    told = (cancelled["status"], cancelled["summary"])
-    assert told == ("cancelled", "it was cancelled")
+    received = (cancelled["status"], cancelled["summary"])
+    assert received == ("cancelled", "it was cancelled")
 
 
 def test_too_many_failures_cancel_waiting_members(agent: Agent) -> None:
@@ -448,7 +448,7 @@ def test_an_array_survives_its_dispatcher(tmp_path: Path) -> None:
     ran.mkdir()
     with running(tmp_path, "ash", "elm", "oak", extra=("--slots", "1")) as agents:
         until_nodes(agents[0], 3)
-        until(lambda: replicas(agents[0]) == 3, "two standbys are level")
+        until(lambda: replicas(agents[0]) == 3, "two standbys are in sync")
         nodes = agents[0].call("GET", "/api/v1/nodes")[1]["nodes"]
         names = {node["role"]: node["name"] for node in nodes}
         head = next(a for a in agents if a.state.name == names["dispatcher"])

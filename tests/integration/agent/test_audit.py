@@ -25,7 +25,7 @@ def join_times(agent: Agent) -> dict[str, str | None]:
     return {node["name"]: node["joined_at"] for node in nodes}
 
 
-def told(agent: Agent) -> set[Line]:
+def records_of(agent: Agent) -> set[Line]:
     """Return caller, action, node and answer of each record."""
     return {
         (e["subject"], e["action"], e["target"], e["node"], e["status"])
@@ -77,7 +77,7 @@ def test_all_changes_and_refusals_are_in_one_log(
         (who, "DELETE /api/v1/tokens/{token}", "viewer", "cy", 200),
     }
 
-    until(lambda: wanted <= told(fresh_mesh[0]), "all of it is in the log")
+    until(lambda: wanted <= records_of(fresh_mesh[0]), "all of it is in the log")
     seen = lines(fresh_mesh[0])
     joined = {e["subject"] for e in seen if e["action"] == "join"}
     (submission,) = (
@@ -97,7 +97,10 @@ def test_all_changes_and_refusals_are_in_one_log(
 
     fresh_mesh[0].process.send_signal(signal.SIGKILL)
     fresh_mesh[0].process.wait()
-    until(lambda: roles_of(worker).get("ben") == "dispatcher", "another node reigns")
+    until(
+        lambda: roles_of(worker).get("ben") == "dispatcher",
+        "another node is dispatcher",
+    )
     assert {e["id"] for e in seen} <= {e["id"] for e in lines(worker)}
     assert join_times(worker) == came
 

@@ -144,11 +144,11 @@ def test_a_stopped_worker_drains_and_returns_the_rest_b28(tmp_path: Path) -> Non
     """
     flags = ("--slots", "2", "--drain", "1", "--kill-grace", "1")
     with meshed(tmp_path, "ana", "ben", extra=flags) as (dispatcher, worker):
-        reigning = dispatcher.state.name
-        steer(dispatcher, reigning, "drain")
+        dispatcher_name = dispatcher.state.name
+        steer(dispatcher, dispatcher_name, "drain")
         manners = {tmp_path / "obeys": OBEYS, tmp_path / "ignores": "trap '' TERM"}
         tasks = [submit_waiting(dispatcher, *each) for each in manners.items()]
-        steer(dispatcher, reigning, "resume")
+        steer(dispatcher, dispatcher_name, "resume")
         worker.process.terminate()
 
         for folder in manners:
@@ -156,7 +156,7 @@ def test_a_stopped_worker_drains_and_returns_the_rest_b28(tmp_path: Path) -> Non
             (folder / "go").touch()
         for end in [finished(dispatcher, task) for task in tasks]:
             assert (end["status"], end["exit_code"]) == ("completed", 0)
-            assert (end["stdout"], end["attempt"]) == (f"{reigning}\n", 2)
+            assert (end["stdout"], end["attempt"]) == (f"{dispatcher_name}\n", 2)
         assert worker.process.wait(WAIT_S_MAX) == 0, worker.log()
         assert "reason='drain over'" in worker.log()
 
@@ -197,7 +197,7 @@ def test_a_forced_cancel_leaves_no_process_on_another_node(pair: list[Agent]) ->
     assert {end["status"] for end in ends} == {"cancelled"}
     until(
         lambda: {finished(ana, task)["signal"] for task in tasks} == {15},
-        "the ends are told as they were",
+        "the ends are reported",
     )
 
 

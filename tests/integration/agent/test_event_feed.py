@@ -70,7 +70,7 @@ class Bench:
             self.store, self.view, lambda: self.stream, self._when_safe
         )
         self.seqs: dict[StreamId, int] = {}
-        self._number = self._told = self._hlc = 0
+        self._number = self._committed = self._hlc = 0
         self._changed = asyncio.Event()
 
     async def add(self, *facts: Fact, stream: StreamId = kit.STREAM) -> None:
@@ -86,7 +86,7 @@ class Bench:
         self._number += 1
         self.store.append_entries(self._number, entries, EPOCHS)
         async with asyncio.timeout(WAIT_S_MAX):
-            while self._told < self._number:
+            while self._committed < self._number:
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -102,7 +102,7 @@ class Bench:
         await self.is_safe.wait()
 
     def _hear(self, number: int) -> None:
-        self._told = number
+        self._committed = number
         self._changed.set()
         self.feed.on_committed()
 
@@ -169,13 +169,13 @@ async def test_an_event_is_sent_once_a_standby_has_it(bench: Bench) -> None:
     async with bench.feed.subscribe(None) as listening, asyncio.TaskGroup() as group:
         bench.is_safe.clear()
         await bench.add(kit.assigned(1))
-        told = group.create_task(until(listening, 1))
+        received = group.create_task(until(listening, 1))
         await bench.is_asked.wait()
-        assert not told.done()
+        assert not received.done()
 
         bench.is_safe.set()
 
-    assert shown(told.result()) == [(ONE, R)]
+    assert shown(received.result()) == [(ONE, R)]
 
 
 async def test_an_unsent_event_reaches_the_next_listener(bench: Bench) -> None:
@@ -252,9 +252,9 @@ async def test_late_entries_reach_all_listeners(bench: Bench) -> None:
         (after,) = await until(listening, 1)
 
     async with bench.feed.subscribe(place_of(before)) as listening:
-        told = await until(listening, 2)
-    assert isinstance(told[0].content, FeedGap)
-    assert shown(told) == [(ONE, R)]
+        received = await until(listening, 2)
+    assert isinstance(received[0].content, FeedGap)
+    assert shown(received) == [(ONE, R)]
     async with bench.feed.subscribe(place_of(after)) as listening:
         await bench.add(kit.finished(1))
         assert shown(await until(listening, 1)) == [(ONE, C)]
@@ -289,9 +289,9 @@ async def test_a_long_log_ends_with_the_ends_of_tasks(
     await bench.add(kit.finished(1, 3, state=AttemptState.FAILED))
 
     async with bench.feed.subscribe(place_of(start)) as listening:
-        told = await until(listening, 3)
+        received = await until(listening, 3)
 
-    assert shown(told) == [(ONE, C), (ONE, Q), (ONE, C)]
+    assert shown(received) == [(ONE, C), (ONE, Q), (ONE, C)]
 
 
 async def test_the_log_is_read_once_for_all_listeners(bench: Bench) -> None:

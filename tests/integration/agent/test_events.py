@@ -108,9 +108,9 @@ def test_a_stream_resumes_at_the_next_dispatcher(tmp_path: Path) -> None:
                 rest = stream.until(third, "completed")
 
     assert "reset" not in {event.name for event in found + after + rest}
-    told = tasks_in(found + after + rest)
+    received = tasks_in(found + after + rest)
     for task in (first, second, third):
-        assert [each for each in told if each[0] == task] == every_state(task)
+        assert [each for each in received if each[0] == task] == every_state(task)
     roles = [e.data["role"] for e in rest if e.data.get("name") == "bo"]
     assert roles[0] == "dispatcher"
 

@@ -122,12 +122,12 @@ def test_a_worker_with_a_full_disk_gets_no_work(tmp_path: Path) -> None:
 
 def test_memory_pressure_is_read_from_the_kernel() -> None:
     """Not all kernels report it (B41)."""
-    told = (
+    text = (
         "some avg10=41.50 avg60=3.11 avg300=0.70 total=100\n"
         "full avg10=22.04 avg60=1.30 avg300=0.25 total=90\n"
     )
 
-    assert memory_stalled_percent(told) == 22.04
+    assert memory_stalled_percent(text) == 22.04
     assert (
         memory_stalled_percent("some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n")
         == 0.0

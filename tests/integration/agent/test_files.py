@@ -134,7 +134,7 @@ def test_an_invalid_file_is_refused_with_a_reason(files_mesh: list[Agent]) -> No
 
 
 @pytest.mark.parametrize(
-    ("wish", "field"),
+    ("options", "field"),
     [
         ({"workdir": None}, "$.files"),
         ({"files": [{"path": "../x"}]}, "$.files[0]"),
@@ -149,11 +149,11 @@ def test_an_invalid_file_is_refused_with_a_reason(files_mesh: list[Agent]) -> No
     ],
 )
 def test_invalid_file_names_are_refused(
-    files_mesh: list[Agent], wish: dict[str, Any], field: str
+    files_mesh: list[Agent], options: dict[str, Any], field: str
 ) -> None:
     """The answer names the file."""
     good = {"path": "given", "sha256": "0" * 64, "node": "ash"}
-    task = {"command": "true", "workdir": "scratch", "files": [{}], **wish}
+    task = {"command": "true", "workdir": "scratch", "files": [{}], **options}
     task["files"] = [good | file for file in task["files"]]
 
     status, body = files_mesh[0].call("POST", "/api/v1/tasks", task)

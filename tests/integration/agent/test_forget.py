@@ -29,10 +29,10 @@ def test_ended_tasks_are_forgotten_and_others_stay(agent: Agent) -> None:
     running = run(agent, "sleep 60")
     waiting = run(agent, "true")
 
-    told = forget(agent, "--all-ended")
+    count = forget(agent, "--all-ended")
     again = forget(agent, "--all-ended")
 
-    assert (told, again) == (3, 0)
+    assert (count, again) == (3, 0)
     for task in ended:
         assert agent.call("GET", f"{TASKS}/{task}")[0] == 404
     status, page = agent.call("GET", TASKS)

@@ -100,12 +100,12 @@ async def test_a_node_that_left_does_not_wait_for_a_dispatcher(
     gateway: AgentGateway,
 ) -> None:
     """Its own epoch goes on, though: its log may still be read."""
-    why, reigning = "this node was revoked", gateway.dispatcher()
+    why, current = "this node was revoked", gateway.dispatcher()
     gateway._health_checks = replace(
         gateway._health_checks, lost_membership_reason=lambda: why
     )
 
-    assert await gateway.wait_for_dispatcher(0) == reigning
+    assert await gateway.wait_for_dispatcher(0) == current
     gateway.view.on_published(
         PublishMeshState(EPOCH, None, is_serving=False, roster=None)
     )

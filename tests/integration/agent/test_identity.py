@@ -49,11 +49,11 @@ def test_a_copied_state_folder_becomes_a_node_of_its_own(tmp_path: Path) -> None
         copy = start(tmp_path, "copy")
         with ending(copy):
             until_nodes(ana, 3)
-            told = copy.log().count("node id renewed")
+            renewals = copy.log().count("node id renewed")
             ids = {a.ready()["node_id"] for a in (ana, ben, copy)}
             task = finished(copy, submit(copy, "echo on"))
 
-    assert told == 1, copy.log()
+    assert renewals == 1, copy.log()
     assert len(ids) == 3
     assert task["stdout"] == "on\n"
     assert "node id renewed" not in ben.log()
@@ -115,8 +115,12 @@ def test_a_restored_backup_loses_nothing_and_resumes_no_stream(
 def in_order(agents: list[Agent]) -> tuple[Agent, Agent]:
     """Return the dispatcher first."""
     _, body = agents[0].call("GET", "/api/v1/nodes")
-    reigning = next(n["name"] for n in body["nodes"] if n["role"] == "dispatcher")
-    first, second = sorted(agents, key=lambda agent: agent.state.name != reigning)
+    dispatcher_name = next(
+        n["name"] for n in body["nodes"] if n["role"] == "dispatcher"
+    )
+    first, second = sorted(
+        agents, key=lambda agent: agent.state.name != dispatcher_name
+    )
     return first, second
 
 

@@ -112,11 +112,11 @@ def test_a_follower_gets_all_output_whichever_node_dies(tmp_path: Path) -> None:
                 for n in range(1, 9):
                     go_on(tmp_path, other, n, "middle", "end")
             by_name[worker].process.send_signal(signal.SIGKILL)
-            begin = until_kind(events, "attempt").details
-            assert begin["node"] == front
+            start = until_kind(events, "attempt").details
+            assert start["node"] == front
             # Both nodes that knew the first attempt may be the two dead ones.
-            assert begin["previous"] in ("lost", None)
-            n = begin["attempt"]
+            assert start["previous"] in ("lost", None)
+            n = start["attempt"]
             go_on(tmp_path, task, n, "middle", "end")
             found = [lines.next() for _ in range(3)]
             assert found == [f"{step} {n}" for step in ("begin", "middle", "end")]

@@ -70,7 +70,7 @@ class Mesh:
 def scraped_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     folder = tmp_path_factory.mktemp("mesh")
     with meshed(folder, *NAMES) as agents:
-        until(lambda: replicas(agents[0]) == len(NAMES), "both standbys are level")
+        until(lambda: replicas(agents[0]) == len(NAMES), "both standbys are in sync")
         _work(agents[0])
         yield Mesh(agents, folder)
 

@@ -182,7 +182,7 @@ def test_every_answer_matches_the_document(
     front = _one_of(fronts, case)
     answers = [front.ask(case)]
 
-    def is_told() -> bool:
+    def is_accepted() -> bool:
         if front.is_over(
             answers[-1]
         ):  # Otherwise all later requests would be refused unread.
@@ -190,7 +190,7 @@ def test_every_answer_matches_the_document(
             answers.append(front.ask(case))
         return not front.is_over(answers[-1])
 
-    until(is_told, "a new token is good")
+    until(is_accepted, "a new token is good")
     case.validate_response(answers[-1], checks=CHECKS)
 
 

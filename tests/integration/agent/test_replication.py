@@ -246,20 +246,20 @@ def test_the_log_of_a_takeover_is_readable(
     names = {agent.state.name for agent in trio.others}
     lost = trio.dispatcher.state.name
     body = until(trio.others[0], "/api/v1/nodes", has_copies(2))
-    heir = body["nodes"][0]["name"]
+    successor = body["nodes"][0]["name"]
     dead = next(node for node in body["nodes"] if node["name"] == lost)
 
-    told = {agent.state.name: events(agent) for agent in trio.others}
+    logged = {agent.state.name: events(agent) for agent in trio.others}
 
     assert (dead["state"], bool(dead["last_seen"])) == ("lost", True)
-    (other,) = names - {heir}
-    assert told[heir][-4:] == [
+    (other,) = names - {successor}
+    assert logged[successor][-4:] == [
         ("dispatcher lost", lost),
         ("claiming", "dispatcher lost"),
         ("dispatcher elected", "dispatcher lost"),
         ("standby in sync", other),
     ]
-    assert told[other][-1] == ("dispatcher followed", heir)
+    assert logged[other][-1] == ("dispatcher followed", successor)
     lines = [json.loads(line) for line in trio.dispatcher.log().splitlines()]
     assert {
         line["peer"] for line in lines if line["event"] == "standby in sync"

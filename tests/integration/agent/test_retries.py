@@ -80,7 +80,7 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
         for attempt in range(1, LOSSES_MAX + 1):
             until((tmp_path / f"{attempt}.on").exists, "it runs, and kills")
             # It starts during its commit; only durable attempts count.
-            until(partial(_has_begun, agent, killer, attempt), "the disk knows of it")
+            until(partial(_has_started, agent, killer, attempt), "the disk has it")
             agent.process.kill()
             agent.process.wait()
             agent = start(tmp_path, "lone", "--slots", "1")
@@ -92,7 +92,7 @@ def test_a_task_that_kills_its_agent_is_stopped_as_poison(tmp_path: Path) -> Non
     assert other["status"] == "completed"
 
 
-def _has_begun(agent: Agent, task: str, attempt: int) -> bool:
+def _has_started(agent: Agent, task: str, attempt: int) -> bool:
     """Return True if that is the last attempt on the agent's disk."""
     _, body = agent.call("GET", f"{TASKS}/{task}")
     return bool(body.get("attempt") == attempt)

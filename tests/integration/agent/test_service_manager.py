@@ -47,8 +47,8 @@ def test_an_agent_reports_readiness_and_its_watchdog(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(READY_S_MAX)
-        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
-        agent = launch(tmp_path / "ana", secret, environ={**os.environ, **told})
+        notify = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        agent = launch(tmp_path / "ana", secret, environ={**os.environ, **notify})
         with ending(agent):
             assert manager.recv(4096) == b"READY=1"
             # Nothing is waited for: it is there by now.

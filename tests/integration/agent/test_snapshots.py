@@ -27,8 +27,8 @@ def test_a_standby_that_joined_by_snapshot_takes_over_completely(
         until_nodes(ana, 1)
         for number in range(3):
             finished(ana, submit(ana, f"echo {number}"))
-        status, told = ana.call("POST", "/api/v1/forget", {"older_than_s": 0})
-        assert (status, told["forgotten"]) == (200, 3)
+        status, body = ana.call("POST", "/api/v1/forget", {"older_than_s": 0})
+        assert (status, body["forgotten"]) == (200, 3)
         ended = finished(ana, submit(ana, "echo ended"))["id"]
         held = submit(ana, f"until test -e {go}; do sleep 0.05; done; echo held")
         waits = submit(ana, "echo waits", after=[held])
@@ -40,7 +40,7 @@ def test_a_standby_that_joined_by_snapshot_takes_over_completely(
             assert min(log(ben.state)).seq > min(log(ana.state)).seq > 1
             ana.process.kill()
             ana.process.wait()
-            until(lambda: replicas(ben) == 1, "it reigns")
+            until(lambda: replicas(ben) == 1, "it is dispatcher")
             go.touch()
 
             assert finished(ben, held)["stdout"] == "held\n"

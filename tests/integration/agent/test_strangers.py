@@ -45,7 +45,7 @@ def test_an_invalid_name_in_tls_writes_no_traceback(solo: Agent, port: str) -> N
             with contextlib.suppress(ConnectionError):
                 assert connection.recv(1) == b""  # The agent has closed the connection.
 
-    told = [line for line in solo.log().splitlines() if "UnicodeDecodeError" in line]
-    assert 1 <= len(told) < ATTEMPTS, solo.log()
-    assert "unraisable error" in told[0]
+    logged = [line for line in solo.log().splitlines() if "UnicodeDecodeError" in line]
+    assert 1 <= len(logged) < ATTEMPTS, solo.log()
+    assert "unraisable error" in logged[0]
     assert "Traceback" not in solo.log()

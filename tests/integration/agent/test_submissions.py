@@ -27,19 +27,19 @@ NAME = TaskId("nightly")
 ARRAY = TaskOptions(array=ArraySpec(count=3, step=2))  #: members 0, 2 and 4
 
 
-Told = asyncio.Queue[int]  #: numbers of what has become durable
+Commits = asyncio.Queue[int]  #: numbers of what has become durable
 
 
 @pytest.fixture
-async def told() -> Told:
+async def commits() -> Commits:
     return asyncio.Queue()
 
 
 @pytest.fixture
-async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
+async def store(tmp_path: Path, commits: Commits) -> AsyncIterator[Store]:
     """A store where two halves of a split gave one name to different tasks of ana."""
     store = Store(
-        tmp_path / "log.db", kit.PicklePacker(), told.put_nowait, kit.HandClock()
+        tmp_path / "log.db", kit.PicklePacker(), commits.put_nowait, kit.HandClock()
     )
     await asyncio.to_thread(store.open)
     named = log_id_of(
@@ -61,7 +61,7 @@ async def store(tmp_path: Path, told: Told) -> AsyncIterator[Store]:
         for number, command in enumerate(("first", "second"), 1)
     ]
     store.append_entries(1, kit.entries(facts), kit.EPOCHS)
-    await told.get()
+    await commits.get()
     yield store
     await store.close()
 
@@ -157,12 +157,12 @@ async def test_the_name_of_a_member_is_reserved_before_it_starts(
     """A client of that task would otherwise see another one."""
     draft = TaskDraft(command="true", id=TaskId(name))
     drafts = (draft,) if array is None else (draft, array)
-    wish = Submission(
+    request = Submission(
         drafts=drafts, submitter="ana", idempotency_key=None, is_strict=False
     )
 
     with pytest.raises(TaskExists) as refused:
-        await submissions(store).accept_submission(wish)
+        await submissions(store).accept_submission(request)
 
     assert refused.value.hint == f"{name} is a member of the array {name[:-2]}"
 
@@ -171,14 +171,14 @@ async def test_the_name_of_a_member_is_reserved_before_it_starts(
 async def test_other_names_with_a_dot_are_free(store: Store, name: str) -> None:
     """Versions are written so, too."""
     draft = TaskDraft(command="true", id=TaskId(name))
-    wish = Submission(
+    request = Submission(
         drafts=(draft,), submitter="ana", idempotency_key=None, is_strict=False
     )
 
     with pytest.raises(
         AssertionError
     ):  # The core gets the request, and accepts nothing here.
-        await submissions(store).accept_submission(wish)
+        await submissions(store).accept_submission(request)
 
 
 async def test_a_submission_during_a_disk_error_does_not_wait(
@@ -187,7 +187,7 @@ async def test_a_submission_during_a_disk_error_does_not_wait(
     """The answer says that the task may still be accepted."""
     monkeypatch.setattr("octaskly.agent.gateway.pending_requests.REPLY_CHECK_S", 0.01)
     drafts = (TaskDraft(command="true"),)
-    wish = Submission(
+    request = Submission(
         drafts=drafts, submitter="ana", idempotency_key=None, is_strict=False
     )
     posted: list[Event] = []
@@ -196,7 +196,7 @@ async def test_a_submission_during_a_disk_error_does_not_wait(
     )
 
     with pytest.raises(StoreFull, match="may be accepted later"):
-        await asyncio.wait_for(way.accept_submission(wish), 60)
+        await asyncio.wait_for(way.accept_submission(request), 60)
     assert len(posted) == 1
 
 
@@ -210,7 +210,7 @@ def keyed(*drafts: TaskDraft) -> Submission:
     )
 
 
-async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
+async def append_two(store: Store, commits: Commits, stream: StreamId) -> None:
     """Put the first two tasks of the batch into a stream, and not the third."""
     drafts = await submissions(store)._with_keyed_ids(keyed(*BATCH))
     facts = [
@@ -226,14 +226,14 @@ async def leave_two(store: Store, told: Told, stream: StreamId) -> None:
     ]
     after = 4 if stream == kit.STREAM else 0
     store.append_entries(2, kit.entries(facts, stream=stream, after=after))
-    await told.get()
+    await commits.get()
 
 
 async def test_a_partial_batch_of_a_lost_dispatcher_is_completed(
-    store: Store, told: Told
+    store: Store, commits: Commits
 ) -> None:
     """It died while it sent the batch, which was too large for one message."""
-    await leave_two(store, told, kit.STREAM)
+    await append_two(store, commits, kit.STREAM)
     brought = []
 
     async def keep(draft: TaskDraft) -> None:
@@ -256,10 +256,10 @@ async def test_a_partial_batch_of_a_lost_dispatcher_is_completed(
     ],
 )
 async def test_another_batch_with_the_same_key_is_refused(
-    store: Store, told: Told, stream: StreamId, drafts: tuple[TaskDraft, ...]
+    store: Store, commits: Commits, stream: StreamId, drafts: tuple[TaskDraft, ...]
 ) -> None:
     """This dispatcher's own batches are complete, so more tasks are another batch."""
-    await leave_two(store, told, stream)
+    await append_two(store, commits, stream)
 
     with pytest.raises(TaskExists) as refused:
         await submissions(store).accept_submission(keyed(*drafts))
@@ -276,19 +276,19 @@ def named(name: str, options: TaskOptions | None = None) -> Submission:
     )
 
 
-async def keep(store: Store, told: Told, draft: TaskDraft) -> None:
+async def keep(store: Store, commits: Commits, draft: TaskDraft) -> None:
     """Make a task of ana's durable."""
     task = log_id_of(draft, "ana")
     fact = kit.submitted(5, id=task, options=draft.options)
     store.append_entries(2, kit.entries([fact], after=4))
-    await told.get()
+    await commits.get()
 
 
 async def test_an_array_cannot_use_a_task_s_name_for_a_member(
-    store: Store, told: Told
+    store: Store, commits: Commits
 ) -> None:
     """A client of the member would see the task."""
-    await keep(store, told, *named("new.4").drafts)
+    await keep(store, commits, *named("new.4").drafts)
 
     with pytest.raises(TaskExists) as refused:
         await submissions(store).accept_submission(named("new", ARRAY))
@@ -298,10 +298,10 @@ async def test_an_array_cannot_use_a_task_s_name_for_a_member(
 
 @pytest.mark.parametrize("task", ["new.1", "new.6", "new.04", "new.x", "new.0.x", "ne"])
 async def test_an_array_may_share_a_prefix_with_other_names(
-    store: Store, told: Told, task: str
+    store: Store, commits: Commits, task: str
 ) -> None:
     """A suffix that is no member number makes no member name."""
-    await keep(store, told, *named(task).drafts)
+    await keep(store, commits, *named(task).drafts)
 
     with pytest.raises(
         AssertionError
@@ -311,20 +311,20 @@ async def test_an_array_may_share_a_prefix_with_other_names(
 
 @pytest.mark.parametrize("is_array_first", [False, True])
 async def test_an_array_and_a_task_named_like_a_member_exclude_each_other(
-    store: Store, told: Told, *, is_array_first: bool
+    store: Store, commits: Commits, *, is_array_first: bool
 ) -> None:
     """Both find their names free, as long as neither is durable."""
     accepted: list[TaskId | None] = []
 
     async def accept(draft: TaskDraft) -> None:
         accepted.append(draft.id)
-        await keep(store, told, draft)
+        await keep(store, commits, draft)
 
     way = submissions(store, accept)
-    wishes = [named("new.2"), named("new", ARRAY)]
+    requests = [named("new.2"), named("new", ARRAY)]
 
     answers = await asyncio.gather(
-        *map(way.accept_submission, reversed(wishes) if is_array_first else wishes),
+        *map(way.accept_submission, reversed(requests) if is_array_first else requests),
         return_exceptions=True,
     )
 
@@ -348,11 +348,11 @@ async def test_a_submission_above_the_queue_size_is_refused_for_good(
     """It must not wait until some tasks have run."""
     array = TaskOptions(array=ArraySpec(count=20))
     draft = TaskDraft(command="true", options=array)
-    wish = Submission(
+    request = Submission(
         drafts=(draft,), submitter="ana", idempotency_key=None, is_strict=False
     )
 
     with pytest.raises(QueueTooSmall) as refused:
-        await submissions(store).accept_submission(wish)
+        await submissions(store).accept_submission(request)
 
     assert "20 tasks, and 19 may wait" in (refused.value.hint or "")

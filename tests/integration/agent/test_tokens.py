@@ -91,12 +91,12 @@ def test_a_revoked_token_is_refused_by_all_nodes_for_good(
     assert worker.call("DELETE", f"{TOKENS}/{plain['id']}")[0] == 200
     assert revoked_everywhere_s(fresh_mesh, plain["token"]) < SOON_S
 
-    reigning = roles_of(worker)
-    dispatcher = next(a for a in fresh_mesh if reigning[a.state.name] == "dispatcher")
+    roles = roles_of(worker)
+    dispatcher = next(a for a in fresh_mesh if roles[a.state.name] == "dispatcher")
     dispatcher.process.send_signal(signal.SIGKILL)
     dispatcher.process.wait()
     left = [agent for agent in fresh_mesh if agent is not dispatcher]
-    until(lambda: status_at(left[0], kept) == 200, "another node reigns")
+    until(lambda: status_at(left[0], kept) == 200, "another node is dispatcher")
     for agent in left:
         assert status_at(agent, named["token"]) == 401
         assert status_at(agent, plain["token"]) == 401
@@ -123,7 +123,7 @@ class Reader(threading.Thread):
         super().__init__(daemon=True)
         self._opened = connection(agent)
         self._opened.request("GET", path, headers={"Authorization": f"Bearer {token}"})
-        self.has_begun = threading.Event()
+        self.has_started = threading.Event()
         self.status = 0
 
     def run(self) -> None:
@@ -131,7 +131,7 @@ class Reader(threading.Thread):
             reply = self._opened.getresponse()
             self.status = reply.status
             while reply.read1():
-                self.has_begun.set()
+                self.has_started.set()
         self._opened.close()
 
 
@@ -142,9 +142,9 @@ def test_an_urgent_rotation_ends_tokens_and_the_old_secret(
     token = issue(fresh_mesh[2])["token"]
     old = (tmp_path / "mesh.key").read_text().strip()
 
-    status, begun = fresh_mesh[2].call("POST", "/api/v1/rotation?now=true")
+    status, rotation = fresh_mesh[2].call("POST", "/api/v1/rotation?now=true")
 
-    assert (status, begun["revoked"]) == (202, [])
+    assert (status, rotation["revoked"]) == (202, [])
     for agent in fresh_mesh:
         until(lambda agent=agent: settled(agent) == 2, "the old secret is over")  # type: ignore[misc]
         assert status_at(agent, token) == 401
@@ -174,7 +174,7 @@ def test_streams_and_long_polls_end_with_their_token(shared: list[Agent]) -> Non
     for reader in (*streams, *polls, others):
         reader.start()
     for stream in (*streams, others):
-        assert stream.has_begun.wait(WAIT_S_MAX)
+        assert stream.has_started.wait(WAIT_S_MAX)
 
     assert shared[1].call("DELETE", f"{TOKENS}/watch")[0] == 200
     began_s = time.perf_counter()

@@ -126,8 +126,8 @@ def rights_of_old_secret(solo: Agent, folder: Path) -> tuple[list[int] | None, s
 
 def epoch(agent: Agent) -> Epoch:
     _, body = agent.call("GET", "/api/v1/stats")
-    reign = body["mesh"]["epoch"]
-    return Epoch(reign["term"], NodeId(reign["node"]))
+    current = body["mesh"]["epoch"]
+    return Epoch(current["term"], NodeId(current["node"]))
 
 
 def names(agent: Agent) -> set[str]:

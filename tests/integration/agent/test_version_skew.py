@@ -69,7 +69,10 @@ def test_an_older_program_never_becomes_standby_of_a_newer_log(
                 until(lambda: _accepted(ana) > 1, "ben keeps up")
                 roles, both = roles_of(ana), _accepted(ana)
                 ana.process.kill()
-                until(lambda: roles_of(old).get("ben") == "dispatcher", "ben reigns")
+                until(
+                    lambda: roles_of(old).get("ben") == "dispatcher",
+                    "ben is dispatcher",
+                )
                 ran = finished(old, submit(old, "true"))
 
     assert roles == {"ana": "dispatcher", "ben": "standby", "old": "worker"}

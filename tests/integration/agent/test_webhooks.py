@@ -43,10 +43,11 @@ async def test_an_agent_sends_a_webhook_at_the_end_of_a_task(tmp_path: Path) -> 
     key = load_secret(tmp_path / "mesh.key").webhook_key()
     _, headers, body = server.got[0]
     assert is_signed(headers, body, key)
-    told = server.bodies()[0]
-    assert told["type"] == "task.failed"
+    payload = server.bodies()[0]
+    assert payload["type"] == "task.failed"
     assert (
-        told["data"] | {"id": task, "exit_code": 3, "worker_id": "solo"} == told["data"]
+        payload["data"] | {"id": task, "exit_code": 3, "worker_id": "solo"}
+        == payload["data"]
     )
     assert b"secret" not in body
     assert shown["notify_url"] == server.url
@@ -65,7 +66,7 @@ def _kill_the_first(ana: Agent, bo: Agent) -> None:
     ana.process.kill()
     until(
         lambda: roles_of(bo).get("bo") == "dispatcher",
-        "bo reigns",
+        "bo is dispatcher",
     )
 
 
@@ -89,7 +90,7 @@ async def test_the_next_dispatcher_sends_pending_webhooks(
                 await _in_thread(
                     until,
                     lambda: pending_webhooks(bo) == [missed],
-                    "bo knows who was told",
+                    "bo has the delivery in its log",
                 )
                 server.got.clear()
                 server.answer = b"HTTP/1.1 204 No\r\n\r\n"

@@ -560,15 +560,18 @@ async def _fill(node: ApiNode, path: Path) -> None:
     idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
     asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
-    told = await node.ask("GET", "/health")
+    refused_answer = await node.ask("GET", "/health")
     idle.append(await asyncio.open_connection("127.0.0.1", node.port))
     refused = await exchange(node.port, asked)
     local = await asyncio.to_thread(_ask_local, path, "GET", "/health")
     for _, writer in idle:
         writer.close()
 
-    assert_problem(told, 503, "Too many connections")
-    assert (told.headers["retry-after"], told.headers["connection"]) == ("1", "close")
+    assert_problem(refused_answer, 503, "Too many connections")
+    assert (
+        refused_answer.headers["retry-after"],
+        refused_answer.headers["connection"],
+    ) == ("1", "close")
     assert refused == b""
     assert local.status == 200
 
@@ -714,14 +717,14 @@ async def test_nodes_are_listed_and_found_by_name_or_id(node: ApiNode) -> None:
     listed = await node.ask("GET", "/api/v1/nodes", headers=VIEWER)
     by_name = await node.ask("GET", "/api/v1/nodes/laptop-01", headers=VIEWER)
     by_id = await node.ask("GET", "/api/v1/nodes/node-a", headers=VIEWER)
-    nobody = await node.ask("GET", "/api/v1/nodes/nobody", headers=VIEWER)
+    unknown = await node.ask("GET", "/api/v1/nodes/nobody", headers=VIEWER)
 
     assert listed.json["total"] == 1
     assert listed.json["nodes"] == [by_name.json]
     assert by_name.json == by_id.json
     assert by_name.json["addresses"] == ["127.0.0.1:7878", "[::1]:7878"]
     assert (by_name.json["role"], by_name.json["state"]) == ("dispatcher", "ready")
-    assert_problem(nobody, 404, "Worker not found")
+    assert_problem(unknown, 404, "Worker not found")
 
 
 async def test_long_text_of_strangers_is_truncated_in_the_audit_log() -> None:

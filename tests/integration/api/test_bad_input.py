@@ -747,9 +747,9 @@ async def test_b18_connect_is_refused(node: ApiNode) -> None:
 async def test_b19_half_a_header(data: bytes) -> None:
     """Closed at the deadline, which starts at the connect."""
     async with api_node(timeouts=HttpTimeouts(header_s=0.3, shutdown_s=1)) as node:
-        began = asyncio.get_running_loop().time()
+        started_s = asyncio.get_running_loop().time()
         await exchange(node.port, data)
-        took_s = asyncio.get_running_loop().time() - began
+        took_s = asyncio.get_running_loop().time() - started_s
 
     assert 0.25 < took_s < HttpTimeouts().header_s
 

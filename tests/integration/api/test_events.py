@@ -36,7 +36,7 @@ def node_news(node: ApiNode, *, is_gone: bool = False) -> FeedItem:
     return FeedItem(NodeEvent(roster.members[0], is_gone))
 
 
-async def told(
+async def streamed(
     node: ApiNode, *news: FeedItem, query: str = "", last_id: str = ""
 ) -> str:
     """Request events, and end the stream once all of `news` are sent."""
@@ -58,7 +58,7 @@ async def test_a_task_event_omits_command_and_output() -> None:
         task = await node.submit("echo secret")
         node.gateway.start(task)
         node.gateway.finish(task)
-        body = await told(node, task_news(node, task, PLACES[10]))
+        body = await streamed(node, task_news(node, task, PLACES[10]))
 
     assert body == (
         "event: task\n"
@@ -73,7 +73,7 @@ async def test_a_task_event_omits_command_and_output() -> None:
 async def test_a_node_event_has_the_state_of_the_node() -> None:
     """It has no id, because the position in the log does not change."""
     async with api_node() as node:
-        body = await told(node, node_news(node), node_news(node, is_gone=True))
+        body = await streamed(node, node_news(node), node_news(node, is_gone=True))
 
     shown = (
         '{"name":"laptop-01","id":"node-a","role":"dispatcher",'
@@ -94,7 +94,7 @@ async def test_filtered_events_move_the_position() -> None:
             task_news(node, other, PLACES[2]),
             task_news(node, other, PLACES[3]),
         ]
-        body = await told(node, *news, query=f"?task={mine}")
+        body = await streamed(node, *news, query=f"?task={mine}")
 
     first, rest, end = body.split("\n\n")
     assert first.startswith(f'event: task\nid: {PLACES[1]}\ndata: {{"id":"{mine}"')
@@ -112,7 +112,7 @@ async def test_types_filter_events(types: str, names: set[str]) -> None:
             task_news(node, task, PLACES[2]),
             node_news(node),
         ]
-        body = await told(node, *news, query=f"?types={types}")
+        body = await streamed(node, *news, query=f"?types={types}")
 
     lines = body.splitlines()
     assert {line for line in lines if line.startswith("event: ")} == {
@@ -124,7 +124,7 @@ async def test_types_filter_events(types: str, names: set[str]) -> None:
 async def test_a_position_without_events_is_sent() -> None:
     """A client that disconnects before the first event resumes from there."""
     async with api_node() as node:
-        body = await told(node, FeedItem(None, PLACES[4]), last_id=str(PLACES[3]))
+        body = await streamed(node, FeedItem(None, PLACES[4]), last_id=str(PLACES[3]))
 
         assert body == f"id: {PLACES[4]}\n\n"
         assert node.gateway.heard_from == [PLACES[3]]

@@ -7,16 +7,16 @@ import pytest
 from tests.support.api_node import ADMIN, ApiNode, assert_problem
 
 
-@pytest.mark.parametrize(("age_s", "status", "told"), [(0, 200, 0), (60, 202, None)])
+@pytest.mark.parametrize(("age_s", "status", "count"), [(0, 200, 0), (60, 202, None)])
 async def test_the_answer_has_the_count_or_says_that_it_goes_on(
-    node: ApiNode, age_s: int, status: int, told: int | None
+    node: ApiNode, age_s: int, status: int, count: int | None
 ) -> None:
     """A request does not wait for minutes."""
     body = {"older_than_s": age_s}
 
     answer = await node.ask("POST", "/api/v1/forget", headers=ADMIN, body=body)
 
-    assert (answer.status, answer.json) == (status, {"forgotten": told})
+    assert (answer.status, answer.json) == (status, {"forgotten": count})
 
 
 @pytest.mark.parametrize(

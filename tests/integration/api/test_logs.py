@@ -65,7 +65,7 @@ def events(answer: Answer) -> list[Event]:
     return [parsed(block) for block in blocks if not block.startswith(b":")]
 
 
-def told(found: list[Event]) -> list[tuple[str, Any]]:
+def summary(found: list[Event]) -> list[tuple[str, Any]]:
     """Return the kinds of events with their main values."""
     return [
         (kind, data["status"] if kind == "end" else data) for kind, _, data in found
@@ -152,15 +152,15 @@ async def test_an_ended_task_is_sent_from_the_log(patient_node: ApiNode) -> None
 
     found = await ask(patient_node, task)
 
-    begin = {"attempt": 1, "node": "laptop-01", "previous": None}
+    expected = {"attempt": 1, "node": "laptop-01", "previous": None}
     assert [event[:2] for event in found] == [
         ("attempt", f"{FIRST}:0:0"),
         ("stdout", f"{FIRST}:8:0"),
         ("stderr", f"{FIRST}:8:3"),
         ("end", f"{FIRST}:8:3"),
     ]
-    assert told(found) == [
-        ("attempt", begin),
+    assert summary(found) == [
+        ("attempt", expected),
         ("stdout", {"offset": 0, "data": "one\ntwo\n"}),
         ("stderr", {"offset": 0, "data": "oh\n"}),
         ("end", "completed"),
@@ -187,7 +187,7 @@ async def test_an_end_unknown_to_a_new_dispatcher_is_awaited(
     found = await ask(patient_node, task, "follow=true")
 
     assert not known
-    assert told(found)[1:] == [
+    assert summary(found)[1:] == [
         ("stdout", {"offset": 0, "data": "one\ntwo\n"}),
         ("stderr", {"offset": 0, "data": "oh\n"}),
         ("end", "completed"),
@@ -201,11 +201,11 @@ async def test_a_stream_can_be_chosen_with_an_offset(
     task, _ = await run_first(patient_node)
     finish(patient_node.gateway, task, DONE)
 
-    assert told(await ask(patient_node, task, "stream=stdout&offset=4"))[1:] == [
+    assert summary(await ask(patient_node, task, "stream=stdout&offset=4"))[1:] == [
         ("stdout", {"offset": 4, "data": "two\n"}),
         ("end", "completed"),
     ]
-    assert told(await ask(patient_node, task, "stream=stderr&offset=99"))[1:] == [
+    assert summary(await ask(patient_node, task, "stream=stderr&offset=99"))[1:] == [
         ("end", "completed")
     ]
 
@@ -218,7 +218,7 @@ async def test_a_stream_resumes_at_its_position(
     finish(patient_node.gateway, task, DONE)
 
     resumed = {"Last-Event-ID": f"{FIRST}:4:3"}
-    assert told(await ask(patient_node, task, **resumed)) == [
+    assert summary(await ask(patient_node, task, **resumed)) == [
         ("stdout", {"offset": 4, "data": "two\n"}),
         ("end", "completed"),
     ]
@@ -298,7 +298,7 @@ async def test_missing_output_is_marked(patient_node: ApiNode) -> None:
     task, attempt = await run_first(patient_node)
     finish(patient_node.gateway, task, LONG)
 
-    assert told(await ask(patient_node, task))[1:] == [
+    assert summary(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "0123"}),
         (
             "gap",
@@ -317,7 +317,7 @@ async def test_missing_output_is_marked(patient_node: ApiNode) -> None:
         OutputChunk(0, 1000, b""),
     ]
     patient_node.gateway.wrote[TaskId(task), attempt] = kept
-    assert told(await ask(patient_node, task))[1:] == [
+    assert summary(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "012345"}),
         (
             "gap",
@@ -372,13 +372,13 @@ async def test_without_follow_the_existing_output_is_sent(
 ) -> None:
     """Also of a waiting or running task: `end` has its state."""
     task = await patient_node.submit()
-    assert told(await ask(patient_node, task)) == [
+    assert summary(await ask(patient_node, task)) == [
         ("state", {"status": "queued"}),
         ("end", "queued"),
     ]
     attempt = patient_node.gateway.start(task)
     patient_node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
-    assert told(await ask(patient_node, task))[1:] == [
+    assert summary(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "so far"}),
         ("end", "running"),
     ]
@@ -404,8 +404,8 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
             OutputChunk(0, 0, b"second")
         ]
         patient_node.gateway.start(task)
-        begin = await reader.of("attempt")
-        assert begin[1:] == (
+        expected = await reader.of("attempt")
+        assert expected[1:] == (
             "1-7-2:0:0",
             {"attempt": 2, "node": "laptop-01", "previous": "lost"},
         )
@@ -427,13 +427,13 @@ async def test_a_superseded_attempt_can_be_read(
     task, _ = await run_first(patient_node)
     failed = replace(DONE, state=AttemptState.RELEASED, exit_code=7)
     patient_node.gateway.finish(task, failed)
-    assert told(await ask(patient_node, task)) == [
+    assert summary(await ask(patient_node, task)) == [
         ("state", {"status": "queued"}),
         ("end", "queued"),
     ]
 
     found = await ask(patient_node, task, "attempt=1&stream=stderr&follow=true")
-    assert told(found)[1:] == [
+    assert summary(found)[1:] == [
         ("stderr", {"offset": 0, "data": "oh\n"}),
         ("end", "queued"),
     ]
@@ -455,11 +455,13 @@ async def test_a_lost_attempt_has_the_output_of_its_node(patient_node: ApiNode) 
     """Its end was not seen, so the log has nothing of its output."""
     task, attempt = await run_first(patient_node)
     lose(patient_node.gateway, task)
-    assert told(await ask(patient_node, task, "attempt=1"))[1:] == [("end", "queued")]
+    assert summary(await ask(patient_node, task, "attempt=1"))[1:] == [
+        ("end", "queued")
+    ]
 
     patient_node.gateway.wrote[TaskId(task), attempt] = [OutputChunk(0, 0, b"so far")]
 
-    assert told(await ask(patient_node, task, "attempt=1"))[1:] == [
+    assert summary(await ask(patient_node, task, "attempt=1"))[1:] == [
         ("stdout", {"offset": 0, "data": "so far"}),
         ("end", "queued"),
     ]
@@ -508,7 +510,7 @@ async def test_without_follow_a_cancelled_task_is_not_awaited(
     """The stream has the existing output."""
     task = await cancelled_while_it_runs(patient_node)
 
-    assert told(await ask(patient_node, task))[1:] == [
+    assert summary(await ask(patient_node, task))[1:] == [
         ("stdout", {"offset": 0, "data": "one\n"}),
         ("end", "cancelled"),
     ]
@@ -522,7 +524,7 @@ async def test_an_end_that_never_comes_is_not_awaited(
     monkeypatch.setattr(follower, "RETRY_S", 0.01)
     task = await cancelled_while_it_runs(patient_node)
 
-    assert told(await ask(patient_node, task, "follow=true"))[1:] == [
+    assert summary(await ask(patient_node, task, "follow=true"))[1:] == [
         ("stdout", {"offset": 0, "data": "one\n"}),
         ("end", "cancelled"),
     ]
@@ -627,14 +629,14 @@ async def test_a_follower_survives_a_change_of_dispatcher(
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with Reader(three.front.api, path) as reader:
         assert (await reader.of("stdout"))[2]["data"] == "one\n"
-        heir = await api_mesh.member("heir")
-        heir.gateway.records = dict(three.back.gateway.records)
-        heir.gateway.lan_urls = three.back.gateway.lan_urls
-        heir.reign(term=2)
-        three.back.follow(heir, term=2)
-        three.front.follow(heir, term=2)
+        successor = await api_mesh.member("successor")
+        successor.gateway.records = dict(three.back.gateway.records)
+        successor.gateway.lan_urls = three.back.gateway.lan_urls
+        successor.reign(term=2)
+        three.back.follow(successor, term=2)
+        three.front.follow(successor, term=2)
         wrote.append(OutputChunk(0, 4, b"two\n"))
-        finish(heir.gateway, task, replace(DONE, stderr=b"", stderr_bytes=0))
+        finish(successor.gateway, task, replace(DONE, stderr=b"", stderr_bytes=0))
 
         assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"

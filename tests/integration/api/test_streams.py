@@ -69,12 +69,12 @@ class Open:
 
     def __init__(self) -> None:
         self.running = 0
-        self.begun = 0
+        self.started = 0
         self.over = asyncio.Event()
 
     async def __call__(self, stream: sse.EventStream) -> None:
         self.running += 1
-        self.begun += 1
+        self.started += 1
         try:
             await self.over.wait()
         finally:

@@ -71,7 +71,7 @@ class Bench:
         )
         self.view = MeshView(EPOCH.node, {kit.WORKER: "pi4"})
         self.log = Log()
-        self.told: list[TaskId] = []
+        self.delivered: list[TaskId] = []
         self.safe = asyncio.Event()  #: whether a standby has all
         self.safe.set()
         self.when_safe: Callable[[], Awaitable[None]] = self._wait_until_safe
@@ -99,9 +99,9 @@ class Bench:
         )
         return kit.task_id(number)
 
-    async def until_told(self, count: int) -> None:
+    async def until_delivered(self, count: int) -> None:
         async with asyncio.timeout(WAIT_S_MAX):
-            while len(self.told) < count:  # noqa: ASYNC110  another task adds to it
+            while len(self.delivered) < count:  # noqa: ASYNC110  another task adds to it
                 await asyncio.sleep(0.005)
 
     @asynccontextmanager
@@ -136,7 +136,7 @@ class Bench:
 
     def _write(self, event: Event) -> None:
         assert isinstance(event, TasksNotified)
-        self.told += event.tasks
+        self.delivered += event.tasks
         self._append([Notified(task) for task in event.tasks])
 
     def _append(self, facts: Sequence[Fact]) -> int:
@@ -184,10 +184,10 @@ async def test_a_receiver_gets_the_end_of_a_task(bench: Bench) -> None:
             stdout=b"secret",
             stderr=b"secret",
         )
-        await bench.until_told(1)
+        await bench.until_delivered(1)
         await bench.add(kit.submitted(2), kit.finished(2))
         await bench.end(3, server.url)
-        await bench.until_told(2)  # Later than the receiver, which has to answer.
+        await bench.until_delivered(2)  # Later than the receiver, which has to answer.
 
     (first, headers, body), (_, later, _) = server.got
     assert first == "POST /hook HTTP/1.1"
@@ -196,9 +196,9 @@ async def test_a_receiver_gets_the_end_of_a_task(bench: Bench) -> None:
     assert is_signed(headers, body, KEY)
     assert not is_signed({**headers, "webhook-timestamp": "1"}, body, KEY)
     assert later["webhook-id"] == kit.task_id(3)
-    told = server.bodies()[0]
-    assert told["type"] == "task.failed"
-    assert told["data"] == {
+    payload = server.bodies()[0]
+    assert payload["type"] == "task.failed"
+    assert payload["data"] == {
         "id": task,
         "status": "failed",
         "worker_id": "pi4",
@@ -214,7 +214,7 @@ async def test_a_receiver_gets_the_end_of_a_task(bench: Bench) -> None:
     }
     assert b"secret" not in body
     assert b"echo" not in body
-    assert bench.told == [task, kit.task_id(3)]
+    assert bench.delivered == [task, kit.task_id(3)]
 
 
 async def test_no_webhook_is_sent_before_a_standby_has_the_end(bench: Bench) -> None:
@@ -227,7 +227,7 @@ async def test_no_webhook_is_sent_before_a_standby_has_the_end(bench: Bench) -> 
                 await asyncio.sleep(0.005)
         assert server.got == []
         bench.safe.set()
-        await bench.until_told(1)
+        await bench.until_delivered(1)
 
 
 async def test_an_end_that_cannot_be_replicated_is_sent_later(bench: Bench) -> None:
@@ -241,7 +241,7 @@ async def test_an_end_that_cannot_be_replicated_is_sent_later(bench: Bench) -> N
     bench.when_safe = when_safe
     async with receiver() as server, bench.dispatching():
         await bench.end(1, server.url)
-        await bench.until_told(1)
+        await bench.until_delivered(1)
 
 
 async def test_the_store_is_queried_only_for_pending_webhooks(
@@ -250,16 +250,16 @@ async def test_the_store_is_queried_only_for_pending_webhooks(
     """Thousands of tasks without a webhook end; a query for each would be expensive."""
     async with receiver() as server, bench.dispatching():
         first = await bench.end(1, server.url)
-        await bench.until_told(1)
+        await bench.until_delivered(1)
         before = bench.store.asked
         for n in range(2, 30):
             await bench.add(kit.submitted(n), kit.finished(n))
             await asyncio.sleep(0.01)  # While ends are collected.
         meanwhile = bench.store.asked
         second = await bench.end(30, server.url)
-        await bench.until_told(2)
+        await bench.until_delivered(2)
 
-    assert bench.told == [first, second]
+    assert bench.delivered == [first, second]
     # A query that finds a row before it is counted is followed by one more.
     assert meanwhile <= before + 1
     assert bench.store.asked <= meanwhile + 2
@@ -275,11 +275,11 @@ async def test_a_receiver_that_recovers_gets_each_webhook(bench: Bench) -> None:
         failing = receiver(listener, answer=b"HTTP/1.1 500 No\r\n\r\n")
         async with failing as server:
             await server.until(3)
-            assert bench.told == []
+            assert bench.delivered == []
             server.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-            await bench.until_told(5)
+            await bench.until_delivered(5)
 
-    assert sorted(bench.told) == ids
+    assert sorted(bench.delivered) == ids
     assert {headers["webhook-id"] for _, headers, _ in server.got} == set(ids)
     assert bench.log.lines == []
 
@@ -297,7 +297,7 @@ async def test_a_receiver_that_moved_is_found_by_the_next_try(
     monkeypatch.setattr(socket, "getaddrinfo", moving)
     async with receiver() as server, bench.dispatching():
         await bench.end(1, server.url.replace("127.0.0.1", "hook.test"))
-        await bench.until_told(1)
+        await bench.until_delivered(1)
 
     [(_, headers, _)] = server.got
     assert headers["host"] == f"hook.test:{server.port}"
@@ -312,13 +312,13 @@ async def test_the_next_dispatcher_sends_pending_webhooks(bench: Bench) -> None:
             missed = await bench.end(1, server.url)
             heard = await bench.end(2, other.url)
             await server.until(1)
-            await bench.until_told(1)
+            await bench.until_delivered(1)
         await bench.add(kit.submitted(9))  # The delivery is durable now.
         server.answer = b"HTTP/1.1 200 OK\r\n\r\n"
         async with bench.dispatching():
-            await bench.until_told(2)
+            await bench.until_delivered(2)
 
-    assert bench.told == [heard, missed]
+    assert bench.delivered == [heard, missed]
     assert {headers["webhook-id"] for _, headers, _ in server.got} == {missed}
     assert len(other.got) == 1
 
@@ -365,8 +365,8 @@ async def test_a_receiver_that_never_answers_is_given_up(
     async with receiver(behave=behave) as hostile, bench.dispatching():
         url = f"{hostile.url}?token=hidden"
         lost = [await bench.end(n, url) for n in range(1, 5)]
-        await bench.until_told(4)
-    assert sorted(bench.told) == lost
+        await bench.until_delivered(4)
+    assert sorted(bench.delivered) == lost
     assert [event for event, _ in bench.log.lines] == ["webhook delivery failed"] * 4
     assert all(fields["tries"] == 2 for _, fields in bench.log.lines)
     assert "hidden" not in repr(bench.log.lines)
@@ -383,15 +383,15 @@ async def test_one_silent_receiver_does_not_delay_others(bench: Bench) -> None:
             await bench.end(n, hostile.url)
         await hostile.until(webhooks.CONCURRENT_PER_HOST_MAX)
         heard = await bench.end(9, kind.url)
-        await bench.until_told(1)
-        assert bench.told == [heard]
+        await bench.until_delivered(1)
+        assert bench.delivered == [heard]
 
 
 async def test_an_endless_answer_is_not_read(bench: Bench) -> None:
     """Its status is enough."""
     async with receiver(behave=_flood) as server, bench.dispatching():
         await bench.end(1, server.url)
-        await bench.until_told(1)
+        await bench.until_delivered(1)
 
     assert len(server.got) == 1
 
@@ -405,7 +405,7 @@ async def test_redirects_are_not_followed(
         answer = f"HTTP/1.1 307 Go\r\nLocation: {target.url}\r\n\r\n"
         server.answer = answer.encode()
         await bench.end(1, server.url)
-        await bench.until_told(1)
+        await bench.until_delivered(1)
 
     assert target.got == []
     assert bench.log.lines[0][1]["error"] == "the receiver answered 307"
@@ -431,7 +431,7 @@ async def test_concurrent_deliveries_are_bounded(bench: Bench) -> None:
         for n in range(1, 31):
             await bench.end(n, servers[n % 5].url)
         await stack.enter_async_context(bench.dispatching())
-        await bench.until_told(30)
+        await bench.until_delivered(30)
 
     assert most <= webhooks.CONCURRENT_MAX
     assert most_of_one <= webhooks.CONCURRENT_PER_HOST_MAX

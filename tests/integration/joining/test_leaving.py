@@ -97,7 +97,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         secret_between = secret.exists()
         (ash.state / "agent.json").write_text(json.dumps(second))
         mistaken = leave(ash.state)
-        until(lambda: birch.call("GET", "/api/v1/stats")[0] == 200, "birch reigns")
+        until(
+            lambda: birch.call("GET", "/api/v1/stats")[0] == 200, "birch is dispatcher"
+        )
         submit(birch, "sleep 600")
         refused = birch.call("POST", LEAVE, {})
         return Pair(
@@ -130,8 +132,8 @@ def test_a_secret_file_stays_while_another_agent_uses_it(pair: Pair) -> None:
 
 def test_the_last_agent_that_leaves_deletes_the_secret(pair: Pair) -> None:
     """By the API alone: the command may end earlier."""
-    answered, told = pair.answer
-    assert (answered, told["node_id"]) == (202, pair.second["node_id"])
+    answered, body = pair.answer
+    assert (answered, body["node_id"]) == (202, pair.second["node_id"])
     assert (pair.second_code, pair.second_kept) == (0, set())
     assert not pair.secret_after
 
@@ -176,7 +178,7 @@ def mishaps(tmp_path_factory: pytest.TempPathFactory) -> Mishaps:
         (folder / "aside").rename(description)
         submit(cedar, "sleep 600")
         command = octaskly(cedar.state, "leave", "--yes", "--force")
-        until((cedar.state / "leaving").exists, "it is begun")
+        until((cedar.state / "leaving").exists, "it has started")
         command.kill()
         command.communicate()
     finally:

@@ -146,11 +146,11 @@ def test_invalid_data_costs_the_agent_little_and_others_nothing(tmp_path: Path) 
         }
         with strangers(port):
             for word, lie in lies.items():
-                liar = Member(tmp_path, port)
+                member = Member(tmp_path, port)
                 began_s = time.perf_counter()
-                assert word in liar.say(lie(liar)), word
+                assert word in member.say(lie(member)), word
                 for _ in range(3):
-                    is_refused = liar.say(is_greeting=False) == VIOLATION_REASON
+                    is_refused = member.say(is_greeting=False) == VIOLATION_REASON
                     # A machine that stalls for as long as that lasts shows nothing.
                     assert is_refused or time.perf_counter() - began_s > REFUSED_S
             assert "before HELLO_OK" in Member(tmp_path, port).say(

@@ -151,11 +151,11 @@ def _entries(_: Member) -> Iterator[bytes]:
             TaskSpec(id=TaskId(f"x-{first + n}"), command="x" * 1000)
             for n in range(500)
         )
-        told = tuple(
+        entries = tuple(
             Entry(STREAM, first + n, 1 << 20, Submitted(spec))
             for n, spec in enumerate(specs)
         )
-        yield wire.encode([Entries(told, writer, False, ())])
+        yield wire.encode([Entries(entries, writer, False, ())])
 
 
 def _long(make: Callable[[int], Fact]) -> Callable[[Member], Iterator[bytes]]:
@@ -164,13 +164,13 @@ def _long(make: Callable[[int], Fact]) -> Callable[[Member], Iterator[bytes]]:
     def frames(member: Member) -> Iterator[bytes]:
         writer = ((STREAM, Epoch(1, member.node_id)),)
         for first in itertools.count(1, LONG_ENTRIES):
-            told = tuple(
+            entries = tuple(
                 Entry(STREAM, first + n, 1 << 20, make(first + n))
                 for n in range(LONG_ENTRIES)
             )
             parts = (
-                told[begin : begin + ENTRIES_MAX]
-                for begin in range(0, LONG_ENTRIES, ENTRIES_MAX)
+                entries[first : first + ENTRIES_MAX]
+                for first in range(0, LONG_ENTRIES, ENTRIES_MAX)
             )
             yield wire.encode([Entries(part, writer, False, ()) for part in parts])
 
@@ -199,26 +199,26 @@ LONG_ENTRIES = 30_000  #: as many as a frame may have
 VECTOR = tuple((StreamId(n + 1), 1) for n in range(30_000))
 LONG_VECTOR = tuple((StreamId(n + 1), 1) for n in range(170_000))
 FLOODS: dict[str, Callable[[Member], Iterator[bytes]]] = {
-    "questions": _again(lambda _: Pull(())),
-    "long questions": _again(lambda _: Pull(VECTOR), 1),
+    "pulls": _again(lambda _: Pull(())),
+    "long pulls": _again(lambda _: Pull(VECTOR), 1),
     "probes": _again(lambda member: Probe(member.node_id, 1.0)),
     "claims": _again(lambda m: Claim(Epoch(1, m.node_id), STREAM, ())),
     "heartbeats": _again(lambda m: Heartbeat(Epoch(1, m.node_id), 0.0)),
-    "terms": _terms(lambda epoch: Heartbeat(epoch, 0.0)),
-    "reigns": _terms(lambda e: Claim(e, StreamId(e.term), ())),
+    "heartbeats of new terms": _terms(lambda epoch: Heartbeat(epoch, 0.0)),
+    "claims of new terms": _terms(lambda e: Claim(e, StreamId(e.term), ())),
     "results": _again(lambda _: Results((), 1)),
-    "what it runs": _again(lambda _: Reattach((), 0, NodeState.READY)),
+    "worker reports": _again(lambda _: Reattach((), 0, NodeState.READY)),
     "entries": _entries,
     "as many results as a frame may have": _again(lambda _: Results((), 1), 87_000),
-    "as many questions": _again(lambda _: Pull(()), 100_000),
-    "as long questions as a frame may have": _again(lambda _: Pull(LONG_VECTOR), 1),
+    "as many pulls": _again(lambda _: Pull(()), 100_000),
+    "as long pulls as a frame may have": _again(lambda _: Pull(LONG_VECTOR), 1),
     "as many entries, of tasks": _long(
         lambda n: Submitted(TaskSpec(id=TaskId(f"x-{n}"), command="x"))
     ),
     "as many entries, brief": _long(lambda n: TaskCancelled(TaskId(f"x-{n}"), "x")),
 }
 THIN = (
-    *("questions", "probes", "entries", "terms"),
+    *("pulls", "probes", "entries", "heartbeats of new terms"),
     *("as many results as a frame may have", "as many entries, of tasks"),
 )
 
@@ -274,7 +274,7 @@ def test_a_flooding_member_delays_no_other_peer(solo: Agent, kind: str) -> None:
         watch.judge(is_enough)
 
     assert len(solo.log().splitlines()) - said < LINES_MAX
-    until(lambda: is_own_dispatcher(solo), "it reigns again")
+    until(lambda: is_own_dispatcher(solo), "it is dispatcher again")
 
 
 # --- Strangers.

@@ -251,10 +251,10 @@ async def test_processor_time_beyond_its_limit_ends_a_task(tmp_path: Path) -> No
         ends = [await made.end_of(task, within_s=120) for task, _ in names]
 
         why = "limit cpu_seconds"
-        told = f"{why}: a process used more than 1 s"
+        results = f"{why}: a process used more than 1 s"
         assert [(end.state, end.reason, end.detail) for end in ends] == [
-            (AttemptState.FAILED, EndReason.LIMIT, told),
-            (AttemptState.FAILED, EndReason.LIMIT, told),
+            (AttemptState.FAILED, EndReason.LIMIT, results),
+            (AttemptState.FAILED, EndReason.LIMIT, results),
             (
                 AttemptState.FAILED,
                 EndReason.SIGNAL,
@@ -463,15 +463,15 @@ async def test_attempts_that_run_at_once_have_different_slots(tmp_path: Path) ->
     async with rig(tmp_path, slots=5, launchers=2) as made:
         for _ in range(2):
             names = [made.start(tell) for _ in range(5)]
-            told = [await _told(made.workdir / task) for task, _ in names]
+            results = [await _read_text(made.workdir / task) for task, _ in names]
 
-            assert sorted(told) == ["0", "1", "2", "3", "4"]
+            assert sorted(results) == ["0", "1", "2", "3", "4"]
             made.pool.stop_attempts(names)
             for task, _ in names:
                 await made.end_of(task)
 
 
-async def _told(file: Path) -> str:
+async def _read_text(file: Path) -> str:
     await eventually(lambda: file.exists() and file.read_text())
     return file.read_text().strip()
 
@@ -499,13 +499,13 @@ async def test_gpus_are_given_to_one_task_at_a_time(tmp_path: Path) -> None:
         first, second = made.start(tell, options=two), made.start(tell, options=one)
         third = made.start(tell, options=two)
 
-        assert await _told(made.workdir / first[0]) == "0,2"
-        assert await _told(made.workdir / second[0]) == "GPU-5d"
+        assert await _read_text(made.workdir / first[0]) == "0,2"
+        assert await _read_text(made.workdir / second[0]) == "GPU-5d"
         made.pool.stop_attempts([second])
         await made.end_of(second[0])
         assert not (made.workdir / third[0]).exists()
         made.pool.stop_attempts([first])
-        assert await _told(made.workdir / third[0]) == "0,2"
+        assert await _read_text(made.workdir / third[0]) == "0,2"
         made.pool.stop_attempts([third])
 
 

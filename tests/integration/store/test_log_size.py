@@ -36,15 +36,15 @@ class Fed:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.told: list[int] = []
-        self.store = kit.open_store(path, self.told, bytes_max=BOUND)
+        self.committed: list[int] = []
+        self.store = kit.open_store(path, self.committed, bytes_max=BOUND)
         self.seq = 0
 
     async def add(self, facts: Iterable[Fact]) -> None:
         found = kit.entries(facts, after=self.seq)
         self.seq += len(found)
         self.store.append_entries(self.seq, found, kit.EPOCHS)
-        await until(lambda: self.told[-1:] == [self.seq], DEADLINE_S)
+        await until(lambda: self.committed[-1:] == [self.seq], DEADLINE_S)
 
     async def run_tasks(self, numbers: Iterable[int]) -> None:
         todo = list(numbers)

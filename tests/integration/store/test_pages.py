@@ -37,16 +37,16 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]
     """A log with holes: forgotten tasks, and members that did not start."""
     db = open_writer(Path(tmp_path_factory.mktemp("pages")) / "log.db")
     tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
-    dice = random.Random(4)
+    draws = random.Random(4)
     array = TaskOptions(array=ArraySpec(count=MEMBERS))
     facts: list[Fact] = [kit.submitted(9999, id=ARRAY, options=array)]
     for n in range(1, TASKS):
         facts.append(kit.submitted(n))
-        facts += ended(kit.task_id(n), dice)
-    for n in dice.sample(range(MEMBERS), MEMBERS // 2):
-        facts += ended(member_id(ARRAY, n), dice)
+        facts += ended(kit.task_id(n), draws)
+    for n in draws.sample(range(MEMBERS), MEMBERS // 2):
+        facts += ended(member_id(ARRAY, n), draws)
     append(db, tables, facts)
-    gone = dice.sample(range(2, TASKS), TASKS // 3)
+    gone = draws.sample(range(2, TASKS), TASKS // 3)
     db.execute("BEGIN")
     purge.delete_tasks(db, [*gone, *range(1000, 2100)])
     db.execute("COMMIT")
@@ -64,14 +64,14 @@ def append(db: sqlite3.Connection, tables: TableWriter, facts: list[Fact]) -> No
         db.execute("COMMIT")
 
 
-def ended(task: TaskId, dice: random.Random) -> list[Fact]:
+def ended(task: TaskId, draws: random.Random) -> list[Fact]:
     """Return the facts of a task after its submission."""
-    node = dice.choice(NODES)
+    node = draws.choice(NODES)
     done = Finished(task, kit.attempt_id(), node, kit.finished(1).outcome)
     assigned = Assigned(task, kit.attempt_id(), node)
     choices: list[list[Fact]] = [[], [assigned], [assigned, done]]
     choices.append([TaskCancelled(task, "ada")])
-    return dice.choices(choices, (1, 1, 6, 1))[0]
+    return draws.choices(choices, (1, 1, 6, 1))[0]
 
 
 FILTERS: list[Mapping[str, Any]] = [

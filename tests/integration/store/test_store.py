@@ -79,9 +79,9 @@ print(last)
 
 @asynccontextmanager
 async def opened(
-    path: Path, told: list[int] | None = None, **options: object
+    path: Path, committed: list[int] | None = None, **options: object
 ) -> AsyncIterator[Store]:
-    store = kit.open_store(path, told, **options)
+    store = kit.open_store(path, committed, **options)
     await asyncio.to_thread(store.open)
     try:
         yield store
@@ -140,13 +140,13 @@ async def test_any_prefix_of_the_write_ahead_log_is_a_sound_database(
 ) -> None:
     """A power cut leaves whole commits, in order, with matching counters."""
     source = tmp_path / "log.db"
-    told: list[int] = []
-    async with opened(source, told) as store:
+    committed: list[int] = []
+    async with opened(source, committed) as store:
         for n in range(1, 31):
             facts: list[Fact] = [kit.submitted(n), kit.assigned(n)]
             facts.append(kit.finished(n, stdout=b"x"))
             store.append_entries(n, kit.entries(facts, after=3 * n - 3), kit.EPOCHS)
-            await until(partial(is_told, told, n))
+            await until(partial(has_committed, committed, n))
         wal = Path(f"{source}-wal").read_bytes().rstrip(b"\0")  # Without its reserve.
         database = source.read_bytes()
 
@@ -315,10 +315,10 @@ async def test_a_full_disk_delays_the_acknowledgement_and_loses_nothing(
     tmp_path: Path,
 ) -> None:
     """Once there is room again, the same writes succeed, without a restart."""
-    told: list[int] = []
-    async with opened(tmp_path / "log.db", told) as store:
+    committed: list[int] = []
+    async with opened(tmp_path / "log.db", committed) as store:
         store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
-        await until(lambda: told == [1])
+        await until(lambda: committed == [1])
         limit_pages(store, 1)
         big = [kit.submitted(n, command="x" * 10_000) for n in range(2, 40)]
         store.append_entries(2, kit.entries(big, after=1), kit.EPOCHS)
@@ -327,11 +327,11 @@ async def test_a_full_disk_delays_the_acknowledgement_and_loses_nothing(
 
         assert "full" in str(store.write_failure)
         assert not store.has_disk_room()
-        assert told == [1]
+        assert committed == [1]
         assert (await store.read_task_page(TaskQuery())).total == 1
 
         limit_pages(store, 1 << 30)
-        await until(lambda: told[-1] == 3)
+        await until(lambda: committed[-1] == 3)
         assert store.write_failure is None
         assert store.has_disk_room()
         assert await store.read_vector() == ((kit.STREAM, 40),)
@@ -341,8 +341,8 @@ async def test_closing_on_a_full_disk_reports_the_unwritten_entries(
     tmp_path: Path,
 ) -> None:
     """They were never acknowledged, and a stop must not hang."""
-    told: list[int] = []
-    store = kit.open_store(tmp_path / "log.db", told)
+    committed: list[int] = []
+    store = kit.open_store(tmp_path / "log.db", committed)
     await asyncio.to_thread(store.open)
     await store.read_vector()
     limit_pages(store, 1)
@@ -353,22 +353,22 @@ async def test_closing_on_a_full_disk_reports_the_unwritten_entries(
     with pytest.raises(StoreError, match="full"):
         await store.close()
 
-    assert told == []
+    assert committed == []
 
 
 async def test_a_database_that_disappears_acknowledges_nothing(tmp_path: Path) -> None:
     """The open file still accepts writes, but they would be lost."""
     path = tmp_path / "log.db"
-    told: list[int] = []
-    async with opened(path, told) as store:
+    committed: list[int] = []
+    async with opened(path, committed) as store:
         path.rename(tmp_path / "elsewhere")
         assert "is gone" in str(store.write_failure)
         store.append_entries(1, kit.entries([kit.submitted(1)]), kit.EPOCHS)
         with pytest.raises(TimeoutError):
-            await until(lambda: bool(told), deadline_s=0.2)
+            await until(lambda: bool(committed), deadline_s=0.2)
 
         (tmp_path / "elsewhere").rename(path)
-        await until(lambda: told == [1])
+        await until(lambda: committed == [1])
         assert store.write_failure is None
 
 
@@ -377,8 +377,8 @@ async def test_a_fact_that_cannot_be_written_shows_in_the_health(
     tmp_path: Path,
 ) -> None:
     """A bug of ours must not look like a slow disk, and nothing is acknowledged."""
-    told: list[int] = []
-    store = kit.open_store(tmp_path / "log.db", told)
+    committed: list[int] = []
+    store = kit.open_store(tmp_path / "log.db", committed)
     await asyncio.to_thread(store.open)
     broken = kit.submitted(1, command="\udcff")
     store.append_entries(1, kit.entries([broken]), kit.EPOCHS)
@@ -389,7 +389,7 @@ async def test_a_fact_that_cannot_be_written_shows_in_the_health(
     assert not store.has_disk_room()
     with pytest.raises(StoreError, match="the writer stopped"):
         await store.close()
-    assert told == []
+    assert committed == []
 
 
 async def test_free_room_excludes_the_reserve(tmp_path: Path) -> None:
@@ -442,38 +442,38 @@ async def test_a_reset_moves_everything_aside(tmp_path: Path) -> None:
 
 async def test_queued_writes_share_a_few_commits(tmp_path: Path) -> None:
     """With one commit for each, every write would wait for the disk in turn."""
-    told: list[int] = []
-    async with opened(tmp_path / "log.db", told) as store:
+    committed: list[int] = []
+    async with opened(tmp_path / "log.db", committed) as store:
         for n in range(1, 2001):
             store.append_entries(
                 n, kit.entries([kit.submitted(n)], after=n - 1), kit.EPOCHS
             )
-        await until(lambda: told[-1:] == [2000])
+        await until(lambda: committed[-1:] == [2000])
 
-    assert len(told) < 200
+    assert len(committed) < 200
 
 
 async def test_a_fact_without_a_waiter_is_written_later_or_with_the_next(
     tmp_path: Path,
 ) -> None:
     """It wakes nobody, but does not wait for ever either."""
-    told: list[int] = []
-    async with opened(tmp_path / "log.db", told) as store:
+    committed: list[int] = []
+    async with opened(tmp_path / "log.db", committed) as store:
         store.append_entries(
             1, kit.entries([kit.submitted(1), kit.submitted(2)]), kit.EPOCHS
         )
-        await until(lambda: is_told(told, 1))
+        await until(lambda: has_committed(committed, 1))
         store.append_entries(2, kit.entries([kit.assigned(1)], after=2), kit.EPOCHS)
-        await until(lambda: is_told(told, 2))
+        await until(lambda: has_committed(committed, 2))
         store.append_entries(3, kit.entries([kit.assigned(2)], after=3), kit.EPOCHS)
         store.append_entries(4, kit.entries([kit.finished(1)], after=4), kit.EPOCHS)
-        await until(lambda: is_told(told, 4))
+        await until(lambda: has_committed(committed, 4))
 
-    assert told == [1, 2, 4]
+    assert committed == [1, 2, 4]
 
 
-def is_told(told: list[int], number: int) -> bool:
-    return told[-1:] == [number]
+def has_committed(committed: list[int], number: int) -> bool:
+    return committed[-1:] == [number]
 
 
 def limit_pages(store: Store, pages: int) -> None:

@@ -17,7 +17,7 @@ ME, DISPATCHER, STRANGER = node_id("a"), node_id("b"), node_id("c")
 def view(role: Role, dispatcher: str = "b") -> MeshView:
     """Return the view of node a, which has this role."""
     made = MeshView(ME, {ME: "ana"})
-    reigning = epoch(term=2, name=dispatcher)
+    current = epoch(term=2, name=dispatcher)
     members = tuple(
         RosterEntry(
             id=node,
@@ -30,9 +30,9 @@ def view(role: Role, dispatcher: str = "b") -> MeshView:
         )
         for node, name in ((ME, "ana"), (DISPATCHER, "ben"))
     )
-    roster = Roster(reigning, 1, members)
+    roster = Roster(current, 1, members)
     made.on_published(
-        PublishMeshState(reigning, node_id(dispatcher), dispatcher == "a", roster)
+        PublishMeshState(current, node_id(dispatcher), dispatcher == "a", roster)
     )
     return made
 
@@ -58,12 +58,12 @@ def test_log_lines_name_nodes_by_the_best_known_name() -> None:
     made.learn_peer_name(STRANGER, "cy")
     made.learn_peer_name(DISPATCHER, "another-ben")
 
-    told = [
+    lines = [
         made.with_node_names(LogLine("info", "x", (("peer", node), ("term", 3)))).fields
         for node in (DISPATCHER, STRANGER, node_id("d"))
     ]
 
-    assert told == [
+    assert lines == [
         (("peer", "ben"), ("term", 3)),
         (("peer", "cy"), ("term", 3)),
         (("peer", node_id("d")), ("term", 3)),

@@ -45,8 +45,8 @@ def remembering(*facts: Fact) -> RecentTasks:
 
 
 def state_of(recent: RecentTasks) -> TaskState | None:
-    story = recent.get(TASK)
-    return None if story is None else story.record.state
+    remembered_task = recent.get(TASK)
+    return None if remembered_task is None else remembered_task.record.state
 
 
 def test_an_end_is_shown_once_it_is_durable() -> None:
@@ -154,6 +154,6 @@ def test_a_returned_task_is_not_available() -> None:
 def record_of_all(facts: list[Fact]) -> TaskRecord:
     recent = remembering(*facts)
     recent.announced([TASK])
-    story = recent.get(TASK)
-    assert story is not None
-    return story.record
+    remembered_task = recent.get(TASK)
+    assert remembered_task is not None
+    return remembered_task.record

@@ -11,7 +11,7 @@ import pytest
 from octaskly.agent.process_hooks import YOUNG_OBJECTS_MAX, GarbageCollection
 
 
-class Knot:
+class Cycle:
     """A reference cycle that is freed only by a collection."""
 
     def __init__(self) -> None:
@@ -31,26 +31,26 @@ def cycles() -> Iterator[GarbageCollection]:
 
 def test_cycles_are_collected_after_many_allocations(cycles: GarbageCollection) -> None:
     """Neither earlier, nor by Python itself."""
-    knot = weakref.ref(Knot())
+    cycle = weakref.ref(Cycle())
 
     cycles.collect_if_due()
-    assert knot() is not None
+    assert cycle() is not None
 
     made: list[list[int]] = [[] for _ in range(2 * YOUNG_OBJECTS_MAX)]
-    assert knot() is not None
+    assert cycle() is not None
     cycles.collect_if_due()
 
-    assert knot() is None
+    assert cycle() is None
     assert made
 
 
 def test_old_objects_are_collected_in_an_idle_moment(cycles: GarbageCollection) -> None:
     """Once only: nothing grows old before the next young collection."""
-    knot = Knot()
-    ended = weakref.ref(knot)
+    cycle = Cycle()
+    ended = weakref.ref(cycle)
     made: list[list[int]] = [[] for _ in range(2 * YOUNG_OBJECTS_MAX)]
     cycles.collect_if_due()
-    del knot
+    del cycle
     assert ended() is not None
 
     cycles.collect_if_due()

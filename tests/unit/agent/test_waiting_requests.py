@@ -110,7 +110,7 @@ async def test_an_early_answer_is_on_disk() -> None:
     """
     waiters = TaskWaiters()
     task = TaskId("task-001-0000000a")
-    begin = Assigned(task, attempt(), node_id("a"))
+    start = Assigned(task, attempt(), node_id("a"))
     end = Finished(task, attempt(), node_id("a"), outcome())
     has_read = asyncio.Event()
 
@@ -127,7 +127,7 @@ async def test_an_early_answer_is_on_disk() -> None:
             )
         )
         await has_read.wait()
-        waiters.on_appended([Entry(STREAM, 1, 1, begin)], 1)
+        waiters.on_appended([Entry(STREAM, 1, 1, start)], 1)
         waiters.on_appended([Entry(STREAM, 2, 2, end)], 2)
         await asyncio.sleep(0)
         assert not asked.done()

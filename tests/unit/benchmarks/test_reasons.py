@@ -13,33 +13,33 @@ from benchmarks import reasons
 FOLDER_PLACEHOLDER = Path(reasons.__file__).parent
 
 
-def is_begun_by(node: ast.AST, begin: str) -> bool:
+def starts_with(node: ast.AST, prefix: str) -> bool:
     """Return True if a text in the code starts so; placeholders match any number."""
     if isinstance(node, ast.Constant):
-        return isinstance(node.value, str) and node.value.startswith(begin)
+        return isinstance(node.value, str) and node.value.startswith(prefix)
     if not isinstance(node, ast.JoinedStr):
         return False
     pattern = "".join(
         re.escape(str(part.value)) if isinstance(part, ast.Constant) else "[0-9]+"
         for part in node.values
     )
-    return re.fullmatch(pattern, begin) is not None
+    return re.fullmatch(pattern, prefix) is not None
 
 
-def is_a_figure(begin: str) -> bool:
+def is_a_figure(prefix: str) -> bool:
     """Return True if a benchmark figure has a name with this prefix."""
     return any(
-        is_begun_by(node, begin)
+        starts_with(node, prefix)
         for path in FOLDER_PLACEHOLDER.glob("*.py")
         if path.name != Path(reasons.__file__).name
         for node in ast.walk(ast.parse(path.read_text()))
     )
 
 
-@pytest.mark.parametrize("begin", reasons.REASONS)
-def test_each_reason_belongs_to_a_figure(begin: str) -> None:
+@pytest.mark.parametrize("prefix", reasons.REASONS)
+def test_each_reason_belongs_to_a_figure(prefix: str) -> None:
     """A renamed figure would lose its reason."""
-    assert is_a_figure(begin)
+    assert is_a_figure(prefix)
 
 
 def test_a_figure_without_a_reason_is_not_matched() -> None:

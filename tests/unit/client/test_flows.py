@@ -607,17 +607,17 @@ events = st.lists(
 
 @given(events, st.lists(st.integers(0, 200)))
 def test_events_do_not_depend_on_chunk_boundaries(
-    told: list[Event], cuts: list[int]
+    expected: list[Event], cuts: list[int]
 ) -> None:
     """The network may split bytes anywhere."""
-    data = b":\n\n".join(sse(each.kind, each.data, each.id) for each in told)
+    data = b":\n\n".join(sse(each.kind, each.data, each.id) for each in expected)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     parser = EventParser()
 
     came = [
         event
-        for begin, end in itertools.pairwise(places)
-        for event in parser.feed(data[begin:end])
+        for start, end in itertools.pairwise(places)
+        for event in parser.feed(data[start:end])
     ]
 
-    assert came == told
+    assert came == expected

@@ -57,7 +57,7 @@ class Mesh:
         if call.method == "POST":
             task = call.headers["Idempotency-Key"]
             self.status.setdefault(task, "running")
-            return self._told(task)
+            return self._task_response(task)
         task = call.path.rpartition("/")[2]
         if call.method == "DELETE":
             self.status[task] = "cancelled"
@@ -65,7 +65,7 @@ class Mesh:
             self._polls += 1
             if self._polls == 2:
                 self.status[task] = "completed"
-        return self._told(task)
+        return self._task_response(task)
 
     def _open(self, call: Call) -> Response:
         task = call.path.split("/")[-2]
@@ -77,7 +77,7 @@ class Mesh:
         ]
         return Response(200, {}, b"")
 
-    def _told(self, task: str) -> Response:
+    def _task_response(self, task: str) -> Response:
         body = {"id": task, "status": self.status[task]}
         return Response(200, {}, json.dumps(body).encode())
 

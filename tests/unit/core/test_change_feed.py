@@ -221,11 +221,11 @@ def test_the_end_of_an_attempt_is_an_event(
     fact = kit.finished(1, state=state)
     known = record(submitted(), fact)
 
-    told = news(fact, known)
+    event = news(fact, known)
 
-    assert told is not None
-    assert told.state is shown
-    assert told.attempt == known.attempts[0]
+    assert event is not None
+    assert event.state is shown
+    assert event.attempt == known.attempts[0]
 
 
 def test_the_start_of_an_attempt_is_an_event() -> None:
@@ -233,11 +233,11 @@ def test_the_start_of_an_attempt_is_an_event() -> None:
     fact = kit.assigned(1)
     known = record(submitted(), kit.finished(1))
 
-    told = news(fact, known)
+    event = news(fact, known)
 
-    assert told is not None
-    assert told.state is TaskState.RUNNING
-    assert told.attempt == Attempt(id=kit.attempt_id(), node=kit.WORKER)
+    assert event is not None
+    assert event.state is TaskState.RUNNING
+    assert event.attempt == Attempt(id=kit.attempt_id(), node=kit.WORKER)
 
 
 def test_a_failure_of_a_completed_task_is_no_event() -> None:
@@ -264,10 +264,10 @@ def test_an_ended_task_is_not_queued_again(
     lost = kit.finished(1, state=AttemptState.RELEASED)
     known = record(submitted(), lost, other)
 
-    told = news(lost, known)
+    event = news(lost, known)
 
-    assert told is not None
-    assert told.state is end
+    assert event is not None
+    assert event.state is end
 
 
 def test_a_cancel_is_an_event_unless_the_task_succeeded() -> None:
@@ -304,13 +304,13 @@ def test_events_are_small() -> None:
     ended = kit.finished(1, outputs=(OutputFile("x", 1),), stdout=b"x", stderr=b"x")
     known = record(Submitted(spec))
 
-    told = news(Submitted(spec), known)
+    event = news(Submitted(spec), known)
     end = news(ended, record(submitted(), ended))
 
-    assert told is not None
-    assert told.record.spec is not None
-    assert "xx" not in repr(told.record.spec)
-    assert told.record.spec.created_ms == 7
+    assert event is not None
+    assert event.record.spec is not None
+    assert "xx" not in repr(event.record.spec)
+    assert event.record.spec.created_ms == 7
     assert end is not None
     assert end.attempt is not None
     assert end.attempt.outcome is not None

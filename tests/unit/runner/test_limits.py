@@ -176,10 +176,10 @@ def test_a_kill_that_may_come_from_a_limit_is_a_remark() -> None:
 def test_an_ineffective_limit_is_reported(group: Path) -> None:
     """The kernel does not limit the processes of root."""
     limits = {"processes": 80}
-    told = "limit processes: not held, as the agent is root without a cgroup"
+    message = "limit processes: not held, as the agent is root without a cgroup"
 
     assert LimitEnforcer(limits, (), None).possible_cause(0, IDLE) == (
-        told if os.getuid() == 0 else ""
+        message if os.getuid() == 0 else ""
     )
     assert fenced(group).possible_cause(0, IDLE) == ""
     assert LimitEnforcer({"cpu_s": 1}, (), None).possible_cause(0, IDLE) == ""
@@ -254,9 +254,9 @@ def test_without_controllers_nothing_changes(tmp_path: Path) -> None:
 def test_a_program_that_failed_to_load_may_have_lacked_memory(status: int) -> None:
     """The loader's message does not name the limit."""
     fence = LimitEnforcer({"memory_mb": 1}, (), None)
-    told = "limit memory_mb: 1 MiB for each process may be too little"
+    message = "limit memory_mb: 1 MiB for each process may be too little"
 
-    assert fence.possible_cause(status, IDLE) == told
+    assert fence.possible_cause(status, IDLE) == message
     assert fence.possible_cause(1, IDLE) == ""
 
 

@@ -23,8 +23,8 @@ def test_a_scenario_gives_its_recorded_notes(path: Path) -> None:
         if line.strip() and not line.startswith("#")
     ]
 
-    told = Story(commands).lines()
+    notes = Story(commands).lines()
 
     if os.environ.get("BLESS"):
-        path.write_text(before + LINE + "\n" + "\n".join(told) + "\n")
-    assert told == after.splitlines()
+        path.write_text(before + LINE + "\n" + "\n".join(notes) + "\n")
+    assert notes == after.splitlines()

@@ -40,7 +40,7 @@ def test_foreign_text_stays_on_its_line(
 
 
 @pytest.mark.parametrize(
-    ("style", "leads_there", "begin"),
+    ("style", "leads_there", "prefix"),
     [
         ("auto", True, "<4>event="),
         ("json", True, '<4>{"'),
@@ -49,7 +49,7 @@ def test_foreign_text_stays_on_its_line(
     ],
 )
 def test_lines_carry_a_priority_if_the_journal_reads_them(
-    style: str, begin: str, *, leads_there: bool, tmp_path: Path
+    style: str, prefix: str, *, leads_there: bool, tmp_path: Path
 ) -> None:
     """The variable alone proves nothing: a desktop's terminal inherits it."""
     file = tmp_path / "stderr"
@@ -68,6 +68,6 @@ def test_lines_carry_a_priority_if_the_journal_reads_them(
         )
 
     line = file.read_text()
-    assert line.startswith(begin)
+    assert line.startswith(prefix)
     assert "disk is low" in line
     assert line.count("\n") == 1

@@ -143,10 +143,10 @@ def test_a_repetition_omits_the_parents() -> None:
     asked = TaskOptions(name="n", after=parents, retry=Retry(retries=2))
     spec = TaskSpec(id=TaskId("t"), command="c", timeout_s=5, options=asked)
 
-    wish = rerun_draft(spec)
+    draft = rerun_draft(spec)
 
-    assert (wish.command, wish.timeout_s) == ("c", 5)
-    assert wish.options == replace(asked, after=None, retry_of="t")
+    assert (draft.command, draft.timeout_s) == ("c", 5)
+    assert draft.options == replace(asked, after=None, retry_of="t")
 
 
 def test_a_chosen_id_is_forgotten_once_it_is_durable() -> None:

@@ -189,7 +189,7 @@ def test_a_known_task_counts_one_copy_while_only_rows_contain_it(
 ) -> None:
     """A repeated request may find a row of a snapshot; standbys lack that row."""
     monkeypatch.setattr(
-        Replication, "when_replicated", lambda _, told, now: told(now, 2)
+        Replication, "when_replicated", lambda _, answer, now: answer(now, 2)
     )
     world = dispatcher_with()
     take_rows(world, is_ahead=is_ahead)
@@ -418,14 +418,14 @@ def test_a_result_that_is_repeated_for_want_of_a_standby_is_written_once() -> No
     world.dispatch.on_results(B, message, moment())
     world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     first = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    told = world.commit()
+    released = world.commit()
     again = world.dispatch.on_results(B, message, moment(1))
 
     assert appended_facts(first) == [
         Submitted(spec()),
         Finished(T, attempt(), B, outcome()),
     ]
-    assert told == [AnnounceTaskStates((T,))]
+    assert released == [AnnounceTaskStates((T,))]
     assert again == []
 
 
@@ -455,7 +455,7 @@ def test_a_strict_mesh_counts_no_copy_of_a_cancel_in_rows_only(
 ) -> None:
     """A repeated request reports this until the logs of standbys have it."""
     monkeypatch.setattr(
-        Replication, "when_replicated", lambda _, told, now: told(now, 2)
+        Replication, "when_replicated", lambda _, answer, now: answer(now, 2)
     )
     world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
@@ -606,8 +606,8 @@ def test_a_member_ends_after_its_array_was_cancelled_in_another_epoch(
             effects += world.dispatch.on_live_loaded(live, moment(step_s))
 
     assert ordered in effects
-    told_ = [f for e in effects if isinstance(e, Append) for f in e.entries]
-    assert TaskCancelled(member.id, "ann") in [entry.fact for entry in told_]
+    entries = [f for e in effects if isinstance(e, Append) for f in e.entries]
+    assert TaskCancelled(member.id, "ann") in [entry.fact for entry in entries]
 
 
 def test_running_members_continue_after_a_cancel_without_force() -> None:

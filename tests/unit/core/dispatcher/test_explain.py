@@ -66,10 +66,12 @@ def explained(
     return mesh.dispatch.explainer.explain_task(record, members, moment(at), names)
 
 
-def reasons(told: TaskExplanation) -> list[tuple[str, str]]:
+def reasons(explanation: TaskExplanation) -> list[tuple[str, str]]:
     """Return all reasons with their codes."""
     return [
-        (why.code, why.text) for verdict in told.rejections for why in verdict.reasons
+        (why.code, why.text)
+        for verdict in explanation.rejections
+        for why in verdict.reasons
     ]
 
 
@@ -98,10 +100,10 @@ def test_a_label_with_another_value_is_shown() -> None:
     """This is the most likely mistake."""
     hdd = node_info("b", 2, labels=(("disk", "hdd"),))
 
-    told = explained(DispatcherWithWorkers(hdd), asking(SSD), roster_line(hdd))
+    explanation = explained(DispatcherWithWorkers(hdd), asking(SSD), roster_line(hdd))
 
-    assert reasons(told) == [("label", "lacks label disk=ssd (has disk=hdd)")]
-    assert told.summary == "no node has label disk=ssd"
+    assert reasons(explanation) == [("label", "lacks label disk=ssd (has disk=hdd)")]
+    assert explanation.summary == "no node has label disk=ssd"
 
 
 @pytest.mark.parametrize(
@@ -130,22 +132,24 @@ def test_a_node_that_accepts_no_work_says_why(
 
 def test_all_obstacles_are_reported() -> None:
     """A person could otherwise resume a node in vain."""
-    told = explained(
+    explanation = explained(
         DispatcherWithWorkers(B),
         asking(Requirements(cpus=4)),
         roster_line(B, NodeState.PAUSED),
     )
 
-    assert [code for code, _ in reasons(told)] == ["paused", "cpus"]
+    assert [code for code, _ in reasons(explanation)] == ["paused", "cpus"]
 
 
 def test_the_only_suitable_node_is_named_with_its_obstacle() -> None:
     """A task for one node needs no explanation of all the others."""
     line = (roster_line(B, NodeState.DRAINING), roster_line(node_info("c", 2)))
 
-    told = explained(DispatcherWithWorkers(B), asking(Requirements(node="b")), *line)
+    explanation = explained(
+        DispatcherWithWorkers(B), asking(Requirements(node="b")), *line
+    )
 
-    assert told.summary == "b is draining, and no other node could run it"
+    assert explanation.summary == "b is draining, and no other node could run it"
 
 
 @pytest.mark.parametrize(
@@ -166,37 +170,37 @@ def test_a_lack_on_all_nodes_is_one_line(requires: Requirements, summary: str) -
     own = node_info("b", 2, memory_mb=4, gpus=("0",))
     mesh = DispatcherWithWorkers(ana, own)
 
-    told = explained(mesh, asking(requires), roster_line(ana), roster_line(own))
+    explanation = explained(mesh, asking(requires), roster_line(ana), roster_line(own))
 
-    assert told.summary == summary
+    assert explanation.summary == summary
 
 
 def test_lost_nodes_do_not_count_as_suitable() -> None:
     """Nothing runs there, and they may never come back."""
     big = node_info("big", 64)
 
-    told = explained(
+    explanation = explained(
         DispatcherWithWorkers(B),
         asking(Requirements(cpus=32)),
         roster_line(B),
         roster_line(big, NodeState.LOST),
     )
 
-    assert told.summary == "no node has 32 CPUs; largest is 2 (b)"
+    assert explanation.summary == "no node has 32 CPUs; largest is 2 (b)"
 
 
 def test_a_lost_node_that_was_requested_by_name_is_not_unknown() -> None:
     """It may come back, unlike a name that never existed."""
     gone = node_info("gone", 2)
 
-    told = explained(
+    explanation = explained(
         DispatcherWithWorkers(B),
         asking(Requirements(node="gone")),
         roster_line(B),
         roster_line(gone, NodeState.LOST),
     )
 
-    assert told.summary == "gone is lost"
+    assert explanation.summary == "gone is lost"
 
 
 def test_slots_in_use_are_reported() -> None:
@@ -204,10 +208,10 @@ def test_slots_in_use_are_reported() -> None:
     mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"), draft("two"), draft("three"))
 
-    told = explained(mesh, "three", roster_line(B))
+    explanation = explained(mesh, "three", roster_line(B))
 
-    assert reasons(told) == [("slots", "all 2 slots are busy")]
-    assert told.summary == "b, which could run it, has no room"
+    assert reasons(explanation) == [("slots", "all 2 slots are busy")]
+    assert explanation.summary == "b, which could run it, has no room"
 
 
 def test_granted_resources_are_reported() -> None:
@@ -247,10 +251,10 @@ def test_a_task_far_back_in_the_queue_waits_for_its_turn() -> None:
     """Tasks that only the store has are at least counted."""
     mesh = DispatcherWithWorkers(node_info("b", 2))
 
-    told = explained(mesh, asking(), roster_line(B))
+    explanation = explained(mesh, asking(), roster_line(B))
 
-    assert told.state is TaskState.QUEUED
-    assert told.summary == "it is next in the queue"
+    assert explanation.state is TaskState.QUEUED
+    assert explanation.summary == "it is next in the queue"
 
 
 def test_a_missing_input_is_named() -> None:
@@ -261,9 +265,9 @@ def test_a_missing_input_is_named() -> None:
     mesh.ask(*(draft(f"busy{n}") for n in range(3)))
     mesh.end("one", how=released(EndReason.INPUTS, "data.csv"))
 
-    told = explained(mesh, "one", roster_line(node_info(where, 2)))
+    explanation = explained(mesh, "one", roster_line(node_info(where, 2)))
 
-    assert reasons(told) == [("input", "lacks data.csv")]
+    assert reasons(explanation) == [("input", "lacks data.csv")]
 
 
 def test_a_task_in_backoff_shows_its_next_start() -> None:
@@ -273,10 +277,10 @@ def test_a_task_in_backoff_shows_its_next_start() -> None:
     mesh.ask(replace(draft("once"), options=options))
     mesh.end("once", how=outcome(AttemptState.FAILED))
 
-    told = explained(mesh, "once", roster_line(B))
+    explanation = explained(mesh, "once", roster_line(B))
 
-    assert told.summary.startswith("its last try came to nothing")
-    assert [code for code, _ in reasons(told)] == ["resting"]
+    assert explanation.summary.startswith("its last try came to nothing")
+    assert [code for code, _ in reasons(explanation)] == ["resting"]
 
 
 @pytest.mark.parametrize(
@@ -292,12 +296,14 @@ def test_a_dependent_task_names_its_parents(parents: list[str], text: str) -> No
     """As clients name them, up to a limit; some of them may have ended."""
     options = TaskOptions(after=After(tasks=tuple(parents)))
 
-    told = explained(
+    explanation = explained(
         DispatcherWithWorkers(B), replace(spec(), options=options), roster_line(B)
     )
 
-    assert told.summary == f"it waits for {text}"
-    assert reasons(told) == [("parents", f"is not given it, as it waits for {text}")]
+    assert explanation.summary == f"it waits for {text}"
+    assert reasons(explanation) == [
+        ("parents", f"is not given it, as it waits for {text}")
+    ]
 
 
 def test_all_obstacles_of_a_dependent_task_are_reported() -> None:
@@ -305,10 +311,12 @@ def test_all_obstacles_of_a_dependent_task_are_reported() -> None:
     options = TaskOptions(after=After(tasks=("p",)), requires=SSD)
     task = replace(spec(), options=options)
 
-    told = explained(DispatcherWithWorkers(B), task, roster_line(B, NodeState.PAUSED))
+    explanation = explained(
+        DispatcherWithWorkers(B), task, roster_line(B, NodeState.PAUSED)
+    )
 
-    assert told.summary == "it waits for p, and no node has label disk=ssd"
-    assert [code for code, _ in reasons(told)] == ["paused", "label", "parents"]
+    assert explanation.summary == "it waits for p, and no node has label disk=ssd"
+    assert [code for code, _ in reasons(explanation)] == ["paused", "label", "parents"]
 
 
 def test_a_running_task_shows_only_its_node() -> None:
@@ -378,11 +386,11 @@ def test_an_array_explains_its_waiting_members() -> None:
     some = TaskRecord(id=own.id, spec=own, progress=ArrayProgress(6, 2, 1))
     last = replace(some, progress=ArrayProgress(0, 2, 7))
 
-    told = explained(DispatcherWithWorkers(B), some, roster_line(B))
+    explanation = explained(DispatcherWithWorkers(B), some, roster_line(B))
 
-    assert told.state is TaskState.RUNNING
+    assert explanation.state is TaskState.RUNNING
     assert (
-        told.summary
+        explanation.summary
         == "6 of 9 members are queued: no node has 4 CPUs; largest is 2 (b)"
     )
     assert explained(DispatcherWithWorkers(B), last, roster_line(B)) == TaskExplanation(
@@ -396,9 +404,9 @@ def test_a_node_that_left_is_named() -> None:
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(ended,))
     explaining, names = DispatcherWithWorkers(A).dispatch.explainer, {B.id: "ben"}
 
-    told = explaining.explain_task(record, [roster_line(A)], moment(), names)
+    explanation = explaining.explain_task(record, [roster_line(A)], moment(), names)
 
-    assert told.summary == "it completed on ben"
+    assert explanation.summary == "it completed on ben"
     placement = explaining.explain_placement(record, [roster_line(A)], names)
     assert (
         placement
@@ -460,9 +468,9 @@ def test_a_task_that_can_never_run_is_explained() -> None:
         id=spec().id, spec=spec(), cancelled_by=f"{DEPENDENCY_FAILED_PREFIX}p"
     )
 
-    told = explained(DispatcherWithWorkers(B), record, roster_line(B))
+    explanation = explained(DispatcherWithWorkers(B), record, roster_line(B))
 
-    assert told.summary == "it was cancelled, since p did not end as it should"
+    assert explanation.summary == "it was cancelled, since p did not end as it should"
 
 
 @pytest.mark.parametrize(
@@ -501,9 +509,12 @@ def test_a_task_without_its_inputs_failed_on_no_node() -> None:
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
-    told = explained(DispatcherWithWorkers(B), record, roster_line(B))
+    explanation = explained(DispatcherWithWorkers(B), record, roster_line(B))
 
-    assert told.summary == "it failed: no worker has its inputs, or room: a.txt, b.txt"
+    assert (
+        explanation.summary
+        == "it failed: no worker has its inputs, or room: a.txt, b.txt"
+    )
 
 
 def test_a_fail_fast_task_that_fits_no_node_is_refused() -> None:

@@ -13,14 +13,14 @@ from tests.support.builders import moment
 
 
 @pytest.mark.parametrize(
-    ("reigns", "factor"), [(0, 1), (1, 1), (3, 1), (4, 2), (5, 4), (6, 8), (40, 8)]
+    ("epochs", "factor"), [(0, 1), (1, 1), (3, 1), (4, 2), (5, 4), (6, 8), (40, 8)]
 )
 def test_the_timeout_doubles_with_each_epoch_beyond_the_third(
-    reigns: int, factor: float
+    epochs: int, factor: float
 ) -> None:
     """The first failovers stay fast; a storm of them slows down."""
     patience = TimeoutScaling()
-    for _ in range(reigns):
+    for _ in range(epochs):
         patience.on_epoch_start(moment(1.0))
 
     assert patience.timeout_scale(moment(2.0)) == factor <= TIMEOUT_SCALE_MAX

@@ -498,15 +498,15 @@ def test_roster_traffic_of_a_follower_does_not_grow_with_the_mesh() -> None:
     """Rosters list all nodes, so larger meshes send them more seldom."""
     for size in (16, 64):
         registry = registry_of(size)
-        told = 0
+        listed = 0
         for tenth in range(600):
             line = partial(replace, own_line(), load=LoadSample(tenth, tenth, 0, 0))
             roster = registry.build_roster(
                 EPOCH, line, Availability(), (), lambda _: 0, at(tenth / 10)
             )
-            told += 0 if roster is None else len(roster.members)
+            listed += 0 if roster is None else len(roster.members)
 
-        assert 0.9 * 16 * 60 <= told <= 1.1 * 16 * 60 + size
+        assert 0.9 * 16 * 60 <= listed <= 1.1 * 16 * 60 + size
 
 
 def test_members_of_a_large_mesh_are_checked_more_seldom() -> None:

@@ -203,7 +203,7 @@ WRONG = {
     "claim of a far term": (Claim(FAR, NEW, ()), "term"),
     "redirect to a far term": (Redirect(FAR, OTHER, ()), "term"),
     "refused claim with a far term": (ClaimRejected(FAR), "term"),
-    "entries of a far reign": (pulled((6, 1), epochs=((NEW, FAR),)), "term"),
+    "entries of a far epoch": (pulled((6, 1), epochs=((NEW, FAR),)), "term"),
     "heartbeat for another": (Heartbeat(Epoch(5, OTHER), 0.0), "epoch"),
     "claim for another": (Claim(Epoch(5, OTHER), NEW, ()), "epoch"),
     "roster for another": (Roster(Epoch(5, OTHER), 1, ()), "epoch"),
@@ -216,11 +216,11 @@ WRONG = {
     "a repetition": (pulled((5, 5), (5, 5)), "gap"),
     "sequence zero": (pulled((6, 0)), "gap"),
     "a gap in a copy": (Replicate(THEIRS, 1, entries((5, 5), (5, 7)), ()), "gap"),
-    "a stream that nobody writes": (
+    "a stream without a writer": (
         pulled((9, 1), epochs=((KNOWN, WRITER),)),
         "stream",
     ),
-    "a copy of a stream that nobody writes": (
+    "a copy of a stream without a writer": (
         Replicate(THEIRS, 1, entries((9, 1)), ()),
         "stream",
     ),
@@ -294,8 +294,8 @@ def test_a_node_name_with_control_characters_is_refused(
     more: dict[str, Any],
 ) -> None:
     """Terminals show these names as they are."""
-    told = hello_of(NO_EPOCH)
-    shell = Shell(replace(told, node=replace(told.node, **more)))
+    hello = hello_of(NO_EPOCH)
+    shell = Shell(replace(hello, node=replace(hello.node, **more)))
 
     assert Disconnect(PEER, "protocol: node") in shell.met
 
@@ -303,14 +303,18 @@ def test_a_node_name_with_control_characters_is_refused(
 def test_each_kind_of_refusal_is_counted_always_and_logged_once() -> None:
     """However often a broken peer comes back."""
     shell = Shell()
-    told = []
+    received_effects = []
     for _ in range(3):
-        told += shell.hear(Heartbeat(FAR, 0.0))
+        received_effects += shell.hear(Heartbeat(FAR, 0.0))
         sent = shell.node.hello(moment())
         shell.feed(PeerUp(PEER, sent, hello_of(NO_EPOCH), Address("::1", 7)))
-    told += shell.hear(pulled((5, 7), (5, 9)))
+    received_effects += shell.hear(pulled((5, 7), (5, 9)))
 
-    notes = [e.fields for e in told if isinstance(e, LogLine) and "refused" in e.event]
+    notes = [
+        e.fields
+        for e in received_effects
+        if isinstance(e, LogLine) and "refused" in e.event
+    ]
     assert notes == [
         (("peer", PEER), ("reason", "protocol: term")),
         (("peer", PEER), ("reason", "protocol: gap")),
@@ -338,22 +342,24 @@ def test_a_wrong_clock_is_logged_once(off_s: int) -> None:
     sent = shell.node.hello(moment())
     theirs = hello_of(NO_EPOCH, wall_ms=sent.wall_ms + off_s * 1000)
 
-    told = [
+    clock_effects = [
         effect
         for _ in range(2)
         for effect in shell.feed(PeerUp(PEER, sent, theirs, Address("::1", 7)))
         if isinstance(effect, LogLine | Disconnect)
     ]
 
-    notes = [e for e in told if isinstance(e, LogLine) and "clock" in e.event]
+    notes = [e for e in clock_effects if isinstance(e, LogLine) and "clock" in e.event]
     assert [dict(note.fields)["ahead_s"] for note in notes] == (
         [off_s] if abs(off_s) > 5 else []
     )
-    assert not [effect for effect in told if isinstance(effect, Disconnect)]
+    assert not [effect for effect in clock_effects if isinstance(effect, Disconnect)]
 
 
-@pytest.mark.parametrize(("off_s", "is_told"), [(-12, False), (12, False), (17, True)])
-def test_a_late_handshake_is_not_a_wrong_clock(off_s: int, is_told: bool) -> None:
+@pytest.mark.parametrize(
+    ("off_s", "is_logged"), [(-12, False), (12, False), (17, True)]
+)
+def test_a_late_handshake_is_not_a_wrong_clock(off_s: int, is_logged: bool) -> None:
     """On a busy machine one side sends HELLO seconds after the other one."""
     shell = Shell()
     sent = shell.node.hello(moment())
@@ -362,8 +368,8 @@ def test_a_late_handshake_is_not_a_wrong_clock(off_s: int, is_told: bool) -> Non
     up = PeerUp(PEER, sent, theirs, Address("::1", 7), handshake_ms=10_000)
     effects = shell.feed(up)
 
-    told = [e for e in effects if isinstance(e, LogLine) and "clock" in e.event]
-    assert bool(told) == is_told
+    notes = [e for e in effects if isinstance(e, LogLine) and "clock" in e.event]
+    assert bool(notes) == is_logged
 
 
 def test_entries_from_the_future_are_kept_and_logged_once() -> None:

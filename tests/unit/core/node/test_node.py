@@ -314,16 +314,18 @@ def test_a_result_is_acknowledged_when_this_disk_and_a_standby_have_it(
     )
     shell.has_disk = False
 
-    told = shell.hear(Results((end,), 2))
-    written = [effect for effect in told if isinstance(effect, Append)]
-    (copy,) = [message for message in sent(told) if isinstance(message, Replicate)]
+    result_effects = shell.hear(Results((end,), 2))
+    written = [effect for effect in result_effects if isinstance(effect, Append)]
+    (copy,) = [
+        message for message in sent(result_effects) if isinstance(message, Replicate)
+    ]
     answers: list[Event] = [
         Persisted(written[-1].number),
         Received(PEER, (ReplicateOk(EPOCH, copy.number),)),
     ]
     first, second = answers if is_disk_first else reversed(answers)
 
-    assert not of_kind(ResultsOk, told)
+    assert not of_kind(ResultsOk, result_effects)
     assert not of_kind(ResultsOk, shell.feed(first))
     assert of_kind(ResultsOk, shell.feed(second)) == [ResultsOk(((spec.id, attempt),))]
 
@@ -774,8 +776,8 @@ def test_a_deposed_dispatcher_that_replicates_is_not_awaited() -> None:
         shell.meet(peer)
         asked = shell.hear(ClaimOk(EPOCH, ((StreamId(9), 1),)), peer=peer)
         assert of(Send, asked)
-    told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
-    said = (Entry(StreamId(9), 1, 1, told),)
+    fact = Submitted(TaskSpec(id=TaskId("t"), command="true"))
+    said = (Entry(StreamId(9), 1, 1, fact),)
     entries = Entries(said, ((StreamId(9), deposed),), has_more=False, vector=())
 
     shell.hear(Replicate(deposed, 1, (), ()), peer=late)
@@ -809,15 +811,15 @@ def test_a_standby_acknowledges_nothing_after_a_dropped_entry() -> None:
     shell = Shell()
     shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
-    told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
+    fact = Submitted(TaskSpec(id=TaskId("t"), command="true"))
     theirs, known = StreamId(1), StreamId(9)
     writers = ((theirs, THEIRS), (known, Epoch(1, OTHER)))
-    shell.hear(Replicate(THEIRS, 1, (Entry(known, 1, 1, told),), writers))
+    shell.hear(Replicate(THEIRS, 1, (Entry(known, 1, 1, fact),), writers))
 
     shell.hear(Redirect(THEIRS, OTHER, ()))
-    missed = shell.hear(Replicate(THEIRS, 2, (Entry(theirs, 1, 1, told),), writers))
+    missed = shell.hear(Replicate(THEIRS, 2, (Entry(theirs, 1, 1, fact),), writers))
     shell.hear(Heartbeat(THEIRS, shell.now_s))
-    effects = shell.hear(Replicate(THEIRS, 3, (Entry(known, 1, 1, told),), writers))
+    effects = shell.hear(Replicate(THEIRS, 3, (Entry(known, 1, 1, fact),), writers))
 
     assert not of(Append, missed)
     assert [type(message) for message in sent(effects)] == [Pull]
@@ -880,9 +882,9 @@ def test_a_standby_that_has_to_pull_is_not_in_sync() -> None:
     shell = Shell()
     shell.feed(TimerFired(0.5))
     shell.meet(epoch=THEIRS)
-    told = Submitted(TaskSpec(id=TaskId("t"), command="true"))
+    fact = Submitted(TaskSpec(id=TaskId("t"), command="true"))
     stream = StreamId(1)
-    some = [Entry(stream, seq, seq, told) for seq in (1, 2)]
+    some = [Entry(stream, seq, seq, fact) for seq in (1, 2)]
     writers = ((stream, THEIRS),)
     shell.hear(Replicate(THEIRS, 1, (some[0],), writers))
     shell.hear(Entries((some[0],), writers, has_more=False, vector=()))

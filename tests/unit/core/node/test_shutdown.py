@@ -16,27 +16,30 @@ PEER = node_id("b")
 
 def components_of_dispatcher() -> Components:
     """Return the components of a dispatcher with one follower."""
-    machines = build_components(settings(), SavedState())
-    reign, own = DispatcherEpoch(epoch(), STREAM), Attachment(node_id("a"), epoch(), 1)
-    machines.election.phase = Dispatching(reign, own)
-    machines.election.dispatcher_epoch = reign
+    components = build_components(settings(), SavedState())
+    current, own = (
+        DispatcherEpoch(epoch(), STREAM),
+        Attachment(node_id("a"), epoch(), 1),
+    )
+    components.election.phase = Dispatching(current, own)
+    components.election.dispatcher_epoch = current
     hello = Hello(node=settings("b").node, epoch=epoch(), dispatcher=node_id("a"))
-    machines.peer_table.on_peer_up(
+    components.peer_table.on_peer_up(
         PeerUp(PEER, hello, hello, Address("10.0.0.2", 7878)), moment()
     )
-    machines.peer_table.confirm_follower(PEER, epoch(), ())
-    return machines
+    components.peer_table.confirm_follower(PEER, epoch(), ())
+    return components
 
 
-def shutdown_of(machines: Components) -> Shutdown:
+def shutdown_of(components: Components) -> Shutdown:
     """Return the shutdown of a node with these components."""
     return Shutdown(
         settings().timing,
-        machines.journal,
-        machines.election,
-        machines.dispatcher_transfer,
-        machines.worker,
-        machines.timers,
+        components.journal,
+        components.election,
+        components.dispatcher_transfer,
+        components.worker,
+        components.timers,
     )
 
 
@@ -52,9 +55,9 @@ def transfers(effects: list[Effect]) -> list[Transfer]:
 
 def test_a_successor_is_asked_again_after_a_disk_failure() -> None:
     """It may be ready by now; else this node would leave without a successor."""
-    machines = components_of_dispatcher()
-    departure = shutdown_of(machines)
-    machines.dispatcher_transfer.ask_next_successor(moment())
+    components = components_of_dispatcher()
+    departure = shutdown_of(components)
+    components.dispatcher_transfer.ask_next_successor(moment())
 
     departure.start_shutdown(30.0, moment(0.1))
     effects = departure.on_time(moment(0.1))
@@ -64,13 +67,13 @@ def test_a_successor_is_asked_again_after_a_disk_failure() -> None:
 
 def test_the_timeouts_for_worker_and_disk_are_independent() -> None:
     """A paused node does not wait for tasks, but pending writes need a successor."""
-    machines = components_of_dispatcher()
-    departure = shutdown_of(machines)
-    machines.journal.save(term=1)
+    components = components_of_dispatcher()
+    departure = shutdown_of(components)
+    components.journal.save(term=1)
     departure.start_shutdown(0.0, moment())
 
     assert departure.on_time(moment()) == []
-    machines.journal.on_persisted(machines.journal.last_number)
+    components.journal.on_persisted(components.journal.last_number)
     effects = departure.on_time(moment(0.1))
 
     assert transfers(effects) == [Transfer(epoch(), ())]
@@ -78,11 +81,11 @@ def test_the_timeouts_for_worker_and_disk_are_independent() -> None:
 
 def test_a_failing_disk_delays_the_shutdown_for_a_bounded_time() -> None:
     """The clock wakes the node in time to leave."""
-    machines = components_of_dispatcher()
-    departure = shutdown_of(machines)
-    machines.journal.save(term=1)
+    components = components_of_dispatcher()
+    departure = shutdown_of(components)
+    components.journal.save(term=1)
     departure.start_shutdown(0.0, moment())
     departure.on_time(moment())
 
-    assert machines.timers.next_at() == moment(DISK_FLUSH_S).mono_s
+    assert components.timers.next_at() == moment(DISK_FLUSH_S).mono_s
     assert departure.on_time(moment(DISK_FLUSH_S))[-1] == Stopped()

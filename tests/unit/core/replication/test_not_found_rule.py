@@ -71,10 +71,10 @@ class World(ReplicatingDispatcher):
         """Return the answers at that time."""
         return self.completeness.on_time(self.epoch, moment(seconds))
 
-    def take_over(self, *members: RosterEntry, level: Epoch = BEFORE) -> None:
+    def take_over(self, *members: RosterEntry, in_sync: Epoch = BEFORE) -> None:
         """Take over from z, which had sent this roster."""
         roster = Roster(BEFORE, 1, members)
-        self.completeness.start_catch_up(self.epoch, roster, level, self.at(0.0))
+        self.completeness.start_catch_up(self.epoch, roster, in_sync, self.at(0.0))
 
 
 def member(name: str, role: Role, state: NodeState = NodeState.READY) -> RosterEntry:
@@ -242,7 +242,7 @@ def test_the_previous_dispatcher_is_missing_unless_this_node_was_in_sync() -> No
     assert world.is_complete()
 
     world.take_over(
-        member("z", Role.DISPATCHER), member("a", Role.STANDBY), level=NO_EPOCH
+        member("z", Role.DISPATCHER), member("a", Role.STANDBY), in_sync=NO_EPOCH
     )
 
     assert not world.is_complete()
@@ -329,14 +329,14 @@ def test_a_lone_node_answers_at_once() -> None:
     assert world.answers(0.3) == [Answer(1, CatchUpStatus(is_complete=True))]
 
 
-@pytest.mark.parametrize("reign", [None, epoch(9, "a")])
-def test_a_lookup_ends_with_its_epoch(reign: Epoch | None) -> None:
+@pytest.mark.parametrize("current_epoch", [None, epoch(9, "a")])
+def test_a_lookup_ends_with_its_epoch(current_epoch: Epoch | None) -> None:
     """The client must ask the next dispatcher."""
     world = World()
     world.follow("b")
     world.completeness.add_request(1, moment(0.3))
 
-    told = world.completeness.on_time(reign, moment(0.4))
+    effects = world.completeness.on_time(current_epoch, moment(0.4))
 
-    assert told == [Answer(1, NotDispatching())]
+    assert effects == [Answer(1, NotDispatching())]
     assert not world.completeness.pending_requests

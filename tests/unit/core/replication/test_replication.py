@@ -614,7 +614,7 @@ def test_an_expired_timeout_of_a_slow_node_causes_no_steps() -> None:
     assert due_s > 103.0
 
 
-# --- Reigns.
+# --- Epochs.
 
 
 def test_a_pending_answer_outlives_the_epoch_and_reports_one_copy() -> None:

@@ -41,8 +41,10 @@ class World:
         is_ahead: bool = False,
     ) -> list[Effect]:
         """Stream an append from the dispatcher."""
-        reign = of or epoch()
-        message = Replicate(reign, number, entries, ((OWN, reign),), is_ahead)
+        stream_epoch = of or epoch()
+        message = Replicate(
+            stream_epoch, number, entries, ((OWN, stream_epoch),), is_ahead
+        )
         return self.standby.on_replicate(peer, message, moment())
 
     def commit(self, number: int | None = None) -> list[Effect]:

@@ -23,7 +23,7 @@ def array_spec(count: int, ord_: int = 5) -> TaskSpec:
     return replace(spec(ARRAY, ord=ord_), options=options)
 
 
-def handed_out(tasks: TaskQueue, most: int = 99) -> list[str]:
+def assigned(tasks: TaskQueue, most: int = 99) -> list[str]:
     """Assign tasks to a worker; return their ids without the array's prefix."""
     order: list[str] = []
     while len(order) < most and (task := front(tasks)) is not None:
@@ -49,7 +49,7 @@ def test_an_array_is_one_entry_until_a_worker_gets_a_member() -> None:
     tasks.admit([spec("before", ord=4), array_spec(1_000_000), spec("behind", ord=9)])
 
     assert len(tasks.tasks) == 3
-    assert handed_out(tasks, 4) == ["before", ".1", ".2", ".3"]
+    assert assigned(tasks, 4) == ["before", ".1", ".2", ".3"]
     assert front(tasks) is front(tasks)
     assert len(tasks.tasks) == 6
     assert tasks.lanes.unconstrained.queued == 2
@@ -59,11 +59,11 @@ def test_a_returned_member_precedes_the_rest() -> None:
     """It could otherwise wait for a million others."""
     tasks = queue()
     tasks.admit([array_spec(4), spec("behind", ord=7)])
-    assert handed_out(tasks, 2) == [".1", ".2"]
+    assert assigned(tasks, 2) == [".1", ".2"]
 
     tasks.requeue_attempted(member(tasks, 1))
 
-    assert handed_out(tasks) == [".1", ".3", ".4", "behind"]
+    assert assigned(tasks) == [".1", ".3", ".4", "behind"]
     assert tasks.lanes.unconstrained.queued == 0
 
 
@@ -71,7 +71,7 @@ def test_a_cancelled_member_is_never_assigned() -> None:
     """Neither the next member, nor one further behind."""
     tasks = queue()
     tasks.admit([array_spec(5)])
-    assert handed_out(tasks, 1) == [".1"]
+    assert assigned(tasks, 1) == [".1"]
     ahead = front(tasks)
     assert ahead is not None
 
@@ -81,14 +81,14 @@ def test_a_cancelled_member_is_never_assigned() -> None:
         shadow.commit_number = 7
         tasks.drop_durable_tasks([shadow], 7)
 
-    assert handed_out(tasks) == [".3", ".5"]
+    assert assigned(tasks) == [".3", ".5"]
 
 
 def test_an_older_read_brings_no_member_twice() -> None:
     """Tasks in hand are newer than the store's answer."""
     tasks = queue()
     tasks.admit([array_spec(3)])
-    assert handed_out(tasks) == [".1", ".2", ".3"]
+    assert assigned(tasks) == [".1", ".2", ".3"]
     record = TaskRecord(
         id=ARRAY,
         spec=array_spec(3),
@@ -101,7 +101,7 @@ def test_an_older_read_brings_no_member_twice() -> None:
 
     assert front(tasks) is None
     tasks.requeue_attempted(member(tasks, 2))
-    assert handed_out(tasks) == [".2"]
+    assert assigned(tasks) == [".2"]
 
 
 def test_an_array_continues_where_the_previous_epoch_stopped() -> None:
@@ -112,4 +112,4 @@ def test_an_array_continues_where_the_previous_epoch_stopped() -> None:
 
     tasks.add_arrays([record])
 
-    assert handed_out(tasks) == [".2", ".5", ".6"]
+    assert assigned(tasks) == [".2", ".5", ".6"]

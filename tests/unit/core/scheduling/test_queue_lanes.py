@@ -47,7 +47,7 @@ def is_small(requires: Requirements) -> bool:
     return requires.slots <= 8
 
 
-def fed(queue: TaskQueue, records: list[TaskRecord]) -> list[LoadQueued]:
+def with_reads(queue: TaskQueue, records: list[TaskRecord]) -> list[LoadQueued]:
     """Answer the reads of a queue from a store until it has read all."""
     asked: list[LoadQueued] = []
     for _ in range(1000):
@@ -71,7 +71,7 @@ def started(limits: Limits, *specs: TaskSpec) -> TaskQueue:
     assert isinstance(first, LoadQueued)
     records = stored(*specs)
     queue.on_queued_answer(load_reply(records, first))
-    fed(queue, records)
+    with_reads(queue, records)
     return queue
 
 
@@ -117,7 +117,7 @@ def test_each_lane_is_refilled_as_it_empties() -> None:
             seen.add(str(task.spec.id))
             queue.end(task, None)
             del queue.tasks[task.spec.id]
-        fed(queue, stored(*(each for each in specs if each.id not in seen)))
+        with_reads(queue, stored(*(each for each in specs if each.id not in seen)))
 
     assert seen == {str(each.id) for each in specs}
 
@@ -138,7 +138,7 @@ def test_shapes_beyond_the_lanes_wait_and_runnable_ones_come_first() -> None:
         del waiting[str(task.spec.id)]
         queue.end(task, None)
         del queue.tasks[task.spec.id]
-        fed(queue, stored(*hopeless, *waiting.values()))
+        with_reads(queue, stored(*hopeless, *waiting.values()))
 
     assert in_hand(queue) <= {str(each.id) for each in hopeless}
 
@@ -150,7 +150,7 @@ def test_a_new_runnable_shape_takes_the_lane_of_an_unrunnable_one() -> None:
     new = demanding("new", 100, PAIR)
 
     queue.admit([new])
-    fed(queue, stored(*hopeless, new))
+    with_reads(queue, stored(*hopeless, new))
 
     assert "new" in in_hand(queue)
 
@@ -166,11 +166,11 @@ def test_an_unrunnable_shape_gets_a_lane_when_a_suitable_node_attaches() -> None
         *(demanding(f"h{n}", n, Requirements(cpus=9 + n)) for n in range(5))
     )
     queue.on_queued_answer(load_reply(records, first))
-    fed(queue, records)
+    with_reads(queue, records)
     able.add(Requirements(cpus=13))
 
     queue.lanes.on_workers_changed()
-    fed(queue, records)
+    with_reads(queue, records)
 
     assert "h4" in in_hand(queue)
 
@@ -186,7 +186,7 @@ def test_a_shape_that_arrives_during_a_listing_is_not_forgotten() -> None:
 
     queue.on_queued_answer(load_reply([], first))
     queue.lanes.on_workers_changed()
-    fed(queue, stored(new))
+    with_reads(queue, stored(new))
 
     assert "new" in in_hand(queue)
 
@@ -206,7 +206,7 @@ def test_the_window_is_bounded_in_bytes_too() -> None:
     for task_id in ("t1", "t2"):
         queue.end(queue.tasks[TaskId(task_id)], None)
         del queue.tasks[TaskId(task_id)]
-    fed(queue, stored(*fat[2:]))
+    with_reads(queue, stored(*fat[2:]))
     assert "t4" in in_hand(queue)
 
 
@@ -229,7 +229,7 @@ def test_memory_stays_bounded_whatever_the_priority_of_new_tasks() -> None:
         queue.end(task, None)
         del queue.tasks[task.spec.id], left[task.spec.id]
         stored_now = sorted(left.values(), key=lambda each: each.ord)
-        fed(queue, stored(*stored_now))
+        with_reads(queue, stored(*stored_now))
     assert order == [str(each.id) for each in reversed(specs)]
 
 

@@ -233,10 +233,10 @@ def test_a_dispatcher_s_own_results_wait_for_no_acknowledgement() -> None:
     ]
     worker = detached_worker(*saved, limits=Limits(entries_bytes=5000))
 
-    told_first = worker.attach(ME, epoch(), moment())[0]
-    told_later = [effect for _ in names for effect in worker.on_time(moment())]
+    first = worker.attach(ME, epoch(), moment())[0]
+    later = [effect for _ in names for effect in worker.on_time(moment())]
 
-    assert [told_first, *told_later] == [send_results(each, to="a") for each in saved]
+    assert [first, *later] == [send_results(each, to="a") for each in saved]
     assert worker._timers.next_at() == pytest.approx(moment(RESEND_MAX_S).mono_s)
 
 

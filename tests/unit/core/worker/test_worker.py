@@ -195,10 +195,10 @@ def test_a_worker_with_a_shortage_accepts_no_tasks(short: Availability) -> None:
     worker = attached_worker()
     worker.on_assign(D, assignment(), moment())
 
-    begun = worker.set_availability(short, moment())
+    at_shortage = worker.set_availability(short, moment())
     refused = worker.on_assign(D, assignment("u"), moment())
 
-    assert begun == [ReleaseWaiting(), report_of(NodeState.READY, 0)]
+    assert at_shortage == [ReleaseWaiting(), report_of(NodeState.READY, 0)]
     assert refused == [
         send_results(report("u", end=released(EndReason.DRAINING)), credit=0),
     ]
