@@ -457,10 +457,7 @@ def renewed(secret: MeshSecret) -> MeshSecret:
 async def test_a_node_with_an_ended_generation_is_refused(
     *, is_newer_dialling: bool
 ) -> None:
-    """F31, F33.
-
-    Its secret file is older than a rotation, and the dialler logs the reason.
-    """
+    """F31, F33: its secret file predates a rotation, and the dialler logs it."""
     newest = renewed(SECRET).with_newest_only(3)
     older, newer = Party(), Party(trust=MeshTls(newest, NodeKey.generate()))
     dialler, other = (newer, older) if is_newer_dialling else (older, newer)
