@@ -314,7 +314,7 @@ def test_a_closed_reader_cancels_the_rest(agent: DemoAgent) -> None:
         message = process.stderr.read()
 
     assert process.returncode == 1
-    assert b"cancelling what is left of task-" in message
+    assert b"cancelling the rest of task-" in message
 
 
 @pytest.mark.soak

@@ -74,7 +74,7 @@ def test_run_gives_up_on_a_node_that_stays_away(api: Api, octaskly: Run) -> None
     assert done.returncode == 125
     assert b"closed the connection" in done.stderr
     [task] = api.tasks
-    message = f"not waiting any more; see it with: octaskly logs -f {task}\n"
+    message = f"no longer waiting; see it with: octaskly logs -f {task}\n"
     assert message in done.stderr.decode()
 
 

@@ -26,7 +26,7 @@ from tests.simulation.checks.rest import unfinished
 from tests.simulation.world import World
 
 MOST_S = 60.0  #: of virtual time for `settle` and `finish`
-QUIET = ("seeking",)  #: notes that no scenario needs
+QUIET = ("discovering",)  #: notes that no scenario needs
 
 
 class Story:
