@@ -1,7 +1,7 @@
-"""Clients: what they ask of nodes, and what they are answered.
+"""Clients: their requests to nodes, and the answers.
 
-Tasks that they submit are drawn here: what they come after and ask for, and how often
-they are tried again. What an answer promises goes to `promises`.
+This module also draws the submitted tasks: their parents, requirements and retries. The
+promises in answers go to `promises`.
 """
 
 from __future__ import annotations
@@ -58,35 +58,40 @@ RULES = (
 
 
 class Clients:
-    """Asks for tasks, cancels and records, and hears the answers."""
+    """Submits tasks, cancels and records, and receives the answers."""
 
-    late_share = 0.0  #: of tasks that come after another one
-    needy_share = 0.0  #: of tasks that ask for much of a machine
-    array_share = 0.0  #: of tasks that are arrays
-    members_most = 12  #: of one of them
-    repeated: tuple[TaskSpec, ...] = ()  #: of the last answer, accepted before
+    late_share = 0.0  #: share of tasks with a parent
+    needy_share = 0.0  #: share of tasks that need much of a machine
+    array_share = 0.0  #: share of tasks that are arrays
+    members_most = 12  #: members of one array
+    #: tasks of the last answer that were accepted before
+    repeated: tuple[TaskSpec, ...] = ()
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.accepted: dict[TaskId, TaskSpec] = {}
-        self.asked: set[str] = set()  #: commands, as tasks have no ids before
+        #: commands; tasks have no ids before the answer
+        self.asked: set[str] = set()
         self.wanted: set[tuple[TaskId, str]] = set()
         """What clients asked for that were told that it is accepted."""
         self.refused = 0
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._ticket = 0
-        self._drafts: dict[int, tuple[TaskDraft, ...]] = {}  #: by ticket
-        self._held: dict[int, tuple[TaskSpec, ...]] = {}  #: what it repeats
-        self._asked_s: dict[int, float] = {}  #: open requests, and since when
-        self._barriers: dict[int, Callable[[Machine], None]] = {}  #: by ticket
+        self._drafts: dict[int, tuple[TaskDraft, ...]] = {}  #: requests, by ticket
+        #: the request that each one repeats
+        self._held: dict[int, tuple[TaskSpec, ...]] = {}
+        #: open requests, and the time since when
+        self._asked_s: dict[int, float] = {}
+        #: callbacks, by ticket
+        self._barriers: dict[int, Callable[[Machine], None]] = {}
 
     def submit(
         self, node_id: NodeId, count: int = 1, task_id: TaskId | None = None
     ) -> None:
-        """Submit tasks through one node, or one of two that want to have this id."""
+        """Submit tasks through one node, or one of two clients' tasks with this id."""
         machine = self._world.machines[node_id]
         if machine.node is None or machine.is_failing:
-            return  # The gateway refuses what cannot be written.
+            return  # The gateway refuses requests that cannot be written.
         if task_id is not None and (held := self._named(machine, task_id)):
             self._repeat(machine, held)
             return
@@ -122,7 +127,7 @@ class Clients:
         self._world.feed(machine, event)
 
     def record(self, node_id: NodeId) -> None:
-        """Let somebody record something; some keys are few, so that they clash."""
+        """Write one record; few keys exist, so that records collide."""
         machine = self._world.machines[node_id]
         if machine.node is None or machine.is_failing:
             return
@@ -139,13 +144,13 @@ class Clients:
         self._world.feed(machine, RecordRequested(self.next_ticket(), drafts))
 
     def on_unknown(self, machine: Machine, say: Callable[[Machine], None]) -> None:
-        """Ask for what a node does not know; `say` is done where it answers 404."""
+        """Request a task that the node does not know; call `say` if it answers 404."""
         ticket = self.next_ticket()
         self._barriers[ticket] = say
         self._world.feed(machine, CatchUpRequested(ticket))
 
     def answer(self, machine: Machine, ticket: int, reply: Reply) -> None:
-        """Take an answer in: what it promises has to be true from now on."""
+        """Take in an answer; its promises must be true from now on."""
         promises = self._world.promises
         if isinstance(reply, AvailabilityChanged):
             return
@@ -172,7 +177,7 @@ class Clients:
             watch(machine, reply, waited_s)
 
     def next_ticket(self) -> int:
-        """Return the number of a request that is made now."""
+        """Return the number of the next request."""
         self._ticket += 1
         self._asked_s[self._ticket] = self._world.time_s
         return self._ticket
@@ -183,14 +188,14 @@ class Clients:
         return [r.spec for r in records if r.spec and task_name(r.id) == name]
 
     def _repeat(self, machine: Machine, held: list[TaskSpec]) -> None:
-        """Let the gateway answer from its log, once that is safe."""
+        """Let the gateway answer from its log once the entry is safe."""
         ticket = self.next_ticket()
         self._drafts[ticket] = ()
         self._held[ticket] = tuple(held)
         self._world.feed(machine, TasksSubmitted(ticket, (), "client", ()))
 
     def _made_late(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
-        """Let some tasks come after another one that this node knows."""
+        """Give some tasks a parent that this node knows."""
         known, draw = list(machine.disk.records), self._world.late
         if not known or draw.random() >= self.late_share:
             return draft
@@ -198,7 +203,7 @@ class Clients:
         return replace(draft, options=TaskOptions(after=after))
 
     def _made_needy(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
-        """Let some tasks ask for a whole machine, or for most of its memory."""
+        """Let some tasks require a whole machine, or most of its memory."""
         if self._world.needy.random() >= self.needy_share:
             return draft
         requires = self._world.needy.choice(
@@ -212,9 +217,9 @@ class Clients:
         return replace(draft, options=options)
 
     def _made_trying(self, draft: TaskDraft) -> TaskDraft:
-        """Let tasks be tried again, and some stand for many.
+        """Give tasks retries, and make some of them arrays.
 
-        What has a name asks for the same each time that it is handed in.
+        A named task has the same specification each time it is submitted.
         """
         if not self._world.commands.failing_share:
             return draft

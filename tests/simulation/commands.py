@@ -1,7 +1,7 @@
-"""Commands that machines run: they begin, end by themselves or are killed, and fail.
+"""Commands that machines run: they start, end, fail or are killed.
 
-Beside that, it notes what began, and what began before it may. It draws how long a
-command takes, and from `tries` whether it fails.
+The module also records the started attempts, and those that started too early. It draws
+the duration of a command, and from `tries` whether it fails.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ from tests.simulation.store.queue import GOOD
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-KILL_S = 0.01  #: until a command that is killed is gone
+KILL_S = 0.01  #: seconds until a killed command is gone
 
 
 @dataclass(frozen=True)
 class Started:
-    """One attempt that a machine began to run."""
+    """One attempt that a machine started."""
 
     at_s: float
     node: NodeId
     task: TaskId
     attempt: AttemptId
-    seen_term: int  #: of the highest epoch that the node knew
-    born: int  #: when the task was accepted, as a hybrid timestamp
+    seen_term: int  #: highest epoch that the node knew
+    born: int  #: time of acceptance, as a hybrid timestamp
 
 
 class Commands:
-    """What all machines run."""
+    """The commands of all machines."""
 
-    failing_share = 0.0  #: of commands that end with an error
+    failing_share = 0.0  #: share of commands that fail
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.duration_s = (0.05, 1.5)
         self.started: list[Started] = []
-        self.early: list[TaskId] = []  #: that began before what they come after ended
+        #: attempts that started before their parents ended
+        self.early: list[TaskId] = []
 
     def run(
         self,
@@ -56,7 +57,7 @@ class Commands:
         node: Node,
         items: tuple[tuple[AttemptId, TaskSpec], ...],
     ) -> None:
-        """Begin attempts as soon as there is room for each, in order."""
+        """Start attempts in order, each as soon as there is room for it."""
         now_s = self._world.time_s
         for attempt, spec in items:
             seen = node.epoch.term
@@ -69,12 +70,12 @@ class Commands:
         self._fill(machine)
 
     def _may_start(self, machine: Machine, spec: TaskSpec) -> bool:
-        """Whether some disk shows that what it comes after ended as it should.
+        """Return True if some disk shows that the parents ended as required.
 
-        What was found ready stays so, though the other half of a split goes on with
-        what had ended; and of what is on a lost disk that may be all that is left.
-        Nobody waits for long for what is on no disk, as it is forgotten: one half of a
-        split may have done so with what the other one was running.
+        A task that was ready stays ready, though the other half of a split may retry
+        its parent, and a lost disk may hold the only proof. A task waits only briefly
+        for a parent that is on no disk, because that parent is forgotten. One half of a
+        split may have forgotten a parent that the other half was running.
         """
         disks = [each.disk for each in self._world.machines.values()]
         if (place := split_member_id(spec.id)) is not None:
@@ -96,7 +97,7 @@ class Commands:
         return True
 
     def _is_old(self, machine: Machine, spec: TaskSpec) -> bool:
-        """Whether it has waited for as long as one waits for what nobody knows."""
+        """Return True if the task has waited the full time for an unknown parent."""
         world = self._world
         age_ms = world.now(machine).wall_ms - spec.created_ms
         return world.is_skewed or age_ms >= world.timing.missing_dependency_s * 1000
@@ -109,7 +110,7 @@ class Commands:
             life = machine.life
 
             def end(key: tuple[TaskId, AttemptId] = key, life: int = life) -> None:
-                # A command ends whether or not its agent is paused.
+                # A command ends even while its agent is paused.
                 if machine.is_asleep and machine.life == life:
                     machine.frozen.append(lambda: end(key, life))
                 elif machine.life == life and key in machine.running:
@@ -120,7 +121,7 @@ class Commands:
             self._world.at(self._world.random.uniform(*self.duration_s), end)
 
     def _state(self) -> AttemptState:
-        """Return how a command that nobody ended came to its end."""
+        """Return the state of a command that ended by itself."""
         share = self.failing_share
         is_failing = share and self._world.tries.random() < share
         return AttemptState.FAILED if is_failing else AttemptState.OK
@@ -149,7 +150,7 @@ class Commands:
         is_running = key in machine.running
 
         def killed() -> None:
-            # It may have come to its own end first, which then counts.
+            # A command that ended by itself first keeps that outcome.
             if is_running and key not in machine.running:
                 return
             machine.running.pop(key, None)

@@ -1,7 +1,7 @@
 """Processors that all machines of a world share, as agents on one host do.
 
-A step waits until a core is free, and takes it for a while. So machines are late by
-what the others do, which no fault of a single machine brings about.
+A step waits for a free core and occupies it for a while. Machines are therefore delayed
+by each other, which no single machine's fault can cause.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from octaskly.core.model.ids import NodeId
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-TLS_MS = 2.0  #: of one end, each of the two times that it is its turn
-MEET_MS = 1.0  #: HELLO, and what is remembered of the peer
-SEEN_MS = 0.1  #: adverts come many at once
+TLS_MS = 2.0  #: one end's cost for each of its two TLS flights
+MEET_MS = 1.0  #: cost of HELLO and of storing the peer
+SEEN_MS = 0.1  #: adverts arrive in bursts
 DIAL_MS = 1.0
 STEP_MS = 0.5
-SLICE_S = 0.005  #: of a process that starts
+SLICE_S = 0.005  #: time slice of a starting process
 
 
 class Cores:
-    """Takes turns among the machines that have something to do.
+    """Schedules the machines that have work on the cores.
 
-    Args:
-        world: Whose time it takes.
-        many: How many machines may step at the same time.
+    Args: world: The world whose time passes. many: Number of machines that may step at
+    the same time.
     """
 
     def __init__(self, world: World, many: int) -> None:
@@ -40,11 +39,11 @@ class Cores:
         self._jobs: dict[NodeId, deque[tuple[float, Callable[[], None]]]] = {}
 
     def run(self, node: NodeId, event: Event, step: Callable[[], None]) -> None:
-        """Let a machine take a step, after what it has to do already."""
+        """Let a machine take a step after its earlier work."""
         self.work(node, _cost_ms(event), step)
 
     def work(self, node: NodeId, cost_ms: float, step: Callable[[], None]) -> None:
-        """Let a machine do something that takes so long."""
+        """Occupy a core for a machine's work of that cost."""
         jobs = self._jobs.setdefault(node, deque())
         jobs.append((cost_ms / 1000, step))
         if len(jobs) == 1:
@@ -52,7 +51,7 @@ class Cores:
             self._serve()
 
     def boot(self, node: NodeId, cost_s: float, start: Callable[[], None]) -> None:
-        """Start a process, which has much to read and compile before its first step."""
+        """Start a process, which reads and compiles much before its first step."""
         jobs = self._jobs.setdefault(node, deque())
         jobs.extend([(SLICE_S, lambda: None)] * round(cost_s / SLICE_S))
         jobs.append((0.0, start))

@@ -1,7 +1,7 @@
-"""What can go wrong in a world: single faults.
+"""Single faults that can happen in a world.
 
-A fault does something to a world at once, and most are mended after a while. When each
-happens, and how often, is drawn in `torment`. Nothing of them happens to a calm world.
+A fault changes a world at once, and most faults are repaired after a while. `torment`
+draws their times and rates. A calm world has none.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from octaskly.core.model.ids import NodeId
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
-QUIET_S = 240.0  #: virtual time within which all must be well after the last fault
-AWAY_S = 4.0  #: without a node, where nothing is forgotten
+#: virtual seconds within which all must be well after the last fault
+QUIET_S = 240.0
+AWAY_S = 4.0  #: seconds without a node if nothing is forgotten
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How one seed torments its world."""
+    """The fault rates of one seed."""
 
     seconds: float
-    pause_s: tuple[float, float]  #: between faults
+    pause_s: tuple[float, float]  #: seconds between faults
     restart_s: tuple[float, float]
     heal_s: tuple[float, float]
     batches: tuple[int, ...]  #: sizes of submissions
-    weights: tuple[int, ...]  #: in the order of `FAULTS`
+    weights: tuple[int, ...]  #: weights, in the order of `FAULTS`
 
 
 def crash_one(world: World, profile: Profile) -> None:
-    """Kill a process; start it again after a while."""
+    """Kill a process and start it again after a while."""
     node = one_alive(world)
     if node is not None:
         world.crash(node)
@@ -39,28 +40,28 @@ def crash_one(world: World, profile: Profile) -> None:
 
 
 def crash_dispatcher(world: World, profile: Profile) -> None:
-    """Kill the process that matters most."""
+    """Kill the dispatcher's process."""
     for node in world.dispatchers():
         world.crash(node)
         restart(world, profile, node)
 
 
 def crash_all(world: World, profile: Profile) -> None:
-    """A power cut; machines come back in any order."""
+    """Cut the power; machines return in any order."""
     for node in world.machines:
         world.crash(node)
         restart(world, profile, node)
 
 
 def crash_in_write(world: World, profile: Profile) -> None:
-    """Kill a process a moment after it next hands something to its disk."""
+    """Kill a process a moment after its next write to disk."""
     node = _any(world)
     world.machines[node].dies_after_s = world.random.uniform(0.0, 0.03)
     restart(world, profile, node, after_s=1.0)
 
 
 def crash_stalled(world: World, profile: Profile) -> None:
-    """Let the dispatcher's disk hang, and kill the process before it moves on."""
+    """Stall the dispatcher's disk, and kill the process before the disk recovers."""
     for node in world.dispatchers():
         machine = world.machines[node]
         machine.stall_s = world.time_s + 1.5
@@ -69,7 +70,7 @@ def crash_stalled(world: World, profile: Profile) -> None:
 
 
 def take_away(world: World, profile: Profile) -> None:
-    """Keep a node away until its tasks are forgotten elsewhere."""
+    """Keep a node away until other nodes have forgotten its tasks."""
     node = _any(world)
     world.crash(node)
     away_s = world.timing.retention_s if is_forgetful(world) else AWAY_S
@@ -77,7 +78,7 @@ def take_away(world: World, profile: Profile) -> None:
 
 
 def split(world: World, profile: Profile) -> None:
-    """Cut the network in two or three."""
+    """Cut the network into two or three parts."""
     nodes = list(world.machines)
     world.random.shuffle(nodes)
     parts = min(len(nodes), world.random.choice((2, 2, 3)))
@@ -89,7 +90,7 @@ def split(world: World, profile: Profile) -> None:
 
 
 def cut_one(world: World, profile: Profile) -> None:
-    """Cut a single pair: both sides are still seen by others."""
+    """Cut a single pair; other nodes still reach both."""
     a, b = _pair(world)
     world.network.cut(a, b)
     wait_s = world.random.uniform(*profile.heal_s)
@@ -105,13 +106,13 @@ def mute_one(world: World, profile: Profile) -> None:
 
 
 def reset_links(world: World, _profile: Profile) -> None:
-    """Break some links, with all that is under way on them."""
+    """Break some links, and lose the messages on them."""
     for _ in range(world.random.randint(1, 3)):
         world.network.reset(*_pair(world))
 
 
 def slow_one(world: World, profile: Profile) -> None:
-    """Let all that a machine says and hears take its time."""
+    """Delay all messages from and to one machine."""
     node = _any(world)
     most_ms = world.random.choice((100.0, 400.0, 1500.0))
     world.network.slow_ms[node] = (most_ms / 2, most_ms)
@@ -120,34 +121,34 @@ def slow_one(world: World, profile: Profile) -> None:
 
 
 def pause_one(world: World, _profile: Profile) -> None:
-    """Stop a process for a moment, or for longer than the rules bear."""
+    """Stop a process for a moment, or for longer than the timeouts allow."""
     node = one_alive(world)
     if node is not None:
         world.pause(node, world.random.choice((0.4, 1.0, 1.8, 3.0, 8.0)))
 
 
 def sleep_one(world: World, _profile: Profile) -> None:
-    """Close the lid of a laptop for a while."""
+    """Suspend a laptop for a while."""
     node = one_alive(world)
     if node is not None:
         world.sleep(node, world.random.choice((1.5, 3.0, 8.0)))
 
 
 def move_clock(world: World, _profile: Profile) -> None:
-    """Let a wall clock jump by up to a day."""
+    """Move a wall clock by up to a day."""
     skew_ms = world.random.choice((-86_400_000, -5000, 5000, 86_400_000))
     world.machines[_any(world)].wall_skew_ms = skew_ms
     world.is_skewed = True
 
 
 def stall_disk(world: World, _profile: Profile) -> None:
-    """Let a disk answer nothing for a while."""
+    """Stall a disk for a while."""
     stall_s = world.time_s + world.random.uniform(0.2, 2.0)
     world.machines[_any(world)].stall_s = stall_s
 
 
 def fill_disk(world: World, _profile: Profile) -> None:
-    """Let all writes to a disk fail for a while."""
+    """Fail all writes to a disk for a while."""
     full_s = world.time_s + world.random.uniform(0.5, 5.0)
     world.machines[_any(world)].full_s = full_s
 
@@ -163,7 +164,7 @@ def stop_one(world: World, profile: Profile) -> None:
 
 
 def restore_backup(world: World, profile: Profile) -> None:
-    """Put the state of an earlier moment under a node."""
+    """Restore a backup of a node."""
     reigning = world.dispatchers()
     node = reigning[0] if reigning and world.random.random() < 0.5 else _any(world)
     backup = world.machines[node].disk.copy()
@@ -172,7 +173,7 @@ def restore_backup(world: World, profile: Profile) -> None:
 
 
 def lose_disk(world: World, profile: Profile) -> None:
-    """Lose all that a node had on its disk, but not its key."""
+    """Lose a node's disk except its key."""
     reigning = world.dispatchers()
     node = reigning[0] if reigning else _any(world)
     restorer(world, node, Disk())()
@@ -200,11 +201,11 @@ FAULTS: tuple[Callable[[World, Profile], None], ...] = (
     lose_disk,
     take_away,
 )
-PAIRWISE = (split, cut_one, mute_one, reset_links)  #: these need two machines
+PAIRWISE = (split, cut_one, mute_one, reset_links)  #: faults that need two machines
 
 
 def forget_soon(world: World) -> None:
-    """Let tasks that ended be kept for some seconds only."""
+    """Keep ended tasks for a few seconds only."""
     world.timing = replace(
         world.timing,
         retention_s=world.random.choice((1.0, 2.0, 4.0)),
@@ -213,12 +214,12 @@ def forget_soon(world: World) -> None:
 
 
 def is_forgetful(world: World) -> bool:
-    """Whether tasks are forgotten while the world runs."""
+    """Return True if the world forgets tasks while it runs."""
     return world.timing.retention_s < QUIET_S
 
 
 def later(world: World, delay_s: float, action: Callable[[], object]) -> None:
-    """Do a later part of a fault, unless all faults are over by then."""
+    """Run a later part of a fault, unless all faults are over by then."""
 
     def act() -> None:
         if not world.is_calm:
@@ -230,13 +231,13 @@ def later(world: World, delay_s: float, action: Callable[[], object]) -> None:
 def restart(
     world: World, profile: Profile, node: NodeId, *, after_s: float = 0.0
 ) -> None:
-    """Start a process again after a while, as long as the profile says."""
+    """Start a process again after the time that the profile says."""
     wait_s = after_s + world.random.uniform(*profile.restart_s)
     later(world, wait_s, partial(world.start, node))
 
 
 def restorer(world: World, node: NodeId, backup: Disk) -> Callable[[], None]:
-    """Return what puts an older disk under a node, whose process ends with that."""
+    """Return a function that restores an older disk, which ends the node's process."""
 
     def restore() -> None:
         world.crash(node)

@@ -1,4 +1,4 @@
-"""Runs many seeds on all cores it may use: `python -m tests.simulation.hunt 9999`."""
+"""Runs many seeds on all available cores: `python -m tests.simulation.hunt 9999`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED_MAX = 1 << 31
 
 
 def _is_kind(name: str, made: object) -> bool:
-    """Whether it runs a world, and a seed is all that it needs."""
+    """Return True if it runs a world and needs only a seed."""
     if not name.startswith("run_") or not callable(made):
         return False
     first, *others = signature(made).parameters.values()
@@ -37,17 +37,18 @@ KINDS = sorted(RUNS)
 
 
 def run_of(kind: str) -> Callable[[int], World]:
-    """Return what runs a world of that kind."""
+    """Return the function that runs a world of that kind."""
     return RUNS[kind]
 
 
 def failures(
     seeds: range, kind: str = "seed", processes: int | None = None
 ) -> Iterator[str]:
-    """Run seeds side by side; yield what went wrong, with the seed that repeats it."""
+    """Run seeds side by side; yield each failure with the seed that repeats it."""
     processes = processes or len(os.sched_getaffinity(0))
     blocks = [seeds[i : i + BLOCK] for i in range(0, len(seeds), BLOCK)]
-    context = multiprocessing.get_context("spawn")  # Alike on all Pythons.
+    # The same on all versions of Python.
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         for found in pool.map(_failures_in, blocks, repeat(kind)):
             yield from found
@@ -64,7 +65,7 @@ def _failures_in(seeds: range, kind: str) -> list[str]:
 
 
 def asked(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return what the command line says."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.simulation.hunt",
         description="Run seeds of the simulation side by side; say which ones fail.",
@@ -88,7 +89,7 @@ def asked(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run as many seeds as the arguments say."""
+    """Run the seeds that the arguments name."""
     said = asked()
     first = random.randrange(SEED_MAX) if said.first is None else said.first
     seeds = range(first, first + said.count)

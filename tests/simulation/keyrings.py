@@ -1,4 +1,4 @@
-"""Machines that have real mesh secrets, which the rules renew while things fail."""
+"""Machines with real mesh secrets, which rotation renews during faults."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.simulation.shell import Shell
 from tests.simulation.world import World
 
 FIRST = MeshSecret((bytes(range(SECRET_BYTES)),))
-DISK_S = (0.001, 0.2)  #: until a keyring is written
+DISK_S = (0.001, 0.2)  #: seconds until a keyring is written
 SPREAD_S, KEEP_S = 20.0, 60.0
 
 
@@ -39,17 +39,17 @@ class KeyringWorld(World):
         )
         super().__init__(seed, nodes=nodes, timing=timing)
         self.shell = KeyringShell(self)
-        self.secrets = dict.fromkeys(self.machines, FIRST)  #: on each disk
+        self.secrets = dict.fromkeys(self.machines, FIRST)  #: keyring on each disk
         self.replies: list[Reply] = []
-        self.broken: set[NodeId] = set()  #: whose disk takes no keyring
+        self.broken: set[NodeId] = set()  #: machines whose disk refuses the keyring
         self.failures = 0
 
     def saved(self, machine: Machine) -> SavedState:
-        """Return what a machine knows when it starts: its keyring, too."""
+        """Return a machine's saved state at its start, with its keyring."""
         return replace(super().saved(machine), keys=self.secrets[machine.id].keys)
 
     def may_meet(self, dialler: NodeId, listener: NodeId) -> bool:
-        """As TLS has it: each end shows one generation that the other accepts."""
+        """Return True if each end shows a generation that the other accepts."""
         mine, theirs = self.secrets[dialler], self.secrets[listener]
         fit = [
             n for n in theirs.accepted if n <= min(mine.newest, theirs.generation)
@@ -61,26 +61,26 @@ class KeyringWorld(World):
         )
 
     def may_stay(self, end: NodeId, peer: NodeId) -> bool:
-        """As links look at the certificate once more, when they are connected."""
+        """Return True if the certificate is still accepted on connection."""
         mine, theirs = self.secrets[end], self.secrets[peer]
         return bool({*mine.generations} & {*theirs.generations})
 
     def rotate(
         self, node: NodeId, revoked: NodeId | None = None, *, is_urgent: bool = False
     ) -> None:
-        """Ask a node to renew the secret."""
+        """Ask a node to rotate the secret."""
         ticket = self.clients.next_ticket()
         asked = RotateRequested(ticket, revoked, "op", is_urgent)
         self.feed(self.machines[node], asked)
 
     @property
     def live(self) -> list[NodeId]:
-        """The machines that run."""
+        """The running machines."""
         return [machine.id for machine in self.alive()]
 
 
 class KeyringShell(Shell):
-    """Works the keyrings of a world, too."""
+    """Performs keyring effects, too."""
 
     def __init__(self, world: KeyringWorld) -> None:
         super().__init__(world)
@@ -88,7 +88,7 @@ class KeyringShell(Shell):
         self._made = 0
 
     def perform(self, machine: Machine, node: Node, effect: Effect) -> None:
-        """Do what one effect says."""
+        """Perform one effect."""
         world = self._keyrings
         match effect:
             case Answer(_, reply):

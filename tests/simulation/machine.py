@@ -1,7 +1,7 @@
-"""One host: its disk survives, its process comes and goes.
+"""One host: its disk survives, its process starts and ends.
 
-This is only its state. What happens to it, the world does; what it writes, `storage`
-does, and what it runs, `commands`.
+The class holds only state. The world applies faults, `storage` performs writes, and
+`commands` runs tasks.
 """
 
 from __future__ import annotations
@@ -24,35 +24,37 @@ MEMORY_MB = 100  #: of each machine
 
 @dataclass
 class Machine:
-    """One host: its disk survives, its process comes and goes."""
+    """One host: its disk survives, its process starts and ends."""
 
     id: NodeId
     index: int
     slots: int
-    log_version: int = 1  #: of the log, that its program reads and writes
+    log_version: int = 1  #: version of the log that its program reads and writes
     disk: Disk = field(default_factory=Disk)
     node: Node | None = None
-    life: int = 0  #: counts process starts; callbacks of an earlier one are void
+    #: number of process starts; callbacks of earlier processes are void
+    life: int = 0
     is_paused: bool = False
     held: list[Callable[[], None]] = field(default_factory=list)
-    is_asleep: bool = False  #: suspended, so disk and commands stand still, too
+    is_asleep: bool = False  #: suspended, so that disk and commands stand still, too
     frozen: list[Callable[[], None]] = field(default_factory=list)
     running: dict[tuple[TaskId, AttemptId], TaskSpec] = field(default_factory=dict)
     waiting: list[tuple[AttemptId, TaskSpec]] = field(default_factory=list)
     is_browsing: bool = False
     has_stopped: bool = False
     stall_s: float = 0.0  #: the disk answers nothing before this time
-    full_s: float = 0.0  #: the disk takes no writes before this time
-    is_failing: bool = False  #: a write has failed and is tried again
+    full_s: float = 0.0  #: the disk refuses writes before this time
+    is_failing: bool = False  #: a write has failed and is retried
     wall_skew_ms: int = 0
-    restored_s: float = -1e9  #: when it lost part of its disk last
+    restored_s: float = -1e9  #: time at which it last lost part of its disk
     lost: list[Disk] = field(default_factory=list)  #: as they were then
-    timer: Due | None = None  #: when it steps without an event
-    alarm: Due | None = None  #: when the world looks whether that is so; never later
+    timer: Due | None = None  #: time of its next step without an event
+    #: time at which the world checks for that; never later than it
+    alarm: Due | None = None
     learnt: dict[tuple[str, str], Recorded] = field(default_factory=dict)
     """What this process was told to go by."""
     is_committing: bool = False
-    dies_after_s: float | None = None  #: a crash so long after the next write
+    dies_after_s: float | None = None  #: seconds from the next write to a crash
     notes: list[tuple[float, LogLine]] = field(default_factory=list)
 
     @property
@@ -62,11 +64,11 @@ class Machine:
 
     @property
     def address(self) -> Address:
-        """Where its peer port is."""
+        """The address of its peer port."""
         return Address(f"10.0.0.{self.index + 1}", 7878)
 
     def info(self) -> NodeInfo:
-        """Return what its agent says of itself."""
+        """Return the facts that its agent announces."""
         return NodeInfo(
             id=self.id,
             boot=self.boot,
@@ -81,6 +83,6 @@ class Machine:
         )
 
     def has_room(self, spec: TaskSpec) -> bool:
-        """Whether a task may begin beside those that run."""
+        """Return True if a task may start beside the running ones."""
         specs = (*self.running.values(), spec)
         return sum(slots_of(each.options) for each in specs) <= self.slots

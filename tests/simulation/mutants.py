@@ -1,7 +1,7 @@
 """Planted bugs that the simulation must catch: a test of the tests.
 
-Each is a mistake that a real system has made, or that a later change might make.
-A function plants it for the time of one test.
+Each bug is a mistake that a real system has made, or that a later change might make. A
+function plants the bug for the duration of one test.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def volatile_term(patch: pytest.MonkeyPatch) -> None:
-    """Terms live in memory only: an epoch is used twice after a restart (exo)."""
+    """Terms live in memory only, so an epoch is used twice after a restart (exo)."""
     saved = Disk.saved
 
     def forgetful(self: Disk) -> SavedState:
@@ -90,12 +90,12 @@ def volatile_term(patch: pytest.MonkeyPatch) -> None:
 
 
 def discard_the_losers_tail(patch: pytest.MonkeyPatch) -> None:
-    """Who loses a comparison is not asked for what it accepted (Redis Sentinel)."""
+    """The loser of a comparison is not asked for its tasks (Redis Sentinel)."""
     patch.setattr(AntiEntropy, "pull_from", lambda *_: [])
 
 
 def stop_pulling_early(patch: pytest.MonkeyPatch) -> None:
-    """Only the first part of a peer's entries is taken."""
+    """A node takes only the first part of a peer's entries."""
     real = AntiEntropy.on_entries
 
     def once(self: AntiEntropy, peer: NodeId, message: Any) -> list[Effect]:
@@ -107,7 +107,7 @@ def stop_pulling_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def stream_resumed_after_restart(patch: pytest.MonkeyPatch) -> None:
-    """A node writes on in its old stream, over a tail that it has forgotten."""
+    """A node continues its old stream after it lost the stream's tail."""
 
     def same(info: NodeInfo, _term: int, _draw: float) -> StreamId:
         return StreamId(int(info.id[-6:]) + 1)
@@ -159,17 +159,17 @@ def _before_the_disk(kind: type[Append | Save]) -> Plant:
 
 
 def acknowledge_before_commit(patch: pytest.MonkeyPatch) -> None:
-    """Clients are answered while their tasks wait for the disk."""
+    """Clients get answers while their tasks wait for the disk."""
     _before_the_disk(Append)(patch)
 
 
 def claim_before_commit(patch: pytest.MonkeyPatch) -> None:
-    """A claim goes out while its term waits for the disk (PySyncObj)."""
+    """A node sends a claim while its term waits for the disk (PySyncObj)."""
     _before_the_disk(Save)(patch)
 
 
 def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
-    """Workers may forget results that wait for the dispatcher's disk."""
+    """Workers may delete results that wait for the dispatcher's disk."""
     real = Node._on_message
 
     def hasty(self: Node, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
@@ -183,7 +183,7 @@ def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def results_acknowledged_before_a_standby_has_them(patch: pytest.MonkeyPatch) -> None:
-    """Workers may forget results that only the dispatcher's disk has."""
+    """Workers may delete results that only the dispatcher's disk has."""
     real = Dispatcher._commit_step
 
     def hasty(
@@ -200,7 +200,7 @@ def results_acknowledged_before_a_standby_has_them(patch: pytest.MonkeyPatch) ->
 
 
 def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
-    """A worker starts what a deposed dispatcher sends."""
+    """A worker starts tasks that a deposed dispatcher sends."""
     real = Worker.on_assign
 
     def trusting(
@@ -214,7 +214,7 @@ def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_step_down(patch: pytest.MonkeyPatch) -> None:
-    """A dispatcher goes on, whatever it hears of others."""
+    """A dispatcher never steps down, whatever other nodes send."""
     patch.setattr(Election, "step_down_for", lambda *_: [])
     real = Election.follow
 
@@ -225,7 +225,7 @@ def never_step_down(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_redial(patch: pytest.MonkeyPatch) -> None:
-    """Nobody looks for peers that were lost (serf, zeroconf)."""
+    """No node dials lost peers (serf, zeroconf)."""
     patch.setattr(AddressBook, "on_time", lambda *_: [])
     patch.setattr(AddressBook, "redial_all", lambda *_: [])
     patch.setattr(
@@ -253,13 +253,13 @@ def absorbed_tasks_are_not_queued(patch: pytest.MonkeyPatch) -> None:
 
 
 def follow_the_stale(patch: pytest.MonkeyPatch) -> None:
-    """A claim of an epoch that is over is followed."""
+    """A node follows a claim of an epoch that is over."""
     patch.setattr(Election, "min_epoch", NO_EPOCH)
     patch.setattr(ClaimHandlers, "on_heartbeat", lambda *_: [])
 
 
 def no_adopt_window(patch: pytest.MonkeyPatch) -> None:
-    """A new dispatcher waits for no worker of the reign before."""
+    """A new dispatcher does not wait for the workers of the previous epoch."""
     real = Reconciler.open_reattach_window
 
     def impatient(self: Reconciler, now: Moment) -> None:
@@ -269,8 +269,8 @@ def no_adopt_window(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reconciler, "open_reattach_window", impatient)
 
 
-def reattach_is_not_believed(patch: pytest.MonkeyPatch) -> None:
-    """What a worker says it runs does not count."""
+def reattach_reports_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher ignores the running tasks that workers report."""
     real = Reconciler.on_reattach
 
     def deaf(self: Reconciler, node: NodeId, message: Reattach, now: Moment) -> None:
@@ -279,29 +279,29 @@ def reattach_is_not_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reconciler, "on_reattach", deaf)
 
 
-def a_reign_reads_at_once(patch: pytest.MonkeyPatch) -> None:
-    """A new dispatcher takes its own log for whole before it has asked the others."""
+def new_dispatcher_trusts_its_own_log(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher trusts its own log before it has asked other nodes."""
     patch.setattr(Reconciler, "delay_read", lambda *_: None)
 
 
-def who_speaks_is_not_waited_for(patch: pytest.MonkeyPatch) -> None:
-    """A new dispatcher starts what waits after half a second, whatever it still reads.
+def catch_up_is_cut_short(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher starts waiting tasks after half a second, while it still reads.
 
-    What waits may have begun, or ended, as a node knows whose link is slow.
+    A node behind a slow link may know that a waiting task has started or ended.
     """
     patch.setattr(NotFoundRule, "can_read_more", lambda *_: False)
 
 
-def a_success_counts_at_once(patch: pytest.MonkeyPatch) -> None:
+def success_of_an_unread_task_counts(patch: pytest.MonkeyPatch) -> None:
     """A new dispatcher records a success of a task that it has not read yet.
 
-    The one before may have told a client that the task is cancelled.
+    Its predecessor may have told a client that the task is cancelled.
     """
     patch.setattr(OutcomeRecorder, "defer_report", lambda *_: False)
 
 
-def what_is_unread_is_lost(patch: pytest.MonkeyPatch) -> None:
-    """A new dispatcher takes its log for whole once it has waited a moment."""
+def unread_attempts_are_taken_for_lost(patch: pytest.MonkeyPatch) -> None:
+    """A new dispatcher takes its log for complete after a short wait."""
     real = Reconciler.expire_absent_workers
 
     def hasty(self: Reconciler, now: Moment) -> None:
@@ -313,7 +313,7 @@ def what_is_unread_is_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
-    """A worker trusts that what it sent arrives and is kept."""
+    """A worker assumes that a sent result arrives and is kept."""
     real = ResultOutbox.mark_sent
 
     def trusting(
@@ -329,19 +329,19 @@ def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
 
 
 def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
-    """Of two facts about an attempt the one that comes last counts."""
+    """Of two facts about an attempt, the last one to arrive counts."""
     patch.setattr("octaskly.core.log.merge._more_advanced", lambda _, later: later)
 
 
-def a_name_is_an_id(patch: pytest.MonkeyPatch) -> None:
-    """Different tasks that got one name in two halves of a split are one."""
+def same_names_are_merged(patch: pytest.MonkeyPatch) -> None:
+    """Different tasks with one name from two halves of a split are merged into one."""
     patch.setattr(
         "octaskly.core.dispatcher.admission.log_id_of", lambda draft, _: draft.id
     )
 
 
 def standby_acknowledges_before_commit(patch: pytest.MonkeyPatch) -> None:
-    """A standby says that it keeps what still waits for its disk."""
+    """A standby acknowledges entries that still wait for its disk."""
     patch.setattr(Standby, "on_replicate", _hasty_standby(Standby.on_replicate))
 
 
@@ -357,13 +357,13 @@ def _hasty_standby(real: Any) -> Any:
     return on_repl
 
 
-def no_standby_is_waited_for(patch: pytest.MonkeyPatch) -> None:
-    """One copy is enough, whoever keeps up."""
+def no_standby_acknowledgement_is_needed(patch: pytest.MonkeyPatch) -> None:
+    """One copy is enough, even if standbys are in sync."""
     patch.setattr(PendingAcks, "_single_copy_at_s", lambda *_: 0.0)
 
 
-def standbys_are_counted_unheard(patch: pytest.MonkeyPatch) -> None:
-    """What was sent to a level standby counts as kept by it."""
+def sent_entries_count_as_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    """Entries sent to a standby in sync count as acknowledged."""
     real = Replication._stream_part
 
     def hopeful(
@@ -377,7 +377,7 @@ def standbys_are_counted_unheard(patch: pytest.MonkeyPatch) -> None:
 
 
 def joining_standbys_count(patch: pytest.MonkeyPatch) -> None:
-    """A standby that only pulls is taken for one that keeps up."""
+    """A standby that is still catching up counts as in sync."""
     real = Replication._add_standby
 
     def early(self: Replication, node: NodeId, now: Moment) -> list[Effect]:
@@ -391,7 +391,7 @@ def joining_standbys_count(patch: pytest.MonkeyPatch) -> None:
 
 
 def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
-    """A standby keeps what a dispatcher of a lower epoch sends, and says so."""
+    """A standby keeps and acknowledges entries from a dispatcher of a lower epoch."""
 
     def trusting(
         self: Node, peer: NodeId, message: Replicate, now: Moment
@@ -402,7 +402,7 @@ def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
 
 
 def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:
-    """A snapshot counts as whole from its first part on."""
+    """A snapshot counts as complete from its first part on."""
     real = Journal.merge_rows
 
     def hasty(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
@@ -412,7 +412,7 @@ def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:
 
 
 def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
-    """Nobody is told what only rows of a snapshot say, whose entries are lost."""
+    """Facts known only from snapshot rows, whose entries are lost, are not sent on."""
     real = Journal.merge_rows
 
     def content(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
@@ -422,12 +422,12 @@ def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
 
 
 def rows_wait_for_the_floor(patch: pytest.MonkeyPatch) -> None:
-    """What only rows say is written again when it is time for the next floor."""
-    patch.setattr(Compaction, "hasten_row_rewrite", lambda *_: None)
+    """Facts known only from rows are rewritten only at the next compaction floor."""
+    patch.setattr(Retention, "hasten_row_rewrite", lambda *_: None)
 
 
-def standbys_take_the_log_for_all(patch: pytest.MonkeyPatch) -> None:
-    """They are not told that rows of their dispatcher say more."""
+def standbys_ignore_rows_beyond_the_log(patch: pytest.MonkeyPatch) -> None:
+    """Standbys do not learn that their dispatcher's rows hold more than its log."""
 
     def reticent(*args: Any, acks_beyond_standbys: bool) -> tuple[Replicate, ...]:
         return replicate_messages(*args)
@@ -435,40 +435,40 @@ def standbys_take_the_log_for_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replication, "replicate_messages", reticent)
 
 
-def standbys_are_sure_for_ever(patch: pytest.MonkeyPatch) -> None:
-    """One that was given up takes itself for level until it hears of it."""
+def dropped_standbys_trust_their_log(patch: pytest.MonkeyPatch) -> None:
+    """A standby takes itself for in sync until it learns that it was dropped."""
     patch.setattr(AckGuarantee, "is_guaranteed", lambda *_: True)
 
 
-def rows_of_others_do_not_matter(patch: pytest.MonkeyPatch) -> None:
-    """A dispatcher goes by what the logs of its followers hold."""
+def followers_rows_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher considers only the logs of its followers, and not their rows."""
     patch.setattr(AntiEntropy, "lacks_rows", lambda *_: False)
 
 
-def floor_without_the_carried(patch: pytest.MonkeyPatch) -> None:
-    """Tasks that still wait below the floor are not written again."""
-    patch.setattr("octaskly.core.dispatcher.compaction.facts_of", lambda _: [])
+def floor_loses_waiting_tasks(patch: pytest.MonkeyPatch) -> None:
+    """Waiting tasks below the compaction floor are not written again."""
+    patch.setattr("octaskly.core.dispatcher.retention.facts_of", lambda _: [])
 
 
 def floors_wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
-    """A floor is taken in before what its writer held when it was written."""
+    """A node applies a floor before it has all entries that the floor's writer had."""
     patch.setattr("octaskly.core.replication.journal.covers", lambda *_: True)
 
 
 def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
-    """A late result brings a task back that is gone."""
+    """A late result brings back a purged task."""
     patch.setattr(Journal, "is_below_floor", lambda *_: False)
 
 
 def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
-    """A task is queued as soon as it is accepted, whatever it comes after."""
+    """A task is queued as soon as it is accepted, before its parents end."""
     patch.setattr(
         "octaskly.core.dispatcher.dispatcher.has_dependencies", lambda _: False
     )
 
 
 def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
-    """Who joins by rows hears of tasks alone."""
+    """A node that joins by rows receives tasks, but no records."""
     real = Journal.merge_rows
 
     def deaf(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
@@ -477,12 +477,12 @@ def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "merge_rows", deaf)
 
 
-def newcomers_are_told_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Only who is here when something is recorded hears of it."""
+def newcomers_receive_no_records(patch: pytest.MonkeyPatch) -> None:
+    """Only nodes connected at the time of a record receive it."""
     patch.setattr(RecordWriter, "_send_all_records", lambda *_: [])
 
 
-def what_is_told_is_not_kept(patch: pytest.MonkeyPatch) -> None:
+def followers_keep_no_records(patch: pytest.MonkeyPatch) -> None:
     """A follower without a log forgets records when it restarts."""
     real = Disk._save
 
@@ -492,8 +492,8 @@ def what_is_told_is_not_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Disk, "_save", forgetful)
 
 
-def copies_go_to_who_cannot_read_them(patch: pytest.MonkeyPatch) -> None:
-    """An older program is made standby of a newer one."""
+def standbys_cannot_read_their_copies(patch: pytest.MonkeyPatch) -> None:
+    """A node with an older program becomes standby of a newer one."""
     real = PeerTable.on_peer_up
 
     def blind(self: PeerTable, event: PeerUp, now: Moment) -> list[Effect]:
@@ -505,13 +505,13 @@ def copies_go_to_who_cannot_read_them(patch: pytest.MonkeyPatch) -> None:
 
 
 def older_programs_are_followed(patch: pytest.MonkeyPatch) -> None:
-    """A dispatcher is followed, and asks, that cannot read what the follower has."""
+    """A node follows a dispatcher that cannot read the node's entries."""
     patch.setattr(LogVersions, "can_read_our_log", lambda *_: True)
     patch.setattr(LogVersions, "is_log_readable", lambda *_: True)
 
 
 def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
-    """A task that fails is tried again, however often it has failed."""
+    """A failed task is retried without limit."""
 
     def forgiving(
         spec: TaskSpec, attempt: AttemptId, outcome: Outcome, _: Tries
@@ -521,22 +521,22 @@ def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("octaskly.core.dispatcher.outcomes.apply_retry_policy", forgiving)
 
 
-def ends_count_once_all_is_pulled(patch: pytest.MonkeyPatch) -> None:
-    """What another node's log ends may begin while more of that log comes."""
+def ends_count_during_a_pull(patch: pytest.MonkeyPatch) -> None:
+    """An end from another node's log counts while more of that log is on its way."""
     patch.setattr(Dispatcher, "on_ended_elsewhere", lambda *_: [])
 
 
-def arrays_are_cancelled_without_what_runs(patch: pytest.MonkeyPatch) -> None:
-    """Only what waits of an array is cancelled, whatever was asked for."""
+def running_members_survive_a_cancel(patch: pytest.MonkeyPatch) -> None:
+    """A cancel of an array never ends its running members."""
     patch.setattr(DispatchStep, "cancel_live_members", lambda *_: [])
 
 
 Hunt = Callable[[int], object]
 
 
-def what_is_unknown_here_is_unknown(patch: pytest.MonkeyPatch) -> None:
-    """A dispatcher says 404 though others may know the task."""
-    patch.setattr(NotFoundRule, "is_complete", lambda _, __: True)
+def dispatcher_answers_404_too_early(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher answers 404 though other nodes may know the task."""
+    patch.setattr(CatchUp, "is_complete", lambda _, __: True)
 
 
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
@@ -554,49 +554,49 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (absorbed_tasks_are_not_queued, run_seed),
     (follow_the_stale, run_seed),
     (no_adopt_window, run_bare),
-    (reattach_is_not_believed, run_hand_over),
-    (a_reign_reads_at_once, run_short),
-    (who_speaks_is_not_waited_for, run_backlog),
-    (a_success_counts_at_once, run_cancelled),
-    (what_is_unread_is_lost, run_starved),
+    (reattach_reports_are_ignored, run_hand_over),
+    (new_dispatcher_trusts_its_own_log, run_short),
+    (catch_up_is_cut_short, run_backlog),
+    (success_of_an_unread_task_counts, run_cancelled),
+    (unread_attempts_are_taken_for_lost, run_starved),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
-    (a_name_is_an_id, run_same_names),
+    (same_names_are_merged, run_same_names),
     (standby_acknowledges_before_commit, run_seed),
-    (no_standby_is_waited_for, run_seed),
-    (standbys_are_counted_unheard, run_seed),
+    (no_standby_acknowledgement_is_needed, run_seed),
+    (sent_entries_count_as_acknowledged, run_seed),
     (joining_standbys_count, run_seed),
     (deposed_dispatchers_are_acknowledged, run_seed),
     (vector_moves_before_the_last_part, run_forgetful),
     (rows_are_taken_for_the_log, run_half_joined),
     (rows_wait_for_the_floor, run_half_left),
-    (standbys_take_the_log_for_all, run_half_left),
-    (standbys_are_sure_for_ever, run_given_up),
-    (rows_of_others_do_not_matter, run_half_followed),
-    (floor_without_the_carried, run_forgetful),
+    (standbys_ignore_rows_beyond_the_log, run_half_left),
+    (dropped_standbys_trust_their_log, run_given_up),
+    (followers_rows_are_ignored, run_half_followed),
+    (floor_loses_waiting_tasks, run_forgetful),
     (floors_wait_for_nothing, run_unordered),
     (worker_copies_are_written_again, run_belated),
-    (what_is_unknown_here_is_unknown, run_seed),
+    (dispatcher_answers_404_too_early, run_seed),
     (children_do_not_wait, run_seed),
     (records_are_not_in_snapshots, run_forgetful),
-    (newcomers_are_told_nothing, run_seed),
-    (what_is_told_is_not_kept, run_seed),
-    (copies_go_to_who_cannot_read_them, run_updated),
+    (newcomers_receive_no_records, run_seed),
+    (followers_keep_no_records, run_seed),
+    (standbys_cannot_read_their_copies, run_updated),
     (older_programs_are_followed, run_updated),
     (failures_do_not_count, run_failing),
-    (ends_count_once_all_is_pulled, run_failing),
-    (arrays_are_cancelled_without_what_runs, run_cut_off),
+    (ends_count_during_a_pull, run_failing),
+    (running_members_survive_a_cancel, run_cut_off),
 )
 """Each with the world in which it shows."""
 FIRST: dict[Plant, int] = {
     absorbed_tasks_are_not_queued: 12,
-    copies_go_to_who_cannot_read_them: 9,
+    standbys_cannot_read_their_copies: 9,
     deposed_dispatchers_are_acknowledged: 12,
     floors_wait_for_nothing: 12,
     follow_the_stale: 12,
     merge_prefers_the_later: 33,
     never_step_down: 12,
-    newcomers_are_told_nothing: 18,
+    newcomers_receive_no_records: 18,
     no_epoch_check_in_worker: 5,
     older_programs_are_followed: 33,
     records_are_not_in_snapshots: 67,

@@ -1,8 +1,8 @@
-"""Links that keep order, lose everything behind a cut, and break late.
+"""Links that keep order, lose all frames behind a cut, and break late.
 
-A cut is silent, as a pulled cable is: what is sent into it is lost, and each end
-notices by itself, seconds later. A process that ends resets its links at once. As TCP
-is below, a loss is a broken link, and order holds within a link, not between links.
+A cut is silent, as a pulled cable is: frames sent into it are lost, and each end
+notices by itself, seconds later. The end of a process resets its links at once. TCP is
+below, so a loss is a broken link, and order holds within a link, not between links.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ REPEATED = 4  #: batches of an earlier link that arrive once more
 
 @dataclass
 class Link:
-    """One connected pair; each end learns of its end separately."""
+    """One connected pair; each end learns of its closing separately."""
 
     serial: int
-    ends: set[NodeId] = field(default_factory=set)  #: that believe in it
-    told: set[NodeId] = field(default_factory=set)  #: ends that heard of it
-    is_broken: bool = False  #: nothing gets through any more
-    deaf: NodeId | None = None  #: an end that nothing reaches any more
+    ends: set[NodeId] = field(default_factory=set)  #: ends that take it for open
+    told: set[NodeId] = field(default_factory=set)  #: ends that know of the connection
+    is_broken: bool = False  #: no frame gets through any more
+    deaf: NodeId | None = None  #: ends that no frame reaches any more
     next_s: dict[NodeId, float] = field(default_factory=dict)
 
 
 class Network:
-    """Who can reach whom, and what is under way."""
+    """Reachability between nodes, and the messages under way."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -53,17 +53,18 @@ class Network:
         self._heard: dict[Pair, deque[tuple[Message, ...]]] = {}
         self._serial = 0
         self.delay_ms = (0.2, 4.0)
-        self.slow_ms: dict[NodeId, tuple[float, float]] = {}  #: more for these
-        self.repeats = 0.0  #: how often a new link brings frames of the last again
+        #: extra delay of these nodes
+        self.slow_ms: dict[NodeId, tuple[float, float]] = {}
+        self.repeats = 0.0  #: share of new links that repeat frames of the last one
         self.has_multicast = True
         self.is_encoding = True
         self.messages = 0
-        self.in_vain = 0  #: handshakes of two that had met meanwhile
+        self.in_vain = 0  #: handshakes of two nodes that had met meanwhile
 
     # Faults
 
     def cut(self, a: NodeId, b: NodeId) -> None:
-        """Let nothing through between two nodes."""
+        """Let no frame through between two nodes."""
         pair = _pair(a, b)
         if pair in self._cuts:
             return
@@ -76,9 +77,10 @@ class Network:
                 self._drop_later(link, end, _other(pair, end), "timed out", delay_s)
 
     def mute(self, a: NodeId, b: NodeId) -> None:
-        """Let nothing through from one node to another, nor new links either way.
+        """Let no frame through from one node to another, nor new links either way.
 
-        What comes back arrives for as long as TCP bears that nothing confirms it.
+        Frames in the other direction arrive until TCP gives up for want of
+        acknowledgements.
         """
         link = self._links.get(_pair(a, b))
         if link is None or link.is_broken or self.is_cut(a, b):
@@ -90,7 +92,7 @@ class Network:
             self._drop_later(link, end, _other((a, b), end), "timed out", delay_s)
 
     def reset(self, a: NodeId, b: NodeId) -> None:
-        """Break a link: what is under way is lost, and both ends hear of it soon."""
+        """Break a link: frames under way are lost, and both ends soon learn of it."""
         link = self._links.get(_pair(a, b))
         if link is None or link.is_broken or self.is_cut(a, b):
             return
@@ -103,7 +105,7 @@ class Network:
         self._cuts.discard(_pair(a, b))
 
     def heal_all(self) -> None:
-        """Mend every cut."""
+        """Repair every cut."""
         self._cuts.clear()
         self.slow_ms.clear()
 
@@ -116,22 +118,22 @@ class Network:
                         self.cut(a, b)
 
     def is_cut(self, a: NodeId, b: NodeId) -> bool:
-        """Return whether nothing gets through."""
+        """Return True if no frame gets through."""
         return _pair(a, b) in self._cuts
 
     def is_up(self, a: NodeId, b: NodeId) -> bool:
-        """Return whether both ends of a link know of it and can talk."""
+        """Return True if both ends of a link know of it and can talk."""
         link = self._links.get(_pair(a, b))
         if link is None or link.is_broken or link.deaf:
             return False
         return link.ends == link.told == {a, b}
 
     def link_count(self) -> int:
-        """Return how many links are up."""
+        """Return the number of open links."""
         return sum(len(link.ends) == 2 for link in self._links.values())
 
     def on_process_end(self, node: NodeId) -> None:
-        """The kernel resets the links of a process that is gone."""
+        """Reset the links of an ended process, as the kernel does."""
         for pair in [pair for pair in self._links if node in pair]:
             link = self._links[pair]
             other = _other(pair, node)
@@ -147,7 +149,7 @@ class Network:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether nothing is under way that was sent when a machine was slow."""
+        """Return True if no message is under way that a slow machine sent."""
         usual_s = self._world.time_s + self.delay_ms[1] / 1000 + 0.01
         dues = (
             due_s for link in self._links.values() for due_s in link.next_s.values()
@@ -157,7 +159,7 @@ class Network:
     # Effects
 
     def send(self, sender: NodeId, peer: NodeId, messages: tuple[Message, ...]) -> None:
-        """Put messages on their way, in order."""
+        """Send messages, in order."""
         link = self._links.get(_pair(sender, peer))
         if link is None or sender not in link.ends or link.is_broken:
             return
@@ -167,7 +169,7 @@ class Network:
     def _carry(
         self, link: Link, sender: NodeId, peer: NodeId, messages: tuple[Message, ...]
     ) -> None:
-        """Bring messages to the other end, through the codec in some worlds."""
+        """Deliver messages to the other end, through the codec in some worlds."""
         data = encode(messages) if self.is_encoding else b""
 
         def arrive() -> None:
@@ -189,7 +191,7 @@ class Network:
     def dial(
         self, dialler: NodeId, node: NodeId | None, addresses: tuple[Address, ...]
     ) -> None:
-        """Try to reach a node, as the effect says."""
+        """Dial a node, as the effect says."""
         target = node if node is not None else self._node_at(addresses)
         key = (dialler, target or NodeId(""))
         if key in self._dialling:
@@ -200,16 +202,18 @@ class Network:
                 return
         self._dialling.add(key)
         life = self._world.machines[dialler].life
-        self._world.at(self._delay_s(), lambda: self._knock(key, node, addresses, life))
+        self._world.at(
+            self._delay_s(), lambda: self._reach_listener(key, node, addresses, life)
+        )
 
-    def _knock(
+    def _reach_listener(
         self,
         key: Pair,
         node: NodeId | None,
         addresses: tuple[Address, ...],
         life: int,
     ) -> None:
-        """The dial reaches the other machine, or what is left of it."""
+        """Reach the other machine's listener, or its kernel if the process is gone."""
         dialler, target = key
         machine = self._world.machines[dialler]
         other = self._world.machines.get(target)
@@ -223,15 +227,16 @@ class Network:
         if machine.life != life:
             self._dialling.discard(key)
         elif not addresses:
-            fail(was_refused=True)  # As the transport has it: none did not refuse.
+            # As in the transport: no address was free of refusal.
+            fail(was_refused=True)
         elif other is None or machine.is_paused or self.is_cut(dialler, target):
             wait_s = self._world.random.uniform(0.3, 2.0)
             self._world.at(wait_s, lambda: fail(was_refused=False))
         elif other.node is None:
             fail(was_refused=True)
         elif other.is_paused:
-            again = partial(self._knock, key, node, addresses, life)
-            self._wait_at_door(key, again, partial(fail, was_refused=False))
+            again = partial(self._reach_listener, key, node, addresses, life)
+            self._await_accept(key, again, partial(fail, was_refused=False))
         elif not self._world.may_meet(dialler, target):
             fail(was_refused=False)
         else:
@@ -243,10 +248,10 @@ class Network:
                 lambda: fail(was_refused=False),
             )
 
-    def _wait_at_door(
+    def _await_accept(
         self, key: Pair, again: Callable[[], None], fail: Callable[[], None]
     ) -> None:
-        """The kernel takes the connection; the process shakes hands once it goes on."""
+        """Accept the connection in the kernel; the process then shakes hands."""
 
         def end(then: Callable[[], None]) -> None:
             if self._at_door.get(key) is give_up:
@@ -265,7 +270,7 @@ class Network:
         done: Callable[[], None],
         fail: Callable[[], None],
     ) -> None:
-        """Let both ends do the work of TLS; it is in vain where that takes too long."""
+        """Let both ends do the work of TLS, which fails if it takes too long."""
         world = self._world
         if world.time_s > until_s:
             fail()
@@ -278,13 +283,13 @@ class Network:
             )
 
     def disconnect(self, node: NodeId, peer: NodeId, reason: str) -> None:
-        """Close one end; the other hears the reason if it can."""
+        """Close one end; the other end receives the reason if it can."""
         pair = _pair(node, peer)
         link = self._links.get(pair)
         if link is None or node not in link.ends:
             return
         link.ends.discard(node)
-        # The shell reports every end of a link, its own ones too.
+        # The shell reports every end of a link, also the ends that it caused.
         machine = self._world.machines[node]
         self._world.later(
             machine, 0.0, lambda: self._world.feed(machine, PeerDown(peer, "closed"))
@@ -301,7 +306,7 @@ class Network:
     # Links
 
     def _shake_hands(self, a: NodeId, b: NodeId, key: Pair) -> None:
-        """Both sides say HELLO, and a moment later the link is up on both."""
+        """Both ends send HELLO, and a moment later the link is up on both."""
         world = self._world
         one, two = world.machines[a], world.machines[b]
         lives = (one.life, two.life)
@@ -351,8 +356,8 @@ class Network:
             return
         self._world.feed(self._world.machines[end], event)
         is_repeating = self.repeats and self._world.random.random() < self.repeats
-        # Not behind what is new: TLS lets nothing through again, and what a worker
-        # once ran would be its last word.
+        # These frames come first: TLS lets no old frame through later, and otherwise
+        # the worker's last message would be an old report of running tasks.
         if is_repeating and event.peer not in link.told:
             for messages in tuple(self._heard.get((event.peer, end), ())):
                 self._carry(link, event.peer, end, messages)
@@ -363,7 +368,7 @@ class Network:
         self._world.at(delay_s, lambda: self._drop(link, end, peer, reason))
 
     def _drop(self, link: Link, end: NodeId, peer: NodeId, reason: str) -> None:
-        """Tell one end that the link is over."""
+        """Notify one end that the link is over."""
         if end not in link.ends:
             return
         link.ends.discard(end)
@@ -378,7 +383,7 @@ class Network:
             del self._links[pair]
 
     def _in_order(self, link: Link, receiver: NodeId, action: object) -> None:
-        """Do something at one end, after all that was sent there before."""
+        """Act at one end, after all messages that were sent there before."""
         world = self._world
         delay_s = self._delay_s()
         for end in sorted(link.ends) if self.slow_ms else ():

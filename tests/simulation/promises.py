@@ -1,6 +1,7 @@
-"""What clients and workers were told, and may rely on from then on.
+"""Promises: facts that clients and workers were told and may rely on.
 
-It reads disks and changes nothing; `checks` ask it what has to be left.
+The module reads disks and changes nothing. `checks` uses it to find the facts that must
+be left.
 """
 
 from __future__ import annotations
@@ -19,48 +20,50 @@ if TYPE_CHECKING:
 
 
 class Promises:
-    """What was confirmed to clients and workers, and which disks held it then."""
+    """Facts confirmed to clients and workers, and the disks that held them then."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.holders: dict[Kept, set[NodeId]] = {}
-        self.tasks: dict[TaskId, set[NodeId]] = {}  #: that were accepted, among it
+        #: tasks that were accepted, among them
+        self.tasks: dict[TaskId, set[NodeId]] = {}
 
     def make(self, *keys: Kept) -> None:
-        """Note which disks hold what somebody relies on from now on."""
+        """Note the disks that hold a fact on which a client or worker relies."""
         for key in keys:
             self._make_one(key)
 
     def _make_one(self, key: Kept) -> None:
         world = self._world
-        # Of a task that is gone a late result is void as soon as it is there.
+        # A late result of a purged task is void as soon as it arrives.
         is_late = key[0] is Finished and world.storage.is_gone(key[1])
         if key not in self.holders and not is_late:
             holders = {m.id for m in world.machines.values() if key in m.disk.kept}
             if not holders and world.storage.is_gone(key[1]):
-                return  # It ended long ago, as these worlds count, before the answer.
+                return  # In these worlds' time, the task ended long before the answer.
             assert holders, f"{key} was confirmed, and is on no disk"
             self.holders[key] = holders
             if key[0] is Submitted:
                 self.tasks[key[1]] = holders
 
     def lose(self, node_id: NodeId, backup: Disk) -> None:
-        """A node has an older disk now, which may not hold what the other one did."""
+        """Note that a node has an older disk, which may lack facts of the other one."""
         for key, holders in self.holders.items():
             if key not in backup.kept:
                 holders.discard(node_id)
 
     def on_arrival(self, messages: tuple[Message, ...]) -> None:
-        """Note what workers were allowed to forget."""
+        """Note the results that workers were allowed to delete."""
         for message in messages:
             if isinstance(message, ResultsOk):
                 for task, attempt in message.items:
                     self.make((Finished, task, attempt))
 
     def cancelled_as(self, task: TaskId) -> tuple[Kept, ...]:
-        """Return the fact by which some disk says that a task is cancelled, if any.
+        """Return the fact by which some disk shows a task as cancelled, if any.
 
-        A member may be so by its array, and an array by each of its members.
+        An array's fact may cancel a member, and facts of all members may cancel an
+        array.
         """
         place = split_member_id(task)
         disks = [machine.disk for machine in self._world.machines.values()]

@@ -1,6 +1,6 @@
-"""What nodes ask for is done: the shell of the agent, as the simulation has it.
+"""The agent's shell in the simulation: it performs the effects of nodes.
 
-Each effect goes to who does it: the network, the storage, the commands, the clients.
+Each effect goes to its owner: the network, the storage, the commands, the clients.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ class Shell:
         self._world = world
 
     def perform_all(self, machine: Machine, node: Node, effects: list[Effect]) -> None:
-        """Do what one step of a node asks for."""
+        """Perform the effects of one step of a node."""
         number = 0
         for effect in effects:
             if isinstance(effect, NUMBERED):
                 assert effect.number >= number, f"appends out of order: {effects}"
                 number = effect.number
-            # As in the agent, a node that has stopped performs nothing more.
+            # As in the agent, a stopped node performs no more effects.
             if machine.node is node:
                 self.perform(machine, node, effect)
 
     def perform(self, machine: Machine, node: Node, effect: Effect) -> None:
-        """Do what one effect says."""
+        """Perform one effect."""
         world = self._world
         match effect:
             case Send(peer, messages):
@@ -87,7 +87,7 @@ class Shell:
                 self._perform_store(machine, effect)
 
     def _learn(self, machine: Machine, some: tuple[Recorded, ...]) -> None:
-        """Let a process go by what is on its disk."""
+        """Apply the records that are on a process's disk."""
         for record in some:
             key = (record.kind, record.key)
             assert key in machine.disk.notes, f"{machine.id}: {key} is on no disk"
@@ -97,7 +97,8 @@ class Shell:
         world, disk = self._world, machine.disk
         match effect:
             case LogLine():
-                # Nobody here lies, but old frames that come again may look like it.
+                # No node lies here, but old frames that arrive again may look like
+                # lies.
                 assert (
                     effect.event != "link to peer refused" or world.network.repeats
                 ), effect

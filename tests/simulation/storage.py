@@ -1,7 +1,7 @@
-"""What machines write to their disks and read from them, and how long that takes.
+"""Disk writes and reads of machines, and their durations.
 
-A write may be late, fail for a while, or be lost in a crash. Beside that, it notes what
-disks say of tasks that ended or that they forgot, for those who check.
+A write may be late, fail for a while, or be lost in a crash. The module also records
+the ended and forgotten tasks on disks, for the checks.
 """
 
 from __future__ import annotations
@@ -33,31 +33,32 @@ from tests.simulation.store.snapshot import entries_after, next_part
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-RETRY_S = 0.25  #: between two tries of a write that fails
+RETRY_S = 0.25  #: between two attempts of a failing write
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
 
 
 class Storage:
-    """Works the disks of all machines."""
+    """Operates the disks of all machines."""
 
-    is_unordered = False  #: who is asked for entries mixes the streams
+    is_unordered = False  #: a node that serves entries mixes the streams
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.disk_ms = (1.0, 15.0)
-        self.snapshots = 0  #: that came to their end
-        self.ended: dict[TaskId, int] = {}  #: and when on any disk first, as an hlc
-        self.ends: dict[TaskId, set[TaskState]] = {}  #: and how, on a lost one, too
-        self.forgotten: dict[TaskId, TaskRow] = {}  #: as a disk held it last
+        self.snapshots = 0  #: tasks that ended
+        #: time of the first end on any disk, as an hlc
+        self.ended: dict[TaskId, int] = {}
+        self.ends: dict[TaskId, set[TaskState]] = {}  #: outcomes, also from lost disks
+        self.forgotten: dict[TaskId, TaskRow] = {}  #: records as a disk held them last
         self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
 
     def is_gone(self, task: TaskId) -> bool:
-        """Whether a task was forgotten somewhere, a member with its array."""
+        """Return True if any disk forgot a task; a member goes with its array."""
         place = split_member_id(task)
         return (task if place is None else place[0]) in self.forgotten
 
     def write(self, machine: Machine, effect: Append | MergeRows | Save) -> None:
-        """Hand to a disk what its next commit makes durable."""
+        """Hand an effect to a disk, which the next commit makes durable."""
         disk = machine.disk
         match effect:
             case Append():
@@ -70,7 +71,7 @@ class Storage:
         self.commit_soon(machine)
 
     def commit_soon(self, machine: Machine) -> None:
-        """Let what waits become durable, if the machine lives so long."""
+        """Make waiting writes durable, if the machine lives so long."""
         life = machine.life
         if machine.dies_after_s is not None:
             dies_after_s, machine.dies_after_s = machine.dies_after_s, None
@@ -111,7 +112,7 @@ class Storage:
             self.commit_soon(machine)
 
     def _note_ends(self, machine: Machine) -> None:
-        """Take away what a disk says of tasks that ended, and that it forgot."""
+        """Take out the ended and forgotten tasks of a disk."""
         disk = machine.disk
         for task, hlc, state in disk.ended:
             self.ended[task] = min(hlc, self.ended.get(task, hlc))
@@ -129,7 +130,7 @@ class Storage:
         vector: Vector,
         cursor: SnapshotCursor | None,
     ) -> None:
-        """Answer a peer that asks for what it has not got."""
+        """Answer a peer's PULL."""
         disk = machine.disk
         snapshot = next_part(disk, vector, cursor)
         if snapshot is not None:
@@ -142,7 +143,7 @@ class Storage:
 
 
 def read(disk: Disk, asked: LoadQueued | LoadLive | LoadUnblocked | PlanFloor) -> Event:
-    """Return what the store answers."""
+    """Return the store's answer."""
     match asked:
         case LoadQueued():
             return load(disk, asked)

@@ -1,4 +1,4 @@
-"""Planted bugs: what every check is worth that holds in `test_seeds`."""
+"""Planted bugs: a test of the checks in `test_seeds`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import pytest
 
 from tests.simulation.mutants import FIRST, MUTANTS, Hunt, Plant
 
-SEEDS = 200  #: within which each planted bug must show
+SEEDS = 200  #: seeds within which each planted bug must show
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("plant", "hunt"), MUTANTS, ids=[plant.__name__ for plant, _ in MUTANTS]
 )
-def test_a_planted_bug_is_caught(
+def test_planted_bug_is_caught(
     plant: Plant, hunt: Hunt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A simulation that finds nothing is only worth something if it could."""
+    """A simulation proves something only if it can fail."""
     plant(monkeypatch)
 
     def find() -> None:

@@ -1,4 +1,4 @@
-"""F33: the mesh secret is renewed while machines come, go, and are cut off."""
+"""F33: rotation of the mesh secret while machines start, stop, and are cut off."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from octaskly.core.model.keyring_state import (
     RotationStarted,
 )
 from octaskly.core.model.settings import URGENT_STEP_S
-from tests.simulation.checks.kept import all_go_by_the_same_records, records_are_kept
+from tests.simulation.checks.kept import (
+    all_nodes_use_the_same_records,
+    records_are_kept,
+)
 from tests.simulation.keyrings import FIRST, KEEP_S, SPREAD_S, KeyringWorld
 
 SEEDS = 10
@@ -35,13 +38,13 @@ def others(world: KeyringWorld) -> list[NodeId]:
 
 
 def is_whole(world: KeyringWorld) -> bool:
-    """Whether all that run have one keyring, and one dispatcher."""
+    """Return True if all running nodes have one keyring and one dispatcher."""
     keyrings = {world.secrets[node].to_text() for node in world.live}
     return len(keyrings) == 1 and len(world.dispatchers()) == 1
 
 
-def test_a_secret_that_all_know_comes_into_force_at_once() -> None:
-    """Then the old one stays accepted for its time, and goes."""
+def test_rotation_takes_effect_once_all_nodes_know_the_secret() -> None:
+    """The old secret stays accepted for its time, and is then dropped."""
     world = formed()
     world.rotate(world.dispatchers()[0])
 
@@ -55,8 +58,8 @@ def test_a_secret_that_all_know_comes_into_force_at_once() -> None:
     assert isinstance(world.replies[0], RotationStarted)
 
 
-def test_a_node_that_is_off_is_waited_for_and_learns_it_when_it_comes() -> None:
-    """Nobody shows the new generation to a node that cannot know it."""
+def test_rotation_waits_for_an_offline_node_which_learns_it_on_return() -> None:
+    """No node shows the new generation to a node that cannot know it."""
     world = formed()
     away = others(world)[0]
     world.crash(away)
@@ -70,8 +73,8 @@ def test_a_node_that_is_off_is_waited_for_and_learns_it_when_it_comes() -> None:
     assert is_whole(world)
 
 
-def test_a_node_that_comes_after_the_switch_learns_it_over_the_old_one() -> None:
-    """While the old generation is accepted, whoever knows only that is let in."""
+def test_late_node_learns_the_new_secret_through_the_old_one() -> None:
+    """A node that knows only the old generation is let in while that is accepted."""
     world = formed()
     away = others(world)[0]
     world.crash(away)
@@ -84,8 +87,8 @@ def test_a_node_that_comes_after_the_switch_learns_it_over_the_old_one() -> None
     assert world.run_until(lambda: is_whole(world), 10.0)
 
 
-def test_a_node_that_slept_through_it_all_stays_out() -> None:
-    """It has to be invited again; with its keyring renewed it is back."""
+def test_node_that_missed_the_whole_rotation_stays_out() -> None:
+    """The node needs a new invite; with its keyring renewed, it is back."""
     world = formed()
     away = others(world)[0]
     world.crash(away)
@@ -103,8 +106,8 @@ def test_a_node_that_slept_through_it_all_stays_out() -> None:
 
 
 @pytest.mark.parametrize("when_s", [0.0, 0.05, 0.3, SPREAD_S / 2, SPREAD_S + 10.0])
-def test_another_dispatcher_goes_on_with_a_rotation(when_s: float) -> None:
-    """In every phase: it finds in its own keyring what there is to do."""
+def test_new_dispatcher_continues_a_rotation(when_s: float) -> None:
+    """In every phase, the new dispatcher finds the next step in its own keyring."""
     world = formed(nodes=4)
     away = others(world)[0]
     world.crash(away)
@@ -115,7 +118,8 @@ def test_another_dispatcher_goes_on_with_a_rotation(when_s: float) -> None:
     world.crash(first)
     assert world.run_until(lambda: len(world.dispatchers()) == 1, 20.0)
     if world.secrets[world.dispatchers()[0]] == FIRST:
-        world.rotate(world.dispatchers()[0])  # It died before anybody knew.
+        # The dispatcher died before another node knew.
+        world.rotate(world.dispatchers()[0])
     world.run(SPREAD_S + 5.0)
     world.start(first)
     world.start(away)
@@ -128,10 +132,10 @@ def test_another_dispatcher_goes_on_with_a_rotation(when_s: float) -> None:
 
 
 @pytest.mark.parametrize("returns", [False, True])
-def test_who_has_confirmed_and_sleeps_is_not_waited_for_by_the_next_dispatcher(
+def test_next_dispatcher_does_not_wait_for_a_confirmed_node_that_sleeps(
     returns: bool,
 ) -> None:
-    """It had told only the one that is gone, or that has begun anew since."""
+    """Only the previous dispatcher, or its former process, had the confirmation."""
     world = formed(nodes=5)
     first = world.dispatchers()[0]
     asleep, away, *_ = others(world)
@@ -154,11 +158,11 @@ def test_who_has_confirmed_and_sleeps_is_not_waited_for_by_the_next_dispatcher(
     world.start(asleep)
     assert world.run_until(lambda: is_whole(world), 10.0)
     records_are_kept(world)
-    all_go_by_the_same_records(world)
+    all_nodes_use_the_same_records(world)
 
 
-def test_a_step_that_fails_is_tried_again_only_after_a_while() -> None:
-    """A disk that takes no secret is not asked for it a hundred times a second."""
+def test_failed_rotation_step_is_retried_after_a_pause() -> None:
+    """A disk that refuses a secret is not asked a hundred times a second."""
     world = formed()
     world.crash(others(world)[0])
     world.rotate(world.dispatchers()[0])
@@ -174,8 +178,8 @@ def test_a_step_that_fails_is_tried_again_only_after_a_while() -> None:
     )
 
 
-def test_a_second_rotation_is_refused_until_the_first_is_in_force() -> None:
-    """Who asks is told why."""
+def test_second_rotation_is_refused_until_the_first_takes_effect() -> None:
+    """The error gives the reason."""
     world = formed()
     world.crash(others(world)[0])
     world.rotate(world.dispatchers()[0])
@@ -187,8 +191,8 @@ def test_a_second_rotation_is_refused_until_the_first_is_in_force() -> None:
     assert isinstance(world.replies[-1], RotationNotStarted)
 
 
-def test_an_urgent_one_ends_the_old_secret_within_seconds() -> None:
-    """Nobody is revoked for it; who is away has to be invited again."""
+def test_urgent_rotation_ends_the_old_secret_within_seconds() -> None:
+    """No node is revoked; a node that was away needs a new invite."""
     world = formed()
     away, asked = others(world)
     world.crash(away)
@@ -206,8 +210,8 @@ def test_an_urgent_one_ends_the_old_secret_within_seconds() -> None:
     assert world.secrets[away] == FIRST
 
 
-def test_an_urgent_one_overtakes_one_that_waits_for_a_node() -> None:
-    """Neither the old secret nor the one that was on its way is accepted after it."""
+def test_urgent_rotation_overtakes_one_that_waits_for_a_node() -> None:
+    """Afterwards, neither the old secret nor the pending one is accepted."""
     world = formed()
     world.crash(others(world)[0])
     asked = world.dispatchers()[0]
@@ -224,8 +228,8 @@ def test_an_urgent_one_overtakes_one_that_waits_for_a_node() -> None:
     assert is_whole(world)
 
 
-def test_an_urgent_one_is_not_asked_for_twice() -> None:
-    """It is on its way already."""
+def test_second_urgent_rotation_is_refused() -> None:
+    """The first one is already under way."""
     world = formed()
     asked = world.dispatchers()[0]
 
@@ -239,8 +243,8 @@ def test_an_urgent_one_is_not_asked_for_twice() -> None:
     }
 
 
-def test_two_halves_that_both_renew_it_agree_when_they_meet() -> None:
-    """One of the two new generations counts, on all nodes."""
+def test_halves_that_both_rotated_agree_when_they_meet() -> None:
+    """One of the two new generations wins on all nodes."""
     world = formed(nodes=4)
     nodes = world.live
     world.network.split([nodes[:2], nodes[2:]])
@@ -255,8 +259,8 @@ def test_two_halves_that_both_renew_it_agree_when_they_meet() -> None:
     assert world.run_until(lambda: is_whole(world), 15.0)
 
 
-def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
-    """The others go on together; it takes no work, also after a restart."""
+def test_revoked_node_is_out_at_once_and_stays_out() -> None:
+    """The other nodes go on; the revoked one gets no work, also after a restart."""
     world = formed(nodes=4)
     gone = others(world)[0]
     asked = others(world)[1]
@@ -278,15 +282,15 @@ def test_a_revoked_node_is_out_at_once_and_stays_out() -> None:
 
 
 @pytest.mark.parametrize("when_s", [0.3, 2.0, 4.5])
-def test_who_is_revoked_gains_nothing_by_another_identity(when_s: float) -> None:
-    """One that nobody knew, made with the secret that is accepted for a moment yet."""
+def test_revoked_node_gains_nothing_by_another_identity(when_s: float) -> None:
+    """The new identity is unknown; its secret is still accepted for a moment."""
     world = KeyringWorld(3, nodes=5)
     first, slow, third, gone, disguised = world.machines
     for node in (first, slow, third, gone):
         world.start(node)
     assert world.run_until(lambda: len(world.dispatchers()) == 1, 20.0)
     world.run(3.0)
-    world.broken.add(slow)  # So long the others wait for it.
+    world.broken.add(slow)  # The other nodes wait that long for it.
     world.crash(gone)
     world.rotate(first, revoked=gone)
     world.run(when_s)
@@ -301,17 +305,17 @@ def test_who_is_revoked_gains_nothing_by_another_identity(when_s: float) -> None
     assert not any(world.network.is_up(disguised, node) for node in (first, third))
 
 
-def test_who_was_cut_off_for_a_moment_learns_the_secret_without_the_revoked() -> None:
-    """A member is known by the roster, whoever reigns meanwhile.
+def test_node_cut_off_for_a_moment_learns_the_secret_without_the_revoked_node() -> None:
+    """The roster knows a member, whichever node is dispatcher.
 
-    Whether it meets one while its old secret counts is a matter of luck: else it has to
-    be invited again.
+    It meets a member while its old secret counts only by luck; otherwise it needs a new
+    invite.
     """
-    assert sum(map(meets_who_was_cut_off, range(8)))
+    assert sum(map(meets_a_member_after_a_cut, range(8)))
 
 
-def meets_who_was_cut_off(seed: int) -> bool:
-    """Whether who misses a revocation by seconds meets a member; then it learns."""
+def meets_a_member_after_a_cut(seed: int) -> bool:
+    """Return True if a node that just missed a revocation learns of it."""
     world = formed(seed, nodes=5)
     first = world.dispatchers()[0]
     asked, gone, flapping, *_ = others(world)
@@ -331,8 +335,8 @@ def meets_who_was_cut_off(seed: int) -> bool:
     return has_met
 
 
-def test_who_was_away_makes_no_secret_of_its_own_for_a_revoked_node() -> None:
-    """The two may meet; the mesh has a newer secret already, and says that it has."""
+def test_node_that_was_away_makes_no_secret_with_a_revoked_node() -> None:
+    """The two may meet; the mesh already has a newer secret, and says so."""
     world = formed(nodes=4)
     away, asked, gone = others(world)
     world.crash(away)
@@ -347,8 +351,8 @@ def test_who_was_away_makes_no_secret_of_its_own_for_a_revoked_node() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_dispatcher_can_be_revoked(seed: int) -> None:
-    """Another node does it, and another one reigns."""
+def test_dispatcher_can_be_revoked(seed: int) -> None:
+    """Another node revokes it, and another one becomes dispatcher."""
     world = formed(seed, nodes=5)
     gone = world.dispatchers()[0]
     world.rotate(others(world)[0], revoked=gone)
@@ -362,10 +366,10 @@ def test_a_dispatcher_can_be_revoked(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("seed", "gap_s"), [(1, 0.05), (2, 0.0), (5, 0.05), (6, 0.1)])
-def test_of_two_that_are_revoked_at_once_neither_has_the_new_secret(
+def test_two_nodes_revoked_at_once_both_lack_the_new_secret(
     seed: int, gap_s: float
 ) -> None:
-    """Each of the nodes that are asked gives its new secret to the other one's."""
+    """Each request gives its new secret to the node that the other one revokes."""
     world = formed(seed, nodes=5)
     asked, asked_too, gone, gone_too = others(world)
 
@@ -381,8 +385,8 @@ def test_of_two_that_are_revoked_at_once_neither_has_the_new_secret(
     assert not accepted & {*world.secrets[gone_too].generations}
 
 
-def test_a_node_does_not_revoke_itself() -> None:
-    """It would lock itself out of what it then has to make."""
+def test_node_does_not_revoke_itself() -> None:
+    """The node would lock itself out of the secret that it has to make."""
     world = formed()
     node = others(world)[0]
     world.rotate(node, revoked=node)
@@ -394,8 +398,8 @@ def test_a_node_does_not_revoke_itself() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_whatever_fails_meanwhile_all_have_one_secret_in_the_end(seed: int) -> None:
-    """Crashes, splits and sleeping machines, each shorter than the window."""
+def test_all_nodes_end_with_one_secret_despite_faults(seed: int) -> None:
+    """Faults are crashes, splits and sleeping machines, each within the window."""
     world = formed(seed, nodes=4)
     world.rotate(world.dispatchers()[0])
     for _ in range(6):
@@ -409,8 +413,8 @@ def test_whatever_fails_meanwhile_all_have_one_secret_in_the_end(seed: int) -> N
             )
         elif fault == 2:
             world.sleep(node, world.random.uniform(0.1, 15.0))
-        elif (reigning := world.dispatchers()) and world.random.random() < 0.5:
-            world.rotate(reigning[0])
+        elif (dispatchers := world.dispatchers()) and world.random.random() < 0.5:
+            world.rotate(dispatchers[0])
         world.run(world.random.uniform(0.0, 8.0))
         if world.random.random() < 0.6:
             world.network.heal_all()

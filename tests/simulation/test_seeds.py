@@ -1,4 +1,4 @@
-"""Many seeds of trouble: every check holds in each of them.
+"""Many seeds of faults: every check holds in each of them.
 
 `make soak` runs many more, and fresh ones, by `hunt`.
 """
@@ -43,7 +43,7 @@ from tests.simulation.kinds.tormented import (
 from tests.simulation.world import World
 
 HERE = Path(__file__).parent
-SEEDS = range(500)  #: on each change
+SEEDS = range(500)  #: run on each change
 
 REGRESSIONS = [
     words
@@ -53,24 +53,24 @@ REGRESSIONS = [
 
 
 @pytest.mark.slow
-@pytest.mark.alone  # On all cores, and `make test` says how long it took.
+@pytest.mark.alone  # On all cores; `make test` reports the duration.
 @pytest.mark.parametrize("seeds", [SEEDS], ids=[f"{len(SEEDS)} seeds"])
-def test_whatever_fails_nothing_accepted_is_lost(seeds: range) -> None:
-    """All rules of `checks` hold, whatever the seeds do to the mesh."""
+def test_accepted_tasks_survive_any_fault(seeds: range) -> None:
+    """All rules of `checks` hold, whatever faults the seeds draw."""
     assert not list(failures(seeds))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", REGRESSIONS, ids=" ".join)
-def test_a_seed_that_once_failed_passes(words: list[str]) -> None:
-    """What was found once stays fixed."""
+def test_seed_that_once_failed_passes(words: list[str]) -> None:
+    """A seed that once found a bug stays fixed."""
     seed, kind = words if len(words) > 1 else (*words, "seed")
     run_of(kind)(int(seed))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
-def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> None:
+def test_mesh_that_splits_repeatedly_loses_nothing(seed: int) -> None:
     """F9: slow links and a full queue, so that much is under way at each split."""
     world = run_flapping(seed)
 
@@ -79,8 +79,8 @@ def test_a_mesh_that_falls_apart_again_and_again_loses_nothing(seed: int) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [*range(10), 11, 22])
-def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
-    """Through crashes and splits, and whatever operators say meanwhile."""
+def test_drained_and_paused_nodes_lose_nothing(seed: int) -> None:
+    """Despite crashes, splits and operators' commands."""
     world = run_steered(seed)
 
     assert any(note.event == "availability changed" for note in notes(world))
@@ -88,43 +88,43 @@ def test_nodes_that_are_drained_and_paused_lose_nothing(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_programs_are_updated_one_after_another_and_nothing_is_lost(seed: int) -> None:
-    """Older ones get nothing that they cannot read, and give way to newer ones."""
+def test_rolling_upgrade_loses_nothing(seed: int) -> None:
+    """Older programs get no entries that they cannot read, and yield to newer ones."""
     run_updated(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_tasks_that_fail_are_tried_as_often_as_they_ask_for(seed: int) -> None:
-    """And arrays count their members alike on all nodes, whatever fails besides."""
+def test_failing_tasks_are_tried_as_often_as_requested(seed: int) -> None:
+    """All nodes agree on an array's counts, whatever else fails."""
     run_failing(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
-def test_nothing_runs_on_of_an_array_that_was_cancelled_with_what_runs(
+def test_no_member_of_a_force_cancelled_array_keeps_running(
     seed: int,
 ) -> None:
-    """Though who cancelled it is dead, and a worker was away at that moment."""
+    """The node that cancelled is dead, and a worker was away at that moment."""
     run_cut_off(seed)
 
 
 def notes(world: World) -> list[LogLine]:
-    """Return what all nodes noted."""
+    """Return the notes of all nodes."""
     return [note for machine in world.machines.values() for _, note in machine.notes]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_streams_may_come_in_any_order(seed: int) -> None:
-    """A floor that comes before what it builds on waits for that."""
+def test_streams_may_arrive_in_any_order(seed: int) -> None:
+    """A floor that arrives before its prerequisites waits for them."""
     run_unordered(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_what_came_with_half_a_snapshot_is_told_to_all(seed: int) -> None:
-    """Though the log that it came from is gone for ever."""
+def test_rows_of_half_a_snapshot_reach_all_nodes(seed: int) -> None:
+    """Even if the log that it came from is lost."""
     world = run_half_joined(seed)
 
     assert world.storage.snapshots == 0
@@ -132,29 +132,29 @@ def test_what_came_with_half_a_snapshot_is_told_to_all(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_what_came_with_half_a_snapshot_outlives_who_told_it(seed: int) -> None:
-    """Or its heir says that it cannot tell yet."""
+def test_rows_of_half_a_snapshot_outlive_their_sender(seed: int) -> None:
+    """Otherwise its successor says that it cannot tell yet."""
     run_half_left(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_newcomers_whose_snapshots_break_off_lose_nothing(seed: int) -> None:
-    """Whoever gave them is crashed, or loses its disk, and then they do."""
+def test_newcomers_with_interrupted_snapshots_lose_nothing(seed: int) -> None:
+    """The sender crashes or loses its disk, and then the newcomers do."""
     run_newcomers(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_what_came_with_half_a_snapshot_is_known_to_any_dispatcher(seed: int) -> None:
-    """No log says that it was accepted, so the node that has it has to."""
+def test_any_dispatcher_knows_the_rows_of_half_a_snapshot(seed: int) -> None:
+    """No log shows the tasks as accepted, so the node with their rows must say so."""
     run_half_followed(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_halves_of_a_split_may_give_one_name_to_different_tasks(seed: int) -> None:
-    """Each is kept and comes to an end of its own."""
+def test_halves_of_a_split_may_use_one_name_for_different_tasks(seed: int) -> None:
+    """Each task is kept and ends on its own."""
     world = run_same_names(seed)
 
     tasks = {task for task, _ in world.clients.wanted}
@@ -163,8 +163,8 @@ def test_halves_of_a_split_may_give_one_name_to_different_tasks(seed: int) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_mesh_without_faults_runs_each_task_once(seed: int) -> None:
-    """G4: at least once in general, exactly once if nothing fails."""
+def test_mesh_without_faults_runs_each_task_once(seed: int) -> None:
+    """G4: at least once in general, exactly once without faults."""
     world = run_quiet(seed)
 
     assert len(world.clients.accepted) == 80
@@ -173,44 +173,44 @@ def test_a_mesh_without_faults_runs_each_task_once(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_failover_runs_nothing_twice_where_the_worker_survives(seed: int) -> None:
-    """A new dispatcher waits for workers to say what they still run."""
+def test_failover_runs_no_task_twice_if_its_worker_survives(seed: int) -> None:
+    """A new dispatcher waits for workers to report their running tasks."""
     run_crash(seed)
     run_bare(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_failover_runs_nothing_twice_that_has_just_ended(seed: int) -> None:
-    """That a task ended may be known to the standby that did not succeed alone."""
+def test_failover_runs_no_task_twice_that_has_just_ended(seed: int) -> None:
+    """Perhaps only the standby that did not succeed knows that a task ended."""
     run_short(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_a_starved_dispatcher_s_ends_are_awaited(seed: int) -> None:
-    """They come late: until then, what a worker does not list may have ended."""
+def test_new_dispatcher_waits_for_ends_from_a_slow_standby(seed: int) -> None:
+    """Until they come, a task that is missing from a worker's list may have ended."""
     run_starved(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_what_waits_may_have_begun_as_a_slow_node_knows(seed: int) -> None:
-    """So a new dispatcher starts none of it while that node still tells."""
+def test_new_dispatcher_waits_for_starts_known_to_a_slow_node(seed: int) -> None:
+    """So a new dispatcher starts no waiting task while that node still sends."""
     run_backlog(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_who_was_told_of_a_cancel_is_not_told_of_a_success_later(seed: int) -> None:
-    """Though the task had just ended, and the dispatcher that said so is dead."""
+def test_confirmed_cancel_never_turns_into_a_success(seed: int) -> None:
+    """The task had just ended, and the dispatcher that confirmed the cancel is dead."""
     run_cancelled(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_late_result_brings_nothing_back_that_is_forgotten(seed: int) -> None:
-    """Though who hears it never had the task in hand."""
+def test_late_result_brings_no_forgotten_task_back(seed: int) -> None:
+    """The node that receives it never had the task."""
     world = run_belated(seed)
 
     assert len(world.storage.forgotten) == 6
@@ -218,21 +218,21 @@ def test_a_late_result_brings_nothing_back_that_is_forgotten(seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_standby_that_was_given_up_unheard_calls_no_task_unknown(seed: int) -> None:
-    """Its dispatcher died with what it had answered for alone."""
+def test_standby_that_was_dropped_unawares_calls_no_task_unknown(seed: int) -> None:
+    """Its dispatcher died with tasks that it had confirmed alone."""
     run_given_up(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_halves_of_a_split_meet_again_without_multicast(seed: int) -> None:
-    """G6: each end remembers where the other one was."""
+def test_split_halves_meet_again_without_multicast(seed: int) -> None:
+    """G6: each half remembers the addresses of the other one."""
     run_unseen(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_a_graceful_hand_over_runs_nothing_twice(seed: int) -> None:
+def test_graceful_handover_runs_no_task_twice(seed: int) -> None:
     """Work goes on where it is; the new dispatcher adopts it."""
     world = run_hand_over(seed)
 
@@ -241,7 +241,7 @@ def test_a_graceful_hand_over_runs_nothing_twice(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_seed_does_the_same_under_any_hash_seed() -> None:
+def test_seed_repeats_its_run_under_any_hash_seed() -> None:
     """Otherwise no failure could be replayed."""
     script = (
         "from tests.simulation.kinds.tormented import run_seed;"

@@ -1,4 +1,4 @@
-"""Meshes of many machines: they form at once, and fail over as small ones do."""
+"""Large meshes: they form at once, and fail over as small ones do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _claims(world: World, of: Iterable[NodeId] | None = None) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2, 3, 10, 50])
-def test_machines_that_start_together_form_one_mesh(nodes: int) -> None:
+def test_nodes_that_start_together_form_one_mesh(nodes: int) -> None:
     """F13: within five seconds, with at most three claims."""
     world = World(5, nodes=nodes)
     world.start_all()
@@ -33,9 +33,10 @@ def test_machines_that_start_together_form_one_mesh(nodes: int) -> None:
 def test_agents_that_start_together_on_few_cores_form_one_mesh(
     nodes: int, cores: int, most_s: float
 ) -> None:
-    """F13 on one machine: all are late, and none is to take another for dead.
+    """F13 on one machine: all nodes are slow, and none may take another for dead.
 
-    A start takes each 0.6 to 0.9 s of a core, so all are ready at about the same time.
+    A start takes each agent 0.6 to 0.9 s of a core, so all are ready at about the same
+    time.
     """
     world = World(5, nodes=nodes, cores=cores)
     world.boot_all(0.6, 0.9)
@@ -51,8 +52,8 @@ def test_agents_that_start_together_on_few_cores_form_one_mesh(
 def _kill_half(world: World, seed: int, *, is_front: bool) -> None:
     """Kill the dispatcher, both standbys, and others up to half of all.
 
-    Those that a follower has links to are gone then. The others are those that come
-    next in the line of succession, or any.
+    The killed nodes include those to which a follower has links. The others are the
+    next successors, or any.
     """
     (first,) = world.dispatchers()
     node = world.machines[first].node
@@ -69,8 +70,10 @@ def _kill_half(world: World, seed: int, *, is_front: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_front", [True, False])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_half_of_a_large_mesh_is_killed_at_once(seed: int, *, is_front: bool) -> None:
-    """F37: a dial tells at once that nobody is there, so nobody is waited for."""
+def test_large_mesh_survives_the_kill_of_half_its_nodes(
+    seed: int, *, is_front: bool
+) -> None:
+    """F37: a dial is refused at once, so no node waits for a dead one."""
     world = World(seed, nodes=50)
     world.start_all()
     assert world.run_until(world.is_settled, 5.0)
@@ -86,11 +89,11 @@ def test_half_of_a_large_mesh_is_killed_at_once(seed: int, *, is_front: bool) ->
 
 
 @pytest.mark.slow
-def test_half_of_the_agents_on_one_core_is_killed_at_once() -> None:
-    """F37 on one machine: all are slow to notice, to dial, and to meet.
+def test_agents_on_one_core_survive_the_kill_of_half_of_them() -> None:
+    """F37 on one machine: all nodes are slow to notice, to dial, and to meet.
 
     Each survivor meets the next dispatcher and two others, at 8 ms of the core for
-    each; with what they say and hear, it takes them one to two seconds.
+    each. With their messages, this takes one to two seconds.
     """
     world = World(1, nodes=40, cores=1)
     world.boot_all(0.6, 0.9)
@@ -108,8 +111,8 @@ def test_half_of_the_agents_on_one_core_is_killed_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_half_of_the_hosts_of_a_large_mesh_lose_power_at_once() -> None:
-    """As F4: nothing tells that they are gone, but that a dial takes long."""
+def test_large_mesh_survives_a_power_cut_of_half_its_hosts() -> None:
+    """As in F4, only slow dials show that the nodes are gone."""
     world = World(1, nodes=50)
     world.start_all()
     assert world.run_until(world.is_settled, 5.0)
@@ -136,8 +139,8 @@ def test_half_of_the_hosts_of_a_large_mesh_lose_power_at_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [3, 20, 50])
-def test_a_killed_dispatcher_is_replaced_within_a_second(nodes: int) -> None:
-    """F1, also where followers hold links to the standbys alone."""
+def test_killed_dispatcher_is_replaced_within_a_second(nodes: int) -> None:
+    """F1, also for followers that hold links to the standbys alone."""
     world = World(6, nodes=nodes)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
@@ -158,8 +161,8 @@ def test_a_killed_dispatcher_is_replaced_within_a_second(nodes: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_new_dispatcher_and_a_crowd_do_not_dial_each_other() -> None:
-    """Each handshake takes both ends milliseconds, just when all have much to do."""
+def test_new_dispatcher_and_many_followers_do_not_dial_each_other() -> None:
+    """Each handshake costs both ends milliseconds, just when all have much to do."""
     world = World(3, nodes=60)
     world.start_all()
     assert world.run_until(world.is_settled, 5.0)
@@ -176,7 +179,7 @@ def test_a_new_dispatcher_and_a_crowd_do_not_dial_each_other() -> None:
 
 @pytest.mark.slow
 def test_the_dispatcher_of_a_large_mesh_is_replaced_after_silence() -> None:
-    """F4: its host is gone, so links stay up and dials hang."""
+    """F4: the host is gone, so links stay up and dials hang."""
     world = World(7, nodes=20)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
@@ -196,8 +199,8 @@ def test_the_dispatcher_of_a_large_mesh_is_replaced_after_silence() -> None:
 
 
 @pytest.mark.slow
-def test_a_large_mesh_keeps_few_links() -> None:
-    """Followers drop the links that neither heartbeat nor takeover needs."""
+def test_large_mesh_keeps_few_links() -> None:
+    """Followers drop the links that neither heartbeats nor takeovers need."""
     world = World(5, nodes=30)
     world.start_all()
     world.run_until(world.is_settled, 5.0)

@@ -1,4 +1,4 @@
-"""Standbys that are slow, stand still or are full: replaced, and not waited for."""
+"""Standbys that are slow, stalled or full: the dispatcher replaces them."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from tests.simulation.world import World
 
 STEP_S = 0.05
 TROUBLED_S = 5.0
-ACCEPT_S_MAX = 0.05  #: two disks of 15 ms side by side, and a way of 4 ms each way
+ACCEPT_S_MAX = 0.05  #: two disks of 15 ms in parallel, and 4 ms each way
 REPLACED_S = 1.5  #: a second without an acknowledgement, or the next heartbeat
 
 Trouble = Callable[[World, NodeId], None]
 
 
 def slow_link(world: World, node: NodeId) -> None:
-    """Let each way from and to it take so long that no word of it comes in time.
+    """Delay each direction so much that no acknowledgement arrives in time.
 
-    Much more would be silence, and its dispatcher dead for it.
+    A longer delay would be silence, and the node would take its dispatcher for dead.
     """
     world.network.slow_ms[node] = (600.0, 700.0)
 
 
 def still_disk(world: World, node: NodeId) -> None:
-    """Let its disk answer nothing."""
+    """Stall its disk."""
     world.machines[node].stall_s = world.time_s + TROUBLED_S
 
 
 def full_disk(world: World, node: NodeId) -> None:
-    """Let all writes of it fail."""
+    """Fail all its writes."""
     world.machines[node].full_s = world.time_s + TROUBLED_S
 
 
 def still_process(world: World, node: NodeId) -> None:
-    """Let it do nothing, with its links open."""
+    """Stall its process with its links open."""
     world.pause(node, TROUBLED_S)
 
 
 TROUBLES = (slow_link, still_disk, full_disk, still_process)
 
 
-class Accepts:
-    """How long clients waited for each task, and how many copies they were told of."""
+class AcceptTimes:
+    """The wait of clients for each task, and the confirmed number of copies."""
 
     def __init__(self, world: World) -> None:
         self.waited_s: list[float] = []
@@ -70,17 +70,17 @@ def standbys(world: World) -> tuple[NodeId, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("seed", range(2))
-def test_a_standby_in_trouble_is_replaced_and_no_client_waits_for_it(
+def test_slow_standby_is_replaced_and_delays_no_client(
     seed: int, trouble: Trouble
 ) -> None:
-    """Of two one is enough, and a third takes the place of the other."""
+    """One of two is enough, and a third replaces the other."""
     world = World(seed, nodes=4)
     world.start_all()
     assert world.run_until(world.is_settled, 5.0)
     world.run(3.0)
     (head,) = world.dispatchers()
     first, _ = standbys(world)
-    accepts = Accepts(world)
+    accepts = AcceptTimes(world)
 
     trouble(world, first)
     until_s = world.time_s + TROUBLED_S
@@ -99,17 +99,17 @@ def test_a_standby_in_trouble_is_replaced_and_no_client_waits_for_it(
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("seed", range(2))
-def test_the_only_standby_in_trouble_holds_clients_for_two_seconds_at_most(
+def test_slow_only_standby_delays_clients_for_two_seconds_at_most(
     seed: int, trouble: Trouble
 ) -> None:
-    """Then one copy has to do, and they are told so."""
+    """Then one copy is enough, and the answer says so."""
     world = World(seed, nodes=2)
     world.start_all()
     assert world.run_until(world.is_settled, 5.0)
     world.run(3.0)
     (head,) = world.dispatchers()
     (only,) = standbys(world)
-    accepts = Accepts(world)
+    accepts = AcceptTimes(world)
 
     trouble(world, only)
     until_s = world.time_s + TROUBLED_S

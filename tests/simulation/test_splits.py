@@ -1,4 +1,4 @@
-"""A LAN that falls into two halves and becomes whole again: who reigns, who knows."""
+"""A LAN that splits into two halves and heals: dispatchers and knowledge."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.simulation.world import World
 
 STEP_S = 0.05
 SPLIT_S = 8.0
-HEALED_S = 5.0  #: until one dispatcher is left, where nodes remember each other
-FOUND_S = 25.0  #: the same, where they have never heard of each other
+HEALED_S = 5.0  #: seconds until one dispatcher is left, if nodes remember each other
+FOUND_S = 25.0  #: the same, if they have never met
 
 
 def formed(seed: int, nodes: int) -> World:
@@ -24,7 +24,7 @@ def formed(seed: int, nodes: int) -> World:
 
 
 def split(world: World) -> NodeId:
-    """Cut the dispatcher off, with one other at most; return it."""
+    """Cut the dispatcher off with one other node at most; return it."""
     (head,) = world.dispatchers()
     others = [node for node in world.machines if node != head]
     most = len(others) // 2
@@ -35,10 +35,10 @@ def split(world: World) -> NodeId:
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2, 3, 5])
 @pytest.mark.parametrize("seed", range(4))
-def test_in_a_split_no_half_calls_unknown_what_the_other_accepts(
+def test_split_half_calls_no_task_of_the_other_half_unknown(
     nodes: int, seed: int
 ) -> None:
-    """I4, G7: from the first moment at which the other half may accept anything."""
+    """I4, G7: from the first moment at which the other half may accept tasks."""
     world = formed(seed, nodes)
     split(world)
     ends_s = world.time_s + SPLIT_S
@@ -59,10 +59,10 @@ def test_in_a_split_no_half_calls_unknown_what_the_other_accepts(
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2, 3, 5, 7])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_healed_split_has_one_dispatcher_within_five_seconds(
+def test_healed_split_has_one_dispatcher_within_five_seconds(
     nodes: int, seed: int
 ) -> None:
-    """G6: also after a minute, in which nobody has forgotten the others."""
+    """G6: also after a minute, in which no node has forgotten the others."""
     world = formed(seed, nodes)
     for split_s in (SPLIT_S, 60.0):
         split(world)
@@ -81,7 +81,7 @@ def test_a_healed_split_has_one_dispatcher_within_five_seconds(
 def test_halves_that_never_met_have_one_dispatcher_within_25_seconds(
     nodes: int, seed: int
 ) -> None:
-    """G6, F10: nobody dials whom it does not know, so somebody has to ask again."""
+    """G6, F10: no node dials an unknown one, so one of them has to query mDNS again."""
     world = World(seed, nodes=nodes)
     names = list(world.machines)
     halves = [names[: nodes // 2], names[nodes // 2 :]]

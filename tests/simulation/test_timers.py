@@ -1,4 +1,4 @@
-"""That a node may sleep until one of its timers is due."""
+"""Timers: a node may sleep until one of its timers is due."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.simulation.kinds.splits import run_flapping
 from tests.simulation.kinds.tormented import run_seed
 from tests.simulation.world import World
 
-WAKES_MAX = 10  #: of one node,
-BRIEF_S = 0.02  #: in so short a time
+WAKES_MAX = 10  #: steps of one node,
+BRIEF_S = 0.02  #: in this time
 DISPATCHER_TIMERS = {
     Timer.RETENTION,
     Timer.DEPENDENCIES,
@@ -29,10 +29,10 @@ DISPATCHER_TIMERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_no_handler_has_anything_to_do_before_its_timer_is_due(
+def test_no_handler_has_work_before_its_timer_is_due(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would be done late, as nobody is asked before that."""
+    """Otherwise the work would be late, because no step comes before that."""
     step = Node.step
 
     def checked(self: Node, event: Event, now: Moment) -> list[Effect]:
@@ -41,7 +41,8 @@ def test_no_handler_has_anything_to_do_before_its_timer_is_due(
             due = {timer for timer in due_s if due_s[timer] <= now.mono_s}
             if due & DISPATCHER_TIMERS:
                 due |= DISPATCHER_TIMERS
-            due.add(Timer.ROSTER)  # Loads are told with heartbeats, or when it is due.
+            # Loads are sent with heartbeats, or when they are due.
+            due.add(Timer.ROSTER)
             for timer in sorted({*Timer} - due):
                 assert self._on_timer(timer, now) == [], timer
         return step(self, event, now)
@@ -53,10 +54,10 @@ def test_no_handler_has_anything_to_do_before_its_timer_is_due(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [run_seed, run_flapping])
-def test_a_timer_that_was_handled_is_not_due_again_at_once(
+def test_handled_timer_is_not_due_again_at_once(
     run: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a node would keep a core busy until something else happens."""
+    """Otherwise a node would keep a core busy until something else happens."""
     step = Node.step
     wakes: defaultdict[Node, deque[float]]
     wakes = defaultdict(lambda: deque(maxlen=WAKES_MAX))

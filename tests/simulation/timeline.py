@@ -1,6 +1,6 @@
-"""Virtual time: what is due when, and nothing else.
+"""Virtual time: a queue of actions and their times.
 
-Nothing here waits or draws: time jumps from one thing that is due to the next.
+There are no waits and no random draws: time jumps from one action to the next.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
-Due = tuple[float, int]  #: a time, and which of those at that time comes first
+Due = tuple[float, int]  #: a time, and the order among actions at that time
 
 
 class Timeline:
-    """Does each thing at its time."""
+    """Runs each action at its time."""
 
     def __init__(self) -> None:
         self.time_s = 1000.0
@@ -20,16 +20,16 @@ class Timeline:
         self._order = 0
 
     def due(self, delay_s: float) -> Due:
-        """Return an instant, behind all that was asked for before at the same time."""
+        """Return an instant, after all that are already scheduled for that time."""
         self._order += 1
         return self.time_s + delay_s, self._order
 
     def at_due(self, due: Due, action: Callable[[], None]) -> None:
-        """Do something at an instant that was asked for before."""
+        """Run an action at an instant that `due` returned."""
         heapq.heappush(self._queue, (*due, action))
 
     def at(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Do something later."""
+        """Run an action later."""
         self.at_due(self.due(delay_s), action)
 
     def run(self, seconds: float) -> None:
@@ -41,7 +41,7 @@ class Timeline:
         self.time_s = end_s
 
     def run_until(self, condition: Callable[[], bool], most_s: float) -> bool:
-        """Let time pass until a condition holds; return whether it came to hold."""
+        """Let time pass until a condition holds; return True if it did."""
         end_s = self.time_s + most_s
         while not condition():
             if self.time_s >= end_s:

@@ -1,6 +1,6 @@
-"""How a seed torments its world: it draws the rates of faults, and what clients ask.
+"""Faults and requests of one world, at rates drawn from its seed.
 
-Then `calm` mends everything and waits for rest, as what is checked in the end needs it.
+Afterwards `calm` repairs everything and waits for rest, which the final checks need.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from tests.simulation.checks.unknown import never_not_found
 from tests.simulation.faults import FAULTS, PAIRWISE, QUIET_S, Profile, forget_soon
 from tests.simulation.world import World
 
-LATE = 0.15  #: share of tasks that come after another one
-NEEDY = 0.2  #: of the tasks ask for much of a machine,
-NEEDY_EVERY = 4  #: in one world of so many
+LATE = 0.15  #: share of tasks with a parent
+NEEDY = 0.2  #: share of tasks that need much of a machine,
+NEEDY_EVERY = 4  #: in one of this many worlds
 SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
 ENCODED = 0.15  #: share of worlds in which the codec carries each message
-STRICT = 0.1  #: share of worlds that rather refuse than keep one copy
+STRICT = 0.1  #: share of worlds that refuse tasks rather than keep one copy
 NARROW = Limits(
     window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
 )
 """So that what bounds memory is reached by the few tasks of a world."""
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 KEYED = 0.05  #: share of requests that repeat an earlier one
-BUSY_S = 60.0  #: as long is waited for one more attempt to begin,
-BUSY = 4  #: and in all so often the time in which all must be well
-NOTED = 0.2  #: beside so many requests something is recorded
+BUSY_S = 60.0  #: seconds to wait for one more attempt to start,
+BUSY = 4  #: and how often to wait the time in which all must be well
+NOTED = 0.2  #: requests for each record
 
 
 def draw_profile(world: World, *, is_forgetting: bool = False) -> Profile:
-    """Return the profile of a seed; some kinds do not happen at all in it."""
+    """Return the profile of a seed; some kinds of faults do not happen at all in it."""
     draw = world.random
     weights = tuple(
         0 if kind in PAIRWISE and len(world.machines) < 2 else rate
@@ -85,12 +85,12 @@ def torment(world: World, profile: Profile) -> None:
 
 
 def _ask(world: World, profile: Profile) -> None:
-    """Let a client submit through some node, and perhaps cancel something."""
+    """Let a client submit through some node, and perhaps cancel a task."""
     never_not_found(world)
     draw = world.random
     node = draw.choice(world.dispatchers() or list(world.machines))
     if draw.random() < KEYED:
-        # The same request again and again, wherever a client gets through.
+        # The same request again and again, through any reachable node.
         world.clients.submit(node, task_id=TaskId(f"keyed-{draw.randrange(5)}"))
     else:
         world.clients.submit(node, draw.choice(profile.batches))
@@ -102,9 +102,9 @@ def _ask(world: World, profile: Profile) -> None:
 
 
 def calm(world: World, quiet_s: float = QUIET_S) -> None:
-    """Mend everything, start everybody, and wait until all is quiet.
+    """Repair everything, start all nodes, and wait until all is quiet.
 
-    While attempts begin it is waited longer: a machine alone may have much to do.
+    The wait is longer while attempts start: a single machine may have much to do.
     """
     world.is_calm = True
     world.network.heal_all()
@@ -119,6 +119,6 @@ def calm(world: World, quiet_s: float = QUIET_S) -> None:
         world.run_until(lambda: is_quiet(world), end_s - world.time_s)
         world.run(1.0)
         if is_quiet(world):
-            break  # What is quiet for a moment only is not at rest.
+            break  # A world that is quiet for a moment only is not at rest.
         if len(world.commands.started) > begun:
             end_s = min(world.time_s + BUSY_S, most_s)

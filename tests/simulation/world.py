@@ -1,10 +1,9 @@
-"""A mesh in one process: virtual time, seeded chance, no event loop.
+"""A mesh in one process: virtual time, a seeded random generator, no event loop.
 
 Machines run the real `Node`; everything around it is a model with faults. The world has
-the time, the dice, and the processes, which it starts, stops and steps. All else has
-its owner, in the module of its name: the network, the storage, the commands that run,
-the clients, and what these were promised. Two runs of a seed do the same, event by
-event.
+the time, the random generator, and the processes, which it starts, stops and steps.
+Modules of their own have the network, the storage, the running commands, the clients,
+and the promises. Two runs of a seed do the same, event by event.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ WALL_MS = 1_700_000_000_000
 
 
 class World(Timeline):
-    """Machines, and what is around them."""
+    """Machines and their environment."""
 
-    is_calm = False  #: no fault happens any more
-    updated_share = 0.0  #: of starts before which the program is updated
+    is_calm = False  #: faults are over
+    updated_share = 0.0  #: share of starts that come with an upgrade
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class World(Timeline):
         self.node_type = node_type
         self.timing = timing or Timing(missing_dependency_s=60.0)
         self.limits = Limits()
-        self.is_strict = False  #: nothing is accepted that only one disk holds
+        self.is_strict = False  #: refuse tasks that only one disk would hold
         self.machines = {
             NodeId(f"node{index:012d}"): Machine(
                 NodeId(f"node{index:012d}"), index, slots
@@ -82,26 +81,26 @@ class World(Timeline):
         self.clients = Clients(self)
         self.promises = Promises(self)
         self.shell = Shell(self)
-        self.died: set[NodeId] = set()  #: machines whose process ended unasked
+        self.died: set[NodeId] = set()  #: machines whose process ended by itself
         self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.is_skewed = False  #: a wall clock was moved, so ages mean little
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
-        self._log: list[tuple[object, ...]] = []  #: what tells two runs apart
+        self._log: list[tuple[object, ...]] = []  #: digest that distinguishes two runs
         self._is_traced = is_traced
         self.trace: list[str] = []
 
     # Processes
 
     def saved(self, machine: Machine) -> SavedState:
-        """Return what a machine knows when its process starts."""
+        """Return a machine's saved state at the start of its process."""
         return machine.disk.saved()
 
     def may_meet(self, dialler: NodeId, listener: NodeId) -> bool:
-        """Whether TLS between two machines succeeds."""
+        """Return True if TLS between two machines succeeds."""
         return True
 
     def may_stay(self, _end: NodeId, _peer: NodeId) -> bool:
-        """Whether a peer that has met this end may still be there when it is up."""
+        """Return True if a peer may still have a link when its other end is up."""
         return True
 
     def start(self, node_id: NodeId) -> None:
@@ -137,7 +136,7 @@ class World(Timeline):
             self.cores.boot(node_id, cost_s, partial(self.start, node_id))
 
     def crash(self, node_id: NodeId) -> None:
-        """End a process without a word; its commands die with it."""
+        """End a process without notice; its commands die with it."""
         machine = self.machines[node_id]
         if machine.node is None:
             return
@@ -177,7 +176,7 @@ class World(Timeline):
                 self.network.cut(node_id, other)
 
     def resume(self, node_id: NodeId) -> None:
-        """End a pause or a sleep; what waited happens now."""
+        """End a pause or a sleep; waiting events happen now."""
         machine = self.machines[node_id]
         self._wake(machine)
         held, machine.held = machine.held, []
@@ -192,7 +191,7 @@ class World(Timeline):
         machine.is_paused = machine.is_asleep = False
 
     def restore(self, node_id: NodeId, backup: Disk) -> None:
-        """Put an older state of its disk under a machine that is down."""
+        """Restore an older state of the disk of a machine that is down."""
         machine = self.machines[node_id]
         assert machine.node is None
         machine.lost.append(machine.disk)
@@ -208,11 +207,11 @@ class World(Timeline):
             self.feed(machine, StopRequested(drain_s))
 
     def steer(self, node_id: NodeId, steering: AvailabilityCommand) -> None:
-        """Tell a node as an operator does."""
+        """Set a node's availability, as an operator does."""
         self.feed(self.machines[node_id], AvailabilityRequested(0, steering, "ana"))
 
     def on_stopped(self, node_id: NodeId) -> None:
-        """End a process that has said goodbye."""
+        """End a process after its goodbye."""
         self.crash(node_id)
         if self.is_calm:
             self.start(node_id)
@@ -225,7 +224,7 @@ class World(Timeline):
         return Moment(self.time_s, wall_ms)
 
     def when_alive(self, machine: Machine, action: Callable[[], None]) -> None:
-        """Do something in this life of a process, later if it is paused now."""
+        """Act in this life of a process, later if it is paused now."""
         if machine.is_paused:
             machine.held.append(action)
         else:
@@ -234,7 +233,7 @@ class World(Timeline):
     def later(
         self, machine: Machine, delay_s: float, action: Callable[[], None]
     ) -> None:
-        """Do something later, if the process lives so long."""
+        """Act later, if the process lives so long."""
         life = machine.life
 
         def act_now() -> None:
@@ -248,7 +247,7 @@ class World(Timeline):
         self.at(delay_s, due)
 
     def feed(self, machine: Machine, event: Event) -> None:
-        """Step a node and perform what it asks for."""
+        """Step a node and perform its effects."""
         node = machine.node
         if node is None:
             return
@@ -284,10 +283,11 @@ class World(Timeline):
         self.trace.append(line)
 
     def _set_timer(self, machine: Machine, node: Node) -> None:
-        """Let a node step when it wants to now, and not when it wanted to before."""
+        """Schedule the node's next step, and drop the previous schedule."""
         delay_s = max(0.001, node.deadline() - self.time_s)
         machine.timer = self.due(delay_s)
-        # Most steps only put it off: it is enough to look again at the earlier time.
+        # Most steps only move it later, so it is enough to look again at the earlier
+        # time.
         if machine.alarm is None or machine.timer < machine.alarm:
             self._set_alarm(machine, machine.timer)
 
@@ -297,17 +297,17 @@ class World(Timeline):
 
     def _ring(self, machine: Machine, due: Due) -> None:
         if machine.alarm != due:
-            return  # An earlier one took its place.
+            return  # An earlier alarm replaced it.
         machine.alarm = None
         if machine.timer == due:
             self.feed(machine, TimerFired(self.random.random()))
         elif machine.timer is not None:
             self._set_alarm(machine, machine.timer)
 
-    # What people see
+    # Views
 
     def trace_hash(self) -> str:
-        """Return a digest of everything that happened."""
+        """Return a digest of all events."""
         lines = (" ".join(map(str, step)) + ";" for step in self._log)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -316,13 +316,13 @@ class World(Timeline):
         return [m for m in self.machines.values() if m.node is not None]
 
     def dispatchers(self) -> list[NodeId]:
-        """Return the nodes that reign."""
+        """Return the dispatchers."""
         return [m.id for m in self.alive() if m.node and m.node.is_dispatcher]
 
     def is_settled(self) -> bool:
-        """Whether every agent names the same dispatcher, which reigns."""
-        reigning = self.dispatchers()
-        return len(reigning) == 1 and all(
-            m.node is not None and m.node.dispatcher == reigning[0]
+        """Return True if every agent names the same dispatcher, which agrees."""
+        dispatchers = self.dispatchers()
+        return len(dispatchers) == 1 and all(
+            m.node is not None and m.node.dispatcher == dispatchers[0]
             for m in self.alive()
         )

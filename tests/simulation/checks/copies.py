@@ -1,7 +1,8 @@
-"""How many disks hold what a node says that it is safe: I10, G3.
+"""Acknowledged copies: the disks that must hold what a node confirms (I10, G3).
 
-Standbys are waited for, answers count disks that are there, rows go to others in time,
-and nobody is given what its program cannot read. All of it is checked step by step.
+The checks run after every step. A dispatcher waits for its standbys. An answer counts
+only disks that exist. Rows reach other nodes in time. No node receives entries that its
+program cannot read.
 """
 
 from __future__ import annotations
@@ -21,25 +22,26 @@ from tests.simulation.store.folding import Kept
 from tests.simulation.store.plan import STEP_TASKS
 from tests.simulation.world import World
 
-NOTICED_S = 5.0  #: within which the end of a process is noticed elsewhere
-TOLD_S = 20.0  #: within which a dispatcher has told its standbys what its rows say
+NOTICED_S = 5.0  #: time within which other nodes notice the end of a process
+#: time within which a dispatcher has sent its rows' facts to its standbys
+REPLICATED_S = 20.0
 
 
 class Copies:
-    """Checks, at every step and every answer, who has what is said to be safe."""
+    """Checks at every step and answer that confirmed data is on enough disks."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._level: dict[NodeId, Node] = {}
-        self._told_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
-        """Since when each process knows results that it has not acknowledged."""
+        self._with_standby_in_sync: dict[NodeId, Node] = {}
+        self._reported_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
+        """Time since when each process has results that it has not acknowledged."""
         self._ahead_s: dict[NodeId, float] = {}
-        self._versions: dict[StreamId, int] = {}  #: of who writes each stream
+        self._versions: dict[StreamId, int] = {}  #: the writer of each stream
         world.watchers.append(self)
         world.clients.answer_watchers.append(self.on_answer)
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
-        """Check after one step and what it brought about."""
+        """Check one step and its effects."""
         node = machine.node
         assert node is not None
         if isinstance(event, Received):
@@ -50,13 +52,13 @@ class Copies:
             elif isinstance(effect, NUMBERED):
                 self._is_readable(machine, effect)
         if node.is_dispatcher:
-            self._rows_are_told(machine, node)
+            self._rows_are_replicated(machine, node)
         else:
             self._ahead_s.pop(machine.id, None)
-        if _has_level_standby(machine):
-            self._level[machine.id] = node
+        if _has_standby_in_sync(machine):
+            self._with_standby_in_sync[machine.id] = node
         else:
-            self._level.pop(machine.id, None)
+            self._with_standby_in_sync.pop(machine.id, None)
 
     def _on_sent(self, machine: Machine, sent: Send) -> None:
         for message in sent.messages:
@@ -64,9 +66,9 @@ class Copies:
                 self._results_are_safe(machine, message)
 
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
-        """Check one answer to a client, at the instant at which it leaves."""
+        """Check one answer to a client at the instant at which it leaves."""
         if isinstance(reply, CancelResult) and reply.was_done and self._world.is_strict:
-            # It may have been cancelled long ago, and be forgotten meanwhile.
+            # The task may have been cancelled long ago and forgotten since.
             is_gone = self._world.storage.is_gone(reply.task)
             for fact in self._world.promises.cancelled_as(reply.task):
                 holders = self._holders(fact)
@@ -78,10 +80,10 @@ class Copies:
             self._standbys_are_waited_for(machine, reply, waited_s)
 
     def _replicas_are_real(self, reply: TasksAccepted) -> None:
-        """I10: so many disks hold the tasks as the answer says."""
+        """I10: at least as many disks hold the tasks as the answer says."""
         for spec in reply.specs:
             machines = self._world.machines.values()
-            # A row of half a snapshot is on disk as well.
+            # A row of an incomplete snapshot is on disk as well.
             holders = [m.id for m in machines if self._has_task(m, spec.id)]
             is_gone = spec.id in self._world.storage.forgotten
             assert is_gone or reply.replicas <= len(holders), (
@@ -94,9 +96,9 @@ class Copies:
         return any(task in disk.records or key in disk.kept for disk in disks)
 
     def _disks(self, machine: Machine) -> list[Disk]:
-        """Return the disk of a machine, and what it was a moment ago.
+        """Return a machine's disk, and its state a moment ago if the process has ended.
 
-        Until the end of a process is noticed, others count on what it had.
+        Until other nodes notice the end of a process, they count on what its disk held.
         """
         is_late = self._world.time_s >= machine.restored_s + NOTICED_S
         return [machine.disk] if is_late else [machine.disk, *machine.lost]
@@ -108,16 +110,16 @@ class Copies:
     def _standbys_are_waited_for(
         self, machine: Machine, reply: TasksAccepted, waited_s: float
     ) -> None:
-        """I10: one copy is said to be enough only where no standby keeps up."""
+        """I10: one copy is enough only while no standby is in sync."""
         if reply.replicas > 1:
             return
         assert not self._world.is_strict, f"{machine.id}: one copy, though strict"
         if self._world.clients.repeated:
-            return  # Of what rows alone say, standbys keep nothing yet.
-        was_level = self._level.get(machine.id) is machine.node
+            return  # Standbys do not yet hold facts that are known from rows alone.
+        had_standby_in_sync = self._with_standby_in_sync.get(machine.id) is machine.node
         assert (
-            not was_level
-            or not _has_level_standby(machine)
+            not had_standby_in_sync
+            or not _has_standby_in_sync(machine)
             or (waited_s >= self._world.timing.replication_wait_s - 0.01)
         ), f"{machine.id} waited {waited_s:.3f} s for no standby"
 
@@ -125,14 +127,14 @@ class Copies:
         for message in event.messages:
             for report in message.reports if isinstance(message, Results) else ():
                 key = (node, report.task, report.attempt)
-                self._told_s.setdefault(key, self._world.time_s)
+                self._reported_s.setdefault(key, self._world.time_s)
 
     def _results_are_safe(self, machine: Machine, message: ResultsOk) -> None:
-        """G3: what a worker may forget is on two disks, as what a client is told."""
+        """G3: a result that a worker may delete is on two disks."""
         world, node = self._world, machine.node
         assert node is not None
         for task, attempt in message.items:
-            told_s = self._told_s.pop((node, task, attempt), None)
+            reported_s = self._reported_s.pop((node, task, attempt), None)
             holders = [
                 m.id
                 for m in world.machines.values()
@@ -141,15 +143,17 @@ class Copies:
             if len(holders) > 1 or world.storage.is_gone(task):
                 continue
             assert not world.is_strict, f"{task} has ended on {holders}, though strict"
-            if self._level.get(machine.id) is node and _has_level_standby(machine):
-                assert told_s is not None
-                waited_s = world.time_s - told_s
+            if self._with_standby_in_sync.get(
+                machine.id
+            ) is node and _has_standby_in_sync(machine):
+                assert reported_s is not None
+                waited_s = world.time_s - reported_s
                 assert waited_s >= world.timing.replication_wait_s - 0.01, (
                     f"{machine.id} acknowledged {task} on {holders} after {waited_s} s"
                 )
 
-    def _rows_are_told(self, machine: Machine, node: Node) -> None:
-        """I10: what only rows of a dispatcher say does not stay on one disk."""
+    def _rows_are_replicated(self, machine: Machine, node: Node) -> None:
+        """I10: a fact that only a dispatcher's rows hold does not stay on one disk."""
         if (
             not machine.disk.stands_for
             or not machine.disk.ahead()
@@ -160,12 +164,13 @@ class Copies:
             return
         now_s = self._world.time_s
         since_s = self._ahead_s.setdefault(machine.id, now_s)
-        steps = machine.disk.rows / STEP_TASKS  # Here a row is much, there a thousand.
-        is_late = now_s >= since_s + TOLD_S + steps * FLOOR_STEP_S
+        # One row is a large part here; in production a part has a thousand.
+        steps = machine.disk.rows / STEP_TASKS
+        is_late = now_s >= since_s + REPLICATED_S + steps * FLOOR_STEP_S
         assert not is_late, f"{machine.id} keeps rows to itself"
 
     def _is_readable(self, machine: Machine, effect: Append | MergeRows | Save) -> None:
-        """3.10: no node is given entries that its program cannot read."""
+        """3.10: no node receives entries that its program cannot read."""
         streams: set[StreamId] = set()
         match effect:
             case Save(stream=(stream, _)):
@@ -181,13 +186,13 @@ class Copies:
             assert version <= machine.log_version, f"{machine.id} cannot read {stream}"
 
 
-def _has_level_standby(machine: Machine) -> bool:
+def _has_standby_in_sync(machine: Machine) -> bool:
     node = machine.node
     return node is not None and node.has_in_sync_standby
 
 
 def _has_end(disk: Disk, task: TaskId, attempt: AttemptId) -> bool:
-    """Whether a disk says how an attempt ended, perhaps in a row of half a snapshot."""
+    """Return True if a disk holds the end of an attempt, even as part of a snapshot."""
     if (Finished, task, attempt) in disk.kept:
         return True
     record = disk.shown(task)

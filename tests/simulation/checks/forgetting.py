@@ -1,6 +1,6 @@
-"""What is forgotten, and that it stays away: F19, I2.
+"""Forgetting: only old ended tasks are forgotten, and they stay forgotten (F19, I2).
 
-Only what ended long ago is forgotten, and no node brings it back that has heard so.
+No node that knows of the purge writes the task again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.simulation.world import WALL_MS, World
 
 
 class Forgetting:
-    """Checks each task that a disk forgets, and each that is written again."""
+    """Checks each task that a disk forgets, and each task that is written again."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -25,14 +25,14 @@ class Forgetting:
         world.storage.gone_watchers.append(self.on_gone)
 
     def __call__(self, machine: Machine, _event: Event, effects: list[Effect]) -> None:
-        """Check what one step writes."""
+        """Check the writes of one step."""
         for effect in effects:
             for entry in effect.entries if isinstance(effect, Append) else ():
                 if isinstance(entry.fact, Submitted):
                     self._is_not_brought_back(machine, entry, entry.fact)
 
     def on_gone(self, machine: Machine, row: TaskRow) -> None:
-        """F19: only what ended long ago is ever forgotten."""
+        """F19: only tasks that ended long ago are forgotten."""
         world, task = self._world, row.record.id
         assert task in world.storage.ended, (
             f"{machine.id} forgot {row}, which has not ended"
@@ -46,15 +46,15 @@ class Forgetting:
     def _is_not_brought_back(
         self, machine: Machine, entry: Entry, fact: Submitted
     ) -> None:
-        """I2: who has heard that a task is gone does not write it again."""
+        """I2: a node that knows of the purge does not write the task again."""
         row = self._world.storage.forgotten.get(fact.task)
         if row is None:
             return
         spec, disk = row.record.spec, machine.disk
         if spec is None or spec.ord != fact.spec.ord or entry.stream != _own(machine):
             return
-        # It may still be shown for what was said of it elsewhere meanwhile, by others
-        # who had not heard that it is gone.
+        # The task may still be shown because of facts that nodes wrote before they
+        # learned of the purge.
         is_shown = fact.task in disk.records or any(
             not _is_below_floor(disk, _row(other.disk, fact.task))
             for other in self._world.machines.values()
@@ -65,9 +65,9 @@ class Forgetting:
         ), f"{machine.id} wrote {fact.task} again, which is gone: {row}"
 
     def _is_news(self, machine: Machine, row: TaskRow) -> bool:
-        """Whether a worker tells of a task that a reign unknown here has placed.
+        """Return True if a worker reports a task that an unknown epoch placed.
 
-        What else that reign said of it, this node cannot know: it keeps the task.
+        This node cannot know what else that dispatcher wrote, so it keeps the task.
         """
         return any(
             task == row.record.id and not machine.disk.have(attempt.stream)
@@ -77,7 +77,7 @@ class Forgetting:
 
 
 def what_is_forgotten_stays_away(world: World) -> None:
-    """I2: no task shows again that is gone; F19, also after long absences."""
+    """I2: a purged task never shows again; F19, also after long absences."""
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for task in world.storage.forgotten.keys() & disk.records.keys():

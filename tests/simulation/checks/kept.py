@@ -1,6 +1,6 @@
-"""What was promised is kept, at the end of a world: I1, I5; and nothing is made up: I2.
+"""Durability at the end of a world: nothing is lost (I1, I5) or made up (I2).
 
-A promise is void only where all disks are lost that held it when it was made.
+A promise is void only if every disk that held it when it was made is lost.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def nothing_accepted_is_lost(world: World) -> None:
     _is_kept(world, Submitted)
 
 
-def accepted_tasks_are_what_was_asked_for(world: World) -> None:
-    """I1: so is what it shall do, whoever else chose the same name for a task."""
+def accepted_tasks_match_their_requests(world: World) -> None:
+    """I1: so is each task's specification, even if two tasks share a name."""
     (dispatcher,) = world.dispatchers()
     records = world.machines[dispatcher].disk.records.values()
     known = {(task_name(r.id), r.spec.command) for r in records if r.spec is not None}
@@ -35,17 +35,17 @@ def accepted_tasks_are_what_was_asked_for(world: World) -> None:
 
 
 def cancels_are_kept(world: World) -> None:
-    """I1: so is every cancel that was confirmed."""
+    """I1: so is every confirmed cancel."""
     _is_kept(world, TaskCancelled)
 
 
 def acknowledged_results_are_present(world: World) -> None:
-    """I5: a result that a worker was allowed to forget is in the log."""
+    """I5: a result that a worker was allowed to delete is in the log."""
     _is_kept(world, Finished)
 
 
 def records_are_kept(world: World) -> None:
-    """What was confirmed to be recorded is in the log, also after the floor."""
+    """Every confirmed record is in the log, also after the compaction floor rose."""
     _is_kept(world, Recorded)
     (dispatcher,) = world.dispatchers()
     known = {f"{kind}/{key}" for kind, key in world.machines[dispatcher].disk.notes}
@@ -53,23 +53,23 @@ def records_are_kept(world: World) -> None:
         assert kind is not Recorded or place in known, f"{place} is in no table"
 
 
-def all_go_by_the_same_records(world: World) -> None:
-    """What every node goes by is known to each, whether it keeps a log or not."""
+def all_nodes_use_the_same_records(world: World) -> None:
+    """Every node knows the records in effect, with or without a log of its own."""
     (dispatcher,) = world.dispatchers()
     for key, (record, _) in world.machines[dispatcher].disk.notes.items():
         if KINDS[record.kind].is_broadcast:
             for machine in world.alive():
                 mine = machine.learnt.get(key)
                 assert mine is not None, f"{machine.id} was not told {key}"
-                # It may have heard of an earlier one, whose log is lost.
+                # The node may know an earlier record whose log is lost.
                 counts = earlier_record(mine, record)
                 assert counts == mine, f"{machine.id} goes by {mine}, not {record}"
 
 
 def results_are_kept(world: World) -> None:
-    """I5: nothing that a worker spooled is left over once all is quiet.
+    """I5: no worker has spooled results left once the world is quiet.
 
-    But where only the dispatcher's disk can hold it, and that shall not do.
+    Exception: only the dispatcher's disk can hold them, and the settings forbid that.
     """
     (dispatcher,) = world.dispatchers()
     reads = world.machines[dispatcher].log_version
@@ -82,7 +82,7 @@ def results_are_kept(world: World) -> None:
 
 
 def no_phantom_tasks(world: World) -> None:
-    """I2: every task on a disk was asked for by a client."""
+    """I2: a client submitted every task that is on a disk."""
     for machine in world.machines.values():
         for record in machine.disk.records.values():
             if record.spec is not None:
@@ -92,7 +92,7 @@ def no_phantom_tasks(world: World) -> None:
 
 
 def _is_kept(world: World, kind: type[Fact]) -> None:
-    """What was promised is kept as long as one of the disks that held it then is."""
+    """A promise is kept while one of the disks that held it then still exists."""
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     lost = sorted(
@@ -106,13 +106,13 @@ def _is_kept(world: World, kind: type[Fact]) -> None:
 
 
 def _has_no_disk(world: World, disk: Disk, task: TaskId) -> bool:
-    """Whether all disks that held a task are lost, and it is too old to come back.
+    """Return True if all disks with a task are lost and the task is too old to return.
 
-    Its results are told to no end then, and there is nothing to cancel: a worker's copy
-    is written again only while the floor has not passed the time of its submission.
+    Its results then have no effect, and there is nothing to cancel. A worker's copy is
+    written again only while the floor has not passed the submission time.
     """
     if (place := split_member_id(task)) is not None:
-        task = place[0]  # An array is lost with all that its members did.
+        task = place[0]  # An array is lost together with the facts of its members.
         key: Kept = (Submitted, task, None)
         return not any(key in m.disk.kept for m in world.machines.values())
     key = (Submitted, task, None)

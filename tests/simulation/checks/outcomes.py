@@ -1,6 +1,6 @@
-"""How tasks came to their ends, at the end of a world: I3, I9, liveness.
+"""Task outcomes at the end of a world: I3, I9, liveness.
 
-Each ends, nodes agree how, and none began too early or twice.
+Each task ends, all nodes agree on the outcome, and no task started too early or twice.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tests.simulation.world import World
 
 
 def every_accepted_task_is_final(world: World) -> None:
-    """Liveness: once faults stop, all that was accepted comes to an end."""
+    """Liveness: once faults stop, every accepted task ends."""
     open_ = unfinished(world)
     assert not open_, f"{len(open_)} of {len(world.clients.accepted)} open: {open_[:3]}"
 
 
 def one_outcome(world: World) -> None:
-    """I3: who holds the same facts of a task shows the same; none has more."""
+    """I3: nodes with the same facts of a task show the same; none knows more."""
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for machine in world.machines.values():
@@ -36,19 +36,21 @@ def one_outcome(world: World) -> None:
             )
         if machine.disk.vector() == disk.vector():
             ours, theirs = _counting(disk), _counting(machine.disk)
-            # Who forgot a task before it was carried elsewhere has less of it.
+            # A node that forgot a task before the task was copied elsewhere knows less
+            # of it.
             for task in sorted(ours.keys() | theirs.keys()):
                 if world.storage.is_gone(task):
                     continue
                 mine, its = ours.get(task), theirs.get(task)
                 if its is not None and machine.disk.ahead():
-                    # It knows more than its log, and tells the others when it reigns.
+                    # The node knows more than its log, and will tell others when it is
+                    # dispatcher.
                     mine = its if mine is None else join_records(mine, its)
                 assert mine == its, f"{task} differs: {mine} and {its}"
 
 
 def cancelled_stays_cancelled(world: World) -> None:
-    """A cancel that was confirmed loses only against a success."""
+    """Only a success overrides a confirmed cancel."""
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
     for kind, task, _ in disk.kept:
@@ -59,12 +61,12 @@ def cancelled_stays_cancelled(world: World) -> None:
 
 
 def nothing_runs_before_its_parents(world: World) -> None:
-    """A task begins when what it comes after has ended as it asked."""
+    """A task starts only after its parents ended as it requires."""
     assert not world.commands.early, f"began too early: {world.commands.early[:3]}"
 
 
 def nothing_runs_twice(world: World) -> None:
-    """I9: no task is started again unless the node that ran it died."""
+    """I9: no task starts again unless the node that ran it died."""
     first: dict[str, Started] = {}
     for started in world.commands.started:
         earlier = first.setdefault(started.task, started)
@@ -76,7 +78,8 @@ def nothing_runs_twice(world: World) -> None:
 def _counting(disk: Disk) -> dict[TaskId, TaskRecord]:
     """Return the tasks whose submission is not void.
 
-    Others wait until a late fact is void as well. Arrays come with their members.
+    Tasks behind a void submission wait until a late fact is void as well. Arrays come
+    with their members.
     """
     marks = {mark.stream: mark.seq for mark in disk.floor.stream_floors}
     found = {

@@ -1,6 +1,6 @@
-"""Whether a world has come to rest, and what it still has to do.
+"""Quiescence: whether a world is at rest, and which work is left.
 
-Nothing is asserted here: worlds wait for it before they are checked.
+Nothing is asserted here. Worlds wait for rest before they are checked.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from tests.simulation.world import World
 
 
 def is_quiet(world: World) -> bool:
-    """Whether the world has come to rest after its faults."""
+    """Return True if the world is at rest after its faults."""
     machines = world.machines.values()
     if any(m.running or m.disk.spool or m.disk.waiting for m in machines):
         return False
@@ -19,23 +19,25 @@ def is_quiet(world: World) -> bool:
         return False
     (dispatcher,) = world.dispatchers()
     held = dict(world.machines[dispatcher].disk.vector())
-    reign = world.machines[dispatcher].node
-    assert reign is not None
-    if len(list(reign._peer_table.followers(reign.epoch))) < len(machines) - 1:
-        return False  # Who came last is told nothing before it has confirmed the reign.
+    node = world.machines[dispatcher].node
+    assert node is not None
+    if len(list(node._peer_table.followers(node.epoch))) < len(machines) - 1:
+        # A node that joined last receives nothing before it has confirmed the epoch.
+        return False
     others = (m.id for m in machines if m.id != dispatcher)
     if not all(world.network.is_up(dispatcher, other) for other in others):
-        return False  # A link that broke silently still has to be noticed.
+        return False  # A link that broke silently is still to be noticed.
     if not world.network.is_prompt:
-        return False  # What all go by may be on its way.
+        return False  # A record in effect may still be on its way.
     is_whole = all(covers(held, m.disk.vector()) for m in machines)
     if world.machines[dispatcher].disk.ahead():
-        return False  # It still has to write again what only rows have told it.
+        # The dispatcher still has to write facts that it knows from rows alone.
+        return False
     return is_whole and _is_finished(world, world.machines[dispatcher].disk)
 
 
 def unfinished(world: World) -> list[str]:
-    """Return the tasks that the dispatcher knows, or ought to, and that are open."""
+    """Return the open tasks that the dispatcher knows or should know."""
     reigning = world.dispatchers()
     if len(reigning) != 1:
         return [f"dispatchers: {reigning}"]
@@ -49,7 +51,7 @@ def unfinished(world: World) -> list[str]:
 
 
 def promised(world: World) -> list[TaskId]:
-    """Return the accepted tasks that a disk still holds which held them then."""
+    """Return the accepted tasks that a disk has held since their acceptance."""
     return [
         task
         for task, holders in world.promises.tasks.items()
@@ -58,9 +60,9 @@ def promised(world: World) -> list[TaskId]:
 
 
 def _is_finished(world: World, disk: Disk) -> bool:
-    """Whether `unfinished` would have nothing to say of who has this disk."""
+    """Return True if `unfinished` would return nothing for the node with this disk."""
     records = disk.records
     if any(task not in records for task in promised(world)):
         return False
-    # The latest are the last to end.
+    # The latest tasks are the last to end.
     return all(r.spec is None or r.state.is_final for r in reversed(records.values()))

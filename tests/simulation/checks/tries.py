@@ -1,8 +1,8 @@
-"""What must hold of tasks that fail, are tried again, and stand for many.
+"""Retries and arrays: rules for failing tasks and for tasks with many members.
 
-A dispatcher begins nothing that is over by what it has written itself, or by what its
-disk holds. It counts failures by what it has written, by what its disk held when its
-reign began, and a while later by what came from others meanwhile.
+A dispatcher starts nothing that is over by its own writes or by its disk. It counts the
+failures that it wrote, those on its disk when its epoch began, and, a while later,
+those that it learned from others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
-HEARD_S = 5.0  #: within which a dispatcher counts what came from others meanwhile
+#: time within which a dispatcher counts facts that arrived from others
+LEARNED_S = 5.0
 Told = tuple[TaskId, AttemptId | None, AttemptState, bool]
 """That an attempt ended so, by itself or not.
 
@@ -49,30 +50,31 @@ class Known:
 
     disk: Disk | None = None
     boot: str = ""
-    since_s: dict[Told, float] = field(default_factory=dict)  #: as its disk says
-    written: list[tuple[int, Told]] = field(default_factory=list)  #: not yet on disk
-    epoch: Epoch = NO_EPOCH  #: of its reign,
-    began_s: float = 0.0  #: which began then,
-    ours: set[Told] = field(default_factory=set)  #: and what it has written in that
+    since_s: dict[Told, float] = field(default_factory=dict)  #: facts on its disk
+    #: facts not yet on its disk
+    written: list[tuple[int, Told]] = field(default_factory=list)
+    epoch: Epoch = NO_EPOCH  #: number of its epoch
+    began_s: float = 0.0  #: time at which the epoch began
+    ours: set[Told] = field(default_factory=set)  #: facts written in that epoch
 
     def says(self, told: Told, now_s: float) -> bool:
-        """Whether it has written that, or its disk holds it."""
+        """Return True if the node wrote that fact or its disk holds it."""
         return told in self.ours or self.since_s.get(told, now_s) < now_s
 
     def counts(self, told: Told, now_s: float) -> bool:
-        """Whether a dispatcher must count it."""
+        """Return True if a dispatcher must count that fact."""
         since_s = self.since_s.get(told, now_s)
-        return told in self.ours or since_s < max(self.began_s, now_s - HEARD_S)
+        return told in self.ours or since_s < max(self.began_s, now_s - LEARNED_S)
 
     def forget(self, task: TaskId) -> None:
-        """Know nothing of a task: another one has its name now."""
+        """Forget a task, because another task has its name now."""
         for told in [t for t in {*self.since_s, *self.ours} if _is_of(t[0], task)]:
             self.since_s.pop(told, None)
             self.ours.discard(told)
 
 
 class TryWatch:
-    """Looks at what each dispatcher writes of attempts."""
+    """Checks each attempt that a dispatcher writes."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -80,7 +82,7 @@ class TryWatch:
         world.watchers.append(self)
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
-        """Check after one step and what it brought about."""
+        """Check one step and its effects."""
         known = self._known_to(machine)
         if isinstance(event, Persisted):
             self._settle(known, event.number)
@@ -153,11 +155,11 @@ class TryWatch:
         attempt: AttemptId,
         outcome: Outcome,
     ) -> None:
-        """No more attempts follow those that failed than the task asks for."""
+        """The number of attempts never exceeds the task's limit for retries."""
         record, now_s = machine.disk.shown(task), self._world.time_s
         whole, _ = split_member_id(task) or (task, 0)
         if known.says(_cancel(task), now_s) or known.says(_cancel(whole), now_s):
-            return  # None follows what is cancelled, however its ends are written.
+            return  # No attempt follows a cancel, whichever ends are written.
         if record is None or record.spec is None:
             return
         rule = rule_of(record.spec)
@@ -177,11 +179,11 @@ class TryWatch:
     def _may_begin(
         self, machine: Machine, known: Known, task: TaskId, attempt: AttemptId
     ) -> None:
-        """No attempt begins of what is over: it ended, or was cancelled."""
+        """No attempt starts for a task that has ended or was cancelled."""
         disk, now_s = machine.disk, self._world.time_s
         record = disk.shown(task)
         if record is None or attempt in {one.id for one in record.attempts}:
-            return  # It was found at its worker, or is written again.
+            return  # The attempt was found at its worker, or is written again.
         assert not self._is_over(known, record), f"{machine.id} begins {record}"
         if (place := split_member_id(task)) is None:
             return
@@ -194,7 +196,7 @@ class TryWatch:
             for member in disk.members[array.id].values()
             if member.state is TaskState.FAILED and self._is_over(known, member)
         ]
-        # Their ends may be here before the array, and are counted when that is read.
+        # Ends may arrive before their array; they count when the array is read.
         is_read = known.counts(_submission(array.id), now_s)
         assert not is_read or most is None or len(failed) <= most, (
             f"{machine.id} begins {task} after {failed} of {array}"
@@ -213,13 +215,13 @@ class TryWatch:
 
 
 def rule_of(spec: TaskSpec) -> Retry:
-    """Return when a task is to be tried again."""
+    """Return the retry rule of a task."""
     retry = None if spec.options is None else spec.options.retry
     return retry or Retry()
 
 
 def is_tried_again(outcome: Outcome) -> bool:
-    """Whether an attempt failed by itself, and another may follow."""
+    """Return True if an attempt failed by itself and may be retried."""
     return outcome.state is AttemptState.RELEASED and outcome.reason in FAILURE_REASONS
 
 
@@ -240,18 +242,18 @@ def _submission(task: TaskId) -> Told:
 
 
 def _ends(record: TaskRecord | None) -> set[Told]:
-    """Return the ends of attempts that a record says."""
+    """Return the ends of attempts that a record contains."""
     attempts = () if record is None else record.attempts
     return {_end(record.id, a.id, a.outcome) for a in attempts if record and a.outcome}
 
 
 def _is_of(task: TaskId, whole: TaskId) -> bool:
-    """Whether it is this task, or a member of this array."""
+    """Return True if it is this task or a member of this array."""
     return task == whole or (split_member_id(task) or ("",))[0] == whole
 
 
 def has_failed(attempt: Attempt) -> bool:
-    """Whether an attempt failed by itself."""
+    """Return True if an attempt failed by itself."""
     outcome = attempt.outcome
     if outcome is None or attempt.state not in (
         AttemptState.RELEASED,
@@ -262,7 +264,7 @@ def has_failed(attempt: Attempt) -> bool:
 
 
 def failures_are_tried_again(world: World) -> None:
-    """A task that failed was tried as often as it asked for."""
+    """A failed task was tried as often as it asked for."""
     (dispatcher,) = world.dispatchers()
     for record in _all(world.machines[dispatcher].disk):
         chosen = record.deciding_attempt
@@ -273,17 +275,17 @@ def failures_are_tried_again(world: World) -> None:
         rule, failed = rule_of(record.spec), sum(map(has_failed, record.attempts))
         is_meant = rule.on_failure or chosen.outcome.exit_code in rule.codes
         if not rule.on_lost:
-            continue  # It may have been lost before it was known to have failed.
+            continue  # The attempt may have been lost before its failure was known.
         assert not (is_meant and has_failed(chosen)) or failed > rule.retries, (
             f"{record} was tried {failed} times"
         )
 
 
 def arrays_add_up(world: World) -> None:
-    """All nodes count the members of an array alike, and none waits or runs.
+    """All nodes agree on an array's counts, and no member waits or runs.
 
-    Who forgot an array before it was carried elsewhere has less of it, but of what is
-    over nothing waits there, either.
+    A node that forgot an array before it was copied elsewhere knows less of it. Still,
+    no member of an ended array waits there.
     """
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk
@@ -308,7 +310,7 @@ def arrays_add_up(world: World) -> None:
 
 
 def _all(disk: Disk) -> list[TaskRecord]:
-    """Return tasks and members, each for itself."""
+    """Return each task and each member on its own."""
     plain = [r for r in disk.records.values() if r.spec and r.progress is None]
     return [*plain, *disk.shown_members()]
 

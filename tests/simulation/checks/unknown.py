@@ -1,7 +1,7 @@
-"""What a node may call unknown: I4.
+"""Answers 404: when a node may call a task unknown (I4).
 
-`Heirs` looks at each dispatcher that was a standby before; `never_not_found` asks all
-that reign for what others hold, whenever it is called.
+`TakeoverChecks` checks each dispatcher that was a standby before. `never_not_found`
+asks every dispatcher for the tasks of all other nodes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 
-class Heirs:
-    """Checks that a standby that reigns says 404 of nothing that its dispatcher had."""
+class TakeoverChecks:
+    """Checks that a new dispatcher never answers 404 for its predecessor's tasks."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._reigned: dict[Epoch, Disk] = {}  #: the disk of each reign, at its begin
-        self._heirs: dict[NodeId, tuple[Epoch, NodeId, set[TaskId]]] = {}
+        #: the disk of each dispatcher when its epoch began
+        self._disks_at_start: dict[Epoch, Disk] = {}
+        self._lacking: dict[NodeId, tuple[Epoch, NodeId, set[TaskId]]] = {}
         """Of whom each dispatcher was standby, and which of its tasks it lacks."""
         world.watchers.append(self)
 
@@ -33,25 +34,26 @@ class Heirs:
         node = machine.node
         assert node is not None
         if node.is_dispatcher:
-            self._heirs_know_what_they_lack(machine, node)
+            self._new_dispatcher_knows_what_it_lacks(machine, node)
         else:
-            self._heirs.pop(machine.id, None)
+            self._lacking.pop(machine.id, None)
 
-    def _heirs_know_what_they_lack(self, machine: Machine, node: Node) -> None:
-        """I4: a standby that reigns says 404 of nothing that its dispatcher had."""
-        epoch, before, lacked = self._heirs.get(machine.id, (None, machine.id, set()))
+    def _new_dispatcher_knows_what_it_lacks(self, machine: Machine, node: Node) -> None:
+        """I4: a former standby never answers 404 for its predecessor's tasks."""
+        epoch, before, lacked = self._lacking.get(machine.id, (None, machine.id, set()))
         if epoch != node.epoch:
-            level = node.in_sync_epoch
-            before = level.node or machine.id
+            in_sync = node.in_sync_epoch
+            before = in_sync.node or machine.id
             disk = self._world.machines[before].disk
-            if level.node and disk is not self._reigned.get(level):
-                disk = machine.disk  # A backup, or another one: as if it had nothing.
-            self._reigned[node.epoch] = machine.disk
+            if in_sync.node and disk is not self._disks_at_start.get(in_sync):
+                # A restored backup, or another disk, counts as an empty one.
+                disk = machine.disk
+            self._disks_at_start[node.epoch] = machine.disk
             lacked = disk.records.keys() & self._world.promises.tasks.keys()
             lacked -= machine.disk.records.keys() | self._world.storage.forgotten.keys()
-            # A chosen name may be on its way anew, whose first task is lost for good.
+            # A name whose first task is lost for good may be on its way again.
             lacked = {task for task in lacked if task_name(task) == task}
-            self._heirs[machine.id] = node.epoch, before, lacked
+            self._lacking[machine.id] = node.epoch, before, lacked
         if not lacked or not knows_all(self._world, node):
             return
         disks = [each.disk for each in self._world.machines.values()]
@@ -64,14 +66,14 @@ class Heirs:
 
 
 def knows_all(world: World, node: Node) -> bool:
-    """Whether a node counts on nobody who may hold what it does not know."""
-    return node._not_found_rule.is_complete(world.time_s)
+    """Return True if every node that may know more has answered or is given up."""
+    return node._catch_up.is_complete(world.time_s)
 
 
 def never_not_found(world: World) -> None:
-    """I4: in a split, and while a merge runs, no promised task is called unknown.
+    """I4: in a split and during a merge, no promised task is called unknown.
 
-    A dispatcher may say so of what only nodes hold that it counts on no more.
+    A dispatcher may call a task unknown if only nodes hold it that have been given up.
     """
     for machine in world.alive():
         node = machine.node
@@ -82,7 +84,8 @@ def never_not_found(world: World) -> None:
             m
             for m in world.alive()
             if world.network.is_up(machine.id, m.id)
-            # One that started anew behind a cut claims before its silence is noticed.
+            # A node that restarted behind a cut claims before others notice its
+            # silence.
             or (m.id in views and views[m.id].info.boot == m.boot)
         ]
         records = machine.disk.records
@@ -93,7 +96,7 @@ def never_not_found(world: World) -> None:
 
 
 def _are_known_by_now(world: World, tasks: list[TaskId], machine: Machine) -> None:
-    """A node says 404 where it does not find what others held when it was asked."""
+    """A node answers 404 if it lacks a task that other nodes held when it was asked."""
     for task in set(tasks) & set(promised(world)) - machine.disk.records.keys():
         holders = [m.id for m in world.alive() if task in m.disk.records]
         assert not holders, f"{machine.id} calls {task} unknown, not {holders}"

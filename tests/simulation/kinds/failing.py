@@ -15,7 +15,8 @@ from tests.simulation.machine import Machine
 from tests.simulation.torment import LATE, SIZES, calm, draw_profile, torment
 from tests.simulation.world import World
 
-ENDED_S = 20.0  #: after which nothing runs of what was cancelled before a failover
+#: seconds after which no task runs that was cancelled before a failover
+ENDED_S = 20.0
 
 
 def run_failing(seed: int) -> World:
@@ -43,7 +44,7 @@ def run_failing(seed: int) -> World:
 
 
 def cancel_some(world: World) -> None:
-    """Cancel an array or a member of it, with what runs or not."""
+    """Cancel an array or one of its members, with or without running attempts."""
     draw = world.tries
     arrays = [
         spec for spec in world.clients.accepted.values() if spec.array is not None
@@ -61,15 +62,14 @@ def cancel_some(world: World) -> None:
 
 
 def run_cut_off(seed: int) -> World:
-    """Kill the dispatcher that has just cancelled arrays with what runs of them.
+    """Kill the dispatcher right after it cancelled arrays and their running members.
 
-    Raises:
-        AssertionError: a member runs on though somebody was told that all have ended.
+    Raises: AssertionError: a member runs though a client was told that all have ended.
     """
     world = World(seed, nodes=4)
     watch(world)
     TryWatch(world)
-    told = _told_of_cancels(world)
+    told = _cancelled_in_answers(world)
     draw = world.random
     world.network.delay_ms = draw.choice(((1.0, 40.0), (0.2, 4.0)))
     world.commands.duration_s = (200.0, 400.0)
@@ -98,13 +98,13 @@ def run_cut_off(seed: int) -> World:
         (machine.id, task)
         for machine in world.alive()
         for task, attempt in machine.running
-        # A node that was cut off may reign before it hears that it was cancelled.
+        # A node that was cut off may be dispatcher before it learns of the cancel.
         if attempt.term == term and (split_member_id(task) or (task,))[0] in told
     ]
     assert not left, f"cancelled with what runs, and it runs on: {left}"
     for task in tuple(world.clients.accepted):
-        for reigning in world.dispatchers():
-            world.clients.cancel(reigning, task, force=True)
+        for dispatcher in world.dispatchers():
+            world.clients.cancel(dispatcher, task, force=True)
     calm(world)
     for check in (*FINAL, *TRIED):
         check(world)
@@ -112,10 +112,10 @@ def run_cut_off(seed: int) -> World:
 
 
 def run_cancelled(seed: int) -> World:
-    """Kill the dispatcher of a mesh while what it has cancelled is about to end."""
+    """Kill the dispatcher while the tasks that it cancelled are about to end."""
     world = World(seed, nodes=4)
     watch(world)
-    told = _told_of_cancels(world)
+    told = _cancelled_in_answers(world)
     world.network.delay_ms = (1.0, 40.0)
     world.commands.duration_s = (0.01, 0.3)
     world.start_all()
@@ -140,8 +140,8 @@ def run_cancelled(seed: int) -> World:
     return world
 
 
-def _told_of_cancels(world: World) -> set[TaskId]:
-    """Return the tasks of which clients are told, as that happens, that they are."""
+def _cancelled_in_answers(world: World) -> set[TaskId]:
+    """Return a set that grows with each task reported to a client as cancelled."""
     told = set()
 
     def on_answer(_machine: Machine, reply: Reply, _waited_s: float) -> None:

@@ -1,7 +1,7 @@
-"""Worlds that lose their dispatcher once, at a moment that matters, or nothing at all.
+"""Worlds that lose their dispatcher once, at a critical moment, or lose nothing.
 
-Each function is one kind of run, by its name without `run_`. In most of them no task
-may run twice.
+Each function is one kind of run; the kind's name is the function's name without `run_`.
+In most kinds no task may run twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.simulation.world import World
 
 
 def run_quiet(seed: int) -> World:
-    """Let a mesh work without any fault: each task runs exactly once."""
+    """Run a mesh without faults: each task runs exactly once."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
     world.network.delay_ms = world.random.choice(((0.2, 4.0), (2.0, 50.0)))
@@ -33,7 +33,7 @@ def run_quiet(seed: int) -> World:
 
 
 def run_failover(seed: int, *, is_graceful: bool, is_bare: bool = False) -> World:
-    """Take the dispatcher from a busy mesh and let the others finish the work."""
+    """Remove the dispatcher of a busy mesh and let the others finish the work."""
     world = World(seed, nodes=4)
     watch(world)
     world.commands.duration_s = (1.0, 3.0)
@@ -60,7 +60,7 @@ def run_failover(seed: int, *, is_graceful: bool, is_bare: bool = False) -> Worl
 
 
 def run_hand_over(seed: int) -> World:
-    """Stop the dispatcher of a busy mesh, which hands over."""
+    """Stop the dispatcher of a busy mesh, which hands over its role."""
     return run_failover(seed, is_graceful=True)
 
 
@@ -70,12 +70,12 @@ def run_crash(seed: int) -> World:
 
 
 def run_bare(seed: int) -> World:
-    """The same, and who succeeds has no link to the others when it begins."""
+    """Kill the dispatcher; the successor has no links when its epoch begins."""
     return run_failover(seed, is_graceful=False, is_bare=True)
 
 
 def run_short(seed: int) -> World:
-    """Kill the dispatcher of a mesh whose tasks end before all copies know of it."""
+    """Kill the dispatcher before all copies have the ends of its tasks."""
     world = World(seed, nodes=5)
     watch(world)
     world.network.delay_ms = (1.0, 40.0)
@@ -105,10 +105,10 @@ def run_short(seed: int) -> World:
 def run_starved(
     seed: int, tasks: int = 10, slow_ms: tuple[float, float] = (700.0, 1000.0)
 ) -> World:
-    """Let the dispatcher stand still, who alone has given the last ends to a standby.
+    """Stall the dispatcher after only one standby received the last ends.
 
-    The one who succeeds has not got them, and the standby that has is slow to tell: it
-    takes longer than what waits is held back. So few tasks begin at once, though.
+    The other standby succeeds. The first one is slow to answer, slower than the time
+    for which waiting tasks are held back. Therefore few tasks start at once.
     """
     world = World(seed, nodes=5)
     watch(world)
@@ -120,31 +120,31 @@ def run_starved(
     assert node is not None
     assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
     world.run(2.0)
-    heir, keeper = (view.node for view in node.standbys)
+    successor, keeper = (view.node for view in node.standbys)
     world.clients.submit(head, tasks)
     world.run(world.random.uniform(0.1, 0.5))
-    world.network.mute(head, heir)
+    world.network.mute(head, successor)
     world.network.slow_ms[keeper] = (300.0, 600.0)
     world.run(world.random.uniform(0.3, 0.8))
     world.network.slow_ms[keeper] = slow_ms
     world.pause(head, 4.0)
     world.run(6.0)
     calm(world)
-    world.died |= {head, keeper}  # It may seem so: what ran there may run again.
+    world.died |= {head, keeper}  # The task may look lost, so it may run again.
     for check in (*FINAL, nothing_runs_twice):
         check(world)
     return world
 
 
 def run_backlog(seed: int) -> World:
-    """The same, and others wait, of which that standby knows that some have begun."""
+    """The same, with waiting tasks; the slow standby knows that some have started."""
     return run_starved(seed, tasks=30, slow_ms=(300.0, 600.0))
 
 
 def run_belated(seed: int) -> World:
-    """Let a worker stand still until all is forgotten, and then tell of its tasks.
+    """Stall a worker until its tasks are forgotten, and then let it report them.
 
-    By then another node reigns, which has never had them in hand.
+    By then another node is dispatcher, which never had these tasks.
     """
     world = World(seed, nodes=3)
     watch(world)
@@ -168,10 +168,10 @@ def run_belated(seed: int) -> World:
 
 
 def run_given_up(seed: int) -> World:
-    """Lose a dispatcher that has given up its standby, which has not heard of that.
+    """Lose a dispatcher that dropped its standby, which has not yet learned of it.
 
-    What both say takes longer and longer. So no silence shows, and an answer that left
-    for one copy is on the dead one's disk alone.
+    Messages between them take longer and longer, so there is no silence. An answer that
+    counted one copy is on the dead dispatcher's disk alone.
     """
     world = World(seed, nodes=2)
     watch(world)
@@ -179,17 +179,17 @@ def run_given_up(seed: int) -> World:
     world.run_until(world.is_settled, 5.0)
     (first,) = world.dispatchers()
     (second,) = world.machines.keys() - {first}
-    reigning = world.machines[first].node
-    assert reigning is not None
-    assert world.run_until(lambda: reigning.has_in_sync_standby, 10.0)
+    dispatcher = world.machines[first].node
+    assert dispatcher is not None
+    assert world.run_until(lambda: dispatcher.has_in_sync_standby, 10.0)
     for way_ms in (300.0, 600.0, 900.0, 1200.0):
         world.run(1.0)
         world.network.slow_ms[second] = (way_ms, way_ms + 50.0)
     world.run(world.random.uniform(0.0, 0.5))
     asked = len(world.clients.accepted) + 2
-    world.clients.submit(first, 1)  # Of this one the standby is not heard in time,
+    world.clients.submit(first, 1)  # The standby's acknowledgement of this one is late,
     world.run(world.random.uniform(1.2, 1.8))
-    world.clients.submit(first, 1)  # so this one is answered before it can be there.
+    world.clients.submit(first, 1)  # so this one is answered before it can arrive.
     world.run_until(lambda: len(world.clients.accepted) == asked, 5.0)
     world.run(world.random.uniform(0.0, 0.2))
     world.crash(first)

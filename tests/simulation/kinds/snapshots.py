@@ -1,6 +1,6 @@
-"""Worlds in which a node has part of a log as rows, and who gave them to it is gone.
+"""Worlds in which a node has part of a log as rows, and their sender is gone.
 
-Each function is one kind of run, by its name without `run_`.
+Each function is one kind of run; the kind's name is the function's name without `run_`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tests.simulation.store.plan import STEP_TASKS
 from tests.simulation.torment import NARROW, calm, draw_profile, torment
 from tests.simulation.world import World
 
-TOLD_S = 2.0  #: after which rows of a dispatcher are on its standbys, if it has few
+REPLICATED_S = 2.0  #: seconds after which few rows of a dispatcher are on its standbys
 
 
 def run_newcomers(seed: int) -> World:
-    """Torment a world in which new nodes often lose who gives them a snapshot."""
+    """Torment a world in which new nodes often lose the sender of their snapshot."""
     world = World(seed, nodes=3 + seed % 3)
     watch(world)
     profile = draw_profile(world)
-    world.limits = NARROW  # Else the tail in memory serves a newcomer.
-    # TLS lets no frame of a giver that has lost its disk come again.
+    world.limits = NARROW  # Otherwise the log tail in memory serves a newcomer.
+    # TLS lets no frame arrive again from a sender that has lost its disk.
     world.network.repeats = 0.0
     draw = random.Random(f"newcomers {seed}")
     end_s = world.time_s + profile.seconds
@@ -48,12 +48,12 @@ def run_newcomers(seed: int) -> World:
 
 
 def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
-    """Let a node begin without a log; take from it who gives it rows, in mid-part."""
-    reigning = world.dispatchers()
-    others = [node for node in world.machines if node not in reigning]
-    if not reigning or not others:
+    """Start a node without a log, and remove the sender in the middle of a part."""
+    dispatchers = world.dispatchers()
+    others = [node for node in world.machines if node not in dispatchers]
+    if not dispatchers or not others:
         return
-    newcomer, giver = draw.choice(others), reigning[0]
+    newcomer, giver = draw.choice(others), dispatchers[0]
     disk = Disk()
     restorer(world, newcomer, disk)()
     world.start(newcomer)
@@ -69,12 +69,12 @@ def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
         if is_lost:
             restorer(world, giver, Disk())()
         restart(world, profile, giver)
-        if draw.random() < 0.5:  # Nobody else shall have it.
+        if draw.random() < 0.5:  # No other node may have it.
             for other in world.machines:
                 if other not in (newcomer, giver):
                     restorer(world, other, Disk())()
                     restart(world, profile, other)
-        # Who has the part reigns for a while, or has time to tell it to others.
+        # The node with the part is dispatcher for a while, or has time to send it on.
         wait_s = draw.choice((0.1, 0.5, 2.0, 8.0)) * draw.uniform(0.5, 2.0)
         later(world, wait_s, partial(world.crash, newcomer))
         restart(world, profile, newcomer, after_s=wait_s)
@@ -88,7 +88,7 @@ def _half_joined(
     """Return a world whose only whole log was lost, and the rows of the second node."""
     world = World(seed, nodes=3)
     watch(world)
-    world.limits = NARROW  # Else the tail in memory serves a newcomer.
+    world.limits = NARROW  # Otherwise the log tail in memory serves a newcomer.
     world.commands.duration_s = (0.01, 0.05)
     first, second, _ = world.machines
     world.start(first)
@@ -120,24 +120,25 @@ def run_half_joined(seed: int) -> World:
 
 
 def run_half_followed(seed: int) -> World:
-    """The same, but the node with the part follows one that holds nothing."""
+    """The same, but the node with the part follows a node without any."""
     world, rows = _half_joined(seed)
     _, second, third = world.machines
     world.crash(second)
     world.start(third)
     world.run_until(lambda: world.dispatchers() == [third], 10.0)
     world.start(second)
-    follower, reigning = world.machines[second], world.machines[third]
+    follower, dispatcher = world.machines[second], world.machines[third]
 
     def knows() -> bool:
-        node, other = reigning.node, follower.node
+        node, other = dispatcher.node, follower.node
         assert node is not None
         assert other is not None
-        is_met = world.network.is_up(second, third)  # Each end hears by itself.
+        # Each end learns of the link on its own.
+        is_met = world.network.is_up(second, third)
         return is_met and other.dispatcher == third and knows_all(world, node)
 
     assert world.run_until(knows, 60.0)
-    assert rows <= set(reigning.disk.records), "404 for what was accepted"
+    assert rows <= set(dispatcher.disk.records), "404 for what was accepted"
     calm(world)
     for check in FINAL:
         check(world)
@@ -145,34 +146,40 @@ def run_half_followed(seed: int) -> World:
 
 
 def run_half_left(seed: int) -> World:
-    """The same, but the node with the part reigns and is lost, too, after a while.
+    """The same, but the node with the part becomes dispatcher and is lost as well.
 
-    It has much to tell, so that some of it is untold when a standby relies on it.
+    It has much to send, so a standby relies on it before it has received all.
     """
     world, rows = _half_joined(seed, tasks=200, least=100)
     first, second, third = world.machines
     draw = world.random
     world.run_until(lambda: world.dispatchers() == [second], 10.0)
-    reigning = world.machines[second].node
-    assert reigning is not None
+    dispatcher = world.machines[second].node
+    assert dispatcher is not None
     for node in (first, third):
         world.at(draw.uniform(0.0, 2.0), partial(world.start, node))
-    is_level = partial(_has_level, reigning)
-    assert world.run_until(is_level, 10.0)
+    in_sync = partial(_is_in_sync, dispatcher)
+    assert world.run_until(in_sync, 10.0)
     if draw.random() < 0.5:
         world.run(draw.uniform(0.0, 1.5))
     else:
-        world.run_until(lambda: len(reigning.standbys) == 2, 10.0)
-        world.run(TOLD_S + len(rows) / STEP_TASKS * FLOOR_STEP_S)
+        world.run_until(lambda: len(dispatcher.standbys) == 2, 10.0)
+        world.run(REPLICATED_S + len(rows) / STEP_TASKS * FLOOR_STEP_S)
         held = [m.id for m in world.machines.values() if rows <= m.disk.records.keys()]
         assert len(held) == 3, f"rows of half a snapshot are only on {held}"
     world.crash(second)
     end_s = world.time_s + draw.uniform(2.0, 20.0)
     while world.time_s < end_s:
         world.run(0.1)
-        for heir in world.alive():
-            if heir.node and heir.node.is_dispatcher and knows_all(world, heir.node):
-                assert rows <= heir.disk.records.keys(), f"{heir.id}: 404 for a row"
+        for successor in world.alive():
+            if (
+                successor.node
+                and successor.node.is_dispatcher
+                and knows_all(world, successor.node)
+            ):
+                assert rows <= successor.disk.records.keys(), (
+                    f"{successor.id}: 404 for a row"
+                )
     calm(world)
     for check in FINAL:
         check(world)
@@ -180,5 +187,5 @@ def run_half_left(seed: int) -> World:
     return world
 
 
-def _has_level(node: Node) -> bool:
+def _is_in_sync(node: Node) -> bool:
     return any(view.is_in_sync for view in node.standbys)

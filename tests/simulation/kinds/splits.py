@@ -1,6 +1,6 @@
-"""Worlds that fall apart and come together.
+"""Worlds that split and merge.
 
-Each function is one kind of run, by its name without `run_`.
+Each function is one kind of run; the kind's name is the function's name without `run_`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from tests.simulation.faults import QUIET_S
 from tests.simulation.torment import calm
 from tests.simulation.world import World
 
-MET_S = 5.0  #: after a heal, within which there is one dispatcher again
+MET_S = 5.0  #: seconds after a heal within which there is one dispatcher again
 
 
 def run_unseen(seed: int) -> World:
-    """Heal a split where no multicast gets through any more: who was lost is dialled.
+    """Heal a split without multicast: nodes dial the lost peers.
 
-    Raises:
-        AssertionError: the halves do not meet within the time for peers of old.
+    Raises: AssertionError: the halves do not meet within the time for known peers.
     """
     world = World(seed, nodes=3 + seed % 3)
     watch(world)
@@ -38,11 +37,11 @@ def run_unseen(seed: int) -> World:
 
 
 def run_flapping(seed: int) -> World:
-    """Split a busy mesh of five again and again, over slow links (F9)."""
+    """Split a busy mesh of five repeatedly, over slow links (F9)."""
     world = World(seed, nodes=5)
     watch(world)
     world.network.delay_ms = (10.0, 150.0)
-    world.network.is_encoding = False  # Others show that the codec loses nothing.
+    world.network.is_encoding = False  # Other worlds test that the codec loses nothing.
     world.commands.duration_s = (0.01, 0.2)
     world.start_all()
     for _ in range(5):
@@ -59,14 +58,14 @@ def run_flapping(seed: int) -> World:
             for node in world.dispatchers():
                 world.clients.submit(node, 10)
             world.run(world.random.uniform(0.2, 0.6))
-    calm(world, 4 * QUIET_S)  # So many tasks go in parts of three rows each.
+    calm(world, 4 * QUIET_S)  # This many tasks need several parts of three rows each.
     for check in FINAL:
         check(world)
     return world
 
 
 def run_same_names(seed: int) -> World:
-    """Let halves of a split give the same names, some of them to different tasks."""
+    """Submit tasks with the same names to both halves of a split; some differ."""
     world = World(seed, nodes=4)
     watch(world)
     world.start_all()

@@ -1,7 +1,7 @@
 """Worlds in which anything may happen, as their seeds draw it.
 
-Each function is one kind of run, by its name without `run_`: it makes a world,
-torments it, and checks it.
+Each function is one kind of run; the kind's name is the function's name without `run_`.
+It makes a world, torments it, and checks it.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ def run_seed(
 
 
 def run_forgetful(seed: int) -> World:
-    """Torment a world that forgets what ended some seconds ago."""
+    """Torment a world that forgets tasks some seconds after their end."""
     return run_seed(seed, is_forgetting=True)
 
 
 def run_unordered(seed: int) -> World:
-    """The same, and who is asked for entries gives the streams in any order."""
+    """The same, and a node sends the requested streams in any order."""
     return run_seed(seed, is_forgetting=True, is_unordered=True)
 
 
 def run_updated(seed: int) -> World:
-    """Torment a world whose programs are updated meanwhile, one after another."""
+    """Torment a world whose programs are upgraded one after another."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
     world.updated_share = world.random.choice((0.1, 0.3, 0.5))
     torment(world, draw_profile(world))
-    world.updated_share = 0.0  # Some are left behind for good.
+    world.updated_share = 0.0  # Some machines are never upgraded.
     calm(world)
     for check in FINAL:
         check(world)
@@ -65,7 +65,7 @@ def run_updated(seed: int) -> World:
 
 
 def run_steered(seed: int) -> World:
-    """Drain, pause and take back the nodes of a world that is tormented, too."""
+    """Torment a world whose nodes are drained, paused and resumed."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
     world.clients.late_share = LATE
@@ -83,7 +83,7 @@ def run_steered(seed: int) -> World:
     torment(world, profile)
     for machine in world.machines.values():
         world.resume(machine.id)
-        machine.disk.hold = NO_HOLD  # Of those that are down.
+        machine.disk.hold = NO_HOLD  # Of the machines that are down.
         for steering in (AvailabilityCommand.RESUME, AvailabilityCommand.UNPAUSE):
             world.steer(machine.id, steering)
     calm(world)

@@ -1,9 +1,9 @@
-"""A disk in memory: what is not committed is gone after a crash.
+"""A disk in memory, which loses uncommitted writes in a crash.
 
-It stands for the store, and passes its suite. `Disk` has what is durable, and what
-waits for the next commit. The rest is done by functions that are given a disk, sorted
-as in the store: `folding`, `joining` and `purge` change it in a commit; `queue`,
-`snapshot` and `plan` read what is committed.
+It stands for the store, and passes the store's contract tests. `Disk` has the durable
+state and the writes that wait for the next commit. Functions do the rest, sorted as in
+the store: `folding`, `joining` and `purge` change a disk in a commit; `queue`,
+`snapshot` and `plan` read committed state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Write = Callable[[], None]
 
 @dataclass
 class Disk:
-    """Everything durable of one node, and what waits for the next commit."""
+    """All durable state of one node, and the writes that wait for the next commit."""
 
     term: int = 0
     epoch: Epoch = NO_EPOCH
@@ -73,7 +73,7 @@ class Disk:
     spool: dict[tuple[TaskId, AttemptId], Report] = field(default_factory=dict)
     peers: dict[NodeId, tuple[Address, ...]] = field(default_factory=dict)
     waiting: list[tuple[int | None, Write]] = field(default_factory=list)
-    kept: set[Kept] = field(default_factory=set)  #: what the log and the tasks say
+    kept: set[Kept] = field(default_factory=set)  #: facts of the log and of the tasks
     loose: dict[int, set[Kept]] = field(default_factory=dict)
     """The same of rows, by snapshot, until its last part brings the vector."""
     hlc: int = 0
@@ -82,10 +82,11 @@ class Disk:
     """Tasks that came to an end here, when and how; the world takes them away."""
     past: dict[TaskId, TaskState] = field(default_factory=dict)
     """How forgotten tasks had ended: those after them have taken note of it."""
-    gone: list[TaskRow] = field(default_factory=list)  #: forgotten; taken away as well
+    #: forgotten tasks; the reader takes them out
+    gone: list[TaskRow] = field(default_factory=list)
 
     def saved(self) -> SavedState:
-        """Return what a node is told at its start."""
+        """Return the state that a node receives at its start."""
         return SavedState(
             term=self.term,
             epoch=self.epoch,
@@ -105,11 +106,11 @@ class Disk:
         )
 
     def told(self) -> tuple[Recorded, ...]:
-        """Return the records that are committed."""
+        """Return the committed records."""
         return tuple(record for record, _ in self.notes.values())
 
     def copy(self) -> Disk:
-        """Return what a backup of this moment holds."""
+        """Return a backup of this moment."""
         backup = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, dict | list | set):
@@ -121,28 +122,28 @@ class Disk:
         return backup
 
     def vector(self) -> tuple[tuple[StreamId, int], ...]:
-        """Return what is committed, per stream."""
+        """Return the committed vector."""
         held = ((stream, self.have(stream)) for stream in sorted(self.streams))
         return tuple((stream, seq) for stream, seq in held if seq)
 
     def have(self, stream: StreamId) -> int:
-        """Return up to where a stream is held."""
+        """Return the last sequence held of a stream."""
         return self.starts.get(stream, 0) + len(self.streams.get(stream, ()))
 
     def ahead(self) -> tuple[tuple[StreamId, int], ...]:
-        """Return what rows stand for beyond the log."""
+        """Return the state that rows stand for beyond the log."""
         stands_for = sorted(self.stands_for.items())
         return tuple((s, seq) for s, seq in stands_for if seq > self.have(s))
 
     # Tasks
 
     def has(self, task: TaskId) -> bool:
-        """Whether a task is here, or the array of a member."""
+        """Return True if a task is here, or the array of a member."""
         place = split_member_id(task)
         return task in self.records if place is None else place[0] in self.members
 
     def shown(self, task: TaskId) -> TaskRecord | None:
-        """Return a task, an array, or a member as it follows from its array."""
+        """Return a task, an array, or a member as derived from its array."""
         place = split_member_id(task)
         if place is None:
             return self.records.get(task)
@@ -151,7 +152,7 @@ class Disk:
         return None if said is None else shown(self.records[array], number, said)
 
     def shown_members(self) -> Iterator[TaskRecord]:
-        """Yield the members of whom anything is said."""
+        """Yield the members with facts of their own."""
         for array, said in self.members.items():
             for number in sorted(said):
                 record = shown(self.records[array], number, said)
@@ -159,7 +160,7 @@ class Disk:
                 yield record
 
     def raw(self, task: TaskId) -> TaskRecord:
-        """Return what the facts about a task or a member say, and nothing else."""
+        """Return the facts about a task or a member alone."""
         place = split_member_id(task)
         if place is not None:
             return self.members[place[0]][place[1]]
@@ -168,7 +169,7 @@ class Disk:
 
     @property
     def rows(self) -> int:
-        """How many tasks and members it holds."""
+        """The number of tasks and members."""
         return len(self.records) + sum(map(len, self.members.values()))
 
     # Writing
@@ -210,7 +211,7 @@ class Disk:
         return max(numbers, default=None)
 
     def crash(self) -> None:
-        """Lose what was not committed."""
+        """Lose all uncommitted writes."""
         self.waiting = []
         self.loose = {}
 
@@ -263,7 +264,7 @@ class Disk:
                 self.stands_for.pop(stream, None)
 
     def add_writers(self, pairs: tuple[tuple[StreamId, Epoch], ...]) -> None:
-        """Note who wrote which stream."""
+        """Note the writers of streams."""
         for stream, epoch in pairs:
             known = self.writers.setdefault(stream, epoch)
             assert known == epoch, f"stream {stream} has two writers"

@@ -1,7 +1,7 @@
 """Facts of the log, folded into tasks and records by the function that the store uses.
 
-What comes before the submission of its task waits in `early`. `kept` says what others
-may rely on, once a fact is durable.
+Facts that come before their task's submission wait in `early`. `kept` names the
+promises of a fact that is durable.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 Kept = tuple[type[Fact], TaskId, AttemptId | None]
 """What a client or a worker may rely on: that a fact of a kind stands in the log."""
-Place = tuple[int, StreamId, int]  #: when an entry was written, and where it stands
-NOWHERE: Place = (0, StreamId(0), 0)  #: of what no entry here says
+Place = tuple[int, StreamId, int]  #: the time of an entry, and its position
+NOWHERE: Place = (0, StreamId(0), 0)  #: the position of facts that no entry here has
 ENDING = (Finished, TaskCancelled)  #: kinds of facts that end a task
 
 
 def kept(fact: Fact) -> Kept:
-    """Return what a fact, once durable, lets others rely on."""
+    """Return the promises that a durable fact makes."""
     if isinstance(fact, Recorded):
         return Recorded, TaskId(f"{fact.kind}/{fact.key}"), None
     return type(fact), fact.task, getattr(fact, "attempt", None)
@@ -47,15 +47,17 @@ def enter(disk: Disk, entry: Entry, fact: TaskFact) -> None:
     task = fact.task
     disk.kept.add(kept(fact))
     if isinstance(fact, Submitted):
-        bear(disk, fact, SubmissionTimes(entry.hlc, entry.hlc, entry.stream, entry.seq))
+        fold_submission(
+            disk, fact, SubmissionTimes(entry.hlc, entry.hlc, entry.stream, entry.seq)
+        )
     elif disk.has(task):
         fold(disk, fact, entry.hlc)
     else:
         disk.early.setdefault(task, []).append(entry)
 
 
-def bear(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None:
-    """Fold a submission, and what came before it and counts now."""
+def fold_submission(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None:
+    """Fold a submission, and the earlier facts that count from now on."""
     task = fact.task
     joined = join_submission_times(disk.births.get(task), birth)
     assert joined is not None
@@ -76,7 +78,7 @@ def bear(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None:
 
 
 def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:
-    """Let a fact count, of a task that is here."""
+    """Apply a fact about a task that is here."""
     task = fact.task
     disk.changed[task] = max(disk.changed.get(task, 0), hlc)
     place = split_member_id(task)
@@ -95,14 +97,14 @@ def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:
 
 
 def learn(disk: Disk, records: tuple[Recorded, ...]) -> set[Kept]:
-    """Join records that the log here does not say."""
+    """Join records that the log here does not have."""
     for record in records:
         note(disk, record, NOWHERE)
     return set(map(kept, records))
 
 
 def note(disk: Disk, record: Recorded, place: Place) -> None:
-    """Join a record; of two entries that say it, the later one counts."""
+    """Join a record; of two entries with it, the later one counts."""
     key = (record.kind, record.key)
     known, at = disk.notes.get(key, (record, place))
     if known == record:

@@ -1,7 +1,7 @@
-"""Rows of a peer's snapshot, taken in part by part.
+"""Rows of a peer's snapshot, applied part by part.
 
-They say more than the log here does, until the last part brings the vector that they
-stand for.
+They hold more than the log here, until the last part brings the vector that they stand
+for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Vector
 from octaskly.core.protocol.messages import SnapshotHead
-from tests.simulation.store.folding import Kept, bear, fold, kept, learn
+from tests.simulation.store.folding import Kept, fold, fold_submission, kept, learn
 from tests.simulation.store.purge import drop, drop_early, is_void, raise_floor, seqs_of
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def join_rows(disk: Disk, effect: MergeRows) -> None:
-    """Take a peer's rows in, and with the last ones its vector."""
+    """Apply a peer's rows, and with the last ones its vector."""
     head = effect.head
     floors = seqs_of(head.floor)
     loose = disk.loose.setdefault(head.hlc, set())
-    for row in (_living(disk, row) for row in effect.rows):
+    for row in (_without_void(disk, row) for row in effect.rows):
         if row is None or row.record.spec is None:
             continue
         task = row.record.id
@@ -36,12 +36,12 @@ def join_rows(disk: Disk, effect: MergeRows) -> None:
         if mine and mine.spec and mine.spec.ord != row.record.spec.ord:
             birth = disk.births[task]
             if birth.seq <= floors.get(birth.stream, 0):
-                drop(disk, task)  # The id is used again.
+                drop(disk, task)  # The id is in use again.
         drop_early(disk, task, floors)
         for fact in facts_of(row.record):
             loose.add(kept(fact))
             if isinstance(fact, Submitted):
-                bear(disk, fact, row.submission_times)
+                fold_submission(disk, fact, row.submission_times)
             else:
                 fold(disk, fact, row.last_change_hlc)
         disk.changed[task] = max(disk.changed[task], row.last_change_hlc)
@@ -55,7 +55,7 @@ def join_rows(disk: Disk, effect: MergeRows) -> None:
 
 
 def _end(disk: Disk, head: SnapshotHead) -> None:
-    """Hold all that the rows stand for, without the entries."""
+    """Hold all entries that the rows stand for, without their content."""
     disk.kept |= disk.loose.pop(head.hlc)
     disk.add_writers(head.epochs)
     for stream, seq in head.vector:
@@ -65,7 +65,7 @@ def _end(disk: Disk, head: SnapshotHead) -> None:
 
 
 def _join_member(disk: Disk, row: TaskRow, floors: Vector) -> set[Kept]:
-    """Take in what a peer knows of a member, if its array is here."""
+    """Apply a peer's facts about a member, if its array is here."""
     task = row.record.id
     drop_early(disk, task, floors)
     facts = facts_of(row.record) if disk.has(task) else ()
@@ -74,8 +74,8 @@ def _join_member(disk: Disk, row: TaskRow, floors: Vector) -> set[Kept]:
     return set(map(kept, facts))
 
 
-def _living(disk: Disk, row: TaskRow) -> TaskRow | None:
-    """Return a row; of a void one what it adds to a task that lives on here."""
+def _without_void(disk: Disk, row: TaskRow) -> TaskRow | None:
+    """Return a row; of a void one, only its additions to a task that is still here."""
     if not is_void(disk, row.submission_times, row.last_change_hlc):
         return row
     mine = disk.records.get(row.record.id)

@@ -1,4 +1,4 @@
-"""Members of arrays on a disk in memory, as the store counts and shows them."""
+"""Members of arrays on a disk in memory, counted and shown as in the store."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.tasks import TaskState
 
-MEMBERS = 1 << 40  #: keys of members begin here
-ROOM = 1000  #: keys for the members of one array
+MEMBERS = 1 << 40  #: first key of members
+ROOM = 1000  #: number of keys for the members of one array
 BORN = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
 """Of a member: it is void with its array, so no floor looks for it."""
 
@@ -23,7 +23,7 @@ Said = Mapping[int, TaskRecord]
 
 
 def counted(array: TaskRecord, said: Said) -> TaskRecord:
-    """Return an array that says how far it is."""
+    """Return an array with its counts."""
     assert array.spec is not None
     assert array.spec.array is not None
     by = array.cancelled_by
@@ -44,9 +44,9 @@ def counted(array: TaskRecord, said: Said) -> TaskRecord:
 
 
 def with_rest(array: TaskRecord, said: Said) -> TaskRecord:
-    """Return an array for the queue: with the places of those of whom nothing is said.
+    """Return an array for the queue, with the numbers of members without facts.
 
-    Each is a run of its own, as the queue may be given them in any way.
+    Each run of numbers stands alone, as the queue may receive them in any way.
     """
     if array.progress is None or array.cancelled_by is not None:
         return array
@@ -59,7 +59,7 @@ def with_rest(array: TaskRecord, said: Said) -> TaskRecord:
 
 
 def shown(array: TaskRecord, number: int, said: Said) -> TaskRecord | None:
-    """Return a member with the envelope that follows from its array, if it has one."""
+    """Return a member with the envelope derived from its array, if it has one."""
     spec = None if array.spec is None else member_spec(array.spec, number)
     if spec is None:
         return None
@@ -68,5 +68,5 @@ def shown(array: TaskRecord, number: int, said: Said) -> TaskRecord | None:
 
 
 def is_live(record: TaskRecord) -> bool:
-    """Whether the latest attempt has no end."""
+    """Return True if the latest attempt has no end."""
     return bool(record.attempts) and record.attempts[-1].state.is_live

@@ -1,7 +1,7 @@
-"""How far the floor may rise, and what has to be written again before.
+"""Compaction plans: how far the floor may rise, and the facts to write again before.
 
-Steps are small here, so that a few tasks need several. A plan changes nothing: the
-dispatcher writes it, and `purge` acts on what was written.
+Steps are small here, so that a few tasks need several. A plan changes nothing. The
+dispatcher writes it, and `purge` acts on the written entries.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.simulation.store.snapshot import row_keys
 if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
 
-STEP_TASKS = 6  #: that one step of the floor passes
-HELD_MAX = 8  #: members that have begun of an array that may be carried before its end
+STEP_TASKS = 6  #: tasks that one step of the floor passes
+HELD_MAX = 8  #: started members of an array that may be carried before its end
 
 
 def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
@@ -38,7 +38,7 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     floors, horizon, latest, forgotten, is_over = seqs_of(disk.floor), 0, 0, 0, True
     last: Vector = {}
     carried: list[TaskRecord] = []
-    doubtful: list[TaskId] = []  # Ended, and submitted again, maybe beyond the cut.
+    doubtful: list[TaskId] = []  # Ended, and submitted again, perhaps beyond the cut.
     until, ended = 1 << 62, _count_ended(disk)
     surplus = ended - ask.tasks_max
     order = sorted((birth.first_hlc, task) for task, birth in disk.births.items())
@@ -77,7 +77,7 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
 
 
 def _plan_ahead(disk: Disk, ask: PlanFloor) -> FloorPlanned:
-    """Find tasks that rows may say more of than the log, the last keys first."""
+    """Find tasks whose rows may hold more than the log, the last keys first."""
     ahead = disk.ahead()
     logs = (disk.streams.get(stream) for stream, _ in ahead)
     since = min(log[-1].hlc if log else 0 for log in logs)
@@ -99,7 +99,7 @@ def _plan_ahead(disk: Disk, ask: PlanFloor) -> FloorPlanned:
 def _with_records(
     disk: Disk, planned: FloorPlanned, floor: Floor, ask: PlanFloor
 ) -> FloorPlanned:
-    """Write records again that lie below a floor, before it if they are many."""
+    """Plan records below a floor to be written again, before it if they are many."""
     below = _upto(disk, seqs_of(floor), ask.wall_ms)
     if len(below) == STEP_TASKS:
         return FloorPlanned(None, has_more=True, records=below)
@@ -119,20 +119,21 @@ def _marks(disk: Disk, horizon: int, last: Vector) -> tuple[StreamFloor, ...]:
                 break
             seq = entry.seq
         if seq == start > floor:
-            seq = floor  # The log begins later; nothing more is known of before.
+            # The log begins later, and knows nothing about the time before.
+            seq = floor
         if seq:
             marks.append(StreamFloor(stream, seq, disk.writers[stream]))
     return tuple(marks)
 
 
 def _whole(disk: Disk, task: TaskId) -> list[TaskRecord]:
-    """Return what is said of a task, an array behind its members."""
+    """Return all facts about a task; an array comes behind its members."""
     said = disk.members.get(task, {})
     return [*(said[number] for number in sorted(said)), disk.raw(task)]
 
 
 def _upto(disk: Disk, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
-    """Return records that only entries up to there say."""
+    """Return records that only entries up to there hold."""
     found = [
         record
         for record, (_, stream, seq) in disk.notes.values()
@@ -147,7 +148,7 @@ def _count_ended(disk: Disk) -> int:
 
 
 def _is_ended(disk: Disk, task: TaskId) -> bool:
-    """Whether a task is over, and nobody comes after it."""
+    """Return True if a task is over and no other task waits for it."""
     return _is_over(disk, disk.records[task]) and not any(
         task in other.waits_for.tasks
         for other in disk.records.values()

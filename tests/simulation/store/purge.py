@@ -1,6 +1,6 @@
-"""The floor rises, and what lies below it goes at once.
+"""Compaction: the floor rises, and all data below it is deleted at once.
 
-A task is void once its submission is below the floor and nothing was said of it since.
+A task is void once its submission is below the floor and no later fact is about it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def raise_floor(disk: Disk, floor: Floor) -> None:
-    """Forget what is void from now on."""
+    """Forget the tasks that are void from now on."""
     disk.floor = join_floors(disk.floor, floor)
     disk.add_writers(tuple((mark.stream, mark.epoch) for mark in floor.stream_floors))
     floors = seqs_of(disk.floor)
@@ -34,7 +34,7 @@ def raise_floor(disk: Disk, floor: Floor) -> None:
         if is_void(disk, birth, disk.changed[task]):
             drop(disk, task)
         elif birth.first_hlc <= horizon:
-            # Its turn comes with its latest submission, or with its last fact.
+            # A task's turn comes with its latest submission, or with its last fact.
             is_below = birth.seq <= floors.get(birth.stream, 0)
             turn = disk.changed[task] if is_below else birth.last_hlc
             disk.births[task] = replace(birth, first_hlc=turn)
@@ -43,7 +43,7 @@ def raise_floor(disk: Disk, floor: Floor) -> None:
 
 
 def is_void(disk: Disk, birth: SubmissionTimes, changed: int) -> bool:
-    """Whether the floor has passed a task that was born and changed then."""
+    """Return True if the floor has passed a task that was born and changed then."""
     floor = seqs_of(disk.floor).get(birth.stream, 0)
     return birth.seq <= floor and changed <= disk.floor.horizon
 
@@ -62,7 +62,7 @@ def drop(disk: Disk, task: TaskId) -> None:
 
 
 def drop_early(disk: Disk, task: TaskId, floors: Vector) -> None:
-    """Let go of what is below the floor, of a task that is not here."""
+    """Drop early facts below the floor about a task that is not here."""
     left = []
     for entry in disk.early.pop(task, ()):
         if entry.seq > floors.get(entry.stream, 0):
@@ -74,5 +74,5 @@ def drop_early(disk: Disk, task: TaskId, floors: Vector) -> None:
 
 
 def seqs_of(floor: Floor) -> Vector:
-    """Return up to where each stream is below a floor."""
+    """Return the last sequence below a floor, for each stream."""
     return {mark.stream: mark.seq for mark in floor.stream_floors}

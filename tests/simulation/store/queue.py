@@ -1,4 +1,4 @@
-"""What a dispatcher reads: tasks that wait, that run, and whose wait is over."""
+"""Reads of a dispatcher: tasks that wait, that run, and whose wait is over."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load(disk: Disk, asked: LoadQueued) -> QueuedLoaded:
 
 
 def live(disk: Disk, ask: LoadLive) -> tuple[TaskRecord, ...]:
-    """Read tasks that run, are decided while one still does, or are named."""
+    """Read tasks that run, that are decided while an attempt still runs, or by name."""
     found = [
         _with_rest(disk, record)
         for record in disk.records.values()
@@ -60,7 +60,7 @@ def live(disk: Disk, ask: LoadLive) -> tuple[TaskRecord, ...]:
 
 
 def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
-    """Read tasks whose wait for others is over, like the port of that name."""
+    """Read tasks whose parents have ended, like the port of that name."""
     waiting = [r for r in disk.records.values() if r.waits_for is not None]
     found = []
     for record in waiting:
@@ -81,7 +81,7 @@ def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
 
 
 def is_any_live(disk: Disk, record: TaskRecord) -> bool:
-    """Whether the latest attempt has no end, or that of a member."""
+    """Return True if the latest attempt, or that of a member, has no end."""
     said = disk.members.get(record.id)
     return is_live(record) or (said is not None and any(map(is_live, said.values())))
 
@@ -92,14 +92,14 @@ def _with_rest(disk: Disk, record: TaskRecord) -> TaskRecord:
 
 
 def _end(disk: Disk, task: TaskId) -> TaskState | None:
-    """Return how a task has ended, if it has, also where it was forgotten."""
+    """Return a task's end, if any, also where the task was forgotten."""
     record = disk.records.get(task)
     state = disk.past.get(task) if record is None else record.state
     return state if state is not None and state.is_final else None
 
 
 def _place(record: TaskRecord) -> tuple[int, int, TaskId]:
-    """Return the place in the queue."""
+    """Return the position in the queue."""
     assert record.spec is not None
     place = split_member_id(record.id)
     return record.spec.ord, -1 if place is None else place[1], record.id

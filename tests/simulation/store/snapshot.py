@@ -1,4 +1,4 @@
-"""What a disk gives to a peer that lacks it: entries of the log, or rows instead.
+"""Data for a peer that lacks it: entries of the log, or rows instead.
 
 Parts are small here, so that a few tasks need several.
 """
@@ -27,8 +27,8 @@ from tests.simulation.store.members import BORN, MEMBERS, ROOM
 if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
 
-PART_ROWS = 3  #: in one part of a snapshot, few so that several are needed
-LAG_ENTRIES = 60  #: fewer are always given as entries
+PART_ROWS = 3  #: rows in one part of a snapshot, few so that several are needed
+LAG_ENTRIES = 60  #: fewer missing entries are always sent as entries
 
 
 def entries_after(
@@ -39,7 +39,7 @@ def entries_after(
     With `draw` the streams come in any order, as the protocol allows.
     """
     found: list[Entry] = []
-    # The oldest reign first: floors wait for what their writer held.
+    # The oldest epoch comes first: floors wait for the entries that their writer held.
     order = sorted(disk.streams, key=lambda s: (disk.writers[s], s))
     if draw is not None:
         draw.shuffle(order)
@@ -75,7 +75,7 @@ def next_part(
     if len(told) == PART_ROWS:
         cursor = replace(cursor, record_key=cursor.record_key + PART_ROWS)
         return replace(part, records=told, cursor=cursor, has_more=True)
-    # As they are given, so in order; a long log has thousands of parts.
+    # In the order of sending; a long log has thousands of parts.
     keys = row_keys(disk)
     seen = bisect_right(list(keys.values()), cursor.row_key)
     tasks = list(islice(keys, seen, seen + PART_ROWS))
@@ -94,7 +94,7 @@ def next_part(
 
 
 def row_keys(disk: Disk) -> dict[TaskId, int]:
-    """Return the place of each row, in order: members come behind all tasks."""
+    """Return the position of each row, in order: members come behind all tasks."""
     keys = dict(disk.keys) if disk.members else disk.keys
     for array, key in disk.keys.items() if disk.members else ():
         asked = disk.records[array].spec
@@ -108,7 +108,7 @@ def row_keys(disk: Disk) -> dict[TaskId, int]:
 
 
 def _head(disk: Disk) -> SnapshotHead:
-    """Return what the rows stand for: all entries but those that cannot count."""
+    """Return the vector that the rows stand for: all entries but void ones."""
     waiting: Vector = {}
     for some in disk.early.values():
         for entry in some:

@@ -1,4 +1,4 @@
-"""A standby that was counted on until the end knows at once what is unknown."""
+"""A standby in sync until the end knows at once that a task is unknown."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ AT_ONCE_S = 1.0
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_nobody_has_is_unknown_right_after_a_takeover(seed: int) -> None:
-    """The dispatcher died; what it had answered for is here, so it is not missed."""
+def test_unknown_task_is_404_right_after_a_takeover(seed: int) -> None:
+    """The dispatcher died; all tasks that it confirmed are here, so none is missing."""
     world = World(seed, nodes=3)
     world.start_all()
     assert world.run_until(world.is_settled, 30.0)

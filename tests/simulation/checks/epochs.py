@@ -1,6 +1,7 @@
-"""Who reigns, and in which term: I6, I7, I8, and that the log tells of each change.
+"""Dispatcher epochs and terms: I6, I7, I8, and a log line for each change.
 
-`Reigns` looks at what each step says and writes; the functions at a world at its end.
+`EpochWatch` checks the messages and writes of each step. The functions check a world at
+its end.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
-CLAIMS = (Claim, ClaimOk)  #: what says whom a node reigns for or follows
-TELLS: dict[type[Phase], set[str]] = {
-    Discovering: {"discovering", "stopped"},
-    Following: {"dispatcher followed", "stepped down"},
+#: messages that name the dispatcher that a node is or follows
+CLAIMS = (Claim, ClaimOk)
+LOGGED: dict[type[Phase], set[str]] = {
+    Discovering: {"seeking", "stopped"},
+    Following: {"dispatcher followed", "yielded"},
     Campaigning: {"dispatcher lost"},
     Claiming: {"claiming"},
     Dispatching: {"dispatcher elected"},
     SteppingDown: {"stepping down", "dispatcher followed"},
 }
-"""The lines of the log that tell of each phase."""
-LINES = set().union(*TELLS.values())
+"""The log events of each phase."""
+LINES = set().union(*LOGGED.values())
 
 
-class Reigns:
+class EpochWatch:
     """Checks terms, epochs and phases after every step of a node."""
 
     def __init__(self, world: World) -> None:
@@ -51,7 +53,7 @@ class Reigns:
         world.watchers.append(self)
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
-        """Check after one step and what it brought about."""
+        """Check one step and its effects."""
         node = machine.node
         assert node is not None
         if isinstance(event, Received):
@@ -59,7 +61,7 @@ class Reigns:
         for effect in effects:
             if isinstance(effect, Send):
                 self._on_sent(machine, effect)
-        self._transitions_are_told(machine, effects)
+        self._transitions_are_logged(machine, effects)
         self._terms_never_decrease(machine)
         self._epochs_never_decrease(machine, node)
         self._no_stale_start()
@@ -71,8 +73,8 @@ class Reigns:
             elif isinstance(message, ReplicateOk):
                 self._is_not_stale(machine, message)
 
-    def _transitions_are_told(self, machine: Machine, effects: list[Effect]) -> None:
-        """Each transition is one line of the log, with its reason."""
+    def _transitions_are_logged(self, machine: Machine, effects: list[Effect]) -> None:
+        """Each transition writes one log line, with its reason."""
         assert machine.node is not None
         phase = type(machine.node.phase)
         node, before = self._phases.get(machine.id, (None, Discovering))
@@ -86,7 +88,7 @@ class Reigns:
         if node is machine.node and phase is before:
             return
         assert events, f"{machine.id}: {phase} after {before} without a line"
-        assert events[-1] in TELLS[phase], f"{machine.id}: {events} tells of {phase}"
+        assert events[-1] in LOGGED[phase], f"{machine.id}: {events} tells of {phase}"
 
     def _terms_never_decrease(self, machine: Machine) -> None:
         """§ 3.4: a term on a disk only grows."""
@@ -100,7 +102,7 @@ class Reigns:
         self._terms[machine.id] = machine.disk, term
 
     def _is_on_disk(self, machine: Machine, message: Claim | ClaimOk) -> None:
-        """§ 3.4: what a node claims or follows is on its disk before others hear it."""
+        """§ 3.4: a claim or followed dispatcher is on disk before others hear of it."""
         saved = machine.disk.epoch
         assert saved >= message.epoch, f"{machine.id}: {saved}, {message}"
 
@@ -109,7 +111,7 @@ class Reigns:
         for message in event.messages:
             if isinstance(message, Replicate) and node is machine.node:
                 key = (machine.id, message.epoch, message.number)
-                # What came in time may come again, and is acknowledged once.
+                # A batch that came in time may come again, and is acknowledged once.
                 self._is_stale.setdefault(key, message.epoch < epoch)
 
     def _is_not_stale(self, machine: Machine, message: ReplicateOk) -> None:
@@ -118,7 +120,7 @@ class Reigns:
         assert not self._is_stale.get(key), f"{machine.id} served {message.epoch}"
 
     def _epochs_never_decrease(self, machine: Machine, node: Node) -> None:
-        """I6: the epochs that one process goes by only grow."""
+        """I6: the epochs that one process follows only grow."""
         known, last = self._epochs.get(machine.id, (None, NO_EPOCH))
         epoch = node.epoch
         if known is node and epoch is last:
@@ -127,7 +129,7 @@ class Reigns:
         self._epochs[machine.id] = node, epoch
 
     def _no_stale_start(self) -> None:
-        """I7: no start for an epoch lower than one already seen."""
+        """I7: no task starts for an epoch lower than one already seen."""
         if self._checked == len(self._world.commands.started):
             return
         for started in self._world.commands.started[self._checked :]:
@@ -136,13 +138,13 @@ class Reigns:
 
 
 def one_dispatcher(world: World) -> None:
-    """I8: after settling, all name one dispatcher."""
+    """I8: after settling, all nodes name the same dispatcher."""
     views = {m.id: m.node.dispatcher for m in world.alive() if m.node}
     assert world.is_settled(), f"dispatchers {world.dispatchers()}, views {views}"
 
 
 def one_writer_per_stream(world: World) -> None:
-    """I6: all disks agree who wrote a stream, and what stands at each place."""
+    """I6: all disks agree on each stream's writer and on the entry at each position."""
     writers: dict[StreamId, Epoch] = {}
     entries: dict[tuple[StreamId, int], object] = {}
     epochs: dict[Epoch, StreamId] = {}
@@ -151,7 +153,7 @@ def one_writer_per_stream(world: World) -> None:
             known = writers.setdefault(stream, epoch)
             assert known == epoch, f"stream {stream}: {known} and {epoch}"
             first = epochs.setdefault(epoch, stream)
-            # Who has lost its terms with its disk may name one once more.
+            # A node that lost its terms with its disk may use a term once more.
             assert first == stream or epoch.node in world.restored, (
                 f"epoch {epoch} wrote {first} and {stream}"
             )
