@@ -1,7 +1,7 @@
-"""Properties that search for as long as they are given, not for so many examples.
+"""Property tests with a time budget instead of a number of examples.
 
-Ten seconds of a core in `make test`, three minutes each in `make soak`; `FUZZ_S` says
-otherwise.
+They take ten seconds of a core in `make test`, and three minutes each in `make soak`.
+`FUZZ_S` overrides both.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 FUZZ_S = float(os.environ.get("FUZZ_S") or (180 if IS_SOAK else 10))
-EXAMPLES = 200  #: between two looks at the clock
+EXAMPLES = 200  #: between two checks of the clock
 
 
 def search(examples: int) -> settings:
-    """Return how long to search for a property that is dear; `make soak` looks on."""
+    """Return settings of an important property; `make soak` searches longer."""
     return settings(max_examples=examples * (10 if IS_SOAK else 1), deadline=None)
 
 
@@ -29,9 +29,9 @@ def fuzz(
     *strategies: st.SearchStrategy[Any],
     share: float = 1.0,
 ) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Make a test of a property, which gets a share of the usual time.
+    """Make a property test that gets a share of the usual time.
 
-    Each failure is made small as by `given`.
+    Hypothesis minimises each failure, as with `given`.
     """
     batch = settings(
         max_examples=EXAMPLES,

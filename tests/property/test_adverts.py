@@ -1,4 +1,4 @@
-"""Whatever comes over mDNS is a harmless sighting, or malformed."""
+"""Any mDNS record is a harmless sighting, or malformed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LOCAL = (
 
 @st.composite
 def sightings(draw: st.DrawFn) -> ServiceRecord | None:
-    """Return what a record of anybody means; None: it is malformed."""
+    """Return a record as a sighting; None: it is malformed."""
     with contextlib.suppress(MalformedAdvert):
         return parse_service_record(
             NodeId(draw(NODES)),
@@ -65,7 +65,7 @@ def sightings(draw: st.DrawFn) -> ServiceRecord | None:
 def test_any_record_is_a_harmless_sighting_or_malformed(
     sighting: ServiceRecord | None,
 ) -> None:
-    """Its words can be printed, and it leads nowhere but to our own networks."""
+    """Its words are printable, and its addresses lie in our own networks."""
     if sighting is None:
         return
     words = f"{sighting.mesh}{sighting.boot}{sighting.node}"
@@ -80,7 +80,7 @@ def test_any_record_is_a_harmless_sighting_or_malformed(
 
 @given(st.lists(sightings(), max_size=40))
 def test_any_flood_is_bounded(flood: list[ServiceRecord | None]) -> None:
-    """Places of the table, and of each address in it, whoever fills it."""
+    """The table and each address in it have a bounded number of entries."""
     candidates = DiscoveredNodes()
 
     kept = [
@@ -101,7 +101,7 @@ def test_any_flood_is_bounded(flood: list[ServiceRecord | None]) -> None:
 
 @fuzz(st.text(max_size=80), st.booleans(), share=0.2)
 def test_any_name_is_shown_harmlessly(text: str, is_ours: bool) -> None:
-    """A name is of a node only if it has the form of ours."""
+    """A name belongs to a node only if it has the form of our names."""
     name = f"{text}.{SERVICE}" if is_ours else text
 
     node = node_id_of_name(name)

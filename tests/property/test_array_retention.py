@@ -1,4 +1,4 @@
-"""Arrays age, are carried and given to others with all their members, or not at all."""
+"""Arrays age, are carried and sent to others with all their members, or not at all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.property.test_retention import (
 COUNT = 3
 ARRAY, OTHER = kit.task_id(2), TaskId("mine~" + "b" * 14)
 OPTIONS = TaskOptions(array=ArraySpec(count=COUNT, max_fails=0))
-LATE = kit.task_id(4)  #: only the node that was away knows it
+LATE = kit.task_id(4)  #: known only to the node that was away
 ARRAYS = (ARRAY, OTHER, LATE)
 MEMBERS = [member_id(array, n) for array in (ARRAY, OTHER) for n in range(COUNT)]
 LATE_MEMBERS = [member_id(LATE, n) for n in range(COUNT)]
@@ -89,10 +89,10 @@ def shown(table: Table) -> dict[TaskId, TaskRecord]:
 
 @search(40)
 @given(OPS, OPS, OPS, st.data())
-def test_entries_floors_and_snapshots_of_arrays_come_to_the_same(
+def test_array_entries_floors_and_snapshots_give_the_same_members(
     before: list[Op], later: list[Op], last: list[Op], data: st.DataObject
 ) -> None:
-    """Whoever saw all, was away, or joined by rows shows the same members."""
+    """A node that saw all, one that was away, and one that joined by rows agree."""
     mesh = ArrayMesh()
     for op in before:
         mesh.do(op)

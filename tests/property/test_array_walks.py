@@ -22,7 +22,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables import rows
-from tests.property.test_reign_walks import Walk
+from tests.property.test_epoch_walks import Walk
 from tests.support import builders
 from tests.support.dispatcher_model import DispatcherModel
 
@@ -30,7 +30,7 @@ SEEDS = int(os.environ.get("REIGN_SEEDS", "60"))
 
 
 class Shown(dict[TaskId, TaskRecord]):
-    """What is durable; by its id a task is found as the store shows it."""
+    """The durable records; a task is found by its id as the store shows it."""
 
     def __getitem__(self, task: TaskId) -> TaskRecord:
         place = split_member_id(task)
@@ -63,13 +63,13 @@ class Shown(dict[TaskId, TaskRecord]):
 
 
 class ArrayDispatcherModel(DispatcherModel):
-    """A world with arrays in it."""
+    """A world with arrays."""
 
     def __init__(self) -> None:
         super().__init__()
         self.durable: Shown = Shown()
         self.ours: set[TaskId] = set()
-        """Arrays of this epoch, which has seen all that became of their members."""
+        """Arrays whose members' fate this epoch knows in full."""
 
     def begin_epoch(self) -> None:
         super().begin_epoch()
@@ -136,27 +136,27 @@ class ArrayDispatcherModel(DispatcherModel):
 
 
 class ArrayWalk(Walk):
-    """As other walks, but for what is handed in."""
+    """Like other walks, but with arrays among the submitted tasks."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, ArrayDispatcherModel())
-        self.failing = self.dice.choice([2, 2, 30])
+        self.failing = self.rng.choice([2, 2, 30])
 
     def submit(self) -> None:
         world = self.world
         assert isinstance(world, ArrayDispatcherModel)
         if sum(not array.state.is_final for array in world.durable.arrays()) < 4:
-            most = self.dice.choice([None, None, 0, 2])
-            count = self.dice.randint(1, 12)
-            retries = self.dice.choice([0, 1, 3])
+            most = self.rng.choice([None, None, 0, 2])
+            count = self.rng.randint(1, 12)
+            retries = self.rng.choice([0, 1, 3])
             world.submit_array(ArraySpec(count=count, max_fails=most), retries)
-        if self.dice.random() < 0.3:
-            world.submit(self.dice.randint(1, 3))
+        if self.rng.random() < 0.3:
+            world.submit(self.rng.randint(1, 3))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_whatever_happens_every_member_ends_or_never_begins(seed: int) -> None:
-    """None runs twice in an epoch, none begins after the rest was cancelled."""
+def test_every_member_ends_or_never_starts(seed: int) -> None:
+    """No member runs twice in an epoch, and none starts after a cancel of the rest."""
     walk = ArrayWalk(seed)
 
     walk.go()

@@ -1,4 +1,4 @@
-"""An array and its members are what merging says, whatever came first."""
+"""An array and its members are the merge of all facts, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def merged(array: TaskId, some: Sequence[TaskFact]) -> dict[TaskId, TaskRecord]:
     tally = Counter(member.state for member in members.values())
     queued, running, completed, failed, cancelled = (tally[s] for s in rows.STATES)
     progress = ArrayProgress(queued, running, completed, failed, cancelled)
-    # What is shown of an array leaves its items out.
+    # The view of an array leaves its items out.
     assert record.spec.options is not None
     assert record.spec.array is not None
     bare = replace(record.spec.options, array=replace(record.spec.array, items=()))
@@ -89,7 +89,7 @@ def merged(array: TaskId, some: Sequence[TaskFact]) -> dict[TaskId, TaskRecord]:
 def test_arrays_are_the_merge_of_all_facts_in_any_order(
     first: list[TaskFact], second: list[TaskFact], data: st.DataObject
 ) -> None:
-    """Nodes with the same facts show the same members, run or not, and their counts."""
+    """Nodes with the same facts show the same members and the same counts."""
     sides = [kit.entries(first), kit.entries(second, stream=kit.OTHER)]
 
     for db in (filled(data, interleaved(data, sides)) for _ in range(2)):
@@ -103,7 +103,7 @@ def test_arrays_are_the_merge_of_all_facts_in_any_order(
 
 
 def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) -> None:
-    """Counters, pages and the queue say what the records say."""
+    """Assert that counters, pages and the queue agree with the records."""
     records = [record for some in wanted for record in some.values()]
     arrays = [record for record in records if record.progress is not None]
     tasks = [record for record in records if record.progress is None]
@@ -145,7 +145,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
             assert rest == (set() if record.cancelled_by else waiting)
 
 
-def test_who_asked_is_told_of_the_end_of_an_array_alone() -> None:
+def test_client_gets_one_message_for_the_end_of_an_array() -> None:
     """A million members are one message."""
     options = TaskOptions(array=ArraySpec(count=2), notify_url="https://example/hook")
     array = TaskSpec(id=ARRAYS[0], command="x", ord=1, options=options)

@@ -86,8 +86,8 @@ def _environment(workdir: Path) -> dict[str, str]:
 @example(command="folder")
 @example(command="env")
 @given(command=plain_commands | any_commands)
-def test_a_direct_start_equals_the_shell(workdir: Path, command: str) -> None:
-    """Exit code, stdout and stderr are the same, or the shell is asked."""
+def test_direct_start_equals_the_shell(workdir: Path, command: str) -> None:
+    """Exit code, stdout and stderr are the same, or the shell runs the command."""
     split = split_simple_command(command)
     if split is None:
         return
@@ -102,14 +102,14 @@ def test_a_direct_start_equals_the_shell(workdir: Path, command: str) -> None:
     try:
         direct = _run(split, program, workdir)
     except OSError:
-        return  # Then the launcher asks the shell.
+        return  # Then the launcher uses the shell.
 
     assert direct == _run(["sh", "-c", command], "/bin/sh", workdir)
 
 
 @given(command=st.text(alphabet=SYNTAX, max_size=30))
-def test_plain_words_are_what_the_text_says(command: str) -> None:
-    """Nothing is lost, added or unquoted."""
+def test_plain_words_equal_the_text(command: str) -> None:
+    """No word is lost, added or unquoted."""
     split = split_simple_command(command)
     if split is not None:
         assert " ".join(split) == " ".join(command.split())
@@ -118,8 +118,8 @@ def test_plain_words_are_what_the_text_says(command: str) -> None:
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash"])
-def test_the_shells_have_no_builtin_that_is_not_known(shell: str) -> None:
-    """What a shell calls its own must go to the shell."""
+def test_every_builtin_of_the_shells_is_known(shell: str) -> None:
+    """A shell's builtins must go to the shell."""
     names = subprocess.run(
         [shell, "-c", 'IFS=:; for d in $PATH; do ls "$d"; done'],
         capture_output=True,

@@ -1,8 +1,8 @@
-"""Long random walks through the epochs of dispatchers that die, one after the other.
+"""Long random walks through the epochs of dispatchers that die one after another.
 
-What one had decided and not yet written dies with it, and may come back later: a node
-that was away had it. Reads of the store overtake each other where they may, tasks are
-handed in again by their names, and have needs and priorities of all kinds.
+A dispatcher's unwritten decisions die with it, and may come back later from a node that
+was away. Reads of the store overtake each other where they may. Tasks are submitted
+again by their names, and have requirements and priorities of all kinds.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult, TasksAccepted
-from tests.property.test_reign_walks import Walk
+from tests.property.test_epoch_walks import Walk
 from tests.support import builders
 from tests.support.dispatcher_model import LIMITS, NEEDS, DispatcherModel
 
 SEEDS = int(os.environ.get("REIGN_SEEDS", "120"))
-OPEN_MAX = 20  #: tasks that are not over, at a time
-NAMES = 40  #: that are chosen for tasks
-SEQUENCE_STEP = 100  #: so that no number of a task is given twice
+OPEN_MAX = 20  #: tasks that have not ended, at a time
+NAMES = 40  #: names to choose for tasks
+SEQUENCE_STEP = 100  #: so that no task gets a number twice
 
 
 class FailoverModel(DispatcherModel):
     """One disk and its workers under many dispatchers."""
 
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(self, rng: random.Random) -> None:
         super().__init__()
-        self._dice = dice
+        self._dice = rng
         self._gone: list[TaskFact] = []
-        """What dispatchers took with them."""
+        """Writes that were lost with their dispatchers."""
         self._hlc = self._sequence = 0
 
     def fail_over(self, *, is_held: bool) -> None:
-        """Let another process take over this disk, without what was not yet on it."""
+        """Let another process take over this disk, without the uncommitted writes."""
         self._gone += [
             entry.fact
             for append in self.commits
@@ -87,7 +87,7 @@ class FailoverModel(DispatcherModel):
             linked.down.clear()
             self.perform(linked.worker.detach(self.now), node)
         self.term += 1
-        # In any order: of two halves of a split each one's may be the higher one.
+        # In any order: either half of a split may have the higher epoch.
         stream = StreamId(self._dice.randrange(1000, 9000) * 10_000 + self.term)
         self.journal.open_stream(stream)
         if is_held:
@@ -98,8 +98,8 @@ class FailoverModel(DispatcherModel):
         for node in self.workers:
             self.link(node)
 
-    def regain(self) -> None:
-        """Read what the dead had written from the log of a node that comes back."""
+    def recover_log(self) -> None:
+        """Read the dead dispatcher's writes from the log of a node that comes back."""
         gone, self._gone = self._gone, []
         if not gone:
             return
@@ -114,20 +114,20 @@ class FailoverModel(DispatcherModel):
         self.dispatch.reconciler.trust_log()
         self.absorb()
 
-    def hand_in(self, name: str, retry: Retry | None) -> None:
-        """Submit a task by a name that may be in use, or have been."""
+    def resubmit(self, name: str, retry: Retry | None) -> None:
+        """Submit a task by a name that may be or may have been in use."""
         options = None if retry is None else TaskOptions(retry=retry)
         draft = replace(builders.draft(id=name), options=options)
         task = log_id_of(draft, "tester")
         known = None if task is None else self.durable.get(task)
         if known is not None and known.spec is not None:
-            return  # The store tells the API of it.
+            return  # The store reports the task to the API.
         self.ticket += 1
         asked = TasksSubmitted(self.ticket, (draft,), "tester", ("0" * 8,))
         self.perform(self.dispatch.on_submitted(asked, self.now))
 
     def read(self) -> None:
-        """Answer a read; those of one kind stay in order."""
+        """Answer a read; reads of one kind stay in order."""
         reads = self.reads
         may_swap = len(reads) > 1 and type(reads[0]) is not type(reads[1])
         if may_swap and self._dice.random() < 0.5:
@@ -142,7 +142,7 @@ class FailoverModel(DispatcherModel):
         self.answers.append(LiveLoaded(found))
 
     def answer(self) -> None:
-        """Hand in an answer, of either kind the first."""
+        """Apply an answer; answers of either kind come in order."""
         kinds = [isinstance(answer, LiveLoaded) for answer in self.answers]
         place = kinds.index(self._dice.choice(kinds))
         first = self.answers[place]
@@ -151,7 +151,7 @@ class FailoverModel(DispatcherModel):
         super().answer()
 
     def perform(self, effects: list[Effect], node: NodeId | None = None) -> None:
-        """Tell nobody of ends: who waits asks anew of each dispatcher."""
+        """Drop replies about ends: waiting clients ask each new dispatcher again."""
         told: list[Effect] = [
             e for e in effects if not isinstance(e, AnnounceTaskStates)
         ]
@@ -162,14 +162,14 @@ class FailoverModel(DispatcherModel):
         super()._write(append)
 
     def _check(self, fact: Fact) -> None:
-        # What an earlier epoch began may be found, though this one knows of its end.
+        # An attempt of an earlier epoch may be found, though this epoch knows its end.
         is_found = isinstance(fact, Assigned) and fact.attempt.term != self.term
         if not is_found:
             super()._check(fact)
 
     def _answered(self, ticket: int, reply: object) -> None:
         if isinstance(reply, TasksAccepted):
-            # By its name it may be what another log said of the same task.
+            # The name may belong to the same task from another log.
             assert all(self.durable[spec.id].spec is not None for spec in reply.specs)
             self.accepted += [spec.id for spec in reply.specs]
         elif not isinstance(reply, CancelResult) or ticket in self.asked:
@@ -177,21 +177,21 @@ class FailoverModel(DispatcherModel):
 
 
 def _is_live(record: TaskRecord) -> bool:
-    """Whether it runs, or its last attempt has no end."""
+    """Return True if it runs, or its last attempt has no end."""
     last = record.attempts[-1:]
     return record.state is TaskState.RUNNING or any(a.state.is_live for a in last)
 
 
 class FailoverWalk(Walk):
-    """What happens in an epoch, and its end."""
+    """The events of an epoch, and its end."""
 
     failing = 20
 
     def __init__(self, seed: int) -> None:
         self.model = FailoverModel(random.Random(seed + 1))
         super().__init__(seed, self.model)
-        often, seldom = self.dice.choice([0.3, 1, 3]), self.dice.choice([0.3, 1, 3])
-        self.steps += [self.fail_over, self.regain, self.hand_in]
+        often, seldom = self.rng.choice([0.3, 1, 3]), self.rng.choice([0.3, 1, 3])
+        self.steps += [self.fail_over, self.recover_log, self.resubmit]
         self.weights += [often, seldom, 3]
 
     @property
@@ -201,37 +201,37 @@ class FailoverWalk(Walk):
 
     def submit(self) -> None:
         if self._has_room:
-            dice = self.dice
+            rng = self.rng
             self.world.submit(
-                dice.randint(1, 3),
-                retry=Retry(retries=dice.randrange(3), on_lost=dice.random() < 0.7),
-                priority=dice.choice([0, 0, 5, -5]),
-                requires=dice.choice((None, None, *NEEDS)),
+                rng.randint(1, 3),
+                retry=Retry(retries=rng.randrange(3), on_lost=rng.random() < 0.7),
+                priority=rng.choice([0, 0, 5, -5]),
+                requires=rng.choice((None, None, *NEEDS)),
             )
 
-    def hand_in(self) -> None:
+    def resubmit(self) -> None:
         if self._has_room:
-            number = self.dice.randrange(NAMES)
+            number = self.rng.randrange(NAMES)
             retry = Retry(retries=number % 3) if number % 2 else None
-            self.model.hand_in(f"n{number}", retry)
+            self.model.resubmit(f"n{number}", retry)
 
     def fail_over(self) -> None:
-        self.model.fail_over(is_held=self.dice.random() < 0.5)
+        self.model.fail_over(is_held=self.rng.random() < 0.5)
 
-    def regain(self) -> None:
-        self.model.regain()
+    def recover_log(self) -> None:
+        self.model.recover_log()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_whoever_dies_every_task_that_was_accepted_ends_and_holds_nothing(
+def test_every_accepted_task_ends_and_frees_its_resources_despite_failovers(
     seed: int,
 ) -> None:
-    """The world itself says no to double runs and early acknowledgements."""
+    """The model itself rejects double runs and early acknowledgements."""
     walk = FailoverWalk(seed)
 
     walk.go()
-    if walk.dice.random() < 0.7:
-        walk.regain()
+    if walk.rng.random() < 0.7:
+        walk.recover_log()
     world = walk.world
     world.calm_down()
 

@@ -1,4 +1,4 @@
-"""What strangers and members send, made up for as long as there is time."""
+"""Messages of strangers and members, generated for as long as there is time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EPOCHS = st.builds(Epoch, st.integers(0, 9), st.sampled_from([ME, PEER, node_id(
 
 @st.composite
 def near_frames(draw: st.DrawFn) -> bytes:
-    """Return frames as they are kept, with some bytes of them changed."""
+    """Return frames in their stored form, with some bytes of them changed."""
     frames = draw(st.lists(st.sampled_from(FRAMES), min_size=1, max_size=3))
     data = bytearray(b"".join([OK, *frames]))
     for _ in range(draw(st.integers(0, 6))):
@@ -57,7 +57,7 @@ def near_greetings(draw: st.DrawFn) -> bytes:
 
 @fuzz(near_frames() | st.binary(max_size=300))
 def test_frames_are_messages_or_refused(data: bytes) -> None:
-    """Nothing else is raised, whatever is nearly a frame."""
+    """Frames that are nearly valid raise no other error."""
     try:
         messages = wire.Decoder(LIMITS).receive_data(data)
     except RemoteProtocolError:
@@ -66,8 +66,8 @@ def test_frames_are_messages_or_refused(data: bytes) -> None:
 
 
 @fuzz(HELLOS)
-def test_any_hello_is_met_or_refused(hello: Hello) -> None:
-    """The rules of a node bear whatever a member says of itself."""
+def test_any_hello_is_accepted_or_refused(hello: Hello) -> None:
+    """A node's rules hold for any announcement of a member."""
     shell = Shell()
     told = replace(hello, node=replace(hello.node, id=PEER))
     met = PeerUp(PEER, shell.node.hello(moment()), told, Address("::1", 7))
@@ -81,7 +81,7 @@ def test_any_hello_is_met_or_refused(hello: Hello) -> None:
 
 
 def _with_epoch(message: Message, epoch: Epoch) -> Message:
-    """Return a message that is said in an epoch that somebody may believe."""
+    """Return a message with an epoch that a node may accept."""
     changed: Any = message
     return replace(changed, epoch=epoch) if hasattr(message, "epoch") else message
 
@@ -93,7 +93,7 @@ SAID = st.builds(_with_epoch, MESSAGES, EPOCHS)
 def test_any_messages_are_handled_or_refused(
     said: list[Message], is_reigning: bool
 ) -> None:
-    """No message of a member stops a node, whether it reigns or follows."""
+    """No message of a member stops a node, whether dispatcher or follower."""
     shell = Shell()
     if is_reigning:
         shell.become_dispatcher()
@@ -105,8 +105,8 @@ def test_any_messages_are_handled_or_refused(
 
 
 @fuzz(st.binary(min_size=GREETING_BYTES, max_size=GREETING_BYTES) | near_greetings())
-def test_greetings_of_a_pairing_are_read_or_refused(data: bytes) -> None:
-    """A stranger sends them before it is known; their words are harmless."""
+def test_pairing_greetings_are_read_or_refused(data: bytes) -> None:
+    """Strangers send greetings before they are known; their words are harmless."""
     try:
         greeting = Greeting.unpack(data)
         greeting.require_compatible(0)

@@ -1,4 +1,4 @@
-"""What tasks ask for is theirs alone, and never more than their node has."""
+"""Grants: tasks get their resources exclusively, and never more than their node has."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIONS = st.one_of(
 
 
 def act(world: DispatcherModel, action: tuple[object, ...]) -> None:
-    """Let one thing happen, and all that follows from it."""
+    """Perform one action, and all its consequences."""
     match action:
         case "submit", (Requirements() | None) as requires, int(count):
             world.submit(count, requires)
@@ -50,7 +50,7 @@ def act(world: DispatcherModel, action: tuple[object, ...]) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ACTIONS, min_size=5, max_size=40))
 def test_grants_never_exceed_what_a_node_has(actions: list[tuple[object, ...]]) -> None:
-    """Whatever comes, ends, is lost, comes back or pauses; and no room lies idle."""
+    """Tasks start, end, get lost, come back and pause; no room is left unused."""
     world = DispatcherModel()
     world.begin_epoch()
     for name in world.workers:

@@ -56,7 +56,7 @@ records = st.lists(facts, min_size=1, max_size=5).map(
 
 @given(records, records)
 def test_the_order_of_two_sides_does_not_matter(a: TaskRecord, b: TaskRecord) -> None:
-    """Both halves of a split come to the same task."""
+    """Both halves of a split get the same task."""
     assert join_records(a, b) == join_records(b, a)
 
 
@@ -64,23 +64,23 @@ def test_the_order_of_two_sides_does_not_matter(a: TaskRecord, b: TaskRecord) ->
 def test_the_grouping_of_three_sides_does_not_matter(
     a: TaskRecord, b: TaskRecord, c: TaskRecord
 ) -> None:
-    """Whoever meets first, all end alike."""
+    """The order of meetings does not change the result."""
     assert join_records(join_records(a, b), c) == join_records(a, join_records(b, c))
 
 
 @given(records)
-def test_hearing_it_twice_changes_nothing(a: TaskRecord) -> None:
+def test_merging_a_fact_twice_changes_nothing(a: TaskRecord) -> None:
     """A repeated PULL is harmless."""
     assert join_records(a, a) == a
 
 
 @given(st.lists(facts, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_facts_give_the_same_task_in_any_order_and_repeated(
-    some: list[TaskFact], dice: object
+    some: list[TaskFact], rng: object
 ) -> None:
-    """What the store shows depends on the set of facts alone."""
+    """The view of the store depends on the set of facts alone."""
     mixed = some + some[: len(some) // 2]
-    dice.shuffle(mixed)  # type: ignore[attr-defined]
+    rng.shuffle(mixed)  # type: ignore[attr-defined]
 
     assert reduce(apply_fact, some, None) == reduce(apply_fact, mixed, None)
 
@@ -91,10 +91,10 @@ def test_facts_give_the_same_task_in_any_order_and_repeated(
     st.sampled_from(list(AttemptState)[2:]),
     st.sampled_from(PRESUMED_REASONS),
 )
-def test_an_end_that_was_seen_counts_more_than_one_that_was_supposed(
+def test_observed_end_overrides_a_supposed_one(
     attempt: AttemptId, reason: EndReason, state: AttemptState, supposed: EndReason
 ) -> None:
-    """A worker that comes back knows better, and what its attempt wrote."""
+    """A worker that comes back knows better, and its attempt's output counts."""
     seen, lost = (
         Finished(TASK, attempt, node_id("a"), Outcome(state=state, reason=each))
         for each in (reason, supposed)
@@ -104,7 +104,7 @@ def test_an_end_that_was_seen_counts_more_than_one_that_was_supposed(
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)
-def test_a_success_is_never_taken_back(some: list[TaskFact], more: TaskFact) -> None:
+def test_success_is_never_revoked(some: list[TaskFact], more: TaskFact) -> None:
     """Completed is the top of the lattice of states."""
     before = reduce(apply_fact, some, None)
     assert before is not None
@@ -114,8 +114,8 @@ def test_a_success_is_never_taken_back(some: list[TaskFact], more: TaskFact) -> 
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)
-def test_a_final_task_stays_final(some: list[TaskFact], more: TaskFact) -> None:
-    """No later fact puts a task that is over back into the queue."""
+def test_final_task_stays_final(some: list[TaskFact], more: TaskFact) -> None:
+    """No later fact puts an ended task back into the queue."""
     before = reduce(apply_fact, some, None)
     assert before is not None
 

@@ -36,7 +36,7 @@ NUMBERS = sorted(
 def values_of(hint: Any) -> st.SearchStrategy[Any]:
     """Return a strategy for a type hint of the core, within its bounds.
 
-    Nothing is registered with Hypothesis, so that other modules are left alone.
+    Nothing is registered with Hypothesis, so other modules are not affected.
     """
     if hint in BASE:
         return BASE[hint]
@@ -89,20 +89,20 @@ PLAIN: st.SearchStrategy[Any] = st.recursive(
 
 
 def decode_body(*bodies: bytes) -> list[Message]:
-    """Return what a peer makes of messages."""
+    """Decode messages as a peer does."""
     decoder = wire.Decoder(Limits())
     return decoder.receive_data(wire.build_frame(bodies))
 
 
 @given(MESSAGES)
 def test_any_message_round_trips(message: Message) -> None:
-    """What is decoded is what was encoded."""
+    """The decoded message equals the encoded one."""
     assert decode_body(PACKER.pack(message)) == [message]
 
 
 @given(values_of(Entry))
 def test_any_entry_round_trips(entry: Entry) -> None:
-    """The same facts on every node, whatever they hold."""
+    """Every node reads the same facts."""
     place = entry.stream, entry.seq, entry.hlc
 
     assert PACKER.unpack_entry(*place, PACKER.pack_entry_body(entry)) == entry
@@ -116,7 +116,7 @@ def test_any_record_round_trips(record: TaskRecord) -> None:
 
 @given(PLAIN)
 def test_plain_data_decodes_or_is_refused_properly(plain: Any) -> None:
-    """Nothing but RemoteProtocolError ever comes out of bad data."""
+    """Bad data raises nothing but RemoteProtocolError."""
     try:
         decode_body(msgpack.encode(plain))
     except RemoteProtocolError:
@@ -124,9 +124,7 @@ def test_plain_data_decodes_or_is_refused_properly(plain: Any) -> None:
 
 
 @given(st.sampled_from(NUMBERS), st.lists(PLAIN, max_size=15))
-def test_a_wrong_row_decodes_or_is_refused_properly(
-    number: int, row: list[Any]
-) -> None:
+def test_wrong_row_decodes_or_is_refused_properly(number: int, row: list[Any]) -> None:
     """The same behind each type number, in frames and in the log."""
     body = msgpack.encode([number, *row])
     for decode in (
@@ -140,10 +138,10 @@ def test_a_wrong_row_decodes_or_is_refused_properly(
 
 
 @given(MESSAGES, st.data())
-def test_a_damaged_message_decodes_or_is_refused_properly(
+def test_damaged_message_decodes_or_is_refused_properly(
     message: Message, data: st.DataObject
 ) -> None:
-    """One field replaced by anything: refused, or still a message of that class."""
+    """A message with one field replaced is refused, or still of that class."""
     number, *values = plain_of(message)
     if values:
         at = data.draw(st.integers(0, len(values) - 1))
@@ -156,6 +154,6 @@ def test_a_damaged_message_decodes_or_is_refused_properly(
 
 
 def plain_of(value: Struct) -> list[Any]:
-    """Return the array that a value is on the wire."""
+    """Return a value as an array in wire format."""
     plain: list[Any] = to_builtins(value, builtin_types=(bytes,))
     return plain

@@ -1,4 +1,4 @@
-"""Pairing as two sides that are handed each other's bytes, right, wrong and made up."""
+"""Pairing as two sides without I/O, with right, wrong and invented bytes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(
 def test_the_same_code_gives_both_sides_the_keyring(
     code: InviteCode, hello: Greeting, welcome: Greeting
 ) -> None:
-    """Both prove that they know it, and what is sealed can be read."""
+    """Both prove that they know the code, and the sealed keyring can be read."""
     joiner, member = run(code, code, hello.pack(), welcome.pack())
 
     assert is_proof_valid(joiner.joiner_proof(), member.joiner_proof())
@@ -89,7 +89,7 @@ def test_the_same_code_gives_both_sides_the_keyring(
 def test_another_code_proves_nothing_and_reads_nothing(
     right: InviteCode, wrong: InviteCode
 ) -> None:
-    """Whoever guesses wrongly sees neither the keyring nor whether he was near."""
+    """A wrong guess reveals neither the keyring nor how close the guess was."""
     if right == wrong:
         return
     joiner, member = run(wrong, right, b"hello", b"welcome")
@@ -102,10 +102,10 @@ def test_another_code_proves_nothing_and_reads_nothing(
 
 @given(code=CODES, hello=GREETINGS, other=GREETINGS)
 @FEW
-def test_what_was_said_first_is_bound(
+def test_greetings_are_bound_to_the_keys(
     code: InviteCode, hello: Greeting, other: Greeting
 ) -> None:
-    """Whoever puts his own key, name or slot into a greeting makes the run fail."""
+    """A changed key, name or slot in a greeting makes the run fail."""
     if hello == other:
         return
     asking, showing = KeyExchange.for_joiner(code), KeyExchange.for_member(code)
@@ -118,8 +118,8 @@ def test_what_was_said_first_is_bound(
 
 @given(code=CODES, share=st.binary(min_size=SHARE_BYTES, max_size=SHARE_BYTES))
 @FEW
-def test_no_share_breaks_a_side(code: InviteCode, share: bytes) -> None:
-    """It ends in keys of no use, or in the one error that is expected."""
+def test_any_share_is_handled(code: InviteCode, share: bytes) -> None:
+    """The run ends in useless keys, or in the one expected error."""
     with contextlib.suppress(PairingFailed):
         KeyExchange.for_member(code).derive_keys(share, b"hello", b"welcome")
 
@@ -135,15 +135,15 @@ def test_no_share_breaks_a_side(code: InviteCode, share: bytes) -> None:
     ],
 )
 def test_shares_that_would_fix_the_key_are_refused(share: bytes) -> None:
-    """A member that took one would prove itself to somebody who knows nothing."""
+    """A member that accepted one would prove itself to an attacker without the code."""
     with pytest.raises(PairingFailed):
         KeyExchange.for_member(InviteCode(1, "00000000")).derive_keys(
             share, b"hello", b"welcome"
         )
 
 
-def test_a_share_that_is_sent_back_is_refused() -> None:
-    """A mirror knows no code."""
+def test_reflected_share_is_refused() -> None:
+    """A reflected share does not prove knowledge of the code."""
     side = KeyExchange.for_member(InviteCode(1, "00000000"))
 
     with pytest.raises(PairingFailed):
@@ -151,8 +151,8 @@ def test_a_share_that_is_sent_back_is_refused() -> None:
 
 
 @given(data=st.binary(min_size=GREETING_BYTES, max_size=GREETING_BYTES))
-def test_no_greeting_breaks_a_side(data: bytes) -> None:
-    """Strangers say what they like."""
+def test_any_greeting_is_handled(data: bytes) -> None:
+    """Strangers may send anything."""
     with contextlib.suppress(PairingFailed):
         Greeting.unpack(data)
 
@@ -165,7 +165,7 @@ def test_no_greeting_breaks_a_side(data: bytes) -> None:
 def test_a_changed_greeting_is_harmless(
     greeting: Greeting, place: int, byte: bytes
 ) -> None:
-    """What is read of it can be printed, and is within bounds."""
+    """Its fields are printable and within bounds."""
     data = bytearray(greeting.pack())
     data[place : place + 1] = byte
 
@@ -177,8 +177,8 @@ def test_a_changed_greeting_is_harmless(
 
 
 @given(greeting=GREETINGS)
-def test_a_greeting_is_read_as_it_was_meant(greeting: Greeting) -> None:
-    """Nothing of it gets lost on the way."""
+def test_greeting_round_trips(greeting: Greeting) -> None:
+    """No field is lost on the way."""
     assert Greeting.unpack(greeting.pack()) == greeting
 
 
@@ -186,8 +186,8 @@ def greeting(wall_ms: int = 0, refusal: RefusalReason = RefusalReason.NONE) -> G
     return Greeting(name="ash", key=bytes(32), wall_ms=wall_ms, refusal=refusal)
 
 
-def test_clocks_that_differ_by_more_than_five_minutes_end_a_pairing() -> None:
-    """Before the code is spent."""
+def test_clocks_that_differ_by_more_than_five_minutes_end_the_pairing() -> None:
+    """The code is not used up."""
     greeting(CLOCK_SKEW_MS_MAX).require_compatible(0)
 
     with pytest.raises(PairingFailed, match="5 minutes apart") as failed:
@@ -198,7 +198,7 @@ def test_clocks_that_differ_by_more_than_five_minutes_end_a_pairing() -> None:
 
 
 @pytest.mark.parametrize("refusal", [one for one in RefusalReason if one])
-def test_each_refusal_says_why_and_what_to_do(refusal: RefusalReason) -> None:
+def test_each_refusal_names_its_reason_and_the_remedy(refusal: RefusalReason) -> None:
     """Expired, used, no such slot: people act on them differently."""
     with pytest.raises(PairingRefused) as refused:
         greeting(refusal=refusal).require_compatible(0)
@@ -216,8 +216,8 @@ def test_another_version_is_named() -> None:
         Greeting.unpack(bytes(data))
 
 
-def test_a_code_is_read_as_people_write_it() -> None:
-    """With spaces instead of dashes, too; and nothing else."""
+def test_code_is_read_with_spaces_or_dashes() -> None:
+    """Spaces may replace dashes; no other form is read."""
     code = InviteCode(7, "48219375")
     for text in ("7-4821-9375", " 7 4821 9375\n", "7-48219375"):
         assert InviteCode.parse(text) == code
@@ -229,15 +229,15 @@ def test_a_code_is_read_as_people_write_it() -> None:
         assert "4821" not in str(failed.value)
 
 
-def test_a_code_is_not_in_what_a_debugger_shows() -> None:
-    """Nor in a traceback that somebody pastes."""
+def test_code_is_not_in_a_repr() -> None:
+    """It is also absent from a traceback that a user pastes."""
     assert "48219375" not in repr(InviteCode(7, "48219375"))
 
 
 def words(
     member: KeyShare, joiner: KeyShare, *, first: bytes, second: bytes, third: bytes
 ) -> tuple[str, str]:
-    """Return what both sides show after these three messages."""
+    """Return the words that both sides show after these three messages."""
     return (
         fingerprint(member.derive_keys(joiner.public(), first, second, third)),
         fingerprint(joiner.derive_keys(member.public(), first, second, third)),
@@ -245,7 +245,7 @@ def words(
 
 
 def test_both_sides_show_the_same_words_and_can_read_each_other() -> None:
-    """Nobody is in the middle."""
+    """There is no attacker between them."""
     member, joiner = KeyShare.generate(), KeyShare.generate()
     first = b"hello" + commitment(b"hello", member.public())
     second = b"welcome" + joiner.public()
@@ -256,8 +256,8 @@ def test_both_sides_show_the_same_words_and_can_read_each_other() -> None:
     assert len(shown[0].split("-")) == 3
 
 
-def test_whoever_is_in_the_middle_gives_each_side_other_words() -> None:
-    """He has to fix his halves before he sees theirs, so he cannot choose."""
+def test_attacker_in_the_middle_gives_each_side_other_words() -> None:
+    """The attacker must commit to its halves before it sees theirs."""
     shown = set()
     for _ in range(20):
         member, joiner, middle = (
@@ -276,8 +276,8 @@ def test_whoever_is_in_the_middle_gives_each_side_other_words() -> None:
     assert len(shown) == 40
 
 
-def test_a_half_that_was_not_committed_to_is_refused() -> None:
-    """Else the member, or who plays it, could try halves until the words fit."""
+def test_half_without_a_commitment_is_refused() -> None:
+    """Otherwise a member, or an attacker, could try halves until the words match."""
     half, other = KeyShare.generate().public(), KeyShare.generate().public()
     promised = commitment(b"hello", half)
 
@@ -288,20 +288,20 @@ def test_a_half_that_was_not_committed_to_is_refused() -> None:
 
 
 def test_a_key_of_low_order_is_refused() -> None:
-    """It would make the shared secret known to all."""
+    """Such a key would make the shared secret known to everyone."""
     with pytest.raises(PairingFailed):
         KeyShare.generate().derive_keys(bytes(64))
 
 
 def test_there_is_a_word_for_each_byte_and_no_two_look_alike() -> None:
-    """They are compared by people, perhaps over the telephone."""
+    """People compare the words, perhaps by telephone."""
     assert len(WORDS) == len({word[:4] for word in WORDS}) == 256
     assert all(word.isascii() and word.isalpha() and word.islower() for word in WORDS)
     assert words_of(bytes([0, 255, 1])) == f"{WORDS[0]}-{WORDS[255]}-{WORDS[1]}"
 
 
-def test_the_node_that_a_greeting_names_follows_from_its_key() -> None:
-    """So a machine cannot ask in the name of another node's id and keep its key."""
+def test_node_id_in_a_greeting_follows_from_its_key() -> None:
+    """So a machine cannot claim another node's id and keep its own key."""
     key = NodeKey.generate()
     said = Greeting(name="ash", key=key.public_bytes(), wall_ms=0)
 

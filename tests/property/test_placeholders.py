@@ -26,11 +26,11 @@ NASTY = [
 texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20)
 
 
-def test_placeholders_stand_for_what_they_do_in_gnu_parallel() -> None:
-    """Each of them, for names that are hard to take apart."""
+def test_placeholders_equal_those_of_gnu_parallel() -> None:
+    """Each of them, for names that are hard to split."""
     if shutil.which("parallel") is None:
         pytest.skip("there is no GNU parallel; tests/setup-host brings it")
-    # Marked, since it leaves out what is empty.
+    # Marked, because GNU parallel leaves out empty values.
     marked = " ".join(f"={placeholder}" for placeholder in PLACEHOLDERS)
     done = subprocess.run(
         ["parallel", "--will-cite", "-0", "-k", "--dry-run", marked],
@@ -53,8 +53,8 @@ def test_placeholders_stand_for_what_they_do_in_gnu_parallel() -> None:
 
 @given(st.lists(texts, min_size=1, max_size=20))
 @settings(max_examples=20, deadline=None)
-def test_whatever_an_item_is_it_is_one_word(items: list[str]) -> None:
-    """As a real shell reads it: nothing in an item is ever run or taken apart."""
+def test_any_item_is_one_shell_word(items: list[str]) -> None:
+    """A real shell never runs or splits any part of an item."""
     text = " ".join(PLACEHOLDERS)
     script = "\n".join(
         f"printf '%s\\0' {fill_placeholders(text, item, position, is_quoted=True)}"
@@ -70,10 +70,10 @@ def test_whatever_an_item_is_it_is_one_word(items: list[str]) -> None:
 
 
 @given(st.lists(texts, min_size=1, max_size=5), st.sampled_from(PLACEHOLDERS))
-def test_no_member_has_a_longer_command_than_was_looked_at(
+def test_no_member_has_a_longer_command_than_the_measured_ones(
     items: list[str], placeholder: str
 ) -> None:
-    """The bound of a command holds for each member, though few are measured."""
+    """The command limit holds for each member, though few members are measured."""
     command = f"echo {placeholder} x {placeholder}"
     longest = max(
         len(fill_placeholders(command, item, position, is_quoted=True).encode())

@@ -29,7 +29,7 @@ PLACES = st.tuples(st.sampled_from([StreamId(7), StreamId(8)]), st.integers(1, 4
 SAID = st.lists(st.tuples(st.none() | PLACES, RECORDS), max_size=8)
 
 
-def alike() -> st.SearchStrategy[Recorded]:
+def records_of_one_key() -> st.SearchStrategy[Recorded]:
     """Return records of one kind and key."""
     return st.builds(
         Recorded,
@@ -41,11 +41,11 @@ def alike() -> st.SearchStrategy[Recorded]:
     )
 
 
-@given(alike(), alike(), alike())
-def test_which_record_counts_does_not_depend_on_the_order(
+@given(records_of_one_key(), records_of_one_key(), records_of_one_key())
+def test_winning_record_does_not_depend_on_the_order(
     a: Recorded, b: Recorded, c: Recorded
 ) -> None:
-    """Commutative, associative, idempotent."""
+    """The join is commutative, associative and idempotent."""
     assert earlier_record(a, b) == earlier_record(b, a)
     assert earlier_record(earlier_record(a, b), c) == earlier_record(
         a, earlier_record(b, c)
@@ -54,10 +54,10 @@ def test_which_record_counts_does_not_depend_on_the_order(
 
 
 @given(st.lists(RECORDS, max_size=8), st.randoms())
-def test_nodes_that_heard_the_same_go_by_the_same(
+def test_nodes_with_the_same_records_apply_the_same_ones(
     said: list[Recorded], draw: object
 ) -> None:
-    """What a node has in memory is a function of the set of records."""
+    """A node's memory is a function of the set of records."""
     one, two = RecordTable(()), RecordTable(())
     for record in said:
         one.add_record(record)
@@ -71,7 +71,7 @@ def test_nodes_that_heard_the_same_go_by_the_same(
 
 
 def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[object]:
-    """Return the rows after these entries, and what was told outside the log."""
+    """Return the rows after these entries and these records from outside the log."""
     db = kit.database()
     for place, record in said:
         if place is None:
@@ -93,7 +93,7 @@ def rows(said: list[tuple[tuple[StreamId, int] | None, Recorded]]) -> list[objec
 def test_the_order_of_arrival_leaves_the_same_rows(
     said: list[tuple[tuple[StreamId, int] | None, Recorded]], draw: object
 ) -> None:
-    """Also the place in the log, which a floor is compared with."""
+    """The position in the log, which a floor is compared with, is also the same."""
     shuffled = sorted(said, key=lambda _: draw.random())  # type: ignore[attr-defined]
 
     assert rows(said) == rows(shuffled) == rows([*said, *said])

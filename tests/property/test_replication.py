@@ -1,4 +1,4 @@
-"""Copies are counted by disks that hold them, whatever is lost and in which order."""
+"""Replication: copies are counted by disks, despite any loss or reordering."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SOLO_S = 2.0
     entries_max=st.integers(1, 30),
     bytes_max=st.integers(1, 3000),
 )
-def test_what_a_node_has_and_what_the_tail_says_it_lacks_is_all_there_is(
+def test_node_and_log_tail_together_hold_every_entry(
     sizes: list[list[StreamId]],
     before: int,
     held: Vector,
@@ -107,7 +107,7 @@ def test_what_a_node_has_and_what_the_tail_says_it_lacks_is_all_there_is(
 
 @dataclass
 class _Follower:
-    """The real half of a standby, its disk and its link."""
+    """The core of a standby, with its disk and its link."""
 
     name: str
     journal: Journal = field(default_factory=lambda: Journal(SavedState(), Outbox()))
@@ -122,7 +122,7 @@ class _Follower:
 
 
 class CopiesMachine(RuleBasedStateMachine):
-    """One reign after another, three followers, links and disks that take time."""
+    """Successive epochs, three followers, links and disks that take time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,13 +140,13 @@ class CopiesMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.writers[self.world.stream] = self.world.epoch
-        self.write(1)  # As the claim is; no append has the number 0.
+        self.write(1)  # Like the claim; no append has the number 0.
         for name in self.followers:
             self.link(name)
             self.catch_up(name)
         assert self.world.level == ["b", "c"]
 
-    # --- What may happen.
+    # --- Possible events.
 
     @rule(count=st.integers(1, 5))
     def write(self, count: int) -> None:
@@ -158,7 +158,7 @@ class CopiesMachine(RuleBasedStateMachine):
 
     @rule()
     def submit(self) -> None:
-        """Nothing is more usual than a question about what was just written."""
+        """A question about an entry that was just written is the usual case."""
         self.write(1)
         self.ask()
 
@@ -218,7 +218,7 @@ class CopiesMachine(RuleBasedStateMachine):
 
     @rule(name=FOLLOWERS)
     def keep(self, name: str) -> None:
-        """A standby's disk is done with what it was given."""
+        """A standby's disk has committed its writes."""
         follower = self.followers[name]
         follower.disk = dict(follower.journal.vector)
         follower.journal.on_persisted(follower.journal.last_number)
@@ -238,14 +238,14 @@ class CopiesMachine(RuleBasedStateMachine):
 
     @rule(name=FOLLOWERS)
     def catch_up(self, name: str) -> None:
-        """Deliver, keep and hear what there is."""
+        """Deliver, keep and hear everything under way."""
         self.deliver(name, 9)
         self.keep(name)
         self.hear(name, 9)
 
     @rule(name=FOLLOWERS)
     def cross(self, name: str) -> None:
-        """More is written while an acknowledgement is under way."""
+        """Entries are written while an acknowledgement is under way."""
         self.submit()
         self.deliver(name, 1)
         self.keep(name)
@@ -255,7 +255,7 @@ class CopiesMachine(RuleBasedStateMachine):
 
     @rule()
     def read(self) -> None:
-        """The dispatcher's store answers one PULL, from what is durable."""
+        """The dispatcher's store answers one PULL from its durable entries."""
         if not self.reads:
             return
         asked = self.reads.popleft()
@@ -271,7 +271,7 @@ class CopiesMachine(RuleBasedStateMachine):
 
     @rule()
     def renew(self) -> None:
-        """The node claims again; its followers confirm when they hear of it."""
+        """The node claims again; its followers confirm when they learn of it."""
         self.world.renew(self.seconds)
         self.writers[self.world.stream] = self.world.epoch
         for name, follower in self.followers.items():
@@ -279,7 +279,7 @@ class CopiesMachine(RuleBasedStateMachine):
                 self.cut(name)
                 self.link(name)
 
-    # --- What follows from it.
+    # --- Consequences.
 
     def said(self, follower: _Follower, effects: list[Effect]) -> None:
         for effect in effects:
@@ -300,7 +300,7 @@ class CopiesMachine(RuleBasedStateMachine):
                     pass
 
     def answered(self, name: str, copies: int) -> None:
-        """Each is answered once, in order, and with no more copies than there are."""
+        """Each answer is sent once, in order, and with no more copies than exist."""
         first, _, number, vector = self.asked.popleft()
         assert name == first
         is_here = number <= self.world.journal.persisted
@@ -312,12 +312,12 @@ class CopiesMachine(RuleBasedStateMachine):
         assert 1 <= copies <= is_here + len(holders), f"{copies} copies, {holders}"
 
     @invariant()
-    def nothing_waits_for_more_than_two_seconds(self) -> None:
-        """Once it is durable here; and no step is due at a time that is over."""
+    def no_answer_waits_for_more_than_two_seconds(self) -> None:
+        """The limit starts when the entry is durable; no step is due in the past."""
         self.perform(self.world.review(self.seconds))
         journal = self.world.journal
         for name, since_s, number, _ in self.asked:
-            # A microsecond more: sums of floats are no exact times.
+            # A microsecond more: sums of floats are not exact.
             is_late = self.seconds >= since_s + SOLO_S + 1e-6
             assert not is_late or number > journal.persisted, name
         due_s = self.world.replication.deadline()

@@ -1,4 +1,4 @@
-"""Whoever knows the same facts shows the same tasks, floors and snapshots included."""
+"""Nodes with the same facts show the same tasks, floors and snapshots included."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Op = tuple[str, int, int, int]
 
 
 class Table:
-    """A store in memory, with the purge under control of the test."""
+    """A store in memory whose purge the test controls."""
 
     def __init__(self) -> None:
         self.db = kit.database()
@@ -65,7 +65,7 @@ class Table:
         return {task: queries.read_task(self.db, task) for task in IDS}
 
     def check(self) -> None:
-        """No entry is left below the floor, and the counters are right."""
+        """Assert that no entry is left below the floor, and that counters are right."""
         self.purge()
         left = "SELECT 1 FROM log JOIN streams USING (stream) WHERE seq <= floor_seq"
         assert self.db.execute(left).fetchone() is None
@@ -80,7 +80,7 @@ class Table:
 
 @dataclass
 class Mesh:
-    """The node that writes, and everything that was ever written."""
+    """The node that writes, and all entries that were ever written."""
 
     writer: Table = field(default_factory=Table)
     streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Mesh:
     hlc: int = 1000
 
     def write(self, stream: StreamId, facts: Iterable[Fact]) -> None:
-        """Write facts, behind the floor if the stream does not say it yet."""
+        """Write facts, behind the floor if the stream does not contain it yet."""
         log = self.streams.setdefault(stream, [])
         fresh: list[Entry] = []
         floor = read_floor(self.writer.db)
@@ -102,12 +102,12 @@ class Mesh:
         self.writer.add(fresh)
 
     def said(self, floor: Floor, stream: StreamId) -> Floor:
-        """Return a floor with what it builds on, as a journal says it."""
+        """Return a floor with its prerequisites, as a journal writes it."""
         held = read_vector(self.writer.db)
         return replace(floor, required_vector=tuple(p for p in held if p[0] != stream))
 
     def do(self, op: Op) -> None:
-        """Let the writer do something that a dispatcher may do."""
+        """Let the writer do one thing that a dispatcher may do."""
         what, n, a, b = op
         stream = (kit.STREAM, kit.OTHER)[a % 2]
         attempt = kit.attempt_id(1 + b % 2, stream)
@@ -118,18 +118,18 @@ class Mesh:
                 self.hlc += 1
                 spec = TaskSpec(id=task, command=f"run {n} {b}", ord=self.hlc)
                 if known is not None and known.spec is not None:
-                    spec = known.spec  # A worker's envelope, told again.
+                    spec = known.spec  # A worker's envelope, sent again.
                 self.write(stream, [Submitted(spec)])
             case "cancel" if known:
                 self.write(stream, [TaskCancelled(task, "ada")])
             case "assign" if known:
                 self.write(stream, [Assigned(task, attempt, kit.WORKER)])
-            case "finish":  # Of a task that is gone: a spooled result.
+            case "finish":  # A spooled result of a purged task.
                 self.write(stream, [Finished(task, attempt, kit.WORKER, outcome(b))])
             case "floor":
                 self.raise_floor(stream, self.hlc - 4 * n, b)
             case _:
-                pass  # Nothing that a dispatcher would do.
+                pass  # No dispatcher would do it.
 
     def raise_floor(self, stream: StreamId, before_hlc: int, tasks_max: int) -> None:
         db = self.writer.db
@@ -167,7 +167,7 @@ AWAY = [
 
 
 def spread(data: st.DataObject, table: Table, parts: Sequence[list[Entry]]) -> None:
-    """Bring what a table lacks: streams mixed, commits and purges of any size."""
+    """Bring a table's missing entries, with commits and purges of any size."""
     have = dict(read_vector(table.db))
     left = [
         [e for e in part if e.seq > have.get(e.stream, 0)] for part in parts if part
@@ -186,7 +186,7 @@ def spread(data: st.DataObject, table: Table, parts: Sequence[list[Entry]]) -> N
 
 
 def deliverable(part: list[Entry], have: Mapping[StreamId, int]) -> int:
-    """Return how many entries a journal takes in that holds so much."""
+    """Return the number of entries that a journal with these streams accepts."""
     for index, entry in enumerate(part):
         fact = entry.fact
         if isinstance(fact, Floor) and not covers(have, fact.required_vector):
@@ -195,7 +195,7 @@ def deliverable(part: list[Entry], have: Mapping[StreamId, int]) -> int:
 
 
 def joined(table: Table, server: Table, most: int) -> bool:
-    """Take at most so many parts of a snapshot; tell whether it came to its end."""
+    """Apply at most so many parts of a snapshot; return True if it is complete."""
     cursor = None
     head = None
     for _ in range(most):
@@ -214,7 +214,7 @@ def joined(table: Table, server: Table, most: int) -> bool:
 
 @search(40)
 @given(OPS, OPS, OPS, st.data())
-def test_entries_floors_and_snapshots_in_any_order_come_to_the_same(
+def test_entries_floors_and_snapshots_in_any_order_give_the_same_tasks(
     before: list[Op], later: list[Op], last: list[Op], data: st.DataObject
 ) -> None:
     """A node that was away for long, one that joins, and one that saw it all agree."""
@@ -269,7 +269,7 @@ BIRTHS = st.none() | st.builds(
 
 @given(FLOORS, FLOORS, FLOORS)
 def test_floors_join_in_any_order(a: Floor, b: Floor, c: Floor) -> None:
-    """A floor only rises, whoever says it."""
+    """A floor only rises, whichever node writes it."""
     assert join_floors(a, b) == join_floors(b, a)
     assert join_floors(a, join_floors(b, c)) == join_floors(join_floors(a, b), c)
     assert join_floors(a, a) == a
@@ -279,7 +279,7 @@ def test_floors_join_in_any_order(a: Floor, b: Floor, c: Floor) -> None:
 def test_births_join_in_any_order(
     a: SubmissionTimes | None, b: SubmissionTimes | None, c: SubmissionTimes | None
 ) -> None:
-    """The first and the latest submission are so, however they were heard of."""
+    """The first and the latest submission stay the same in any order of arrival."""
     assert join_submission_times(a, b) == join_submission_times(b, a)
     assert join_submission_times(
         a, join_submission_times(b, c)

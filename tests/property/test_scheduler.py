@@ -15,7 +15,7 @@ PREFETCH = 6
 
 @st.composite
 def views(draw: st.DrawFn) -> list[WorkerView]:
-    """Any few workers, their ids unique."""
+    """Return a few workers with unique ids."""
     names = draw(st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=6))
     return [
         WorkerView(
@@ -39,7 +39,7 @@ def room(view: WorkerView) -> int:
 def test_no_worker_gets_more_than_its_credit_and_none_idles_while_work_waits(
     workers: list[WorkerView], wanted: int
 ) -> None:
-    """Exactly as much is placed as there is work and room."""
+    """The number of placed attempts is limited by work and room alone."""
     placed = Counter(
         item.node for item in place(workers, wanted, prefetch_max=PREFETCH)
     )
@@ -52,7 +52,7 @@ def test_no_worker_gets_more_than_its_credit_and_none_idles_while_work_waits(
 def test_shares_differ_by_one_attempt_at_most(
     workers: list[WorkerView], wanted: int
 ) -> None:
-    """Nobody who got work was further ahead, per slot, than one with room is now."""
+    """No worker that got work was further ahead per slot than one with room is."""
     placed = Counter(
         item.node for item in place(workers, wanted, prefetch_max=PREFETCH)
     )

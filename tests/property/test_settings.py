@@ -1,4 +1,4 @@
-"""Every setting, over whatever may stand in a variable or a file."""
+"""Every setting, with any value of a variable or a file."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SLOTS = next(setting for setting in SETTINGS if setting.key == "slots")
 @settings(max_examples=300)
 @given(setting=rows, text=texts)
 @example(setting=SLOTS, text="9" * 5000)
-def test_text_is_taken_or_refused_and_what_is_shown_means_the_same(
+def test_text_is_accepted_or_refused_and_its_display_round_trips(
     setting: Setting, text: str
 ) -> None:
-    """Whatever `octaskly config` prints may be put into a variable."""
+    """Any output of `octaskly config` may be put into a variable."""
     with suppress(InvalidValue):
         value = setting.value_type.parse_text(text)
 
@@ -42,7 +42,7 @@ def test_text_is_taken_or_refused_and_what_is_shown_means_the_same(
 
 @settings(max_examples=300)
 @given(setting=rows, value=values)
-def test_a_value_of_a_file_is_taken_or_refused_with_what_is_allowed(
+def test_file_value_is_accepted_or_refused_with_the_allowed_ones(
     setting: Setting, value: object
 ) -> None:
     """No file ends an agent with a traceback."""

@@ -1,4 +1,4 @@
-"""What a node gives its attempts, over random mixes of wishes and ends."""
+"""Resources of a node for its attempts, over random mixes of requests and ends."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def item(key: int, requires: Requirements) -> PoolAttempt:
 
 
 @given(steps)
-def test_no_gpu_is_given_twice_and_all_come_back(
+def test_no_gpu_is_allocated_twice_and_all_are_freed(
     steps: list[Requirements | int],
 ) -> None:
-    """A wish begins if it fits; a number ends one of those that run."""
+    """A request starts if it fits; a number ends one of the running attempts."""
     shares = ResourceAllocator(SLOTS, GPUS)
     running: list[PoolAttempt] = []
     for number, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""Whatever the order in which facts arrive, the tables say what merging them says."""
+"""The tables equal the merge of all facts, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
 def test_tables_are_the_merge_of_all_facts_in_any_order(
     first: list[TaskFact], second: list[TaskFact], data: st.DataObject
 ) -> None:
-    """Two nodes that hold the same facts show the same tasks and give them on."""
+    """Two nodes that hold the same facts show and send the same tasks."""
     streams = [kit.entries(first), kit.entries(second, stream=kit.OTHER)]
     mixed = interleaved(data, streams)
 

@@ -1,4 +1,4 @@
-"""Files that tasks name are fetched one at a time each, and nothing stays of that."""
+"""Files that tasks name: one thread at a time fetches each, and no lock stays."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ NOWHERE: Final = UploadedFile(path="data", sha256="0" * 64, node="gone")
 
 
 class Unlucky(Exception):
-    """What somebody's turn ends with."""
+    """The error that ends a turn."""
 
 
 @given(names=AT_ONCE, unlucky=st.sets(st.integers(0, 59)))
 @settings(max_examples=30, deadline=None)
-def test_whoever_has_a_turn_has_it_alone_and_leaves_nothing(
+def test_turn_is_exclusive_and_leaves_no_lock(
     names: list[str], unlucky: set[int]
 ) -> None:
-    """Also those who waited while another one's turn failed."""
+    """This includes threads that waited while another thread's turn failed."""
     turns, inside, most = NamedLocks(), Counter[str](), Counter[str]()
 
     def take(number: int) -> None:
@@ -39,7 +39,7 @@ def test_whoever_has_a_turn_has_it_alone_and_leaves_nothing(
         with turns.hold_lock(name):
             inside[name] += 1
             most[name] = max(most[name], inside[name])
-            os.sched_yield()  # The others are to come while this one is inside.
+            os.sched_yield()  # The other threads arrive while this one is inside.
             inside[name] -= 1
             if number in unlucky:
                 raise Unlucky
@@ -53,11 +53,11 @@ def test_whoever_has_a_turn_has_it_alone_and_leaves_nothing(
     assert len(turns) == 0
 
 
-def test_a_file_that_is_nowhere_leaves_no_turn(tmp_path: Path) -> None:
-    """Clients name what they like, and each name would stay for ever."""
+def test_missing_file_leaves_no_lock(tmp_path: Path) -> None:
+    """Clients choose the names, and each lock would stay for ever."""
     depot = BlobStore(tmp_path / "files", clock=MachineClock())
     supply = BlobFetcher(depot, ssl.create_default_context, lambda _: ())
-    supply.close()  # So that it does not look again, a second later.
+    supply.close()  # So that it does not look again a second later.
 
     lacking = supply.fetch_files([FileSource(NOWHERE, ())], lambda: True)
 

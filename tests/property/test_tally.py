@@ -13,8 +13,8 @@ BOUNDS = (0.1, 1, 10)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0, 2.0, 10.0, 11.0])))
-def test_many_at_once_are_counted_as_one_by_one(values: list[float]) -> None:
-    """A value that is a bound belongs below it, as `le` of Prometheus says."""
+def test_counting_many_values_equals_counting_each(values: list[float]) -> None:
+    """A value equal to a bound belongs below it, as Prometheus defines `le`."""
     single, together = Histogram(BOUNDS), Histogram(BOUNDS)
     for value in values:
         single.observe(value)

@@ -1,4 +1,4 @@
-"""A dispatcher keeps its promises whatever happens, in any order."""
+"""A dispatcher keeps its promises after any events in any order."""
 
 from __future__ import annotations
 
@@ -119,17 +119,17 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.world.absorb()
 
     @invariant()
-    def nobody_holds_more_than_it_may(self) -> None:
+    def no_worker_holds_more_than_its_limit(self) -> None:
         for node in self.world.workers:
             assert (
                 self.world.dispatch.outstanding(node)
                 <= (dispatcher_model.NODES[node].slots + LIMITS.prefetch) * 2
-                # Adopted ones may come on top.
+                # Adopted attempts may come on top.
             )
         self.world.check_grants()
 
     def teardown(self) -> None:
-        """Once faults stop, everything that was accepted comes to its end."""
+        """Once faults stop, every accepted task ends."""
         world = self.world
         world.give_up_the_hopeless()
         world.calm_down()

@@ -1,4 +1,4 @@
-"""A reader that changes dispatchers misses nothing, or is told that it may have."""
+"""A reader that changes dispatchers misses no event, or learns that it may have."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from tests.contract import log_kit as kit
 
 STREAMS = tuple(StreamId(n) for n in (9, 4, 7, 2))
-"""In the order of their reigns, and of nothing else."""
+"""In the order of their epochs alone."""
 
 Held = dict[StreamId, int]
 
@@ -30,7 +30,7 @@ class Log:
     hlcs: dict[StreamId, list[int]]
 
     def read(self, held: Held, bookmark: FeedCursor) -> list[Entry]:
-        """Return what a node that holds so much has beyond a bookmark, by time."""
+        """Return a node's entries beyond a bookmark, by time."""
         entries = [
             Entry(stream, seq, hlc, kit.submitted(seq))
             for stream, hlcs in self.hlcs.items()
@@ -70,9 +70,9 @@ def holdings(log: Log) -> st.SearchStrategy[Held]:
 def places(
     log: Log, held: list[Held], own: StreamId
 ) -> list[tuple[FeedPosition, Held]]:
-    """Return the places that a client gets, each with what it was told by then.
+    """Return the positions that a client gets, each with the entries sent before it.
 
-    Its dispatcher holds more from time to time, as other halves of a split come in.
+    Its dispatcher holds more from time to time, as other halves of a split merge.
     """
     bookmark = FeedCursor(0, {}, own)
     found = [(bookmark.position, dict(bookmark.vector))]
@@ -86,8 +86,8 @@ def places(
 
 
 @given(st.data())
-def test_nothing_is_missed_in_silence(data: st.DataObject) -> None:
-    """Whatever the next dispatcher holds of what, and whatever the clocks say."""
+def test_no_event_is_missed_silently(data: st.DataObject) -> None:
+    """Whichever entries the next dispatcher holds, and whatever the clocks show."""
     log = data.draw(logs())
     first, more, other = (data.draw(holdings(log)) for _ in range(3))
     grown = {stream: max(first[stream], more[stream]) for stream in STREAMS}
@@ -107,11 +107,12 @@ def test_nothing_is_missed_in_silence(data: st.DataObject) -> None:
 
 
 @given(st.data())
-def test_the_same_log_is_always_recognised(data: st.DataObject) -> None:
-    """A client that comes back to what it left is never told to start over."""
+def test_same_log_is_always_recognised(data: st.DataObject) -> None:
+    """A client that comes back to the same log never has to start over."""
     log = data.draw(logs())
     held, own = data.draw(holdings(log)), data.draw(st.sampled_from(STREAMS))
-    # A dispatcher has all that it wrote, and its clock is ahead of what it heard of.
+    # A dispatcher has all of its own entries, and its clock is ahead of those it
+    # received.
     del log.hlcs[own][held[own] :]
     last = max((h for s in STREAMS for h in log.hlcs[s][: held[s]]), default=0)
     log.hlcs[own] += [last + 1, last + 2, last + 3]

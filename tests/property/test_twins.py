@@ -1,4 +1,4 @@
-"""Whatever the order in which tasks of one name arrive, all nodes call them alike."""
+"""Tasks with one name: all nodes give them the same ids, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REQUESTS = st.lists(st.tuples(DRAFTS, st.integers(0, 9)), max_size=6)
 
 
 def accepted(requests: Sequence[tuple[TaskDraft, int]]) -> list[TaskSpec]:
-    """Return what one half of a split accepts, each at its second."""
+    """Return the tasks that one half of a split accepts, one each second."""
     half = Admission(journal(), TaskQueue(Limits()), 0)
     specs: dict[TaskId, TaskSpec] = {}
     for draft, at_s in requests:
@@ -44,7 +44,7 @@ def accepted(requests: Sequence[tuple[TaskDraft, int]]) -> list[TaskSpec]:
 
 
 def held(parts: Sequence[Sequence[Entry]]) -> sqlite3.Connection:
-    """Return the database of a node to which streams came in this order."""
+    """Return the database of a node that received streams in this order."""
     db = kit.database()
     tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
     for part in parts:
@@ -54,10 +54,10 @@ def held(parts: Sequence[Sequence[Entry]]) -> sqlite3.Connection:
 
 @settings(deadline=None)
 @given(REQUESTS, REQUESTS)
-def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
+def test_both_halves_give_every_task_the_same_id_and_find_it_by_name(
     here: list[tuple[TaskDraft, int]], there: list[tuple[TaskDraft, int]]
 ) -> None:
-    """Nothing that was accepted is lost, and a name without a number is the first."""
+    """No accepted task is lost, and a name without a number is the first task."""
     specs = [accepted(here), accepted(there)]
     parts = [
         kit.entries(map(Submitted, own), stream=stream)
@@ -88,10 +88,10 @@ def test_both_halves_call_every_task_alike_and_find_it_by_its_name(
 
 
 @given(DRAFTS, DRAFTS, st.sampled_from(["ana", "bob"]))
-def test_ids_are_equal_exactly_where_the_tasks_are(
+def test_ids_are_equal_exactly_if_the_tasks_are(
     a: TaskDraft, b: TaskDraft, submitter: str
 ) -> None:
-    """Which is why the merge of the log needs no rule for names."""
+    """Therefore the merge of the log needs no rule for names."""
     assert (log_id_of(a, "ana") == log_id_of(b, submitter)) == (
         a == b and submitter == "ana"
     )

@@ -17,10 +17,10 @@ gaps = st.one_of(
 
 
 @given(st.lists(gaps, max_size=80), st.integers(1, 8), st.floats(0.0, 1e6))
-def test_a_window_never_holds_more_than_the_limit_and_refuses_nobody_early(
+def test_window_never_holds_more_than_the_limit_and_never_refuses_early(
     gaps: list[float], limit: int, began_s: float
 ) -> None:
-    """Refused is only who made `limit` requests within a window and one slot."""
+    """It refuses only a client with `limit` requests within a window and one slot."""
     window, now_s = SlidingWindow(), began_s
     taken: list[float] = []
     for gap in gaps:
@@ -35,8 +35,10 @@ def test_a_window_never_holds_more_than_the_limit_and_refuses_nobody_early(
 
 
 @given(st.lists(gaps, min_size=1, max_size=40), st.integers(1, 4))
-def test_who_waits_as_long_as_told_is_let_in(gaps: list[float], limit: int) -> None:
-    """And it is never told to come back at once."""
+def test_client_that_waits_the_stated_time_is_admitted(
+    gaps: list[float], limit: int
+) -> None:
+    """The stated wait is never zero."""
     window, now_s = SlidingWindow(), 0.0
     for gap in gaps:
         now_s += gap

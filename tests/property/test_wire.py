@@ -30,7 +30,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
 def test_any_split_of_the_bytes_gives_the_same_messages(
     frames: list[list[Message]], data: st.DataObject
 ) -> None:
-    """Frames and messages come out in order, however TCP cuts them."""
+    """Frames and messages come out in order, however TCP splits them."""
     stream = b"".join(map(wire.encode, frames))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
     decoder = wire.Decoder(LIMITS)
@@ -46,7 +46,7 @@ def test_any_split_of_the_bytes_gives_the_same_messages(
 def test_random_bytes_raise_nothing_but_remote_protocol_error(
     chunks: list[bytes],
 ) -> None:
-    """Whatever a peer sends, the link can be closed with a reason."""
+    """The link can be closed with a reason after any bytes of a peer."""
     decoder = wire.Decoder(LIMITS)
     try:
         for chunk in chunks:
@@ -56,8 +56,8 @@ def test_random_bytes_raise_nothing_but_remote_protocol_error(
 
 
 @given(st.binary(max_size=200))
-def test_a_random_body_raises_nothing_but_remote_protocol_error(body: bytes) -> None:
-    """The same with a right length in front, so that msgpack sees all of it."""
+def test_random_body_raises_nothing_but_remote_protocol_error(body: bytes) -> None:
+    """The same with a correct length in front, so that msgpack sees the whole body."""
     try:
         wire.Decoder(LIMITS).receive_data(len(body).to_bytes(4, "big") + body)
     except RemoteProtocolError:
@@ -65,10 +65,10 @@ def test_a_random_body_raises_nothing_but_remote_protocol_error(body: bytes) -> 
 
 
 @given(st.lists(MESSAGES, min_size=1, max_size=4), st.data())
-def test_a_flipped_byte_raises_nothing_but_remote_protocol_error(
+def test_flipped_byte_raises_nothing_but_remote_protocol_error(
     messages: list[Message], data: st.DataObject
 ) -> None:
-    """Damage near valid frames reaches deeper than noise does."""
+    """Damage to valid frames reaches deeper than random bytes do."""
     stream = bytearray(wire.encode(messages))
     at = data.draw(st.integers(0, len(stream) - 1))
     stream[at] = data.draw(st.integers(0, 255))
@@ -82,7 +82,7 @@ def test_a_flipped_byte_raises_nothing_but_remote_protocol_error(
 def test_damaged_stored_bytes_raise_nothing_but_remote_protocol_error(
     body: bytes,
 ) -> None:
-    """A damaged database is reported, not a crash."""
+    """A damaged database is reported, and does not crash the agent."""
     packer = wire.WirePacker()
     for data in (body, msgpack.packb([100, [body]])):
         try:

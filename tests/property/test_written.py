@@ -1,8 +1,8 @@
-"""What members say can be written and shown, or it is refused.
+"""Any message of a member can be written and shown, or is refused.
 
-An error in the writer ends the agent; one that comes of what is on disk comes again
-after each start, on each node that has a copy. So one value of a message that was well
-formed is changed, and what a node makes of that goes to a real store.
+An error in the writer ends the agent. An error from a value on disk returns after each
+start, on each node with a copy. Therefore the test changes one value of a well-formed
+message, and a real store receives the node's effects.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ ODD: tuple[Any, ...] = (
 
 
 class Writing(Shell):
-    """A node with a store, whose writes are all tried."""
+    """A node with a store that performs all its writes."""
 
     def __init__(self, *, is_following: bool) -> None:
         self.db = kit.database()
@@ -157,7 +157,7 @@ class Writing(Shell):
                 pass
 
     def show(self) -> None:
-        """Read all that is asked of a store, as at its start and by the API."""
+        """Perform all reads of a store, as at its start and by the API."""
         db: sqlite3.Connection = self.db
         for record in pages.read_task_page(db, TaskQuery(limit=50)).records:
             task_response.encode(task_response.listed(record, {}))
@@ -171,7 +171,7 @@ class Writing(Shell):
 
 
 def _here(value: Any) -> Any:
-    """Return a sample as the peer of these nodes would say it."""
+    """Return a sample as the peer of these nodes would send it."""
     if isinstance(value, Epoch):
         return THEIRS
     if isinstance(value, str):
@@ -224,10 +224,10 @@ PLACES = [(plain, place) for plain in PLAIN for place in _places(plain)]
 
 
 @fuzz(st.sampled_from(PLACES), st.sampled_from(ODD), st.booleans(), share=0.4)
-def test_what_a_member_says_is_refused_or_can_be_kept(
+def test_any_message_of_a_member_is_refused_or_can_be_stored(
     place: tuple[Any, tuple[int, ...]], value: Any, is_following: bool
 ) -> None:
-    """One value of one message is not what it was."""
+    """One value of one message is changed."""
     frame = wire.build_frame([msgpack.packb(_changed(*place, value))])
     try:
         said = wire.Decoder(Limits()).receive_data(frame)
@@ -243,7 +243,7 @@ def test_what_a_member_says_is_refused_or_can_be_kept(
 
 
 def _rowed(task: str, ord_: int, *, array: ArraySpec | None = None) -> TaskRow:
-    """Return a row of a task that was accepted at a time, as one that has ended."""
+    """Return a row of a task that was accepted at a time and has ended."""
     spec = replace(samples.SPEC, id=TaskId(task), ord=ord_)
     if array is not None:
         spec = replace(spec, options=TaskOptions(array=array))
@@ -269,10 +269,10 @@ def _joined(*parts: tuple[TaskRow, ...]) -> dict[str, tuple[int, int]]:
     return {t.id: (t.spec.ord, len(t.attempts)) for t in told if t and t.spec}
 
 
-def test_the_envelope_in_the_row_of_a_member_counts_for_nothing() -> None:
-    """It follows from the array, so no node of ours gives one; another's might differ.
+def test_envelope_in_the_row_of_a_member_is_ignored() -> None:
+    """It follows from the array, so our nodes send none; another node's might differ.
 
-    The writer took the member for a later task of that name, and stopped.
+    Once, the writer took the member for a later task of that name, and stopped.
     """
     array = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1))
     first, second = (array, _rowed(ONE, 5)), (_rowed(ONE, 9), _rowed(TWO, 9))
@@ -280,8 +280,8 @@ def test_the_envelope_in_the_row_of_a_member_counts_for_nothing() -> None:
     assert _joined(first, second) == {ARRAY: (5, 0), ONE: (5, 1), TWO: (5, 1)}
 
 
-def test_of_two_rows_of_one_task_in_one_part_the_first_counts() -> None:
-    """No node of ours tells a part like that; the writer goes on all the same."""
+def test_first_of_two_rows_of_one_task_in_one_part_counts() -> None:
+    """Our nodes send no such part, but the writer goes on all the same."""
     floor = Floor(9, (StreamFloor(KNOWN, 5, WRITER),))
     shell = Writing(is_following=True)
     head = replace(HEAD, floor=floor)
@@ -296,8 +296,8 @@ def test_of_two_rows_of_one_task_in_one_part_the_first_counts() -> None:
     assert record.spec.ord == 5
 
 
-def test_an_array_stays_what_it_was_first() -> None:
-    """A hostile member may tell of another one with its id, on all nodes and again."""
+def test_array_keeps_its_first_specification() -> None:
+    """A hostile member may send another array with its id, to all nodes and again."""
     first = _rowed(ARRAY, 5, array=ArraySpec(count=2, first=1)).record.spec
     more = _rowed(ARRAY, 1, array=ArraySpec(count=9)).record.spec
     plain = _rowed(ARRAY, 1).record.spec

@@ -73,7 +73,7 @@ class Clients:
         #: commands; tasks have no ids before the answer
         self.asked: set[str] = set()
         self.wanted: set[tuple[TaskId, str]] = set()
-        """What clients asked for that were told that it is accepted."""
+        """Specifications of accepted tasks."""
         self.refused = 0
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._ticket = 0

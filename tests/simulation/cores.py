@@ -28,8 +28,9 @@ SLICE_S = 0.005  #: time slice of a starting process
 class Cores:
     """Schedules the machines that have work on the cores.
 
-    Args: world: The world whose time passes. many: Number of machines that may step at
-    the same time.
+    Args:
+        world: The world whose time passes.
+        many: Number of machines that may step at the same time.
     """
 
     def __init__(self, world: World, many: int) -> None:

@@ -52,7 +52,7 @@ class Machine:
     #: time at which the world checks for that; never later than it
     alarm: Due | None = None
     learnt: dict[tuple[str, str], Recorded] = field(default_factory=dict)
-    """What this process was told to go by."""
+    """The records that this process applies."""
     is_committing: bool = False
     dies_after_s: float | None = None  #: seconds from the next write to a crash
     notes: list[tuple[float, LogLine]] = field(default_factory=list)

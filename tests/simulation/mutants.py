@@ -587,7 +587,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (ends_count_during_a_pull, run_failing),
     (running_members_survive_a_cancel, run_cut_off),
 )
-"""Each with the world in which it shows."""
+"""Each bug, with a kind of world in which it shows."""
 FIRST: dict[Plant, int] = {
     absorbed_tasks_are_not_queued: 12,
     standbys_cannot_read_their_copies: 9,
@@ -603,7 +603,7 @@ FIRST: dict[Plant, int] = {
     stop_pulling_early: 11,
     vector_moves_before_the_last_part: 12,
 }
-"""The seed to begin with where the first ones show it late, which takes a minute.
+"""The first seed to try if the usual first ones take a minute to show the bug.
 
-Once the world draws differently, it may be another: the test tries all the others, too.
+Once the world draws differently, it may be another one; the test also tries all others.
 """

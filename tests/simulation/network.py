@@ -48,7 +48,7 @@ class Network:
         self._links: dict[Pair, Link] = {}
         self._dialling: set[Pair] = set()
         self._at_door: dict[Pair, Callable[[], None]] = {}
-        """What ends a dial whose connection a stopped process has not taken yet."""
+        """Callbacks that end a dial which a stopped process has not accepted yet."""
         self._cuts: set[Pair] = set()
         self._heard: dict[Pair, deque[tuple[Message, ...]]] = {}
         self._serial = 0

@@ -24,7 +24,7 @@ DISPATCHER_TIMERS = {
     Timer.BACKOFF,
     Timer.REATTACH,
 }
-"""They have one handler, which does all that is due."""
+"""They share one handler, which does all due work."""
 
 
 @pytest.mark.slow

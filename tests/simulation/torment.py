@@ -23,7 +23,7 @@ STRICT = 0.1  #: share of worlds that refuse tasks rather than keep one copy
 NARROW = Limits(
     window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
 )
-"""So that what bounds memory is reached by the few tasks of a world."""
+"""So small that the few tasks of a world reach the memory bounds."""
 FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
 KEYED = 0.05  #: share of requests that repeat an earlier one
 BUSY_S = 60.0  #: seconds to wait for one more attempt to start,

@@ -48,7 +48,7 @@ FINAL = (
     what_is_forgotten_stays_away,
     results_are_kept,
 )
-"""What must hold once a world is at rest; each raises AssertionError."""
+"""Checks of a world at rest; each raises AssertionError."""
 
 
 def watch(world: World) -> None:

@@ -38,9 +38,9 @@ from tests.simulation.world import World
 #: time within which a dispatcher counts facts that arrived from others
 LEARNED_S = 5.0
 Told = tuple[TaskId, AttemptId | None, AttemptState, bool]
-"""That an attempt ended so, by itself or not.
+"""A fact: an attempt ended in this state, by itself (True) or not.
 
-Without one, that a task is cancelled, or, as ASSIGNED, that it was submitted.
+Without an attempt: the task is cancelled, or, for ASSIGNED, was submitted.
 """
 
 

@@ -26,7 +26,7 @@ class TakeoverChecks:
         #: the disk of each dispatcher when its epoch began
         self._disks_at_start: dict[Epoch, Disk] = {}
         self._lacking: dict[NodeId, tuple[Epoch, NodeId, set[TaskId]]] = {}
-        """Of whom each dispatcher was standby, and which of its tasks it lacks."""
+        """For each dispatcher: its epoch, its predecessor, and the tasks it lacks."""
         world.watchers.append(self)
 
     def __call__(self, machine: Machine, _event: Event, _effects: list[Effect]) -> None:

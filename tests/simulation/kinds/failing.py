@@ -64,7 +64,8 @@ def cancel_some(world: World) -> None:
 def run_cut_off(seed: int) -> World:
     """Kill the dispatcher right after it cancelled arrays and their running members.
 
-    Raises: AssertionError: a member runs though a client was told that all have ended.
+    Raises:
+        AssertionError: a member runs though a client was told that all have ended.
     """
     world = World(seed, nodes=4)
     watch(world)

@@ -17,7 +17,8 @@ MET_S = 5.0  #: seconds after a heal within which there is one dispatcher again
 def run_unseen(seed: int) -> World:
     """Heal a split without multicast: nodes dial the lost peers.
 
-    Raises: AssertionError: the halves do not meet within the time for known peers.
+    Raises:
+        AssertionError: the halves do not meet within the time for known peers.
     """
     world = World(seed, nodes=3 + seed % 3)
     watch(world)

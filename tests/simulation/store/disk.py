@@ -51,37 +51,37 @@ class Disk:
     hold: OperatorHold = NO_HOLD
     log_version: int = 1
     streams: dict[StreamId, list[Entry]] = field(default_factory=dict)
-    """The entries that are left, all beyond `starts`."""
+    """The remaining entries, all beyond `starts`."""
     starts: Vector = field(default_factory=dict)
     writers: dict[StreamId, Epoch] = field(default_factory=dict)
     records: dict[TaskId, TaskRecord] = field(default_factory=dict)
-    """Tasks and arrays, of which each says how far it is."""
+    """Tasks, and arrays with their counts."""
     members: dict[TaskId, dict[int, TaskRecord]] = field(default_factory=dict)
-    """What was said of members, by array and number; each array is here."""
+    """Facts of members, by array and number; each array is here."""
     births: dict[TaskId, SubmissionTimes] = field(default_factory=dict)
     changed: dict[TaskId, int] = field(default_factory=dict)
     keys: dict[TaskId, int] = field(default_factory=dict)
-    """In which order tasks came here."""
+    """The order in which tasks arrived."""
     keys_given: int = 0
     early: dict[TaskId, list[Entry]] = field(default_factory=dict)
-    """What cannot count until a submission is here."""
+    """Facts that cannot count until a submission is here."""
     notes: dict[tuple[str, str], tuple[Recorded, Place]] = field(default_factory=dict)
-    """Records, each with the latest entry that says it; stream 0: none here does."""
+    """Records, each with its latest entry; stream 0: no entry here has it."""
     floor: Floor = NO_FLOOR
     stands_for: Vector = field(default_factory=dict)
-    """What rows of snapshots say, which may be more than the log holds."""
+    """Facts from snapshot rows, which may be missing in the log."""
     spool: dict[tuple[TaskId, AttemptId], Report] = field(default_factory=dict)
     peers: dict[NodeId, tuple[Address, ...]] = field(default_factory=dict)
     waiting: list[tuple[int | None, Write]] = field(default_factory=list)
     kept: set[Kept] = field(default_factory=set)  #: facts of the log and of the tasks
     loose: dict[int, set[Kept]] = field(default_factory=dict)
-    """The same of rows, by snapshot, until its last part brings the vector."""
+    """The same for rows, by snapshot, until its last part brings the vector."""
     hlc: int = 0
     sequence: int = 0
     ended: list[tuple[TaskId, int, TaskState]] = field(default_factory=list)
-    """Tasks that came to an end here, when and how; the world takes them away."""
+    """Ended tasks with the time and outcome; the world takes them out."""
     past: dict[TaskId, TaskState] = field(default_factory=dict)
-    """How forgotten tasks had ended: those after them have taken note of it."""
+    """Outcomes of forgotten tasks, which their children already know."""
     #: forgotten tasks; the reader takes them out
     gone: list[TaskRow] = field(default_factory=list)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
 
 Kept = tuple[type[Fact], TaskId, AttemptId | None]
-"""What a client or a worker may rely on: that a fact of a kind stands in the log."""
+"""A promise to a client or a worker: a fact of this kind is in the log."""
 Place = tuple[int, StreamId, int]  #: the time of an entry, and its position
 NOWHERE: Place = (0, StreamId(0), 0)  #: the position of facts that no entry here has
 ENDING = (Finished, TaskCancelled)  #: kinds of facts that end a task

@@ -16,10 +16,10 @@ from octaskly.core.model.tasks import TaskState
 MEMBERS = 1 << 40  #: first key of members
 ROOM = 1000  #: number of keys for the members of one array
 BORN = SubmissionTimes(HLC_MAX, 0, StreamId(0), 0)
-"""Of a member: it is void with its array, so no floor looks for it."""
+"""The birth of a member: it is void with its array, so no floor needs it."""
 
 Said = Mapping[int, TaskRecord]
-"""What was said of members of one array, by their numbers; without envelopes."""
+"""Facts of the members of one array, by number; without envelopes."""
 
 
 def counted(array: TaskRecord, said: Said) -> TaskRecord:

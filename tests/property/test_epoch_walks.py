@@ -1,6 +1,6 @@
-"""Long random walks through an epoch; each seed draws its own habits.
+"""Long random walks through an epoch; each seed draws its own rates.
 
-Hypothesis shrinks well but walks short; these walks are long, and uneven on purpose:
+Hypothesis shrinks well but walks short. These walks are long and deliberately uneven:
 in one world links break often, in another the disk is slow.
 """
 
@@ -21,7 +21,8 @@ from tests.support.dispatcher_model import DispatcherModel
 
 STEPS = 400
 SEEDS = int(os.environ.get("REIGN_SEEDS", "120"))
-FAILED_ONCE = (6906, 7284, 8053)  #: beyond those that are always walked
+#: seeds that once failed, beyond those that are always walked
+FAILED_ONCE = (6906, 7284, 8053)
 
 ENDS = [
     builders.outcome(duration_ms=1),
@@ -34,12 +35,12 @@ ENDS = [
 
 
 class Walk:
-    """One world and one set of habits."""
+    """One world and one set of rates."""
 
-    failing = 2  #: how often what ends has failed, to eight that did not
+    failing = 2  #: number of failures for each eight successes
 
     def __init__(self, seed: int, world: DispatcherModel | None = None) -> None:
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.world = world or DispatcherModel()
         self.world.begin_epoch()
         for node in self.world.workers:
@@ -63,18 +64,18 @@ class Walk:
         ]
         usual = [2, 8, 4, 4, 10, 10, 8, 1, 1, 2, 1, 1, 0.2, 0.5, 0.5]
         self.steps = steps
-        self.weights = [share * self.dice.choice([0.3, 1, 1, 3]) for share in usual]
+        self.weights = [share * self.rng.choice([0.3, 1, 1, 3]) for share in usual]
 
     def go(self) -> None:
-        for step in self.dice.choices(self.steps, self.weights, k=STEPS):
+        for step in self.rng.choices(self.steps, self.weights, k=STEPS):
             step()
 
     def some(self) -> NodeId:
-        return self.dice.choice(list(self.world.workers))
+        return self.rng.choice(list(self.world.workers))
 
     def submit(self) -> None:
         if sum(not r.state.is_final for r in self.world.written.values()) < 20:
-            self.world.submit(self.dice.randint(1, 7))
+            self.world.submit(self.rng.randint(1, 7))
 
     def commit(self) -> None:
         if self.world.commits:
@@ -102,17 +103,17 @@ class Walk:
         node = self.some()
         if self.world.workers[node].here:
             weights = [8, self.failing / 2, self.failing / 2, 1, 1, 1]
-            self.world.finish(node, self.dice.choices(ENDS, weights)[0])
+            self.world.finish(node, self.rng.choices(ENDS, weights)[0])
 
     def cancel(self) -> None:
         tasks = [t for t, record in self.world.durable.items() if record.spec]
         if tasks:
             self.world.cancel(
-                self.dice.choice(tasks[-12:]), force=self.dice.random() < 0.5
+                self.rng.choice(tasks[-12:]), force=self.rng.random() < 0.5
             )
 
     def cut(self) -> None:
-        self.world.cut(self.dice.choice([NodeId("b"), NodeId("c")]))
+        self.world.cut(self.rng.choice([NodeId("b"), NodeId("c")]))
 
     def link(self) -> None:
         self.world.link(self.some())
@@ -121,7 +122,7 @@ class Walk:
         self.world.beat(self.some())
 
     def advance(self) -> None:
-        self.world.advance(self.dice.choice([0.01, 0.1, 0.3, 1.0, 6.0]))
+        self.world.advance(self.rng.choice([0.01, 0.1, 0.3, 1.0, 6.0]))
 
     def begin_epoch(self) -> None:
         self.world.begin_epoch()
@@ -134,15 +135,15 @@ class Walk:
         tasks = [t for t, r in known if r.spec and not r.state.is_final]
         if tasks:
             self.world.overtake(
-                self.dice.choice(tasks[-12:]), is_cancel=self.dice.random() < 0.5
+                self.rng.choice(tasks[-12:]), is_cancel=self.rng.random() < 0.5
             )
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_whatever_happens_every_accepted_task_ends_and_none_runs_after_its_end(
+def test_every_accepted_task_ends_and_none_runs_after_its_end(
     seed: int,
 ) -> None:
-    """The world itself says no to double runs and early acknowledgements."""
+    """The model itself rejects double runs and early acknowledgements."""
     walk = Walk(seed)
 
     walk.go()
@@ -156,7 +157,7 @@ def test_whatever_happens_every_accepted_task_ends_and_none_runs_after_its_end(
 
 
 class StubbornWalk(Walk):
-    """Tasks fail often, and are tried once more; half of them never if lost."""
+    """Tasks fail often, and are retried once; half of them never if lost."""
 
     failing = 30
 
@@ -168,15 +169,15 @@ class StubbornWalk(Walk):
 
     def submit(self) -> None:
         if sum(not r.state.is_final for r in self.world.written.values()) < 20:
-            retry = Retry(retries=1, on_lost=self.dice.random() < 0.5)
-            self.world.submit(self.dice.randint(1, 3), retry=retry)
+            retry = Retry(retries=1, on_lost=self.rng.random() < 0.5)
+            self.world.submit(self.rng.randint(1, 3), retry=retry)
 
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *FAILED_ONCE])
-def test_whatever_happens_as_many_attempts_follow_as_were_asked_for(
+def test_failed_tasks_get_as_many_attempts_as_requested(
     seed: int,
 ) -> None:
-    """Also where epochs change between them, and where the lost fail after all."""
+    """This holds across epochs, and for lost attempts that fail after all."""
     walk = StubbornWalk(seed)
 
     walk.go()
@@ -191,7 +192,7 @@ def test_whatever_happens_as_many_attempts_follow_as_were_asked_for(
         ends = [a.outcome for a in record.attempts if a.outcome is not None]
         failed = [end.state for end in ends if end.reason in FAILURE_REASONS]
         assert failed.count(AttemptState.RELEASED) <= 1, record
-        # Else it may have been lost for good before it was known to have failed.
+        # Otherwise the task may have been lost for good before its failure was known.
         may_be_lost = record.spec.options.retry.on_lost
         may_be_lost &= all(end.reason is not EndReason.POISON for end in ends)
         is_over = record.state is TaskState.FAILED and AttemptState.FAILED in failed
