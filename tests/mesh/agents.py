@@ -1,4 +1,4 @@
-"""An `octaskly agent` of a test, and what its local API answers."""
+"""`octaskly agent` processes of tests, and answers of their local APIs."""
 
 import functools
 import json
@@ -11,13 +11,13 @@ from typing import Any
 
 from tests.mesh.netns import wait_until
 
-START_S = 90.0  #: for an agent to be ready, with many on a busy machine
+START_S = 90.0  #: seconds until an agent is ready, with many on a busy machine
 STOP_S = 45.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a local API answered."""
+    """An answer of a local API."""
 
     status: int
     headers: Mapping[str, str]
@@ -49,12 +49,12 @@ class Agent:
 
     @property
     def log(self) -> str:
-        """What it wrote so far."""
+        """Its output so far."""
         return self.log_file.read_text(errors="replace")
 
     @functools.cached_property
     def description(self) -> dict[str, Any]:
-        """What it says of itself in `agent.json`, which exists when it is ready."""
+        """Its `agent.json`, which exists once the agent is ready."""
         path = self.state / "agent.json"
 
         def look() -> dict[str, Any] | None:
@@ -75,7 +75,7 @@ class Agent:
         self.process.send_signal(number)
 
     def stop(self) -> int:
-        """Ask it to end, and return its exit code."""
+        """Stop it, and return its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
@@ -87,6 +87,6 @@ class Agent:
             raise AssertionError(f"{self.name} does not end:\n{self.log}") from None
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it, as a power cut would."""
         self.process.kill()
         self.process.wait()

@@ -20,7 +20,7 @@ KEEP = "LAB_KEEP"
 
 @pytest.fixture(scope="session")
 def _may_make_labs() -> None:
-    """Skip where namespaces cannot be made; where they must be, fail."""
+    """Skip if namespaces cannot be made; if they are required, fail."""
     reason = missing()
     if reason is None:
         return
@@ -33,7 +33,7 @@ def _may_make_labs() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell `make_lab` whether its test has failed."""
+    """Record for `make_lab` that its test has failed."""
     report = yield
     if report.when == "call":
         item.stash[HAS_FAILED] = report.failed
@@ -41,7 +41,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell the figures of the cases, also of those that passed."""
+    """Print the figures of the cases, also of those that passed."""
     if FIGURES:
         terminalreporter.section("fault cases")
         for line in FIGURES:
@@ -50,10 +50,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def make_lab(request: pytest.FixtureRequest, _may_make_labs: None) -> Iterator[MakeLab]:
-    """Make labs of so many hosts; they are gone after the test.
+    """Make labs of so many hosts, which end after the test.
 
-    Of a test that failed the logs are shown, and all is kept in the folder that the
-    variable `LAB_KEEP` names.
+    For a failed test, the logs are printed. `LAB_KEEP` names a folder that keeps all
+    files.
     """
     made: list[Lab] = []
 

@@ -1,4 +1,4 @@
-"""What the databases of agents hold, read beside them without disturbing them."""
+"""Databases of agents, read without disturbing the agents."""
 
 import contextlib
 import sqlite3
@@ -11,7 +11,7 @@ Vector = dict[int, int]
 
 
 class Held(NamedTuple):
-    """A task as one database has it; equal on all nodes that hold the same facts."""
+    """A task in one database; equal on all nodes that hold the same facts."""
 
     state: int
     cancelled_by: str | None
@@ -19,7 +19,7 @@ class Held(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an entry of the log stands."""
+    """The position of an entry in the log."""
 
     stream: int
     seq: int
@@ -35,14 +35,14 @@ def opened(state: Path) -> Iterator[sqlite3.Connection]:
 
 
 def vector(state: Path) -> Vector:
-    """Return how far each stream is held."""
+    """Return the last sequence of each stream."""
     with opened(state) as database:
         rows = database.execute("SELECT stream, last_seq FROM streams")
         return {stream: seq for stream, seq in rows if seq}
 
 
 def tasks(state: Path) -> dict[str, Held]:
-    """Return all tasks with their attempts, by id: twins have the same name."""
+    """Return all tasks with their attempts, by id, because names may repeat."""
     with opened(state) as database:
         attempts: dict[int, list[tuple[int, int, int, str, int, int | None]]] = {}
         for task, *attempt in database.execute(
@@ -77,7 +77,7 @@ def writers(state: Path) -> dict[int, tuple[int, str]]:
 
 
 def spooled(state: Path) -> int:
-    """Return how many results wait for a dispatcher's acknowledgement."""
+    """Return the number of results that wait for a dispatcher's acknowledgement."""
     with opened(state) as database:
         (many,) = database.execute("SELECT count(*) FROM spool").fetchone()
         return int(many)

@@ -1,7 +1,7 @@
-"""One node's discovery as a process of its own, for tests.
+"""One node's discovery in a process of its own, for tests.
 
-Writes a JSON line for all that discovery reports; obeys words on standard input:
-`browse`, `rest`, `reign TERM`, `state`; its end closes.
+It writes a JSON line for each report of discovery, and reads commands from standard
+input: `browse`, `rest`, `reign TERM`, `state`. The end of standard input closes it.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def moved(addresses: tuple[LocalAddress, ...]) -> None:
 
 
 def obey(discovery: Discovery, word: str, *rest: str) -> None:
-    """Do what a line of standard input says."""
+    """Execute a line of standard input."""
     if word == "reign":
         discovery.advertise(is_dispatcher=True, term=int(rest[0]))
     elif word == "state":

@@ -1,4 +1,4 @@
-"""Drives `discovery_node.py` from a test, in this or another network namespace."""
+"""Controls `discovery_node.py` from a test, in this or another network namespace."""
 
 import json
 import queue
@@ -18,7 +18,7 @@ Line = dict[str, Any]
 
 
 class DiscoveryProcess:
-    """A process whose lines are collected, and waited for with a bound."""
+    """A process that collects the lines of output, with bounded waits."""
 
     def __init__(self, *args: str, prefix: Sequence[str] = ()) -> None:
         self.lines: list[Line] = []
@@ -44,7 +44,7 @@ class DiscoveryProcess:
         self.kill()
 
     def tell(self, line: str) -> None:
-        """Give it a command."""
+        """Send a command."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -70,22 +70,22 @@ class DiscoveryProcess:
             self.lines.append(fresh)
 
     def wait_for_node(self, node: str) -> Line:
-        """Return the first line that says that a node was seen."""
+        """Return the first line that reports this node."""
         return self.wait_for("seen", lambda line: bool(line["node"] == node))
 
     def state(self) -> Line:
-        """Return what it knows now."""
+        """Return its current state."""
         before = sum(line["kind"] == "state" for line in self.lines)
         self.tell("state")
         count = iter(range(before + 1))
         return self.wait_for("state", lambda _: next(count) == before)
 
     def seen_nodes(self) -> set[str]:
-        """Return all nodes that were seen so far."""
+        """Return all nodes that it has reported."""
         return {line["node"] for line in self.lines if line["kind"] == "seen"}
 
     def close(self) -> None:
-        """End it with a goodbye, and collect its last lines."""
+        """Close it with a goodbye, and collect its last lines."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         assert self.process.wait(WAIT_S) == 0
@@ -94,7 +94,7 @@ class DiscoveryProcess:
             self.lines.append(line)
 
     def kill(self) -> None:
-        """End it without a goodbye."""
+        """Kill it without a goodbye."""
         self.process.kill()
         self.process.wait()
         self._reader.join()

@@ -1,6 +1,7 @@
-"""What can go wrong on a host, as tools: disks, sockets, multicast, saved states.
+"""Faults of a host: disks, sockets, multicast, saved states.
 
-Links, splits and wrong neighbour entries are methods of `Lab`, signals of `Agent`.
+Links, splits and wrong neighbour entries are methods of `Lab`; signals are methods of
+`Agent`.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ PAGE = 4096
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size_mb: int) -> Iterator[Path]:
-    """Put a small file system of its own at a folder, before an agent uses it."""
+    """Mount a small file system at a folder, before an agent uses it."""
     folder.mkdir(parents=True, exist_ok=True)
     size = f"size={size_mb}m,mode=0700"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "lab", folder], check=True)
@@ -36,7 +37,7 @@ def small_disk(folder: Path, size_mb: int) -> Iterator[Path]:
 
 
 def fill(folder: Path, *, left_bytes: int = 0) -> Path:
-    """Fill the disk of a folder but for so much; remove the file that is returned."""
+    """Fill a folder's disk except for so many bytes; return the file that fills it."""
     ballast = folder / "ballast"
     free = shutil.disk_usage(folder).free
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -46,7 +47,7 @@ def fill(folder: Path, *, left_bytes: int = 0) -> Path:
 
 
 def save(state: Path, copy: Path) -> None:
-    """Copy the state folder of an agent that does not run, as a backup does."""
+    """Copy the state folder of a stopped agent, as a backup does."""
     shutil.copytree(state, copy, ignore=shutil.ignore_patterns("*.sock", "agent.json"))
 
 
@@ -57,33 +58,33 @@ def restore(copy: Path, state: Path) -> None:
 
 
 def lose_log(state: Path) -> None:
-    """Delete the database of an agent that does not run; it keeps its key and name."""
+    """Delete the database of a stopped agent; it keeps its key and name."""
     for path in state.glob("log.db*"):
         path.unlink()
 
 
 def damage(state: Path, *, page: int = 1) -> None:
-    """Overwrite a page of the database of an agent that does not run."""
+    """Overwrite a page of the database of a stopped agent."""
     with (state / "log.db").open("r+b") as file:
         file.seek(page * PAGE)
         file.write(os.urandom(PAGE))
 
 
-def deafen(lab: Lab, host: Host) -> None:
-    """Let no multicast reach a host; all else goes through."""
+def block_multicast(lab: Lab, host: Host) -> None:
+    """Block multicast to a host; all other traffic passes."""
     ip(f"link set {host.port} type bridge_slave mcast_flood off", netns=lab.switch)
 
 
-def blind(lab: Lab, host: Host, peer: Host) -> None:
-    """Let no connection between two hosts come about; multicast goes through."""
-    lab.mislead(host, peer)
-    lab.mislead(peer, host)
+def block_connections(lab: Lab, host: Host, peer: Host) -> None:
+    """Block connections between two hosts; multicast passes."""
+    lab.misroute(host, peer)
+    lab.misroute(peer, host)
 
 
-def sighted(lab: Lab, host: Host, peer: Host) -> None:
-    """End `blind`."""
-    lab.lead(host, peer)
-    lab.lead(peer, host)
+def allow_connections(lab: Lab, host: Host, peer: Host) -> None:
+    """End `block_connections`."""
+    lab.end_misroute(host, peer)
+    lab.end_misroute(peer, host)
 
 
 def move(host: Host, address: str) -> None:
@@ -99,10 +100,10 @@ def move(host: Host, address: str) -> None:
 
 
 class Proxy:
-    """Passes TCP connections on from one host to another: slowly, or not at all.
+    """Relays TCP connections from one host to another, slowly or not at all.
 
-    While it stalls it reads nothing and sends nothing, and what waits in sockets
-    waits: a peer that is half-open. Use it as a context manager.
+    While it stalls, it reads and sends nothing, and data waits in sockets: the peer is
+    half-open. Use it as a context manager.
     """
 
     def __init__(self, host: Host, port: int, target: tuple[str, int]) -> None:
@@ -118,16 +119,16 @@ class Proxy:
         self._threads[0].start()
 
     def stall(self) -> None:
-        """Pass nothing on from now on."""
+        """Relay nothing from now on."""
         self._flows.clear()
 
     def flow(self) -> None:
-        """Pass on what waits, and all that comes."""
+        """Relay the waiting data, and all that arrives."""
         self._flows.set()
 
     @property
     def links(self) -> int:
-        """How many connections were ever made through it."""
+        """The number of connections made so far."""
         return len(self._sockets) // 2
 
     def __enter__(self) -> Self:

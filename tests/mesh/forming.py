@@ -1,4 +1,4 @@
-"""A mesh of agents on the hosts of a lab, and questions to it through their APIs."""
+"""A mesh of agents on the hosts of a lab, and requests to their APIs."""
 
 import time
 from collections import Counter
@@ -41,22 +41,22 @@ def form(lab: Lab, *, hosts: Sequence[Host] = (), slots: int = 2) -> None:
 
 
 def nodes(host: Host) -> list[Node]:
-    """Return the members of the mesh as a host's API lists them; none: no answer."""
+    """Return the members of the mesh from a host's API; none if it does not answer."""
     answer = host.http("GET", "/api/v1/nodes")
     return list(answer.json["nodes"]) if answer.status == 200 else []
 
 
 def dispatcher_of(host: Host) -> str | None:
-    """Return the name of the dispatcher as a host sees it."""
+    """Return the name of the dispatcher that a host sees."""
     names = [node["name"] for node in nodes(host) if node["role"] == "dispatcher"]
     assert len(names) < 2, names
     return names[0] if names else None
 
 
 def is_formed(hosts: Sequence[Host]) -> bool:
-    """Whether all these hosts list all of them, no other as ready, one dispatcher.
+    """Return True if all these hosts list each other and name one dispatcher.
 
-    One of them may drain or pause.
+    No other host may be ready. One of them may drain or pause.
     """
     everyone = {host.name for host in hosts}
     seen = [nodes(host) for host in hosts]

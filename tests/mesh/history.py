@@ -1,9 +1,9 @@
-"""What clients asked of a mesh and were told, and what its hosts really ran.
+"""History of a mesh: the requests and answers of clients, and the runs on hosts.
 
 Clients and readers are threads of the test. Each client submits with an
-`Idempotency-Key` and repeats the key, through the next host, until it is accepted, as
-a careful program does. Each task appends a line to a file of its host, so that
-executions are counted by nobody whose faults are being tested.
+`Idempotency-Key`. It repeats the key through the next host until the task is accepted,
+as a careful program does. Each task appends a line to a file of its host, so runs are
+counted without the mesh under test.
 """
 
 import http.client
@@ -23,13 +23,13 @@ from tests.mesh.lab import Host, Lab
 API_PORT = 3000  #: the default, which is free on every host
 ANSWER_S = 20.0  #: well above the time for which a request is held
 RETRY_S = 0.05
-PAUSE_S = 0.08  #: of a client between two tasks
+PAUSE_S = 0.08  #: a client's pause between two tasks
 RUNS = "runs.log"
 FINAL = ("completed", "failed", "cancelled")
 
 
 class Outcome(StrEnum):
-    """What a client knows of its request."""
+    """The result of a client's request."""
 
     OK = "ok"
     FAIL = "fail"  #: refused: it was not carried out
@@ -47,11 +47,11 @@ class Operation(NamedTuple):
     status: int  #: 0: no answer
     task: str = ""
     replicas: int = 0
-    dispatcher: str = ""  #: that accepted it
+    dispatcher: str = ""  #: the node that accepted it
 
 
 class Read(NamedTuple):
-    """What a host answered about an accepted task."""
+    """A host's answer about an accepted task."""
 
     task: str
     host: str
@@ -62,10 +62,10 @@ class Read(NamedTuple):
 
 
 @dataclass
-class Blindness:
-    """A time in which nobody can know all: hosts apart, or too many of them down.
+class Partition:
+    """A period in which no host can know all tasks: a split, or too many hosts down.
 
-    What was accepted in it within a group must still be found within that group.
+    A task accepted within a group in that period must still be found within that group.
     """
 
     began_s: float
@@ -73,7 +73,7 @@ class Blindness:
     ended_s: float = math.inf
 
     def excuses(self, read: Read, accepted: Operation) -> bool:
-        """Whether a host may not know an accepted task at this time."""
+        """Return True if a host may lack an accepted task at this time."""
         if read.ended_s < self.began_s or read.began_s > self.ended_s:
             return False
         return accepted.began_s < self.began_s or not any(
@@ -82,7 +82,7 @@ class Blindness:
 
 
 class Run(NamedTuple):
-    """One start of a task's command, as the command itself wrote it down."""
+    """One start of a task's command, as the command itself recorded it."""
 
     task: str
     attempt: int
@@ -91,15 +91,16 @@ class Run(NamedTuple):
 
 
 class History:
-    """Everything that clients of one case did; threads may write at once."""
+    """The history of all clients of one case; threads may write at once."""
 
     def __init__(self, lab: Lab) -> None:
         self.operations: list[Operation] = []
         self.reads: list[Read] = []
-        self.blind: list[Blindness] = []
-        self.accepted: dict[str, str] = {}  #: by key, the id of the task
-        self.asked: dict[str, str] = {}  #: by key, the command
-        self.silences: list[str] = []  #: who gave no answer, after how long, and why
+        self.partitions: list[Partition] = []
+        self.accepted: dict[str, str] = {}  #: the id of the task, by key
+        self.asked: dict[str, str] = {}  #: the command, by key
+        #: hosts without an answer, after how long, and why
+        self.silences: list[str] = []
         self._token = lab.hosts[0].token()
 
     def ask(self, host: Host, method: str, path: str, **more: Any) -> Answer | None:
@@ -119,7 +120,7 @@ class History:
             return None
 
     def submit(self, host: Host, key: str, body: str = "") -> Operation:
-        """Ask a host once for the task of a key; `body` is what it runs."""
+        """Submit the task of a key through a host once; `body` is its command."""
         command = self.asked.setdefault(key, command_of(key, body))
         began_s = time.monotonic()
         answer = self.ask(
@@ -135,7 +136,7 @@ class History:
         return made
 
     def read(self, host: Host, task: str) -> None:
-        """Ask a host for an accepted task, and remember the answer if there is one."""
+        """Request an accepted task from a host, and record any answer."""
         began_s = time.monotonic()
         answer = self.ask(host, "GET", f"/api/v1/tasks/{task}")
         if answer is not None:
@@ -145,17 +146,17 @@ class History:
             self.reads.append(Read(task, host.name, *times, answer.status, state))
 
     def denied(self) -> list[Read]:
-        """Return where an accepted task was 404 without an excuse."""
+        """Return the 404 answers for accepted tasks without an excuse."""
         made = {o.task: o for o in self.operations if o.outcome is Outcome.OK}
         return [
             read
             for read in self.reads
             if read.status == 404
-            and not any(each.excuses(read, made[read.task]) for each in self.blind)
+            and not any(each.excuses(read, made[read.task]) for each in self.partitions)
         ]
 
     def unsettled(self) -> list[str]:
-        """Return the keys of which no client knows whether they were accepted."""
+        """Return the keys for which no client knows whether they were accepted."""
         return [key for key in self.asked if key not in self.accepted]
 
     def longest_gap_s(self) -> float:
@@ -164,10 +165,10 @@ class History:
         return max((b - a for a, b in pairwise(times)), default=0.0)
 
     def handed_over_s(self, moment_s: float, old: str) -> float:
-        """Return how long nobody accepted when a dispatcher went away at a moment.
+        """Return the time without accepted tasks when a dispatcher left at a moment.
 
-        From that moment, or from the last task that the old dispatcher accepted while
-        it stopped, to the first one that another accepted.
+        It starts at that moment, or at the last task that the old dispatcher accepted
+        while it stopped, and ends at the first task that another one accepted.
         """
         done = [o for o in self.operations if o.outcome is Outcome.OK]
         late = [o for o in done if o.ended_s > moment_s]
@@ -177,13 +178,13 @@ class History:
 
 
 def command_of(key: str, body: str = "") -> str:
-    """Return a command that writes down its start, then runs `body`."""
+    """Return a command that records its start, then runs `body`."""
     noted = f'echo "$OCTASKLY_TASK_ID $OCTASKLY_ATTEMPT $OCTASKLY_NODE $$" >> {RUNS}'
     return f"{noted}; {body or ':'} # {key}"
 
 
 def key_of(command: str) -> str:
-    """Return the key that a command was made for."""
+    """Return the key of a command."""
     return command.rpartition("# ")[2]
 
 
@@ -205,12 +206,12 @@ def _operation(
 
 @dataclass(frozen=True)
 class Pace:
-    """How much is asked of a mesh."""
+    """The rate and kind of requests to a mesh."""
 
     clients: int = 4
     readers: int = 1
     pause_s: float = PAUSE_S
-    body: str = ""  #: what each task runs
+    body: str = ""  #: the command of each task
 
 
 class Load:
@@ -238,11 +239,11 @@ class Load:
 
     @property
     def accepted(self) -> int:
-        """How many tasks its clients were promised so far."""
+        """The number of accepted tasks of its clients."""
         return len(self._accepted)
 
     def read_at(self, host: Host) -> None:
-        """Ask a host for what this load was promised through others, from now on."""
+        """From now on, also read this load's tasks of other hosts from a host."""
         thread = threading.Thread(
             target=self._guard, args=(self._read_on, 0, (host,)), daemon=True
         )
@@ -250,7 +251,7 @@ class Load:
         thread.start()
 
     def stop(self) -> None:
-        """End all threads; fails if one of them has failed."""
+        """End all threads; fail if one of them has failed."""
         self._is_over.set()
         for thread in self._threads:
             thread.join(ANSWER_S * 2)
@@ -289,7 +290,7 @@ class Load:
 
 
 def runs(lab: Lab) -> list[Run]:
-    """Return every execution on every host, in the order of each host."""
+    """Return every run on every host, in the order of each host."""
     found = []
     for path in sorted(lab.folder.glob(f"*/*/work/{RUNS}")):
         for line in path.read_text().splitlines():

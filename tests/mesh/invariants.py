@@ -1,7 +1,7 @@
-"""What must hold after every case, one function each, named by its number.
+"""Invariants that must hold after every case, one function for each number.
 
-The numbers are those of the fault catalogue; I7 and I10 need the inside of a node and
-are checked by the simulation. Each raises AssertionError with what it saw.
+The numbers are those of the fault catalogue. I7 and I10 need a node's internal state,
+so the simulation checks them. Each function raises AssertionError with its findings.
 """
 
 from collections import Counter
@@ -13,13 +13,13 @@ from tests.mesh.databases import Held, Place
 from tests.mesh.forming import Task
 from tests.mesh.history import FINAL, History, Outcome, Run, key_of
 
-SHOWN = 5  #: of each finding
+SHOWN = 5  #: examples of each finding
 DESCRIPTORS_MORE_MAX = 24
 MEMORY_MORE_MB_MAX = 64
 
 
 class Use(NamedTuple):
-    """What a process holds."""
+    """The resources of a process."""
 
     descriptors: int
     memory_mb: float
@@ -27,26 +27,27 @@ class Use(NamedTuple):
 
 @dataclass
 class Evidence:
-    """All that was read from everywhere once a case had come to rest."""
+    """All data that was read from all hosts once a case was at rest."""
 
     history: History
-    lists: Mapping[str, Mapping[str, Task]]  #: by host, by id: what its API says
-    held: Mapping[str, Mapping[str, Held]]  #: of dispatcher and standbys, by host
+    lists: Mapping[str, Mapping[str, Task]]  #: tasks from the API, by host and id
+    #: databases of dispatcher and standbys, by host
+    held: Mapping[str, Mapping[str, Held]]
     logs: Mapping[str, Mapping[Place, tuple[int, str, bytes]]]  #: of all hosts
     writers: Mapping[str, Mapping[int, tuple[int, str]]]
     runs: Collection[Run]
     spooled: Mapping[str, int]
-    heads: Mapping[str, str | None]  #: the dispatcher as each host names it
+    heads: Mapping[str, str | None]  #: the dispatcher that each host names
     suspects: Collection[str]  #: hosts that were killed, stopped or cut off
     lost: Collection[str] = ()  #: tasks whose every copy the case destroyed
-    before: Mapping[int, Use] = field(default_factory=dict)  #: by pid
+    before: Mapping[int, Use] = field(default_factory=dict)  #: resources, by pid
     after: Mapping[int, Use] = field(default_factory=dict)
     gap_s_max: float = 60.0
     memory_more_mb_max: float = MEMORY_MORE_MB_MAX
 
     @property
     def final(self) -> Mapping[str, Task]:
-        """The tasks as one of the hosts lists them."""
+        """The tasks in the list of one of the hosts."""
         return next(iter(self.lists.values()))
 
 
@@ -60,7 +61,7 @@ def i1_nothing_accepted_is_lost(seen: Evidence) -> None:
 
 
 def i2_nothing_was_made_up(seen: Evidence) -> None:
-    """I2: every task was asked for, and no key became two tasks (G8)."""
+    """I2: a client submitted every task, and no key became two tasks (G8)."""
     keys = Counter(key_of(task["command"]) for task in seen.final.values())
     strangers = sorted(set(keys) - set(seen.history.asked))
     assert not strangers, f"nobody asked for {strangers[:SHOWN]}"
@@ -68,20 +69,20 @@ def i2_nothing_was_made_up(seen: Evidence) -> None:
     assert not twice, f"two tasks of one key: {twice[:SHOWN]}"
 
 
-def i3_all_nodes_tell_one_outcome(seen: Evidence) -> None:
+def i3_all_nodes_show_one_outcome(seen: Evidence) -> None:
     """I3: all APIs and the databases of dispatcher and standbys agree."""
     _all_equal("the API", seen.lists)
     _all_equal("the database", seen.held)
 
 
 def i4_no_accepted_task_was_denied(seen: Evidence) -> None:
-    """I4: no host has answered 404 for an accepted task that it could know."""
+    """I4: no host answered 404 for an accepted task that it could know."""
     denied = seen.history.denied()
     assert not denied, f"{len(denied)} times 404: {denied[:SHOWN]}"
 
 
 def i5_results_are_kept(seen: Evidence) -> None:
-    """I5: a result that was shown stays, and none waits on a worker any more."""
+    """I5: a result that was shown stays, and no result waits on a worker any more."""
     changed = [
         read
         for read in seen.history.reads
@@ -93,7 +94,7 @@ def i5_results_are_kept(seen: Evidence) -> None:
 
 
 def i6_a_stream_has_one_writer_and_one_content(seen: Evidence) -> None:
-    """I6: no two nodes hold different entries at one place of the log."""
+    """I6: no two nodes hold different entries at one position of the log."""
     entries: dict[Place, tuple[int, str, bytes]] = {}
     for host, log in seen.logs.items():
         for place, entry in log.items():
@@ -107,13 +108,13 @@ def i6_a_stream_has_one_writer_and_one_content(seen: Evidence) -> None:
 
 
 def i8_there_is_one_dispatcher(seen: Evidence) -> None:
-    """I8: all hosts name the same one."""
+    """I8: all hosts name the same dispatcher."""
     assert len(set(seen.heads.values())) == 1, seen.heads
     assert None not in seen.heads.values(), seen.heads
 
 
 def i9_nothing_ran_twice_without_need(seen: Evidence) -> None:
-    """I9: each task ran; again only where an earlier run was on a faulty host."""
+    """I9: each task ran once, or again only if an earlier run was on a faulty host."""
     by_task: dict[str, list[Run]] = {}
     for run in seen.runs:
         by_task.setdefault(run.task, []).append(run)
@@ -128,13 +129,13 @@ def i9_nothing_ran_twice_without_need(seen: Evidence) -> None:
 
 
 def i11_the_mesh_came_back_in_time(seen: Evidence) -> None:
-    """I11: the longest time without an accepted task is within its budget."""
+    """I11: the longest time without an accepted task is within its limit."""
     gap_s = seen.history.longest_gap_s()
     assert gap_s <= seen.gap_s_max, f"{gap_s:.1f} s without an accepted task"
 
 
 def i12_nothing_leaks(seen: Evidence) -> None:
-    """I12: agents that lived through it hold about what they held before."""
+    """I12: agents that survived hold about the same resources as before."""
     for pid, before in seen.before.items():
         if (after := seen.after.get(pid)) is not None:
             told = f"process {pid}: {before} before, {after} after"
@@ -162,7 +163,7 @@ ALL: tuple[Callable[[Evidence], None], ...] = (
     i8_there_is_one_dispatcher,
     i1_nothing_accepted_is_lost,
     i2_nothing_was_made_up,
-    i3_all_nodes_tell_one_outcome,
+    i3_all_nodes_show_one_outcome,
     i4_no_accepted_task_was_denied,
     i5_results_are_kept,
     i6_a_stream_has_one_writer_and_one_content,
@@ -173,7 +174,7 @@ ALL: tuple[Callable[[Evidence], None], ...] = (
 
 
 def outcomes(history: History) -> Counter[str]:
-    """Return how often clients were told what, for the report of a case."""
+    """Return the counts of answers to clients, for the report of a case."""
     return Counter(
         f"{operation.outcome} {operation.status}"
         for operation in history.operations

@@ -1,9 +1,9 @@
 """A LAN of hosts made of network namespaces, with decoys and faults.
 
-A `Lab` has a switch (a namespace with bridges) and hosts (a namespace each, with
-`eth0` plugged into the switch). Nothing in it touches the network of this machine.
-Each host also has what real machines have and what must never be advertised: a
-`docker0` with the same address everywhere, and a `tun0`. Needs root and iproute2.
+A `Lab` has a switch (a namespace with bridges) and hosts (a namespace each, with `eth0`
+plugged into the switch). It never touches the network of this machine. Each host also
+has interfaces of real machines that agents must not advertise: a `docker0` with the
+same address everywhere, and a `tun0`. Needs root and iproute2.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Host:
         self.number = number
         self.name = f"h{number}"
         self.netns = f"{lab.prefix}h{number}"
-        self.port = f"p{number}"  #: of the switch
+        self.port = f"p{number}"  #: bridge ports of the switch
         self.ip = f"10.77.1.{number}"
         self.mac = f"02:77:00:00:01:{number:02x}"
         self.link_local = f"fe80::77:ff:fe00:1{number:02x}"
@@ -54,7 +54,7 @@ class Host:
 
     @property
     def prefix(self) -> list[str]:
-        """What runs a command here; the process becomes that command, pid and all."""
+        """The command prefix for this namespace; the command keeps the pid."""
         return ["ip", "netns", "exec", self.netns]
 
     def popen(self, *args: str, **options: Any) -> "subprocess.Popen[bytes]":
@@ -66,7 +66,7 @@ class Host:
     def run(
         self, *args: str, timeout_s: float = 60.0, **options: Any
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a command here to its end and return what it said."""
+        """Run a command here to its end and return its output."""
         return subprocess.run(
             [*self.prefix, *args],
             cwd=ROOT,
@@ -80,7 +80,7 @@ class Host:
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function on a thread that lives in this namespace.
 
-        Sockets that it makes stay in the namespace wherever they are used later.
+        Its sockets stay in the namespace wherever they are used later.
         """
         return self._inside.submit(function, *args).result()
 
@@ -89,7 +89,7 @@ class Host:
         return self.call(socket.create_connection, address, timeout_s)
 
     def environ(self, name: str) -> dict[str, str]:
-        """Return the environment of an agent and of its CLI: all folders its own."""
+        """Return the environment of an agent and its CLI, with folders of its own."""
         folder = self.folder / name
         own = {
             "HOME": "home",
@@ -179,11 +179,11 @@ class Host:
         port: int | None = None,
         timeout_s: float = REQUEST_S,
     ) -> Answer:
-        """Ask the first agent of this host, as a user of the host would.
+        """Send a request to the first agent of this host, as a user of the host would.
 
-        Without a token that is over its local socket, which needs none; with one, or
-        with `token=""` for nobody's, from here over TCP. The port is that of the
-        agent, unless it is given.
+        Without a token it goes over the local socket, which needs none. With a token,
+        or with `token=""` for no token, it goes from here over TCP. The port is that of
+        the agent, unless it is given.
         """
         sent = dict(headers or {})
         if token:
@@ -240,7 +240,7 @@ class Lab:
         self.close()
 
     def cut(self, host: Host) -> None:
-        """Unplug a host; it hears silence, no refusals."""
+        """Unplug a host; it gets silence, no refusals."""
         ip(f"link set {host.port} down", netns=self.switch)
 
     def heal(self, host: Host) -> None:
@@ -248,7 +248,7 @@ class Lab:
         ip(f"link set {host.port} up", netns=self.switch)
 
     def split(self, *groups: Sequence[Host]) -> None:
-        """Let hosts talk within their group only; all groups stay alive."""
+        """Let hosts talk within their group only; all groups stay up."""
         while self._bridges < len(groups):
             ip(*_bridge_commands(self._bridges), netns=self.switch)
             self._bridges += 1
@@ -258,8 +258,8 @@ class Lab:
         """End a split."""
         self._plug(dict.fromkeys(self.hosts, 0))
 
-    def mislead(self, host: Host, peer: Host) -> None:
-        """Lose what a host sends to a peer's address; multicast still flows."""
+    def misroute(self, host: Host, peer: Host) -> None:
+        """Drop frames from a host to a peer's address; multicast still passes."""
         nowhere = "lladdr 02:77:00:00:09:99 nud permanent dev eth0"
         ip(
             f"neigh replace {peer.ip} {nowhere}",
@@ -267,8 +267,8 @@ class Lab:
             netns=host.netns,
         )
 
-    def lead(self, host: Host, peer: Host) -> None:
-        """End `mislead`."""
+    def end_misroute(self, host: Host, peer: Host) -> None:
+        """End `misroute`."""
         ip(
             f"neigh del {peer.ip} dev eth0",
             f"neigh del {peer.link_local} dev eth0",
@@ -322,7 +322,7 @@ class Lab:
         )
 
     def _namespaces(self) -> list[str]:
-        """Return those that exist; building may have ended half-way."""
+        """Return the existing namespaces; a build may have ended half-way."""
         if not NETNS.is_dir():
             return []
         return [path.name for path in NETNS.glob(f"{self.prefix}*")]
@@ -338,18 +338,18 @@ class Lab:
 
 
 def _bridge_commands(number: int) -> list[str]:
-    """Return what makes a bridge that floods multicast and forwards at once."""
+    """Return the commands for a bridge that floods multicast and forwards at once."""
     kind = "type bridge mcast_snooping 0 stp_state 0 forward_delay 0"
     return [f"link add br{number} {kind}", f"link set br{number} up"]
 
 
 def _cable_command(host: Host) -> str:
-    """Return what makes the cable between the switch and a host."""
+    """Return the commands for the cable between the switch and a host."""
     return f"link add {host.port} type veth peer name eth0 netns {host.netns}"
 
 
 def _host_commands(host: Host) -> list[str]:
-    """Return what gives a host its addresses and decoys."""
+    """Return the commands that give a host its addresses and decoys."""
     tunnel = f"{TUNNEL_NET}{host.number} peer {TUNNEL_NET}254"
     return [
         "link set lo up",

@@ -1,7 +1,7 @@
 """A rogue advertiser: floods the LAN with nodes that do not exist.
 
-Takes its own address, the mesh id that it claims, a victim's address, or `each` for
-another neighbour and port each time, and how many.
+Its arguments are its own address, the claimed mesh id, a victim's address (or `each`
+for another neighbour and port each time), and the number of nodes.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ async def flood(host: str, mesh: str, victim: str, count: int) -> None:
         )
         rogue.zeroconf.async_send(rogue.zeroconf.generate_service_broadcast(info, None))
         if number % BURST == 0:
-            await asyncio.sleep(0.005)  # Or the receiver's socket drops the rest.
+            # Otherwise the receiver's socket drops the rest.
+            await asyncio.sleep(0.005)
     await rogue.async_close()
 
 

@@ -1,6 +1,6 @@
-"""An agent whose wall clock can be moved while it runs; it is the shipped one else.
+"""The shipped agent with a wall clock that can be moved while it runs.
 
-The milliseconds by which it is off are in the file `wall_ms` beside the state folder.
+The file `wall_ms` beside the state folder holds the offset in milliseconds.
 """
 
 import sys
@@ -15,7 +15,7 @@ OFFSET = "wall_ms"
 
 
 def moved(offset: Path) -> type[SystemClock]:
-    """Return a clock that is off by what a file says, from one look to the next."""
+    """Return a clock with the offset in a file, which is read each time."""
 
     class MovedClock(SystemClock):
         def now(self) -> Moment:
@@ -27,7 +27,7 @@ def moved(offset: Path) -> type[SystemClock]:
 
 
 def move(folder: Path, offset_ms: int) -> None:
-    """Move the clock of the agent with this folder, all at once."""
+    """Move the clock of the agent with this folder in one step."""
     fresh = folder / f"{OFFSET}.new"
     fresh.write_text(str(offset_ms))
     fresh.rename(folder / OFFSET)

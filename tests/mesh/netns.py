@@ -1,4 +1,4 @@
-"""Network namespaces: the `ip` command, their processes, and bounded waiting."""
+"""Network namespaces: the `ip` command, their processes, and bounded waits."""
 
 import contextlib
 import ctypes
@@ -15,12 +15,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 NETNS = Path("/run/netns")
-END_S = 45.0  #: for killed processes to be gone
+END_S = 45.0  #: seconds until killed processes are gone
 CLONE_NEWNET = 0x40000000
 
 
 def missing() -> str | None:
-    """Return why no lab can be made here, None where it can."""
+    """Return the reason why no lab can be made here, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -36,7 +36,7 @@ def missing() -> str | None:
 
 
 def ip(*commands: str, netns: str | None = None) -> None:
-    """Run `ip` commands in order, in a namespace; a failure shows what it said."""
+    """Run `ip` commands in order, in a namespace; a failure shows the output."""
     place = [] if netns is None else ["-n", netns]
     done = subprocess.run(
         ["ip", *place, "-batch", "-"],
@@ -49,10 +49,10 @@ def ip(*commands: str, netns: str | None = None) -> None:
 
 
 def have_carrier(netns: str) -> bool:
-    """Whether each cable of a namespace carries; until then packets are just lost.
+    """Return True if each cable of a namespace has a carrier; packets are lost before.
 
-    The kernel notices the other end in its own time, on a busy machine up to a second
-    after the command that plugged it in.
+    The kernel notices the other end late, on a busy machine up to a second after the
+    command that plugged it in.
     """
     done = subprocess.run(
         ["ip", "-n", netns, "-json", "link", "show", "type", "veth"],
@@ -66,7 +66,7 @@ def have_carrier(netns: str) -> bool:
 def wait_until(
     what: str, is_true: Callable[[], T], *, within_s: float, every_s: float = 0.05
 ) -> T:
-    """Return the first true answer, or fail with what was waited for."""
+    """Return the first true answer, or fail with `what`."""
     deadline_s = time.monotonic() + within_s
     while True:
         answer = is_true()
@@ -85,7 +85,7 @@ def pids_in(netns: str) -> list[int]:
 
 
 def end_all_in(netns: str) -> None:
-    """Kill every process in a namespace, and what those start meanwhile."""
+    """Kill every process in a namespace, also those that start meanwhile."""
 
     def is_empty() -> bool:
         pids = pids_in(netns)
@@ -98,7 +98,7 @@ def end_all_in(netns: str) -> None:
 
 
 def isolate() -> None:
-    """Give this process a network of its own, with nothing but a loopback."""
+    """Give this process a network of its own with only a loopback."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
@@ -106,7 +106,7 @@ def isolate() -> None:
 
 
 def enter(netns: str) -> None:
-    """Move the calling thread, and no other, into a namespace."""
+    """Move only the calling thread into a namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     with (NETNS / netns).open() as namespace:
         if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:

@@ -1,7 +1,7 @@
-"""Power cuts: what a program wrote and never flushed is taken back from its files.
+"""Power cuts: writes that a program never flushed are removed from its files.
 
-`power.c` notes every such write while the program runs. A real cut may also have kept
-some of them, so a draw says how many; they are taken back from the last one on.
+`power.c` records each such write while the program runs. A real cut may keep some of
+them, so a random number says how many; they are removed from the last one on.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Write(NamedTuple):
 
     at: int
     size: int  #: of the file before
-    old: bytes  #: what was there
+    old: bytes  #: the bytes before
 
 
 def build(folder: Path) -> Path:
-    """Compile what is preloaded; return the library."""
+    """Compile the preloaded library; return it."""
     library = folder / "power.so"
     source = Path(__file__).with_name("power.c")
     options = ("-O2", "-shared", "-fPIC")
@@ -33,7 +33,7 @@ def build(folder: Path) -> Path:
 
 
 def noting(library: Path, files: Path, notes: Path) -> dict[str, str]:
-    """Return the variables under which a program's writes are noted.
+    """Return the variables under which a program's writes are recorded.
 
     Args:
         library: From `build`.
@@ -49,7 +49,7 @@ def noting(library: Path, files: Path, notes: Path) -> dict[str, str]:
 
 
 def cut(files: Path, notes: Path, draw: random.Random) -> int:
-    """Take back what was not flushed by a process that is dead; return how many."""
+    """Remove the unflushed writes of a dead process; return their number."""
     gone = 0
     for noted in sorted(notes.iterdir()):
         writes = _read(noted.read_bytes())
@@ -65,7 +65,7 @@ def cut(files: Path, notes: Path, draw: random.Random) -> int:
 
 
 def _read(noted: bytes) -> list[Write]:
-    """Return whole notes; the last may be half, then its write never began."""
+    """Return whole notes; a write with an incomplete last note never started."""
     writes, place = [], 0
     while place + HEAD.size <= len(noted):
         at, _, size, old = HEAD.unpack_from(noted, place)

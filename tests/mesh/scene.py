@@ -1,4 +1,4 @@
-"""One case of the fault catalogue: a mesh, its clients, its faults, its verdict.
+"""One case of the fault catalogue: a mesh, its clients, its faults, its checks.
 
     scene = Scene("F1", lab)
     scene.load()
@@ -6,7 +6,7 @@
     ...
     scene.conclude()
 
-`conclude` waits for rest, reads everything from every host and checks all invariants.
+`conclude` waits for rest, reads all data from every host and checks all invariants.
 """
 
 import json
@@ -26,7 +26,7 @@ from tests.mesh.forming import (
     secret_file,
     submit,
 )
-from tests.mesh.history import Blindness, History, Load, Outcome, Pace, command_of, runs
+from tests.mesh.history import History, Load, Outcome, Pace, Partition, command_of, runs
 from tests.mesh.invariants import (
     ALL,
     DESCRIPTORS_MORE_MAX,
@@ -38,16 +38,17 @@ from tests.mesh.invariants import (
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until
 
-QUIET_S = 90.0  #: after the last fault, for everything to end
-LEVEL_S = 30.0  #: for standbys to hold what the dispatcher holds
-CLOSED_S = 20.0  #: after the last request, for connections between nodes to close
-FLOW_S = 45.0  #: for tasks to be accepted again
+QUIET_S = 90.0  #: seconds after the last fault until everything has ended
+IN_SYNC_S = 30.0  #: seconds until standbys are in sync with the dispatcher
+#: seconds after the last request until connections between nodes are closed
+CLOSED_S = 20.0
+FLOW_S = 45.0  #: seconds until tasks are accepted again
 
-FIGURES: list[str] = []  #: of each case that came to its verdict, for the summary
+FIGURES: list[str] = []  #: figures of each finished case, for the summary
 
 
 class Scene:
-    """A mesh under load to which a case does something."""
+    """A mesh under load, and the faults of a case."""
 
     def __init__(
         self, case: str, lab: Lab, *, hosts: Sequence[Host] = (), slots: int = 2
@@ -63,7 +64,7 @@ class Scene:
         self._is_whole = False
         self._options: dict[str, tuple[str, ...]] = {}
         self.environ: Callable[[Host], Mapping[str, str]] = lambda _: {}
-        """More variables for the agents of a host."""
+        """Extra environment variables for the agents of a host."""
         self._loads: list[Load] = []
         self._history: History | None = None
         self._before: dict[int, Use] = {}
@@ -106,8 +107,8 @@ class Scene:
         now_s = time.monotonic()
         if set(members) == set(self.hosts):
             self._is_whole = True
-            for blind in self.history.blind:
-                blind.ended_s = min(blind.ended_s, now_s)
+            for partition in self.history.partitions:
+                partition.ended_s = min(partition.ended_s, now_s)
         return now_s - began_s
 
     def head(self, seen_by: Host | None = None) -> Host:
@@ -144,7 +145,7 @@ class Scene:
     # --- faults ----------------------------------------------------------------------
 
     def kill(self, *hosts: Host) -> None:
-        """End agents as a power cut would."""
+        """Kill agents, as a power cut would."""
         self._suspect(*hosts)
         for host in hosts:
             host.first.signal(signal.SIGKILL)
@@ -152,12 +153,12 @@ class Scene:
             host.first.wait()
 
     def stop(self, host: Host) -> None:
-        """End an agent as systemd does."""
+        """Stop an agent as systemd does."""
         self._suspect(host)
         assert host.first.stop() == 0, host.first.log
 
     def freeze(self, *hosts: Host) -> None:
-        """Stop agents in mid-step."""
+        """Stop agents in mid-step (SIGSTOP)."""
         self._suspect(*hosts)
         for host in hosts:
             host.first.signal(signal.SIGSTOP)
@@ -173,34 +174,34 @@ class Scene:
         self.lab.cut(host)
 
     def split(self, *groups: Sequence[Host]) -> None:
-        """Split the LAN, until `lab.join`; what is out of sight may run twice."""
+        """Split the LAN, until `lab.join`; unreachable tasks may run twice."""
         self._suspect(*(host for group in groups for host in group), groups=groups)
         self.lab.split(*groups)
 
     def _suspect(self, *hosts: Host, groups: Sequence[Sequence[Host]] = ()) -> None:
-        """Note a fault: what hosts may run twice, and what nobody may know for a while.
+        """Record hosts whose tasks may run twice, and gaps in the hosts' knowledge.
 
-        One host that is down leaves a standby that knows all. More at once, or one
-        before the mesh is whole again, may be all who know a task.
+        With one host down, a standby that knows all is left. With more at once, or one
+        before the mesh is whole again, all hosts that know a task may be down.
         """
         self.suspects |= {host.name for host in hosts}
         if groups or len(hosts) > 1 or not self._is_whole:
             parts = groups or [self.others(*hosts)]
             names = tuple(frozenset(host.name for host in part) for part in parts)
-            self.history.blind.append(Blindness(time.monotonic(), names))
+            self.history.partitions.append(Partition(time.monotonic(), names))
         self._is_whole = False
 
     # --- clients ---------------------------------------------------------------------
 
     @property
     def history(self) -> History:
-        """What clients did; it needs an agent, which makes its token."""
+        """The history of its clients; it needs an agent, which makes its token."""
         if self._history is None:
             self._history = History(self.lab)
         return self._history
 
     def load(self, *hosts: Host, pace: Pace | None = None) -> Load:
-        """Let clients work through hosts, and wait until it flows."""
+        """Let clients work through hosts, and wait until tasks are accepted."""
         if not self._loads:
             self._before = self._uses()
         name = f"{self.case}-{len(self._loads)}"
@@ -228,10 +229,10 @@ class Scene:
         commands = [self.history.asked.setdefault(k, command_of(k)) for k in keys]
         self.history.accepted |= dict(zip(keys, submit(host, commands), strict=True))
 
-    # --- the verdict -----------------------------------------------------------------
+    # --- checks ----------------------------------------------------------------------
 
     def stop_load(self) -> None:
-        """End all clients and readers."""
+        """Stop all clients and readers."""
         for load in self._loads:
             load.stop()
 
@@ -285,8 +286,8 @@ class Scene:
         states = {host.name: host.first.state for host in self.hosts}
         wait_until(
             "standbys are level",
-            lambda: _are_level([states[host.name] for host in holders]),
-            within_s=LEVEL_S,
+            lambda: _are_in_sync([states[host.name] for host in holders]),
+            within_s=IN_SYNC_S,
         )
         return Evidence(
             history=self.history,
@@ -306,12 +307,12 @@ class Scene:
         )
 
     def _uses(self) -> dict[int, Use]:
-        """Return what each agent that runs holds."""
+        """Return the resources of each running agent."""
         agents = [agent for host in self.hosts for agent in host.agents.values()]
         return {a.pid: use(a.pid) for a in agents if a.process.poll() is None}
 
     def _settled_uses(self) -> dict[int, Use]:
-        """Return what each agent holds once idle connections are closed, or late."""
+        """Return each agent's resources once idle connections are closed, or late."""
         deadline_s = time.monotonic() + CLOSED_S
         while True:
             now = self._uses()
@@ -343,7 +344,7 @@ class Scene:
 
 
 def use(pid: int) -> Use:
-    """Return what a process holds now."""
+    """Return the current resources of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
@@ -351,13 +352,13 @@ def use(pid: int) -> Use:
 
 
 def holds(is_true: Callable[[], bool], *, for_s: float, what: str) -> None:
-    """Fail if something stops being so within a time."""
+    """Fail if a condition stops holding within a time."""
     until_s = time.monotonic() + for_s
     while time.monotonic() < until_s:
         assert is_true(), f"no longer: {what}"
         time.sleep(0.1)
 
 
-def _are_level(states: Sequence[Path]) -> bool:
+def _are_in_sync(states: Sequence[Path]) -> bool:
     first, *others = (databases.vector(state) for state in states)
     return all(other == first for other in others)

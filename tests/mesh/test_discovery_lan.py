@@ -24,7 +24,7 @@ HOLD_5353 = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
     "s.bind(('', 5353)); print('held', flush=True); sys.stdin.read()"
 )
-TAKEN_IN_S = 45.0  #: for a flood, by a process on a busy machine
+TAKEN_IN_S = 45.0  #: seconds for a process on a busy machine to take in a flood
 SEEN_S = 45.0
 GROWTH_MB_MAX = 50.0
 
@@ -50,7 +50,7 @@ def discover() -> Iterator[Discover]:
 def test_five_hosts_find_each_other_and_advertise_no_decoy(
     make_lab: MakeLab, discover: Discover
 ) -> None:
-    """All know all within 2 s, and nobody is told of docker0 or tun0."""
+    """All nodes know each other within 2 s, and no advert contains docker0 or tun0."""
     hosts = make_lab(5).hosts
     processes = {host: discover(host) for host in hosts}
     ready_s = max(process.wait_for("started")["at"] for process in processes.values())
@@ -95,7 +95,7 @@ def test_a_new_address_of_a_host_is_advertised(
 def test_a_node_that_started_in_a_split_is_found_by_a_fresh_browser(
     make_lab: MakeLab, discover: Discover
 ) -> None:
-    """Without asking afresh, neither side would see the other for most of an hour."""
+    """Without a new query, neither side would see the other for most of an hour."""
     lab = make_lab(2)
     first, second = lab.hosts
     lab.split([first], [second])
@@ -110,10 +110,10 @@ def test_a_node_that_started_in_a_split_is_found_by_a_fresh_browser(
     left.wait_for_node(id_of(second))
 
 
-def test_a_fresh_machine_sees_a_mesh_or_none(
+def test_fresh_machine_sees_a_mesh_or_none(
     make_lab: MakeLab, discover: Discover
 ) -> None:
-    """What decides whether it makes a secret of its own."""
+    """This decides whether the machine makes a secret of its own."""
     first, second = make_lab(2).hosts
 
     look = ("--look", str(FIRST_SCAN_S))
@@ -125,13 +125,11 @@ def test_a_fresh_machine_sees_a_mesh_or_none(
         with DiscoveryProcess(*look, prefix=second.prefix) as fresh:
             return bool(fresh.wait_for("sightings")["meshes"] == ["mesh-1"])
 
-    # A machine that is busy may answer too late for one look.
+    # A busy machine may answer too late for one attempt.
     wait_until("a look sees the mesh", is_seen, within_s=SEEN_S)
 
 
-def test_a_port_that_another_program_holds_is_said_once(
-    make_lab: MakeLab, discover: Discover
-) -> None:
+def test_taken_mdns_port_is_logged_once(make_lab: MakeLab, discover: Discover) -> None:
     """The agent runs on: remembered peers and --join do not need mDNS."""
     (host,) = make_lab(1).hosts
     holder = host.popen(sys.executable, "-c", HOLD_5353, stdin=-1, stdout=-1)
@@ -149,10 +147,10 @@ def test_a_port_that_another_program_holds_is_said_once(
     assert [line["kind"] for line in process.lines].count("note") == 1
 
 
-def test_mdns_comes_back_when_the_port_is_free_again(
+def test_mdns_resumes_when_the_port_is_free_again(
     make_lab: MakeLab, discover: Discover
 ) -> None:
-    """Nobody has to restart the agent after having mended avahi."""
+    """The agent needs no restart after avahi was repaired."""
     first, second = make_lab(2).hosts
     holder = first.popen(sys.executable, "-c", HOLD_5353, stdin=-1, stdout=-1)
     assert holder.stdout is not None
@@ -180,7 +178,7 @@ def resident_mb(process: DiscoveryProcess) -> float:
 def test_a_flood_of_5000_nodes_is_bounded(
     make_lab: MakeLab, discover: Discover, victim: str, hints: int
 ) -> None:
-    """Memory, hints to dial and the log stay small, whomever the flood names."""
+    """Memory, dial hints and the log stay small, whichever nodes the flood names."""
     first, rogue = make_lab(2).hosts
     process = discover(first)
     process.wait_for("started")
@@ -208,7 +206,7 @@ def test_a_flood_of_5000_nodes_is_bounded(
 def test_an_honest_node_is_found_after_a_flood(
     make_lab: MakeLab, discover: Discover
 ) -> None:
-    """Each fresh browser gives every name the same chance of a place."""
+    """Each fresh browser gives every name the same chance of an entry."""
     first, second, rogue = make_lab(3).hosts
     process = discover(first)
     process.wait_for("started")

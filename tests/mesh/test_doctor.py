@@ -1,8 +1,8 @@
-"""`octaskly doctor` on a LAN in which things are broken, one after another.
+"""`octaskly doctor` on a LAN with one broken part after another.
 
-Hosts 1 and 2 are a mesh; host 3 is a machine beside it, on which no agent runs unless
-a test starts one. Every test mends what it broke, since all share the lab, and `well`
-is what is found when nothing is broken.
+Hosts 1 and 2 are a mesh. Host 3 is a machine beside it that runs no agent unless a test
+starts one. All tests share the lab, so each repairs its own damage. `well` is the
+result when nothing is broken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.mesh.netns import ip, missing, wait_until
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
 SPARE = "spare"
-#: What is fine on a machine where no agent runs; one that stalls may miss an answer.
+#: Good results of a machine without an agent; a stalled machine may miss an answer.
 WELL = ("mdns", "interface", "secret", "clock", "version", "disk", "descriptors")
 OCTASKLY = (sys.executable, "-m", "octaskly")
 Found = dict[str, tuple[str, str, str]]
@@ -36,7 +36,7 @@ Found = dict[str, tuple[str, str, str]]
 
 @pytest.fixture(scope="module")
 def secret() -> MeshSecret:
-    """The secret of the mesh, which was renewed: there is an older one."""
+    """The secret of the mesh, which was rotated: an older one exists."""
     newer = generate_secret().with_new_generation(os.urandom(20), 0, revoked=None)
     return newer.with_newest_in_force(0)
 
@@ -56,7 +56,7 @@ def lab(secret: MeshSecret) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def well(lab: Lab, secret: MeshSecret) -> Found:
-    """What is found on the third machine when nothing is broken."""
+    """The findings on the third machine when nothing is broken."""
     key = str(write(lab.hosts[2], secret.with_newest_only(0).to_text()))
 
     def look() -> Found | None:
@@ -118,12 +118,12 @@ def together(*asks: Callable[[], Found]) -> list[Found]:
 
 
 def is_well(host: Host) -> bool:
-    """Whether the agent of a host is found to be well in all."""
+    """Return True if the doctor finds no fault of the agent of a host."""
     return all(status == "ok" for status, _, _ in ask(host).values())
 
 
 def test_healthy_mesh_has_no_fault(lab: Lab) -> None:
-    """All that can be checked is fine, both ways, and the exit code says so."""
+    """All possible checks pass, both ways, and the exit code says so."""
     wait_until("all is well", lambda: is_well(lab.hosts[0]), within_s=FORM_S)
     found = ask(lab.hosts[0])
     assert {check: status for check, (status, _, _) in found.items()} == dict.fromkeys(
@@ -136,8 +136,8 @@ def test_healthy_mesh_has_no_fault(lab: Lab) -> None:
     assert found["tcp"][1] == "1 node is reached, both ways"
 
 
-def test_held_5353_names_who_holds_it(lab: Lab, well: Found) -> None:
-    """Another mDNS program may have the port for itself."""
+def test_doctor_names_the_program_that_holds_port_5353(lab: Lab, well: Found) -> None:
+    """Another mDNS program may hold the port exclusively."""
     code = (
         "import socket; s = socket.socket(2, 2); s.bind(('', 5353));"
         "print(flush=True); input()"
@@ -158,10 +158,10 @@ def test_held_5353_names_who_holds_it(lab: Lab, well: Found) -> None:
     assert well["mdns"][0] == "ok"
 
 
-def test_dropped_multicast_is_told_from_a_dead_node(lab: Lab) -> None:
-    """The switch drops it, as with IGMP snooping; TCP works all the same."""
+def test_dropped_multicast_is_distinguished_from_a_dead_node(lab: Lab) -> None:
+    """The switch drops it, as with IGMP snooping; TCP still works."""
     first, second, _ = lab.hosts
-    # Both ways: who hears no question may still answer the one of a moment before.
+    # Both ways: a host that hears no question may still answer an earlier one.
     for host in (first, second):
         plug(lab, host, "mcast_flood off")
 
@@ -177,10 +177,10 @@ def test_dropped_multicast_is_told_from_a_dead_node(lab: Lab) -> None:
 def test_dropped_multicast_is_seen_before_an_agent_runs(
     lab: Lab, secret: MeshSecret
 ) -> None:
-    """Who names a node that is not found learns that only multicast is missing."""
+    """If a named node is not found, the doctor says that only multicast is missing."""
     first, _, third = lab.hosts
     key = str(write(third, secret.with_newest_only(0).to_text()))
-    # Who hears the question may answer to this machine alone, so nobody may hear it.
+    # A host may answer the question by unicast, so no host may hear it.
     for host in lab.hosts:
         plug(lab, host, "mcast_flood off")
 
@@ -192,18 +192,18 @@ def test_dropped_multicast_is_seen_before_an_agent_runs(
     assert f"{first.ip}:7878) is reached over TCP" in dropped[1]
 
 
-def test_tcp_that_is_blocked_one_way_is_seen_from_both_ends(lab: Lab) -> None:
-    """A firewall at one end: the other is told where, it itself that it is here."""
+def test_tcp_blocked_in_one_direction_is_seen_from_both_ends(lab: Lab) -> None:
+    """A firewall at one end: the other end learns where it is, and so does this one."""
     first, second, _ = lab.hosts
     with firewalled(second):
-        # Until then it may be one that is cut, and will be missed in a moment.
+        # Until then the node may count as cut off, and be missing in a moment.
         wait_until("it has dialled", lambda: is_dialled(first), within_s=FORM_S)
         until_met(lab)
 
         outside, inside = together(lambda: ask(first), lambda: ask(second))
 
     assert outside["tcp"][0] == "fault"
-    # It has two addresses, and its link may be on either.
+    # It has two addresses, and its link may use either.
     place = rf"({re.escape(second.ip)}|\[fe80::[0-9a-f:]+%eth0\]):7878"
     said = rf"{second.name} \({place}\) does not answer: "
     assert re.match(said, outside["tcp"][1])
@@ -213,8 +213,8 @@ def test_tcp_that_is_blocked_one_way_is_seen_from_both_ends(lab: Lab) -> None:
     wait_until("it is mended", lambda: ask(second)["tcp"][0] == "ok", within_s=FORM_S)
 
 
-def test_a_node_that_is_lost_and_in_sight_has_its_name(lab: Lab) -> None:
-    """The roster still knows it, and an id tells people nothing."""
+def test_lost_node_that_still_advertises_is_shown_by_name(lab: Lab) -> None:
+    """The roster still knows its name; an id means nothing to people."""
     first, second, _ = lab.hosts
     with firewalled(first), firewalled(second):
         wait_until(
@@ -230,16 +230,16 @@ def test_a_node_that_is_lost_and_in_sight_has_its_name(lab: Lab) -> None:
 
 
 def is_dialled(host: Host) -> bool:
-    """Whether another node has made the connection that they have."""
+    """Return True if another node has made the connection between them."""
     links = host.run("ss", "-Htn", "state", "established", "sport", "=", ":7878")
     return bool(links.stdout)
 
 
 @contextmanager
 def firewalled(host: Host) -> Iterator[None]:
-    """Drop what comes to the peer port of a host, and nothing else."""
+    """Drop only packets to the peer port of a host."""
     drop = "pref 1 iif eth0 ipproto tcp dport 7878 blackhole"
-    # What is for this host is found first; a rule can only come before a later one.
+    # The host's own addresses come first; a rule can only precede a later one.
     rules(host, "add pref 10 lookup local", "del pref 0", f"add {drop}")
     try:
         yield
@@ -248,7 +248,7 @@ def firewalled(host: Host) -> Iterator[None]:
 
 
 def rules(host: Host, *changes: str) -> None:
-    """Change the rules of a host that say where packets go, of IPv4 and IPv6."""
+    """Change the IPv4 and IPv6 routing rules of a host."""
     for family in ("-4", "-6"):
         for change in changes:
             done = host.run("ip", family, "rule", *change.split())
@@ -258,7 +258,7 @@ def rules(host: Host, *changes: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("docker0", "container bridge"), ("tun0", "point-to-point")]
 )
-def test_wrong_interface_is_told_by_what_it_is(
+def test_wrong_interface_is_named_by_its_kind(
     lab: Lab, well: Found, name: str, kind: str
 ) -> None:
     """A bridge of containers and a VPN have addresses too, but no LAN."""
@@ -270,8 +270,8 @@ def test_wrong_interface_is_told_by_what_it_is(
     assert well["interface"][0] == "ok"
 
 
-def test_other_mesh_on_the_lan_is_told_to_both(lab: Lab) -> None:
-    """It disturbs nobody, but who is alone in one meant to be in the other."""
+def test_other_mesh_on_the_lan_is_reported_on_both_sides(lab: Lab) -> None:
+    """It disturbs neither, but explains a node that is alone in the wrong mesh."""
     first, _, third = lab.hosts
     agent = third.agent(
         "lone", secret=write(third, generate_secret().to_text(), "lone.key")
@@ -291,10 +291,10 @@ def test_other_mesh_on_the_lan_is_told_to_both(lab: Lab) -> None:
     assert alone["secret"][2] == "octaskly join"
 
 
-def test_wrong_and_old_secrets_are_told_apart(
+def test_wrong_and_old_secrets_are_distinguished(
     lab: Lab, secret: MeshSecret, well: Found
 ) -> None:
-    """Damaged, readable by others, of a generation that is over, or right."""
+    """Damaged, readable by others, of an ended generation, or right."""
     third = lab.hosts[2]
     good = secret.with_newest_only(0).to_text()
     shared = write(third, good, "shared.key")
@@ -330,7 +330,7 @@ def test_wrong_and_old_secrets_are_told_apart(
 
 
 def test_wrong_clock_is_measured(lab: Lab, secret: MeshSecret, well: Found) -> None:
-    """Where two others agree, it is this machine's; the size says how urgent it is."""
+    """If two others agree, this clock is wrong; the size shows the urgency."""
     key = str(write(lab.hosts[2], secret.with_newest_only(0).to_text()))
 
     fast = ask_spare(lab, "--secret-file", key, by=patched("clock"))
@@ -338,12 +338,12 @@ def test_wrong_clock_is_measured(lab: Lab, secret: MeshSecret, well: Found) -> N
     assert fast["clock"][0] == "fault"
     said = re.fullmatch(r"this machine's clock is (\d+) s ahead", fast["clock"][1])
     assert said
-    assert abs(int(said[1]) - 120) <= 5  # What an answer takes is halved, at a guess.
+    assert abs(int(said[1]) - 120) <= 5  # Half of the round trip is only an estimate.
     assert fast["clock"][2] == "sudo timedatectl set-ntp true"
     assert well["clock"][0] == "ok"
 
 
-def test_version_gap_is_told(lab: Lab, secret: MeshSecret, well: Found) -> None:
+def test_version_gap_is_reported(lab: Lab, secret: MeshSecret, well: Found) -> None:
     """Another major version is a fault."""
     key = str(write(lab.hosts[2], secret.with_newest_only(0).to_text()))
 
@@ -365,8 +365,8 @@ def patched(what: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
-def test_taken_api_port_names_who_has_it(lab: Lab) -> None:
-    """The agent moved to the next one, and says so, until the other one is gone."""
+def test_doctor_names_the_program_that_holds_the_api_port(lab: Lab) -> None:
+    """The agent moved to the next port, and says so until the other program is gone."""
     third = lab.hosts[2]
     code = (
         "import socket; s = socket.create_server(('127.0.0.1', 3000));"
@@ -396,7 +396,7 @@ def test_taken_api_port_names_who_has_it(lab: Lab) -> None:
     assert mended[0] == "ok"
 
 
-def test_copied_state_folder_is_found_out(lab: Lab) -> None:
+def test_copied_state_folder_is_detected(lab: Lab) -> None:
     """As after cloning a machine; without its key it is a node of its own."""
     first, _, third = lab.hosts
     copy = third.folder / "copy"
@@ -413,8 +413,8 @@ def test_copied_state_folder_is_found_out(lab: Lab) -> None:
     assert own[0] == "ok"
 
 
-def test_full_disk_is_told_with_its_place(lab: Lab, well: Found) -> None:
-    """What counts is the disk of the state folder."""
+def test_full_disk_is_reported_with_its_path(lab: Lab, well: Found) -> None:
+    """The disk of the state folder counts."""
     state = lab.hosts[2].folder / "small"
     state.mkdir(exist_ok=True)
     mount = f'mount -t tmpfs -o size=8m none {state} && exec "$@"'
@@ -429,7 +429,7 @@ def test_full_disk_is_told_with_its_place(lab: Lab, well: Found) -> None:
 
 
 def test_low_descriptor_limit_is_that_of_the_agent(lab: Lab, well: Found) -> None:
-    """Not that of the shell in which the doctor runs."""
+    """It does not report the limit of the shell in which the doctor runs."""
     first = lab.hosts[0]
     pid = str(first.first.pid)
     before = first.run(
@@ -447,8 +447,8 @@ def test_low_descriptor_limit_is_that_of_the_agent(lab: Lab, well: Found) -> Non
     assert well["descriptors"][0] == "ok"
 
 
-def test_it_works_without_root_and_says_what_it_cannot_check(lab: Lab) -> None:
-    """A secret that is not ours to read is no fault."""
+def test_doctor_works_without_root_and_names_skipped_checks(lab: Lab) -> None:
+    """A secret that this user may not read is no fault."""
     third = lab.hosts[2]
     folder = third.folder / "private"
     folder.mkdir(mode=0o700, exist_ok=True)

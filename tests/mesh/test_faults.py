@@ -1,7 +1,7 @@
 """Cases of the fault catalogue that every `make test` runs, each in seconds.
 
-Their numbers are those of `docs/explanation/faults.md`; the longer ones are beside
-this file. One alone: `.venv/bin/pytest -m "" tests/mesh -k f1_`.
+Their numbers are those of `docs/explanation/faults.md`; the longer ones are beside this
+file. One alone: `.venv/bin/pytest -m "" tests/mesh -k f1_`.
 """
 
 import signal
@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
 HAND_OVER_S = FLOW_S
 
 
-def test_f1_a_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> None:
-    """Its standbys hold what it promised, and one of them goes on at once."""
+def test_f1_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> None:
+    """Its standbys hold all accepted tasks, and one of them takes over at once."""
     scene = Scene("F1", make_lab(3)).form()
     head = scene.head()
     rest = scene.others(head)
@@ -36,10 +36,10 @@ def test_f1_a_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> N
     scene.conclude()
 
 
-def test_f5_a_dispatcher_that_stands_still_for_two_seconds_is_deposed(
+def test_f5_dispatcher_that_stalls_for_two_seconds_is_deposed(
     make_lab: MakeLab,
 ) -> None:
-    """It wakes up believing that it reigns; its frames are refused."""
+    """It wakes up as a dispatcher; the others refuse its frames."""
     scene = Scene("F5", make_lab(3)).form()
     head = scene.head()
     rest = scene.others(head)
@@ -59,11 +59,11 @@ def test_f5_a_dispatcher_that_stands_still_for_two_seconds_is_deposed(
 
 
 def misses(host: Host) -> bool:
-    """Whether a host lists somebody as lost."""
+    """Return True if a host lists a node as lost."""
     return "lost" in [node["state"] for node in nodes(host)]
 
 
-def test_f8_both_of_two_that_are_cut_apart_work_and_merge(make_lab: MakeLab) -> None:
+def test_f8_two_separated_nodes_both_work_and_merge(make_lab: MakeLab) -> None:
     """Neither can know that the other lives, so both accept; the union remains."""
     scene = Scene("F8", make_lab(2)).form()
     one, two = scene.hosts
@@ -85,11 +85,12 @@ def test_f8_both_of_two_that_are_cut_apart_work_and_merge(make_lab: MakeLab) -> 
 
     assert len(same) == 1
     scene.conclude()
-    # G7: each missed the other all the time, so it knew that it may not know all.
+    # G7: each missed the other all the time, so it knew that it might not know all
+    # tasks.
     assert {read.status for read in scene.history.reads} <= {200, 503}
 
 
-def test_f13_three_started_at_the_same_instant_are_one_mesh(make_lab: MakeLab) -> None:
+def test_f13_three_agents_started_at_once_form_one_mesh(make_lab: MakeLab) -> None:
     """They meet within seconds, after at most three claims."""
     scene = Scene("F13", make_lab(3)).form()
 
@@ -98,10 +99,10 @@ def test_f13_three_started_at_the_same_instant_are_one_mesh(make_lab: MakeLab) -
     scene.conclude()
 
 
-def test_f17_a_task_outlives_the_only_disk_if_a_worker_has_it(
+def test_f17_task_outlives_the_only_disk_if_a_worker_has_it(
     make_lab: MakeLab,
 ) -> None:
-    """The worker gives the envelope to the dispatcher that knows nothing of it."""
+    """The worker sends the envelope to the dispatcher that does not know the task."""
     lab = make_lab(2)
     head, hand = lab.hosts
     scene = Scene("F17", lab, slots=1)
@@ -123,10 +124,10 @@ def test_f17_a_task_outlives_the_only_disk_if_a_worker_has_it(
     scene.conclude()
 
 
-def test_f27_a_dispatcher_that_is_stopped_hands_over_without_a_failed_request(
+def test_f27_stopped_dispatcher_hands_over_without_a_failed_request(
     make_lab: MakeLab,
 ) -> None:
-    """Clients of the other hosts notice nothing at all."""
+    """Clients of the other hosts notice nothing."""
     scene = Scene("F27", make_lab(3)).form()
     head = scene.head()
     rest = scene.others(head)

@@ -21,11 +21,12 @@ from tests.mesh.scene import FLOW_S, Scene, holds
 pytestmark = [pytest.mark.netns, pytest.mark.soak, pytest.mark.timeout(600)]
 
 KILLS = 8
-LATE_S_MAX = 0.02  #: after a request was sent, by when the dispatcher dies
+LATE_S_MAX = 0.02  #: the dispatcher dies at most so long after a request was sent
 MANY_CLIENTS = 200
 BULK = 2000
 GO = "go"
-LASTING = f"while [ ! -e {GO} ]; do sleep 0.1; done"  #: until its host is told
+#: a task that runs until its host gets a signal
+UNTIL_SIGNAL = f"while [ ! -e {GO} ]; do sleep 0.1; done"
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
@@ -39,10 +40,10 @@ def deposed(scene: Scene, head: Host, witness: Host) -> None:
     )
 
 
-def test_f2_a_task_that_no_standby_confirmed_was_not_accepted(
+def test_f2_task_without_a_standby_acknowledgement_was_not_accepted(
     make_lab: MakeLab,
 ) -> None:
-    """Dead between its own disk and the standby's word; the key makes it one task."""
+    """It dies between its commit and the acknowledgement; the key makes one task."""
     scene = Scene("F2", make_lab(3)).form()
     head = scene.head()
     rest = scene.others(head)
@@ -69,13 +70,13 @@ def test_f2_a_task_that_no_standby_confirmed_was_not_accepted(
 
 
 def hours_ahead(host: Host) -> float:
-    """Return how far ahead the clock is by which an agent dates its own errors."""
+    """Return the offset of the clock with which an agent dates its own errors."""
     answer = host.http("GET", "/api/v1/tasks", token="")
     told = datetime.fromisoformat(answer.json["timestamp"])
     return (told - datetime.now(UTC)).total_seconds() / 3600
 
 
-def test_f24_a_wall_clock_that_jumps_by_a_day_changes_no_role(
+def test_f24_wall_clock_jump_of_a_day_changes_no_role(
     make_lab: MakeLab,
 ) -> None:
     """Of the dispatcher, then of another node: forward, back, and right again."""
@@ -100,7 +101,7 @@ def test_f24_a_wall_clock_that_jumps_by_a_day_changes_no_role(
     scene.conclude(gap_s_max=2.0)
 
 
-def test_f3_a_client_that_got_no_answer_repeats_the_key_and_has_one_task(
+def test_f3_client_without_an_answer_repeats_the_key_and_has_one_task(
     make_lab: MakeLab,
 ) -> None:
     """The dispatcher dies at any moment of an accept, again and again."""
@@ -130,8 +131,8 @@ def test_f3_a_client_that_got_no_answer_repeats_the_key_and_has_one_task(
     scene.conclude()
 
 
-def test_f4_a_dispatcher_that_loses_its_cable_is_replaced(make_lab: MakeLab) -> None:
-    """Silence, not a closed connection: the followers must make sure first."""
+def test_f4_dispatcher_that_loses_its_cable_is_replaced(make_lab: MakeLab) -> None:
+    """There is silence, and no closed connection: the followers must probe first."""
     scene = Scene("F4", make_lab(5)).form()
     head = scene.head()
     rest = scene.others(head)
@@ -145,7 +146,9 @@ def test_f4_a_dispatcher_that_loses_its_cable_is_replaced(make_lab: MakeLab) -> 
 
 
 @pytest.mark.parametrize("still_s", [0.5, 10.0])
-def test_f5_a_dispatcher_that_stands_still(make_lab: MakeLab, still_s: float) -> None:
+def test_f5_stalled_dispatcher_is_deposed_only_after_the_timeout(
+    make_lab: MakeLab, still_s: float
+) -> None:
     """Half a second changes nothing, ten seconds depose it."""
     scene = Scene(f"F5-{still_s}", make_lab(5)).form()
     head = scene.head()
@@ -166,7 +169,7 @@ def test_f5_a_dispatcher_that_stands_still(make_lab: MakeLab, still_s: float) ->
 def test_f6_the_dispatcher_and_its_first_standby_die_together(
     make_lab: MakeLab,
 ) -> None:
-    """The second standby takes over; what only the first had comes back with it."""
+    """The second standby takes over; entries of the first one return with it."""
     scene = Scene("F6", make_lab(5)).form()
     head = scene.head()
     second = scene.standbys(head)[0]
@@ -177,13 +180,13 @@ def test_f6_the_dispatcher_and_its_first_standby_die_together(
     scene.await_flow(load, 40)
     scene.start(head, second)
 
-    # Until one of the two is back, what only they held cannot be shown: F7 asks that.
+    # Until one of the two is back, their own entries cannot be shown; F7 covers that.
     scene.conclude()
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_f7_all_die_and_start_in_any_order(make_lab: MakeLab, seed: int) -> None:
-    """After a power cut, everything is there again once the disks are."""
+def test_f7_all_nodes_die_and_start_in_any_order(make_lab: MakeLab, seed: int) -> None:
+    """After a power cut, all tasks are back once the disks are."""
     scene = Scene(f"F7-{seed}", make_lab(5)).form()
     draw = random.Random(seed)
     scene.load(pace=Pace(body="sleep 0.2"))
@@ -198,7 +201,7 @@ def test_f7_all_die_and_start_in_any_order(make_lab: MakeLab, seed: int) -> None
     scene.conclude()
 
 
-def test_f14_a_worker_dies_while_it_runs_a_task(make_lab: MakeLab) -> None:
+def test_f14_worker_dies_while_it_runs_a_task(make_lab: MakeLab) -> None:
     """The task runs again elsewhere, and its attempt says so."""
     scene = Scene("F14", make_lab(3)).form()
     head = scene.head()
@@ -222,10 +225,10 @@ def test_f14_a_worker_dies_while_it_runs_a_task(make_lab: MakeLab) -> None:
     assert max(attempts.values()) == 2, attempts
 
 
-def test_f15_a_worker_without_a_cable_finishes_and_comes_back(
+def test_f15_disconnected_worker_finishes_and_comes_back(
     make_lab: MakeLab,
 ) -> None:
-    """Its task was given to another meanwhile: two attempts, one outcome."""
+    """Another worker got its task meanwhile: two attempts, one outcome."""
     scene = Scene("F15", make_lab(3)).form()
     head = scene.head()
     victim = scene.others(head)[0]
@@ -255,14 +258,14 @@ def test_f15_a_worker_without_a_cable_finishes_and_comes_back(
     assert recorded["status"] == "completed"
 
 
-def test_f15_a_worker_that_comes_back_ends_what_runs_elsewhere_by_then(
+def test_f15_returning_worker_ends_attempts_that_run_elsewhere_by_then(
     make_lab: MakeLab,
 ) -> None:
-    """Its attempt was given up: the later one goes on, and it alone."""
+    """Its attempt was given up; only the later one goes on."""
     scene = Scene("F15-late", make_lab(3)).form()
     head = scene.head()
     for number in range(3):  # One more than the dispatcher can run.
-        scene.submit(head, f"F15-late-{number}", LASTING)
+        scene.submit(head, f"F15-late-{number}", UNTIL_SIGNAL)
     wait_until("all run", lambda: len(runs(scene.lab)) == 3, within_s=FLOW_S)
     early = next(run for run in runs(scene.lab) if run.node != head.name)
     victim = next(host for host in scene.hosts if host.name == early.node)
@@ -287,11 +290,13 @@ def test_f15_a_worker_that_comes_back_ends_what_runs_elsewhere_by_then(
 
 
 def test_f16_the_dispatcher_dies_while_workers_finish(make_lab: MakeLab) -> None:
-    """They keep their results and their processes, and resend until they are safe."""
+    """They keep their results and their processes, and resend until acknowledged."""
     scene = Scene("F16", make_lab(5)).form()
     head = scene.head()
     rest = scene.others(head)
-    kept = [scene.submit(head, f"F16-{n}", LASTING) for n in range(len(scene.hosts))]
+    kept = [
+        scene.submit(head, f"F16-{n}", UNTIL_SIGNAL) for n in range(len(scene.hosts))
+    ]
     wait_until(
         "all of them run",
         lambda: {run.task for run in runs(scene.lab)} >= set(kept),
@@ -331,8 +336,8 @@ def processes_of(
     return found
 
 
-def test_f26_a_node_dies_while_it_fetches_the_log(make_lab: MakeLab) -> None:
-    """Joining and merging may be broken off anywhere, and begin again."""
+def test_f26_node_dies_while_it_fetches_the_log(make_lab: MakeLab) -> None:
+    """Joins and merges may break off anywhere, and start again."""
     scene = Scene("F26", make_lab(4))
     first, second, third, fresh = scene.hosts
     draw = random.Random(26)
@@ -361,7 +366,7 @@ def test_f26_a_node_dies_while_it_fetches_the_log(make_lab: MakeLab) -> None:
 
 
 def test_f28_all_nodes_are_restarted_one_after_the_other(make_lab: MakeLab) -> None:
-    """An upgrade: at most one claim for each node, and nobody notices."""
+    """An upgrade: at most one claim for each node, and no client notices."""
     scene = Scene("F28", make_lab(5)).form()
     witness = scene.hosts[0]
     term = scene.term(witness)
@@ -382,7 +387,7 @@ def test_f28_all_nodes_are_restarted_one_after_the_other(make_lab: MakeLab) -> N
 def test_f35_many_clients_through_other_nodes_see_only_201_and_503(
     make_lab: MakeLab, fault: str
 ) -> None:
-    """Requests are held while nobody reigns, and fail in one way only."""
+    """Requests wait while there is no dispatcher, and fail in one way only."""
     scene = Scene(f"F35-{fault}", make_lab(5)).form()
     head = scene.head()
     rest = scene.others(head)
@@ -401,12 +406,12 @@ def test_f35_many_clients_through_other_nodes_see_only_201_and_503(
 
     told = {operation.status for operation in scene.history.operations}
     assert told <= {201, 503}, scene.history.silences
-    # A TLS connection takes 0.3 MB where it is served and 0.6 MB where it is forwarded.
-    # All are closed after 5 s, but the C library keeps the most that was ever in use.
+    # A TLS connection takes 0.3 MB at its server and 0.6 MB where it is forwarded. All
+    # are closed after 5 s, but the C library keeps the peak.
     scene.conclude(memory_more_mb_max=MANY_CLIENTS / 4 + MEMORY_MORE_MB_MAX)
 
 
-def test_f27_a_dispatcher_is_stopped_under_load(make_lab: MakeLab) -> None:
+def test_f27_dispatcher_is_stopped_under_load(make_lab: MakeLab) -> None:
     """As in `make test`, on five hosts: no request fails."""
     scene = Scene("F27-five", make_lab(5)).form()
     head = scene.head()

@@ -1,4 +1,4 @@
-"""Cases of the fault catalogue with disks, clocks, and peers that speak nonsense."""
+"""Cases of the fault catalogue with disks, clocks, and peers that send nonsense."""
 
 import random
 import socket
@@ -31,8 +31,8 @@ STRANGERS = 40
 MEMORY_MORE_MB = 96
 
 
-def test_f18_a_restored_backup_brings_nothing_down(make_lab: MakeLab) -> None:
-    """A node with the state of an hour ago fetches what it has forgotten."""
+def test_f18_restored_backup_of_a_follower_is_harmless(make_lab: MakeLab) -> None:
+    """A node with the state of an hour ago fetches the entries that it lacks."""
     scene = Scene("F18", make_lab(3)).form()
     old = scene.hosts[0]
     rest = scene.others(old)
@@ -53,10 +53,10 @@ def test_f18_a_restored_backup_brings_nothing_down(make_lab: MakeLab) -> None:
     scene.conclude()
 
 
-def test_f18_a_restored_backup_of_the_dispatcher_brings_nothing_down(
+def test_f18_restored_backup_of_the_dispatcher_is_harmless(
     make_lab: MakeLab,
 ) -> None:
-    """It wrote streams of which it knows less than the others do."""
+    """The others know more of its streams than it does."""
     scene = Scene("F18-head", make_lab(3)).form()
     old = scene.head()
     rest = scene.others(old)
@@ -81,8 +81,8 @@ def test_f18_a_restored_backup_of_the_dispatcher_brings_nothing_down(
     scene.conclude()
 
 
-def test_f18_a_clone_does_not_take_part_under_the_same_id(make_lab: MakeLab) -> None:
-    """The state folder of a node that lives, started on another machine."""
+def test_f18_clone_cannot_join_under_the_same_id(make_lab: MakeLab) -> None:
+    """The state folder of a live node, started on another machine."""
     scene = Scene("F18-clone", make_lab(4))
     *real, other = scene.hosts
     scene.start(*real)
@@ -106,10 +106,10 @@ def test_f18_a_clone_does_not_take_part_under_the_same_id(make_lab: MakeLab) -> 
     scene.conclude()
 
 
-def test_f19_a_node_that_was_away_for_long_brings_nothing_back(
+def test_f19_node_that_was_away_for_long_brings_no_task_back(
     make_lab: MakeLab,
 ) -> None:
-    """What the others have forgotten meanwhile goes there, too; what is new stays."""
+    """It also drops the tasks that the others have forgotten; new ones stay."""
     scene = Scene("F19", make_lab(3))
     *rest, away = scene.hosts
     scene.start(*rest, options=("--retention", "5s"))
@@ -141,13 +141,13 @@ def _accepted(host: Host, command: str) -> str:
 
 
 def _ids(host: Host) -> set[str]:
-    """Return the tasks that a host lists."""
+    """Return the tasks in a host's list."""
     return {task["id"] for task in all_tasks(host)}
 
 
 @pytest.mark.parametrize("who", ["dispatcher", "standby", "both"])
 def test_f20_power_loss_takes_no_accepted_task(make_lab: MakeLab, who: str) -> None:
-    """Whatever was written and not flushed is gone, thrice, at any moment."""
+    """All unflushed writes are gone, three times, at any moment."""
     scene = Scene(f"F20-{who}", make_lab(3))
     draw = random.Random(f"F20 {who}")
     library = power.build(scene.lab.folder)
@@ -164,7 +164,7 @@ def test_f20_power_loss_takes_no_accepted_task(make_lab: MakeLab, who: str) -> N
         head = scene.head()
         standby = scene.standbys(head)[0]
         struck = {"dispatcher": [head], "standby": [standby], "both": [head, standby]}
-        time.sleep(draw.uniform(0.0, 0.5))  # Any moment is as good as another.
+        time.sleep(draw.uniform(0.0, 0.5))  # Any moment is equally good.
         scene.kill(*struck[who])
         gone += sum(power.cut(*folders(host), draw) for host in struck[who])
         scene.start(*struck[who])
@@ -175,8 +175,8 @@ def test_f20_power_loss_takes_no_accepted_task(make_lab: MakeLab, who: str) -> N
 
 
 @pytest.mark.parametrize("who", ["dispatcher", "standby"])
-def test_f21_a_full_disk_makes_no_false_promise(make_lab: MakeLab, who: str) -> None:
-    """What cannot be written is refused, and works again once there is room."""
+def test_f21_full_disk_makes_no_false_promise(make_lab: MakeLab, who: str) -> None:
+    """A write that fails is refused, and succeeds again once there is room."""
     scene = Scene(f"F21-{who}", make_lab(3))
     first, *rest = scene.hosts
     with small_disk(first.folder / first.name / "state", DISK_MB) as disk:
@@ -204,10 +204,10 @@ def test_f21_a_full_disk_makes_no_false_promise(make_lab: MakeLab, who: str) -> 
         scene.conclude()
 
 
-def test_f22_a_damaged_database_is_refused_and_never_spreads(
+def test_f22_damaged_database_is_refused_and_never_spreads(
     make_lab: MakeLab,
 ) -> None:
-    """The agent says what is wrong; moved aside, it gets all from the others."""
+    """The agent reports the damage; without the file, it fetches all from others."""
     scene = Scene("F22", make_lab(3)).form()
     head = scene.head()
     hurt = scene.others(head)[0]
@@ -229,8 +229,8 @@ def test_f22_a_damaged_database_is_refused_and_never_spreads(
 
 
 @pytest.mark.parametrize("who", ["dispatcher", "standby", "worker"])
-def test_f23_a_machine_that_slept_comes_back(make_lab: MakeLab, who: str) -> None:
-    """Half a minute without a step; it wakes up, and knows that the world moved on."""
+def test_f23_machine_that_slept_comes_back(make_lab: MakeLab, who: str) -> None:
+    """Half a minute without a step; on wake-up it knows that the others went on."""
     scene = Scene(f"F23-{who}", make_lab(4)).form()
     head = scene.head()
     standby, *_, worker = (*scene.standbys(head), *scene.others(head))
@@ -247,7 +247,7 @@ def test_f23_a_machine_that_slept_comes_back(make_lab: MakeLab, who: str) -> Non
 
 
 class Stranger:
-    """A peer that connects to a host and says what no peer should."""
+    """A peer that connects to a host and sends invalid data."""
 
     def __init__(self, near: Host, target: Host, trust: MeshTls | None) -> None:
         self._near = near
@@ -255,7 +255,7 @@ class Stranger:
         self._trust = trust
 
     def connect(self, port: int) -> socket.socket:
-        """Open a connection, with TLS where the stranger has the secret."""
+        """Open a connection, with TLS if the stranger has the secret."""
         plain = self._near.connect((self._target.ip, port), 5.0)
         if self._trust is None:
             return plain
@@ -264,7 +264,7 @@ class Stranger:
         return context.wrap_socket(plain)
 
     def say(self, port: int, data: bytes) -> None:
-        """Send bytes and wait until the other side has closed, or refused them."""
+        """Send bytes and wait until the other side has closed or refused them."""
         with self.connect(port) as link:
             try:
                 link.sendall(data)
@@ -274,7 +274,7 @@ class Stranger:
                 pass
 
 
-def test_f34_nonsense_from_peers_hurts_nobody(make_lab: MakeLab) -> None:
+def test_f34_invalid_data_from_peers_is_harmless(make_lab: MakeLab) -> None:
     """Frames of 4 GiB, deep nesting, silence, junk: bounded, and the mesh goes on."""
     scene = Scene("F34", make_lab(4))
     *members, rogue = scene.hosts
@@ -294,7 +294,8 @@ def test_f34_nonsense_from_peers_hurts_nobody(make_lab: MakeLab) -> None:
         length_prefixed(msgpack.packb({"a": 1})),
         length_prefixed(b""),
     ):
-        # Each time another member: one that lied is not listened to for a while.
+        # Each time another member: a member that sent invalid data is refused for a
+        # while.
         trust = MeshTls(load_secret(scene.secret), NodeKey.generate())
         Stranger(rogue, head, trust).say(PEER_PORT, data)
     for port in (PEER_PORT, LAN_PORT):
@@ -310,10 +311,10 @@ def test_f34_nonsense_from_peers_hurts_nobody(make_lab: MakeLab) -> None:
     scene.conclude(gap_s_max=5.0)
 
 
-def test_f17_a_dispatcher_that_lost_its_disk_gets_all_from_its_standbys(
+def test_f17_dispatcher_that_lost_its_disk_gets_all_from_its_standbys(
     make_lab: MakeLab,
 ) -> None:
-    """What was accepted by two disks outlives one of them."""
+    """A task that two disks hold survives the loss of one."""
     scene = Scene("F17-disk", make_lab(3)).form()
     head = scene.head()
     rest = scene.others(head)

@@ -1,4 +1,4 @@
-"""Cases of the fault catalogue in which the network lies, splits or slows down."""
+"""Cases of the fault catalogue in which the network misroutes, splits or slows down."""
 
 import threading
 from collections.abc import Sequence
@@ -9,7 +9,13 @@ from itertools import count
 import pytest
 
 from tests.mesh.conftest import MakeLab
-from tests.mesh.faults import Proxy, blind, deafen, move, sighted
+from tests.mesh.faults import (
+    Proxy,
+    allow_connections,
+    block_connections,
+    block_multicast,
+    move,
+)
 from tests.mesh.forming import dispatcher_of, is_formed, nodes
 from tests.mesh.history import Pace
 from tests.mesh.lab import Host
@@ -26,7 +32,7 @@ CLAIMS_PER_FLAP = 3
 
 
 def await_members(witness: Host, *hosts: Host) -> None:
-    """Wait until a host lists these, and no others."""
+    """Wait until a host lists exactly these."""
     names = {host.name for host in hosts}
     wait_until(
         "all are listed",
@@ -36,12 +42,12 @@ def await_members(witness: Host, *hosts: Host) -> None:
 
 
 def has_own_dispatcher(side: Sequence[Host]) -> bool:
-    """Whether one of these hosts reigns, as the first of them sees it."""
+    """Return True if the first of these hosts sees one of them as dispatcher."""
     return dispatcher_of(side[0]) in {host.name for host in side}
 
 
-def test_f9_a_split_of_three_and_two_heals(make_lab: MakeLab) -> None:
-    """Both halves accept and run; after the heal the union has one outcome each."""
+def test_f9_split_of_three_and_two_heals(make_lab: MakeLab) -> None:
+    """Both halves accept and run; after the heal each task has one outcome."""
     scene = Scene("F9", make_lab(5)).form()
     big, small = scene.hosts[:3], scene.hosts[3:]
     loads = [scene.load(*big), scene.load(*small)]
@@ -56,7 +62,7 @@ def test_f9_a_split_of_three_and_two_heals(make_lab: MakeLab) -> None:
     scene.conclude()
 
 
-def test_f9_a_flapping_split_does_not_make_claims_without_end(
+def test_f9_flapping_split_does_not_cause_endless_claims(
     make_lab: MakeLab,
 ) -> None:
     """Cut until each side has its own dispatcher, and healed for two seconds."""
@@ -84,10 +90,10 @@ def test_f9_a_flapping_split_does_not_make_claims_without_end(
     scene.conclude()
 
 
-def test_f10_a_node_that_starts_in_a_split_is_found_after_it(
+def test_f10_node_that_starts_in_a_split_is_found_after_it(
     make_lab: MakeLab,
 ) -> None:
-    """Nobody has met it, and mDNS alone would be silent for an hour."""
+    """No node has met it, and mDNS alone would be silent for an hour."""
     scene = Scene("F10", make_lab(3))
     one, two, late = scene.hosts
     scene.start(one, two)
@@ -104,10 +110,10 @@ def test_f10_a_node_that_starts_in_a_split_is_found_after_it(
     scene.conclude()
 
 
-def test_f11_a_follower_that_does_not_reach_the_dispatcher_waits(
+def test_f11_follower_that_cannot_reach_the_dispatcher_waits(
     make_lab: MakeLab,
 ) -> None:
-    """The third still hears it, so nobody claims; once mended, all is as before."""
+    """The third node still hears it, so no node claims, and repair restores all."""
     scene = Scene("F11", make_lab(3)).form()
     head = scene.head()
     near, far = scene.others(head)
@@ -115,13 +121,13 @@ def test_f11_a_follower_that_does_not_reach_the_dispatcher_waits(
     term = scene.term(head)
     scene.suspects.add(far.name)
 
-    blind(scene.lab, head, far)
+    block_connections(scene.lab, head, far)
     holds(
         lambda: dispatcher_of(near) == head.name and scene.term(near) == term,
         for_s=10.0,
         what="the dispatcher reigns",
     )
-    sighted(scene.lab, head, far)
+    allow_connections(scene.lab, head, far)
 
     scene.await_flow(load)
     scene.await_mesh()
@@ -129,30 +135,30 @@ def test_f11_a_follower_that_does_not_reach_the_dispatcher_waits(
     scene.conclude()
 
 
-def test_f12_nodes_that_see_but_do_not_reach_each_other_work_alone(
+def test_f12_nodes_with_multicast_but_no_tcp_work_alone(
     make_lab: MakeLab,
 ) -> None:
-    """Multicast flows and TCP is blocked: nobody hangs, and the heal joins them."""
+    """Multicast passes and TCP is blocked: no node hangs, and the heal joins them."""
     scene = Scene("F12", make_lab(2))
     one, two = scene.hosts
-    blind(scene.lab, one, two)
+    block_connections(scene.lab, one, two)
     scene.start(one, two)
     for host in scene.hosts:
         scene.await_mesh([host])
         scene.load(host)
 
     scene.suspects |= {one.name, two.name}
-    sighted(scene.lab, one, two)
+    allow_connections(scene.lab, one, two)
 
     scene.conclude()
 
 
-def test_f12_nodes_that_hear_no_multicast_join_by_address(make_lab: MakeLab) -> None:
-    """TCP flows and multicast is blocked, as on a guest network."""
+def test_f12_nodes_without_multicast_join_by_address(make_lab: MakeLab) -> None:
+    """TCP passes and multicast is blocked, as on a guest network."""
     scene = Scene("F12-deaf", make_lab(2))
     one, two = scene.hosts
     for host in scene.hosts:
-        deafen(scene.lab, host)
+        block_multicast(scene.lab, host)
     scene.start(one)
     scene.start(two, options=["--join", one.ip])
 
@@ -174,7 +180,9 @@ def settled_s(hosts: Sequence[Host]) -> float:
 
 
 @pytest.mark.parametrize("many", [2, 10, 50])
-def test_f13_all_start_at_the_same_instant(make_lab: MakeLab, many: int) -> None:
+def test_f13_agents_that_start_at_once_form_one_mesh(
+    make_lab: MakeLab, many: int
+) -> None:
     """A power cut is over: one dispatcher, after few claims."""
     scene = Scene(f"F13-{many}", make_lab(many), slots=1)
     scene.start(*scene.hosts)
@@ -187,15 +195,15 @@ def test_f13_all_start_at_the_same_instant(make_lab: MakeLab, many: int) -> None
     scene.conclude()
 
 
-def test_f25_a_slow_standby_holds_nobody_up(make_lab: MakeLab) -> None:
-    """Everything of it takes 100 ms, then nothing comes: another is taken."""
+def test_f25_slow_standby_delays_no_client(make_lab: MakeLab) -> None:
+    """All its traffic takes 100 ms, then stops: another standby replaces it."""
     scene = Scene("F25", make_lab(4))
     head, good, slow, wire = scene.hosts
     scene.hosts.remove(wire)
     scene.start(head)
     scene.await_mesh([head])
     with Proxy(wire, PEER_PORT, (head.ip, PEER_PORT)) as proxy:
-        blind(scene.lab, head, slow)
+        block_connections(scene.lab, head, slow)
         scene.start(slow, options=["--join", wire.ip])
         # Its API cannot forward to the dispatcher, so it is not asked.
         await_members(head, head, slow)
@@ -214,14 +222,14 @@ def test_f25_a_slow_standby_holds_nobody_up(make_lab: MakeLab) -> None:
             lambda: good in scene.standbys(head),
             within_s=FLOW_S,
         )
-        sighted(scene.lab, head, slow)
+        allow_connections(scene.lab, head, slow)
         proxy.flow()
         proxy.delay_s = 0.0
         scene.conclude(gap_s_max=5.0)
 
 
-def test_f29_a_host_with_a_new_address_is_found_again(make_lab: MakeLab) -> None:
-    """A peer is its key, not its address: it is neither lost nor there twice."""
+def test_f29_host_with_a_new_address_is_found_again(make_lab: MakeLab) -> None:
+    """A peer is its key, not its address: it is neither lost nor listed twice."""
     scene = Scene("F29", make_lab(3)).form()
     head = scene.head()
     moving, rest = scene.others(head)
@@ -242,8 +250,8 @@ def test_f29_a_host_with_a_new_address_is_found_again(make_lab: MakeLab) -> None
     scene.conclude()
 
 
-def test_f29_an_interface_comes_and_goes(make_lab: MakeLab) -> None:
-    """A cable that is pulled and a new one beside it disturb nobody else."""
+def test_f29_interface_comes_and_goes(make_lab: MakeLab) -> None:
+    """A pulled cable and a new one beside it disturb no other node."""
     scene = Scene("F29-port", make_lab(3)).form()
     head = scene.head()
     docked, rest = scene.others(head)
@@ -265,12 +273,13 @@ def test_f29_an_interface_comes_and_goes(make_lab: MakeLab) -> None:
     scene.conclude(gap_s_max=3.0)
 
 
-def test_f31_two_meshes_on_one_lan_do_not_touch(make_lab: MakeLab) -> None:
-    """Two secrets: each has its own nodes, tasks and dispatcher, and says so."""
+def test_f31_two_meshes_on_one_lan_stay_separate(make_lab: MakeLab) -> None:
+    """Two secrets: each mesh has its own nodes, tasks and dispatcher, and says so."""
     lab = make_lab(4)
     ours = Scene("F31", lab, hosts=lab.hosts[:2]).form()
     theirs = Scene("F31-foreign", lab, hosts=lab.hosts[2:])
-    assert ours.secret == theirs.secret  # The same file, written anew: another mesh.
+    # The same file with another secret: another mesh.
+    assert ours.secret == theirs.secret
     theirs.form()
 
     load = ours.load(pace=Pace(clients=2))

@@ -1,8 +1,8 @@
-"""The first five minutes of somebody with two machines, as he would type them.
+"""The first five minutes of a user with two machines, as typed commands.
 
-That is the script in the design: two hosts, an invite, a join, and work that both do;
-with the words that people read, and the time limits that make it feel like one
-computer. How `service install` goes is in `tests/cli/test_service.py`.
+The script is in the design: two hosts, an invite, a join, and work on both. The test
+checks the output and the time limits that make it feel like one computer.
+`tests/cli/test_service.py` covers `service install`.
 """
 
 import re
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.alone, pytest.mark.timeout(180)]
 FIRST_RESULT_S_MAX = 2.0
 JOIN_S_MAX = soon_s(5.0)
 RUN_S_MAX = 0.15
-RUNS = 10  #: the best of them counts: machines stall
+RUNS = 10  #: the best of them counts, because machines stall
 NEWCOMER = r"now ← joined (now|\d+(\.\d)? s ago)"
 SLOTS = {"ana-desk": 8, "pi4": 4}
 TASKS = 24
@@ -49,14 +49,14 @@ JOIN_ACTION = r"""
 
 
 def typed(host: Host, *args: str) -> "subprocess.CompletedProcess[str]":
-    """Type a command, and insist that it works."""
+    """Type a command, and require success."""
     done = host.cli(*args)
     assert done.returncode == 0, done.stderr
     return done
 
 
 def seen(host: Host) -> dict[str, tuple[str, str]]:
-    """Return what `octaskly nodes` shows of each node: its state, and how it ends."""
+    """Return the state and the end of each row of `octaskly nodes`."""
     rows = [row.split() for row in typed(host, "nodes").stdout.splitlines()[1:]]
     return {row[0]: (row[1], " ".join(row[row.index("now") :])) for row in rows}
 
@@ -68,7 +68,7 @@ def seconds(host: Host, *args: str) -> float:
 
 
 def invited(desk: Host) -> list[str]:
-    """Type the invite at one machine; return what it says to type at the other."""
+    """Type the invite at one machine; return the command to type at the other."""
     shown = typed(desk, "invite")
     line = re.fullmatch(r"    octaskly (join (\d+-\d{4}-\d{4}))\n", shown.stdout)
     assert line, shown.stdout
@@ -77,12 +77,12 @@ def invited(desk: Host) -> list[str]:
 
 
 def assert_says(said: str, form: str) -> None:
-    """Assert that these are the words, with what differs each time as a pattern."""
+    """Assert that the output matches, with varying parts as patterns."""
     assert re.fullmatch(form.lstrip("\n"), said), said
 
 
 def test_two_machines_become_one_within_five_seconds(make_lab: MakeLab) -> None:
-    """`invite` here, `join` there; then `nodes` has both, and both work."""
+    """`invite` here, `join` there; then `nodes` lists both, and both work."""
     desk, pi = make_lab(2).hosts
     run = (sys.executable, "-m", "octaskly", "run", "--", "echo", "hello")
     assert desk.run(*run, env=desk.environ("ana-desk")).stderr == NO_AGENT
@@ -115,7 +115,7 @@ def test_two_machines_become_one_within_five_seconds(make_lab: MakeLab) -> None:
 
 @pytest.mark.soak
 def test_the_first_result_comes_within_two_seconds(make_lab: MakeLab) -> None:
-    """From nothing; then each further one at once. It wants an idle machine."""
+    """The first run starts from nothing, later ones at once, on an idle machine."""
     (desk,) = make_lab(1).hosts
 
     began = time.perf_counter()

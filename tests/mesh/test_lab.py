@@ -1,4 +1,4 @@
-"""The lab itself: its hosts talk, its faults cut, its decoys are there."""
+"""The lab itself: hosts connect, faults cut, decoys exist."""
 
 import socket
 import struct
@@ -25,7 +25,7 @@ def listen(host: Host) -> socket.socket:
 
 
 def reaches(host: Host, peer: Host) -> bool:
-    """Whether a TCP connection to the peer's listener comes about."""
+    """Return True if a TCP connection to the peer's listener succeeds."""
     try:
         host.connect((peer.ip, 9000), TRY_S).close()
     except OSError:
@@ -34,13 +34,13 @@ def reaches(host: Host, peer: Host) -> bool:
 
 
 def until_reached(host: Host, peer: Host) -> None:
-    """Wait until it does; on a busy machine a try may be too short."""
+    """Wait until it succeeds; on a busy machine one attempt may be too short."""
     what = f"{host.name} reaches {peer.name}"
     wait_until(what, lambda: reaches(host, peer), within_s=SETTLE_S)
 
 
 def hear(host: Host) -> socket.socket:
-    """Return a socket that hears the multicast group."""
+    """Return a socket that receives from the multicast group."""
 
     def open_it() -> socket.socket:
         heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -81,7 +81,7 @@ def test_hosts_connect_until_they_are_cut_and_after_they_are_healed(
 
 
 def test_a_split_leaves_each_group_alive(make_lab: MakeLab) -> None:
-    """Both halves go on, which is what makes splits hard."""
+    """Both halves go on, which makes splits hard."""
     lab = make_lab(4)
     first, second, third, fourth = lab.hosts
     with listen(second), listen(fourth):
@@ -110,30 +110,30 @@ def test_multicast_reaches_all_hosts_of_the_group(make_lab: MakeLab) -> None:
             cut.recv(16)
 
 
-def test_a_misled_host_cannot_reach_a_peer_that_still_hears_its_multicast(
+def test_misrouted_host_cannot_reach_a_peer_that_still_hears_its_multicast(
     make_lab: MakeLab,
 ) -> None:
-    """The one-way cut: discovery sees what no connection reaches."""
+    """The one-way cut: discovery sees a peer that no connection reaches."""
     lab = make_lab(3)
     first, second, third = lab.hosts
     with listen(second), hear(second) as heard:
-        lab.mislead(first, second)
+        lab.misroute(first, second)
         shout(first, b"x")
         assert heard.recv(16) == b"x"
         assert not reaches(first, second)
         until_reached(third, second)
 
-        lab.lead(first, second)
+        lab.end_misroute(first, second)
         until_reached(first, second)
 
 
-def test_each_host_has_the_same_decoys(make_lab: MakeLab) -> None:
-    """What must not be advertised is really there."""
+def test_every_host_has_the_same_decoys(make_lab: MakeLab) -> None:
+    """The interfaces that must not be advertised exist."""
     lab = make_lab(2)
     for host in lab.hosts:
         kinds = {each.name: each.kind for each in host.call(list_interfaces)}
         assert set(kinds) == {"lo", "eth0", "docker0", "tun0"}
-        # A thread sees the /sys of the machine; a process that of its namespace.
+        # A thread sees the /sys of the machine; a process sees that of its namespace.
         said = host.run("cat", "/sys/class/net/tun0/flags", "/proc/net/if_inet6")
         assert int(said.stdout.split()[0], 16) & 0x10
         assert kinds["eth0"] is InterfaceKind.LAN
@@ -142,7 +142,7 @@ def test_each_host_has_the_same_decoys(make_lab: MakeLab) -> None:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone; whoever adopts orphans may be slow to collect them."""
+    """Return True if a process is gone; its adopter may be slow to collect it."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -151,7 +151,7 @@ def has_ended(pid: int) -> bool:
 
 
 def test_a_closed_lab_leaves_no_process_and_no_namespace(make_lab: MakeLab) -> None:
-    """Also not when a process has daemonised out of our sight."""
+    """This includes a process that has daemonised."""
     del make_lab
     with Lab(1) as lab:
         host = lab.hosts[0]
@@ -170,7 +170,7 @@ def test_a_closed_lab_leaves_no_process_and_no_namespace(make_lab: MakeLab) -> N
 def test_nothing_of_a_lab_appears_in_the_network_of_this_machine(
     make_lab: MakeLab,
 ) -> None:
-    """Tests never touch what the machine is used for."""
+    """Tests never touch the network that the machine uses."""
     before = {each.name for each in list_interfaces()}
     make_lab(2)
 

@@ -1,4 +1,4 @@
-"""What agents say over mDNS, as a host hears it that only listens."""
+"""The mDNS messages of agents, as a passive host receives them."""
 
 import socket
 import threading
@@ -18,17 +18,17 @@ from tests.mesh.netns import wait_until
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
 GROUP, PORT = "224.0.0.251", 5353
-TICK_S = 0.2  #: after which the listener looks whether it shall go on
+TICK_S = 0.2  #: seconds between two checks of the listener whether to go on
 QUESTIONS = 3  #: a browser asks at once, after 1 and after 5 s
 ASKED_S = 60.0
 TXT_BYTES_MAX = 200
 TXT_KEYS = {b"v", b"m", b"b", b"a", b"r", b"t"}
 
-Packet = tuple[str, DNSIncoming]  #: who sent it, and what it says
+Packet = tuple[str, DNSIncoming]  #: the sender and the message
 
 
 def listener(host: Host) -> socket.socket:
-    """Return a socket in a host's namespace that hears all of the LAN's mDNS."""
+    """Return a socket in a host's namespace that receives all mDNS of the LAN."""
 
     def open_it() -> socket.socket:
         heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -44,7 +44,7 @@ def listener(host: Host) -> socket.socket:
 
 @contextmanager
 def listening(host: Host) -> Iterator[list[Packet]]:
-    """Collect what is said, for the length of a block."""
+    """Collect messages for the length of a block."""
     packets: list[Packet] = []
     is_over = threading.Event()
 
@@ -67,7 +67,7 @@ def listening(host: Host) -> Iterator[list[Packet]]:
 
 
 def browsers(packets: list[Packet]) -> list[str]:
-    """Return who asked which nodes there are, each time."""
+    """Return the sender of each browse query."""
     return [
         sender
         for sender, packet in packets
@@ -75,8 +75,10 @@ def browsers(packets: list[Packet]) -> list[str]:
     ]
 
 
-def test_agents_say_little_ask_everybody_and_stop_asking(make_lab: MakeLab) -> None:
-    """No probe, no question for one ear alone, no stats; who follows asks no more."""
+def test_agents_send_few_messages_query_by_multicast_and_stop(
+    make_lab: MakeLab,
+) -> None:
+    """No probe, no unicast question, no stats; a follower asks no more."""
     lab = make_lab(4)
     *hosts, ear = lab.hosts
     with listening(ear) as packets:

@@ -1,4 +1,4 @@
-"""How agents meet where the LAN does not help, or a stranger is on it."""
+"""How agents meet on a LAN without multicast, or with an attacker."""
 
 import contextlib
 import socket
@@ -21,7 +21,7 @@ from tests.mesh.test_discovery_lan import FLOOD, HOLD_5353
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
 FLOOD_NODES = 5000
-VICTIM_PORT = 22  #: what the flood advertises
+VICTIM_PORT = 22  #: the port that the flood advertises
 DIALS_MAX = 64
 CALM_S = 3.0
 ANSWER_S_MAX = 0.2
@@ -34,7 +34,7 @@ def names(host: Host) -> set[str]:
 
 
 def hold_mdns(host: Host) -> None:
-    """Take port 5353 of a host as a program does that shares it with nobody."""
+    """Take port 5353 of a host exclusively."""
     holder = host.popen(sys.executable, "-c", HOLD_5353, stdin=-1, stdout=-1)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
@@ -42,14 +42,14 @@ def hold_mdns(host: Host) -> None:
 
 @pytest.fixture(scope="module")
 def lan(_may_make_labs: None) -> Iterator[Lab]:
-    """A host that is a mesh, and one for each test that adds something to it."""
+    """A host that is a mesh, and one for each test that adds a node or attacker."""
     with Lab(4) as lab:
         lab.hosts[0].agent(secret=make_secret(lab.folder))
         yield lab
 
 
 def test_a_host_without_mdns_joins_by_address(lan: Lab) -> None:
-    """`--join` works where multicast is blocked, and the log says what is wrong."""
+    """`--join` works without multicast, and the log names the problem."""
     first, second, _, _ = lan.hosts
     hold_mdns(second)
 
@@ -62,8 +62,8 @@ def test_a_host_without_mdns_joins_by_address(lan: Lab) -> None:
     assert "disallow-other-stacks" in said[0]
 
 
-def test_agents_of_one_user_make_one_secret_and_one_mesh(make_lab: MakeLab) -> None:
-    """Three started at the same instant on a machine that has no secret yet."""
+def test_agents_of_one_user_share_one_secret_and_one_mesh(make_lab: MakeLab) -> None:
+    """Three agents start at the same instant on a machine that has no secret yet."""
     (host,) = make_lab(1).hosts
     config = host.folder / "config"
     config.mkdir()
@@ -86,7 +86,7 @@ def test_agents_of_one_user_make_one_secret_and_one_mesh(make_lab: MakeLab) -> N
 
 
 def test_agents_on_loopback_form_a_mesh_without_any_network(make_lab: MakeLab) -> None:
-    """`--interface lo` is what the demo uses; nothing of it leaves the machine."""
+    """`--interface lo` is for the demo; no packet leaves the machine."""
     lab = make_lab(2)
     first, second = lab.hosts
     secret = make_secret(lab.folder)
@@ -107,7 +107,7 @@ def test_agents_on_loopback_form_a_mesh_without_any_network(make_lab: MakeLab) -
 
 
 def test_hosts_without_any_router_serve_one_api(make_lab: MakeLab) -> None:
-    """Where nobody gives addresses there are those of the link, which need a scope."""
+    """Without a router there are only link-local addresses, which need a scope."""
     lab = make_lab(2)
     for host in lab.hosts:
         ip(f"addr del {host.ip}/24 dev eth0", netns=host.netns)
@@ -122,7 +122,7 @@ def test_hosts_without_any_router_serve_one_api(make_lab: MakeLab) -> None:
         )
 
 
-def test_a_machine_without_a_secret_waits_and_says_what_to_do(lan: Lab) -> None:
+def test_machine_without_a_secret_waits_and_names_the_next_step(lan: Lab) -> None:
     """It neither makes a second mesh beside the first, nor is let in."""
     first, _, third, _ = lan.hosts
 
@@ -145,7 +145,7 @@ def test_a_machine_without_a_secret_waits_and_says_what_to_do(lan: Lab) -> None:
 
 @contextlib.contextmanager
 def counted_dials(host: Host) -> Iterator[list[str]]:
-    """Count the connections that a victim's port gets."""
+    """Count the connections to a victim's port."""
     dials: list[str] = []
     listener = host.call(lambda: socket.create_server(("", VICTIM_PORT), backlog=256))
 
@@ -167,7 +167,7 @@ def counted_dials(host: Host) -> Iterator[list[str]]:
 
 
 def answer_s(host: Host) -> float:
-    """Return how long a host takes to tell its health."""
+    """Return the time that a host takes to answer a health request."""
     begin_s = time.perf_counter()
     assert host.http("GET", "/health", token="").status == 200
     return time.perf_counter() - begin_s
@@ -212,7 +212,7 @@ def test_a_rogue_advertiser_cannot_turn_the_mesh_against_a_victim(
 
 
 def test_a_new_host_is_a_worker_at_once(lan: Lab) -> None:
-    """Switch a machine on, and the mesh has more hands."""
+    """A machine that is switched on adds slots to the mesh."""
     first, _, _, new = lan.hosts
 
     agent = new.agent(secret=lan.folder / "mesh.key")

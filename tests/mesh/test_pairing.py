@@ -1,7 +1,7 @@
-"""Case F32: who is on the LAN while a machine joins, and does not belong there.
+"""Case F32: attackers on the LAN while a machine joins.
 
-Each attacker is a program on a host of its own. What is joined is a machine without an
-agent, so each test has a newcomer that was never anywhere.
+Each attacker is a program on a host of its own. A machine without an agent joins, so
+each test has a newcomer without any state.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ Tamper = Callable[[bytes], bytes]
 
 
 class Scene(NamedTuple):
-    """A mesh of one, two machines without one, and somebody else."""
+    """A mesh of one, two machines without one, and an attacker."""
 
     member: Host
     joiner: Host
@@ -61,7 +61,7 @@ def scene(_may_make_labs: None) -> Iterator[Scene]:
 
 @pytest.fixture
 def invites(scene: Scene) -> Iterator[Callable[[], InviteCode]]:
-    """Open invites of the member; those that nobody used are burnt after the test."""
+    """Open invites of the member; unused ones are burnt after the test."""
     opened: list[InviteCode] = []
 
     def invite() -> InviteCode:
@@ -80,7 +80,7 @@ _homes = itertools.count()
 
 
 class Newcomer:
-    """A machine that has nothing, and its `octaskly join`."""
+    """A machine without state, and its `octaskly join`."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -97,7 +97,8 @@ class Newcomer:
 def hear(connection: socket.socket, size: int) -> bytes:
     """Return so many bytes, or fewer if the other side hangs up before."""
     data = b""
-    with contextlib.suppress(ConnectionResetError):  # So it is if something was unread.
+    # A reset occurs if data was unread.
+    with contextlib.suppress(ConnectionResetError):
         while len(data) < size and (chunk := connection.recv(size - len(data))):
             data += chunk
     return data
@@ -111,7 +112,7 @@ def hello_of(slot: int, key: NodeKey) -> bytes:
 
 
 def guess(scene: Scene, code: InviteCode, guessed: InviteCode) -> bytes:
-    """Play a joiner who guesses; return all that the member says after the shares."""
+    """Play a joiner who guesses; return all that the member sends after the shares."""
     with scene.attacker.connect((scene.member.ip, PORT), 5.0) as connection:
         hello = hello_of(code.slot, NodeKey.generate())
         connection.sendall(hello)
@@ -128,12 +129,12 @@ def guess(scene: Scene, code: InviteCode, guessed: InviteCode) -> bytes:
 
 
 class Middle:
-    """Somebody between joiner and member, who passes on what he likes, and keeps all.
+    """An attacker between joiner and member, who changes, relays and records bytes.
 
     Args:
-        scene: Where he is: at the attacker's host.
-        to_member: What he makes of each piece that the joiner says.
-        to_joiner: What he makes of each piece that the member says.
+        scene: The scene; this attacker is at its attacker's host.
+        to_member: Changes each piece that the joiner sends.
+        to_joiner: Changes each piece that the member sends.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class Middle:
 
 
 def shows_secret(heard: bytes, secret: Path) -> bool:
-    """Whether bytes hold the secret in any form that a program would send."""
+    """Return True if bytes hold the secret in any form that a program would send."""
     kept = load_secret(secret)
     texts = [line.split()[0] for line in secret.read_text().splitlines()]
     forms = [*kept.generations, *(text.encode() for text in texts)]
@@ -189,10 +190,10 @@ def shows_secret(heard: bytes, secret: Path) -> bool:
     return any(form in heard for form in forms)
 
 
-def test_f32_who_only_passes_bytes_on_learns_nothing(
+def test_f32_attacker_who_only_relays_bytes_learns_nothing(
     scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
-    """The pairing succeeds through him, and he holds noise of one size."""
+    """The pairing succeeds through the attacker, who holds noise of one size."""
     code, newcomer = invites(), Newcomer(scene.joiner)
 
     with Middle(scene) as middle:
@@ -210,10 +211,10 @@ def test_f32_who_only_passes_bytes_on_learns_nothing(
 
 
 @pytest.mark.parametrize("side", ["joiner", "member"])
-def test_f32_who_puts_himself_in_the_middle_ends_the_pairing(
+def test_f32_attacker_in_the_middle_ends_the_pairing(
     scene: Scene, invites: Callable[[], InviteCode], side: str
 ) -> None:
-    """A greeting with another node key, on either way, makes both proofs wrong."""
+    """A greeting with another node key, either way, makes both proofs wrong."""
     code, newcomer = invites(), Newcomer(scene.joiner)
     mine = NodeKey.generate().public_bytes()
 
@@ -240,10 +241,10 @@ def test_f32_who_puts_himself_in_the_middle_ends_the_pairing(
     assert middle.heard["member"][GREETING_BYTES + SHARE_BYTES :] == NO_PROOF
 
 
-def test_f32_who_guesses_as_a_joiner_has_one_guess(
+def test_f32_attacker_as_joiner_has_one_guess(
     scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
-    """He gets a no of 32 bytes, the code is burnt, and the right one is too late."""
+    """The attacker gets a refusal of 32 bytes, and the code is burnt for all."""
     code, _, newcomer = invites(), invites(), Newcomer(scene.joiner)
     wrong = InviteCode(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
 
@@ -259,10 +260,10 @@ def test_f32_who_guesses_as_a_joiner_has_one_guess(
     assert "wrong code" in scene.member.first.log
 
 
-def test_f32_who_guesses_as_a_member_has_one_guess(
+def test_f32_attacker_as_member_has_one_guess(
     scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
-    """The joiner proves first, to somebody who cannot check it, and stops."""
+    """The joiner proves first, to an attacker who cannot check it, and stops."""
     code, newcomer = invites(), Newcomer(scene.joiner)
     wrong = InviteCode(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
     proofs: list[bool] = []
@@ -294,7 +295,7 @@ def test_f32_who_guesses_as_a_member_has_one_guess(
     assert not newcomer.secret.exists()
 
 
-def test_f32_what_was_heard_opens_nothing_a_second_time(
+def test_f32_replayed_messages_open_nothing(
     scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """A replay meets another run, with other shares and so other keys."""
@@ -319,7 +320,7 @@ def test_f32_what_was_heard_opens_nothing_a_second_time(
 def test_f32_of_two_machines_with_one_code_one_joins(
     scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
-    """The other one is told why, and has no secret."""
+    """The other one gets the reason, and has no secret."""
     code = invites()
     newcomers = [Newcomer(scene.joiner), Newcomer(scene.other)]
 
@@ -333,10 +334,10 @@ def test_f32_of_two_machines_with_one_code_one_joins(
     assert "hint: octaskly invite" in loser
 
 
-def test_f32_nothing_listens_when_no_invite_is_open(
+def test_f32_no_port_is_open_without_an_invite(
     scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
-    """What is not there cannot be attacked."""
+    """A closed port cannot be attacked."""
 
     def is_closed() -> bool:
         try:

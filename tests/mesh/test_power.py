@@ -1,4 +1,4 @@
-"""The power cuts of the tests are real ones: what was flushed stays, the rest goes."""
+"""The power cuts of the tests are realistic: flushed writes stay, all others go."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ os._exit(0)
 
 
 @pytest.mark.parametrize(("mode", "left"), [("full", [1, 2]), ("off", [1])])
-def test_a_power_cut_takes_what_was_not_flushed(
+def test_power_cut_loses_unflushed_writes(
     tmp_path: Path, mode: str, left: list[int]
 ) -> None:
-    """SQLite that flushes each commit loses none, and one that does not loses it."""
+    """SQLite loses no commit if it flushes each one, and loses some if it does not."""
     files, notes = tmp_path / "files", tmp_path / "notes"
     files.mkdir()
     environ = power.noting(power.build(tmp_path), files, notes)
@@ -47,7 +47,7 @@ def test_a_power_cut_takes_what_was_not_flushed(
 
 
 class _Least(random.Random):
-    """Keeps nothing that was not flushed."""
+    """Keeps only flushed writes."""
 
     def randint(self, a: int, b: int) -> int:
         return a

@@ -1,4 +1,4 @@
-"""F33: the secret of a real mesh is renewed, and a machine is locked out."""
+"""F33: the secret of a real mesh is rotated, and a machine is locked out."""
 
 import json
 import signal
@@ -63,7 +63,7 @@ def stop(host: Host) -> None:
 
 
 def spread(head: Host, stay: Sequence[Host], away: Host) -> None:
-    """Renew the secret with one node off, which comes back within the window."""
+    """Rotate the secret with one node off, which comes back within the window."""
     stop(away)
     (task,) = submit(head, ["echo $$; sleep 120"])
     assert head.cli("rotate").returncode == 0
@@ -104,7 +104,7 @@ def settle_without(
 
 
 def lock_out(gone: Host, left: Sequence[Host]) -> None:
-    """Revoke a machine, which then forgets what it knew."""
+    """Revoke a machine, which then forgets its state."""
     assert left[0].cli("revoke", gone.name, "--yes").returncode == 0
     reach(left[0], ("settled", 3))
     assert has_it(left, 3)
@@ -123,11 +123,11 @@ def lock_out(gone: Host, left: Sequence[Host]) -> None:
     assert not (gone.first.state / "log.db").exists()
 
 
-@pytest.mark.soak  # Over a minute: it waits for every phase.
-def test_f33_a_secret_is_renewed_and_a_machine_is_locked_out(
+@pytest.mark.soak  # This takes over a minute: it waits for every phase.
+def test_f33_secret_is_rotated_and_a_machine_is_locked_out(
     make_lab: MakeLab,
 ) -> None:
-    """Through a node that is off, and a dispatcher that dies; tasks run on."""
+    """One node is off, and one dispatcher dies; tasks run on."""
     lab = make_lab(4)
     formed(lab)
     head, (away, *stay) = head_and_rest(lab.hosts)

@@ -15,7 +15,7 @@ RUN_S = 30.0
 
 
 def made(host: Host, token: str, key: str = "", **body: Any) -> str:
-    """Submit a task and return the id that the client is told."""
+    """Submit a task and return the id in the answer."""
     headers = {"Idempotency-Key": key} if key else {}
     answer = host.http("POST", "/api/v1/tasks", json=body, token=token, headers=headers)
     assert answer.status == 201, answer.body
@@ -23,18 +23,18 @@ def made(host: Host, token: str, key: str = "", **body: Any) -> str:
 
 
 def output(host: Host, task: str) -> tuple[str, str]:
-    """Return how a task ended, and what it wrote."""
+    """Return a task's state and its output."""
     answer = host.http("GET", f"/api/v1/tasks/{task}?wait={RUN_S}")
     assert answer.status == 200, answer.body
     return answer.json["status"], answer.json["stdout"]
 
 
 def test_both_tasks_of_one_name_are_kept(make_lab: MakeLab) -> None:
-    """Each with its own output, one cancelled; who repeats a request finds its task."""
+    """Each keeps its own output; a repeated request finds its own task."""
     lab = make_lab(2)
     form(lab)
     one, two = lab.hosts
-    token = one.token()  # Of one client, whichever half it meets.
+    token = one.token()  # Of one client, whichever half it reaches.
     lab.split([one], [two])
     for host in lab.hosts:
         wait_until(

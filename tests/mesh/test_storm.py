@@ -1,6 +1,6 @@
-"""Half an hour of everything at once: the last word on whether tasks get lost.
+"""Half an hour of all faults at once: the final test that no task gets lost.
 
-`SOAK_STORM_S` sets its length, `SOAK_STORM_SEED` repeats a storm; it prints both.
+`SOAK_STORM_S` sets the duration, `SOAK_STORM_SEED` repeats a run; the test prints both.
 """
 
 import os
@@ -37,7 +37,7 @@ class Storm:
         self.faults = 0
 
     def strike(self) -> None:
-        """Do one fault and undo it."""
+        """Cause one fault and undo it."""
         kinds: list[Callable[[], None]] = [
             *(self._kill, self._kill_dispatcher, self._kill_two, self._kill_all),
             *(self._stop, self._freeze, self._cut, self._split, self._mislead),
@@ -96,12 +96,12 @@ class Storm:
     def _mislead(self) -> None:
         host, peer = self._some(2)
         self._scene.suspects |= {host.name, peer.name}
-        self._scene.lab.mislead(host, peer)
+        self._scene.lab.misroute(host, peer)
         self._wait(1.0, 8.0)
-        self._scene.lab.lead(host, peer)
+        self._scene.lab.end_misroute(host, peer)
 
     def _dispatcher(self) -> Host:
-        """Return the dispatcher where one is known, else anybody."""
+        """Return the dispatcher if one is known, else any host."""
         names = [self._scene.named(host) for host in self._some(HOSTS)]
         known = [host for host in names if host is not None]
         return known[0] if known else self._some(1)[0]
@@ -116,7 +116,7 @@ class Storm:
 def test_storm_of_kills_cuts_splits_and_restarts_loses_nothing(
     make_lab: MakeLab,
 ) -> None:
-    """Zero accepted tasks lost, zero without outcome, zero wrong."""
+    """No accepted task is lost, without outcome, or wrong."""
     print(f"storm: {STORM_S:.0f} s, seed {SEED}")
     scene = Scene("storm", make_lab(HOSTS)).form()
     load = scene.load(pace=Pace(clients=4, readers=2, pause_s=0.2))

@@ -1,4 +1,4 @@
-"""What README and tutorial tell to type at two machines, typed at two machines."""
+"""The README's and the tutorial's commands for two machines, typed at two machines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = ("desk", "pi4")
 
 @pytest.mark.parametrize("page", TWO_MACHINES)
 def test_two_machines_do_what_a_page_shows(make_lab: MakeLab, page: str) -> None:
-    """With its names, ports and way to join, and with nothing set up."""
+    """With the page's names, ports and way to join, and with no prior setup."""
     hosts = dict(zip(NAMES, make_lab(2).hosts, strict=True))
     invites: list[str] = []
     ran = dict.fromkeys(NAMES, 0)
@@ -33,7 +33,7 @@ def test_two_machines_do_what_a_page_shows(make_lab: MakeLab, page: str) -> None
             machines[name] = stack.enter_context(
                 console(Path(home), place=place, invites=invites)
             )
-        # Of the names of a LAN only those that a lab has no mDNS for are written down.
+        # Only the names of a LAN that need mDNS, which a lab lacks, are written down.
         known = "".join(
             f'resolve = "{name}.local:3443:{host.ip}"\n' for name, host in hosts.items()
         )
@@ -47,6 +47,6 @@ def test_two_machines_do_what_a_page_shows(make_lab: MakeLab, page: str) -> None
 
 
 def machine(host: Host, name: str) -> list[str]:
-    """Return what begins a command so that it runs on a host of this name."""
+    """Return the command prefix that runs a command on a host of this name."""
     renamed = 'hostname "$0" && exec "$@"'
     return [*host.prefix, "unshare", "--uts", "sh", "-c", renamed, name]

@@ -16,7 +16,7 @@ from tests.structure.source import Edge, Module
 
 FOLDER_MODULES_MAX = 15  #: what a reader takes in at a glance; `__init__.py` included
 FOLDERS_OF_MANY = ("cli/commands", "api/routes")
-"""Their modules all have the same form, so a reader looks up one by its name."""
+"""Folders of modules with one form, which a reader looks up by name."""
 MODULE_LINES_ASKED = 700  #: more may be two modules
 MODULE_LINES_SMALL = 120  #: fewer, used only next door, may be a part of the neighbour
 

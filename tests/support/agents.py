@@ -30,7 +30,7 @@ AS_OTHERS = (
     if os.geteuid() == 0
     else ()
 )
-"""Begins a command that may touch what the modes of files say, also as root."""
+"""Prefix of a command that must respect file modes, even as root."""
 
 
 def soon_s(promised_s: float) -> float:

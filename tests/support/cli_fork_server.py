@@ -35,7 +35,7 @@ pid = int.from_bytes(server.recv(4), "big")
 signal.signal(signal.SIGINT, lambda *_: os.kill(pid, signal.SIGINT))
 sys.exit(server.recv(1)[0])
 """
-"""The program that is typed; it imports next to nothing."""
+"""The program that users type; it imports next to nothing."""
 
 
 @contextlib.contextmanager

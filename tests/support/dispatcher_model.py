@@ -153,7 +153,7 @@ class DispatcherModel:
         self.asked: dict[int, TaskId] = {}
         self.term = 0
         self.last_end = builders.outcome()
-        """How attempts end that are left once all faults are over."""
+        """Outcome of the attempts that are left once all faults are over."""
 
     @property
     def now(self) -> Moment:

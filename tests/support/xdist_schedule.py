@@ -24,7 +24,7 @@ COMPUTES: Final = (
     "tests/docs/test_site.py",
 )
 EARLY: Final = ("tests/simulation/", "tests/mesh/", "tests/browser/")
-"""Files that take long though their tests are few; begun last, they would end alone."""
+"""Long files with few tests; started last, they would run alone at the end."""
 
 
 def is_quiet(worker: str, count: int) -> bool:
