@@ -1,4 +1,4 @@
-"""Rules for all tests: how long properties search, and what a test may not do."""
+"""Rules for all tests: the search time of properties, and forbidden actions."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tests.support.xdist_schedule import (
 
 TESTS = Path(__file__).parent
 
-COMPUTES_S_MAX = 900.0  #: for a test that waits for nothing but a core
+COMPUTES_S_MAX = 900.0  #: seconds for a test that waits for nothing but a core
 
-#: Calls on local files that return at once; what waits (sleep, sockets, locks,
+#: Calls on local files that return at once; blocking calls (sleep, sockets, locks,
 #: databases, other processes) stays forbidden.
 QUICK = ("os.", "io.")
 
-_SLOW_MACHINE = [HealthCheck.too_slow]  # Shared machines stall; that is no finding.
-# What a shell starts in the background ignores Ctrl-C, and so would its children.
+_SLOW_MACHINE = [HealthCheck.too_slow]  # Shared machines stall, which is no finding.
+# Background processes of a shell ignore Ctrl-C, and so would their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Agents of tests read no settings of who runs the tests.
+# Agents of tests read no settings of the user who runs the tests.
 os.environ["CONFIGURATION_DIRECTORY"] = str(TESTS)
 
-# The same examples each time, so that what is green stays so; `make soak` looks on.
+# The same examples each time, so that a green run stays green; `make soak` searches on.
 settings.register_profile(
     "dev",
     max_examples=50,
@@ -59,9 +59,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 def pytest_configure() -> None:
-    """Give each process of a run of several a network of its own, where it may.
+    """Give each process of a run of several a network of its own, if permitted.
 
-    Agents of one test would otherwise see those of another on the loopback.
+    Otherwise agents of one test would see those of another on the loopback.
     """
     if "PYTEST_XDIST_WORKER" in os.environ and os.geteuid() == 0:
         isolate()
@@ -69,9 +69,9 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Look for no garbage meanwhile, nor later, among thousands of tests that all stay.
+    """Collect no garbage while tests load, and none among the loaded tests later.
 
-    It takes a while, also in the midst of what a test measures.
+    A garbage collection takes a while, also in the middle of a measurement.
     """
     gc.disable()
     try:
@@ -82,7 +82,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what computes take its time, where others have the cores first."""
+    """Extend the time limit of computing tests, which yield the cores to others."""
     for item in items:
         if only_computes(item.nodeid):
             item.add_marker(pytest.mark.timeout(COMPUTES_S_MAX))
@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """Let the quiet process of several begin each test at the pace that it suits."""
+    """Set the quiet process's niceness before each test."""
     set_niceness(item.nodeid)
 
 
@@ -98,7 +98,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 def pytest_xdist_make_scheduler(
     config: pytest.Config, log: Producer
 ) -> QuietWorkerSchedule | None:
-    """Choose who runs which file, where whole files are asked for."""
+    """Choose the process for each file, if whole files are assigned."""
     return (
         QuietWorkerSchedule(config, log)
         if config.getoption("dist") == "loadfile"
@@ -123,7 +123,7 @@ def _no_network_in_unit_tests(
 
 @pytest.fixture(autouse=True)
 def _no_blocking_of_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Code of ours that blocks the event loop fails the async test that it runs in."""
+    """Blocking calls of our code on the event loop fail the async test."""
     function = getattr(request, "function", None)
     if not inspect.iscoroutinefunction(function):
         yield

@@ -60,4 +60,4 @@ def test_grants_never_exceed_what_a_node_has(actions: list[tuple[object, ...]]) 
     for action in actions:
         act(world, action)
         world.check_grants()
-        world.check_nobody_is_overlooked()
+        world.check_no_task_is_overlooked()

@@ -16,7 +16,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from tests.support import builders, dispatcher_model
-from tests.support.dispatcher_model import HOPELESS, LIMITS, NEEDS, DispatcherModel
+from tests.support.dispatcher_model import IMPOSSIBLE, LIMITS, NEEDS, DispatcherModel
 
 NODES = st.sampled_from([NodeId(name) for name in "abc"])
 PEERS = st.sampled_from([NodeId(name) for name in "bc"])
@@ -47,7 +47,7 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @rule(
         count=st.integers(1, 7),
-        requires=st.none() | st.sampled_from([*NEEDS, HOPELESS]),
+        requires=st.none() | st.sampled_from([*NEEDS, IMPOSSIBLE]),
         priority=st.sampled_from([0, 0, 1]),
     )
     def submit(self, count: int, requires: Requirements | None, priority: int) -> None:
@@ -131,7 +131,7 @@ class DispatcherMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Once faults stop, every accepted task ends."""
         world = self.world
-        world.give_up_the_hopeless()
+        world.cancel_impossible_tasks()
         world.calm_down()
         for task in world.accepted:
             assert world.durable[task].state.is_final

@@ -1,4 +1,4 @@
-"""A process that runs commands in a pool, as an agent does, until it is killed.
+"""A process that runs commands in a pool, like an agent, until it is killed.
 
 Usage: agent_stand_in.py FOLDER SLOTS WITH_CGROUPS COMMAND...; prints its launchers.
 """

@@ -21,8 +21,8 @@ from octaskly.trust import create_secret_file
 
 READY_S_MAX = 90.0  #: a busy machine is slow to start many
 STOP_S_MAX = 20.0
-END_S_MAX = 90.0  #: for tasks, of which many may be before it
-WAIT_S_MAX = 45.0  #: for what becomes true within a second or two elsewhere
+END_S_MAX = 90.0  #: seconds for tasks to end, with many before them
+WAIT_S_MAX = 45.0  #: seconds for changes that take a second or two elsewhere
 TASKS = "/api/v1/tasks"
 ENDS = ("completed", "failed", "cancelled")
 AS_OTHERS = (
@@ -34,10 +34,10 @@ AS_OTHERS = (
 
 
 def soon_s(promised_s: float) -> float:
-    """Return how long to wait for what is promised within a time.
+    """Return how long to wait for an event that is promised within a time.
 
-    `make soak` holds the product to the time itself. In `make test` it is enough that
-    the thing happens: any machine stalls for a second or two, which is no finding.
+    `make soak` holds the product to the time itself. In `make test` only the event
+    counts, because any machine stalls for a second or two.
     """
     is_soak = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
     return promised_s if is_soak else WAIT_S_MAX
@@ -63,7 +63,7 @@ class Agent:
 
     process: subprocess.Popen[bytes]
     state: Path
-    started: float  #: perf_counter when the process was started
+    started: float  #: perf_counter at the start of the process
 
     def description(self) -> dict[str, Any] | None:
         """Return `agent.json` once the agent is ready."""
@@ -86,7 +86,7 @@ class Agent:
         raise RuntimeError(f"the agent did not start:\n{self.log()}")
 
     def log(self) -> str:
-        """Return what it has logged."""
+        """Return its log so far."""
         return (self.state / "log.txt").read_text()
 
     def connection(self) -> UnixConnection:
@@ -99,12 +99,12 @@ class Agent:
             return request(connection, method, path, body)
 
     def stop(self) -> None:
-        """End it, by SIGTERM first."""
+        """Stop it, by SIGTERM first."""
         stop_all([self])
 
 
 def stop_all(agents: Collection[Agent]) -> None:
-    """End agents at once, by SIGTERM first; each takes a moment to say goodbye."""
+    """Stop agents at once, by SIGTERM first; each takes a moment to say goodbye."""
     for agent in agents:
         agent.process.terminate()
     for agent in agents:
@@ -135,7 +135,7 @@ def request(
 def start(folder: Path, name: str, *extra: str) -> Agent:
     """Start an agent that shares the mesh secret of `folder`, made beforehand.
 
-    An agent that makes its own would wait where another mesh is in sight.
+    An agent that makes its own secret would wait while another mesh is in sight.
     """
     create_secret_file(folder / "mesh.key")
     return launch(folder / name, folder / "mesh.key", "--name", name, *extra)
@@ -196,7 +196,7 @@ def meshed(
 
 @contextlib.contextmanager
 def ending(*agents: Agent) -> Iterator[None]:
-    """Stop agents whatever happens."""
+    """Stop agents at the end of a block, also after an error."""
     try:
         yield
     finally:
@@ -204,7 +204,7 @@ def ending(*agents: Agent) -> Iterator[None]:
 
 
 def submit(agent: Agent, command: str, **more: object) -> str:
-    """Submit one task and return its id; where nobody reigns yet, a moment later."""
+    """Submit one task and return its id; retry while there is no dispatcher."""
     body = {"command": command, **more}
 
     def answer() -> tuple[int, Any] | None:
@@ -218,7 +218,7 @@ def submit(agent: Agent, command: str, **more: object) -> str:
 
 
 def finished(agent: Agent, task_id: str, path: str = TASKS) -> dict[str, Any]:
-    """Wait for the end of a task or array; return it, whoever reigns meanwhile."""
+    """Wait for the end of a task or array, also across a failover; return it."""
 
     def ended() -> dict[str, Any] | None:
         status, task = agent.call("GET", f"{path}/{task_id}?wait=30")
@@ -242,7 +242,7 @@ def until(
 
 
 def replicas(agent: Agent) -> int:
-    """Return how many nodes hold a copy of what is accepted; 0 while nobody reigns."""
+    """Return how many nodes hold a copy of accepted tasks; 0 without a dispatcher."""
     status, body = agent.call("GET", "/api/v1/nodes")
     return int(body["replicas"]) if status == 200 else 0
 
@@ -265,7 +265,7 @@ def until_nodes(agent: Agent, count: int, *, deadline_s: float = WAIT_S_MAX) -> 
 
 @contextlib.contextmanager
 def three_agents(folder: Path) -> Iterator[list[Agent]]:
-    """Run two nodes that may reign, the first of them dispatcher, and a mere worker."""
+    """Run a dispatcher, another eligible node, and a plain worker."""
     agents = [start(folder, "ana")]
     try:
         until_nodes(agents[0], 1)
@@ -278,12 +278,12 @@ def three_agents(folder: Path) -> Iterator[list[Agent]]:
 
 
 def roles_of(agent: Agent) -> dict[str, str]:
-    """Return what each node is; empty while nobody reigns."""
+    """Return the role of each node; empty while there is no dispatcher."""
     status, body = agent.call("GET", "/api/v1/nodes")
     return {n["name"]: n["role"] for n in body["nodes"]} if status == 200 else {}
 
 
 def kill_agent(agent: Agent) -> None:
-    """End an agent's process by SIGKILL, as a power cut would."""
+    """Kill an agent's process, as a power cut would."""
     agent.process.send_signal(signal.SIGKILL)
     agent.process.wait()

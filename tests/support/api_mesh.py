@@ -15,7 +15,7 @@ from octaskly.trust.tls import MeshTls
 from tests.support.api_node import ApiNode, api_node, serve_free
 from tests.support.fake_gateway import FakeGateway
 
-#: A machine that stalls must not make a node seem to be gone, or a hold seem over.
+#: So long that a stalled machine makes no node look gone, and no hold look over.
 PATIENT = HttpTimeouts(dispatcher_wait_s=30.0, connect_s=30.0, shutdown_s=1.0)
 SECRET = secrets_of.generate_secret()
 
@@ -37,14 +37,14 @@ class Member:
         return f"https://127.0.0.1:{self.lan_port}"
 
     def follow(self, other: Member, term: int = 1) -> None:
-        """See `other` as dispatcher."""
+        """Set `other` as its dispatcher."""
         view = self.gateway.view_of(
             other.gateway.node_id, term=term, lan_urls=[other.lan_url]
         )
         self.gateway.elect(view)
 
-    def reign(self, term: int = 1) -> None:
-        """See itself as dispatcher."""
+    def become_dispatcher(self, term: int = 1) -> None:
+        """Become dispatcher itself."""
         view = self.gateway.view_of(self.gateway.node_id, term=term)
         self.gateway.elect(view)
 

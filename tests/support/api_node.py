@@ -1,4 +1,4 @@
-"""One API on real sockets for a test, and small clients that hide nothing."""
+"""One API on real sockets for a test, and raw clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class FixedClock:
-    """Clock port that stands still."""
+    """A clock port that stands still."""
 
     def now(self) -> Moment:
         return Moment(100.0, NOW_MS)
@@ -58,7 +58,7 @@ def no_peer(tls: ssl.SSLObject) -> NodeId | None:
 
 @dataclass
 class Answer:
-    """One HTTP answer, as it came over the wire."""
+    """One HTTP answer in raw form."""
 
     status: int
     headers: dict[str, str]  #: names in lower case
@@ -149,7 +149,7 @@ async def ask(
     body: bytes | object | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Answer:
-    """Send one request and read the answer, which the OpenAPI document must know."""
+    """Send one request and read the answer, which must match the OpenAPI document."""
     given = {"Host": f"localhost:{port}", "Connection": "close", **(headers or {})}
     if body is None:
         data = b""
@@ -171,13 +171,13 @@ async def exchange(
     tls: ssl.SSLContext | None = None,
     timeout_s: float = WAIT_S_MAX,
 ) -> bytes:
-    """Send bytes and return all that comes until the other side closes."""
+    """Send bytes and return all bytes until the other side closes."""
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
         try:
             writer.write(data)
             received = b""
-            # What came before a reset counts.
+            # Bytes before a reset count.
             with suppress(ConnectionResetError):
                 while chunk := await reader.read(1 << 16):
                     received += chunk
@@ -190,7 +190,7 @@ async def exchange(
 
 @asynccontextmanager
 async def unread(node: ApiNode, asked: bytes) -> AsyncIterator[None]:
-    """Ask on a connection that has little room, and read nothing of the answers."""
+    """Send requests on a connection with small buffers, and read no answer."""
     loop = asyncio.get_running_loop()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -204,7 +204,7 @@ async def unread(node: ApiNode, asked: bytes) -> AsyncIterator[None]:
 
 
 def parse(raw: bytes, method: str = "GET") -> Answer:
-    """Split an answer; checks the length that it states."""
+    """Split an answer, and check its stated length."""
     head, _, body = raw.partition(b"\r\n\r\n")
     if head.startswith(b"HTTP/1.1 100"):
         head, _, body = body.partition(b"\r\n\r\n")
@@ -247,7 +247,7 @@ def assert_standard_headers(answer: Answer) -> None:
 
 
 def assert_hardened(answer: Answer) -> None:
-    """Check what every answer tells browsers, whatever it holds."""
+    """Check the security headers that every answer has."""
     headers = answer.headers
     rules = headers["content-security-policy"].split("; ")
     assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= {

@@ -1,8 +1,8 @@
-"""Becomes an agent as the system unit starts one: its own user, who may become others.
+"""Becomes an agent with the system unit's users: its own user, and task users.
 
-Usage: as_unit.py FOLDER ARGUMENT..., as root, in a mount namespace of its own
-(`unshare --mount`). There it adds two users to `/etc/passwd`, and lets them read this
-checkout and Python wherever those are; nothing of that is seen outside.
+Usage: as_unit.py FOLDER ARGUMENT..., as root, in a mount namespace of its own (`unshare
+--mount`). It adds two users to `/etc/passwd` in that namespace, and lets them read this
+checkout and Python wherever those are. Nothing is visible outside.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def mount(*words: str | Path) -> None:
 
 
 def add_users(folder: Path) -> None:
-    """Have the two users, and their groups, for who looks from here."""
+    """Add the two users and their groups in this namespace."""
     for name, line in (
         ("passwd", "{0}:x:{1}:{1}::{2}:/bin/false"),
         ("group", "{0}:x:{1}:"),
@@ -36,7 +36,7 @@ def add_users(folder: Path) -> None:
 
 
 def open_up(folder: Path, *wanted: Path) -> None:
-    """Let everybody reach folders that lie in private ones, and nothing beside them."""
+    """Give all users access to folders inside private ones, and to nothing else."""
     for number, place in enumerate(wanted):
         private = [p for p in place.parents if not p.stat().st_mode & 0o001]
         if not private:

@@ -1,4 +1,4 @@
-"""Small worlds for tests: values with defaults, and a node's halves wired together."""
+"""Builders for tests: values with defaults, and the connected parts of a node."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def moment(seconds: float = 0.0) -> Moment:
 
 
 def node_moment(seconds: float) -> Moment:
-    """Return both clocks where the monotonic one began `seconds` ago, in 2023."""
+    """Return both clocks; the monotonic one began `seconds` ago, in 2023."""
     return Moment(seconds, 1_700_000_000_000 + int(seconds * 1000))
 
 
 def node_id(name: str) -> NodeId:
-    """Return the id of a node that tests call by a short name."""
+    """Return the id of the node with a short test name."""
     return NodeId(name)
 
 
@@ -48,7 +48,7 @@ def node_info(
     os: str = "linux",
     arch: str = "x86_64",
 ) -> NodeInfo:
-    """Return what a node called `name` says of itself."""
+    """Return the announcement of a node called `name`."""
     return NodeInfo(
         id=node_id(name),
         boot="boot",
@@ -69,13 +69,13 @@ def node_info(
 def settings(
     name: str = "a", *, slots: int = 2, limits: Limits | None = None
 ) -> Settings:
-    """Return what a node called `name` is told at its start."""
+    """Return the settings of a node called `name` at its start."""
     info = node_info(name, slots)
     return Settings(node=info, timing=Timing(), limits=limits or Limits())
 
 
 def epoch(term: int = 1, name: str = "a") -> Epoch:
-    """Return a reign of the node `name`."""
+    """Return an epoch of the node `name`."""
     return Epoch(term, node_id(name))
 
 
@@ -87,7 +87,7 @@ def journal(stream: StreamId = STREAM) -> Journal:
 
 
 def spec(name: str = "t", *, ord: int = 1, command: str = "true") -> TaskSpec:  # noqa: A002
-    """Return an accepted task; `ord` is its place in the queue."""
+    """Return an accepted task; `ord` is its position in the queue."""
     return TaskSpec(
         id=TaskId(name),
         command=command,
@@ -98,12 +98,12 @@ def spec(name: str = "t", *, ord: int = 1, command: str = "true") -> TaskSpec:  
 
 
 def draft(command: str = "true", *, id: str | None = None) -> TaskDraft:  # noqa: A002
-    """Return a task that somebody asks for."""
+    """Return a requested task."""
     return TaskDraft(command=command, id=None if id is None else TaskId(id))
 
 
 def load_reply(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
-    """Return what a store with these tasks in its queue answers to a read."""
+    """Return a store's answer to a read, with these tasks in its queue."""
     shapes: dict[int, Requirements] = {}
     found = []
     for record in queued:
@@ -114,7 +114,7 @@ def load_reply(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
             shapes[shape] = requires
         if shape == asked.shape and record.spec.ord > asked.after_ord:
             found.append(record)
-    # Those of one place are never torn apart, so there may be more than the limit.
+    # Tasks of one position stay together, so there may be more than the limit.
     last = found[: asked.limit][-1].spec if found else None
     loaded = [r for r in found if r.spec and last and r.spec.ord <= last.ord]
     is_front = not asked.shape and asked.after_ord < 0
@@ -140,7 +140,7 @@ def outcome(
     stdout: bytes = b"",
     detail: str = "",
 ) -> Outcome:
-    """Return how an attempt ended."""
+    """Return the outcome of an attempt."""
     return Outcome(
         state=state,
         reason=reason,
@@ -161,7 +161,7 @@ def report(
     end: Outcome | None = None,
     envelope: TaskSpec | None = None,
 ) -> Report:
-    """Return what a worker says of one attempt."""
+    """Return a worker's report of one attempt."""
     return Report(
         task=TaskId(task),
         attempt=of or attempt(),

@@ -1,9 +1,9 @@
 """A server that forks for each `octaskly` command, which saves interpreter starts.
 
-A server has imported all commands, and forks for each that is typed. What is typed is
-a small program that hands over its words, folder, environment and open files, passes on
-Ctrl-C, and ends as the command did. So a command runs the code that it always runs,
-with one difference: modules were imported before. An agent is started as ever.
+The server has imported all commands, and forks for each one that is typed. A small
+program hands over the words, folder, environment and open files, passes on Ctrl-C, and
+ends as the command did. So a command runs its usual code, with one difference: its
+modules were imported before. An agent starts without the server.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ sys.exit(server.recv(1)[0])
 
 @contextlib.contextmanager
 def forking_cli(folder: Path) -> Iterator[Path]:
-    """Run the server for the length of a block; give the folder for the path."""
+    """Run the server for the length of a block; return the folder for the path."""
     path = folder / "cli.sock"
     typed = folder / "octaskly"
     program = str(Path(sys.executable).with_name("octaskly"))
@@ -63,12 +63,13 @@ def forking_cli(folder: Path) -> Iterator[Path]:
 
 
 def serve(path: str) -> None:
-    """Fork for each command that is typed."""
+    """Fork for each typed command."""
     from octaskly.cli.root import COMMANDS
 
     for place in COMMANDS.values():
         importlib.import_module(place.partition(":")[0])
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for who answers.
+    # No process waits for the child that answers.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -111,7 +112,7 @@ def _run(told: list[str]) -> None:
     for variable in rest[int(count) :]:
         name, _, value = variable.partition("=")
         os.environ[name] = value
-    time.tzset()  # By the environment of who typed it.
+    time.tzset()  # From the environment of the caller.
     sys.argv = ["octaskly", *rest[: int(count)]]
     code = 1
     try:

@@ -1,4 +1,4 @@
-"""Whether an answer is one that the OpenAPI document describes."""
+"""Conformance of answers with the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from octaskly.api.routes.openapi import document
 from octaskly.api.routes.table import ROUTES
 
 STATIC = "/static/"  #: files of the dashboard
-ADDED = "/api/v1/test-"  #: begins the paths that tests add to the API
-#: As clients get it.
+ADDED = "/api/v1/test-"  #: prefix of the paths that tests add to the API
+#: The document as clients get it.
 DOCUMENT: dict[str, Any] = json.loads(msgspec.json.encode(document(ROUTES)))
 
 _TEMPLATES = {
-    # Of all parts only the path of an output may have slashes.
+    # Only the path of an output may contain slashes.
     path: re.compile(re.sub(r"{\w+}", "[^/]+", path.replace("{path}", ".+")))
     for path in DOCUMENT["paths"]
 }
@@ -41,7 +41,7 @@ def conforms(method: str, target: str, status: int, media: str, body: bytes) -> 
         is_known = method == "OPTIONS" or target.startswith(ADDED) or is_page
         assert is_known, f"{target} is not in the document"
         return
-    if told is None:  # None of the API's requests, and every refusal has one form.
+    if told is None:  # None of the API's requests; every refusal has one form.
         told = DOCUMENT["components"]["responses"]["400"]
     if "content" not in told:
         assert not body, f"{target} answers {status} with a body"
@@ -53,12 +53,12 @@ def conforms(method: str, target: str, status: int, media: str, body: bytes) -> 
 
 
 def validates(data: object, schema: dict[str, Any]) -> None:
-    """Fail unless data have the form of a schema of the document."""
+    """Fail unless data matches a schema of the document."""
     _validator(json.dumps(schema)).validate(data)
 
 
 def _told(method: str, target: str, status: int) -> dict[str, Any] | None:
-    """Return what the document says of an answer; None if it knows no such request."""
+    """Return the document's description of an answer; None for unknown requests."""
     path = path_of(target)
     for template, pattern in _TEMPLATES.items():
         operations = DOCUMENT["paths"][template]

@@ -59,7 +59,7 @@ LATE = 9.0  #: seconds: the adopt window is over
 
 
 class DispatcherWithJournal:
-    """A dispatcher on node a with its journal; the test says when the disk commits."""
+    """A dispatcher on node a with its journal; the test makes the disk commit."""
 
     def __init__(
         self, limits: Limits | None = None, *, is_strict: bool = False
@@ -72,7 +72,7 @@ class DispatcherWithJournal:
             PeerTable(known, SavedState(), TimerHeap(), Outbox()),
             TimerHeap(),
         )
-        self.timers = TimerHeap()  #: of the dispatcher
+        self.timers = TimerHeap()  #: effects of the dispatcher
         self.dispatch = Dispatcher(
             known, self.journal, self.replication, 7, self.timers
         )
@@ -109,7 +109,7 @@ def reattach_report(name: str, credit: int) -> tuple[NodeId, Reattach]:
 
 
 def dispatcher_running_t(**workers: int) -> DispatcherWithJournal:
-    """Return a dispatcher that has given task t to one of these workers."""
+    """Return a dispatcher that has assigned task t to one of these workers."""
     return dispatcher_with(task_record(), live=(), limits=None, **workers)
 
 
@@ -122,7 +122,7 @@ def task_record(
 
 
 def live_attempt(node: NodeId, of: AttemptId | None = None) -> Attempt:
-    """Return an attempt that the log says is live."""
+    """Return an attempt that is live in the log."""
     return Attempt(id=of or attempt(), node=node)
 
 

@@ -1,6 +1,6 @@
 """A dispatcher with workers, links, disk and reads, in steps that a test chooses.
 
-Everything that takes time in the real world waits here until a test lets it happen:
+Everything that takes time in production waits here until a test lets it happen:
 commits, reads of the store, messages on links, the end of attempts.
 """
 
@@ -89,7 +89,7 @@ NEEDS = (
     Requirements(node="a"),
 )
 """More kinds of needs than lanes."""
-HOPELESS = Requirements(cpus=5)
+IMPOSSIBLE = Requirements(cpus=5)
 ELSEWHERE = AttemptId(0, StreamId(7), 1)  #: an attempt of another half of a split
 
 Key = tuple[TaskId, AttemptId]
@@ -97,7 +97,7 @@ Key = tuple[TaskId, AttemptId]
 
 @dataclass(frozen=True)
 class EpochBegan:
-    """In a link's queue: the worker learns here of a new epoch."""
+    """A marker in a link's queue: the worker learns here of a new epoch."""
 
     epoch: Epoch
 
@@ -115,13 +115,13 @@ class LinkedWorker:
 
 
 class DispatcherModel:
-    """One dispatcher and everything that it talks to."""
+    """One dispatcher and all its peers."""
 
     def __init__(self, names: str = "abc") -> None:
         self.seconds = 0.0
         self.me = NodeId(names[0])
         self.journal = Journal(SavedState(), Outbox())
-        self.timers = TimerHeap()  #: of the dispatcher
+        self.timers = TimerHeap()  #: effects of the dispatcher
         known = builders.settings(names[0], limits=LIMITS)
         self.replication = Replication(
             known,
@@ -159,10 +159,10 @@ class DispatcherModel:
     def now(self) -> Moment:
         return builders.moment(self.seconds)
 
-    # --- What may happen.
+    # --- Possible events.
 
     def begin_epoch(self) -> None:
-        """Begin a new epoch, after the end of the one before."""
+        """Begin a new epoch, after the end of the previous one."""
         self.dispatch.stop_dispatching()
         self.journal.close_stream()
         while self.commits:
@@ -174,11 +174,11 @@ class DispatcherModel:
         self.perform(self.dispatch.start_dispatching(epoch, stream, self.now))
         for node, linked in self.workers.items():
             if linked.is_linked:
-                self.rise(node)
+                self.connect_follower(node)
                 linked.down.append(EpochBegan(epoch))
 
-    def rise(self, node: NodeId) -> None:
-        """Tell the dispatcher of a follower."""
+    def connect_follower(self, node: NodeId) -> None:
+        """Connect a follower to the dispatcher."""
         self.perform(self.dispatch.on_worker_up(NODES[node], self.now))
 
     def link(self, node: NodeId) -> None:
@@ -186,7 +186,7 @@ class DispatcherModel:
         if linked.is_linked:
             return
         linked.is_linked = True
-        self.rise(node)
+        self.connect_follower(node)
         linked.down.append(EpochBegan(Epoch(self.term, self.me)))
 
     def cut(self, node: NodeId) -> None:
@@ -238,7 +238,7 @@ class DispatcherModel:
         self.perform(self.journal.run_deferred(self.now))
 
     def read(self) -> None:
-        """Let the store answer the oldest read, from what is durable now."""
+        """Let the store answer the oldest read, from its durable state."""
         asked = self.reads.popleft()
         if isinstance(asked, LoadLive):
             live = [
@@ -320,7 +320,7 @@ class DispatcherModel:
             )
 
     def finish(self, node: NodeId, outcome: Outcome) -> None:
-        """End the attempt that is on a worker for the longest time."""
+        """End the attempt that has been on a worker for the longest time."""
         linked = self.workers[node]
         key = next(iter(linked.here))
         del linked.here[key]
@@ -346,7 +346,7 @@ class DispatcherModel:
             self.perform(linked.worker.on_time(self.now), node)
 
     def check_grants(self) -> None:
-        """Nobody was granted more than it has, of all that was not told to end."""
+        """Check that no worker was granted more than it has."""
         for name, linked in self.workers.items():
             granted = [
                 requires
@@ -360,8 +360,8 @@ class DispatcherModel:
             assert sum(each.memory_mb for each in granted) <= info.memory_mb
             assert sum(each.gpus for each in granted) <= len(info.gpus)
 
-    def check_nobody_is_overlooked(self) -> None:
-        """What waits has no room, unless a worker is kept for somebody."""
+    def check_no_task_is_overlooked(self) -> None:
+        """Check that waiting tasks have no room, except on a reserved worker."""
         placing = self.dispatch._step
         queue, lanes = placing.queue, placing.queue.lanes
         if placing.matcher.reservation is not None:
@@ -373,10 +373,10 @@ class DispatcherModel:
             if task is not None and task.requires is not None:
                 assert placing.pool.take_resources(task.requires, ()) is None, task
 
-    # --- What follows from it.
+    # --- Consequences.
 
     def perform(self, effects: list[Effect], node: NodeId | None = None) -> None:
-        """Do what the dispatcher (or, with `node`, that worker) asked for."""
+        """Perform the effects of the dispatcher (or, with `node`, of that worker)."""
         for effect in effects:
             match effect:
                 case Append():
@@ -413,7 +413,7 @@ class DispatcherModel:
             self.written[task] = apply_fact(self.written.get(task), entry.fact)
 
     def _check(self, fact: Fact) -> None:
-        """Say no to a second live attempt, and to one of a task that is over."""
+        """Reject a second live attempt, and one of a task that is over."""
         record = self.written.get(fact.task)
         if not isinstance(fact, Assigned) or record is None:
             return
@@ -455,7 +455,7 @@ class DispatcherModel:
     # --- The end of all faults.
 
     def settle(self) -> None:
-        """Let everything happen that is under way, but for the ends of attempts."""
+        """Let all pending events happen, except the ends of attempts."""
         for _ in range(100):
             if not self._settle_round():
                 return
@@ -480,17 +480,17 @@ class DispatcherModel:
                 self.hear_worker(node)
         return is_busy
 
-    def give_up_the_hopeless(self) -> None:
-        """Cancel what no node can run."""
+    def cancel_impossible_tasks(self) -> None:
+        """Cancel the tasks that no node can run."""
         while self.commits:
             self.commit()
         for task, record in self.durable.items():
             spec = record.spec
-            if spec is not None and requires_of(spec.options) == HOPELESS:
+            if spec is not None and requires_of(spec.options) == IMPOSSIBLE:
                 self.cancel(task, force=True)
 
     def calm_down(self, rounds: int = 400) -> None:
-        """Link everything, let everything happen, until nothing happens any more."""
+        """Connect everything, and let all events happen until there are none."""
         for node in self.workers:
             self.link(node)
         for _ in range(rounds):
@@ -513,7 +513,7 @@ class DispatcherModel:
 
     @property
     def is_calm(self) -> bool:
-        """Whether every accepted task is over and nobody has more to do."""
+        """Return True if every accepted task is over and no component has work."""
         return all(self.durable[task].state.is_final for task in self.accepted) and all(
             linked.worker.is_idle for linked in self.workers.values()
         )

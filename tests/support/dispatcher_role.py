@@ -6,7 +6,7 @@ from octaskly.errors import NotDispatcher
 
 
 class DispatcherRole:
-    """Whether this node is dispatcher; a test may end that."""
+    """A flag that this node is dispatcher; a test may clear it."""
 
     def __init__(self) -> None:
         self.is_over = False

@@ -40,7 +40,7 @@ class DispatcherWithWorkers(DispatcherWithJournal):
             self.note(came)
 
     def note(self, effects: list[Effect]) -> list[str]:
-        """Remember what runs where; return the commands that were placed."""
+        """Record the placement of each command; return the placed commands."""
         commands = []
         appends = [effect for effect in effects if isinstance(effect, Append)]
         for fact in (entry.fact for each in appends for entry in each.entries):
@@ -51,14 +51,14 @@ class DispatcherWithWorkers(DispatcherWithJournal):
         return commands
 
     def ask(self, *drafts: TaskDraft, at: float = 0.0) -> list[str]:
-        """Submit tasks; return what was placed."""
+        """Submit tasks; return the placed commands."""
         effects = self.dispatch.on_submitted(submission(*drafts), moment(at))
         return self.note(effects) + self.note(self.commit(at))
 
     def end(
         self, command: str, at: float = 0.0, how: Outcome | None = None
     ) -> list[str]:
-        """Let a command end; return what was placed."""
+        """End a command; return the placed commands."""
         task, attempt, node = self.live.pop(command)
         told = report(str(task), attempt, how or outcome(duration_ms=900))
         results = Results((told,), self.dispatch._pool.slots(node))
@@ -72,7 +72,7 @@ class DispatcherWithWorkers(DispatcherWithJournal):
 def draft_requiring(
     command: str, requires: Requirements, priority: int = 0
 ) -> TaskDraft:
-    """Return a task that asks for something."""
+    """Return a task with requirements."""
     options = TaskOptions(requires=requires)
     return replace(draft(command), options=options, priority=priority)
 

@@ -1,4 +1,4 @@
-"""An audit log in memory; held to the same contract as the real one."""
+"""An audit log in memory; it passes the contract tests of the real one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from octaskly.ports import AuditEntry, AuditPage
 
 
 class FakeAudit:
-    """Keeps deeds in the order in which they came; a cursor is a place in it."""
+    """Keeps entries in order of arrival; a cursor is a position in it."""
 
     def __init__(self, require_dispatcher: Callable[[], None]) -> None:
         self.deeds: list[AuditEntry] = []

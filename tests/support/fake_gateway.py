@@ -1,4 +1,4 @@
-"""An in-memory Gateway: one node's view of a mesh that a test arranges as it likes."""
+"""An in-memory Gateway: one node's view of a mesh, which a test arranges."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ STREAM = StreamId(7)
 
 
 class FakeGateway:
-    """Gateway port without an agent; alone and dispatcher unless told otherwise."""
+    """A Gateway port without an agent; alone and dispatcher by default."""
 
     def __init__(
         self,
@@ -107,20 +107,20 @@ class FakeGateway:
         self.lost: set[NodeId] = set()
         self.points: list[QueueSample] = []
         self.failure: str | None = None
-        self.left: str | None = None  #: why this node is in the mesh no more
-        self.is_complete = True  #: no other node may know what is unknown here
+        self.left: str | None = None  #: the reason why this node left the mesh
+        self.is_complete = True  #: no other node may know a task that is unknown here
         self.held = asyncio.Event()  #: submissions wait for it
         self.held.set()
 
         self.news: asyncio.Queue[Sequence[FeedItem]] = asyncio.Queue()
         self.heard_from: list[FeedPosition | None] = []
 
-    # --- what a test arranges ------------------------------------------------------
+    # --- arrangements of a test ----------------------------------------------------
 
     def view_of(
         self, node: str, *, term: int = 1, lan_urls: Sequence[str] = ()
     ) -> DispatcherView:
-        """Return how this node sees a dispatcher."""
+        """Return this node's view of a dispatcher."""
         return DispatcherView(
             is_self=node == self._node,
             node=NodeId(node),
@@ -129,17 +129,17 @@ class FakeGateway:
         )
 
     def elect(self, view: DispatcherView | None) -> None:
-        """Change who is dispatcher."""
+        """Change the dispatcher."""
         self.view = view
         self._notify()
 
     def keep_copies(self, *nodes: str) -> None:
-        """Have these nodes as level standbys."""
+        """Set these nodes as standbys in sync."""
         standbys = tuple(StandbyView(NodeId(node), True, 0) for node in nodes)
         self.state = dataclasses.replace(self.state, standbys=standbys)
 
     def start(self, task: str, node: str | None = None) -> AttemptId:
-        """Let a queued task run."""
+        """Start a queued task."""
         record = self.records[TaskId(task)]
         attempt = AttemptId(1, STREAM, len(record.attempts) + 1)
         fact = Assigned(record.id, attempt, NodeId(node or self._node))
@@ -148,7 +148,7 @@ class FakeGateway:
         return attempt
 
     def finish(self, task: str, outcome: Outcome | None = None) -> None:
-        """End the last attempt of a task, well unless told otherwise."""
+        """End the last attempt of a task, by default as completed."""
         record = self.records[TaskId(task)]
         last = record.attempts[-1]
         ended = outcome or Outcome(
@@ -534,7 +534,7 @@ class FakeGateway:
 
 
 class _FakeSubscription:
-    """Gives on what a test says."""
+    """Returns the items that a test supplies."""
 
     def __init__(self, news: asyncio.Queue[Sequence[FeedItem]]) -> None:
         self._news = news

@@ -1,4 +1,4 @@
-"""A desk for tokens in memory; held to the same contract as the real one."""
+"""A token service in memory; it passes the contract tests of the real one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ID_CHARS = 32
 
 
 class FakeTokens:
-    """Issues texts that tell what they are; a test may revoke what it likes."""
+    """Issues tokens with readable content; a test may revoke any of them."""
 
     def __init__(self, now_ms: int, require_dispatcher: Callable[[], None]) -> None:
         self.now_ms = now_ms

@@ -1,8 +1,8 @@
-"""Frames as they are on the wire, also those that no node of ours would send."""
+"""Frames in wire format, also those that our nodes never send."""
 
 from __future__ import annotations
 
 
 def length_prefixed(body: bytes) -> bytes:
-    """Return these bytes as one frame, whatever they are."""
+    """Return any bytes as one frame."""
     return len(body).to_bytes(4, "big") + body

@@ -1,7 +1,8 @@
-"""What a task tries that means its agent harm: one attempt by name, told by its end.
+"""Attacks of a task on its agent: one named attempt, whose exit status is the result.
 
-Usage: intruder.py NAME PID TARGET. Ends with 0 if it succeeded; else it prints the name
-of the error that stopped it. It imports nothing of ours, so tasks can run it alone.
+Usage: intruder.py NAME PID TARGET. It exits with 0 on success; otherwise it prints the
+name of the error that stopped it. It imports none of our modules, so tasks can run it
+alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def called(result: int) -> None:
-    """Raise the error of a call of the C library, if it is one."""
+    """Raise the error of a C library call, if it is one."""
     if result < 0:
         raise OSError(ctypes.get_errno(), "refused")
 
@@ -34,7 +35,7 @@ def connect(path: str) -> None:
 
 
 def take_descriptors(pid: int) -> None:
-    """Take open files of another process, which may be its connection to the agent."""
+    """Take open files of another process, such as its connection to the agent."""
     handle = os.pidfd_open(pid)
     for number in range(64):
         called(libc.syscall(SYS_PIDFD_GETFD, handle, number, 0))
@@ -46,12 +47,12 @@ def enter_group(folder: str) -> None:
 
 
 def kill_group(folder: str) -> None:
-    """End all that is in a cgroup."""
+    """Kill all processes in a cgroup."""
     Path(folder, "cgroup.kill").write_text("1")
 
 
 def tries(pid: int, target: str) -> dict[str, Callable[[], object]]:
-    """Return all attempts, on a process and on a path or number."""
+    """Return all attacks, on a process and on a path or number."""
     return {
         "read": lambda: Path(target).read_bytes(),
         "list": lambda: os.listdir(target),  # noqa: PTH208
@@ -75,7 +76,7 @@ def tries(pid: int, target: str) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    """Try one thing."""
+    """Try one attack."""
     name, pid, target = sys.argv[1:]
     try:
         tries(int(pid), target)[name]()

@@ -1,4 +1,4 @@
-"""An agent whose program writes version 2 of the log, which others cannot read."""
+"""An agent whose program writes version 2 of the log, unreadable for others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""An agent of protocol version 2, made of this one: it says more than version 1 knows.
+"""An agent of protocol version 2, derived from this one: it sends more than version 1.
 
-Each of its messages has one more field, and messages of an unknown type come between.
+Each message has one more field, and messages of an unknown type come between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pack, parts_of = wire._pack, wire.pack_parts
 
 
 def pack_next(value: object) -> bytes:
-    """Return a message with one more field, anything else as it is."""
+    """Return a message with one more field, any other value unchanged."""
     if isinstance(value, get_args(messages.Message)):
         return pack([*msgspec.to_builtins(value, builtin_types=(bytes,)), "new"])
     return pack(value)

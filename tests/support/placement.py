@@ -1,4 +1,4 @@
-"""Placement as one call: any workers in, who takes the next attempts out."""
+"""Placement as one call: any workers in, the takers of the next attempts out."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.support.builders import node_info
 
 
 class Why(StrEnum):
-    """Why a worker was chosen."""
+    """The reason for the choice of a worker."""
 
     SLOT = "slot"  #: it had a free slot
     PREFETCH = "prefetch"  #: no slot was free anywhere, and it takes work ahead
 
 
 class WorkerView(NamedTuple):
-    """What placement needs to know of one worker."""
+    """The input of placement about one worker."""
 
     node: NodeId
     slots: int
     outstanding: int = 0  #: attempts that it holds, running and waiting
-    credit: int | None = None  #: attempts that it takes in all; None: its slots
+    credit: int | None = None  #: attempts that it accepts in all; None: its slots
     cpu_percent: float = 0.0
 
 
@@ -39,7 +39,7 @@ class Placement(NamedTuple):
 def place(
     views: Iterable[WorkerView], wanted: int, *, prefetch_max: int
 ) -> list[Placement]:
-    """Return who takes each of the next `wanted` attempts, in order.
+    """Return the worker of each of the next `wanted` attempts, in order.
 
     Shorter than `wanted` when all workers are full.
     """

@@ -1,4 +1,4 @@
-"""A real pool under test: starts commands, waits for their ends, looks at /proc."""
+"""A real pool under test: starts commands, waits for their ends, reads /proc."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.agents import WAIT_S_MAX
 #: Random, so that no other run of these tests on this machine ends our processes.
 STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)
 
-#: What each task is told for calls, as `env` shows it.
+#: The settings for calls in each task's environment, as `env` shows them.
 CALLS = tuple(f"{name}={value}" for name, value in CALL_VARIABLES.items())
 
 _tokens = itertools.count(1)
@@ -52,7 +52,7 @@ def token() -> str:
 
 
 def processes_with(word: str) -> dict[int, str]:
-    """Return the living processes that have this word in their command line."""
+    """Return the living processes with this word in their command line."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -81,7 +81,7 @@ def launchers_of(pid: int) -> list[int]:
 async def eventually(
     condition: Callable[[], object], within_s: float = WAIT_S_MAX
 ) -> None:
-    """Return when the condition holds; fail when it does not in time."""
+    """Return once the condition holds; fail if it does not in time."""
     deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen in time"
@@ -114,12 +114,12 @@ def supply_in(folder: Path) -> BlobFetcher:
 
 
 def stranger(uid: int = 64321) -> Account:
-    """Return a user that no file of this machine belongs to."""
+    """Return a user who owns no file of this machine."""
     return Account(name="stranger", uid=uid, gid=uid, home="/", login_shell="/bin/sh")
 
 
 class Rig:
-    """A pool and what it reported."""
+    """A pool and its reports."""
 
     def __init__(self, pool: Pool, reports: list[Report], workdir: Path) -> None:
         self.pool = pool
@@ -141,7 +141,7 @@ class Rig:
         return spec.id, attempt
 
     def outcome(self, task: TaskId) -> Outcome | None:
-        """Return how a task ended, None while it has not."""
+        """Return a task's outcome, None before its end."""
         ends = [report.outcome for report in self.reports if report.task == task]
         assert len(ends) <= 1, "an attempt is reported once"
         return ends[0] if ends else None
@@ -159,16 +159,16 @@ class Rig:
         return await self.end_of(task)
 
     async def run_all(self, commands: Sequence[str]) -> list[Outcome]:
-        """Run commands to their ends, all handed over at once."""
+        """Run commands to their ends, all submitted at once."""
         items = [self.item(command) for command in commands]
         self.pool.start_attempts(items)
         return [await self.ended(spec) for _, spec in items]
 
     async def ended(self, spec: TaskSpec) -> Outcome:
-        """Wait for the end of one of many, which is run again if it is given back.
+        """Wait for the end of one of many attempts; one that is given back runs again.
 
-        So is what waits where nothing has ended for a moment; a dispatcher does as
-        much.
+        A waiting attempt also runs again if nothing has ended for a moment, as a
+        dispatcher would do.
         """
         outcome = await self.end_of(spec.id)
         while outcome.reason is EndReason.RETURNED:
@@ -178,7 +178,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
-    """Open a pool with two slots in one launcher, unless told otherwise."""
+    """Open a pool with two slots in one launcher, by default."""
     workdir = folder / "work"
     workdir.mkdir(exist_ok=True)
     reports: list[Report] = []

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on loopback, as kind or as hostile as a test wants."""
+"""A receiver of webhooks on loopback, with good or hostile behaviour."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Behave = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class Receiver:
-    """What was posted to it, and what it answers."""
+    """The requests posted to it, and its answers."""
 
     port: int = 0
     answer: bytes = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
-    behave: Behave | None = None  #: instead of an answer
+    behave: Behave | None = None  #: called instead of an answer
     got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
 
     @property
@@ -62,7 +62,7 @@ class Receiver:
 async def receiver(
     listener: socket.socket | None = None, **options: Any
 ) -> AsyncIterator[Receiver]:
-    """Listen until the block ends, at a socket that has a port if there is one."""
+    """Listen until the block ends, on the given socket if there is one."""
     made = Receiver(**options)
     if listener is None:
         server = await asyncio.start_server(made.handle, "127.0.0.1", 0)
@@ -76,7 +76,7 @@ async def receiver(
 
 
 def is_signed(headers: dict[str, str], body: bytes, key: bytes) -> bool:
-    """Check a message as a receiver does."""
+    """Return True if a receiver would accept a message's signature."""
     text = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     mac = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
     return headers["webhook-signature"] == f"v1,{mac}"

@@ -1,4 +1,4 @@
-"""A dispatcher with its standbys, and filters for what they send each other."""
+"""A dispatcher with its standbys, and filters for their messages."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ NEXT_STREAM = StreamId(78)
 
 
 def answered_note(name: str, copies: int) -> LogLine:
-    """Return the trace of an answer that was told how many disks hold it."""
+    """Return the trace of an answer with the number of disks that hold it."""
     return LogLine("info", name, (("copies", copies),))
 
 
 def large_fact(chars: int) -> Submitted:
-    """Return a fact with so long a command."""
+    """Return a fact with a command of so many characters."""
     return Submitted(spec(command="x" * chars))
 
 
 class ReplicatingDispatcher:
-    """Node a is dispatcher; the test decides what the others, disk and time do."""
+    """Node a is dispatcher; the test controls the others, the disk and time."""
 
     def __init__(
         self, followers: str = "", *, limits: Limits | None = None, level: bool = True
@@ -75,7 +75,7 @@ class ReplicatingDispatcher:
         )
 
     def renew(self, at: float = 0.0) -> None:
-        """Begin a higher epoch, as after a claim above another one."""
+        """Begin a higher epoch, as after another node's claim."""
         self.replication.stop_replicating(moment(at))
         self.journal.close_stream()
         self.epoch = epoch(self.epoch.term + 1)
@@ -94,7 +94,7 @@ class ReplicatingDispatcher:
         electable: bool = True,
         state: NodeState = NodeState.READY,
     ) -> list[Effect]:
-        """A node links and confirms the epoch; `held` is all unless given."""
+        """Connect a node that confirms the epoch; `held` is all by default."""
         node = NodeId(name)
         known = replace(settings(name).node, electable=electable)
         hello = Hello(node=known, epoch=self.epoch, dispatcher=None)
@@ -124,13 +124,13 @@ class ReplicatingDispatcher:
         *,
         of: Epoch | None = None,
     ) -> list[Effect]:
-        """A standby acknowledges, by default everything."""
+        """Acknowledge as a standby, by default everything."""
         number = self.journal.last_number if number is None else number
         ok = ReplicateOk(of or self.epoch, number)
         return self.replication.on_replicate_ok(NodeId(name), ok, moment(at))
 
     def pull(self, name: str, held: VectorItems, at: float = 0.0) -> list[Effect]:
-        """A follower asks for what is beyond `held`."""
+        """Pull as a follower, beyond `held`."""
         self.members.peers[NodeId(name)].vector = dict(held)
         return self.replication.on_pull(NodeId(name), Pull(held), moment(at))
 
@@ -142,7 +142,7 @@ class ReplicatingDispatcher:
         return self.replication.on_log_write(append, moment(at))
 
     def ask(self, name: str, at: float = 0.0) -> list[Effect]:
-        """Answer once it is safe."""
+        """Request an answer that waits until it is safe."""
         return self.replication.when_replicated(
             lambda _, copies: [answered_note(name, copies)], moment(at)
         )
@@ -159,19 +159,19 @@ class ReplicatingDispatcher:
 
     @property
     def standbys(self) -> list[str]:
-        """Who keeps copies, the first successor first."""
+        """The standbys, the first successor first."""
         return list(self.replication.standby_nodes)
 
     @property
     def level(self) -> list[str]:
-        """Those of them that are level."""
+        """The standbys in sync."""
         return [
             view.node for view in self.replication.standby_views() if view.is_in_sync
         ]
 
 
 def messages_to(effects: list[Effect], to: str) -> list[Message]:
-    """Return what goes to a node."""
+    """Return the messages to a node."""
     return [
         message
         for effect in effects
@@ -181,7 +181,7 @@ def messages_to(effects: list[Effect], to: str) -> list[Message]:
 
 
 def streamed_to(effects: list[Effect], to: str) -> list[tuple[int, list[int]]]:
-    """Return number and sequences of what is streamed to a node."""
+    """Return number and sequences of each message streamed to a node."""
     return [
         (message.number, [entry.seq for entry in message.entries])
         for message in messages_to(effects, to)
@@ -190,5 +190,5 @@ def streamed_to(effects: list[Effect], to: str) -> list[tuple[int, list[int]]]:
 
 
 def nodes_served(effects: list[Effect]) -> list[str]:
-    """Return who is sent entries from the disk."""
+    """Return the nodes that receive entries from the disk."""
     return [effect.peer for effect in effects if isinstance(effect, ServePull)]

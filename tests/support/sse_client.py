@@ -1,4 +1,4 @@
-"""A client of server-sent events for tests: every field, as the standard reads them."""
+"""A client of server-sent events for tests, with every field of the standard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Event:
 
     name: str
     data: Any
-    id: str  #: the last one given, by this event or before
+    id: str  #: the last id given, by this event or before
 
 
 class Stream:
@@ -46,7 +46,7 @@ class Stream:
                     data += value
 
     def until(self, task: str, status: str) -> list[Event]:
-        """Return the events up to the one in which a task goes into a state."""
+        """Return the events up to the one in which a task enters a state."""
         found: list[Event] = []
         for event in self:
             found.append(event)
@@ -72,5 +72,5 @@ def stream(agent: Agent, path: str, *, last_id: str = "") -> Iterator[Stream]:
 
 
 def tasks_in(found: list[Event]) -> list[tuple[str, str]]:
-    """Return which task went into which state."""
+    """Return the pairs of task and state in events."""
     return [(e.data["id"], e.data["status"]) for e in found if e.name == "task"]

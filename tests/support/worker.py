@@ -1,4 +1,4 @@
-"""A worker on its own, and builders of its inputs and outputs."""
+"""A single worker, and builders of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CANCELLED = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
 def detached_worker(
     *saved: Report, slots: int = 2, limits: Limits | None = None
 ) -> Worker:
-    """Return a worker that follows nobody yet."""
+    """Return a worker without a dispatcher."""
     return Worker(
         settings("a", slots=slots, limits=limits), saved, TimerHeap(), Outbox()
     )
@@ -44,18 +44,18 @@ def attached_worker(slots: int = 2, limits: Limits | None = None) -> Worker:
 
 
 def assignment(*names: str, term: int = 1, sender: str = "d") -> Assign:
-    """Return what a dispatcher sends to have these tasks run."""
+    """Return a dispatcher's message that assigns these tasks."""
     items = tuple((attempt(), spec(name)) for name in names or ("t",))
     return Assign(epoch(term, sender), items)
 
 
 def kill_message(*keys: tuple[TaskId, object], term: int = 1) -> Kill:
-    """Return an order to end attempts."""
+    """Return a message to end attempts."""
     return Kill(epoch(term, "d"), keys or (KEY,))  # type: ignore[arg-type]
 
 
 def attempts_ended(*reports: Report) -> AttemptsEnded:
-    """Return what the runner says."""
+    """Return the runner's event."""
     return AttemptsEnded(reports or (report(),))
 
 

@@ -1,9 +1,9 @@
-"""Which process runs which test file under pytest-xdist, as in `make test`.
+"""Assignment of test files to processes under pytest-xdist, as in `make test`.
 
 Most tests wait: for agents, browsers, shells. Some only compute. So the last process of
-three or more is a quiet one: it runs what computes first, in the time of the cores that
-the others leave, and then as they do. These take what waits, then what the quiet one
-did not get to.
+three or more is the quiet one. It runs computing tests first, in the core time that the
+others leave, and then takes any file. The others take waiting tests first, then the
+computing ones that are left.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Final
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-QUIET_FROM: Final = 3  #: processes on
-OWN: Final = os.getpriority(os.PRIO_PROCESS, 0)  #: niceness, as for all of the run
-GIVING_WAY: Final = 19  #: the most
+QUIET_FROM: Final = 3  #: number of processes from which one is quiet
+OWN: Final = os.getpriority(os.PRIO_PROCESS, 0)  #: niceness of the run
+GIVING_WAY: Final = 19  #: the highest
 COMPUTES: Final = (
     "tests/simulation/",
     "tests/property/",
@@ -33,7 +33,7 @@ def is_quiet(worker: str, count: int) -> bool:
 
 
 def set_niceness(name: str) -> None:
-    """Let the others go first in a test that computes, if this is the quiet process."""
+    """Lower the priority of a computing test, if this is the quiet process."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if is_quiet(worker, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))):
         niceness = GIVING_WAY if only_computes(name) else OWN
@@ -47,7 +47,7 @@ def can_lower_niceness() -> bool:
     try:
         os.setpriority(os.PRIO_PROCESS, 0, OWN)
     except PermissionError:
-        return False  # This process only hands tests out: it may as well be nicer.
+        return False  # This process only hands out tests, so it may as well be nicer.
     return True
 
 
@@ -57,7 +57,7 @@ def only_computes(name: str) -> bool:
 
 
 class QuietWorkerSchedule(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives each process whole files, of those left the one that suits it best."""
+    """Assigns whole files, each to the process that suits it best."""
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         name = min(self._open_to(node), key=_turn, default=None)
@@ -76,5 +76,5 @@ class QuietWorkerSchedule(LoadFileScheduling):  # type: ignore[misc]  # xdist ha
 
 
 def _turn(name: str) -> tuple[bool, bool]:
-    """Return what to compare files by; of those alike, xdist puts the larger first."""
+    """Return a file's sort key; of equal ones, xdist puts the larger first."""
     return only_computes(name), not name.startswith(EARLY)

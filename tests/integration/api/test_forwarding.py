@@ -515,7 +515,7 @@ async def test_a_request_to_an_unreachable_dispatcher_is_retried(
 ) -> None:
     """A refused connection carried nothing, so a POST moves to the next dispatcher."""
     await back.api.server.close()
-    asyncio.get_running_loop().call_later(0.3, front.reign, 2)
+    asyncio.get_running_loop().call_later(0.3, front.become_dispatcher, 2)
 
     answer = await front.api.ask("POST", TASKS, headers=ADMIN, body={"command": "a"})
 
@@ -566,7 +566,7 @@ async def test_a_request_moves_on_from_a_deposed_dispatcher(
     def hand_over() -> None:
         back.follow(front, term=2)
         back.gateway.held.set()
-        loop.call_later(0.2, front.reign, 2)
+        loop.call_later(0.2, front.become_dispatcher, 2)
 
     async with asyncio.TaskGroup() as group:
         posted = group.create_task(
@@ -583,8 +583,8 @@ async def test_a_request_moves_on_from_a_deposed_dispatcher(
 async def test_a_node_that_loses_the_role_during_a_request_forwards_it(
     front: Member, back: Member
 ) -> None:
-    """The client gets the answer of the new dispatcher."""
-    front.reign()
+    """The node that was asked stops being dispatcher while it works on it."""
+    front.become_dispatcher()
     front.gateway.held.clear()
     async with asyncio.TaskGroup() as group:
         posted = group.create_task(
@@ -607,7 +607,7 @@ async def _crash_after_request(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        asyncio.get_running_loop().call_later(0.1, front.reign, 2)
+        asyncio.get_running_loop().call_later(0.1, front.become_dispatcher, 2)
         writer.transport.abort()
 
     context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
@@ -657,7 +657,7 @@ async def test_a_submission_waits_no_longer_than_the_hold(api_mesh: ApiMesh) -> 
         asked.append((await reader.readuntil(b"\r\n\r\n")).split()[0])
         await asyncio.sleep(0.1)
         if asked.count(b"GET") == 3:
-            front.reign(2)
+            front.become_dispatcher(2)
         writer.transport.abort()
 
     context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
@@ -699,13 +699,13 @@ async def test_a_poll_on_a_silent_dispatcher_moves_on(
     context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
     silent = await asyncio.start_server(ignore, "127.0.0.1", 0, ssl=context)
     port = silent.sockets[0].getsockname()[1]
-    front.reign()
+    front.become_dispatcher()
     task = await front.api.submit()
     view = front.gateway.view_of(
         back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
     )
     front.gateway.elect(view)
-    asyncio.get_running_loop().call_later(0.2, front.reign, 2)
+    asyncio.get_running_loop().call_later(0.2, front.become_dispatcher, 2)
 
     answer = await front.api.ask("GET", f"{TASKS}/{task}?wait=1", headers=ADMIN)
     silent.close()
@@ -861,7 +861,7 @@ async def test_an_unread_download_is_aborted(api_mesh: ApiMesh, tmp_path: Path) 
         file.truncate(64 << 20)
     task = await _finished(back, "big", 64 << 20, back.gateway.node_id)
     back.gateway.files[task, "big"] = tmp_path / "big"  # type: ignore[index]
-    back.reign()
+    back.become_dispatcher()
     asked = f"GET {TASKS}/{task}/outputs/big HTTP/1.1\r\nHost: localhost\r\n"
     asked += "".join(f"{name}: {value}\r\n" for name, value in VIEWER.items())
 
@@ -1058,7 +1058,7 @@ async def test_a_forwarded_stream_ends_with_the_epoch(
     reader, writer = await connect(front.api)
     await until(lambda: produce.running)
 
-    front.reign(term=2)
+    front.become_dispatcher(term=2)
     await reader.readuntil(b"0\r\n\r\n")
 
     await until(lambda: not produce.running)

@@ -256,7 +256,7 @@ async def test_a_new_dispatcher_gives_a_client_at_most_one_more_account(
     """It does not know the counts of the previous one."""
     front = members[1]
     before = [await front.api.ask("GET", TASKS, headers=CLIENT) for _ in range(4)]
-    members[2].reign(term=2)
+    members[2].become_dispatcher(term=2)
     front.follow(members[2], term=2)
     after = [await front.api.ask("GET", TASKS, headers=CLIENT) for _ in range(4)]
 
