@@ -1,4 +1,4 @@
-"""A cable between a browser and an agent, which a test can cut and mend."""
+"""A cable between a browser and an agent, which a test can cut and repair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PIECE_BYTES = 1 << 16
 
 
 class Cable:
-    """Relays connections of a port of its own to another one."""
+    """Relays connections from a port of its own to another one."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -21,12 +21,12 @@ class Cable:
         self.port = 0
 
     async def mend(self) -> None:
-        """Let connections through, at the port that it had before."""
+        """Let connections through, at the same port as before."""
         self._server = await asyncio.start_server(self._join, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
-        """End every connection, and take no new one."""
+        """End every connection, and accept no new one."""
         assert self._server is not None
         self._server.close()
         for end in self._ends:
@@ -34,11 +34,11 @@ class Cable:
         await asyncio.sleep(0)
 
     def hold(self) -> None:
-        """Let nothing through from now on, and end nothing: nobody hears of it."""
+        """Relay nothing from now on, and close nothing, so neither end notices."""
         self._flows.clear()
 
     def let_go(self) -> None:
-        """Let through what was held, and what comes."""
+        """Relay the held data, and all that arrives."""
         self._flows.set()
 
     async def _join(
@@ -69,7 +69,7 @@ class Cable:
 
 @contextlib.asynccontextmanager
 async def cable(port: int) -> AsyncIterator[Cable]:
-    """Lay one to a port for the length of a block."""
+    """Open a relay to a port for the length of a block."""
     laid = Cable(port)
     await laid.mend()
     try:

@@ -1,4 +1,4 @@
-"""Debian's chromium under playwright, and pages whose faults nobody overlooks."""
+"""Debian's Chromium under Playwright, with pages whose errors fail the test."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ ARGUMENTS: Final = (
     "--disable-sync",
     "--js-flags=--expose-gc",
     "--host-resolver-rules=MAP *.test 127.0.0.1",
-    # What agents refuse shall be seen, not what this browser alone does not send.
+    # The agent's refusals must show; this browser alone would not send some requests.
     "--disable-features=LocalNetworkAccessChecks",
 )
 ANSWER_MS: Final = 30_000.0  #: for anything on a page to appear
 
-#: Chromium writes one for each answer that is no success; tests of such answers look at
-#: what the page makes of them instead.
+#: Chromium logs one for each error status; tests of error answers check
+#: the page's own reaction instead.
 UNANSWERED: Final = re.compile(r"Failed to load resource: .*")
 
 WATCH = """
@@ -47,13 +47,13 @@ addEventListener("unhandledrejection", (event) => console.error(
 
 
 def missing() -> str | None:
-    """Return why no browser can be started here, None where one can."""
+    """Return the reason why no browser can be started here, or None."""
     return None if shutil.which("chromium") else "chromium is missing: apt install it"
 
 
 @contextlib.asynccontextmanager
 async def started(home: Path | None = None) -> AsyncIterator[Browser]:
-    """Run one browser for the length of a block; `home` may say whom it trusts."""
+    """Run one browser for the length of a block; `home` may add authorities."""
     environ: dict[str, str | float | bool] = {**os.environ}
     if home is not None:
         environ["HOME"] = str(home)
@@ -71,7 +71,7 @@ async def started(home: Path | None = None) -> AsyncIterator[Browser]:
 
 
 def trust(home: Path, authority: Path) -> None:
-    """Let browsers of a home folder trust an authority, as people do by hand."""
+    """Let browsers of a home folder trust an authority, as users do by hand."""
     folder = home / ".pki" / "nssdb"
     folder.mkdir(parents=True)
     certutil = ("certutil", "-d", f"sql:{folder}")
@@ -82,7 +82,7 @@ def trust(home: Path, authority: Path) -> None:
 
 
 class Visitor:
-    """One context of a browser, with all that its pages complained of."""
+    """One context of a browser, with all errors of its pages."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.context = context
@@ -94,7 +94,7 @@ class Visitor:
         context.on("dialog", self._dismiss)
 
     def allow(self, pattern: re.Pattern[str] = UNANSWERED) -> None:
-        """Overlook complaints that are wholly of this kind, which the test brings."""
+        """Ignore errors that match a pattern, which the test causes."""
         self._allowed.append(pattern)
 
     async def page(self) -> Page:
@@ -102,7 +102,7 @@ class Visitor:
         return await self.context.new_page()
 
     def check(self) -> None:
-        """Fail if a page complained, broke its policy, or left a rejection alone."""
+        """Fail if a page logged an error, broke its policy, or ignored a rejection."""
         faults = [
             fault
             for fault in self.faults
@@ -121,7 +121,7 @@ class Visitor:
 
 @contextlib.asynccontextmanager
 async def visitor(browser: Browser, **options: Any) -> AsyncIterator[Visitor]:
-    """Give a block a context of its own; at its end nothing may have been wrong."""
+    """Open a context for a block; at its end no page may have errors."""
     context = await browser.new_context(**options)
     try:
         await context.add_init_script(WATCH)

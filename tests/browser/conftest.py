@@ -21,7 +21,7 @@ expect.set_options(timeout=chromium.ANSWER_MS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run these tests on the loop that the browser lives on."""
+    """Run these tests on the event loop of the browser."""
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
@@ -32,14 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    """Chromium, once."""
+    """Chromium, started once."""
     async with chromium.started() as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """Three agents, dispatcher first, that end at once whatever runs."""
+    """Three agents, dispatcher first, that stop at once even with running tasks."""
     folder = tmp_path_factory.mktemp("mesh")
     extra = ("--slots", "2", "--drain", "0")
     with meshed(folder, "ana", "ben", "cleo", extra=extra) as agents:
@@ -56,6 +56,6 @@ def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def guest(browser: Browser) -> AsyncIterator[Visitor]:
-    """Somebody with a browser."""
+    """A visitor with a browser."""
     async with visitor(browser) as one:
         yield one

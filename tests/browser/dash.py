@@ -1,4 +1,4 @@
-"""The dashboard as its visitors meet it: ways in, views, and what all must keep to."""
+"""The dashboard for tests: sign-in, views, and rules for all views."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FITS: Final = """(settle_ms) => new Promise((tell) => {
 
 
 def code_of(agent: Agent) -> str:
-    """Return an address that signs in, once."""
+    """Return an address that signs in once."""
     status, made = agent.call("POST", "/api/v1/sessions/codes", {})
     assert status == 201, made
     return str(made["url"])
@@ -39,7 +39,7 @@ async def enter(page: Page, agent: Agent) -> None:
 
 
 async def show(page: Page, view: str, *parts: str, **query: str) -> None:
-    """Go to a view by its address, as a bookmark does."""
+    """Open a view by its address, as a bookmark does."""
     path = "/".join(("#", view, *parts))
     rest = "&".join(f"{name}={value}" for name, value in query.items())
     await page.evaluate(
@@ -58,7 +58,7 @@ async def at(page: Page, view: str) -> None:
 
 
 async def make_findings(page: Page, *rules: str) -> list[str]:
-    """Return what axe holds against a page, serious or worse; by default all rules."""
+    """Return axe's findings for a page, serious or worse; by default for all rules."""
     options: dict[str, Any] = {"resultTypes": ["violations"]}
     if rules:
         options["runOnly"] = {"type": "rule", "values": rules}
@@ -71,8 +71,8 @@ async def make_findings(page: Page, *rules: str) -> list[str]:
 
 
 async def fits(page: Page) -> bool:
-    """Whether a page is no wider than its window, once its lists know of that.
+    """Return True if a page is no wider than its window, once its lists have adapted.
 
-    They take another form in a narrow window, a frame after it has become narrow.
+    They change their form in a narrow window, one frame after the resize.
     """
     return bool(await page.evaluate(FITS, SETTLE_MS))

@@ -1,4 +1,4 @@
-"""A mesh in the middle of a working day: something in every state, for every view."""
+"""A busy mesh with a task in every state, for every view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threats 7, 8 and 27 in a real browser: what pages of others can do to an agent."""
+"""Threats 7, 8 and 27 in a real browser: attacks of foreign pages on an agent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FORM = """(url) => {
 
 @pytest.fixture(scope="module")
 def solo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Agent, str]]:
-    """One agent with one task that runs, and a token that is good."""
+    """One agent with one running task, and a valid token."""
     with running(tmp_path_factory.mktemp("solo"), "solo") as (agent,):
         until_nodes(agent, 1)
         task = submit(agent, "sleep 600")
@@ -77,10 +77,10 @@ def untouched(agent: Agent) -> bool:
 
 
 @pytest.mark.parametrize("address", [f"{EVIL}/", "data:text/html,<body>"])
-async def test_a_foreign_page_changes_and_reads_nothing(
+async def test_foreign_page_changes_and_reads_nothing(
     browser: Browser, solo: tuple[Agent, str], address: str
 ) -> None:
-    """Even with a good token, by every method; opaque answers tell it nothing."""
+    """Even with a valid token and every method; opaque answers reveal nothing."""
     agent, token = solo
     async with visitor(browser) as guest:
         guest.allow(REFUSED_STATUSES)
@@ -92,10 +92,10 @@ async def test_a_foreign_page_changes_and_reads_nothing(
     assert untouched(agent)
 
 
-async def test_a_foreign_form_submits_no_task(
+async def test_foreign_form_submits_no_task(
     browser: Browser, solo: tuple[Agent, str]
 ) -> None:
-    """A form needs no leave of its target, and can look like JSON."""
+    """A form needs no permission of its target, and can look like JSON."""
     agent, _ = solo
     async with visitor(browser) as guest:
         guest.allow(REFUSED_STATUSES)
@@ -108,10 +108,10 @@ async def test_a_foreign_form_submits_no_task(
     assert untouched(agent)
 
 
-async def test_a_name_of_others_does_not_lead_to_an_agent(
+async def test_foreign_host_name_does_not_reach_an_agent(
     browser: Browser, solo: tuple[Agent, str]
 ) -> None:
-    """DNS rebinding: the name of the page leads here, so its browser asks freely."""
+    """DNS rebinding: the page's own name leads here, so the browser allows it."""
     agent, token = solo
     port = agent.ready()["api_url"].rpartition(":")[2]
     async with visitor(browser) as guest:
@@ -125,5 +125,5 @@ async def test_a_name_of_others_does_not_lead_to_an_agent(
     assert answer is not None
     assert answer.status == 403
     assert "host not allowed" in text
-    assert set(told) == {"basic"}  # Of its own origin, as the browser believes.
+    assert set(told) == {"basic"}  # Of its own origin, as the browser sees it.
     assert untouched(agent)

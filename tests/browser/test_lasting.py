@@ -20,13 +20,13 @@ BANNER_MS = 1000 * soon_s(15)
 SILENCE_MS = 1000 * soon_s(11)
 AT_ONCE_MS = 1000 * soon_s(3)
 HOUR_MS = 3_600_000
-#: What a browser writes where nobody answers.
+#: The browser's error if no server answers.
 UNANSWERED = re.compile(r"Failed to load resource: .*|.*net::ERR_.*")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def hampered_guest(browser: Browser) -> AsyncIterator[Visitor]:
-    """Somebody with a browser, to whom not everything answers."""
+    """A visitor with a browser who gets no answer for some requests."""
     async with visitor(browser) as one:
         one.allow(UNANSWERED)
         yield one
@@ -34,7 +34,7 @@ async def hampered_guest(browser: Browser) -> AsyncIterator[Visitor]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(hampered_guest: Visitor, mesh: list[Agent]) -> Page:
-    """A page of the last node, signed in, that remembers whether it was loaded anew."""
+    """A signed-in page of the last node, which records whether it was reloaded."""
     page = await hampered_guest.page()
     await enter(page, mesh[-1])
     await page.evaluate("window.isSame = true")
@@ -49,15 +49,15 @@ def counting(mesh: list[Agent], gate: Path, **more: object) -> str:
 
 
 def say(gate: Path, line: str) -> None:
-    """Let the task go on."""
+    """Let the task continue."""
     with gate.open("w") as fifo:
         fifo.write(f"{line}\n")
 
 
-async def test_a_network_that_is_lost_and_back_costs_no_line(
+async def test_lost_and_restored_network_loses_no_line(
     hampered_guest: Visitor, mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """The page says that it looks for the mesh, and goes on where it was."""
+    """The page says that it looks for the mesh, and continues from the same line."""
     address = code_of(mesh[-1])
     port = urlsplit(address).port
     assert port is not None
@@ -84,10 +84,10 @@ async def test_a_network_that_is_lost_and_back_costs_no_line(
         assert await page.evaluate("window.isSame")
 
 
-async def test_a_network_that_is_silent_is_noticed_within_seconds(
+async def test_silent_network_is_noticed_within_seconds(
     hampered_guest: Visitor, mesh: list[Agent]
 ) -> None:
-    """Nothing is refused and nothing ends, as where a cable was pulled."""
+    """No connection is refused or closed, as with a pulled cable."""
     address = code_of(mesh[-1])
     port = urlsplit(address).port
     assert port is not None
@@ -108,10 +108,10 @@ async def test_a_network_that_is_silent_is_noticed_within_seconds(
         await hampered_guest.context.set_offline(offline=False)
 
 
-async def test_a_tab_that_slept_for_an_hour_is_up_to_date_when_it_wakes(
+async def test_tab_that_slept_for_an_hour_is_up_to_date_on_wake_up(
     hampered_guest: Visitor, mesh: list[Agent]
 ) -> None:
-    """Its timers stood still, its token nears its end, and much has happened."""
+    """Its timers stood still, its token is about to expire, and much has happened."""
     page = await hampered_guest.page()
     await page.clock.install()
     await enter(page, mesh[-1])
@@ -130,7 +130,7 @@ async def test_a_tab_that_slept_for_an_hour_is_up_to_date_when_it_wakes(
     await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
 
 
-async def test_the_dispatcher_dies_and_the_page_goes_on(
+async def test_page_survives_the_death_of_the_dispatcher(
     page: Page, mesh: list[Agent], tmp_path: Path
 ) -> None:
     """A banner for a moment, no reload, and every line of the log once.

@@ -1,4 +1,4 @@
-"""The pure parts of the dashboard's scripts, run where they run: in the browser."""
+"""The pure modules of the dashboard's scripts, run in the browser."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ PAGES = """async ([first, last, total, isNewest]) => {
     const v = await import("/static/app/views/virtual.js");
     return [v.pagesOf(first, last, total, isNewest), v.PAGE_ROWS];
 }"""
-#: Of the page itself, as another copy of the modules would not be signed in.
+#: From the page itself, because another copy of the modules would not be signed in.
 LIST = """async (isNewest) => {
     const { Pages } = await import(new URL("views/rows.js", document.scripts[0].src));
     performance.clearResourceTimings();
@@ -115,7 +115,7 @@ COPIES = """async (task) => {
     const curl = asCurl(asked(task), "https://pi4:3443");
     return [asCli(task), unread(task) + curl, asked(task)];
 }"""
-#: All that can be typed into the form, but for arrays, of which there are two kinds.
+#: All values for the form, except arrays, of which there are two kinds.
 TYPED = {
     "command": "echo  two  spaces",
     "name": " nightly ",
@@ -148,7 +148,7 @@ TYPED = {
     "durability": "strict",
     "id": "mine",
 }
-#: In the form as well; each stands in the way of one above.
+#: Also in the form; each excludes one above.
 APART = {"workdir", "stdin_base64", "files", "array"}
 
 EDIT = """async (body) => {
@@ -160,7 +160,7 @@ EDIT = """async (body) => {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def page(browser: Browser, solo: Agent) -> AsyncIterator[Page]:
-    """A page of the dashboard that nobody has signed in to."""
+    """A page of the dashboard without a sign-in."""
     async with visitor(browser) as guest:
         guest.allow()
         page = await guest.page()
@@ -174,20 +174,18 @@ def texts(lines: list[list[dict[str, Any]]]) -> list[str]:
 
 @given(CONTROL_FILES)
 @example(["\x1b[", "\n"])
-async def test_whatever_is_written_no_control_character_is_shown(
-    page: Page, written: list[str]
-) -> None:
-    """What stands on the page can be copied into a terminal."""
+async def test_no_control_character_is_shown(page: Page, written: list[str]) -> None:
+    """Text of the page can be copied into a terminal."""
     shown = texts(await page.evaluate(WRITE, ["".join(written)]))
 
     assert [line for line in shown if CONTROLS.search(line)] == []
 
 
 @given(CONTROL_FILES)
-async def test_where_output_is_cut_makes_no_difference(
+async def test_split_of_the_output_makes_no_difference(
     page: Page, written: list[str]
 ) -> None:
-    """Pieces come as the network likes; a sequence may be in two of them."""
+    """The network may split the output anywhere, also inside a sequence."""
     pieces = await page.evaluate(WRITE, written)
     whole = await page.evaluate(WRITE, ["".join(written)])
 
@@ -196,7 +194,7 @@ async def test_where_output_is_cut_makes_no_difference(
 
 @given(st.floats(0, 1), TOTALS, VIEWS_PX, ROWS_PX)
 @example(1.0, 1_000_000, 600, 40)
-async def test_a_list_of_any_length_scrolls_from_its_first_row_to_its_last(
+async def test_list_of_any_length_scrolls_from_its_first_row_to_its_last(
     page: Page, part: float, total: int, view_px: int, row_px: int
 ) -> None:
     """The bar is inside its track, stays where it was put, and rows fill the view."""
@@ -213,10 +211,10 @@ async def test_a_list_of_any_length_scrolls_from_its_first_row_to_its_last(
 
 
 @given(st.integers(0, 2_000_000), st.integers(1, 60), TOTALS, st.booleans())
-async def test_the_pages_asked_for_hold_every_row_in_sight(
+async def test_requested_pages_hold_every_visible_row(
     page: Page, first: int, count: int, total: int, is_newest: bool
 ) -> None:
-    """From either end of the list, and no page more than that takes."""
+    """From either end of the list, with no more pages than needed."""
     last = min(total, first + count)
     pages, size = await page.evaluate(PAGES, [first, last, total, is_newest])
 
@@ -225,10 +223,8 @@ async def test_the_pages_asked_for_hold_every_row_in_sight(
     assert pages == sorted({row // size for row in from_oldest})
 
 
-async def test_a_list_is_there_after_one_question(
-    browser: Browser, solo: Agent
-) -> None:
-    """From either end, wherever the pages begin that are asked for later."""
+async def test_list_needs_one_request(browser: Browser, solo: Agent) -> None:
+    """From either end, wherever the later pages begin."""
     commands: list[str] = []
     async with visitor(browser) as guest:
         page = await guest.page()
@@ -247,7 +243,7 @@ async def test_a_list_is_there_after_one_question(
 
 @st.composite
 def worked(draw: st.DrawFn) -> tuple[int, list[dict[str, Any]]]:
-    """So many slots, and attempts that one node ran in them, as the API tells them."""
+    """A number of slots, and attempts of one node in them, as from the API."""
     slots = draw(st.integers(1, 4))
     free_ms = [0] * slots
     ended = []
@@ -281,10 +277,10 @@ def at(ms: int) -> str:
 @settings(max_examples=25)
 @example((1, [attempt("t0", 0, 4), attempt("t1", 0, 0)]))
 @example((2, [attempt("t0", 0, 10), attempt("t1", 2, 2)]))
-async def test_what_ran_in_so_many_slots_stands_in_as_many_lanes(
+async def test_timeline_has_as_many_lanes_as_slots(
     page: Page, of: tuple[int, list[dict[str, Any]]]
 ) -> None:
-    """In whatever order it is told, nothing is lost, and nothing lies on another."""
+    """In any order of arrival, no attempt is lost, and no two overlap."""
     slots, ended = of
     lanes, _ = await page.evaluate(LANES, [slots, [{"running": [], "ended": ended}]])
 
@@ -297,10 +293,10 @@ async def test_what_ran_in_so_many_slots_stands_in_as_many_lanes(
             assert end - 3 <= start
 
 
-async def test_what_runs_becomes_what_ended_and_what_is_too_much_waits(
+async def test_running_bars_become_ended_ones_and_surplus_attempts_wait(
     page: Page,
 ) -> None:
-    """A bar grows until its end is known; a node was given more than it has slots."""
+    """A bar grows until its end is known; a node may have more attempts than slots."""
     first, second = attempt("a", 0, None), attempt("b", 100, None)
     begun = {"running": [first, second], "ended": []}
     over = {"running": [second], "ended": [attempt("a", 0, 2000)]}
@@ -312,8 +308,8 @@ async def test_what_runs_becomes_what_ended_and_what_is_too_much_waits(
     ]
 
 
-async def test_a_command_is_called_as_people_call_it(page: Page) -> None:
-    """By its program, or by the script that it interprets, in a colour of its own."""
+async def test_command_is_labelled_by_its_program_or_script(page: Page) -> None:
+    """By its program, or by the script that it interprets, with a colour of its own."""
     called = {
         "blender -b scene.blend": "blender",
         "/usr/bin/ffmpeg -i a b": "ffmpeg",
@@ -334,10 +330,10 @@ async def test_a_command_is_called_as_people_call_it(page: Page) -> None:
 
 @given(st.integers(500, 21_600_000), st.floats(0.01, 100), st.floats(0, 1))
 @settings(max_examples=25)
-async def test_what_is_under_the_pointer_stays_there_while_one_zooms(
+async def test_point_under_the_pointer_stays_there_during_zoom(
     page: Page, span: int, factor: float, part: float
 ) -> None:
-    """Between half a second and six hours; and the axis has room for its marks."""
+    """Between half a second and six hours; the axis has room for its marks."""
     around = 1_000_000 + part * span
     after, (least, most), axis = await page.evaluate(
         VIEW, [{"from": 1_000_000, "span": span}, factor, around, 8]
@@ -349,8 +345,8 @@ async def test_what_is_under_the_pointer_stays_there_while_one_zooms(
     assert all(0 <= mark - after["from"] <= after["span"] for mark in axis["marks"])
 
 
-async def test_the_form_asks_for_all_that_the_api_takes(page: Page) -> None:
-    """Each field is read as the API wants it, and the API takes them all at once."""
+async def test_form_covers_all_fields_of_the_api(page: Page) -> None:
+    """Each field has the API's type, and the API accepts all of them at once."""
     body = await page.evaluate(FORM, [TYPED, ""])
 
     await parse_tasks(json.dumps(body).encode())
@@ -365,8 +361,8 @@ async def test_the_form_asks_for_all_that_the_api_takes(page: Page) -> None:
     assert body["requires"]["cpus"] == 2
 
 
-async def test_what_was_left_empty_is_not_sent(page: Page) -> None:
-    """Of the two kinds of arrays that alone which is chosen."""
+async def test_empty_fields_are_not_sent(page: Page) -> None:
+    """Of the two kinds of arrays, only the selected one is sent."""
     typed = {"command": "x {}", "name": " ", "array.range": "1-9", "fail_fast": False}
     typed |= {"array.items": "a\nb\n", "array.max_fails": "2", "timeout": "soon"}
 
@@ -377,8 +373,8 @@ async def test_what_was_left_empty_is_not_sent(page: Page) -> None:
     assert items["array"] == {"items": ["a", "b"], "max_fails": 2}
 
 
-async def test_an_error_is_shown_at_the_field_that_it_is_about(page: Page) -> None:
-    """The API names places in the body; some lie within a field."""
+async def test_error_is_shown_at_its_field(page: Page) -> None:
+    """The API names positions in the body; some lie within a field."""
     fields = {
         "$.name": "name",
         "$[3].requires.cpus": "requires.cpus",
@@ -396,10 +392,10 @@ async def test_an_error_is_shown_at_the_field_that_it_is_about(page: Page) -> No
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))
 @settings(max_examples=25)
 @example("it's `here` $(now); \n\\")
-async def test_a_copied_command_is_the_same_task_for_a_shell(
+async def test_copied_command_is_the_same_task_for_a_shell(
     page: Page, text: str
 ) -> None:
-    """Whatever stands in it; quotes are the old trap."""
+    """For any text in it; quotes are the classic problem."""
     task = {"command": text, "name": text, "timeout": 3600, "env": {"A": text}}
     cli, curl, body = await page.evaluate(COPIES, task)
 
@@ -411,7 +407,7 @@ async def test_a_copied_command_is_the_same_task_for_a_shell(
     assert body == {"command": text, "name": text, "env": {"A": text}}
 
 
-async def test_a_copied_command_names_options_that_the_program_has(page: Page) -> None:
+async def test_copied_command_uses_existing_options(page: Page) -> None:
     """All of them at once, for a task and for both kinds of arrays."""
     body = await page.evaluate(FORM, [TYPED, ""])
     outputs = [{"path": path, "bytes": 1} for path in body["outputs"]]
@@ -425,7 +421,7 @@ async def test_a_copied_command_names_options_that_the_program_has(page: Page) -
 
     run.make_context("run", shlex.split(one, comments=True)[2:])
     array.make_context("array", shlex.split(many, comments=True)[2:])
-    # Nodes show no list of items, so they are to be in a file.
+    # Nodes show no list of items, so the items must be in a file.
     *words, less, file = shlex.split(each, comments=True)
     assert (words[:2], less, file) == (["octaskly", "map"], "<", "items.txt")
     assert map_.make_context("map", words[2:]).params["max_fails"] == 2
@@ -434,10 +430,10 @@ async def test_a_copied_command_names_options_that_the_program_has(page: Page) -
     assert body.keys() - again.keys() == {"stdin", "id", "durability", "fail_fast"}
 
 
-async def test_what_a_copied_command_cannot_say_is_told_as_a_comment(
+async def test_copied_command_lists_the_rest_in_a_comment(
     page: Page,
 ) -> None:
-    """Who pastes it would otherwise run another task."""
+    """Otherwise a user who pastes it would run another task."""
     file = {"path": "tool", "sha256": "0" * 64, "node": "ash"}
     task = {
         "command": "cat",
@@ -463,8 +459,8 @@ async def test_what_a_copied_command_cannot_say_is_told_as_a_comment(
     assert body["files"] == [file]
 
 
-async def test_a_form_filled_with_a_body_asks_for_that_body(page: Page) -> None:
-    """Who edits a task and submits it again loses nothing of it."""
+async def test_form_filled_with_a_body_submits_that_body(page: Page) -> None:
+    """A user who edits a task and submits it again loses no field."""
     body = await page.evaluate(FORM, [TYPED, ""])
     body |= {"workdir": "scratch", "array": {"range": "1-9", "max_fails": 2}}
     body |= {"files": [{"path": "tool", "sha256": "0" * 64, "node": "ash"}]}

@@ -1,4 +1,4 @@
-"""Ways into the dashboard and out of it: codes, tokens, strange addresses."""
+"""Sign-in and sign-out of the dashboard: codes, tokens, malicious addresses."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ PLACES = (
 
 
 async def refused(page: Page) -> str:
-    """Return why the page lets nobody in."""
+    """Return the page's reason for a refused sign-in."""
     alert = page.get_by_role("alert")
     await expect(page.get_by_text("octaskly open", exact=True)).to_be_visible()
     return await alert.inner_text()
 
 
-async def test_a_code_signs_in_and_is_gone_from_address_and_history(
+async def test_code_signs_in_and_disappears_from_address_and_history(
     guest: Visitor, solo: Agent
 ) -> None:
-    """Who looks over a shoulder, or into the history, finds no code."""
+    """A code can be found neither in the address bar nor in the history."""
     page = await guest.page()
 
     await enter(page, solo)
@@ -61,8 +61,8 @@ async def test_a_code_signs_in_and_is_gone_from_address_and_history(
     assert await page.evaluate("localStorage.length") == 0
 
 
-async def test_a_code_is_good_once(guest: Visitor, solo: Agent) -> None:
-    """Who finds it in a list of processes comes too late, and is told what to do."""
+async def test_code_is_valid_once(guest: Visitor, solo: Agent) -> None:
+    """A used code from a list of processes is refused with the next step."""
     guest.allow()
     address = code_of(solo)
     first, second = await guest.page(), await guest.page()
@@ -76,10 +76,10 @@ async def test_a_code_is_good_once(guest: Visitor, solo: Agent) -> None:
     await at(first, "overview")
 
 
-async def test_what_stands_in_the_place_of_a_code_runs_no_script(
+async def test_script_in_place_of_a_code_does_not_run(
     guest: Visitor, solo: Agent
 ) -> None:
-    """Anybody can send somebody a link to a port of theirs."""
+    """Anyone can send a link to a user's own port."""
     guest.allow()
     page = await guest.page()
     root = solo.ready()["api_url"]
@@ -91,10 +91,10 @@ async def test_what_stands_in_the_place_of_a_code_runs_no_script(
         assert "code" not in page.url
 
 
-async def test_strange_places_show_a_view_and_run_no_script(
+async def test_malicious_addresses_show_a_view_and_run_no_script(
     guest: Visitor, solo: Agent
 ) -> None:
-    """What does not exist is said, or leads to the first view."""
+    """An unknown address shows an error, or the first view."""
     guest.allow()
     page = await guest.page()
     await enter(page, solo)
@@ -107,7 +107,7 @@ async def test_strange_places_show_a_view_and_run_no_script(
 
 
 async def test_no_other_page_may_frame_it(guest: Visitor, solo: Agent) -> None:
-    """What lies under a foreign button could be pressed unknowingly."""
+    """A user could unknowingly click it under a foreign button."""
 
     async def answer(route: Route) -> None:
         body = f'<iframe src="{solo.ready()["api_url"]}/"></iframe>'
@@ -123,8 +123,8 @@ async def test_no_other_page_may_frame_it(guest: Visitor, solo: Agent) -> None:
     guest.faults.clear()
 
 
-async def test_a_page_renews_its_token_in_time(guest: Visitor, solo: Agent) -> None:
-    """It lives for minutes, and the page for days."""
+async def test_page_renews_its_token_in_time(guest: Visitor, solo: Agent) -> None:
+    """The token lives for minutes, and the page for days."""
     page = await guest.page()
     await page.clock.install()
     await enter(page, solo)
@@ -140,10 +140,10 @@ async def test_a_page_renews_its_token_in_time(guest: Visitor, solo: Agent) -> N
     )
 
 
-async def test_a_token_that_is_revoked_ends_the_session_with_a_reason(
+async def test_revoked_token_ends_the_session_with_a_reason(
     guest: Visitor, solo: Agent
 ) -> None:
-    """In mid-stream: the page says so by itself, and shows no more of the mesh."""
+    """In mid-stream: the page reports it, and shows no more of the mesh."""
     guest.allow()
     _, given = solo.call("POST", "/api/v1/tokens", {"role": "viewer", "name": "lent"})
     page = await guest.page()

@@ -25,15 +25,15 @@ WIDTHS: Final = (360, 1280, 3840)
 DRAWN: Final = (360, 1280)  #: widths of the pictures
 PICTURED: Final = ("overview", "tasks", "waiting", "stream")
 HEIGHT_PX = 800
-#: Until what is drawn by hand has been drawn in another colour and size.
+#: Until hand-drawn parts have been drawn in another colour and size.
 DRAWN_ANEW: Final = "new Promise((drawn) => setTimeout(drawn, 300))"
-#: What axe looks for, where not all of it: the dark changes colours alone.
+#: axe's rules, if not all: dark mode changes only colours.
 RULES: Final[dict[Literal["light", "dark"], tuple[str, ...]]] = {
     "light": (),
     "dark": ("color-contrast", "link-in-text-block"),
 }
 
-#: A place of each view, and a text that is there once its data is.
+#: An address in each view, and a text that appears with its data.
 PLACES: Final = {
     "overview": "stored on 3 nodes",
     "tasks": "27 ok, 3 failed of 30",
@@ -66,10 +66,10 @@ async def visit(page: Page, scene: Scene, place: str) -> None:
     await expect(page.locator("main")).not_to_be_empty()
 
 
-async def test_every_view_fits_any_screen_and_can_be_read_by_all(
+async def test_every_view_fits_any_screen_and_is_accessible(
     browser: Browser, scene: Scene
 ) -> None:
-    """No scrolling sideways, nothing serious for axe; and their pictures are drawn."""
+    """No horizontal scrolling, no serious finding of axe; pictures are drawn."""
     wrong = []
     async with visitor(browser) as guest:
         page = await guest.page()
@@ -92,10 +92,10 @@ async def test_every_view_fits_any_screen_and_can_be_read_by_all(
     assert wrong == []
 
 
-async def test_a_narrow_list_tells_all_that_a_wide_one_does(
+async def test_narrow_list_shows_all_columns_of_a_wide_one(
     browser: Browser, scene: Scene
 ) -> None:
-    """On a telephone each row has two lines; filters are behind one button."""
+    """On a telephone each row has two lines, and one button opens the filters."""
     viewport = ViewportSize(width=360, height=HEIGHT_PX)
     async with visitor(browser, viewport=viewport) as guest:
         page = await guest.page()
@@ -110,7 +110,7 @@ async def test_a_narrow_list_tells_all_that_a_wide_one_does(
 
 
 async def draw(page: Page, place: str, width: int) -> None:
-    """Keep pictures of the page, light and dark, where that is asked for."""
+    """Save pictures of the page, light and dark, if requested."""
     if os.environ.get("OCTASKLY_SCREENS") != "write":
         return
     IMAGES.mkdir(exist_ok=True)
@@ -121,10 +121,8 @@ async def draw(page: Page, place: str, width: int) -> None:
         await page.screenshot(path=path, animations="disabled")
 
 
-async def test_all_can_be_done_with_the_keyboard_alone(
-    browser: Browser, scene: Scene
-) -> None:
-    """From the overview to why a task waits, and back, without a mouse."""
+async def test_keyboard_alone_is_enough(browser: Browser, scene: Scene) -> None:
+    """From the overview to the reason why a task waits, and back, without a mouse."""
     async with visitor(browser) as guest:
         page = await guest.page()
         await enter(page, scene.head)
@@ -153,10 +151,10 @@ async def test_all_can_be_done_with_the_keyboard_alone(
         await at(page, "nodes")
 
 
-async def test_every_control_can_be_reached_by_tab_and_shows_that_it_is(
+async def test_every_control_is_reachable_by_tab_and_shows_its_focus(
     browser: Browser, scene: Scene
 ) -> None:
-    """Who sees where the focus is can use what it is on."""
+    """Users of the keyboard must see the focus."""
     async with visitor(browser) as guest:
         page = await guest.page()
         await enter(page, scene.head)
@@ -177,7 +175,7 @@ async def test_every_control_can_be_reached_by_tab_and_shows_that_it_is(
 
 
 async def tabbed(page: Page) -> tuple[str, str] | None:
-    """Go on to the next control; return its name, and what is drawn around it."""
+    """Go to the next control; return its name and its outline."""
     await page.keyboard.press("Tab")
     found: list[str] | None = await page.evaluate("""() => {
         const on = document.activeElement;
@@ -188,7 +186,7 @@ async def tabbed(page: Page) -> tuple[str, str] | None:
     return None if found is None else (found[0], found[1])
 
 
-async def test_nothing_moves_for_who_wants_no_motion(
+async def test_nothing_moves_under_reduced_motion(
     browser: Browser, scene: Scene
 ) -> None:
     """Moving parts make some people ill."""

@@ -1,4 +1,4 @@
-"""Work done in the dashboard, on a real mesh: a test for each thing people do."""
+"""Work in the dashboard on a real mesh: one test for each user task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ESCAPES = (
     r"\033]52;c;b3duZWQ=\007\033[2J\033[H\007\033[38;5;300mred\033[999;999mX\033["
 )
 LINE_BYTES = 1 << 20
-#: Both within one turn of the browser's loop, as on a busy machine.
+#: Both within one turn of the browser's event loop, as on a busy machine.
 ESCAPE_THEN = """async (key) => {
     document.querySelector("dialog[open]").requestClose();
     for (let turn = 0; turn < 10; turn++) await null;
@@ -44,23 +44,23 @@ ESCAPE_THEN = """async (key) => {
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(guest: Visitor, mesh: list[Agent]) -> Page:
-    """A page of a node that is not the dispatcher, signed in."""
+    """A signed-in page of a node that is not the dispatcher."""
     page = await guest.page()
     await enter(page, mesh[-1])
     return page
 
 
 def told(agent: Agent, task: str) -> dict[str, Any]:
-    """Return a task as the API tells it."""
+    """Return a task from the API."""
     status, said = agent.call("GET", f"{TASKS}/{task}")
     assert status == 200, said
     return dict(said)
 
 
-async def test_a_task_is_handed_in_by_the_form(
+async def test_form_submits_a_task(
     guest: Visitor, page: Page, mesh: list[Agent]
 ) -> None:
-    """What is wrong is said at its field; then it is handed in, and can be followed."""
+    """Errors show at their fields; then the task is submitted, and can be followed."""
     guest.allow()
     await show(page, "submit")
     form = page.get_by_role("form", name="Submit a task")
@@ -77,14 +77,14 @@ async def test_a_task_is_handed_in_by_the_form(
     await expect(page.locator(".head .state")).to_have_text("completed")
     task = told(mesh[0], page.url.rpartition("/")[2])
     assert task["name"] == "formal"
-    assert sequence_of(task["id"])  # Counted: one that follows from a key is long.
+    assert sequence_of(task["id"])  # Counted: an id from a key is long.
 
 
 @pytest.mark.skipif(not shutil.which("certutil"), reason="apt install libnss3-tools")
-async def test_the_address_on_the_lan_opens_for_who_trusts_the_mesh(
+async def test_lan_address_opens_for_a_browser_that_trusts_the_mesh(
     mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """By HTTPS, without a warning: signed in, live, and able to hand in a task."""
+    """By HTTPS, without a warning: signed in, live, and able to submit a task."""
     node = mesh[1]
     secret = load_secret(node.state.parent / "mesh.key")
     authority = tmp_path / "ca.pem"
@@ -106,10 +106,10 @@ async def test_the_address_on_the_lan_opens_for_who_trusts_the_mesh(
     assert code["lan_url"].startswith("https://")
 
 
-async def test_a_log_comes_as_it_is_written_and_the_task_is_ended(
+async def test_log_is_live_and_the_task_can_be_ended(
     page: Page, mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """One follows a task, sees each line, and ends it with its whole tree."""
+    """A user follows a task, sees each line, and ends it with its process tree."""
     gate = f"{tmp_path}/gate"
     task = submit(
         mesh[0],
@@ -131,10 +131,10 @@ async def test_a_log_comes_as_it_is_written_and_the_task_is_ended(
     assert told(mesh[0], task)["status"] == "cancelled"
 
 
-async def test_an_array_with_failed_members_is_retried(
+async def test_array_with_failed_members_is_retried(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """Which failed, what each wrote, and the same ones once more."""
+    """The failed members, the output of each, and a retry of the same ones."""
     array = submit(
         mesh[0],
         "test $((OCTASKLY_INDEX % 4)) -ne 3 || { echo bad {} >&2; exit 5; }",
@@ -154,10 +154,8 @@ async def test_an_array_with_failed_members_is_retried(
     assert finished(mesh[0], again)["array"]["total"] == 3
 
 
-async def test_a_node_is_drained_and_takes_work_again(
-    page: Page, mesh: list[Agent]
-) -> None:
-    """Any node, from any node; who pressed a key is asked whether it is this one."""
+async def test_node_is_drained_and_resumed(page: Page, mesh: list[Agent]) -> None:
+    """Any node, from any node; a shortcut key asks for the node first."""
     name = mesh[1].state.name
 
     def state() -> str:
@@ -182,10 +180,10 @@ async def test_a_node_is_drained_and_takes_work_again(
     until(lambda: state() == "ready", "it takes work again")
 
 
-async def test_a_key_right_behind_escape_asks_the_next_question(
+async def test_key_right_after_escape_opens_the_next_dialog(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """The browser tells late that a dialog has gone; that closes no other one."""
+    """The browser reports late that a dialog has closed; this closes no other one."""
     name = mesh[1].state.name
     await show(page, "nodes")
     await page.get_by_label("Find a node").fill(name)
@@ -200,10 +198,10 @@ async def test_a_key_right_behind_escape_asks_the_next_question(
     await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-async def test_a_key_right_behind_escape_opens_the_same_dialog_again(
+async def test_key_right_after_escape_reopens_the_same_dialog(
     page: Page,
 ) -> None:
-    """It is another one, whichever view shows it."""
+    """It is a new dialog, whichever view shows it."""
     await show(page, "nodes")
     await page.keyboard.type("?")
     await expect(page.get_by_role("dialog")).to_be_visible()
@@ -215,7 +213,7 @@ async def test_a_key_right_behind_escape_opens_the_same_dialog_again(
     await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-async def test_a_waiting_task_says_what_no_node_has(
+async def test_waiting_task_names_its_unmet_requirement(
     page: Page, mesh: list[Agent]
 ) -> None:
     """In the list, without leaving it."""
@@ -228,10 +226,10 @@ async def test_a_waiting_task_says_what_no_node_has(
     mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 
-async def test_a_task_that_no_node_can_run_is_edited_and_submitted_again(
+async def test_impossible_task_is_edited_and_resubmitted(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """What it asked for stands in the form, and what is too much is taken out."""
+    """The form shows its requirements, and the excessive one is removed."""
     labels = {"team": "red", "film": "intro"}
     task = submit(mesh[0], "echo ran", labels=labels, requires={"gpus": 2})
     await show(page, "tasks", task)
@@ -250,10 +248,10 @@ async def test_a_task_that_no_node_can_run_is_edited_and_submitted_again(
     mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 
-async def test_a_failed_task_says_in_the_list_what_it_wrote_last(
+async def test_failed_task_shows_its_last_output_in_the_list(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """Its exit code tells little."""
+    """Its exit code says little."""
     task = submit(mesh[0], "echo no such film >&2; exit 3", name="encode")
     finished(mesh[0], task)
     await show(page, "tasks")
@@ -265,7 +263,7 @@ async def test_a_failed_task_says_in_the_list_what_it_wrote_last(
     await expect(dialog).to_contain_text("no such film")
 
 
-async def test_what_others_name_runs_no_script(page: Page, mesh: list[Agent]) -> None:
+async def test_names_of_strangers_run_no_script(page: Page, mesh: list[Agent]) -> None:
     """Names, labels and commands of strangers, in the list and in each task."""
     tasks = [
         submit(
@@ -289,10 +287,10 @@ async def test_what_others_name_runs_no_script(page: Page, mesh: list[Agent]) ->
         mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 
-async def test_what_a_task_writes_is_text_and_nothing_else(
+async def test_task_output_is_shown_as_plain_text(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """Markup, orders to terminals, writing that turns round, and a line of 1 MiB."""
+    """Markup, terminal escapes, right-to-left text, and a line of 1 MiB."""
     task = submit(
         mesh[0],
         f"cat; printf '{ESCAPES}\\nlast\\n'; "
@@ -314,10 +312,10 @@ async def test_what_a_task_writes_is_text_and_nothing_else(
     assert (await page.title()).endswith("Octaskly"), title
 
 
-async def test_a_waiting_machine_is_let_in_once_the_words_agree(
+async def test_waiting_machine_is_admitted_once_the_words_match(
     page: Page, mesh: list[Agent], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Its words are on its own screen; people compare them here."""
+    """Its words are on its own screen; users compare them here."""
     agent = newcomer(tmp_path_factory.mktemp("bay"), "bay")
     with ending(agent):
         agent.ready()

@@ -1,4 +1,4 @@
-"""One mesh of real agents for all that asks nothing special of it."""
+"""One mesh of real agents for all tests without special needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = ("ash", "birch", "cedar")
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """Where all agents have their state."""
+    """The folder of all agents' state."""
     # A socket's path has 107 bytes at most, so the folder lies near the root.
     with tempfile.TemporaryDirectory(prefix="octaskly-") as folder:
         yield Path(folder)
@@ -36,7 +36,7 @@ def started() -> Iterator[dict[str, Agent]]:
 
 @pytest.fixture
 def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
-    """Three agents of one mesh, which live."""
+    """Three running agents of one mesh."""
     dead = [
         name
         for name in NAMES
@@ -44,7 +44,7 @@ def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
     ]
     for name in dead:
         started[name] = start(folder, name)
-    for name in dead:  # Where machines are busy, this takes its time.
+    for name in dead:  # This takes a while on busy machines.
         until(started[name].description, f"{name} starts")
     if dead:
         until_nodes(started["ash"], len(NAMES))
@@ -56,7 +56,7 @@ def agents(folder: Path, started: dict[str, Agent]) -> list[Agent]:
 def open_client(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Open]:
-    """What opens clients, of each kind in turn, with nothing said elsewhere."""
+    """A function that opens clients, of each kind in turn, without other settings."""
     for variable in ("URL", "TOKEN", "CA_FILE", "STATE_DIR"):
         monkeypatch.delenv(f"OCTASKLY_{variable}", raising=False)
     with opening(request.param) as open_one:

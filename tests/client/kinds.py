@@ -1,4 +1,4 @@
-"""Both clients behind one face, so that each test is written once."""
+"""Both clients behind one interface, so that each test is written once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Open = Callable[..., octaskly.Client]
 
 
 class Awaited:
-    """An `AsyncClient` that is awaited for whoever calls it."""
+    """An `AsyncClient` with synchronous methods that await it."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         self._runner = asyncio.Runner()
@@ -37,7 +37,7 @@ class Awaited:
         self._runner.run(self._client.close())
 
     def end(self) -> None:
-        """End the loop; fail if it has anything left to do."""
+        """End the loop; fail if it has any task left."""
         left = asyncio.all_tasks(self._runner.get_loop())
         self._runner.close()
         assert not left
@@ -58,7 +58,7 @@ class Awaited:
 
 @contextlib.contextmanager
 def opening(kind: str) -> Generator[Open]:
-    """Return what opens clients of one kind; they are closed behind the block."""
+    """Return a function that opens clients of one kind; the block's end closes them."""
     opened: list[Any] = []
 
     def open_one(*args: Any, **settings: Any) -> octaskly.Client:

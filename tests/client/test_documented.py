@@ -1,4 +1,4 @@
-"""What is public has types, and is told of."""
+"""Every public name has types and documentation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import octaskly
 from tests.docs import python_page
 
 
-def test_every_public_name_is_told_of() -> None:
-    """The reference is made of the code, so a name that says nothing fails here."""
+def test_every_public_name_is_documented() -> None:
+    """The reference is generated from the code, so an undocumented name fails here."""
     text = python_page.page()
     told = set(re.findall(r"`(\w+)`", text))
 
@@ -21,13 +21,13 @@ def test_every_public_name_is_told_of() -> None:
     assert methods <= set(re.findall(r"^#### `(\w+)`", text, re.MULTILINE))
 
 
-def test_the_package_says_that_it_has_types() -> None:
-    """Without the marker, type checkers of users see none of them."""
+def test_package_declares_its_types() -> None:
+    """Without the marker, users' type checkers see no types."""
     assert (Path(octaskly.__file__).parent / "py.typed").exists()
 
 
 def types_checked(mesh: octaskly.Client, awaited: octaskly.AsyncClient) -> None:
-    """What `make check` holds us to; an ignored line that is no error is one."""
+    """Code for `make check`; an unneeded ignore comment is an error."""
     assert_type(mesh.submit("true", timeout=5, after=["a"]), octaskly.Task)
     assert_type(mesh.run("true").stdout, str | None)
     assert_type(mesh.map("true", [1, "b", Path()]), Generator[octaskly.Task])

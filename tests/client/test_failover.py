@@ -38,10 +38,10 @@ def with_both(state_dir: Path, program: Callable[[octaskly.Client, str], None]) 
 
 
 @pytest.mark.timeout(200)
-def test_the_dispatcher_is_killed_and_programs_notice_nothing(
+def test_programs_do_not_notice_the_death_of_the_dispatcher(
     trio: list[Agent],
 ) -> None:
-    """Each submission is one task, each line comes once, each end is told."""
+    """Each submission is one task, each line comes once, each end is reported."""
     first, _, last = trio
     under_way = threading.Barrier(len(KINDS), action=first.process.kill)
 
@@ -50,7 +50,7 @@ def test_the_dispatcher_is_killed_and_programs_notice_nothing(
         log = mesh.logs(task, stream="stdout", deadline_s=60)
         begun = list(itertools.islice(log, 2))
         news = mesh.events(deadline_s=60)
-        next(news)  # How a node is: the stream is open.
+        next(news)  # The state of the node shows that the stream is open.
         submitted = [mesh.submit("true", name=kind)]
 
         under_way.wait()
@@ -74,10 +74,10 @@ def test_the_dispatcher_is_killed_and_programs_notice_nothing(
 
 
 @pytest.mark.timeout(200)
-def test_a_node_that_restarts_is_waited_for(
+def test_client_waits_for_a_node_that_restarts(
     trio: list[Agent], folder: Path, started: dict[str, Agent]
 ) -> None:
-    """Its socket is gone for a while; who was asked already is asked again."""
+    """Its socket is gone for a while; a request to it is sent again."""
     first, _, last = trio
 
     def restart() -> None:

@@ -1,4 +1,4 @@
-"""Where a client looks for its mesh, and what it says when that is wrong."""
+"""Addresses of the mesh: where a client looks, and its errors for wrong settings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def lan_url(agent: Agent) -> str:
 
 @contextlib.contextmanager
 def answering(data: bytes) -> Iterator[str]:
-    """Answer whoever connects with these bytes, and hang up; yield HOST:PORT."""
+    """Answer each connection with these bytes, and hang up; yield HOST:PORT."""
 
     def serve() -> None:
         with contextlib.suppress(OSError):
@@ -79,20 +79,20 @@ def answering(data: bytes) -> Iterator[str]:
 
 
 @needs_no_installed_agent
-def test_the_only_agent_of_this_machine_is_taken(
+def test_client_uses_the_only_agent_of_this_machine(
     agents: list[Agent], runtime: Path, open_client: Open
 ) -> None:
-    """With nothing to say, and nothing to configure."""
+    """The client needs no argument and no configuration."""
     (runtime / "ash.sock").symlink_to(agents[0].ready()["socket"])
 
     assert open_client().run("true").status == "completed"
 
 
 @needs_no_installed_agent
-def test_several_agents_are_named(
+def test_error_names_several_agents(
     agents: list[Agent], runtime: Path, open_client: Open
 ) -> None:
-    """Guessing would run commands on the wrong mesh; one of them is chosen by name."""
+    """A guess would run commands on the wrong mesh; the name selects one."""
     for agent in agents:
         name = agent.state.name
         (runtime / f"{name}.sock").symlink_to(agent.ready()["socket"])
@@ -104,10 +104,10 @@ def test_several_agents_are_named(
 
 
 @needs_no_installed_agent
-def test_no_agent_is_said_with_what_starts_one(
+def test_error_without_an_agent_names_the_start_command(
     runtime: Path, open_client: Open
 ) -> None:
-    """At once: there is nothing to wait for."""
+    """At once, because there is nothing to wait for."""
     with pytest.raises(octaskly.Unreachable, match="no Octaskly agent") as caught:
         open_client().nodes()
     assert "octaskly service install" in (caught.value.hint or "")
@@ -117,10 +117,10 @@ def test_no_agent_is_said_with_what_starts_one(
         open_client(state_dir=runtime).nodes()
 
 
-def test_a_socket_may_have_a_longer_path_than_sockets_have(
+def test_socket_path_may_exceed_the_limit_of_the_kernel(
     agents: list[Agent], tmp_path: Path, open_client: Open
 ) -> None:
-    """It is reached by way of its folder."""
+    """The client reaches it through its folder."""
     folder = tmp_path / "a" / ("long" * 40)
     folder.mkdir(parents=True)
     (folder / "s.sock").symlink_to(agents[0].ready()["socket"])
@@ -130,14 +130,14 @@ def test_a_socket_may_have_a_longer_path_than_sockets_have(
     assert len(open_client(state_dir=folder).nodes()) == 3
 
 
-def test_a_url_and_a_token_lead_to_a_node_of_the_lan(
+def test_url_and_token_reach_a_node_of_the_lan(
     agents: list[Agent],
     token: str,
     ca: Path,
     open_client: Open,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Said here or in the environment; the CA of the mesh tells who the node is."""
+    """From arguments or the environment; the mesh's CA proves the node's identity."""
     given = open_client(lan_url(agents[1]), token=token, ca=ca)
     assert given.run("echo there").stdout == "there\n"
 
@@ -146,10 +146,10 @@ def test_a_url_and_a_token_lead_to_a_node_of_the_lan(
     assert open_client().run("echo here").stdout == "here\n"
 
 
-def test_a_certificate_of_a_stranger_is_refused(
+def test_foreign_certificate_is_refused(
     agents: list[Agent], token: str, tmp_path: Path, open_client: Open
 ) -> None:
-    """Nobody else gets the token; the hint tells how to get the CA."""
+    """No stranger gets the token; the hint names the command for the CA."""
     stranger = tmp_path / "stranger.pem"
     trustme.CA().cert_pem.write_to_path(stranger)
 
@@ -162,7 +162,7 @@ def test_a_certificate_of_a_stranger_is_refused(
         open_client(lan_url(agents[0]), token=token, ca=tmp_path / "none").nodes()
 
 
-def test_tokens_that_are_not_good_are_said_to_be_so(
+def test_bad_token_is_reported(
     agents: list[Agent], ca: Path, open_client: Open
 ) -> None:
     """Missing, foreign or expired; the hint makes one."""
@@ -191,8 +191,8 @@ def test_tokens_that_are_not_good_are_said_to_be_so(
     assert len(mesh.nodes()) == 3
 
 
-def test_a_wrong_port_is_recognised(agents: list[Agent], open_client: Open) -> None:
-    """Nobody there, TLS where there is none, and none where there is."""
+def test_wrong_port_is_recognised(agents: list[Agent], open_client: Open) -> None:
+    """No server, TLS to a plain port, and plain HTTP to a TLS port."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
         free = bound.getsockname()[1]
     http_port = agents[0].ready()["api_url"].rpartition(":")[2]
@@ -217,7 +217,9 @@ def test_a_wrong_port_is_recognised(agents: list[Agent], open_client: Open) -> N
     ],
     ids=["404", "page", "no text", "redirect"],
 )
-def test_who_is_no_node_is_told_from_one(data: bytes, open_client: Open) -> None:
+def test_another_http_server_is_not_taken_for_a_node(
+    data: bytes, open_client: Open
+) -> None:
     """Port 3000 belongs to many programs."""
     with answering(data) as place:
         mesh = open_client(f"http://{place}", token="t", retry_timeout_s=0.2)
@@ -225,8 +227,8 @@ def test_who_is_no_node_is_told_from_one(data: bytes, open_client: Open) -> None
             mesh.nodes()
 
 
-def test_who_speaks_no_http_is_no_node(open_client: Open) -> None:
-    """Its answer is never taken for one, and the token goes nowhere else."""
+def test_server_without_http_is_not_taken_for_a_node(open_client: Open) -> None:
+    """Its answer is never taken for a node's, and the token goes nowhere else."""
     with answering(b"SSH-2.0-OpenSSH_9.2\r\n") as place:
         mesh = open_client(f"http://{place}", token="t", retry_timeout_s=0.2)
         with pytest.raises(octaskly.ReplyLost):
@@ -248,17 +250,17 @@ def test_who_speaks_no_http_is_no_node(open_client: Open) -> None:
         (None, {"token": "t"}, "needs a URL"),
     ],
 )
-def test_a_place_that_cannot_be_meant_is_refused_before_anything_is_sent(
+def test_impossible_address_is_refused_before_any_request(
     place: str | None, settings: dict[str, str], what: str, open_client: Open
 ) -> None:
-    """No token leaves for it."""
+    """No token is sent to it."""
     with pytest.raises(octaskly.ConfigError, match=what) as caught:
         open_client(place, **settings)
     assert "secret" not in f"{caught.value}{caught.value.hint}"
 
 
-def test_importing_the_package_costs_next_to_nothing() -> None:
-    """Names come when they are used; one that is none is an error as everywhere."""
+def test_import_of_the_package_is_cheap() -> None:
+    """Names load on use; an unknown one raises the usual error."""
     program = (
         "import sys, octaskly\n"
         "print([m for m in sys.modules if m.startswith('octaskly.')])\n"

@@ -1,4 +1,4 @@
-"""Threads, processes and event loops that share a client, and clients that are gone."""
+"""Threads, processes and event loops that share a client; closed clients."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.client.kinds import Open
 from tests.support.agents import Agent, until
 
 
-def test_threads_share_a_client(agents: list[Agent]) -> None:
-    """Each has its own answer, though some wait and some read."""
+def test_threads_can_share_a_client(agents: list[Agent]) -> None:
+    """Each gets its own answer, though some wait and some read."""
     with octaskly.Client(state_dir=agents[1].state) as mesh:
 
         def echo(n: int) -> str | None:
@@ -31,8 +31,8 @@ def test_threads_share_a_client(agents: list[Agent]) -> None:
     assert told == [f"{n}\n" for n in range(24)]
 
 
-async def test_tasks_share_a_client(agents: list[Agent]) -> None:
-    """As many as there are at once, and none is left when it closes."""
+async def test_asyncio_tasks_can_share_a_client(agents: list[Agent]) -> None:
+    """Any number at once, and no connection is left when the client closes."""
     async with octaskly.AsyncClient(state_dir=agents[1].state) as mesh:
 
         async def echo(n: int) -> str | None:
@@ -45,10 +45,10 @@ async def test_tasks_share_a_client(agents: list[Agent]) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_what_is_cancelled_stops_and_cancels_what_it_began(
+async def test_cancelled_call_stops_and_cancels_its_tasks(
     agents: list[Agent],
 ) -> None:
-    """Nobody else knows of these tasks; the client goes on."""
+    """No other program knows of these tasks; the client stays usable."""
     async with octaskly.AsyncClient(state_dir=agents[1].state) as mesh:
 
         async def follow() -> None:
@@ -73,8 +73,8 @@ async def test_what_is_cancelled_stops_and_cancels_what_it_began(
             assert (await mesh.wait(task, deadline_s=60)).status == "cancelled"
 
 
-async def test_an_async_client_is_of_one_loop(agents: list[Agent]) -> None:
-    """Its connections are; another loop would wait for ever."""
+async def test_async_client_belongs_to_one_loop(agents: list[Agent]) -> None:
+    """Its connections belong to that loop; another loop would wait for ever."""
     async with octaskly.AsyncClient(state_dir=agents[1].state) as mesh:
         await mesh.nodes()
         with pytest.raises(octaskly.Closed, match="another event loop"):
@@ -82,7 +82,7 @@ async def test_an_async_client_is_of_one_loop(agents: list[Agent]) -> None:
 
 
 def test_ctrl_c_in_a_run_cancels_it(agents: list[Agent]) -> None:
-    """As in a shell: the command ends with whoever waits for it."""
+    """As in a shell, the command ends with the program that waits for it."""
     with octaskly.Client(state_dir=agents[1].state) as mesh:
         main = threading.main_thread().ident
         assert main is not None
@@ -102,8 +102,8 @@ def test_ctrl_c_in_a_run_cancels_it(agents: list[Agent]) -> None:
         assert mesh.wait(left, deadline_s=60).status == "cancelled"
 
 
-def test_a_closed_client_says_so(client: octaskly.Client) -> None:
-    """Before and after its first use; what was submitted goes on."""
+def test_closed_client_raises_an_error(client: octaskly.Client) -> None:
+    """Before and after its first use; submitted tasks go on."""
     client.nodes()
     client.close()
 
@@ -139,7 +139,7 @@ print(ended.stdout, next(event.kind for event in news if event.kind != "node"))
 """
 
 
-def test_a_process_that_forks_leaves_its_connections_to_the_parent(
+def test_forked_process_leaves_connections_to_the_parent(
     agents: list[Agent],
 ) -> None:
     """Neither reads the answers of the other."""
@@ -159,10 +159,10 @@ def test_a_process_that_forks_leaves_its_connections_to_the_parent(
     ]
 
 
-def test_what_no_task_can_be_is_refused_before_it_is_sent(
+def test_invalid_task_is_refused_before_it_is_sent(
     client: octaskly.Client, open_client: Open
 ) -> None:
-    """By the name of the field; some of it the node says, some needs no node."""
+    """The error names the field; the node or the client finds it."""
     refused: dict[str, Callable[[], object]] = {
         "$.command": lambda: client.submit("a\0b"),
         "$.timeout": lambda: client.submit("true", timeout="soon"),  # type: ignore[arg-type]
@@ -178,8 +178,8 @@ def test_what_no_task_can_be_is_refused_before_it_is_sent(
 
 
 @pytest.mark.parametrize("text", ["\udcff", "a\ud800"])
-def test_text_that_is_no_text_is_refused(client: octaskly.Client, text: str) -> None:
-    """File names that are no UTF-8 look like that in Python; JSON has no such thing."""
+def test_text_with_surrogates_is_refused(client: octaskly.Client, text: str) -> None:
+    """Python represents non-UTF-8 file names like that; JSON cannot."""
     for ask in (
         lambda: client.submit(text),
         lambda: client.submit("true", name=text),

@@ -11,8 +11,8 @@ import pytest
 import octaskly
 
 
-def test_a_log_comes_while_the_task_writes_it(client: octaskly.Client) -> None:
-    """Piece by piece, as bytes, with a place from where it goes on."""
+def test_log_is_streamed_while_the_task_writes_it(client: octaskly.Client) -> None:
+    """Piece by piece, as bytes, with a position from which to continue."""
     task = client.submit(
         r"echo a; printf '\377' >&2; until test -e go; do sleep .02; done"
     )
@@ -29,8 +29,8 @@ def test_a_log_comes_while_the_task_writes_it(client: octaskly.Client) -> None:
     assert rest[0].details["status"] == "cancelled"
 
 
-def test_events_go_on_behind_one_that_is_known(client: octaskly.Client) -> None:
-    """A program that stopped misses nothing."""
+def test_events_continue_after_a_known_one(client: octaskly.Client) -> None:
+    """A program that stopped misses no event."""
     news = client.events(deadline_s=60)
     first = next(news)
     assert first.node is not None
@@ -54,8 +54,8 @@ def test_events_go_on_behind_one_that_is_known(client: octaskly.Client) -> None:
     )
 
 
-def test_items_are_mapped_in_their_order(client: octaskly.Client) -> None:
-    """Each is one word for the shell, whatever it holds."""
+def test_map_yields_results_in_order(client: octaskly.Client) -> None:
+    """Each item is one word for the shell, whatever its content."""
     items = ["a b", "$HOME", "'", 4, "ä"]
 
     ended = list(client.map("printf %s {}", items, requires={"os": "linux"}))
@@ -65,8 +65,10 @@ def test_items_are_mapped_in_their_order(client: octaskly.Client) -> None:
     ]
 
 
-def test_items_are_mapped_as_they_end(client: octaskly.Client, tmp_path: Path) -> None:
-    """The quick ones do not wait for the slow one."""
+def test_unordered_map_yields_results_as_they_end(
+    client: octaskly.Client, tmp_path: Path
+) -> None:
+    """Quick items do not wait for a slow one."""
     command = (
         f"test {{}} = b || until [ -e {tmp_path}/go ]; do sleep 0.05; done; exit 3"
     )
@@ -77,7 +79,7 @@ def test_items_are_mapped_as_they_end(client: octaskly.Client, tmp_path: Path) -
     assert told == [("b", 3), ("a", 3)]
 
 
-def test_items_are_taken_as_they_are_needed(
+def test_map_reads_items_as_they_are_needed(
     client: octaskly.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be any number of them; two arrays are under way at a time."""
@@ -98,8 +100,8 @@ def test_items_are_taken_as_they_are_needed(
     ended.close()
 
 
-def test_who_leaves_a_map_cancels_the_rest(client: octaskly.Client) -> None:
-    """Nobody else knows of these tasks."""
+def test_leaving_a_map_cancels_the_rest(client: octaskly.Client) -> None:
+    """No other program knows of these tasks."""
     ended = client.map("test {} = 0 || sleep 60", [0, 1], name="half")
     next(ended)
     ended.close()
@@ -108,10 +110,10 @@ def test_who_leaves_a_map_cancels_the_rest(client: octaskly.Client) -> None:
     assert client.wait(half, deadline_s=60).status == "cancelled"
 
 
-def test_an_array_is_submitted_once_and_its_results_read_later(
+def test_array_is_submitted_once_and_its_results_are_read_later(
     client: octaskly.Client,
 ) -> None:
-    """Members have their number, their output, and how they ended."""
+    """Members have their number, their output, and their outcome."""
     array = client.array("echo {}; exit {}", "0-2", max_fails=9)
 
     ended = list(client.results(array.id))
@@ -127,8 +129,8 @@ def test_an_array_is_submitted_once_and_its_results_read_later(
     assert len(list(client.tasks(array=array, status="failed"))) == 2
 
 
-def test_a_file_comes_in_pieces(client: octaskly.Client) -> None:
-    """However big it is, and also an empty one."""
+def test_file_is_streamed_in_pieces(client: octaskly.Client) -> None:
+    """Of any size, also empty."""
     task = client.run(
         "head -c 300000 /dev/urandom > big; cksum < big; : > 'an empty one'",
         outputs=["big", "an empty one"],
@@ -143,8 +145,8 @@ def test_a_file_comes_in_pieces(client: octaskly.Client) -> None:
         list(client.output(task, "other"))
 
 
-def test_a_deadline_ends_a_stream(client: octaskly.Client) -> None:
-    """It says so; the end of an iterator means that all was told."""
+def test_deadline_ends_a_stream(client: octaskly.Client) -> None:
+    """It raises an error, because the end of an iterator means that it is complete."""
     news = client.events(types=["node"], deadline_s=0.3)
 
     with pytest.raises(octaskly.TimedOut):

@@ -1,4 +1,4 @@
-"""Submitting, waiting, cancelling: what most programs do, with both clients."""
+"""Submitting, waiting, cancelling: the calls of most programs, with both clients."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import octaskly
 
 
-def test_a_command_is_run_and_comes_back(client: octaskly.Client) -> None:
-    """As from subprocess.run: exit code and output, exact where it is no text."""
+def test_command_runs_and_returns_its_result(client: octaskly.Client) -> None:
+    """As from subprocess.run: exit code and output, exact even if it is not text."""
     ended = client.run(r"printf 'a\377b'; echo why >&2; exit 3")
 
     assert (ended.status, ended.exit_code) == ("failed", 3)
@@ -20,18 +20,18 @@ def test_a_command_is_run_and_comes_back(client: octaskly.Client) -> None:
     assert ended.output_bytes("stdout") == b"a\xffb"
 
 
-def test_a_failure_is_an_error_where_that_is_asked_for(client: octaskly.Client) -> None:
-    """It says how the task ended, with the last line of stderr, and has the task."""
+def test_failure_raises_an_error_if_requested(client: octaskly.Client) -> None:
+    """It holds the task, its outcome, and the last line of stderr."""
     with pytest.raises(octaskly.TaskFailed, match="exit code 4: no such") as caught:
         client.run("echo no such >&2; exit 4", check=True)
 
     assert caught.value.task.exit_code == 4
 
 
-def test_who_waits_no_longer_is_told_and_the_task_goes_on(
+def test_wait_deadline_raises_an_error_and_the_task_goes_on(
     client: octaskly.Client,
 ) -> None:
-    """A deadline is of the caller; `timeout` is of the task."""
+    """A deadline belongs to the caller; `timeout` belongs to the task."""
     task = client.submit("sleep 30")
     with pytest.raises(octaskly.TimedOut, match="has not ended within"):
         client.wait(task, deadline_s=0.2)
@@ -41,15 +41,15 @@ def test_who_waits_no_longer_is_told_and_the_task_goes_on(
     assert client.wait(task).status == "cancelled"
 
 
-def test_who_leaves_a_run_cancels_its_task(client: octaskly.Client) -> None:
-    """As subprocess.run kills its child: nobody else knows of the task."""
+def test_leaving_a_run_cancels_its_task(client: octaskly.Client) -> None:
+    """As subprocess.run kills its child: no other program knows of the task."""
     with pytest.raises(octaskly.TimedOut):
         client.run("sleep 30", name="left", deadline_s=3.0)
     [left] = [task for task in client.tasks() if task.name == "left"][-1:]
     assert client.wait(left).status == "cancelled"
 
 
-def test_all_that_a_task_can_ask_for_arrives(client: octaskly.Client) -> None:
+def test_all_task_options_reach_the_node(client: octaskly.Client) -> None:
     """Each keyword is the field of the API that has its name."""
     parent = client.submit("true")
     asked: octaskly.TaskFields = {
@@ -87,7 +87,7 @@ def test_all_that_a_task_can_ask_for_arrives(client: octaskly.Client) -> None:
     assert shown == told
 
 
-def test_many_tasks_are_submitted_at_once_and_come_as_they_end(
+def test_many_tasks_are_submitted_at_once_and_yielded_as_they_end(
     client: octaskly.Client, tmp_path: Path
 ) -> None:
     """In one request, all or none; waiting takes one stream."""
@@ -108,10 +108,10 @@ def test_many_tasks_are_submitted_at_once_and_come_as_they_end(
     assert caught.value.field == "$[1].command"
 
 
-def test_the_key_of_a_caller_makes_one_task_of_two_submissions(
+def test_same_idempotency_key_makes_one_task(
     client: octaskly.Client,
 ) -> None:
-    """So a program that is started again submits nothing twice."""
+    """So a program that is restarted submits nothing twice."""
     key = f"key-{client.submit('true').id}"
 
     assert (
@@ -120,8 +120,8 @@ def test_the_key_of_a_caller_makes_one_task_of_two_submissions(
     )
 
 
-def test_an_empty_key_is_refused(client: octaskly.Client) -> None:
-    """It is of a variable that is not set: whoever repeats that gets two tasks."""
+def test_empty_idempotency_key_is_refused(client: octaskly.Client) -> None:
+    """It comes from an unset variable; a repeated request would make two tasks."""
     with pytest.raises(octaskly.Invalid) as one:
         client.submit("true", idempotency_key="")
     with pytest.raises(octaskly.Invalid) as many:
@@ -130,8 +130,8 @@ def test_an_empty_key_is_refused(client: octaskly.Client) -> None:
     assert one.value.field == many.value.field == "Idempotency-Key"
 
 
-def test_what_has_ended_is_run_again(client: octaskly.Client) -> None:
-    """As a new task, which says what it repeats."""
+def test_ended_task_is_retried(client: octaskly.Client) -> None:
+    """As a new task, which names the original."""
     ended = client.run("true")
 
     again = client.retry(ended)
@@ -140,7 +140,7 @@ def test_what_has_ended_is_run_again(client: octaskly.Client) -> None:
     assert client.explain(client.wait(again)).summary.startswith("it completed on")
 
 
-def test_the_mesh_is_shown_with_types(client: octaskly.Client) -> None:
+def test_mesh_state_is_typed(client: octaskly.Client) -> None:
     """Nodes and numbers are values with names, not bare dicts."""
     nodes, stats = client.nodes(), client.stats()
 
@@ -149,7 +149,7 @@ def test_the_mesh_is_shown_with_types(client: octaskly.Client) -> None:
     assert (stats.workers.total, len(stats.mesh.standbys)) == (3, 2)
 
 
-def test_tasks_are_found_by_what_they_are_called(client: octaskly.Client) -> None:
+def test_tasks_are_found_by_name_and_labels(client: octaskly.Client) -> None:
     """By name, labels and text, page by page, in one iterator."""
     name = f"found {client.submit('true').id}"
     ids = [
@@ -171,7 +171,7 @@ def test_tasks_are_found_by_what_they_are_called(client: octaskly.Client) -> Non
         found(labels={"n": "\ud800"})
 
 
-def test_a_task_is_found_by_whatever_text_is_in_its_command(
+def test_task_is_found_by_any_text_in_its_command(
     client: octaskly.Client,
 ) -> None:
     """Scripts have lines and tabs."""
@@ -190,8 +190,8 @@ def public(kind: type) -> dict[str, inspect.Signature]:
     }
 
 
-def test_both_clients_have_the_same_words() -> None:
-    """Whoever knows one knows the other: same methods, same parameters, same order."""
+def test_both_clients_have_the_same_methods() -> None:
+    """Same methods, same parameters, same order."""
     blocking, awaited = public(octaskly.Client), public(octaskly.AsyncClient)
 
     assert list(blocking) == list(awaited)

@@ -346,7 +346,7 @@ class DispatcherModel:
             self.perform(linked.worker.on_time(self.now), node)
 
     def check_grants(self) -> None:
-        """Check that no worker was granted more than it has."""
+        """Check that no worker has too many grants; stopping attempts do not count."""
         for name, linked in self.workers.items():
             granted = [
                 requires
