@@ -41,11 +41,11 @@ class Block:
     line: int
     language: str = ""
     text: str = ""
-    given: tuple[str, ...] = ()  #: what is done before
-    not_run: str | None = None  #: why
+    given: tuple[str, ...] = ()  #: commands that run before
+    not_run: str | None = None  #: the reason why it does not run
     is_endless: bool = False
-    host: str | None = None  #: where it is typed, if not at the first machine
-    shown: str | None = None  #: what it shows
+    host: str | None = None  #: the machine, if not the first one
+    shown: str | None = None  #: the kind of its content
     stopped: str | None = None  #: an agent that is ended; then there is no text
 
 
@@ -83,7 +83,7 @@ END = "END-OF-BLOCK"
 
 @dataclass
 class Command:
-    """One command of a block, and the lines that it shows."""
+    """One command of a block, and its output lines."""
 
     text: str
     shown: list[str]
@@ -92,8 +92,9 @@ class Command:
 def commands_of(block: Block) -> list[Command]:
     """Return the commands of a block for a shell.
 
-    In a `console` block `$ ` begins one, a backslash or an open quote or here-document
-    continues it, and what follows is shown; all of another block is one command.
+    In a `console` block `$ ` starts a command. A backslash, an open quote or an open
+    here-document continues it, and the lines after it are output. Any other block is
+    one command.
     """
     if block.language == "python":
         return [Command(f"python3 - <<'{END}'\n{block.text}{END}", [])]

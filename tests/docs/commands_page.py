@@ -1,4 +1,4 @@
-"""How each command is called and what its options mean, for docs/reference/cli.md."""
+"""Usage and options of each command, for docs/reference/cli.md."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import click
 from octaskly.cli.root import COMMANDS
 
 SHARED = "run"
-"""The command whose options others have as well; they are listed with it alone."""
+"""The command whose options other commands share; only its section lists them."""
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """Yield every command with the words that call it."""
+    """Yield every command with its words."""
     for name, place in sorted(COMMANDS.items()):
         module, _, attribute = place.partition(":")
         command = getattr(importlib.import_module(module), attribute)
@@ -28,7 +28,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def named(value: object) -> str | None:
-    """Return what a case of a test over `commands` is called."""
+    """Return the id of a test case over `commands`."""
     return value if isinstance(value, str) else ""
 
 
@@ -44,7 +44,7 @@ def flags(command: click.Command) -> set[str]:
 
 
 def part(words: str, command: click.Command) -> str:
-    """Return how a command is called and its options; of `agent` they are settings."""
+    """Return a command's usage and options; those of `agent` are settings."""
     context = click.Context(command, info_name=f"octaskly {words}")
     usage = " ".join([context.info_name or "", *command.collect_usage_pieces(context)])
     table = "" if words == "agent" else _table(words, list(_options(command)))

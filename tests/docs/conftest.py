@@ -15,7 +15,7 @@ from tests.support.cli_fork_server import forking_cli
 
 @pytest.fixture(scope="session")
 def quick() -> Iterator[Path]:
-    """Give a folder with an `octaskly` that starts quickly."""
+    """Return a folder with an `octaskly` that starts quickly."""
     with (
         tempfile.TemporaryDirectory(prefix="octaskly-quick-") as folder,
         forking_cli(Path(folder)) as path,
@@ -25,11 +25,11 @@ def quick() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def page_mesh(quick: Path) -> Iterator[tuple[Console, Agent]]:
-    """Give a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
+    """Return a shell, and two nodes of one mesh: `ash` on this machine, and `pi4`.
 
-    The folder where one types is the worker directory of both, so that tasks find the
-    files that a page makes. It lives no longer than its module: pages open invites, and
-    who then joins by a code in another module would ask this `ash`.
+    The working folder is the worker directory of both, so tasks find the files that a
+    page makes. It lives only for its module, because pages open invites, and a join by
+    code in another module would ask this `ash`.
     """
     # A socket's path has 107 bytes at most, so the home lies near the root.
     with (
@@ -49,7 +49,7 @@ def page_mesh(quick: Path) -> Iterator[tuple[Console, Agent]]:
         pi4 = launch(shell.home / "pi4", shell.secret, *settings.split(), environ=apart)
         with ending(pi4):
             until_nodes(pi4, 2)
-            # Pages speak of tasks 12 to 14.
+            # Pages mention tasks 12 to 14.
             for _ in range(14):
                 submit(pi4, "true")
             yield shell, pi4

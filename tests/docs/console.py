@@ -1,7 +1,7 @@
-"""Runs the blocks of a page as a reader would, on loopback, and compares.
+"""Runs the blocks of a page on loopback, and compares the output.
 
-What is compared is the shape of the output: numbers, ids, times and names of machines
-differ from run to run.
+Only the shape of the output is compared, because numbers, ids, times and names of
+machines differ from run to run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ POLL_S = 0.02
 LOOKS = re.compile(r"^octaskly (--node \w+ )?nodes$")
 SENTINEL = "=-=-= end of command"
 INVITE = re.compile(r"\b\d+-\d{4}-\d{4}\b")
-"""The code of an invite; a page shows one, and the next machine types the real one."""
+"""The code of an invite; the page shows a sample, and tests type the real one."""
 
 FAILED = "=-=-= failed:"
 PROGRAM = """
@@ -37,10 +37,10 @@ program() {
     for path; do printf '#!/bin/sh\\n' > "$path" && chmod +x "$path"; done
 }
 """
-"""Makes programs that a page takes for granted; they do nothing, and that well."""
+"""Makes programs that a page requires; they do nothing and exit with 0."""
 
-ENDLESS_S = 1.5  #: to a command that goes on until Ctrl-C
-#: Names of machines and agents in the pages; which one answers differs.
+ENDLESS_S = 1.5  #: seconds for a command that runs until Ctrl-C
+#: Names of machines and agents in the pages; any of them may answer.
 NAMES = ("ash", "birch", "cedar", "desk", "pi4")
 SHAPES = (
     (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z"), "TIME"),
@@ -56,7 +56,7 @@ SHAPES = (
 
 
 def shape(lines: list[str]) -> list[str]:
-    """Return lines without what differs, equal neighbours once, progress left out."""
+    """Return lines without varying parts, repeated lines and progress."""
     names = re.compile(
         rf"\b({'|'.join((*NAMES, re.escape(socket.gethostname())))})(\b|(?=-))"
     )
@@ -74,9 +74,10 @@ def shape(lines: list[str]) -> list[str]:
 
 
 def alike(shown: list[str], printed: list[str]) -> bool:
-    """Whether lines have the shape of those shown, in which `...` is anything.
+    """Return True if lines have the shape of the shown ones; `...` matches any.
 
-    Why a task waits is told where it does, which on a machine that stalls any may.
+    The reason why a task waits may be missing or present, because any machine may
+    stall.
     """
     if not any(line.startswith("queued: ") for line in shown):
         printed = [line for line in printed if not line.startswith("queued: ")]
@@ -90,7 +91,7 @@ def _matches(wanted: str, given: str) -> bool:
 
 
 class Shell:
-    """One bash, which is asked a command at a time."""
+    """One bash, which runs a command at a time."""
 
     def __init__(
         self, environ: dict[str, str], folder: Path, place: Sequence[str] = ()
@@ -109,7 +110,7 @@ class Shell:
         self._reader.start()
 
     def close(self) -> None:
-        """End it."""
+        """Close it."""
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         self._bash.stdin.close()
@@ -118,7 +119,7 @@ class Shell:
         self._bash.stdout.close()
 
     def ask(self, text: str) -> list[str]:
-        """Return the lines that a command prints."""
+        """Return the output lines of a command."""
         assert self._bash.stdin is not None
         self._bash.stdin.write(f"{text}\necho; echo '{SENTINEL}'\n")
         self._bash.stdin.flush()
@@ -142,8 +143,8 @@ class Shell:
 class Console:
     """A shell in a home of its own, and the agents that were started in it.
 
-    Where it is strict, all that a command prints is what the page shows; else only what
-    the page does show is compared, and no command may fail.
+    If it is strict, the page must show the whole output of a command. Otherwise the
+    page may show a part, and no command may fail.
     """
 
     def __init__(
@@ -159,12 +160,12 @@ class Console:
         Args:
             home: An empty folder.
             is_strict: As above.
-            place: What begins a command that shall run on a machine of its own; there
+            place: Prefix of a command that runs on a machine of its own; there
                 the ports are the usual ones, and a mesh secret is not there yet.
             invites: Codes that the machines of one page have shown.
         """
         self.home = home
-        self.folder = home  #: where commands are typed
+        self.folder = home  #: the working folder of commands
         self._is_strict = is_strict
         runtime = home / "run"
         runtime.mkdir()
@@ -184,13 +185,13 @@ class Console:
         self._shell: Shell | None = None
 
     def close(self) -> None:
-        """End the shell and every agent."""
+        """Close the shell and stop every agent."""
         self.begin()
         for name in list(self._agents):
             self.interrupt(name)
 
     def begin(self, given: str = "") -> None:
-        """Begin a page: in a new shell, in which only what is given was typed."""
+        """Start a page in a new shell, and run its `given` commands."""
         if self._shell is not None:
             self._shell.close()
             self._shell = None
@@ -198,7 +199,7 @@ class Console:
             self._ask(given)
 
     def do(self, block: Block) -> int:
-        """Do what a block says; return how many commands were run."""
+        """Process a block; return the number of commands that ran."""
         for text in block.given:
             if text.startswith("octaskly agent"):
                 self.start(text, [])
@@ -210,7 +211,7 @@ class Console:
             return 0
         commands = commands_of(block)
         for command in commands:
-            if block.language == "python":  # It shows no output.
+            if block.language == "python":  # The page shows no output.
                 self._succeed(command.text)
             elif block.is_endless:
                 text = f"timeout -s INT {ENDLESS_S} {command.text} || [ $? -eq 124 ]"
@@ -220,7 +221,7 @@ class Console:
         return len(commands)
 
     def run(self, command: Command) -> None:
-        """Run a command and compare what it prints with what the page shows."""
+        """Run a command and compare its output with the page."""
         text = command.text.replace("make .venv && ", "").replace(".venv/bin/", "")
         # A tenth of the modules shows the same.
         text = text.replace("make demo", "octaskly demo --modules 40")
@@ -253,7 +254,7 @@ class Console:
         assert code == 0, self._log(name)
 
     def start(self, text: str, shown: list[str]) -> None:
-        """Start an agent, and wait until it logs what is shown, or serves."""
+        """Start an agent, and wait until it logs the shown lines, or serves."""
         name = re.search(r"--name (\S+)", text)
         called = name[1] if name else self._ask("hostname")[0].split(".")[0]
         flags = " --api-port 0 --peer-port 0 --lan-port 0"
@@ -270,7 +271,7 @@ class Console:
                 env=self.environ,
                 cwd=self.home,
             )
-        # Where nothing is shown, it goes on once the agent serves, or waits for leave.
+        # Without shown lines, continue once the agent serves or waits for admission.
         serves = "... unpaired ..." if self._invites else "... agent ready ..."
         for line in shown or [serves]:
             self._until_logged(called, line)
@@ -292,7 +293,7 @@ class Console:
         return (self.home / f"{name}.log").read_text()
 
     def _succeed(self, text: str) -> list[str]:
-        """Return what a command prints, of which no part fails."""
+        """Return the output of a command, no part of which may fail."""
         self._ask(f"trap 'echo \"{FAILED} $BASH_COMMAND\"' ERR")
         printed = self._ask(text)
         self._ask("trap - ERR")
@@ -314,7 +315,7 @@ class Console:
 
 @contextlib.contextmanager
 def console(home: Path, **options: Any) -> Iterator[Console]:
-    """Give a shell for the length of a block."""
+    """Open a console for the length of a block."""
     opened = Console(home, **options)
     try:
         yield opened

@@ -1,4 +1,4 @@
-"""Which answers of the API end a command how, for docs/reference/exit-codes.md."""
+"""Exit codes of commands by API error, for docs/reference/exit-codes.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.docs.routes_page import operations
 
 
 def table() -> str:
-    """Return a row for each exit code that stands for refusals."""
+    """Return a row for each exit code that stands for API errors."""
     statuses = {
         int(status)
         for _, _, operation in operations()

@@ -1,4 +1,4 @@
-"""What is in a frame, for docs/reference/wire-protocol.md: sizes, messages, values."""
+"""Contents of a frame, for docs/reference/wire-protocol.md: sizes, messages, values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PLAIN = {
 
 
 def sizes() -> str:
-    """Return the bounds on what a peer may send."""
+    """Return the limits on a peer's frames."""
     limits = Limits()
     rows = [
         ("the length before a frame", f"{wire.HEADER_BYTES} bytes"),
@@ -50,7 +50,7 @@ def messages() -> str:
 
 
 def values() -> str:
-    """Return a row for each value that stands in messages, by name."""
+    """Return a row for each value in messages, by name."""
     found = {kind.__name__: kind for kind in _reached(get_args(Message))}
     for kind in get_args(Message):
         found.pop(kind.__name__, None)
@@ -68,7 +68,7 @@ def _bytes(size: int) -> str:
 
 
 def _number(kind: type) -> int | str:
-    """Return the type number, or nothing where only the place says what it is."""
+    """Return the type number, or nothing if only the position defines the type."""
     tag = kind.__struct_config__.tag if issubclass(kind, Struct) else None
     return "" if tag is None else tag
 
@@ -111,7 +111,7 @@ def _said(hint: Any) -> str:
 
 
 def _bare(hint: Any) -> Any:
-    """Return the type in a name or in bounds."""
+    """Return the type behind a name or within bounds."""
     while True:
         if hasattr(hint, "__supertype__"):
             hint = hint.__supertype__
@@ -122,7 +122,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _reached(kinds: Any) -> Iterator[type]:
-    """Yield all classes that rows are made of, from these on."""
+    """Yield all classes that rows consist of, from these on."""
     waiting, seen = list(kinds), set()
     while waiting:
         hint = _bare(waiting.pop())

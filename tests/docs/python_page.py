@@ -1,4 +1,4 @@
-"""What `import octaskly` offers, for docs/reference/python.md."""
+"""The public names of `import octaskly`, for docs/reference/python.md."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_error(kind: object) -> bool:
 
 
 def section(name: str) -> str:
-    """Return what is public of one class."""
+    """Return the public parts of one class."""
     kind = getattr(octaskly, name)
     text = f"### `{name}`\n\n{prose(kind)}"
     if name == "AsyncClient":
@@ -74,12 +74,12 @@ def prose(thing: Any) -> str:
 
 
 def code(text: str, how: str = "called") -> str:
-    """Return a block that is shown and not run."""
+    """Return a code block that is shown and not run."""
     return f"<!-- shown: how it is {how} -->\n\n```text\n{text}\n```\n\n"
 
 
 def items(docstring: str) -> Iterator[str]:
-    """Yield what is said of each argument and error."""
+    """Yield the documentation of each argument and error."""
     for title, before in (("Args", ""), ("Raises", "raises ")):
         block = re.search(rf"^{title}:\n((?:    .*\n?)+)", docstring, re.MULTILINE)
         for item in re.split(r"\n(?=\w)", inspect.cleandoc(block[1]) if block else ""):
@@ -102,7 +102,7 @@ def escaped(text: str) -> str:
 
 
 def types_of(kind: Any) -> dict[str, str]:
-    """Return the types of fields as they are written, inherited ones too."""
+    """Return the types of fields in source form, inherited ones too."""
     if is_typeddict(kind):
         found = {
             name: str(getattr(written, "__forward_arg__", written))
@@ -117,7 +117,7 @@ def types_of(kind: Any) -> dict[str, str]:
 
 
 def said(kind: Any) -> str:
-    """Return a type as one writes it."""
+    """Return a type in source form."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " | ".join(map(said, parts))
@@ -129,7 +129,7 @@ def said(kind: Any) -> str:
 
 
 def methods(kind: Any) -> Iterator[str]:
-    """Yield a part for each method, and first how to make a client."""
+    """Yield a part for each method, starting with the constructor."""
     if kind is octaskly.Client:
         yield code(signature("Client", kind.__init__))
     for name, method in vars(kind).items():
@@ -138,7 +138,7 @@ def methods(kind: Any) -> Iterator[str]:
 
 
 def signature(name: str, method: Any) -> str:
-    """Return how it is called, a parameter a line where it is long."""
+    """Return a call's signature, one parameter a line if it is long."""
     found = inspect.signature(method)
     parameters = [
         str(parameter).replace("'", "")
@@ -147,7 +147,7 @@ def signature(name: str, method: Any) -> str:
     ]
     kinds = [p.kind for p in found.parameters.values()][1:]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
-        pass  # It says already that what follows has to be named.
+        pass  # The asterisk already says that the next ones are keyword-only.
     elif inspect.Parameter.KEYWORD_ONLY in kinds:
         parameters.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     back = "" if name[0].isupper() else f" -> {found.return_annotation}"
@@ -158,7 +158,7 @@ def signature(name: str, method: Any) -> str:
 
 
 def error_lines(names: list[str]) -> Iterator[str]:
-    """Yield the errors as a tree, each below what it is a kind of."""
+    """Yield the errors as a tree, each below its base."""
     kinds = {getattr(octaskly, name): name for name in names}
 
     def below(kind: type, depth: int) -> Iterator[str]:

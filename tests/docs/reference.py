@@ -1,7 +1,7 @@
-"""Makes the parts of the reference that follow from the code: `make docs`.
+"""Makes the generated parts of the reference: `make docs`.
 
-Such a part stands between two comments of its page, and nobody writes there by hand;
-all else of a page is prose. A part is made by one small module, which is listed here.
+Each part stands between two comments of its page, and is never edited by hand; the rest
+of a page is prose. One small module makes each part, and is listed here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ END = "<!-- The end of what is made. -->\n"
 
 
 def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
-    """Yield the page of each part, of what it is made, and what makes it."""
+    """Yield the page of each part, its source, and the function that makes it."""
     yield "configuration.md", "octaskly/config/settings.py", settings_page.table
     yield "metrics.md", "octaskly/metrics/table.py", metrics_page.tables
     for words, command in commands_page.commands():

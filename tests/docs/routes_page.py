@@ -1,6 +1,6 @@
-"""All routes, and the forms of their bodies, for docs/reference/rest-api.md.
+"""All routes and the schemas of their bodies, for docs/reference/rest-api.md.
 
-Both are read from the OpenAPI document, which is made of the routes themselves.
+Both come from the OpenAPI document, which is generated from the routes themselves.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tests.support.conformance import DOCUMENT
 Json = dict[str, Any]
 
 _FORM = "#/components/schemas/"
-_INSIDE = ("AuditEntry", "TaskStatus")
-"""Forms that only nodes send each other."""
+_INSIDE = ("AuditEntry", "Standing")
+"""Schemas that only nodes send each other."""
 
 _KINDS = {
     "string": "text",
@@ -34,7 +34,7 @@ def operations() -> Iterator[tuple[str, str, Json]]:
 
 
 def body_fields(operation: Json) -> set[str]:
-    """Return the names of the fields that a route takes."""
+    """Return the names of the fields that a route accepts."""
     forms = DOCUMENT["components"]["schemas"]
     named = re.findall(rf"'{_FORM}(\w+)'", str(operation.get("requestBody")))
     return {field for name in named for field in forms[name]["properties"]}
@@ -53,7 +53,7 @@ def table() -> str:
 
 
 def forms() -> str:
-    """Return a row for each form of a body, by name."""
+    """Return a row for each body schema, by name."""
     rows = [
         f"| {name} | {_fields(form)} |\n"
         for name, form in sorted(DOCUMENT["components"]["schemas"].items())
@@ -79,7 +79,7 @@ def _answered(operation: Json) -> str:
 
 
 def _body(told: Json) -> str:
-    """Return the form of a body; of one that is no JSON, what it is."""
+    """Return the schema of a body, or the media type if it is not JSON."""
     if "content" not in told:
         return ""
     ((media, content),) = told["content"].items()

@@ -1,4 +1,4 @@
-"""Each code block of each page is run, or checked as far as it can be."""
+"""Each code block of each page is run, or checked otherwise."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def of(*languages: str) -> list[tuple[Path, Block]]:
 
 
 @pytest.mark.parametrize("page", sorted({page for page, _ in BLOCKS}), ids=shown)
-def test_every_block_says_what_it_is(page: Path) -> None:
-    """One of no language, or of one that nobody looks at here, could say anything."""
+def test_every_block_names_its_language(page: Path) -> None:
+    """A block without a known language could contain anything."""
     known = {*SHELLS, "text", "json", "toml", "ini", "python", "yaml", "promql"}
     blocks = [block for where, block in BLOCKS if where == page]
 
@@ -65,8 +65,8 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "block"), of(*SHELLS), ids=shown)
-def test_a_shell_reads_each_command(page: Path, block: Block) -> None:
-    """Also those that are not run: a quote too few is found here."""
+def test_shell_parses_each_command(page: Path, block: Block) -> None:
+    """Also blocks that are not run: a missing quote is found here."""
     text = re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
     if block.language == "console":
         text = "\n".join(re.findall(r"^\$ ((?:.*\\\n)*.*)$", block.text, re.MULTILINE))
@@ -78,8 +78,8 @@ def test_a_shell_reads_each_command(page: Path, block: Block) -> None:
 
 
 @pytest.mark.parametrize(("page", "block"), of("json"), ids=shown)
-def test_json_is_what_the_api_takes_or_answers(page: Path, block: Block) -> None:
-    """A comment says of which route it is; the OpenAPI document knows its form."""
+def test_json_matches_the_schema_of_the_api(page: Path, block: Block) -> None:
+    """A comment names the route; the OpenAPI document has its schema."""
     data = json.loads(block.text)
     match (block.shown or "").split():
         case [method, path, status]:
@@ -93,13 +93,13 @@ def test_json_is_what_the_api_takes_or_answers(page: Path, block: Block) -> None
 
 @pytest.mark.parametrize(("page", "block"), of("text"), ids=shown)
 def test_events_of_a_stream_have_json_as_data(page: Path, block: Block) -> None:
-    """Whoever writes a client by such a block, parses it."""
+    """Readers write clients that parse such a block."""
     for data in re.findall(r"^data: (.*)$", block.text, re.MULTILINE):
         json.loads(data)
 
 
 @pytest.mark.parametrize(("page", "block"), of("toml"), ids=shown)
-def test_a_file_of_settings_is_taken(page: Path, block: Block, tmp_path: Path) -> None:
+def test_settings_file_is_accepted(page: Path, block: Block, tmp_path: Path) -> None:
     """As `octaskly config check` would."""
     file = tmp_path / "config.toml"
     file.write_text(block.text)
@@ -112,19 +112,19 @@ def test_a_file_of_settings_is_taken(page: Path, block: Block, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("page", "block"), of("yaml"), ids=shown)
-def test_yaml_can_be_read(page: Path, block: Block) -> None:
-    """Whose it is knows more of it: tests/packages asks promtool of what is its own."""
+def test_yaml_parses(page: Path, block: Block) -> None:
+    """Its owner checks more: tests/packages runs promtool on the Prometheus files."""
     assert isinstance(yaml.safe_load(block.text), dict | list)
 
 
 @pytest.mark.parametrize(("page", "block"), of("python"), ids=shown)
-def test_python_is_python(page: Path, block: Block) -> None:
-    """Also where it is not run."""
+def test_python_block_parses(page: Path, block: Block) -> None:
+    """Also if it is not run."""
     compile(block.text, f"{shown(page)}:{block.line}", "exec")
 
 
 @pytest.mark.parametrize(("page", "block"), of("ini"), ids=shown)
-def test_a_unit_is_one_that_systemd_knows(
+def test_unit_has_directives_that_systemd_knows(
     page: Path, block: Block, tmp_path: Path
 ) -> None:
     """Section and directive, each by its name."""
@@ -143,17 +143,15 @@ def test_a_unit_is_one_that_systemd_knows(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", TYPED, ids=shown)
-def test_what_a_page_tells_to_type_works(
-    page_mesh: tuple[Console, Agent], page: Path
-) -> None:
-    """Every command of it, in its order, from an empty folder."""
+def test_commands_of_a_page_work(page_mesh: tuple[Console, Agent], page: Path) -> None:
+    """Every command of a page runs in order, from an empty folder."""
     shell, node = page_mesh
 
     def listed() -> Any:
         status, said = node.call("GET", "/api/v1/tokens")
         return said if status == HTTPStatus.OK else None
 
-    # What the page before did may have left the mesh without a dispatcher.
+    # The previous page may have left the mesh without a dispatcher.
     for token in until(listed, "somebody reigns")["tokens"]:
         node.call("DELETE", f"/api/v1/tokens/{token['name']}")
     token = node.call("POST", "/api/v1/tokens", {"role": "admin"})[1]["token"]

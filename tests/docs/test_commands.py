@@ -1,4 +1,4 @@
-"""Documents and commands agree: what exists is documented, what is shown exists."""
+"""Documents and commands agree: existing ones are documented, shown ones exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENDS_A_COMMAND = frozenset({"|", "||", "&&", "&", ";", ">", ">>", "<", "#"})
 
 
 def test_flags_of_all_commands_are_in_the_reference() -> None:
-    """Those of each command are made from the code; these stand in prose."""
+    """The options of each command are generated from the code; these stand in prose."""
     page = (REFERENCE / "cli.md").read_text()
     missing = {flag for flag in flags(octaskly) if f"`{flag}" not in page}
 
@@ -35,15 +35,15 @@ def test_flags_of_all_commands_are_in_the_reference() -> None:
 
 
 def test_every_command_has_a_section_of_the_reference() -> None:
-    """With its own heading, to which other pages can lead."""
+    """With its own heading, to which other pages can link."""
     page = (REFERENCE / "cli.md").read_text()
     headings = re.findall(r"^## octaskly ([a-z -]*[a-z])", page, flags=re.MULTILINE)
 
     assert sorted(headings) == sorted(dict(commands()))
 
 
-def test_the_list_of_commands_cuts_no_summary() -> None:
-    """Eighty columns hold the first sentence of each, however it is told apart."""
+def test_list_of_commands_truncates_no_summary() -> None:
+    """Eighty columns hold the first sentence of each."""
     with click.Context(octaskly, terminal_width=80) as context:
         listed = octaskly.get_help(context).partition("Commands:\n")[2]
 
@@ -51,12 +51,12 @@ def test_the_list_of_commands_cuts_no_summary() -> None:
 
 
 @pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
-def test_help_of_a_command_ends_with_an_example(
+def test_help_of_every_command_ends_with_an_example(
     words: str, command: click.Command
 ) -> None:
-    """It is the first thing that people look for, and they copy it.
+    """Users look for it first, and copy it.
 
-    A new command says it as `epilog="Example: octaskly ..."`.
+    A new command declares it as `epilog="Example: octaskly ..."`.
     """
     example = (command.epilog or "").removeprefix("Example: ")
 
@@ -73,7 +73,7 @@ OFFERED = {
     "[ID...]": completion.complete_tasks,
     "NODE": completion.complete_nodes,
 }
-"""What a shell offers for a parameter, by the word that stands for it in the help."""
+"""Completions of a parameter, by its metavar in the help."""
 OF_THE_USER = frozenset(
     [
         "[CODE]",
@@ -97,16 +97,16 @@ OF_THE_USER = frozenset(
         "WHO",
     ]
 )
-"""Words for what only the user can know; what they stand for is not completed."""
+"""Metavars of values that only the user knows; they are not completed."""
 
 
 @pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)
-def test_a_shell_completes_what_a_command_takes(
+def test_shell_completes_the_parameters_of_a_command(
     words: str, command: click.Command
 ) -> None:
-    """Ids, nodes and labels are asked of the mesh, words that nobody can know are not.
+    """Ids, nodes and labels come from the mesh; free text is not completed.
 
-    A new parameter takes a type of click or of `cli.render`, has a word of `OFFERED`
+    A new parameter takes a type of click or of `cli.render`, has a metavar in `OFFERED`
     with `shell_complete=completing....`, or one that is added to `OF_THE_USER`.
     """
     wrong = {
@@ -139,7 +139,7 @@ def shown_calls(page: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_on_a_page_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a reader pastes must not be answered by a usage error."""
+    """No command that a reader pastes may cause a usage error."""
     for variable in re.findall(r"--env (\w+) ", page.read_text()):
         monkeypatch.setenv(variable, "as the reader has it")
     wrong = [
@@ -152,16 +152,16 @@ def test_commands_on_a_page_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def problem_of(call: str) -> str | None:
-    """Return what the command line would say about the words of a call."""
+    """Return the usage error for the words of a call, if any."""
     words = own_words(call)
     try:
-        # Like `main`, but nothing is run: only groups and parsers are asked.
+        # Like `main`, but nothing runs: only groups and parsers are used.
         context = octaskly.make_context("octaskly", words)
         command: click.Command = octaskly
         while isinstance(command, click.Group):
             rest = [*context._protected_args, *context.args]
             if not rest:
-                return None  # A group that does something by itself.
+                return None  # A group that can run without a subcommand.
             _, found, rest = command.resolve_command(context, rest)
             assert found is not None
             command = found
@@ -174,7 +174,7 @@ def problem_of(call: str) -> str | None:
 
 
 def own_words(call: str) -> list[str]:
-    """Return the words up to what the shell itself would take: pipes, comments."""
+    """Return the words up to the shell's own syntax: pipes, comments."""
     lexer = shlex.shlex(call, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     words = []

@@ -1,4 +1,4 @@
-"""Documents and code agree: what exists is documented, what is documented is true."""
+"""Documents and code agree: features are documented, documented facts are true."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ async def test_every_route_of_the_application_is_documented() -> None:
     assert sorted(headings) == sorted(routes)
 
 
-def test_the_section_of_a_route_names_all_that_it_takes() -> None:
-    """Parameters, headers and fields; and who may use it, as the route itself says."""
+def test_section_of_a_route_names_all_its_inputs() -> None:
+    """Parameters, headers, fields and the required role, as the route declares."""
     text = page("reference/rest-api.md")
     missing = []
     for method, path, operation in routes_page.operations():
@@ -67,7 +67,7 @@ def test_the_section_of_a_route_names_all_that_it_takes() -> None:
         section = re.split(r"^##+ ", section, flags=re.MULTILINE)[0]
         wanted = {p["name"] for p in operation["parameters"] if p["in"] != "path"}
         wanted |= routes_page.body_fields(operation)
-        wanted -= {"X-Request-ID"}  # It is told once, of all.
+        wanted -= {"X-Request-ID"}  # It is documented once, for all.
         named = set(re.findall(r"`([\w-]+)`", section))
         rights = re.findall(r"^Rights: (.*)\.$", section, flags=re.MULTILINE)
         if "x-internal" not in operation:
@@ -80,7 +80,7 @@ def test_the_section_of_a_route_names_all_that_it_takes() -> None:
 
 
 def is_of(said: str, rights: str) -> bool:
-    """Whether the page says in its words what the OpenAPI document says of rights."""
+    """Return True if the page states the rights of the OpenAPI document."""
     roles = ("admin", "client", "viewer", "every role", "socket")
     return {r for r in roles if r in said} == {r for r in roles if r in rights}
 
@@ -107,7 +107,7 @@ def error_texts() -> set[str]:
 
 
 def test_every_error_text_is_documented() -> None:
-    """Programs compare these texts, so none may come as a surprise, or be made up."""
+    """Programs compare these texts, so none may be undocumented or invented."""
     table = page("reference/rest-api.md").partition("## Errors")[2]
     documented = set(re.findall(r"^\| \d{3} \| `([^`]+)` \|", table, re.MULTILINE))
 
@@ -116,7 +116,7 @@ def test_every_error_text_is_documented() -> None:
 
 
 def test_every_variable_of_the_environment_is_documented() -> None:
-    """What the code reads or sets, the page on configuration explains."""
+    """The page on configuration explains every variable that the code reads or sets."""
     named = {
         name
         for path in (ROOT / "octaskly").rglob("*.py")
@@ -132,19 +132,18 @@ def test_every_variable_of_the_environment_is_documented() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({page for page, _, _ in reference.parts()}))
-def test_what_follows_from_the_code_is_as_the_code(name: str) -> None:
-    """`make docs` makes it anew; nobody writes there by hand."""
+def test_generated_parts_match_the_code(name: str) -> None:
+    """`make docs` generates it; it is never edited by hand."""
     text = page(f"reference/{name}")
 
     assert reference.made_anew(name, text) == text, "make docs"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_page_says_one_word_for_one_thing(path: Path) -> None:
-    """The words that the glossary does not use, nobody reads elsewhere.
+def test_page_uses_the_words_of_the_glossary(path: Path) -> None:
+    """Words that the glossary avoids appear on no page.
 
-    What belongs to others is called as they call it: in code, and on the page that
-    compares.
+    Foreign things keep their own names: in code, and on the page that compares.
     """
     if path.name in ("glossary.md", "what-octaskly-is-not.md"):
         return
@@ -177,7 +176,7 @@ def test_every_message_between_nodes_is_documented() -> None:
     assert messages == documented - {"Message"}
 
 
-def test_the_map_of_the_code_names_every_folder_once() -> None:
+def test_architecture_names_every_folder_once() -> None:
     """A newcomer cannot find a package that ARCHITECTURE.md does not name."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     table = text.partition("## Packages")[2].partition("\n## ")[0]
@@ -194,7 +193,7 @@ def test_the_map_of_the_code_names_every_folder_once() -> None:
 
 
 def test_every_module_that_the_architecture_names_exists() -> None:
-    """A path that leads nowhere is what is left of a module that moved."""
+    """A dead path remains when a module moves."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`([\w/]+\.py)`", text))
 
@@ -206,13 +205,13 @@ def test_every_module_that_the_architecture_names_exists() -> None:
     ("name", "words_max"),
     [("ARCHITECTURE.md", 1800), ("docs/explanation/performance.md", 1500)],
 )
-def test_pages_that_everybody_reads_are_short(name: str, words_max: int) -> None:
-    """They say what does not change; measurements go to decision records."""
+def test_central_pages_are_short(name: str, words_max: int) -> None:
+    """They hold stable facts; measurements go to decision records."""
     assert len((ROOT / name).read_text().split()) <= words_max
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_anchors_of_a_page_lead_somewhere(path: Path) -> None:
+def test_anchors_of_a_page_exist(path: Path) -> None:
     """A link to a heading names one that its page has."""
     text = FENCE.sub("", path.read_text())
     wrong = []
@@ -230,7 +229,7 @@ def test_anchors_of_a_page_lead_somewhere(path: Path) -> None:
 
 
 def slug(heading: str) -> str:
-    """Return the anchor that a heading gets where the pages are read."""
+    """Return the anchor of a heading on the rendered page."""
     kept = re.sub(r"[^\w\- ]", "", heading.lower())
     return kept.replace(" ", "-")
 
@@ -240,7 +239,7 @@ def slug(heading: str) -> str:
     ["tutorials", "how-to", "reference", "explanation", "decisions", "examples"],
 )
 def test_every_page_is_in_the_list_of_its_folder(folder: str) -> None:
-    """A page that no list names is never read."""
+    """Nobody reads a page that no list names."""
     listed = set(re.findall(r"\]\(([^)#/]+)\)", page(f"{folder}/README.md")))
     pages = {
         path.name
@@ -252,8 +251,8 @@ def test_every_page_is_in_the_list_of_its_folder(folder: str) -> None:
     assert listed == pages
 
 
-def test_the_page_on_performance_is_short() -> None:
-    """One table and one chart; how a figure came about belongs to a decision record."""
+def test_performance_page_is_short() -> None:
+    """One table and one chart; the history of a figure belongs to a decision record."""
     text = page("explanation/performance.md")
 
     assert len(text.split()) <= 1500

@@ -1,4 +1,4 @@
-"""What `contrib` offers to operators is what their tools take."""
+"""Monitoring files in `contrib` are valid for the tools of operators."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CONTRIB = Path(__file__).parent.parent.parent / "contrib"
 
 
 @pytest.mark.parametrize("what", ["check", "test"])
-def test_promtool_takes_the_alerts_and_their_tests(what: str) -> None:
-    """Each one fires when it should, once, and is silent when all is well."""
+def test_promtool_accepts_the_alerts_and_their_tests(what: str) -> None:
+    """Each alert fires when it should, once, and is silent otherwise."""
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("needs promtool of Debian's prometheus")
@@ -32,7 +32,7 @@ def test_promtool_takes_the_alerts_and_their_tests(what: str) -> None:
 
 
 def test_panels_of_the_dashboard_do_not_overlap() -> None:
-    """Grafana would push them apart, each time in another way."""
+    """Grafana would move overlapping panels, each time differently."""
     board = json.loads((CONTRIB / "grafana/octaskly.json").read_text())
     taken: dict[tuple[int, int], str] = {}
     for panel in board["panels"]:

@@ -62,7 +62,7 @@ def test_page_has_one_title(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=shown)
-def test_links_of_a_page_lead_somewhere(path: Path) -> None:
+def test_links_of_a_page_have_targets(path: Path) -> None:
     """A link to a file of this repository names one that exists."""
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text())
     local = [link for link in links if not re.match(r"[a-z]+:", link)]

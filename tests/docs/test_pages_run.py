@@ -1,4 +1,4 @@
-"""What README and tutorials show is run, and prints what they show."""
+"""README and tutorials: their commands run, and print the shown output."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tests.docs.console import Console, alike, console
 from tests.support.agents import Agent
 
 PAGES = ["docs/how-to/back-up-and-restore.md", "docs/tutorials/one-machine.md"]
-"""Those that start agents of their own, on one machine."""
+"""Pages that start agents of their own, on one machine."""
 
 EXAMPLES = ROOT / "docs" / "examples"
 LINES_MAX = 40
 TWO_MACHINES = ["README.md", "docs/tutorials/first-mesh.md"]
-"""Those that begin with two machines; tests/mesh/test_tutorial.py has some."""
+"""Pages that need two machines; tests/mesh/test_tutorial.py runs some."""
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES)
-def test_page_does_what_it_shows(page: str, quick: Path) -> None:
-    """Every command that one machine can run prints what the page says."""
+def test_page_prints_its_shown_output(page: str, quick: Path) -> None:
+    """Every command that one machine can run prints the output of the page."""
     ran = 0
     # A socket's path has 107 bytes at most, so the home lies near the root.
     with (
@@ -40,8 +40,8 @@ def test_page_does_what_it_shows(page: str, quick: Path) -> None:
     assert ran >= 4
 
 
-def test_a_shown_line_that_is_wrong_is_found() -> None:
-    """The comparison is not so mild that it sees nothing."""
+def test_wrong_output_line_is_found() -> None:
+    """The comparison is strict enough to find an error."""
     assert alike(["ash  ready  0/2"], ["birch  ready  1/4"])
     assert not alike(["ash  ready  0/2"], ["ash  lost  0/2"])
     assert not alike(["exit code: 0", "x"], ["exit code: 0"])
@@ -67,8 +67,8 @@ EXPECTED = {
 
 
 @pytest.mark.timeout(400)
-def test_examples_run_as_they_are(page_mesh: tuple[Console, Agent]) -> None:
-    """Who copies an example gets what it promises."""
+def test_examples_run_unchanged(page_mesh: tuple[Console, Agent]) -> None:
+    """A copied example does what the page promises."""
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix != ".md"}
     assert scripts == set(EXPECTED)
     _, node = page_mesh

@@ -1,4 +1,4 @@
-"""The picture of the demo: drawn as a terminal shows it, and of the demo as it is."""
+"""The picture of the demo: drawn like a terminal, and up to date."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def parsed(picture: str) -> ET.Element:
 
 
 def lines_at_the_end(picture: str) -> list[str]:
-    """Return what is seen where nothing moves."""
+    """Return the visible lines of a static view."""
     texts = parsed(picture).iter(f"{SVG}text")
     return [" ".join(t.itertext()) for t in texts if t.get("visibility") != "hidden"]
 
 
-def test_a_line_that_is_drawn_anew_is_seen_as_it_was_and_as_it_became() -> None:
-    """A bar of progress goes up a line, or back to its beginning, and writes again."""
+def test_redrawn_line_is_shown_before_and_after() -> None:
+    """A progress bar moves up a line, or to the line's start, and writes again."""
     chunks = [
         (0.5, "begun & <well>\r\n"),
         (1.0, "\x1b[32m--- \x1b[0m 10%\r\n"),
@@ -40,8 +40,8 @@ def test_a_line_that_is_drawn_anew_is_seen_as_it_was_and_as_it_became() -> None:
     assert 'values="hidden;visible;hidden"' in picture
 
 
-def test_the_picture_is_of_the_demo_as_it_is() -> None:
-    """It ends with what the README shows, which is compared with a real run."""
+def test_picture_matches_the_current_demo() -> None:
+    """Its end equals the output in the README, which is compared with a real run."""
     picture = (ROOT / "docs" / "images" / "demo.svg").read_text()
     readme = (ROOT / "README.md").read_text()
     (shown,) = (
@@ -54,7 +54,7 @@ def test_the_picture_is_of_the_demo_as_it_is() -> None:
     assert alike(["$ make demo", *shown], lines_at_the_end(picture))
 
 
-def test_the_picture_needs_nothing_else() -> None:
+def test_picture_is_self_contained() -> None:
     """It is shown where no script runs, and fetches nothing."""
     picture = (ROOT / "docs" / "images" / "demo.svg").read_text()
     tags = {element.tag.removeprefix(SVG) for element in parsed(picture).iter()}

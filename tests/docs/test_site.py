@@ -1,4 +1,4 @@
-"""The pages become a site, and nothing in it leads nowhere."""
+"""The pages build into a site without dead links."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent.parent.parent
 SITE = ROOT / "build" / "site"
 
 
-def test_the_site_is_made_without_a_warning() -> None:
-    """As `make docs` makes it: a broken link, anchor or list is a warning.
+def test_site_builds_without_a_warning() -> None:
+    """As `make docs` builds it: a broken link, anchor or list is a warning.
 
-    What a page was read to is kept from run to run, since reading takes the time.
+    The parsed pages are cached between runs, because parsing takes most of the time.
     """
     built = subprocess.run(
         [

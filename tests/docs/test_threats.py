@@ -1,4 +1,4 @@
-"""The table of threats names tests that are there, and leaves no threat out."""
+"""The table of threats: every threat has an existing test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME = re.compile(r"`(test_\w+)`")
 THREATS = [f"T{number:02}" for number in range(1, 31)]
 BAD_INPUTS = [f"B{number:02}" for number in range(1, 46)]
 EVALUATING = {"eval", "exec", "compile", "__import__"}
-"""Functions that make a program of data; regular expressions are no programs."""
+"""Functions that execute data as code; regular expressions do not count."""
 UNPACKING = {"pickle", "marshal", "shelve", "dill", "pip", "ensurepip"}
 
 
@@ -27,7 +27,7 @@ def functions(folder: str) -> set[str]:
 
 
 def test_every_threat_and_every_bad_input_has_a_test_that_exists() -> None:
-    """A test that was renamed or dropped is missed here."""
+    """A renamed or deleted test is found here."""
     rows = ROW.findall(page("explanation/security.md"))
     named = {name for _, tests in rows for name in NAME.findall(tests)}
 
@@ -37,10 +37,11 @@ def test_every_threat_and_every_bad_input_has_a_test_that_exists() -> None:
 
 
 def test_no_code_comes_from_elsewhere() -> None:
-    """Threat 28: nothing that arrives is ever run as Python, nor fetched to be.
+    """Threat 28: no received data runs as Python, and no code is fetched to run.
 
-    But for the calls of an executor, in the program that submitted them and the process
-    of their task; by the import contracts no agent can even import what does that.
+    The calls of an executor are the exception: they run in the program that submitted
+    them and in the process of their task. The import contracts keep their modules out
+    of agents.
     """
     found = []
     for path in (ROOT / "octaskly").rglob("*.py"):
@@ -64,8 +65,8 @@ def _dangers(node: ast.AST) -> set[str]:
             return set()
 
 
-def test_dangers_are_found() -> None:
-    """Else the test above would prove nothing."""
+def test_dangerous_calls_are_found() -> None:
+    """Otherwise the test above would prove nothing."""
     source = "import pickle\nfrom marshal import loads\neval('1')\nre.compile('x')"
 
     found = [what for node in ast.walk(ast.parse(source)) for what in _dangers(node)]

@@ -1,8 +1,8 @@
-"""Measure the structure of the code, and check the rules that no linter checks.
+"""Measures the structure of the code, and checks rules that no linter checks.
 
 `python -m tests.structure` prints each figure with its value before the change and its
-goal, then questions of taste, then the breaches of rules. It fails if a rule is broken.
-`--json` prints the same for programs; `names` prints the names of all modules.
+goal, then questions of taste, then broken rules. It fails if a rule is broken. `--json`
+prints the same for programs; `names` prints the names of all modules.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def tests() -> list[Module]:
 
 
 def questions(modules: dict[str, Module]) -> dict[str, list[str]]:
-    """Return what a reviewer asks, and about which modules."""
+    """Return the questions of a reviewer, with the modules concerned."""
     small = rules.small_modules(modules, source.imports(modules))
     return {
         "Are these two modules each?": rules.large_modules(modules.values()),
@@ -61,7 +61,7 @@ def questions(modules: dict[str, Module]) -> dict[str, list[str]]:
 
 
 def breaches(modules: dict[str, Module], tests: Iterable[Module]) -> list[str]:
-    """Return each breach of a rule."""
+    """Return each broken rule."""
     return [
         *rules.crowded_folders(modules.values()),
         *rules.long_functions(modules.values()),

@@ -22,8 +22,8 @@ def read_contracts(project: Path) -> list[dict[str, Any]]:
 def file_lists(contracts: list[dict[str, Any]], modules: dict[str, Module]) -> set[str]:
     """Return the packages whose files the contracts list one by one as sources.
 
-    Such a list grows with each new file, and a file that it lacks is not checked. The
-    layers of a contract are none: they are an order, and complete.
+    Such a list grows with each new file, and a missing file is not checked. The layers
+    of a contract are no such list: they are an order, and complete.
     """
     listed = set()
     for contract in contracts:

@@ -1,8 +1,8 @@
 """Files of the core that one step of a node enters, and calls between these files.
 
 The node lives in a world of the simulation. An event is measured right after a wake-up
-at the same instant, so that nothing else is due. The call of `deadline` counts, because
-an agent makes it after each step.
+at the same instant, so no other work is due. The call of `deadline` counts, because an
+agent makes it after each step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Trace:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the calls that this thread makes meanwhile."""
+        """Record the calls of this thread during a block."""
         before = sys.getprofile()
         sys.setprofile(self._on_event)
         try:
@@ -53,7 +53,8 @@ class Trace:
             return
         name = frame.f_code.co_filename
         self.files.add(name)
-        # A library may call back, as `sorted` calls its key: its caller makes the call.
+        # A library may call back, as `sorted` calls its key; its caller then makes the
+        # call.
         caller = frame.f_back
         while caller is not None and not self._is_inside(caller):
             caller = caller.f_back

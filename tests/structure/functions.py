@@ -1,4 +1,4 @@
-"""Lengths of functions, and which of them are tables."""
+"""Lengths of functions, with tables recognised."""
 
 from __future__ import annotations
 

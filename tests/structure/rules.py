@@ -22,7 +22,7 @@ MODULE_LINES_SMALL = 120  #: fewer, used only next door, may be a part of the ne
 
 ENTRANCES = ("octaskly", "octaskly.__main__", "octaskly.joblib")  #: imported by users
 
-#: Words that no name contains, and what to say instead.
+#: Words that no name contains, and their replacements.
 WORDS = {
     "master": "dispatcher",
     "coordinator": "dispatcher",
