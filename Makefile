@@ -86,11 +86,11 @@ $(VENV)/.bench-ready: pyproject.toml $(VENV)/.ready
 
 # The slow truth: fresh seeds of the simulation, over an hour of them on two cores, then
 # each simulation, property and mesh test again and again, with new seeds, until SOAK_S
-# seconds are over; also all fault cases, and a storm of them for SOAK_STORM_S seconds.
+# seconds are over; also all fault cases, and random faults for SOAK_FAULTS_S seconds.
 # One case alone: .venv/bin/pytest -m "" tests/mesh -k f9_
 SOAK_SEEDS ?= 100000
 SOAK_S ?= 3600
-export SOAK_STORM_S ?= 1800
+export SOAK_FAULTS_S ?= 1800
 SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
 soak: .venv $(VENV)/.bench-ready
 	@$(BIN)/pytest -q -m soak tests/cli tests/packages tests/executor

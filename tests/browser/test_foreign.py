@@ -86,9 +86,9 @@ async def test_foreign_page_changes_and_reads_nothing(
         guest.allow(REFUSED_STATUSES)
         page = await stranger(guest, address)
 
-        told = await page.evaluate(ASK, [agent.ready()["api_url"] + TASKS, token])
+        answers = await page.evaluate(ASK, [agent.ready()["api_url"] + TASKS, token])
 
-    assert told == ["TypeError"] * 4 + ["opaque"] * 2 + ["TypeError"]
+    assert answers == ["TypeError"] * 4 + ["opaque"] * 2 + ["TypeError"]
     assert untouched(agent)
 
 
@@ -120,10 +120,10 @@ async def test_foreign_host_name_does_not_reach_an_agent(
 
         answer = await page.goto(f"http://rebound.test:{port}/health")
         text = await page.inner_text("body")
-        told = await page.evaluate(ASK, [TASKS, token])
+        answers = await page.evaluate(ASK, [TASKS, token])
 
     assert answer is not None
     assert answer.status == 403
     assert "host not allowed" in text
-    assert set(told) == {"basic"}  # Of its own origin, as the browser sees it.
+    assert set(answers) == {"basic"}  # Of its own origin, as the browser sees it.
     assert untouched(agent)

@@ -446,8 +446,8 @@ async def test_copied_command_lists_the_rest_in_a_comment(
 
     cli, curl, body = await page.evaluate(COPIES, task)
 
-    *told, line = cli.splitlines()
-    assert told == [
+    *comments, line = cli.splitlines()
+    assert comments == [
         "# stdin.txt is to hold the 12 B that it reads: nodes show them to nobody",
         "# left out, as only a request can say it: os linux, arch x86_64, file tool",
     ]

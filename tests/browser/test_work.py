@@ -50,7 +50,7 @@ async def page(guest: Visitor, mesh: list[Agent]) -> Page:
     return page
 
 
-def told(agent: Agent, task: str) -> dict[str, Any]:
+def task_of(agent: Agent, task: str) -> dict[str, Any]:
     """Return a task from the API."""
     status, said = agent.call("GET", f"{TASKS}/{task}")
     assert status == 200, said
@@ -75,7 +75,7 @@ async def test_form_submits_a_task(
     await expect(page.get_by_role("heading", name="formal")).to_be_visible()
     await expect(page.get_by_role("log")).to_contain_text("from the form")
     await expect(page.locator(".head .state")).to_have_text("completed")
-    task = told(mesh[0], page.url.rpartition("/")[2])
+    task = task_of(mesh[0], page.url.rpartition("/")[2])
     assert task["name"] == "formal"
     assert sequence_of(task["id"])  # Counted: an id from a key is long.
 
@@ -128,7 +128,7 @@ async def test_log_is_live_and_the_task_can_be_ended(
     await page.get_by_role("button", name="End it now").click()
 
     await expect(page.locator(".head .state")).to_have_text("cancelled")
-    assert told(mesh[0], task)["status"] == "cancelled"
+    assert task_of(mesh[0], task)["status"] == "cancelled"
 
 
 async def test_array_with_failed_members_is_retried(
@@ -150,7 +150,7 @@ async def test_array_with_failed_members_is_retried(
     await expect(page).not_to_have_url(re.compile(array))
     again = page.url.rpartition("/")[2]
 
-    assert told(mesh[0], again)["retry_of"] == array
+    assert task_of(mesh[0], again)["retry_of"] == array
     assert finished(mesh[0], again)["array"]["total"] == 3
 
 
@@ -244,7 +244,7 @@ async def test_impossible_task_is_edited_and_resubmitted(
     await page.get_by_role("link", name="Open it").click()
     await expect(page.get_by_role("log")).to_contain_text("ran")
 
-    assert told(mesh[0], page.url.rpartition("/")[2])["labels"] == labels
+    assert task_of(mesh[0], page.url.rpartition("/")[2])["labels"] == labels
     mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 

@@ -14,9 +14,9 @@ from tests.docs import python_page
 def test_every_public_name_is_documented() -> None:
     """The reference is generated from the code, so an undocumented name fails here."""
     text = python_page.page()
-    told = set(re.findall(r"`(\w+)`", text))
+    documented = set(re.findall(r"`(\w+)`", text))
 
-    assert set(octaskly.__all__) - told == {"__version__"}
+    assert set(octaskly.__all__) - documented == {"__version__"}
     methods = {name for name in vars(octaskly.Client) if name[0] != "_"}
     assert methods <= set(re.findall(r"^#### `(\w+)`", text, re.MULTILINE))
 

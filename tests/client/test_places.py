@@ -171,15 +171,15 @@ def test_bad_token_is_reported(
     old = tokens.sign_token(
         subject="a", role="admin", expires_s=60, now_s=past_s, jti="1"
     )
-    told = {}
+    hints = {}
     for token in (None, "x.y.z", old):
         mesh = open_client(agents[0].ready()["api_url"], token=token)
         with pytest.raises(octaskly.Unauthorized) as caught:
             mesh.submit("true")
-        told[token] = (caught.value.hint or "").splitlines()
+        hints[token] = (caught.value.hint or "").splitlines()
 
-    assert told[old][0] == "token expired"
-    assert {lines[-1] for lines in told.values()} == {
+    assert hints[old][0] == "token expired"
+    assert {lines[-1] for lines in hints.values()} == {
         "token=    from `octaskly token create --role client` on a node"
     }
     viewer = tokens.sign_token(

@@ -26,9 +26,9 @@ def test_threads_can_share_a_client(agents: list[Agent]) -> None:
             return mesh.wait(task).stdout if n % 2 else mesh.run(f"echo {n}").stdout
 
         with ThreadPoolExecutor(8) as pool:
-            told = list(pool.map(echo, range(24)))
+            results = list(pool.map(echo, range(24)))
 
-    assert told == [f"{n}\n" for n in range(24)]
+    assert results == [f"{n}\n" for n in range(24)]
 
 
 async def test_asyncio_tasks_can_share_a_client(agents: list[Agent]) -> None:
@@ -39,9 +39,9 @@ async def test_asyncio_tasks_can_share_a_client(agents: list[Agent]) -> None:
             return (await mesh.run(f"echo {n}")).stdout
 
         async with asyncio.TaskGroup() as group:
-            told = [group.create_task(echo(n)) for n in range(16)]
+            results = [group.create_task(echo(n)) for n in range(16)]
 
-    assert [each.result() for each in told] == [f"{n}\n" for n in range(16)]
+    assert [each.result() for each in results] == [f"{n}\n" for n in range(16)]
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

@@ -75,8 +75,8 @@ def test_unordered_map_yields_results_as_they_end(
     ended = client.map(command, ["a", "b"], ordered=False)
     first = next(ended)
     (tmp_path / "go").touch()
-    told = [(task.item, task.exit_code) for task in (first, *ended)]
-    assert told == [("b", 3), ("a", 3)]
+    ended_pairs = [(task.item, task.exit_code) for task in (first, *ended)]
+    assert ended_pairs == [("b", 3), ("a", 3)]
 
 
 def test_map_reads_items_as_they_are_needed(

@@ -104,7 +104,7 @@ class DiskLog:
     async def read_records(self, query: RecordQuery) -> tuple[Recorded, ...]:
         some = [
             ((r.hlc, r.key), r)
-            for r in self._disk.told()
+            for r in self._disk.committed_records()
             if r.kind in query.kinds and r.hlc >= query.since_hlc
             if query.keys is None or r.key in query.keys
         ]

@@ -78,11 +78,11 @@ def _answered(operation: Json) -> str:
     )
 
 
-def _body(told: Json) -> str:
+def _body(described: Json) -> str:
     """Return the schema of a body, or the media type if it is not JSON."""
-    if "content" not in told:
+    if "content" not in described:
         return ""
-    ((media, content),) = told["content"].items()
+    ((media, content),) = described["content"].items()
     if media != "application/json":
         return f"`{media}`"
     return _said(content["schema"]) if "schema" in content else ""

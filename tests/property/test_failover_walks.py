@@ -152,10 +152,10 @@ class FailoverModel(DispatcherModel):
 
     def perform(self, effects: list[Effect], node: NodeId | None = None) -> None:
         """Drop replies about ends: waiting clients ask each new dispatcher again."""
-        told: list[Effect] = [
+        performed: list[Effect] = [
             e for e in effects if not isinstance(e, AnnounceTaskStates)
         ]
-        super().perform(told, node)
+        super().perform(performed, node)
 
     def _write(self, append: Append) -> None:
         self._hlc = max([self._hlc, *(entry.hlc for entry in append.entries)])

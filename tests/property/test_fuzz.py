@@ -69,8 +69,8 @@ def test_frames_are_messages_or_refused(data: bytes) -> None:
 def test_any_hello_is_accepted_or_refused(hello: Hello) -> None:
     """A node's rules hold for any announcement of a member."""
     shell = Shell()
-    told = replace(hello, node=replace(hello.node, id=PEER))
-    met = PeerUp(PEER, shell.node.hello(moment()), told, Address("::1", 7))
+    announced = replace(hello, node=replace(hello.node, id=PEER))
+    met = PeerUp(PEER, shell.node.hello(moment()), announced, Address("::1", 7))
 
     shell.feed(met)
     shell.seconds += 5.0

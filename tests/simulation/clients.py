@@ -60,8 +60,8 @@ RULES = (
 class Clients:
     """Submits tasks, cancels and records, and receives the answers."""
 
-    late_share = 0.0  #: share of tasks with a parent
-    needy_share = 0.0  #: share of tasks that need much of a machine
+    child_share = 0.0  #: share of tasks with a parent
+    demanding_share = 0.0  #: share of tasks that need much of a machine
     array_share = 0.0  #: share of tasks that are arrays
     members_most = 12  #: members of one array
     #: tasks of the last answer that were accepted before
@@ -105,9 +105,9 @@ class Clients:
             for suffix in suffixes
         )
         if task_id is None:
-            drafts = tuple(self._made_late(draft, machine) for draft in drafts)
-            drafts = tuple(self._made_needy(draft, machine) for draft in drafts)
-        drafts = tuple(map(self._made_trying, drafts))
+            drafts = tuple(self._with_parents(draft, machine) for draft in drafts)
+            drafts = tuple(self._with_requirements(draft, machine) for draft in drafts)
+        drafts = tuple(map(self._with_retries, drafts))
         self.asked.update(draft.command for draft in drafts)
         ticket = self.next_ticket()
         self._drafts[ticket] = drafts
@@ -194,17 +194,17 @@ class Clients:
         self._held[ticket] = tuple(held)
         self._world.feed(machine, TasksSubmitted(ticket, (), "client", ()))
 
-    def _made_late(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
+    def _with_parents(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
         """Give some tasks a parent that this node knows."""
         known, draw = list(machine.disk.records), self._world.late
-        if not known or draw.random() >= self.late_share:
+        if not known or draw.random() >= self.child_share:
             return draft
         after = After(tasks=(draw.choice(known),), end=draw.choice(("success", "any")))
         return replace(draft, options=TaskOptions(after=after))
 
-    def _made_needy(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
+    def _with_requirements(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
         """Let some tasks require a whole machine, or most of its memory."""
-        if self._world.needy.random() >= self.needy_share:
+        if self._world.needy.random() >= self.demanding_share:
             return draft
         requires = self._world.needy.choice(
             (
@@ -216,7 +216,7 @@ class Clients:
         options = replace(draft.options or TaskOptions(), requires=requires)
         return replace(draft, options=options)
 
-    def _made_trying(self, draft: TaskDraft) -> TaskDraft:
+    def _with_retries(self, draft: TaskDraft) -> TaskDraft:
         """Give tasks retries, and make some of them arrays.
 
         A named task has the same specification each time it is submitted.

@@ -1,7 +1,7 @@
 """Single faults that can happen in a world.
 
-A fault changes a world at once, and most faults are repaired after a while. `torment`
-draws their times and rates. A calm world has none.
+A fault changes a world at once, and most faults are repaired after a while. The module
+`fault_injection` draws their times and rates.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class Link:
 
     serial: int
     ends: set[NodeId] = field(default_factory=set)  #: ends that take it for open
-    told: set[NodeId] = field(default_factory=set)  #: ends that know of the connection
+    notified: set[NodeId] = field(
+        default_factory=set
+    )  #: ends that know of the connection
     is_broken: bool = False  #: no frame gets through any more
     deaf: NodeId | None = None  #: ends that no frame reaches any more
     next_s: dict[NodeId, float] = field(default_factory=dict)
@@ -47,7 +49,7 @@ class Network:
         self._world = world
         self._links: dict[Pair, Link] = {}
         self._dialling: set[Pair] = set()
-        self._at_door: dict[Pair, Callable[[], None]] = {}
+        self._unaccepted: dict[Pair, Callable[[], None]] = {}
         """Callbacks that end a dial which a stopped process has not accepted yet."""
         self._cuts: set[Pair] = set()
         self._heard: dict[Pair, deque[tuple[Message, ...]]] = {}
@@ -126,7 +128,7 @@ class Network:
         link = self._links.get(_pair(a, b))
         if link is None or link.is_broken or link.deaf:
             return False
-        return link.ends == link.told == {a, b}
+        return link.ends == link.notified == {a, b}
 
     def link_count(self) -> int:
         """Return the number of open links."""
@@ -143,8 +145,12 @@ class Network:
                 link.is_broken = True
                 self._drop_later(link, other, node, "eof", self._delay_s())
         self._dialling = {pair for pair in self._dialling if pair[0] != node}
-        self._at_door = {p: end for p, end in self._at_door.items() if p[0] != node}
-        for give_up in [end for pair, end in self._at_door.items() if pair[1] == node]:
+        self._unaccepted = {
+            p: end for p, end in self._unaccepted.items() if p[0] != node
+        }
+        for give_up in [
+            end for pair, end in self._unaccepted.items() if pair[1] == node
+        ]:
             self._world.at(self._delay_s(), give_up)
 
     @property
@@ -254,12 +260,12 @@ class Network:
         """Accept the connection in the kernel; the process then shakes hands."""
 
         def end(then: Callable[[], None]) -> None:
-            if self._at_door.get(key) is give_up:
-                del self._at_door[key]
+            if self._unaccepted.get(key) is give_up:
+                del self._unaccepted[key]
                 then()
 
         give_up = partial(end, fail)
-        self._at_door[key] = give_up
+        self._unaccepted[key] = give_up
         self._world.at(HANDSHAKE_S, give_up)
         self._world.machines[key[1]].held.append(partial(end, again))
 
@@ -350,7 +356,7 @@ class Network:
     def _up(self, link: Link, end: NodeId, event: PeerUp) -> None:
         if end not in link.ends:
             return
-        link.told.add(end)
+        link.notified.add(end)
         if not self._world.may_stay(end, event.peer):
             self.disconnect(end, event.peer, "its secret is over")
             return
@@ -358,7 +364,7 @@ class Network:
         is_repeating = self.repeats and self._world.random.random() < self.repeats
         # These frames come first: TLS lets no old frame through later, and otherwise
         # the worker's last message would be an old report of running tasks.
-        if is_repeating and event.peer not in link.told:
+        if is_repeating and event.peer not in link.notified:
             for messages in tuple(self._heard.get((event.peer, end), ())):
                 self._carry(link, event.peer, end, messages)
 

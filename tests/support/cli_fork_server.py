@@ -26,9 +26,9 @@ if "agent" in sys.argv[1:] or "demo" in sys.argv[1:]:
     os.execv({program!r}, [{program!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({path!r})
-told = [os.getcwd(), str(len(sys.argv) - 1), *sys.argv[1:]]
-told += [f"{{name}}={{value}}" for name, value in os.environ.items()]
-data = chr(0).join(told).encode(errors="surrogateescape")
+request = [os.getcwd(), str(len(sys.argv) - 1), *sys.argv[1:]]
+request += [f"{{name}}={{value}}" for name, value in os.environ.items()]
+data = chr(0).join(request).encode(errors="surrogateescape")
 socket.send_fds(server, [len(data).to_bytes(4, "big")], [0, 1, 2])
 server.sendall(data)
 pid = int.from_bytes(server.recv(4), "big")
@@ -103,10 +103,10 @@ def _answer(client: socket.socket) -> None:
     client.sendall((code if code >= 0 else 128 - code).to_bytes(1, "big"))
 
 
-def _run(told: list[str]) -> None:
+def _run(request: list[str]) -> None:
     from octaskly.cli import main
 
-    folder, count, *rest = told
+    folder, count, *rest = request
     os.chdir(folder)
     os.environ.clear()
     for variable in rest[int(count) :]:

@@ -35,20 +35,20 @@ def conforms(method: str, target: str, status: int, media: str, body: bytes) -> 
         media: Its content type, without parameters; empty if there is none.
         body: Of the answer.
     """
-    told = _told(method, target, status)
-    if told is None and status < 400:
+    described = _description(method, target, status)
+    if described is None and status < 400:
         is_page = path_of(target) == "/" or target.startswith(STATIC)
         is_known = method == "OPTIONS" or target.startswith(ADDED) or is_page
         assert is_known, f"{target} is not in the document"
         return
-    if told is None:  # None of the API's requests; every refusal has one form.
-        told = DOCUMENT["components"]["responses"]["400"]
-    if "content" not in told:
+    if described is None:  # None of the API's requests; every refusal has one form.
+        described = DOCUMENT["components"]["responses"]["400"]
+    if "content" not in described:
         assert not body, f"{target} answers {status} with a body"
         return
-    assert media in told["content"], f"{target} answers {status} as {media}"
+    assert media in described["content"], f"{target} answers {status} as {media}"
     if media == "application/json" and method != "HEAD":
-        schema = told["content"][media]["schema"]
+        schema = described["content"][media]["schema"]
         validates(json.loads(body), schema)
 
 
@@ -57,7 +57,7 @@ def validates(data: object, schema: dict[str, Any]) -> None:
     _validator(json.dumps(schema)).validate(data)
 
 
-def _told(method: str, target: str, status: int) -> dict[str, Any] | None:
+def _description(method: str, target: str, status: int) -> dict[str, Any] | None:
     """Return the document's description of an answer; None for unknown requests."""
     path = path_of(target)
     for template, pattern in _TEMPLATES.items():
@@ -66,10 +66,10 @@ def _told(method: str, target: str, status: int) -> dict[str, Any] | None:
         if pattern.fullmatch(path) and name in operations:
             responses = operations[name]["responses"]
             assert str(status) in responses, f"{method} {template} answers {status}"
-            told: dict[str, Any] = responses[str(status)]
-            if "$ref" in told:
-                told = DOCUMENT["components"]["responses"][str(status)]
-            return told
+            described: dict[str, Any] = responses[str(status)]
+            if "$ref" in described:
+                described = DOCUMENT["components"]["responses"][str(status)]
+            return described
     return None
 
 

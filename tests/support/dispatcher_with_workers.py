@@ -60,8 +60,8 @@ class DispatcherWithWorkers(DispatcherWithJournal):
     ) -> list[str]:
         """End a command; return the placed commands."""
         task, attempt, node = self.live.pop(command)
-        told = report(str(task), attempt, how or outcome(duration_ms=900))
-        results = Results((told,), self.dispatch._pool.slots(node))
+        ended = report(str(task), attempt, how or outcome(duration_ms=900))
+        results = Results((ended,), self.dispatch._pool.slots(node))
         placed = self.note(self.dispatch.on_results(node, results, moment(at)))
         return placed + self.note(self.commit(at))
 

@@ -78,12 +78,12 @@ class EpochWatch:
         assert machine.node is not None
         phase = type(machine.node.phase)
         node, before = self._phases.get(machine.id, (None, Discovering))
-        told = [e for e in effects if isinstance(e, LogLine) and e.event in LINES]
-        if not told and node is machine.node and phase is before:
+        lines = [e for e in effects if isinstance(e, LogLine) and e.event in LINES]
+        if not lines and node is machine.node and phase is before:
             return
         self._phases[machine.id] = machine.node, phase
-        assert all(dict(note.fields).get("reason") for note in told), told
-        events = [note.event for note in told]
+        assert all(dict(note.fields).get("reason") for note in lines), lines
+        events = [note.event for note in lines]
         assert all(a != b for a, b in pairwise(events)), f"{machine.id}: {events}"
         if node is machine.node and phase is before:
             return

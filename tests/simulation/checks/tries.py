@@ -37,7 +37,7 @@ from tests.simulation.world import World
 
 #: time within which a dispatcher counts facts that arrived from others
 LEARNED_S = 5.0
-Told = tuple[TaskId, AttemptId | None, AttemptState, bool]
+FactKey = tuple[TaskId, AttemptId | None, AttemptState, bool]
 """A fact: an attempt ended in this state, by itself (True) or not.
 
 Without an attempt: the task is cancelled, or, for ASSIGNED, was submitted.
@@ -50,27 +50,27 @@ class Known:
 
     disk: Disk | None = None
     boot: str = ""
-    since_s: dict[Told, float] = field(default_factory=dict)  #: facts on its disk
+    since_s: dict[FactKey, float] = field(default_factory=dict)  #: facts on its disk
     #: facts not yet on its disk
-    written: list[tuple[int, Told]] = field(default_factory=list)
+    written: list[tuple[int, FactKey]] = field(default_factory=list)
     epoch: Epoch = NO_EPOCH  #: number of its epoch
     began_s: float = 0.0  #: time at which the epoch began
-    ours: set[Told] = field(default_factory=set)  #: facts written in that epoch
+    ours: set[FactKey] = field(default_factory=set)  #: facts written in that epoch
 
-    def says(self, told: Told, now_s: float) -> bool:
+    def says(self, key: FactKey, now_s: float) -> bool:
         """Return True if the node wrote that fact or its disk holds it."""
-        return told in self.ours or self.since_s.get(told, now_s) < now_s
+        return key in self.ours or self.since_s.get(key, now_s) < now_s
 
-    def counts(self, told: Told, now_s: float) -> bool:
+    def counts(self, key: FactKey, now_s: float) -> bool:
         """Return True if a dispatcher must count that fact."""
-        since_s = self.since_s.get(told, now_s)
-        return told in self.ours or since_s < max(self.began_s, now_s - LEARNED_S)
+        since_s = self.since_s.get(key, now_s)
+        return key in self.ours or since_s < max(self.began_s, now_s - LEARNED_S)
 
     def forget(self, task: TaskId) -> None:
         """Forget a task, because another task has its name now."""
-        for told in [t for t in {*self.since_s, *self.ours} if _is_of(t[0], task)]:
-            self.since_s.pop(told, None)
-            self.ours.discard(told)
+        for key in [t for t in {*self.since_s, *self.ours} if _is_of(t[0], task)]:
+            self.since_s.pop(key, None)
+            self.ours.discard(key)
 
 
 class TryWatch:
@@ -135,11 +135,11 @@ class TryWatch:
             case Assigned(task, attempt) if attempt.stream == entry.stream:
                 self._may_begin(machine, known, task, attempt)
             case Finished(task, attempt, _, outcome):
-                told = _end(task, attempt, outcome)
-                if told not in _ends(disk.shown(task)):
+                key = _end(task, attempt, outcome)
+                if key not in _ends(disk.shown(task)):
                     if is_tried_again(outcome):
                         self._may_follow(machine, known, task, attempt, outcome)
-                    known.ours.add(told)
+                    known.ours.add(key)
             case TaskCancelled(task):
                 known.ours.add(_cancel(task))
             case Submitted(spec):
@@ -229,19 +229,19 @@ def _is_own(disk: Disk, stream: StreamId, epoch: Epoch) -> bool:
     return disk.writers.get(stream) == epoch
 
 
-def _end(task: TaskId, attempt: AttemptId, outcome: Outcome) -> Told:
+def _end(task: TaskId, attempt: AttemptId, outcome: Outcome) -> FactKey:
     return task, attempt, outcome.state, outcome.reason in FAILURE_REASONS
 
 
-def _cancel(task: TaskId) -> Told:
+def _cancel(task: TaskId) -> FactKey:
     return task, None, AttemptState.CANCELLED, False
 
 
-def _submission(task: TaskId) -> Told:
+def _submission(task: TaskId) -> FactKey:
     return task, None, AttemptState.ASSIGNED, False
 
 
-def _ends(record: TaskRecord | None) -> set[Told]:
+def _ends(record: TaskRecord | None) -> set[FactKey]:
     """Return the ends of attempts that a record contains."""
     attempts = () if record is None else record.attempts
     return {_end(record.id, a.id, a.outcome) for a in attempts if record and a.outcome}

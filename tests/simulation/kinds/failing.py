@@ -11,8 +11,14 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.core.replies import CancelResult, Reply
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.tries import TRIED, TryWatch
+from tests.simulation.fault_injection import (
+    CHILD_SHARE,
+    SIZES,
+    draw_profile,
+    inject_faults,
+    settle,
+)
 from tests.simulation.machine import Machine
-from tests.simulation.torment import LATE, SIZES, calm, draw_profile, torment
 from tests.simulation.world import World
 
 #: seconds after which no task runs that was cancelled before a failover
@@ -20,11 +26,11 @@ ENDED_S = 20.0
 
 
 def run_failing(seed: int) -> World:
-    """Torment a world whose commands fail, alone and as members of arrays."""
+    """Inject faults into a world whose commands and array members fail."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
     TryWatch(world)
-    world.clients.late_share = LATE
+    world.clients.child_share = CHILD_SHARE
     world.commands.failing_share = world.tries.choice((0.1, 0.3, 0.6))
     world.clients.array_share = world.tries.choice((0.0, 0.05, 0.15))
     profile = draw_profile(world)
@@ -36,8 +42,8 @@ def run_failing(seed: int) -> World:
             world.at(world.tries.uniform(0.2, 2.0), cancel)
 
     world.at(1.0, cancel)
-    torment(world, profile)
-    calm(world)
+    inject_faults(world, profile)
+    settle(world)
     for check in (*FINAL, *TRIED):
         check(world)
     return world
@@ -70,7 +76,7 @@ def run_cut_off(seed: int) -> World:
     world = World(seed, nodes=4)
     watch(world)
     TryWatch(world)
-    told = _cancelled_in_answers(world)
+    cancelled = _cancelled_in_answers(world)
     draw = world.random
     world.network.delay_ms = draw.choice(((1.0, 40.0), (0.2, 4.0)))
     world.commands.duration_s = (200.0, 400.0)
@@ -88,7 +94,7 @@ def run_cut_off(seed: int) -> World:
         world.run(draw.uniform(0.0, 4.0))
     for task in tuple(world.clients.accepted):
         world.clients.cancel(dispatcher, task, force=True)
-    world.run_until(lambda: bool(told), draw.uniform(0.0, 1.0))
+    world.run_until(lambda: bool(cancelled), draw.uniform(0.0, 1.0))
     world.run(draw.uniform(0.0, 0.1))
     world.crash(dispatcher)
     world.run(draw.uniform(1.0, 12.0))
@@ -100,13 +106,13 @@ def run_cut_off(seed: int) -> World:
         for machine in world.alive()
         for task, attempt in machine.running
         # A node that was cut off may be dispatcher before it learns of the cancel.
-        if attempt.term == term and (split_member_id(task) or (task,))[0] in told
+        if attempt.term == term and (split_member_id(task) or (task,))[0] in cancelled
     ]
     assert not left, f"cancelled with what runs, and it runs on: {left}"
     for task in tuple(world.clients.accepted):
         for dispatcher in world.dispatchers():
             world.clients.cancel(dispatcher, task, force=True)
-    calm(world)
+    settle(world)
     for check in (*FINAL, *TRIED):
         check(world)
     return world
@@ -116,7 +122,7 @@ def run_cancelled(seed: int) -> World:
     """Kill the dispatcher while the tasks that it cancelled are about to end."""
     world = World(seed, nodes=4)
     watch(world)
-    told = _cancelled_in_answers(world)
+    cancelled = _cancelled_in_answers(world)
     world.network.delay_ms = (1.0, 40.0)
     world.commands.duration_s = (0.01, 0.3)
     world.start_all()
@@ -127,27 +133,27 @@ def run_cancelled(seed: int) -> World:
     world.run(world.random.uniform(0.05, 0.2))
     for task in tuple(world.clients.accepted):
         world.clients.cancel(dispatcher, task, force=True)
-    world.run_until(lambda: bool(told), 1.0)
+    world.run_until(lambda: bool(cancelled), 1.0)
     world.run(world.random.uniform(0.0, 0.03))
     world.crash(dispatcher)
     world.run(1.0)
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     (dispatcher,) = world.dispatchers()
     records = world.machines[dispatcher].disk.records
-    ends = {task: records[task].state for task in sorted(told)}
+    ends = {task: records[task].state for task in sorted(cancelled)}
     assert set(ends.values()) <= {TaskState.CANCELLED}, f"told of a cancel: {ends}"
     return world
 
 
 def _cancelled_in_answers(world: World) -> set[TaskId]:
     """Return a set that grows with each task reported to a client as cancelled."""
-    told = set()
+    cancelled = set()
 
     def on_answer(_machine: Machine, reply: Reply, _waited_s: float) -> None:
         if isinstance(reply, CancelResult) and reply.was_done:
-            told.add(reply.task)
+            cancelled.add(reply.task)
 
     world.clients.answer_watchers.append(on_answer)
-    return told
+    return cancelled

@@ -11,8 +11,8 @@ from itertools import combinations
 from tests.simulation.checks.outcomes import nothing_runs_twice
 from tests.simulation.checks.rest import is_quiet
 from tests.simulation.checks.rules import FINAL, watch
+from tests.simulation.fault_injection import SIZES, settle
 from tests.simulation.faults import QUIET_S, forget_soon
-from tests.simulation.torment import SIZES, calm
 from tests.simulation.world import World
 
 
@@ -96,7 +96,7 @@ def run_short(seed: int) -> World:
     world.run(end_s - world.time_s)
     world.crash(dispatcher)
     world.run(1.0)
-    calm(world)
+    settle(world)
     for check in (*FINAL, nothing_runs_twice):
         check(world)
     return world
@@ -129,7 +129,7 @@ def run_starved(
     world.network.slow_ms[keeper] = slow_ms
     world.pause(head, 4.0)
     world.run(6.0)
-    calm(world)
+    settle(world)
     world.died |= {head, keeper}  # The task may look lost, so it may run again.
     for check in (*FINAL, nothing_runs_twice):
         check(world)
@@ -161,7 +161,7 @@ def run_belated(seed: int) -> World:
     assert world.run_until(lambda: len(world.storage.forgotten) == 6, 12.0)
     world.crash(head)
     world.run(12.0)
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     return world
@@ -195,7 +195,7 @@ def run_given_up(seed: int) -> World:
     world.crash(first)
     world.run_until(lambda: world.dispatchers() == [second], 10.0)
     world.run(world.random.uniform(1.0, 10.0))
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     return world

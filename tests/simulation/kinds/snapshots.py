@@ -14,17 +14,17 @@ from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import unfinished
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.unknown import knows_all
+from tests.simulation.fault_injection import NARROW, draw_profile, inject_faults, settle
 from tests.simulation.faults import Profile, later, restart, restorer
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import STEP_TASKS
-from tests.simulation.torment import NARROW, calm, draw_profile, torment
 from tests.simulation.world import World
 
 REPLICATED_S = 2.0  #: seconds after which few rows of a dispatcher are on its standbys
 
 
 def run_newcomers(seed: int) -> World:
-    """Torment a world in which new nodes often lose the sender of their snapshot."""
+    """Inject faults into a world whose new nodes often lose their snapshot's sender."""
     world = World(seed, nodes=3 + seed % 3)
     watch(world)
     profile = draw_profile(world)
@@ -34,14 +34,14 @@ def run_newcomers(seed: int) -> World:
     draw = random.Random(f"newcomers {seed}")
     end_s = world.time_s + profile.seconds
 
-    def strike() -> None:
+    def cause_fault() -> None:
         if world.time_s < end_s:
             break_snapshot(world, profile, draw)
-            world.at(draw.uniform(0.5, 4.0), strike)
+            world.at(draw.uniform(0.5, 4.0), cause_fault)
 
-    world.at(draw.uniform(1.0, 3.0), strike)
-    torment(world, profile)
-    calm(world)
+    world.at(draw.uniform(1.0, 3.0), cause_fault)
+    inject_faults(world, profile)
+    settle(world)
     for check in FINAL:
         check(world)
     return world
@@ -112,7 +112,7 @@ def run_half_joined(seed: int) -> World:
     _, second, third = world.machines
     world.run_until(lambda: world.dispatchers() == [second], 10.0)
     world.start(third)
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     assert all(rows <= set(m.disk.records) for m in world.machines.values())
@@ -139,7 +139,7 @@ def run_half_followed(seed: int) -> World:
 
     assert world.run_until(knows, 60.0)
     assert rows <= set(dispatcher.disk.records), "404 for what was accepted"
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     return world
@@ -180,7 +180,7 @@ def run_half_left(seed: int) -> World:
                 assert rows <= successor.disk.records.keys(), (
                     f"{successor.id}: 404 for a row"
                 )
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     assert all(rows <= set(m.disk.records) for m in world.machines.values())

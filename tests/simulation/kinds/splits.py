@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from octaskly.core.model.ids import TaskId
 from tests.simulation.checks.rules import FINAL, watch
+from tests.simulation.fault_injection import settle
 from tests.simulation.faults import QUIET_S
-from tests.simulation.torment import calm
 from tests.simulation.world import World
 
 MET_S = 5.0  #: seconds after a heal within which there is one dispatcher again
@@ -31,7 +31,7 @@ def run_unseen(seed: int) -> World:
     world.run(8.0)
     world.network.heal_all()
     assert world.run_until(world.is_settled, MET_S), "nobody dials who was lost"
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     return world
@@ -59,7 +59,7 @@ def run_flapping(seed: int) -> World:
             for node in world.dispatchers():
                 world.clients.submit(node, 10)
             world.run(world.random.uniform(0.2, 0.6))
-    calm(world, 4 * QUIET_S)  # This many tasks need several parts of three rows each.
+    settle(world, 4 * QUIET_S)  # This many tasks need several parts of three rows each.
     for check in FINAL:
         check(world)
     return world
@@ -86,7 +86,7 @@ def run_same_names(seed: int) -> World:
             world.run(world.random.uniform(0.1, 0.6))
         world.network.heal_all()
         world.run(world.random.uniform(0.5, 3.0))
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     return world

@@ -1,30 +1,30 @@
 """Worlds in which anything may happen, as their seeds draw it.
 
 Each function is one kind of run; the kind's name is the function's name without `run_`.
-It makes a world, torments it, and checks it.
+It makes a world, injects faults, and checks it.
 """
 
 from __future__ import annotations
 
 from octaskly.core.model.nodes import NO_HOLD, AvailabilityCommand
 from tests.simulation.checks.rules import FINAL, watch
-from tests.simulation.faults import one_alive
-from tests.simulation.torment import (
-    LATE,
-    NEEDY,
-    NEEDY_EVERY,
+from tests.simulation.fault_injection import (
+    CHILD_SHARE,
+    DEMANDING_EVERY,
+    DEMANDING_SHARE,
     SIZES,
-    calm,
     draw_profile,
-    torment,
+    inject_faults,
+    settle,
 )
+from tests.simulation.faults import one_alive
 from tests.simulation.world import World
 
 
 def run_seed(
     seed: int, *, is_forgetting: bool = False, is_unordered: bool = False
 ) -> World:
-    """Torment one world, check everything, and return it.
+    """Inject faults into one world, check it, and return it.
 
     Raises:
         AssertionError: a rule is broken; `seed` repeats it.
@@ -32,17 +32,19 @@ def run_seed(
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
     world.storage.is_unordered = is_unordered
-    world.clients.late_share = LATE
-    world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
-    torment(world, draw_profile(world, is_forgetting=is_forgetting))
-    calm(world)
+    world.clients.child_share = CHILD_SHARE
+    world.clients.demanding_share = (
+        DEMANDING_SHARE if seed % DEMANDING_EVERY == 0 else 0.0
+    )
+    inject_faults(world, draw_profile(world, is_forgetting=is_forgetting))
+    settle(world)
     for check in FINAL:
         check(world)
     return world
 
 
 def run_forgetful(seed: int) -> World:
-    """Torment a world that forgets tasks some seconds after their end."""
+    """Inject faults into a world that forgets tasks some seconds after their end."""
     return run_seed(seed, is_forgetting=True)
 
 
@@ -52,24 +54,26 @@ def run_unordered(seed: int) -> World:
 
 
 def run_updated(seed: int) -> World:
-    """Torment a world whose programs are upgraded one after another."""
+    """Inject faults into a world whose programs are upgraded one after another."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
     world.updated_share = world.random.choice((0.1, 0.3, 0.5))
-    torment(world, draw_profile(world))
+    inject_faults(world, draw_profile(world))
     world.updated_share = 0.0  # Some machines are never upgraded.
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     return world
 
 
 def run_steered(seed: int) -> World:
-    """Torment a world whose nodes are drained, paused and resumed."""
+    """Inject faults into a world whose nodes are drained, paused and resumed."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
-    world.clients.late_share = LATE
-    world.clients.needy_share = NEEDY if seed % NEEDY_EVERY == 0 else 0.0
+    world.clients.child_share = CHILD_SHARE
+    world.clients.demanding_share = (
+        DEMANDING_SHARE if seed % DEMANDING_EVERY == 0 else 0.0
+    )
     profile = draw_profile(world)
     end_s = world.time_s + profile.seconds
 
@@ -80,13 +84,13 @@ def run_steered(seed: int) -> World:
             world.at(world.random.uniform(0.1, 2.0), steer)
 
     world.at(1.0, steer)
-    torment(world, profile)
+    inject_faults(world, profile)
     for machine in world.machines.values():
         world.resume(machine.id)
         machine.disk.hold = NO_HOLD  # Of the machines that are down.
         for steering in (AvailabilityCommand.RESUME, AvailabilityCommand.UNPAUSE):
             world.steer(machine.id, steering)
-    calm(world)
+    settle(world)
     for check in FINAL:
         check(world)
     return world

@@ -101,11 +101,11 @@ class Disk:
             hold=self.hold,
             reports=tuple(self.spool.values()),
             peers=tuple(PeerHint(peer, where) for peer, where in self.peers.items()),
-            records=self.told(),
+            records=self.committed_records(),
             log_version=self.log_version,
         )
 
-    def told(self) -> tuple[Recorded, ...]:
+    def committed_records(self) -> tuple[Recorded, ...]:
         """Return the committed records."""
         return tuple(record for record, _ in self.notes.values())
 

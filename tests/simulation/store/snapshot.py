@@ -71,7 +71,7 @@ def next_part(
         head=head,
         vector=tuple(sorted(stands_for.items())),
     )
-    told = disk.told()[cursor.record_key :][:PART_ROWS]
+    told = disk.committed_records()[cursor.record_key :][:PART_ROWS]
     if len(told) == PART_ROWS:
         cursor = replace(cursor, record_key=cursor.record_key + PART_ROWS)
         return replace(part, records=told, cursor=cursor, has_more=True)

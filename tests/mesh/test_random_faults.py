@@ -1,6 +1,7 @@
 """Half an hour of all faults at once: the final test that no task gets lost.
 
-`SOAK_STORM_S` sets the duration, `SOAK_STORM_SEED` repeats a run; the test prints both.
+`SOAK_FAULTS_S` sets the duration, `SOAK_FAULTS_SEED` repeats a run. The test prints
+both.
 """
 
 import os
@@ -16,37 +17,39 @@ from tests.mesh.history import Pace
 from tests.mesh.lab import Host
 from tests.mesh.scene import Scene
 
-STORM_S = float(os.environ.get("SOAK_STORM_S", "1800"))
-SEED = os.environ.get("SOAK_STORM_SEED") or str(random.SystemRandom().getrandbits(32))
+DURATION_S = float(os.environ.get("SOAK_FAULTS_S", "1800"))
+SEED = os.environ.get("SOAK_FAULTS_SEED") or str(random.SystemRandom().getrandbits(32))
 HOSTS = 5
-CALM = 0.6  #: share of faults after which the mesh may form again before the next
+RECOVERY_SHARE = (
+    0.6  #: share of faults after which the mesh may form again before the next
+)
 
 pytestmark = [
     pytest.mark.netns,
     pytest.mark.soak,
-    pytest.mark.timeout(STORM_S + 900),
+    pytest.mark.timeout(DURATION_S + 900),
 ]
 
 
-class Storm:
+class RandomFaults:
     """Faults drawn from a seed, each undone after a while."""
 
     def __init__(self, scene: Scene, seed: str) -> None:
         self._scene = scene
         self._draw = random.Random(seed)
-        self.faults = 0
+        self.count = 0
 
-    def strike(self) -> None:
+    def cause_one(self) -> None:
         """Cause one fault and undo it."""
         kinds: list[Callable[[], None]] = [
             *(self._kill, self._kill_dispatcher, self._kill_two, self._kill_all),
-            *(self._stop, self._freeze, self._cut, self._split, self._mislead),
+            *(self._stop, self._freeze, self._cut, self._split, self._misroute),
         ]
         (kind,) = self._draw.choices(kinds, (3, 4, 2, 1, 3, 3, 3, 4, 2))
         print(f"{time.strftime('%H:%M:%S')} {kind.__name__.strip('_')}", flush=True)
         kind()
-        self.faults += 1
-        if self._draw.random() < CALM:
+        self.count += 1
+        if self._draw.random() < RECOVERY_SHARE:
             self._scene.await_mesh(within_s=120.0)
         self._wait(0.0, 3.0)
 
@@ -93,7 +96,7 @@ class Storm:
         self._wait(1.0, 8.0)
         self._scene.lab.join()
 
-    def _mislead(self) -> None:
+    def _misroute(self) -> None:
         host, peer = self._some(2)
         self._scene.suspects |= {host.name, peer.name}
         self._scene.lab.misroute(host, peer)
@@ -113,19 +116,19 @@ class Storm:
         threading.Event().wait(self._draw.uniform(low_s, high_s))
 
 
-def test_storm_of_kills_cuts_splits_and_restarts_loses_nothing(
+def test_random_faults_lose_no_accepted_task(
     make_lab: MakeLab,
 ) -> None:
     """No accepted task is lost, without outcome, or wrong."""
-    print(f"storm: {STORM_S:.0f} s, seed {SEED}")
-    scene = Scene("storm", make_lab(HOSTS)).form()
+    print(f"random faults: {DURATION_S:.0f} s, seed {SEED}")
+    scene = Scene("random-faults", make_lab(HOSTS)).form()
     load = scene.load(pace=Pace(clients=4, readers=2, pause_s=0.2))
-    storm = Storm(scene, SEED)
-    until_s = time.monotonic() + STORM_S
+    faults = RandomFaults(scene, SEED)
+    until_s = time.monotonic() + DURATION_S
     while time.monotonic() < until_s:
-        storm.strike()
+        faults.cause_one()
     scene.await_mesh(within_s=120.0)
     scene.await_flow(load)
 
-    scene.figures["faults"] = storm.faults
+    scene.figures["faults"] = faults.count
     scene.conclude()

@@ -1,6 +1,6 @@
 """Faults and requests of one world, at rates drawn from its seed.
 
-Afterwards `calm` repairs everything and waits for rest, which the final checks need.
+Afterwards `settle` repairs everything and waits for rest, which the final checks need.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tests.simulation.checks.unknown import never_not_found
 from tests.simulation.faults import FAULTS, PAIRWISE, QUIET_S, Profile, forget_soon
 from tests.simulation.world import World
 
-LATE = 0.15  #: share of tasks with a parent
-NEEDY = 0.2  #: share of tasks that need much of a machine,
-NEEDY_EVERY = 4  #: in one of this many worlds
+CHILD_SHARE = 0.15  #: share of tasks with a parent
+DEMANDING_SHARE = 0.2  #: share of tasks that need much of a machine,
+DEMANDING_EVERY = 4  #: in one of this many worlds
 SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
 ENCODED = 0.15  #: share of worlds in which the codec carries each message
 STRICT = 0.1  #: share of worlds that refuse tasks rather than keep one copy
@@ -24,7 +24,7 @@ NARROW = Limits(
     window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
 )
 """So small that the few tasks of a world reach the memory bounds."""
-FORGETFUL = 0.3  #: share of worlds that forget tasks after a few seconds
+FORGETTING_SHARE = 0.3  #: share of worlds that forget tasks after a few seconds
 KEYED = 0.05  #: share of requests that repeat an earlier one
 BUSY_S = 60.0  #: seconds to wait for one more attempt to start,
 BUSY = 4  #: and how often to wait the time in which all must be well
@@ -47,7 +47,7 @@ def draw_profile(world: World, *, is_forgetting: bool = False) -> Profile:
     world.is_strict = draw.random() < STRICT
     world.network.repeats = draw.choice((0.0, 0.0, 0.3))
     world.commands.duration_s = draw.choice(((0.01, 0.1), (0.05, 1.0), (0.5, 2.0)))
-    if is_forgetting or draw.random() < FORGETFUL:
+    if is_forgetting or draw.random() < FORGETTING_SHARE:
         forget_soon(world)
     is_brief = world.commands.duration_s[1] < 1.0
     gap_s = draw.choice((0.5, 1.5, 4.0))
@@ -61,16 +61,16 @@ def draw_profile(world: World, *, is_forgetting: bool = False) -> Profile:
     )
 
 
-def torment(world: World, profile: Profile) -> None:
+def inject_faults(world: World, profile: Profile) -> None:
     """Run the world with faults and clients."""
     draw = world.random
     end_s = world.time_s + profile.seconds
 
-    def strike() -> None:
+    def cause_fault() -> None:
         if world.time_s < end_s:
             (fault,) = draw.choices(FAULTS, profile.weights)
             fault(world, profile)
-            world.at(draw.uniform(*profile.pause_s), strike)
+            world.at(draw.uniform(*profile.pause_s), cause_fault)
 
     def ask() -> None:
         if world.time_s < end_s:
@@ -79,7 +79,7 @@ def torment(world: World, profile: Profile) -> None:
 
     for node in world.machines:
         world.at(draw.choice((0.0, draw.uniform(0.0, 2.0))), partial(world.start, node))
-    world.at(draw.uniform(*profile.pause_s), strike)
+    world.at(draw.uniform(*profile.pause_s), cause_fault)
     world.at(0.8, ask)
     world.run(profile.seconds)
 
@@ -101,7 +101,7 @@ def _ask(world: World, profile: Profile) -> None:
         world.clients.cancel(node, task, force=draw.random() < 0.5)
 
 
-def calm(world: World, quiet_s: float = QUIET_S) -> None:
+def settle(world: World, quiet_s: float = QUIET_S) -> None:
     """Repair everything, start all nodes, and wait until all is quiet.
 
     The wait is longer while attempts start: a single machine may have much to do.
