@@ -152,7 +152,7 @@ def test_commands_of_a_page_work(page_mesh: tuple[Console, Agent], page: Path) -
         return said if status == HTTPStatus.OK else None
 
     # The previous page may have left the mesh without a dispatcher.
-    for token in until(listed, "somebody reigns")["tokens"]:
+    for token in until(listed, "there is a dispatcher")["tokens"]:
         node.call("DELETE", f"/api/v1/tokens/{token['name']}")
     token = node.call("POST", "/api/v1/tokens", {"role": "admin"})[1]["token"]
     shell.begin(f"rm -rf ~/work/* ~/bin/*; export OCTASKLY_TOKEN={token} TOKEN={token}")

@@ -1,7 +1,7 @@
 """One node's discovery in a process of its own, for tests.
 
 It writes a JSON line for each report of discovery, and reads commands from standard
-input: `browse`, `rest`, `reign TERM`, `state`. The end of standard input closes it.
+input: `browse`, `rest`, `dispatcher TERM`, `state`. Its end closes it.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def moved(addresses: tuple[LocalAddress, ...]) -> None:
 
 def obey(discovery: Discovery, word: str, *rest: str) -> None:
     """Execute a line of standard input."""
-    if word == "reign":
+    if word == "dispatcher":
         discovery.advertise(is_dispatcher=True, term=int(rest[0]))
     elif word == "state":
         meshes = Counter(one.mesh for one in discovery._nodes._records.values())

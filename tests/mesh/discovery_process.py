@@ -43,7 +43,7 @@ class DiscoveryProcess:
     ) -> None:
         self.kill()
 
-    def tell(self, line: str) -> None:
+    def send_command(self, line: str) -> None:
         """Send a command."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
@@ -76,7 +76,7 @@ class DiscoveryProcess:
     def state(self) -> Line:
         """Return its current state."""
         before = sum(line["kind"] == "state" for line in self.lines)
-        self.tell("state")
+        self.send_command("state")
         count = iter(range(before + 1))
         return self.wait_for("state", lambda _: next(count) == before)
 

@@ -70,8 +70,8 @@ def is_formed(hosts: Sequence[Host]) -> bool:
 def roles(lab: Lab) -> tuple[Host, list[Host]]:
     """Return the host of the dispatcher, and the others."""
     name = dispatcher_of(lab.hosts[0])
-    head = next(host for host in lab.hosts if host.name == name)
-    return head, [host for host in lab.hosts if host is not head]
+    dispatcher = next(host for host in lab.hosts if host.name == name)
+    return dispatcher, [host for host in lab.hosts if host is not dispatcher]
 
 
 def submit(host: Host, commands: Sequence[str]) -> list[str]:

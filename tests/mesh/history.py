@@ -200,8 +200,8 @@ def _operation(
         outcome = Outcome.UNKNOWN if is_open else Outcome.FAIL
         return Operation(*known, outcome, answer.status)
     replicas = int(answer.headers["Octaskly-Replicas"])
-    head = answer.headers["Octaskly-Dispatcher"]
-    return Operation(*known, Outcome.OK, 201, answer.json["id"], replicas, head)
+    dispatcher = answer.headers["Octaskly-Dispatcher"]
+    return Operation(*known, Outcome.OK, 201, answer.json["id"], replicas, dispatcher)
 
 
 @dataclass(frozen=True)

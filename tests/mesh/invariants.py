@@ -64,7 +64,7 @@ def i2_nothing_was_made_up(seen: Evidence) -> None:
     """I2: a client submitted every task, and no key became two tasks (G8)."""
     keys = Counter(key_of(task["command"]) for task in seen.final.values())
     strangers = sorted(set(keys) - set(seen.history.asked))
-    assert not strangers, f"nobody asked for {strangers[:SHOWN]}"
+    assert not strangers, f"no client submitted {strangers[:SHOWN]}"
     twice = sorted(key for key, many in keys.items() if many > 1)
     assert not twice, f"two tasks of one key: {twice[:SHOWN]}"
 

@@ -2,7 +2,7 @@
 
     scene = Scene("F1", lab)
     scene.load()
-    scene.kill(scene.head())
+    scene.kill(scene.dispatcher())
     ...
     scene.conclude()
 
@@ -111,7 +111,7 @@ class Scene:
                 partition.ended_s = min(partition.ended_s, now_s)
         return now_s - began_s
 
-    def head(self, seen_by: Host | None = None) -> Host:
+    def dispatcher(self, seen_by: Host | None = None) -> Host:
         """Return the host of the dispatcher."""
         witness = seen_by or self.hosts[0]
         name = wait_until(
@@ -282,10 +282,10 @@ class Scene:
         return {h.name: databases.spooled(h.first.state) for h in self.hosts}
 
     def _evidence(self, witness: Host) -> Evidence:
-        holders = [self.head(witness), *self.standbys(witness)]
+        holders = [self.dispatcher(witness), *self.standbys(witness)]
         states = {host.name: host.first.state for host in self.hosts}
         wait_until(
-            "standbys are level",
+            "standbys are in sync",
             lambda: _are_in_sync([states[host.name] for host in holders]),
             within_s=IN_SYNC_S,
         )

@@ -105,7 +105,7 @@ def test_a_node_that_started_in_a_split_is_found_by_a_fresh_browser(
         assert process.state()["in_sight"] == 0
     lab.join()
 
-    left.tell("browse")
+    left.send_command("browse")
 
     left.wait_for_node(id_of(second))
 
@@ -141,7 +141,7 @@ def test_taken_mdns_port_is_logged_once(make_lab: MakeLab, discover: Discover) -
 
     assert note["event"] == "discovery unavailable"
     assert "disallow-other-stacks" in note["fields"]["hint"]
-    process.tell("reign 3")
+    process.send_command("dispatcher 3")
     assert process.state()["is_degraded"]
     process.close()
     assert [line["kind"] for line in process.lines].count("note") == 1
@@ -214,7 +214,7 @@ def test_an_honest_node_is_found_after_a_flood(
     discover(second).wait_for("started")
 
     def is_found() -> bool:
-        process.tell("browse")
+        process.send_command("browse")
         process.state()
         return id_of(second) in process.seen_nodes()
 

@@ -25,13 +25,13 @@ HAND_OVER_S = FLOW_S
 def test_f1_killed_dispatcher_under_load_loses_nothing(make_lab: MakeLab) -> None:
     """Its standbys hold all accepted tasks, and one of them takes over at once."""
     scene = Scene("F1", make_lab(3)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest)
 
-    scene.kill(head)
+    scene.kill(dispatcher)
     scene.await_flow(load, 20)
-    scene.start(head)
+    scene.start(dispatcher)
 
     scene.conclude()
 
@@ -41,18 +41,18 @@ def test_f5_dispatcher_that_stalls_for_two_seconds_is_deposed(
 ) -> None:
     """It wakes up as a dispatcher; the others refuse its frames."""
     scene = Scene("F5", make_lab(3)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest)
 
-    scene.freeze(head)
+    scene.freeze(dispatcher)
     wait_until(
         "another dispatcher",
-        lambda: dispatcher_of(rest[0]) not in (None, head.name),
+        lambda: dispatcher_of(rest[0]) not in (None, dispatcher.name),
         within_s=HAND_OVER_S,
     )
     scene.await_flow(load, 10)
-    scene.thaw(head)
+    scene.thaw(dispatcher)
     scene.await_flow(load, 10)
 
     scene.conclude()
@@ -79,7 +79,7 @@ def test_f8_two_separated_nodes_both_work_and_merge(make_lab: MakeLab) -> None:
     for load in loads:
         scene.await_flow(load, 10)
     for load, other in zip(loads, (two, one), strict=True):
-        wait_until("it misses somebody", partial(misses, other), within_s=FLOW_S)
+        wait_until("it misses a node", partial(misses, other), within_s=FLOW_S)
         load.read_at(other)
     scene.lab.join()
 
@@ -104,21 +104,25 @@ def test_f17_task_outlives_the_only_disk_if_a_worker_has_it(
 ) -> None:
     """The worker sends the envelope to the dispatcher that does not know the task."""
     lab = make_lab(2)
-    head, hand = lab.hosts
+    dispatcher, hand = lab.hosts
     scene = Scene("F17", lab, slots=1)
-    scene.start(head)
+    scene.start(dispatcher)
     scene.start(hand, options=["--no-electable"])
     scene.await_mesh()
-    tasks = {scene.submit(head, f"F17-{number}", "sleep 4") for number in range(2)}
+    tasks = {
+        scene.submit(dispatcher, f"F17-{number}", "sleep 4") for number in range(2)
+    }
 
     def taken() -> set[str]:
-        listed = head.http("GET", f"/api/v1/tasks?worker_id={hand.name}").json["tasks"]
+        listed = dispatcher.http("GET", f"/api/v1/tasks?worker_id={hand.name}").json[
+            "tasks"
+        ]
         return {task["id"] for task in listed if task["status"] == "running"}
 
     held = wait_until("the worker has one", taken, within_s=FLOW_S)
-    scene.kill(head)
-    lose_log(head.first.state)
-    scene.start(head)
+    scene.kill(dispatcher)
+    lose_log(dispatcher.first.state)
+    scene.start(dispatcher)
 
     scene.lost = tasks - held
     scene.conclude()
@@ -129,16 +133,16 @@ def test_f27_stopped_dispatcher_hands_over_without_a_failed_request(
 ) -> None:
     """Clients of the other hosts notice nothing."""
     scene = Scene("F27", make_lab(3)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest, pace=Pace(clients=4))
 
-    scene.suspects.add(head.name)
-    head.first.signal(signal.SIGTERM)
+    scene.suspects.add(dispatcher.name)
+    dispatcher.first.signal(signal.SIGTERM)
     scene.await_flow(load, 20)
-    assert head.first.wait() == 0
+    assert dispatcher.first.wait() == 0
     wait_until("two are one mesh", lambda: is_formed(rest), within_s=FLOW_S)
-    scene.start(head)
+    scene.start(dispatcher)
     scene.stop_load()
 
     told = {operation.status for operation in scene.history.operations}

@@ -31,11 +31,11 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-def deposed(scene: Scene, head: Host, witness: Host) -> None:
+def deposed(scene: Scene, dispatcher: Host, witness: Host) -> None:
     """Wait until a host follows another dispatcher."""
     wait_until(
         "another dispatcher",
-        lambda: dispatcher_of(witness) not in (None, head.name),
+        lambda: dispatcher_of(witness) not in (None, dispatcher.name),
         within_s=FLOW_S,
     )
 
@@ -45,26 +45,26 @@ def test_f2_task_without_a_standby_acknowledgement_was_not_accepted(
 ) -> None:
     """It dies between its commit and the acknowledgement; the key makes one task."""
     scene = Scene("F2", make_lab(3)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     made: list[Operation] = []
     history = scene.history
 
     scene.freeze(*rest)
     client = threading.Thread(
-        target=lambda: made.append(history.submit(head, "F2-open"))
+        target=lambda: made.append(history.submit(dispatcher, "F2-open"))
     )
     client.start()
     holds(lambda: not made, for_s=0.5, what="no answer without a standby")
-    scene.kill(head)
+    scene.kill(dispatcher)
     client.join()
     scene.thaw(*rest)
 
     assert [operation.outcome for operation in made] == [Outcome.UNKNOWN]
-    deposed(scene, head, rest[0])
+    deposed(scene, dispatcher, rest[0])
     scene.await_mesh(rest)
     scene.submit(rest[0], "F2-open")
-    scene.start(head)
+    scene.start(dispatcher)
     scene.load(*rest)
     scene.conclude()
 
@@ -84,17 +84,17 @@ def test_f24_wall_clock_jump_of_a_day_changes_no_role(
     for host in lab.hosts:
         host.program = "tests.mesh.moved_clock"
     scene = Scene("F24", lab).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     term = scene.term(rest[0])
     load = scene.load(rest[1])
 
-    for host in (head, rest[0]):
+    for host in (dispatcher, rest[0]):
         for offset_ms in (DAY_MS, -DAY_MS, 0):
             moved_clock.move(host.first.folder, offset_ms)
             assert round(hours_ahead(host)) == offset_ms // HOUR_MS
             scene.await_flow(load, 20)
-            assert dispatcher_of(rest[1]) == head.name
+            assert dispatcher_of(rest[1]) == dispatcher.name
     scene.figures["claims"] = scene.term(rest[1]) - term
 
     assert scene.figures["claims"] == 0
@@ -109,13 +109,13 @@ def test_f3_client_without_an_answer_repeats_the_key_and_has_one_task(
     draw = random.Random(3)
     history = scene.history
     for turn in range(KILLS):
-        head = scene.head()
-        rest = scene.others(head)
+        dispatcher = scene.dispatcher()
+        rest = scene.others(dispatcher)
         key = f"F3-{turn}"
-        client = threading.Thread(target=history.submit, args=(head, key))
+        client = threading.Thread(target=history.submit, args=(dispatcher, key))
         client.start()
         threading.Event().wait(draw.uniform(0, LATE_S_MAX))
-        scene.kill(head)
+        scene.kill(dispatcher)
         client.join()
         wait_until(
             "it is accepted",
@@ -124,7 +124,7 @@ def test_f3_client_without_an_answer_repeats_the_key_and_has_one_task(
             ),
             within_s=FLOW_S,
         )
-        scene.start(head)
+        scene.start(dispatcher)
         scene.await_mesh()
 
     assert len(set(history.accepted.values())) == KILLS
@@ -134,13 +134,13 @@ def test_f3_client_without_an_answer_repeats_the_key_and_has_one_task(
 def test_f4_dispatcher_that_loses_its_cable_is_replaced(make_lab: MakeLab) -> None:
     """There is silence, and no closed connection: the followers must probe first."""
     scene = Scene("F4", make_lab(5)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest)
 
-    scene.cut(head)
+    scene.cut(dispatcher)
     scene.await_flow(load, 40)
-    scene.lab.heal(head)
+    scene.lab.heal(dispatcher)
 
     scene.conclude(gap_s_max=8.0)
 
@@ -151,14 +151,14 @@ def test_f5_stalled_dispatcher_is_deposed_only_after_the_timeout(
 ) -> None:
     """Half a second changes nothing, ten seconds depose it."""
     scene = Scene(f"F5-{still_s}", make_lab(5)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest)
-    term = scene.term(head)
+    term = scene.term(dispatcher)
 
-    scene.freeze(head)
+    scene.freeze(dispatcher)
     threading.Event().wait(still_s)
-    scene.thaw(head)
+    scene.thaw(dispatcher)
     scene.await_flow(load, 40)
     scene.await_mesh()
 
@@ -171,14 +171,14 @@ def test_f6_the_dispatcher_and_its_first_standby_die_together(
 ) -> None:
     """The second standby takes over; entries of the first one return with it."""
     scene = Scene("F6", make_lab(5)).form()
-    head = scene.head()
-    second = scene.standbys(head)[0]
-    rest = scene.others(head, second)
+    dispatcher = scene.dispatcher()
+    second = scene.standbys(dispatcher)[0]
+    rest = scene.others(dispatcher, second)
     load = scene.load(*rest)
 
-    scene.kill(head, second)
+    scene.kill(dispatcher, second)
     scene.await_flow(load, 40)
-    scene.start(head, second)
+    scene.start(dispatcher, second)
 
     # Until one of the two is back, their own entries cannot be shown; F7 covers that.
     scene.conclude()
@@ -204,9 +204,9 @@ def test_f7_all_nodes_die_and_start_in_any_order(make_lab: MakeLab, seed: int) -
 def test_f14_worker_dies_while_it_runs_a_task(make_lab: MakeLab) -> None:
     """The task runs again elsewhere, and its attempt says so."""
     scene = Scene("F14", make_lab(3)).form()
-    head = scene.head()
-    victim = scene.others(head)[0]
-    tasks = [scene.submit(head, f"F14-{n}", "sleep 2") for n in range(12)]
+    dispatcher = scene.dispatcher()
+    victim = scene.others(dispatcher)[0]
+    tasks = [scene.submit(dispatcher, f"F14-{n}", "sleep 2") for n in range(12)]
     wait_until(
         "the victim runs some",
         lambda: [run for run in runs(scene.lab) if run.node == victim.name],
@@ -214,12 +214,12 @@ def test_f14_worker_dies_while_it_runs_a_task(make_lab: MakeLab) -> None:
     )
 
     scene.kill(victim)
-    scene.load(head)
+    scene.load(dispatcher)
     scene.start(victim)
 
     scene.conclude()
     attempts = {
-        task: head.http("GET", f"/api/v1/tasks/{task}").json["attempt"]
+        task: dispatcher.http("GET", f"/api/v1/tasks/{task}").json["attempt"]
         for task in tasks
     }
     assert max(attempts.values()) == 2, attempts
@@ -230,17 +230,17 @@ def test_f15_disconnected_worker_finishes_and_comes_back(
 ) -> None:
     """Another worker got its task meanwhile: two attempts, one outcome."""
     scene = Scene("F15", make_lab(3)).form()
-    head = scene.head()
-    victim = scene.others(head)[0]
+    dispatcher = scene.dispatcher()
+    victim = scene.others(dispatcher)[0]
     for number in range(6):
-        scene.submit(head, f"F15-{number}", "sleep 3")
+        scene.submit(dispatcher, f"F15-{number}", "sleep 3")
 
     def on_victim() -> list[str]:
         return [run.task for run in runs(scene.lab) if run.node == victim.name]
 
     wait_until("all slots are busy", lambda: len(on_victim()) == 2, within_s=FLOW_S)
     scene.cut(victim)
-    load = scene.load(head)
+    load = scene.load(dispatcher)
     twice = wait_until(
         "they run elsewhere",
         lambda: {
@@ -254,7 +254,7 @@ def test_f15_disconnected_worker_finishes_and_comes_back(
     scene.lab.heal(victim)
 
     scene.conclude()
-    recorded = head.http("GET", f"/api/v1/tasks/{min(twice)}").json
+    recorded = dispatcher.http("GET", f"/api/v1/tasks/{min(twice)}").json
     assert recorded["status"] == "completed"
 
 
@@ -263,11 +263,11 @@ def test_f15_returning_worker_ends_attempts_that_run_elsewhere_by_then(
 ) -> None:
     """Its attempt was given up; only the later one goes on."""
     scene = Scene("F15-late", make_lab(3)).form()
-    head = scene.head()
+    dispatcher = scene.dispatcher()
     for number in range(3):  # One more than the dispatcher can run.
-        scene.submit(head, f"F15-late-{number}", UNTIL_SIGNAL)
+        scene.submit(dispatcher, f"F15-late-{number}", UNTIL_SIGNAL)
     wait_until("all run", lambda: len(runs(scene.lab)) == 3, within_s=FLOW_S)
-    early = next(run for run in runs(scene.lab) if run.node != head.name)
+    early = next(run for run in runs(scene.lab) if run.node != dispatcher.name)
     victim = next(host for host in scene.hosts if host.name == early.node)
 
     scene.cut(victim)
@@ -281,21 +281,22 @@ def test_f15_returning_worker_ends_attempts_that_run_elsewhere_by_then(
 
     wait_until("it is ended", lambda: read_process(early.pid) is None, within_s=FLOW_S)
     assert read_process(late.pid) is not None
-    shown = head.http("GET", f"/api/v1/tasks/{early.task}").json
+    shown = dispatcher.http("GET", f"/api/v1/tasks/{early.task}").json
     assert (shown["status"], shown["attempt"]) == ("running", late.attempt), shown
     for host in scene.hosts:
         (host.first.work / GO).touch()
-    scene.load(head)
+    scene.load(dispatcher)
     scene.conclude()
 
 
 def test_f16_the_dispatcher_dies_while_workers_finish(make_lab: MakeLab) -> None:
     """They keep their results and their processes, and resend until acknowledged."""
     scene = Scene("F16", make_lab(5)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     kept = [
-        scene.submit(head, f"F16-{n}", UNTIL_SIGNAL) for n in range(len(scene.hosts))
+        scene.submit(dispatcher, f"F16-{n}", UNTIL_SIGNAL)
+        for n in range(len(scene.hosts))
     ]
     wait_until(
         "all of them run",
@@ -307,8 +308,8 @@ def test_f16_the_dispatcher_dies_while_workers_finish(make_lab: MakeLab) -> None
     before = processes_of(scene, kept, rest)
     assert before
 
-    scene.kill(head)
-    deposed(scene, head, rest[0])
+    scene.kill(dispatcher)
+    deposed(scene, dispatcher, rest[0])
     scene.await_flow(load, 40)
     for task in before:
         shown = rest[0].http("GET", f"/api/v1/tasks/{task}").json
@@ -316,7 +317,7 @@ def test_f16_the_dispatcher_dies_while_workers_finish(make_lab: MakeLab) -> None
     assert processes_of(scene, before, rest) == before
     for host in scene.hosts:
         (host.first.work / GO).touch()
-    scene.start(head)
+    scene.start(dispatcher)
 
     scene.conclude()
     again = {run.task for run in runs(scene.lab) if run.attempt > 1}
@@ -356,7 +357,7 @@ def test_f26_node_dies_while_it_fetches_the_log(make_lab: MakeLab) -> None:
         scene.split([first, second], [third, fresh])
         for load in loads:
             scene.await_flow(load, 20)
-        victim = scene.head(first)
+        victim = scene.dispatcher(first)
         scene.lab.join()
         threading.Event().wait(draw.uniform(0.0, 1.0))
         scene.kill(victim)
@@ -389,20 +390,20 @@ def test_f35_many_clients_through_other_nodes_see_only_201_and_503(
 ) -> None:
     """Requests wait while there is no dispatcher, and fail in one way only."""
     scene = Scene(f"F35-{fault}", make_lab(5)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest, pace=Pace(clients=MANY_CLIENTS, pause_s=2.0))
     scene.await_flow(load, MANY_CLIENTS)
 
     if fault == "kill":
-        scene.kill(head)
+        scene.kill(dispatcher)
     else:
-        scene.cut(head)
+        scene.cut(dispatcher)
     scene.await_flow(load, 2 * MANY_CLIENTS)
     if fault == "kill":
-        scene.start(head)
+        scene.start(dispatcher)
     else:
-        scene.lab.heal(head)
+        scene.lab.heal(dispatcher)
 
     told = {operation.status for operation in scene.history.operations}
     assert told <= {201, 503}, scene.history.silences
@@ -414,16 +415,16 @@ def test_f35_many_clients_through_other_nodes_see_only_201_and_503(
 def test_f27_dispatcher_is_stopped_under_load(make_lab: MakeLab) -> None:
     """As in `make test`, on five hosts: no request fails."""
     scene = Scene("F27-five", make_lab(5)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest)
 
-    scene.suspects.add(head.name)
-    head.first.signal(signal.SIGTERM)
+    scene.suspects.add(dispatcher.name)
+    dispatcher.first.signal(signal.SIGTERM)
     scene.await_flow(load, 40)
-    assert head.first.wait() == 0
+    assert dispatcher.first.wait() == 0
     wait_until("four are one mesh", lambda: is_formed(rest), within_s=FLOW_S)
-    scene.start(head)
+    scene.start(dispatcher)
     scene.stop_load()
 
     assert {operation.status for operation in scene.history.operations} == {201}

@@ -58,7 +58,7 @@ def test_f18_restored_backup_of_the_dispatcher_is_harmless(
 ) -> None:
     """The others know more of its streams than it does."""
     scene = Scene("F18-head", make_lab(3)).form()
-    old = scene.head()
+    old = scene.dispatcher()
     rest = scene.others(old)
     copy = scene.lab.folder / "backup"
     scene.load(*rest)
@@ -67,7 +67,9 @@ def test_f18_restored_backup_of_the_dispatcher_is_harmless(
     for host in rest:
         scene.stop(host)
     scene.start(old)
-    wait_until("it reigns", lambda: dispatcher_of(old) == old.name, within_s=FLOW_S)
+    wait_until(
+        "it is dispatcher", lambda: dispatcher_of(old) == old.name, within_s=FLOW_S
+    )
     scene.start(*rest)
     scene.await_mesh()
     more = scene.load(*rest)
@@ -161,9 +163,13 @@ def test_f20_power_loss_takes_no_accepted_task(make_lab: MakeLab, who: str) -> N
     gone = 0
     for _ in range(3):
         scene.await_flow(load, 20)
-        head = scene.head()
-        standby = scene.standbys(head)[0]
-        struck = {"dispatcher": [head], "standby": [standby], "both": [head, standby]}
+        dispatcher = scene.dispatcher()
+        standby = scene.standbys(dispatcher)[0]
+        struck = {
+            "dispatcher": [dispatcher],
+            "standby": [standby],
+            "both": [dispatcher, standby],
+        }
         time.sleep(draw.uniform(0.0, 0.5))  # Any moment is equally good.
         scene.kill(*struck[who])
         gone += sum(power.cut(*folders(host), draw) for host in struck[who])
@@ -190,7 +196,7 @@ def test_f21_full_disk_makes_no_false_promise(make_lab: MakeLab, who: str) -> No
             scene.start(first)
         scene.await_mesh()
         load = scene.load(*rest)
-        assert (scene.head() == first) == (who == "dispatcher")
+        assert (scene.dispatcher() == first) == (who == "dispatcher")
 
         ballast = fill(disk)
         threading.Event().wait(5.0)
@@ -209,8 +215,8 @@ def test_f22_damaged_database_is_refused_and_never_spreads(
 ) -> None:
     """The agent reports the damage; without the file, it fetches all from others."""
     scene = Scene("F22", make_lab(3)).form()
-    head = scene.head()
-    hurt = scene.others(head)[0]
+    dispatcher = scene.dispatcher()
+    hurt = scene.others(dispatcher)[0]
     rest = scene.others(hurt)
     load = scene.load(*rest)
     scene.stop(hurt)
@@ -232,9 +238,9 @@ def test_f22_damaged_database_is_refused_and_never_spreads(
 def test_f23_machine_that_slept_comes_back(make_lab: MakeLab, who: str) -> None:
     """Half a minute without a step; on wake-up it knows that the others went on."""
     scene = Scene(f"F23-{who}", make_lab(4)).form()
-    head = scene.head()
-    standby, *_, worker = (*scene.standbys(head), *scene.others(head))
-    sleeper = {"dispatcher": head, "standby": standby, "worker": worker}[who]
+    dispatcher = scene.dispatcher()
+    standby, *_, worker = (*scene.standbys(dispatcher), *scene.others(dispatcher))
+    sleeper = {"dispatcher": dispatcher, "standby": standby, "worker": worker}[who]
     rest = scene.others(sleeper)
     load = scene.load(*rest, pace=Pace(body="sleep 0.1"))
 
@@ -280,10 +286,10 @@ def test_f34_invalid_data_from_peers_is_harmless(make_lab: MakeLab) -> None:
     *members, rogue = scene.hosts
     scene.hosts.remove(rogue)
     scene.form()
-    head = scene.head()
+    dispatcher = scene.dispatcher()
     load_ = scene.load()
-    before = use(head.first.pid)
-    outsider = Stranger(rogue, head, None)
+    before = use(dispatcher.first.pid)
+    outsider = Stranger(rogue, dispatcher, None)
 
     for data in (
         (0xFFFFFFFF).to_bytes(4, "big"),
@@ -297,7 +303,7 @@ def test_f34_invalid_data_from_peers_is_harmless(make_lab: MakeLab) -> None:
         # Each time another member: a member that sent invalid data is refused for a
         # while.
         trust = MeshTls(load_secret(scene.secret), NodeKey.generate())
-        Stranger(rogue, head, trust).say(PEER_PORT, data)
+        Stranger(rogue, dispatcher, trust).say(PEER_PORT, data)
     for port in (PEER_PORT, LAN_PORT):
         outsider.say(port, b"GET / HTTP/1.1\r\n\r\n" + b"\x00" * 4096)
     silent = [outsider.connect(PEER_PORT) for _ in range(STRANGERS)]
@@ -305,9 +311,9 @@ def test_f34_invalid_data_from_peers_is_harmless(make_lab: MakeLab) -> None:
     for link in silent:
         link.close()
 
-    assert use(head.first.pid).memory_mb - before.memory_mb < MEMORY_MORE_MB
+    assert use(dispatcher.first.pid).memory_mb - before.memory_mb < MEMORY_MORE_MB
     assert is_formed(members)
-    assert dispatcher_of(members[0]) == head.name
+    assert dispatcher_of(members[0]) == dispatcher.name
     scene.conclude(gap_s_max=5.0)
 
 
@@ -316,14 +322,14 @@ def test_f17_dispatcher_that_lost_its_disk_gets_all_from_its_standbys(
 ) -> None:
     """A task that two disks hold survives the loss of one."""
     scene = Scene("F17-disk", make_lab(3)).form()
-    head = scene.head()
-    rest = scene.others(head)
+    dispatcher = scene.dispatcher()
+    rest = scene.others(dispatcher)
     load = scene.load(*rest)
 
-    scene.kill(head)
-    lose_log(head.first.state)
+    scene.kill(dispatcher)
+    lose_log(dispatcher.first.state)
     scene.await_flow(load, 20)
-    scene.start(head)
+    scene.start(dispatcher)
     scene.await_mesh()
 
     assert databases.vector(rest[0].first.state)

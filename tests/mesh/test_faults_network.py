@@ -115,23 +115,23 @@ def test_f11_follower_that_cannot_reach_the_dispatcher_waits(
 ) -> None:
     """The third node still hears it, so no node claims, and repair restores all."""
     scene = Scene("F11", make_lab(3)).form()
-    head = scene.head()
-    near, far = scene.others(head)
-    load = scene.load(head, near)
-    term = scene.term(head)
+    dispatcher = scene.dispatcher()
+    near, far = scene.others(dispatcher)
+    load = scene.load(dispatcher, near)
+    term = scene.term(dispatcher)
     scene.suspects.add(far.name)
 
-    block_connections(scene.lab, head, far)
+    block_connections(scene.lab, dispatcher, far)
     holds(
-        lambda: dispatcher_of(near) == head.name and scene.term(near) == term,
+        lambda: dispatcher_of(near) == dispatcher.name and scene.term(near) == term,
         for_s=10.0,
-        what="the dispatcher reigns",
+        what="there is a dispatcher",
     )
-    allow_connections(scene.lab, head, far)
+    allow_connections(scene.lab, dispatcher, far)
 
     scene.await_flow(load)
     scene.await_mesh()
-    assert scene.term(head) == term
+    assert scene.term(dispatcher) == term
     scene.conclude()
 
 
@@ -198,31 +198,31 @@ def test_f13_agents_that_start_at_once_form_one_mesh(
 def test_f25_slow_standby_delays_no_client(make_lab: MakeLab) -> None:
     """All its traffic takes 100 ms, then stops: another standby replaces it."""
     scene = Scene("F25", make_lab(4))
-    head, good, slow, wire = scene.hosts
+    dispatcher, good, slow, wire = scene.hosts
     scene.hosts.remove(wire)
-    scene.start(head)
-    scene.await_mesh([head])
-    with Proxy(wire, PEER_PORT, (head.ip, PEER_PORT)) as proxy:
-        block_connections(scene.lab, head, slow)
+    scene.start(dispatcher)
+    scene.await_mesh([dispatcher])
+    with Proxy(wire, PEER_PORT, (dispatcher.ip, PEER_PORT)) as proxy:
+        block_connections(scene.lab, dispatcher, slow)
         scene.start(slow, options=["--join", wire.ip])
         # Its API cannot forward to the dispatcher, so it is not asked.
-        await_members(head, head, slow)
+        await_members(dispatcher, dispatcher, slow)
         assert proxy.links
-        load = scene.load(head)
+        load = scene.load(dispatcher)
         proxy.delay_s = 0.1
         scene.await_flow(load, 40)
         scene.start(good)
-        await_members(head, head, slow, good)
+        await_members(dispatcher, dispatcher, slow, good)
         scene.suspects.add(slow.name)
 
         proxy.stall()
         scene.await_flow(load, 40)
         wait_until(
             "the good one is standby",
-            lambda: good in scene.standbys(head),
+            lambda: good in scene.standbys(dispatcher),
             within_s=FLOW_S,
         )
-        allow_connections(scene.lab, head, slow)
+        allow_connections(scene.lab, dispatcher, slow)
         proxy.flow()
         proxy.delay_s = 0.0
         scene.conclude(gap_s_max=5.0)
@@ -231,10 +231,10 @@ def test_f25_slow_standby_delays_no_client(make_lab: MakeLab) -> None:
 def test_f29_host_with_a_new_address_is_found_again(make_lab: MakeLab) -> None:
     """A peer is its key, not its address: it is neither lost nor listed twice."""
     scene = Scene("F29", make_lab(3)).form()
-    head = scene.head()
-    moving, rest = scene.others(head)
-    load = scene.load(head, rest)
-    for host, address in ((moving, "10.77.1.201"), (head, "10.77.1.202")):
+    dispatcher = scene.dispatcher()
+    moving, rest = scene.others(dispatcher)
+    load = scene.load(dispatcher, rest)
+    for host, address in ((moving, "10.77.1.201"), (dispatcher, "10.77.1.202")):
         scene.suspects.add(host.name)
         move(host, address)
         scene.figures[f"found_{host.name}_s"] = scene.await_mesh()
@@ -253,9 +253,9 @@ def test_f29_host_with_a_new_address_is_found_again(make_lab: MakeLab) -> None:
 def test_f29_interface_comes_and_goes(make_lab: MakeLab) -> None:
     """A pulled cable and a new one beside it disturb no other node."""
     scene = Scene("F29-port", make_lab(3)).form()
-    head = scene.head()
-    docked, rest = scene.others(head)
-    load = scene.load(head, rest)
+    dispatcher = scene.dispatcher()
+    docked, rest = scene.others(dispatcher)
+    load = scene.load(dispatcher, rest)
     names = count(1)
     for _ in range(3):
         name = f"dock{next(names)}"

@@ -98,13 +98,13 @@ def test_a_dispatcher_that_loses_its_network_is_replaced_and_comes_back(
     five: Lab,
 ) -> None:
     """A pulled cable costs seconds; plugged in again, there is one dispatcher."""
-    head, followers = roles(five)
+    dispatcher, followers = roles(five)
 
-    five.cut(head)
+    five.cut(dispatcher)
     wait_until("four go on", lambda: is_formed(followers), within_s=FORM_S)
     ids = submit(followers[0], ["echo while cut"] * 20)
     wait_for_completed(followers[1], ids, within_s=DONE_S)
 
-    five.heal(head)
+    five.heal(dispatcher)
     wait_until("five again", lambda: is_formed(five.hosts), within_s=FORM_S * 2)
-    assert len(list_tasks(head, ids)) == len(ids)
+    assert len(list_tasks(dispatcher, ids)) == len(ids)

@@ -83,17 +83,17 @@ def test_agents_send_few_messages_query_by_multicast_and_stop(
     *hosts, ear = lab.hosts
     with listening(ear) as packets:
         form(lab, hosts=hosts)
-        head = dispatcher_of(hosts[0])
+        dispatcher = dispatcher_of(hosts[0])
         known = len(packets)
         wait_until(
             "all would have asked that still do",
             lambda: len(browsers(packets[known:])) >= QUESTIONS,
             within_s=ASKED_S,
         )
-        assert head == dispatcher_of(hosts[0])
+        assert dispatcher == dispatcher_of(hosts[0])
 
     names = {host.ip: host.name for host in hosts}
-    assert {names[sender] for sender in browsers(packets[known:])} == {head}
+    assert {names[sender] for sender in browsers(packets[known:])} == {dispatcher}
     assert not [sender for sender, packet in packets if packet.is_probe()]
     asked = [question for _, packet in packets for question in packet.questions]
     assert not [question for question in asked if question.unicast]

@@ -186,7 +186,7 @@ def test_a_rogue_advertiser_cannot_turn_the_mesh_against_a_victim(
     first, second, rogue, victim = lab.hosts
     members = (first, second)
     form(lab, hosts=members)
-    head = dispatcher_of(first)
+    dispatcher = dispatcher_of(first)
     mesh = first.first.description["mesh"]
     before_mb = {host: resident_mb(host) for host in members}
 
@@ -208,7 +208,7 @@ def test_a_rogue_advertiser_cannot_turn_the_mesh_against_a_victim(
     assert took_s[ANSWERS // 2] < ANSWER_S_MAX
     assert growth_mb < GROWTH_MB_MAX
     assert is_formed(members)
-    assert dispatcher_of(first) == head
+    assert dispatcher_of(first) == dispatcher
 
 
 def test_a_new_host_is_a_worker_at_once(lan: Lab) -> None:

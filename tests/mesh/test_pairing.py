@@ -351,4 +351,4 @@ def test_f32_no_port_is_open_without_an_invite(
 
     guess(scene, code, InviteCode(code.slot, "00000000"))
 
-    wait_until("nobody listens", is_closed, within_s=45.0)
+    wait_until("no port is open", is_closed, within_s=45.0)

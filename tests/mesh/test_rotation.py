@@ -51,10 +51,10 @@ def has_it(hosts: Sequence[Host], generation: int) -> bool:
     return all(word in (host.folder / "mesh.key").read_text() for host in hosts)
 
 
-def head_and_rest(hosts: Sequence[Host]) -> tuple[Host, list[Host]]:
+def dispatcher_and_others(hosts: Sequence[Host]) -> tuple[Host, list[Host]]:
     heads = [n["name"] for n in nodes(hosts[0]) if n["role"] == "dispatcher"]
-    head = next(host for host in hosts if [host.name] == heads)
-    return head, [host for host in hosts if host is not head]
+    dispatcher = next(host for host in hosts if [host.name] == heads)
+    return dispatcher, [host for host in hosts if host is not dispatcher]
 
 
 def stop(host: Host) -> None:
@@ -62,42 +62,45 @@ def stop(host: Host) -> None:
     host.first.process.wait(30)
 
 
-def spread(head: Host, stay: Sequence[Host], away: Host) -> None:
+def spread(dispatcher: Host, stay: Sequence[Host], away: Host) -> None:
     """Rotate the secret with one node off, which comes back within the window."""
     stop(away)
-    (task,) = submit(head, ["echo $$; sleep 120"])
-    assert head.cli("rotate").returncode == 0
-    wait_until("it spreads", lambda: has_it([head, *stay], 2), within_s=WAIT_S)
-    assert phase(head) == ("spreading", 1)
-    reach(head, ("switched", 2))
+    (task,) = submit(dispatcher, ["echo $$; sleep 120"])
+    assert dispatcher.cli("rotate").returncode == 0
+    wait_until("it spreads", lambda: has_it([dispatcher, *stay], 2), within_s=WAIT_S)
+    assert phase(dispatcher) == ("spreading", 1)
+    reach(dispatcher, ("switched", 2))
     start(away)
     wait_until(
-        "all", lambda: is_formed([head, *stay, away]), within_s=WAIT_S, every_s=0.2
+        "all",
+        lambda: is_formed([dispatcher, *stay, away]),
+        within_s=WAIT_S,
+        every_s=0.2,
     )
     wait_until("it learnt", lambda: has_it([away], 2), within_s=WAIT_S)
     # No process of a task was touched.
-    shown = json.loads(head.cli("show", task, "--json").stdout)
+    shown = json.loads(dispatcher.cli("show", task, "--json").stdout)
     assert (shown["status"], shown["attempt"]) == ("running", 1)
 
 
 def settle_without(
-    head: Host, rest: Sequence[Host], old_secret: str, old_token: str
+    dispatcher: Host, rest: Sequence[Host], old_secret: str, old_token: str
 ) -> None:
     """Let the dispatcher die in the middle, and come back with the old secret."""
-    head.first.process.kill()
-    head.first.process.wait(10)
+    dispatcher.first.process.kill()
+    dispatcher.first.process.wait(10)
     wait_until("a new one", lambda: is_formed(rest), within_s=WAIT_S, every_s=0.2)
     reach(rest[0], ("settled", 2))
-    (head.folder / "mesh.key").write_text(old_secret)
-    start(head)
+    (dispatcher.folder / "mesh.key").write_text(old_secret)
+    start(dispatcher)
     wait_until(
-        "it is told",
-        lambda: "renewed its secret without this node" in head.first.log,
+        "it gets the reason",
+        lambda: "renewed its secret without this node" in dispatcher.first.log,
         within_s=WAIT_S,
     )
-    health = head.http("GET", "/health", token="", port=3000)
+    health = dispatcher.http("GET", "/health", token="", port=3000)
     assert "octaskly join" in health.json["message"]
-    refused = head.cli("submit", "true")
+    refused = dispatcher.cli("submit", "true")
     assert refused.returncode == EXIT_NO_DISPATCHER
     assert "octaskly invite    on a member" in refused.stderr
     assert rest[0].http("GET", "/api/v1/tasks", token=old_token).status == 401
@@ -130,11 +133,11 @@ def test_f33_secret_is_rotated_and_a_machine_is_locked_out(
     """One node is off, and one dispatcher dies; tasks run on."""
     lab = make_lab(4)
     formed(lab)
-    head, (away, *stay) = head_and_rest(lab.hosts)
+    dispatcher, (away, *stay) = dispatcher_and_others(lab.hosts)
     old_token = stay[0].token()
-    spread(head, stay, away)
+    spread(dispatcher, stay, away)
     old_secret = (lab.folder / "mesh.key").read_text()
-    settle_without(head, [away, *stay], old_secret, old_token)
+    settle_without(dispatcher, [away, *stay], old_secret, old_token)
     lock_out(stay[0], [away, *stay[1:]])
     left = [away, *stay[1:]]
     assert left[0].cli("rotate", "--now").returncode == 0

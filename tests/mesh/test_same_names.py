@@ -38,7 +38,7 @@ def test_both_tasks_of_one_name_are_kept(make_lab: MakeLab) -> None:
     lab.split([one], [two])
     for host in lab.hosts:
         wait_until(
-            f"{host.name} reigns",
+            f"{host.name} is dispatcher",
             lambda host=host: dispatcher_of(host) == host.name,  # type: ignore[misc]
             within_s=FORM_S,
         )

@@ -144,7 +144,7 @@ class CopiesMachine(RuleBasedStateMachine):
         for name in self.followers:
             self.link(name)
             self.catch_up(name)
-        assert self.world.level == ["b", "c"]
+        assert self.world.in_sync == ["b", "c"]
 
     # --- Possible events.
 

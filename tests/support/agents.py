@@ -212,7 +212,7 @@ def submit(agent: Agent, command: str, **more: object) -> str:
         is_early = status == 503 and task["error"] == NO_DISPATCHER
         return None if is_early else (status, task)
 
-    status, task = until(answer, "somebody reigns")
+    status, task = until(answer, "there is a dispatcher")
     assert status == 201, task
     return str(task["id"])
 

@@ -50,7 +50,7 @@ class ReplicatingDispatcher:
     """Node a is dispatcher; the test controls the others, the disk and time."""
 
     def __init__(
-        self, followers: str = "", *, limits: Limits | None = None, level: bool = True
+        self, followers: str = "", *, limits: Limits | None = None, in_sync: bool = True
     ) -> None:
         self.known: Settings = settings("a", limits=limits)
         self.journal = journal()
@@ -64,7 +64,7 @@ class ReplicatingDispatcher:
         self.begin()
         for name in followers:
             self.follow(name)
-            if level:
+            if in_sync:
                 self.ack(name)
 
     def begin(self, at: float = 0.0, *, is_expecting: bool = False) -> None:
@@ -163,7 +163,7 @@ class ReplicatingDispatcher:
         return list(self.replication.standby_nodes)
 
     @property
-    def level(self) -> list[str]:
+    def in_sync(self) -> list[str]:
         """The standbys in sync."""
         return [
             view.node for view in self.replication.standby_views() if view.is_in_sync

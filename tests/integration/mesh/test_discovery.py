@@ -81,7 +81,7 @@ def test_a_new_dispatcher_is_advertised_with_its_term(
     second.wait_for_node(id_of(first))
     third.wait_for_node(id_of(first))
 
-    first.tell("reign 7")
+    first.send_command("dispatcher 7")
 
     for process in (second, third):
         line = process.wait_for("seen", lambda line: line["is_dispatcher"])
@@ -91,7 +91,7 @@ def test_a_new_dispatcher_is_advertised_with_its_term(
 def test_a_goodbye_is_reported_as_a_hint_to_dial(trio: list[DiscoveryProcess]) -> None:
     """A goodbye can be forged, so it never ends a peer; a failed dial does."""
     first, second, _ = trio
-    first.tell("reign 3")
+    first.send_command("dispatcher 3")
     second.wait_for("seen", lambda line: line["is_dispatcher"])
     before = len(second.lines)
 
@@ -113,10 +113,10 @@ def test_a_fresh_browser_reports_all_nodes_in_sight_again(
     """So unreachable peers are dialled again."""
     first, second, _ = trio
     first.wait_for_node(id_of(second))
-    first.tell("rest")
+    first.send_command("rest")
     before = first.state()
 
-    first.tell("browse")
+    first.send_command("browse")
 
     again = first.wait_for(
         "seen", lambda line: line["at"] > before["at"] and line["node"] == id_of(second)

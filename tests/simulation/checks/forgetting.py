@@ -76,7 +76,7 @@ class Forgetting:
         )
 
 
-def what_is_forgotten_stays_away(world: World) -> None:
+def forgotten_tasks_stay_away(world: World) -> None:
     """I2: a purged task never shows again; F19, also after long absences."""
     (dispatcher,) = world.dispatchers()
     disk = world.machines[dispatcher].disk

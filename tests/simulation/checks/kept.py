@@ -60,7 +60,7 @@ def all_nodes_use_the_same_records(world: World) -> None:
         if KINDS[record.kind].is_broadcast:
             for machine in world.alive():
                 mine = machine.learnt.get(key)
-                assert mine is not None, f"{machine.id} was not told {key}"
+                assert mine is not None, f"{machine.id} has not received {key}"
                 # The node may know an earlier record whose log is lost.
                 counts = earlier_record(mine, record)
                 assert counts == mine, f"{machine.id} goes by {mine}, not {record}"

@@ -11,7 +11,7 @@ from tests.simulation.checks.epochs import (
     one_dispatcher,
     one_writer_per_stream,
 )
-from tests.simulation.checks.forgetting import Forgetting, what_is_forgotten_stays_away
+from tests.simulation.checks.forgetting import Forgetting, forgotten_tasks_stay_away
 from tests.simulation.checks.kept import (
     accepted_tasks_match_their_requests,
     acknowledged_results_are_present,
@@ -45,7 +45,7 @@ FINAL = (
     every_accepted_task_is_final,
     one_outcome,
     cancelled_stays_cancelled,
-    what_is_forgotten_stays_away,
+    forgotten_tasks_stay_away,
     results_are_kept,
 )
 """Checks of a world at rest; each raises AssertionError."""

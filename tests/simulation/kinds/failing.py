@@ -108,7 +108,7 @@ def run_cut_off(seed: int) -> World:
         # A node that was cut off may be dispatcher before it learns of the cancel.
         if attempt.term == term and (split_member_id(task) or (task,))[0] in cancelled
     ]
-    assert not left, f"cancelled with what runs, and it runs on: {left}"
+    assert not left, f"cancelled by force, but still running: {left}"
     for task in tuple(world.clients.accepted):
         for dispatcher in world.dispatchers():
             world.clients.cancel(dispatcher, task, force=True)
@@ -143,7 +143,9 @@ def run_cancelled(seed: int) -> World:
     (dispatcher,) = world.dispatchers()
     records = world.machines[dispatcher].disk.records
     ends = {task: records[task].state for task in sorted(cancelled)}
-    assert set(ends.values()) <= {TaskState.CANCELLED}, f"told of a cancel: {ends}"
+    assert set(ends.values()) <= {TaskState.CANCELLED}, (
+        f"not cancelled as confirmed: {ends}"
+    )
     return world
 
 

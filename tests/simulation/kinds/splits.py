@@ -30,7 +30,7 @@ def run_unseen(seed: int) -> World:
     world.network.split([[head], [node for node in world.machines if node != head]])
     world.run(8.0)
     world.network.heal_all()
-    assert world.run_until(world.is_settled, MET_S), "nobody dials who was lost"
+    assert world.run_until(world.is_settled, MET_S), "no node dials the lost ones"
     settle(world)
     for check in FINAL:
         check(world)

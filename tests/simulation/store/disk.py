@@ -219,7 +219,7 @@ class Disk:
         self.add_writers(effect.epochs)
         for entry in effect.entries:
             stream = entry.stream
-            assert stream in self.writers, "a stream that nobody wrote"
+            assert stream in self.writers, "a stream without a writer"
             log = self.streams.setdefault(stream, [])
             start = self.starts.get(stream, 0)
             if entry.seq <= start + len(log):

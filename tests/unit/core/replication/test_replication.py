@@ -241,13 +241,13 @@ def test_a_draining_follower_is_chosen_last() -> None:
     assert sorted(world.standbys) == ["c", "y"]
 
 
-def test_an_in_sync_standby_comes_first_in_the_order_of_succession() -> None:
-    """It holds every promised entry."""
-    world = ReplicatingDispatcher("bc", level=False)
+def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
+    """What it holds is all that was promised."""
+    world = ReplicatingDispatcher("bc", in_sync=False)
     world.ack("c")
 
     assert world.standbys == ["c", "b"]
-    assert world.level == ["c"]
+    assert world.in_sync == ["c"]
 
 
 # --- Rows of snapshots.
@@ -307,9 +307,9 @@ def test_a_standby_that_lacks_only_rows_catches_up_at_once() -> None:
     effects = world.replication.on_log_write(join, moment())
 
     assert streamed_to(effects, "b") == [(world.journal.last_append, [])]
-    assert world.level == []
+    assert world.in_sync == []
     world.ack("b", world.journal.last_append)
-    assert world.level == ["b"]
+    assert world.in_sync == ["b"]
 
 
 # --- Joining.
@@ -321,9 +321,9 @@ def test_a_follower_with_the_whole_log_is_streamed_to_at_once() -> None:
     effects = world.follow("b")
 
     assert streamed_to(effects, "b") == [(0, [])]
-    assert not world.level
-    assert note_events(world.ack("b")) == ["standby in sync"]
-    assert world.level == ["b"]
+    assert not world.in_sync
+    assert note_events(world.ack("b")) == ["standby level"]
+    assert world.in_sync == ["b"]
 
 
 def test_the_tail_completes_a_standby_that_lacks_nothing_else() -> None:
@@ -373,7 +373,7 @@ def test_a_streamed_standby_that_pulls_gets_the_rest_again() -> None:
 
     assert nodes_served(effects) == []
     assert streamed_to(effects, "b") == [(1, [1])]
-    assert not world.level
+    assert not world.in_sync
 
 
 def test_the_pull_of_a_nearly_complete_standby_is_answered_from_memory() -> None:
@@ -445,7 +445,7 @@ def test_a_standby_with_too_much_in_flight_joins_again() -> None:
     world.write(fact)
     world.write(fact)
 
-    assert world.level == ["b"]
+    assert world.in_sync == ["b"]
 
     effects = world.write(fact)
 
@@ -550,7 +550,7 @@ def test_a_slow_standby_is_avoided_for_a_second_if_no_other_exists() -> None:
 
     assert world.standbys == ["b"]
     assert streamed_to(effects, "b") == [(1, [1])]
-    assert not world.level
+    assert not world.in_sync
 
 
 def test_a_standby_in_sync_again_has_a_clean_record() -> None:
@@ -722,4 +722,4 @@ def test_a_link_that_comes_back_makes_a_fresh_standby() -> None:
     effects = world.follow("b", 0.1, held=((STREAM, 0),))
 
     assert streamed_to(effects, "b") == [(1, [1])]
-    assert not world.level
+    assert not world.in_sync
