@@ -41,7 +41,7 @@ class Scene:
     done: tuple[str, ...]
 
     @property
-    def head(self) -> Agent:
+    def dispatcher(self) -> Agent:
         """The dispatcher."""
         return self.agents[0]
 
@@ -64,26 +64,26 @@ def working(folder: Path) -> Iterator[Scene]:
 
 
 def _furnished(agents: list[Agent]) -> Scene:
-    head = agents[0]
+    dispatcher = agents[0]
     done = [
-        submit(head, f"render scene.blend {frame:04d}", name=f"frame {frame}")
+        submit(dispatcher, f"render scene.blend {frame:04d}", name=f"frame {frame}")
         for frame in range(1, 13)
     ]
     items = [f"photos/img-{number:03d}.jpg" for number in range(1, 31)]
-    album = submit(head, "thumbnail {}", name="album", array={"items": items})
-    failed = submit(head, "encode clips/intro.mov", labels={"film": "intro"})
+    album = submit(dispatcher, "thumbnail {}", name="album", array={"items": items})
+    failed = submit(dispatcher, "encode clips/intro.mov", labels={"film": "intro"})
     for task in (*done, album, failed):
-        finished(head, task)
-    training = submit(head, "train --epochs 6", name="train", priority=5)
+        finished(dispatcher, task)
+    training = submit(dispatcher, "train --epochs 6", name="train", priority=5)
     slow = {"env": {"SECONDS_LONG": "3600"}, "labels": {"film": "main"}}
     for frame in range(100, 107):
-        submit(head, f"render main.blend {frame:04d}", **slow)
+        submit(dispatcher, f"render main.blend {frame:04d}", **slow)
     waiting = submit(
-        head, "simulate wind-tunnel.cfg", name="wind tunnel", requires={"gpus": 1}
+        dispatcher, "simulate wind-tunnel.cfg", name="wind tunnel", requires={"gpus": 1}
     )
-    cancelled = submit(head, "simulate old.cfg", requires={"gpus": 1})
-    head.call("DELETE", f"{TASKS}/{cancelled}")
-    until(lambda: _has_written(head, training), "the training has begun")
+    cancelled = submit(dispatcher, "simulate old.cfg", requires={"gpus": 1})
+    dispatcher.call("DELETE", f"{TASKS}/{cancelled}")
+    until(lambda: _has_written(dispatcher, training), "the training has begun")
     return Scene(agents, training, waiting, failed, cancelled, album, tuple(done))
 
 

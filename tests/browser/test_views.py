@@ -73,7 +73,7 @@ async def test_every_view_fits_any_screen_and_is_accessible(
     wrong = []
     async with visitor(browser) as guest:
         page = await guest.page()
-        await enter(page, scene.head)
+        await enter(page, scene.dispatcher)
         for place in PLACES:
             await visit(page, scene, place)
             for scheme, rules in RULES.items():
@@ -99,7 +99,7 @@ async def test_narrow_list_shows_all_columns_of_a_wide_one(
     viewport = ViewportSize(width=360, height=HEIGHT_PX)
     async with visitor(browser, viewport=viewport) as guest:
         page = await guest.page()
-        await enter(page, scene.head)
+        await enter(page, scene.dispatcher)
         await show(page, "tasks", text="encode")
         row = page.get_by_role("row").filter(has_text="encode clips/intro.mov")
 
@@ -125,7 +125,7 @@ async def test_keyboard_alone_is_enough(browser: Browser, scene: Scene) -> None:
     """From the overview to the reason why a task waits, and back, without a mouse."""
     async with visitor(browser) as guest:
         page = await guest.page()
-        await enter(page, scene.head)
+        await enter(page, scene.dispatcher)
 
         await page.keyboard.type("?")
         await expect(page.get_by_role("dialog")).to_be_visible()
@@ -157,7 +157,7 @@ async def test_every_control_is_reachable_by_tab_and_shows_its_focus(
     """Users of the keyboard must see the focus."""
     async with visitor(browser) as guest:
         page = await guest.page()
-        await enter(page, scene.head)
+        await enter(page, scene.dispatcher)
         await show(page, "nodes")
         reached: dict[str, str] = {}
         while name_and_look := await tabbed(page):
@@ -192,7 +192,7 @@ async def test_nothing_moves_under_reduced_motion(
     """Moving parts make some people ill."""
     async with visitor(browser, reduced_motion="reduce") as guest:
         page = await guest.page()
-        await enter(page, scene.head)
+        await enter(page, scene.dispatcher)
         for place in PLACES:
             await visit(page, scene, place)
             moving = await page.evaluate("""document.getAnimations().filter(

@@ -1,14 +1,14 @@
-"""The code blocks of all pages, and what stands in comments before them.
+"""The code blocks of all pages, and the comments that control their tests.
 
-A reader who copies a block must get what the page says, so each is run, or checked as
-far as it can be. What a page needs for that stands in comments, which no reader sees:
+A reader who copies a block must get the result that the page promises. So each block is
+run, or checked otherwise. Comments, which no reader sees, hold the instructions:
 
-- `not run: WHY`: the commands of the next block are only looked at, and must exist.
-- `given: COMMANDS`: run before the next block; makes what the page takes for granted.
-- `until Ctrl-C`: the commands of the next block go on for ever, and are interrupted.
+- `not run: WHY`: the commands of the next block are only parsed, and must exist.
+- `given: COMMANDS`: run before the next block; prepares the page's initial state.
+- `until Ctrl-C`: the commands of the next block run for ever, and are interrupted.
 - `on: NAME`: the next block is typed at this machine, not at the first one.
-- `then: Ctrl-C NAME`: ends the agent of that name, as the page says to do.
-- `shown: WHAT`: the next block is no command, but what WHAT looks like.
+- `then: Ctrl-C NAME`: ends the agent of that name, as the page instructs.
+- `shown: WHAT`: the next block is no command, but a sample of WHAT.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def test_every_threat_and_every_bad_input_has_a_test_that_exists() -> None:
     assert named - functions("tests") == set()
 
 
-def test_no_code_comes_from_elsewhere() -> None:
+def test_no_received_data_is_executed_as_code() -> None:
     """Threat 28: no received data runs as Python, and no code is fetched to run.
 
     The calls of an executor are the exception: they run in the program that submitted

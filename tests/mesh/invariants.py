@@ -18,7 +18,7 @@ DESCRIPTORS_MORE_MAX = 24
 MEMORY_MORE_MB_MAX = 64
 
 
-class Use(NamedTuple):
+class ResourceUse(NamedTuple):
     """The resources of a process."""
 
     descriptors: int
@@ -40,8 +40,10 @@ class Evidence:
     heads: Mapping[str, str | None]  #: the dispatcher that each host names
     suspects: Collection[str]  #: hosts that were killed, stopped or cut off
     lost: Collection[str] = ()  #: tasks whose every copy the case destroyed
-    before: Mapping[int, Use] = field(default_factory=dict)  #: resources, by pid
-    after: Mapping[int, Use] = field(default_factory=dict)
+    before: Mapping[int, ResourceUse] = field(
+        default_factory=dict
+    )  #: resources, by pid
+    after: Mapping[int, ResourceUse] = field(default_factory=dict)
     gap_s_max: float = 60.0
     memory_more_mb_max: float = MEMORY_MORE_MB_MAX
 

@@ -117,11 +117,11 @@ class Host:
         """Start an agent here, and wait until it is ready.
 
         Args:
-            name: Of the node; that of the host when empty.
+            name: Name of the node; by default the name of the host.
             args: Further options of `octaskly agent`.
-            secret: The file of the mesh secret; None: the agent looks for its own.
-            env: Further variables of its environment.
-            is_awaited: Whether to wait; else look at its `description` later.
+            secret: The file of the mesh secret; None: the agent finds its own.
+            env: Further environment variables.
+            is_awaited: True to wait; otherwise read its `description` later.
         """
         name = name or self.name
         folder = self.folder / name

@@ -32,7 +32,7 @@ from tests.mesh.invariants import (
     DESCRIPTORS_MORE_MAX,
     MEMORY_MORE_MB_MAX,
     Evidence,
-    Use,
+    ResourceUse,
     outcomes,
 )
 from tests.mesh.lab import Host, Lab
@@ -67,7 +67,7 @@ class Scene:
         """Extra environment variables for the agents of a host."""
         self._loads: list[Load] = []
         self._history: History | None = None
-        self._before: dict[int, Use] = {}
+        self._before: dict[int, ResourceUse] = {}
 
     # --- agents ----------------------------------------------------------------------
 
@@ -306,12 +306,12 @@ class Scene:
             after=self._settled_uses(),
         )
 
-    def _uses(self) -> dict[int, Use]:
+    def _uses(self) -> dict[int, ResourceUse]:
         """Return the resources of each running agent."""
         agents = [agent for host in self.hosts for agent in host.agents.values()]
         return {a.pid: use(a.pid) for a in agents if a.process.poll() is None}
 
-    def _settled_uses(self) -> dict[int, Use]:
+    def _settled_uses(self) -> dict[int, ResourceUse]:
         """Return each agent's resources once idle connections are closed, or late."""
         deadline_s = time.monotonic() + CLOSED_S
         while True:
@@ -343,12 +343,12 @@ class Scene:
         FIGURES.append(json.dumps(told))
 
 
-def use(pid: int) -> Use:
+def use(pid: int) -> ResourceUse:
     """Return the current resources of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Use(descriptors, int(rss.split()[1]) / 1024)
+    return ResourceUse(descriptors, int(rss.split()[1]) / 1024)
 
 
 def holds(is_true: Callable[[], bool], *, for_s: float, what: str) -> None:

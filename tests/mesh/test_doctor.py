@@ -428,7 +428,9 @@ def test_full_disk_is_reported_with_its_path(lab: Lab, well: Found) -> None:
     assert well["disk"][0] == "ok"
 
 
-def test_low_descriptor_limit_is_that_of_the_agent(lab: Lab, well: Found) -> None:
+def test_doctor_reports_the_descriptor_limit_of_the_agent(
+    lab: Lab, well: Found
+) -> None:
     """It does not report the limit of the shell in which the doctor runs."""
     first = lab.hosts[0]
     pid = str(first.first.pid)

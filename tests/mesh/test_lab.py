@@ -39,7 +39,7 @@ def until_reached(host: Host, peer: Host) -> None:
     wait_until(what, lambda: reaches(host, peer), within_s=SETTLE_S)
 
 
-def hear(host: Host) -> socket.socket:
+def multicast_socket(host: Host) -> socket.socket:
     """Return a socket that receives from the multicast group."""
 
     def open_it() -> socket.socket:
@@ -53,7 +53,7 @@ def hear(host: Host) -> socket.socket:
     return host.call(open_it)
 
 
-def shout(host: Host, word: bytes) -> None:
+def send_multicast(host: Host, word: bytes) -> None:
     """Send a datagram to the multicast group."""
 
     def send() -> None:
@@ -98,12 +98,12 @@ def test_multicast_reaches_all_hosts_of_the_group(make_lab: MakeLab) -> None:
     """Discovery depends on it."""
     lab = make_lab(3)
     first, second, third = lab.hosts
-    with hear(second) as near, hear(third) as cut:
-        shout(first, b"all")
+    with multicast_socket(second) as near, multicast_socket(third) as cut:
+        send_multicast(first, b"all")
         assert (near.recv(16), cut.recv(16)) == (b"all", b"all")
 
         lab.split([first, second], [third])
-        shout(first, b"half")
+        send_multicast(first, b"half")
         assert near.recv(16) == b"half"
         cut.settimeout(TRY_S)
         with pytest.raises(TimeoutError):
@@ -116,9 +116,9 @@ def test_misrouted_host_cannot_reach_a_peer_that_still_hears_its_multicast(
     """The one-way cut: discovery sees a peer that no connection reaches."""
     lab = make_lab(3)
     first, second, third = lab.hosts
-    with listen(second), hear(second) as heard:
+    with listen(second), multicast_socket(second) as heard:
         lab.misroute(first, second)
-        shout(first, b"x")
+        send_multicast(first, b"x")
         assert heard.recv(16) == b"x"
         assert not reaches(first, second)
         until_reached(third, second)

@@ -128,7 +128,7 @@ def guess(scene: Scene, code: InviteCode, guessed: InviteCode) -> bytes:
         return hear(connection, PROOF_BYTES + SEALED_BYTES)
 
 
-class Middle:
+class Interceptor:
     """An attacker between joiner and member, who changes, relays and records bytes.
 
     Args:
@@ -196,7 +196,7 @@ def test_f32_attacker_who_only_relays_bytes_learns_nothing(
     """The pairing succeeds through the attacker, who holds noise of one size."""
     code, newcomer = invites(), Newcomer(scene.joiner)
 
-    with Middle(scene) as middle:
+    with Interceptor(scene) as middle:
         done = newcomer.join("--at", scene.attacker.ip, code.formatted())
 
     assert done.returncode == 0, done.stderr
@@ -231,7 +231,7 @@ def test_f32_attacker_in_the_middle_ends_the_pairing(
         return forged.pack()
 
     to_member, to_joiner = (forge, bytes) if side == "joiner" else (bytes, forge)
-    with Middle(scene, to_member, to_joiner) as middle:
+    with Interceptor(scene, to_member, to_joiner) as middle:
         done = newcomer.join("--at", scene.attacker.ip, code.formatted())
 
     assert done.returncode == 1
@@ -300,7 +300,7 @@ def test_f32_replayed_messages_open_nothing(
 ) -> None:
     """A replay meets another run, with other shares and so other keys."""
     first, newcomer = invites(), Newcomer(scene.joiner)
-    with Middle(scene) as middle:
+    with Interceptor(scene) as middle:
         done = newcomer.join("--at", scene.attacker.ip, first.formatted())
     assert done.returncode == 0, done.stderr
     heard = middle.heard["joiner"]
@@ -317,7 +317,7 @@ def test_f32_replayed_messages_open_nothing(
     assert answered[GREETING_BYTES + SHARE_BYTES :] == NO_PROOF
 
 
-def test_f32_of_two_machines_with_one_code_one_joins(
+def test_f32_only_one_of_two_machines_with_one_code_joins(
     scene: Scene, invites: Callable[[], InviteCode]
 ) -> None:
     """The other one gets the reason, and has no secret."""

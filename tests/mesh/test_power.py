@@ -38,7 +38,7 @@ def test_power_cut_loses_unflushed_writes(
     command = [sys.executable, "-c", PROGRAM, str(files / "log.db"), mode]
     subprocess.run(command, check=True, env={**os.environ, **environ})
 
-    gone = power.cut(files, notes, _Least())
+    gone = power.cut(files, notes, _KeepsNothing())
 
     with sqlite3.connect(files / "log.db") as db:
         assert [n for (n,) in db.execute("SELECT n FROM t")] == left
@@ -46,7 +46,7 @@ def test_power_cut_loses_unflushed_writes(
     assert (gone > 0) == (mode == "off")
 
 
-class _Least(random.Random):
+class _KeepsNothing(random.Random):
     """Keeps only flushed writes."""
 
     def randint(self, a: int, b: int) -> int:

@@ -20,7 +20,7 @@ NAMES = ("desk", "pi4")
 
 
 @pytest.mark.parametrize("page", TWO_MACHINES)
-def test_two_machines_do_what_a_page_shows(make_lab: MakeLab, page: str) -> None:
+def test_commands_of_a_page_work_on_two_machines(make_lab: MakeLab, page: str) -> None:
     """With the page's names, ports and way to join, and with no prior setup."""
     hosts = dict(zip(NAMES, make_lab(2).hosts, strict=True))
     invites: list[str] = []

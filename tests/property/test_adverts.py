@@ -100,7 +100,7 @@ def test_any_flood_is_bounded(flood: list[ServiceRecord | None]) -> None:
 
 
 @fuzz(st.text(max_size=80), st.booleans(), share=0.2)
-def test_any_name_is_shown_harmlessly(text: str, is_ours: bool) -> None:
+def test_any_name_is_shown_safely(text: str, is_ours: bool) -> None:
     """A name belongs to a node only if it has the form of our names."""
     name = f"{text}.{SERVICE}" if is_ours else text
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octaskly.core.model.ids import NodeId
-from tests.support.placement import Why, WorkerView, place
+from tests.support.placement import PlacementReason, WorkerView, place
 
 PREFETCH = 6
 
@@ -74,7 +74,7 @@ def test_prefetch_starts_only_when_no_slot_is_free(
     """Once work is placed ahead, no later placement finds a free slot."""
     reasons = [item.why for item in place(workers, wanted, prefetch_max=PREFETCH)]
 
-    assert reasons == sorted(reasons, key=lambda why: why is Why.PREFETCH)
+    assert reasons == sorted(reasons, key=lambda why: why is PlacementReason.PREFETCH)
 
 
 @given(views(), st.integers(0, 60))

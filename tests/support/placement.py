@@ -12,7 +12,7 @@ from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.support.builders import node_info
 
 
-class Why(StrEnum):
+class PlacementReason(StrEnum):
     """The reason for the choice of a worker."""
 
     SLOT = "slot"  #: it had a free slot
@@ -33,7 +33,7 @@ class Placement(NamedTuple):
     """One more attempt for a worker, and the reason."""
 
     node: NodeId
-    why: Why
+    why: PlacementReason
 
 
 def place(
@@ -56,5 +56,9 @@ def place(
     while len(placements) < wanted and (node := pool.take_slot()) is not None:
         held[node] += 1
         is_ahead = held[node] > slots[node]
-        placements.append(Placement(node, Why.PREFETCH if is_ahead else Why.SLOT))
+        placements.append(
+            Placement(
+                node, PlacementReason.PREFETCH if is_ahead else PlacementReason.SLOT
+            )
+        )
     return placements

@@ -115,22 +115,22 @@ def run_starved(
     world.commands.duration_s = (0.1, 1.5)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
-    (head,) = world.dispatchers()
-    node = world.machines[head].node
+    (dispatcher,) = world.dispatchers()
+    node = world.machines[dispatcher].node
     assert node is not None
     assert world.run_until(lambda: len(node.standbys) == 2, 5.0)
     world.run(2.0)
     successor, keeper = (view.node for view in node.standbys)
-    world.clients.submit(head, tasks)
+    world.clients.submit(dispatcher, tasks)
     world.run(world.random.uniform(0.1, 0.5))
-    world.network.mute(head, successor)
+    world.network.mute(dispatcher, successor)
     world.network.slow_ms[keeper] = (300.0, 600.0)
     world.run(world.random.uniform(0.3, 0.8))
     world.network.slow_ms[keeper] = slow_ms
-    world.pause(head, 4.0)
+    world.pause(dispatcher, 4.0)
     world.run(6.0)
     settle(world)
-    world.died |= {head, keeper}  # The task may look lost, so it may run again.
+    world.died |= {dispatcher, keeper}  # The task may look lost, so it may run again.
     for check in (*FINAL, nothing_runs_twice):
         check(world)
     return world
@@ -152,14 +152,14 @@ def run_belated(seed: int) -> World:
     world.commands.duration_s = (0.3, 1.0)
     world.start_all()
     world.run_until(world.is_settled, 5.0)
-    (head,) = world.dispatchers()
+    (dispatcher,) = world.dispatchers()
     world.run(1.0)
-    world.clients.submit(head, 6)
+    world.clients.submit(dispatcher, 6)
     world.run(0.2)
-    late = next(m.id for m in world.alive() if m.running and m.id != head)
+    late = next(m.id for m in world.alive() if m.running and m.id != dispatcher)
     world.pause(late, 12.0)
     assert world.run_until(lambda: len(world.storage.forgotten) == 6, 12.0)
-    world.crash(head)
+    world.crash(dispatcher)
     world.run(12.0)
     settle(world)
     for check in FINAL:

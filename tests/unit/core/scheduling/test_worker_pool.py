@@ -6,7 +6,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.scheduling.queued_task import Grant
 from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.support.builders import node_id, node_info
-from tests.support.placement import Placement, Why, WorkerView, place
+from tests.support.placement import Placement, PlacementReason, WorkerView, place
 
 A, B, C = node_id("a"), node_id("b"), node_id("c")
 
@@ -46,10 +46,10 @@ def test_free_slots_are_filled_before_anything_is_prefetched() -> None:
     placements = place(views, 4, prefetch_max=8)
 
     assert placements == [
-        Placement(A, Why.SLOT),
-        Placement(B, Why.SLOT),
-        Placement(A, Why.PREFETCH),
-        Placement(A, Why.PREFETCH),
+        Placement(A, PlacementReason.SLOT),
+        Placement(B, PlacementReason.SLOT),
+        Placement(A, PlacementReason.PREFETCH),
+        Placement(A, PlacementReason.PREFETCH),
     ]
 
 
