@@ -14,7 +14,7 @@ from tests.support.conformance import DOCUMENT
 Json = dict[str, Any]
 
 _FORM = "#/components/schemas/"
-_INSIDE = ("AuditEntry", "Standing")
+_INSIDE = ("AuditEntry", "TaskStatus")
 """Schemas that only nodes send each other."""
 
 _KINDS = {

@@ -423,7 +423,7 @@ def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
 
 def rows_wait_for_the_floor(patch: pytest.MonkeyPatch) -> None:
     """Facts known only from rows are rewritten only at the next compaction floor."""
-    patch.setattr(Retention, "hasten_row_rewrite", lambda *_: None)
+    patch.setattr(Compaction, "hasten_row_rewrite", lambda *_: None)
 
 
 def standbys_ignore_rows_beyond_the_log(patch: pytest.MonkeyPatch) -> None:
@@ -447,7 +447,7 @@ def followers_rows_are_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def floor_loses_waiting_tasks(patch: pytest.MonkeyPatch) -> None:
     """Waiting tasks below the compaction floor are not written again."""
-    patch.setattr("octaskly.core.dispatcher.retention.facts_of", lambda _: [])
+    patch.setattr("octaskly.core.dispatcher.compaction.facts_of", lambda _: [])
 
 
 def floors_wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -536,7 +536,7 @@ Hunt = Callable[[int], object]
 
 def dispatcher_answers_404_too_early(patch: pytest.MonkeyPatch) -> None:
     """A dispatcher answers 404 though other nodes may know the task."""
-    patch.setattr(CatchUp, "is_complete", lambda _, __: True)
+    patch.setattr(NotFoundRule, "is_complete", lambda _, __: True)
 
 
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (

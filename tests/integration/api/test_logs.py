@@ -629,12 +629,12 @@ async def test_a_follower_survives_a_change_of_dispatcher(
     path = f"/api/v1/tasks/{task}/logs?follow=true"
     async with Reader(three.front.api, path) as reader:
         assert (await reader.of("stdout"))[2]["data"] == "one\n"
-        heir = await api_mesh.member("heir")
-        heir.gateway.records = dict(three.back.gateway.records)
-        heir.gateway.lan_urls = three.back.gateway.lan_urls
-        heir.become_dispatcher(term=2)
-        three.back.follow(heir, term=2)
-        three.front.follow(heir, term=2)
+        successor = await api_mesh.member("successor")
+        successor.gateway.records = dict(three.back.gateway.records)
+        successor.gateway.lan_urls = three.back.gateway.lan_urls
+        successor.become_dispatcher(term=2)
+        three.back.follow(successor, term=2)
+        three.front.follow(successor, term=2)
         wrote.append(OutputChunk(0, 4, b"two\n"))
         finish(successor.gateway, task, replace(DONE, stderr=b"", stderr_bytes=0))
 

@@ -29,8 +29,8 @@ from tests.simulation.world import World
 #: messages that name the dispatcher that a node is or follows
 CLAIMS = (Claim, ClaimOk)
 LOGGED: dict[type[Phase], set[str]] = {
-    Discovering: {"seeking", "stopped"},
-    Following: {"dispatcher followed", "yielded"},
+    Discovering: {"discovering", "stopped"},
+    Following: {"dispatcher followed", "stepped down"},
     Campaigning: {"dispatcher lost"},
     Claiming: {"claiming"},
     Dispatching: {"dispatcher elected"},

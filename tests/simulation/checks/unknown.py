@@ -67,7 +67,7 @@ class TakeoverChecks:
 
 def knows_all(world: World, node: Node) -> bool:
     """Return True if every node that may know more has answered or is given up."""
-    return node._catch_up.is_complete(world.time_s)
+    return node._not_found_rule.is_complete(world.time_s)
 
 
 def never_not_found(world: World) -> None:

@@ -322,7 +322,7 @@ def test_a_follower_with_the_whole_log_is_streamed_to_at_once() -> None:
 
     assert streamed_to(effects, "b") == [(0, [])]
     assert not world.in_sync
-    assert note_events(world.ack("b")) == ["standby level"]
+    assert note_events(world.ack("b")) == ["standby in sync"]
     assert world.in_sync == ["b"]
 
 
