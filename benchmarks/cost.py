@@ -101,7 +101,7 @@ def request_metrics(_: Path, *, quick: bool) -> Iterator[Row]:
     seconds = 10.0 if quick else 60.0
     with Lab(HOSTS) as lab:
         scene = Scene("traffic", lab).form()
-        head = scene.head()
+        head = scene.dispatcher()
         time.sleep(SETTLE_S)
         before = _bytes(lab)
         time.sleep(seconds)

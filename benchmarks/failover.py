@@ -47,7 +47,7 @@ def _once(
     scene: Scene, lose: Callable[[Host], None], regain: Callable[[Host], None]
 ) -> float:
     began_s = time.monotonic()
-    head = scene.head()
+    head = scene.dispatcher()
     load = scene.load(*scene.others(head), pace=PACE)
     moment_s = time.monotonic()
     lose(head)
