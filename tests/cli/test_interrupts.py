@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.stand_in import Api
 from tests.cli.test_run import wait_until_asked
+from tests.support.agents import until
 
 WAIT_S = 55
 EVERY_LINE = """\
@@ -135,15 +136,21 @@ def test_ctrl_c_in_each_phase_of_run(
     if phase == "cancelling":
         wait_until_asked(api, "DELETE")
         run.sendintr()
+        run.expect_exact("^C")
+        run.expect_exact("^C")  # The terminal has sent the second signal.
     may_answer.set()
-    run.expect_exact("cancelling task-001-00000001; Ctrl-C again to stop waiting")
-    if phase == "cancelling":
+    if phase != "cancelling":
+        run.expect_exact("cancelling task-001-00000001; Ctrl-C again to stop waiting")
+    else:
         run.expect_exact("octaskly logs -f task-001-00000001")
     run.expect(pexpect.EOF)
     run.close()
 
     assert run.exitstatus == 130
-    assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
+    until(
+        lambda: [task["status"] for task in api.tasks.values()] == ["cancelled"],
+        "the task is cancelled",
+    )
 
 
 def test_sigterm_leaves_no_task_running(api: Api, environ: dict[str, str]) -> None:

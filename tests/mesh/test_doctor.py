@@ -323,10 +323,10 @@ def test_wrong_and_old_secrets_are_distinguished(
     told = {name: each["secret"] for name, each in found.items()}
     assert {each[0] for each in told.values()} == {"fault"}
     assert well["secret"][0] == "ok"
-    assert "there is none in" in told["missing"][1]
+    assert "has none, but a mesh is visible" in told["missing"][1]
     assert "is no mesh secret" in told["damaged"][1]
     assert told["shared"][2] == f"chmod 600 {shared}"
-    assert f"is an old one of the mesh {secret.mesh_id}" in told["old"][1]
+    assert f"has an old or wrong secret of the mesh {secret.mesh_id}" in told["old"][1]
 
 
 def test_wrong_clock_is_measured(lab: Lab, secret: MeshSecret, well: Found) -> None:

@@ -364,7 +364,7 @@ def test_a_refused_machine_ends_at_once(member: Agent, outsider: Agent) -> None:
     asking.expect("ash said no: the words differ")
     assert (refusing.end(), asking.end()) == (1, 1)
     late = cli(member, "approve", "out", "--words", words)
-    assert "no machine called 'out' waits" in late.stderr
+    assert "no machine called 'out' is waiting to join" in late.stderr
 
 
 def test_words_are_compared_by_people_only(member: Agent) -> None:
