@@ -221,17 +221,34 @@ class InviteServer:
         run = self._invalidate_invite(joiner.slot_or_port, RefusalReason.USED)
         if run is None:
             return  # Another machine has used the invite in the meantime.
+        if await self._send_secret(conversation, run.exchange, share, hello, welcome):
+            self._log.info(
+                "machine admitted",
+                name=joiner.name,
+                node_id=joiner.node_id,
+                address=conversation.host,
+            )
+
+    async def _send_secret(
+        self,
+        conversation: Conversation,
+        exchange: KeyExchange,
+        share: bytes,
+        hello: bytes,
+        welcome: bytes,
+    ) -> bool:
+        """Send the secret to a joiner that proves the code; return True if it did."""
         reason = "connection lost"
         try:
             # Send the share before any computation with the code, because its duration
             # would leak information about the code.
-            await conversation.send(run.exchange.share)
-            keys = run.exchange.derive_keys(share, hello, welcome)
+            await conversation.send(exchange.share)
+            keys = exchange.derive_keys(share, hello, welcome)
             proof = await conversation.receive(PROOF_BYTES)
             if not is_proof_valid(proof, keys.joiner_proof()):
                 reason = "wrong code"
                 await conversation.send(NO_PROOF)
-                return
+                return False
             reason = "the secret file cannot be used"
             sealed = seal_secret(keys, self._secret_text())
             reason = "connection lost"
@@ -240,12 +257,7 @@ class InviteServer:
         finally:
             if reason:
                 self._record_failure(conversation.host, reason)
-        self._log.info(
-            "machine admitted",
-            name=joiner.name,
-            node_id=joiner.node_id,
-            address=conversation.host,
-        )
+        return True
 
     def _greeting(self, refusal: RefusalReason = RefusalReason.NONE) -> Greeting:
         return Greeting(
