@@ -57,7 +57,7 @@ def obey(discovery: Discovery, word: str, *rest: str) -> None:
             meshes={mesh: count for mesh, count in meshes.items() if mesh},
             unpaired=meshes[None],
             in_sight=len(discovery._nodes),
-            hosts=[one.host for one in discovery._local_addresses],
+            hosts=[one.host for one in discovery._local_addresses.current],
             is_degraded=discovery._mdns is None,
         )
     else:

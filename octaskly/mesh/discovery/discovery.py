@@ -44,6 +44,39 @@ UNRESOLVED_MAX = 256  #: nodes queued for a query because the cache lacks record
 RESOLVERS = 4
 
 
+class LocalAddresses:
+    """The addresses of the interfaces that discovery uses."""
+
+    def __init__(self, interfaces: Sequence[str], debounce_s: float) -> None:
+        self._interfaces = tuple(interfaces)
+        self._debounce_s = debounce_s
+        self.current: tuple[LocalAddress, ...] = ()
+
+    async def read(self) -> None:
+        """Read the addresses.
+
+        Raises:
+            ConfigError: A named interface does not exist.
+        """
+        self.current = await asyncio.to_thread(local_addresses, self._interfaces)
+
+    async def poll(self) -> bool:
+        """Return True if the addresses have changed for at least `debounce_s`."""
+        seen = await self._read_present()
+        if not seen or seen == self.current:
+            return False
+        await asyncio.sleep(self._debounce_s)
+        if await self._read_present() != seen:
+            return False
+        self.current = seen
+        return True
+
+    async def _read_present(self) -> tuple[LocalAddress, ...]:
+        return await asyncio.to_thread(
+            local_addresses, self._interfaces, must_exist=False
+        )
+
+
 class Discovery:
     """mDNS of one agent: its service, an optional browser, and its interfaces.
 
@@ -85,13 +118,12 @@ class Discovery:
             debounce_s: Time for which a change of the addresses must last.
         """
         self._node, self._mesh_id, self._clock = node, mesh_id, clock
-        self._interface_names = tuple(interfaces)
         self._on_event, self._on_note = on_event, on_note
         self._on_other_mesh, self._on_addresses = on_other_mesh, on_addresses
         self._on_clone, self._on_retired = on_clone, on_retired
         self._retired: tuple[str, ...] = ()  #: proofs that this node advertises
-        self._poll_s, self._debounce_s = poll_s, debounce_s
-        self._local_addresses: tuple[LocalAddress, ...] = ()
+        self._poll_s = poll_s
+        self._local_addresses = LocalAddresses(interfaces, debounce_s)
         self._mdns: Mdns | None = None
         self._is_browsing, self._role = False, (False, 0)
         self._needs_announce = asyncio.Event()  #: the advert has changed
@@ -113,9 +145,7 @@ class Discovery:
         Raises:
             ConfigError: A named interface does not exist.
         """
-        self._local_addresses = await asyncio.to_thread(
-            local_addresses, self._interface_names
-        )
+        await self._local_addresses.read()
         await self._open()
         self._needs_announce.set()
         is_crowd = peers_known > LARGE_MESH_PEERS
@@ -167,7 +197,7 @@ class Discovery:
     async def _open(self) -> bool:
         """Open the sockets; log a warning and return False if that fails."""
         try:
-            self._mdns = await open_mdns(self._local_addresses)
+            self._mdns = await open_mdns(self._local_addresses.current)
         except OSError as error:
             hint = "only --join HOST finds other machines"
             if error.errno == errno.EADDRINUSE:
@@ -192,9 +222,8 @@ class Discovery:
                 term=term,
                 retired=self._retired,
             )
-            hosts = dict.fromkeys(
-                one.host.partition("%")[0] for one in self._local_addresses
-            )
+            addresses = self._local_addresses.current
+            hosts = dict.fromkeys(one.host.partition("%")[0] for one in addresses)
             await self._mdns.announce(
                 self._node.id, port=self._node.peer_port, hosts=tuple(hosts), txt=txt
             )
@@ -214,24 +243,15 @@ class Discovery:
                 self._reannounce()
 
     async def _poll_addresses(self) -> None:
-        """Apply a change of the addresses that has lasted for `debounce_s`."""
-        seen = await asyncio.to_thread(
-            local_addresses, self._interface_names, must_exist=False
-        )
-        if not seen or seen == self._local_addresses:
+        """Apply a change of the addresses."""
+        if not await self._local_addresses.poll():
             return
-        await asyncio.sleep(self._debounce_s)
-        again = await asyncio.to_thread(
-            local_addresses, self._interface_names, must_exist=False
-        )
-        if again != seen:
-            return
-        self._local_addresses = again
+        addresses = self._local_addresses.current
         if self._mdns is not None:
-            await self._mdns.rebind(again)
+            await self._mdns.rebind(addresses)
         self._reannounce()
         if self._on_addresses is not None:
-            self._on_addresses(again)
+            self._on_addresses(addresses)
 
     def _reannounce(self) -> None:
         """Announce again, and restart the browser if it was running."""
@@ -282,7 +302,7 @@ class Discovery:
             # The node may still be alive: the core dials it to find out.
             gone = replace(gone, is_dispatcher=False, term=0)
             return self._build_peer_hint(
-                gone, reachable_addresses(gone, self._local_addresses)
+                gone, reachable_addresses(gone, self._local_addresses.current)
             )
         if not self._has_room(node) or self._mdns is None:
             return None
@@ -329,7 +349,7 @@ class Discovery:
                 self._report_clone(sighting)
             return None
         sighting = self._nodes.update_node(sighting)
-        addresses = reachable_addresses(sighting, self._local_addresses)
+        addresses = reachable_addresses(sighting, self._local_addresses.current)
         if not addresses:
             # A node that cannot be dialled must not fill the table.
             self._nodes.remove_node(sighting.node)
@@ -347,10 +367,8 @@ class Discovery:
         The dial tells a copy of this node from an advert of its previous run.
         """
         self._warn("duplicate node id", node=sighting.node)
-        addresses, now_s = (
-            reachable_addresses(sighting, self._local_addresses),
-            self._clock.now().mono_s,
-        )
+        addresses = reachable_addresses(sighting, self._local_addresses.current)
+        now_s = self._clock.now().mono_s
         if now_s < self._clone_due_s or sighting.mesh != self._mesh_id:
             return
         if self._on_clone is not None and addresses:
