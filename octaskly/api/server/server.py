@@ -12,7 +12,6 @@ import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -51,6 +50,7 @@ from octaskly.api.server.request_lifecycle import (
     OnResponse,
     OnUnexpectedError,
     RequestLifecycle,
+    RequestMetrics,
 )
 from octaskly.config.limits import LimitOptions
 from octaskly.core.model.ids import NodeId
@@ -72,6 +72,7 @@ Without a certificate it returns None or raises TrustError.
 """
 
 _DEFAULT_LIMITS = LimitOptions()
+_DEFAULT_TIMEOUTS = HttpTimeouts()
 _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
@@ -260,7 +261,7 @@ class ApiServer:
         allow_hosts: Collection[str] = (),
         on_response: OnResponse | None = None,
         on_unexpected_error: OnUnexpectedError | None = None,
-        timeouts: HttpTimeouts | None = None,
+        timeouts: HttpTimeouts = _DEFAULT_TIMEOUTS,
         configure_socket: ConfigureSocket | None = None,
         limits_per_minute: Mapping[str, int] | None = None,
         admissions: JoinService | None = None,
@@ -272,46 +273,61 @@ class ApiServer:
     ) -> None:
         shrink_tls_buffers()
         self._limits, self._connection_limits = limits, ConnectionLimits(limits)
-        timeouts = self._timeouts = timeouts or HttpTimeouts()
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
-        self._rotations = rotations
         polls = self._long_polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
-            gateway, self._long_polls, forward_ssl, timeouts, configure_socket
+            gateway, polls, forward_ssl, timeouts, configure_socket
         )
-        self.rate_limiter = RateLimiter(limits_per_minute or {}, clock)
-        self.streams = OpenStreams(limits.streams_max)
-        services = Services(
-            gateway, clock, self._node_client, polls, timeouts, self.rate_limiter
-        )
-        services = replace(services, admissions=admissions, files=files)
-        services = replace(services, rotations=rotations, streams=self.streams)
-        services = replace(
-            services, describe_agent=describe_agent, render_metrics=render_metrics
+        self._services = services = Services(
+            gateway,
+            clock,
+            self._node_client,
+            polls,
+            timeouts,
+            RateLimiter(limits_per_minute or {}, clock),
+            admissions,
+            describe_agent,
+            OpenStreams(limits.streams_max),
+            rotations,
+            files,
+            render_metrics=render_metrics,
         )
         self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)
         allowed = AllowList(names=allow_hosts, origins=cors_origins)
-        self._pipeline = self._build_pipeline(
-            services, allowed, verify_token, node_name
-        )
-        self.request_metrics = self._lifecycle.request_metrics
+        self._pipeline = self._build_pipeline(allowed, verify_token, node_name)
         self.router = self._build_router()  #: public for tests that walk its routes
 
     def _build_pipeline(
         self,
-        services: Services,
         allow_list: AllowList,
         verify_token: authentication.VerifyToken,
         node_name: str,
     ) -> RequestPipeline:
         return RequestPipeline(
-            services=services,
+            services=self._services,
             allow_list=allow_list,
             verify_token=verify_token,
             node_name=node_name,
             lifecycle=self._lifecycle,
-            body_reader=BodyReader(services.timeouts.body_s, self._limits.bodies_bytes),
+            body_reader=BodyReader(
+                self._services.timeouts.body_s, self._limits.bodies_bytes
+            ),
         )
+
+    @property
+    def rate_limiter(self) -> RateLimiter:
+        """The rate limiter of this node."""
+        return self._services.rate_limiter
+
+    @property
+    def streams(self) -> OpenStreams:
+        """The open event streams."""
+        return self._services.streams
+
+    @property
+    def request_metrics(self) -> RequestMetrics:
+        """Counts and durations of requests."""
+        return self._lifecycle.request_metrics
 
     @property
     def auditor(self) -> Auditor:
@@ -348,7 +364,7 @@ class ApiServer:
                 and is_settled
             ):
                 loop.call_later(
-                    self._timeouts.old_certificate_grace_s, handler.force_close
+                    self._services.timeouts.old_certificate_grace_s, handler.force_close
                 )
 
     async def serve(self, site: ListenerKind, sockets: Sequence[socket.socket]) -> None:
@@ -398,7 +414,7 @@ class ApiServer:
         await asyncio.sleep(_DRAIN_S if self.connection_count else 0)
         if self._server is not None:
             self._server.pre_shutdown()
-            await self._server.shutdown(self._timeouts.shutdown_s)
+            await self._server.shutdown(self._services.timeouts.shutdown_s)
             self._server = None
         await self._node_client.close()
 
@@ -426,11 +442,11 @@ class ApiServer:
             connection_limits=self._connection_limits,
             listener=site,
             peer_node_id=self._peer_node_id,
-            rotations=self._rotations,
-            stall_s=self._timeouts.stall_s,
+            rotations=self._services.rotations,
+            stall_s=self._services.timeouts.stall_s,
             loop=asyncio.get_running_loop(),
             # --header-timeout and --header-max: see `config.limits`.
-            keepalive_timeout=self._timeouts.header_s,
+            keepalive_timeout=self._services.timeouts.header_s,
             max_line_size=self._limits.header_bytes,
             max_field_size=self._limits.header_bytes,
             lingering_time=_LINGER_S,
