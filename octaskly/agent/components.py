@@ -461,11 +461,7 @@ class Components:
             configure_socket=tune_socket,
             limits_per_minute=config.options.rates,
             limits=config.options,
-            timeouts=HttpTimeouts(
-                header_s=config.options.header_s,
-                body_s=config.options.body_s,
-                stall_s=config.options.stall_s,
-            ),
+            timeouts=HttpTimeouts.from_options(config.options),
             admissions=self._join_service,
             describe_agent=self._description,
             rotations=self._secret_holder,

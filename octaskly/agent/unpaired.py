@@ -13,7 +13,7 @@ from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.health import HealthChecks
 from octaskly.agent.join_service import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.node_setup import describe_agent, write_description
-from octaskly.api import ApiServer, ListenerKind
+from octaskly.api import ApiServer, HttpTimeouts, ListenerKind
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import (
     API_PORT,
@@ -121,6 +121,8 @@ async def _serve_local_api(
         node_name=node.name,
         clock=clock,
         peer_node_id=lambda _: None,
+        limits=config.options,
+        timeouts=HttpTimeouts.from_options(config.options),
         admissions=admissions,
         describe_agent=lambda: described,
     )

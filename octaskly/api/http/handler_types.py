@@ -18,6 +18,7 @@ from octaskly.api.schemas.query import Query
 from octaskly.api.security.one_time_codes import OneTimeCodes
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.config.defaults import BODY_S, HEADER_S, STALL_S, STREAMS_MAX
+from octaskly.config.limits import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import (
@@ -57,10 +58,7 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpTimeouts:
-    """Timeouts for clients and for other nodes.
-
-    The options in `config.limits` set `header_s`, `body_s` and `stall_s`.
-    """
+    """Timeouts for clients and for other nodes."""
 
     #: from connect or the last response to a complete header
     header_s: float = HEADER_S
@@ -72,6 +70,13 @@ class HttpTimeouts:
     shutdown_s: float = 3.0  #: for requests in flight when the API closes
     #: for connections of nodes with a certificate of an older mesh secret
     old_certificate_grace_s: float = 15.0
+
+    @classmethod
+    def from_options(cls, options: LimitOptions) -> HttpTimeouts:
+        """Return the timeouts of an agent's options."""
+        return cls(
+            header_s=options.header_s, body_s=options.body_s, stall_s=options.stall_s
+        )
 
 
 class NotSent(ConnectionError):
