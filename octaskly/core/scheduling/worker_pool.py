@@ -43,9 +43,13 @@ class _Worker:
     heap_version: int = 0  #: of its valid heap entry; others are outdated
 
     @property
-    def rank(self) -> tuple[float, int]:
-        """Sort key among workers with room: the lowest comes first."""
-        return self.outstanding / self.slots, self.load
+    def rank(self) -> tuple[float, int, NodeId]:
+        """Sort key among workers with room: the lowest comes first.
+
+        A ratio below 1 means that a slot is free, so workers with free slots come
+        first.
+        """
+        return self.outstanding / self.slots, self.load, self.info.id
 
     def has_room(self, requires: Requirements) -> bool:
         """Return True if it has room now for a task that it can run."""
@@ -62,11 +66,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """The live workers, ordered by preference for the next attempt.
-
-    The order is outstanding slots per slot, then load, then id. A ratio below 1 means
-    that a slot is free, so workers with free slots come first.
-    """
+    """The live workers, ordered by preference for the next attempt."""
 
     def __init__(self, prefetch_max: int) -> None:
         self._prefetch_max = prefetch_max
@@ -195,7 +195,7 @@ class WorkerPool:
                 for node in self.attached()
                 if self.could_make_room_for(node, requires)
             ),
-            key=lambda node: (*self._workers[node].rank, node),
+            key=lambda node: self._workers[node].rank,
             default=None,
         )
 
@@ -268,7 +268,7 @@ class WorkerPool:
             worker = self._workers.get(node)
             if worker is None or node in excluded or not worker.has_room(requires):
                 continue
-            rank = (*worker.rank, node)
+            rank = worker.rank
             if (best is None or rank < best) and meets_requirements(
                 worker.info, requires
             ):
@@ -287,8 +287,7 @@ class WorkerPool:
         if not worker.is_attached or worker.outstanding >= worker.credit:
             return
         self.workers_with_room.add(node)
-        ratio = worker.outstanding / worker.slots
-        heappush(self._heap, (ratio, worker.load, node, worker.heap_version))
+        heappush(self._heap, (*worker.rank, worker.heap_version))
         if len(self._heap) > 4 * len(self._workers) + HEAP_SLACK:
             self._rebuild_heap()
 
