@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import os
 import select
 import socket
 import time
@@ -20,16 +19,14 @@ from typing import TYPE_CHECKING, Any
 from octaskly.client import errors
 from octaskly.client.errors import NoAnswer, ReplyLost
 from octaskly.client.flows.api_calls import Call, Response
+from octaskly.client.unix_socket import CONNECT_S_MAX, connect_unix
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl
 
-CONNECT_S_MAX = 5.0
 IDLE_S_MAX = 10.0  #: nodes close connections that were idle for longer than this
-CONNECT_RETRY_S = 0.01  #: delay between attempts while the accept queue is full
 SIGNAL_CHECK_S = 0.5  #: longest wait for bytes before Python handles signals
-SOCKET_PATH_BYTES_MAX = 107  #: sizeof(sun_path) - 1
 
 
 class _InterruptibleReader(io.RawIOBase):
@@ -100,46 +97,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(CONNECT_S_MAX)
-        try:
-            connect_unix(sock, self._path)
-        except BaseException:
-            sock.close()
-            raise
-        self.sock = sock
-
-
-def connect_unix(sock: socket.socket, path: Path) -> None:
-    """Connect to a socket file, even if its path exceeds `sun_path`.
-
-    Raises:
-        OSError: no process listens, this user may not use the socket, or the
-            connection was not accepted within the timeout of the socket.
-    """
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
-        _connect_with_retries(sock, str(path))
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _connect_with_retries(sock, f"/proc/self/fd/{folder}/{path.name}")
-    finally:
-        os.close(folder)
-
-
-def _connect_with_retries(sock: socket.socket, address: str) -> None:
-    """Connect, and retry while the accept queue of a busy node is full.
-
-    TCP retries in the kernel; a Unix socket returns EAGAIN.
-    """
-    deadline = time.monotonic() + (sock.gettimeout() or 0)
-    while True:
-        try:
-            return sock.connect(address)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(CONNECT_RETRY_S)
+        self.sock = connect_unix(self._path)
 
 
 class HttpConnection:

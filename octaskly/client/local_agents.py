@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from octaskly.client.errors import SeveralAgents, Unreachable
-from octaskly.client.http_connection import CONNECT_S_MAX, connect_unix
+from octaskly.client.unix_socket import connect_unix
 from octaskly.config.paths import STATE_BASE, xdg_folder
 from octaskly.errors import PermissionDenied
 
@@ -110,17 +109,15 @@ def _read_description(folder: Path) -> tuple[str, Path]:
 
 def _is_listening(path: Path) -> bool:
     """Return True if an agent listens; a socket file outlives a crashed agent."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(CONNECT_S_MAX)  # A stale socket refuses at once.
-        try:
-            connect_unix(sock, path)
-        except PermissionError as error:
-            raise PermissionDenied(
-                f"this user may not use the agent at {path}",
-                hint="sudo usermod -aG octaskly $USER    then log in again",
-            ) from error
-        except OSError:
-            return False
+    try:
+        connect_unix(path).close()
+    except PermissionError as error:
+        raise PermissionDenied(
+            f"this user may not use the agent at {path}",
+            hint="sudo usermod -aG octaskly $USER    then log in again",
+        ) from error
+    except OSError:
+        return False
     return True
 
 

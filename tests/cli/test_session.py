@@ -22,7 +22,8 @@ from octaskly.client.errors import NoAnswer, NotOctaskly
 from octaskly.client.flows import api_calls
 from octaskly.client.flows.api_calls import NODES, STATS, TOKENS, Call
 from octaskly.client.flows.request_flow import UNKNOWN_OUTCOME_ERRORS
-from octaskly.client.http_connection import HttpConnection, connect_unix
+from octaskly.client.http_connection import HttpConnection
+from octaskly.client.unix_socket import connect_unix
 from octaskly.rest.mesh import NodePage
 from tests.cli.stand_in import Api, serving
 from tests.support.agents import until
@@ -244,15 +245,12 @@ def test_a_client_waits_in_the_backlog_of_a_busy_node(tmp_path: Path) -> None:
         node.listen(0)
         first = stack.enter_context(socket.socket(socket.AF_UNIX))
         first.connect(str(path))
-        second = stack.enter_context(socket.socket(socket.AF_UNIX))
-        second.settimeout(0.05)
         with pytest.raises(BlockingIOError):
-            connect_unix(second, path)
-        second.settimeout(30)
+            connect_unix(path, timeout_s=0.05)
         takes = threading.Timer(0.1, lambda: stack.enter_context(node.accept()[0]))
         takes.start()
 
-        connect_unix(second, path)
+        second = stack.enter_context(connect_unix(path, timeout_s=30))
 
         takes.join()
         assert second.getpeername() == str(path)

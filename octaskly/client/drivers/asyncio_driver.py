@@ -25,11 +25,8 @@ from octaskly.client.flows.steps import (
     Sleep,
     Step,
 )
-from octaskly.client.http_connection import (
-    CONNECT_S_MAX,
-    SOCKET_PATH_BYTES_MAX,
-    tls_context,
-)
+from octaskly.client.http_connection import tls_context
+from octaskly.client.unix_socket import CONNECT_S_MAX, SOCKET_PATH_BYTES_MAX
 
 ERROR_STATUS_MIN: Final = 400
 IDLE_S_MAX: Final = 8.0  #: nodes close connections that were idle for 10 s
