@@ -43,16 +43,14 @@ class WorkItem:
     """
 
     __slots__ = (
-        *(
-            "on_end",
-            "future",
-            "id",
-            "is_started",
-            "is_submitted",
-            "make_draft",
-            "size_bytes",
-        ),
+        "future",
+        "id",
+        "is_started",
+        "is_submitted",
+        "make_draft",
+        "on_end",
         "result_of",
+        "size_bytes",
     )
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Pickling of calls and unpickling of their results, with cloudpickle.
+"""Pickling of calls, with cloudpickle.
 
 The caller pickles a call here, and the process of its task unpickles it. Results are
 sent back in the same way. The nodes between them unpickle neither.
@@ -14,15 +14,7 @@ from typing import Any
 
 from octaskly.errors import ConfigError
 from octaskly.executor import call_runner
-from octaskly.executor.errors import (
-    BrokenCall,
-    InterpreterMismatch,
-    RemoteError,
-    RemoteTraceback,
-    ResultLost,
-)
 from octaskly.executor.large_values import Blob
-from octaskly.rest.client_types import Task
 
 try:
     import cloudpickle
@@ -71,73 +63,6 @@ def pickle_calls(
         blobs.append(Blob(f"octaskly.{len(blobs)}", digest, part))
         kept.append(blobs[-1].name)
     return CallPayload(b"".join(call_runner.encode_payload(kept, header)), blobs)
-
-
-def unpickle_result(data: memoryview, task: Task) -> Any:
-    """Return the value in the result of a call.
-
-    Raises:
-        BaseException: the exception of the call, or a BrokenCall if there is no value.
-    """
-    header, parts = call_runner.decode_payload(data)
-    if header["kind"] == "value":
-        return _unpickle_value(parts, task)
-    if header["kind"] == "error":
-        text = f'\n"""\n{header["traceback"]}"""'
-        raise _remote_exception(header, parts) from RemoteTraceback(text)
-    raise _missing_value_error(header, task)
-
-
-def _unpickle_value(parts: Sequence[memoryview], task: Task) -> Any:
-    try:
-        return call_runner.unpickle(parts)
-    except Exception as error:
-        raise ResultLost(
-            f"the result of {task.id} cannot be unpickled here:"
-            f" {type(error).__name__}: {error}",
-            task=task.id,
-            node=task.worker_id,
-        ) from error
-
-
-def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
-    """Return the error for a result with neither a value nor an exception."""
-    kind: type[BrokenCall] = ResultLost
-    match header["kind"]:
-        case "mismatch":
-            kind, text = InterpreterMismatch, header["text"]
-            hint = (
-                "pip install 'octaskly[python]'    there; or Executor(python=...) names"
-                " another interpreter on the nodes"
-            )
-        case "unpicklable":
-            text = header["text"]
-            hint = "return values that can be pickled, for example numbers or arrays"
-        case "too-large":
-            most = f"a node keeps at most {call_runner.RESULT_BYTES_MAX} of a task"
-            text = f"the result has {header['bytes']} bytes, and {most}"
-            hint = "return it in parts, or write it where all machines can read it"
-        case other:
-            text, hint = (
-                f"the result has the unknown kind {other!r}",
-                "octaskly --version",
-            )
-    return kind(
-        f"{text} (on {task.worker_id})", task=task.id, node=task.worker_id, hint=hint
-    )
-
-
-def _remote_exception(
-    header: Mapping[str, Any], parts: Sequence[memoryview]
-) -> BaseException:
-    if parts:
-        try:
-            error = call_runner.unpickle(parts)
-        except Exception:  # noqa: BLE001 - unpickling may run any code of the class
-            error = None
-        if isinstance(error, BaseException):
-            return error
-    return RemoteError(f"{header['type']}: {header['text']}")
 
 
 def _unpicklable_error(

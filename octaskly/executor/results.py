@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import signal
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from octaskly.errors import OctasklyError
 from octaskly.executor.call_runner import (
+    RESULT_BYTES_MAX,
     RESULT_FILE,
     InvalidPayload,
     decode_payload,
     map_file,
+    unpickle,
 )
-from octaskly.executor.errors import BrokenCall, ResultLost
+from octaskly.executor.errors import (
+    BrokenCall,
+    InterpreterMismatch,
+    RemoteError,
+    RemoteTraceback,
+    ResultLost,
+)
 from octaskly.executor.mesh import MeshClient
 from octaskly.rest.client_types import Task
 
@@ -28,16 +37,20 @@ def result_of_task(mesh: MeshClient, task: Task) -> Any:
     Raises:
         BaseException: the exception of the call, or a BrokenCall if there is no value.
     """
-    from octaskly.executor.pickling import unpickle_result  # noqa: PLC0415 - as in `executor`
-
-    data = memoryview(bytearray(task.output_bytes("stdout")))
     try:
-        header, _ = decode_payload(data)
+        header, parts = decode_payload(
+            memoryview(bytearray(task.output_bytes("stdout")))
+        )
     except InvalidPayload:
         raise _broken_call(task) from None
     if header["kind"] == "file":
-        data = _fetch_result_file(mesh, task)
-    return unpickle_result(data, task)
+        header, parts = decode_payload(_fetch_result_file(mesh, task))
+    if header["kind"] == "value":
+        return _unpickle_value(parts, task)
+    if header["kind"] == "error":
+        text = f'\n"""\n{header["traceback"]}"""'
+        raise _remote_exception(header, parts) from RemoteTraceback(text)
+    raise _missing_value_error(header, task)
 
 
 def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
@@ -104,3 +117,55 @@ def _describe_end(task: Task) -> str:
 
 def _signal_number(task: Task) -> int | None:
     return None if task.signal is None else int(task.signal)
+
+
+def _unpickle_value(parts: Sequence[memoryview], task: Task) -> Any:
+    try:
+        return unpickle(parts)
+    except Exception as error:
+        raise ResultLost(
+            f"the result of {task.id} cannot be unpickled here:"
+            f" {type(error).__name__}: {error}",
+            task=task.id,
+            node=task.worker_id,
+        ) from error
+
+
+def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
+    """Return the error for a result with neither a value nor an exception."""
+    kind: type[BrokenCall] = ResultLost
+    match header["kind"]:
+        case "mismatch":
+            kind, text = InterpreterMismatch, header["text"]
+            hint = (
+                "pip install 'octaskly[python]'    there; or Executor(python=...) names"
+                " another interpreter on the nodes"
+            )
+        case "unpicklable":
+            text = header["text"]
+            hint = "return values that can be pickled, for example numbers or arrays"
+        case "too-large":
+            most = f"a node keeps at most {RESULT_BYTES_MAX} of a task"
+            text = f"the result has {header['bytes']} bytes, and {most}"
+            hint = "return it in parts, or write it where all machines can read it"
+        case other:
+            text, hint = (
+                f"the result has the unknown kind {other!r}",
+                "octaskly --version",
+            )
+    return kind(
+        f"{text} (on {task.worker_id})", task=task.id, node=task.worker_id, hint=hint
+    )
+
+
+def _remote_exception(
+    header: Mapping[str, Any], parts: Sequence[memoryview]
+) -> BaseException:
+    if parts:
+        try:
+            error = unpickle(parts)
+        except Exception:  # noqa: BLE001 - unpickling may run any code of the class
+            error = None
+        if isinstance(error, BaseException):
+            return error
+    return RemoteError(f"{header['type']}: {header['text']}")
