@@ -243,13 +243,11 @@ class SubmissionService:
             await asyncio.sleep(0)
         reply = await self._pending_requests.send_request(
             lambda ticket: ev.TasksSubmitted(
-                *(
-                    ticket,
-                    submission.drafts,
-                    submission.submitter,
-                    suffixes,
-                    submission.is_strict,
-                ),
+                ticket,
+                submission.drafts,
+                submission.submitter,
+                suffixes,
+                submission.is_strict,
                 logged,
             ),
             check=self._require_writes,

@@ -101,16 +101,14 @@ class LauncherState:
     """One launcher's slots, attempts and queue; its process may not run yet."""
 
     __slots__ = (
-        *(
-            "started_s",
-            "queue_depth",
-            "first_slot",
-            "folder",
-            "attempts",
-            "mean_task_ms",
-            "process",
-        ),
+        "attempts",
+        "first_slot",
+        "folder",
+        "mean_task_ms",
+        "process",
+        "queue_depth",
         "slots",
+        "started_s",
     )
 
     def __init__(self, share: int, first_slot: int) -> None:
