@@ -17,7 +17,7 @@ from octaskly.errors import ConfigError
 
 FILE_BYTES_MAX: Final = 64 << 10
 CLIENT_KEYS: Final = ("url", "node", "ca_file")
-"""The keys of `config.client`."""
+"""The keys of `config.settings.CLIENT_SETTINGS`."""
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 

@@ -1,4 +1,4 @@
-"""The table of all settings of an agent.
+"""The table of all settings, of agents and of commands.
 
 Each field of `AgentOptions` defines one setting: its flag of `octaskly agent`, its
 variable, its key in files, the checks of its value, and its row in `octaskly config`
@@ -7,19 +7,35 @@ and in docs/reference/configuration.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from octaskly.config.defaults import (
     API_PORT,
+    BODIES_BYTES,
+    BODIES_BYTES_MIN,
+    BODY_S,
+    CONNECTIONS_MAX,
+    CONNECTIONS_PER_ADDRESS,
+    COUNT_MAX,
+    DEADLINE_S_MAX,
     DRAIN_S,
     DRAIN_S_MAX,
     DURABILITIES,
     FILES_QUOTA_BYTES_MIN,
+    HANDSHAKE_S,
+    HANDSHAKES_MAX,
+    HANDSHAKES_PER_ADDRESS,
+    HEADER_BYTES,
+    HEADER_BYTES_MAX,
+    HEADER_BYTES_MIN,
+    HEADER_S,
     KEEP_OLD_SECRET_S,
     KILL_GRACE_S,
     KILL_GRACE_S_MAX,
+    LAN_HANDSHAKES_MAX,
+    LAN_HANDSHAKES_PER_ADDRESS,
     LAN_PORT,
     OUTPUT_CAP_BYTES,
     OUTPUT_CAP_BYTES_MAX,
@@ -36,8 +52,9 @@ from octaskly.config.defaults import (
     RETENTION_S,
     ROTATE_WITHIN_S,
     SLOTS_MAX,
+    STALL_S,
+    STREAMS_MAX,
 )
-from octaskly.config.limits import LimitOptions, setting
 from octaskly.config.units import BYTES, SECONDS
 from octaskly.config.value_types import (
     Amount,
@@ -50,6 +67,8 @@ from octaskly.config.value_types import (
 )
 from octaskly.core.model.nodes import GPUS_MAX, LABELS_MAX
 
+_TIME = Amount("T", SECONDS, minimum=1, maximum=DEADLINE_S_MAX)
+_COUNT = Amount(minimum=1, maximum=COUNT_MAX)
 _PORT = Amount("PORT", maximum=PORT_MAX)
 _FOLDER = PathValue("DIR", "the path of a folder", r".+")
 _FILE = PathValue("FILE", "the path of a file", r".+")
@@ -71,6 +90,134 @@ _HOST = ValueType(
     "the name or address of a host, without a port",
     r"[A-Za-z0-9._-]{1,255}|(?=.*:.*:)[0-9A-Fa-f:.]{2,45}",
 )
+
+
+def setting(
+    flag: str,
+    value_type: ValueType,
+    summary: str,
+    *,
+    default: object = None,
+    unset: str = "",
+    details: str = "",
+) -> Any:
+    """Return the dataclass field of one setting.
+
+    Args:
+        flag: Flag of `octaskly agent`. The key in files and the variable follow it.
+        value_type: Syntax and bounds of values.
+        summary: Effect of the setting, in one sentence without a full stop.
+        default: Default value.
+        unset: The default in words, if it depends on the machine.
+        details: More text for the reference page, in Markdown.
+    """
+    shown = {
+        "flag": flag,
+        "value_type": value_type,
+        "summary": summary,
+        "unset": unset,
+        "details": details,
+    }
+    return field(default=default, metadata=shown)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    """The fields of `AgentOptions` that are limits."""
+
+    connections_max: int = setting(
+        "--connections-max",
+        Amount(minimum=4, maximum=COUNT_MAX),
+        "number of open API connections",
+        default=CONNECTIONS_MAX,
+        details="fewer if the process may open fewer files; the local socket has 64 "
+        "more; LAN clients together get at most three quarters",
+    )
+    connections_per_address: int = setting(
+        "--connections-per-address",
+        _COUNT,
+        "number of API connections from one LAN address",
+        default=CONNECTIONS_PER_ADDRESS,
+        details="this machine and nodes of the mesh are exempt",
+    )
+    streams_max: int = setting(
+        "--streams-max",
+        _COUNT,
+        "number of event streams among the API connections",
+        default=STREAMS_MAX,
+    )
+    header_s: int = setting(
+        "--header-timeout",
+        _TIME,
+        "time for a request header, from the connection or the last response",
+        default=HEADER_S,
+        details="this is also the idle timeout of a connection",
+    )
+    header_bytes: int = setting(
+        "--header-max",
+        Amount(
+            "SIZE",
+            BYTES,
+            minimum=HEADER_BYTES_MIN,
+            maximum=HEADER_BYTES_MAX,
+        ),
+        "size of the first line of a request, and of each header field",
+        default=HEADER_BYTES,
+        details="with at most 128 fields, on all routes; more is answered with 400 or "
+        "431",
+    )
+    body_s: int = setting(
+        "--body-timeout",
+        _TIME,
+        "time for the body of a request",
+        default=BODY_S,
+    )
+    bodies_bytes: int = setting(
+        "--bodies-max",
+        Amount("SIZE", BYTES, minimum=BODIES_BYTES_MIN),
+        "memory for request bodies, beyond 64 KiB of each",
+        default=BODIES_BYTES,
+    )
+    stall_s: int = setting(
+        "--stall-timeout",
+        _TIME,
+        "time until a client that reads nothing of a response is disconnected",
+        default=STALL_S,
+    )
+    handshakes_max: int = setting(
+        "--handshakes-max",
+        _COUNT,
+        "number of unauthenticated connections at the peer port",
+        default=HANDSHAKES_MAX,
+        details="those of this machine have a separate limit of 96; a new connection "
+        "replaces the oldest one of the address that has the most",
+    )
+    handshakes_per_address: int = setting(
+        "--handshakes-per-address",
+        _COUNT,
+        "number of unauthenticated connections from one address at the peer port",
+        default=HANDSHAKES_PER_ADDRESS,
+    )
+    lan_handshakes_max: int = setting(
+        "--lan-handshakes-max",
+        _COUNT,
+        "number of TLS handshakes in progress at the LAN port",
+        default=LAN_HANDSHAKES_MAX,
+        details="a new one replaces the oldest, as at the peer port",
+    )
+    lan_handshakes_per_address: int = setting(
+        "--lan-handshakes-per-address",
+        _COUNT,
+        "number of TLS handshakes from one address at the LAN port",
+        default=LAN_HANDSHAKES_PER_ADDRESS,
+    )
+    handshake_s: int = setting(
+        "--handshake-timeout",
+        _TIME,
+        "time for a certificate, at the peer port and the LAN port",
+        default=HANDSHAKE_S,
+        details="twice that at the peer port for agents of the same machine",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,3 +521,35 @@ SETTINGS = tuple(
     Setting(field=row.name, default=row.default, **row.metadata)
     for row in (*_ROWS[_LIMITS_COUNT:], *_ROWS[:_LIMITS_COUNT])
 )
+
+CLIENT_SETTINGS: Final = (
+    Setting(
+        field="url",
+        flag="--url",
+        value_type=ValueType("URL", "an http:// or https:// URL", r"https?://[^\s,]+"),
+        summary="the node that commands ask",
+        unset="the agent of this machine",
+        details="",
+        default=None,
+    ),
+    Setting(
+        field="node",
+        flag="--node",
+        value_type=NODE_NAME,
+        summary="the agent of this machine that commands ask, where several run",
+        unset="the only one that runs",
+        details="",
+        default=None,
+        has_variable=False,
+    ),
+    Setting(
+        field="ca_file",
+        flag="--ca-file",
+        value_type=PathValue("FILE", "the path of a file", r".+"),
+        summary="the authority of the mesh for https:// URLs",
+        unset="those of the system",
+        details="",
+        default=None,
+    ),
+)
+"""Their flags come before the name of the command."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.client_settings_file import read_protected_file
 from octaskly.config.paths import settings_files
-from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.settings import CLIENT_SETTINGS, SETTINGS, Setting
 from octaskly.config.value_types import InvalidValue
 
 SHOWN_CHARS = 60  #: length of a rejected value in a message

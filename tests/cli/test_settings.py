@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.config.client import CLIENT_SETTINGS
-from octaskly.config.settings import SETTINGS
+from octaskly.config.settings import CLIENT_SETTINGS, SETTINGS
 from tests.cli.conftest import Run
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from octaskly.api import ApiServer
 from octaskly.cli.output import render
-from octaskly.config.client import CLIENT_SETTINGS
-from octaskly.config.settings import SETTINGS
+from octaskly.config.settings import CLIENT_SETTINGS, SETTINGS
 from octaskly.core.protocol.messages import Message
 from tests.docs import reference, routes_page
 from tests.support.api_node import FixedClock, no_peer, verify

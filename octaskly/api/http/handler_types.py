@@ -18,7 +18,7 @@ from octaskly.api.schemas.query import Query
 from octaskly.api.security.one_time_codes import OneTimeCodes
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.config.defaults import BODY_S, HEADER_S, STALL_S, STREAMS_MAX
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import (

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16

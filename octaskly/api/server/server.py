@@ -52,7 +52,7 @@ from octaskly.api.server.request_lifecycle import (
     RequestLifecycle,
     RequestMetrics,
 )
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import (
@@ -445,7 +445,7 @@ class ApiServer:
             rotations=self._services.rotations,
             stall_s=self._services.timeouts.stall_s,
             loop=asyncio.get_running_loop(),
-            # --header-timeout and --header-max: see `config.limits`.
+            # --header-timeout and --header-max: see `config.settings`.
             keepalive_timeout=self._services.timeouts.header_s,
             max_line_size=self._limits.header_bytes,
             max_field_size=self._limits.header_bytes,

@@ -19,9 +19,8 @@ from octaskly.config.agent import (
     load_agent_config,
     raise_faults,
 )
-from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.paths import settings_files
-from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.settings import CLIENT_SETTINGS, SETTINGS, Setting
 from octaskly.config.sources import SettingValue, read_all_sources, read_settings_file
 from octaskly.config.value_types import ListOf
 from octaskly.errors import ConfigError

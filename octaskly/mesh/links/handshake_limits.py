@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import Clock
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 from octaskly.core.effects import LogLine
 from octaskly.core.events import DialFailed, Event, PeerDown, PeerUp, Received
 from octaskly.core.model.ids import Address, NodeId

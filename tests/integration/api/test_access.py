@@ -16,7 +16,7 @@ from aiohttp import web
 
 from octaskly.api import HttpTimeouts
 from octaskly.api.server import server
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import StandbyView, Takeover
 from octaskly.ports import ReplicationState

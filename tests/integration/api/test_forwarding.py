@@ -15,7 +15,7 @@ import pytest
 from octaskly.api import HttpTimeouts
 from octaskly.api.http import open_long_polls, sse
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
 from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from octaskly.api.output import follower, status_query
 from octaskly.api.output.logs import parse_event_id
 from octaskly.config.defaults import STREAMS_MAX
-from octaskly.config.limits import LimitOptions
+from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome

@@ -9,8 +9,8 @@ import pytest
 
 from octaskly.client.endpoint import Endpoint, resolve_endpoint
 from octaskly.config import paths
-from octaskly.config.client import CLIENT_SETTINGS
 from octaskly.config.client_settings_file import CLIENT_KEYS
+from octaskly.config.settings import CLIENT_SETTINGS
 from octaskly.errors import ConfigError
 
 
