@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -99,36 +100,48 @@ class TaskWaiters:
                 failover may still revoke.
         """
         wait = _TaskWait(accepts_local_commit)
+        record: TaskRecord | None = None
         # Register before the first read, so that no change is missed. Applying a fact
         # twice changes nothing.
+        with self._registered(wait, name):
+            cached = None if accepts_local_commit else self.recent.get(TaskId(name))
+            try:
+                async with asyncio.timeout(timeout_s):
+                    # The record has the submission, which is the first fact.
+                    wait.facts += cached.facts[1:] if cached else ()
+                    record = cached.record if cached else await read()
+                    while not is_wanted(record):
+                        record = await self._next_record(wait, record)
+                        if not is_wanted(record):
+                            record = _newest_record(record, await read())
+                    return record
+            except TimeoutError:
+                return _newest_record(record, await read())
+
+    @contextmanager
+    def _registered(self, wait: _TaskWait, name: str) -> Iterator[None]:
+        """Register `wait` for changes of the task `name` while the block runs."""
         keys = _wait_keys(name)
         for key in keys:
             self._waits.setdefault(key, set()).add(wait)
-        record: TaskRecord | None = None
-        cached = None if accepts_local_commit else self.recent.get(TaskId(name))
         try:
-            async with asyncio.timeout(timeout_s):
-                # The record has the submission, which is the first fact.
-                wait.facts += cached.facts[1:] if cached else ()
-                record = cached.record if cached else await read()
-                while not is_wanted(record):
-                    await wait.has_changed.wait()
-                    if record.progress is not None:
-                        # Thousands of members may end: do not read the array for each.
-                        await asyncio.sleep(ARRAY_POLL_S)
-                    wait.has_changed.clear()
-                    own = (fact for fact in wait.facts if fact.task == record.id)
-                    record = reduce(merge.apply_fact, own, record)
-                    if not is_wanted(record):
-                        record = _newest_record(record, await read())
-                return record
-        except TimeoutError:
-            return _newest_record(record, await read())
+            yield
         finally:
             for key in keys:
                 self._waits[key].discard(wait)
                 if not self._waits[key]:
                     del self._waits[key]
+
+    @staticmethod
+    async def _next_record(wait: _TaskWait, record: TaskRecord) -> TaskRecord:
+        """Return `record` with the facts of its next change."""
+        await wait.has_changed.wait()
+        if record.progress is not None:
+            # Thousands of members may end: do not read the array for each.
+            await asyncio.sleep(ARRAY_POLL_S)
+        wait.has_changed.clear()
+        own = (fact for fact in wait.facts if fact.task == record.id)
+        return reduce(merge.apply_fact, own, record)
 
 
 def _wait_keys(name: str) -> list[str]:
