@@ -96,9 +96,8 @@ class TasksSubmitted(Struct, frozen=True):
     drafts: tuple[TaskDraft, ...]
     submitter: str
     id_suffixes: tuple[str, ...]  #: 8 random hex digits for each draft
+    log_ids: tuple[TaskId | None, ...]  #: `drafts.log_id_of` for each draft
     is_strict: bool = False  #: accept none if only one copy would exist
-    log_ids: tuple[TaskId | None, ...] = ()
-    """`drafts.log_id_of` for each draft, if it was computed beforehand."""
 
 
 class TaskIdsRequested(Struct, frozen=True):

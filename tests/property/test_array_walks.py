@@ -79,7 +79,9 @@ class ArrayDispatcherModel(DispatcherModel):
         self.ticket += 1
         options = TaskOptions(array=array, retry=Retry(retries=retries))
         draft = replace(builders.draft(), options=options)
-        event = TasksSubmitted(self.ticket, (draft,), "tester", (f"{self.ticket:08x}",))
+        event = TasksSubmitted(
+            self.ticket, (draft,), "tester", (f"{self.ticket:08x}",), (None,)
+        )
         self.perform(self.dispatch.on_submitted(event, self.now))
 
     def cancel(self, task: TaskId, *, force: bool) -> None:

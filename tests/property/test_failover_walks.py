@@ -123,7 +123,7 @@ class FailoverModel(DispatcherModel):
         if known is not None and known.spec is not None:
             return  # The store reports the task to the API.
         self.ticket += 1
-        asked = TasksSubmitted(self.ticket, (draft,), "tester", ("0" * 8,))
+        asked = TasksSubmitted(self.ticket, (draft,), "tester", ("0" * 8,), (task,))
         self.perform(self.dispatch.on_submitted(asked, self.now))
 
     def read(self) -> None:

@@ -17,6 +17,7 @@ from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
+from octaskly.core.scheduling.worker_pool import WorkerPool
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import pages, queries
 from octaskly.store.writing.table_merge import TableWriter
@@ -34,10 +35,12 @@ REQUESTS = st.lists(st.tuples(DRAFTS, st.integers(0, 9)), max_size=6)
 
 def accepted(requests: Sequence[tuple[TaskDraft, int]]) -> list[TaskSpec]:
     """Return the tasks that one half of a split accepts, one each second."""
-    half = Admission(journal(), TaskQueue(Limits()), 0)
+    half = Admission(journal(), TaskQueue(Limits()), WorkerPool(0), 0)
     specs: dict[TaskId, TaskSpec] = {}
     for draft, at_s in requests:
-        event = TasksSubmitted(1, (draft,), "ana", ("0" * 8,))
+        event = TasksSubmitted(
+            1, (draft,), "ana", ("0" * 8,), (log_id_of(draft, "ana"),)
+        )
         for spec in half.specs_from_drafts(event, moment(at_s))[1]:
             specs[spec.id] = spec
     return list(specs.values())

@@ -22,7 +22,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.log import mesh_records
 from octaskly.core.log.facts import Submitted
-from octaskly.core.model.drafts import TaskDraft
+from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.core.model.task_options import (
     After,
@@ -111,7 +111,8 @@ class Clients:
         self.asked.update(draft.command for draft in drafts)
         ticket = self.next_ticket()
         self._drafts[ticket] = drafts
-        event = TasksSubmitted(ticket, drafts, "client", suffixes)
+        log_ids = tuple(log_id_of(draft, "client") for draft in drafts)
+        event = TasksSubmitted(ticket, drafts, "client", suffixes, log_ids)
         self._world.feed(machine, event)
 
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
@@ -192,7 +193,7 @@ class Clients:
         ticket = self.next_ticket()
         self._drafts[ticket] = ()
         self._held[ticket] = tuple(held)
-        self._world.feed(machine, TasksSubmitted(ticket, (), "client", ()))
+        self._world.feed(machine, TasksSubmitted(ticket, (), "client", (), ()))
 
     def _with_parents(self, draft: TaskDraft, machine: Machine) -> TaskDraft:
         """Give some tasks a parent that this node knows."""

@@ -335,9 +335,7 @@ def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
 
 def same_names_are_merged(patch: pytest.MonkeyPatch) -> None:
     """Different tasks with one name from two halves of a split are merged into one."""
-    patch.setattr(
-        "octaskly.core.dispatcher.admission.log_id_of", lambda draft, _: draft.id
-    )
+    patch.setattr("tests.simulation.clients.log_id_of", lambda draft, _: draft.id)
 
 
 def standby_acknowledges_before_commit(patch: pytest.MonkeyPatch) -> None:
@@ -462,9 +460,7 @@ def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
 
 def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
     """A task is queued as soon as it is accepted, before its parents end."""
-    patch.setattr(
-        "octaskly.core.dispatcher.dispatcher.has_dependencies", lambda _: False
-    )
+    patch.setattr(TaskSpec, "has_dependencies", False)
 
 
 def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from octaskly.core.log.facts import Fact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.consequences import Outbox
-from octaskly.core.model.drafts import TaskDraft
+from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
@@ -130,7 +130,8 @@ def submission(*drafts: TaskDraft, ticket: int = 1) -> TasksSubmitted:
     """Return a submission."""
     drafts = drafts or (draft(),)
     suffixes = tuple(f"0000000{index}" for index in range(len(drafts)))
-    return TasksSubmitted(ticket, drafts, "tester", suffixes)
+    log_ids = tuple(log_id_of(draft, "tester") for draft in drafts)
+    return TasksSubmitted(ticket, drafts, "tester", suffixes, log_ids)
 
 
 def cancel_request(

@@ -215,6 +215,7 @@ class DispatcherModel:
             (draft,) * count,
             "tester",
             tuple(f"{i:08x}" for i in range(count)),
+            (None,) * count,
         )
         self.perform(self.dispatch.on_submitted(event, self.now))
 

@@ -189,7 +189,9 @@ class SubmissionService:
         Raises:
             NotDispatcher: this node is not dispatcher any more, or stops.
         """
-        event = partial(ev.TasksSubmitted, drafts=(), submitter="", id_suffixes=())
+        event = partial(
+            ev.TasksSubmitted, drafts=(), submitter="", id_suffixes=(), log_ids=()
+        )
         try:
             await self._pending_requests.send_request(event)
         except OutcomeUnknown as error:
@@ -247,8 +249,8 @@ class SubmissionService:
                 submission.drafts,
                 submission.submitter,
                 suffixes,
-                submission.is_strict,
                 logged,
+                submission.is_strict,
             ),
             check=self._require_writes,
         )

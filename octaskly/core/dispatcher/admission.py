@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.events import TasksSubmitted
-from octaskly.core.model.drafts import PRIORITY_BAND, log_id_of, sequence_of
+from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, sequence_of
 from octaskly.core.model.ids import Moment, TaskId
+from octaskly.core.model.task_options import requires_of
 from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 from octaskly.core.replication.journal import Journal
+from octaskly.core.replies import Unplaceable
 from octaskly.core.scheduling.task_queue import TaskQueue
+from octaskly.core.scheduling.worker_pool import WorkerPool
 
 PADDED_NUMBER_MAX = 99  #: numbers above have so many
 
@@ -21,9 +24,12 @@ PADDED_NUMBER_MAX = 99  #: numbers above have so many
 class Admission:
     """Assigns ids and places in the queue to new tasks."""
 
-    def __init__(self, journal: Journal, queue: TaskQueue, sequence: int) -> None:
+    def __init__(
+        self, journal: Journal, queue: TaskQueue, pool: WorkerPool, sequence: int
+    ) -> None:
         self._journal = journal
         self._queue = queue
+        self._pool = pool
         self._sequence = sequence
         self._pending_named: dict[TaskId, TaskSpec] = {}
         """Ids that clients chose, while their submission is not durable."""
@@ -45,6 +51,16 @@ class Admission:
         for spec in specs if self._pending_named else ():
             self._pending_named.pop(spec.id, None)
 
+    def find_unplaceable(self, drafts: Iterable[TaskDraft]) -> Unplaceable | None:
+        """Return the first task that must fail fast and that no node could run."""
+        for index, draft in enumerate(drafts):
+            requires = requires_of(draft.options) if draft.is_fail_fast else None
+            if requires is not None:
+                missing_text = self._pool.why_none_meets(requires)
+                if missing_text is not None:
+                    return Unplaceable(index, missing_text)
+        return None
+
     def specs_from_drafts(
         self, event: TasksSubmitted, now: Moment
     ) -> tuple[list[TaskSpec], list[TaskSpec]]:
@@ -53,8 +69,7 @@ class Admission:
         new_specs = []
         hlc = self._journal.reserve_timestamps(now, len(event.drafts))
         submitter, created_ms = event.submitter, now.wall_ms
-        logged = event.log_ids or (log_id_of(d, submitter) for d in event.drafts)
-        drafts = zip(event.drafts, event.id_suffixes, logged, strict=True)
+        drafts = zip(event.drafts, event.id_suffixes, event.log_ids, strict=True)
         for draft, suffix, task_id in drafts:
             spec = None if task_id is None else self._pending_spec(task_id)
             if spec is None:

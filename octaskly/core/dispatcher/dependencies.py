@@ -29,11 +29,6 @@ from octaskly.core.replication.journal import Journal
 UNBLOCKED_MAX = 1000  #: tasks of one answer
 
 
-def has_dependencies(spec: TaskSpec) -> bool:
-    """Whether a task comes after others."""
-    return spec.options is not None and spec.options.after is not None
-
-
 class Dependencies:
     """Releases or cancels tasks that wait for dependencies."""
 
@@ -46,8 +41,8 @@ class Dependencies:
         self._journal = journal
         self._query_number = 0
         """Number of the last query; other answers belong to an earlier epoch."""
-        self._has_waiting_tasks = False
-        """Whether any task waits, as far as is known."""
+        self.has_waiting_tasks = False
+        """True if any task waits for another one, as far as is known."""
         self._needs_query = False
         """Whether a task may have become ripe since the last question."""
         self._is_querying = False
@@ -69,12 +64,12 @@ class Dependencies:
 
         One that is due while reading is paused is made when it goes on.
         """
-        is_idle = self._has_waiting_tasks and not self._is_querying
+        is_idle = self.has_waiting_tasks and not self._is_querying
         self._timers.set(Timer.DEPENDENCIES, self._due_s if is_idle else math.inf)
 
     def note_waiting_tasks(self) -> None:
         """Tasks came that wait: ask when they are durable."""
-        self._has_waiting_tasks = self._needs_query = self._has_new_waiting_tasks = True
+        self.has_waiting_tasks = self._needs_query = self._has_new_waiting_tasks = True
         self._set_timer()
 
     def query_unblocked(self, now: Moment) -> list[Effect]:
@@ -83,7 +78,7 @@ class Dependencies:
         self._needs_query = (
             self._step.pop_has_ended_tasks() or self._needs_query or is_due
         )
-        if not (self._needs_query and self._has_waiting_tasks) or self._is_querying:
+        if not (self._needs_query and self.has_waiting_tasks) or self._is_querying:
             return []
         if self._queue.is_reading_paused:
             return []  # Others may hold that such a task has run.
@@ -107,7 +102,7 @@ class Dependencies:
         number = self._query_number
         if event.query_number != number:
             return []
-        self._has_waiting_tasks = (
+        self.has_waiting_tasks = (
             event.has_more or bool(event.tasks) or self._has_new_waiting_tasks
         )
         # A task that a worker was found to run, or reported, no longer waits.

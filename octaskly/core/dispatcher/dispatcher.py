@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.dispatcher.cancellation import Canceller
 from octaskly.core.dispatcher.compaction import Compaction
-from octaskly.core.dispatcher.dependencies import Dependencies, has_dependencies
+from octaskly.core.dispatcher.dependencies import Dependencies
 from octaskly.core.dispatcher.explain import Explainer
 from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder
@@ -82,7 +82,7 @@ class Dispatcher:
         self._outcome_recorder = OutcomeRecorder(self._step, self.reconciler)
         self.explainer = Explainer(self._step)
         self._dependencies = Dependencies(self._step, journal, settings.timing, timers)
-        self._admission = Admission(journal, self._queue, sequence)
+        self._admission = Admission(journal, self._queue, self._pool, sequence)
         self._canceller = Canceller(
             self._step,
             journal,
@@ -152,7 +152,7 @@ class Dispatcher:
             self._step.forced_cancels.pop(
                 spec.id, None
             )  # Its name may be of one before.
-        runnable_specs = [spec for spec in new_specs if not has_dependencies(spec)]
+        runnable_specs = [spec for spec in new_specs if not spec.has_dependencies]
         if len(runnable_specs) < len(new_specs):
             self._dependencies.note_waiting_tasks()
         is_single_task = (
@@ -198,7 +198,7 @@ class Dispatcher:
             return NotDispatching()
         if is_strict and not self._replication.has_in_sync_standby:
             return NotReplicated()
-        return self.explainer.find_unplaceable(event.drafts)
+        return self._admission.find_unplaceable(event.drafts)
 
     def on_cancel_requested(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task or an array."""
@@ -386,9 +386,11 @@ class Dispatcher:
         when_durable: WhenDurable | None = None,
         when_replicated: WhenReplicated | None = None,
     ) -> list[Effect]:
-        """End the step; then ask for whom its ends were the last to wait for."""
+        """Commit the step; then query the tasks that it may have unblocked."""
         effects = self._step.commit_step(now, when_durable, when_replicated)
-        return effects + self._dependencies.query_unblocked(now)
+        if self._dependencies.has_waiting_tasks:
+            effects += self._dependencies.query_unblocked(now)
+        return effects
 
     def _fail_without_inputs(self, now: Moment) -> list[Effect]:
         """Fail the tasks of which every worker lacks an input, and commit."""

@@ -5,13 +5,12 @@ The explainer compares the queue, the worker pool and the roster. It changes not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
-from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import Moment, NodeId, TaskId, task_name
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements, requires_of
@@ -27,7 +26,6 @@ from octaskly.core.replies import (
     NodeRejection,
     RejectionReason,
     TaskExplanation,
-    Unplaceable,
 )
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.requirements import (
@@ -132,16 +130,6 @@ class Explainer:
         )
         choice_text = f"{name} had the least work for its slots when the turn came"
         return f"of {capable_count} nodes{requirement_text}, {choice_text}"
-
-    def find_unplaceable(self, drafts: Iterable[TaskDraft]) -> Unplaceable | None:
-        """Return the first task that shall fail fast and that no node could run."""
-        for index, draft in enumerate(drafts):
-            requires = requires_of(draft.options) if draft.is_fail_fast else None
-            if requires is not None:
-                missing_text = self._pool.why_none_meets(requires)
-                if missing_text is not None:
-                    return Unplaceable(index, missing_text)
-        return None
 
     def _describe_location(self, task: QueuedTask, name: str) -> str:
         if self._step.is_prefetched(task):

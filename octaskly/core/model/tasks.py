@@ -98,6 +98,11 @@ class TaskSpec(Struct, frozen=True, array_like=True):
         return None if self.options is None else self.options.array
 
     @property
+    def has_dependencies(self) -> bool:
+        """Return True if the task runs after others."""
+        return self.options is not None and self.options.after is not None
+
+    @property
     def size_bytes(self) -> int:
         """Upper bound on its size in a message, roughly."""
         chars = len(self.command) + len(self.submitter)

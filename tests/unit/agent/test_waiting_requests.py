@@ -25,7 +25,7 @@ from tests.support.builders import STREAM, attempt, node_id, outcome
 
 
 def submission(ticket: int) -> Event:
-    return TasksSubmitted(ticket, (), "ana", ())
+    return TasksSubmitted(ticket, (), "ana", (), ())
 
 
 async def test_a_stopping_node_does_not_call_a_request_undone() -> None:

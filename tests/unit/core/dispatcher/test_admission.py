@@ -14,13 +14,14 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import After, Retry, TaskOptions
 from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
+from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.support.builders import START_MS, draft, journal, moment
 from tests.support.dispatcher import submission
 
 
 def acceptance(sequence: int = 7) -> Admission:
     """Return the admission of a mesh that has used this many sequence numbers."""
-    return Admission(journal(), TaskQueue(Limits()), sequence)
+    return Admission(journal(), TaskQueue(Limits()), WorkerPool(0), sequence)
 
 
 def names(specs: list[TaskSpec]) -> list[str]:

@@ -194,7 +194,9 @@ def test_a_known_task_counts_one_copy_while_only_rows_contain_it(
     world = dispatcher_with()
     take_rows(world, is_ahead=is_ahead)
 
-    (known,) = world.dispatch.on_submitted(TasksSubmitted(1, (), "me", ()), moment())
+    (known,) = world.dispatch.on_submitted(
+        TasksSubmitted(1, (), "me", (), ()), moment()
+    )
     new = world.dispatch.on_submitted(submission(), moment())
 
     assert known == Answer(1, TasksAccepted((), 1 if is_ahead else 2))

@@ -181,7 +181,8 @@ class Shell:
 
 
 def submitted(ticket: int = 1) -> TasksSubmitted:
-    return TasksSubmitted(ticket, (TaskDraft(command="true"),), "me", ("0badcafe",))
+    drafts = (TaskDraft(command="true"),)
+    return TasksSubmitted(ticket, drafts, "me", ("0badcafe",), (None,))
 
 
 def followed() -> Shell:
@@ -976,7 +977,7 @@ def test_a_new_dispatcher_knows_the_resources_of_connected_nodes_at_once() -> No
     def hasty(ticket: int, cpus: int) -> list[Effect]:
         options = TaskOptions(requires=Requirements(cpus=cpus))
         draft = TaskDraft(command="true", options=options, is_fail_fast=True)
-        asked = TasksSubmitted(ticket, (draft,), "me", ("0badcafe",))
+        asked = TasksSubmitted(ticket, (draft,), "me", ("0badcafe",), (None,))
         return of(Answer, shell.feed(asked))
 
     why = "no node has 9 CPUs; largest is 8 (pi-pppp)"
