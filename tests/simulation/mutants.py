@@ -28,6 +28,7 @@ from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import Outcome, TaskSpec
+from octaskly.core.node.log_receiver import LogReceiver
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
     Message,
@@ -392,11 +393,11 @@ def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
     """A standby keeps and acknowledges entries from a dispatcher of a lower epoch."""
 
     def trusting(
-        self: Node, peer: NodeId, message: Replicate, now: Moment
+        self: LogReceiver, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
         return self._standby.on_replicate(peer, message, now)
 
-    patch.setattr(Node, "_on_replicate", trusting)
+    patch.setattr(LogReceiver, "on_replicate", trusting)
 
 
 def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:

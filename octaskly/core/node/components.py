@@ -28,13 +28,15 @@ from octaskly.core.node.availability import AvailabilityControl, DiskFailureHand
 from octaskly.core.node.connections import (
     Connections,
     LinkPolicy,
-    OnPeerLost,
+    PeerLoss,
     RevocationEnforcer,
 )
-from octaskly.core.node.log_receiver import LogReceiver
+from octaskly.core.node.log_receiver import LogReceiver, QueueReader
 from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.node.pause_fencing import PauseFencing
+from octaskly.core.node.role_change import DispatcherRole, WorkerAttachment
 from octaskly.core.node.shutdown import Shutdown
+from octaskly.core.node.worker_messages import WorkerMessages
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.not_found_rule import NotFoundRule
@@ -124,6 +126,7 @@ class Handlers:
     revocation_enforcer: RevocationEnforcer
     link_policy: LinkPolicy
     log_receiver: LogReceiver
+    queue_reader: QueueReader
     self_description: SelfDescription
     roster_sender: RosterSender
     mesh_state_publisher: MeshStatePublisher
@@ -131,43 +134,119 @@ class Handlers:
     disk_failure_handler: DiskFailureHandler
     availability_control: AvailabilityControl
     shutdown: Shutdown
+    worker_messages: WorkerMessages
+    dispatcher_role: DispatcherRole
+    worker_attachment: WorkerAttachment
 
 
 def build_handlers(
-    settings: Settings, components: Components, given_name: str, on_lost: OnPeerLost
+    settings: Settings, components: Components, given_name: str
 ) -> Handlers:
-    """Build the handlers of a node.
-
-    Args:
-        settings: Settings of the node.
-        components: Components of the node.
-        given_name: Name of the node in the mesh.
-        on_lost: Informs the components of a lost peer.
-    """
+    """Build the handlers of a node, whose name in the mesh is `given_name`."""
     c, timing = components, settings.timing
     timers, outbox, roster = c.timers, c.outbox, c.roster_builder
     peers, election, dispatcher = c.peer_table, c.election, c.dispatcher
     transfer, validator = c.dispatcher_transfer, c.message_validator
     description = SelfDescription(settings, c.journal, c.candidacy, election, c.worker)
-    connections = Connections(peers, validator, c.rotation, c.claim_handlers, on_lost)
+    link_policy = LinkPolicy(settings, peers, roster, election)
+    connections = Connections(
+        peers, validator, c.rotation, c.claim_handlers, _build_peer_loss(c), link_policy
+    )
+    fencing = PauseFencing(timing, election, transfer, dispatcher, timers, outbox)
+    worker_messages = _build_worker_messages(settings, c, fencing)
     return Handlers(
         connections=connections,
         revocation_enforcer=RevocationEnforcer(
-            c.rotation, connections, peers.address_book
+            c.rotation, connections, peers.address_book, election, c.worker
         ),
-        link_policy=LinkPolicy(settings, peers, roster, election),
-        log_receiver=LogReceiver(c.journal, c.anti_entropy, c.standby, dispatcher),
+        link_policy=link_policy,
+        log_receiver=_build_log_receiver(c),
+        queue_reader=_build_queue_reader(c),
         self_description=description,
         roster_sender=RosterSender(description, peers, roster, dispatcher, timers),
         mesh_state_publisher=MeshStatePublisher(
             settings.node.id, given_name, c.journal, roster
         ),
-        pause_fencing=PauseFencing(
-            timing, election, transfer, dispatcher, timers, outbox
-        ),
+        pause_fencing=fencing,
         disk_failure_handler=DiskFailureHandler(
             c.candidacy, election, transfer, dispatcher, timers, outbox
         ),
         availability_control=AvailabilityControl(c.journal, c.worker),
         shutdown=Shutdown(timing, c.journal, election, transfer, c.worker, timers),
+        worker_messages=worker_messages,
+        dispatcher_role=_build_dispatcher_role(
+            settings, c, worker_messages, link_policy
+        ),
+        worker_attachment=WorkerAttachment(election, c.worker, c.mdns_schedule),
+    )
+
+
+def _build_log_receiver(c: Components) -> LogReceiver:
+    return LogReceiver(
+        c.journal,
+        c.anti_entropy,
+        c.standby,
+        c.dispatcher,
+        c.election,
+        c.claim_handlers,
+        c.message_validator,
+    )
+
+
+def _build_queue_reader(c: Components) -> QueueReader:
+    return QueueReader(
+        c.journal,
+        c.peer_table,
+        c.anti_entropy,
+        c.replication,
+        c.not_found_rule,
+        c.dispatcher,
+    )
+
+
+def _build_worker_messages(
+    settings: Settings, c: Components, fencing: PauseFencing
+) -> WorkerMessages:
+    return WorkerMessages(
+        settings.node,
+        peer_table=c.peer_table,
+        roster_builder=c.roster_builder,
+        election=c.election,
+        dispatcher_transfer=c.dispatcher_transfer,
+        not_found_rule=c.not_found_rule,
+        dispatcher=c.dispatcher,
+        pause_fencing=fencing,
+    )
+
+
+def _build_peer_loss(c: Components) -> PeerLoss:
+    return PeerLoss(
+        roster_builder=c.roster_builder,
+        election=c.election,
+        timeouts=c.timeouts,
+        anti_entropy=c.anti_entropy,
+        replication=c.replication,
+        not_found_rule=c.not_found_rule,
+        dispatcher=c.dispatcher,
+    )
+
+
+def _build_dispatcher_role(
+    settings: Settings,
+    c: Components,
+    worker_messages: WorkerMessages,
+    link_policy: LinkPolicy,
+) -> DispatcherRole:
+    return DispatcherRole(
+        settings.node,
+        journal=c.journal,
+        peer_table=c.peer_table,
+        roster_builder=c.roster_builder,
+        election=c.election,
+        replication=c.replication,
+        standby=c.standby,
+        not_found_rule=c.not_found_rule,
+        dispatcher=c.dispatcher,
+        worker_messages=worker_messages,
+        link_policy=link_policy,
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from octaskly.core.effects import Disconnect, Effect
+from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.effects import Disconnect, Effect, LogLine
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
+from octaskly.core.election.timeouts import Timeouts
 from octaskly.core.events import PeerUp
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.address_book import AddressBook, DialScope
@@ -14,76 +14,19 @@ from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Moment, NodeId
-from octaskly.core.model.keyring_state import KeyringChanged
+from octaskly.core.model.keyring_state import REVOKED_REASON, KeyringChanged
 from octaskly.core.model.settings import Settings
 from octaskly.core.node.message_checks import MessageValidator
-from octaskly.core.protocol.messages import PROTOCOL_PREFIX, Message
-
-OnPeerLost = Callable[[NodeId, PeerView, str, Moment], list[Effect]]
-"""Informs the components of a lost peer; the string is the reason."""
-
-
-class Connections:
-    """The links of one node, from HELLO to their end."""
-
-    def __init__(
-        self,
-        peer_table: PeerTable,
-        message_validator: MessageValidator,
-        rotation: KeyRotation,
-        claim_handlers: ClaimHandlers,
-        on_peer_lost: OnPeerLost,
-    ) -> None:
-        self._peer_table = peer_table
-        self._message_validator = message_validator
-        self._rotation = rotation
-        self._claim_handlers = claim_handlers
-        self._on_peer_lost = on_peer_lost
-
-    def on_peer_up(self, event: PeerUp, term: int, now: Moment) -> list[Effect]:
-        """Accept or refuse a new link; it replaces an earlier one.
-
-        Args:
-            event: The HELLOs of both sides.
-            term: The highest term seen.
-            now: Both clocks.
-        """
-        effects = self.drop_peer(event.peer, "replaced", now)
-        refusal = self._rotation.link_refusal(event.peer)
-        if refusal is not None:
-            return [*effects, Disconnect(event.peer, refusal)]
-        code = self._message_validator.validate_message(
-            event.peer, event.peer_hello, term
-        )
-        if code is not None:
-            return effects + self._refuse_peer(event.peer, code)
-        effects += self._message_validator.check_clock_skew(event)
-        effects += self._peer_table.on_peer_up(event, now)
-        effects += self._rotation.on_peer_up(event.peer, now)
-        return effects + self._claim_handlers.on_peer_up(event, now)
-
-    def drop_peer(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Remove a peer whose link ended."""
-        view = self._peer_table.on_peer_down(peer, now)
-        return [] if view is None else self._on_peer_lost(peer, view, reason, now)
-
-    def close_link(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Close a link and remove the peer, as for a broken link."""
-        return [Disconnect(peer, reason), *self.drop_peer(peer, reason, now)]
-
-    def reject_invalid(
-        self, peer: NodeId, message: Message, term: int, now: Moment
-    ) -> list[Effect]:
-        """Close the link to a peer that sent an invalid message."""
-        code = self._message_validator.validate_message(peer, message, term)
-        if code is None:
-            return []
-        lost = self.drop_peer(peer, f"{PROTOCOL_PREFIX}{code}", now)
-        return [*self._refuse_peer(peer, code), *lost]
-
-    def _refuse_peer(self, peer: NodeId, code: str) -> list[Effect]:
-        log_lines = self._message_validator.count_refusal(peer, code)
-        return [*log_lines, Disconnect(peer, f"{PROTOCOL_PREFIX}{code}")]
+from octaskly.core.protocol.messages import (
+    PROTOCOL_PREFIX,
+    STOPPING_REASON,
+    UNNEEDED_REASON,
+    Message,
+)
+from octaskly.core.replication.anti_entropy import AntiEntropy
+from octaskly.core.replication.not_found_rule import NotFoundRule
+from octaskly.core.replication.replication import Replication
+from octaskly.core.worker.worker import Worker
 
 
 class LinkPolicy:
@@ -112,11 +55,18 @@ class LinkPolicy:
             election.dispatcher, self._me, self._full_mesh_max
         )
 
-    def unneeded_peers(self) -> list[tuple[NodeId, PeerView]]:
-        """Return the peers whose links no takeover in a large mesh needs."""
-        needed = self.needed_peers()
+    def unneeded_peers(self) -> list[tuple[NodeId, bool]]:
+        """Return the peers whose links no takeover in a large mesh needs.
+
+        The bool is True if the peer follows the same dispatcher as this node.
+        """
+        needed, dispatcher = self.needed_peers(), self._election.dispatcher
         peers = self._peer_table.peers.items() if needed else ()
-        return [(peer, view) for peer, view in peers if peer not in needed]
+        return [
+            (peer, view.dispatcher == dispatcher)
+            for peer, view in peers
+            if peer not in needed
+        ]
 
     def dial_delayed(self, now: Moment) -> list[Effect]:
         """Dial discovered nodes that are due and still needed."""
@@ -156,22 +106,175 @@ class LinkPolicy:
         self._address_book.set_dial_scope(scope)
 
 
-class RevocationEnforcer:
-    """Closes links to nodes that the keyring excludes, and blocks dials to them."""
+class PeerLoss:
+    """Informs the components of a lost peer."""
 
     def __init__(
-        self, rotation: KeyRotation, connections: Connections, address_book: AddressBook
+        self,
+        *,
+        roster_builder: RosterBuilder,
+        election: Election,
+        timeouts: Timeouts,
+        anti_entropy: AntiEntropy,
+        replication: Replication,
+        not_found_rule: NotFoundRule,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._roster_builder = roster_builder
+        self._election = election
+        self._timeouts = timeouts
+        self._anti_entropy = anti_entropy
+        self._replication = replication
+        self._not_found_rule = not_found_rule
+        self._dispatcher = dispatcher
+
+    def on_peer_lost(
+        self, peer: NodeId, view: PeerView, reason: str, now: Moment
+    ) -> list[Effect]:
+        """Handle the end of a link, after its removal from the peer table."""
+        if reason != UNNEEDED_REASON:
+            self._replication.discount_node(peer)
+        effects: list[Effect] = []
+        dispatcher_epoch = self._election.dispatcher_epoch
+        if dispatcher_epoch is not None:
+            self._not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
+            if view.followed_epoch == dispatcher_epoch.epoch:
+                effects += self._on_follower_lost(peer, view, reason, now)
+        self._anti_entropy.drop_peer(peer)
+        return effects + self._timeouts.on_peer_down(peer, reason, now)
+
+    def _on_follower_lost(
+        self, peer: NodeId, view: PeerView, reason: str, now: Moment
+    ) -> list[Effect]:
+        """Handle the loss of a follower; its attempts may run on other nodes."""
+        is_leaving = reason in (STOPPING_REASON, UNNEEDED_REASON, REVOKED_REASON)
+        self._roster_builder.on_follower_lost(peer, now, is_leaving=is_leaving)
+        self._replication.on_follower_lost(peer, now, is_leaving=is_leaving)
+        note = LogLine("info", "peer lost", (("peer", peer), ("reason", reason)))
+        if not view.is_worker:
+            return [note]
+        return [note, *self._dispatcher.on_worker_down(peer, now)]
+
+
+class Connections:
+    """The links of one node, from HELLO to their end."""
+
+    def __init__(
+        self,
+        peer_table: PeerTable,
+        message_validator: MessageValidator,
+        rotation: KeyRotation,
+        claim_handlers: ClaimHandlers,
+        peer_loss: PeerLoss,
+        link_policy: LinkPolicy,
+    ) -> None:
+        self._peer_table = peer_table
+        self._message_validator = message_validator
+        self._rotation = rotation
+        self._claim_handlers = claim_handlers
+        self._peer_loss = peer_loss
+        self._link_policy = link_policy
+
+    def on_peer_up(self, event: PeerUp, term: int, now: Moment) -> list[Effect]:
+        """Accept or refuse a new link; it replaces an earlier one.
+
+        Args:
+            event: The HELLOs of both sides.
+            term: The highest term seen.
+            now: Both clocks.
+        """
+        effects = self.drop_peer(event.peer, "replaced", now)
+        refusal = self._rotation.link_refusal(event.peer)
+        if refusal is not None:
+            return [*effects, Disconnect(event.peer, refusal)]
+        code = self._message_validator.validate_message(
+            event.peer, event.peer_hello, term
+        )
+        if code is not None:
+            return effects + self._refuse_peer(event.peer, code)
+        effects += self._message_validator.check_clock_skew(event)
+        effects += self._peer_table.on_peer_up(event, now)
+        effects += self._rotation.on_peer_up(event.peer, now)
+        effects += self._claim_handlers.on_peer_up(event, now)
+        needed = self._link_policy.needed_peers()
+        if needed and event.peer not in needed and event.peer in self._peer_table.peers:
+            effects += self.close_link(event.peer, UNNEEDED_REASON, now)
+        return effects
+
+    def on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Remove a peer after the end of its link or its Leave."""
+        is_revoked = reason == REVOKED_REASON and peer in self._peer_table.peers
+        effects = self._rotation.on_own_revocation(peer) if is_revoked else []
+        return effects + self.drop_peer(peer, reason, now)
+
+    def drop_peer(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Remove a peer whose link ended."""
+        view = self._peer_table.on_peer_down(peer, now)
+        if view is None:
+            return []
+        return self._peer_loss.on_peer_lost(peer, view, reason, now)
+
+    def close_link(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Close a link and remove the peer, as for a broken link."""
+        return [Disconnect(peer, reason), *self.drop_peer(peer, reason, now)]
+
+    def close_unneeded_links(self, now: Moment) -> list[Effect]:
+        """In a large mesh, close the links that no takeover needs."""
+        effects: list[Effect] = []
+        for peer, is_follower in self._link_policy.unneeded_peers():
+            if not is_follower:  # It may be about to claim.
+                effects += self._claim_handlers.reject_stale_dispatcher(peer)
+            effects += self.close_link(peer, UNNEEDED_REASON, now)
+        return effects
+
+    def reject_invalid(
+        self, peer: NodeId, message: Message, term: int, now: Moment
+    ) -> list[Effect]:
+        """Close the link to a peer that sent an invalid message."""
+        code = self._message_validator.validate_message(peer, message, term)
+        if code is None:
+            return []
+        lost = self.drop_peer(peer, f"{PROTOCOL_PREFIX}{code}", now)
+        return [*self._refuse_peer(peer, code), *lost]
+
+    def _refuse_peer(self, peer: NodeId, code: str) -> list[Effect]:
+        log_lines = self._message_validator.count_refusal(peer, code)
+        return [*log_lines, Disconnect(peer, f"{PROTOCOL_PREFIX}{code}")]
+
+
+class RevocationEnforcer:
+    """Excludes revoked nodes: closes links to them, and blocks dials.
+
+    If this node is revoked, it stops all its roles.
+    """
+
+    def __init__(
+        self,
+        rotation: KeyRotation,
+        connections: Connections,
+        address_book: AddressBook,
+        election: Election,
+        worker: Worker,
     ) -> None:
         self._rotation = rotation
         self._connections = connections
         self._address_book = address_book
+        self._election = election
+        self._worker = worker
 
     def on_keyring_changed(self, event: KeyringChanged, now: Moment) -> list[Effect]:
-        """Apply a changed keyring to links and dials."""
+        """Apply a changed keyring to links, dials and the roles of this node."""
         effects = self._rotation.on_keyring_changed(event, now)
         effects += self.close_unwanted_links(now)
         self._rotation.lift_link_refusal()
         self.block_dials()
+        availability = self._worker.availability
+        if self._rotation.is_revoked and not availability.is_revoked:
+            effects += self._worker.set_availability(availability.with_revoked(), now)
+            # The other nodes count these attempts as lost and run them again.
+            effects += self._worker.stop_attempts()
+            self._election.withdraw()
+            effects += self._election.start_discovering("revoked", now)
         return effects
 
     def on_time(self, now: Moment) -> list[Effect]:

@@ -7,13 +7,19 @@ from functools import partial
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, LogWrite, Send
+from octaskly.core.election.claims import ClaimHandlers
+from octaskly.core.election.election import Election
 from octaskly.core.log.facts import Entry, Finished, Submitted, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.drafts import sequence_of
 from octaskly.core.model.ids import Moment, NodeId, TaskId
+from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.protocol.messages import Entries, Pull, Replicate, Snapshot
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.not_found_rule import NotFoundRule
+from octaskly.core.replication.replication import Replication
 from octaskly.core.replication.standby_appends import Standby
 
 
@@ -26,21 +32,41 @@ class LogReceiver:
         anti_entropy: AntiEntropy,
         standby: Standby,
         dispatcher: Dispatcher,
+        election: Election,
+        claim_handlers: ClaimHandlers,
+        message_validator: MessageValidator,
     ) -> None:
+        self._election = election
+        self._claim_handlers = claim_handlers
+        self._message_validator = message_validator
         self._journal = journal
         self._anti_entropy = anti_entropy
         self._standby = standby
         self._dispatcher = dispatcher
 
-    def on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
-        """Store entries that this node pulled."""
+    def on_remote_log(
+        self, peer: NodeId, message: Entries | Snapshot, now: Moment
+    ) -> list[Effect]:
+        """Store what this node pulled, and send the dispatcher the new vector."""
+        if isinstance(message, Entries):
+            entries = message.entries
+            effects = self._message_validator.check_entry_clocks(peer, entries, now)
+            effects += self._on_entries(peer, message)
+        else:
+            effects = self._on_snapshot(peer, message)
+        if any(isinstance(effect, LogWrite) for effect in effects):
+            if peer == self._election.dispatcher:
+                self._standby.mark_behind()  # If in sync, it gets a stream.
+            effects += self._election.send_vector(peer)
+        return effects + self._claim_handlers.continue_transfer()
+
+    def _on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
         effects = self._anti_entropy.on_entries(peer, message)
         self._dispatcher.raise_sequence(highest_submitted_sequence(message.entries))
         self._withdraw_ended(message, effects)
         return effects
 
-    def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
-        """Store snapshot rows that this node pulled."""
+    def _on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
         effects = self._anti_entropy.on_snapshot(peer, message)
         self._dispatcher.raise_sequence(
             highest_id_sequence(row.record.id for row in message.rows)
@@ -61,15 +87,16 @@ class LogReceiver:
     def on_replicate(
         self, peer: NodeId, message: Replicate, now: Moment
     ) -> list[Effect]:
-        """Store an append of the dispatcher."""
+        """Store an append of the dispatcher, unless the dispatcher is deposed."""
+        if not self._election.is_followed_epoch(peer, message.epoch):
+            # It may be the only answer to a PULL, which is then no longer pending.
+            self._anti_entropy.drop_peer(peer)
+            self._standby.note_missed(message)
+            return self._claim_handlers.reject_stale_dispatcher(peer)
+        effects = self._message_validator.check_entry_clocks(peer, message.entries, now)
         self._dispatcher.raise_sequence(highest_submitted_sequence(message.entries))
-        return self._standby.on_replicate(peer, message, now)
-
-    def on_foreign_stream(self, peer: NodeId, message: Replicate) -> None:
-        """Discard an append from a node that this one does not follow."""
-        # It may be the only answer to a PULL, which is then no longer pending.
-        self._anti_entropy.drop_peer(peer)
-        self._standby.note_missed(message)
+        effects += self._standby.on_replicate(peer, message, now)
+        return effects + self._claim_handlers.continue_transfer()
 
     def empty_answer(self, peer: NodeId, pull: Pull) -> Send:
         """Return an empty answer, so that the peer's PULL is not left pending."""
@@ -78,6 +105,51 @@ class LogReceiver:
             (s, min(seq, own_vector[s])) for s, seq in pull.vector if s in own_vector
         )
         return Send(peer, (Entries((), (), has_more=False, vector=tuple(common)),))
+
+
+class QueueReader:
+    """Lets the dispatcher read its queue again when other nodes' entries arrived."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        peer_table: PeerTable,
+        anti_entropy: AntiEntropy,
+        replication: Replication,
+        not_found_rule: NotFoundRule,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._journal = journal
+        self._peers = peer_table.peers
+        self._anti_entropy = anti_entropy
+        self._replication = replication
+        self._not_found_rule = not_found_rule
+        self._dispatcher = dispatcher
+
+    def reread_after_sync(self, now: Moment) -> list[Effect]:
+        """Read the queue again once all entries of other nodes are durable."""
+        dispatcher, not_found_rule = self._dispatcher, self._not_found_rule
+        self.hasten_row_rewrite(now)
+        if dispatcher.reconciler.is_log_behind:
+            if not_found_rule.has_read_all:
+                dispatcher.reconciler.trust_log()
+                return dispatcher.on_remote_entries(now)
+            if not_found_rule.can_read_more(now.mono_s):
+                dispatcher.reconciler.extend_read_delay(now)
+        if not self._anti_entropy.pop_has_new_entries(self._peers):
+            return []
+        return self._journal.when_durable(dispatcher.on_remote_entries, now)
+
+    def hasten_row_rewrite(self, now: Moment) -> None:
+        """Rewrite rows that are ahead of the log soon, so that standbys get them.
+
+        Without a standby this can wait, because it may be most of the data of this
+        node.
+        """
+        if not self._dispatcher.is_accepting or not self._journal.has_rows_ahead:
+            return
+        if self._replication.standby_nodes and self._not_found_rule.has_read_all:
+            self._dispatcher.compaction.hasten_row_rewrite(now)
 
 
 def _ended_tasks(message: Entries | Snapshot) -> tuple[TaskId, ...]:

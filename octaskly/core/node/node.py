@@ -14,15 +14,13 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from octaskly.core.effects import (
-    Advertise,
     Answer,
     Disconnect,
     Effect,
-    LogLine,
     LogWrite,
     Send,
 )
-from octaskly.core.election.phases import Attachment, Phase
+from octaskly.core.election.phases import Phase
 from octaskly.core.events import (
     AddressesChanged,
     AttemptsEnded,
@@ -66,22 +64,20 @@ from octaskly.core.model.consequences import (
     SyncProgressed,
     WorkerAvailabilityChanged,
 )
-from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, StreamId
+from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId
 from octaskly.core.model.keyring_state import (
-    REVOKED_REASON,
     KeyringChanged,
     KeyringStatus,
     KeyringTransfer,
     RotateRequested,
 )
-from octaskly.core.model.nodes import NodeInfo, Role, StandbyView, Takeover
+from octaskly.core.model.nodes import Role, StandbyView, Takeover
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components, build_handlers
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
-    UNNEEDED_REASON,
     Assign,
     Claim,
     ClaimOk,
@@ -128,19 +124,16 @@ class Node:
         self._address_book = components.peer_table.address_book
         self._mdns_schedule = components.mdns_schedule
         self._roster_builder = components.roster_builder
-        self._anti_entropy = components.anti_entropy
         self._log_versions = components.log_versions
         self._candidacy = components.candidacy
         self._election = components.election
         self._timeouts = components.timeouts
         self._claim_handlers = components.claim_handlers
-        self._dispatcher_transfer = components.dispatcher_transfer
         self._replication = components.replication
         self._standby = components.standby
         self._not_found_rule = components.not_found_rule
         self._dispatcher = components.dispatcher
         self._worker = components.worker
-        self._message_validator = components.message_validator
         self.rotation: KeyRotation = components.rotation
         """The key rotation, with the generations of the mesh secret."""
         self.refused_counts: Mapping[str, int] = (
@@ -150,14 +143,9 @@ class Node:
         self.ended_counts: Mapping[TaskState, int] = components.dispatcher.ended_counts
         """Number of tasks that ended while this node was dispatcher, by state."""
         given_name = saved.name or settings.node.name
-        self._handlers = build_handlers(
-            settings, components, given_name, self._on_peer_lost
-        )
+        self._handlers = build_handlers(settings, components, given_name)
         self._last_step_s: float | None = None
         self._next_own_heartbeat_s = 0.0
-        self._dispatcher_epoch: DispatcherEpoch | None = None
-        """The epoch applied to the components; `election` may be ahead of it."""
-        self._attachment: Attachment | None = None  #: the same for the worker
         self._handlers.revocation_enforcer.block_dials()
         if self.rotation.is_revoked:
             self._election.withdraw()
@@ -326,10 +314,12 @@ class Node:
                 return self._handlers.pause_fencing.on_time(now)
             case Timer.REATTACH:
                 # Wait longer for nodes that are not silent and hold more entries.
-                return self._reread_after_sync(now) + self._dispatcher.on_time(now)
+                return self._handlers.queue_reader.reread_after_sync(
+                    now
+                ) + self._dispatcher.on_time(now)
             case Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF:
                 effects = self._dispatcher.on_time(now)
-                self._hasten_row_rewrite(now)
+                self._handlers.queue_reader.hasten_row_rewrite(now)
                 return effects
             case Timer.RESULTS:
                 return self._worker.on_time(now)
@@ -377,7 +367,7 @@ class Node:
             case PeerUp():
                 return self._on_peer_up(event, now)
             case PeerDown(peer, reason):
-                return self._on_peer_down(peer, reason, now)
+                return self._handlers.connections.on_peer_down(peer, reason, now)
             case PeersDiscovered(hints):
                 needed = self._handlers.link_policy.needed_peers()
                 effects = self._address_book.on_peers_discovered(hints, now, needed)
@@ -421,7 +411,7 @@ class Node:
                 return dispatcher.on_store_answer(event, now)
             case FloorPlanned():
                 effects = dispatcher.on_store_answer(event, now)
-                self._hasten_row_rewrite(now)
+                self._handlers.queue_reader.hasten_row_rewrite(now)
                 return effects
             case Persisted(number):
                 self._journal.on_persisted(number)
@@ -452,7 +442,7 @@ class Node:
             case RotateRequested():
                 return self.rotation.on_rotate_requested(event, now)
             case KeyringChanged():
-                return self._on_keyring_changed(event, now)
+                return self._handlers.revocation_enforcer.on_keyring_changed(event, now)
 
     def _explain_task(self, event: ExplainRequested, now: Moment) -> TaskExplanation:
         roster = self._roster_builder.roster
@@ -470,75 +460,14 @@ class Node:
             self._outbox.put(AdmissionChanged())
         return shutdown.start_shutdown(drain_s, now)
 
-    def _on_keyring_changed(self, event: KeyringChanged, now: Moment) -> list[Effect]:
-        """Apply a changed keyring; a revoked node stops all its roles."""
-        effects = self._handlers.revocation_enforcer.on_keyring_changed(event, now)
-        availability = self._worker.availability
-        if self.rotation.is_revoked and not availability.is_revoked:
-            effects += self._worker.set_availability(availability.with_revoked(), now)
-            # The other nodes count these attempts as lost and run them again.
-            effects += self._worker.stop_attempts()
-            self._election.withdraw()
-            effects += self._election.start_discovering("revoked", now)
-        return effects
-
     # --- Links.
 
     def _on_peer_up(self, event: PeerUp, now: Moment) -> list[Effect]:
-        peer = event.peer
-        if peer == self._me:
+        if event.peer == self._me:
             return []
         if self._handlers.shutdown.is_done:  # The process ends soon.
-            return [Disconnect(peer, STOPPING_REASON)]
-        effects = self._handlers.connections.on_peer_up(event, self._election.term, now)
-        needed = self._handlers.link_policy.needed_peers()
-        if needed and peer not in needed and peer in self._peer_table.peers:
-            effects += self._handlers.connections.close_link(peer, UNNEEDED_REASON, now)
-        return effects
-
-    def _on_peer_down(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
-        """Remove a peer after the end of its link or its Leave."""
-        is_revoked = reason == REVOKED_REASON and peer in self._peer_table.peers
-        effects = self.rotation.on_own_revocation(peer) if is_revoked else []
-        return effects + self._handlers.connections.drop_peer(peer, reason, now)
-
-    def _on_peer_lost(
-        self, peer: NodeId, view: PeerView, reason: str, now: Moment
-    ) -> list[Effect]:
-        """Inform the components of a lost peer."""
-        if reason != UNNEEDED_REASON:
-            self._replication.discount_node(peer)
-        effects: list[Effect] = []
-        dispatcher_epoch = self._election.dispatcher_epoch
-        if dispatcher_epoch is not None:
-            self._not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
-            if view.followed_epoch == dispatcher_epoch.epoch:
-                effects += self._on_follower_lost(peer, view, reason, now)
-        self._anti_entropy.drop_peer(peer)
-        return effects + self._timeouts.on_peer_down(peer, reason, now)
-
-    def _on_follower_lost(
-        self, peer: NodeId, view: PeerView, reason: str, now: Moment
-    ) -> list[Effect]:
-        """Handle the loss of a follower; its attempts may run on other nodes."""
-        is_leaving = reason in (STOPPING_REASON, UNNEEDED_REASON, REVOKED_REASON)
-        self._roster_builder.on_follower_lost(peer, now, is_leaving=is_leaving)
-        self._replication.on_follower_lost(peer, now, is_leaving=is_leaving)
-        note = LogLine("info", "peer lost", (("peer", peer), ("reason", reason)))
-        if not view.is_worker:
-            return [note]
-        return [note, *self._dispatcher.on_worker_down(peer, now)]
-
-    def _drop_unneeded_links(self, now: Moment) -> list[Effect]:
-        """In a large mesh, close the links that no takeover needs."""
-        effects: list[Effect] = []
-        for peer, view in self._handlers.link_policy.unneeded_peers():
-            if (
-                view.dispatcher != self._election.dispatcher
-            ):  # It may be about to claim.
-                effects += self._claim_handlers.reject_stale_dispatcher(peer)
-            effects += self._handlers.connections.close_link(peer, UNNEEDED_REASON, now)
-        return effects
+            return [Disconnect(event.peer, STOPPING_REASON)]
+        return self._handlers.connections.on_peer_up(event, self._election.term, now)
 
     # --- Messages.
 
@@ -588,15 +517,17 @@ class Node:
             case Roster():
                 return self._on_roster(peer, message, now)
             case HeartbeatOk() | Results() | Reattach():
-                return self._on_worker_message(peer, message, now)
+                return self._handlers.worker_messages.on_worker_message(
+                    peer, message, now
+                )
             case Replicate():
-                return self._on_replicate(peer, message, now)
+                return self._handlers.log_receiver.on_replicate(peer, message, now)
             case ReplicateOk():
                 return self._replication.on_replicate_ok(peer, message, now)
             case Pull():
                 return self._on_pull(peer, message, now)
             case Entries() | Snapshot():
-                return self._on_remote_log(peer, message, now)
+                return self._handlers.log_receiver.on_remote_log(peer, message, now)
             case Transfer():
                 return claim_handlers.on_transfer(peer, message, now)
             case Claim():
@@ -614,7 +545,7 @@ class Node:
             case KeyringStatus() | KeyringTransfer():
                 return self.rotation.on_keyring_message(peer, message)
             case Leave(reason):
-                return self._on_peer_down(peer, reason, now)
+                return self._handlers.connections.on_peer_down(peer, reason, now)
             case Hello() | HelloOk():
                 return []  # The link handles the first of each; more are ignored.
 
@@ -649,18 +580,7 @@ class Node:
             self._candidacy.set_successors(roster)
             self._handlers.link_policy.update_dial_scope()
             self._outbox.put(RosterChanged())
-        return self._drop_unneeded_links(now)
-
-    def _on_replicate(
-        self, peer: NodeId, message: Replicate, now: Moment
-    ) -> list[Effect]:
-        """Store an append of the dispatcher, unless the dispatcher is deposed."""
-        if not self._election.is_followed_epoch(peer, message.epoch):
-            self._handlers.log_receiver.on_foreign_stream(peer, message)
-            return self._claim_handlers.reject_stale_dispatcher(peer)
-        effects = self._message_validator.check_entry_clocks(peer, message.entries, now)
-        effects += self._handlers.log_receiver.on_replicate(peer, message, now)
-        return effects + self._claim_handlers.continue_transfer()
+        return self._handlers.connections.close_unneeded_links(now)
 
     def _on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
         effects = self._claim_handlers.on_pull(peer, message, now)
@@ -669,69 +589,6 @@ class Node:
             # The peer sent it before it knew that this node writes a newer log version.
             return [self._handlers.log_receiver.empty_answer(peer, message), *effects]
         return self._replication.on_pull(peer, message, now) + effects
-
-    def _on_remote_log(
-        self, peer: NodeId, message: Entries | Snapshot, now: Moment
-    ) -> list[Effect]:
-        """Store another node's entries, and send the dispatcher the new vector."""
-        if isinstance(message, Entries):
-            entries = message.entries
-            effects = self._message_validator.check_entry_clocks(peer, entries, now)
-            effects += self._handlers.log_receiver.on_entries(peer, message)
-        else:
-            effects = self._handlers.log_receiver.on_snapshot(peer, message)
-        if any(isinstance(effect, LogWrite) for effect in effects):
-            if peer == self._election.dispatcher:
-                self._standby.mark_behind()  # If in sync, it gets a stream.
-            effects += self._election.send_vector(peer)
-        return effects + self._claim_handlers.continue_transfer()
-
-    def _on_worker_message(
-        self, peer: NodeId, message: HeartbeatOk | Results | Reattach, now: Moment
-    ) -> list[Effect]:
-        """Pass a worker's message to the dispatcher, if it confirmed this epoch."""
-        dispatcher, view = self._dispatcher, self._peer_table.peers.get(peer)
-        if not dispatcher.is_active or self._election.dispatcher_epoch is None:
-            return []  # The worker keeps its results until there is a dispatcher.
-        if view is not None and view.followed_epoch != self._election.epoch:
-            return []  # It was sent in an earlier epoch; the worker repeats it.
-        if view is not None and message.state is not None:
-            self._peer_table.record_state(view, message.state)
-        match message:
-            case HeartbeatOk():
-                if view is not None:
-                    self._peer_table.record_heartbeat_ok(view, message)
-                effects = self._peer_table.on_addresses_changed(
-                    peer, message.addresses, now
-                )
-                effects += self._handlers.pause_fencing.on_heartbeat_ok(message, now)
-                effects += self._answer_catch_up_requests(now)
-                return effects + dispatcher.on_heartbeat_ok(peer, message, now)
-            case Results():
-                if self._dispatcher_transfer.is_in_progress:
-                    return []  # The log must not grow while a successor catches up.
-                return dispatcher.on_results(peer, message, now)
-            case Reattach():
-                return self._on_reattach(peer, message, now)
-
-    def _on_reattach(
-        self, peer: NodeId, message: Reattach, now: Moment
-    ) -> list[Effect]:
-        """Register a worker once all parts of its `Reattach` are here."""
-        view = self._peer_table.peers.get(peer)
-        info = self._settings.node if view is None else view.info
-        if view is not None:
-            message = view.join_reattach_parts(message)
-            if message.has_more:
-                return []  # Attempts in the next parts are not lost.
-        effects = self._register_worker(info, now)
-        if view is not None:
-            view.is_worker = True
-        return effects + self._dispatcher.on_reattach(peer, message, now)
-
-    def _register_worker(self, info: NodeInfo, now: Moment) -> list[Effect]:
-        name = self._roster_builder.assign_name(info.id, info.name)
-        return self._dispatcher.on_worker_up(replace(info, name=name), now)
 
     # --- Consequences.
 
@@ -773,10 +630,10 @@ class Node:
                 self._timeouts.set_timer(now)
                 effects = self._replication.update_standbys(now)
                 effects += self._broadcast_new_records(now)
-                effects += self._reread_after_sync(now)
+                effects += self._handlers.queue_reader.reread_after_sync(now)
                 return effects + self._answer_catch_up_requests(now)
             case SyncProgressed():
-                effects = self._reread_after_sync(now)
+                effects = self._handlers.queue_reader.reread_after_sync(now)
                 return effects + self._answer_catch_up_requests(now)
             case FloorRaised():
                 if self._dispatcher.is_accepting:
@@ -785,40 +642,13 @@ class Node:
             case RecordsAdded():
                 return self._broadcast_new_records(now)
             case AdmissionChanged():
-                self._hasten_row_rewrite(now)
+                self._handlers.queue_reader.hasten_row_rewrite(now)
                 return []
             case WorkerAvailabilityChanged() | RosterChanged():
                 return []  # `_deliver` announces these changes.
 
-    def _reread_after_sync(self, now: Moment) -> list[Effect]:
-        """Read the queue again once all entries of other nodes are durable."""
-        dispatcher, not_found_rule = self._dispatcher, self._not_found_rule
-        self._hasten_row_rewrite(now)
-        if dispatcher.reconciler.is_log_behind:
-            if not_found_rule.has_read_all:
-                dispatcher.reconciler.trust_log()
-                return dispatcher.on_remote_entries(now)
-            if not_found_rule.can_read_more(now.mono_s):
-                dispatcher.reconciler.extend_read_delay(now)
-        if not self._anti_entropy.pop_has_new_entries(self._peer_table.peers):
-            return []
-        return self._journal.when_durable(dispatcher.on_remote_entries, now)
-
-    def _hasten_row_rewrite(self, now: Moment) -> None:
-        """Rewrite rows that are ahead of the log soon, so that standbys get them.
-
-        Without a standby this can wait, because it may be most of the data of this
-        node.
-        """
-        if not self._dispatcher.is_accepting or not self._journal.has_rows_ahead:
-            return
-        if self._replication.standby_nodes and self._not_found_rule.has_read_all:
-            self._dispatcher.compaction.hasten_row_rewrite(now)
-
     def _answer_catch_up_requests(self, now: Moment) -> list[Effect]:
         """Answer the catch-up requests that need not wait longer."""
-        if not self._not_found_rule.pending_requests:
-            return []
         dispatcher_epoch = self._election.dispatcher_epoch
         epoch = None if dispatcher_epoch is None else dispatcher_epoch.epoch
         return self._not_found_rule.on_time(epoch, now)
@@ -843,75 +673,9 @@ class Node:
             election.epoch, election.reachable_dispatcher, is_serving=is_serving
         )
 
-    # --- Roles.
-
     def _apply_role(self, now: Moment) -> list[Effect]:
-        """Apply the election's role to dispatcher, replication and worker."""
-        election, effects = self._election, list[Effect]()
-        dispatcher_epoch, attachment = election.dispatcher_epoch, election.attachment
-        if dispatcher_epoch is not self._dispatcher_epoch:
-            if self._dispatcher_epoch is not None:
-                self._stop_dispatching(now)
-            self._dispatcher_epoch = dispatcher_epoch
-            if dispatcher_epoch is None:
-                effects.append(Advertise(is_dispatcher=False, term=0))
-            else:
-                effects += self._start_dispatching(dispatcher_epoch, now)
-        if attachment is not self._attachment and attachment != self._attachment:
-            effects += self._change_attachment(attachment, now)
+        """Apply the role that the election decided to the other components."""
+        effects = self._handlers.dispatcher_role.apply(now)
+        effects += self._handlers.worker_attachment.apply(now)
         self._handlers.link_policy.update_dial_scope()
-        return effects
-
-    def _start_dispatching(
-        self, dispatcher_epoch: DispatcherEpoch, now: Moment
-    ) -> list[Effect]:
-        epoch, stream = dispatcher_epoch.epoch, dispatcher_epoch.stream
-        roster_builder, peers = self._roster_builder, self._peer_table.peers
-        roster_builder.mark_members_lost(now)
-        self._journal.open_stream(stream)
-        lost_dispatcher = self._election.loss.dispatcher
-        expects_standbys = bool(peers) or roster_builder.expects_others(
-            self._me, lost_dispatcher
-        )
-        self._replication.start_replicating(
-            dispatcher_epoch, now, expects_standbys=expects_standbys
-        )
-        self._standby.check_ack_guarantee(now)
-        in_sync_epoch = self._standby.in_sync_epoch
-        self._not_found_rule.start_catch_up(
-            epoch, roster_builder.roster, in_sync_epoch, now.mono_s
-        )
-        if not self._not_found_rule.has_read_all:
-            self._dispatcher.reconciler.delay_read(now)
-        effects = self._dispatcher.start_dispatching(epoch, stream, now)
-        # Register connected nodes before their `Reattach` arrives. Otherwise a task
-        # that must fail fast would be refused at first.
-        for info in (self._settings.node, *(view.info for view in peers.values())):
-            effects += self._register_worker(info, now)
-        if self._election.is_withdrawn:
-            self._dispatcher.pause_accepting()
-        effects.append(Advertise(is_dispatcher=True, term=epoch.term))
-        return effects + self._handlers.link_policy.dial_absent_members(now)
-
-    def _stop_dispatching(self, now: Moment) -> None:
-        self._dispatcher.stop_dispatching()
-        self._replication.stop_replicating(now)
-        self._journal.close_stream()
-
-    def _change_attachment(
-        self, attachment: Attachment | None, now: Moment
-    ) -> list[Effect]:
-        """Attach the worker to another dispatcher, or detach it and browse."""
-        effects: list[Effect] = []
-        if self._attachment is not None:
-            effects += self._worker.detach(now)
-        self._attachment = attachment
-        if self._dispatcher_epoch is None and attachment is not None:
-            effects += self._mdns_schedule.stop()
-        elif not self._mdns_schedule.is_browsing:
-            effects += self._mdns_schedule.start(
-                now, is_delayed=self._election.is_mass_succession
-            )
-        if attachment is not None:
-            effects += self._worker.attach(attachment.dispatcher, attachment.epoch, now)
         return effects

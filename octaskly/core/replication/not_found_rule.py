@@ -121,6 +121,8 @@ class NotFoundRule:
             now: The clocks.
         """
         requests, self.pending_requests = self.pending_requests, []
+        if not requests:
+            return []
         is_complete = self.is_complete(now.mono_s)
         confirmed_s = self._confirmed_heartbeat_s()
         answers: list[Effect] = []
