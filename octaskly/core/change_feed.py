@@ -31,9 +31,9 @@ from octaskly.core.model.ids import (
     Vector,
     VectorItems,
 )
+from octaskly.core.model.nodes import RosterEntry
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, TaskSpec, TaskState
-from octaskly.core.protocol.messages import RosterEntry
 
 REWRITE_AGE_MS = 1000
 """A submission written later than this after acceptance is a rewrite, not an event."""

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from octaskly.core.log.facts import NO_FLOOR, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.mesh_records import RecordDraft
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import (
     Address,
@@ -150,15 +151,6 @@ class PurgeRequested(Struct, frozen=True):
 
     ticket: int
     older_than_s: int  #: seconds since the end; 0: all ended tasks
-
-
-class RecordDraft(NamedTuple):
-    """A record that is not yet written; see `facts.Recorded`."""
-
-    kind: str
-    key: str
-    body: bytes
-    expires_ms: int = 0
 
 
 class RecordRequested(Struct, frozen=True):

@@ -5,41 +5,13 @@ A reply is sent only once its content is as durable as it states.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from msgspec import Struct
 
 from octaskly.core.log.facts import Recorded
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.keyring_state import RotationNotStarted, RotationStarted
-from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.nodes import NodeState, RejectionReason
 from octaskly.core.model.tasks import TaskSpec, TaskState
-
-TRANSIENT_CODES = frozenset(
-    {
-        "slots",
-        "memory_granted",
-        "gpus_granted",
-        "reserved",
-        "turn",
-        "joining",
-        "resting",
-        "parents",
-    }
-)
-"""Codes of temporary reasons, which end by themselves while the node takes work."""
-
-
-class RejectionReason(NamedTuple):
-    """One reason why a node does not run a task."""
-
-    code: str
-    text: str  #: for people, to be read after the node's name
-
-    @property
-    def is_permanent(self) -> bool:
-        """Return True if the reason stays until somebody acts."""
-        return self.code not in TRANSIENT_CODES
 
 
 class NodeRejection(Struct, frozen=True):

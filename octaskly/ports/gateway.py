@@ -13,11 +13,12 @@ from octaskly.core.model.ids import AttemptId, Epoch, NodeId, TaskId
 from octaskly.core.model.nodes import (
     AvailabilityCommand,
     LoadSample,
+    RosterEntry,
     StandbyView,
     Takeover,
 )
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.protocol.messages import Roster
 from octaskly.core.replies import TaskExplanation
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource

@@ -8,9 +8,13 @@ import msgspec
 import pytest
 
 from octaskly.agent.gateway.audit import RETENTION_MS, AgentAuditLog
-from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.mesh_records import AUDIT, AUDIT_UNAUTHENTICATED, KINDS
+from octaskly.core.log.mesh_records import (
+    AUDIT,
+    AUDIT_UNAUTHENTICATED,
+    KINDS,
+    RecordDraft,
+)
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditEntry, AuditLog, RecordQuery

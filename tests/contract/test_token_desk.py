@@ -9,9 +9,8 @@ import pytest
 
 from octaskly.agent.gateway.mesh_records import Records
 from octaskly.agent.gateway.tokens import SESSION_S, SESSION_S_MAX, TokenService
-from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.mesh_records import TOKEN, TOKEN_REVOKED
+from octaskly.core.log.mesh_records import TOKEN, TOKEN_REVOKED, RecordDraft
 from octaskly.core.model.ids import NodeId
 from octaskly.core.replies import RecordsKept
 from octaskly.errors import (

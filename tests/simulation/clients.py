@@ -16,12 +16,12 @@ from octaskly.core import replies
 from octaskly.core.events import (
     CancelRequested,
     CatchUpRequested,
-    RecordDraft,
     RecordRequested,
     TasksSubmitted,
 )
 from octaskly.core.log import mesh_records
 from octaskly.core.log.facts import Submitted
+from octaskly.core.log.mesh_records import RecordDraft
 from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.core.model.task_options import (

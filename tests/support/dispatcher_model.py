@@ -25,7 +25,6 @@ from octaskly.core.effects import (
     Stop,
 )
 from octaskly.core.events import (
-    AttemptsEnded,
     CancelRequested,
     LiveLoaded,
     QueuedLoaded,
@@ -329,9 +328,7 @@ class DispatcherModel:
             outcome = builders.outcome(AttemptState.CANCELLED)
         linked.stopping.discard(key)
         report = Report(task=key[0], attempt=key[1], outcome=outcome)
-        self.perform(
-            linked.worker.on_attempts_ended(AttemptsEnded((report,)), self.now), node
-        )
+        self.perform(linked.worker.on_attempts_ended((report,), self.now), node)
 
     def pause(self, node: NodeId, *, is_paused: bool) -> None:
         hold = OperatorHold(is_paused=is_paused)

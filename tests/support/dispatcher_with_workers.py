@@ -8,10 +8,10 @@ from octaskly.core.effects import Append, Effect, LoadQueued
 from octaskly.core.log.facts import Assigned
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, Role
+from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, Role, RosterEntry
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import Outcome
-from octaskly.core.protocol.messages import Results, RosterEntry
+from octaskly.core.protocol.messages import Results
 from tests.support.builders import (
     STREAM,
     draft,

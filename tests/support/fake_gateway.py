@@ -22,7 +22,9 @@ from octaskly.core.model.nodes import (
     AvailabilityCommand,
     LoadSample,
     NodeState,
+    RejectionReason,
     Role,
+    RosterEntry,
     StandbyView,
 )
 from octaskly.core.model.task_options import TaskOptions
@@ -34,8 +36,8 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.messages import Roster, RosterEntry
-from octaskly.core.replies import NodeRejection, RejectionReason, TaskExplanation
+from octaskly.core.protocol.messages import Roster
+from octaskly.core.replies import NodeRejection, TaskExplanation
 from octaskly.errors import (
     CatchingUp,
     NodeNotFound,

@@ -22,7 +22,7 @@ from octaskly.core.model.keyring_state import (
     KeyringStatus,
     KeyringTransfer,
 )
-from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role
+from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role, RosterEntry
 from octaskly.core.model.tasks import (
     AttemptState,
     EndReason,
@@ -55,7 +55,6 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
     Roster,
-    RosterEntry,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,

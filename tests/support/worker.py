@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from octaskly.core.effects import Send
-from octaskly.core.events import AttemptsEnded
 from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
@@ -54,9 +53,9 @@ def kill_message(*keys: tuple[TaskId, object], term: int = 1) -> Kill:
     return Kill(epoch(term, "d"), keys or (KEY,))  # type: ignore[arg-type]
 
 
-def attempts_ended(*reports: Report) -> AttemptsEnded:
-    """Return the runner's event."""
-    return AttemptsEnded(reports or (report(),))
+def attempts_ended(*reports: Report) -> tuple[Report, ...]:
+    """Return the reports with which the runner ends these attempts."""
+    return reports or (report(),)
 
 
 def send_results(*reports: Report, credit: int = 2, to: str = "d") -> Send:

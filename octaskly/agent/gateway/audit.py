@@ -12,9 +12,13 @@ from typing import Final
 import msgspec
 
 from octaskly.agent.gateway.mesh_records import Records
-from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.mesh_records import AUDIT, AUDIT_UNAUTHENTICATED, KINDS
+from octaskly.core.log.mesh_records import (
+    AUDIT,
+    AUDIT_UNAUTHENTICATED,
+    KINDS,
+    RecordDraft,
+)
 from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.hlc import HLC_MAX, hlc_of
 from octaskly.core.model.ids import NodeId

@@ -31,7 +31,7 @@ from octaskly.core.change_feed import (
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import NodeId, StreamId
-from octaskly.core.protocol.messages import RosterEntry
+from octaskly.core.model.nodes import RosterEntry
 from octaskly.errors import NotDispatcher
 from octaskly.ports import DurableStore
 from octaskly.ports.events import RecentAttempts

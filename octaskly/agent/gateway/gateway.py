@@ -34,10 +34,10 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
-from octaskly.core.model.nodes import AvailabilityCommand, LoadSample
+from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, RosterEntry
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.protocol.messages import Roster
 from octaskly.core.replies import TaskExplanation, TasksPurged
 from octaskly.errors import (
     DispatcherUnknown,

@@ -12,9 +12,9 @@ from functools import partial
 
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.health import HealthChecks
-from octaskly.core.events import RecordDraft, RecordRequested
+from octaskly.core.events import RecordRequested
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.mesh_records import is_valid_record
+from octaskly.core.log.mesh_records import RecordDraft, is_valid_record
 from octaskly.core.replies import RecordLimitReached, RecordsKept
 from octaskly.errors import TooManyRecords
 from octaskly.ports import DurableStore, RecordQuery

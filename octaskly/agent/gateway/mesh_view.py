@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from octaskly.config.units import host_and_port
 from octaskly.core.effects import LogLine, PublishMeshState
 from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
-from octaskly.core.model.nodes import NodeState, Role, Takeover
-from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.model.nodes import NodeState, Role, RosterEntry, Takeover
+from octaskly.core.protocol.messages import Roster
 from octaskly.ports import DispatcherView
 
 

@@ -15,9 +15,8 @@ from typing import Any, Final
 import msgspec
 
 from octaskly.agent.gateway.mesh_records import Records
-from octaskly.core.events import RecordDraft
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.mesh_records import KINDS, TOKEN, TOKEN_REVOKED
+from octaskly.core.log.mesh_records import KINDS, TOKEN, TOKEN_REVOKED, RecordDraft
 from octaskly.core.model.field_types import Millis
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import PermissionDenied, TokenExists, TokenNotFound, TrustError

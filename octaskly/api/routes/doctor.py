@@ -11,8 +11,7 @@ from aiohttp import web
 from octaskly.api.http.handler_types import Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
-from octaskly.core.model.nodes import NodeState
-from octaskly.core.protocol.messages import RosterEntry
+from octaskly.core.model.nodes import NodeState, RosterEntry
 from octaskly.rest.mesh import Checkup, Reach
 
 CONNECT_S_MAX: Final = 1.0  #: a LAN answers within milliseconds

@@ -9,7 +9,7 @@ from aiohttp import web
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.config.units import host_and_port
-from octaskly.core.protocol.messages import RosterEntry
+from octaskly.core.model.nodes import RosterEntry
 from octaskly.rest.mesh import ScrapeTarget
 
 MEDIA = "text/plain"

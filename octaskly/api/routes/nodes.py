@@ -10,8 +10,7 @@ from octaskly import __version__
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
-from octaskly.core.model.nodes import AvailabilityCommand, NodeState
-from octaskly.core.protocol.messages import RosterEntry
+from octaskly.core.model.nodes import AvailabilityCommand, NodeState, RosterEntry
 from octaskly.rest import mesh as rest
 
 

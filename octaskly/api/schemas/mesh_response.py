@@ -10,8 +10,8 @@ from octaskly.api.schemas.task_response import at
 from octaskly.config.units import host_and_port
 from octaskly.core.change_feed import NodeEvent
 from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import RosterEntry
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import RosterEntry
 from octaskly.ports import Health, MeshStats, ReplicationState
 from octaskly.rest import mesh as rest
 

@@ -12,13 +12,13 @@ Source: docs/explanation/log.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Answer, Effect, PlanFloor
 from octaskly.core.events import FloorPlanned, PurgeRequested
 from octaskly.core.log.facts import NO_FLOOR, Floor
 from octaskly.core.log.merge import facts_of, join_floors
-from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, hlc_of
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Settings
@@ -41,7 +41,7 @@ class Compaction:
         settings: Settings,
         step: DispatchStep,
         journal: Journal,
-        peer_table: PeerTable,
+        earliest_wall_ms: Callable[[Moment], int],
         timers: TimerHeap,
     ) -> None:
         self._timers = timers
@@ -50,7 +50,7 @@ class Compaction:
         self._tasks_max = settings.limits.retained_tasks
         self._step = step
         self._journal = journal
-        self._peer_table = peer_table
+        self._earliest_wall_ms = earliest_wall_ms
         self._started_at = Moment(0.0, 0)
         self._written_floor: Floor = NO_FLOOR  #: what the own stream says
         self._due_s = 0.0
@@ -141,7 +141,7 @@ class Compaction:
         """
         passed_ms = round((now.mono_s - self._started_at.mono_s) * 1000)
         latest_ms = self._started_at.wall_ms + passed_ms + CLOCK_GAIN_MS_MAX
-        return min(self._peer_table.earliest_wall_ms(now), latest_ms)
+        return min(self._earliest_wall_ms(now), latest_ms)
 
     def on_floor_planned(
         self, event: FloorPlanned, now: Moment, *, may_write: bool

@@ -74,7 +74,11 @@ class Dispatcher:
         self._step = DispatchStep(settings.limits, journal, replication, timers)
         self.reconciler = Reconciler(self._step, settings.timing.reattach_s, timers)
         self.compaction = Compaction(
-            settings, self._step, journal, replication.peer_table, timers
+            settings,
+            self._step,
+            journal,
+            replication.peer_table.earliest_wall_ms,
+            timers,
         )
         self._queue, self._pool = self._step.queue, self._step.pool
         self.ended_counts = self._queue.ended_counts

@@ -12,7 +12,7 @@ from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.ids import Moment, NodeId, TaskId, task_name
-from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.nodes import NodeState, RejectionReason, RosterEntry
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements, requires_of
 from octaskly.core.model.tasks import (
     Attempt,
@@ -21,12 +21,7 @@ from octaskly.core.model.tasks import (
     Outcome,
     TaskState,
 )
-from octaskly.core.protocol.messages import RosterEntry
-from octaskly.core.replies import (
-    NodeRejection,
-    RejectionReason,
-    TaskExplanation,
-)
+from octaskly.core.replies import NodeRejection, TaskExplanation
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.requirements import (
     describe_requirements,

@@ -13,9 +13,14 @@ from typing import Final
 
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Answer, ApplyRecords, Effect, Send
-from octaskly.core.events import RecordDraft, RecordRequested
+from octaskly.core.events import RecordRequested
 from octaskly.core.log.facts import Recorded
-from octaskly.core.log.mesh_records import KINDS, is_expired, is_valid_record
+from octaskly.core.log.mesh_records import (
+    KINDS,
+    RecordDraft,
+    is_expired,
+    is_valid_record,
+)
 from octaskly.core.model.ids import NO_EPOCH, DispatcherEpoch, Epoch, Moment, NodeId
 from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import Message, RecordBatch

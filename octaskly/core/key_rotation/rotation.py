@@ -15,8 +15,7 @@ from collections.abc import Iterable
 from math import inf
 
 from octaskly.core.effects import Answer, Effect, LogLine, Send
-from octaskly.core.events import RecordDraft
-from octaskly.core.log.mesh_records import KEYS_HELD, RecordTable
+from octaskly.core.log.mesh_records import KEYS_HELD, RecordDraft, RecordTable
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Moment, NodeId

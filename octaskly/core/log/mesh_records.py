@@ -72,6 +72,15 @@ def is_expired(record: Recorded, wall_ms: int) -> bool:
     return 0 < record.expires_ms <= wall_ms
 
 
+class RecordDraft(NamedTuple):
+    """A record that is not yet written; see `facts.Recorded`."""
+
+    kind: str
+    key: str
+    body: bytes
+    expires_ms: int = 0
+
+
 class RecordTable:
     """The records that one node keeps in memory: all kinds that are not list-only."""
 

@@ -18,8 +18,14 @@ from msgspec.structs import replace
 from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import Epoch, Moment, NodeId
-from octaskly.core.model.nodes import NO_LOAD, Availability, NodeState, Role
-from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.model.nodes import (
+    NO_LOAD,
+    Availability,
+    NodeState,
+    Role,
+    RosterEntry,
+)
+from octaskly.core.protocol.messages import Roster
 
 LOST_MEMBER_S = 600.0  #: a lost member is listed for this long
 CHANGE_INTERVAL_S = 0.1  #: interval of rosters after changes of members, and of checks

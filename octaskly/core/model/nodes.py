@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from msgspec import Meta, Struct
 
 from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Port, Title
-from octaskly.core.model.ids import Hosts, NodeId
+from octaskly.core.model.ids import Addresses, Hosts, NodeId
 
 
 class Role(StrEnum):
@@ -124,6 +124,28 @@ class Takeover(NamedTuple):
 NO_LOAD = LoadSample(0.0, 0.0, 0, 0)  #: the load before the first sample
 
 
+class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
+    """One member in the roster."""
+
+    id: NodeId
+    name: Title  #: unique in the mesh, given by the dispatcher
+    role: Role
+    state: NodeState
+    addresses: Addresses  #: with the peer port
+    lan_port: Port
+    slots: Int
+    running: Int = 0
+    version: Title = ""
+    load: LoadSample = NO_LOAD
+    memory_mb: Count = 0
+    pressure: Pressure | None = None  #: as in HeartbeatOk
+    labels: NodeLabels = ()
+    os: NodeWord = ""
+    arch: NodeWord = ""
+    cpus: Count = 0
+    gpus: Gpus = ()
+
+
 STALLED_PERCENT_HIGH = 20.0  #: from this `stalled_percent` on, memory is short
 STALLED_PERCENT_LOW = 5.0  #: below this, the shortage is over
 
@@ -184,3 +206,30 @@ class Availability(NamedTuple):
         """Return the availability after a measurement of memory stalls, in percent."""
         bound = STALLED_PERCENT_LOW if self.is_memory_short else STALLED_PERCENT_HIGH
         return self._replace(is_memory_short=stalled_percent >= bound)
+
+
+TRANSIENT_CODES = frozenset(
+    {
+        "slots",
+        "memory_granted",
+        "gpus_granted",
+        "reserved",
+        "turn",
+        "joining",
+        "resting",
+        "parents",
+    }
+)
+"""Codes of temporary reasons, which end by themselves while the node takes work."""
+
+
+class RejectionReason(NamedTuple):
+    """One reason why a node does not run a task."""
+
+    code: str
+    text: str  #: for people, to be read after the node's name
+
+    @property
+    def is_permanent(self) -> bool:
+        """Return True if the reason stays until somebody acts."""
+        return self.code not in TRANSIENT_CODES

@@ -13,10 +13,16 @@ from octaskly.core.election.election import Election
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Address, Epoch, Moment, NodeId
-from octaskly.core.model.nodes import NO_LOAD, Availability, LoadSample, Role
+from octaskly.core.model.nodes import (
+    NO_LOAD,
+    Availability,
+    LoadSample,
+    Role,
+    RosterEntry,
+)
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
-from octaskly.core.protocol.messages import HeartbeatOk, Hello, RosterEntry
+from octaskly.core.protocol.messages import HeartbeatOk, Hello
 from octaskly.core.replication.journal import Journal
 from octaskly.core.worker.worker import Worker
 

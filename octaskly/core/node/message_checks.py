@@ -31,7 +31,7 @@ from octaskly.core.model.keyring_state import (
     KeyringTransfer,
     is_valid_keyring_message,
 )
-from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.nodes import NodeInfo, RosterEntry
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,
     Assign,
@@ -51,7 +51,6 @@ from octaskly.core.protocol.messages import (
     ReplicateOk,
     Results,
     Roster,
-    RosterEntry,
     Snapshot,
     Transfer,
 )

@@ -418,8 +418,8 @@ class Node:
                 # Clients are waiting for these answers, so they come first.
                 effects = self._replication.release_acks(now)
                 return effects + self._journal.run_deferred(now)
-            case AttemptsEnded():
-                return self._worker.on_attempts_ended(event, now)
+            case AttemptsEnded(reports):
+                return self._worker.on_attempts_ended(reports, now)
             case LoadSampled(load):
                 self._handlers.self_description.set_load(load)
                 return self._handlers.availability_control.on_load_sampled(event, now)

@@ -17,10 +17,7 @@ from octaskly.core.model.field_types import (
     Count,
     Float,
     Int,
-    NodeWord,
-    Port,
     Text,
-    Title,
 )
 from octaskly.core.model.ids import (
     Addresses,
@@ -35,14 +32,11 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.keyring_state import KeyringMessage
 from octaskly.core.model.nodes import (
-    NO_LOAD,
-    Gpus,
     LoadSample,
     NodeInfo,
-    NodeLabels,
     NodeState,
     Pressure,
-    Role,
+    RosterEntry,
 )
 from octaskly.core.model.tasks import (
     Outcome,
@@ -159,28 +153,6 @@ class ClaimRejected(Struct, frozen=True, array_like=True, tag=9):
     """The claim is rejected, because the sender knows this higher epoch."""
 
     epoch: Epoch
-
-
-class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
-    """One member in the roster."""
-
-    id: NodeId
-    name: Title  #: unique in the mesh, given by the dispatcher
-    role: Role
-    state: NodeState
-    addresses: Addresses  #: with the peer port
-    lan_port: Port
-    slots: Int
-    running: Int = 0
-    version: Title = ""
-    load: LoadSample = NO_LOAD
-    memory_mb: Count = 0
-    pressure: Pressure | None = None  #: as in HeartbeatOk
-    labels: NodeLabels = ()
-    os: NodeWord = ""
-    arch: NodeWord = ""
-    cpus: Count = 0
-    gpus: Gpus = ()
 
 
 class Roster(Struct, frozen=True, array_like=True, tag=10):

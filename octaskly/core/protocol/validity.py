@@ -13,9 +13,9 @@ from octaskly.core.log.facts import Fact, Finished, Recorded, Submitted
 from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import VectorItems
-from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.nodes import NodeInfo, RosterEntry
 from octaskly.core.model.tasks import Outcome, TaskSpec
-from octaskly.core.protocol.messages import Report, RosterEntry
+from octaskly.core.protocol.messages import Report
 
 
 def is_valid_fact(fact: Fact) -> bool:

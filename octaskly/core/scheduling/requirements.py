@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.nodes import NodeInfo, RejectionReason, RosterEntry
 from octaskly.core.model.task_options import Requirements
-from octaskly.core.protocol.messages import RosterEntry
-from octaskly.core.replies import RejectionReason
 
 
 def count_phrase(count: int, what: str) -> str:

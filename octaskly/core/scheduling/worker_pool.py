@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.nodes import NodeInfo, RejectionReason
 from octaskly.core.model.task_options import Requirements
-from octaskly.core.replies import RejectionReason
 from octaskly.core.scheduling.queued_task import Grant
 from octaskly.core.scheduling.requirements import (
     count_phrase,

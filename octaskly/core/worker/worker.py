@@ -7,6 +7,7 @@ processes.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -20,7 +21,6 @@ from octaskly.core.effects import (
     Stop,
     Unspool,
 )
-from octaskly.core.events import AttemptsEnded
 from octaskly.core.model.consequences import Outbox, WorkerAvailabilityChanged
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
@@ -234,11 +234,11 @@ class Worker:
 
     # --- Runner, operator and timer.
 
-    def on_attempts_ended(self, event: AttemptsEnded, now: Moment) -> list[Effect]:
+    def on_attempts_ended(self, reports: Sequence[Report], now: Moment) -> list[Effect]:
         """Report attempts that ended or were released by the runner."""
         self._now_s = now.mono_s
         new_results = []
-        for report in event.reports:
+        for report in reports:
             held = self._remove_attempt((report.task, report.attempt))
             if held is not None and held.is_killed:
                 report = replace(report, outcome=_killed_outcome(report.outcome))

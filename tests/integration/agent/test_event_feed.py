@@ -23,10 +23,10 @@ from octaskly.core.change_feed import (
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.log.facts import Entry, Fact, Finished, TaskCancelled
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
-from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.protocol.messages import Roster
 from octaskly.errors import NotDispatcher
 from octaskly.ports.events import EventSubscription
 from octaskly.store import Store

@@ -7,8 +7,8 @@ import pytest
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.effects import LogLine, PublishMeshState
 from octaskly.core.model.ids import Address
-from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.protocol.messages import Roster, RosterEntry
+from octaskly.core.model.nodes import NodeState, Role, RosterEntry
+from octaskly.core.protocol.messages import Roster
 from tests.support.builders import epoch, node_id
 
 ME, DISPATCHER, STRANGER = node_id("a"), node_id("b"), node_id("c")

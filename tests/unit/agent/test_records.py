@@ -10,8 +10,8 @@ import pytest
 from octaskly.agent.gateway import pending_requests
 from octaskly.agent.gateway.mesh_records import Records
 from octaskly.agent.health import HealthChecks
-from octaskly.core.events import Event, RecordDraft
-from octaskly.core.log.mesh_records import TOKEN
+from octaskly.core.events import Event
+from octaskly.core.log.mesh_records import TOKEN, RecordDraft
 from octaskly.errors import StoreFull
 
 DRAFT = RecordDraft(TOKEN, "0" * 32, b"{}", 1_900_000_000_000)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Answer
 from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX, TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
-from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure
+from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, RosterEntry
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
@@ -23,7 +23,6 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.messages import RosterEntry
 from octaskly.core.replies import TaskExplanation, Unplaceable
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.support.builders import (

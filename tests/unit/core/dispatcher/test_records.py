@@ -19,7 +19,6 @@ from octaskly.core.events import (
     PeerUp,
     Persisted,
     Received,
-    RecordDraft,
     RecordRequested,
     SavedState,
     TimerFired,
@@ -30,6 +29,7 @@ from octaskly.core.log.mesh_records import (
     KINDS,
     TOKEN,
     TOKEN_REVOKED,
+    RecordDraft,
     RecordKind,
 )
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch

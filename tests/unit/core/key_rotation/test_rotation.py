@@ -21,9 +21,9 @@ from octaskly.core.model.keyring_state import (
     KeyringStep,
     SendKeyring,
 )
-from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.timer_heap import TimerHeap
-from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
+from octaskly.core.protocol.messages import Hello, Roster
 from tests.support.builders import epoch, moment, node_id, node_info, settings
 
 KNOWN, HIDDEN, GONE = map(node_id, ("b", "c", "d"))

@@ -39,10 +39,11 @@ from octaskly.core.model.nodes import (
     NodeInfo,
     NodeState,
     Role,
+    RosterEntry,
 )
 from octaskly.core.model.settings import Limits, Settings
 from octaskly.core.model.timer_heap import TimerHeap
-from octaskly.core.protocol.messages import Hello, Roster, RosterEntry
+from octaskly.core.protocol.messages import Hello, Roster
 from octaskly.mesh import wire
 
 ME, PEER, OTHER = NodeId("m" * 16), NodeId("p" * 16), NodeId("o" * 16)

@@ -29,7 +29,7 @@ from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.mesh_records import AUDIT
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
-from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, TaskSpec
 from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, TERMS_AHEAD_MAX
@@ -52,7 +52,6 @@ from octaskly.core.protocol.messages import (
     ReplicateOk,
     Results,
     Roster,
-    RosterEntry,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,

@@ -63,6 +63,7 @@ from octaskly.core.model.nodes import (
     NodeState,
     OperatorHold,
     Role,
+    RosterEntry,
 )
 from octaskly.core.model.settings import Limits, Settings, Timing
 from octaskly.core.model.task_options import Requirements, TaskOptions
@@ -99,7 +100,6 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
     Roster,
-    RosterEntry,
 )
 from octaskly.core.replies import (
     AvailabilityChanged,

@@ -9,13 +9,12 @@ from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.membership.roster import LOST_MEMBER_S
 from octaskly.core.model.consequences import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.nodes import LoadSample, NodeState, Role
+from octaskly.core.model.nodes import LoadSample, NodeState, Role, RosterEntry
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
     Entries,
     HeartbeatOk,
     Roster,
-    RosterEntry,
 )
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.not_found_rule import REMEMBERED_PEER_S, NotFoundRule
