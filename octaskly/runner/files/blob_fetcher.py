@@ -24,7 +24,6 @@ PAUSE_S: Final = 1.0
 CHUNK_BYTES: Final = 1 << 20
 CONCURRENT_FETCHES_MAX: Final = 4
 
-Tune = Callable[[socket.socket], None]
 UrlsOf = Callable[[str], Sequence[str]]
 
 
