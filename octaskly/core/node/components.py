@@ -195,12 +195,12 @@ def _build_log_receiver(c: Components) -> LogReceiver:
 
 def _build_queue_reader(c: Components) -> QueueReader:
     return QueueReader(
-        c.journal,
-        c.peer_table,
-        c.anti_entropy,
-        c.replication,
-        c.not_found_rule,
-        c.dispatcher,
+        journal=c.journal,
+        peer_table=c.peer_table,
+        anti_entropy=c.anti_entropy,
+        replication=c.replication,
+        not_found_rule=c.not_found_rule,
+        dispatcher=c.dispatcher,
     )
 
 
@@ -208,7 +208,7 @@ def _build_worker_messages(
     settings: Settings, c: Components, fencing: PauseFencing
 ) -> WorkerMessages:
     return WorkerMessages(
-        settings.node,
+        own_info=settings.node,
         peer_table=c.peer_table,
         roster_builder=c.roster_builder,
         election=c.election,
@@ -238,7 +238,7 @@ def _build_dispatcher_role(
     link_policy: LinkPolicy,
 ) -> DispatcherRole:
     return DispatcherRole(
-        settings.node,
+        own_info=settings.node,
         journal=c.journal,
         peer_table=c.peer_table,
         roster_builder=c.roster_builder,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Disconnect, Effect, LogLine
 from octaskly.core.election.claims import ClaimHandlers
@@ -106,54 +108,44 @@ class LinkPolicy:
         self._address_book.set_dial_scope(scope)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLoss:
     """Informs the components of a lost peer."""
 
-    def __init__(
-        self,
-        *,
-        roster_builder: RosterBuilder,
-        election: Election,
-        timeouts: Timeouts,
-        anti_entropy: AntiEntropy,
-        replication: Replication,
-        not_found_rule: NotFoundRule,
-        dispatcher: Dispatcher,
-    ) -> None:
-        self._roster_builder = roster_builder
-        self._election = election
-        self._timeouts = timeouts
-        self._anti_entropy = anti_entropy
-        self._replication = replication
-        self._not_found_rule = not_found_rule
-        self._dispatcher = dispatcher
+    roster_builder: RosterBuilder
+    election: Election
+    timeouts: Timeouts
+    anti_entropy: AntiEntropy
+    replication: Replication
+    not_found_rule: NotFoundRule
+    dispatcher: Dispatcher
 
     def on_peer_lost(
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
     ) -> list[Effect]:
         """Handle the end of a link, after its removal from the peer table."""
         if reason != UNNEEDED_REASON:
-            self._replication.discount_node(peer)
+            self.replication.discount_node(peer)
         effects: list[Effect] = []
-        dispatcher_epoch = self._election.dispatcher_epoch
+        dispatcher_epoch = self.election.dispatcher_epoch
         if dispatcher_epoch is not None:
-            self._not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
+            self.not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
             if view.followed_epoch == dispatcher_epoch.epoch:
                 effects += self._on_follower_lost(peer, view, reason, now)
-        self._anti_entropy.drop_peer(peer)
-        return effects + self._timeouts.on_peer_down(peer, reason, now)
+        self.anti_entropy.drop_peer(peer)
+        return effects + self.timeouts.on_peer_down(peer, reason, now)
 
     def _on_follower_lost(
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
     ) -> list[Effect]:
         """Handle the loss of a follower; its attempts may run on other nodes."""
         is_leaving = reason in (STOPPING_REASON, UNNEEDED_REASON, REVOKED_REASON)
-        self._roster_builder.on_follower_lost(peer, now, is_leaving=is_leaving)
-        self._replication.on_follower_lost(peer, now, is_leaving=is_leaving)
+        self.roster_builder.on_follower_lost(peer, now, is_leaving=is_leaving)
+        self.replication.on_follower_lost(peer, now, is_leaving=is_leaving)
         note = LogLine("info", "peer lost", (("peer", peer), ("reason", reason)))
         if not view.is_worker:
             return [note]
-        return [note, *self._dispatcher.on_worker_down(peer, now)]
+        return [note, *self.dispatcher.on_worker_down(peer, now)]
 
 
 class Connections:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
@@ -107,28 +108,20 @@ class LogReceiver:
         return Send(peer, (Entries((), (), has_more=False, vector=tuple(common)),))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueReader:
     """Lets the dispatcher read its queue again when other nodes' entries arrived."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        peer_table: PeerTable,
-        anti_entropy: AntiEntropy,
-        replication: Replication,
-        not_found_rule: NotFoundRule,
-        dispatcher: Dispatcher,
-    ) -> None:
-        self._journal = journal
-        self._peers = peer_table.peers
-        self._anti_entropy = anti_entropy
-        self._replication = replication
-        self._not_found_rule = not_found_rule
-        self._dispatcher = dispatcher
+    journal: Journal
+    peer_table: PeerTable
+    anti_entropy: AntiEntropy
+    replication: Replication
+    not_found_rule: NotFoundRule
+    dispatcher: Dispatcher
 
     def reread_after_sync(self, now: Moment) -> list[Effect]:
         """Read the queue again once all entries of other nodes are durable."""
-        dispatcher, not_found_rule = self._dispatcher, self._not_found_rule
+        dispatcher, not_found_rule = self.dispatcher, self.not_found_rule
         self.hasten_row_rewrite(now)
         if dispatcher.reconciler.is_log_behind:
             if not_found_rule.has_read_all:
@@ -136,9 +129,9 @@ class QueueReader:
                 return dispatcher.on_remote_entries(now)
             if not_found_rule.can_read_more(now.mono_s):
                 dispatcher.reconciler.extend_read_delay(now)
-        if not self._anti_entropy.pop_has_new_entries(self._peers):
+        if not self.anti_entropy.pop_has_new_entries(self.peer_table.peers):
             return []
-        return self._journal.when_durable(dispatcher.on_remote_entries, now)
+        return self.journal.when_durable(dispatcher.on_remote_entries, now)
 
     def hasten_row_rewrite(self, now: Moment) -> None:
         """Rewrite rows that are ahead of the log soon, so that standbys get them.
@@ -146,10 +139,10 @@ class QueueReader:
         Without a standby this can wait, because it may be most of the data of this
         node.
         """
-        if not self._dispatcher.is_accepting or not self._journal.has_rows_ahead:
+        if not self.dispatcher.is_accepting or not self.journal.has_rows_ahead:
             return
-        if self._replication.standby_nodes and self._not_found_rule.has_read_all:
-            self._dispatcher.compaction.hasten_row_rewrite(now)
+        if self.replication.standby_nodes and self.not_found_rule.has_read_all:
+            self.dispatcher.compaction.hasten_row_rewrite(now)
 
 
 def _ended_tasks(message: Entries | Snapshot) -> tuple[TaskId, ...]:

@@ -6,6 +6,8 @@ components: to the dispatcher and its log, and to the worker.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Advertise, Effect
 from octaskly.core.election.election import Election
@@ -24,47 +26,33 @@ from octaskly.core.replication.standby_appends import Standby
 from octaskly.core.worker.worker import Worker
 
 
+@dataclass(slots=True, kw_only=True)
 class DispatcherRole:
     """Starts and stops dispatching on this node."""
 
-    def __init__(
-        self,
-        own_info: NodeInfo,
-        *,
-        journal: Journal,
-        peer_table: PeerTable,
-        roster_builder: RosterBuilder,
-        election: Election,
-        replication: Replication,
-        standby: Standby,
-        not_found_rule: NotFoundRule,
-        dispatcher: Dispatcher,
-        worker_messages: WorkerMessages,
-        link_policy: LinkPolicy,
-    ) -> None:
-        self._own_info = own_info
-        self._journal = journal
-        self._peers = peer_table.peers
-        self._roster_builder = roster_builder
-        self._election = election
-        self._replication = replication
-        self._standby = standby
-        self._not_found_rule = not_found_rule
-        self._dispatcher = dispatcher
-        self._worker_messages = worker_messages
-        self._link_policy = link_policy
-        self.dispatcher_epoch: DispatcherEpoch | None = None
-        """The epoch in which this node dispatches; the election may be ahead of it."""
+    own_info: NodeInfo
+    journal: Journal
+    peer_table: PeerTable
+    roster_builder: RosterBuilder
+    election: Election
+    replication: Replication
+    standby: Standby
+    not_found_rule: NotFoundRule
+    dispatcher: Dispatcher
+    worker_messages: WorkerMessages
+    link_policy: LinkPolicy
+    dispatcher_epoch: DispatcherEpoch | None = None
+    """The epoch in which this node dispatches; the election may be ahead of it."""
 
     def apply(self, now: Moment) -> list[Effect]:
         """Start or stop dispatching, if the election has decided so."""
-        dispatcher_epoch = self._election.dispatcher_epoch
+        dispatcher_epoch = self.election.dispatcher_epoch
         if dispatcher_epoch is self.dispatcher_epoch:
             return []
         if self.dispatcher_epoch is not None:
-            self._dispatcher.stop_dispatching()
-            self._replication.stop_replicating(now)
-            self._journal.close_stream()
+            self.dispatcher.stop_dispatching()
+            self.replication.stop_replicating(now)
+            self.journal.close_stream()
         self.dispatcher_epoch = dispatcher_epoch
         if dispatcher_epoch is None:
             return [Advertise(is_dispatcher=False, term=0)]
@@ -74,30 +62,35 @@ class DispatcherRole:
         self, dispatcher_epoch: DispatcherEpoch, now: Moment
     ) -> list[Effect]:
         epoch, stream = dispatcher_epoch.epoch, dispatcher_epoch.stream
-        self._roster_builder.mark_members_lost(now)
-        self._journal.open_stream(stream)
-        expects_standbys = bool(self._peers) or self._roster_builder.expects_others(
-            self._own_info.id, self._election.loss.dispatcher
+        self.roster_builder.mark_members_lost(now)
+        self.journal.open_stream(stream)
+        expects_standbys = bool(
+            self.peer_table.peers
+        ) or self.roster_builder.expects_others(
+            self.own_info.id, self.election.loss.dispatcher
         )
-        self._replication.start_replicating(
+        self.replication.start_replicating(
             dispatcher_epoch, now, expects_standbys=expects_standbys
         )
-        self._standby.check_ack_guarantee(now)
-        in_sync_epoch = self._standby.in_sync_epoch
-        self._not_found_rule.start_catch_up(
-            epoch, self._roster_builder.roster, in_sync_epoch, now.mono_s
+        self.standby.check_ack_guarantee(now)
+        in_sync_epoch = self.standby.in_sync_epoch
+        self.not_found_rule.start_catch_up(
+            epoch, self.roster_builder.roster, in_sync_epoch, now.mono_s
         )
-        if not self._not_found_rule.has_read_all:
-            self._dispatcher.reconciler.delay_read(now)
-        effects = self._dispatcher.start_dispatching(epoch, stream, now)
+        if not self.not_found_rule.has_read_all:
+            self.dispatcher.reconciler.delay_read(now)
+        effects = self.dispatcher.start_dispatching(epoch, stream, now)
         # Register connected nodes before their `Reattach` arrives. Otherwise a task
         # that must fail fast would be refused at first.
-        for info in (self._own_info, *(view.info for view in self._peers.values())):
-            effects += self._worker_messages.register_worker(info, now)
-        if self._election.is_withdrawn:
-            self._dispatcher.pause_accepting()
+        for info in (
+            self.own_info,
+            *(view.info for view in self.peer_table.peers.values()),
+        ):
+            effects += self.worker_messages.register_worker(info, now)
+        if self.election.is_withdrawn:
+            self.dispatcher.pause_accepting()
         effects.append(Advertise(is_dispatcher=True, term=epoch.term))
-        return effects + self._link_policy.dial_absent_members(now)
+        return effects + self.link_policy.dial_absent_members(now)
 
 
 class WorkerAttachment:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
@@ -17,47 +19,36 @@ from octaskly.core.protocol.messages import HeartbeatOk, Reattach, Results
 from octaskly.core.replication.not_found_rule import NotFoundRule
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerMessages:
     """Passes messages of workers that confirmed this epoch to the dispatcher."""
 
-    def __init__(
-        self,
-        own_info: NodeInfo,
-        *,
-        peer_table: PeerTable,
-        roster_builder: RosterBuilder,
-        election: Election,
-        dispatcher_transfer: DispatcherTransfer,
-        not_found_rule: NotFoundRule,
-        dispatcher: Dispatcher,
-        pause_fencing: PauseFencing,
-    ) -> None:
-        self._own_info = own_info
-        self._peer_table = peer_table
-        self._roster_builder = roster_builder
-        self._election = election
-        self._dispatcher_transfer = dispatcher_transfer
-        self._not_found_rule = not_found_rule
-        self._dispatcher = dispatcher
-        self._pause_fencing = pause_fencing
+    own_info: NodeInfo
+    peer_table: PeerTable
+    roster_builder: RosterBuilder
+    election: Election
+    dispatcher_transfer: DispatcherTransfer
+    not_found_rule: NotFoundRule
+    dispatcher: Dispatcher
+    pause_fencing: PauseFencing
 
     def on_worker_message(
         self, peer: NodeId, message: HeartbeatOk | Results | Reattach, now: Moment
     ) -> list[Effect]:
         """Handle a message of a peer, or of this node's own worker."""
-        dispatcher, view = self._dispatcher, self._peer_table.peers.get(peer)
-        dispatcher_epoch = self._election.dispatcher_epoch
+        dispatcher, view = self.dispatcher, self.peer_table.peers.get(peer)
+        dispatcher_epoch = self.election.dispatcher_epoch
         if not dispatcher.is_active or dispatcher_epoch is None:
             return []  # The worker keeps its results until there is a dispatcher.
-        if view is not None and view.followed_epoch != self._election.epoch:
+        if view is not None and view.followed_epoch != self.election.epoch:
             return []  # It was sent in an earlier epoch; the worker repeats it.
         if view is not None and message.state is not None:
-            self._peer_table.record_state(view, message.state)
+            self.peer_table.record_state(view, message.state)
         match message:
             case HeartbeatOk():
                 return self._on_heartbeat_ok(peer, message, dispatcher_epoch.epoch, now)
             case Results():
-                if self._dispatcher_transfer.is_in_progress:
+                if self.dispatcher_transfer.is_in_progress:
                     return []  # The log must not grow while a successor catches up.
                 return dispatcher.on_results(peer, message, now)
             case Reattach():
@@ -66,20 +57,20 @@ class WorkerMessages:
     def _on_heartbeat_ok(
         self, peer: NodeId, message: HeartbeatOk, own_epoch: Epoch, now: Moment
     ) -> list[Effect]:
-        view = self._peer_table.peers.get(peer)
+        view = self.peer_table.peers.get(peer)
         if view is not None:
-            self._peer_table.record_heartbeat_ok(view, message)
-        effects = self._peer_table.on_addresses_changed(peer, message.addresses, now)
-        effects += self._pause_fencing.on_heartbeat_ok(message, now)
-        effects += self._not_found_rule.on_time(own_epoch, now)
-        return effects + self._dispatcher.on_heartbeat_ok(peer, message, now)
+            self.peer_table.record_heartbeat_ok(view, message)
+        effects = self.peer_table.on_addresses_changed(peer, message.addresses, now)
+        effects += self.pause_fencing.on_heartbeat_ok(message, now)
+        effects += self.not_found_rule.on_time(own_epoch, now)
+        return effects + self.dispatcher.on_heartbeat_ok(peer, message, now)
 
     def _on_reattach(
         self, peer: NodeId, message: Reattach, now: Moment
     ) -> list[Effect]:
         """Register a worker once all parts of its `Reattach` are here."""
-        view = self._peer_table.peers.get(peer)
-        info = self._own_info if view is None else view.info
+        view = self.peer_table.peers.get(peer)
+        info = self.own_info if view is None else view.info
         if view is not None:
             message = view.join_reattach_parts(message)
             if message.has_more:
@@ -87,9 +78,9 @@ class WorkerMessages:
         effects = self.register_worker(info, now)
         if view is not None:
             view.is_worker = True
-        return effects + self._dispatcher.on_reattach(peer, message, now)
+        return effects + self.dispatcher.on_reattach(peer, message, now)
 
     def register_worker(self, info: NodeInfo, now: Moment) -> list[Effect]:
         """Register a worker, under its name in the mesh."""
-        name = self._roster_builder.assign_name(info.id, info.name)
-        return self._dispatcher.on_worker_up(replace(info, name=name), now)
+        name = self.roster_builder.assign_name(info.id, info.name)
+        return self.dispatcher.on_worker_up(replace(info, name=name), now)
