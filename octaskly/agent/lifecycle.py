@@ -25,7 +25,7 @@ from octaskly.config.task_account import resolve_account
 from octaskly.core.node.shutdown import PROCESS_EXIT_S
 from octaskly.joining import change_mesh
 from octaskly.joining.change_mesh import isolate_mesh_state
-from octaskly.mesh.discovery.scan import FIRST_SCAN_S, scan_meshes
+from octaskly.mesh.discovery.mdns_scan import FIRST_SCAN_S, scan_meshes
 from octaskly.mesh.wire import WirePacker
 from octaskly.runner.processes.proc_tree import become_subreaper
 from octaskly.store import Store

@@ -22,7 +22,7 @@ from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.task_account import InheritedSettings
 from octaskly.errors import ConfigError, StoreError
-from octaskly.mesh.discovery.scan import FIRST_SCAN_S, scan_meshes
+from octaskly.mesh.discovery.mdns_scan import FIRST_SCAN_S, scan_meshes
 from octaskly.system.log import Logger, configure
 
 EXIT_FAILED = 1

@@ -2,6 +2,7 @@
 
 The format is Standard Webhooks, for which libraries exist. The signature covers id,
 time and body, so that a receiver can verify the sender and reject old messages.
+`agent.webhooks` retries.
 
 Source: https://www.standardwebhooks.com.
 """

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem, ShellComplete, get_completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.task_refs import newest_tasks
 from octaskly.client import Session, find_local_agents
-from octaskly.client.flows.api_calls import NODES, TOKENS, Call
+from octaskly.client.flows.rest_calls import NODES, TOKENS, Call
 from octaskly.rest.access import TokenList
 from octaskly.rest.client_types import Task
 from octaskly.rest.mesh import NodePage

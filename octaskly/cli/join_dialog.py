@@ -20,7 +20,7 @@ from octaskly.joining.join_by_words import (
     receive_approval,
     wait_for_member,
 )
-from octaskly.mesh.discovery.scan import scan_meshes
+from octaskly.mesh.discovery.mdns_scan import scan_meshes
 
 BROWSE_S: Final = 1.0
 CONFIRMATIONS: Final = {"y": True, "yes": True, "n": False, "no": False, "": False}

@@ -8,7 +8,7 @@ import re
 from octaskly.cli.output.render import cut
 from octaskly.client import Session
 from octaskly.client.errors import Invalid, NotFound
-from octaskly.client.flows import api_calls
+from octaskly.client.flows import rest_calls
 from octaskly.errors import MeshError
 from octaskly.rest.client_types import Task, TaskPage
 
@@ -40,7 +40,7 @@ def resolve_ref(client: Session, ref: str) -> str:
     full = pad_task_number(ref)
     for known in dict.fromkeys((full, ref)):
         with contextlib.suppress(NotFound, Invalid):  # A name may be an invalid id.
-            found = client.send_and_decode(api_calls.task(known), Task)
+            found = client.send_and_decode(rest_calls.task(known), Task)
             return found.id if known == ref else known  # Messages use the short form.
     if (
         task := _find_among_newest(client, ref) or _resolve_member(client, ref)
@@ -55,13 +55,13 @@ def resolve_id(client: Session, ref: str) -> str:
     """Return the full id for a user's reference; raise as `resolve_ref` does."""
     known = resolve_ref(client, ref)
     if _NUMBER.fullmatch(known):
-        return client.send_and_decode(api_calls.task(known), Task).id
+        return client.send_and_decode(rest_calls.task(known), Task).id
     return known
 
 
 def newest_tasks(client: Session, limit: int) -> list[Task]:
     """Return the newest tasks, at most `limit`, newest first."""
-    return client.send_and_decode(api_calls.newest(limit), TaskPage).tasks
+    return client.send_and_decode(rest_calls.newest(limit), TaskPage).tasks
 
 
 def _find_among_newest(client: Session, ref: str) -> str | None:
@@ -85,7 +85,7 @@ def _resolve_member(client: Session, ref: str) -> str | None:
     array, _, number = ref.rpartition(".")
     if not array or not number.isdecimal():
         return None
-    found = client.send_and_decode(api_calls.task(resolve_ref(client, array)), Task)
+    found = client.send_and_decode(rest_calls.task(resolve_ref(client, array)), Task)
     return f"{found.id}.{number}"
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import is_quiet, note
-from octaskly.client.flows import api_calls
+from octaskly.client.flows import rest_calls
 from octaskly.errors import OctasklyError
 from octaskly.rest.tasks import Explanation
 
@@ -42,7 +42,7 @@ def _explain_waiting_task(
     # The block gets the same error and reports it.
     with contextlib.suppress(OctasklyError), context.connect(is_silent=True) as client:
         for ref in refs[:TASKS_CHECKED_MAX]:
-            found = client.send_and_decode(api_calls.explain(ref), Explanation)
+            found = client.send_and_decode(rest_calls.explain(ref), Explanation)
             if found.status == "queued" and not is_over.is_set():
                 note(f"queued: {found.summary}; octaskly explain {found.id} tells more")
                 return

@@ -11,7 +11,7 @@ from octaskly.client.errors import (
     SeveralAgents,
     Unreachable,
 )
-from octaskly.client.flows.api_calls import Response
+from octaskly.client.flows.rest_calls import Response
 from octaskly.client.local_agents import find_agent_socket, find_local_agents
 
 __all__ = [

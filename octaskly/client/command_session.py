@@ -10,8 +10,8 @@ from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Refused
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import Call, Response
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.errors import OctasklyError
 
@@ -79,7 +79,7 @@ class Session:
         Raises:
             NotOctaskly: the body is not of this type.
         """
-        return api_calls.decode_body(reply, kind, self.requests.node_label)
+        return rest_calls.decode_body(reply, kind, self.requests.node_label)
 
     def run(self, flow: Flow[_T]) -> _T:
         """Run a flow and return its result."""

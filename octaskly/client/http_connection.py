@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from octaskly.client import errors
 from octaskly.client.errors import NoAnswer, ReplyLost
-from octaskly.client.flows.api_calls import Call, Response
+from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.unix_socket import CONNECT_S_MAX, connect_unix
 from octaskly.errors import ConfigError
 

@@ -28,7 +28,7 @@ from octaskly.joining.key_exchange import (
     is_proof_valid,
     seal_secret,
 )
-from octaskly.mesh.discovery.scan import advertise_pairing
+from octaskly.mesh.discovery.mdns_scan import advertise_pairing
 from octaskly.ports import Clock, IssuedInvite
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import Logger

@@ -38,7 +38,7 @@ from octaskly.joining.key_exchange import (
     is_proof_valid,
     unseal_secret,
 )
-from octaskly.mesh.discovery.scan import scan_inviting_members
+from octaskly.mesh.discovery.mdns_scan import scan_inviting_members
 from octaskly.ports import Clock
 from octaskly.trust import MeshSecret, SecretFile
 from octaskly.trust.mesh_secret import parse_secret

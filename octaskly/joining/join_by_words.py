@@ -35,7 +35,7 @@ from octaskly.joining.key_exchange import (
     unseal_secret,
 )
 from octaskly.mesh.discovery.interfaces import local_addresses
-from octaskly.mesh.discovery.scan import advertise_pairing
+from octaskly.mesh.discovery.mdns_scan import advertise_pairing
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_port, port_of
 from octaskly.system.machine_stats import process_on_port

@@ -25,7 +25,7 @@ from octaskly.joining.fingerprint import (
 )
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.joining.key_exchange import NO_PROOF, PairingKeys, seal_secret
-from octaskly.mesh.discovery.scan import FoundNode, scan_pairing_beacons
+from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_pairing_beacons
 from octaskly.ports import Clock, WaitingMachine
 from octaskly.system.log import Logger
 

@@ -19,16 +19,16 @@ from octaskly.cli.output.render import exit_code_of
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import NoAnswer, NotOctaskly
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import NODES, STATS, TOKENS, Call
+from octaskly.client.flows import rest_calls
 from octaskly.client.flows.request_flow import UNKNOWN_OUTCOME_ERRORS
+from octaskly.client.flows.rest_calls import NODES, STATS, TOKENS, Call
 from octaskly.client.http_connection import HttpConnection
 from octaskly.client.unix_socket import connect_unix
 from octaskly.rest.mesh import NodePage
 from tests.cli.stand_in import Api, serving
 from tests.support.agents import until
 
-ONCE = api_calls.post_once(TOKENS, {"role": "viewer", "expires_s": 60})
+ONCE = rest_calls.post_once(TOKENS, {"role": "viewer", "expires_s": 60})
 
 
 @pytest.fixture

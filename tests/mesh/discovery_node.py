@@ -16,7 +16,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress
-from octaskly.mesh.discovery.scan import scan_meshes
+from octaskly.mesh.discovery.mdns_scan import scan_meshes
 from octaskly.system.clock import SystemClock
 
 CLOCK = SystemClock()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.mesh.discovery.adverts import NODES_PER_ENDPOINT_MAX
-from octaskly.mesh.discovery.scan import FIRST_SCAN_S
+from octaskly.mesh.discovery.mdns_scan import FIRST_SCAN_S
 from tests.mesh.conftest import MakeLab
 from tests.mesh.discovery_process import DiscoveryProcess
 from tests.mesh.lab import DECOY_HOST, TUNNEL_NET, Host

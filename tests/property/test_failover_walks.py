@@ -27,7 +27,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import Retry, TaskOptions

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from octaskly.core.effects import Append, Effect, LogLine, Send, ServePull
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from octaskly.core.effects import LoadQueued
 from octaskly.core.events import QueuedLoaded, SavedState
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId

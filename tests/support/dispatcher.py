@@ -16,7 +16,7 @@ from octaskly.core.events import (
 from octaskly.core.log.facts import Fact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState

@@ -42,7 +42,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import Availability, LoadSample, OperatorHold
 from octaskly.core.model.settings import Limits, Settings

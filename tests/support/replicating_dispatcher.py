@@ -8,7 +8,7 @@ from octaskly.core.effects import Effect, LogLine, Send, ServePull
 from octaskly.core.events import PeerUp, SavedState
 from octaskly.core.log.facts import Fact, Submitted, TaskCancelled
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import (
     Address,
     DispatcherEpoch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octaskly.core.effects import Send
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState, EndReason

@@ -2,7 +2,7 @@
 
 Task ids are derived from the `Idempotency-Key`, so they are the same on both sides of
 a partition. A repeated request finds its tasks in the store, or waits for the first
-request.
+request. Other nodes forward submissions to the dispatcher: see `api.http.node_client`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Buffer limits and stall timeouts of connections.
 
-A client may stop reading, so both its unsent bytes and the wait for it are bounded.
+A client may stop reading, so both its unsent bytes and the wait for it are bounded. The
+limits on headers are options of aiohttp, which `api.server.server` sets.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from octaskly.api.output.follower import (
     OutputGap,
     OutputPosition,
 )
-from octaskly.api.output.status_query import (
+from octaskly.api.output.task_status_query import (
     StatusQuery,
     format_attempt_id,
     get_task_status,

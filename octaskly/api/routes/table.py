@@ -8,7 +8,7 @@ module of routes, list it here.
 from __future__ import annotations
 
 from octaskly.api.http import audit_trail, mesh_rate_limit
-from octaskly.api.output import downloads, logs, output_transfer, status_query
+from octaskly.api.output import downloads, logs, output_transfer, task_status_query
 from octaskly.api.routes import (
     array_results,
     arrays,
@@ -49,7 +49,7 @@ ROUTES = openapi.with_openapi_route(
     *joining.ROUTES,
     *events.ROUTES,
     *array_results.ROUTES,
-    *status_query.ROUTES,
+    *task_status_query.ROUTES,
     *output_transfer.ROUTES,
     *mesh_rate_limit.ROUTES,
     *key_rotation.ROUTES,

@@ -2,7 +2,7 @@
 
 The node that answers a request counts it. The dispatcher answers most requests, so a
 client gains nothing by asking many nodes. If another node answers a request by itself,
-`mesh_rate_limit` counts the request at the dispatcher.
+`api.http.mesh_rate_limit` counts the request at the dispatcher.
 """
 
 from __future__ import annotations

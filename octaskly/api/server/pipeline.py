@@ -34,7 +34,7 @@ from octaskly.api.problems import (
 from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks
-from octaskly.api.security.token_monitor import TokenEnded, TokenMonitor
+from octaskly.api.security.ended_tokens import TokenEnded, TokenMonitor
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.ports import Principal

@@ -3,7 +3,7 @@
 A body stays in memory until its request is answered, and some may have 32 MiB. A client
 with a token could send one on each connection at the same time, so a body that exceeds
 the total is refused with 503. The first bytes of each body are not counted, so small
-bodies are always accepted.
+bodies are always accepted. `Route.body_bytes_max` is the limit of one body.
 """
 
 from __future__ import annotations

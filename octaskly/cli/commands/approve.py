@@ -10,8 +10,8 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json, print_table
 from octaskly.client import Session
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import Call, resource_path
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import Call, resource_path
 from octaskly.errors import MeshError
 from octaskly.rest.access import JoinRequest, JoinRequests
 
@@ -65,7 +65,7 @@ def approve(context: CliContext, name: str, words: str | None) -> None:
 
 def _post_decision(client: Session, request: JoinRequest, decision: str) -> None:
     path = resource_path(REQUESTS, request.node_id, decision)
-    client.send(api_calls.post_once(path, {"fingerprint": request.fingerprint}))
+    client.send(rest_calls.post_once(path, {"fingerprint": request.fingerprint}))
 
 
 def _find_requests(client: Session, name: str) -> list[JoinRequest]:

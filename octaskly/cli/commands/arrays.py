@@ -30,7 +30,7 @@ from octaskly.cli.output.render import (
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
-from octaskly.client.flows import api_calls
+from octaskly.client.flows import rest_calls
 from octaskly.core.model import placeholders
 from octaskly.core.model.arrays import (
     INDEX_VARIABLE,
@@ -278,7 +278,7 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
 
 def _retry_array(client: Session, ref: str) -> Task:
     full = resolve_ref(client, ref)
-    task = client.send_and_decode(api_calls.retry_array(full), Task)
+    task = client.send_and_decode(rest_calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was retried before, as {task.id}")
     return task
@@ -337,7 +337,7 @@ def _cancel_rest(client: Session, array: str) -> int:
     with defer_first_interrupt():
         note(f"cancelling the rest of {array}")
         cancel_if_running(client, array)
-        _print_unsuccessful(client.send_and_decode(api_calls.task(array), Task))
+        _print_unsuccessful(client.send_and_decode(rest_calls.task(array), Task))
     return EXIT_CANCELLED
 
 

@@ -11,7 +11,7 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import on_one_line, print_json, print_table
 from octaskly.client import Session
-from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows.rest_calls import Call
 from octaskly.rest.access import AuditLine, AuditPage
 
 PAGE: Final = 1000

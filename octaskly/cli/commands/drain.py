@@ -11,8 +11,8 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json
 from octaskly.cli.task_options import require_nonempty
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import NODES, Call, resource_path
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import NODES, Call, resource_path
 from octaskly.errors import MeshError
 from octaskly.rest.mesh import NodeInfo
 
@@ -82,7 +82,7 @@ def _set_availability(
     context: CliContext, name: str, action: str, *, as_json: bool
 ) -> NodeInfo:
     with context.connect() as client:
-        reply = client.send(api_calls.post_once(resource_path(NODES, name, action)))
+        reply = client.send(rest_calls.post_once(resource_path(NODES, name, action)))
     node = client.decode(reply, NodeInfo)
     if as_json:
         print_json(reply.body)

@@ -16,8 +16,8 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import format_capacity, note, print_json
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import MEMBERSHIP, NODES, Call, resource_path
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import MEMBERSHIP, NODES, Call, resource_path
 from octaskly.errors import ConfigError, MeshError, MeshNotEmpty
 from octaskly.rest.access import Invite, Membership
 from octaskly.rest.mesh import NodeInfo
@@ -48,7 +48,7 @@ def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT00
     The code is good for one attempt. Whoever types it first joins.
     """
     with context.connect() as client:
-        reply = client.send(api_calls.post_once("/api/v1/invites", {"ttl_s": ttl}))
+        reply = client.send(rest_calls.post_once("/api/v1/invites", {"ttl_s": ttl}))
     if as_json:
         print_json(reply.body)
         return
@@ -107,7 +107,7 @@ def join(
         admitted = way.pair(own.name, bytes.fromhex(own.node_key), own.mesh)
         with _explain_interrupt(admitted):
             wanted = {"keyring": admitted.secret_text, "seeds": [admitted.seed]}
-            client.send(api_calls.post_once(MEMBERSHIP, {**wanted, "force": force}))
+            client.send(rest_calls.post_once(MEMBERSHIP, {**wanted, "force": force}))
             _await_ready(socket, own, admitted)
 
 

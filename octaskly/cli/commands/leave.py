@@ -19,8 +19,8 @@ from octaskly.cli.commands.join import next_agent_config
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.client import Session, Unreachable
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import CHECKUP, MEMBERSHIP, Call
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import CHECKUP, MEMBERSHIP, Call
 from octaskly.config.paths import Paths
 from octaskly.errors import ConfigError, MeshError
 from octaskly.rest.access import Membership
@@ -52,7 +52,7 @@ def leave(
             _check_folder(context, agent)
             own = client.send_and_decode(Call("GET", MEMBERSHIP), Membership)
             _confirm(agent.name, own.tasks, agent.state_dir, yes=yes)
-            client.send(api_calls.post_once(f"{MEMBERSHIP}/leave", {"force": force}))
+            client.send(rest_calls.post_once(f"{MEMBERSHIP}/leave", {"force": force}))
     except Unreachable:
         _leave_without_agent(context, yes=yes)
         return

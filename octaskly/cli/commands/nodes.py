@@ -18,7 +18,7 @@ from octaskly.cli.output.render import (
     print_table,
     seconds_since,
 )
-from octaskly.client.flows.api_calls import NODES, STATS, Call
+from octaskly.client.flows.rest_calls import NODES, STATS, Call
 from octaskly.rest.mesh import (
     Counts,
     Failover,

@@ -8,7 +8,7 @@ import click
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
-from octaskly.client.flows import api_calls
+from octaskly.client.flows import rest_calls
 from octaskly.errors import MeshError
 from octaskly.rest.access import SessionCode
 
@@ -48,7 +48,7 @@ def open_(
 
 
 def _code(context: CliContext, good_for: str) -> SessionCode:
-    call = api_calls.post_once("/api/v1/sessions/codes", {"good_for": good_for})
+    call = rest_calls.post_once("/api/v1/sessions/codes", {"good_for": good_for})
     with context.connect() as client:
         return client.send_and_decode(call, SessionCode)
 

@@ -13,8 +13,8 @@ from octaskly.cli.commands.drain import NODE_ARGUMENT
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import age, note, print_fields, print_json
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import NODES, Call, resource_path
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import NODES, Call, resource_path
 from octaskly.rest.access import RotationStatus
 
 _ROTATION = "/api/v1/rotation"
@@ -57,7 +57,7 @@ def rotate(
             abort=True,
             err=True,
         )
-    order = api_calls.post_once(f"{_ROTATION}?now=true" if now else _ROTATION)
+    order = rest_calls.post_once(f"{_ROTATION}?now=true" if now else _ROTATION)
     with context.connect() as client:
         reply = client.send(Call("GET", _ROTATION) if status else order)
     if as_json:
@@ -92,7 +92,7 @@ def revoke(
             err=True,
         )
     with context.connect() as client:
-        reply = client.send(api_calls.post_once(resource_path(NODES, name, "revoke")))
+        reply = client.send(rest_calls.post_once(resource_path(NODES, name, "revoke")))
     if as_json:
         print_json(reply.body)
         return

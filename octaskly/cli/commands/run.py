@@ -43,7 +43,7 @@ from octaskly.cli.output.render import (
 from octaskly.cli.task_options import DraftFields, task_options
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import Conflict, NotFound
-from octaskly.client.flows import api_calls
+from octaskly.client.flows import rest_calls
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
                 cancel_if_running(client, ref)
             raise
     if as_json:
-        print_json(client.send(api_calls.task(task.id, is_exact=False)).body)
+        print_json(client.send(rest_calls.task(task.id, is_exact=False)).body)
     return exit_code_of_task(task, is_cancelled=bool(cancelled_by))
 
 
@@ -162,7 +162,7 @@ def _cancel_on_interrupt(client: Session, ref: str, by: str) -> None:
 def cancel_if_running(client: Session, ref: str) -> None:
     """Cancel a task that may have ended by itself."""
     with contextlib.suppress(Conflict, NotFound):  # It ended in the meantime.
-        client.send(api_calls.cancel(ref, force=True))
+        client.send(rest_calls.cancel(ref, force=True))
 
 
 def exit_code_of_task(task: Task, *, is_cancelled: bool) -> int:

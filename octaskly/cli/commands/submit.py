@@ -25,7 +25,7 @@ from octaskly.cli.task_options import (
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Session
 from octaskly.client.errors import Invalid, NotFound
-from octaskly.client.flows import api_calls
+from octaskly.client.flows import rest_calls
 from octaskly.errors import OctasklyError
 from octaskly.rest.client_types import Draft, Task
 from octaskly.rest.tasks import NewIds
@@ -163,7 +163,7 @@ def submit_drafts(
         drafts, key = named, client.requests.new_key()
     for index, body in enumerate(_batches(drafts)):
         part = f"{key}-{index}" if key and index else key
-        call = api_calls.submission(body, key=part, durability=durability)
+        call = rest_calls.submission(body, key=part, durability=durability)
         yield client.send_and_decode(call, list[Task])
 
 
@@ -173,7 +173,7 @@ def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
     for at in range(0, len(drafts), BATCH_TASKS_MAX):
         part = drafts[at : at + BATCH_TASKS_MAX]
         try:
-            ids = client.send_and_decode(api_calls.new_ids(len(part)), NewIds).ids
+            ids = client.send_and_decode(rest_calls.new_ids(len(part)), NewIds).ids
         except NotFound:
             return None
         named += [replace(item, id=i) for item, i in zip(part, ids, strict=True)]

@@ -30,8 +30,8 @@ from octaskly.cli.output.task_view import (
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Refused, Session
 from octaskly.client.errors import NotFound
-from octaskly.client.flows import api_calls, queries
-from octaskly.client.flows.api_calls import TASKS, Call
+from octaskly.client.flows import queries, rest_calls
+from octaskly.client.flows.rest_calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
 from octaskly.rest.tasks import Explanation, Forgotten
 
@@ -153,9 +153,9 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.send(api_calls.task(full, is_exact=False)).body)
+            print_json(client.send(rest_calls.task(full, is_exact=False)).body)
             return
-        task = client.send_and_decode(api_calls.task(full), Task)
+        task = client.send_and_decode(rest_calls.task(full), Task)
         if task.array is not None:
             print_array(client, task)
             return
@@ -247,7 +247,7 @@ def logs(
     with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
-            print_json(client.send(api_calls.task(full, is_exact=False)).body)
+            print_json(client.send(rest_calls.task(full, is_exact=False)).body)
             return
         following = OutputPrinter(
             client,
@@ -260,7 +260,7 @@ def logs(
             task = following.print_all(follow=follow)
         if not (task.is_final or attempt):
             # The last event has only the state of the task.
-            task = client.send_and_decode(api_calls.task(full), Task)
+            task = client.send_and_decode(rest_calls.task(full), Task)
     if task.array is not None:
         note(f"{task.id} is an array; octaskly logs {task.id}.NUMBER shows a member's")
     elif not (task.is_final or attempt):
@@ -293,7 +293,7 @@ def cancel(
         def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)
             try:
-                reply = client.send(api_calls.cancel(full, force=force))
+                reply = client.send(rest_calls.cancel(full, force=force))
             except NotFound as error:
                 if not (error.hint or "").startswith("it has ended"):
                     raise
@@ -316,7 +316,7 @@ def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT0
     """Say why a task does not run, for each node."""
     with context.connect() as client:
         full = resolve_ref(client, ref)
-        reply = client.send(api_calls.explain(full))
+        reply = client.send(rest_calls.explain(full))
     if as_json:
         print_json(reply.body)
         return
@@ -364,7 +364,7 @@ def forget(
         )
     with context.connect() as client:
         reply = client.send(
-            api_calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
+            rest_calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
         )
     if as_json:
         print_json(reply.body)
@@ -401,7 +401,7 @@ def retry(
 
         def retry_one(ref: str) -> None:
             old = ref if failed else resolve_ref(client, ref)
-            reply = client.send(api_calls.retry(old))
+            reply = client.send(rest_calls.retry(old))
             new = client.decode(reply, Task)
             if new.status != "queued":
                 note(f"{old} was retried as {new.id}, which is {new.status}")

@@ -15,8 +15,8 @@ from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import age, note, print_json, print_table
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import Call, resource_path
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import Call, resource_path
 from octaskly.errors import ConfigError
 from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 
@@ -53,7 +53,7 @@ def create(
     wanted = {field: value for field, value in wanted.items() if value is not None}
     with context.connect() as client:
         made = client.send_and_decode(
-            api_calls.post_once(api_calls.TOKENS, wanted), IssuedToken
+            rest_calls.post_once(rest_calls.TOKENS, wanted), IssuedToken
         )
     click.echo(made.token)
     if made.name is not None and name is None:
@@ -66,7 +66,7 @@ def create(
 def list_(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
     """List the tokens that have a name and have not expired."""
     with context.connect() as client:
-        reply = client.send(Call("GET", api_calls.TOKENS))
+        reply = client.send(Call("GET", rest_calls.TOKENS))
     if as_json:
         print_json(reply.body)
         return
@@ -106,7 +106,7 @@ def revoke(context: CliContext, name: str) -> None:
     """
     ref = _id_of(sys.stdin.read().strip()) if name == "-" else name
     with context.connect() as client:
-        client.send(Call("DELETE", resource_path(api_calls.TOKENS, ref)))
+        client.send(Call("DELETE", resource_path(rest_calls.TOKENS, ref)))
     note(f"revoked {ref}; it is refused by every node")
 
 

@@ -28,7 +28,7 @@ from octaskly.cli.output.render import (
 from octaskly.cli.task_refs import resolve_id, resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import TimedOut
-from octaskly.client.flows import api_calls, streams
+from octaskly.client.flows import rest_calls, streams
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def wait(
             if as_json:
                 for task in waiting.ended:
                     print_json(
-                        client.send(api_calls.task(task.id, is_exact=False)).body
+                        client.send(rest_calls.task(task.id, is_exact=False)).body
                     )
     except OctasklyError as error:
         code = report_error(error)

@@ -27,13 +27,13 @@ from octaskly import __version__
 from octaskly.cli.context import CliContext
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms, TakenPort
 from octaskly.client import Session, Unreachable
-from octaskly.client.flows.api_calls import CHECKUP, NODES, Call, resource_path
+from octaskly.client.flows.rest_calls import CHECKUP, NODES, Call, resource_path
 from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.errors import ConfigError, OctasklyError, PermissionDenied
 from octaskly.mesh.discovery.interfaces import Interface, list_interfaces
 from octaskly.mesh.discovery.mdns import MDNS_PORT, require_shareable_port
-from octaskly.mesh.discovery.scan import FoundNode, scan_nodes
+from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_nodes
 from octaskly.rest.mesh import Checkup, NodeInfo, NodePage, Reach
 from octaskly.system.machine_stats import process_on_port
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from octaskly.cli.output.follow import OutputPrinter
 from octaskly.cli.output.render import duration, is_quiet, note
-from octaskly.client.flows import api_calls, arrays
+from octaskly.client.flows import arrays, rest_calls
 from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class ResultPrinter:
                         self._handle_member(member)
         finally:
             self._progress.clear()
-        return self._client.send_and_decode(api_calls.task(self._array), Task)
+        return self._client.send_and_decode(rest_calls.task(self._array), Task)
 
     def _handle_member(self, task: Task) -> None:
         self._progress.clear()

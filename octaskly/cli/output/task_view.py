@@ -14,7 +14,7 @@ from octaskly.cli.output.render import (
     size,
 )
 from octaskly.client import Session
-from octaskly.client.flows.api_calls import ARRAYS, Call, resource_path
+from octaskly.client.flows.rest_calls import ARRAYS, Call, resource_path
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import (
     ArrayMember,

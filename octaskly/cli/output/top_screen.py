@@ -20,7 +20,7 @@ from rich.text import Text
 
 from octaskly.cli.output.render import STATE_COLOURS, duration, on_one_line
 from octaskly.client import Session
-from octaskly.client.flows.api_calls import NODES, STATS, Call
+from octaskly.client.flows.rest_calls import NODES, STATS, Call
 from octaskly.rest.mesh import NodeInfo, NodePage
 from octaskly.rest.tasks import Run
 

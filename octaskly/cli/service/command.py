@@ -27,7 +27,7 @@ from octaskly.cli.service import unit_files
 from octaskly.cli.service.install import apply_plan, make_plan, service_config
 from octaskly.cli.service.systemd import UNIT, Scope, Systemd
 from octaskly.client import Session
-from octaskly.client.flows.api_calls import NODES, Call
+from octaskly.client.flows.rest_calls import NODES, Call
 from octaskly.config.agent import AgentConfig
 from octaskly.errors import ConfigError, OctasklyError
 from octaskly.rest.mesh import NodeInfo, NodePage

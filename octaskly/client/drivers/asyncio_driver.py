@@ -13,7 +13,7 @@ import aiohttp
 
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, NoAnswer, ReplyLost, connect_error
-from octaskly.client.flows.api_calls import Call, Response
+from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.steps import (
     CloseStream,
     Emit,

@@ -12,7 +12,7 @@ from typing import Final, TypeVar, assert_never
 
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, ReplyLost
-from octaskly.client.flows.api_calls import Call, Response
+from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.steps import (
     CloseStream,
     Emit,

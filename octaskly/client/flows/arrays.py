@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from octaskly.client.flows import api_calls, tasks
-from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows import rest_calls, tasks
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.rest_calls import Call
 from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow, Flow
@@ -135,13 +135,13 @@ def results(
     items: Sequence[str] = (),
 ) -> EmittingFlow[Task]:
     """Emit each member of an array once, in array order or as it ends."""
-    path = api_calls.resource_path(api_calls.ARRAYS, ref_of(array), "results")
+    path = rest_calls.resource_path(rest_calls.ARRAYS, ref_of(array), "results")
     seen = _PositionSet()
     ended = 0
 
     def call(_last_id: str) -> Call:
         order = "number" if ordered else "end"
-        return api_calls.open_stream(
+        return rest_calls.open_stream(
             path, {"order": order, "offset": seen.first_missing}
         )
 

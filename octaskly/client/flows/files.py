@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from octaskly.client.errors import NotFound
-from octaskly.client.flows.api_calls import Call, resource_path
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.rest_calls import Call, resource_path
 from octaskly.client.flows.steps import Flow
 from octaskly.rest.tasks import StoredFile
 

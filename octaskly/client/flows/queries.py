@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows import rest_calls
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.rest_calls import Call
 from octaskly.client.flows.steps import Emit, EmittingFlow, Flow
 from octaskly.client.flows.task_fields import Status, encode_json, ref_of
 from octaskly.rest.client_types import Task, TaskPage
@@ -35,7 +35,7 @@ def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:
     is_search = bool({"name", "labels", "text"} & task_filter.keys())
     while True:
         page = yield from requests.send_and_decode(
-            Call("GET", api_calls.TASKS, dict(query)), TaskPage
+            Call("GET", rest_calls.TASKS, dict(query)), TaskPage
         )
         for task in page.tasks:
             yield Emit(task)
@@ -66,17 +66,17 @@ def explain(requests: RequestFlow, task: str | Task) -> Flow[Explanation]:
     """Return the reason for a task's state."""
     return (
         yield from requests.send_and_decode(
-            api_calls.explain(ref_of(task)), Explanation
+            rest_calls.explain(ref_of(task)), Explanation
         )
     )
 
 
 def nodes(requests: RequestFlow) -> Flow[list[NodeInfo]]:
     """Return the nodes of the mesh."""
-    page = yield from requests.send_and_decode(Call("GET", api_calls.NODES), NodePage)
+    page = yield from requests.send_and_decode(Call("GET", rest_calls.NODES), NodePage)
     return page.nodes
 
 
 def stats(requests: RequestFlow) -> Flow[Stats]:
     """Return statistics of the whole mesh."""
-    return (yield from requests.send_and_decode(Call("GET", api_calls.STATS), Stats))
+    return (yield from requests.send_and_decode(Call("GET", rest_calls.STATS), Stats))

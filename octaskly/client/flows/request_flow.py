@@ -16,7 +16,7 @@ from octaskly.client.errors import (
     Unreachable,
     parse_refusal,
 )
-from octaskly.client.flows.api_calls import Call, Response, decode_body
+from octaskly.client.flows.rest_calls import Call, Response, decode_body
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S, Clock, Deadline, RetryState
 from octaskly.client.flows.steps import Flow, SendRequest, Sleep
 from octaskly.errors import OctasklyError

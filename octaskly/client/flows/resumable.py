@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from octaskly.client.errors import NoAnswer, ReplyLost
-from octaskly.client.flows.api_calls import Call, Response
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.sse import Event, EventParser
 from octaskly.client.flows.steps import CloseStream, Flow, OpenStream, ReadStream, Sleep

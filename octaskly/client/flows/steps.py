@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows.rest_calls import Call
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import msgspec
 
 from octaskly.client.errors import ReplyLost
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows import rest_calls
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.rest_calls import Call
 from octaskly.client.flows.resumable import ResumableBody, ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.sse import Event
@@ -56,7 +56,7 @@ def logs(
     deadline: Deadline,
 ) -> EmittingFlow[Log]:
     """Emit the log of a task."""
-    path = api_calls.resource_path(api_calls.TASKS, ref_of(task), "logs")
+    path = rest_calls.resource_path(rest_calls.TASKS, ref_of(task), "logs")
     query = {
         "stream": stream,
         "follow": "true" if follow else "false",
@@ -64,7 +64,7 @@ def logs(
     }
 
     def call(last_id: str) -> Call:
-        return api_calls.open_stream(path, query, last_id)
+        return rest_calls.open_stream(path, query, last_id)
 
     source = ResumableEvents(requests, call, deadline, last_id=after)
     while True:
@@ -125,7 +125,7 @@ def as_ended(
             continue
         for ref in [ref for ref in ended if ref in waiting]:
             task = yield from requests.send_and_decode(
-                api_calls.task(ref), Task, deadline
+                rest_calls.task(ref), Task, deadline
             )
             del waiting[ref]
             if task.is_final:
@@ -146,7 +146,7 @@ def _event_stream(
     query = {"types": ",".join(types), "task": task}
 
     def call(last_id: str) -> Call:
-        return api_calls.open_stream(api_calls.EVENTS, query, last_id)
+        return rest_calls.open_stream(rest_calls.EVENTS, query, last_id)
 
     return ResumableEvents(requests, call, deadline, last_id=after)
 
@@ -155,8 +155,8 @@ def output(
     requests: RequestFlow, task: str | Task, path: str, *, deadline: Deadline
 ) -> EmittingFlow[bytes]:
     """Emit the bytes of an output file of a task."""
-    where = api_calls.resource_path(
-        api_calls.TASKS, ref_of(task), "outputs", api_calls.quoted(path)
+    where = rest_calls.resource_path(
+        rest_calls.TASKS, ref_of(task), "outputs", rest_calls.quoted(path)
     )
     got = 0
 

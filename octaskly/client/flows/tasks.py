@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Any, Final
 
 from octaskly.client.errors import TaskFailed
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import Call
+from octaskly.client.flows import rest_calls
 from octaskly.client.flows.request_flow import RequestFlow, may_have_taken_effect
+from octaskly.client.flows.rest_calls import Call
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import Flow
 from octaskly.client.flows.task_fields import (
@@ -85,7 +85,7 @@ def submit_many(
 
 def task(requests: RequestFlow, ref: str | Task) -> Flow[Task]:
     """Return the current state of a task."""
-    return (yield from requests.send_and_decode(api_calls.task(ref_of(ref)), Task))
+    return (yield from requests.send_and_decode(rest_calls.task(ref_of(ref)), Task))
 
 
 def run(
@@ -117,7 +117,7 @@ def wait(requests: RequestFlow, task: str | Task, *, deadline: Deadline) -> Flow
     """Return a task once it has ended."""
     ref = ref_of(task)
     while True:
-        call = api_calls.task(ref, wait_s=deadline.cap(POLL_S))
+        call = rest_calls.task(ref, wait_s=deadline.cap(POLL_S))
         now = yield from requests.send_and_decode(call, Task, deadline)
         if now.is_final:
             return now
@@ -128,21 +128,21 @@ def cancel(requests: RequestFlow, ref: str | Task, *, force: bool) -> Flow[Task]
     """Cancel a task."""
     return (
         yield from requests.send_and_decode(
-            api_calls.cancel(ref_of(ref), force=force), Task
+            rest_calls.cancel(ref_of(ref), force=force), Task
         )
     )
 
 
 def retry(requests: RequestFlow, task: str | Task) -> Flow[Task]:
     """Rerun an ended task as a new task; a repeated call returns the same one."""
-    return (yield from requests.send_and_decode(api_calls.retry(ref_of(task)), Task))
+    return (yield from requests.send_and_decode(rest_calls.retry(ref_of(task)), Task))
 
 
 def cancel_abandoned(requests: RequestFlow, task: Task) -> Flow[None]:
     """Try to cancel an abandoned task, for at most `CANCEL_S_MAX`."""
     # The task may have ended; that error must not replace the original one.
     with suppress(OctasklyError):
-        call = api_calls.cancel(task.id, force=True)
+        call = rest_calls.cancel(task.id, force=True)
         yield from requests.send(call, requests.deadline_after(CANCEL_S_MAX))
 
 
@@ -154,7 +154,7 @@ def _submission_call(
     An empty key is sent and refused: it usually comes from an unset variable.
     """
     key = requests.new_key() if key is None else key
-    return api_calls.submission(body, key=key, durability=durability)
+    return rest_calls.submission(body, key=key, durability=durability)
 
 
 def _cancel_submitted(requests: RequestFlow, submission: Call) -> Flow[None]:

@@ -7,7 +7,7 @@ log shows which, once it holds all entries of the nodes in the mesh.
 
 So a new dispatcher waits for catch-up before it reads the log: `CATCH_UP_S`, and up to
 `CATCH_UP_S_MAX` while nodes respond. It presumes an attempt lost only after the
-reattach window.
+reattach window. A worker refuses orders of old epochs: see `core.worker.worker`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from octaskly.core.election.phases import (
 )
 from octaskly.core.events import SavedState
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.consequences import DispatcherSilent, Outbox, RoleChanged
+from octaskly.core.model.component_signals import DispatcherSilent, Outbox, RoleChanged
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,

@@ -1,6 +1,7 @@
 """Election timeouts: turns to claim, silence of the dispatcher, and suspicions.
 
 Owns no state: a suspicion is part of the phase. `election` changes the phase.
+`Timing` in `core.model.settings` has the values.
 
 Source: docs/explanation/election.md.
 """

@@ -1,6 +1,6 @@
 """Peer table: the connected peers and their latest state.
 
-`address_book` owns the addresses of other nodes, `failure_detector` decides about
+`address_book` owns the addresses of other nodes, `core.election` decides about
 silent dispatchers, and `roster` assigns names.
 """
 
@@ -12,7 +12,7 @@ from octaskly.core.effects import Disconnect, Effect, SavePeer
 from octaskly.core.events import PeerUp, SavedState
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer import PeerView, merge_addresses
-from octaskly.core.model.consequences import MembershipChanged, Outbox
+from octaskly.core.model.component_signals import MembershipChanged, Outbox
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import Address, Epoch, Moment, NodeId, VectorItems
 from octaskly.core.model.nodes import NodeState

@@ -2,7 +2,7 @@
 
 If a name is taken, the node is permanently named `<name>-<first 4 of the node id>`.
 Members are in the order of succession. Lost members stay in the list for
-`LOST_MEMBER_S`.
+`LOST_MEMBER_S`. Their number decides nothing: there is no quorum (`core.election`).
 
 `peer` ranks the candidates. `core.replication.replication` chooses the standbys.
 """

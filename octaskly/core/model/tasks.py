@@ -1,4 +1,7 @@
-"""Values about tasks: states, specs, attempts and outcomes."""
+"""Values about tasks: states, specs, attempts and outcomes.
+
+`core.log.merge` has the record that joins all facts about a task.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
 from octaskly.core.events import AvailabilityRequested, DiskChanged, LoadSampled
-from octaskly.core.model.consequences import AdmissionChanged, Outbox
+from octaskly.core.model.component_signals import AdmissionChanged, Outbox
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.nodes import Availability
 from octaskly.core.model.timer_heap import Timer, TimerHeap

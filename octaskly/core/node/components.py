@@ -16,7 +16,7 @@ from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.mdns_schedule import MdnsSchedule
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.node.announcements import (

@@ -1,7 +1,7 @@
 """One node of the mesh: composes all components into `step`.
 
 Only this module sees all components. A step runs the timers that are due, then the
-event, then the consequences that components have for each other, until none is left. A
+event, then the signals that components have for each other, until none is left. A
 dispatcher is also its own worker; their messages never leave this module.
 """
 
@@ -52,9 +52,9 @@ from octaskly.core.events import (
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
-from octaskly.core.model.consequences import (
+from octaskly.core.model.component_signals import (
     AdmissionChanged,
-    Consequence,
+    ComponentSignal,
     DispatcherSilent,
     FloorRaised,
     MembershipChanged,
@@ -593,7 +593,7 @@ class Node:
     # --- Consequences.
 
     def _deliver(self, effects: list[Effect], now: Moment) -> list[Effect]:
-        """Deliver messages to this node itself and consequences, until none is left."""
+        """Deliver messages to this node itself and signals, until none is left."""
         done: list[Effect] = []
         waiting = deque(effects)
         has_changed = False
@@ -608,15 +608,15 @@ class Node:
                     done.append(effect)
                     if isinstance(effect, LogWrite):
                         waiting += self._replication.on_log_write(effect, now)
-            consequence = self._outbox.pop()
-            if consequence is None:
+            signal = self._outbox.pop()
+            if signal is None:
                 break
             has_changed = True
-            waiting += self._on_consequence(consequence, now)
+            waiting += self._on_signal(signal, now)
         return done + self._announce_changes(now) if has_changed else done
 
-    def _on_consequence(self, consequence: Consequence, now: Moment) -> list[Effect]:
-        match consequence:
+    def _on_signal(self, signal: ComponentSignal, now: Moment) -> list[Effect]:
+        match signal:
             case DispatcherSilent():
                 # The dispatcher may have dropped this standby meanwhile.
                 self._standby.mark_behind()

@@ -14,7 +14,7 @@ from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
-from octaskly.core.model.consequences import AdmissionChanged, Outbox
+from octaskly.core.model.component_signals import AdmissionChanged, Outbox
 from octaskly.core.model.ids import Epoch, Moment
 from octaskly.core.model.settings import Timing
 from octaskly.core.model.timer_heap import Timer, TimerHeap

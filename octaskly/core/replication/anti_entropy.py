@@ -12,7 +12,7 @@ from collections.abc import Container
 from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Send
-from octaskly.core.model.consequences import Outbox, SyncProgressed
+from octaskly.core.model.component_signals import Outbox, SyncProgressed
 from octaskly.core.model.ids import Moment, NodeId, VectorItems, covers
 from octaskly.core.protocol.messages import (
     FULL_SNAPSHOT,

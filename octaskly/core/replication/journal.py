@@ -17,7 +17,7 @@ from octaskly.core.events import SavedState
 from octaskly.core.log.facts import MESH_FACTS, Entry, Fact, Floor, Recorded
 from octaskly.core.log.merge import join_floors
 from octaskly.core.log.mesh_records import RecordTable
-from octaskly.core.model.consequences import (
+from octaskly.core.model.component_signals import (
     FloorRaised,
     Outbox,
     RecordsAdded,

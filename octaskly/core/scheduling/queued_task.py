@@ -1,6 +1,6 @@
 """A queued task in the dispatcher's memory, and the table of its stage transitions.
 
-`lanes` keeps the order of `TaskSpec.ord`.
+`queue_lanes` keeps the order of `TaskSpec.ord`.
 """
 
 from __future__ import annotations

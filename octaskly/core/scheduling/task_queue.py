@@ -1,8 +1,8 @@
 """The dispatcher's tasks in memory: the front of the queue, and all live tasks.
 
 This module decides which tasks are in memory, and keeps them consistent with the store.
-`lanes` keeps the order of `TaskSpec.ord`. The queue does not choose workers and writes
-no facts.
+`queue_lanes` keeps the order of `TaskSpec.ord`, which `core.dispatcher.admission` sets.
+The queue does not choose workers and writes no facts.
 
 The store holds the whole queue, the lanes only its front. So the use of memory depends
 on running work, not on the length of the queue.

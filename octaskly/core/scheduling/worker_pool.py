@@ -5,6 +5,10 @@ Selection for a task without requirements takes logarithmic time, so neither a l
 queue nor a large mesh slows it down. For a task with requirements it checks each
 worker. The task holds its resources until it ends, and a worker never grants more than
 it has.
+
+A worker without credit gets no task. `core.worker.worker` grants none while the node is
+drained or short of disk or memory; `core.dispatcher.outcomes` pauses a worker that
+refuses tasks.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from octaskly.core.effects import (
     Stop,
     Unspool,
 )
-from octaskly.core.model.consequences import Outbox, WorkerAvailabilityChanged
+from octaskly.core.model.component_signals import Outbox, WorkerAvailabilityChanged
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
 from octaskly.core.model.settings import SHORT_TASK_MS, Settings
@@ -64,14 +64,14 @@ class Worker:
         settings: Settings,
         saved_reports: tuple[Report, ...],
         timers: TimerHeap,
-        consequences: Outbox,
+        signals: Outbox,
         hold: OperatorHold = NO_HOLD,
         *,
         is_revoked: bool = False,
     ) -> None:
         self._me = settings.node.id
         self._timers = timers
-        self._consequences = consequences
+        self._signals = signals
         self._slots = settings.node.slots
         self._prefetch_max = settings.limits.prefetch
         self._dispatcher_id: NodeId | None = None
@@ -257,7 +257,7 @@ class Worker:
         self._now_s = now.mono_s
         previous, self.availability = self.availability, availability
         if availability != previous:
-            self._consequences.put(WorkerAvailabilityChanged())
+            self._signals.put(WorkerAvailabilityChanged())
         effects: list[Effect] = []
         if availability.hold.is_paused != previous.hold.is_paused:
             effects.append(Freeze(availability.hold.is_paused))

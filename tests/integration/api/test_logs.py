@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 from msgspec.structs import replace
 
-from octaskly.api.output import follower, status_query
+from octaskly.api.output import follower, task_status_query
 from octaskly.api.output.logs import parse_event_id
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.config.settings import LimitOptions
@@ -677,7 +677,7 @@ async def test_followers_leave_connections_of_the_dispatcher_to_others(
     api_mesh: ApiMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Followers of queued tasks on all nodes could use its last connection."""
-    monkeypatch.setattr(status_query, "_BUSY_S", 0.01)
+    monkeypatch.setattr(task_status_query, "_BUSY_S", 0.01)
     few = LimitOptions(streams_max=FEW)
     names = ("front", "back", "worker")
     three = Three(*[await api_mesh.member(name, limits=few) for name in names])
@@ -699,7 +699,7 @@ async def test_a_follower_waits_for_a_dispatcher_that_still_catches_up(
     three: Three, monkeypatch: pytest.MonkeyPatch, *, is_front: bool
 ) -> None:
     """Right after a failover it may not know the task; a started stream may stay."""
-    monkeypatch.setattr(status_query, "_BUSY_S", 0.01)
+    monkeypatch.setattr(task_status_query, "_BUSY_S", 0.01)
     front = three.back if is_front else three.front
     task = await three.back.api.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"

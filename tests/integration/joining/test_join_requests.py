@@ -16,7 +16,7 @@ from octaskly.joining.join_requests import (
     WAITING_PER_ADDRESS_MAX,
     WaitingMachines,
 )
-from octaskly.mesh.discovery.scan import FoundNode
+from octaskly.mesh.discovery.mdns_scan import FoundNode
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import configure

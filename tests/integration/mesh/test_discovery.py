@@ -15,7 +15,7 @@ from zeroconf.asyncio import AsyncZeroconf
 
 from octaskly.errors import ConfigError
 from octaskly.mesh.discovery.adverts import SERVICE
-from octaskly.mesh.discovery.scan import scan_meshes
+from octaskly.mesh.discovery.mdns_scan import scan_meshes
 from tests.mesh.discovery_process import DiscoveryProcess
 from tests.support.agents import soon_s
 

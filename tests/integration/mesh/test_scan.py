@@ -10,13 +10,13 @@ import pytest
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.mesh.discovery import scan
+from octaskly.mesh.discovery import mdns_scan
 from octaskly.mesh.discovery.adverts import (
     NODES_PER_HOST_MAX,
     PAIRING_SERVICE,
     ServiceRecord,
 )
-from octaskly.mesh.discovery.scan import (
+from octaskly.mesh.discovery.mdns_scan import (
     FoundNode,
     advertise_pairing,
     scan_inviting_members,
@@ -63,8 +63,8 @@ async def test_forged_members_of_one_address_are_few(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As for agents: a thousand adverts of a victim lead to a few dials."""
-    monkeypatch.setattr(scan, "open_mdns", Forger.open)
-    monkeypatch.setattr(scan, "reachable_addresses", lambda one, _: one.hosts)
+    monkeypatch.setattr(mdns_scan, "open_mdns", Forger.open)
+    monkeypatch.setattr(mdns_scan, "reachable_addresses", lambda one, _: one.hosts)
 
     async with contextlib.aclosing(scan_inviting_members(LOOK_S, ["lo"])) as found:
         for _ in range(NODES_PER_HOST_MAX):

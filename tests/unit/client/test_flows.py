@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import octaskly
 from octaskly.api.problems import CATCHING_UP
 from octaskly.client.flows import arrays, streams, tasks
-from octaskly.client.flows.api_calls import Call, Response
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.retry import CATCHING_UP_ERROR, Deadline
 from octaskly.client.flows.sse import Event, EventParser
 from octaskly.client.flows.steps import (

@@ -20,8 +20,8 @@ from octaskly.client.drivers import thread_driver
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.flows import arrays, tasks
-from octaskly.client.flows.api_calls import Call, Response
 from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.steps import (
     CloseStream,
     OpenStream,

@@ -34,7 +34,7 @@ from octaskly.core.log.facts import (
     Submitted,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState

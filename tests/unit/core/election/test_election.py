@@ -32,7 +32,7 @@ from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.membership.peer import candidate_rank
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,

@@ -11,7 +11,7 @@ from octaskly.core.key_rotation.rotation import RENEWING_REASON, KeyRotation
 from octaskly.core.log.mesh_records import RecordTable
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Address, Moment, NodeId
 from octaskly.core.model.keyring_state import (
     REVOKED_REASON,

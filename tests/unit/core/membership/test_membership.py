@@ -24,7 +24,7 @@ from octaskly.core.membership.mdns_schedule import BROWSE_INTERVAL_S, MdnsSchedu
 from octaskly.core.membership.peer import ADDRESSES_MAX
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.field_types import (
     HOST_CHARS_MAX,
     TITLE_CHARS_MAX,

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, TaskCancelled
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.protocol.messages import (
     FULL_SNAPSHOT,

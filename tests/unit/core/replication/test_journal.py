@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Append, Effect, LogLine, Save
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry, Floor, StreamFloor, TaskCancelled
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.hlc import HLC_MAX, hlc_next, hlc_of, wall_ms_of
 from octaskly.core.model.ids import Moment, StreamId, TaskId
 from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec

@@ -7,7 +7,7 @@ import pytest
 from octaskly.core.effects import Answer, Effect
 from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.membership.roster import LOST_MEMBER_S
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState, Role, RosterEntry
 from octaskly.core.protocol.messages import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.settings import Timing
 from octaskly.core.protocol.messages import (

@@ -15,7 +15,7 @@ from octaskly.core.effects import (
     Start,
     Stop,
 )
-from octaskly.core.model.consequences import Outbox
+from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import (
     NO_HOLD,

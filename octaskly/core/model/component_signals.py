@@ -1,6 +1,6 @@
-"""Consequences: changes in one component that the node delivers to the others.
+"""Signals between components: changes in one that the node delivers to the others.
 
-A component puts a consequence into the outbox. At the end of the step, the node
+A component puts a signal into the outbox. At the end of the step, the node
 delivers it once, even if it was put several times. It carries no data: its receivers
 read the changed state from its sender.
 """
@@ -56,7 +56,7 @@ class RosterChanged:
     """From `Node`: the dispatcher sent a new roster."""
 
 
-Consequence = (
+ComponentSignal = (
     DispatcherSilent
     | RoleChanged
     | MembershipChanged
@@ -67,24 +67,24 @@ Consequence = (
     | WorkerAvailabilityChanged
     | RosterChanged
 )
-"""All consequences, in their order of delivery."""
-_ORDER = {kind: index for index, kind in enumerate(get_args(Consequence))}
+"""All signals, in their order of delivery."""
+_ORDER = {kind: index for index, kind in enumerate(get_args(ComponentSignal))}
 
 
 class Outbox:
-    """The consequences of a step that are not delivered yet."""
+    """The signals of a step that are not delivered yet."""
 
     def __init__(self) -> None:
-        self._consequences: set[Consequence] = set()
+        self._signals: set[ComponentSignal] = set()
 
-    def put(self, consequence: Consequence) -> None:
-        """Add a consequence; the node delivers it at the end of the step."""
-        self._consequences.add(consequence)
+    def put(self, signal: ComponentSignal) -> None:
+        """Add a signal; the node delivers it at the end of the step."""
+        self._signals.add(signal)
 
-    def pop(self) -> Consequence | None:
-        """Remove and return the next consequence; None if none is left."""
-        if not self._consequences:
+    def pop(self) -> ComponentSignal | None:
+        """Remove and return the next signal; None if none is left."""
+        if not self._signals:
             return None
-        first = min(self._consequences, key=lambda one: _ORDER[type(one)])
-        self._consequences.remove(first)
+        first = min(self._signals, key=lambda one: _ORDER[type(one)])
+        self._signals.remove(first)
         return first

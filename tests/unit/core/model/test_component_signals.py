@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octaskly.core.model.consequences import (
+from octaskly.core.model.component_signals import (
     FloorRaised,
     MembershipChanged,
     Outbox,
