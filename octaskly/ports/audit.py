@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from http import HTTPStatus
+from typing import Final, Protocol
 
 from octaskly.core.model.ids import NodeId
+
+COMMAND_BYTES_MAX: Final = 4096  #: of the commands in one entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,22 +22,28 @@ class AuditEntry:
     role: str | None
     action: str  #: method and path of the route, or a word for other actions
     target: str | None  #: the task, node or token that the path names
-    source: str  #: an address, or `uid N` on the local socket
-    received_by: NodeId  #: the node that the client asked
+    targets: tuple[str, ...] = ()  #: those of a summary, if there are several
+    source: str  #: an address, or `uid N` on the local socket; `many` in a summary
+    received_by: NodeId  #: the node that the client asked; `many` in a summary
     decided_by: NodeId  #: the node that carried it out or refused it
     status: int  #: HTTP status of the reply
     tasks: tuple[str, ...] = ()  #: the first tasks that the request created
     task_count: int = 0
+    command: str | None = None
+    """The distinct commands of these tasks, one per line, cut at COMMAND_BYTES_MAX."""
+    is_administrative: bool = False  #: only admins and local users may do this
     count: int = 1  #: number of requests
     last_ms: int | None = None  #: time of the last of several requests
 
     @property
     def is_unauthenticated(self) -> bool:
-        """Return True if the request had no credentials.
+        """Return True if the request had no valid credentials."""
+        return self.subject is None
 
-        A summary of several requests has no subject, but a role.
-        """
-        return self.subject is None and self.role is None
+    @property
+    def is_refused(self) -> bool:
+        """Return True if the request was refused, and so changed nothing."""
+        return self.status >= HTTPStatus.BAD_REQUEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
     role: str | None = None
     action: str
     target: str | None = None
+    targets: list[str] = []
     source: str
     node: str
     decided_by: str = ""
@@ -82,6 +83,7 @@ class AuditLine(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     tasks: list[str] = []
     task_count: int = 0
+    command: str | None = None
 
 
 class AuditPage(msgspec.Struct, frozen=True, kw_only=True):

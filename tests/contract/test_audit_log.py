@@ -11,6 +11,8 @@ from octaskly.agent.gateway.audit import RETENTION_MS, AgentAuditLog
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.mesh_records import (
     AUDIT,
+    AUDIT_REFUSED,
+    AUDIT_TASKS,
     AUDIT_UNAUTHENTICATED,
     KINDS,
     RecordDraft,
@@ -18,6 +20,7 @@ from octaskly.core.log.mesh_records import (
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditEntry, AuditLog, RecordQuery
+from octaskly.ports.audit import COMMAND_BYTES_MAX
 from octaskly.system.clock import SystemClock
 from tests.contract.test_token_desk import MemoryRecords
 from tests.support.dispatcher_role import DispatcherRole
@@ -126,19 +129,20 @@ async def test_only_the_dispatcher_writes_the_audit_log(
         await log.read_page(since_ms=0, after=None, limit=9)
 
 
-async def test_records_of_strangers_push_out_only_each_other() -> None:
-    """Changes by known callers have room of their own."""
+async def test_no_flood_displaces_entries_of_another_kind() -> None:
+    """Refusals have tables of their own, and so have changes that only admins make."""
     records = ListedRecords()
     log = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
-    many_known = deed(2, subject=None, source="many")
-    stranger = deed(3, subject=None, role=None, status=401)
-    await log.record_entries([deed(1), many_known, stranger])
+    token = deed(2, action="POST /api/v1/tokens", is_administrative=True)
+    refused = deed(3, status=403)
+    stranger = deed(4, subject=None, role=None, status=401)
+    await log.record_entries([deed(1), token, refused, stranger])
 
     page = await log.read_page(since_ms=0, after=None, limit=9)
 
-    assert [kind for kind, _ in records.kept] == [AUDIT, AUDIT, AUDIT_UNAUTHENTICATED]
-    assert KINDS[AUDIT_UNAUTHENTICATED].count_max < KINDS[AUDIT].count_max
-    assert [d.id for d in page.entries] == ["n-1", "n-2", "n-3"]
+    kinds = [AUDIT_TASKS, AUDIT, AUDIT_REFUSED, AUDIT_UNAUTHENTICATED]
+    assert [kind for kind, _ in records.kept] == kinds
+    assert [d.id for d in page.entries] == ["n-1", "n-2", "n-3", "n-4"]
 
 
 async def test_a_record_is_unchanged_until_it_expires_after_ninety_days() -> None:
@@ -146,16 +150,18 @@ async def test_a_record_is_unchanged_until_it_expires_after_ninety_days() -> Non
     records = ListedRecords()
     log = AgentAuditLog(records, SystemClock(), NODE, lambda: None)
     tasks = tuple("t" * 63 + str(n) for n in range(8))
-    plain = deed(1, tasks=tasks, task_count=9, target="x")
-    await log.record_entries(
-        [plain, deed(2, subject="🦊" * 256, source="é" * 500, tasks=tasks)]
-    )
+    command, targets = "\x01" * COMMAND_BYTES_MAX, ("t" * 160,) * 12
+    lists = {"tasks": tasks, "task_count": 9, "targets": targets, "command": command}
+    plain = deed(1, target="x", **lists)
+    hostile = {"command": command * 2, "targets": targets * 99}
+    texts = {"subject": "🦊" * 512, "source": "é" * 500, "target": "é" * 500}
+    await log.record_entries([plain, deed(2, **texts, **{**lists, **hostile})])
 
     page = await log.read_page(since_ms=0, after=None, limit=9)
 
     assert page.entries[0] == plain
     for record in records.kept.values():
-        assert len(record.body) <= KINDS[AUDIT].body_bytes_max
+        assert len(record.body) <= KINDS[record.kind].body_bytes_max
         assert record.expires_ms - plain.at_ms >= RETENTION_MS
 
 
@@ -200,7 +206,7 @@ async def test_a_record_with_an_unprintable_time_hides_no_other(
     audit = AgentAuditLog(records, SystemClock(), NODE, DispatcherRole().require)
     await audit.record_join(NODE, "pi")
     odd = deed(1, **more)
-    body, node = msgspec.json.encode(odd), NodeId("o" * 16)
+    body, node = msgspec.msgpack.encode(odd), NodeId("o" * 16)
     for key in (odd.id, f"join-{node}"):
         await records.write_records(RecordDraft(AUDIT, key, body, 0))
 

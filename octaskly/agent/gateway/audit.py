@@ -15,6 +15,9 @@ from octaskly.agent.gateway.mesh_records import Records
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.mesh_records import (
     AUDIT,
+    AUDIT_KINDS,
+    AUDIT_REFUSED,
+    AUDIT_TASKS,
     AUDIT_UNAUTHENTICATED,
     KINDS,
     RecordDraft,
@@ -28,6 +31,7 @@ from octaskly.system.clock import SystemClock
 
 RETENTION_MS: Final = 90 * 86_400_000
 TEXT_BYTES_MAX: Final = 160  #: of each text in an entry; clients may have chosen it
+SUBJECT_BYTES_MAX: Final = 512
 JOIN_ACTION: Final = "join"  #: the action of a node's first contact
 RETRY_S: Final = 2.0  #: while the disk takes no writes
 ABSENT_S: Final = 60.0  #: between two reads of a join time that was not found
@@ -78,6 +82,7 @@ class AgentAuditLog:
             received_by=self._node_id,
             decided_by=self._node_id,
             status=200,
+            is_administrative=True,
         )
         with suppress(OctasklyError):  # The next dispatcher writes it.
             await self._record_with_retry(entry)
@@ -127,7 +132,7 @@ class AgentAuditLog:
         beyond = None if after is None else _parse_cursor(after)
         found = await self._records.read_page(
             RecordQuery(
-                kinds=(AUDIT, AUDIT_UNAUTHENTICATED),
+                kinds=AUDIT_KINDS,
                 limit=limit,
                 since_hlc=since,
                 after=beyond,
@@ -151,16 +156,25 @@ def _record_of_entry(entry: AuditEntry) -> RecordDraft:
     """Return an entry as a record; truncate it to the size limit of records."""
     brief = replace(
         entry,
-        subject=_truncate(entry.subject),
+        subject=_truncate(entry.subject, SUBJECT_BYTES_MAX),
         action=_truncate(entry.action) or "",
         target=_truncate(entry.target),
         source=_truncate(entry.source) or "",
     )
-    body = msgspec.json.encode(brief)
-    if len(body) > KINDS[AUDIT].body_bytes_max:
-        body = msgspec.json.encode(replace(brief, tasks=()))
-    kind = AUDIT_UNAUTHENTICATED if entry.is_unauthenticated else AUDIT
+    kind = _kind_of_entry(entry)
+    body = msgspec.msgpack.encode(brief)
+    if len(body) > KINDS[kind].body_bytes_max:
+        # Only another node can have sent lists that are longer than those of ours.
+        command = _truncate(brief.command)
+        brief = replace(brief, tasks=(), targets=(), command=command)
+        body = msgspec.msgpack.encode(brief)
     return RecordDraft(kind, entry.id, body, entry.at_ms + RETENTION_MS)
+
+
+def _kind_of_entry(entry: AuditEntry) -> str:
+    if entry.is_refused:
+        return AUDIT_UNAUTHENTICATED if entry.is_unauthenticated else AUDIT_REFUSED
+    return AUDIT if entry.is_administrative else AUDIT_TASKS
 
 
 def _entry_of_record(record: Recorded) -> AuditEntry | None:
@@ -169,14 +183,14 @@ def _entry_of_record(record: Recorded) -> AuditEntry | None:
     A newer version or a hostile member may have written the record.
     """
     try:
-        entry = msgspec.json.decode(record.body, type=AuditEntry)
+        entry = msgspec.msgpack.decode(record.body, type=AuditEntry)
     except (msgspec.DecodeError, ValueError):
         return None
     times = (entry.at_ms, entry.last_ms or 0)
     return entry if all(0 <= time < TIME_MS_MAX for time in times) else None
 
 
-def _truncate(text: str | None) -> str | None:
+def _truncate(text: str | None, bytes_max: int = TEXT_BYTES_MAX) -> str | None:
     if text is None:
         return None
-    return text.encode("utf-8", "replace")[:TEXT_BYTES_MAX].decode("utf-8", "ignore")
+    return text.encode("utf-8", "replace")[:bytes_max].decode("utf-8", "ignore")

@@ -1,8 +1,11 @@
 """Audit recorder: collects changes and refusals, and sends them to the dispatcher.
 
-The node that decides a request records it. The first requests of a group within a
-minute get one entry each; the others are merged into one entry with a count. This
-bounds the log when a client submits a thousand times a second, or guesses tokens.
+The node that decides a request records it. Changes that only an admin or a local user
+may make get one entry each. Of other changes, the first ones of a subject and action
+within a minute get one entry each; the others are merged into a summary that still
+names the subject and every target. Refusals are merged in tables of their own. So
+neither a client that submits a thousand times a second nor one that is refused as often
+fills the log, and neither can hide a change.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from itertools import chain, islice
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import unquote
 
 import aiohttp
@@ -27,31 +30,36 @@ from octaskly.api.http.handler_types import (
     RequestInfo,
     Route,
     Services,
+    join_commands,
 )
 from octaskly.api.http.node_client import HOP_HEADER, SOURCE_HEADER
 from octaskly.api.problems import MALFORMED_JSON, Problem
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import MeshError, OctasklyError
 from octaskly.ports import AuditEntry, DispatcherView, Principal
+from octaskly.ports.audit import COMMAND_BYTES_MAX
 
 PATH: Final = "/internal/v1/audit"
 REFUSED_STATUSES: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 READ_METHODS: Final = ("GET", "HEAD", "OPTIONS", "")
+ADMINISTRATIVE: Final = (Access.ADMIN, Access.LOCAL, Access.LOCAL_PAGE)
 WINDOW_MS: Final = 60_000
 UNMERGED_MAX: Final = 10  #: entries of one group in a minute before merging
 UNMERGED_REFUSED_MAX: Final = 1  #: the same for refused requests
-GROUPS_MAX: Final = 64  #: groups in a minute; the rest is merged into one
-ANONYMOUS_GROUPS_MAX: Final = 16  #: the same for unauthenticated requests
+GROUPS_MAX: Final = 128  #: groups in a table; the oldest one is sent early
+SOURCES_MAX: Final = 16  #: sources of anonymous requests in a minute before merging
 QUEUE_MAX: Final = 2000  #: entries that wait for a dispatcher; the oldest are dropped
-ANONYMOUS_QUEUE_MAX: Final = 200  #: the same for unauthenticated requests
-BATCH_MAX: Final = 100
+REFUSED_QUEUE_MAX: Final = 200  #: the same for refused requests
+BATCH_MAX: Final = 32  #: entries in a message, below its limit of 1 MiB as JSON
+TARGETS_BYTES_MAX: Final = 2048  #: of the targets in one summary
 FLUSH_S: Final = 0.2
 RETRY_S: Final = 1.0
 SEND_S: Final = 5.0
 TARGET_CHARS_MAX: Final = 160  #: bounds the size of a batch
-MANY: Final = "many"  #: the source of an entry that merges several groups
+MANY: Final = "many"  #: in a summary, in place of values that differ
 
 _GroupKey = tuple[object, ...]
+_S = TypeVar("_S", bound=str)
 
 
 @dataclass(slots=True)
@@ -61,6 +69,71 @@ class _Group:
     began_ms: int
     count: int = 0
     merged: AuditEntry | None = None  #: the entry of all later requests
+
+
+class _Table:
+    """Entries that wait for the dispatcher, and the groups that merge further ones.
+
+    Args:
+        unmerged_max: Entries of one group in a minute before merging.
+        queue_max: Waiting entries; the oldest are dropped.
+    """
+
+    def __init__(self, *, unmerged_max: int, queue_max: int) -> None:
+        self.queue: deque[AuditEntry] = deque(maxlen=queue_max)
+        self._unmerged_max = unmerged_max
+        self._groups: dict[_GroupKey, _Group] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Return True if no entry waits, not even for the end of its minute."""
+        return not self.queue and not self._groups
+
+    def count_groups(self) -> int:
+        """Return the number of groups in this minute."""
+        return len(self._groups)
+
+    def has_group(self, key: _GroupKey) -> bool:
+        """Return True if the group exists in this minute."""
+        return key in self._groups
+
+    def add(self, entry: AuditEntry, key: _GroupKey) -> None:
+        """Add an entry to its group: by itself, or merged with others of a minute."""
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= GROUPS_MAX:
+                self._enqueue_group(next(iter(self._groups)))
+            group = self._groups[key] = _Group(entry.at_ms)
+        group.count += 1
+        if group.count <= self._unmerged_max:
+            self.queue.append(entry)
+        elif group.merged is None:
+            group.merged = replace(entry, last_ms=entry.at_ms)
+        elif (merged := _merge_entries(group.merged, entry)) is not None:
+            group.merged = merged
+        else:
+            self.queue.append(group.merged)
+            group.merged = replace(entry, last_ms=entry.at_ms)
+
+    def enqueue_expired_groups(self, now_ms: int) -> None:
+        """Enqueue the summaries of groups older than a minute."""
+        over = [
+            key
+            for key, group in self._groups.items()
+            if not 0 <= now_ms - group.began_ms < WINDOW_MS
+        ]
+        for key in over:
+            self._enqueue_group(key)
+
+    def enqueue_all_groups(self) -> None:
+        """Enqueue the summaries of all groups."""
+        for key in tuple(self._groups):
+            self._enqueue_group(key)
+
+    def _enqueue_group(self, key: _GroupKey) -> None:
+        merged = self._groups.pop(key).merged
+        if merged is not None:
+            self.queue.append(merged)
 
 
 class Auditor:
@@ -77,11 +150,12 @@ class Auditor:
         self._clock = services.clock
         self._id_prefix = id_prefix
         self._last_number = 0
-        self._groups: dict[_GroupKey, _Group] = {}
-        self._queue: deque[AuditEntry] = deque(maxlen=QUEUE_MAX)
-        # Separate, so that anonymous requests cannot displace authenticated ones.
-        self._anonymous_groups: dict[_GroupKey, _Group] = {}
-        self._anonymous_queue: deque[AuditEntry] = deque(maxlen=ANONYMOUS_QUEUE_MAX)
+        self._changes = _Table(unmerged_max=UNMERGED_MAX, queue_max=QUEUE_MAX)
+        self._refusals, self._anonymous = (
+            _Table(unmerged_max=UNMERGED_REFUSED_MAX, queue_max=REFUSED_QUEUE_MAX)
+            for _ in range(2)
+        )
+        self._tables = self._changes, self._refusals, self._anonymous
         self._queue_changed = asyncio.Event()
 
     def record_request(self, info: RequestInfo, method: str, status: int) -> None:
@@ -108,82 +182,63 @@ class Auditor:
             status=status,
             tasks=tuple(info.tasks),
             task_count=info.task_count,
+            command=info.command,
+            is_administrative=info.is_administrative,
         )
-        self._add_to_group(entry, is_refused=is_refused)
+        self._add_entry(entry)
 
-    def _add_to_group(self, entry: AuditEntry, *, is_refused: bool) -> None:
-        kind: _GroupKey = (entry.subject, entry.source, entry.received_by, entry.status)
-        if not is_refused:
-            kind = (*kind, entry.role, entry.action)
-        self._enqueue_expired_groups(entry.at_ms)
-        is_known = entry.subject is not None
-        groups = self._groups if is_known else self._anonymous_groups
-        group = groups.get(kind)
-        if group is None and len(groups) >= (
-            GROUPS_MAX if is_known else ANONYMOUS_GROUPS_MAX
-        ):
-            kind, entry = (
-                (MANY, entry.status),
-                replace(entry, source=MANY, subject=None),
-            )
-            group = groups.get(kind)
-        if group is None:
-            group = groups[kind] = _Group(entry.at_ms)
-        group.count += 1
-        if group.count <= (UNMERGED_REFUSED_MAX if is_refused else UNMERGED_MAX):
-            self._enqueue(entry)
-        elif group.merged is None:
-            group.merged = replace(entry, last_ms=entry.at_ms)
+    def _add_entry(self, entry: AuditEntry) -> None:
+        for table in self._tables:
+            table.enqueue_expired_groups(entry.at_ms)
+        if not entry.is_refused:
+            if entry.is_administrative:
+                self._changes.queue.append(entry)
+            else:
+                key = entry.subject, entry.role, entry.action, entry.status
+                self._changes.add(entry, key)
+        elif not entry.is_unauthenticated:
+            self._refusals.add(entry, (entry.subject, entry.role, entry.status))
         else:
-            group.merged = _merge_entries(group.merged, entry)
-
-    def _enqueue_expired_groups(self, now_ms: int) -> None:
-        """Enqueue the merged entries of groups older than a minute."""
-        for groups in (self._groups, self._anonymous_groups):
-            over = [
-                kind
-                for kind, group in groups.items()
-                if not 0 <= now_ms - group.began_ms < WINDOW_MS
-            ]
-            for kind in over:
-                if (held := groups.pop(kind).merged) is not None:
-                    self._enqueue(held)
-
-    def _enqueue(self, entry: AuditEntry) -> None:
-        is_known = not entry.is_unauthenticated
-        (self._queue if is_known else self._anonymous_queue).append(entry)
+            self._add_anonymous(entry)
         self._queue_changed.set()
+
+    def _add_anonymous(self, entry: AuditEntry) -> None:
+        """Add a refusal by source; merge all sources above a number of them."""
+        key: _GroupKey = entry.source, entry.received_by, entry.status
+        table = self._anonymous
+        if not table.has_group(key) and table.count_groups() >= SOURCES_MAX:
+            key, entry = (MANY, entry.status), replace(entry, source=MANY)
+        table.add(entry, key)
 
     async def run(self) -> None:
         """Send entries to the dispatcher until cancelled."""
         while True:
             try:
-                # Groups expire by time, so wake up regularly while any exist.
-                is_holding = self._groups or self._anonymous_groups
-                async with asyncio.timeout(RETRY_S if is_holding else None):
+                # Summaries become due by time, so wake up while there are groups.
+                is_idle = all(table.is_empty for table in self._tables)
+                async with asyncio.timeout(None if is_idle else RETRY_S):
                     await self._queue_changed.wait()
                 await asyncio.sleep(FLUSH_S)
             except TimeoutError:
-                self._enqueue_expired_groups(self._clock.now().wall_ms)
+                now_ms = self._clock.now().wall_ms
+                for table in self._tables:
+                    table.enqueue_expired_groups(now_ms)
             self._queue_changed.clear()
-            while self._queue or self._anonymous_queue:
+            while any(table.queue for table in self._tables):
                 if not await self._send_batch():
                     await asyncio.sleep(RETRY_S)
 
     async def flush(self) -> None:
         """Send the remaining entries once, before this node stops."""
-        for groups in (self._groups, self._anonymous_groups):
-            for group in groups.values():
-                if group.merged is not None:
-                    self._enqueue(group.merged)
-            groups.clear()
-        while self._queue or self._anonymous_queue:
+        for table in self._tables:
+            table.enqueue_all_groups()
+        while any(table.queue for table in self._tables):
             if not await self._send_batch():
                 return
 
     async def _send_batch(self) -> bool:
-        """Send the oldest entries, anonymous ones last; return True on success."""
-        queues = self._queue, self._anonymous_queue
+        """Send the oldest entries, changes first; return True on success."""
+        queues = [table.queue for table in self._tables]
         some = [*islice(chain(*queues), BATCH_MAX)]
         try:
             async with asyncio.timeout(SEND_S):
@@ -220,24 +275,57 @@ class Auditor:
         return False
 
 
-def _merge_entries(merged: AuditEntry, entry: AuditEntry) -> AuditEntry:
+def _merge_entries(merged: AuditEntry, entry: AuditEntry) -> AuditEntry | None:
+    """Add an entry to a summary; return None if its target does not fit.
+
+    The target of a refusal is left out: a client chooses it and may be anyone.
+    """
+    target, targets = merged.target, merged.targets
+    if target != entry.target:
+        target = None
+        if not entry.is_refused:
+            targets = _merge_targets(merged, entry)
+            if sum(len(each.encode()) for each in targets) > TARGETS_BYTES_MAX:
+                return None
     # `replace` would be slower, because it looks up each field by name.
     return AuditEntry(
         id=merged.id,
         at_ms=merged.at_ms,
         subject=merged.subject,
         role=merged.role,
-        action=merged.action if merged.action == entry.action else MANY,
-        target=merged.target if merged.target == entry.target else None,
-        source=merged.source,
-        received_by=merged.received_by,
+        action=_same(merged.action, entry.action) or MANY,
+        target=target,
+        targets=targets,
+        source=_same(merged.source, entry.source) or MANY,
+        received_by=_same(merged.received_by, entry.received_by) or NodeId(MANY),
         decided_by=merged.decided_by,
         status=merged.status,
         tasks=(merged.tasks + entry.tasks)[:AUDITED_TASKS_MAX],
         task_count=merged.task_count + entry.task_count,
+        command=_merge_commands(merged.command, entry.command),
+        is_administrative=merged.is_administrative and entry.is_administrative,
         count=merged.count + 1,
         last_ms=entry.at_ms,
     )
+
+
+def _same(a: _S, b: _S) -> _S | None:
+    return a if a == b else None
+
+
+def _merge_targets(merged: AuditEntry, entry: AuditEntry) -> tuple[str, ...]:
+    known = merged.targets or ((merged.target,) if merged.target else ())
+    if entry.target is None or entry.target in known:
+        return known
+    return (*known, entry.target)
+
+
+def _merge_commands(merged: str | None, command: str | None) -> str | None:
+    if merged is None or command is None:
+        return merged or command
+    if len(merged) >= COMMAND_BYTES_MAX or f"\n{command}\n" in f"\n{merged}\n":
+        return merged
+    return join_commands((merged, command))
 
 
 def record_source(
@@ -259,6 +347,7 @@ def record_route(
         info.target = target[:TARGET_CHARS_MAX]
         break
     info.is_audited = route.access not in (Access.PUBLIC, Access.NODE)
+    info.is_administrative = route.access in ADMINISTRATIVE
 
 
 def record_principal(info: RequestInfo, principal: Principal) -> None:

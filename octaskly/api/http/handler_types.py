@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol, TypeVar
@@ -29,6 +29,7 @@ from octaskly.ports import (
     KeyRotationControl,
     Principal,
 )
+from octaskly.ports.audit import COMMAND_BYTES_MAX
 from octaskly.rest.mesh import Checkup
 
 BODY_BYTES_MAX = 1 << 20
@@ -195,7 +196,9 @@ class RequestInfo:
     forwarded_by: NodeId | None = None  #: the node that forwarded it
     tasks: Sequence[str] = ()  #: the first tasks that it created
     task_count: int = 0  #: number of tasks that it created
+    command: str | None = None  #: their distinct commands, one per line, cut
     is_audited: bool = False  #: its changes are recorded in the audit log
+    is_administrative: bool = False  #: only admins and local users may ask for it
     is_decided_elsewhere: bool = False  #: another node answered
     dispatcher_headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's response, also of an error response."""
@@ -247,10 +250,27 @@ class Request:
         """Record the tasks that this request created, for the audit log."""
         self.info.tasks = [record.name for record in records[:AUDITED_TASKS_MAX]]
         self.info.task_count = len(records)
+        self.info.command = join_commands(
+            record.spec.command for record in records if record.spec is not None
+        )
 
     def elapsed_s(self) -> float:
         """Return the seconds since the request arrived."""
         return asyncio.get_running_loop().time() - self.info.started_s
+
+
+def join_commands(commands: Iterable[str]) -> str:
+    """Return the distinct commands, one per line, cut at `COMMAND_BYTES_MAX`."""
+    distinct: dict[str, None] = {}
+    chars = 0
+    for command in commands:
+        if command not in distinct:
+            distinct[command] = None
+            chars += len(command) + 1
+            if chars > COMMAND_BYTES_MAX:
+                break
+    whole = "\n".join(distinct).encode("utf-8", "replace")
+    return whole[:COMMAND_BYTES_MAX].decode("utf-8", "ignore")
 
 
 Handler = Callable[[Request], Awaitable[web.StreamResponse]]

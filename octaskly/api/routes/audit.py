@@ -45,6 +45,7 @@ def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> rest.AuditL
         role=entry.role,
         action=entry.action,
         target=entry.target,
+        targets=list(entry.targets),
         source=entry.source,
         node=names.get(entry.received_by, entry.received_by),
         decided_by=names.get(entry.decided_by, entry.decided_by),
@@ -52,6 +53,7 @@ def _render_entry(entry: AuditEntry, names: Mapping[NodeId, str]) -> rest.AuditL
         status=entry.status,
         tasks=list(entry.tasks),
         task_count=entry.task_count,
+        command=entry.command,
     )
 
 

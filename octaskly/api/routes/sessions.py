@@ -90,6 +90,7 @@ async def create_session(request: Request) -> web.StreamResponse:
         )
     who, seen = opened.principal, request.info
     seen.subject, seen.principal, seen.is_audited = who.subject, who, True
+    seen.is_administrative = True  # It issues a token.
     return _session_response(
         *request.gateway.tokens.issue_session_token(
             subject=who.subject, role=who.role, node=request.gateway.node_id

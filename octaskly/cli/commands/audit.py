@@ -73,10 +73,12 @@ def _print(entries: list[AuditLine], *, with_head: bool) -> None:
 
 def _row(entry: AuditLine) -> tuple[str, ...]:
     times = [f"{entry.count} times"] if entry.count > 1 else []
-    what = [*times, entry.action, *([entry.target] if entry.target else [])]
-    what += entry.tasks
+    targets = entry.targets or ([entry.target] if entry.target else [])
+    what = [*times, entry.action, *targets, *entry.tasks]
     if entry.task_count > len(entry.tasks):
         what.append(f"and {entry.task_count - len(entry.tasks)} more")
+    if entry.command is not None:
+        what.append(f": {entry.command}")
     return (
         entry.at,
         entry.subject or "-",

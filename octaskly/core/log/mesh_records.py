@@ -36,8 +36,17 @@ class RecordKind(NamedTuple):
 TOKEN: Final = "token"  # noqa: S105  (the name of a kind)
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105
 AUDIT: Final = "audit"
+"""Audit entries of changes that only an admin or a local user may make.
+
+The other entries have kinds of their own, so that no flood displaces these.
+"""
+AUDIT_TASKS: Final = "audit-tasks"
+"""Audit entries of changes that a client may make."""
+AUDIT_REFUSED: Final = "audit-refused"
+"""Audit entries of refused requests with credentials."""
 AUDIT_UNAUTHENTICATED: Final = "audit-strangers"
-"""Rejected unauthenticated requests: a separate kind, so they displace no others."""
+"""Audit entries of refused requests without valid credentials."""
+AUDIT_KINDS: Final = (AUDIT, AUDIT_TASKS, AUDIT_REFUSED, AUDIT_UNAUTHENTICATED)
 KEYS_HELD: Final = "keys-held"
 """A node has the newest generation of the secret, while others do not yet have it."""
 
@@ -45,6 +54,9 @@ KINDS: Final[Mapping[str, RecordKind]] = {
     TOKEN: RecordKind(1000, 2048),
     TOKEN_REVOKED: RecordKind(10_000, 256, is_broadcast=True),
     AUDIT: RecordKind(20_000, 2048, is_list_only=True),
+    # Larger, because it holds the command of a submission.
+    AUDIT_TASKS: RecordKind(20_000, 9216, is_list_only=True),
+    AUDIT_REFUSED: RecordKind(2000, 2048, is_list_only=True),
     AUDIT_UNAUTHENTICATED: RecordKind(2000, 2048, is_list_only=True),
     KEYS_HELD: RecordKind(10_000, 0, is_broadcast=True),
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import signal
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.integration.agent.test_tokens import connection, issue
 from tests.support.agents import Agent, request, roles_of, until
@@ -132,3 +134,33 @@ def test_a_flood_of_refusals_and_of_tasks_gives_a_few_lines(
     assert len(refused) <= 2 + 2 * minutes
     assert len(bulk) <= 22
     assert all(len(e["tasks"]) <= 8 for e in bulk)
+
+
+def test_a_viewer_cannot_hide_changes_behind_refusals(fresh_mesh: list[Agent]) -> None:
+    """Any user of a machine has a network of loopback addresses to ask from."""
+    agent = fresh_mesh[0]
+    viewer = issue(agent, name="eve", role="viewer")["token"]
+    client = issue(agent, name="bo", role="client")["token"]
+    task = {"command": "true", "requires": {"gpus": 99}}
+    victim = ask(agent, "POST", "/api/v1/tasks", task, token=client)[1]["id"]
+    port = urlsplit(agent.ready()["api_url"]).port or 0
+    for number in range(80):
+        source = (f"127.0.{number // 8}.{2 + number}", 0)
+        opened = http.client.HTTPConnection(
+            "127.0.0.1", port, timeout=30, source_address=source
+        )
+        with contextlib.closing(opened):
+            assert request(opened, "POST", "/api/v1/tokens", {}, viewer)[0] == 403
+    assert ask(agent, "DELETE", f"/api/v1/tasks/{victim}", token=client)[0] == 200
+    issue(agent, name="mine", role="admin")
+    who = agent.call("GET", "/api/v1/tokens")[1]["tokens"][0]["issued_by"]
+
+    wanted: set[Line] = {
+        ("bo", "DELETE /api/v1/tasks/{id}", victim, "ana", 200),
+        (who, "POST /api/v1/tokens", "mine", "ana", 201),
+        ("eve", "POST /api/v1/tokens", None, "ana", 403),
+    }
+    until(lambda: wanted <= records_of(agent), "the changes are logged with authors")
+    assert sum(e["status"] == 403 for e in lines(agent)) <= 2
+    (submission,) = (e for e in lines(agent) if victim in e["tasks"])
+    assert submission["command"] == "true"

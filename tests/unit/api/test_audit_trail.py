@@ -8,10 +8,12 @@ from typing import cast
 import pytest
 
 from octaskly.api.http.audit_trail import (
-    ANONYMOUS_GROUPS_MAX,
-    ANONYMOUS_QUEUE_MAX,
     GROUPS_MAX,
+    MANY,
     QUEUE_MAX,
+    REFUSED_QUEUE_MAX,
+    SOURCES_MAX,
+    TARGETS_BYTES_MAX,
     UNMERGED_MAX,
     WINDOW_MS,
     Auditor,
@@ -21,12 +23,14 @@ from octaskly.api.http.handler_types import (
     NodeClient,
     RequestInfo,
     Services,
+    join_commands,
 )
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import NotDispatcher
 from octaskly.ports import AuditEntry, Principal
+from octaskly.ports.audit import COMMAND_BYTES_MAX
 from tests.support.fake_gateway import NOW_MS, FakeGateway
 
 BO = Principal(subject="bo", role="client")
@@ -70,6 +74,9 @@ class Desk:
         source: str = "127.0.0.1",
         times: int = 1,
         tasks: tuple[str, ...] = (),
+        target: str | None = None,
+        command: str | None = None,
+        is_administrative: bool = False,
         is_elsewhere: bool = False,
     ) -> None:
         for _ in range(times):
@@ -77,6 +84,8 @@ class Desk:
             seen.principal, seen.source = who, source
             seen.action, seen.is_audited = f"{method} /api/v1/tasks", True
             seen.tasks, seen.task_count = tasks, len(tasks)
+            seen.target, seen.command = target, command
+            seen.is_administrative = is_administrative
             seen.is_decided_elsewhere = is_elsewhere
             self.auditor.record_request(seen, method, status)
 
@@ -173,7 +182,7 @@ async def test_refusals_from_many_addresses_are_counted_together(desk: Desk) -> 
         desk.ask(401, who=None, source=f"fe80::{number:x}")
 
     deeds = await desk.written()
-    assert len(deeds) == ANONYMOUS_GROUPS_MAX + 2
+    assert len(deeds) == SOURCES_MAX + 2
     assert sum(deed.count for deed in deeds) == 3 * GROUPS_MAX
 
 
@@ -250,5 +259,92 @@ async def test_strangers_push_out_only_strangers_without_a_dispatcher(
     change, *refusals = await desk.written()
 
     assert change.subject == "bo"
-    assert len(refusals) == ANONYMOUS_QUEUE_MAX
+    assert len(refusals) == REFUSED_QUEUE_MAX
     assert refusals[-1].source == str(QUEUE_MAX - 1)
+
+
+async def test_refusals_of_one_subject_are_two_entries_from_any_number_of_addresses(
+    desk: Desk,
+) -> None:
+    """Each user of a machine has a network of loopback addresses."""
+    eve = Principal(subject="eve", role="viewer")
+    for number in range(2 * GROUPS_MAX):
+        desk.ask(403, who=eve, source=f"127.0.{number >> 8}.{number & 255}")
+    desk.ask(403, who=BO)
+
+    first, of_bo, rest = await desk.written()
+
+    assert (first.subject, of_bo.subject, rest.subject) == ("eve", "bo", "eve")
+    assert (rest.source, rest.count) == (MANY, 2 * GROUPS_MAX - 1)
+
+
+async def test_changes_are_merged_by_subject_and_not_by_source(desk: Desk) -> None:
+    """Else a client would fill the log by asking from many addresses."""
+    for number in range(100):
+        desk.ask(source=f"127.0.0.{number}")
+
+    deeds = await desk.written()
+
+    assert [deed.subject for deed in deeds] == ["bo"] * (UNMERGED_MAX + 1)
+    assert (deeds[-1].source, deeds[-1].count) == (MANY, 100 - UNMERGED_MAX)
+
+
+async def test_changes_of_any_number_of_subjects_keep_their_subjects(
+    desk: Desk,
+) -> None:
+    """However many there are in a minute."""
+    names = {f"bo-{number}" for number in range(GROUPS_MAX + 20)}
+    for name in names:
+        desk.ask(who=Principal(subject=name, role="client"), times=UNMERGED_MAX + 2)
+
+    deeds = await desk.written()
+
+    assert {deed.subject for deed in deeds} == names
+    assert sum(deed.count for deed in deeds) == len(names) * (UNMERGED_MAX + 2)
+
+
+async def test_summary_of_changes_names_every_target(desk: Desk) -> None:
+    """A thousand cancelled tasks fill few entries, and none of them is left out."""
+    targets = [f"task-{number:03}-0a1b2c3d" for number in range(1000)]
+    for target in targets:
+        desk.ask(200, method="DELETE", target=target)
+        desk.ask(200, method="DELETE", target=target)
+
+    deeds = await desk.written()
+
+    named = [t for deed in deeds for t in deed.targets or (deed.target or "",)]
+    assert list(dict.fromkeys(named)) == targets
+    assert sum(deed.count for deed in deeds) == 2 * len(targets)
+    assert len(deeds) <= UNMERGED_MAX + 1000 * len(targets[0]) // TARGETS_BYTES_MAX + 2
+
+
+async def test_administrative_changes_are_never_merged(desk: Desk) -> None:
+    """An admin token among many others must be found by its name."""
+    for number in range(50):
+        desk.ask(target=f"token-{number}", is_administrative=True)
+
+    deeds = await desk.written()
+
+    assert [deed.target for deed in deeds] == [f"token-{n}" for n in range(50)]
+
+
+async def test_summary_of_submissions_has_their_distinct_commands(desk: Desk) -> None:
+    """Up to the limit of one entry."""
+    desk.ask(times=UNMERGED_MAX, command="make")
+    for command in ("true", "rm -r x", "true", "y" * COMMAND_BYTES_MAX, "more"):
+        desk.ask(command=command)
+
+    *_, rest = await desk.written()
+
+    assert rest.command is not None
+    assert rest.command.startswith("true\nrm -r x\nyyy")
+    assert len(rest.command) == COMMAND_BYTES_MAX
+
+
+def test_commands_of_one_request_are_cut_by_bytes() -> None:
+    """A character is never cut in two."""
+    commands = ["a", "b", "a", "é" * COMMAND_BYTES_MAX]
+
+    joined = join_commands(commands)
+
+    assert joined == "a\nb\n" + "é" * (COMMAND_BYTES_MAX // 2 - 2)
