@@ -60,6 +60,7 @@ from tests.simulation.kinds.failovers import (
     run_given_up,
     run_hand_over,
     run_short,
+    run_slept,
     run_starved,
 )
 from tests.simulation.kinds.snapshots import (
@@ -212,6 +213,21 @@ def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Worker, "on_assign", trusting)
     patch.setattr(Node, "_is_stale_epoch", lambda *_: False)
+
+
+def orders_are_started_after_a_pause(patch: pytest.MonkeyPatch) -> None:
+    """A worker starts what waited for it while it stood still."""
+    patch.setattr(Worker, "on_pause", lambda *_: [])
+
+
+def heartbeats_lift_the_fence(patch: pytest.MonkeyPatch) -> None:
+    """A worker takes a heartbeat that waited as well for a proof."""
+
+    def trusting(self: Worker, _now: Moment) -> list[Effect]:
+        self._fenced_since_s = None
+        return []
+
+    patch.setattr(Worker, "probe_if_fenced", trusting)
 
 
 def never_step_down(patch: pytest.MonkeyPatch) -> None:
@@ -546,6 +562,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (results_acknowledged_before_commit, run_seed),
     (results_acknowledged_before_a_standby_has_them, run_seed),
     (no_epoch_check_in_worker, run_seed),
+    (orders_are_started_after_a_pause, run_slept),
+    (heartbeats_lift_the_fence, run_slept),
     (never_step_down, run_seed),
     (never_redial, run_unseen),
     (absorbed_tasks_are_not_queued, run_seed),

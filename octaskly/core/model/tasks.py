@@ -74,7 +74,7 @@ class EndReason(StrEnum):
     # The following only release an attempt; a task never shows them.
     RETURNED = "returned"  #: it waited on its worker while other workers had room
     DRAINING = "draining"
-    STALE = "stale"  #: refused: sent by a deposed dispatcher
+    STALE = "stale"  #: refused: sent by a deposed dispatcher, or before a pause
 
 
 Paths = Annotated[tuple[Text, ...], Meta(max_length=10_000)]

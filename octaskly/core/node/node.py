@@ -76,6 +76,7 @@ from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components, build_handlers
+from octaskly.core.node.pause_fencing import FENCING_PAUSE_S
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
     Assign,
@@ -268,7 +269,10 @@ class Node:
         if gap_s <= timing.tick_s + LATE_STEP_S:
             return []
         self._timeouts.on_pause(gap_s, now)
-        return self._handlers.pause_fencing.on_pause(gap_s, now)
+        effects = self._handlers.pause_fencing.on_pause(gap_s, now)
+        return effects + (
+            self._worker.on_pause(now) if gap_s >= FENCING_PAUSE_S else []
+        )
 
     def _start(self, now: Moment) -> list[Effect]:
         """Look for a mesh, with mDNS and dials to saved peers."""
@@ -541,6 +545,7 @@ class Node:
             case Probe():
                 return self._timeouts.on_probe(peer, message, now)
             case ProbeOk():
+                self._worker.on_probe_ok(peer, message)
                 return self._timeouts.on_probe_ok(message)
             case KeyringStatus() | KeyringTransfer():
                 return self.rotation.on_keyring_message(peer, message)
@@ -560,6 +565,7 @@ class Node:
             return effects
         effects += self._timeouts.on_dispatcher_heard(now)
         self._standby.on_heartbeat(heartbeat, now)
+        effects += self._worker.probe_if_fenced(now)
         ok = replace(
             self._handlers.self_description.heartbeat_ok(now),
             epoch=heartbeat.epoch,

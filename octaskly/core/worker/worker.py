@@ -32,6 +32,8 @@ from octaskly.core.protocol.messages import (
     Assign,
     Kill,
     Message,
+    Probe,
+    ProbeOk,
     Reattach,
     Report,
     Results,
@@ -87,6 +89,8 @@ class Worker:
         self._mean_ms: float | None = None
         self._sent_credit: int | None = None
         self._sent_availability = Availability()
+        self._fenced_since_s: float | None = None
+        """End of a pause that the dispatcher may have taken for this node's end."""
         self._now_s = 0.0
 
     @property
@@ -140,6 +144,7 @@ class Worker:
         """
         self._now_s = now.mono_s
         self._dispatcher_id = dispatcher
+        self._fenced_since_s = None  # This link is newer than the pause.
         self._epoch = max(self._epoch, epoch)
         effects = self._outbox.spool_results() if dispatcher != self._me else []
         self._outbox.mark_all_unsent(
@@ -159,12 +164,40 @@ class Worker:
     def detach(self, now: Moment) -> list[Effect]:
         """Detach from the dispatcher; attempts continue, results are spooled."""
         self._now_s = now.mono_s
-        self._dispatcher_id = None
+        self._dispatcher_id = self._fenced_since_s = None
         self._timers.clear(Timer.RESULTS)
         return self._outbox.spool_results()
 
+    def on_pause(self, now: Moment) -> list[Effect]:
+        """Refuse assignments after a pause until the dispatcher answers a probe.
+
+        The dispatcher may have given this node's attempts to other workers meanwhile,
+        and then an assignment that waited in the socket would run twice. Heartbeats
+        wait there as well, so a heartbeat alone does not lift the fence.
+        """
+        if self._dispatcher_id in (None, self._me):
+            return []
+        self._fenced_since_s = now.mono_s
+        return self.probe_if_fenced(now)
+
+    def probe_if_fenced(self, now: Moment) -> list[Effect]:
+        """Send a probe to the dispatcher; at each heartbeat, in case one was lost."""
+        if self._dispatcher_id is None or self._fenced_since_s is None:
+            return []
+        probe = Probe(self._dispatcher_id, now.mono_s)
+        return [Send(self._dispatcher_id, (probe,))]
+
+    def on_probe_ok(self, sender: NodeId, message: ProbeOk) -> None:
+        """Lift the fence: in this epoch, the dispatcher has this node as a worker."""
+        if (
+            self._fenced_since_s is not None
+            and (sender, message.epoch) == (self._dispatcher_id, self._epoch)
+            and message.sent_s >= self._fenced_since_s
+        ):
+            self._fenced_since_s = None
+
     def on_assign(self, sender: NodeId, message: Assign, now: Moment) -> list[Effect]:
-        """Start attempts, each once; refuse those of a deposed dispatcher."""
+        """Start attempts, each once; refuse those that may run elsewhere by now."""
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
             # Rule I7: a node that has seen an epoch never starts work for an older one.
@@ -178,15 +211,19 @@ class Worker:
         new_attempts: list[tuple[AttemptId, TaskSpec]] = []
         resent: list[PendingResult] = []
         refused: list[PendingResult] = []
-        takes_work = self.availability.takes_work
+        refusal: EndReason | None = None
+        if self._fenced_since_s is not None:
+            refusal = EndReason.STALE
+        elif not self.availability.takes_work:
+            refusal = EndReason.DRAINING
         for attempt, spec in message.items:
             key = (spec.id, attempt)
             if key in self._outbox:
                 resent.append(self._outbox[key])
             elif key in self._attempts:
                 continue
-            elif not takes_work:
-                report = _refused_report(attempt, spec, EndReason.DRAINING)
+            elif refusal is not None:
+                report = _refused_report(attempt, spec, refusal)
                 refused.append(self._outbox.add_result(report, spec))
             else:
                 new_attempts.append((attempt, spec))

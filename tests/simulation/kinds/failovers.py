@@ -32,6 +32,26 @@ def run_quiet(seed: int) -> World:
     return world
 
 
+def run_slept(seed: int, pause_s: float = 6.0) -> World:
+    """Stop a worker just before tasks are given out, and let it go on later."""
+    world = World(seed, nodes=3)
+    watch(world)
+    world.commands.duration_s = (0.5, 1.0)
+    world.start_all()
+    world.run_until(world.is_settled, 5.0)
+    (head,) = world.dispatchers()
+    world.run(world.random.uniform(2.0, 3.0))
+    sleeper = world.random.choice([node for node in world.machines if node != head])
+    world.pause(sleeper, pause_s)
+    world.run(world.random.uniform(0.0, 0.5))
+    world.clients.submit(head, 20)
+    world.run(pause_s + 2.0)
+    world.run_until(lambda: is_quiet(world), QUIET_S)
+    for check in (*FINAL, nothing_runs_twice):
+        check(world)
+    return world
+
+
 def run_failover(seed: int, *, is_graceful: bool, is_bare: bool = False) -> World:
     """Remove the dispatcher of a busy mesh and let the others finish the work."""
     world = World(seed, nodes=4)

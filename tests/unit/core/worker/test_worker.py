@@ -27,12 +27,19 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.model.timer_heap import TimerHeap
-from octaskly.core.protocol.messages import Reattach, Results, ResultsOk
+from octaskly.core.protocol.messages import (
+    Probe,
+    ProbeOk,
+    Reattach,
+    Results,
+    ResultsOk,
+)
 from octaskly.core.worker.worker import Worker
 from tests.support.builders import (
     attempt,
     epoch,
     moment,
+    node_id,
     outcome,
     released,
     report,
@@ -74,6 +81,63 @@ def test_an_assignment_of_a_deposed_dispatcher_is_refused() -> None:
     stale = report(end=released(EndReason.STALE), envelope=spec())
     assert effects == [send_results(stale, credit=0)]
     assert worker.is_idle
+
+
+def test_orders_that_waited_during_a_pause_are_refused_and_reported() -> None:
+    """The dispatcher may have given the task to another worker meanwhile."""
+    worker = attached_worker()
+
+    probes = worker.on_pause(moment(5.0))
+    effects = worker.on_assign(D, assignment(), moment(5.0))
+
+    assert probes == [Send(D, (Probe(D, 105.0),))]
+    stale = report(end=released(EndReason.STALE))
+    assert effects == [send_results(stale)]
+    assert worker.running == 0
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        pytest.param(("d", 104.9, 1), id="before the end of the pause"),
+        pytest.param(("d", 105.0, 2), id="of another epoch"),
+        pytest.param(("e", 105.0, 1), id="of another node"),
+    ],
+)
+def test_only_a_fresh_answer_of_the_dispatcher_ends_the_fence(
+    late: tuple[str, float, int],
+) -> None:
+    """Answers wait in the socket as well, and a deposed dispatcher answers, too."""
+    sender, sent_s, term = late
+    worker = attached_worker()
+    worker.on_pause(moment(5.0))
+
+    worker.on_probe_ok(node_id(sender), ProbeOk(D, sent_s, 0.0, epoch(term, "d")))
+
+    assert worker.probe_if_fenced(moment(5.3)) == [Send(D, (Probe(D, 105.3),))]
+
+
+def test_worker_takes_orders_again_once_its_dispatcher_answers() -> None:
+    """Then the dispatcher still has it as a worker."""
+    worker = attached_worker()
+    worker.on_pause(moment(5.0))
+
+    worker.on_probe_ok(D, ProbeOk(D, 105.0, 0.0, epoch(1, "d")))
+
+    assert worker.probe_if_fenced(moment(5.3)) == []
+    effects = worker.on_assign(D, assignment(), moment(5.3))
+    assert effects == [Start(((attempt(), spec()),))]
+
+
+def test_worker_that_attaches_after_a_pause_takes_orders() -> None:
+    """Nothing sent on a new link is older than the link."""
+    worker = attached_worker()
+    worker.on_pause(moment(5.0))
+
+    worker.attach(D, epoch(1, "d"), moment(5.1))
+
+    effects = worker.on_assign(D, assignment(), moment(5.2))
+    assert effects == [Start(((attempt(), spec()),))]
 
 
 def test_of_two_dispatchers_in_one_term_the_smaller_node_is_deposed() -> None:
