@@ -40,7 +40,9 @@ async def main() -> None:
         ]
     )
     print(*children_of(os.getpid()), flush=True)
-    await asyncio.sleep(60)
+    for _ in range(600):
+        await asyncio.sleep(0.1)
+        pool.check_launchers()
 
 
 asyncio.run(main())

@@ -68,6 +68,7 @@ class Launchers:
         self._on_exit = on_exit
         self._started = 0
         self._failed_in_a_row = 0  #: failed starts since a launcher was ready
+        self._adopts_orphans: bool | None = None  #: None: not read yet
         self._groups_dir: Path | None = None  #: parent of the launchers' cgroups
 
     def ensure_started(self, state: LauncherState) -> LauncherProcess | None:
@@ -119,6 +120,19 @@ class Launchers:
         running = [s.process for s in self.states if s.process is not None]
         if pids := {process.pid for process in running if process.was_stopped()}:
             self._threads.submit(self._task_user_ops.continue_processes, pids)
+
+    def reap_orphans(self) -> None:
+        """Reap adopted processes of tasks that have ended.
+
+        The agent adopts them once their launcher is dead, which a task may have killed.
+        Call it on the event loop, where launchers are started.
+        """
+        if self._adopts_orphans is None:
+            self._adopts_orphans = proc_tree.adopts_orphans()
+        if self._adopts_orphans:
+            own = {state.process.pid for state in self.states if state.process}
+            # The helper of `TaskUserHelper` may be reaped too: `Popen` expects that.
+            proc_tree.reap_children_except(own)
 
     async def close(self) -> None:
         """End every process tree and every launcher, and remove their cgroups."""

@@ -197,8 +197,12 @@ class Pool:
         self._launchers.send_to_all("freeze" if is_frozen else "thaw")
 
     def check_launchers(self) -> bool:
-        """Continue stopped launchers; return True if launchers can be started."""
+        """Continue stopped launchers; return True if launchers can be started.
+
+        Also reaps the processes of tasks that have outlived their launcher.
+        """
         self._launchers.continue_stopped()
+        self._launchers.reap_orphans()
         return not self._launchers.are_failing()
 
     def count_attempts(self) -> tuple[int, int, int]:
@@ -304,6 +308,7 @@ class Pool:
     def _on_lost_killed(
         self, lost: list[PoolAttempt], _: object, *, may_have_begun: bool
     ) -> None:
+        self._launchers.reap_orphans()
         for item in reversed(lost):
             self._resources.release(item)
             if may_have_begun:

@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
+PR_GET_CHILD_SUBREAPER = 37
 KILL_ROUNDS = 100  #: scans for processes that were started during the killing
 POLL_S = 0.001
 MARKER_PREFIX = b"OCTASKLY_MARK="  #: environment variable that names an attempt
@@ -42,6 +43,16 @@ def become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot become subreaper")
+
+
+def adopts_orphans() -> bool:
+    """Return True if orphaned descendants become children of this process."""
+    import ctypes  # noqa: PLC0415 - only this function needs it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    is_subreaper = ctypes.c_int()
+    libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(is_subreaper), 0, 0, 0)
+    return bool(is_subreaper.value) or os.getpid() == 1
 
 
 class Process:
@@ -219,6 +230,23 @@ def kill_marked(markers: set[bytes], pids: set[int]) -> set[int]:
             signal_process(processes[pid], signal.SIGKILL)
             killed.add(pid)
     return killed
+
+
+def own_children() -> set[int]:
+    """Return the children of this process's main thread, which adopts orphans."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/self/task/{pid}/children", "rb") as children:  # noqa: PTH123
+            return set(map(int, children.read().split()))
+    except OSError:  # A kernel may be built without this file.
+        return children_of(pid)
+
+
+def reap_children_except(pids: set[int]) -> None:
+    """Reap the children of this process that have ended, except some."""
+    for pid in own_children() - pids:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def reap_adopted(pids: set[int]) -> None:

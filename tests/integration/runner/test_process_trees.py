@@ -260,6 +260,30 @@ async def test_a_killed_launcher_leaves_nothing(
         await eventually(lambda: not proc_tree.children_of(pid), within_s=soon_s(2.0))
 
 
+ORPHANS = 300
+
+
+async def test_orphans_of_a_hostile_task_leave_no_zombies(tmp_path: Path) -> None:
+    """It kills its launcher, so the agent adopts all that it has left behind."""
+    command = f"""
+        for _ in $(seq {ORPHANS}); do (setsid env -i sh -c 'read x' <{tmp_path}/go &)
+        done
+        kill -9 $PPID
+        sleep 60
+    """
+    os.mkfifo(tmp_path / "go")
+    with agent(tmp_path, "1", "no", command) as (pid, launchers):
+        gate = os.open(tmp_path / "go", os.O_RDWR)
+        await eventually(lambda: not _living(launchers))
+        await eventually(lambda: len(proc_tree.children_of(pid)) >= ORPHANS)
+        os.write(gate, b"\n" * ORPHANS)
+        os.close(gate)
+
+        await eventually(lambda: not _living(list(proc_tree.children_of(pid))))
+        await eventually(lambda: not proc_tree.children_of(pid))
+        assert _living([pid]) == [pid]
+
+
 def _age_s(word: str) -> float:
     ticks = os.sysconf("SC_CLK_TCK")
     processes = filter(None, map(proc_tree.read_process, processes_with(word)))
