@@ -82,15 +82,24 @@ ConnectionHandler = Callable[[Conversation], Awaitable[None]]
 
 
 async def serve_connections(
-    sockets: Iterable[socket.socket], handler: ConnectionHandler
+    sockets: Iterable[socket.socket],
+    handler: ConnectionHandler,
+    handlers: asyncio.TaskGroup | None = None,
 ) -> None:
-    """Accept connections on bound sockets until cancelled, then close the sockets."""
+    """Accept connections on bound sockets until cancelled, then close the sockets.
+
+    Args:
+        sockets: Sockets that listen.
+        handler: Handles each connection.
+        handlers: Owns the handlers; None: they are cancelled with the listener.
+    """
     limiter = HandshakeLimiter()
     listeners = list(sockets)
     try:
         async with asyncio.TaskGroup() as tasks:
             for listener in listeners:
-                tasks.create_task(_accept(tasks, listener, limiter, handler))
+                accepting = _accept(handlers or tasks, listener, limiter, handler)
+                tasks.create_task(accepting)
     finally:
         for listener in listeners:
             listener.close()

@@ -81,7 +81,7 @@ class InviteServer:
         self._open: dict[int, _OpenInvite] = {}
         self._closed: dict[int, RefusalReason] = {}
         self._failures: deque[float] = deque(maxlen=FAILURES_MAX)
-        self._conversations = 0
+        self._conversations: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._listener_task: asyncio.Task[None] | None = None
@@ -124,12 +124,14 @@ class InviteServer:
         )
 
     async def close(self) -> None:
-        """Revoke all invites and stop listening."""
+        """Revoke all invites, stop listening and end all conversations."""
         self._group = None
         if self._listener_task is not None:
             if not self._is_closing:  # Otherwise it ends by itself.
                 self._listener_task.cancel()
             await asyncio.wait([self._listener_task])
+        for conversation in self._conversations:
+            conversation.cancel()
 
     # --- listening -----------------------------------------------------------------
 
@@ -146,16 +148,21 @@ class InviteServer:
         )
         self._port = port_of(sockets)
         self._is_closing = False
-        self._listener_task = self._group.create_task(self._accept_while_open(sockets))
+        accepting = self._accept_while_open(sockets, self._group)
+        self._listener_task = self._group.create_task(accepting)
 
-    async def _accept_while_open(self, sockets: list[socket.socket]) -> None:
-        """Serve connections until no invite is open."""
+    async def _accept_while_open(
+        self, sockets: list[socket.socket], handlers: asyncio.TaskGroup
+    ) -> None:
+        """Accept connections until no invite is open.
+
+        A conversation may outlive that, as its invite ends in the middle of it. It has
+        a timeout of its own, and no client can keep the port open.
+        """
+        serving = serve_connections(sockets, self._handle_connection, handlers)
         async with asyncio.TaskGroup() as tasks:
-            work = [
-                tasks.create_task(serve_connections(sockets, self._handle_connection)),
-                tasks.create_task(self._advertise()),
-            ]
-            while self._open or self._conversations:
+            work = [tasks.create_task(serving), tasks.create_task(self._advertise())]
+            while self._open:
                 await self._wait_for_change()
                 self._expire_invites()
             self._is_closing = True
@@ -189,12 +196,13 @@ class InviteServer:
     # --- one machine ---------------------------------------------------------------
 
     async def _handle_connection(self, conversation: Conversation) -> None:
-        self._conversations += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
         try:
             await self._run_handshake(conversation)
         finally:
-            self._conversations -= 1
-            self._changed.set()
+            self._conversations.discard(task)
 
     async def _run_handshake(self, conversation: Conversation) -> None:
         """Run the member's side of one pairing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -217,10 +218,44 @@ async def test_a_hello_alone_burns_nothing() -> None:
         assert await ash.join(code) == KEYRING
 
 
+async def test_no_client_keeps_the_listener_beyond_the_last_invite() -> None:
+    """It could try for more codes, or hold the port, for as long as it likes."""
+    with contextlib.ExitStack() as held:
+        async with member() as ash:
+            code = await ash.invite()
+            conversation, _ = await ash.greet(code.slot)
+            held.callback(conversation.close)
+            assert await ash.join(code) == KEYRING
+            assert ash.place is not None
+            places = ash.place.addresses
+
+            async with asyncio.timeout(WAIT_S_MAX):
+                with contextlib.suppress(ConnectionRefusedError):
+                    while True:  # Each comes before the one before is over.
+                        held.callback((await connect_first(places)).close)
+                        await asyncio.sleep(0.01)
+
+            again = await ash.invite()
+            assert ash.place.addresses == places
+            assert await ash.join(again) == KEYRING
+
+
+async def test_a_member_that_stops_ends_its_conversations() -> None:
+    """Nobody who is silent keeps it from stopping."""
+    async with member() as ash:
+        code = await ash.invite()
+        conversation, _ = await ash.greet(code.slot)
+        assert await ash.join(code) == KEYRING
+
+    with pytest.raises(ConnectionError):
+        await conversation.receive(1)
+    conversation.close()
+
+
 async def test_of_simultaneous_guesses_one_is_accepted() -> None:
     """All have sent hello while the invite was open; the first guess burns it."""
     async with member() as ash:
-        code = await ash.invite()
+        code, _ = await ash.invite(), await ash.invite()
         guess = InviteCode(
             code.slot, f"{(int(code.digits) + 1) % 10**DIGIT_COUNT:0{DIGIT_COUNT}}"
         )
