@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from octaskly.cli.context import CliContext
+from octaskly.cli.output.terminal import on_one_line, print_text
 from octaskly.cli.task_refs import newest_tasks
 from octaskly.client import Session, find_local_agents
 from octaskly.client.flows.rest_calls import NODES, TOKENS, Call
@@ -129,7 +130,12 @@ def complete_files(
 
 def _with_prefix(incomplete: str, items: Iterable[CompletionItem]) -> CompletionItems:
     """Return the items with this prefix, without duplicates."""
-    fitting = (item for item in items if item.value.startswith(incomplete))
+    # What cannot be shown cannot be typed either, so it is left out.
+    fitting = (
+        CompletionItem(item.value, item.type, on_one_line(item.help or "") or None)
+        for item in items
+        if item.value.startswith(incomplete) and item.value == on_one_line(item.value)
+    )
     return list({item.value: item for item in fitting}.values())
 
 
@@ -192,4 +198,4 @@ def completion(ctx: click.Context, shell: str) -> None:
     zsh:   eval "$(octaskly completion zsh)"     in ~/.zshrc, after compinit
     fish:  octaskly completion fish > ~/.config/fish/completions/octaskly.fish
     """  # noqa: D301 - click needs this character
-    click.echo(script(shell, ctx.find_root().command))
+    print_text(script(shell, ctx.find_root().command))

@@ -12,7 +12,8 @@ from typing import Final
 
 import click
 
-from octaskly.cli.output.render import note, printable
+from octaskly.cli.output.render import note
+from octaskly.cli.output.terminal import on_one_line, print_line
 from octaskly.errors import MeshError
 from octaskly.joining.join_by_code import JoinGrant
 from octaskly.joining.join_by_words import (
@@ -76,8 +77,8 @@ async def _read_confirmation(
     """
     loop = asyncio.get_running_loop()
     typed = asyncio.Event()
-    asked = f"Does {printable(member)} show the same words? [y/N]: "
-    click.echo(asked, nl=False, err=True)
+    asked = f"Does {on_one_line(member)} show the same words? [y/N]: "
+    print_line(asked, is_error=True, end="")
     loop.add_reader(sys.stdin, typed.set)
     typing = asyncio.ensure_future(typed.wait())
     try:
@@ -86,7 +87,7 @@ async def _read_confirmation(
             return_when=asyncio.FIRST_COMPLETED,
         )
         if admission.done() and admission.exception() is not None:
-            click.echo(err=True)
+            print_line(is_error=True)
             admission.result()
         await typing
     finally:

@@ -5,12 +5,10 @@ The module of a command is imported on the first use of the command.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from octaskly.cli.output.render import (
     print_error,
     report_error,
 )
+from octaskly.cli.output.terminal import discard_output, flush, reopen_closed_streams
 from octaskly.errors import OctasklyError
 
 COMMANDS = {
@@ -163,14 +162,14 @@ def octaskly(
 
 def run(arguments: Sequence[str] | None) -> int:
     """Run a command; turn errors into text on stderr and an exit code."""
-    _reopen_closed_streams()
+    reopen_closed_streams()
     try:
         result = octaskly.main(
             args=list(arguments) if arguments is not None else None,
             prog_name="octaskly",
             standalone_mode=False,
         )
-        sys.stdout.flush()
+        flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -186,16 +185,9 @@ def run(arguments: Sequence[str] | None) -> int:
     except OSError as error:
         # The environment failed, not this program.
         print_os_error(error)
-        _discard_output()
+        discard_output()
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
-
-
-def _reopen_closed_streams() -> None:
-    """Replace streams that were closed, as by `<&-`, with `/dev/null`."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
 
 
 def print_os_error(error: OSError) -> None:
@@ -211,12 +203,6 @@ def print_os_error(error: OSError) -> None:
     else:
         hint = "octaskly doctor    checks this machine"
         print_error(f"the operating system refuses: {why}", hints=[hint])
-
-
-def _discard_output() -> None:
-    """Prevent the interpreter from flushing the remaining output again at exit."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _normalize_message(message: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from octaskly.cli.output.render import on_one_line, print_json
+from octaskly.cli.output.render import print_json
+from octaskly.cli.output.terminal import on_one_line
 from tests.cli.conftest import Run
 from tests.cli.stand_in import NODE, NODES, STATS, Api
 

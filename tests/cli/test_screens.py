@@ -23,6 +23,7 @@ import pytest
 from octaskly.cli.doctor.command import format_findings
 from octaskly.cli.doctor.diagnosis import make_findings
 from octaskly.cli.doctor.observations import Symptoms, TakenPort
+from octaskly.cli.output.terminal import format_text
 from octaskly.errors import ConfigError
 from tests.cli.stand_in import Api
 from tests.cli.test_reading import ended_task
@@ -280,8 +281,13 @@ def test_the_report_of_the_doctor_matches_its_recording(
 ) -> None:
     """Its machine is made up, so the report is always the same; lines have no width."""
     found = make_findings(seen)
-    plain = "\n".join(format_findings(found, colour=False)) + "\n"
-    coloured = "\n".join(format_findings(found, colour=True)) + "\n"
+    plain, coloured = (
+        "".join(
+            f"{format_text(*line, has_colour=has_colour)}\n"
+            for line in format_findings(found)
+        )
+        for has_colour in (False, True)
+    )
 
     file = SCREENS / f"doctor-{name}.txt"
     if os.environ.get("OCTASKLY_SCREENS") == "write":

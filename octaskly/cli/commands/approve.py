@@ -9,6 +9,7 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json, print_table
+from octaskly.cli.output.terminal import confirm, on_one_line
 from octaskly.client import Session
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import Call, resource_path
@@ -92,7 +93,7 @@ def _confirm_words(
     for request in waiting:
         note(f"{request.name} at {request.address} wants to join.")
         note(f"\n    {request.fingerprint}\n")
-        if click.confirm(f"Does {request.name} show the same words?", err=True):
+        if confirm(f"Does {on_one_line(request.name)} show the same words?"):
             return request
         _post_decision(client, request, "refuse")
     raise MeshError(

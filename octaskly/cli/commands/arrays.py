@@ -27,6 +27,7 @@ from octaskly.cli.output.render import (
     report_error,
     size,
 )
+from octaskly.cli.output.terminal import print_exact, print_line
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
@@ -178,7 +179,7 @@ def array(
         [[task]] = submit_drafts(
             client, [wanted], key=idempotency_key, durability=durability
         )
-    click.echo(task.id)
+    print_line(task.id)
 
 
 @click.command(
@@ -273,7 +274,9 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
     from octaskly.core.model import placeholders  # noqa: PLC0415
 
     for position, item in enumerate(items):
-        click.echo(placeholders.fill_placeholders(text, item, position, is_quoted=True))
+        print_exact(
+            placeholders.fill_placeholders(text, item, position, is_quoted=True)
+        )
 
 
 def _retry_array(client: Session, ref: str) -> Task:

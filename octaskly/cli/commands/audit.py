@@ -9,7 +9,8 @@ import click
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
-from octaskly.cli.output.render import on_one_line, print_json, print_table
+from octaskly.cli.output.render import print_json, print_table
+from octaskly.cli.output.terminal import print_line
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import Call
 from octaskly.rest.access import AuditLine, AuditPage
@@ -68,7 +69,7 @@ def _print(entries: list[AuditLine], *, with_head: bool) -> None:
         print_table(HEADS, rows, state_column=HEADS.index("ANSWER"))
         return
     for row in rows:
-        click.echo("  ".join(map(on_one_line, row)))
+        print_line("  ".join(row))
 
 
 def _row(entry: AuditLine) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import format_capacity, note, print_json
+from octaskly.cli.output.terminal import print_line, prompt_hidden
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import MEMBERSHIP, NODES, Call, resource_path
@@ -54,7 +55,7 @@ def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT00
         return
     opened = client.decode(reply, Invite)
     note(f"On the other machine (valid {_span(ttl)}, for one attempt):")
-    click.echo(f"    octaskly join {opened.code}")
+    print_line(f"    octaskly join {opened.code}")
     if opened.places:
         note("Where multicast is blocked:")
         note(f"    octaskly join --at {opened.places[0]} {opened.code}")
@@ -157,7 +158,7 @@ def _agent_socket(context: CliContext) -> Path | None:
 
 def _read_code() -> str:
     if sys.stdin.isatty():
-        return str(click.prompt("Code", hide_input=True, err=True))
+        return prompt_hidden("Code")
     return sys.stdin.readline()
 
 

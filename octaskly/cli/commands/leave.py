@@ -18,6 +18,7 @@ import click
 from octaskly.cli.commands.join import next_agent_config
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
+from octaskly.cli.output.terminal import confirm
 from octaskly.client import Session, Unreachable
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import CHECKUP, MEMBERSHIP, Call
@@ -75,10 +76,9 @@ def _confirm(name: str, tasks: int | None, state_dir: str, *, yes: bool) -> None
     if yes or not sys.stdin.isatty():
         return
     log = "its log" if tasks is None else f"the {tasks} tasks in its log"
-    click.confirm(
+    confirm(
         f"{name} forgets the mesh, with {log} and the outputs in {state_dir}. Go on?",
         abort=True,
-        err=True,
     )
 
 

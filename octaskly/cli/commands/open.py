@@ -8,7 +8,8 @@ import click
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
-from octaskly.client.flows import rest_calls
+from octaskly.cli.output.terminal import print_line
+from octaskly.client.flows import api_calls
 from octaskly.errors import MeshError
 from octaskly.rest.access import SessionCode
 
@@ -43,7 +44,7 @@ def open_(
             return
         note("no browser could be started; open this address in one:")
     code = _code(context, "anybody")
-    click.echo(_lan_url(code) if is_lan else code.url)
+    print_line(_lan_url(code) if is_lan else code.url)
     note(CODE_HINT)
 
 

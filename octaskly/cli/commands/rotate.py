@@ -13,8 +13,9 @@ from octaskly.cli.commands.drain import NODE_ARGUMENT
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import age, note, print_fields, print_json
-from octaskly.client.flows import rest_calls
-from octaskly.client.flows.rest_calls import NODES, Call, resource_path
+from octaskly.cli.output.terminal import confirm
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import NODES, Call, resource_path
 from octaskly.rest.access import RotationStatus
 
 _ROTATION = "/api/v1/rotation"
@@ -52,10 +53,9 @@ def rotate(
     if now and status:
         raise click.UsageError("--status changes nothing; do not use it with --now")
     if now and not yes and sys.stdin.isatty():
-        click.confirm(
+        confirm(
             "All tokens end, and nodes that are away have to be invited again. Go on?",
             abort=True,
-            err=True,
         )
     order = rest_calls.post_once(f"{_ROTATION}?now=true" if now else _ROTATION)
     with context.connect() as client:
@@ -85,11 +85,10 @@ def revoke(
     again, and tokens that were made before end. What the node has seen, it keeps.
     """
     if not yes and sys.stdin.isatty():
-        click.confirm(
+        confirm(
             f"{name} is locked out, all tokens end, and nodes that are away have to be "
             "invited again. Go on?",
             abort=True,
-            err=True,
         )
     with context.connect() as client:
         reply = client.send(rest_calls.post_once(resource_path(NODES, name, "revoke")))

@@ -6,7 +6,6 @@ The first Ctrl-C or SIGTERM cancels the task; the second only ends the wait.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,6 +39,7 @@ from octaskly.cli.output.render import (
     print_json,
     report_error,
 )
+from octaskly.cli.output.terminal import is_terminal
 from octaskly.cli.task_options import DraftFields, task_options
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import Conflict, NotFound
@@ -197,7 +197,7 @@ def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
     if task.detail:
         note(task.detail)
     # In scripts, stderr must have only the output of the command.
-    if sys.stderr.isatty():
+    if is_terminal(is_error=True):
         _print_end(task)
     return task.exit_code
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from octaskly.cli.context import CliContext
+from octaskly.cli.output.terminal import print_text
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def new_secret() -> None:
     # Imported here and below, because importing cryptography slows other commands.
     from octaskly.trust import generate_secret  # noqa: PLC0415
 
-    click.echo(generate_secret().to_text().strip())
+    print_text(generate_secret().to_text().strip())
 
 
 @secret.command("webhook-key", epilog="Example: octaskly secret webhook-key")
@@ -47,7 +48,7 @@ def webhook_key(context: CliContext, secret_file: Path | None) -> None:
     It is in the form of Standard Webhooks, and tells nothing of the secret.
     """
     key = _secret_of(context, secret_file).webhook_key()
-    click.echo(f"whsec_{b64encode(key).decode()}")
+    print_text(f"whsec_{b64encode(key).decode()}")
 
 
 @click.command(epilog="Example: octaskly ca > mesh-ca.pem")
@@ -66,7 +67,7 @@ def ca(context: CliContext, secret_file: Path | None) -> None:
 
     mesh_secret = _secret_of(context, secret_file)
     # Any node key works, because the CA depends only on the secret.
-    click.echo(MeshTls(mesh_secret, NodeKey.generate()).ca_pem().strip())
+    print_text(MeshTls(mesh_secret, NodeKey.generate()).ca_pem().strip())
 
 
 def _secret_of(context: CliContext, secret_file: Path | None) -> MeshSecret:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
+from octaskly.cli.output.terminal import on_one_line, print_text
 from octaskly.cli.task_options import (
     STDIN_CONSUMED,
     DraftFields,
@@ -138,7 +139,7 @@ def submit(
             for accepted in submit_drafts(
                 client, drafts, key=idempotency_key, durability=durability
             ):
-                click.echo("\n".join(task.id for task in accepted))
+                print_text("\n".join(on_one_line(task.id) for task in accepted))
                 count += len(accepted)
         except OctasklyError as error:
             if count:

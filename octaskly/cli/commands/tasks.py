@@ -27,6 +27,7 @@ from octaskly.cli.output.task_view import (
     option_fields,
     print_array,
 )
+from octaskly.cli.output.terminal import confirm, print_line
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Refused, Session
 from octaskly.client.errors import NotFound
@@ -321,9 +322,9 @@ def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT0
         print_json(reply.body)
         return
     found = client.decode(reply, Explanation)
-    click.echo(f"{found.id} ({found.status}): {found.summary}")
+    print_line(f"{found.id} ({found.status}): {found.summary}")
     if found.placement:
-        click.echo(f"placed there: {found.placement}")
+        print_line(f"placed there: {found.placement}")
     if found.nodes:
         rows = [
             [node.name, node.state, "; ".join(why.message for why in node.reasons)]
@@ -359,9 +360,7 @@ def forget(
     if all_ended == (older_than_s is not None):
         raise click.UsageError("either --older-than T, or --all-ended")
     if not yes and sys.stdin.isatty():
-        click.confirm(
-            "Forgotten tasks are deleted on all nodes. Go on?", abort=True, err=True
-        )
+        confirm("Forgotten tasks are deleted on all nodes. Go on?", abort=True)
     with context.connect() as client:
         reply = client.send(
             rest_calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
@@ -410,7 +409,7 @@ def retry(
             if as_json:
                 print_json(reply.body)
             else:
-                click.echo(new.id)
+                print_line(new.id)
 
         return for_each_task(_failed_task_ids(client) if failed else refs, retry_one)
 

@@ -15,8 +15,9 @@ from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import age, note, print_json, print_table
-from octaskly.client.flows import rest_calls
-from octaskly.client.flows.rest_calls import Call, resource_path
+from octaskly.cli.output.terminal import print_line
+from octaskly.client.flows import api_calls
+from octaskly.client.flows.api_calls import Call, resource_path
 from octaskly.errors import ConfigError
 from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 
@@ -55,7 +56,7 @@ def create(
         made = client.send_and_decode(
             rest_calls.post_once(rest_calls.TOKENS, wanted), IssuedToken
         )
-    click.echo(made.token)
+    print_line(made.token)
     if made.name is not None and name is None:
         note(f"it is called {made.name}")
 

@@ -21,7 +21,8 @@ import msgspec
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
-from octaskly.cli.output.render import has_colour, print_json
+from octaskly.cli.output import terminal
+from octaskly.cli.output.render import print_json
 from octaskly.errors import OctasklyError
 
 if TYPE_CHECKING:
@@ -51,11 +52,9 @@ def top(context: CliContext, once: bool, as_json: bool) -> None:  # noqa: FBT001
         first = top_screen.fetch_snapshot(client)
     if as_json:
         print_json(msgspec.json.encode(first))
-    elif once or not sys.stdout.isatty():
-        columns = top_screen.PIPE_COLUMNS
-        if sys.stdout.isatty():
-            columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        click.echo(top_screen.render_plain(first, columns))
+    elif once or not terminal.is_terminal():
+        columns = terminal.columns() or top_screen.PIPE_COLUMNS
+        terminal.print_text(top_screen.render_plain(first, columns))
     else:
         _run_live(_SnapshotPoller(context, first))
 
@@ -115,27 +114,22 @@ class _SnapshotPoller:
 
 def _run_live(poller: _SnapshotPoller) -> None:
     """Draw frames until the user quits; restore the terminal."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
-
     from octaskly.cli.output import top_screen  # noqa: PLC0415
 
-    colour = has_colour(sys.stdout)
-    console = Console(no_color=not colour, highlight=False)
     view = top_screen.ViewOptions(has_keys=sys.stdin.isatty())
     with (
         contextlib.suppress(KeyboardInterrupt),
         _Keyboard() as keys,
-        Live(console=console, screen=True, auto_refresh=False) as live,
+        terminal.live_screen() as screen,
         poller.polling(),
     ):
         while True:
             shown = replace(view, error=_error_text(poller))
-            late_s, rows = time.monotonic() - poller.snapshot_s, console.size.height
+            late_s = time.monotonic() - poller.snapshot_s
             frame = top_screen.render_frame(
-                poller.snapshot, shown, late_s=late_s, rows=rows
+                poller.snapshot, shown, late_s=late_s, rows=screen.rows()
             )
-            live.update(frame, refresh=True)
+            screen.draw(frame)
             pressed = keys.wait(DRAW_S)
             if b"q" in pressed:
                 return

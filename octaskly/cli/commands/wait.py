@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,9 @@ from octaskly.cli.output.render import (
     is_quiet,
     note,
     print_json,
-    printable,
     report_error,
 )
+from octaskly.cli.output.terminal import ProgressLine, print_line
 from octaskly.cli.task_refs import resolve_id, resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import TimedOut
@@ -126,9 +125,9 @@ def events(
         for event in client.iterate(flow):
             if as_json:
                 line = {"event": event.kind, "id": event.id or None, "data": event.data}
-                click.echo(json.dumps({"v": JSON_VERSION, **line}))
+                print_line(json.dumps({"v": JSON_VERSION, **line}))
             else:
-                click.echo(printable(_line(event)).replace("\n", " "))
+                print_line(_line(event))
 
 
 class _TaskWaiter:
@@ -137,7 +136,7 @@ class _TaskWaiter:
     def __init__(self, client: Session, ids: Sequence[str]) -> None:
         self._client = client
         self._tasks: dict[str, Task | None] = dict.fromkeys(ids)
-        self._shows = sys.stderr.isatty() and not is_quiet()
+        self._progress_line = ProgressLine(is_quiet=is_quiet())
 
     @property
     def ended(self) -> list[Task]:
@@ -162,18 +161,13 @@ class _TaskWaiter:
         with closing(self._client.iterate(flow)) as ended:
             for task in ended:
                 self._tasks[task.id] = task
-                self._show()
+                self._progress_line.show(self.progress)
                 if is_any:
                     return
 
     def end_line(self) -> None:
         """End the progress line."""
-        if self._shows:
-            click.echo(err=True)
-
-    def _show(self) -> None:
-        if self._shows:
-            click.echo(f"\r{self.progress}", nl=False, err=True)
+        self._progress_line.end()
 
 
 def _line(event: Event) -> str:

@@ -10,14 +10,12 @@ import contextlib
 import gzip
 import shlex
 import shutil
-import sys
 import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import click
 
@@ -29,6 +27,13 @@ from octaskly.cli.demo.agents import (
     wait_until_formed,
 )
 from octaskly.cli.output.render import print_table
+from octaskly.cli.output.terminal import (
+    flush,
+    is_terminal,
+    print_line,
+    print_text,
+    progress_bar,
+)
 from octaskly.errors import MeshError
 
 NAMES = ("ash", "birch", "cedar")
@@ -39,13 +44,6 @@ LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 NEXT = """\
 next:  octaskly agent               start a node of your own, here and on other machines
        octaskly run -- hostname     and run something on whichever is free"""
-
-
-class Bar(Protocol):
-    """Shows progress."""
-
-    def __call__(self, done: int) -> None:
-        """Show the number of finished tasks."""
 
 
 @click.command(epilog="Example: octaskly demo --modules 100")
@@ -76,7 +74,8 @@ def demo(modules_max: int | None) -> None:
         with run_agents(folder, NAMES, workdir) as started:
             _run_demo(started, workdir, modules, started_at)
         _print("The agents are stopped; nothing is left behind.")
-    click.echo(f"\n{NEXT}")
+    print_line()
+    print_text(NEXT)
 
 
 def _run_demo(
@@ -185,7 +184,7 @@ def _verify(
 
 def _summary(tasks: Sequence[Task], work_s: float) -> None:
     shares = Counter(task.worker_id or "?" for task in tasks)
-    click.echo()
+    print_line()
     print_table(
         ("NODE", "TASKS", "SHARE"),
         [
@@ -195,18 +194,16 @@ def _summary(tasks: Sequence[Task], work_s: float) -> None:
         state_column=0,
     )
     rate = len(tasks) / work_s
-    click.echo(f"\n{len(tasks)} tasks in {work_s:.1f} s: {rate:.0f} tasks per second.")
+    print_line()
+    print_line(f"{len(tasks)} tasks in {work_s:.1f} s: {rate:.0f} tasks per second.")
 
 
 @contextlib.contextmanager
-def _bar(title: str, count: int) -> Iterator[Bar]:
+def _bar(title: str, count: int) -> Iterator[Callable[[int], None]]:
     """Show progress: a bar on a terminal, elsewhere one line per `PLAIN_S`."""
-    if sys.stdout.isatty():
-        from rich.progress import Progress  # noqa: PLC0415 - 40 ms, for terminals only
-
-        with Progress() as progress:
-            line = progress.add_task(title, total=count)
-            yield lambda done: progress.update(line, completed=done)
+    if is_terminal():
+        with progress_bar(title, count) as show_bar:
+            yield show_bar
         return
     shown_at = -PLAIN_S
 
@@ -221,5 +218,5 @@ def _bar(title: str, count: int) -> Iterator[Bar]:
 
 
 def _print(text: str) -> None:
-    click.echo(text)
-    sys.stdout.flush()
+    print_line(text)
+    flush()

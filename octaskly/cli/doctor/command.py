@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ import click
 import msgspec
 
 from octaskly.cli.context import CliContext
-from octaskly.cli.output.render import EXIT_FAILED, has_colour, print_json, printable
+from octaskly.cli.output.render import EXIT_FAILED, print_json
+from octaskly.cli.output.terminal import Styled, print_line
 from octaskly.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,19 +70,15 @@ def doctor(
         shown = {"healthy": is_healthy, "findings": listed}
         print_json(msgspec.json.encode(shown))
         return 0 if is_healthy else EXIT_FAILED
-    colour = has_colour(sys.stdout)
-    click.echo(
-        "".join(f"{line}\n" for line in format_findings(found, colour)), nl=False
-    )
+    for line in format_findings(found):
+        print_line(*line)
     return 0 if is_healthy else EXIT_FAILED
 
 
-def format_findings(found: Iterable[Finding], colour: bool) -> Iterator[str]:  # noqa: FBT001
-    """Yield the findings as lines of text."""
+def format_findings(found: Iterable[Finding]) -> Iterator[tuple[str | Styled, ...]]:
+    """Yield the parts of each line about the findings."""
     for each in found:
-        mark = MARKS[each.status]
-        if colour:
-            mark = click.style(mark, fg=COLOURS[each.status])
-        yield f"{mark} {each.check}: {printable(each.says)}"
+        mark = Styled(MARKS[each.status], fg=COLOURS[each.status])
+        yield mark, f" {each.check}: {each.says}"
         if each.hint:
-            yield f"    hint: {printable(each.hint)}"
+            yield (f"    hint: {each.hint}",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from octaskly.cli.output.follow import OutputPrinter
 from octaskly.cli.output.render import duration, is_quiet, note
-from octaskly.client.flows import arrays, rest_calls
+from octaskly.cli.output.terminal import ProgressLine, write_output
+from octaskly.client.flows import api_calls, arrays
 from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ResultPrinter:
         self._is_by_number = is_by_number
         self._ended = 0
         self._failed = 0
-        self._progress = _ProgressLine(total)
+        self._progress = _Progress(total)
 
     def print_all(self) -> Task:
         """Print all results; return the ended array.
@@ -85,11 +85,9 @@ class ResultPrinter:
             long = OutputPrinter(self._client, task.id, prints_state=False)
             long.print_all(follow=False)
             return
-        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
-            if data := task.output_bytes(name):
-                stream.flush()
-                stream.buffer.write(data)
-                stream.buffer.flush()
+        for stream in ("stdout", "stderr"):
+            if data := task.output_bytes(stream):
+                write_output(stream, data)
 
     def _print_failure(self, task: Task) -> None:
         """Name a failed member on stderr, up to a maximum number."""
@@ -106,31 +104,24 @@ class ResultPrinter:
             note(f"for more: octaskly ls --array {self._array} --status failed")
 
 
-class _ProgressLine:
-    """One line of progress on a terminal; none elsewhere."""
+class _Progress:
+    """The progress of the array, on a terminal."""
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._is_shown = sys.stderr.isatty() and not is_quiet()
+        self._line = ProgressLine(is_quiet=is_quiet())
         self._began_s = time.monotonic()
-        self._width = 0
+        self.clear = self._line.clear
 
     def show(self, ended: int, failed: int) -> None:
         """Draw the progress."""
-        if not self._is_shown:
-            return
         took_s = time.monotonic() - self._began_s
-        left_ms = took_s / ended * (self._total - ended) * 1000
-        parts = [f"{ended}/{self._total}", f"{100 * ended // self._total}%"]
-        parts += [f"{failed} failed"] if failed else []
-        line = f"{', '.join(parts)}, {duration(left_ms)} left"
-        sys.stderr.write(f"\r{line}")
-        sys.stderr.flush()
-        self._width = len(line)
-
-    def clear(self) -> None:
-        """Clear the progress line before output."""
-        if self._width:
-            sys.stderr.write(f"\r{'':{self._width}}\r")
-            sys.stderr.flush()
-            self._width = 0
+        parts = [f"{failed} failed"] if failed else []
+        if self._total:
+            left_ms = took_s / ended * (self._total - ended) * 1000
+            share = f"{100 * ended // self._total}%"
+            parts = [f"{ended}/{self._total}", share, *parts]
+            parts.append(f"{duration(left_ms)} left")
+        else:  # The answer to a retry does not count the members.
+            parts = [f"{ended} ended", *parts]
+        self._line.show(", ".join(parts))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from octaskly.cli.output.render import note, size
+from octaskly.cli.output.terminal import write_output
 from octaskly.client.flows import streams
 from octaskly.rest.client_types import Task
 
@@ -80,10 +80,7 @@ class OutputPrinter:
         details = log.details
         match log.kind:
             case "stdout" | "stderr":
-                stream = sys.stdout if log.kind == "stdout" else sys.stderr
-                stream.flush()
-                stream.buffer.write(log.data)
-                stream.buffer.flush()
+                write_output(log.kind, log.data)
                 self._has_printed = True
             case "gap":
                 what = (

@@ -1,6 +1,6 @@
 """Formatting of tables, errors, notes and durations for the terminal.
 
-Colour and boxes appear on a terminal only, and never if NO_COLOR is set.
+`terminal` prints them, and makes text of others harmless.
 """
 
 from __future__ import annotations
@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import http
-import os
-import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO
 
 import click
-import msgspec
 
+from octaskly.cli.output.terminal import (
+    Styled,
+    columns,
+    has_colour,
+    on_one_line,
+    print_json_body,
+    print_line,
+    print_text,
+)
 from octaskly.client import NoAnswer, Refused, SeveralAgents, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import (
@@ -124,10 +128,6 @@ _HINTS = {
     "Node cannot revoke itself": "octaskly leave    takes this node out of the mesh",
 }
 """Hints by the API's error text, for a status with several causes."""
-_UNSAFE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape sequences
-    r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # characters that reorder text
-)
 
 
 def exit_code_of(error: OctasklyError) -> int:
@@ -145,11 +145,6 @@ def exit_code_of(error: OctasklyError) -> int:
             return EXIT_CONFIG
         case _:
             return EXIT_FAILED
-
-
-def has_colour(stream: IO[str]) -> bool:
-    """Return True if the stream may get colours."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def report_error(error: OctasklyError, *, about: str | None = None) -> int:
@@ -198,13 +193,11 @@ def print_error(
     message: str, *, cause: str | None = None, hints: Iterable[str] = ()
 ) -> None:
     """Print on stderr the failure, its cause and the command that helps."""
-    colour = has_colour(sys.stderr)
-    label = click.style("error:", fg="red", bold=True) if colour else "error:"
-    lines = [f"{label} {_indent_continuation(message)}"]
+    lines = [f" {_indent_continuation(message)}"]
     if cause:
         lines.append(f"  cause: {_indent_continuation(cause)}")
-    lines += [f"  hint: {printable(hint)}" for hint in hints]
-    _print_stderr("\n".join(lines))
+    lines += [f"  hint: {hint}" for hint in hints]
+    _print_stderr(Styled("error:", fg="red", is_bold=True), "\n".join(lines))
 
 
 def note(text: str) -> None:
@@ -216,10 +209,10 @@ def note(text: str) -> None:
         _print_stderr(_indent_continuation(text))
 
 
-def _print_stderr(text: str) -> None:
+def _print_stderr(*parts: str | Styled) -> None:
     """Print on stderr; ignore a closed stderr, so that the work goes on."""
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        print_text(*parts, is_error=True)
 
 
 def is_quiet() -> bool:
@@ -228,18 +221,8 @@ def is_quiet() -> bool:
     return context is not None and bool(context.find_root().params.get("quiet"))
 
 
-def printable(text: str) -> str:
-    """Return untrusted text without control characters and bidi overrides."""
-    return _UNSAFE.sub("�", text)
-
-
-def on_one_line(text: str) -> str:
-    """Return untrusted text on one line, also without control characters."""
-    return printable(text).replace("\n", " ⏎ ")
-
-
 def _indent_continuation(text: str) -> str:
-    return printable(text).replace("\n", "\n    ")
+    return text.replace("\n", "\n    ")
 
 
 def print_json(body: bytes) -> None:
@@ -251,10 +234,7 @@ def print_json(body: bytes) -> None:
         more = body[1:].lstrip()
         comma = b"" if more.startswith(b"}") else b","
         body = b'{"v":%d%s%s' % (JSON_VERSION, comma, more)
-    if sys.stdout.isatty():
-        text = msgspec.json.format(body, indent=2).decode()
-        body = _UNSAFE.sub(lambda char: f"\\u{ord(char[0]):04x}", text).encode()
-    click.echo(body.rstrip(b"\n") + b"\n", nl=False)
+    print_json_body(body)
 
 
 def print_table(
@@ -266,17 +246,19 @@ def print_table(
         max(width(line[index]) for line in (heads, *cells))
         for index in range(len(heads))
     ]
-    room = _columns() - sum(widths[:-1]) - 2 * (len(heads) - 1)
-    colour = has_colour(sys.stdout)
+    room = (columns() or 1 << 30) - sum(widths[:-1]) - 2 * (len(heads) - 1)
     for number, row in enumerate((list(heads), *cells)):
-        line = [pad(cell, columns) for cell, columns in zip(row, widths, strict=True)]
+        line = [pad(cell, widest) for cell, widest in zip(row, widths, strict=True)]
         line[-1] = cut(row[-1], room) if room > 1 else row[-1]
-        if colour and number:
-            if fg := STATE_COLOURS.get(row[state_column]):
-                line[state_column] = click.style(line[state_column], fg=fg)
-        elif colour:
-            line = [click.style(cell, bold=True) for cell in line]
-        click.echo("  ".join(line).rstrip())
+        if not has_colour():
+            print_line("  ".join(line).rstrip())
+            continue
+        styled = [Styled(cell, is_bold=not number) for cell in line]
+        if number:
+            fg = STATE_COLOURS.get(row[state_column])
+            styled[state_column] = Styled(line[state_column], fg=fg)
+        spaced = [part for cell in styled for part in (cell, "  ")]
+        print_line(*spaced[:-1])
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
@@ -284,8 +266,8 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     shown = [(key, value) for key, value in fields if value is not None]
     margin = max((len(key) for key, _ in shown), default=0) + 1
     for key, value in shown:
-        text = printable(str(value)).replace("\n", f"\n{'':<{margin}}  ")
-        click.echo(f"{key + ':':<{margin}}  {text}")
+        text = str(value).replace("\n", f"\n{'':<{margin}}  ")
+        print_text(f"{key + ':':<{margin}}  {text}")
 
 
 def duration(milliseconds: float | None) -> str:
@@ -342,10 +324,3 @@ def seconds_since(timestamp: str, now: dt.datetime) -> float | None:
         return (now - dt.datetime.fromisoformat(timestamp)).total_seconds()
     except ValueError:
         return None
-
-
-def _columns() -> int:
-    """Return the width of the terminal; without one, lines are never cut."""
-    if not sys.stdout.isatty():
-        return 1 << 30
-    return os.get_terminal_size(sys.stdout.fileno()).columns

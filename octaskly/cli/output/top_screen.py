@@ -18,7 +18,8 @@ from rich.console import (
 from rich.table import Table
 from rich.text import Text
 
-from octaskly.cli.output.render import STATE_COLOURS, duration, on_one_line
+from octaskly.cli.output.render import STATE_COLOURS, duration
+from octaskly.cli.output.terminal import on_one_line, render_text
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import NODES, STATS, Call
 from octaskly.rest.mesh import NodeInfo, NodePage
@@ -125,12 +126,9 @@ def render_frame(
 
 def render_plain(snapshot: MeshSnapshot, columns: int = PIPE_COLUMNS) -> str:
     """Return a frame without colours, for a pipe or a file."""
-    console = Console(width=columns, color_system=None, legacy_windows=False)
-    with console.capture() as caught:
-        console.print(
-            render_frame(snapshot, ViewOptions(has_bars=columns != PIPE_COLUMNS))
-        )
-    return "\n".join(line.rstrip() for line in caught.get().splitlines())
+    view = ViewOptions(has_bars=columns != PIPE_COLUMNS)
+    text = render_text(render_frame(snapshot, view), columns)
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _first(items: list[Any], count: int) -> list[Any]:

@@ -23,6 +23,7 @@ from octaskly.cli.output.render import (
     print_fields,
     print_json,
 )
+from octaskly.cli.output.terminal import confirm, print_text
 from octaskly.cli.service import unit_files
 from octaskly.cli.service.install import apply_plan, make_plan, service_config
 from octaskly.cli.service.systemd import UNIT, Scope, Systemd
@@ -74,7 +75,7 @@ def install(
     plan = make_plan(scope, context.environ, flags, force=force)
     if dry_run:
         for difference in plan.changes.values():
-            click.echo(difference)
+            print_text(difference)
         note("nothing was changed, because of --dry-run")
         if os.geteuid() == 0 and scope is Scope.USER:
             note("hint: octaskly service install --system    for the whole machine")
@@ -124,11 +125,10 @@ def uninstall(
     gone = [place for place, is_named in data.items() if purge and not is_named]
     if gone and not yes:
         places = ", ".join(map(str, gone))
-        click.confirm(
+        confirm(
             f"Remove {places}? Tasks and results that are only there are lost, and "
             "without another copy of the secret nobody joins this mesh again.",
             abort=True,
-            err=True,
         )
     systemd.systemctl_or_raise("disable", "--now", UNIT, timeout_s=150.0)
     for draft in unit_files.make_unit_files(scope, context.environ, path, ()):

@@ -1,0 +1,250 @@
+"""The only writer to stdout and stderr: text of others is harmless on a terminal.
+
+Other modules of `octaskly.cli` must not print; a test forbids it. Whatever they pass
+here loses its control characters, also their own text, so none can be forgotten. The
+output of a task is the exception: `write_output` passes it on byte for byte.
+
+Colours appear on a terminal only, and never if NO_COLOR is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import (
+        Console,
+        ConsoleOptions,
+        RenderableType,
+        RenderResult,
+    )
+
+_UNSAFE: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape sequences
+    r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # what changes the order of text
+)
+
+
+class Styled(NamedTuple):
+    """Text with a colour, for terminals."""
+
+    text: str
+    fg: str | None = None
+    is_bold: bool = False
+
+
+def printable(text: str) -> str:
+    """Return untrusted text without control characters and bidi overrides."""
+    return _UNSAFE.sub("�", text)
+
+
+def on_one_line(text: str) -> str:
+    """Return untrusted text on one line, also without control characters."""
+    return _join_lines(printable(text))
+
+
+def _join_lines(text: str) -> str:
+    return text.replace("\n", " ⏎ ")
+
+
+def is_terminal(*, is_error: bool = False) -> bool:
+    """Return True if stdout is a terminal, or stderr."""
+    return _stream(is_error=is_error).isatty()
+
+
+def has_colour(*, is_error: bool = False) -> bool:
+    """Return True if stdout may get colours, or stderr."""
+    return is_terminal(is_error=is_error) and not os.environ.get("NO_COLOR")
+
+
+def columns() -> int | None:
+    """Return the width of the terminal at stdout; None if it is no terminal."""
+    if not is_terminal():
+        return None
+    return os.get_terminal_size(sys.stdout.fileno()).columns
+
+
+def format_text(*parts: str | Styled, has_colour: bool) -> str:
+    """Return harmless text, with colours or without."""
+    return "".join(_format_part(part, has_colour=has_colour) for part in parts)
+
+
+def _format_part(part: str | Styled, *, has_colour: bool) -> str:
+    if isinstance(part, str):
+        return printable(part)
+    text = printable(part.text)
+    if not has_colour or not (part.fg or part.is_bold):
+        return text
+    return click.style(text, fg=part.fg, bold=part.is_bold or None)
+
+
+def print_line(*parts: str | Styled, is_error: bool = False, end: str = "\n") -> None:
+    """Print harmless text on one line, on stdout or stderr."""
+    colour = has_colour(is_error=is_error)
+    # Styles contain no newline, so this replaces those of the text alone.
+    text = _join_lines(format_text(*parts, has_colour=colour))
+    click.echo(text + end, nl=False, err=is_error)
+
+
+def print_text(*parts: str | Styled, is_error: bool = False) -> None:
+    """Print harmless text that may have several lines, on stdout or stderr.
+
+    Only for text whose lines no other user chose, or that is indented.
+    """
+    colour = has_colour(is_error=is_error)
+    click.echo(format_text(*parts, has_colour=colour), err=is_error)
+
+
+def print_exact(text: str) -> None:
+    """Print text for a program: exact, but harmless on a terminal."""
+    click.echo(printable(text) if is_terminal() else text)
+
+
+def print_json_body(body: bytes) -> None:
+    """Print JSON: exact for programs, and indented and harmless on a terminal."""
+    if is_terminal():
+        text = msgspec.json.format(body, indent=2).decode()
+        body = _UNSAFE.sub(lambda char: f"\\u{ord(char[0]):04x}", text).encode()
+    click.echo(body.rstrip(b"\n") + b"\n", nl=False)
+
+
+def write_output(stream: str, data: bytes) -> None:
+    """Write output of a task, byte for byte, on `stdout` or `stderr`."""
+    text = _stream(is_error=stream == "stderr")
+    text.flush()
+    text.buffer.write(data)
+    text.buffer.flush()
+
+
+class ProgressLine:
+    """One line on stderr that is drawn again and again; on a terminal only."""
+
+    def __init__(self, *, is_quiet: bool) -> None:
+        self._is_shown = is_terminal(is_error=True) and not is_quiet
+        self._text = ""
+
+    def show(self, text: str) -> None:
+        """Draw the line."""
+        if self._is_shown:
+            self._text = on_one_line(text)
+            _write_error(f"\r{self._text}")
+
+    def clear(self) -> None:
+        """Clear the line before other output."""
+        if self._text:
+            _write_error(f"\r{'':{len(self._text)}}\r")
+            self._text = ""
+
+    def end(self) -> None:
+        """End the line, so that other output follows it."""
+        if self._is_shown:
+            _write_error("\n")
+
+
+def confirm(question: str, *, abort: bool = False) -> bool:
+    """Ask on stderr; return the answer. With `abort`, raise click.Abort for a no."""
+    return click.confirm(printable(question), abort=abort, err=True)
+
+
+def prompt_hidden(question: str) -> str:
+    """Ask on stderr for a text that the terminal does not show."""
+    return str(click.prompt(printable(question), hide_input=True, err=True))
+
+
+# --- Screens -----------------------------------------------------------------------
+
+
+class _Harmless:
+    """Renders something of `rich` without control characters of others."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        """Yield the segments, with harmless text."""
+        for segment in console.render(self._renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield segment._replace(text=printable(segment.text))
+
+
+def render_text(renderable: RenderableType, width: int) -> str:
+    """Return something of `rich` as harmless text without colours."""
+    from rich.console import Console  # noqa: PLC0415 - 30 ms, for few commands
+
+    console = Console(width=width, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(_Harmless(renderable))
+    return captured.get()
+
+
+class LiveScreen(NamedTuple):
+    """A full screen that is drawn again and again."""
+
+    draw: Callable[[RenderableType], None]
+    rows: Callable[[], int]
+
+
+@contextlib.contextmanager
+def live_screen() -> Iterator[LiveScreen]:
+    """Take over the terminal until the end of the block."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+
+    console = Console(no_color=not has_colour(), highlight=False)
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        yield LiveScreen(
+            draw=lambda frame: live.update(_Harmless(frame), refresh=True),
+            rows=lambda: console.size.height,
+        )
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, count: int) -> Iterator[Callable[[int], None]]:
+    """Draw a bar on a terminal; yield the function that advances it."""
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress() as progress:
+        bar = progress.add_task(printable(title), total=count)
+        yield lambda done: progress.update(bar, completed=done)
+
+
+# --- The streams -------------------------------------------------------------------
+
+
+def reopen_closed_streams() -> None:
+    """Replace streams that were closed, as by `<&-`, with `/dev/null`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
+
+
+def flush() -> None:
+    """Write what stdout has buffered."""
+    sys.stdout.flush()
+
+
+def discard_output() -> None:
+    """Prevent the interpreter from flushing the remaining output again at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _stream(*, is_error: bool) -> TextIO:
+    return sys.stderr if is_error else sys.stdout
+
+
+def _write_error(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
