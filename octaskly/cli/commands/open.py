@@ -9,7 +9,7 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.cli.output.terminal import print_line
-from octaskly.client.flows import api_calls
+from octaskly.client.flows import rest_calls
 from octaskly.errors import MeshError
 from octaskly.rest.access import SessionCode
 

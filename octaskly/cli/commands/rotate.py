@@ -14,8 +14,8 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import age, note, print_fields, print_json
 from octaskly.cli.output.terminal import confirm
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import NODES, Call, resource_path
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import NODES, Call, resource_path
 from octaskly.rest.access import RotationStatus
 
 _ROTATION = "/api/v1/rotation"

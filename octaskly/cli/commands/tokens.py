@@ -16,8 +16,8 @@ from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import age, note, print_json, print_table
 from octaskly.cli.output.terminal import print_line
-from octaskly.client.flows import api_calls
-from octaskly.client.flows.api_calls import Call, resource_path
+from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import Call, resource_path
 from octaskly.errors import ConfigError
 from octaskly.rest.access import IssuedToken, TokenLine, TokenList
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from octaskly.cli.output.follow import OutputPrinter
 from octaskly.cli.output.render import duration, is_quiet, note
 from octaskly.cli.output.terminal import ProgressLine, write_output
-from octaskly.client.flows import api_calls, arrays
+from octaskly.client.flows import arrays, rest_calls
 from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
