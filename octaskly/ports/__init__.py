@@ -33,6 +33,7 @@ from octaskly.ports.join_service import (
 )
 from octaskly.ports.key_rotation import KeyRotationControl, RotationProgress
 from octaskly.ports.store import (
+    LISTED_COMMAND_CHARS,
     Clock,
     DurableStore,
     Packer,
@@ -46,6 +47,7 @@ from octaskly.ports.store import (
 from octaskly.ports.tokens import Principal, TokenInfo, TokenRegistry
 
 __all__ = [
+    "LISTED_COMMAND_CHARS",
     "AuditEntry",
     "AuditLog",
     "AuditPage",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -92,9 +92,17 @@ class TaskQuery:
     search: TaskSearch | None = None
 
 
+LISTED_COMMAND_CHARS: Final = 1024
+"""Characters of a command in a list; if it has more, one more shows that it is cut."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskListPage:
-    """A page of tasks without outputs."""
+    """A page of tasks without outputs, and without what no list shows.
+
+    That is the rest of long commands, the environment, stdin, and the paths of inputs
+    and outputs, so that a page of any tasks takes little memory.
+    """
 
     records: tuple[TaskRecord, ...]
     total: int | None  #: matching tasks; None if a search has not scanned all
@@ -222,6 +230,9 @@ class DurableStore(LogReader, Protocol):
 
     async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
         """Read the streams in which these tasks were accepted."""
+
+    async def count_queued_tasks(self) -> int:
+        """Count the queued tasks, array members included."""
 
     async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
         """Read at most two names of tasks with this sequence number."""

@@ -58,6 +58,7 @@ from octaskly.store.writing.commit_queue import QueueItem
 from octaskly.store.writing.writer import Writer
 
 FREE_BYTES_MIN: Final = 64 << 20  #: free space below which no new work is accepted
+_READERS: Final = 2  #: connections for all but submissions and lists
 QUEUED_ENTRIES_MAX: Final = 200_000  #: entries that may wait for a stalled disk
 
 
@@ -97,8 +98,13 @@ class Store:
         self._bytes_max = bytes_max
         self._lock: DatabaseLock | None = None
         self._writer: Writer | None = None
-        self._readers = ReaderPool(path, self._loop)
-        self._query = self._readers.run_query
+        readers = ReaderPool(path, self._loop, "reader", _READERS)
+        submission_reader = ReaderPool(path, self._loop, "submission-reader", 1)
+        list_reader = ReaderPool(path, self._loop, "list-reader", 1)
+        self._pools = (readers, submission_reader, list_reader)
+        self._query = readers.run_query
+        self._query_for_submission = submission_reader.run_query
+        self._query_for_list = list_reader.run_query
         self._queued_seqs: dict[StreamId, int] = {}
 
     @property
@@ -158,7 +164,7 @@ class Store:
         try:
             saved = self._start(connection)
         except BaseException:
-            self._readers.close()
+            self._close_readers()
             connection.close()
             lock.release()
             raise
@@ -276,11 +282,19 @@ class Store:
         self, names: Sequence[str]
     ) -> dict[str, tuple[TaskRecord, ...]]:
         """Read the tasks with these names, without outputs."""
-        return await self._query(lambda db: queries.read_tasks_by_name(db, names))
+        return await self._query_for_submission(
+            lambda db: queries.read_tasks_by_name(db, names)
+        )
 
     async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
         """Read the streams in which these tasks were accepted."""
-        return await self._query(lambda db: queries.streams_of_tasks(db, ids))
+        return await self._query_for_submission(
+            lambda db: queries.streams_of_tasks(db, ids)
+        )
+
+    async def count_queued_tasks(self) -> int:
+        """Count the queued tasks, array members included."""
+        return await self._query_for_submission(queries.count_queued_tasks)
 
     async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
         """Read at most two names of tasks with this sequence number."""
@@ -290,13 +304,13 @@ class Store:
         self, arrays: Mapping[TaskId, ArraySpec]
     ) -> str | None:
         """Return the name of a task that a member of `arrays` would also have."""
-        return await self._query(
+        return await self._query_for_submission(
             lambda db: task_name_collisions.find_name_collision(db, arrays)
         )
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:
         """Read one page of tasks."""
-        return await self._query(
+        return await self._query_for_list(
             lambda db: pages.read_task_page(db, query, lambda: self._clock.now().mono_s)
         )
 
@@ -304,7 +318,7 @@ class Store:
         self, array: TaskId, limit: int
     ) -> tuple[tuple[int, int], ...]:
         """Read the positions of members that are not completed, as ranges in order."""
-        return await self._query(
+        return await self._query_for_list(
             lambda db: queries.incomplete_member_ranges(db, array, limit)
         )
 
@@ -312,13 +326,13 @@ class Store:
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[EndedMember, ...]:
         """Read ended members at positions `first` to `last`, with outputs."""
-        return await self._query(
+        return await self._query_for_list(
             lambda db: queries.read_ended_members(db, array, first, last, limit)
         )
 
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read attempts that run now or have ended since `since_ms`."""
-        return await self._query(
+        return await self._query_for_list(
             lambda db: attempts.read_recent_attempts(db, since_ms, limit)
         )
 
@@ -362,7 +376,8 @@ class Store:
             # This includes streams without entries.
             streams = connection.execute("SELECT stream, last_seq FROM streams")
             self._queued_seqs = {StreamId(stream): have for stream, have in streams}
-            self._readers.open()
+            for pool in self._pools:
+                pool.open()
             self._writer = Writer(
                 self._path,
                 connection,
@@ -393,8 +408,12 @@ class Store:
             default_size_max(self._path) if self._bytes_max is None else self._bytes_max
         )
 
+    def _close_readers(self) -> None:
+        for pool in self._pools:
+            pool.close()
+
     def _close_all(self) -> None:
-        self._readers.close()
+        self._close_readers()
         writer, self._writer = self._writer, None
         try:
             if writer is not None:

@@ -166,7 +166,7 @@ async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
     )
     (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
-    assert listed.spec.options == replace(options, stdin=b"")
+    assert listed.spec.options == replace(options, stdin=b"", env=())
 
 
 def later(number: int, *parents: int, end: End = "success") -> Submitted:

@@ -26,7 +26,6 @@ from octaskly.core.model.arrays import split_member_name
 from octaskly.core.model.drafts import TaskDraft, log_id_of, matches_draft
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.core.model.tasks import TaskState
 from octaskly.core.replies import Unplaceable
 from octaskly.errors import (
     NoNodeFits,
@@ -90,8 +89,7 @@ class QueueQuota:
         is_old = now_s - self._counted_s >= QUEUE_COUNT_S
         if count and (is_old or self._queued_estimate + count > self._queue_max):
             self._counted_s = now_s
-            counts = (await self._store.read_stats()).counts
-            self._queued_estimate = counts.get(TaskState.QUEUED, 0)
+            self._queued_estimate = await self._store.count_queued_tasks()
             if self._queued_estimate + count > self._queue_max:
                 raise QueueFull(
                     "Queue is full",

@@ -203,6 +203,6 @@ def _live_records(
 ) -> Iterable[tuple[int, TaskRecord]]:
     found = pages.read_rows_by_key(db, sorted(keys))
     records = task_name_collisions.with_occurrences(
-        db, arrays.records_without_outputs(db, found)
+        db, arrays.listed_records(db, found)
     )
     return zip((row[0] for row in found), records, strict=True)

@@ -148,7 +148,7 @@ def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
         (key,),
     ).fetchall()
     for record in task_name_collisions.with_occurrences(
-        db, arrays.records_without_outputs(db, found)
+        db, arrays.listed_records(db, found)
     ):
         return record.name
     return None
@@ -231,6 +231,6 @@ def _read_shown(
     db: sqlite3.Connection, query: TaskQuery, keys: Sequence[int]
 ) -> tuple[TaskRecord, ...]:
     records = task_name_collisions.with_occurrences(
-        db, arrays.records_without_outputs(db, read_rows_by_key(db, sorted(keys)))
+        db, arrays.listed_records(db, read_rows_by_key(db, sorted(keys)))
     )
     return records[::-1] if query.is_newest_first else records

@@ -203,6 +203,15 @@ def read_stats(db: sqlite3.Connection) -> StoreStats:
     )
 
 
+def count_queued_tasks(db: sqlite3.Connection) -> int:
+    """Return the number of queued tasks, array members included."""
+    (queued,) = db.execute(
+        "SELECT sum(n) FROM counts WHERE kind != ? AND state = ?",
+        (arrays.ARRAY, rows.NUMBER_OF[TaskState.QUEUED]),
+    ).fetchone()
+    return queued or 0
+
+
 def read_pending_notifications(
     db: sqlite3.Connection, known: frozenset[int], limit: int
 ) -> PendingNotifications:
@@ -217,7 +226,7 @@ def read_pending_notifications(
     )
     fresh = sorted(keys - known)[:limit]
     records = task_name_collisions.with_occurrences(
-        db, arrays.records_without_outputs(db, pages.read_rows_by_key(db, fresh))
+        db, arrays.listed_records(db, pages.read_rows_by_key(db, fresh))
     )
     return PendingNotifications(keys, tuple(zip(fresh, records, strict=True)))
 

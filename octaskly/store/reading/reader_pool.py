@@ -1,4 +1,9 @@
-"""Pool of read-only connections, each used by one thread at a time."""
+"""Pools of read-only connections, each used by one thread at a time.
+
+A pool answers in the order of its queries, so a long one delays those behind it. Three
+pools keep apart what would otherwise wait for each other: submissions, lists, and the
+rest, such as the reads of the dispatcher for its queue and its standbys.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from octaskly.store.tables.database import build_store_error, open_reader
-
-_READERS: Final = 2
 
 _T = TypeVar("_T")
 
@@ -23,11 +26,17 @@ class ReaderPool:
     Args:
         path: The database file. It must exist before `open`.
         loop: The event loop of the callers.
+        name: Name of the pool, for its threads.
+        size: Number of connections and threads.
     """
 
-    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, path: Path, loop: asyncio.AbstractEventLoop, name: str, size: int
+    ) -> None:
         self._path = path
         self._loop = loop
+        self._name = name
+        self._size = size
         self._pool: ThreadPoolExecutor | None = None
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._connections: list[sqlite3.Connection] = []
@@ -40,12 +49,12 @@ class ReaderPool:
                 as well.
         """
         self._idle = SimpleQueue()
-        for _ in range(_READERS):
+        for _ in range(self._size):
             db = open_reader(self._path)
             self._connections.append(db)
             db.execute("SELECT 1 FROM meta").fetchone()  # Opens the write-ahead log.
             self._idle.put(db)
-        self._pool = ThreadPoolExecutor(_READERS, "octaskly-reader")
+        self._pool = ThreadPoolExecutor(self._size, f"octaskly-{self._name}")
 
     def close(self) -> None:
         """Wait for running queries, and close the connections."""

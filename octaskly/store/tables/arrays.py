@@ -11,7 +11,7 @@ from the array.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +27,7 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Outcome, TaskState
+from octaskly.ports import LISTED_COMMAND_CHARS
 from octaskly.store.tables import rows
 from octaskly.store.tables.list_counts import next_block_key
 
@@ -177,18 +178,8 @@ def records_from(
     Members get the envelope that follows from their array. Arrays get their progress.
     """
     plain = rows.records_from(db, found)
-    places = (split_member_id(record.id) for record, _ in plain)
-    above = read_arrays(db, (place[0] for place in places if place is not None))
-    arrays = (
-        r[0] for r, (record, _) in zip(found, plain, strict=True) if _is_array(record)
-    )
-    members = read_members(db, arrays)
-    if not above and not members:
-        return plain
-    return [
-        (_complete_record(row[0], record, members, above), outputs)
-        for row, (record, outputs) in zip(found, plain, strict=True)
-    ]
+    above = read_arrays(db, _array_ids(plain))
+    return list(_complete_records(db, found, plain, above))
 
 
 def records_without_outputs(
@@ -196,6 +187,23 @@ def records_without_outputs(
 ) -> tuple[TaskRecord, ...]:
     """Return complete records without outputs, for rows of `TASK_COLUMNS`."""
     return tuple(record for record, _ in records_from(db, found))
+
+
+def listed_records(
+    db: sqlite3.Connection, found: Sequence[rows.Row]
+) -> tuple[TaskRecord, ...]:
+    """Return complete records for a list, for rows of `LIST_COLUMNS`.
+
+    The command of a member is cut as `LIST_COLUMNS` cuts that of a task, before the
+    next member is built: 1000 members of a long command would take 64 MB.
+    """
+    plain = rows.records_from(db, found)
+    above = {
+        task: _without_unlisted(array)
+        for task, array in read_arrays(db, _array_ids(plain)).items()
+    }
+    records = _complete_records(db, found, plain, above)
+    return tuple(_with_listed_command(record) for record, _ in records)
 
 
 def build_member_record(
@@ -232,6 +240,49 @@ def ranges_without_row(
     if last < members.last and len(runs) < RUNS_MAX:
         runs.append((last + 1, members.last))
     return tuple((a - members.first, b - members.first) for a, b in runs)
+
+
+def _array_ids(records: RecordsWithOutputs) -> Iterator[TaskId]:
+    """Yield the id of the array of each record that is a member."""
+    for record, _ in records:
+        if (place := split_member_id(record.id)) is not None:
+            yield place[0]
+
+
+def _complete_records(
+    db: sqlite3.Connection,
+    found: Sequence[rows.Row],
+    plain: RecordsWithOutputs,
+    above: Mapping[TaskId, TaskRecord],
+) -> Iterator[tuple[TaskRecord, dict[AttemptId, int]]]:
+    """Yield the records with envelope and progress; `above` has the arrays."""
+    arrays = (
+        r[0] for r, (record, _) in zip(found, plain, strict=True) if _is_array(record)
+    )
+    members = read_members(db, arrays)
+    if not above and not members:
+        yield from plain
+        return
+    for row, (record, outputs) in zip(found, plain, strict=True):
+        yield _complete_record(row[0], record, members, above), outputs
+
+
+def _without_unlisted(array: TaskRecord) -> TaskRecord:
+    """Return an array without the parts of its envelope that no list shows."""
+    spec = array.spec
+    if spec is None or spec.options is None:
+        return array
+    options = replace(spec.options, env=(), stdin=b"", files=())
+    return replace(array, spec=replace(spec, inputs=(), outputs=(), options=options))
+
+
+def _with_listed_command(record: TaskRecord) -> TaskRecord:
+    """Return a record with its command cut as in `LIST_COLUMNS`."""
+    spec = record.spec
+    if spec is None or len(spec.command) <= LISTED_COMMAND_CHARS:
+        return record
+    command = spec.command[: LISTED_COMMAND_CHARS + 1]
+    return replace(record, spec=replace(spec, command=command))
 
 
 def _is_array(record: TaskRecord) -> bool:

@@ -23,6 +23,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
+from octaskly.ports import LISTED_COMMAND_CHARS
 
 EDGE_OPEN, EDGE_MET, EDGE_BROKEN = 0, 1, 2
 
@@ -44,8 +45,16 @@ TASK_COLUMNS: Final = (
     " created_ms, ord"
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
-LIST_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items", "NULL, NULL")
-"""The same without large columns, which no list shows."""
+# Environment, parents and files are at these places in `TaskOptions`.
+_LISTED_OPTIONS: Final = (
+    "json_replace(options, '$[2]', json('[]'), '$[13]', NULL, '$[14]', json('[]'))"
+)
+LIST_COLUMNS: Final = TASK_COLUMNS.replace(
+    "command, timeout_s, inputs, outputs, options, stdin, items",
+    f"substr(command, 1, {LISTED_COMMAND_CHARS + 1}), timeout_s, NULL, NULL,"
+    f" {_LISTED_OPTIONS}, NULL, NULL",
+)
+"""The same without large columns, which no list shows; see `TaskListPage`."""
 SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
 """The same without the items of an array, which are only shown per member."""
 ATTEMPT_COLUMNS: Final = (
