@@ -23,6 +23,7 @@ from octaskly.config.defaults import (
     DRAIN_S,
     DRAIN_S_MAX,
     DURABILITIES,
+    EXPENSIVE_PER_CLIENT,
     FILES_QUOTA_BYTES_MIN,
     HANDSHAKE_S,
     HANDSHAKES_MAX,
@@ -47,6 +48,8 @@ from octaskly.config.defaults import (
     RATE_CLIENT,
     RATE_STRANGER,
     RATE_VIEWER,
+    RESPONSES_BYTES,
+    RESPONSES_BYTES_MIN,
     RETAINED_BYTES_MIN,
     RETAINED_TASKS,
     RETENTION_S,
@@ -177,6 +180,22 @@ class LimitOptions:
         Amount("SIZE", BYTES, minimum=BODIES_BYTES_MIN),
         "memory for request bodies, beyond 64 KiB of each",
         default=BODIES_BYTES,
+    )
+    responses_bytes: int = setting(
+        "--responses-max",
+        Amount("SIZE", BYTES, minimum=RESPONSES_BYTES_MIN),
+        "memory for responses in progress, beyond 64 KiB of each",
+        default=RESPONSES_BYTES,
+        details="one client gets a quarter; a list takes 2 KiB for each row that it "
+        "may have",
+    )
+    expensive_per_client: int = setting(
+        "--expensive-per-client",
+        _COUNT,
+        "number of expensive requests in progress of one client",
+        default=EXPENSIVE_PER_CLIENT,
+        details="a client is a token, or a user of the local socket "
+        "([details](rest-api.md#quotas)); each node counts separately",
     )
     stall_s: int = setting(
         "--stall-timeout",

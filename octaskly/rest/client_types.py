@@ -20,6 +20,8 @@ class Task(TaskDetail, frozen=True, kw_only=True):
     bytes.
     """
 
+    command_truncated: bool = False  #: a list shows only the beginning of `command`
+    labels_truncated: bool = False  #: a list shows only the first labels
     index: int | None = None  #: only for a member of an array, like `item`
     item: str | None = None
     replicas: int | None = None  #: only in the response to a submission

@@ -76,10 +76,15 @@ class Members(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A task in a list; unknown values are null."""
+    """A task in a list; unknown values are null.
+
+    `command_truncated` and `labels_truncated` are true if only the beginning is shown,
+    and omitted otherwise. Only lists cut.
+    """
 
     id: str
     command: str | None = ""
+    command_truncated: bool | msgspec.UnsetType = msgspec.UNSET
     status: Status
     worker_id: str | None = None
     attempt: int | None = None
@@ -98,6 +103,7 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
     priority: int | None = None
     name: str | None = None
     labels: dict[str, str] = {}
+    labels_truncated: bool | msgspec.UnsetType = msgspec.UNSET
     array: Members | None = None
 
 

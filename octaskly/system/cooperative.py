@@ -13,12 +13,12 @@ _To = TypeVar("_To")
 
 
 async def map_in_batches(
-    items: Sequence[_From], convert: Callable[[_From], _To]
+    items: Sequence[_From], convert: Callable[[_From], _To], batch: int = ITEMS
 ) -> list[_To]:
     """Convert each item; yield to the event loop after every batch."""
     made: list[_To] = []
-    for start in range(0, len(items), ITEMS):
+    for start in range(0, len(items), batch):
         if start:
             await asyncio.sleep(0)
-        made += map(convert, items[start : start + ITEMS])
+        made += map(convert, items[start : start + batch])
     return made

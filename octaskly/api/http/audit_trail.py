@@ -23,6 +23,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import (
     AUDITED_TASKS_MAX,
     Access,
@@ -375,6 +376,7 @@ ROUTES = (
         method="POST",
         path=PATH,
         handler=receive_entries,
+        cost=route_cost.UPLOAD,
         access=Access.NODE,
         body_type=list[AuditEntry],
         responses={204: None},

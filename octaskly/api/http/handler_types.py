@@ -13,6 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from octaskly.api.http.open_long_polls import LongPolls
+from octaskly.api.http.route_cost import Cost
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
 from octaskly.api.security.one_time_codes import OneTimeCodes
@@ -82,6 +83,13 @@ class HttpTimeouts:
 
 class NotSent(ConnectionError):
     """The other node did not get the request, or refused to act on it."""
+
+
+class Quota(Protocol):
+    """What a request takes of its client's quotas."""
+
+    def pause(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Free all while the block waits for an event, and take it again after it."""
 
 
 class NodeClient(Protocol):
@@ -202,6 +210,7 @@ class RequestInfo:
     is_decided_elsewhere: bool = False  #: another node answered
     dispatcher_headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's response, also of an error response."""
+    rate_units: int = 1  #: of the rate limit
     rate_limit_headers: Mapping[str, str] | None = None
     """Rate limit headers, after this request was counted."""
 
@@ -234,6 +243,7 @@ class Request:
     body: bytes
     principal: Principal | None  #: None only on public routes and between nodes
     forwarded_by: NodeId | None  #: the node that forwarded it
+    quota: Quota
 
     @property
     def gateway(self) -> Gateway:
@@ -283,6 +293,7 @@ class Route:
     method: str
     path: str
     handler: Handler
+    cost: Cost
     access: Access = Access.ADMIN
     is_local: bool = False  #: always answered by the node that receives it
     is_for_unpaired: bool = False  #: also available while this node is in no mesh

@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http import authentication
+from octaskly.api.http import authentication, route_cost
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.problems import status_problem
@@ -31,7 +31,7 @@ async def charge(request: Request) -> None:
     view = request.gateway.dispatcher()
     if view is None or view.is_self or not await _charge_at_dispatcher(request, view):
         request.info.rate_limit_headers = request.services.rate_limiter.charge(
-            request.authenticated_principal
+            request.authenticated_principal, request.info.rate_units
         )
 
 
@@ -72,6 +72,7 @@ ROUTES = (
         method="GET",
         path=_INTERNAL,
         handler=charge_for_node,
+        cost=route_cost.CHEAP,
         access=Access.NODE,
         responses={204: None},
     ),

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies
@@ -165,6 +166,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/tasks/{id}/outputs/{path:(?s:.+)}",
         handler=download_output,
+        cost=route_cost.STREAM,
         access=Access.READ,
         responses={200: None, 206: None},
         media_type=BYTES,
@@ -176,6 +178,7 @@ ROUTES = (
         path=_INTERNAL
         + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:(?s:.+)}",
         handler=send_output_to_node,
+        cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
         responses={200: None, 206: None},

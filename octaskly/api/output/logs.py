@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from octaskly.api.http import sse
+from octaskly.api.http import route_cost, sse
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.output.follower import (
     AttemptStarted,
@@ -219,6 +219,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/tasks/{id}/logs",
         handler=stream_logs,
+        cost=route_cost.STREAM,
         access=Access.READ,
         is_local=True,
         query=("stream", "offset", "follow", "attempt"),
@@ -232,6 +233,7 @@ ROUTES = (
             method="GET",
             path=f"/api/v1/tasks/{{id}}/{name}",
             handler=perform,
+            cost=route_cost.STREAM,
             access=Access.READ,
             is_local=True,
             query=("offset", "follow", "attempt"),

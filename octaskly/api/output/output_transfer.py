@@ -14,7 +14,7 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp import web
 
-from octaskly.api.http import sse
+from octaskly.api.http import route_cost, sse
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.schemas import query
@@ -154,6 +154,7 @@ ROUTES = (
         method="GET",
         path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
         handler=send_transcript_to_node,
+        cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
         query=(*STREAMS, "follow"),

@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import astuple
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.http.node_client import (
     NodeNotResponding,
@@ -285,6 +286,7 @@ ROUTES = (
         method="GET",
         path=_INTERNAL,
         handler=show_task_status,
+        cost=route_cost.CHEAP,
         access=Access.NODE,
         query=("attempt", "known", "wait", "kept"),
         responses={200: TaskStatus},

@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api.http import sse
+from octaskly.api.http import route_cost, sse
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import query, task_response
@@ -164,6 +164,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/arrays/{id}/results",
         handler=stream_results,
+        cost=route_cost.STREAM,
         access=Access.READ,
         query=("order", "offset"),
         responses={200: None},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.routes import tasks
-from octaskly.api.schemas import query, task_response
+from octaskly.api.schemas import list_rows, query
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskQuery
 from octaskly.rest import tasks as rest
@@ -25,11 +26,8 @@ async def list_arrays(request: Request) -> web.StreamResponse:
         is_newest_first=given.flag("newest"),
     )
     page = await request.gateway.list_tasks(asked)
-    return json_response(
-        task_response.encode(
-            task_response.page(page, asked, request.gateway.node_names())
-        )
-    )
+    names = request.gateway.node_names()
+    return json_response(await list_rows.encode_page(page, asked, names))
 
 
 async def show_array(request: Request) -> web.StreamResponse:
@@ -39,8 +37,8 @@ async def show_array(request: Request) -> web.StreamResponse:
     failed = await request.gateway.list_tasks(
         TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
     )
-    shown = task_response.array(record, failed.records, request.gateway.node_names())
-    return json_response(task_response.encode(shown))
+    names = request.gateway.node_names()
+    return json_response(await list_rows.encode_array(record, failed.records, names))
 
 
 async def cancel_array(request: Request) -> web.StreamResponse:
@@ -62,6 +60,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/arrays",
         handler=list_arrays,
+        cost=route_cost.LIST,
         access=Access.READ,
         query=("limit", "offset", "newest"),
         responses={200: rest.TaskLines},
@@ -70,6 +69,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/arrays/{id}",
         handler=show_array,
+        cost=route_cost.LIST,
         access=Access.READ,
         query=("wait", "limit", "offset"),
         responses={200: rest.TaskArray},
@@ -79,6 +79,7 @@ ROUTES = (
         method="DELETE",
         path="/api/v1/arrays/{id}",
         handler=cancel_array,
+        cost=route_cost.CHEAP,
         access=Access.SUBMIT,
         query=("force",),
         responses={200: rest.Cancelled},
@@ -88,6 +89,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/arrays/{id}/retry",
         handler=retry_array,
+        cost=route_cost.EXPENSIVE,
         access=Access.SUBMIT,
         responses={201: rest.Repeated},
         response_headers=(tasks.REPLICAS_HEADER,),

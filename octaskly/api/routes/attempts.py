@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import msgspec
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import query, task_response
+from octaskly.api.schemas.list_rows import ROWS_PER_TURN, cut_detail, cut_text
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.ports import events
 from octaskly.rest import tasks as rest
+from octaskly.system.cooperative import map_in_batches
 
 COMMAND_CHARS = 200  #: of a command in a list of attempts
+COMMAND_BYTES_MAX = 600  #: of it in JSON, where a control character takes six
 
 _STATUS: Mapping[AttemptState, str] = {
     AttemptState.ASSIGNED: "running",
@@ -31,17 +36,18 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
     """Return running attempts and recently ended attempts, the latest first.
 
     The response has at most `limit` of each; `truncated` is true if more attempts ended
-    in that time. Commands are cut to 200 characters. `assigned_at` of a running attempt
+    in that time. Commands are cut to 200 characters, and long details are cut.
+    `assigned_at` of a running attempt
     is the time of its assignment to its node, where it may still wait for a slot.
     """
     now_ms = request.services.clock.now().wall_ms
     since_s = request.query.since_s()
     since_ms = 0 if since_s is None else now_ms - since_s * 1000
     found = await request.gateway.read_recent_attempts(since_ms, request.query.limit())
-    names = request.gateway.node_names()
+    render = partial(_render_attempt_of_task, names=request.gateway.node_names())
     body = rest.Runs(
-        running=[_render_attempt_of_task(run, names) for run in found.running],
-        ended=[_render_attempt_of_task(run, names) for run in found.ended],
+        running=await map_in_batches(found.running, render, ROWS_PER_TURN),
+        ended=await map_in_batches(found.ended, render, ROWS_PER_TURN),
         truncated=found.is_truncated,
         now=_instant(now_ms),
     )
@@ -82,11 +88,14 @@ def _render_attempt_of_task(
 ) -> rest.Run:
     spec = run.record.spec
     options = spec.options if spec else None
+    line = msgspec.structs.asdict(_render_attempt(run.attempt, names))
+    line["detail"] = cut_detail(line["detail"])
+    command = spec.command[:COMMAND_CHARS] if spec else ""
     return rest.Run(
-        **msgspec.structs.asdict(_render_attempt(run.attempt, names)),
+        **line,
         id=run.record.name,
         name=(options.name or None) if options else None,
-        command=spec.command[:COMMAND_CHARS] if spec else "",
+        command=cut_text(command, COMMAND_BYTES_MAX),
         assigned_at=_known(run.assigned_ms),
     )
 
@@ -104,6 +113,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/attempts",
         handler=list_recent_attempts,
+        cost=route_cost.LIST,
         access=Access.READ,
         query=("since_s", "limit"),
         responses={200: rest.Runs},
@@ -112,6 +122,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/tasks/{id}/attempts",
         handler=list_task_attempts,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         responses={200: rest.Attempts},
         error_statuses=(409,),

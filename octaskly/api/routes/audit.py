@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import INVALID_VALUE, Problem, timestamp
 from octaskly.api.schemas import task_response
@@ -62,6 +63,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/audit",
         handler=list_audit_entries,
+        cost=route_cost.LIST,
         access=Access.ADMIN,
         query=("since_s", "after", "limit"),
         responses={200: rest.AuditPage},

@@ -22,6 +22,7 @@ from typing import Final
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.problems import status_problem
 
@@ -142,6 +143,7 @@ ROUTES = tuple(
         method="GET",
         path=path,
         handler=serve_asset,
+        cost=route_cost.CHEAP,
         access=Access.PUBLIC,
         is_local=True,
         query=None,  # Bookmarks may contain any parameters.

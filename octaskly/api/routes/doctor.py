@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
@@ -89,6 +90,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/doctor",
         handler=show_agent_setup,
+        cost=route_cost.CHEAP,
         is_local=True,
         is_for_unpaired=True,
         responses={200: Checkup},
@@ -97,6 +99,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/nodes/{name}/reach/{other}",
         handler=check_reachability,
+        cost=route_cost.CHEAP,
         is_local=True,
         responses={200: Reach},
         error_statuses=(404,),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from aiohttp import web
 
-from octaskly.api.http import sse
+from octaskly.api.http import route_cost, sse
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.core.change_feed import (
@@ -117,6 +117,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/events",
         handler=stream_events,
+        cost=route_cost.STREAM,
         access=Access.READ,
         query=("types", "task"),
         responses={200: None},

@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import StreamReader, web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
@@ -125,6 +126,7 @@ ROUTES = (
         method="POST",
         path=PATH,
         handler=upload_file,
+        cost=route_cost.UPLOAD,
         access=Access.SUBMIT,
         is_local=True,
         is_body_streamed=True,
@@ -135,6 +137,7 @@ ROUTES = (
         method="GET",
         path=PATH,
         handler=show_file,
+        cost=route_cost.CHEAP,
         access=Access.SUBMIT,
         is_local=True,
         responses={200: StoredFile},
@@ -143,6 +146,7 @@ ROUTES = (
         method="DELETE",
         path=PATH,
         handler=release_file,
+        cost=route_cost.CHEAP,
         access=Access.SUBMIT,
         is_local=True,
         responses={204: None},
@@ -151,6 +155,7 @@ ROUTES = (
         method="GET",
         path="/internal/v1/files/{sha256}",
         handler=send_file_to_node,
+        cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
         responses={200: None, 206: None},

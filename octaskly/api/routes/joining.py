@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import FORBIDDEN, Problem, timestamp
 from octaskly.api.schemas import task_response
@@ -162,6 +163,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/membership",
         handler=show_membership,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
@@ -171,6 +173,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/membership",
         handler=join_mesh,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
@@ -182,6 +185,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/membership/leave",
         handler=leave_mesh,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL,
         is_local=True,
         is_for_unpaired=True,
@@ -193,6 +197,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/invites",
         handler=create_invite,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL,
         is_local=True,
         body_type=InviteIn,
@@ -203,6 +208,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/requests",
         handler=list_join_requests,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL_PAGE,
         is_local=True,
         responses={200: rest.JoinRequests},
@@ -211,6 +217,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/requests/{name}/approve",
         handler=approve_join_request,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL_PAGE,
         is_local=True,
         body_type=FingerprintIn,
@@ -220,6 +227,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/requests/{name}/refuse",
         handler=refuse_join_request,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL_PAGE,
         is_local=True,
         body_type=FingerprintIn,

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
@@ -78,6 +79,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/rotation",
         handler=show_rotation,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         responses={200: RotationStatus},
     ),
@@ -85,6 +87,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/rotation",
         handler=start_rotation,
+        cost=route_cost.CHEAP,
         query=("now",),
         access=Access.ADMIN,
         responses={202: RotationStatus},
@@ -94,6 +97,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/nodes/{name}/revoke",
         handler=revoke_node,
+        cost=route_cost.CHEAP,
         access=Access.ADMIN,
         is_local=True,
         responses={202: RotationStatus},

@@ -6,6 +6,7 @@ import ipaddress
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.config.units import host_and_port
@@ -68,6 +69,7 @@ ROUTES = (
         method="GET",
         path="/metrics",
         handler=show_metrics,
+        cost=route_cost.METRICS,
         access=Access.READ_OR_LOCAL,
         is_local=True,
         query=None,  # Prometheus can be configured to add parameters.
@@ -78,6 +80,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/sd/prometheus",
         handler=list_scrape_targets,
+        cost=route_cost.PER_NODE,
         access=Access.READ,
         responses={200: list[ScrapeTarget]},
     ),

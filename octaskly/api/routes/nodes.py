@@ -7,6 +7,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly import __version__
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
@@ -97,6 +98,7 @@ ROUTES = (
         method="GET",
         path="/health",
         handler=show_health,
+        cost=route_cost.CHEAP,
         access=Access.PUBLIC,
         is_local=True,
         query=None,  # Probes add parameters to bypass caches.
@@ -106,6 +108,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/stats",
         handler=show_stats,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         responses={200: rest.Stats},
     ),
@@ -113,6 +116,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/nodes",
         handler=list_nodes,
+        cost=route_cost.PER_NODE,
         access=Access.READ,
         responses={200: rest.NodePage},
     ),
@@ -120,6 +124,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/nodes/{name}",
         handler=show_node,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         responses={200: rest.NodeInfo},
     ),
@@ -128,6 +133,7 @@ ROUTES = (
             method="POST",
             path=f"/api/v1/nodes/{{name}}/{command.value}",
             handler=set_availability,
+            cost=route_cost.CHEAP,
             access=Access.ADMIN,
             is_local=True,
             responses={200: rest.NodeInfo},

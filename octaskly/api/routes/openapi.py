@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from octaskly import __version__
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import (
     BYTES,
     JSON,
@@ -139,6 +140,7 @@ def with_openapi_route(*routes: Route) -> tuple[Route, ...]:
         method="GET",
         path="/api/v1/openapi.json",
         handler=show,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         is_local=True,
         responses={200: Json},

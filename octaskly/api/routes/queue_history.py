@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import task_response
@@ -29,6 +30,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/stats/history",
         handler=show_queue_history,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         responses={200: History},
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
 from octaskly.rest.tasks import NewIds
@@ -24,6 +25,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/ids",
         handler=create_ids,
+        cost=route_cost.IDS,
         access=Access.SUBMIT,
         query=("count",),
         responses={200: NewIds},

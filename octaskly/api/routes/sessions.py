@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.http.local_socket import loopback_uids
 from octaskly.api.problems import UNAUTHENTICATED, Problem, timestamp
@@ -146,6 +147,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/sessions/codes",
         handler=create_code,
+        cost=route_cost.CHEAP,
         access=Access.LOCAL,
         is_local=True,
         body_type=CodeIn,
@@ -155,6 +157,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/sessions",
         handler=create_session,
+        cost=route_cost.CHEAP,
         access=Access.PUBLIC,
         is_local=True,
         body_type=SessionIn,
@@ -165,6 +168,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/sessions/renew",
         handler=renew_session,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         is_local=True,
         responses={200: PageSession},

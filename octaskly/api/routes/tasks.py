@@ -8,9 +8,10 @@ from http import HTTPStatus
 from aiohttp import web
 from msgspec import structs
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
-from octaskly.api.schemas import query, request_bodies, task_response
+from octaskly.api.schemas import list_rows, query, request_bodies, task_response
 from octaskly.core.log.merge import TaskRecord
 from octaskly.ports import TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
@@ -73,9 +74,7 @@ async def list_tasks(request: Request) -> web.StreamResponse:
     if worker is None or node is not None:
         asked = replace(asked, node=node)
         page = await gateway.list_tasks(asked)
-    return json_response(
-        task_response.encode(task_response.page(page, asked, gateway.node_names()))
-    )
+    return json_response(await list_rows.encode_page(page, asked, gateway.node_names()))
 
 
 async def show_task(request: Request) -> web.StreamResponse:
@@ -156,7 +155,10 @@ async def _wait_until_final(request: Request, ref: str, wait_s: float) -> TaskRe
     # After a change of dispatcher the handler runs again, and waits only for the rest.
     left_s = max(0.0, wait_s - request.elapsed_s())
     try:
-        async with request.services.long_polls.cancel_when_dispatcher_ends():
+        async with (
+            request.quota.pause(),
+            request.services.long_polls.cancel_when_dispatcher_ends(),
+        ):
             return await request.gateway.wait_for_end(ref, left_s)
     except TimeoutError:
         return await request.gateway.find_task(ref)
@@ -167,6 +169,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/tasks",
         handler=submit_tasks,
+        cost=route_cost.UPLOAD,
         access=Access.SUBMIT,
         body_bytes_max=SUBMISSION_BYTES_MAX,
         query=("durability", "fail_fast"),
@@ -180,6 +183,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/tasks",
         handler=list_tasks,
+        cost=route_cost.LIST,
         access=Access.READ,
         query=(
             *("status", "worker_id", "array", "limit", "offset", "newest"),
@@ -192,6 +196,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/tasks/{id}",
         handler=show_task,
+        cost=route_cost.CHEAP,
         access=Access.READ,
         query=("wait", "encoding"),
         responses={200: rest.TaskDetail},
@@ -201,6 +206,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/tasks/{id}/explain",
         handler=explain_task,
+        cost=route_cost.EXPENSIVE,
         access=Access.READ,
         responses={200: rest.Explanation},
         error_statuses=(409,),
@@ -209,6 +215,7 @@ ROUTES = (
         method="DELETE",
         path="/api/v1/tasks/{id}",
         handler=cancel_task,
+        cost=route_cost.CHEAP,
         access=Access.SUBMIT,
         query=("force",),
         responses={200: rest.Cancelled},
@@ -218,6 +225,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/tasks/{id}/retry",
         handler=retry_task,
+        cost=route_cost.CHEAP,
         access=Access.SUBMIT,
         responses={201: rest.Repeated},
         response_headers=(REPLICAS_HEADER,),
@@ -227,6 +235,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/forget",
         handler=forget_tasks,
+        cost=route_cost.EXPENSIVE,
         access=Access.ADMIN,
         body_type=request_bodies.ForgetIn,
         responses={200: rest.Forgotten, 202: rest.Forgotten},

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
+from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import request_bodies, task_response
@@ -74,6 +75,7 @@ ROUTES = (
         method="POST",
         path="/api/v1/tokens",
         handler=issue_token,
+        cost=route_cost.CHEAP,
         access=Access.ADMIN,
         body_type=request_bodies.TokenIn,
         responses={201: IssuedToken},
@@ -83,6 +85,7 @@ ROUTES = (
         method="GET",
         path="/api/v1/tokens",
         handler=list_tokens,
+        cost=route_cost.EXPENSIVE,
         access=Access.ADMIN,
         responses={200: TokenList},
     ),
@@ -90,6 +93,7 @@ ROUTES = (
         method="DELETE",
         path="/api/v1/tokens/{token}",
         handler=revoke_token,
+        cost=route_cost.CHEAP,
         access=Access.ADMIN,
         responses={200: TokenLine},
         error_statuses=(404, 409, 507),

@@ -26,7 +26,6 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.replies import TaskExplanation
-from octaskly.ports import TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
 
 encode = msgspec.json.encode
@@ -137,21 +136,6 @@ def task(
     )
 
 
-def array(
-    record: TaskRecord, failed: Sequence[TaskRecord], names: Mapping[NodeId, str]
-) -> rest.TaskArray:
-    """Return an array with some of its failed members."""
-    return rest.TaskArray(
-        **_fields(listed(record, names)),
-        failed_members=[
-            rest.ArrayMember(
-                **_fields(listed(member, names)), **arrays.render_member(member)
-            )
-            for member in failed
-        ],
-    )
-
-
 def result(
     record: TaskRecord,
     names: Mapping[NodeId, str],
@@ -237,22 +221,6 @@ def task_change(event: TaskEvent, names: Mapping[NodeId, str]) -> rest.TaskChang
         started_at=at(times.started_ms) if times else None,
         completed_at=at(times.ended_ms) if times else None,
         array=arrays.render_array(record),
-    )
-
-
-def page(
-    found: TaskListPage, query: TaskQuery, names: Mapping[NodeId, str]
-) -> rest.TaskLines:
-    """Return a page of tasks with its position in the list."""
-    is_search = query.search is not None
-    return rest.TaskLines(
-        tasks=[listed(record, names) for record in found.records],
-        total=found.total,
-        returned=len(found.records),
-        limit=query.limit,
-        offset=query.offset,
-        next=found.next_name if is_search else msgspec.UNSET,
-        left=found.unsearched if is_search else msgspec.UNSET,
     )
 
 

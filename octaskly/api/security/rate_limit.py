@@ -1,4 +1,6 @@
-"""Rate limits: requests per minute of one client, and the response headers.
+"""Rate limits: units per minute of one client, and the response headers.
+
+A request counts one unit, or more where its route declares a higher cost.
 
 The node that answers a request counts it. The dispatcher answers most requests, so a
 client gains nothing by asking many nodes. If another node answers a request by itself,
@@ -12,6 +14,7 @@ from collections.abc import Mapping
 from math import ceil, floor
 from typing import Final
 
+from octaskly.api.http.route_cost import ROWS_PER_UNIT
 from octaskly.api.problems import TOO_MANY_REQUESTS, Problem
 from octaskly.ports import Clock, Principal
 
@@ -21,37 +24,42 @@ _SLOTS: Final = WINDOW_S // SLOT_S + 1
 
 
 class SlidingWindow:
-    """Requests of one client within the last minute."""
+    """Units of one client within the last minute."""
 
     __slots__ = ("_slots", "total")
 
     def __init__(self) -> None:
         self._slots: deque[list[int]] = deque()
-        """Slot number and request count of each used slot, oldest first."""
-        self.total = 0  #: requests within the window
+        """Slot number and units of each used slot, oldest first."""
+        self.total = 0  #: units within the window
 
-    def count_request(self, now_s: float, limit: int) -> bool:
+    def count_request(self, now_s: float, limit: int, units: int = 1) -> bool:
         """Return True if there is room for a request, and count it.
 
         Args:
             now_s: Monotonic time; it never decreases between calls.
-            limit: Requests allowed within any window.
+            limit: Units allowed within any window.
+            units: Units of the request, at most `limit`.
         """
         slot = floor(now_s / SLOT_S)
         slots = self._slots
         while slots and slots[0][0] <= slot - _SLOTS:
             self.total -= slots.popleft()[1]
-        if self.total >= limit:
+        if self.total + units > limit:
             return False
         if not slots or slots[-1][0] != slot:
             slots.append([slot, 0])
-        slots[-1][1] += 1
-        self.total += 1
+        slots[-1][1] += units
+        self.total += units
         return True
 
-    def seconds_until_free(self, now_s: float) -> int:
-        """Return the whole seconds until the oldest request leaves the window."""
-        return ceil((self._slots[0][0] + _SLOTS) * SLOT_S - now_s)
+    def seconds_until_free(self, now_s: float, units: int = 1) -> int:
+        """Return the whole seconds until so many units have left the window."""
+        for slot, count in self._slots:
+            units -= count
+            if units <= 0:
+                return ceil((slot + _SLOTS) * SLOT_S - now_s)
+        return WINDOW_S
 
 
 RATE_LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
@@ -81,21 +89,27 @@ class RateLimiter:
         self._by_address: OrderedDict[str, SlidingWindow] = OrderedDict()
         self.refused_count = 0  #: requests, since the start
 
-    def charge(self, principal: Principal) -> Mapping[str, str]:
+    def charge(self, principal: Principal, units: int = 1) -> Mapping[str, str]:
         """Count a request; return the rate limit headers.
+
+        A request of more units than the limit counts as the limit.
 
         Raises:
             Problem: 429, the limit is reached.
         """
-        name = principal.token or f"{principal.role} {principal.subject}"
-        return self._charge(self._by_principal, name, principal.role)
+        key = client_key(principal)
+        return self._charge(self._by_principal, key, principal.role, units)
 
     def charge_anonymous(self, address: str) -> Mapping[str, str]:
         """Count a request without authentication by its address; see `charge`."""
         return self._charge(self._by_address, address, ANONYMOUS)
 
     def _charge(
-        self, windows: OrderedDict[str, SlidingWindow], name: str, role: str
+        self,
+        windows: OrderedDict[str, SlidingWindow],
+        name: str,
+        role: str,
+        units: int = 1,
     ) -> Mapping[str, str]:
         limit = self._limits_per_minute.get(role, 0)
         if not limit:
@@ -105,13 +119,21 @@ class RateLimiter:
         if len(windows) > CLIENTS_MAX:
             windows.popitem(last=False)
         now_s = self._clock.now().mono_s
-        is_counted = window.count_request(now_s, limit)
-        values = (limit, limit - window.total, window.seconds_until_free(now_s))
+        units = min(units, limit)
+        is_counted = window.count_request(now_s, limit, units)
+        left = limit - window.total
+        wait_s = window.seconds_until_free(now_s, 1 if is_counted else units - left)
+        values = (limit, left, wait_s)
         headers = dict(zip(RATE_LIMIT_HEADERS, map(str, values), strict=True))
         if not is_counted:
             self.refused_count += 1
             raise too_many_requests(headers)
         return headers
+
+
+def client_key(principal: Principal) -> str:
+    """Return the text that identifies a client: a token, or a user by name."""
+    return principal.token or f"{principal.role} {principal.subject}"
 
 
 def too_many_requests(headers: Mapping[str, str]) -> Problem:
@@ -120,6 +142,7 @@ def too_many_requests(headers: Mapping[str, str]) -> Problem:
     return Problem(
         429,
         TOO_MANY_REQUESTS,
-        hint=f"one client may send {limit} requests a minute; try again in {wait_s} s",
+        hint=f"one client may send {limit} requests a minute, and a list counts as one"
+        f" for every {ROWS_PER_UNIT} rows; try again in {wait_s} s",
         headers={**headers, "Retry-After": wait_s},
     )

@@ -1,13 +1,13 @@
 """Request pipeline: every request passes these checks before its handler runs.
 
 The order is: Host, Origin, preflight, membership, route, authentication, permissions,
-rate limit, body. `RequestLifecycle` turns each failure, of a check or a handler, into a
-JSON error response.
+rate limit, quotas, body. `RequestLifecycle` turns each failure, of a check or a
+handler, into a JSON error response.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -17,6 +17,7 @@ from octaskly.api.http import audit_trail, authentication, mesh_rate_limit
 from octaskly.api.http.handler_types import (
     Access,
     Connection,
+    Quota,
     Request,
     RequestInfo,
     Route,
@@ -35,6 +36,8 @@ from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
 from octaskly.api.security import origin_checks
 from octaskly.api.security.ended_tokens import TokenEnded, TokenMonitor
+from octaskly.api.server import large_responses
+from octaskly.api.server.quotas import NoQuota, Quotas
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.ports import Principal
@@ -67,6 +70,7 @@ class RequestPipeline:
         node_name: str,
         lifecycle: RequestLifecycle,
         body_reader: BodyReader,
+        quotas: Quotas,
     ) -> None:
         self._services = services
         self._allow_list = allow_list
@@ -76,6 +80,7 @@ class RequestPipeline:
         self._own_names = frozenset((name, f"{name}.local"))
         self._lifecycle = lifecycle
         self._body_reader = body_reader
+        self._quotas = quotas
         self._token_monitor = TokenMonitor(services.gateway.tokens.is_valid)
         self._routes: dict[object, Route] = {}
 
@@ -133,14 +138,35 @@ class RequestPipeline:
             allowed = _allowed(routed.match_info.http_exception)
             headers = origin_checks.preflight_headers(seen.origin, allowed)
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
-        call = await self._authorize_and_read(routed, route, principal)
+        query = request.query if "?" in request.raw_path else {}
+        seen.rate_units = route.cost.rate_units(query)
+        self._authorize(routed, route, principal)
         if request.method not in READING or principal is None or not principal.token:
-            return await self._run_handler(call, route)
+            return await self._answer(routed, route, principal, query)
         try:
             async with self._token_monitor.cancel_when_token_ends(principal):
-                return await self._run_handler(call, route)
+                return await self._answer(routed, route, principal, query)
         except TokenEnded:
             raise authentication.token_ended_problem() from None
+
+    async def _answer(
+        self,
+        routed: _RoutedRequest,
+        route: Route,
+        principal: Principal | None,
+        query: Mapping[str, str],
+    ) -> web.StreamResponse:
+        """Read, handle and answer a request within the quotas of its client."""
+        if route.access in (Access.PUBLIC, Access.NODE):
+            # Their responses are small, or files that are in memory anyway.
+            call = await self._read(routed, route, principal, NoQuota())
+            return await self._run_handler(call, route)
+        async with self._quotas.admit(route.cost, principal, query) as quota:
+            call = await self._read(routed, route, principal, quota)
+            response = await self._run_handler(call, route)
+            if type(response) is web.Response:
+                return await large_responses.send(call, response, quota)
+            return response
 
     async def _run_handler(self, request: Request, route: Route) -> web.StreamResponse:
         """Run the handler here or at the dispatcher, and count it in the rate limit."""
@@ -161,7 +187,8 @@ class RequestPipeline:
     def _charge(self, principal: Principal | None, info: RequestInfo) -> None:
         """Count a request in the rate limit, at most once."""
         if principal is not None and info.rate_limit_headers is None:
-            info.rate_limit_headers = self._services.rate_limiter.charge(principal)
+            charge = self._services.rate_limiter.charge
+            info.rate_limit_headers = charge(principal, info.rate_units)
 
     def _charge_anonymous(self, routed: _RoutedRequest) -> None:
         """Count a request from the LAN that is not authenticated."""
@@ -205,17 +232,27 @@ class RequestPipeline:
         scheme = "https" if connection.is_lan else "http"
         routed.info.origin = self._allow_list.allowed_origin(request.headers, scheme)
 
-    async def _authorize_and_read(
+    def _authorize(
         self, routed: _RoutedRequest, route: Route, principal: Principal | None
+    ) -> None:
+        """Check the rights of a request, and count it if this node is dispatcher."""
+        if principal is None:
+            return
+        audit_trail.record_principal(routed.info, principal)
+        is_local = self._is_local(routed.connection, principal, route)
+        authentication.check_rights(principal, route, is_local=is_local)
+        view = self._services.gateway.dispatcher()
+        if not route.is_local and view is not None and view.is_self:
+            self._charge(principal, routed.info)  # Before the body is read.
+
+    async def _read(
+        self,
+        routed: _RoutedRequest,
+        route: Route,
+        principal: Principal | None,
+        quota: Quota,
     ) -> Request:
         request, seen, connection = routed.request, routed.info, routed.connection
-        if principal is not None:
-            audit_trail.record_principal(seen, principal)
-            is_local = self._is_local(connection, principal, route)
-            authentication.check_rights(principal, route, is_local=is_local)
-            view = self._services.gateway.dispatcher()
-            if not route.is_local and view is not None and view.is_self:
-                self._charge(principal, seen)  # Refuse before reading the body.
         has_query = route.query is not None and "?" in request.raw_path
         given = request.query.items() if has_query else ()
         call_query = Query(given, route.query or ())
@@ -233,6 +270,7 @@ class RequestPipeline:
             body=body,
             principal=principal,
             forwarded_by=hop,
+            quota=quota,
         )
 
     def _is_local(

@@ -45,6 +45,7 @@ from octaskly.api.server.connection_limits import (
     TlsHandshakeLimiter,
 )
 from octaskly.api.server.pipeline import RequestPipeline
+from octaskly.api.server.quotas import Quotas
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import (
     OnResponse,
@@ -312,6 +313,7 @@ class ApiServer:
             body_reader=BodyReader(
                 self._services.timeouts.body_s, self._limits.bodies_bytes
             ),
+            quotas=Quotas(self._limits),
         )
 
     @property

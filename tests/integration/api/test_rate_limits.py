@@ -27,6 +27,7 @@ from tests.support.api_node import (
 from tests.support.fake_gateway import NOW_MS
 
 TASKS = "/api/v1/tasks"
+LIST = f"{TASKS}?limit=10"  #: as many rows as one unit has
 DOCUMENT = "/api/v1/openapi.json"  #: every node answers it by itself
 RATES = {"client": 3, "viewer": 2, "stranger": 2}
 OTHER = {"Authorization": "Bearer other-token"}
@@ -53,7 +54,7 @@ class Limited:
     clock: Clock
 
     async def ask(
-        self, headers: Mapping[str, str] = CLIENT, path: str = TASKS
+        self, headers: Mapping[str, str] = CLIENT, path: str = LIST
     ) -> Answer:
         return await self.api.ask("GET", path, headers=headers)
 
@@ -100,6 +101,45 @@ async def test_a_client_that_waits_as_requested_is_accepted(
     limited_node.clock.mono_s += int(answers[-1].headers["retry-after"])
 
     assert limits_of(await limited_node.ask()) == ("200", "3", "2", "61")
+
+
+async def test_a_list_counts_by_the_rows_that_it_may_have(
+    limited_node: Limited,
+) -> None:
+    """One that counts more waits until so much is free again, or for all of it."""
+    stats = "/api/v1/stats"
+    rows = [f"{TASKS}?limit={limit}" for limit in (20, 25, 1000, 10)]
+    answers = [await limited_node.ask(path=path) for path in (rows[0], rows[1])]
+    limited_node.clock.mono_s += 10
+    answers += [await limited_node.ask(path=path) for path in (rows[3], stats)]
+    limited_node.clock.mono_s += 51
+    answers += [await limited_node.ask(path=path) for path in (rows[2], rows[0])]
+    limited_node.clock.mono_s += 10
+    answers.append(await limited_node.ask(path=rows[2]))
+
+    assert [limits_of(answer) for answer in answers] == [
+        ("200", "3", "1", "61"),  # Two of three.
+        ("429", "3", "1", "61"),
+        ("200", "3", "0", "51"),
+        ("429", "3", "0", "51"),
+        ("429", "3", "2", "10"),  # All three, of which one is younger.
+        ("200", "3", "0", "10"),
+        ("429", "3", "1", "51"),
+    ]
+    assert "every 10 rows" in answers[1].json["hint"]
+
+
+@pytest.mark.parametrize("query", ["text=a", "name=a", "label=a"])
+async def test_a_search_counts_as_much_as_300_rows(query: str) -> None:
+    """It takes as long, whatever it finds."""
+    async with api_node(limits_per_minute={"client": 40}, clock=Clock()) as api:
+        path = f"{TASKS}?limit=1&{query}"
+        answers = [await api.ask("GET", path, headers=CLIENT) for _ in range(2)]
+
+    assert [limits_of(answer)[:3] for answer in answers] == [
+        ("200", "40", "10"),
+        ("429", "40", "10"),
+    ]
 
 
 async def test_each_client_has_its_own_account_by_its_role(
@@ -208,7 +248,7 @@ async def members(api_mesh: ApiMesh) -> list[Member]:
     return members
 
 
-@pytest.mark.parametrize("path", [TASKS, DOCUMENT], ids=["forwarded", "local"])
+@pytest.mark.parametrize("path", [LIST, DOCUMENT], ids=["forwarded", "local"])
 async def test_a_client_of_all_nodes_has_one_account(
     members: list[Member], path: str
 ) -> None:
@@ -255,10 +295,10 @@ async def test_a_new_dispatcher_gives_a_client_at_most_one_more_account(
 ) -> None:
     """It does not know the counts of the previous one."""
     front = members[1]
-    before = [await front.api.ask("GET", TASKS, headers=CLIENT) for _ in range(4)]
+    before = [await front.api.ask("GET", LIST, headers=CLIENT) for _ in range(4)]
     members[2].become_dispatcher(term=2)
     front.follow(members[2], term=2)
-    after = [await front.api.ask("GET", TASKS, headers=CLIENT) for _ in range(4)]
+    after = [await front.api.ask("GET", LIST, headers=CLIENT) for _ in range(4)]
 
     assert [answer.status for answer in before] == [200, 200, 200, 429]
     assert [answer.status for answer in after] == [200, 200, 200, 429]
@@ -287,7 +327,7 @@ async def test_an_address_of_the_lan_is_limited_without_a_token(
     known = await ask(
         member.lan_port,
         "GET",
-        TASKS,
+        LIST,
         headers={"Host": "127.0.0.1", **CLIENT},
         tls=stranger,
     )

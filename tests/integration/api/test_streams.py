@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from octaskly.api import HttpTimeouts
-from octaskly.api.http import sse
+from octaskly.api.http import route_cost, sse
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.routes.table import ROUTES
 from octaskly.config.defaults import STREAMS_MAX
@@ -52,6 +52,7 @@ def serve_stream(
         method="GET",
         path=PATH,
         handler=perform,
+        cost=route_cost.STREAM,
         access=Access.READ,
         is_local=is_local,
         responses={200: None},

@@ -38,11 +38,12 @@ OPTIONS = TaskOptions(
 
 
 async def listed(store: Store, *facts: Fact, query: TaskQuery) -> TaskRecord:
+    """Write facts, and return the one task that a list has then."""
     store.append_entries(1, kit.entries(facts), kit.EPOCHS)
-    async with asyncio.timeout(20):
-        while not (page := await store.read_task_page(query)).records:
-            await asyncio.sleep(0.005)
-    return page.records[0]
+    await store.close()
+    await asyncio.to_thread(store.open)
+    (record,) = (await store.read_task_page(query)).records
+    return record
 
 
 @pytest.mark.parametrize("command", [LONG, "x" * (LISTED_COMMAND_CHARS + 1)])

@@ -1,0 +1,191 @@
+"""Quotas of clients: expensive requests in progress, and memory for responses.
+
+A request is in progress until its response is written, so a client that reads slowly
+uses up its own quota. The cost of a route says what its requests take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from octaskly.api.http.route_cost import Cost
+from octaskly.api.problems import Problem
+from octaskly.api.security.rate_limit import client_key
+from octaskly.config.limits import LimitOptions
+from octaskly.ports import Principal
+
+SMALL_RESPONSE_BYTES: Final = 64 << 10
+"""Bytes of each response that do not count, so small ones are always sent."""
+
+CLIENT_SHARE: Final = 0.25  #: of the memory for responses, for one client
+_HEADERS: Final = {"Retry-After": "1"}
+
+
+@dataclass(slots=True)
+class _Slots:
+    """The slots of one client for expensive requests."""
+
+    free: asyncio.Semaphore
+    users: int = 0  #: expensive requests that were admitted, also while they wait
+
+
+class Quotas:
+    """The quotas of all clients of one node."""
+
+    def __init__(self, limits: LimitOptions) -> None:
+        self._expensive_max = limits.expensive_per_client
+        self._bytes_max = limits.responses_bytes
+        self._slots: dict[str, _Slots] = {}
+        self._reserved_bytes: Counter[str] = Counter()  #: by client
+
+    @property
+    def is_idle(self) -> bool:
+        """Return True if no request has anything of the quotas."""
+        return not (self._slots or self._reserved_bytes)
+
+    @contextlib.asynccontextmanager
+    async def admit(
+        self, cost: Cost, principal: Principal | None, query: Mapping[str, str]
+    ) -> AsyncIterator[Admission]:
+        """Admit a request at once, or refuse it; it counts while the block runs.
+
+        Raises:
+            Problem: 429, the quota of the client is used up; 503, no memory is left.
+        """
+        key, whose = _client_of(principal)
+        async with contextlib.AsyncExitStack() as stack:
+            free = None
+            if cost.is_expensive(query):
+                free = stack.enter_context(self._use_slots(key, whose))
+            admission = Admission(self, key, whose, free, cost.response_bytes(query))
+            stack.callback(admission.release)
+            await admission.take()
+            yield admission
+
+    def count_bytes(self, key: str, whose: str, more: int) -> None:
+        """Count bytes of a client's responses; raise `Problem` if there is no room."""
+        own, total = self._reserved_bytes[key], self._reserved_bytes.total()
+        own_max = int(self._bytes_max * CLIENT_SHARE)
+        # The only response of a client may be larger than its share.
+        if own and own + more > own_max:
+            raise Problem(
+                429,
+                "Too many large responses",
+                hint=f"responses to {whose} may take {own_max} bytes of this node's"
+                " memory, a quarter of --responses-max; read them faster, or try again"
+                " later",
+                headers=_HEADERS,
+            )
+        if total + more > self._bytes_max:
+            raise Problem(
+                503,
+                "Too many large responses",
+                hint=f"responses may take {self._bytes_max} bytes of this node's"
+                " memory in all (--responses-max); try again later",
+                headers=_HEADERS,
+            )
+        self._reserved_bytes[key] += more
+
+    def free_bytes(self, key: str, size_bytes: int) -> None:
+        """Free bytes that `count_bytes` counted."""
+        self._reserved_bytes[key] -= size_bytes
+        if not self._reserved_bytes[key]:
+            del self._reserved_bytes[key]
+
+    @contextlib.contextmanager
+    def _use_slots(self, key: str, whose: str) -> Iterator[asyncio.Semaphore]:
+        """Give the slots of a client, of which one is free."""
+        slots = self._slots.get(key)
+        if slots is None:
+            slots = self._slots[key] = _Slots(asyncio.Semaphore(self._expensive_max))
+        if slots.free.locked():
+            raise Problem(
+                429,
+                "Too many expensive requests",
+                hint=f"{self._expensive_max} expensive requests of {whose} are in"
+                " progress at this node, as many as --expensive-per-client allows; try"
+                " again when one is answered",
+                headers=_HEADERS,
+            )
+        slots.users += 1
+        try:
+            yield slots.free
+        finally:
+            slots.users -= 1
+            if not slots.users:
+                del self._slots[key]
+
+
+class Admission:
+    """What one request takes of the quotas."""
+
+    def __init__(
+        self,
+        quotas: Quotas,
+        key: str,
+        whose: str,
+        free_slots: asyncio.Semaphore | None,
+        expected_bytes: int,
+    ) -> None:
+        self._quotas = quotas
+        self._key = key
+        self._whose = whose
+        self._free_slots = free_slots  #: None if the request needs no slot
+        self._has_slot = False
+        self._expected_bytes = expected_bytes
+        self._reserved_bytes = 0
+
+    async def take(self) -> None:
+        """Take a slot, and memory for the expected response; wait for a slot."""
+        if self._free_slots is not None:
+            await self._free_slots.acquire()
+            self._has_slot = True
+        self.reserve(self._expected_bytes)
+
+    def reserve(self, size_bytes: int) -> None:
+        """Take the memory that a response of this size needs beyond what it has."""
+        more = max(0, size_bytes - SMALL_RESPONSE_BYTES) - self._reserved_bytes
+        if more > 0:
+            self._quotas.count_bytes(self._key, self._whose, more)
+            self._reserved_bytes += more
+
+    def release(self) -> None:
+        """Free all that the request has."""
+        if self._free_slots is not None and self._has_slot:
+            self._free_slots.release()
+            self._has_slot = False
+        if self._reserved_bytes:
+            self._quotas.free_bytes(self._key, self._reserved_bytes)
+            self._reserved_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def pause(self) -> AsyncIterator[None]:
+        """Free all while the block waits for an event, and take it again after it."""
+        self.release()
+        try:
+            yield
+        except TimeoutError:  # The wait is over, and the response is due.
+            await self.take()
+            raise
+        await self.take()
+
+
+class NoQuota:
+    """The quota of a request that takes nothing worth counting."""
+
+    @contextlib.asynccontextmanager
+    async def pause(self) -> AsyncIterator[None]:
+        """Run the block."""
+        yield
+
+
+def _client_of(principal: Principal | None) -> tuple[str, str]:
+    """Return the key of a client, and its name for people."""
+    if principal is None:
+        return "", "programs on this machine that show no token"
+    return client_key(principal), f"the {principal.role} {principal.subject!r}"

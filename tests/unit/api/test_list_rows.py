@@ -1,0 +1,139 @@
+"""Rows of lists are bounded in bytes, and show what they have if that is short."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.api.schemas import list_rows
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.ports import TaskListPage, TaskQuery
+from octaskly.rest import tasks as rest
+
+LONGEST: dict[str, Any] = {
+    "id": "t" * 64 + ".999999999~99",
+    "status": "cancelled",
+    "worker_id": "n" * 63,
+    "attempt": 10**6,
+    "exit_code": 255,
+    "signal": 64,
+    "reason": "cancelled",
+    "timeout": 86_400,
+    "created_at": "2026-02-06T12:00:00Z",
+    "duration_ms": 10**15,
+    "queue_ms": 10**15,
+    "cpu_seconds": 10**12 + 0.001,
+    "memory_peak_mb": 10**12 + 0.1,
+    "started_at": "2026-02-06T12:00:00Z",
+    "completed_at": "2026-02-06T12:00:00Z",
+    "priority": -50,
+    "array": rest.Members(
+        range="999999999-999999999:999999999",
+        **dict.fromkeys(
+            ("total", "max_fails", "queued", "running", "completed", "failed"), 10**7
+        ),
+        cancelled=10**7,
+    ),
+}
+TEXT = st.text(max_size=300) | st.sampled_from(["\1" * 2000, "é" * 2000, "x" * 65_536])
+NAMES = st.sampled_from(["", "n" * 128, '"' * 128, "\U0001f600" * 128])
+LABELS = st.dictionaries(
+    st.text("abc/", max_size=64), st.text(max_size=256), max_size=32
+) | st.just({f"{n:064}": "\U0001f600" * 256 for n in range(32)})
+
+
+def decoded(row: bytes) -> rest.ArrayMember:
+    return msgspec.json.decode(row, type=rest.ArrayMember)
+
+
+@given(command=TEXT, detail=TEXT, name=NAMES, labels=LABELS, item=TEXT)
+def test_a_row_has_at_most_2_kib_whatever_is_in_the_task(
+    command: str, detail: str, name: str, labels: dict[str, str], item: str
+) -> None:
+    """A page of 1000 stays below 2 MiB; what is cut is the beginning, and says so."""
+    line = rest.ArrayMember(
+        **LONGEST, command=command, detail=detail, name=name, labels=labels,
+        index=10**9, item=item,
+    )  # fmt: skip
+
+    row = list_rows.encode_row(line)
+    shown = decoded(row)
+
+    assert len(row) <= list_rows.ROW_BYTES_MAX
+    assert shown.name == name
+    assert command.startswith(shown.command or "")
+    assert (shown.command_truncated is True) == (shown.command != command)
+    assert shown.labels.items() <= labels.items()
+    assert (shown.labels_truncated is True) == (shown.labels != labels)
+    assert bool(shown.command) == bool(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("x" * 1024, "x" * 1024),
+        ("x" * 1025, "x" * 1024),
+        ("é" * 513, "é" * 512),
+        ("\1" * 171, "\1" * 170),
+        ("\n" * 513, "\n" * 512),
+    ],
+)
+def test_a_command_is_cut_at_1_kib_of_json(command: str, shown: str) -> None:
+    """A control character takes six bytes there."""
+    row = list_rows.encode_row(rest.TaskLine(id="a", status="queued", command=command))
+
+    assert msgspec.json.decode(row)["command"] == shown
+    assert (b'"command_truncated":true' in row) == (command != shown)
+
+
+def test_usual_labels_detail_and_name_are_whole() -> None:
+    """Beside a long command, too."""
+    line = rest.TaskLine(
+        id="task-001-a1b2c3d4",
+        status="failed",
+        command="x" * 1025,
+        name="n" * 128,
+        labels={"team": "red", "room": "attic"},
+        detail="exit code 2: No such file or directory",
+    )
+
+    shown = msgspec.json.decode(list_rows.encode_row(line), type=rest.TaskLine)
+
+    assert (shown.name, shown.labels, shown.detail) == (
+        line.name,
+        line.labels,
+        line.detail,
+    )
+    assert shown.command == "x" * 1024
+
+
+def test_a_long_page_lets_others_run_meanwhile() -> None:
+    """The event loop gets a turn after every 50 rows."""
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def encode() -> bytes:
+        other = asyncio.create_task(count_turns())
+        spec = TaskSpec(TaskId("a"), "true", 1, (), (), "", 1, 1)
+        records = (TaskRecord(TaskId("a"), spec),) * 1000
+        page = TaskListPage(records, 1000)
+        body = await list_rows.encode_page(page, TaskQuery(limit=1000), {})
+        other.cancel()
+        return body
+
+    page = msgspec.json.decode(asyncio.run(encode()), type=rest.TaskLines)
+
+    assert (len(page.tasks), page.returned, page.total) == (1000, 1000, 1000)
+    assert turns >= 1000 // list_rows.ROWS_PER_TURN - 1
