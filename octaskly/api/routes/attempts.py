@@ -37,8 +37,8 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
 
     The response has at most `limit` of each; `truncated` is true if more attempts ended
     in that time. Commands are cut to 200 characters, and long details are cut.
-    `assigned_at` of a running attempt
-    is the time of its assignment to its node, where it may still wait for a slot.
+    `assigned_at` of a running attempt is the time of its assignment to its node, where
+    it may still wait for a slot.
     """
     now_ms = request.services.clock.now().wall_ms
     since_s = request.query.since_s()
