@@ -4,7 +4,8 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | dashboard
                                        | million | crowd | logs | arrays | noop
                                        | deep | calls | sleepers | growth | tls
-                                       | retention | clients | metrics | pause]
+                                       | retention | clients | metrics | pause
+                                       | lists]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -35,6 +36,7 @@ from benchmarks import (
     failover,
     growth,
     limits,
+    lists,
     logs,
     metrics,
     noop,
@@ -233,6 +235,7 @@ WHICH: dict[str, Figures] = {
     "retention": retention.figures,
     "metrics": metrics.figures,
     "pause": pause.figures,
+    "lists": lists.figures,
 }
 
 

@@ -147,7 +147,7 @@ class Probe:
         """Ask, unless an answer is awaited."""
         if not self._is_asked and now_s >= self._asked_s + EVERY_S:
             self._is_asked = True
-            self._waited_s = _waited_s(self._scheduled)
+            self._waited_s = waited_for_core_s(self._scheduled)
             self._asked_s = time.perf_counter()
             self.connection.sendall(ASK)
 
@@ -156,12 +156,12 @@ class Probe:
         assert self.connection.recv(4096)
         took_s = time.perf_counter() - self._asked_s
         self._is_asked = False
-        waited_s = _waited_s(self._scheduled) - self._waited_s
+        waited_s = waited_for_core_s(self._scheduled) - self._waited_s
         self.answer_s = max(self.answer_s, took_s)
         self.lag_s = max(self.lag_s, took_s - waited_s)
 
 
-def _waited_s(scheduled: Path) -> float:
+def waited_for_core_s(scheduled: Path) -> float:
     """Return how long the first thread of a process has waited for a core in all."""
     return int(scheduled.read_text().split()[1]) / 1e9
 

@@ -49,6 +49,7 @@ class Problem(Exception):
         field: str | None = None,
         headers: Mapping[str, str] | None = None,
         closes_connection: bool = False,
+        is_delayed: bool = False,
     ) -> None:
         super().__init__(error)
         self.status = status
@@ -57,6 +58,8 @@ class Problem(Exception):
         self.field = field
         self.headers = dict(headers or {})
         self.closes_connection = closes_connection
+        #: Otherwise a client that ignores `Retry-After` keeps the node busy.
+        self.is_delayed = is_delayed
 
 
 # The lookup follows the class hierarchy, so a subclass needs no row of its own.

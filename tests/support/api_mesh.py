@@ -15,8 +15,10 @@ from octaskly.trust.tls import MeshTls
 from tests.support.api_node import ApiNode, api_node, serve_free
 from tests.support.fake_gateway import FakeGateway
 
-#: So long that a stalled machine makes no node look gone, and no hold look over.
-PATIENT = HttpTimeouts(dispatcher_wait_s=30.0, connect_s=30.0, shutdown_s=1.0)
+#: A machine that stalls must not make a node seem to be gone, or a hold seem over.
+PATIENT = HttpTimeouts(
+    dispatcher_wait_s=30.0, connect_s=30.0, shutdown_s=1.0, refusal_delay_s=0.0
+)
 SECRET = secrets_of.generate_secret()
 
 

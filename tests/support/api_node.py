@@ -130,7 +130,7 @@ async def api_node(
         "peer_node_id": no_peer,
         "on_response": served.append,
         "on_unexpected_error": lambda _, error: faults.append(error),
-        "timeouts": HttpTimeouts(shutdown_s=1.0),
+        "timeouts": HttpTimeouts(shutdown_s=1.0, refusal_delay_s=0.0),
     }
     server = ApiServer(gateway, **(settings | options))
     port = await serve_free(server)

@@ -67,6 +67,7 @@ class HttpTimeouts:
     body_s: float = BODY_S
     dispatcher_wait_s: float = 5.0  #: how long a request waits for a dispatcher
     connect_s: float = 1.0  #: to another node
+    refusal_delay_s: float = 1.0  #: before a 429, which says to wait at least as long
     stall_s: float = STALL_S  #: between two parts of a stream
     keepalive_s: float = 3.0  #: until an idle stream sends a keepalive
     shutdown_s: float = 3.0  #: for requests in flight when the API closes

@@ -15,7 +15,7 @@ from aiohttp import web
 from octaskly.api.http import authentication, route_cost
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
-from octaskly.api.problems import status_problem
+from octaskly.api.problems import Problem, status_problem
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS, too_many_requests
 from octaskly.ports import DispatcherView
 
@@ -61,9 +61,13 @@ async def charge_for_node(request: Request) -> web.StreamResponse:
     statement = request.http_request.headers.get(authentication.PRINCIPAL_HEADER)
     if statement is None or request.forwarded_by is None:
         raise status_problem(400, "the request states no principal")
-    request.info.rate_limit_headers = request.services.rate_limiter.charge(
-        authentication.parse_principal_header(statement, request.forwarded_by)
-    )
+    principal = authentication.parse_principal_header(statement, request.forwarded_by)
+    rate_limiter = request.services.rate_limiter
+    try:
+        request.info.rate_limit_headers = rate_limiter.charge(principal)
+    except Problem as problem:
+        problem.is_delayed = False  # The node that asks delays its own response.
+        raise
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
 

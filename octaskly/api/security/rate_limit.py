@@ -145,4 +145,5 @@ def too_many_requests(headers: Mapping[str, str]) -> Problem:
         hint=f"one client may send {limit} requests a minute, and a list counts as one"
         f" for every {ROWS_PER_UNIT} rows; try again in {wait_s} s",
         headers={**headers, "Retry-After": wait_s},
+        is_delayed=True,
     )

@@ -7,6 +7,7 @@ handler, into a JSON error response.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -113,9 +114,11 @@ class RequestPipeline:
                 ) from error
             if isinstance(error, web.HTTPException):
                 return self._lifecycle.problem_response(status_problem(error.status))
-            return self._lifecycle.problem_response(
-                self._lifecycle.to_problem(error, seen)
-            )
+            problem = self._lifecycle.to_problem(error, seen)
+            if problem.is_delayed:
+                self._body_reader.release(seen)
+                await asyncio.sleep(self._services.timeouts.refusal_delay_s)
+            return self._lifecycle.problem_response(problem)
         finally:
             self._body_reader.release(seen)
 

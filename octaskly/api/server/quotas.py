@@ -80,6 +80,7 @@ class Quotas:
                 " memory, a quarter of --responses-max; read them faster, or try again"
                 " later",
                 headers=_HEADERS,
+                is_delayed=True,
             )
         if total + more > self._bytes_max:
             raise Problem(
@@ -88,6 +89,7 @@ class Quotas:
                 hint=f"responses may take {self._bytes_max} bytes of this node's"
                 " memory in all (--responses-max); try again later",
                 headers=_HEADERS,
+                is_delayed=True,
             )
         self._reserved_bytes[key] += more
 
@@ -111,6 +113,7 @@ class Quotas:
                 " progress at this node, as many as --expensive-per-client allows; try"
                 " again when one is answered",
                 headers=_HEADERS,
+                is_delayed=True,
             )
         slots.users += 1
         try:

@@ -141,7 +141,7 @@ def _row(task: Task) -> list[str]:
         task.worker_id or "-" if task.array is None else format_progress(task.array),
         exit_code,
         duration(task.duration_ms),
-        task.command or "",
+        f"{task.command or ''}{'…' if task.command_truncated else ''}",
     ]
 
 

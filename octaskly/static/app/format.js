@@ -76,3 +76,6 @@ export function rate(n) {
   if (n >= 1000) return `${(n / 1000).toFixed(1)}k`;
   return n >= 10 || Number.isInteger(n) ? n.toFixed(0) : n.toFixed(1);
 }
+
+/** The command of a task in a list, of which only the beginning may be there. */
+export const commandOf = (task) => (task.command_truncated ? `${task.command}…` : task.command);

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import pytest
+from octaskly.api.http.handler_types import HttpTimeouts
 
 from octaskly.api.http import sse
 from octaskly.api.security import rate_limit
@@ -140,6 +142,25 @@ async def test_a_search_counts_as_much_as_300_rows(query: str) -> None:
         ("200", "40", "10"),
         ("429", "40", "10"),
     ]
+
+
+async def test_a_refusal_takes_its_time() -> None:
+    """A client that repeats at once, against the advice, keeps no node busy.
+
+    Others are served meanwhile.
+    """
+    for_ever = HttpTimeouts(shutdown_s=0.1, refusal_delay_s=3600)
+    async with api_node(
+        limits_per_minute={"viewer": 1}, clock=Clock(), timeouts=for_ever
+    ) as api:
+        await api.ask("GET", LIST, headers=VIEWER)
+        refused = asyncio.create_task(api.ask("GET", LIST, headers=VIEWER))
+        while not api.server.rate_limiter.refused_count:
+            await api.ask("GET", LIST, headers=CLIENT)
+
+        assert (await api.ask("GET", LIST, headers=CLIENT)).status == 200
+        assert not refused.done()
+        refused.cancel()
 
 
 async def test_each_client_has_its_own_account_by_its_role(

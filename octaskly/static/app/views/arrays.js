@@ -1,5 +1,5 @@
 import { del, get, post } from "../api.js";
-import { ago, count } from "../format.js";
+import { ago, commandOf, count } from "../format.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
 import { go, href } from "../router.js";
@@ -84,7 +84,7 @@ function ArrayCard({ task, reload }) {
       <div class="end row">
         ${!isOver && array.queued > 0 && html`<${Button} kind="danger" onPress=${cancel} aria-label=${`Cancel the rest of ${title}`}>Cancel the rest<//>`}
         ${isOver && array.completed < array.total && html`<${Button} onPress=${retry} aria-label=${`Retry what failed of ${title}`}>Retry what failed<//>`}</div></div>
-    ${task.name && html`<p class="array-command"><code>${task.command}</code></p>`}
+    ${task.name && html`<p class="array-command"><code>${commandOf(task)}</code></p>`}
     <${Progress} array=${array} isSmall />
     ${array.failed > 0 && html`<p class="hint"><a href=${href(["tasks", task.id])}>See the ${count(array.failed)} that failed</a></p>`}
   </li>`;

@@ -1,7 +1,7 @@
 /** How far an array is, and its members. */
 
 import { get } from "../api.js";
-import { count, duration, plural } from "../format.js";
+import { commandOf, count, duration, plural } from "../format.js";
 import { html, useEffect, useState } from "../lib.js";
 import { href } from "../router.js";
 import { State } from "../ui.js";
@@ -55,7 +55,7 @@ export function Members({ array }) {
     ${found.tasks.length === 0 ? html`<p class="muted">${found.total === null ? "Loading …" : `No member is ${status}.`}</p>` : html`<div class="scroll"><table>
       <thead><tr><th scope="col">Member</th><th scope="col">State</th><th scope="col">Command</th><th scope="col">Node</th><th scope="col" class="number">Exit</th><th scope="col" class="number">Took</th></tr></thead>
       <tbody>${found.tasks.map((task) => html`<tr key=${task.id}><td><a href=${href(["tasks", task.id])}>${task.id.slice(array.id.length)}</a></td>
-        <td><${State} of=${task.status} /></td><td class="member-command"><code>${task.command}</code></td><td>${task.worker_id ?? ""}</td>
+        <td><${State} of=${task.status} /></td><td class="member-command"><code>${commandOf(task)}</code></td><td>${task.worker_id ?? ""}</td>
         <td class="number">${task.exit_code ?? ""}</td><td class="number nowrap">${task.duration_ms == null ? "" : duration(task.duration_ms)}</td></tr>`)}</tbody></table></div>
       ${found.total > found.tasks.length && html`<p class="more"><button type="button" class="button" onClick=${() => setLimit(Math.min(1000, limit * 4))}
         disabled=${limit >= 1000}>Show more of ${plural(found.total, "member")}</button></p>`}`}

@@ -1,4 +1,4 @@
-import { ago, count, duration, elapsed, plural } from "../format.js";
+import { ago, commandOf, count, duration, elapsed, plural } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
@@ -240,8 +240,8 @@ function Row({ task, begun, index, id, isChosen, choose, why }) {
   }
   return html`<div ...${shared} onClick=${choose} onDblClick=${() => go(["tasks", task.id])}>
     <span role="gridcell" class="cell-0"><${State} of=${task.status} /></span>
-    <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${task.command}`}>
-      ${task.name && html`<strong>${task.name}</strong>`} <code>${task.command}</code></a>
+    <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${commandOf(task)}`}>
+      ${task.name && html`<strong>${task.name}</strong>`} <code>${commandOf(task)}</code></a>
       ${task.array && html`<span class="tag">${told(task.array)}</span>`}
       ${Object.entries(task.labels ?? {}).slice(0, 3).map(([name, value]) => html`<a class="tag label" tabindex="-1"
         href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a>`)}</span>
