@@ -23,7 +23,6 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import (
     AUDITED_TASKS_MAX,
     Access,
@@ -35,6 +34,7 @@ from octaskly.api.http.handler_types import (
 )
 from octaskly.api.http.node_client import HOP_HEADER, SOURCE_HEADER
 from octaskly.api.problems import MALFORMED_JSON, Problem
+from octaskly.api.security import route_cost
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import MeshError, OctasklyError
 from octaskly.ports import AuditEntry, DispatcherView, Principal

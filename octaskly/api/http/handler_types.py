@@ -13,11 +13,11 @@ import aiohttp
 from aiohttp import web
 
 from octaskly.api.http.open_long_polls import LongPolls
-from octaskly.api.http.route_cost import Cost
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
 from octaskly.api.security.one_time_codes import OneTimeCodes
 from octaskly.api.security.rate_limit import RateLimiter
+from octaskly.api.security.route_cost import Cost
 from octaskly.config.defaults import BODY_S, HEADER_S, STALL_S, STREAMS_MAX
 from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
@@ -212,6 +212,7 @@ class RequestInfo:
     dispatcher_headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's response, also of an error response."""
     rate_units: int = 1  #: of the rate limit
+    row_count: int | None = None  #: rows of the response, where the cost names rows
     rate_limit_headers: Mapping[str, str] | None = None
     """Rate limit headers, after this request was counted."""
 

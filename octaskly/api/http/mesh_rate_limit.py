@@ -12,10 +12,11 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http import authentication, route_cost
+from octaskly.api.http import authentication
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.problems import Problem, status_problem
+from octaskly.api.security import route_cost
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS, too_many_requests
 from octaskly.ports import DispatcherView
 

@@ -14,10 +14,10 @@ from urllib.parse import quote
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies
+from octaskly.api.security import route_cost
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.errors import NodeNotFound, OutputNotFound
 from octaskly.ports import OutputLocation

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost, sse
+from octaskly.api.http import sse
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.output.follower import (
     AttemptStarted,
@@ -23,6 +23,7 @@ from octaskly.api.output.task_status_query import (
     get_task_status,
 )
 from octaskly.api.schemas import query
+from octaskly.api.security import route_cost
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.ports.output import STREAMS, OutputChunk
 

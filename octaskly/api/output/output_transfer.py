@@ -14,10 +14,11 @@ from urllib.parse import quote
 import aiohttp
 from aiohttp import web
 
-from octaskly.api.http import route_cost, sse
+from octaskly.api.http import sse
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.schemas import query
+from octaskly.api.security import route_cost
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import STREAMS, OutputChunk

@@ -16,7 +16,6 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import astuple
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.http.node_client import (
     NodeNotResponding,
@@ -25,6 +24,7 @@ from octaskly.api.http.node_client import (
 )
 from octaskly.api.problems import NO_DISPATCHER, REFUSED_HEADER, Problem
 from octaskly.api.schemas import query, task_response
+from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState

@@ -12,10 +12,11 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost, sse
+from octaskly.api.http import sse
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import query, task_response
+from octaskly.api.security import route_cost
 from octaskly.core.change_feed import FeedGap, FeedItem, TaskEvent
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id

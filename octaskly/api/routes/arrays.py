@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import list_rows, query
+from octaskly.api.security import route_cost
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskQuery
 from octaskly.rest import tasks as rest
@@ -26,8 +26,8 @@ async def list_arrays(request: Request) -> web.StreamResponse:
         is_newest_first=given.flag("newest"),
     )
     page = await request.gateway.list_tasks(asked)
-    names = request.gateway.node_names()
-    return json_response(await list_rows.encode_page(page, asked, names))
+    rows = await tasks.encode_rows(request, page.records, list_rows.encode_record)
+    return json_response(list_rows.encode_page(page, rows, asked))
 
 
 async def show_array(request: Request) -> web.StreamResponse:
@@ -37,8 +37,9 @@ async def show_array(request: Request) -> web.StreamResponse:
     failed = await request.gateway.list_tasks(
         TaskQuery(array=record.id, state=TaskState.FAILED, limit=limit, offset=offset)
     )
+    rows = await tasks.encode_rows(request, failed.records, list_rows.encode_member)
     names = request.gateway.node_names()
-    return json_response(await list_rows.encode_array(record, failed.records, names))
+    return json_response(list_rows.encode_array(record, rows, names))
 
 
 async def cancel_array(request: Request) -> web.StreamResponse:

@@ -8,11 +8,11 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import query, task_response
 from octaskly.api.schemas.list_rows import ROWS_PER_TURN, cut_detail, cut_text
+from octaskly.api.security import route_cost
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.ports import events
@@ -44,6 +44,7 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
     since_s = request.query.since_s()
     since_ms = 0 if since_s is None else now_ms - since_s * 1000
     found = await request.gateway.read_recent_attempts(since_ms, request.query.limit())
+    request.info.row_count = len(found.running) + len(found.ended)
     render = partial(_render_attempt_of_task, names=request.gateway.node_names())
     body = rest.Runs(
         running=await map_in_batches(found.running, render, ROWS_PER_TURN),

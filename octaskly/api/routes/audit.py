@@ -7,10 +7,10 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import INVALID_VALUE, Problem, timestamp
 from octaskly.api.schemas import task_response
+from octaskly.api.security import route_cost
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import AuditEntry
 from octaskly.rest import access as rest
@@ -30,6 +30,7 @@ async def list_audit_entries(request: Request) -> web.StreamResponse:
     except ValueError as error:
         hint = f"{error}; send `next` of an earlier response"
         raise Problem(400, INVALID_VALUE, hint=hint, field="after") from None
+    request.info.row_count = len(page.entries)
     names = request.gateway.node_names()
     shown = [_render_entry(entry, names) for entry in page.entries]
     body = rest.AuditPage(entries=shown, returned=len(shown), next=page.cursor)

@@ -22,9 +22,9 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.problems import status_problem
+from octaskly.api.security import route_cost
 
 INDEX: Final = "index.html"
 ROOT: Final = b"/static/"

@@ -8,10 +8,10 @@ from typing import Final
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
+from octaskly.api.security import route_cost
 from octaskly.core.model.nodes import NodeState, RosterEntry
 from octaskly.rest.mesh import Checkup, Reach
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost, sse
+from octaskly.api.http import sse
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.schemas import mesh_response, task_response
+from octaskly.api.security import route_cost
 from octaskly.core.change_feed import (
     FeedContent,
     FeedGap,

@@ -12,11 +12,11 @@ from typing import Final
 
 from aiohttp import StreamReader, web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, task_response
+from octaskly.api.security import route_cost
 from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore, FileUpload
 from octaskly.rest.tasks import StoredFile
 

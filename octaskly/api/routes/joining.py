@@ -8,12 +8,12 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import FORBIDDEN, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.request_bodies import decode_body
+from octaskly.api.security import route_cost
 from octaskly.ports import JoinService, WaitingMachine
 from octaskly.rest import access as rest
 

@@ -6,10 +6,10 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
+from octaskly.api.security import route_cost
 from octaskly.ports import KeyRotationControl, RotationProgress
 from octaskly.rest.access import RotationStatus
 

@@ -6,9 +6,9 @@ import ipaddress
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
+from octaskly.api.security import route_cost
 from octaskly.config.units import host_and_port
 from octaskly.core.model.nodes import RosterEntry
 from octaskly.rest.mesh import ScrapeTarget

@@ -7,10 +7,10 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
+from octaskly.api.security import route_cost
 from octaskly.core.model.nodes import AvailabilityCommand, NodeState, RosterEntry
 from octaskly.rest import mesh as rest
 

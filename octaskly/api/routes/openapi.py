@@ -17,7 +17,6 @@ import msgspec
 from aiohttp import web
 
 from octaskly import __version__
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import (
     BYTES,
     JSON,
@@ -28,6 +27,7 @@ from octaskly.api.http.handler_types import (
 )
 from octaskly.api.schemas.query import PARAMETERS, PATH_PARTS
 from octaskly.api.schemas.request_bodies import FIELD_HINTS
+from octaskly.api.security import route_cost
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.rest.base import ErrorBody
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.schemas import task_response
+from octaskly.api.security import route_cost
 from octaskly.rest.tasks import NewIds
 
 

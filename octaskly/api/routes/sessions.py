@@ -13,13 +13,13 @@ from typing import Annotated, Final, Literal
 import msgspec
 from aiohttp import web
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.http.local_socket import loopback_uids
 from octaskly.api.problems import UNAUTHENTICATED, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.request_bodies import decode_body
+from octaskly.api.security import route_cost
 from octaskly.api.security.one_time_codes import CODE_CHARS_MAX, CODE_TTL_S
 from octaskly.ports import TokenInfo
 from octaskly.rest.access import PageSession, SessionCode

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 
 from aiohttp import web
 from msgspec import structs
 
-from octaskly.api.http import route_cost
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.schemas import list_rows, query, request_bodies, task_response
+from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import NodeId
 from octaskly.ports import TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
@@ -74,7 +76,22 @@ async def list_tasks(request: Request) -> web.StreamResponse:
     if worker is None or node is not None:
         asked = replace(asked, node=node)
         page = await gateway.list_tasks(asked)
-    return json_response(await list_rows.encode_page(page, asked, gateway.node_names()))
+    rows = await encode_rows(request, page.records, list_rows.encode_record)
+    return json_response(list_rows.encode_page(page, rows, asked))
+
+
+EncodeRow = Callable[[TaskRecord, Mapping[NodeId, str]], bytes]
+
+
+async def encode_rows(
+    request: Request, records: Sequence[TaskRecord], encode_row: EncodeRow
+) -> list[bytes]:
+    """Encode the rows of a list, in several turns of the event loop if it is long."""
+    names = request.gateway.node_names()
+    request.info.row_count = len(records)
+    return await map_in_batches(
+        records, lambda record: encode_row(record, names), list_rows.ROWS_PER_TURN
+    )
 
 
 async def show_task(request: Request) -> web.StreamResponse:

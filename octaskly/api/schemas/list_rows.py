@@ -1,4 +1,4 @@
-"""JSON of the rows of lists: each is bounded, whatever is in the task.
+"""JSON of lists: each row is bounded, whatever is in the task.
 
 A page has as many rows as the client asked for, so only a bound of each row bounds the
 page. `command` is cut first. If the row is still too long, `item`, `detail` and
@@ -8,7 +8,6 @@ page. `command` is cut first. If the row is still too long, `item`, `detail` and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +18,6 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import LISTED_COMMAND_CHARS, TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
-from octaskly.system.cooperative import map_in_batches
 
 ROW_BYTES_MAX: Final = 2048  #: of JSON, so that 1000 rows stay below 2 MiB
 COMMAND_BYTES_MAX: Final = LISTED_COMMAND_CHARS  #: of JSON: control characters take six
@@ -31,18 +29,13 @@ ROWS_PER_TURN: Final = 50  #: takes about a millisecond of the event loop
 _encode = task_response.encode
 
 
-async def encode_page(
-    found: TaskListPage, query: TaskQuery, names: Mapping[NodeId, str]
-) -> bytes:
-    """Return a page of tasks with its position in the list."""
+def encode_page(found: TaskListPage, rows: Sequence[bytes], query: TaskQuery) -> bytes:
+    """Return a page of tasks, of which the rows are encoded, with its position."""
     is_search = query.search is not None
-    encoded = await map_in_batches(
-        found.records, partial(_encode_record, names=names), ROWS_PER_TURN
-    )
     shown = rest.TaskLines(
-        tasks=_as_encoded(encoded),
+        tasks=_as_encoded(rows),
         total=found.total,
-        returned=len(found.records),
+        returned=len(rows),
         limit=query.limit,
         offset=query.offset,
         next=found.next_name if is_search else msgspec.UNSET,
@@ -51,15 +44,23 @@ async def encode_page(
     return _encode(shown)
 
 
-async def encode_array(
-    record: TaskRecord, failed: Sequence[TaskRecord], names: Mapping[NodeId, str]
+def encode_array(
+    record: TaskRecord, failed: Sequence[bytes], names: Mapping[NodeId, str]
 ) -> bytes:
-    """Return an array with some of its failed members."""
-    encoded = await map_in_batches(
-        failed, partial(_encode_member, names=names), ROWS_PER_TURN
-    )
+    """Return an array with some of its failed members, which are encoded."""
     line = msgspec.structs.asdict(task_response.listed(record, names))
-    return _encode(rest.TaskArray(**line, failed_members=_as_encoded(encoded)))
+    return _encode(rest.TaskArray(**line, failed_members=_as_encoded(failed)))
+
+
+def encode_record(record: TaskRecord, names: Mapping[NodeId, str]) -> bytes:
+    """Return the row of a task."""
+    return encode_row(task_response.listed(record, names))
+
+
+def encode_member(record: TaskRecord, names: Mapping[NodeId, str]) -> bytes:
+    """Return the row of a member of an array."""
+    line = msgspec.structs.asdict(task_response.listed(record, names))
+    return encode_row(rest.ArrayMember(**line, **arrays.render_member(record)))
 
 
 def encode_row(line: rest.TaskLine) -> bytes:
@@ -121,15 +122,6 @@ def _first_labels(labels: Mapping[str, str]) -> dict[str, str]:
             break
         shown[name] = value
     return shown
-
-
-def _encode_record(record: TaskRecord, names: Mapping[NodeId, str]) -> bytes:
-    return encode_row(task_response.listed(record, names))
-
-
-def _encode_member(record: TaskRecord, names: Mapping[NodeId, str]) -> bytes:
-    line = msgspec.structs.asdict(task_response.listed(record, names))
-    return encode_row(rest.ArrayMember(**line, **arrays.render_member(record)))
 
 
 def _json_bytes(text: str) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from math import ceil, floor
 from typing import Final
 
-from octaskly.api.http.route_cost import ROWS_PER_UNIT
 from octaskly.api.problems import TOO_MANY_REQUESTS, Problem
+from octaskly.api.security.route_cost import ROWS_PER_UNIT
 from octaskly.ports import Clock, Principal
 
 WINDOW_S: Final = 60
@@ -52,6 +52,14 @@ class SlidingWindow:
         slots[-1][1] += units
         self.total += units
         return True
+
+    def give_back(self, units: int) -> None:
+        """Uncount the latest units."""
+        for slot in reversed(self._slots):
+            part = min(units, slot[1])
+            slot[1] -= part
+            self.total -= part
+            units -= part
 
     def seconds_until_free(self, now_s: float, units: int = 1) -> int:
         """Return the whole seconds until so many units have left the window."""
@@ -100,6 +108,17 @@ class RateLimiter:
         key = client_key(principal)
         return self._charge(self._by_principal, key, principal.role, units)
 
+    def give_back(
+        self, principal: Principal, charged: int, used: int
+    ) -> Mapping[str, str]:
+        """Uncount what a request did not use of its units; return the headers."""
+        limit = self._limits_per_minute.get(principal.role, 0)
+        window = self._by_principal.get(client_key(principal))
+        if not limit or window is None:
+            return {}
+        window.give_back(max(0, min(charged, limit) - used))
+        return _headers(window, limit, self._clock.now().mono_s)
+
     def charge_anonymous(self, address: str) -> Mapping[str, str]:
         """Count a request without authentication by its address; see `charge`."""
         return self._charge(self._by_address, address, ANONYMOUS)
@@ -121,14 +140,19 @@ class RateLimiter:
         now_s = self._clock.now().mono_s
         units = min(units, limit)
         is_counted = window.count_request(now_s, limit, units)
-        left = limit - window.total
-        wait_s = window.seconds_until_free(now_s, 1 if is_counted else units - left)
-        values = (limit, left, wait_s)
-        headers = dict(zip(RATE_LIMIT_HEADERS, map(str, values), strict=True))
-        if not is_counted:
-            self.refused_count += 1
-            raise too_many_requests(headers)
-        return headers
+        if is_counted:
+            return _headers(window, limit, now_s)
+        self.refused_count += 1
+        raise too_many_requests(
+            _headers(window, limit, now_s, units - (limit - window.total))
+        )
+
+
+def _headers(
+    window: SlidingWindow, limit: int, now_s: float, needed: int = 1
+) -> Mapping[str, str]:
+    values = (limit, limit - window.total, window.seconds_until_free(now_s, needed))
+    return dict(zip(RATE_LIMIT_HEADERS, map(str, values), strict=True))
 
 
 def client_key(principal: Principal) -> str:

@@ -26,11 +26,12 @@ async def send(
         Problem: the quota of the client for responses is used up, or that of the node.
     """
     body = response.body
-    if not isinstance(body, bytes) or len(body) <= SMALL_RESPONSE_BYTES:
+    if not isinstance(body, bytes):
         return response
-    if request.http_request.method == "HEAD":
+    admission.resize(len(body))
+    is_small = len(body) <= SMALL_RESPONSE_BYTES
+    if is_small or request.http_request.method == "HEAD":
         return response
-    admission.reserve(len(body))
     answer = web.StreamResponse(status=response.status, headers=response.headers)
     answer.content_length = len(body)
     request.add_headers(answer)

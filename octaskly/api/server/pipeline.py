@@ -183,7 +183,9 @@ class RequestPipeline:
 
         async def perform(call: Request) -> web.StreamResponse:
             self._charge(call.principal, call.info)
-            return await route.handler(call)
+            response = await route.handler(call)
+            self._give_back_unused(call, route)
+            return response
 
         return await self._services.node_client.forward_to_dispatcher(request, perform)
 
@@ -192,6 +194,20 @@ class RequestPipeline:
         if principal is not None and info.rate_limit_headers is None:
             charge = self._services.rate_limiter.charge
             info.rate_limit_headers = charge(principal, info.rate_units)
+
+    def _give_back_unused(self, call: Request, route: Route) -> None:
+        """Uncount the rows that a list might have had, and has not.
+
+        They count from the start, so that a client that leaves early pays for them.
+        """
+        info, principal = call.info, call.principal
+        if info.row_count is None or principal is None:
+            return
+        used = route.cost.rate_units(call.http_request.query, info.row_count)
+        if used < info.rate_units:
+            info.rate_limit_headers = self._services.rate_limiter.give_back(
+                principal, info.rate_units, used
+            )
 
     def _charge_anonymous(self, routed: _RoutedRequest) -> None:
         """Count a request from the LAN that is not authenticated."""

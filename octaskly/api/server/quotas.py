@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from octaskly.api.http.route_cost import Cost
 from octaskly.api.problems import Problem
 from octaskly.api.security.rate_limit import client_key
-from octaskly.config.limits import LimitOptions
+from octaskly.api.security.route_cost import Cost
+from octaskly.config.settings import LimitOptions
 from octaskly.ports import Principal
 
 SMALL_RESPONSE_BYTES: Final = 64 << 10
@@ -148,14 +148,16 @@ class Admission:
         if self._free_slots is not None:
             await self._free_slots.acquire()
             self._has_slot = True
-        self.reserve(self._expected_bytes)
+        self.resize(self._expected_bytes)
 
-    def reserve(self, size_bytes: int) -> None:
-        """Take the memory that a response of this size needs beyond what it has."""
+    def resize(self, size_bytes: int) -> None:
+        """Take as much memory as a response of this size needs."""
         more = max(0, size_bytes - SMALL_RESPONSE_BYTES) - self._reserved_bytes
         if more > 0:
             self._quotas.count_bytes(self._key, self._whose, more)
-            self._reserved_bytes += more
+        elif more < 0:
+            self._quotas.free_bytes(self._key, -more)
+        self._reserved_bytes += more
 
     def release(self) -> None:
         """Free all that the request has."""

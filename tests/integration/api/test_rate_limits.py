@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 import pytest
-from octaskly.api.http.handler_types import HttpTimeouts
 
 from octaskly.api.http import sse
+from octaskly.api.http.handler_types import HttpTimeouts
+from octaskly.api.routes.table import ROUTES
 from octaskly.api.security import rate_limit
 from octaskly.core.model.ids import Moment
-from octaskly.ports import Principal
+from octaskly.ports import Principal, TaskListPage, TaskQuery
 from tests.integration.api.test_streams import serve_stream
 from tests.support.api_mesh import ApiMesh, Member, stranger_context
 from tests.support.api_node import (
@@ -26,7 +27,7 @@ from tests.support.api_node import (
     ask,
     assert_problem,
 )
-from tests.support.fake_gateway import NOW_MS
+from tests.support.fake_gateway import NOW_MS, FakeGateway
 
 TASKS = "/api/v1/tasks"
 LIST = f"{TASKS}?limit=10"  #: as many rows as one unit has
@@ -105,30 +106,84 @@ async def test_a_client_that_waits_as_requested_is_accepted(
     assert limits_of(await limited_node.ask()) == ("200", "3", "2", "61")
 
 
-async def test_a_list_counts_by_the_rows_that_it_may_have(
-    limited_node: Limited,
-) -> None:
-    """One that counts more waits until so much is free again, or for all of it."""
-    stats = "/api/v1/stats"
-    rows = [f"{TASKS}?limit={limit}" for limit in (20, 25, 1000, 10)]
-    answers = [await limited_node.ask(path=path) for path in (rows[0], rows[1])]
-    limited_node.clock.mono_s += 10
-    answers += [await limited_node.ask(path=path) for path in (rows[3], stats)]
-    limited_node.clock.mono_s += 51
-    answers += [await limited_node.ask(path=path) for path in (rows[2], rows[0])]
-    limited_node.clock.mono_s += 10
-    answers.append(await limited_node.ask(path=rows[2]))
+async def test_a_list_counts_by_its_rows() -> None:
+    """Of those that it might have had, and has not, nothing is counted in the end.
 
-    assert [limits_of(answer) for answer in answers] == [
-        ("200", "3", "1", "61"),  # Two of three.
+    One that may have more than is left is refused, and waits until as much is free.
+    """
+    clock = Clock()
+    async with api_node(limits_per_minute={"client": 3}, clock=clock) as api:
+        await api.ask(
+            "POST", TASKS, headers=ADMIN, body=[{"command": "true"} for _ in range(25)]
+        )
+
+        async def listed(limit: int) -> tuple[str | None, ...]:
+            path = f"{TASKS}?limit={limit}"
+            return limits_of(await api.ask("GET", path, headers=CLIENT))
+
+        answers = [await listed(20), await listed(25)]
+        clock.mono_s += 10
+        answers += [await listed(10), await listed(10)]
+        clock.mono_s += 51
+        answers += [await listed(1000), await listed(20)]
+        clock.mono_s += 10
+        answers += [await listed(1000)]
+        clock.mono_s += 61
+        answers += [await listed(1000), await listed(10)]
+
+    assert answers == [
+        ("200", "3", "1", "61"),
         ("429", "3", "1", "61"),
         ("200", "3", "0", "51"),
         ("429", "3", "0", "51"),
-        ("429", "3", "2", "10"),  # All three, of which one is younger.
+        ("429", "3", "2", "10"),  # It may have all three, and has one at that time.
         ("200", "3", "0", "10"),
         ("429", "3", "1", "51"),
+        ("200", "3", "1", "61"),  # It counts as 25 rows.
+        ("200", "3", "0", "61"),
     ]
-    assert "every 10 rows" in answers[1].json["hint"]
+
+
+LISTS = [route.path for route in ROUTES if route.cost.rows_parameter == "limit"]
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_a_short_list_counts_once_whatever_its_limit(path: str) -> None:
+    """Each route of a list says how many rows it has in the end."""
+    async with api_node(limits_per_minute={"admin": 500}, clock=Clock()) as api:
+        body = {"command": "true {}", "array": {"range": "1-3"}}
+        array = await api.ask("POST", TASKS, headers=ADMIN, body=body)
+        path = path.format(id=array.json["id"])
+        answer = await api.ask("GET", f"{path}?limit=1000", headers=ADMIN)
+
+    assert limits_of(answer)[:3] == ("200", "500", "498")
+
+
+class SlowGateway(FakeGateway):
+    """An agent whose lists never end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked = asyncio.Event()
+
+    async def list_tasks(self, query: TaskQuery) -> TaskListPage:
+        self.is_asked.set()
+        await asyncio.Event().wait()
+        return await super().list_tasks(query)
+
+
+async def test_a_list_that_nobody_reads_counts_as_the_longest() -> None:
+    """A client that leaves before the answer has had it read all the same."""
+    gateway = SlowGateway()
+    limits = {"client": 200}
+    async with api_node(gateway, limits_per_minute=limits, clock=Clock()) as api:
+        path = f"{TASKS}?limit=1000"
+        leaving = asyncio.create_task(api.ask("GET", path, headers=CLIENT))
+        await gateway.is_asked.wait()
+        leaving.cancel()
+        answer = await api.ask("GET", "/api/v1/stats", headers=CLIENT)
+
+    assert limits_of(answer)[2] == "99"
 
 
 @pytest.mark.parametrize("query", ["text=a", "name=a", "label=a"])

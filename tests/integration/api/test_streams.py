@@ -8,9 +8,10 @@ import pytest
 from aiohttp import web
 
 from octaskly.api import HttpTimeouts
-from octaskly.api.http import route_cost, sse
+from octaskly.api.http import sse
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.routes.table import ROUTES
+from octaskly.api.security import route_cost
 from octaskly.config.defaults import STREAMS_MAX
 from octaskly.errors import NotDispatcher
 from tests.support.agents import WAIT_S_MAX

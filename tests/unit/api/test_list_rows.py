@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,11 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octaskly.api.routes import tasks
 from octaskly.api.schemas import list_rows
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import TaskId
-from octaskly.core.model.tasks import TaskSpec
-from octaskly.ports import TaskListPage, TaskQuery
+from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.rest import tasks as rest
 
 LONGEST: dict[str, Any] = {
@@ -114,26 +116,32 @@ def test_usual_labels_detail_and_name_are_whole() -> None:
     assert shown.command == "x" * 1024
 
 
-def test_a_long_page_lets_others_run_meanwhile() -> None:
+def test_a_long_list_lets_others_run_meanwhile() -> None:
     """The event loop gets a turn after every 50 rows."""
-    turns = 0
+    turn = 0
+    turns: list[int] = []
+    request: Any = SimpleNamespace(
+        gateway=SimpleNamespace(node_names=dict), info=SimpleNamespace(row_count=None)
+    )
 
     async def count_turns() -> None:
-        nonlocal turns
+        nonlocal turn
         while True:
-            turns += 1
+            turn += 1
             await asyncio.sleep(0)
 
-    async def encode() -> bytes:
-        other = asyncio.create_task(count_turns())
-        spec = TaskSpec(TaskId("a"), "true", 1, (), (), "", 1, 1)
-        records = (TaskRecord(TaskId("a"), spec),) * 1000
-        page = TaskListPage(records, 1000)
-        body = await list_rows.encode_page(page, TaskQuery(limit=1000), {})
-        other.cancel()
-        return body
+    def encode(_: TaskRecord, __: Mapping[NodeId, str]) -> bytes:
+        turns.append(turn)
+        return b"{}"
 
-    page = msgspec.json.decode(asyncio.run(encode()), type=rest.TaskLines)
+    async def encode_all() -> list[bytes]:
+        async with asyncio.TaskGroup() as group:
+            other = group.create_task(count_turns())
+            records = [TaskRecord(TaskId("a"), None)] * 1000
+            rows = await tasks.encode_rows(request, records, encode)
+            other.cancel()
+        return rows
 
-    assert (len(page.tasks), page.returned, page.total) == (1000, 1000, 1000)
-    assert turns >= 1000 // list_rows.ROWS_PER_TURN - 1
+    assert asyncio.run(encode_all()) == [b"{}"] * 1000
+    assert set(Counter(turns).values()) == {list_rows.ROWS_PER_TURN}
+    assert request.info.row_count == 1000

@@ -6,11 +6,11 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 
 import pytest
-from octaskly.config.limits import LimitOptions
 
-from octaskly.api.http.route_cost import CHEAP, EXPENSIVE, LIST, Cost
 from octaskly.api.problems import Problem
+from octaskly.api.security.route_cost import CHEAP, EXPENSIVE, LIST, Cost
 from octaskly.api.server.quotas import SMALL_RESPONSE_BYTES, Admission, Quotas
+from octaskly.config.settings import LimitOptions
 from octaskly.ports import Principal
 
 EVE = Principal(subject="eve", role="viewer", token="e" * 32)
@@ -135,12 +135,12 @@ async def test_a_client_gets_a_quarter_of_the_memory_for_responses(
     """One response may be larger, if there is no other."""
     async with AsyncExitStack() as stack:
         largest = await taken(stack, quotas, cost=CHEAP)
-        largest.reserve(20 << 20)
+        largest.resize(20 << 20)
 
         problem = await refusal(quotas)
         small = await taken(stack, quotas, cost=CHEAP)
-        small.reserve(SMALL_RESPONSE_BYTES)
-        (await taken(stack, quotas, EVE_AGAIN, CHEAP)).reserve(16 << 20)
+        small.resize(SMALL_RESPONSE_BYTES)
+        (await taken(stack, quotas, EVE_AGAIN, CHEAP)).resize(16 << 20)
 
     assert (problem.status, problem.error) == (429, "Too many large responses")
     assert problem.hint is not None
@@ -155,10 +155,10 @@ async def test_responses_of_all_clients_share_the_memory_of_a_node(
     async with AsyncExitStack() as stack:
         for n in range(4):
             client = Principal(subject=f"c{n}", role="client", token=str(n))
-            (await taken(stack, quotas, client, CHEAP)).reserve(16 << 20)
+            (await taken(stack, quotas, client, CHEAP)).resize(16 << 20)
 
         problem = await refusal(quotas)
-        (await taken(stack, quotas, cost=CHEAP)).reserve(SMALL_RESPONSE_BYTES)
+        (await taken(stack, quotas, cost=CHEAP)).resize(SMALL_RESPONSE_BYTES)
 
     assert (problem.status, problem.error) == (503, "Too many large responses")
     assert problem.headers == {"Retry-After": "1"}

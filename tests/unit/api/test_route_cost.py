@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from octaskly.config.limits import LimitOptions
 
 from octaskly.api.http import sse
 from octaskly.api.http.handler_types import BODY_BYTES_MAX, BYTES, Access, Route
-from octaskly.api.http.route_cost import LIST, CostKind
 from octaskly.api.routes.table import ROUTES
+from octaskly.api.security.route_cost import LIST, CostKind
 from octaskly.api.server.quotas import CLIENT_SHARE
+from octaskly.config.settings import LimitOptions
 
 UNMETERED = (Access.PUBLIC, Access.NODE)
 names = [f"{route.method} {route.path}" for route in ROUTES]

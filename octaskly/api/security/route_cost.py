@@ -1,0 +1,110 @@
+"""Cost of routes: what a request may take of a node, declared in the table of routes.
+
+The server enforces it for all routes alike: `server/quotas.py` bounds the expensive
+requests in progress and the memory of responses, and the rate limit charges the units.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from octaskly.api.schemas.query import LIMIT_DEFAULT, LIMIT_MAX
+from octaskly.api.schemas.request_bodies import BATCH_MAX
+
+ROWS_PER_UNIT: Final = 10
+CHEAP_ROWS: Final = LIMIT_DEFAULT  #: a list of so many rows is not expensive
+SEARCH_UNITS: Final = 30  #: of the rate limit; a search takes up to 30 ms
+ROW_BYTES: Final = 2048  #: of a row of a list
+ID_BYTES: Final = 64  #: of an id of a task
+
+_DIGITS: Final = re.compile(r"[0-9]{1,16}")
+
+
+class CostKind(Enum):
+    """What limits the requests of a route, besides the rate limit."""
+
+    CHEAP = auto()  #: nothing: a small response, which takes a few milliseconds
+    EXPENSIVE = auto()  #: one client may have few of them in progress
+    STREAM = auto()  #: a response in parts; the connections and `OpenStreams`
+    UPLOAD = auto()  #: a large body; the memory for bodies, or the disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Cost of the requests of one route."""
+
+    kind: CostKind
+    units: int = 1  #: of the rate limit, besides those of rows
+    rows_parameter: str = ""  #: query parameter with the number of rows, if any
+    rows_default: int = 0  #: number of rows without it
+    rows_max: int = 0  #: highest valid number of rows
+    row_bytes: int = ROW_BYTES
+    search_parameters: tuple[str, ...] = ()
+    """Query parameters that make few rows expensive, too."""
+
+    def rows(self, query: Mapping[str, str]) -> int:
+        """Return the number of rows that a request asks for.
+
+        An invalid number counts as the default: the request will be refused.
+        """
+        text = query.get(self.rows_parameter, "") if self.rows_parameter else ""
+        asked = int(text) if _DIGITS.fullmatch(text) else self.rows_default
+        return asked if asked <= self.rows_max else self.rows_default
+
+    def rate_units(self, query: Mapping[str, str], rows: int | None = None) -> int:
+        """Return the units that the rate limit charges for a request.
+
+        Args:
+            query: The parameters of the request.
+            rows: Number of rows; by default as many as the response may have.
+        """
+        least = SEARCH_UNITS if self._is_search(query) else self.units
+        count = self.rows(query) if rows is None else rows
+        return max(least, count // ROWS_PER_UNIT)
+
+    def response_bytes(self, query: Mapping[str, str]) -> int:
+        """Return the bytes of memory to reserve for the response to a request."""
+        return self.rows(query) * self.row_bytes
+
+    def is_expensive(self, query: Mapping[str, str]) -> bool:
+        """Return True if a request counts among the expensive ones in progress."""
+        if self.kind is not CostKind.EXPENSIVE:
+            return False
+        is_short = bool(self.rows_parameter) and self.rows(query) <= CHEAP_ROWS
+        return not is_short or self._is_search(query)
+
+    def _is_search(self, query: Mapping[str, str]) -> bool:
+        return any(name in query for name in self.search_parameters)
+
+
+CHEAP: Final = Cost(kind=CostKind.CHEAP)
+EXPENSIVE: Final = Cost(kind=CostKind.EXPENSIVE, units=10)
+STREAM: Final = Cost(kind=CostKind.STREAM)
+UPLOAD: Final = Cost(kind=CostKind.UPLOAD)
+LIST: Final = Cost(
+    kind=CostKind.EXPENSIVE,
+    rows_parameter="limit",
+    rows_default=LIMIT_DEFAULT,
+    rows_max=LIMIT_MAX,
+    search_parameters=("name", "label", "text"),
+)
+"""A page of rows, the number of which `limit` gives."""
+
+IDS: Final = Cost(
+    kind=CostKind.CHEAP,
+    rows_parameter="count",
+    rows_default=1,
+    rows_max=BATCH_MAX,
+    row_bytes=ID_BYTES,
+)
+"""Ids for tasks, the number of which `count` gives."""
+
+PER_NODE: Final = Cost(kind=CostKind.CHEAP, units=10)
+"""A row for each node of the mesh."""
+
+METRICS: Final = Cost(kind=CostKind.EXPENSIVE)
+"""All metrics of a node, which each node counts for itself."""
