@@ -105,6 +105,7 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
     yield from plain.figures(folder / "plain", quick=quick)
     yield from deep.sleepers(folder / "sleepers", quick=quick)
     yield from deep.million(folder / "deep", quick=quick)
+    yield from lists.figures(folder / "lists", quick=quick)
     count = 500 if quick else 2000
     for name, peer in peers.PEERS.items():
         try:

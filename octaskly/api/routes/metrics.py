@@ -26,6 +26,7 @@ async def list_scrape_targets(request: Request) -> web.StreamResponse:
     """Return the scrape targets of all nodes, also of lost ones."""
     roster = request.gateway.roster()
     members = roster.members if roster else ()
+    request.info.row_count = len(members)
     shown = [_target(m, request.gateway.mesh_id or "") for m in members if m.addresses]
     return json_response(task_response.encode(shown))
 

@@ -34,6 +34,7 @@ async def show_stats(request: Request) -> web.StreamResponse:
 async def list_nodes(request: Request) -> web.StreamResponse:
     """Return all members."""
     gateway, members = request.gateway, _members(request)
+    request.info.row_count = len(members)
     shown = mesh_response.nodes(
         members,
         gateway.last_heard_ms,

@@ -19,6 +19,7 @@ ROWS_PER_UNIT: Final = 10
 CHEAP_ROWS: Final = LIMIT_DEFAULT  #: a list of so many rows is not expensive
 SEARCH_UNITS: Final = 30  #: of the rate limit; a search takes up to 30 ms
 ROW_BYTES: Final = 2048  #: of a row of a list
+NODES_EXPECTED: Final = 100  #: in a mesh, until they are counted
 ID_BYTES: Final = 64  #: of an id of a task
 
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
@@ -103,8 +104,10 @@ IDS: Final = Cost(
 )
 """Ids for tasks, the number of which `count` gives."""
 
-PER_NODE: Final = Cost(kind=CostKind.CHEAP, units=10)
-"""A row for each node of the mesh."""
+PER_NODE: Final = Cost(
+    kind=CostKind.CHEAP, rows_default=NODES_EXPECTED, rows_max=NODES_EXPECTED
+)
+"""A row for each node of the mesh; few have as many as are expected."""
 
 METRICS: Final = Cost(kind=CostKind.EXPENSIVE)
 """All metrics of a node, which each node counts for itself."""

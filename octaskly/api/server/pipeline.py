@@ -113,14 +113,16 @@ class RequestPipeline:
                     "failure after the start of the response"
                 ) from error
             if isinstance(error, web.HTTPException):
-                return self._lifecycle.problem_response(status_problem(error.status))
-            problem = self._lifecycle.to_problem(error, seen)
-            if problem.is_delayed:
-                self._body_reader.release(seen)
-                await asyncio.sleep(self._services.timeouts.refusal_delay_s)
-            return self._lifecycle.problem_response(problem)
+                problem = status_problem(error.status)
+            else:
+                problem = self._lifecycle.to_problem(error, seen)
         finally:
             self._body_reader.release(seen)
+        # The traceback refers to all that the handler has read, and to this frame.
+        problem.__traceback__ = problem.__context__ = None
+        if problem.is_delayed:
+            await asyncio.sleep(self._services.timeouts.refusal_delay_s)
+        return self._lifecycle.problem_response(problem)
 
     async def _handle(self, routed: _RoutedRequest) -> web.StreamResponse:
         request, seen = routed.request, routed.info

@@ -37,6 +37,7 @@ class ReaderPool:
         self._loop = loop
         self._name = name
         self._size = size
+        self._slots = asyncio.Semaphore(size)
         self._pool: ThreadPoolExecutor | None = None
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         self._connections: list[sqlite3.Connection] = []
@@ -66,9 +67,16 @@ class ReaderPool:
         self._connections.clear()
 
     async def run_query(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run a query in a thread, in one read transaction."""
-        assert self._pool is not None, "the store is not open"
-        return await self._loop.run_in_executor(self._pool, self._run_in_thread, query)
+        """Run a query in a thread, in one read transaction.
+
+        A thread begins the next query once the caller has taken the result of the last
+        one, so that results do not pile up in memory before a busy event loop.
+        """
+        async with self._slots:
+            assert self._pool is not None, "the store is not open"
+            return await self._loop.run_in_executor(
+                self._pool, self._run_in_thread, query
+            )
 
     def _run_in_thread(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
         try:

@@ -1,0 +1,149 @@
+"""Each route of the table, asked over hundreds of connections by a token of low rights.
+
+What can be counted is checked: the answers, the memory of the agent, its epoch, and
+that another client's submission is accepted meanwhile. A new route is asked as well,
+because the requests are made of the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import aiohttp
+import pytest
+from octaskly.api.http.handler_types import Route
+
+from octaskly.api.routes.table import ROUTES
+from octaskly.api.security.route_cost import CHEAP, CostKind
+from tests.attack.test_viewer_lists import (
+    COMMAND,
+    GROWTH_MB_MAX,
+    NOWHERE,
+    memory_mb,
+    outsider,
+    reset_peak,
+)
+from tests.support.agents import TASKS, Agent, request, running, submit
+
+CONNECTIONS = 448  #: of 512, so that others get some of those for everybody
+FEW = 64  #: for changes that cost no more than any request
+BATCH = 250
+ROWS = 500  #: of a list, each with the longest command
+ANSWER_S = 120.0
+REFUSALS = {
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+}
+PARTS = {
+    "name": "solo",
+    "other": "solo",
+    "path:(?s:.+)": "out.txt",
+    "file:.+": "app/main.js",
+    "sha256": "0" * 64,
+    "token": "nobody",
+    r"term:\d{1,19}": "1",
+    r"stream:\d{1,19}": "1",
+    r"n:\d{1,9}": "1",
+}
+QUERY = {"limit": "1000", "count": "10000", "text": "x", "encoding": "base64"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An agent with many large tasks, and one of them."""
+
+    agent: Agent
+    task: str
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    with running(tmp_path_factory.mktemp("routes"), "solo") as (agent,):
+        env = {f"V{n}": "x" * 100_000 for n in range(5)}
+        task = submit(agent, COMMAND, requires=NOWHERE, env=env)
+        batch = [{"command": COMMAND, "requires": NOWHERE}] * BATCH
+        with contextlib.closing(agent.connection()) as connection:
+            for _ in range(ROWS // BATCH):
+                assert request(connection, "POST", TASKS, batch)[0] == 201
+        yield Loaded(agent, task)
+
+
+def path_of(route: Route, task: str) -> str:
+    """Return a path of a route, with all that makes its answers long."""
+    path = route.path
+    for name, value in {**PARTS, "id": task, "task": task}.items():
+        path = path.replace(f"{{{name}}}", value)
+    query = [f"{name}={QUERY[name]}" for name in route.query or () if name in QUERY]
+    return "?".join([path, "&".join(query)]) if query else path
+
+
+async def ask(
+    session: aiohttp.ClientSession, route: Route, path: str
+) -> tuple[int, bool]:
+    """Send one request; return its status, and whether a refusal is in order."""
+    body = None
+    if route.body_type is not None:
+        body = {"command": "true", "requires": NOWHERE} if route.path == TASKS else {}
+    async with session.request(route.method, path, json=body) as answer:
+        if route.cost.kind is CostKind.STREAM:
+            return answer.status, True  # Leaving closes the connection.
+        shown = await answer.read()
+        is_refusal = answer.status >= HTTPStatus.BAD_REQUEST
+        return answer.status, not is_refusal or "error" in json.loads(shown)
+
+
+async def ask_often(
+    url: str, token: str, route: Route, path: str, count: int
+) -> Counter[tuple[int, bool]]:
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(
+        url,
+        connector=connector,
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=aiohttp.ClientTimeout(total=ANSWER_S),
+    ) as session:
+        asked = (ask(session, route, path) for _ in range(count))
+        return Counter(await asyncio.gather(*asked))
+
+
+@pytest.mark.parametrize("role", ["viewer", "client"])
+@pytest.mark.parametrize(
+    "route", ROUTES, ids=[f"{route.method} {route.path}" for route in ROUTES]
+)
+def test_no_route_takes_much_of_a_node(loaded: Loaded, route: Route, role: str) -> None:
+    """However often it is asked at once, with what makes its answers long."""
+    agent = loaded.agent
+    attacker, other = outsider(agent, role, "eve"), outsider(agent, "client", "bob")
+    is_long = route.method == "GET" or route.cost != CHEAP
+    count = CONNECTIONS if is_long else FEW
+    path = path_of(route, loaded.task)
+    epoch = other.ask("GET", "/api/v1/stats").headers["Octaskly-Epoch"]
+    begin_mb = memory_mb(agent, "VmRSS")
+    reset_peak(agent)
+
+    async def ask_and_submit() -> tuple[Counter[tuple[int, bool]], int]:
+        url = str(agent.ready()["api_url"])
+        attack = asyncio.create_task(ask_often(url, attacker.token, route, path, count))
+        task = {"command": "true", "requires": NOWHERE}
+        submitted = await asyncio.to_thread(other.ask, "POST", TASKS, task)
+        return await attack, submitted.status
+
+    answers, submitted = asyncio.run(ask_and_submit())
+
+    assert "{" not in path
+    assert submitted == HTTPStatus.CREATED
+    assert answers.total() == count
+    assert all(is_in_order for _, is_in_order in answers), answers
+    known = {*route.responses, *route.error_statuses, *REFUSALS, 400, 404}
+    assert {status for status, _ in answers} <= known
+    assert memory_mb(agent, "VmHWM") - begin_mb < GROWTH_MB_MAX
+    after = other.ask("GET", "/api/v1/stats").headers["Octaskly-Epoch"]
+    assert after == epoch
