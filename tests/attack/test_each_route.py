@@ -56,6 +56,9 @@ PARTS = {
 QUERY = {"limit": "1000", "count": "10000", "text": "x", "encoding": "base64"}
 
 
+pytestmark = pytest.mark.slow
+
+
 @dataclass(frozen=True)
 class Loaded:
     """An agent with many large tasks, and one of them."""

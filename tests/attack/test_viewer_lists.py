@@ -35,6 +35,9 @@ ROUNDS = 3
 IN_PROGRESS_MAX = 4
 
 
+pytestmark = pytest.mark.slow
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer over the loopback port."""
