@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -343,6 +344,21 @@ async def test_a_client_of_all_nodes_has_one_account(
     assert {answer.headers["retry-after"] for answer in answers[3:]} == {"61"}
     for answer in answers[3:]:
         assert_problem(answer, 429, "Too many requests")
+
+
+async def test_the_dispatcher_refuses_at_once_what_a_node_asks_for_a_client(
+    api_mesh: ApiMesh,
+) -> None:
+    """The node delays its own answer; if it had none in time, it would count alone."""
+    for_ever = HttpTimeouts(shutdown_s=0.1, refusal_delay_s=3600)
+    limits: dict[str, Any] = {"limits_per_minute": RATES, "clock": Clock()}
+    back = await api_mesh.member("back", for_ever, **limits)
+    front = await api_mesh.member("front", **limits)
+    front.follow(back)
+
+    answers = [await front.api.ask("GET", DOCUMENT, headers=CLIENT) for _ in range(4)]
+
+    assert [answer.status for answer in answers] == [200, 200, 200, 429]
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["none known", "it is gone"])
