@@ -17,8 +17,8 @@ from http import HTTPStatus
 
 import aiohttp
 import pytest
-from octaskly.api.http.handler_types import Route
 
+from octaskly.api.http.handler_types import Route
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security.route_cost import CHEAP, CostKind
 from tests.attack.test_viewer_lists import (
