@@ -53,7 +53,8 @@ def machine(shared: Machine) -> Iterator[Machine]:
     """The machine with a secret only: no service, no data, no wait for a mesh."""
     create_secret_file(shared.home / ".config/octaskly/mesh.key")
     yield shared
-    shared.run("systemctl", "--user", "disable", "--now", "octaskly")
+    for unit in ("octaskly.socket", "octaskly.service"):
+        shared.run("systemctl", "--user", "disable", "--now", unit)
     shared.run("sh", "-c", "rm -rf $HOME/.config $HOME/.local")
     shared.run("systemctl", "--user", "daemon-reload")
     # An interrupt before the start finds the previous state, and keeps it.
@@ -223,6 +224,7 @@ def test_an_interrupted_install_leaves_nothing(machine: Machine) -> None:
 
     assert code == 130
     assert not unit_of(machine).exists()
+    assert not unit_of(machine).with_suffix(".socket").exists()
     shown = machine.run(
         "systemctl", "--user", "show", "octaskly", "-p", "ActiveState,UnitFileState"
     )
@@ -240,6 +242,7 @@ def test_uninstall_removes_the_unit_and_no_data(machine: Machine) -> None:
 
     assert removed.returncode == 0, removed.stderr
     assert not unit_of(machine).exists()
+    assert not unit_of(machine).with_suffix(".socket").exists()
     assert f"data stay: {state}\n" in removed.stderr
     assert f"data stay: {secret}\n" in removed.stderr
     assert (state / "log.db").exists()

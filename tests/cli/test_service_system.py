@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.cli import machine as machines
 from tests.cli.machine import ROOT, Machine, booted
+from tests.support import port_thief
+from tests.support.agents import until
+from tests.support.port_thief import BOUND, THIEF_UID, TRIED
 
 PYTHON = Path(f"/usr/bin/python3.{sys.version_info.minor}")  #: that only root can write
 OPT = "/opt/octaskly"
@@ -40,6 +45,8 @@ grep -h -e ^NoNewPrivs: /proc/self/status
 unshare --user true 2>/dev/null || echo refused
 """
 UNIT = "/etc/systemd/system/octaskly.service"
+DEBIAN = ROOT / "packages" / "debian"
+SOCKET = "/etc/systemd/system/octaskly.socket"
 
 
 def reason() -> str | None:
@@ -126,7 +133,119 @@ def test_a_system_service_runs_as_its_own_user(machine: Machine) -> None:
     assert removed.returncode == 0, removed.stderr
     assert "data stay: /var/lib/octaskly\n" in removed.stderr
     assert machine.read(UNIT) is None
+    assert machine.read(SOCKET) is None
     assert machine.read("/etc/sysusers.d/octaskly.conf") is None
+
+
+def test_nobody_takes_the_port_of_a_service_that_restarts_or_dies(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Attack S1 where systemd holds the port, until the service is removed."""
+    with installed(machine), trying(machine, tmp_path / "heard") as heard:
+        before = main_pid(machine)
+        machine.run("systemctl", "restart", "octaskly")
+        restarted = main_pid(machine)
+        machine.run("systemctl", "kill", "--signal=KILL", "octaskly")
+        until(lambda: main_pid(machine) not in ("0", restarted), "it runs again")
+        answer = machine.run("curl", "-s", "http://localhost:3000/health").stdout
+        first = heard()
+
+        machine.run(PROGRAM, "service", "uninstall", "--system")
+        until(lambda: BOUND in heard(), "the port is free")
+
+    assert before != restarted
+    assert '"status":"healthy"' in answer
+    assert BOUND not in first
+
+
+def test_port_of_a_service_is_set_in_its_socket_unit(machine: Machine) -> None:
+    """There alone; a setting that says otherwise ends the agent with exit code 78."""
+    with installed(machine, "--api-port", "3100"):
+        unit, socket = machine.read(UNIT) or "", machine.read(SOCKET) or ""
+        first = machine.run("curl", "-s", "http://localhost:3100/health").stdout
+        again = machine.run(PROGRAM, "service", "install", "--system", "--slots", "2")
+        second = machine.run("curl", "-s", "http://localhost:3000/health").stdout
+        machine.run("sh", "-c", "echo api_port = 3200 > /etc/octaskly/config.toml")
+        machine.run("systemctl", "restart", "octaskly")
+        why = machine.run("journalctl", "--unit", "octaskly", "--output=cat").stdout
+        moved = machine.run(PROGRAM, "service", "install", "--system")
+        third = machine.run("curl", "-s", "http://localhost:3200/health").stdout
+        machine.run("rm", "/etc/octaskly/config.toml")
+
+    assert "ExecStart=/opt/octaskly/bin/octaskly agent\n" in unit
+    assert "ListenStream=127.0.0.1:3100\nListenStream=[::1]:3100\n" in socket
+    assert again.returncode == 0, again.stderr
+    assert "+ListenStream=127.0.0.1:3000\n" in again.stderr
+    assert "systemd holds port 3000 for this agent, but --api-port is 3200" in why
+    assert moved.returncode == 0, moved.stderr
+    assert all('"status":"healthy"' in each for each in (first, second, third))
+
+
+def test_package_scripts_handle_the_socket_as_the_service(machine: Machine) -> None:
+    """An upgrade from a version without a socket enables it; a removal ends both."""
+    with installed(machine):
+        machine.run("systemctl", "disable", "--now", "octaskly.socket")
+        machine.run("systemctl", "start", "octaskly.service")
+        old = main_pid(machine)
+        upgraded = machine.run("sh", str(DEBIAN / "postinst"), "configure", "0.9")
+        enabled = machine.run("systemctl", "is-enabled", "octaskly.socket")
+        listening = machine.run("systemctl", "is-active", "octaskly.socket")
+        new = main_pid(machine)
+        machine.run("sh", str(DEBIAN / "prerm"), "remove")
+        units = ("octaskly.socket", "octaskly.service")
+        left = [machine.run("systemctl", "is-active", unit).stdout for unit in units]
+        then = [machine.run("systemctl", "is-enabled", unit).stdout for unit in units]
+
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert (enabled.stdout, listening.stdout) == ("enabled\n", "active\n")
+    assert old != new
+    assert left == ["inactive\n"] * 2
+    assert then == ["disabled\n"] * 2
+
+
+def test_service_has_no_port_that_changes(machine: Machine) -> None:
+    """Nobody could hold it between two starts."""
+    refused = machine.run(PROGRAM, "service", "install", "--system", "--api-port", "0")
+
+    assert refused.returncode == 78
+    assert "a service has a fixed API port" in refused.stderr
+    assert machine.read(SOCKET) is None
+
+
+@contextmanager
+def installed(machine: Machine, *flags: str) -> Iterator[None]:
+    """Have the service for the length of a block."""
+    done = machine.run(PROGRAM, "service", "install", "--system", *flags)
+    try:
+        assert done.returncode == 0, done.stderr
+        yield
+    finally:
+        machine.run(PROGRAM, "service", "uninstall", "--system")
+
+
+def main_pid(machine: Machine) -> str:
+    """Return the process id of the service, "0" while it does not run."""
+    words = ("systemctl", "show", "octaskly", "--property=MainPID", "--value")
+    return machine.run(*words).stdout.strip()
+
+
+@contextmanager
+def trying(machine: Machine, heard: Path) -> Iterator[Callable[[], bytes]]:
+    """Let another user of the machine try to take the port, on and on."""
+    words = (sys.executable, port_thief.__file__, str(THIEF_UID), "3000")
+    with (
+        heard.open("wb") as file,
+        subprocess.Popen(
+            machine.words(*words, "127.0.0.1", "::1"), stdout=file
+        ) as process,
+    ):
+        try:
+            until(lambda: TRIED in heard.read_bytes(), "somebody tries to take it")
+            yield heard.read_bytes
+        finally:
+            # nsenter has a child, which ends with the machine otherwise.
+            machine.run("pkill", "--uid", str(THIEF_UID))
+            process.wait()
 
 
 def test_a_program_that_a_user_can_change_is_refused(machine: Machine) -> None:

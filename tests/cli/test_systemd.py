@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.config.defaults import API_PORT, LOOPBACK
+
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 EXPOSURE_MAX = 25  #: tenths: 2.5, where 10 is no protection at all
 
@@ -37,6 +39,7 @@ def installed(tmp_path: Path, name: str) -> Path:
     """Return the unit as a file that names an existing program."""
     text = (UNITS / name).read_text()
     target = tmp_path / "octaskly.service"
+    shutil.copy(UNITS / "octaskly.socket", tmp_path)
     target.write_text(
         re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE)
     )
@@ -59,6 +62,31 @@ def test_the_user_unit_is_valid(tmp_path: Path) -> None:
     done = analyze("--man=no", "--user", "verify", str(unit), runtime=tmp_path)
 
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["octaskly.service", "octaskly-user.service"])
+def test_socket_unit_is_valid(tmp_path: Path, name: str) -> None:
+    """And it is started, enabled and disabled with the service."""
+    unit = installed(tmp_path, name)
+
+    done = analyze("--man=no", "verify", str(tmp_path / "octaskly.socket"))
+
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    lines = unit.read_text().splitlines()
+    assert "Wants=octaskly.socket" in lines
+    assert "Also=octaskly.socket" in lines
+
+
+def test_socket_unit_listens_where_the_agent_would() -> None:
+    """On the default port, on all that `localhost` means, and nowhere else."""
+    text = (UNITS / "octaskly.socket").read_text()
+
+    listens = re.findall("^Listen.*$", text, re.MULTILINE)
+
+    assert listens == [
+        f"ListenStream={address}:{API_PORT}"
+        for address in (LOOPBACK[0], f"[{LOOPBACK[1]}]")
+    ]
 
 
 def test_the_system_unit_exposes_little(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_the_deb_installs_the_program_at_the_unit_s_path() -> None:
     fields = set(re.findall("@[A-Z]+@", (DEBIAN / "control").read_text()))
 
     assert "opt=$root/opt/octaskly\n" in build
+    assert '"$units"/octaskly.{service,socket} -t ' in build
     assert "\nExecStart=/opt/octaskly/bin/octaskly agent\n" in unit
     assert fields == set(re.findall("@[A-Z]+@", build))
 
@@ -174,6 +175,7 @@ dpkg -i /root/octaskly.deb
 id octaskly
 test -f /usr/share/man/man1/octaskly-run.1.gz
 test -f /usr/lib/systemd/system/octaskly.service
+test -f /usr/lib/systemd/system/octaskly.socket
 test -n "$(find /opt/octaskly -path */static/vendor/preact.js)"
 command -v octaskly
 state=/var/lib/octaskly

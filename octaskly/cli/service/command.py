@@ -26,7 +26,7 @@ from octaskly.cli.output.render import (
 from octaskly.cli.output.terminal import confirm, print_text
 from octaskly.cli.service import unit_files
 from octaskly.cli.service.install import apply_plan, make_plan, service_config
-from octaskly.cli.service.systemd import UNIT, Scope, Systemd
+from octaskly.cli.service.systemd import SOCKET_UNIT, UNIT, Scope, Systemd
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import NODES, Call
 from octaskly.config.agent import AgentConfig
@@ -130,7 +130,10 @@ def uninstall(
             "without another copy of the secret nobody joins this mesh again.",
             abort=True,
         )
-    systemd.systemctl_or_raise("disable", "--now", UNIT, timeout_s=150.0)
+    units = [UNIT]
+    if unit_files.socket_path(scope, context.environ).exists():
+        units.insert(0, SOCKET_UNIT)  # Else a request could start the service again.
+    systemd.systemctl_or_raise("disable", "--now", *units, timeout_s=150.0)
     for draft in unit_files.make_unit_files(scope, context.environ, path, ()):
         draft.path.unlink(missing_ok=True)
     systemd.systemctl_or_raise("daemon-reload")
@@ -244,9 +247,11 @@ def _print_agent(config: AgentConfig, systemd: Systemd, *, is_new: bool) -> None
         note("  hint: octaskly join    with a code that `octaskly invite` shows there")
         return
     own = _print_mesh(agent, is_new=is_new)
+    api = f"API {agent['api_url']} (this machine only)"
+    if taken := agent.get("api_port_taken"):
+        api = f"no API port here, because {taken['holder']} holds {taken['port']}"
     note(
-        f"✓ listening for peers on port {agent['peer_port']} (TLS, members only); "
-        f"API {agent['api_url']} (this machine only)"
+        f"✓ listening for peers on port {agent['peer_port']} (TLS, members only); {api}"
     )
     user = getpass.getuser() if systemd.scope is Scope.USER else TASK_USER
     limits = format_capacity(own or NodeInfo(name=config.name, slots=config.slots))

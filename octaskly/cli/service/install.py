@@ -19,8 +19,9 @@ from octaskly.cli.service.program_trust import (
     find_untrusted_paths,
     program_paths,
 )
-from octaskly.cli.service.systemd import UNIT, Scope, Systemd
+from octaskly.cli.service.systemd import SOCKET_UNIT, UNIT, Scope, Systemd
 from octaskly.config.agent import AgentConfig, load_agent_config
+from octaskly.config.defaults import API_PORT
 from octaskly.errors import ConfigError
 
 SHOWN_MAX = 3  #: untrusted paths named in an error; one is enough to refuse
@@ -89,16 +90,28 @@ def make_plan(
     kept = not flags and before is not None and bool(before.flags)
     if kept and before is not None and before.flags:
         flags = before.flags
-    plan = InstallPlan(
-        scope,
-        tuple(unit_files.make_unit_files(scope, environ, program, flags)),
-        flags,
-        service_config(scope, environ, flags),
-        kept_flags=kept,
-    )
+    config = service_config(scope, environ, flags)
+    port = require_fixed_port(config)
+    files = unit_files.make_unit_files(scope, environ, program, flags, port)
+    plan = InstallPlan(scope, tuple(files), flags, config, kept_flags=kept)
     if before is not None and not force:
         _check_replaceable(before, plan, program)
     return plan
+
+
+def require_fixed_port(config: AgentConfig) -> int:
+    """Return the port of the API that the socket unit holds.
+
+    Raises:
+        ConfigError: any free port was asked for.
+    """
+    if config.options.api_port == 0:
+        raise ConfigError(
+            "a service has a fixed API port, which systemd holds while it restarts",
+            hint="octaskly service install --api-port 3001    for example",
+            field="--api-port",
+        )
+    return config.options.api_port or API_PORT
 
 
 def require_root_owned(program: Path) -> None:
@@ -173,10 +186,15 @@ def apply_plan(plan: InstallPlan, systemd: Systemd) -> str:
             systemd.run_tool("systemd-tmpfiles", "--create", "octaskly.conf")
         systemd.systemctl_or_raise("daemon-reload")
         systemd.systemctl_or_raise("enable", UNIT)
-        systemd.systemctl("reset-failed", UNIT)
+        systemd.systemctl("reset-failed", UNIT, SOCKET_UNIT)
         if was_active and not changes:
             return "runs already"
-        systemd.start_unit("restart" if was_active else "start")
+        if any(draft.path.name == SOCKET_UNIT for draft in changes):
+            # A socket cannot be started while its service runs.
+            systemd.stop_units()
+            systemd.start_unit("start")
+        else:
+            systemd.start_unit("restart" if was_active else "start")
     return "restarted" if was_active else "started"
 
 
@@ -190,9 +208,9 @@ def _roll_back_on_interrupt(
         yield
     except KeyboardInterrupt:
         if not was_active:
-            systemd.systemctl("stop", UNIT)
+            systemd.stop_units()
         if before[plan.files[0].path] is None:
-            systemd.systemctl("disable", UNIT)
+            systemd.systemctl("disable", UNIT, SOCKET_UNIT)
         for path, content in before.items():
             if content is None:
                 path.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import grp
 import os
-import pwd
 import stat
 import sys
 import sysconfig
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import octaskly
+from octaskly.config.users import user_name
 
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 """Folders that `ProtectHome=yes` hides from the system unit."""
@@ -138,7 +138,7 @@ def _untrusted_reason(step: Path) -> str | None:
     except FileNotFoundError:
         return None  # Creating it needs write access to its folder, checked before.
     if status.st_uid != 0:
-        return f"belongs to {_user(status.st_uid)}"
+        return f"belongs to user {user_name(status.st_uid)}"
     if stat.S_ISLNK(status.st_mode):
         return None  # Changing a link needs write access to its folder.
     if status.st_mode & stat.S_IWOTH:
@@ -155,13 +155,6 @@ def _has_acl(step: Path) -> bool:
         return bool(os.getxattr(step, _ACL))
     except OSError:
         return False  # No list, or the file system does not support lists.
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def _group(gid: int) -> str:

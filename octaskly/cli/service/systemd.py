@@ -21,6 +21,7 @@ from octaskly.errors import ConfigError, MeshError, PermissionDenied
 SYSTEMD_RUN_DIR = Path("/run/systemd/system")
 """Exists if and only if systemd runs, see sd_booted(3)."""
 UNIT = "octaskly.service"
+SOCKET_UNIT = "octaskly.socket"  #: holds the port of the API
 START_S_MAX = 150.0  #: systemd limits a start to 90 s, and the stop before to 60 s
 CALL_S_MAX = 30.0
 
@@ -93,6 +94,11 @@ class Systemd:
             raise failure from _ProgramOutput(
                 said.stderr or f"exit code {said.exit_code}"
             )
+
+    def stop_units(self) -> None:
+        """Stop the service and its socket; a request would start it again."""
+        # The socket first, so that no request starts the service in between.
+        self.systemctl("stop", SOCKET_UNIT, UNIT, timeout_s=START_S_MAX)
 
     def start_unit(self, verb: str) -> None:
         """Start or restart the service; return once its agent is ready.

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import octaskly
-from octaskly.cli.service.systemd import UNIT, Scope
+from octaskly.cli.service.systemd import SOCKET_UNIT, UNIT, Scope
+from octaskly.config.defaults import API_PORT
 from octaskly.config.paths import xdg_folder
 from octaskly.errors import ConfigError
 
 _PACKAGE = Path(octaskly.__file__).parent
 _FOLDERS = (_PACKAGE / "systemd", _PACKAGE.parent / "systemd")  #: wheel, clone
 _EXEC = re.compile(r"^ExecStart=.*$", re.MULTILINE)
+_LISTEN = re.compile(rf"^(ListenStream=.*):{API_PORT}$", re.MULTILINE)
+_PORT_FLAG = "--api-port"
 _TRAILER = re.compile(
     r"^# Written by `octaskly service install`.*\n"
     r"# flags: (?P<flags>.*)\n# sha256: (?P<digest>[0-9a-f]{64})\n\Z",
@@ -61,20 +64,36 @@ def unit_path(scope: Scope, environ: Mapping[str, str]) -> Path:
     return xdg_folder(environ, "XDG_CONFIG_HOME", ".config") / "systemd" / "user" / UNIT
 
 
+def socket_path(scope: Scope, environ: Mapping[str, str]) -> Path:
+    """Return the path of the unit that holds the port."""
+    return unit_path(scope, environ).with_name(SOCKET_UNIT)
+
+
 def make_unit_files(
-    scope: Scope, environ: Mapping[str, str], program: Path, flags: Sequence[str]
+    scope: Scope,
+    environ: Mapping[str, str],
+    program: Path,
+    flags: Sequence[str],
+    api_port: int = API_PORT,
 ) -> list[UnitFile]:
     """Return the files of the service, the unit first.
+
+    `api_port` goes into the socket unit alone, so that it is set in one place.
 
     Raises:
         ConfigError: this installation has no unit files.
     """
     source = "octaskly.service" if scope is Scope.SYSTEM else "octaskly-user.service"
     command = " ".join(
-        quote_for_systemd(word) for word in (str(program), "agent", *flags)
+        quote_for_systemd(word)
+        for word in (str(program), "agent", *_without_port(flags))
     )
     unit = _EXEC.sub(lambda _: f"ExecStart={command}", _read_template(source), count=1)
-    files = [UnitFile(unit_path(scope, environ), with_trailer(unit, flags))]
+    port = _LISTEN.sub(rf"\g<1>:{api_port}", _read_template(SOCKET_UNIT))
+    files = [
+        UnitFile(unit_path(scope, environ), with_trailer(unit, flags)),
+        UnitFile(socket_path(scope, environ), with_trailer(port, ())),
+    ]
     if scope is Scope.SYSTEM:
         for kind in ("sysusers.d", "tmpfiles.d"):
             text = with_trailer(_read_template(f"{kind}/octaskly.conf"), ())
@@ -155,6 +174,14 @@ def quote_for_systemd(word: str) -> str:
 def _digest(text: str, flags: Sequence[str]) -> str:
     body = f"{text.rstrip()}\n{json.dumps(list(flags))}"
     return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _without_port(flags: Sequence[str]) -> list[str]:
+    words = list(flags)
+    while _PORT_FLAG in words:
+        at = words.index(_PORT_FLAG)
+        del words[at : at + 2]
+    return words
 
 
 def _read_template(name: str) -> str:
