@@ -52,7 +52,12 @@ from octaskly.runner.pool.pool import Pool
 from octaskly.runner.pool.report_queue import EndedCallback
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_ports, port_of
+from octaskly.system.listening_sockets import (
+    WILDCARD_ADDRESSES,
+    LoopbackPort,
+    bind_ports,
+    port_of,
+)
 from octaskly.system.log import Logger, log_line
 from octaskly.system.machine_stats import LoadSampler
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner
@@ -143,6 +148,7 @@ class Components:
     def __init__(
         self,
         config: AgentConfig,
+        loopback_port: LoopbackPort,
         secret_file: SecretFile,
         store: Store,
         saved: ev.SavedState,
@@ -158,6 +164,7 @@ class Components:
 
         Args:
             config: The settings.
+            loopback_port: The port of the local API; the caller closes it.
             secret_file: The file of the mesh secret, which must exist.
             store: The open log; the caller closes it.
             saved: The state that the log had when it was opened.
@@ -178,7 +185,7 @@ class Components:
         self._secret_holder = MeshSecretHolder(
             secret_file, secret, key.node_id, clock, config.timing, log
         )
-        self._bind_ports()
+        self._bind_ports(loopback_port)
         self._info = self._node_info(assigned_name(config.name, saved.name))
         self._machine_monitor = MachineMonitor(store)
         self._peers_known = len(saved.peers)
@@ -189,11 +196,12 @@ class Components:
         self._build_shell(on_duplicate)
         self._build_webhooks(secret)
 
-    def _bind_ports(self) -> None:
+    def _bind_ports(self, loopback_port: LoopbackPort) -> None:
+        self._loopback_port = loopback_port
         options = self._config.options
         self._local_addresses = local_addresses(options.interfaces)
         lan = [address.host for address in self._local_addresses]
-        self._api_sockets, self._peer_sockets, self._lan_sockets = bind_ports(
+        self._peer_sockets, self._lan_sockets = bind_ports(
             options, lan if options.interfaces else WILDCARD_ADDRESSES, self._log
         )
 
@@ -211,7 +219,8 @@ class Components:
         self._join_service.start(tasks)
         self._subscribe_to_secret(tasks)
         await self._transport.start(tasks, self._peer_sockets)
-        await self._api.serve(ListenerKind.LOOPBACK, self._api_sockets)
+        loopback = self._loopback_port.listeners()
+        await self._api.serve(ListenerKind.LOOPBACK, loopback)
         await self._api.serve(ListenerKind.LAN, self._lan_sockets)
         await self._api.serve_unix(self._socket_path, group=SOCKET_GROUP)
         self.loop.start()
@@ -357,6 +366,7 @@ class Components:
                 self.store_failure,
                 self._store.has_disk_room,
                 self._secret_holder.lost_membership_reason,
+                self._loopback_port.warnings,
             ),
             signer=self._token_signer,
             names={**dict(saved.names), self._info.id: name},
@@ -474,7 +484,7 @@ class Components:
             self._config,
             self._info,
             mesh=self._trust.mesh_id,
-            api_port=port_of(self._api_sockets),
+            loopback_port=self._loopback_port,
         )
 
     # --- callbacks -----------------------------------------------------------------

@@ -20,6 +20,8 @@ class HealthChecks:
     has_disk_room: Callable[[], bool]  #: True if the disk has room for the log
     lost_membership_reason: Callable[[], str | None] = _no_reason
     """Why this node is no longer a member, and how it can join again; or None."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong on this node though it can serve; everyone may read it."""
 
     def failure_reason(self) -> str | None:
         """Return why this node cannot serve, or None if it can."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,11 @@ from octaskly.runner.processes.proc_tree import become_subreaper
 from octaskly.store import Store
 from octaskly.store.tables.database import DatabaseLock
 from octaskly.system.clock import SystemClock
+from octaskly.system.listening_sockets import (
+    LoopbackPort,
+    open_loopback_port,
+    take_inherited_sockets,
+)
 from octaskly.system.log import Logger
 from octaskly.trust import MeshSecret, NodeKey, SecretFile, create_secret_file
 from octaskly.trust.secret_file import SecretUse
@@ -52,8 +57,9 @@ class Agent:
         log: Logger,
         notifier: SystemdNotifier,
         signals: StopSignals,
+        environ: MutableMapping[str, str],
     ) -> None:
-        self._config = config
+        self._config, self._environ = config, environ
         self._log = log.bind(node=config.name)
         self._notifier = notifier
         self._clock, self._garbage_collection = SystemClock(), GarbageCollection()
@@ -78,6 +84,8 @@ class Agent:
         Raises:
             ConfigError, StoreError: a folder, a file or a port cannot be used.
         """
+        # First of all: other processes must not inherit them.
+        inherited = take_inherited_sockets(self._environ)
         if change_mesh.is_leaving(self._config.paths):
             self._delete_mesh_state("a leave was requested before the agent stopped")
         self._make_folders()
@@ -86,23 +94,35 @@ class Agent:
         become_subreaper()
         sys.unraisablehook = build_unraisable_hook(self._log, self._clock)
         self._secret_use.register()
-        secret, is_first = await self._obtain_secret(meshes)
-        while secret is not None:
-            self._isolate_mesh_state(secret.mesh_id)
-            await self._run_node(is_first=is_first)
-            if self._is_duplicate:
-                self._replace_node_key()
-            elif self._has_joined_other_mesh:
-                self._has_joined_other_mesh = False
-                secret, is_first = await self._obtain_secret(None)
-            else:
-                break
+        requested = self._config.options.api_port
+        port = open_loopback_port(requested, inherited, self._log)
+        with contextlib.closing(port):
+            await self._run_nodes(port, meshes)
         if self._is_leaving:
             self._delete_mesh_state("octaskly leave")
         self._log.info("agent stopped")
         return 0
 
-    async def _run_node(self, *, is_first: bool) -> None:
+    async def _run_nodes(
+        self, loopback_port: LoopbackPort, meshes: frozenset[str] | None
+    ) -> None:
+        """Run one node after another until the agent stops or leaves its mesh.
+
+        All of them serve the same port, so that no other user can take it in between.
+        """
+        secret, is_first = await self._obtain_secret(loopback_port, meshes)
+        while secret is not None:
+            self._isolate_mesh_state(secret.mesh_id)
+            await self._run_node(loopback_port, is_first=is_first)
+            if self._is_duplicate:
+                self._replace_node_key()
+            elif self._has_joined_other_mesh:
+                self._has_joined_other_mesh = False
+                secret, is_first = await self._obtain_secret(loopback_port, None)
+            else:
+                break
+
+    async def _run_node(self, loopback_port: LoopbackPort, *, is_first: bool) -> None:
         """Run one node until it stops, gets another id or changes its mesh."""
         store = Store(
             self._config.paths.database,
@@ -115,6 +135,7 @@ class Agent:
         try:
             parts = self._components = Components(
                 self._config,
+                loopback_port,
                 self._secret_file,
                 store,
                 saved,
@@ -202,7 +223,7 @@ class Agent:
             )
 
     async def _obtain_secret(
-        self, meshes: frozenset[str] | None
+        self, loopback_port: LoopbackPort, meshes: frozenset[str] | None
     ) -> tuple[MeshSecret | None, bool]:
         """Return the mesh secret, and whether this node has just created it.
 
@@ -221,7 +242,12 @@ class Agent:
                 self._log.info("mesh secret created", file=str(path))
             return self._secret_file.load(), was_made
         async with serve_unpaired(
-            self._config, meshes, self._clock, self._log, self._mesh_changes
+            self._config,
+            loopback_port,
+            meshes,
+            self._clock,
+            self._log,
+            self._mesh_changes,
         ):
             self._notifier.notify_ready()
             self._notifier.set_status(

@@ -43,7 +43,7 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
             # If the folder is unreadable, a later read raises an error that names it.
             has_secret = os.path.lexists(config.paths.secret)
             return asyncio.run(
-                _start_agent(config, log, notifier, has_secret=has_secret)
+                _start_agent(config, log, notifier, environ, has_secret=has_secret)
             )
     except (ConfigError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201  the last output of a command
@@ -64,14 +64,20 @@ def _disable_core_dumps() -> int:
 
 
 async def _start_agent(
-    config: AgentConfig, log: Logger, notifier: SystemdNotifier, *, has_secret: bool
+    config: AgentConfig,
+    log: Logger,
+    notifier: SystemdNotifier,
+    environ: MutableMapping[str, str],
+    *,
+    has_secret: bool,
 ) -> int:
     signals, meshes = StopSignals(), None
     if not has_secret:
         interfaces = config.options.interfaces
         meshes = await scan_meshes(FIRST_SCAN_S, interfaces, meanwhile=_import_agent)
     life = await _import_agent()
-    code: int = await life.Agent(config, log, notifier, signals).run(meshes)
+    agent = life.Agent(config, log, notifier, signals, environ)
+    code: int = await agent.run(meshes)
     return code
 
 

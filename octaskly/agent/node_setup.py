@@ -23,8 +23,9 @@ from octaskly.config.task_account import Account
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
-from octaskly.rest.mesh import Checkup, MovedPort
+from octaskly.rest.mesh import Checkup, MovedPort, TakenPort
 from octaskly.runner.files.task_user_ops import TaskUserHelper
+from octaskly.system.listening_sockets import LoopbackPort
 from octaskly.system.log import Logger
 from octaskly.system.machine_stats import is_on_mains_power, list_gpus, memory_total_mb
 
@@ -111,12 +112,19 @@ def _share_with_group(folder: Path, account: Account, mode: int) -> None:
 
 
 def describe_agent(
-    config: AgentConfig, node: NodeInfo, *, mesh: str | None, api_port: int
+    config: AgentConfig,
+    node: NodeInfo,
+    *,
+    mesh: str | None,
+    loopback_port: LoopbackPort,
 ) -> Checkup:
     """Return the description of a running agent for `agent.json` and `doctor`."""
-    options = config.options
+    options, taken = config.options, None
+    api_port, taken_port = loopback_port.port, loopback_port.taken_port
+    if taken_port is not None:
+        taken = TakenPort(port=taken_port, holder=loopback_port.holder)
     ports = (
-        ("api", options.api_port, API_PORT, api_port),
+        ("api", options.api_port, API_PORT, api_port or 0),
         ("peer", options.peer_port, PEER_PORT, node.peer_port),
         ("lan", options.lan_port, LAN_PORT, node.lan_port),
     )
@@ -126,7 +134,8 @@ def describe_agent(
         node_id=node.id,
         pid=os.getpid(),
         version=node.version,
-        api_url=f"http://localhost:{api_port}",
+        api_url=f"http://localhost:{api_port}" if api_port else None,
+        api_port_taken=taken,
         socket=str(config.paths.socket_path(node.name)),
         state_dir=str(config.paths.state),
         secret_file=str(config.paths.secret),

@@ -15,13 +15,7 @@ from octaskly.agent.join_service import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.node_setup import describe_agent, write_description
 from octaskly.api import ApiServer, HttpTimeouts, ListenerKind
 from octaskly.config.agent import AgentConfig
-from octaskly.config.defaults import (
-    API_PORT,
-    LOOPBACK,
-    PEER_PORT,
-    QUEUE_MAX,
-    SOCKET_GROUP,
-)
+from octaskly.config.defaults import PEER_PORT, QUEUE_MAX, SOCKET_GROUP
 from octaskly.core.events import SavedState
 from octaskly.core.model.nodes import NO_LOAD, NodeInfo
 from octaskly.core.model.settings import Settings
@@ -32,15 +26,15 @@ from octaskly.mesh.wire import WirePacker
 from octaskly.ports import Principal
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
-from octaskly.system.listening_sockets import bind_port, port_of
+from octaskly.system.listening_sockets import LoopbackPort
 from octaskly.system.log import Logger, log_line
-from octaskly.system.machine_stats import process_on_port
 from octaskly.trust import NodeKey
 
 
 @contextlib.asynccontextmanager
 async def serve_unpaired(
     config: AgentConfig,
+    loopback_port: LoopbackPort,
     meshes: frozenset[str],
     clock: SystemClock,
     log: Logger,
@@ -52,14 +46,16 @@ async def serve_unpaired(
     join or a leave.
 
     Raises:
-        ConfigError: the state folder, the database or the API port cannot be used.
+        ConfigError: the state folder or the database cannot be used.
     """
     store = Store(config.paths.database, WirePacker(), lambda _: None, clock)
     store.open()
     try:
         async with (
             asyncio.TaskGroup() as tasks,
-            _serve_local_api(config, store, clock, log, mesh_changes) as node,
+            _serve_local_api(
+                config, loopback_port, store, clock, log, mesh_changes
+            ) as node,
         ):
             discovery = Discovery(
                 node=node,
@@ -87,6 +83,7 @@ async def serve_unpaired(
 @contextlib.asynccontextmanager
 async def _serve_local_api(
     config: AgentConfig,
+    loopback_port: LoopbackPort,
     store: Store,
     clock: SystemClock,
     log: Logger,
@@ -95,7 +92,7 @@ async def _serve_local_api(
     """Serve the API on loopback and the local socket; refuse every token."""
     key = NodeKey.load_or_create(config.paths.state)
     node = _node_info(config, key, clock)
-    gateway = _build_gateway(node, store, clock)
+    gateway = _build_gateway(node, store, clock, loopback_port.warnings)
     admissions = AgentJoinService(
         config=config,
         name=node.name,
@@ -107,14 +104,7 @@ async def _serve_local_api(
         mesh_changes=mesh_changes,
         log=log,
     )
-    sockets = bind_port(
-        "--api-port",
-        requested=config.options.api_port,
-        default=API_PORT,
-        addresses=LOOPBACK,
-        process_on=process_on_port,
-    )
-    described = describe_agent(config, node, mesh=None, api_port=port_of(sockets))
+    described = describe_agent(config, node, mesh=None, loopback_port=loopback_port)
     api = ApiServer(
         gateway,
         verify_token=_refuse_token,
@@ -126,7 +116,7 @@ async def _serve_local_api(
         admissions=admissions,
         describe_agent=lambda: described,
     )
-    await api.serve(ListenerKind.LOOPBACK, sockets)
+    await api.serve(ListenerKind.LOOPBACK, loopback_port.listeners())
     await api.serve_unix(config.paths.socket_path(node.name), group=SOCKET_GROUP)
     write_description(config, described)
     try:
@@ -148,7 +138,9 @@ def _node_info(config: AgentConfig, key: NodeKey, clock: SystemClock) -> NodeInf
     )
 
 
-def _build_gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGateway:
+def _build_gateway(
+    node: NodeInfo, store: Store, clock: SystemClock, warnings: tuple[str, ...]
+) -> AgentGateway:
     return AgentGateway(
         node_id=node.id,
         mesh_id=None,
@@ -161,7 +153,9 @@ def _build_gateway(node: NodeInfo, store: Store, clock: SystemClock) -> AgentGat
         stream_output=_refuse_call,
         last_load=lambda: NO_LOAD,
         health_checks=HealthChecks(
-            write_failure=lambda: store.write_failure, has_disk_room=store.has_disk_room
+            write_failure=lambda: store.write_failure,
+            has_disk_room=store.has_disk_room,
+            warnings=warnings,
         ),
         signer=None,
         names={},

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from octaskly.client import errors
 from octaskly.client.errors import NoAnswer, ReplyLost
 from octaskly.client.flows.rest_calls import Call, Response
+from octaskly.client.listener_check import require_trusted_listener
 from octaskly.client.unix_socket import CONNECT_S_MAX, connect_unix
 from octaskly.errors import ConfigError
+from octaskly.system.tcp_table import listeners_on
 
 if TYPE_CHECKING:
     import ssl
@@ -100,6 +102,19 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = connect_unix(self._path)
 
 
+class _LoopbackConnection(http.client.HTTPConnection):
+    """HTTP over a port of this machine, whose listener is checked before any use."""
+
+    def connect(self) -> None:
+        before = listeners_on(self.port)
+        super().connect()
+        try:
+            require_trusted_listener(before, *self.sock.getpeername()[:2])
+        except BaseException:
+            self.close()
+            raise
+
+
 class HttpConnection:
     """A connection to one node, opened on first use; for one thread at a time."""
 
@@ -133,13 +148,15 @@ class HttpConnection:
             ConfigError: `ca_file` is unusable.
         """
         scheme, _, host = url.partition("://")
-        connection = (
-            http.client.HTTPConnection(host, timeout=CONNECT_S_MAX)
-            if scheme == "http"
-            else http.client.HTTPSConnection(
+        connection: http.client.HTTPConnection
+        if scheme == "https":
+            connection = http.client.HTTPSConnection(
                 host, timeout=CONNECT_S_MAX, context=tls_context(ca_file)
             )
-        )
+        elif token:
+            connection = _LoopbackConnection(host, timeout=CONNECT_S_MAX)
+        else:
+            connection = http.client.HTTPConnection(host, timeout=CONNECT_S_MAX)
         return cls(connection, node_label=url, token=token)
 
     def close(self) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import msgspec
 
 from octaskly.client.errors import SeveralAgents, Unreachable
+from octaskly.client.listener_check import RUN_FOLDER
 from octaskly.client.unix_socket import connect_unix
 from octaskly.config.paths import STATE_BASE, xdg_folder
 from octaskly.errors import PermissionDenied
-
-RUN_FOLDER = Path("/run/octaskly")
 
 NO_AGENT = "no Octaskly agent is running on this machine"
 NO_AGENT_HINT = """\

@@ -243,8 +243,8 @@ class LimitOptions:
 class AgentOptions(LimitOptions):
     """Values of all settings; None and () mean that a setting was not given.
 
-    A given port must be free. If a default port is taken, the next free one is used.
-    Port 0 means any free port.
+    A given port must be free. If a default port is taken, the next free one is used,
+    unless it is the API port and another user holds it. Port 0 means any free port.
     """
 
     name: str | None = setting(
@@ -274,7 +274,8 @@ class AgentOptions(LimitOptions):
         _PORT,
         "plain HTTP API, on this machine only",
         unset=str(API_PORT),
-        details="0 means any free port",
+        details="0 means any free port; under systemd, `octaskly.socket` sets it. If "
+        "another user holds the default port, the agent serves none on this machine",
     )
     peer_port: int | None = setting(
         "--peer-port",

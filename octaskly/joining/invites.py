@@ -32,7 +32,6 @@ from octaskly.mesh.discovery.mdns_scan import advertise_pairing
 from octaskly.ports import Clock, IssuedInvite
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import Logger
-from octaskly.system.machine_stats import process_on_port
 
 OPEN_INVITES_MAX: Final = 3
 FAILURES_MAX: Final = 10  #: within an hour; then all open invites are revoked
@@ -144,7 +143,6 @@ class InviteServer:
             requested=None,
             default=PAIRING_PORT,
             addresses=self._addresses,
-            process_on=process_on_port,
         )
         self._port = port_of(sockets)
         self._is_closing = False

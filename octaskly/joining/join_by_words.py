@@ -38,7 +38,6 @@ from octaskly.mesh.discovery.interfaces import local_addresses
 from octaskly.mesh.discovery.mdns_scan import advertise_pairing
 from octaskly.system.clock import SystemClock
 from octaskly.system.listening_sockets import WILDCARD_ADDRESSES, bind_port, port_of
-from octaskly.system.machine_stats import process_on_port
 from octaskly.trust import node_id_of
 
 MEMBER_WAIT_S: Final = 600.0  #: to wait for the connection of a member
@@ -76,7 +75,6 @@ async def wait_for_member(
         requested=None,
         default=PAIRING_PORT,
         addresses=local if interfaces else WILDCARD_ADDRESSES,
-        process_on=process_on_port,
     )
     first: asyncio.Future[PendingComparison] = (
         asyncio.get_running_loop().create_future()

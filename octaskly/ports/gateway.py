@@ -102,6 +102,7 @@ class Health:
     is_healthy: bool
     uptime_s: float
     message: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Gateway(OutputSource, EventSource, Protocol):

@@ -47,11 +47,14 @@ class TokenList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionCode(msgspec.Struct, frozen=True, kw_only=True):
-    """A one-time code that opens the dashboard, and the URLs that contain it."""
+    """A one-time code that opens the dashboard, and the URLs that contain it.
+
+    `url` is null where the node has no API port on its own machine.
+    """
 
     code: str
     expires_at: At = ""
-    url: str
+    url: str | None
     lan_url: str | None = None
 
 

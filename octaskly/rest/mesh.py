@@ -165,11 +165,12 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Healthy(msgspec.Struct, frozen=True, kw_only=True):
-    """A node that can serve."""
+    """A node that can serve; `warnings` are there only if something is wrong."""
 
     status: Annotated[str, one_of("healthy")] = "healthy"
     version: str
     uptime_seconds: int
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Unhealthy(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,14 +192,25 @@ class MovedPort(msgspec.Struct, frozen=True, kw_only=True):
     used: int
 
 
+class TakenPort(msgspec.Struct, frozen=True, kw_only=True):
+    """A port that another user held when the agent started, and who that is."""
+
+    port: int
+    holder: str
+
+
 class Checkup(msgspec.Struct, frozen=True, kw_only=True):
-    """Setup of an agent; only a member of a mesh has the last two fields."""
+    """Setup of an agent; only a member of a mesh has the last two fields.
+
+    `api_url` is null if another user holds the port, which `api_port_taken` describes.
+    """
 
     name: str
     node_id: str
     pid: int = 0
     version: str = ""
-    api_url: str = ""
+    api_url: str | None = ""
+    api_port_taken: TakenPort | None = None
     socket: str = ""
     state_dir: str
     secret_file: str

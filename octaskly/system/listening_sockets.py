@@ -2,29 +2,139 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import ipaddress
+import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from octaskly.config.defaults import API_PORT, LAN_PORT, LOOPBACK, PEER_PORT
 from octaskly.config.settings import AgentOptions
+from octaskly.config.users import user_name
 from octaskly.errors import ConfigError
 from octaskly.system.log import Logger
 from octaskly.system.machine_stats import process_on_port
+from octaskly.system.tcp_table import listeners_on
 
 WILDCARD_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104  peers are authenticated by TLS
 
 NEXT_PORT_TRIES = 100  #: ports to try, from the default port on
 ANY_PORT_TRIES = 20  #: for port 0: a random port must be free on every address
+FIRST_INHERITED_FD: Final = 3  #: SD_LISTEN_FDS_START of sd_listen_fds(3)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackPort:
+    """The port of the local API, held for the lifetime of the process.
+
+    Plain HTTP does not prove who answers. The agent therefore never replaces a port
+    that another user holds: programs would go on sending tokens to that user.
+    """
+
+    sockets: tuple[socket.socket, ...] = ()
+    port: int | None = None  #: None: another user holds `taken_port`
+    taken_port: int | None = None
+    holder: str = ""  #: who holds `taken_port`
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What everyone may read about a missing port."""
+        if self.port is not None:
+            return ()
+        where = f"this machine's port {self.taken_port}"
+        return (f"the API is not on {where}: another user holds it",)
+
+    def listeners(self) -> list[socket.socket]:
+        """Return duplicates of the sockets; the caller closes them."""
+        return [each.dup() for each in self.sockets]
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for each in self.sockets:
+            each.close()
+
+
+def open_loopback_port(
+    requested: int | None, inherited: Sequence[socket.socket], log: Logger
+) -> LoopbackPort:
+    """Return the port of the local API.
+
+    Args:
+        requested: The requested port, 0 for any, None for the default one.
+        inherited: Listening sockets from systemd; they take precedence.
+        log: Receives a warning if the default port is taken.
+
+    Raises:
+        ConfigError: The requested port is taken or contradicts the inherited sockets.
+    """
+    if inherited:
+        return _use_inherited(requested, inherited, log)
+    if requested is not None:
+        sockets = bind_port(
+            "--api-port", requested=requested, default=API_PORT, addresses=LOOPBACK
+        )
+        return LoopbackPort(tuple(sockets), port_of(sockets))
+    for port in range(API_PORT, API_PORT + NEXT_PORT_TRIES):
+        found = _bind_all("--api-port", LOOPBACK, port)
+        if found and port != API_PORT:
+            _log_taken_port(log, API_PORT, using=port)
+        if found:
+            return LoopbackPort(tuple(found), port)
+        if not is_held_by_own_user(port):
+            return _without_port(port, log)
+    raise _no_free_port("--api-port", API_PORT)
+
+
+def take_inherited_sockets(
+    environ: MutableMapping[str, str],
+) -> tuple[socket.socket, ...]:
+    """Return the listening sockets that systemd passes to this process.
+
+    The variables are removed, because tasks must not find them. Source:
+    sd_listen_fds(3).
+
+    Raises:
+        ConfigError: One of them is not a listening TCP socket on loopback.
+    """
+    pid = environ.pop("LISTEN_PID", "")
+    count = environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return ()
+    descriptors = range(FIRST_INHERITED_FD, FIRST_INHERITED_FD + int(count))
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003  no keyword there
+    return tuple(map(_loopback_listener, descriptors))
+
+
+def describe_holder(port: int) -> str:
+    """Return who listens on a port: process and user, as far as they are known."""
+    users = sorted({each.uid for each in listeners_on(port)})
+    user = " and ".join(f"user {user_name(uid)}" for uid in users)
+    process = process_on_port(port)
+    if process and user:
+        return f"{process} of {user}"
+    return process or user or "another process"
+
+
+def is_held_by_own_user(port: int) -> bool:
+    """Return True if the user of this process alone listens on the port.
+
+    A socket that is bound and does not listen has no entry, so its user is unknown.
+    """
+    uids = {
+        each.uid
+        for each in listeners_on(port)
+        if any(each.accepts(address) for address in LOOPBACK)
+    }
+    return uids == {os.geteuid()}
 
 
 def bind_port(
-    flag: str,
-    *,
-    requested: int | None,
-    default: int,
-    addresses: Sequence[str],
-    process_on: Callable[[int], str | None],
+    flag: str, *, requested: int | None, default: int, addresses: Sequence[str]
 ) -> list[socket.socket]:
     """Return one bound TCP socket per address, all with one port.
 
@@ -34,7 +144,6 @@ def bind_port(
             one.
         default: The first port to try if none is requested.
         addresses: IP addresses; IPv6 addresses that this machine lacks are skipped.
-        process_on: Returns the name of the process that listens on a port, if known.
 
     Raises:
         ConfigError: The requested port is taken, or no port could be bound.
@@ -50,46 +159,31 @@ def bind_port(
         if sockets:
             return sockets
     if requested is not None:
-        by = process_on(requested)
         raise ConfigError(
-            f"port {requested} is taken" + (f" by {by}" if by else ""),
+            f"port {requested} is taken by {describe_holder(requested)}",
             hint=f"octaskly agent {flag} 0 takes any free port",
             field=flag,
         )
-    raise ConfigError(
-        f"no free port from {default} to {default + NEXT_PORT_TRIES - 1}", field=flag
-    )
+    raise _no_free_port(flag, default)
 
 
 def bind_ports(
     options: AgentOptions, lan: Sequence[str], log: Logger
 ) -> list[list[socket.socket]]:
-    """Return the sockets of the local API, of the peer port and of the LAN API.
+    """Return the sockets of the peer port and of the LAN API.
 
     Raises:
         ConfigError: As `bind_port`.
     """
-    wanted: tuple[tuple[str, int | None, int, Sequence[str]], ...] = (
-        ("--api-port", options.api_port, API_PORT, LOOPBACK),
-        ("--peer-port", options.peer_port, PEER_PORT, lan),
-        ("--lan-port", options.lan_port, LAN_PORT, lan),
+    wanted = (
+        ("--peer-port", options.peer_port, PEER_PORT),
+        ("--lan-port", options.lan_port, LAN_PORT),
     )
     bound: list[list[socket.socket]] = []
-    for flag, requested, default, addresses in wanted:
-        sockets = bind_port(
-            flag,
-            requested=requested,
-            default=default,
-            addresses=addresses,
-            process_on=process_on_port,
-        )
+    for flag, requested, default in wanted:
+        sockets = bind_port(flag, requested=requested, default=default, addresses=lan)
         if requested is None and port_of(sockets) != default:
-            log.warning(
-                "port taken",
-                port=default,
-                holder=process_on_port(default) or "another process",
-                using=port_of(sockets),
-            )
+            _log_taken_port(log, default, using=port_of(sockets))
         bound.append(sockets)
     return bound
 
@@ -98,6 +192,69 @@ def port_of(sockets: Sequence[socket.socket]) -> int:
     """Return the port that these sockets share."""
     port: int = sockets[0].getsockname()[1]
     return port
+
+
+def _log_taken_port(log: Logger, port: int, *, using: int) -> None:
+    log.warning("port taken", port=port, holder=describe_holder(port), using=using)
+
+
+def _no_free_port(flag: str, default: int) -> ConfigError:
+    return ConfigError(
+        f"no free port from {default} to {default + NEXT_PORT_TRIES - 1}", field=flag
+    )
+
+
+def _use_inherited(
+    requested: int | None, inherited: Sequence[socket.socket], log: Logger
+) -> LoopbackPort:
+    ports = {port_of([each]) for each in inherited}
+    if len(ports) > 1 or requested not in (None, 0, *ports):
+        held = " and ".join(map(str, sorted(ports)))
+        asked = "one is needed" if requested is None else f"--api-port is {requested}"
+        raise ConfigError(
+            f"systemd holds port {held} for this agent, but {asked}",
+            hint="systemctl edit octaskly.socket    sets the port, not --api-port",
+            field="--api-port",
+        )
+    port = ports.pop()
+    held_addresses = {each.getsockname()[0] for each in inherited}
+    # `localhost` is every loopback address: another user must hold none of them.
+    missing = [each for each in LOOPBACK if each not in held_addresses]
+    added = _bind_all("--api-port", missing, port)
+    if added is None:
+        return _without_port(port, log)
+    return LoopbackPort((*inherited, *added), port)
+
+
+def _without_port(port: int, log: Logger) -> LoopbackPort:
+    holder = describe_holder(port)
+    log.warning(
+        "no API port on this machine",
+        reason=f"{holder} holds port {port}",
+        hint="end that process, then restart the agent; commands work without",
+    )
+    return LoopbackPort(taken_port=port, holder=holder)
+
+
+def _loopback_listener(descriptor: int) -> socket.socket:
+    """Return an inherited socket after a check of its kind and address."""
+    what = "no socket"
+    with contextlib.suppress(OSError):
+        found = socket.socket(fileno=descriptor)
+        what = f"{found.family.name} {found.getsockname()}"
+        is_tcp = found.family in (socket.AF_INET, socket.AF_INET6)
+        if (
+            is_tcp
+            and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            and ipaddress.ip_address(found.getsockname()[0]).is_loopback
+        ):
+            return found
+        found.close()
+    raise ConfigError(
+        f"systemd passes {what} to this agent, but the API in plain HTTP is for "
+        "loopback only",
+        hint="ListenStream=127.0.0.1:3000    in octaskly.socket",
+    )
 
 
 def _bind_ephemeral(flag: str, addresses: Sequence[str]) -> list[socket.socket]:

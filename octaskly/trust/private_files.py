@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from octaskly.config.users import user_name
 from octaskly.errors import ConfigError
 
 FILE_BYTES_MAX: Final = 64 * 1024
@@ -27,7 +28,7 @@ def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
     Raises:
         FileNotFoundError: The file does not exist.
         ConfigError: It cannot be read, is not a regular file, is too large, or others
-            may read it.
+            may read it or own it.
     """
     try:
         # O_NONBLOCK: opening a FIFO must not block the start.
@@ -37,7 +38,7 @@ def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}",
-            hint=f"make {path} a file that this user may read",
+            hint=f"make {path} a file that {user_name(os.geteuid())} may read",
         ) from error
     try:
         status = os.fstat(descriptor)
@@ -50,6 +51,11 @@ def read_private(path: Path, *, may_be_shared: bool = False) -> bytes:
             raise ConfigError(
                 f"{path} can be read by others (mode {status.st_mode & 0o777:04o})",
                 hint=f"chmod 600 {path}",
+            )
+        if status.st_uid not in (0, os.geteuid()) and not may_be_shared:
+            raise ConfigError(
+                f"{path} belongs to user {user_name(status.st_uid)}, who can read it",
+                hint=f"chown {user_name(os.geteuid())} {path}",
             )
         return os.read(descriptor, FILE_BYTES_MAX)
     finally:

@@ -75,6 +75,7 @@ WITHOUT_A_NODE = {
     "ca": "a certificate of this machine",
     "completion": "a script of our own; its answers are tested below",
     "config check": "a file of this user",
+    "config socket": "a path of this machine",
     "db reset": "the database of this machine",
     "demo": "agents of its own",
     "secret new": "random characters",

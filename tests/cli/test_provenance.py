@@ -86,7 +86,7 @@ def foreign_file(safe: Path) -> Path:
         (shared_parent, "may be written by everybody"),
         (shared_file, "may be written by the group 1234"),
         (shared_link_folder, "belongs to user 1234"),
-        (foreign_file, "belongs to nobody"),
+        (foreign_file, "belongs to user nobody"),
     ],
 )
 def test_each_step_to_the_program_is_checked(

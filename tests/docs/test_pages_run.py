@@ -80,17 +80,25 @@ def test_examples_run_unchanged(page_mesh: tuple[Console, Agent]) -> None:
         "OCTASKLY_TOKEN": minted["token"],
     }
     for name, expected in EXPECTED.items():
-        script = EXAMPLES / name
-        words = [sys.executable, str(script)] if script.suffix == ".py" else []
-        done = subprocess.run(
-            words or [str(script)],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        assert expected in output_of(EXAMPLES / name, environ)
+        assert len((EXAMPLES / name).read_text().splitlines()) < LINES_MAX
 
-        assert done.returncode == 0, done.stderr
-        assert expected in done.stdout
-        assert len(script.read_text().splitlines()) < LINES_MAX
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name.endswith(".sh")])
+def test_scripts_of_examples_use_the_socket_of_a_node(
+    page_mesh: tuple[Console, Agent], name: str
+) -> None:
+    """Where no URL is set they need no token."""
+    environ = {k: v for k, v in page_mesh[0].environ.items() if k != "OCTASKLY_TOKEN"}
+
+    assert EXPECTED[name] in output_of(EXAMPLES / name, environ)
+
+
+def output_of(script: Path, environ: dict[str, str]) -> str:
+    """Return what an example prints."""
+    words = [sys.executable, str(script)] if script.suffix == ".py" else [str(script)]
+    done = subprocess.run(
+        words, env=environ, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -107,7 +107,12 @@ def isolate() -> None:
 
 def enter(netns: str) -> None:
     """Move only the calling thread into a namespace."""
-    libc = ctypes.CDLL(None, use_errno=True)
     with (NETNS / netns).open() as namespace:
-        if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
+        set_namespace(namespace.fileno())
+
+
+def set_namespace(descriptor: int) -> None:
+    """Move the calling thread into the network namespace of an open file."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(descriptor, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")

@@ -390,7 +390,7 @@ def test_doctor_names_the_program_that_holds_the_api_port(lab: Lab) -> None:
 
     assert taken["port"][0] == "warning"
     assert "3000 is taken by " in taken["port"][1]
-    assert f"(pid {holder.pid}); the agent uses 3001" in taken["port"][1]
+    assert f"(pid {holder.pid}) of user root; the agent uses 3001" in taken["port"][1]
     assert taken["port"][2] == "octaskly service install --api-port 3001"
     assert before["port"][0] == "warning"
     assert mended[0] == "ok"

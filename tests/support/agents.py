@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,29 +141,46 @@ def start(folder: Path, name: str, *extra: str) -> Agent:
     return launch(folder / name, folder / "mesh.key", "--name", name, *extra)
 
 
+ANY_PORTS = ("--api-port", "0", "--peer-port", "0", "--lan-port", "0")
+
+
 def launch(
     state: Path,
     secret: Path,
     *extra: str,
     program: str = "octaskly",
     environ: Mapping[str, str] = os.environ,
+    ports: Sequence[str] = ANY_PORTS,
+    prefix: Sequence[str] = (),
+    descriptors: Sequence[int] = (),
 ) -> Agent:
-    """Start an agent with this state folder and secret file."""
+    """Start an agent with this state folder and secret file.
+
+    Args:
+        state: Its state folder.
+        secret: The file of the mesh secret.
+        extra: More flags.
+        program: The module to run.
+        environ: Its environment, but for the settings in it.
+        ports: The flags of its ports; by default it takes any.
+        prefix: A command that becomes the agent's process.
+        descriptors: Open files that the prefix inherits.
+    """
     state.mkdir(parents=True, exist_ok=True)
     environ = {k: v for k, v in environ.items() if not k.startswith("OCTASKLY_")}
     with (state / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", program, "agent"),
+                *(*prefix, sys.executable, "-m", program, "agent"),
                 *("--interface", "lo", "--state-dir", str(state)),
                 *("--secret-file", str(secret)),
-                *("--api-port", "0", "--peer-port", "0", "--lan-port", "0"),
-                *extra,
+                *(*ports, *extra),
             ],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
             env=environ,
+            pass_fds=descriptors,
         )
     return Agent(process, state, time.perf_counter())
 

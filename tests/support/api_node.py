@@ -108,9 +108,7 @@ async def serve_free(
     addresses: Sequence[str] = LOOPBACK,
 ) -> int:
     """Serve on a port that is free on all these addresses; return it."""
-    sockets = bind_port(
-        "--port", requested=0, default=0, addresses=addresses, process_on=lambda _: None
-    )
+    sockets = bind_port("--port", requested=0, default=0, addresses=addresses)
     await server.serve(site, sockets)
     return port_of(sockets)
 

@@ -426,6 +426,7 @@ class AgentGateway:
             is_healthy=failure is None,
             uptime_s=self._clock.now().mono_s - self._started_s,
             message=failure,
+            warnings=self._health_checks.warnings,
         )
 
     def last_load(self) -> LoadSample:

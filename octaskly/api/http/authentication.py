@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import grp
 import os
-import pwd
 import re
 import socket
 import struct
@@ -22,6 +21,7 @@ from urllib.parse import quote, unquote
 from octaskly.api.http.handler_types import Access, Route
 from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Problem
 from octaskly.config.defaults import SOCKET_GROUP
+from octaskly.config.users import user_name
 from octaskly.core.model.field_types import SUBJECT_CHARS_MAX
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
@@ -63,7 +63,7 @@ def authenticate_local_user(connection: socket.socket, node_name: str) -> Princi
         socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
     )
     _, uid, gid = _CREDENTIALS.unpack(raw)
-    user = _user_name(uid)
+    user = user_name(uid)
     if uid not in (0, os.geteuid()) and not _is_in_group(user, gid):
         raise Problem(
             403,
@@ -129,13 +129,6 @@ def token_ended_problem() -> Problem:
 
 def _unauthenticated(hint: str) -> Problem:
     return Problem(401, UNAUTHENTICATED, hint=hint, headers=_CHALLENGE)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _is_in_group(user: str, gid: int) -> bool:

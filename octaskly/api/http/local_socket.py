@@ -1,7 +1,4 @@
-"""Local sockets: the UNIX socket of the API, and the users of loopback connections.
-
-This module creates the UNIX socket, so that its mode is correct from the start.
-"""
+"""The UNIX socket of the API, created with the correct mode from the start."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _GROUP_MODE = 0o660
 _OWNER_MODE = 0o600
 
@@ -41,25 +37,6 @@ def bind_local_socket(path: Path, group: str | None) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-def loopback_uids(
-    client_port: int, own_port: int, tables: Sequence[Path] = TCP_TABLES
-) -> frozenset[int]:
-    """Return the users of the sockets with these ports, from the kernel's tables.
-
-    Only ports are compared, so another connection between the same ports of other
-    addresses may match as well. A caller has to trust all returned users.
-    """
-    ends = (f":{client_port:04X}", f":{own_port:04X}")
-    users = set()
-    for table in tables:
-        with contextlib.suppress(OSError):  # The kernel may lack IPv6.
-            for line in table.read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[1].endswith(ends[0]) and fields[2].endswith(ends[1]):
-                    users.add(int(fields[7]))
-    return frozenset(users)
 
 
 def _grant_group(path: Path, group: str | None) -> None:

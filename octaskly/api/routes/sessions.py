@@ -14,7 +14,6 @@ import msgspec
 from aiohttp import web
 
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
-from octaskly.api.http.local_socket import loopback_uids
 from octaskly.api.problems import UNAUTHENTICATED, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
@@ -23,6 +22,7 @@ from octaskly.api.security import route_cost
 from octaskly.api.security.one_time_codes import CODE_CHARS_MAX, CODE_TTL_S
 from octaskly.ports import TokenInfo
 from octaskly.rest.access import PageSession, SessionCode
+from octaskly.system.tcp_table import connection_uids
 
 PREFIX_CHARS: Final = 8  #: of the node id, at the start of its codes
 INVALID_CODE_HINT: Final = (
@@ -56,11 +56,11 @@ async def create_code(request: Request) -> web.StreamResponse:
     )
     code = f"{request.gateway.node_id[:PREFIX_CHARS]}.{random}"
     described = request.services.describe_agent()
-    lan_url = described.lan_url
+    local_url, lan_url = described.api_url, described.lan_url
     body = SessionCode(
         code=code,
         expires_at=timestamp(now.wall_ms + int(CODE_TTL_S * 1000)),
-        url=f"{described.api_url}/#code={code}",
+        url=f"{local_url}/#code={code}" if local_url else None,
         # The user of a LAN client is unknown.
         lan_url=f"{lan_url}/#code={code}" if lan_url and user is None else None,
     )
@@ -115,7 +115,7 @@ def _loopback_uids(request: Request) -> frozenset[int]:
     client, own = (transport.get_extra_info(end) for end in ("peername", "sockname"))
     if not isinstance(client, tuple):  # A UNIX socket needs no code.
         return frozenset()
-    return loopback_uids(client[1], own[1])
+    return connection_uids(client[1], own[1])
 
 
 def _session_response(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from msgspec import UNSET
+
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas.task_response import at
 from octaskly.config.units import host_and_port
@@ -139,7 +141,8 @@ def health(state: Health, version: str, now_ms: int) -> rest.Healthy | rest.Unhe
     """
     uptime_s = int(state.uptime_s)
     if state.is_healthy:
-        return rest.Healthy(version=version, uptime_seconds=uptime_s)
+        warnings = list(state.warnings) or UNSET
+        return rest.Healthy(version=version, uptime_seconds=uptime_s, warnings=warnings)
     message = state.message or "this node cannot serve"
     return rest.Unhealthy(
         version=version,

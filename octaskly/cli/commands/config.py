@@ -13,6 +13,9 @@ import msgspec
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
 from octaskly.cli.output.render import note, print_json, print_table
+from octaskly.cli.output.terminal import print_line
+from octaskly.client import Session
+from octaskly.client.flows.rest_calls import CHECKUP, Call
 from octaskly.config.agent import (
     AgentConfig,
     build_options,
@@ -23,7 +26,8 @@ from octaskly.config.paths import settings_files
 from octaskly.config.settings import CLIENT_SETTINGS, SETTINGS, Setting
 from octaskly.config.sources import SettingValue, read_all_sources, read_settings_file
 from octaskly.config.value_types import ListOf
-from octaskly.errors import ConfigError
+from octaskly.errors import ConfigError, OctasklyError
+from octaskly.rest.mesh import Checkup
 
 DEFAULT = "default"  #: origin of a setting that no source has
 
@@ -46,8 +50,10 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
     found = load_agent_config(choice.agent_flags(), choice.environ)
     clients = _client_values(choice)
     files = settings_files(choice.environ)
+    agent = _running_agent(choice)
     if as_json:
-        print_json(msgspec.json.encode(_plain(found, clients, files)))
+        shown = _plain(found, clients, files) | {"agent": _listeners(agent)}
+        print_json(msgspec.json.encode(shown))
         return
     rows = [
         (setting.key, _origin(setting, found), _text(setting, found))
@@ -62,6 +68,21 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
             note(f"{variable} is not a setting; did you mean {meant}?")
     for path in files:
         note(f"{path}: {'read' if path.exists() else 'not there'}")
+    if agent is not None:
+        note(f"{agent.name} serves {_describe_listeners(agent)}")
+
+
+@config.command(epilog="Example: octaskly config socket")
+@click.pass_obj
+def socket(context: CliContext) -> None:
+    """Print the path of the running agent's socket, for programs of this machine.
+
+    No token is needed, because the kernel tells the agent who asks. No other user can
+    take the agent's place there, as with a port.
+
+    curl --unix-socket "$(octaskly config socket)" http://localhost/api/v1/nodes
+    """
+    print_line(str(context.socket_path()))
 
 
 @config.command(epilog="Example: octaskly config check draft.toml")
@@ -81,6 +102,36 @@ def check(context: CliContext, file: Path | None) -> None:
     build_options(said, faults)
     raise_faults(faults)
     note(f"{file}: {len(said)} settings, all valid")
+
+
+def _running_agent(context: CliContext) -> Checkup | None:
+    """Return the agent of this machine that commands use, None if none answers."""
+    endpoint = context.local_endpoint()
+    with Session(endpoint, retry_timeout_s=0.0) as client:
+        try:
+            return client.send_and_decode(Call("GET", CHECKUP), Checkup)
+        except OctasklyError:
+            return None
+
+
+def _listeners(agent: Checkup | None) -> dict[str, Any] | None:
+    if agent is None:
+        return None
+    return {
+        "name": agent.name,
+        "socket": agent.socket,
+        "api_url": agent.api_url,
+        "api_port_taken": agent.api_port_taken,
+    }
+
+
+def _describe_listeners(agent: Checkup) -> str:
+    if (taken := agent.api_port_taken) is None:
+        return f"{agent.api_url} and {agent.socket}"
+    return (
+        f"{agent.socket} alone: {taken.holder} holds port {taken.port}, and another "
+        "one would not keep programs from using that"
+    )
 
 
 def _client_values(context: CliContext) -> dict[str, tuple[Any, str]]:

@@ -38,13 +38,13 @@ def open_(
     """
     has_screen = any(context.environ.get(name) for name in SCREENS)
     if has_screen and not (is_printed or is_lan):
-        url = _code(context, "me").url
+        url = _local_url(_code(context, "me"))
         if webbrowser.open(url):
             note(f"opened {url.partition('#')[0]} in your browser")
             return
         note("no browser could be started; open this address in one:")
     code = _code(context, "anybody")
-    print_line(_lan_url(code) if is_lan else code.url)
+    print_line(_lan_url(code) if is_lan else _local_url(code))
     note(CODE_HINT)
 
 
@@ -52,6 +52,16 @@ def _code(context: CliContext, good_for: str) -> SessionCode:
     call = rest_calls.post_once("/api/v1/sessions/codes", {"good_for": good_for})
     with context.connect() as client:
         return client.send_and_decode(call, SessionCode)
+
+
+def _local_url(code: SessionCode) -> str:
+    if code.url is None:
+        raise MeshError(
+            "this node has no port on this machine: another user holds it",
+            hint="octaskly doctor    says who\n"
+            "octaskly open --lan    opens the page from another machine",
+        )
+    return code.url
 
 
 def _lan_url(code: SessionCode) -> str:

@@ -297,9 +297,19 @@ def _versions(symptoms: Symptoms) -> Iterator[Finding]:
 
 def _ports(symptoms: Symptoms) -> Iterator[Finding]:
     for each in symptoms.taken_ports:
-        holder = each.owner or "another program, which only root can see"
+        if each.is_stolen:
+            says = (
+                f"{each.owner} holds port {each.port}, so an agent serves no API on "
+                "this machine's own port: what programs send there, that user gets"
+            )
+            hint = (
+                "octaskly config socket    prints the socket, for programs meanwhile\n"
+                "end that process, then restart the agent"
+            )
+            yield Finding("port", FindingStatus.FAULT, says, hint)
+            continue
         then = f"the agent uses {each.used}" if each.used else "an agent takes the next"
-        says = f"{each.port} is taken by {holder}; {then}"
+        says = f"{each.port} is taken by {each.owner}; {then}"
         hint = f"octaskly service install {each.flag} {each.used or each.port + 1}"
         yield Finding("port", FindingStatus.WARNING, says, hint)
     if not symptoms.taken_ports:

@@ -22,8 +22,10 @@ class TakenPort:
 
     flag: str  #: flag of the agent that selects another port
     port: int
-    owner: str | None  #: name of the program; None if unreadable
+    owner: str  #: process and user, as far as they are known
     used: int | None = None  #: port of the agent instead; None if no agent runs
+    is_stolen: bool = False
+    """Another user holds it, and an agent takes no other port in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,11 @@ from octaskly.mesh.discovery.interfaces import Interface, list_interfaces
 from octaskly.mesh.discovery.mdns import MDNS_PORT, require_shareable_port
 from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_nodes
 from octaskly.rest.mesh import Checkup, NodeInfo, NodePage, Reach
+from octaskly.system.listening_sockets import (
+    WILDCARD_ADDRESSES,
+    describe_holder,
+    is_held_by_own_user,
+)
 from octaskly.system.machine_stats import process_on_port
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile
 
@@ -190,11 +195,10 @@ def _split(address: str) -> tuple[str, int]:
 
 BROWSE_S = 3.0  #: scan time without a result; half of it after the first node
 NODES_MAX = 16  #: nodes probed; more would take too long for a user
-EVERYWHERE = "0.0.0.0"  # noqa: S104  where the agent listens for peers
 PORTS = (
-    ("--api-port", "api", API_PORT, LOOPBACK[0]),
-    ("--peer-port", "peer", PEER_PORT, EVERYWHERE),
-    ("--lan-port", "lan", LAN_PORT, EVERYWHERE),
+    ("--api-port", "api", API_PORT, LOOPBACK),
+    ("--peer-port", "peer", PEER_PORT, WILDCARD_ADDRESSES[:1]),
+    ("--lan-port", "lan", LAN_PORT, WILDCARD_ADDRESSES[:1]),
 )
 
 
@@ -431,16 +435,29 @@ def _check_reachability(
 
 def _taken_ports(checkup: Checkup | None) -> Iterable[TakenPort]:
     """Yield the agent's default ports that other programs occupy."""
+    stolen = checkup.api_port_taken if checkup else None
+    if stolen is not None:
+        yield TakenPort(
+            flag="--api-port", port=stolen.port, owner=stolen.holder, is_stolen=True
+        )
     moved = {each.port: each.used for each in checkup.moved_ports} if checkup else {}
-    for flag, name, port, host in PORTS:
-        if (checkup is None or name in moved) and _is_taken(host, port):
+    for flag, name, port, hosts in PORTS:
+        is_moved = checkup is None or name in moved
+        if is_moved and any(_is_taken(host, port) for host in hosts):
             yield TakenPort(
-                flag=flag, port=port, owner=process_on_port(port), used=moved.get(name)
+                flag=flag,
+                port=port,
+                owner=describe_holder(port),
+                used=moved.get(name),
+                is_stolen=checkup is None
+                and hosts is LOOPBACK
+                and not is_held_by_own_user(port),
             )
 
 
 def _is_taken(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar, assert_never
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.tracing import Trace
 
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, NoAnswer, ReplyLost, connect_error
@@ -26,12 +27,36 @@ from octaskly.client.flows.steps import (
     Step,
 )
 from octaskly.client.http_connection import tls_context
+from octaskly.client.listener_check import require_trusted_listener
 from octaskly.client.unix_socket import CONNECT_S_MAX, SOCKET_PATH_BYTES_MAX
+from octaskly.system.tcp_table import listeners_on
 
 ERROR_STATUS_MIN: Final = 400
 IDLE_S_MAX: Final = 8.0  #: nodes close connections that were idle for 10 s
 
 _T = TypeVar("_T")
+
+
+class _LoopbackConnector(aiohttp.TCPConnector):
+    """Connects to ports of this machine, and checks the listener before any use."""
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,
+    ) -> ResponseHandler:
+        assert req.url.port is not None  # http:// has a default port.
+        before = await asyncio.to_thread(listeners_on, req.url.port)
+        protocol = await super()._create_connection(req, traces, timeout)
+        assert protocol.transport is not None
+        peer = protocol.transport.get_extra_info("peername")
+        try:
+            await asyncio.to_thread(require_trusted_listener, before, *peer[:2])
+        except BaseException:
+            protocol.close()
+            raise
+        return protocol
 
 
 class AsyncioDriver:
@@ -132,10 +157,13 @@ class AsyncioDriver:
             return aiohttp.UnixConnector(
                 self._socket_address(path), limit=0, keepalive_timeout=IDLE_S_MAX
             )
-        context: ssl.SSLContext | bool = True
         if target.url.startswith("https:"):
             context = await asyncio.to_thread(tls_context, target.ca)
-        return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S_MAX, ssl=context)
+            return aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=IDLE_S_MAX, ssl=context
+            )
+        kind = _LoopbackConnector if target.token else aiohttp.TCPConnector
+        return kind(limit=0, keepalive_timeout=IDLE_S_MAX)
 
     def _socket_address(self, path: Path) -> str:
         """Return the path of a socket, shortened through `/proc/self/fd` if needed."""

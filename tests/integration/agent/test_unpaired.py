@@ -12,6 +12,7 @@ from octaskly.config.agent import load_agent_config
 from octaskly.config.defaults import HEADER_S
 from octaskly.system import log
 from octaskly.system.clock import SystemClock
+from octaskly.system.listening_sockets import LoopbackPort
 
 
 def test_limits_and_timeouts_of_the_settings_hold_before_a_node_has_joined(
@@ -32,7 +33,6 @@ async def serve_and_exchange(tmp_path: Path) -> tuple[bytes, bytes]:
         "name": "ben",
         "state_dir": str(tmp_path / "ben"),
         "interfaces": ("lo",),
-        "api_port": "0",
         "header_bytes": "4K",
         "header_s": "1",
     }
@@ -41,8 +41,10 @@ async def serve_and_exchange(tmp_path: Path) -> tuple[bytes, bytes]:
     mesh_changes = MeshChangeCallbacks(lambda _: None, lambda: None)
     logger = log.configure("json", "error", environ)
 
+    # Another user holds the port, so this node serves its socket only.
+    port = LoopbackPort(taken_port=3000, holder="user eve")
     async with serve_unpaired(
-        config, frozenset({"m"}), SystemClock(), logger, mesh_changes
+        config, port, frozenset({"m"}), SystemClock(), logger, mesh_changes
     ):
         path = find_agent_socket(environ, node=None, state_dir=config.paths.state)
         within = await exchange(path, field_bytes=3 << 10)

@@ -17,11 +17,11 @@ from msgspec.structs import replace
 
 from octaskly.api import ListenerKind
 from octaskly.api.http.handler_types import no_checkup
-from octaskly.api.http.local_socket import loopback_uids
 from octaskly.api.security.one_time_codes import CODE_TTL_S, CODES_MAX, OneTimeCodes
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import JoinStatus, Principal, WaitingMachine
+from octaskly.system.tcp_table import connection_uids
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.api_node import (
     ADMIN,
@@ -328,6 +328,6 @@ def test_users_of_loopback_are_read_from_the_kernel_tables(
     four.write_text(f"{head}\n{row.format('0100007F', '0100007F', 1000)}\n")
     six.write_text(f"{head}\n{row.format('0' * 32, '0' * 32, 1001)}\n")
 
-    assert loopback_uids(40000, 3000, [four, six]) == {1000, 1001}
-    assert loopback_uids(3000, 40000, [four, six]) == frozenset()
-    assert loopback_uids(40000, 3000, [four, tmp_path / "none"]) == {1000}
+    assert connection_uids(40000, 3000, [four, six]) == {1000, 1001}
+    assert connection_uids(3000, 40000, [four, six]) == frozenset()
+    assert connection_uids(40000, 3000, [four, tmp_path / "none"]) == {1000}

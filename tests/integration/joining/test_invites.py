@@ -378,7 +378,6 @@ async def test_one_address_cannot_hold_all_places() -> None:
         requested=0,
         default=0,
         addresses=["127.0.0.1"],
-        process_on=lambda _: None,
     )
     port = port_of([listener])
     heard: asyncio.Queue[bytes] = asyncio.Queue()

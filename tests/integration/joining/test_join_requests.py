@@ -31,9 +31,7 @@ LIARS = [
 def machine(tasks: asyncio.TaskGroup, name: str, host: str) -> FoundNode:
     """Start a machine that answers as `octaskly join` does; return its sighting."""
     key = NodeKey.generate()
-    (listener,) = bind_port(
-        "--port", requested=0, default=0, addresses=[host], process_on=lambda _: None
-    )
+    (listener,) = bind_port("--port", requested=0, default=0, addresses=[host])
 
     async def welcome(conversation: Conversation) -> None:
         own = Greeting(name=name, key=key.public_bytes(), wall_ms=0)
