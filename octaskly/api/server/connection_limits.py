@@ -18,6 +18,7 @@ from typing import Final
 
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.config.settings import LimitOptions
+from octaskly.system.error_frames import clear_error_frames
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16
@@ -132,7 +133,9 @@ class TlsHandshakeLimiter:
         self, transport: asyncio.Transport, done: asyncio.Future[None]
     ) -> None:
         # Retrieve the exception; otherwise asyncio logs each failed handshake.
-        done.exception()
+        error = done.exception()
+        if error is not None:
+            clear_error_frames(error)  # Only Python 3.11 makes a cycle here.
         self._pending.pop(transport, None)
 
 

@@ -41,6 +41,7 @@ from octaskly.mesh.links.receive import DiskProgress
 from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
+from octaskly.system.error_frames import clear_error_frames
 from octaskly.trust import MeshTls
 
 HANDSHAKE_S: Final = 15.0
@@ -316,6 +317,7 @@ class Transport:
                 await link.handshake_over.wait()
         except OSError as error:
             link.abort(_handshake_failure(error))
+            clear_error_frames(error)
 
     # Dialling
 
@@ -385,6 +387,7 @@ class Transport:
                 await link.handshake_over.wait()
         except OSError as error:
             link.abort(_handshake_failure(error))
+            clear_error_frames(error)
         return link
 
     def _new_link(self, dialled: Address | None) -> Link:

@@ -22,6 +22,7 @@ from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.node_key import NodeKey
 from octaskly.trust.tls import MeshTls
 from tests.integration.api.test_streams import Open, connect, serve_stream
+from tests.support import abandoned
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_mesh import PATIENT, SECRET, ApiMesh, Member, stranger_context
 from tests.support.api_node import (
@@ -98,6 +99,18 @@ async def test_strangers_without_a_handshake_are_bounded(
     assert sum(stream.at_eof() for stream, _ in silent) == 6
     for each in (writer, *(end for _, end in silent)):
         each.transport.abort()
+
+
+@pytest.mark.parametrize("ending", sorted({*abandoned.ENDINGS} - {"no certificate"}))
+async def test_an_abandoned_handshake_leaves_nothing_in_memory(
+    api_mesh: ApiMesh, ending: str
+) -> None:
+    """Its TLS state is freed at once, not by a later collection of cycles."""
+    front = await api_mesh.member("front")
+    with abandoned.without_collection():
+        for _ in range(4):
+            await abandoned.abandon("127.0.0.1", front.lan_port, ending)
+        await until(lambda: not abandoned.tls_object_count())
 
 
 async def test_many_silent_addresses_do_not_lock_out_nodes(

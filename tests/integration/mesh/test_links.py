@@ -35,7 +35,9 @@ from octaskly.mesh.links.transport import Transport
 from octaskly.system.clock import SystemClock
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, generate_secret
 from octaskly.trust.mesh_secret import generate_generation
+from tests.support import abandoned
 from tests.support.agents import WAIT_S_MAX
+from tests.support.api_node import until
 
 T = TypeVar("T")
 SECRET = generate_secret()
@@ -672,6 +674,17 @@ async def test_a_stranger_with_tls_is_disconnected_and_nothing_of_it_is_parsed(
 
     assert not spy
     assert not a.events
+
+
+@pytest.mark.parametrize("ending", abandoned.ENDINGS)
+async def test_an_abandoned_handshake_leaves_nothing_in_memory(ending: str) -> None:
+    """Its TLS state is freed at once, not by a later collection of cycles."""
+    a = Party(hosts=("127.0.0.1",))
+    async with running(a):
+        with abandoned.without_collection():
+            for _ in range(4):
+                await abandoned.abandon(*a.address, ending)
+            await until(lambda: not abandoned.tls_object_count())
 
 
 async def _say(party: Party, context: ssl.SSLContext, data: bytes) -> bytes:
