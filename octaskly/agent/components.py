@@ -462,7 +462,7 @@ class Components:
             on_unexpected_error=self._log_request_failure,
             cors_origins=config.options.cors_origins,
             allow_hosts=(*config.options.allow_hosts, *hosts),
-            lan_ssl=trust.lan_server_context(
+            lan_ssl=trust.lan_server_contexts(
                 [*hosts, *config.options.allow_hosts],
                 [address.host for address in self._local_addresses],
             ),

@@ -28,6 +28,7 @@ from octaskly.runner.files.task_user_ops import TaskUserHelper
 from octaskly.system.listening_sockets import LoopbackPort
 from octaskly.system.log import Logger
 from octaskly.system.machine_stats import is_on_mains_power, list_gpus, memory_total_mb
+from octaskly.trust.name_constraints import is_local
 
 SOCKET_PATH_BYTES_MAX = 107  #: unix(7), without the final NUL
 OTHER_FOLDER_HINT = "octaskly agent {} DIR uses another one"
@@ -149,9 +150,15 @@ def describe_agent(
         descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         was_renewed=config.was_renewed,
         mesh=mesh,
-        lan_url=lan_url(node.addresses[0], node.lan_port) if is_member else UNSET,
+        lan_url=_public_url(node) if is_member else UNSET,
         peer_port=node.peer_port if is_member else UNSET,
     )
+
+
+def _public_url(node: NodeInfo) -> str:
+    """Return the LAN URL for people, with a certificate of the mesh if possible."""
+    local = filter(is_local, node.addresses)
+    return lan_url(next(local, node.addresses[0]), node.lan_port)
 
 
 def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:

@@ -2,19 +2,24 @@
 
 The authority's keys are derived from the mesh secret, so every member can sign. Its
 certificates are byte-for-byte equal on all nodes: signatures are deterministic, and
-serial number, dates and names are fixed. The validity period is long, because machines
-on a LAN may start with a wrong clock.
+serial number, dates, names and name constraints follow from the secret and the decade.
+
+A decade starts every five years, so a root that is installed today is valid for at
+least five years. Keys and names of the roots never change, so certificates that are
+signed in the next decade are accepted by whoever has the root of this one.
 
 Nodes use Ed25519 keys. Browsers reject certificates with Ed25519 signatures, so HTTPS
-listeners have a second root with a P-256 key.
+listeners have a second root with a P-256 key. For names outside the name constraints of
+that root, a listener has a self-signed certificate.
 """
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from typing import Final
 
 from cryptography import x509
@@ -34,17 +39,53 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
+from octaskly.trust.name_constraints import (
+    https_constraints,
+    is_local,
+    node_constraints,
+    node_name,
+    subject_alternative,
+)
 from octaskly.trust.node_key import node_id_of
 
-NOT_BEFORE: Final = datetime(2020, 1, 1, tzinfo=UTC)
 LAN_NOT_BEFORE: Final = datetime(2019, 6, 1, tzinfo=UTC)
 """Apple rejects server certificates from July 2019 on if valid for over 825 days."""
-NOT_AFTER: Final = datetime(2119, 12, 31, tzinfo=UTC)
+VALID_YEARS: Final = 10
+DECADE_STEP_YEARS: Final = 5
+FIRST_DECADE: Final = 2025  #: a machine whose clock was reset is in this one
 SERIAL_BYTES: Final = 16
 _COMMON_NAME_MAX: Final = 64
 _P256_ORDER: Final = (
     0xFFFFFFFF_00000000_FFFFFFFF_FFFFFFFF_BCE6FAAD_A7179E84_F3B9CAC2_FC632551
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Decade:
+    """The ten years in which certificates are valid."""
+
+    first_year: int
+
+    @classmethod
+    def at(cls, year: int) -> Decade:
+        """Return the latest decade that has begun in a year."""
+        begun = year - year % DECADE_STEP_YEARS
+        return cls(max(FIRST_DECADE, begun))
+
+    @classmethod
+    def current(cls) -> Decade:
+        """Return the latest decade that has begun by this machine's clock."""
+        return cls.at(datetime.now(UTC).year)  # noqa: TID251  it is no rule of the mesh
+
+    @property
+    def begins(self) -> datetime:
+        """The first instant."""
+        return datetime(self.first_year, 1, 1, tzinfo=UTC)
+
+    @property
+    def ends(self) -> datetime:
+        """The first instant after it."""
+        return datetime(self.first_year + VALID_YEARS, 1, 1, tzinfo=UTC)
 
 
 class CertificateAuthority:
@@ -54,67 +95,122 @@ class CertificateAuthority:
         seed: The 32 bytes of the Ed25519 key that signs node certificates.
         lan_seed: 48 bytes, from which the key for HTTPS listeners is derived.
         mesh_id: Public name of the mesh.
+        decade: When its certificates are valid.
     """
 
-    def __init__(self, seed: bytes, lan_seed: bytes, mesh_id: str) -> None:
+    def __init__(
+        self, seed: bytes, lan_seed: bytes, mesh_id: str, decade: Decade
+    ) -> None:
         name = f"octaskly mesh {mesh_id}"
-        self._nodes = _SigningKey(Ed25519PrivateKey.from_private_bytes(seed), name)
-        # The seed is 128 bits longer than the order, so the modulo has no real bias.
-        number = int.from_bytes(lan_seed) % (_P256_ORDER - 1) + 1
-        self._lan = _SigningKey(
-            derive_private_key(number, SECP256R1()), f"{name} HTTPS"
+        self._nodes = _SigningKey(
+            Ed25519PrivateKey.from_private_bytes(seed), name, node_constraints(), decade
         )
-        self.certificates = (self._lan.certificate, self._nodes.certificate)
+        self._lan = _SigningKey(
+            p256_key(lan_seed), f"{name} HTTPS", https_constraints(), decade
+        )
+
+    @property
+    def https_root(self) -> x509.Certificate:
+        """The root of HTTPS listeners, which people install in their programs."""
+        return self._lan.certificate
+
+    @property
+    def node_root(self) -> x509.Certificate:
+        """The root of node certificates, which only nodes use."""
+        return self._nodes.certificate
 
     def node_certificate(
         self, node_id: NodeId, public: Ed25519PublicKey
     ) -> x509.Certificate:
         """Return the certificate of a node for peer links, as client and as server."""
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        names = [x509.DNSName(node_id)]
-        return self._nodes.issue_certificate(node_id, public, names, usages, NOT_BEFORE)
+        names = [x509.DNSName(node_name(node_id))]
+        return self._nodes.issue_certificate(node_id, public, names, usages)
 
     def has_signed(self, certificate: x509.Certificate) -> bool:
         """Return True if this authority has signed a node's certificate."""
         try:
-            certificate.verify_directly_issued_by(self.certificates[-1])
+            certificate.verify_directly_issued_by(self.node_root)
         except (InvalidSignature, TypeError, ValueError):
             return False
         return True
 
     def lan_certificate(
-        self,
-        names: Sequence[str],
-        addresses: Iterable[str],
-        public: EllipticCurvePublicKey,
+        self, places: Sequence[str], public: EllipticCurvePublicKey
     ) -> x509.Certificate:
         """Return the certificate of a node's HTTPS listener.
 
+        Args:
+            places: Host names and IP addresses of the node, at least one.
+            public: The key of the listener.
+
         Raises:
-            ValueError: A host name or an IP address is invalid.
+            ValueError: A host name or an IP address is invalid, or outside the name
+                constraints.
         """
-        places = (*names, *(address.partition("%")[0] for address in addresses))
-        alternatives = [_subject_alternative(place) for place in dict.fromkeys(places)]
+        for place in places:
+            if not is_local(place):
+                raise ValueError(f"{place} is outside the name constraints")
         usages = [ExtendedKeyUsageOID.SERVER_AUTH]
         return self._lan.issue_certificate(
-            names[0], public, alternatives, usages, LAN_NOT_BEFORE
+            places[0], public, _alternatives(places), usages, LAN_NOT_BEFORE
         )
+
+
+def self_signed_certificate(
+    places: Sequence[str], key: EllipticCurvePrivateKey, decade: Decade
+) -> x509.Certificate:
+    """Return the certificate of an HTTPS listener that no authority has signed.
+
+    It is equal for equal arguments, so that browsers recognize it after a restart.
+
+    Args:
+        places: Host names and IP addresses of the node, at least one.
+        key: The key of the listener.
+        decade: When it is valid.
+
+    Raises:
+        ValueError: A host name or an IP address is invalid.
+    """
+    name = _name(f"octaskly node {places[0]}"[:_COMMON_NAME_MAX])
+    digest = hashlib.sha256(repr((places, decade)).encode()).digest()
+    serial = _serial(digest[:SERIAL_BYTES])
+    public = key.public_key()
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+    builder = _builder(name, name, serial, LAN_NOT_BEFORE, decade.ends)
+    builder = _with_leaf_extensions(builder, public, _alternatives(places), usages)
+    return builder.sign(key, SHA256(), ecdsa_deterministic=True)
+
+
+def p256_key(seed: bytes) -> EllipticCurvePrivateKey:
+    """Return the P-256 key that is derived from a secret seed of 48 bytes."""
+    # The seed is 128 bits longer than the order, so the modulo has no real bias.
+    number = int.from_bytes(seed) % (_P256_ORDER - 1) + 1
+    return derive_private_key(number, SECP256R1())
 
 
 class _SigningKey:
     """A signing key with its self-signed certificate."""
 
     def __init__(
-        self, key: Ed25519PrivateKey | EllipticCurvePrivateKey, common_name: str
+        self,
+        key: Ed25519PrivateKey | EllipticCurvePrivateKey,
+        common_name: str,
+        constraints: x509.NameConstraints,
+        decade: Decade,
     ) -> None:
         self._key = key
         self._name = _name(common_name)
+        self._decade = decade
         public = key.public_key()
+        # Firefox rejects two certificates of one issuer with the same serial number.
+        serial = decade.first_year
         builder = (
-            _builder(self._name, self._name, 1, NOT_BEFORE)
+            _builder(self._name, self._name, serial, decade.begins, decade.ends)
             .public_key(public)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(is_authority=True), critical=True)
+            .add_extension(constraints, critical=True)
             .add_extension(
                 x509.SubjectKeyIdentifier.from_public_key(public), critical=False
             )
@@ -128,25 +224,17 @@ class _SigningKey:
         public: Ed25519PublicKey | EllipticCurvePublicKey,
         alternatives: Sequence[x509.GeneralName],
         usages: Sequence[ObjectIdentifier],
-        begins: datetime,
+        begins: datetime | None = None,
     ) -> x509.Certificate:
-        """Return a certificate for another key."""
-        serial = int.from_bytes(secrets.token_bytes(SERIAL_BYTES), "big") >> 1 | 1
-        builder = (
-            _builder(_name(common_name[:_COMMON_NAME_MAX]), self._name, serial, begins)
-            .public_key(public)
-            .add_extension(
-                x509.BasicConstraints(ca=False, path_length=None), critical=True
-            )
-            .add_extension(_key_usage(is_authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(public), critical=False
-            )
-            .add_extension(self._issuer_key(), critical=False)
+        """Return a certificate for another key, valid from the decade on by default."""
+        name = _name(common_name[:_COMMON_NAME_MAX])
+        serial = _serial(secrets.token_bytes(SERIAL_BYTES))
+        decade = self._decade
+        builder = _builder(
+            name, self._name, serial, begins or decade.begins, decade.ends
         )
-        return self._sign(builder)
+        builder = _with_leaf_extensions(builder, public, alternatives, usages)
+        return self._sign(builder.add_extension(self._issuer_key(), critical=False))
 
     def _sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
         if isinstance(self._key, Ed25519PrivateKey):
@@ -177,16 +265,17 @@ def node_id_of_certificate(certificate: bytes) -> NodeId:
     if not isinstance(public, Ed25519PublicKey):
         raise TrustError("the peer's certificate is not a node certificate")
     node_id = node_id_of(public.public_bytes_raw())
-    if claimed != [node_id]:
+    if claimed != [node_name(node_id)]:
         raise TrustError(f"node {node_id} shows a certificate with another node's id")
     return node_id
 
 
-def _subject_alternative(place: str) -> x509.GeneralName:
-    """Return the subject alternative name of a host name or an IP address."""
-    if ":" in place or place.replace(".", "").isdecimal():
-        return x509.IPAddress(ip_address(place))
-    return x509.DNSName(place.encode("idna").decode())
+def _alternatives(places: Iterable[str]) -> list[x509.GeneralName]:
+    return list(dict.fromkeys(map(subject_alternative, places)))
+
+
+def _serial(random: bytes) -> int:
+    return int.from_bytes(random, "big") >> 1 | 1
 
 
 def _name(common_name: str) -> x509.Name:
@@ -194,14 +283,36 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, serial: int, begins: datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    serial: int,
+    begins: datetime,
+    ends: datetime,
 ) -> x509.CertificateBuilder:
     return x509.CertificateBuilder(
         issuer_name=issuer,
         subject_name=subject,
         serial_number=serial,
         not_valid_before=begins,
-        not_valid_after=NOT_AFTER,
+        not_valid_after=ends,
+    )
+
+
+def _with_leaf_extensions(
+    builder: x509.CertificateBuilder,
+    public: Ed25519PublicKey | EllipticCurvePublicKey,
+    alternatives: Sequence[x509.GeneralName],
+    usages: Sequence[ObjectIdentifier],
+) -> x509.CertificateBuilder:
+    return (
+        builder.public_key(public)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(is_authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(public), critical=False
+        )
     )
 
 

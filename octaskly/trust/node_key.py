@@ -9,6 +9,8 @@ from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -22,6 +24,8 @@ from octaskly.trust.private_files import create_private, read_private
 
 NODE_ID_BYTES: Final = 10
 KEY_FILE: Final = "node.key"
+HTTPS_SEED_BYTES: Final = 48
+_HTTPS: Final = b"octaskly/v1 node https"
 
 
 def node_id_of(public_key: bytes) -> NodeId:
@@ -50,12 +54,23 @@ class NodeKey:
             ConfigError: It cannot be read or created, others may read it, or it is not
                 an Ed25519 key.
         """
-        path = state / KEY_FILE
         try:
-            pem = read_private(path)
+            return cls.load(state)
         except FileNotFoundError:
-            create_private(path, cls.generate().pem())
-            pem = read_private(path)
+            create_private(state / KEY_FILE, cls.generate().pem())
+            return cls.load(state)
+
+    @classmethod
+    def load(cls, state: Path) -> NodeKey:
+        """Return the key in this state folder.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ConfigError: It cannot be read, others may read it, or it is not an Ed25519
+                key.
+        """
+        path = state / KEY_FILE
+        pem = read_private(path)
         try:
             private = load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -80,6 +95,12 @@ class NodeKey:
     def public_bytes(self) -> bytes:
         """Return the public key, 32 bytes."""
         return self.private.public_key().public_bytes_raw()
+
+    def https_seed(self) -> bytes:
+        """Return the 48-byte seed of the key of self-signed HTTPS certificates."""
+        raw = self.private.private_bytes_raw()
+        kdf = HKDF(algorithm=SHA256(), length=HTTPS_SEED_BYTES, salt=None, info=_HTTPS)
+        return kdf.derive(raw)
 
     def pem(self) -> bytes:
         """Return the private key in PEM, the format of its file."""

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import ssl
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 from cryptography.x509 import Certificate, load_der_x509_certificate
 
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import ConfigError, TrustError
-from octaskly.trust.certificates import CertificateAuthority, node_id_of_certificate
+from octaskly.trust.certificates import (
+    CertificateAuthority,
+    Decade,
+    node_id_of_certificate,
+    p256_key,
+    self_signed_certificate,
+)
 from octaskly.trust.mesh_secret import MeshSecret
+from octaskly.trust.name_constraints import NODE_SUFFIX, is_local, node_name
 from octaskly.trust.node_key import NodeKey
 
 ALPN: Final = "octaskly/1"
 ALPN_HTTP: Final = "http/1.1"
 _SERVER_NAME_PREFIX: Final = "generation-"  #: of the SNI name, which is not encrypted
 _GENERATION_DIGITS_MAX: Final = 10
+_MEMBER_SERVER_NAME: Final = f"member.{NODE_SUFFIX}"
+"""The SNI name by which nodes ask for the certificate that the mesh has signed."""
+
+_NO_CHECK_TIME: Final = 0x200000
+"""`X509_V_FLAG_NO_CHECK_TIME` of OpenSSL, which `ssl` does not name.
+
+A small machine may start with a wrong clock. Between nodes a date protects nothing:
+whoever has the secret can sign any date, and the end of a generation ends its use.
+"""
+
+ContextForAddress = Callable[[str], ssl.SSLContext]
+"""Returns the context for a connection to this address of the machine."""
 
 
 class MeshTls:
@@ -36,11 +62,14 @@ class MeshTls:
     new connections only; existing ones continue.
     """
 
-    def __init__(self, secret: MeshSecret, key: NodeKey) -> None:
+    def __init__(
+        self, secret: MeshSecret, key: NodeKey, decade: Decade | None = None
+    ) -> None:
         self._key = key
+        self._decade = decade or Decade.current()
         self.mesh_id: Final = secret.mesh_id
         self.node_id: Final = key.node_id
-        self._lan_names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._lan_places: tuple[str, ...] = ()
         self.use_secret(secret)
 
     def use_secret(self, secret: MeshSecret) -> None:
@@ -52,6 +81,7 @@ class MeshTls:
                 secret.authority_seed(generation),
                 secret.lan_authority_seed(generation),
                 secret.mesh_id,
+                self._decade,
             )
             for generation in secret.accepted
         }
@@ -64,16 +94,21 @@ class MeshTls:
             for generation in reversed(secret.accepted)
             if generation <= self._force
         )
-        if self._lan_names is not None:
-            self._lan_server = self._lan_context(*self._lan_names)
+        if self._lan_places:
+            self._use_lan_places(self._lan_places)
 
     def ca_pem(self) -> str:
-        """Return the certificates of the mesh authority, newest first.
+        """Return the authority's roots for HTTPS, newest first.
 
-        The HTTPS root of a generation comes first: some programs import only one.
+        Some programs import only the first.
         """
         newest_first = reversed(self._authorities.values())
-        return "".join(_pem(one) for each in newest_first for one in each.certificates)
+        return "".join(_pem(each.https_root) for each in newest_first)
+
+    def node_ca_pem(self) -> str:
+        """Return the authority's roots for node certificates, newest first."""
+        newest_first = reversed(self._authorities.values())
+        return "".join(_pem(each.node_root) for each in newest_first)
 
     @property
     def server_name(self) -> str:
@@ -103,38 +138,60 @@ class MeshTls:
         """
         return self._clients
 
-    def lan_server_context(
+    def lan_server_contexts(
         self, hostnames: Sequence[str], addresses: Iterable[str]
-    ) -> ssl.SSLContext:
-        """Return the context of the HTTPS listener.
+    ) -> ContextForAddress:
+        """Return the contexts of the HTTPS listener, by local address.
 
         A client certificate is optional, but if present it must be a node's of this
-        mesh. The key is new on each call and is never stored. The oldest generation
-        signs, so that people have time to install the newer root.
+        mesh. A client that connects to a name or address within the name constraints
+        of the mesh authority gets a certificate of the authority. Its key is new on
+        each call and is never stored. The oldest generation signs, so that people have
+        time to install the newer root. Any other client gets a self-signed certificate,
+        whose key is derived from the node key. The name of a client is its SNI name,
+        which is missing if it uses an address.
 
         Args:
-            hostnames: Names that clients use for this machine; the node id is added.
+            hostnames: Names that clients use for this machine.
             addresses: IP addresses of this machine; scopes are removed.
 
         Raises:
             ConfigError: A name or an address is invalid.
         """
-        self._lan_names = (*hostnames, self.node_id), tuple(addresses)
-        front = self._lan_server = self._lan_context(*self._lan_names)
+        self._use_lan_places(
+            tuple(dict.fromkeys([node_name(self.node_id), *hostnames, *addresses]))
+        )
+        fronts = {is_signed: self._lan_front(is_signed) for is_signed in (True, False)}
+        return lambda address: fronts[is_local(address)]
+
+    def _lan_front(self, is_signed: bool) -> ssl.SSLContext:  # noqa: FBT001
+        """Return a context that presents the signed certificate to nameless clients."""
+        front = self._lan_contexts[is_signed]
 
         def choose(
-            connection: ssl.SSLObject, _name: str | None, _front: ssl.SSLContext
+            connection: ssl.SSLObject, name: str | None, _front: ssl.SSLContext
         ) -> None:
-            connection.context = self._lan_server
+            is_in_scope = is_local(name) if name else is_signed
+            connection.context = self._lan_contexts[is_in_scope]
 
         front.sni_callback = choose
         return front
 
     def lan_client_context(self) -> ssl.SSLContext:
         """Return the current context for forwarding requests to another node."""
-        context = self._context(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED, ALPN_HTTP)
+        context = self.lan_probe_context()
         self._load_node_certificate(context, self._force)
         return context
+
+    def lan_probe_context(self) -> ssl.SSLContext:
+        """Return a context for HTTPS listeners of members, without a certificate."""
+        return self._context(
+            ssl.PROTOCOL_TLS_CLIENT,
+            ssl.CERT_REQUIRED,
+            ALPN_HTTP,
+            self.ca_pem(),
+            _MemberContext,
+        )
 
     def peer_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
         """Return the node id of the peer.
@@ -187,37 +244,56 @@ class MeshTls:
         return max(known, default=self._force)
 
     def _peer_context(self, protocol: int, generation: int) -> ssl.SSLContext:
-        context = self._context(protocol, ssl.CERT_REQUIRED, ALPN)
+        context = self._context(protocol, ssl.CERT_REQUIRED, ALPN, self.node_ca_pem())
         self._load_node_certificate(context, generation)
         return context
 
-    def _lan_context(
-        self, names: Sequence[str], addresses: Sequence[str]
-    ) -> ssl.SSLContext:
+    def _use_lan_places(self, places: tuple[str, ...]) -> None:
+        """Make the two contexts of the HTTPS listener; see `lan_server_contexts`."""
         private = generate_private_key(SECP256R1())
+        own = p256_key(self._key.https_seed())
         oldest = next(iter(self._authorities.values()))
+        local = [place for place in places if is_local(place)]
         try:
-            certificate = oldest.lan_certificate(names, addresses, private.public_key())
+            signed = oldest.lan_certificate(local, private.public_key())
+            self_signed = self_signed_certificate(places, own, self._decade)
         except ValueError as error:
             raise ConfigError(
-                f"cannot create a certificate for {', '.join(names[:-1])}: {error}",
+                f"cannot create a certificate for {', '.join(places[1:])}: {error}",
                 hint="host names have letters, digits, dots and hyphens",
             ) from error
-        context = self._context(ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL, ALPN_HTTP)
-        pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        self._lan_places = places
+        self._lan_contexts = {
+            True: self._lan_context(signed, private),
+            False: self._lan_context(self_signed, own),
+        }
+
+    def _lan_context(
+        self, certificate: Certificate, key: EllipticCurvePrivateKey
+    ) -> ssl.SSLContext:
+        context = self._context(
+            ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL, ALPN_HTTP, self.node_ca_pem()
+        )
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         _load_chain(context, certificate, pem)
         return context
 
     def _context(
-        self, protocol: int, verify_mode: ssl.VerifyMode, alpn: str
+        self,
+        protocol: int,
+        verify_mode: ssl.VerifyMode,
+        alpn: str,
+        roots: str,
+        kind: type[ssl.SSLContext] = ssl.SSLContext,
     ) -> ssl.SSLContext:
-        context = ssl.SSLContext(protocol)
+        context = kind(protocol)
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
         # Peers are dialled by address and identified by key: links check the node id.
         context.check_hostname = False
         context.verify_mode = verify_mode
         context.verify_flags |= ssl.VERIFY_X509_STRICT
-        context.load_verify_locations(cadata=self.ca_pem())
+        context.verify_flags |= _NO_CHECK_TIME
+        context.load_verify_locations(cadata=roots)
         context.set_alpn_protocols([alpn])
         if protocol == ssl.PROTOCOL_TLS_SERVER:
             # A resumed session would remain valid after its generation is retired.
@@ -230,6 +306,32 @@ class MeshTls:
             self.node_id, self._key.private.public_key()
         )
         _load_chain(context, certificate, self._key.pem())
+
+
+def https_pin(key: NodeKey) -> str:
+    """Return the public key of a node's self-signed certificate, as curl pins it."""
+    public = p256_key(key.https_seed()).public_key()
+    der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return f"sha256//{base64.b64encode(hashlib.sha256(der).digest()).decode()}"
+
+
+class _MemberContext(ssl.SSLContext):
+    """A client context that sends the SNI name of members, whatever the URL contains.
+
+    The URL of a node may have an address outside the name constraints.
+    """
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """Return a connection over memory buffers."""
+        return super().wrap_bio(
+            *args, **options | {"server_hostname": _MEMBER_SERVER_NAME}
+        )
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """Return a connection over a socket."""
+        return super().wrap_socket(
+            *args, **options | {"server_hostname": _MEMBER_SERVER_NAME}
+        )
 
 
 def _pem(certificate: Certificate) -> str:

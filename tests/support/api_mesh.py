@@ -66,7 +66,7 @@ class ApiMesh(AsyncExitStack):
             api_node(
                 FakeGateway(trust.node_id, name=name),
                 node_name=name,
-                lan_ssl=trust.lan_server_context([name], ["127.0.0.1"]),
+                lan_ssl=trust.lan_server_contexts([name], ["127.0.0.1"]),
                 forward_ssl=trust.lan_client_context(),
                 peer_node_id=trust.peer_node_id,
                 timeouts=deadlines,
@@ -81,8 +81,4 @@ class ApiMesh(AsyncExitStack):
 
 def stranger_context() -> ssl.SSLContext:
     """Return the context of a client that trusts the mesh, without a certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    trust = MeshTls(SECRET, NodeKey.generate())
-    context.load_verify_locations(cadata=trust.ca_pem())
-    return context
+    return MeshTls(SECRET, NodeKey.generate()).lan_probe_context()

@@ -86,11 +86,11 @@ class TlsHandshakeLimiter:
 
     def __init__(
         self,
-        context: ssl.SSLContext,
+        context_for_address: Callable[[str], ssl.SSLContext],
         protocol_factory: Callable[[], asyncio.Protocol],
         limits: LimitOptions,
     ) -> None:
-        self._context = context
+        self._context_for_address = context_for_address
         self._limits = limits
         self._protocol_factory = protocol_factory
         self._pending: dict[asyncio.Transport, str] = {}  #: in order of arrival
@@ -103,6 +103,7 @@ class TlsHandshakeLimiter:
         """Start the handshake, or abort the connection if its address has too many."""
         host = str((transport.get_extra_info("peername") or ("",))[0])
         pending, bounds = self._pending, self._limits
+        own_address = str((transport.get_extra_info("sockname") or ("",))[0])
         counts = Counter(pending.values())
         if counts[host] >= bounds.lan_handshakes_per_address:
             transport.abort()
@@ -119,7 +120,7 @@ class TlsHandshakeLimiter:
         tls = SSLProtocol(
             loop,
             self._protocol_factory(),
-            self._context,
+            self._context_for_address(own_address),
             settled,
             server_side=True,
             ssl_handshake_timeout=self._limits.handshake_s,

@@ -72,6 +72,9 @@ PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 Without a certificate it returns None or raises TrustError.
 """
 
+ContextForAddress = Callable[[str], ssl.SSLContext]
+"""Returns the TLS context for a connection to this address of the machine."""
+
 _DEFAULT_LIMITS = LimitOptions()
 _DEFAULT_TIMEOUTS = HttpTimeouts()
 _LINGER_S = 1.0
@@ -256,7 +259,7 @@ class ApiServer:
         node_name: str,
         clock: Clock,
         peer_node_id: PeerNodeId,
-        lan_ssl: ssl.SSLContext | None = None,
+        lan_ssl: ContextForAddress | None = None,
         forward_ssl: ssl.SSLContext | None = None,
         cors_origins: Collection[str] = (),
         allow_hosts: Collection[str] = (),

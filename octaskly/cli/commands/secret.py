@@ -57,17 +57,45 @@ def webhook_key(context: CliContext, secret_file: Path | None) -> None:
     type=click.Path(readable=False, path_type=Path),
     help="The mesh secret (default: where the agent has it).",
 )
+@click.option(
+    "--node",
+    "is_for_node",
+    is_flag=True,
+    help="Print the pin of this node's self-signed certificate instead.",
+)
 @click.pass_obj
-def ca(context: CliContext, secret_file: Path | None) -> None:
+def ca(context: CliContext, secret_file: Path | None, *, is_for_node: bool) -> None:
     """Print the CA certificate of the mesh, for HTTPS clients.
 
-    curl --cacert mesh-ca.pem https://NODE:3443/health
+    It is good for private addresses and for names that end in .local, .lan, .internal
+    or .home.arpa: curl --cacert mesh-ca.pem https://NODE.local:3443/health
+
+    For any other name or address a node shows a certificate of its own, which clients
+    check against a pin: curl -k --pinnedpubkey PIN https://NODE:3443/health
     """
     from octaskly.trust import MeshTls, NodeKey  # noqa: PLC0415
 
+    if is_for_node:
+        click.echo(_node_pin(context))
+        return
     mesh_secret = _secret_of(context, secret_file)
     # Any node key works, because the CA depends only on the secret.
     print_text(MeshTls(mesh_secret, NodeKey.generate()).ca_pem().strip())
+
+
+def _node_pin(context: CliContext) -> str:
+    from octaskly.config.agent import load_agent_config  # noqa: PLC0415
+    from octaskly.trust import NodeKey  # noqa: PLC0415
+    from octaskly.trust.tls import https_pin  # noqa: PLC0415
+
+    state = load_agent_config(context.agent_flags(), context.environ).paths.state
+    try:
+        return https_pin(NodeKey.load(state))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no key of a node in {state}",
+            hint="octaskly agent    makes it at its first start",
+        ) from error
 
 
 def _secret_of(context: CliContext, secret_file: Path | None) -> MeshSecret:

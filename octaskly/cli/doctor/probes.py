@@ -179,12 +179,7 @@ async def _try_connect(host: str, port: int) -> str:
 
 def _context(secret: MeshSecret) -> ssl.SSLContext:
     """Return a TLS context that trusts only our mesh and sends no certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False  # A node is identified by its key, not by a name.
-    trust = MeshTls(secret, NodeKey.generate())
-    context.load_verify_locations(cadata=trust.ca_pem())
-    return context
+    return MeshTls(secret, NodeKey.generate()).lan_probe_context()
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -623,7 +623,7 @@ async def _crash_after_request(
         asyncio.get_running_loop().call_later(0.1, front.become_dispatcher, 2)
         writer.transport.abort()
 
-    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    context = back.trust.lan_server_contexts([], ["127.0.0.1"])("127.0.0.1")
     dying = await asyncio.start_server(swallow, "127.0.0.1", 0, ssl=context)
     async with dying:
         port = dying.sockets[0].getsockname()[1]
@@ -673,7 +673,7 @@ async def test_a_submission_waits_no_longer_than_the_hold(api_mesh: ApiMesh) -> 
             front.become_dispatcher(2)
         writer.transport.abort()
 
-    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    context = back.trust.lan_server_contexts([], ["127.0.0.1"])("127.0.0.1")
     server = await asyncio.start_server(stall, "127.0.0.1", 0, ssl=context)
     async with server, asyncio.timeout(WAIT_S_MAX):
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -709,7 +709,7 @@ async def test_a_poll_on_a_silent_dispatcher_moves_on(
     async def ignore(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
 
-    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    context = back.trust.lan_server_contexts([], ["127.0.0.1"])("127.0.0.1")
     silent = await asyncio.start_server(ignore, "127.0.0.1", 0, ssl=context)
     port = silent.sockets[0].getsockname()[1]
     front.become_dispatcher()
@@ -1015,7 +1015,7 @@ async def test_a_dispatcher_that_dies_during_an_answer_breaks_the_connection(
         await writer.drain()
         writer.transport.abort()
 
-    context = back.trust.lan_server_context(["back"], ["127.0.0.1"])
+    context = back.trust.lan_server_contexts([], ["127.0.0.1"])("127.0.0.1")
     dying = await asyncio.start_server(half, "127.0.0.1", 0, ssl=context)
     async with dying:
         port = dying.sockets[0].getsockname()[1]

@@ -277,7 +277,7 @@ async def test_a_page_admits_machines_through_loopback_only() -> None:
         FakeGateway(trust.node_id),
         verify_token=lambda _: page,
         admissions=Nobody(),
-        lan_ssl=trust.lan_server_context(["here"], ["127.0.0.1"]),
+        lan_ssl=trust.lan_server_contexts(["here"], ["127.0.0.1"]),
     ) as node:
         port = await serve_free(node.server, ListenerKind.LAN, ["127.0.0.1"])
         tls = ssl.create_default_context(cadata=trust.ca_pem())

@@ -542,7 +542,7 @@ async def test_a_rejected_certificate_is_reported_as_a_wrong_secret(
     lenient = Party(trust=MeshTls(generate_secret(), NodeKey.generate()))
     context = lenient.trust.client_context()
     context.verify_mode = ssl.CERT_OPTIONAL
-    context.load_verify_locations(cadata=a.trust.ca_pem())
+    context.load_verify_locations(cadata=a.trust.node_ca_pem())
     async with running(a, lenient):
         lenient.transport.dial(None, [a.address])
         await lenient.until(lambda: lenient.of(DialFailed))

@@ -17,7 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust import MeshTls, NodeKey, generate_secret
-from octaskly.trust.certificates import CertificateAuthority, node_id_of_certificate
+from octaskly.trust.certificates import (
+    CertificateAuthority,
+    Decade,
+    node_id_of_certificate,
+)
 from octaskly.trust.mesh_secret import MeshSecret
 from octaskly.trust.tls import ALPN
 from tests.support.agents import WAIT_S_MAX
@@ -31,8 +35,16 @@ def member(secret: MeshSecret = SECRET) -> MeshTls:
 
 def authority_of(secret: MeshSecret) -> CertificateAuthority:
     return CertificateAuthority(
-        secret.authority_seed(1), secret.lan_authority_seed(1), secret.mesh_id
+        secret.authority_seed(1),
+        secret.lan_authority_seed(1),
+        secret.mesh_id,
+        Decade(2025),
     )
+
+
+def listener(trust: MeshTls, *names: str, at: str = "127.0.0.1") -> ssl.SSLContext:
+    """Return the context of an HTTPS listener for connections to its address `at`."""
+    return trust.lan_server_contexts(names, ["127.0.0.1"])(at)
 
 
 def shake(
@@ -90,16 +102,15 @@ def test_the_authority_is_the_same_bytes_on_all_nodes() -> None:
 
 def test_the_authority_of_a_known_secret_never_changes() -> None:
     """Nodes of all versions, and all importers of it, must agree on it."""
-    known = member(MeshSecret((bytes(range(20)),)))
+    secret = MeshSecret((bytes(range(20)),))
+    known = MeshTls(secret, NodeKey.generate(), Decade(2025))
 
-    end = "-----END CERTIFICATE-----\n"
-    for_https, for_nodes = known.ca_pem().split(end)[:-1]
     digests = [
-        hashlib.sha256(f"{certificate}{end}".encode()).hexdigest()[:16]
-        for certificate in (for_https, for_nodes)
+        hashlib.sha256(root.encode()).hexdigest()[:16]
+        for root in (known.ca_pem(), known.node_ca_pem())
     ]
 
-    assert digests == ["49f2ff0905a29e43", "ef44f1a0ef9f5ea3"]
+    assert digests == ["15648fcc62ae1ecf", "ea71eb4e98c40060"]
 
 
 def test_members_with_an_older_generation_are_still_accepted() -> None:
@@ -112,7 +123,7 @@ def test_members_with_an_older_generation_are_still_accepted() -> None:
     )
 
     with served, dialled:
-        assert a.ca_pem().count("BEGIN CERTIFICATE") == 4
+        assert a.ca_pem().count("BEGIN CERTIFICATE") == 2
 
 
 def stranger(kind: str) -> ssl.SSLContext:
@@ -168,7 +179,7 @@ def test_the_certificate_of_a_listener_is_no_node_certificate() -> None:
     """It is for HTTPS; a thief of its key cannot pose as a peer."""
     authority = authority_of(SECRET)
     public = generate_private_key(SECP256R1()).public_key()
-    certificate = authority.lan_certificate(["a"], [], public)
+    certificate = authority.lan_certificate(["a.local"], public)
 
     with pytest.raises(TrustError, match="not a node certificate"):
         node_id_of_certificate(certificate.public_bytes(Encoding.DER))
@@ -180,16 +191,17 @@ def people(trust: MeshTls) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize(
-    "name", ["box", "box.local", "10.0.0.5", "10.0.0.6", "fe80::1", "::1"]
+    "name", ["box.local", "box.lan", "10.0.0.5", "10.0.0.6", "fe80::1", "::1"]
 )
-def test_clients_reach_https_by_every_name_of_the_machine(name: str) -> None:
-    """Host name, `.local` name and addresses are in the certificate."""
+def test_clients_reach_https_by_every_local_name_of_the_machine(name: str) -> None:
+    """`.local` name, `.lan` name and addresses are in the certificate."""
     trust = member()
-    context = trust.lan_server_context(
-        ["box", "box.local", "10.0.0.6"], ["10.0.0.5", "fe80::1%eth0", "::1"]
+    contexts = trust.lan_server_contexts(
+        ["box", "box.local", "box.lan", "10.0.0.6"],
+        ["10.0.0.5", "fe80::1%eth0", "::1", "203.0.113.5"],
     )
 
-    served, dialled = shake(context, people(trust), name)
+    served, dialled = shake(contexts("10.0.0.5"), people(trust), name)
 
     with served, dialled:
         assert served.getpeercert(binary_form=True) is None
@@ -202,7 +214,7 @@ def test_apple_systems_accept_the_certificate_of_an_https_listener() -> None:
     """Since July 2019 they accept at most 825 days."""
     trust = member()
 
-    served, dialled = shake(trust.lan_server_context(["box"], []), people(trust), "box")
+    served, dialled = shake(listener(trust, "box.local"), people(trust), "box.local")
 
     with served, dialled:
         shown = dialled.getpeercert()
@@ -216,13 +228,13 @@ def test_clients_notice_a_name_of_another_machine() -> None:
     trust = member()
 
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(trust.lan_server_context(["box"], []), people(trust), "other")
+        shake(listener(trust, "box.local"), people(trust), "other.local")
 
 
 def test_a_revoked_node_is_refused_despite_its_valid_certificate() -> None:
     """F33: until the old generation ends, its certificate is still one of ours."""
     a, b = member(), member()
-    served, dialled = shake(a.lan_server_context(["box"], []), b.lan_client_context())
+    served, dialled = shake(listener(a, "box.local"), b.lan_client_context())
 
     with served, dialled:
         assert a.authorized_node_id(served) == b.node_id
@@ -235,7 +247,7 @@ def test_the_https_listener_identifies_a_forwarding_node() -> None:
     """It authenticates the hop; the principal is stated beside it."""
     a, b = member(), member()
 
-    served, dialled = shake(a.lan_server_context(["box"], []), b.lan_client_context())
+    served, dialled = shake(listener(a, "box.local"), b.lan_client_context())
 
     with served, dialled:
         assert a.peer_node_id(served) == b.node_id
@@ -244,14 +256,14 @@ def test_the_https_listener_identifies_a_forwarding_node() -> None:
 def test_a_foreign_client_certificate_is_refused_by_https_too() -> None:
     """Optional means: none, or a valid one."""
     with pytest.raises(OSError):
-        shake(member().lan_server_context(["box"], []), stranger("other mesh"))
+        shake(listener(member(), "box.local"), stranger("other mesh"))
 
 
 def test_a_client_without_certificate_has_no_node_id() -> None:
     """A request for it is an error, not an empty answer."""
     trust = member()
 
-    served, dialled = shake(trust.lan_server_context(["box"], []), people(trust), "box")
+    served, dialled = shake(listener(trust, "box.local"), people(trust), "box.local")
 
     with (
         served,
@@ -269,7 +281,7 @@ def test_names_that_a_certificate_cannot_contain_are_settings_errors(
 ) -> None:
     """The operator gets a sentence, not a traceback."""
     with pytest.raises(ConfigError, match="cannot create a certificate"):
-        member().lan_server_context(names, addresses)
+        member().lan_server_contexts(names, addresses)
 
 
 def test_creating_contexts_leaves_no_key_on_disk(
@@ -282,6 +294,6 @@ def test_creating_contexts_leaves_no_key_on_disk(
 
     trust = MeshTls(SECRET, key)
     trust.server_context()
-    trust.lan_server_context(["box"], ["127.0.0.1"])
+    trust.lan_server_contexts(["box"], ["127.0.0.1"])
 
     assert [path.name for path in tmp_path.iterdir()] == ["node.key"]
