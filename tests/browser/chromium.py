@@ -52,7 +52,7 @@ def missing() -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def started(home: Path | None = None) -> AsyncIterator[Browser]:
+async def started(home: Path | None = None, *more: str) -> AsyncIterator[Browser]:
     """Run one browser for the length of a block; `home` may add authorities."""
     environ: dict[str, str | float | bool] = {**os.environ}
     if home is not None:
@@ -60,7 +60,7 @@ async def started(home: Path | None = None) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
-            args=ARGUMENTS,
+            args=(*ARGUMENTS, *more),
             chromium_sandbox=False,
             env=environ,
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.trust import NodeKey
+from octaskly.trust.tls import https_pin
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 from tests.cli.typed import typed
@@ -257,6 +259,24 @@ def test_secret_new_prints_a_secret_that_ca_accepts(
     assert secret.stdout.startswith(b"okm1-")
     assert first.startswith(b"-----BEGIN CERTIFICATE-----\n")
     assert first == second
+
+
+def test_ca_of_a_node_prints_its_pin_alone(octaskly: Run, tmp_path: Path) -> None:
+    """For `curl --pinnedpubkey "$(octaskly ca --node)"`; no secret is needed."""
+    key = NodeKey.load_or_create(tmp_path)
+
+    done = octaskly("--state-dir", str(tmp_path), "ca", "--node", node=None)
+
+    assert (done.returncode, done.stdout.decode()) == (0, f"{https_pin(key)}\n")
+
+
+def test_ca_of_a_node_without_a_key_makes_none(octaskly: Run, tmp_path: Path) -> None:
+    """The agent makes it; the pin of another key would be wrong."""
+    done = octaskly("--state-dir", str(tmp_path), "ca", "--node", node=None)
+
+    assert done.returncode == 78
+    assert str(tmp_path).encode() in done.stderr
+    assert not list(tmp_path.glob("*.key"))
 
 
 def test_webhook_key_is_one_of_the_mesh(octaskly: Run, tmp_path: Path) -> None:

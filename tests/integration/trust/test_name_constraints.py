@@ -5,31 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import shutil
-import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from octaskly.trust import MeshTls, NodeKey, generate_secret
-from octaskly.trust.certificates import CertificateAuthority, Decade
-from octaskly.trust.name_constraints import is_local, subject_alternative
+from octaskly.trust.certificates import Decade
+from octaskly.trust.name_constraints import is_local
 from octaskly.trust.tls import https_pin
 from tests.integration.trust.test_certificates import people, shake
 from tests.support.agents import WAIT_S_MAX
+from tests.support.forged_sites import BODY, authority, forged, serving
 
 SECRET = generate_secret()
 OUTSIDE = (
@@ -39,64 +32,6 @@ OUTSIDE = (
     "8.8.8.8",
     "2001:db8::1",
 )
-BODY = "reached"
-
-
-def authority() -> CertificateAuthority:
-    """Return what a thief of a backup can make: the signing keys themselves."""
-    return CertificateAuthority(
-        SECRET.authority_seed(1),
-        SECRET.lan_authority_seed(1),
-        SECRET.mesh_id,
-        Decade.current(),
-    )
-
-
-def forged(folder: Path, *places: str, root: str = "_lan") -> ssl.SSLContext:
-    """Return a server with a certificate that a thief signed for any names."""
-    key = generate_private_key(SECP256R1())
-    names = list(map(subject_alternative, places))
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH]
-    signing = getattr(authority(), root)
-    certificate = signing.issue_certificate("thief", key.public_key(), names, usages)
-    path = folder / "forged.pem"
-    path.write_bytes(
-        certificate.public_bytes(Encoding.PEM)
-        + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    return context
-
-
-@contextmanager
-def serving(context: ssl.SSLContext, host: str = "127.0.0.1") -> Iterator[int]:
-    """Answer each HTTPS request with `BODY`; yield the port."""
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listening.accept()
-            except OSError:
-                return
-            connection.settimeout(WAIT_S_MAX)
-            with connection, suppress(OSError):
-                tls = context.wrap_socket(connection, server_side=True)
-                with tls:
-                    tls.recv(65536)
-                    tls.sendall(
-                        f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n"
-                        f"Connection: close\r\n\r\n{BODY}".encode()
-                    )
-
-    with socket.create_server((host, 0)) as listening:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            listening.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 def curl(host: str, port: int, *options: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +57,7 @@ def test_a_stolen_authority_cannot_sign_for_other_sites(
     trust = MeshTls(SECRET, NodeKey.generate())
 
     with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree"):
-        shake(forged(tmp_path, place), people(trust), place)
+        shake(forged(SECRET, tmp_path, place), people(trust), place)
 
 
 def test_one_name_outside_invalidates_the_whole_certificate(tmp_path: Path) -> None:
@@ -130,7 +65,7 @@ def test_one_name_outside_invalidates_the_whole_certificate(tmp_path: Path) -> N
     trust = MeshTls(SECRET, NodeKey.generate())
 
     with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree"):
-        shake(forged(tmp_path, "a.local", "box"), people(trust), "a.local")
+        shake(forged(SECRET, tmp_path, "a.local", "box"), people(trust), "a.local")
 
 
 def test_the_root_of_nodes_signs_for_nodes_only(tmp_path: Path) -> None:
@@ -139,13 +74,13 @@ def test_the_root_of_nodes_signs_for_nodes_only(tmp_path: Path) -> None:
     context = ssl.create_default_context(cadata=trust.node_ca_pem())
     for place in ("bank.example", "box.local", "10.0.0.5", "::1"):
         with pytest.raises(ssl.SSLCertVerificationError, match="subtree"):
-            shake(forged(tmp_path, place, root="_nodes"), context, place)
+            shake(forged(SECRET, tmp_path, place, root="_nodes"), context, place)
     assert trust.node_ca_pem() not in trust.ca_pem()
 
 
 def test_both_roots_are_constrained_and_valid_for_ten_years() -> None:
     """The constraints are critical, so programs that lack them reject the root."""
-    roots = authority().https_root, authority().node_root
+    roots = authority(SECRET).https_root, authority(SECRET).node_root
     for root in roots:
         found = root.extensions.get_extension_for_class(x509.NameConstraints)
         assert found.critical
@@ -195,9 +130,10 @@ def test_a_root_of_this_decade_accepts_certificates_of_the_next() -> None:
 def test_a_name_outside_gets_a_certificate_with_the_node_s_pin(place: str) -> None:
     """It contains the name; no authority has signed it; its key is always the same."""
     key = NodeKey.generate()
+    trust = MeshTls(SECRET, key)
     shown = []
-    for trust in (MeshTls(SECRET, key), MeshTls(SECRET, key)):
-        contexts = trust.lan_server_contexts(["box.local", place], ["10.0.0.5"])
+    for again in (trust, MeshTls(SECRET, key)):
+        contexts = again.lan_server_contexts(["box.local", place], ["10.0.0.5"])
         with pytest.raises(ssl.SSLCertVerificationError, match="self-signed"):
             shake(contexts(place), people(trust), place)
         anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -214,6 +150,7 @@ def test_a_name_outside_gets_a_certificate_with_the_node_s_pin(place: str) -> No
     pin = base64.b64encode(hashlib.sha256(key_der).digest()).decode()
     assert https_pin(key) == f"sha256//{pin}"
     # A program that takes this certificate as its CA file finds the name in it.
+    contexts = trust.lan_server_contexts(["box.local", place], ["10.0.0.5"])
     only = ssl.create_default_context(cadata=ssl.DER_cert_to_PEM_cert(shown[0]))
     only.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     served, dialled = shake(contexts(place), only, place)
@@ -293,7 +230,7 @@ def test_curl_keeps_to_the_constraints(
     root = tmp_path / "ca.pem"
     root.write_text(MeshTls(SECRET, NodeKey.generate()).ca_pem())
 
-    with serving(forged(tmp_path, place)) as port:
+    with serving(forged(SECRET, tmp_path, place)) as port:
         done = curl(place, port, "--cacert", str(root))
 
     assert (done.stdout == BODY) is is_accepted, done.stderr
