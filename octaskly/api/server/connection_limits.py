@@ -3,7 +3,9 @@
 A TLS connection costs buffers and a descriptor from its first byte, so the number of
 unfinished handshakes is bounded. The check happens on the TCP connection, before any
 TLS object exists. At the limit, a new handshake aborts the oldest one of the address
-that has the most. So a client with many addresses cannot block nodes.
+that has the most. So a client with many addresses cannot block nodes. Once half of the
+places are taken, an address is admitted once every two seconds: a flood costs little,
+and a client has the time to finish.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Final
 
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.config.settings import LimitOptions
+from octaskly.system.address_intervals import AddressIntervals
 from octaskly.system.error_frames import clear_error_frames
 
 CONNECTIONS_MIN: Final = 4
@@ -94,6 +97,7 @@ class TlsHandshakeLimiter:
         self._limits = limits
         self._protocol_factory = protocol_factory
         self._pending: dict[asyncio.Transport, str] = {}  #: in order of arrival
+        self._intervals = AddressIntervals()
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a connection that was just accepted."""
@@ -105,7 +109,12 @@ class TlsHandshakeLimiter:
         pending, bounds = self._pending, self._limits
         own_address = str((transport.get_extra_info("sockname") or ("",))[0])
         counts = Counter(pending.values())
-        if counts[host] >= bounds.lan_handshakes_per_address:
+        loop = asyncio.get_running_loop()
+        if counts[host] >= bounds.lan_handshakes_per_address or (
+            host != own_address
+            and len(pending) >= bounds.lan_handshakes_max // 2
+            and not self._intervals.admit(host, loop.time())
+        ):
             transport.abort()
             return
         if len(pending) >= bounds.lan_handshakes_max:
@@ -113,7 +122,6 @@ class TlsHandshakeLimiter:
             del pending[displaced]
             displaced.abort()
         pending[transport] = host
-        loop = asyncio.get_running_loop()
         settled: asyncio.Future[None] = loop.create_future()
         settled.add_done_callback(lambda done: self._handshake_done(transport, done))
         # `loop.start_tls` does the same, but needs a task that waits.

@@ -7,6 +7,9 @@ this machine at once, and they must not displace remote peers.
 A host with many IPv6 addresses could fill the total bound. A new connection is
 therefore never refused because of it. Instead, the oldest handshake of the address with
 the most handshakes is closed. A real peer finishes quickly; a silent one waits longest.
+Once half of the places are taken, an address is admitted once every two seconds. So a
+flood costs little, and a peer has the time to finish. Addresses from which a member has
+connected before are exempt.
 
 A peer that broke the protocol is refused for ten seconds: its bytes may be costly to
 decode, and a broken or hostile peer may dial again at once.
@@ -26,6 +29,7 @@ from weakref import WeakValueDictionary
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import Clock
+from octaskly.system.address_intervals import AddressIntervals
 
 DIALS_AT_ONCE_MAX: Final = 16
 DIALS_TO_HOST_MAX: Final = 2
@@ -57,6 +61,8 @@ REFUSED_S: Final = 10.0  #: how long a peer that broke the protocol is refused
 REFUSED_MAX: Final = 1024  #: a hostile member can have any number of ids
 VIOLATION_REASON: Final = "refused for a while: this peer broke the protocol"
 
+MEMBER_HOSTS_MAX: Final = 1024
+
 _LOCAL_HOST: Final = ""
 
 
@@ -73,6 +79,8 @@ class HandshakeLimiter:
 
     def __init__(self, bounds: LimitOptions | None = None) -> None:
         self._bounds = bounds or LimitOptions()
+        self._intervals = AddressIntervals()
+        self._member_hosts: dict[str, None] = {}  #: the latest is last
         self._handshakes: dict[PendingHandshake, None] = {}  #: oldest first
         self._counts: Counter[str] = Counter()
 
@@ -88,11 +96,20 @@ class HandshakeLimiter:
         most = self._bounds.handshakes_per_address
         if self._counts[handshake.host] >= (LOCAL_HANDSHAKES_MAX if is_local else most):
             return None
+        if not is_local and not self._has_room_for(host):
+            return None
         if not is_local and self._remote_count >= self._bounds.handshakes_max:
             self._evict_handshake()
         self._handshakes[handshake] = None
         self._counts[handshake.host] += 1
         return handshake
+
+    def record_member(self, handshake: PendingHandshake) -> None:
+        """Remember the address of a handshake that a member has finished."""
+        self._member_hosts.pop(handshake.host, None)
+        self._member_hosts[handshake.host] = None
+        if len(self._member_hosts) > MEMBER_HOSTS_MAX:
+            del self._member_hosts[next(iter(self._member_hosts))]
 
     def release_handshake(self, handshake: PendingHandshake) -> None:
         """Stop counting a handshake; no effect if it was evicted."""
@@ -112,11 +129,23 @@ class HandshakeLimiter:
     def _remote_count(self) -> int:
         return len(self._handshakes) - self._counts[_LOCAL_HOST]
 
+    def _has_room_for(self, host: str) -> bool:
+        """Return True if a remote address may start a handshake now."""
+        if self._remote_count < self._bounds.handshakes_max // 2:
+            return True
+        is_due = self._intervals.admit(host, asyncio.get_running_loop().time())
+        return is_due or host in self._member_hosts
+
     def _evict_handshake(self) -> None:
-        """Shut down the oldest handshake of the remote address that has the most."""
-        counts = self._counts
+        """Shut down the oldest handshake of the remote address that has the most.
+
+        Addresses of members come last.
+        """
+        counts, members = self._counts, self._member_hosts
         remote = [each for each in self._handshakes if each.host != _LOCAL_HOST]
-        oldest = max(remote, key=lambda each: counts[each.host])
+        oldest = max(
+            remote, key=lambda each: (each.host not in members, counts[each.host])
+        )
         self.release_handshake(oldest)
         with suppress(OSError):
             oldest.connection.shutdown(socket.SHUT_RDWR)

@@ -286,9 +286,12 @@ class Transport:
             handshake = self._handshake_limiter.admit_connection(connection, host)
             if handshake is None:
                 connection.close()
-                continue
-            tune_socket(connection)
-            self._spawn(self._run_handshake(connection, handshake))
+            else:
+                tune_socket(connection)
+                self._spawn(self._run_handshake(connection, handshake))
+            # While more connections wait, `sock_accept` returns at once. Without a turn
+            # of the loop, neither handshakes nor other work would go on.
+            await asyncio.sleep(0)
 
     async def _run_handshake(
         self, connection: socket.socket, handshake: PendingHandshake
@@ -312,6 +315,7 @@ class Transport:
                         ssl_handshake_timeout=certificate_s,
                         ssl_shutdown_timeout=SHUTDOWN_S,
                     )
+                    self._handshake_limiter.record_member(handshake)
                 finally:
                     self._handshake_limiter.release_handshake(handshake)
                 await link.handshake_over.wait()

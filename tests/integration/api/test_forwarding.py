@@ -122,17 +122,36 @@ async def test_many_silent_addresses_do_not_lock_out_nodes(
     place = ("127.0.0.1", front.lan_port)
     silent = [
         await asyncio.open_connection(*place, local_addr=(f"127.0.1.{i}", 0))
-        for i in (1, 2, 3, 3)
+        for i in (3, 3, 1, 2)
     ]
 
     async with asyncio.timeout(WAIT_S_MAX):
         _, writer = await asyncio.open_connection(*place, ssl=stranger_context())
         with contextlib.suppress(ConnectionError):
-            assert await silent[2][0].read() == b""
+            assert await silent[0][0].read() == b""
 
-    assert not any(silent[i][0].at_eof() for i in (0, 1, 3))
+    assert not any(silent[i][0].at_eof() for i in (1, 2, 3))
     for each in (writer, *(end for _, end in silent)):
         each.transport.abort()
+
+
+async def test_a_flood_of_handshakes_leaves_time_for_each(api_mesh: ApiMesh) -> None:
+    """Once half of the places are taken, an address gets one at a time."""
+    bounds = LimitOptions(handshake_s=int(4 * WAIT_S_MAX), lan_handshakes_max=4)
+    front = await api_mesh.member("front", limits=bounds)
+    place = ("127.0.0.1", front.lan_port)
+    silent = [
+        await asyncio.open_connection(*place, local_addr=(f"127.0.1.{i}", 0))
+        for i in (1, 1, 2, 2)
+    ]
+
+    async with asyncio.timeout(WAIT_S_MAX):
+        with contextlib.suppress(ConnectionError):
+            assert await silent[3][0].read() == b""
+
+    assert not any(silent[i][0].at_eof() for i in (0, 1, 2))
+    for _, writer in silent:
+        writer.transport.abort()
 
 
 async def test_strangers_leave_connections_for_nodes(

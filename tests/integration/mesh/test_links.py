@@ -7,7 +7,7 @@ import dataclasses
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -785,7 +785,9 @@ async def test_all_pending_handshakes_are_bounded() -> None:
     async with running(a):
         silent = []
         for i in range(HANDSHAKES_MAX + 8):
-            local = (f"127.0.1.{i // 4 + 1}", 0)
+            # Of half of the places, four each; of the others, one each.
+            host = i // 4 if i < HANDSHAKES_MAX // 2 else i
+            local = (f"127.0.1.{host + 1}", 0)
             silent.append(await asyncio.open_connection(*a.address, local_addr=local))
         async with asyncio.timeout(WAIT_S):
             endings = [await reader.read() for reader, _ in silent[: 8 * 4 : 4]]
@@ -795,13 +797,53 @@ async def test_all_pending_handshakes_are_bounded() -> None:
             writer.close()
 
 
+async def test_a_flood_of_handshakes_leaves_time_for_each() -> None:
+    """Once half of the places are taken, an address gets one at a time.
+
+    A member that has connected before is exempt: it may be back after a power cut.
+    """
+    a, raw = Party(handshake_s=30.0), Raw()
+    member = partial(
+        asyncio.open_connection,
+        *a.address,
+        ssl=raw.trust.client_context(),
+        server_hostname=raw.trust.server_name,
+        local_addr=("127.0.2.1", 0),
+    )
+    async with running(a), AsyncExitStack() as stack:
+        _, before = await member()
+        stack.callback(before.close)
+        for i in range(HANDSHAKES_MAX // 2):
+            local = (f"127.0.1.{i // 8 + 1}", 0)
+            _, writer = await asyncio.open_connection(*a.address, local_addr=local)
+            stack.callback(writer.close)
+        limiter = a.transport._handshake_limiter
+        await until(lambda: len(limiter) == HANDSHAKES_MAX // 2)
+
+        readers = []
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(
+                *a.address, local_addr=("127.0.3.1", 0)
+            )
+            stack.callback(writer.close)
+            readers.append(reader)
+        async with asyncio.timeout(WAIT_S):
+            assert [await reader.read() for reader in readers[1:]] == [b"", b""]
+        assert not readers[0].at_eof()
+        for _ in range(3):
+            reader, writer = await member()
+            stack.callback(writer.close)
+            assert await reader.readexactly(1)  # Its HELLO.
+
+
 async def test_many_silent_addresses_lock_out_no_peer() -> None:
     """One machine has many IPv6 addresses, and could take all places."""
     a, raw = Party(handshake_s=30.0), Raw()
     async with running(a):
         silent = []
         for i in range(HANDSHAKES_MAX):
-            local = (f"127.0.1.{i // 8 + 1}", 0)
+            host = i // 8 if i < HANDSHAKES_MAX // 2 else i
+            local = (f"127.0.1.{host + 1}", 0)
             silent.append(await asyncio.open_connection(*a.address, local_addr=local))
         async with asyncio.timeout(WAIT_S):
             reader, writer = await asyncio.open_connection(
