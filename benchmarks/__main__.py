@@ -5,7 +5,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
-                                       | lists]
+                                       | lists | strangers]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -45,6 +45,7 @@ from benchmarks import (
     plain,
     retention,
     scale,
+    strangers,
 )
 from benchmarks.measure import (
     BATCH,
@@ -234,6 +235,7 @@ WHICH: dict[str, Figures] = {
     "growth": growth.figures,
     "sleepers": deep.sleepers,
     "retention": retention.figures,
+    "strangers": strangers.figures,
     "metrics": metrics.figures,
     "pause": pause.figures,
     "lists": lists.figures,

@@ -1,10 +1,10 @@
 """Strangers that start TLS handshakes by the thousand, and finish none.
 
-Each connection sends a ClientHello from one of 200 addresses of this machine. It is
+Each connection sends a ClientHello from one of 150 addresses of this machine. It is
 left open while 400 newer ones arrive, and then ends in one of three ways: junk, the end
 of the stream, or a reset.
 
-usage: python -m tests.support.hello_flood RATE SECONDS PORT...
+usage: python -m tests.support.hello_flood RATE SECONDS NETWORK HOST PORT...
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Final
 
 from tests.support.abandoned import client_hello
 
-ADDRESSES: Final = 200
+ADDRESSES: Final = 150
+FIRST_ADDRESS: Final = 100
 OPEN_MAX: Final = 400
 TICK_S: Final = 0.005
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -29,16 +30,19 @@ _BIND_ADDRESS_NO_PORT: Final = 24  #: ip(7)
 
 def main() -> None:
     """Flood the ports, and print how many connections were opened."""
-    rate, seconds = int(sys.argv[1]), float(sys.argv[2])
-    ports = itertools.cycle(map(int, sys.argv[3:]))
+    rate, seconds, network, host = (
+        int(sys.argv[1]),
+        float(sys.argv[2]),
+        *sys.argv[3:5],
+    )
+    targets = itertools.cycle((host, int(port)) for port in sys.argv[5:])
     hello = client_hello()
     opened, connections = 0, deque[socket.socket]()
     began_s = time.monotonic()
     while (elapsed_s := time.monotonic() - began_s) < seconds:
         while opened < elapsed_s * rate:
-            source = f"127.0.1.{opened % ADDRESSES + 1}"
-            with contextlib.suppress(OSError):
-                connections.append(_begin(source, next(ports), hello))
+            source = f"{network}.{FIRST_ADDRESS + opened % ADDRESSES}"
+            connections.append(_begin(source, next(targets), hello))
             opened += 1
             if len(connections) > OPEN_MAX:
                 _end(connections.popleft(), opened % 3)
@@ -46,14 +50,14 @@ def main() -> None:
     print(opened)
 
 
-def _begin(source: str, port: int, hello: bytes) -> socket.socket:
+def _begin(source: str, target: tuple[str, int], hello: bytes) -> socket.socket:
     connection = socket.socket()
     connection.setblocking(False)
     connection.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
     connection.bind((source, 0))
     with contextlib.suppress(BlockingIOError):
-        connection.connect(("127.0.0.1", port))
-    with contextlib.suppress(OSError):
+        connection.connect(target)
+    with contextlib.suppress(OSError):  # Not connected yet: it stays silent.
         connection.send(hello)
     return connection
 

@@ -104,10 +104,10 @@ class HandshakeLimiter:
         self._counts[handshake.host] += 1
         return handshake
 
-    def record_member(self, handshake: PendingHandshake) -> None:
-        """Remember the address of a handshake that a member has finished."""
-        self._member_hosts.pop(handshake.host, None)
-        self._member_hosts[handshake.host] = None
+    def record_member(self, host: str) -> None:
+        """Remember the address of a connected member."""
+        self._member_hosts.pop(host, None)
+        self._member_hosts[host] = None
         if len(self._member_hosts) > MEMBER_HOSTS_MAX:
             del self._member_hosts[next(iter(self._member_hosts))]
 

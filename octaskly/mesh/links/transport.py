@@ -48,7 +48,7 @@ HANDSHAKE_S: Final = 15.0
 """Timeout from the TCP connection to HELLO_OK. It is long because many agents may start
 at once on few cores: a handshake that times out is wasted work and is repeated."""
 DIALS_WAITING_MAX: Final = 1024
-BACKLOG: Final = 128
+BACKLOG: Final = 512
 ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 SHUTDOWN_S: Final = 1.0
 LOGGED_MAX: Final = 1024
@@ -236,6 +236,7 @@ class Transport:
         }
         port = link.peer_hello.node.peer_port
         assert link.remote is not None
+        self._handshake_limiter.record_member(link.remote.host)
         address = link.dialled or Address(link.remote.host, port)
         draw, took_ms = self._clock.draw(), round(link.age_s * 1000)
         self._on_event(
@@ -289,8 +290,8 @@ class Transport:
             else:
                 tune_socket(connection)
                 self._spawn(self._run_handshake(connection, handshake))
-            # While more connections wait, `sock_accept` returns at once. Without a turn
-            # of the loop, neither handshakes nor other work would go on.
+            # While connections wait, `sock_accept` returns without a turn of the event
+            # loop, so neither handshakes nor other work would go on.
             await asyncio.sleep(0)
 
     async def _run_handshake(
@@ -315,7 +316,6 @@ class Transport:
                         ssl_handshake_timeout=certificate_s,
                         ssl_shutdown_timeout=SHUTDOWN_S,
                     )
-                    self._handshake_limiter.record_member(handshake)
                 finally:
                     self._handshake_limiter.release_handshake(handshake)
                 await link.handshake_over.wait()

@@ -13,6 +13,8 @@ import itertools
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +140,30 @@ class Watch:
 def _waited_s(schedstat: Path) -> float:
     """Return the time that a thread was ready and had no core."""
     return int(schedstat.read_text().split()[1]) / 1e9
+
+
+# --- Strangers.
+
+CONNECTIONS = 6000
+
+
+def test_strangers_that_start_handshakes_cost_little_memory(solo: Agent) -> None:
+    """S6: each starts a TLS handshake and leaves it, from 150 addresses in turn."""
+    before_mb = peak_mb = resident_mb(solo)
+    ports = map(str, (solo.ready()["peer_port"], port_of(solo, "lan_url")))
+    rate, seconds = 2000, CONNECTIONS / 2000
+    command = (sys.executable, "-m", "tests.support.hello_flood")
+    with subprocess.Popen(
+        [*command, str(rate), str(seconds), "127.0.1", "127.0.0.1", *ports],
+        stdout=subprocess.PIPE,
+    ) as flood:
+        while flood.poll() is None:
+            assert solo.call("GET", "/health")[0] == 200
+            peak_mb = max(peak_mb, resident_mb(solo))
+        assert flood.stdout is not None
+        opened = int(flood.stdout.read())
+    assert opened >= CONNECTIONS / 2
+    assert peak_mb - before_mb < GROWTH_MB_MAX
 
 
 # --- A member.

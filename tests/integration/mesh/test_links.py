@@ -813,6 +813,8 @@ async def test_a_flood_of_handshakes_leaves_time_for_each() -> None:
     async with running(a), AsyncExitStack() as stack:
         _, before = await member()
         stack.callback(before.close)
+        before.write(wire.encode([raw.hello(a.hello()), HelloOk()]))
+        await a.until(lambda: a.of(PeerUp))
         for i in range(HANDSHAKES_MAX // 2):
             local = (f"127.0.1.{i // 8 + 1}", 0)
             _, writer = await asyncio.open_connection(*a.address, local_addr=local)
