@@ -154,7 +154,8 @@ def connect_error(node_label: str, error: OSError) -> OctasklyError:
     if "certificate verify failed" in str(error).lower():
         return ConfigError(
             f"the certificate of {node_label} is not trusted here",
-            hint="octaskly ca > mesh-ca.pem    on a node; then name that file here",
+            hint="octaskly ca > mesh-ca.pem    on a node; name that file here, and "
+            "NAME.local or a private address in the URL",
         )
     if "ssl" in type(error).__name__.lower():
         return ConfigError(

@@ -209,7 +209,8 @@ class LimitOptions:
         "number of unauthenticated connections at the peer port",
         default=HANDSHAKES_MAX,
         details="those of this machine have a separate limit of 96; a new connection "
-        "replaces the oldest one of the address that has the most",
+        "replaces the oldest one of the address that has the most; once half are "
+        "taken, an address that is no node's is admitted once in two seconds",
     )
     handshakes_per_address: int = setting(
         "--handshakes-per-address",
@@ -222,7 +223,8 @@ class LimitOptions:
         _COUNT,
         "number of TLS handshakes in progress at the LAN port",
         default=LAN_HANDSHAKES_MAX,
-        details="a new one replaces the oldest, as at the peer port",
+        details="a new one replaces the oldest, as at the peer port; once half are "
+        "taken, an address is admitted once in two seconds",
     )
     lan_handshakes_per_address: int = setting(
         "--lan-handshakes-per-address",
