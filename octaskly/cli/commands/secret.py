@@ -76,7 +76,7 @@ def ca(context: CliContext, secret_file: Path | None, *, is_for_node: bool) -> N
     from octaskly.trust import MeshTls, NodeKey  # noqa: PLC0415
 
     if is_for_node:
-        click.echo(_node_pin(context))
+        print_text(_node_pin(context))
         return
     mesh_secret = _secret_of(context, secret_file)
     # Any node key works, because the CA depends only on the secret.
