@@ -22,6 +22,7 @@ from octaskly.core.effects import (
 from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.protocol.messages import PackedMessage, Report, SnapshotCursor
@@ -45,6 +46,7 @@ from octaskly.store.reading.snapshot import read_snapshot_part
 from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
 from octaskly.store.tables import mesh_records as records_
 from octaskly.store.tables import task_name_collisions
+from octaskly.store.tables.clock_steps import read_task_ages
 from octaskly.store.tables.database import (
     DatabaseLock,
     build_store_error,
@@ -54,11 +56,12 @@ from octaskly.store.tables.database import (
     open_writer,
 )
 from octaskly.store.tables.node_state import PeerContact, read_saved
-from octaskly.store.writing.commit_queue import QueueItem
+from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
 from octaskly.store.writing.writer import Writer
 
 FREE_BYTES_MIN: Final = 64 << 20  #: free space below which no new work is accepted
 _READERS: Final = 2  #: connections for all but submissions and lists
+CLOCK_CHECK_S: Final = 10.0  #: time until a step of the wall clock is stored
 QUEUED_ENTRIES_MAX: Final = 200_000  #: entries that may wait for a stalled disk
 
 
@@ -71,7 +74,7 @@ class Store:
         path: The database file. Its folder is created if it is missing.
         packer: Converts facts and reports to bytes.
         on_persisted: Called on the event loop with the highest durable `number`.
-        clock: Source of the time of the last contact with a peer.
+        clock: Source of the time at which facts are stored.
         loop: The running event loop by default.
         free_bytes_min: Free disk space that must remain after new work is accepted.
         bytes_max: Size of the log above which the oldest ended tasks are purged.
@@ -106,6 +109,8 @@ class Store:
         self._query_for_submission = submission_reader.run_query
         self._query_for_list = list_reader.run_query
         self._queued_seqs: dict[StreamId, int] = {}
+        self._clock_watch = ClockWatch(clock.now())
+        self._clock_check: asyncio.TimerHandle | None = None
 
     @property
     def write_failure(self) -> str | None:
@@ -169,6 +174,7 @@ class Store:
             lock.release()
             raise
         self._lock = lock
+        self._loop.call_soon_threadsafe(self._check_clock)
         return saved
 
     def append_entries(
@@ -229,7 +235,10 @@ class Store:
 
     async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose dependencies are met or broken, oldest first."""
-        return await self._query(lambda db: load_unblocked_tasks(db, ask))
+        read_ages = self._ages_reader()
+        return await self._query(
+            lambda db: load_unblocked_tasks(db, ask, read_ages(db))
+        )
 
     async def load_live_tasks(
         self, named: Sequence[TaskId] = ()
@@ -244,10 +253,10 @@ class Store:
         bytes_max: int,
     ) -> PackedMessage:
         """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""
-        packer = self._packer
+        packer, read_ages = self._packer, self._ages_reader()
 
         def packed(db: sqlite3.Connection) -> PackedMessage:
-            part = read_snapshot_part(db, vector, cursor, bytes_max)
+            part = read_snapshot_part(db, vector, cursor, bytes_max, read_ages(db))
             if part is not None:
                 return PackedMessage(packer.pack(part))
             return queries.pack_entries_beyond(db, packer, vector, bytes_max)
@@ -256,7 +265,10 @@ class Store:
 
     async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the compaction floor may rise."""
-        return await self._query(lambda db: plan_compaction(db, ask, self._size_max()))
+        read_ages = self._ages_reader()
+        return await self._query(
+            lambda db: plan_compaction(db, ask, self._size_max(), read_ages(db))
+        )
 
     async def read_vector(self) -> tuple[tuple[StreamId, int], ...]:
         """Read the last durable sequence number of each stream."""
@@ -367,6 +379,8 @@ class Store:
         Raises:
             StoreError: Some items could not be written. They were never acknowledged.
         """
+        if self._clock_check is not None:
+            self._clock_check.cancel()
         await asyncio.to_thread(self._close_all)
 
     def _start(self, connection: sqlite3.Connection) -> SavedState:
@@ -383,6 +397,7 @@ class Store:
                 connection,
                 self._packer,
                 self._clock,
+                self._clock_watch,
                 self._loop,
                 self._on_persisted,
             )
@@ -398,6 +413,24 @@ class Store:
     def _note_queued(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
         for stream, seq in holdings:
             self._queued_seqs[stream] = max(self._queued_seqs.get(stream, 0), seq)
+
+    def _ages_reader(self) -> Callable[[sqlite3.Connection], TaskAges]:
+        """Return a function that reads, in a later transaction, what ages depend on."""
+        now = self._clock.now()
+        unrecorded = self._clock_watch.find_step(now)
+        return lambda db: read_task_ages(db, now.wall_ms, unrecorded)
+
+    def _check_clock(self) -> None:
+        """Have a step of the wall clock stored, even if nothing else is written.
+
+        Otherwise it would be unknown after a restart.
+        """
+        if self._writer is None:
+            return
+        is_stepped = self._clock_watch.find_step(self._clock.now()) is not None
+        if is_stepped and not self._writer.queued_entries:
+            self._writer.queue_item(ClockCheck())
+        self._clock_check = self._loop.call_later(CLOCK_CHECK_S, self._check_clock)
 
     def _queue_item(self, item: QueueItem) -> None:
         assert self._writer is not None, "the store is not open"

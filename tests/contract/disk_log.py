@@ -28,7 +28,7 @@ from octaskly.core.protocol.messages import (
     Report,
     SnapshotCursor,
 )
-from octaskly.ports import RecordQuery, StoreStats, TaskListPage, TaskQuery
+from octaskly.ports import Clock, RecordQuery, StoreStats, TaskListPage, TaskQuery
 from tests.contract.log_kit import PicklePacker
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
@@ -41,11 +41,13 @@ ENTRIES_MAX = 1000
 class DiskLog:
     """Commits pending entries at the next turn of the event loop."""
 
-    def __init__(self, disk: Disk, hear: Callable[[int], None]) -> None:
+    def __init__(self, disk: Disk, hear: Callable[[int], None], clock: Clock) -> None:
         self._disk = disk
+        self._clock = clock
         self._hear = hear
 
     def open(self) -> SavedState:
+        self._disk.start_clock(self._clock.now())
         return self._disk.saved()
 
     def append_entries(
@@ -88,6 +90,7 @@ class DiskLog:
         bytes_max: int,
     ) -> PackedMessage:
         disk, pack = self._disk, PicklePacker().pack
+        disk.record_clock_step(self._clock.now())
         part = next_part(disk, dict(vector), cursor)
         if part is not None:
             return PackedMessage(pack(part))
@@ -96,6 +99,7 @@ class DiskLog:
         return PackedMessage(pack(Entries(entries, epochs, more, disk.vector())))
 
     async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
+        self._disk.record_clock_step(self._clock.now())
         return plan_floor(self._disk, ask)
 
     async def read_vector(self) -> VectorItems:
@@ -138,6 +142,6 @@ class DiskLog:
         asyncio.get_running_loop().call_soon(self._commit)
 
     def _commit(self) -> None:
-        number = self._disk.commit(len(self._disk.waiting))
+        number = self._disk.commit(len(self._disk.waiting), self._clock.now())
         if number is not None:
             self._hear(number)

@@ -87,9 +87,15 @@ class HandClock:
 
     def __init__(self, wall_ms: int = WALL_MS) -> None:
         self.wall_ms = wall_ms
+        self.mono_s = 0.0
 
     def now(self) -> Moment:
-        return Moment(0.0, self.wall_ms)
+        return Moment(self.mono_s, self.wall_ms)
+
+    def pass_time(self, ms: int) -> None:
+        """Move both clocks."""
+        self.wall_ms += ms
+        self.mono_s += ms / 1000
 
     def draw(self) -> float:
         return 0.5

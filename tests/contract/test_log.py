@@ -28,7 +28,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id
-from octaskly.core.model.hlc import HLC_MAX
+from octaskly.core.model.hlc import HLC_EPOCH_MS, HLC_MAX
 from octaskly.core.model.ids import Address, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.task_options import (
@@ -104,13 +104,13 @@ for_the_core = pytest.mark.parametrize(
 
 @pytest.fixture(params=["store"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    disk = Disk()
+    disk, clock = Disk(), kit.HandClock(HLC_EPOCH_MS)
 
     def make(hear: Callable[[int], None]) -> DurableStore:
         if request.param == "simulated disk":
-            return cast("DurableStore", DiskLog(disk, hear))
+            return cast("DurableStore", DiskLog(disk, hear, clock))
         path = tmp_path / "state" / "octaskly.db"
-        return Store(path, kit.PicklePacker(), hear, kit.HandClock())
+        return Store(path, kit.PicklePacker(), hear, clock)
 
     bench = Bench(make)
     await bench.open()

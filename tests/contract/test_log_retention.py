@@ -16,6 +16,7 @@ from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, StreamFloor, Submitted
 from octaskly.core.log.merge import facts_of
 from octaskly.core.model.arrays import member_id
+from octaskly.core.model.hlc import HLC_EPOCH_MS, hlc_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskState
@@ -39,8 +40,13 @@ DEADLINE_S = 60.0
 class Bench:
     """A log under test that writes one stream."""
 
-    def __init__(self, make: Callable[[Callable[[int], None]], DurableStore]) -> None:
+    def __init__(
+        self,
+        make: Callable[[Callable[[int], None]], DurableStore],
+        clock: kit.HandClock,
+    ) -> None:
         self._make = make
+        self.clock = clock
         self.number = 0
         self.seq = 0
         self._committed = 0
@@ -50,8 +56,10 @@ class Bench:
     async def open(self) -> None:
         self.saved = await asyncio.to_thread(self.log.open)
 
-    async def reopen(self) -> None:
+    async def reopen(self, wall_ms: int | None = None) -> None:
+        """Close and open the log; the clock may be set meanwhile."""
         await self.log.close()
+        self.clock.wall_ms = wall_ms or self.clock.wall_ms
         self.log = self._make(self._hear)
         await self.open()
 
@@ -144,20 +152,25 @@ async def benches(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[list[Bench]]:
-    def maker(name: str) -> Callable[[Callable[[int], None]], DurableStore]:
+    def bench(name: str) -> Bench:
+        clock = kit.HandClock(HLC_EPOCH_MS)
         if request.param == "store":
             path = tmp_path / name / "octaskly.db"
-            return lambda hear: Store(path, kit.PicklePacker(), hear, kit.HandClock())
+            return Bench(
+                lambda hear: Store(path, kit.PicklePacker(), hear, clock), clock
+            )
         disk = Disk()
-        return lambda hear: cast("DurableStore", DiskLog(disk, hear))
+        return Bench(
+            lambda hear: cast("DurableStore", DiskLog(disk, hear, clock)), clock
+        )
 
     monkeypatch.setattr("tests.simulation.store.snapshot.PART_ROWS", 1)
-    found = [Bench(maker(name)) for name in ("one", "two")]
-    for bench in found:
-        await bench.open()
+    found = [bench(name) for name in ("one", "two")]
+    for each in found:
+        await each.open()
     yield found
-    for bench in found:
-        await bench.log.close()
+    for each in found:
+        await each.log.close()
 
 
 async def test_old_ended_tasks_are_forgotten(benches: list[Bench]) -> None:
@@ -640,3 +653,95 @@ async def test_a_floor_may_name_unknown_streams(benches: list[Bench]) -> None:
     assert dict(await one.log.read_vector()) == {gone: 7, kit.STREAM: 2}
     await one.take([Entry(gone, 8, 998, Submitted(kit.submitted(2).spec))])
     await one.shows(1, 2)
+
+
+DAY_MS = 86_400_000
+
+
+def at(clock: kit.HandClock, *facts: Fact, after: int, late_ms: int = 0) -> list[Entry]:
+    """Return entries that a node writes now, whose clock is so late."""
+    hlc = hlc_of(clock.wall_ms - late_ms)
+    return [replace(e, hlc=hlc + 1000 + e.seq) for e in kit.entries(facts, after=after)]
+
+
+async def forgets(bench: Bench, age_ms: int = DAY_MS) -> bool:
+    """Return True if the store plans to forget what is as old as that."""
+    before_hlc = hlc_of(bench.clock.wall_ms - age_ms)
+    planned = await bench.log.plan_compaction(PlanFloor(before_hlc, MANY))
+    return planned.purged_count > 0
+
+
+ENDED = (kit.submitted(1), kit.assigned(1), kit.finished(1))
+
+
+@pytest.mark.parametrize("late_days", [0, 30, -30])
+async def test_age_counts_from_storing_whatever_the_clock_of_the_writer(
+    benches: list[Bench], late_days: int
+) -> None:
+    """The dispatcher of the task was a board without a clock battery."""
+    one, _ = benches
+    await one.reopen(kit.WALL_MS)
+    await one.take(at(one.clock, *ENDED, after=0, late_ms=late_days * DAY_MS))
+
+    one.clock.pass_time(DAY_MS - 1)
+    is_early = await forgets(one)
+    one.clock.pass_time(2)
+
+    assert not is_early
+    if late_days >= 0:  # A timestamp in the future is waited for.
+        assert await forgets(one)
+
+
+async def test_a_late_end_of_a_member_counts_for_its_array(
+    benches: list[Bench],
+) -> None:
+    """Members are forgotten with their arrays."""
+    one, _ = benches
+    await one.reopen(kit.WALL_MS)
+    array = kit.submitted(1, options=TaskOptions(array=ArraySpec(count=1, first=1)))
+    end = replace(kit.finished(1), task=member_id(kit.task_id(1), 1))
+    await one.take(at(one.clock, array, after=0, late_ms=30 * DAY_MS))
+    one.clock.pass_time(2 * DAY_MS)
+    await one.take(at(one.clock, end, after=1, late_ms=30 * DAY_MS))
+
+    is_early = await forgets(one)
+    one.clock.pass_time(DAY_MS + 1)
+
+    assert not is_early
+    assert await forgets(one)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_clock_that_is_set_ahead_makes_nothing_older(
+    benches: list[Bench], is_restarted: bool
+) -> None:
+    """Not even after a restart, when only the disk knows of the step."""
+    one, _ = benches
+    await one.take(at(one.clock, *ENDED, after=0))
+    one.clock.wall_ms += 30 * DAY_MS
+    if is_restarted:
+        await one.take(at(one.clock, kit.submitted(2), after=3))
+        await one.reopen()
+
+    is_early = await forgets(one)
+    one.clock.pass_time(DAY_MS + 1)
+
+    assert not is_early
+    assert await forgets(one)
+
+
+async def test_a_snapshot_keeps_ages_whatever_the_clock_of_its_sender(
+    benches: list[Bench],
+) -> None:
+    """A joiner neither starts the ages again nor takes tasks for older."""
+    one, two = benches
+    await two.reopen(kit.WALL_MS)
+    await one.add(kit.submitted(9), kit.cancelled(9))
+    await one.raise_floor()  # So another node needs a snapshot.
+    await one.take(at(one.clock, *ENDED, after=one.seq))
+    one.clock.pass_time(DAY_MS // 2)
+
+    assert await two.join(one.log)
+
+    assert not await forgets(two, DAY_MS // 2 + 1000)
+    assert await forgets(two, DAY_MS // 2 - 1000)

@@ -29,6 +29,8 @@ from octaskly.core.log.merge import (
     join_floors,
     join_submission_times,
 )
+from octaskly.core.log.task_ages import TaskAges
+from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId, covers
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.store.reading import queries
@@ -40,6 +42,7 @@ from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
 
+AGES = TaskAges(HLC_EPOCH_MS)
 FAR = StreamId(9)  #: written by a node that was away
 EPOCHS = (*kit.EPOCHS, (FAR, Epoch(1, NodeId("c" * 16))))
 IDS = [kit.task_id(n) for n in (1, 2, 3, 4)]
@@ -52,7 +55,9 @@ class Table:
 
     def __init__(self) -> None:
         self.db = kit.database()
-        self.tables = TableWriter(self.db, kit.PicklePacker(), kit.HandClock())
+        self.tables = TableWriter(
+            self.db, kit.PicklePacker(), kit.HandClock(HLC_EPOCH_MS)
+        )
 
     def add(self, entries: Sequence[Entry]) -> None:
         self.tables.append_entries([Append(1, tuple(entries), EPOCHS)])
@@ -134,7 +139,7 @@ class Mesh:
     def raise_floor(self, stream: StreamId, before_hlc: int, tasks_max: int) -> None:
         db = self.writer.db
         db.execute("BEGIN")
-        planned = plan_compaction(db, PlanFloor(before_hlc, tasks_max), 1 << 40)
+        planned = plan_compaction(db, PlanFloor(before_hlc, tasks_max), 1 << 40, AGES)
         db.execute("COMMIT")
         if planned.floor is not None:
             facts: list[Fact] = []
@@ -199,7 +204,7 @@ def joined(table: Table, server: Table, most: int) -> bool:
     cursor = None
     head = None
     for _ in range(most):
-        part = read_snapshot_part(server.db, {}, cursor, 1)
+        part = read_snapshot_part(server.db, {}, cursor, 1, AGES)
         if part is None:
             return True
         head = part.head or head

@@ -61,7 +61,7 @@ class Commands:
         now_s = self._world.time_s
         for attempt, spec in items:
             seen = node.epoch.term
-            if not self._may_start(machine, spec):
+            if not self._may_start(spec):
                 self.early.append(spec.id)
             self.started.append(
                 Started(now_s, machine.id, spec.id, attempt, seen, accepted_hlc(spec))
@@ -69,7 +69,7 @@ class Commands:
             machine.waiting.append((attempt, spec))
         self._fill(machine)
 
-    def _may_start(self, machine: Machine, spec: TaskSpec) -> bool:
+    def _may_start(self, spec: TaskSpec) -> bool:
         """Return True if some disk shows that the parents ended as required.
 
         A task that was ready stays ready, though the other half of a split may retry
@@ -87,7 +87,7 @@ class Commands:
             assert after is not None
             task = TaskId(parent)
             states = {d.records[task].state for d in disks if task in d.records}
-            if not states and self._is_old(machine, spec):
+            if not states and self._is_old(spec):
                 continue
             states |= {d.past[task] for d in disks if task in d.past}
             if is_ready or self._world.restored:
@@ -96,11 +96,11 @@ class Commands:
                 return False
         return True
 
-    def _is_old(self, machine: Machine, spec: TaskSpec) -> bool:
+    def _is_old(self, spec: TaskSpec) -> bool:
         """Return True if the task has waited the full time for an unknown parent."""
         world = self._world
-        age_ms = world.now(machine).wall_ms - spec.created_ms
-        return world.is_skewed or age_ms >= world.timing.missing_dependency_s * 1000
+        age_s = world.time_s - world.storage.accepted_s[spec.id]
+        return age_s >= world.least_age_s(world.timing.missing_dependency_s)
 
     def _fill(self, machine: Machine) -> None:
         while machine.waiting and machine.has_room(machine.waiting[0][1]):

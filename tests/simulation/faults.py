@@ -137,8 +137,7 @@ def sleep_one(world: World, _profile: Profile) -> None:
 def move_clock(world: World, _profile: Profile) -> None:
     """Move a wall clock by up to a day."""
     skew_ms = world.random.choice((-86_400_000, -5000, 5000, 86_400_000))
-    world.machines[_any(world)].wall_skew_ms = skew_ms
-    world.is_skewed = True
+    world.step_clock(_any(world), skew_ms)
 
 
 def stall_disk(world: World, _profile: Profile) -> None:

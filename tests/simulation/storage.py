@@ -19,6 +19,7 @@ from octaskly.core.effects import (
     Save,
 )
 from octaskly.core.events import DiskChanged, Event, LiveLoaded, Persisted
+from octaskly.core.log.facts import Submitted
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import NodeId, TaskId, Vector
@@ -45,9 +46,11 @@ class Storage:
     def __init__(self, world: World) -> None:
         self._world = world
         self.disk_ms = (1.0, 15.0)
-        self.snapshots = 0  #: tasks that ended
-        #: time of the first end on any disk, as an hlc
-        self.ended: dict[TaskId, int] = {}
+        self.snapshots = 0  #: whose last part arrived
+        self.written_s: dict[int, float] = {}
+        """When entries were first written, by the clock of the world, by timestamp."""
+        self.accepted_s: dict[TaskId, float] = {}  #: when tasks were accepted, alike
+        self.ended_s: dict[TaskId, float] = {}  #: when the first end was written, alike
         self.ends: dict[TaskId, set[TaskState]] = {}  #: outcomes, also from lost disks
         self.forgotten: dict[TaskId, TaskRow] = {}  #: records as a disk held them last
         self.gone_watchers: list[Callable[[Machine, TaskRow], None]] = []
@@ -63,6 +66,7 @@ class Storage:
         match effect:
             case Append():
                 disk.append(effect)
+                self._note_written(effect)
             case MergeRows():
                 disk.join(effect)
                 self.snapshots += effect.is_last
@@ -104,18 +108,27 @@ class Storage:
             self._world.at(RETRY_S, lambda: self._commit(machine, life, count))
             return
         machine.is_committing = False
-        number = machine.disk.commit(max(count, 1))
+        number = machine.disk.commit(max(count, 1), self._world.now(machine))
         self._note_ends(machine)
         if number is not None:
             self._world.feed(machine, Persisted(number))
         if machine.life == life and machine.disk.waiting:
             self.commit_soon(machine)
 
+    def _note_written(self, effect: Append) -> None:
+        """Note the true time of entries; who only copies them comes later."""
+        now_s = self._world.time_s
+        for entry in effect.entries:
+            self.written_s.setdefault(entry.hlc, now_s)
+            if isinstance(entry.fact, Submitted):
+                self.accepted_s.setdefault(entry.fact.task, now_s)
+
     def _note_ends(self, machine: Machine) -> None:
         """Take out the ended and forgotten tasks of a disk."""
         disk = machine.disk
         for task, hlc, state in disk.ended:
-            self.ended[task] = min(hlc, self.ended.get(task, hlc))
+            ended_s = self.written_s.get(hlc, self._world.time_s)
+            self.ended_s[task] = min(ended_s, self.ended_s.get(task, ended_s))
             self.ends.setdefault(task, set()).add(state)
         for row in disk.gone:
             for watch in self.gone_watchers:
@@ -132,6 +145,7 @@ class Storage:
     ) -> None:
         """Answer a peer's PULL."""
         disk = machine.disk
+        disk.now = self._world.now(machine)
         snapshot = next_part(disk, vector, cursor)
         if snapshot is not None:
             self._world.network.send(machine.id, peer, (snapshot,))

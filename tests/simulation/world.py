@@ -33,10 +33,13 @@ from tests.simulation.network import Network
 from tests.simulation.promises import Promises
 from tests.simulation.shell import Shell
 from tests.simulation.storage import Storage
+from tests.simulation.store.ages import CLOCK_ERROR_MS
 from tests.simulation.store.disk import Disk
 from tests.simulation.timeline import Due, Timeline
 
 WALL_MS = 1_700_000_000_000
+ROUNDING_S = 0.002  #: wall clocks count in milliseconds
+CLOCK_ERROR_S = 2 * CLOCK_ERROR_MS / 1000  #: timestamps and steps may be so wrong
 
 
 class World(Timeline):
@@ -83,7 +86,7 @@ class World(Timeline):
         self.shell = Shell(self)
         self.died: set[NodeId] = set()  #: machines whose process ended by itself
         self.restored: set[NodeId] = set()  #: machines that lost part of their disk
-        self.is_skewed = False  #: a wall clock was moved, so ages mean little
+        self.is_skewed = False  #: a wall clock was moved
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
         self._log: list[tuple[object, ...]] = []  #: digest that distinguishes two runs
         self._is_traced = is_traced
@@ -113,6 +116,7 @@ class World(Timeline):
         if self.updated_share and self.random.random() < self.updated_share:
             machine.log_version = 2
         machine.learnt = {}
+        machine.disk.start_clock(self.now(machine))
         settings = Settings(
             node=machine.info(),
             timing=self.timing,
@@ -199,6 +203,19 @@ class World(Timeline):
         self.restored.add(node_id)
         machine.restored_s = self.time_s
         self.promises.lose(node_id, backup)
+
+    def step_clock(self, node_id: NodeId, skew_ms: int) -> None:
+        """Set the wall clock of a machine whose agent runs.
+
+        An agent that is down cannot tell a step from a long absence. An agent that runs
+        records a step within seconds, so here it does so before the next fault.
+        """
+        machine = self.machines[node_id]
+        if machine.node is None:
+            return
+        machine.wall_skew_ms = skew_ms
+        machine.disk.record_clock_step(self.now(machine))
+        self.is_skewed = True
 
     def stop(self, node_id: NodeId, drain_s: float = 5.0) -> None:
         """Ask an agent to stop."""
@@ -314,6 +331,15 @@ class World(Timeline):
     def alive(self) -> list[Machine]:
         """Return the machines whose agent runs."""
         return [m for m in self.machines.values() if m.node is not None]
+
+    def least_age_s(self, age_s: float) -> float:
+        """Return the least true age of a task that may count as so old.
+
+        A restored disk lacks the clock steps since the backup.
+        """
+        if not self.is_skewed:
+            return age_s - ROUNDING_S
+        return 0.0 if self.restored else age_s - CLOCK_ERROR_S
 
     def dispatchers(self) -> list[NodeId]:
         """Return the dispatchers."""

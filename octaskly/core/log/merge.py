@@ -34,7 +34,7 @@ from octaskly.core.model.arrays import (
     has_too_many_failures,
     split_member_id,
 )
-from octaskly.core.model.field_types import Canceller, Count, Time
+from octaskly.core.model.field_types import Canceller, Count, Millis, Time
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
 from octaskly.core.model.task_options import After
 from octaskly.core.model.tasks import (
@@ -263,6 +263,7 @@ class TaskRow(Struct, frozen=True, array_like=True):
     record: TaskRecord
     submission_times: SubmissionTimes
     last_change_hlc: Time  #: hybrid timestamp of the latest fact
+    age_ms: Millis = 0  #: since the sender stored that fact, by the sender's clock
 
 
 def join_submission_times(

@@ -15,6 +15,7 @@ from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Floor, Recorded, StreamFloor
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.hlc import HLC_MAX, ORD_HLC_MASK
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
 from octaskly.core.model.tasks import TaskState
@@ -35,7 +36,7 @@ _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
 _BY_FIRST_SUBMISSION: Final = (
     f"SELECT {rows.TASK_COLUMNS}, state,"  # noqa: S608
     " is_live OR EXISTS (SELECT 1 FROM dependencies WHERE parent = id),"
-    " last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq"
+    " last_change_hlc, first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
     " FROM tasks INDEXED BY tasks_first_submitted ORDER BY first_submitted_hlc, key"
 )
 _ENDED: Final = tuple(rows.NUMBER_OF[state] for state in TaskState if state.is_final)
@@ -84,7 +85,7 @@ class _CompactionCut:
 
 
 def plan_compaction(
-    db: sqlite3.Connection, ask: PlanFloor, bytes_max: int
+    db: sqlite3.Connection, ask: PlanFloor, bytes_max: int, ages: TaskAges
 ) -> FloorPlanned:
     """Plan the next rise of the compaction floor.
 
@@ -96,7 +97,7 @@ def plan_compaction(
     below the floor than one step may carry. It then names tasks or records to write
     again. As the log nears `bytes_max`, the oldest ended tasks are purged at any age.
 
-    The caller must have opened a transaction.
+    The caller must have opened a transaction, and read `ages` in it.
     """
     known = read_floor(db)
     floors = {mark.stream: mark.seq for mark in known.stream_floors}
@@ -118,7 +119,7 @@ def plan_compaction(
             return FloorPlanned(None, has_more=True)
         share = _count_rows(db) * (used - low) // used + 1
         surplus = max(surplus, min(share, ended))
-    cut = _scan_oldest(db, floors, ask, surplus, ended)
+    cut = _scan_oldest(db, floors, ask, ages, surplus, ended)
     if cut.horizon:
         marks = _marks_at_horizon(db, cut, floors)
     else:
@@ -250,6 +251,7 @@ def _scan_oldest(
     db: sqlite3.Connection,
     floors: Mapping[StreamId, int],
     ask: PlanFloor,
+    ages: TaskAges,
     surplus: int,
     ended: int,
 ) -> _CompactionCut:
@@ -259,11 +261,12 @@ def _scan_oldest(
     for passed, row in enumerate(db.execute(_BY_FIRST_SUBMISSION)):
         if row[0] >= arrays.MEMBER_KEYS_START:
             break  # Members are deleted with their arrays.
-        is_wanted, changed, born, reborn, stream, seq = row[-6:]
-        is_ended = row[-7] in _ENDED and not is_wanted
-        limit = changed if is_ended else born
-        before_hlc = max(ask.before_hlc, ask.purge_hlc if ended > 0 else 0)
-        is_old = surplus > 0 or limit < before_hlc
+        is_wanted, changed, born, reborn, stream, seq, stored_ms = row[-7:]
+        is_ended = row[-8] in _ENDED and not is_wanted
+        since_hlc = ages.since_hlc(changed, stored_ms) if is_ended else born
+        # An operator asks by the times that lists show.
+        is_requested = ended > 0 and (changed if is_ended else born) < ask.purge_hlc
+        is_old = surplus > 0 or since_hlc < ask.before_hlc or is_requested
         if born > cut.horizon:  # Otherwise the horizon is past this task already.
             kept = len(cut.carried) + len(cut.resubmitted)
             is_full = passed >= TASKS_MAX or kept >= CARRIED_MAX
@@ -279,7 +282,7 @@ def _scan_oldest(
             ended -= gone
             cut.add_void(gone, changed)
         else:
-            carried = _with_members(db, row[:-7])
+            carried = _with_members(db, row[:-8])
             left -= sum(map(rows.size_of, carried))
             if is_ended and is_old:
                 task = _ResubmittedTask(
@@ -307,7 +310,7 @@ def _is_large(db: sqlite3.Connection, row: Sequence[Any]) -> bool:
     It stops the scan, so no younger task is purged before it. Users see the array, and
     can cancel its remaining members.
     """
-    is_open = row[-7] not in _ENDED or row[-6]
+    is_open = row[-8] not in _ENDED or row[-7]
     return bool(is_open and _count_member_rows(db, row) > CARRIED_MAX)
 
 

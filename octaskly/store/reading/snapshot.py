@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRow
+from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.protocol.messages import (
     FULL_SNAPSHOT,
@@ -36,6 +37,7 @@ def read_snapshot_part(
     vector: Mapping[StreamId, int],
     cursor: SnapshotCursor | None,
     bytes_max: int,
+    ages: TaskAges,
 ) -> Snapshot | None:
     """Return the next part of a snapshot; None if the peer should get entries.
 
@@ -44,6 +46,7 @@ def read_snapshot_part(
         vector: The vector of the peer.
         cursor: The end of the last part that the peer got; None before the first part.
         bytes_max: Size limit of the part. It has at least one row, if any is left.
+        ages: What the ages of the rows are computed from.
     """
     head = None
     if cursor in (None, FULL_SNAPSHOT):
@@ -70,7 +73,7 @@ def read_snapshot_part(
         cursor = replace(cursor, record_key=id_)
         left -= mesh_records.size_of(record)
     part = replace(part, records=tuple(sent))
-    for key, row in _rows(db, cursor.row_key):
+    for key, row in _rows(db, cursor.row_key, ages):
         if found and left <= 0:
             return replace(part, rows=tuple(found), cursor=cursor, has_more=True)
         found.append(row)
@@ -120,18 +123,22 @@ def _is_snapshot_needed(
     return bool(lag > ENTRIES_PER_TASK * (tasks + arrays.count_member_rows(db)))
 
 
-def _rows(db: sqlite3.Connection, after: int) -> Iterator[tuple[int, TaskRow]]:
+def _rows(
+    db: sqlite3.Connection, after: int, ages: TaskAges
+) -> Iterator[tuple[int, TaskRow]]:
     while True:
         found = db.execute(
             f"SELECT {rows.TASK_COLUMNS}, last_change_hlc,"  # noqa: S608
-            " first_submitted_hlc, last_submitted_hlc, stream, seq"
+            " first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
         ).fetchall()
-        records = arrays.raw_records_from(db, [row[:-5] for row in found])
+        records = arrays.raw_records_from(db, [row[:-6] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
             whole = queries.with_outputs(db, record, outputs)
-            yield row[0], TaskRow(whole, SubmissionTimes(*row[-4:]), row[-5])
+            *times, stored_ms = row[-5:]
+            age_ms = ages.age_ms(row[-6], stored_ms)
+            yield row[0], TaskRow(whole, SubmissionTimes(*times), row[-6], age_ms)
         if len(found) < _PAGE:
             return
         after = found[-1][0]

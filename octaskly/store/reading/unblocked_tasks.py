@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+from itertools import islice
 
 from octaskly.core.effects import LoadUnblocked
 from octaskly.core.events import UnblockedLoaded, UnblockedTask
+from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.hlc import ORD_HLC_MASK
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_OPEN
 
 
-def load_unblocked_tasks(db: sqlite3.Connection, ask: LoadUnblocked) -> UnblockedLoaded:
+def load_unblocked_tasks(
+    db: sqlite3.Connection, ask: LoadUnblocked, ages: TaskAges
+) -> UnblockedLoaded:
     """Return tasks whose dependencies are met or broken, oldest first."""
     keys = [
         key
@@ -20,7 +24,8 @@ def load_unblocked_tasks(db: sqlite3.Connection, ask: LoadUnblocked) -> Unblocke
         )
     ]
     if ask.before_hlc and len(keys) < ask.limit:
-        keys += _tasks_with_unknown_parents(db, ask.before_hlc, ask.limit - len(keys))
+        left = ask.limit - len(keys)
+        keys += _tasks_with_unknown_parents(db, ask.before_hlc, ages, left)
     unblocked: list[UnblockedTask] = []
     for some in rows.split_for_parameters(dict.fromkeys(keys)):
         these = f"IN ({rows.placeholders(len(some))})"
@@ -40,20 +45,25 @@ def load_unblocked_tasks(db: sqlite3.Connection, ask: LoadUnblocked) -> Unblocke
             UnblockedTask(record, broken.get(row[0]))
             for row, (record, _) in zip(found, records, strict=True)
         ]
-    left = db.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone()
-    return UnblockedLoaded(ask.query_number, tuple(unblocked), left is not None)
+    other = db.execute("SELECT 1 FROM dependencies LIMIT 1").fetchone()
+    return UnblockedLoaded(ask.query_number, tuple(unblocked), other is not None)
 
 
 def _tasks_with_unknown_parents(
-    db: sqlite3.Connection, before_hlc: int, limit: int
+    db: sqlite3.Connection, before_hlc: int, ages: TaskAges, limit: int
 ) -> list[int]:
     """Return old tasks whose open dependencies are all on unknown tasks."""
     found = db.execute(
-        "SELECT DISTINCT child FROM dependencies AS e"
+        "SELECT DISTINCT child, t.ord & ?, t.stored_ms FROM dependencies AS e"
         " JOIN tasks AS t ON t.key = e.child"
         " WHERE (t.ord & ?) < ? AND e.status = ? AND NOT EXISTS ("
         "SELECT 1 FROM dependencies AS o JOIN tasks AS p ON p.id = o.parent"
-        " WHERE o.child = e.child AND o.status = ?) LIMIT ?",
-        (ORD_HLC_MASK, before_hlc, EDGE_OPEN, EDGE_OPEN, limit),
+        " WHERE o.child = e.child AND o.status = ?)",
+        (ORD_HLC_MASK, ORD_HLC_MASK, before_hlc, EDGE_OPEN, EDGE_OPEN),
     )
-    return [key for (key,) in found]
+    old = (
+        key
+        for key, hlc, stored_ms in found
+        if ages.since_hlc(hlc, stored_ms) < before_hlc
+    )
+    return list(islice(old, limit))

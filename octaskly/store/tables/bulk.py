@@ -85,6 +85,12 @@ TASK_UPDATE: Final = BulkStatement(
     " last_change_hlc = v.last_change_hlc, notify = v.notify"
     " FROM v WHERE tasks.key = v.key",
 )
+STORED_UPDATE: Final = BulkStatement(
+    "WITH v (stored_ms, key) AS (VALUES",
+    2,
+    ") UPDATE tasks SET stored_ms = max(tasks.stored_ms, v.stored_ms)"
+    " FROM v WHERE tasks.key = v.key",
+)
 SUBMISSION_UPDATE: Final = BulkStatement(
     "WITH v (first_submitted_hlc, last_submitted_hlc, stream, seq, key) AS (VALUES",
     5,

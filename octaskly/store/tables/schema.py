@@ -246,7 +246,19 @@ UPDATE arrays SET (started_ms, ended_ms) = (
 );
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+# For the age of tasks, see `core.log.task_ages`. `stored_ms` is the wall-clock time at
+# which this disk stored the latest fact, or 0 if the timestamp of the fact serves.
+_SIXTH: Final = """
+ALTER TABLE tasks ADD COLUMN stored_ms INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX tasks_stored ON tasks (stored_ms) WHERE stored_ms > 0;
+CREATE TABLE clock_steps (
+    number INTEGER PRIMARY KEY,
+    before_ms INTEGER NOT NULL,
+    gained_ms INTEGER NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
 """Item `i` migrates version `i` to `i + 1`."""
 
 VERSION: Final = len(MIGRATIONS)

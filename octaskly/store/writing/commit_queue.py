@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
 from octaskly.core.log.facts import Assigned
 from octaskly.store.tables.node_state import PeerContact
 
-QueueItem = Append | MergeRows | Save | Spool | Unspool | PeerContact
+
+class ClockCheck(NamedTuple):
+    """An item without content: each commit records a step of the wall clock."""
+
+
+QueueItem = Append | MergeRows | Save | Spool | Unspool | PeerContact | ClockCheck
 
 BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192

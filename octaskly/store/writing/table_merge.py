@@ -17,12 +17,14 @@ from msgspec.structs import replace
 from octaskly.core.effects import Append, MergeRows
 from octaskly.core.log.facts import MESH_FACTS, Entry, Floor, TaskFact
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.log.task_ages import ClockStep, storing_time_ms, trusted_timestamps
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.ports import Clock, Packer
 from octaskly.store.tables import arrays, bulk, mesh_records, node_state, rows
 from octaskly.store.tables.arrays import ArrayMembers
+from octaskly.store.tables.clock_steps import write_clock_step
 from octaskly.store.tables.floors import raise_meta_number, read_floor, write_floor
 from octaskly.store.tables.list_counts import next_block_key
 from octaskly.store.writing import purge
@@ -37,6 +39,7 @@ from octaskly.store.writing.projection import (
 )
 from octaskly.store.writing.row_changes import RowChanges
 
+NO_AGES: Final[Mapping[TaskId, int]] = {}
 CACHED_TASKS: Final = 10_000  #: number of unfinished tasks in the cache
 
 
@@ -139,8 +142,12 @@ class TableWriter:
             if task.array is None or task.spec is not None:
                 self._projection.apply_row(task, row)
         self._projection.write_outputs()
-        self._write_tasks(touched)
+        self._write_tasks(touched, _ages_in(some))
         self._update_cache(touched)
+
+    def add_clock_step(self, step: ClockStep) -> None:
+        """Add a step of the wall clock, which ages nothing that is stored already."""
+        write_clock_step(self._db, step)
 
     def add_stream(self, stream: StreamId, epoch: Epoch) -> None:
         """Add a stream, with the epoch in which it is written."""
@@ -343,8 +350,17 @@ class TableWriter:
         body = self._packer.pack_entry_body(packed)
         return (stream, seq, hlc, fact.task, body, output)
 
-    def _write_tasks(self, touched: dict[TaskId, ProjectedTask]) -> None:
-        """Write each task, its changed attempts and the counters once."""
+    def _write_tasks(
+        self,
+        touched: dict[TaskId, ProjectedTask],
+        ages_ms: Mapping[TaskId, int] = NO_AGES,
+    ) -> None:
+        """Write each task, its changed attempts and the counters once.
+
+        Args:
+            touched: All tasks of this commit, with the arrays of members.
+            ages_ms: Ages of tasks in rows of a peer; other facts are new here.
+        """
         changes = RowChanges()
         known: list[tuple[ProjectedTask, TaskRecord, TaskSpec]] = []
         for task in touched.values():
@@ -360,9 +376,30 @@ class TableWriter:
         for task, record, spec in known:
             changes.add_task(task, record, spec)
         changes.write_rows(self._db)
+        self._write_stored_times(touched, ages_ms)
         self._dependencies.apply_changes(changes.dependency_changes)
         self.notification_count += changes.notification_count
         self._projection.write_pending(touched.values())
+
+    def _write_stored_times(
+        self, touched: Mapping[TaskId, ProjectedTask], ages_ms: Mapping[TaskId, int]
+    ) -> None:
+        """Write `stored_ms` of tasks whose timestamps are not trusted, which are few.
+
+        Members have none, because they are forgotten with their arrays.
+        """
+        now_ms = stored_ms = storing_time_ms(self._clock.now())
+        first_hlc, last_hlc = trusted_timestamps(now_ms)
+        updates = []
+        for task_id, task in touched.items():
+            if task.array is not None or task.key is None:
+                continue
+            if ages_ms:
+                stored_ms = max(1, now_ms - ages_ms.get(task_id, 0))
+                first_hlc, last_hlc = trusted_timestamps(stored_ms)
+            if not first_hlc <= task.changed_hlc <= last_hlc:
+                updates.append((stored_ms, task.key))
+        bulk.STORED_UPDATE.execute(self._db, updates)
 
     def _assign_key(self, task: ProjectedTask, spec: TaskSpec) -> None:
         """Assign the key of a new task, and the keys of the members of an array."""
@@ -431,3 +468,13 @@ class TableWriter:
                 cache.pop(task_id, None)
         while len(cache) > CACHED_TASKS:
             cache.popitem(last=False)
+
+
+def _ages_in(some: Sequence[TaskRow]) -> dict[TaskId, int]:
+    """Return the age of each task in rows; an array is as old as its youngest row."""
+    ages_ms: dict[TaskId, int] = {}
+    for row in some:
+        place = split_member_id(row.record.id)
+        task = row.record.id if place is None else place[0]
+        ages_ms[task] = min(row.age_ms, ages_ms.get(task, row.age_ms))
+    return ages_ms

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
+from octaskly.core.log.task_ages import ClockStep, ClockWatch
 from octaskly.errors import StoreError
 from octaskly.ports import Clock, Packer
 from octaskly.ports.histogram import Histogram
@@ -68,6 +69,7 @@ class Writer:
         connection: sqlite3.Connection,
         packer: Packer,
         clock: Clock,
+        clock_watch: ClockWatch,
         loop: asyncio.AbstractEventLoop,
         on_commit: Callable[[int], None],
     ) -> None:
@@ -89,6 +91,7 @@ class Writer:
         self._has_purged = asyncio.Event()
         self._failure: str | None = None
         self._clock = clock
+        self._clock_watch = clock_watch
         self.commit_s = Histogram(COMMIT_BOUNDS_S)
         self.committed_entries = 0
         self.notification_count = 0  #: grows with each pending notification
@@ -278,13 +281,16 @@ class Writer:
         return False
 
     def _commit(self, batch: Sequence[QueueItem]) -> None:
-        began_s = self._clock.now().mono_s
+        began = self._clock.now()
         if self._failure is not None:
             self._tables.reload()
-        self._run_transaction(lambda: self._write_batch(batch))
+        step = self._clock_watch.find_step(began)
+        self._run_transaction(lambda: self._write_batch(batch, step))
+        # Only now: until the step is stored, readers must take it from here.
+        self._clock_watch.follow_clock(began)
         self._failure = None
         self.notification_count = self._tables.notification_count
-        self.commit_s.observe(self._clock.now().mono_s - began_s)
+        self.commit_s.observe(self._clock.now().mono_s - began.mono_s)
 
     def _run_transaction(self, write: Callable[[], None]) -> None:
         db = self._db
@@ -300,7 +306,9 @@ class Writer:
         # Writes to a deleted file succeed, but are lost.
         self._file.require_present()
 
-    def _write_batch(self, batch: Sequence[QueueItem]) -> None:
+    def _write_batch(self, batch: Sequence[QueueItem], step: ClockStep | None) -> None:
+        if step is not None:
+            self._tables.add_clock_step(step)
         appends = [item for item in batch if isinstance(item, Append)]
         if len(appends) == len(batch):  # The usual batch of a dispatcher.
             self._tables.append_entries(appends)

@@ -49,6 +49,9 @@ async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
     with sqlite3.connect(path) as old:
         for column in ("started_ms", "ended_ms"):
             old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
+        old.execute("DROP TABLE clock_steps")
+        old.execute("DROP INDEX tasks_stored")
+        old.execute("ALTER TABLE tasks DROP COLUMN stored_ms")
         old.execute("PRAGMA user_version=4")
     old.close()
 

@@ -9,11 +9,10 @@ from octaskly.core.effects import Append, Effect
 from octaskly.core.events import Event
 from octaskly.core.log.facts import Entry, Submitted
 from octaskly.core.log.merge import TaskRow
-from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import StreamId, TaskId
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
-from tests.simulation.world import WALL_MS, World
+from tests.simulation.world import World
 
 
 class Forgetting:
@@ -34,13 +33,12 @@ class Forgetting:
     def on_gone(self, machine: Machine, row: TaskRow) -> None:
         """F19: only tasks that ended long ago are forgotten."""
         world, task = self._world, row.record.id
-        assert task in world.storage.ended, (
+        assert task in world.storage.ended_s, (
             f"{machine.id} forgot {row}, which has not ended"
         )
-        now_ms = WALL_MS + int(world.time_s * 1000)
-        oldest_hlc = hlc_of(now_ms - round(world.timing.retention_s * 1000))
-        assert world.is_skewed or world.storage.ended[task] <= oldest_hlc, (
-            f"{machine.id} forgot {row} too early"
+        age_s = world.time_s - world.storage.ended_s[task]
+        assert age_s >= world.least_age_s(world.timing.retention_s), (
+            f"{machine.id} forgot {row} too early, after {age_s:.3f} s"
         )
 
     def _is_not_brought_back(

@@ -18,12 +18,14 @@ from octaskly.core.effects import Append, MergeRows, Save
 from octaskly.core.events import PeerHint, SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, Floor, Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.log.task_ages import ClockStep, ClockWatch
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
     AttemptId,
     Epoch,
+    Moment,
     NodeId,
     StreamId,
     TaskId,
@@ -32,6 +34,7 @@ from octaskly.core.model.ids import (
 from octaskly.core.model.nodes import NO_HOLD, OperatorHold
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Report
+from tests.simulation.store.ages import FIRST_MOMENT, note_stored, watch_clock
 from tests.simulation.store.folding import Kept, Place, enter, kept, learn, note
 from tests.simulation.store.joining import join_rows
 from tests.simulation.store.members import shown
@@ -60,6 +63,11 @@ class Disk:
     """Facts of members, by array and number; each array is here."""
     births: dict[TaskId, SubmissionTimes] = field(default_factory=dict)
     changed: dict[TaskId, int] = field(default_factory=dict)
+    now: Moment = FIRST_MOMENT  #: clocks of the machine, as seen last
+    stored: dict[TaskId, int] = field(default_factory=dict)
+    """Wall-clock times of storing, of tasks whose timestamps are not trusted."""
+    steps: list[ClockStep] = field(default_factory=list)
+    watch: ClockWatch = field(default_factory=lambda: watch_clock(FIRST_MOMENT))
     keys: dict[TaskId, int] = field(default_factory=dict)
     """The order in which tasks arrived."""
     keys_given: int = 0
@@ -200,8 +208,21 @@ class Disk:
 
         self.waiting.append((None, write))
 
-    def commit(self, count: int) -> int | None:
+    def start_clock(self, now: Moment) -> None:
+        """Watch the clock of a process that starts."""
+        self.now, self.watch = now, watch_clock(now)
+
+    def record_clock_step(self, now: Moment) -> None:
+        """Store a step of the wall clock."""
+        step = self.watch.find_step(now)
+        if step is not None:
+            self.steps = [*self.steps, step]
+        self.watch.follow_clock(now)
+        self.now = now
+
+    def commit(self, count: int, now: Moment) -> int | None:
         """Make the oldest `count` writes durable; return the highest number."""
+        self.record_clock_step(now)
         done, self.waiting = self.waiting[:count], self.waiting[count:]
         numbers = []
         for number, write in done:
@@ -241,6 +262,7 @@ class Disk:
                 self.kept.add(kept(entry.fact))
             else:
                 enter(self, entry, entry.fact)
+                note_stored(self, entry.fact.task)
 
     def _save(self, effect: Save) -> None:
         if effect.term is not None:

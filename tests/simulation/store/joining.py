@@ -16,6 +16,7 @@ from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Vector
 from octaskly.core.protocol.messages import SnapshotHead
+from tests.simulation.store.ages import note_stored
 from tests.simulation.store.folding import Kept, fold, fold_submission, kept, learn
 from tests.simulation.store.purge import drop, drop_early, is_void, raise_floor, seqs_of
 
@@ -45,6 +46,7 @@ def join_rows(disk: Disk, effect: MergeRows) -> None:
             else:
                 fold(disk, fact, row.last_change_hlc)
         disk.changed[task] = max(disk.changed[task], row.last_change_hlc)
+        note_stored(disk, task, row.age_ms)
     for row in (row for row in effect.rows if split_member_id(row.record.id)):
         loose |= _join_member(disk, row, floors)
     loose |= learn(disk, effect.records)
@@ -71,6 +73,7 @@ def _join_member(disk: Disk, row: TaskRow, floors: Vector) -> set[Kept]:
     facts = facts_of(row.record) if disk.has(task) else ()
     for fact in facts:
         fold(disk, fact, row.last_change_hlc)
+    note_stored(disk, task, row.age_ms)
     return set(map(kept, facts))
 
 

@@ -17,6 +17,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.mesh_records import is_expired
 from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import StreamId, TaskId, Vector
+from tests.simulation.store.ages import task_ages
 from tests.simulation.store.members import BORN
 from tests.simulation.store.purge import seqs_of
 from tests.simulation.store.queue import is_any_live
@@ -45,8 +46,9 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     for passed, (born, task) in enumerate(order):
         birth, whole = disk.births[task], _whole(disk, task)
         changed, is_ended = disk.changed[task], _is_ended(disk, task)
-        before_hlc = max(ask.before_hlc, ask.purge_hlc if ended > 0 else 0)
-        is_old = surplus > 0 or (changed if is_ended else born) < before_hlc
+        is_requested = ended > 0 and (changed if is_ended else born) < ask.purge_hlc
+        since_hlc = _since_hlc(disk, task) if is_ended else born
+        is_old = surplus > 0 or since_hlc < ask.before_hlc or is_requested
         is_large, is_full = len(whole) > 1 + HELD_MAX, passed >= STEP_TASKS
         is_stuck = is_full or (is_large and not is_ended)
         if born > horizon and (not is_old or is_stuck):
@@ -74,6 +76,12 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     floor = Floor(horizon, _marks(disk, horizon, last))
     planned = FloorPlanned(floor, tuple(carried), not is_over, purged_count=forgotten)
     return _with_records(disk, planned, floor, ask)
+
+
+def _since_hlc(disk: Disk, task: TaskId) -> int:
+    """Return the timestamp from which the age of an ended task counts."""
+    stored_ms = disk.stored.get(task, 0)
+    return task_ages(disk).since_hlc(disk.changed[task], stored_ms)
 
 
 def _plan_ahead(disk: Disk, ask: PlanFloor) -> FloorPlanned:

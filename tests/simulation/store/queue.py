@@ -11,6 +11,7 @@ from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
+from tests.simulation.store.ages import task_ages
 from tests.simulation.store.members import is_live, with_rest
 from tests.support.builders import load_reply
 
@@ -69,7 +70,9 @@ def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
         parents = [TaskId(task) for task in after.tasks]
         ends = {task: _end(disk, task) for task in parents}
         assert record.spec is not None
-        is_old = accepted_hlc(record.spec) < ask.before_hlc
+        stored_ms = disk.stored.get(record.id, 0)
+        since_hlc = task_ages(disk).since_hlc(accepted_hlc(record.spec), stored_ms)
+        is_old = since_hlc < ask.before_hlc
         bad = [t for t, end in ends.items() if end and end not in GOOD[after.end]]
         is_over = all(
             end is not None or (is_old and task not in disk.records)

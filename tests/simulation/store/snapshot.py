@@ -22,6 +22,7 @@ from octaskly.core.protocol.messages import (
     SnapshotCursor,
     SnapshotHead,
 )
+from tests.simulation.store.ages import task_ages
 from tests.simulation.store.members import BORN, MEMBERS, ROOM
 
 if TYPE_CHECKING:
@@ -79,9 +80,12 @@ def next_part(
     keys = row_keys(disk)
     seen = bisect_right(list(keys.values()), cursor.row_key)
     tasks = list(islice(keys, seen, seen + PART_ROWS))
+    ages = task_ages(disk)
     rows = tuple(
-        TaskRow(disk.raw(task), disk.births.get(task, BORN), disk.changed[task])
+        TaskRow(disk.raw(task), disk.births.get(task, BORN), changed_hlc, age_ms)
         for task in tasks
+        for changed_hlc in [disk.changed[task]]
+        for age_ms in [ages.age_ms(changed_hlc, disk.stored.get(task, 0))]
     )
     key = keys[tasks[-1]] if tasks else cursor.row_key
     return replace(
