@@ -381,6 +381,7 @@ class Store:
         """
         if self._clock_check is not None:
             self._clock_check.cancel()
+        self._record_clock_step()
         await asyncio.to_thread(self._close_all)
 
     def _start(self, connection: sqlite3.Connection) -> SavedState:
@@ -421,16 +422,19 @@ class Store:
         return lambda db: read_task_ages(db, now.wall_ms, unrecorded)
 
     def _check_clock(self) -> None:
+        """Compare the clocks from time to time while the store is open."""
+        if self._writer is not None:
+            self._record_clock_step()
+            self._clock_check = self._loop.call_later(CLOCK_CHECK_S, self._check_clock)
+
+    def _record_clock_step(self) -> None:
         """Have a step of the wall clock stored, even if nothing else is written.
 
         Otherwise it would be unknown after a restart.
         """
-        if self._writer is None:
-            return
         is_stepped = self._clock_watch.find_step(self._clock.now()) is not None
-        if is_stepped and not self._writer.queued_entries:
+        if self._writer is not None and is_stepped and not self._writer.queued_entries:
             self._writer.queue_item(ClockCheck())
-        self._clock_check = self._loop.call_later(CLOCK_CHECK_S, self._check_clock)
 
     def _queue_item(self, item: QueueItem) -> None:
         assert self._writer is not None, "the store is not open"

@@ -175,7 +175,10 @@ class _InMemory(sqlite3.Connection):
 
 def database() -> sqlite3.Connection:
     """Return empty tables; creating them anew takes a hundred times as long."""
-    db = sqlite3.connect(":memory:", isolation_level=None, factory=_InMemory)
+    # The garbage collector may end it in the thread of another test's store.
+    db = sqlite3.connect(
+        ":memory:", isolation_level=None, factory=_InMemory, check_same_thread=False
+    )
     db.deserialize(_empty())
     return db
 

@@ -711,16 +711,18 @@ async def test_a_late_end_of_a_member_counts_for_its_array(
     assert await forgets(one)
 
 
+@pytest.mark.parametrize("written", [(), (kit.submitted(2),)])
 @pytest.mark.parametrize("is_restarted", [False, True])
 async def test_a_clock_that_is_set_ahead_makes_nothing_older(
-    benches: list[Bench], is_restarted: bool
+    benches: list[Bench], is_restarted: bool, written: tuple[Fact, ...]
 ) -> None:
     """Not even after a restart, when only the disk knows of the step."""
     one, _ = benches
     await one.take(at(one.clock, *ENDED, after=0))
     one.clock.wall_ms += 30 * DAY_MS
+    if written:
+        await one.take(at(one.clock, *written, after=3))
     if is_restarted:
-        await one.take(at(one.clock, kit.submitted(2), after=3))
         await one.reopen()
 
     is_early = await forgets(one)

@@ -23,6 +23,7 @@ from octaskly.core.election.candidacy import LogVersions
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
 from octaskly.core.events import Event, PeerUp, Persisted, SavedState
+from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Moment, NodeId, StreamId
@@ -72,6 +73,7 @@ from tests.simulation.kinds.splits import run_same_names, run_unseen
 from tests.simulation.kinds.tormented import (
     run_forgetful,
     run_seed,
+    run_skewed,
     run_unordered,
     run_updated,
 )
@@ -552,6 +554,16 @@ def dispatcher_answers_404_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NotFoundRule, "is_complete", lambda _, __: True)
 
 
+def age_goes_by_timestamps(patch: pytest.MonkeyPatch) -> None:
+    """The age of a task is measured by the clock of the node that wrote its end."""
+    patch.setattr(TaskAges, "since_hlc", lambda _self, hlc, _stored_ms: hlc)
+
+
+def clock_steps_make_tasks_older(patch: pytest.MonkeyPatch) -> None:
+    """A step of a disk's own clock counts as time that has passed."""
+    patch.setattr(ClockWatch, "find_step", lambda *_: None)
+
+
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
     (discard_the_losers_tail, run_seed),
@@ -590,6 +602,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (followers_rows_are_ignored, run_half_followed),
     (floor_loses_waiting_tasks, run_forgetful),
     (floors_wait_for_nothing, run_unordered),
+    (age_goes_by_timestamps, run_skewed),
+    (clock_steps_make_tasks_older, run_skewed),
     (worker_copies_are_written_again, run_belated),
     (dispatcher_answers_404_too_early, run_seed),
     (children_do_not_wait, run_seed),
@@ -605,6 +619,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
 """Each bug, with a kind of world in which it shows."""
 FIRST: dict[Plant, int] = {
     absorbed_tasks_are_not_queued: 12,
+    clock_steps_make_tasks_older: 4,
     standbys_cannot_read_their_copies: 9,
     deposed_dispatchers_are_acknowledged: 12,
     floors_wait_for_nothing: 12,

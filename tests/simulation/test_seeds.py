@@ -36,6 +36,7 @@ from tests.simulation.kinds.snapshots import (
 from tests.simulation.kinds.splits import run_flapping, run_same_names, run_unseen
 from tests.simulation.kinds.tormented import (
     run_seed,
+    run_skewed,
     run_steered,
     run_unordered,
     run_updated,
@@ -91,6 +92,13 @@ def test_drained_and_paused_nodes_lose_nothing(seed: int) -> None:
 def test_rolling_upgrade_loses_nothing(seed: int) -> None:
     """Older programs get no entries that they cannot read, and yield to newer ones."""
     run_updated(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_wrong_clocks_make_no_task_older(seed: int) -> None:
+    """Ages are checked by the time of the world."""
+    run_skewed(seed)
 
 
 @pytest.mark.slow

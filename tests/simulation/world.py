@@ -87,6 +87,7 @@ class World(Timeline):
         self.died: set[NodeId] = set()  #: machines whose process ended by itself
         self.restored: set[NodeId] = set()  #: machines that lost part of their disk
         self.is_skewed = False  #: a wall clock was moved
+        self.is_step_lost = False  #: by a disk that was restored from a backup
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
         self._log: list[tuple[object, ...]] = []  #: digest that distinguishes two runs
         self._is_traced = is_traced
@@ -199,6 +200,8 @@ class World(Timeline):
         machine = self.machines[node_id]
         assert machine.node is None
         machine.lost.append(machine.disk)
+        if backup.records and backup.steps != machine.disk.steps:
+            self.is_step_lost = True
         machine.disk = backup
         self.restored.add(node_id)
         machine.restored_s = self.time_s
@@ -335,11 +338,11 @@ class World(Timeline):
     def least_age_s(self, age_s: float) -> float:
         """Return the least true age of a task that may count as so old.
 
-        A restored disk lacks the clock steps since the backup.
+        A disk that was restored from a backup does not know of later clock steps.
         """
-        if not self.is_skewed:
-            return age_s - ROUNDING_S
-        return 0.0 if self.restored else age_s - CLOCK_ERROR_S
+        if self.is_step_lost:
+            return 0.0
+        return age_s - (CLOCK_ERROR_S if self.is_skewed else ROUNDING_S)
 
     def dispatchers(self) -> list[NodeId]:
         """Return the dispatchers."""

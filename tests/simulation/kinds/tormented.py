@@ -6,6 +6,8 @@ It makes a world, injects faults, and checks it.
 
 from __future__ import annotations
 
+import random
+
 from octaskly.core.model.nodes import NO_HOLD, AvailabilityCommand
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.fault_injection import (
@@ -19,6 +21,9 @@ from tests.simulation.fault_injection import (
 )
 from tests.simulation.faults import one_alive
 from tests.simulation.world import World
+
+SKEWS_MS = (0, 0, -30 * 86_400_000, -5000, 5000, 30 * 86_400_000)
+"""Errors of wall clocks."""
 
 
 def run_seed(
@@ -51,6 +56,30 @@ def run_forgetful(seed: int) -> World:
 def run_unordered(seed: int) -> World:
     """The same, and a node sends the requested streams in any order."""
     return run_seed(seed, is_forgetting=True, is_unordered=True)
+
+
+def run_skewed(seed: int) -> World:
+    """Run random faults while clocks are wrong, and tasks are soon forgotten."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    watch(world)
+    draw = random.Random(f"clocks {seed}")
+    for machine in world.machines.values():
+        machine.wall_skew_ms = draw.choice(SKEWS_MS)
+    world.is_skewed = True
+    profile = draw_profile(world, is_forgetting=True)
+    end_s = world.time_s + profile.seconds
+
+    def step_clock() -> None:
+        if world.time_s < end_s:
+            world.step_clock(draw.choice(list(world.machines)), draw.choice(SKEWS_MS))
+            world.at(draw.uniform(0.5, 4.0), step_clock)
+
+    world.at(draw.uniform(1.0, 4.0), step_clock)
+    inject_faults(world, profile)
+    settle(world)
+    for check in FINAL:
+        check(world)
+    return world
 
 
 def run_updated(seed: int) -> World:
