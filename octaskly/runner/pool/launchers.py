@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ class Launchers:
         if self._adopts_orphans:
             own = {state.process.pid for state in self.states if state.process}
             # The helper of `TaskUserHelper` may be reaped too: `Popen` expects that.
-            proc_tree.reap_children_except(own)
+            with suppress(OSError):  # Without a free descriptor, the next call reaps.
+                proc_tree.reap_children_except(own)
 
     async def close(self) -> None:
         """End every process tree and every launcher, and remove their cgroups."""
