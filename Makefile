@@ -91,7 +91,8 @@ $(VENV)/.bench-ready: pyproject.toml $(VENV)/.ready
 SOAK_SEEDS ?= 100000
 SOAK_S ?= 3600
 export SOAK_FAULTS_S ?= 1800
-SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh
+SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh \
+	tests/attack
 soak: .venv $(VENV)/.bench-ready
 	@$(BIN)/pytest -q -m soak tests/cli tests/packages tests/executor
 	@$(BIN)/python -m tests.simulation.hunt $(SOAK_SEEDS)

@@ -15,7 +15,8 @@ from msgspec import structs
 
 from octaskly.agent.core_loop import CoreLoop
 from octaskly.agent.gateway.gateway import AgentGateway
-from octaskly.agent.health import HealthChecks
+from octaskly.agent.gateway.submissions import QueueLimits
+from octaskly.agent.health import ApiProbe, HealthChecks
 from octaskly.agent.join_service import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.agent.metrics import MetricsReport
@@ -229,6 +230,7 @@ class Components:
             tasks.create_task(self._webhooks.run()),
             tasks.create_task(self._api.auditor.run()),
             tasks.create_task(self.gateway.history_sampler.run()),
+            tasks.create_task(self._build_api_probe().run()),
         ]
         self._dial_seeds(tasks)
         await self._discovery.start(tasks, peers_known=self._peers_known)
@@ -371,7 +373,7 @@ class Components:
             signer=self._token_signer,
             names={**dict(saved.names), self._info.id: name},
             node=self.loop.node,
-            queue_max=config.options.queue_max,
+            queue_limits=QueueLimits.from_options(config.options),
         )
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
@@ -486,6 +488,15 @@ class Components:
             mesh=self._trust.mesh_id,
             loopback_port=self._loopback_port,
         )
+
+    def _build_api_probe(self) -> ApiProbe:
+        return ApiProbe(
+            self._api.probe_lan, self._serves_other_nodes, self.loop.post, self._clock
+        )
+
+    def _serves_other_nodes(self) -> bool:
+        view = self.gateway.dispatcher()
+        return view is not None and view.is_self and self._transport.link_count > 0
 
     # --- callbacks -----------------------------------------------------------------
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
+from octaskly.core.events import ApiChanged
 from octaskly.errors import NotAMember, StoreFull
+from octaskly.ports import Clock
 
 
 def _no_reason() -> None:
@@ -54,3 +58,60 @@ class HealthChecks:
                 f"{done}, but the disk takes no writes",
                 hint=f"retry when it does: {failure}",
             )
+
+
+PROBE_S: Final = 1.0  #: between two probes
+FAILING_S: Final = 2.0  #: how long other nodes may be unable to forward requests
+
+
+class ApiProbe:
+    """Requests this node's own API while it is dispatcher, as other nodes would.
+
+    Heartbeats travel on other connections, so they do not show that the API does not
+    answer. Two probes must fail in a row: a single one fails after any stall.
+
+    Args:
+        probe: Sends one request; returns why it failed, or None.
+        is_needed: Returns True while other nodes forward requests to this one.
+        post: Passes an event to the core.
+        clock: The machine's clocks.
+    """
+
+    def __init__(
+        self,
+        probe: Callable[[], Awaitable[str | None]],
+        is_needed: Callable[[], bool],
+        post: Callable[[ApiChanged], None],
+        clock: Clock,
+    ) -> None:
+        self._probe = probe
+        self._is_needed = is_needed
+        self._post = post
+        self._clock = clock
+        self._failed_since_s: float | None = None
+        self._is_failing = False
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            if self._is_needed() or self._is_failing:
+                await self.check()
+            else:
+                self._failed_since_s = None
+
+    async def check(self) -> None:
+        """Probe once, and report a change to the core."""
+        started_s = self._clock.now().mono_s
+        reason = await self._probe()
+        if reason is None:
+            self._failed_since_s = None
+        elif self._failed_since_s is None:
+            self._failed_since_s = started_s
+            return
+        elif self._clock.now().mono_s - self._failed_since_s < FAILING_S:
+            return
+        is_failing = reason is not None
+        if is_failing != self._is_failing:
+            self._is_failing = is_failing
+            self._post(ApiChanged(is_failing, reason or ""))

@@ -10,12 +10,13 @@ from typing import NoReturn
 
 from octaskly import __version__
 from octaskly.agent.gateway.gateway import AgentGateway
+from octaskly.agent.gateway.submissions import QueueLimits
 from octaskly.agent.health import HealthChecks
 from octaskly.agent.join_service import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.node_setup import describe_agent, write_description
 from octaskly.api import ApiServer, HttpTimeouts, ListenerKind
 from octaskly.config.agent import AgentConfig
-from octaskly.config.defaults import PEER_PORT, QUEUE_MAX, SOCKET_GROUP
+from octaskly.config.defaults import PEER_PORT, SOCKET_GROUP
 from octaskly.core.events import SavedState
 from octaskly.core.model.nodes import NO_LOAD, NodeInfo
 from octaskly.core.model.settings import Settings
@@ -145,7 +146,7 @@ def _build_gateway(
         node_id=node.id,
         mesh_id=None,
         node=Node(Settings(node=node), SavedState()),
-        queue_max=QUEUE_MAX,
+        queue_limits=QueueLimits(),
         store=store,
         clock=clock,
         post=lambda _: None,

@@ -180,3 +180,15 @@ def too_many_connections() -> Problem:
         headers={"Retry-After": "1"},
         closes_connection=True,
     )
+
+
+def too_many_connections_of(owner: str, connections_max: int) -> Problem:
+    """Return the 429 response for one owner with too many connections."""
+    return Problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        TOO_MANY_CONNECTIONS,
+        hint=f"{owner} may have {connections_max} connections at a time; keep one for "
+        "many requests, and close those that are idle",
+        headers={"Retry-After": "1"},
+        closes_connection=True,
+    )

@@ -18,6 +18,7 @@ from octaskly.config.defaults import (
     BODY_S,
     CONNECTIONS_MAX,
     CONNECTIONS_PER_ADDRESS,
+    CONNECTIONS_PER_SUBJECT,
     COUNT_MAX,
     DEADLINE_S_MAX,
     DRAIN_S,
@@ -44,6 +45,8 @@ from octaskly.config.defaults import (
     PEER_PORT,
     PORT_MAX,
     QUEUE_MAX,
+    QUEUED_BYTES_MIN,
+    QUEUED_BYTES_PER_SUBJECT,
     RATE_ADMIN,
     RATE_CLIENT,
     RATE_STRANGER,
@@ -57,6 +60,7 @@ from octaskly.config.defaults import (
     SLOTS_MAX,
     STALL_S,
     STREAMS_MAX,
+    STREAMS_PER_SUBJECT,
 )
 from octaskly.config.units import BYTES, SECONDS
 from octaskly.config.value_types import (
@@ -131,23 +135,37 @@ class LimitOptions:
     connections_max: int = setting(
         "--connections-max",
         Amount(minimum=4, maximum=COUNT_MAX),
-        "number of open API connections",
+        "number of open API connections of clients with a token",
         default=CONNECTIONS_MAX,
-        details="fewer if the process may open fewer files; the local socket has 64 "
-        "more; LAN clients together get at most three quarters",
+        details="nodes of the mesh have three eighths as many in addition, the local "
+        "socket and connections without a token a quarter each; fewer if the process "
+        "may open fewer files",
+    )
+    connections_per_subject: int = setting(
+        "--connections-per-subject",
+        _COUNT,
+        "number of API connections of one subject, or of one user of the local socket",
+        default=CONNECTIONS_PER_SUBJECT,
+        details="requests that other nodes forward for the subject count, too",
     )
     connections_per_address: int = setting(
         "--connections-per-address",
         _COUNT,
-        "number of API connections from one LAN address",
+        "number of API connections without a token, from one LAN address",
         default=CONNECTIONS_PER_ADDRESS,
-        details="this machine and nodes of the mesh are exempt",
+        details="on this machine, from one user; nodes of the mesh are exempt",
     )
     streams_max: int = setting(
         "--streams-max",
         _COUNT,
         "number of event streams among the API connections",
         default=STREAMS_MAX,
+    )
+    streams_per_subject: int = setting(
+        "--streams-per-subject",
+        _COUNT,
+        "number of event streams of one subject",
+        default=STREAMS_PER_SUBJECT,
     )
     header_s: int = setting(
         "--header-timeout",
@@ -402,6 +420,13 @@ class AgentOptions(LimitOptions):
         "the dispatcher queues so many tasks and rejects more with 429",
         default=QUEUE_MAX,
         details="each member of an array counts",
+    )
+    queued_bytes_per_subject: int = setting(
+        "--queued-bytes-per-subject",
+        Amount("SIZE", BYTES, minimum=QUEUED_BYTES_MIN),
+        "the dispatcher queues so many bytes of one subject and rejects more with 429",
+        default=QUEUED_BYTES_PER_SUBJECT,
+        details="commands, stdin, environment and items, beyond 1 KiB of each task",
     )
     rate_admin: int = setting(
         "--rate-admin",

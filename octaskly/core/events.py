@@ -243,6 +243,13 @@ class DiskChanged(Struct, frozen=True):
     reason: str = ""
 
 
+class ApiChanged(Struct, frozen=True):
+    """This node's API stopped serving other nodes, or serves them again."""
+
+    is_failing: bool
+    reason: str = ""
+
+
 class AvailabilityRequested(Struct, frozen=True):
     """An operator's command to this node; answered by `Answer(ticket, ...)`."""
 
@@ -311,6 +318,7 @@ Event = (
     | FloorPlanned
     | LoadSampled
     | DiskChanged
+    | ApiChanged
     | AvailabilityRequested
     | StopRequested
     | AddressesChanged

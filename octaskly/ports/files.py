@@ -24,6 +24,7 @@ class FileUpload(Protocol):
 
         Raises:
             ContentMismatch: There are more bytes than announced.
+            FileQuotaExceeded: There is no room for them.
             OSError: The disk is full or failing.
         """
 
@@ -48,7 +49,7 @@ class FileStore(Protocol):
         """Start an upload.
 
         Raises:
-            FileQuotaExceeded: There is no room for the file.
+            FileQuotaExceeded: There can be no room for the file now.
             OSError: The folder cannot be used.
         """
 

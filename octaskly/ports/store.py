@@ -265,5 +265,8 @@ class DurableStore(LogReader, Protocol):
     async def read_stats(self) -> StoreStats:
         """Read the counters."""
 
+    async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
+        """Read the bytes of queued tasks by submitter, beyond so many of each task."""
+
     async def close(self) -> None:
         """Commit queued items, stop the writer and close the file."""

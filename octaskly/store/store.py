@@ -373,6 +373,10 @@ class Store:
             commit_s=writer.commit_s,
         )
 
+    async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
+        """Read the bytes of queued tasks by submitter, beyond so many of each task."""
+        return await self._query(lambda db: queue.queued_bytes(db, uncounted_bytes))
+
     async def close(self) -> None:
         """Commit queued items, stop the writer and close the file.
 

@@ -7,6 +7,7 @@ that nobody has.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from octaskly.core.effects import (
@@ -134,6 +135,15 @@ class DiskLog:
             disk_bytes=0,
             sequence=self._disk.sequence,
         )
+
+    async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
+        counts: Counter[str] = Counter()
+        for record in self._disk.records.values():
+            if record.state is TaskState.QUEUED and record.spec is not None:
+                options = record.spec.options
+                size = len(record.spec.command) + (options.chars if options else 0)
+                counts[record.spec.submitter] += max(0, size - uncounted_bytes)
+        return +counts
 
     async def close(self) -> None:
         self._commit()

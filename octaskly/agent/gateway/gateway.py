@@ -22,7 +22,11 @@ from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.queue_history import QueueHistorySampler
 from octaskly.agent.gateway.rerun import build_retry
-from octaskly.agent.gateway.submissions import Submission, SubmissionService
+from octaskly.agent.gateway.submissions import (
+    QueueLimits,
+    Submission,
+    SubmissionService,
+)
 from octaskly.agent.gateway.task_lookup import OutputLocator, TaskFinder
 from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.agent.gateway.tokens import TokenService
@@ -115,7 +119,7 @@ class AgentGateway:
         signer: TokenSigner | None,
         names: Mapping[NodeId, str],
         node: Node,
-        queue_max: int,
+        queue_limits: QueueLimits,
     ) -> None:
         self._node = node
         self._node_id, self._mesh_id = node_id, mesh_id
@@ -134,7 +138,7 @@ class AgentGateway:
         )
         self.waiters = TaskWaiters()
         self._task_finder = TaskFinder(store, self.pending_requests)
-        self._submissions = self._build_submissions(queue_max)
+        self._submissions = self._build_submissions(queue_limits)
         self.view = MeshView(node_id, names)
         self.history_sampler = QueueHistorySampler(store, self.view, clock)
         self.queue_history = self.history_sampler.samples
@@ -149,7 +153,7 @@ class AgentGateway:
         self.local_output_path = self.outputs.local_output_path
         self.stream_output = stream_output
 
-    def _build_submissions(self, queue_max: int) -> SubmissionService:
+    def _build_submissions(self, queue_limits: QueueLimits) -> SubmissionService:
         return SubmissionService(
             mesh_id=self._mesh_id,
             store=self._store,
@@ -158,7 +162,7 @@ class AgentGateway:
             find_task=self._task_finder.find_task,
             stream=self._own_stream,
             health_checks=self._health_checks,
-            queue_max=queue_max,
+            queue_limits=queue_limits,
         )
 
     def close(self) -> None:

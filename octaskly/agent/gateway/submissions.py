@@ -19,6 +19,8 @@ from msgspec import structs
 from octaskly.agent.gateway.parent_lookup import FindTask, resolve_parents
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.health import HealthChecks
+from octaskly.config.defaults import QUEUE_MAX, QUEUED_BYTES_PER_SUBJECT
+from octaskly.config.settings import AgentOptions
 from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.log.merge import TaskRecord
@@ -41,6 +43,8 @@ from octaskly.system.clock import SystemClock
 from octaskly.system.cooperative import map_in_batches
 
 QUEUE_COUNT_S = 30.0  #: longest time between two counts, while tasks arrive
+BYTES_COUNT_RATIO = 20  #: a count of bytes is repeated after so many times its time
+UNCOUNTED_BYTES = 1024  #: of each task; a queue of small tasks is limited by number
 SMALL_BATCH_MAX = 1000  #: prepared and accepted in one turn of the event loop
 
 AcceptedTasks = tuple[list[TaskRecord], int]
@@ -58,46 +62,110 @@ class Submission:
     is_strict: bool  #: refuse the tasks if only one disk would hold them
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Limits on waiting tasks."""
+
+    tasks_max: int = QUEUE_MAX
+    bytes_per_subject: int = QUEUED_BYTES_PER_SUBJECT
+    """Bytes beyond `UNCOUNTED_BYTES` of each task."""
+
+    @classmethod
+    def from_options(cls, options: AgentOptions) -> QueueLimits:
+        """Return the limits in the settings of an agent."""
+        return cls(options.queue_max, options.queued_bytes_per_subject)
+
+
 class QueueQuota:
-    """Bounds the number of queued tasks.
+    """Limits the number of queued tasks, and the bytes that each subject queues.
 
     Counting is slow. The queue is counted again only if the last count is old, or if
-    the last count and the tasks accepted since exceed the bound.
+    the last count and the tasks accepted since exceed a limit. Bytes are counted for
+    at most a twentieth of the time, so that refused requests do not occupy the disk.
     """
 
-    def __init__(self, store: DurableStore, clock: SystemClock, queue_max: int) -> None:
+    def __init__(
+        self, store: DurableStore, clock: SystemClock, limits: QueueLimits
+    ) -> None:
         self._store = store
         self._clock = clock
-        self._queue_max = queue_max
+        self._limits = limits
         self._queued_estimate = 0
         self._counted_s = float("-inf")
+        self._bytes_by_subject: dict[str, int] = {}
+        self._bytes_due_s = float("-inf")  #: earliest time of the next count of bytes
 
-    async def reserve(self, count: int) -> None:
-        """Reserve room for `count` tasks.
+    async def reserve(self, drafts: Sequence[TaskDraft], subject: str) -> None:
+        """Reserve room for the tasks of a subject.
 
         Raises:
             QueueFull: the queue has no room for them now.
-            QueueTooSmall: they exceed the bound of an empty queue.
+            QueueTooSmall: they exceed the limit of an empty queue.
         """
-        if count > self._queue_max:
+        size_bytes = sum(map(_counted_bytes, drafts))
+        if size_bytes:
+            await self._check_bytes(size_bytes, subject)
+        asking = [draft for draft in drafts if draft.options is not None]
+        await self._reserve_tasks(
+            len(drafts) - len(asking) + sum(map(_count_tasks, asking))
+        )
+        if size_bytes:
+            before = self._bytes_by_subject.get(subject, 0)
+            self._bytes_by_subject[subject] = before + size_bytes
+
+    async def _reserve_tasks(self, count: int) -> None:
+        tasks_max = self._limits.tasks_max
+        if count > tasks_max:
             raise QueueTooSmall(
                 "Queue is full",
-                hint=f"these are {count} tasks, and {self._queue_max} may wait;"
+                hint=f"these are {count} tasks, and {tasks_max} may wait;"
                 " submit fewer at a time, or raise --queue-max of the agents",
             )
         now_s = self._clock.now().mono_s
         is_old = now_s - self._counted_s >= QUEUE_COUNT_S
-        if count and (is_old or self._queued_estimate + count > self._queue_max):
+        if count and (is_old or self._queued_estimate + count > tasks_max):
             self._counted_s = now_s
             self._queued_estimate = await self._store.count_queued_tasks()
-            if self._queued_estimate + count > self._queue_max:
+            if self._queued_estimate + count > tasks_max:
                 raise QueueFull(
                     "Queue is full",
-                    hint=f"{self._queued_estimate} tasks wait, and {self._queue_max}"
+                    hint=f"{self._queued_estimate} tasks wait, and {tasks_max}"
                     " may; try again when some have run, or raise --queue-max of the"
                     " agent",
                 )
         self._queued_estimate += count
+
+    async def _check_bytes(self, size_bytes: int, subject: str) -> None:
+        """Raise an error if the subject may not queue so many more bytes."""
+        bytes_max = self._limits.bytes_per_subject
+        setting = "--queued-bytes-per-subject of the agents"
+        if size_bytes > bytes_max:
+            raise QueueTooSmall(
+                "Queue is full",
+                hint=f"these tasks have {size_bytes} bytes, and {bytes_max} of"
+                f" {subject} may wait; submit fewer at a time, upload large inputs as"
+                f" files, or raise {setting}",
+            )
+        if self._bytes_by_subject.get(subject, 0) + size_bytes <= bytes_max:
+            return
+        started_s = self._clock.now().mono_s
+        if started_s >= self._bytes_due_s:
+            # Requests that arrive during the count use the old one.
+            self._bytes_due_s = float("inf")
+            try:
+                self._bytes_by_subject = dict(
+                    await self._store.read_queued_bytes(UNCOUNTED_BYTES)
+                )
+            finally:
+                now_s = self._clock.now().mono_s
+                self._bytes_due_s = now_s + BYTES_COUNT_RATIO * (now_s - started_s)
+        waiting_bytes = self._bytes_by_subject.get(subject, 0)
+        if waiting_bytes + size_bytes > bytes_max:
+            raise QueueFull(
+                "Queue is full",
+                hint=f"{waiting_bytes} bytes of {subject} wait, and {bytes_max} may;"
+                f" try again when some tasks have run, or raise {setting}",
+            )
 
 
 class SubmissionService:
@@ -113,7 +181,7 @@ class SubmissionService:
         find_task: FindTask,
         stream: Callable[[], StreamId | None],
         health_checks: HealthChecks,
-        queue_max: int,
+        queue_limits: QueueLimits,
     ) -> None:
         self._mesh_id = mesh_id
         self._store = store
@@ -122,7 +190,7 @@ class SubmissionService:
         self._find_task = find_task
         self._stream = stream
         self._health_checks = health_checks
-        self._queue_quota = QueueQuota(store, clock, queue_max)
+        self._queue_quota = QueueQuota(store, clock, queue_limits)
         self._claims: dict[TaskId, asyncio.Event] = {}
 
     async def accept_submission(self, submission: Submission) -> AcceptedTasks:
@@ -233,9 +301,7 @@ class SubmissionService:
         return None
 
     async def _submit_to_core(self, submission: Submission) -> AcceptedTasks:
-        asking = [draft for draft in submission.drafts if draft.options is not None]
-        plain = len(submission.drafts) - len(asking)
-        await self._queue_quota.reserve(plain + sum(map(_count_tasks, asking)))
+        await self._queue_quota.reserve(submission.drafts, submission.submitter)
         suffixes = self._random_suffixes(len(submission.drafts))
         logged = await self._logged_ids(submission)
         if len(submission.drafts) > SMALL_BATCH_MAX:
@@ -394,3 +460,10 @@ def _count_tasks(draft: TaskDraft) -> int:
     """Return the number of tasks in a draft: an array has many."""
     array = _array_of(draft)
     return 1 if array is None else array.count
+
+
+def _counted_bytes(draft: TaskDraft) -> int:
+    """Return the bytes of a draft beyond `UNCOUNTED_BYTES`."""
+    options = draft.options
+    size = len(draft.command) + (0 if options is None else options.chars)
+    return max(0, size - UNCOUNTED_BYTES)

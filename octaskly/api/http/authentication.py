@@ -14,11 +14,11 @@ import grp
 import os
 import re
 import socket
-import struct
 from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 from octaskly.api.http.handler_types import Access, Route
+from octaskly.api.http.local_socket import peer_credentials
 from octaskly.api.problems import ACCESS_DENIED, FORBIDDEN, UNAUTHENTICATED, Problem
 from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.config.users import user_name
@@ -33,7 +33,6 @@ PRINCIPAL_HEADER = "Octaskly-Principal"
 VerifyToken = Callable[[str], Principal]
 """Returns the principal of a token; raises TrustError."""
 
-_CREDENTIALS = struct.Struct("3i")
 _GENERATION = re.compile(r"[1-9][0-9]{0,9}")
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
@@ -59,10 +58,7 @@ def authenticate_bearer(header: str | None, verify: VerifyToken) -> Principal:
 
 def authenticate_local_user(connection: socket.socket, node_name: str) -> Principal:
     """Return the principal of the process at the other end of a UNIX socket."""
-    raw = connection.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-    )
-    _, uid, gid = _CREDENTIALS.unpack(raw)
+    uid, gid = peer_credentials(connection)
     user = user_name(uid)
     if uid not in (0, os.geteuid()) and not _is_in_group(user, gid):
         raise Problem(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -18,7 +19,13 @@ from octaskly.api.schemas.query import Query
 from octaskly.api.security.one_time_codes import OneTimeCodes
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.api.security.route_cost import Cost
-from octaskly.config.defaults import BODY_S, HEADER_S, STALL_S, STREAMS_MAX
+from octaskly.config.defaults import (
+    BODY_S,
+    HEADER_S,
+    STALL_S,
+    STREAMS_MAX,
+    STREAMS_PER_SUBJECT,
+)
 from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
@@ -41,6 +48,9 @@ AUDITED_TASKS_MAX = 8
 """Number of tasks of one request that the audit log names."""
 
 _RETRY_AFTER_S = 5
+
+LOCAL_STREAMS_RESERVED = 32
+"""Additional event streams that only users of the local socket may open."""
 
 _T = TypeVar("_T")
 
@@ -141,20 +151,54 @@ def no_checkup() -> Checkup:
 
 
 class OpenStreams:
-    """Counts the open event streams of one node."""
+    """Counts the open event streams of one node, in all and by subject."""
 
-    def __init__(self, streams_max: int = STREAMS_MAX) -> None:
+    def __init__(
+        self,
+        streams_max: int = STREAMS_MAX,
+        per_subject_max: int = STREAMS_PER_SUBJECT,
+    ) -> None:
         self.count = 0
         self._streams_max = streams_max
+        self._per_subject_max = per_subject_max
+        self._count_by_subject: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def count_stream(self) -> Iterator[None]:
+    def count_stream(self, principal: Principal | None) -> Iterator[None]:
         """Count a stream while the block runs.
 
+        Args:
+            principal: The client; None if it is a node.
+
         Raises:
-            Problem: 503, the limit is reached.
+            Problem: 429, the subject has too many; 503, all clients have.
         """
-        if self.count >= self._streams_max:
+        self._check_limits(principal)
+        subject = "" if principal is None else principal.subject
+        self.count += 1
+        self._count_by_subject[subject] += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+            self._count_by_subject[subject] -= 1
+            if not self._count_by_subject[subject]:
+                del self._count_by_subject[subject]
+
+    def _check_limits(self, principal: Principal | None) -> None:
+        """Raise `Problem` if the client may not open one more stream."""
+        subject = "" if principal is None else principal.subject
+        if subject and self._count_by_subject[subject] >= self._per_subject_max:
+            raise Problem(
+                429,
+                "Too many event streams",
+                hint=f"{subject} may have {self._per_subject_max} open at a time; "
+                "close one, or try again later",
+                headers={"Retry-After": str(_RETRY_AFTER_S)},
+                closes_connection=True,
+            )
+        is_local = principal is not None and principal.uid is not None
+        if self.count >= self._streams_max + is_local * LOCAL_STREAMS_RESERVED:
             raise Problem(
                 503,
                 "Too many event streams",
@@ -163,11 +207,6 @@ class OpenStreams:
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
                 closes_connection=True,  # Free the connection for others.
             )
-        self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +262,29 @@ class Connection(Protocol):
     request_info: RequestInfo | None  #: the current request
     peer: NodeId | None  #: the node at the other end; None for other clients
     own_addresses: frozenset[str]  #: addresses at which the client reached this node
-    is_excess: bool  #: above the connection limit
+    refusal: Problem | None  #: the error response of a connection above a limit
     is_socket: bool  #: the other end is a local process with known credentials
     is_lan: bool  #: from the LAN, over TLS
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of the UNIX socket."""
+
+    def authenticate_as(self, subject: str) -> None:
+        """Count the connection as one of a subject that showed a valid token.
+
+        Raises:
+            Problem: 429 or 503, there are too many.
+        """
+
+    def count_forwarded(self, subject: str) -> contextlib.AbstractContextManager[None]:
+        """Count the current request, which a node forwarded for a subject.
+
+        Raises:
+            Problem: 429, there are too many.
+        """
+
+    def mark_request_complete(self) -> None:
+        """Record that header and body of a request arrived."""
 
 
 @dataclass(frozen=True, slots=True)

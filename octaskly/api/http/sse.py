@@ -118,7 +118,7 @@ async def serve_events(
     """Answer with the events of `produce`, at most until `dispatcher` is deposed.
 
     Raises:
-        Problem: 503, the node's limit of streams is reached.
+        Problem: 429 or 503, a limit of streams is reached.
     """
 
     async def send_all(stream: EventStream) -> None:
@@ -144,7 +144,7 @@ async def serve_stream(
     Otherwise as `serve_events`. `keepalive` is sent while the stream is idle.
     """
     stream = EventStream(request, headers)
-    with request.services.streams.count_stream():
+    with request.services.streams.count_stream(request.principal):
         await stream.start()
         if request.http_request.method != "HEAD":
             with contextlib.suppress(TimeoutError, NotDispatcher, DispatcherUnknown):

@@ -275,7 +275,9 @@ async def show_task_status(request: Request) -> web.StreamResponse:
     # A waiting query occupies a connection like a stream, so it counts as one.
     is_long = bool(question.known_version)
     with (
-        request.services.streams.count_stream() if is_long else contextlib.nullcontext()
+        request.services.streams.count_stream(request.principal)
+        if is_long
+        else contextlib.nullcontext()
     ):
         found = await _local_status(request, question)
     return json_response(task_response.encode(found))

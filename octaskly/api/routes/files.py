@@ -36,7 +36,7 @@ async def upload_file(request: Request) -> web.StreamResponse:
         response = json_response(_encode_file(request, name, kept))
         response.force_close()  # The rest of the body is not read.
         return response
-    with request.services.streams.count_stream():
+    with request.services.streams.count_stream(request.principal):
         await _store_upload(request, files, name, size)
     return json_response(_encode_file(request, name, size), HTTPStatus.CREATED)
 

@@ -1,8 +1,15 @@
 """Connection limits, and limits on unfinished TLS handshakes.
 
+Clients with a token, nodes, users of the local socket and connections without
+authentication have separate pools, so none can take the connections of another. A new
+connection belongs to the last pool until it shows a valid token. Within a pool, each
+owner (a subject, a node, a local user or a LAN address) has a limit of its own. A full
+pool closes the oldest connection without a complete request of the owner that has the
+most.
+
 A TLS connection costs buffers and a descriptor from its first byte, so the number of
-unfinished handshakes is bounded. The check happens on the TCP connection, before any
-TLS object exists. At the limit, a new handshake aborts the oldest one of the address
+unfinished handshakes is bounded, too. The check happens on the TCP connection, before
+any TLS object exists. At the limit, a new handshake aborts the oldest one of the address
 that has the most. So a client with many addresses cannot block nodes. Once half of the
 places are taken, an address is admitted once every two seconds: a flood costs little,
 and a client has the time to finish.
@@ -11,74 +18,265 @@ and a client has the time to finish.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import ssl
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
+from typing import Final, Protocol
 
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
+from octaskly.api.problems import (
+    Problem,
+    too_many_connections,
+    too_many_connections_of,
+)
 from octaskly.config.settings import LimitOptions
 from octaskly.system.address_intervals import AddressIntervals
 from octaskly.system.error_frames import clear_error_frames
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16
-"""Connections above the limit that get an error response; others are closed at once."""
+"""Connections above a limit that get an error response; others are closed at once."""
 
 DESCRIPTORS_RESERVED: Final = 48
 """Descriptors for files, launchers and peers; connections get the rest."""
 
-NON_MEMBERS_SHARE: Final = 0.75
-"""Share of the connections for all LAN clients that are not members.
 
-This machine and the nodes of the mesh get the rest, regardless of the number of
-addresses that other clients have.
-"""
+class ConnectionKind(Enum):
+    """The pool of a connection."""
 
-SOCKET_CONNECTIONS_RESERVED: Final = 64
-"""Additional connections that only the UNIX socket may use."""
+    CLIENT = auto()  #: it showed a valid token
+    NODE = auto()  #: it showed the certificate of a member
+    LOCAL = auto()  #: it came over the local socket
+    UNAUTHENTICATED = auto()
+
+
+POOL_SHARES: Final = {
+    ConnectionKind.CLIENT: 1.0,
+    ConnectionKind.NODE: 0.375,
+    ConnectionKind.LOCAL: 0.25,
+    ConnectionKind.UNAUTHENTICATED: 0.25,
+}
+"""Size of each pool as a share of `connections_max`."""
+
+
+class PooledConnection(Protocol):
+    """A connection that a full pool may close."""
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+
+
+class _OwnerConnections:
+    """The connections of one owner in one pool, oldest first."""
+
+    __slots__ = ("receiving", "serving")
+
+    def __init__(self) -> None:
+        self.receiving: dict[PooledConnection, None] = {}
+        """Those without a complete request."""
+        self.serving: dict[PooledConnection, None] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of connections."""
+        return len(self.receiving) + len(self.serving)
+
+
+class ConnectionPool:
+    """The connections of one kind.
+
+    Args:
+        connections_max: Returns the size of the pool.
+        per_owner_max: Number of connections of one owner.
+        aborts_serving: Also closes connections with a complete request. Otherwise,
+            clients that do not read their responses could keep the pool full.
+    """
+
+    def __init__(
+        self,
+        connections_max: Callable[[], int],
+        per_owner_max: int,
+        *,
+        aborts_serving: bool,
+    ) -> None:
+        self._connections_max = connections_max
+        self._per_owner_max = per_owner_max
+        self._aborts_serving = aborts_serving
+        self._by_owner: dict[str, _OwnerConnections] = {}
+        self._owners: dict[PooledConnection, str] = {}
+
+    def has_room_for_owner(self, owner: str, forwarded_count: int = 0) -> bool:
+        """Make room for one more connection of an owner; return False if none is free.
+
+        Args:
+            owner: The owner.
+            forwarded_count: Number of its requests that other nodes forwarded.
+        """
+        own = self._by_owner.get(owner)
+        count = forwarded_count + (0 if own is None else own.count)
+        if count < self._per_owner_max:
+            return True
+        if own is None or not own.receiving:
+            return False
+        self._evict(next(iter(own.receiving)))
+        return True
+
+    def has_room(self) -> bool:
+        """Make room for one more connection; return False if none may be closed."""
+        if len(self._owners) < self._connections_max():
+            return True
+        victims = (
+            each
+            for each in self._by_owner.values()
+            if self._aborts_serving or each.receiving
+        )
+        # With equal counts, close no connection with a complete request.
+        largest = max(victims, key=lambda o: (o.count, bool(o.receiving)), default=None)
+        if largest is None:
+            return False
+        self._evict(next(iter(largest.receiving or largest.serving)))
+        return True
+
+    def add(self, connection: PooledConnection, owner: str) -> None:
+        """Add a connection that has not sent a complete request."""
+        self._owners[connection] = owner
+        own = self._by_owner.setdefault(owner, _OwnerConnections())
+        own.receiving[connection] = None
+
+    def remove(self, connection: PooledConnection) -> None:
+        """Remove a connection, if it was not evicted before."""
+        owner = self._owners.pop(connection, None)
+        if owner is None:
+            return
+        own = self._by_owner[owner]
+        own.receiving.pop(connection, None)
+        own.serving.pop(connection, None)
+        if not own.count:
+            del self._by_owner[owner]
+
+    def set_serving(self, connection: PooledConnection, *, is_serving: bool) -> None:
+        """Record that a request is complete, or that its response is."""
+        owner = self._owners.get(connection)
+        if owner is None:
+            return
+        own = self._by_owner[owner]
+        own.receiving.pop(connection, None)
+        own.serving.pop(connection, None)
+        (own.serving if is_serving else own.receiving)[connection] = None
+
+    def owner_of(self, connection: PooledConnection) -> str | None:
+        """Return the owner of a connection in this pool; None if it is not here."""
+        return self._owners.get(connection)
+
+    def owner_problem(self, owner: str) -> Problem:
+        """Return the 429 response for an owner that has too many connections."""
+        return too_many_connections_of(owner, self._per_owner_max)
+
+    def _evict(self, connection: PooledConnection) -> None:
+        self.remove(connection)
+        connection.abort()
 
 
 class ConnectionLimits:
-    """Checks new connections, and counts those of LAN clients by address."""
+    """The pools of all connections of one API."""
 
     def __init__(self, limits: LimitOptions) -> None:
         self._limits = limits
-        self._count_by_address: Counter[str] = Counter()
+        self._forwarded_counts: Counter[str] = Counter()
+        self._pools = {kind: self._build_pool(kind) for kind in ConnectionKind}
+        self._kinds: dict[PooledConnection, ConnectionKind] = {}
 
-    def excess_connections(self, count: int, *, is_socket: bool) -> int:
-        """Return `count`, plus one for the new connection, minus the limit."""
-        reserve = SOCKET_CONNECTIONS_RESERVED if is_socket else 0
-        return count + 1 - self._connections_max() - reserve
-
-    def add_connection(self, host: str) -> bool:
-        """Return True if a connection of a client that is not a member is allowed.
-
-        It is counted in either case. Both the number of connections of one address and
-        the number of connections of all clients that are not members are limited.
-        """
-        self._count_by_address[host] += 1
-        most = self._connections_max() * NON_MEMBERS_SHARE
-        is_over_limit = (
-            self._count_by_address[host] > self._limits.connections_per_address
+    def _build_pool(self, kind: ConnectionKind) -> ConnectionPool:
+        limits = self._limits
+        per_owner_max = {
+            ConnectionKind.UNAUTHENTICATED: limits.connections_per_address,
+            ConnectionKind.NODE: limits.connections_max,  # Only the pool is limited.
+        }.get(kind, limits.connections_per_subject)
+        return ConnectionPool(
+            lambda: self._pool_size(kind),
+            per_owner_max,
+            aborts_serving=kind is ConnectionKind.UNAUTHENTICATED,
         )
-        return not is_over_limit and self._count_by_address.total() <= most
 
-    def remove_connection(self, host: str) -> None:
-        """Remove a connection that `add_connection` counted."""
-        self._count_by_address[host] -= 1
-        if not self._count_by_address[host]:
-            del self._count_by_address[host]
+    @property
+    def count(self) -> int:
+        """Number of connections in all pools."""
+        return len(self._kinds)
 
-    def _connections_max(self) -> int:
-        """Return the configured limit, or less if there are too few descriptors."""
-        most = self._limits.connections_max
+    def add_connection(
+        self, connection: PooledConnection, kind: ConnectionKind, owner: str
+    ) -> Problem | None:
+        """Add a new connection to its pool; return why it is refused, or None."""
+        pool = self._pools[kind]
+        if not pool.has_room_for_owner(owner):
+            return pool.owner_problem(owner)
+        if not pool.has_room():
+            return too_many_connections()
+        pool.add(connection, owner)
+        self._kinds[connection] = kind
+        return None
+
+    def remove_connection(self, connection: PooledConnection) -> None:
+        """Remove a connection that is lost."""
+        kind = self._kinds.pop(connection, None)
+        if kind is not None:
+            self._pools[kind].remove(connection)
+
+    def set_serving(self, connection: PooledConnection, *, is_serving: bool) -> None:
+        """Record that a request is complete, or that its response is."""
+        kind = self._kinds.get(connection)
+        if kind is not None:
+            self._pools[kind].set_serving(connection, is_serving=is_serving)
+
+    def authenticate(self, connection: PooledConnection, subject: str) -> None:
+        """Move a connection to the clients, because it showed a valid token.
+
+        Raises:
+            Problem: 429, the subject has too many; 503, all clients have.
+        """
+        kind = self._kinds.get(connection)
+        pool = self._pools[ConnectionKind.CLIENT]
+        is_moved = (
+            kind is ConnectionKind.CLIENT and pool.owner_of(connection) == subject
+        )
+        if kind is None or kind is ConnectionKind.NODE or is_moved:
+            return
+        self._pools[kind].remove(connection)
+        problem = self.add_connection(connection, ConnectionKind.CLIENT, subject)
+        if problem is not None:
+            del self._kinds[connection]
+            raise problem
+
+    @contextlib.contextmanager
+    def count_forwarded(self, subject: str) -> Iterator[None]:
+        """Count a request that another node forwarded as a connection of its subject.
+
+        Raises:
+            Problem: 429, the subject has too many.
+        """
+        pool = self._pools[ConnectionKind.CLIENT]
+        if not pool.has_room_for_owner(subject, self._forwarded_counts[subject]):
+            raise pool.owner_problem(subject)
+        self._forwarded_counts[subject] += 1
+        try:
+            yield
+        finally:
+            self._forwarded_counts[subject] -= 1
+            if not self._forwarded_counts[subject]:
+                del self._forwarded_counts[subject]
+
+    def _pool_size(self, kind: ConnectionKind) -> int:
+        """Return the share of a pool, smaller if there are too few descriptors."""
+        most = float(self._limits.connections_max)
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if descriptors == resource.RLIM_INFINITY:
-            return most
-        return max(CONNECTIONS_MIN, min(most, descriptors - DESCRIPTORS_RESERVED))
+        if descriptors != resource.RLIM_INFINITY:
+            available = (descriptors - DESCRIPTORS_RESERVED) / sum(POOL_SHARES.values())
+            most = max(CONNECTIONS_MIN, min(most, available))
+        return max(1, int(most * POOL_SHARES[kind]))
 
 
 TLS_SHUTDOWN_S = 1.0

@@ -8,6 +8,7 @@ handler, into a JSON error response.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,7 +32,6 @@ from octaskly.api.problems import (
     UNPAIRED,
     Problem,
     status_problem,
-    too_many_connections,
 )
 from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
@@ -126,8 +126,8 @@ class RequestPipeline:
 
     async def _handle(self, routed: _RoutedRequest) -> web.StreamResponse:
         request, seen = routed.request, routed.info
-        if routed.connection.is_excess:
-            raise too_many_connections()
+        if routed.connection.refusal is not None:
+            raise routed.connection.refusal
         audit_trail.record_source(seen, request, routed.connection.peer)
         principal = None
         try:
@@ -145,8 +145,20 @@ class RequestPipeline:
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
         query = request.query if "?" in request.raw_path else {}
         seen.rate_units = route.cost.rate_units(query)
-        self._authorize(routed, route, principal)
-        if request.method not in READING or principal is None or not principal.token:
+        with _counted_connection(routed.connection, principal):
+            self._authorize(routed, route, principal)
+            return await self._answer_while_valid(routed, route, principal, query)
+
+    async def _answer_while_valid(
+        self,
+        routed: _RoutedRequest,
+        route: Route,
+        principal: Principal | None,
+        query: Mapping[str, str],
+    ) -> web.StreamResponse:
+        """Answer a request; a read ends with the token of its client."""
+        is_read = routed.request.method in READING
+        if not is_read or principal is None or not principal.token:
             return await self._answer(routed, route, principal, query)
         try:
             async with self._token_monitor.cancel_when_token_ends(principal):
@@ -279,6 +291,7 @@ class RequestPipeline:
         call_query = Query(given, route.query or ())
         hop = connection.peer if HOP_HEADER in request.headers else None
         body = await self._body_reader.read(request, seen, route)
+        connection.mark_request_complete()
         if body and route.body_type is None:
             request_bodies.require_empty_body(body)
         return Request(
@@ -346,6 +359,22 @@ class RequestPipeline:
         if not self._services.gateway.tokens.is_valid(principal):
             raise authentication.token_ended_problem()
         return principal
+
+
+def _counted_connection(
+    connection: Connection, principal: Principal | None
+) -> contextlib.AbstractContextManager[None]:
+    """Count the connection, or the forwarded request, for its subject.
+
+    Raises:
+        Problem: 429 or 503, there are too many.
+    """
+    if principal is None or connection.is_socket:
+        return contextlib.nullcontext()
+    if principal.node is not None:
+        return connection.count_forwarded(principal.subject)
+    connection.authenticate_as(principal.subject)
+    return contextlib.nullcontext()
 
 
 def _target_host(request: web.BaseRequest) -> str | None:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
@@ -30,17 +33,23 @@ from octaskly.api.http.handler_types import (
     empty_metrics,
     no_checkup,
 )
-from octaskly.api.http.local_socket import address_without_scope, bind_local_socket
+from octaskly.api.http.local_socket import (
+    address_without_scope,
+    bind_local_socket,
+    peer_credentials,
+    tcp_client_uid,
+)
 from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.http.slow_clients import StallTimer, shrink_tls_buffers
-from octaskly.api.problems import status_problem
+from octaskly.api.problems import TOO_MANY_CONNECTIONS, Problem, status_problem
 from octaskly.api.routes import dashboard
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security.origin_checks import AllowList
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.api.server.connection_limits import (
     EXCESS_ANSWERED_MAX,
+    ConnectionKind,
     ConnectionLimits,
     TlsHandshakeLimiter,
 )
@@ -53,7 +62,9 @@ from octaskly.api.server.request_lifecycle import (
     RequestLifecycle,
     RequestMetrics,
 )
+from octaskly.config.defaults import LOOPBACK
 from octaskly.config.settings import LimitOptions
+from octaskly.config.users import user_name
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import (
@@ -80,6 +91,7 @@ _DEFAULT_TIMEOUTS = HttpTimeouts()
 _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
+PROBE_TIMEOUT_S = 1.0
 
 
 class ListenerKind(Enum):
@@ -95,17 +107,16 @@ class ServerConnection(web.RequestHandler):
 
     __slots__ = (
         "_connection_limits",
-        "_counted_address",
         "_lifecycle",
         "_local_user",
         "_peer_node_id",
         "_rotations",
         "_stall_timer",
         "certificate_node",
-        "is_excess",
         "is_lan",
         "is_socket",
         "own_addresses",
+        "refusal",
         "request_info",
     )
 
@@ -125,7 +136,6 @@ class ServerConnection(web.RequestHandler):
         self._stall_timer = StallTimer(stall_s)
         self._lifecycle = lifecycle
         self._connection_limits = connection_limits
-        self._counted_address: str | None = None  #: address in ConnectionLimits
         self._peer_node_id, self._rotations = peer_node_id, rotations
         #: The node whose certificate the client showed.
         self.certificate_node: NodeId | None = None
@@ -133,7 +143,8 @@ class ServerConnection(web.RequestHandler):
         #: The client is a user of this machine, known by kernel credentials.
         self.is_socket = listener is ListenerKind.SOCKET
         self.is_lan = listener is ListenerKind.LAN  #: from the LAN, over TLS
-        self.is_excess = False  #: above the limit: it gets an error response
+        #: The error response of a connection above a limit.
+        self.refusal: Problem | None = None
         self.request_info: RequestInfo | None = None  #: the current request
         self.own_addresses: frozenset[str] = frozenset()
 
@@ -162,27 +173,51 @@ class ServerConnection(web.RequestHandler):
         """Accept the connection, unless there are too many."""
         manager = self._manager
         assert manager is not None
-        count = len(manager.connections)
-        surplus = self._connection_limits.excess_connections(
-            count, is_socket=self.is_socket
+        if self.is_lan:
+            self._identify_peer(transport)
+        self.refusal = self._connection_limits.add_connection(
+            self, *self._pool_and_owner(transport)
         )
-        self.is_excess = surplus > 0
-        if surplus > EXCESS_ANSWERED_MAX:
+        excess = len(manager.connections) - self._connection_limits.count
+        if self.refusal is not None and excess >= EXCESS_ANSWERED_MAX:
             self.close()
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return
         super().connection_made(transport)
         self._stall_timer.attach(transport)
-        if self.is_lan:
-            self._identify_peer(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Remove the connection from the counts."""
+        """Remove the connection from its pool."""
         super().connection_lost(exc)
         self._stall_timer.stop()
-        if self._counted_address is not None:
-            self._connection_limits.remove_connection(self._counted_address)
-            self._counted_address = None
+        self._connection_limits.remove_connection(self)
+
+    def abort(self) -> None:
+        """Close the connection at once, because its pool is full."""
+        transport = self.transport
+        self.force_close()
+        if transport is not None:
+            transport.abort()
+
+    def authenticate_as(self, subject: str) -> None:
+        """Count the connection as one of a subject that showed a valid token.
+
+        Raises:
+            Problem: 429 or 503, there are too many.
+        """
+        self._connection_limits.authenticate(self, subject)
+
+    def count_forwarded(self, subject: str) -> AbstractContextManager[None]:
+        """Count the current request, which a node forwarded for a subject.
+
+        Raises:
+            Problem: 429, there are too many.
+        """
+        return self._connection_limits.count_forwarded(subject)
+
+    def mark_request_complete(self) -> None:
+        """Record that header and body of a request arrived."""
+        self._connection_limits.set_serving(self, is_serving=True)
 
     def pause_writing(self) -> None:
         """Start the stall timer, so that a client that never reads is disconnected."""
@@ -195,20 +230,33 @@ class ServerConnection(web.RequestHandler):
         self._stall_timer.stop()
 
     def _identify_peer(self, transport: asyncio.BaseTransport) -> None:
-        """Identify the node by its certificate, and count a client without one."""
+        """Identify the node by its certificate."""
         # A missing certificate is no error: a client without one shows a token.
         with contextlib.suppress(TrustError):
             self.certificate_node = self._peer_node_id(
                 transport.get_extra_info("ssl_object")
             )
-        here = transport.get_extra_info("sockname")
-        self.own_addresses = address_without_scope(here)
-        there = transport.get_extra_info("peername")
-        if self.certificate_node is None and there and there[0] != here[0]:
-            self._counted_address = str(there[0])
-            self.is_excess |= not self._connection_limits.add_connection(
-                self._counted_address
-            )
+        self.own_addresses = address_without_scope(transport.get_extra_info("sockname"))
+
+    def _pool_and_owner(
+        self, transport: asyncio.BaseTransport
+    ) -> tuple[ConnectionKind, str]:
+        """Return the pool of a new connection, and who counts as its owner."""
+        if self.is_socket:
+            uid, _ = peer_credentials(transport.get_extra_info("socket"))
+            return ConnectionKind.LOCAL, f"user {user_name(uid)}"
+        if self.peer is not None:
+            return ConnectionKind.NODE, self.peer
+        own, client = (
+            transport.get_extra_info(end) or ("",) for end in ("sockname", "peername")
+        )
+        if self.is_lan and client[0] != own[0]:
+            return ConnectionKind.UNAUTHENTICATED, f"address {client[0]}"
+        local_uid = tcp_client_uid(client, own)
+        if local_uid is None:
+            return ConnectionKind.UNAUTHENTICATED, "an unknown user"
+        name = user_name(local_uid)
+        return ConnectionKind.UNAUTHENTICATED, f"user {name}"
 
     def handle_error(
         self,
@@ -242,6 +290,7 @@ class ServerConnection(web.RequestHandler):
             return await super().finish_response(request, resp, start_time)
         finally:
             self._lifecycle.finish_request(request, resp)
+            self._connection_limits.set_serving(self, is_serving=False)
 
 
 class ApiServer:
@@ -249,6 +298,7 @@ class ApiServer:
 
     _server: web.Server | None = None  #: shared by all connections
     _socket_path: Path | None = None
+    _lan_url: str | None = None  #: as this machine reaches the LAN port
     _servers: tuple[asyncio.Server, ...] = ()
 
     def __init__(
@@ -291,7 +341,7 @@ class ApiServer:
             RateLimiter(limits_per_minute or {}, clock),
             admissions,
             describe_agent,
-            OpenStreams(limits.streams_max),
+            OpenStreams(limits.streams_max, limits.streams_per_subject),
             rotations,
             files,
             render_metrics=render_metrics,
@@ -382,6 +432,8 @@ class ApiServer:
         assert tls is not None or site is not ListenerKind.LAN, (
             "a LAN listener needs TLS"
         )
+        if site is ListenerKind.LAN and sockets:
+            self._lan_url = _url_of(sockets[0])
         factory = self._protocol_factory(site)
         loop = asyncio.get_running_loop()
         for connection in sockets:
@@ -391,6 +443,27 @@ class ApiServer:
                 backlog=_BACKLOG,
             )
             self._servers += (server,)
+
+    async def probe_lan(self) -> str | None:
+        """Send a request to the LAN port as another node would; return why it failed.
+
+        Returns:
+            None if this node answers, or has no LAN port.
+        """
+        if self._lan_url is None:
+            return None
+        try:
+            async with (
+                asyncio.timeout(PROBE_TIMEOUT_S),
+                self._node_client.session().get(
+                    self._lan_url + "/health", headers={"Connection": "close"}
+                ) as response,
+            ):
+                body = await response.json()
+        except (OSError, ValueError, aiohttp.ClientError, TimeoutError) as error:
+            return str(error) or "the API does not answer"
+        is_refused = body.get("error") == TOO_MANY_CONNECTIONS
+        return TOO_MANY_CONNECTIONS if is_refused else None
 
     async def serve_unix(self, path: Path, group: str | None = None) -> None:
         """Serve local users on a UNIX socket that this user and `group` may open.
@@ -469,6 +542,14 @@ class ApiServer:
             if route.method == "GET":
                 resource.add_route("HEAD", handle)
         return router
+
+
+def _url_of(listener: socket.socket) -> str:
+    """Return the URL at which this machine reaches a listener of the LAN port."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        host = LOOPBACK[listener.family == socket.AF_INET6]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def _silent_logger() -> logging.Logger:

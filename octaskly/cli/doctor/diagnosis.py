@@ -10,7 +10,7 @@ from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.cli.output.render import size
 
 FREE_BYTES_MIN = 64 << 20  #: free space below which the agent accepts no work
-DESCRIPTORS_NEEDED = 560  #: for the most connections of the API, and all other files
+DESCRIPTORS_NEEDED = 1008  #: for the most connections of the API, and all other files
 CLOCK_S_MAX = 30.0  #: difference between clocks that tokens tolerate
 CLOCK_S_NOTED = 5.0
 CLOCKS_AGREEING_MIN = 2  #: other nodes needed to call this machine's clock wrong

@@ -107,6 +107,7 @@ class Candidacy:
         """Addresses of each successor, in the order of the roster: best first."""
         self.is_withdrawn = False  #: this node stops or was revoked
         self.is_disk_failing = False  #: a claim would never become durable
+        self.is_api_failing = False  #: other nodes could not forward requests here
         self.log_versions = log_versions
         self._absent: set[NodeId] = set()  #: successors with a failed dial
         self._limits = settings.limits
@@ -117,9 +118,14 @@ class Candidacy:
         self._started_s: float | None = None
 
     @property
+    def is_failing(self) -> bool:
+        """Return True if this node should not be dispatcher while another can."""
+        return self.is_disk_failing or self.is_api_failing
+
+    @property
     def is_eligible(self) -> bool:
         """Return True if this node may be dispatcher."""
-        is_barred = self.is_withdrawn or self.is_disk_failing
+        is_barred = self.is_withdrawn or self.is_failing
         return self._info.electable and not is_barred
 
     @property
@@ -139,6 +145,12 @@ class Candidacy:
         """Record the state of the disk; return True if it has changed."""
         is_change = is_failing != self.is_disk_failing
         self.is_disk_failing = is_failing
+        return is_change
+
+    def set_api_failing(self, *, is_failing: bool) -> bool:
+        """Record the state of the API; return True if it has changed."""
+        is_change = is_failing != self.is_api_failing
+        self.is_api_failing = is_failing
         return is_change
 
     def set_successors(self, roster: Roster) -> None:
@@ -183,7 +195,7 @@ class Candidacy:
         """Return this node's own rank."""
         size = count_entries(self._journal.vector.items())
         rank = candidate_rank(self._info, size, self.uptime_s(now))
-        is_last = self.is_disk_failing or self.log_versions.is_outdated
+        is_last = self.is_failing or self.log_versions.is_outdated
         return (True, *rank[1:]) if is_last else rank
 
     def reads_newer_log_than(self, peer: NodeId) -> bool:

@@ -43,7 +43,7 @@ class RecordsAdded:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionChanged:
-    """From `PauseFencing`, `DiskFailureHandler`, `Node`: admission paused, resumed."""
+    """From `PauseFencing`, `FailureHandler`, `Node`: admission paused, resumed."""
 
 
 @dataclass(frozen=True, slots=True)

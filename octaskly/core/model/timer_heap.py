@@ -26,7 +26,7 @@ class Timer(IntEnum):
     REPLICATION = auto()  #: replace a slow standby, or answer without one
     ROSTER = auto()  #: check if a changed roster may be sent
     SHUTDOWN = auto()  #: end the wait of a node that stops
-    TRANSFER = auto()  #: ask the next successor while the disk fails
+    TRANSFER = auto()  #: ask the next successor while the disk or the API fails
 
 
 class TimerHeap:

@@ -14,7 +14,12 @@ from octaskly.core.effects import Answer, Effect, LogLine
 from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
-from octaskly.core.events import AvailabilityRequested, DiskChanged, LoadSampled
+from octaskly.core.events import (
+    ApiChanged,
+    AvailabilityRequested,
+    DiskChanged,
+    LoadSampled,
+)
 from octaskly.core.model.component_signals import AdmissionChanged, Outbox
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.nodes import Availability
@@ -26,8 +31,8 @@ from octaskly.core.worker.worker import Worker
 TRANSFER_RETRY_S = 5.0  #: delay before standbys are asked again
 
 
-class DiskFailureHandler:
-    """The state of this node's disk, and the transfer of the role when it fails."""
+class FailureHandler:
+    """The states of this node's disk and API; transfers the role when one fails."""
 
     def __init__(
         self,
@@ -54,13 +59,27 @@ class DiskFailureHandler:
         if event.is_failing:
             fields = (("reason", event.reason),) if event.reason else ()
             return [LogLine("warning", "disk failing", fields)]
-        effects: list[Effect] = [LogLine("info", "disk recovered")]
-        if self._candidacy.is_withdrawn:
-            return effects
-        return effects + self._keep_dispatching(now)
+        return [LogLine("info", "disk recovered"), *self._on_recovery(now)]
+
+    def on_api_changed(self, event: ApiChanged, now: Moment) -> list[Effect]:
+        """Record that the API stopped serving other nodes, or serves them again.
+
+        Heartbeats do not show that, so no other node would claim.
+        """
+        if not self._candidacy.set_api_failing(is_failing=event.is_failing):
+            return []
+        self._next_transfer_s = now.mono_s
+        if event.is_failing:
+            return [LogLine("warning", "API failing", (("reason", event.reason),))]
+        return [LogLine("info", "API recovered"), *self._on_recovery(now)]
+
+    def _on_recovery(self, now: Moment) -> list[Effect]:
+        if self._candidacy.is_withdrawn or self._candidacy.is_failing:
+            return []
+        return self._keep_dispatching(now)
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Transfer the role while the disk fails; called at every step meanwhile."""
+        """Transfer the role during a failure; called at every step meanwhile."""
         effects = self._hand_over(now)
         deadline_s = self._deadline_s()
         # An overdue action waits for something other than time.
@@ -71,7 +90,7 @@ class DiskFailureHandler:
 
     def _hand_over(self, now: Moment) -> list[Effect]:
         candidacy = self._candidacy
-        is_idle = not candidacy.is_disk_failing or candidacy.is_withdrawn
+        is_idle = not candidacy.is_failing or candidacy.is_withdrawn
         if (
             is_idle
             or self._election.dispatcher_epoch is None
@@ -90,17 +109,14 @@ class DiskFailureHandler:
         return effects
 
     def _keep_dispatching(self, now: Moment) -> list[Effect]:
-        """Stop the transfer, because no standby took over or the disk works again."""
+        """Stop the transfer, because no standby took over or the failure is over."""
         self._dispatcher_transfer.reset()
         self._outbox.put(AdmissionChanged())
         return self._dispatcher.resume_accepting(now)
 
     def _deadline_s(self) -> float:
         """Return the time at which `on_time` is due."""
-        if (
-            not self._candidacy.is_disk_failing
-            or self._election.dispatcher_epoch is None
-        ):
+        if not self._candidacy.is_failing or self._election.dispatcher_epoch is None:
             return math.inf
         return self._dispatcher_transfer.deadline() or self._next_transfer_s
 

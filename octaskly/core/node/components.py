@@ -24,7 +24,7 @@ from octaskly.core.node.announcements import (
     RosterSender,
     SelfDescription,
 )
-from octaskly.core.node.availability import AvailabilityControl, DiskFailureHandler
+from octaskly.core.node.availability import AvailabilityControl, FailureHandler
 from octaskly.core.node.connections import (
     Connections,
     LinkPolicy,
@@ -131,7 +131,7 @@ class Handlers:
     roster_sender: RosterSender
     mesh_state_publisher: MeshStatePublisher
     pause_fencing: PauseFencing
-    disk_failure_handler: DiskFailureHandler
+    failure_handler: FailureHandler
     availability_control: AvailabilityControl
     shutdown: Shutdown
     worker_messages: WorkerMessages
@@ -168,7 +168,7 @@ def build_handlers(
             settings.node.id, given_name, c.journal, roster
         ),
         pause_fencing=fencing,
-        disk_failure_handler=DiskFailureHandler(
+        failure_handler=FailureHandler(
             c.candidacy, election, transfer, dispatcher, timers, outbox
         ),
         availability_control=AvailabilityControl(c.journal, c.worker),

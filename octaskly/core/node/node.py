@@ -23,6 +23,7 @@ from octaskly.core.effects import (
 from octaskly.core.election.phases import Phase
 from octaskly.core.events import (
     AddressesChanged,
+    ApiChanged,
     AttemptsEnded,
     AvailabilityRequested,
     CancelRequested,
@@ -251,8 +252,8 @@ class Node:
         effects += self._on_event(event, now)
         if self._handlers.shutdown.is_requested:
             effects += self._handlers.shutdown.on_time(now)
-        if self._candidacy.is_disk_failing:
-            effects += self._handlers.disk_failure_handler.on_time(now)
+        if self._candidacy.is_failing:
+            effects += self._handlers.failure_handler.on_time(now)
         return self._deliver(effects, now)
 
     # --- Time.
@@ -431,12 +432,12 @@ class Node:
                 self._handlers.self_description.set_addresses(addresses)
                 return []
             case DiskChanged(is_failing):
-                effects = self._handlers.disk_failure_handler.on_disk_changed(
-                    event, now
-                )
+                effects = self._handlers.failure_handler.on_disk_changed(event, now)
                 return effects + self._handlers.availability_control.on_disk_changed(
                     now, is_failing=is_failing
                 )
+            case ApiChanged():
+                return self._handlers.failure_handler.on_api_changed(event, now)
             case AvailabilityRequested():
                 return self._handlers.availability_control.on_availability_requested(
                     event, now

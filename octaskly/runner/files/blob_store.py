@@ -62,7 +62,7 @@ class BlobStore:
         self._reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
         self._index: dict[str, tuple[int, float]] | None = None  #: size, expiry
-        self._uploading_bytes = 0
+        self._arrived_bytes = 0  #: of uploads in progress
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file and keep it for `keep_s`; None if there is none."""
@@ -107,16 +107,28 @@ class BlobStore:
         if not _NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
-            self._make_room(size_bytes)
+            self._check_room(size_bytes)
             partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
             fd = os.open(partial, _CREATE, 0o600)
-            self._uploading_bytes += size_bytes
         return BlobUpload(self, sha256, size_bytes, partial, fd, keep_s)
+
+    def reserve_arrived(self, size_bytes: int) -> None:
+        """Reserve room for bytes of an upload that arrived.
+
+        The rest of the file is not reserved, because it may never arrive. A client
+        could otherwise take all room by announcing a large file.
+
+        Raises:
+            FileQuotaExceeded: there is no room for them.
+        """
+        with self._lock:
+            self._make_room(size_bytes)
+            self._arrived_bytes += size_bytes
 
     def finish_upload(self, upload: BlobUpload, *, is_whole: bool) -> None:
         """Store an upload, or delete it if it is not whole."""
         with self._lock:
-            self._uploading_bytes -= upload.size_bytes
+            self._arrived_bytes -= upload.arrived_bytes
             if not is_whole:
                 upload.partial.unlink(missing_ok=True)
                 return
@@ -151,32 +163,43 @@ class BlobStore:
         os.utime(self._folder / name, (until_s, until_s))
         self._load_index()[name] = size_bytes, until_s
 
+    def _check_room(self, size_bytes: int) -> None:
+        """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted."""
+        kept, now_s = self._load_index(), self._now_s()
+        needed = [size for size, until_s in kept.values() if until_s > now_s]
+        free_bytes = self._quota() - self._arrived_bytes - sum(needed)
+        if size_bytes > free_bytes or len(needed) >= FILES_MAX:
+            raise _no_room(size_bytes)
+
     def _make_room(self, size_bytes: int) -> None:
+        """Delete expired files until there is room for so many more bytes."""
         kept = self._load_index()
         disk = shutil.disk_usage(self._folder)
-        quota_bytes = self._quota_bytes
-        if quota_bytes is None:
-            quota_bytes = min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
-        quota_bytes -= self._uploading_bytes + size_bytes
-        free_bytes = (
-            disk.free - self._reserve_bytes - self._uploading_bytes - size_bytes
-        )
+        quota_bytes = self._quota() - self._arrived_bytes - size_bytes
+        free_bytes = disk.free - self._reserve_bytes - size_bytes
         used_bytes = sum(size for size, _ in kept.values())
         now_s = self._now_s()
-        for name in sorted(kept, key=lambda name: kept[name][1]):
+
+        def is_full() -> bool:
+            is_over = used_bytes > quota_bytes or free_bytes < 0
+            return is_over or len(kept) >= FILES_MAX
+
+        by_expiry = sorted(kept, key=lambda name: kept[name][1]) if is_full() else []
+        for name in by_expiry:
             size, until_s = kept[name]
-            is_room = used_bytes <= quota_bytes and free_bytes >= 0
-            if until_s > now_s or (is_room and len(kept) < FILES_MAX):
+            if until_s > now_s or not is_full():
                 break
             self._delete(name)
             used_bytes -= size
             free_bytes += size
-        if used_bytes > quota_bytes or free_bytes < 0 or len(kept) >= FILES_MAX:
-            raise FileQuotaExceeded(
-                f"no room for a file of {size_bytes} bytes",
-                hint="a file may be deleted an hour after its last use; raise the"
-                " agent's --files-quota, or free disk space",
-            )
+        if is_full():
+            raise _no_room(size_bytes)
+
+    def _quota(self) -> int:
+        if self._quota_bytes is not None:
+            return self._quota_bytes
+        disk = shutil.disk_usage(self._folder)
+        return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
 
     def _delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
@@ -184,6 +207,14 @@ class BlobStore:
 
     def _now_s(self) -> float:
         return self._clock.now().wall_ms / 1000
+
+
+def _no_room(size_bytes: int) -> FileQuotaExceeded:
+    return FileQuotaExceeded(
+        f"no room for {size_bytes} more bytes of files on this node",
+        hint="a file may be deleted an hour after its last use; raise the agent's"
+        " --files-quota, or free disk space",
+    )
 
 
 class BlobUpload:
@@ -204,6 +235,7 @@ class BlobUpload:
         self._fd = fd
         self._digest = hashlib.sha256()
         self._remaining_bytes = size_bytes
+        self.arrived_bytes = 0  #: reserved in the store
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
@@ -212,6 +244,8 @@ class BlobUpload:
             raise ContentMismatch(
                 f"more than the announced {self.size_bytes} bytes were sent"
             )
+        self._blob_store.reserve_arrived(len(data))
+        self.arrived_bytes += len(data)
         self._digest.update(data)
         view = memoryview(data)
         while view:

@@ -51,6 +51,22 @@ def load_queued_tasks(
     return QueuedLoaded(after_ord, _queue_records(db, found), has_more, shape, shapes)
 
 
+def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]:
+    """Return the bytes of queued tasks by submitter, beyond so many of each task.
+
+    `length` reads the size of a column from the head of its row, not its content.
+    """
+    return dict(
+        db.execute(
+            "SELECT submitter, sum(bytes - ?1) FROM (SELECT submitter, length(command)"
+            " + ifnull(length(options), 0) + ifnull(length(stdin), 0)"
+            " + ifnull(length(items), 0) AS bytes FROM tasks WHERE state = 0)"
+            " WHERE bytes > ?1 GROUP BY submitter",
+            (uncounted_bytes,),
+        )
+    )
+
+
 def oldest_ms(db: sqlite3.Connection) -> int | None:
     """Return the time when the oldest queued task was accepted; None if there is none.
 

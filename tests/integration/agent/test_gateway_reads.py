@@ -11,6 +11,7 @@ from typing import NoReturn
 import pytest
 
 from octaskly.agent.gateway.gateway import AgentGateway
+from octaskly.agent.gateway.submissions import QueueLimits
 from octaskly.agent.health import HealthChecks
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.events import CatchUpRequested, Event, SavedState
@@ -80,7 +81,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         signer=None,
         names={},
         node=Node(settings("a"), SavedState()),
-        queue_max=9,
+        queue_limits=QueueLimits(9),
     )
     made.view.on_published(
         PublishMeshState(EPOCH, NODE.id, is_serving=True, roster=None)

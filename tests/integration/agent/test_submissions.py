@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from octaskly.agent.gateway.pending_requests import PendingRequests
-from octaskly.agent.gateway.submissions import Submission, SubmissionService
+from octaskly.agent.gateway.submissions import (
+    QueueLimits,
+    Submission,
+    SubmissionService,
+)
 from octaskly.agent.gateway.task_lookup import TaskFinder
 from octaskly.agent.health import HealthChecks
 from octaskly.core.events import Event, TasksSubmitted
@@ -106,7 +110,7 @@ def way_in(
         find_task=finder.find_task,
         stream=lambda: kit.OTHER,
         health_checks=HealthChecks(write_failure=failure, has_disk_room=lambda: True),
-        queue_max=19,
+        queue_limits=QueueLimits(19),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -546,34 +547,105 @@ async def test_headers_up_to_the_setting_are_accepted() -> None:
     assert_problem(line, 400, "Bad request")
 
 
+async def test_half_sent_requests_give_way_to_new_connections() -> None:
+    """The oldest is closed first, and a connection with a token never for them."""
+    async with api_node(limits=LimitOptions(connections_max=16)) as node:
+        kept_reader, kept = await asyncio.open_connection("127.0.0.1", node.port)
+        kept.write(_listing("admin-token"))
+        await kept_reader.readuntil(b"\r\n")
+        half = [await _half_sent(node) for _ in range(4)]
+
+        answer = await node.ask("GET", "/health")
+        async with asyncio.timeout(WAIT_S_MAX):
+            with contextlib.suppress(ConnectionResetError):
+                assert await half[0][0].read() == b""
+        kept.write(_listing("admin-token"))
+        again = await kept_reader.readuntil(b"HTTP/1.1 200")
+        others = [reader.at_eof() for reader, _ in half[1:]]
+
+        for _, writer in (*half, (kept_reader, kept)):
+            writer.transport.abort()
+    assert answer.status == 200
+    assert again.endswith(b"HTTP/1.1 200")
+    assert others == [False] * 3
+
+
+def _listing(token: str) -> bytes:
+    """Return a request for the list of tasks."""
+    return (
+        "GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n"
+    ).encode()
+
+
+async def _half_sent(
+    node: ApiNode,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a connection, and send the start of a header."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localh")
+    return reader, writer
+
+
+async def test_one_subject_gets_so_many_connections() -> None:
+    """One more is 429 and names it; an idle one would have been closed instead."""
+    async with api_node(limits=LimitOptions(connections_per_subject=2)) as node:
+        task = await node.submit()
+        poll = f"/api/v1/tasks/{task}?wait=60"
+        async with asyncio.TaskGroup() as group:
+            polls = [
+                group.create_task(node.ask("GET", poll, headers=VIEWER))
+                for _ in range(2)
+            ]
+            await until(lambda: len(node.server._long_polls._timeouts) == 2)
+            refused = await node.ask("GET", "/api/v1/tasks", headers=VIEWER)
+            other = await node.ask("GET", "/api/v1/tasks", headers=CLIENT)
+            for each in polls:
+                each.cancel()
+        await until(lambda: not node.server.connection_count)
+        idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in "abc"]
+        for reader, writer in idle:
+            writer.write(_listing("viewer-token"))
+            assert await reader.readuntil(b"200") == b"HTTP/1.1 200"
+        for _, writer in idle:
+            writer.transport.abort()
+
+    assert_problem(refused, 429, "Too many connections")
+    assert "dee may have 2 connections" in refused.json["hint"]
+    assert (refused.headers["retry-after"], refused.headers["connection"]) == (
+        "1",
+        "close",
+    )
+    assert other.status == 200
+
+
 async def test_connections_over_the_limit_get_an_error_or_are_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The UNIX socket keeps a reserve, so the local CLI still works."""
+    """A user of the local socket has as many connections as a subject."""
     monkeypatch.setattr(server, "EXCESS_ANSWERED_MAX", 1)
-    async with api_node(limits=LimitOptions(connections_max=4)) as node:
-        await _fill(node, tmp_path / "api.sock")
+    path = tmp_path / "api.sock"
+    async with api_node(limits=LimitOptions(connections_per_subject=1)) as node:
+        await node.server.serve_unix(path)
+        task = await node.submit()
+        poll = f"GET /api/v1/tasks/{task}?wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        _, polling = await asyncio.open_unix_connection(path)
+        polling.write(poll.encode())
+        await until(lambda: node.server._long_polls._timeouts)
 
+        told = await asyncio.to_thread(_ask_local, path, "GET", "/health")
+        _, idle = await asyncio.open_unix_connection(path)
+        await until(lambda: node.server.connection_count == 2)
+        reader, cut = await asyncio.open_unix_connection(path)
+        nothing = await reader.read()
+        over_tcp = await node.ask("GET", "/health")
+        for writer in (polling, idle, cut):
+            writer.transport.abort()
 
-async def _fill(node: ApiNode, path: Path) -> None:
-    await node.server.serve_unix(path)
-    idle = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
-    asked = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-    refused_answer = await node.ask("GET", "/health")
-    idle.append(await asyncio.open_connection("127.0.0.1", node.port))
-    refused = await exchange(node.port, asked)
-    local = await asyncio.to_thread(_ask_local, path, "GET", "/health")
-    for _, writer in idle:
-        writer.close()
-
-    assert_problem(refused_answer, 503, "Too many connections")
-    assert (
-        refused_answer.headers["retry-after"],
-        refused_answer.headers["connection"],
-    ) == ("1", "close")
-    assert refused == b""
-    assert local.status == 200
+    assert_problem(told, 429, "Too many connections")
+    assert told.json["hint"].startswith("user ")
+    assert nothing == b""
+    assert over_tcp.status == 200
 
 
 async def test_a_connection_is_kept_for_many_requests(node: ApiNode) -> None:

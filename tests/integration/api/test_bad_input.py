@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import time
@@ -11,6 +12,7 @@ import jwt
 import pytest
 
 from octaskly.api import HttpTimeouts
+from octaskly.config.defaults import CONNECTIONS_PER_ADDRESS
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of
@@ -766,21 +768,27 @@ async def test_b19_half_a_body() -> None:
 
 
 async def test_b19_half_open_connections_delay_nobody() -> None:
-    """With 200 of them an answer still comes; all are closed in the end."""
+    """With 200 of them an answer still comes; all are closed in the end.
+
+    The oldest give way; the newest of a local user stay until their deadline.
+    """
     patient = HttpTimeouts(header_s=2 * WAIT_S_MAX, shutdown_s=1)
+    requests = 3
     async with api_node(timeouts=patient) as node:
         half = await _half_open(node)
-        for _ in range(3):
+        for _ in range(requests):
             answer = await node.ask("GET", "/health")
             assert answer.status == 200
-        assert not any(reader.at_eof() for reader, _ in half)
+        kept = half[requests - CONNECTIONS_PER_ADDRESS :]
+        assert not any(reader.at_eof() for reader, _ in kept)
         for _, writer in half:
             writer.transport.abort()
     async with api_node(timeouts=HttpTimeouts(header_s=1.0, shutdown_s=1)) as node:
         half = await _half_open(node)
         async with asyncio.timeout(WAIT_S_MAX):
             for reader, writer in half:
-                assert await reader.read() == b""
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
                 writer.close()
 
 

@@ -157,66 +157,108 @@ async def test_a_flood_of_handshakes_leaves_time_for_each(api_mesh: ApiMesh) -> 
 async def test_strangers_leave_connections_for_nodes(
     api_mesh: ApiMesh,
 ) -> None:
-    """Of four connections here strangers may use three."""
-    front = await api_mesh.member("front", limits=LimitOptions(connections_max=4))
-    member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
-    opened = []
+    """Strangers share a quarter of the connections; the oldest idle one is closed."""
+    front = await api_mesh.member("front", limits=LimitOptions(connections_max=16))
+    async with _Visitors(front) as visitors:
+        far = [
+            await visitors.status(stranger_context(), f"127.0.0.{i}")
+            for i in range(2, 7)
+        ]
+        near = await visitors.status(_member_context(), "127.0.0.2")
+        await visitors.until_closed(0)
 
-    async def status(tls: ssl.SSLContext, host: str) -> bytes:
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", front.lan_port, ssl=tls, local_addr=(host, 0)
-        )
-        opened.append(writer)
-        writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        return (await reader.readline()).split()[1]
-
-    far = [await status(stranger_context(), f"127.0.0.{i}") for i in range(2, 6)]
-    opened.pop().transport.abort()
-    await until(lambda: front.api.server.connection_count == len(far) - 1)
-    near = await status(member, "127.0.0.2")
-    for writer in opened:
-        writer.transport.abort()
-
-    assert far == [b"200", b"200", b"200", b"503"]
-    assert near == b"200"
+        assert far == [b"200"] * 5
+        assert near == b"200"
+        assert [visitors.is_closed(i) for i in range(6)] == [True] + [False] * 5
 
 
 async def test_connections_of_one_lan_address_are_bounded(
     api_mesh: ApiMesh,
 ) -> None:
-    """One more gets an error; this machine and members are not counted by address."""
+    """One more closes its oldest; members and other addresses keep theirs."""
     bounds = LimitOptions(connections_per_address=2)
     front = await api_mesh.member("front", limits=bounds)
-    member = MeshTls(SECRET, NodeKey.generate()).lan_client_context()
-    asked = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-
-    async def status(tls: ssl.SSLContext, host: str) -> bytes:
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", front.lan_port, ssl=tls, local_addr=(host, 0)
-        )
-        opened.append(writer)
-        writer.write(asked)
-        return (await reader.readline()).split()[1]
-
-    opened: list[asyncio.StreamWriter] = []
-    far = [await status(stranger_context(), "127.0.0.2") for _ in range(3)]
-    others = [
-        await status(tls, host)
+    async with _Visitors(front) as visitors:
         for tls, host in (
-            (member, "127.0.0.2"),
-            (stranger_context(), "127.0.0.1"),
             (stranger_context(), "127.0.0.3"),
-        )
-        for _ in range(2)
-    ]
-    for writer in opened:
-        writer.transport.abort()
-    await until(lambda: not front.api.server._connection_limits._count_by_address)
+            (_member_context(), "127.0.0.2"),
+            (stranger_context(), "127.0.0.2"),
+            (stranger_context(), "127.0.0.2"),
+            (stranger_context(), "127.0.0.2"),
+        ):
+            assert await visitors.status(tls, host) == b"200"
+        await visitors.until_closed(2)
 
-    assert far == [b"200", b"200", b"503"]
-    assert others == [b"200"] * 6
-    assert await status(stranger_context(), "127.0.0.2") == b"200"
-    opened[-1].transport.abort()
+        closed = [visitors.is_closed(i) for i in range(5)]
+        assert closed == [False, False, True, False, False]
+    await until(lambda: not front.api.server.connection_count)
+
+
+async def test_forwarded_requests_of_a_subject_count_as_its_connections(
+    api_mesh: ApiMesh,
+) -> None:
+    """A client cannot take all connections of a dispatcher by way of other nodes."""
+    names = ("front", "other", "back")
+    bounds = LimitOptions(connections_per_subject=2)
+    front, other, back = [await api_mesh.member(name, limits=bounds) for name in names]
+    back.become_dispatcher()
+    for each in (front, other):
+        each.follow(back)
+    task = await back.api.submit()
+    poll = f"{TASKS}/{task}?wait=60"
+    async with asyncio.TaskGroup() as group:
+        polls = [
+            group.create_task(each.api.ask("GET", poll, headers=CLIENT))
+            for each in (front, other)
+        ]
+        await until(lambda: len(back.api.server._long_polls._timeouts) == 2)
+        refused = await front.api.ask("GET", TASKS, headers=CLIENT)
+        served = await front.api.ask("GET", TASKS, headers=VIEWER)
+        for poll_task in polls:
+            poll_task.cancel()
+
+    assert_problem(refused, 429, "Too many connections")
+    assert "bo may have 2 connections" in refused.json["hint"]
+    assert served.status == 200
+
+
+def _member_context() -> ssl.SSLContext:
+    """Return the context of another member."""
+    return MeshTls(SECRET, NodeKey.generate()).lan_client_context()
+
+
+class _Visitors(contextlib.AsyncExitStack):
+    """Clients that keep their connections to a member."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__()
+        self._port = member.lan_port
+        self._readers: list[asyncio.StreamReader] = []
+        self._writers: list[asyncio.StreamWriter] = []  #: closed if not referenced
+
+    async def status(self, tls: ssl.SSLContext, host: str) -> bytes:
+        """Connect from an address, send a request, and return the status."""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self._port, ssl=tls, local_addr=(host, 0)
+        )
+        self._writers.append(writer)
+        self.callback(writer.transport.abort)
+        self._readers.append(reader)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        status = (await reader.readline()).split()[1]
+        await reader.readuntil(b"}")
+        return status
+
+    async def until_closed(self, number: int) -> None:
+        """Wait until the server has closed a connection, counted from 0."""
+        async with asyncio.timeout(WAIT_S_MAX):
+            with contextlib.suppress(ConnectionError):
+                await self._readers[number].read()
+
+    def is_closed(self, number: int) -> bool:
+        """Return True if the server has closed a connection."""
+        reader = self._readers[number]
+        return reader.at_eof() or reader.exception() is not None
 
 
 async def test_a_connection_to_another_node_has_keepalive(

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from octaskly.api.output import follower, task_status_query
 from octaskly.api.output.logs import parse_event_id
-from octaskly.config.defaults import STREAMS_MAX
+from octaskly.config.defaults import STREAMS_PER_SUBJECT
 from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
@@ -531,15 +531,15 @@ async def test_an_end_that_never_comes_is_not_awaited(
 
 
 async def test_streams_are_bounded(patient_node: ApiNode) -> None:
-    """Beyond the bound 503; the others go on, and a place is free after an end."""
+    """Beyond the bound of a subject 429; a place is free after an end."""
     task = await patient_node.submit()
     path = f"/api/v1/tasks/{task}/logs?follow=true"
-    readers = [Reader(patient_node, path) for _ in range(STREAMS_MAX)]
+    readers = [Reader(patient_node, path) for _ in range(STREAMS_PER_SUBJECT)]
     for reader in readers:
         await reader.__aenter__()
 
     answer = await patient_node.ask("GET", path, headers=VIEWER)
-    assert_problem(answer, 503, "Too many event streams")
+    assert_problem(answer, 429, "Too many event streams")
     assert answer.headers["retry-after"]
 
     for reader in readers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 from aiohttp import web
@@ -12,10 +13,12 @@ from octaskly.api.http import sse
 from octaskly.api.http.handler_types import Access, Request, Route
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security import route_cost
-from octaskly.config.defaults import STREAMS_MAX
+from octaskly.config.defaults import CONNECTIONS_MAX, STREAMS_MAX
+from octaskly.config.settings import LimitOptions
 from octaskly.errors import NotDispatcher
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (
+    CLIENT,
     VIEWER,
     Answer,
     ApiNode,
@@ -83,10 +86,12 @@ class Open:
             self.running -= 1
 
 
-async def connect(node: ApiNode) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(
+    node: ApiNode, as_whom: Mapping[str, str] = VIEWER
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Request the stream."""
     reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
-    writer.write(_request(node))
+    writer.write(_request(node, as_whom=as_whom))
     return reader, writer
 
 
@@ -96,11 +101,11 @@ async def _resumed(node: ApiNode, *ids: str) -> Answer:
     return parse(await exchange(node.port, _request(node, "Connection: close", *given)))
 
 
-def _request(node: ApiNode, *more: str) -> bytes:
+def _request(node: ApiNode, *more: str, as_whom: Mapping[str, str] = VIEWER) -> bytes:
     lines = [
         f"GET {PATH} HTTP/1.1",
         f"Host: localhost:{node.port}",
-        *(f"{name}: {value}" for name, value in VIEWER.items()),
+        *(f"{name}: {value}" for name, value in as_whom.items()),
         *more,
     ]
     return "\r\n".join([*lines, "", ""]).encode()
@@ -207,16 +212,42 @@ async def test_a_failure_during_a_stream_is_logged(
     assert [type(fault) for fault in node.faults] == [ZeroDivisionError]
 
 
+async def test_streams_of_one_subject_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One more is 429 and says whose they are; another subject gets one."""
+    produce = Open()
+    serve_stream(monkeypatch, produce)
+    async with api_node(limits=LimitOptions(streams_per_subject=2)) as node:
+        clients = [await connect(node) for _ in range(2)]
+        await until(lambda: produce.running == 2)
+
+        refused = await node.ask("GET", PATH, headers=VIEWER)
+        clients.append(await connect(node, CLIENT))
+        await until(lambda: produce.running == 3)
+
+        for _, writer in clients:
+            writer.transport.abort()
+
+    assert_problem(refused, 429, "Too many event streams")
+    assert "dee may have 2 open" in refused.json["hint"]
+    assert refused.headers["retry-after"] == "5"
+
+
 async def test_streams_of_a_node_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """B42: one more is 503 with `Retry-After`, and is accepted after another ended."""
     produce = Open()
     serve_stream(monkeypatch, produce)
-    async with api_node() as node:
+    most = {
+        "streams_per_subject": STREAMS_MAX,
+        "connections_per_subject": CONNECTIONS_MAX,
+    }
+    async with api_node(limits=LimitOptions(**most)) as node:
         clients = [await connect(node) for _ in range(STREAMS_MAX)]
         await until(lambda: produce.running == STREAMS_MAX)
 
-        refused = await node.ask("GET", PATH, headers=VIEWER)
-        other = await node.ask("GET", "/api/v1/tasks", headers=VIEWER)
+        refused = await node.ask("GET", PATH, headers=CLIENT)
+        other = await node.ask("GET", "/api/v1/tasks", headers=CLIENT)
         clients[0][1].transport.abort()
         await until(lambda: produce.running == STREAMS_MAX - 1)
         late = await connect(node)

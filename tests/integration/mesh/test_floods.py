@@ -379,8 +379,9 @@ QUEUED_BYTES_MAX = 512 << 10  #: in the kernel for one of them
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[list[Agent]]:
-    """Two agents that have worked already."""
-    with running(tmp_path, "ash", "birch") as agents:
+    """Two agents that have worked already, and allow one subject many streams."""
+    most = ("--connections-per-subject", "512", "--streams-per-subject", "256")
+    with running(tmp_path, "ash", "birch", extra=most) as agents:
         until_nodes(agents[0], 2)
         for agent in agents:
             for _ in range(5):

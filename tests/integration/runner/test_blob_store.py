@@ -96,11 +96,14 @@ def test_a_name_that_is_no_digest_is_refused(depot: BlobStore, name: str) -> Non
 
 
 def test_the_longest_unused_file_makes_room(depot: BlobStore, clock: SetClock) -> None:
-    """Copies go before files that a client holds; an upload counts from its start."""
+    """Copies go before files that a client holds; an upload counts as it arrives."""
     left = put(depot, b"l" * 400)
     copy = put(depot, b"c" * 400, keep_s=COPY_RETENTION_S)
     clock.now_s += COPY_RETENTION_S + 1
     coming = depot.start_upload(name_of(b"n" * 400), 400)
+    assert depot.touch_file(copy, keep_s=0.0) == 400
+    clock.now_s += 1
+    coming.write(b"n" * 400)
 
     assert depot.touch_file(copy) is None
     assert depot.touch_file(left) == 400
@@ -108,6 +111,20 @@ def test_the_longest_unused_file_makes_room(depot: BlobStore, clock: SetClock) -
         depot.start_upload(name_of(b"m" * 201), 201)
     coming.abort()
     put(depot, b"m" * 201)
+
+
+def test_an_announced_file_takes_no_room_until_it_arrives(depot: BlobStore) -> None:
+    """Others fit meanwhile; then the rest of it is refused, and its bytes are freed."""
+    announced = depot.start_upload(name_of(b"a" * 1000), 1000)
+    other = put(depot, b"b" * 700)
+    announced.write(b"a" * 300)
+
+    with pytest.raises(FileQuotaExceeded):
+        announced.write(b"a")
+    announced.abort()
+
+    assert depot.touch_file(other) == 700
+    put(depot, b"c" * 300)
 
 
 def test_a_file_that_a_client_holds_stays_until_it_is_released(

@@ -1,0 +1,245 @@
+"""Connections of local users, tasks and strangers do not keep others from the mesh.
+
+Finding S2 of the attack on 0.1.0: half-sent requests on the dispatcher's loopback port
+stopped the forwarding of all other nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.agents import (
+    TASKS,
+    WAIT_S_MAX,
+    Agent,
+    meshed,
+    replicas,
+    request,
+    roles_of,
+    running,
+    submit,
+    until,
+    until_nodes,
+)
+
+NOBODY = 65_534
+FORWARDED = 8  #: requests at the same time
+HALF_SENT = 540  #: more than all connections that an agent serves by default
+
+#: Opens half-sent requests, reports their number, and holds them until it is ended.
+HOLD = """
+import contextlib, signal, socket, sys
+port, count = map(int, sys.argv[1:])
+held = []
+for _ in range(count):
+    one = socket.create_connection(("127.0.0.1", port))
+    with contextlib.suppress(OSError):
+        one.sendall(b"GET /health HTTP/1.1\\r\\nHost: localh")
+    held.append(one)
+print(len(held), flush=True)
+signal.pause()
+"""
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
+
+
+@contextlib.contextmanager
+def other_user(program: str, *words: object) -> Iterator[str]:
+    """Run a Python program as user nobody; yield the first line of its output."""
+    with subprocess.Popen(
+        [os.path.realpath(sys.executable), "-I", "-c", program, *map(str, words)],
+        stdout=subprocess.PIPE,
+        text=True,
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+    ) as attacker:
+        assert attacker.stdout is not None
+        try:
+            yield attacker.stdout.readline()
+        finally:
+            attacker.kill()
+
+
+def port_of(agent: Agent, name: str = "api_url") -> int:
+    return int(agent.ready()[name].rpartition(":")[2])
+
+
+def new_token(agent: Agent, role: str, subject: str) -> str:
+    status, made = agent.call("POST", "/api/v1/tokens", {"role": role, "name": subject})
+    assert status == 201, made
+    return str(made["token"])
+
+
+def forwarded(agent: Agent, at_once: int = FORWARDED) -> set[int]:
+    """Return the statuses of submissions that a node forwards at the same time.
+
+    So many need new connections to the dispatcher.
+    """
+    with ThreadPoolExecutor(at_once) as threads:
+        return set(
+            threads.map(
+                lambda _: agent.call("POST", TASKS, {"command": "true"})[0],
+                range(FORWARDED),
+            )
+        )
+
+
+def ask_over_loopback(agent: Agent, token: str) -> tuple[int, Any]:
+    """Submit with a token, on a new connection to the loopback port."""
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", port_of(agent), timeout=WAIT_S_MAX
+    )
+    with contextlib.closing(connection):
+        return request(connection, "POST", TASKS, {"command": "true"}, token)
+
+
+@as_root
+def test_half_sent_requests_of_a_local_user_stop_nobody(tmp_path: Path) -> None:
+    """Other nodes forward, and local users and clients submit, while they are held."""
+    with meshed(tmp_path, "ana", "ben", extra=("--header-timeout", "1h")) as (
+        dispatcher,
+        other,
+    ):
+        token = new_token(dispatcher, "client", "bo")
+        with other_user(HOLD, port_of(dispatcher), HALF_SENT) as opened:
+            assert int(opened) == HALF_SENT
+
+            assert forwarded(other) == {201}
+            assert dispatcher.call("POST", TASKS, {"command": "true"})[0] == 201
+            assert ask_over_loopback(dispatcher, token)[0] == 201
+
+
+def test_half_sent_requests_of_a_task_stop_no_other_node(tmp_path: Path) -> None:
+    """The task runs as the agent's own user, which has no other task user here."""
+    with meshed(tmp_path, "ana", "ben", extra=("--header-timeout", "1h")) as (
+        dispatcher,
+        other,
+    ):
+        program, held = tmp_path / "hold.py", tmp_path / "held"
+        program.write_text(HOLD)
+        hold = f"{sys.executable} {program} {port_of(dispatcher)} {HALF_SENT}"
+        submit(
+            dispatcher,
+            f"exec {hold} > {held}",
+            requires={"node": dispatcher.state.name},
+        )
+        until(lambda: held.exists() and held.read_text(), "the task holds them")
+
+        assert forwarded(other) == {201}
+        assert dispatcher.call("POST", TASKS, {"command": "true"})[0] == 201
+
+
+def test_a_dispatcher_that_cannot_serve_other_nodes_hands_over(tmp_path: Path) -> None:
+    """Without a free descriptor it accepts no connection, but heartbeats go on."""
+    with meshed(tmp_path, "ana", "ben") as (dispatcher, other):
+        until(lambda: replicas(other) == 2, "there is a standby")
+        pid = dispatcher.process.pid
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, hard))  # Keeps open ones.
+
+        until(
+            lambda: roles_of(other).get(other.state.name) == "dispatcher",
+            "the other node is dispatcher",
+        )
+        assert other.call("POST", TASKS, {"command": "true"})[0] == 201
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+#: Sends a header one byte at a time; prints the answer, or nothing if it is cut off.
+TRICKLE = """
+import socket, sys, time
+one = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+one.settimeout(0.05)
+received = b""
+header = b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\nX: " + b"a" * 4000
+for byte in header:
+    try:
+        one.send(bytes([byte]))
+        received = one.recv(4096)
+        break
+    except TimeoutError:
+        pass
+    except OSError:
+        break
+print(received.decode())
+"""
+
+
+@as_root
+def test_a_header_sent_one_byte_at_a_time_is_cut_off(tmp_path: Path) -> None:
+    """Its deadline counts from the connection, whatever arrives meanwhile."""
+    with running(tmp_path, "ana", extra=("--header-timeout", "1s")) as (agent,):
+        with other_user(TRICKLE, port_of(agent)) as answer:
+            assert answer == "\n"
+        assert agent.call("GET", "/health")[0] == 200
+
+
+#: Connects from many addresses of this machine and sends nothing; prints how often.
+FLOOD = """
+import contextlib, socket, sys
+port, count, addresses = map(int, sys.argv[1:])
+held = []
+for number in range(count):
+    one = socket.socket()
+    one.bind((f"127.0.1.{1 + number % addresses}", 0))
+    one.connect(("127.0.0.1", port))
+    held.append(one)
+    if len(held) > 400:
+        held.pop(0).close()
+    if number % 1000 == 0:
+        print(number, flush=True)
+print(count, flush=True)
+"""
+FLOOD_ADDRESSES = 150
+IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+FLOOD_CONNECTIONS = 100_000 if IS_SOAK else 2000
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("listener", "at_once"), [("api_url", FORWARDED), ("lan_url", 1)]
+)
+def test_connections_from_150_addresses_stop_nobody(
+    tmp_path: Path, listener: str, at_once: int
+) -> None:
+    """Nodes, local users and clients with a token are served during the flood.
+
+    At the LAN port, more handshakes of one node than of each address would give way.
+    """
+    with meshed(tmp_path, "ana", "ben") as (dispatcher, other):
+        token = new_token(dispatcher, "client", "bo")
+        words = (port_of(dispatcher, listener), FLOOD_CONNECTIONS, FLOOD_ADDRESSES)
+        with other_user(FLOOD, *words):
+            assert forwarded(other, at_once) == {201}
+            assert dispatcher.call("POST", TASKS, {"command": "true"})[0] == 201
+            assert ask_over_loopback(dispatcher, token)[0] == 201
+
+
+def test_a_token_in_a_query_string_is_refused_and_not_logged(tmp_path: Path) -> None:
+    """Addresses end up in histories and logs, so no token is taken from there."""
+    with running(tmp_path, "ana", extra=("--log-level", "debug")) as (agent,):
+        until_nodes(agent, 1)
+        token = new_token(agent, "client", "bo")
+        for name in ("token", "access_token"):
+            connection = http.client.HTTPConnection("127.0.0.1", port_of(agent))
+            with contextlib.closing(connection):
+                status, body = request(connection, "GET", f"{TASKS}?{name}={token}")
+
+            assert status == 401
+            assert "Authorization: Bearer" in body["hint"]
+        _, entries = agent.call("GET", "/api/v1/audit")
+
+        assert token not in agent.log()
+        assert token not in str(entries)
