@@ -9,10 +9,10 @@ most.
 
 A TLS connection costs buffers and a descriptor from its first byte, so the number of
 unfinished handshakes is bounded, too. The check happens on the TCP connection, before
-any TLS object exists. At the limit, a new handshake aborts the oldest one of the address
-that has the most. So a client with many addresses cannot block nodes. Once half of the
-places are taken, an address is admitted once every two seconds: a flood costs little,
-and a client has the time to finish.
+any TLS object exists. At the limit, a new handshake aborts the oldest one of the
+address that has the most. So a client with many addresses cannot block nodes. Once half
+of the places are taken, an address is admitted once every two seconds: a flood costs
+little, and a client has the time to finish.
 """
 
 from __future__ import annotations
