@@ -87,7 +87,7 @@ def _grant_task_user(paths: Paths, account: Account) -> None:
         paths.state.chmod(0o711)
         _share_with_group(paths.scratch, account, 0o770)
         if paths.state in paths.workdir.parents:
-            _share_with_group(paths.workdir, account, 0o775)
+            _share_with_group(paths.workdir, account, 0o770)
         with closing(TaskUserHelper(account)) as helper:
             unusable = helper.unwritable_folders([paths.workdir, paths.scratch])
     except OSError as error:

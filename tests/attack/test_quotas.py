@@ -13,7 +13,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from tests.support.agents import TASKS, WAIT_S_MAX, Agent, request, running, until_nodes
+from tests.support.agents import (
+    TASKS,
+    WAIT_S_MAX,
+    Agent,
+    request,
+    running,
+    until,
+    until_nodes,
+)
 
 FILES_QUOTA_BYTES = 8 << 20
 QUEUED_MAX = "1M"

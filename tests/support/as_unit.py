@@ -55,6 +55,7 @@ def main() -> None:
     add_users(Path(folder))
     open_up(Path(folder), Path(sys.base_prefix).resolve(), CHECKOUT)
     uid = str(AGENT[1])
+    os.umask(0o077)
     os.execvp(  # noqa: S606 - no shell is wanted
         "setpriv",
         [

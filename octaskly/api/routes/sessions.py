@@ -69,8 +69,10 @@ async def create_code(request: Request) -> web.StreamResponse:
 
 async def create_session(request: Request) -> web.StreamResponse:
     """Redeem a code for the token of a page."""
+    uids = _loopback_uids(request)
     if request.info.rate_limit_headers is None:  # Limit guesses on loopback, too.
-        source = request.http_request.remote or ""
+        # All users there have the same addresses, so each user has a limit.
+        source = f"users {sorted(uids)}" if uids else request.http_request.remote or ""
         request.info.rate_limit_headers = (
             request.services.rate_limiter.charge_anonymous(source)
         )
@@ -85,7 +87,7 @@ async def create_session(request: Request) -> web.StreamResponse:
     )
     if opened is None:
         raise _invalid_code_problem(INVALID_CODE_HINT)
-    if not opened.may_be_redeemed_by(_loopback_uids(request)):
+    if not opened.may_be_redeemed_by(uids):
         raise _invalid_code_problem(
             "this code was made for another user of this machine"
         )
