@@ -11,6 +11,7 @@ own. Elsewhere they are skipped, but never where `CI` is set: there they fail.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,14 @@ def _needs_root() -> None:
 
 @pytest.fixture
 def network(_needs_root: None) -> Iterator[None]:
-    """A loopback of its own for this test: its ports are those of a real machine."""
+    """A loopback of its own for this test."""
+    with own_network():
+        yield
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[None]:
+    """Give a block a loopback of its own: its ports are those of a real machine."""
     with OWN_NETWORK.open() as before:
         isolate()
         try:
