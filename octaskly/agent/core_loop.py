@@ -327,7 +327,7 @@ class CoreLoop:
         try:
             while True:
                 packed = await self._store.read_pull_reply(
-                    dict(pull.vector), pull.cursor, self._limits.pull_bytes
+                    pull, self._limits.pull_bytes
                 )
                 self._links.send(peer, (packed,))
                 if self._pulls[peer] is pull:

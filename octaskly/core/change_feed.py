@@ -4,7 +4,8 @@ The log is read in timestamp order, across streams. A position takes a few bytes
 be resumed on every node with the same entries. The dispatcher that served the reader
 writes one stream, which was read up to `seq`. All other streams were read up to a
 timestamp. A digest of the other streams shows if they are the same on another node,
-because a stream that arrives late may hold older entries.
+because a stream that arrives late may hold older entries. It is a sum, in which a
+retired stream counts as before.
 
 Source: docs/explanation/events.md.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from typing import NamedTuple, Self
 
 from msgspec import Struct
@@ -21,6 +21,11 @@ from msgspec.structs import replace
 
 from octaskly.core.log.facts import Assigned, Entry, Finished, Submitted, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.retired_streams import (
+    EMPTY_DIGEST,
+    add_digests,
+    pair_digest,
+)
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, accepted_hlc, wall_ms_of
 from octaskly.core.model.ids import (
@@ -81,9 +86,15 @@ class FeedCursor:
     """One reader's progress through the log, on a dispatcher that writes `stream`."""
 
     def __init__(
-        self, hlc: int, vector: Mapping[StreamId, int], stream: StreamId
+        self,
+        hlc: int,
+        vector: Mapping[StreamId, int],
+        stream: StreamId,
+        retired_digest: int = EMPTY_DIGEST,
     ) -> None:
+        """Start at a time; `vector` leaves out the retired streams."""
         self.hlc = hlc
+        self._retired_digest = retired_digest
         self.vector: Vector = dict(vector)
         self.corrected_ends: dict[TaskId, TaskEvent] = {}
         """Ends of tasks for which the reader last got a different state.
@@ -97,7 +108,9 @@ class FeedCursor:
     def position(self) -> FeedPosition:
         """Current position of the reader."""
         if self._digest is None:
-            self._digest = _digest(self.vector.items(), self._stream)
+            self._digest = _digest(
+                self.vector.items(), self._stream, self._retired_digest
+            )
         seq = self.vector.get(self._stream, 0)
         return FeedPosition(self.hlc, self._stream, seq, self._digest)
 
@@ -119,14 +132,18 @@ class FeedCursor:
 
 
 def resume_cursor(
-    position: FeedPosition, extents: Iterable[StreamExtent], stream: StreamId
+    position: FeedPosition,
+    extents: Iterable[StreamExtent],
+    stream: StreamId,
+    retired_digest: int = EMPTY_DIGEST,
 ) -> tuple[FeedCursor, bool]:
     """Return a cursor at `position`, and True if it continues there without a gap.
 
     Args:
         position: Position of a client, from any dispatcher.
-        extents: Extent of each stream at the position's time.
+        extents: Extent of each stream at the position's time, except retired ones.
         stream: Stream that the current dispatcher writes.
+        retired_digest: Digest of the retired streams.
     """
     extents = tuple(extents)
     known = {extent.stream: extent for extent in extents}
@@ -140,7 +157,8 @@ def resume_cursor(
     everything = {extent.stream: extent.seq for extent in extents}
     is_found = writer_extent is not None or position.seq == 0
     for vector in (before, everything):
-        if is_found and _digest(vector.items(), position.stream) == position.digest:
+        digest = _digest(vector.items(), position.stream, retired_digest)
+        if is_found and digest == position.digest:
             is_exact = (
                 writer_extent is None or position.seq >= writer_extent.compacted_seq
             )
@@ -155,15 +173,14 @@ def resume_cursor(
         if writer_extent is not None
         else 0
     )
-    return FeedCursor(position.hlc, vector, stream), is_exact
+    return FeedCursor(position.hlc, vector, stream, retired_digest), is_exact
 
 
-def _digest(items: Iterable[tuple[StreamId, int]], without: StreamId) -> str:
-    hashed = blake2b(digest_size=8)
-    for stream, seq in sorted(items):
-        if seq and stream != without:
-            hashed.update(b"%x:%x;" % (stream, seq))
-    return hashed.hexdigest()
+def _digest(
+    items: Iterable[tuple[StreamId, int]], without: StreamId, retired_digest: int
+) -> str:
+    named = (pair_digest(s, seq) for s, seq in items if seq and s != without)
+    return f"{add_digests(retired_digest, *named):016x}"
 
 
 class TaskEvent(Struct, frozen=True):

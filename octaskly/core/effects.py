@@ -73,6 +73,8 @@ class MergeRows(Struct, frozen=True):
     is_last: bool
     vector: VectorItems = ()  #: what the rows stand for, which may be more than `head`
     records: tuple[Recorded, ...] = ()
+    retired: tuple[tuple[StreamId, int], ...] = ()
+    """All retired streams of this snapshot so far; each part names them again."""
 
 
 LogWrite = Append | MergeRows
@@ -112,6 +114,11 @@ class ServePull(Struct, frozen=True):
     peer: NodeId
     vector: VectorItems
     cursor: SnapshotCursor | None = None  #: continue this snapshot
+    retired_count: int | None = 0
+    """The peer knows this many of the streams that this node retired first.
+
+    None: this node cannot tell which of them the peer knows.
+    """
 
 
 class Browse(Struct, frozen=True):

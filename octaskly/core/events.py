@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from octaskly.core.log.facts import NO_FLOOR, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.mesh_records import RecordDraft
+from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import (
     Address,
@@ -293,6 +294,8 @@ class SavedState(Struct, frozen=True, kw_only=True):
     records: tuple[Recorded, ...] = ()  #: except for list-only kinds
     keys: KeyringState = KeyringState()  #: generations of the mesh secret
     log_version: int = 1  #: newest version that any writer of the log used
+    retired: RetiredStreams = field(default_factory=RetiredStreams)
+    """Streams that `vector` leaves out; the node adds to it, and the store reads it."""
 
 
 Event = (

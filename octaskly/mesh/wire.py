@@ -301,13 +301,15 @@ class WirePacker:
         vector: VectorItems,
         *,
         more: bool,
+        retired: int,
     ) -> PackedMessage:
         """Return an `Entries` message built from facts that are already packed.
 
         A fact has the same bytes in a frame as in the log, so nothing is decoded.
         """
         entries = [(stream, seq, hlc, Raw(body)) for stream, seq, hlc, body in stored]
-        return PackedMessage(_pack((_tag(Entries), entries, epochs, more, vector)))
+        fields = (_tag(Entries), entries, epochs, more, vector, retired)
+        return PackedMessage(_pack(fields))
 
     def pack(self, value: Struct) -> bytes:
         """Return a value as bytes.

@@ -37,8 +37,13 @@ class RecentAttempts:
 class LogReader(Protocol):
     """Reads the log in timestamp order."""
 
-    async def stream_extents_at(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
-        """Read the latest timestamp up to `hlc`, and the end of each stream then."""
+    async def stream_extents_at(
+        self, hlc: int
+    ) -> tuple[int, tuple[StreamExtent, ...], int]:
+        """Read the latest timestamp up to `hlc`, and the end of each stream then.
+
+        The third item is the digest of the retired streams, which are left out.
+        """
 
     async def read_feed_page(
         self, vector: Mapping[StreamId, int], limit: int

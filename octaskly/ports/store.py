@@ -8,7 +8,13 @@ from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
 
-from octaskly.core.effects import LoadUnblocked, MergeRows, PlanFloor, Save
+from octaskly.core.effects import (
+    LoadUnblocked,
+    MergeRows,
+    PlanFloor,
+    Save,
+    ServePull,
+)
 from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
 from octaskly.core.log.facts import Entry, PackedEntry, Recorded
 from octaskly.core.log.merge import TaskRecord
@@ -24,7 +30,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import PackedMessage, Report, SnapshotCursor
+from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
 from octaskly.ports.histogram import Histogram
 
@@ -58,6 +64,7 @@ class Packer(Protocol):
         vector: VectorItems,
         *,
         more: bool,
+        retired: int,
     ) -> PackedMessage:
         """Return `Entries` with facts that `pack_entry_body` has packed."""
 
@@ -208,8 +215,7 @@ class DurableStore(LogReader, Protocol):
 
     async def read_pull_reply(
         self,
-        vector: Mapping[StreamId, int],
-        cursor: SnapshotCursor | None,
+        pull: ServePull,
         bytes_max: int,
     ) -> PackedMessage:
         """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""

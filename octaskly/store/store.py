@@ -16,16 +16,18 @@ from octaskly.core.effects import (
     MergeRows,
     PlanFloor,
     Save,
+    ServePull,
     Spool,
     Unspool,
 )
 from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.core.protocol.messages import PackedMessage, Report, SnapshotCursor
+from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
     Clock,
@@ -55,6 +57,7 @@ from octaskly.store.tables.database import (
     free_bytes,
     open_writer,
 )
+from octaskly.store.tables.floors import retire_at_start
 from octaskly.store.tables.node_state import PeerContact, read_saved
 from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
 from octaskly.store.writing.writer import Writer
@@ -108,6 +111,7 @@ class Store:
         self._query = readers.run_query
         self._query_for_submission = submission_reader.run_query
         self._query_for_list = list_reader.run_query
+        self._retired = RetiredStreams()
         self._queued_seqs: dict[StreamId, int] = {}
         self._clock_watch = ClockWatch(clock.now())
         self._clock_check: asyncio.TimerHandle | None = None
@@ -185,17 +189,17 @@ class Store:
     ) -> None:
         """Queue entries for the next commit, except those that are already held."""
         queued = self._queued_seqs
-        for stream, _ in epochs:
-            queued.setdefault(stream, 0)
         fresh = []
         for entry in entries:
-            held = queued[entry.stream]
+            held = self._queued_seq(entry.stream)
             if entry.seq > held:
                 assert entry.seq == held + 1, f"gap in stream {entry.stream}"
                 queued[entry.stream] = entry.seq
                 fresh.append(entry)
                 if isinstance(entry.fact, Floor):
                     self._note_queued(entry.fact.ends)
+                    for stream, _ in entry.fact.retired:
+                        queued.pop(stream, None)
         self._queue_item(Append(number, tuple(fresh), tuple(epochs)))
 
     def merge_rows(self, item: MergeRows) -> None:
@@ -203,12 +207,12 @@ class Store:
         if item.is_last:
             self._note_queued(item.head.vector)
             self._note_queued(item.head.floor.ends)
+            for stream, _ in item.retired:
+                self._queued_seqs.pop(stream, None)
         self._queue_item(item)
 
     def save_node_state(self, item: Save) -> None:
         """Queue node state for the next commit."""
-        if item.stream is not None:
-            self._queued_seqs.setdefault(item.stream[0], 0)
         self._queue_item(item)
 
     def spool_results(self, reports: Sequence[Report]) -> None:
@@ -248,18 +252,17 @@ class Store:
 
     async def read_pull_reply(
         self,
-        vector: Mapping[StreamId, int],
-        cursor: SnapshotCursor | None,
+        pull: ServePull,
         bytes_max: int,
     ) -> PackedMessage:
         """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""
         packer, read_ages = self._packer, self._ages_reader()
 
         def packed(db: sqlite3.Connection) -> PackedMessage:
-            part = read_snapshot_part(db, vector, cursor, bytes_max, read_ages(db))
+            part = read_snapshot_part(db, pull, bytes_max, read_ages(db))
             if part is not None:
                 return PackedMessage(packer.pack(part))
-            return queries.pack_entries_beyond(db, packer, vector, bytes_max)
+            return queries.pack_entries_beyond(db, packer, dict(pull.vector), bytes_max)
 
         return await self._query(packed)
 
@@ -274,7 +277,9 @@ class Store:
         """Read the last durable sequence number of each stream."""
         return await self._query(queries.read_durable_vector)
 
-    async def stream_extents_at(self, hlc: int) -> tuple[int, tuple[StreamExtent, ...]]:
+    async def stream_extents_at(
+        self, hlc: int
+    ) -> tuple[int, tuple[StreamExtent, ...], int]:
         """Read the latest timestamp up to `hlc`, and the end of each stream then."""
         return await self._query(lambda db: histories.stream_extents_at(db, hlc))
 
@@ -391,9 +396,14 @@ class Store:
     def _start(self, connection: sqlite3.Connection) -> SavedState:
         """Read the saved state and start the threads."""
         try:
+            # A stream never resumes after a restart, so nothing follows in these.
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("DELETE FROM streams WHERE last_seq = 0")
+            retire_at_start(connection)
+            connection.execute("COMMIT")
             saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
-            # This includes streams without entries.
             streams = connection.execute("SELECT stream, last_seq FROM streams")
+            self._retired = saved.retired  # The node adds to it.
             self._queued_seqs = {StreamId(stream): have for stream, have in streams}
             for pool in self._pools:
                 pool.open()
@@ -417,7 +427,12 @@ class Store:
 
     def _note_queued(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
         for stream, seq in holdings:
-            self._queued_seqs[stream] = max(self._queued_seqs.get(stream, 0), seq)
+            self._queued_seqs[stream] = max(self._queued_seq(stream), seq)
+
+    def _queued_seq(self, stream: StreamId) -> int:
+        """Return the last entry of a stream that is stored, queued or void."""
+        seq = self._queued_seqs.get(stream)
+        return self._retired.end_of(stream) if seq is None else seq
 
     def _ages_reader(self) -> Callable[[sqlite3.Connection], TaskAges]:
         """Return a function that reads, in a later transaction, what ages depend on."""

@@ -17,6 +17,7 @@ from octaskly.core.effects import (
     MergeRows,
     PlanFloor,
     Save,
+    ServePull,
 )
 from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState
 from octaskly.core.log.facts import Entry, Recorded
@@ -27,7 +28,6 @@ from octaskly.core.protocol.messages import (
     Entries,
     PackedMessage,
     Report,
-    SnapshotCursor,
 )
 from octaskly.ports import Clock, RecordQuery, StoreStats, TaskListPage, TaskQuery
 from tests.contract.log_kit import PicklePacker
@@ -86,18 +86,18 @@ class DiskLog:
 
     async def read_pull_reply(
         self,
-        vector: Mapping[StreamId, int],
-        cursor: SnapshotCursor | None,
+        pull: ServePull,
         bytes_max: int,
     ) -> PackedMessage:
         disk, pack = self._disk, PicklePacker().pack
         disk.record_clock_step(self._clock.now())
-        part = next_part(disk, dict(vector), cursor)
+        part = next_part(disk, pull)
         if part is not None:
             return PackedMessage(pack(part))
         most = min(bytes_max, ENTRIES_MAX)
-        entries, epochs, more = entries_after(disk, dict(vector), most)
-        return PackedMessage(pack(Entries(entries, epochs, more, disk.vector())))
+        entries, epochs, more = entries_after(disk, dict(pull.vector), most)
+        message = Entries(entries, epochs, more, disk.vector(), disk.retired.digest)
+        return PackedMessage(pack(message))
 
     async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
         self._disk.record_clock_step(self._clock.now())

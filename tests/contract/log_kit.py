@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from octaskly.core.effects import ServePull
 from octaskly.core.log.facts import (
     Assigned,
     Entry,
@@ -61,9 +62,11 @@ class PicklePacker:
         vector: VectorItems,
         *,
         more: bool,
+        retired: int,
     ) -> PackedMessage:
         found = tuple(self.unpack_entry(*entry) for entry in stored)
-        return PackedMessage(self.pack(Entries(found, tuple(epochs), more, vector)))
+        message = Entries(found, tuple(epochs), more, vector, retired)
+        return PackedMessage(self.pack(message))
 
     def pack(self, value: Struct) -> bytes:
         return pickle.dumps(value, protocol=5)
@@ -74,11 +77,15 @@ class PicklePacker:
         return value
 
 
+PEER = NodeId("p")
+
+
 async def entries_of(
     log: DurableStore, vector: Mapping[StreamId, int], bytes_max: int = 1 << 20
 ) -> Entries:
-    """Pull entries after a vector."""
-    packed = await log.read_pull_reply(vector, None, bytes_max)
+    """Pull entries that lie beyond a vector."""
+    pull = ServePull(PEER, tuple(vector.items()))
+    packed = await log.read_pull_reply(pull, bytes_max)
     return PicklePacker().unpack(packed.data, Entries)
 
 

@@ -913,8 +913,8 @@ async def test_a_moment_is_found_in_every_stream(
         StreamExtent(stream, epoch, seq, 0)
         for (stream, epoch), seq in zip(kit.EPOCHS, seqs, strict=True)
     ]
-    assert found == (latest, tuple(reaches))
-    _, everything = await bench.log.stream_extents_at(HLC_MAX)
+    assert found == (latest, tuple(reaches), 0)
+    _, everything, _ = await bench.log.stream_extents_at(HLC_MAX)
     assert [reach.seq for reach in everything] == [3, 2]
 
 
@@ -941,6 +941,7 @@ async def test_history_reports_a_gap_below_the_floor(bench: Bench) -> None:
     assert await bench.log.stream_extents_at(250) == (
         0,
         (StreamExtent(mine, my_epoch, 3, 3), StreamExtent(other, other_epoch, 2, 2)),
+        0,
     )
 
 

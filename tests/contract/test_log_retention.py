@@ -11,13 +11,18 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from octaskly.core.effects import MergeRows, PlanFloor, Save
+from octaskly.core.effects import (
+    MergeRows,
+    PlanFloor,
+    Save,
+    ServePull,
+)
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, StreamFloor, Submitted
 from octaskly.core.log.merge import facts_of
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.hlc import HLC_EPOCH_MS, hlc_of
-from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import (
@@ -111,6 +116,7 @@ class Bench:
         """Apply this many parts of a snapshot of another log."""
         cursor: SnapshotCursor | None = None
         head = None
+        retired: VectorItems = ()
         held = dict(await self.log.read_vector())
         for _ in range(most):
             part = await rows_of(server, held, cursor)
@@ -120,8 +126,12 @@ class Bench:
             assert head is not None
             self.number += 1
             more, vector = part.has_more, part.vector
+            retired += part.retired
             self.log.merge_rows(
-                MergeRows(self.number, part.rows, head, not more, vector, part.records)
+                MergeRows(
+                    *(self.number, part.rows, head, not more, vector, part.records),
+                    retired=retired,
+                )
             )
             await self.durable()
             cursor = part.cursor
@@ -140,8 +150,9 @@ async def rows_of(
     cursor: SnapshotCursor | None = None,
     bytes_max: int = 1,
 ) -> Snapshot | None:
-    """Pull a part of a snapshot; return None for entries."""
-    packed = await log.read_pull_reply(vector, cursor, bytes_max)
+    """Pull part of a snapshot, None where entries are given."""
+    pull = ServePull(kit.PEER, tuple(vector.items()), cursor)
+    packed = await log.read_pull_reply(pull, bytes_max)
     answer = kit.PicklePacker().unpack(packed.data, Struct)
     return answer if isinstance(answer, Snapshot) else None
 
@@ -747,3 +758,94 @@ async def test_a_snapshot_keeps_ages_whatever_the_clock_of_its_sender(
 
     assert not await forgets(two, DAY_MS // 2 + 1000)
     assert await forgets(two, DAY_MS // 2 - 1000)
+
+
+async def _retire_other(bench: Bench) -> None:
+    """Let the other stream have two entries, forget them, and retire it."""
+    facts: list[Fact] = [kit.submitted(1), kit.finished(1)]
+    await bench.take(kit.entries(facts, stream=kit.OTHER))
+    assert await bench.raise_floor()
+    await bench.shows()
+    planned = await bench.log.plan_compaction(PlanFloor(AGES, MANY, kit.STREAM))
+    assert planned.floor is not None
+    assert planned.floor.retired == ((kit.OTHER, 2),)
+    await bench.add(planned.floor)
+
+
+async def test_a_stream_of_which_all_is_void_is_retired(benches: list[Bench]) -> None:
+    """The vector leaves it out, also after a restart, and nothing else changes."""
+    one, _ = benches
+
+    await _retire_other(one)
+
+    assert await one.log.read_vector() == ((kit.STREAM, one.seq),)
+    assert not await one.raise_floor()
+    await one.reopen()
+    assert await one.log.read_vector() == ((kit.STREAM, one.seq),)
+    assert one.saved.vector == ((kit.STREAM, one.seq),)
+    assert [stream for stream, _ in one.saved.epochs] == [kit.STREAM]
+    assert one.saved.floor.ends == ()
+    pairs = [row[:2] for row in one.saved.retired.rows_after(0)]
+    assert pairs == [(kit.OTHER, 2)]
+
+
+async def test_a_late_entry_of_a_retired_stream_counts(benches: list[Bench]) -> None:
+    """Its writer may go on in another half of a split, or its end was lost here."""
+    one, _ = benches
+    await _retire_other(one)
+    void = kit.entries([kit.submitted(1), kit.finished(1)], stream=kit.OTHER)
+    late = kit.entries([kit.submitted(2)], stream=kit.OTHER, after=2)
+    one.saved.retired.add(kit.OTHER, 2)  # As the journal does.
+
+    await one.take([*void, *late])
+
+    await one.shows(2)
+    assert (kit.OTHER, 3) in await one.log.read_vector()
+
+
+async def test_a_floor_of_who_knows_less_brings_no_stream_back(
+    benches: list[Bench],
+) -> None:
+    """It is below the end that is known here."""
+    one, _ = benches
+    await _retire_other(one)
+    mark = StreamFloor(kit.OTHER, 1, kit.EPOCHS[1][1])
+
+    await one.add(Floor(5, (mark,)))
+
+    assert await one.log.read_vector() == ((kit.STREAM, one.seq),)
+
+
+async def test_who_may_lack_the_end_of_a_retired_stream_gets_rows(
+    benches: list[Bench],
+) -> None:
+    """Who holds it, or has retired it, gets entries."""
+    one, _ = benches
+    await _retire_other(one)
+    rest = {kit.STREAM: one.seq}
+
+    async def gets_rows(vector: dict[StreamId, int], known: int | None) -> bool:
+        pull = ServePull(kit.PEER, tuple(vector.items()), retired_count=known)
+        packed = await one.log.read_pull_reply(pull, 1 << 20)
+        answer = kit.PicklePacker().unpack(packed.data, Struct)
+        return isinstance(answer, Snapshot)
+
+    assert await gets_rows(rest, 0)
+    assert await gets_rows(rest | {kit.OTHER: 1}, 0)
+    assert await gets_rows(rest | {kit.OTHER: 2}, None)
+    assert not await gets_rows(rest | {kit.OTHER: 2}, 0)
+    assert not await gets_rows(rest, 1)
+
+
+async def test_a_snapshot_brings_the_retired_streams(benches: list[Bench]) -> None:
+    """So what another node still holds of them does not come back."""
+    one, two = benches
+    await _retire_other(one)
+    await one.add(kit.submitted(3))
+    await two.take(kit.entries([kit.submitted(1)], stream=kit.OTHER))
+
+    await two.join(one.log)
+
+    await two.shows(3)
+    assert await two.log.read_vector() == await one.log.read_vector()
+    assert (await rows_of(one.log, {}, None, 1 << 20)) is not None

@@ -117,7 +117,7 @@ class _Follower:
     is_linked: bool = False
 
     def __post_init__(self) -> None:
-        self.exchange = AntiEntropy(self.journal, Outbox())
+        self.exchange = AntiEntropy(self.journal, Outbox(), {})
         self.standby = Standby(self.journal, self.exchange, SOLO_S)
 
 

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, MergeRows, PlanFloor
+from octaskly.core.effects import (
+    Append,
+    MergeRows,
+    PlanFloor,
+    ServePull,
+)
 from octaskly.core.log.facts import (
     NO_FLOOR,
     Assigned,
@@ -31,7 +36,14 @@ from octaskly.core.log.merge import (
 )
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.hlc import HLC_EPOCH_MS
-from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId, covers
+from octaskly.core.model.ids import (
+    Epoch,
+    NodeId,
+    StreamId,
+    TaskId,
+    VectorItems,
+    covers,
+)
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.store.reading import queries
 from octaskly.store.reading.compaction_plan import plan_compaction
@@ -203,13 +215,19 @@ def joined(table: Table, server: Table, most: int) -> bool:
     """Apply at most so many parts of a snapshot; return True if it is complete."""
     cursor = None
     head = None
+    retired: VectorItems = ()
     for _ in range(most):
-        part = read_snapshot_part(server.db, {}, cursor, 1, AGES)
+        pull = ServePull(kit.PEER, (), cursor)
+        part = read_snapshot_part(server.db, pull, 1, AGES)
         if part is None:
             return True
         head = part.head or head
         assert head is not None
-        join = MergeRows(1, part.rows, head, not part.has_more, part.vector)
+        retired += part.retired
+        join = MergeRows(
+            *(1, part.rows, head, not part.has_more, part.vector),
+            retired=retired,
+        )
         table.tables.merge_rows(join)
         cursor = part.cursor
         if not part.has_more:

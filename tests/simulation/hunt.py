@@ -12,7 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 from inspect import signature
 from itertools import repeat
 
-from tests.simulation.kinds import failing, failovers, snapshots, splits, tormented
+from tests.simulation.kinds import (
+    aging,
+    failing,
+    failovers,
+    snapshots,
+    splits,
+    tormented,
+)
 from tests.simulation.world import World
 
 BLOCK = 20  #: seeds that one process takes at a time
@@ -29,7 +36,7 @@ def _is_kind(name: str, made: object) -> bool:
 
 RUNS: dict[str, Callable[[int], World]] = {
     name.removeprefix("run_"): made
-    for module in (failing, failovers, snapshots, splits, tormented)
+    for module in (aging, failing, failovers, snapshots, splits, tormented)
     for name, made in vars(module).items()
     if _is_kind(name, made)
 }

@@ -23,6 +23,8 @@ from octaskly.core.election.candidacy import LogVersions
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
 from octaskly.core.events import Event, PeerUp, Persisted, SavedState
+from octaskly.core.log.facts import Floor
+from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer_table import PeerTable
@@ -53,6 +55,7 @@ from octaskly.core.replication.standby_appends import AckGuarantee, Standby
 from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries, apply_retry_policy
 from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
 from octaskly.core.worker.worker import Worker
+from tests.simulation.kinds.aging import run_aging
 from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
 from tests.simulation.kinds.failovers import (
     run_backlog,
@@ -422,8 +425,10 @@ def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:
     """A snapshot counts as complete from its first part on."""
     real = Journal.merge_rows
 
-    def hasty(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
-        return real(self, replace(part, has_more=False), head)
+    def hasty(
+        self: Journal, part: Snapshot, head: SnapshotHead, *rest: Any
+    ) -> MergeRows:
+        return real(self, replace(part, has_more=False), head, *rest)
 
     patch.setattr(Journal, "merge_rows", hasty)
 
@@ -432,8 +437,10 @@ def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
     """Facts known only from snapshot rows, whose entries are lost, are not sent on."""
     real = Journal.merge_rows
 
-    def content(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
-        return real(self, replace(part, vector=()), head)
+    def content(
+        self: Journal, part: Snapshot, head: SnapshotHead, *rest: Any
+    ) -> MergeRows:
+        return real(self, replace(part, vector=()), head, *rest)
 
     patch.setattr(Journal, "merge_rows", content)
 
@@ -468,8 +475,23 @@ def floor_loses_waiting_tasks(patch: pytest.MonkeyPatch) -> None:
 
 
 def floors_wait_for_nothing(patch: pytest.MonkeyPatch) -> None:
-    """A node applies a floor before it has all entries that the floor's writer had."""
-    patch.setattr("octaskly.core.replication.journal.covers", lambda *_: True)
+    """A floor is taken in before what its writer held when it was written."""
+    patch.setattr(Journal, "_may_apply", lambda *_: True)
+
+
+def retired_streams_need_not_be_held(patch: pytest.MonkeyPatch) -> None:
+    """Who lacks the end of a retired stream gets entries, and never the rows."""
+    patch.setattr(RetiredStreams, "are_held_after", lambda *_: True)
+    patch.setattr(RetiredStreams, "position_of", lambda *_: 0)
+
+
+def nothing_is_retired(patch: pytest.MonkeyPatch) -> None:
+    """A dispatcher never retires a stream, however long all of it has been void."""
+
+    def keep(floor: Floor, _: Floor) -> Floor:
+        return floor
+
+    patch.setattr("octaskly.core.dispatcher.compaction.retire", keep)
 
 
 def worker_copies_are_written_again(patch: pytest.MonkeyPatch) -> None:
@@ -486,8 +508,10 @@ def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
     """A node that joins by rows receives tasks, but no records."""
     real = Journal.merge_rows
 
-    def deaf(self: Journal, part: Snapshot, head: SnapshotHead) -> MergeRows:
-        return real(self, replace(part, records=()), head)
+    def deaf(
+        self: Journal, part: Snapshot, head: SnapshotHead, *rest: Any
+    ) -> MergeRows:
+        return real(self, replace(part, records=()), head, *rest)
 
     patch.setattr(Journal, "merge_rows", deaf)
 
@@ -604,6 +628,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (floors_wait_for_nothing, run_unordered),
     (age_goes_by_timestamps, run_skewed),
     (clock_steps_make_tasks_older, run_skewed),
+    (retired_streams_need_not_be_held, run_aging),
+    (nothing_is_retired, run_aging),
     (worker_copies_are_written_again, run_belated),
     (dispatcher_answers_404_too_early, run_seed),
     (children_do_not_wait, run_seed),

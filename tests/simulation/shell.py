@@ -103,11 +103,11 @@ class Shell:
                     effect.event != "link to peer refused" or world.network.repeats
                 ), effect
                 machine.notes.append((world.time_s, effect))
-            case ServePull(peer, vector, cursor):
+            case ServePull():
                 world.later(
                     machine,
                     world.random.uniform(0.001, 0.01),
-                    lambda: world.storage.serve(machine, peer, dict(vector), cursor),
+                    lambda: world.storage.serve(machine, effect),
                 )
             case LoadQueued() | LoadLive() | LoadUnblocked() | PlanFloor():
                 draw = world.late if isinstance(effect, LoadUnblocked) else world.random

@@ -17,14 +17,15 @@ from octaskly.core.effects import (
     MergeRows,
     PlanFloor,
     Save,
+    ServePull,
 )
 from octaskly.core.events import DiskChanged, Event, LiveLoaded, Persisted
 from octaskly.core.log.facts import Submitted
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.ids import NodeId, TaskId, Vector
+from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Entries, SnapshotCursor
+from octaskly.core.protocol.messages import Entries
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
@@ -139,20 +140,19 @@ class Storage:
     def serve(
         self,
         machine: Machine,
-        peer: NodeId,
-        vector: Vector,
-        cursor: SnapshotCursor | None,
+        pull: ServePull,
     ) -> None:
         """Answer a peer's PULL."""
-        disk = machine.disk
+        disk, peer = machine.disk, pull.peer
         disk.now = self._world.now(machine)
-        snapshot = next_part(disk, vector, cursor)
+        snapshot = next_part(disk, pull)
         if snapshot is not None:
             self._world.network.send(machine.id, peer, (snapshot,))
             return
         draw = self._world.random if self.is_unordered else None
+        vector = dict(pull.vector)
         entries, epochs, more = entries_after(disk, vector, CHUNK, draw)
-        message = Entries(entries, epochs, more, disk.vector())
+        message = Entries(entries, epochs, more, disk.vector(), disk.retired.digest)
         self._world.network.send(machine.id, peer, (message,))
 
 

@@ -106,10 +106,10 @@ class EventFeed:
         self._subscriptions += 1
         try:
             if self._cursor is None:
-                hlc, reaches = await self._store.stream_extents_at(HLC_MAX)
+                hlc, reaches, retired = await self._store.stream_extents_at(HLC_MAX)
                 if self._cursor is None:
                     ends = {reach.stream: reach.seq for reach in reaches}
-                    self._cursor = FeedCursor(hlc, ends, stream)
+                    self._cursor = FeedCursor(hlc, ends, stream, retired)
             if self._view.roster is not None and not self._members:
                 self._members = _by_id(self._view.roster.members)
             nodes = [FeedItem(NodeEvent(member)) for member in self._members.values()]
@@ -117,8 +117,8 @@ class EventFeed:
                 start = FeedItem(None, self._cursor.position)
                 yield FeedSubscription(self, [start, *nodes])
             else:
-                _, reaches = await self._store.stream_extents_at(after.hlc)
-                resumed, is_whole = resume_cursor(after, reaches, stream)
+                _, reaches, retired = await self._store.stream_extents_at(after.hlc)
+                resumed, is_whole = resume_cursor(after, reaches, stream, retired)
                 lost = [] if is_whole else [FeedItem(FeedGap(), resumed.position)]
                 yield FeedSubscription(self, [*lost, *nodes], resumed)
         finally:

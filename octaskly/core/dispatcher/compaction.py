@@ -14,13 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from octaskly.core.dispatcher.step import DispatchStep
-from octaskly.core.effects import Answer, Effect, PlanFloor
+from octaskly.core.effects import Answer, Effect, LogLine, PlanFloor
 from octaskly.core.events import FloorPlanned, PurgeRequested
 from octaskly.core.log.facts import NO_FLOOR, Floor
 from octaskly.core.log.merge import facts_of, join_floors
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, hlc_of
-from octaskly.core.model.ids import Moment
+from octaskly.core.model.ids import (
+    STREAMS_KEPT,
+    STREAMS_MAX,
+    STREAMS_WARN,
+    Moment,
+)
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal, WhenDurable
@@ -59,6 +66,7 @@ class Compaction:
         self._after_key = (
             0  #: key down to which tasks ahead of the log are written again
         )
+        self._has_warned = False  #: of many streams
         self._seen_merge = 0  #: number of the last `MergeRows` at the last look
         self._purge_hlc = 0  #: somebody asked to forget what ended before
         self._planned_purge_hlc = 0  #: the same when the store was asked
@@ -72,12 +80,17 @@ class Compaction:
         the earlier task comes first, on whatever way it travels.
         """
         self._written_floor = NO_FLOOR
+        self._has_warned = False
         self._purge_hlc = 0
         self._purge_requests = {}
         self._started_at = now
         self._after_key = 0
         self._seen_merge = self._journal.last_merge
-        self._due_s = now.mono_s + self._period_s
+        # An agent that crashes again and again never reaches the end of the period.
+        has_many_streams = len(self._journal.vector) > STREAMS_KEPT
+        self._due_s = now.mono_s + (
+            FLOOR_STEP_S if has_many_streams else self._period_s
+        )
         self.set_timer(now)
 
     def on_purge_requested(self, event: PurgeRequested, now: Moment) -> None:
@@ -110,7 +123,12 @@ class Compaction:
         return effects
 
     def _plan_when_due(self, now: Moment) -> list[Effect]:
-        effects: list[Effect] = []
+        effects: list[Effect] = self._warn_of_many_streams()
+        if len(self._journal.vector) > STREAMS_MAX:
+            # A floor names all streams, and no other node could read so large a floor.
+            self._written_floor = self._journal.floor
+            self._due_s = now.mono_s + self._period_s
+            return effects
         if self._journal.floor is not self._written_floor:
             effects += self._write_floor(self._journal.floor, now)
         if self._is_planning or now.mono_s < self._due_s:
@@ -133,6 +151,22 @@ class Compaction:
             self._reference_wall_ms(now),
         )
         return [*effects, ask]
+
+    def _warn_of_many_streams(self) -> list[Effect]:
+        """Log a warning, once in an epoch, long before vectors get too large."""
+        count = len(self._journal.vector)
+        if count <= STREAMS_WARN or self._has_warned:
+            return []
+        self._has_warned = True
+        fields = (
+            ("streams", count),
+            ("max", STREAMS_MAX),
+            (
+                "hint",
+                "dispatchers change too often: see their logs, and `octaskly forget`",
+            ),
+        )
+        return [LogLine("warning", "log has many streams", fields)]
 
     def _reference_wall_ms(self, now: Moment) -> int:
         """Return the wall clock by which age is judged: what is forgotten is gone.
@@ -176,7 +210,7 @@ class Compaction:
             return [] if event.has_more else self._answer_purges()
         # The next step is planned from what this one has made durable.
         self._is_planning = True
-        floor = join_floors(self._journal.floor, event.floor)
+        floor = retire(join_floors(self._journal.floor, event.floor), event.floor)
         for ticket in self._purge_requests:
             self._purge_requests[ticket] += event.purged_count
 
@@ -230,3 +264,10 @@ class Compaction:
         self._is_planning = False
         self.set_timer(now)
         return []
+
+
+def retire(floor: Floor, planned: Floor) -> Floor:
+    """Return a floor that retires the streams of a planned one."""
+    gone = {stream for stream, _ in planned.retired}
+    left = tuple(mark for mark in floor.stream_floors if mark.stream not in gone)
+    return replace(floor, stream_floors=left, retired=planned.retired)

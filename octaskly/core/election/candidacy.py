@@ -11,7 +11,7 @@ from __future__ import annotations
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.membership.peer import CandidateRank, PeerView, candidate_rank
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.ids import Address, Moment, NodeId, count_entries
+from octaskly.core.model.ids import Address, Moment, NodeId
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import Hello, Roster
@@ -193,7 +193,7 @@ class Candidacy:
 
     def rank(self, now: Moment) -> CandidateRank:
         """Return this node's own rank."""
-        size = count_entries(self._journal.vector.items())
+        size = self._journal.entry_count
         rank = candidate_rank(self._info, size, self.uptime_s(now))
         is_last = self.is_failing or self.log_versions.is_outdated
         return (True, *rank[1:]) if is_last else rank
@@ -235,10 +235,9 @@ class Candidacy:
             n in peers or address_book.is_dialling(n) for n in earlier
         ):
             wait_s += self._timing.claim_wait_s * self.successor_ratio
-        own_size = count_entries(self._journal.vector.items())
+        own_size = self._journal.entry_count
         if any(
-            count_entries(view.vector.items()) > own_size and view.is_candidate
-            for view in peers.values()
+            view.entry_count > own_size and view.is_candidate for view in peers.values()
         ):
             wait_s += self._timing.claim_wait_s  # The larger log has priority.
         return wait_s

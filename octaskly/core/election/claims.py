@@ -18,8 +18,9 @@ from octaskly.core.election.phases import (
     SteppingDown,
 )
 from octaskly.core.events import PeerUp
+from octaskly.core.log.retired_streams import NONE_RETIRED
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, covers
+from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId
 from octaskly.core.model.settings import Settings
 from octaskly.core.protocol.messages import (
     Claim,
@@ -95,7 +96,8 @@ class ClaimHandlers:
             return []
         if peer_dispatches and hello.epoch >= self._election.epoch:
             reason = "it was dispatcher when the link came up"
-            return self._election.follow(peer, hello.epoch, hello.vector, reason, now)
+            extent = (hello.vector, hello.retired)
+            return self._election.follow(peer, hello.epoch, extent, reason, now)
         if isinstance(phase, Following) and peer == phase.follow_link.dispatcher:
             # It restarted without its role, and an epoch never resumes.
             return self._election.on_dispatcher_lost("it restarted", now)
@@ -119,7 +121,8 @@ class ClaimHandlers:
             return self._resolve_rival_dispatcher(event, dispatcher_epoch, now)
         if hello.dispatcher == peer and hello.epoch > dispatcher_epoch.epoch:
             reason = "a higher epoch exists"
-            return self._election.follow(peer, hello.epoch, hello.vector, reason, now)
+            extent = (hello.vector, hello.retired)
+            return self._election.follow(peer, hello.epoch, extent, reason, now)
         effects: list[Effect] = []
         if not is_same:
             effects += [
@@ -169,7 +172,8 @@ class ClaimHandlers:
             and self._election.attachment is None
         ):
             return []  # The answer is pending: it waits for the disk, or for the log.
-        return self._election.follow(peer, epoch, message.vector, "it claims", now)
+        extent = (message.vector, message.retired)
+        return self._election.follow(peer, epoch, extent, "it claims", now)
 
     def on_heartbeat(self, peer: NodeId, epoch: Epoch, now: Moment) -> list[Effect]:
         """Follow or reject the sender of a heartbeat; the node sends the answer."""
@@ -179,7 +183,8 @@ class ClaimHandlers:
             return []
         if epoch.node != peer or epoch < self._election.min_epoch:
             return self.reject_stale_dispatcher(peer)
-        return self._election.follow(peer, epoch, (), "it sends heartbeats", now)
+        extent = ((), NONE_RETIRED)
+        return self._election.follow(peer, epoch, extent, "it sends heartbeats", now)
 
     def _is_predecessor_epoch(self, epoch: Epoch) -> bool:
         """Return True if this epoch was transferred to this node's pending claim.
@@ -200,7 +205,9 @@ class ClaimHandlers:
         if message.epoch != phase.dispatcher_epoch.epoch:
             return []
         ahead = message.rows_ahead
-        self._peer_table.confirm_follower(peer, message.epoch, message.vector, ahead)
+        self._peer_table.confirm_follower(
+            peer, message.epoch, message.vector, ahead, message.retired
+        )
         is_readable = self._log_versions.is_log_readable(peer)
         return self._anti_entropy.pull_from(peer, ahead) if is_readable else []
 
@@ -246,11 +253,13 @@ class ClaimHandlers:
         """Record the vector of a PULL; finish stepping down if it covers the log."""
         view = self._peer_table.peers.get(peer)
         if view is not None:
-            view.vector = dict(message.vector)
+            view.set_extent(message.vector, message.retired)
+            view.included_digest = message.included
         election = self._election
         if not isinstance(election.phase, SteppingDown) or peer != election.dispatcher:
             return []
-        if covers(dict(message.vector), self._journal.vector_items()):
+        digests = (message.retired.digest, message.included)
+        if self._journal.is_held_by(message.vector, digests):
             return self._election.finish_step_down("it holds the whole log", now)
         return []
 
@@ -261,9 +270,9 @@ class ClaimHandlers:
             return []
         if not self._election.is_followed_epoch(peer, message.epoch):
             return []
-        phase.transfer_vector = message.vector
+        phase.transfer_extent = (message.vector, message.retired)
         self._election.loss.mark_missing(now, peer)
-        effects = self._anti_entropy.pull_missing(peer, message.vector)
+        effects = self._anti_entropy.pull_missing(*(peer, *phase.transfer_extent))
         return effects + self.continue_transfer()
 
     def continue_transfer(self) -> list[Effect]:
@@ -271,10 +280,10 @@ class ClaimHandlers:
         phase = self._election.phase
         if (
             not isinstance(phase, Following | Campaigning)
-            or phase.transfer_vector is None
+            or phase.transfer_extent is None
         ):
             return []
-        if not covers(self._journal.vector, phase.transfer_vector):
+        if not self._journal.holds_log(*phase.transfer_extent):
             return []
         election = self._election
         return election.claim_epoch("handed over", election.epoch)

@@ -34,6 +34,7 @@ from octaskly.core.election.phases import (
     SteppingDown,
 )
 from octaskly.core.events import SavedState
+from octaskly.core.log.retired_streams import LogExtent
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import DispatcherSilent, Outbox, RoleChanged
 from octaskly.core.model.ids import (
@@ -42,8 +43,6 @@ from octaskly.core.model.ids import (
     Moment,
     NodeId,
     StreamId,
-    VectorItems,
-    covers,
 )
 from octaskly.core.model.nodes import NodeInfo, Takeover
 from octaskly.core.model.settings import Settings
@@ -244,7 +243,7 @@ class Election:
     # Following
 
     def follow(
-        self, peer: NodeId, epoch: Epoch, vector: VectorItems, reason: str, now: Moment
+        self, peer: NodeId, epoch: Epoch, extent: LogExtent, reason: str, now: Moment
     ) -> list[Effect]:
         """Follow a dispatcher; its epoch must be at least the highest seen."""
         assert epoch >= self.epoch
@@ -256,7 +255,8 @@ class Election:
         self._attachment_serial += 1
         follow_link = FollowLink(Attachment(peer, epoch, self._attachment_serial))
         had_role = isinstance(self.phase, Dispatching | SteppingDown)
-        if had_role and not covers(dict(vector), self._journal.vector_items()):
+        vector, retired = extent
+        if had_role and not self._journal.is_held_by(vector, (retired.digest,)):
             self._enter_phase(SteppingDown(now.mono_s, follow_link=follow_link))
         else:
             self._enter_phase(Following(follow_link, now.mono_s))
@@ -312,7 +312,9 @@ class Election:
 
     def _claim_ok_message(self, follow_link: FollowLink) -> Send:
         vector, ahead = self._journal.vector_items(), self._journal.rows_ahead_items()
-        return Send(follow_link.dispatcher, (ClaimOk(self.epoch, vector, ahead),))
+        retired = self._journal.retired_summary()
+        ok = ClaimOk(self.epoch, vector, ahead, retired)
+        return Send(follow_link.dispatcher, (ok,))
 
     def on_dispatcher_lost(
         self, reason: str, now: Moment, *, is_proven: bool = False
@@ -325,7 +327,7 @@ class Election:
         if not self._candidacy.may_succeed:
             return self.start_discovering("dispatcher lost", now)
         self._enter_phase(
-            Campaigning(now.mono_s, lost_dispatcher, is_proven, phase.transfer_vector)
+            Campaigning(now.mono_s, lost_dispatcher, is_proven, phase.transfer_extent)
         )
         fields = (("peer", lost_dispatcher), ("reason", reason))
         return [LogLine("warning", "dispatcher lost", fields), *self.claim_if_turn(now)]

@@ -102,6 +102,7 @@ class Heartbeats:
             dispatcher_epoch.epoch,
             dispatcher_epoch.stream,
             self._journal.vector_items(),
+            self._journal.retired_summary(),
         )
 
     def next_recipients(self, dispatcher_epoch: DispatcherEpoch) -> list[NodeId]:

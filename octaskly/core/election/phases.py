@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octaskly.core.election.failure_detector import Suspicion
-from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId, VectorItems
+from octaskly.core.log.retired_streams import LogExtent
+from octaskly.core.model.ids import DispatcherEpoch, Epoch, Moment, NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class Following:
     since_s: float
     is_worker_attached: bool = False  #: ignored during a suspicion
     suspicion: Suspicion | None = None
-    transfer_vector: VectorItems | None = None
-    """Vector of a dispatcher that transfers its role to this node; else None."""
+    transfer_extent: LogExtent | None = None
+    """Log of a dispatcher that transfers its role to this node; else None."""
 
     @property
     def attachment(self) -> Attachment | None:
@@ -77,7 +78,7 @@ class Campaigning:
     since_s: float  #: when the loss was detected
     lost_dispatcher: NodeId  #: the former dispatcher
     is_end_proven: bool  #: its process ended, and all its peers saw it at once
-    transfer_vector: VectorItems | None
+    transfer_extent: LogExtent | None
     """As in `Following`; once this node holds all of it, it claims at once."""
     dial_rounds: int = 0  #: rounds of dials; each dials one more successor
 

@@ -83,7 +83,10 @@ class DispatcherTransfer:
             return []
         self._asked_successors.append(successor)
         self._asked_at_s, self._transferred_epoch = now.mono_s, dispatcher_epoch
-        transfer = Transfer(dispatcher_epoch.epoch, self._journal.vector_items())
+        journal = self._journal
+        transfer = Transfer(
+            dispatcher_epoch.epoch, journal.vector_items(), journal.retired_summary()
+        )
         note = LogLine("info", "handing over", (("peer", successor),))
         return [note, Send(successor, (transfer,))]
 

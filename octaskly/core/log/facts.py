@@ -72,6 +72,9 @@ class Unblocked(Struct, frozen=True, array_like=True, tag=105):
     task: TaskId
 
 
+RETIRED_MAX = 1000  #: streams that one floor may retire
+
+
 class StreamFloor(Struct, frozen=True, array_like=True):
     """Compaction floor of one stream: entries up to `seq`, included, are void."""
 
@@ -91,14 +94,19 @@ class Floor(Struct, frozen=True, array_like=True, tag=104):
 
     horizon: Count  #: hybrid timestamp; entries of these streams up to it are void
     stream_floors: Annotated[tuple[StreamFloor, ...], Meta(max_length=STREAMS_MAX)]
-    """Floors of all streams that ever had one, ordered by stream."""
+    """Floors of all streams that have one and are not retired, ordered by stream."""
     required_vector: VectorItems = ()
     """Entries of other streams that the writer held; required to apply the floor."""
+    retired: Annotated[
+        tuple[tuple[StreamId, Count], ...], Meta(max_length=RETIRED_MAX)
+    ] = ()
+    """Streams that this floor retires, each with its last void entry."""
 
     @property
     def ends(self) -> VectorItems:
         """For each stream, the last void entry."""
-        return tuple((mark.stream, mark.seq) for mark in self.stream_floors)
+        marks = tuple((mark.stream, mark.seq) for mark in self.stream_floors)
+        return (*marks, *self.retired)
 
     @property
     def task(self) -> TaskId:

@@ -7,6 +7,11 @@ from itertools import chain
 
 from msgspec.structs import replace
 
+from octaskly.core.log.retired_streams import (
+    EMPTY_DIGEST,
+    NONE_RETIRED,
+    RetiredSummary,
+)
 from octaskly.core.model.ids import (
     NO_EPOCH,
     Address,
@@ -52,6 +57,8 @@ class PeerView:
     epoch: Epoch  #: epoch in its HELLO
     dispatcher: NodeId | None  #: the dispatcher that it follows
     vector: dict[StreamId, int]
+    retired: RetiredSummary = NONE_RETIRED  #: streams that `vector` leaves out
+    included_digest: int = EMPTY_DIGEST  #: as `included` in its latest PULL
     readable_log_version: int = 1  #: newest log version that it can read
     log_version: int = 1  #: version of its log when the link came up
     can_read_our_log: bool = True  #: it can read the version that this node writes
@@ -87,10 +94,19 @@ class PeerView:
         )
         return self.info.electable and self.can_read_our_log and not is_failing
 
+    @property
+    def entry_count(self) -> int:
+        """Number of entries that the peer holds, void ones included."""
+        return count_entries(self.vector.items()) + self.retired.entries
+
+    def set_extent(self, vector: VectorItems, retired: RetiredSummary) -> None:
+        """Set what the peer says that it holds."""
+        self.vector, self.retired = dict(vector), retired
+
     def rank(self, now: Moment) -> CandidateRank:
         """Return the rank of the peer as a candidate."""
         uptime_s = self.uptime_s + now.mono_s - self.connected_s
-        return candidate_rank(self.info, count_entries(self.vector.items()), uptime_s)
+        return candidate_rank(self.info, self.entry_count, uptime_s)
 
     def join_reattach_parts(self, part: Reattach) -> Reattach:
         """Return one message with all parts once they are complete, else `part`."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from octaskly.core.effects import Disconnect, Effect, SavePeer
 from octaskly.core.events import PeerUp, SavedState
+from octaskly.core.log.retired_streams import NONE_RETIRED, RetiredSummary
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer import PeerView, merge_addresses
 from octaskly.core.model.component_signals import MembershipChanged, Outbox
@@ -80,6 +81,7 @@ class PeerTable:
             epoch=hello.epoch,
             dispatcher=hello.dispatcher,
             vector=dict(hello.vector),
+            retired=hello.retired,
             readable_log_version=hello.readable_log_version,
             log_version=hello.log_version,
             can_read_our_log=hello.readable_log_version >= self._log_version,
@@ -127,6 +129,7 @@ class PeerTable:
         epoch: Epoch,
         vector: VectorItems,
         rows_ahead: VectorItems = (),
+        retired: RetiredSummary = NONE_RETIRED,
     ) -> None:
         """Record that a connected peer follows this node's epoch."""
         view = self.peers[peer]
@@ -135,7 +138,8 @@ class PeerTable:
             view.has_roster = view.has_records = view.is_standby = False
             view.reattach_parts.clear()
         view.dispatcher = self._me
-        view.vector, view.rows_ahead = dict(vector), rows_ahead
+        view.set_extent(vector, retired)
+        view.rows_ahead = rows_ahead
         self.count_change()
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:

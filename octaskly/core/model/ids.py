@@ -11,6 +11,10 @@ from msgspec import Meta, Struct
 from octaskly.core.model.field_types import Count, Host, Port
 
 STREAMS_MAX = 1 << 15  #: per vector; each claim adds one stream
+STREAMS_KEPT = 1000
+"""Above this number, streams without facts about tasks are retired at any age."""
+STREAMS_WARN = STREAMS_MAX // 4
+"""Above this number there is a warning, and ended tasks are forgotten at any age."""
 ADDRESSES_MAX = 64  #: per peer; a node announces at most 16
 
 NodeId = NewType("NodeId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\Z")])
@@ -101,6 +105,13 @@ def covers(
 ) -> bool:
     """Return True if `mine` includes every entry that `theirs` includes."""
     return all(mine.get(stream, 0) >= seq for stream, seq in theirs)
+
+
+def uncovered(
+    mine: Mapping[StreamId, int], theirs: Iterable[tuple[StreamId, int]]
+) -> VectorItems:
+    """Return the streams of `theirs` that `mine` does not include to the end."""
+    return tuple(pair for pair in theirs if mine.get(pair[0], 0) < pair[1])
 
 
 def count_entries(vector: Iterable[tuple[StreamId, int]]) -> int:

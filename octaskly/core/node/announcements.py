@@ -75,6 +75,7 @@ class SelfDescription:
             dispatcher=election.reachable_dispatcher,
             followers=election.follower_count,
             vector=self._journal.vector_items(),
+            retired=self._journal.retired_summary(),
             uptime_s=self._candidacy.uptime_s(now),
             wall_ms=now.wall_ms,
             readable_log_version=self._readable_log_version,

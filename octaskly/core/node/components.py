@@ -78,7 +78,7 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
     journal = Journal(saved, outbox)
     peers = PeerTable(settings, saved, timers, outbox)
     roster = RosterBuilder(saved.names, peers)
-    anti_entropy = AntiEntropy(journal, outbox)
+    anti_entropy = AntiEntropy(journal, outbox, peers.peers)
     replication = Replication(settings, journal, peers, timers)
     versions = LogVersions(settings, journal, peers)
     candidacy = Candidacy(settings, journal, peers, versions)

@@ -213,25 +213,28 @@ class MessageValidator:
     def _check_snapshot(self, message: Snapshot, term: int) -> str | None:
         """Validate rows and records as facts, and the head as a vector with a floor."""
         head = message.head
+        retired = Floor(0, (), retired=message.retired)
         if not all(map(is_valid_row, message.rows)):
             return "fact"
         if not all(map(is_valid_fact, message.records)):
             return "fact"
         if head is None:
-            return _check_vectors(message.vector)
+            return _check_vectors(message.vector) or self._check_floor(retired)
         if not {stream for stream, _ in head.vector} <= dict(head.epochs).keys():
             return "stream"
         code = _check_vectors(head.vector, message.vector)
         code = code or self._check_writers(head.epochs, term)
-        return code or self._check_floor(head.floor)
+        code = code or self._check_floor(head.floor)
+        return code or self._check_floor(retired)
 
     def _check_floor(self, floor: Floor) -> str | None:
         """Refuse a floor above this node's own stream, or with other writers."""
         journal = self._journal
+        own = journal.stream
+        if any(s == own and seq > journal.vector[s] for s, seq in floor.ends):
+            return "writer"
         for mark in floor.stream_floors:
             stream = mark.stream
-            if stream == journal.stream and mark.seq > journal.vector[stream]:
-                return "writer"
             if journal.epochs.get(stream, mark.epoch) != mark.epoch:
                 return "writer"
         return _check_vectors(floor.ends, floor.required_vector)

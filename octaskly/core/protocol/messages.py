@@ -13,6 +13,11 @@ from msgspec import Meta, Struct
 
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRow
+from octaskly.core.log.retired_streams import (
+    EMPTY_DIGEST,
+    NONE_RETIRED,
+    RetiredSummary,
+)
 from octaskly.core.model.field_types import (
     Count,
     Float,
@@ -86,6 +91,7 @@ class Hello(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     wall_ms: Int = 0  #: to report clocks that differ
     readable_log_version: Int = 1  #: newest log version that the sender can read
     log_version: Int = 1  #: version of the sender's log
+    retired: RetiredSummary = NONE_RETIRED  #: streams that `vector` leaves out
 
 
 class HelloOk(Struct, frozen=True, array_like=True, tag=2):
@@ -139,6 +145,7 @@ class Claim(Struct, frozen=True, array_like=True, tag=7):
     epoch: Epoch
     stream: StreamId
     vector: VectorItems
+    retired: RetiredSummary = NONE_RETIRED
 
 
 class ClaimOk(Struct, frozen=True, array_like=True, tag=8):
@@ -147,6 +154,7 @@ class ClaimOk(Struct, frozen=True, array_like=True, tag=8):
     epoch: Epoch
     vector: VectorItems
     rows_ahead: VectorItems = ()  #: beyond `vector`: rows of an incomplete snapshot
+    retired: RetiredSummary = NONE_RETIRED
 
 
 class ClaimRejected(Struct, frozen=True, array_like=True, tag=9):
@@ -172,11 +180,12 @@ class Redirect(Struct, frozen=True, array_like=True, tag=11):
 
 
 class SnapshotCursor(Struct, frozen=True, array_like=True):
-    """Position in a snapshot. Records come before rows."""
+    """Position in a snapshot: retired streams, then records, then rows."""
 
     snapshot_id: Count  #: at first the `hlc` of its head, later chosen by the receiver
     row_key: Int  #: key of the last row
     record_key: Int = 0  #: key of the last record
+    retired_key: Int = 0  #: number of the last retired stream
 
 
 FULL_SNAPSHOT = SnapshotCursor(
@@ -185,12 +194,18 @@ FULL_SNAPSHOT = SnapshotCursor(
 
 
 class Pull(Struct, frozen=True, array_like=True, tag=12):
-    """Requests the entries beyond this vector."""
+    """Requests the entries beyond this vector.
+
+    The vector also names retired streams that the receiver's own vector names.
+    """
 
     vector: VectorItems
     cursor: SnapshotCursor | None = (
         None  #: continue this snapshot; `FULL_SNAPSHOT` starts one
     )
+    retired: RetiredSummary = NONE_RETIRED
+    included: Count = EMPTY_DIGEST
+    """Digest of retired streams of the receiver, all of which the sender knows."""
 
 
 class Entries(Struct, frozen=True, array_like=True, tag=13):
@@ -200,6 +215,7 @@ class Entries(Struct, frozen=True, array_like=True, tag=13):
     epochs: EntryWriters  #: of the streams in `entries`
     has_more: bool  #: send another Pull with the new vector
     vector: VectorItems  #: entries that the sender holds
+    retired: Count = EMPTY_DIGEST  #: digest of its retired streams; 0: not stated
 
 
 class SnapshotHead(Struct, frozen=True, array_like=True, kw_only=True):
@@ -209,6 +225,7 @@ class SnapshotHead(Struct, frozen=True, array_like=True, kw_only=True):
     epochs: Writers  #: of the streams in `vector`
     floor: Floor
     hlc: Count  #: highest hybrid timestamp of the sender
+    retired: Count = EMPTY_DIGEST  #: digest of its retired streams
 
 
 class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
@@ -220,6 +237,10 @@ class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
     head: SnapshotHead | None = None  #: in the first part only
     vector: VectorItems = ()  #: entries that the sender held when it read these rows
     records: RecordedFacts = ()
+    retired: Annotated[
+        tuple[tuple[StreamId, Count], ...], Meta(max_length=ENTRIES_MAX)
+    ] = ()
+    """Retired streams, each with its last void entry, in the sender's order."""
 
 
 class PackedMessage(Struct, frozen=True):
@@ -313,6 +334,7 @@ class Transfer(Struct, frozen=True, array_like=True, tag=19):
 
     epoch: Epoch
     vector: VectorItems
+    retired: RetiredSummary = NONE_RETIRED
 
 
 class Leave(Struct, frozen=True, array_like=True, tag=20):

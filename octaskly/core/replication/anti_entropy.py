@@ -7,18 +7,25 @@ with a snapshot in parts. An interrupted snapshot starts again.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Send
+from octaskly.core.log.retired_streams import (
+    EMPTY_DIGEST,
+    NONE_RETIRED,
+    RetiredSummary,
+)
+from octaskly.core.membership.peer import PeerView
 from octaskly.core.model.component_signals import Outbox, SyncProgressed
-from octaskly.core.model.ids import Moment, NodeId, VectorItems, covers
+from octaskly.core.model.ids import Moment, NodeId, VectorItems, covers, uncovered
 from octaskly.core.protocol.messages import (
     FULL_SNAPSHOT,
     Entries,
     Pull,
     Snapshot,
+    SnapshotCursor,
     SnapshotHead,
 )
 from octaskly.core.replication.journal import Journal
@@ -27,12 +34,17 @@ from octaskly.core.replication.journal import Journal
 class AntiEntropy:
     """The pending pulls and snapshots of each peer."""
 
-    def __init__(self, journal: Journal, outbox: Outbox) -> None:
+    def __init__(
+        self, journal: Journal, outbox: Outbox, peers: Mapping[NodeId, PeerView]
+    ) -> None:
         self._outbox = outbox
         self._journal = journal
+        self._peers = peers
         self._pending_pulls: set[NodeId] = set()
         self._snapshots: dict[NodeId, tuple[int, SnapshotHead]] = {}
         """Id, assigned by this node, and head of each snapshot in progress."""
+        self._retired: dict[NodeId, VectorItems] = {}
+        """Retired streams in the parts of each snapshot in progress."""
         self._last_snapshot_id = 0  #: id of the latest snapshot
         self._last_appends: dict[
             NodeId, int
@@ -57,11 +69,13 @@ class AntiEntropy:
     def lacks_rows(self, peer: NodeId, rows_ahead: VectorItems) -> bool:
         """Return True if the peer has rows ahead that this node's log and rows lack."""
         is_known = self._rows_held.get(peer) == rows_ahead
-        return not is_known and not covers(self._journal.vector, rows_ahead)
+        return not is_known and not self._journal.holds(rows_ahead)
 
-    def pull_missing(self, peer: NodeId, vector: VectorItems) -> list[Effect]:
-        """Pull from the peer if `vector` covers entries that this node lacks."""
-        if covers(self._journal.vector, vector):
+    def pull_missing(
+        self, peer: NodeId, vector: VectorItems, retired: RetiredSummary = NONE_RETIRED
+    ) -> list[Effect]:
+        """Pull from the peer if its log has entries that this node lacks."""
+        if self._journal.holds_log(vector, retired):
             return []
         return self.pull_from(peer)
 
@@ -85,8 +99,10 @@ class AntiEntropy:
         """
         self._pending_pulls.discard(peer)
         self._outbox.put(SyncProgressed())
+        self._note_digest(peer, message.retired)
         if not message.entries:
             self._last_appends.pop(peer, None)
+            self._journal.retired.note_included(message.retired)
             return self._send_pull(peer) if peer in self._rows_wanted else []
         append = self._journal.append_remote(message.entries, message.epochs)
         if append is None:
@@ -106,15 +122,20 @@ class AntiEntropy:
                 self._last_snapshot_id + 1, snapshot_id
             )
             self._snapshots[peer] = snapshot_id, message.head
+            self._retired[peer] = ()
         name, head = self._snapshots.get(peer, (None, None))
         if head is None or name != snapshot_id:
             return []  # Part of a snapshot that has been restarted since.
-        if not covers(dict(message.vector), head.vector):
+        retired = self._retired[peer] = (*self._retired[peer], *message.retired)
+        lacking = uncovered(dict(message.vector), head.vector)
+        if lacking and not covers(dict(retired), lacking):
             return self._restart_snapshot(peer)
-        join = self._journal.merge_rows(message, head)
+        join = self._journal.merge_rows(message, head, retired)
         self._has_new_entries = True
         if not message.has_more:
+            self._note_digest(peer, head.retired)
             self._snapshots.pop(peer, None)
+            self._retired.pop(peer, None)
             if peer in self._rows_pulling:
                 self._rows_held[peer] = self._rows_pulling.pop(peer)
             return [join, *self._send_pull(peer)]
@@ -123,14 +144,21 @@ class AntiEntropy:
         def go_on(_: Moment) -> list[Effect]:
             if self._snapshots.get(peer) != (snapshot_id, head):
                 return []
-            return [Send(peer, (Pull(self._journal.vector_items(), cursor),))]
+            return [self._pull(peer, cursor)]
 
         self._journal.defer_until_durable(go_on)
         return [join]
 
+    def _note_digest(self, peer: NodeId, digest: int) -> None:
+        """Note the digest that a peer states of its retired streams, if it does."""
+        view = self._peers.get(peer)
+        if view is not None and digest:
+            view.retired = replace(view.retired, digest=digest)
+
     def _restart_snapshot(self, peer: NodeId) -> list[Effect]:
         """Restart a snapshot whose sender lost its disk and has other rows now."""
         self._snapshots.pop(peer, None)
+        self._retired.pop(peer, None)
         if peer in self._rows_pulling:
             self._rows_wanted[peer] = self._rows_pulling.pop(peer)
         return self._send_pull(peer)
@@ -155,6 +183,7 @@ class AntiEntropy:
             self._outbox.put(SyncProgressed())
         self._pending_pulls.discard(peer)
         self._snapshots.pop(peer, None)
+        self._retired.pop(peer, None)
         self._last_appends.pop(peer, None)
         self._rows_wanted.pop(peer, None)
         self._rows_pulling.pop(peer, None)
@@ -184,4 +213,16 @@ class AntiEntropy:
         if peer in self._rows_wanted:
             self._rows_pulling[peer] = self._rows_wanted.pop(peer)
             cursor = FULL_SNAPSHOT
-        return [Send(peer, (Pull(self._journal.vector_items(), cursor),))]
+        return [self._pull(peer, cursor)]
+
+    def _pull(self, peer: NodeId, cursor: SnapshotCursor | None) -> Send:
+        """Return a PULL with what this node holds, as the peer can understand it."""
+        journal, view = self._journal, self._peers.get(peer)
+        vector, included = journal.vector_items(), EMPTY_DIGEST
+        if view is not None:
+            vector = journal.vector_for(view.vector)
+            if journal.retired.includes(view.retired.digest):
+                included = view.retired.digest
+        entries = journal.count_retired(stream for stream, _ in vector)
+        retired = RetiredSummary(journal.retired.digest, entries)
+        return Send(peer, (Pull(vector, cursor, retired, included),))

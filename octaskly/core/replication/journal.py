@@ -7,16 +7,23 @@ Election and dispatcher share one journal because they share one writer.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import count, repeat
 
 from msgspec.structs import replace
 
 from octaskly.core.effects import Append, Effect, MergeRows, Save
 from octaskly.core.events import SavedState
-from octaskly.core.log.facts import MESH_FACTS, Entry, Fact, Floor, Recorded
+from octaskly.core.log.facts import (
+    MESH_FACTS,
+    Entry,
+    Fact,
+    Floor,
+    Recorded,
+)
 from octaskly.core.log.merge import join_floors
 from octaskly.core.log.mesh_records import RecordTable
+from octaskly.core.log.retired_streams import RetiredSummary
 from octaskly.core.model.component_signals import (
     FloorRaised,
     Outbox,
@@ -31,7 +38,7 @@ from octaskly.core.model.ids import (
     StreamId,
     Vector,
     VectorItems,
-    covers,
+    count_entries,
 )
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import TaskSpec
@@ -48,9 +55,11 @@ class Journal:
         self._outbox = outbox
         self.vector: Vector = dict(saved.vector)
         """Per stream, the last sequence number passed to the writer."""
+        self.retired = saved.retired
+        """Void streams that the vector leaves out."""
         self._rows_ahead: Vector = dict(saved.rows_ahead)
         self.epochs: dict[StreamId, Epoch] = dict(saved.epochs)
-        """The epoch, with its node, that writes each known stream."""
+        """The epoch, with its node, that writes each stream of the vector."""
         self.floor = saved.floor
         """The compaction floor: entries below it are void."""
         self.record_table = RecordTable(saved.records)
@@ -99,17 +108,72 @@ class Journal:
         return tuple(sorted(self.vector.items()))
 
     @property
+    def entry_count(self) -> int:
+        """Number of entries that count as held, void ones included."""
+        return count_entries(self.vector.items()) + self.retired_summary().entries
+
+    def retired_summary(self) -> RetiredSummary:
+        """Return the summary of the retired streams beside the vector."""
+        return RetiredSummary(self.retired.digest, self.count_retired(self.vector))
+
+    def vector_for(self, peer_vector: Iterable[StreamId]) -> VectorItems:
+        """Return the vector with the retired streams that a peer still names."""
+        vector = dict(self.vector)
+        for stream in peer_vector:
+            if stream not in vector and (end := self.retired.end_of(stream)):
+                vector[stream] = end
+        return tuple(sorted(vector.items()))
+
+    def count_retired(self, named: Iterable[StreamId]) -> int:
+        """Return the number of entries in retired streams that are not named."""
+        return self.retired.entries - sum(map(self.retired.end_of, named))
+
+    def held_seq(self, stream: StreamId) -> int:
+        """Return the last entry up to which a stream is held, retired or not."""
+        seq = self.vector.get(stream)
+        return self.retired.end_of(stream) if seq is None else seq
+
+    def holds(self, extent: Iterable[tuple[StreamId, int]]) -> bool:
+        """Return True if every entry of `extent` is held."""
+        vector = self.vector
+        return all(
+            vector.get(stream, 0) >= seq or self.held_seq(stream) >= seq
+            for stream, seq in extent
+        )
+
+    def holds_log(
+        self, extent: Iterable[tuple[StreamId, int]], retired: RetiredSummary
+    ) -> bool:
+        """Return True if every entry of another node's log is held."""
+        return self.retired.includes(retired.digest) and self.holds(extent)
+
+    def is_held_by(self, vector: VectorItems, digests: Container[int]) -> bool:
+        """Return True if a node surely holds every entry of this log.
+
+        `digests` are of sets of retired streams that the node knows.
+        """
+        held = dict(vector)
+        return self.retired.digest in digests and all(
+            held.get(stream, 0) >= seq for stream, seq in self.vector.items()
+        )
+
+    def retired_count_of(self, *digests: int) -> int | None:
+        """Return how many of the first retired streams a node knows, or None.
+
+        `digests` are of sets of retired streams that the node knows.
+        """
+        positions = (self.retired.position_of(digest) for digest in digests)
+        return max((p for p in positions if p is not None), default=None)
+
+    @property
     def has_rows_ahead(self) -> bool:
         """Return True if rows of snapshots are ahead of the log."""
-        ahead = self._rows_ahead
-        return bool(ahead) and not covers(self.vector, ahead.items())
+        return bool(self._rows_ahead) and not self.holds(self._rows_ahead.items())
 
     def rows_ahead_items(self) -> VectorItems:
         """Return the extent of snapshot rows beyond the log, ordered by stream."""
-        vector = self.vector
-        beyond = (
-            (s, seq) for s, seq in self._rows_ahead.items() if seq > vector.get(s, 0)
-        )
+        held_seq = self.held_seq
+        beyond = ((s, seq) for s, seq in self._rows_ahead.items() if seq > held_seq(s))
         return tuple(sorted(beyond))
 
     def reserve_timestamps(self, now: Moment, times: int = 1) -> int:
@@ -127,12 +191,17 @@ class Journal:
     def open_stream(self, stream: StreamId) -> None:
         """Start to write own facts into `stream`, which must be new."""
         assert stream not in self.vector
+        for empty in [s for s, seq in self.vector.items() if not seq]:
+            del self.vector[empty]  # An earlier stream of this node, without entries.
+            self.epochs.pop(empty, None)
         self.stream = stream
         self.vector[stream] = 0
 
     def close_stream(self) -> None:
         """Stop writing own facts; a stream never resumes after its epoch."""
-        self.stream = None
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            self._leave_out_if_void(stream)
 
     def append(self, facts: Sequence[Fact], now: Moment) -> Append:
         """Return the effect that appends `facts` to the own stream.
@@ -146,10 +215,12 @@ class Journal:
         entries = tuple(map(Entry, repeat(stream), count(first), count(hlc), facts))
         if entries:
             self._hlc, self.vector[stream] = entries[-1].hlc, entries[-1].seq
+        is_retired = stream in self.retired  # Another node thought that it was over.
+        epochs = ((stream, self.epochs[stream]),) if is_retired else ()
         for fact in facts:
             if isinstance(fact, MESH_FACTS):
                 self._apply_mesh_fact(fact)
-        return self._append(entries)
+        return self._append(entries, epochs)
 
     def append_remote(
         self,
@@ -165,11 +236,9 @@ class Journal:
             if entry.stream == self.stream:
                 continue  # Only this node writes there.
             fact = entry.fact
-            if isinstance(fact, Floor) and not covers(
-                self.vector, fact.required_vector
-            ):
+            if isinstance(fact, Floor) and not self._may_apply(fact):
                 continue  # Treat it as a gap: the entries that it requires come first.
-            if entry.seq == self.vector.get(entry.stream, 0) + 1:
+            if entry.seq == self.held_seq(entry.stream) + 1:
                 self.vector[entry.stream] = entry.seq
                 self._heard_hlc = max(self._heard_hlc, entry.hlc)
                 new_entries.append(entry)
@@ -177,22 +246,38 @@ class Journal:
         if not new_entries:
             return None
         epochs = tuple(epochs)
-        self.epochs.update(epochs)
+        self._add_epochs(epochs)
         append = self._append(tuple(new_entries), epochs)
         self._last_remote_number = append.number
         return append
 
-    def merge_rows(self, part: Snapshot, head: SnapshotHead) -> MergeRows:
-        """Return the effect that stores rows; the last part also raises the vector."""
+    def _may_apply(self, floor: Floor) -> bool:
+        """Return True if this node holds what the writer of the floor held."""
+        return self.holds(floor.required_vector)
+
+    def _add_epochs(self, epochs: Iterable[tuple[StreamId, Epoch]]) -> None:
+        """Add the epochs of streams that the vector names."""
+        vector = self.vector
+        self.epochs.update((s, epoch) for s, epoch in epochs if s in vector)
+
+    def merge_rows(
+        self, part: Snapshot, head: SnapshotHead, retired: VectorItems = ()
+    ) -> MergeRows:
+        """Return the effect that stores rows; the last part also raises the vector.
+
+        `retired` are the retired streams in this part and all before it.
+        """
         for record in part.records:
             self.record_table.add_record(record)
             self._outbox.put(RecordsAdded())
         if not part.has_more:
             self._heard_hlc = max(self._heard_hlc, head.hlc)
-            self.epochs.update(head.epochs)
             for stream, seq in head.vector:
-                self.vector[stream] = max(self.vector.get(stream, 0), seq)
-            self.raise_floor(head.floor)
+                if seq > self.held_seq(stream):
+                    self.vector[stream] = seq
+            self._add_epochs(head.epochs)
+            self.raise_floor(replace(head.floor, retired=retired))
+            self.retired.note_included(head.retired)
         for stream, seq in part.vector:
             self._rows_ahead[stream] = max(self._rows_ahead.get(stream, 0), seq)
         self.last_merge = self._last_remote_number = self._next_number()
@@ -203,11 +288,12 @@ class Journal:
             not part.has_more,
             part.vector,
             part.records,
+            retired,
         )
 
     def floor_for_own_stream(self, floor: Floor) -> Floor:
         """Return `floor` with the vector that this node's stream requires now."""
-        void = {mark.stream: mark.seq for mark in floor.stream_floors}
+        void = dict(floor.ends)
         required_vector = tuple(
             (stream, seq)
             for stream, seq in self.vector_items()
@@ -225,11 +311,26 @@ class Journal:
 
     def raise_floor(self, floor: Floor) -> None:
         """Raise the compaction floor; the void entries below it count as known."""
-        self.floor = join_floors(self.floor, floor)
         self._outbox.put(FloorRaised())
         for mark in floor.stream_floors:
-            self.vector[mark.stream] = max(self.vector.get(mark.stream, 0), mark.seq)
-            self.epochs[mark.stream] = mark.epoch
+            if mark.seq > self.held_seq(mark.stream):
+                self.vector[mark.stream] = mark.seq
+        for stream, end in floor.retired:
+            self.retired.add(stream, end)
+            self._leave_out_if_void(stream)
+        self._add_epochs((mark.stream, mark.epoch) for mark in floor.stream_floors)
+        joined = join_floors(self.floor, floor)
+        named = (mark for mark in joined.stream_floors if mark.stream in self.vector)
+        joined = replace(joined, stream_floors=tuple(named))
+        if joined != self.floor:
+            self.floor = joined
+
+    def _leave_out_if_void(self, stream: StreamId) -> None:
+        """Leave a retired stream out of the vector, unless it is open or has more."""
+        end = self.retired.end_of(stream)
+        if 0 < self.vector.get(stream, 0) <= end and stream != self.stream:
+            del self.vector[stream]
+            self.epochs.pop(stream, None)
 
     def is_below_floor(self, attempt: AttemptId, spec: TaskSpec) -> bool:
         """Return True if the task is below the floor, so that only the store has it.
@@ -237,9 +338,9 @@ class Journal:
         Streams are pulled in the order of their epochs. So a node that holds any entry
         of the attempt's stream also holds all earlier entries of the task.
         """
-        return (
-            accepted_hlc(spec) <= self.floor.horizon and attempt.stream in self.vector
-        )
+        stream = attempt.stream
+        is_known = stream in self.vector or stream in self.retired
+        return is_known and accepted_hlc(spec) <= self.floor.horizon
 
     def save(
         self,

@@ -54,12 +54,18 @@ class LogTail:
         self._entry_count = self._size_bytes = 0
         self._base_vector: Vector = {}
         """The entries that a node must hold to catch up from the tail."""
+        self._retired: set[StreamId] = set()
+        """Streams that were retired since the tail started; the base leaves them out.
+
+        The caller checks that a node holds the retired streams.
+        """
 
     def restart_from(self, vector: Vector) -> None:
         """Clear the tail; it starts after the entries that `vector` covers."""
         self._appends.clear()
         self._entry_count = self._size_bytes = 0
         self._base_vector = dict(vector)
+        self._retired.clear()
 
     def may_keep(self, append: Append) -> bool:
         """Return True if an append has few enough entries for the tail."""
@@ -71,6 +77,7 @@ class LogTail:
         for entry in append.entries:
             if type(entry.fact) is Floor:
                 self._raise_base(entry.fact)
+            self._retired.discard(entry.stream)  # This entry is new, so it is not void.
         self._entry_count += len(append.entries)
         self._size_bytes += size_bytes
         limits = self._limits
@@ -82,8 +89,9 @@ class LogTail:
             self._entry_count -= len(old.entries)
             self._size_bytes -= old_bytes
             for entry in old.entries:
-                before = self._base_vector.get(entry.stream, 0)
-                self._base_vector[entry.stream] = max(before, entry.seq)
+                if entry.stream not in self._retired:
+                    before = self._base_vector.get(entry.stream, 0)
+                    self._base_vector[entry.stream] = max(before, entry.seq)
 
     def _raise_base(self, floor: Floor) -> None:
         """Never stream to a node that lacks void entries, because no row has them.
@@ -93,6 +101,9 @@ class LogTail:
         """
         for stream, seq in floor.ends:
             self._base_vector[stream] = max(self._base_vector.get(stream, 0), seq)
+        for stream, _ in floor.retired:
+            self._base_vector.pop(stream, None)
+            self._retired.add(stream)
 
     def appends_missing_in(
         self, peer_vector: Mapping[StreamId, int]
@@ -166,7 +177,7 @@ def _entry_size_bytes(entry: Entry) -> int:
     if isinstance(fact, Recorded):
         return ENTRY_BYTES + len(fact.body) + CHAR_BYTES * len(fact.key)
     if isinstance(fact, Floor):
-        marks = len(fact.stream_floors) + len(fact.required_vector)
+        marks = len(fact.ends) + len(fact.required_vector)
         return ENTRY_BYTES + MARK_BYTES * marks
     return ENTRY_BYTES
 

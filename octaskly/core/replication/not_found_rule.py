@@ -16,7 +16,7 @@ from octaskly.core.effects import Answer, Effect
 from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import LOST_MEMBER_S
-from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId, covers
+from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
 from octaskly.core.model.keyring_state import REVOKED_REASON
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.protocol.messages import STOPPING_REASON, UNNEEDED_REASON, Roster
@@ -103,8 +103,8 @@ class NotFoundRule:
         is_follower = view.followed_epoch == self._epoch
         is_cut_off = is_follower and reason not in NON_PARTITION_REASONS
         lacks_rows = self._anti_entropy.lacks_rows(node, view.rows_ahead)
-        vector = view.vector.items()
-        if is_cut_off or lacks_rows or not covers(self._journal.vector, vector):
+        holds_log = self._journal.holds_log(view.vector.items(), view.retired)
+        if is_cut_off or lacks_rows or not holds_log:
             self._missing_nodes[node] = now_s + LOST_MEMBER_S
         elif is_follower:
             self._missing_nodes.pop(node, None)
@@ -195,7 +195,7 @@ class NotFoundRule:
         return (
             self._is_follower(node)
             and not self._anti_entropy.lacks_rows(node, view.rows_ahead)
-            and covers(self._journal.vector, view.vector.items())
+            and self._journal.holds_log(view.vector.items(), view.retired)
         )
 
     def _is_follower(self, node: NodeId) -> bool:

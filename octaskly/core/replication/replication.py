@@ -22,6 +22,7 @@ from octaskly.core.effects import (
     Send,
     ServePull,
 )
+from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeState, StandbyView
@@ -268,8 +269,14 @@ class Replication:
 
         Only durable entries can be read, and an empty answer would end its pulls.
         """
-        vector = tuple(sorted(self.peer_table.peers[node].vector.items()))
-        return self._journal.when_durable(lambda _: [ServePull(node, vector)], now)
+        view = self.peer_table.peers[node]
+        vector = tuple(sorted(view.vector.items()))
+        serve = ServePull(node, vector, None, self._retired_count_of(view))
+        return self._journal.when_durable(lambda _: [serve], now)
+
+    def _retired_count_of(self, view: PeerView) -> int | None:
+        """Return how many of the first retired streams a peer knows, or None."""
+        return self._journal.retired_count_of(view.retired.digest, view.included_digest)
 
     def _restart_catch_up(self, standby: _StandbyProgress, now: Moment) -> None:
         """Set a standby back to catching up."""
@@ -292,7 +299,10 @@ class Replication:
         if standby is None or message.cursor is not None:
             if standby is not None:
                 standby.last_active_s = now.mono_s
-            return [ServePull(node, message.vector, message.cursor)]
+            known = self._journal.retired_count_of(
+                message.retired.digest, message.included
+            )
+            return [ServePull(node, message.vector, message.cursor, known)]
         # A streaming standby pulls only if it has detected a gap.
         self._restart_catch_up(standby, now)
         return self._start_streaming(node, standby, now) or self._serve_pull(node, now)
@@ -456,7 +466,13 @@ class Replication:
         self, node: NodeId, standby: _StandbyProgress, now: Moment
     ) -> list[Effect]:
         """Stream to a standby if the tail has all that it lacks."""
-        missing = self._log_tail.appends_missing_in(self.peer_table.peers[node].vector)
+        view = self.peer_table.peers[node]
+        known = self._retired_count_of(view)
+        if known is None or not self._journal.retired.are_held_after(
+            known, view.vector
+        ):
+            return []
+        missing = self._log_tail.appends_missing_in(view.vector)
         if missing is None:
             return []
         assert self._dispatcher_epoch is not None

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Send
-from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId, Vector, covers
+from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId, Vector
 from octaskly.core.protocol.messages import Heartbeat, Replicate, ReplicateOk
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
@@ -216,10 +216,10 @@ class Standby:
             self._received_append = self._acked_append = 0
             self._ack_guarantee.end_guarantee()
             self._missing_vector.clear()
-        vector = self._journal.vector
+        held_seq = self._journal.held_seq
         for entry in message.entries:
-            if vector.get(entry.stream, 0) < entry.seq:
+            if held_seq(entry.stream) < entry.seq:
                 self._missing_vector[entry.stream] = entry.seq
-        if covers(vector, self._missing_vector.items()):
+        if self._journal.holds(self._missing_vector.items()):
             self._missing_vector.clear()
         return not self._missing_vector

@@ -18,6 +18,7 @@ from octaskly.ports import Packer
 from octaskly.ports.events import AttemptWithTask, RecentAttempts
 from octaskly.store.reading import pages
 from octaskly.store.tables import arrays, rows, task_name_collisions
+from octaskly.store.tables.floors import read_retired_digest, read_retired_end
 
 PART_BYTES_MAX: Final = 4 << 20  #: approximate size of the entries of one page
 
@@ -34,10 +35,11 @@ _STREAMS: Final = (
 
 def stream_extents_at(
     db: sqlite3.Connection, hlc: int
-) -> tuple[int, tuple[StreamExtent, ...]]:
+) -> tuple[int, tuple[StreamExtent, ...], int]:
     """Return the latest timestamp in the log up to `hlc`, and the end of each stream.
 
     If all entries of a stream up to `hlc` are deleted, its end is the last deleted one.
+    Retired streams are left out; the last item is their digest.
     """
     latest, found = 0, []
     for stream, term, node, have, start in db.execute(_STREAMS).fetchall():
@@ -45,7 +47,7 @@ def stream_extents_at(
         latest = max(latest, at)
         epoch = Epoch(term, NodeId(node))
         found.append(StreamExtent(StreamId(stream), epoch, seq, min(start, have)))
-    return latest, tuple(found)
+    return latest, tuple(found), read_retired_digest(db)
 
 
 def _stream_extent(
@@ -76,7 +78,12 @@ def read_feed_page(
     reached: dict[StreamId, int] = {}
     parts = []
     is_whole = True
-    for stream, _, _, have, start in db.execute(_STREAMS).fetchall():
+    streams = db.execute(_STREAMS).fetchall()
+    for read in vector.keys() - {row[0] for row in streams}:
+        if (end := read_retired_end(db, read)) > vector[read]:
+            is_whole = False
+            reached[read] = end
+    for stream, _, _, have, start in streams:
         seen = vector.get(stream, 0)
         if have <= seen:
             continue
@@ -177,7 +184,7 @@ def read_recent_attempts(
 def _recently_changed(db: sqlite3.Connection, since_ms: int, limit: int) -> list[int]:
     """Return the keys of tasks with attempts and with recent entries in the log."""
     parts = []
-    _, found = stream_extents_at(db, hlc_of(since_ms))
+    _, found, _ = stream_extents_at(db, hlc_of(since_ms))
     ends = dict(db.execute("SELECT stream, last_seq FROM streams"))
     for stream, _, seq, start in found:
         low = max(seq, start, ends[stream] - SCANNED_TASKS_MAX)

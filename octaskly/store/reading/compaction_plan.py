@@ -7,22 +7,31 @@ The dispatcher decides when to ask for a plan, and how long ended tasks are kept
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import Floor, Recorded, StreamFloor
+from octaskly.core.log.facts import RETIRED_MAX, Floor, Recorded, StreamFloor
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.hlc import HLC_MAX, ORD_HLC_MASK
-from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
+from octaskly.core.model.ids import (
+    STREAMS_KEPT,
+    STREAMS_WARN,
+    Epoch,
+    NodeId,
+    StreamId,
+    VectorItems,
+)
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, mesh_records, rows
 from octaskly.store.tables.database import used_bytes
-from octaskly.store.tables.floors import read_floor
+from octaskly.store.tables.floors import FLOOR_OF_TASK, StreamFloors, read_floor
 from octaskly.store.tables.node_state import read_rows_ahead
 
 TASKS_MAX: Final = 10_000  #: tasks examined in one step
@@ -99,8 +108,7 @@ def plan_compaction(
 
     The caller must have opened a transaction, and read `ages` in it.
     """
-    known = read_floor(db)
-    floors = {mark.stream: mark.seq for mark in known.stream_floors}
+    known, floors = read_floor(db), StreamFloors(db)
     if _is_purging(db, known.horizon):
         return FloorPlanned(None, has_more=True)
     unlogged = mesh_records.read_missing_from_log(db, ask.wall_ms, CARRIED_MAX)
@@ -115,22 +123,46 @@ def plan_compaction(
     high, low = bytes_max - part, bytes_max - 2 * part
     surplus = ended - ask.tasks_max
     if used > high:
-        if _is_purging_log(db, floors):
+        if _is_purging_log(db, known):
             return FloorPlanned(None, has_more=True)
         share = _count_rows(db) * (used - low) // used + 1
         surplus = max(surplus, min(share, ended))
+    surplus = max(surplus, _surplus_of_streams(db, ended))
     cut = _scan_oldest(db, floors, ask, ages, surplus, ended)
-    if cut.horizon:
-        marks = _marks_at_horizon(db, cut, floors)
-    else:
-        marks = _marks_without_tasks(db, cut, floors, ask)
-    if not marks:
+    marks, has_more = _with_taskless_streams(db, ask, _marks(db, cut, floors, ask))
+    retired = _read_retirable(db, ask.stream)
+    if not marks and not retired:
         is_full = used > bytes_max
         return FloorPlanned(None, is_low_on_space=used > low, is_log_too_large=is_full)
     left = mesh_records.read_below_marks(db, marks, ask.wall_ms, CARRIED_MAX + 1)
     if len(left) > CARRIED_MAX:
         return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
-    return _planned(cut, marks, left, is_low_on_space=used > low)
+    planned = _planned(cut, marks, left, is_low_on_space=used > low)
+    has_more = has_more or planned.has_more or len(retired) == RETIRED_MAX
+    floor = Floor(cut.horizon, marks, retired=retired)
+    return replace(planned, floor=floor, has_more=has_more)
+
+
+def _marks(
+    db: sqlite3.Connection, cut: _CompactionCut, floors: StreamFloors, ask: PlanFloor
+) -> tuple[StreamFloor, ...]:
+    """Return the floors that pass the tasks of the cut, or at least other entries."""
+    if cut.horizon:
+        return _marks_at_horizon(db, cut, floors)
+    return _marks_without_tasks(db, cut, floors, ask)
+
+
+def _count_streams(db: sqlite3.Connection) -> int:
+    (count,) = db.execute("SELECT count(*) FROM streams").fetchone()
+    return int(count)
+
+
+def _surplus_of_streams(db: sqlite3.Connection, ended: int) -> int:
+    """Return how many ended tasks to forget because there are too many streams."""
+    streams = _count_streams(db)
+    if streams <= STREAMS_WARN:
+        return 0
+    return ended * (streams - STREAMS_KEPT) // streams
 
 
 def _planned(
@@ -228,28 +260,65 @@ def _last_hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
 def _is_purging(db: sqlite3.Connection, horizon: int) -> bool:
     """Return True if void tasks of the last step are not deleted yet."""
     found = db.execute(
-        "SELECT 1 FROM tasks INDEXED BY tasks_first_submitted"
-        " CROSS JOIN streams ON streams.stream = tasks.stream"
+        "SELECT 1 FROM tasks INDEXED BY tasks_first_submitted"  # noqa: S608
         " WHERE first_submitted_hlc <= ? AND last_change_hlc <= ?"
-        " AND seq <= floor_seq LIMIT 1",
+        f" AND seq > 0 AND seq <= {FLOOR_OF_TASK} LIMIT 1",
         (horizon, horizon),
     ).fetchone()
     return found is not None
 
 
-def _is_purging_log(db: sqlite3.Connection, floors: Mapping[StreamId, int]) -> bool:
+def _is_purging_log(db: sqlite3.Connection, floor: Floor) -> bool:
     """Return True if entries below the floor are not deleted yet."""
     return any(
         db.execute(
             "SELECT 1 FROM log WHERE stream = ? AND seq <= ? LIMIT 1", mark
         ).fetchone()
-        for mark in floors.items()
+        for mark in floor.ends
     )
+
+
+def _with_taskless_streams(
+    db: sqlite3.Connection, ask: PlanFloor, marks: tuple[StreamFloor, ...]
+) -> tuple[tuple[StreamFloor, ...], bool]:
+    """Return the floors with those of streams without facts about tasks, if many.
+
+    An agent that crashes again and again opens thousands of streams in a day, which
+    hold only floors and records. They need not wait until they are old. The second item
+    is True if there are any; then they can be retired with the next floor.
+    """
+    if _count_streams(db) <= STREAMS_KEPT:
+        return marks, False
+    found = db.execute(
+        "SELECT stream, term, node, last_seq FROM streams"
+        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq AND stream != ?"
+        " AND NOT EXISTS (SELECT 1 FROM log WHERE log.stream = streams.stream"
+        " AND seq > floor_seq AND task_id != '')",
+        (ask.stream,),
+    ).fetchall()
+    joined = {mark.stream: mark for mark in marks}
+    for stream, term, node, seq in found:
+        mark = StreamFloor(StreamId(stream), seq, Epoch(term, NodeId(node)))
+        joined[mark.stream] = mark
+    return tuple(joined[stream] for stream in sorted(joined)), bool(found)
+
+
+def _read_retirable(
+    db: sqlite3.Connection, own: StreamId
+) -> tuple[tuple[StreamId, int], ...]:
+    """Return streams whose entries are all void, with the last one, oldest first."""
+    found = db.execute(
+        "SELECT stream, last_seq FROM streams"
+        " WHERE 0 < last_seq AND last_seq = floor_seq AND stream != ?"
+        " ORDER BY term, node, stream LIMIT ?",
+        (own, RETIRED_MAX),
+    )
+    return tuple(found)
 
 
 def _scan_oldest(
     db: sqlite3.Connection,
-    floors: Mapping[StreamId, int],
+    floors: StreamFloors,
     ask: PlanFloor,
     ages: TaskAges,
     surplus: int,
@@ -276,7 +345,7 @@ def _scan_oldest(
                 break
         # A task that was resubmitted after the cut stays, with all its facts.
         is_passed = reborn <= max(born, cut.horizon) and is_old
-        if is_ended and (is_passed or seq <= floors.get(stream, 0)):
+        if is_ended and (is_passed or seq <= floors[stream]):
             gone = 1 + _count_member_rows(db, row)
             surplus -= gone
             ended -= gone
@@ -334,14 +403,14 @@ def _read_record(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
 
 
 def _marks_at_horizon(
-    db: sqlite3.Connection, cut: _CompactionCut, floors: Mapping[StreamId, int]
+    db: sqlite3.Connection, cut: _CompactionCut, floors: StreamFloors
 ) -> tuple[StreamFloor, ...]:
     """Return the last entry of each stream up to the horizon."""
     marks = []
     for stream, term, node, have, base in db.execute(
         "SELECT stream, term, node, last_seq, snapshot_seq FROM streams ORDER BY stream"
     ).fetchall():
-        floor = max(floors.get(stream, 0), cut.last.get(stream, 0))
+        floor = max(floors[stream], cut.last.get(stream, 0))
         seq = _last_until(db, stream, cut.horizon, max(floor, base), have)
         if seq == base > floor:
             seq = floor  # The log starts after a snapshot and has no earlier entry.
@@ -353,7 +422,7 @@ def _marks_at_horizon(
 def _marks_without_tasks(
     db: sqlite3.Connection,
     cut: _CompactionCut,
-    floors: Mapping[StreamId, int],
+    floors: StreamFloors,
     ask: PlanFloor,
 ) -> tuple[StreamFloor, ...]:
     """Return floors that remove at least `ENTRIES_MIN` entries but no task, or none.
@@ -362,7 +431,7 @@ def _marks_without_tasks(
     """
     cut.horizon = min(ask.before_hlc, cut.horizon_max)
     marks = _marks_at_horizon(db, cut, floors)
-    passed = sum(mark.seq - floors.get(mark.stream, 0) for mark in marks)
+    passed = sum(mark.seq - floors[mark.stream] for mark in marks)
     return marks if passed >= ENTRIES_MIN else ()
 
 

@@ -27,6 +27,7 @@ from octaskly.ports import Packer, PendingNotifications, StoreStats
 from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
 from octaskly.store.tables import arrays, rows, task_name_collisions
+from octaskly.store.tables.floors import read_retired_digest
 from octaskly.store.tables.node_state import read_vector
 
 NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
@@ -270,7 +271,9 @@ def pack_entries_beyond(
             left -= len(row[2]) + len(row[3] or b"") + len(row[4] or b"")
             left -= ENTRY_OVERHEAD_BYTES
             stored.append(_stored(packer, stream, row))
-    return packer.pack_entries(stored, epochs, read_vector(db), more=more)
+    return packer.pack_entries(
+        stored, epochs, read_vector(db), more=more, retired=read_retired_digest(db)
+    )
 
 
 def read_durable_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:

@@ -7,16 +7,18 @@ row is at least as new as the vector. Merging a newer row twice changes nothing.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 from msgspec.structs import replace
 
+from octaskly.core.effects import ServePull
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRow
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.protocol.messages import (
+    ENTRIES_MAX,
     FULL_SNAPSHOT,
     Snapshot,
     SnapshotCursor,
@@ -24,48 +26,49 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, mesh_records, node_state, rows
-from octaskly.store.tables.floors import read_floor
+from octaskly.store.tables.floors import read_floor, read_retired_digest
 
 LAG_ENTRIES: Final = 200_000  #: a lag up to this is always sent as entries
 ENTRIES_PER_TASK: Final = 2  #: more entries per task are sent as rows
 
 _PAGE: Final = 64
+_RETIRED_BYTES: Final = 18  #: of one retired stream in a message, at most
 
 
 def read_snapshot_part(
-    db: sqlite3.Connection,
-    vector: Mapping[StreamId, int],
-    cursor: SnapshotCursor | None,
-    bytes_max: int,
-    ages: TaskAges,
+    db: sqlite3.Connection, pull: ServePull, bytes_max: int, ages: TaskAges
 ) -> Snapshot | None:
     """Return the next part of a snapshot; None if the peer should get entries.
 
     Args:
         db: A reader in a transaction.
-        vector: The vector of the peer.
-        cursor: The end of the last part that the peer got; None before the first part.
+        pull: What the peer holds, and the end of the last part that it got.
         bytes_max: Size limit of the part. It has at least one row, if any is left.
         ages: What the ages of the rows are computed from.
     """
-    head = None
+    head, cursor = None, pull.cursor
     if cursor in (None, FULL_SNAPSHOT):
         head = _read_head(db)
-        if cursor is None and not _is_snapshot_needed(db, vector, head):
+        if cursor is None and not _is_snapshot_needed(db, pull, head):
             return None
-        cursor = SnapshotCursor(head.hlc, 0)
+        cursor = SnapshotCursor(head.hlc, 0, retired_key=pull.retired_count or 0)
     # Rows cover the entries of this log, and of the snapshots that they came from.
     covered = dict(node_state.read_vector(db)) | dict(node_state.read_rows_ahead(db))
+    retired, has_all_retired = _read_retired(db, cursor.retired_key, bytes_max)
+    cursor = replace(cursor, retired_key=cursor.retired_key + len(retired))
     part = Snapshot(
         rows=(),
         cursor=cursor,
         has_more=False,
         head=head,
         vector=tuple(sorted(covered.items())),
+        retired=retired,
     )
+    if not has_all_retired:
+        return replace(part, has_more=True)
     sent: list[Recorded] = []
     found: list[TaskRow] = []
-    left = bytes_max
+    left = bytes_max - _RETIRED_BYTES * len(retired)
     for id_, record in mesh_records.read_after(db, cursor.record_key):
         if sent and left <= 0:
             return replace(part, records=tuple(sent), cursor=cursor, has_more=True)
@@ -80,6 +83,21 @@ def read_snapshot_part(
         cursor = replace(cursor, row_key=key)
         left -= rows.size_of(row.record)
     return replace(part, rows=tuple(found), cursor=cursor)
+
+
+def _read_retired(
+    db: sqlite3.Connection, after: int, bytes_max: int
+) -> tuple[tuple[tuple[StreamId, int], ...], bool]:
+    """Return the next retired streams, and True if they are the last ones.
+
+    Numbers have no gaps, because no row is ever deleted.
+    """
+    limit = min(max(1, bytes_max // _RETIRED_BYTES), ENTRIES_MAX)
+    found = db.execute(
+        "SELECT stream, seq FROM retired_streams WHERE no > ? ORDER BY no LIMIT ?",
+        (after, limit),
+    ).fetchall()
+    return tuple(found), len(found) < limit
 
 
 def _read_head(db: sqlite3.Connection) -> SnapshotHead:
@@ -99,14 +117,22 @@ def _read_head(db: sqlite3.Connection) -> SnapshotHead:
         epochs=tuple((StreamId(s), Epoch(term, NodeId(n))) for s, term, n in streams),
         floor=read_floor(db),
         hlc=node_state.read_hlc(db),
+        retired=read_retired_digest(db),
     )
 
 
 def _is_snapshot_needed(
-    db: sqlite3.Connection, vector: Mapping[StreamId, int], head: SnapshotHead
+    db: sqlite3.Connection, pull: ServePull, head: SnapshotHead
 ) -> bool:
     """Return True if the peer's next entries are deleted, or far more than the rows."""
-    lag = 0
+    if pull.retired_count is None:
+        return True
+    lag, vector = 0, dict(pull.vector)
+    for stream, end in db.execute(
+        "SELECT stream, seq FROM retired_streams WHERE no > ?", (pull.retired_count,)
+    ):
+        if vector.get(stream, 0) < end:
+            return True
     starts = dict(
         db.execute("SELECT stream, max(snapshot_seq, floor_seq) FROM streams")
     )

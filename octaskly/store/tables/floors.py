@@ -1,12 +1,19 @@
-"""Compaction floors of the streams, and the highest numbers kept in `meta`."""
+"""Compaction floors, retired streams, and the highest numbers kept in `meta`."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from octaskly.core.log.facts import Floor, StreamFloor
-from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.log.retired_streams import (
+    EMPTY_DIGEST,
+    RetiredStreams,
+    add_digests,
+    pair_digest,
+)
+from octaskly.core.model.ids import STREAMS_WARN, Epoch, NodeId, StreamId
 
 
 def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
@@ -22,7 +29,7 @@ def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
 
 
 def read_floor(db: sqlite3.Connection) -> Floor:
-    """Return the floors of all streams that have one."""
+    """Return the floors of all streams that have one and are not retired."""
     found = db.execute(
         "SELECT stream, floor_seq, term, node FROM streams"
         " WHERE floor_seq > 0 ORDER BY stream"
@@ -32,6 +39,89 @@ def read_floor(db: sqlite3.Connection) -> Floor:
         for stream, seq, term, node in found
     )
     return Floor(read_meta_numbers(db).get("horizon", 0), marks)
+
+
+FLOOR_OF_TASK: Final = (
+    "coalesce("
+    "(SELECT floor_seq FROM streams WHERE streams.stream = tasks.stream),"
+    "(SELECT max(seq) FROM retired_streams"
+    " WHERE retired_streams.stream = tasks.stream), 0)"
+)
+"""SQL expression: the floor of the stream with the latest submission of a task."""
+
+
+class StreamFloors:
+    """The floor of each stream, retired or not."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._floors = dict(db.execute("SELECT stream, floor_seq FROM streams"))
+
+    def __getitem__(self, stream: int) -> int:
+        floor = self._floors.get(stream)
+        return read_retired_end(self._db, stream) if floor is None else floor
+
+
+def add_retired_streams(
+    db: sqlite3.Connection, pairs: Iterable[tuple[StreamId, int]]
+) -> None:
+    """Add retired streams, each with its last void entry, unless the pair is known."""
+    digest = read_retired_digest(db)
+    for pair in pairs:
+        found = db.execute(
+            "SELECT 1 FROM retired_streams WHERE stream = ? AND seq = ?", pair
+        ).fetchone()
+        if found is None:
+            digest = add_digests(digest, pair_digest(*pair))
+            db.execute(
+                "INSERT INTO retired_streams (stream, seq, digest) VALUES (?, ?, ?)",
+                (*pair, digest),
+            )
+
+
+def retire_at_start(db: sqlite3.Connection) -> None:
+    """Retire streams of a log that has too many, in a transaction of the caller.
+
+    Usually a floor retires them on all nodes. Here it is too late for that: a floor
+    names all streams that its writer holds, and no node could read so large a floor.
+    What is retired alike on all nodes does not matter, because nodes join their sets.
+    """
+    (count,) = db.execute("SELECT count(*) FROM streams").fetchone()
+    if count <= STREAMS_WARN:
+        return
+    db.execute(
+        "UPDATE streams SET floor_seq = last_seq"
+        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq AND NOT EXISTS"
+        " (SELECT 1 FROM log WHERE log.stream = streams.stream"
+        " AND seq > floor_seq AND task_id != '')"
+    )
+    void = "FROM streams WHERE 0 < last_seq AND last_seq = floor_seq"
+    pairs = db.execute(f"SELECT stream, last_seq {void}").fetchall()
+    add_retired_streams(db, pairs)
+    db.execute(f"DELETE {void}")
+
+
+def read_retired_streams(db: sqlite3.Connection) -> RetiredStreams:
+    """Return all retired streams."""
+    return RetiredStreams(
+        db.execute("SELECT stream, seq, digest FROM retired_streams ORDER BY no")
+    )
+
+
+def read_retired_end(db: sqlite3.Connection, stream: int) -> int:
+    """Return the last void entry of a retired stream, 0 for any other stream."""
+    (end,) = db.execute(
+        "SELECT max(seq) FROM retired_streams WHERE stream = ?", (stream,)
+    ).fetchone()
+    return end or 0
+
+
+def read_retired_digest(db: sqlite3.Connection) -> int:
+    """Return the digest of all retired streams."""
+    found = db.execute(
+        "SELECT digest FROM retired_streams ORDER BY no DESC LIMIT 1"
+    ).fetchone()
+    return found[0] if found else EMPTY_DIGEST
 
 
 def raise_meta_number(db: sqlite3.Connection, key: str, number: int) -> None:

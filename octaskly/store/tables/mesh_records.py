@@ -140,8 +140,17 @@ def _of_kind(
 def read_missing_from_log(
     db: sqlite3.Connection, today_ms: int, limit: int
 ) -> tuple[Recorded, ...]:
-    """Return records that are in no entry of the local log."""
-    return _read_upto(db, 0, 0, today_ms, limit)
+    """Return records that are in no entry of the local log.
+
+    Their latest entry is in no stream, or in a retired one.
+    """
+    found = db.execute(
+        f"SELECT {_COLUMNS} FROM records"  # noqa: S608
+        " WHERE stream NOT IN (SELECT stream FROM streams)"
+        " AND (expires_ms = 0 OR expires_ms > ?) ORDER BY id LIMIT ?",
+        (today_ms, limit),
+    )
+    return tuple(Recorded(*row) for row in found)
 
 
 def read_below_marks(

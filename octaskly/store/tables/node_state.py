@@ -31,7 +31,12 @@ from octaskly.core.protocol.messages import Report
 from octaskly.ports import Packer
 from octaskly.store.tables import mesh_records, rows
 from octaskly.store.tables.arrays import ARRAY
-from octaskly.store.tables.floors import read_floor, read_meta_numbers
+from octaskly.store.tables.floors import (
+    read_floor,
+    read_meta_numbers,
+    read_retired_end,
+    read_retired_streams,
+)
 
 PEER_DAYS: Final = 7  #: a peer without contact for longer is not dialled at start
 PEERS_MAX: Final = 1024
@@ -134,11 +139,12 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
         hold=OperatorHold(bool(meta.get("is_drained")), bool(meta.get("is_paused"))),
         records=mesh_records.read_unlisted(db),
         log_version=meta.get("log_version", 1),
+        retired=read_retired_streams(db),
     )
 
 
 def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
-    """Return the vector, ordered by stream, without empty streams."""
+    """Return the vector, ordered by stream, without empty and retired streams."""
     found = db.execute(
         "SELECT stream, last_seq FROM streams WHERE last_seq > 0 ORDER BY stream"
     )
@@ -159,7 +165,7 @@ def read_rows_ahead(db: sqlite3.Connection) -> VectorItems:
     return tuple(
         (stream, seq)
         for stream, seq in _read_stored_rows_ahead(db)
-        if seq > have.get(stream, 0)
+        if seq > have.get(stream, 0) and seq > read_retired_end(db, stream)
     )
 
 

@@ -258,7 +258,19 @@ CREATE TABLE clock_steps (
 ) STRICT;
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
+# Streams whose entries are all void: `streams` leaves them out. `seq` is the last void
+# entry, and `digest` that of all rows up to this one: see `core.log.retired_streams`.
+_SEVENTH: Final = """
+CREATE TABLE retired_streams (
+    no INTEGER PRIMARY KEY,
+    stream INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    digest INTEGER NOT NULL
+) STRICT;
+CREATE INDEX retired_streams_stream ON retired_streams (stream, seq);
+"""
+
+MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
 """Item `i` migrates version `i` to `i + 1`."""
 
 VERSION: Final = len(MIGRATIONS)

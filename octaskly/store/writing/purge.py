@@ -14,7 +14,7 @@ from typing import Final
 
 from octaskly.core.model.ids import StreamId
 from octaskly.store.tables import arrays, bulk, list_counts, rows
-from octaskly.store.tables.floors import raise_meta_number, read_floor
+from octaskly.store.tables.floors import FLOOR_OF_TASK, raise_meta_number, read_floor
 
 TASKS_PER_STEP: Final = 200
 ENTRIES_PER_STEP: Final = 500
@@ -37,9 +37,10 @@ class Purger:
         floor = read_floor(self._db)
         self._horizon = floor.horizon
         self._floors = {mark.stream: mark.seq for mark in floor.stream_floors}
+        self._floors |= _read_retired_floors(self._db)
         self._after = (-1, -1)
         self._streams = deque(sorted(self._floors))
-        self._has_tasks = bool(self._floors)
+        self._has_tasks = self._horizon > 0
 
     @property
     def is_done(self) -> bool:
@@ -55,15 +56,15 @@ class Purger:
 
     def _delete_tasks(self) -> None:
         found = self._db.execute(
-            "SELECT first_submitted_hlc, key, last_submitted_hlc, stream, seq,"
+            "SELECT first_submitted_hlc, key, last_submitted_hlc,"  # noqa: S608
+            f" seq <= {FLOOR_OF_TASK},"
             " last_change_hlc FROM tasks INDEXED BY tasks_first_submitted"
             " WHERE (first_submitted_hlc, key) > (?, ?) AND first_submitted_hlc <= ?"
             " ORDER BY first_submitted_hlc, key LIMIT ?",
             (*self._after, self._horizon, TASKS_PER_STEP),
         ).fetchall()
         void, kept = [], []
-        for _, key, reborn, stream, seq, changed in found:
-            is_void = seq <= self._floors.get(stream, 0)
+        for _, key, reborn, is_void, changed in found:
             if is_void and changed <= self._horizon:
                 void.append(key)
             else:
@@ -108,6 +109,18 @@ class Purger:
             upto,
         )
         db.execute(f"DELETE FROM log {where}", upto)  # noqa: S608
+
+
+def _read_retired_floors(db: sqlite3.Connection) -> dict[StreamId, int]:
+    """Return the retired streams that still have entries, with their floors."""
+    found = db.execute(
+        "WITH RECURSIVE logged (stream) AS (SELECT min(stream) FROM log UNION ALL"
+        " SELECT (SELECT min(log.stream) FROM log WHERE log.stream > logged.stream)"
+        " FROM logged WHERE stream NOT NULL)"
+        " SELECT stream, max(seq) FROM logged JOIN retired_streams USING (stream)"
+        " WHERE stream NOT IN (SELECT stream FROM streams) GROUP BY stream"
+    )
+    return {StreamId(stream): end for stream, end in found}
 
 
 def delete_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:

@@ -25,7 +25,13 @@ from octaskly.ports import Clock, Packer
 from octaskly.store.tables import arrays, bulk, mesh_records, node_state, rows
 from octaskly.store.tables.arrays import ArrayMembers
 from octaskly.store.tables.clock_steps import write_clock_step
-from octaskly.store.tables.floors import raise_meta_number, read_floor, write_floor
+from octaskly.store.tables.floors import (
+    add_retired_streams,
+    raise_meta_number,
+    read_floor,
+    read_retired_end,
+    write_floor,
+)
 from octaskly.store.tables.list_counts import next_block_key
 from octaskly.store.writing import purge
 from octaskly.store.writing.dependency_index import DependencyIndex
@@ -58,6 +64,7 @@ class TableWriter:
         self._purger = purge.Purger(connection)
         self._dependencies = DependencyIndex(connection)
         self.notification_count = 0  #: includes those of failed transactions
+        self._peer_floors: tuple[object, Mapping[StreamId, int]] = (None, {})
         self._read_numbers()
 
     def reload(self) -> None:
@@ -103,6 +110,8 @@ class TableWriter:
                 )
         self._append_task_entries(some)
         self._advance_vector(entries)
+        self._retired_ends.clear()
+        self._retired_epochs.clear()
 
     def merge_rows(self, item: MergeRows) -> None:
         """Merge rows of a peer, and its vector after the last row, in a transaction."""
@@ -124,7 +133,7 @@ class TableWriter:
 
     def _merge_some_rows(self, item: MergeRows, some: Sequence[TaskRow]) -> None:
         """Merge rows of tasks, or of members whose arrays are already merged."""
-        floors = {mark.stream: mark.seq for mark in item.head.floor.stream_floors}
+        floors = self._floors_of_peer(item)
         touched = self._fetch_tasks(dict.fromkeys(row.record.id for row in some))
         for row in some:
             task_id = row.record.id
@@ -149,14 +158,27 @@ class TableWriter:
         """Add a step of the wall clock, which ages nothing that is stored already."""
         write_clock_step(self._db, step)
 
+    def _floors_of_peer(self, item: MergeRows) -> Mapping[StreamId, int]:
+        """Return the floors of the peer, with those of its retired streams."""
+        key = (item.head, len(item.retired))
+        if key != self._peer_floors[0]:  # All parts with rows have the same floors.
+            floors = dict(item.retired)
+            floors.update((m.stream, m.seq) for m in item.head.floor.stream_floors)
+            self._peer_floors = (key, floors)
+        return self._peer_floors[1]
+
     def add_stream(self, stream: StreamId, epoch: Epoch) -> None:
-        """Add a stream, with the epoch in which it is written."""
+        """Add a new stream of this node, with the epoch in which it is written."""
         self._add_streams([(stream, epoch)])
 
     def _read_numbers(self) -> None:
         self._last_seqs: dict[StreamId, int] = dict(
             self._db.execute("SELECT stream, last_seq FROM streams")
         )
+        self._retired_ends: dict[StreamId, int] = {}
+        """Ends of streams that this commit retires."""
+        self._retired_epochs: dict[StreamId, Epoch] = {}
+        """Epochs of retired streams that this commit names; they may have entries."""
         (last,) = self._db.execute(
             "SELECT max(key) FROM tasks WHERE key < ?", (arrays.MEMBER_KEYS_START,)
         ).fetchone()
@@ -169,11 +191,30 @@ class TableWriter:
     def _add_streams(self, pairs: Iterable[tuple[StreamId, Epoch]]) -> None:
         fresh = []
         for stream, epoch in pairs:
-            if stream not in self._last_seqs:
-                self._last_seqs[stream] = 0
-                fresh.append((stream, *epoch))
+            if stream in self._last_seqs:
+                continue
+            if self._retired_end(stream):
+                self._retired_epochs[stream] = epoch
+                continue
+            self._last_seqs[stream] = 0
+            fresh.append((stream, *epoch))
         self._db.executemany(
             "INSERT INTO streams (stream, term, node) VALUES (?, ?, ?)", fresh
+        )
+
+    def _retired_end(self, stream: StreamId) -> int:
+        """Return the last void entry of a retired stream, 0 for any other stream."""
+        end = self._retired_ends.get(stream, 0)
+        return max(end, read_retired_end(self._db, stream))
+
+    def _restore_stream(self, stream: StreamId, epoch: Epoch) -> None:
+        """Return a retired stream to the vector, because it has new entries."""
+        end = self._retired_end(stream)
+        self._last_seqs[stream] = self._floors[stream] = end
+        self._db.execute(
+            "INSERT OR IGNORE INTO streams (stream, term, node, last_seq, floor_seq)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (stream, *epoch, end, end),
         )
 
     def _select_new_entries(self, items: Sequence[Append]) -> list[Entry]:
@@ -182,16 +223,32 @@ class TableWriter:
         for item in items:
             for entry in item.entries:
                 stream, seq = entry.stream, entry.seq
-                assert stream in have, f"stream {stream} without epoch"
+                if stream not in have:
+                    if seq <= self._retired_end(stream):
+                        continue
+                    epoch = self._retired_epochs.get(stream)
+                    assert epoch is not None, f"stream {stream} without epoch"
+                    self._restore_stream(stream, epoch)
                 if seq <= have[stream]:
                     continue
                 assert seq == have[stream] + 1, f"gap in stream {stream}"
                 have[stream] = seq
                 if isinstance(entry.fact, Floor):
-                    for stream, seq in entry.fact.ends:
-                        have[stream] = max(have.get(stream, 0), seq)
+                    self._note_floor(entry.fact)
                 fresh.append(entry)
         return fresh
+
+    def _note_floor(self, floor: Floor) -> None:
+        """Count void entries as held, and leave out retired streams."""
+        have = self._last_seqs
+        for mark in floor.stream_floors:
+            stream, seq = mark.stream, mark.seq
+            if stream in have or seq > self._retired_end(stream):
+                have[stream] = max(have.get(stream, 0), seq)
+        for stream, end in floor.retired:
+            self._retired_ends[stream] = max(self._retired_ends.get(stream, 0), end)
+            if have.get(stream, 0) <= end:
+                have.pop(stream, None)
 
     def _append_task_entries(self, some: Sequence[tuple[Entry, TaskFact]]) -> None:
         """Append entries of tasks to the log and merge them; there may be none."""
@@ -231,17 +288,27 @@ class TableWriter:
         bulk.LOG_INSERT.execute(self._db, [row])
 
     def _raise_floor(self, floor: Floor) -> None:
-        write_floor(self._db, floor)
+        have = self._last_seqs
+        marks = [mark for mark in floor.stream_floors if mark.stream in have]
+        write_floor(self._db, replace(floor, stream_floors=tuple(marks)))
         self._horizon = max(self._horizon, floor.horizon)
-        for stream, seq in floor.ends:
-            self._floors[stream] = max(self._floors.get(stream, 0), seq)
-            self._last_seqs[stream] = max(self._last_seqs.get(stream, 0), seq)
+        for mark in marks:
+            known = self._floors.get(mark.stream, 0)
+            self._floors[mark.stream] = max(known, mark.seq)
+        add_retired_streams(self._db, floor.retired)
+        gone = [stream for stream, _ in floor.retired if stream not in have]
+        for stream in gone:
+            self._floors.pop(stream, None)
+            self._db.execute("DELETE FROM streams WHERE stream = ?", (stream,))
         self._cache.clear()  # It may hold tasks that are void now.
         self._purger.restart()
 
     def _is_void(self, birth: SubmissionTimes, changed_hlc: int) -> bool:
         """Return True if the task is void, so it will be purged."""
-        is_below = 0 < birth.seq <= self._floors.get(birth.stream, 0)
+        floor = self._floors.get(birth.stream, 0)
+        if not floor and birth.seq and birth.stream not in self._last_seqs:
+            floor = self._retired_end(birth.stream)
+        is_below = 0 < birth.seq <= floor
         return is_below and changed_hlc <= self._horizon
 
     def _live_part_of(self, row: TaskRow) -> TaskRow | None:
@@ -266,19 +333,25 @@ class TableWriter:
 
     def _finish_merge(self, item: MergeRows) -> None:
         """Count all entries that the rows cover as held."""
-        head = item.head
-        self._add_streams(head.epochs)
+        head, have = item.head, self._last_seqs
+        known = [have[s] if s in have else self._retired_end(s) for s, _ in head.vector]
         ahead = [
             (seq, seq, stream)
-            for stream, seq in head.vector
-            if seq > self._last_seqs[stream]
+            for (stream, seq), held in zip(head.vector, known, strict=True)
+            if seq > held
         ]
+        epochs = dict(head.epochs)
+        for _, _, stream in ahead:
+            if stream not in have:
+                self._restore_stream(StreamId(stream), epochs[StreamId(stream)])
         self._db.executemany(
             "UPDATE streams SET last_seq = ?, snapshot_seq = ? WHERE stream = ?", ahead
         )
         self._last_seqs.update((StreamId(stream), seq) for seq, _, stream in ahead)
         raise_meta_number(self._db, "hlc", head.hlc)
-        self._raise_floor(head.floor)
+        floor = replace(head.floor, retired=item.retired)
+        self._note_floor(floor)
+        self._raise_floor(floor)
 
     def _fetch_tasks(self, ids: Iterable[TaskId]) -> dict[TaskId, ProjectedTask]:
         """Return the tasks with these ids, in order: new keys follow this order.
@@ -455,7 +528,8 @@ class TableWriter:
         """Write the new vector."""
         moved = "UPDATE streams SET last_seq = ? WHERE stream = ?"
         for stream in {entry.stream for entry in entries}:
-            self._db.execute(moved, (self._last_seqs[stream], stream))
+            if stream in self._last_seqs:  # It is not retired in this commit.
+                self._db.execute(moved, (self._last_seqs[stream], stream))
 
     def _update_cache(self, touched: dict[TaskId, ProjectedTask]) -> None:
         """Cache unfinished tasks."""

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.effects import PlanFloor
+from octaskly.core.effects import (
+    PlanFloor,
+    ServePull,
+)
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Fact
 from octaskly.core.model.arrays import member_id
@@ -49,6 +52,7 @@ async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
     with sqlite3.connect(path) as old:
         for column in ("started_ms", "ended_ms"):
             old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
+        old.execute("DROP TABLE retired_streams")
         old.execute("DROP TABLE clock_steps")
         old.execute("DROP INDEX tasks_stored")
         old.execute("ALTER TABLE tasks DROP COLUMN stored_ms")
@@ -89,7 +93,8 @@ async def test_a_database_of_an_older_version_is_read_and_extended(
     assert saved.vector == ((kit.STREAM, 10), (kit.OTHER, 3))
     assert [report.task for report in saved.reports] == [kit.task_id(4)]
     assert saved.peers[0].node == NodeId("b" * 16)
-    packed = await store.read_pull_reply({}, None, 1 << 20)
+    pull = ServePull(kit.PEER, ())
+    packed = await store.read_pull_reply(pull, 1 << 20)
     answer = WirePacker().unpack(packed.data, Entries)
     assert len(answer.entries) == 13
     planned = await store.plan_compaction(PlanFloor(1 << 60, 1))

@@ -12,6 +12,7 @@ from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.ids import StreamId, TaskId
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
+from tests.simulation.store.purge import is_void
 from tests.simulation.world import World
 
 
@@ -97,6 +98,4 @@ def _row(disk: Disk, task: TaskId) -> TaskRow:
 
 
 def _is_below_floor(disk: Disk, row: TaskRow) -> bool:
-    marks = {mark.stream: mark.seq for mark in disk.floor.stream_floors}
-    is_below = row.submission_times.seq <= marks.get(row.submission_times.stream, 0)
-    return is_below and row.last_change_hlc <= disk.floor.horizon
+    return is_void(disk, row.submission_times, row.last_change_hlc)

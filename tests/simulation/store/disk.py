@@ -18,6 +18,7 @@ from octaskly.core.effects import Append, MergeRows, Save
 from octaskly.core.events import PeerHint, SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, Floor, Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockStep, ClockWatch
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import (
@@ -76,6 +77,8 @@ class Disk:
     notes: dict[tuple[str, str], tuple[Recorded, Place]] = field(default_factory=dict)
     """Records, each with its latest entry; stream 0: no entry here has it."""
     floor: Floor = NO_FLOOR
+    retired: RetiredStreams = field(default_factory=RetiredStreams)
+    """Streams of which nothing is left, and that the vector leaves out."""
     stands_for: Vector = field(default_factory=dict)
     """Facts from snapshot rows, which may be missing in the log."""
     spool: dict[tuple[TaskId, AttemptId], Report] = field(default_factory=dict)
@@ -100,7 +103,7 @@ class Disk:
             epoch=self.epoch,
             vector=self.vector(),
             rows_ahead=self.ahead(),
-            epochs=tuple(sorted(self.writers.items())),
+            epochs=self.epochs(),
             hlc=self.hlc,
             floor=self.floor,
             sequence=self.sequence,
@@ -111,6 +114,7 @@ class Disk:
             peers=tuple(PeerHint(peer, where) for peer, where in self.peers.items()),
             records=self.committed_records(),
             log_version=self.log_version,
+            retired=self.retired.copy(),
         )
 
     def committed_records(self) -> tuple[Recorded, ...]:
@@ -123,6 +127,7 @@ class Disk:
         for name, value in vars(self).items():
             if isinstance(value, dict | list | set):
                 setattr(backup, name, copy.copy(value))
+        backup.retired = self.retired.copy()
         backup.streams = {stream: list(log) for stream, log in self.streams.items()}
         backup.early = {task: list(some) for task, some in self.early.items()}
         backup.members = {array: dict(some) for array, some in self.members.items()}
@@ -135,8 +140,15 @@ class Disk:
         return tuple((stream, seq) for stream, seq in held if seq)
 
     def have(self, stream: StreamId) -> int:
-        """Return the last sequence held of a stream."""
+        """Return up to where a stream is held."""
+        if stream not in self.streams:
+            return self.retired.end_of(stream)
         return self.starts.get(stream, 0) + len(self.streams.get(stream, ()))
+
+    def epochs(self) -> tuple[tuple[StreamId, Epoch], ...]:
+        """Return who wrote which stream, of those that are not retired."""
+        writers = sorted(self.writers.items())
+        return tuple((s, epoch) for s, epoch in writers if s in self.streams)
 
     def ahead(self) -> tuple[tuple[StreamId, int], ...]:
         """Return the state that rows stand for beyond the log."""
@@ -240,8 +252,12 @@ class Disk:
         self.add_writers(effect.epochs)
         for entry in effect.entries:
             stream = entry.stream
-            assert stream in self.writers, "a stream without a writer"
-            log = self.streams.setdefault(stream, [])
+            assert stream in self.writers, "a stream that nobody wrote"
+            if stream not in self.streams:
+                if entry.seq <= self.retired.end_of(stream):
+                    continue
+                self.begin_at(stream, self.retired.end_of(stream))
+            log = self.streams[stream]
             start = self.starts.get(stream, 0)
             if entry.seq <= start + len(log):
                 assert entry.seq <= start or log[entry.seq - start - 1] == entry, (
@@ -290,10 +306,11 @@ class Disk:
         for stream, epoch in pairs:
             known = self.writers.setdefault(stream, epoch)
             assert known == epoch, f"stream {stream} has two writers"
-            self.streams.setdefault(stream, [])
+            if stream not in self.retired:
+                self.streams.setdefault(stream, [])
 
     def begin_at(self, stream: StreamId, seq: int) -> None:
         """Hold a stream up to here, without the entries, unless more is held."""
-        if seq > self.have(stream):
+        if seq > self.have(stream) or stream not in self.streams:
             self.starts[stream] = seq
             self.streams[stream] = []

@@ -15,7 +15,6 @@ from octaskly.core.log.facts import Submitted
 from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Vector
-from octaskly.core.protocol.messages import SnapshotHead
 from tests.simulation.store.ages import note_stored
 from tests.simulation.store.folding import Kept, fold, fold_submission, kept, learn
 from tests.simulation.store.purge import drop, drop_early, is_void, raise_floor, seqs_of
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 def join_rows(disk: Disk, effect: MergeRows) -> None:
     """Apply a peer's rows, and with the last ones its vector."""
     head = effect.head
-    floors = seqs_of(head.floor)
+    floors = dict(effect.retired) | seqs_of(head.floor)
     loose = disk.loose.setdefault(head.hlc, set())
     for row in (_without_void(disk, row) for row in effect.rows):
         if row is None or row.record.spec is None:
@@ -53,17 +52,19 @@ def join_rows(disk: Disk, effect: MergeRows) -> None:
     for stream, seq in effect.vector:
         disk.stands_for[stream] = max(disk.stands_for.get(stream, 0), seq)
     if effect.is_last:
-        _end(disk, head)
+        _end(disk, effect)
 
 
-def _end(disk: Disk, head: SnapshotHead) -> None:
-    """Hold all entries that the rows stand for, without their content."""
+def _end(disk: Disk, effect: MergeRows) -> None:
+    """Hold all that the rows stand for, without the entries."""
+    head = effect.head
     disk.kept |= disk.loose.pop(head.hlc)
     disk.add_writers(head.epochs)
     for stream, seq in head.vector:
-        disk.begin_at(stream, seq)
+        if seq > disk.have(stream):
+            disk.begin_at(stream, seq)
     disk.hlc = max(disk.hlc, head.hlc)
-    raise_floor(disk, head.floor)
+    raise_floor(disk, replace(head.floor, retired=effect.retired))
 
 
 def _join_member(disk: Disk, row: TaskRow, floors: Vector) -> set[Kept]:

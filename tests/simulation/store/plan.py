@@ -12,20 +12,21 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import Floor, Recorded, StreamFloor
+from octaskly.core.log.facts import MESH_FACTS, Floor, Recorded, StreamFloor
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.mesh_records import is_expired
 from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import StreamId, TaskId, Vector
 from tests.simulation.store.ages import task_ages
 from tests.simulation.store.members import BORN
-from tests.simulation.store.purge import seqs_of
+from tests.simulation.store.purge import floors_of, seqs_of
 from tests.simulation.store.queue import is_any_live
 from tests.simulation.store.snapshot import row_keys
 
 if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
 
+STREAMS_KEPT = 6  #: beyond, streams without facts about tasks are passed at once
 STEP_TASKS = 6  #: tasks that one step of the floor passes
 HELD_MAX = 8  #: started members of an array that may be carried before its end
 
@@ -36,7 +37,7 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
         return FloorPlanned(None, has_more=True, records=loose)
     if disk.ahead():
         return _plan_ahead(disk, ask)
-    floors, horizon, latest, forgotten, is_over = seqs_of(disk.floor), 0, 0, 0, True
+    floors, horizon, latest, forgotten, is_over = floors_of(disk), 0, 0, 0, True
     last: Vector = {}
     carried: list[TaskRecord] = []
     doubtful: list[TaskId] = []  # Ended, and submitted again, perhaps beyond the cut.
@@ -47,18 +48,17 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
         birth, whole = disk.births[task], _whole(disk, task)
         changed, is_ended = disk.changed[task], _is_ended(disk, task)
         is_requested = ended > 0 and (changed if is_ended else born) < ask.purge_hlc
-        since_hlc = _since_hlc(disk, task) if is_ended else born
-        is_old = surplus > 0 or since_hlc < ask.before_hlc or is_requested
-        is_large, is_full = len(whole) > 1 + HELD_MAX, passed >= STEP_TASKS
-        is_stuck = is_full or (is_large and not is_ended)
+        is_aged = (_since_hlc(disk, task) if is_ended else born) < ask.before_hlc
+        is_old = surplus > 0 or is_aged or is_requested
+        is_full = passed >= STEP_TASKS
+        is_stuck = is_full or (len(whole) > 1 + HELD_MAX and not is_ended)
         if born > horizon and (not is_old or is_stuck):
             is_over, until = not (is_old and is_full), born - 1
             break
         is_passed = birth.last_hlc <= max(born, horizon) and is_old
         if is_ended and (is_passed or birth.seq <= floors.get(birth.stream, 0)):
             surplus, ended = surplus - len(whole), ended - len(whole)
-            forgotten += len(whole)
-            latest = max(latest, changed)
+            forgotten, latest = forgotten + len(whole), max(latest, changed)
         elif is_ended and is_old:
             doubtful.append(task)
         else:
@@ -67,14 +67,17 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
         if birth.last_hlc == born:
             last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
     if not horizon:
-        return FloorPlanned(None)
+        return _without_tasks(disk, ask)
     gone = [task for task in doubtful if disk.births[task].last_hlc <= horizon]
+    forgotten += sum(len(_whole(disk, task)) for task in gone)
     carried += [r for t in doubtful if t not in gone for r in _whole(disk, t)]
     latest = max([latest, *(disk.changed[task] for task in gone)])
-    forgotten += sum(len(_whole(disk, task)) for task in gone)
     horizon = max(horizon, min(latest, until))
-    floor = Floor(horizon, _marks(disk, horizon, last))
-    planned = FloorPlanned(floor, tuple(carried), not is_over, purged_count=forgotten)
+    marks, has_more = _with_taskless(disk, ask, _marks(disk, horizon, last))
+    floor = Floor(horizon, marks, retired=_retirable(disk, ask))
+    planned = FloorPlanned(
+        floor, tuple(carried), has_more or not is_over, purged_count=forgotten
+    )
     return _with_records(disk, planned, floor, ask)
 
 
@@ -134,6 +137,46 @@ def _marks(disk: Disk, horizon: int, last: Vector) -> tuple[StreamFloor, ...]:
     return tuple(marks)
 
 
+def _without_tasks(disk: Disk, ask: PlanFloor) -> FloorPlanned:
+    """Plan a floor that passes no task, if there is reason for one."""
+    marks, has_more = _with_taskless(disk, ask, ())
+    retired = _retirable(disk, ask)
+    if not marks and not retired:
+        return FloorPlanned(None)
+    floor = Floor(0, marks, retired=retired)
+    return _with_records(disk, FloorPlanned(floor, has_more=has_more), floor, ask)
+
+
+def _with_taskless(
+    disk: Disk, ask: PlanFloor, marks: tuple[StreamFloor, ...]
+) -> tuple[tuple[StreamFloor, ...], bool]:
+    """Pass streams that say nothing of tasks, if there are many streams."""
+    if len(disk.vector()) <= STREAMS_KEPT:
+        return marks, False
+    floors = seqs_of(disk.floor)
+    joined = {mark.stream: mark for mark in marks}
+    taskless = []
+    for stream, log in disk.streams.items():
+        start, floor = disk.starts.get(stream, 0), floors.get(stream, 0)
+        if stream == ask.stream or start > floor or not log:
+            continue
+        if all(isinstance(entry.fact, MESH_FACTS) for entry in log):
+            taskless.append(StreamFloor(stream, log[-1].seq, disk.writers[stream]))
+    joined |= {mark.stream: mark for mark in taskless}
+    return tuple(joined[stream] for stream in sorted(joined)), bool(taskless)
+
+
+def _retirable(disk: Disk, ask: PlanFloor) -> tuple[tuple[StreamId, int], ...]:
+    """Return streams of which all is void."""
+    floors = seqs_of(disk.floor)
+    found = (
+        (stream, seq)
+        for stream, seq in disk.vector()
+        if seq == floors.get(stream) and stream != ask.stream
+    )
+    return tuple(found)[:STEP_TASKS]
+
+
 def _whole(disk: Disk, task: TaskId) -> list[TaskRecord]:
     """Return all facts about a task; an array comes behind its members."""
     said = disk.members.get(task, {})
@@ -145,7 +188,8 @@ def _upto(disk: Disk, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
     found = [
         record
         for record, (_, stream, seq) in disk.notes.values()
-        if seq <= seqs.get(stream, -1) and not is_expired(record, today_ms)
+        if seq <= seqs.get(stream if stream in disk.streams else StreamId(0), -1)
+        if not is_expired(record, today_ms)
     ]
     return tuple(found[:STEP_TASKS])
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from octaskly.core.log.facts import Floor
 from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of, join_floors
 from octaskly.core.model.arrays import member_id
-from octaskly.core.model.ids import TaskId, Vector
+from octaskly.core.model.ids import StreamId, TaskId, Vector
 from tests.simulation.store.folding import kept
 
 if TYPE_CHECKING:
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 def raise_floor(disk: Disk, floor: Floor) -> None:
-    """Forget the tasks that are void from now on."""
-    disk.floor = join_floors(disk.floor, floor)
+    """Forget what is void from now on."""
     disk.add_writers(tuple((mark.stream, mark.epoch) for mark in floor.stream_floors))
-    floors = seqs_of(disk.floor)
-    for stream, seq in floors.items():
+    retire(disk, floor.retired)
+    joined = join_floors(disk.floor, floor)
+    known = [m for m in joined.stream_floors if m.seq > disk.retired.end_of(m.stream)]
+    disk.floor = replace(joined, stream_floors=tuple(known))
+    floors = floors_of(disk)
+    for stream, seq in seqs_of(disk.floor).items():
         if seq > (start := disk.starts.get(stream, 0)):
             disk.begin_at(stream, seq)
             disk.streams[stream] = disk.streams[stream][max(0, seq - start) :]
@@ -42,9 +45,30 @@ def raise_floor(disk: Disk, floor: Floor) -> None:
         drop_early(disk, task, floors)
 
 
+def retire(disk: Disk, pairs: tuple[tuple[StreamId, int], ...]) -> None:
+    """Leave out streams of which all is void."""
+    for stream, end in pairs:
+        disk.retired.add(stream, end)
+        if disk.have(stream) <= end:
+            disk.streams.pop(stream, None)
+            disk.starts.pop(stream, None)
+        elif stream in disk.streams and disk.starts.get(stream, 0) < end:
+            disk.streams[stream] = disk.streams[stream][
+                end - disk.starts.get(stream, 0) :
+            ]
+            disk.starts[stream] = end
+
+
+def floors_of(disk: Disk) -> Vector:
+    """Return up to where each stream is void, retired or not."""
+    floors = {StreamId(s): 0 for s, _, _ in disk.retired.rows_after(0)}
+    floors = {stream: disk.retired.end_of(stream) for stream in floors}
+    return floors | seqs_of(disk.floor)
+
+
 def is_void(disk: Disk, birth: SubmissionTimes, changed: int) -> bool:
     """Return True if the floor has passed a task that was born and changed then."""
-    floor = seqs_of(disk.floor).get(birth.stream, 0)
+    floor = floors_of(disk).get(birth.stream, 0)
     return birth.seq <= floor and changed <= disk.floor.horizon
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from octaskly.core.effects import ServePull
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.arrays import member_id
@@ -54,24 +55,28 @@ def entries_after(
     return chunk, epochs, len(found) > most
 
 
-def next_part(
-    disk: Disk, vector: Vector, cursor: SnapshotCursor | None
-) -> Snapshot | None:
+def next_part(disk: Disk, pull: ServePull) -> Snapshot | None:
     """Read the next part of a snapshot; None if entries serve better."""
-    head = None
+    head, cursor = None, pull.cursor
     if cursor in (None, FULL_SNAPSHOT):
         head = _head(disk)
-        if cursor is None and not _is_wanted(disk, vector, head):
+        if cursor is None and not _is_wanted(disk, pull, head):
             return None
-        cursor = SnapshotCursor(head.hlc, 0)
+        cursor = SnapshotCursor(head.hlc, 0, retired_key=pull.retired_count or 0)
     stands_for = dict(disk.vector()) | dict(disk.ahead())
+    left = disk.retired.rows_after(cursor.retired_key)
+    retired = tuple((StreamId(s), end) for s, end, _ in left)[:PART_ROWS]
+    cursor = replace(cursor, retired_key=cursor.retired_key + len(retired))
     part = Snapshot(
         rows=(),
         cursor=cursor,
         has_more=False,
         head=head,
         vector=tuple(sorted(stands_for.items())),
+        retired=retired,
     )
+    if len(left) > PART_ROWS:
+        return replace(part, has_more=True)
     told = disk.committed_records()[cursor.record_key :][:PART_ROWS]
     if len(told) == PART_ROWS:
         cursor = replace(cursor, record_key=cursor.record_key + PART_ROWS)
@@ -92,7 +97,7 @@ def next_part(
         part,
         rows=rows,
         records=told,
-        cursor=SnapshotCursor(cursor.snapshot_id, key, cursor.record_key + len(told)),
+        cursor=replace(cursor, row_key=key, record_key=cursor.record_key + len(told)),
         has_more=len(keys) > seen + len(tasks),
     )
 
@@ -125,14 +130,18 @@ def _head(disk: Disk) -> SnapshotHead:
             (stream, min(have, waiting.get(stream, have + 1) - 1))
             for stream, have in disk.vector()
         ),
-        epochs=tuple(sorted(disk.writers.items())),
+        epochs=disk.epochs(),
         floor=disk.floor,
         hlc=disk.hlc,
+        retired=disk.retired.digest,
     )
 
 
-def _is_wanted(disk: Disk, vector: Vector, head: SnapshotHead) -> bool:
-    lag = 0
+def _is_wanted(disk: Disk, pull: ServePull, head: SnapshotHead) -> bool:
+    lag, vector = 0, dict(pull.vector)
+    known = pull.retired_count
+    if known is None or not disk.retired.are_held_after(known, vector):
+        return True
     for stream, have in head.vector:
         seen = vector.get(stream, 0)
         if seen < disk.starts.get(stream, 0):

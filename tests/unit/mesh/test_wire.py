@@ -249,8 +249,10 @@ def test_stored_facts_are_sent_in_their_stored_bytes() -> None:
     stored = [(e.stream, e.seq, e.hlc, packer.pack_entry_body(e)) for e in entries]
 
     for count, more in ((2, False), (0, True)):
-        packed = packer.pack_entries(stored[:count], writers, vector, more=more)
-        made = Entries(entries[:count], writers, more, vector)
+        packed = packer.pack_entries(
+            stored[:count], writers, vector, more=more, retired=5
+        )
+        made = Entries(entries[:count], writers, more, vector, 5)
         assert wire.pack_parts(packed, LIMITS.frame_bytes) == wire.pack_parts(
             made, LIMITS.frame_bytes
         )

@@ -370,7 +370,7 @@ def test_a_floor_waits_for_the_entries_of_its_writer() -> None:
 def test_a_snapshot_is_applied_in_parts_and_moves_the_vector_at_its_end() -> None:
     """The next part is requested once the previous one is on disk."""
     log = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(log, Outbox())
+    exchange = AntiEntropy(log, Outbox(), {})
     exchange.pull_from(A)
 
     first = exchange.on_snapshot(A, part(1, more=True, head=HEAD))
@@ -389,7 +389,7 @@ def test_a_snapshot_is_applied_in_parts_and_moves_the_vector_at_its_end() -> Non
 def test_an_interrupted_snapshot_starts_again() -> None:
     """Parts of the previous one do not count for the next."""
     log = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(log, Outbox())
+    exchange = AntiEntropy(log, Outbox(), {})
     exchange.pull_from(A)
     exchange.on_snapshot(A, part(1, more=True, head=HEAD))
     exchange.drop_peer(A)

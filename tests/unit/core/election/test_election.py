@@ -99,7 +99,7 @@ class Harness:
         self.journal = Journal(saved, Outbox())
         self.timers = timers = TimerHeap()
         self.members = PeerTable(settings, saved, timers, Outbox())
-        self.exchange = AntiEntropy(self.journal, Outbox())
+        self.exchange = AntiEntropy(self.journal, Outbox(), self.members.peers)
         versions = LogVersions(settings, self.journal, self.members)
         self.candidacy = Candidacy(settings, self.journal, self.members, versions)
         replication = Replication(settings, self.journal, self.members, timers)

@@ -44,7 +44,7 @@ def kinds(effects: list[Effect]) -> list[type]:
 def test_the_next_part_is_pulled_while_one_is_being_written() -> None:
     """More would fill the memory if the peer is faster than this disk."""
     log = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(log, Outbox())
+    exchange = AntiEntropy(log, Outbox(), {})
     exchange.pull_from(A)
 
     assert exchange.on_entries(A, part(1))[1:] == [pull(1)]
@@ -60,7 +60,7 @@ def test_the_next_part_is_pulled_while_one_is_being_written() -> None:
 def test_rows_beyond_a_peer_s_log_are_pulled_once_as_a_snapshot() -> None:
     """No entries of that peer contain their facts."""
     log = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(log, Outbox())
+    exchange = AntiEntropy(log, Outbox(), {})
     ahead = ((STREAM, 9),)
     head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=4)
 
@@ -76,7 +76,7 @@ def test_rows_beyond_a_peer_s_log_are_pulled_once_as_a_snapshot() -> None:
 
 def test_rows_are_pulled_after_the_answer_in_flight() -> None:
     """A peer gets one PULL at a time."""
-    exchange = AntiEntropy(Journal(SavedState(), Outbox()), Outbox())
+    exchange = AntiEntropy(Journal(SavedState(), Outbox()), Outbox(), {})
     exchange.pull_from(A)
 
     assert exchange.pull_from(A, ((STREAM, 9),)) == []
@@ -88,7 +88,7 @@ def test_rows_are_pulled_after_the_answer_in_flight() -> None:
 def test_a_lost_peer_is_not_pulled_from() -> None:
     """After its return it is asked from the start."""
     log = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(log, Outbox())
+    exchange = AntiEntropy(log, Outbox(), {})
     exchange.pull_from(A)
     exchange.on_entries(A, part(1))
     exchange.on_entries(A, part(2))
@@ -136,7 +136,7 @@ def asked(journal: Journal) -> SnapshotCursor:
 def test_the_end_of_a_snapshot_does_not_complete_another_with_its_name() -> None:
     """Entries that reached the sender between the two are in rows before that end."""
     journal = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(journal, Outbox())
+    exchange = AntiEntropy(journal, Outbox(), {})
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     first = asked(journal)
     exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
@@ -153,7 +153,7 @@ def test_the_end_of_a_snapshot_does_not_complete_another_with_its_name() -> None
 def test_a_late_duplicate_end_does_not_complete_a_snapshot() -> None:
     """The first snapshot was sent twice, and the rest of that arrives late."""
     journal = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(journal, Outbox())
+    exchange = AntiEntropy(journal, Outbox(), {})
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     first = asked(journal)
     exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
@@ -169,7 +169,7 @@ def test_a_late_duplicate_end_does_not_complete_a_snapshot() -> None:
 def test_a_snapshot_starts_again_when_its_sender_has_lost_its_disk() -> None:
     """The rest would belong to another log, without entries of the first."""
     journal = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(journal, Outbox())
+    exchange = AntiEntropy(journal, Outbox(), {})
     exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
     rest = replace(asked(journal), row_key=2)
 

@@ -203,3 +203,106 @@ def test_an_attempt_below_the_floor_is_recognised() -> None:
     assert made.is_below_floor(attempt(2), old)
     assert not made.is_below_floor(attempt(stream=StreamId(6)), old)
     assert not made.is_below_floor(attempt(2), born(START_MS + 2))
+
+
+def retiring(stream: StreamId, end: int) -> Floor:
+    """Return a floor that retires one stream."""
+    return Floor(9, (), retired=((stream, end),))
+
+
+def test_a_retired_stream_leaves_vector_floor_and_epochs() -> None:
+    """All that is known of it is void, so no message needs to name it."""
+    made = journal()
+    made.append_remote(
+        [Entry(OTHER, n, n, FACT) for n in (1, 2, 3)], [(OTHER, epoch(1, "b"))]
+    )
+    horizon = hlc_of(START_MS + 1)
+    made.raise_floor(Floor(horizon, (StreamFloor(OTHER, 3, epoch(1, "b")),)))
+    before = made.entry_count
+
+    made.raise_floor(retiring(OTHER, 3))
+
+    assert OTHER not in made.vector
+    assert OTHER not in made.epochs
+    assert made.floor == Floor(horizon, ())
+    assert made.entry_count == before
+    assert made.holds([(OTHER, 3)])
+    assert not made.holds([(OTHER, 4)])
+    assert made.is_below_floor(attempt(stream=OTHER), born(START_MS))
+
+
+def test_a_late_entry_of_a_retired_stream_is_new() -> None:
+    """Its writer went on where nobody saw it; void entries stay void."""
+    made = journal()
+    made.raise_floor(retiring(OTHER, 3))
+    late = [Entry(OTHER, n, n, FACT) for n in (2, 3, 4, 6)]
+
+    append = made.append_remote(late, [(OTHER, epoch(1, "b"))])
+
+    assert append is not None
+    assert append.entries == (late[2],)
+    assert made.vector[OTHER] == 4
+    assert made.epochs[OTHER] == epoch(1, "b")
+
+
+def test_a_stream_of_which_more_is_known_is_not_left_out() -> None:
+    """The node that retired it knew fewer entries."""
+    made = journal()
+    made.append_remote(
+        [Entry(OTHER, n, n, FACT) for n in (1, 2, 3)], [(OTHER, epoch(1, "b"))]
+    )
+
+    made.raise_floor(retiring(OTHER, 2))
+
+    assert made.vector[OTHER] == 3
+
+
+def test_the_own_stream_is_left_out_once_it_is_closed() -> None:
+    """Another node may think that it was over; here it goes on, and says its epoch."""
+    made = journal()
+    made.save(stream=(STREAM, epoch()))
+    made.append([FACT], moment())
+
+    made.raise_floor(retiring(STREAM, 1))
+    more = made.append([FACT], moment())
+    made.raise_floor(retiring(STREAM, 2))
+    assert made.vector == {STREAM: 2}
+    made.close_stream()
+
+    assert more.epochs == ((STREAM, epoch()),)
+    assert more.entries[0].seq == 2
+    assert made.vector == {}
+
+
+def test_a_floor_of_who_knows_less_returns_no_stream() -> None:
+    """Its marks lie below the end that is known here."""
+    made = journal()
+    made.raise_floor(retiring(OTHER, 3))
+
+    made.raise_floor(Floor(9, (StreamFloor(OTHER, 2, epoch(1, "b")),)))
+
+    assert OTHER not in made.vector
+    assert made.floor.ends == ()
+
+
+def test_what_another_node_has_retired_counts_as_part_of_its_log() -> None:
+    """Until it is known here, it may hold more; then it holds nothing more."""
+    made, theirs = journal(), journal()
+    for each in (made, theirs):
+        each.raise_floor(retiring(OTHER, 3))
+    old = theirs.retired_summary()
+    theirs.raise_floor(retiring(StreamId(6), 1))
+
+    assert made.holds_log((), old)
+    assert theirs.holds_log((), old)
+    assert not made.holds_log((), theirs.retired_summary())
+    assert theirs.retired_count_of(old.digest) == 1
+    assert made.retired_count_of(theirs.retired.digest) is None
+
+
+def test_a_pull_names_what_the_peer_still_names() -> None:
+    """So the peer sees that nothing of it is missing here."""
+    made = journal()
+    made.raise_floor(retiring(OTHER, 3))
+
+    assert made.vector_for([OTHER, StreamId(6)]) == ((OTHER, 3), (STREAM, 0))

@@ -31,7 +31,7 @@ class World(ReplicatingDispatcher):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exchange = AntiEntropy(self.journal, Outbox())
+        self.exchange = AntiEntropy(self.journal, Outbox(), self.members.peers)
         self.completeness = NotFoundRule(
             *(
                 self.journal,

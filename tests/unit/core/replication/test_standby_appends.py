@@ -29,7 +29,7 @@ class World:
 
     def __init__(self) -> None:
         self.journal = Journal(SavedState(), Outbox())
-        self.exchange = AntiEntropy(self.journal, Outbox())
+        self.exchange = AntiEntropy(self.journal, Outbox(), {})
         self.standby = Standby(self.journal, self.exchange, Timing().replication_wait_s)
 
     def repl(
