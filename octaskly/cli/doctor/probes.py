@@ -179,7 +179,11 @@ async def _try_connect(host: str, port: int) -> str:
 
 def _context(secret: MeshSecret) -> ssl.SSLContext:
     """Return a TLS context that trusts only our mesh and sends no certificate."""
-    return MeshTls(secret, NodeKey.generate()).lan_probe_context()
+    trust = MeshTls(secret, NodeKey.generate())
+    context = trust.lan_probe_context()
+    # A node whose LAN port is unknown is asked at its peer port.
+    context.load_verify_locations(cadata=trust.node_ca_pem())
+    return context
 
 
 def _split(address: str) -> tuple[str, int]:
