@@ -40,6 +40,7 @@ GLOSSARY = [
     "epoch",
     "suspicion timeout",
     "stream",
+    "retired stream",
     "anti-entropy",
     "catch-up",
     "compaction floor",

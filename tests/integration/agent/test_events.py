@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.config.defaults import STREAMS_MAX
+from octaskly.config.defaults import STREAMS_PER_SUBJECT
 from tests.support.agents import (
     Agent,
     ending,
@@ -116,18 +116,18 @@ def test_a_stream_resumes_at_the_next_dispatcher(tmp_path: Path) -> None:
 
 
 def test_clients_beyond_the_stream_limit_leave_the_api_usable(tmp_path: Path) -> None:
-    """B42: those within the limit are served, the others get Retry-After."""
+    """B42: those within the limit of their user are served, others get Retry-After."""
     with running(tmp_path, "solo") as (agent,), contextlib.ExitStack() as clients:
         until_nodes(agent, 1)
         statuses = []
-        for _ in range(STREAMS_MAX + 40):
+        for _ in range(STREAMS_PER_SUBJECT + 40):
             client = clients.enter_context(contextlib.closing(agent.connection()))
             client.request("GET", "/api/v1/events", headers={"Connection": "close"})
             answer = clients.enter_context(contextlib.closing(client.getresponse()))
             statuses.append((answer.status, answer.getheader("Retry-After")))
         task = finished(agent, submit(agent, "true"))
 
-    assert statuses == [(200, None)] * STREAMS_MAX + [(503, "5")] * 40
+    assert statuses == [(200, None)] * STREAMS_PER_SUBJECT + [(429, "5")] * 40
     assert task["status"] == "completed"
 
 
