@@ -1,17 +1,18 @@
-"""TCP sockets of this machine with their users, from the kernel's tables.
+"""TCP sockets of this machine with their users: all listeners, or one connection.
 
-Source: Documentation/networking/proc_net_tcp.rst of Linux. The tables show the sockets
-of all users, but only those of this network namespace.
+Sources: Documentation/networking/proc_net_tcp.rst of Linux, and sock_diag(7). Both show
+the sockets of all users, but only those of this network namespace.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 TCP_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENING: Final = "0A"
@@ -43,20 +44,57 @@ def listeners_on(port: int, tables: Sequence[Path] = TCP_TABLES) -> frozenset[Li
     )
 
 
-def connection_uids(
-    port: int, remote_port: int, tables: Sequence[Path] = TCP_TABLES
-) -> frozenset[int]:
-    """Return the users of the sockets with these ports.
+_SOCK_DIAG: Final = 4  #: NETLINK_SOCK_DIAG
+_DIAG_BY_FAMILY: Final = 20
+_NLM_F_REQUEST: Final = 1
+_ANY_COOKIE: Final = 0xFFFFFFFF
+_NETLINK_HEADER: Final = struct.Struct("=IHHII")
+_DIAG_REQUEST: Final = struct.Struct("=BBBBI")
+_DIAG_PORTS: Final = struct.Struct(">HH")
+_DIAG_REST: Final = struct.Struct("=III")  #: interface and cookie
+_DIAG_OWNER: Final = struct.Struct("=II")  #: user and inode
+_DIAG_OWNER_AT: Final = _NETLINK_HEADER.size + 64
+_ALL_STATES: Final = 0xFFFFFFFF
+_REPLY_BYTES: Final = 4096
 
-    Only ports are compared, so another connection between the same ports of other
-    addresses may match as well. A caller has to trust all returned users.
+
+def tcp_client_uid(client: Sequence[Any], server: Sequence[Any]) -> int | None:
+    """Return the user of the client's end of a TCP connection on this machine.
+
+    The kernel looks up exactly this connection. Reading its table in /proc would take
+    longer, the more connections there are.
+
+    Args:
+        client: The client's address and port.
+        server: The address and port of this end.
+
+    Returns:
+        None if the client has closed its socket, or if the kernel does not say.
     """
-    ends = (f":{port:04X}", f":{remote_port:04X}")
-    return frozenset(
-        int(fields[7])
-        for fields in _rows(tables, ends[0])
-        if fields[1].endswith(ends[0]) and fields[2].endswith(ends[1])
-    )
+    try:
+        family = socket.AF_INET6 if ":" in client[0] else socket.AF_INET
+        addresses = b"".join(
+            socket.inet_pton(family, str(end[0]).partition("%")[0]).ljust(16, b"\0")
+            for end in (client, server)
+        )
+        body = (
+            _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
+            + _DIAG_PORTS.pack(client[1], server[1])
+            + addresses
+            + _DIAG_REST.pack(0, _ANY_COOKIE, _ANY_COOKIE)
+        )
+        size = _NETLINK_HEADER.size + len(body)
+        head = _NETLINK_HEADER.pack(size, _DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+        kinds = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+        with socket.socket(socket.AF_NETLINK, kinds, _SOCK_DIAG) as kernel:
+            kernel.send(head + body)
+            reply = kernel.recv(_REPLY_BYTES)  # The kernel answers within `send`.
+    except OSError:
+        return None
+    if _NETLINK_HEADER.unpack_from(reply)[1] != _DIAG_BY_FAMILY:
+        return None
+    uid, inode = _DIAG_OWNER.unpack_from(reply, _DIAG_OWNER_AT)
+    return int(uid) if inode else None
 
 
 def _rows(tables: Sequence[Path], port: str) -> Iterator[list[str]]:

@@ -22,7 +22,7 @@ from octaskly.api.security import route_cost
 from octaskly.api.security.one_time_codes import CODE_CHARS_MAX, CODE_TTL_S
 from octaskly.ports import TokenInfo
 from octaskly.rest.access import PageSession, SessionCode
-from octaskly.system.tcp_table import connection_uids
+from octaskly.system.tcp_table import tcp_client_uid
 
 PREFIX_CHARS: Final = 8  #: of the node id, at the start of its codes
 INVALID_CODE_HINT: Final = (
@@ -69,10 +69,10 @@ async def create_code(request: Request) -> web.StreamResponse:
 
 async def create_session(request: Request) -> web.StreamResponse:
     """Redeem a code for the token of a page."""
-    uids = _loopback_uids(request)
+    uid = _loopback_uid(request)
     if request.info.rate_limit_headers is None:  # Limit guesses on loopback, too.
         # All users there have the same addresses, so each user has a limit.
-        source = f"users {sorted(uids)}" if uids else request.http_request.remote or ""
+        source = request.http_request.remote or "" if uid is None else f"user {uid}"
         request.info.rate_limit_headers = (
             request.services.rate_limiter.charge_anonymous(source)
         )
@@ -87,7 +87,7 @@ async def create_session(request: Request) -> web.StreamResponse:
     )
     if opened is None:
         raise _invalid_code_problem(INVALID_CODE_HINT)
-    if not opened.may_be_redeemed_by(uids):
+    if not opened.may_be_redeemed_by(uid):
         raise _invalid_code_problem(
             "this code was made for another user of this machine"
         )
@@ -109,15 +109,15 @@ async def renew_session(request: Request) -> web.StreamResponse:
     )
 
 
-def _loopback_uids(request: Request) -> frozenset[int]:
-    """Return the users that the client of a loopback connection may be."""
+def _loopback_uid(request: Request) -> int | None:
+    """Return the user of the client of a loopback connection; None if it is unknown."""
     transport = request.http_request.transport
     if transport is None or transport.get_extra_info("ssl_object") is not None:
-        return frozenset()
+        return None
     client, own = (transport.get_extra_info(end) for end in ("peername", "sockname"))
     if not isinstance(client, tuple):  # A UNIX socket needs no code.
-        return frozenset()
-    return connection_uids(client[1], own[1])
+        return None
+    return tcp_client_uid(client, own)
 
 
 def _session_response(

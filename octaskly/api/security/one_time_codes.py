@@ -26,16 +26,15 @@ class OneTimeCode:
     uid: int | None  #: the only user that may redeem it, over loopback; None: any
     expires_s: float  #: on the monotonic clock
 
-    def may_be_redeemed_by(self, uids: frozenset[int]) -> bool:
-        """Return True if a client with these user ids may redeem the code.
+    def may_be_redeemed_by(self, uid: int | None) -> bool:
+        """Return True if a client may redeem the code.
 
         Args:
-            uids: All users that the client of a loopback connection may be; empty for
-                any other connection.
+            uid: User of the client of a loopback connection; None if it is unknown.
         """
         # Root redeems a code when it relays for a user, for example into a virtual
         # machine.
-        return self.uid is None or (bool(uids) and uids <= {self.uid, ROOT_UID})
+        return self.uid is None or uid in (self.uid, ROOT_UID)
 
 
 class OneTimeCodes:

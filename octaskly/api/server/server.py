@@ -37,7 +37,6 @@ from octaskly.api.http.local_socket import (
     address_without_scope,
     bind_local_socket,
     peer_credentials,
-    tcp_client_uid,
 )
 from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
 from octaskly.api.http.open_long_polls import LongPolls
@@ -76,6 +75,7 @@ from octaskly.ports import (
     Principal,
 )
 from octaskly.rest.mesh import Checkup
+from octaskly.system.tcp_table import tcp_client_uid
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.

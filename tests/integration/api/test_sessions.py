@@ -21,7 +21,6 @@ from octaskly.api.security.one_time_codes import CODE_TTL_S, CODES_MAX, OneTimeC
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import JoinStatus, Principal, WaitingMachine
-from octaskly.system.tcp_table import connection_uids
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.api_node import (
     ADMIN,
@@ -306,28 +305,13 @@ def test_only_the_newest_codes_are_kept() -> None:
     assert codes.redeem(made[-1], 1.0) is not None
 
 
-def test_all_possible_peers_of_a_connection_must_match() -> None:
-    """Another connection between the same ports must not lend its user."""
+def test_a_code_of_a_user_needs_that_user_or_root() -> None:
+    """A client whose user is unknown is refused."""
     codes = OneTimeCodes()
     opened = codes.redeem(codes.create(OURS, uid=1000, now_s=0.0), 1.0)
 
     assert opened is not None
-    assert opened.may_be_redeemed_by(frozenset({1000}))
-    assert opened.may_be_redeemed_by(frozenset({0}))
-    assert not opened.may_be_redeemed_by(frozenset({1000, 1001}))
-    assert not opened.may_be_redeemed_by(frozenset())
-
-
-def test_users_of_loopback_are_read_from_the_kernel_tables(
-    tmp_path: Path,
-) -> None:
-    """For both families; a missing table has none."""
-    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt"
-    row = "   0: {}:9C40 {}:0BB8 01 00000000:00000000 00:00000000 00000000  {}  0 1"
-    four, six = tmp_path / "tcp", tmp_path / "tcp6"
-    four.write_text(f"{head}\n{row.format('0100007F', '0100007F', 1000)}\n")
-    six.write_text(f"{head}\n{row.format('0' * 32, '0' * 32, 1001)}\n")
-
-    assert connection_uids(40000, 3000, [four, six]) == {1000, 1001}
-    assert connection_uids(3000, 40000, [four, six]) == frozenset()
-    assert connection_uids(40000, 3000, [four, tmp_path / "none"]) == {1000}
+    assert opened.may_be_redeemed_by(1000)
+    assert opened.may_be_redeemed_by(0)
+    assert not opened.may_be_redeemed_by(1001)
+    assert not opened.may_be_redeemed_by(None)
