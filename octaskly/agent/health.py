@@ -25,7 +25,7 @@ class HealthChecks:
     lost_membership_reason: Callable[[], str | None] = _no_reason
     """Why this node is no longer a member, and how it can join again; or None."""
     warnings: tuple[str, ...] = ()
-    """What is wrong on this node though it can serve; everyone may read it."""
+    """Problems of this node that do not stop it from serving; they are public."""
 
     def failure_reason(self) -> str | None:
         """Return why this node cannot serve, or None if it can."""

@@ -58,7 +58,7 @@ def require_trusted_listener(
         )
     if not now:
         raise ConfigError(
-            f"nobody can tell which user answers on port {port} of this machine; no "
+            f"the user that listens on port {port} of this machine is unknown; no "
             "token was sent there",
             hint=HINT,
         )

@@ -41,7 +41,7 @@ class LoopbackPort:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What everyone may read about a missing port."""
+        """Public text about a missing port."""
         if self.port is not None:
             return ()
         where = f"this machine's port {self.taken_port}"
@@ -111,7 +111,7 @@ def take_inherited_sockets(
 
 
 def describe_holder(port: int) -> str:
-    """Return who listens on a port: process and user, as far as they are known."""
+    """Return the process and user that listen on a port; less if they are hidden."""
     users = sorted({each.uid for each in listeners_on(port)})
     user = " and ".join(f"user {user_name(uid)}" for uid in users)
     process = process_on_port(port)

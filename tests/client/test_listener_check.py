@@ -62,5 +62,5 @@ def test_a_port_without_a_visible_listener_is_not_trusted() -> None:
         bound.bind((HOST, 0))
         port = bound.getsockname()[1]
 
-        with pytest.raises(ConfigError, match="nobody can tell which user answers"):
+        with pytest.raises(ConfigError, match="the user that listens on port"):
             require_trusted_listener(frozenset(), HOST, port)

@@ -97,7 +97,7 @@ class NotSent(ConnectionError):
 
 
 class Quota(Protocol):
-    """What a request takes of its client's quotas."""
+    """The quotas of its client that a request uses."""
 
     def pause(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Free all while the block waits for an event, and take it again after it."""

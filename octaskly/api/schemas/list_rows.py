@@ -30,7 +30,7 @@ _encode = task_response.encode
 
 
 def encode_page(found: TaskListPage, rows: Sequence[bytes], query: TaskQuery) -> bytes:
-    """Return a page of tasks, of which the rows are encoded, with its position."""
+    """Return a page of tasks as JSON: encoded rows and the position of the page."""
     is_search = query.search is not None
     shown = rest.TaskLines(
         tasks=_as_encoded(rows),

@@ -1,4 +1,4 @@
-"""Cost of routes: what a request may take of a node, declared in the table of routes.
+"""Cost of routes: the resources of a node that a request uses, by route.
 
 The server enforces it for all routes alike: `server/quotas.py` bounds the expensive
 requests in progress and the memory of responses, and the rate limit charges the units.
@@ -26,7 +26,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 
 
 class CostKind(Enum):
-    """What limits the requests of a route, besides the rate limit."""
+    """The limit on requests of a route in progress; all count in the rate limit."""
 
     CHEAP = auto()  #: nothing: a small response, which takes a few milliseconds
     EXPENSIVE = auto()  #: one client may have few of them in progress
@@ -93,7 +93,7 @@ LIST: Final = Cost(
     rows_max=LIMIT_MAX,
     search_parameters=("name", "label", "text"),
 )
-"""A page of rows, the number of which `limit` gives."""
+"""A page of `limit` rows."""
 
 IDS: Final = Cost(
     kind=CostKind.CHEAP,
@@ -102,7 +102,7 @@ IDS: Final = Cost(
     rows_max=BATCH_MAX,
     row_bytes=ID_BYTES,
 )
-"""Ids for tasks, the number of which `count` gives."""
+"""`count` ids for tasks."""
 
 PER_NODE: Final = Cost(
     kind=CostKind.CHEAP, rows_default=NODES_EXPECTED, rows_max=NODES_EXPECTED

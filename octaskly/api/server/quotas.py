@@ -1,7 +1,7 @@
 """Quotas of clients: expensive requests in progress, and memory for responses.
 
 A request is in progress until its response is written, so a client that reads slowly
-uses up its own quota. The cost of a route says what its requests take.
+uses up its own quota. `Route.cost` declares the quotas that its requests use.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Quotas:
 
     @property
     def is_idle(self) -> bool:
-        """Return True if no request has anything of the quotas."""
+        """Return True if no request uses a quota."""
         return not (self._slots or self._reserved_bytes)
 
     @contextlib.asynccontextmanager
@@ -101,7 +101,11 @@ class Quotas:
 
     @contextlib.contextmanager
     def _use_slots(self, key: str, whose: str) -> Iterator[asyncio.Semaphore]:
-        """Give the slots of a client, of which one is free."""
+        """Return the slots of a client while the block runs.
+
+        Raises:
+            Problem: 429, no slot is free.
+        """
         slots = self._slots.get(key)
         if slots is None:
             slots = self._slots[key] = _Slots(asyncio.Semaphore(self._expensive_max))
@@ -125,7 +129,7 @@ class Quotas:
 
 
 class Admission:
-    """What one request takes of the quotas."""
+    """The slot and the memory that one request uses."""
 
     def __init__(
         self,
@@ -160,7 +164,7 @@ class Admission:
         self._reserved_bytes += more
 
     def release(self) -> None:
-        """Free all that the request has."""
+        """Free the slot and the memory of the request."""
         if self._free_slots is not None and self._has_slot:
             self._free_slots.release()
             self._has_slot = False
@@ -170,7 +174,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def pause(self) -> AsyncIterator[None]:
-        """Free all while the block waits for an event, and take it again after it."""
+        """Free the quotas while the block waits for an event, then take them again."""
         self.release()
         try:
             yield

@@ -22,7 +22,7 @@ class TakenPort:
 
     flag: str  #: flag of the agent that selects another port
     port: int
-    owner: str  #: process and user, as far as they are known
+    owner: str  #: process and user, or less if the kernel hides them
     used: int | None = None  #: port of the agent instead; None if no agent runs
     is_stolen: bool = False
     """Another user holds it, and an agent takes no other port in its place."""

@@ -65,7 +65,7 @@ def unit_path(scope: Scope, environ: Mapping[str, str]) -> Path:
 
 
 def socket_path(scope: Scope, environ: Mapping[str, str]) -> Path:
-    """Return the path of the unit that holds the port."""
+    """Return the path of `octaskly.socket`, which holds the API port."""
     return unit_path(scope, environ).with_name(SOCKET_UNIT)
 
 

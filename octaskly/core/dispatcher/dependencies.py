@@ -42,7 +42,7 @@ class Dependencies:
         self._query_number = 0
         """Number of the last query; other answers belong to an earlier epoch."""
         self.has_waiting_tasks = False
-        """True if any task waits for another one, as far as is known."""
+        """True if a task waits for another one, by the last answer of the store."""
         self._needs_query = False
         """Whether a task may have become ripe since the last question."""
         self._is_querying = False

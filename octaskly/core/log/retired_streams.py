@@ -29,7 +29,7 @@ EMPTY_DIGEST: Final = 0
 
 
 class RetiredSummary(Struct, frozen=True, array_like=True):
-    """What a message says of its sender's retired streams."""
+    """Summary of the sender's retired streams in a message."""
 
     digest: Count = EMPTY_DIGEST
     """Digest of a set of retired streams that the sender knows.
@@ -42,7 +42,7 @@ class RetiredSummary(Struct, frozen=True, array_like=True):
 NONE_RETIRED: Final = RetiredSummary()
 
 LogExtent = tuple[VectorItems, RetiredSummary]
-"""What a node holds of the log: the vector, and the streams that it leaves out."""
+"""Extent of a node's log: its vector, and a summary of its retired streams."""
 
 
 def pair_digest(stream: int, seq: int) -> int:

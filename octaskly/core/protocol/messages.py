@@ -205,7 +205,7 @@ class Pull(Struct, frozen=True, array_like=True, tag=12):
     )
     retired: RetiredSummary = NONE_RETIRED
     included: Count = EMPTY_DIGEST
-    """Digest of retired streams of the receiver, all of which the sender knows."""
+    """Digest of the receiver's retired streams, if the sender knows all of them."""
 
 
 class Entries(Struct, frozen=True, array_like=True, tag=13):

@@ -77,5 +77,5 @@ export function rate(n) {
   return n >= 10 || Number.isInteger(n) ? n.toFixed(0) : n.toFixed(1);
 }
 
-/** The command of a task in a list, of which only the beginning may be there. */
+/** The command of a task in a list, which may contain only its beginning. */
 export const commandOf = (task) => (task.command_truncated ? `${task.command}…` : task.command);
