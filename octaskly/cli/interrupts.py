@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Final
@@ -48,6 +49,15 @@ def _interrupt(number: int, _frame: object) -> None:
 def interrupt_cause(interrupt: KeyboardInterrupt) -> str:
     """Return the display name of the signal that interrupted a block."""
     return "SIGTERM" if interrupt.args == (signal.SIGTERM,) else "Ctrl-C"
+
+
+def ignore_unfinished_objects() -> None:
+    """Let a program that was interrupted end without tracebacks of destructors.
+
+    Ctrl-C may arrive in a constructor. The destructor then misses an attribute, and
+    Python prints that on stderr.
+    """
+    sys.unraisablehook = lambda _unraisable: None
 
 
 @contextlib.contextmanager

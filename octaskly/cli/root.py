@@ -17,6 +17,7 @@ import click
 from octaskly import __version__
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
+from octaskly.cli.interrupts import ignore_unfinished_objects
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -179,6 +180,7 @@ def run(arguments: Sequence[str] | None) -> int:
         )
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        ignore_unfinished_objects()
         return EXIT_CANCELLED
     except OctasklyError as error:
         return report_error(error)

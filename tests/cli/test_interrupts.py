@@ -164,3 +164,28 @@ def test_sigterm_leaves_no_task_running(api: Api, environ: dict[str, str]) -> No
 
     assert run.exitstatus == 130
     assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
+
+
+UNFINISHED = """\
+import click, sys
+from octaskly.cli import main, root
+
+class Unfinished:
+    def __init__(self):
+        raise KeyboardInterrupt
+    def __del__(self):
+        print(self.never_set)
+
+unfinished = click.Command("unfinished", callback=Unfinished)
+root.COMMANDS["unfinished"] = "__main__:unfinished"
+sys.exit(main(["unfinished"]))
+"""
+
+
+def test_an_interrupted_constructor_prints_no_traceback() -> None:
+    """Ctrl-C inside `SocketIO()` did."""
+    ended = subprocess.run(
+        [sys.executable, "-c", UNFINISHED], capture_output=True, text=True, check=False
+    )
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\n")

@@ -23,7 +23,7 @@ ROW_BYTES_MAX: Final = 2048  #: of JSON, so that 1000 rows stay below 2 MiB
 COMMAND_BYTES_MAX: Final = LISTED_COMMAND_CHARS  #: of JSON: control characters take six
 ITEM_BYTES_MAX: Final = 256  #: of the item of a member, in a row that is too long
 DETAIL_BYTES_MAX: Final = 192  #: the same for the detail of its end
-LABELS_BYTES_MAX: Final = 384  #: the same for its labels
+LABELS_BYTES_MAX: Final = 256  #: the same for its labels
 ROWS_PER_TURN: Final = 50  #: take less than a millisecond of the event loop
 
 _encode = task_response.encode

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from octaskly.api.routes import tasks
@@ -56,6 +56,14 @@ def decoded(row: bytes) -> rest.ArrayMember:
 
 
 @given(command=TEXT, detail=TEXT, name=NAMES, labels=LABELS, item=TEXT)
+@example(
+    command="x" * 2000,
+    detail="x" * 2000,
+    name="\U0001f600" * 128,
+    labels=dict.fromkeys("abcdefghijklmnopqrstuvwxyz", "x")
+    | {f"{number:02}": "x" for number in range(100)},
+    item="x" * 2000,
+)
 def test_a_row_has_at_most_2_kib_whatever_is_in_the_task(
     command: str, detail: str, name: str, labels: dict[str, str], item: str
 ) -> None:
