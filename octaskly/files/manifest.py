@@ -1,0 +1,202 @@
+"""Manifests: the paths, contents and attributes of all files of a tree.
+
+The encoded manifest is a content like any other, so one digest identifies the tree.
+Manifests come from clients and workers, so decoding trusts nothing: no path or link
+leads out of the tree, and nothing lies below a file or a link.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from octaskly.errors import OctasklyError
+
+ENTRIES_MAX: Final = 100_000  #: files, links and empty folders
+MANIFEST_BYTES_MAX: Final = 16 << 20
+PATH_BYTES_MAX: Final = 4096
+NAME_BYTES_MAX: Final = 255
+SHA256_BYTES: Final = 32
+
+Path = Annotated[str, Meta(min_length=1, max_length=PATH_BYTES_MAX)]
+"""Relative and normalised, with `/` between its names."""
+
+Sha256 = Annotated[bytes, Meta(min_length=SHA256_BYTES, max_length=SHA256_BYTES)]
+SizeBytes = Annotated[int, Meta(ge=0, lt=1 << 62)]
+TimeNs = Annotated[int, Meta(ge=-(1 << 63), lt=1 << 63)]
+
+
+class ManifestError(OctasklyError):
+    """A manifest, or a tree that would need one, is invalid."""
+
+
+class TreeFile(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A regular file of a tree."""
+
+    path: Path
+    sha256: Sha256  #: of its content
+    size_bytes: SizeBytes
+    mtime_ns: TimeNs  #: since 1970, UTC
+    is_executable: bool = False
+
+
+class TreeLink(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A symbolic link that stays inside the tree."""
+
+    path: Path
+    target: Path  #: relative to the folder of the link; `..` only at its start
+
+
+class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A tree. Each part is sorted by path; folders that hold something are implied."""
+
+    files: tuple[TreeFile, ...] = ()
+    links: tuple[TreeLink, ...] = ()
+    empty_folders: tuple[Path, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.size_bytes for file in self.files)
+
+    def sizes(self) -> dict[bytes, int]:
+        """Return the size of each distinct content by its digest."""
+        return {file.sha256: file.size_bytes for file in self.files}
+
+    def paths(self) -> Iterator[str]:
+        """Yield the paths of all entries, by kind."""
+        yield from (file.path for file in self.files)
+        yield from (link.path for link in self.links)
+        yield from self.empty_folders
+
+
+_decoder = msgspec.msgpack.Decoder(Manifest)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def make_manifest(
+    files: Iterable[TreeFile],
+    links: Iterable[TreeLink] = (),
+    empty_folders: Iterable[str] = (),
+) -> Manifest:
+    """Return the manifest of a tree whose entries are in any order.
+
+    Raises:
+        ManifestError: the entries are not a tree, or too many.
+    """
+    manifest = Manifest(
+        tuple(sorted(files, key=lambda file: file.path)),
+        tuple(sorted(links, key=lambda link: link.path)),
+        tuple(sorted(empty_folders)),
+    )
+    check_manifest(manifest)
+    return manifest
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of a manifest; equal trees have equal bytes.
+
+    Raises:
+        ManifestError: it would be too large.
+    """
+    data = _encoder.encode(manifest)
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise ManifestError(
+            f"the list of files has {len(data)} bytes; at most {MANIFEST_BYTES_MAX}"
+            " are possible",
+            hint="send fewer files, or one archive of them",
+        )
+    return data
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Return the manifest in these bytes.
+
+    Raises:
+        ManifestError: they are not a valid manifest.
+    """
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise ManifestError(f"a manifest of {len(data)} bytes is too large")
+    try:
+        manifest = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ManifestError(f"not a manifest: {error}") from None
+    check_manifest(manifest)
+    for paths in (
+        [file.path for file in manifest.files],
+        [link.path for link in manifest.links],
+        manifest.empty_folders,
+    ):
+        if any(one >= other for one, other in pairwise(paths)):
+            raise ManifestError("not a manifest: its paths are not in order")
+    return manifest
+
+
+def content_digest(data: bytes) -> str:
+    """Return the SHA-256 of a content, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise `ManifestError` unless the entries are a tree that stays inside itself."""
+    taken: set[str] = set()
+    for count, path in enumerate(manifest.paths(), start=1):
+        if count > ENTRIES_MAX:
+            raise ManifestError(
+                f"more than {ENTRIES_MAX} files",
+                hint="send fewer files, or one archive of them",
+            )
+        check_path(path)
+        if path in taken:
+            raise ManifestError(f"two entries are called {path!r}")
+        taken.add(path)
+    for path in taken:
+        above = path.rpartition("/")[0]
+        while above:
+            if above in taken:
+                raise ManifestError(
+                    f"{path!r} lies below {above!r}, which is no folder"
+                )
+            above = above.rpartition("/")[0]
+    for link in manifest.links:
+        check_link(link)
+    sizes: dict[bytes, int] = {}
+    for file in manifest.files:
+        if sizes.setdefault(file.sha256, file.size_bytes) != file.size_bytes:
+            raise ManifestError(f"{file.path!r} has the digest of another size")
+
+
+def check_path(path: str) -> None:
+    """Raise `ManifestError` unless a path is relative, normalised and short enough."""
+    try:
+        encoded = path.encode()
+    except UnicodeError:
+        raise ManifestError(f"the name {path!r} is not UTF-8") from None
+    names = encoded.split(b"/")
+    if any(name in (b"", b".", b"..") for name in names) or b"\0" in encoded:
+        raise ManifestError(f"{path!r} is not a path below the folder")
+    if len(encoded) > PATH_BYTES_MAX or max(map(len, names)) > NAME_BYTES_MAX:
+        raise ManifestError(f"the name {path[:80]!r}... is too long")
+
+
+def check_link(link: TreeLink) -> None:
+    """Raise `ManifestError` unless a link stays inside the tree.
+
+    `..` may only be at the start of its target. Its own folder is real, because nothing
+    lies below a link, so the start stays inside, and each further link on the way is
+    checked in the same way.
+    """
+    names = link.target.split("/")
+    ups = 0
+    while ups < len(names) and names[ups] == "..":
+        ups += 1
+    below = names[ups:]
+    if ups > link.path.count("/") or link.target.startswith("/"):
+        raise ManifestError(f"the link {link.path!r} leads out of the folder")
+    if below:
+        check_path("/".join(below))
