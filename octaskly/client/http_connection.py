@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from octaskly.client import errors
 from octaskly.client.errors import NoAnswer, ReplyLost
-from octaskly.client.flows.rest_calls import Call, Response
+from octaskly.client.flows.rest_calls import Body, Call, Response
 from octaskly.client.listener_check import require_trusted_listener
 from octaskly.client.unix_socket import CONNECT_S_MAX, connect_unix
 from octaskly.errors import ConfigError
@@ -168,7 +168,7 @@ class HttpConnection:
         self,
         method: str,
         target: str,
-        body: bytes | memoryview | None,
+        body: Body | None,
         headers: Mapping[str, str],
         timeout_s: float,
     ) -> http.client.HTTPResponse:
@@ -179,10 +179,13 @@ class HttpConnection:
         all_headers = {**self._headers, **headers}
         if body is not None:
             all_headers.setdefault("Content-Type", "application/json")
+            all_headers["Content-Length"] = str(len(body))
         self._connect()
         try:
             self._connection.sock.settimeout(timeout_s)
-            self._connection.request(method, target, body=body, headers=all_headers)
+            # A node may refuse a large body before it has read all of it.
+            with contextlib.suppress(BrokenPipeError):
+                self._connection.request(method, target, body=body, headers=all_headers)
             response = self._connection.getresponse()
         except TimeoutError as error:
             self.close()

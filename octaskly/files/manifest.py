@@ -28,7 +28,7 @@ Path = Annotated[str, Meta(min_length=1, max_length=PATH_BYTES_MAX)]
 
 Sha256 = Annotated[bytes, Meta(min_length=SHA256_BYTES, max_length=SHA256_BYTES)]
 SizeBytes = Annotated[int, Meta(ge=0, lt=1 << 62)]
-TimeNs = Annotated[int, Meta(ge=-(1 << 63), lt=1 << 63)]
+TimeNs = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class ManifestError(OctasklyError):

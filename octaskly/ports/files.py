@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +45,24 @@ class FileStore(Protocol):
 
     def touch_file(self, sha256: str) -> int | None:
         """Protect a file for a while and return its size; None if it is not stored."""
+
+    def missing_files(self, sha256s: Iterable[str]) -> list[str]:
+        """Return which of these files are not stored, and protect the others."""
+
+    def store_content(self, sha256: str, data: bytes) -> None:
+        """Store a small file at once.
+
+        Raises:
+            ContentMismatch: It has another SHA-256.
+            FileQuotaExceeded: There is no room for it.
+            OSError: The folder cannot be used.
+        """
+
+    def pack_files(self, sha256s: Iterable[str]) -> Iterator[bytes]:
+        """Yield a pack of these files in parts; files that are not stored are left out.
+
+        Source: `octaskly.files.pack`.
+        """
 
     def start_upload(self, sha256: str, size_bytes: int) -> FileUpload:
         """Start an upload.

@@ -96,3 +96,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: list[str] = []
     on: str | None = None
     files: list[dict[str, str]] = []
+    tree: dict[str, str] | None = None

@@ -181,6 +181,28 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
+class TaskTree(msgspec.Struct, frozen=True, kw_only=True):
+    """A tree of files that the node places in an attempt's folder."""
+
+    sha256: str  #: of its manifest
+    node: str
+
+
+class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the asked files a node lacks."""
+
+    missing: list[str]  #: their SHA-256, in the order of the request
+    node: str
+
+
+class StoredPack(msgspec.Struct, kw_only=True):
+    """What a node stored of a pack."""
+
+    files: int
+    bytes: int
+    node: str
+
+
 class TaskDetail(TaskLine, frozen=True, kw_only=True):
     """A task with all its fields."""
 
@@ -206,6 +228,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     stdin_bytes: int = 0
     workdir: Workdir | None = None
     files: list[TaskFile] = []
+    tree: TaskTree | None = None
     grace: int | None = None
     requires: Requirements | None = None
     limits: ResourceLimits | None = None

@@ -1,26 +1,35 @@
-"""Routes of files that clients upload to a node for tasks.
+"""Routes of files that clients send to a node for tasks.
 
-A file stays at that node; workers fetch it from there for tasks that name it. Clients
+A client asks which files are missing, sends small ones in packs and large ones alone.
+They stay at that node; workers fetch them from there for tasks that name them. Clients
 cannot download files; only tasks can read them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import StreamReader, web
+from aiohttp import web
 
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
-from octaskly.api.schemas import query, task_response
+from octaskly.api.schemas import query, request_bodies, task_response
+from octaskly.api.schemas.files import FilesIn
 from octaskly.api.security import route_cost
-from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore, FileUpload
-from octaskly.rest.tasks import StoredFile
+from octaskly.files.manifest import ManifestError
+from octaskly.files.pack import PackReader
+from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore
+from octaskly.rest.tasks import MissingFiles, StoredFile, StoredPack
 
 PATH: Final = "/api/v1/files/{sha256}"
+MISSING_PATH: Final = "/api/v1/files/missing"
+PACK_PATH: Final = "/api/v1/files/pack"
+NODE_PACK_PATH: Final = "/internal/v1/files/pack"
 CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
 
 
@@ -39,6 +48,48 @@ async def upload_file(request: Request) -> web.StreamResponse:
     with request.services.streams.count_stream(request.principal):
         await _store_upload(request, files, name, size)
     return json_response(_encode_file(request, name, size), HTTPStatus.CREATED)
+
+
+async def list_missing(request: Request) -> web.StreamResponse:
+    """Return which files this node lacks, and keep the others for another hour."""
+    files = _file_store(request)
+    asked = request_bodies.parse_asked_files(request.body)
+    missing = await asyncio.to_thread(files.missing_files, asked)
+    shown = MissingFiles(missing=missing, node=request.gateway.node_id)
+    return json_response(task_response.encode(shown))
+
+
+async def upload_pack(request: Request) -> web.StreamResponse:
+    """Store the small files of a pack; those before an error are kept."""
+    files, reader = _file_store(request), PackReader()
+    stored = StoredPack(files=0, bytes=0, node=request.gateway.node_id)
+
+    def store(data: bytes) -> None:
+        for sha256, content in reader.add_data(data):
+            files.store_content(sha256.hex(), content)
+            stored.files += 1
+            stored.bytes += len(content)
+
+    with (
+        request.services.streams.count_stream(request.principal),
+        _upload_errors(field="pack"),
+    ):
+        await _receive(request, store)
+        reader.check_end()
+    return json_response(task_response.encode(stored), HTTPStatus.CREATED)
+
+
+async def send_pack_to_node(request: Request) -> web.StreamResponse:
+    """Send small files of this node to another node, in one pack."""
+    names = request_bodies.parse_asked_files(request.body)
+    parts = _file_store(request).pack_files(names)
+    response = web.StreamResponse(headers={"Content-Type": BYTES})
+    request.add_headers(response)
+    await response.prepare(request.http_request)
+    while part := await asyncio.to_thread(next, parts, b""):
+        await response.write(part)
+    await response.write_eof()
+    return response
 
 
 async def show_file(request: Request) -> web.StreamResponse:
@@ -66,8 +117,12 @@ async def send_file_to_node(request: Request) -> web.StreamResponse:
 
 
 def _requested_file(request: Request) -> tuple[str, FileStore]:
+    return query.sha256(request.path_params["sha256"]), _file_store(request)
+
+
+def _file_store(request: Request) -> FileStore:
     assert request.services.files is not None  # Every member of a mesh has it.
-    return query.sha256(request.path_params["sha256"]), request.services.files
+    return request.services.files
 
 
 def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
@@ -78,14 +133,21 @@ def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
 async def _store_upload(
     request: Request, files: FileStore, name: str, size_bytes: int
 ) -> None:
-    try:
+    with _upload_errors(field="sha256"):
         intake = await asyncio.to_thread(files.start_upload, name, size_bytes)
         try:
-            await _copy(request, request.http_request.content, intake)
+            await _receive(request, intake.write)
             await asyncio.to_thread(intake.finish)
         finally:
             # A disconnect of the client cancels this handler, so shield the cleanup.
             await asyncio.shield(asyncio.to_thread(intake.abort))
+
+
+@contextlib.contextmanager
+def _upload_errors(*, field: str) -> Iterator[None]:
+    """Turn errors of the store into error responses; the body may be unread."""
+    try:
+        yield
     except FileQuotaExceeded as error:
         raise Problem(
             507,
@@ -93,35 +155,69 @@ async def _store_upload(
             hint=f"{error}; {error.hint}",
             closes_connection=True,
         ) from None
-    except OSError as error:
-        hint = f"the node cannot write to its disk: {error.strerror}"
-        raise Problem(
-            507, "No room for the file", hint=hint, closes_connection=True
-        ) from None
-    except ContentMismatch as error:
-        raise Problem(
-            400, INVALID_VALUE, hint=str(error), field="sha256", closes_connection=True
-        ) from None
     except TimeoutError:
         hint = "no bytes of the body arrived within the stall timeout"
         raise Problem(
             408, "Request timeout", hint=hint, closes_connection=True
         ) from None
+    except OSError as error:
+        hint = f"the node cannot write to its disk: {error.strerror}"
+        raise Problem(
+            507, "No room for the file", hint=hint, closes_connection=True
+        ) from None
+    except (ContentMismatch, ManifestError) as error:
+        raise Problem(
+            400, INVALID_VALUE, hint=str(error), field=field, closes_connection=True
+        ) from None
 
 
-async def _copy(request: Request, content: StreamReader, intake: FileUpload) -> None:
-    stall_s = request.services.timeouts.stall_s
+async def _receive(request: Request, write: Callable[[bytes], None]) -> None:
+    """Pass the body to `write`, in a thread, in parts of `CHUNK_BYTES`."""
+    content, stall_s = request.http_request.content, request.services.timeouts.stall_s
     while True:
         try:
             async with asyncio.timeout(stall_s):
                 data = await content.readexactly(CHUNK_BYTES)
         except asyncio.IncompleteReadError as end:
-            await asyncio.to_thread(intake.write, end.partial)
+            await asyncio.to_thread(write, end.partial)
             return
-        await asyncio.to_thread(intake.write, data)
+        await asyncio.to_thread(write, data)
 
 
 ROUTES = (
+    # Before the routes of one file: they would match `missing` and `pack`.
+    Route(
+        method="POST",
+        path=MISSING_PATH,
+        handler=list_missing,
+        cost=route_cost.CHEAP,
+        access=Access.SUBMIT,
+        is_local=True,
+        body_type=FilesIn,
+        responses={200: MissingFiles},
+    ),
+    Route(
+        method="POST",
+        path=PACK_PATH,
+        handler=upload_pack,
+        cost=route_cost.UPLOAD,
+        access=Access.SUBMIT,
+        is_local=True,
+        is_body_streamed=True,
+        responses={201: StoredPack},
+        error_statuses=(507,),
+    ),
+    Route(
+        method="POST",
+        path=NODE_PACK_PATH,
+        handler=send_pack_to_node,
+        cost=route_cost.STREAM,
+        access=Access.NODE,
+        is_local=True,
+        body_type=FilesIn,
+        responses={200: None},
+        media_type=BYTES,
+    ),
     Route(
         method="POST",
         path=PATH,

@@ -1,4 +1,4 @@
-"""Validation and JSON of the uploaded files that a task names."""
+"""Validation and JSON of the files and trees that a task names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Annotated, Final
 import msgspec
 
 from octaskly.api.schemas.base import SHA256, InvalidField, RequestBody, openapi_schema
-from octaskly.core.model.task_options import UploadedFile
-from octaskly.rest.tasks import TaskFile
+from octaskly.core.model.task_options import InputTree, UploadedFile
+from octaskly.rest.tasks import TaskFile, TaskTree
 
 FILES_MAX: Final = 256
+ASKED_FILES_MAX: Final = 10_000  #: in one request; their digests fit into 1 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -25,12 +26,56 @@ class FileIn(RequestBody, gc=False):
     node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
 
 
+class TreeIn(RequestBody, gc=False):
+    """A tree of files that the node places in the attempt's scratch folder."""
+
+    sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
+    node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
+
+
+class FilesIn(RequestBody):
+    """A request about files, by SHA-256."""
+
+    sha256: Annotated[
+        tuple[Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")], ...],
+        msgspec.Meta(max_length=ASKED_FILES_MAX),
+    ]
+
+
 Files = Annotated[tuple[FileIn, ...], msgspec.Meta(max_length=FILES_MAX)]
 
 FILES_HINT: Final = (
     f"at most {FILES_MAX} objects with path (a name of 1 to 128 characters of A-Z a-z"
     " 0-9 . _ -), sha256 and node, by name or id; with `workdir`: scratch"
 )
+
+
+TREE_HINT: Final = (
+    "an object with sha256, the digest of a manifest, and node, by name or id; with"
+    " `workdir`: scratch"
+)
+
+
+def parse_tree(tree: TreeIn | None, *, is_scratch: bool) -> InputTree | None:
+    """Return the tree that a task names, if any.
+
+    Raises:
+        InvalidField: the tree is invalid.
+    """
+    if tree is None:
+        return None
+    if (why := _source_error(tree.sha256, tree.node)) is not None:
+        raise InvalidField("tree", why)
+    if not is_scratch:
+        raise InvalidField(
+            "tree", "a tree needs a scratch folder: set `workdir` to scratch"
+        )
+    return InputTree(sha256=tree.sha256, node=tree.node)
+
+
+def render_tree(tree: InputTree | None) -> TaskTree | None:
+    """Return the JSON of a tree."""
+    return None if tree is None else TaskTree(sha256=tree.sha256, node=tree.node)
 
 
 def parse_files(
@@ -77,8 +122,12 @@ def render_files(files: Iterable[UploadedFile]) -> list[TaskFile]:
 def _file_error(file: FileIn) -> str | None:
     if not _NAME.fullmatch(file.path):
         return f"unusable name {file.path[:80]!r}"
-    if not SHA256.fullmatch(file.sha256):
-        return f"{file.sha256[:80]!r} is not a SHA-256 in hexadecimal"
-    if not _NODE.fullmatch(file.node):
-        return f"{file.node[:80]!r} is not a valid node name or id"
+    return _source_error(file.sha256, file.node)
+
+
+def _source_error(sha256: str, node: str) -> str | None:
+    if not SHA256.fullmatch(sha256):
+        return f"{sha256[:80]!r} is not a SHA-256 in hexadecimal"
+    if not _NODE.fullmatch(node):
+        return f"{node[:80]!r} is not a valid node name or id"
     return None

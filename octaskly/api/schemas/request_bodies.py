@@ -26,7 +26,12 @@ from octaskly.api.problems import (
     Problem,
 )
 from octaskly.api.schemas import arrays, files
-from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
+from octaskly.api.schemas.base import (
+    SHA256,
+    InvalidField,
+    RequestBody,
+    openapi_schema,
+)
 from octaskly.api.schemas.task_options import FIELD_HINTS as OPTION_RANGES
 from octaskly.api.schemas.task_options import NO_OPTIONS, OptionsIn, parse_options
 from octaskly.core.model.drafts import TaskDraft
@@ -117,6 +122,7 @@ FIELD_HINTS: Final = {
     "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
     "durability": "normal or strict",
     "fail_fast": "true or false",
+    "sha256": f"at most {files.ASKED_FILES_MAX} digests of 64 digits 0-9 a-f",
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
     "subject": "1 to 128 printable characters",
@@ -129,6 +135,7 @@ _one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
+_asked_files = msgspec.json.Decoder(files.FilesIn)
 _nothing = msgspec.json.Decoder(EmptyIn)
 
 
@@ -160,6 +167,15 @@ def parse_forget(body: bytes) -> ForgetIn:
     """Return a request to delete ended tasks."""
     asked: ForgetIn = decode_body(_forget, ForgetIn, body)
     return asked
+
+
+def parse_asked_files(body: bytes) -> tuple[str, ...]:
+    """Return the SHA-256 of each file that a request asks about."""
+    asked: files.FilesIn = decode_body(_asked_files, files.FilesIn, body)
+    for index, name in enumerate(asked.sha256):
+        if not SHA256.fullmatch(name):
+            _raise_invalid(f"$.sha256[{index}]", f"{name[:80]!r} is not a SHA-256")
+    return asked.sha256
 
 
 def parse_token(body: bytes) -> TokenIn:

@@ -127,6 +127,7 @@ class OptionsIn(RequestBody, gc=False):
     after: Annotated[tuple[TaskRef, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
     files: given.Files = ()
+    tree: given.TreeIn | None = None
 
 
 NO_OPTIONS: Final = TaskOptions()
@@ -163,6 +164,7 @@ FIELD_HINTS: Final = {
     "after": f"at most {PARENTS_MAX} ids of tasks",
     "on": "success, failure or any, with `after`",
     "files": given.FILES_HINT,
+    "tree": given.TREE_HINT,
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
@@ -194,6 +196,7 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
         notify_url=_notify_url(fields.notify_url),
         after=_after(fields),
         files=given.parse_files(fields.files, is_scratch=fields.workdir == "scratch"),
+        tree=given.parse_tree(fields.tree, is_scratch=fields.workdir == "scratch"),
     )
     return None if options == NO_OPTIONS else options
 
@@ -222,6 +225,7 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "stdin_bytes": len(options.stdin),
         "workdir": "scratch" if options.is_scratch else None,
         "files": given.render_files(options.files),
+        "tree": given.render_tree(options.tree),
         "grace": options.grace_s,
         "requires": requires
         and rest.Requirements(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar, assert_never
 
@@ -14,7 +14,7 @@ from aiohttp.tracing import Trace
 
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, NoAnswer, ReplyLost, connect_error
-from octaskly.client.flows.rest_calls import Call, Response
+from octaskly.client.flows.rest_calls import Body, Call, Response
 from octaskly.client.flows.steps import (
     CloseStream,
     Emit,
@@ -183,13 +183,14 @@ class AsyncioDriver:
         headers = {"Accept": "application/json", **call.headers}
         if call.body is not None:
             headers.setdefault("Content-Type", "application/json")
+            headers["Content-Length"] = str(len(call.body))
         base = self._endpoint.url or "http://localhost"
         try:
             async with asyncio.timeout(timeout_s):
                 return await session.request(
                     call.method,
                     base + call.target,
-                    data=call.body,
+                    data=_payload(call.body),
                     headers=headers,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_S_MAX),
@@ -209,6 +210,22 @@ class AsyncioDriver:
         if isinstance(error, TimeoutError):
             raise NoAnswer(f"{self.node_label} did not answer in time") from error
         raise ReplyLost(f"{self.node_label} {message}") from error
+
+
+def _payload(
+    body: Body | None,
+) -> bytes | memoryview | AsyncIterator[bytes | memoryview] | None:
+    """Return a body as aiohttp takes it; parts are read in a thread."""
+    if body is None or isinstance(body, bytes | memoryview):
+        return body
+    return _read_parts(iter(body))
+
+
+async def _read_parts(
+    parts: Iterator[bytes | memoryview],
+) -> AsyncIterator[bytes | memoryview]:
+    while part := await asyncio.to_thread(next, parts, b""):
+        yield part
 
 
 class _AsyncioFlowRun:

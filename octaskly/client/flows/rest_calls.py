@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -23,6 +23,19 @@ TOKENS: Final = "/api/v1/tokens"
 _T = TypeVar("_T")
 
 
+class BodyParts(Protocol):
+    """A request body that is read in parts, from its start for each try."""
+
+    def __len__(self) -> int:
+        """Return its size in bytes."""
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        """Yield its parts; may block, and raise OSError."""
+
+
+Body: TypeAlias = bytes | memoryview | BodyParts
+
+
 class Response(NamedTuple):
     """A response of any status; the names of `headers` are in lower case."""
 
@@ -37,7 +50,7 @@ class Call(NamedTuple):
     method: str
     path: str
     query: Mapping[str, object] = {}
-    body: bytes | memoryview | None = None
+    body: Body | None = None
     headers: Mapping[str, str] = {}
     extra_wait_s: float = 0.0  #: added to the timeout, for long polls and uploads
     is_unrepeatable: bool = False  #: a second request would have a second effect

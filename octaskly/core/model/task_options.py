@@ -123,6 +123,13 @@ class UploadedFile(Struct, frozen=True, array_like=True, kw_only=True):
     node: Word  #: name or id of the node that stores it
 
 
+class InputTree(Struct, frozen=True, array_like=True, kw_only=True):
+    """A tree of files that a client sent, and that a task's folder contains."""
+
+    sha256: Word  #: hexadecimal digest of the manifest, which identifies the tree
+    node: Word  #: name or id of a node that has all its contents
+
+
 End = Literal["success", "failure", "any"]
 DEPENDENCY_ENDS: tuple[End, ...] = get_args(End)
 """Ends of a dependency that release a task; the log stores their positions here."""
@@ -156,6 +163,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     after: After | None = None
     files: Annotated[tuple[UploadedFile, ...], Meta(max_length=256)] = ()
     """Uploaded files for the attempt's own folder."""
+    tree: InputTree | None = None  #: the files of the attempt's own folder
 
     @property
     def chars(self) -> int:
@@ -173,6 +181,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
             + len(self.retry_of)
             + sum(map(len, self.after.tasks if self.after else ()))
             + sum(len(f.path) + len(f.sha256) + len(f.node) for f in self.files)
+            + (0 if self.tree is None else len(self.tree.sha256 + self.tree.node))
         )
 
 

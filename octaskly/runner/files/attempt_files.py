@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRemoving
@@ -11,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId
-from octaskly.core.model.task_options import UploadedFile
+from octaskly.core.model.task_options import InputTree, UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
-from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource
+from octaskly.files.copying import copy_content
+from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource, TreeSource
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.files.workdir import (
     CapturedOutputs,
@@ -67,6 +70,7 @@ class ScratchFolders:
         self,
         spec: TaskSpec,
         sources: Sequence[FileSource],
+        tree: TreeSource | None,
         may_continue: Callable[[], bool],
     ) -> Prepared:
         """Check inputs, fetch files and create the scratch folder. Blocks.
@@ -74,6 +78,7 @@ class ScratchFolders:
         Args:
             spec: The task.
             sources: Sources of the task's uploaded files.
+            tree: Source of its tree, if it has one.
             may_continue: Returns False once the attempt is not wanted any more.
 
         Raises:
@@ -84,12 +89,16 @@ class ScratchFolders:
             missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
         if not missing and sources:
             missing = self._blob_fetcher.fetch_files(sources, may_continue)
+        if not missing and tree is not None:
+            missing = self._blob_fetcher.fetch_tree(tree, may_continue)
         options = spec.options
         if missing or options is None or not options.is_scratch:
             return Prepared(missing, None)
         folder = self._make_folder(spec.inputs, options.cwd)
         try:
             self._place_files(folder, options.files)
+            if options.tree is not None:
+                self._place_tree(folder, options.tree)
         except OutputNotFound as error:  # It was already deleted again to make room.
             self.discard_folder(folder)
             return Prepared([str(error)], None)
@@ -122,9 +131,36 @@ class ScratchFolders:
         self._removals.shutdown(cancel_futures=True)
 
     def _place_files(self, folder: Path, files: Iterable[UploadedFile]) -> None:
+        now_ns = time.time_ns()
         for file in files:
-            source = self._blob_fetcher.blob_store.file_path(file.sha256)
-            self._task_user_ops.place_file(source, folder, file.path)
+            self._copy_file(folder, file.path, file.sha256)
+        self._task_user_ops.finish_files(
+            folder, [(file.path, now_ns, False) for file in files]
+        )
+
+    def _place_tree(self, folder: Path, tree: InputTree) -> None:
+        """Copy a tree into a scratch folder, with times and executable bits."""
+        manifest = self._blob_fetcher.read_manifest(tree)
+        for file in manifest.files:
+            self._copy_file(folder, file.path, file.sha256.hex())
+        ops = self._task_user_ops
+        ops.make_links(folder, [(link.path, link.target) for link in manifest.links])
+        ops.make_folders(folder, manifest.empty_folders)
+        ops.finish_files(
+            folder,
+            [(file.path, file.mtime_ns, file.is_executable) for file in manifest.files],
+        )
+
+    def _copy_file(self, folder: Path, path: str, sha256: str) -> None:
+        source_fd = self._blob_fetcher.blob_store.open_file(sha256)
+        try:
+            target_fd = self._task_user_ops.create_file(folder, path)
+            try:
+                copy_content(source_fd, target_fd)
+            finally:
+                os.close(target_fd)
+        finally:
+            os.close(source_fd)
 
     def _make_folder(self, inputs: Iterable[str], cwd: str) -> Path:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Fetching uploaded files that a task needs from the nodes that have them."""
+"""Fetching files that a task needs from the nodes that have them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import http.client
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from octaskly.core.model.task_options import UploadedFile
+from msgspec import json
+
+from octaskly.core.model.task_options import InputTree, UploadedFile
 from octaskly.errors import OutputNotFound
+from octaskly.files.manifest import (
+    MANIFEST_BYTES_MAX,
+    Manifest,
+    ManifestError,
+    decode_manifest,
+)
+from octaskly.files.pack import PACKED_BYTES_MAX, PackReader
 from octaskly.ports import ContentMismatch, FileQuotaExceeded
 from octaskly.runner.files.blob_store import COPY_RETENTION_S, BlobStore
 
 FILES_PATH: Final = "/internal/v1/files/"
+PACK_PATH: Final = "/internal/v1/files/pack"
+PACK_FILES_MAX: Final = 10_000  #: of one request
 STALL_S: Final = 20.0  #: timeout for each read
 FETCH_TRIES: Final = 4  #: a node that restarts is back within seconds
 PAUSE_S: Final = 1.0
@@ -25,6 +36,8 @@ CHUNK_BYTES: Final = 1 << 20
 CONCURRENT_FETCHES_MAX: Final = 4
 
 UrlsOf = Callable[[str], Sequence[str]]
+Sizes = Mapping[str, int | None]
+"""Sizes of files by SHA-256; None if a size is not known."""
 
 
 class FileSource(NamedTuple):
@@ -34,8 +47,24 @@ class FileSource(NamedTuple):
     urls: Sequence[str]
 
 
+class TreeSource(NamedTuple):
+    """A tree, and the URLs of nodes that may have it."""
+
+    tree: InputTree
+    urls: Sequence[str]
+
+
 class _NodeUnreachable(Exception):
     """The node did not answer, or the connection broke."""
+
+
+_FAILURES = (
+    OutputNotFound,
+    ContentMismatch,
+    FileQuotaExceeded,
+    ManifestError,
+    _NodeUnreachable,
+)
 
 
 class NamedLocks:
@@ -66,7 +95,7 @@ class NamedLocks:
 
 
 class BlobFetcher:
-    """Fetches files from other nodes. `fetch_files` blocks; call it in `threads`.
+    """Fetches files from other nodes. Methods that fetch block: call them in `threads`.
 
     Args:
         blob_store: Holds the fetched files.
@@ -83,7 +112,7 @@ class BlobFetcher:
         self.threads = ThreadPoolExecutor(
             CONCURRENT_FETCHES_MAX, thread_name_prefix="supply"
         )
-        self.file_locks = NamedLocks()  #: by the SHA-256 of files being fetched
+        self.file_locks = NamedLocks()  #: by the SHA-256 of what is being fetched
         self._lock = threading.Lock()
         self._open_sockets: set[socket.socket] = set()
         self._is_closed = threading.Event()
@@ -91,6 +120,10 @@ class BlobFetcher:
     def find_sources(self, files: Iterable[UploadedFile]) -> list[FileSource]:
         """Return the sources of files; call it on the event loop."""
         return [FileSource(file, self._urls_of(file.node)) for file in files]
+
+    def find_tree(self, tree: InputTree | None) -> TreeSource | None:
+        """Return the source of a tree; call it on the event loop."""
+        return None if tree is None else TreeSource(tree, self._urls_of(tree.node))
 
     def fetch_files(
         self, sources: Iterable[FileSource], may_continue: Callable[[], bool]
@@ -102,20 +135,48 @@ class BlobFetcher:
             may_continue: Returns False once the files are not needed any more.
         """
         failed = []
-        for source in sources:
+        for file, urls in sources:
             try:
                 # Many tasks may need the same file, which is fetched once.
-                with self.file_locks.hold_lock(source.file.sha256):
-                    self._fetch_file(source, may_continue)
-            except (
-                OutputNotFound,
-                ContentMismatch,
-                FileQuotaExceeded,
-                _NodeUnreachable,
-            ) as error:
-                name = f"{source.file.path} ({source.file.sha256[:12]}...)"
-                failed.append(f"{name} of node {source.file.node}: {error}")
+                with self.file_locks.hold_lock(file.sha256):
+                    self._fetch_missing({file.sha256: None}, urls, may_continue)
+            except _FAILURES as error:
+                name = f"{file.path} ({file.sha256[:12]}...)"
+                failed.append(f"{name} of node {file.node}: {error}")
         return failed
+
+    def fetch_tree(
+        self, source: TreeSource, may_continue: Callable[[], bool]
+    ) -> list[str]:
+        """Fetch the contents of a tree that are not here; return texts of failures.
+
+        Args:
+            source: The tree with its source.
+            may_continue: Returns False once the tree is not needed any more.
+        """
+        tree, urls = source
+        try:
+            with self.file_locks.hold_lock(tree.sha256):
+                self._fetch_missing({tree.sha256: None}, urls, may_continue)
+                sizes = self.read_manifest(tree).sizes()
+                self._fetch_missing(
+                    {sha256.hex(): size for sha256, size in sizes.items()},
+                    urls,
+                    may_continue,
+                )
+        except _FAILURES as error:
+            return [f"the files of node {tree.node}: {error}"]
+        return []
+
+    def read_manifest(self, tree: InputTree) -> Manifest:
+        """Return the manifest of a tree that is here.
+
+        Raises:
+            OutputNotFound: it is not here any more.
+            ManifestError: the content with its digest is not a manifest.
+        """
+        with open(self.blob_store.open_file(tree.sha256), "rb") as file:  # noqa: PTH123
+            return decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
 
     def close(self) -> None:
         """Abort all fetches and wait until the threads have ended."""
@@ -126,35 +187,52 @@ class BlobFetcher:
                     connection.shutdown(socket.SHUT_RDWR)
         self.threads.shutdown()
 
-    def _fetch_file(self, source: FileSource, may_continue: Callable[[], bool]) -> None:
+    def _fetch_missing(
+        self, sizes: Sizes, urls: Sequence[str], may_continue: Callable[[], bool]
+    ) -> None:
+        """Fetch the files that are not here.
+
+        Raises:
+            OutputNotFound: the node does not have one of them.
+            ContentMismatch: it sent other bytes.
+            FileQuotaExceeded: there is no room for them here.
+            _NodeUnreachable: it did not answer, or the files are not needed any more.
+        """
         for more in reversed(range(FETCH_TRIES)):
-            kept = self.blob_store.touch_file(
-                source.file.sha256, keep_s=COPY_RETENTION_S
-            )
-            if kept is not None:
-                break
+            missing = self.blob_store.missing_files(sizes, keep_s=COPY_RETENTION_S)
+            if not missing:
+                return
+            wanted = {name: sizes[name] for name in missing}
             try:
-                self._try_sources(source, may_continue)
+                self._try_urls(wanted, urls, may_continue)
             except _NodeUnreachable:
                 if not more or self._is_closed.wait(PAUSE_S) or not may_continue():
                     raise
+            else:
+                missing = self.blob_store.missing_files(wanted, keep_s=COPY_RETENTION_S)
+                if missing:
+                    raise OutputNotFound(f"it does not have {len(missing)} of them")
+                return
 
-    def _try_sources(
-        self, source: FileSource, may_continue: Callable[[], bool]
+    def _try_urls(
+        self, wanted: Sizes, urls: Sequence[str], may_continue: Callable[[], bool]
     ) -> None:
         last = _NodeUnreachable("it cannot be reached")
-        for url in source.urls:
+        for url in urls:
             try:
-                self._fetch_from(source.file.sha256, url, may_continue)
+                with self._connect(url) as connection:
+                    _Exchange(
+                        connection, self.blob_store, lambda: self._may(may_continue)
+                    ).fetch_all(wanted)
             except (OSError, http.client.HTTPException) as error:
                 last = _NodeUnreachable(str(error) or type(error).__name__)
             else:
                 return
         raise last
 
-    def _fetch_from(
-        self, name: str, url: str, may_continue: Callable[[], bool]
-    ) -> None:
+    @contextmanager
+    def _connect(self, url: str) -> Iterator[http.client.HTTPSConnection]:
+        """Connect to a node for the length of the block; `close` aborts it."""
         place = urlsplit(url)
         assert place.hostname is not None
         connection = http.client.HTTPSConnection(
@@ -162,33 +240,95 @@ class BlobFetcher:
         )
         try:
             connection.connect()
+            opened = connection.sock
             with self._lock:
-                self._open_sockets.add(connection.sock)
-            connection.request("GET", FILES_PATH + name)
-            self._receive_body(name, connection.getresponse(), may_continue)
+                self._open_sockets.add(opened)
+            try:
+                yield connection
+            finally:
+                with self._lock:
+                    self._open_sockets.discard(opened)
         finally:
-            with self._lock:
-                self._open_sockets.discard(connection.sock)
             connection.close()
 
-    def _receive_body(
+    def _may(self, may_continue: Callable[[], bool]) -> bool:
+        return not self._is_closed.is_set() and may_continue()
+
+
+class _Exchange:
+    """Requests for files over one connection to a node.
+
+    Args:
+        connection: The connection.
+        blob_store: Holds the fetched files.
+        may_continue: Returns False once the files are not needed any more.
+    """
+
+    def __init__(
         self,
-        name: str,
-        response: http.client.HTTPResponse,
+        connection: http.client.HTTPSConnection,
+        blob_store: BlobStore,
         may_continue: Callable[[], bool],
     ) -> None:
-        if response.status == http.HTTPStatus.NOT_FOUND:
-            raise OutputNotFound("it does not have the file any more")
-        if response.status != http.HTTPStatus.OK or response.length is None:
-            raise _NodeUnreachable(f"it answered with status {response.status}")
-        upload = self.blob_store.start_upload(
+        self._connection = connection
+        self._blob_store = blob_store
+        self._may_continue = may_continue
+
+    def fetch_all(self, wanted: Sizes) -> None:
+        """Fetch small files in packs and the others alone.
+
+        The node may lack some of the small ones; the caller sees which.
+        """
+        small = [
+            name
+            for name, size in wanted.items()
+            if size is not None and size <= PACKED_BYTES_MAX
+        ]
+        for start in range(0, len(small), PACK_FILES_MAX):
+            self._fetch_pack(small[start : start + PACK_FILES_MAX])
+        for name in wanted.keys() - set(small):
+            self._fetch_file(name)
+
+    def _fetch_pack(self, names: Sequence[str]) -> None:
+        body = json.encode({"sha256": names})
+        headers = {"Content-Type": "application/json"}
+        self._connection.request("POST", PACK_PATH, body, headers)
+        reader, asked = PackReader(), set(names)
+        for data in self._chunks(self._response()):
+            for sha256, content in reader.add_data(data):
+                name = sha256.hex()
+                if name not in asked:
+                    raise ContentMismatch(f"it sent {name[:12]}..., which is not asked")
+                self._blob_store.store_content(name, content, keep_s=COPY_RETENTION_S)
+        reader.check_end()
+
+    def _fetch_file(self, name: str) -> None:
+        self._connection.request("GET", FILES_PATH + name)
+        response = self._response()
+        if response.length is None:
+            raise _NodeUnreachable("it did not announce the size of the file")
+        upload = self._blob_store.start_upload(
             name, response.length, keep_s=COPY_RETENTION_S
         )
         try:
-            while data := response.read(CHUNK_BYTES):
-                if self._is_closed.is_set() or not may_continue():
-                    raise _NodeUnreachable("the file is not needed any more")
+            for data in self._chunks(response):
                 upload.write(data)
             upload.finish()
         finally:
             upload.abort()
+
+    def _response(self) -> http.client.HTTPResponse:
+        """Return the response to the last request, if it is a success."""
+        response = self._connection.getresponse()
+        if response.status == http.HTTPStatus.NOT_FOUND:
+            raise OutputNotFound("it does not have the file any more")
+        if response.status != http.HTTPStatus.OK:
+            raise _NodeUnreachable(f"it answered with status {response.status}")
+        return response
+
+    def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """Yield the body of a response in parts, while it is needed."""
+        while data := response.read(CHUNK_BYTES):
+            if not self._may_continue():
+                raise _NodeUnreachable("the files are not needed any more")
+            yield data

@@ -1,7 +1,8 @@
-"""Content-addressed store of uploaded files and of copies that tasks needed here.
+"""Content-addressed store of the files that tasks need, on one node.
 
-The SHA-256 of a file is its name, so each content is stored once and never changes. The
-total size is bounded; the file that expired first is deleted first.
+The SHA-256 of a file is its name, so each content is stored once and never changes:
+tasks get copies. The total size is bounded; the file that expired first is deleted
+first.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import secrets
 import shutil
 import stat
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from octaskly.errors import OutputNotFound
+from octaskly.files.copying import write_all
+from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
 from octaskly.ports import Clock, ContentMismatch, FileQuotaExceeded
 from octaskly.runner.output.output_archive import (
     DISK_PARTS,
@@ -28,7 +32,9 @@ from octaskly.runner.output.output_archive import (
 RETENTION_S: Final = 3600.0  #: from the upload, or from the last use, to expiry
 COPY_RETENTION_S: Final = 60.0  #: the same for a copy, which can be fetched again
 UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
-FILES_MAX: Final = 20_000  #: bounds the index, which is kept in memory
+FILES_MAX: Final = 200_000  #: bounds the index, which is kept in memory
+
+PACK_PART_BYTES: Final = 256 << 10
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,6 +68,7 @@ class BlobStore:
         self._reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
         self._index: dict[str, tuple[int, float]] | None = None  #: size, expiry
+        self._stored_bytes = 0  #: of all files in the index
         self._arrived_bytes = 0  #: of uploads in progress
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
@@ -73,8 +80,16 @@ class BlobStore:
             with suppress(OSError):
                 self._set_expiry(sha256, kept[0], max(kept[1], self._now_s() + keep_s))
                 return kept[0]
-            del self._load_index()[sha256]  # It was deleted by hand.
+            self._forget(sha256)  # It was deleted by hand.
             return None
+
+    def missing_files(
+        self, sha256s: Iterable[str], *, keep_s: float = RETENTION_S
+    ) -> list[str]:
+        """Return which of these files are not here, and keep the others."""
+        return [
+            name for name in sha256s if self.touch_file(name, keep_s=keep_s) is None
+        ]
 
     def release_file(self, sha256: str) -> None:
         """Make a file expire now; it stays while there is room."""
@@ -94,6 +109,18 @@ class BlobStore:
             raise OutputNotFound(f"there is no file {sha256[:12]}... on this node")
         return self._folder / sha256
 
+    def open_file(self, sha256: str) -> int:
+        """Return a descriptor to read a file; it may be deleted meanwhile.
+
+        Raises:
+            OutputNotFound: there is no such file.
+        """
+        path = self.file_path(sha256)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise OutputNotFound(f"file {sha256[:12]}... was deleted") from None
+
     def start_upload(
         self, sha256: str, size_bytes: int, *, keep_s: float = RETENTION_S
     ) -> BlobUpload:
@@ -111,6 +138,44 @@ class BlobStore:
             partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
             fd = os.open(partial, _CREATE, 0o600)
         return BlobUpload(self, sha256, size_bytes, partial, fd, keep_s)
+
+    def store_content(
+        self, sha256: str, data: bytes, *, keep_s: float = RETENTION_S
+    ) -> None:
+        """Store a small file at once.
+
+        Raises:
+            ContentMismatch: it has another SHA-256.
+            FileQuotaExceeded: there is no room for it.
+            OSError: the folder cannot be used.
+        """
+        if self.touch_file(sha256, keep_s=keep_s) is not None:
+            return
+        upload = self.start_upload(sha256, len(data), keep_s=keep_s)
+        try:
+            upload.write(data)
+            upload.finish()
+        finally:
+            upload.abort()
+
+    def pack_files(self, sha256s: Iterable[str]) -> Iterator[bytes]:
+        """Yield a pack of small files in parts of about `PACK_PART_BYTES`.
+
+        Files that are not here, or not small, are left out.
+        """
+        part = bytearray()
+        for name in sha256s:
+            size_bytes = self.touch_file(name, keep_s=COPY_RETENTION_S)
+            if size_bytes is None or size_bytes > PACKED_BYTES_MAX:
+                continue
+            with suppress(FileNotFoundError):  # It was deleted meanwhile.
+                data = (self._folder / name).read_bytes()
+                part += pack_header(bytes.fromhex(name), len(data)) + data
+            if len(part) >= PACK_PART_BYTES:
+                yield bytes(part)
+                part.clear()
+        if part:
+            yield bytes(part)
 
     def reserve_arrived(self, size_bytes: int) -> None:
         """Reserve room for bytes of an upload that arrived.
@@ -149,23 +214,33 @@ class BlobStore:
     def _load_index(self) -> dict[str, tuple[int, float]]:
         """Return the index; the first call reads it from the folder."""
         if self._index is None:
-            self._index = {}
+            self._index, self._stored_bytes = {}, 0
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for place in self._folder.iterdir():
                 status = place.lstat()
                 if _NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
                     self._index[place.name] = status.st_size, status.st_mtime
+                    self._stored_bytes += status.st_size
                 else:
                     place.unlink()  # An upload that the previous agent did not finish.
         return self._index
 
     def _set_expiry(self, name: str, size_bytes: int, until_s: float) -> None:
         os.utime(self._folder / name, (until_s, until_s))
-        self._load_index()[name] = size_bytes, until_s
+        index = self._load_index()
+        self._stored_bytes += size_bytes - index.get(name, (0, 0.0))[0]
+        index[name] = size_bytes, until_s
+
+    def _forget(self, name: str) -> None:
+        size_bytes, _ = self._load_index().pop(name)
+        self._stored_bytes -= size_bytes
 
     def _check_room(self, size_bytes: int) -> None:
         """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted."""
         kept, now_s = self._load_index(), self._now_s()
+        used_bytes = self._stored_bytes + self._arrived_bytes
+        if used_bytes + size_bytes <= self._quota() and len(kept) < FILES_MAX:
+            return  # Nothing need be deleted.
         needed = [size for size, until_s in kept.values() if until_s > now_s]
         free_bytes = self._quota() - self._arrived_bytes - sum(needed)
         if size_bytes > free_bytes or len(needed) >= FILES_MAX:
@@ -177,11 +252,10 @@ class BlobStore:
         disk = shutil.disk_usage(self._folder)
         quota_bytes = self._quota() - self._arrived_bytes - size_bytes
         free_bytes = disk.free - self._reserve_bytes - size_bytes
-        used_bytes = sum(size for size, _ in kept.values())
         now_s = self._now_s()
 
         def is_full() -> bool:
-            is_over = used_bytes > quota_bytes or free_bytes < 0
+            is_over = self._stored_bytes > quota_bytes or free_bytes < 0
             return is_over or len(kept) >= FILES_MAX
 
         by_expiry = sorted(kept, key=lambda name: kept[name][1]) if is_full() else []
@@ -190,7 +264,6 @@ class BlobStore:
             if until_s > now_s or not is_full():
                 break
             self._delete(name)
-            used_bytes -= size
             free_bytes += size
         if is_full():
             raise _no_room(size_bytes)
@@ -203,7 +276,7 @@ class BlobStore:
 
     def _delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
-        del self._load_index()[name]
+        self._forget(name)
 
     def _now_s(self) -> float:
         return self._clock.now().wall_ms / 1000
@@ -247,9 +320,7 @@ class BlobUpload:
         self._blob_store.reserve_arrived(len(data))
         self.arrived_bytes += len(data)
         self._digest.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        write_all(self._fd, data)
 
     def finish(self) -> None:
         """Store the file, after checking its size and SHA-256."""
@@ -257,7 +328,6 @@ class BlobUpload:
         if self._remaining_bytes or found != self.sha256:
             came = self.size_bytes - self._remaining_bytes
             raise ContentMismatch(f"received {came} bytes with the SHA-256 {found}")
-        # Tasks get hard links to it, and must not change it for each other.
         os.fchmod(self._fd, 0o400)
         self._close(is_whole=True)
 

@@ -6,13 +6,19 @@ import errno
 import os
 import posixpath
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from octaskly.runner.files.workdir import path_components
+
+PLAIN_MODE: Final = 0o644
+EXECUTABLE_MODE: Final = 0o755
+
+FinishedFile = tuple[str, int, bool]
+"""Path, modification time in nanoseconds, and True for an executable file."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH_ONLY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -127,28 +133,45 @@ def make_scratch(base: Path, workdir: Path, inputs: Iterable[str], cwd: str) -> 
     return folder
 
 
-def link_or_copy(source: Path, folder: Path, path: str) -> None:
-    """Place a file in a scratch folder as a hard link, or else as a copy.
-
-    Raises:
-        OSError: neither is possible.
-    """
-    target = _target(folder, path)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
-            raise
-        shutil.copyfile(source, target)
-
-
 def create_file(folder: Path, path: str) -> int:
-    """Create a read-only file in a scratch folder; return a descriptor to write it.
+    """Create a file in a scratch folder; return a descriptor to write it.
 
     Raises:
         OSError: it could not be created.
     """
-    return os.open(_target(folder, path), _CREATE, 0o400)
+    return os.open(_target(folder, path), _CREATE, 0o600)
+
+
+def finish_files(folder: Path, files: Iterable[FinishedFile]) -> None:
+    """Set the modes and times of files that were created and written.
+
+    Raises:
+        OSError: a file is gone, or belongs to somebody else.
+    """
+    for path, mtime_ns, is_executable in files:
+        target = folder / path
+        target.chmod(EXECUTABLE_MODE if is_executable else PLAIN_MODE)
+        os.utime(target, ns=(mtime_ns, mtime_ns))
+
+
+def make_links(folder: Path, links: Iterable[tuple[str, str]]) -> None:
+    """Create symbolic links, each with its target, in a scratch folder.
+
+    Raises:
+        OSError: one could not be created.
+    """
+    for path, target in links:
+        _target(folder, path).symlink_to(target)
+
+
+def make_folders(folder: Path, paths: Iterable[str]) -> None:
+    """Create folders in a scratch folder.
+
+    Raises:
+        OSError: one could not be created.
+    """
+    for path in paths:
+        _target(folder, path).mkdir(exist_ok=True)
 
 
 def _target(folder: Path, path: str) -> Path:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,14 @@ if __name__ == "__main__":
     # As in the launcher: the agent passes the folders of this package and of msgpack.
     sys.path[:] = [*sys.argv[4:], *sys.path[1:]]
 
-from octaskly.runner.files.scratch_folder import create_file, make_scratch, remove_tree
+from octaskly.runner.files.scratch_folder import (
+    create_file,
+    finish_files,
+    make_folders,
+    make_links,
+    make_scratch,
+    remove_tree,
+)
 from octaskly.runner.files.workdir import missing_inputs, open_output
 from octaskly.runner.launch_protocol import FrameBuffer, pack_frame, receive_with_fds
 from octaskly.runner.processes import proc_tree
@@ -36,27 +44,30 @@ def handle_request(name: str, fields: list[Any]) -> tuple[object, int]:
     Raises:
         OSError: the operation failed.
     """
-    match name, fields:
-        case "unusable", [folders]:
-            return [f for f in map(os.fsdecode, folders) if not _is_usable(f)], -1
-        case "missing", [workdir, inputs]:
-            return missing_inputs(_path(workdir), inputs), -1
-        case "scratch", [base, workdir, inputs, cwd]:
-            made = make_scratch(_path(base), _path(workdir), inputs, cwd)
-            return os.fsencode(made), -1
-        case "create", [folder, path]:
-            return None, create_file(_path(folder), path)
-        case "open", [workdir, path]:
-            return None, open_output(_path(workdir), path)
-        case "remove", [folder]:
-            return _is_removal_unfinished(_path(folder)), -1
-        case "end", [marks, pids]:
-            return list(proc_tree.kill_marked(set(marks), set(pids))), -1
-        case "wake", [pids]:
-            proc_tree.continue_processes(pids)
-            return None, -1
-        case _:
-            raise AssertionError(f"{name} with {len(fields)} fields")
+    if (opening := _OPENING.get(name)) is not None:
+        return None, opening(*fields)
+    return _OPERATIONS[name](*fields), -1
+
+
+_OPERATIONS: dict[str, Callable[..., object]] = {
+    "unusable": lambda folders: [
+        folder for folder in map(os.fsdecode, folders) if not _is_usable(folder)
+    ],
+    "missing": lambda workdir, inputs: missing_inputs(_path(workdir), inputs),
+    "scratch": lambda base, workdir, inputs, cwd: os.fsencode(
+        make_scratch(_path(base), _path(workdir), inputs, cwd)
+    ),
+    "finish": lambda folder, files: finish_files(_path(folder), files),
+    "links": lambda folder, links: make_links(_path(folder), links),
+    "folders": lambda folder, paths: make_folders(_path(folder), paths),
+    "remove": lambda folder: _is_removal_unfinished(_path(folder)),
+    "end": lambda marks, pids: list(proc_tree.kill_marked(set(marks), set(pids))),
+    "wake": proc_tree.continue_processes,
+}
+_OPENING: dict[str, Callable[..., int]] = {
+    "create": lambda folder, path: create_file(_path(folder), path),
+    "open": lambda workdir, path: open_output(_path(workdir), path),
+}
 
 
 def _path(raw: bytes) -> Path:

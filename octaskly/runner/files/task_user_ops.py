@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from octaskly.config.task_account import Account
 from octaskly.runner import launch_protocol
 from octaskly.runner.files import task_user_helper
-from octaskly.runner.files.scratch_folder import link_or_copy, make_scratch, remove_tree
-from octaskly.runner.files.workdir import COPY_BYTES, missing_inputs, open_output
+from octaskly.runner.files.scratch_folder import (
+    FinishedFile,
+    create_file,
+    finish_files,
+    make_folders,
+    make_links,
+    make_scratch,
+    remove_tree,
+)
+from octaskly.runner.files.workdir import missing_inputs, open_output
 from octaskly.runner.processes import proc_tree
 from octaskly.runner.python_command import import_folders, python_argv
 
 REPLY_S = 10.0  #: timeout; then the helper is replaced, as a task may have stopped it
 START_S = 30.0  #: timeout of the first reply: on a busy machine, Python starts slowly
 EXIT_WAIT_S = 1.0
+BATCH: Final = 500  #: files per request, as other requests wait
+
+_T = TypeVar("_T")
 
 
 class TaskUserOps(Protocol):
@@ -45,8 +55,17 @@ class TaskUserOps(Protocol):
     def open_output(self, workdir: Path, path: str) -> int:
         """See `workdir.open_output`."""
 
-    def place_file(self, source: Path, folder: Path, path: str) -> None:
-        """Place a readable file of the agent in a scratch folder."""
+    def create_file(self, folder: Path, path: str) -> int:
+        """See `scratch_folder.create_file`."""
+
+    def finish_files(self, folder: Path, files: Sequence[FinishedFile]) -> None:
+        """See `scratch_folder.finish_files`."""
+
+    def make_links(self, folder: Path, links: Sequence[tuple[str, str]]) -> None:
+        """See `scratch_folder.make_links`."""
+
+    def make_folders(self, folder: Path, paths: Sequence[str]) -> None:
+        """See `scratch_folder.make_folders`."""
 
     def remove_folder(self, folder: Path, may_continue: Callable[[], bool]) -> bool:
         """See `scratch_folder.remove_tree`."""
@@ -67,7 +86,10 @@ class SameUserOps:
     missing_inputs = staticmethod(missing_inputs)
     make_scratch = staticmethod(make_scratch)
     open_output = staticmethod(open_output)
-    place_file = staticmethod(link_or_copy)
+    create_file = staticmethod(create_file)
+    finish_files = staticmethod(finish_files)
+    make_links = staticmethod(make_links)
+    make_folders = staticmethod(make_folders)
     remove_folder = staticmethod(remove_tree)
     kill_marked = staticmethod(proc_tree.kill_marked)
     continue_processes = staticmethod(proc_tree.continue_processes)
@@ -128,11 +150,24 @@ class TaskUserHelper:
         """Open an output that this user may read."""
         return self._request_with_fd("open", _path_bytes(workdir), path)[1]
 
-    def place_file(self, source: Path, folder: Path, path: str) -> None:
-        """Create a copy that belongs to that user, who may not read the original."""
-        fd = self._request_with_fd("create", _path_bytes(folder), path)[1]
-        with source.open("rb") as theirs, os.fdopen(fd, "wb") as ours:
-            shutil.copyfileobj(theirs, ours, COPY_BYTES)
+    def create_file(self, folder: Path, path: str) -> int:
+        """Create a file that belongs to that user; return a descriptor to write it."""
+        return self._request_with_fd("create", _path_bytes(folder), path)[1]
+
+    def finish_files(self, folder: Path, files: Sequence[FinishedFile]) -> None:
+        """Set modes and times, in several short requests."""
+        for part in batched(files):
+            self._request("finish", _path_bytes(folder), part)
+
+    def make_links(self, folder: Path, links: Sequence[tuple[str, str]]) -> None:
+        """Create links that belong to that user, in several short requests."""
+        for part in batched(links):
+            self._request("links", _path_bytes(folder), part)
+
+    def make_folders(self, folder: Path, paths: Sequence[str]) -> None:
+        """Create folders that belong to that user, in several short requests."""
+        for part in batched(paths):
+            self._request("folders", _path_bytes(folder), part)
 
     def remove_folder(self, folder: Path, may_continue: Callable[[], bool]) -> bool:
         """Remove a folder in several short requests."""
@@ -234,6 +269,12 @@ class TaskUserHelper:
 def task_user_ops_for(account: Account | None) -> TaskUserOps:
     """Return the operations for tasks of `account`; None: the agent's user."""
     return SameUserOps() if account is None else TaskUserHelper(account)
+
+
+def batched(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Yield the items in parts of `BATCH`."""
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
 
 
 def _path_bytes(path: Path) -> bytes:

@@ -379,6 +379,7 @@ class Pool:
     def _prepare(self, item: PoolAttempt) -> None:
         options = item.spec.options
         sources = self._blob_fetcher.find_sources(options.files if options else ())
+        tree = self._blob_fetcher.find_tree(options.tree if options else None)
 
         def is_wanted() -> bool:
             return not (
@@ -387,9 +388,9 @@ class Pool:
 
         self._in_thread(
             partial(self._on_prepared, item),
-            partial(self._scratch.prepare_attempt, item.spec, sources, is_wanted),
+            partial(self._scratch.prepare_attempt, item.spec, sources, tree, is_wanted),
             # Fetching is slow, so it has its own threads.
-            self._blob_fetcher.threads if sources else self._threads,
+            self._blob_fetcher.threads if sources or tree else self._threads,
         )
 
     def _on_prepared(self, item: PoolAttempt, found: Prepared | BaseException) -> None:

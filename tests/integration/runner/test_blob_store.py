@@ -10,6 +10,8 @@ import pytest
 
 from octaskly.core.model.ids import Moment
 from octaskly.errors import OutputNotFound
+from octaskly.files.copying import copy_content
+from octaskly.files.pack import PackReader
 from octaskly.ports import ContentMismatch, FileQuotaExceeded
 from octaskly.runner.files.blob_store import (
     COPY_RETENTION_S,
@@ -17,7 +19,12 @@ from octaskly.runner.files.blob_store import (
     UNUSED_S_MAX,
     BlobStore,
 )
-from octaskly.runner.files.scratch_folder import create_file, link_or_copy
+from octaskly.runner.files.scratch_folder import (
+    create_file,
+    finish_files,
+    make_folders,
+    make_links,
+)
 
 
 class SetClock:
@@ -178,21 +185,67 @@ def test_the_next_agent_finds_the_stored_files(
     put(later, b"t" * 500)
 
 
-def test_a_file_is_placed_only_below_a_folder(depot: BlobStore, tmp_path: Path) -> None:
-    """As a link to the same file, or as a new copy."""
-    source = depot.file_path(put(depot, b"bytes"))
+def test_files_and_links_are_created_only_below_a_folder(tmp_path: Path) -> None:
+    """With the mode and the time of the original, whoever reads them later."""
     folder = tmp_path / "fresh"
     folder.mkdir()
 
-    link_or_copy(source, folder, "args")
-    assert (folder / "args").samefile(source)
-    fd = create_file(folder, "copy")
+    fd = create_file(folder, "bin/tool")
     os.write(fd, b"bytes")
     os.close(fd)
-    assert (folder / "copy").read_bytes() == b"bytes"
+    finish_files(folder, [("bin/tool", 1_700_000_000_123_456_789, True)])
+    make_links(folder, [("bin/other", "tool")])
+    make_folders(folder, ["empty/inner"])
+
+    made = (folder / "bin/tool").stat()
+    assert (folder / "bin/other").read_bytes() == b"bytes"
+    assert made.st_mode & 0o777 == 0o755
+    assert made.st_mtime_ns == 1_700_000_000_123_456_789
+    assert (folder / "empty/inner").is_dir()
     for path in ("../out", "/out", "", "args/../../out"):
         with pytest.raises(OSError, match="relative"):
-            link_or_copy(source, folder, path)
+            create_file(folder, path)
+        with pytest.raises(OSError, match="relative"):
+            make_links(folder, [(path, "tool")])
     with pytest.raises(FileExistsError):
-        create_file(folder, "args")
+        create_file(folder, "bin/other")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_has_all_bytes(tmp_path: Path) -> None:
+    """Of an empty file and of one that takes several calls."""
+    for size_bytes in (0, 1, 3 << 20):
+        data = os.urandom(size_bytes)
+        (tmp_path / "source").write_bytes(data)
+        with (
+            (tmp_path / "source").open("rb") as ours,
+            (tmp_path / "copy").open("wb") as theirs,
+        ):
+            copy_content(ours.fileno(), theirs.fileno())
+
+        assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_a_pack_holds_the_small_files_that_are_here(depot: BlobStore) -> None:
+    """The reader gets each content with its digest; unknown ones are left out."""
+    contents = [b"one", b"", b"three" * 50]
+    names = [put(depot, data) for data in contents]
+    reader = PackReader()
+
+    found = {
+        sha256: content
+        for part in depot.pack_files([*names, "0" * 64])
+        for sha256, content in reader.add_data(part)
+    }
+    reader.check_end()
+
+    assert found == {sha256(data).digest(): data for data in contents}
+    assert depot.missing_files([*names, "0" * 64]) == ["0" * 64]
+
+
+def test_a_content_with_another_digest_is_not_stored(depot: BlobStore) -> None:
+    """Whoever sent it in a pack."""
+    with pytest.raises(ContentMismatch):
+        depot.store_content("0" * 64, b"bytes")
+
+    assert depot.missing_files(["0" * 64]) == ["0" * 64]

@@ -1,0 +1,131 @@
+"""Trees of files that travel with tasks, between real agents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+import pytest
+
+from octaskly.client.command_session import Session
+from octaskly.client.flows.files import SentTree, upload_tree
+from octaskly.files.manifest import (
+    TreeFile,
+    TreeLink,
+    content_digest,
+    encode_manifest,
+    make_manifest,
+)
+from tests.support.agents import Agent, finished, running, submit, until_nodes
+
+MTIME_NS = 1_500_000_000_000_000_000
+TOOL = b"#!/bin/sh\necho from the tool\n"
+BIG = bytes(range(256)) * 8192  # 2 MiB, more than a pack may hold of one content.
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+    folder = tmp_path_factory.mktemp("trees")
+    with running(folder, "ash", "birch") as agents:
+        until_nodes(agents[0], 2)
+        yield agents
+
+
+def send(agent: Agent, contents: dict[str, bytes], *links: TreeLink) -> SentTree:
+    """Send a tree to a node; a path that ends in `+x` is an executable file."""
+    manifest = make_manifest(
+        [
+            TreeFile(
+                path.removesuffix("+x"),
+                sha256(data).digest(),
+                len(data),
+                MTIME_NS,
+                path.endswith("+x"),
+            )
+            for path, data in contents.items()
+        ],
+        links,
+        ["empty"],
+    )
+    encoded = encode_manifest(manifest)
+    name = content_digest(encoded)
+    by_digest = {content_digest(data): data for data in (*contents.values(), encoded)}
+    sizes = {digest: len(data) for digest, data in by_digest.items()}
+    with Session.at_socket(agent.ready()["socket"]) as session:
+        return session.run(
+            upload_tree(
+                session.requests, name, sizes, lambda digest: iter([by_digest[digest]])
+            )
+        )
+
+
+def run_with(agent: Agent, tree: SentTree, command: str, **more: object) -> str:
+    source = {"sha256": tree.sha256, "node": tree.node}
+    return submit(agent, command, tree=source, workdir="scratch", **more)
+
+
+def test_a_tree_is_in_the_folder_of_a_task_on_another_node(
+    agents: list[Agent],
+) -> None:
+    """Contents small and large, modes, times, links and empty folders."""
+    contents = {"src/tool+x": TOOL, "data/big": BIG, "data/copy": BIG, "none": b""}
+    tree = send(agents[0], contents, TreeLink("link", "src/tool"))
+    command = (
+        "./link; sha256sum < data/big; cmp data/big data/copy; stat -c %s none;"
+        " stat -c '%Y %a' src/tool none; ls -d empty; echo more >> src/tool"
+    )
+
+    ended = finished(
+        agents[0], run_with(agents[0], tree, command, requires={"node": "birch"})
+    )
+
+    assert ended["stdout"].splitlines() == [
+        "from the tool",
+        f"{sha256(BIG).hexdigest()}  -",
+        "0",
+        "1500000000 755",
+        "1500000000 644",
+        "empty",
+    ], ended
+    assert ended["status"] == "completed"
+    assert tree.files_sent == 3
+
+
+def test_a_task_that_changes_its_files_changes_no_other_task(
+    agents: list[Agent],
+) -> None:
+    """Tasks get copies; a link to the stored file let one write into the next one's."""
+    tree = send(agents[0], {"data": b"right\n"})
+    for node in ("ash", "birch"):
+        first = run_with(
+            agents[0],
+            tree,
+            "chmod u+w data; echo wrong > data",
+            requires={"node": node},
+        )
+        assert finished(agents[0], first)["status"] == "completed"
+        second = run_with(agents[0], tree, "cat data", requires={"node": node})
+
+        assert finished(agents[0], second)["stdout"] == "right\n"
+
+
+def test_only_what_a_node_lacks_is_sent(agents: list[Agent]) -> None:
+    """A second run sends the changed file and the list of files."""
+    contents = {f"file{number}": f"{number}".encode() for number in range(200)}
+    first = send(agents[0], contents)
+    second = send(agents[0], {**contents, "file7": b"changed"})
+    third = send(agents[0], contents)
+
+    assert (first.files_sent, second.files_sent, third.files_sent) == (200, 1, 0)
+    assert second.bytes_sent == len(b"changed")
+
+
+def test_a_tree_that_no_node_has_ends_the_task_with_a_reason(
+    agents: list[Agent],
+) -> None:
+    """It names the node that was asked."""
+    nowhere = SentTree("0" * 64, "ash", 0, 0)
+    ended = finished(agents[0], run_with(agents[0], nowhere, "true"))
+
+    assert (ended["status"], ended["reason"]) == ("failed", "inputs")
+    assert "ash" in ended["detail"]
