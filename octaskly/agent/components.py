@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 import ssl
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from octaskly.agent.node_setup import (
     resolve_seed,
     write_description,
 )
+from octaskly.agent.tree_keeper import TreeKeeper
 from octaskly.agent.webhooks import WebhookScheduler
 from octaskly.api import ApiServer, HttpTimeouts, ListenerKind
 from octaskly.api.webhook_sender import WebhookSender
@@ -45,7 +47,7 @@ from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports import Clock
 from octaskly.rest.mesh import Checkup
-from octaskly.runner.files.blob_fetcher import BlobFetcher, UrlsOf
+from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.workdir import captured_path
 from octaskly.runner.output.output_archive import OutputArchive
@@ -96,17 +98,17 @@ def build_pool(
     clock: Clock,
     *,
     tls: Callable[[], ssl.SSLContext],
-    urls_of: UrlsOf,
+    holders_of: HoldersOf,
     on_ended: EndedCallback,
-) -> tuple[Pool, BlobStore]:
-    """Return the runner of a node and the store of uploaded files.
+) -> tuple[Pool, BlobFetcher]:
+    """Return the runner of a node, and the fetcher of its files with their store.
 
     Args:
         config: The settings.
         info: The node.
         clock: The machine's clocks.
         tls: Returns the client TLS context of this node.
-        urls_of: Returns the API URLs of another node, by name or id.
+        holders_of: Returns the other nodes that may have a file, the named one first.
         on_ended: Called on the event loop with one or more reports.
     """
     blob_store = BlobStore(
@@ -122,13 +124,14 @@ def build_pool(
         retention_s=config.options.retention_s,
         clock=clock,
     )
+    blob_fetcher = BlobFetcher(blob_store, tls, holders_of)
     pool = Pool(
         slots=config.slots,
         workdir=config.paths.workdir,
         outputs_dir=config.paths.outputs,
         scratch_dir=config.paths.scratch,
         archive=archive,
-        blob_fetcher=BlobFetcher(blob_store, tls, urls_of),
+        blob_fetcher=blob_fetcher,
         node_name=info.name,
         inherited=config.inherited,
         account=config.account,
@@ -137,7 +140,7 @@ def build_pool(
         clock=clock,
         on_ended=on_ended,
     )
-    return pool, blob_store
+    return pool, blob_fetcher
 
 
 AUDIT_FLUSH_S: Final = 1.0  #: longest wait for unwritten audit entries at shutdown
@@ -228,6 +231,7 @@ class Components:
         self._background_tasks += [
             tasks.create_task(self._pool.recorder.run_cleanup()),
             tasks.create_task(self._webhooks.run()),
+            tasks.create_task(self._tree_keeper.run()),
             tasks.create_task(self._api.auditor.run()),
             tasks.create_task(self.gateway.history_sampler.run()),
             tasks.create_task(self._build_api_probe().run()),
@@ -376,15 +380,29 @@ class Components:
             queue_limits=QueueLimits.from_options(config.options),
         )
 
+    def _file_holders(self, first: str) -> list[Holder]:
+        """Return the other live nodes, in random order after the named one."""
+        others = self.gateway.view.other_members()
+        secrets.SystemRandom().shuffle(others)
+        others.sort(key=lambda member: first not in (member.id, member.name))
+        return [
+            Holder(member.name, self.gateway.api_urls_of(member.id))
+            for member in others
+        ]
+
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
         config, trust = self._config, self._trust
-        self._pool, self._blob_store = build_pool(
+        self._pool, fetcher = build_pool(
             config,
             self._info,
             self._clock,
             tls=trust.lan_client_context,
-            urls_of=self.gateway.api_urls_of,
+            holders_of=self._file_holders,
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
+        )
+        self._blob_store = fetcher.blob_store
+        self._tree_keeper = TreeKeeper(
+            self._store, self.gateway.view, fetcher, self._log
         )
         self._transport = Transport(
             trust=trust,
@@ -478,6 +496,7 @@ class Components:
             describe_agent=self._description,
             rotations=self._secret_holder,
             files=self._blob_store,
+            trees=self._tree_keeper,
             render_metrics=self._metrics.render_report,
         )
 

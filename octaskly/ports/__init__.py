@@ -15,6 +15,7 @@ from octaskly.ports.files import (
     FileQuotaExceeded,
     FileStore,
     FileUpload,
+    TreeKeeper,
 )
 from octaskly.ports.gateway import (
     DispatcherView,
@@ -80,6 +81,7 @@ __all__ = [
     "TaskSearch",
     "TokenInfo",
     "TokenRegistry",
+    "TreeKeeper",
     "WaitingMachine",
 ]
 

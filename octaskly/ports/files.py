@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import InputTree
 from octaskly.errors import OctasklyError
 
 
@@ -80,4 +82,25 @@ class FileStore(Protocol):
 
         Raises:
             OutputNotFound: There is no such file.
+        """
+
+
+class TreeKeeper(Protocol):
+    """The trees of unfinished tasks, in the whole mesh."""
+
+    async def hold_trees(self, trees: Sequence[InputTree]) -> list[str]:
+        """Fetch what this node lacks of some trees and protect them for a while.
+
+        Returns:
+            A text for each tree that is not complete here.
+        """
+
+    async def replicate_tree(self, tree: InputTree) -> list[NodeId]:
+        """Store a tree at this node, the dispatcher, and at its standbys.
+
+        Returns:
+            The nodes that have all of it now.
+
+        Raises:
+            OutputNotFound: This node could not get all of it.
         """

@@ -28,7 +28,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.task_options import ArraySpec
+from octaskly.core.model.task_options import ArraySpec, InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
@@ -270,6 +270,20 @@ class DurableStore(LogReader, Protocol):
 
     async def read_stats(self) -> StoreStats:
         """Read the counters."""
+
+    async def read_trees(
+        self, state: TaskState, after: int, limit: int
+    ) -> tuple[frozenset[InputTree], int]:
+        """Read the trees of the next tasks in a state, and where to go on.
+
+        Args:
+            state: The state.
+            after: Where the last answer said to go on; 0 to begin.
+            limit: How many tasks to look at.
+
+        Returns:
+            The trees, and the next value of `after`; 0 at the end.
+        """
 
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
         """Read the bytes of queued tasks by submitter, beyond so many of each task."""

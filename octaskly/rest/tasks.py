@@ -195,6 +195,18 @@ class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
+class TreeCopies(msgspec.Struct, frozen=True, kw_only=True):
+    """The nodes that have all files of a tree."""
+
+    nodes: list[str]  #: ids, the dispatcher first
+
+
+class HeldTrees(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node could not keep of the trees that it was asked to hold."""
+
+    failures: list[str]
+
+
 class StoredPack(msgspec.Struct, kw_only=True):
     """What a node stored of a pack."""
 

@@ -35,6 +35,7 @@ from octaskly.core.model.task_options import (
     After,
     ArraySpec,
     End,
+    InputTree,
     Requirements,
     TaskLimits,
     TaskOptions,
@@ -991,6 +992,34 @@ async def test_a_notification_record_may_precede_its_task(bench: Bench) -> None:
     assert (
         await bench.log.read_pending_notifications(frozenset(), 10)
     ).keys == frozenset()
+
+
+async def test_trees_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None:
+    """Each page looks at a bounded number of tasks; most of them have no tree."""
+    trees = [InputTree(sha256=f"{number:064}", node="ash") for number in range(3)]
+    asked = {1: trees[0], 3: trees[1], 4: trees[0], 5: trees[2]}
+    await bench.add(
+        *(
+            kit.submitted(number, options=TaskOptions(tree=asked.get(number)))
+            for number in range(1, 7)
+        ),
+        kit.finished(5),
+    )
+    pages: list[frozenset[InputTree]] = []
+    after = 0
+    while not pages or after:
+        found, after = await bench.log.read_trees(TaskState.QUEUED, after, 2)
+        pages.append(found)
+
+    assert pages == [{trees[0]}, {trees[1], trees[0]}, frozenset()]
+    assert await bench.log.read_trees(TaskState.COMPLETED, 0, 9) == (
+        frozenset({trees[2]}),
+        0,
+    )
+    record = await bench.log.read_task(kit.task_id(1))
+    assert record is not None
+    assert record.spec is not None
+    assert record.spec.options == TaskOptions(tree=trees[0])
 
 
 async def test_each_shape_of_requirements_has_its_own_queue(bench: Bench) -> None:

@@ -22,7 +22,7 @@ class MeshView:
     def __init__(self, node_id: NodeId, names: Mapping[NodeId, str]) -> None:
         self.names = dict(names)  #: of every node that was ever in a roster
         self._peer_names: dict[NodeId, str] = {}
-        self._node_id = node_id
+        self.node_id = node_id
         self._published: PublishMeshState | None = None
         self._dispatcher: DispatcherView | None = None
         self._changed = asyncio.Event()
@@ -59,7 +59,7 @@ class MeshView:
     def is_serving(self) -> bool:
         """Return True if this node is dispatcher and accepts tasks."""
         news = self._published
-        return news is not None and news.is_serving and news.dispatcher == self._node_id
+        return news is not None and news.is_serving and news.dispatcher == self.node_id
 
     def record_epoch_start(self, now: Moment, takeover: Takeover | None) -> None:
         """Store the start of this node's epoch if a new one has begun."""
@@ -109,10 +109,10 @@ class MeshView:
     def _view_of_dispatcher(self, news: PublishMeshState) -> DispatcherView | None:
         if news.dispatcher is None:
             return None
-        if news.dispatcher == self._node_id:
+        if news.dispatcher == self.node_id:
             if not news.is_serving:
                 return None
-            return DispatcherView(is_self=True, node=self._node_id, epoch=news.epoch)
+            return DispatcherView(is_self=True, node=self.node_id, epoch=news.epoch)
         urls = self.lan_urls_of(news.dispatcher)
         if not urls:
             return None
@@ -145,7 +145,7 @@ class MeshView:
 
     def _own_line(self) -> RosterEntry | None:
         members = self.roster.members if self.roster else ()
-        return next((m for m in members if m.id == self._node_id), None)
+        return next((m for m in members if m.id == self.node_id), None)
 
     def name_of(self, node: NodeId) -> str:
         """Return the name of a node, or its id if the name is unknown."""
@@ -171,6 +171,10 @@ class MeshView:
                 return tuple(lan_url(each.host, port) for each in member.addresses)
         return ()
 
+    def other_members(self) -> list[RosterEntry]:
+        """Return the live members without this node."""
+        return [one for one in self.live_members if one.id != self.node_id]
+
     def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
         if name in self.names:
@@ -183,10 +187,10 @@ class MeshView:
         running = sum(member.running for member in self.live_members)
         if news is None or news.dispatcher is None:
             role = "looking for a dispatcher"
-        elif news.dispatcher == self._node_id:
+        elif news.dispatcher == self.node_id:
             role = str(Role.DISPATCHER)
         else:
-            own = (m.role for m in self.live_members if m.id == self._node_id)
+            own = (m.role for m in self.live_members if m.id == self.node_id)
             role = f"{next(own, Role.WORKER)} of {self.name_of(news.dispatcher)}"
         return f"{role}, {len(self.live_members)} nodes, {running} running"
 

@@ -36,6 +36,7 @@ from octaskly.ports import (
     JoinService,
     KeyRotationControl,
     Principal,
+    TreeKeeper,
 )
 from octaskly.ports.audit import COMMAND_BYTES_MAX
 from octaskly.rest.mesh import Checkup
@@ -224,6 +225,7 @@ class Services:
     streams: OpenStreams = field(default_factory=OpenStreams)
     rotations: KeyRotationControl | None = None  #: None: the node is in no mesh
     files: FileStore | None = None  #: the same
+    trees: TreeKeeper | None = None  #: the same
     one_time_codes: OneTimeCodes = field(default_factory=OneTimeCodes)
     render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics
 

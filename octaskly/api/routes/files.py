@@ -19,16 +19,25 @@ from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_
 from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies, task_response
-from octaskly.api.schemas.files import FilesIn
+from octaskly.api.schemas.files import FilesIn, TreeIn, TreesIn
 from octaskly.api.security import route_cost
+from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
 from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore
-from octaskly.rest.tasks import MissingFiles, StoredFile, StoredPack
+from octaskly.rest.tasks import (
+    HeldTrees,
+    MissingFiles,
+    StoredFile,
+    StoredPack,
+    TreeCopies,
+)
 
 PATH: Final = "/api/v1/files/{sha256}"
 MISSING_PATH: Final = "/api/v1/files/missing"
 PACK_PATH: Final = "/api/v1/files/pack"
+REPLICATE_PATH: Final = "/api/v1/files/replicate"
+HOLD_PATH: Final = "/internal/v1/files/hold"
 NODE_PACK_PATH: Final = "/internal/v1/files/pack"
 CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
 
@@ -77,6 +86,26 @@ async def upload_pack(request: Request) -> web.StreamResponse:
         await _receive(request, store)
         reader.check_end()
     return json_response(task_response.encode(stored), HTTPStatus.CREATED)
+
+
+async def replicate_tree(request: Request) -> web.StreamResponse:
+    """Store a tree at the dispatcher and its standbys: losing one machine is safe."""
+    tree = request_bodies.parse_tree(request.body)
+    assert request.services.trees is not None  # Every member of a mesh has it.
+    try:
+        nodes = await request.services.trees.replicate_tree(tree)
+    except OutputNotFound as error:
+        raise Problem(404, "File not found", hint=str(error)) from None
+    shown = TreeCopies(nodes=list(nodes))
+    return json_response(task_response.encode(shown), HTTPStatus.CREATED)
+
+
+async def hold_trees(request: Request) -> web.StreamResponse:
+    """Keep trees for an hour for another node, and fetch what is not here."""
+    trees = request_bodies.parse_trees(request.body)
+    assert request.services.trees is not None  # Every member of a mesh has it.
+    failures = await request.services.trees.hold_trees(trees)
+    return json_response(task_response.encode(HeldTrees(failures=failures)))
 
 
 async def send_pack_to_node(request: Request) -> web.StreamResponse:
@@ -206,6 +235,25 @@ ROUTES = (
         is_body_streamed=True,
         responses={201: StoredPack},
         error_statuses=(507,),
+    ),
+    Route(
+        method="POST",
+        path=REPLICATE_PATH,
+        handler=replicate_tree,
+        cost=route_cost.UPLOAD,
+        access=Access.SUBMIT,
+        body_type=TreeIn,
+        responses={201: TreeCopies},
+    ),
+    Route(
+        method="POST",
+        path=HOLD_PATH,
+        handler=hold_trees,
+        cost=route_cost.CHEAP,
+        access=Access.NODE,
+        is_local=True,
+        body_type=TreesIn,
+        responses={200: HeldTrees},
     ),
     Route(
         method="POST",

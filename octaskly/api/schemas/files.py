@@ -33,6 +33,12 @@ class TreeIn(RequestBody, gc=False):
     node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
 
 
+class TreesIn(RequestBody):
+    """A request about trees."""
+
+    trees: Annotated[tuple[TreeIn, ...], msgspec.Meta(max_length=ASKED_FILES_MAX)]
+
+
 class FilesIn(RequestBody):
     """A request about files, by SHA-256."""
 
@@ -64,12 +70,17 @@ def parse_tree(tree: TreeIn | None, *, is_scratch: bool) -> InputTree | None:
     """
     if tree is None:
         return None
-    if (why := _source_error(tree.sha256, tree.node)) is not None:
-        raise InvalidField("tree", why)
     if not is_scratch:
         raise InvalidField(
             "tree", "a tree needs a scratch folder: set `workdir` to scratch"
         )
+    return check_tree(tree, "tree")
+
+
+def check_tree(tree: TreeIn, field: str) -> InputTree:
+    """Return a tree; raise `InvalidField` if it is invalid."""
+    if (why := _source_error(tree.sha256, tree.node)) is not None:
+        raise InvalidField(field, why)
     return InputTree(sha256=tree.sha256, node=tree.node)
 
 

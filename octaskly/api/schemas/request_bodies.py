@@ -36,7 +36,7 @@ from octaskly.api.schemas.task_options import FIELD_HINTS as OPTION_RANGES
 from octaskly.api.schemas.task_options import NO_OPTIONS, OptionsIn, parse_options
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.task_options import InputTree, TaskOptions
 from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
@@ -136,6 +136,8 @@ _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
 _asked_files = msgspec.json.Decoder(files.FilesIn)
+_tree = msgspec.json.Decoder(files.TreeIn)
+_trees = msgspec.json.Decoder(files.TreesIn)
 _nothing = msgspec.json.Decoder(EmptyIn)
 
 
@@ -176,6 +178,27 @@ def parse_asked_files(body: bytes) -> tuple[str, ...]:
         if not SHA256.fullmatch(name):
             _raise_invalid(f"$.sha256[{index}]", f"{name[:80]!r} is not a SHA-256")
     return asked.sha256
+
+
+def parse_tree(body: bytes) -> InputTree:
+    """Return the tree that a request is about."""
+    asked: files.TreeIn = decode_body(_tree, files.TreeIn, body)
+    return _check_tree(asked, "$")
+
+
+def parse_trees(body: bytes) -> list[InputTree]:
+    """Return the trees that a request is about."""
+    asked: files.TreesIn = decode_body(_trees, files.TreesIn, body)
+    return [
+        _check_tree(tree, f"$.trees[{index}]") for index, tree in enumerate(asked.trees)
+    ]
+
+
+def _check_tree(tree: files.TreeIn, place: str) -> InputTree:
+    try:
+        return files.check_tree(tree, place)
+    except InvalidField as wrong:
+        _raise_invalid(wrong.field, str(wrong))
 
 
 def parse_token(body: bytes) -> TokenIn:

@@ -73,6 +73,7 @@ from octaskly.ports import (
     JoinService,
     KeyRotationControl,
     Principal,
+    TreeKeeper,
 )
 from octaskly.rest.mesh import Checkup
 from octaskly.system.tcp_table import tcp_client_uid
@@ -322,6 +323,7 @@ class ApiServer:
         describe_agent: Callable[[], Checkup] = no_checkup,
         rotations: KeyRotationControl | None = None,
         files: FileStore | None = None,
+        trees: TreeKeeper | None = None,
         render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,
         limits: LimitOptions = _DEFAULT_LIMITS,
     ) -> None:
@@ -344,6 +346,7 @@ class ApiServer:
             OpenStreams(limits.streams_max, limits.streams_per_subject),
             rotations,
             files,
+            trees,
             render_metrics=render_metrics,
         )
         self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)

@@ -13,11 +13,13 @@ from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Body, Call, resource_path
 from octaskly.client.flows.steps import Flow
 from octaskly.files.pack import HEADER_BYTES, PACKED_BYTES_MAX, pack_header
-from octaskly.rest.tasks import MissingFiles, StoredFile, StoredPack
+from octaskly.rest.tasks import MissingFiles, StoredFile, StoredPack, TreeCopies
 
 FILES: Final = "/api/v1/files"
 MISSING: Final = "/api/v1/files/missing"
 PACK: Final = "/api/v1/files/pack"
+REPLICATE: Final = "/api/v1/files/replicate"
+REPLICATE_S_MAX: Final = 600.0
 ASKED_FILES_MAX: Final = 10_000  #: of one request
 PACK_BYTES: Final = 8 << 20  #: of one request, so that progress is seen
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
@@ -106,6 +108,13 @@ def upload_tree(
             sent_bytes += sizes[name]
             on_sent(1, sizes[name])
     return SentTree(sha256, node, len(contents), sent_bytes)
+
+
+def replicate_tree(requests: RequestFlow, tree: SentTree) -> Flow[list[str]]:
+    """Store a tree at the dispatcher and its standbys; return their ids."""
+    body = msgspec.json.encode({"sha256": tree.sha256, "node": tree.node})
+    call = Call("POST", REPLICATE, body=body, extra_wait_s=REPLICATE_S_MAX)
+    return (yield from requests.send_and_decode(call, TreeCopies)).nodes
 
 
 def _missing(

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from msgspec import json
+from msgspec import MsgspecError, json
 
 from octaskly.core.model.task_options import InputTree, UploadedFile
 from octaskly.errors import OutputNotFound
@@ -28,30 +28,51 @@ from octaskly.runner.files.blob_store import COPY_RETENTION_S, BlobStore
 
 FILES_PATH: Final = "/internal/v1/files/"
 PACK_PATH: Final = "/internal/v1/files/pack"
+HOLD_PATH: Final = "/internal/v1/files/hold"
+HOLD_S_MAX: Final = 600.0  #: until a node has fetched all files of the trees
 PACK_FILES_MAX: Final = 10_000  #: of one request
 STALL_S: Final = 20.0  #: timeout for each read
 FETCH_TRIES: Final = 4  #: a node that restarts is back within seconds
 PAUSE_S: Final = 1.0
 CHUNK_BYTES: Final = 1 << 20
 CONCURRENT_FETCHES_MAX: Final = 4
+NAMED_MAX: Final = 4  #: nodes that an error names
 
-UrlsOf = Callable[[str], Sequence[str]]
+
+class Holder(NamedTuple):
+    """A node that may have files."""
+
+    name: str
+    urls: Sequence[str]  #: of its LAN API, best first
+
+
+HoldersOf = Callable[[str], Sequence[Holder]]
+"""Returns the live nodes that may have what the named node had, that node first."""
+
 Sizes = Mapping[str, int | None]
 """Sizes of files by SHA-256; None if a size is not known."""
 
 
 class FileSource(NamedTuple):
-    """A file, and the URLs of nodes that may have it."""
+    """A file, and the nodes that may have it."""
 
     file: UploadedFile
-    urls: Sequence[str]
+    holders: Sequence[Holder]
 
 
 class TreeSource(NamedTuple):
-    """A tree, and the URLs of nodes that may have it."""
+    """A tree, and the nodes that may have it."""
 
     tree: InputTree
-    urls: Sequence[str]
+    holders: Sequence[Holder]
+
+
+class _Wanted(NamedTuple):
+    """How files are wanted."""
+
+    holders: Sequence[Holder]
+    may_continue: Callable[[], bool]
+    keep_s: float = COPY_RETENTION_S
 
 
 class _NodeUnreachable(Exception):
@@ -100,15 +121,18 @@ class BlobFetcher:
     Args:
         blob_store: Holds the fetched files.
         tls: Returns the TLS context that authenticates this node to others.
-        urls_of: Returns the URLs of a node by name or id; called on the event loop.
+        holders_of: Called on the event loop.
     """
 
     def __init__(
-        self, blob_store: BlobStore, tls: Callable[[], ssl.SSLContext], urls_of: UrlsOf
+        self,
+        blob_store: BlobStore,
+        tls: Callable[[], ssl.SSLContext],
+        holders_of: HoldersOf,
     ) -> None:
         self.blob_store = blob_store
         self._tls = tls
-        self._urls_of = urls_of
+        self._holders_of = holders_of
         self.threads = ThreadPoolExecutor(
             CONCURRENT_FETCHES_MAX, thread_name_prefix="supply"
         )
@@ -119,11 +143,11 @@ class BlobFetcher:
 
     def find_sources(self, files: Iterable[UploadedFile]) -> list[FileSource]:
         """Return the sources of files; call it on the event loop."""
-        return [FileSource(file, self._urls_of(file.node)) for file in files]
+        return [FileSource(file, self._holders_of(file.node)) for file in files]
 
     def find_tree(self, tree: InputTree | None) -> TreeSource | None:
         """Return the source of a tree; call it on the event loop."""
-        return None if tree is None else TreeSource(tree, self._urls_of(tree.node))
+        return None if tree is None else TreeSource(tree, self._holders_of(tree.node))
 
     def fetch_files(
         self, sources: Iterable[FileSource], may_continue: Callable[[], bool]
@@ -135,34 +159,39 @@ class BlobFetcher:
             may_continue: Returns False once the files are not needed any more.
         """
         failed = []
-        for file, urls in sources:
+        for file, holders in sources:
+            wanted = _Wanted(holders, may_continue)
             try:
                 # Many tasks may need the same file, which is fetched once.
                 with self.file_locks.hold_lock(file.sha256):
-                    self._fetch_missing({file.sha256: None}, urls, may_continue)
+                    self._fetch_missing({file.sha256: None}, wanted)
             except _FAILURES as error:
                 name = f"{file.path} ({file.sha256[:12]}...)"
                 failed.append(f"{name} of node {file.node}: {error}")
         return failed
 
     def fetch_tree(
-        self, source: TreeSource, may_continue: Callable[[], bool]
+        self,
+        source: TreeSource,
+        may_continue: Callable[[], bool] = lambda: True,
+        *,
+        keep_s: float = COPY_RETENTION_S,
     ) -> list[str]:
         """Fetch the contents of a tree that are not here; return texts of failures.
 
         Args:
             source: The tree with its source.
             may_continue: Returns False once the tree is not needed any more.
+            keep_s: How long to keep all its contents.
         """
-        tree, urls = source
+        wanted = _Wanted(source.holders, may_continue, keep_s)
+        tree = source.tree
         try:
             with self.file_locks.hold_lock(tree.sha256):
-                self._fetch_missing({tree.sha256: None}, urls, may_continue)
+                self._fetch_missing({tree.sha256: None}, wanted)
                 sizes = self.read_manifest(tree).sizes()
                 self._fetch_missing(
-                    {sha256.hex(): size for sha256, size in sizes.items()},
-                    urls,
-                    may_continue,
+                    {sha256.hex(): size for sha256, size in sizes.items()}, wanted
                 )
         except _FAILURES as error:
             return [f"the files of node {tree.node}: {error}"]
@@ -187,72 +216,138 @@ class BlobFetcher:
                     connection.shutdown(socket.SHUT_RDWR)
         self.threads.shutdown()
 
-    def _fetch_missing(
-        self, sizes: Sizes, urls: Sequence[str], may_continue: Callable[[], bool]
-    ) -> None:
-        """Fetch the files that are not here.
+    def _fetch_missing(self, sizes: Sizes, wanted: _Wanted) -> None:
+        """Fetch the files that are not here from the nodes that have them.
+
+        A node that cannot be reached is tried again: it may have restarted.
 
         Raises:
-            OutputNotFound: the node does not have one of them.
-            ContentMismatch: it sent other bytes.
+            OutputNotFound: no node has one of them.
             FileQuotaExceeded: there is no room for them here.
-            _NodeUnreachable: it did not answer, or the files are not needed any more.
+            _NodeUnreachable: the files are not needed any more.
         """
         for more in reversed(range(FETCH_TRIES)):
-            missing = self.blob_store.missing_files(sizes, keep_s=COPY_RETENTION_S)
+            failures: dict[str, Exception] = {}
+            for holder in wanted.holders:
+                missing = self.blob_store.missing_files(sizes, keep_s=wanted.keep_s)
+                if not missing:
+                    return
+                try:
+                    self._fetch_from(
+                        holder, {name: sizes[name] for name in missing}, wanted
+                    )
+                except (_NodeUnreachable, ContentMismatch) as error:
+                    failures[holder.name] = error
+                if not self._may_continue(wanted):
+                    raise _NodeUnreachable("the files are not needed any more")
+            missing = self.blob_store.missing_files(sizes, keep_s=wanted.keep_s)
             if not missing:
                 return
-            wanted = {name: sizes[name] for name in missing}
-            try:
-                self._try_urls(wanted, urls, may_continue)
-            except _NodeUnreachable:
-                if not more or self._is_closed.wait(PAUSE_S) or not may_continue():
-                    raise
-            else:
-                missing = self.blob_store.missing_files(wanted, keep_s=COPY_RETENTION_S)
-                if missing:
-                    raise OutputNotFound(f"it does not have {len(missing)} of them")
-                return
+            if not failures or not more or self._is_closed.wait(PAUSE_S):
+                raise OutputNotFound(_why_missing(missing, wanted.holders, failures))
 
-    def _try_urls(
-        self, wanted: Sizes, urls: Sequence[str], may_continue: Callable[[], bool]
-    ) -> None:
-        last = _NodeUnreachable("it cannot be reached")
-        for url in urls:
-            try:
-                with self._connect(url) as connection:
-                    _Exchange(
-                        connection, self.blob_store, lambda: self._may(may_continue)
-                    ).fetch_all(wanted)
-            except (OSError, http.client.HTTPException) as error:
-                last = _NodeUnreachable(str(error) or type(error).__name__)
-            else:
-                return
-        raise last
+    def _fetch_from(self, holder: Holder, missing: Sizes, wanted: _Wanted) -> None:
+        """Fetch what a node has of these files; raise _NodeUnreachable."""
+        with self._connect_to(holder) as connection:
+            _Exchange(
+                connection,
+                self.blob_store,
+                lambda: self._may_continue(wanted),
+                wanted.keep_s,
+            ).fetch_all(missing)
+
+    def ask_to_hold(self, holder: Holder, trees: Iterable[InputTree]) -> list[str]:
+        """Ask a node to keep trees, and to fetch what it lacks; return its failures.
+
+        Blocks.
+        """
+        body = json.encode(
+            {"trees": [{"sha256": tree.sha256, "node": tree.node} for tree in trees]}
+        )
+        headers = {"Content-Type": "application/json"}
+        try:
+            with self._connect_to(holder) as connection:
+                connection.sock.settimeout(HOLD_S_MAX)
+                connection.request("POST", HOLD_PATH, body, headers)
+                data = _successful_response(connection).read()
+            answer = json.decode(data, type=dict[str, list[str]])
+        except (_NodeUnreachable, OutputNotFound, MsgspecError) as error:
+            return [f"{holder.name}: {error}"]
+        return [f"{holder.name}: {failure}" for failure in answer.get("failures", [])]
 
     @contextmanager
-    def _connect(self, url: str) -> Iterator[http.client.HTTPSConnection]:
-        """Connect to a node for the length of the block; `close` aborts it."""
-        place = urlsplit(url)
-        assert place.hostname is not None
-        connection = http.client.HTTPSConnection(
-            place.hostname, place.port, timeout=STALL_S, context=self._tls()
-        )
+    def _connect_to(self, holder: Holder) -> Iterator[http.client.HTTPSConnection]:
+        """Connect to a node for the length of the block; `close` aborts it.
+
+        Raises:
+            _NodeUnreachable: none of its URLs works, or the connection broke.
+        """
+        connection = self._open_connection(holder)
+        opened = connection.sock
+        with self._lock:
+            self._open_sockets.add(opened)
         try:
-            connection.connect()
-            opened = connection.sock
-            with self._lock:
-                self._open_sockets.add(opened)
-            try:
-                yield connection
-            finally:
-                with self._lock:
-                    self._open_sockets.discard(opened)
+            yield connection
+        except (OSError, http.client.HTTPException) as error:
+            raise _NodeUnreachable(str(error) or type(error).__name__) from error
         finally:
+            with self._lock:
+                self._open_sockets.discard(opened)
             connection.close()
 
-    def _may(self, may_continue: Callable[[], bool]) -> bool:
-        return not self._is_closed.is_set() and may_continue()
+    def _open_connection(self, holder: Holder) -> http.client.HTTPSConnection:
+        """Connect to the first URL of a node that works; raise _NodeUnreachable."""
+        why = "it cannot be reached"
+        for url in holder.urls:
+            place = urlsplit(url)
+            assert place.hostname is not None
+            connection = http.client.HTTPSConnection(
+                place.hostname, place.port, timeout=STALL_S, context=self._tls()
+            )
+            try:
+                connection.connect()
+            except OSError as error:
+                connection.close()
+                why = str(error) or type(error).__name__
+            else:
+                return connection
+        raise _NodeUnreachable(why)
+
+    def _may_continue(self, wanted: _Wanted) -> bool:
+        return not self._is_closed.is_set() and wanted.may_continue()
+
+
+def _why_missing(
+    missing: Sequence[str], holders: Sequence[Holder], failures: Mapping[str, Exception]
+) -> str:
+    """Return what is missing, and why no node could send it."""
+    what = "it is" if len(missing) == 1 else f"{len(missing)} of them are"
+    if not holders:
+        return f"{what} not here, and no other node is known"
+    answered = [name for name, _ in holders if name not in failures]
+    why = [f"{name}: {error}" for name, error in failures.items()]
+    if answered:
+        shown = ", ".join(answered[:NAMED_MAX])
+        more = len(answered) - NAMED_MAX
+        why.append(f"not at {shown}" + (f" and {more} more" if more > 0 else ""))
+    return f"{what} nowhere ({'; '.join(why)})"
+
+
+def _successful_response(
+    connection: http.client.HTTPSConnection,
+) -> http.client.HTTPResponse:
+    """Return the response to the last request, if it is a success.
+
+    Raises:
+        OutputNotFound: the node does not have the file.
+        _NodeUnreachable: it answered with another error.
+    """
+    response = connection.getresponse()
+    if response.status == http.HTTPStatus.NOT_FOUND:
+        raise OutputNotFound("it does not have the file any more")
+    if response.status != http.HTTPStatus.OK:
+        raise _NodeUnreachable(f"it answered with status {response.status}")
+    return response
 
 
 class _Exchange:
@@ -262,6 +357,7 @@ class _Exchange:
         connection: The connection.
         blob_store: Holds the fetched files.
         may_continue: Returns False once the files are not needed any more.
+        keep_s: How long to keep the fetched files.
     """
 
     def __init__(
@@ -269,16 +365,15 @@ class _Exchange:
         connection: http.client.HTTPSConnection,
         blob_store: BlobStore,
         may_continue: Callable[[], bool],
+        keep_s: float,
     ) -> None:
         self._connection = connection
         self._blob_store = blob_store
         self._may_continue = may_continue
+        self._keep_s = keep_s
 
     def fetch_all(self, wanted: Sizes) -> None:
-        """Fetch small files in packs and the others alone.
-
-        The node may lack some of the small ones; the caller sees which.
-        """
+        """Fetch small files in packs and the others alone; skip what the node lacks."""
         small = [
             name
             for name, size in wanted.items()
@@ -287,28 +382,29 @@ class _Exchange:
         for start in range(0, len(small), PACK_FILES_MAX):
             self._fetch_pack(small[start : start + PACK_FILES_MAX])
         for name in wanted.keys() - set(small):
-            self._fetch_file(name)
+            with suppress(OutputNotFound):
+                self._fetch_file(name)
 
     def _fetch_pack(self, names: Sequence[str]) -> None:
         body = json.encode({"sha256": names})
         headers = {"Content-Type": "application/json"}
         self._connection.request("POST", PACK_PATH, body, headers)
         reader, asked = PackReader(), set(names)
-        for data in self._chunks(self._response()):
+        for data in self._chunks(_successful_response(self._connection)):
             for sha256, content in reader.add_data(data):
                 name = sha256.hex()
                 if name not in asked:
                     raise ContentMismatch(f"it sent {name[:12]}..., which is not asked")
-                self._blob_store.store_content(name, content, keep_s=COPY_RETENTION_S)
+                self._blob_store.store_content(name, content, keep_s=self._keep_s)
         reader.check_end()
 
     def _fetch_file(self, name: str) -> None:
         self._connection.request("GET", FILES_PATH + name)
-        response = self._response()
+        response = _successful_response(self._connection)
         if response.length is None:
             raise _NodeUnreachable("it did not announce the size of the file")
         upload = self._blob_store.start_upload(
-            name, response.length, keep_s=COPY_RETENTION_S
+            name, response.length, keep_s=self._keep_s
         )
         try:
             for data in self._chunks(response):
@@ -316,15 +412,6 @@ class _Exchange:
             upload.finish()
         finally:
             upload.abort()
-
-    def _response(self) -> http.client.HTTPResponse:
-        """Return the response to the last request, if it is a success."""
-        response = self._connection.getresponse()
-        if response.status == http.HTTPStatus.NOT_FOUND:
-            raise OutputNotFound("it does not have the file any more")
-        if response.status != http.HTTPStatus.OK:
-            raise _NodeUnreachable(f"it answered with status {response.status}")
-        return response
 
     def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         """Yield the body of a response in parts, while it is needed."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from msgspec import json
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import Finished, PackedEntry
@@ -21,6 +22,7 @@ from octaskly.core.model.ids import (
     TaskId,
     task_name,
 )
+from octaskly.core.model.task_options import InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports import Packer, PendingNotifications, StoreStats
@@ -116,6 +118,28 @@ def streams_of_tasks(
             some,
         )
     )
+
+
+def read_trees(
+    db: sqlite3.Connection, state: TaskState, after: int, limit: int
+) -> tuple[frozenset[InputTree], int]:
+    """Return the trees of the next tasks in a state, and where to go on; 0 at the end.
+
+    Args:
+        db: The database.
+        state: The state.
+        after: Key of the last task that was looked at; 0 to begin.
+        limit: How many tasks to look at.
+    """
+    found = db.execute(
+        "SELECT key, json_extract(options, '$[15]') FROM tasks INDEXED BY tasks_state"
+        " WHERE state = ? AND key > ? ORDER BY key LIMIT ?",
+        (rows.NUMBER_OF[state], after, limit),
+    ).fetchall()
+    trees = frozenset(
+        json.decode(tree, type=InputTree) for _, tree in found if tree is not None
+    )
+    return trees, found[-1][0] if len(found) == limit else 0
 
 
 def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from octaskly.client.command_session import Session
-from octaskly.client.flows.files import SentTree, upload_tree
+from octaskly.client.errors import NotFound
+from octaskly.client.flows.files import SentTree, replicate_tree, upload_tree
 from octaskly.files.manifest import (
     TreeFile,
     TreeLink,
@@ -16,7 +19,16 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
-from tests.support.agents import Agent, finished, running, submit, until_nodes
+from tests.support.agents import (
+    Agent,
+    finished,
+    kill_agent,
+    roles_of,
+    running,
+    submit,
+    until,
+    until_nodes,
+)
 
 MTIME_NS = 1_500_000_000_000_000_000
 TOOL = b"#!/bin/sh\necho from the tool\n"
@@ -57,6 +69,14 @@ def send(agent: Agent, contents: dict[str, bytes], *links: TreeLink) -> SentTree
                 session.requests, name, sizes, lambda digest: iter([by_digest[digest]])
             )
         )
+
+
+def nodes_of(agent: Agent) -> list[dict[str, Any]]:
+    return list(agent.call("GET", "/api/v1/nodes")[1]["nodes"])
+
+
+def lost_nodes(agent: Agent) -> set[str]:
+    return {node["name"] for node in nodes_of(agent) if node["state"] == "lost"}
 
 
 def run_with(agent: Agent, tree: SentTree, command: str, **more: object) -> str:
@@ -129,3 +149,53 @@ def test_a_tree_that_no_node_has_ends_the_task_with_a_reason(
 
     assert (ended["status"], ended["reason"]) == ("failed", "inputs")
     assert "ash" in ended["detail"]
+
+
+def test_any_node_that_has_the_files_sends_them(tmp_path: Path) -> None:
+    """The node that got them from the client may be gone."""
+    with running(tmp_path, "ash", "birch", "cedar") as (ash, birch, cedar):
+        until_nodes(ash, 3)
+        tree = send(cedar, {"data": b"bytes", "big": BIG})
+        command = "cat data; sha256sum < big"
+        first = run_with(ash, tree, command, requires={"node": "birch"})
+        assert finished(ash, first)["status"] == "completed"
+        kill_agent(cedar)
+        until(lambda: "cedar" in lost_nodes(ash), "cedar is lost")
+
+        second = run_with(ash, tree, command, requires={"node": "ash"})
+
+        assert finished(ash, second)["stdout"] == finished(ash, first)["stdout"]
+        assert birch.process.poll() is None
+
+
+def test_a_replicated_tree_survives_the_machine_that_sent_it(tmp_path: Path) -> None:
+    """It is at the dispatcher and its standbys, and at no other node."""
+    with running(tmp_path, "ash", "birch", "cedar", "doug") as agents:
+        until_nodes(agents[0], 4)
+        until(lambda: "dispatcher" in roles_of(agents[0]).values(), "a dispatcher")
+        roles = roles_of(agents[0])
+        sender = next(one for one in agents if roles[one.state.name] == "worker")
+        with Session.at_socket(sender.ready()["socket"]) as session:
+            tree = send(sender, {"data": b"bytes", "big": BIG})
+            nodes = session.run(replicate_tree(session.requests, tree))
+        asked = next(one for one in agents if one is not sender)
+        ids = {node["id"]: node["name"] for node in nodes_of(asked)}
+        kill_agent(sender)
+        until(lambda: sender.state.name in lost_nodes(asked), "the sender is lost")
+
+        ended = finished(asked, run_with(asked, tree, "cat data; wc -c < big"))
+
+        assert ended["stdout"] == f"bytes{len(BIG)}\n"
+        assert {roles[ids[node]] for node in nodes} == {"dispatcher", "standby"}
+
+
+def test_a_tree_that_nobody_has_is_not_replicated(agents: list[Agent]) -> None:
+    """The error names the nodes that were asked."""
+    nowhere = SentTree("0" * 64, "birch", 0, 0)
+    with (
+        Session.at_socket(agents[0].ready()["socket"]) as session,
+        pytest.raises(NotFound) as found,
+    ):
+        session.run(replicate_tree(session.requests, nowhere))
+
+    assert "not at birch" in (found.value.hint or "")

@@ -1,0 +1,119 @@
+"""The trees of unfinished tasks: kept at their nodes, and copied to the standbys.
+
+Nodes delete files that nobody used for an hour when they need room. While this node is
+dispatcher, it tells the holders of trees which ones tasks still wait for. The log says
+which, so the next dispatcher goes on without being told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Final
+
+from octaskly.agent.gateway.mesh_view import MeshView
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NodeState, Role
+from octaskly.core.model.task_options import InputTree
+from octaskly.core.model.tasks import TaskState
+from octaskly.errors import OutputNotFound, StoreError
+from octaskly.ports import DurableStore
+from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder
+from octaskly.runner.files.blob_store import RETENTION_S
+from octaskly.system.log import Logger
+
+PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
+PAGE_TASKS: Final = 5000  #: per read of the store, some 10 ms
+
+
+class TreeKeeper:
+    """Keeps trees while tasks wait for them; implements `ports.TreeKeeper`.
+
+    Args:
+        store: Has the unfinished tasks.
+        view: Has the members of the mesh.
+        fetcher: Fetches the files of trees.
+        log: For failures.
+    """
+
+    def __init__(
+        self, store: DurableStore, view: MeshView, fetcher: BlobFetcher, log: Logger
+    ) -> None:
+        self._store, self._view = store, view
+        self._fetcher, self._log = fetcher, log
+
+    async def run(self) -> None:
+        """Keep the trees of unfinished tasks every `PERIOD_S`, until cancelled."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            if self._view.is_serving:
+                await self.keep_needed_trees()
+
+    async def keep_needed_trees(self) -> None:
+        """Tell the holders of trees to keep those that unfinished tasks name."""
+        try:
+            trees = await self._needed_trees()
+        except StoreError as error:
+            self._log.warning("trees not kept", error=str(error))
+            return
+        by_node: dict[str, list[InputTree]] = defaultdict(list)
+        for tree in trees:
+            by_node[tree.node].append(tree)
+        for name, some in by_node.items():
+            if self._view.find_node_id(name) == self._view.node_id:
+                failures = await self.hold_trees(some)
+            else:
+                failures = await self._ask(name, some)
+            if failures:
+                self._log.warning("trees not kept", node=name, failures=failures[:4])
+
+    async def hold_trees(self, trees: Sequence[InputTree]) -> list[str]:
+        """Fetch what this node lacks of some trees, and keep them for `RETENTION_S`."""
+        loop = asyncio.get_running_loop()
+        failures = []
+        for tree in trees:
+            source = self._fetcher.find_tree(tree)
+            assert source is not None
+            fetch = partial(self._fetcher.fetch_tree, source, keep_s=RETENTION_S)
+            failures += await loop.run_in_executor(self._fetcher.threads, fetch)
+        return failures
+
+    async def replicate_tree(self, tree: InputTree) -> list[NodeId]:
+        """Store a tree here and at the standbys; return the nodes that have it."""
+        failures = await self.hold_trees([tree])
+        if failures:
+            raise OutputNotFound("; ".join(failures))
+        standbys = [
+            member
+            for member in self._view.other_members()
+            if member.role is Role.STANDBY and member.state is not NodeState.LOST
+        ]
+        async with asyncio.TaskGroup() as group:
+            asked = {
+                member.id: group.create_task(self._ask(member.id, [tree]))
+                for member in standbys
+            }
+        have = [node for node, answer in asked.items() if not answer.result()]
+        if len(have) < len(asked):
+            failed = [
+                failure for answer in asked.values() for failure in answer.result()
+            ]
+            self._log.warning("tree not replicated", failures=failed[:4])
+        return [self._view.node_id, *have]
+
+    async def _needed_trees(self) -> Iterable[InputTree]:
+        needed: set[InputTree] = set()
+        for state in (TaskState.QUEUED, TaskState.RUNNING):
+            after, is_first = 0, True
+            while after or is_first:
+                trees, after = await self._store.read_trees(state, after, PAGE_TASKS)
+                needed |= trees
+                is_first = False
+        return needed
+
+    async def _ask(self, node: str, trees: Sequence[InputTree]) -> list[str]:
+        """Ask another node to hold trees; return its failures."""
+        holder = Holder(node, self._view.lan_urls_of(node))
+        return await asyncio.to_thread(self._fetcher.ask_to_hold, holder, trees)
