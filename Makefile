@@ -73,7 +73,7 @@ audit: .venv
 
 # Numbers, beside the tools that one would use instead.
 bench: .venv $(VENV)/.bench-ready
-	@tests/setup-host redis-server=redis-server
+	@tests/setup-host redis-server=redis-server nginx=nginx-light
 	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 $(VENV)/.bench-ready: pyproject.toml $(VENV)/.ready

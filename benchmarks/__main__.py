@@ -5,7 +5,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
-                                       | lists | strangers]
+                                       | lists | strangers | files]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -34,6 +34,7 @@ from benchmarks import (
     dashboard,
     deep,
     failover,
+    files,
     growth,
     limits,
     lists,
@@ -239,6 +240,7 @@ WHICH: dict[str, Figures] = {
     "metrics": metrics.figures,
     "pause": pause.figures,
     "lists": lists.figures,
+    "files": files.figures,
 }
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.model.task_options import InputTree
+from octaskly.core.model.task_options import BlobRef
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OutputNotFound, StoreError
 from octaskly.ports import DurableStore
@@ -58,7 +58,7 @@ class TreeKeeper:
         except StoreError as error:
             self._log.warning("trees not kept", error=str(error))
             return
-        by_node: dict[str, list[InputTree]] = defaultdict(list)
+        by_node: dict[str, list[BlobRef]] = defaultdict(list)
         for tree in trees:
             by_node[tree.node].append(tree)
         for name, some in by_node.items():
@@ -69,18 +69,18 @@ class TreeKeeper:
             if failures:
                 self._log.warning("trees not kept", node=name, failures=failures[:4])
 
-    async def hold_trees(self, trees: Sequence[InputTree]) -> list[str]:
+    async def hold_trees(self, trees: Sequence[BlobRef]) -> list[str]:
         """Fetch what this node lacks of some trees, and keep them for `RETENTION_S`."""
         loop = asyncio.get_running_loop()
         failures = []
         for tree in trees:
-            source = self._fetcher.find_tree(tree)
+            source = self._fetcher.find_blob(tree)
             assert source is not None
             fetch = partial(self._fetcher.fetch_tree, source, keep_s=RETENTION_S)
             failures += await loop.run_in_executor(self._fetcher.threads, fetch)
         return failures
 
-    async def replicate_tree(self, tree: InputTree) -> list[NodeId]:
+    async def replicate_tree(self, tree: BlobRef) -> list[NodeId]:
         """Store a tree here and at the standbys; return the nodes that have it."""
         failures = await self.hold_trees([tree])
         if failures:
@@ -103,8 +103,8 @@ class TreeKeeper:
             self._log.warning("tree not replicated", failures=failed[:4])
         return [self._view.node_id, *have]
 
-    async def _needed_trees(self) -> Iterable[InputTree]:
-        needed: set[InputTree] = set()
+    async def _needed_trees(self) -> Iterable[BlobRef]:
+        needed: set[BlobRef] = set()
         for state in (TaskState.QUEUED, TaskState.RUNNING):
             after, is_first = 0, True
             while after or is_first:
@@ -113,7 +113,7 @@ class TreeKeeper:
                 is_first = False
         return needed
 
-    async def _ask(self, node: str, trees: Sequence[InputTree]) -> list[str]:
+    async def _ask(self, node: str, trees: Sequence[BlobRef]) -> list[str]:
         """Ask another node to hold trees; return its failures."""
         holder = Holder(node, self._view.lan_urls_of(node))
         return await asyncio.to_thread(self._fetcher.ask_to_hold, holder, trees)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import InputTree
+from octaskly.core.model.task_options import BlobRef
 from octaskly.errors import OctasklyError
 
 
@@ -51,7 +51,7 @@ class FileStore(Protocol):
     def missing_files(self, sha256s: Iterable[str]) -> list[str]:
         """Return which of these files are not stored, and protect the others."""
 
-    def store_content(self, sha256: str, data: bytes) -> None:
+    def store_blob(self, sha256: str, data: bytes) -> None:
         """Store a small file at once.
 
         Raises:
@@ -88,14 +88,14 @@ class FileStore(Protocol):
 class TreeKeeper(Protocol):
     """The trees of unfinished tasks, in the whole mesh."""
 
-    async def hold_trees(self, trees: Sequence[InputTree]) -> list[str]:
+    async def hold_trees(self, trees: Sequence[BlobRef]) -> list[str]:
         """Fetch what this node lacks of some trees and protect them for a while.
 
         Returns:
             A text for each tree that is not complete here.
         """
 
-    async def replicate_tree(self, tree: InputTree) -> list[NodeId]:
+    async def replicate_tree(self, tree: BlobRef) -> list[NodeId]:
         """Store a tree at this node, the dispatcher, and at its standbys.
 
         Returns:

@@ -28,7 +28,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.task_options import ArraySpec, InputTree
+from octaskly.core.model.task_options import ArraySpec, BlobRef
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
@@ -273,7 +273,7 @@ class DurableStore(LogReader, Protocol):
 
     async def read_trees(
         self, state: TaskState, after: int, limit: int
-    ) -> tuple[frozenset[InputTree], int]:
+    ) -> tuple[frozenset[BlobRef], int]:
         """Read the trees of the next tasks in a state, and where to go on.
 
         Args:

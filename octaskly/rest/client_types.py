@@ -97,3 +97,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on: str | None = None
     files: list[dict[str, str]] = []
     tree: dict[str, str] | None = None
+    stdin_file: dict[str, str] | None = None

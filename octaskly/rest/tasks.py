@@ -181,10 +181,10 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
-class TaskTree(msgspec.Struct, frozen=True, kw_only=True):
-    """A tree of files that the node places in an attempt's folder."""
+class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A blob at a node: a file, or the manifest of a tree."""
 
-    sha256: str  #: of its manifest
+    sha256: str
     node: str
 
 
@@ -240,7 +240,8 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     stdin_bytes: int = 0
     workdir: Workdir | None = None
     files: list[TaskFile] = []
-    tree: TaskTree | None = None
+    tree: BlobRef | None = None
+    stdin_file: BlobRef | None = None
     grace: int | None = None
     requires: Requirements | None = None
     limits: ResourceLimits | None = None

@@ -26,7 +26,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.task_options import ArraySpec, InputTree
+from octaskly.core.model.task_options import ArraySpec, BlobRef
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
@@ -381,7 +381,7 @@ class Store:
 
     async def read_trees(
         self, state: TaskState, after: int, limit: int
-    ) -> tuple[frozenset[InputTree], int]:
+    ) -> tuple[frozenset[BlobRef], int]:
         """Read the trees of the next tasks in a state, and where to go on."""
         return await self._query(lambda db: queries.read_trees(db, state, after, limit))
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pexpect
@@ -49,6 +50,57 @@ def test_run_behaves_like_a_local_command(agent: DemoAgent) -> None:
     done = octaskly(agent, "run", "--", r"printf 'a\000\377'; echo b >&2; exit 9")
 
     assert (done.returncode, done.stdout, done.stderr) == (9, b"a\x00\xff", b"b\n")
+
+
+@pytest.mark.parametrize("size_bytes", [0, 3, 1 << 20, (1 << 20) + 1, 9_000_000])
+def test_run_passes_its_stdin_on(
+    agent: DemoAgent, tmp_path: Path, size_bytes: int
+) -> None:
+    """A pipe or a file, from its current position, of any size."""
+    data = os.urandom(size_bytes)
+    (tmp_path / "file").write_bytes(b"skipped" + data)
+    digest = f"{sha256(data).hexdigest()}  -\n".encode()
+
+    from_pipe = octaskly(agent, "run", "--", "sha256sum", stdin=data)
+    with (tmp_path / "file").open("rb", buffering=0) as file:
+        file.seek(len(b"skipped"))
+        from_file = subprocess.run(
+            typed("--state-dir", str(agent.state), "run", "--", "sha256sum"),
+            stdin=file,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert (from_pipe.returncode, from_pipe.stdout) == (0, digest)
+    assert (from_file.returncode, from_file.stdout) == (0, digest)
+
+
+def test_run_without_stdin_waits_for_nothing(agent: DemoAgent) -> None:
+    """A device or a closed stdin is not passed on."""
+    words = typed("--state-dir", str(agent.state), "run", "--", "wc -c")
+    for closing in ("</dev/null", "<&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {closing}', "sh", *words],
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, b"0\n"), done
+
+
+def test_run_says_that_it_reads_a_pipe_that_stays_open(agent: DemoAgent) -> None:
+    """Somebody who did not expect it would wait for ever; Ctrl-C ends it."""
+    reading = subprocess.Popen(
+        typed("--state-dir", str(agent.state), "run", "--", "cat"),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with reading:
+        assert reading.stderr is not None
+        assert b"reading stdin" in reading.stderr.readline()
+        reading.send_signal(signal.SIGINT)
+        assert reading.wait(60) == 130
 
 
 @pytest.mark.parametrize(("code", "how"), [(0, "✓ {} done"), (9, "✗ {} exit 9")])

@@ -34,8 +34,8 @@ from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.task_options import (
     After,
     ArraySpec,
+    BlobRef,
     End,
-    InputTree,
     Requirements,
     TaskLimits,
     TaskOptions,
@@ -996,7 +996,7 @@ async def test_a_notification_record_may_precede_its_task(bench: Bench) -> None:
 
 async def test_trees_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None:
     """Each page looks at a bounded number of tasks; most of them have no tree."""
-    trees = [InputTree(sha256=f"{number:064}", node="ash") for number in range(3)]
+    trees = [BlobRef(sha256=f"{number:064}", node="ash") for number in range(3)]
     asked = {1: trees[0], 3: trees[1], 4: trees[0], 5: trees[2]}
     await bench.add(
         *(
@@ -1005,7 +1005,7 @@ async def test_trees_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None
         ),
         kit.finished(5),
     )
-    pages: list[frozenset[InputTree]] = []
+    pages: list[frozenset[BlobRef]] = []
     after = 0
     while not pages or after:
         found, after = await bench.log.read_trees(TaskState.QUEUED, after, 2)

@@ -19,7 +19,7 @@ from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_
 from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies, task_response
-from octaskly.api.schemas.files import FilesIn, TreeIn, TreesIn
+from octaskly.api.schemas.files import BlobIn, FilesIn, TreesIn
 from octaskly.api.security import route_cost
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
@@ -75,7 +75,7 @@ async def upload_pack(request: Request) -> web.StreamResponse:
 
     def store(data: bytes) -> None:
         for sha256, content in reader.add_data(data):
-            files.store_content(sha256.hex(), content)
+            files.store_blob(sha256.hex(), content)
             stored.files += 1
             stored.bytes += len(content)
 
@@ -113,6 +113,8 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
     names = request_bodies.parse_asked_files(request.body)
     parts = _file_store(request).pack_files(names)
     response = web.StreamResponse(headers={"Content-Type": BYTES})
+    if "gzip" in request.http_request.headers.get("Accept-Encoding", ""):
+        response.enable_compression(web.ContentCoding.gzip)
     request.add_headers(response)
     await response.prepare(request.http_request)
     while part := await asyncio.to_thread(next, parts, b""):
@@ -242,7 +244,7 @@ ROUTES = (
         handler=replicate_tree,
         cost=route_cost.UPLOAD,
         access=Access.SUBMIT,
-        body_type=TreeIn,
+        body_type=BlobIn,
         responses={201: TreeCopies},
     ),
     Route(

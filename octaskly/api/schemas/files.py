@@ -9,8 +9,8 @@ from typing import Annotated, Final
 import msgspec
 
 from octaskly.api.schemas.base import SHA256, InvalidField, RequestBody, openapi_schema
-from octaskly.core.model.task_options import InputTree, UploadedFile
-from octaskly.rest.tasks import TaskFile, TaskTree
+from octaskly.core.model.task_options import BlobRef, UploadedFile
+from octaskly.rest import tasks as rest
 
 FILES_MAX: Final = 256
 ASKED_FILES_MAX: Final = 10_000  #: in one request; their digests fit into 1 MiB
@@ -26,8 +26,8 @@ class FileIn(RequestBody, gc=False):
     node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
 
 
-class TreeIn(RequestBody, gc=False):
-    """A tree of files that the node places in the attempt's scratch folder."""
+class BlobIn(RequestBody, gc=False):
+    """A blob at a node: a file, or the manifest of a tree."""
 
     sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
     node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
@@ -36,7 +36,7 @@ class TreeIn(RequestBody, gc=False):
 class TreesIn(RequestBody):
     """A request about trees."""
 
-    trees: Annotated[tuple[TreeIn, ...], msgspec.Meta(max_length=ASKED_FILES_MAX)]
+    trees: Annotated[tuple[BlobIn, ...], msgspec.Meta(max_length=ASKED_FILES_MAX)]
 
 
 class FilesIn(RequestBody):
@@ -62,7 +62,7 @@ TREE_HINT: Final = (
 )
 
 
-def parse_tree(tree: TreeIn | None, *, is_scratch: bool) -> InputTree | None:
+def parse_tree(tree: BlobIn | None, *, is_scratch: bool) -> BlobRef | None:
     """Return the tree that a task names, if any.
 
     Raises:
@@ -74,19 +74,21 @@ def parse_tree(tree: TreeIn | None, *, is_scratch: bool) -> InputTree | None:
         raise InvalidField(
             "tree", "a tree needs a scratch folder: set `workdir` to scratch"
         )
-    return check_tree(tree, "tree")
+    return check_blob(tree, "tree")
 
 
-def check_tree(tree: TreeIn, field: str) -> InputTree:
-    """Return a tree; raise `InvalidField` if it is invalid."""
-    if (why := _source_error(tree.sha256, tree.node)) is not None:
+def check_blob(content: BlobIn, field: str) -> BlobRef:
+    """Return a content that a request names; raise `InvalidField` if it is invalid."""
+    if (why := _source_error(content.sha256, content.node)) is not None:
         raise InvalidField(field, why)
-    return InputTree(sha256=tree.sha256, node=tree.node)
+    return BlobRef(sha256=content.sha256, node=content.node)
 
 
-def render_tree(tree: InputTree | None) -> TaskTree | None:
-    """Return the JSON of a tree."""
-    return None if tree is None else TaskTree(sha256=tree.sha256, node=tree.node)
+def render_blob(content: BlobRef | None) -> rest.BlobRef | None:
+    """Return the JSON of a content."""
+    if content is None:
+        return None
+    return rest.BlobRef(sha256=content.sha256, node=content.node)
 
 
 def parse_files(
@@ -125,9 +127,9 @@ def check_no_input_overlap(files_in: Iterable[FileIn], inputs: Iterable[str]) ->
             )
 
 
-def render_files(files: Iterable[UploadedFile]) -> list[TaskFile]:
+def render_files(files: Iterable[UploadedFile]) -> list[rest.TaskFile]:
     """Return the JSON of files."""
-    return [TaskFile(path=f.path, sha256=f.sha256, node=f.node) for f in files]
+    return [rest.TaskFile(path=f.path, sha256=f.sha256, node=f.node) for f in files]
 
 
 def _file_error(file: FileIn) -> str | None:

@@ -36,7 +36,7 @@ from octaskly.api.schemas.task_options import FIELD_HINTS as OPTION_RANGES
 from octaskly.api.schemas.task_options import NO_OPTIONS, OptionsIn, parse_options
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import InputTree, TaskOptions
+from octaskly.core.model.task_options import BlobRef, TaskOptions
 from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
@@ -136,7 +136,7 @@ _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
 _asked_files = msgspec.json.Decoder(files.FilesIn)
-_tree = msgspec.json.Decoder(files.TreeIn)
+_tree = msgspec.json.Decoder(files.BlobIn)
 _trees = msgspec.json.Decoder(files.TreesIn)
 _nothing = msgspec.json.Decoder(EmptyIn)
 
@@ -180,13 +180,13 @@ def parse_asked_files(body: bytes) -> tuple[str, ...]:
     return asked.sha256
 
 
-def parse_tree(body: bytes) -> InputTree:
+def parse_tree(body: bytes) -> BlobRef:
     """Return the tree that a request is about."""
-    asked: files.TreeIn = decode_body(_tree, files.TreeIn, body)
+    asked: files.BlobIn = decode_body(_tree, files.BlobIn, body)
     return _check_tree(asked, "$")
 
 
-def parse_trees(body: bytes) -> list[InputTree]:
+def parse_trees(body: bytes) -> list[BlobRef]:
     """Return the trees that a request is about."""
     asked: files.TreesIn = decode_body(_trees, files.TreesIn, body)
     return [
@@ -194,9 +194,9 @@ def parse_trees(body: bytes) -> list[InputTree]:
     ]
 
 
-def _check_tree(tree: files.TreeIn, place: str) -> InputTree:
+def _check_tree(tree: files.BlobIn, place: str) -> BlobRef:
     try:
-        return files.check_tree(tree, place)
+        return files.check_blob(tree, place)
     except InvalidField as wrong:
         _raise_invalid(wrong.field, str(wrong))
 

@@ -20,6 +20,7 @@ from octaskly.config.units import is_host
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import (
     After,
+    BlobRef,
     Pairs,
     Requirements,
     Retry,
@@ -127,7 +128,8 @@ class OptionsIn(RequestBody, gc=False):
     after: Annotated[tuple[TaskRef, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
     files: given.Files = ()
-    tree: given.TreeIn | None = None
+    tree: given.BlobIn | None = None
+    stdin_file: given.BlobIn | None = None
 
 
 NO_OPTIONS: Final = TaskOptions()
@@ -165,6 +167,7 @@ FIELD_HINTS: Final = {
     "on": "success, failure or any, with `after`",
     "files": given.FILES_HINT,
     "tree": given.TREE_HINT,
+    "stdin_file": "an object with sha256 and node, by name or id, and no other stdin",
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
@@ -196,6 +199,7 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
         notify_url=_notify_url(fields.notify_url),
         after=_after(fields),
         files=given.parse_files(fields.files, is_scratch=fields.workdir == "scratch"),
+        stdin_file=_stdin_file(fields),
         tree=given.parse_tree(fields.tree, is_scratch=fields.workdir == "scratch"),
     )
     return None if options == NO_OPTIONS else options
@@ -225,7 +229,8 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "stdin_bytes": len(options.stdin),
         "workdir": "scratch" if options.is_scratch else None,
         "files": given.render_files(options.files),
-        "tree": given.render_tree(options.tree),
+        "tree": given.render_blob(options.tree),
+        "stdin_file": given.render_blob(options.stdin_file),
         "grace": options.grace_s,
         "requires": requires
         and rest.Requirements(
@@ -334,6 +339,14 @@ def _stdin(fields: OptionsIn) -> bytes:
         field = "stdin" if fields.stdin else "stdin_base64"
         raise InvalidField(field, f"stdin has {len(data)} bytes")
     return data
+
+
+def _stdin_file(fields: OptionsIn) -> BlobRef | None:
+    if fields.stdin_file is None:
+        return None
+    if fields.stdin or fields.stdin_base64:
+        raise InvalidField("stdin_file", "stdin is given twice")
+    return given.check_blob(fields.stdin_file, "stdin_file")
 
 
 def _requires(fields: RequiresIn) -> Requirements | None:

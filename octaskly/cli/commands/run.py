@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import replace
 
 from octaskly.cli import completion
 from octaskly.cli.commands.submit import (
@@ -40,6 +41,7 @@ from octaskly.cli.output.render import (
     report_error,
 )
 from octaskly.cli.output.terminal import is_terminal
+from octaskly.cli.stdin import stdin_fields
 from octaskly.cli.task_options import DraftFields, task_options
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import Conflict, NotFound
@@ -79,20 +81,24 @@ def run(
     """Run a command somewhere in the mesh, as if it ran here.
 
     One argument is shell text; several are joined as a shell would quote them.
+    The command reads your stdin, if that is a pipe or a file.
     Exit code: the command's own; 124 timed out, 128+N ended by signal N,
     125 Octaskly failed, 5 no agent or dispatcher.
     """
     task_draft = make_draft(command_text(words), fields)
     try:
-        with context.connect() as client, defer_first_interrupt() as noted:
-            [[task]] = submit_drafts(
-                client, [task_draft], key=idempotency_key, durability=durability
-            )
-            with (
-                explain_if_waiting(context, [task.id]),
-                hint_on_error(f"logs -f {task.id}"),
-            ):
-                return _follow(client, task.id, noted, as_json=as_json)
+        with context.connect() as client:
+            if task_draft.stdin_base64 is None:
+                task_draft = replace(task_draft, **stdin_fields(client))
+            with defer_first_interrupt() as noted:
+                [[task]] = submit_drafts(
+                    client, [task_draft], key=idempotency_key, durability=durability
+                )
+                with (
+                    explain_if_waiting(context, [task.id]),
+                    hint_on_error(f"logs -f {task.id}"),
+                ):
+                    return _follow(client, task.id, noted, as_json=as_json)
     except OctasklyError as error:
         code = report_error(error)
         return code if code in OWN_EXIT_CODES else EXIT_OCTASKLY_FAILED
@@ -129,7 +135,14 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
             raise
     if as_json:
         print_json(client.send(rest_calls.task(task.id, is_exact=False)).body)
-    return exit_code_of_task(task, is_cancelled=bool(cancelled_by))
+    code = exit_code_of_task(task, is_cancelled=bool(cancelled_by))
+    if code == 0 and following.has_gaps:
+        print_error(
+            f"{task.id} printed more than its node kept",
+            hints=["let it write a file, and fetch that; or raise --output-cap there"],
+        )
+        return EXIT_OCTASKLY_FAILED
+    return code
 
 
 @contextlib.contextmanager

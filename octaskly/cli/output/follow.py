@@ -44,6 +44,9 @@ class OutputPrinter:
         self._prints_state = prints_state
         self._after = ""
         self._has_printed = False  #: whether output of the current attempt was printed
+        self.has_gaps = (
+            False  #: whether the node had lost output that was to be printed
+        )
 
     def print_all(self, *, follow: bool) -> Task:
         """Print the output, with `follow` until the task has ended; return the task.
@@ -87,6 +90,7 @@ class OutputPrinter:
                     f"{size(details['bytes'])} of {details['stream']} are missing here"
                 )
                 note(f"{what}: {details['reason']}")
+                self.has_gaps = True
             case "attempt" if self._has_printed:
                 what = f"attempt {details['attempt']} on {details['node']}"
                 why = details["previous"] or "another one counts"

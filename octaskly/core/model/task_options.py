@@ -123,11 +123,11 @@ class UploadedFile(Struct, frozen=True, array_like=True, kw_only=True):
     node: Word  #: name or id of the node that stores it
 
 
-class InputTree(Struct, frozen=True, array_like=True, kw_only=True):
-    """A tree of files that a client sent, and that a task's folder contains."""
+class BlobRef(Struct, frozen=True, array_like=True, kw_only=True):
+    """A blob that a client sent to a node: a file, or the manifest of a tree."""
 
-    sha256: Word  #: hexadecimal digest of the manifest, which identifies the tree
-    node: Word  #: name or id of a node that has all its contents
+    sha256: Word  #: hexadecimal digest, which identifies it
+    node: Word  #: name or id of a node that has it, and all contents of the tree
 
 
 End = Literal["success", "failure", "any"]
@@ -163,7 +163,8 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     after: After | None = None
     files: Annotated[tuple[UploadedFile, ...], Meta(max_length=256)] = ()
     """Uploaded files for the attempt's own folder."""
-    tree: InputTree | None = None  #: the files of the attempt's own folder
+    tree: BlobRef | None = None  #: the files of the attempt's own folder
+    stdin_file: BlobRef | None = None  #: instead of `stdin`, of any size
 
     @property
     def chars(self) -> int:
@@ -181,7 +182,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
             + len(self.retry_of)
             + sum(map(len, self.after.tasks if self.after else ()))
             + sum(len(f.path) + len(f.sha256) + len(f.node) for f in self.files)
-            + (0 if self.tree is None else len(self.tree.sha256 + self.tree.node))
+            + sum(len(c.sha256 + c.node) for c in (self.tree, self.stdin_file) if c)
         )
 
 

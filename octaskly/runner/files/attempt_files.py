@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId
-from octaskly.core.model.task_options import InputTree, UploadedFile
+from octaskly.core.model.task_options import BlobRef, UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
-from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource, TreeSource
+from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, FileSource
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.files.workdir import (
     CapturedOutputs,
@@ -36,6 +36,23 @@ class Prepared(NamedTuple):
 
     missing: list[str]  #: missing inputs and files, as text
     folder: Path | None  #: its scratch folder, if it has one and nothing is missing
+    stdin_fd: int | None = None  #: the file that it reads, if it has one
+
+
+class AttemptSources(NamedTuple):
+    """Sources of the files of an attempt."""
+
+    files: Sequence[FileSource]
+    tree: BlobSource | None
+    stdin_file: BlobSource | None
+
+
+def needs_preparation(spec: TaskSpec) -> bool:
+    """Return True if something must be checked, fetched or created for an attempt."""
+    options = spec.options
+    return bool(spec.inputs) or (
+        options is not None and (options.is_scratch or options.stdin_file is not None)
+    )
 
 
 class ScratchFolders:
@@ -69,16 +86,14 @@ class ScratchFolders:
     def prepare_attempt(
         self,
         spec: TaskSpec,
-        sources: Sequence[FileSource],
-        tree: TreeSource | None,
+        sources: AttemptSources,
         may_continue: Callable[[], bool],
     ) -> Prepared:
         """Check inputs, fetch files and create the scratch folder. Blocks.
 
         Args:
             spec: The task.
-            sources: Sources of the task's uploaded files.
-            tree: Source of its tree, if it has one.
+            sources: Sources of its files.
             may_continue: Returns False once the attempt is not wanted any more.
 
         Raises:
@@ -87,25 +102,54 @@ class ScratchFolders:
         missing = []
         if spec.inputs:
             missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
-        if not missing and sources:
-            missing = self._blob_fetcher.fetch_files(sources, may_continue)
-        if not missing and tree is not None:
-            missing = self._blob_fetcher.fetch_tree(tree, may_continue)
-        options = spec.options
-        if missing or options is None or not options.is_scratch:
+        if not missing:
+            missing = self._fetch(sources, may_continue)
+        if missing:
             return Prepared(missing, None)
+        stdin_fd = None
+        try:
+            if (stdin := sources.stdin_file) is not None:
+                stdin_fd = self._blob_fetcher.blob_store.open_file(stdin.blob.sha256)
+            return Prepared([], self._make_filled_folder(spec), stdin_fd)
+        except (OutputNotFound, OSError) as error:
+            if stdin_fd is not None:
+                os.close(stdin_fd)
+            if isinstance(error, OSError):
+                raise
+            # It was already deleted again to make room.
+            return Prepared([str(error)], None)
+
+    def _fetch(
+        self, sources: AttemptSources, may_continue: Callable[[], bool]
+    ) -> list[str]:
+        """Fetch all files of an attempt; return texts of failures."""
+        fetcher = self._blob_fetcher
+        missing = fetcher.fetch_files(sources.files, may_continue)
+        if not missing and sources.tree is not None:
+            missing = fetcher.fetch_tree(sources.tree, may_continue)
+        if not missing and sources.stdin_file is not None:
+            missing = fetcher.fetch_blob(sources.stdin_file, may_continue)
+        return missing
+
+    def _make_filled_folder(self, spec: TaskSpec) -> Path | None:
+        """Create the scratch folder of an attempt with its files, if it has one.
+
+        Raises:
+            OutputNotFound: a file is not here any more.
+            OSError: a file could not be created.
+        """
+        options = spec.options
+        if options is None or not options.is_scratch:
+            return None
         folder = self._make_folder(spec.inputs, options.cwd)
         try:
             self._place_files(folder, options.files)
             if options.tree is not None:
                 self._place_tree(folder, options.tree)
-        except OutputNotFound as error:  # It was already deleted again to make room.
-            self.discard_folder(folder)
-            return Prepared([str(error)], None)
-        except OSError:
+        except (OutputNotFound, OSError):
             self.discard_folder(folder)
             raise
-        return Prepared([], folder)
+        return folder
 
     def capture_outputs(
         self, spec: TaskSpec, attempt: AttemptId, folder: Path | None
@@ -138,7 +182,7 @@ class ScratchFolders:
             folder, [(file.path, now_ns, False) for file in files]
         )
 
-    def _place_tree(self, folder: Path, tree: InputTree) -> None:
+    def _place_tree(self, folder: Path, tree: BlobRef) -> None:
         """Copy a tree into a scratch folder, with times and executable bits."""
         manifest = self._blob_fetcher.read_manifest(tree)
         for file in manifest.files:

@@ -6,6 +6,7 @@ import http.client
 import socket
 import ssl
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 from msgspec import MsgspecError, json
 
-from octaskly.core.model.task_options import InputTree, UploadedFile
+from octaskly.core.model.task_options import BlobRef, UploadedFile
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import (
     MANIFEST_BYTES_MAX,
@@ -60,10 +61,10 @@ class FileSource(NamedTuple):
     holders: Sequence[Holder]
 
 
-class TreeSource(NamedTuple):
-    """A tree, and the nodes that may have it."""
+class BlobSource(NamedTuple):
+    """A content, and the nodes that may have it."""
 
-    tree: InputTree
+    blob: BlobRef
     holders: Sequence[Holder]
 
 
@@ -73,6 +74,7 @@ class _Wanted(NamedTuple):
     holders: Sequence[Holder]
     may_continue: Callable[[], bool]
     keep_s: float = COPY_RETENTION_S
+    is_tree: bool = False  #: they are manifests, which are worth compressing
 
 
 class _NodeUnreachable(Exception):
@@ -145,9 +147,11 @@ class BlobFetcher:
         """Return the sources of files; call it on the event loop."""
         return [FileSource(file, self._holders_of(file.node)) for file in files]
 
-    def find_tree(self, tree: InputTree | None) -> TreeSource | None:
-        """Return the source of a tree; call it on the event loop."""
-        return None if tree is None else TreeSource(tree, self._holders_of(tree.node))
+    def find_blob(self, content: BlobRef | None) -> BlobSource | None:
+        """Return the source of a content; call it on the event loop."""
+        if content is None:
+            return None
+        return BlobSource(content, self._holders_of(content.node))
 
     def fetch_files(
         self, sources: Iterable[FileSource], may_continue: Callable[[], bool]
@@ -170,9 +174,28 @@ class BlobFetcher:
                 failed.append(f"{name} of node {file.node}: {error}")
         return failed
 
+    def fetch_blob(
+        self, source: BlobSource, may_continue: Callable[[], bool]
+    ) -> list[str]:
+        """Fetch a content unless it is here; return a text if that failed.
+
+        Args:
+            source: The content with its source.
+            may_continue: Returns False once it is not needed any more.
+        """
+        content, holders = source
+        try:
+            with self.file_locks.hold_lock(content.sha256):
+                self._fetch_missing(
+                    {content.sha256: None}, _Wanted(holders, may_continue)
+                )
+        except _FAILURES as error:
+            return [f"{content.sha256[:12]}... of node {content.node}: {error}"]
+        return []
+
     def fetch_tree(
         self,
-        source: TreeSource,
+        source: BlobSource,
         may_continue: Callable[[], bool] = lambda: True,
         *,
         keep_s: float = COPY_RETENTION_S,
@@ -185,10 +208,10 @@ class BlobFetcher:
             keep_s: How long to keep all its contents.
         """
         wanted = _Wanted(source.holders, may_continue, keep_s)
-        tree = source.tree
+        tree = source.blob
         try:
             with self.file_locks.hold_lock(tree.sha256):
-                self._fetch_missing({tree.sha256: None}, wanted)
+                self._fetch_missing({tree.sha256: None}, wanted._replace(is_tree=True))
                 sizes = self.read_manifest(tree).sizes()
                 self._fetch_missing(
                     {sha256.hex(): size for sha256, size in sizes.items()}, wanted
@@ -197,7 +220,7 @@ class BlobFetcher:
             return [f"the files of node {tree.node}: {error}"]
         return []
 
-    def read_manifest(self, tree: InputTree) -> Manifest:
+    def read_manifest(self, tree: BlobRef) -> Manifest:
         """Return the manifest of a tree that is here.
 
         Raises:
@@ -249,14 +272,22 @@ class BlobFetcher:
     def _fetch_from(self, holder: Holder, missing: Sizes, wanted: _Wanted) -> None:
         """Fetch what a node has of these files; raise _NodeUnreachable."""
         with self._connect_to(holder) as connection:
-            _Exchange(
+            exchange = _Exchange(
                 connection,
                 self.blob_store,
                 lambda: self._may_continue(wanted),
                 wanted.keep_s,
-            ).fetch_all(missing)
+            )
+            if wanted.is_tree:
+                exchange.fetch_pack(list(missing), is_compressed=True)
+                missing = {
+                    name: size
+                    for name, size in missing.items()
+                    if self.blob_store.touch_file(name) is None
+                }
+            exchange.fetch_all(missing)
 
-    def ask_to_hold(self, holder: Holder, trees: Iterable[InputTree]) -> list[str]:
+    def ask_to_hold(self, holder: Holder, trees: Iterable[BlobRef]) -> list[str]:
         """Ask a node to keep trees, and to fetch what it lacks; return its failures.
 
         Blocks.
@@ -333,6 +364,19 @@ def _why_missing(
     return f"{what} nowhere ({'; '.join(why)})"
 
 
+def _decompressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what gzip compressed, in parts of at most `CHUNK_BYTES`."""
+    inflating = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    for chunk in chunks:
+        left = chunk
+        while left:
+            try:
+                yield inflating.decompress(left, CHUNK_BYTES)
+            except zlib.error as error:
+                raise ContentMismatch(f"it sent no gzip: {error}") from None
+            left = inflating.unconsumed_tail
+
+
 def _successful_response(
     connection: http.client.HTTPSConnection,
 ) -> http.client.HTTPResponse:
@@ -380,22 +424,29 @@ class _Exchange:
             if size is not None and size <= PACKED_BYTES_MAX
         ]
         for start in range(0, len(small), PACK_FILES_MAX):
-            self._fetch_pack(small[start : start + PACK_FILES_MAX])
+            self.fetch_pack(small[start : start + PACK_FILES_MAX])
         for name in wanted.keys() - set(small):
             with suppress(OutputNotFound):
                 self._fetch_file(name)
 
-    def _fetch_pack(self, names: Sequence[str]) -> None:
+    def fetch_pack(self, names: Sequence[str], *, is_compressed: bool = False) -> None:
+        """Fetch those of these small files that the node has."""
         body = json.encode({"sha256": names})
         headers = {"Content-Type": "application/json"}
+        if is_compressed:
+            headers["Accept-Encoding"] = "gzip"
         self._connection.request("POST", PACK_PATH, body, headers)
         reader, asked = PackReader(), set(names)
-        for data in self._chunks(_successful_response(self._connection)):
+        response = _successful_response(self._connection)
+        chunks = self._chunks(response)
+        if response.getheader("Content-Encoding") == "gzip":
+            chunks = _decompressed(chunks)
+        for data in chunks:
             for sha256, content in reader.add_data(data):
                 name = sha256.hex()
                 if name not in asked:
                     raise ContentMismatch(f"it sent {name[:12]}..., which is not asked")
-                self._blob_store.store_content(name, content, keep_s=self._keep_s)
+                self._blob_store.store_blob(name, content, keep_s=self._keep_s)
         reader.check_end()
 
     def _fetch_file(self, name: str) -> None:

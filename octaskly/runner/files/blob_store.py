@@ -139,7 +139,7 @@ class BlobStore:
             fd = os.open(partial, _CREATE, 0o600)
         return BlobUpload(self, sha256, size_bytes, partial, fd, keep_s)
 
-    def store_content(
+    def store_blob(
         self, sha256: str, data: bytes, *, keep_s: float = RETENTION_S
     ) -> None:
         """Store a small file at once.
@@ -328,7 +328,9 @@ class BlobUpload:
         if self._remaining_bytes or found != self.sha256:
             came = self.size_bytes - self._remaining_bytes
             raise ContentMismatch(f"received {came} bytes with the SHA-256 {found}")
-        os.fchmod(self._fd, 0o400)
+        # Only the agent may enter the folder. A task that reads the file as stdin may
+        # open it again as /dev/stdin.
+        os.fchmod(self._fd, 0o444)
         self._close(is_whole=True)
 
     def abort(self) -> None:

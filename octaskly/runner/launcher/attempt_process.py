@@ -74,6 +74,7 @@ class StartOrder:
         "marker",
         "options",
         "queued_s",
+        "stdin_fd",
         "task",
         "timeout_s",
     )
@@ -100,7 +101,14 @@ class StartOrder:
         self.timeout_s = timeout_s
         self.options = options  #: see `launch_messages.build_launch_options`
         self.limit_enforcer: LimitEnforcer | None = None  #: None without limits
+        self.stdin_fd: int | None = None  #: a file of any size; None without one
         self.queued_s = queued_s
+
+    def close_stdin(self) -> None:
+        """Close the file that the command would read, if there is one."""
+        if self.stdin_fd is not None:
+            os.close(self.stdin_fd)
+            self.stdin_fd = None
 
 
 class PipeReader:

@@ -185,6 +185,8 @@ class Launcher:
                 order.limit_enforcer = build_limit_enforcer(
                     order.options, self._received_fds
                 )
+                if "has_stdin_file" in order.options:
+                    order.stdin_fd = self._received_fds.popleft()
                 self._waiting.append(order)
             case "stop":
                 self._stop_attempt(*fields)
@@ -204,14 +206,17 @@ class Launcher:
         for child in self._running.values():
             if child.key == key:
                 self._deadlines.end_task(child, str(end_reason), time.monotonic())
-        if any(order.key == key for order in self._waiting):
-            self._waiting = deque(o for o in self._waiting if o.key != key)
-            self._outbox.add_message("back", key)
+        for order in [order for order in self._waiting if order.key == key]:
+            self._waiting.remove(order)
+            self._return_order(order)
 
     def _return_waiting(self) -> None:
-        for order in self._waiting:
-            self._outbox.add_message("back", order.key)
-        self._waiting.clear()
+        while self._waiting:
+            self._return_order(self._waiting.popleft())
+
+    def _return_order(self, order: StartOrder) -> None:
+        order.close_stdin()
+        self._outbox.add_message("back", order.key)
 
     # -- output in files -------------------------------------------------------
 

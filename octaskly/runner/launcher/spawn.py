@@ -158,8 +158,8 @@ class SpawnContext:
         Raises:
             SpawnRefused: it cannot be executed, or not now.
         """
-        self._change_folder(order.options)
         try:
+            self._change_folder(order.options)
             pid, out_fd, err_fd = self._spawn_captured(order, slot)
         except (OSError, ValueError) as error:
             raise SpawnRefused(
@@ -168,6 +168,7 @@ class SpawnContext:
                 is_final=getattr(error, "errno", None) not in RESOURCE_ERRORS,
             ) from error
         finally:
+            order.close_stdin()
             if order.options:
                 os.chdir("/")  # A busy working directory could not be unmounted.
         readers = (
@@ -208,7 +209,9 @@ class SpawnContext:
             env = env | options.get("env", {})
             env[b"PWD"] = os.getcwdb()  # noqa: PTH109 - as bytes
         try:
-            if "stdin" in options:
+            if order.stdin_fd is not None:
+                files.append((order.stdin_fd, 0))
+            elif "stdin" in options:
                 ours.append(open_as_stdin(options["stdin"]))
                 files.append((ours[-1], 0))
             enforcer = slot.limit_enforcer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ class PoolAttempt:
         "process",
         "slots",
         "spec",
+        "stdin_fd",
         "waiting_since_s",
     )
 
@@ -61,6 +63,7 @@ class PoolAttempt:
         self.confirmed_s = float("inf")  #: when the pid became known
         self.is_cancelled = False
         self.folder: Path | None = None  #: its scratch folder; None without one
+        self.stdin_fd: int | None = None  #: the file that it reads; None without one
         self.limit_group: LimitGroup | None = None  #: its cgroup; None without limits
         self.process: LauncherProcess | None = (
             None  #: its launcher; known together with the pid
@@ -78,6 +81,18 @@ class PoolAttempt:
         folder = parent / f"limits-{self.key}"
         self.limit_group = create_limit_group(folder, requested_limits(options.limits))
         return self.limit_group.fds if self.limit_group else []
+
+    def open_stdin(self) -> list[int]:
+        """Return a new descriptor of the file that it reads, at its start, if any."""
+        if self.stdin_fd is None:
+            return []
+        return [os.open(f"/proc/self/fd/{self.stdin_fd}", os.O_RDONLY | os.O_CLOEXEC)]
+
+    def close_stdin(self) -> None:
+        """Close the file that it reads, if there is one."""
+        if self.stdin_fd is not None:
+            os.close(self.stdin_fd)
+            self.stdin_fd = None
 
     def remove_limit_group(self) -> None:
         """Remove its cgroup, unless a process is left in it."""

@@ -41,6 +41,8 @@ def build_start_order(item: PoolAttempt) -> list[object]:
                 group.enforced,
                 len(group.fds),
             ]
+        if item.stdin_fd is not None:
+            launch_options["has_stdin_file"] = True
         if item.gpus:
             env = {
                 **launch_options.get("env", {}),
@@ -57,8 +59,9 @@ def build_launch_options(options: TaskOptions) -> dict[str, Any]:
 
     `env` adds variables. `cwd`, `stdin`, `grace_s` and `limits` are present only if the
     task sets them. The keys of `limits` are the field names of `TaskLimits`.
-    `build_start_order` adds `folder`, the scratch folder, and `group`: the cgroup's
-    folder, the limits that it enforces, and the number of attached descriptors.
+    `build_start_order` adds `folder`, the scratch folder; `has_stdin_file`, if a
+    descriptor for stdin is attached; and `group`: the cgroup's folder, the limits that
+    it enforces, and the number of descriptors that are attached before.
     """
     launch_options: dict[str, Any] = {}
     if env := [pair for pair in options.env if _is_variable_allowed(pair[0])]:

@@ -24,7 +24,12 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
-from octaskly.runner.files.attempt_files import Prepared, ScratchFolders
+from octaskly.runner.files.attempt_files import (
+    AttemptSources,
+    Prepared,
+    ScratchFolders,
+    needs_preparation,
+)
 from octaskly.runner.files.blob_fetcher import BlobFetcher
 from octaskly.runner.files.task_user_ops import task_user_ops_for
 from octaskly.runner.files.workdir import CapturedOutputs
@@ -153,7 +158,7 @@ class Pool:
                 self._end_attempt(item, released_outcome(EndReason.DRAINING))
             elif not self._resources.can_ever_fit(item):
                 self._end_attempt(item, released_outcome(EndReason.RETURNED))
-            elif spec.inputs or (spec.options and spec.options.is_scratch):
+            elif needs_preparation(spec):
                 self._prepare(item)
             else:
                 self._waiting.append(item)
@@ -343,6 +348,7 @@ class Pool:
             self._resources.allocate(item)
             orders, fds = batches.setdefault(process, ([], []))
             fds += item.create_limit_group(state.folder)
+            fds += item.open_stdin()
             orders.append(build_start_order(item))
         for process, (orders, fds) in batches.items():
             process.send(orders, fds)
@@ -378,8 +384,11 @@ class Pool:
 
     def _prepare(self, item: PoolAttempt) -> None:
         options = item.spec.options
-        sources = self._blob_fetcher.find_sources(options.files if options else ())
-        tree = self._blob_fetcher.find_tree(options.tree if options else None)
+        sources = AttemptSources(
+            self._blob_fetcher.find_sources(options.files if options else ()),
+            self._blob_fetcher.find_blob(options.tree if options else None),
+            self._blob_fetcher.find_blob(options.stdin_file if options else None),
+        )
 
         def is_wanted() -> bool:
             return not (
@@ -388,14 +397,14 @@ class Pool:
 
         self._in_thread(
             partial(self._on_prepared, item),
-            partial(self._scratch.prepare_attempt, item.spec, sources, tree, is_wanted),
+            partial(self._scratch.prepare_attempt, item.spec, sources, is_wanted),
             # Fetching is slow, so it has its own threads.
-            self._blob_fetcher.threads if sources or tree else self._threads,
+            self._blob_fetcher.threads if any(sources) else self._threads,
         )
 
     def _on_prepared(self, item: PoolAttempt, found: Prepared | BaseException) -> None:
         if isinstance(found, Prepared):
-            item.folder = found.folder
+            item.folder, item.stdin_fd = found.folder, found.stdin_fd
         if item.is_cancelled:
             self._end_attempt(item, cancelled_outcome())
         elif isinstance(found, BaseException):
@@ -425,6 +434,7 @@ class Pool:
     def _end_attempt(self, item: PoolAttempt, outcome: Outcome) -> None:
         del self._attempts[item.spec.id, item.attempt]
         self.recorder.on_ended(item)
+        item.close_stdin()
         if item.folder is not None:
             self._scratch.discard_folder(item.folder)
         if item.is_cancelled and outcome.state != AttemptState.CANCELLED:

@@ -22,7 +22,7 @@ from octaskly.core.model.ids import (
     TaskId,
     task_name,
 )
-from octaskly.core.model.task_options import InputTree
+from octaskly.core.model.task_options import BlobRef
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports import Packer, PendingNotifications, StoreStats
@@ -122,7 +122,7 @@ def streams_of_tasks(
 
 def read_trees(
     db: sqlite3.Connection, state: TaskState, after: int, limit: int
-) -> tuple[frozenset[InputTree], int]:
+) -> tuple[frozenset[BlobRef], int]:
     """Return the trees of the next tasks in a state, and where to go on; 0 at the end.
 
     Args:
@@ -137,7 +137,7 @@ def read_trees(
         (rows.NUMBER_OF[state], after, limit),
     ).fetchall()
     trees = frozenset(
-        json.decode(tree, type=InputTree) for _, tree in found if tree is not None
+        json.decode(tree, type=BlobRef) for _, tree in found if tree is not None
     )
     return trees, found[-1][0] if len(found) == limit else 0
 

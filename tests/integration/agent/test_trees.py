@@ -11,7 +11,12 @@ import pytest
 
 from octaskly.client.command_session import Session
 from octaskly.client.errors import NotFound
-from octaskly.client.flows.files import SentTree, replicate_tree, upload_tree
+from octaskly.client.flows.files import (
+    SentTree,
+    replicate_tree,
+    upload_file,
+    upload_tree,
+)
 from octaskly.files.manifest import (
     TreeFile,
     TreeLink,
@@ -198,4 +203,39 @@ def test_a_tree_that_nobody_has_is_not_replicated(agents: list[Agent]) -> None:
     ):
         session.run(replicate_tree(session.requests, nowhere))
 
-    assert "not at birch" in (found.value.hint or "")
+    assert "birch" in (found.value.hint or "")
+
+
+def test_a_task_reads_a_file_of_any_size_as_stdin(agents: list[Agent]) -> None:
+    """From its start in each attempt; also under the name /dev/stdin."""
+    big = BIG * 8  # 16 MiB, where `stdin` of the request may have 1 MiB.
+    name = content_digest(big)
+    with Session.at_socket(agents[0].ready()["socket"]) as session:
+        stored = session.run(upload_file(session.requests, name, big))
+    source = {"sha256": name, "node": stored.node}
+    for node in ("ash", "birch"):
+        task = submit(
+            agents[0],
+            "head -c 3 >/dev/null; [ $OCTASKLY_ATTEMPT = 2 ] || exit 1;"
+            " cat | wc -c; sha256sum /dev/stdin",
+            stdin_file=source,
+            requires={"node": node},
+            retries=1,
+        )
+        ended = finished(agents[0], task)
+
+        rest, whole = ended["stdout"].split(maxsplit=1)
+        assert int(rest) == len(big) - 3, ended
+        assert whole.split()[0] == name
+
+
+def test_stdin_is_given_once(agents: list[Agent]) -> None:
+    """The error names the field."""
+    source = {"sha256": "0" * 64, "node": "ash"}
+    status, body = agents[0].call(
+        "POST",
+        "/api/v1/tasks",
+        {"command": "cat", "stdin": "text", "stdin_file": source},
+    )
+
+    assert (status, body["field"]) == (400, "$.stdin_file")

@@ -69,7 +69,7 @@ def test_a_stored_file_is_read_only(depot: BlobStore) -> None:
 
     assert depot.touch_file(name) == 10
     assert depot.file_path(name).read_bytes() == b"some bytes"
-    assert depot.file_path(name).stat().st_mode & 0o777 == 0o400
+    assert depot.file_path(name).stat().st_mode & 0o777 == 0o444
 
 
 @pytest.mark.parametrize("sent", [b"other bytes", b"some byteZ", b"some", b""])
@@ -246,6 +246,6 @@ def test_a_pack_holds_the_small_files_that_are_here(depot: BlobStore) -> None:
 def test_a_content_with_another_digest_is_not_stored(depot: BlobStore) -> None:
     """Whoever sent it in a pack."""
     with pytest.raises(ContentMismatch):
-        depot.store_content("0" * 64, b"bytes")
+        depot.store_blob("0" * 64, b"bytes")
 
     assert depot.missing_files(["0" * 64]) == ["0" * 64]

@@ -11,11 +11,11 @@ from octaskly.agent.tree_keeper import TreeKeeper
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
-from octaskly.core.model.task_options import InputTree
+from octaskly.core.model.task_options import BlobRef
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
 from octaskly.ports import DurableStore
-from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder, TreeSource
+from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, Holder
 from octaskly.runner.files.blob_store import RETENTION_S
 from octaskly.system.log import Logger
 from tests.support.builders import epoch, node_id
@@ -26,12 +26,12 @@ ME, OTHER = node_id("a"), node_id("b")
 class TaskTrees:
     """The store: one page of trees for each state."""
 
-    def __init__(self, queued: set[InputTree], running: set[InputTree]) -> None:
+    def __init__(self, queued: set[BlobRef], running: set[BlobRef]) -> None:
         self._trees = {TaskState.QUEUED: queued, TaskState.RUNNING: running}
 
     async def read_trees(
         self, state: TaskState, after: int, _limit: int
-    ) -> tuple[frozenset[InputTree], int]:
+    ) -> tuple[frozenset[BlobRef], int]:
         some = sorted(self._trees[state], key=lambda tree: tree.sha256)
         page = some[after : after + 1]
         return frozenset(page), after + 1 if after + 1 < len(some) else 0
@@ -45,14 +45,14 @@ class Fetches:
         self.held_here: list[tuple[str, float]] = []
         self.asked: list[tuple[Holder, list[str]]] = []
 
-    def find_tree(self, tree: InputTree) -> TreeSource:
-        return TreeSource(tree, ())
+    def find_blob(self, tree: BlobRef) -> BlobSource:
+        return BlobSource(tree, ())
 
-    def fetch_tree(self, source: TreeSource, *, keep_s: float) -> list[str]:
-        self.held_here.append((source.tree.sha256, keep_s))
+    def fetch_tree(self, source: BlobSource, *, keep_s: float) -> list[str]:
+        self.held_here.append((source.blob.sha256, keep_s))
         return []
 
-    def ask_to_hold(self, holder: Holder, trees: Sequence[InputTree]) -> list[str]:
+    def ask_to_hold(self, holder: Holder, trees: Sequence[BlobRef]) -> list[str]:
         self.asked.append((holder, [tree.sha256 for tree in trees]))
         return []
 
@@ -81,9 +81,9 @@ def view() -> MeshView:
 
 async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None:
     """By node, whatever the page in which a tree was read; by name or by id."""
-    mine = InputTree(sha256="1" * 64, node="ana")
-    theirs = InputTree(sha256="2" * 64, node=OTHER)
-    more = InputTree(sha256="3" * 64, node=OTHER)
+    mine = BlobRef(sha256="1" * 64, node="ana")
+    theirs = BlobRef(sha256="2" * 64, node=OTHER)
+    more = BlobRef(sha256="3" * 64, node=OTHER)
     fetches = Fetches()
     keeper = TreeKeeper(
         cast("DurableStore", TaskTrees({mine, theirs}, {theirs, more})),

@@ -1,0 +1,223 @@
+"""Files that travel, beside nginx over HTTPS on the same pair of hosts.
+
+Two hosts with disks of their own; each is a namespace. Needs root, iproute2, nginx,
+curl and openssl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import ssl
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.measure import Row, bound_row, ratio_row
+from octaskly.client.command_session import Session
+from octaskly.client.flows.files import SentTree, upload_tree
+from octaskly.files.manifest import (
+    TreeFile,
+    content_digest,
+    encode_manifest,
+    make_manifest,
+)
+from tests.mesh.forming import form, roles
+from tests.mesh.lab import Host, Lab
+from tests.mesh.netns import missing, wait_until
+
+SMALL_FILES: Final = 1000
+SMALL_BYTES: Final = 1024
+LARGE_BYTES: Final = 1 << 30
+NGINX_PORT: Final = 8443
+NGINX_CONF: Final = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 2;
+events {{ }}
+http {{
+    access_log off; sendfile on;
+    server {{
+        listen {ip}:{port} ssl; root {folder}/www;
+        ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;
+        ssl_protocols TLSv1.3;
+    }}
+}}
+"""
+
+
+def figures(_folder: Path, *, quick: bool) -> Iterator[Row]:
+    """Measure small files, a changed file, and large files against nginx."""
+    if (reason := missing()) is not None:
+        raise FileNotFoundError(reason)
+    with Lab(2) as lab:
+        form(lab)
+        lender, (worker,) = roles(lab)
+        yield from _small(lender, worker, runs=1 if quick else 5)
+        yield from _large(lab, lender, worker, (1 << 28) if quick else LARGE_BYTES)
+
+
+def _small(lender: Host, worker: Host, *, runs: int) -> Iterator[Row]:
+    fresh_s, again_bytes = [], []
+    plain_s = statistics.median(_timed(worker, {}) for _ in range(5))
+    for _ in range(runs):
+        contents = {
+            f"folder{number % 10}/file{number}": os.urandom(SMALL_BYTES)
+            for number in range(SMALL_FILES)
+        }
+        fresh_s.append(_timed(worker, _with_tree(send_tree(lender, contents))))
+        contents["folder0/file0"] = os.urandom(SMALL_BYTES)
+        before = _received_bytes(worker)
+        _timed(worker, _with_tree(send_tree(lender, contents)))
+        again_bytes.append(_received_bytes(worker) - before)
+    yield bound_row(
+        f"{SMALL_FILES} small files reach a fresh node",
+        statistics.median(fresh_s) - plain_s,
+        "s",
+        1.0,
+    )
+    yield bound_row(
+        "one of them changed: bytes to the worker",
+        statistics.median(again_bytes) / 1000,
+        "kB",
+        64 + SMALL_BYTES / 1000,
+    )
+
+
+def _large(lab: Lab, lender: Host, worker: Host, size_bytes: int) -> Iterator[Row]:
+    data = os.urandom(1 << 20) * (size_bytes >> 20)
+    with _nginx(lab, lender, data) as url:
+        nginx_s = min(_curl(worker, url) for _ in range(3))
+        nginx = size_bytes / nginx_s / 1e6
+        yield "nginx by HTTPS", f"{nginx:.0f} MB/s", "1.00", "", ""
+        sent_s = _upload(worker, lender, data)
+        rate = size_bytes / sent_s / 1e6
+        yield ratio_row("upload over HTTPS", rate, nginx, 0.4, "nginx")
+        stored = {"sha256": content_digest(data), "node": lender.name}
+        supplied_s = _timed(worker, {"stdin_file": stored}) - _timed(worker, {})
+        rate = size_bytes / supplied_s / 1e6
+        yield ratio_row("supply to a task's node", rate, nginx, 0.4, "nginx")
+
+
+def send_tree(host: Host, contents: dict[str, bytes]) -> SentTree:
+    """Send a tree to the node of a host, as the user of that host."""
+    now_ns = time.time_ns()
+    manifest = encode_manifest(
+        make_manifest(
+            TreeFile(path, hashlib.sha256(data).digest(), len(data), now_ns)
+            for path, data in contents.items()
+        )
+    )
+    by_digest = {content_digest(data): data for data in (*contents.values(), manifest)}
+    sizes = {name: len(data) for name, data in by_digest.items()}
+    with Session.at_socket(host.first.description["socket"]) as session:
+        flow = upload_tree(
+            session.requests,
+            content_digest(manifest),
+            sizes,
+            lambda name: iter([by_digest[name]]),
+        )
+        return session.run(flow)
+
+
+def _with_tree(tree: SentTree) -> dict[str, Any]:
+    return {
+        "tree": {"sha256": tree.sha256, "node": tree.node},
+        "workdir": "scratch",
+    }
+
+
+def _timed(worker: Host, fields: dict[str, Any]) -> float:
+    """Return the seconds from submission to the end of `true` on a host."""
+    draft = {"command": "true", "requires": {"node": worker.name}, **fields}
+    began_s = time.perf_counter()
+    created = worker.http("POST", "/api/v1/tasks", json=draft)
+    assert created.status == 201, created.body
+    path = f"/api/v1/tasks/{created.json['id']}?wait=120"
+    ended = worker.http("GET", path, timeout_s=130).json
+    assert ended["status"] == "completed", ended
+    return time.perf_counter() - began_s
+
+
+def _received_bytes(host: Host) -> int:
+    path = "/sys/class/net/eth0/statistics/rx_bytes"
+    return int(host.run("cat", path).stdout)
+
+
+def _upload(worker: Host, lender: Host, data: bytes) -> float:
+    """Upload a file from one host to the node of another; return the seconds."""
+    token = lender.token()
+    port = int(lender.first.description["lan_url"].rpartition(":")[2])
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    plain = worker.connect((lender.ip, port), 60.0)
+    connection = HTTPSConnection(lender.ip, port)
+    connection.sock = context.wrap_socket(plain)
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Content-Type": "application/octet-stream",
+    }
+    view = memoryview(data)
+    parts = (view[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20))
+    began_s = time.perf_counter()
+    connection.request(
+        "POST",
+        f"/api/v1/files/{content_digest(data)}",
+        parts,
+        {**headers, "Content-Length": str(len(data))},
+    )
+    response = connection.getresponse()
+    assert response.status == 201, response.read()
+    return time.perf_counter() - began_s
+
+
+class _nginx:  # noqa: N801 - a context manager
+    """nginx with one file on a host; yields the URL of the file."""
+
+    def __init__(self, lab: Lab, host: Host, data: bytes) -> None:
+        self._host, self._folder = host, lab.folder / "nginx"
+        (self._folder / "www").mkdir(parents=True)
+        self._folder.chmod(0o755)
+        lab.folder.chmod(0o755)
+        (self._folder / "www/file").write_bytes(data)
+
+    def __enter__(self) -> str:
+        if shutil.which("nginx") is None:
+            raise FileNotFoundError("nginx")
+        folder = str(self._folder)
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
+                *("ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=nginx"),
+                *("-keyout", f"{folder}/key.pem", "-out", f"{folder}/cert.pem"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        conf = self._folder / "nginx.conf"
+        conf.write_text(
+            NGINX_CONF.format(folder=folder, ip=self._host.ip, port=NGINX_PORT)
+        )
+        self._process = self._host.popen("nginx", "-p", folder, "-c", str(conf))
+        wait_until("nginx listens", self._listens, within_s=10)
+        return f"https://{self._host.ip}:{NGINX_PORT}/file"
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def _listens(self) -> bool:
+        try:
+            with self._host.connect((self._host.ip, NGINX_PORT), 1.0):
+                return True
+        except OSError:
+            return False
+
+
+def _curl(host: Host, url: str) -> float:
+    done = host.run("curl", "-sk", "-o", "/dev/null", "-w", "%{time_total}", url)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)

@@ -1,0 +1,110 @@
+"""The stdin of `octaskly run`, for its command: a pipe or a file of any size.
+
+Up to 1 MiB travels with the task. More is sent as a file first, whole, because the
+command may start on another machine, or twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import click
+
+from octaskly.cli.output.render import note
+from octaskly.cli.task_options import STDIN_BYTES_MAX, STDIN_CONSUMED
+from octaskly.client import Session
+from octaskly.client.flows.files import ContentBody, upload_file
+
+CHUNK_BYTES: Final = 1 << 20
+HINT_AFTER_S: Final = 2.0
+STDIN_FD: Final = 0
+
+
+class _Content(NamedTuple):
+    """Bytes of an open file, from a position on."""
+
+    fd: int
+    start: int
+    size_bytes: int
+    sha256: str
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the bytes in parts."""
+        at, end = self.start, self.start + self.size_bytes
+        while at < end:
+            data = os.pread(self.fd, min(CHUNK_BYTES, end - at), at)
+            if not data:
+                raise click.ClickException("stdin became shorter while it was read")
+            at += len(data)
+            yield data
+
+
+def stdin_fields(client: Session) -> dict[str, Any]:
+    """Return the fields of a task that give it the stdin of this command, if any.
+
+    A terminal or a device is not passed on: the command could not interact with it.
+    """
+    if click.get_current_context().meta.get(STDIN_CONSUMED) or not _is_readable():
+        return {}
+    head = _read_head()
+    if len(head) <= STDIN_BYTES_MAX:
+        return {"stdin_base64": base64.b64encode(head).decode()} if head else {}
+    if stat.S_ISREG(os.fstat(STDIN_FD).st_mode):
+        start = os.lseek(STDIN_FD, 0, os.SEEK_CUR) - len(head)
+        return _send(client, _hash_from(STDIN_FD, start))
+    with tempfile.TemporaryFile(prefix="octaskly-") as spool:
+        spool.write(head)
+        while data := os.read(STDIN_FD, CHUNK_BYTES):
+            spool.write(data)
+        spool.flush()
+        return _send(client, _hash_from(spool.fileno(), 0))
+
+
+def _is_readable() -> bool:
+    try:
+        mode = os.fstat(STDIN_FD).st_mode
+    except OSError:  # It is closed.
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def _read_head() -> bytes:
+    """Read a little more than a task may carry; say so if that takes long."""
+    hint = threading.Timer(
+        HINT_AFTER_S,
+        note,
+        ("reading stdin, which the command will get; with </dev/null it gets none",),
+    )
+    hint.daemon = True
+    hint.start()
+    try:
+        head = bytearray()
+        while len(head) <= STDIN_BYTES_MAX:
+            data = os.read(STDIN_FD, CHUNK_BYTES)
+            if not data:
+                break
+            head += data
+        return bytes(head)
+    finally:
+        hint.cancel()
+
+
+def _hash_from(fd: int, start: int) -> _Content:
+    digest, at = hashlib.sha256(), start
+    while data := os.pread(fd, CHUNK_BYTES, at):
+        digest.update(data)
+        at += len(data)
+    return _Content(fd, start, at - start, digest.hexdigest())
+
+
+def _send(client: Session, content: _Content) -> dict[str, Any]:
+    body = ContentBody(content.size_bytes, content.read)
+    stored = client.run(upload_file(client.requests, content.sha256, body))
+    return {"stdin_file": {"sha256": stored.sha256, "node": stored.node}}
