@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from octaskly.client.flows.files import ContentBody, upload_file
 
 CHUNK_BYTES: Final = 1 << 20
 HINT_AFTER_S: Final = 2.0
-STDIN_FD: Final = 0
 
 
 class _Content(NamedTuple):
@@ -51,31 +51,29 @@ def stdin_fields(client: Session) -> dict[str, Any]:
 
     A terminal or a device is not passed on: the command could not interact with it.
     """
-    if click.get_current_context().meta.get(STDIN_CONSUMED) or not _is_readable():
+    fd = sys.stdin.fileno()  # Not 0, which another file may have if stdin was closed.
+    if click.get_current_context().meta.get(STDIN_CONSUMED) or not _is_readable(fd):
         return {}
-    head = _read_head()
+    head = _read_head(fd)
     if len(head) <= STDIN_BYTES_MAX:
         return {"stdin_base64": base64.b64encode(head).decode()} if head else {}
-    if stat.S_ISREG(os.fstat(STDIN_FD).st_mode):
-        start = os.lseek(STDIN_FD, 0, os.SEEK_CUR) - len(head)
-        return _send(client, _hash_from(STDIN_FD, start))
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        start = os.lseek(fd, 0, os.SEEK_CUR) - len(head)
+        return _send(client, _hash_from(fd, start))
     with tempfile.TemporaryFile(prefix="octaskly-") as spool:
         spool.write(head)
-        while data := os.read(STDIN_FD, CHUNK_BYTES):
+        while data := os.read(fd, CHUNK_BYTES):
             spool.write(data)
         spool.flush()
         return _send(client, _hash_from(spool.fileno(), 0))
 
 
-def _is_readable() -> bool:
-    try:
-        mode = os.fstat(STDIN_FD).st_mode
-    except OSError:  # It is closed.
-        return False
+def _is_readable(fd: int) -> bool:
+    mode = os.fstat(fd).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-def _read_head() -> bytes:
+def _read_head(fd: int) -> bytes:
     """Read a little more than a task may carry; say so if that takes long."""
     hint = threading.Timer(
         HINT_AFTER_S,
@@ -87,7 +85,7 @@ def _read_head() -> bytes:
     try:
         head = bytearray()
         while len(head) <= STDIN_BYTES_MAX:
-            data = os.read(STDIN_FD, CHUNK_BYTES)
+            data = os.read(fd, CHUNK_BYTES)
             if not data:
                 break
             head += data

@@ -78,7 +78,8 @@ def test_run_passes_its_stdin_on(
 
 def test_run_without_stdin_waits_for_nothing(agent: DemoAgent) -> None:
     """A device or a closed stdin is not passed on."""
-    words = typed("--state-dir", str(agent.state), "run", "--", "wc -c")
+    words = [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state)]
+    words += ["run", "--", "wc -c"]
     for closing in ("</dev/null", "<&-"):
         done = subprocess.run(
             ["sh", "-c", f'"$@" {closing}', "sh", *words],
@@ -91,8 +92,9 @@ def test_run_without_stdin_waits_for_nothing(agent: DemoAgent) -> None:
 
 def test_run_says_that_it_reads_a_pipe_that_stays_open(agent: DemoAgent) -> None:
     """Somebody who did not expect it would wait for ever; Ctrl-C ends it."""
+    words = ["--state-dir", str(agent.state), "run", "--", "cat"]
     reading = subprocess.Popen(
-        typed("--state-dir", str(agent.state), "run", "--", "cat"),
+        [sys.executable, "-m", "octaskly", *words],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
