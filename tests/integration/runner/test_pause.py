@@ -19,14 +19,18 @@ MODES = pytest.mark.parametrize(
     ids=["a group a slot", "a group a launcher", "no groups"],
 )
 
-#: Each uses a full core, in a process with this word in its command line.
+#: Each session gets an equal share of the cores, so these would leave none to others.
+MODEST = "{ echo 15 >/proc/self/autogroup; } 2>/dev/null"
+LOOP = f"{MODEST}; while :; do :; done"
+
+#: Each uses a core that is free, in a process with this word in its command line.
 BURNERS = {
-    "alone": "exec sh -c 'while :; do :; done' {0}",
-    "children": "sh -c 'while :; do :; done' {0} & sh -c 'while :; do :; done' {0}",
-    "another session": "setsid sh -c 'while :; do :; done' {0} & wait",
-    "daemon": "(setsid sh -c 'while :; do :; done' {0} &) ; sleep {0}",
-    "no environment": "(env -i setsid sh -c 'while :; do :; done' {0} &) ; sleep {0}",
-    "forks": "sh -c 'while :; do sh -c : {0}; done' {0}",
+    "alone": f"exec sh -c '{LOOP}' WORD",
+    "children": f"sh -c '{LOOP}' WORD & sh -c '{LOOP}' WORD",
+    "another session": f"setsid sh -c '{LOOP}' WORD & wait",
+    "daemon": f"(setsid sh -c '{LOOP}' WORD &) ; sleep WORD",
+    "no environment": f"(env -i setsid sh -c '{LOOP}' WORD &) ; sleep WORD",
+    "forks": f"{MODEST}; sh -c 'while :; do sh -c : WORD; done' WORD",
 }
 
 
@@ -74,7 +78,7 @@ async def test_paused_trees_use_no_processor(
     many = {key: value * 3 for key, value in mode.items() if key == "launchers"}
     async with rig(tmp_path, slots=len(BURNERS), **(mode | many)) as made:
         words = {token(): text for text in BURNERS.values()}
-        names = [made.start(text.format(word)) for word, text in words.items()]
+        names = [made.start(text.replace("WORD", word)) for word, text in words.items()]
         for word in words:
             await is_burning(word)
         await frozen(made, *words)
@@ -121,8 +125,8 @@ async def test_a_paused_task_can_be_cancelled(
     """It cannot handle a signal, so it is killed at once; the others stay frozen."""
     word, other_word = token(), token()
     async with rig(tmp_path, kill_grace_s=60.0, **mode) as made:
-        task, attempt = made.start(BURNERS["daemon"].format(word))
-        other, _ = made.start(BURNERS["alone"].format(other_word))
+        task, attempt = made.start(BURNERS["daemon"].replace("WORD", word))
+        other, _ = made.start(BURNERS["alone"].replace("WORD", other_word))
         await is_burning(word)
         await is_burning(other_word)
         made.pool.set_frozen(is_frozen=True)
@@ -157,7 +161,7 @@ async def test_the_slot_of_a_paused_task_can_be_used_again(
     """A task that was killed while frozen leaves no frozen group behind."""
     word = token()
     async with rig(tmp_path, **mode) as made:
-        task, attempt = made.start(BURNERS["alone"].format(word))
+        task, attempt = made.start(BURNERS["alone"].replace("WORD", word))
         await is_burning(word)
         made.pool.set_frozen(is_frozen=True)
         made.pool.stop_attempts([(task, attempt)])
