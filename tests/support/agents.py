@@ -21,6 +21,7 @@ from octaskly.trust import create_secret_file
 
 READY_S_MAX = 90.0  #: a busy machine is slow to start many
 STOP_S_MAX = 20.0
+DRAIN_S = 1.0  #: for tasks that still run at the end of a test
 END_S_MAX = 90.0  #: seconds for tasks to end, with many before them
 WAIT_S_MAX = 45.0  #: seconds for changes that take a second or two elsewhere
 TASKS = "/api/v1/tasks"
@@ -103,9 +104,18 @@ class Agent:
         stop_all([self])
 
 
-def stop_all(agents: Collection[Agent]) -> None:
-    """Stop agents at once, by SIGTERM first; each takes a moment to say goodbye."""
+def stop_all(agents: Collection[Agent], drain_s: float = STOP_S_MAX) -> None:
+    """Stop agents at once, by SIGTERM first; each takes a moment to say goodbye.
+
+    A second SIGTERM after `drain_s` ends the tasks that still run.
+    """
     for agent in agents:
+        agent.process.terminate()
+    deadline_s = time.monotonic() + drain_s
+    for agent in agents:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            agent.process.wait(max(0.0, deadline_s - time.monotonic()))
+            continue
         agent.process.terminate()
     for agent in agents:
         try:
@@ -195,7 +205,7 @@ def running(
         agents.extend(start(folder, name, *extra) for name in names)
         yield agents
     finally:
-        stop_all(agents)
+        stop_all(agents, DRAIN_S)
 
 
 @contextlib.contextmanager
@@ -217,7 +227,7 @@ def ending(*agents: Agent) -> Iterator[None]:
     try:
         yield
     finally:
-        stop_all(agents)
+        stop_all(agents, DRAIN_S)
 
 
 def submit(agent: Agent, command: str, **more: object) -> str:
@@ -291,7 +301,7 @@ def three_agents(folder: Path) -> Iterator[list[Agent]]:
         until_nodes(agents[0], 3)
         yield agents
     finally:
-        stop_all(agents)
+        stop_all(agents, DRAIN_S)
 
 
 def roles_of(agent: Agent) -> dict[str, str]:
