@@ -24,6 +24,7 @@ from tests.support.xdist_schedule import (
 
 TESTS = Path(__file__).parent
 
+GARBAGE = 50_000  #: new objects between two garbage collections
 COMPUTES_S_MAX = 900.0  #: seconds for a test that waits for nothing but a core
 
 #: Calls on local files that return at once; blocking calls (sleep, sockets, locks,
@@ -71,9 +72,11 @@ def pytest_configure() -> None:
 def pytest_collection() -> Generator[None, object, object]:
     """Collect no garbage while tests load, and none among the loaded tests later.
 
-    A garbage collection takes a while, also in the middle of a measurement.
+    A garbage collection takes a while, also in the middle of a measurement. So it is
+    rare, which also saves a seventh of the time of the simulation.
     """
     gc.disable()
+    gc.set_threshold(GARBAGE)
     try:
         return (yield)
     finally:

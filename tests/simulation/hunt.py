@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import os
 import random
@@ -23,6 +24,7 @@ from tests.simulation.kinds import (
 from tests.simulation.world import World
 
 BLOCK = 20  #: seeds that one process takes at a time
+GARBAGE = 50_000  #: new objects between two garbage collections
 SEED_MAX = 1 << 31
 
 
@@ -56,7 +58,9 @@ def failures(
     blocks = [seeds[i : i + BLOCK] for i in range(0, len(seeds), BLOCK)]
     # The same on all versions of Python.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        processes, context, initializer=gc.set_threshold, initargs=(GARBAGE,)
+    ) as pool:
         for found in pool.map(_failures_in, blocks, repeat(kind)):
             yield from found
 
