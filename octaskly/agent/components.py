@@ -506,6 +506,7 @@ class Components:
             self._info,
             mesh=self._trust.mesh_id,
             loopback_port=self._loopback_port,
+            streams=self._node.stream_count,
         )
 
     def _build_api_probe(self) -> ApiProbe:

@@ -118,6 +118,7 @@ def describe_agent(
     *,
     mesh: str | None,
     loopback_port: LoopbackPort,
+    streams: int = 0,
 ) -> Checkup:
     """Return the description of a running agent for `agent.json` and `doctor`."""
     options, taken = config.options, None
@@ -148,6 +149,7 @@ def describe_agent(
             if asked is None and used not in (default, 0)
         ],
         descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        streams=streams,
         was_renewed=config.was_renewed,
         mesh=mesh,
         lan_url=_public_url(node) if is_member else UNSET,

@@ -203,6 +203,7 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
     """Setup of an agent; only a member of a mesh has the last two fields.
 
     `api_url` is null if another user holds the port, which `api_port_taken` describes.
+    `streams` is the number of streams that the log names.
     """
 
     name: str
@@ -218,6 +219,7 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
     seeds: list[tuple[str, int]] = []
     moved_ports: list[MovedPort] = []
     descriptors_max: int
+    streams: int = 0
     was_renewed: bool = False
     mesh: str | None = None
     lan_url: str | msgspec.UnsetType = msgspec.UNSET

@@ -129,11 +129,12 @@ def test_healthy_mesh_has_no_fault(lab: Lab) -> None:
     assert {check: status for check, (status, _, _) in found.items()} == dict.fromkeys(
         (
             *("agent", "interface", "mdns", "secret", "mesh", "multicast", "tcp"),
-            *("clock", "version", "port", "state", "disk", "descriptors"),
+            *("clock", "version", "port", "state", "disk", "log", "descriptors"),
         ),
         "ok",
     )
     assert found["tcp"][1] == "1 node is reached, both ways"
+    assert re.fullmatch(r"it names [1-9]\d* streams?", found["log"][1])
 
 
 def test_doctor_names_the_program_that_holds_port_5353(lab: Lab, well: Found) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.cli.output.render import size
+from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
 
 FREE_BYTES_MIN = 64 << 20  #: free space below which the agent accepts no work
 DESCRIPTORS_NEEDED = 1008  #: for the most connections of the API, and all other files
@@ -50,6 +51,7 @@ def make_findings(symptoms: Symptoms) -> list[Finding]:
         *_ports(symptoms),
         *_check_duplicate_ids(symptoms),
         *_check_disk(symptoms),
+        *_check_log(symptoms),
         *_descriptors(symptoms),
     ]
 
@@ -350,6 +352,27 @@ def _check_disk(symptoms: Symptoms) -> Iterator[Finding]:
         yield Finding("disk", FindingStatus.FAULT, says, f"df -h {symptoms.state_dir}")
     else:
         yield Finding("disk", FindingStatus.OK, f"{size(symptoms.free_bytes)} are free")
+
+
+def _check_log(symptoms: Symptoms) -> Iterator[Finding]:
+    """Check the number of streams, which each change of the dispatcher raises."""
+    if symptoms.agent is None:
+        return
+    streams = symptoms.agent.streams
+    if streams > STREAMS_MAX:
+        says = f"it names {streams} streams: above {STREAMS_MAX}, other nodes refuse it"
+        hint = "restart the agent, which repairs its log as it starts"
+        yield Finding("log", FindingStatus.FAULT, says, hint)
+    elif streams > STREAMS_WARN:
+        says = (
+            f"it names {streams} streams of at most {STREAMS_MAX}, so ended tasks are "
+            "forgotten early"
+        )
+        hint = "octaskly service logs    says why the dispatcher changes so often"
+        yield Finding("log", FindingStatus.WARNING, says, hint)
+    else:
+        says = f"it names {_plural(streams, 'stream', 'streams')}"
+        yield Finding("log", FindingStatus.OK, says)
 
 
 def _descriptors(symptoms: Symptoms) -> Iterator[Finding]:

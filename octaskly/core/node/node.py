@@ -193,6 +193,11 @@ class Node:
         return self._journal.has_rows_ahead
 
     @property
+    def stream_count(self) -> int:
+        """Number of streams that this node's log names."""
+        return len(self._journal.vector)
+
+    @property
     def last_takeover(self) -> Takeover | None:
         """This node's latest takeover from another dispatcher, or None."""
         return self._election.last_takeover

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from octaskly.cli.doctor import probes
 from octaskly.cli.doctor.diagnosis import Finding, FindingStatus, make_findings
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
+from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
 from octaskly.rest.mesh import Checkup
 from octaskly.trust import generate_secret
 
@@ -94,6 +96,16 @@ def test_an_unresolved_name_is_not_reported_as_a_firewall(
     assert seen["tcp"].says == "nothing is called 'pi4.local' here: it has no address"
 
 
+MEMBER = Checkup(
+    name="pi4",
+    node_id="0011",
+    state_dir="/home/ana/state",
+    secret_file="/home/ana/mesh.key",
+    descriptors_max=4096,
+    mesh="0123",
+)
+
+
 def test_a_node_that_left_is_not_a_fault() -> None:
     """It was joined by address, and this node dials that address for ever."""
     gone = ProbedNode(
@@ -104,18 +116,45 @@ def test_a_node_that_left_is_not_a_fault() -> None:
         is_member=False,
         probe_result="refused",
     )
-    agent = Checkup(
-        name="pi4",
-        node_id="0011",
-        state_dir="/home/ana/state",
-        secret_file="/home/ana/mesh.key",
-        descriptors_max=4096,
-        mesh="0123",
-    )
 
-    seen = found(replace(OUTSIDER, agent=agent, mesh="0123", probed_nodes=(gone,)))
+    seen = found(replace(OUTSIDER, agent=MEMBER, mesh="0123", probed_nodes=(gone,)))
 
     assert seen["tcp"].status is FindingStatus.WARNING
     assert seen["tcp"].says == (
         "no agent listens at 10.0.0.1:7878, where this one also looks"
     )
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "says", "hint"),
+    [
+        (STREAMS_WARN, FindingStatus.OK, "8192 streams", None),
+        (
+            STREAMS_WARN + 1,
+            FindingStatus.WARNING,
+            "8193 streams of at most 32768",
+            "octaskly service logs    says why the dispatcher changes so often",
+        ),
+        (
+            STREAMS_MAX + 1,
+            FindingStatus.FAULT,
+            "other nodes refuse it",
+            "restart the agent, which repairs its log as it starts",
+        ),
+    ],
+)
+def test_a_log_with_many_streams_is_reported_before_other_nodes_refuse_it(
+    streams: int, status: FindingStatus, says: str, hint: str | None
+) -> None:
+    """Each change of the dispatcher opens a stream, and a HELLO names them all."""
+    agent = structs.replace(MEMBER, streams=streams)
+
+    seen = found(replace(OUTSIDER, agent=agent))["log"]
+
+    assert (seen.status, seen.hint) == (status, hint)
+    assert says in seen.says
+
+
+def test_a_log_is_not_reported_where_no_agent_runs() -> None:
+    """Only the agent reads its log."""
+    assert "log" not in found(OUTSIDER)
