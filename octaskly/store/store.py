@@ -58,8 +58,8 @@ from octaskly.store.tables.database import (
     free_bytes,
     open_writer,
 )
-from octaskly.store.tables.floors import retire_at_start
 from octaskly.store.tables.node_state import PeerContact, read_saved
+from octaskly.store.tables.stream_repair import repair_streams
 from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
 from octaskly.store.writing.writer import Writer
 
@@ -406,7 +406,7 @@ class Store:
             # A stream never resumes after a restart, so nothing follows in these.
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("DELETE FROM streams WHERE last_seq = 0")
-            retire_at_start(connection)
+            repair_streams(connection)
             connection.execute("COMMIT")
             saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
             streams = connection.execute("SELECT stream, last_seq FROM streams")

@@ -20,7 +20,14 @@ from octaskly.core.log.merge import facts_of, join_floors
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.hlc import HLC_EPOCH_MS, hlc_of
-from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import (
+    STREAMS_MAX,
+    Epoch,
+    Moment,
+    NodeId,
+    StreamId,
+    TaskId,
+)
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Entries, Hello, Pull, Snapshot
 from octaskly.core.replication.anti_entropy import AntiEntropy
@@ -29,7 +36,8 @@ from octaskly.mesh import wire
 from octaskly.store.reading import queries
 from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.snapshot import read_snapshot_part
-from octaskly.store.tables.node_state import read_saved
+from octaskly.store.tables.node_state import read_saved, write_saves
+from octaskly.store.tables.stream_repair import repair_streams
 from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.support.builders import attempt, node_info
@@ -58,12 +66,20 @@ class AgingLog:
         self.journal = Journal(saved, Outbox())
         self.exchange = AntiEntropy(self.journal, Outbox(), {})
 
+    def repair(self, streams_max: int = STREAMS_MAX) -> None:
+        """Restart like an agent, whose store repairs a log with too many streams."""
+        repair_streams(self.db, streams_max)
+        self.tables.reload()
+        self.restart()
+        self._purge()
+
     def copy(self) -> AgingLog:
         """Return a node with what this one holds now."""
         other = AgingLog()
         other.db.deserialize(self.db.serialize())
         other.tables.reload()
         other.restart()
+        other.wall_ms, other._term = self.wall_ms, self._term
         return other
 
     def now(self) -> Moment:
@@ -73,7 +89,8 @@ class AgingLog:
     def claim(self, number: int, nodes: int) -> None:
         """Let one of the nodes become dispatcher, and say the floor."""
         self._term += 1
-        stream = StreamId((self._term * 0x9E3779B97F4A7C15) % (1 << 62) + 1)
+        drawn = self._term * 0x9E3779B97F4A7C15 + number
+        stream = StreamId(drawn % (1 << 62) + 1)
         epoch = Epoch(self._term, NodeId(f"node{number % nodes:012d}"))
         self.journal.close_stream()
         self._perform([self.journal.save(stream=(stream, epoch))])
@@ -82,28 +99,57 @@ class AgingLog:
 
     def run_task(self) -> TaskId:
         """Accept a task, run it, and return its id."""
+        submitted = self._submission()
+        self._append([submitted, self._end_of(submitted.task)])
+        return submitted.task
+
+    def submit_task(self) -> TaskId:
+        """Accept a task, and return its id."""
+        submitted = self._submission()
+        self._append([submitted])
+        return submitted.task
+
+    def end_task(self, task: TaskId) -> None:
+        """Run a task."""
+        self._append([self._end_of(task)])
+
+    def _submission(self) -> Submitted:
         self.tasks += 1
+        task = TaskId(f"task-{self.journal.stream}-{self.tasks}")
+        place = self.journal.reserve_timestamps(self.now())
+        return Submitted(
+            TaskSpec(id=task, command="true", created_ms=self.wall_ms, ord=place)
+        )
+
+    def _end_of(self, task: TaskId) -> Finished:
         stream = self.journal.stream
         assert stream is not None
-        task, run = TaskId(f"task-{self.tasks}"), attempt(stream=stream)
-        place = self.journal.reserve_timestamps(self.now())
-        spec = TaskSpec(id=task, command="true", created_ms=self.wall_ms, ord=place)
         end = Outcome(state=AttemptState.OK, reason=EndReason.EXIT)
-        self._append([Submitted(spec), Finished(task, run, kit.WORKER, end)])
-        return task
+        return Finished(task, attempt(stream=stream), kit.WORKER, end)
 
     def compact(self, retention_ms: int) -> None:
-        """Raise the floor as far as it may rise, and purge what is void."""
-        before = hlc_of(self.wall_ms - retention_ms)
+        """Raise the floor as far as it may rise, and purge what is void.
+
+        Rows that are ahead of the log are written to it before.
+        """
+        before, after_key = hlc_of(self.wall_ms - retention_ms), 0
         stream = self.journal.stream
         assert stream is not None
         while True:
             planned = plan_compaction(
-                self.db, PlanFloor(before, NO_TASKS_MAX, stream), 1 << 40, AGES
+                self.db,
+                PlanFloor(before, NO_TASKS_MAX, stream, after_key),
+                1 << 40,
+                AGES,
             )
             facts = [fact for record in planned.carried for fact in facts_of(record)]
             if facts or planned.records:
                 self._append([*facts, *planned.records])
+            after_key = planned.after_key if planned.has_more else 0
+            if planned.rows_ahead and not planned.has_more:
+                written = self.journal.save(rewritten_rows=planned.rows_ahead)
+                self._perform([written])
+                continue
             if planned.floor is not None:
                 joined = join_floors(self.journal.floor, planned.floor)
                 self._say_floor(retire(joined, planned.floor))
@@ -149,6 +195,8 @@ class AgingLog:
                     self.tables.merge_rows(effect)
                 case Save(stream=stream) if stream is not None:
                     self.tables.add_stream(*stream)
+                case Save(rewritten_rows=(_, *_)):
+                    write_saves(self.db, [effect])
                 case Send(messages=(Pull() as pull,)) if server is not None:
                     waiting += self._on_answer(server.answer(pull))
                     continue
@@ -178,3 +226,8 @@ class AgingLog:
     def shown(self) -> set[str]:
         """Return the ids of all tasks."""
         return {task for (task,) in self.db.execute("SELECT id FROM tasks")}
+
+    def ended(self) -> set[str]:
+        """Return the ids of the tasks that have ended."""
+        found = self.db.execute("SELECT id FROM tasks WHERE state > 1")
+        return {task for (task,) in found}

@@ -81,16 +81,23 @@ class _CompactionCut:
         self.latest_void_hlc = max(self.latest_void_hlc, last_change_hlc)
 
     def decide_resubmitted(self) -> None:
-        """Decide for each resubmitted task if it is void, once `horizon` is known."""
+        """Decide for each resubmitted task if it is void, once `horizon` is known.
+
+        Before, the horizon rises to the latest fact about any ended task that the scan
+        has passed, but not to the next task. It would stay below a log that was written
+        again from rows otherwise.
+        """
+        if not self.horizon:
+            return
+        latest_hlc = self.latest_void_hlc
+        for each in self.resubmitted:
+            latest_hlc = max(latest_hlc, each.last_change_hlc)
+        self.horizon = max(self.horizon, min(latest_hlc, self.horizon_max))
         for each in self.resubmitted:
             if each.last_submitted_hlc <= self.horizon:
                 self.add_void(each.rows, each.last_change_hlc)
             else:
                 self.carried += each.records
-        if self.horizon:
-            self.horizon = max(
-                self.horizon, min(self.latest_void_hlc, self.horizon_max)
-            )
 
 
 def plan_compaction(

@@ -13,7 +13,7 @@ from octaskly.core.log.retired_streams import (
     add_digests,
     pair_digest,
 )
-from octaskly.core.model.ids import STREAMS_WARN, Epoch, NodeId, StreamId
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
 
 
 def write_floor(db: sqlite3.Connection, floor: Floor) -> None:
@@ -77,28 +77,6 @@ def add_retired_streams(
                 "INSERT INTO retired_streams (stream, seq, digest) VALUES (?, ?, ?)",
                 (*pair, digest),
             )
-
-
-def retire_at_start(db: sqlite3.Connection) -> None:
-    """Retire streams of a log that has too many, in a transaction of the caller.
-
-    Usually a floor retires them on all nodes. Here it is too late for that: a floor
-    names all streams that its writer holds, and no node could read so large a floor.
-    What is retired alike on all nodes does not matter, because nodes join their sets.
-    """
-    (count,) = db.execute("SELECT count(*) FROM streams").fetchone()
-    if count <= STREAMS_WARN:
-        return
-    db.execute(
-        "UPDATE streams SET floor_seq = last_seq"
-        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq AND NOT EXISTS"
-        " (SELECT 1 FROM log WHERE log.stream = streams.stream"
-        " AND seq > floor_seq AND task_id != '')"
-    )
-    void = "FROM streams WHERE 0 < last_seq AND last_seq = floor_seq"
-    pairs = db.execute(f"SELECT stream, last_seq {void}").fetchall()
-    add_retired_streams(db, pairs)
-    db.execute(f"DELETE {void}")
 
 
 def read_retired_streams(db: sqlite3.Connection) -> RetiredStreams:

@@ -68,11 +68,11 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
             last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
     if not horizon:
         return _without_tasks(disk, ask)
+    latest = max([latest, *(disk.changed[task] for task in doubtful)])
+    horizon = max(horizon, min(latest, until))
     gone = [task for task in doubtful if disk.births[task].last_hlc <= horizon]
     forgotten += sum(len(_whole(disk, task)) for task in gone)
     carried += [r for t in doubtful if t not in gone for r in _whole(disk, t)]
-    latest = max([latest, *(disk.changed[task] for task in gone)])
-    horizon = max(horizon, min(latest, until))
     marks, has_more = _with_taskless(disk, ask, _marks(disk, horizon, last))
     floor = Floor(horizon, marks, retired=_retirable(disk, ask))
     planned = FloorPlanned(

@@ -1,0 +1,79 @@
+"""Repair of a log that names too many streams, when it is opened.
+
+Usually a floor retires streams, on all nodes. For such a log it is too late for that: a
+floor names all streams that its writer holds, and no node could read so large a floor.
+Streams that are not retired alike on all nodes do no harm, because nodes join their
+sets of retired streams.
+
+Source: docs/decisions/0031-retired-streams.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+
+from octaskly.core.model.ids import STREAMS_MAX, StreamId
+from octaskly.store.tables.floors import (
+    FLOOR_OF_TASK,
+    add_retired_streams,
+    raise_meta_number,
+    read_meta_numbers,
+)
+from octaskly.store.tables.node_state import raise_rows_ahead, read_hlc
+
+
+def repair_streams(db: sqlite3.Connection, streams_max: int = STREAMS_MAX) -> None:
+    """Retire streams of a log that has too many, in a transaction of the caller.
+
+    Above a quarter of `streams_max`, streams without facts about tasks are retired.
+    Above `streams_max`, all streams are, and their tasks stay as rows.
+    """
+    if _count_streams(db) <= streams_max // 4:
+        return
+    raise_meta_number(db, "hlc", read_hlc(db))
+    db.execute(
+        "UPDATE streams SET floor_seq = last_seq"
+        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq AND NOT EXISTS"
+        " (SELECT 1 FROM log WHERE log.stream = streams.stream"
+        " AND seq > floor_seq AND task_id != '')"
+    )
+    _retire_void_streams(db)
+    if _count_streams(db) > streams_max:
+        _keep_tasks_as_rows(db)
+        _retire_void_streams(db)
+
+
+def _count_streams(db: sqlite3.Connection) -> int:
+    (count,) = db.execute("SELECT count(*) FROM streams").fetchone()
+    return int(count)
+
+
+def _retire_void_streams(db: sqlite3.Connection) -> None:
+    void = "FROM streams WHERE 0 < last_seq AND last_seq = floor_seq"
+    pairs = db.execute(f"SELECT stream, last_seq {void}").fetchall()
+    add_retired_streams(db, pairs)
+    db.execute(f"DELETE {void}")
+
+
+def _keep_tasks_as_rows(db: sqlite3.Connection) -> None:
+    """Resubmit all tasks in a new stream that exists as rows only, and void the others.
+
+    For this node and its peers, that is a snapshot of a node that is gone: peers pull
+    the rows, and the next dispatcher writes them to its log. A later time of submission
+    keeps the rows valid on a peer that holds the void entries. Streams with entries
+    about tasks that are unknown here stay, because no row has these entries.
+    """
+    horizon, hlc = read_meta_numbers(db).get("horizon", 0), read_hlc(db) + 1
+    stream = StreamId(1 + secrets.randbits(62))
+    db.execute(
+        "UPDATE tasks SET stream = ?, seq = 1, last_submitted_hlc = ?"  # noqa: S608
+        f" WHERE seq > 0 AND (seq > {FLOOR_OF_TASK} OR last_change_hlc > ?)",
+        (stream, hlc, horizon),
+    )
+    db.execute(
+        "UPDATE streams SET floor_seq = last_seq"
+        " WHERE stream NOT IN (SELECT stream FROM pending_entries)"
+    )
+    raise_meta_number(db, "hlc", hlc)
+    raise_rows_ahead(db, ((stream, 1),))
