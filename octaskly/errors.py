@@ -17,6 +17,7 @@
     │   ├── TaskNotCancellable
     │   ├── TaskNotEnded
     │   ├── NothingToRetry
+    │   ├── StdinFreed
     │   ├── ParentNotFound
     │   ├── CyclicTasks
     │   └── OutputNotFound
@@ -128,6 +129,10 @@ class TaskNotEnded(TaskError):
 
 class NothingToRetry(TaskError):
     """No member of the array failed, or more failed than one array may have."""
+
+
+class StdinFreed(TaskError):
+    """The stdin of the ended task is gone, so the task cannot be retried."""
 
 
 class ParentNotFound(TaskError):

@@ -74,6 +74,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.QueueFull: (429, "Queue is full"),
     errors.TaskNotEnded: (409, "Task has not ended"),
     errors.NothingToRetry: (409, "Nothing to repeat"),
+    errors.StdinFreed: (409, "Stdin was freed"),
     errors.OutputNotFound: (404, "Output not found"),
     errors.DispatcherUnknown: (503, NO_DISPATCHER),
     errors.NotDispatcher: (503, NO_DISPATCHER),

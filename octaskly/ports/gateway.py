@@ -195,6 +195,7 @@ class Gateway(OutputSource, EventSource, Protocol):
         Raises:
             TaskNotEnded: The task is queued or runs.
             NothingToRetry: The task is an array with no failed member, or too many.
+            StdinFreed: The stdin of the task is gone.
             TaskNotFound, TaskAmbiguous, CatchingUp: See `find_task`.
             NotDispatcher, NotDurable, StoreFull: See `submit_tasks`.
         """

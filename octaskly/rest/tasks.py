@@ -238,6 +238,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     cwd: str | None = None
     stdin_bytes: int = 0
+    stdin_freed: bool = False
     workdir: Workdir | None = None
     files: list[TaskFile] = []
     tree: BlobRef | None = None

@@ -39,6 +39,7 @@ from octaskly.core.model.task_options import (
     Requirements,
     TaskLimits,
     TaskOptions,
+    is_stdin_freed,
     shape_of,
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile, TaskState
@@ -1044,6 +1045,28 @@ async def test_each_shape_of_requirements_has_its_own_queue(bench: Bench) -> Non
     assert [r.id for r in pairs.records] == [kit.task_id(4)]
     assert (pairs.shape, pairs.has_more, pairs.other_shapes) == (pair.shape, True, ())
     assert (await bench.log.load_queued_tasks(1, 9)).other_shapes == ()
+
+
+@for_the_core
+async def test_the_stdin_of_a_completed_task_is_freed(bench: Bench) -> None:
+    """A peer gets digest and size; a task that has not ended keeps its bytes."""
+    large = TaskOptions(stdin=bytes(9000))
+    waiting, ended = (kit.submitted(n, options=large) for n in (1, 2))
+    await bench.add(waiting, ended, kit.finished(2))
+
+    async def submissions() -> list[Submitted]:
+        sent = await kit.entries_of(bench.log, {})
+        return [e.fact for e in sent.entries if isinstance(e.fact, Submitted)]
+
+    async with asyncio.timeout(60):
+        while not is_stdin_freed(  # noqa: ASYNC110  another thread changes it
+            (await submissions())[1].spec.options
+        ):
+            await asyncio.sleep(0.005)
+
+    assert (await submissions())[0] == waiting
+    (queued,) = (await bench.log.load_queued_tasks(-1, 9)).records
+    assert queued.spec == waiting.spec
 
 
 async def test_large_tasks_are_loaded_in_parts(bench: Bench) -> None:

@@ -6,6 +6,7 @@ from functools import reduce
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import (
     Assigned,
@@ -23,6 +24,7 @@ from octaskly.core.log.merge import (
     record_of,
 )
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.task_options import TaskOptions, without_stdin
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskState
 from octaskly.core.scheduling.retry_policy import FAILURE_REASONS
 from tests.support.builders import node_id, spec
@@ -42,8 +44,14 @@ outcomes = st.builds(
     reason=st.sampled_from([EndReason.EXIT, EndReason.SIGNAL, EndReason.LOST]),
     exit_code=st.none() | st.integers(0, 2),
 )
+WITH_STDIN = TaskOptions(stdin=b"x" * 9)
+specs = st.builds(
+    lambda ord_, options: replace(spec("t", ord=ord_), options=options),
+    st.integers(1, 2),
+    st.sampled_from([WITH_STDIN, without_stdin(WITH_STDIN)]),
+)
 facts: st.SearchStrategy[TaskFact] = st.one_of(
-    st.builds(Submitted, st.builds(spec, st.just("t"), ord=st.integers(1, 2))),
+    st.builds(Submitted, specs),
     st.builds(TaskCancelled, st.just(TASK), st.sampled_from(["x", "y"])),
     st.builds(Notified, st.just(TASK)),
     st.builds(Assigned, st.just(TASK), attempts, nodes),

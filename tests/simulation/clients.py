@@ -64,6 +64,7 @@ class Clients:
     demanding_share = 0.0  #: share of tasks that need much of a machine
     array_share = 0.0  #: share of tasks that are arrays
     members_most = 12  #: members of one array
+    has_stdin = False  #: each task has stdin, which disks free after its end
     #: tasks of the last answer that were accepted before
     repeated: tuple[TaskSpec, ...] = ()
 
@@ -108,6 +109,7 @@ class Clients:
             drafts = tuple(self._with_parents(draft, machine) for draft in drafts)
             drafts = tuple(self._with_requirements(draft, machine) for draft in drafts)
         drafts = tuple(map(self._with_retries, drafts))
+        drafts = tuple(map(self._with_stdin, drafts))
         self.asked.update(draft.command for draft in drafts)
         ticket = self.next_ticket()
         self._drafts[ticket] = drafts
@@ -215,6 +217,15 @@ class Clients:
             )
         )
         options = replace(draft.options or TaskOptions(), requires=requires)
+        return replace(draft, options=options)
+
+    def _with_stdin(self, draft: TaskDraft) -> TaskDraft:
+        """Give a task stdin, if all have it."""
+        if not self.has_stdin:
+            return draft
+        options = replace(
+            draft.options or TaskOptions(), stdin=f"of {draft.command}".encode()
+        )
         return replace(draft, options=options)
 
     def _with_retries(self, draft: TaskDraft) -> TaskDraft:

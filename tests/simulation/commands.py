@@ -15,6 +15,7 @@ from octaskly.core.log.facts import Unblocked
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.task_options import is_stdin_freed
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Report
@@ -61,6 +62,7 @@ class Commands:
         now_s = self._world.time_s
         for attempt, spec in items:
             seen = node.epoch.term
+            assert not is_stdin_freed(spec.options), f"{spec.id} lacks its stdin"
             if not self._may_start(spec):
                 self.early.append(spec.id)
             self.started.append(

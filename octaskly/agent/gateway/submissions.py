@@ -27,7 +27,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_name
 from octaskly.core.model.drafts import TaskDraft, log_id_of, matches_draft
 from octaskly.core.model.ids import StreamId, TaskId
-from octaskly.core.model.task_options import ArraySpec
+from octaskly.core.model.task_options import ArraySpec, is_stdin_freed
 from octaskly.core.replies import Unplaceable
 from octaskly.errors import (
     NoNodeFits,
@@ -35,6 +35,7 @@ from octaskly.errors import (
     OutcomeUnknown,
     QueueFull,
     QueueTooSmall,
+    StdinFreed,
     StoreFull,
     TaskExists,
 )
@@ -198,6 +199,7 @@ class SubmissionService:
 
         Raises:
             TaskExists: another task has the id.
+            StdinFreed: a new task would repeat one whose stdin is gone.
             NotDurable: durability is strict, and no standby acknowledges.
             NotDispatcher: this node is not dispatcher any more; nothing was accepted.
             ParentNotFound, CyclicTasks, CatchingUp: see `resolve_parents`.
@@ -221,6 +223,7 @@ class SubmissionService:
         async with self._claim_ids(submission.drafts, chosen):
             known = await self._find_repeated(submission.drafts, chosen, after)
             missing = tuple(d for d in submission.drafts if d.id not in known)
+            _require_stdin(missing)
             await self._refuse_member_names(missing)
             await self._refuse_arrays_over_tasks(missing)
             # Submit even if no task is missing: an empty submission waits until all
@@ -450,6 +453,18 @@ def _find_matching(draft: TaskDraft, taken: Iterable[TaskRecord]) -> TaskRecord 
         if record.spec is not None and matches_draft(draft, record.spec):
             return record
     return None
+
+
+def _require_stdin(drafts: Iterable[TaskDraft]) -> None:
+    """Raise StdinFreed if a draft repeats a task whose stdin is gone."""
+    for draft in drafts:
+        options = draft.options
+        if options is not None and is_stdin_freed(options):
+            raise StdinFreed(
+                "Stdin was freed",
+                hint=f"{options.retry_of} has ended, and the {options.stdin_bytes}"
+                " bytes of its stdin are not kept; submit it again",
+            )
 
 
 def _array_of(draft: TaskDraft) -> ArraySpec | None:

@@ -26,6 +26,7 @@ from octaskly.core.model.task_options import (
     Retry,
     TaskLimits,
     TaskOptions,
+    is_stdin_freed,
 )
 from octaskly.rest import tasks as rest
 
@@ -226,7 +227,8 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "notify_url": options.notify_url or None,
         "env": dict(options.env),
         "cwd": options.cwd or None,
-        "stdin_bytes": len(options.stdin),
+        "stdin_bytes": options.stdin_bytes,
+        "stdin_freed": is_stdin_freed(options),
         "workdir": "scratch" if options.is_scratch else None,
         "files": given.render_files(options.files),
         "tree": given.render_blob(options.tree),

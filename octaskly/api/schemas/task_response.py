@@ -12,7 +12,7 @@ import msgspec
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import arrays, task_options
 from octaskly.core.change_feed import TaskEvent
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.drafts import priority_of
 from octaskly.core.model.ids import NodeId, TaskId
@@ -337,6 +337,8 @@ _REASONS: Final = {reason: reason.value for reason in EndReason}
 def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:
     if record.failed_dependency is not None:
         return f"{record.failed_dependency} did not end as it should"
+    if record.cancelled_by == LOST_END_CANCELLER:
+        return "it ended on a node that is gone, and its stdin was freed"
     return (outcome.detail or None) if outcome else None
 
 

@@ -124,6 +124,7 @@ _HINTS = {
     "Task ID is ambiguous": "octaskly ls    shows whole ids",
     "Task has not ended": "octaskly wait ID    waits for its end",
     "Nothing to repeat": "octaskly show ID    counts the members of an array",
+    "Stdin was freed": "octaskly submit --stdin FILE COMMAND    submits it anew",
     "Mesh secret cannot be renewed": "octaskly rotate --status    shows how far it is",
     "Node cannot revoke itself": "octaskly leave    takes this node out of the mesh",
 }

@@ -44,7 +44,7 @@ def option_fields(task: Task) -> list[tuple[str, object]]:
         ("env", format_pairs(task.env)),
         ("cwd", task.cwd),
         ("workdir", task.workdir),
-        ("stdin", size(task.stdin_bytes) if task.stdin_bytes else None),
+        ("stdin", _stdin(task)),
     ]
 
 
@@ -64,6 +64,13 @@ def _needs(requires: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"label {label}={text}" for label, text in value.items())
         elif value is not None:
             yield f"{name}={value}"
+
+
+def _stdin(task: Task) -> str | None:
+    """Return the size of the stdin, None without any."""
+    if not task.stdin_bytes:
+        return None
+    return f"{size(task.stdin_bytes)}{', freed' if task.stdin_freed else ''}"
 
 
 def _retries(task: Task) -> str | None:

@@ -362,6 +362,16 @@ class Dispatcher:
         self._outcome_recorder.requery_deferred(ended)
         return [AnnounceTaskStates(ended), *self._commit_step(now)]
 
+    @property
+    def has_missing_ends(self) -> bool:
+        """Return True if tasks that ended elsewhere are queued here."""
+        return self.is_active and self._queue.has_missing_ends
+
+    def give_up_missing_ends(self, now: Moment) -> list[Effect]:
+        """End the tasks that ended elsewhere: no node here knows how."""
+        self._step.give_up_missing_ends()
+        return self._commit_step(now)
+
     def on_remote_entries(self, now: Moment) -> list[Effect]:
         """Read queue and live tasks again: another node's entries are durable."""
         if not self.is_active:

@@ -13,7 +13,12 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.ids import Moment, NodeId, TaskId, task_name
 from octaskly.core.model.nodes import NodeState, RejectionReason, RosterEntry
-from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements, requires_of
+from octaskly.core.model.task_options import (
+    NO_REQUIREMENTS,
+    Requirements,
+    is_stdin_freed,
+    requires_of,
+)
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -31,6 +36,7 @@ from octaskly.core.scheduling.requirements import (
 )
 
 PARENTS_SHOWN_MAX = 3  #: of up to a thousand
+MISSING_END_TEXT = "it ended on another node, whose log has not arrived here"
 
 
 class Explainer:
@@ -65,6 +71,8 @@ class Explainer:
                     record, record.waits_for.tasks, members
                 )
             assert record.spec is not None
+            if is_stdin_freed(record.spec.options):
+                return TaskExplanation(record.state, MISSING_END_TEXT)
             task = QueuedTask(record.spec)
         elif task.final_state is not None:
             return TaskExplanation(

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
 from octaskly.core.log.facts import Assigned, Fact, Finished, Submitted, TaskCancelled
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
     MAX_FAILS_CANCELLER,
@@ -394,6 +394,22 @@ class DispatchStep:
                     Finished(task.spec.id, task.attempt, task.node, outcome)
                 )
                 self._fail_task(task)
+
+    def give_up_missing_ends(self) -> None:
+        """End the tasks that cannot run, and whose ends are lost with other nodes.
+
+        Such an end still counts if it arrives later, unless it is a failure.
+        """
+        for spec in self.queue.pop_missing_ends():
+            if spec.array is not None:
+                self._ended_tasks += self.cancel_remaining_members(
+                    spec, LOST_END_CANCELLER, TaskState.CANCELLED
+                )
+                continue
+            self.facts.append(TaskCancelled(spec.id, LOST_END_CANCELLER))
+            task = self.queue.add_shadow(spec, TaskState.CANCELLED)
+            self.pin_until_durable(task)
+            self.announce_ended([spec.id])
 
     # --- The end of a step.
 

@@ -36,7 +36,7 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.field_types import Canceller, Count, Millis, Time
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
-from octaskly.core.model.task_options import After
+from octaskly.core.model.task_options import After, with_stdin_from, without_stdin
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -55,6 +55,9 @@ DEPENDENCY_FAILED_PREFIX = "\x1fafter "
 
 The subject of a token is printable, so it never has this prefix.
 """
+
+LOST_END_CANCELLER = "\x1flost end"
+"""Canceller of a task without stdin whose end no node knows; see `TaskQueue`."""
 
 
 class TaskRecord(Struct, frozen=True, array_like=True):
@@ -297,12 +300,29 @@ def join_floors(a: Floor, b: Floor) -> Floor:
 
 
 def _join_spec(a: TaskSpec | None, b: TaskSpec | None) -> TaskSpec | None:
-    """Keep one spec; two differ only in when each side of a split accepted it."""
+    """Keep one spec; two differ only in when each side of a split accepted it.
+
+    One of them may also lack the bytes of stdin, which its node freed after the end.
+    The join has the bytes if one spec has them: it knows what either knows. A store
+    frees the bytes again if the task has ended.
+    """
     if a is None or b is None:
         return a or b
     if a is b:  # A shortcut that avoids the `repr` below.
         return a
-    return min(a, b, key=lambda spec: (spec.ord, spec.created_ms, repr(spec)))
+    first, second = sorted((a, b), key=_spec_order)
+    if first.options is None or second.options is None:
+        return first
+    options = with_stdin_from(first.options, second.options)
+    return first if options is first.options else replace(first, options=options)
+
+
+def _spec_order(spec: TaskSpec) -> tuple[int, int, str]:
+    """Return the key by which the smaller of two specs wins, freed or not."""
+    options = spec.options
+    if options is not None and options.stdin:
+        spec = replace(spec, options=without_stdin(options))
+    return spec.ord, spec.created_ms, repr(spec)
 
 
 def _min_if_any(a: str | None, b: str | None) -> str | None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import TaskId, task_name
-from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.task_options import TaskOptions, are_equal_options
 from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 
 
@@ -55,7 +55,9 @@ def rerun_draft(spec: TaskSpec) -> TaskDraft:
 
 def matches_draft(draft: TaskDraft, spec: TaskSpec) -> bool:
     """Return True if the task equals the draft, apart from name and submitter."""
-    return replace(draft, id=None, is_fail_fast=False) == _draft_of(spec)
+    given = replace(draft, id=None, is_fail_fast=False, options=None)
+    has_equal_fields = given == replace(_draft_of(spec), options=None)
+    return has_equal_fields and are_equal_options(draft.options, spec.options)
 
 
 def _draft_of(spec: TaskSpec) -> TaskDraft:

@@ -7,7 +7,7 @@ without options has no `TaskOptions`, so the many plain tasks stay small.
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct, json
@@ -144,6 +144,13 @@ class After(Struct, frozen=True, array_like=True, kw_only=True):
     end: End = "success"  #: end that each of them must have
 
 
+class FreedStdin(Struct, frozen=True, array_like=True):
+    """What is left of the stdin of an ended task: enough to recognise it."""
+
+    sha256: Word  #: hexadecimal digest of the bytes
+    size_bytes: Count
+
+
 class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     """Options of a task besides its command, timeout and files."""
 
@@ -165,6 +172,14 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     """Uploaded files for the attempt's own folder."""
     tree: BlobRef | None = None  #: the files of the attempt's own folder
     stdin_file: BlobRef | None = None  #: instead of `stdin`, of any size
+    freed_stdin: FreedStdin | None = None
+    """Stands for `stdin`, which is then empty; the bytes were freed after the end."""
+
+    @property
+    def stdin_bytes(self) -> int:
+        """Size of the stdin, even if its bytes were freed."""
+        freed = self.freed_stdin
+        return len(self.stdin) if freed is None else freed.size_bytes
 
     @property
     def chars(self) -> int:
@@ -178,6 +193,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
             + len(self.cwd)
             + len(self.notify_url)
             + len(self.stdin)
+            + (0 if self.freed_stdin is None else len(self.freed_stdin.sha256))
             + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
             + len(self.retry_of)
             + sum(map(len, self.after.tasks if self.after else ()))
@@ -203,3 +219,35 @@ def shape_of(options: TaskOptions | None) -> int:
     if options is None or options.requires is None:
         return 0
     return options.requires.shape
+
+
+def is_stdin_freed(options: TaskOptions | None) -> bool:
+    """Return True if the bytes of the stdin are gone, so the task cannot run."""
+    return options is not None and options.freed_stdin is not None
+
+
+def without_stdin(options: TaskOptions) -> TaskOptions:
+    """Return the options with a digest instead of the bytes of stdin, if there are any.
+
+    Options with the same stdin are equal in this form, freed or not.
+    """
+    if not options.stdin:
+        return options
+    freed = FreedStdin(sha256(options.stdin).hexdigest(), len(options.stdin))
+    return replace(options, stdin=b"", freed_stdin=freed)
+
+
+def are_equal_options(a: TaskOptions | None, b: TaskOptions | None) -> bool:
+    """Return True if the options are equal, whether or not one stdin was freed."""
+    if a is None or b is None or is_stdin_freed(a) == is_stdin_freed(b):
+        return a == b
+    return without_stdin(a) == without_stdin(b)
+
+
+def with_stdin_from(options: TaskOptions, other: TaskOptions | None) -> TaskOptions:
+    """Return options with the bytes of their freed stdin, if `other` has them."""
+    if other is None or options.freed_stdin is None or not other.stdin:
+        return options
+    if without_stdin(other).freed_stdin != options.freed_stdin:
+        return options
+    return replace(options, stdin=other.stdin, freed_stdin=None)

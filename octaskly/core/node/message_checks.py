@@ -56,11 +56,11 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.protocol.validity import (
     are_printable,
+    is_valid_attempt,
     is_valid_fact,
     is_valid_node,
     is_valid_report,
     is_valid_row,
-    is_valid_spec,
     is_valid_vector,
 )
 from octaskly.core.replication.journal import Journal
@@ -285,7 +285,7 @@ class MessageValidator:
             is_sane = all(map(is_valid_report, message.reports))
         else:
             items = message.items if isinstance(message, Assign) else message.running
-            is_sane = all(is_valid_spec(spec) for _, spec in items)
+            is_sane = all(is_valid_attempt(spec) for _, spec in items)
         if not is_sane:
             return "fact"
         view = self._peer_table.peers.get(peer)

@@ -353,6 +353,10 @@ class Node:
         health = self._handlers.self_description.heartbeat_ok(now)
         effects += self._dispatcher.on_heartbeat_ok(self._me, health, now)
         effects += self._dispatcher.on_own_heartbeat(now)
+        if self._dispatcher.has_missing_ends and self._not_found_rule.is_complete(
+            now.mono_s
+        ):
+            effects += self._dispatcher.give_up_missing_ends(now)
         for peer in self._election.silent_followers(now):
             effects += self._handlers.connections.close_link(peer, "silent", now)
         effects += self.rotation.on_time(now)

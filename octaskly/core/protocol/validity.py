@@ -14,6 +14,7 @@ from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import VectorItems
 from octaskly.core.model.nodes import NodeInfo, RosterEntry
+from octaskly.core.model.task_options import is_stdin_freed
 from octaskly.core.model.tasks import Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 
@@ -33,13 +34,23 @@ def is_valid_fact(fact: Fact) -> bool:
 
 def is_valid_report(report: Report) -> bool:
     """Return True if a correct worker could send this report."""
-    is_known = report.spec is None or is_valid_spec(report.spec)
+    is_known = report.spec is None or is_valid_attempt(report.spec)
     return is_known and is_valid_outcome(report.outcome)
 
 
 def is_valid_spec(spec: TaskSpec) -> bool:
-    """Return True if the task is no array, or an array whose numbers are in bounds."""
-    return spec.array is None or arrays.is_valid_array(spec.array)
+    """Return True if an array's numbers are in bounds, and stdin is here or freed."""
+    options = spec.options
+    if options is None:
+        return True
+    has_both = bool(options.stdin) and is_stdin_freed(options)
+    is_array_valid = options.array is None or arrays.is_valid_array(options.array)
+    return is_array_valid and not has_both
+
+
+def is_valid_attempt(spec: TaskSpec) -> bool:
+    """Return True if a correct dispatcher could assign this task to a worker."""
+    return is_valid_spec(spec) and not is_stdin_freed(spec.options)
 
 
 def is_valid_outcome(outcome: Outcome) -> bool:

@@ -10,6 +10,10 @@ on running work, not on the length of the queue.
 A read of the store may be older than a decision of this node. So a task stays in memory
 until its facts are durable. After that, an ended task stays as a shadow until no
 pending read can return its old state.
+
+A task never runs without its stdin. If its stdin was freed, the task ended, and another
+node knows how. The task is set aside until its end arrives, or until no node can have
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.task_options import Requirements
+from octaskly.core.model.task_options import Requirements, is_stdin_freed
 from octaskly.core.model.tasks import EndReason, TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.scheduling.array_queue import (
@@ -68,6 +72,8 @@ class TaskQueue:
         self.lanes = Lanes(limits, can_run)
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
         self._shadows: list[QueuedTask] = []
+        self._missing_ends: dict[TaskId, TaskSpec] = {}
+        """Queued tasks and arrays whose stdin was freed."""
         # To find its first key, a plain dict would scan all deleted entries before it.
         self._recent_finals: OrderedDict[TaskId, TaskState] = OrderedDict()
         self.ended_counts = dict.fromkeys(TaskState, 0)
@@ -97,6 +103,7 @@ class TaskQueue:
         self.lanes.clear_lanes()
         self._excluding_tasks.clear()
         self._shadows.clear()
+        self._missing_ends.clear()
         self._recent_finals.clear()
         self._lookups.clear()
         self.array_queue.clear_arrays()
@@ -116,6 +123,7 @@ class TaskQueue:
         self.lanes.needs_restart = self._needs_live_read = True
 
     def _restart_lanes(self) -> None:
+        self._missing_ends.clear()  # Those without an end are read again.
         waiting = [task for task in self.tasks.values() if task.stage is Stage.QUEUED]
         for task in waiting:
             if task.commit_number == 0:
@@ -276,6 +284,9 @@ class TaskQueue:
     def first_in_lane(self, lane: Lane) -> QueuedTask | None:
         """Return a lane's next task that any worker of its shape may run."""
         while (task := lane.first(self.tasks)) is not None:
+            if is_stdin_freed(task.spec.options):
+                self._set_aside(task)
+                continue
             if task.remaining is None:
                 return task
             if (member := self.array_queue.take_next_member(task)) is not None:
@@ -291,13 +302,41 @@ class TaskQueue:
         if not array.is_store_confirmed:
             self.mark_for_reread()
 
+    def _set_aside(self, task: QueuedTask) -> None:
+        """Take a task out of the queue, because its end is missing here."""
+        if task.commit_number:
+            self.end(task, None)  # It is read again once its facts are durable.
+            return
+        self._leave_lane(task)
+        del self.tasks[task.spec.id]
+        self._missing_ends[task.spec.id] = task.spec
+
+    @property
+    def has_missing_ends(self) -> bool:
+        """Return True if tasks are set aside, and no read can show their ends."""
+        is_read = not (self.is_reading or self.lanes.needs_restart)
+        return bool(self._missing_ends) and is_read and not self.is_reading_paused
+
+    def pop_missing_ends(self) -> list[TaskSpec]:
+        """Remove and return the tasks and arrays whose ends are missing here."""
+        specs = [
+            spec
+            for task_id, spec in self._missing_ends.items()
+            if task_id not in self.tasks and task_id not in self._recent_finals
+        ]
+        self._missing_ends.clear()
+        return specs
+
     def next_excluding_tasks(self) -> list[QueuedTask]:
         """Return some of the tasks with excluded workers; calls rotate through all."""
         some = list(islice(self._excluding_tasks.values(), EXCLUDING_TASKS_MAX))
         for task in some:
             del self._excluding_tasks[task.spec.id]
-            self._excluding_tasks[task.spec.id] = task
-        return some
+            if is_stdin_freed(task.spec.options):
+                self._set_aside(task)
+            else:
+                self._excluding_tasks[task.spec.id] = task
+        return [task for task in some if task.spec.id in self._excluding_tasks]
 
     def all_excluding_tasks(self) -> list[QueuedTask]:
         """Return all queued tasks with excluded workers."""

@@ -13,7 +13,7 @@ from msgspec.structs import astuple, replace
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
-from octaskly.core.model.task_options import TaskOptions, shape_of
+from octaskly.core.model.task_options import TaskOptions, shape_of, without_stdin
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -343,6 +343,12 @@ def size_of(record: TaskRecord) -> int:
         if attempt.outcome is not None:
             size += attempt.outcome.size_bytes
     return size
+
+
+def options_without_stdin(text: str, stdin: bytes) -> str:
+    """Return the column `options` of a task after its stdin was freed."""
+    options = replace(json.decode(text, type=TaskOptions), stdin=stdin)
+    return json.encode(without_stdin(options)).decode()
 
 
 def _options_row(

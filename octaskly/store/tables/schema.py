@@ -270,7 +270,18 @@ CREATE TABLE retired_streams (
 CREATE INDEX retired_streams_stream ON retired_streams (stream, seq);
 """
 
-MIGRATIONS: Final = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
+# Ended tasks whose stdin may be freed, and the entries that hold it: see
+# `store.writing.stdin_freeing`. Both indexes are empty in most logs.
+_EIGHTH: Final = """
+CREATE INDEX tasks_stdin ON tasks (state, submitter)
+    WHERE length(stdin) > 4096 AND state > 1;
+CREATE INDEX log_large ON log (task_id) WHERE length(body) > 4096;
+"""
+
+MIGRATIONS: Final = (
+    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH),
+    _EIGHTH,
+)
 """Item `i` migrates version `i` to `i + 1`."""
 
 VERSION: Final = len(MIGRATIONS)

@@ -44,6 +44,7 @@ from octaskly.store.writing.projection import (
     tasks_from,
 )
 from octaskly.store.writing.row_changes import RowChanges
+from octaskly.store.writing.stdin_freeing import StdinFreeing
 
 NO_AGES: Final[Mapping[TaskId, int]] = {}
 CACHED_TASKS: Final = 10_000  #: number of unfinished tasks in the cache
@@ -63,6 +64,7 @@ class TableWriter:
         self._projection = Projection(connection, self._pending_entries)
         self._purger = purge.Purger(connection)
         self._dependencies = DependencyIndex(connection)
+        self.stdin_freeing = StdinFreeing(connection, packer)
         self.notification_count = 0  #: includes those of failed transactions
         self._peer_floors: tuple[object, Mapping[StreamId, int]] = (None, {})
         self._read_numbers()
@@ -74,6 +76,7 @@ class TableWriter:
         self._projection.reset()
         self._purger.restart()
         self._dependencies.refresh()
+        self.stdin_freeing.restart()
         self._read_numbers()
 
     @property
@@ -448,6 +451,8 @@ class TableWriter:
                 self._add_member(task_id, task, task.array, changes)
         for task, record, spec in known:
             changes.add_task(task, record, spec)
+            if task.is_final and spec.options is not None and task.counted_as:
+                self.stdin_freeing.note_end(spec, task.counted_as[2])
         changes.write_rows(self._db)
         self._write_stored_times(touched, ages_ms)
         self._dependencies.apply_changes(changes.dependency_changes)

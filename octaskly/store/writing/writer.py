@@ -159,6 +159,7 @@ class Writer:
                 added = sum(map(count_entries, batch))
                 self.committed_entries += added
                 self._purge_in_proportion(added)
+                self._free_stdin_in_proportion()
             with suppress(sqlite3.Error):  # Optional: the write-ahead log is durable.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except BaseException as error:
@@ -171,6 +172,7 @@ class Writer:
         while not (self._queue.items or self._is_closing) and (
             self._wal_preallocation.extend_wal()
             or self._purge_once()
+            or self._free_stdin_once()
             or self._shrink_file()
         ):
             pass
@@ -253,6 +255,27 @@ class Writer:
             with suppress(RuntimeError):  # The loop was closed before the store.
                 self._loop.call_soon_threadsafe(self._has_purged.set)
         return not is_over
+
+    def _free_stdin_in_proportion(self) -> None:
+        """Free the stdin of ended tasks before it accumulates, while writes arrive."""
+        for _ in range(PURGE_STEPS_MAX):
+            if not (
+                self._tables.stdin_freeing.is_step_full and self._free_stdin_once()
+            ):
+                break
+
+    def _free_stdin_once(self) -> bool:
+        """Free the stdin of some tasks in a commit. Return True if more is left."""
+        freeing = self._tables.stdin_freeing
+        if self._failure is not None or freeing.is_done:
+            return False
+        try:
+            self._run_transaction(freeing.free_some)
+        except (sqlite3.Error, OSError):
+            self._tables.reload()
+            return False  # The next commit is followed by a retry.
+        self._next_spare_check_s = 0.0
+        return not freeing.is_done
 
     def _shrink_file(self) -> bool:
         """Free some pages of the file. Return True if more may be left."""

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.agent.gateway.pending_requests import PendingRequests
+from octaskly.agent.gateway.rerun import build_retry
 from octaskly.agent.gateway.submissions import (
     QueueLimits,
     Submission,
@@ -17,12 +19,19 @@ from octaskly.agent.gateway.submissions import (
 from octaskly.agent.gateway.task_lookup import TaskFinder
 from octaskly.agent.health import HealthChecks
 from octaskly.core.events import Event, TasksSubmitted
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of
 from octaskly.core.model.ids import StreamId, TaskId
-from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.task_options import ArraySpec, TaskOptions, without_stdin
 from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 from octaskly.core.replies import TasksAccepted
-from octaskly.errors import NotDispatcher, QueueTooSmall, StoreFull, TaskExists
+from octaskly.errors import (
+    NotDispatcher,
+    QueueTooSmall,
+    StdinFreed,
+    StoreFull,
+    TaskExists,
+)
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit
@@ -360,3 +369,51 @@ async def test_a_submission_above_the_queue_size_is_refused_for_good(
         await submissions(store).accept_submission(request)
 
     assert "20 tasks, and 19 may wait" in (refused.value.hint or "")
+
+
+STDIN = TaskOptions(stdin=b"x" * 5000)
+
+
+def failed_task(options: TaskOptions) -> TaskRecord:
+    """Return a failed task, as the store has it."""
+    spec = kit.submitted(
+        8, options=options, ord=(PRIORITY_BAND << PRIORITY_SHIFT) | 8
+    ).spec
+    return TaskRecord(spec.id, replace(spec, submitter="ana"), cancelled_by="ana")
+
+
+async def test_a_task_without_its_stdin_is_not_repeated(store: Store) -> None:
+    """It would run with an empty one."""
+    repeat = await build_retry(failed_task(without_stdin(STDIN)), store, "ana")
+
+    with pytest.raises(StdinFreed) as refused:
+        await submissions(store).accept_submission(repeat)
+
+    assert kit.task_id(8) in str(refused.value.hint)
+    assert "5000 bytes" in str(refused.value.hint)
+
+
+async def test_a_repeat_is_found_again_after_the_stdin_was_freed(
+    store: Store, commits: Commits
+) -> None:
+    """A client may ask for the repeat of a task more than once."""
+
+    async def keep(draft: TaskDraft) -> None:
+        fact = kit.submitted(
+            9,
+            id=log_id_of(draft, "ana"),
+            command=draft.command,
+            timeout_s=draft.timeout_s,
+            options=draft.options,
+            ord=(PRIORITY_BAND << PRIORITY_SHIFT) | 9,
+        )
+        store.append_entries(2, kit.entries([fact], after=4), kit.EPOCHS)
+        await commits.get()
+
+    first = await build_retry(failed_task(STDIN), store, "ana")
+    accepted, _ = await submissions(store, keep).accept_submission(first)
+
+    second = await build_retry(failed_task(without_stdin(STDIN)), store, "ana")
+    found, _ = await submissions(store).accept_submission(second)
+
+    assert [record.id for record in found] == [record.id for record in accepted]

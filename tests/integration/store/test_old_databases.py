@@ -52,6 +52,8 @@ async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
     with sqlite3.connect(path) as old:
         for column in ("started_ms", "ended_ms"):
             old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
+        old.execute("DROP INDEX tasks_stdin")
+        old.execute("DROP INDEX log_large")
         old.execute("DROP TABLE retired_streams")
         old.execute("DROP TABLE clock_steps")
         old.execute("DROP INDEX tasks_stored")

@@ -25,9 +25,10 @@ from tests.simulation.world import World
 ENDED_S = 20.0
 
 
-def run_failing(seed: int) -> World:
+def run_failing(seed: int, *, has_stdin: bool = False) -> World:
     """Inject faults into a world whose commands and array members fail."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    world.clients.has_stdin = has_stdin
     watch(world)
     TryWatch(world)
     world.clients.child_share = CHILD_SHARE
@@ -47,6 +48,11 @@ def run_failing(seed: int) -> World:
     for check in (*FINAL, *TRIED):
         check(world)
     return world
+
+
+def run_freed(seed: int) -> World:
+    """The same, and tasks have stdin, which each disk frees after the end."""
+    return run_failing(seed, has_stdin=True)
 
 
 def cancel_some(world: World) -> None:

@@ -173,7 +173,7 @@ function Details({ task }) {
     ["Folder", task.cwd ?? (task.workdir === "scratch" ? "a fresh one" : "")],
     ["Variables", pairs(task.env).length > 0 && html`<details><summary>${count(pairs(task.env).length)}</summary>
       <pre class="env">${pairs(task.env).map(([name, value]) => `${name}=${value}`).join("\n")}</pre></details>`],
-    ["Standard input", task.stdin_bytes ? bytes(task.stdin_bytes) : ""],
+    ["Standard input", task.stdin_bytes ? bytes(task.stdin_bytes) + (task.stdin_freed ? ", freed" : "") : ""],
     ["Inputs", task.inputs?.join(", ")],
     ["Outputs", task.outputs?.map(({ path, bytes: size }) => `${path}${size == null ? "" : ` (${bytes(size)})`}`).join(", ")],
     ["Told at its end", task.notify_url],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from octaskly.core.log.facts import (
     Assigned,
     Finished,
@@ -11,6 +13,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import TaskOptions, without_stdin
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from tests.support.builders import attempt, node_id, outcome, released, spec
 
@@ -129,3 +132,34 @@ def test_an_attempt_with_two_nodes_shows_one_node() -> None:
     )
 
     assert [found.node for found in record.attempts] == [A]
+
+
+def submitted_with(options: TaskOptions, *, ord_: int = 1) -> Submitted:
+    """Return the submission of a task with options."""
+    return Submitted(replace(spec(ord=ord_), options=options))
+
+
+def test_a_submission_with_the_bytes_of_stdin_completes_a_freed_one() -> None:
+    """A node that frees the stdin of an ended task takes it from no other node."""
+    full = TaskOptions(name="n", stdin=b"in")
+    freed = submitted_with(without_stdin(full))
+
+    for facts in ([freed, submitted_with(full)], [submitted_with(full), freed]):
+        assert known(*facts).spec == submitted_with(full).spec
+
+
+def test_the_earlier_submission_wins_and_has_the_stdin_of_the_later_one() -> None:
+    """Both sides of a split accepted the same task, and one side has freed it."""
+    full = TaskOptions(stdin=b"in")
+    earlier = submitted_with(without_stdin(full), ord_=1)
+    later = submitted_with(full, ord_=2)
+
+    assert known(earlier, later).spec == submitted_with(full, ord_=1).spec
+
+
+def test_a_freed_stdin_is_never_replaced_by_another_one() -> None:
+    """The digest decides, not the size."""
+    freed = submitted_with(without_stdin(TaskOptions(stdin=b"in")), ord_=1)
+    other = submitted_with(TaskOptions(stdin=b"no"), ord_=2)
+
+    assert known(freed, other).spec == freed.spec

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import LoadLive, LoadQueued
 from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.settings import Limits
+from octaskly.core.model.task_options import (
+    Requirements,
+    TaskOptions,
+    without_stdin,
+)
 from octaskly.core.model.tasks import Attempt, EndReason, TaskState
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
@@ -317,3 +323,84 @@ def test_a_read_never_gets_the_name_of_an_open_one() -> None:
 
     assert isinstance(load, LoadQueued)
     assert load.after_ord == stale.after_ord - 1
+
+
+FREED = without_stdin(TaskOptions(stdin=b"in"))
+
+
+def freed(place: int, *attempts: Attempt) -> TaskRecord:
+    """Return a queued task without its stdin, as the store has it."""
+    task = replace(spec(f"t{place}", ord=place), options=FREED)
+    return TaskRecord(id=task.id, spec=task, attempts=attempts)
+
+
+def test_a_task_whose_stdin_was_freed_is_set_aside() -> None:
+    """It ended elsewhere, so it must not run with an empty stdin."""
+    tasks = TaskQueue(Limits())
+    tasks.start_reading(1)
+
+    tasks.on_queued_answer(QueuedLoaded(-1, (freed(1), record(2)), has_more=False))
+
+    assert run_all(tasks) == ["t2"]
+    tasks.on_live_answer()
+    assert tasks.has_missing_ends
+    assert [each.id for each in tasks.pop_missing_ends()] == ["t1"]
+    assert tasks.pop_missing_ends() == []
+
+
+def test_tasks_set_aside_are_read_again_with_the_queue() -> None:
+    """Their ends may have arrived."""
+    tasks = queue()
+    tasks.admit([replace(spec("t1", ord=1), options=FREED)])
+    assert front(tasks) is None
+
+    tasks.mark_for_reread()
+    assert not tasks.has_missing_ends
+    tasks.next_reads()
+    tasks.on_queued_answer(QueuedLoaded(-2, (), has_more=False))
+    tasks.on_live_answer()
+
+    assert not tasks.has_missing_ends
+    assert tasks.pop_missing_ends() == []
+
+
+def test_a_task_with_facts_that_are_not_durable_is_read_before_it_is_set_aside() -> (
+    None
+):
+    """The read may show its end."""
+    tasks = queue()
+    tasks.admit([replace(spec("t1", ord=1), options=FREED)])
+    task = tasks.tasks[TaskId("t1")]
+    task.commit_number = 7
+
+    assert front(tasks) is None
+    assert task.stage is Stage.ENDED
+    assert not tasks.has_missing_ends
+
+    tasks.drop_durable_tasks([task], 7)
+    assert tasks.next_reads() == [LoadLive(), LoadQueued(-2, 2)]
+
+
+def test_a_task_that_some_workers_refused_is_set_aside_too() -> None:
+    """Such tasks are tried in turn, outside the order of their lane."""
+    tasks = queue()
+    asked = replace(FREED, requires=Requirements(cpus=2))
+    task = QueuedTask(
+        replace(spec("t1", ord=1), options=asked), nodes_lacking_inputs=frozenset({B})
+    )
+    tasks._enqueue(task)
+
+    assert tasks.next_excluding_tasks() == []
+    assert tasks.next_excluding_tasks() == []
+    assert [each.id for each in tasks.pop_missing_ends()] == ["t1"]
+
+
+def test_a_task_that_ended_here_meanwhile_is_not_given_up() -> None:
+    """A client cancelled it."""
+    tasks = queue()
+    tasks.admit([replace(spec("t1", ord=1), options=FREED)])
+    assert front(tasks) is None
+
+    tasks.add_shadow(spec("t1", ord=1), TaskState.CANCELLED)
+
+    assert tasks.pop_missing_ends() == []

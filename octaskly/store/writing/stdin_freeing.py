@@ -1,0 +1,172 @@
+"""Freeing of the stdin of ended tasks, in small steps between commits.
+
+The bytes are in the row of a task and in each log entry with its submission. A step
+replaces them by digest and size, so SQLite reuses their pages. Stdin of at most 4096
+bytes, which takes no page of its own, is kept like the command.
+
+A completed task is freed at once. A failed or cancelled one may be retried, so it keeps
+its stdin while its submitter has no more than `KEPT_BYTES_MAX` of it. Both rules follow
+from the facts alone. So nodes with the same tasks free the same ones, apart from tasks
+that were submitted at nearly the same time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from msgspec.structs import replace
+
+from octaskly.core.log.facts import Entry, Submitted
+from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.model.task_options import without_stdin
+from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.ports import Packer
+from octaskly.store.tables import rows
+
+UNFREED_BYTES_MAX: Final = 4096  #: of stdin that stays, as in the schema's two indexes
+KEPT_BYTES_MAX: Final = 64 << 20  #: of failed and cancelled tasks, for each submitter
+SURPLUS_DIVISOR: Final = 16  #: part of these bytes that is freed too, beyond the bound
+TASKS_PER_STEP: Final = 64
+BYTES_PER_STEP: Final = 4 << 20  #: a step ends with the task that exceeds it
+
+_COMPLETED: Final = rows.NUMBER_OF[TaskState.COMPLETED]
+# The planner uses a partial index only if the query repeats its condition.
+_ENDED_WITH_STDIN: Final = (
+    f"FROM tasks INDEXED BY tasks_stdin WHERE length(stdin) > {UNFREED_BYTES_MAX}"
+    " AND state > 1"
+)
+
+
+class StdinFreeing:
+    """Finds and frees the stdin of ended tasks; the caller opens transactions."""
+
+    def __init__(self, db: sqlite3.Connection, packer: Packer) -> None:
+        self._db = db
+        self._packer = packer
+        self.kept_bytes_max = KEPT_BYTES_MAX
+        self.restart()
+
+    def restart(self) -> None:
+        """Search all tasks again."""
+        self._completed_tasks, self._completed_bytes = 1, 0
+        self._kept_bytes: dict[str, int] = dict(
+            self._db.execute(
+                f"SELECT submitter, sum(length(stdin)) {_ENDED_WITH_STDIN}"
+                " AND state <> ? GROUP BY submitter",
+                (_COMPLETED,),
+            )
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Return True if nothing is to be freed."""
+        return not self._completed_tasks and self._submitter_above_max() is None
+
+    @property
+    def is_step_full(self) -> bool:
+        """Return True if there is enough to free for a commit of its own."""
+        return (
+            self._completed_tasks >= TASKS_PER_STEP
+            or self._completed_bytes >= BYTES_PER_STEP
+            or self._submitter_above_max() is not None
+        )
+
+    def note_end(self, spec: TaskSpec, state: int) -> None:
+        """Note that a task was written in a final state, given by its number."""
+        size = 0 if spec.options is None else len(spec.options.stdin)
+        if size <= UNFREED_BYTES_MAX:
+            return
+        if state == _COMPLETED:
+            self._completed_tasks += 1
+            self._completed_bytes += size
+        else:
+            kept = self._kept_bytes.get(spec.submitter, 0)
+            self._kept_bytes[spec.submitter] = kept + size
+
+    def free_some(self) -> None:
+        """Free the stdin of some tasks, in a transaction of the caller."""
+        if self._completed_tasks:
+            found = self._db.execute(
+                f"SELECT key, length(stdin) {_ENDED_WITH_STDIN} AND state = ? LIMIT ?",
+                (_COMPLETED, TASKS_PER_STEP),
+            ).fetchall()
+            count, size = self._free_tasks(found)
+            is_last = count == len(found) < TASKS_PER_STEP
+            # Ends are noted more than once, so the count is only an upper bound.
+            self._completed_tasks = (
+                0 if is_last else max(1, self._completed_tasks - count)
+            )
+            self._completed_bytes = (
+                0 if is_last else max(0, self._completed_bytes - size)
+            )
+        elif (submitter := self._submitter_above_max()) is not None:
+            self._free_oldest(submitter)
+
+    def _submitter_above_max(self) -> str | None:
+        for submitter, kept in self._kept_bytes.items():
+            if kept > self.kept_bytes_max:
+                return submitter
+        return None
+
+    def _free_oldest(self, submitter: str) -> None:
+        """Free the oldest failed and cancelled tasks of a submitter."""
+        latest_first = self._db.execute(
+            f"SELECT key, length(stdin) {_ENDED_WITH_STDIN}"
+            " AND state IN (?, ?) AND submitter = ? ORDER BY key DESC",
+            (
+                rows.NUMBER_OF[TaskState.FAILED],
+                rows.NUMBER_OF[TaskState.CANCELLED],
+                submitter,
+            ),
+        ).fetchall()
+        kept = sum(size for _, size in latest_first)
+        if kept > (limit := self.kept_bytes_max):
+            surplus, left = [], kept
+            while left > limit - limit // SURPLUS_DIVISOR:
+                surplus.append(latest_first.pop())
+                left -= surplus[-1][1]
+            kept -= self._free_tasks(surplus)[1]
+        self._kept_bytes[submitter] = kept
+
+    def _free_tasks(self, tasks: list[tuple[int, int]]) -> tuple[int, int]:
+        """Free tasks, given by key and size, as far as one step goes.
+
+        Returns:
+            Number of freed tasks, and of their bytes.
+        """
+        count = freed = 0
+        for key, size in tasks[:TASKS_PER_STEP]:
+            self._free_task(key)
+            count, freed = count + 1, freed + size
+            if freed >= BYTES_PER_STEP:
+                break
+        return count, freed
+
+    def _free_task(self, key: int) -> None:
+        task, options, stdin = self._db.execute(
+            "SELECT id, options, stdin FROM tasks WHERE key = ?", (key,)
+        ).fetchone()
+        self._db.execute(
+            "UPDATE tasks SET options = ?, stdin = NULL WHERE key = ?",
+            (rows.options_without_stdin(options, stdin), key),
+        )
+        self._free_entries(task)
+
+    def _free_entries(self, task: TaskId) -> None:
+        """Free the entries with a submission of a task; a split can leave several."""
+        for stream, seq, hlc, body in self._db.execute(
+            "SELECT stream, seq, hlc, body FROM log INDEXED BY log_large"  # noqa: S608
+            f" WHERE length(body) > {UNFREED_BYTES_MAX} AND task_id = ?",
+            (task,),
+        ).fetchall():
+            fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
+            if not isinstance(fact, Submitted) or fact.spec.options is None:
+                continue
+            options = without_stdin(fact.spec.options)
+            freed = Submitted(replace(fact.spec, options=options))
+            entry = Entry(StreamId(stream), seq, hlc, freed)
+            self._db.execute(
+                "UPDATE log SET body = ? WHERE stream = ? AND seq = ?",
+                (self._packer.pack_entry_body(entry), stream, seq),
+            )
