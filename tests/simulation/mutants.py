@@ -52,11 +52,17 @@ from octaskly.core.replication.not_found_rule import NotFoundRule
 from octaskly.core.replication.pending_acks import PendingAcks, WhenReplicated
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replication.standby_appends import AckGuarantee, Standby
+from octaskly.core.scheduling import task_queue
 from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries, apply_retry_policy
 from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
 from octaskly.core.worker.worker import Worker
 from tests.simulation.kinds.aging import run_aging
-from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
+from tests.simulation.kinds.failing import (
+    run_cancelled,
+    run_cut_off,
+    run_failing,
+    run_freed,
+)
 from tests.simulation.kinds.failovers import (
     run_backlog,
     run_bare,
@@ -588,6 +594,11 @@ def clock_steps_make_tasks_older(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClockWatch, "find_step", lambda *_: None)
 
 
+def tasks_run_without_their_stdin(patch: pytest.MonkeyPatch) -> None:
+    """A freed submission that arrives before the end of its task is queued."""
+    patch.setattr(task_queue, "is_stdin_freed", lambda _: False)
+
+
 MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (volatile_term, run_seed),
     (discard_the_losers_tail, run_seed),
@@ -640,6 +651,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (older_programs_are_followed, run_updated),
     (failures_do_not_count, run_failing),
     (ends_count_during_a_pull, run_failing),
+    (tasks_run_without_their_stdin, run_freed),
     (running_members_survive_a_cancel, run_cut_off),
 )
 """Each bug, with a kind of world in which it shows."""
@@ -657,6 +669,7 @@ FIRST: dict[Plant, int] = {
     older_programs_are_followed: 33,
     records_are_not_in_snapshots: 67,
     stop_pulling_early: 11,
+    tasks_run_without_their_stdin: 33,
     vector_moves_before_the_last_part: 12,
 }
 """The first seed to try if the usual first ones take a minute to show the bug.

@@ -15,7 +15,12 @@ import pytest
 from octaskly.core.effects import LogLine
 from octaskly.core.model.ids import task_name
 from tests.simulation.hunt import failures, run_of
-from tests.simulation.kinds.failing import run_cancelled, run_cut_off, run_failing
+from tests.simulation.kinds.failing import (
+    run_cancelled,
+    run_cut_off,
+    run_failing,
+    run_freed,
+)
 from tests.simulation.kinds.failovers import (
     run_backlog,
     run_bare,
@@ -106,6 +111,13 @@ def test_wrong_clocks_make_no_task_older(seed: int) -> None:
 def test_failing_tasks_are_tried_as_often_as_requested(seed: int) -> None:
     """All nodes agree on an array's counts, whatever else fails."""
     run_failing(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [56, 141])
+def test_no_task_runs_without_the_stdin_that_its_node_freed(seed: int) -> None:
+    """In these worlds a dispatcher gets a freed submission before its end."""
+    run_freed(seed)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Claim, ClaimOk, Replicate, ReplicateOk
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
+from tests.simulation.store.freeing import freed_entry
 from tests.simulation.world import World
 
 #: messages that name the dispatcher that a node is or follows
@@ -158,6 +159,6 @@ def one_writer_per_stream(world: World) -> None:
                 f"epoch {epoch} wrote {first} and {stream}"
             )
         for log in machine.disk.streams.values():
-            for entry in log:
+            for entry in map(freed_entry, log):
                 fact = entries.setdefault((entry.stream, entry.seq), entry)
                 assert fact == entry, f"two facts at {entry.stream}/{entry.seq}"
