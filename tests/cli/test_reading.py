@@ -121,6 +121,15 @@ def test_show_prints_the_requested_options(three_tasks: Api, octaskly: Run) -> N
     } <= set(done.stdout.decode().splitlines())
 
 
+def test_show_says_that_the_stdin_was_freed(three_tasks: Api, octaskly: Run) -> None:
+    """So the task cannot be retried."""
+    three_tasks.forced = {"stdin_bytes": 2048, "stdin_freed": True}
+
+    done = octaskly("show", "2")
+
+    assert "stdin:       2.0 KiB, freed" in done.stdout.decode().splitlines()
+
+
 def test_ls_reports_further_tasks_on_stderr(three_tasks: Api, octaskly: Run) -> None:
     """A cut list must not look complete."""
     done = octaskly("ls", "--limit", "1", "--offset", "1")

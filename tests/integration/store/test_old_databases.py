@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from octaskly.core.effects import (
+    Append,
     PlanFloor,
     ServePull,
 )
@@ -17,13 +19,15 @@ from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import Fact
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.task_options import ArraySpec, TaskOptions, is_stdin_freed
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Entries
 from octaskly.mesh.wire import WirePacker
 from octaskly.ports import TaskQuery
 from octaskly.store import Store
+from octaskly.store.tables.database import open_writer
 from octaskly.store.tables.schema import VERSION
+from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -69,6 +73,40 @@ async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
     assert record is not None
     assert record.progress is not None
     assert (record.progress.started_ms, record.progress.ended_ms) == (10, 90)
+
+
+def write_version_7(path: Path, facts: list[Fact]) -> None:
+    """Write a database of version 7, which frees nothing."""
+    with closing(open_writer(path)) as old:
+        tables = TableWriter(old, WirePacker(), kit.HandClock())
+        tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
+        old.execute("DROP INDEX tasks_stdin")
+        old.execute("DROP INDEX log_large")
+        old.execute("PRAGMA user_version=7")
+
+
+async def test_the_stdin_of_ended_tasks_in_an_older_database_is_freed(
+    tmp_path: Path,
+) -> None:
+    """The first start frees it; a task that waits keeps its bytes."""
+    path, large = tmp_path / "log.db", TaskOptions(stdin=bytes(1 << 20))
+    facts = [*(kit.submitted(n, options=large) for n in (1, 2)), kit.finished(1)]
+    await asyncio.to_thread(write_version_7, path, facts)
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    await asyncio.to_thread(store.open)
+
+    async def is_freed(number: int) -> bool:
+        record = await store.read_task(kit.task_id(number))
+        assert record is not None
+        assert record.spec is not None
+        return is_stdin_freed(record.spec.options)
+
+    async with asyncio.timeout(60):
+        while not await is_freed(1):  # noqa: ASYNC110  another thread changes it
+            await asyncio.sleep(0.005)
+
+    assert not await is_freed(2)
+    await store.close()
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))

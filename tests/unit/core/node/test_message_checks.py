@@ -30,7 +30,7 @@ from octaskly.core.log.mesh_records import AUDIT
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
-from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.task_options import ArraySpec, FreedStdin, TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, TaskSpec
 from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, TERMS_AHEAD_MAX
 from octaskly.core.node.node import Node
@@ -74,6 +74,7 @@ KNOWN, NEW = StreamId(5), StreamId(6)
 WRITER = Epoch(2, OTHER)
 FACT = TaskCancelled(TaskId("t"), "x")
 RECORD = Recorded("gossip", "key", b"", 0, 5)
+FREED = FreedStdin("0" * 64, 2)
 FAR = Epoch(TERMS_AHEAD_MAX + 5, PEER)
 READY = NodeState.READY
 
@@ -253,6 +254,18 @@ WRONG = {
     "an array that goes nowhere": (telling(array_of(count=2, step=0)), "fact"),
     "an array of nothing": (telling(array_of(count=0)), "fact"),
     "an array that lacks items": (telling(array_of(count=2, has_items=True)), "fact"),
+    "a stdin that is here and freed": (
+        telling(submitting(stdin=b"in", freed_stdin=FREED)),
+        "fact",
+    ),
+    "an order to run without the stdin": (
+        Assign(THEIRS, ((attempt(), demanding(freed_stdin=FREED)),)),
+        "fact",
+    ),
+    "a worker that runs without the stdin": (
+        Reattach(((attempt(), demanding(freed_stdin=FREED)),), 2, READY),
+        "fact",
+    ),
     "a vector of no stream": (ClaimOk(NO_EPOCH, ((StreamId(0), 1),)), "vector"),
 }
 
