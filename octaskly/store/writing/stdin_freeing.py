@@ -5,14 +5,15 @@ replaces them by digest and size, so SQLite reuses their pages. Stdin of at most
 bytes, which takes no page of its own, is kept like the command.
 
 A completed task is freed at once. A failed or cancelled one may be retried, so it keeps
-its stdin while its submitter has no more than `KEPT_BYTES_MAX` of it. Both rules follow
-from the facts alone. So nodes with the same tasks free the same ones, apart from tasks
-that were submitted at nearly the same time.
+its stdin while its submitter has no more than `KEPT_BYTES_MAX` of it.
+
+Source: docs/decisions/0032-stdin-of-ended-tasks.md.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -28,7 +29,7 @@ UNFREED_BYTES_MAX: Final = 4096  #: of stdin that stays, as in the schema's two 
 KEPT_BYTES_MAX: Final = 64 << 20  #: of failed and cancelled tasks, for each submitter
 SURPLUS_DIVISOR: Final = 16  #: part of these bytes that is freed too, beyond the bound
 TASKS_PER_STEP: Final = 64
-BYTES_PER_STEP: Final = 4 << 20  #: a step ends with the task that exceeds it
+BYTES_PER_STEP: Final = 1 << 20  #: a step ends with the task that reaches it
 
 _COMPLETED: Final = rows.NUMBER_OF[TaskState.COMPLETED]
 # The planner uses a partial index only if the query repeats its condition.
@@ -50,6 +51,8 @@ class StdinFreeing:
     def restart(self) -> None:
         """Search all tasks again."""
         self._completed_tasks, self._completed_bytes = 1, 0
+        self._surplus: list[tuple[int, int]] = []
+        """Keys and sizes of failed and cancelled tasks to free, the oldest last."""
         self._kept_bytes: dict[str, int] = dict(
             self._db.execute(
                 f"SELECT submitter, sum(length(stdin)) {_ENDED_WITH_STDIN}"
@@ -61,7 +64,7 @@ class StdinFreeing:
     @property
     def is_done(self) -> bool:
         """Return True if nothing is to be freed."""
-        return not self._completed_tasks and self._submitter_above_max() is None
+        return not self._completed_tasks and not self._has_surplus
 
     @property
     def is_step_full(self) -> bool:
@@ -69,7 +72,7 @@ class StdinFreeing:
         return (
             self._completed_tasks >= TASKS_PER_STEP
             or self._completed_bytes >= BYTES_PER_STEP
-            or self._submitter_above_max() is not None
+            or self._has_surplus
         )
 
     def note_end(self, spec: TaskSpec, state: int) -> None:
@@ -100,8 +103,15 @@ class StdinFreeing:
             self._completed_bytes = (
                 0 if is_last else max(0, self._completed_bytes - size)
             )
-        elif (submitter := self._submitter_above_max()) is not None:
-            self._free_oldest(submitter)
+            return
+        if not self._surplus and (submitter := self._submitter_above_max()) is not None:
+            self._find_surplus(submitter)
+        count, _ = self._free_tasks(reversed(self._surplus))
+        del self._surplus[len(self._surplus) - count :]
+
+    @property
+    def _has_surplus(self) -> bool:
+        return bool(self._surplus) or self._submitter_above_max() is not None
 
     def _submitter_above_max(self) -> str | None:
         for submitter, kept in self._kept_bytes.items():
@@ -109,8 +119,11 @@ class StdinFreeing:
                 return submitter
         return None
 
-    def _free_oldest(self, submitter: str) -> None:
-        """Free the oldest failed and cancelled tasks of a submitter."""
+    def _find_surplus(self, submitter: str) -> None:
+        """Find the oldest failed and cancelled tasks of a submitter beyond the bound.
+
+        More than necessary are freed, so that this search is rare.
+        """
         latest_first = self._db.execute(
             f"SELECT key, length(stdin) {_ENDED_WITH_STDIN}"
             " AND state IN (?, ?) AND submitter = ? ORDER BY key DESC",
@@ -121,32 +134,36 @@ class StdinFreeing:
             ),
         ).fetchall()
         kept = sum(size for _, size in latest_first)
-        if kept > (limit := self.kept_bytes_max):
-            surplus, left = [], kept
-            while left > limit - limit // SURPLUS_DIVISOR:
+        limit, surplus = self.kept_bytes_max, []
+        if kept > limit:
+            while kept > limit - limit // SURPLUS_DIVISOR:
                 surplus.append(latest_first.pop())
-                left -= surplus[-1][1]
-            kept -= self._free_tasks(surplus)[1]
+                kept -= surplus[-1][1]
+        self._surplus = surplus[::-1]
         self._kept_bytes[submitter] = kept
 
-    def _free_tasks(self, tasks: list[tuple[int, int]]) -> tuple[int, int]:
+    def _free_tasks(self, tasks: Iterable[tuple[int, int]]) -> tuple[int, int]:
         """Free tasks, given by key and size, as far as one step goes.
 
         Returns:
             Number of freed tasks, and of their bytes.
         """
         count = freed = 0
-        for key, size in tasks[:TASKS_PER_STEP]:
+        for key, size in tasks:
             self._free_task(key)
             count, freed = count + 1, freed + size
-            if freed >= BYTES_PER_STEP:
+            if count == TASKS_PER_STEP or freed >= BYTES_PER_STEP:
                 break
         return count, freed
 
     def _free_task(self, key: int) -> None:
-        task, options, stdin = self._db.execute(
-            "SELECT id, options, stdin FROM tasks WHERE key = ?", (key,)
+        found = self._db.execute(
+            "SELECT id, options, stdin FROM tasks WHERE key = ? AND stdin NOT NULL",
+            (key,),
         ).fetchone()
+        if found is None:
+            return  # It was forgotten, or it completed, after it was found.
+        task, options, stdin = found
         self._db.execute(
             "UPDATE tasks SET options = ?, stdin = NULL WHERE key = ?",
             (rows.options_without_stdin(options, stdin), key),

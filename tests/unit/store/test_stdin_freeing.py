@@ -137,6 +137,23 @@ def test_the_oldest_failed_tasks_of_a_submitter_are_freed_beyond_its_bound(
     assert tables.writer.stdin_freeing.is_done
 
 
+def test_surplus_is_freed_in_several_steps(tables: Tables) -> None:
+    """A task that is forgotten between two steps is left out."""
+    freeing, numbers = tables.writer.stdin_freeing, range(1, 6)
+    tables.add(*(kit.submitted(n, options=LARGE) for n in numbers))
+    tables.add(*map(kit.cancelled, numbers))
+    freeing.free_some()
+    freeing.kept_bytes_max = SIZE_BYTES
+
+    freeing.free_some()
+    assert tables.freed(*numbers) == [True, False, False, False, False]
+    assert freeing.is_step_full
+    tables.db.execute("DELETE FROM tasks WHERE id = ?", (kit.task_id(2),))
+    tables.free()
+
+    assert tables.freed(1, 3, 4, 5) == [True, True, True, True]
+
+
 def test_the_bound_holds_after_a_restart(tables: Tables) -> None:
     """The tables say what is kept, also in the file of an older version."""
     tables.add(*(kit.submitted(n, options=LARGE) for n in (1, 2, 3)))
