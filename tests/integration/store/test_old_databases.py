@@ -90,7 +90,8 @@ async def test_the_stdin_of_ended_tasks_in_an_older_database_is_freed(
 ) -> None:
     """The first start frees it; a task that waits keeps its bytes."""
     path, large = tmp_path / "log.db", TaskOptions(stdin=bytes(1 << 20))
-    facts = [*(kit.submitted(n, options=large) for n in (1, 2)), kit.finished(1)]
+    facts: list[Fact] = [kit.submitted(n, options=large) for n in (1, 2)]
+    facts.append(kit.finished(1))
     await asyncio.to_thread(write_version_7, path, facts)
     store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
     await asyncio.to_thread(store.open)
