@@ -229,6 +229,15 @@ class ApplyRecords(Struct, frozen=True):
     records: tuple[Recorded, ...]
 
 
+class Relay(Struct, frozen=True):
+    """A peer that relays requests to a dispatcher without a link to this node."""
+
+    node: NodeId
+    dispatcher: NodeId
+    addresses: tuple[Address, ...]  #: of the relay, best first
+    lan_port: int
+
+
 class PublishMeshState(Struct, frozen=True):
     """Publish a change of role, dispatcher or members to API, log and systemd."""
 
@@ -236,6 +245,7 @@ class PublishMeshState(Struct, frozen=True):
     dispatcher: NodeId | None
     is_serving: bool  #: this node is dispatcher and accepts tasks
     roster: Roster | None
+    relay: Relay | None = None  #: only if `dispatcher` is None
 
 
 class SavePeer(Struct, frozen=True):

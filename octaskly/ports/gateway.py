@@ -35,6 +35,8 @@ class DispatcherView:
     node: NodeId
     epoch: Epoch
     lan_urls: tuple[str, ...] = ()  #: https://ADDRESS:PORT, best first
+    relay: NodeId | None = None
+    """The node with these URLs, if it only relays requests to the dispatcher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

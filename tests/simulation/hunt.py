@@ -17,6 +17,7 @@ from tests.simulation.kinds import (
     aging,
     failing,
     failovers,
+    gaps,
     snapshots,
     splits,
     tormented,
@@ -38,7 +39,7 @@ def _is_kind(name: str, made: object) -> bool:
 
 RUNS: dict[str, Callable[[int], World]] = {
     name.removeprefix("run_"): made
-    for module in (aging, failing, failovers, snapshots, splits, tormented)
+    for module in (aging, failing, failovers, gaps, snapshots, splits, tormented)
     for name, made in vars(module).items()
     if _is_kind(name, made)
 }

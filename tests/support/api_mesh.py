@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octaskly.api import HttpTimeouts, ListenerKind
@@ -44,6 +44,13 @@ class Member:
             other.gateway.node_id, term=term, lan_urls=[other.lan_url]
         )
         self.gateway.elect(view)
+
+    def reach_through(self, relay: Member, dispatcher: Member) -> None:
+        """Set a dispatcher that this member reaches only through another one."""
+        view = self.gateway.view_of(
+            dispatcher.gateway.node_id, lan_urls=[relay.lan_url]
+        )
+        self.gateway.elect(replace(view, relay=relay.gateway.node_id))
 
     def become_dispatcher(self, term: int = 1) -> None:
         """Become dispatcher itself."""

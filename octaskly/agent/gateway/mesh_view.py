@@ -99,8 +99,8 @@ class MeshView:
         """The role of this node; None while there is no dispatcher."""
         if self.is_serving:
             return Role.DISPATCHER
-        own = self._own_line()
-        return own.role if own and self.dispatcher() else None
+        own, view = self._own_line(), self.dispatcher()
+        return own.role if own and view and view.relay is None else None
 
     def dispatcher(self) -> DispatcherView | None:
         """Return the dispatcher, or None while none is known or it is not ready."""
@@ -108,7 +108,7 @@ class MeshView:
 
     def _view_of_dispatcher(self, news: PublishMeshState) -> DispatcherView | None:
         if news.dispatcher is None:
-            return None
+            return self._view_through_relay(news)
         if news.dispatcher == self.node_id:
             if not news.is_serving:
                 return None
@@ -118,6 +118,19 @@ class MeshView:
             return None
         return DispatcherView(
             is_self=False, node=news.dispatcher, epoch=news.epoch, lan_urls=urls
+        )
+
+    def _view_through_relay(self, news: PublishMeshState) -> DispatcherView | None:
+        relay = news.relay
+        if relay is None:
+            return None
+        hosts = dict.fromkeys(address.host for address in relay.addresses)
+        return DispatcherView(
+            is_self=False,
+            node=relay.dispatcher,
+            epoch=news.epoch,
+            lan_urls=tuple(lan_url(host, relay.lan_port) for host in hosts),
+            relay=relay.node,
         )
 
     async def wait_for_dispatcher(self, timeout_s: float) -> DispatcherView | None:

@@ -32,7 +32,7 @@ from octaskly.api.http.handler_types import (
     Services,
     join_commands,
 )
-from octaskly.api.http.node_client import HOP_HEADER, SOURCE_HEADER
+from octaskly.api.http.node_client import HOP_HEADER, RELAY_HEADER, SOURCE_HEADER
 from octaskly.api.problems import MALFORMED_JSON, Problem
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import NodeId
@@ -267,6 +267,8 @@ class Auditor:
             HOP_HEADER: self._gateway.node_id,
             "Content-Type": "application/json",
         }
+        if view.relay is not None:
+            headers[RELAY_HEADER] = "1"
         for url in view.lan_urls:
             request = self._node_client.session().post(
                 url + PATH, data=body, headers=headers, allow_redirects=False

@@ -137,8 +137,15 @@ class NodeClient(Protocol):
             NotSent: this node has no certificate.
         """
 
-    def forwarding_headers(self, request: Request) -> dict[str, str]:
-        """Return the headers that forward a request to another node."""
+    def forwarding_headers(
+        self, request: Request, *, is_relayed: bool = False
+    ) -> dict[str, str]:
+        """Return the headers that forward a request to another node.
+
+        Args:
+            request: The client's request.
+            is_relayed: The other node is asked to relay it to the dispatcher.
+        """
 
 
 async def empty_metrics() -> bytes:

@@ -30,7 +30,8 @@ async def charge(request: Request) -> None:
         Problem: 429, the limit is reached.
     """
     view = request.gateway.dispatcher()
-    if view is None or view.is_self or not await _charge_at_dispatcher(request, view):
+    is_near = view is not None and view.relay is None and not view.is_self
+    if not (view and is_near and await _charge_at_dispatcher(request, view)):
         request.info.rate_limit_headers = request.services.rate_limiter.charge(
             request.authenticated_principal, request.info.rate_units
         )

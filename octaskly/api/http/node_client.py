@@ -53,6 +53,7 @@ async def request_from_node(
     *,
     extra_wait_s: float = 0.0,
     response_timeout_s: float | None = None,
+    is_relayed: bool = False,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Request an internal path from another node; the block reads the response.
 
@@ -62,6 +63,7 @@ async def request_from_node(
         path: The internal path with its query.
         extra_wait_s: Seconds added to the timeout, for example for a long poll.
         response_timeout_s: Seconds until the response starts; None means `stall_s`.
+        is_relayed: The node relays the request to the dispatcher.
 
     Raises:
         NodeNotResponding: the node did not answer, or stopped while the block read.
@@ -78,7 +80,9 @@ async def request_from_node(
             async with asyncio.timeout(stall_s + extra_wait_s):
                 return await node_client.session().get(
                     URL(lan_url + path, encoded=True),
-                    headers=node_client.forwarding_headers(request),
+                    headers=node_client.forwarding_headers(
+                        request, is_relayed=is_relayed
+                    ),
                     allow_redirects=False,
                 )
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
@@ -93,6 +97,8 @@ async def request_from_node(
 
 
 HOP_HEADER = "Octaskly-Hop"
+RELAY_HEADER = "Octaskly-Relay"
+"""Asks the receiver to forward the request once more, to the dispatcher."""
 SOURCE_HEADER = "Octaskly-Source"
 DISPATCHER_HEADER = "Octaskly-Dispatcher"
 EPOCH_HEADER = "Octaskly-Epoch"
@@ -228,7 +234,7 @@ class HttpNodeClient:
         self, request: Request, retries: _RetryBudget
     ) -> DispatcherView:
         view = self._gateway.dispatcher()
-        if request.forwarded_by is not None and (view is None or not view.is_self):
+        if request.forwarded_by is not None and not _may_handle(request, view):
             # Two nodes that each consider the other dispatcher would forward forever.
             raise _not_dispatcher_problem()
         if view is None:
@@ -264,11 +270,12 @@ class HttpNodeClient:
                 view, is_repeatable=_is_repeatable(request.http_request)
             )
             async with wait, asyncio.timeout(limit_s):
+                is_relayed = view is not None and view.relay is not None
                 response = await self.session().request(
                     request.http_request.method,
                     URL(lan_url + path, encoded=True),
                     data=request.body or None,
-                    headers=self.forwarding_headers(request),
+                    headers=self.forwarding_headers(request, is_relayed=is_relayed),
                     allow_redirects=False,
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -348,13 +355,17 @@ class HttpNodeClient:
             raise StreamBroken(str(error)) from None
         return answer
 
-    def forwarding_headers(self, request: Request) -> dict[str, str]:
+    def forwarding_headers(
+        self, request: Request, *, is_relayed: bool = False
+    ) -> dict[str, str]:
         """Return the headers that forward a request to another node."""
         given = request.http_request.headers
         headers = {
             name: given[name] for name in _FORWARDED_REQUEST_HEADERS if name in given
         }
         headers[HOP_HEADER] = self._gateway.node_id
+        if is_relayed:
+            headers[RELAY_HEADER] = "1"
         headers["X-Request-ID"] = request.info.id
         headers[SOURCE_HEADER] = quote(request.info.source, safe=":. ")
         if request.principal is not None:
@@ -437,6 +448,14 @@ def dispatcher_name(gateway: Gateway, node: NodeId) -> str:
     """Return a node's name if a header can carry it, else its id."""
     name = gateway.node_names().get(node, node)
     return name if name.isascii() and name.isprintable() else node
+
+
+def _may_handle(request: Request, view: DispatcherView | None) -> bool:
+    """Return True if this node may handle or relay a forwarded request."""
+    if view is None or view.is_self:
+        return view is not None
+    is_relayed = RELAY_HEADER in request.http_request.headers
+    return is_relayed and view.relay is None
 
 
 def _is_repeatable(request: web.BaseRequest) -> bool:

@@ -164,7 +164,11 @@ async def _query_once(request: Request, status_query: StatusQuery) -> TaskStatus
         if view.is_self:
             return await _local_status(request, status_query)
         async with request_from_node(
-            request, view.lan_urls, status_query.path, extra_wait_s=status_query.wait_s
+            request,
+            view.lan_urls,
+            status_query.path,
+            extra_wait_s=status_query.wait_s,
+            is_relayed=view.relay is not None,
         ) as response:
             if REFUSED_HEADER in response.headers:
                 raise NotDispatcher("the node is no longer dispatcher")

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from octaskly.core.effects import Effect, LogLine, Send
+from octaskly.core.effects import Effect, LogLine, Relay, Send
 from octaskly.core.election.candidacy import UNREADABLE_LOG_REASON, Candidacy
 from octaskly.core.election.failure_detector import Suspicion, TimeoutScaling
 from octaskly.core.election.heartbeats import Heartbeats
@@ -36,7 +36,12 @@ from octaskly.core.election.phases import (
 from octaskly.core.events import SavedState
 from octaskly.core.log.retired_streams import LogExtent
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.component_signals import DispatcherSilent, Outbox, RoleChanged
+from octaskly.core.model.component_signals import (
+    DispatcherSilent,
+    Outbox,
+    RelayChanged,
+    RoleChanged,
+)
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,
@@ -138,6 +143,24 @@ class Election:
             return self._me.id
         dispatcher = self.dispatcher
         return dispatcher if dispatcher in self._peer_table.peers else None
+
+    @property
+    def suspicion(self) -> Suspicion | None:
+        """The suspicion of a dispatcher, while it is tested."""
+        phase = self.phase
+        return phase.suspicion if isinstance(phase, Discovering | Following) else None
+
+    @property
+    def relay(self) -> Relay | None:
+        """The peer that can reach a dispatcher which this node cannot reach."""
+        suspicion = self.suspicion
+        peers = self._peer_table.peers
+        if suspicion is None or suspicion.relay not in peers:
+            return None
+        view = peers[suspicion.relay]
+        return Relay(
+            suspicion.relay, suspicion.suspect, view.addresses, view.info.lan_port
+        )
 
     @property
     def attachment(self) -> Attachment | None:
@@ -344,6 +367,10 @@ class Election:
         self.loss.mark_missing(now)
         phase.suspicion = suspicion
         self._outbox.put(RoleChanged())
+
+    def note_relay_change(self) -> None:
+        """Announce that another peer, or none, hears a suspect."""
+        self._outbox.put(RelayChanged())
 
     def claim_turn_s(self, phase: Campaigning) -> float:
         """Return the time of this node's turn to claim."""

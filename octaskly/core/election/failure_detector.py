@@ -79,25 +79,29 @@ class Suspicion:
         self._probe_s = timing.probe_s * timeout_scale
         self._probe_sent_s = 0.0
         self._state_until_s = 0.0
-        self._is_heard = False
+        self._heard_by: list[NodeId] = []  #: fresh answers to the latest probe
         self._is_takeover_held = False
         self._is_dead = False
         self.is_proven = False
+        self.relay: NodeId | None = None
+        """A peer that hears the suspect, so it can relay requests to it."""
 
     def send_probes(self, peers: Iterable[NodeId], now: Moment) -> list[Effect]:
         """Send probes to all peers but the suspect, which the caller dials."""
         self._probe_sent_s = now.mono_s
         self._state_until_s = now.mono_s + self._probe_s
-        self._is_heard = self._is_takeover_held = False
+        self._heard_by.clear()
+        self._is_takeover_held = False
         probe = Probe(self.suspect, now.mono_s)
         return [Send(peer, (probe,)) for peer in peers if peer != self.suspect]
 
-    def on_probe_ok(self, message: ProbeOk) -> None:
+    def on_probe_ok(self, peer: NodeId, message: ProbeOk) -> None:
         """Record a peer's answer, if it answers the latest probe."""
         if message.suspect != self.suspect or message.sent_s != self._probe_sent_s:
             return
         if message.age_s is not None and message.age_s <= self._timing.frame_fresh_s:
-            self._is_heard = True
+            self._heard_by.append(peer)
+            self.relay = self.relay or peer
 
     def mark_proven_dead(self) -> None:
         """Record that the suspect's process has ended."""
@@ -124,9 +128,11 @@ class Suspicion:
             )
         if self._is_takeover_held:
             return SuspicionState.PROBING
-        if not self._is_heard:
+        if not self._heard_by:
             self._is_dead = True
             return SuspicionState.DEAD
+        if self.relay not in self._heard_by:
+            self.relay = self._heard_by[0]
         self._is_takeover_held = True
         self._state_until_s = now.mono_s + 2 * self._probe_s
         return SuspicionState.HEARD

@@ -61,11 +61,6 @@ class Timeouts:
     def _phase(self) -> Phase:
         return self._election.phase
 
-    @property
-    def _suspicion(self) -> Suspicion | None:
-        phase = self._phase
-        return phase.suspicion if isinstance(phase, Discovering | Following) else None
-
     # Timer
 
     def set_timer(self, now: Moment) -> None:
@@ -101,7 +96,10 @@ class Timeouts:
 
     def on_time(self, now: Moment) -> list[Effect]:
         """Handle the timeout of the phase, and set the timer again."""
+        relay = self._election.relay
         effects = self._do_due(now)
+        if self._election.relay != relay:
+            self._election.note_relay_change()
         self.set_timer(now)
         return effects
 
@@ -121,19 +119,33 @@ class Timeouts:
                 return self._on_stepping_down(phase, now)
 
     def _on_discovering(self, phase: Discovering, now: Moment) -> list[Effect]:
-        """Claim at this node's turn, unless peers name a live dispatcher."""
+        """Claim at this node's turn, unless peers name a live dispatcher.
+
+        The peers are asked about it once before that turn, to find a relay.
+        """
         phase.last_look = now
-        if self._candidacy.is_withdrawn or now.mono_s < self._claim_turn_s(phase):
+        if self._candidacy.is_withdrawn:
             return []
-        if phase.suspicion is not None and not self._is_suspicion_over(
-            phase.suspicion, now
-        ):
-            return []
-        phase.suspicion = None
+        is_turn = now.mono_s >= self._claim_turn_s(phase)
+        suspicion = phase.suspicion
+        if suspicion is not None:
+            if not self._is_suspicion_over(suspicion, now, is_turn=is_turn):
+                return []
+            suspect = self._absent_dispatcher()
+            if suspicion.is_probe_due(now) and suspect == suspicion.suspect:
+                return self._probe_suspect(suspicion, now)
+            phase.suspicion = None
         suspect = self._absent_dispatcher()
-        if suspect is None:
+        if is_turn and suspect is None:
             return self._election.claim_epoch("no dispatcher found")
+        if suspect is None or not (is_turn or self._may_probe_early(phase, suspect)):
+            return []
+        phase.has_probed = True
         return self._start_suspicion(phase, suspect, now)
+
+    def _may_probe_early(self, phase: Discovering, suspect: NodeId) -> bool:
+        """Return True if peers were not asked yet, and a dial may not help."""
+        return not (phase.has_probed or self._address_book.is_dialling(suspect))
 
     def _claim_turn_s(self, phase: Discovering) -> float:
         """Return the time at which all better-ranked candidates could have claimed."""
@@ -154,7 +166,11 @@ class Timeouts:
         """Return the time of this node's turn, next probe or first dial timeout."""
         due_s = self._claim_turn_s(phase)
         if phase.suspicion is not None:
-            due_s = max(due_s, phase.suspicion.deadline())
+            due_s = phase.suspicion.deadline()
+        elif not phase.has_probed:
+            suspect = self._absent_dispatcher()
+            if suspect is not None and self._may_probe_early(phase, suspect):
+                due_s = 0.0
         return min(due_s, self._address_book.first_dial_deadline_s)
 
     def _on_following(self, phase: Following, now: Moment) -> list[Effect]:
@@ -233,8 +249,8 @@ class Timeouts:
         phase = self._phase
         if isinstance(phase, Discovering):
             phase.since_s += gap_s
-        if self._suspicion is not None:
-            self._suspicion.restart_probe(now)
+        if self._election.suspicion is not None:
+            self._election.suspicion.restart_probe(now)
         self.set_timer(now)
 
     # Suspicions
@@ -297,10 +313,18 @@ class Timeouts:
                 effects += self._dial_node(node, now)
         return effects
 
-    def _is_suspicion_over(self, suspicion: Suspicion, now: Moment) -> bool:
-        """Return True if the suspect is dead, or if probes about it are due again."""
+    def _is_suspicion_over(
+        self, suspicion: Suspicion, now: Moment, *, is_turn: bool
+    ) -> bool:
+        """Return True if the suspect is dead, or if probes about it are due again.
+
+        Probes before this node's turn do not count against the suspect: while many
+        nodes start, answers are late.
+        """
         if suspicion.evaluate(now) is not SuspicionState.DEAD:
             return suspicion.is_probe_due(now)
+        if not (is_turn or suspicion.is_proven):
+            return True
         for view in self._peer_table.peers.values():
             if view.dispatcher == suspicion.suspect:
                 view.dispatcher = None
@@ -334,16 +358,20 @@ class Timeouts:
         # version.
         return election.claim_epoch_above(election.epoch, UNREADABLE_LOG_REASON)
 
-    def on_probe_ok(self, message: ProbeOk) -> list[Effect]:
+    def on_probe_ok(self, peer: NodeId, message: ProbeOk) -> list[Effect]:
         """Record a peer's answer about the suspect."""
         self._election.observe_term(message.epoch.term)
-        if self._suspicion is not None:
-            self._suspicion.on_probe_ok(message)
+        suspicion = self._election.suspicion
+        if suspicion is not None:
+            relay = suspicion.relay
+            suspicion.on_probe_ok(peer, message)
+            if suspicion.relay != relay:
+                self._election.note_relay_change()
         return []
 
     def on_dial_failed(self, event: DialFailed, now: Moment) -> list[Effect]:
         """Skip a successor after a failed dial; a refusal proves a suspect dead."""
-        node, phase, suspicion = event.node, self._phase, self._suspicion
+        node, phase, suspicion = event.node, self._phase, self._election.suspicion
         if node is None:
             return []
         if isinstance(phase, Campaigning):

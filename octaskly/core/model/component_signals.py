@@ -52,6 +52,11 @@ class WorkerAvailabilityChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayChanged:
+    """From `Election`: another peer relays requests to the dispatcher."""
+
+
+@dataclass(frozen=True, slots=True)
 class RosterChanged:
     """From `Node`: the dispatcher sent a new roster."""
 
@@ -65,6 +70,7 @@ ComponentSignal = (
     | RecordsAdded
     | AdmissionChanged
     | WorkerAvailabilityChanged
+    | RelayChanged
     | RosterChanged
 )
 """All signals, in their order of delivery."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
-from octaskly.core.effects import Effect, PublishMeshState, Send
+from octaskly.core.effects import Effect, PublishMeshState, Relay, Send
 from octaskly.core.election.candidacy import Candidacy
 from octaskly.core.election.election import Election
 from octaskly.core.membership.peer_table import PeerTable
@@ -196,18 +196,23 @@ class MeshStatePublisher:
         self._published: tuple[object, ...] = ()
 
     def publish(
-        self, epoch: Epoch, dispatcher: NodeId | None, *, is_serving: bool
+        self,
+        epoch: Epoch,
+        dispatcher: NodeId | None,
+        relay: Relay | None,
+        *,
+        is_serving: bool,
     ) -> list[Effect]:
         """Publish the state if it differs from the latest published one."""
         roster = self._roster_builder.roster
         version = None if roster is None else (roster.epoch, roster.version)
-        state = (epoch, dispatcher, is_serving, version)
+        state = (epoch, dispatcher, is_serving, version, relay)
         if state == self._published:
             return []
         self._published = state
         return [
             *self._save_given_name(),  # Only a roster or an own epoch sets a name.
-            PublishMeshState(epoch, dispatcher, is_serving, roster),
+            PublishMeshState(epoch, dispatcher, is_serving, roster, relay),
         ]
 
     def _save_given_name(self) -> list[Effect]:

@@ -18,6 +18,7 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LogWrite,
+    Relay,
     Send,
 )
 from octaskly.core.election.phases import Phase
@@ -60,6 +61,7 @@ from octaskly.core.model.component_signals import (
     FloorRaised,
     MembershipChanged,
     RecordsAdded,
+    RelayChanged,
     RoleChanged,
     RosterChanged,
     SyncProgressed,
@@ -171,6 +173,11 @@ class Node:
     def dispatcher(self) -> NodeId | None:
         """The dispatcher, if this node can reach it."""
         return self._election.reachable_dispatcher
+
+    @property
+    def relay(self) -> Relay | None:
+        """The peer that relays requests to a dispatcher out of this node's reach."""
+        return None if self.dispatcher else self._election.relay
 
     @property
     def epoch(self) -> Epoch:
@@ -551,12 +558,14 @@ class Node:
             case ClaimRejected():
                 return claim_handlers.on_claim_no(peer, message, now)
             case Redirect():
-                return claim_handlers.on_redirect(peer, message, now)
+                effects = claim_handlers.on_redirect(peer, message, now)
+                self._timeouts.set_timer(now)  # It may name another dispatcher.
+                return effects
             case Probe():
                 return self._timeouts.on_probe(peer, message, now)
             case ProbeOk():
                 self._worker.on_probe_ok(peer, message)
-                return self._timeouts.on_probe_ok(message)
+                return self._timeouts.on_probe_ok(peer, message)
             case KeyringStatus() | KeyringTransfer():
                 return self.rotation.on_keyring_message(peer, message)
             case Leave(reason):
@@ -660,7 +669,7 @@ class Node:
             case AdmissionChanged():
                 self._handlers.queue_reader.hasten_row_rewrite(now)
                 return []
-            case WorkerAvailabilityChanged() | RosterChanged():
+            case WorkerAvailabilityChanged() | RelayChanged() | RosterChanged():
                 return []  # `_deliver` announces these changes.
 
     def _answer_catch_up_requests(self, now: Moment) -> list[Effect]:
@@ -686,7 +695,10 @@ class Node:
             )
         is_serving = is_dispatching and self._dispatcher.is_accepting
         return effects + self._handlers.mesh_state_publisher.publish(
-            election.epoch, election.reachable_dispatcher, is_serving=is_serving
+            election.epoch,
+            election.reachable_dispatcher,
+            self.relay,
+            is_serving=is_serving,
         )
 
     def _apply_role(self, now: Moment) -> list[Effect]:

@@ -451,6 +451,46 @@ async def test_a_client_s_stated_principal_is_not_forwarded(
     assert back.gateway.submissions[0][0].subject == "bo"
 
 
+async def test_a_peer_relays_to_a_dispatcher_out_of_reach(
+    api_mesh: ApiMesh, front: Member, back: Member
+) -> None:
+    """The dispatcher gets the principal that the first node has authenticated."""
+    far = await api_mesh.member("far")
+    far.reach_through(front, back)
+
+    answer = await far.api.ask("POST", TASKS, headers=CLIENT, body={"command": "a"})
+    listed = await far.api.ask("GET", TASKS, headers=VIEWER)
+
+    assert (answer.status, listed.status) == (201, 200)
+    assert answer.headers["octaskly-dispatcher"] == "back"
+    assert back.gateway.submissions[0][0].subject == "bo"
+    assert not front.gateway.submissions
+
+
+async def test_a_relay_without_a_dispatcher_does_not_relay_further(
+    api_mesh: ApiMesh, front: Member, back: Member
+) -> None:
+    """Otherwise a request could go round between nodes that name each other."""
+    far = await api_mesh.member("far", BRIEF)
+    far.reach_through(front, back)
+    front.reach_through(far, back)
+
+    answer = await far.api.ask("POST", TASKS, headers=CLIENT, body={"command": "a"})
+
+    assert_problem(answer, 503, "No dispatcher is elected")
+    assert not back.gateway.submissions
+
+
+async def test_only_a_node_can_ask_for_a_relay(front: Member, back: Member) -> None:
+    """From a client, the header has no effect."""
+    headers = CLIENT | {"Octaskly-Relay": "1"}
+
+    answer = await front.api.ask("POST", TASKS, headers=headers, body={"command": "a"})
+
+    assert answer.status == 201
+    assert back.gateway.submissions[0][0].subject == "bo"
+
+
 async def test_a_certificate_alone_has_no_rights(front: Member, back: Member) -> None:
     """Any client on a member's loopback would otherwise be an admin."""
     answer = await ask(

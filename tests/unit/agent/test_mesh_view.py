@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.core.effects import LogLine, PublishMeshState
+from octaskly.core.effects import LogLine, PublishMeshState, Relay
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.protocol.messages import Roster
@@ -50,6 +50,22 @@ def test_the_status_line_shows_the_role_of_the_node(
 ) -> None:
     """`systemctl status` shows nothing else."""
     assert view(role, dispatcher).status_line() == line
+
+
+def test_dispatcher_out_of_reach_has_the_urls_of_its_relay() -> None:
+    """The relay is only a way to it: this node has no role."""
+    made = view(Role.STANDBY)
+    assert made.role is Role.STANDBY
+    hosts = (Address("10.0.0.3", 7878), Address("10.0.0.3", 40123))
+    relay = Relay(STRANGER, DISPATCHER, hosts, 3443)
+
+    made.on_published(PublishMeshState(epoch(2, "b"), None, False, made.roster, relay))
+
+    seen = made.dispatcher()
+    assert seen is not None
+    assert (seen.node, seen.relay) == (DISPATCHER, STRANGER)
+    assert seen.lan_urls == ("https://10.0.0.3:3443",)
+    assert made.role is None
 
 
 def test_log_lines_name_nodes_by_the_best_known_name() -> None:

@@ -424,7 +424,7 @@ def test_no_node_claims_while_another_hears_the_dispatcher() -> None:
     world.follow(0.1)
     world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
     world.watch.on_time(node_moment(1.35))
-    world.watch.on_probe_ok(ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
+    world.watch.on_probe_ok(C, ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
 
     assert world.watch.on_time(node_moment(1.66)) == []
     assert world.watch.on_time(node_moment(2.2)) == []
@@ -435,6 +435,59 @@ def test_no_node_claims_while_another_hears_the_dispatcher() -> None:
         "dispatcher lost",
         "claiming",
     ]
+
+
+def test_peer_that_hears_the_dispatcher_is_a_relay_as_long_as_it_does() -> None:
+    """F11: requests reach the dispatcher through it."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
+    assert world.election.relay is None
+    world.watch.on_time(node_moment(1.35))
+    assert world.election.relay is None
+
+    world.watch.on_probe_ok(C, ProbeOk(A, 1.35, 0.2, Epoch(3, A)))
+
+    relay = world.election.relay
+    assert relay is not None
+    assert (relay.node, relay.dispatcher) == (C, A)
+    assert relay.addresses == world.members.peers[C].addresses
+    for at_s in (1.66, 2.27):
+        world.watch.on_time(node_moment(at_s))
+        assert world.election.relay == relay
+    world.watch.on_time(node_moment(2.6))  # Nothing has answered the second probe.
+    assert world.election.relay is None
+
+
+def test_dispatcher_that_no_dial_reaches_is_probed_at_once() -> None:
+    """A node out of its reach finds a relay long before its turn to claim."""
+    world = Harness()
+    world.meet(C, 0.2)
+    where = (Address("10.0.0.1", 7878),)
+    world.claims.on_redirect(C, Redirect(Epoch(3, A), A, where), node_moment(0.3))
+    assert world.watch.on_time(node_moment(0.4)) == []
+    failed = DialFailed(A, where, was_refused=False)
+    world.members.address_book.on_dial_failed(failed, node_moment(0.5))
+
+    assert world.watch.deadline(node_moment(0.5)) == 0.0
+    effects = world.watch.on_time(node_moment(0.5))
+
+    assert sent(effects, C) == [Probe(A, 0.5)]
+    world.watch.on_probe_ok(C, ProbeOk(A, 0.5, 0.2, Epoch(3, A)))
+    assert world.election.relay is not None
+
+
+def test_probes_before_the_turn_to_claim_do_not_declare_a_dispatcher_dead() -> None:
+    """While many nodes start, answers are late; at its turn, the node asks again."""
+    world = Harness()
+    world.meet(C, 0.2, epoch=Epoch(3, A), dispatcher=A)
+    world.watch.on_time(node_moment(0.3))
+
+    assert world.watch.on_time(node_moment(0.7)) == []
+    assert world.members.peers[C].dispatcher == A
+    turn_s = TIMING.discovery_s + TIMING.dial_wait_s + TIMING.discovery_jitter_s + 0.1
+    assert sent(world.watch.on_time(node_moment(turn_s)), C) == [Probe(A, turn_s)]
+    assert note_events(world.watch.on_time(node_moment(turn_s + 0.4))) == ["claiming"]
 
 
 def test_a_dispatcher_that_has_not_answered_yet_gets_more_time() -> None:
