@@ -24,6 +24,13 @@ def test_mesh_that_slept_accepts_tasks_within_five_seconds(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_first_machine_to_wake_accepts_tasks_within_five_seconds(seed: int) -> None:
+    """It has looked for the others in vain, so it does not wait for a standby, too."""
+    gaps.run_waking(seed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_mesh_that_was_killed_while_it_started_accepts_tasks_soon(seed: int) -> None:
     """Within five seconds after the last process has started."""

@@ -6,6 +6,7 @@ silent dispatchers, and `roster` assigns names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from octaskly.core.effects import Disconnect, Effect, SavePeer
@@ -36,9 +37,15 @@ class PeerTable:
         self.peers: dict[NodeId, PeerView] = {}  #: connected
         self.address_book = AddressBook(settings, saved, self.peers, timers)
         self.members_max = settings.limits.peers  #: most members of a roster
+        self._alone_since_s = math.inf  #: end of the last link
         self.change_count = 0  #: grows when peers connect, leave or start to follow
         self._me = settings.node.id
         self._log_version = settings.log_version
+
+    @property
+    def alone_since_s(self) -> float:
+        """The time since which this node has no peer, if it had one; else infinity."""
+        return math.inf if self.peers else self._alone_since_s
 
     def count_change(self) -> None:
         """Count a change of the peers or of their roles."""
@@ -105,6 +112,8 @@ class PeerTable:
     def on_peer_down(self, peer: NodeId, now: Moment) -> PeerView | None:
         """Remove the peer of an ended link; return its view, or None."""
         view = self.peers.pop(peer, None)
+        if view is not None:
+            self._alone_since_s = now.mono_s
         self.count_change()
         self.address_book.on_peer_down(peer, now)
         return view

@@ -70,7 +70,10 @@ class DispatcherRole:
             self.own_info.id, self.election.loss.dispatcher
         )
         self.replication.start_replicating(
-            dispatcher_epoch, now, expects_standbys=expects_standbys
+            dispatcher_epoch,
+            now,
+            expects_standbys=expects_standbys,
+            alone_since_s=self.peer_table.alone_since_s,
         )
         self.standby.check_ack_guarantee(now)
         in_sync_epoch = self.standby.in_sync_epoch

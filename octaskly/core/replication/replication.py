@@ -100,15 +100,28 @@ class Replication:
     # --- The epoch.
 
     def start_replicating(
-        self, dispatcher_epoch: DispatcherEpoch, now: Moment, *, expects_standbys: bool
+        self,
+        dispatcher_epoch: DispatcherEpoch,
+        now: Moment,
+        *,
+        expects_standbys: bool,
+        alone_since_s: float = NEVER,
     ) -> None:
-        """Start an epoch; with `expects_standbys`, answers first wait for one."""
+        """Start an epoch; with `expects_standbys`, answers first wait for one.
+
+        Args:
+            dispatcher_epoch: The new epoch.
+            now: Both clocks.
+            expects_standbys: Other nodes may follow.
+            alone_since_s: Time since which this node has had no peer. The wait counts
+                from then: while the node looked for peers, it waited for them already.
+        """
         self._dispatcher_epoch = dispatcher_epoch
         self._clear_standbys()
         self._log_tail.restart_from(self._journal.vector)
         self._last_streamed = self._journal.last_number
         self._pending_acks.unreplicated_since_s = (
-            now.mono_s if expects_standbys else ALWAYS
+            min(now.mono_s, alone_since_s) if expects_standbys else ALWAYS
         )
 
     def stop_replicating(self, now: Moment) -> None:

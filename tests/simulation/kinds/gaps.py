@@ -66,6 +66,25 @@ def run_frozen(seed: int) -> World:
     return finish(world, doors)
 
 
+def run_waking(seed: int) -> World:
+    """Suspend all machines, and wake one long before the others.
+
+    It does not know that no other node is awake.
+    """
+    world, doors = formed(seed)
+    sleep_s = world.random.choice((12.0, 60.0))
+    stop = world.random.choice((world.sleep, world.pause))
+    first, *rest = world.random.sample(list(world.machines), len(world.machines))
+    stop(first, sleep_s)
+    for node in rest:
+        stop(node, sleep_s + world.random.uniform(2.0, 20.0))
+    since_s = world.time_s + sleep_s
+    world.run(since_s + ACCEPT_S - world.time_s)
+    assert doors.wait_s(first, since_s) <= ACCEPT_S
+    world.run(20.0)
+    return finish(world, doors)
+
+
 def run_killed(seed: int) -> World:
     """Kill all processes again and again while they start."""
     world, doors = formed(seed)
