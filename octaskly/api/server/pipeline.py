@@ -35,10 +35,10 @@ from octaskly.api.problems import (
 )
 from octaskly.api.schemas import request_bodies
 from octaskly.api.schemas.query import Query
-from octaskly.api.security import origin_checks
+from octaskly.api.security import origin_checks, route_cost
 from octaskly.api.security.ended_tokens import TokenEnded, TokenMonitor
 from octaskly.api.server import large_responses
-from octaskly.api.server.quotas import NoQuota, Quotas
+from octaskly.api.server.quotas import Quotas
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.ports import Principal
@@ -174,14 +174,13 @@ class RequestPipeline:
         query: Mapping[str, str],
     ) -> web.StreamResponse:
         """Read, handle and answer a request within the quotas of its client."""
-        if route.access in (Access.PUBLIC, Access.NODE):
-            # Their responses are small, or files that are in memory anyway.
-            call = await self._read(routed, route, principal, NoQuota())
-            return await self._run_handler(call, route)
-        async with self._quotas.admit(route.cost, principal, query) as quota:
+        # Responses of the other routes are small, or files that are in memory anyway.
+        is_metered = route.access not in (Access.PUBLIC, Access.NODE)
+        cost = route.cost if is_metered else route_cost.CHEAP
+        async with self._quotas.admit(cost, principal, query) as quota:
             call = await self._read(routed, route, principal, quota)
             response = await self._run_handler(call, route)
-            if type(response) is web.Response:
+            if is_metered and type(response) is web.Response:
                 return await large_responses.send(call, response, quota)
             return response
 

@@ -184,15 +184,6 @@ class Admission:
         await self.take()
 
 
-class NoQuota:
-    """The quota of a request that takes nothing worth counting."""
-
-    @contextlib.asynccontextmanager
-    async def pause(self) -> AsyncIterator[None]:
-        """Run the block."""
-        yield
-
-
 def _client_of(principal: Principal | None) -> tuple[str, str]:
     """Return the key of a client, and its name for people."""
     if principal is None:
