@@ -1,6 +1,7 @@
 """Rate limits: units per minute of one client, and the response headers.
 
-A request counts one unit, or more where its route declares a higher cost.
+A request counts one unit, or more where its route declares a higher cost, or where its
+response is large.
 
 The node that answers a request counts it. The dispatcher answers most requests, so a
 client gains nothing by asking many nodes. If another node answers a request by itself,
@@ -15,7 +16,7 @@ from math import ceil, floor
 from typing import Final
 
 from octaskly.api.problems import TOO_MANY_REQUESTS, Problem
-from octaskly.api.security.route_cost import ROWS_PER_UNIT
+from octaskly.api.security.route_cost import BYTES_PER_UNIT, ROWS_PER_UNIT
 from octaskly.ports import Clock, Principal
 
 WINDOW_S: Final = 60
@@ -47,11 +48,16 @@ class SlidingWindow:
             self.total -= slots.popleft()[1]
         if self.total + units > limit:
             return False
+        self.add(now_s, units)
+        return True
+
+    def add(self, now_s: float, units: int) -> None:
+        """Count units, even beyond the limit."""
+        slot, slots = floor(now_s / SLOT_S), self._slots
         if not slots or slots[-1][0] != slot:
             slots.append([slot, 0])
         slots[-1][1] += units
         self.total += units
-        return True
 
     def give_back(self, units: int) -> None:
         """Uncount the latest units."""
@@ -108,16 +114,28 @@ class RateLimiter:
         key = client_key(principal)
         return self._charge(self._by_principal, key, principal.role, units)
 
-    def give_back(
+    def correct_charge(
         self, principal: Principal, charged: int, used: int
     ) -> Mapping[str, str]:
-        """Uncount what a request did not use of its units; return the headers."""
+        """Count what a request used, instead of what it was charged for.
+
+        A response that is larger than expected counts even beyond the limit. So the
+        client waits until it may send the next request.
+
+        Returns:
+            The rate limit headers.
+        """
         limit = self._limits_per_minute.get(principal.role, 0)
         window = self._by_principal.get(client_key(principal))
         if not limit or window is None:
             return {}
-        window.give_back(max(0, min(charged, limit) - used))
-        return _headers(window, limit, self._clock.now().mono_s)
+        now_s = self._clock.now().mono_s
+        more = min(used, limit) - min(charged, limit)
+        if more > 0:
+            window.add(now_s, more)
+        else:
+            window.give_back(-more)
+        return _headers(window, limit, now_s)
 
     def charge_anonymous(self, address: str) -> Mapping[str, str]:
         """Count a request without authentication by its address; see `charge`."""
@@ -151,7 +169,8 @@ class RateLimiter:
 def _headers(
     window: SlidingWindow, limit: int, now_s: float, needed: int = 1
 ) -> Mapping[str, str]:
-    values = (limit, limit - window.total, window.seconds_until_free(now_s, needed))
+    left = max(0, limit - window.total)
+    values = (limit, left, window.seconds_until_free(now_s, needed))
     return dict(zip(RATE_LIMIT_HEADERS, map(str, values), strict=True))
 
 
@@ -167,7 +186,8 @@ def too_many_requests(headers: Mapping[str, str]) -> Problem:
         429,
         TOO_MANY_REQUESTS,
         hint=f"one client may send {limit} requests a minute, and a list counts as one"
-        f" for every {ROWS_PER_UNIT} rows; try again in {wait_s} s",
+        f" for every {ROWS_PER_UNIT} rows, a long answer for every"
+        f" {BYTES_PER_UNIT >> 10} KiB; try again in {wait_s} s",
         headers={**headers, "Retry-After": wait_s},
         is_delayed=True,
     )

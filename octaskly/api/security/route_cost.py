@@ -19,6 +19,7 @@ ROWS_PER_UNIT: Final = 10
 CHEAP_ROWS: Final = LIMIT_DEFAULT  #: a list of so many rows is not expensive
 SEARCH_UNITS: Final = 30  #: of the rate limit; a search takes up to 30 ms
 ROW_BYTES: Final = 2048  #: of a row of a list
+BYTES_PER_UNIT: Final = ROWS_PER_UNIT * ROW_BYTES  #: of a response
 NODES_EXPECTED: Final = 100  #: in a mesh, until they are counted
 ID_BYTES: Final = 64  #: of an id of a task
 
@@ -56,16 +57,19 @@ class Cost:
         asked = int(text) if _DIGITS.fullmatch(text) else self.rows_default
         return asked if asked <= self.rows_max else self.rows_default
 
-    def rate_units(self, query: Mapping[str, str], rows: int | None = None) -> int:
+    def rate_units(
+        self, query: Mapping[str, str], rows: int | None = None, size_bytes: int = 0
+    ) -> int:
         """Return the units that the rate limit charges for a request.
 
         Args:
             query: The parameters of the request.
             rows: Number of rows; by default as many as the response may have.
+            size_bytes: Size of the response, once it is known.
         """
         least = SEARCH_UNITS if self._is_search(query) else self.units
         count = self.rows(query) if rows is None else rows
-        return max(least, count // ROWS_PER_UNIT)
+        return max(least, count // ROWS_PER_UNIT, size_bytes // BYTES_PER_UNIT)
 
     def response_bytes(self, query: Mapping[str, str]) -> int:
         """Return the bytes of memory to reserve for the response to a request."""

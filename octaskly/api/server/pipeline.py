@@ -197,7 +197,7 @@ class RequestPipeline:
         async def perform(call: Request) -> web.StreamResponse:
             self._charge(call.principal, call.info)
             response = await route.handler(call)
-            self._give_back_unused(call, route)
+            self._correct_charge(call, route, response)
             return response
 
         return await self._services.node_client.forward_to_dispatcher(request, perform)
@@ -208,17 +208,22 @@ class RequestPipeline:
             charge = self._services.rate_limiter.charge
             info.rate_limit_headers = charge(principal, info.rate_units)
 
-    def _give_back_unused(self, call: Request, route: Route) -> None:
-        """Uncount the rows that a list might have had, and has not.
+    def _correct_charge(
+        self, call: Request, route: Route, response: web.StreamResponse
+    ) -> None:
+        """Charge a request for what it read, which is known only now.
 
-        They count from the start, so that a client that leaves early pays for them.
+        The rows that a list might have had count from the start, so that a client that
+        leaves early pays for them.
         """
-        info, principal = call.info, call.principal
-        if info.row_count is None or principal is None:
+        info, principal, http_request = call.info, call.principal, call.http_request
+        if principal is None or http_request.method not in READING:
             return
-        used = route.cost.rate_units(call.http_request.query, info.row_count)
-        if used < info.rate_units:
-            info.rate_limit_headers = self._services.rate_limiter.give_back(
+        body = response.body if isinstance(response, web.Response) else None
+        size_bytes = len(body) if isinstance(body, bytes) else 0
+        used = route.cost.rate_units(http_request.query, info.row_count, size_bytes)
+        if used != info.rate_units:
+            info.rate_limit_headers = self._services.rate_limiter.correct_charge(
                 principal, info.rate_units, used
             )
 

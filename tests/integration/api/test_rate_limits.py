@@ -187,6 +187,26 @@ async def test_a_list_that_nobody_reads_counts_as_the_longest() -> None:
     assert limits_of(answer)[2] == "99"
 
 
+async def test_a_long_answer_counts_by_its_size() -> None:
+    """A whole task may be as long as a list; who has read it waits for it."""
+    clock = Clock()
+    async with api_node(limits_per_minute={"client": 20}, clock=clock) as api:
+        env = {f"V{n}": "x" * 100_000 for n in range(4)}
+        body = {"command": "true", "env": env}
+        task = await api.ask("POST", TASKS, headers=ADMIN, body=body)
+        path = f"{TASKS}/{task.json['id']}"
+        answers = [await api.ask("GET", path, headers=CLIENT) for _ in range(3)]
+        clock.mono_s += 61
+        answers += [await api.ask("GET", path, headers=CLIENT)]
+
+    assert [limits_of(answer) for answer in answers] == [
+        ("200", "20", "1", "61"),
+        ("200", "20", "0", "61"),
+        ("429", "20", "0", "61"),
+        ("200", "20", "1", "61"),
+    ]
+
+
 @pytest.mark.parametrize("query", ["text=a", "name=a", "label=a"])
 async def test_a_search_counts_as_much_as_300_rows(query: str) -> None:
     """It takes as long, whatever it finds."""
