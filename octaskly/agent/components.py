@@ -63,6 +63,7 @@ from octaskly.system.listening_sockets import (
 )
 from octaskly.system.log import Logger, log_line
 from octaskly.system.machine_stats import LoadSampler
+from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner
 
 
@@ -193,6 +194,10 @@ class Components:
         self._info = self._node_info(assigned_name(config.name, saved.name))
         self._machine_monitor = MachineMonitor(store)
         self._peers_known = len(saved.peers)
+        self._member_addresses = MemberAddresses()
+        for peer in reversed(saved.peers):  # The latest contact is first.
+            for address in peer.addresses:
+                self._member_addresses.record(address.host)
         #: Cancelled by `close`.
         self._background_tasks: list[asyncio.Task[None]] = []
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
@@ -415,6 +420,7 @@ class Components:
             on_violation=self.gateway.view.count_broken_link,
             progress=lambda: self._node.progress,
             bounds=config.options,
+            members=self._member_addresses,
         )
         self._discovery = Discovery(
             node=self._info,
@@ -491,6 +497,7 @@ class Components:
             configure_socket=tune_socket,
             limits_per_minute=config.options.rates,
             limits=config.options,
+            members=self._member_addresses,
             timeouts=HttpTimeouts.from_options(config.options),
             admissions=self._join_service,
             describe_agent=self._description,

@@ -226,9 +226,10 @@ class LimitOptions:
         _COUNT,
         "number of unauthenticated connections at the peer port",
         default=HANDSHAKES_MAX,
-        details="those of this machine have a separate limit of 96; a new connection "
-        "replaces the oldest one of the address that has the most; once half are "
-        "taken, an address that is no node's is admitted once in two seconds",
+        details="this machine has 96 places of its own, and addresses of nodes as many "
+        "as all others; a new connection replaces the oldest one of the address that "
+        "has the most; once half are taken, an address that is no node's is admitted "
+        "once in two seconds",
     )
     handshakes_per_address: int = setting(
         "--handshakes-per-address",
@@ -241,8 +242,9 @@ class LimitOptions:
         _COUNT,
         "number of TLS handshakes in progress at the LAN port",
         default=LAN_HANDSHAKES_MAX,
-        details="a new one replaces the oldest, as at the peer port; once half are "
-        "taken, an address is admitted once in two seconds",
+        details="as at the peer port, nodes and this machine have places of their own; "
+        "a new one replaces the oldest; once half are taken, an address that is no "
+        "node's is admitted once in two seconds",
     )
     lan_handshakes_per_address: int = setting(
         "--lan-handshakes-per-address",

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
+from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import Address
 from octaskly.errors import OctasklyError
-from octaskly.mesh.links.handshake_limits import HandshakeLimiter, PendingHandshake
+from octaskly.mesh.links.handshake_limits import build_handshake_limiter
 from octaskly.mesh.links.tcp import connect, tune_socket
+from octaskly.system.pending_handshakes import HandshakeLimiter, MemberAddresses
 
 EXCHANGE_S: Final = 10.0  #: timeout for all messages between two programs
 ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
@@ -93,7 +95,7 @@ async def serve_connections(
         handler: Handles each connection.
         handlers: Owns the handlers; None: they are cancelled with the listener.
     """
-    limiter = HandshakeLimiter()
+    limiter = build_handshake_limiter(LimitOptions(), MemberAddresses())
     listeners = list(sockets)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -123,7 +125,7 @@ async def connect_first(addresses: Sequence[Address]) -> Conversation:
 async def _accept(
     tasks: asyncio.TaskGroup,
     listener: socket.socket,
-    limiter: HandshakeLimiter,
+    limiter: HandshakeLimiter[socket.socket],
     handler: ConnectionHandler,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -134,15 +136,14 @@ async def _accept(
             await asyncio.sleep(ACCEPT_PAUSE_S)
             continue
         host = str(name[0])
-        handshake = limiter.admit_connection(connection, host)
-        if handshake is None:
+        if not limiter.admit(connection, host, str(connection.getsockname()[0])):
             connection.close()
             continue
         tune_socket(connection)
         connection.setblocking(False)  # noqa: FBT003  no keyword there
         run = _run_handler(Conversation(connection, host), handler)
         tasks.create_task(run).add_done_callback(
-            partial(_release_handshake, limiter=limiter, handshake=handshake)
+            partial(_release, limiter=limiter, connection=connection)
         )
 
 
@@ -155,7 +156,10 @@ async def _run_handler(conversation: Conversation, handler: ConnectionHandler) -
         conversation.close_unless_detached()
 
 
-def _release_handshake(
-    _: asyncio.Task[None], *, limiter: HandshakeLimiter, handshake: PendingHandshake
+def _release(
+    _: asyncio.Task[None],
+    *,
+    limiter: HandshakeLimiter[socket.socket],
+    connection: socket.socket,
 ) -> None:
-    limiter.release_handshake(handshake)
+    limiter.release(connection)

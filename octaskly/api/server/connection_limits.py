@@ -9,10 +9,7 @@ most.
 
 A TLS connection costs buffers and a descriptor from its first byte, so the number of
 unfinished handshakes is bounded, too. The check happens on the TCP connection, before
-any TLS object exists. At the limit, a new handshake aborts the oldest one of the
-address that has the most. So a client with many addresses cannot block nodes. Once half
-of the places are taken, an address is admitted once every two seconds: a flood costs
-little, and a client has the time to finish.
+any TLS object exists.
 """
 
 from __future__ import annotations
@@ -34,8 +31,8 @@ from octaskly.api.problems import (
     too_many_connections_of,
 )
 from octaskly.config.settings import LimitOptions
-from octaskly.system.address_intervals import AddressIntervals
 from octaskly.system.error_frames import clear_error_frames
+from octaskly.system.pending_handshakes import HandshakeLimiter, MemberAddresses
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16
@@ -282,7 +279,7 @@ class ConnectionLimits:
 TLS_SHUTDOWN_S = 1.0
 
 
-class TlsHandshakeLimiter:
+class TlsHandshakes:
     """Unfinished handshakes of one listener; called for each new connection."""
 
     def __init__(
@@ -290,12 +287,18 @@ class TlsHandshakeLimiter:
         context_for_address: Callable[[str], ssl.SSLContext],
         protocol_factory: Callable[[], asyncio.Protocol],
         limits: LimitOptions,
+        members: MemberAddresses,
     ) -> None:
         self._context_for_address = context_for_address
-        self._limits = limits
+        self._timeout_s = limits.handshake_s
         self._protocol_factory = protocol_factory
-        self._pending: dict[asyncio.Transport, str] = {}  #: in order of arrival
-        self._intervals = AddressIntervals()
+        self._limiter = HandshakeLimiter[asyncio.Transport](
+            total_max=limits.lan_handshakes_max,
+            per_address_max=limits.lan_handshakes_per_address,
+            local_max=limits.lan_handshakes_per_address,
+            members=members,
+            close=lambda evicted: evicted.abort(),
+        )
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a connection that was just accepted."""
@@ -303,33 +306,24 @@ class TlsHandshakeLimiter:
 
     def start_handshake(self, transport: asyncio.Transport) -> None:
         """Start the handshake, or abort the connection if its address has too many."""
-        host = str((transport.get_extra_info("peername") or ("",))[0])
-        pending, bounds = self._pending, self._limits
-        own_address = str((transport.get_extra_info("sockname") or ("",))[0])
-        counts = Counter(pending.values())
-        loop = asyncio.get_running_loop()
-        if counts[host] >= bounds.lan_handshakes_per_address or (
-            host != own_address
-            and len(pending) >= bounds.lan_handshakes_max // 2
-            and not self._intervals.admit(host, loop.time())
-        ):
+        own, client = (
+            transport.get_extra_info(end) for end in ("sockname", "peername")
+        )
+        # Without a name, the client has already disconnected.
+        if not client or not self._limiter.admit(transport, client[0], own[0]):
             transport.abort()
             return
-        if len(pending) >= bounds.lan_handshakes_max:
-            displaced = max(pending, key=lambda one: counts[pending[one]])
-            del pending[displaced]
-            displaced.abort()
-        pending[transport] = host
+        loop = asyncio.get_running_loop()
         settled: asyncio.Future[None] = loop.create_future()
         settled.add_done_callback(lambda done: self._handshake_done(transport, done))
         # `loop.start_tls` does the same, but needs a task that waits.
         tls = SSLProtocol(
             loop,
             self._protocol_factory(),
-            self._context_for_address(own_address),
+            self._context_for_address(own[0]),
             settled,
             server_side=True,
-            ssl_handshake_timeout=self._limits.handshake_s,
+            ssl_handshake_timeout=self._timeout_s,
             ssl_shutdown_timeout=TLS_SHUTDOWN_S,
         )
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
@@ -343,15 +337,15 @@ class TlsHandshakeLimiter:
         error = done.exception()
         if error is not None:
             clear_error_frames(error)  # Only Python 3.11 makes a cycle here.
-        self._pending.pop(transport, None)
+        self._limiter.release(transport)
 
 
 class _AcceptedConnection(asyncio.Protocol):
     """A connection before its first byte."""
 
-    def __init__(self, limiter: TlsHandshakeLimiter) -> None:
-        self._limiter = limiter
+    def __init__(self, handshakes: TlsHandshakes) -> None:
+        self._handshakes = handshakes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._limiter.start_handshake(transport)
+        self._handshakes.start_handshake(transport)

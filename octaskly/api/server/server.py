@@ -50,7 +50,7 @@ from octaskly.api.server.connection_limits import (
     EXCESS_ANSWERED_MAX,
     ConnectionKind,
     ConnectionLimits,
-    TlsHandshakeLimiter,
+    TlsHandshakes,
 )
 from octaskly.api.server.pipeline import RequestPipeline
 from octaskly.api.server.quotas import Quotas
@@ -76,6 +76,7 @@ from octaskly.ports import (
     TreeKeeper,
 )
 from octaskly.rest.mesh import Checkup
+from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.system.tcp_table import tcp_client_uid
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
@@ -326,9 +327,11 @@ class ApiServer:
         trees: TreeKeeper | None = None,
         render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,
         limits: LimitOptions = _DEFAULT_LIMITS,
+        members: MemberAddresses | None = None,
     ) -> None:
         shrink_tls_buffers()
         self._limits, self._connection_limits = limits, ConnectionLimits(limits)
+        self._members = MemberAddresses() if members is None else members
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
         polls = self._long_polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
@@ -441,7 +444,9 @@ class ApiServer:
         loop = asyncio.get_running_loop()
         for connection in sockets:
             server = await loop.create_server(
-                TlsHandshakeLimiter(tls, factory, self._limits) if tls else factory,
+                TlsHandshakes(tls, factory, self._limits, self._members)
+                if tls
+                else factory,
                 sock=connection,
                 backlog=_BACKLOG,
             )

@@ -30,11 +30,11 @@ from octaskly.mesh.links.duplicates import (
     DuplicateLinks,
 )
 from octaskly.mesh.links.handshake_limits import (
+    LOCAL_TIMEOUT_FACTOR,
     VIOLATION_REASON,
     DialLimiter,
-    HandshakeLimiter,
-    PendingHandshake,
     ViolationBackoff,
+    build_handshake_limiter,
 )
 from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link
 from octaskly.mesh.links.receive import DiskProgress
@@ -42,6 +42,7 @@ from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
 from octaskly.system.error_frames import clear_error_frames
+from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.trust import MeshTls
 
 HANDSHAKE_S: Final = 15.0
@@ -52,6 +53,8 @@ BACKLOG: Final = 512
 ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 SHUTDOWN_S: Final = 1.0
 LOGGED_MAX: Final = 1024
+
+_DEFAULT_BOUNDS: Final = LimitOptions()
 
 UNLOGGED_REASONS: Final = frozenset(
     {
@@ -86,6 +89,7 @@ class Transport:
         outbox_bytes: Bytes that may be queued per peer; default: two frames.
         progress: Returns how far this node has written received entries to disk.
         bounds: Limits on pending handshakes.
+        members: Addresses of peers; the transport adds to them.
     """
 
     def __init__(
@@ -102,7 +106,8 @@ class Transport:
         handshake_s: float = HANDSHAKE_S,
         outbox_bytes: int | None = None,
         progress: DiskProgress = lambda: (0, 0),
-        bounds: LimitOptions | None = None,
+        bounds: LimitOptions = _DEFAULT_BOUNDS,
+        members: MemberAddresses | None = None,
     ) -> None:
         self._trust = trust
         self._own_id = trust.node_id
@@ -123,7 +128,9 @@ class Transport:
         )
         self._links = self._duplicates.links
         self._closing: set[Link] = set()
-        self._handshake_limiter = HandshakeLimiter(bounds)
+        self._bounds = bounds
+        self._members = MemberAddresses() if members is None else members
+        self._handshake_limiter = build_handshake_limiter(bounds, self._members)
         self._violators = ViolationBackoff(clock)
         self._dial_keys: set[NodeId | Address] = set()
         self._dial_limiter = DialLimiter()
@@ -236,7 +243,7 @@ class Transport:
         }
         port = link.peer_hello.node.peer_port
         assert link.remote is not None
-        self._handshake_limiter.record_member(link.remote.host)
+        self._members.record(link.remote.host)
         address = link.dialled or Address(link.remote.host, port)
         draw, took_ms = self._clock.draw(), round(link.age_s * 1000)
         self._on_event(
@@ -283,28 +290,26 @@ class Transport:
             except OSError:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            host = str(name[0])
-            handshake = self._handshake_limiter.admit_connection(connection, host)
-            if handshake is None:
-                connection.close()
-            else:
+            own_host = str(connection.getsockname()[0])
+            if self._handshake_limiter.admit(connection, str(name[0]), own_host):
                 tune_socket(connection)
-                self._spawn(self._run_handshake(connection, handshake))
+                self._spawn(self._run_handshake(connection))
+            else:
+                connection.close()
             # While connections wait, `sock_accept` returns without a turn of the event
             # loop, so neither handshakes nor other work would go on.
             await asyncio.sleep(0)
 
-    async def _run_handshake(
-        self, connection: socket.socket, handshake: PendingHandshake
-    ) -> None:
+    async def _run_handshake(self, connection: socket.socket) -> None:
         """Run the TLS and HELLO handshakes of an accepted connection, or close it.
 
         After the TLS handshake the peer is a member, so the connection no longer counts
         as a pending handshake.
         """
         link = self._new_link(None)
-        certificate_s = min(
-            self._handshake_s, self._handshake_limiter.handshake_timeout_s(handshake)
+        is_local = self._handshake_limiter.is_local(connection)
+        certificate_s = self._bounds.handshake_s * (
+            LOCAL_TIMEOUT_FACTOR if is_local else 1
         )
         try:
             async with asyncio.timeout(self._handshake_s):
@@ -313,11 +318,11 @@ class Transport:
                         lambda: link,
                         connection,
                         ssl=self._server_context,
-                        ssl_handshake_timeout=certificate_s,
+                        ssl_handshake_timeout=min(self._handshake_s, certificate_s),
                         ssl_shutdown_timeout=SHUTDOWN_S,
                     )
                 finally:
-                    self._handshake_limiter.release_handshake(handshake)
+                    self._handshake_limiter.release(connection)
                 await link.handshake_over.wait()
         except OSError as error:
             link.abort(_handshake_failure(error))

@@ -126,7 +126,9 @@ async def test_many_silent_addresses_do_not_lock_out_nodes(
     ]
 
     async with asyncio.timeout(WAIT_S_MAX):
-        _, writer = await asyncio.open_connection(*place, ssl=stranger_context())
+        _, writer = await asyncio.open_connection(
+            *place, ssl=stranger_context(), local_addr=("127.0.1.9", 0)
+        )
         with contextlib.suppress(ConnectionError):
             assert await silent[0][0].read() == b""
 
