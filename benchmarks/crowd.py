@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, bound_row, cpu_s, until
 from tests.support.agents import Agent, start, until_nodes
+from tests.support.latency import waited_for_core_s
 
 AT_ONCE = 4  #: agents that start at the same time
 START_S = 600.0  #: no goal: beside other work it takes a hundred their time
@@ -159,11 +160,6 @@ class Probe:
         waited_s = waited_for_core_s(self._scheduled) - self._waited_s
         self.answer_s = max(self.answer_s, took_s)
         self.lag_s = max(self.lag_s, took_s - waited_s)
-
-
-def waited_for_core_s(scheduled: Path) -> float:
-    """Return how long the first thread of a process has waited for a core in all."""
-    return int(scheduled.read_text().split()[1]) / 1e9
 
 
 def watch(probes: list[Probe], *, until_s: float) -> None:

@@ -18,16 +18,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.crowd import waited_for_core_s
 from benchmarks.measure import Row, bound_row, rss_max_mb, rss_mb
-from tests.support.agents import TASKS, Agent, request, running, submit
+from tests.support.agents import TASKS, Agent, running, submit
+from tests.support.latency import (
+    NOWHERE,
+    Submitter,
+    loopback_port,
+    percentile_95,
+    probing_health,
+)
 
 ROWS = 1000
 BATCH = 250
 CONNECTIONS = 20
 COMMAND = "true " + "x" * 65_531
-NOWHERE = {"labels": {"there": "is-none"}}  #: so that no task runs
-PAUSE_S = 0.02  #: between two submissions
 BEGIN_S = 1.0
 ROUNDS = 3
 RATIO_MAX = 5.0
@@ -41,7 +45,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     count = 40 if quick else 150
     with running(folder, "solo") as (agent,):
         _fill(agent)
-        other = Other(agent)
+        other = Submitter(agent, _token(agent, "client"))
         before_mb = rss_mb(agent.process.pid)
         epoch = other.epoch()
         for role in ROLES:
@@ -51,12 +55,12 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
             health: list[float] = []
             for _ in range(ROUNDS):
                 idle += other.submissions(count)
-                with _listing(agent, token), _probing(agent, health):
+                with _listing(agent, token), probing_health(agent, health):
                     busy += other.submissions(count)
-            ratio = _p95(busy) / _p95(idle)
+            ratio = percentile_95(busy) / percentile_95(idle)
             yield (
                 f"submissions under lists by a {role}, p95",
-                f"{_p95(busy) * 1000:.1f} ms",
+                f"{percentile_95(busy) * 1000:.1f} ms",
                 f"{ratio:.2f}",
                 f"< {RATIO_MAX:g} x idle",
                 "yes" if ratio < RATIO_MAX else "no",
@@ -70,34 +74,6 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
         )
         met = "yes" if other.epoch() == epoch else "no"
         yield "epochs begun under lists", "0" if met == "yes" else "some", "", "0", met
-
-
-class Other:
-    """A client that submits over one connection of its own."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", _port(agent))
-        self._token = _token(agent, "client")
-
-    def submissions(self, count: int) -> list[float]:
-        """Submit so many tasks, one at a time; return the seconds that each took."""
-        body = {"command": "true", "requires": NOWHERE}
-        samples = []
-        for _ in range(count):
-            time.sleep(PAUSE_S)
-            began_s = time.perf_counter()
-            status, told = request(self._connection, "POST", TASKS, body, self._token)
-            samples.append(time.perf_counter() - began_s)
-            assert status == 201, told
-        return samples
-
-    def epoch(self) -> str | None:
-        """Return the epoch of the dispatcher."""
-        head = {"Authorization": f"Bearer {self._token}"}
-        self._connection.request("GET", "/api/v1/stats", headers=head)
-        answer = self._connection.getresponse()
-        answer.read()
-        return answer.headers["Octaskly-Epoch"]
 
 
 def _fill(agent: Agent) -> None:
@@ -114,19 +90,11 @@ def _token(agent: Agent, role: str) -> str:
     return str(told["token"])
 
 
-def _port(agent: Agent) -> int:
-    return int(str(agent.ready()["api_url"]).rpartition(":")[2])
-
-
-def _p95(samples: list[float]) -> float:
-    return sorted(samples)[-(-len(samples) * 95 // 100) - 1]
-
-
 @contextlib.contextmanager
 def _listing(agent: Agent, token: str) -> Iterator[None]:
     """Ask for lists in another process for the length of a block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, str(_port(agent)), token]
+        [sys.executable, "-m", __spec__.name, str(loopback_port(agent)), token]
     )
     try:
         time.sleep(BEGIN_S)
@@ -134,30 +102,6 @@ def _listing(agent: Agent, token: str) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-@contextlib.contextmanager
-def _probing(agent: Agent, samples: list[float]) -> Iterator[None]:
-    """Ask for the health of an agent for the length of a block."""
-    is_over = threading.Event()
-    scheduled = Path(f"/proc/{agent.process.pid}/schedstat")
-
-    def probe() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", _port(agent))
-        while not is_over.wait(PAUSE_S):
-            waited_s, began_s = waited_for_core_s(scheduled), time.perf_counter()
-            status, _ = request(connection, "GET", "/health")
-            took_s = time.perf_counter() - began_s
-            samples.append(took_s - (waited_for_core_s(scheduled) - waited_s))
-            assert status == 200
-
-    thread = threading.Thread(target=probe)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def _ask(port: int, token: str) -> None:
