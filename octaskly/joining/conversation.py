@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import Final
 
 from octaskly.config.settings import LimitOptions
@@ -18,10 +17,9 @@ from octaskly.core.model.ids import Address
 from octaskly.errors import OctasklyError
 from octaskly.mesh.links.handshake_limits import build_handshake_limiter
 from octaskly.mesh.links.tcp import connect, tune_socket
-from octaskly.system.pending_handshakes import HandshakeLimiter, MemberAddresses
+from octaskly.system.pending_handshakes import MemberAddresses, accept_connections
 
 EXCHANGE_S: Final = 10.0  #: timeout for all messages between two programs
-ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 
 
 class Conversation:
@@ -97,11 +95,19 @@ async def serve_connections(
     """
     limiter = build_handshake_limiter(LimitOptions(), MemberAddresses())
     listeners = list(sockets)
+
+    def converse(connection: socket.socket, host: str) -> None:
+        tune_socket(connection)
+        run = _run_handler(Conversation(connection, host), handler)
+        owner.create_task(run).add_done_callback(
+            lambda _: limiter.release(connection, is_finished=False)
+        )
+
     try:
         async with asyncio.TaskGroup() as tasks:
+            owner = handlers or tasks
             for listener in listeners:
-                accepting = _accept(handlers or tasks, listener, limiter, handler)
-                tasks.create_task(accepting)
+                tasks.create_task(accept_connections(listener, limiter, converse))
     finally:
         for listener in listeners:
             listener.close()
@@ -122,31 +128,6 @@ async def connect_first(addresses: Sequence[Address]) -> Conversation:
     raise failure or OSError("no address")
 
 
-async def _accept(
-    tasks: asyncio.TaskGroup,
-    listener: socket.socket,
-    limiter: HandshakeLimiter[socket.socket],
-    handler: ConnectionHandler,
-) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            connection, name = await loop.sock_accept(listener)
-        except OSError:
-            await asyncio.sleep(ACCEPT_PAUSE_S)
-            continue
-        host = str(name[0])
-        if not limiter.admit(connection, host, str(connection.getsockname()[0])):
-            connection.close()
-            continue
-        tune_socket(connection)
-        connection.setblocking(False)  # noqa: FBT003  no keyword there
-        run = _run_handler(Conversation(connection, host), handler)
-        tasks.create_task(run).add_done_callback(
-            partial(_release, limiter=limiter, connection=connection)
-        )
-
-
 async def _run_handler(conversation: Conversation, handler: ConnectionHandler) -> None:
     try:
         with contextlib.suppress(OSError, OctasklyError):
@@ -154,12 +135,3 @@ async def _run_handler(conversation: Conversation, handler: ConnectionHandler) -
                 await handler(conversation)
     finally:
         conversation.close_unless_detached()
-
-
-def _release(
-    _: asyncio.Task[None],
-    *,
-    limiter: HandshakeLimiter[socket.socket],
-    connection: socket.socket,
-) -> None:
-    limiter.release(connection)

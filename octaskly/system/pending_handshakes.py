@@ -1,4 +1,4 @@
-"""Limits on the pending TLS handshakes of one port.
+"""Accepts connections at one port, within limits on pending TLS handshakes.
 
 A pending handshake costs a descriptor and about 300 kB before the other end has proven
 anything, so their number is bounded, in total and per address. Three groups have places
@@ -8,25 +8,35 @@ members of the mesh have connected, and all others, the strangers.
 A host with many addresses could fill a group. A new connection is therefore never
 refused because of its total. Instead, the oldest handshake of the address with the most
 handshakes is closed. An honest client finishes quickly; a silent one waits longest.
-Once half of the places of strangers are taken, an address is admitted once every two
-seconds. So a flood costs little, and a client has the time to finish.
+Once 16 strangers have pending handshakes, or half of their places are taken, an address
+is admitted once every two seconds, and more rarely while it finishes none. So a flood
+costs little, and a client has the time to finish.
+
+During a flood, connections are accepted and refused by the dozen: if they filled the
+queue of the kernel, it would drop connections of members, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Final, Generic, TypeVar
+from typing import Final
 
-INTERVAL_S: Final = 2.0
+INTERVAL_S: Final = 2.0  #: doubled for each handshake that is not finished
+INTERVAL_S_MAX: Final = 64.0
 ADDRESSES_MAX: Final = 4096
 MEMBERS_MAX: Final = 1024
+CROWD_ADDRESSES: Final = 16  #: with pending handshakes
+BACKLOG: Final = 512
+ACCEPTS_PER_TURN: Final = 64  #: of the event loop
+ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 _IPV6_HOST_BITS: Final = 64
-
-_Connection = TypeVar("_Connection")
 
 
 class MemberAddresses:
@@ -47,7 +57,7 @@ class MemberAddresses:
         return _plain_address(host) in self._hosts
 
 
-class HandshakeLimiter(Generic[_Connection]):
+class HandshakeLimiter:
     """Decides which connections may start a handshake.
 
     Args:
@@ -55,7 +65,6 @@ class HandshakeLimiter(Generic[_Connection]):
         per_address_max: Number of pending handshakes of one address of these.
         local_max: Number of pending handshakes of this machine.
         members: Addresses of members.
-        close: Closes a connection that has to make room.
     """
 
     def __init__(
@@ -65,19 +74,17 @@ class HandshakeLimiter(Generic[_Connection]):
         per_address_max: int,
         local_max: int,
         members: MemberAddresses,
-        close: Callable[[_Connection], None],
     ) -> None:
         self._member_addresses = members
-        self._close = close
         self._intervals = AddressIntervals()
-        self._local = _Group[_Connection](local_max, local_max)
-        self._members = _Group[_Connection](total_max, per_address_max)
-        self._strangers = _Group[_Connection](total_max, per_address_max)
+        self._local = _Group(local_max, local_max)
+        self._members = _Group(total_max, per_address_max)
+        self._strangers = _Group(total_max, per_address_max)
 
     def __len__(self) -> int:
         return len(self._local) + len(self._members) + len(self._strangers)
 
-    def admit(self, connection: _Connection, host: str, own_host: str) -> bool:
+    def admit(self, connection: socket.socket, host: str, own_host: str) -> bool:
         """Count a new connection; return False if the caller must close it.
 
         Args:
@@ -92,50 +99,89 @@ class HandshakeLimiter(Generic[_Connection]):
             group = self._members
         if not group.has_room_for(host):
             return False
-        if group is self._strangers and group.is_half_full:
+        if group is self._strangers and group.is_crowded:
             now_s = asyncio.get_running_loop().time()
             if not self._intervals.admit(host, now_s):
                 return False
         evicted = group.add(connection, host)
         if evicted is not None:
-            self._close(evicted)
+            with suppress(OSError):
+                evicted.shutdown(socket.SHUT_RDWR)
         return True
 
-    def release(self, connection: _Connection) -> None:
-        """Stop counting a connection; no effect if it was evicted."""
-        for group in (self._local, self._members, self._strangers):
-            group.remove(connection)
+    def release(self, connection: socket.socket, *, is_finished: bool) -> None:
+        """Stop counting a connection; no effect if it was evicted.
 
-    def is_local(self, connection: _Connection) -> bool:
+        Args:
+            connection: A connection that was admitted.
+            is_finished: True if its handshake was successful.
+        """
+        self._local.remove(connection)
+        self._members.remove(connection)
+        host = self._strangers.remove(connection)
+        if is_finished and host is not None:
+            self._intervals.forget(host)
+
+    def is_local(self, connection: socket.socket) -> bool:
         """Return True if an admitted connection comes from this machine."""
         return connection in self._local
 
 
-class _Group(Generic[_Connection]):
+async def accept_connections(
+    listener: socket.socket,
+    limiter: HandshakeLimiter,
+    on_admitted: Callable[[socket.socket, str], None],
+) -> None:
+    """Accept connections on a listener that does not block, until cancelled.
+
+    Args:
+        listener: The listener.
+        limiter: Decides which connections are admitted; the others are closed.
+        on_admitted: Called with each admitted connection and its remote address; the
+            callee releases it in the limiter.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        # While connections wait, `sock_accept` returns without a turn of the loop.
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                connection, name = await loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            host, own_host = str(name[0]), str(connection.getsockname()[0])
+            if limiter.admit(connection, host, own_host):
+                on_admitted(connection, host)
+            else:
+                connection.close()
+        await asyncio.sleep(0)
+
+
+class _Group:
     """The pending handshakes of one group of addresses."""
 
     def __init__(self, total_max: int, per_address_max: int) -> None:
         self._total_max = total_max
         self._per_address_max = per_address_max
-        self._hosts: dict[_Connection, str] = {}  #: oldest first
+        self._hosts: dict[socket.socket, str] = {}  #: oldest first
         self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._hosts)
 
-    def __contains__(self, connection: _Connection) -> bool:
+    def __contains__(self, connection: socket.socket) -> bool:
         return connection in self._hosts
 
     @property
-    def is_half_full(self) -> bool:
-        """Return True if half of the places are taken."""
-        return len(self) >= self._total_max // 2
+    def is_crowded(self) -> bool:
+        """Return True if half of the places are taken, or many addresses have some."""
+        return len(self) >= self._total_max // 2 or len(self._counts) >= CROWD_ADDRESSES
 
     def has_room_for(self, host: str) -> bool:
         """Return True if an address has not reached its limit."""
         return self._counts[host] < self._per_address_max
 
-    def add(self, connection: _Connection, host: str) -> _Connection | None:
+    def add(self, connection: socket.socket, host: str) -> socket.socket | None:
         """Add a connection; return the one that it evicts, if all places are taken."""
         evicted = None
         if len(self) >= self._total_max:
@@ -145,14 +191,14 @@ class _Group(Generic[_Connection]):
         self._counts[host] += 1
         return evicted
 
-    def remove(self, connection: _Connection) -> None:
-        """Remove a connection, if it is here."""
+    def remove(self, connection: socket.socket) -> str | None:
+        """Remove a connection; return its address, or None if it is not here."""
         host = self._hosts.pop(connection, None)
-        if host is None:
-            return
-        self._counts[host] -= 1
-        if not self._counts[host]:
-            del self._counts[host]
+        if host is not None:
+            self._counts[host] -= 1
+            if not self._counts[host]:
+                del self._counts[host]
+        return host
 
 
 class AddressIntervals:
@@ -163,19 +209,28 @@ class AddressIntervals:
     """
 
     def __init__(self) -> None:
-        self._admitted_s: dict[str | int, float] = {}  #: the latest address is last
+        #: Time of the next admission, and the interval after it; the latest is last.
+        self._due: dict[str | int, tuple[float, float]] = {}
 
     def admit(self, host: str, now_s: float) -> bool:
         """Return True, and remember it, if an address was not admitted for a while."""
         key = _network_of(host)
-        last_s = self._admitted_s.pop(key, -math.inf)
-        is_due = now_s - last_s >= INTERVAL_S
-        self._admitted_s[key] = now_s if is_due else last_s
-        if len(self._admitted_s) > ADDRESSES_MAX:
-            del self._admitted_s[next(iter(self._admitted_s))]
+        due_s, interval_s = self._due.pop(key, (-math.inf, INTERVAL_S))
+        is_due = now_s >= due_s
+        if is_due:
+            due_s = now_s + interval_s
+            interval_s = min(2 * interval_s, INTERVAL_S_MAX)
+        self._due[key] = due_s, interval_s
+        if len(self._due) > ADDRESSES_MAX:
+            del self._due[next(iter(self._due))]
         return is_due
 
+    def forget(self, host: str) -> None:
+        """Start again for an address that has finished a handshake."""
+        self._due.pop(_network_of(host), None)
 
+
+@lru_cache(ADDRESSES_MAX)
 def _network_of(host: str) -> str | int:
     address = ip_address(host)
     if not isinstance(address, IPv6Address) or address.ipv4_mapped is not None:
@@ -183,6 +238,7 @@ def _network_of(host: str) -> str | int:
     return int(address) >> _IPV6_HOST_BITS
 
 
+@lru_cache(ADDRESSES_MAX)
 def _plain_address(host: str) -> str:
     """Return an address without its scope, and IPv4 in its own form.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import socket
 import ssl
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
@@ -32,7 +33,11 @@ from octaskly.api.problems import (
 )
 from octaskly.config.settings import LimitOptions
 from octaskly.system.error_frames import clear_error_frames
-from octaskly.system.pending_handshakes import HandshakeLimiter, MemberAddresses
+from octaskly.system.pending_handshakes import (
+    HandshakeLimiter,
+    MemberAddresses,
+    accept_connections,
+)
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16
@@ -279,73 +284,78 @@ class ConnectionLimits:
 TLS_SHUTDOWN_S = 1.0
 
 
-class TlsHandshakes:
-    """Unfinished handshakes of one listener; called for each new connection."""
+class TlsListener:
+    """Accepts TLS connections at one port.
+
+    Args:
+        listener: The port; it listens and does not block.
+        context_for_address: Returns the TLS context for an address of this machine.
+        protocol_factory: Returns the protocol of a connection.
+        limits: Limits on pending handshakes.
+        members: Addresses of members of the mesh.
+    """
 
     def __init__(
         self,
+        listener: socket.socket,
         context_for_address: Callable[[str], ssl.SSLContext],
         protocol_factory: Callable[[], asyncio.Protocol],
         limits: LimitOptions,
         members: MemberAddresses,
     ) -> None:
+        self._listener = listener
         self._context_for_address = context_for_address
         self._timeout_s = limits.handshake_s
         self._protocol_factory = protocol_factory
-        self._limiter = HandshakeLimiter[asyncio.Transport](
+        self._limiter = HandshakeLimiter(
             total_max=limits.lan_handshakes_max,
             per_address_max=limits.lan_handshakes_per_address,
             local_max=limits.lan_handshakes_per_address,
             members=members,
-            close=lambda evicted: evicted.abort(),
         )
 
-    def __call__(self) -> asyncio.Protocol:
-        """Return the protocol of a connection that was just accepted."""
-        return _AcceptedConnection(self)
+    async def serve(self) -> None:
+        """Accept connections until cancelled, then close the port."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
 
-    def start_handshake(self, transport: asyncio.Transport) -> None:
-        """Start the handshake, or abort the connection if its address has too many."""
-        own, client = (
-            transport.get_extra_info(end) for end in ("sockname", "peername")
-        )
-        # Without a name, the client has already disconnected.
-        if not client or not self._limiter.admit(transport, client[0], own[0]):
-            transport.abort()
-            return
+                def start(connection: socket.socket, _host: str) -> None:
+                    tasks.create_task(self._start_handshake(connection))
+
+                await accept_connections(self._listener, self._limiter, start)
+        finally:
+            self._listener.close()
+
+    async def _start_handshake(self, connection: socket.socket) -> None:
+        """Start a handshake; it ends in the background."""
         loop = asyncio.get_running_loop()
+        own_address = str(connection.getsockname()[0])
         settled: asyncio.Future[None] = loop.create_future()
-        settled.add_done_callback(lambda done: self._handshake_done(transport, done))
-        # `loop.start_tls` does the same, but needs a task that waits.
+        settled.add_done_callback(lambda done: self._handshake_done(connection, done))
+        # With `ssl`, this would wait for the handshake, and its exceptions would refer
+        # to frames that keep the TLS state in memory.
         tls = SSLProtocol(
             loop,
             self._protocol_factory(),
-            self._context_for_address(own[0]),
+            self._context_for_address(own_address),
             settled,
             server_side=True,
             ssl_handshake_timeout=self._timeout_s,
             ssl_shutdown_timeout=TLS_SHUTDOWN_S,
         )
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: tls, connection)
+        except OSError as error:  # For lack of memory, for example.
+            connection.close()
+            settled.set_exception(error)
+            return
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        transport.set_protocol(tls)
-        tls.connection_made(transport)
 
     def _handshake_done(
-        self, transport: asyncio.Transport, done: asyncio.Future[None]
+        self, connection: socket.socket, done: asyncio.Future[None]
     ) -> None:
         # Retrieve the exception; otherwise asyncio logs each failed handshake.
         error = done.exception()
         if error is not None:
             clear_error_frames(error)  # Only Python 3.11 makes a cycle here.
-        self._limiter.release(transport)
-
-
-class _AcceptedConnection(asyncio.Protocol):
-    """A connection before its first byte."""
-
-    def __init__(self, handshakes: TlsHandshakes) -> None:
-        self._handshakes = handshakes
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._handshakes.start_handshake(transport)
+        self._limiter.release(connection, is_finished=error is None)

@@ -50,7 +50,7 @@ from octaskly.api.server.connection_limits import (
     EXCESS_ANSWERED_MAX,
     ConnectionKind,
     ConnectionLimits,
-    TlsHandshakes,
+    TlsListener,
 )
 from octaskly.api.server.pipeline import RequestPipeline
 from octaskly.api.server.quotas import Quotas
@@ -76,7 +76,7 @@ from octaskly.ports import (
     TreeKeeper,
 )
 from octaskly.rest.mesh import Checkup
-from octaskly.system.pending_handshakes import MemberAddresses
+from octaskly.system.pending_handshakes import BACKLOG, MemberAddresses
 from octaskly.system.tcp_table import tcp_client_uid
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
@@ -332,6 +332,7 @@ class ApiServer:
         shrink_tls_buffers()
         self._limits, self._connection_limits = limits, ConnectionLimits(limits)
         self._members = MemberAddresses() if members is None else members
+        self._lan_tasks: list[asyncio.Task[None]] = []
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
         polls = self._long_polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
@@ -443,12 +444,16 @@ class ApiServer:
         factory = self._protocol_factory(site)
         loop = asyncio.get_running_loop()
         for connection in sockets:
+            if tls is not None:
+                connection.setblocking(False)  # noqa: FBT003  no keyword there
+                connection.listen(BACKLOG)
+                port = TlsListener(
+                    connection, tls, factory, self._limits, self._members
+                )
+                self._lan_tasks.append(loop.create_task(port.serve()))
+                continue
             server = await loop.create_server(
-                TlsHandshakes(tls, factory, self._limits, self._members)
-                if tls
-                else factory,
-                sock=connection,
-                backlog=_BACKLOG,
+                factory, sock=connection, backlog=_BACKLOG
             )
             self._servers += (server,)
 
@@ -492,6 +497,10 @@ class ApiServer:
         """Stop accepting connections; give running requests a few seconds."""
         for server in self._servers:
             server.close()
+        for task in self._lan_tasks:
+            task.cancel()
+        if self._lan_tasks:
+            await asyncio.wait(self._lan_tasks)
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
         self._long_polls.close()

@@ -10,9 +10,8 @@ decode, and a broken or hostile peer may dial again at once.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -54,20 +53,14 @@ VIOLATION_REASON: Final = "refused for a while: this peer broke the protocol"
 
 def build_handshake_limiter(
     bounds: LimitOptions, members: MemberAddresses
-) -> HandshakeLimiter[socket.socket]:
+) -> HandshakeLimiter:
     """Return the limiter of a peer port, or of a port like it."""
     return HandshakeLimiter(
         total_max=bounds.handshakes_max,
         per_address_max=bounds.handshakes_per_address,
         local_max=LOCAL_HANDSHAKES_MAX,
         members=members,
-        close=_shut_down,
     )
-
-
-def _shut_down(connection: socket.socket) -> None:
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 class ViolationBackoff:

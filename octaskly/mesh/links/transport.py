@@ -42,15 +42,17 @@ from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
 from octaskly.system.error_frames import clear_error_frames
-from octaskly.system.pending_handshakes import MemberAddresses
+from octaskly.system.pending_handshakes import (
+    BACKLOG,
+    MemberAddresses,
+    accept_connections,
+)
 from octaskly.trust import MeshTls
 
 HANDSHAKE_S: Final = 15.0
 """Timeout from the TCP connection to HELLO_OK. It is long because many agents may start
 at once on few cores: a handshake that times out is wasted work and is repeated."""
 DIALS_WAITING_MAX: Final = 1024
-BACKLOG: Final = 512
-ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 SHUTDOWN_S: Final = 1.0
 LOGGED_MAX: Final = 1024
 
@@ -153,7 +155,8 @@ class Transport:
         for listener in self._sockets:
             listener.settimeout(0)
             listener.listen(BACKLOG)
-            self._spawn(self._accept(listener))
+            limiter = self._handshake_limiter
+            self._spawn(accept_connections(listener, limiter, self._on_admitted))
 
     @property
     def link_count(self) -> int:
@@ -282,23 +285,9 @@ class Transport:
 
     # Listening
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, name = await loop.sock_accept(listener)
-            except OSError:
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            own_host = str(connection.getsockname()[0])
-            if self._handshake_limiter.admit(connection, str(name[0]), own_host):
-                tune_socket(connection)
-                self._spawn(self._run_handshake(connection))
-            else:
-                connection.close()
-            # While connections wait, `sock_accept` returns without a turn of the event
-            # loop, so neither handshakes nor other work would go on.
-            await asyncio.sleep(0)
+    def _on_admitted(self, connection: socket.socket, _host: str) -> None:
+        tune_socket(connection)
+        self._spawn(self._run_handshake(connection))
 
     async def _run_handshake(self, connection: socket.socket) -> None:
         """Run the TLS and HELLO handshakes of an accepted connection, or close it.
@@ -313,6 +302,7 @@ class Transport:
         )
         try:
             async with asyncio.timeout(self._handshake_s):
+                is_finished = False
                 try:
                     await asyncio.get_running_loop().connect_accepted_socket(
                         lambda: link,
@@ -321,8 +311,9 @@ class Transport:
                         ssl_handshake_timeout=min(self._handshake_s, certificate_s),
                         ssl_shutdown_timeout=SHUTDOWN_S,
                     )
+                    is_finished = True
                 finally:
-                    self._handshake_limiter.release(connection)
+                    self._handshake_limiter.release(connection, is_finished=is_finished)
                 await link.handshake_over.wait()
         except OSError as error:
             link.abort(_handshake_failure(error))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from typing import cast
+
 from octaskly.system.pending_handshakes import (
+    CROWD_ADDRESSES,
     MEMBERS_MAX,
+    AddressIntervals,
     HandshakeLimiter,
     MemberAddresses,
 )
@@ -15,30 +20,53 @@ PER_ADDRESS = 4
 LOCAL = 3
 
 
-class Port:
-    """A limiter, and the connections that it closed."""
+class Connection:
+    """A connection without a descriptor, which records that it was closed."""
 
-    def __init__(self, *members: str) -> None:
-        self.closed: list[str] = []
-        self.members = MemberAddresses()
+    is_closed = False
+
+    def shutdown(self, how: int) -> None:
+        assert how == socket.SHUT_RDWR
+        self.is_closed = True
+
+
+class Port:
+    """A limiter, and the connections that came."""
+
+    def __init__(self, *members: str, total_max: int = TOTAL) -> None:
+        self.came: dict[str, Connection] = {}
+        addresses = MemberAddresses()
         for host in members:
-            self.members.record(host)
-        self.limiter = HandshakeLimiter[str](
-            total_max=TOTAL,
+            addresses.record(host)
+        self.limiter = HandshakeLimiter(
+            total_max=total_max,
             per_address_max=PER_ADDRESS,
             local_max=LOCAL,
-            members=self.members,
-            close=self.closed.append,
+            members=addresses,
         )
 
-    def admit(self, connection: str, host: str) -> bool:
-        return self.limiter.admit(connection, host, OWN)
+    @property
+    def closed(self) -> list[str]:
+        """The connections that were admitted, and had to make room later."""
+        return [name for name, connection in self.came.items() if connection.is_closed]
+
+    def admit(self, name: str, host: str) -> bool:
+        self.came[name] = Connection()
+        return self.limiter.admit(self.connection(name), host, OWN)
+
+    def connection(self, name: str) -> socket.socket:
+        return cast("socket.socket", self.came[name])
+
+    def release(self, name: str, *, is_finished: bool = False) -> None:
+        self.limiter.release(self.connection(name), is_finished=is_finished)
 
     def flood(self, count: int) -> int:
         """Connect from so many strangers; return how many were admitted."""
-        return sum(
-            self.admit(f"s{n}", f"10.9.{n // 250}.{n % 250}") for n in range(count)
-        )
+        return sum(self.admit(f"s{n}", stranger(n)) for n in range(count))
+
+
+def stranger(number: int) -> str:
+    return f"10.9.{number // 250}.{number % 250}"
 
 
 async def test_a_flood_takes_no_place_of_members() -> None:
@@ -83,8 +111,8 @@ async def test_this_machine_has_places_of_its_own() -> None:
     local = [port.admit(f"l{n}", OWN) for n in range(LOCAL + 1)]
 
     assert local == [True] * LOCAL + [False]
-    assert port.limiter.is_local("l0")
-    assert not port.limiter.is_local("s0")
+    assert port.limiter.is_local(port.connection("l0"))
+    assert not port.limiter.is_local(port.connection("s0"))
     assert len(port.limiter) == TOTAL + LOCAL
 
 
@@ -95,11 +123,32 @@ async def test_a_finished_handshake_leaves_its_place() -> None:
     (evicted,) = port.closed
 
     for n in range(TOTAL + 1):
-        port.limiter.release(f"s{n}")
-    port.limiter.release(evicted)
+        port.release(f"s{n}")
+    port.release(evicted)
 
     assert len(port.limiter) == 0
     assert port.flood(TOTAL // 2) == TOTAL // 2
+
+
+async def test_few_handshakes_of_many_addresses_are_a_crowd() -> None:
+    """They take few places, but a flood can begin and leave them by the thousand."""
+    port = Port(total_max=4 * CROWD_ADDRESSES)
+    port.flood(CROWD_ADDRESSES)
+
+    assert port.admit("first", stranger(CROWD_ADDRESSES))
+    assert not port.admit("second", stranger(CROWD_ADDRESSES))
+
+
+def test_an_address_that_finishes_nothing_is_admitted_more_and_more_rarely() -> None:
+    """One that finishes a handshake starts again."""
+    intervals = AddressIntervals()
+    admitted = [now_s for now_s in range(200) if intervals.admit("10.0.0.9", now_s)]
+    intervals.forget("10.0.0.9")
+    again = [now_s for now_s in range(200, 206) if intervals.admit("10.0.0.9", now_s)]
+
+    assert admitted == [0, 2, 6, 14, 30, 62, 126, 190]
+    assert again == [200, 202]
+    assert intervals.admit("10.0.0.8", 206)
 
 
 def test_an_address_of_a_member_is_known_in_each_form() -> None:
