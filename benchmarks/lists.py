@@ -59,7 +59,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
                     busy += other.submissions(count)
             ratio = percentile_95(busy) / percentile_95(idle)
             yield (
-                f"submissions under lists by a {role}, p95",
+                f"submissions under lists by a {role}, p95 without waits for a core",
                 f"{percentile_95(busy) * 1000:.1f} ms",
                 f"{ratio:.2f}",
                 f"< {RATIO_MAX:g} x idle",

@@ -244,9 +244,9 @@ class LimitOptions:
         "number of TLS handshakes in progress at the LAN port",
         default=LAN_HANDSHAKES_MAX,
         details="as at the peer port, nodes and this machine have places of their own; "
-        "a new one replaces the oldest; once half are taken, or 16 addresses have some, "
-        "an address that is no node's is admitted once in two seconds, more rarely "
-        "while it finishes none",
+        "a new one replaces the oldest; once half are taken, or 16 addresses have "
+        "some, an address that is no node's is admitted once in two seconds, more "
+        "rarely while it finishes none",
     )
     lan_handshakes_per_address: int = setting(
         "--lan-handshakes-per-address",
