@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,17 @@ signal.pause()
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
 
 
+@dataclass(frozen=True)
+class Attacker:
+    """A program of another user that runs."""
+
+    process: subprocess.Popen[str]
+    first_line: str  #: of its output
+
+
 @contextlib.contextmanager
-def other_user(program: str, *words: object) -> Iterator[str]:
-    """Run a Python program as user nobody; yield the first line of its output."""
+def other_user(program: str, *words: object) -> Iterator[Attacker]:
+    """Run a Python program as user nobody, after the first line of its output."""
     with subprocess.Popen(
         [os.path.realpath(sys.executable), "-I", "-c", program, *map(str, words)],
         stdout=subprocess.PIPE,
@@ -67,7 +76,7 @@ def other_user(program: str, *words: object) -> Iterator[str]:
     ) as attacker:
         assert attacker.stdout is not None
         try:
-            yield attacker.stdout.readline()
+            yield Attacker(attacker, attacker.stdout.readline())
         finally:
             attacker.kill()
 
@@ -113,8 +122,8 @@ def test_half_sent_requests_of_a_local_user_stop_nobody(tmp_path: Path) -> None:
         other,
     ):
         token = new_token(dispatcher, "client", "bo")
-        with other_user(HOLD, port_of(dispatcher), HALF_SENT) as opened:
-            assert int(opened) == HALF_SENT
+        with other_user(HOLD, port_of(dispatcher), HALF_SENT) as attacker:
+            assert int(attacker.first_line) == HALF_SENT
 
             assert forwarded(other) == {201}
             assert dispatcher.call("POST", TASKS, {"command": "true"})[0] == 201
@@ -181,16 +190,17 @@ print(received.decode())
 def test_a_header_sent_one_byte_at_a_time_is_cut_off(tmp_path: Path) -> None:
     """Its deadline counts from the connection, whatever arrives meanwhile."""
     with running(tmp_path, "ana", extra=("--header-timeout", "1s")) as (agent,):
-        with other_user(TRICKLE, port_of(agent)) as answer:
-            assert answer == "\n"
+        with other_user(TRICKLE, port_of(agent)) as attacker:
+            assert attacker.first_line == "\n"
         assert agent.call("GET", "/health")[0] == 200
 
 
-#: Connects from many addresses of this machine and sends nothing; prints how often.
+#: Connects from many addresses of this machine and sends nothing.
 FLOOD = """
-import contextlib, socket, sys
-port, count, addresses = map(int, sys.argv[1:])
+import socket, sys, time
+port, count, addresses, per_s = map(int, sys.argv[1:])
 held = []
+began_s = time.monotonic()
 for number in range(count):
     one = socket.socket()
     one.bind((f"127.0.1.{1 + number % addresses}", 0))
@@ -198,11 +208,13 @@ for number in range(count):
     held.append(one)
     if len(held) > 400:
         held.pop(0).close()
-    if number % 1000 == 0:
-        print(number, flush=True)
-print(count, flush=True)
+    if number == 400:
+        print("begun", flush=True)
+    time.sleep(max(0, began_s + number / per_s - time.monotonic()))
+print("ended", flush=True)
 """
 FLOOD_ADDRESSES = 150
+FLOOD_RATE = 100_000 // 60  #: a second
 IS_SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 FLOOD_CONNECTIONS = 100_000 if IS_SOAK else 2000
 
@@ -212,14 +224,22 @@ FLOOD_CONNECTIONS = 100_000 if IS_SOAK else 2000
 def test_connections_from_150_addresses_stop_nobody(
     tmp_path: Path, listener: str
 ) -> None:
-    """Nodes, local users and clients with a token are served during the flood."""
+    """Nodes, local users and clients with a token are served during the flood.
+
+    In `make soak` it lasts a minute, and they are served again and again.
+    """
     with meshed(tmp_path, "ana", "ben") as (dispatcher, other):
         token = new_token(dispatcher, "client", "bo")
-        words = (port_of(dispatcher, listener), FLOOD_CONNECTIONS, FLOOD_ADDRESSES)
-        with other_user(FLOOD, *words):
-            assert forwarded(other) == {201}
-            assert dispatcher.call("POST", TASKS, {"command": "true"})[0] == 201
-            assert ask_over_loopback(dispatcher, token)[0] == 201
+        port = port_of(dispatcher, listener)
+        words = (port, FLOOD_CONNECTIONS, FLOOD_ADDRESSES, FLOOD_RATE)
+        with other_user(FLOOD, *words) as attacker:
+            assert attacker.first_line == "begun\n"
+            while True:
+                assert forwarded(other) == {201}
+                assert dispatcher.call("POST", TASKS, {"command": "true"})[0] == 201
+                assert ask_over_loopback(dispatcher, token)[0] == 201
+                if not IS_SOAK or attacker.process.poll() is not None:
+                    break
 
 
 def test_a_token_in_a_query_string_is_refused_and_not_logged(tmp_path: Path) -> None:
