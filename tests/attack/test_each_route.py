@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import aiohttp
 import pytest
 
 from octaskly.api.http.handler_types import Route
@@ -125,36 +124,63 @@ def body_of(route: Route) -> object:
     return {"command": "true", "requires": NOWHERE} if route.path == TASKS else {}
 
 
-async def ask(
-    session: aiohttp.ClientSession, route: Route, path: str
-) -> tuple[int, bool]:
+def request_for(route: Route, path: str, token: str | None) -> bytes:
+    """Return a request on a connection of its own."""
+    fields = body_of(route)
+    body, media = b"", "application/octet-stream"
+    if fields is not None:
+        body, media = json.dumps(fields).encode(), "application/json"
+    head = [
+        f"{route.method} {path} HTTP/1.1",
+        "Host: localhost",
+        f"Content-Type: {media}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    if token is not None:
+        head.append(f"Authorization: Bearer {token}")
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def is_whole(head: bytes, body: bytes) -> bool:
+    """Return True if a body has its announced end."""
+    _, is_announced, rest = head.lower().partition(b"\r\ncontent-length:")
+    if is_announced:
+        return len(body) == int(rest.partition(b"\r\n")[0])
+    return body.endswith(b"0\r\n\r\n")
+
+
+async def ask(port: int, sent: bytes, *, is_stream: bool) -> tuple[int, bool]:
     """Send one request; return its status, and whether a refusal is in order.
 
     The status is CLOSED if the node closed the connection, as it does with the oldest
     of a local user who opens too many before a request on them is complete.
     """
+    writer = None
     try:
-        async with session.request(route.method, path, json=body_of(route)) as answer:
-            if route.cost.kind is CostKind.STREAM:
-                return answer.status, True  # Leaving closes the connection.
-            shown = await answer.read()
-    except aiohttp.ClientConnectionError:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        head = await reader.readuntil(b"\r\n\r\n")
+        status = int(head.split(maxsplit=2)[1])
+        if is_stream:
+            return status, True  # Leaving closes the connection.
+        shown = await reader.read()
+    except (ConnectionError, asyncio.IncompleteReadError):
         return CLOSED, True
-    is_refusal = answer.status >= HTTPStatus.BAD_REQUEST
-    return answer.status, not is_refusal or "error" in json.loads(shown)
+    finally:
+        if writer is not None:
+            writer.close()
+    assert status == HTTPStatus.NO_CONTENT or is_whole(head, shown), head
+    is_refusal = status >= HTTPStatus.BAD_REQUEST
+    return status, not is_refusal or "error" in json.loads(shown)
 
 
 async def ask_often(
-    url: str, token: str | None, route: Route, path: str, count: int
+    port: int, route: Route, sent: bytes, count: int
 ) -> Counter[tuple[int, bool]]:
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(
-        url,
-        connector=connector,
-        headers={} if token is None else {"Authorization": f"Bearer {token}"},
-        timeout=aiohttp.ClientTimeout(total=ANSWER_S),
-    ) as session:
-        asked = (ask(session, route, path) for _ in range(count))
+    is_stream = route.cost.kind is CostKind.STREAM
+    asked = (ask(port, sent, is_stream=is_stream) for _ in range(count))
+    async with asyncio.timeout(ANSWER_S):
         return Counter(await asyncio.gather(*asked))
 
 
@@ -194,9 +220,9 @@ def test_no_route_takes_much_of_a_node(loaded: Loaded, route: Route) -> None:
     reset_peak(agent)
 
     async def ask_and_submit() -> tuple[list[Counter[tuple[int, bool]]], int]:
-        url = str(agent.ready()["api_url"])
+        sent = [request_for(route, path, token) for token in tokens.values()]
         attack = asyncio.gather(
-            *(ask_often(url, token, route, path, count) for token in tokens.values())
+            *(ask_often(other.port, route, each, count) for each in sent)
         )
         submitted = await asyncio.to_thread(status_of_submission, other)
         return await attack, submitted
