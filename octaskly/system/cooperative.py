@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-ITEMS = 500  #: per batch; takes a few milliseconds
+ITEMS = 500  #: per batch, which takes a few milliseconds with items of usual size
+TURN_S = 0.01  #: after so long, a batch of larger items ends early
 
 _From = TypeVar("_From")
 _To = TypeVar("_To")
@@ -16,9 +17,12 @@ async def map_in_batches(
     items: Sequence[_From], convert: Callable[[_From], _To], batch: int = ITEMS
 ) -> list[_To]:
     """Convert each item; yield to the event loop after every batch."""
+    clock = asyncio.get_running_loop().time
     made: list[_To] = []
-    for start in range(0, len(items), batch):
-        if start:
+    begin, begin_s = 0, clock()
+    for at, item in enumerate(items):
+        if at - begin == batch or clock() - begin_s > TURN_S:
             await asyncio.sleep(0)
-        made += map(convert, items[start : start + batch])
+            begin, begin_s = at, clock()
+        made.append(convert(item))
     return made

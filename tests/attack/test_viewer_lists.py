@@ -59,12 +59,14 @@ class Outsider:
     token: str
 
     def ask(self, method: str, path: str, body: object = None) -> Answer:
+        data = None if body is None else json.dumps(body).encode()
+        return self.send(method, path, data)
+
+    def send(self, method: str, path: str, data: bytes | None) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         headers = {"Authorization": f"Bearer {self.token}"}
-        data = None
-        if body is not None:
+        if data is not None:
             headers["Content-Type"] = "application/json"
-            data = json.dumps(body).encode()
         with contextlib.closing(connection):
             connection.request(method, path, data, headers)
             response = connection.getresponse()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -24,6 +24,7 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.placeholders import (
     FOLDER_PLACEHOLDER,
     placeholder_value,
+    placeholder_values,
     split_placeholders,
 )
 from octaskly.core.model.task_options import (
@@ -41,6 +42,7 @@ _RANGE = re.compile(
 # ECMAScript, which OpenAPI uses, writes named groups differently, so omit the names.
 _RANGE_PATTERN = f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"
 NAME_BYTES_MAX: Final = 255
+_DOTS: Final = frozenset("." * count for count in range(NAME_BYTES_MAX + 1))
 QUOTED_MAX: Final = 5 * CHAR_BYTES  #: maximal bytes of one quoted character
 
 FIELD_HINTS: Final = {
@@ -111,7 +113,10 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
             rooms[placeholder] = min(each, rooms.get(placeholder, each))
     if FOLDER_PLACEHOLDER in rooms:
         raise InvalidField("array", f"{FOLDER_PLACEHOLDER} is not allowed in a path")
-    if not array.has_items:
+    if not array.has_items or all(
+        _do_values_fit(placeholder_values(placeholder, array.items), room)
+        for placeholder, room in rooms.items()
+    ):
         return
     for index, item in enumerate(array.items):
         for placeholder, room in rooms.items():
@@ -119,6 +124,21 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
             if "/" in part or not part.strip(".") or len(part.encode()) > room:
                 what = f"{item[:40]!r} cannot replace {placeholder} in a path"
                 raise InvalidField(f"array.items[{index}]", what)
+
+
+def _do_values_fit(values: Collection[str], room: int) -> bool:
+    """Return True if all values can replace a placeholder in a part of a path.
+
+    It takes a fifth of the time of a check of each value, as there may be 262 144.
+    """
+    return (
+        "/" not in " ".join(values)
+        and _DOTS.isdisjoint(values)
+        and (
+            max(map(len, values)) * CHAR_BYTES <= room
+            or all(len(value.encode()) <= room for value in values)
+        )
+    )
 
 
 def _parts(path: str) -> list[str]:

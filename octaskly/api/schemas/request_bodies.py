@@ -46,6 +46,8 @@ PATH_BYTES_MAX = 4_096
 LIST_BYTES_MAX = 1 << 20  #: of one list of paths, because a task must fit into a frame
 BATCH_MAX = 10_000
 TOKEN_S_DEFAULT = 86_400
+VALUES_MAX = 1 << 20  #: of a body, with keys; a text takes about 60 bytes of memory
+MESSAGE_CHARS_MAX = 1000  #: of an error message of msgspec, at each end
 RESCAN_BYTES_MAX = 1 << 20
 SUBJECT_MAX = 128
 
@@ -54,6 +56,7 @@ _MSGSPEC_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _BOUND = re.compile(r"Expected [^,]*(, got (?P<got>`.*`))?", re.DOTALL)
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Path = Annotated[
@@ -362,15 +365,46 @@ def decode_body(
     """Return a body as a value of `kind`, for which `decoder` was made."""
     if not body:
         raise Problem(400, MALFORMED_JSON, hint="invalid JSON: the body is empty")
+    _require_few_values(body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _problem_of_message(str(error), kind) from None
+        message = _without_middle(str(error))
+        raise _problem_of_message(message, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         place = _find_surrogate(body)
         if place is not None:
             _raise_invalid(place, "the text contains a lone surrogate")
         raise Problem(400, MALFORMED_JSON, hint=f"invalid JSON: {error}") from None
+
+
+def _require_few_values(body: bytes) -> None:
+    """Refuse a body with too many values, which take much more memory than the body.
+
+    They are counted before the body is decoded. A backslash before a closing quote may
+    hide half of the texts.
+    """
+    quotes = body.count(b'"')
+    is_over = (
+        quotes > 2 * VALUES_MAX and quotes - body.count(b'\\"') > 2 * VALUES_MAX
+    ) or (
+        body.count(b",") > VALUES_MAX and _TEXT.sub(b"", body).count(b",") > VALUES_MAX
+    )
+    if is_over:
+        raise Problem(
+            400,
+            INVALID_VALUE,
+            hint=f"the body has more than {VALUES_MAX} values, keys included; send"
+            " fewer tasks at a time",
+            field="$",
+        )
+
+
+def _without_middle(message: str) -> str:
+    """Return an error message with the beginning of a long text that it quotes."""
+    if len(message) <= 2 * MESSAGE_CHARS_MAX:
+        return message
+    return message[:MESSAGE_CHARS_MAX] + message[-MESSAGE_CHARS_MAX:]
 
 
 def _problem_of_message(message: str, kind: type[msgspec.Struct]) -> Problem:

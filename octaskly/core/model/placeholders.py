@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -19,7 +19,8 @@ FOLDER_PLACEHOLDER: Final = "{//}"
 
 
 def _without_extension(item: str) -> str:
-    return _EXTENSION.sub("", item)
+    stem, dot, extension = item.rpartition(".")
+    return stem if dot and "/" not in extension else item
 
 
 def _basename(item: str) -> str:
@@ -34,7 +35,6 @@ def _dirname(item: str) -> str:
     return head.rstrip("/") or slash or "."
 
 
-_EXTENSION: Final = re.compile(r"\.[^/.]*\Z")
 _SUBSTITUTIONS: Final[Mapping[str, Callable[[str], str]]] = {
     "{}": lambda item: item,
     "{.}": _without_extension,
@@ -59,6 +59,13 @@ def placeholder_value(placeholder: str, item: str, position: int) -> str:
         if placeholder == NUMBER_PLACEHOLDER
         else _SUBSTITUTIONS[placeholder](item)
     )
+
+
+def placeholder_values(placeholder: str, items: Collection[str]) -> set[str]:
+    """Return the values of a placeholder for all items; of `{#}`, the longest one."""
+    if placeholder == NUMBER_PLACEHOLDER:
+        return {str(len(items))}
+    return set(map(_SUBSTITUTIONS[placeholder], items))
 
 
 def fill_placeholders(

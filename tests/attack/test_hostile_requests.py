@@ -1,0 +1,56 @@
+"""Requests that a stranger or a weak token forms so that handling them does harm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.attack.test_viewer_lists import (
+    GROWTH_MB_MAX,
+    epoch_of,
+    memory_mb,
+    outsider,
+    reset_peak,
+)
+from tests.support.agents import TASKS, Agent, running, until_nodes
+
+ANSWER_BYTES_MAX = 4096
+BODY_COPIES = 2  #: a body is joined from the parts in which it arrived
+
+BODY_BYTES = 31 << 20  #: a submission may have 32 MiB
+BODIES = {
+    "a long unknown key": b'{"' + b"a" * BODY_BYTES + b'":1}',
+    "a long value": b'{"command":"x","durability":"' + b"a" * BODY_BYTES + b'"}',
+    "many tasks": b"[" + b'{"command":"x"},' * (BODY_BYTES // 16) + b"{}]",
+    "many paths": b'{"command":"x","inputs":[' + b'"a",' * (BODY_BYTES // 4) + b'"a"]}',
+    "many escapes": b'{"command":"x","inputs":['
+    + b'"\\\\",' * (BODY_BYTES // 5)
+    + b'"a"]}',
+    "many numbers": b'{"command":"x","retry_on":['
+    + b"1," * (BODY_BYTES // 2)
+    + b'"no"]}',
+}
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with running(tmp_path_factory.mktemp("bodies"), "solo") as (started,):
+        until_nodes(started, 1)
+        yield started
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_no_body_takes_much_of_the_dispatcher(agent: Agent, body: bytes) -> None:
+    """Whatever it holds, it is refused with a short answer."""
+    client = outsider(agent, "client", "eve")
+    before = epoch_of(client.ask("GET", "/api/v1/stats"))
+    begin_mb = memory_mb(agent, "VmRSS")
+    reset_peak(agent)
+
+    refused = client.send("POST", TASKS, body)
+
+    assert refused.status == 400
+    assert len(refused.body) < ANSWER_BYTES_MAX
+    assert memory_mb(agent, "VmHWM") - begin_mb < BODY_COPIES * 31 + GROWTH_MB_MAX
+    assert epoch_of(client.ask("GET", "/api/v1/stats")) == before
