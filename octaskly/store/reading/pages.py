@@ -14,6 +14,9 @@ from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
 from octaskly.store.tables import arrays, list_counts, rows, task_name_collisions
 
 SEARCH_S_MAX: Final = 0.03  #: time limit of one search
+SEARCH_ROWS: Final = 64  #: rows scanned at once at first; more while that is fast
+SEARCH_ROWS_MAX: Final = 1024
+SEARCH_PART_S: Final = 0.005  #: a part that takes longer is followed by a shorter one
 
 _NAME = "options ->> 0"  #: null for a task without options
 _LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 = ?"
@@ -89,24 +92,32 @@ def _search(
 ) -> TaskListPage:
     """Return the tasks with this name, label or text, without an index.
 
-    It scans one block of keys after another until the time limit, so that a search in
-    a million tasks delays nobody. For the first page it scans past the last task shown,
-    so as to count all matches.
+    It scans one part of a block of keys after another until the time limit, so that a
+    search in a million tasks, or in long ones, delays nobody. For the first page it
+    scans past the last task shown, so as to count all matches.
     """
     end_s = now_s() + SEARCH_S_MAX
     condition, wanted = _condition(search)
     found: list[int] = []
     left, last, is_over = 0, -1, False
-    for keys, n in _parts(db, query, search):
-        if is_over:
+    size = SEARCH_ROWS
+    for block, n in _parts(db, query, search):
+        keys = block
+        while keys[0] <= keys[1] and not is_over:
+            began_s = now_s()
+            part, keys = _split_keys(db, query, keys, size)
+            where, values = _filters(query, part)
+            select = f"SELECT key FROM {where} AND {condition} {_order(query)}"  # noqa: S608
+            found += (key for (key,) in db.execute(select, (*values, *wanted)))
+            last = part[0] if query.is_newest_first else part[1]
+            is_full = search.after is not None and len(found) > query.limit
+            is_over = is_full or now_s() >= end_s
+            is_slow = now_s() > began_s + SEARCH_PART_S
+            size = max(1, size // 2) if is_slow else min(2 * size, SEARCH_ROWS_MAX)
+        if keys == block:
             left += n
-            continue
-        where, values = _filters(query, keys)
-        select = f"SELECT key FROM {where} AND {condition} {_order(query)}"  # noqa: S608
-        found += (key for (key,) in db.execute(select, (*values, *wanted)))
-        last = keys[0] if query.is_newest_first else keys[1]
-        is_full = search.after is not None and len(found) > query.limit
-        is_over = is_full or now_s() >= end_s
+        elif keys[0] <= keys[1]:
+            left += _count_rows(db, query, keys)
     total = len(found) if not left and search.after is None else None
     some = found[: query.limit]
     if len(found) > len(some):
@@ -118,6 +129,34 @@ def _search(
         next_name=None if is_all else _name_at(db, query, last),
         unsearched=left,
     )
+
+
+def _split_keys(
+    db: sqlite3.Connection, query: TaskQuery, keys: Keys, size: int
+) -> tuple[Keys, Keys]:
+    """Return the keys of the first `size` rows in the order of the query, and the rest.
+
+    The first part ends with a row, from which a search can continue.
+    """
+    where, values = _filters(query, keys)
+    end = db.execute(
+        f"SELECT key FROM {where} {_order(query)} LIMIT 1 OFFSET ?",  # noqa: S608
+        (*values, size - 1),
+    ).fetchone()
+    first, last = keys
+    if end is None:
+        return keys, (last + 1, last)
+    (key,) = end
+    if query.is_newest_first:
+        return (key, last), (first, key - 1)
+    return (first, key), (key + 1, last)
+
+
+def _count_rows(db: sqlite3.Connection, query: TaskQuery, keys: Keys) -> int:
+    """Return the number of rows with these keys that match the filters."""
+    where, values = _filters(query, keys)
+    (count,) = db.execute(f"SELECT count(*) FROM {where}", values).fetchone()  # noqa: S608
+    return int(count)
 
 
 def _parts(
