@@ -128,6 +128,21 @@ def test_waiting_tasks_of_one_client_have_a_quota_of_bytes(tmp_path: Path) -> No
         until(lambda: ask(agent, greedy, "POST", TASKS, task)[0] == 201, "room is back")
 
 
+def test_paths_of_waiting_tasks_count_in_the_quota_of_bytes(tmp_path: Path) -> None:
+    """Each list of paths may have as many bytes as stdin."""
+    extra = ("--queued-bytes-per-subject", QUEUED_MAX, "--slots", "1")
+    with running(tmp_path, "ana", extra=extra) as (agent,):
+        until_nodes(agent, 1)
+        greedy = token_for(agent, "greedy")
+        paths = [f"{n:04}{'x' * 100}" for n in range(4000)]
+        nowhere = {"labels": {"there": "is-none"}}
+        task = {"command": "true", "requires": nowhere, "inputs": paths}
+
+        answers = [ask(agent, greedy, "POST", TASKS, task)[0] for _ in range(4)]
+
+        assert answers == [201, 201, 429, 429]
+
+
 def test_one_viewer_cannot_take_all_event_streams(tmp_path: Path) -> None:
     """Its own limit is reached first, so another viewer and a local user get one."""
     with running(tmp_path, "ana", extra=("--streams-per-subject", "2")) as (agent,):

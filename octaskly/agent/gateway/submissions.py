@@ -481,4 +481,5 @@ def _counted_bytes(draft: TaskDraft) -> int:
     """Return the bytes of a draft beyond `UNCOUNTED_BYTES`."""
     options = draft.options
     size = len(draft.command) + (0 if options is None else options.chars)
+    size += sum(map(len, draft.inputs)) + sum(map(len, draft.outputs))
     return max(0, size - UNCOUNTED_BYTES)

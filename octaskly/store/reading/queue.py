@@ -60,7 +60,8 @@ def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]
         db.execute(
             "SELECT submitter, sum(bytes - ?1) FROM (SELECT submitter, length(command)"
             " + ifnull(length(options), 0) + ifnull(length(stdin), 0)"
-            " + ifnull(length(items), 0) AS bytes FROM tasks WHERE state = 0)"
+            " + ifnull(length(items), 0) + ifnull(length(inputs), 0)"
+            " + ifnull(length(outputs), 0) AS bytes FROM tasks WHERE state = 0)"
             " WHERE bytes > ?1 GROUP BY submitter",
             (uncounted_bytes,),
         )
