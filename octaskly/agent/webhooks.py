@@ -2,12 +2,15 @@
 
 Deliveries are recorded in the log. The next dispatcher continues from there, and
 repeats only deliveries that were not recorded yet.
+
+A receiver that never answers occupies a place for ten seconds. So a free place goes to
+the submitter with the fewest notifications in transit, whoever has more to send.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -44,6 +47,7 @@ class _Notification:
     event: TaskEvent
     url: str
     host: str
+    submitter: str
     since_s: float
     tries: int = 0
 
@@ -74,8 +78,11 @@ class WebhookScheduler:
         self._epoch = NO_EPOCH
         self._pending_keys: set[int] = set()
         self._waiting: dict[str, list[tuple[float, int, _Notification]]] = {}
-        """By host: a heap ordered by due time."""
-        self._sending: Counter[str] = Counter()
+        """By submitter: a heap ordered by due time."""
+        self._held: dict[str, deque[_Notification]] = {}
+        """By host: due notifications that wait until another one to it has ended."""
+        self._sending: Counter[str] = Counter()  #: by host
+        self._sending_of: Counter[str] = Counter()  #: by submitter
         self._have_tasks_ended = asyncio.Event()
         self._has_changed = asyncio.Event()
         self._polled_s = 0.0
@@ -147,11 +154,12 @@ class WebhookScheduler:
         host = urlsplit(url).netloc
         self._pending_keys.add(key)
         news = end_event(record, self._clock.now().wall_ms)
-        self._schedule(_Notification(key, news, url, host, now_s), now_s)
+        whose = record.spec.submitter
+        self._schedule(_Notification(key, news, url, host, whose, now_s), now_s)
 
     def _schedule(self, notification: _Notification, due_s: float) -> None:
         heappush(
-            self._waiting.setdefault(notification.host, []),
+            self._waiting.setdefault(notification.submitter, []),
             (due_s, notification.key, notification),
         )
 
@@ -159,17 +167,38 @@ class WebhookScheduler:
         """Remove and return the notifications that can be sent now."""
         now_s = self._clock.now().mono_s
         due: list[_Notification] = []
-        for host, waiting in self._waiting.items():
-            while (
-                waiting
-                and waiting[0][0] <= now_s
-                and self._sending[host] < CONCURRENT_PER_HOST_MAX
-                and self._sending.total() < CONCURRENT_MAX
-            ):
-                due.append(heappop(waiting)[2])
-                self._sending[host] += 1
-        self._waiting = {host: w for host, w in self._waiting.items() if w}
+        while self._sending.total() < CONCURRENT_MAX:
+            notification = self._pop_next(now_s)
+            if notification is None:
+                break
+            due.append(notification)
+            self._sending[notification.host] += 1
+            self._sending_of[notification.submitter] += 1
         return due
+
+    def _pop_next(self, now_s: float) -> _Notification | None:
+        """Remove and return the next notification; None if none can be sent now."""
+        for submitter in sorted(self._waiting, key=self._sending_of.__getitem__):
+            waiting = self._waiting[submitter]
+            while waiting and waiting[0][0] <= now_s:
+                notification = heappop(waiting)[2]
+                if not waiting:
+                    del self._waiting[submitter]
+                if self._sending[notification.host] < CONCURRENT_PER_HOST_MAX:
+                    return notification
+                held = self._held.setdefault(notification.host, deque())
+                held.append(notification)
+        return None
+
+    def _release_place(self, notification: _Notification) -> None:
+        """Free the place of a notification; the next one to its host is due."""
+        host = notification.host
+        self._sending -= Counter((host,))  # Drops zero counts.
+        self._sending_of -= Counter((notification.submitter,))
+        if held := self._held.get(host):
+            self._schedule(held.popleft(), self._clock.now().mono_s)
+            if not held:
+                del self._held[host]
 
     async def _wait_for_work(self) -> None:
         """Wait for a change, or until the next notification or read is due."""
@@ -178,11 +207,7 @@ class WebhookScheduler:
             self._polled_s + (COALESCE_S if self._have_tasks_ended.is_set() else POLL_S)
         ]
         if self._sending.total() < CONCURRENT_MAX:
-            due_s += [
-                waiting[0][0]
-                for host, waiting in self._waiting.items()
-                if self._sending[host] < CONCURRENT_PER_HOST_MAX
-            ]
+            due_s += [waiting[0][0] for waiting in self._waiting.values()]
         try:
             async with asyncio.timeout(max(0.0, min(due_s) - now_s)):
                 await self._has_changed.wait()
@@ -200,7 +225,7 @@ class WebhookScheduler:
                 self._clock.now().wall_ms,
             )
         finally:
-            self._sending -= Counter((notification.host,))  # Drops zero counts.
+            self._release_place(notification)
             self._has_changed.set()
         if epoch != self._epoch:
             return  # The next dispatcher sends it again.
@@ -229,5 +254,6 @@ class WebhookScheduler:
         self._epoch = NO_EPOCH
         self._pending_keys.clear()
         self._waiting.clear()
+        self._held.clear()
         self._polled_s = 0.0
         self._seen_count = None

@@ -9,14 +9,19 @@ Source: https://www.standardwebhooks.com.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
+import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 
 import aiohttp
 import msgspec
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from octaskly.api.schemas import task_response
 from octaskly.core.change_feed import TaskEvent
@@ -24,6 +29,48 @@ from octaskly.core.model.ids import NodeId
 from octaskly.rest.tasks import Webhook
 
 RESPONSE_S_MAX = 10.0  #: from the DNS lookup to the status line
+LOOKUPS_MAX = 16  #: at once; twice the messages in transit
+
+
+class _Resolver(AbstractResolver):
+    """Looks up names of receivers in threads of its own.
+
+    A lookup occupies its thread until the name server answers, also after its message
+    was given up. In the threads of the event loop, names that nobody answers for would
+    stop all that the agent does there, such as renewing the mesh secret.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(LOOKUPS_MAX, "webhook-lookup")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        look_up = partial(
+            socket.getaddrinfo,
+            host,
+            port,
+            family=family,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_ADDRCONFIG,
+        )
+        loop = asyncio.get_running_loop()
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=found,
+                proto=protocol,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for found, _, protocol, _, address in await loop.run_in_executor(
+                self._threads, look_up
+            )
+        ]
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class WebhookSender:
@@ -71,7 +118,9 @@ class WebhookSender:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # The receiver may have another address at the next attempt.
-                connector=aiohttp.TCPConnector(use_dns_cache=False),
+                connector=aiohttp.TCPConnector(
+                    use_dns_cache=False, resolver=_Resolver()
+                ),
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"User-Agent": "octaskly"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from tests.support.receiver import is_signed, receiver
 
 EPOCH = kit.EPOCHS[0][1]
 KEY = b"k" * 32
+SILENT = 60  #: receivers that never answer
 
 
 class Log:
@@ -304,6 +307,35 @@ async def test_a_receiver_that_moved_is_found_by_the_next_try(
     assert next(looks, None) is None
 
 
+async def test_names_that_are_looked_up_for_long_occupy_no_other_thread(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent needs the threads of the loop, for example to renew the secret."""
+    look_up, answered = socket.getaddrinfo, threading.Event()
+    asked: list[str] = []
+
+    def wait_for_answer(host: str, *args: Any, **options: Any) -> Any:
+        if host.endswith(".test"):
+            asked.append(host)
+            answered.wait(2 * WAIT_S_MAX)
+        return look_up("127.0.0.1", *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait_for_answer)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    async with receiver() as server, bench.dispatching():
+        for n in range(1, 5):
+            await bench.end(n, f"http://host{n}.test:{server.port}/hook")
+        async with asyncio.timeout(WAIT_S_MAX):
+            while len(asked) < 2:  # noqa: ASYNC110  another thread adds to it
+                await asyncio.sleep(0.005)
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                assert await asyncio.to_thread(len, "work") == 4
+        finally:
+            answered.set()
+        await bench.until_delivered(4)
+
+
 async def test_the_next_dispatcher_sends_pending_webhooks(bench: Bench) -> None:
     """And no others: the log records delivered ones."""
     async with receiver() as server, receiver() as other:
@@ -385,6 +417,36 @@ async def test_one_silent_receiver_does_not_delay_others(bench: Bench) -> None:
         heard = await bench.end(9, kind.url)
         await bench.until_delivered(1)
         assert bench.delivered == [heard]
+
+
+async def test_silent_receivers_of_one_submitter_do_not_delay_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are; each occupies a place until its timeout."""
+    monkeypatch.setattr(posting, "RESPONSE_S_MAX", 0.2)
+    listener = socket.socket()
+    listener.bind(("0.0.0.0", 0))
+    port = listener.getsockname()[1]
+    facts: list[Fact] = []
+    for n in range(1, SILENT + 1):
+        options = TaskOptions(notify_url=f"http://127.0.0.{n}:{port}/hook")
+        facts += [kit.submitted(n, options=options), kit.finished(n)]
+    async with (
+        receiver(listener, behave=_hang) as hostile,
+        receiver() as kind,
+        bench.dispatching(),
+    ):
+        await bench.add(*facts)
+        await hostile.until(webhooks.CONCURRENT_MAX)
+        options = TaskOptions(notify_url=kind.url)
+        await bench.add(
+            kit.submitted(99, options=options, submitter="bob"), kit.finished(99)
+        )
+        await bench.until_delivered(1)
+        tried = len(hostile.got)
+
+    assert bench.delivered == [kit.task_id(99)]
+    assert tried < SILENT
 
 
 async def test_an_endless_answer_is_not_read(bench: Bench) -> None:
