@@ -43,7 +43,8 @@ from octaskly.core.model.tasks import Attempt, AttemptState, TaskSpec, TaskState
 REWRITE_AGE_MS = 1000
 """A submission written later than this after acceptance is a rewrite, not an event."""
 
-_POSITION = re.compile(r"(?:([0-9a-f]{1,16})-)" * 3 + r"([0-9a-f]{16})")
+# Numbers below 2^63, which the store can look up.
+_POSITION = re.compile(r"(?:([0-7]?[0-9a-f]{1,15})-)" * 3 + r"([0-9a-f]{16})")
 _STATES = {
     AttemptState.OK: TaskState.COMPLETED,
     AttemptState.FAILED: TaskState.FAILED,

@@ -70,7 +70,7 @@ class EventFeed:
         self._buffer: deque[tuple[_Origin, FeedItem]] = deque()
         self._members: dict[NodeId, RosterEntry] = {}
         self._waiter_lock = asyncio.Lock()
-        self._read_lock = asyncio.Lock()
+        self._past_lock = asyncio.Lock()
         self._has_changed = asyncio.Event()
         self.first_number = 0  #: number of the first buffered item
         self.next_number = 0  #: number of the next item
@@ -149,15 +149,25 @@ class EventFeed:
                 while number >= self.next_number:
                     await self._read_or_wait()
 
-    async def read_items(
+    async def read_past_items(
+        self, cursor: FeedCursor
+    ) -> tuple[list[tuple[_Origin, FeedItem]], bool]:
+        """Return the next items of one subscriber, as `_read_items` does.
+
+        Subscribers take turns, so that those with much to catch up on do not delay the
+        new items that all others wait for.
+        """
+        async with self._past_lock:
+            return await self._read_items(cursor)
+
+    async def _read_items(
         self, cursor: FeedCursor
     ) -> tuple[list[tuple[_Origin, FeedItem]], bool]:
         """Return the next items, and True if more remain; advance the cursor."""
-        async with self._read_lock:
-            part = await self._store.read_feed_page(cursor.vector, READ_ENTRIES_MAX)
-            if part.items:
-                await self._wait_until_replicated()
-                await asyncio.sleep(_READ_PAUSE_S)
+        part = await self._store.read_feed_page(cursor.vector, READ_ENTRIES_MAX)
+        if part.items:
+            await self._wait_until_replicated()
+            await asyncio.sleep(_READ_PAUSE_S)
         return _items_of(part, cursor), part.has_more
 
     async def _read_or_wait(self) -> None:
@@ -165,7 +175,7 @@ class EventFeed:
         assert self._cursor is not None
         self._has_changed.clear()
         number = self.next_number
-        found, has_more = await self.read_items(self._cursor)
+        found, has_more = await self._read_items(self._cursor)
         for origin, news in found:
             self._buffer_item(origin, news)
         if number == self.next_number and not has_more:
@@ -207,7 +217,7 @@ class FeedSubscription:
 
     async def _read_past_items(self, cursor: FeedCursor) -> Sequence[FeedItem]:
         before = self._feed.next_number
-        found, has_more = await self._feed.read_items(cursor)
+        found, has_more = await self._feed.read_past_items(cursor)
         if not has_more:
             self._cursor, self._seen, self._next = None, cursor.vector, before
         return [news for _, news in found]

@@ -68,6 +68,8 @@ def test_a_position_survives_its_text_form() -> None:
         "1" * 17 + "-2-3-" + "0" * 16,
         "1-2-3-" + "0" * 16 + "\n",
         "A-2-3-" + "0" * 16,
+        "8" + "0" * 15 + "-2-3-" + "0" * 16,
+        "1-f" + "0" * 15 + "-3-" + "0" * 16,
     ],
 )
 def test_an_invalid_position_is_refused(text: str) -> None:
