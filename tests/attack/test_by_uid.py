@@ -478,6 +478,26 @@ def test_tasks_of_others_are_not_cancelled(
 
 
 @BOTH
+@pytest.mark.parametrize("role", ["viewer", "client"])
+def test_tasks_of_others_are_not_retried(
+    machine: Machine, attacker: str, role: str
+) -> None:
+    """A retry gets the stdin of the task, and its submitter may cancel it."""
+    task = submit(machine.agent, "cat", stdin="for this task alone")
+    finished(machine.agent, task)
+    path = f"/api/v1/tasks/{task}/retry"
+
+    answers = machine.ask(attacker, API, [["POST", path, machine.mint(role), None]])
+    status, repeated = machine.agent.call("POST", path)
+    cancel = f"/api/v1/tasks/{repeated['id']}?force=true"
+    status_of_cancel, _ = machine.agent.call("DELETE", cancel)
+
+    assert [status for status, _ in answers] == [403]
+    assert status == 201
+    assert status_of_cancel in (200, 404)  # 404: it has ended already.
+
+
+@BOTH
 @pytest.mark.parametrize("role", ["viewer", "client", "admin"])
 def test_a_token_in_a_query_string_is_worth_nothing(
     machine: Machine, attacker: str, role: str

@@ -98,6 +98,23 @@ async def purge_ended_tasks(
     return reply.count
 
 
+def require_owner(record: TaskRecord, principal: Principal) -> None:
+    """Check that a principal may cancel and retry a task.
+
+    A retry runs with the stdin of the task, which no token may read, and its submitter
+    could cancel it.
+
+    Raises:
+        PermissionDenied: the task is somebody else's, and the principal is no admin.
+    """
+    owner = record.spec.submitter if record.spec else ""
+    if not principal.is_admin and owner != principal.subject:
+        raise PermissionDenied(
+            "Insufficient permissions",
+            hint="a client token cancels and retries only its own tasks",
+        )
+
+
 AVAILABILITY_CHANGE_S = 2.0  #: longest wait for the disk, then for the roster
 
 
@@ -309,12 +326,7 @@ class AgentGateway:
     ) -> TaskRecord:
         """Cancel a task."""
         record = await self.find_task(ref)
-        owner = record.spec.submitter if record.spec else ""
-        if not principal.is_admin and owner != principal.subject:
-            raise PermissionDenied(
-                "Insufficient permissions",
-                hint="a client token cancels only its own tasks",
-            )
+        require_owner(record, principal)
         by, array = principal.subject, record if record.progress else None
         reply = await self.pending_requests.send_request(
             lambda ticket: ev.CancelRequested(
@@ -339,6 +351,7 @@ class AgentGateway:
     ) -> tuple[TaskRecord, int]:
         """Accept a task that repeats an ended one."""
         record = await self.find_task(ref)
+        require_owner(record, principal)
         repeat = await build_retry(record, self._store, principal.subject)
         records, replicas = await self._accept_submission(repeat)
         return records[0], replicas

@@ -30,7 +30,7 @@ from octaskly.cli.output.task_view import (
 from octaskly.cli.output.terminal import confirm, print_line
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Refused, Session
-from octaskly.client.errors import NotFound
+from octaskly.client.errors import Forbidden, NotFound
 from octaskly.client.flows import queries, rest_calls
 from octaskly.client.flows.rest_calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
@@ -400,7 +400,12 @@ def retry(
 
         def retry_one(ref: str) -> None:
             old = ref if failed else resolve_ref(client, ref)
-            reply = client.send(rest_calls.retry(old))
+            try:
+                reply = client.send(rest_calls.retry(old))
+            except Forbidden:
+                if failed:
+                    return  # A client token skips the tasks of others.
+                raise
             new = client.decode(reply, Task)
             if new.status != "queued":
                 note(f"{old} was retried as {new.id}, which is {new.status}")
