@@ -56,7 +56,10 @@ class LogReader(Protocol):
     async def read_ended_members(
         self, array: TaskId, first: int, last: int, limit: int
     ) -> tuple[EndedMember, ...]:
-        """Read ended members at positions `first` to `last`, in order, with outputs."""
+        """Read ended members at positions `first` to `last`, in order, with outputs.
+
+        There may be fewer than `limit`, but at least one, if their outputs are long.
+        """
 
 
 class EventSubscription(Protocol):

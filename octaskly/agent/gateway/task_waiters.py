@@ -9,14 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 
+from msgspec.structs import replace
+
 from octaskly.agent.gateway.recent_tasks import RecentTasks
 from octaskly.core.log import merge
 from octaskly.core.log.facts import MESH_FACTS, Entry, TaskFact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId, task_name
+from octaskly.core.model.task_options import TaskOptions
 
 _ANY_MEMBER = ".*"  #: array name + this: the key of waits for any of its members
+LONG_BYTES = 64 << 10  #: of an envelope, of which a wait keeps only a part
 ARRAY_POLL_S = 0.1  #: between two reads of an array for one wait
 
 
@@ -110,10 +114,15 @@ class TaskWaiters:
                     # The record has the submission, which is the first fact.
                     wait.facts += cached.facts[1:] if cached else ()
                     record = cached.record if cached else await read()
+                    is_brief = _is_long(record)
                     while not is_wanted(record):
+                        if is_brief:
+                            record = _brief_record(record)
                         record = await self._next_record(wait, record)
                         if not is_wanted(record):
                             record = _newest_record(record, await read())
+                        elif is_brief:
+                            return _newest_record(record, await read())
                     return record
             except TimeoutError:
                 return _newest_record(record, await read())
@@ -155,4 +164,21 @@ def _newest_record(known: TaskRecord | None, read: TaskRecord) -> TaskRecord:
     """Return both records merged; for an array or another task, return `read`."""
     if known is None or known.id != read.id or read.progress is not None:
         return read
-    return merge.join_records(known, read)
+    return merge.join_records(replace(known, spec=read.spec), read)
+
+
+def _is_long(record: TaskRecord) -> bool:
+    return record.spec is not None and record.spec.size_bytes > LONG_BYTES
+
+
+def _brief_record(record: TaskRecord) -> TaskRecord:
+    """Return a record whose envelope takes little memory.
+
+    A client may have many requests that wait for a task with the longest fields.
+    """
+    spec = record.spec
+    if spec is None:
+        return record
+    options = None if spec.array is None else TaskOptions(array=spec.array)
+    brief = replace(spec, command="", inputs=(), outputs=(), options=options)
+    return replace(record, spec=brief)

@@ -187,16 +187,17 @@ class OutputFollower:
         if all(offsets[s] >= self.status.logged_bytes[s] for s in self._streams):
             return
         question = replace(self._status_query, with_output=True)
-        with_kept = await get_task_status(self._request, question)
-        if with_kept.version != self.status.version:
-            self.status = with_kept
-            return
-        kept = with_kept.logged_output or (b"", b"")
-        for stream in self._streams:
-            offset = offsets[stream]
-            if data := kept[stream][offset:]:
-                offsets[stream] += len(data)
-                yield OutputChunk(stream, offset, data)
+        async with self._request.quota.part():
+            with_kept = await get_task_status(self._request, question)
+            if with_kept.version != self.status.version:
+                self.status = with_kept
+                return
+            kept = with_kept.logged_output or (b"", b"")
+            for stream in self._streams:
+                offset = offsets[stream]
+                if data := kept[stream][offset:]:
+                    offsets[stream] += len(data)
+                    yield OutputChunk(stream, offset, data)
 
     async def _read_from_node(self, *, follow: bool) -> AsyncGenerator[OutputEvent]:
         offsets, attempt = self._position.offsets, self.status.attempt_id

@@ -24,7 +24,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.ports.events import EndedMember, EventSubscription
 
-READ_MAX: Final = 64  #: members per read; each may have 2 MiB of output
+READ_MAX: Final = 64  #: members per read; fewer if they have long outputs
 
 
 async def stream_results(request: Request) -> web.StreamResponse:
@@ -116,13 +116,16 @@ class _ResultSender:
         In order of numbers, a member is sent after all members before it. Once the
         array has ended, no member waits: one without an end never started.
         """
-        while some := await self._read(self._next, self._members.count - 1):
-            if self._is_by_number and not is_over:
-                some = tuple(m for n, m in enumerate(some, self._next) if m[0] == n)
-            await self._send(some)
-            if not some:
-                return
-            self._next = some[-1][0] + 1
+        is_read = True
+        while is_read:
+            async with self._request.quota.part():
+                some = await self._read(self._next, self._members.count - 1)
+                if self._is_by_number and not is_over:
+                    some = tuple(m for n, m in enumerate(some, self._next) if m[0] == n)
+                await self._send(some)
+            is_read = bool(some)
+            if some:
+                self._next = some[-1][0] + 1
 
     async def _send_positions(self, positions: list[int]) -> None:
         """Send the members at these positions, which are sorted."""
@@ -133,8 +136,11 @@ class _ResultSender:
                 and positions[run] == positions[0] + run
             ):
                 run += 1
-            await self._send(await self._read(positions[0], positions[run - 1]))
-            del positions[:run]
+            async with self._request.quota.part():
+                some = await self._read(positions[0], positions[run - 1])
+                await self._send(some)
+            # Without any, the rest has not ended; a page of long outputs has not all.
+            del positions[: some[-1][0] - positions[0] + 1 if some else run]
 
     async def _read(self, first: int, last: int) -> tuple[EndedMember, ...]:
         return await self._request.gateway.read_ended_members(

@@ -41,12 +41,13 @@ class Quotas:
         self._expensive_max = limits.expensive_per_client
         self._bytes_max = limits.responses_bytes
         self._slots: dict[str, _Slots] = {}
+        self._parts: dict[str, _Slots] = {}  #: for long parts of streams
         self._reserved_bytes: Counter[str] = Counter()  #: by client
 
     @property
     def is_idle(self) -> bool:
         """Return True if no request uses a quota."""
-        return not (self._slots or self._reserved_bytes)
+        return not (self._slots or self._parts or self._reserved_bytes)
 
     @contextlib.asynccontextmanager
     async def admit(
@@ -66,6 +67,24 @@ class Quotas:
             stack.callback(admission.release)
             await admission.take()
             yield admission
+
+    @contextlib.asynccontextmanager
+    async def hold_part(self, key: str) -> AsyncIterator[None]:
+        """Hold a long part of a client's streams in memory while the block runs.
+
+        A client has as many at a time as expensive requests; it waits for another one.
+        """
+        parts = self._parts.get(key)
+        if parts is None:
+            parts = self._parts[key] = _Slots(asyncio.Semaphore(self._expensive_max))
+        parts.users += 1
+        try:
+            async with parts.free:
+                yield
+        finally:
+            parts.users -= 1
+            if not parts.users:
+                del self._parts[key]
 
     def count_bytes(self, key: str, whose: str, more: int) -> None:
         """Count bytes of a client's responses; raise `Problem` if there is no room."""
@@ -171,6 +190,10 @@ class Admission:
         if self._reserved_bytes:
             self._quotas.free_bytes(self._key, self._reserved_bytes)
             self._reserved_bytes = 0
+
+    def part(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold a long part of a stream in memory while the block runs."""
+        return self._quotas.hold_part(self._key)
 
     @contextlib.asynccontextmanager
     async def pause(self) -> AsyncIterator[None]:

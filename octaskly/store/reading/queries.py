@@ -33,6 +33,7 @@ from octaskly.store.tables.floors import read_retired_digest
 from octaskly.store.tables.node_state import read_vector
 
 NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
+ENDED_BYTES = 2 << 20  #: outputs of the members in one reply, beyond those of the last
 ENTRY_OVERHEAD_BYTES = 64  #: size of an entry in a frame, without body and outputs
 
 _MEMBER = re.compile(
@@ -185,7 +186,8 @@ def read_ended_members(
 ) -> tuple[EndedMember, ...]:
     """Return ended members at positions `first` to `last`, with outputs.
 
-    The members have no envelope: it would take longer to read than everything else.
+    There may be fewer than `limit`, but at least one, if their outputs are long. The
+    members have no envelope: it would take longer to read than everything else.
     """
     members = arrays.read_members_of(db, array)
     if members is None:
@@ -202,10 +204,21 @@ def read_ended_members(
         ),
     ).fetchall()
     records = arrays.raw_records_from(db, found)
-    return tuple(
-        (row[0] - members.first, with_outputs(db, record, outputs))
-        for row, (record, outputs) in zip(found, records, strict=True)
-    )
+    ended: list[EndedMember] = []
+    left = ENDED_BYTES
+    for row, (record, outputs) in zip(found, records, strict=True):
+        if left <= 0:
+            break
+        whole = with_outputs(db, record, outputs)
+        left -= _output_bytes(whole)
+        ended.append((row[0] - members.first, whole))
+    return tuple(ended)
+
+
+def _output_bytes(record: TaskRecord) -> int:
+    """Return the size of the outputs of all attempts."""
+    ends = (attempt.outcome for attempt in record.attempts)
+    return sum(len(end.stdout) + len(end.stderr) for end in ends if end is not None)
 
 
 def read_stats(db: sqlite3.Connection) -> StoreStats:
