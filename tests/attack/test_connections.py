@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.attack.test_viewer_lists import memory_mb, reset_peak
 from tests.support.agents import (
     TASKS,
     WAIT_S_MAX,
@@ -164,6 +165,61 @@ def test_a_dispatcher_that_cannot_serve_other_nodes_hands_over(tmp_path: Path) -
         )
         assert other.call("POST", TASKS, {"command": "true"})[0] == 201
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+
+
+#: Sends headers with many long fields; prints on how many connections it was cut off.
+LONG_HEADERS = """
+import socket, sys
+port, count = map(int, sys.argv[1:])
+fields = b"".join(b"X-%d: " % n + b"a" * 8000 + b"\\r\\n" for n in range(120))
+closed = 0
+for _ in range(count):
+    one = socket.create_connection(("127.0.0.1", port))
+    one.settimeout(5)
+    try:
+        one.sendall(b"GET /health HTTP/1.1\\r\\nHost: localhost\\r\\n" + fields)
+        closed += one.recv(1) == b""
+    except TimeoutError:
+        break
+    except OSError:
+        closed += 1
+print(closed, flush=True)
+"""
+LONG_HEADER_COUNT = 60  #: fewer than one user may have
+LONG_HEADERS_MB_MAX = 50
+
+
+@as_root
+def test_long_headers_of_a_local_user_take_little_memory(tmp_path: Path) -> None:
+    """Each field and their number are bounded, and so is their sum."""
+    with running(tmp_path, "ana", extra=("--header-timeout", "1h")) as (agent,):
+        until_nodes(agent, 1)
+        begin_mb = memory_mb(agent, "VmRSS")
+        reset_peak(agent)
+        with other_user(LONG_HEADERS, port_of(agent), LONG_HEADER_COUNT) as closed:
+            assert int(closed) == LONG_HEADER_COUNT
+        assert memory_mb(agent, "VmHWM") - begin_mb < LONG_HEADERS_MB_MAX
+
+
+#: Opens connections, sends nothing, reports their number, and holds them.
+HOLD_SILENT = HOLD.replace(
+    'one.sendall(b"GET /health HTTP/1.1\\r\\nHost: localh")', "pass"
+)
+
+
+@as_root
+def test_silent_handshakes_of_a_local_user_stop_nobody_else(tmp_path: Path) -> None:
+    """The agent asks its own LAN port, and hands over if that does not answer."""
+    with running(tmp_path, "ana", extra=("--handshake-timeout", "1h")) as (agent,):
+        until_nodes(agent, 1)
+        port = port_of(agent, "lan_url")
+        with other_user(HOLD_SILENT, port, HALF_SENT) as opened:
+            assert int(opened) == HALF_SENT
+            insecure = ssl.create_default_context()
+            insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
+            client = http.client.HTTPSConnection("127.0.0.1", port, context=insecure)
+            with contextlib.closing(client):
+                assert request(client, "GET", "/health")[0] == 200
 
 
 #: Sends a header one byte at a time; prints the answer, or nothing if it is cut off.

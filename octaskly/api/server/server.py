@@ -94,6 +94,7 @@ _LINGER_S = 1.0
 _BACKLOG = 256
 _DRAIN_S = 0.2
 PROBE_TIMEOUT_S = 1.0
+HEADER_FIELDS_FULL = 8  #: fields of the largest size that a header may have
 
 
 class ListenerKind(Enum):
@@ -109,6 +110,8 @@ class ServerConnection(web.RequestHandler):
 
     __slots__ = (
         "_connection_limits",
+        "_header_bytes",
+        "_last_body",
         "_lifecycle",
         "_local_user",
         "_peer_node_id",
@@ -136,6 +139,8 @@ class ServerConnection(web.RequestHandler):
     ) -> None:
         super().__init__(manager, **options)
         self._stall_timer = StallTimer(stall_s)
+        self._header_bytes = 0  #: received of the next header
+        self._last_body: aiohttp.StreamReader | None = None  #: of the last request
         self._lifecycle = lifecycle
         self._connection_limits = connection_limits
         self._peer_node_id, self._rotations = peer_node_id, rotations
@@ -187,6 +192,24 @@ class ServerConnection(web.RequestHandler):
             return
         super().connection_made(transport)
         self._stall_timer.attach(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse data; close the connection if one header is too long in all.
+
+        aiohttp bounds each field of a header, and their number. Together they could
+        have a megabyte, on each connection, before anybody has shown a token.
+        """
+        is_header = self._last_body is None or self._last_body.is_eof()
+        count = self._request_count
+        super().data_received(data)
+        if self._request_count != count:
+            self._header_bytes = 0
+            if self._messages:
+                self._last_body = self._messages[-1][1]
+        elif is_header:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_FIELDS_FULL * self.max_field_size:
+                self.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Remove the connection from its pool."""
@@ -517,7 +540,10 @@ class ApiServer:
         # An aiohttp `Application` would add layers that only pass requests on.
         assert isinstance(request, web.Request)
         found = await self.router.resolve(request)
-        if request.headers.get("Expect"):  # The client may wait for 100 Continue.
+        if expected := request.headers.get("Expect"):
+            if not expected.isascii():  # aiohttp could not quote it in its answer.
+                raise web.HTTPExpectationFailed
+            # The client may wait for 100 Continue.
             await found.expect_handler(request)
             await request.writer.drain()
         return await self._pipeline.handle(request, found)
