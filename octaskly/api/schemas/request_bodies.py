@@ -45,6 +45,7 @@ PATHS_MAX = 10_000
 PATH_BYTES_MAX = 4_096
 LIST_BYTES_MAX = 1 << 20  #: of one list of paths, because a task must fit into a frame
 BATCH_MAX = 10_000
+BATCH_PARENTS_MAX = 100_000  #: entries in `after` of all tasks of a request
 TOKEN_S_DEFAULT = 86_400
 VALUES_MAX = 1 << 20  #: of a body, with keys; a text takes about 60 bytes of memory
 MESSAGE_CHARS_MAX = 1000  #: of an error message of msgspec, at each end
@@ -164,6 +165,7 @@ async def parse_tasks(body: bytes) -> Batch:
         list(enumerate(tasks)), lambda each: _parse_task(*each[::-1])
     )
     _reject_repeated_ids(drafts)
+    _reject_many_parents(tasks)
     is_strict = "strict" in {task.durability for task in tasks}
     return Batch(drafts=drafts, is_array=True, is_strict=is_strict)
 
@@ -339,6 +341,19 @@ def _reject_repeated_ids(drafts: Iterable[TaskDraft]) -> None:
                 field=f"$[{index}].id",
             )
         seen.add(draft.id)
+
+
+def _reject_many_parents(tasks: Iterable[TaskIn]) -> None:
+    """Refuse tasks whose dependencies would occupy the disk for seconds."""
+    count = sum(len(task.after) for task in tasks)
+    if count > BATCH_PARENTS_MAX:
+        raise Problem(
+            400,
+            INVALID_VALUE,
+            hint=f"the tasks come after {count} others in all, and {BATCH_PARENTS_MAX}"
+            " are allowed in one request",
+            field="$",
+        )
 
 
 def _raise_invalid(json_path: str, message: str) -> NoReturn:
