@@ -229,10 +229,19 @@ class DurableStore(LogReader, Protocol):
     async def read_task(self, ref: str) -> TaskRecord | None:
         """Read the task with this id or name, with outputs."""
 
+    async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
+        """Read the ids of the tasks with each name, oldest first.
+
+        Unused names are left out.
+        """
+
     async def read_tasks_by_name(
-        self, names: Sequence[str]
+        self, names: Sequence[str], *, is_brief: bool = False
     ) -> dict[str, tuple[TaskRecord, ...]]:
-        """Read the tasks with each name, oldest first, without outputs."""
+        """Read the tasks with each name, oldest first, without outputs.
+
+        Each may have 5 MB. With `is_brief` they have only what a list shows.
+        """
 
     async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:
         """Read the streams in which these tasks were accepted."""

@@ -296,12 +296,18 @@ class Store:
         """Read the task with this id or name, with outputs."""
         return await self._query(lambda db: queries.read_task(db, ref))
 
+    async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
+        """Read the ids of the tasks with these names."""
+        return await self._query_for_submission(
+            lambda db: task_name_collisions.ids_of(db, names)
+        )
+
     async def read_tasks_by_name(
-        self, names: Sequence[str]
+        self, names: Sequence[str], *, is_brief: bool = False
     ) -> dict[str, tuple[TaskRecord, ...]]:
         """Read the tasks with these names, without outputs."""
         return await self._query_for_submission(
-            lambda db: queries.read_tasks_by_name(db, names)
+            lambda db: queries.read_tasks_by_name(db, names, is_brief=is_brief)
         )
 
     async def streams_of_tasks(self, ids: Sequence[TaskId]) -> frozenset[StreamId]:

@@ -109,13 +109,13 @@ async def _read_parent_names(
         for place, task in enumerate(after.tasks)
         if task not in own
     }
-    found = await store.read_tasks_by_name(list(refs)) if refs else {}
+    found = await store.read_ids_by_name(list(refs)) if refs else {}
     known: dict[str, str] = {}
     for ref, (index, place) in refs.items():
         at = "$" if len(drafts) == 1 else f"$[{index}]"
         field = f"{at}.after[{place}]"
         try:
-            known[ref] = found[ref][0].id if ref in found else (await find_task(ref)).id
+            known[ref] = found[ref][0] if ref in found else (await find_task(ref)).id
         except TaskNotFound as error:
             hint = f"no task is called {ref}"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint) from error

@@ -46,6 +46,7 @@ from octaskly.system.cooperative import map_in_batches
 QUEUE_COUNT_S = 30.0  #: longest time between two counts, while tasks arrive
 BYTES_COUNT_RATIO = 20  #: a count of bytes is repeated after so many times its time
 UNCOUNTED_BYTES = 1024  #: of each task; a queue of small tasks is limited by number
+MATCHED_AT_ONCE = 16  #: existing tasks in memory, to compare a repeated request
 SMALL_BATCH_MAX = 1000  #: prepared and accepted in one turn of the event loop
 
 AcceptedTasks = tuple[list[TaskRecord], int]
@@ -380,17 +381,13 @@ class SubmissionService:
         """
         if len(set(ids)) < len(ids):
             raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
-        taken = await self._store.read_tasks_by_name(
-            [*ids, *([after] if after else [])]
-        )
+        taken = await self._store.read_ids_by_name([*ids, *([after] if after else [])])
         busy = next((task for task in ids if task in taken), None)
         if busy is None:
             return {}
-        records = {
-            draft.id: record
-            for draft in drafts
-            if draft.id and (record := _find_matching(draft, taken.get(draft.id, ())))
-        }
+        records: dict[TaskId, TaskRecord] = {}
+        if after is not None:
+            records = await self._read_matching([d for d in drafts if d.id in taken])
         is_repeat = after is not None and taken.keys() == records.keys()
         if is_repeat and len(records) < len(drafts):
             streams = await self._store.streams_of_tasks(
@@ -405,6 +402,26 @@ class SubmissionService:
             raise TaskExists("Duplicate task ID", field=field, hint=hint)
         return records
 
+    async def _read_matching(
+        self, drafts: Sequence[TaskDraft]
+    ) -> dict[TaskId, TaskRecord]:
+        """Return the existing tasks that equal drafts with the same id.
+
+        It ends at the first draft that has none. A few are read at a time, because
+        existing tasks may be much larger than the request that names them.
+        """
+        found: dict[TaskId, TaskRecord] = {}
+        for start in range(0, len(drafts), MATCHED_AT_ONCE):
+            some = drafts[start : start + MATCHED_AT_ONCE]
+            taken = await self._store.read_tasks_by_name([str(d.id) for d in some])
+            for draft in some:
+                assert draft.id is not None
+                record = _find_matching(draft, taken.get(draft.id, ()))
+                if record is None:
+                    return found
+                found[draft.id] = record
+        return found
+
     async def _refuse_member_names(self, drafts: Sequence[TaskDraft]) -> None:
         """Refuse names of array members, including members that have not started."""
         places = {
@@ -416,7 +433,7 @@ class SubmissionService:
             return
         arrays = {draft.id: [_array_of(draft)] for draft in drafts}
         known = await self._store.read_tasks_by_name(
-            [*{name for name, _ in places.values()}]
+            [*{name for name, _ in places.values()}], is_brief=True
         )
         for name, records in known.items():
             specs = [record.spec.array for record in records if record.spec]

@@ -84,20 +84,23 @@ def with_outputs(
 
 
 def read_tasks_by_name(
-    db: sqlite3.Connection, names: Sequence[str]
+    db: sqlite3.Connection, names: Sequence[str], *, is_brief: bool = False
 ) -> dict[str, tuple[TaskRecord, ...]]:
-    """Return the tasks with each name, without outputs. Unused names are left out."""
+    """Return the tasks with each name, without outputs. Unused names are left out.
+
+    With `is_brief`, the tasks have only what a list shows.
+    """
     ids = task_name_collisions.ids_of(db, names)
+    columns = rows.LIST_COLUMNS if is_brief else rows.TASK_COLUMNS
+    build = arrays.listed_records if is_brief else arrays.records_without_outputs
     records: dict[TaskId, TaskRecord] = {}
     for some in rows.split_for_parameters(chain.from_iterable(ids.values())):
         found = db.execute(
-            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f"SELECT {columns} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()
-        records.update(
-            (record.id, record) for record in arrays.records_without_outputs(db, found)
-        )
+        records.update((record.id, record) for record in build(db, found))
     return {
         name: tuple(
             replace(records[id_], occurrence=n) for n, id_ in enumerate(same, 1)

@@ -20,6 +20,7 @@ from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import ArraySpec
 from octaskly.store.tables import rows
 
+SIMILAR_MAX: Final = 10_000  #: names examined for one array
 _REF: Final = re.compile(r"([^~]+)(?:~([1-9][0-9]*))?")
 
 
@@ -56,14 +57,20 @@ def id_of(db: sqlite3.Connection, ref: str) -> TaskId | None:
 def find_name_collision(
     db: sqlite3.Connection, arrays: Mapping[TaskId, ArraySpec]
 ) -> str | None:
-    """Return the name of a task that a member of `arrays` would also have."""
+    """Return the name of a task that a member of `arrays` would also have.
+
+    Of more than `SIMILAR_MAX` names that begin like those of members, the last one
+    counts as such: a client could otherwise occupy the reader of all submissions.
+    """
     for name, array in arrays.items():
         # `:` is the character after `9`.
         found = db.execute(
             "SELECT id FROM tasks WHERE id > ? || '.' AND id < ? || '.:'", (name, name)
         )
-        for (task_id,) in found:
+        for count, (task_id,) in enumerate(found, 1):
             task = task_name(TaskId(task_id))
+            if count > SIMILAR_MAX:
+                return task
             place = split_member_name(task)
             if place and place[0] == name and array.position(place[1]) is not None:
                 return task
