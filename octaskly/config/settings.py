@@ -185,7 +185,7 @@ class LimitOptions:
         "size of the first line of a request, and of each header field",
         default=HEADER_BYTES,
         details="with at most 128 fields, on all routes; more is answered with 400 or "
-        "431",
+        "431, and more than eight times as much in all closes the connection",
     )
     body_s: int = setting(
         "--body-timeout",
