@@ -2,8 +2,9 @@
 
 Clients and readers are threads of the test. Each client submits with an
 `Idempotency-Key`. It repeats the key through the next host until the task is accepted,
-as a careful program does. Each task appends a line to a file of its host, so runs are
-counted without the mesh under test.
+as a careful program does. Each run of a task appends a line with a new random number to
+a file of its host, so runs are counted without the mesh under test. The number is also
+the output of the run, so another outcome of the same task is visible.
 """
 
 import http.client
@@ -25,6 +26,7 @@ ANSWER_S = 20.0  #: well above the time for which a request is held
 RETRY_S = 0.05
 PAUSE_S = 0.08  #: a client's pause between two tasks
 RUNS = "runs.log"
+RANDOM = "/proc/sys/kernel/random/uuid"  #: a new one at each read, without a process
 FINAL = ("completed", "failed", "cancelled")
 
 
@@ -59,6 +61,12 @@ class Read(NamedTuple):
     ended_s: float
     status: int
     state: str = ""
+    output: str | None = None  #: the number of the run whose outcome is shown
+
+    @property
+    def outcome(self) -> tuple[str, str | None] | None:
+        """The final state with the output; None: the task had not ended."""
+        return (self.state, self.output) if self.state in FINAL else None
 
 
 @dataclass
@@ -88,6 +96,7 @@ class Run(NamedTuple):
     attempt: int
     node: str
     pid: int
+    number: str  #: random, and the output of the run
 
 
 class History:
@@ -97,6 +106,10 @@ class History:
         self.operations: list[Operation] = []
         self.reads: list[Read] = []
         self.partitions: list[Partition] = []
+        #: when a part of the mesh was first cut off, be it in one direction
+        self.split_from_s = math.inf
+        #: periods in which no host could accept, such as a power cut
+        self.outages: list[tuple[float, float]] = []
         self.accepted: dict[str, str] = {}  #: the id of the task, by key
         self.asked: dict[str, str] = {}  #: the command, by key
         #: hosts without an answer, after how long, and why
@@ -141,9 +154,10 @@ class History:
         answer = self.ask(host, "GET", f"/api/v1/tasks/{task}")
         if answer is not None:
             assert answer.status != 503 or "Retry-After" in answer.headers, answer
-            state = answer.json["status"] if answer.status == 200 else ""
             times = (began_s, time.monotonic())
-            self.reads.append(Read(task, host.name, *times, answer.status, state))
+            shown = answer.json if answer.status == 200 else {}
+            fields = (shown.get("status", ""), shown.get("stdout"))
+            self.reads.append(Read(task, host.name, *times, answer.status, *fields))
 
     def denied(self) -> list[Read]:
         """Return the 404 answers for accepted tasks without an excuse."""
@@ -155,14 +169,37 @@ class History:
             and not any(each.excuses(read, made[read.task]) for each in self.partitions)
         ]
 
+    def changed(self) -> list[tuple[Read, Read]]:
+        """Return for each task the first two reads that show different outcomes."""
+        first: dict[str, Read] = {}
+        found: dict[str, tuple[Read, Read]] = {}
+        for read in self.reads:
+            if read.outcome is not None:
+                before = first.setdefault(read.task, read)
+                if before.outcome != read.outcome:
+                    found.setdefault(read.task, (before, read))
+        return list(found.values())
+
+    def changed_without_split(self) -> list[tuple[Read, Read]]:
+        """Return the changes of outcomes without an excuse (G4)."""
+        return [pair for pair in self.changed() if pair[1].ended_s < self.split_from_s]
+
     def unsettled(self) -> list[str]:
         """Return the keys for which no client knows whether they were accepted."""
         return [key for key in self.asked if key not in self.accepted]
 
     def longest_gap_s(self) -> float:
-        """Return the longest time between two accepted tasks."""
+        """Return the longest time between two accepted tasks, without outages."""
         times = sorted(o.ended_s for o in self.operations if o.outcome is Outcome.OK)
-        return max((b - a for a, b in pairwise(times)), default=0.0)
+        return max((self._able_s(a, b) for a, b in pairwise(times)), default=0.0)
+
+    def _able_s(self, from_s: float, to_s: float) -> float:
+        """Return how long a host could accept between two times."""
+        out_s = sum(
+            max(0.0, min(to_s, ended_s) - max(from_s, began_s))
+            for began_s, ended_s in self.outages
+        )
+        return to_s - from_s - out_s
 
     def handed_over_s(self, moment_s: float, old: str) -> float:
         """Return the time without accepted tasks when a dispatcher left at a moment.
@@ -178,14 +215,19 @@ class History:
 
 
 def command_of(key: str, body: str = "") -> str:
-    """Return a command that records its start, then runs `body`."""
-    noted = f'echo "$OCTASKLY_TASK_ID $OCTASKLY_ATTEMPT $OCTASKLY_NODE $$" >> {RUNS}'
-    return f"{noted}; {body or ':'} # {key}"
+    """Return a command that records its start, then runs `body`.
+
+    It writes a random number of the run to the record and to its output. The key comes
+    first, because lists cut long commands.
+    """
+    run = "$OCTASKLY_TASK_ID $OCTASKLY_ATTEMPT $OCTASKLY_NODE $$ $number"
+    noted = f'read number < {RANDOM}; echo "{run}" >> {RUNS}; echo $number'
+    return f"# {key}\n{noted}; {body or ':'}"
 
 
 def key_of(command: str) -> str:
     """Return the key of a command."""
-    return command.rpartition("# ")[2]
+    return command.partition("\n")[0].removeprefix("# ")
 
 
 def _operation(
@@ -212,6 +254,8 @@ class Pace:
     readers: int = 1
     pause_s: float = PAUSE_S
     body: str = ""  #: the command of each task
+    #: True: each client asks a host of its own first, so one that waits holds up no other
+    is_local: bool = False
 
 
 class Load:
@@ -270,6 +314,8 @@ class Load:
     def _submit_on(self, client: int) -> None:
         hosts = count(client)
         for turn in count():
+            if self._pace.is_local:
+                hosts = count(client)
             key = f"{self.name}-{client}-{turn}"
             while not self._is_over.is_set():
                 host = self._hosts[next(hosts) % len(self._hosts)]
@@ -294,6 +340,6 @@ def runs(lab: Lab) -> list[Run]:
     found = []
     for path in sorted(lab.folder.glob(f"*/*/work/{RUNS}")):
         for line in path.read_text().splitlines():
-            task, attempt, node, pid = line.split()
-            found.append(Run(task, int(attempt), node, int(pid)))
+            task, attempt, node, pid, number = line.split()
+            found.append(Run(task, int(attempt), node, int(pid), number))
     return found

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tests.mesh.databases import Held, Place
 from tests.mesh.forming import Task
-from tests.mesh.history import FINAL, History, Outcome, Run, key_of
+from tests.mesh.history import History, Outcome, Run, key_of
 
 SHOWN = 5  #: examples of each finding
 DESCRIPTORS_MORE_MAX = 24
@@ -53,10 +53,16 @@ class Evidence:
         return next(iter(self.lists.values()))
 
 
+def lost_tasks(seen: Evidence) -> list[str]:
+    """Return the accepted tasks that are in no final set, but should be."""
+    accepted = set(seen.history.accepted.values()) - set(seen.lost)
+    return sorted(accepted - set(seen.final))
+
+
 def i1_nothing_accepted_is_lost(seen: Evidence) -> None:
     """I1: every accepted task is in the final set, and has run to its end."""
     accepted = set(seen.history.accepted.values()) - set(seen.lost)
-    gone = sorted(accepted - set(seen.final))
+    gone = lost_tasks(seen)
     assert not gone, f"{len(gone)} of {len(accepted)} are lost: {gone[:SHOWN]}"
     others = [t for i in accepted if (t := seen.final[i])["status"] != "completed"]
     assert not others, f"{len(others)} of {len(accepted)} failed: {others[:SHOWN]}"
@@ -85,12 +91,14 @@ def i4_no_accepted_task_was_denied(seen: Evidence) -> None:
 
 def i5_results_are_kept(seen: Evidence) -> None:
     """I5: a result that was shown stays, and no result waits on a worker any more."""
-    changed = [
-        read
-        for read in seen.history.reads
-        if read.state in FINAL and seen.final[read.task]["status"] != read.state
-    ]
-    assert not changed, f"other outcomes later: {changed[:SHOWN]}"
+    ended = [read for read in seen.history.reads if read.outcome is not None]
+    others = [r for r in ended if seen.final[r.task]["status"] != r.state]
+    assert not others, f"other states later: {others[:SHOWN]}"
+    changed = seen.history.changed_without_split()
+    assert not changed, f"{len(changed)} other outcomes later: {changed[:SHOWN]}"
+    outputs = {(run.task, f"{run.number}\n") for run in seen.runs}
+    strange = [r for r in ended if r.output and (r.task, r.output) not in outputs]
+    assert not strange, f"output of no run: {strange[:SHOWN]}"
     waiting = {host: many for host, many in seen.spooled.items() if many}
     assert not waiting, f"results not acknowledged: {waiting}"
 

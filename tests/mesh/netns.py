@@ -48,14 +48,14 @@ def ip(*commands: str, netns: str | None = None) -> None:
     assert done.returncode == 0, f"{done.stderr}in: {commands}"
 
 
-def have_carrier(netns: str) -> bool:
+def have_carrier(netns: str, kind: str = "veth") -> bool:
     """Return True if each cable of a namespace has a carrier; packets are lost before.
 
     The kernel notices the other end late, on a busy machine up to a second after the
     command that plugged it in.
     """
     done = subprocess.run(
-        ["ip", "-n", netns, "-json", "link", "show", "type", "veth"],
+        ["ip", "-n", netns, "-json", "link", "show", "type", kind],
         capture_output=True,
         text=True,
         check=True,

@@ -9,11 +9,13 @@
 `conclude` waits for rest, reads all data from every host and checks all invariants.
 """
 
+import contextlib
 import json
+import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.mesh import databases
@@ -33,10 +35,11 @@ from tests.mesh.invariants import (
     MEMORY_MORE_MB_MAX,
     Evidence,
     ResourceUse,
+    lost_tasks,
     outcomes,
 )
 from tests.mesh.lab import Host, Lab
-from tests.mesh.netns import wait_until
+from tests.mesh.netns import pids_in, wait_until
 
 QUIET_S = 90.0  #: seconds after the last fault until everything has ended
 IN_SYNC_S = 30.0  #: seconds until standbys are in sync with the dispatcher
@@ -73,6 +76,12 @@ class Scene:
 
     def start(self, *hosts: Host, options: Sequence[str] = ()) -> None:
         """Start agents at once, each with the options of its first start."""
+        self.launch(*hosts, options=options)
+        for host in hosts:
+            assert host.first.description
+
+    def launch(self, *hosts: Host, options: Sequence[str] = ()) -> None:
+        """Start agents as `start` does, and do not wait until they are ready."""
         for host in hosts:
             args = self._options.setdefault(host.name, tuple(options))
             slots = ("--slots", str(self._slots))
@@ -84,8 +93,6 @@ class Scene:
                 env=self.environ(host),
                 is_awaited=False,
             )
-        for host in hosts:
-            assert host.first.description
 
     def form(self) -> "Scene":
         """Start all hosts and wait until they are one mesh."""
@@ -110,6 +117,20 @@ class Scene:
             for partition in self.history.partitions:
                 partition.ended_s = min(partition.ended_s, now_s)
         return now_s - began_s
+
+    def await_copies(self) -> None:
+        """Wait until a standby holds all that the dispatcher holds now."""
+        dispatcher = self.dispatcher()
+        goal = databases.vector(dispatcher.first.state)
+
+        def is_copied() -> bool:
+            return any(
+                all(has.get(stream, 0) >= seq for stream, seq in goal.items())
+                for host in self.standbys(dispatcher)
+                for has in (databases.vector(host.first.state),)
+            )
+
+        wait_until("a standby holds all", is_copied, within_s=IN_SYNC_S)
 
     def dispatcher(self, seen_by: Host | None = None) -> Host:
         """Return the host of the dispatcher."""
@@ -157,6 +178,15 @@ class Scene:
         self._suspect(host)
         assert host.first.stop() == 0, host.first.log
 
+    def replace(self, host: Host) -> None:
+        """Put a machine with an empty disk and a new name in the place of a killed one.
+
+        With its name, it would be a new node with a name that the mesh chooses.
+        """
+        host.agents.clear()
+        host.name += "n"
+        self.start(host)
+
     def freeze(self, *hosts: Host) -> None:
         """Stop agents in mid-step (SIGSTOP)."""
         self._suspect(*hosts)
@@ -168,6 +198,31 @@ class Scene:
         for host in hosts:
             host.first.signal(signal.SIGCONT)
 
+    def sleep(self, *hosts: Host) -> None:
+        """Stop all processes of hosts, launchers and tasks too, as suspend does."""
+        self._suspect(*hosts)
+        for host in hosts:
+            stopped: set[int] = set()
+            while new := set(pids_in(host.netns)) - stopped:
+                for pid in new:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+                stopped |= new
+
+    def wake(self, *hosts: Host) -> None:
+        """End `sleep`."""
+        for host in hosts:
+            for pid in pids_in(host.netns):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Leave a period in which no host can accept out of the gaps."""
+        began_s = time.monotonic()
+        yield
+        self.history.outages.append((began_s, time.monotonic()))
+
     def cut(self, host: Host) -> None:
         """Unplug a host, until `lab.heal`."""
         self._suspect(host, groups=([host], self.others(host)))
@@ -177,6 +232,20 @@ class Scene:
         """Split the LAN, until `lab.join`; unreachable tasks may run twice."""
         self._suspect(*(host for group in groups for host in group), groups=groups)
         self.lab.split(*groups)
+
+    def distrust_network(self, *, is_split: bool) -> None:
+        """Record that tasks may run twice on each host, without an excuse for a 404.
+
+        Args:
+            is_split: True if a part of the mesh is cut off, at least in one direction.
+        """
+        self.suspects |= {host.name for host in self.hosts}
+        if is_split:
+            self._note_split()
+
+    def _note_split(self) -> None:
+        now_s = time.monotonic()
+        self.history.split_from_s = min(self.history.split_from_s, now_s)
 
     def _suspect(self, *hosts: Host, groups: Sequence[Sequence[Host]] = ()) -> None:
         """Record hosts whose tasks may run twice, and gaps in the hosts' knowledge.
@@ -189,6 +258,8 @@ class Scene:
             parts = groups or [self.others(*hosts)]
             names = tuple(frozenset(host.name for host in part) for part in parts)
             self.history.partitions.append(Partition(time.monotonic(), names))
+        if groups:
+            self._note_split()
         self._is_whole = False
 
     # --- clients ---------------------------------------------------------------------
@@ -258,6 +329,7 @@ class Scene:
                 within_s=FLOW_S,
             )
         self._await_rest(witness)
+        self._read_outcomes_again()
         seen = self._evidence(witness)
         seen.gap_s_max, seen.memory_more_mb_max = gap_s_max, memory_more_mb_max
         self._report(seen)
@@ -277,6 +349,13 @@ class Scene:
                 return
             assert time.monotonic() < deadline_s, f"no rest: {now}, {self._spooled()}"
             time.sleep(0.25)
+
+    def _read_outcomes_again(self) -> None:
+        """Read each outcome that a client has seen once more, from another host."""
+        ended = {r.task: r.host for r in self.history.reads if r.outcome is not None}
+        for turn, (task, seen_at) in enumerate(ended.items()):
+            others = [h for h in self.hosts if h.name != seen_at] or self.hosts
+            self.history.read(others[turn % len(others)], task)
 
     def _spooled(self) -> dict[str, int]:
         return {h.name: databases.spooled(h.first.state) for h in self.hosts}
@@ -332,12 +411,15 @@ class Scene:
         again = Counter(run.task for run in seen.runs)
         told = {
             "case": self.case,
+            "gap_s": round(self.history.longest_gap_s(), 2),
             "accepted": len(self.history.accepted),
+            "lost": len(lost_tasks(seen)),
+            "unknown": sum(read.status == 404 for read in self.history.reads),
+            "changed": len(self.history.changed()),
+            "ran_twice": sum(many > 1 for many in again.values()),
             "runs": len(seen.runs),
-            "repeated": sum(many > 1 for many in again.values()),
             "refused": dict(outcomes(self.history)),
             "reads": len(self.history.reads),
-            "gap_s": round(self.history.longest_gap_s(), 2),
             **{name: round(figure, 2) for name, figure in self.figures.items()},
         }
         FIGURES.append(json.dumps(told))
