@@ -254,7 +254,7 @@ class Pace:
     readers: int = 1
     pause_s: float = PAUSE_S
     body: str = ""  #: the command of each task
-    #: True: each client asks a host of its own first, so one that waits holds up no other
+    #: True: each client asks its own host first, so one that waits holds up no other
     is_local: bool = False
 
 

@@ -4,18 +4,20 @@ A hub drops, delays, repeats and disorders frames for each direction. In each ca
 host accepts tasks again within `GAP_S_MAX` seconds.
 """
 
-import random
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 
+from tests.mesh.agents import START_S
 from tests.mesh.conftest import MakeLab
 from tests.mesh.faults import lose_log, restore, save
 from tests.mesh.history import Load, Pace
 from tests.mesh.hub import Hub
 from tests.mesh.hub_process import Rule
 from tests.mesh.lab import Host
+from tests.mesh.netns import wait_until
 from tests.mesh.scene import Scene
 
 pytestmark = [pytest.mark.netns, pytest.mark.soak, pytest.mark.timeout(600)]
@@ -216,16 +218,22 @@ def test_h8_each_disk_in_turn_is_restored_from_a_backup(make_lab: MakeLab) -> No
     scene.conclude(gap_s_max=GAP_S_MAX)
 
 
-def test_h9_all_hosts_sleep(make_lab: MakeLab) -> None:
-    """With all their processes; they wake up at once."""
+@pytest.mark.parametrize("apart_s", [0.0, 1.5], ids=["at-once", "one-by-one"])
+def test_h9_all_hosts_sleep(
+    make_lab: MakeLab, request: pytest.FixtureRequest, apart_s: float
+) -> None:
+    """With all their processes; the gap counts from when the first one wakes up."""
     lab = make_lab(4)
-    scene = Scene("H9", lab).form()
+    scene = Scene(f"H9-{request.node.callspec.id}", lab).form()
     load = scene.load(pace=replace(PACE, body="sleep 0.2"))
 
     with scene.outage():
         scene.sleep(*scene.hosts)
         threading.Event().wait(SLEEP_S)
-        scene.wake(*scene.hosts)
+        scene.wake(scene.hosts[0])
+    for host in scene.hosts[1:]:
+        threading.Event().wait(apart_s)
+        scene.wake(host)
     scene.await_flow(load, 40)
 
     scene.conclude(gap_s_max=GAP_S_MAX)
@@ -247,23 +255,42 @@ def test_h9_hosts_sleep_in_turn(make_lab: MakeLab) -> None:
     scene.conclude(gap_s_max=GAP_S_MAX)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_h10_all_are_killed_three_times_while_they_start(
-    make_lab: MakeLab, seed: int
-) -> None:
-    """The gap counts from the last start."""
+def said(scene: Scene, word: str) -> int:
+    """Return how often the agents have logged an event."""
+    return sum(host.first.log.count(word) for host in scene.hosts)
+
+
+def test_h10_all_are_killed_three_times_while_they_start(make_lab: MakeLab) -> None:
+    """Before they can log, while they look for others, and once one claims.
+
+    The gap counts from when the first agent is ready after the last start.
+    """
     lab = make_lab(4)
-    scene = Scene(f"H10-{seed}", lab).form()
+    scene = Scene("H10", lab).form()
     load = scene.load(pace=replace(PACE, body="sleep 0.2"))
-    draw = random.Random(seed)
 
     with scene.outage():
-        scene.kill(*scene.hosts)
-        for _ in range(3):
-            scene.launch(*scene.hosts)
-            threading.Event().wait(draw.uniform(0.2, 2.0))
+        for moment in ("", "discovering", "claiming"):
             scene.kill(*scene.hosts)
-    scene.start(*scene.hosts)
+            before = said(scene, moment)
+            scene.launch(*scene.hosts)
+            wait_until(
+                f"one is at {moment!r}",
+                lambda moment=moment, before=before: (  # type: ignore[misc]
+                    not moment or said(scene, moment) > before
+                ),
+                within_s=START_S,
+            )
+        scene.kill(*scene.hosts)
+        began_s = time.monotonic()
+        before = said(scene, "agent ready")
+        scene.launch(*scene.hosts)
+        wait_until(
+            "one is ready",
+            lambda: said(scene, "agent ready") > before,
+            within_s=START_S,
+        )
+        scene.figures["ready_s"] = time.monotonic() - began_s
     scene.await_flow(load, 40)
 
     scene.conclude(gap_s_max=GAP_S_MAX)
