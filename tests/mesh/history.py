@@ -102,7 +102,7 @@ class Run(NamedTuple):
 class History:
     """The history of all clients of one case; threads may write at once."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, token: str) -> None:
         self.operations: list[Operation] = []
         self.reads: list[Read] = []
         self.partitions: list[Partition] = []
@@ -114,7 +114,7 @@ class History:
         self.asked: dict[str, str] = {}  #: the command, by key
         #: hosts without an answer, after how long, and why
         self.silences: list[str] = []
-        self._token = lab.hosts[0].token()
+        self._token = token
 
     def ask(self, host: Host, method: str, path: str, **more: Any) -> Answer | None:
         """Send a request to a host; None: it gave no answer."""

@@ -268,7 +268,7 @@ class Scene:
     def history(self) -> History:
         """The history of its clients; it needs an agent, which makes its token."""
         if self._history is None:
-            self._history = History(self.lab)
+            self._history = History(self.lab.hosts[0].token())
         return self._history
 
     def load(self, *hosts: Host, pace: Pace | None = None) -> Load:
