@@ -103,6 +103,9 @@ class Quota(Protocol):
     def pause(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Free all while the block waits for an event, and take it again after it."""
 
+    def part(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold a long part of a stream in memory while the block runs; may wait."""
+
 
 class NodeClient(Protocol):
     """The HTTP client for other nodes."""
