@@ -49,7 +49,7 @@ class TreeLink(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     """A symbolic link that stays inside the tree."""
 
     path: Path
-    target: Path  #: relative to the folder of the link; `..` only at its start
+    target: Path  #: relative to the folder of the link, normalised
 
 
 class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -144,7 +144,7 @@ def content_digest(data: bytes) -> str:
 
 def check_manifest(manifest: Manifest) -> None:
     """Raise `ManifestError` unless the entries are a tree that stays inside itself."""
-    taken: set[str] = set()
+    places = []
     for count, path in enumerate(manifest.paths(), start=1):
         if count > ENTRIES_MAX:
             raise ManifestError(
@@ -152,23 +152,25 @@ def check_manifest(manifest: Manifest) -> None:
                 hint="send fewer files, or one archive of them",
             )
         check_path(path)
-        if path in taken:
-            raise ManifestError(f"two entries are called {path!r}")
-        taken.add(path)
-    for path in taken:
-        above = path.rpartition("/")[0]
-        while above:
-            if above in taken:
-                raise ManifestError(
-                    f"{path!r} lies below {above!r}, which is no folder"
-                )
-            above = above.rpartition("/")[0]
+        # No name contains NUL, so what lies below an entry follows it directly.
+        places.append(path.replace("/", "\0"))
+    for one, other in pairwise(sorted(places)):
+        if one == other:
+            raise ManifestError(f"two entries are called {_path_of(one)!r}")
+        if other.startswith(f"{one}\0"):
+            raise ManifestError(
+                f"{_path_of(other)!r} lies below {_path_of(one)!r}, which is no folder"
+            )
     for link in manifest.links:
         check_link(link)
     sizes: dict[bytes, int] = {}
     for file in manifest.files:
         if sizes.setdefault(file.sha256, file.size_bytes) != file.size_bytes:
             raise ManifestError(f"{file.path!r} has the digest of another size")
+
+
+def _path_of(place: str) -> str:
+    return place.replace("\0", "/")
 
 
 def check_path(path: str) -> None:
@@ -187,10 +189,12 @@ def check_path(path: str) -> None:
 def check_link(link: TreeLink) -> None:
     """Raise `ManifestError` unless a link stays inside the tree.
 
-    `..` may only be at the start of its target. Its own folder is real, because nothing
-    lies below a link, so the start stays inside, and each further link on the way is
-    checked in the same way.
+    Its target is `.`, or a path with `..` at its start only. The folder of the link is
+    real, because nothing lies below a link, so that start stays inside, and each
+    further link on the way is checked in the same way.
     """
+    if link.target == ".":
+        return
     names = link.target.split("/")
     ups = 0
     while ups < len(names) and names[ups] == "..":
