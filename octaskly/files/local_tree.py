@@ -1,0 +1,483 @@
+"""Trees of this machine that are to be sent: what lies where, and its content.
+
+Everything is checked before anything is sent. Paths of a tree lead from the folder in
+which the task will run; sources are absolute paths on this machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from octaskly.files.digest_index import DigestIndex, FileState
+from octaskly.files.ignore_rules import FolderListing, list_folder
+from octaskly.files.manifest import (
+    ENTRIES_MAX,
+    Manifest,
+    ManifestError,
+    TreeFile,
+    TreeLink,
+    content_digest,
+    encode_manifest,
+    make_manifest,
+)
+
+CHUNK_BYTES: Final = 1 << 20
+HASH_TRIES: Final = 2
+
+_SECRET_NAME: Final = re.compile(
+    r"\.env(?!\.(example|sample|template|dist)$)(\..+)?|id_(rsa|dsa|ecdsa|ed25519)(_sk)?"
+    r"|.*\.(pem|key|p12|pfx|jks|keystore|kdbx|ppk)|\.(netrc|pgpass|npmrc|pypirc)"
+    r"|\.git-credentials|credentials(\.json)?|\.htpasswd|\.vault_pass"
+    r"|secrets?\.(ya?ml|json|toml|ini)|.*\.tfstate",
+    re.IGNORECASE,
+)
+_SPECIAL_KINDS: Final = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class FileChanged(ManifestError):
+    """A file changed while it was read or sent; another scan may succeed."""
+
+
+class NamedPath(NamedTuple):
+    """A file or folder that the user named, and its place in the task's folder."""
+
+    text: str  #: as the user wrote it
+    source: str
+    place: str  #: "" is the task's folder itself
+
+
+class LocalFile(NamedTuple):
+    """A file with a content of a tree."""
+
+    path: str
+    state: FileState
+
+
+class Skipped(NamedTuple):
+    """What git's ignore rules left out."""
+
+    files: int = 0
+    folders: int = 0  #: as a whole
+    has_git: bool = False  #: the folder `.git`
+
+
+class LocalTree(NamedTuple):
+    """A checked tree; its contents are read from disk when they are sent.
+
+    Digests are in hexadecimal.
+    """
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    sha256: str  #: of the encoded manifest
+    sources: Mapping[str, LocalFile]  #: by SHA-256
+    skipped: Skipped
+    secret_paths: tuple[str, ...]  #: files in it that look like secrets
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each content by its digest, the manifest among them."""
+        sizes = {name: file.state.size_bytes for name, file in self.sources.items()}
+        return sizes | {self.sha256: len(self.manifest_bytes)}
+
+    def read_content(self, sha256: str) -> Iterator[bytes]:
+        """Yield a content in chunks. Blocks.
+
+        Raises:
+            FileChanged: the file has another content now. It is raised before the last
+                chunk, so a receiver never gets a complete content that is wrong.
+            ManifestError: the file cannot be read.
+        """
+        if sha256 == self.sha256:
+            yield self.manifest_bytes
+            return
+        source = self.sources[sha256]
+        digest = hashlib.sha256()
+        with _open_file(source.path) as (descriptor, status):
+            left = status.st_size
+            if FileState.from_status(status) != source.state:
+                raise _changed(source.path)
+            while left:
+                data = os.read(descriptor, min(left, CHUNK_BYTES))
+                digest.update(data)
+                left -= len(data)
+                if not data or (not left and digest.hexdigest() != sha256):
+                    raise _changed(source.path)
+                yield data
+
+
+def parse_named_path(text: str, folder: str) -> NamedPath:
+    """Return the meaning of `PATH` or `PATH=DEST`.
+
+    If a file has `=` in its name, PATH is the longest path that exists.
+
+    Args:
+        text: Absolute, or relative to `folder`.
+        folder: Absolute path.
+
+    Raises:
+        ManifestError: DEST is no path below the task's folder, or it is missing for a
+            path that leads out of `folder`.
+    """
+    path, place = _split_at_place(text, folder)
+    if not path:
+        raise ManifestError(f"{text!r} names no file")
+    whole = path if path.startswith("/") else f"{folder}/{path}"
+    source = "/" + "/".join(_names_in(whole))  # Links before `..` keep their meaning.
+    if place is None:
+        if path.startswith("/") or ".." in path.split("/"):
+            name = os.path.normpath(source).rpartition("/")[2]
+            raise ManifestError(
+                f"{text!r} leads out of this folder, so it needs a place in the"
+                " task's folder",
+                hint=f"{path}={name or 'NAME'}",
+            )
+        place = path
+    names = _names_in(place)
+    if place.startswith("/") or ".." in names or not place:
+        raise ManifestError(
+            f"{text!r}: {place!r} is no place in the task's folder",
+            hint="name a path without '..' that does not begin with '/'",
+        )
+    return NamedPath(text, source, "/".join(names))
+
+
+def scan_tree(
+    named: Iterable[NamedPath], *, index: DigestIndex, includes_ignored: bool = False
+) -> LocalTree:
+    """Return the tree of these files and folders. Blocks.
+
+    Args:
+        named: What to send; a link among them stands for its target.
+        index: Digests of earlier scans; those of this one are added.
+        includes_ignored: Skip nothing below folders.
+
+    Raises:
+        ManifestError: something cannot be sent; nothing is left out silently.
+        FileChanged: a file changes all the time.
+    """
+    scan = _TreeScan(includes_ignored=includes_ignored)
+    for one in named:
+        scan.add_named(one)
+    scan.check_collisions()
+    return scan.make_tree(index)
+
+
+class _FoundLink(NamedTuple):
+    path: str
+    target: str
+    top: str  #: the named folder
+    leaves_top: bool
+
+
+class _TreeScan:
+    """Collects the entries of a tree by their places, then hashes the files."""
+
+    def __init__(self, *, includes_ignored: bool) -> None:
+        self._includes_ignored = includes_ignored
+        self._sources: dict[str, str] = {}  #: of all entries
+        self._files: dict[str, os.stat_result] = {}
+        self._links: dict[str, _FoundLink] = {}
+        self._empty_folders: set[str] = set()
+        self._listings: list[FolderListing] = []
+        self._named_count = 0
+
+    def add_named(self, named: NamedPath) -> None:
+        """Add a file, or a folder with what lies below."""
+        self._named_count += 1
+        try:
+            status = os.stat(named.source)  # noqa: PTH116 - fast
+        except OSError as error:
+            raise ManifestError(
+                f"{named.text!r} cannot be sent: {error.strerror}"
+            ) from None
+        except ValueError:
+            raise ManifestError(f"{named.text!r} is no path: it has a NUL") from None
+        if stat.S_ISDIR(status.st_mode):
+            self._add_folder(named)
+            return
+        if not named.place or named.text.endswith("/"):
+            raise ManifestError(
+                f"{named.text!r} needs a name in the task's folder",
+                hint="PATH=NAME, where NAME has no '/' at its end",
+            )
+        self._add_file(named.place, named.source, status)
+
+    def check_collisions(self) -> None:
+        """Raise `ManifestError` if one file would lie below another."""
+        if self._named_count == 1:
+            return
+        for place, source in self._sources.items():
+            above = place.rpartition("/")[0]
+            while above and above not in self._sources:
+                above = above.rpartition("/")[0]
+            if above:
+                raise _collision(above, self._sources[above], source)
+
+    def make_tree(self, index: DigestIndex) -> LocalTree:
+        """Hash the files whose digests are not in the index; return the tree."""
+        folders = self._folders()
+        links = [
+            _checked_link(*item, self._sources, folders) for item in self._links.items()
+        ]
+        files = []
+        sources: dict[str, LocalFile] = {}
+        for place, status in self._files.items():
+            file, source = _tree_file(place, self._sources[place], status, index)
+            files.append(file)
+            sources.setdefault(file.sha256.hex(), source)
+        manifest = make_manifest(files, links, self._empty_folders - folders)
+        data = encode_manifest(manifest)
+        return LocalTree(
+            manifest=manifest,
+            manifest_bytes=data,
+            sha256=content_digest(data),
+            sources=sources,
+            skipped=Skipped(
+                sum(listing.skipped_files for listing in self._listings),
+                sum(listing.skipped_folders for listing in self._listings),
+                any(listing.is_git_skipped for listing in self._listings),
+            ),
+            secret_paths=tuple(
+                file.path for file in manifest.files if _looks_secret(file.path)
+            ),
+        )
+
+    def _add_folder(self, named: NamedPath) -> None:
+        top = named.source.rstrip("/")
+        listing = list_folder(top or "/", includes_ignored=self._includes_ignored)
+        self._listings.append(listing)
+        below = f"{named.place}/" if named.place else ""
+        for path, status in listing.entries.items():
+            self._add_entry(below + path, f"{top}/{path}", status, top)
+        self._empty_folders.update(below + path for path in listing.empty_folders)
+        if listing.entries or listing.empty_folders:
+            return
+        if listing.skipped_files or listing.skipped_folders:
+            raise ManifestError(
+                f"git's ignore rules leave nothing of {named.text!r} to be sent",
+                hint="--in-all sends ignored files, too",
+            )
+        if named.place:
+            self._empty_folders.add(named.place)
+
+    def _add_entry(
+        self, place: str, path: str, status: os.stat_result, top: str
+    ) -> None:
+        if stat.S_ISLNK(status.st_mode):
+            self._claim(place, path)
+            if place not in self._files:
+                self._links[place] = _read_link(path, top)
+        else:
+            self._add_file(place, path, status)
+
+    def _add_file(self, place: str, path: str, status: os.stat_result) -> None:
+        kind = _SPECIAL_KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is not None:
+            raise ManifestError(
+                f"{path!r} is {kind}, which cannot be sent",
+                hint="remove it, or leave it out by a rule in .gitignore",
+            )
+        self._claim(place, path)
+        self._files[place] = status
+        self._links.pop(place, None)  # Named by itself, it stands for its target.
+
+    def _claim(self, place: str, path: str) -> None:
+        """Take a place for an entry, unless another one has it."""
+        other = self._sources.setdefault(place, path)
+        if other != path and os.path.normpath(other) != os.path.normpath(path):
+            raise _collision(place, other, path)
+        if len(self._sources) > ENTRIES_MAX:
+            raise ManifestError(
+                f"there are more than {ENTRIES_MAX} files",
+                hint="send fewer files, or one archive of them",
+            )
+
+    def _folders(self) -> set[str]:
+        """Return all folders that hold something."""
+        folders = set()
+        for place in (*self._sources, *self._empty_folders):
+            above = place.rpartition("/")[0]
+            while above and above not in folders:
+                folders.add(above)
+                above = above.rpartition("/")[0]
+        return folders
+
+
+# --- Paths and links ---------------------------------------------------------------
+
+
+def _looks_secret(path: str) -> bool:
+    return _SECRET_NAME.fullmatch(path.rpartition("/")[2]) is not None
+
+
+def _checked_link(
+    place: str, link: _FoundLink, sources: Mapping[str, str], folders: set[str]
+) -> TreeLink:
+    """Return a link that stays in its named folder, or leads to another one's file."""
+    if link.leaves_top:
+        target = os.path.normpath(f"{place}/../{link.target}")
+        if target not in sources and target not in folders:
+            raise ManifestError(
+                f"the link {link.path!r} leads out of {link.top!r}, to {link.target!r}",
+                hint="send its target by PATH=DEST, and leave out the link by a rule in"
+                " .gitignore",
+            )
+    return TreeLink(place, link.target)
+
+
+def _split_at_place(text: str, folder: str) -> tuple[str, str | None]:
+    parts = text.split("=")
+    if len(parts) == 1:
+        return text, None
+    for count in range(len(parts), 0, -1):
+        path = "=".join(parts[:count])
+        if path and os.path.lexists(f"{folder}/{path}" if path[0] != "/" else path):
+            return path, "=".join(parts[count:]) if count < len(parts) else None
+    return parts[0], "=".join(parts[1:])
+
+
+def _names_in(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
+
+
+def _read_link(path: str, top: str) -> _FoundLink:
+    """Return a link with a relative, normalised target.
+
+    Raises:
+        ManifestError: it leads to itself, or its target cannot be normalised.
+    """
+    try:
+        raw = os.readlink(path)  # noqa: PTH115 - a Path would normalise it
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        os.stat(path)  # noqa: PTH116 - fast
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ManifestError(f"the link {path!r} leads to itself") from None
+    folder = path.rpartition("/")[0]
+    names = _names_in(raw)
+    is_odd = any(one != ".." == other for one, other in pairwise(names))
+    whole = os.path.normpath(f"{folder}/{raw}" if raw[0] != "/" else raw)
+    # `..` behind another link leads elsewhere than the text says.
+    if is_odd and os.path.realpath(path) != os.path.realpath(whole):
+        raise ManifestError(
+            f"the link {path!r} has '..' behind another link in its target {raw!r}",
+            hint="make a link to the place that it leads to",
+        )
+    if raw[0] == "/":
+        is_inside, raw = _relative_target(whole, folder, top)
+        return _FoundLink(path, raw, top, leaves_top=not is_inside)
+    target = os.path.normpath(raw)
+    ups = target.split("/").count("..")
+    depth = path[len(top) :].count("/") - 1
+    return _FoundLink(path, target, top, leaves_top=ups > depth)
+
+
+def _relative_target(target: str, folder: str, top: str) -> tuple[bool, str]:
+    """Return whether an absolute target is in `top`, and its path from `folder`."""
+    for start in (top, os.path.realpath(top)):
+        if target == start or target.startswith(f"{start}/"):
+            return True, os.path.relpath(top + target[len(start) :], folder)
+    return False, target
+
+
+# --- Contents ----------------------------------------------------------------------
+
+
+def _tree_file(
+    place: str, path: str, status: os.stat_result, index: DigestIndex
+) -> tuple[TreeFile, LocalFile]:
+    """Return an entry of the tree and its source; hash the file if necessary."""
+    state = FileState.from_status(status)
+    sha256 = index.look_up(state)
+    if sha256 is None:
+        sha256, status = _hash_file(path, index)
+        state = FileState.from_status(status)
+    is_executable = bool(status.st_mode & stat.S_IXUSR)
+    file = TreeFile(place, sha256, state.size_bytes, state.mtime_ns, is_executable)
+    return file, LocalFile(path, state)
+
+
+def _hash_file(path: str, index: DigestIndex) -> tuple[bytes, os.stat_result]:
+    """Return the SHA-256 of a file, and its status before and after it was read."""
+    for _ in range(HASH_TRIES):
+        hashed_at_ns = index.now_ns()
+        with _open_file(path) as (descriptor, status):
+            sha256 = _hash_content(descriptor, status.st_size)
+            state = FileState.from_status(os.fstat(descriptor))
+        if sha256 is not None and state == FileState.from_status(status):
+            index.add(state, sha256, hashed_at_ns=hashed_at_ns)
+            return sha256, status
+    raise _changed(path)
+
+
+def _hash_content(descriptor: int, size_bytes: int) -> bytes | None:
+    """Return the SHA-256 of a file; None if it has another size."""
+    digest = hashlib.sha256()
+    left = size_bytes
+    while left:
+        data = os.read(descriptor, min(left, CHUNK_BYTES))
+        if not data:
+            return None
+        digest.update(data)
+        left -= len(data)
+    return None if os.read(descriptor, 1) else digest.digest()
+
+
+@contextmanager
+def _open_file(path: str) -> Iterator[tuple[int, os.stat_result]]:
+    """Open a regular file for the block.
+
+    Raises:
+        FileChanged: it is no regular file any more.
+        ManifestError: it cannot be opened, or reading it fails in the block.
+    """
+    try:
+        # Opening a FIFO that replaced it must not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _changed(path)
+        yield descriptor, status
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _changed(path: str) -> FileChanged:
+    return FileChanged(
+        f"{path!r} changes while it is sent",
+        hint="wait until no program writes to it, or send a copy",
+    )
+
+
+def _unreadable(path: str, error: OSError) -> ManifestError:
+    return ManifestError(
+        f"{path!r} cannot be read: {error.strerror}",
+        hint="allow yourself to read it, or leave it out by a rule in .gitignore",
+    )
+
+
+def _collision(place: str, one: str, other: str) -> ManifestError:
+    return ManifestError(
+        f"{one!r} and {other!r} collide at {place!r} in the task's folder",
+        hint="give one of them another place, by PATH=DEST",
+    )
