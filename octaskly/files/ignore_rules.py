@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final, NamedTuple
-
-from pathspec.patterns.gitignore import GitIgnorePatternError
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from octaskly.files.manifest import ENTRIES_MAX, ManifestError
+
+if TYPE_CHECKING:
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 GIT_FOLDER: Final = ".git"
 IGNORE_FILE: Final = ".gitignore"
@@ -190,6 +190,10 @@ def _read_patterns(path: str) -> tuple[GitIgnoreSpecPattern, ...]:
 
 
 def _compile_patterns(lines: Iterable[str]) -> Iterator[GitIgnoreSpecPattern]:
+    # Not needed in work trees, and 10 ms to import.
+    from pathspec.patterns.gitignore import GitIgnorePatternError  # noqa: PLC0415
+    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern  # noqa: PLC0415
+
     for line in lines:
         try:
             with warnings.catch_warnings(action="ignore"):  # Of odd ranges in [].
