@@ -12,6 +12,7 @@ import click
 
 from octaskly.cli import completion
 from octaskly.cli.options import Duration
+from octaskly.cli.sent_files import SentPaths
 
 STDIN_BYTES_MAX: Final = 1 << 20
 LIMITS: Final = ("memory_mb", "cpu_seconds", "file_mb", "processes")
@@ -120,7 +121,7 @@ def _stdin(
     if len(data) > STDIN_BYTES_MAX:
         raise click.UsageError(
             f"--stdin {file.name} has more than {STDIN_BYTES_MAX} bytes;"
-            " put the file into the worker directory and name it with --input"
+            " send the file along with --in"
         )
     return base64.b64encode(data).decode()
 
@@ -176,7 +177,21 @@ TASK_OPTIONS: Final = (
         help="End it after so long: 90, 15m, 2h (default 1h).",
     ),
     click.option(
-        "--input",
+        "--in",
+        "sent_paths",
+        multiple=True,
+        metavar="PATH[=DEST]",
+        shell_complete=completion.complete_files,
+        help="A file or folder to send along, at DEST; implies --scratch. Repeatable.",
+    ),
+    click.option(
+        "--in-all",
+        "sends_ignored",
+        is_flag=True,
+        help="Send also .git and what .gitignore files name, of folders.",
+    ),
+    click.option(
+        "--needs",
         "inputs",
         multiple=True,
         metavar="PATH",
@@ -291,13 +306,18 @@ DRAFT_FIELDS: Final = (
 
 
 def task_options(command: _C) -> _C:
-    """Add the task options; the command gets their values as one argument, `fields`."""
+    """Add the task options; the command gets their values as `fields` and `sent`."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **values: Any) -> Any:
         fields = {field: values.pop(field) for field in DRAFT_FIELDS}
         fields["requires"] = _requires(values)
-        return command(*args, **values, fields=fields)
+        sent = SentPaths(values.pop("sent_paths"), values.pop("sends_ignored"))
+        if sent.paths:
+            fields["workdir"] = "scratch"
+        elif sent.includes_ignored:
+            raise click.UsageError("--in-all: name a folder with --in")
+        return command(*args, **values, fields=fields, sent=sent)
 
     for flag in reversed(TASK_OPTIONS):
         gathered = flag(gathered)

@@ -67,7 +67,7 @@ def assert_error_form(stderr: bytes) -> None:
         (["run", "--timeout", "2d", "--", "true"], 2),
         (["run", "--timeout", "0", "--", "true"], 2),
         (["run", "--output", "../x", "--", "true"], 2),
-        (["run", "--input", "missing", "--", "true"], 125),
+        (["run", "--needs", "missing", "--", "true"], 125),
         (["run"], 2),
         (["submit"], 2),
         (["submit", "--file", "/nowhere"], 2),

@@ -129,7 +129,7 @@ def test_run_prints_node_and_duration_on_a_terminal(
         (["--", "kill -TERM $$"], 143),
         (["--timeout", "1", "--", "sleep 30"], 124),
         (["--", "no-such-command-anywhere"], 127),
-        (["--input", "no-such-file", "--", "true"], 125),
+        (["--needs", "no-such-file", "--", "true"], 125),
         (["--", " "], 2),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_task_with_scratch_keeps_only_its_outputs(agent: DemoAgent) -> None:
     (work / "given").write_text("in\n")
     done = octaskly(
         agent,
-        *("run", "--scratch", "--input", "given", "--output", "made", "--"),
+        *("run", "--scratch", "--needs", "given", "--output", "made", "--"),
         "pwd; cp given made; touch litter",
     )
 

@@ -28,6 +28,7 @@ from octaskly.cli.output.render import (
     size,
 )
 from octaskly.cli.output.terminal import print_exact, print_line
+from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
@@ -166,6 +167,7 @@ def array(
     idempotency_key: str | None,
     durability: str | None,
     fields: DraftFields,
+    sent: SentPaths,
 ) -> None:
     """Hand in a command once for each number, as one array.
 
@@ -175,9 +177,13 @@ def array(
     wanted = _array_draft(
         command_with_placeholders(words), fields, {"range": numbers}, max_fails
     )
+    files = SentFiles(sent)
     with context.connect() as client:
         [[task]] = submit_drafts(
-            client, [wanted], key=idempotency_key, durability=durability
+            client,
+            files.send(client, [wanted]),
+            key=idempotency_key,
+            durability=durability,
         )
     print_line(task.id)
 
@@ -228,6 +234,7 @@ def map_(
     idempotency_key: str | None,
     durability: str | None,
     fields: DraftFields,
+    sent: SentPaths,
 ) -> int:
     """Run a command once for each item, and print what they write.
 
@@ -253,9 +260,14 @@ def map_(
         return 0
     wanted = _array_draft(text, fields, {"items": items}, max_fails)
 
+    if not (sent.paths or wanted.inputs or wanted.cwd):
+        warn_of_local_files(text, items)
+
     def begun(client: Session) -> Task:
+        with allow_interrupts([]):  # Nothing was submitted that may be lost.
+            drafts = SentFiles(sent).send(client, [wanted])
         [[task]] = submit_drafts(
-            client, [wanted], key=idempotency_key, durability=durability
+            client, drafts, key=idempotency_key, durability=durability
         )
         return task
 

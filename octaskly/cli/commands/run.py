@@ -41,6 +41,7 @@ from octaskly.cli.output.render import (
     report_error,
 )
 from octaskly.cli.output.terminal import is_terminal
+from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
 from octaskly.cli.stdin import stdin_fields
 from octaskly.cli.task_options import DraftFields, task_options
 from octaskly.cli.wait_hint import explain_if_waiting
@@ -77,6 +78,7 @@ def run(
     durability: str | None,
     as_json: bool,  # noqa: FBT001
     fields: DraftFields,
+    sent: SentPaths,
 ) -> int:
     """Run a command somewhere in the mesh, as if it ran here.
 
@@ -86,13 +88,17 @@ def run(
     125 Octaskly failed, 5 no agent or dispatcher.
     """
     task_draft = make_draft(command_text(words), fields)
+    if not (sent.paths or task_draft.inputs or task_draft.cwd):
+        warn_of_local_files(task_draft.command)
     try:
+        files = SentFiles(sent)
         with context.connect() as client:
             if task_draft.stdin_base64 is None:
                 task_draft = replace(task_draft, **stdin_fields(client))
+            drafts = files.send(client, [task_draft])
             with defer_first_interrupt() as noted:
                 [[task]] = submit_drafts(
-                    client, [task_draft], key=idempotency_key, durability=durability
+                    client, drafts, key=idempotency_key, durability=durability
                 )
                 with (
                     explain_if_waiting(context, [task.id]),

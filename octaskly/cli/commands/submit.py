@@ -16,6 +16,7 @@ from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.output.render import note
 from octaskly.cli.output.terminal import on_one_line, print_text
+from octaskly.cli.sent_files import SentFiles, SentPaths
 from octaskly.cli.task_options import (
     STDIN_CONSUMED,
     DraftFields,
@@ -116,6 +117,7 @@ def submit(
     idempotency_key: str | None,
     durability: str | None,
     fields: DraftFields,
+    sent: SentPaths,
 ) -> None:
     """Hand in a task, or one per line of stdin with -. Prints the ids.
 
@@ -133,8 +135,10 @@ def submit(
     if not drafts:
         note("nothing to submit: no line has a command")
         return
+    files = SentFiles(sent)
     count = 0
     with context.connect() as client:
+        drafts = files.send(client, drafts)
         try:
             for accepted in submit_drafts(
                 client, drafts, key=idempotency_key, durability=durability

@@ -94,7 +94,7 @@ export function asCli(task) {
   add("--cwd", body.cwd);
   if (body.workdir) words.push("--scratch");
   if (task.stdin_bytes) add("--stdin", "stdin.txt");
-  each("--input", body.inputs);
+  each("--needs", body.inputs);
   each("--output", body.outputs);
   add("--priority", body.priority);
   add("--retries", body.retries);

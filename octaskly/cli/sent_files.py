@@ -1,0 +1,151 @@
+"""Files that a command sends along with its tasks, and what stderr says about them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from octaskly.cli.output.render import note, size
+
+if TYPE_CHECKING:
+    from octaskly.client import Session
+    from octaskly.client.flows.files import SentTree
+    from octaskly.files.local_tree import LocalTree, Skipped
+    from octaskly.rest.client_types import Draft
+
+NAMES_SHOWN: Final = 3
+ITEMS_CHECKED: Final = 100
+
+
+class SentPaths(NamedTuple):
+    """The values of `--in` and `--in-all`."""
+
+    paths: Sequence[str] = ()
+    includes_ignored: bool = False
+
+
+class SentFiles:
+    """The files of one command: scanned at once, and sent when a node is known.
+
+    Raises:
+        ManifestError: a file cannot be sent.
+    """
+
+    def __init__(self, sent: SentPaths) -> None:
+        self._sent = sent
+        self._tree = self._scan() if sent.paths else None
+        if self._tree is not None:
+            _warn_of_secrets(self._tree.secret_paths)
+
+    def send(self, client: Session, drafts: Iterable[Draft]) -> list[Draft]:
+        """Send what the node lacks; return the tasks with their tree.
+
+        A file that changed since the scan is scanned once more.
+        """
+        if self._tree is None:
+            return list(drafts)
+        from octaskly.files.local_tree import FileChanged  # noqa: PLC0415 - for --in
+
+        try:
+            answer = _upload(client, self._tree)
+        except FileChanged:
+            self._tree = self._scan(is_retry=True)
+            answer = _upload(client, self._tree)
+        note(_summary(self._tree, answer))
+        field = {"sha256": answer.sha256, "node": answer.node}
+        return [replace(draft, tree=field) for draft in drafts]
+
+    def _scan(self, *, is_retry: bool = False) -> LocalTree:
+        from octaskly.client.local_trees import scan_local_tree  # noqa: PLC0415
+
+        return scan_local_tree(
+            self._sent.paths,
+            includes_ignored=self._sent.includes_ignored,
+            is_retry=is_retry,
+        )
+
+
+def warn_of_local_files(command: str, items: Sequence[str] = ()) -> None:
+    """Print a warning if a command names files of the current folder.
+
+    Args:
+        command: Shell text of a command that sends no files.
+        items: Items of an array.
+    """
+    words = _words_in(command)
+    named = [word for word in words if _is_local(word)]
+    named += islice(filter(_is_local, items[:ITEMS_CHECKED]), 1)
+    if named:
+        note(
+            f"warning: {named[0]} is in this folder, but tasks run in the worker"
+            f" directory of their node; --in {shlex.quote(named[0])} sends it along"
+        )
+
+
+def _upload(client: Session, tree: LocalTree) -> SentTree:
+    from octaskly.client.flows.files import upload_tree  # noqa: PLC0415
+
+    return client.run(
+        upload_tree(client.requests, tree.sha256, tree.sizes(), tree.read_content)
+    )
+
+
+def _warn_of_secrets(paths: Sequence[str]) -> None:
+    if not paths:
+        return
+    shown = ", ".join(paths[:NAMES_SHOWN])
+    more = f" and {len(paths) - NAMES_SHOWN} more" if len(paths) > NAMES_SHOWN else ""
+    note(f"warning: files that look secret are sent: {shown}{more}")
+
+
+def _summary(tree: LocalTree, answer: SentTree) -> str:
+    """Return `· 812 files, 96.0 MiB; sent 3 (41.2 KiB); skipped .git`."""
+    files = tree.manifest.files
+    text = f"· {_counted(len(files), 'file')}, {size(tree.manifest.total_bytes)}"
+    text += f"; sent {answer.files_sent}"
+    if answer.files_sent:
+        text += f" ({size(answer.bytes_sent)})"
+    parts = list(_skipped_parts(tree.skipped))
+    return f"{text}; skipped {' and '.join(parts)}" if parts else text
+
+
+def _skipped_parts(skipped: Skipped) -> Iterator[str]:
+    if skipped.has_git:
+        yield ".git"
+    counts = [(skipped.folders, "folder"), (skipped.files, "file")]
+    if ignored := [_counted(*count) for count in counts if count[0]]:
+        yield f"{', '.join(ignored)} in .gitignore"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _words_in(command: str) -> Iterable[str]:
+    """Yield the words of shell text that may name files, and the values of options."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    try:
+        words = list(lexer)
+    except ValueError:
+        return
+    for number, word in enumerate(words):
+        # The first word is a program, which is found in PATH unless it has a slash.
+        if number or "/" in word:
+            yield from word.split("=") if word.startswith("-") else [word]
+
+
+def _is_local(word: str) -> bool:
+    """Return True if a word is a relative path of something that exists."""
+    return (
+        not word.startswith("/")
+        and word.strip("./") != ""
+        and "\0" not in word
+        and os.path.lexists(word)
+    )

@@ -1,0 +1,296 @@
+"""`--in`: files that go with a task, what stderr says, and what is refused before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from octaskly.cli.sent_files import SentFiles, SentPaths
+from octaskly.client import Session
+from octaskly.files.local_tree import FileChanged
+from octaskly.rest.client_types import Draft
+from tests.cli.conftest import Run
+from tests.cli.stand_in import Api
+from tests.cli.typed import typed, without_wait_reason
+
+Call = subprocess.CompletedProcess[bytes]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
+    """One node that serves."""
+    folder = tmp_path_factory.mktemp("agent")
+    (folder / "work").mkdir()
+    with run_agents(folder, ["lone"], folder / "work") as [started]:
+        wait_until_formed([started])
+        yield started
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of the user, with a few files."""
+    folder = tmp_path / "project"
+    (folder / "src").mkdir(parents=True)
+    (folder / "greet").write_text("#!/bin/sh\ncat src/text\n")
+    (folder / "greet").chmod(0o755)
+    (folder / "src" / "text").write_text("hello\n")
+    (folder / "a.log").write_text("")
+    (folder / ".gitignore").write_text("*.log\nout/\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
+    done = subprocess.run(
+        typed("--state-dir", str(agent.state), *arguments),
+        input=stdin,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return without_wait_reason(done)
+
+
+# --- Files that go with a task -----------------------------------------------------
+
+
+def test_a_command_finds_the_files_that_were_sent(
+    agent: DemoAgent, project: Path
+) -> None:
+    """With its folders and executable bits; a second run sends only what changed."""
+    (project / ".git").mkdir()
+    (project / "out").mkdir()
+    (project / "greet").write_text("#!/bin/sh\ncat src/*\n")  # No node has these.
+    (project / "src" / "text").write_text("first\n")
+    (project / ".gitignore").write_text("# mine\n*.log\nout/\n")
+    first = octaskly(agent, "run", "--in", ".", "--", "./greet; ls -A")
+    (project / "src" / "text").write_text("changed\n")
+    second = octaskly(agent, "run", "--in", ".", "--", "./greet")
+
+    names = b".gitignore\ngreet\nsrc\n"
+    skipped = b"skipped .git and 1 folder, 1 file in .gitignore\n"
+    assert (first.returncode, first.stdout) == (0, b"first\n" + names)
+    assert first.stderr == "· 3 files, 44 B; sent 3 (44 B); ".encode() + skipped
+    assert (second.returncode, second.stdout) == (0, b"changed\n")
+    assert second.stderr == "· 3 files, 46 B; sent 1 (8 B); ".encode() + skipped
+
+
+def test_named_files_have_the_place_that_the_user_chose(
+    agent: DemoAgent, project: Path
+) -> None:
+    """Also ignored ones, and with `--in-all` everything."""
+    named = octaskly(
+        agent, "run", "--in", "src/text=t", "--in", "a.log", "--", "find . -type f"
+    )
+    everything = octaskly(agent, "run", "--in", ".", "--in-all", "--", "ls -A")
+
+    assert sorted(named.stdout.split()) == [b"./a.log", b"./t"]
+    assert everything.stdout.split() == [b".gitignore", b"a.log", b"greet", b"src"]
+    assert b"skipped" not in named.stderr + everything.stderr
+
+
+def test_each_command_that_hands_in_tasks_sends_files(
+    agent: DemoAgent, project: Path
+) -> None:
+    """One tree for all tasks of a request."""
+    submitted = octaskly(
+        agent, "submit", "--in", ".", "-", stdin=b"./greet\nwc -c src/text\n"
+    )
+    array = octaskly(agent, "array", "--in", ".", "1-2", "--", "cat src/text; echo {}")
+    mapped = octaskly(agent, "map", "-k", "--in", "src=.", "cat text; echo", ":::", "a")
+
+    outputs = []
+    for task in [*submitted.stdout.split(), array.stdout.strip() + b".2"]:
+        octaskly(agent, "wait", task.decode())
+        outputs.append(octaskly(agent, "logs", task.decode()).stdout)
+    assert outputs == [b"hello\n", b"6 src/text\n", b"hello\n2\n"]
+    assert (mapped.returncode, mapped.stdout) == (0, b"hello\na\n")
+    assert submitted.stderr.count(b"3 files") == 1
+    assert b"1 file, 6 B; sent 0\n" in mapped.stderr
+
+
+def test_files_that_look_secret_are_named(agent: DemoAgent, project: Path) -> None:
+    """They are sent, since the user named their folder, but not unnoticed."""
+    for name in (".env", "a.key", "b.key", "c.pem", "id_rsa"):
+        (project / name).write_text(name)
+
+    done = octaskly(agent, "run", "--in", ".", "--", "cat id_rsa")
+
+    assert done.stdout == b"id_rsa"
+    assert done.stderr.splitlines()[0] == (
+        b"warning: files that look secret are sent: .env, a.key, b.key and 2 more"
+    )
+
+
+def test_quiet_commands_send_files_silently(agent: DemoAgent, project: Path) -> None:
+    """As with every other note."""
+    done = octaskly(agent, "--quiet", "run", "--in", ".", "--", "./greet")
+
+    assert (done.stdout, done.stderr) == (b"hello\n", b"")
+
+
+# --- Files that change -------------------------------------------------------------
+
+
+@pytest.fixture
+def session(agent: DemoAgent) -> Iterator[Session]:
+    """A session with the agent, as commands have."""
+    from octaskly.cli.context import CliContext
+
+    with CliContext(state_dir=agent.state).connect() as session:
+        yield session
+
+
+def test_a_file_that_changed_since_the_scan_is_sent_as_it_is_now(
+    session: Session, project: Path
+) -> None:
+    """After one retry; the connection can be used again."""
+    (project / "src" / "text").write_text("text that no node has")
+    files = SentFiles(SentPaths(["src"]))
+    (project / "src" / "text").write_text("other text")
+
+    [draft] = files.send(session, [Draft(command="true")])
+
+    again = SentFiles(SentPaths(["src"])).send(session, [Draft(command="true")])
+    assert draft.tree is not None
+    assert again == [draft]
+
+
+def test_a_file_that_changes_all_the_time_is_an_error(
+    session: Session, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One retry, then an error that names it."""
+    (project / "src" / "text").write_text("another text that no node has")
+    files = SentFiles(SentPaths(["src"]))
+    place = project / "src" / "text"
+    real_open = os.open
+
+    def open_and_change(path: str, flags: int) -> int:
+        """Change the file each time before it is opened to be sent."""
+        place.write_text(place.read_text() + "x")
+        return real_open(path, flags)
+
+    monkeypatch.setattr(os, "open", open_and_change)
+
+    with pytest.raises(FileChanged, match=r"src/text' changes while it is sent"):
+        files.send(session, [Draft(command="true")])
+
+
+# --- Before anything is sent -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (
+            ["run", "--in", "../x", "--", "true"],
+            125,
+            (
+                "error: '../x' leads out of this folder, so it needs a place in the"
+                " task's folder\n  hint: ../x=x\n"
+            ),
+        ),
+        (
+            ["submit", "--in", "/etc/hosts", "--", "true"],
+            1,
+            (
+                "error: '/etc/hosts' leads out of this folder, so it needs a place in"
+                " the task's folder\n  hint: /etc/hosts=hosts\n"
+            ),
+        ),
+        (
+            ["map", "--in", "no", "true", ":::", "a"],
+            125,
+            "error: 'no' cannot be sent: No such file or directory\n",
+        ),
+        (
+            ["array", "--in", "fifo", "1-2", "--", "true"],
+            1,
+            (
+                "error: 'PROJECT/fifo' is a FIFO, which cannot be sent\n"
+                "  hint: remove it, or leave it out by a rule in .gitignore\n"
+            ),
+        ),
+        (
+            ["run", "--in", "links", "--", "true"],
+            125,
+            (
+                "error: the link 'PROJECT/links/out' leads out of 'PROJECT/links',"
+                " to '/etc'\n  hint: send its target by PATH=DEST, and leave out the"
+                " link by a rule in .gitignore\n"
+            ),
+        ),
+        (
+            ["run", "--in", "greet", "--in", "src/text=greet", "--", "true"],
+            125,
+            (
+                "error: 'PROJECT/greet' and 'PROJECT/src/text' collide at 'greet' in"
+                " the task's folder\n  hint: give one of them another place,"
+                " by PATH=DEST\n"
+            ),
+        ),
+        (
+            ["run", "--in-all", "--", "true"],
+            2,
+            "error: --in-all: name a folder with --in\n  hint: octaskly run --help\n",
+        ),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
+)
+def test_files_that_cannot_be_sent_are_refused_first(
+    api: Api,
+    octaskly: Run,
+    project: Path,
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    """No request is made, so nothing is sent and nothing runs."""
+    os.mkfifo(project / "fifo")
+    (project / "links").mkdir()
+    (project / "links" / "out").symlink_to("/etc")
+
+    done = octaskly(*arguments)
+
+    assert done.stderr.decode().replace(str(project), "PROJECT") == said
+    assert (done.returncode, done.stdout, api.requests) == (code, b"", [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "--", "cat", "src/text"], "src/text"),
+        (["run", "--", "./greet"], "./greet"),
+        (["run", "--", "wc -l <src/text"], "src/text"),
+        (["run", "--", "true --file=src/text"], "src/text"),
+        (["run", "--", "true; ls 'a.log'"], "a.log"),
+        (["map", "-k", "true", ":::", "x", "a.log", "src"], "a.log"),
+        (["map", "cat src/text", ":::", "x"], "src/text"),
+        (["run", "--", "greet"], None),
+        (["run", "--", "true", "-", ".", "..", "/etc/hosts", "no"], None),
+        (["run", "--", "echo 'open"], None),
+        (["run", "--needs", "src/text", "--", "cat", "src/text"], None),
+        (["run", "--cwd", "/", "--", "true", "src/text"], None),
+        (["submit", "--", "cat", "src/text"], None),
+        (["map", "--dry-run", "true", ":::", "a.log"], None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_that_names_local_files_warns_before_it_runs(
+    api: Api, octaskly: Run, project: Path, arguments: list[str], named: str | None
+) -> None:
+    """Tasks do not run in the user's folder; only `run` and `map` look as if."""
+    said = octaskly(*arguments).stderr.decode()
+
+    warning = (
+        f"warning: {named} is in this folder, but tasks run in the worker directory of"
+        f" their node; --in {named} sends it along\n"
+    )
+    assert said.startswith(warning) if named else "warning" not in said
+    assert said.count("warning") == (1 if named else 0)
