@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -32,12 +32,27 @@ class SentPaths(NamedTuple):
 class SentFiles:
     """The files of one command: scanned at once, and sent when a node is known.
 
+    Args:
+        sent: What the user named.
+        items: Those of an array; they fill the placeholders in its paths.
+        is_replicated: Store the files on as many nodes as the tasks, since the command
+            does not wait for their end.
+
     Raises:
         ManifestError: a file cannot be sent.
     """
 
-    def __init__(self, sent: SentPaths) -> None:
+    def __init__(
+        self,
+        sent: SentPaths,
+        items: Sequence[str] = (),
+        *,
+        is_replicated: bool = False,
+    ) -> None:
         self._sent = sent
+        self._is_replicated = is_replicated
+        self._items = items
+        self._folders: tuple[str, ...] = ()
         self._tree = self._scan() if sent.paths else None
         if self._tree is not None:
             _warn_of_secrets(self._tree.secret_paths)
@@ -52,21 +67,39 @@ class SentFiles:
         from octaskly.files.local_tree import FileChanged  # noqa: PLC0415 - for --in
 
         try:
-            answer = _upload(client, self._tree)
+            answer = self._upload(client, self._tree)
         except FileChanged:
             self._tree = self._scan(is_retry=True)
-            answer = _upload(client, self._tree)
+            answer = self._upload(client, self._tree)
         note(_summary(self._tree, answer))
-        field = {"sha256": answer.sha256, "node": answer.node}
+        field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
+        if self._folders:
+            field["folders"] = self._folders
         return [replace(draft, tree=field) for draft in drafts]
 
-    def _scan(self, *, is_retry: bool = False) -> LocalTree:
-        from octaskly.client.local_trees import scan_local_tree  # noqa: PLC0415
+    def _upload(self, client: Session, tree: LocalTree) -> SentTree:
+        from octaskly.client.flows import files  # noqa: PLC0415 - for --in only
 
-        return scan_local_tree(
-            self._sent.paths,
-            includes_ignored=self._sent.includes_ignored,
-            is_retry=is_retry,
+        answer = client.run(
+            files.upload_tree(
+                client.requests, tree.sha256, tree.sizes(), tree.read_content
+            )
+        )
+        if self._is_replicated:
+            client.run(files.replicate_tree(client.requests, answer))
+        return answer
+
+    def _scan(self, *, is_retry: bool = False) -> LocalTree:
+        from octaskly.client import local_trees  # noqa: PLC0415 - for --in only
+
+        paths, includes_ignored = self._sent
+        if not self._items or not any(map(local_trees.has_placeholder, paths)):
+            return local_trees.scan_local_tree(
+                paths, includes_ignored=includes_ignored, is_retry=is_retry
+            )
+        self._folders = local_trees.ARRAY_FOLDERS
+        return local_trees.scan_array_tree(
+            paths, self._items, includes_ignored=includes_ignored, is_retry=is_retry
         )
 
 
@@ -85,14 +118,6 @@ def warn_of_local_files(command: str, items: Sequence[str] = ()) -> None:
             f"warning: {named[0]} is in this folder, but tasks run in the worker"
             f" directory of their node; --in {shlex.quote(named[0])} sends it along"
         )
-
-
-def _upload(client: Session, tree: LocalTree) -> SentTree:
-    from octaskly.client.flows.files import upload_tree  # noqa: PLC0415
-
-    return client.run(
-        upload_tree(client.requests, tree.sha256, tree.sizes(), tree.read_content)
-    )
 
 
 def _warn_of_secrets(paths: Sequence[str]) -> None:

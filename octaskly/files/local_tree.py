@@ -57,6 +57,7 @@ class NamedPath(NamedTuple):
     text: str  #: as the user wrote it
     source: str
     place: str  #: "" is the task's folder itself
+    below: str = ""  #: a folder of the tree that stands for the task's folder
 
 
 class LocalFile(NamedTuple):
@@ -132,6 +133,11 @@ def parse_named_path(text: str, folder: str) -> NamedPath:
             path that leads out of `folder`.
     """
     path, place = _split_at_place(text, folder)
+    return name_path(path, place, folder, text=text)
+
+
+def name_path(path: str, place: str | None, folder: str, *, text: str) -> NamedPath:
+    """Return a named path; see `parse_named_path`."""
     if not path:
         raise ManifestError(f"{text!r} names no file")
     whole = path if path.startswith("/") else f"{folder}/{path}"
@@ -213,7 +219,7 @@ class _TreeScan:
                 f"{named.text!r} needs a name in the task's folder",
                 hint="PATH=NAME, where NAME has no '/' at its end",
             )
-        self._add_file(named.place, named.source, status)
+        self._add_file(_join(named.below, named.place), named.source, status)
 
     def check_collisions(self) -> None:
         """Raise `ManifestError` if one file would lie below another."""
@@ -259,7 +265,8 @@ class _TreeScan:
         top = named.source.rstrip("/")
         listing = list_folder(top or "/", includes_ignored=self._includes_ignored)
         self._listings.append(listing)
-        below = f"{named.place}/" if named.place else ""
+        place = _join(named.below, named.place)
+        below = _join(place, "")
         for path, status in listing.entries.items():
             self._add_entry(below + path, f"{top}/{path}", status, top)
         self._empty_folders.update(below + path for path in listing.empty_folders)
@@ -270,8 +277,8 @@ class _TreeScan:
                 f"git's ignore rules leave nothing of {named.text!r} to be sent",
                 hint="--in-all sends ignored files, too",
             )
-        if named.place:
-            self._empty_folders.add(named.place)
+        if place:
+            self._empty_folders.add(place)
 
     def _add_entry(
         self, place: str, path: str, status: os.stat_result, top: str
@@ -347,6 +354,10 @@ def _split_at_place(text: str, folder: str) -> tuple[str, str | None]:
         if path and os.path.lexists(f"{folder}/{path}" if path[0] != "/" else path):
             return path, "=".join(parts[count:]) if count < len(parts) else None
     return parts[0], "=".join(parts[1:])
+
+
+def _join(folder: str, path: str) -> str:
+    return f"{folder}/{path}" if folder else path
 
 
 def _names_in(path: str) -> list[str]:

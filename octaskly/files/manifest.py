@@ -8,12 +8,13 @@ leads out of the tree, and nothing lies below a file or a link.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from typing import Annotated, Final
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise, takewhile
+from typing import Annotated, Final, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from octaskly.errors import OctasklyError
 
@@ -22,6 +23,8 @@ MANIFEST_BYTES_MAX: Final = 16 << 20
 PATH_BYTES_MAX: Final = 4096
 NAME_BYTES_MAX: Final = 255
 SHA256_BYTES: Final = 32
+
+_Entry = TypeVar("_Entry")
 
 Path = Annotated[str, Meta(min_length=1, max_length=PATH_BYTES_MAX)]
 """Relative and normalised, with `/` between its names."""
@@ -140,6 +143,55 @@ def decode_manifest(data: bytes) -> Manifest:
 def content_digest(data: bytes) -> str:
     """Return the SHA-256 of a content, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def select_folders(manifest: Manifest, folders: Sequence[str]) -> Manifest:
+    """Return the tree with the contents of some of its folders, together at its top.
+
+    Args:
+        manifest: The tree.
+        folders: Paths of folders, which may be missing; without any, the whole tree.
+
+    Raises:
+        ManifestError: the contents of two folders collide, or a link leaves them.
+    """
+    if not folders:
+        return manifest
+    files: list[TreeFile] = []
+    links: list[TreeLink] = []
+    empty_folders: list[str] = []
+    for folder in folders:
+        below = f"{folder}/"
+        start = len(below)
+        files += (
+            structs.replace(file, path=file.path[start:])
+            for file in _below(manifest.files, below, _entry_path)
+        )
+        links += (
+            structs.replace(link, path=link.path[start:])
+            for link in _below(manifest.links, below, _entry_path)
+        )
+        empty_folders += (
+            path[start:] for path in _below(manifest.empty_folders, below, str)
+        )
+    paths = sorted([*map(_entry_path, files), *map(_entry_path, links), *empty_folders])
+    return make_manifest(
+        files,
+        links,
+        {path for path in empty_folders if not any(_below(paths, f"{path}/", str))},
+    )
+
+
+def _entry_path(entry: TreeFile | TreeLink) -> str:
+    return entry.path
+
+
+def _below(
+    entries: Sequence[_Entry], below: str, path_of: Callable[[_Entry], str]
+) -> Iterator[_Entry]:
+    """Yield the entries whose paths begin with `below`, of entries sorted by path."""
+    start = bisect_left(entries, below, key=path_of)
+    return takewhile(lambda one: path_of(one).startswith(below), entries[start:])
 
 
 def check_manifest(manifest: Manifest) -> None:

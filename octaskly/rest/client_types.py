@@ -96,5 +96,5 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     after: list[str] = []
     on: str | None = None
     files: list[dict[str, str]] = []
-    tree: dict[str, str] | None = None
+    tree: dict[str, Any] | None = None
     stdin_file: dict[str, str] | None = None

@@ -188,6 +188,12 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
+class TaskTree(BlobRef, frozen=True, kw_only=True):
+    """The tree of files that a node places in an attempt's folder."""
+
+    folders: list[str] = []  #: whose contents it gets together; empty for all
+
+
 class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the asked files a node lacks."""
 
@@ -241,7 +247,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     stdin_freed: bool = False
     workdir: Workdir | None = None
     files: list[TaskFile] = []
-    tree: BlobRef | None = None
+    tree: TaskTree | None = None
     stdin_file: BlobRef | None = None
     grace: int | None = None
     requires: Requirements | None = None

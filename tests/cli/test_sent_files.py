@@ -294,3 +294,79 @@ def test_a_command_that_names_local_files_warns_before_it_runs(
     )
     assert said.startswith(warning) if named else "warning" not in said
     assert said.count("warning") == (1 if named else 0)
+
+
+# --- Files of the items of an array ------------------------------------------------
+
+
+def test_each_member_of_an_array_gets_its_own_files(
+    agent: DemoAgent, project: Path
+) -> None:
+    """By placeholders, beside those that all members get; also in a retried array."""
+    for name in ("a=1.txt", "b.txt", "deep/b.txt"):
+        (project / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / "clips" / name).write_text(f"{name}\n")
+    items = ["clips/a=1.txt", "clips/b.txt", "clips/deep/b.txt"]
+    sent = ["--in", "{}", "--in", "{}=own/{/}", "--in", "src/text=common"]
+    command = "cat {} common; echo $(find . -type f | sort); test -e no"
+
+    done = octaskly(agent, "map", "-k", *sent, command, ":::", *items)
+    failed = octaskly(agent, "ls", "--limit", "1", "--json")
+    again = octaskly(agent, "map", "-k", "--retry-failed", "last")
+
+    expected = "".join(
+        f"{item.removeprefix('clips/')}\nhello\n"
+        f"./{item} ./common ./own/{Path(item).name}\n"
+        for item in items
+    )
+    assert done.stdout.decode() == expected, done.stderr
+    assert failed.returncode == 0
+    assert again.stdout == done.stdout, again.stderr
+
+
+def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
+    """`octaskly array` fills placeholders, too."""
+    for number in (1, 3):
+        (project / f"part-{number}").write_text(f"part {number}\n")
+
+    array = octaskly(agent, "array", "--in", "part-{}=part", "1-3:2", "--", "cat part")
+    ended = octaskly(agent, "wait", array.stdout.decode().strip())
+    outputs = [
+        octaskly(agent, "logs", f"{array.stdout.decode().strip()}.{number}").stdout
+        for number in (1, 3)
+    ]
+
+    assert (ended.returncode, outputs) == (0, [b"part 1\n", b"part 3\n"])
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (["{}"], "'no' cannot be sent: No such file or directory"),
+        (["src/{/.}=x"], "'src/greet=x' cannot be sent: No such file or directory"),
+        (["/{}"], "'/greet' leads out of this folder, so it needs a place in the"),
+        (
+            ["src", "src/text=src/text/{}"],
+            "a file for all tasks and one of an item collide at 'src/text/greet' in",
+        ),
+        (
+            ["greet", "src={/}"],
+            "a file for all tasks and one of an item collide at 'greet/text' in the",
+        ),
+        (
+            ["src", "greet={.}=src"],
+            "'greet=greet=src' cannot be sent: No such file or directory",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_files_of_items_that_cannot_be_sent_are_refused_first(
+    api: Api, octaskly: Run, project: Path, sent: list[str], said: str
+) -> None:
+    """For each item, before any of them runs."""
+    named = [word for path in sent for word in ("--in", path)]
+
+    done = octaskly("map", *named, "true", ":::", "greet", "no")
+
+    assert done.stderr.decode().splitlines()[0].startswith(f"error: {said}")
+    assert (done.returncode, api.requests) == (125, [])

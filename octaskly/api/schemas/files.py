@@ -9,7 +9,15 @@ from typing import Annotated, Final
 import msgspec
 
 from octaskly.api.schemas.base import SHA256, InvalidField, RequestBody, openapi_schema
-from octaskly.core.model.task_options import BlobRef, UploadedFile
+from octaskly.core.model.arrays import ITEM_DIGEST_PLACEHOLDER
+from octaskly.core.model.task_options import (
+    TREE_FOLDER_CHARS_MAX,
+    TREE_FOLDERS_MAX,
+    BlobRef,
+    InputTree,
+    UploadedFile,
+)
+from octaskly.files.manifest import ManifestError, check_path
 from octaskly.rest import tasks as rest
 
 FILES_MAX: Final = 256
@@ -31,6 +39,15 @@ class BlobIn(RequestBody, gc=False):
 
     sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
     node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
+
+
+class TreeIn(BlobIn, gc=False):
+    """A tree of files, or some of its folders, for the attempt's scratch folder."""
+
+    folders: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=TREE_FOLDER_CHARS_MAX)], ...],
+        msgspec.Meta(max_length=TREE_FOLDERS_MAX),
+    ] = ()
 
 
 class TreesIn(RequestBody):
@@ -57,12 +74,16 @@ FILES_HINT: Final = (
 
 
 TREE_HINT: Final = (
-    "an object with sha256, the digest of a manifest, and node, by name or id; with"
-    " `workdir`: scratch"
+    "an object with sha256, the digest of a manifest, node, by name or id, and perhaps"
+    " folders; with `workdir`: scratch"
+)
+FOLDERS_HINT: Final = (
+    f"at most {TREE_FOLDERS_MAX} relative paths of up to {TREE_FOLDER_CHARS_MAX}"
+    f" characters, each with one {ITEM_DIGEST_PLACEHOLDER} at most"
 )
 
 
-def parse_tree(tree: BlobIn | None, *, is_scratch: bool) -> BlobRef | None:
+def parse_tree(tree: TreeIn | None, *, is_scratch: bool) -> InputTree | None:
     """Return the tree that a task names, if any.
 
     Raises:
@@ -74,7 +95,15 @@ def parse_tree(tree: BlobIn | None, *, is_scratch: bool) -> BlobRef | None:
         raise InvalidField(
             "tree", "a tree needs a scratch folder: set `workdir` to scratch"
         )
-    return check_blob(tree, "tree")
+    for folder in tree.folders:
+        try:
+            check_path(folder)
+        except ManifestError as error:
+            raise InvalidField("tree.folders", str(error)) from None
+        if folder.count(ITEM_DIGEST_PLACEHOLDER) > 1:
+            raise InvalidField("tree.folders", f"unusable path {folder!r}")
+    blob = check_blob(tree, "tree")
+    return InputTree(sha256=blob.sha256, node=blob.node, folders=tree.folders)
 
 
 def check_blob(content: BlobIn, field: str) -> BlobRef:
@@ -89,6 +118,13 @@ def render_blob(content: BlobRef | None) -> rest.BlobRef | None:
     if content is None:
         return None
     return rest.BlobRef(sha256=content.sha256, node=content.node)
+
+
+def render_tree(tree: InputTree | None) -> rest.TaskTree | None:
+    """Return the JSON of a tree."""
+    if tree is None:
+        return None
+    return rest.TaskTree(sha256=tree.sha256, node=tree.node, folders=list(tree.folders))
 
 
 def parse_files(

@@ -129,7 +129,7 @@ class OptionsIn(RequestBody, gc=False):
     after: Annotated[tuple[TaskRef, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
     files: given.Files = ()
-    tree: given.BlobIn | None = None
+    tree: given.TreeIn | None = None
     stdin_file: given.BlobIn | None = None
 
 
@@ -169,6 +169,7 @@ FIELD_HINTS: Final = {
     "files": given.FILES_HINT,
     "tree": given.TREE_HINT,
     "stdin_file": "an object with sha256 and node, by name or id, and no other stdin",
+    "folders": given.FOLDERS_HINT,
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
@@ -231,7 +232,7 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "stdin_freed": is_stdin_freed(options),
         "workdir": "scratch" if options.is_scratch else None,
         "files": given.render_files(options.files),
-        "tree": given.render_blob(options.tree),
+        "tree": given.render_tree(options.tree),
         "stdin_file": given.render_blob(options.stdin_file),
         "grace": options.grace_s,
         "requires": requires

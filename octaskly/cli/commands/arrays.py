@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.task_options import ITEM_BYTES
 from octaskly.errors import OctasklyError
+from octaskly.files.manifest import ENTRIES_MAX
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Members
 
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 
 SEPARATOR: Final = ":::"
+_RANGE: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?")
 
 
 def parse_command_and_items(
@@ -177,7 +180,8 @@ def array(
     wanted = _array_draft(
         command_with_placeholders(words), fields, {"range": numbers}, max_fails
     )
-    files = SentFiles(sent)
+    items = _numbers(numbers) if any("{" in path for path in sent.paths) else ()
+    files = SentFiles(sent, items, is_replicated=True)
     with context.connect() as client:
         [[task]] = submit_drafts(
             client,
@@ -265,13 +269,23 @@ def map_(
 
     def begun(client: Session) -> Task:
         with allow_interrupts([]):  # Nothing was submitted that may be lost.
-            drafts = SentFiles(sent).send(client, [wanted])
+            drafts = SentFiles(sent, items).send(client, [wanted])
         [[task]] = submit_drafts(
             client, drafts, key=idempotency_key, durability=durability
         )
         return task
 
     return _run_array(context, begun, items, keep_order)
+
+
+def _numbers(text: str) -> Sequence[str]:
+    """Return the items of an array of numbers; none of a range that is invalid."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        return ()
+    first, last, step = (int(number or 1) for number in match.groups())
+    members = range(first, last + 1, step or 1)
+    return list(map(str, members[: ENTRIES_MAX + 1]))  # More make too large a tree.
 
 
 def _array_draft(

@@ -135,7 +135,7 @@ def submit(
     if not drafts:
         note("nothing to submit: no line has a command")
         return
-    files = SentFiles(sent)
+    files = SentFiles(sent, is_replicated=True)
     count = 0
     with context.connect() as client:
         drafts = files.send(client, drafts)

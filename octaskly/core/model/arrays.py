@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
+from hashlib import sha256
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 from octaskly.core.model import placeholders
 from octaskly.core.model.field_types import Count, Millis
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import ArraySpec
+from octaskly.core.model.task_options import ArraySpec, InputTree
 from octaskly.core.model.tasks import TaskSpec, TaskState
 
 MEMBERS_MAX: Final = 10_000_000
@@ -31,6 +32,7 @@ ITEMS_BYTES_MAX: Final = 4 << 20  #: per array, because an array travels in one 
 RUNS_MAX: Final = 10_000  #: ranges of an array's members in one read
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
+ITEM_DIGEST_PLACEHOLDER: Final = "{sha256}"  #: in the folders of a tree
 MAX_FAILS_CANCELLER: Final = (
     "max_fails"  #: canceller of the other members after too many failures
 )
@@ -165,8 +167,29 @@ def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
         ),
         inputs=_member_paths(array.inputs, item, position),
         outputs=_member_paths(array.outputs, item, position),
-        options=replace(array.options, env=env, array=None, after=None, notify_url=""),
+        options=replace(
+            array.options,
+            env=env,
+            array=None,
+            after=None,
+            notify_url="",
+            tree=_member_tree(array.options.tree, item),
+        ),
     )
+
+
+def _member_tree(tree: InputTree | None, item: str) -> InputTree | None:
+    """Return the tree of an array with the folders of a member."""
+    if tree is None or not tree.folders:
+        return tree
+    digest = item_digest(item)
+    folders = (text.replace(ITEM_DIGEST_PLACEHOLDER, digest) for text in tree.folders)
+    return replace(tree, folders=tuple(folders))
+
+
+def item_digest(item: str) -> str:
+    """Return the SHA-256 of an item, which names its folder in a tree of an array."""
+    return sha256(item.encode()).hexdigest()
 
 
 def _member_paths(paths: tuple[str, ...], item: str, position: int) -> tuple[str, ...]:

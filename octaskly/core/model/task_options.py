@@ -21,6 +21,8 @@ Pairs = Annotated[tuple[tuple[Text, Text], ...], Meta(max_length=1 << 10)]
 PAIR_CHARS = 8  #: overhead of a pair in a message, roughly
 CHAR_BYTES = 4  #: most bytes of one character
 ITEM_BYTES = 6  #: overhead of an array's item in a message
+TREE_FOLDERS_MAX = 8  #: that a task names of its tree
+TREE_FOLDER_CHARS_MAX = 128  #: so that it is a `Word` even with a digest in it
 ITEMS_MAX = 1 << 18  #: per array; in memory, items take 20 times their encoded size
 
 
@@ -130,6 +132,16 @@ class BlobRef(Struct, frozen=True, array_like=True, kw_only=True):
     node: Word  #: name or id of a node that has it, and all contents of the tree
 
 
+class InputTree(BlobRef, frozen=True, array_like=True, kw_only=True):
+    """The tree of a task's folder."""
+
+    folders: Annotated[tuple[Word, ...], Meta(max_length=TREE_FOLDERS_MAX)] = ()
+    """Folders of the tree whose contents the task gets together; all of it if empty.
+
+    In those of an array, `{sha256}` stands for the SHA-256 of the member's item.
+    """
+
+
 End = Literal["success", "failure", "any"]
 DEPENDENCY_ENDS: tuple[End, ...] = get_args(End)
 """Ends of a dependency that release a task; the log stores their positions here."""
@@ -170,7 +182,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     after: After | None = None
     files: Annotated[tuple[UploadedFile, ...], Meta(max_length=256)] = ()
     """Uploaded files for the attempt's own folder."""
-    tree: BlobRef | None = None  #: the files of the attempt's own folder
+    tree: InputTree | None = None  #: the files of the attempt's own folder
     stdin_file: BlobRef | None = None  #: instead of `stdin`, of any size
     freed_stdin: FreedStdin | None = None
     """Stands for `stdin`, which is then empty; the bytes were freed after the end."""
@@ -199,6 +211,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
             + sum(map(len, self.after.tasks if self.after else ()))
             + sum(len(f.path) + len(f.sha256) + len(f.node) for f in self.files)
             + sum(len(c.sha256 + c.node) for c in (self.tree, self.stdin_file) if c)
+            + sum(map(len, self.tree.folders if self.tree else ()))
         )
 
 

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 from msgspec import MsgspecError, json
 
-from octaskly.core.model.task_options import BlobRef, UploadedFile
+from octaskly.core.model.task_options import BlobRef, InputTree, UploadedFile
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import (
     MANIFEST_BYTES_MAX,
     Manifest,
     ManifestError,
     decode_manifest,
+    select_folders,
 )
 from octaskly.files.pack import PACKED_BYTES_MAX, PackReader
 from octaskly.ports import ContentMismatch, FileQuotaExceeded
@@ -221,14 +222,16 @@ class BlobFetcher:
         return []
 
     def read_manifest(self, tree: BlobRef) -> Manifest:
-        """Return the manifest of a tree that is here.
+        """Return the manifest of a tree that is here, of the folders that it names.
 
         Raises:
             OutputNotFound: it is not here any more.
             ManifestError: the content with its digest is not a manifest.
         """
         with open(self.blob_store.open_file(tree.sha256), "rb") as file:  # noqa: PTH123
-            return decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
+            manifest = decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
+        folders = tree.folders if isinstance(tree, InputTree) else ()
+        return select_folders(manifest, folders)
 
     def close(self) -> None:
         """Abort all fetches and wait until the threads have ended."""

@@ -134,6 +134,57 @@ def test_a_task_that_changes_its_files_changes_no_other_task(
         assert finished(agents[0], second)["stdout"] == "right\n"
 
 
+def test_a_task_may_name_folders_of_a_tree(agents: list[Agent]) -> None:
+    """Only their files are fetched and placed; in an array, those of the item."""
+    a, b = (sha256(item).hexdigest() for item in (b"a", b"b"))
+    contents = {
+        "all/common": b"common",
+        f"items/{a}/own": b"of a",
+        f"items/{b}/deep/own": b"of b",
+    }
+    tree = send(agents[0], contents)
+    source = {
+        "sha256": tree.sha256,
+        "node": tree.node,
+        "folders": ["all", "items/{sha256}"],
+    }
+
+    array = submit(
+        agents[0],
+        "cat common */own own; find . -type f | wc -l",
+        tree=source,
+        workdir="scratch",
+        array={"items": ["a", "b"]},
+    )
+    finished(agents[0], array)
+    outputs = [
+        agents[0].call("GET", f"/api/v1/tasks/{array}.{number}")[1]["stdout"]
+        for number in (0, 1)
+    ]
+
+    assert outputs == ["commonof a2\n", "commonof b2\n"]
+    shown = agents[0].call("GET", f"/api/v1/tasks/{array}")[1]
+    assert shown["tree"] == source
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [["../x"], ["/etc"], [""], ["a"] * 9, ["a" * 129], ["{sha256}/{sha256}"], "a"],
+    ids=str,
+)
+def test_folders_that_are_none_are_refused(
+    agents: list[Agent], folders: list[str]
+) -> None:
+    """Before the task is accepted."""
+    tree = {"sha256": "0" * 64, "node": "ash", "folders": folders}
+    task = {"command": "true", "workdir": "scratch", "tree": tree}
+
+    status, body = agents[0].call("POST", "/api/v1/tasks", task)
+
+    assert status == 400
+    assert body["field"].startswith("$.tree.folders"), body
+
+
 def test_only_what_a_node_lacks_is_sent(agents: list[Agent]) -> None:
     """A second run sends the changed file and the list of files."""
     contents = {f"file{number}": f"{number}".encode() for number in range(200)}

@@ -18,6 +18,7 @@ from octaskly.files.manifest import (
     decode_manifest,
     encode_manifest,
     make_manifest,
+    select_folders,
 )
 
 DIGEST = hashlib.sha256(b"text").digest()
@@ -223,3 +224,27 @@ def test_other_bytes_are_no_manifest(data: bytes) -> None:
     """Nodes and clients decode what others wrote."""
     with pytest.raises(ManifestError, match="not a manifest"):
         decode_manifest(data)
+
+
+def test_folders_of_a_tree_are_placed_together() -> None:
+    """Their contents become one tree, with its own checks."""
+    tree = make_manifest(
+        [
+            file("all/a"),
+            file("all/d/b"),
+            file("items/1/c"),
+            file("items/10/e"),
+            file("z"),
+        ],
+        [link("all/d/l", "../a"), link("items/1/up", "../../all/a")],
+        ["all/none", "items/10/d", "items/10/x"],
+    )
+
+    assert select_folders(tree, []) == tree
+    assert select_folders(tree, ["all", "items/10", "no"]) == make_manifest(
+        [file("a"), file("d/b"), file("e")], [link("d/l", "../a")], ["none", "x"]
+    )
+    with pytest.raises(ManifestError, match="the link 'up' leads out of the folder"):
+        select_folders(tree, ["items/1"])
+    with pytest.raises(ManifestError, match="two entries are called 'a'"):
+        select_folders(make_manifest([file("x/a"), file("y/a")]), ["x", "y"])

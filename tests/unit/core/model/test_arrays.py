@@ -12,7 +12,7 @@ from octaskly.core.model.arrays import (
     split_member_id,
 )
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.task_options import ArraySpec, InputTree, TaskOptions
 from octaskly.core.model.tasks import TaskSpec, TaskState
 
 QUEUED, RUNNING, COMPLETED, FAILED, CANCELLED = TaskState
@@ -114,6 +114,29 @@ def test_a_member_is_derived_from_its_array() -> None:
         ("Z", "2"),
     )
     assert member_spec(array, 2) is None
+
+
+def test_a_member_has_the_folders_of_its_item() -> None:
+    """The digest of the item is the same in an array that repeats some members."""
+    tree = InputTree(sha256="0" * 64, node="ash", folders=("all", "items/{sha256}"))
+    options = TaskOptions(
+        array=ArraySpec(count=1, has_items=True, items=("a/b",)), tree=tree
+    )
+
+    member = member_spec(
+        TaskSpec(id=TaskId("task-007-abcdef12"), command="x", options=options), 0
+    )
+
+    assert member is not None
+    assert member.options is not None
+    assert member.options.tree == InputTree(
+        sha256="0" * 64,
+        node="ash",
+        folders=(
+            "all",
+            "items/c14cddc033f64b9dea80ea675cf280a015e672516090a5626781153dc68fea11",
+        ),
+    )
 
 
 @pytest.mark.parametrize(
