@@ -49,7 +49,7 @@ from octaskly.ports import Clock
 from octaskly.rest.mesh import Checkup
 from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
-from octaskly.runner.files.workdir import captured_path
+from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.pool.report_queue import EndedCallback
@@ -129,7 +129,6 @@ def build_pool(
     pool = Pool(
         slots=config.slots,
         workdir=config.paths.workdir,
-        outputs_dir=config.paths.outputs,
         scratch_dir=config.paths.scratch,
         archive=archive,
         blob_fetcher=blob_fetcher,
@@ -365,9 +364,7 @@ class Components:
             store=self._store,
             clock=self._clock,
             post=self.loop.handle,
-            captured_path=lambda task, attempt, path: captured_path(
-                config.paths.outputs, task, attempt, path
-            ),
+            read_outputs=OutputReader(config.paths.outputs).read_tree,
             # The pool does not exist yet.
             stream_output=lambda *what, **how: self._pool.recorder.stream_output(  # noqa: PLW0108
                 *what, **how

@@ -150,7 +150,7 @@ def _build_gateway(
         store=store,
         clock=clock,
         post=lambda _: None,
-        captured_path=_refuse_call,
+        read_outputs=_refuse_call,
         stream_output=_refuse_call,
         last_load=lambda: NO_LOAD,
         health_checks=HealthChecks(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from octaskly.core.log.merge import TaskRecord
@@ -20,6 +19,7 @@ from octaskly.core.model.nodes import (
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
 from octaskly.core.replies import TaskExplanation
+from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
 from octaskly.ports.output import OutputSource
@@ -41,15 +41,13 @@ class DispatcherView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLocation:
-    """The node and file that hold a declared output."""
+    """The node that holds the captured outputs of a task."""
 
     node: NodeId
     task: TaskId
     attempt: AttemptId
-    path: str
-    size_bytes: int
-    local_path: Path | None = None  #: set if the file is on this node
-    lan_urls: tuple[str, ...] = ()  #: of the node with the file, otherwise
+    is_local: bool = False  #: True if that is this node
+    lan_urls: tuple[str, ...] = ()  #: of the node otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,19 +219,23 @@ class Gateway(OutputSource, EventSource, Protocol):
             NotDispatcher: Another node is dispatcher.
         """
 
-    async def locate_output(self, ref: str, path: str) -> OutputLocation:
-        """Return the location of a declared output.
+    async def locate_output(self, ref: str, path: str | None) -> OutputLocation:
+        """Return the location of a path that a declared output covers.
+
+        Args:
+            ref: The task.
+            path: The path; None for all outputs.
 
         Raises:
             TaskNotFound, OutputNotFound: There is no such task or output.
             NodeNotFound: The worker that has it is gone.
         """
 
-    def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
-        """Return the file of an output that this node captured.
+    async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:
+        """Return the outputs of an attempt that this node captured.
 
         Raises:
-            OutputNotFound: There is no such file.
+            OutputNotFound: There are none.
         """
 
     async def set_availability(

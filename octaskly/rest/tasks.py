@@ -138,10 +138,15 @@ class TaskArray(TaskLine, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """A declared output; `bytes` is null if it was missing at the end."""
+    """A declared output; `bytes` is null if it was missing at the end.
+
+    `files` is the number of files and links that a folder or glob covered, and null for
+    a file.
+    """
 
     path: str
     bytes: int | None = None
+    files: int | None = None
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +240,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     stderr_truncated: bool | None = None
     inputs: list[str] = []
     outputs: list[Output] = []
+    outputs_missing: list[str] = []
     after: list[str] = []
     on: ParentsEnd | None = None
     retry_of: str | None = None

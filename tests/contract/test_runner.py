@@ -104,7 +104,6 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         return Pool(
             slots=4,
             workdir=tmp_path,
-            outputs_dir=tmp_path / "outputs",
             scratch_dir=tmp_path / "scratch",
             archive=archive_in(tmp_path),
             blob_fetcher=supply_in(tmp_path),

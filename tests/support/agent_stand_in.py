@@ -24,7 +24,6 @@ async def main() -> None:
     pool = Pool(
         slots=int(slots),
         workdir=Path(folder),
-        outputs_dir=Path(folder),
         scratch_dir=Path(folder) / "scratch",
         archive=archive_in(Path(folder)),
         blob_fetcher=supply_in(Path(folder)),

@@ -52,6 +52,8 @@ from octaskly.errors import (
     TaskNotEnded,
     TaskNotFound,
 )
+from octaskly.files.captured_tree import CapturedTree
+from octaskly.files.manifest import TreeFile, make_manifest
 from octaskly.ports import (
     DispatcherView,
     Health,
@@ -397,12 +399,14 @@ class FakeGateway:
         ]
         return tuple(found[:limit])
 
-    async def locate_output(self, ref: str, path: str) -> OutputLocation:
+    async def locate_output(self, ref: str, path: str | None) -> OutputLocation:
         record = await self.find_task(ref)
         chosen = record.deciding_attempt
         files = chosen.outcome.outputs if chosen and chosen.outcome else ()
-        size = next((item.size_bytes for item in files if item.path == path), None)
-        if chosen is None or size is None:
+        kept = [file for file in files if file.size_bytes is not None]
+        if chosen is None or not any(
+            path in (None, file.path) or file.file_count is not None for file in kept
+        ):
             raise OutputNotFound(f"{record.id} has no output {path}")
         is_here = chosen.node == self._node
         if not is_here and chosen.node not in self.lan_urls:
@@ -411,17 +415,21 @@ class FakeGateway:
             node=chosen.node,
             task=record.id,
             attempt=chosen.id,
-            path=path,
-            size_bytes=size,
-            local_path=self.files[record.id, path] if is_here else None,
+            is_local=is_here,
             lan_urls=self.lan_urls.get(chosen.node, ()),
         )
 
-    def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
-        try:
-            return self.files[TaskId(task), path]
-        except KeyError:
-            raise OutputNotFound(f"{task} left no {path} here") from None
+    async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:
+        paths = {path: file for (of, path), file in self.files.items() if of == task}
+        if not paths:
+            raise OutputNotFound(f"{task} left no outputs here")
+        digests = {path: hashlib.sha256(path.encode()).digest() for path in paths}
+        contents = {digests[path]: file for path, file in paths.items()}
+        manifest = make_manifest(
+            TreeFile(path, digests[path], file.stat().st_size, 1_000_000_000)
+            for path, file in paths.items()
+        )
+        return CapturedTree(manifest, contents.__getitem__)
 
     async def set_availability(
         self, steering: AvailabilityCommand, *, principal: Principal

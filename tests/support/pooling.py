@@ -192,7 +192,6 @@ async def rig(folder: Path, **options: Any) -> AsyncIterator[Rig]:
         "slots": 2,
         "launchers": 1,
         "workdir": workdir,
-        "outputs_dir": folder / "outputs",
         "scratch_dir": folder / "scratch",
         "archive": archive_in(folder),
         "blob_fetcher": supply_in(folder),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
@@ -27,7 +26,7 @@ from octaskly.agent.gateway.submissions import (
     Submission,
     SubmissionService,
 )
-from octaskly.agent.gateway.task_lookup import OutputLocator, TaskFinder
+from octaskly.agent.gateway.task_lookup import OutputLocator, ReadTree, TaskFinder
 from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.agent.gateway.tokens import TokenService
 from octaskly.agent.health import HealthChecks
@@ -37,7 +36,7 @@ from octaskly.core.events import PurgeRequested
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import TaskDraft
-from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, RosterEntry
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
@@ -129,7 +128,7 @@ class AgentGateway:
         store: DurableStore,
         clock: SystemClock,
         post: Callable[[ev.Event], None],
-        captured_path: Callable[[TaskId, AttemptId, str], Path],
+        read_outputs: ReadTree,
         stream_output: Callable[..., AsyncIterator[OutputChunk]],
         last_load: Callable[[], LoadSample],
         health_checks: HealthChecks,
@@ -165,9 +164,9 @@ class AgentGateway:
         self.subscribe = self.feed.subscribe
         self.read_recent_attempts = self.feed.read_recent_attempts
         self.read_ended_members = store.read_ended_members
-        self.outputs = OutputLocator(self.find_task, self.view, node_id, captured_path)
+        self.outputs = OutputLocator(self.find_task, self.view, node_id, read_outputs)
         self.locate_output = self.outputs.locate_output
-        self.local_output_path = self.outputs.local_output_path
+        self.captured_outputs = self.outputs.captured_outputs
         self.stream_output = stream_output
 
     def _build_submissions(self, queue_limits: QueueLimits) -> SubmissionService:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests
@@ -19,6 +19,7 @@ from octaskly.errors import (
     TaskAmbiguous,
     TaskNotFound,
 )
+from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports import DurableStore, OutputLocation
 
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
@@ -79,8 +80,8 @@ class TaskFinder:
         return record
 
 
-CapturedPath = Callable[[TaskId, AttemptId, str], Path]
-"""Returns the path of an output that this node captured."""
+ReadTree = Callable[[TaskId, AttemptId], CapturedTree]
+"""Returns the outputs of an attempt that this node captured; blocks."""
 
 
 class OutputLocator:
@@ -90,7 +91,7 @@ class OutputLocator:
         find_task: Returns a task by name or number.
         view: The members of the mesh.
         node_id: This node.
-        captured_path: Returns the path of an output on this node.
+        read_tree: Returns the outputs of an attempt on this node.
     """
 
     def __init__(
@@ -98,30 +99,34 @@ class OutputLocator:
         find_task: Callable[[str], Awaitable[TaskRecord]],
         view: MeshView,
         node_id: NodeId,
-        captured_path: CapturedPath,
+        read_tree: ReadTree,
     ) -> None:
         self._find_task = find_task
         self._view = view
         self._node_id = node_id
-        self._captured_path = captured_path
+        self._read_tree = read_tree
 
-    async def locate_output(self, ref: str, path: str) -> OutputLocation:
-        """Return the node and the path or URLs of a declared output."""
+    async def locate_output(self, ref: str, path: str | None) -> OutputLocation:
+        """Return the location of a declared output, or of all of them.
+
+        A path below a folder may be captured or not; only its node knows.
+        """
         record = await self._find_task(ref)
         attempt = record.deciding_attempt
         outputs = attempt.outcome.outputs if attempt and attempt.outcome else ()
-        size = next((o.size_bytes for o in outputs if o.path == path), None)
-        if attempt is None or size is None:
+        kept = [output for output in outputs if output.size_bytes is not None]
+        if attempt is None or not any(
+            path in (None, output.path) or output.file_count is not None
+            for output in kept
+        ):
             raise OutputNotFound(
                 "Output not found",
-                field="path",
+                field=None if path is None else "path",
                 hint="only declared outputs that existed at the end are kept",
             )
-        local = None
-        if attempt.node == self._node_id:
-            local = self._captured_path(record.id, attempt.id, path)
-        urls = () if local else self._view.lan_urls_of(attempt.node)
-        if local is None and not urls:
+        is_local = attempt.node == self._node_id
+        urls = () if is_local else self._view.lan_urls_of(attempt.node)
+        if not is_local and not urls:
             name = self._view.name_of(attempt.node)
             raise NodeNotFound(
                 f"node {name}, which has this output, is not in the mesh"
@@ -130,12 +135,10 @@ class OutputLocator:
             node=attempt.node,
             task=record.id,
             attempt=attempt.id,
-            path=path,
-            size_bytes=size,
-            local_path=local,
+            is_local=is_local,
             lan_urls=urls,
         )
 
-    def local_output_path(self, task: str, attempt: AttemptId, path: str) -> Path:
-        """Return the path of an output that this node captured."""
-        return self._captured_path(TaskId(task), attempt, path)
+    async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:
+        """Return the outputs of an attempt that this node captured."""
+        return await asyncio.to_thread(self._read_tree, TaskId(task), attempt)

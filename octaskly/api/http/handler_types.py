@@ -44,6 +44,7 @@ from octaskly.rest.mesh import Checkup
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
 BYTES = "application/octet-stream"
+TAR = "application/x-tar"
 
 AUDITED_TASKS_MAX = 8
 """Number of tasks of one request that the audit log names."""

@@ -6,20 +6,24 @@ the file of another node, which sends it only to members.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from octaskly.api.http.handler_types import BYTES, Access, Request, Route
+from octaskly.api.http.handler_types import BYTES, TAR, Access, Request, Route
+from octaskly.api.http.node_client import StreamBroken
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.errors import NodeNotFound, OutputNotFound
+from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports import OutputLocation
 
 _CHUNK_BYTES = 256 << 10
@@ -43,64 +47,94 @@ _DROPPED = frozenset(
 
 
 async def download_output(request: Request) -> web.StreamResponse:
-    """Send a declared output of a task."""
-    ref = query.task_ref(request.path_params["id"])
+    """Send a file that a declared output of a task covers."""
     path = query.output_path(request_bodies.clean_path, request.path_params["path"])
-    try:
-        place = await request.gateway.locate_output(ref, path)
-    except NodeNotFound as error:
-        raise Problem(
-            503, "Worker not found", hint=str(error), headers={"Retry-After": "5"}
-        ) from None
-    if place.local_path is not None:
-        return await send_file(request, place.local_path)
-    return await request.services.node_client.forward_to_node(
-        request, place.lan_urls, _internal_path(place)
-    )
+    place = await _locate(request, path)
+    if not place.is_local:
+        return await request.services.node_client.forward_to_node(
+            request, place.lan_urls, f"{_internal_path(place)}/{quote(path)}"
+        )
+    return await _send_output(request, place.task, place.attempt, path)
+
+
+async def download_outputs(request: Request) -> web.StreamResponse:
+    """Send all captured outputs of a task as one tar."""
+    place = await _locate(request, None)
+    if not place.is_local:
+        return await request.services.node_client.forward_to_node(
+            request, place.lan_urls, _internal_path(place)
+        )
+    return await send_outputs_tar(request, place.task, place.attempt)
 
 
 async def send_output_to_node(request: Request) -> web.StreamResponse:
     """Send a captured output of this node to another node."""
     parts = request.path_params
     path = query.output_path(request_bodies.clean_path, parts["path"])
-    attempt = AttemptId(
+    return await _send_output(
+        request, query.logged_id(parts["task"]), _attempt(parts), path
+    )
+
+
+async def send_outputs_to_node(request: Request) -> web.StreamResponse:
+    """Send the captured outputs of this node to another node, as a tar."""
+    parts = request.path_params
+    return await send_outputs_tar(
+        request, query.logged_id(parts["task"]), _attempt(parts)
+    )
+
+
+def _attempt(parts: Mapping[str, str]) -> AttemptId:
+    return AttemptId(
         int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
     )
-    file = request.gateway.local_output_path(
-        query.logged_id(parts["task"]), attempt, path
-    )
-    return await send_file(request, file)
 
 
-async def send_file(request: Request, file: Path) -> web.StreamResponse:
-    """Return a file as an attachment, or the requested range of it."""
-    there = _stat(file)
-    answer = _Attachment(file, there)
-    if answer.matches_if_range(request.http_request):
-        answer.is_whole = _requested_range(request.http_request, there.st_size) is None
+async def _locate(request: Request, path: str | None) -> OutputLocation:
+    ref = query.task_ref(request.path_params["id"])
+    try:
+        return await request.gateway.locate_output(ref, path)
+    except NodeNotFound as error:
+        raise Problem(
+            503, "Worker not found", hint=str(error), headers={"Retry-After": "5"}
+        ) from None
+
+
+async def _send_output(
+    request: Request, task: str, attempt: AttemptId, path: str
+) -> web.StreamResponse:
+    tree = await request.gateway.captured_outputs(task, attempt)
+    file = tree.file_path(path)
+    if file is None:
+        raise OutputNotFound(
+            "Output not found",
+            field="path",
+            hint=f"{path!r} is a folder or a link; `outputs.tar` has all outputs"
+            if tree.has_path(path)
+            else "no declared output covered it at the end",
+        )
+    return await send_file(request, file, path.rpartition("/")[2])
+
+
+async def send_file(request: Request, file: Path, name: str) -> web.StreamResponse:
+    """Return a file as an attachment with a name, or the requested range of it."""
+    there = _stat(file, name)
+    answer = _Attachment(file, there, name)
+    if _matches_if_range(request.http_request, answer):
+        answer.is_whole = requested_range(request.http_request, there.st_size) is None
     return answer
 
 
 class _Attachment(web.FileResponse):
     """A file response that ignores compressed variants and most conditional headers."""
 
-    def __init__(self, file: Path, stat: os.stat_result) -> None:
-        # Bytes from a task are data, never a page of this origin.
-        disposition = f"attachment; filename*=UTF-8''{quote(file.name)}"
-        headers = {"Content-Type": BYTES, "Content-Disposition": disposition}
+    def __init__(self, file: Path, stat: os.stat_result, name: str) -> None:
+        headers = {"Content-Type": BYTES, "Content-Disposition": disposition(name)}
         super().__init__(file, chunk_size=_CHUNK_BYTES, headers=headers)
-        # aiohttp sets the same values, but only after `matches_if_range` needs them.
+        # aiohttp sets the same values, but only after `_matches_if_range` needs them.
         self.etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
         self.last_modified = stat.st_mtime
         self.is_whole = True
-
-    def matches_if_range(self, request: web.BaseRequest) -> bool:
-        """Return True if `If-Range` is absent or matches this file.
-
-        Source: RFC 9110, section 13.1.5.
-        """
-        wanted = request.headers.get("If-Range")
-        return wanted in (None, self.headers["ETag"], self.headers["Last-Modified"])
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send headers and file, once, although aiohttp calls this twice."""
@@ -115,14 +149,28 @@ class _Attachment(web.FileResponse):
         return await super().prepare(request.clone(headers=kept))
 
 
-def _stat(file: Path) -> os.stat_result:
+def disposition(name: str) -> str:
+    """Return the header by which bytes of a task are never a page of this origin."""
+    return f"attachment; filename*=UTF-8''{quote(name)}"
+
+
+def _matches_if_range(request: web.BaseRequest, answer: web.StreamResponse) -> bool:
+    """Return True if `If-Range` is absent or matches this answer.
+
+    Source: RFC 9110, section 13.1.5.
+    """
+    wanted = request.headers.get("If-Range")
+    return wanted in (None, answer.headers["ETag"], answer.headers.get("Last-Modified"))
+
+
+def _stat(file: Path, name: str) -> os.stat_result:
     try:
         return file.stat()
     except OSError:
-        raise OutputNotFound(f"{file.name} no longer exists") from None
+        raise OutputNotFound(f"{name} no longer exists") from None
 
 
-def _requested_range(request: web.BaseRequest, size_bytes: int) -> slice | None:
+def requested_range(request: web.BaseRequest, size_bytes: int) -> slice | None:
     """Return the range to send; None for the whole file.
 
     An invalid or unsupported range header selects the whole file. So does a suffix of
@@ -153,15 +201,87 @@ def _requested_range(request: web.BaseRequest, size_bytes: int) -> slice | None:
     return part
 
 
+async def send_outputs_tar(
+    request: Request, task: str, attempt: AttemptId
+) -> web.StreamResponse:
+    """Stream the captured outputs of this node as a tar, or a range of it."""
+    # A manifest of many files is in memory until its archive has been sent.
+    with request.services.streams.count_stream(request.principal):
+        tree = await request.gateway.captured_outputs(task, attempt)
+        layout = await asyncio.to_thread(lambda: tree.tar)
+        answer = web.StreamResponse(
+            headers={
+                "Accept-Ranges": "bytes",
+                "Content-Disposition": disposition(f"{task}-outputs.tar"),
+                "Content-Type": TAR,
+                "ETag": f'"{tree.etag}"',
+            }
+        )
+        start, end = _tar_range(request.http_request, answer, layout.size_bytes)
+        answer.content_length = end - start
+        request.add_headers(answer)
+        await answer.prepare(request.http_request)
+        if request.http_request.method != "HEAD":
+            await _write_tar(request, answer, tree, start, end)
+        return answer
+
+
+def _tar_range(
+    request: web.BaseRequest, answer: web.StreamResponse, size_bytes: int
+) -> tuple[int, int]:
+    """Return the bytes to send; announce them in the answer if they are a part."""
+    part = None
+    if _matches_if_range(request, answer):
+        part = requested_range(request, size_bytes)
+    if part is None:
+        return 0, size_bytes
+    start, end, _ = part.indices(size_bytes)
+    answer.set_status(206)
+    answer.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size_bytes}"
+    return start, end
+
+
+async def _write_tar(
+    request: Request,
+    answer: web.StreamResponse,
+    tree: CapturedTree,
+    start: int,
+    end: int,
+) -> None:
+    chunks = tree.tar_chunks(start, end, _CHUNK_BYTES)
+    try:
+        while chunk := await asyncio.to_thread(next, chunks, b""):
+            await answer.write(chunk)
+        await answer.write_eof()
+    except OSError as error:
+        # The outputs expired, or the client is gone: it must see a broken connection.
+        if request.http_request.transport is not None:
+            request.http_request.transport.abort()
+        raise StreamBroken(str(error)) from None
+
+
 def _internal_path(place: OutputLocation) -> str:
     attempt = place.attempt
     return (
         f"{_INTERNAL}/{quote(place.task, safe='')}"
-        f"/{attempt.term}/{attempt.stream}/{attempt.n}/{quote(place.path)}"
+        f"/{attempt.term}/{attempt.stream}/{attempt.n}"
     )
 
 
+_ATTEMPT = r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}"
+
 ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}/outputs.tar",
+        handler=download_outputs,
+        cost=route_cost.STREAM,
+        access=Access.READ,
+        responses={200: None, 206: None},
+        media_type=TAR,
+        request_headers=("Range", "If-Range"),
+        error_statuses=(409, 416),
+    ),
     Route(
         method="GET",
         path="/api/v1/tasks/{id}/outputs/{path:(?s:.+)}",
@@ -175,8 +295,19 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=_INTERNAL
-        + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}/{path:(?s:.+)}",
+        path=_INTERNAL + _ATTEMPT,
+        handler=send_outputs_to_node,
+        cost=route_cost.STREAM,
+        access=Access.NODE,
+        is_local=True,
+        responses={200: None, 206: None},
+        media_type=TAR,
+        request_headers=("Range", "If-Range"),
+        error_statuses=(416,),
+    ),
+    Route(
+        method="GET",
+        path=_INTERNAL + _ATTEMPT + "/{path:(?s:.+)}",
         handler=send_output_to_node,
         cost=route_cost.STREAM,
         access=Access.NODE,

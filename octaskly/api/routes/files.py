@@ -144,7 +144,9 @@ async def release_file(request: Request) -> web.StreamResponse:
 async def send_file_to_node(request: Request) -> web.StreamResponse:
     """Send a file of this node to another node."""
     name, files = _requested_file(request)
-    return await send_file(request, await asyncio.to_thread(files.file_path, name))
+    return await send_file(
+        request, await asyncio.to_thread(files.file_path, name), name
+    )
 
 
 def _requested_file(request: Request) -> tuple[str, FileStore]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from octaskly.api.schemas.task_options import NO_OPTIONS, OptionsIn, parse_optio
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import BlobRef, TaskOptions
+from octaskly.files.output_patterns import is_in_git
 from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
@@ -122,7 +122,7 @@ FIELD_HINTS: Final = {
     **arrays.FIELD_HINTS,
     "timeout": "an integer from 1 to 86400 (seconds)",
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
-    "outputs": f"an array of at most {PATHS_MAX} relative paths",
+    "outputs": f"an array of at most {PATHS_MAX} relative paths or globs",
     "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
     "durability": "normal or strict",
     "fail_fast": "true or false",
@@ -222,8 +222,12 @@ def parse_token(body: bytes) -> TokenIn:
     return asked
 
 
-def clean_path(path: str) -> str:
+def clean_path(path: str, *, has_placeholders: bool = False) -> str:
     """Return the normal form of a path below the worker directory.
+
+    Args:
+        path: The path in a request.
+        has_placeholders: Whether `{//}` in it is a placeholder.
 
     Raises:
         ValueError: the path is absolute, leaves the directory, or is not a valid
@@ -241,17 +245,17 @@ def clean_path(path: str) -> str:
         raise ValueError(f"a path is longer than {PATH_BYTES_MAX} bytes")
     if path.startswith("/"):
         raise ValueError("a path is absolute; give it relative to the worker directory")
-    parts = path.split("/")
+    parts = arrays.path_parts(path) if has_placeholders else path.split("/")
     if ".." in parts:
         raise ValueError("a path contains `..`; it must stay in the worker directory")
     if any(len(part.encode()) > arrays.NAME_BYTES_MAX for part in parts):
         raise ValueError(
             f"a part of a path is longer than {arrays.NAME_BYTES_MAX} bytes"
         )
-    normal = posixpath.normpath(path)
-    if normal == ".":
+    named = [part for part in parts if part not in ("", ".")]
+    if not named:
         raise ValueError("a path names the worker directory itself")
-    return normal
+    return "/".join(named)
 
 
 def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
@@ -267,8 +271,8 @@ def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
     return TaskDraft(
         task.command,
         task.timeout,
-        _paths(task.inputs, index, "inputs") if task.inputs else (),
-        _paths(task.outputs, index, "outputs") if task.outputs else (),
+        _paths(task, index, "inputs") if task.inputs else (),
+        _paths(task, index, "outputs") if task.outputs else (),
         chosen,
         task.priority,
         _options(task, index),
@@ -307,25 +311,37 @@ def _wrong_command(command: str) -> str | None:
     return None
 
 
-def _paths(paths: tuple[str, ...], task: int | None, name: str) -> tuple[str, ...]:
+def _paths(
+    task: TaskIn, position: int | None, name: Literal["inputs", "outputs"]
+) -> tuple[str, ...]:
     cleaned: dict[str, None] = {}
-    for index, path in enumerate(paths):
+    has_placeholders = task.array is not None
+    for index, path in enumerate(task.inputs if name == "inputs" else task.outputs):
         try:
-            cleaned[clean_path(path)] = None
+            clean = _clean_output if name == "outputs" else clean_path
+            cleaned[clean(path, has_placeholders=has_placeholders)] = None
         except ValueError as error:
             shown = ascii(path[:80])
             raise Problem(
                 400,
                 INVALID_VALUE,
                 hint=f"{error}: {shown}",
-                field=f"{_json_path(task)}.{name}[{index}]",
+                field=f"{_json_path(position)}.{name}[{index}]",
             ) from None
     size_bytes = sum(len(path.encode()) for path in cleaned)
     if size_bytes > LIST_BYTES_MAX:
         allowed = f"at most {LIST_BYTES_MAX} are allowed"
         hint = f"the paths have {size_bytes} bytes; {allowed}"
-        raise Problem(400, INVALID_VALUE, hint=hint, field=f"{_json_path(task)}.{name}")
+        field = f"{_json_path(position)}.{name}"
+        raise Problem(400, INVALID_VALUE, hint=hint, field=field)
     return tuple(cleaned)
+
+
+def _clean_output(path: str, *, has_placeholders: bool) -> str:
+    clean = clean_path(path, has_placeholders=has_placeholders)
+    if is_in_git(clean):
+        raise ValueError("`.git` is never kept as an output")
+    return clean
 
 
 def _reject_repeated_ids(drafts: Iterable[TaskDraft]) -> None:

@@ -132,6 +132,7 @@ def task(
         **_sizes(outcome),
         inputs=list(record.spec.inputs) if record.spec else [],
         outputs=_outputs(record, outcome),
+        outputs_missing=_outputs_missing(outcome),
         **task_options.render_options(record.spec.options if record.spec else None),
     )
 
@@ -346,7 +347,15 @@ def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[rest.Output]:
     files: Sequence[OutputFile] = outcome.outputs if outcome else ()
     if not files and record.spec:
         files = [OutputFile(path, None) for path in record.spec.outputs]
-    return [rest.Output(path=file.path, bytes=file.size_bytes) for file in files]
+    return [
+        rest.Output(path=file.path, bytes=file.size_bytes, files=file.file_count)
+        for file in files
+    ]
+
+
+def _outputs_missing(outcome: Outcome | None) -> list[str]:
+    files = outcome.outputs if outcome else ()
+    return [file.path for file in files if file.size_bytes is None]
 
 
 def _is_text(data: bytes, shown: str | None) -> bool:

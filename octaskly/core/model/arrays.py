@@ -194,7 +194,7 @@ def item_digest(item: str) -> str:
 
 def _member_paths(paths: tuple[str, ...], item: str, position: int) -> tuple[str, ...]:
     """Return the paths of a member, without duplicates."""
-    filled = (placeholders.fill_placeholders(path, item, position) for path in paths)
+    filled = (placeholders.fill_path(path, item, position) for path in paths)
     return tuple(dict.fromkeys(filled))
 
 

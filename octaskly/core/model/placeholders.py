@@ -8,9 +8,10 @@ Source: docs/reference/rest-api.md, "Arrays"; GNU parallel's `--rpl`.
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -61,11 +62,10 @@ def placeholder_value(placeholder: str, item: str, position: int) -> str:
     )
 
 
-def placeholder_values(placeholder: str, items: Collection[str]) -> set[str]:
-    """Return the values of a placeholder for all items; of `{#}`, the longest one."""
-    if placeholder == NUMBER_PLACEHOLDER:
-        return {str(len(items))}
-    return set(map(_SUBSTITUTIONS[placeholder], items))
+def fill_path(path: str, item: str, position: int) -> str:
+    """Return a path with the values of its placeholders, normalised."""
+    filled = fill_placeholders(path, item, position)
+    return filled if filled == path else posixpath.normpath(filled)
 
 
 def fill_placeholders(

@@ -26,7 +26,7 @@ PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority 
 ORD_MAX = 127 << PRIORITY_SHIFT  #: leaves room for one more band in 63 bits
 SPEC_BYTES = 256  #: size of a spec in a message without its texts, roughly
 SPEC_PATH_CHARS = 8  #: overhead of a path in a message, roughly
-OUTPUT_FILE_CHARS = 3  #: the same of an output file
+OUTPUT_FILE_CHARS = 6  #: the same of an output file
 
 
 class TaskState(StrEnum):
@@ -124,7 +124,8 @@ class OutputFile(Struct, frozen=True, array_like=True):
     """A declared output after the end of an attempt."""
 
     path: Text
-    size_bytes: Count | None  #: None: the file was missing or not a regular file
+    size_bytes: Count | None  #: None: it was missing, or could not be kept
+    file_count: Count | None = None  #: files and links of a folder or glob
 
 
 class Outcome(Struct, frozen=True, array_like=True):

@@ -18,12 +18,13 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
 from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, FileSource
-from octaskly.runner.files.task_user_ops import TaskUserOps
-from octaskly.runner.files.workdir import (
+from octaskly.runner.files.capture import (
     CapturedOutputs,
     capture_outputs,
     outputs_folder,
 )
+from octaskly.runner.files.task_user_ops import TaskUserOps
+from octaskly.runner.output.output_archive import OutputArchive
 
 CLOSE_S = 2.0  #: on shutdown, longest wait for the removal of folders
 #: After an agent was killed, its tasks may still write to their folders for a second.
@@ -62,7 +63,7 @@ class ScratchFolders:
         task_user_ops: Accesses files with the rights of the tasks' user.
         folder: Parent of the scratch folders; existing ones are stale and removed.
         workdir: The worker directory, which contains the inputs.
-        outputs_dir: Folder for captured outputs, with a subfolder for each attempt.
+        archive: Keeps captured outputs.
         blob_fetcher: Fetches uploaded files from other nodes.
     """
 
@@ -71,12 +72,12 @@ class ScratchFolders:
         task_user_ops: TaskUserOps,
         folder: Path,
         workdir: Path,
-        outputs_dir: Path,
+        archive: OutputArchive,
         blob_fetcher: BlobFetcher,
     ) -> None:
         self._task_user_ops, self._blob_fetcher = task_user_ops, blob_fetcher
         self._folder, self._workdir = folder, workdir
-        self._outputs_dir = outputs_dir
+        self._archive = archive
         self._in_use: set[str] = set()
         self._lock = threading.Lock()
         self._is_closing = threading.Event()
@@ -154,11 +155,14 @@ class ScratchFolders:
     def capture_outputs(
         self, spec: TaskSpec, attempt: AttemptId, folder: Path | None
     ) -> CapturedOutputs:
-        """Copy the declared outputs of an attempt from its folder. Blocks."""
-        kept = outputs_folder(self._outputs_dir, spec.id, attempt)
-        opened = self._task_user_ops.open_output
+        """Copy declared outputs from the folder where an attempt ran. Blocks."""
+        cwd = spec.options.cwd if spec.options else ""
         return capture_outputs(
-            folder or self._workdir, kept, spec.outputs, opened=opened
+            (folder or self._workdir) / cwd,
+            outputs_folder(self._archive.outputs_dir, spec.id, attempt),
+            spec.outputs,
+            access=self._task_user_ops,
+            bytes_max=self._archive.capture_bytes_max(),
         )
 
     def discard_folder(self, folder: Path) -> None:

@@ -30,7 +30,13 @@ from octaskly.runner.files.scratch_folder import (
     make_scratch,
     remove_tree,
 )
-from octaskly.runner.files.workdir import missing_inputs, open_output
+from octaskly.runner.files.workdir import (
+    FolderEntry,
+    find_entry,
+    list_folder,
+    missing_inputs,
+    open_output,
+)
 from octaskly.runner.launch_protocol import FrameBuffer, pack_frame, receive_with_fds
 from octaskly.runner.processes import proc_tree
 from octaskly.runner.processes.privileges import switch_user
@@ -57,6 +63,10 @@ _OPERATIONS: dict[str, Callable[..., object]] = {
     "scratch": lambda base, workdir, inputs, cwd: os.fsencode(
         make_scratch(_path(base), _path(workdir), inputs, cwd)
     ),
+    "find": lambda workdir, path: _packed(find_entry(_path(workdir), path)),
+    "list": lambda workdir, path: [
+        _packed(entry) for entry in list_folder(_path(workdir), os.fsdecode(path))
+    ],
     "finish": lambda folder, files: finish_files(_path(folder), files),
     "links": lambda folder, links: make_links(_path(folder), links),
     "folders": lambda folder, paths: make_folders(_path(folder), paths),
@@ -68,6 +78,12 @@ _OPENING: dict[str, Callable[..., int]] = {
     "create": lambda folder, path: create_file(_path(folder), path),
     "open": lambda workdir, path: open_output(_path(workdir), path),
 }
+
+
+def _packed(entry: FolderEntry) -> list[object]:
+    """Return an entry for a message; names of files may be any bytes."""
+    name, mode, size_bytes, mtime_ns, target = entry
+    return [os.fsencode(name), mode, size_bytes, mtime_ns, os.fsencode(target)]
 
 
 def _path(raw: bytes) -> Path:

@@ -29,7 +29,13 @@ from octaskly.runner.files.scratch_folder import (
     make_scratch,
     remove_tree,
 )
-from octaskly.runner.files.workdir import missing_inputs, open_output
+from octaskly.runner.files.workdir import (
+    FolderEntry,
+    find_entry,
+    list_folder,
+    missing_inputs,
+    open_output,
+)
 from octaskly.runner.processes import proc_tree
 from octaskly.runner.python_command import import_folders, python_argv
 
@@ -51,6 +57,12 @@ class TaskUserOps(Protocol):
         self, base: Path, workdir: Path, inputs: Iterable[str], cwd: str
     ) -> Path:
         """See `scratch_folder.make_scratch`."""
+
+    def find_entry(self, workdir: Path, path: str) -> FolderEntry:
+        """See `workdir.find_entry`."""
+
+    def list_folder(self, workdir: Path, path: str) -> list[FolderEntry]:
+        """See `workdir.list_folder`."""
 
     def open_output(self, workdir: Path, path: str) -> int:
         """See `workdir.open_output`."""
@@ -85,6 +97,8 @@ class SameUserOps:
 
     missing_inputs = staticmethod(missing_inputs)
     make_scratch = staticmethod(make_scratch)
+    find_entry = staticmethod(find_entry)
+    list_folder = staticmethod(list_folder)
     open_output = staticmethod(open_output)
     create_file = staticmethod(create_file)
     finish_files = staticmethod(finish_files)
@@ -145,6 +159,15 @@ class TaskUserHelper:
         if folder.parent != base:
             raise OSError(errno.EINVAL, "not a scratch folder", str(folder))
         return folder
+
+    def find_entry(self, workdir: Path, path: str) -> FolderEntry:
+        """Return a file or folder that this user can see."""
+        return _unpacked(self._request("find", _path_bytes(workdir), path))
+
+    def list_folder(self, workdir: Path, path: str) -> list[FolderEntry]:
+        """Return the entries of a folder that this user may list."""
+        entries = self._request("list", _path_bytes(workdir), os.fsencode(path))
+        return [_unpacked(entry) for entry in entries]
 
     def open_output(self, workdir: Path, path: str) -> int:
         """Open an output that this user may read."""
@@ -275,6 +298,13 @@ def batched(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     """Yield the items in parts of `BATCH`."""
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
+
+
+def _unpacked(fields: list[Any]) -> FolderEntry:
+    name, mode, size_bytes, mtime_ns, target = fields
+    return FolderEntry(
+        os.fsdecode(name), mode, size_bytes, mtime_ns, os.fsdecode(target)
+    )
 
 
 def _path_bytes(path: Path) -> bytes:

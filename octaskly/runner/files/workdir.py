@@ -1,4 +1,4 @@
-"""Inputs and declared outputs of tasks in the worker directory.
+"""Access to files of tasks in the worker directory.
 
 Tasks may change that directory at any time, also while the agent reads it. So a path is
 resolved one component at a time from an open folder, and each component is checked: a
@@ -11,26 +11,21 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from octaskly.core.model.ids import AttemptId, TaskId
-from octaskly.core.model.tasks import OutputFile
-from octaskly.errors import OutputNotFound
 from octaskly.runner.launch_protocol import RESOURCE_ERRORS
 
-OUTPUT_BYTES_MAX = 1 << 30  #: of all outputs of one attempt together
-TOO_LARGE = "all outputs together may have at most 1 GiB"
 PATH_CHARS_MAX = 4096
 LINKS_MAX = 40  #: the kernel's own limit
-COPY_BYTES = 1 << 20
+LISTED_MAX = 200_000  #: entries of one folder, because a list of them is in memory
+TIME_NS_MAX = (1 << 63) - 1
 
 _PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def path_components(path: str) -> list[str] | None:
@@ -132,17 +127,6 @@ def _is_input(root_fd: int, path: str) -> bool:
         os.close(fd)
 
 
-def outputs_folder(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
-    """Return the folder of an attempt's outputs.
-
-    A task id may be `.` or `..`, which is encoded: it would name another folder.
-    """
-    name = str(task)
-    if path_components(name) != [name]:
-        name = "%" + name.encode().hex()
-    return outputs_dir / name / f"{attempt.term}-{attempt.stream}-{attempt.n}"
-
-
 def open_output(workdir: Path, path: str) -> int:
     """Open a declared output for reading.
 
@@ -158,78 +142,82 @@ def open_output(workdir: Path, path: str) -> int:
         os.close(root_fd)
 
 
-class CapturedOutputs(NamedTuple):
-    """Result of capturing declared outputs."""
+class FolderEntry(NamedTuple):
+    """A file, folder or link in a folder; a task may replace it at any time."""
 
-    files: tuple[OutputFile, ...]  #: the size is None if it was not captured
-    problem: str = ""  #: why existing files were not kept
-
-
-def capture_outputs(
-    workdir: Path,
-    folder: Path,
-    paths: Sequence[str],
-    *,
-    left: int = OUTPUT_BYTES_MAX,
-    opened: Callable[[Path, str], int] = open_output,
-) -> CapturedOutputs:
-    """Copy declared outputs.
-
-    Args:
-        workdir: The folder in which the task ran.
-        folder: Destination of the copies; it is created.
-        paths: The declared paths.
-        left: Maximum size of all outputs together, in bytes.
-        opened: Opens an output with the rights of the tasks' user; raises OSError.
-    """
-    files: dict[str, OutputFile] = {}
-    why = []
-    for path in dict.fromkeys(paths):
-        size = None
-        try:
-            size = _capture_one(partial(opened, workdir, path), folder / path, left)
-        except OSError as error:
-            why.append(f"output {path} was not kept: {error.strerror or error}")
-        left -= size or 0
-        files[path] = OutputFile(path, size)
-    return CapturedOutputs(tuple(files.values()), "; ".join(why))
+    name: str
+    mode: int
+    size_bytes: int
+    mtime_ns: int
+    target: str  #: of a link, else empty
 
 
-def _capture_one(opened: Callable[[], int], target: Path, left: int) -> int | None:
-    """Copy one output; return its size, None if there is no such file.
+def find_entry(workdir: Path, path: str) -> FolderEntry:
+    """Return a file or folder below the worker directory.
 
     Raises:
-        OSError: it is not a regular file, is reached through a link or is too large;
-            the disk is full; or another output has its path as a folder.
+        OSError: there is none, or a link leads to it.
     """
+    root_fd = os.open(workdir, _FOLDER)
     try:
-        source_fd = opened()
-    except (FileNotFoundError, NotADirectoryError):
+        place_fd = open_beneath(root_fd, path, may_follow=False)
+    finally:
+        os.close(root_fd)
+    try:
+        return _entry(path.rpartition("/")[2], os.fstat(place_fd), "")
+    finally:
+        os.close(place_fd)
+
+
+def list_folder(workdir: Path, path: str) -> list[FolderEntry]:
+    """Return the entries of a folder below the worker directory.
+
+    Args:
+        workdir: The worker directory.
+        path: Relative and normalised; empty for the directory itself. No link may lead
+            to it.
+
+    Raises:
+        OSError: there is no such folder, it cannot be read, or has too many entries.
+    """
+    root_fd = os.open(workdir, _FOLDER)
+    try:
+        folder_fd = _open_folder(root_fd, path) if path else os.dup(root_fd)
+    finally:
+        os.close(root_fd)
+    try:
+        with os.scandir(folder_fd) as entries:
+            found = [_listed(entry, folder_fd) for entry in islice(entries, LISTED_MAX)]
+            if next(entries, None) is not None:
+                raise OSError(errno.E2BIG, f"has more than {LISTED_MAX} entries")
+    finally:
+        os.close(folder_fd)
+    return [entry for entry in found if entry is not None]
+
+
+def _open_folder(root_fd: int, path: str) -> int:
+    place_fd = open_beneath(root_fd, path, may_follow=False)
+    try:
+        return os.open(f"/proc/self/fd/{place_fd}", _FOLDER)
+    finally:
+        os.close(place_fd)
+
+
+def _listed(entry: os.DirEntry[str], folder_fd: int) -> FolderEntry | None:
+    """Return an entry of a folder; None if it is gone."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+        is_link = stat.S_ISLNK(status.st_mode)
+        target = os.readlink(entry.name, dir_fd=folder_fd) if is_link else ""
+    except OSError:
         return None
-    try:
-        size = None
-        if os.fstat(source_fd).st_size <= left:
-            size = _copy_to_new_file(source_fd, target, left)
-        if size is None:
-            raise OSError(errno.EFBIG, TOO_LARGE)
-        return size
-    finally:
-        os.close(source_fd)
+    return _entry(entry.name, status, target)
 
 
-def _copy_to_new_file(source_fd: int, target: Path, left: int) -> int | None:
-    """Copy into a new file, which is deleted unless the copy is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    target.unlink(missing_ok=True)
-    target_fd = os.open(target, _CREATE, 0o600)
-    size = None
-    try:
-        size = _copy(source_fd, target_fd, left)
-    finally:
-        os.close(target_fd)
-        if size is None:
-            target.unlink()
-    return size
+def _entry(name: str, status: os.stat_result, target: str) -> FolderEntry:
+    # Some file systems store times that do not fit into 64 bits.
+    mtime_ns = min(max(status.st_mtime_ns, -TIME_NS_MAX), TIME_NS_MAX)
+    return FolderEntry(name, status.st_mode, status.st_size, mtime_ns, target)
 
 
 def _open_regular(root_fd: int, path: str) -> int:
@@ -243,36 +231,3 @@ def _open_regular(root_fd: int, path: str) -> int:
         return os.open(f"/proc/self/fd/{place_fd}", _READ)
     finally:
         os.close(place_fd)
-
-
-def _copy(source_fd: int, target_fd: int, left: int) -> int | None:
-    """Copy a file; return its size, or None if it is larger than `left`."""
-    size = 0
-    while data := os.read(source_fd, COPY_BYTES):
-        size += len(data)
-        if size > left:
-            return None
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target_fd, view) :]
-    return size
-
-
-def captured_path(
-    outputs_dir: Path, task: TaskId, attempt: AttemptId, path: str
-) -> Path:
-    """Return the copy of an output that was captured here.
-
-    Raises:
-        OutputNotFound: there is no such copy.
-    """
-    file = outputs_folder(outputs_dir, task, attempt)
-    parts = path_components(path)
-    try:
-        if parts is not None:
-            is_file = stat.S_ISREG(file.joinpath(*parts).lstat().st_mode)
-            if is_file:
-                return file.joinpath(*parts)
-    except (OSError, ValueError):
-        pass
-    raise OutputNotFound(f"{task} has no output {path!r} on this node", field="path")

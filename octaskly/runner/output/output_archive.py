@@ -63,7 +63,7 @@ class OutputArchive:
         reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         self._folder = folder
-        self._outputs_dir = outputs_dir
+        self.outputs_dir = outputs_dir
         if quota_bytes is None:
             disk = shutil.disk_usage(outputs_dir)
             quota_bytes = min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
@@ -118,12 +118,18 @@ class OutputArchive:
             pass
         raise OutputNotFound(f"{task} has no output file on this node")
 
+    def capture_bytes_max(self) -> int:
+        """Return the maximum size of the captured outputs of one attempt."""
+        self.outputs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spare_bytes = shutil.disk_usage(self.outputs_dir).free - self._reserve_bytes
+        return max(0, min(self._quota_bytes, spare_bytes))
+
     def delete_expired(self) -> None:
         """Delete outputs that are older than the retention or exceed the quota."""
         with self._lock, suppress(OSError):
             self._make_room(len(self._open_names) * self.bytes_max)
         before_s = self._clock.now().wall_ms / 1000 - self._retention_s
-        for folder in self._outputs_dir.glob("*/*"):
+        for folder in self.outputs_dir.glob("*/*"):
             with suppress(OSError):
                 if folder.lstat().st_mtime < before_s:
                     shutil.rmtree(folder)

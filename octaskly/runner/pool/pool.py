@@ -31,8 +31,8 @@ from octaskly.runner.files.attempt_files import (
     needs_preparation,
 )
 from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.files.capture import CapturedOutputs
 from octaskly.runner.files.task_user_ops import task_user_ops_for
-from octaskly.runner.files.workdir import CapturedOutputs
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.attempts import (
     SHORT_TASK_MS_MAX,
@@ -72,7 +72,6 @@ class Pool:
     Args:
         slots: Maximum number of attempts that run at the same time.
         workdir: Working directory of attempts, and the folder of their inputs.
-        outputs_dir: Folder for captured outputs, with a subfolder for each attempt.
         scratch_dir: Folder for the scratch folders of attempts.
         archive: Holds output files: long output, and output that a client reads.
         blob_fetcher: Fetches uploaded files from other nodes.
@@ -99,7 +98,6 @@ class Pool:
         *,
         slots: int,
         workdir: Path,
-        outputs_dir: Path,
         scratch_dir: Path,
         archive: OutputArchive,
         blob_fetcher: BlobFetcher,
@@ -119,9 +117,11 @@ class Pool:
         self._task_user_ops = task_user_ops_for(account)
         self._blob_fetcher = blob_fetcher
         self._scratch = ScratchFolders(
-            self._task_user_ops, scratch_dir, workdir, outputs_dir, blob_fetcher
+            self._task_user_ops, scratch_dir, workdir, archive, blob_fetcher
         )
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="runner")
+        # Copying outputs may take minutes, and no start of a task may wait for it.
+        self._capture_threads = ThreadPoolExecutor(2, thread_name_prefix="capture")
         self._launchers = Launchers(
             share_slots(slots, launchers or os.cpu_count() or 1),
             _launcher_settings(workdir, node_name, inherited, archive)
@@ -223,6 +223,7 @@ class Pool:
         await self._launchers.close()
         await asyncio.to_thread(self._blob_fetcher.close)
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._capture_threads.shutdown)
         await self.recorder.close()
         # Run the callbacks of the threads first: they report captured outputs.
         await asyncio.sleep(0)
@@ -288,6 +289,7 @@ class Pool:
             partial(
                 self._scratch.capture_outputs, item.spec, item.attempt, item.folder
             ),
+            self._capture_threads,
         )
 
     def _on_launcher_exit(self, state: LauncherState) -> None:

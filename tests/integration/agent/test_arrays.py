@@ -158,24 +158,50 @@ def test_placeholders_are_replaced_in_commands_and_paths(agent: Agent) -> None:
         "echo 2 > d.out",
     ]
     assert [task["outputs"] for task in shown] == [
-        [{"path": "a b.out", "bytes": 2}],
-        [{"path": "d.out", "bytes": 2}],
+        [{"path": "a b.out", "bytes": 2, "files": None}],
+        [{"path": "d.out", "bytes": 2, "files": None}],
     ]
 
 
 @pytest.mark.parametrize(
     ("path", "item"),
-    [("{//}", "a/b"), ("{/}", "a/.."), ("{.}", ".x"), ("{.}", "a/b.c")],
+    [
+        *(("{//}", "ab"), ("{//}", "/x"), ("{/}", "a/.."), ("{.}", ".x")),
+        *(("{}", "../x"), (".{}", "./x"), ("{}", "/etc/x"), ("x/{}", "../../x")),
+        *(("{}", "a/../../b"), ("{}", "./."), ("{}", f"a/{'x' * 300}")),
+    ],
 )
-def test_a_placeholder_cannot_leave_its_folder(
-    agent: Agent, path: str, item: str
-) -> None:
-    """It stands for one part of a path, and never for the parent folder."""
+def test_a_placeholder_never_leads_upwards(agent: Agent, path: str, item: str) -> None:
+    """It may stand for folders, but not for the parent folder."""
     body = {"command": "true", "outputs": [path], "array": {"items": [item]}}
     status, answer = agent.call("POST", TASKS, body)
 
     assert status == 400
-    assert "in a path" in answer["hint"]
+    assert "cannot be filled into the path" in answer["hint"]
+
+
+def test_a_placeholder_may_stand_for_folders(agent: Agent) -> None:
+    """As in `--out {.}.mp4`, for files of several folders."""
+    array = submit(
+        agent,
+        "mkdir -p made/{//}; echo {#} > made/{.}.out",
+        outputs=["made/{.}.out", "made/{//}/{/.}.out", "{//}/none/"],
+        array={"items": ["./clips/a.mov", "b.mov"]},
+    )
+
+    ended(agent, array)
+    shown = [agent.call("GET", f"{TASKS}/{array}.{n}")[1] for n in range(2)]
+    assert [task["outputs"] for task in shown] == [
+        [
+            {"path": "made/clips/a.out", "bytes": 2, "files": None},
+            {"path": "clips/none", "bytes": None, "files": None},
+        ],
+        [
+            {"path": "made/b.out", "bytes": 2, "files": None},
+            {"path": "none", "bytes": None, "files": None},
+        ],
+    ]
+    assert [task["outputs_missing"] for task in shown] == [["clips/none"], ["none"]]
 
 
 def test_cancelled_members_are_repeated_with_failed_ones(agent: Agent) -> None:
@@ -403,7 +429,7 @@ def test_each_member_has_its_own_files(agent: Agent) -> None:
     )
     assert counts(ended(agent, array)) == {"completed": 2}
     task = agent.call("GET", f"{TASKS}/{array}.0")[1]
-    assert task["outputs"] == [{"path": "frames/a b.txt", "bytes": 4}]
+    assert task["outputs"] == [{"path": "frames/a b.txt", "bytes": 4, "files": None}]
 
     for item in ("a/b", "..", "", "x" * 252):
         members = {"items": ["fine", item]}

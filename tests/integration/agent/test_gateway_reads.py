@@ -72,7 +72,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         store=store,
         clock=clock,
         post=answer,
-        captured_path=lambda *_: tmp_path,
+        read_outputs=nothing,
         stream_output=nothing,
         last_load=lambda: NO_LOAD,
         health_checks=HealthChecks(

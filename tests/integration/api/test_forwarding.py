@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import socket
 import ssl
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -16,7 +18,9 @@ from octaskly.api import HttpTimeouts
 from octaskly.api.http import open_long_polls, sse
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.config.settings import LimitOptions
+from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
+from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports import Principal
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.node_key import NodeKey
@@ -832,7 +836,14 @@ async def test_a_poll_on_a_silent_dispatcher_moves_on(
 # --- outputs -----------------------------------------------------------------------
 
 
-async def _finished(member: Member, path: str, size: int, node: str) -> str:
+async def _finished(
+    member: Member,
+    path: str,
+    size: int | None,
+    node: str,
+    *,
+    file_count: int | None = None,
+) -> str:
     body = {"command": "x", "outputs": [path]}
     created = await member.api.ask("POST", TASKS, headers=ADMIN, body=body)
     task: str = created.json["id"]
@@ -841,7 +852,7 @@ async def _finished(member: Member, path: str, size: int, node: str) -> str:
         state=AttemptState.OK,
         reason=EndReason.EXIT,
         exit_code=0,
-        outputs=(OutputFile(path, size),),
+        outputs=(OutputFile(path, size, file_count),),
     )
     member.gateway.finish(task, outcome)
     return task
@@ -1062,6 +1073,118 @@ async def test_an_output_of_a_lost_worker_is_503(back: Member) -> None:
 
     assert_problem(unknown, 503)
     assert_problem(refused, 503)
+
+
+@pytest.fixture
+async def folder_task(
+    api_mesh: ApiMesh, back: Member, tmp_path: Path
+) -> tuple[Member, str]:
+    """A worker, and a task that left a folder there."""
+    worker = await api_mesh.member("worker")
+    worker.follow(back)
+    task = await _finished(back, "build", 600_004, worker.gateway.node_id, file_count=2)
+    for name, content in (("app", b"\0" * 600_000), ("sub/x", b"text")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+        path = f"build/{name}"
+        worker.gateway.files[task, path] = tmp_path / name  # type: ignore[index]
+    back.gateway.lan_urls[worker.gateway.node_id] = (worker.lan_url,)
+    return worker, task
+
+
+async def test_all_outputs_pass_two_nodes_as_a_tar(
+    front: Member, folder_task: tuple[Member, str]
+) -> None:
+    """Client, first node, dispatcher, worker; each part of it is the same bytes."""
+    worker, task = folder_task
+    url = f"{TASKS}/{task}/outputs.tar"
+
+    whole = await front.api.ask("GET", url, headers=VIEWER)
+    own = await worker.api.ask("GET", url, headers=VIEWER)
+    head = await front.api.ask("HEAD", url, headers=VIEWER)
+    etag = whole.headers["etag"]
+    size = len(whole.body)
+
+    assert whole.status == own.status == head.status == 200
+    assert whole.body == own.body
+    assert whole.headers["content-type"] == "application/x-tar"
+    assert head.headers["content-length"] == str(size)
+    assert whole.headers["content-disposition"] == (
+        f"attachment; filename*=UTF-8''{task}-outputs.tar"
+    )
+    assert_hardened(whole)
+    with tarfile.open(fileobj=io.BytesIO(whole.body)) as tar:
+        assert [(m.name, m.size) for m in tar] == [
+            ("build/app", 600_000),
+            ("build/sub/x", 4),
+        ]
+    for asked, start, end in (
+        ("bytes=1000-", 1000, size),
+        ("bytes=513-700000", 513, min(700_001, size)),
+        ("bytes=-1025", size - 1025, size),
+    ):
+        part = await front.api.ask(
+            "GET", url, headers=VIEWER | {"Range": asked, "If-Range": etag}
+        )
+        assert (part.status, part.body) == (206, whole.body[start:end])
+        assert part.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
+    changed = await front.api.ask(
+        "GET", url, headers=VIEWER | {"Range": "bytes=5-", "If-Range": '"other"'}
+    )
+    beyond = await front.api.ask(
+        "GET", url, headers=VIEWER | {"Range": f"bytes={size}-"}
+    )
+    assert (changed.status, changed.body) == (200, whole.body)
+    assert_problem(beyond, 416)
+
+
+async def test_a_path_below_a_folder_is_downloaded(
+    front: Member, folder_task: tuple[Member, str]
+) -> None:
+    """A folder itself is not a file."""
+    _, task = folder_task
+    url = f"{TASKS}/{task}/outputs/build"
+
+    file = await front.api.ask("GET", f"{url}/sub/x", headers=VIEWER)
+    folder = await front.api.ask("GET", f"{url}/sub", headers=VIEWER)
+    none = await front.api.ask("GET", f"{url}/none", headers=VIEWER)
+
+    assert (file.status, file.body) == (200, b"text")
+    assert file.headers["content-disposition"].endswith("''x")
+    assert_problem(folder, 404)
+    assert "outputs.tar" in folder.json["hint"]
+    assert_problem(none, 404)
+
+
+async def test_a_task_that_left_no_output_has_no_tar(back: Member) -> None:
+    """An empty archive would look like a success."""
+    task = await _finished(back, "r.txt", None, back.gateway.node_id)
+
+    answer = await back.api.ask("GET", f"{TASKS}/{task}/outputs.tar", headers=VIEWER)
+
+    assert_problem(answer, 404)
+
+
+async def test_a_tar_whose_file_is_gone_breaks_the_connection(
+    folder_task: tuple[Member, str], tmp_path: Path
+) -> None:
+    """A client must not take a part for the whole."""
+    worker, task = folder_task
+    tree = await worker.gateway.captured_outputs(task, AttemptId(1, StreamId(1), 1))
+    (tmp_path / "app").write_bytes(b"short")
+
+    async def stale(*_: object) -> CapturedTree:
+        return tree
+
+    worker.gateway.captured_outputs = stale  # type: ignore[assignment,method-assign]
+    asked = f"GET {TASKS}/{task}/outputs.tar HTTP/1.1\r\nHost: localhost\r\n"
+    asked += "".join(f"{name}: {value}\r\n" for name, value in VIEWER.items())
+
+    received = await exchange(worker.api.port, f"{asked}\r\n".encode())
+
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert f"Content-Length: {tree.tar.size_bytes}\r\n".encode() in head
+    assert len(body) < tree.tar.size_bytes
 
 
 @pytest.mark.parametrize("called", ["name", "id"])

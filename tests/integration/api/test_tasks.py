@@ -239,6 +239,7 @@ async def test_a_queued_task_shows_unknown_values_as_null(node: ApiNode) -> None
     assert answer.status == 200
     known = {"id", "command", "status", "timeout", "created_at", "inputs", "outputs"}
     known |= {*task_options.render_options(None), "name", "labels", "priority"}
+    known |= {"outputs_missing"}
     unknown = {k: v for k, v in answer.json.items() if k not in known}
     assert set(unknown) >= {"worker_id", "stdout", "stderr", "exit_code", "reason"}
     assert set(unknown.values()) == {None}
@@ -279,6 +280,7 @@ async def test_a_completed_task_shows_its_result(node: ApiNode) -> None:
         "stderr_truncated": False,
         "inputs": [],
         "outputs": [],
+        "outputs_missing": [],
         "priority": 0,
         "array": None,
         "name": None,
@@ -338,9 +340,10 @@ async def test_binary_and_long_output_is_marked(
     assert (shown["stdout_bytes"], shown["stdout_truncated"]) == (9999, True)
     assert (shown["exit_code"], shown["signal"], shown["reason"]) == (137, 9, "signal")
     assert shown["outputs"] == [
-        {"path": "r.txt", "bytes": 3},
-        {"path": "gone.txt", "bytes": None},
+        {"path": "r.txt", "bytes": 3, "files": None},
+        {"path": "gone.txt", "bytes": None, "files": None},
     ]
+    assert shown["outputs_missing"] == ["gone.txt"]
 
 
 async def test_a_short_id_is_resolved_if_it_is_unique(node: ApiNode) -> None:

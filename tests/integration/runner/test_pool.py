@@ -19,7 +19,7 @@ from octaskly.config.task_account import DEFAULT_INHERITED
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
-from octaskly.runner.files.workdir import captured_path
+from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.launch_protocol import encode_settings
 from octaskly.runner.launcher import launcher
 from octaskly.runner.launcher.attempt_process import PipeReader
@@ -504,9 +504,11 @@ async def test_declared_outputs_are_captured(tmp_path: Path) -> None:
             OutputFile("pipe", None),
             OutputFile("nope", None),
             OutputFile("../etc/passwd", None),
-            OutputFile("d", None),
+            OutputFile("d", 5, 1),
         )
-        file = captured_path(tmp_path / "outputs", task, attempt, "d/out")
+        tree = OutputReader(tmp_path / "outputs").read_tree(task, attempt)
+        file = tree.file_path("d/out")
+        assert file is not None
         assert file.read_text() == "hello"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
+from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.files.scratch_folder import remove_tree
-from octaskly.runner.files.workdir import captured_path
 from octaskly.runner.pool.launch_messages import preparation_failed
 from tests.support.agents import ending, start, submit, until
 from tests.support.pooling import Rig, eventually, launchers_of, rig
@@ -86,9 +86,32 @@ async def test_outputs_are_captured_from_the_scratch_folder(tmp_path: Path) -> N
         outcome = await made.end_of(name[0])
 
         assert outcome.outputs == (OutputFile("out/r", 5), OutputFile("no", None))
-        assert (
-            captured_path(tmp_path / "outputs", *name, "out/r").read_text() == "right"
-        )
+        file = OutputReader(tmp_path / "outputs").read_tree(*name).file_path("out/r")
+        assert file is not None
+        assert file.read_text() == "right"
+
+
+async def test_outputs_are_relative_to_the_folder_where_the_command_runs(
+    tmp_path: Path,
+) -> None:
+    """A folder of a fresh one, of the worker directory, or any other."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with rig(tmp_path) as made:
+        (made.workdir / "sub").mkdir()
+        for options in (
+            TaskOptions(is_scratch=True, cwd="a/b"),
+            TaskOptions(cwd="sub"),
+            TaskOptions(cwd=str(elsewhere)),
+        ):
+            outcome = await made.run(
+                "mkdir -p d; echo x >d/1; echo y >2",
+                outputs=("d", "2"),
+                options=options,
+            )
+
+            assert outcome.outputs == (OutputFile("d", 2, 1), OutputFile("2", 2))
+            assert outcome.detail == ""
 
 
 async def test_cwd_is_below_the_scratch_folder(tmp_path: Path) -> None:

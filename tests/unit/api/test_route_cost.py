@@ -7,7 +7,13 @@ import dataclasses
 import pytest
 
 from octaskly.api.http import sse
-from octaskly.api.http.handler_types import BODY_BYTES_MAX, BYTES, Access, Route
+from octaskly.api.http.handler_types import (
+    BODY_BYTES_MAX,
+    BYTES,
+    TAR,
+    Access,
+    Route,
+)
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security.route_cost import LIST, CostKind
 from octaskly.api.server.quotas import CLIENT_SHARE
@@ -29,7 +35,7 @@ def test_a_route_without_a_cost_cannot_be_made() -> None:
 @each_route
 def test_a_response_in_parts_is_a_stream(route: Route) -> None:
     """Its handler bounds it, as it never is in memory as a whole."""
-    is_stream = route.media_type in (sse.CONTENT_TYPE, BYTES)
+    is_stream = route.media_type in (sse.CONTENT_TYPE, BYTES, TAR)
 
     assert is_stream == (route.cost.kind is CostKind.STREAM)
 

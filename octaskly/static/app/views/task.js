@@ -175,7 +175,7 @@ function Details({ task }) {
       <pre class="env">${pairs(task.env).map(([name, value]) => `${name}=${value}`).join("\n")}</pre></details>`],
     ["Standard input", task.stdin_bytes ? bytes(task.stdin_bytes) + (task.stdin_freed ? ", freed" : "") : ""],
     ["Inputs", task.inputs?.join(", ")],
-    ["Outputs", task.outputs?.map(({ path, bytes: size }) => `${path}${size == null ? "" : ` (${bytes(size)})`}`).join(", ")],
+    ["Outputs", task.outputs?.map(({ path, bytes: size, files }) => `${path}${size == null ? "" : ` (${files == null ? "" : `${files} files, `}${bytes(size)})`}`).join(", ")],
     ["Told at its end", task.notify_url],
   ];
   return html`<section class="card" aria-label="Details"><h2>Details</h2>

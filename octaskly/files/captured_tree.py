@@ -1,0 +1,81 @@
+"""The captured outputs of one attempt: their manifest, and a file for each content."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from octaskly.files.manifest import Manifest, content_digest, encode_manifest
+from octaskly.files.tree_tar import ContentPart, TarLayout
+
+
+class CapturedTree:
+    """A captured tree on the disk of this node.
+
+    Args:
+        manifest: Its entries.
+        content_path: Returns the path of a content by its SHA-256.
+    """
+
+    def __init__(
+        self, manifest: Manifest, content_path: Callable[[bytes], Path]
+    ) -> None:
+        self.manifest = manifest
+        self.content_path = content_path
+
+    @cached_property
+    def etag(self) -> str:
+        """The same for equal trees only."""
+        return content_digest(encode_manifest(self.manifest))[:32]
+
+    @cached_property
+    def tar(self) -> TarLayout:
+        """The tree as a tar; large trees take some tenths of a second."""
+        return TarLayout(self.manifest)
+
+    def file_path(self, path: str) -> Path | None:
+        """Return the file with the content of a path; None if there is no such file."""
+        file = self._files.get(path)
+        return None if file is None else self.content_path(file)
+
+    def has_path(self, path: str) -> bool:
+        """Return True if a path is a file, a link or a folder of the tree."""
+        return any(
+            known == path or known.startswith(f"{path}/")
+            for known in self.manifest.paths()
+        )
+
+    def tar_chunks(self, start: int, end: int, chunk_bytes: int) -> Iterator[bytes]:
+        """Yield the bytes of the tar from `start` to `end`. Blocks.
+
+        Raises:
+            OSError: a content is not there any more.
+        """
+        chunk = bytearray()
+        for part in self.tar.parts(start, end):
+            for data in self._read(part, chunk_bytes):
+                chunk += data
+                if len(chunk) >= chunk_bytes:
+                    yield bytes(chunk)
+                    chunk.clear()
+        yield bytes(chunk)
+
+    def _read(self, part: bytes | ContentPart, chunk_bytes: int) -> Iterator[bytes]:
+        if isinstance(part, bytes):
+            yield part
+            return
+        with self.content_path(part.file.sha256).open("rb", buffering=0) as file:
+            file.seek(part.start)
+            left = part.end - part.start
+            while left:
+                data = file.read(min(left, chunk_bytes))
+                if not data:
+                    raise OSError(errno.EIO, f"{part.file.path} became shorter")
+                yield data
+                left -= len(data)
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        return {file.path: file.sha256 for file in self.manifest.files}
