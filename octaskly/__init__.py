@@ -50,6 +50,11 @@ if TYPE_CHECKING:
         OctasklyError as OctasklyError,
         PermissionDenied as PermissionDenied,
     )
+    from octaskly.files.home_folder import (
+        FetchError as FetchError,
+        KeptFile as KeptFile,
+    )
+    from octaskly.files.unpacker import Fetched as Fetched
     from octaskly.rest.client_types import Draft as Draft, Task as Task
     from octaskly.rest.mesh import (
         Counts as Counts,
@@ -105,6 +110,8 @@ _HOMES = {
         "BrokenCall Executor InterpreterMismatch MeshLost RemoteError "
         "RemoteTraceback ResultLost "
     ),
+    "octaskly.files.home_folder": "FetchError KeptFile",
+    "octaskly.files.unpacker": "Fetched",
     "octaskly.rest.client_types": "Draft Task",
     "octaskly.rest.mesh": (
         "Counts Database Epoch Failover Load MeshDetail MeshState NodeInfo Standby "

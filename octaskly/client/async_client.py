@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 from octaskly.client.drivers.asyncio_driver import AsyncioDriver
 from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.endpoint import resolve_endpoint
+from octaskly.client.fetching import Fetching, OnProgress
 from octaskly.client.flows import arrays, queries, streams
 from octaskly.client.flows import tasks as flows
 from octaskly.client.flows.queries import TaskFilter
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
+from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.client.flows.streams import EventType, Log, Stream
 from octaskly.client.flows.task_fields import Durability, TaskFields
-from octaskly.rest.client_types import Draft, Task
+from octaskly.files.unpacker import Fetched
+from octaskly.rest.client_types import Draft, Task, bound_to
 from octaskly.rest.mesh import NodeInfo, Stats
 from octaskly.rest.tasks import Explanation
+
+_T = TypeVar("_T")
 
 
 class AsyncClient:
@@ -57,6 +64,14 @@ class AsyncClient:
         """Close all connections; submitted tasks keep running."""
         await self._driver.close()
 
+    async def _run(self, flow: Flow[_T]) -> _T:
+        return bound_to(self, await self._driver.run(flow))
+
+    async def _iterate(self, flow: EmittingFlow[_T]) -> AsyncGenerator[_T]:
+        async with aclosing(self._driver.iterate(flow)) as items:
+            async for item in items:
+                yield bound_to(self, item)
+
     # -- submitting ----------------------------------------------------------------
 
     async def submit(
@@ -77,7 +92,7 @@ class AsyncClient:
             durability=durability,
             until=self._requests.deadline_after(deadline_s),
         )
-        return await self._driver.run(flow)
+        return await self._run(flow)
 
     async def submit_many(
         self,
@@ -95,7 +110,7 @@ class AsyncClient:
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return await self._driver.run(flow)
+        return await self._run(flow)
 
     async def array(
         self,
@@ -119,7 +134,7 @@ class AsyncClient:
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return await self._driver.run(flow)
+        return await self._run(flow)
 
     async def run(
         self,
@@ -139,7 +154,7 @@ class AsyncClient:
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return await self._driver.run(flow)
+        return await self._run(flow)
 
     def map(
         self,
@@ -159,23 +174,21 @@ class AsyncClient:
             ordered=ordered,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     # -- waiting -------------------------------------------------------------------
 
     async def wait(self, task: str | Task, *, deadline_s: float | None = None) -> Task:
         """As `Client.wait`."""
         until = self._requests.deadline_after(deadline_s)
-        return await self._driver.run(flows.wait(self._requests, task, deadline=until))
+        return await self._run(flows.wait(self._requests, task, deadline=until))
 
     def as_ended(
         self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
     ) -> AsyncGenerator[Task]:
         """As `Client.as_ended`."""
         until = self._requests.deadline_after(deadline_s)
-        return self._driver.iterate(
-            streams.as_ended(self._requests, tasks, deadline=until)
-        )
+        return self._iterate(streams.as_ended(self._requests, tasks, deadline=until))
 
     def results(
         self,
@@ -187,7 +200,7 @@ class AsyncClient:
         """As `Client.results`."""
         until = self._requests.deadline_after(deadline_s)
         flow = arrays.results(self._requests, array, ordered=ordered, deadline=until)
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     def logs(
         self,
@@ -209,7 +222,7 @@ class AsyncClient:
             after=after,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     def events(
         self,
@@ -227,45 +240,67 @@ class AsyncClient:
             after=after,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     # -- one task ------------------------------------------------------------------
 
     async def task(self, task: str | Task) -> Task:
         """As `Client.task`."""
-        return await self._driver.run(flows.task(self._requests, task))
+        return await self._run(flows.task(self._requests, task))
 
     def output(
         self, task: str | Task, path: str, *, deadline_s: float | None = None
     ) -> AsyncGenerator[bytes]:
         """As `Client.output`."""
         until = self._requests.deadline_after(deadline_s)
-        return self._driver.iterate(
-            streams.output(self._requests, task, path, deadline=until)
+        return self._iterate(streams.output(self._requests, task, path, deadline=until))
+
+    async def fetch(
+        self,
+        task: str | Task,
+        folder: str | Path = ".",
+        *,
+        sent: Mapping[str, bytes] | None = None,
+        on_progress: OnProgress | None = None,
+        deadline_s: float | None = None,
+    ) -> Fetched:
+        """As `Client.fetch`; files are written in threads."""
+        fetching = await asyncio.to_thread(
+            Fetching, await self.task(task), folder, sent=sent, on_progress=on_progress
         )
+        try:
+            if not fetching.is_empty:
+                until = self._requests.deadline_after(deadline_s)
+                flow = fetching.flow(self._requests, until)
+                async with aclosing(self._iterate(flow)) as parts:
+                    async for part in parts:
+                        await asyncio.to_thread(fetching.take, part)
+            return await asyncio.to_thread(fetching.finish)
+        finally:
+            fetching.close()
 
     async def cancel(self, task: str | Task, *, force: bool = False) -> Task:
         """As `Client.cancel`."""
-        return await self._driver.run(flows.cancel(self._requests, task, force=force))
+        return await self._run(flows.cancel(self._requests, task, force=force))
 
     async def retry(self, task: str | Task) -> Task:
         """As `Client.retry`."""
-        return await self._driver.run(flows.retry(self._requests, task))
+        return await self._run(flows.retry(self._requests, task))
 
     async def explain(self, task: str | Task) -> Explanation:
         """As `Client.explain`."""
-        return await self._driver.run(queries.explain(self._requests, task))
+        return await self._run(queries.explain(self._requests, task))
 
     # -- the mesh ------------------------------------------------------------------
 
     def tasks(self, **task_filter: Unpack[TaskFilter]) -> AsyncGenerator[Task]:
         """As `Client.tasks`."""
-        return self._driver.iterate(queries.tasks(self._requests, task_filter))
+        return self._iterate(queries.tasks(self._requests, task_filter))
 
     async def nodes(self) -> list[NodeInfo]:
         """As `Client.nodes`."""
-        return await self._driver.run(queries.nodes(self._requests))
+        return await self._run(queries.nodes(self._requests))
 
     async def stats(self) -> Stats:
         """As `Client.stats`."""
-        return await self._driver.run(queries.stats(self._requests))
+        return await self._run(queries.stats(self._requests))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import resolve_endpoint
+from octaskly.client.fetching import Fetching, OnProgress
 from octaskly.client.flows import arrays, queries, streams
 from octaskly.client.flows import tasks as flows
 from octaskly.client.flows.queries import TaskFilter
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
+from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.client.flows.streams import EventType, Log, Stream
 from octaskly.client.flows.task_fields import Durability, TaskFields
-from octaskly.rest.client_types import Draft, Task
+from octaskly.files.unpacker import Fetched
+from octaskly.rest.client_types import Draft, Task, bound_to
 from octaskly.rest.mesh import NodeInfo, Stats
 from octaskly.rest.tasks import Explanation
+
+_T = TypeVar("_T")
 
 
 class Client:
@@ -70,6 +76,14 @@ class Client:
         """Close all connections; submitted tasks keep running."""
         self._driver.close()
 
+    def _run(self, flow: Flow[_T]) -> _T:
+        return bound_to(self, self._driver.run(flow))
+
+    def _iterate(self, flow: EmittingFlow[_T]) -> Generator[_T]:
+        with closing(self._driver.iterate(flow)) as items:
+            for item in items:
+                yield bound_to(self, item)
+
     # -- submitting ----------------------------------------------------------------
 
     def submit(
@@ -98,7 +112,7 @@ class Client:
             durability=durability,
             until=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.run(flow)
+        return self._run(flow)
 
     def submit_many(
         self,
@@ -120,7 +134,7 @@ class Client:
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.run(flow)
+        return self._run(flow)
 
     def array(
         self,
@@ -147,7 +161,7 @@ class Client:
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.run(flow)
+        return self._run(flow)
 
     def run(
         self,
@@ -174,7 +188,7 @@ class Client:
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.run(flow)
+        return self._run(flow)
 
     def map(
         self,
@@ -207,7 +221,7 @@ class Client:
             ordered=ordered,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     # -- waiting -------------------------------------------------------------------
 
@@ -218,16 +232,14 @@ class Client:
             TimedOut: the task did not end within `deadline_s`; it keeps running.
         """
         until = self._requests.deadline_after(deadline_s)
-        return self._driver.run(flows.wait(self._requests, task, deadline=until))
+        return self._run(flows.wait(self._requests, task, deadline=until))
 
     def as_ended(
         self, tasks: Iterable[str | Task], *, deadline_s: float | None = None
     ) -> Generator[Task]:
         """Yield tasks as they end, over a single stream."""
         until = self._requests.deadline_after(deadline_s)
-        return self._driver.iterate(
-            streams.as_ended(self._requests, tasks, deadline=until)
-        )
+        return self._iterate(streams.as_ended(self._requests, tasks, deadline=until))
 
     def results(
         self,
@@ -242,7 +254,7 @@ class Client:
         """
         until = self._requests.deadline_after(deadline_s)
         flow = arrays.results(self._requests, array, ordered=ordered, deadline=until)
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     def logs(
         self,
@@ -273,7 +285,7 @@ class Client:
             after=after,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     def events(
         self,
@@ -300,22 +312,55 @@ class Client:
             after=after,
             deadline=self._requests.deadline_after(deadline_s),
         )
-        return self._driver.iterate(flow)
+        return self._iterate(flow)
 
     # -- one task ------------------------------------------------------------------
 
     def task(self, task: str | Task) -> Task:
         """Return the current state of a task, with its output if it has ended."""
-        return self._driver.run(flows.task(self._requests, task))
+        return self._run(flows.task(self._requests, task))
 
     def output(
         self, task: str | Task, path: str, *, deadline_s: float | None = None
     ) -> Generator[bytes]:
         """Yield the bytes of a file that the task declared in `outputs`, in pieces."""
         until = self._requests.deadline_after(deadline_s)
-        return self._driver.iterate(
-            streams.output(self._requests, task, path, deadline=until)
-        )
+        return self._iterate(streams.output(self._requests, task, path, deadline=until))
+
+    def fetch(
+        self,
+        task: str | Task,
+        folder: str | Path = ".",
+        *,
+        sent: Mapping[str, bytes] | None = None,
+        on_progress: OnProgress | None = None,
+        deadline_s: float | None = None,
+    ) -> Fetched:
+        """Place all outputs of an ended task in a folder; return what was fetched.
+
+        Nothing in the folder is deleted, and nothing outside the declared outputs is
+        written. An interrupted fetch resumes when it is repeated.
+
+        Args:
+            task: The task, or its id.
+            folder: The folder; it is created.
+            sent: SHA-256 of files that were sent, by their paths in the folder. A file
+                that has changed since is kept: see `Fetched.kept`.
+            on_progress: Is called with the bytes that arrived and their total.
+            deadline_s: Seconds until `TimedOut` is raised.
+
+        Raises:
+            Conflict: the task has not ended.
+            FetchError: the outputs cannot be placed in the folder.
+        """
+        fetching = Fetching(self.task(task), folder, sent=sent, on_progress=on_progress)
+        with closing(fetching):
+            if not fetching.is_empty:
+                until = self._requests.deadline_after(deadline_s)
+                flow = fetching.flow(self._requests, until)
+                for part in self._iterate(flow):
+                    fetching.take(part)
+            return fetching.finish()
 
     def cancel(self, task: str | Task, *, force: bool = False) -> Task:
         """Cancel a queued task, with `force` also a running one.
@@ -324,7 +369,7 @@ class Client:
             Conflict: the task is running.
             NotFound: the task does not exist, or has ended.
         """
-        return self._driver.run(flows.cancel(self._requests, task, force=force))
+        return self._run(flows.cancel(self._requests, task, force=force))
 
     def retry(self, task: str | Task) -> Task:
         """Rerun an ended task, or the failed members of an array, as a new task.
@@ -332,22 +377,22 @@ class Client:
         Raises:
             Conflict: the task has not ended.
         """
-        return self._driver.run(flows.retry(self._requests, task))
+        return self._run(flows.retry(self._requests, task))
 
     def explain(self, task: str | Task) -> Explanation:
         """Return the reason for a task's state, and why each node cannot run it."""
-        return self._driver.run(queries.explain(self._requests, task))
+        return self._run(queries.explain(self._requests, task))
 
     # -- the mesh ------------------------------------------------------------------
 
     def tasks(self, **task_filter: Unpack[TaskFilter]) -> Generator[Task]:
         """Yield tasks without their output, oldest first by default."""
-        return self._driver.iterate(queries.tasks(self._requests, task_filter))
+        return self._iterate(queries.tasks(self._requests, task_filter))
 
     def nodes(self) -> list[NodeInfo]:
         """Return the members of the mesh, the dispatcher first."""
-        return self._driver.run(queries.nodes(self._requests))
+        return self._run(queries.nodes(self._requests))
 
     def stats(self) -> Stats:
         """Return statistics of the whole mesh."""
-        return self._driver.run(queries.stats(self._requests))
+        return self._run(queries.stats(self._requests))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -12,7 +12,7 @@ from octaskly.rest.tasks import TaskDetail, TaskLines
 FINAL: Final = frozenset({"completed", "failed", "cancelled"})
 
 
-class Task(TaskDetail, frozen=True, kw_only=True):
+class Task(TaskDetail, frozen=True, kw_only=True, dict=True):
     """A task as the API shows it; a field is None while the node does not know it.
 
     `stdout` and `stderr` contain the first MiB of each stream as text. Replacement
@@ -56,10 +56,36 @@ class Task(TaskDetail, frozen=True, kw_only=True):
             return base64.b64decode(text)
         return text.encode("utf-8", "surrogatepass")
 
+    def fetch(self, folder: Any = ".", **options: Any) -> Any:
+        """Place all outputs of this task in a folder, as `Client.fetch` does.
+
+        A task of an `AsyncClient` returns a coroutine.
+
+        Raises:
+            ValueError: the task was not returned by a client.
+        """
+        client = self.__dict__.get(_CLIENT)
+        if client is None:
+            raise ValueError(f"no client has returned {self.id}")
+        return client.fetch(self, folder, **options)
+
     def _text(self, sent: str | None) -> str | None:
         if sent is None or self.encoding != "base64":
             return sent
         return base64.b64decode(sent).decode("utf-8", "replace")
+
+
+_CLIENT: Final = "client"
+
+_T = TypeVar("_T")
+
+
+def bound_to(client: object, value: _T) -> _T:
+    """Return a value whose tasks remember the client that returned them."""
+    for task in value if isinstance(value, list) else [value]:
+        if isinstance(task, Task):
+            task.__dict__[_CLIENT] = client
+    return value
 
 
 class TaskPage(TaskLines, frozen=True, kw_only=True):

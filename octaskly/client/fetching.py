@@ -1,0 +1,94 @@
+"""Fetching the outputs of a task into a folder, for every kind of client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from octaskly.client.errors import Conflict
+from octaskly.client.flows.outputs import ArchiveStart, outputs_archive
+from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.retry import Deadline
+from octaskly.client.flows.steps import EmittingFlow
+from octaskly.files.home_folder import HomeFolder
+from octaskly.files.unpacker import Fetched, Unpacker
+from octaskly.rest.client_types import Task
+
+OnProgress = Callable[[int, int], None]
+"""Is called with the bytes that have arrived, and the size of the archive."""
+
+NOTHING: Final = Fetched()
+
+
+class Fetching:
+    """One fetch of a task's outputs.
+
+    Args:
+        task: The ended task.
+        folder: Where its outputs are placed.
+        sent: SHA-256 of the files that were sent, by their paths in the folder.
+        on_progress: Is called after each part.
+
+    Raises:
+        Conflict: the task has not ended.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        folder: str | Path,
+        *,
+        sent: Mapping[str, bytes] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        if not task.is_final:
+            raise Conflict(
+                f"{task.id} is {task.status}; its outputs are kept at its end",
+                status=409,
+                hint="wait for its end before you fetch",
+            )
+        declared = [out.path for out in task.outputs if out.bytes is not None]
+        home = HomeFolder(Path(folder), task=task.id, declared=declared, sent=sent)
+        self.is_empty = not declared
+        self._task = task
+        self._unpacker = Unpacker(home)
+        self._on_progress = on_progress
+        self._size_bytes = 0
+
+    def flow(
+        self, requests: RequestFlow, deadline: Deadline
+    ) -> EmittingFlow[ArchiveStart | bytes]:
+        """Return the flow that emits what `take` wants."""
+        return outputs_archive(
+            requests,
+            self._task,
+            etag=self._unpacker.etag,
+            offset=self._unpacker.offset,
+            deadline=deadline,
+        )
+
+    def take(self, part: ArchiveStart | bytes) -> None:
+        """Place what arrived. Blocks.
+
+        Raises:
+            FetchError: it cannot be placed.
+        """
+        if isinstance(part, bytes):
+            self._unpacker.add_data(part)
+        else:
+            self._unpacker.begin(part.etag, part.offset)
+            self._size_bytes = part.size_bytes
+        if self._on_progress is not None:
+            self._on_progress(self._unpacker.offset, self._size_bytes)
+
+    def finish(self) -> Fetched:
+        """Return what was fetched, after everything arrived."""
+        found = NOTHING if self.is_empty else self._unpacker.finish()
+        return msgspec.structs.replace(found, missing=tuple(self._task.outputs_missing))
+
+    def close(self) -> None:
+        """Save the state of a fetch that did not finish, so that the next resumes."""
+        self._unpacker.close()
