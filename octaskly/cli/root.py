@@ -42,6 +42,7 @@ COMMANDS = {
     "drain": "octaskly.cli.commands.drain:drain",
     "events": "octaskly.cli.commands.wait:events",
     "explain": "octaskly.cli.commands.tasks:explain",
+    "fetch": "octaskly.cli.commands.fetch:fetch",
     "forget": "octaskly.cli.commands.tasks:forget",
     "invite": "octaskly.cli.commands.join:invite",
     "join": "octaskly.cli.commands.join:join",

@@ -199,12 +199,12 @@ TASK_OPTIONS: Final = (
         help="A file that must be in the worker directory. Repeatable.",
     ),
     click.option(
-        "--output",
+        "--out",
         "outputs",
         multiple=True,
         metavar="PATH",
         callback=_list,
-        help="A file of the worker directory to keep. Repeatable.",
+        help="A file, folder or glob that it makes, to keep and fetch. Repeatable.",
     ),
     click.option(
         "--name",

@@ -42,6 +42,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "drain": [["pi4"], ["--wait", "pi4"]],
     "events": [[]],
     "explain": [["1"], ["last"]],
+    "fetch": [["1"], ["--json", "last"]],
     "forget": [["--all-ended", "--yes"]],
     "invite": [[]],
     "join": [["--at", "127.0.0.1:1", "12-12345678"]],

@@ -66,7 +66,7 @@ def assert_error_form(stderr: bytes) -> None:
         (["run", "--", b"echo \xff"], 2),
         (["run", "--timeout", "2d", "--", "true"], 2),
         (["run", "--timeout", "0", "--", "true"], 2),
-        (["run", "--output", "../x", "--", "true"], 2),
+        (["run", "--out", "../x", "--", "true"], 2),
         (["run", "--needs", "missing", "--", "true"], 125),
         (["run"], 2),
         (["submit"], 2),

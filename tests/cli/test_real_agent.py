@@ -34,10 +34,13 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
         yield started
 
 
-def octaskly(agent: DemoAgent, *arguments: str, stdin: bytes = b"") -> Call:
+def octaskly(
+    agent: DemoAgent, *arguments: str, stdin: bytes = b"", cwd: Path | None = None
+) -> Call:
     done = subprocess.run(
         typed("--state-dir", str(agent.state), *arguments),
         input=stdin,
+        cwd=cwd,
         capture_output=True,
         timeout=60,
         check=False,
@@ -170,21 +173,24 @@ def test_a_missing_cwd_fails_the_task_without_a_retry(agent: DemoAgent) -> None:
     assert (shown["status"], shown["reason"], shown["attempt"]) == ("failed", "exit", 1)
 
 
-def test_a_task_with_scratch_keeps_only_its_outputs(agent: DemoAgent) -> None:
+def test_a_task_with_scratch_keeps_only_its_outputs(
+    agent: DemoAgent, tmp_path: Path
+) -> None:
     """Its input is there, and its declared outputs are kept."""
     work = agent.state.parent / "work"
     (work / "given").write_text("in\n")
     done = octaskly(
         agent,
-        *("run", "--scratch", "--needs", "given", "--output", "made", "--"),
+        *("run", "--scratch", "--needs", "given", "--out", "made", "--"),
         "pwd; cp given made; touch litter",
+        cwd=tmp_path,
     )
 
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.decode().strip())
     assert folder.parent == agent.state / "scratch"
     shown = json.loads(octaskly(agent, "show", "last", "--json").stdout)
-    assert shown["outputs"] == [{"path": "made", "bytes": 3}]
+    assert shown["outputs"] == [{"path": "made", "bytes": 3, "files": None}]
     assert shown["workdir"] == "scratch"
     assert not (work / "litter").exists()
     deadline = time.monotonic() + 60

@@ -22,7 +22,7 @@ ID = "task-001-00000001"
 
 def test_submit_prints_the_id_and_nothing_else(api: Api, octaskly: Run) -> None:
     """`id=$(octaskly submit ...)` works."""
-    done = octaskly("submit", "--needs", "a", "--output", "b", "--", "true")
+    done = octaskly("submit", "--needs", "a", "--out", "b", "--", "true")
 
     assert (done.stdout, done.stderr) == (b"task-001-00000001\n", b"")
     assert api.bodies == [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -28,11 +30,12 @@ from octaskly.cli.output.render import (
     report_error,
     size,
 )
-from octaskly.cli.output.terminal import print_exact, print_line
+from octaskly.cli.output.terminal import is_terminal, print_exact, print_line
 from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
 from octaskly.cli.task_options import STDIN_CONSUMED, DraftFields, task_options
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
+from octaskly.client.errors import Refused
 from octaskly.client.flows import rest_calls
 from octaskly.core.model import placeholders
 from octaskly.core.model.arrays import (
@@ -44,6 +47,7 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.task_options import ITEM_BYTES
 from octaskly.errors import OctasklyError
 from octaskly.files.manifest import ENTRIES_MAX
+from octaskly.files.output_patterns import prefixes
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Members
 
@@ -183,12 +187,7 @@ def array(
     items = _numbers(numbers) if any("{" in path for path in sent.paths) else ()
     files = SentFiles(sent, items, is_replicated=True)
     with context.connect() as client:
-        [[task]] = submit_drafts(
-            client,
-            files.send(client, [wanted]),
-            key=idempotency_key,
-            durability=durability,
-        )
+        task = _submit_array(client, wanted, files, idempotency_key, durability)
     print_line(task.id)
 
 
@@ -253,12 +252,17 @@ def map_(
         raise click.UsageError("either a command, or --retry-failed with an id")
     if retry_failed is not None:
         return _run_array(
-            context, lambda client: _retry_array(client, retry_failed), (), keep_order
+            context,
+            lambda client: _retry_array(client, retry_failed),
+            items=(),
+            keep_order=keep_order,
+            declared=None,
         )
     text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
         note("nothing to run: there is no item, neither after ::: nor on stdin")
         return 0
+    _check_distinct_outputs(fields["outputs"], items)
     if dry_run:
         _print_commands(text, items)
         return 0
@@ -268,14 +272,16 @@ def map_(
         warn_of_local_files(text, items)
 
     def begun(client: Session) -> Task:
-        with allow_interrupts([]):  # Nothing was submitted that may be lost.
-            drafts = SentFiles(sent, items).send(client, [wanted])
-        [[task]] = submit_drafts(
-            client, drafts, key=idempotency_key, durability=durability
-        )
-        return task
+        files = SentFiles(sent, items)
+        return _submit_array(client, wanted, files, idempotency_key, durability)
 
-    return _run_array(context, begun, items, keep_order)
+    return _run_array(
+        context,
+        begun,
+        items=items,
+        keep_order=keep_order,
+        declared=fields["outputs"],
+    )
 
 
 def _numbers(text: str) -> Sequence[str]:
@@ -294,6 +300,42 @@ def _array_draft(
     if max_fails is not None:
         members = {**members, "max_fails": max_fails}
     return make_draft(text, {**fields, "array": members})
+
+
+def _submit_array(
+    client: Session,
+    wanted: Draft,
+    files: SentFiles,
+    key: str | None,
+    durability: str | None,
+) -> Task:
+    with allow_interrupts([]):  # Nothing was submitted that may be lost.
+        drafts = files.send(client, [wanted])
+    [[task]] = submit_drafts(client, drafts, key=key, durability=durability)
+    return task
+
+
+def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> None:
+    """Raise UsageError if two members would write the same output."""
+    if not declared or len(items) == 1:
+        return
+    owners: dict[str, int] = {}
+    leading: dict[str, int] = {}
+    for position, item in enumerate(items):
+        for out in declared:
+            filled = placeholders.fill_placeholders(out, item, position)
+            path = posixpath.normpath(filled)
+            above = list(prefixes(path))
+            found = [owners.get(folder) for folder in above] + [leading.get(path)]
+            other = next((n for n in found if n not in (None, position)), None)
+            if other is not None:
+                raise click.UsageError(
+                    f"--out {out}: {items[other]!r} and {item!r} would both make"
+                    f" {path}; put {{}} or another placeholder into it"
+                )
+            owners[path] = position
+            for folder in above:
+                leading.setdefault(folder, position)
 
 
 def _print_commands(text: str, items: Sequence[str]) -> None:
@@ -316,30 +358,84 @@ def _retry_array(client: Session, ref: str) -> Task:
 def _run_array(
     context: CliContext,
     begin: Callable[[Session], Task],
+    *,
     items: Sequence[str],
-    keep_order: bool,  # noqa: FBT001
+    keep_order: bool,
+    declared: Sequence[str] | None,
 ) -> int:
-    """Submit an array and print its results; return the exit code."""
+    """Submit an array, print its results and fetch its outputs; return the exit code.
+
+    Args:
+        context: Selects the node.
+        begin: Submits the array.
+        items: The items of the members, if known here.
+        keep_order: Print results in the order of the items.
+        declared: The declared outputs; None if they are not known here.
+    """
     from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
 
     try:
         with context.connect() as client, defer_first_interrupt() as noted:
             task = begin(client)
             array, counts = task.id, task.array or Members()
+            if declared is None:
+                known = client.send_and_decode(rest_calls.task(array), Task)
+                declared = [out.path for out in known.outputs]
+            fetcher = _MemberFetcher(client) if declared else None
             results = ResultPrinter(
                 client,
                 array,
                 items=items,
                 total=len(items) or counts.total,
                 is_by_number=keep_order,
+                on_ended=fetcher.fetch if fetcher else None,
             )
             with explain_if_waiting(context, [array]), hint_on_error(f"show {array}"):
-                return _print(client, results, array, noted)
+                code = _print(client, results, array, noted)
+            return code or (fetcher.finish(declared) if fetcher else 0)
     except OctasklyError as error:
         code = report_error(error)
         return (
             code if code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
         )
+
+
+class _MemberFetcher:
+    """Fetches the outputs of members into the current folder, as they end."""
+
+    def __init__(self, client: Session) -> None:
+        self._client = client
+        self._files = self._bytes = 0
+        self._is_complete = True
+
+    def fetch(self, member: Task) -> None:
+        """Fetch the outputs of a member, also of one that failed.
+
+        Raises:
+            FetchError: they cannot be placed here.
+        """
+        from octaskly.cli.output import fetched  # noqa: PLC0415 - for outputs only
+
+        try:
+            ended = self._client.send_and_decode(rest_calls.task(member.id), Task)
+            found = fetched.fetch_outputs(self._client, ended, Path())
+        except Refused as error:
+            report_error(error, about=member.id)
+            self._is_complete = False
+            return
+        self._is_complete &= fetched.report_fetched(ended, found)
+        self._files += found.files
+        self._bytes += found.bytes
+
+    def finish(self, declared: Sequence[str]) -> int:
+        """Say what was fetched; return the exit code of an array that succeeded."""
+        from octaskly.cli.output.fetched import fetched_text  # noqa: PLC0415
+        from octaskly.files.unpacker import Fetched  # noqa: PLC0415
+
+        if is_terminal(is_error=True):
+            found = Fetched(files=self._files, bytes=self._bytes)
+            note(f"✓ {fetched_text(declared, found)}")
+        return 0 if self._is_complete else EXIT_OCTASKLY_FAILED
 
 
 def _print(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from msgspec.structs import replace
@@ -48,10 +49,10 @@ from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import Conflict, NotFound
 from octaskly.client.flows import rest_calls
 from octaskly.errors import OctasklyError
+from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
     from octaskly.client import Session
-    from octaskly.rest.client_types import Task
 
 OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
@@ -104,20 +105,58 @@ def run(
                     explain_if_waiting(context, [task.id]),
                     hint_on_error(f"logs -f {task.id}"),
                 ):
-                    return _follow(client, task.id, noted, as_json=as_json)
+                    ended = _follow(client, task.id, noted, as_json=as_json)
+                return _finish(client, ended, fields["outputs"], noted)
     except OctasklyError as error:
         code = report_error(error)
         return code if code in OWN_EXIT_CODES else EXIT_OCTASKLY_FAILED
 
 
-def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) -> int:
-    """Wait for the end of a task through Ctrl-C and lost connections; report it.
+class EndedTask(NamedTuple):
+    """How a task ended."""
+
+    task: Task
+    is_cancelled: bool  #: by Ctrl-C
+    has_gaps: bool  #: some of its output was not kept, so it was not printed
+
+
+def _finish(
+    client: Session,
+    ended: EndedTask | None,
+    declared: Sequence[str],
+    deferred: list[int],
+) -> int:
+    """Fetch the outputs of an ended task, report it, and return the exit code."""
+    if ended is None:
+        return EXIT_CANCELLED
+    task = ended.task
+    with hint_on_error(f"fetch {task.id}", "no longer fetching"):
+        outcome = fetch_at_end(client, task, declared, deferred)
+    code = exit_code_of_task(
+        task, is_cancelled=ended.is_cancelled, fetched=outcome.text
+    )
+    if code == 0 and ended.has_gaps:
+        print_error(
+            f"{task.id} printed more than its node kept",
+            hints=["let it write a file, and fetch that; or raise --output-cap there"],
+        )
+        return EXIT_OCTASKLY_FAILED
+    return code or outcome.exit_code
+
+
+def _follow(
+    client: Session, ref: str, deferred: list[int], *, as_json: bool
+) -> EndedTask | None:
+    """Wait for the end of a task through Ctrl-C and lost connections.
 
     Args:
         client: Session with a node.
         ref: Id of the task.
         deferred: Signal number of a Ctrl-C that arrived outside a wait.
         as_json: Print the ended task instead of its output.
+
+    Returns:
+        How it ended; None if the wait was ended.
     """
     following = OutputPrinter(client, ref, prints_state=False)
     task: Task | None = None
@@ -133,7 +172,7 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
         except KeyboardInterrupt as interrupt:
             if cancelled_by:
                 note(f"no longer waiting; see it with: octaskly logs -f {ref}")
-                return EXIT_CANCELLED
+                return None
             cancelled_by = interrupt_cause(interrupt)
         except OSError:  # A local command would also end once its stdout is closed.
             with defer_first_interrupt():
@@ -141,23 +180,52 @@ def _follow(client: Session, ref: str, deferred: list[int], *, as_json: bool) ->
             raise
     if as_json:
         print_json(client.send(rest_calls.task(task.id, is_exact=False)).body)
-    code = exit_code_of_task(task, is_cancelled=bool(cancelled_by))
-    if code == 0 and following.has_gaps:
-        print_error(
-            f"{task.id} printed more than its node kept",
-            hints=["let it write a file, and fetch that; or raise --output-cap there"],
-        )
-        return EXIT_OCTASKLY_FAILED
-    return code
+    return EndedTask(task, bool(cancelled_by), following.has_gaps)
+
+
+class FetchOutcome(NamedTuple):
+    """What became of fetching the outputs at the end of a task."""
+
+    text: str = ""  #: what was fetched
+    exit_code: int = 0  #: if the task itself ended well
+
+
+def fetch_at_end(
+    client: Session, task: Task, declared: Sequence[str], deferred: list[int]
+) -> FetchOutcome:
+    """Fetch the outputs of an ended task into the current folder.
+
+    Raises:
+        OctasklyError: they cannot be fetched.
+    """
+    if not declared or task.status == "cancelled":
+        return FetchOutcome()
+    # Only for tasks with outputs.
+    from octaskly.cli.output import fetched as fetching  # noqa: PLC0415
+
+    try:
+        with allow_interrupts(deferred):
+            # The last event of the output does not list the outputs.
+            ended = client.send_and_decode(rest_calls.task(task.id), Task)
+            found = fetching.fetch_outputs(client, ended, Path())
+    except KeyboardInterrupt:
+        note(f"no longer fetching; to go on: octaskly fetch {task.id}")
+        return FetchOutcome(exit_code=EXIT_CANCELLED)
+    is_complete = fetching.report_fetched(ended, found)
+    return FetchOutcome(
+        fetching.fetched_text(declared, found),
+        0 if is_complete else EXIT_OCTASKLY_FAILED,
+    )
 
 
 @contextlib.contextmanager
-def hint_on_error(command: str) -> Iterator[None]:
-    """Print the command that shows the task's state, if an error ends the wait."""
+def hint_on_error(command: str, what: str = "no longer waiting") -> Iterator[None]:
+    """Print the command that goes on, if an error ends the block."""
     try:
         yield
     except OctasklyError:
-        note(f"no longer waiting; see it with: octaskly {command}")
+        then = "see it" if what == "no longer waiting" else "to go on"
+        note(f"{what}; {then} with: octaskly {command}")
         raise
 
 
@@ -184,8 +252,14 @@ def cancel_if_running(client: Session, ref: str) -> None:
         client.send(rest_calls.cancel(ref, force=True))
 
 
-def exit_code_of_task(task: Task, *, is_cancelled: bool) -> int:
-    """Return the exit code for an ended task; print the reason of a failure."""
+def exit_code_of_task(task: Task, *, is_cancelled: bool, fetched: str = "") -> int:
+    """Return the exit code for an ended task; print the reason of a failure.
+
+    Args:
+        task: The task.
+        is_cancelled: Whether the user has cancelled it by Ctrl-C.
+        fetched: What was fetched of its outputs, for the line about its end.
+    """
     if task.array and task.status != "cancelled":
         failed, total = task.array.failed, task.array.total
         if failed:
@@ -203,10 +277,10 @@ def exit_code_of_task(task: Task, *, is_cancelled: bool) -> int:
             _print_failure(task)
             return EXIT_OCTASKLY_FAILED
         case _:
-            return _own_exit_code(task, is_cancelled=is_cancelled)
+            return _own_exit_code(task, is_cancelled=is_cancelled, fetched=fetched)
 
 
-def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
+def _own_exit_code(task: Task, *, is_cancelled: bool, fetched: str) -> int:
     if task.status == "cancelled":
         note(f"{task.id} was cancelled")
         return EXIT_CANCELLED if is_cancelled else EXIT_OCTASKLY_FAILED
@@ -217,16 +291,19 @@ def _own_exit_code(task: Task, *, is_cancelled: bool) -> int:
         note(task.detail)
     # In scripts, stderr must have only the output of the command.
     if is_terminal(is_error=True):
-        _print_end(task)
+        _print_end(task, fetched)
     return task.exit_code
 
 
-def _print_end(task: Task) -> None:
-    """Print the node and the duration of a task."""
-    code = task.exit_code
+def _print_end(task: Task, fetched: str) -> None:
+    """Print the node and the duration of a task, and what was fetched."""
+    code, took = task.exit_code, duration(task.duration_ms)
+    if fetched and not code:
+        note(f"✓ {task.worker_id or task.id}, {took} · {fetched}")
+        return
     how = f"✗ {task.id} exit {code}" if code else f"✓ {task.id} done"
     where = f" on {task.worker_id}" if task.worker_id else ""
-    note(f"{how}{where} in {duration(task.duration_ms)}")
+    note(f"{how}{where} in {took}{f' · {fetched}' if fetched else ''}")
 
 
 def _print_failure(task: Task) -> None:

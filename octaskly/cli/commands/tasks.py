@@ -204,9 +204,11 @@ def _outputs(task: Task) -> str | None:
     shown = []
     for output in task.outputs:
         if output.bytes is None:
-            shown.append(f"{output.path} (missing)")
-        else:
+            shown.append(f"{output.path} (missing)" if task.is_final else output.path)
+        elif output.files is None:
             shown.append(f"{output.path} ({size(output.bytes)})")
+        else:
+            shown.append(f"{output.path} ({output.files} files, {size(output.bytes)})")
     return ", ".join(shown) or None
 
 

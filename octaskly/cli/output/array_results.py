@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +28,7 @@ class ResultPrinter:
         items: The items of the members, if known here.
         total: Number of members.
         is_by_number: Print members in array order, not as they end.
+        on_ended: Is called with each member after its output was printed.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class ResultPrinter:
         items: Sequence[str],
         total: int,
         is_by_number: bool,
+        on_ended: Callable[[Task], None] | None = None,
     ) -> None:
         self._client = client
         self._array = array
         self._items = items
         self._is_by_number = is_by_number
+        self._on_ended = on_ended
         self._ended = 0
         self._failed = 0
         self._progress = _Progress(total)
@@ -78,6 +81,8 @@ class ResultPrinter:
         if task.status == "failed":
             self._failed += 1
             self._print_failure(task)
+        if self._on_ended is not None:
+            self._on_ended(task)
         self._progress.show(self._ended, self._failed)
 
     def _print_output(self, task: Task) -> None:

@@ -302,6 +302,17 @@ def size(count: int) -> str:
     return f"{amount:.1f} GiB"
 
 
+def data_size(count: int) -> str:
+    """Return an amount of data in the decimal units of networks and files."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.5 or unit == "GB":  # noqa: PLR2004
+            break
+        amount /= 1000
+    has_decimal = unit != "B" and amount < 9.95  # noqa: PLR2004
+    return f"{amount:.1f} {unit}" if has_decimal else f"{amount:.0f} {unit}"
+
+
 def format_capacity(node: NodeInfo) -> str:
     """Return the capacity of a node as text."""
     room = f"{node.slots} tasks at a time"

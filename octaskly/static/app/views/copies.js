@@ -95,7 +95,7 @@ export function asCli(task) {
   if (body.workdir) words.push("--scratch");
   if (task.stdin_bytes) add("--stdin", "stdin.txt");
   each("--needs", body.inputs);
-  each("--output", body.outputs);
+  each("--out", body.outputs);
   add("--priority", body.priority);
   add("--retries", body.retries);
   each("--retry-on", body.retry_on);

@@ -1,0 +1,137 @@
+"""`octaskly fetch`: the outputs of an ended task, or of all members of an array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from octaskly.cli import completion
+from octaskly.cli.context import CliContext
+from octaskly.cli.output.fetched import fetch_outputs, fetched_text, report_fetched
+from octaskly.cli.output.render import EXIT_OCTASKLY_FAILED, note, print_json
+from octaskly.cli.task_refs import resolve_ref
+from octaskly.client import Session
+from octaskly.client.errors import Conflict
+from octaskly.client.flows import queries, rest_calls
+from octaskly.errors import MeshError
+from octaskly.files.output_patterns import prefixes
+from octaskly.files.unpacker import Fetched
+from octaskly.rest.client_types import Task
+
+
+@click.command(epilog="Example: octaskly fetch last --to results")
+@click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".",
+    metavar="DIR",
+    help="The folder that gets them (the current one).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was fetched.")
+@click.pass_obj
+def fetch(
+    context: CliContext,
+    ref: str,
+    folder: Path,
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Fetch the outputs of a task, or of all members of an array.
+
+    They keep their paths. Nothing else in the folder changes, and an interrupted fetch
+    resumes when it is repeated.
+
+    Exit code: 125 if an output is missing, or a local file was in its way.
+    """
+    results = []
+    is_complete = True
+    with context.connect() as client:
+        full = resolve_ref(client, ref)
+        for task in _tasks_with_outputs(client, full):
+            fetched = fetch_outputs(client, task, folder)
+            is_complete &= report_fetched(task, fetched)
+            results.append((task, fetched))
+    if as_json:
+        for task, fetched in results:
+            print_json(msgspec.json.encode(_shown(task, folder, fetched)))
+    elif results:
+        note(_summary(results, full))
+    return 0 if is_complete else EXIT_OCTASKLY_FAILED
+
+
+def _tasks_with_outputs(client: Session, ref: str) -> list[Task]:
+    """Return an ended task, or the ended members of an array.
+
+    Raises:
+        Conflict: the task has not ended.
+        MeshError: there are no outputs, or two members have the same.
+    """
+    task = client.send_and_decode(rest_calls.task(ref), Task)
+    if task.array is None or not task.is_final:
+        if task.is_final and not task.outputs:
+            raise MeshError(
+                f"{task.id} has declared no outputs",
+                hint="octaskly submit --out PATH -- CMD    keeps what it makes",
+            )
+        if not task.is_final:
+            raise Conflict(
+                "Task has not ended", status=409, hint=f"{task.id} is {task.status}"
+            )
+        return [task]
+    flow = queries.tasks(client.requests, {"array": task.id})
+    members = [
+        client.send_and_decode(rest_calls.task(member.id), Task)
+        for member in list(client.iterate(flow))
+    ]
+    kept = [member for member in members if any(o.path for o in member.outputs)]
+    _check_distinct(kept)
+    return kept
+
+
+def _check_distinct(members: Iterable[Task]) -> None:
+    """Raise MeshError if two members would be placed in the same files."""
+    owners: dict[str, str] = {}
+    leading: dict[str, str] = {}
+    for member in members:
+        for path in (out.path for out in member.outputs if out.bytes is not None):
+            above = list(prefixes(path))
+            found = [owners.get(folder) for folder in above] + [leading.get(path)]
+            other = next(
+                (owner for owner in found if owner not in (None, member.id)), None
+            )
+            if other is not None:
+                raise MeshError(
+                    f"{other} and {member.id} both have the output {path}",
+                    hint=f"octaskly fetch {member.id} --to DIR    each into its own",
+                )
+            owners[path] = member.id
+            for folder in above:
+                leading.setdefault(folder, member.id)
+
+
+def _shown(task: Task, folder: Path, fetched: Fetched) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "folder": str(folder.absolute()),
+        "files": fetched.files,
+        "bytes": fetched.bytes,
+        "kept": [kept._asdict() for kept in fetched.kept],
+        "skipped_links": fetched.skipped_links,
+        "missing": fetched.missing,
+    }
+
+
+def _summary(results: list[tuple[Task, Fetched]], ref: str) -> str:
+    if len(results) == 1:
+        task, fetched = results[0]
+        return fetched_text([out.path for out in task.outputs], fetched)
+    total = Fetched(
+        files=sum(fetched.files for _, fetched in results),
+        bytes=sum(fetched.bytes for _, fetched in results),
+    )
+    return fetched_text([f"{len(results)} tasks of {ref}"], total)

@@ -1,0 +1,257 @@
+"""Outputs come home: `octaskly fetch`, and `run` and `map` at their end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from tests.cli.typed import typed, without_wait_reason
+
+BUILD = (
+    "mkdir -p build/sub; echo app >build/app; chmod +x build/app; echo 1 >build/sub/x"
+)
+
+Call = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
+    """One node that serves."""
+    folder = tmp_path_factory.mktemp("fetch")
+    (folder / "work").mkdir()
+    with run_agents(folder, ["lone"], folder / "work") as [started]:
+        wait_until_formed([started])
+        yield started
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The user's current folder."""
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def octaskly(agent: DemoAgent, home: Path, *arguments: str) -> Call:
+    done = subprocess.run(
+        typed("--state-dir", str(agent.state), *arguments),
+        cwd=home,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    done = without_wait_reason(done)
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+def texts_in(folder: Path) -> dict[str, str]:
+    """Return the files below a folder."""
+    return {
+        str(place.relative_to(folder)): place.read_text()
+        for place in sorted(folder.rglob("*"))
+        if place.is_file()
+    }
+
+
+def test_run_fetches_outputs_into_the_current_folder(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Programs are executable; in a script nothing is said."""
+    done = octaskly(agent, home, "run", "--scratch", "--out", "build/", "--", BUILD)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert texts_in(home) == {"build/app": "app\n", "build/sub/x": "1\n"}
+    assert os.access(home / "build" / "app", os.X_OK)
+
+
+def test_run_says_on_a_terminal_what_it_fetched(agent: DemoAgent, home: Path) -> None:
+    """In the line about the end of the task."""
+    words = ["--state-dir", str(agent.state), "run", "--scratch", "--out", "build/"]
+    run = pexpect.spawn(
+        sys.executable,
+        ["-m", "octaskly", *words, "--", BUILD],
+        encoding="utf-8",
+        timeout=60,
+        cwd=home,
+    )
+    said = re.sub(r"^queued: .*\n", "", run.read().replace("\r", ""))
+    run.close()
+
+    assert re.fullmatch(r"✓ lone, [\d.]+ m?s · build/: fetched 2 files, 6 B\n", said), (
+        said
+    )
+
+
+def test_a_failed_task_brings_its_outputs_home_too(
+    agent: DemoAgent, home: Path
+) -> None:
+    """The exit code is its own; what it did not make is no error then."""
+    done = octaskly(
+        agent,
+        home,
+        *("run", "--scratch", "--out", "log", "--out", "never", "--"),
+        "echo why >log; exit 7",
+    )
+
+    assert (done.returncode, done.stderr) == (7, "")
+    assert texts_in(home) == {"log": "why\n"}
+
+
+def test_a_missing_output_after_success_is_an_error(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Which names it; the others are fetched."""
+    done = octaskly(
+        agent,
+        home,
+        *("run", "--scratch", "--out", "made", "--out", "*.o", "--out", "gone/", "--"),
+        "echo >made",
+    )
+
+    assert done.returncode == 125
+    assert re.fullmatch(r"task-\S+ has not made \*\.o, gone\n", done.stderr)
+    assert texts_in(home) == {"made": "\n"}
+    shown = json.loads(octaskly(agent, home, "show", "last", "--json").stdout)
+    assert (shown["status"], shown["exit_code"]) == ("completed", 0)
+    assert shown["outputs_missing"] == ["*.o", "gone"]
+    again = octaskly(agent, home, "show", "last").stdout
+    assert "made (1 B), *.o (missing), gone (missing)" in again
+
+
+def test_something_in_the_way_is_kept_and_reported(
+    agent: DemoAgent, home: Path
+) -> None:
+    """With the name of the fetched one."""
+    (home / "result").mkdir()
+    done = octaskly(
+        agent, home, "run", "--scratch", "--out", "result", "--", "echo new >result"
+    )
+
+    assert done.returncode == 125
+    [(name, text)] = texts_in(home).items()
+    assert re.fullmatch(r"result\.octaskly-task-\S+", name)
+    assert text == "new\n"
+    assert done.stderr == f"result is kept as it is here; fetched as {name}\n"
+
+
+def test_fetch_brings_what_submit_made(agent: DemoAgent, home: Path) -> None:
+    """Into any folder, again and again; JSON for programs."""
+    ref = octaskly(
+        agent, home, "submit", "--scratch", "--out", "build/**", "--", BUILD
+    ).stdout.strip()
+    assert octaskly(agent, home, "wait", ref).returncode == 0
+
+    done = octaskly(agent, home, "fetch", ref, "--to", "results")
+    again = octaskly(agent, home, "fetch", ref, "--to", "results", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "build/**: fetched 2 files, 6 B\n"
+    assert texts_in(home) == {
+        "results/build/app": "app\n",
+        "results/build/sub/x": "1\n",
+    }
+    assert json.loads(again.stdout) == {
+        "v": 1,
+        "id": ref,
+        "folder": str(home / "results"),
+        "files": 2,
+        "bytes": 6,
+        "kept": [],
+        "skipped_links": [],
+        "missing": [],
+    }
+
+
+def test_fetch_explains_why_there_is_nothing(agent: DemoAgent, home: Path) -> None:
+    """A task that runs, one without outputs, and one that is unknown."""
+    runs = octaskly(
+        agent, home, "submit", "--out", "x", "--", "sleep 100"
+    ).stdout.strip()
+    early = octaskly(agent, home, "fetch", runs)
+    octaskly(agent, home, "cancel", "--force", runs)
+    octaskly(agent, home, "run", "--", "true")
+    none = octaskly(agent, home, "fetch", "last")
+    unknown = octaskly(agent, home, "fetch", "no-such")
+
+    assert early.returncode == 1
+    assert "Task has not ended" in early.stderr
+    assert none.returncode == 1
+    assert "has declared no outputs" in none.stderr
+    assert unknown.returncode == 3
+    assert texts_in(home) == {}
+
+
+def test_map_fetches_the_outputs_of_each_item(agent: DemoAgent, home: Path) -> None:
+    """With folders and placeholders in their paths, also of items that fail."""
+    done = octaskly(
+        agent,
+        home,
+        *("map", "-k", "--scratch", "--out", "{.}.out", "--out", "log-{#}/"),
+        "mkdir -p {//} log-{#}; echo {/} | tee {.}.out >log-{#}/x; [ {#} != 2 ]",
+        *(":::", "a/one.txt", "b/two.txt"),
+    )
+
+    assert done.returncode == 1
+    assert texts_in(home) == {
+        "a/one.out": "one.txt\n",
+        "b/two.out": "two.txt\n",
+        "log-1/x": "one.txt\n",
+        "log-2/x": "two.txt\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("outs", "items"),
+    [
+        (["result"], ["a", "b"]),
+        (["{/}"], ["a/x", "b/x"]),
+        (["{.}.o"], ["x.c", "x.h"]),
+        (["{}"], ["a", "./a"]),
+        (["{}"], ["a", "a/b"]),
+        (["{}"], ["a/b", "a"]),
+        (["*.png"], ["a", "b"]),
+        (["out/{}", "out"], ["a", "b"]),
+    ],
+)
+def test_two_items_with_the_same_output_are_refused(
+    agent: DemoAgent, home: Path, outs: list[str], items: list[str]
+) -> None:
+    """Before anything runs: one would replace the other."""
+    flags = [word for out in outs for word in ("--out", out)]
+    done = octaskly(agent, home, "map", *flags, "touch ran", ":::", *items)
+
+    assert done.returncode == 2
+    assert "would both make" in done.stderr
+    assert not (agent.state.parent / "work" / "ran").exists()
+
+
+def test_fetch_brings_the_outputs_of_an_array(agent: DemoAgent, home: Path) -> None:
+    """Unless two members have the same."""
+    ref = octaskly(
+        agent, home, "array", "--scratch", "--out", "r{}", "1-3", "--", "echo {} >r{}"
+    ).stdout.strip()
+    same = octaskly(
+        agent, home, "array", "--scratch", "--out", "r", "1-2", "--", "echo {} >r"
+    ).stdout.strip()
+    octaskly(agent, home, "wait", ref, same)
+
+    done = octaskly(agent, home, "fetch", ref)
+    refused = octaskly(agent, home, "fetch", same)
+    member = octaskly(agent, home, "fetch", f"{same}.2", "--to", "two")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"3 tasks of {ref}: fetched 3 files, 6 B\n"
+    assert refused.returncode == 1
+    assert "both have the output r" in refused.stderr
+    assert member.returncode == 0, member.stderr
+    assert texts_in(home) == {"r1": "1\n", "r2": "2\n", "r3": "3\n", "two/r": "2\n"}
