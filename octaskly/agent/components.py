@@ -143,6 +143,15 @@ def build_pool(
     return pool, blob_fetcher
 
 
+def _remembered_addresses(saved: ev.SavedState) -> MemberAddresses:
+    """Return the addresses of the members that this node knew when it stopped."""
+    addresses = MemberAddresses()
+    for peer in reversed(saved.peers):  # The latest contact is first.
+        for address in peer.addresses:
+            addresses.record(address.host)
+    return addresses
+
+
 AUDIT_FLUSH_S: Final = 1.0  #: longest wait for unwritten audit entries at shutdown
 
 
@@ -193,10 +202,7 @@ class Components:
         self._info = self._node_info(assigned_name(config.name, saved.name))
         self._machine_monitor = MachineMonitor(store)
         self._peers_known = len(saved.peers)
-        self._member_addresses = MemberAddresses()
-        for peer in reversed(saved.peers):  # The latest contact is first.
-            for address in peer.addresses:
-                self._member_addresses.record(address.host)
+        self._member_addresses = _remembered_addresses(saved)
         #: Cancelled by `close`.
         self._background_tasks: list[asyncio.Task[None]] = []
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
@@ -392,13 +398,12 @@ class Components:
             for member in others
         ]
 
-    def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
-        config, trust = self._config, self._trust
+    def _build_runner(self) -> None:
         self._pool, fetcher = build_pool(
-            config,
+            self._config,
             self._info,
             self._clock,
-            tls=trust.lan_client_context,
+            tls=self._trust.lan_client_context,
             holders_of=self._file_holders,
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
@@ -406,6 +411,10 @@ class Components:
         self._tree_keeper = TreeKeeper(
             self._store, self.gateway.view, fetcher, self._log
         )
+
+    def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
+        config, trust = self._config, self._trust
+        self._build_runner()
         self._transport = Transport(
             trust=trust,
             limits=config.limits,

@@ -80,7 +80,6 @@ def _read_head(fd: int) -> bytes:
         note,
         ("reading stdin, which the command will get; with </dev/null it gets none",),
     )
-    hint.daemon = True
     hint.start()
     try:
         head = bytearray()

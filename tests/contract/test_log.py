@@ -36,6 +36,7 @@ from octaskly.core.model.task_options import (
     ArraySpec,
     BlobRef,
     End,
+    InputTree,
     Requirements,
     TaskLimits,
     TaskOptions,
@@ -998,7 +999,8 @@ async def test_a_notification_record_may_precede_its_task(bench: Bench) -> None:
 async def test_trees_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None:
     """Each page looks at a bounded number of tasks; most of them have no tree."""
     trees = [BlobRef(sha256=f"{number:064}", node="ash") for number in range(3)]
-    asked = {1: trees[0], 3: trees[1], 4: trees[0], 5: trees[2]}
+    whole = [InputTree(sha256=tree.sha256, node=tree.node) for tree in trees]
+    asked = {1: whole[0], 3: whole[1], 4: whole[0], 5: whole[2]}
     await bench.add(
         *(
             kit.submitted(number, options=TaskOptions(tree=asked.get(number)))
@@ -1020,7 +1022,7 @@ async def test_trees_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None
     record = await bench.log.read_task(kit.task_id(1))
     assert record is not None
     assert record.spec is not None
-    assert record.spec.options == TaskOptions(tree=trees[0])
+    assert record.spec.options == TaskOptions(tree=whole[0])
 
 
 async def test_each_shape_of_requirements_has_its_own_queue(bench: Bench) -> None:

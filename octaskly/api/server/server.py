@@ -361,12 +361,9 @@ class ApiServer:
         self._node_client = HttpNodeClient(
             gateway, polls, forward_ssl, timeouts, configure_socket
         )
+        basic = gateway, clock, self._node_client, polls, timeouts
         self._services = services = Services(
-            gateway,
-            clock,
-            self._node_client,
-            polls,
-            timeouts,
+            *basic,
             RateLimiter(limits_per_minute or {}, clock),
             admissions,
             describe_agent,

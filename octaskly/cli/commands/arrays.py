@@ -251,13 +251,7 @@ def map_(
     if bool(words) == (retry_failed is not None):
         raise click.UsageError("either a command, or --retry-failed with an id")
     if retry_failed is not None:
-        return _run_array(
-            context,
-            lambda client: _retry_array(client, retry_failed),
-            items=(),
-            keep_order=keep_order,
-            declared=None,
-        )
+        return _rerun_array(context, retry_failed, keep_order=keep_order)
     text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
         note("nothing to run: there is no item, neither after ::: nor on stdin")
@@ -267,7 +261,6 @@ def map_(
         _print_commands(text, items)
         return 0
     wanted = _array_draft(text, fields, {"items": items}, max_fails)
-
     if not (sent.paths or wanted.inputs or wanted.cwd):
         warn_of_local_files(text, items)
 
@@ -281,6 +274,17 @@ def map_(
         items=items,
         keep_order=keep_order,
         declared=fields["outputs"],
+    )
+
+
+def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
+    """Run the members of an array again that did not succeed."""
+    return _run_array(
+        context,
+        lambda client: _retry_array(client, ref),
+        items=(),
+        keep_order=keep_order,
+        declared=None,
     )
 
 
