@@ -121,7 +121,8 @@ class Shell:
     def ask(self, text: str) -> list[str]:
         """Return the output lines of a command."""
         assert self._bash.stdin is not None
-        self._bash.stdin.write(f"{text}\necho; echo '{SENTINEL}'\n")
+        # As from a terminal, whose lines no command takes for its stdin.
+        self._bash.stdin.write(f"{{ {text}\n}} </dev/null\necho; echo '{SENTINEL}'\n")
         self._bash.stdin.flush()
         printed: list[str] = []
         deadline = time.monotonic() + DEADLINE_S

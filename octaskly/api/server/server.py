@@ -325,6 +325,7 @@ class ApiServer:
     _socket_path: Path | None = None
     _lan_url: str | None = None  #: as this machine reaches the LAN port
     _servers: tuple[asyncio.Server, ...] = ()
+    _lan_tasks: tuple[asyncio.Task[None], ...] = ()
 
     def __init__(
         self,
@@ -355,7 +356,6 @@ class ApiServer:
         shrink_tls_buffers()
         self._limits, self._connection_limits = limits, ConnectionLimits(limits)
         self._members = MemberAddresses() if members is None else members
-        self._lan_tasks: list[asyncio.Task[None]] = []
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
         polls = self._long_polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
@@ -470,7 +470,7 @@ class ApiServer:
                 port = TlsListener(
                     connection, tls, factory, self._limits, self._members
                 )
-                self._lan_tasks.append(loop.create_task(port.serve()))
+                self._lan_tasks += (loop.create_task(port.serve()),)
                 continue
             server = await loop.create_server(
                 factory, sock=connection, backlog=_BACKLOG
