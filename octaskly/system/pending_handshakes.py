@@ -28,6 +28,8 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
+from octaskly.system.tcp_table import local_client
+
 INTERVAL_S: Final = 2.0  #: doubled for each handshake that is not finished
 INTERVAL_S_MAX: Final = 64.0
 ADDRESSES_MAX: Final = 4096
@@ -63,7 +65,7 @@ class HandshakeLimiter:
     Args:
         total_max: Number of pending handshakes of members, and of strangers.
         per_address_max: Number of pending handshakes of one address of these.
-        local_max: Number of pending handshakes of this machine.
+        local_max: Number of pending handshakes of one user of this machine.
         members: Addresses of members.
     """
 
@@ -77,23 +79,33 @@ class HandshakeLimiter:
     ) -> None:
         self._member_addresses = members
         self._intervals = AddressIntervals()
-        self._local = _Group(local_max, local_max)
+        # Other users of the machine must not take the places of the agent's own.
+        self._local = _Group(2 * local_max, local_max)
         self._members = _Group(total_max, per_address_max)
         self._strangers = _Group(total_max, per_address_max)
 
     def __len__(self) -> int:
         return len(self._local) + len(self._members) + len(self._strangers)
 
-    def admit(self, connection: socket.socket, host: str, own_host: str) -> bool:
+    def admit(
+        self,
+        connection: socket.socket,
+        host: str,
+        own_host: str,
+        local_user: str | None = None,
+    ) -> bool:
         """Count a new connection; return False if the caller must close it.
 
         Args:
             connection: The connection.
             host: Address of the other end.
             own_host: Address of this end.
+            local_user: The user at the other end, if that is on this machine.
         """
         group = self._strangers
-        if host == own_host:
+        if local_user is not None:
+            group, host = self._local, local_user
+        elif host == own_host:
             group = self._local
         elif host in self._member_addresses:
             group = self._members
@@ -149,8 +161,10 @@ async def accept_connections(
             except OSError:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            host, own_host = str(name[0]), str(connection.getsockname()[0])
-            if limiter.admit(connection, host, own_host):
+            own = connection.getsockname()
+            host, own_host = str(name[0]), str(own[0])
+            user = local_client(name, own)
+            if limiter.admit(connection, host, own_host, user):
                 on_admitted(connection, host)
             else:
                 connection.close()

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from octaskly.config.users import user_name
+
 TCP_TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENING: Final = "0A"
 _WORD_DIGITS: Final = 8  #: addresses are words of 32 bits, in the machine's byte order
@@ -95,6 +97,29 @@ def tcp_client_uid(client: Sequence[Any], server: Sequence[Any]) -> int | None:
         return None
     uid, inode = _DIAG_OWNER.unpack_from(reply, _DIAG_OWNER_AT)
     return int(uid) if inode else None
+
+
+def local_client(client: Sequence[Any], server: Sequence[Any]) -> str | None:
+    """Return whose client a connection is, if it comes from this machine; else None.
+
+    A program may choose among sixteen million loopback addresses, also as the source
+    of a connection to another address of its machine. So its user counts.
+
+    Args:
+        client: The client's address and port.
+        server: The address and port of this end.
+    """
+    is_local = client[0] == server[0] or (
+        _is_loopback(client[0]) and not _is_loopback(server[0])
+    )
+    if not is_local:
+        return None
+    uid = tcp_client_uid(client, server)
+    return "an unknown user" if uid is None else f"user {user_name(uid)}"
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "::1" or host.removeprefix("::ffff:").startswith("127.")
 
 
 def _rows(tables: Sequence[Path], port: str) -> Iterator[list[str]]:

@@ -275,6 +275,7 @@ class Connection(Protocol):
     request_info: RequestInfo | None  #: the current request
     peer: NodeId | None  #: the node at the other end; None for other clients
     own_addresses: frozenset[str]  #: addresses at which the client reached this node
+    owner: str  #: the node, local user or address that its limits count it for
     refusal: Problem | None  #: the error response of a connection above a limit
     is_socket: bool  #: the other end is a local process with known credentials
     is_lan: bool  #: from the LAN, over TLS

@@ -100,7 +100,7 @@ class RateLimiter:
         self._limits_per_minute = limits_per_minute
         self._clock = clock
         self._by_principal: OrderedDict[str, SlidingWindow] = OrderedDict()
-        self._by_address: OrderedDict[str, SlidingWindow] = OrderedDict()
+        self._by_source: OrderedDict[str, SlidingWindow] = OrderedDict()
         self.refused_count = 0  #: requests, since the start
 
     def charge(self, principal: Principal, units: int = 1) -> Mapping[str, str]:
@@ -137,9 +137,13 @@ class RateLimiter:
             window.give_back(-more)
         return _headers(window, limit, now_s)
 
-    def charge_anonymous(self, address: str) -> Mapping[str, str]:
-        """Count a request without authentication by its address; see `charge`."""
-        return self._charge(self._by_address, address, ANONYMOUS)
+    def charge_anonymous(self, source: str) -> Mapping[str, str]:
+        """Count a request without authentication by its source; see `charge`.
+
+        Args:
+            source: The user of this machine or the LAN address that sent it.
+        """
+        return self._charge(self._by_source, source, ANONYMOUS)
 
     def _charge(
         self,

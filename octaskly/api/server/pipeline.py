@@ -229,10 +229,10 @@ class RequestPipeline:
 
     def _charge_anonymous(self, routed: _RoutedRequest) -> None:
         """Count a request from the LAN that is not authenticated."""
-        connection, address = routed.connection, routed.request.remote
-        if connection.is_lan and connection.peer is None and address:
+        connection = routed.connection
+        if connection.is_lan and connection.peer is None:
             routed.info.rate_limit_headers = (
-                self._services.rate_limiter.charge_anonymous(address)
+                self._services.rate_limiter.charge_anonymous(connection.owner)
             )
 
     def _find_route(self, routed: _RoutedRequest) -> Route | None:

@@ -77,7 +77,7 @@ from octaskly.ports import (
 )
 from octaskly.rest.mesh import Checkup
 from octaskly.system.pending_handshakes import BACKLOG, MemberAddresses
-from octaskly.system.tcp_table import tcp_client_uid
+from octaskly.system.tcp_table import local_client
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -121,6 +121,7 @@ class ServerConnection(web.RequestHandler):
         "is_lan",
         "is_socket",
         "own_addresses",
+        "owner",
         "refusal",
         "request_info",
     )
@@ -154,6 +155,8 @@ class ServerConnection(web.RequestHandler):
         self.refusal: Problem | None = None
         self.request_info: RequestInfo | None = None  #: the current request
         self.own_addresses: frozenset[str] = frozenset()
+        #: The node, the user of this machine or the LAN address at the other end.
+        self.owner = ""
 
     @property
     def peer(self) -> NodeId | None:
@@ -182,9 +185,8 @@ class ServerConnection(web.RequestHandler):
         assert manager is not None
         if self.is_lan:
             self._identify_peer(transport)
-        self.refusal = self._connection_limits.add_connection(
-            self, *self._pool_and_owner(transport)
-        )
+        kind, self.owner = self._pool_and_owner(transport)
+        self.refusal = self._connection_limits.add_connection(self, kind, self.owner)
         excess = len(manager.connections) - self._connection_limits.count
         if self.refusal is not None and excess >= EXCESS_ANSWERED_MAX:
             self.close()
@@ -273,15 +275,10 @@ class ServerConnection(web.RequestHandler):
         if self.peer is not None:
             return ConnectionKind.NODE, self.peer
         own, client = (
-            transport.get_extra_info(end) or ("",) for end in ("sockname", "peername")
+            transport.get_extra_info(end) or ("", 0) for end in ("sockname", "peername")
         )
-        if self.is_lan and client[0] != own[0]:
-            return ConnectionKind.UNAUTHENTICATED, f"address {client[0]}"
-        local_uid = tcp_client_uid(client, own)
-        if local_uid is None:
-            return ConnectionKind.UNAUTHENTICATED, "an unknown user"
-        name = user_name(local_uid)
-        return ConnectionKind.UNAUTHENTICATED, f"user {name}"
+        owner = local_client(client, own) or f"address {client[0]}"
+        return ConnectionKind.UNAUTHENTICATED, owner
 
     def handle_error(
         self,
