@@ -218,6 +218,32 @@ async def test_a_listener_resumes_at_its_position(bench: Bench) -> None:
         assert shown(await until(listening, 1)) == [(THREE, Q)]
 
 
+async def test_a_listener_that_catches_up_delays_no_new_events(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may have many streams, each from the beginning of a long log."""
+    is_catching_up, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait_once() -> None:
+        if not is_catching_up.is_set():
+            is_catching_up.set()
+            await may_go_on.wait()
+
+    async with bench.feed.subscribe(None) as live:
+        (first,) = await live.next_items()
+        await bench.add(kit.assigned(1))
+        assert shown(await until(live, 1)) == [(ONE, R)]
+        monkeypatch.setattr(bench.feed, "_wait_until_replicated", wait_once)
+        async with bench.feed.subscribe(place_of(first)) as late:
+            catching_up = asyncio.create_task(until(late, 1))
+            await is_catching_up.wait()
+
+            await bench.add(kit.finished(1))
+            assert shown(await until(live, 1)) == [(ONE, C)]
+            may_go_on.set()
+            assert shown(await catching_up) == [(ONE, R)]
+
+
 async def test_every_position_of_a_long_log_is_valid(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
