@@ -243,6 +243,14 @@ class Scene:
         if is_split:
             self._note_split()
 
+    def note_strangers(self) -> None:
+        """Record that hosts have not met, so one may lack another's tasks (G7).
+
+        Each host must still find the tasks that were accepted through it.
+        """
+        groups = tuple(frozenset({host.name}) for host in self.hosts)
+        self.history.partitions.append(Partition(time.monotonic(), groups))
+
     def _note_split(self) -> None:
         now_s = time.monotonic()
         self.history.split_from_s = min(self.history.split_from_s, now_s)

@@ -137,12 +137,16 @@ def test_h5_hosts_hear_only_their_neighbours(make_lab: MakeLab) -> None:
 
 
 def test_h5_hosts_start_in_a_ring(make_lab: MakeLab) -> None:
-    """They accept tasks although they cannot become one mesh."""
+    """They accept tasks although they cannot become one mesh.
+
+    At first two hosts that never heard of each other may both be dispatcher.
+    """
     lab = make_lab(5)
     hub = Hub(lab)
     hub.make_ring()
     scene = Scene("H5-start", lab)
     scene.start(*scene.hosts)
+    scene.note_strangers()
     scene.distrust_network(is_split=True)
     load = scene.load(pace=PACE)
 
