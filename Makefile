@@ -98,7 +98,8 @@ SOAK_TESTS ?= tests/property tests/simulation tests/integration tests/mesh \
 soak: .venv $(VENV)/.bench-ready
 	@$(BIN)/pytest -q -m soak tests/cli tests/packages tests/executor $(SOAK_ROUTES)
 	@$(BIN)/python -m tests.simulation.hunt $(SOAK_SEEDS)
-	@for kind in forgetful unordered skewed updated steered newcomers failing freed cut_off; do \
+	@for kind in forgetful unordered skewed updated steered newcomers failing freed cut_off \
+		asleep frozen waking killed ring ringed; do \
 		$(BIN)/python -m tests.simulation.hunt $$(( $(SOAK_SEEDS) / 20 )) $$kind || exit 1; \
 	done
 	@end=$$(( $$(date +%s) + $(SOAK_S) )); round=0; \
