@@ -234,7 +234,7 @@ class Components:
         await self._transport.start(tasks, self._peer_sockets)
         loopback = self._loopback_port.listeners()
         await self._api.serve(ListenerKind.LOOPBACK, loopback)
-        await self._api.serve(ListenerKind.LAN, self._lan_sockets)
+        await self._api.serve_lan(self._lan_sockets, self._member_addresses)
         await self._api.serve_unix(self._socket_path, group=SOCKET_GROUP)
         self.loop.start()
         self._background_tasks += [
@@ -412,8 +412,22 @@ class Components:
         )
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
-        config, trust = self._config, self._trust
         self._build_runner()
+        self._build_links(on_duplicate)
+        self._metrics = MetricsReport(
+            self._node,
+            self.gateway,
+            store=self._store,
+            pool=self._pool,
+            links=lambda: self._transport.link_count,
+            clock=self._clock,
+            info=self._info,
+        )
+        self._api = self._build_api()
+        self._metrics.connect(self._api)
+
+    def _build_links(self, on_duplicate: Callable[[], None]) -> None:
+        config, trust = self._config, self._trust
         self._transport = Transport(
             trust=trust,
             limits=config.limits,
@@ -443,17 +457,6 @@ class Components:
             on_clone=partial(self._transport.dial, None),
             on_retired=self._secret_holder.on_retirement_proofs,
         )
-        self._metrics = MetricsReport(
-            self._node,
-            self.gateway,
-            store=self._store,
-            pool=self._pool,
-            links=lambda: self._transport.link_count,
-            clock=self._clock,
-            info=self._info,
-        )
-        self._api = self._build_api()
-        self._metrics.connect(self._api)
 
     def _build_join_service(
         self, secret: MeshSecret, key: NodeKey, mesh_changes: MeshChangeCallbacks
@@ -502,7 +505,6 @@ class Components:
             configure_socket=tune_socket,
             limits_per_minute=config.options.rates,
             limits=config.options,
-            members=self._member_addresses,
             timeouts=HttpTimeouts.from_options(config.options),
             admissions=self._join_service,
             describe_agent=self._description,

@@ -17,6 +17,7 @@ from octaskly.core.model.ids import Moment, NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
 from octaskly.system.listening_sockets import bind_port, port_of
+from octaskly.system.pending_handshakes import MemberAddresses
 from tests.support.agents import WAIT_S_MAX
 from tests.support.conformance import conforms
 from tests.support.fake_gateway import NOW_MS, FakeGateway
@@ -109,7 +110,10 @@ async def serve_free(
 ) -> int:
     """Serve on a port that is free on all these addresses; return it."""
     sockets = bind_port("--port", requested=0, default=0, addresses=addresses)
-    await server.serve(site, sockets)
+    if site is ListenerKind.LAN:
+        await server.serve_lan(sockets, MemberAddresses())
+    else:
+        await server.serve(site, sockets)
     return port_of(sockets)
 
 

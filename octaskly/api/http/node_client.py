@@ -27,7 +27,7 @@ from octaskly.api.http.address_order import PeerAddresses
 from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_header
 from octaskly.api.http.handler_types import Handler, HttpTimeouts, NotSent, Request
 from octaskly.api.http.open_long_polls import LongPolls
-from octaskly.api.http.slow_clients import READ_BYTES
+from octaskly.api.http.slow_clients import READ_BYTES, shrink_tls_buffers
 from octaskly.api.problems import (
     CONNECTION_LOST,
     NO_DISPATCHER,
@@ -155,6 +155,7 @@ class HttpNodeClient:
         timeouts: HttpTimeouts,
         configure_socket: ConfigureSocket | None = None,
     ) -> None:
+        shrink_tls_buffers()
         self._gateway = gateway
         self._long_polls = long_polls
         self._tls = tls

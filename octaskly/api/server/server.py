@@ -40,7 +40,7 @@ from octaskly.api.http.local_socket import (
 )
 from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
 from octaskly.api.http.open_long_polls import LongPolls
-from octaskly.api.http.slow_clients import StallTimer, shrink_tls_buffers
+from octaskly.api.http.slow_clients import StallTimer
 from octaskly.api.problems import TOO_MANY_CONNECTIONS, Problem, status_problem
 from octaskly.api.routes import dashboard
 from octaskly.api.routes.table import ROUTES
@@ -348,11 +348,8 @@ class ApiServer:
         trees: TreeKeeper | None = None,
         render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,
         limits: LimitOptions = _DEFAULT_LIMITS,
-        members: MemberAddresses | None = None,
     ) -> None:
-        shrink_tls_buffers()
         self._limits, self._connection_limits = limits, ConnectionLimits(limits)
-        self._members = MemberAddresses() if members is None else members
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
         polls = self._long_polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
@@ -371,19 +368,16 @@ class ApiServer:
             render_metrics=render_metrics,
         )
         self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)
-        allowed = AllowList(names=allow_hosts, origins=cors_origins)
-        self._pipeline = self._build_pipeline(allowed, verify_token, node_name)
+        self._allow_list = AllowList(names=allow_hosts, origins=cors_origins)
+        self._pipeline = self._build_pipeline(verify_token, node_name)
         self.router = self._build_router()  #: public for tests that walk its routes
 
     def _build_pipeline(
-        self,
-        allow_list: AllowList,
-        verify_token: authentication.VerifyToken,
-        node_name: str,
+        self, verify_token: authentication.VerifyToken, node_name: str
     ) -> RequestPipeline:
         return RequestPipeline(
             services=self._services,
-            allow_list=allow_list,
+            allow_list=self._allow_list,
             verify_token=verify_token,
             node_name=node_name,
             lifecycle=self._lifecycle,
@@ -452,27 +446,39 @@ class ApiServer:
         Raises:
             OSError: a socket cannot listen.
         """
-        tls = self._lan_ssl if site is ListenerKind.LAN else None
-        assert tls is not None or site is not ListenerKind.LAN, (
-            "a LAN listener needs TLS"
-        )
-        if site is ListenerKind.LAN and sockets:
-            self._lan_url = _url_of(sockets[0])
+        assert site is not ListenerKind.LAN, "`serve_lan` uses TLS"
         factory = self._protocol_factory(site)
         loop = asyncio.get_running_loop()
         for connection in sockets:
-            if tls is not None:
-                connection.setblocking(False)  # noqa: FBT003  no keyword there
-                connection.listen(BACKLOG)
-                port = TlsListener(
-                    connection, tls, factory, self._limits, self._members
-                )
-                self._lan_tasks += (loop.create_task(port.serve()),)
-                continue
             server = await loop.create_server(
                 factory, sock=connection, backlog=_BACKLOG
             )
             self._servers += (server,)
+
+    async def serve_lan(
+        self, sockets: Sequence[socket.socket], members: MemberAddresses
+    ) -> None:
+        """Serve TLS on sockets that are already bound; the API owns them from now on.
+
+        Args:
+            sockets: The sockets.
+            members: Addresses whose handshakes have places of their own.
+
+        Raises:
+            OSError: a socket cannot listen.
+        """
+        assert self._lan_ssl is not None, "a LAN listener needs TLS"
+        if sockets:
+            self._lan_url = _url_of(sockets[0])
+        factory = self._protocol_factory(ListenerKind.LAN)
+        loop = asyncio.get_running_loop()
+        for connection in sockets:
+            connection.setblocking(False)  # noqa: FBT003  no keyword there
+            connection.listen(BACKLOG)
+            port = TlsListener(
+                connection, self._lan_ssl, factory, self._limits, members
+            )
+            self._lan_tasks += (loop.create_task(port.serve()),)
 
     async def probe_lan(self) -> str | None:
         """Send a request to the LAN port as another node would; return why it failed.
