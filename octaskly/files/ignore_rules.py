@@ -293,7 +293,7 @@ def _git_error(folder: str, stderr: bytes) -> ManifestError:
     lines = os.fsdecode(stderr).strip().splitlines() or ["it ended with an error"]
     said = lines[0].removeprefix("fatal: ").removeprefix("warning: ")
     return ManifestError(
-        f"git cannot list the files of {folder!r}: {said}",
+        f"git cannot list the files of {_shown(folder)}: {said}",
         hint="\n".join(line.strip() for line in lines[1:] if line.startswith("\t"))
         or "--in-all sends all files of a folder without asking git",
     )
@@ -308,8 +308,12 @@ def _read_folder(path: str) -> dict[str, os.DirEntry[str]]:
             return {entry.name: entry for entry in found}
     except OSError as error:
         raise ManifestError(
-            f"cannot read the folder {path!r}: {error.strerror}"
+            f"cannot read the folder {_shown(path)}: {error.strerror}"
         ) from None
+
+
+def _shown(folder: str) -> str:
+    return repr(folder.rstrip("/") or "/")
 
 
 def _is_file(entry: os.DirEntry[str] | None) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -260,6 +262,32 @@ def test_files_that_cannot_be_sent_are_refused_first(
 
     assert done.stderr.decode().replace(str(project), "PROJECT") == said
     assert (done.returncode, done.stdout, api.requests) == (code, b"", [])
+
+
+def test_an_interrupt_ends_the_scan_of_a_file_of_any_size(
+    api: Api, environ: dict[str, str], project: Path
+) -> None:
+    """A sparse file of 1 TiB takes no memory, and Ctrl-C waits for no end."""
+    with (project / "big").open("wb") as file:
+        file.truncate(1 << 40)
+    words = ["--node", "here", "run", "--in", "big", "--", "true"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "octaskly", *words], env=environ, stderr=subprocess.PIPE
+    ) as process:
+        opened = Path(f"/proc/{process.pid}/fd")
+        while not any(_leads_to(place, project / "big") for place in opened.iterdir()):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+
+    assert (process.returncode, said.strip(), api.requests) == (130, b"", [])
+
+
+def _leads_to(link: Path, place: Path) -> bool:
+    try:
+        return link.readlink() == place
+    except FileNotFoundError:  # It was closed in the meantime.
+        return False
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from octaskly.files import ignore_rules
 from octaskly.files.ignore_rules import FolderListing, list_folder
 from octaskly.files.manifest import ManifestError
+
+NOBODY = 65534
 
 
 def git(folder: Path, *words: str) -> str:
@@ -201,6 +204,47 @@ def test_a_repository_that_git_refuses_is_an_error(repository: Path) -> None:
 
     with pytest.raises(ManifestError, match=r"git cannot list the files of .*config"):
         listed(repository)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_repository_of_another_user_is_an_error_with_gits_advice(
+    repository: Path,
+) -> None:
+    """Git refuses it, because its settings could name programs."""
+    for place in (repository, repository / ".git"):
+        os.chown(place, NOBODY, NOBODY)
+
+    with pytest.raises(ManifestError, match="detected dubious ownership") as caught:
+        listed(repository)
+
+    assert caught.value.hint == (
+        f"git config --global --add safe.directory {repository}"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root becomes another user")
+def test_a_folder_that_git_cannot_read_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Git itself only warns, and lists the rest."""
+    with tempfile.TemporaryDirectory(prefix="octaskly-test-") as name:
+        top = Path(name)
+        os.chown(top, NOBODY, NOBODY)
+        monkeypatch.setenv("HOME", name)
+        os.seteuid(NOBODY)
+        try:
+            git(top, "init", "-q")
+            write(top, "a", "d/b")
+            (top / "d").chmod(0)
+            with pytest.raises(ManifestError) as caught:
+                listed(top)
+        finally:
+            os.seteuid(0)
+
+    assert str(caught.value) == (
+        f"git cannot list the files of '{top}':"
+        " could not open directory 'd/': Permission denied"
+    )
 
 
 def test_a_folder_named_like_a_repository_is_none(tmp_path: Path) -> None:

@@ -391,7 +391,7 @@ def test_unreadable_files_and_folders_are_an_error(unprivileged: Path) -> None:
     (unprivileged / "d" / "e").chmod(0o755)
     (unprivileged / "d" / "a").chmod(0)
 
-    assert in_folder == "cannot read the folder 'TOP/d/e/': Permission denied | None"
+    assert in_folder == "cannot read the folder 'TOP/d/e': Permission denied | None"
     assert error_of(unprivileged, "d") == (
         "'TOP/d/a' cannot be read: Permission denied"
         " | allow yourself to read it, or leave it out by a rule in .gitignore"
