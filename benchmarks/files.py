@@ -21,6 +21,8 @@ from typing import Any, Final
 from benchmarks.measure import Row, bound_row, ratio_row
 from octaskly.client.command_session import Session
 from octaskly.client.flows.files import SentTree, upload_tree
+from octaskly.files.digest_index import RACY_NS, DigestIndex
+from octaskly.files.local_tree import parse_named_path, scan_tree
 from octaskly.files.manifest import (
     TreeFile,
     content_digest,
@@ -49,8 +51,9 @@ http {{
 """
 
 
-def figures(_folder: Path, *, quick: bool) -> Iterator[Row]:
+def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Measure small files, a changed file, and large files against nginx."""
+    yield from _scan(folder / "scanned", runs=3 if quick else 15)
     if (reason := missing()) is not None:
         raise FileNotFoundError(reason)
     with Lab(2) as lab:
@@ -58,6 +61,36 @@ def figures(_folder: Path, *, quick: bool) -> Iterator[Row]:
         lender, (worker,) = roles(lab)
         yield from _small(lender, worker, runs=1 if quick else 5)
         yield from _large(lab, lender, worker, (1 << 28) if quick else LARGE_BYTES)
+
+
+def _scan(top: Path, *, runs: int) -> Iterator[Row]:
+    """Scan a work tree again after a change to one of its files."""
+    for number in range(SMALL_FILES):
+        place = top / f"folder{number % 10}" / f"file{number}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(os.urandom(SMALL_BYTES))
+    subprocess.run(["git", "init", "-q", top], check=True)
+    subprocess.run(["git", "-C", top, "add", "-A"], check=True)
+    named = [parse_named_path(".", str(top))]
+    taken_s = []
+    for _ in range(1 + runs):
+        began_s = time.perf_counter()
+        # Files that were just written count as old, as in a later command.
+        with DigestIndex(top.parent / "digests.db", _later_ns) as index:
+            tree = scan_tree(named, index=index)
+        taken_s.append(time.perf_counter() - began_s)
+        assert len(tree.manifest.files) == SMALL_FILES
+        (top / "folder0/file0").write_bytes(os.urandom(SMALL_BYTES))
+    yield bound_row(
+        f"one changed file of {SMALL_FILES} is found",
+        statistics.median(taken_s[1:]) * 1000,
+        "ms",
+        150,
+    )
+
+
+def _later_ns() -> int:
+    return time.time_ns() + 2 * RACY_NS
 
 
 def _small(lender: Host, worker: Host, *, runs: int) -> Iterator[Row]:
