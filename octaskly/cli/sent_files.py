@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec.structs import replace
 
 from octaskly.cli.output.render import note, size
+from octaskly.core.model.placeholders import fill_placeholders, split_placeholders
+from octaskly.files.output_patterns import DeclaredOutputs, prefixes
 
 if TYPE_CHECKING:
     from octaskly.client import Session
@@ -77,6 +80,37 @@ class SentFiles:
             field["folders"] = self._folders
         return [replace(draft, tree=field) for draft in drafts]
 
+    def digests(self, cwd: str | None) -> dict[str, bytes]:
+        """Return the SHA-256 of files whose path for the tasks is their path here.
+
+        Args:
+            cwd: Folder in which the command runs; outputs are relative to it, so with
+                one no file that was sent has the path of an output.
+        """
+        if self._tree is None or cwd:
+            return {}
+        own = set(self._own_places())
+        digests = {}
+        for file in self._tree.manifest.files:
+            path = file.path
+            if self._folders:  # One for all members, or that of an item.
+                path = path.split("/", 1 if path.startswith("all/") else 2)[-1]
+            if "" in own or any(place in own for place in prefixes(path)):
+                digests[path] = file.sha256
+        return digests
+
+    def _own_places(self) -> Iterator[str]:
+        """Yield the paths that were sent to the same place as they have here."""
+        for text in self._sent.paths:
+            if "=" in text:
+                continue
+            if not self._folders or len(split_placeholders(text)) == 1:
+                place = posixpath.normpath(text)
+                yield "" if place == "." else place
+                continue
+            for position, item in enumerate(self._items):
+                yield posixpath.normpath(fill_placeholders(text, item, position))
+
     def _upload(self, client: Session, tree: LocalTree) -> SentTree:
         from octaskly.client.flows import files  # noqa: PLC0415 - for --in only
 
@@ -103,14 +137,18 @@ class SentFiles:
         )
 
 
-def warn_of_local_files(command: str, items: Sequence[str] = ()) -> None:
+def warn_of_local_files(
+    command: str, items: Sequence[str] = (), *, outputs: Sequence[str] = ()
+) -> None:
     """Print a warning if a command names files of the current folder.
 
     Args:
         command: Shell text of a command that sends no files.
         items: Items of an array.
+        outputs: What the command makes; an earlier one may have been fetched.
     """
-    words = _words_in(command)
+    made = DeclaredOutputs(map(posixpath.normpath, outputs))
+    words = (w for w in _words_in(command) if not made.covers(posixpath.normpath(w)))
     named = [word for word in words if _is_local(word)]
     named += islice(filter(_is_local, items[:ITEMS_CHECKED]), 1)
     if named:

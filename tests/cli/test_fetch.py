@@ -15,6 +15,7 @@ import pytest
 
 from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
 from tests.cli.typed import typed, without_wait_reason
+from tests.support.agents import until
 
 BUILD = (
     "mkdir -p build/sub; echo app >build/app; chmod +x build/app; echo 1 >build/sub/x"
@@ -142,6 +143,42 @@ def test_something_in_the_way_is_kept_and_reported(
     assert re.fullmatch(r"result\.octaskly-task-\S+", name)
     assert text == "new\n"
     assert done.stderr == f"result is kept as it is here; fetched as {name}\n"
+
+
+@pytest.mark.parametrize("command", ["run", "map"])
+def test_a_file_that_was_edited_in_the_meantime_is_kept(
+    agent: DemoAgent, home: Path, tmp_path: Path, command: str
+) -> None:
+    """Another one that was sent is replaced, as a local command would do it."""
+    for name in ("edited", "same"):
+        (home / name).write_text("before\n")
+    wait = f"touch {tmp_path}/on; until test -e {tmp_path}/go; do sleep 0.02; done;"
+    make = f"{wait} echo new >>edited; echo new >>same"
+    files = ("--in", "edited", "--in", "./same", "--out", "edited", "--out", "same")
+    words = [command, *files]
+    words += ["--", make] if command == "run" else [f"{make} # {{}}", ":::", "item"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: (tmp_path / "on").exists() or None, "the task runs")
+    (home / "edited").write_text("mine\n")
+    (tmp_path / "go").touch()
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 125, said
+    found = texts_in(home)
+    [beside] = found.keys() - {"edited", "same"}
+    assert beside.startswith("edited.octaskly-task-")
+    assert found == {
+        "edited": "mine\n",
+        beside: "before\nnew\n",
+        "same": "before\nnew\n",
+    }
+    assert f"edited is kept as it is here; fetched as {beside}\n" in said
 
 
 def test_fetch_brings_what_submit_made(agent: DemoAgent, home: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -23,6 +23,7 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.placeholders import (
     fill_placeholders,
+    placeholder_values,
     split_placeholders,
 )
 from octaskly.core.model.task_options import (
@@ -41,6 +42,9 @@ _RANGE = re.compile(
 _RANGE_PATTERN = f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"
 NAME_BYTES_MAX: Final = 255
 FILLED_MAX: Final = 1 << 20  #: paths that one submission fills in, to check them
+#: Parts of paths between NUL: absolute, with `..`, or without a name.
+_LEADS_UP: Final = re.compile(r"\0/|[\0/]\.\.[\0/]|\0[./]*\0")
+_LONG_NAME: Final = re.compile(rf"[^\0/]{{{NAME_BYTES_MAX // CHAR_BYTES + 1},}}")
 QUOTED_MAX: Final = 5 * CHAR_BYTES  #: maximal bytes of one quoted character
 
 FIELD_HINTS: Final = {
@@ -111,23 +115,39 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
     if len(array.items) * len(parts) > FILLED_MAX:
         what = f"{len(parts)} paths with placeholders are too many for so many items"
         raise InvalidField("array", what)
-    for index, item in enumerate(array.items):
-        for part, is_whole in parts.items():
-            if not _is_valid(fill_placeholders(part, item, index), is_whole=is_whole):
+    for part, is_whole in parts.items():
+        if _are_valid(_filled(part, array.items), is_whole=is_whole):
+            continue
+        for index, item in enumerate(array.items):
+            if not _are_valid(
+                {fill_placeholders(part, item, index)}, is_whole=is_whole
+            ):
                 what = f"{item[:40]!r} cannot be filled into the path {part!r}"
                 raise InvalidField(f"array.items[{index}]", what)
 
 
-def _is_valid(filled: str, *, is_whole: bool) -> bool:
-    """Return True if a part of a path, with its placeholders filled, stays below."""
-    if "/" not in filled and filled.isascii() and len(filled) <= NAME_BYTES_MAX:
-        return filled not in ("", ".", "..") or (filled == "." and not is_whole)
-    names = filled.split("/")
-    return (
-        bool(names[0])
-        and ".." not in names
-        and any(name not in ("", ".") for name in names)
-        and all(len(name.encode()) <= NAME_BYTES_MAX for name in names)
+def _filled(part: str, items: Sequence[str]) -> set[str]:
+    """Return what a part of a path becomes, for all items."""
+    pieces = split_placeholders(part)
+    if len(pieces) > len(("before", "placeholder", "after")):
+        return {fill_placeholders(part, item, at) for at, item in enumerate(items)}
+    before, placeholder, after = pieces
+    return {
+        f"{before}{value}{after}" for value in placeholder_values(placeholder, items)
+    }
+
+
+def _are_valid(filled: set[str], *, is_whole: bool) -> bool:
+    """Return True if no filled part of a path leads upwards, is empty or too long.
+
+    All are searched at once, which takes a fraction of a check of each: there may be
+    262 144 of them.
+    """
+    if not is_whole:
+        filled.discard(".")  # `{//}` of an item without a folder.
+    joined = "\0".join(filled)
+    return not _LEADS_UP.search(f"\0{joined}\0" if filled else "") and not any(
+        len(name.encode()) > NAME_BYTES_MAX for name in _LONG_NAME.findall(joined)
     )
 
 

@@ -6,7 +6,7 @@ import posixpath
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -262,15 +262,13 @@ def map_(
         return 0
     wanted = _array_draft(text, fields, {"items": items}, max_fails)
     if not (sent.paths or wanted.inputs or wanted.cwd):
-        warn_of_local_files(text, items)
+        warn_of_local_files(text, items, outputs=wanted.outputs)
 
-    def begun(client: Session) -> Task:
-        files = SentFiles(sent, items)
-        return _submit_array(client, wanted, files, idempotency_key, durability)
-
+    wanted_array = _ArrayOfItems(wanted, items, sent, idempotency_key, durability)
     return _run_array(
         context,
-        begun,
+        wanted_array.submit,
+        digests=wanted_array.digests,
         items=items,
         keep_order=keep_order,
         declared=fields["outputs"],
@@ -282,6 +280,7 @@ def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
     return _run_array(
         context,
         lambda client: _retry_array(client, ref),
+        digests=dict,
         items=(),
         keep_order=keep_order,
         declared=None,
@@ -317,6 +316,33 @@ def _submit_array(
         drafts = files.send(client, [wanted])
     [[task]] = submit_drafts(client, drafts, key=key, durability=durability)
     return task
+
+
+class _ArrayOfItems:
+    """An array to submit, with the files that are sent along."""
+
+    def __init__(
+        self,
+        wanted: Draft,
+        items: Sequence[str],
+        sent: SentPaths,
+        key: str | None,
+        durability: str | None,
+    ) -> None:
+        self._wanted, self._items, self._sent = wanted, items, sent
+        self._key, self._durability = key, durability
+        self._files: SentFiles | None = None
+
+    def submit(self, client: Session) -> Task:
+        """Send the files and submit the array."""
+        self._files = SentFiles(self._sent, self._items)
+        return _submit_array(
+            client, self._wanted, self._files, self._key, self._durability
+        )
+
+    def digests(self) -> Mapping[str, bytes]:
+        """Return the SHA-256 of the files that were sent; see `SentFiles.digests`."""
+        return self._files.digests(self._wanted.cwd) if self._files else {}
 
 
 def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> None:
@@ -363,6 +389,7 @@ def _run_array(
     context: CliContext,
     begin: Callable[[Session], Task],
     *,
+    digests: Callable[[], Mapping[str, bytes]],
     items: Sequence[str],
     keep_order: bool,
     declared: Sequence[str] | None,
@@ -372,6 +399,7 @@ def _run_array(
     Args:
         context: Selects the node.
         begin: Submits the array.
+        digests: Returns the SHA-256 of the files that were sent.
         items: The items of the members, if known here.
         keep_order: Print results in the order of the items.
         declared: The declared outputs; None if they are not known here.
@@ -385,7 +413,7 @@ def _run_array(
             if declared is None:
                 known = client.send_and_decode(rest_calls.task(array), Task)
                 declared = [out.path for out in known.outputs]
-            fetcher = _MemberFetcher(client) if declared else None
+            fetcher = _MemberFetcher(client, digests()) if declared else None
             results = ResultPrinter(
                 client,
                 array,
@@ -407,8 +435,8 @@ def _run_array(
 class _MemberFetcher:
     """Fetches the outputs of members into the current folder, as they end."""
 
-    def __init__(self, client: Session) -> None:
-        self._client = client
+    def __init__(self, client: Session, sent: Mapping[str, bytes]) -> None:
+        self._client, self._sent = client, sent
         self._files = self._bytes = 0
         self._is_complete = True
 
@@ -422,7 +450,7 @@ class _MemberFetcher:
 
         try:
             ended = self._client.send_and_decode(rest_calls.task(member.id), Task)
-            found = fetched.fetch_outputs(self._client, ended, Path())
+            found = fetched.fetch_outputs(self._client, ended, Path(), sent=self._sent)
         except Refused as error:
             report_error(error, about=member.id)
             self._is_complete = False

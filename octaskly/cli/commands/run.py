@@ -6,7 +6,7 @@ The first Ctrl-C or SIGTERM cancels the task; the second only ends the wait.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,7 +90,7 @@ def run(
     """
     task_draft = make_draft(command_text(words), fields)
     if not (sent.paths or task_draft.inputs or task_draft.cwd):
-        warn_of_local_files(task_draft.command)
+        warn_of_local_files(task_draft.command, outputs=task_draft.outputs)
     try:
         files = SentFiles(sent)
         with context.connect() as client:
@@ -106,7 +106,8 @@ def run(
                     hint_on_error(f"logs -f {task.id}"),
                 ):
                     ended = _follow(client, task.id, noted, as_json=as_json)
-                return _finish(client, ended, fields["outputs"], noted)
+                digests = files.digests(task_draft.cwd) if fields["outputs"] else {}
+                return _finish(client, ended, fields["outputs"], digests, noted)
     except OctasklyError as error:
         code = report_error(error)
         return code if code in OWN_EXIT_CODES else EXIT_OCTASKLY_FAILED
@@ -124,6 +125,7 @@ def _finish(
     client: Session,
     ended: EndedTask | None,
     declared: Sequence[str],
+    sent: Mapping[str, bytes],
     deferred: list[int],
 ) -> int:
     """Fetch the outputs of an ended task, report it, and return the exit code."""
@@ -131,7 +133,7 @@ def _finish(
         return EXIT_CANCELLED
     task = ended.task
     with hint_on_error(f"fetch {task.id}", "no longer fetching"):
-        outcome = fetch_at_end(client, task, declared, deferred)
+        outcome = fetch_at_end(client, task, declared, sent, deferred)
     code = exit_code_of_task(
         task, is_cancelled=ended.is_cancelled, fetched=outcome.text
     )
@@ -191,9 +193,20 @@ class FetchOutcome(NamedTuple):
 
 
 def fetch_at_end(
-    client: Session, task: Task, declared: Sequence[str], deferred: list[int]
+    client: Session,
+    task: Task,
+    declared: Sequence[str],
+    sent: Mapping[str, bytes],
+    deferred: list[int],
 ) -> FetchOutcome:
     """Fetch the outputs of an ended task into the current folder.
+
+    Args:
+        client: Session with a node.
+        task: The task.
+        declared: Its outputs, as the user wrote them.
+        sent: SHA-256 of the files that were sent; one that has changed is kept.
+        deferred: Signal number of a Ctrl-C that arrived before.
 
     Raises:
         OctasklyError: they cannot be fetched.
@@ -207,7 +220,7 @@ def fetch_at_end(
         with allow_interrupts(deferred):
             # The last event of the output does not list the outputs.
             ended = client.send_and_decode(rest_calls.task(task.id), Task)
-            found = fetching.fetch_outputs(client, ended, Path())
+            found = fetching.fetch_outputs(client, ended, Path(), sent=sent)
     except KeyboardInterrupt:
         note(f"no longer fetching; to go on: octaskly fetch {task.id}")
         return FetchOutcome(exit_code=EXIT_CANCELLED)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -60,6 +60,13 @@ def placeholder_value(placeholder: str, item: str, position: int) -> str:
         if placeholder == NUMBER_PLACEHOLDER
         else _SUBSTITUTIONS[placeholder](item)
     )
+
+
+def placeholder_values(placeholder: str, items: Collection[str]) -> set[str]:
+    """Return the values of a placeholder for all items; of `{#}`, the longest one."""
+    if placeholder == NUMBER_PLACEHOLDER:
+        return {str(len(items))}
+    return set(map(_SUBSTITUTIONS[placeholder], items))
 
 
 def fill_path(path: str, item: str, position: int) -> str:

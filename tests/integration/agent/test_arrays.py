@@ -431,12 +431,12 @@ def test_each_member_has_its_own_files(agent: Agent) -> None:
     task = agent.call("GET", f"{TASKS}/{array}.0")[1]
     assert task["outputs"] == [{"path": "frames/a b.txt", "bytes": 4, "files": None}]
 
-    for item in ("a/b", "..", "", "x" * 252):
+    for item in ("../b", "a/../../b", "x" * 252):
         members = {"items": ["fine", item]}
         body = {"command": "true", "inputs": ["frames/{}.txt"], "array": members}
         status, answer = agent.call("POST", TASKS, body)
         assert (status, answer["field"]) == (400, "$.array.items[1]")
-        assert "cannot replace {} in a path" in answer["hint"]
+        assert "cannot be filled into the path" in answer["hint"]
 
 
 def test_an_array_continues_after_a_restart(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_member_is_derived_from_its_array() -> None:
     assert member is not None
     assert member.id == "task-007-abcdef12.1"
     assert member.command == "x 'b c; rm -rf /' 'b c; rm -rf /'"
-    assert member.inputs == ("in", "of b c; rm -rf ")  # A path, which is normalised.
+    assert member.inputs == ("in", "of b c; rm -rf ")  # Normalised, as all paths.
     assert member.array is None
     assert member.options is not None
     assert member.options.env == (
