@@ -193,7 +193,7 @@ def array(
 
 @click.command(
     name="map",
-    epilog="Example: octaskly map 'gzip -k {}' ::: *.log",
+    epilog="Example: octaskly map --in {} --out {}.gz 'gzip -k {}' ::: *.log",
     # As in GNU parallel, the command starts at the first word that is no option.
     context_settings={"allow_interspersed_args": False},
 )
