@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -350,6 +351,20 @@ def test_each_member_of_an_array_gets_its_own_files(
     assert done.stdout.decode() == expected, done.stderr
     assert failed.returncode == 0
     assert again.stdout == done.stdout, again.stderr
+
+
+def test_the_example_of_map_compresses_local_files(
+    agent: DemoAgent, project: Path
+) -> None:
+    """One line sends each file, and brings home what its task made of it."""
+    (project / "b c.log").write_text("of b\n")
+    words = ["map", "--in", "{}", "--out", "{}.gz", "gzip -k {}", ":::"]
+
+    done = octaskly(agent, *words, "a.log", "b c.log")
+
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    assert gzip.decompress((project / "b c.log.gz").read_bytes()) == b"of b\n"
+    assert gzip.decompress((project / "a.log.gz").read_bytes()) == b""
 
 
 def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
