@@ -9,11 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pexpect
 import pytest
 
+from octaskly.cli.commands.run import FetchOutcome, fetch_at_end
 from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from octaskly.cli.output import fetched
+from octaskly.client import Session
+from octaskly.rest.client_types import Task
 from tests.cli.typed import typed, without_wait_reason
 from tests.support.agents import until
 
@@ -179,6 +184,27 @@ def test_a_file_that_was_edited_in_the_meantime_is_kept(
         "same": "before\nnew\n",
     }
     assert f"edited is kept as it is here; fetched as {beside}\n" in said
+
+
+def test_ctrl_c_while_outputs_arrive_names_the_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The task has ended, so there is nothing to cancel."""
+    task = Task(id="task-007-abcdef12", status="completed", exit_code=0)
+
+    class Answering:
+        def send_and_decode(self, *_: object) -> Task:
+            return task
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetched, "fetch_outputs", interrupt)
+    outcome = fetch_at_end(cast("Session", Answering()), task, ["x"], {}, [])
+
+    assert outcome == FetchOutcome(exit_code=130)
+    said = capsys.readouterr().err
+    assert said == "no longer fetching; to go on: octaskly fetch task-007-abcdef12\n"
 
 
 def test_fetch_brings_what_submit_made(agent: DemoAgent, home: Path) -> None:

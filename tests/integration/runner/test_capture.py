@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -184,6 +185,27 @@ print(capture_outputs(
     assert "path='large', size_bytes=None" in said
     assert "path='file', size_bytes=5" in said
     assert texts_in(tmp_path / "kept") == {"file": "hello"}
+
+
+@pytest.mark.parametrize("full_at", ["a content", "the manifest"])
+def test_a_full_disk_of_the_worker_is_named(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str
+) -> None:
+    """The user learns which machine is full, and nothing half-done stays there."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if full_at == "a content":
+        monkeypatch.setattr(capture, "write_all", fail)
+    else:
+        monkeypatch.setattr(Path, "write_bytes", fail)
+
+    found = captured(workdir, tmp_path / "o", "file", "folder/deep")
+
+    assert [file.size_bytes for file in found.files] == [None, None]
+    assert f"kept: {capture.DISK_FULL}" in found.problem
+    assert list((tmp_path / "o").iterdir()) == []
 
 
 def test_all_outputs_share_a_bound(workdir: Path, tmp_path: Path) -> None:
