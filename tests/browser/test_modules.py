@@ -149,7 +149,7 @@ TYPED = {
     "id": "mine",
 }
 #: Also in the form; each excludes one above.
-APART = {"workdir", "stdin_base64", "files", "array"}
+APART = {"workdir", "stdin_base64", "stdin_file", "files", "tree", "array"}
 
 EDIT = """async (body) => {
     const { bodyOf, typedOf } = await import("/static/app/views/asking.js");

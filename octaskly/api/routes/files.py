@@ -85,6 +85,8 @@ async def upload_pack(request: Request) -> web.StreamResponse:
     ):
         await _receive(request, store)
         reader.check_end()
+        if not stored.files:
+            raise ManifestError("the pack is empty")
     return json_response(task_response.encode(stored), HTTPStatus.CREATED)
 
 
@@ -248,6 +250,7 @@ ROUTES = (
         access=Access.SUBMIT,
         body_type=BlobIn,
         responses={201: TreeCopies},
+        error_statuses=(404,),
     ),
     Route(
         method="POST",

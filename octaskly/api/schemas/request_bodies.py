@@ -126,6 +126,7 @@ FIELD_HINTS: Final = {
     "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
     "durability": "normal or strict",
     "fail_fast": "true or false",
+    "trees": "an array of objects with sha256 and node",
     "sha256": f"at most {files.ASKED_FILES_MAX} digests of 64 digits 0-9 a-f",
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
@@ -203,7 +204,7 @@ def _check_tree(tree: files.BlobIn, place: str) -> BlobRef:
     try:
         return files.check_blob(tree, place)
     except InvalidField as wrong:
-        _raise_invalid(wrong.field, str(wrong))
+        raise Problem(400, INVALID_VALUE, hint=str(wrong), field=place) from None
 
 
 def parse_token(body: bytes) -> TokenIn:

@@ -66,7 +66,7 @@ def test_a_task_finds_a_file_uploaded_to_any_node(
     for worker in files_mesh:
         task = run(worker, "sha256sum given; stat -c %a given; ls -A", file)
         assert task["status"] == "completed", task
-        assert task["stdout"].split() == [file["sha256"], "given", "400", "given"]
+        assert task["stdout"].split() == [file["sha256"], "given", "644", "given"]
         assert task["files"] == [file]
         assert worker.call("GET", f"/api/v1/tasks/{task['id']}")[1]["files"] == [file]
 

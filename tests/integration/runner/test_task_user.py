@@ -184,7 +184,7 @@ def test_an_uploaded_file_is_a_copy_owned_by_the_task(agent: Agent) -> None:
     command = "sha256sum given; stat -c '%a %h %u' given"
     printed_words = printed(agent, command, files=[file], workdir="scratch").split()
 
-    assert printed_words == [name, "given", "400", "1", str(TASK_UID)]
+    assert printed_words == [name, "given", "644", "1", str(TASK_UID)]
 
 
 def test_stdin_reaches_the_task(agent: Agent) -> None:
