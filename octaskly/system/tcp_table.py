@@ -114,6 +114,16 @@ def local_client(client: Sequence[Any], server: Sequence[Any]) -> str | None:
     )
     if not is_local:
         return None
+    return client_user(client, server)
+
+
+def client_user(client: Sequence[Any], server: Sequence[Any]) -> str:
+    """Return whose client a connection from this machine is.
+
+    Args:
+        client: The client's address and port.
+        server: The address and port of this end.
+    """
     uid = tcp_client_uid(client, server)
     return "an unknown user" if uid is None else f"user {user_name(uid)}"
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from octaskly.config.defaults import CONNECTIONS_PER_ADDRESS
 from tests.attack.test_viewer_lists import memory_mb, reset_peak
 from tests.support.agents import (
     TASKS,
@@ -315,3 +316,34 @@ def test_a_token_in_a_query_string_is_refused_and_not_logged(tmp_path: Path) -> 
 
         assert token not in agent.log()
         assert token not in str(entries)
+
+
+#: Half-sends requests from many loopback addresses; prints how many stay open.
+FROM_MANY = """
+import select, socket, sys, time
+port, count, most = map(int, sys.argv[1:])
+held = []
+for number in range(count):
+    one = socket.socket()
+    one.bind((f"127.0.1.{1 + number % 150}", 0))
+    one.connect(("127.0.0.1", port))
+    one.sendall(b"GET /health HTTP/1.1\\r\\nHost: localh")
+    held.append(one)
+give_up_s = time.monotonic() + 20
+while len(held) > most and time.monotonic() < give_up_s:
+    closed, _, _ = select.select(held, [], [], 1)
+    held = [one for one in held if one not in closed]
+print(len(held), flush=True)
+"""
+
+
+@as_root
+def test_addresses_that_a_local_user_chooses_give_no_more_connections(
+    tmp_path: Path,
+) -> None:
+    """At the loopback port, sixteen million addresses are one user."""
+    with running(tmp_path, "ana", extra=("--header-timeout", "1h")) as (agent,):
+        until_nodes(agent, 1)
+        words = (port_of(agent), 2 * CONNECTIONS_PER_ADDRESS, CONNECTIONS_PER_ADDRESS)
+        with other_user(FROM_MANY, *words) as attacker:
+            assert int(attacker.first_line) <= CONNECTIONS_PER_ADDRESS

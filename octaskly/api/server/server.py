@@ -77,7 +77,7 @@ from octaskly.ports import (
 )
 from octaskly.rest.mesh import Checkup
 from octaskly.system.pending_handshakes import BACKLOG, MemberAddresses
-from octaskly.system.tcp_table import local_client
+from octaskly.system.tcp_table import client_user, local_client
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -277,7 +277,10 @@ class ServerConnection(web.RequestHandler):
         own, client = (
             transport.get_extra_info(end) or ("", 0) for end in ("sockname", "peername")
         )
-        owner = local_client(client, own) or f"address {client[0]}"
+        if self.is_lan:
+            owner = local_client(client, own) or f"address {client[0]}"
+        else:
+            owner = client_user(client, own)  # Whatever address it chose.
         return ConnectionKind.UNAUTHENTICATED, owner
 
     def handle_error(
