@@ -216,11 +216,14 @@ def test_any_node_that_has_the_files_sends_them(tmp_path: Path) -> None:
         first = run_with(ash, tree, command, requires={"node": "birch"})
         assert finished(ash, first)["status"] == "completed"
         kill_agent(cedar)
-        until(lambda: "cedar" in lost_nodes(ash), "cedar is lost")
+        until(lambda: lost_nodes(ash) == {"cedar"}, "cedar is lost, and nobody else")
+        until(lambda: set(roles_of(ash)) >= {"ash", "birch"}, "there is a dispatcher")
 
         second = run_with(ash, tree, command, requires={"node": "ash"})
 
-        assert finished(ash, second)["stdout"] == finished(ash, first)["stdout"]
+        ended = finished(ash, second)
+        assert ended["status"] == "completed", ended
+        assert ended["stdout"] == finished(ash, first)["stdout"]
         assert birch.process.poll() is None
 
 
