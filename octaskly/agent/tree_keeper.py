@@ -1,8 +1,8 @@
 """The trees of unfinished tasks: kept at their nodes, and copied to the standbys.
 
-Nodes delete files that nobody used for an hour when they need room. While this node is
-dispatcher, it tells the holders of trees which ones tasks still wait for. The log says
-which, so the next dispatcher goes on without being told.
+A node that needs room deletes files that were not used for an hour. So the dispatcher
+reads from the log which trees unfinished tasks name, and asks their holders to keep
+them. The next dispatcher reads the same.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from octaskly.system.log import Logger
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
 PAGE_TASKS: Final = 5000  #: per read of the store, some 10 ms
+ASKED_TREES_MAX: Final = 1000  #: of one request, which may have 1 MiB
 
 
 class TreeKeeper:
@@ -116,4 +117,8 @@ class TreeKeeper:
     async def _ask(self, node: str, trees: Sequence[BlobRef]) -> list[str]:
         """Ask another node to hold trees; return its failures."""
         holder = Holder(node, self._view.lan_urls_of(node))
-        return await asyncio.to_thread(self._fetcher.ask_to_hold, holder, trees)
+        failures = []
+        for start in range(0, len(trees), ASKED_TREES_MAX):
+            some = trees[start : start + ASKED_TREES_MAX]
+            failures += await asyncio.to_thread(self._fetcher.ask_to_hold, holder, some)
+        return failures

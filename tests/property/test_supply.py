@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import ssl
 from collections import Counter
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import UploadedFile
+from octaskly.runner.files import blob_fetcher
 from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource, NamedLocks
 from octaskly.runner.files.blob_store import BlobStore
 from tests.support.pooling import MachineClock
@@ -51,6 +53,22 @@ def test_turn_is_exclusive_and_leaves_no_lock(
     assert failed == {number for number in unlucky if number < len(names)}
     assert most == dict.fromkeys(names, 1)
     assert len(turns) == 0
+
+
+@given(data=st.binary(max_size=300), repeats=st.integers(1, 20_000), cut=st.data())
+@settings(max_examples=30, deadline=None)
+def test_compressed_manifest_is_read_in_bounded_parts(
+    data: bytes, repeats: int, cut: st.DataObject
+) -> None:
+    """Wherever the stream is cut; a member may send what grows a thousandfold."""
+    whole = data * repeats
+    packed = gzip.compress(whole)
+    at = cut.draw(st.integers(0, len(packed)))
+
+    parts = list(blob_fetcher._decompressed([packed[:at], packed[at:]]))
+
+    assert b"".join(parts) == whole
+    assert max(map(len, parts)) <= blob_fetcher.CHUNK_BYTES
 
 
 def test_missing_file_leaves_no_lock(tmp_path: Path) -> None:

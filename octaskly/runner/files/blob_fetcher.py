@@ -24,7 +24,7 @@ from octaskly.files.manifest import (
     decode_manifest,
     select_folders,
 )
-from octaskly.files.pack import PACKED_BYTES_MAX, PackReader
+from octaskly.files.pack import ASKED_FILES_MAX, PACKED_BYTES_MAX, PackReader
 from octaskly.ports import ContentMismatch, FileQuotaExceeded
 from octaskly.runner.files.blob_store import COPY_RETENTION_S, BlobStore
 
@@ -32,7 +32,6 @@ FILES_PATH: Final = "/internal/v1/files/"
 PACK_PATH: Final = "/internal/v1/files/pack"
 HOLD_PATH: Final = "/internal/v1/files/hold"
 HOLD_S_MAX: Final = 600.0  #: until a node has fetched all files of the trees
-PACK_FILES_MAX: Final = 10_000  #: of one request
 STALL_S: Final = 20.0  #: timeout for each read
 FETCH_TRIES: Final = 4  #: a node that restarts is back within seconds
 PAUSE_S: Final = 1.0
@@ -63,7 +62,7 @@ class FileSource(NamedTuple):
 
 
 class BlobSource(NamedTuple):
-    """A content, and the nodes that may have it."""
+    """A blob, and the nodes that may have it."""
 
     blob: BlobRef
     holders: Sequence[Holder]
@@ -283,11 +282,8 @@ class BlobFetcher:
             )
             if wanted.is_tree:
                 exchange.fetch_pack(list(missing), is_compressed=True)
-                missing = {
-                    name: size
-                    for name, size in missing.items()
-                    if self.blob_store.touch_file(name) is None
-                }
+                left = self.blob_store.missing_files(missing, keep_s=wanted.keep_s)
+                missing = dict.fromkeys(left)
             exchange.fetch_all(missing)
 
     def ask_to_hold(self, holder: Holder, trees: Iterable[BlobRef]) -> list[str]:
@@ -378,6 +374,7 @@ def _decompressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
             except zlib.error as error:
                 raise ContentMismatch(f"it sent no gzip: {error}") from None
             left = inflating.unconsumed_tail
+    yield inflating.flush()
 
 
 def _successful_response(
@@ -426,8 +423,8 @@ class _Exchange:
             for name, size in wanted.items()
             if size is not None and size <= PACKED_BYTES_MAX
         ]
-        for start in range(0, len(small), PACK_FILES_MAX):
-            self.fetch_pack(small[start : start + PACK_FILES_MAX])
+        for start in range(0, len(small), ASKED_FILES_MAX):
+            self.fetch_pack(small[start : start + ASKED_FILES_MAX])
         for name in wanted.keys() - set(small):
             with suppress(OutputNotFound):
                 self._fetch_file(name)

@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from msgspec import json
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ from octaskly.core.model.ids import (
     TaskId,
     task_name,
 )
-from octaskly.core.model.task_options import BlobRef
+from octaskly.core.model.task_options import BlobRef, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports import Packer, PendingNotifications, StoreStats
@@ -35,6 +35,7 @@ from octaskly.store.tables.node_state import read_vector
 NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
 ENDED_BYTES = 2 << 20  #: outputs of the members in one reply, beyond those of the last
 ENTRY_OVERHEAD_BYTES = 64  #: size of an entry in a frame, without body and outputs
+_TREE_AT: Final = TaskOptions.__struct_fields__.index("tree")  #: in the column
 
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
@@ -136,7 +137,8 @@ def read_trees(
         limit: How many tasks to look at.
     """
     found = db.execute(
-        "SELECT key, json_extract(options, '$[15]') FROM tasks INDEXED BY tasks_state"
+        f"SELECT key, json_extract(options, '$[{_TREE_AT}]')"  # noqa: S608
+        " FROM tasks INDEXED BY tasks_state"
         " WHERE state = ? AND key > ? ORDER BY key LIMIT ?",
         (rows.NUMBER_OF[state], after, limit),
     ).fetchall()

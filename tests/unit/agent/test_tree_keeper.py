@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.tree_keeper import TreeKeeper
+from octaskly.agent.tree_keeper import ASKED_TREES_MAX, TreeKeeper
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
@@ -98,3 +98,22 @@ async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None
     ((holder, asked),) = fetches.asked
     assert holder == Holder(OTHER, ("https://10.0.0.1:3443",))
     assert sorted(asked) == [theirs.sha256, more.sha256]
+
+
+async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
+    """A body may have 1 MiB."""
+    count = ASKED_TREES_MAX + 1
+    trees = {BlobRef(sha256=f"{number:064}", node=OTHER) for number in range(count)}
+    fetches = Fetches()
+    keeper = TreeKeeper(
+        cast("DurableStore", TaskTrees(trees, set())),
+        view(),
+        cast("BlobFetcher", fetches),
+        cast("Logger", None),  # Nothing is logged.
+    )
+
+    await keeper.keep_needed_trees()
+
+    sizes = [len(asked) for _, asked in fetches.asked]
+    assert sizes == [ASKED_TREES_MAX, 1]
+    assert len({name for _, asked in fetches.asked for name in asked}) == count
