@@ -13,6 +13,7 @@ from typing import Final
 from octaskly.files.manifest import SHA256_BYTES, ManifestError
 
 PACKED_BYTES_MAX: Final = 1 << 20  #: larger contents travel alone
+ASKED_FILES_MAX: Final = 10_000  #: of one request; their digests fit into 1 MiB of JSON
 _HEADER: Final = struct.Struct(f">{SHA256_BYTES}sI")
 HEADER_BYTES: Final = _HEADER.size
 

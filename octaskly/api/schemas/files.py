@@ -18,10 +18,10 @@ from octaskly.core.model.task_options import (
     UploadedFile,
 )
 from octaskly.files.manifest import ManifestError, check_path
+from octaskly.files.pack import ASKED_FILES_MAX
 from octaskly.rest import tasks as rest
 
 FILES_MAX: Final = 256
-ASKED_FILES_MAX: Final = 10_000  #: in one request; their digests fit into 1 MiB
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

@@ -37,6 +37,7 @@ from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import BlobRef, TaskOptions
 from octaskly.files.output_patterns import is_in_git
+from octaskly.files.pack import ASKED_FILES_MAX
 from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
@@ -127,7 +128,7 @@ FIELD_HINTS: Final = {
     "durability": "normal or strict",
     "fail_fast": "true or false",
     "trees": "an array of objects with sha256 and node",
-    "sha256": f"at most {files.ASKED_FILES_MAX} digests of 64 digits 0-9 a-f",
+    "sha256": f"at most {ASKED_FILES_MAX} digests of 64 digits 0-9 a-f",
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
     "subject": "1 to 128 printable characters",

@@ -12,7 +12,12 @@ from octaskly.client.errors import NotFound
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Body, Call, resource_path
 from octaskly.client.flows.steps import Flow
-from octaskly.files.pack import HEADER_BYTES, PACKED_BYTES_MAX, pack_header
+from octaskly.files.pack import (
+    ASKED_FILES_MAX,
+    HEADER_BYTES,
+    PACKED_BYTES_MAX,
+    pack_header,
+)
 from octaskly.rest.tasks import MissingFiles, StoredFile, StoredPack, TreeCopies
 
 FILES: Final = "/api/v1/files"
@@ -20,7 +25,6 @@ MISSING: Final = "/api/v1/files/missing"
 PACK: Final = "/api/v1/files/pack"
 REPLICATE: Final = "/api/v1/files/replicate"
 REPLICATE_S_MAX: Final = 600.0
-ASKED_FILES_MAX: Final = 10_000  #: of one request
 PACK_BYTES: Final = 8 << 20  #: of one request, so that progress is seen
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
