@@ -203,7 +203,7 @@ class Components:
         self._machine_monitor = MachineMonitor(store)
         self._peers_known = len(saved.peers)
         self._member_addresses = _remembered_addresses(saved)
-        self._background_tasks: list[asyncio.Task[None]] = []
+        self._background_tasks: list[asyncio.Task[None]] = []  #: `close` cancels them
         self._build_core(saved, is_first=is_first, on_stopped=on_stopped)
         self._build_join_service(secret, key, mesh_changes)
         self._build_shell(on_duplicate)

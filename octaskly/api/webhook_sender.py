@@ -36,8 +36,8 @@ class _Resolver(AbstractResolver):
     """Looks up names of receivers in threads of its own.
 
     A lookup occupies its thread until the name server answers, also after its message
-    was given up. In the threads of the event loop, names that nobody answers for would
-    stop all that the agent does there, such as renewing the mesh secret.
+    was given up. In the threads of the event loop, slow lookups would stop all other
+    work there, such as the renewal of the mesh secret.
     """
 
     def __init__(self) -> None:

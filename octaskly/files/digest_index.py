@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS digests (
 
 
 class FileState(NamedTuple):
-    """What changes when the content of a file changes."""
+    """Attributes of a file, one of which changes with its content."""
 
     device: int
     inode: int

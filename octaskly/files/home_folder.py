@@ -57,7 +57,9 @@ class _Parent(NamedTuple):
     """The open folder of an entry."""
 
     fd: int
-    names: list[str]  #: of the entry, as far as they differ from those in the tree
+    names: list[
+        str
+    ]  #: parts of the entry's path here; some differ from those in the tree
     followed: int  #: number of names up to the last link that was followed
 
 

@@ -39,7 +39,7 @@ _WILD_END: Final = re.compile(r"(?P<start>^!?|/)(?P<stars>\*{1,2})(?P<slash>/?)$
 
 @dataclass(slots=True)
 class FolderListing:
-    """What is below a folder; all paths are relative to it."""
+    """The entries below a folder, by paths relative to it."""
 
     entries: dict[str, os.stat_result] = field(default_factory=dict)
     """Files, links and special files, with their own status, also of links."""

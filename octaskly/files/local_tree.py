@@ -68,7 +68,7 @@ class LocalFile(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """What git's ignore rules left out."""
+    """Counts of what git's ignore rules exclude."""
 
     files: int = 0
     folders: int = 0  #: as a whole

@@ -39,7 +39,7 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _State(msgspec.Struct, frozen=True, kw_only=True):
-    """What an incomplete fetch has received."""
+    """The state of an incomplete fetch."""
 
     etag: str
     offset: int  #: in the archive
@@ -68,7 +68,7 @@ class Unpacker:
 
     @property
     def fetched(self) -> Fetched:
-        """What has been fetched so far."""
+        """The result so far."""
         return Fetched(
             files=self._files,
             bytes=self._bytes,

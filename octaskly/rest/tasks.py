@@ -213,7 +213,7 @@ class TreeCopies(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeldTrees(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node could not keep of the trees that it was asked to hold."""
+    """A node's answer to a request to hold trees: a text for each failure."""
 
     failures: list[str]
 

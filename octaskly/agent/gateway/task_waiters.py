@@ -20,7 +20,7 @@ from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions
 
 _ANY_MEMBER = ".*"  #: array name + this: the key of waits for any of its members
-LONG_BYTES = 64 << 10  #: of an envelope, of which a wait keeps only a part
+LONG_BYTES = 64 << 10  #: a longer envelope is kept in part only
 ARRAY_POLL_S = 0.1  #: between two reads of an array for one wait
 
 

@@ -199,7 +199,7 @@ class ServerConnection(web.RequestHandler):
         """Parse data; close the connection if one header is too long in all.
 
         aiohttp bounds each field of a header, and their number. Together they could
-        have a megabyte, on each connection, before anybody has shown a token.
+        have a megabyte, on each connection, before a token was shown.
         """
         is_header = self._last_body is None or self._last_body.is_eof()
         count = self._request_count
@@ -358,9 +358,12 @@ class ApiServer:
         self._node_client = HttpNodeClient(
             gateway, polls, forward_ssl, timeouts, configure_socket
         )
-        basic = gateway, clock, self._node_client, polls, timeouts
         self._services = services = Services(
-            *basic,
+            gateway,
+            clock,
+            self._node_client,
+            polls,
+            timeouts,
             RateLimiter(limits_per_minute or {}, clock),
             admissions,
             describe_agent,

@@ -114,7 +114,7 @@ def run(
 
 
 class EndedTask(NamedTuple):
-    """How a task ended."""
+    """A task that ended while `run` waited for it."""
 
     task: Task
     is_cancelled: bool  #: by Ctrl-C
@@ -186,7 +186,7 @@ def _follow(
 
 
 class FetchOutcome(NamedTuple):
-    """What became of fetching the outputs at the end of a task."""
+    """The result of fetching outputs at the end of a task."""
 
     text: str = ""  #: what was fetched
     exit_code: int = 0  #: if the task itself ended well

@@ -18,7 +18,7 @@ PARTIAL_CONTENT = 206
 
 
 class ArchiveStart(NamedTuple):
-    """What the next bytes of an archive are."""
+    """The archive, and the position in it, to which the next bytes belong."""
 
     etag: str  #: the same for equal archives only
     offset: int  #: of the next byte
@@ -38,7 +38,7 @@ def outputs_archive(
     Args:
         requests: Sends the requests.
         task: The task.
-        etag: Of the archive of which a part has arrived, or empty.
+        etag: The etag of an archive that arrived in part; empty for none.
         offset: Number of bytes that have arrived.
         deadline: Limit for the whole archive.
     """

@@ -157,7 +157,7 @@ class After(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class FreedStdin(Struct, frozen=True, array_like=True):
-    """What is left of the stdin of an ended task: enough to recognise it."""
+    """Digest and size of a stdin that was freed when its task had ended."""
 
     sha256: Word  #: hexadecimal digest of the bytes
     size_bytes: Count
