@@ -108,9 +108,9 @@ def archive_in(
 
 
 def supply_in(folder: Path) -> BlobFetcher:
-    """Return a supply below a folder that knows no other node."""
-    depot = BlobStore(folder / "files", clock=MachineClock())
-    return BlobFetcher(depot, ssl.create_default_context, lambda _node: ())
+    """Return a fetcher of files below a folder that knows no other node."""
+    blob_store = BlobStore(folder / "files", clock=MachineClock())
+    return BlobFetcher(blob_store, ssl.create_default_context, lambda _node: ())
 
 
 def stranger(uid: int = 64321) -> Account:

@@ -136,7 +136,7 @@ class BlobFetcher:
         self._tls = tls
         self._holders_of = holders_of
         self.threads = ThreadPoolExecutor(
-            CONCURRENT_FETCHES_MAX, thread_name_prefix="supply"
+            CONCURRENT_FETCHES_MAX, thread_name_prefix="blob-fetch"
         )
         self.file_locks = NamedLocks()  #: by the SHA-256 of what is being fetched
         self._lock = threading.Lock()

@@ -46,7 +46,7 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-def depot(tmp_path: Path, clock: SetClock) -> BlobStore:
+def blob_store(tmp_path: Path, clock: SetClock) -> BlobStore:
     return BlobStore(tmp_path / "files", clock=clock, quota_bytes=1000, reserve_bytes=0)
 
 
@@ -54,125 +54,129 @@ def name_of(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def put(depot: BlobStore, data: bytes, *, keep_s: float = RETENTION_S) -> str:
-    arrival = depot.start_upload(name_of(data), len(data), keep_s=keep_s)
-    arrival.write(data[:3])
-    arrival.write(data[3:])
-    arrival.finish()
-    arrival.abort()
+def put(blob_store: BlobStore, data: bytes, *, keep_s: float = RETENTION_S) -> str:
+    upload = blob_store.start_upload(name_of(data), len(data), keep_s=keep_s)
+    upload.write(data[:3])
+    upload.write(data[3:])
+    upload.finish()
+    upload.abort()
     return name_of(data)
 
 
-def test_a_stored_file_is_read_only(depot: BlobStore) -> None:
+def test_a_stored_file_is_read_only(blob_store: BlobStore) -> None:
     """No process changes it for others, not even by mistake."""
-    name = put(depot, b"some bytes")
+    name = put(blob_store, b"some bytes")
 
-    assert depot.touch_file(name) == 10
-    assert depot.file_path(name).read_bytes() == b"some bytes"
-    assert depot.file_path(name).stat().st_mode & 0o777 == 0o444
+    assert blob_store.touch_file(name) == 10
+    assert blob_store.file_path(name).read_bytes() == b"some bytes"
+    assert blob_store.file_path(name).stat().st_mode & 0o777 == 0o444
 
 
 @pytest.mark.parametrize("sent", [b"other bytes", b"some byteZ", b"some", b""])
 def test_a_file_with_the_wrong_content_is_deleted(
-    depot: BlobStore, tmp_path: Path, sent: bytes
+    blob_store: BlobStore, tmp_path: Path, sent: bytes
 ) -> None:
     """Other bytes, too few, too many."""
 
-    def take_in() -> None:
-        arrival = depot.start_upload(name_of(b"some bytes"), 10)
+    def send() -> None:
+        upload = blob_store.start_upload(name_of(b"some bytes"), 10)
         try:
-            arrival.write(sent)
-            arrival.finish()
+            upload.write(sent)
+            upload.finish()
         finally:
-            arrival.abort()
+            upload.abort()
 
     with pytest.raises(ContentMismatch):
-        take_in()
+        send()
 
     assert list((tmp_path / "files").iterdir()) == []
     with pytest.raises(OutputNotFound):
-        depot.file_path(name_of(b"some bytes"))
+        blob_store.file_path(name_of(b"some bytes"))
 
 
 @pytest.mark.parametrize("name", ["", "../" * 21 + "x", "A" * 64, "0" * 63, "0" * 65])
-def test_a_name_that_is_no_digest_is_refused(depot: BlobStore, name: str) -> None:
+def test_a_name_that_is_no_digest_is_refused(blob_store: BlobStore, name: str) -> None:
     """It may come from a client, or from the log of a peer."""
     with pytest.raises(ContentMismatch):
-        depot.start_upload(name, 1)
-    assert depot.touch_file(name) is None
+        blob_store.start_upload(name, 1)
+    assert blob_store.touch_file(name) is None
 
 
-def test_the_longest_unused_file_makes_room(depot: BlobStore, clock: SetClock) -> None:
+def test_the_longest_unused_file_makes_room(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
     """Copies go before files that a client holds; an upload counts as it arrives."""
-    left = put(depot, b"l" * 400)
-    copy = put(depot, b"c" * 400, keep_s=COPY_RETENTION_S)
+    left = put(blob_store, b"l" * 400)
+    copy = put(blob_store, b"c" * 400, keep_s=COPY_RETENTION_S)
     clock.now_s += COPY_RETENTION_S + 1
-    coming = depot.start_upload(name_of(b"n" * 400), 400)
-    assert depot.touch_file(copy, keep_s=0.0) == 400
+    arriving = blob_store.start_upload(name_of(b"n" * 400), 400)
+    assert blob_store.touch_file(copy, keep_s=0.0) == 400
     clock.now_s += 1
-    coming.write(b"n" * 400)
+    arriving.write(b"n" * 400)
 
-    assert depot.touch_file(copy) is None
-    assert depot.touch_file(left) == 400
+    assert blob_store.touch_file(copy) is None
+    assert blob_store.touch_file(left) == 400
     with pytest.raises(FileQuotaExceeded):
-        depot.start_upload(name_of(b"m" * 201), 201)
-    coming.abort()
-    put(depot, b"m" * 201)
+        blob_store.start_upload(name_of(b"m" * 201), 201)
+    arriving.abort()
+    put(blob_store, b"m" * 201)
 
 
-def test_an_announced_file_takes_no_room_until_it_arrives(depot: BlobStore) -> None:
+def test_an_announced_file_takes_no_room_until_it_arrives(
+    blob_store: BlobStore,
+) -> None:
     """Others fit meanwhile; then the rest of it is refused, and its bytes are freed."""
-    announced = depot.start_upload(name_of(b"a" * 1000), 1000)
-    other = put(depot, b"b" * 700)
+    announced = blob_store.start_upload(name_of(b"a" * 1000), 1000)
+    other = put(blob_store, b"b" * 700)
     announced.write(b"a" * 300)
 
     with pytest.raises(FileQuotaExceeded):
         announced.write(b"a")
     announced.abort()
 
-    assert depot.touch_file(other) == 700
-    put(depot, b"c" * 300)
+    assert blob_store.touch_file(other) == 700
+    put(blob_store, b"c" * 300)
 
 
 def test_a_file_that_a_client_holds_stays_until_it_is_released(
-    depot: BlobStore, clock: SetClock
+    blob_store: BlobStore, clock: SetClock
 ) -> None:
     """Or until an hour after its last request."""
-    first, second = put(depot, b"f" * 500), put(depot, b"s" * 500)
+    first, second = put(blob_store, b"f" * 500), put(blob_store, b"s" * 500)
     clock.now_s += RETENTION_S - 1
-    assert depot.touch_file(first) == 500
+    assert blob_store.touch_file(first) == 500
     with pytest.raises(FileQuotaExceeded):
-        put(depot, b"t" * 500)
+        put(blob_store, b"t" * 500)
     clock.now_s += 2
 
-    put(depot, b"t" * 500)
-    assert depot.touch_file(second) is None
-    depot.release_file(first)
-    put(depot, b"u" * 500)
-    assert depot.touch_file(first, keep_s=0) is None
+    put(blob_store, b"t" * 500)
+    assert blob_store.touch_file(second) is None
+    blob_store.release_file(first)
+    put(blob_store, b"u" * 500)
+    assert blob_store.touch_file(first, keep_s=0) is None
 
 
 def test_a_file_that_is_unused_for_a_day_is_deleted(
-    depot: BlobStore, clock: SetClock
+    blob_store: BlobStore, clock: SetClock
 ) -> None:
     """Even if there is room for it."""
-    name = put(depot, b"old")
+    name = put(blob_store, b"old")
     clock.now_s += RETENTION_S + UNUSED_S_MAX - 1
-    depot.delete_expired()
-    assert (depot._folder / name).exists()
+    blob_store.delete_expired()
+    assert (blob_store._folder / name).exists()
     clock.now_s += 2
-    depot.delete_expired()
+    blob_store.delete_expired()
 
-    assert depot.touch_file(name) is None
-    assert not (depot._folder / name).exists()
+    assert blob_store.touch_file(name) is None
+    assert not (blob_store._folder / name).exists()
 
 
 def test_the_next_agent_finds_the_stored_files(
-    depot: BlobStore, tmp_path: Path, clock: SetClock
+    blob_store: BlobStore, tmp_path: Path, clock: SetClock
 ) -> None:
     """Incomplete uploads are deleted; the hold times are kept."""
-    name = put(depot, b"f" * 600)
-    depot.start_upload(name_of(b"half"), 4).write(b"ha")
+    name = put(blob_store, b"f" * 600)
+    blob_store.start_upload(name_of(b"half"), 4).write(b"ha")
     later = BlobStore(
         tmp_path / "files", clock=clock, quota_bytes=1000, reserve_bytes=0
     )
@@ -226,26 +230,26 @@ def test_a_copy_has_all_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "copy").read_bytes() == data
 
 
-def test_a_pack_holds_the_small_files_that_are_here(depot: BlobStore) -> None:
+def test_a_pack_holds_the_small_files_that_are_here(blob_store: BlobStore) -> None:
     """The reader gets each content with its digest; unknown ones are left out."""
     contents = [b"one", b"", b"three" * 50]
-    names = [put(depot, data) for data in contents]
+    names = [put(blob_store, data) for data in contents]
     reader = PackReader()
 
     found = {
         sha256: content
-        for part in depot.pack_files([*names, "0" * 64])
+        for part in blob_store.pack_files([*names, "0" * 64])
         for sha256, content in reader.add_data(part)
     }
     reader.check_end()
 
     assert found == {sha256(data).digest(): data for data in contents}
-    assert depot.missing_files([*names, "0" * 64]) == ["0" * 64]
+    assert blob_store.missing_files([*names, "0" * 64]) == ["0" * 64]
 
 
-def test_a_content_with_another_digest_is_not_stored(depot: BlobStore) -> None:
+def test_a_content_with_another_digest_is_not_stored(blob_store: BlobStore) -> None:
     """Whoever sent it in a pack."""
     with pytest.raises(ContentMismatch):
-        depot.store_blob("0" * 64, b"bytes")
+        blob_store.store_blob("0" * 64, b"bytes")
 
-    assert depot.missing_files(["0" * 64]) == ["0" * 64]
+    assert blob_store.missing_files(["0" * 64]) == ["0" * 64]

@@ -24,35 +24,35 @@ AT_ONCE: Final = st.lists(st.sampled_from("abc"), min_size=THREADS, max_size=60)
 NOWHERE: Final = UploadedFile(path="data", sha256="0" * 64, node="gone")
 
 
-class Unlucky(Exception):
-    """The error that ends a turn."""
+class Failed(Exception):
+    """The error that ends a block."""
 
 
-@given(names=AT_ONCE, unlucky=st.sets(st.integers(0, 59)))
+@given(names=AT_ONCE, failing=st.sets(st.integers(0, 59)))
 @settings(max_examples=30, deadline=None)
-def test_turn_is_exclusive_and_leaves_no_lock(
-    names: list[str], unlucky: set[int]
+def test_a_lock_is_exclusive_and_leaves_nothing(
+    names: list[str], failing: set[int]
 ) -> None:
-    """This includes threads that waited while another thread's turn failed."""
-    turns, inside, most = NamedLocks(), Counter[str](), Counter[str]()
+    """This includes threads that waited while the block of another one failed."""
+    locks, inside, most = NamedLocks(), Counter[str](), Counter[str]()
 
-    def take(number: int) -> None:
+    def hold(number: int) -> None:
         name = names[number]
-        with turns.hold_lock(name):
+        with locks.hold_lock(name):
             inside[name] += 1
             most[name] = max(most[name], inside[name])
             os.sched_yield()  # The other threads arrive while this one is inside.
             inside[name] -= 1
-            if number in unlucky:
-                raise Unlucky
+            if number in failing:
+                raise Failed
 
     with ThreadPoolExecutor(THREADS) as threads:
-        done = [threads.submit(take, number) for number in range(len(names))]
+        done = [threads.submit(hold, number) for number in range(len(names))]
 
     failed = {number for number, one in enumerate(done) if one.exception()}
-    assert failed == {number for number in unlucky if number < len(names)}
+    assert failed == {number for number in failing if number < len(names)}
     assert most == dict.fromkeys(names, 1)
-    assert len(turns) == 0
+    assert len(locks) == 0
 
 
 @given(data=st.binary(max_size=300), repeats=st.integers(1, 20_000), cut=st.data())
@@ -73,11 +73,11 @@ def test_compressed_manifest_is_read_in_bounded_parts(
 
 def test_missing_file_leaves_no_lock(tmp_path: Path) -> None:
     """Clients choose the names, and each lock would stay for ever."""
-    depot = BlobStore(tmp_path / "files", clock=MachineClock())
-    supply = BlobFetcher(depot, ssl.create_default_context, lambda _: ())
-    supply.close()  # So that it does not look again a second later.
+    blob_store = BlobStore(tmp_path / "files", clock=MachineClock())
+    fetcher = BlobFetcher(blob_store, ssl.create_default_context, lambda _: ())
+    fetcher.close()  # So that it does not look again a second later.
 
-    lacking = supply.fetch_files([FileSource(NOWHERE, ())], lambda: True)
+    missing = fetcher.fetch_files([FileSource(NOWHERE, ())], lambda: True)
 
-    assert len(lacking) == 1
-    assert len(supply.file_locks) == 0
+    assert len(missing) == 1
+    assert len(fetcher.file_locks) == 0
