@@ -30,7 +30,7 @@ from octaskly.agent.node_setup import (
 )
 from octaskly.agent.tree_keeper import TreeKeeper
 from octaskly.agent.webhooks import WebhookScheduler
-from octaskly.api import ApiServer, HttpTimeouts, ListenerKind
+from octaskly.api import ApiServer, HttpTimeouts
 from octaskly.api.webhook_sender import WebhookSender
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import SOCKET_GROUP
@@ -233,7 +233,7 @@ class Components:
         self._subscribe_to_secret(tasks)
         await self._transport.start(tasks, self._peer_sockets)
         loopback = self._loopback_port.listeners()
-        await self._api.serve(ListenerKind.LOOPBACK, loopback)
+        await self._api.serve_loopback(loopback)
         await self._api.serve_lan(self._lan_sockets, self._member_addresses)
         await self._api.serve_unix(self._socket_path, group=SOCKET_GROUP)
         self.loop.start()

@@ -14,7 +14,7 @@ from octaskly.agent.gateway.submissions import QueueLimits
 from octaskly.agent.health import HealthChecks
 from octaskly.agent.join_service import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.node_setup import describe_agent, write_description
-from octaskly.api import ApiServer, HttpTimeouts, ListenerKind
+from octaskly.api import ApiServer, HttpTimeouts
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import PEER_PORT, SOCKET_GROUP
 from octaskly.core.events import SavedState
@@ -117,7 +117,7 @@ async def _serve_local_api(
         admissions=admissions,
         describe_agent=lambda: described,
     )
-    await api.serve(ListenerKind.LOOPBACK, loopback_port.listeners())
+    await api.serve_loopback(loopback_port.listeners())
     await api.serve_unix(config.paths.socket_path(node.name), group=SOCKET_GROUP)
     write_description(config, described)
     try:

@@ -17,7 +17,7 @@ from octaskly.core.model.ids import Address
 from octaskly.errors import OctasklyError
 from octaskly.mesh.links.handshake_limits import build_handshake_limiter
 from octaskly.mesh.links.tcp import connect, tune_socket
-from octaskly.system.pending_handshakes import MemberAddresses, accept_connections
+from octaskly.system.pending_handshakes import MemberAddresses, accept_within_limits
 
 EXCHANGE_S: Final = 10.0  #: timeout for all messages between two programs
 
@@ -107,7 +107,7 @@ async def serve_connections(
         async with asyncio.TaskGroup() as tasks:
             owner = handlers or tasks
             for listener in listeners:
-                tasks.create_task(accept_connections(listener, limiter, converse))
+                tasks.create_task(accept_within_limits(listener, limiter, converse))
     finally:
         for listener in listeners:
             listener.close()

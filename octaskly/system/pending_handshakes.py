@@ -11,9 +11,6 @@ handshakes is closed. An honest client finishes quickly; a silent one waits long
 Once 16 strangers have pending handshakes, or half of their places are taken, an address
 is admitted once every two seconds, and more rarely while it finishes none. So a flood
 costs little, and a client has the time to finish.
-
-During a flood, connections are accepted and refused by the dozen: if they filled the
-queue of the kernel, it would drop connections of members, too.
 """
 
 from __future__ import annotations
@@ -26,8 +23,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Any, Final
 
+from octaskly.system.accepting import accept_connections
 from octaskly.system.tcp_table import local_client
 
 INTERVAL_S: Final = 2.0  #: doubled for each handshake that is not finished
@@ -35,9 +33,7 @@ INTERVAL_S_MAX: Final = 64.0
 ADDRESSES_MAX: Final = 4096
 MEMBERS_MAX: Final = 1024
 CROWD_ADDRESSES: Final = 16  #: with pending handshakes
-BACKLOG: Final = 4096  #: what a flood brings while the event loop is busy for a while
 ACCEPTS_PER_TURN: Final = 64  #: of the event loop
-ACCEPT_PAUSE_S: Final = 0.1  #: after a failed accept, usually for lack of descriptors
 _IPV6_HOST_BITS: Final = 64
 
 
@@ -139,7 +135,7 @@ class HandshakeLimiter:
         return connection in self._local
 
 
-async def accept_connections(
+async def accept_within_limits(
     listener: socket.socket,
     limiter: HandshakeLimiter,
     on_admitted: Callable[[socket.socket, str], None],
@@ -152,23 +148,17 @@ async def accept_connections(
         on_admitted: Called with each admitted connection and its remote address; the
             callee releases it in the limiter.
     """
-    loop = asyncio.get_running_loop()
-    while True:
-        # While connections wait, `sock_accept` returns without a turn of the loop.
-        for _ in range(ACCEPTS_PER_TURN):
-            try:
-                connection, name = await loop.sock_accept(listener)
-            except OSError:
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            own = connection.getsockname()
-            host, own_host = str(name[0]), str(own[0])
-            user = local_client(name, own)
-            if limiter.admit(connection, host, own_host, user):
-                on_admitted(connection, host)
-            else:
-                connection.close()
-        await asyncio.sleep(0)
+
+    def on_connection(connection: socket.socket, address: Any) -> None:
+        own = connection.getsockname()
+        host, own_host = str(address[0]), str(own[0])
+        user = local_client(address, own)
+        if limiter.admit(connection, host, own_host, user):
+            on_admitted(connection, host)
+        else:
+            connection.close()
+
+    await accept_connections(listener, on_connection, per_turn_max=ACCEPTS_PER_TURN)
 
 
 class _Group:

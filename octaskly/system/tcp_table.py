@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -125,7 +126,13 @@ def client_user(client: Sequence[Any], server: Sequence[Any]) -> str:
         server: The address and port of this end.
     """
     uid = tcp_client_uid(client, server)
-    return "an unknown user" if uid is None else f"user {user_name(uid)}"
+    return "an unknown user" if uid is None else _describe_user(uid)
+
+
+@lru_cache(maxsize=256)
+def _describe_user(uid: int) -> str:
+    # The file of users would be read for each connection of a flood.
+    return f"user {user_name(uid)}"
 
 
 def _is_loopback(host: str) -> bool:

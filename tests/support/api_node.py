@@ -46,6 +46,17 @@ class FixedClock:
         return 0.5
 
 
+class HurriedClock(FixedClock):
+    """A clock port by which each reading is a second after the last."""
+
+    def __init__(self) -> None:
+        self._mono_s = 0.0
+
+    def now(self) -> Moment:
+        self._mono_s += 1.0
+        return Moment(self._mono_s, NOW_MS)
+
+
 def verify(token: str) -> Principal:
     try:
         return TOKENS[token]
@@ -113,7 +124,7 @@ async def serve_free(
     if site is ListenerKind.LAN:
         await server.serve_lan(sockets, MemberAddresses())
     else:
-        await server.serve(site, sockets)
+        await server.serve_loopback(sockets)
     return port_of(sockets)
 
 

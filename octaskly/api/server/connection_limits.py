@@ -1,4 +1,4 @@
-"""Connection limits, and limits on unfinished TLS handshakes.
+"""Limits on the connections of one API.
 
 Clients with a token, nodes, users of the local socket and connections without
 authentication have separate pools, so none can take the connections of another. A new
@@ -6,42 +6,33 @@ connection belongs to the last pool until it shows a valid token. Within a pool,
 owner (a subject, a node, a local user or a LAN address) has a limit of its own. A full
 pool closes the oldest connection without a complete request of the owner that has the
 most.
-
-A TLS connection costs buffers and a descriptor from its first byte, so the number of
-unfinished handshakes is bounded, too. The check happens on the TCP connection, before
-any TLS object exists.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import resource
-import socket
-import ssl
-from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.api.problems import (
     Problem,
     too_many_connections,
     too_many_connections_of,
 )
 from octaskly.config.settings import LimitOptions
-from octaskly.system.error_frames import clear_error_frames
-from octaskly.system.pending_handshakes import (
-    HandshakeLimiter,
-    MemberAddresses,
-    accept_connections,
-)
+from octaskly.ports import Clock
 
 CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16
 """Connections above a limit that get an error response; others are closed at once."""
+
+IDLE_S_MIN: Final = 0.25
+"""A connection without a token makes room for a newer one of its owner only after so
+long without a request. Otherwise, an owner that connects without end would cost a
+transport each time, while a refusal before it costs little."""
 
 DESCRIPTORS_RESERVED: Final = 48
 """Descriptors for files, launchers and peers; connections get the rest."""
@@ -78,8 +69,8 @@ class _OwnerConnections:
     __slots__ = ("receiving", "serving")
 
     def __init__(self) -> None:
-        self.receiving: dict[PooledConnection, None] = {}
-        """Those without a complete request."""
+        self.receiving: dict[PooledConnection, float] = {}
+        """Those without a complete request, and since when."""
         self.serving: dict[PooledConnection, None] = {}
 
     @property
@@ -96,6 +87,8 @@ class ConnectionPool:
         per_owner_max: Number of connections of one owner.
         aborts_serving: Also closes connections with a complete request. Otherwise,
             clients that do not read their responses could keep the pool full.
+        idle_s_min: A connection makes room after so long without a request.
+        clock: Tells how long that is.
     """
 
     def __init__(
@@ -104,7 +97,11 @@ class ConnectionPool:
         per_owner_max: int,
         *,
         aborts_serving: bool,
+        idle_s_min: float,
+        clock: Clock,
     ) -> None:
+        self._idle_s_min = idle_s_min
+        self._clock = clock
         self._connections_max = connections_max
         self._per_owner_max = per_owner_max
         self._aborts_serving = aborts_serving
@@ -122,10 +119,18 @@ class ConnectionPool:
         count = forwarded_count + (0 if own is None else own.count)
         if count < self._per_owner_max:
             return True
-        if own is None or not own.receiving:
+        if own is None or not own.receiving or self.is_flooded_by(owner):
             return False
         self._evict(next(iter(own.receiving)))
         return True
+
+    def is_flooded_by(self, owner: str) -> bool:
+        """Return True if an owner reached its limit by connections that are all new."""
+        own = self._by_owner.get(owner)
+        if own is None or own.count < self._per_owner_max or not own.receiving:
+            return False
+        oldest_s = next(iter(own.receiving.values()))
+        return oldest_s + self._idle_s_min > self._clock.now().mono_s
 
     def has_room(self) -> bool:
         """Make room for one more connection; return False if none may be closed."""
@@ -147,7 +152,7 @@ class ConnectionPool:
         """Add a connection that has not sent a complete request."""
         self._owners[connection] = owner
         own = self._by_owner.setdefault(owner, _OwnerConnections())
-        own.receiving[connection] = None
+        own.receiving[connection] = self._clock.now().mono_s
 
     def remove(self, connection: PooledConnection) -> None:
         """Remove a connection, if it was not evicted before."""
@@ -168,7 +173,10 @@ class ConnectionPool:
         own = self._by_owner[owner]
         own.receiving.pop(connection, None)
         own.serving.pop(connection, None)
-        (own.serving if is_serving else own.receiving)[connection] = None
+        if is_serving:
+            own.serving[connection] = None
+        else:
+            own.receiving[connection] = self._clock.now().mono_s
 
     def owner_of(self, connection: PooledConnection) -> str | None:
         """Return the owner of a connection in this pool; None if it is not here."""
@@ -186,8 +194,8 @@ class ConnectionPool:
 class ConnectionLimits:
     """The pools of all connections of one API."""
 
-    def __init__(self, limits: LimitOptions) -> None:
-        self._limits = limits
+    def __init__(self, limits: LimitOptions, clock: Clock) -> None:
+        self._limits, self._clock = limits, clock
         self._forwarded_counts: Counter[str] = Counter()
         self._pools = {kind: self._build_pool(kind) for kind in ConnectionKind}
         self._kinds: dict[PooledConnection, ConnectionKind] = {}
@@ -198,16 +206,28 @@ class ConnectionLimits:
             ConnectionKind.UNAUTHENTICATED: limits.connections_per_address,
             ConnectionKind.NODE: limits.connections_max,  # Only the pool is limited.
         }.get(kind, limits.connections_per_subject)
+        has_token = kind is not ConnectionKind.UNAUTHENTICATED
         return ConnectionPool(
             lambda: self._pool_size(kind),
             per_owner_max,
-            aborts_serving=kind is ConnectionKind.UNAUTHENTICATED,
+            aborts_serving=not has_token,
+            idle_s_min=0.0 if has_token else IDLE_S_MIN,
+            clock=self._clock,
         )
 
     @property
     def count(self) -> int:
         """Number of connections in all pools."""
         return len(self._kinds)
+
+    def is_flooded_by(self, kind: ConnectionKind, owner: str) -> bool:
+        """Return True if an owner reached its limit by connections that are all new."""
+        return self._pools[kind].is_flooded_by(owner)
+
+    def has_place(self, kind: ConnectionKind, owner: str) -> bool:
+        """Make room for a connection in its pool; return False if none is free."""
+        pool = self._pools[kind]
+        return pool.has_room_for_owner(owner) and pool.has_room()
 
     def add_connection(
         self, connection: PooledConnection, kind: ConnectionKind, owner: str
@@ -279,83 +299,3 @@ class ConnectionLimits:
             available = (descriptors - DESCRIPTORS_RESERVED) / sum(POOL_SHARES.values())
             most = max(CONNECTIONS_MIN, min(most, available))
         return max(1, int(most * POOL_SHARES[kind]))
-
-
-TLS_SHUTDOWN_S = 1.0
-
-
-class TlsListener:
-    """Accepts TLS connections at one port.
-
-    Args:
-        listener: The port; it listens and does not block.
-        context_for_address: Returns the TLS context for an address of this machine.
-        protocol_factory: Returns the protocol of a connection.
-        limits: Limits on pending handshakes.
-        members: Addresses of members of the mesh.
-    """
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        context_for_address: Callable[[str], ssl.SSLContext],
-        protocol_factory: Callable[[], asyncio.Protocol],
-        limits: LimitOptions,
-        members: MemberAddresses,
-    ) -> None:
-        self._listener = listener
-        self._context_for_address = context_for_address
-        self._timeout_s = limits.handshake_s
-        self._protocol_factory = protocol_factory
-        self._limiter = HandshakeLimiter(
-            total_max=limits.lan_handshakes_max,
-            per_address_max=limits.lan_handshakes_per_address,
-            local_max=limits.lan_handshakes_per_address,
-            members=members,
-        )
-
-    async def serve(self) -> None:
-        """Accept connections until cancelled, then close the port."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
-
-                def start(connection: socket.socket, _host: str) -> None:
-                    tasks.create_task(self._start_handshake(connection))
-
-                await accept_connections(self._listener, self._limiter, start)
-        finally:
-            self._listener.close()
-
-    async def _start_handshake(self, connection: socket.socket) -> None:
-        """Start a handshake; it ends in the background."""
-        loop = asyncio.get_running_loop()
-        own_address = str(connection.getsockname()[0])
-        settled: asyncio.Future[None] = loop.create_future()
-        settled.add_done_callback(lambda done: self._handshake_done(connection, done))
-        # With `ssl`, this would wait for the handshake, and its exceptions would refer
-        # to frames that keep the TLS state in memory.
-        tls = SSLProtocol(
-            loop,
-            self._protocol_factory(),
-            self._context_for_address(own_address),
-            settled,
-            server_side=True,
-            ssl_handshake_timeout=self._timeout_s,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_S,
-        )
-        try:
-            transport, _ = await loop.connect_accepted_socket(lambda: tls, connection)
-        except OSError as error:  # For lack of memory, for example.
-            connection.close()
-            settled.set_exception(error)
-            return
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-
-    def _handshake_done(
-        self, connection: socket.socket, done: asyncio.Future[None]
-    ) -> None:
-        # Retrieve the exception; otherwise asyncio logs each failed handshake.
-        error = done.exception()
-        if error is not None:
-            clear_error_frames(error)  # Only Python 3.11 makes a cycle here.
-        self._limiter.release(connection, is_finished=error is None)

@@ -41,6 +41,7 @@ from octaskly.api.server import large_responses
 from octaskly.api.server.quotas import Quotas
 from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
+from octaskly.api.server.request_turns import RequestTurns
 from octaskly.ports import Principal
 
 JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
@@ -82,6 +83,7 @@ class RequestPipeline:
         self._lifecycle = lifecycle
         self._body_reader = body_reader
         self._quotas = quotas
+        self._turns = RequestTurns()
         self._token_monitor = TokenMonitor(services.gateway.tokens.is_valid)
         self._routes: dict[object, Route] = {}
 
@@ -101,6 +103,7 @@ class RequestPipeline:
         connection = connection_of(request)
         seen = self._lifecycle.start_request(request, connection)
         try:
+            await self._turns.wait(connection.owner)
             asked = _RoutedRequest(request, match_info, seen, connection)
             return await self._handle(asked)
         except Exception as error:  # `problem_of` maps it to a status; default 500.

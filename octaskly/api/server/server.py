@@ -12,7 +12,14 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager
 from enum import Enum, auto
 from functools import partial
@@ -36,7 +43,6 @@ from octaskly.api.http.handler_types import (
 from octaskly.api.http.local_socket import (
     address_without_scope,
     bind_local_socket,
-    peer_credentials,
 )
 from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
 from octaskly.api.http.open_long_polls import LongPolls
@@ -50,7 +56,13 @@ from octaskly.api.server.connection_limits import (
     EXCESS_ANSWERED_MAX,
     ConnectionKind,
     ConnectionLimits,
+)
+from octaskly.api.server.listeners import (
+    Place,
+    PlainListener,
     TlsListener,
+    identify_client,
+    identify_user,
 )
 from octaskly.api.server.pipeline import RequestPipeline
 from octaskly.api.server.quotas import Quotas
@@ -63,7 +75,6 @@ from octaskly.api.server.request_lifecycle import (
 )
 from octaskly.config.defaults import LOOPBACK
 from octaskly.config.settings import LimitOptions
-from octaskly.config.users import user_name
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import (
@@ -76,8 +87,9 @@ from octaskly.ports import (
     TreeKeeper,
 )
 from octaskly.rest.mesh import Checkup
-from octaskly.system.pending_handshakes import BACKLOG, MemberAddresses
-from octaskly.system.tcp_table import client_user, local_client
+from octaskly.system.accepting import BACKLOG
+from octaskly.system.pending_handshakes import MemberAddresses
+from octaskly.system.tcp_table import local_client
 
 PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
 """Returns the node that a TLS connection authenticated.
@@ -91,7 +103,6 @@ ContextForAddress = Callable[[str], ssl.SSLContext]
 _DEFAULT_LIMITS = LimitOptions()
 _DEFAULT_TIMEOUTS = HttpTimeouts()
 _LINGER_S = 1.0
-_BACKLOG = 256
 _DRAIN_S = 0.2
 PROBE_TIMEOUT_S = 1.0
 HEADER_FIELDS_FULL = 8  #: fields of the largest size that a header may have
@@ -115,6 +126,7 @@ class ServerConnection(web.RequestHandler):
         "_lifecycle",
         "_local_user",
         "_peer_node_id",
+        "_place",
         "_rotations",
         "_stall_timer",
         "certificate_node",
@@ -136,6 +148,7 @@ class ServerConnection(web.RequestHandler):
         peer_node_id: PeerNodeId,
         rotations: KeyRotationControl | None,
         stall_s: float,
+        place: Place | None = None,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
@@ -157,6 +170,7 @@ class ServerConnection(web.RequestHandler):
         self.own_addresses: frozenset[str] = frozenset()
         #: The node, the user of this machine or the LAN address at the other end.
         self.owner = ""
+        self._place = place  #: in the limits, if the listener knows
 
     @property
     def peer(self) -> NodeId | None:
@@ -186,9 +200,12 @@ class ServerConnection(web.RequestHandler):
         if self.is_lan:
             self._identify_peer(transport)
         kind, self.owner = self._pool_and_owner(transport)
-        self.refusal = self._connection_limits.add_connection(self, kind, self.owner)
-        excess = len(manager.connections) - self._connection_limits.count
-        if self.refusal is not None and excess >= EXCESS_ANSWERED_MAX:
+        limits = self._connection_limits
+        self.refusal = limits.add_connection(self, kind, self.owner)
+        excess = len(manager.connections) - limits.count
+        if self.refusal is not None and (
+            excess >= EXCESS_ANSWERED_MAX or limits.is_flooded_by(kind, self.owner)
+        ):
             self.close()
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return
@@ -269,18 +286,14 @@ class ServerConnection(web.RequestHandler):
         self, transport: asyncio.BaseTransport
     ) -> tuple[ConnectionKind, str]:
         """Return the pool of a new connection, and who counts as its owner."""
-        if self.is_socket:
-            uid, _ = peer_credentials(transport.get_extra_info("socket"))
-            return ConnectionKind.LOCAL, f"user {user_name(uid)}"
+        if self._place is not None:
+            return self._place
         if self.peer is not None:
             return ConnectionKind.NODE, self.peer
         own, client = (
             transport.get_extra_info(end) or ("", 0) for end in ("sockname", "peername")
         )
-        if self.is_lan:
-            owner = local_client(client, own) or f"address {client[0]}"
-        else:
-            owner = client_user(client, own)  # Whatever address it chose.
+        owner = local_client(client, own) or f"address {client[0]}"
         return ConnectionKind.UNAUTHENTICATED, owner
 
     def handle_error(
@@ -322,10 +335,9 @@ class ApiServer:
     """The REST API of one node."""
 
     _server: web.Server | None = None  #: shared by all connections
+    _listening: tuple[tuple[asyncio.Task[None], socket.socket], ...] = ()
     _socket_path: Path | None = None
     _lan_url: str | None = None  #: as this machine reaches the LAN port
-    _servers: tuple[asyncio.Server, ...] = ()
-    _lan_tasks: tuple[asyncio.Task[None], ...] = ()
 
     def __init__(
         self,
@@ -352,9 +364,9 @@ class ApiServer:
         render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,
         limits: LimitOptions = _DEFAULT_LIMITS,
     ) -> None:
-        self._limits, self._connection_limits = limits, ConnectionLimits(limits)
+        self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
-        polls = self._long_polls = LongPolls(gateway.dispatcher)
+        self._long_polls = polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
             gateway, polls, forward_ssl, timeouts, configure_socket
         )
@@ -374,16 +386,19 @@ class ApiServer:
             render_metrics=render_metrics,
         )
         self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)
-        self._allow_list = AllowList(names=allow_hosts, origins=cors_origins)
-        self._pipeline = self._build_pipeline(verify_token, node_name)
+        allowed = AllowList(names=allow_hosts, origins=cors_origins)
+        self._pipeline = self._build_pipeline(verify_token, node_name, allowed)
         self.router = self._build_router()  #: public for tests that walk its routes
 
     def _build_pipeline(
-        self, verify_token: authentication.VerifyToken, node_name: str
+        self,
+        verify_token: authentication.VerifyToken,
+        node_name: str,
+        allow_list: AllowList,
     ) -> RequestPipeline:
         return RequestPipeline(
             services=self._services,
-            allow_list=self._allow_list,
+            allow_list=allow_list,
             verify_token=verify_token,
             node_name=node_name,
             lifecycle=self._lifecycle,
@@ -446,20 +461,39 @@ class ApiServer:
                     self._services.timeouts.old_certificate_grace_s, handler.force_close
                 )
 
-    async def serve(self, site: ListenerKind, sockets: Sequence[socket.socket]) -> None:
+    async def serve_loopback(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on sockets that are already bound; the API owns them from now on.
 
         Raises:
             OSError: a socket cannot listen.
         """
-        assert site is not ListenerKind.LAN, "`serve_lan` uses TLS"
-        factory = self._protocol_factory(site)
-        loop = asyncio.get_running_loop()
-        for connection in sockets:
-            server = await loop.create_server(
-                factory, sock=connection, backlog=_BACKLOG
-            )
-            self._servers += (server,)
+        for listener in sockets:
+            self._serve_plain(listener, ListenerKind.LOOPBACK)
+
+    def _serve_plain(self, listener: socket.socket, kind: ListenerKind) -> None:
+        """Accept connections of this machine from now on."""
+        factory = self._protocol_factory(kind)
+        limits = self._connection_limits
+
+        def has_place(place: Place) -> bool:
+            if limits.is_flooded_by(*place):
+                return False  # An error response would cost more than all else.
+            excess = self.connection_count - limits.count
+            return excess < EXCESS_ANSWERED_MAX or limits.has_place(*place)
+
+        identify = identify_user if kind is ListenerKind.SOCKET else identify_client
+        port = PlainListener(
+            listener, identify, has_place, lambda place: factory(place=place)
+        )
+        self._listen(listener, port.serve())
+
+    def _listen(
+        self, listener: socket.socket, serve: Coroutine[None, None, None]
+    ) -> None:
+        listener.setblocking(False)  # noqa: FBT003  no keyword there
+        listener.listen(BACKLOG)
+        task = asyncio.get_running_loop().create_task(serve)
+        self._listening += ((task, listener),)
 
     async def serve_lan(
         self, sockets: Sequence[socket.socket], members: MemberAddresses
@@ -477,14 +511,9 @@ class ApiServer:
         if sockets:
             self._lan_url = _url_of(sockets[0])
         factory = self._protocol_factory(ListenerKind.LAN)
-        loop = asyncio.get_running_loop()
-        for connection in sockets:
-            connection.setblocking(False)  # noqa: FBT003  no keyword there
-            connection.listen(BACKLOG)
-            port = TlsListener(
-                connection, self._lan_ssl, factory, self._limits, members
-            )
-            self._lan_tasks += (loop.create_task(port.serve()),)
+        for listener in sockets:
+            port = TlsListener(listener, self._lan_ssl, factory, self._limits, members)
+            self._listen(listener, port.serve())
 
     async def probe_lan(self) -> str | None:
         """Send a request to the LAN port as another node would; return why it failed.
@@ -513,23 +542,18 @@ class ApiServer:
         Raises:
             OSError: another process serves the path, or it cannot be used.
         """
-        factory = self._protocol_factory(ListenerKind.SOCKET)
         connection = bind_local_socket(path, group)
-        loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(
-            factory, sock=connection, backlog=_BACKLOG
-        )
-        self._servers += (server,)
+        self._serve_plain(connection, ListenerKind.SOCKET)
         self._socket_path = path
 
     async def close(self) -> None:
         """Stop accepting connections; give running requests a few seconds."""
-        for server in self._servers:
-            server.close()
-        for task in self._lan_tasks:
+        for task, _ in self._listening:
             task.cancel()
-        if self._lan_tasks:
-            await asyncio.wait(self._lan_tasks)
+        if self._listening:
+            await asyncio.wait([task for task, _ in self._listening])
+        for _, listener in self._listening:
+            listener.close()
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
         self._long_polls.close()
@@ -554,7 +578,7 @@ class ApiServer:
             await request.writer.drain()
         return await self._pipeline.handle(request, found)
 
-    def _protocol_factory(self, site: ListenerKind) -> Callable[[], ServerConnection]:
+    def _protocol_factory(self, site: ListenerKind) -> Callable[..., ServerConnection]:
         if self._server is None:
             self._server = web.Server(
                 self._handle,

@@ -41,11 +41,11 @@ from octaskly.mesh.links.receive import DiskProgress
 from octaskly.mesh.links.tcp import connect, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
+from octaskly.system.accepting import BACKLOG
 from octaskly.system.error_frames import clear_error_frames
 from octaskly.system.pending_handshakes import (
-    BACKLOG,
     MemberAddresses,
-    accept_connections,
+    accept_within_limits,
 )
 from octaskly.trust import MeshTls
 
@@ -156,7 +156,7 @@ class Transport:
             listener.settimeout(0)
             listener.listen(BACKLOG)
             limiter = self._handshake_limiter
-            self._spawn(accept_connections(listener, limiter, self._on_admitted))
+            self._spawn(accept_within_limits(listener, limiter, self._on_admitted))
 
     @property
     def link_count(self) -> int:

@@ -24,6 +24,7 @@ from tests.support.api_node import (
     TOKENS,
     VIEWER,
     ApiNode,
+    HurriedClock,
     api_node,
     ask,
     assert_problem,
@@ -770,11 +771,12 @@ async def test_b19_half_a_body() -> None:
 async def test_b19_half_open_connections_delay_nobody() -> None:
     """With 200 of them an answer still comes; all are closed in the end.
 
-    The oldest give way; the newest of a local user stay until their deadline.
+    The oldest give way once they are idle; the newest of a local user stay until their
+    deadline.
     """
     patient = HttpTimeouts(header_s=2 * WAIT_S_MAX, shutdown_s=1)
     requests = 3
-    async with api_node(timeouts=patient) as node:
+    async with api_node(timeouts=patient, clock=HurriedClock()) as node:
         half = await _half_open(node)
         for _ in range(requests):
             answer = await node.ask("GET", "/health")

@@ -35,6 +35,7 @@ from tests.support.api_node import (
     KNOWN,
     VIEWER,
     Answer,
+    HurriedClock,
     ask,
     assert_hardened,
     assert_problem,
@@ -183,7 +184,7 @@ async def test_connections_of_one_lan_address_are_bounded(
 ) -> None:
     """One more closes its oldest; members and other addresses keep theirs."""
     bounds = LimitOptions(connections_per_address=2)
-    front = await api_mesh.member("front", limits=bounds)
+    front = await api_mesh.member("front", limits=bounds, clock=HurriedClock())
     async with _Visitors(front) as visitors:
         for tls, host in (
             (stranger_context(), "127.0.0.3"),

@@ -1,0 +1,176 @@
+"""Listeners of the API: plain ones on this machine, and those of the LAN with TLS.
+
+A plain listener asks for a place before a transport exists, so a connection that is
+refused costs little. A TLS connection costs buffers and a descriptor from its first
+byte, so the number of unfinished handshakes is bounded; this check, too, happens on the
+TCP connection, before any TLS object exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from asyncio.sslproto import SSLProtocol
+from collections.abc import Callable
+from typing import Any, Final
+
+from octaskly.api.http.local_socket import peer_credentials
+from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
+from octaskly.api.server.connection_limits import ConnectionKind
+from octaskly.config.settings import LimitOptions
+from octaskly.config.users import user_name
+from octaskly.system.accepting import accept_connections
+from octaskly.system.error_frames import clear_error_frames
+from octaskly.system.pending_handshakes import (
+    HandshakeLimiter,
+    MemberAddresses,
+    accept_within_limits,
+)
+from octaskly.system.tcp_table import client_user
+
+PLAIN_ACCEPTS_PER_TURN: Final = 64
+"""Few, because others of this machine wait for the event loop meanwhile."""
+
+Place = tuple[ConnectionKind, str]
+"""The pool of a connection, and its owner."""
+
+
+def identify_client(connection: socket.socket, address: Any) -> Place:
+    """Return the place of a connection to a loopback port.
+
+    It is that of the client's user, whatever address it chose.
+    """
+    return ConnectionKind.UNAUTHENTICATED, client_user(
+        address, connection.getsockname()
+    )
+
+
+def identify_user(connection: socket.socket, _address: Any) -> Place:
+    """Return the place of a connection to the UNIX socket: that of its user."""
+    uid, _ = peer_credentials(connection)
+    return ConnectionKind.LOCAL, f"user {user_name(uid)}"
+
+
+class PlainListener:
+    """Accepts connections of this machine at one port or UNIX socket.
+
+    Args:
+        listener: The socket; it listens and does not block.
+        identify: Returns the place of a connection, which has this remote address.
+        has_place: Returns True if a connection may be opened.
+        protocol_factory: Returns the protocol of a connection.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        identify: Callable[[socket.socket, Any], Place],
+        has_place: Callable[[Place], bool],
+        protocol_factory: Callable[[Place], asyncio.Protocol],
+    ) -> None:
+        self._listener = listener
+        self._identify = identify
+        self._has_place = has_place
+        self._protocol_factory = protocol_factory
+
+    async def serve(self) -> None:
+        """Accept connections until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+
+            def on_connection(connection: socket.socket, address: Any) -> None:
+                place = self._identify(connection, address)
+                if self._has_place(place):
+                    tasks.create_task(self._open_transport(connection, place))
+                else:
+                    connection.close()
+
+            await accept_connections(
+                self._listener, on_connection, per_turn_max=PLAIN_ACCEPTS_PER_TURN
+            )
+
+    async def _open_transport(self, connection: socket.socket, place: Place) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: self._protocol_factory(place), connection
+            )
+        except OSError:  # For lack of memory, for example.
+            connection.close()
+
+
+TLS_SHUTDOWN_S: Final = 1.0
+
+
+class TlsListener:
+    """Accepts TLS connections at one port.
+
+    Args:
+        listener: The port; it listens and does not block.
+        context_for_address: Returns the TLS context for an address of this machine.
+        protocol_factory: Returns the protocol of a connection.
+        limits: Limits on pending handshakes.
+        members: Addresses of members of the mesh.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        context_for_address: Callable[[str], ssl.SSLContext],
+        protocol_factory: Callable[[], asyncio.Protocol],
+        limits: LimitOptions,
+        members: MemberAddresses,
+    ) -> None:
+        self._listener = listener
+        self._context_for_address = context_for_address
+        self._timeout_s = limits.handshake_s
+        self._protocol_factory = protocol_factory
+        self._limiter = HandshakeLimiter(
+            total_max=limits.lan_handshakes_max,
+            per_address_max=limits.lan_handshakes_per_address,
+            local_max=limits.lan_handshakes_per_address,
+            members=members,
+        )
+
+    async def serve(self) -> None:
+        """Accept connections until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+
+            def start(connection: socket.socket, _host: str) -> None:
+                tasks.create_task(self._start_handshake(connection))
+
+            await accept_within_limits(self._listener, self._limiter, start)
+
+    async def _start_handshake(self, connection: socket.socket) -> None:
+        """Start a handshake; it ends in the background."""
+        loop = asyncio.get_running_loop()
+        own_address = str(connection.getsockname()[0])
+        settled: asyncio.Future[None] = loop.create_future()
+        settled.add_done_callback(lambda done: self._handshake_done(connection, done))
+        # With `ssl`, this would wait for the handshake, and its exceptions would refer
+        # to frames that keep the TLS state in memory.
+        tls = SSLProtocol(
+            loop,
+            self._protocol_factory(),
+            self._context_for_address(own_address),
+            settled,
+            server_side=True,
+            ssl_handshake_timeout=self._timeout_s,
+            ssl_shutdown_timeout=TLS_SHUTDOWN_S,
+        )
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: tls, connection)
+        except OSError as error:  # For lack of memory, for example.
+            connection.close()
+            settled.set_exception(error)
+            return
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+
+    def _handshake_done(
+        self, connection: socket.socket, done: asyncio.Future[None]
+    ) -> None:
+        # Retrieve the exception; otherwise asyncio logs each failed handshake.
+        error = done.exception()
+        if error is not None:
+            clear_error_frames(error)  # Only Python 3.11 makes a cycle here.
+        self._limiter.release(connection, is_finished=error is None)

@@ -1,0 +1,90 @@
+"""Who makes room for a new connection, and who is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octaskly.api.server.connection_limits import (
+    IDLE_S_MIN,
+    ConnectionKind,
+    ConnectionLimits,
+)
+from octaskly.config.settings import LimitOptions
+from octaskly.core.model.ids import Moment
+
+PER_OWNER = 4
+KIND = ConnectionKind.UNAUTHENTICATED
+
+
+@dataclass
+class HandClock:
+    """A clock that the test moves."""
+
+    mono_s: float = 0.0
+
+    def now(self) -> Moment:
+        return Moment(self.mono_s, 0)
+
+    def draw(self) -> float:
+        return 0.0
+
+
+@dataclass(eq=False)
+class Connection:
+    """A connection that records that it was closed."""
+
+    is_open: bool = True
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+@dataclass
+class Api:
+    """The limits of an API, and its connections in order of arrival."""
+
+    clock: HandClock = field(default_factory=HandClock)
+    opened: list[Connection] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        limits = LimitOptions(connections_per_address=PER_OWNER)
+        self.limits = ConnectionLimits(limits, self.clock)
+
+    def connect(self, owner: str) -> bool:
+        """Open a connection of an owner as a listener does; return False if refused."""
+        if not self.limits.has_place(KIND, owner):
+            return False
+        self.opened.append(Connection())
+        assert self.limits.add_connection(self.opened[-1], KIND, owner) is None
+        return True
+
+
+def test_a_flood_of_one_owner_is_refused_and_closes_none_of_its_connections() -> None:
+    """Each closed one would have cost a transport."""
+    api = Api()
+    admitted = [api.connect("eve") for _ in range(10 * PER_OWNER)]
+    assert sum(admitted) == PER_OWNER
+    assert all(each.is_open for each in api.opened)
+    assert api.connect("ana")
+
+
+def test_an_idle_connection_makes_room_for_a_new_one_of_its_owner() -> None:
+    """The oldest does, so a user who left many open is not locked out."""
+    api = Api()
+    for _ in range(PER_OWNER):
+        api.connect("eve")
+    api.clock.mono_s += IDLE_S_MIN
+    assert api.connect("eve")
+    assert [each.is_open for each in api.opened] == [False, *[True] * PER_OWNER]
+
+
+def test_a_connection_that_was_just_answered_makes_no_room() -> None:
+    """It has the time to send its next request."""
+    api = Api()
+    for _ in range(PER_OWNER):
+        api.connect("eve")
+    api.clock.mono_s += IDLE_S_MIN
+    for each in api.opened:
+        api.limits.set_serving(each, is_serving=True)
+        api.limits.set_serving(each, is_serving=False)
+    assert not api.connect("eve")
