@@ -19,6 +19,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import aiohttp
+import msgspec
 from aiohttp import AddrInfoType, web
 from yarl import URL
 
@@ -32,12 +33,13 @@ from octaskly.api.problems import (
     CONNECTION_LOST,
     NO_DISPATCHER,
     REFUSED_HEADER,
+    TASK_NOT_FOUND,
     WORKER_NOT_FOUND,
     Problem,
 )
 from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.core.model.ids import NodeId
-from octaskly.errors import DispatcherUnknown, NotDispatcher
+from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher
 from octaskly.ports import DispatcherView, Gateway
 
 
@@ -314,6 +316,16 @@ class HttpNodeClient:
                 body = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise MaybeSent(str(error) or type(error).__name__) from None
+        if (
+            view is not None
+            and view.relay is not None
+            and _is_unknown_task(response, body)
+        ):
+            raise CatchingUp(
+                "the dispatcher does not know this task, but a node may that it has "
+                "never heard: it is reached only through another node",
+                hint="ask again when the network lets all nodes hear each other",
+            )
         return web.Response(status=response.status, headers=headers, body=body)
 
     async def _relay_events(
@@ -410,6 +422,20 @@ class HttpNodeClient:
                 EPOCH_HEADER: f"{epoch.term}/{epoch.node}",
             }
         return self._cached_headers
+
+
+def _is_unknown_task(response: aiohttp.ClientResponse, body: bytes) -> bool:
+    """Return True if the response says that there is no such task."""
+    if response.status != HTTPStatus.NOT_FOUND:
+        return False
+    try:
+        return msgspec.json.decode(body, type=_Refusal).error == TASK_NOT_FOUND
+    except msgspec.MsgspecError:
+        return False
+
+
+class _Refusal(msgspec.Struct):
+    error: str = ""
 
 
 class _RetryBudget:

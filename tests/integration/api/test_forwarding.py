@@ -474,6 +474,22 @@ async def test_a_peer_relays_to_a_dispatcher_out_of_reach(
     assert not front.gateway.submissions
 
 
+async def test_a_dispatcher_out_of_reach_cannot_say_that_a_task_does_not_exist(
+    api_mesh: ApiMesh, front: Member, back: Member
+) -> None:
+    """It may never have heard the node that accepted it."""
+    far = await api_mesh.member("far")
+    far.reach_through(front, back)
+
+    near = await front.api.ask("GET", f"{TASKS}/task-7-none", headers=VIEWER)
+    answer = await far.api.ask("GET", f"{TASKS}/task-7-none", headers=VIEWER)
+    node = await far.api.ask("GET", "/api/v1/nodes/none", headers=VIEWER)
+
+    assert_problem(near, 404, "Task not found")
+    assert_problem(answer, 503, "The log is not complete yet")
+    assert_problem(node, 404, "Worker not found")
+
+
 async def test_a_relay_without_a_dispatcher_does_not_relay_further(
     api_mesh: ApiMesh, front: Member, back: Member
 ) -> None:
