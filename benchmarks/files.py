@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from benchmarks.measure import Row, bound_row, ratio_row
 from octaskly.client.command_session import Session
-from octaskly.client.flows.files import SentTree, upload_tree
+from octaskly.client.flows.files import SentTree, TreeContents, upload_tree
 from octaskly.files.digest_index import RACY_NS, DigestIndex
 from octaskly.files.local_tree import parse_named_path, scan_tree
 from octaskly.files.manifest import (
@@ -149,9 +149,9 @@ def send_tree(host: Host, contents: dict[str, bytes]) -> SentTree:
     with Session.at_socket(host.first.description["socket"]) as session:
         flow = upload_tree(
             session.requests,
-            content_digest(manifest),
-            sizes,
-            lambda name: iter([by_digest[name]]),
+            TreeContents(
+                content_digest(manifest), sizes, lambda name: iter([by_digest[name]])
+            ),
         )
         return session.run(flow)
 

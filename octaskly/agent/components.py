@@ -50,6 +50,7 @@ from octaskly.rest.mesh import Checkup
 from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.capture import OutputReader
+from octaskly.runner.files.lenders import Lenders
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.pool.report_queue import EndedCallback
@@ -125,7 +126,8 @@ def build_pool(
         retention_s=config.options.retention_s,
         clock=clock,
     )
-    blob_fetcher = BlobFetcher(blob_store, tls, holders_of)
+    own, lenders = (info.id, info.name), Lenders(blob_store, clock)
+    blob_fetcher = BlobFetcher(blob_store, tls, holders_of, own, lenders)
     pool = Pool(
         slots=config.slots,
         workdir=config.paths.workdir,
@@ -393,7 +395,11 @@ class Components:
         secrets.SystemRandom().shuffle(others)
         others.sort(key=lambda member: first not in (member.id, member.name))
         return [
-            Holder(member.name, self.gateway.api_urls_of(member.id))
+            Holder(
+                member.name,
+                self.gateway.api_urls_of(member.id),
+                is_named=first in (member.id, member.name),
+            )
             for member in others
         ]
 

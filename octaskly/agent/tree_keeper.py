@@ -19,9 +19,9 @@ from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.task_options import BlobRef
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OutputNotFound, StoreError
-from octaskly.ports import DurableStore
+from octaskly.ports import RETENTION_S, DurableStore
 from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder
-from octaskly.runner.files.blob_store import RETENTION_S
+from octaskly.runner.files.lenders import Lenders
 from octaskly.system.log import Logger
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
@@ -44,6 +44,11 @@ class TreeKeeper:
     ) -> None:
         self._store, self._view = store, view
         self._fetcher, self._log = fetcher, log
+
+    @property
+    def lenders(self) -> Lenders:
+        """The clients that lend trees to this node."""
+        return self._fetcher.lenders
 
     async def run(self) -> None:
         """Keep the trees of unfinished tasks every `PERIOD_S`, until cancelled."""

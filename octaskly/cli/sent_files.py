@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from msgspec.structs import replace
 
-from octaskly.cli.output.render import note, size
+from octaskly.cli.output.render import data_size, note
+from octaskly.client.flows import rest_calls
 from octaskly.core.model.placeholders import fill_placeholders, split_placeholders
+from octaskly.errors import OctasklyError
 from octaskly.files.output_patterns import DeclaredOutputs, prefixes
 
 if TYPE_CHECKING:
     from octaskly.client import Session
+    from octaskly.client.errors import Refused
     from octaskly.client.flows.files import SentTree
+    from octaskly.client.lending import Lender
     from octaskly.files.local_tree import LocalTree, Skipped
     from octaskly.rest.client_types import Draft
 
@@ -34,6 +39,9 @@ class SentPaths(NamedTuple):
 
 class SentFiles:
     """The files of one command: scanned at once, and sent when a node is known.
+
+    A command that waits for its tasks lends them, unless they are few bytes: they are
+    sent when a node wants them. Use it as a context manager, which ends that.
 
     Args:
         sent: What the user named.
@@ -56,12 +64,23 @@ class SentFiles:
         self._is_replicated = is_replicated
         self._items = items
         self._folders: tuple[str, ...] = ()
+        self._lender: Lender | None = None
+        self._cancel: Callable[[], None] = lambda: None
+        self._files_lent = self._bytes_lent = 0
+        self._is_waiting = False  #: for room at the node
         self._tree = self._scan() if sent.paths else None
         if self._tree is not None:
             _warn_of_secrets(self._tree.secret_paths)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._lender is not None:
+            self._lender.close()
+
     def send(self, client: Session, drafts: Iterable[Draft]) -> list[Draft]:
-        """Send what the node lacks; return the tasks with their tree.
+        """Send what the node lacks, or offer it; return the tasks with their tree.
 
         A file that changed since the scan is scanned once more.
         """
@@ -74,11 +93,39 @@ class SentFiles:
         except FileChanged:
             self._tree = self._scan(is_retry=True)
             answer = self._upload(client, self._tree)
-        note(_summary(self._tree, answer))
         field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
         if self._folders:
             field["folders"] = self._folders
+        if answer.is_lent:
+            field["lent"] = True
+            self._lend(client, self._tree)
+        else:
+            note(_summary(self._tree, answer.files_sent, answer.bytes_sent))
         return [replace(draft, tree=field) for draft in drafts]
+
+    def cancel_on_failure(self, client: Session, task: str) -> None:
+        """Have a task cancelled if its files cannot be lent any more."""
+
+        def cancel() -> None:
+            with contextlib.suppress(OctasklyError):  # It may have ended.
+                client.send(rest_calls.cancel(task, force=True))
+
+        self._cancel = cancel
+        if self._lender is not None and self._lender.failure is not None:
+            cancel()
+
+    def finish(self) -> None:
+        """End lending, after the tasks have ended, and say what was sent.
+
+        Raises:
+            OctasklyError: a file could not be sent; the tasks were cancelled.
+        """
+        if self._lender is None or self._tree is None:
+            return
+        self._lender.close()
+        if self._lender.failure is not None:
+            raise self._lender.failure
+        note(_summary(self._tree, self._files_lent, self._bytes_lent))
 
     def digests(self, cwd: str | None) -> dict[str, bytes]:
         """Return the SHA-256 of files whose path for the tasks is their path here.
@@ -113,15 +160,41 @@ class SentFiles:
 
     def _upload(self, client: Session, tree: LocalTree) -> SentTree:
         from octaskly.client.flows import files  # noqa: PLC0415 - for --in only
+        from octaskly.client.local_trees import contents_of  # noqa: PLC0415
 
-        answer = client.run(
-            files.upload_tree(
-                client.requests, tree.sha256, tree.sizes(), tree.read_content
-            )
-        )
-        if self._is_replicated:
-            client.run(files.replicate_tree(client.requests, answer))
+        contents = contents_of(tree)
+        if not self._is_replicated:
+            return client.run(files.prepare_lending(client.requests, contents))
+        answer = client.run(files.upload_tree(client.requests, contents))
+        client.run(files.replicate_tree(client.requests, answer))
         return answer
+
+    def _lend(self, client: Session, tree: LocalTree) -> None:
+        from octaskly.client.flows.files import SendCallbacks  # noqa: PLC0415
+        from octaskly.client.lending import Lender  # noqa: PLC0415 - for --in only
+
+        self._lender = Lender(
+            client.endpoint,
+            client.requests,
+            tree,
+            callbacks=SendCallbacks(self._count_sent, self._say_no_room),
+            on_failure=self._on_failure,
+        )
+        self._lender.__enter__()
+
+    def _say_no_room(self, refusal: Refused) -> None:
+        """Say once that the node has no room, until something was sent again."""
+        if not self._is_waiting:
+            self._is_waiting = True
+            note(f"waiting for room at the node: {refusal.hint}")
+
+    def _on_failure(self) -> None:
+        self._cancel()  # Set when the tasks are submitted.
+
+    def _count_sent(self, files: int, size_bytes: int) -> None:
+        self._is_waiting = False
+        self._files_lent += files
+        self._bytes_lent += size_bytes
 
     def _scan(self, *, is_retry: bool = False) -> LocalTree:
         from octaskly.client import local_trees  # noqa: PLC0415 - for --in only
@@ -166,13 +239,13 @@ def _warn_of_secrets(paths: Sequence[str]) -> None:
     note(f"warning: files that look secret are sent: {shown}{more}")
 
 
-def _summary(tree: LocalTree, answer: SentTree) -> str:
-    """Return `· 812 files, 96.0 MiB; sent 3 (41.2 KiB); skipped .git`."""
+def _summary(tree: LocalTree, files_sent: int, bytes_sent: int) -> str:
+    """Return `· 812 files, 96 MB; sent 3 (41 kB); skipped .git`."""
     files = tree.manifest.files
-    text = f"· {_counted(len(files), 'file')}, {size(tree.manifest.total_bytes)}"
-    text += f"; sent {answer.files_sent}"
-    if answer.files_sent:
-        text += f" ({size(answer.bytes_sent)})"
+    text = f"· {_counted(len(files), 'file')}, {data_size(tree.manifest.total_bytes)}"
+    text += f"; sent {files_sent}"
+    if files_sent:
+        text += f" ({data_size(bytes_sent)})"
     parts = list(_skipped_parts(tree.skipped))
     return f"{text}; skipped {' and '.join(parts)}" if parts else text
 

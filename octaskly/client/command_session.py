@@ -43,6 +43,7 @@ class Session:
             is_program=False,
         )
         self.reconnect_count = 0  #: number of lost connections that were retried
+        self.endpoint = endpoint
         self._driver = ThreadDriver(endpoint)
         self._on_wait = on_wait
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from octaskly.client.flows.files import TreeContents
 from octaskly.config.paths import xdg_folder
 from octaskly.core.model.arrays import ITEM_DIGEST_PLACEHOLDER, item_digest
 from octaskly.core.model.placeholders import fill_placeholders, split_placeholders
@@ -73,6 +74,11 @@ def scan_array_tree(
     tree = _scan(named, includes_ignored=includes_ignored, is_retry=is_retry)
     _check_members(tree.manifest)
     return tree
+
+
+def contents_of(tree: LocalTree) -> TreeContents:
+    """Return the contents of a tree, to be sent."""
+    return TreeContents(tree.sha256, tree.sizes(), tree.read_content)
 
 
 def has_placeholder(text: str) -> bool:

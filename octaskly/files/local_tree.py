@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -48,7 +48,18 @@ _SPECIAL_KINDS: Final = {
 
 
 class FileChanged(ManifestError):
-    """A file changed while it was read or sent; another scan may succeed."""
+    """A file changed while it was read or sent; another scan may succeed.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"{path!r} changes while it is sent",
+            hint="wait until no program writes to it, or send a copy",
+        )
+        self.path = path
 
 
 class NamedPath(NamedTuple):
@@ -93,8 +104,14 @@ class LocalTree(NamedTuple):
         sizes = {name: file.state.size_bytes for name, file in self.sources.items()}
         return sizes | {self.sha256: len(self.manifest_bytes)}
 
-    def read_content(self, sha256: str) -> Iterator[bytes]:
+    def read_content(
+        self, sha256: str, *, retried_paths: Container[str] = ()
+    ) -> Iterator[bytes]:
         """Yield a content in chunks. Blocks.
+
+        Args:
+            sha256: Its digest.
+            retried_paths: Files whose times may have changed, if not their content.
 
         Raises:
             FileChanged: the file has another content now. It is raised before the last
@@ -108,14 +125,17 @@ class LocalTree(NamedTuple):
         digest = hashlib.sha256()
         with _open_file(source.path) as (descriptor, status):
             left = status.st_size
-            if FileState.from_status(status) != source.state:
-                raise _changed(source.path)
+            if left != source.state.size_bytes or (
+                FileState.from_status(status) != source.state
+                and source.path not in retried_paths
+            ):
+                raise FileChanged(source.path)
             while left:
                 data = os.read(descriptor, min(left, CHUNK_BYTES))
                 digest.update(data)
                 left -= len(data)
                 if not data or (not left and digest.hexdigest() != sha256):
-                    raise _changed(source.path)
+                    raise FileChanged(source.path)
                 yield data
 
 
@@ -433,7 +453,7 @@ def _hash_file(path: str, index: DigestIndex) -> tuple[bytes, os.stat_result]:
         if sha256 is not None and state == FileState.from_status(status):
             index.add(state, sha256, hashed_at_ns=hashed_at_ns)
             return sha256, status
-    raise _changed(path)
+    raise FileChanged(path)
 
 
 def _hash_content(descriptor: int, size_bytes: int) -> bytes | None:
@@ -465,19 +485,12 @@ def _open_file(path: str) -> Iterator[tuple[int, os.stat_result]]:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise _changed(path)
+            raise FileChanged(path)
         yield descriptor, status
     except OSError as error:
         raise _unreadable(path, error) from None
     finally:
         os.close(descriptor)
-
-
-def _changed(path: str) -> FileChanged:
-    return FileChanged(
-        f"{path!r} changes while it is sent",
-        hint="wait until no program writes to it, or send a copy",
-    )
 
 
 def _unreadable(path: str, error: OSError) -> ManifestError:

@@ -11,10 +11,15 @@ from collections.abc import Callable
 from octaskly.core.protocol.messages import Hello
 from octaskly.ports.audit import AuditEntry, AuditLog, AuditPage
 from octaskly.ports.files import (
+    COPY_RETENTION_S,
+    RETENTION_S,
     ContentMismatch,
+    DiskFull,
+    FileExceedsQuota,
     FileQuotaExceeded,
     FileStore,
     FileUpload,
+    Lenders,
     TreeKeeper,
 )
 from octaskly.ports.gateway import (
@@ -48,14 +53,18 @@ from octaskly.ports.store import (
 from octaskly.ports.tokens import Principal, TokenInfo, TokenRegistry
 
 __all__ = [
+    "COPY_RETENTION_S",
     "LISTED_COMMAND_CHARS",
+    "RETENTION_S",
     "AuditEntry",
     "AuditLog",
     "AuditPage",
     "Clock",
     "ContentMismatch",
+    "DiskFull",
     "DispatcherView",
     "DurableStore",
+    "FileExceedsQuota",
     "FileQuotaExceeded",
     "FileStore",
     "FileUpload",
@@ -66,6 +75,7 @@ __all__ = [
     "JoinService",
     "JoinStatus",
     "KeyRotationControl",
+    "Lenders",
     "MeshStats",
     "OutputLocation",
     "Packer",

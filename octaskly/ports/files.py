@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import BlobRef
@@ -13,6 +14,14 @@ from octaskly.errors import OctasklyError
 
 class FileQuotaExceeded(OctasklyError):
     """The stored files leave too little room, and none may be deleted yet."""
+
+
+class FileExceedsQuota(FileQuotaExceeded):
+    """The file is larger than all files of the node together may be."""
+
+
+class DiskFull(FileQuotaExceeded):
+    """The disk of the node has no room, whatever files are deleted."""
 
 
 class ContentMismatch(OctasklyError):
@@ -48,11 +57,11 @@ class FileStore(Protocol):
     def touch_file(self, sha256: str) -> int | None:
         """Protect a file for a while and return its size; None if it is not stored."""
 
-    def missing_files(self, sha256s: Iterable[str]) -> list[str]:
+    def missing_files(self, sha256s: Iterable[str], *, keep_s: float) -> list[str]:
         """Return which of these files are not stored, and protect the others."""
 
-    def store_blob(self, sha256: str, data: bytes) -> None:
-        """Store a small file at once.
+    def store_blob(self, sha256: str, data: bytes, *, keep_s: float) -> None:
+        """Store a small file at once, and protect it.
 
         Raises:
             ContentMismatch: It has another SHA-256.
@@ -66,8 +75,10 @@ class FileStore(Protocol):
         Source: `octaskly.files.pack`.
         """
 
-    def start_upload(self, sha256: str, size_bytes: int) -> FileUpload:
-        """Start an upload.
+    def start_upload(
+        self, sha256: str, size_bytes: int, *, keep_s: float
+    ) -> FileUpload:
+        """Start an upload; the finished file is protected.
 
         Raises:
             FileQuotaExceeded: There can be no room for the file now.
@@ -77,6 +88,9 @@ class FileStore(Protocol):
     def release_file(self, sha256: str) -> None:
         """End the protection of a file. It stays while there is room."""
 
+    def release_copies(self, sha256s: Iterable[str]) -> None:
+        """End the protection of files that are protected as copies only."""
+
     def file_path(self, sha256: str) -> Path:
         """Return the path of a file, for reading.
 
@@ -85,8 +99,40 @@ class FileStore(Protocol):
         """
 
 
+RETENTION_S: Final = 3600.0
+"""Protection of a file from its upload, or from its last use."""
+
+COPY_RETENTION_S: Final = 60.0
+"""The same for a copy, which can be fetched again."""
+
+
+class Offer(Protocol):
+    """The offer of a client to send the files of a tree."""
+
+    async def next_wanted(self) -> Sequence[str]:
+        """Wait for files that are wanted, and return their SHA-256."""
+
+
+class Lenders(Protocol):
+    """Clients that send the files of trees when this node wants them."""
+
+    def open_offer(self, tree: str) -> AbstractContextManager[Offer]:
+        """Offer the files of a tree, by its SHA-256, while the block runs."""
+
+    async def await_files(self, tree: str, names: Sequence[str]) -> float | None:
+        """Ask the lender of a tree for files that are not here, and wait a moment.
+
+        Returns:
+            After how many seconds to ask again; None if there is nothing to wait for.
+        """
+
+
 class TreeKeeper(Protocol):
     """The trees of unfinished tasks, in the whole mesh."""
+
+    @property
+    def lenders(self) -> Lenders:
+        """The clients that lend trees to this node."""
 
     async def hold_trees(self, trees: Sequence[BlobRef]) -> list[str]:
         """Fetch what this node lacks of some trees and protect them for a while.

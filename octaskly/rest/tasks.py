@@ -197,6 +197,7 @@ class TaskTree(BlobRef, frozen=True, kw_only=True):
     """The tree of files that a node places in an attempt's folder."""
 
     folders: list[str] = []  #: whose contents it gets together; empty for all
+    lent: bool = False  #: a client sends its files when a node wants them
 
 
 class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):

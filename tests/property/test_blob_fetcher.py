@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import ssl
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +14,8 @@ from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import UploadedFile
 from octaskly.runner.files import blob_fetcher
-from octaskly.runner.files.blob_fetcher import BlobFetcher, FileSource, NamedLocks
-from octaskly.runner.files.blob_store import BlobStore
-from tests.support.pooling import MachineClock
+from octaskly.runner.files.blob_fetcher import FileSource, NamedLocks
+from tests.support.pooling import supply_in
 
 THREADS: Final = 6
 AT_ONCE: Final = st.lists(st.sampled_from("abc"), min_size=THREADS, max_size=60)
@@ -73,8 +71,7 @@ def test_compressed_manifest_is_read_in_bounded_parts(
 
 def test_missing_file_leaves_no_lock(tmp_path: Path) -> None:
     """Clients choose the names, and each lock would stay for ever."""
-    blob_store = BlobStore(tmp_path / "files", clock=MachineClock())
-    fetcher = BlobFetcher(blob_store, ssl.create_default_context, lambda _: ())
+    fetcher = supply_in(tmp_path)
     fetcher.close()  # So that it does not look again a second later.
 
     missing = fetcher.fetch_files([FileSource(NOWHERE, ())], lambda: True)

@@ -19,6 +19,7 @@ from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
 from octaskly.runner.files.blob_fetcher import BlobFetcher
 from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.files.lenders import Lenders
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.launcher_process import CALL_VARIABLES
 from octaskly.runner.pool.pool import Pool
@@ -110,7 +111,13 @@ def archive_in(
 def supply_in(folder: Path) -> BlobFetcher:
     """Return a fetcher of files below a folder that knows no other node."""
     blob_store = BlobStore(folder / "files", clock=MachineClock())
-    return BlobFetcher(blob_store, ssl.create_default_context, lambda _node: ())
+    return BlobFetcher(
+        blob_store,
+        ssl.create_default_context,
+        lambda _node: (),
+        (),
+        Lenders(blob_store, MachineClock()),
+    )
 
 
 def stranger(uid: int = 64321) -> Account:

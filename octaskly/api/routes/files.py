@@ -1,30 +1,48 @@
 """Routes of files that clients send to a node for tasks.
 
 A client asks which files are missing, sends small ones in packs and large ones alone.
-They stay at that node; workers fetch them from there for tasks that name them. Clients
-cannot download files; only tasks can read them.
+They stay at that node; workers fetch them from there for tasks that name them. Or it
+lends the files of a tree: it sends those that a worker wants, when it wants them.
+Clients cannot download files; only tasks can read them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
+from math import ceil
 from typing import Final
 
 from aiohttp import web
 
+from octaskly.api.http import sse
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.output.downloads import send_file
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies, task_response
-from octaskly.api.schemas.files import BlobIn, FilesIn, TreesIn
+from octaskly.api.schemas.files import (
+    BlobIn,
+    MissingIn,
+    OfferIn,
+    PackIn,
+    TreesIn,
+)
 from octaskly.api.security import route_cost
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
-from octaskly.ports import ContentMismatch, FileQuotaExceeded, FileStore
+from octaskly.ports import (
+    COPY_RETENTION_S,
+    RETENTION_S,
+    ContentMismatch,
+    DiskFull,
+    FileExceedsQuota,
+    FileQuotaExceeded,
+    FileStore,
+    Lenders,
+)
 from octaskly.rest.tasks import (
     HeldTrees,
     MissingFiles,
@@ -36,6 +54,7 @@ from octaskly.rest.tasks import (
 PATH: Final = "/api/v1/files/{sha256}"
 MISSING_PATH: Final = "/api/v1/files/missing"
 PACK_PATH: Final = "/api/v1/files/pack"
+LEND_PATH: Final = "/api/v1/files/lend"
 REPLICATE_PATH: Final = "/api/v1/files/replicate"
 HOLD_PATH: Final = "/internal/v1/files/hold"
 NODE_PACK_PATH: Final = "/internal/v1/files/pack"
@@ -62,8 +81,10 @@ async def upload_file(request: Request) -> web.StreamResponse:
 async def list_missing(request: Request) -> web.StreamResponse:
     """Return which files this node lacks, and keep the others for another hour."""
     files = _file_store(request)
-    asked = request_bodies.parse_asked_files(request.body)
-    missing = await asyncio.to_thread(files.missing_files, asked)
+    asked = request_bodies.parse_missing(request.body)
+    missing = await asyncio.to_thread(
+        files.missing_files, asked.sha256, keep_s=_keep_s(is_lent=asked.lent)
+    )
     shown = MissingFiles(missing=missing, node=request.gateway.node_id)
     return json_response(task_response.encode(shown))
 
@@ -71,11 +92,12 @@ async def list_missing(request: Request) -> web.StreamResponse:
 async def upload_pack(request: Request) -> web.StreamResponse:
     """Store the small files of a pack; those before an error are kept."""
     files, reader = _file_store(request), PackReader()
+    keep_s = _keep_s(is_lent=request.query.flag("lent"))
     stored = StoredPack(files=0, bytes=0, node=request.gateway.node_id)
 
     def store(data: bytes) -> None:
         for sha256, content in reader.add_data(data):
-            files.store_blob(sha256.hex(), content)
+            files.store_blob(sha256.hex(), content, keep_s=keep_s)
             stored.files += 1
             stored.bytes += len(content)
 
@@ -88,6 +110,21 @@ async def upload_pack(request: Request) -> web.StreamResponse:
         if not stored.files:
             raise ManifestError("the pack is empty")
     return json_response(task_response.encode(stored), HTTPStatus.CREATED)
+
+
+async def lend_tree(request: Request) -> web.StreamResponse:
+    """Stream which files of a tree are wanted here, while the client lends them."""
+    tree = request_bodies.parse_offer(request.body)
+    lenders = _lenders(request)
+
+    async def send_all(stream: sse.EventStream) -> None:
+        with lenders.open_offer(tree) as offer:
+            names: Sequence[str] = ()  # The first event says that the offer is open.
+            while True:
+                await stream.send({"sha256": names}, event="wanted")
+                names = await offer.next_wanted()
+
+    return await sse.serve_events(request, send_all)
 
 
 async def replicate_tree(request: Request) -> web.StreamResponse:
@@ -111,10 +148,17 @@ async def hold_trees(request: Request) -> web.StreamResponse:
 
 
 async def send_pack_to_node(request: Request) -> web.StreamResponse:
-    """Send small files of this node to another node, in one pack."""
-    names = request_bodies.parse_asked_files(request.body)
-    parts = _file_store(request).pack_files(names)
+    """Send small files of this node to another node, in one pack.
+
+    `Retry-After` says that a client has been asked for some that are missing in it.
+    """
+    asked, files = request_bodies.parse_wanted_pack(request.body), _file_store(request)
     response = web.StreamResponse(headers={"Content-Type": BYTES})
+    if asked.tree:
+        wait_s = await _lenders(request).await_files(asked.tree, asked.sha256)
+        if wait_s is not None:
+            response.headers["Retry-After"] = str(ceil(wait_s))
+    parts = files.pack_files(asked.sha256)
     if "gzip" in request.http_request.headers.get("Accept-Encoding", ""):
         response.enable_compression(web.ContentCoding.gzip)
     request.add_headers(response)
@@ -122,6 +166,8 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
     while part := await asyncio.to_thread(next, parts, b""):
         await response.write(part)
     await response.write_eof()
+    if asked.tree:
+        await asyncio.to_thread(files.release_copies, asked.sha256)
     return response
 
 
@@ -146,13 +192,28 @@ async def release_file(request: Request) -> web.StreamResponse:
 async def send_file_to_node(request: Request) -> web.StreamResponse:
     """Send a file of this node to another node."""
     name, files = _requested_file(request)
-    return await send_file(
+    answer = await send_file(
         request, await asyncio.to_thread(files.file_path, name), name
     )
+    if request.query.text("tree"):  # Its lender can send it again.
+        request.add_headers(answer)
+        await answer.prepare(request.http_request)
+        await asyncio.to_thread(files.release_copies, [name])
+    return answer
 
 
 def _requested_file(request: Request) -> tuple[str, FileStore]:
     return query.sha256(request.path_params["sha256"]), _file_store(request)
+
+
+def _keep_s(*, is_lent: bool) -> float:
+    """Return how long to keep a file; its lender can send it again."""
+    return COPY_RETENTION_S if is_lent else RETENTION_S
+
+
+def _lenders(request: Request) -> Lenders:
+    assert request.services.trees is not None  # Every member of a mesh has it.
+    return request.services.trees.lenders
 
 
 def _file_store(request: Request) -> FileStore:
@@ -168,14 +229,25 @@ def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
 async def _store_upload(
     request: Request, files: FileStore, name: str, size_bytes: int
 ) -> None:
+    keep_s = _keep_s(is_lent=request.query.flag("lent"))
     with _upload_errors(field="sha256"):
-        intake = await asyncio.to_thread(files.start_upload, name, size_bytes)
+        intake = await asyncio.to_thread(
+            files.start_upload, name, size_bytes, keep_s=keep_s
+        )
         try:
             await _receive(request, intake.write)
             await asyncio.to_thread(intake.finish)
         finally:
             # A disconnect of the client cancels this handler, so shield the cleanup.
             await asyncio.shield(asyncio.to_thread(intake.abort))
+
+
+_DISK_FULL: Final = "The node cannot write to its disk"
+_NO_ROOM: Final = {
+    FileExceedsQuota: "File larger than the quota",
+    DiskFull: _DISK_FULL,
+}
+"""Errors that do not pass when other files may be deleted."""
 
 
 @contextlib.contextmanager
@@ -186,7 +258,7 @@ def _upload_errors(*, field: str) -> Iterator[None]:
     except FileQuotaExceeded as error:
         raise Problem(
             507,
-            "No room for the file",
+            _NO_ROOM.get(type(error), "No room for the file"),
             hint=f"{error}; {error.hint}",
             closes_connection=True,
         ) from None
@@ -196,10 +268,8 @@ def _upload_errors(*, field: str) -> Iterator[None]:
             408, "Request timeout", hint=hint, closes_connection=True
         ) from None
     except OSError as error:
-        hint = f"the node cannot write to its disk: {error.strerror}"
-        raise Problem(
-            507, "No room for the file", hint=hint, closes_connection=True
-        ) from None
+        hint = f"it says: {error.strerror}"
+        raise Problem(507, _DISK_FULL, hint=hint, closes_connection=True) from None
     except (ContentMismatch, ManifestError) as error:
         raise Problem(
             400, INVALID_VALUE, hint=str(error), field=field, closes_connection=True
@@ -228,8 +298,19 @@ ROUTES = (
         cost=route_cost.CHEAP,
         access=Access.SUBMIT,
         is_local=True,
-        body_type=FilesIn,
+        body_type=MissingIn,
         responses={200: MissingFiles},
+    ),
+    Route(
+        method="POST",
+        path=LEND_PATH,
+        handler=lend_tree,
+        cost=route_cost.STREAM,
+        access=Access.SUBMIT,
+        is_local=True,
+        body_type=OfferIn,
+        responses={200: None},
+        media_type=sse.CONTENT_TYPE,
     ),
     Route(
         method="POST",
@@ -239,6 +320,7 @@ ROUTES = (
         access=Access.SUBMIT,
         is_local=True,
         is_body_streamed=True,
+        query=("lent",),
         responses={201: StoredPack},
         error_statuses=(507,),
     ),
@@ -269,9 +351,10 @@ ROUTES = (
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
-        body_type=FilesIn,
+        body_type=PackIn,
         responses={200: None},
         media_type=BYTES,
+        response_headers=("Retry-After",),
     ),
     Route(
         method="POST",
@@ -281,6 +364,7 @@ ROUTES = (
         access=Access.SUBMIT,
         is_local=True,
         is_body_streamed=True,
+        query=("lent",),
         responses={200: StoredFile, 201: StoredFile},
         error_statuses=(411, 507),
     ),
@@ -309,6 +393,7 @@ ROUTES = (
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
+        query=("tree",),
         responses={200: None, 206: None},
         media_type=BYTES,
         request_headers=("Range", "If-Range"),

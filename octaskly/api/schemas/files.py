@@ -48,6 +48,13 @@ class TreeIn(BlobIn, gc=False):
         tuple[Annotated[str, msgspec.Meta(max_length=TREE_FOLDER_CHARS_MAX)], ...],
         msgspec.Meta(max_length=TREE_FOLDERS_MAX),
     ] = ()
+    lent: bool = False
+
+
+class OfferIn(RequestBody, gc=False):
+    """The digest of a tree that a client lends."""
+
+    sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
 
 
 class TreesIn(RequestBody):
@@ -63,6 +70,18 @@ class FilesIn(RequestBody):
         tuple[Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")], ...],
         msgspec.Meta(max_length=ASKED_FILES_MAX),
     ]
+
+
+class MissingIn(FilesIn):
+    """A question for the files that a node lacks."""
+
+    lent: bool = False
+
+
+class PackIn(FilesIn):
+    """A request of a node for small files, perhaps of a tree that a client lends."""
+
+    tree: Annotated[str, openapi_schema(pattern=f"^({SHA256.pattern})?$")] = ""
 
 
 Files = Annotated[tuple[FileIn, ...], msgspec.Meta(max_length=FILES_MAX)]
@@ -103,7 +122,9 @@ def parse_tree(tree: TreeIn | None, *, is_scratch: bool) -> InputTree | None:
         if folder.count(ITEM_DIGEST_PLACEHOLDER) > 1:
             raise InvalidField("tree.folders", f"unusable path {folder!r}")
     blob = check_blob(tree, "tree")
-    return InputTree(sha256=blob.sha256, node=blob.node, folders=tree.folders)
+    return InputTree(
+        sha256=blob.sha256, node=blob.node, folders=tree.folders, is_lent=tree.lent
+    )
 
 
 def check_blob(content: BlobIn, field: str) -> BlobRef:
@@ -124,7 +145,12 @@ def render_tree(tree: InputTree | None) -> rest.TaskTree | None:
     """Return the JSON of a tree."""
     if tree is None:
         return None
-    return rest.TaskTree(sha256=tree.sha256, node=tree.node, folders=list(tree.folders))
+    return rest.TaskTree(
+        sha256=tree.sha256,
+        node=tree.node,
+        folders=list(tree.folders),
+        lent=tree.is_lent,
+    )
 
 
 def parse_files(

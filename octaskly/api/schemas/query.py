@@ -64,6 +64,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         list[Annotated[str, msgspec.Meta(min_length=1, max_length=_LABEL_CHARS_MAX)]],
         "only tasks with this label, as NAME=VALUE or NAME; several must all match",
     ),
+    "lent": (bool, "true: keep it for a minute only, as its lender can send it again"),
     "limit": (
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
         f"maximal number of items; default {LIMIT_DEFAULT}",
@@ -86,6 +87,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "stream": (Literal["stdout", "stderr", "both"], "streams to send"),
     "task": (_Ref, "only events of this task"),
     "text": (_Text, "only tasks with this text in command or name, in any case"),
+    "tree": (
+        Annotated[str, msgspec.Meta(pattern=f"^{SHA256.pattern}$")],
+        "SHA-256 of the tree that a client lends, and that the file is part of",
+    ),
     "types": (
         Annotated[str, msgspec.Meta(pattern="^(task|node)(,(task|node))*$")],
         "types of events to send",

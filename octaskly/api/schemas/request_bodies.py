@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, NoReturn
 
@@ -141,7 +141,9 @@ _one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
-_asked_files = msgspec.json.Decoder(files.FilesIn)
+_missing_files = msgspec.json.Decoder(files.MissingIn)
+_pack = msgspec.json.Decoder(files.PackIn)
+_offer = msgspec.json.Decoder(files.OfferIn)
 _tree = msgspec.json.Decoder(files.BlobIn)
 _trees = msgspec.json.Decoder(files.TreesIn)
 _nothing = msgspec.json.Decoder(EmptyIn)
@@ -178,13 +180,34 @@ def parse_forget(body: bytes) -> ForgetIn:
     return asked
 
 
-def parse_asked_files(body: bytes) -> tuple[str, ...]:
-    """Return the SHA-256 of each file that a request asks about."""
-    asked: files.FilesIn = decode_body(_asked_files, files.FilesIn, body)
-    for index, name in enumerate(asked.sha256):
+def parse_missing(body: bytes) -> files.MissingIn:
+    """Return the files that a client asks about."""
+    asked: files.MissingIn = decode_body(_missing_files, files.MissingIn, body)
+    _check_digests(asked.sha256)
+    return asked
+
+
+def parse_wanted_pack(body: bytes) -> files.PackIn:
+    """Return the small files that a node asks for."""
+    asked: files.PackIn = decode_body(_pack, files.PackIn, body)
+    _check_digests(asked.sha256)
+    if asked.tree and not SHA256.fullmatch(asked.tree):
+        _raise_invalid("$.tree", f"{asked.tree[:80]!r} is not a SHA-256")
+    return asked
+
+
+def parse_offer(body: bytes) -> str:
+    """Return the SHA-256 of the tree that a client lends."""
+    asked: files.OfferIn = decode_body(_offer, files.OfferIn, body)
+    if not SHA256.fullmatch(asked.sha256):
+        _raise_invalid("$.sha256", f"{asked.sha256[:80]!r} is not a SHA-256")
+    return asked.sha256
+
+
+def _check_digests(names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
         if not SHA256.fullmatch(name):
             _raise_invalid(f"$.sha256[{index}]", f"{name[:80]!r} is not a SHA-256")
-    return asked.sha256
 
 
 def parse_tree(body: bytes) -> BlobRef:

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -187,7 +188,7 @@ def array(
     items = _numbers(numbers) if any("{" in path for path in sent.paths) else ()
     files = SentFiles(sent, items, is_replicated=True)
     with context.connect() as client:
-        task = _submit_array(client, wanted, files, idempotency_key, durability)
+        task = _submit_array(wanted, idempotency_key, durability, client, files)
     print_line(task.id)
 
 
@@ -264,11 +265,11 @@ def map_(
     if not (sent.paths or wanted.inputs or wanted.cwd):
         warn_of_local_files(text, items, outputs=wanted.outputs)
 
-    wanted_array = _ArrayOfItems(wanted, items, sent, idempotency_key, durability)
     return _run_array(
         context,
-        wanted_array.submit,
-        digests=wanted_array.digests,
+        partial(_submit_array, wanted, idempotency_key, durability),
+        make_files=lambda: SentFiles(sent, items),
+        cwd=wanted.cwd,
         items=items,
         keep_order=keep_order,
         declared=fields["outputs"],
@@ -279,8 +280,9 @@ def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
     """Run the members of an array again that did not succeed."""
     return _run_array(
         context,
-        lambda client: _retry_array(client, ref),
-        digests=dict,
+        lambda client, _files: _retry_array(client, ref),
+        make_files=lambda: SentFiles(SentPaths()),
+        cwd=None,
         items=(),
         keep_order=keep_order,
         declared=None,
@@ -306,43 +308,16 @@ def _array_draft(
 
 
 def _submit_array(
-    client: Session,
     wanted: Draft,
-    files: SentFiles,
     key: str | None,
     durability: str | None,
+    client: Session,
+    files: SentFiles,
 ) -> Task:
     with allow_interrupts([]):  # Nothing was submitted that may be lost.
         drafts = files.send(client, [wanted])
     [[task]] = submit_drafts(client, drafts, key=key, durability=durability)
     return task
-
-
-class _ArrayOfItems:
-    """An array to submit, with the files that are sent along."""
-
-    def __init__(
-        self,
-        wanted: Draft,
-        items: Sequence[str],
-        sent: SentPaths,
-        key: str | None,
-        durability: str | None,
-    ) -> None:
-        self._wanted, self._items, self._sent = wanted, items, sent
-        self._key, self._durability = key, durability
-        self._files: SentFiles | None = None
-
-    def submit(self, client: Session) -> Task:
-        """Send the files and submit the array."""
-        self._files = SentFiles(self._sent, self._items)
-        return _submit_array(
-            client, self._wanted, self._files, self._key, self._durability
-        )
-
-    def digests(self) -> Mapping[str, bytes]:
-        """Return the SHA-256 of the files that were sent; see `SentFiles.digests`."""
-        return self._files.digests(self._wanted.cwd) if self._files else {}
 
 
 def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> None:
@@ -387,9 +362,10 @@ def _retry_array(client: Session, ref: str) -> Task:
 
 def _run_array(
     context: CliContext,
-    begin: Callable[[Session], Task],
+    begin: Callable[[Session, SentFiles], Task],
     *,
-    digests: Callable[[], Mapping[str, bytes]],
+    make_files: Callable[[], SentFiles],
+    cwd: str | None,
     items: Sequence[str],
     keep_order: bool,
     declared: Sequence[str] | None,
@@ -398,8 +374,9 @@ def _run_array(
 
     Args:
         context: Selects the node.
-        begin: Submits the array.
-        digests: Returns the SHA-256 of the files that were sent.
+        begin: Submits the array, and sends files before.
+        make_files: Returns the files to send; they are scanned.
+        cwd: Folder in which the command runs, if it is not that of the files.
         items: The items of the members, if known here.
         keep_order: Print results in the order of the items.
         declared: The declared outputs; None if they are not known here.
@@ -407,13 +384,15 @@ def _run_array(
     from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
 
     try:
-        with context.connect() as client, defer_first_interrupt() as noted:
-            task = begin(client)
+        files = make_files()
+        with context.connect() as client, files, defer_first_interrupt() as noted:
+            task = begin(client, files)
             array, counts = task.id, task.array or Members()
+            files.cancel_on_failure(client, array)
             if declared is None:
                 known = client.send_and_decode(rest_calls.task(array), Task)
                 declared = [out.path for out in known.outputs]
-            fetcher = _MemberFetcher(client, digests()) if declared else None
+            fetcher = _MemberFetcher(client, files.digests(cwd)) if declared else None
             results = ResultPrinter(
                 client,
                 array,
@@ -424,6 +403,7 @@ def _run_array(
             )
             with explain_if_waiting(context, [array]), hint_on_error(f"show {array}"):
                 code = _print(client, results, array, noted)
+            files.finish()
             return code or (fetcher.finish(declared) if fetcher else 0)
     except OctasklyError as error:
         code = report_error(error)

@@ -93,7 +93,7 @@ def run(
         warn_of_local_files(task_draft.command, outputs=task_draft.outputs)
     try:
         files = SentFiles(sent)
-        with context.connect() as client:
+        with context.connect() as client, files:
             if task_draft.stdin_base64 is None:
                 task_draft = replace(task_draft, **stdin_fields(client))
             drafts = files.send(client, [task_draft])
@@ -101,11 +101,13 @@ def run(
                 [[task]] = submit_drafts(
                     client, drafts, key=idempotency_key, durability=durability
                 )
+                files.cancel_on_failure(client, task.id)
                 with (
                     explain_if_waiting(context, [task.id]),
                     hint_on_error(f"logs -f {task.id}"),
                 ):
                     ended = _follow(client, task.id, noted, as_json=as_json)
+                files.finish()
                 digests = files.digests(task_draft.cwd) if fields["outputs"] else {}
                 return _finish(client, ended, fields["outputs"], digests, noted)
     except OctasklyError as error:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from octaskly.client.errors import NotFound
+from octaskly.client.errors import NotFound, Refused
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Body, Call, resource_path
-from octaskly.client.flows.steps import Flow
+from octaskly.client.flows.resumable import ResumableEvents
+from octaskly.client.flows.steps import Flow, Sleep
 from octaskly.files.pack import (
     ASKED_FILES_MAX,
     HEADER_BYTES,
@@ -23,10 +24,16 @@ from octaskly.rest.tasks import MissingFiles, StoredFile, StoredPack, TreeCopies
 FILES: Final = "/api/v1/files"
 MISSING: Final = "/api/v1/files/missing"
 PACK: Final = "/api/v1/files/pack"
+LEND: Final = "/api/v1/files/lend"
 REPLICATE: Final = "/api/v1/files/replicate"
 REPLICATE_S_MAX: Final = 600.0
 PACK_BYTES: Final = 8 << 20  #: of one request, so that progress is seen
+SENT_AT_ONCE_BYTES: Final = 1 << 20  #: a tree that lacks no more is not lent
+KEPT_BYTES: Final = 64 << 20  #: a larger tree is lent even if all of it is there
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
+NO_ROOM_ERROR: Final = "No room for the file"
+"""Refusal of a node that may have room later."""
+NO_ROOM_RETRY_S: Final = 1.0
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
 
 _T = TypeVar("_T")
@@ -34,17 +41,35 @@ _T = TypeVar("_T")
 ReadContent = Callable[[str], Iterator[bytes]]
 """Yields the bytes of a content, by its SHA-256, in parts."""
 
-OnSent = Callable[[int, int], None]
-"""Called with the numbers of files and bytes that were sent since the last call."""
+
+class SendCallbacks(NamedTuple):
+    """Callbacks of a client that sends files."""
+
+    on_sent: Callable[[int, int], None] = lambda _files, _bytes: None
+    """Called with the numbers of files and bytes that were sent since the last call."""
+    on_no_room: Callable[[Refused], None] = lambda _refusal: None
+    """Called when the node has no room now, before each further try."""
+
+
+SILENT: Final = SendCallbacks()
 
 
 class SentTree(NamedTuple):
-    """A tree that a node has now."""
+    """A tree that a node has now, or that is lent to it."""
 
     sha256: str  #: of its manifest
     node: str  #: id of the node
     files_sent: int
     bytes_sent: int
+    is_lent: bool = False  #: its files are sent when they are wanted: `lend_tree`
+
+
+class TreeContents(NamedTuple):
+    """The contents of a tree on this machine."""
+
+    sha256: str  #: of its manifest
+    sizes: Mapping[str, int]  #: by digest, with the manifest
+    read: ReadContent
 
 
 class ContentBody:
@@ -78,40 +103,105 @@ def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:
 
 
 def upload_tree(
-    requests: RequestFlow,
-    sha256: str,
-    sizes: Mapping[str, int],
-    read: ReadContent,
-    on_sent: OnSent = lambda _files, _bytes: None,
+    requests: RequestFlow, tree: TreeContents, callbacks: SendCallbacks = SILENT
 ) -> Flow[SentTree]:
     """Send what a node lacks of a tree; its manifest goes last.
 
     Args:
         requests: Requests to the node.
-        sha256: Digest of the manifest.
-        sizes: Size of each content by its digest, with the manifest.
-        read: Reads a content.
-        on_sent: Is told of the progress.
+        tree: The tree.
+        callbacks: Are told of the progress.
     """
-    missing, node = yield from _missing(requests, list(sizes))
-    contents = [name for name in missing if name != sha256]
-    small = [name for name in contents if sizes[name] <= PACKED_BYTES_MAX]
-    large = [name for name in contents if sizes[name] > PACKED_BYTES_MAX]
-    sent_bytes = 0
-    for names in _packs(small, sizes):
-        size_bytes = sum(sizes[name] for name in names)
-        body = _pack_body(names, sizes, read)
-        yield from _send(requests, PACK, body, StoredPack)
-        sent_bytes += size_bytes
-        on_sent(len(names), size_bytes)
-    for name in [*large, sha256] if sha256 in missing else large:
-        path = resource_path(FILES, name)
-        body = ContentBody(sizes[name], partial(read, name))
-        yield from _send(requests, path, body, StoredFile)
-        if name != sha256:
-            sent_bytes += sizes[name]
-            on_sent(1, sizes[name])
-    return SentTree(sha256, node, len(contents), sent_bytes)
+    missing, node = yield from _missing(requests, list(tree.sizes), is_lent=False)
+    contents = [name for name in missing if name != tree.sha256]
+    yield from _send_contents(requests, tree, contents, callbacks, is_lent=False)
+    if tree.sha256 in missing:
+        yield from _send_contents(requests, tree, [tree.sha256], is_lent=False)
+    sent_bytes = sum(tree.sizes[name] for name in contents)
+    return SentTree(tree.sha256, node, len(contents), sent_bytes)
+
+
+def prepare_lending(
+    requests: RequestFlow, tree: TreeContents, callbacks: SendCallbacks = SILENT
+) -> Flow[SentTree]:
+    """Send the manifest of a tree that will be lent, or all that is missing of it.
+
+    A tree of which little is missing is not lent, unless it is so large that the node
+    should not keep it: a node keeps files for an hour, unless they are lent.
+
+    Args:
+        requests: Requests to the node.
+        tree: The tree.
+        callbacks: Are told of the progress.
+    """
+    if sum(tree.sizes.values()) <= KEPT_BYTES:
+        missing, node = yield from _missing(requests, list(tree.sizes), is_lent=False)
+        if sum(tree.sizes[name] for name in missing) <= SENT_AT_ONCE_BYTES:
+            yield from _send_contents(requests, tree, missing, callbacks, is_lent=False)
+            contents = [name for name in missing if name != tree.sha256]
+            sent_bytes = sum(tree.sizes[name] for name in contents)
+            return SentTree(tree.sha256, node, len(contents), sent_bytes)
+    missing, node = yield from _missing(requests, [tree.sha256], is_lent=True)
+    yield from _send_contents(requests, tree, missing, is_lent=True)
+    return SentTree(tree.sha256, node, 0, 0, is_lent=True)
+
+
+def lend_tree(
+    requests: RequestFlow,
+    tree: TreeContents,
+    *,
+    on_open: Callable[[], None],
+    callbacks: SendCallbacks,
+) -> Flow[NoReturn]:
+    """Send the files of a tree that the node asks for, until this flow is closed.
+
+    After a lost connection, the tree is offered again.
+
+    Args:
+        requests: Requests to the node.
+        tree: The tree.
+        on_open: Is called whenever the node knows of the offer.
+        callbacks: Are told of the progress.
+    """
+    body = msgspec.json.encode({"sha256": tree.sha256})
+    offer = ResumableEvents(
+        requests,
+        lambda _last: Call("POST", LEND, body=body),
+        requests.deadline_after(None),
+    )
+    while True:
+        event = yield from offer.next_event()
+        on_open()
+        # A node gets what the user has named, whatever it asks for.
+        asked = [name for name in event.data.get("sha256", ()) if name in tree.sizes]
+        if asked:
+            wanted, _ = yield from _missing(requests, asked, is_lent=True)
+            yield from _send_contents(requests, tree, wanted, callbacks, is_lent=True)
+
+
+def _send_contents(
+    requests: RequestFlow,
+    tree: TreeContents,
+    names: Sequence[str],
+    callbacks: SendCallbacks = SILENT,
+    *,
+    is_lent: bool,
+) -> Flow[None]:
+    """Send contents, the small ones first."""
+    sizes = tree.sizes
+    small = [name for name in names if sizes[name] <= PACKED_BYTES_MAX]
+    for some in _packs(small, sizes):
+        body = _pack_body(some, sizes, tree.read)
+        yield from _send(requests, PACK, body, StoredPack, callbacks, is_lent=is_lent)
+        callbacks.on_sent(len(some), sum(sizes[name] for name in some))
+    for name in names:
+        if sizes[name] > PACKED_BYTES_MAX:
+            path = resource_path(FILES, name)
+            body = ContentBody(sizes[name], partial(tree.read, name))
+            yield from _send(
+                requests, path, body, StoredFile, callbacks, is_lent=is_lent
+            )
+            callbacks.on_sent(1, sizes[name])
 
 
 def replicate_tree(requests: RequestFlow, tree: SentTree) -> Flow[list[str]]:
@@ -122,13 +212,14 @@ def replicate_tree(requests: RequestFlow, tree: SentTree) -> Flow[list[str]]:
 
 
 def _missing(
-    requests: RequestFlow, names: Sequence[str]
+    requests: RequestFlow, names: Sequence[str], *, is_lent: bool
 ) -> Flow[tuple[list[str], str]]:
     """Return which files the node lacks, and the node's id."""
     missing: list[str] = []
     node = ""
     for start in range(0, len(names), ASKED_FILES_MAX):
-        body = msgspec.json.encode({"sha256": names[start : start + ASKED_FILES_MAX]})
+        asked = {"sha256": names[start : start + ASKED_FILES_MAX], "lent": is_lent}
+        body = msgspec.json.encode(asked)
         answer = yield from requests.send_and_decode(
             Call("POST", MISSING, body=body), MissingFiles
         )
@@ -137,15 +228,31 @@ def _missing(
     return missing, node
 
 
-def _send(requests: RequestFlow, path: str, body: Body, kind: type[_T]) -> Flow[_T]:
+def _send(
+    requests: RequestFlow,
+    path: str,
+    body: Body,
+    kind: type[_T],
+    callbacks: SendCallbacks = SILENT,
+    *,
+    is_lent: bool = False,
+) -> Flow[_T]:
     call = Call(
         "POST",
         path,
+        {"lent": "true"} if is_lent else {},
         body=body,
         headers=_OCTETS,
         extra_wait_s=len(body) / BYTES_A_SECOND_MIN,
     )
-    return (yield from requests.send_and_decode(call, kind))
+    while True:
+        try:
+            return (yield from requests.send_and_decode(call, kind))
+        except Refused as refusal:
+            if str(refusal) != NO_ROOM_ERROR:
+                raise
+            callbacks.on_no_room(refusal)
+        yield Sleep(NO_ROOM_RETRY_S)
 
 
 def _packs(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -140,6 +140,7 @@ class InputTree(BlobRef, frozen=True, array_like=True, kw_only=True):
 
     In those of an array, `{sha256}` stands for the SHA-256 of the member's item.
     """
+    is_lent: bool = False  #: the node asks a client for what it lacks
 
 
 End = Literal["success", "failure", "any"]

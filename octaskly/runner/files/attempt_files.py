@@ -17,7 +17,13 @@ from octaskly.core.model.task_options import BlobRef, UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, FileSource
+from octaskly.runner.files.blob_fetcher import (
+    BlobFetcher,
+    BlobSource,
+    FilesAwaited,
+    FileSource,
+    is_lent,
+)
 from octaskly.runner.files.capture import (
     CapturedOutputs,
     capture_outputs,
@@ -98,6 +104,7 @@ class ScratchFolders:
             may_continue: Returns False once the attempt is not wanted any more.
 
         Raises:
+            FilesAwaited: a client has not sent all of its files.
             OSError: inputs could not be checked, or no folder could be created.
         """
         missing = []
@@ -118,6 +125,8 @@ class ScratchFolders:
             if isinstance(error, OSError):
                 raise
             # It was already deleted again to make room.
+            if spec.options is not None and is_lent(spec.options.tree):
+                raise FilesAwaited(str(error), retry_s=0.0) from None
             return Prepared([str(error)], None)
 
     def _fetch(
@@ -191,6 +200,10 @@ class ScratchFolders:
         manifest = self._blob_fetcher.read_manifest(tree)
         for file in manifest.files:
             self._copy_file(folder, file.path, file.sha256.hex())
+        if is_lent(tree):
+            # What the client lends may be more than there is room for.
+            names = [file.sha256.hex() for file in manifest.files]
+            self._blob_fetcher.blob_store.release_copies(names)
         ops = self._task_user_ops
         ops.make_links(folder, [(link.path, link.target) for link in manifest.links])
         ops.make_folders(folder, manifest.empty_folders)

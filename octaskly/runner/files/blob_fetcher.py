@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
@@ -25,8 +25,9 @@ from octaskly.files.manifest import (
     select_folders,
 )
 from octaskly.files.pack import ASKED_FILES_MAX, PACKED_BYTES_MAX, PackReader
-from octaskly.ports import ContentMismatch, FileQuotaExceeded
-from octaskly.runner.files.blob_store import COPY_RETENTION_S, BlobStore
+from octaskly.ports import COPY_RETENTION_S, ContentMismatch, FileQuotaExceeded
+from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.files.lenders import ASK_AGAIN_S, AWAY_RETRY_S, Lenders
 
 FILES_PATH: Final = "/internal/v1/files/"
 PACK_PATH: Final = "/internal/v1/files/pack"
@@ -40,11 +41,28 @@ CONCURRENT_FETCHES_MAX: Final = 4
 NAMED_MAX: Final = 4  #: nodes that an error names
 
 
+class FilesAwaited(Exception):
+    """Files that a client lends are not here yet.
+
+    Args:
+        message: What is awaited.
+        retry_s: When to try again.
+        is_stalled: None arrives now: the client is away, or there is no room here.
+    """
+
+    def __init__(
+        self, message: str, *, retry_s: float, is_stalled: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retry_s, self.is_stalled = retry_s, is_stalled
+
+
 class Holder(NamedTuple):
     """A node that may have files."""
 
     name: str
     urls: Sequence[str]  #: of its LAN API, best first
+    is_named: bool = False  #: by the task
 
 
 HoldersOf = Callable[[str], Sequence[Holder]]
@@ -66,6 +84,7 @@ class BlobSource(NamedTuple):
 
     blob: BlobRef
     holders: Sequence[Holder]
+    is_named_here: bool = False  #: this is the node that the task names
 
 
 class _Wanted(NamedTuple):
@@ -75,6 +94,8 @@ class _Wanted(NamedTuple):
     may_continue: Callable[[], bool]
     keep_s: float = COPY_RETENTION_S
     is_tree: bool = False  #: they are manifests, which are worth compressing
+    lent_tree: str = ""  #: SHA-256 of the tree that they belong to, if it is lent
+    is_lent_here: bool = False  #: this node asks the lender of the tree
 
 
 class _NodeUnreachable(Exception):
@@ -124,6 +145,8 @@ class BlobFetcher:
         blob_store: Holds the fetched files.
         tls: Returns the TLS context that authenticates this node to others.
         holders_of: Called on the event loop.
+        own_names: Name and id of this node.
+        lenders: The clients that lend files to this node.
     """
 
     def __init__(
@@ -131,8 +154,12 @@ class BlobFetcher:
         blob_store: BlobStore,
         tls: Callable[[], ssl.SSLContext],
         holders_of: HoldersOf,
+        own_names: Container[str],
+        lenders: Lenders,
     ) -> None:
         self.blob_store = blob_store
+        self.lenders = lenders
+        self._own_names = own_names
         self._tls = tls
         self._holders_of = holders_of
         self.threads = ThreadPoolExecutor(
@@ -151,7 +178,9 @@ class BlobFetcher:
         """Return the source of a content; call it on the event loop."""
         if content is None:
             return None
-        return BlobSource(content, self._holders_of(content.node))
+        return BlobSource(
+            content, self._holders_of(content.node), content.node in self._own_names
+        )
 
     def fetch_files(
         self, sources: Iterable[FileSource], may_continue: Callable[[], bool]
@@ -183,7 +212,7 @@ class BlobFetcher:
             source: The content with its source.
             may_continue: Returns False once it is not needed any more.
         """
-        content, holders = source
+        content, holders, _ = source
         try:
             with self.file_locks.hold_lock(content.sha256):
                 self._fetch_missing(
@@ -206,18 +235,39 @@ class BlobFetcher:
             source: The tree with its source.
             may_continue: Returns False once the tree is not needed any more.
             keep_s: How long to keep all its contents.
+
+        Raises:
+            FilesAwaited: a client lends the tree, and has not sent all of it.
         """
-        wanted = _Wanted(source.holders, may_continue, keep_s)
         tree = source.blob
+        from_client = is_lent(tree)
+        sizes: dict[str, int] = {}
+        wanted = _Wanted(
+            source.holders,
+            may_continue,
+            keep_s,
+            lent_tree=tree.sha256 if from_client else "",
+            is_lent_here=from_client and source.is_named_here,
+        )
         try:
             with self.file_locks.hold_lock(tree.sha256):
-                self._fetch_missing({tree.sha256: None}, wanted._replace(is_tree=True))
-                sizes = self.read_manifest(tree).sizes()
-                self._fetch_missing(
-                    {sha256.hex(): size for sha256, size in sizes.items()}, wanted
-                )
-        except _FAILURES as error:
+                fetch = self._fetch_lent if from_client else self._fetch_missing
+                fetch({tree.sha256: None}, wanted._replace(is_tree=True))
+                of_files = self.read_manifest(tree).sizes()
+                sizes = {name.hex(): size for name, size in of_files.items()}
+                fetch(sizes, wanted)
+        except FileQuotaExceeded as error:
+            if from_client and sum(sizes.values()) <= self.blob_store.quota_bytes():
+                # Others that wait for room, too, may go on with less than it takes.
+                self.blob_store.release_copies(sizes)
+                raise FilesAwaited(
+                    str(error), retry_s=ASK_AGAIN_S, is_stalled=True
+                ) from None
             return [f"the files of node {tree.node}: {error}"]
+        except _FAILURES as error:
+            of = f"the files of node {tree.node}"
+            of += ", whose client is gone" if from_client else ""
+            return [f"{of}: {error}"]
         return []
 
     def read_manifest(self, tree: BlobRef) -> Manifest:
@@ -271,20 +321,82 @@ class BlobFetcher:
             if not failures or not more or self._is_closed.wait(PAUSE_S):
                 raise OutputNotFound(_why_missing(missing, wanted.holders, failures))
 
-    def _fetch_from(self, holder: Holder, missing: Sizes, wanted: _Wanted) -> None:
-        """Fetch what a node has of these files; raise _NodeUnreachable."""
+    def _fetch_lent(self, sizes: Sizes, wanted: _Wanted) -> None:
+        """Fetch the files that are not here of a tree that a client lends.
+
+        Other nodes are asked if the client is away, or has stopped sending.
+
+        Raises:
+            FilesAwaited: the client has not sent all, and may send more.
+            OutputNotFound: nobody has one of them, and no client is expected.
+            FileQuotaExceeded: there is no room for them here.
+            _NodeUnreachable: the files are not needed any more.
+        """
+        wait_s = None
+        missing = self.blob_store.missing_files(sizes, keep_s=wanted.keep_s)
+        while missing:
+            if not self._may_continue(wanted):
+                raise _NodeUnreachable("the files are not needed any more")
+            wait_s = self._ask_lender({name: sizes[name] for name in missing}, wanted)
+            before = len(missing)
+            missing = self.blob_store.missing_files(missing, keep_s=wanted.keep_s)
+            if len(missing) == before:
+                break
+        if not missing:
+            return
+        is_away = wait_s != ASK_AGAIN_S
+        try:
+            if is_away:
+                self._fetch_missing(sizes, wanted)
+                return
+        except OutputNotFound:
+            if wait_s is None:
+                raise
+        assert wait_s is not None
+        raise FilesAwaited(
+            f"{len(missing)} of them have not been sent",
+            retry_s=wait_s,
+            is_stalled=is_away,
+        )
+
+    def _ask_lender(self, missing: Sizes, wanted: _Wanted) -> float | None:
+        """Fetch from the node to which a client lends files, and have it ask for them.
+
+        Returns:
+            After how many seconds more may be there; None if nothing more is expected.
+        """
+        if wanted.is_lent_here:
+            return self.lenders.await_files_in_thread(wanted.lent_tree, list(missing))
+        named = next((holder for holder in wanted.holders if holder.is_named), None)
+        if named is None:
+            return None
+        try:
+            return self._fetch_from(named, missing, wanted)
+        except (_NodeUnreachable, ContentMismatch):
+            return AWAY_RETRY_S
+
+    def _fetch_from(
+        self, holder: Holder, missing: Sizes, wanted: _Wanted
+    ) -> float | None:
+        """Fetch what a node has of these files; raise _NodeUnreachable.
+
+        Returns:
+            After how many seconds a client may have sent it more; None for never.
+        """
         with self._connect_to(holder) as connection:
             exchange = _Exchange(
                 connection,
                 self.blob_store,
                 lambda: self._may_continue(wanted),
                 wanted.keep_s,
+                wanted.lent_tree if holder.is_named else "",
             )
             if wanted.is_tree:
                 exchange.fetch_pack(list(missing), is_compressed=True)
                 left = self.blob_store.missing_files(missing, keep_s=wanted.keep_s)
                 missing = dict.fromkeys(left)
             exchange.fetch_all(missing)
+            return exchange.retry_s
 
     def ask_to_hold(self, holder: Holder, trees: Iterable[BlobRef]) -> list[str]:
         """Ask a node to keep trees, and to fetch what it lacks; return its failures.
@@ -347,6 +459,11 @@ class BlobFetcher:
         return not self._is_closed.is_set() and wanted.may_continue()
 
 
+def is_lent(tree: BlobRef | None) -> bool:
+    """Return True if a client sends the files of a tree when they are wanted."""
+    return isinstance(tree, InputTree) and tree.is_lent
+
+
 def _why_missing(
     missing: Sequence[str], holders: Sequence[Holder], failures: Mapping[str, Exception]
 ) -> str:
@@ -354,7 +471,7 @@ def _why_missing(
     what = "it is" if len(missing) == 1 else f"{len(missing)} of them are"
     if not holders:
         return f"{what} not here, and no other node is known"
-    answered = [name for name, _ in holders if name not in failures]
+    answered = [holder.name for holder in holders if holder.name not in failures]
     why = [f"{name}: {error}" for name, error in failures.items()]
     if answered:
         shown = ", ".join(answered[:NAMED_MAX])
@@ -402,6 +519,8 @@ class _Exchange:
         blob_store: Holds the fetched files.
         may_continue: Returns False once the files are not needed any more.
         keep_s: How long to keep the fetched files.
+        lent_tree: SHA-256 of the tree that they belong to, if a client lends it to the
+            node.
     """
 
     def __init__(
@@ -410,8 +529,11 @@ class _Exchange:
         blob_store: BlobStore,
         may_continue: Callable[[], bool],
         keep_s: float,
+        lent_tree: str,
     ) -> None:
         self._connection = connection
+        self._lent_tree = lent_tree
+        self.retry_s: float | None = None  #: when a client may have sent more
         self._blob_store = blob_store
         self._may_continue = may_continue
         self._keep_s = keep_s
@@ -423,21 +545,25 @@ class _Exchange:
             for name, size in wanted.items()
             if size is not None and size <= PACKED_BYTES_MAX
         ]
-        for start in range(0, len(small), ASKED_FILES_MAX):
-            self.fetch_pack(small[start : start + ASKED_FILES_MAX])
+        # Of a lent tree, the node asks the client for all that this request names.
+        packed = list(wanted) if self._lent_tree else small
+        for start in range(0, len(packed), ASKED_FILES_MAX):
+            self.fetch_pack(packed[start : start + ASKED_FILES_MAX])
         for name in wanted.keys() - set(small):
             with suppress(OutputNotFound):
                 self._fetch_file(name)
 
     def fetch_pack(self, names: Sequence[str], *, is_compressed: bool = False) -> None:
         """Fetch those of these small files that the node has."""
-        body = json.encode({"sha256": names})
+        body = json.encode({"sha256": names, "tree": self._lent_tree})
         headers = {"Content-Type": "application/json"}
         if is_compressed:
             headers["Accept-Encoding"] = "gzip"
         self._connection.request("POST", PACK_PATH, body, headers)
         reader, asked = PackReader(), set(names)
         response = _successful_response(self._connection)
+        if (retry_s := response.getheader("Retry-After")) is not None:
+            self.retry_s = float(retry_s)
         chunks = self._chunks(response)
         if response.getheader("Content-Encoding") == "gzip":
             chunks = _decompressed(chunks)
@@ -450,7 +576,8 @@ class _Exchange:
         reader.check_end()
 
     def _fetch_file(self, name: str) -> None:
-        self._connection.request("GET", FILES_PATH + name)
+        query = f"?tree={self._lent_tree}" if self._lent_tree else ""
+        self._connection.request("GET", FILES_PATH + name + query)
         response = _successful_response(self._connection)
         if response.length is None:
             raise _NodeUnreachable("it did not announce the size of the file")

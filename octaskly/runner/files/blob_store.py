@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -22,15 +22,21 @@ from typing import Final
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import write_all
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
-from octaskly.ports import Clock, ContentMismatch, FileQuotaExceeded
+from octaskly.ports import (
+    COPY_RETENTION_S,
+    RETENTION_S,
+    Clock,
+    ContentMismatch,
+    DiskFull,
+    FileExceedsQuota,
+    FileQuotaExceeded,
+)
 from octaskly.runner.output.output_archive import (
     DISK_PARTS,
     QUOTA_BYTES_MAX,
     RESERVE_BYTES,
 )
 
-RETENTION_S: Final = 3600.0  #: from the upload, or from the last use, to expiry
-COPY_RETENTION_S: Final = 60.0  #: the same for a copy, which can be fetched again
 UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
 FILES_MAX: Final = 200_000  #: bounds the index, which is kept in memory
 
@@ -67,6 +73,8 @@ class BlobStore:
         self._quota_bytes = quota_bytes
         self._reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
+        self.on_stored: Callable[[str], None] = lambda _name: None
+        """Called with the name of each file that was stored, in any thread."""
         self._index: dict[str, tuple[int, float]] | None = None  #: size, expiry
         self._stored_bytes = 0  #: of all files in the index
         self._arrived_bytes = 0  #: of uploads in progress
@@ -98,6 +106,14 @@ class BlobStore:
             if kept is not None:
                 with suppress(OSError):
                     self._set_expiry(sha256, kept[0], self._now_s())
+
+    def release_copies(self, sha256s: Iterable[str]) -> None:
+        """Make files expire now, except those that are kept longer than copies."""
+        with self._lock:
+            for name in sha256s:
+                _, until_s = self._load_index().get(name, (0, 0.0))
+                if until_s <= self._now_s() + COPY_RETENTION_S:
+                    self.release_file(name)
 
     def file_path(self, sha256: str) -> Path:
         """Return the path of a file, and keep it for `COPY_RETENTION_S`.
@@ -200,6 +216,14 @@ class BlobStore:
             upload.partial.rename(self._folder / upload.sha256)
             until_s = self._now_s() + upload.keep_s
             self._set_expiry(upload.sha256, upload.size_bytes, until_s)
+        self.on_stored(upload.sha256)
+
+    def quota_bytes(self) -> int:
+        """Return the maximum size of all files."""
+        if self._quota_bytes is not None:
+            return self._quota_bytes
+        disk = shutil.disk_usage(self._folder)
+        return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
 
     def delete_expired(self) -> None:
         """Delete files that expired more than `UNUSED_S_MAX` ago."""
@@ -238,11 +262,17 @@ class BlobStore:
     def _check_room(self, size_bytes: int) -> None:
         """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted."""
         kept, now_s = self._load_index(), self._now_s()
+        if size_bytes > self.quota_bytes():
+            raise FileExceedsQuota(
+                f"a file of {size_bytes} bytes is larger than the quota of this node,"
+                f" {self.quota_bytes()} bytes",
+                hint="raise the agent's --files-quota, or send it through another node",
+            )
         used_bytes = self._stored_bytes + self._arrived_bytes
-        if used_bytes + size_bytes <= self._quota() and len(kept) < FILES_MAX:
+        if used_bytes + size_bytes <= self.quota_bytes() and len(kept) < FILES_MAX:
             return  # Nothing need be deleted.
         needed = [size for size, until_s in kept.values() if until_s > now_s]
-        free_bytes = self._quota() - self._arrived_bytes - sum(needed)
+        free_bytes = self.quota_bytes() - self._arrived_bytes - sum(needed)
         if size_bytes > free_bytes or len(needed) >= FILES_MAX:
             raise _no_room(size_bytes)
 
@@ -250,7 +280,7 @@ class BlobStore:
         """Delete expired files until there is room for so many more bytes."""
         kept = self._load_index()
         disk = shutil.disk_usage(self._folder)
-        quota_bytes = self._quota() - self._arrived_bytes - size_bytes
+        quota_bytes = self.quota_bytes() - self._arrived_bytes - size_bytes
         free_bytes = disk.free - self._reserve_bytes - size_bytes
         now_s = self._now_s()
 
@@ -265,14 +295,13 @@ class BlobStore:
                 break
             self._delete(name)
             free_bytes += size
+        if free_bytes < 0:
+            raise DiskFull(
+                "the disk of this node is full",
+                hint="free disk space there, or send the files through another node",
+            )
         if is_full():
             raise _no_room(size_bytes)
-
-    def _quota(self) -> int:
-        if self._quota_bytes is not None:
-            return self._quota_bytes
-        disk = shutil.disk_usage(self._folder)
-        return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
 
     def _delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)

@@ -44,6 +44,7 @@ class PoolAttempt:
         "process",
         "slots",
         "spec",
+        "stalled_since_s",
         "stdin_fd",
         "waiting_since_s",
     )
@@ -64,6 +65,8 @@ class PoolAttempt:
         self.is_cancelled = False
         self.folder: Path | None = None  #: its scratch folder; None without one
         self.stdin_fd: int | None = None  #: the file that it reads; None without one
+        self.stalled_since_s: float | None = None
+        """Since when none of its files arrive; None while they do."""
         self.limit_group: LimitGroup | None = None  #: its cgroup; None without limits
         self.process: LauncherProcess | None = (
             None  #: its launcher; known together with the pid

@@ -30,8 +30,9 @@ from octaskly.runner.files.attempt_files import (
     ScratchFolders,
     needs_preparation,
 )
-from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
 from octaskly.runner.files.capture import CapturedOutputs
+from octaskly.runner.files.lenders import LENDER_WAIT_S
 from octaskly.runner.files.task_user_ops import task_user_ops_for
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.attempts import (
@@ -138,6 +139,8 @@ class Pool:
         self._attempts: dict[tuple[TaskId, AttemptId], PoolAttempt] = {}
         self.recorder = OutputRecorder(archive, blob_fetcher.blob_store, self._attempts)
         self.attempt_stats, self._waiting = AttemptStats(), deque[PoolAttempt]()
+        #: Attempts whose files a client has not sent, with their next try.
+        self._awaiting_files: dict[PoolAttempt, asyncio.TimerHandle] = {}
         self._resources = ResourceAllocator(slots, gpus)
         self._reports = ReportQueue(clock, on_ended)
 
@@ -177,6 +180,10 @@ class Pool:
                 continue
             item.is_cancelled = reason is EndReason.CANCELLED
             item.is_return_requested = True
+            if (timer := self._awaiting_files.pop(item, None)) is not None:
+                timer.cancel()
+                self._end_attempt(item, released_outcome(reason))
+                continue
             if item in self._waiting:
                 self._waiting.remove(item)
                 self._end_attempt(item, released_outcome(reason))
@@ -190,6 +197,10 @@ class Pool:
         """Release the attempts that have not started."""
         for item in self._attempts.values():
             item.is_return_requested = True
+        while self._awaiting_files:
+            item, timer = self._awaiting_files.popitem()
+            timer.cancel()
+            self._end_attempt(item, released_outcome(EndReason.DRAINING))
         while self._waiting:
             self._end_attempt(
                 self._waiting.popleft(), released_outcome(EndReason.DRAINING)
@@ -227,6 +238,8 @@ class Pool:
         await self.recorder.close()
         # Run the callbacks of the threads first: they report captured outputs.
         await asyncio.sleep(0)
+        for timer in self._awaiting_files.values():
+            timer.cancel()
         for item in list(self._attempts.values()):
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
         if self._overdue_timer is not None:
@@ -409,6 +422,10 @@ class Pool:
             item.folder, item.stdin_fd = found.folder, found.stdin_fd
         if item.is_cancelled:
             self._end_attempt(item, cancelled_outcome())
+        elif isinstance(found, FilesAwaited) and not item.is_return_requested:
+            self._prepare_again(item, found)
+        elif isinstance(found, FilesAwaited):
+            self._end_attempt(item, released_outcome(EndReason.DRAINING))
         elif isinstance(found, BaseException):
             self._end_attempt(item, preparation_failed(found, self._node_name))
         elif found.missing:
@@ -422,6 +439,24 @@ class Pool:
             self._waiting.append(item)
         self._start_waiting()
         self._flush_reports()
+
+    def _prepare_again(self, item: PoolAttempt, awaited: FilesAwaited) -> None:
+        """Prepare an attempt later, or release it if its files do not come."""
+        now_s = self._clock.now().mono_s
+        if not awaited.is_stalled:
+            item.stalled_since_s = None
+        elif item.stalled_since_s is None:
+            item.stalled_since_s = now_s
+        elif now_s - item.stalled_since_s > LENDER_WAIT_S:
+            self._end_attempt(item, released_outcome(EndReason.INPUTS, str(awaited)))
+            return
+        self._awaiting_files[item] = asyncio.get_running_loop().call_later(
+            awaited.retry_s, self._resume_preparing, item
+        )
+
+    def _resume_preparing(self, item: PoolAttempt) -> None:
+        del self._awaiting_files[item]
+        self._prepare(item)
 
     def _on_captured(self, item: PoolAttempt, outcome: Outcome, found: object) -> None:
         if not isinstance(found, CapturedOutputs):

@@ -22,7 +22,7 @@ from octaskly.core.model.ids import (
     TaskId,
     task_name,
 )
-from octaskly.core.model.task_options import BlobRef, TaskOptions
+from octaskly.core.model.task_options import BlobRef, InputTree, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports import Packer, PendingNotifications, StoreStats
@@ -130,6 +130,8 @@ def read_trees(
 ) -> tuple[frozenset[BlobRef], int]:
     """Return the trees of the next tasks in a state, and where to go on; 0 at the end.
 
+    A tree that a client lends is left out: the client sends what a node deleted.
+
     Args:
         db: The database.
         state: The state.
@@ -142,10 +144,13 @@ def read_trees(
         " WHERE state = ? AND key > ? ORDER BY key LIMIT ?",
         (rows.NUMBER_OF[state], after, limit),
     ).fetchall()
-    trees = frozenset(
-        json.decode(tree, type=BlobRef) for _, tree in found if tree is not None
+    trees = [json.decode(tree, type=InputTree) for _, tree in found if tree is not None]
+    kept = frozenset(
+        BlobRef(sha256=tree.sha256, node=tree.node)
+        for tree in trees
+        if not tree.is_lent
     )
-    return trees, found[-1][0] if len(found) == limit else 0
+    return kept, found[-1][0] if len(found) == limit else 0
 
 
 def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def test_an_invalid_file_is_refused_with_a_reason(files_mesh: list[Agent]) -> No
     assert send(agent, b"data", name="0" * 63)[0] == 400
     assert send(agent, b"data", headers={"Content-Type": "text/plain"})[0] == 415
     status, body = send(agent, bytes(9 << 20))
-    assert (status, body["error"]) == (507, "No room for the file")
+    assert (status, body["error"]) == (507, "File larger than the quota")
     assert "--files-quota" in body["hint"]
     assert {place.name for place in folder.glob("*")} <= before
 

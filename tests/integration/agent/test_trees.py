@@ -13,6 +13,7 @@ from octaskly.client.command_session import Session
 from octaskly.client.errors import NotFound
 from octaskly.client.flows.files import (
     SentTree,
+    TreeContents,
     replicate_tree,
     upload_file,
     upload_tree,
@@ -71,7 +72,8 @@ def send(agent: Agent, contents: dict[str, bytes], *links: TreeLink) -> SentTree
     with Session.at_socket(agent.ready()["socket"]) as session:
         return session.run(
             upload_tree(
-                session.requests, name, sizes, lambda digest: iter([by_digest[digest]])
+                session.requests,
+                TreeContents(name, sizes, lambda digest: iter([by_digest[digest]])),
             )
         )
 
@@ -147,6 +149,7 @@ def test_a_task_may_name_folders_of_a_tree(agents: list[Agent]) -> None:
         "sha256": tree.sha256,
         "node": tree.node,
         "folders": ["all", "items/{sha256}"],
+        "lent": False,
     }
 
     array = submit(

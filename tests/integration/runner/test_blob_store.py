@@ -12,10 +12,13 @@ from octaskly.core.model.ids import Moment
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
 from octaskly.files.pack import PackReader
-from octaskly.ports import ContentMismatch, FileQuotaExceeded
-from octaskly.runner.files.blob_store import (
+from octaskly.ports import (
     COPY_RETENTION_S,
     RETENTION_S,
+    ContentMismatch,
+    FileQuotaExceeded,
+)
+from octaskly.runner.files.blob_store import (
     UNUSED_S_MAX,
     BlobStore,
 )

@@ -14,9 +14,8 @@ from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import BlobRef
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
-from octaskly.ports import DurableStore
+from octaskly.ports import RETENTION_S, DurableStore
 from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, Holder
-from octaskly.runner.files.blob_store import RETENTION_S
 from octaskly.system.log import Logger
 from tests.support.builders import epoch, node_id
 

@@ -1,0 +1,112 @@
+"""Lending: sending the files of a tree in the background, as a node asks for them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final, Self
+
+from octaskly.client.drivers.thread_driver import ThreadDriver
+from octaskly.client.endpoint import Endpoint
+from octaskly.client.errors import Closed
+from octaskly.client.flows.files import SendCallbacks, lend_tree
+from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.local_trees import contents_of
+from octaskly.errors import OctasklyError
+from octaskly.files.local_tree import FileChanged, LocalTree
+
+CLOSE_S: Final = 2.0  #: longest wait for the end of a request when a loan ends
+
+
+class Lender:
+    """Lends a tree to a node while a block runs, in a thread of its own.
+
+    A file that is not what it was when it was hashed is read once more: its time may
+    have changed, or another program may have been writing it back.
+
+    Args:
+        endpoint: The node.
+        requests: Requests to the node.
+        tree: The tree.
+        callbacks: Are told of the progress, in the thread.
+        on_failure: Is called once, in the thread, if the tree cannot be lent any more.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        requests: RequestFlow,
+        tree: LocalTree,
+        *,
+        callbacks: SendCallbacks,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._driver = ThreadDriver(endpoint)
+        self._requests, self._tree = requests, tree
+        self._callbacks, self._on_failure = callbacks, on_failure
+        self._is_open = threading.Event()
+        self._is_over = threading.Event()
+        self._changed: set[str] = set()  #: paths of files that are read once more
+        self._thread = threading.Thread(target=self._run, name="lender", daemon=True)
+        self.failure: OctasklyError | None = None  #: why it cannot be lent any more
+
+    def __enter__(self) -> Self:
+        """Begin; return when the node knows of the offer.
+
+        Raises:
+            OctasklyError: the node refuses.
+        """
+        self._thread.start()
+        self._is_open.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the loan."""
+        self._is_over.set()
+        self._driver.close()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                try:
+                    self._lend()
+                except FileChanged as error:
+                    if error.path in self._changed:
+                        raise
+                    self._changed.add(error.path)
+        except OctasklyError as error:
+            if not self._is_over.is_set():
+                self.failure = error
+                self._on_failure()
+        finally:
+            self._is_open.set()
+
+    def _lend(self) -> None:
+        contents = contents_of(self._tree)._replace(read=self._read)
+        self._driver.run(
+            lend_tree(
+                self._requests,
+                contents,
+                on_open=self._is_open.set,
+                callbacks=self._callbacks,
+            )
+        )
+
+    def _read(self, sha256: str) -> Iterator[bytes]:
+        for data in self._tree.read_content(sha256, retried_paths=self._changed):
+            if self._is_over.is_set():
+                raise Closed("the files are not lent any more")
+            yield data

@@ -1,0 +1,194 @@
+"""Lending: files of a client that reach a worker when it wants them, and not before."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from octaskly.cli.sent_files import SentFiles, SentPaths
+from octaskly.client.command_session import Session
+from octaskly.client.flows.files import SendCallbacks, prepare_lending
+from octaskly.client.lending import Lender
+from octaskly.client.local_trees import contents_of, scan_local_tree
+from octaskly.files.local_tree import FileChanged, LocalTree
+from tests.support.agents import Agent, finished, meshed, submit, until
+
+LARGE_BYTES = 3_000_000  #: more than is sent at once
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
+    folder = tmp_path_factory.mktemp("lending")
+    with meshed(folder, "ash", "birch", extra=("--files-quota", "8M")) as agents:
+        yield agents
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of the user."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def session(agents: list[Agent]) -> Iterator[Session]:
+    """A session with the first agent."""
+    with Session.at_socket(agents[0].ready()["socket"]) as session:
+        yield session
+
+
+def lend(
+    session: Session,
+    tree: LocalTree,
+    on_failure: Callable[[], None] = lambda: None,
+    sent: list[int] | None = None,
+) -> Lender:
+    """Return a lender of a tree to the agent of a session."""
+    counted = [] if sent is None else sent
+    return Lender(
+        session.endpoint,
+        session.requests,
+        tree,
+        callbacks=SendCallbacks(lambda _files, size_bytes: counted.append(size_bytes)),
+        on_failure=on_failure,
+    )
+
+
+def submit_with(agent: Agent, session: Session, tree: LocalTree, command: str) -> str:
+    """Submit a task for the other node with a lent tree."""
+    sent = session.run(prepare_lending(session.requests, contents_of(tree)))
+    assert sent.is_lent
+    source = {"sha256": sent.sha256, "node": sent.node, "lent": True}
+    requires = {"node": "birch" if agent.state.name == "ash" else "ash"}
+    return submit(agent, command, tree=source, workdir="scratch", requires=requires)
+
+
+def stored(agent: Agent) -> set[str]:
+    """Return the digests of the files that an agent has stored."""
+    return {place.name for place in (agent.state / "files").glob("*")}
+
+
+def test_a_list_of_files_larger_than_any_store_is_mapped(
+    agents: list[Agent], project: Path
+) -> None:
+    """Each file reaches the node of its task, and makes room for the next."""
+    names = [f"clip{number}" for number in range(8)]
+    for name in names:
+        (project / name).write_bytes(os.urandom(LARGE_BYTES))
+    words = ["--state-dir", str(agents[0].state), "map", "-k", "--in", "{}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "octaskly", *words, "sha256sum {}", ":::", *names],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+    sums = [sha256((project / name).read_bytes()).hexdigest() for name in names]
+    expected = [f"{digest}  {name}" for digest, name in zip(sums, names, strict=True)]
+    assert done.stdout.splitlines() == expected, done.stderr
+    assert done.stderr.endswith("· 8 files, 24 MB; sent 8 (24 MB)\n"), done.stderr
+
+
+def test_only_what_a_worker_wants_is_sent(
+    agents: list[Agent], session: Session, project: Path
+) -> None:
+    """And nothing twice, if the node has it."""
+    for name in ("all/used", "items/unused"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_bytes(os.urandom(LARGE_BYTES))
+    tree = scan_local_tree(["."])
+    sent: list[int] = []
+    with lend(session, tree, sent=sent):
+        shown = session.run(prepare_lending(session.requests, contents_of(tree)))
+        source = {"sha256": shown.sha256, "node": shown.node, "lent": True}
+        for node in ("ash", "birch"):
+            task = submit(
+                agents[0],
+                "wc -c < used; ls",
+                tree=source | {"folders": ["all"]},
+                workdir="scratch",
+                requires={"node": node},
+            )
+            ended = finished(agents[0], task)
+            assert ended["stdout"].split() == [str(LARGE_BYTES), "used"], ended
+
+    assert sent == [LARGE_BYTES]
+
+
+def test_a_lender_that_comes_back_goes_on(
+    agents: list[Agent], session: Session, project: Path
+) -> None:
+    """Its tasks have waited for it."""
+    (project / "data").write_bytes(os.urandom(LARGE_BYTES))
+    tree = scan_local_tree(["data"])
+    task = submit_with(agents[0], session, tree, "wc -c < data")
+    until(
+        lambda: agents[0].call("GET", f"/api/v1/tasks/{task}")[1]["worker_id"],
+        "a worker waits for the files",
+    )
+
+    with lend(session, tree):
+        ended = finished(agents[0], task)
+
+    assert ended["stdout"].strip() == str(LARGE_BYTES), ended
+
+
+def test_a_waiting_task_can_be_cancelled(
+    agents: list[Agent], session: Session, project: Path
+) -> None:
+    """At once, although it has no process."""
+    (project / "data").write_bytes(os.urandom(LARGE_BYTES))
+    task = submit_with(agents[0], session, scan_local_tree(["data"]), "true")
+    until(
+        lambda: agents[0].call("GET", f"/api/v1/tasks/{task}")[1]["worker_id"],
+        "a worker waits for the files",
+    )
+    agents[0].call("DELETE", f"/api/v1/tasks/{task}?force=true")
+
+    assert finished(agents[0], task)["status"] == "cancelled"
+
+
+def test_a_file_that_was_only_touched_is_lent(
+    agents: list[Agent], session: Session, project: Path
+) -> None:
+    """Its bytes are those that were hashed, so the task gets them."""
+    (project / "data").write_bytes(os.urandom(LARGE_BYTES))
+    tree = scan_local_tree(["data"])
+    os.utime(project / "data", (1, 1))
+    with lend(session, tree) as lender:
+        task = submit_with(agents[0], session, tree, "wc -c < data")
+        ended = finished(agents[0], task)
+
+    assert ended["stdout"].strip() == str(LARGE_BYTES), ended
+    assert lender.failure is None
+
+
+def test_a_file_that_changes_before_it_is_wanted_ends_the_command(
+    agents: list[Agent], session: Session, project: Path
+) -> None:
+    """The error names it, and the task is cancelled."""
+    (project / "data").write_bytes(os.urandom(LARGE_BYTES))
+    files = SentFiles(SentPaths(["data"]))
+    from octaskly.rest.client_types import Draft
+
+    with files:
+        [draft] = files.send(session, [Draft(command="true")])
+        (project / "data").write_bytes(os.urandom(LARGE_BYTES))
+        task = submit(agents[0], "true", tree=draft.tree, workdir="scratch")
+        files.cancel_on_failure(session, task)
+        ended = finished(agents[0], task)
+        with pytest.raises(FileChanged, match="data' changes while it is sent"):
+            files.finish()
+
+    assert ended["status"] == "cancelled"
+    assert sha256((project / "data").read_bytes()).hexdigest() not in stored(agents[0])
