@@ -8,6 +8,7 @@ computing ones that are left.
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Final
 
@@ -20,11 +21,23 @@ GIVING_WAY: Final = 19  #: the highest
 COMPUTES: Final = (
     "tests/simulation/",
     "tests/property/",
-    "tests/unit/",
     "tests/docs/test_site.py",
+    "tests/unit/",
 )
-EARLY: Final = ("tests/simulation/", "tests/mesh/", "tests/browser/")
-"""Long files with few tests; started last, they would run alone at the end."""
+EARLY: Final = (
+    *("tests/simulation/", "tests/property/", "tests/docs/test_site.py"),
+    "tests/cli/test_service_system.py",
+    "tests/integration/agent/test_openapi.py",
+    *("tests/browser/", "tests/cli/test_service.py", "tests/attack/test_by_uid.py"),
+    *("tests/mesh/", "tests/docs/"),
+)
+"""Long files with few tests, the longest first; the last would run alone at the end."""
+
+APART: Final = ("tests/simulation/", "tests/property/")
+"""Files whose tests are assigned one by one, because some take long and share nothing.
+
+More files would cost time, since each unit of work is compared with all others.
+"""
 
 
 def is_quiet(worker: str, count: int) -> bool:
@@ -57,7 +70,12 @@ def only_computes(name: str) -> bool:
 
 
 class QuietWorkerSchedule(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Assigns whole files, each to the process that suits it best."""
+    """Assigns files, or single tests, each to the process that suits it best."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(APART):
+            return nodeid
+        return str(super()._split_scope(nodeid))
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         name = min(self._open_to(node), key=_turn, default=None)
@@ -75,6 +93,8 @@ class QuietWorkerSchedule(LoadFileScheduling):  # type: ignore[misc]  # xdist ha
         return names
 
 
-def _turn(name: str) -> tuple[bool, bool]:
-    """Return a file's sort key; of equal ones, xdist puts the larger first."""
-    return only_computes(name), not name.startswith(EARLY)
+@functools.cache
+def _turn(name: str) -> tuple[bool, int]:
+    """Return a unit's sort key; of equal ones, xdist puts the larger first."""
+    early = (n for n, prefix in enumerate(EARLY) if name.startswith(prefix))
+    return only_computes(name), next(early, len(EARLY))
