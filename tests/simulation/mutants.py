@@ -658,7 +658,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
 FIRST: dict[Plant, int] = {
     absorbed_tasks_are_not_queued: 12,
     clock_steps_make_tasks_older: 4,
-    deposed_dispatchers_are_acknowledged: 51,
+    deposed_dispatchers_are_acknowledged: 65,
     ends_count_during_a_pull: 33,
     floors_wait_for_nothing: 12,
     follow_the_stale: 12,
