@@ -20,7 +20,6 @@ from octaskly.joining.fingerprint import (
 )
 from octaskly.joining.greeting import (
     CLOCK_SKEW_MS_MAX,
-    GREETING_BYTES,
     Greeting,
     PairingRefused,
     RefusalReason,
@@ -148,32 +147,6 @@ def test_reflected_share_is_refused() -> None:
 
     with pytest.raises(PairingFailed):
         side.derive_keys(b"A" + side.share[1:], b"hello", b"welcome")
-
-
-@given(data=st.binary(min_size=GREETING_BYTES, max_size=GREETING_BYTES))
-def test_any_greeting_is_handled(data: bytes) -> None:
-    """Strangers may send anything."""
-    with contextlib.suppress(PairingFailed):
-        Greeting.unpack(data)
-
-
-@given(
-    greeting=GREETINGS,
-    place=st.integers(0, GREETING_BYTES - 1),
-    byte=st.binary(min_size=1, max_size=1),
-)
-def test_a_changed_greeting_is_harmless(
-    greeting: Greeting, place: int, byte: bytes
-) -> None:
-    """Its fields are printable and within bounds."""
-    data = bytearray(greeting.pack())
-    data[place : place + 1] = byte
-
-    with contextlib.suppress(PairingFailed):
-        read = Greeting.unpack(bytes(data))
-        assert read.name.isascii()
-        assert read.name.isprintable()
-        assert 0 <= read.slot_or_port < 2**16
 
 
 @given(greeting=GREETINGS)
