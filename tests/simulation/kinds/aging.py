@@ -10,7 +10,7 @@ from functools import partial
 from octaskly.core.model.ids import NodeId
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.fault_injection import settle
-from tests.simulation.faults import forget_soon
+from tests.simulation.faults import QUIET_S, forget_soon
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
@@ -18,10 +18,11 @@ CLAIMS = 6  #: of dispatchers that crash, one after another
 NAMED_MAX = 8  #: streams that a HELLO may name once all is forgotten
 
 
-def run_aging(seed: int) -> World:
+def run_aging(seed: int, quiet_s: float = QUIET_S) -> World:
     """Retire streams while one of their writers goes on, far from the others.
 
-    Another node is away meanwhile, and reigns when it comes back.
+    Another node is away meanwhile, and reigns when it comes back. All must be quiet
+    within `quiet_s` after the last fault.
 
     Raises:
         AssertionError: vectors grow for ever, or something accepted is lost.
@@ -57,7 +58,7 @@ def run_aging(seed: int) -> World:
         world.restore(far, draw.choice((backup, Disk())))
     world.network.heal_all()
     _reign(world, away)
-    settle(world)
+    settle(world, quiet_s)
     world.run(5 * world.timing.retention_s)  # The rest is forgotten, and retired.
     for check in FINAL:
         check(world)
