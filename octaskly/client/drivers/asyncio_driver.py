@@ -75,17 +75,20 @@ class AsyncioDriver:
         flow_run = _AsyncioFlowRun(self)
         result: object = None
         raised: BaseException | None = None
-        while True:
-            try:
-                step = flow.send(result) if raised is None else flow.throw(raised)
-            except StopIteration as end:
-                value: _T = end.value
-                return value
-            result = raised = None
-            try:
-                result = await flow_run.perform_step(step)
-            except BaseException as error:  # noqa: BLE001 - thrown into the flow
-                raised = error
+        try:
+            while True:
+                try:
+                    step = flow.send(result) if raised is None else flow.throw(raised)
+                except StopIteration as end:
+                    value: _T = end.value
+                    return value
+                result = raised = None
+                try:
+                    result = await flow_run.perform_step(step)
+                except BaseException as error:  # noqa: BLE001 - thrown into the flow
+                    raised = error
+        finally:
+            flow_run.close_stream()
 
     async def iterate(self, flow: EmittingFlow[_T]) -> AsyncGenerator[_T]:
         """Run a flow and yield its items; closing this early cancels the flow."""

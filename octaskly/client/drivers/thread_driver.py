@@ -69,6 +69,8 @@ class ThreadDriver:
                 raise
             # The flow must also receive a Ctrl-C that arrives between two steps.
             return self.run(flow, error)
+        finally:
+            flow_run.close_stream()
 
     def iterate(
         self, flow: EmittingFlow[_T], raised: BaseException | None = None
