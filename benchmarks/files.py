@@ -146,14 +146,13 @@ def send_tree(host: Host, contents: dict[str, bytes]) -> SentTree:
     )
     by_digest = {content_digest(data): data for data in (*contents.values(), manifest)}
     sizes = {name: len(data) for name, data in by_digest.items()}
+    tree = TreeContents(
+        content_digest(manifest),
+        sizes,
+        lambda name, start: iter([by_digest[name][start:]]),
+    )
     with Session.at_socket(host.first.description["socket"]) as session:
-        flow = upload_tree(
-            session.requests,
-            TreeContents(
-                content_digest(manifest), sizes, lambda name: iter([by_digest[name]])
-            ),
-        )
-        return session.run(flow)
+        return session.run(upload_tree(session.requests, tree))
 
 
 def _with_tree(tree: SentTree) -> dict[str, Any]:

@@ -105,8 +105,9 @@ class Lender:
             )
         )
 
-    def _read(self, sha256: str) -> Iterator[bytes]:
-        for data in self._tree.read_content(sha256, retried_paths=self._changed):
+    def _read(self, sha256: str, start: int) -> Iterator[bytes]:
+        parts = self._tree.read_content(sha256, start, retried_paths=self._changed)
+        for data in parts:
             if self._is_over.is_set():
                 raise Closed("the files are not lent any more")
             yield data

@@ -105,12 +105,13 @@ class LocalTree(NamedTuple):
         return sizes | {self.sha256: len(self.manifest_bytes)}
 
     def read_content(
-        self, sha256: str, *, retried_paths: Container[str] = ()
+        self, sha256: str, start: int = 0, *, retried_paths: Container[str] = ()
     ) -> Iterator[bytes]:
         """Yield a content in chunks. Blocks.
 
         Args:
             sha256: Its digest.
+            start: Offset of the first byte; what is before it is not checked.
             retried_paths: Files whose times may have changed, if not their content.
 
         Raises:
@@ -119,7 +120,7 @@ class LocalTree(NamedTuple):
             ManifestError: the file cannot be read.
         """
         if sha256 == self.sha256:
-            yield self.manifest_bytes
+            yield self.manifest_bytes[start:]
             return
         source = self.sources[sha256]
         digest = hashlib.sha256()
@@ -130,11 +131,15 @@ class LocalTree(NamedTuple):
                 and source.path not in retried_paths
             ):
                 raise FileChanged(source.path)
-            while left:
+            left -= os.lseek(descriptor, start, os.SEEK_SET)
+            while left > 0:
                 data = os.read(descriptor, min(left, CHUNK_BYTES))
+                if not data:
+                    raise FileChanged(source.path)
                 digest.update(data)
                 left -= len(data)
-                if not data or (not left and digest.hexdigest() != sha256):
+                # Of a part, only the receiver can check the digest.
+                if not (left or start) and digest.hexdigest() != sha256:
                     raise FileChanged(source.path)
                 yield data
 

@@ -21,6 +21,8 @@ from octaskly.ports.files import (
     FileUpload,
     Lenders,
     TreeKeeper,
+    UploadInProgress,
+    WrongOffset,
 )
 from octaskly.ports.gateway import (
     DispatcherView,
@@ -92,7 +94,9 @@ __all__ = [
     "TokenInfo",
     "TokenRegistry",
     "TreeKeeper",
+    "UploadInProgress",
     "WaitingMachine",
+    "WrongOffset",
 ]
 
 HelloSource = Callable[[], Hello]

@@ -24,6 +24,14 @@ class DiskFull(FileQuotaExceeded):
     """The disk of the node has no room, whatever files are deleted."""
 
 
+class WrongOffset(OctasklyError):
+    """The bytes before those of a request have not arrived."""
+
+
+class UploadInProgress(OctasklyError):
+    """Another request sends the same file."""
+
+
 class ContentMismatch(OctasklyError):
     """The content differs from the announced size or hash."""
 
@@ -47,8 +55,12 @@ class FileUpload(Protocol):
             ContentMismatch: Its size or hash differs from the announced one.
         """
 
+    @property
+    def is_complete(self) -> bool:
+        """Return True if all bytes of the file have arrived."""
+
     def abort(self) -> None:
-        """Delete the upload, unless it was finished."""
+        """End an upload that was not finished; what arrived may be kept."""
 
 
 class FileStore(Protocol):
@@ -83,6 +95,19 @@ class FileStore(Protocol):
         Raises:
             FileQuotaExceeded: There can be no room for the file now.
             OSError: The folder cannot be used.
+        """
+
+    def arrived_bytes(self, sha256: str) -> int:
+        """Return how much has arrived of a file that is uploaded in pieces."""
+
+    def continue_upload(
+        self, sha256: str, size_bytes: int, start: int, *, keep_s: float
+    ) -> FileUpload:
+        """Start or continue an upload in pieces, at an offset.
+
+        Raises:
+            WrongOffset: Less has arrived.
+            UploadInProgress: Another request sends the file.
         """
 
     def release_file(self, sha256: str) -> None:

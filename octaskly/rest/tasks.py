@@ -204,6 +204,8 @@ class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the asked files a node lacks."""
 
     missing: list[str]  #: their SHA-256, in the order of the request
+    arrived: dict[str, int] = {}
+    """Number of bytes that have arrived of those that are sent in pieces."""
     node: str
 
 
@@ -217,6 +219,15 @@ class HeldTrees(msgspec.Struct, frozen=True, kw_only=True):
     """A node's answer to a request to hold trees: a text for each failure."""
 
     failures: list[str]
+
+
+class StoredPiece(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that has arrived in part."""
+
+    sha256: str
+    bytes: int  #: size of the whole file
+    arrived: int  #: number of bytes from its start
+    node: str
 
 
 class StoredPack(msgspec.Struct, kw_only=True):

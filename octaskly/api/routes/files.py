@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from math import ceil
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
@@ -42,12 +44,15 @@ from octaskly.ports import (
     FileQuotaExceeded,
     FileStore,
     Lenders,
+    UploadInProgress,
+    WrongOffset,
 )
 from octaskly.rest.tasks import (
     HeldTrees,
     MissingFiles,
     StoredFile,
     StoredPack,
+    StoredPiece,
     TreeCopies,
 )
 
@@ -62,7 +67,10 @@ CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
 
 
 async def upload_file(request: Request) -> web.StreamResponse:
-    """Store an uploaded file for tasks; a file that exists is not read again."""
+    """Store an uploaded file for tasks; a file that exists is not read again.
+
+    With `Content-Range`, the body is a piece of it.
+    """
     name, files = _requested_file(request)
     size = request.http_request.content_length
     if size is None:
@@ -73,9 +81,52 @@ async def upload_file(request: Request) -> web.StreamResponse:
         response = json_response(_encode_file(request, name, kept))
         response.force_close()  # The rest of the body is not read.
         return response
+    piece = _requested_piece(request.http_request, size)
     with request.services.streams.count_stream(request.principal):
-        await _store_upload(request, files, name, size)
-    return json_response(_encode_file(request, name, size), HTTPStatus.CREATED)
+        arrived = await _store_upload(request, files, name, piece)
+    if arrived < piece.total_bytes:
+        shown = StoredPiece(
+            sha256=name,
+            bytes=piece.total_bytes,
+            arrived=arrived,
+            node=request.gateway.node_id,
+        )
+        return json_response(task_response.encode(shown), HTTPStatus.ACCEPTED)
+    return json_response(
+        _encode_file(request, name, piece.total_bytes), HTTPStatus.CREATED
+    )
+
+
+class _Piece(NamedTuple):
+    """The bytes of a file that a request sends."""
+
+    start: int | None  #: None: all of them, and they cannot be resumed
+    total_bytes: int
+
+
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+
+
+def _requested_piece(request: web.BaseRequest, size_bytes: int) -> _Piece:
+    """Return the piece that a request sends; raise `Problem` if it is invalid.
+
+    Source: RFC 9110, section 14.5.
+    """
+    text = request.headers.get("Content-Range")
+    if text is None:
+        return _Piece(None, size_bytes)
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is not None:
+        start, last, total = map(int, match.groups())
+        if start + size_bytes == last + 1 <= total:
+            return _Piece(start, total)
+    raise Problem(
+        400,
+        INVALID_VALUE,
+        hint="send `bytes FIRST-LAST/SIZE`, with as many bytes in the body",
+        field="Content-Range",
+        closes_connection=True,
+    )
 
 
 async def list_missing(request: Request) -> web.StreamResponse:
@@ -85,7 +136,12 @@ async def list_missing(request: Request) -> web.StreamResponse:
     missing = await asyncio.to_thread(
         files.missing_files, asked.sha256, keep_s=_keep_s(is_lent=asked.lent)
     )
-    shown = MissingFiles(missing=missing, node=request.gateway.node_id)
+    arrived = {name: files.arrived_bytes(name) for name in missing}
+    shown = MissingFiles(
+        missing=missing,
+        arrived={name: count for name, count in arrived.items() if count},
+        node=request.gateway.node_id,
+    )
     return json_response(task_response.encode(shown))
 
 
@@ -227,16 +283,26 @@ def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
 
 
 async def _store_upload(
-    request: Request, files: FileStore, name: str, size_bytes: int
-) -> None:
+    request: Request, files: FileStore, name: str, piece: _Piece
+) -> int:
+    """Store a file, or a piece; return how many bytes of the file have arrived."""
     keep_s = _keep_s(is_lent=request.query.flag("lent"))
     with _upload_errors(field="sha256"):
-        intake = await asyncio.to_thread(
-            files.start_upload, name, size_bytes, keep_s=keep_s
-        )
+        start = partial(files.start_upload, name, piece.total_bytes, keep_s=keep_s)
+        if piece.start is not None:
+            start = partial(
+                files.continue_upload,
+                name,
+                piece.total_bytes,
+                piece.start,
+                keep_s=keep_s,
+            )
+        intake = await asyncio.to_thread(start)
         try:
-            await _receive(request, intake.write)
-            await asyncio.to_thread(intake.finish)
+            sent_bytes = await _receive(request, intake.write)
+            if piece.start is None or intake.is_complete:
+                await asyncio.to_thread(intake.finish)
+            return (piece.start or 0) + sent_bytes
         finally:
             # A disconnect of the client cancels this handler, so shield the cleanup.
             await asyncio.shield(asyncio.to_thread(intake.abort))
@@ -248,6 +314,10 @@ _NO_ROOM: Final = {
     DiskFull: _DISK_FULL,
 }
 """Errors that do not pass when other files may be deleted."""
+_CONFLICTS: Final[Mapping[type, str]] = {
+    WrongOffset: "Piece out of order",
+    UploadInProgress: "Upload in progress",
+}
 
 
 @contextlib.contextmanager
@@ -270,14 +340,19 @@ def _upload_errors(*, field: str) -> Iterator[None]:
     except OSError as error:
         hint = f"it says: {error.strerror}"
         raise Problem(507, _DISK_FULL, hint=hint, closes_connection=True) from None
+    except (WrongOffset, UploadInProgress) as error:
+        raise Problem(
+            409, _CONFLICTS[type(error)], hint=str(error), closes_connection=True
+        ) from None
     except (ContentMismatch, ManifestError) as error:
         raise Problem(
             400, INVALID_VALUE, hint=str(error), field=field, closes_connection=True
         ) from None
 
 
-async def _receive(request: Request, write: Callable[[bytes], None]) -> None:
-    """Pass the body to `write`, in a thread, in parts of `CHUNK_BYTES`."""
+async def _receive(request: Request, write: Callable[[bytes], None]) -> int:
+    """Pass the body to `write`, in a thread, in parts; return its size."""
+    size_bytes = 0
     content, stall_s = request.http_request.content, request.services.timeouts.stall_s
     while True:
         try:
@@ -285,8 +360,9 @@ async def _receive(request: Request, write: Callable[[bytes], None]) -> None:
                 data = await content.readexactly(CHUNK_BYTES)
         except asyncio.IncompleteReadError as end:
             await asyncio.to_thread(write, end.partial)
-            return
+            return size_bytes + len(end.partial)
         await asyncio.to_thread(write, data)
+        size_bytes += len(data)
 
 
 ROUTES = (
@@ -365,8 +441,9 @@ ROUTES = (
         is_local=True,
         is_body_streamed=True,
         query=("lent",),
-        responses={200: StoredFile, 201: StoredFile},
-        error_statuses=(411, 507),
+        request_headers=("Content-Range",),
+        responses={200: StoredFile, 201: StoredFile, 202: StoredPiece},
+        error_statuses=(409, 411, 507),
     ),
     Route(
         method="GET",

@@ -72,6 +72,10 @@ _COMMON_ERRORS: Final = (400, 403, 408, 413, 415, 417, 429, 500, 503)
 """Error statuses that any route may return."""
 
 _REQUEST_HEADERS: Final[Mapping[str, Json]] = {
+    "Content-Range": {
+        "description": "the piece of the file in the body, as bytes FIRST-LAST/SIZE",
+        "schema": {"type": "string"},
+    },
     "Idempotency-Key": {
         "description": "a repeated key of the same subject submits no second task",
         "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,255}$"},

@@ -8,11 +8,13 @@ from typing import Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
-from octaskly.client.errors import NotFound, Refused
+from octaskly.client.errors import Invalid, NotFound, Refused
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Body, Call, resource_path
 from octaskly.client.flows.resumable import ResumableEvents
-from octaskly.client.flows.steps import Flow, Sleep
+from octaskly.client.flows.retry import RetryState
+from octaskly.client.flows.steps import Flow, SendRequest, Sleep
+from octaskly.errors import OctasklyError
 from octaskly.files.pack import (
     ASKED_FILES_MAX,
     HEADER_BYTES,
@@ -34,12 +36,13 @@ BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
 NO_ROOM_ERROR: Final = "No room for the file"
 """Refusal of a node that may have room later."""
 NO_ROOM_RETRY_S: Final = 1.0
+_UPLOADED_BY_OTHERS: Final = ("Piece out of order", "Upload in progress")
 _OCTETS: Final = {"Content-Type": "application/octet-stream"}
 
 _T = TypeVar("_T")
 
-ReadContent = Callable[[str], Iterator[bytes]]
-"""Yields the bytes of a content, by its SHA-256, in parts."""
+ReadContent = Callable[[str, int], Iterator[bytes]]
+"""Yields the bytes of a content, by its SHA-256, from an offset on, in parts."""
 
 
 class SendCallbacks(NamedTuple):
@@ -196,12 +199,88 @@ def _send_contents(
         callbacks.on_sent(len(some), sum(sizes[name] for name in some))
     for name in names:
         if sizes[name] > PACKED_BYTES_MAX:
-            path = resource_path(FILES, name)
-            body = ContentBody(sizes[name], partial(tree.read, name))
-            yield from _send(
-                requests, path, body, StoredFile, callbacks, is_lent=is_lent
-            )
-            callbacks.on_sent(1, sizes[name])
+            upload = _LargeUpload(requests, tree, name, callbacks, is_lent=is_lent)
+            yield from upload.send_all()
+
+
+class _LargeUpload:
+    """The upload of a large file, which goes on where a lost connection ended it."""
+
+    def __init__(
+        self,
+        requests: RequestFlow,
+        tree: TreeContents,
+        name: str,
+        callbacks: SendCallbacks,
+        *,
+        is_lent: bool,
+    ) -> None:
+        self._requests, self._callbacks = requests, callbacks
+        self._tree, self._name = tree, name
+        self._size_bytes = tree.sizes[name]
+        self._is_lent = is_lent
+        self._at = 0  #: offset of the next byte
+
+    def send_all(self) -> Flow[None]:
+        """Send all bytes that have not arrived."""
+        failures = self._requests.new_retry_state()
+        start = yield from self._arrived_bytes()
+        while start is not None:
+            try:
+                yield from self._send_rest(start)
+                break
+            except OctasklyError as error:
+                pause_s = yield from self._pause_s(error, failures, start)
+            yield Sleep(pause_s)
+            before = start
+            start = yield from self._arrived_bytes()
+            sent_for_nothing = self._at - (self._at if start is None else start)
+            self._callbacks.on_sent(0, -sent_for_nothing)
+            if start is not None and start > before:
+                failures = self._requests.new_retry_state()
+        self._callbacks.on_sent(1, 0)
+
+    def _arrived_bytes(self) -> Flow[int | None]:
+        """Return how much of the file is at the node; None if it has all."""
+        answer = yield from _ask_missing(
+            self._requests, [self._name], is_lent=self._is_lent
+        )
+        return answer.arrived.get(self._name, 0) if answer.missing else None
+
+    def _send_rest(self, start: int) -> Flow[None]:
+        self._at, end = start, self._size_bytes
+        body = ContentBody(end - start, partial(self._read, start))
+        call = Call(
+            "POST",
+            resource_path(FILES, self._name),
+            {"lent": "true"} if self._is_lent else {},
+            body=body,
+            headers={**_OCTETS, "Content-Range": f"bytes {start}-{end - 1}/{end}"},
+            extra_wait_s=len(body) / BYTES_A_SECOND_MIN,
+        )
+        timeout_s = self._requests.response_timeout_s(
+            call, self._requests.deadline_after(None)
+        )
+        self._requests.check_response((yield SendRequest(call, timeout_s)))
+
+    def _read(self, start: int) -> Iterator[bytes]:
+        for data in self._tree.read(self._name, start):
+            self._at += len(data)
+            self._callbacks.on_sent(0, len(data))
+            yield data
+
+    def _pause_s(
+        self, error: OctasklyError, failures: RetryState, start: int
+    ) -> Flow[float]:
+        """Return the delay until the upload goes on; raise an error that is final."""
+        if str(error) == NO_ROOM_ERROR:
+            assert isinstance(error, Refused)
+            self._callbacks.on_no_room(error)
+            return NO_ROOM_RETRY_S
+        if str(error) in _UPLOADED_BY_OTHERS or (isinstance(error, Invalid) and start):
+            # If the bytes of an earlier upload are wrong, the node has deleted them.
+            return NO_ROOM_RETRY_S
+        return (yield from self._requests.retry_delay_s(failures, error))
 
 
 def replicate_tree(requests: RequestFlow, tree: SentTree) -> Flow[list[str]]:
@@ -218,14 +297,19 @@ def _missing(
     missing: list[str] = []
     node = ""
     for start in range(0, len(names), ASKED_FILES_MAX):
-        asked = {"sha256": names[start : start + ASKED_FILES_MAX], "lent": is_lent}
-        body = msgspec.json.encode(asked)
-        answer = yield from requests.send_and_decode(
-            Call("POST", MISSING, body=body), MissingFiles
-        )
+        some = names[start : start + ASKED_FILES_MAX]
+        answer = yield from _ask_missing(requests, some, is_lent=is_lent)
         missing += answer.missing
         node = answer.node
     return missing, node
+
+
+def _ask_missing(
+    requests: RequestFlow, names: Sequence[str], *, is_lent: bool
+) -> Flow[MissingFiles]:
+    body = msgspec.json.encode({"sha256": names, "lent": is_lent})
+    call = Call("POST", MISSING, body=body)
+    return (yield from requests.send_and_decode(call, MissingFiles))
 
 
 def _send(
@@ -274,7 +358,7 @@ def _pack_body(
 ) -> ContentBody:
     def parts() -> Iterator[bytes]:
         for name in names:
-            content = b"".join(read(name))
+            content = b"".join(read(name, 0))
             yield pack_header(bytes.fromhex(name), len(content)) + content
 
     size_bytes = sum(HEADER_BYTES + sizes[name] for name in names)

@@ -2,11 +2,13 @@
 
 The SHA-256 of a file is its name, so each content is stored once and never changes:
 tasks get copies. The total size is bounded; the file that expired first is deleted
-first.
+first. What arrived of an interrupted upload is kept for a while, so that the upload can
+be resumed, also at the next agent.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -16,6 +18,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +33,8 @@ from octaskly.ports import (
     DiskFull,
     FileExceedsQuota,
     FileQuotaExceeded,
+    UploadInProgress,
+    WrongOffset,
 )
 from octaskly.runner.output.output_archive import (
     DISK_PARTS,
@@ -39,11 +44,27 @@ from octaskly.runner.output.output_archive import (
 
 UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
 FILES_MAX: Final = 200_000  #: bounds the index, which is kept in memory
+PARTIAL_RETENTION_S: Final = 600.0  #: from an interruption until it may be deleted
+TAKEOVER_S: Final = 5.0  #: a silent upload may be continued by another request
 
 PACK_PART_BYTES: Final = 256 << 10
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+_PARTIAL_NAME = re.compile(r"([0-9a-f]{64})\.part")
+_HASHED_BYTES: Final = 1 << 20
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _Partial:
+    """What arrived of a file that is uploaded in pieces."""
+
+    __slots__ = ("arrived_bytes", "digest", "upload", "written_s")
+
+    def __init__(self, arrived_bytes: int, written_s: float) -> None:
+        self.arrived_bytes = arrived_bytes
+        self.written_s = written_s  #: time of the last write
+        self.digest: hashlib._Hash | None = None  #: None: of an earlier agent
+        self.upload: BlobUpload | None = None  #: the request that adds to it
 
 
 class BlobStore:
@@ -77,7 +98,8 @@ class BlobStore:
         """Called with the name of each file that was stored, in any thread."""
         self._index: dict[str, tuple[int, float]] | None = None  #: size, expiry
         self._stored_bytes = 0  #: of all files in the index
-        self._arrived_bytes = 0  #: of uploads in progress
+        self._arrived_bytes = 0  #: of uploads in progress, and of partial files
+        self._partials: dict[str, _Partial] = {}
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file and keep it for `keep_s`; None if there is none."""
@@ -150,10 +172,62 @@ class BlobStore:
         if not _NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
+            self._check_quota(size_bytes)
             self._check_room(size_bytes)
             partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
             fd = os.open(partial, _CREATE, 0o600)
         return BlobUpload(self, sha256, size_bytes, partial, fd, keep_s)
+
+    def arrived_bytes(self, sha256: str) -> int:
+        """Return how much has arrived of a file that is uploaded in pieces."""
+        with self._lock:
+            self._load_index()
+            partial = self._partials.get(sha256)
+            return 0 if partial is None else partial.arrived_bytes
+
+    def continue_upload(
+        self, sha256: str, size_bytes: int, start: int, *, keep_s: float = RETENTION_S
+    ) -> BlobUpload:
+        """Start or continue an upload in pieces; see `start_upload`.
+
+        Args:
+            sha256: Digest of the whole file.
+            size_bytes: Size of the whole file.
+            start: Offset of the first byte that will be written; what has arrived of
+                the file from there on is dropped.
+            keep_s: How long to keep the finished file.
+
+        Raises:
+            WrongOffset: less than `start` has arrived.
+            UploadInProgress: another request adds to the file.
+        """
+        if not _NAME.fullmatch(sha256):
+            raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
+        with self._lock:
+            self._load_index()
+            partial = self._partials.get(sha256)
+            arrived = 0 if partial is None else partial.arrived_bytes
+            if start > arrived:
+                raise WrongOffset(f"{arrived} bytes of the file are here, not {start}")
+            now_s = self._now_s()
+            if partial is not None and partial.upload is not None:
+                if now_s - partial.written_s < TAKEOVER_S:
+                    raise UploadInProgress("another request sends the file")
+                partial.upload.is_superseded = True
+            self._check_quota(size_bytes)
+            self._check_room(size_bytes - arrived)
+            if partial is None:
+                partial = self._partials[sha256] = _Partial(0, now_s)
+            path = self._folder / f"{sha256}.part"
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(path, flags, 0o600)
+            upload = BlobUpload(self, sha256, size_bytes, path, fd, keep_s)
+            # Hashing its beginning may take a while.
+            partial.upload, partial.written_s = upload, inf
+            is_hashed = partial.digest is not None and arrived == start
+            digest = partial.digest if is_hashed else None
+        upload.resume(start, digest)
+        return upload
 
     def store_blob(
         self, sha256: str, data: bytes, *, keep_s: float = RETENTION_S
@@ -193,7 +267,7 @@ class BlobStore:
         if part:
             yield bytes(part)
 
-    def reserve_arrived(self, size_bytes: int) -> None:
+    def reserve_arrived(self, upload: BlobUpload, size_bytes: int) -> None:
         """Reserve room for bytes of an upload that arrived.
 
         The rest of the file is not reserved, because it may never arrive. A client
@@ -201,19 +275,60 @@ class BlobStore:
 
         Raises:
             FileQuotaExceeded: there is no room for them.
+            UploadInProgress: another request continues the upload.
         """
         with self._lock:
+            if upload.is_superseded:
+                raise UploadInProgress("another request continues to send the file")
             self._make_room(size_bytes)
             self._arrived_bytes += size_bytes
+            upload.arrived_bytes += size_bytes
+            if upload.is_resumable:
+                partial = self._partials[upload.sha256]
+                partial.arrived_bytes = upload.arrived_bytes
+                partial.written_s = self._now_s()
+
+    def begin_pieces(self, upload: BlobUpload, start: int) -> None:
+        """Drop what a partial file has after `start`, before more is written."""
+        with self._lock:
+            partial = self._partials[upload.sha256]
+            self._set_arrived(partial, start)
+            partial.written_s = self._now_s()
+
+    def pause_upload(
+        self, upload: BlobUpload, digest: hashlib._Hash, size_bytes: int
+    ) -> None:
+        """Keep what arrived of an upload in pieces, so that it can be resumed.
+
+        Args:
+            upload: The upload.
+            digest: That of its bytes.
+            size_bytes: How many bytes are on disk.
+        """
+        with self._lock:
+            if upload.is_superseded:
+                return
+            partial = self._partials[upload.sha256]
+            is_written = size_bytes == partial.arrived_bytes
+            self._set_arrived(partial, size_bytes)
+            partial.upload, partial.written_s = None, self._now_s()
+            partial.digest = digest if is_written else None
+            if not size_bytes:
+                self._delete_partial(upload.sha256)
 
     def finish_upload(self, upload: BlobUpload, *, is_whole: bool) -> None:
         """Store an upload, or delete it if it is not whole."""
         with self._lock:
             self._arrived_bytes -= upload.arrived_bytes
+            if upload.is_resumable:
+                del self._partials[upload.sha256]
             if not is_whole:
                 upload.partial.unlink(missing_ok=True)
                 return
             upload.partial.rename(self._folder / upload.sha256)
+            other = self._partials.get(upload.sha256)
+            if other is not None and other.upload is None:
+                self._delete_partial(upload.sha256)
             until_s = self._now_s() + upload.keep_s
             self._set_expiry(upload.sha256, upload.size_bytes, until_s)
         self.on_stored(upload.sha256)
@@ -234,6 +349,9 @@ class BlobStore:
             for name, (_, until_s) in list(self._load_index().items()):
                 if until_s < before_s:
                     self._delete(name)
+            for name, partial in list(self._partials.items()):
+                if partial.upload is None and partial.written_s < before_s:
+                    self._delete_partial(name)
 
     def _load_index(self) -> dict[str, tuple[int, float]]:
         """Return the index; the first call reads it from the folder."""
@@ -245,6 +363,9 @@ class BlobStore:
                 if _NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
                     self._index[place.name] = status.st_size, status.st_mtime
                     self._stored_bytes += status.st_size
+                elif match := _PARTIAL_NAME.fullmatch(place.name):
+                    self._partials[match[1]] = _Partial(status.st_size, status.st_mtime)
+                    self._arrived_bytes += status.st_size
                 else:
                     place.unlink()  # An upload that the previous agent did not finish.
         return self._index
@@ -259,15 +380,24 @@ class BlobStore:
         size_bytes, _ = self._load_index().pop(name)
         self._stored_bytes -= size_bytes
 
-    def _check_room(self, size_bytes: int) -> None:
-        """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted."""
-        kept, now_s = self._load_index(), self._now_s()
+    def _check_quota(self, size_bytes: int) -> None:
+        """Raise FileExceedsQuota if the store may never hold a file of this size."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if size_bytes > self.quota_bytes():
             raise FileExceedsQuota(
                 f"a file of {size_bytes} bytes is larger than the quota of this node,"
                 f" {self.quota_bytes()} bytes",
                 hint="raise the agent's --files-quota, or send it through another node",
             )
+
+    def _set_arrived(self, partial: _Partial, size_bytes: int) -> None:
+        self._arrived_bytes += size_bytes - partial.arrived_bytes
+        partial.arrived_bytes = size_bytes
+
+    def _check_room(self, size_bytes: int) -> None:
+        """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted."""
+        self._delete_old_partials()
+        kept, now_s = self._load_index(), self._now_s()
         used_bytes = self._stored_bytes + self._arrived_bytes
         if used_bytes + size_bytes <= self.quota_bytes() and len(kept) < FILES_MAX:
             return  # Nothing need be deleted.
@@ -279,6 +409,7 @@ class BlobStore:
     def _make_room(self, size_bytes: int) -> None:
         """Delete expired files until there is room for so many more bytes."""
         kept = self._load_index()
+        self._delete_old_partials()
         disk = shutil.disk_usage(self._folder)
         quota_bytes = self.quota_bytes() - self._arrived_bytes - size_bytes
         free_bytes = disk.free - self._reserve_bytes - size_bytes
@@ -306,6 +437,17 @@ class BlobStore:
     def _delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
         self._forget(name)
+
+    def _delete_old_partials(self) -> None:
+        """Delete the partial files of clients that did not come back."""
+        before_s = self._now_s() - PARTIAL_RETENTION_S
+        for name, partial in list(self._partials.items()):
+            if partial.upload is None and partial.written_s < before_s:
+                self._delete_partial(name)
+
+    def _delete_partial(self, name: str) -> None:
+        self._arrived_bytes -= self._partials.pop(name).arrived_bytes
+        (self._folder / f"{name}.part").unlink(missing_ok=True)
 
     def _now_s(self) -> float:
         return self._clock.now().wall_ms / 1000
@@ -338,6 +480,44 @@ class BlobUpload:
         self._digest = hashlib.sha256()
         self._remaining_bytes = size_bytes
         self.arrived_bytes = 0  #: reserved in the store
+        self.is_resumable = False
+        self.is_superseded = False  #: another request continues it
+
+    def resume(self, start: int, digest: hashlib._Hash | None) -> None:
+        """Continue after the first `start` bytes of a partial file.
+
+        Args:
+            start: Number of bytes that are kept.
+            digest: Theirs, if it is known.
+        """
+        self.is_resumable = True
+        try:
+            if digest is None:
+                self._hash_beginning(start)
+            else:
+                self._digest = digest
+            os.ftruncate(self._fd, start)
+            os.lseek(self._fd, start, os.SEEK_SET)
+        except OSError:
+            self.abort()
+            raise
+        self._blob_store.begin_pieces(self, start)
+        self.arrived_bytes = start
+        self._remaining_bytes = self.size_bytes - start
+
+    def _hash_beginning(self, size_bytes: int) -> None:
+        at = 0
+        while at < size_bytes:
+            data = os.pread(self._fd, min(_HASHED_BYTES, size_bytes - at), at)
+            if not data:
+                raise OSError(errno.EIO, "the partial file became shorter")
+            self._digest.update(data)
+            at += len(data)
+
+    @property
+    def is_complete(self) -> bool:
+        """Return True if all bytes of the file have arrived."""
+        return not self._remaining_bytes
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
@@ -346,8 +526,7 @@ class BlobUpload:
             raise ContentMismatch(
                 f"more than the announced {self.size_bytes} bytes were sent"
             )
-        self._blob_store.reserve_arrived(len(data))
-        self.arrived_bytes += len(data)
+        self._blob_store.reserve_arrived(self, len(data))
         self._digest.update(data)
         write_all(self._fd, data)
 
@@ -356,6 +535,7 @@ class BlobUpload:
         found = self._digest.hexdigest()
         if self._remaining_bytes or found != self.sha256:
             came = self.size_bytes - self._remaining_bytes
+            self._close(is_whole=False)
             raise ContentMismatch(f"received {came} bytes with the SHA-256 {found}")
         # Only the agent may enter the folder. A task that reads the file as stdin may
         # open it again as /dev/stdin.
@@ -363,9 +543,16 @@ class BlobUpload:
         self._close(is_whole=True)
 
     def abort(self) -> None:
-        """Delete the upload, unless it was finished."""
-        if self._fd >= 0:
+        """End an upload that was not finished; keep what arrived of a resumable one."""
+        if self._fd < 0:
+            return
+        if not self.is_resumable:
             self._close(is_whole=False)
+            return
+        size_bytes = os.fstat(self._fd).st_size
+        os.close(self._fd)
+        self._fd = -1
+        self._blob_store.pause_upload(self, self._digest, size_bytes)
 
     def _close(self, *, is_whole: bool) -> None:
         os.close(self._fd)

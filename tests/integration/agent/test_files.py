@@ -185,3 +185,24 @@ def _loopback(agent: Agent) -> Any:
 
     place = urlsplit(agent.ready()["api_url"])
     return http.client.HTTPConnection(str(place.hostname), place.port)
+
+
+def test_a_file_is_uploaded_in_pieces(files_mesh: list[Agent]) -> None:
+    """The answers say how much has arrived; a piece that cannot be added is refused."""
+    agent, data = files_mesh[0], os.urandom(5000)
+    name = sha256(data).hexdigest()
+
+    def send_piece(start: int, end: int, total: int = 5000) -> tuple[int, Any]:
+        place = {"Content-Range": f"bytes {start}-{end - 1}/{total}"}
+        return send(agent, data[start:end], name=name, headers=place)
+
+    status, body = send_piece(0, 2000)
+    assert (status, body["arrived"], body["bytes"]) == (202, 2000, 5000)
+    asked = {"sha256": [name]}
+    assert agent.call("POST", f"{FILES}/missing", asked)[1]["arrived"] == {name: 2000}
+    status, body = send_piece(3000, 4000)
+    assert (status, body["error"]) == (409, "Piece out of order")
+    status, body = send_piece(2000, 5000, total=4000)
+    assert (status, body["field"]) == (400, "Content-Range")
+    assert send_piece(2000, 5000)[0] == 201
+    assert agent.call("POST", f"{FILES}/missing", asked)[1]["missing"] == []

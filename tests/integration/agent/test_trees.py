@@ -69,13 +69,9 @@ def send(agent: Agent, contents: dict[str, bytes], *links: TreeLink) -> SentTree
     name = content_digest(encoded)
     by_digest = {content_digest(data): data for data in (*contents.values(), encoded)}
     sizes = {digest: len(data) for digest, data in by_digest.items()}
+    tree = TreeContents(name, sizes, lambda name, at: iter([by_digest[name][at:]]))
     with Session.at_socket(agent.ready()["socket"]) as session:
-        return session.run(
-            upload_tree(
-                session.requests,
-                TreeContents(name, sizes, lambda digest: iter([by_digest[digest]])),
-            )
-        )
+        return session.run(upload_tree(session.requests, tree))
 
 
 def nodes_of(agent: Agent) -> list[dict[str, Any]]:

@@ -17,8 +17,12 @@ from octaskly.ports import (
     RETENTION_S,
     ContentMismatch,
     FileQuotaExceeded,
+    UploadInProgress,
+    WrongOffset,
 )
 from octaskly.runner.files.blob_store import (
+    PARTIAL_RETENTION_S,
+    TAKEOVER_S,
     UNUSED_S_MAX,
     BlobStore,
 )
@@ -256,3 +260,99 @@ def test_a_content_with_another_digest_is_not_stored(blob_store: BlobStore) -> N
         blob_store.store_blob("0" * 64, b"bytes")
 
     assert blob_store.missing_files(["0" * 64]) == ["0" * 64]
+
+
+# --- Uploads in pieces -------------------------------------------------------------
+
+
+WHOLE = bytes(range(250)) * 2
+
+
+def send_piece(
+    blob_store: BlobStore, start: int, end: int, data: bytes = WHOLE
+) -> bool:
+    """Send a piece of a file, and lose the connection unless it is the last."""
+    upload = blob_store.continue_upload(name_of(WHOLE), len(data), start)
+    try:
+        upload.write(data[start:end])
+        if upload.is_complete:
+            upload.finish()
+    finally:
+        upload.abort()
+    return blob_store.touch_file(name_of(WHOLE)) is not None
+
+
+def test_an_upload_in_pieces_goes_on_where_it_stopped(blob_store: BlobStore) -> None:
+    """A piece may repeat what has arrived, but none may be left out."""
+    name = name_of(WHOLE)
+    assert not send_piece(blob_store, 0, 200)
+    with pytest.raises(WrongOffset, match="200 bytes of the file are here, not 300"):
+        send_piece(blob_store, 300, 500)
+    assert not send_piece(blob_store, 100, 300)
+    assert blob_store.arrived_bytes(name) == 300
+    assert send_piece(blob_store, 300, 500)
+
+    assert blob_store.file_path(name).read_bytes() == WHOLE
+    assert blob_store.arrived_bytes(name) == 0
+
+
+def test_the_next_agent_resumes_an_upload(tmp_path: Path, clock: SetClock) -> None:
+    """What arrived counts in the quota."""
+    folder = tmp_path / "files"
+    first = BlobStore(folder, clock=clock, quota_bytes=1000, reserve_bytes=0)
+    send_piece(first, 0, 400)
+    os.utime(folder / f"{name_of(WHOLE)}.part", (clock.now_s, clock.now_s))
+    second = BlobStore(folder, clock=clock, quota_bytes=1000, reserve_bytes=0)
+
+    with pytest.raises(FileQuotaExceeded):
+        put(second, b"o" * 601)
+    put(second, b"o" * 600)
+    second.release_file(name_of(b"o" * 600))
+    assert second.arrived_bytes(name_of(WHOLE)) == 400
+    assert send_piece(second, 400, 500)
+    put(second, b"p" * 500)
+
+
+def test_a_partial_file_without_a_client_makes_room(
+    blob_store: BlobStore, clock: SetClock, tmp_path: Path
+) -> None:
+    """After some minutes."""
+    send_piece(blob_store, 0, 400)
+    clock.now_s += PARTIAL_RETENTION_S + 1
+
+    put(blob_store, b"o" * 1000)
+
+    assert blob_store.arrived_bytes(name_of(WHOLE)) == 0
+    assert not list((tmp_path / "files").glob("*.part"))
+
+
+def test_a_wrong_piece_is_noticed_at_the_end(
+    blob_store: BlobStore, tmp_path: Path
+) -> None:
+    """Nothing of the file is kept then, so that it is sent anew."""
+    send_piece(blob_store, 0, 200, bytes(500))
+    with pytest.raises(ContentMismatch):
+        send_piece(blob_store, 200, 500)
+
+    assert not list((tmp_path / "files").iterdir())
+    assert send_piece(blob_store, 0, 500)
+    put(blob_store, b"o" * 500)
+
+
+def test_one_request_at_a_time_adds_to_a_file(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
+    """Another one may go on once the first has been silent for a while."""
+    silent = blob_store.continue_upload(name_of(WHOLE), 500, 0)
+    silent.write(WHOLE[:100])
+    with pytest.raises(UploadInProgress):
+        send_piece(blob_store, 100, 200)
+    clock.now_s += TAKEOVER_S + 1
+    assert not send_piece(blob_store, 100, 200)
+
+    with pytest.raises(UploadInProgress):
+        silent.write(WHOLE[100:200])
+    silent.abort()
+    assert blob_store.arrived_bytes(name_of(WHOLE)) == 200
+    assert send_piece(blob_store, 200, 500)
+    put(blob_store, b"o" * 500)
