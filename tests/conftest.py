@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 
 from tests.mesh.netns import isolate
+from tests.support.agents import forked_starts
 from tests.support.xdist_schedule import (
     QuietWorkerSchedule,
     only_computes,
@@ -107,6 +108,16 @@ def pytest_xdist_make_scheduler(
         if config.getoption("dist") == "loadfile"
         else None
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_starts_of_agents() -> Iterator[None]:
+    """Fork agents from a loaded interpreter; `make soak` starts each by itself."""
+    if settings.get_current_profile_name() == "soak":
+        yield
+        return
+    with forked_starts():
+        yield
 
 
 @pytest.fixture(autouse=True)

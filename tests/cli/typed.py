@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.cli_fork_server import forking_cli
+from tests.support.fork_server import forking_cli
 
 PROGRAM: list[str] = []  #: prefix of `typed` while tests run
 

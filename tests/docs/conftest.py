@@ -10,7 +10,7 @@ import pytest
 
 from tests.docs.console import Console, console
 from tests.support.agents import Agent, ending, launch, submit, until_nodes
-from tests.support.cli_fork_server import forking_cli
+from tests.support.fork_server import forking_cli
 
 
 @pytest.fixture(scope="session")

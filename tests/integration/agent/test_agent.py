@@ -20,6 +20,7 @@ from tests.support.agents import (
     AS_OTHERS,
     READY_S_MAX,
     TASKS,
+    UNFORKED,
     WAIT_S_MAX,
     Agent,
     ending,
@@ -129,7 +130,7 @@ def test_a_crash_of_an_agent_leaves_no_secret_on_a_disk(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
     try:
-        agent = start(tmp_path, "solo")
+        agent = start(tmp_path, "solo", prefix=UNFORKED)
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, before)
     with ending(agent):

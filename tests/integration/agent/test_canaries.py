@@ -10,7 +10,15 @@ from pathlib import Path
 import psutil
 
 from octaskly.trust import load_secret
-from tests.support.agents import Agent, finished, request, running, submit, until_nodes
+from tests.support.agents import (
+    UNFORKED,
+    Agent,
+    finished,
+    request,
+    running,
+    submit,
+    until_nodes,
+)
 
 
 def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:
@@ -39,7 +47,9 @@ def _shown(agent: Agent, folder: Path) -> dict[str, bytes]:
 
 def test_no_secret_is_readable_by_others(tmp_path: Path) -> None:
     """Neither the mesh secret, nor keys derived from it, nor a token in use."""
-    with running(tmp_path, "solo", extra=("--log-level", "debug")) as (agent,):
+    # A fork shows the words of its server.
+    extra = ("--log-level", "debug")
+    with running(tmp_path, "solo", extra=extra, prefix=UNFORKED) as (agent,):
         until_nodes(agent, 1)
         _, made = agent.call("POST", "/api/v1/tokens", {"role": "client"})
         token = str(made["token"])

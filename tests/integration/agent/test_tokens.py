@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.agents import (
+    UNFORKED,
     WAIT_S_MAX,
     Agent,
     ending,
@@ -34,8 +35,8 @@ SOON_S = soon_s(2.0)  #: after the answer to a revocation
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
-    """A mesh that tests do not change."""
-    with three_agents(tmp_path_factory.mktemp("shared")) as agents:
+    """A mesh that tests do not change, whose processes show their own words."""
+    with three_agents(tmp_path_factory.mktemp("shared"), prefix=UNFORKED) as agents:
         yield agents
 
 
