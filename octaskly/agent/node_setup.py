@@ -20,6 +20,7 @@ from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import API_PORT, LAN_PORT, PEER_PORT
 from octaskly.config.paths import Paths
 from octaskly.config.task_account import Account
+from octaskly.config.users import user_name
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
@@ -151,6 +152,7 @@ def describe_agent(
         descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         streams=streams,
         was_renewed=config.was_renewed,
+        task_user=config.options.task_user or user_name(os.geteuid()),
         mesh=mesh,
         lan_url=_public_url(node) if is_member else UNSET,
         peer_port=node.peer_port if is_member else UNSET,

@@ -11,6 +11,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Final
 
@@ -40,6 +41,11 @@ def allow_interrupts(deferred: list[int]) -> Iterator[None]:
             deferred.clear()
             raise KeyboardInterrupt(number)
         yield
+
+
+def interrupt_on_sigterm() -> AbstractContextManager[None]:
+    """Let SIGTERM end the block like Ctrl-C, so that it can clean up."""
+    return signal_handlers((signal.SIGTERM,), _interrupt)
 
 
 def _interrupt(number: int, _frame: object) -> None:

@@ -7,7 +7,6 @@ import os
 import posixpath
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from msgspec.structs import replace
@@ -220,15 +219,49 @@ def warn_of_local_files(
         items: Items of an array.
         outputs: What the command makes; an earlier one may have been fetched.
     """
-    made = DeclaredOutputs(map(posixpath.normpath, outputs))
-    words = (w for w in _words_in(command) if not made.covers(posixpath.normpath(w)))
-    named = [word for word in words if _is_local(word)]
-    named += islice(filter(_is_local, items[:ITEMS_CHECKED]), 1)
-    if named:
-        note(
-            f"warning: {named[0]} is in this folder, but tasks run in the worker"
-            f" directory of their node; --in {shlex.quote(named[0])} sends it along"
+    named = _local_files(command, items, outputs)
+    if not named:
+        return
+    first, sent_as = next(iter(named.items()))
+    what, it = (
+        (f"{first} is", "it")
+        if len(named) == 1
+        else (
+            f"{first} and others are",
+            "that",
         )
+    )
+    note(
+        f"warning: {what} in this folder, but tasks run in the worker directory of"
+        f" their node; --in {shlex.quote(sent_as)} sends {it} along, --here runs in"
+        " this folder on nodes that have it"
+    )
+
+
+def _local_files(
+    command: str, items: Sequence[str], outputs: Sequence[str]
+) -> dict[str, str]:
+    """Return files of the current folder that tasks name, each as a value of `--in`."""
+    words = list(_words_in(command))
+    if not items:
+        made = DeclaredOutputs(map(posixpath.normpath, outputs))
+        return {word: word for word in words if _is_named_input(word, made)}
+    named: dict[str, str] = {}
+    for position, item in enumerate(items[:ITEMS_CHECKED]):
+        made = DeclaredOutputs(
+            posixpath.normpath(fill_placeholders(out, item, position))
+            for out in outputs
+        )
+        for word in ("{}", *words):
+            filled = fill_placeholders(word, item, position)
+            if _is_named_input(filled, made):
+                named.setdefault(filled, word)
+    return named
+
+
+def _is_named_input(word: str, made: DeclaredOutputs) -> bool:
+    """Return True if a word is a local file that the task does not make itself."""
+    return _is_local(word) and not made.covers(posixpath.normpath(word))
 
 
 def _warn_of_secrets(paths: Sequence[str]) -> None:

@@ -11,8 +11,11 @@ from typing import Any, BinaryIO, Final, TypeVar
 import click
 
 from octaskly.cli import completion
+from octaskly.cli.here import HERE_PREFIX, here_fields
 from octaskly.cli.options import Duration
 from octaskly.cli.sent_files import SentPaths
+from octaskly.core.model.placeholders import PLACEHOLDER_PATTERN
+from octaskly.files.output_patterns import is_in_git
 
 STDIN_BYTES_MAX: Final = 1 << 20
 LIMITS: Final = ("memory_mb", "cpu_seconds", "file_mb", "processes")
@@ -37,6 +40,24 @@ def require_nonempty(
     if text == "":
         raise click.BadParameter("it is empty")
     return text
+
+
+def _outputs(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> list[str]:
+    """Refuse what a node would refuse, before files are sent to it."""
+    for text in texts:
+        parts = PLACEHOLDER_PATTERN.sub("x", text).split("/")
+        if text.startswith("/"):
+            why = "name a path in the folder where the command runs"
+        elif ".." in parts:
+            why = "it leads out of the folder where the command runs"
+        elif is_in_git(text):
+            why = ".git never comes home"
+        elif not any(part not in ("", ".") for part in parts):
+            why = "name files or folders, or '*'"
+        else:
+            continue
+        raise click.UsageError(f"--out {text}: {why}")
+    return list(texts)
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
@@ -203,7 +224,7 @@ TASK_OPTIONS: Final = (
         "outputs",
         multiple=True,
         metavar="PATH",
-        callback=_list,
+        callback=_outputs,
         help="A file, folder or glob that it makes, to keep and fetch. Repeatable.",
     ),
     click.option(
@@ -232,6 +253,20 @@ TASK_OPTIONS: Final = (
         metavar="DIR",
         callback=require_nonempty,
         help="The folder it runs in: absolute, or below the worker directory.",
+    ),
+    click.option(
+        "--here",
+        "is_here",
+        is_flag=True,
+        help="Run in this folder, on nodes that have it, too. Keeps a file"
+        f" {HERE_PREFIX}* in it until the end; of submit and array, until a later"
+        " --here finds it a week old.",
+    ),
+    click.option(
+        "--read-only",
+        "is_read_only",
+        is_flag=True,
+        help="With --here: on any node where the task may read the folder.",
     ),
     click.option(
         "--scratch",
@@ -305,23 +340,57 @@ DRAFT_FIELDS: Final = (
 )
 
 
-def task_options(command: _C) -> _C:
-    """Add the task options; the command gets their values as `fields` and `sent`."""
+def task_options(*, is_end_awaited: bool) -> Callable[[_C], _C]:
+    """Add the task options; the command gets their values as `fields` and `sent`.
 
-    @functools.wraps(command)
-    def gathered(*args: Any, **values: Any) -> Any:
-        fields = {field: values.pop(field) for field in DRAFT_FIELDS}
-        fields["requires"] = _requires(values)
-        sent = SentPaths(values.pop("sent_paths"), values.pop("sends_ignored"))
-        if sent.paths:
-            fields["workdir"] = "scratch"
-        elif sent.includes_ignored:
-            raise click.UsageError("--in-all: name a folder with --in")
-        return command(*args, **values, fields=fields, sent=sent)
+    Args:
+        is_end_awaited: The command returns at the end of its tasks, not before.
+    """
 
-    for flag in reversed(TASK_OPTIONS):
-        gathered = flag(gathered)
-    return gathered  # type: ignore[return-value]
+    def add_options(command: _C) -> _C:
+        @functools.wraps(command)
+        def gathered(*args: Any, **values: Any) -> Any:
+            fields = {field: values.pop(field) for field in DRAFT_FIELDS}
+            fields["requires"] = _requires(values)
+            sent = SentPaths(values.pop("sent_paths"), values.pop("sends_ignored"))
+            is_here, is_read_only = values.pop("is_here"), values.pop("is_read_only")
+            _check_folder_options(fields, sent, is_here=is_here)
+            if sent.paths:
+                fields["workdir"] = "scratch"
+            if not is_here:
+                if is_read_only:
+                    raise click.UsageError("--read-only: it goes with --here")
+                return command(*args, **values, fields=fields, sent=sent)
+            with here_fields(
+                values["idempotency_key"],
+                is_read_only=is_read_only,
+                is_kept=not is_end_awaited,
+            ) as here:
+                return command(*args, **values, fields=fields | here, sent=sent)
+
+        for flag in reversed(TASK_OPTIONS):
+            gathered = flag(gathered)
+        return gathered  # type: ignore[return-value]
+
+    return add_options
+
+
+def _check_folder_options(
+    fields: DraftFields, sent: SentPaths, *, is_here: bool
+) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if sent.includes_ignored and not sent.paths:
+        raise click.UsageError("--in-all: name a folder with --in")
+    if not is_here:
+        return
+    if fields["outputs"]:
+        raise click.UsageError(
+            "--out: with --here, what the task makes is in this folder already"
+        )
+    others = (("--in", sent.paths), ("--cwd", fields["cwd"]))
+    for flag, value in (*others, ("--scratch", fields["workdir"])):
+        if value:
+            raise click.UsageError(f"{flag}: with --here, tasks run in this folder")
 
 
 def strings_in(fields: DraftFields) -> list[str]:

@@ -53,6 +53,7 @@ class Fetching:
         declared = [out.path for out in task.outputs if out.bytes is not None]
         home = HomeFolder(Path(folder), task=task.id, declared=declared, sent=sent)
         self.is_empty = not declared
+        self.placed = home.placed  #: paths of files and links that have arrived
         self._task = task
         self._unpacker = Unpacker(home)
         self._on_progress = on_progress

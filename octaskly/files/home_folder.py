@@ -9,6 +9,7 @@ outputs. A local file that changed since it was sent is kept.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -88,14 +89,14 @@ class HomeFolder:
         self._declared = DeclaredOutputs(declared)
         self._sent = sent or {}
         self._suffix = f".octaskly-{self.task}"
-        self._placed: set[str] = set()
+        self.placed: set[str] = set()  #: paths of entries so far
         self._folders_above: set[str] = set()
 
     def start_over(self) -> None:
         """Expect a whole tree anew; what is in its place stays until it is replaced."""
         self.kept.clear()
         self.skipped_links.clear()
-        self._placed.clear()
+        self.placed.clear()
         self._folders_above.clear()
 
     def check_entry(self, entry: TarEntry) -> None:
@@ -114,11 +115,11 @@ class HomeFolder:
             raise _hostile(path, "it is not a declared output")
         if entry.is_link and self._declared.names(path):
             raise _hostile(path, "a declared output must not become a link")
-        if path in self._placed or path in self._folders_above:
+        if path in self.placed or path in self._folders_above:
             raise _hostile(path, "it occurs twice")
-        if any(folder in self._placed for folder in above):
+        if any(folder in self.placed for folder in above):
             raise _hostile(path, "it lies below a file or link")
-        self._placed.add(path)
+        self.placed.add(path)
         self._folders_above.update(above)
 
     def open_file(self, entry: TarEntry, partial: str = "") -> HomeFile:
@@ -137,12 +138,12 @@ class HomeFolder:
                 name = partial or f"{PARTIAL_PREFIX}{secrets.token_hex(8)}"
                 mode = 0o777 if entry.is_executable else 0o666
                 flags = _REOPEN if partial else _CREATE
-                fd = os.open(name, flags, mode, dir_fd=parent.fd)
+                fd = _open_locked(name, flags, mode, parent.fd)
             except BaseException:
                 os.close(parent.fd)
                 raise
         except OSError as error:
-            raise self.local_error(entry.path, error) from error
+            raise self.local_error(entry.path, error) from None
         return HomeFile(self, entry, parent.fd, parent.names[-1], name, fd)
 
     def place_link(self, entry: TarEntry) -> None:
@@ -161,7 +162,7 @@ class HomeFolder:
             finally:
                 os.close(parent.fd)
         except OSError as error:
-            raise self.local_error(entry.path, error) from error
+            raise self.local_error(entry.path, error) from None
 
     def place_folder(self, entry: TarEntry) -> None:
         """Create an empty folder."""
@@ -169,7 +170,7 @@ class HomeFolder:
             parent = self._open_parent(f"{entry.path}/.", may_follow_last=False)
             os.close(parent.fd)
         except OSError as error:
-            raise self.local_error(entry.path, error) from error
+            raise self.local_error(entry.path, error) from None
 
     def rename(
         self, path: str, dir_fd: int, name: str, place: str, sha256: bytes | None
@@ -302,7 +303,7 @@ class HomeFile:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
             self.discard()
-            raise self._home.local_error(self.entry.path, error) from error
+            raise self._home.local_error(self.entry.path, error) from None
 
     def finish(self) -> None:
         """Move the file into its place."""
@@ -314,7 +315,7 @@ class HomeFile:
             self._home.rename(path, self._dir_fd, self.name, self._place, sha256)
         except OSError as error:
             self.discard()
-            raise self._home.local_error(path, error) from error
+            raise self._home.local_error(path, error) from None
         self.close()
 
     def discard(self) -> None:
@@ -340,6 +341,19 @@ def file_digest(name: str, dir_fd: int | None = None) -> bytes:
     """
     with os.fdopen(os.open(name, _READ, dir_fd=dir_fd), "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def _open_locked(name: str, flags: int, mode: int, dir_fd: int) -> int:
+    """Open a file to write it; raise OSError if another fetch is writing it."""
+    fd = os.open(name, flags, mode, dir_fd=dir_fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise
+    except OSError:
+        pass  # Some network disks have no locks.
+    return fd
 
 
 def _hostile(path: str, why: str) -> HostileTree:

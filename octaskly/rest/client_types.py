@@ -124,3 +124,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     files: list[dict[str, str]] = []
     tree: dict[str, Any] | None = None
     stdin_file: dict[str, str] | None = None
+    same_folder: dict[str, Any] | None = None

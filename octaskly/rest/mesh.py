@@ -221,6 +221,7 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
     descriptors_max: int
     streams: int = 0
     was_renewed: bool = False
+    task_user: str = ""  #: that tasks run as
     mesh: str | None = None
     lan_url: str | msgspec.UnsetType = msgspec.UNSET
     peer_port: int | msgspec.UnsetType = msgspec.UNSET

@@ -200,6 +200,14 @@ class TaskTree(BlobRef, frozen=True, kw_only=True):
     lent: bool = False  #: a client sends its files when a node wants them
 
 
+class SameFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """A file by which a node recognises the folder in which a task must run."""
+
+    name: str
+    sha256: str
+    read_only: bool = False
+
+
 class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the asked files a node lacks."""
 
@@ -267,6 +275,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     files: list[TaskFile] = []
     tree: TaskTree | None = None
     stdin_file: BlobRef | None = None
+    same_folder: SameFolder | None = None
     grace: int | None = None
     requires: Requirements | None = None
     limits: ResourceLimits | None = None
@@ -284,7 +293,8 @@ class TaskEnd(TaskLine, frozen=True, kw_only=True):
 class MemberResult(msgspec.Struct, frozen=True, kw_only=True):
     """Result of a member of an array, in a stream of results.
 
-    `position` counts members from 0.
+    `position` counts members from 0. `outputs` and `outputs_missing` are left out if
+    there are none, or very many.
     """
 
     id: str
@@ -303,6 +313,8 @@ class MemberResult(msgspec.Struct, frozen=True, kw_only=True):
     stdout_truncated: bool | None
     stderr_bytes: int | None
     stderr_truncated: bool | None
+    outputs: list[Output] | msgspec.UnsetType = msgspec.UNSET
+    outputs_missing: list[str] | msgspec.UnsetType = msgspec.UNSET
     index: int
     position: int
 

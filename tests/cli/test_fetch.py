@@ -19,6 +19,7 @@ from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
 from octaskly.cli.output import fetched
 from octaskly.client import Session
 from octaskly.rest.client_types import Task
+from tests.cli.stand_in import Api
 from tests.cli.typed import typed, without_wait_reason
 from tests.support.agents import until
 
@@ -125,7 +126,7 @@ def test_a_missing_output_after_success_is_an_error(
     )
 
     assert done.returncode == 125
-    assert re.fullmatch(r"task-\S+ has not made \*\.o, gone\n", done.stderr)
+    assert re.fullmatch(r"task-\S+ has no output \*\.o, gone\n", done.stderr)
     assert texts_in(home) == {"made": "\n"}
     shown = json.loads(octaskly(agent, home, "show", "last", "--json").stdout)
     assert (shown["status"], shown["exit_code"]) == ("completed", 0)
@@ -318,3 +319,179 @@ def test_fetch_brings_the_outputs_of_an_array(agent: DemoAgent, home: Path) -> N
     assert "both have the output r" in refused.stderr
     assert member.returncode == 0, member.stderr
     assert texts_in(home) == {"r1": "1\n", "r2": "2\n", "r3": "3\n", "two/r": "2\n"}
+
+
+# --- What is refused, and what goes wrong ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("..", "it leads out of the folder where the command runs"),
+        ("a/../../x", "it leads out of the folder where the command runs"),
+        ("/etc/x", "name a path in the folder where the command runs"),
+        (".git", ".git never comes home"),
+        ("a/.GIT/hooks/*", ".git never comes home"),
+        ("./", "name files or folders, or '*'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "submit", "map"])
+def test_outputs_that_cannot_be_are_refused_first(
+    api: Api, environ: dict[str, str], command: str, path: str, why: str
+) -> None:
+    """Before files are sent."""
+    done = subprocess.run(
+        typed("--node", "here", command, "--in", "no", "--out", path, "--", "true"),
+        capture_output=True,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, api.requests) == (2, [])
+    hint = f"  hint: octaskly {command} --help\n"
+    assert done.stderr.decode() == f"error: --out {path}: {why}\n{hint}"
+
+
+def test_what_is_no_file_is_not_kept(agent: DemoAgent, home: Path) -> None:
+    """A FIFO, also in a folder; the rest of the folder comes home, without set-id."""
+    alone = octaskly(
+        agent, home, "run", "--scratch", "--out", "pipe", "--", "mkfifo pipe"
+    )
+    make = "mkdir -p d/.git; touch d/.git/x d/app; chmod 6755 d/app; mkfifo d/pipe"
+    among = octaskly(agent, home, "run", "--scratch", "--out", "d", "--", make)
+
+    assert alone.returncode == 125
+    first, second = alone.stderr.splitlines()
+    assert re.fullmatch(r"task-\S+ has no output pipe", first)
+    assert second == "output pipe was not kept: not a file or folder"
+    assert (among.returncode, among.stderr) == (
+        0,
+        "output d/pipe was not kept: not a file or folder\n",
+    )
+    assert texts_in(home) == {"d/app": ""}
+    assert (home / "d" / "app").stat().st_mode & 0o7777 == 0o755
+
+
+def test_patterns_of_two_items_that_cover_one_file_replace_nothing(
+    agent: DemoAgent, home: Path
+) -> None:
+    """That cannot be seen before; the one that ends later is saved beside the other."""
+    done = octaskly(
+        agent,
+        home,
+        *("map", "-k", "--scratch", "--out", "{}*", "echo {} >bb; echo {} >{}.own"),
+        *(":::", "b", "bb"),
+    )
+
+    assert done.returncode == 125
+    [name] = [name for name in texts_in(home) if "octaskly" in name]
+    assert texts_in(home) == {
+        "b.own": "b\n",
+        "bb": "b\n",
+        name: "bb\n",
+        "bb.own": "bb\n",
+    }
+    assert f"bb is kept as it is here; fetched as {name}\n" in done.stderr
+
+
+def in_small_folder(agent: DemoAgent, home: Path, script: str) -> Call:
+    """Run shell text in a folder with a disk of 1 MB of its own."""
+    disk = f"mount -t tmpfs -o size=1000k none {home}; cd {home}"
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    cli = f"{sys.executable} -m octaskly --state-dir {agent.state}"
+    return subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c"),
+            f'{disk}; octaskly() {{ {cli} "$@"; }}; {script}',
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_a_full_disk_here_is_said_and_nothing_is_half_done(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Files that were there keep their content; with room, the fetch goes on."""
+    make = "echo new >a; head -c 700000 /dev/zero >b; cp b c"
+    done = in_small_folder(
+        agent,
+        home,
+        "echo old >c; head -c 500000 /dev/zero >ballast;"
+        f" octaskly run --scratch --out a --out b --out c -- '{make}'; echo $?;"
+        " cat a c; ls; rm ballast; octaskly fetch last; echo $?; rm b;"
+        " octaskly fetch last --json >fetched; echo $?; wc -c <c; rm fetched; ls -A",
+    )
+
+    said = done.stderr.splitlines()
+    assert done.stdout.split() == [
+        *("125", "new", "old", "a", "ballast", "c"),
+        *("1", "0", "700000", "a", "c"),
+    ], done
+    full = r"error: the disk of this machine has no room for [bc]"
+    hint = r"  hint: octaskly fetch task-\S+    once there is room"
+    ended = r"no longer fetching; to go on with: octaskly fetch task-\S+"
+    expected = f"{ended}\n{full}\n{hint}\n{full}\n{hint}"
+    found = "\n".join(line for line in said if not line.startswith("queued: "))
+    assert re.fullmatch(expected, found), done.stderr
+
+
+SLOW = """
+import os, signal, sys
+from octaskly.cli import main
+from octaskly.cli.output import fetched
+fetched.DRAW_S = 1e-9
+show = fetched._Progress.show
+def show_and_interrupt(self, arrived, total):
+    show(self, arrived, total)
+    if arrived > 2_000_000 and "stop" in os.environ:
+        os.kill(os.getpid(), signal.SIGINT)
+fetched._Progress.show = show_and_interrupt
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_fetch_shows_progress_and_resumes(agent: DemoAgent, home: Path) -> None:
+    """On a terminal; after Ctrl-C the next one starts where it was."""
+    make = "head -c 6000000 /dev/urandom >big; cksum <big"
+    ran = octaskly(agent, home, "submit", "--scratch", "--out", "big", "--", make)
+    octaskly(agent, home, "wait", ran.stdout.strip())
+
+    said = []
+    for stop in ({"stop": "1"}, {}):
+        fetch = pexpect.spawn(
+            sys.executable,
+            ["-c", SLOW, "--state-dir", str(agent.state), "fetch", "last"],
+            encoding="utf-8",
+            timeout=60,
+            cwd=home,
+            env=os.environ | stop,
+        )
+        said.append(fetch.read())
+        fetch.close()
+        said.append(str(fetch.exitstatus))
+
+    shown = r"fetching ([\d.]+) MB of 6\.0 MB, [\d.]+ [kMG]?B/s, [\w. ?]+ left"
+    assert (said[1], said[3]) == ("130", "0"), said
+    assert re.search(shown, said[0])
+    match = re.search(shown, said[2])
+    assert match is not None, said
+    assert float(match[1]) >= 2.0
+    assert "big: fetched 1 file, 6.0 MB" in said[2]
+    logs = octaskly(agent, home, "logs", "last").stdout
+    check = subprocess.run(
+        ["cksum", home / "big"], capture_output=True, text=True, check=True
+    )
+    assert logs.split()[:2] == check.stdout.split()[:2]
+    assert names_in(home) == ["big"]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of files in a folder, hidden ones, too."""
+    return sorted(path.name for path in folder.iterdir())

@@ -107,7 +107,7 @@ def test_show_prints_the_requested_options(three_tasks: Api, octaskly: Run) -> N
         "env:         A=1",
         "cwd:         src",
         "workdir:     scratch",
-        "stdin:       2.0 KiB",
+        "stdin:       2.0 kB",
         "grace:       0 s",
         "limits:      memory_mb=64",
         "needs:       label disk=ssd, cpus=2",
@@ -127,7 +127,7 @@ def test_show_says_that_the_stdin_was_freed(three_tasks: Api, octaskly: Run) -> 
 
     done = octaskly("show", "2")
 
-    assert "stdin:       2.0 KiB, freed" in done.stdout.decode().splitlines()
+    assert "stdin:       2.0 kB, freed" in done.stdout.decode().splitlines()
 
 
 def test_ls_reports_further_tasks_on_stderr(three_tasks: Api, octaskly: Run) -> None:
@@ -167,7 +167,7 @@ def test_show_prints_all_known_fields(three_tasks: Api, octaskly: Run) -> None:
         "created:     2026-02-06T11:00:00Z\n"
         "ended:       2026-02-06T12:00:00Z\n"
         "took:        1.2 s\n"
-        "outputs:     a.txt (2.0 KiB), b.txt (missing)\n"
+        "outputs:     a.txt (2.0 kB), b.txt (missing)\n"
         "stdout:      4 B\n"
         "stderr:      4 B\n"
     )
@@ -257,7 +257,7 @@ def test_logs_report_missing_output_and_reruns(three_tasks: Api, octaskly: Run) 
     assert done.stdout == b"ba\xff"
     assert done.stderr.decode().splitlines() == [
         "attempt 3 on pi4; the one before it does not count: lost",
-        "2.0 KiB of stdout are missing here: why",
+        "2.0 kB of stdout are missing here: why",
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -299,8 +300,12 @@ def _leads_to(link: Path, place: Path) -> bool:
         (["run", "--", "wc -l <src/text"], "src/text"),
         (["run", "--", "true --file=src/text"], "src/text"),
         (["run", "--", "true; ls 'a.log'"], "a.log"),
-        (["map", "-k", "true", ":::", "x", "a.log", "src"], "a.log"),
+        (["run", "--", "ls src"], "src"),
+        (["map", "-k", "true", ":::", "x", "a.log"], "a.log {}"),
+        (["map", "-k", "true $OCTASKLY_ITEM", ":::", "x", "a.log"], "a.log {}"),
+        (["map", "cat {}.log", ":::", "x", "a"], "a.log {}.log"),
         (["map", "cat src/text", ":::", "x"], "src/text"),
+        (["map", "--out", "{.}.log", "./g {.}.log", ":::", "a.c"], None),
         (["run", "--", "greet"], None),
         (["run", "--", "true", "-", ".", "..", "/etc/hosts", "no"], None),
         (["run", "--", "echo 'open"], None),
@@ -317,12 +322,27 @@ def test_a_command_that_names_local_files_warns_before_it_runs(
     """Tasks do not run in the user's folder; only `run` and `map` look as if."""
     said = octaskly(*arguments).stderr.decode()
 
+    name, _, sent_as = (named or "").partition(" ")
     warning = (
-        f"warning: {named} is in this folder, but tasks run in the worker directory of"
-        f" their node; --in {named} sends it along\n"
+        f"warning: {name} is in this folder, but tasks run in the worker directory of"
+        f" their node; --in {shlex.quote(sent_as or name)} sends it along, --here runs"
+        " in this folder on nodes that have it\n"
     )
     assert said.startswith(warning) if named else "warning" not in said
     assert said.count("warning") == (1 if named else 0)
+
+
+def test_a_warning_about_several_files_names_one(
+    api: Api, octaskly: Run, project: Path
+) -> None:
+    """A list of thousands helps nobody."""
+    said = octaskly("run", "--", "diff src/text a.log").stderr.decode()
+
+    assert said == (
+        "warning: src/text and others are in this folder, but tasks run in the worker"
+        " directory of their node; --in src/text sends that along, --here runs in this"
+        " folder on nodes that have it\n"
+    )
 
 
 # --- Files of the items of an array ------------------------------------------------

@@ -112,6 +112,7 @@ class Host:
         *args: str,
         secret: Path | None = None,
         env: Mapping[str, str] | None = None,
+        mounts: str = "",
         is_awaited: bool = True,
     ) -> Agent:
         """Start an agent here, and wait until it is ready.
@@ -121,6 +122,7 @@ class Host:
             args: Further options of `octaskly agent`.
             secret: The file of the mesh secret; None: the agent finds its own.
             env: Further environment variables.
+            mounts: Shell text that mounts what only this agent sees.
             is_awaited: True to wait; otherwise read its `description` later.
         """
         name = name or self.name
@@ -133,6 +135,7 @@ class Host:
             options += ["--secret-file", str(secret)]
         with (folder / "agent.log").open("ab") as log:
             process = self.popen(
+                *with_mounts(mounts),
                 *(sys.executable, "-m", self.program, "agent", *options, *args),
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -335,6 +338,14 @@ class Lab:
                 print(
                     f"--- {agent.name} (exit {agent.process.poll()})", *lines, sep="\n"
                 )
+
+
+def with_mounts(mounts: str) -> list[str]:
+    """Return the prefix of a command on a host that sees mounts of its own.
+
+    `ip netns exec` has made a mount namespace for it.
+    """
+    return ["sh", "-ec", f'{mounts}\nexec "$@"', "sh"] if mounts else []
 
 
 def _bridge_commands(number: int) -> list[str]:

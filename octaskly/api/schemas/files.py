@@ -15,6 +15,7 @@ from octaskly.core.model.task_options import (
     TREE_FOLDERS_MAX,
     BlobRef,
     InputTree,
+    SameFolder,
     UploadedFile,
 )
 from octaskly.files.manifest import ManifestError, check_path
@@ -22,6 +23,7 @@ from octaskly.files.pack import ASKED_FILES_MAX
 from octaskly.rest import tasks as rest
 
 FILES_MAX: Final = 256
+NAME_CHARS_MAX: Final = 128  #: of the file in `same_folder`
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -55,6 +57,14 @@ class OfferIn(RequestBody, gc=False):
     """The digest of a tree that a client lends."""
 
     sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
+
+
+class SameFolderIn(RequestBody, gc=False):
+    """A file by which a node recognises the folder in which a task must run."""
+
+    name: Annotated[str, openapi_schema(minLength=1, maxLength=NAME_CHARS_MAX)]
+    sha256: Annotated[str, openapi_schema(pattern=f"^{SHA256.pattern}$")]
+    read_only: bool = False
 
 
 class TreesIn(RequestBody):
@@ -96,6 +106,10 @@ TREE_HINT: Final = (
     "an object with sha256, the digest of a manifest, node, by name or id, and perhaps"
     " folders; with `workdir`: scratch"
 )
+SAME_FOLDER_HINT: Final = (
+    f"an object with name (of a file in `cwd`, up to {NAME_CHARS_MAX} characters),"
+    " sha256, and perhaps read_only; with an absolute `cwd`"
+)
 FOLDERS_HINT: Final = (
     f"at most {TREE_FOLDERS_MAX} relative paths of up to {TREE_FOLDER_CHARS_MAX}"
     f" characters, each with one {ITEM_DIGEST_PLACEHOLDER} at most"
@@ -132,6 +146,41 @@ def check_blob(content: BlobIn, field: str) -> BlobRef:
     if (why := _source_error(content.sha256, content.node)) is not None:
         raise InvalidField(field, why)
     return BlobRef(sha256=content.sha256, node=content.node)
+
+
+def parse_same_folder(
+    same: SameFolderIn | None, cwd: str, *, is_scratch: bool
+) -> SameFolder | None:
+    """Return the file by which a node recognises `cwd`, if a task names one.
+
+    Raises:
+        InvalidField: it is invalid, or there is no folder to recognise.
+    """
+    if same is None:
+        return None
+    if is_scratch or not cwd.startswith("/"):
+        raise InvalidField(
+            "same_folder", "it needs an absolute `cwd`, and no scratch folder"
+        )
+    if "/" in same.name or len(same.name) > NAME_CHARS_MAX:
+        raise InvalidField("same_folder.name", f"unusable name {same.name[:80]!r}")
+    try:
+        check_path(same.name)
+    except ManifestError as error:
+        raise InvalidField("same_folder.name", str(error)) from None
+    if not SHA256.fullmatch(same.sha256):
+        what = f"{same.sha256[:80]!r} is not a SHA-256 in hexadecimal"
+        raise InvalidField("same_folder.sha256", what)
+    return SameFolder(name=same.name, sha256=same.sha256, is_read_only=same.read_only)
+
+
+def render_same_folder(same: SameFolder | None) -> rest.SameFolder | None:
+    """Return the JSON of the file by which a node recognises a folder."""
+    if same is None:
+        return None
+    return rest.SameFolder(
+        name=same.name, sha256=same.sha256, read_only=same.is_read_only
+    )
 
 
 def render_blob(content: BlobRef | None) -> rest.BlobRef | None:

@@ -131,6 +131,7 @@ class OptionsIn(RequestBody, gc=False):
     files: given.Files = ()
     tree: given.TreeIn | None = None
     stdin_file: given.BlobIn | None = None
+    same_folder: given.SameFolderIn | None = None
 
 
 NO_OPTIONS: Final = TaskOptions()
@@ -170,6 +171,7 @@ FIELD_HINTS: Final = {
     "tree": given.TREE_HINT,
     "stdin_file": "an object with sha256 and node, by name or id, and no other stdin",
     "folders": given.FOLDERS_HINT,
+    "same_folder": given.SAME_FOLDER_HINT,
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
@@ -203,6 +205,11 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
         files=given.parse_files(fields.files, is_scratch=fields.workdir == "scratch"),
         stdin_file=_stdin_file(fields),
         tree=given.parse_tree(fields.tree, is_scratch=fields.workdir == "scratch"),
+        same_folder=given.parse_same_folder(
+            fields.same_folder,
+            fields.cwd or "",
+            is_scratch=fields.workdir == "scratch",
+        ),
     )
     return None if options == NO_OPTIONS else options
 
@@ -234,6 +241,7 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "files": given.render_files(options.files),
         "tree": given.render_tree(options.tree),
         "stdin_file": given.render_blob(options.stdin_file),
+        "same_folder": given.render_same_folder(options.same_folder),
         "grace": options.grace_s,
         "requires": requires
         and rest.Requirements(

@@ -28,6 +28,8 @@ from octaskly.core.model.tasks import (
 from octaskly.core.replies import TaskExplanation
 from octaskly.rest import tasks as rest
 
+RESULT_OUTPUTS_MAX: Final = 256  #: in a stream of results
+
 encode = msgspec.json.encode
 _fields = msgspec.structs.asdict
 
@@ -156,6 +158,8 @@ def result(
     """
     state, attempt, outcome = _visible(record)
     seen = outcome if outcome and outcome.was_observed else None
+    files = outcome.outputs if outcome else ()
+    has_outputs = 0 < len(files) <= RESULT_OUTPUTS_MAX
     return rest.MemberResult(
         id=member_id(TaskId(array), index),
         status=state,
@@ -170,6 +174,8 @@ def result(
         stderr=_base64(seen.stderr) if seen else None,
         encoding="base64",
         **_sizes(outcome),
+        outputs=_outputs(record, outcome) if has_outputs else msgspec.UNSET,
+        outputs_missing=_outputs_missing(outcome) if has_outputs else msgspec.UNSET,
         index=index,
         position=position,
     )

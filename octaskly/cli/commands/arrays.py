@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import re
 import shlex
@@ -21,6 +22,7 @@ from octaskly.cli.commands.run import (
 )
 from octaskly.cli.commands.submit import make_draft, request_options, submit_drafts
 from octaskly.cli.context import CliContext
+from octaskly.cli.here import make_here_file_again
 from octaskly.cli.interrupts import allow_interrupts, defer_first_interrupt
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
 
 SEPARATOR: Final = ":::"
+NO_DIGEST: Final = b""  #: of a file that must not be replaced
 _RANGE: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?")
 
 
@@ -155,7 +158,7 @@ _max_fails = click.option(
 
 
 @click.command(epilog="Example: octaskly array 1-1000 -- ./simulate --seed {}")
-@task_options
+@task_options(is_end_awaited=False)
 @request_options
 @_max_fails
 @click.argument("numbers", metavar="FIRST-LAST[:STEP]")
@@ -217,7 +220,7 @@ def array(
     help="Instead of a command: what did not succeed of an earlier array.",
 )
 @_max_fails
-@task_options
+@task_options(is_end_awaited=True)
 @request_options
 @click.argument(
     "words",
@@ -278,15 +281,16 @@ def map_(
 
 def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
     """Run the members of an array again that did not succeed."""
-    return _run_array(
-        context,
-        lambda client, _files: _retry_array(client, ref),
-        make_files=lambda: SentFiles(SentPaths()),
-        cwd=None,
-        items=(),
-        keep_order=keep_order,
-        declared=None,
-    )
+    with contextlib.ExitStack() as here:
+        return _run_array(
+            context,
+            lambda client, _files: _retry_array(client, ref, here),
+            make_files=lambda: SentFiles(SentPaths()),
+            cwd=None,
+            items=(),
+            keep_order=keep_order,
+            declared=None,
+        )
 
 
 def _numbers(text: str) -> Sequence[str]:
@@ -352,8 +356,12 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
         )
 
 
-def _retry_array(client: Session, ref: str) -> Task:
+def _retry_array(client: Session, ref: str, files: contextlib.ExitStack) -> Task:
+    """Retry an array; the file of one with `--here` is there until `files` closes."""
     full = resolve_ref(client, ref)
+    earlier = client.send_and_decode(rest_calls.task(full), Task)
+    if file := make_here_file_again(earlier):
+        files.enter_context(file)
     task = client.send_and_decode(rest_calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was retried before, as {task.id}")
@@ -416,7 +424,8 @@ class _MemberFetcher:
     """Fetches the outputs of members into the current folder, as they end."""
 
     def __init__(self, client: Session, sent: Mapping[str, bytes]) -> None:
-        self._client, self._sent = client, sent
+        self._client = client
+        self._known = dict(sent)  #: SHA-256 that a file here may have to be replaced
         self._files = self._bytes = 0
         self._is_complete = True
 
@@ -428,16 +437,27 @@ class _MemberFetcher:
         """
         from octaskly.cli.output import fetched  # noqa: PLC0415 - for outputs only
 
+        if member.exit_code is None:
+            return  # It did not run to an end, so nothing was kept.
         try:
-            ended = self._client.send_and_decode(rest_calls.task(member.id), Task)
-            found = fetched.fetch_outputs(self._client, ended, Path(), sent=self._sent)
+            # The result has no outputs if there are very many.
+            ended = member if member.outputs else self._read(member.id)
+            placed: set[str] = set()
+            found = fetched.fetch_outputs(
+                self._client, ended, Path(), sent=self._known, placed=placed
+            )
         except Refused as error:
             report_error(error, about=member.id)
             self._is_complete = False
             return
+        # Patterns of two members may cover the same file. The first one is kept.
+        self._known |= dict.fromkeys(placed, NO_DIGEST)
         self._is_complete &= fetched.report_fetched(ended, found)
         self._files += found.files
         self._bytes += found.bytes
+
+    def _read(self, task: str) -> Task:
+        return self._client.send_and_decode(rest_calls.task(task), Task)
 
     def finish(self, declared: Sequence[str]) -> int:
         """Say what was fetched; return the exit code of an array that succeeded."""

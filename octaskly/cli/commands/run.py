@@ -61,7 +61,7 @@ OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78
     context_settings={"ignore_unknown_options": False},
     epilog="Example: octaskly run --timeout 15m -- make -C project test",
 )
-@task_options
+@task_options(is_end_awaited=True)
 @request_options
 @click.option("--json", "as_json", is_flag=True, help="Print the task as JSON instead.")
 @click.argument(
@@ -84,7 +84,8 @@ def run(
     """Run a command somewhere in the mesh, as if it ran here.
 
     One argument is shell text; several are joined as a shell would quote them.
-    The command reads your stdin, if that is a pipe or a file.
+    The command reads your stdin, if that is a pipe or a file, as ssh does:
+    in a `while read` loop, add </dev/null.
     Exit code: the command's own; 124 timed out, 128+N ended by signal N,
     125 Octaskly failed, 5 no agent or dispatcher.
     """
@@ -323,7 +324,7 @@ def _print_end(task: Task, fetched: str) -> None:
 
 def _print_failure(task: Task) -> None:
     what = {
-        "inputs": "no worker has its inputs, or room",
+        "inputs": "no worker has its inputs, its folder, or room",
         "lost": "its worker was lost",
         "limit": "it exceeded a limit",
         "poison": "every worker that ran it was lost",

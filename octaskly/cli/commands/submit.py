@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
+from octaskly.cli.here import note_other_user
 from octaskly.cli.output.render import note
 from octaskly.cli.output.terminal import on_one_line, print_text
 from octaskly.cli.sent_files import SentFiles, SentPaths
@@ -98,7 +99,7 @@ class _Line(NamedTuple):
 
 
 @click.command(epilog="Example: octaskly submit --name nightly -- ./backup.sh")
-@task_options
+@task_options(is_end_awaited=False)
 @request_options
 @click.option(
     "--file",
@@ -164,6 +165,8 @@ def submit_drafts(
         MeshError: the reference in `after` is ambiguous.
     """
     drafts = [*_with_resolved_parents(client, drafts)]
+    if any(draft.same_folder for draft in drafts):
+        note_other_user(client)
     if key is None and (named := _with_ids(client, drafts)) is not None:
         drafts, key = named, client.requests.new_key()
     for index, body in enumerate(_batches(drafts)):

@@ -11,6 +11,7 @@ from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration
 from octaskly.cli.output.render import (
+    data_size,
     duration,
     for_each_task,
     format_optional_duration,
@@ -206,16 +207,18 @@ def _outputs(task: Task) -> str | None:
         if output.bytes is None:
             shown.append(f"{output.path} (missing)" if task.is_final else output.path)
         elif output.files is None:
-            shown.append(f"{output.path} ({size(output.bytes)})")
+            shown.append(f"{output.path} ({data_size(output.bytes)})")
         else:
-            shown.append(f"{output.path} ({output.files} files, {size(output.bytes)})")
+            shown.append(
+                f"{output.path} ({output.files} files, {data_size(output.bytes)})"
+            )
     return ", ".join(shown) or None
 
 
 def _stream(count: int | None, *, cut: bool | None) -> str | None:
     if not count:
         return None
-    return f"{size(count)}{', cut' if cut else ''}"
+    return f"{data_size(count)}{', cut' if cut else ''}"
 
 
 @click.command(epilog="Example: octaskly logs -f last")

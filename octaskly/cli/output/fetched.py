@@ -27,8 +27,16 @@ def fetch_outputs(
     folder: Path,
     *,
     sent: Mapping[str, bytes] | None = None,
+    placed: set[str] | None = None,
 ) -> Fetched:
     """Place the outputs of an ended task in a folder.
+
+    Args:
+        client: Session with a node.
+        task: The task.
+        folder: The folder.
+        sent: SHA-256 of the files that were sent; one that has changed is kept.
+        placed: Gets the paths of what was placed.
 
     Raises:
         Refused: the node refuses.
@@ -44,6 +52,8 @@ def fetch_outputs(
                 with closing(client.iterate(flow)) as parts:
                     for part in parts:
                         fetching.take(part)
+            if placed is not None:
+                placed |= fetching.placed
             return fetching.finish()
     finally:
         progress.clear()
@@ -57,7 +67,7 @@ def report_fetched(task: Task, fetched: Fetched) -> bool:
         note(f"{path} was not fetched: a link that would lead out of its folder")
     is_missing = bool(fetched.missing) and task.exit_code == 0
     if is_missing:
-        note(f"{task.id} has not made {listed(fetched.missing)}")
+        note(f"{task.id} has no output {listed(fetched.missing)}")
     return not (fetched.kept or is_missing)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octaskly.cli.output.render import note, size
+from octaskly.cli.output.render import data_size, note
 from octaskly.cli.output.terminal import write_output
 from octaskly.client.flows import streams
 from octaskly.rest.client_types import Task
@@ -86,10 +86,8 @@ class OutputPrinter:
                 write_output(log.kind, log.data)
                 self._has_printed = True
             case "gap":
-                what = (
-                    f"{size(details['bytes'])} of {details['stream']} are missing here"
-                )
-                note(f"{what}: {details['reason']}")
+                gap = f"{data_size(details['bytes'])} of {details['stream']}"
+                note(f"{gap} are missing here: {details['reason']}")
                 self.has_gaps = True
             case "attempt" if self._has_printed:
                 what = f"attempt {details['attempt']} on {details['node']}"

@@ -8,10 +8,10 @@ from typing import Any, Final
 import msgspec
 
 from octaskly.cli.output.render import (
+    data_size,
     format_optional_duration,
     note,
     print_fields,
-    size,
 )
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import ARRAYS, Call, resource_path
@@ -70,7 +70,7 @@ def _stdin(task: Task) -> str | None:
     """Return the size of the stdin, None without any."""
     if not task.stdin_bytes:
         return None
-    return f"{size(task.stdin_bytes)}{', freed' if task.stdin_freed else ''}"
+    return f"{data_size(task.stdin_bytes)}{', freed' if task.stdin_freed else ''}"
 
 
 def _retries(task: Task) -> str | None:

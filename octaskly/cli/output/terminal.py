@@ -134,8 +134,8 @@ class ProgressLine:
     def show(self, text: str) -> None:
         """Draw the line."""
         if self._is_shown:
-            self._text = on_one_line(text)
-            _write_error(f"\r{self._text}")
+            before, self._text = self._text, on_one_line(text)
+            _write_error(f"\r{self._text:<{len(before)}}")
 
     def clear(self) -> None:
         """Clear the line before other output."""

@@ -56,6 +56,7 @@ class TaskFields(TypedDict, total=False):
     labels: Mapping[str, str]
     env: Mapping[str, str]
     cwd: str
+    same_folder: Mapping[str, Any]
     workdir: Literal["scratch"]
     stdin: str | bytes
     grace: int

@@ -215,7 +215,8 @@ class Explainer:
             *unmet_requirements(member, requires),
         ]
         if member.id in task.nodes_lacking_inputs:
-            permanent.append(RejectionReason("input", f"lacks {task.missing_input}"))
+            what = dict(task.missing_inputs).get(member.id, "an input")
+            permanent.append(RejectionReason("input", f"lacks {what}"))
         if permanent:
             yield from permanent
             return
@@ -332,7 +333,8 @@ def _describe_record(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
         how = f": {_describe_member_failures(record.progress)}"
     elif record.state is TaskState.FAILED and outcome is not None:
         if outcome.reason is EndReason.INPUTS:
-            return f"it failed: no worker has its inputs, or room: {outcome.detail}"
+            what = "no worker has its inputs, its folder, or room"
+            return f"it failed: {what}: {outcome.detail}"
         how = f": {_describe_outcome(outcome)}"
     return f"it {_END_VERBS[record.state]}{where}{how}"
 

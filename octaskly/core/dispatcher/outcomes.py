@@ -285,8 +285,7 @@ class OutcomeRecorder:
             self._step.requeue_task(task, now, wait_s)
             return outcome
         if outcome.reason is EndReason.INPUTS:
-            task.nodes_lacking_inputs |= {node}
-            task.missing_input = outcome.detail
+            task.add_missing_inputs(node, outcome.detail)
             workers = self._pool.capable_workers(task.requires)
             if (
                 task.nodes_lacking_inputs.issuperset(workers)
@@ -308,7 +307,10 @@ class OutcomeRecorder:
             self._step.requeue_task(task, now)
             return outcome
         self._queue.end(task, TaskState.FAILED)
-        return replace(outcome, state=AttemptState.FAILED, exit_code=None)
+        detail = task.describe_missing_inputs()
+        return replace(
+            outcome, state=AttemptState.FAILED, exit_code=None, detail=detail
+        )
 
 
 def _spec_of(report: Report) -> TaskSpec:

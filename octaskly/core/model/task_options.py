@@ -143,6 +143,14 @@ class InputTree(BlobRef, frozen=True, array_like=True, kw_only=True):
     is_lent: bool = False  #: the node asks a client for what it lacks
 
 
+class SameFolder(Struct, frozen=True, array_like=True, kw_only=True):
+    """A file by which a node recognises the folder in which a task must run."""
+
+    name: Word  #: of the file, in the folder
+    sha256: Word  #: hexadecimal digest of its content
+    is_read_only: bool = False  #: the task does not write to the folder
+
+
 End = Literal["success", "failure", "any"]
 DEPENDENCY_ENDS: tuple[End, ...] = get_args(End)
 """Ends of a dependency that release a task; the log stores their positions here."""
@@ -187,6 +195,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     stdin_file: BlobRef | None = None  #: instead of `stdin`, of any size
     freed_stdin: FreedStdin | None = None
     """Stands for `stdin`, which is then empty; the bytes were freed after the end."""
+    same_folder: SameFolder | None = None  #: `cwd` must be the folder with this file
 
     @property
     def stdin_bytes(self) -> int:
@@ -213,6 +222,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
             + sum(len(f.path) + len(f.sha256) + len(f.node) for f in self.files)
             + sum(len(c.sha256 + c.node) for c in (self.tree, self.stdin_file) if c)
             + sum(map(len, self.tree.folders if self.tree else ()))
+            + sum(len(f.name + f.sha256) for f in (self.same_folder,) if f)
         )
 
 

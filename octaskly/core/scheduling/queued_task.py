@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from octaskly.core.model.arrays import RemainingMembers
 from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries
+
+MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
+MISSING_CHARS_MAX: Final = 500  #: of each text
 
 
 class Stage(IntEnum):
@@ -61,7 +65,8 @@ class QueuedTask:
     last_attempt_n: int = 0  #: highest attempt number known
     reported: tuple[AttemptId, ...] = ()  #: attempts whose ends were reported
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
-    missing_input: str = ""  #: the input that the last of them named
+    missing_inputs: tuple[tuple[NodeId, str], ...] = ()
+    """What the first of them lack."""
     final_state: TaskState | None = None  #: set even if an attempt still runs
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable
@@ -93,6 +98,22 @@ class QueuedTask:
     def slots(self) -> int:
         """Number of slots that an attempt holds."""
         return slots_of(self.spec.options)
+
+    def add_missing_inputs(self, node: NodeId, text: str) -> None:
+        """Record what a node lacks to run the task."""
+        self.nodes_lacking_inputs |= {node}
+        if len(text) > MISSING_CHARS_MAX:
+            text = f"{text[: MISSING_CHARS_MAX - 3]}..."
+        named = {**dict(self.missing_inputs), node: text}
+        if len(named) <= MISSING_TEXTS_MAX:
+            self.missing_inputs = tuple(named.items())
+
+    def describe_missing_inputs(self) -> str:
+        """Return what the nodes lack, each text once."""
+        texts = list(dict.fromkeys(text for _, text in self.missing_inputs))
+        if more := len(self.nodes_lacking_inputs) - len(self.missing_inputs):
+            texts.append(f"and {more} more nodes lack something")
+        return "; ".join(texts)
 
 
 @dataclass(slots=True)

@@ -243,8 +243,7 @@ class TaskQueue:
             # Inputs that a worker lacked in an earlier epoch may have arrived since.
             lacked_inputs = outcome is not None and outcome.reason is EndReason.INPUTS
             if outcome is not None and lacked_inputs and attempt.id.term == self._term:
-                task.nodes_lacking_inputs |= {attempt.node}
-                task.missing_input = outcome.detail
+                task.add_missing_inputs(attempt.node, outcome.detail)
         return task
 
     def outstanding(self, node: NodeId) -> int:

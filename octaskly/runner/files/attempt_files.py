@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId
-from octaskly.core.model.task_options import BlobRef, UploadedFile
+from octaskly.core.model.task_options import BlobRef, TaskOptions, UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
@@ -29,6 +29,7 @@ from octaskly.runner.files.capture import (
     capture_outputs,
     outputs_folder,
 )
+from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.output.output_archive import OutputArchive
 
@@ -44,6 +45,7 @@ class Prepared(NamedTuple):
     missing: list[str]  #: missing inputs and files, as text
     folder: Path | None  #: its scratch folder, if it has one and nothing is missing
     stdin_fd: int | None = None  #: the file that it reads, if it has one
+    problem: FolderProblem | None = None  #: of the folder of a client
 
 
 class AttemptSources(NamedTuple):
@@ -58,7 +60,12 @@ def needs_preparation(spec: TaskSpec) -> bool:
     """Return True if something must be checked, fetched or created for an attempt."""
     options = spec.options
     return bool(spec.inputs) or (
-        options is not None and (options.is_scratch or options.stdin_file is not None)
+        options is not None
+        and (
+            options.is_scratch
+            or options.stdin_file is not None
+            or options.same_folder is not None
+        )
     )
 
 
@@ -107,6 +114,8 @@ class ScratchFolders:
             FilesAwaited: a client has not sent all of its files.
             OSError: inputs could not be checked, or no folder could be created.
         """
+        if (problem := self._find_folder_problem(spec.options)) is not None:
+            return Prepared([], None, problem=problem)
         missing = []
         if spec.inputs:
             missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
@@ -128,6 +137,15 @@ class ScratchFolders:
             if spec.options is not None and is_lent(spec.options.tree):
                 raise FilesAwaited(str(error), retry_s=0.0) from None
             return Prepared([str(error)], None)
+
+    def _find_folder_problem(self, options: TaskOptions | None) -> FolderProblem | None:
+        """Return why a task cannot run in the folder of a client that it names."""
+        same = None if options is None else options.same_folder
+        if options is None or same is None:
+            return None
+        return self._task_user_ops.find_folder_problem(
+            options.cwd, same.name, same.sha256, may_write=not same.is_read_only
+        )
 
     def _fetch(
         self, sources: AttemptSources, may_continue: Callable[[], bool]

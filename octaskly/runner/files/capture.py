@@ -78,7 +78,8 @@ class CapturedOutputs(NamedTuple):
 
 def too_large_text(bytes_max: int) -> str:
     """Return why an output above the bound was not kept."""
-    bound = f"{bytes_max >> 20} MiB" if bytes_max >> 20 else f"{bytes_max} bytes"
+    megabytes = bytes_max // 1_000_000
+    bound = f"{megabytes} MB" if megabytes else f"{bytes_max} bytes"
     return f"its worker has room for {bound} of outputs of one task"
 
 

@@ -22,6 +22,7 @@ if __name__ == "__main__":
     # As in the launcher: the agent passes the folders of this package and of msgpack.
     sys.path[:] = [*sys.argv[4:], *sys.path[1:]]
 
+from octaskly.runner.files.same_folder import FolderProblem, find_folder_problem
 from octaskly.runner.files.scratch_folder import (
     create_file,
     finish_files,
@@ -60,6 +61,9 @@ _OPERATIONS: dict[str, Callable[..., object]] = {
         folder for folder in map(os.fsdecode, folders) if not _is_usable(folder)
     ],
     "missing": lambda workdir, inputs: missing_inputs(_path(workdir), inputs),
+    "folder": lambda folder, name, sha256, may_write: _packed_problem(
+        find_folder_problem(os.fsdecode(folder), name, sha256, may_write=may_write)
+    ),
     "scratch": lambda base, workdir, inputs, cwd: os.fsencode(
         make_scratch(_path(base), _path(workdir), inputs, cwd)
     ),
@@ -84,6 +88,10 @@ def _packed(entry: FolderEntry) -> list[object]:
     """Return an entry for a message; names of files may be any bytes."""
     name, mode, size_bytes, mtime_ns, target = entry
     return [os.fsencode(name), mode, size_bytes, mtime_ns, os.fsencode(target)]
+
+
+def _packed_problem(problem: FolderProblem | None) -> list[object] | None:
+    return None if problem is None else [problem.kind, os.fsencode(problem.path)]
 
 
 def _path(raw: bytes) -> Path:

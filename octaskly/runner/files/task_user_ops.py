@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from octaskly.config.task_account import Account
+from octaskly.config.users import user_name
 from octaskly.runner import launch_protocol
 from octaskly.runner.files import task_user_helper
+from octaskly.runner.files.same_folder import FolderProblem, find_folder_problem
 from octaskly.runner.files.scratch_folder import (
     FinishedFile,
     create_file,
@@ -50,8 +52,17 @@ _T = TypeVar("_T")
 class TaskUserOps(Protocol):
     """Operations that need the rights of the tasks' user. All methods block."""
 
+    @property
+    def user(self) -> str:
+        """The name of that user."""
+
     def missing_inputs(self, workdir: Path, inputs: Iterable[str]) -> list[str]:
         """See `workdir.missing_inputs`."""
+
+    def find_folder_problem(
+        self, folder: str, name: str, sha256: str, *, may_write: bool
+    ) -> FolderProblem | None:
+        """See `same_folder.find_folder_problem`."""
 
     def make_scratch(
         self, base: Path, workdir: Path, inputs: Iterable[str], cwd: str
@@ -95,7 +106,13 @@ class TaskUserOps(Protocol):
 class SameUserOps:
     """Operations for tasks that run as the agent's own user."""
 
+    @property
+    def user(self) -> str:
+        """The name of the agent's user."""
+        return user_name(os.geteuid())
+
     missing_inputs = staticmethod(missing_inputs)
+    find_folder_problem = staticmethod(find_folder_problem)
     make_scratch = staticmethod(make_scratch)
     find_entry = staticmethod(find_entry)
     list_folder = staticmethod(list_folder)
@@ -130,6 +147,11 @@ class TaskUserHelper:
         self._frame_buffer = launch_protocol.FrameBuffer()
         self._is_closed = False
 
+    @property
+    def user(self) -> str:
+        """The name of the user."""
+        return self._account.name
+
     def unwritable_folders(self, folders: Iterable[Path]) -> list[str]:
         """Return the folders in which tasks could not create files.
 
@@ -147,6 +169,16 @@ class TaskUserHelper:
             "missing", _path_bytes(workdir), list(inputs)
         )
         return missing
+
+    def find_folder_problem(
+        self, folder: str, name: str, sha256: str, *, may_write: bool
+    ) -> FolderProblem | None:
+        """Return why tasks could not run in a client's folder; None if they can."""
+        found = self._request("folder", os.fsencode(folder), name, sha256, may_write)
+        if found is None:
+            return None
+        kind, path = found
+        return FolderProblem(kind, os.fsdecode(path))
 
     def make_scratch(
         self, base: Path, workdir: Path, inputs: Iterable[str], cwd: str

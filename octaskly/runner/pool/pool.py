@@ -33,6 +33,7 @@ from octaskly.runner.files.attempt_files import (
 from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
 from octaskly.runner.files.capture import CapturedOutputs
 from octaskly.runner.files.lenders import LENDER_WAIT_S
+from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import task_user_ops_for
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.attempts import (
@@ -428,9 +429,12 @@ class Pool:
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
         elif isinstance(found, BaseException):
             self._end_attempt(item, preparation_failed(found, self._node_name))
-        elif found.missing:
+        elif found.missing or found.problem is not None:
+            lacks = found.missing
+            if found.problem is not None:
+                lacks = [self._describe_problem(item.spec, found.problem)]
             self._end_attempt(
-                item, released_outcome(EndReason.INPUTS, ", ".join(found.missing))
+                item, released_outcome(EndReason.INPUTS, ", ".join(lacks))
             )
         elif item.is_return_requested:
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
@@ -457,6 +461,10 @@ class Pool:
     def _resume_preparing(self, item: PoolAttempt) -> None:
         del self._awaiting_files[item]
         self._prepare(item)
+
+    def _describe_problem(self, spec: TaskSpec, problem: FolderProblem) -> str:
+        folder = spec.options.cwd if spec.options else ""
+        return problem.describe(folder, self._node_name, self._task_user_ops.user)
 
     def _on_captured(self, item: PoolAttempt, outcome: Outcome, found: object) -> None:
         if not isinstance(found, CapturedOutputs):

@@ -506,3 +506,39 @@ def test_trees_end_with_their_agent() -> None:
         agent.process.kill()
         agent.process.wait()
         until(lambda: not processes_with(word), "all are gone", deadline_s=soon_s(1.5))
+
+
+# -- folders of clients ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_read_only", "reason"),
+    [
+        (0o777, False, None),
+        (0o755, True, None),
+        (0o755, False, "who may not write to it"),
+        (0o700, True, "who may not enter FOLDER"),
+    ],
+)
+def test_a_folder_is_checked_with_the_rights_of_the_task(
+    agent: Agent, mode: int, is_read_only: bool, reason: str | None
+) -> None:
+    """The agent may enter more, but it says nothing about what tasks cannot see."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        content = b"by root\n"
+        (Path(folder) / "mark").write_bytes(content)
+        Path(folder).chmod(mode)
+        same = {
+            "name": "mark",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "read_only": is_read_only,
+        }
+
+        task = run(agent, "pwd", cwd=folder, same_folder=same)
+
+    if reason is None:
+        assert task["stdout"] == f"{folder}\n", task
+        return
+    why = f"permission denied: on two, tasks run as {as_unit.TASKS[0]}, {reason}"
+    assert (task["status"], task["reason"]) == ("failed", "inputs")
+    assert task["detail"] == f"the folder {folder} ({why})".replace("FOLDER", folder)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octaskly.errors import OctasklyError
+from octaskly.files import unpacker as unpacking
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.home_folder import FetchError, HomeFolder, HostileTree, KeptFile
 from octaskly.files.manifest import TreeFile, TreeLink, make_manifest
@@ -241,6 +242,31 @@ def test_two_fetches_at_once_leave_whole_files(tmp_path: Path) -> None:
 
 
 # --- resuming ----------------------------------------------------------------------
+
+
+def test_a_file_that_another_fetch_writes_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writers of one file would leave a hole in it for a while."""
+    monkeypatch.setattr(unpacking, "SAVE_BYTES", 100)
+    home, data = tmp_path / "home", archive(tmp_path, {"a": "a" * 5000})
+    first = Unpacker(HomeFolder(home, task=ID, declared=["a"]))
+    first.begin("etag", 0)
+    first.add_data(data[:2000])
+    assert f".octaskly-fetch-{ID}" in texts_in(home)
+
+    second = Unpacker(HomeFolder(home, task=ID, declared=["a"]))
+    assert second.offset == 0
+    second.begin("etag", 0)
+    second.add_data(data)
+    second.finish()
+    assert (home / "a").read_text() == "a" * 5000
+    first.add_data(data[2000:])
+    first.finish()
+
+    for each in (first, second):
+        each.close()
+    assert texts_in(home) == {"a": "a" * 5000}
 
 
 def test_an_interrupted_fetch_resumes_at_every_byte(tmp_path: Path) -> None:

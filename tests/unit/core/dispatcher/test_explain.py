@@ -512,7 +512,7 @@ def test_a_task_without_its_inputs_failed_on_no_node() -> None:
 
     assert (
         explanation.summary
-        == "it failed: no worker has its inputs, or room: a.txt, b.txt"
+        == "it failed: no worker has its inputs, its folder, or room: a.txt, b.txt"
     )
 
 
