@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRemoving
 from contextlib import suppress
 from pathlib import Path
+from posixpath import normpath
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId
@@ -174,6 +175,10 @@ class ScratchFolders:
             self._place_files(folder, options.files)
             if options.tree is not None:
                 self._place_tree(folder, options.tree)
+            self._task_user_ops.make_output_folders(
+                folder,
+                [normpath(f"{options.cwd or '.'}/{path}") for path in spec.outputs],
+            )
         except (OutputNotFound, OSError):
             self.discard_folder(folder)
             raise

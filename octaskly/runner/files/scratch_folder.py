@@ -9,9 +9,11 @@ import secrets
 import tempfile
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from octaskly.files.output_patterns import has_wildcards
 from octaskly.runner.files.workdir import path_components
 
 PLAIN_MODE: Final = 0o644
@@ -172,6 +174,26 @@ def make_folders(folder: Path, paths: Iterable[str]) -> None:
     """
     for path in paths:
         _target(folder, path).mkdir(exist_ok=True)
+
+
+def make_output_folders(folder: Path, outputs: Iterable[str]) -> None:
+    """Create the folders above declared outputs, up to the first wildcard.
+
+    A file or link in the way is left, since a link may lead out of the folder.
+
+    Raises:
+        OSError: one could not be created.
+    """
+    for path in outputs:
+        parts = path_components(path) or []
+        place = folder
+        for part in takewhile(lambda part: not has_wildcards(part), parts[:-1]):
+            place /= part
+            try:
+                place.mkdir()
+            except FileExistsError:
+                if place.is_symlink() or not place.is_dir():
+                    break
 
 
 def _target(folder: Path, path: str) -> Path:

@@ -28,6 +28,7 @@ from octaskly.runner.files.scratch_folder import (
     finish_files,
     make_folders,
     make_links,
+    make_output_folders,
     make_scratch,
     remove_tree,
 )
@@ -74,6 +75,7 @@ _OPERATIONS: dict[str, Callable[..., object]] = {
     "finish": lambda folder, files: finish_files(_path(folder), files),
     "links": lambda folder, links: make_links(_path(folder), links),
     "folders": lambda folder, paths: make_folders(_path(folder), paths),
+    "above": lambda folder, paths: make_output_folders(_path(folder), paths),
     "remove": lambda folder: _is_removal_unfinished(_path(folder)),
     "end": lambda marks, pids: list(proc_tree.kill_marked(set(marks), set(pids))),
     "wake": proc_tree.continue_processes,

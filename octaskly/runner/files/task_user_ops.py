@@ -28,6 +28,7 @@ from octaskly.runner.files.scratch_folder import (
     finish_files,
     make_folders,
     make_links,
+    make_output_folders,
     make_scratch,
     remove_tree,
 )
@@ -90,6 +91,9 @@ class TaskUserOps(Protocol):
     def make_folders(self, folder: Path, paths: Sequence[str]) -> None:
         """See `scratch_folder.make_folders`."""
 
+    def make_output_folders(self, folder: Path, outputs: Sequence[str]) -> None:
+        """See `scratch_folder.make_output_folders`."""
+
     def remove_folder(self, folder: Path, may_continue: Callable[[], bool]) -> bool:
         """See `scratch_folder.remove_tree`."""
 
@@ -121,6 +125,7 @@ class SameUserOps:
     finish_files = staticmethod(finish_files)
     make_links = staticmethod(make_links)
     make_folders = staticmethod(make_folders)
+    make_output_folders = staticmethod(make_output_folders)
     remove_folder = staticmethod(remove_tree)
     kill_marked = staticmethod(proc_tree.kill_marked)
     continue_processes = staticmethod(proc_tree.continue_processes)
@@ -223,6 +228,11 @@ class TaskUserHelper:
         """Create folders that belong to that user, in several short requests."""
         for part in batched(paths):
             self._request("folders", _path_bytes(folder), part)
+
+    def make_output_folders(self, folder: Path, outputs: Sequence[str]) -> None:
+        """Create folders that belong to that user, in several short requests."""
+        for part in batched(outputs):
+            self._request("above", _path_bytes(folder), part)
 
     def remove_folder(self, folder: Path, may_continue: Callable[[], bool]) -> bool:
         """Remove a folder in several short requests."""

@@ -81,7 +81,7 @@ async def test_outputs_are_captured_from_the_scratch_folder(tmp_path: Path) -> N
         (made.workdir / "out").mkdir()
         (made.workdir / "out" / "r").write_text("wrong")
         name = made.start(
-            "mkdir out; printf right >out/r", outputs=("out/r", "no"), options=SCRATCH
+            "printf right >out/r", outputs=("out/r", "no"), options=SCRATCH
         )
         outcome = await made.end_of(name[0])
 
@@ -112,6 +112,32 @@ async def test_outputs_are_relative_to_the_folder_where_the_command_runs(
 
             assert outcome.outputs == (OutputFile("d", 2, 1), OutputFile("2", 2))
             assert outcome.detail == ""
+
+
+async def test_folders_above_outputs_exist_at_the_start(tmp_path: Path) -> None:
+    """Not the output itself, nothing above a wildcard, and nothing behind a link."""
+    async with rig(tmp_path) as made:
+        (made.workdir / "given").mkdir()
+        lines = await lines_of(
+            made,
+            "find . -mindepth 1 | sort",
+            inputs=("given",),
+            outputs=("a/b/c", "d/e*/f", "given/new/g", "single", "**/any"),
+            options=TaskOptions(is_scratch=True),
+        )
+        below = await lines_of(
+            made,
+            "find . -mindepth 1",
+            outputs=("h/i",),
+            options=TaskOptions(is_scratch=True, cwd="x/y"),
+        )
+        outside = TaskOptions(is_scratch=True, cwd=str(tmp_path))
+        await lines_of(made, "true", outputs=("elsewhere/x",), options=outside)
+
+        assert lines == ["./a", "./a/b", "./d", "./given"]
+        assert below == ["./h"]
+        assert list((made.workdir / "given").iterdir()) == []
+        assert not (tmp_path / "elsewhere").exists()
 
 
 async def test_cwd_is_below_the_scratch_folder(tmp_path: Path) -> None:

@@ -171,6 +171,13 @@ def test_inputs_are_looked_up_with_the_rights_of_the_task(agent: Agent) -> None:
     assert printed(agent, command, inputs=["room/input"], workdir="scratch") == "fine\n"
 
 
+def test_a_task_may_write_to_the_folder_above_an_output(agent: Agent) -> None:
+    """It belongs to the tasks' user."""
+    task = submit(agent, "echo x > a/b/c", outputs=["a/b/c"], workdir="scratch")
+
+    assert finished(agent, task)["outputs_missing"] == []
+
+
 def test_an_uploaded_file_is_a_copy_owned_by_the_task(agent: Agent) -> None:
     """Tasks cannot read the folder of the agent's own copy."""
     data = b"left" * 1000
