@@ -299,6 +299,25 @@ def test_two_items_with_the_same_output_are_refused(
     assert not (agent.state.parent / "work" / "ran").exists()
 
 
+def test_fetch_brings_what_a_glob_covers_of_each_member(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Frames have numbers of their own; of two files of one name, the first is kept."""
+    ref = octaskly(
+        *(agent, home, "array", "--scratch", "--out", "*.png", "1-3", "--"),
+        "echo {} >00{}.png; echo {} >same.png",
+    ).stdout.strip()
+    octaskly(agent, home, "wait", ref)
+
+    fetched = octaskly(agent, home, "fetch", ref, "--to", "frames")
+
+    made = {path.name: path.read_text() for path in (home / "frames").iterdir()}
+    beside = {f"same.png.octaskly-{ref}.{number}": f"{number}\n" for number in (2, 3)}
+    frames = {f"00{number}.png": f"{number}\n" for number in (1, 2, 3)}
+    assert made == {**frames, "same.png": "1\n", **beside}
+    assert fetched.returncode == 125
+
+
 def test_fetch_brings_the_outputs_of_an_array(agent: DemoAgent, home: Path) -> None:
     """Unless two members have the same."""
     ref = octaskly(

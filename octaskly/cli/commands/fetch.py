@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -18,9 +18,11 @@ from octaskly.client import Session
 from octaskly.client.errors import Conflict
 from octaskly.client.flows import queries, rest_calls
 from octaskly.errors import MeshError
-from octaskly.files.output_patterns import prefixes
+from octaskly.files.output_patterns import has_wildcards, prefixes
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Task
+
+NO_DIGEST: Final = b""  #: of a file that must not be replaced
 
 
 @click.command(epilog="Example: octaskly fetch last --to results")
@@ -50,10 +52,13 @@ def fetch(
     """
     results = []
     is_complete = True
+    taken: dict[str, bytes] = {}  #: files of other members, which globs may cover too
     with context.connect() as client:
         full = resolve_ref(client, ref)
         for task in _tasks_with_outputs(client, full):
-            fetched = fetch_outputs(client, task, folder)
+            placed: set[str] = set()
+            fetched = fetch_outputs(client, task, folder, sent=taken, placed=placed)
+            taken |= dict.fromkeys(placed, NO_DIGEST)
             is_complete &= report_fetched(task, fetched)
             results.append((task, fetched))
     if as_json:
@@ -94,11 +99,15 @@ def _tasks_with_outputs(client: Session, ref: str) -> list[Task]:
 
 
 def _check_distinct(members: Iterable[Task]) -> None:
-    """Raise MeshError if two members would be placed in the same files."""
+    """Raise MeshError if two members would be placed in the same files.
+
+    What a glob covers is seen file by file: one that is there already is kept.
+    """
     owners: dict[str, str] = {}
     leading: dict[str, str] = {}
     for member in members:
-        for path in (out.path for out in member.outputs if out.bytes is not None):
+        kept = (out.path for out in member.outputs if out.bytes is not None)
+        for path in (path for path in kept if not has_wildcards(path)):
             above = list(prefixes(path))
             found = [owners.get(folder) for folder in above] + [leading.get(path)]
             other = next(
