@@ -173,7 +173,7 @@ def name_path(path: str, place: str | None, folder: str, *, text: str) -> NamedP
             raise ManifestError(
                 f"{text!r} leads out of this folder, so it needs a place in the"
                 " task's folder",
-                hint=f"{path}={name or 'NAME'}",
+                hint=f"write {path}={name or 'NAME'}",
             )
         place = path
     names = _names_in(place)

@@ -182,8 +182,8 @@ def array(
 ) -> None:
     """Hand in a command once for each number, as one array.
 
-    Prints its id. {} in the command stands for the number, which is in
-    OCTASKLY_ITEM, too.
+    Prints its id. {} in the command, --in and --out stands for the number, which is
+    in OCTASKLY_ITEM, too. `octaskly fetch` gets what --out names.
     """
     wanted = _array_draft(
         command_with_placeholders(words), fields, {"range": numbers}, max_fails
@@ -248,7 +248,7 @@ def map_(
     Items stand behind :::, or are the lines of stdin. As in GNU parallel, {} stands
     for the item as one word, {.} for it without extension, {/} for its file name,
     {//} for its folder, {/.} for its file name without extension, {#} for its number;
-    without any of them the item comes last.
+    without any of them the item comes last. They work in --in and --out as well.
 
     Exit code: 0 if all succeeded, else 1.
     """

@@ -59,7 +59,7 @@ OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78
 
 @click.command(
     context_settings={"ignore_unknown_options": False},
-    epilog="Example: octaskly run --timeout 15m -- make -C project test",
+    epilog="Example: octaskly run --in . --out build/ -- make -j4",
 )
 @task_options(is_end_awaited=True)
 @request_options
@@ -82,6 +82,9 @@ def run(
     sent: SentPaths,
 ) -> int:
     """Run a command somewhere in the mesh, as if it ran here.
+
+    Its folder is one of the node that runs it: --in sends files of yours there, and
+    --out fetches those that it makes.
 
     One argument is shell text; several are joined as a shell would quote them.
     The command reads your stdin, if that is a pipe or a file, as ssh does:

@@ -122,6 +122,8 @@ def submit(
 ) -> None:
     """Hand in a task, or one per line of stdin with -. Prints the ids.
 
+    --in sends files of yours along, and `octaskly fetch` gets what --out names.
+
     One argument is shell text; several are joined as a shell would quote them.
     """
     if list(words) == ["-"]:

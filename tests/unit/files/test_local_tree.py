@@ -275,28 +275,28 @@ def test_parents_behind_another_link_are_an_error(tmp_path: Path) -> None:
             "../a",
             (
                 "'../a' leads out of this folder, so it needs a place in the task's"
-                " folder | ../a=a"
+                " folder | write ../a=a"
             ),
         ),
         (
             "d/../a",
             (
                 "'d/../a' leads out of this folder, so it needs a place in the task's"
-                " folder | d/../a=a"
+                " folder | write d/../a=a"
             ),
         ),
         (
             "/etc/hosts",
             (
                 "'/etc/hosts' leads out of this folder, so it needs a place in the"
-                " task's folder | /etc/hosts=hosts"
+                " task's folder | write /etc/hosts=hosts"
             ),
         ),
         (
             "/",
             (
                 "'/' leads out of this folder, so it needs a place in the task's folder"
-                " | /=NAME"
+                " | write /=NAME"
             ),
         ),
         (
