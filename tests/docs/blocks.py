@@ -5,6 +5,8 @@ run, or checked otherwise. Comments, which no reader sees, hold the instructions
 
 - `not run: WHY`: the commands of the next block are only parsed, and must exist.
 - `given: COMMANDS`: run before the next block; prepares the page's initial state.
+- `check: COMMANDS`: run where the comment stands; they fail if the block before did not
+  do what the page says.
 - `until Ctrl-C`: the commands of the next block run for ever, and are interrupted.
 - `on: NAME`: the next block is typed at this machine, not at the first one.
 - `then: Ctrl-C NAME`: ends the agent of that name, as the page instructs.
@@ -28,7 +30,8 @@ SHELLS = frozenset({"console", "sh"})
 RUN = SHELLS | {"python"}
 
 _STEP = re.compile(
-    r"^ *<!-- (?P<what>not run|given|on|then|until Ctrl-C|shown)(?:: (?P<how>.*?))? -->"
+    r"^ *<!-- (?P<what>not run|given|check|on|then|until Ctrl-C|shown)"
+    r"(?:: (?P<how>.*?))? -->"
     r"|^(?P<indent> *)```(?P<language>\S*)[^\n]*\n(?P<text>.*?)^ *```",
     re.DOTALL | re.MULTILINE,
 )
@@ -74,6 +77,10 @@ def blocks_of(page: str) -> Iterator[Block]:
                 given = []
             case "given":
                 given.append(step["how"])
+            case "check":
+                # A shell of its own, because `a && b` is no error where `a` fails.
+                yield Block(line=line, given=(*given, f"({step['how']})"))
+                given = []
             case what:
                 marks[what] = step["how"] or ""
 

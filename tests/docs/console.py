@@ -181,6 +181,8 @@ class Console:
             "PATH": f"{home}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "LC_ALL": "C.UTF-8",
         }
+        if tested := os.environ.get("PYTHONPATH"):
+            self.environ["PYTHONPATH"] = tested
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
         self._port: int | None = None  #: of the first agent's API
         self._shell: Shell | None = None
@@ -197,7 +199,7 @@ class Console:
             self._shell.close()
             self._shell = None
         if given:
-            self._ask(given)
+            self.ask(given)
 
     def do(self, block: Block) -> int:
         """Process a block; return the number of commands that ran."""
@@ -233,14 +235,27 @@ class Console:
             printed = self._succeed(text)
             assert not command.shown or alike(command.shown, printed), printed
             return
-        printed = self._ask(text)
+        printed = self.ask(text)
         deadline = time.monotonic() + DEADLINE_S
         while LOOKS.search(text) and not alike(command.shown, printed):
             # A reader takes longer to get here than nodes take to settle.
             if time.monotonic() > deadline:
                 break
-            printed = self._ask(text)
+            printed = self.ask(text)
         assert alike(command.shown, printed), (text, printed)
+
+    def ask(self, text: str) -> list[str]:
+        """Return the output lines of a command, which may fail."""
+        if self._port is not None:
+            text = text.replace("localhost:3000", f"localhost:{self._port}")
+        if self._shell is None:
+            self._shell = Shell(self.environ, self.folder, self._place)
+            self._shell.ask(PROGRAM)
+        if self._invites:
+            text = INVITE.sub(self._invites[-1], text)
+        printed = self._shell.ask(text)
+        self._invites += INVITE.findall("\n".join(printed))
+        return printed
 
     def interrupt(self, name: str) -> None:
         """Press Ctrl-C in the terminal of an agent, and wait for its end."""
@@ -257,7 +272,7 @@ class Console:
     def start(self, text: str, shown: list[str]) -> None:
         """Start an agent, and wait until it logs the shown lines, or serves."""
         name = re.search(r"--name (\S+)", text)
-        called = name[1] if name else self._ask("hostname")[0].split(".")[0]
+        called = name[1] if name else self.ask("hostname")[0].split(".")[0]
         flags = " --api-port 0 --peer-port 0 --lan-port 0"
         if "--interface lo" not in text:
             flags += " --interface lo"
@@ -295,22 +310,10 @@ class Console:
 
     def _succeed(self, text: str) -> list[str]:
         """Return the output of a command, no part of which may fail."""
-        self._ask(f"trap 'echo \"{FAILED} $BASH_COMMAND\"' ERR")
-        printed = self._ask(text)
-        self._ask("trap - ERR")
+        self.ask(f"trap 'echo \"{FAILED} $BASH_COMMAND\"' ERR")
+        printed = self.ask(text)
+        self.ask("trap - ERR")
         assert not any(line.startswith(FAILED) for line in printed), "\n".join(printed)
-        return printed
-
-    def _ask(self, text: str) -> list[str]:
-        if self._port is not None:
-            text = text.replace("localhost:3000", f"localhost:{self._port}")
-        if self._shell is None:
-            self._shell = Shell(self.environ, self.folder, self._place)
-            self._shell.ask(PROGRAM)
-        if self._invites:
-            text = INVITE.sub(self._invites[-1], text)
-        printed = self._shell.ask(text)
-        self._invites += INVITE.findall("\n".join(printed))
         return printed
 
 

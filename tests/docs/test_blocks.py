@@ -17,7 +17,7 @@ from octaskly.config.sources import read_settings_file
 from tests.docs.blocks import PAGES, ROOT, RUN, SHELLS, Block, blocks_of
 from tests.docs.console import Console
 from tests.docs.test_pages_run import PAGES as ALONE
-from tests.docs.test_pages_run import TWO_MACHINES
+from tests.docs.test_pages_run import TRAVELLING, TWO_MACHINES
 from tests.support.agents import Agent, until
 from tests.support.conformance import DOCUMENT, conforms, validates
 
@@ -25,13 +25,13 @@ BLOCKS = [
     (page, block)
     for page in PAGES
     for block in blocks_of(page.read_text())
-    if not block.stopped
+    if block.text
 ]
 SERVICE = "[Service]\nExecStart=/bin/true\n"  #: of a drop-in
 TYPED = [
     page
     for page in PAGES
-    if str(page.relative_to(ROOT)) not in (*ALONE, *TWO_MACHINES)
+    if str(page.relative_to(ROOT)) not in (*ALONE, *TWO_MACHINES, *TRAVELLING)
     and any(
         block.language in RUN and block.not_run is None
         for block in blocks_of(page.read_text())

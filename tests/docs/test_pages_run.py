@@ -21,6 +21,18 @@ EXAMPLES = ROOT / "docs" / "examples"
 LINES_MAX = 40
 TWO_MACHINES = ["README.md", "docs/tutorials/first-mesh.md"]
 """Pages that need two machines; tests/mesh/test_tutorial.py runs some."""
+TRAVELLING = {
+    f"docs/how-to/{name}.md": tools
+    for name, tools in {
+        "build-on-many-machines": ["gcc", "make"],
+        "make-thumbnails": ["identify"],
+        "render-frames": ["povray", "ffmpeg", "identify"],
+        "run-tests-in-shards": [],
+        "sweep-parameters": [],
+        "transcode-videos": ["ffmpeg"],
+    }.items()
+}
+"""Pages whose files travel, and their tools; tests/mesh/test_how_tos.py runs them."""
 
 
 @pytest.mark.timeout(600)

@@ -32,6 +32,11 @@ REQUEST_S = 30.0
 CARRIER_S = 45.0
 DECOY_HOST = "172.17.0.1"  #: of the docker0 of each host
 TUNNEL_NET = "10.8.0."
+HIDE = """
+while [ "$1" != -- ]; do mount -t tmpfs tmpfs "$1" || exit 1; shift; done
+shift; exec "$@"
+"""
+"""Covers folders for one command; `ip netns exec` gave it mounts of its own."""
 
 
 class Host:
@@ -55,7 +60,11 @@ class Host:
     @property
     def prefix(self) -> list[str]:
         """The command prefix for this namespace; the command keeps the pid."""
-        return ["ip", "netns", "exec", self.netns]
+        place = ["ip", "netns", "exec", self.netns]
+        if not self._lab.has_own_disks:
+            return place
+        others = [str(host.folder) for host in self._lab.hosts if host is not self]
+        return [*place, "sh", "-c", HIDE, "hide", *others, "--"]
 
     def popen(self, *args: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start a command here; it is killed at the end of the lab."""
@@ -216,7 +225,14 @@ class Host:
 class Lab:
     """A switch with hosts; use it as a context manager."""
 
-    def __init__(self, hosts: int = 3) -> None:
+    def __init__(self, hosts: int = 3, *, has_own_disks: bool = False) -> None:
+        """Describe it; nothing is made yet.
+
+        Args:
+            hosts: The number of hosts.
+            has_own_disks: True if commands on a host cannot see the folders of others.
+        """
+        self.has_own_disks = has_own_disks
         self.prefix = f"ok{os.getpid():x}{_next_number():x}"
         self.switch = f"{self.prefix}sw"
         self.folder = Path(tempfile.mkdtemp(prefix="oklab-"))
