@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mesh.netns import wait_until
+from tests.support.fork_server import ForkedProcess
 
 START_S = 90.0  #: seconds until an agent is ready, with many on a busy machine
 STOP_S = 45.0
@@ -33,7 +34,10 @@ class Agent:
     """An `octaskly agent` that was started on a host."""
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", folder: Path, name: str
+        self,
+        process: "subprocess.Popen[bytes] | ForkedProcess",
+        folder: Path,
+        name: str,
     ) -> None:
         self.process = process
         self.folder = folder

@@ -23,7 +23,8 @@ from typing import Any, Self, TypeVar
 
 from tests.mesh.agents import Agent, Answer
 from tests.mesh.netns import NETNS, end_all_in, enter, have_carrier, ip, wait_until
-from tests.support.agents import UnixConnection
+from tests.support.agents import UnixConnection, fork_agent
+from tests.support.fork_server import ForkedProcess
 
 T = TypeVar("T")
 
@@ -142,12 +143,25 @@ class Host:
         options += ["--workdir", str(folder / "work")]
         if secret is not None:
             options += ["--secret-file", str(secret)]
-        with (folder / "agent.log").open("ab") as log:
-            process = self.popen(
+        words = ["agent", *options, *args]
+        # Without a secret it looks for a mesh while it loads its modules.
+        is_plain = not env and not mounts
+        is_usual = self.program == "octaskly" and secret is not None and is_plain
+        process: ForkedProcess | subprocess.Popen[bytes] | None = None
+        with (
+            (folder / "agent.log").open("ab") as log,
+            Path(os.devnull).open("rb") as nothing,
+        ):
+            files = (nothing, log, log)
+            if is_usual:
+                process = fork_agent(
+                    words, environ=environ, files=files, netns=self.netns
+                )
+            process = process or self.popen(
                 *with_mounts(mounts),
-                *(sys.executable, "-m", self.program, "agent", *options, *args),
+                *(sys.executable, "-m", self.program, *words),
                 env=environ,
-                stdin=subprocess.DEVNULL,
+                stdin=nothing,
                 stdout=log,
                 stderr=log,
             )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from octaskly.api.problems import NO_DISPATCHER
 from octaskly.trust import create_secret_file
@@ -173,6 +173,19 @@ def forked_starts() -> Iterator[None]:
         _forks.clear()
 
 
+def fork_agent(
+    words: Sequence[str],
+    *,
+    environ: Mapping[str, str],
+    files: Sequence[IO[bytes]],
+    netns: str = "",
+) -> ForkedProcess | None:
+    """Start an agent as `ForkServer.start` does; None if none is forked now."""
+    if not _forks:
+        return None
+    return _forks[0].start(words, environ=environ, files=files, netns=netns)
+
+
 def launch(
     state: Path,
     secret: Path,
@@ -200,20 +213,18 @@ def launch(
     words += ["--secret-file", str(secret), *ports, *extra]
     is_usual = program == "octaskly" and environ is os.environ and not prefix
     environ = {k: v for k, v in environ.items() if not k.startswith("OCTASKLY_")}
-    process: subprocess.Popen[bytes] | ForkedProcess
+    process: subprocess.Popen[bytes] | ForkedProcess | None = None
     with (state / "log.txt").open("ab") as log, Path(os.devnull).open("rb") as nothing:
-        if _forks and is_usual:
-            files = (nothing, log, log)
-            process = _forks[0].start(words, environ=environ, files=files)
-        else:
-            process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", program, *words],
-                stdin=nothing,
-                stdout=log,
-                stderr=log,
-                env=environ,
-                pass_fds=descriptors,
-            )
+        if is_usual:
+            process = fork_agent(words, environ=environ, files=(nothing, log, log))
+        process = process or subprocess.Popen(
+            [*prefix, sys.executable, "-m", program, *words],
+            stdin=nothing,
+            stdout=log,
+            stderr=log,
+            env=environ,
+            pass_fds=descriptors,
+        )
     return Agent(process, state, time.perf_counter())
 
 

@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tests.mesh.netns import enter_as_command
+
 TYPED = """#!{python} -IS
 import os, signal, socket, sys
 
@@ -33,7 +35,7 @@ if "agent" in sys.argv[1:] or "demo" in sys.argv[1:]:
     os.execv({program!r}, [{program!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({path!r})
-request = [os.getcwd(), str(len(sys.argv) - 1), *sys.argv[1:]]
+request = [os.getcwd(), "", str(len(sys.argv) - 1), *sys.argv[1:]]
 request += [f"{{name}}={{value}}" for name, value in os.environ.items()]
 data = chr(0).join(request).encode(errors="surrogateescape")
 socket.send_fds(server, [len(data).to_bytes(4, "big")], [0, 1, 2])
@@ -104,6 +106,7 @@ class ForkServer:
         *,
         environ: Mapping[str, str],
         files: Sequence[IO[bytes]],
+        netns: str = "",
     ) -> ForkedProcess:
         """Start `octaskly` with these words.
 
@@ -111,6 +114,7 @@ class ForkServer:
             words: Its arguments.
             environ: Its environment.
             files: Its stdin, stdout and stderr.
+            netns: Its network namespace, if not that of the caller.
         """
         if self._path is None:
             folder = tempfile.TemporaryDirectory(prefix="okf-")
@@ -118,7 +122,7 @@ class ForkServer:
             self._stack.enter_context(forking(self._path, *self._modules))
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(self._path))
-        request = [str(Path.cwd()), str(len(words)), *words]
+        request = [str(Path.cwd()), netns, str(len(words)), *words]
         request += [f"{name}={value}" for name, value in environ.items()]
         data = "\0".join(request).encode(errors="surrogateescape")
         descriptors = [one.fileno() for one in files]
@@ -211,7 +215,9 @@ def _answer(client: socket.socket) -> None:
 def _run(request: list[str]) -> None:
     from octaskly.cli import main
 
-    folder, count, *rest = request
+    folder, netns, count, *rest = request
+    if netns:
+        enter_as_command(netns)
     os.chdir(folder)
     os.environ.clear()
     for variable in rest[int(count) :]:
