@@ -8,25 +8,31 @@ them. The next dispatcher reads the same.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.model.task_options import BlobRef
+from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OutputNotFound, StoreError
+from octaskly.files.captured_tree import CapturedTree
+from octaskly.files.manifest import Manifest
 from octaskly.ports import RETENTION_S, DurableStore
-from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder
+from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, Holder
 from octaskly.runner.files.lenders import Lenders
 from octaskly.system.log import Logger
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
 PAGE_TASKS: Final = 5000  #: per read of the store, some 10 ms
 ASKED_TREES_MAX: Final = 1000  #: of one request, which may have 1 MiB
+
+FetchBlob = Callable[[BlobSource, Callable[[], bool]], list[str]]
+"""Fetches a blob or a tree while it is needed; returns a text for each failure."""
 
 
 class TreeKeeper:
@@ -108,6 +114,43 @@ class TreeKeeper:
             ]
             self._log.warning("tree not replicated", failures=failed[:4])
         return [self._view.node_id, *have]
+
+    async def read_manifest(self, tree: InputTree) -> Manifest:
+        """Return the entries of a tree; fetch its manifest if it is not here."""
+        await self._fetch(self._fetcher.fetch_blob, tree)
+        return await asyncio.to_thread(self._fetcher.read_manifest, tree)
+
+    async def fetch_tree(
+        self, tree: InputTree, path: str | None = None
+    ) -> CapturedTree:
+        """Return a tree with a file of it, or with all of them, at this node."""
+        manifest = await self.read_manifest(tree)
+        if path is None:
+            fetch = partial(self._fetcher.fetch_tree, keep_s=RETENTION_S)
+            await self._fetch(fetch, tree)
+        elif (file := manifest.find_file(path)) is not None:
+            content = BlobRef(sha256=file.sha256.hex(), node=tree.node)
+            await self._fetch(self._fetcher.fetch_blob, content)
+        store = self._fetcher.blob_store
+        return CapturedTree(manifest, lambda sha256: store.file_path(sha256.hex()))
+
+    async def _fetch(self, fetch: FetchBlob, blob: BlobRef) -> None:
+        """Fetch a blob or a tree, until its reader is gone.
+
+        Raises:
+            OutputNotFound: no node has all of it.
+        """
+        source = self._fetcher.find_blob(blob)
+        assert source is not None
+        is_over = threading.Event()
+        try:
+            failures = await asyncio.get_running_loop().run_in_executor(
+                self._fetcher.threads, fetch, source, lambda: not is_over.is_set()
+            )
+        finally:
+            is_over.set()
+        if failures:
+            raise OutputNotFound("; ".join(failures))
 
     async def _needed_trees(self) -> Iterable[BlobRef]:
         needed: set[BlobRef] = set()

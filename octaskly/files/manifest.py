@@ -55,6 +55,10 @@ class TreeLink(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     target: Path  #: relative to the folder of the link, normalised
 
 
+Entry = TreeFile | TreeLink | str
+"""A file, a link, or the path of an empty folder."""
+
+
 class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A tree. Each part is sorted by path; folders that hold something are implied."""
 
@@ -70,6 +74,17 @@ class Manifest(Struct, frozen=True, array_like=True, forbid_unknown_fields=True)
     def sizes(self) -> dict[bytes, int]:
         """Return the size of each distinct content by its digest."""
         return {file.sha256: file.size_bytes for file in self.files}
+
+    def find_file(self, path: str) -> TreeFile | None:
+        """Return the file with this path, if it is one."""
+        at = bisect_left(self.files, path, key=entry_path)
+        found = self.files[at] if at < len(self.files) else None
+        return found if found is not None and found.path == path else None
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, ordered by path."""
+        entries: list[Entry] = [*self.files, *self.links, *self.empty_folders]
+        return sorted(entries, key=entry_path)
 
     def paths(self) -> Iterator[str]:
         """Yield the paths of all entries, by kind."""
@@ -165,16 +180,16 @@ def select_folders(manifest: Manifest, folders: Sequence[str]) -> Manifest:
         start = len(below)
         files += (
             structs.replace(file, path=file.path[start:])
-            for file in _below(manifest.files, below, _entry_path)
+            for file in _below(manifest.files, below, entry_path)
         )
         links += (
             structs.replace(link, path=link.path[start:])
-            for link in _below(manifest.links, below, _entry_path)
+            for link in _below(manifest.links, below, entry_path)
         )
         empty_folders += (
             path[start:] for path in _below(manifest.empty_folders, below, str)
         )
-    paths = sorted([*map(_entry_path, files), *map(_entry_path, links), *empty_folders])
+    paths = sorted([*map(entry_path, files), *map(entry_path, links), *empty_folders])
     return make_manifest(
         files,
         links,
@@ -182,8 +197,9 @@ def select_folders(manifest: Manifest, folders: Sequence[str]) -> Manifest:
     )
 
 
-def _entry_path(entry: TreeFile | TreeLink) -> str:
-    return entry.path
+def entry_path(entry: Entry) -> str:
+    """Return the path of an entry."""
+    return entry if isinstance(entry, str) else entry.path
 
 
 def _below(

@@ -19,9 +19,11 @@ from octaskly.errors import OctasklyError
 from octaskly.files.manifest import (
     ENTRIES_MAX,
     PATH_BYTES_MAX,
+    Entry,
     Manifest,
     TreeFile,
     TreeLink,
+    entry_path,
 )
 
 BLOCK_BYTES: Final = 512
@@ -36,9 +38,6 @@ _EXECUTABLE, _PLAIN = 0o755, 0o644
 _TIME = re.compile(r"(?P<sign>-?)(?P<s>\d{1,11})(\.(?P<fraction>\d{1,9}))?", re.ASCII)
 _OCTAL = re.compile(rb"[0-7]{1,11}")
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
-
-Entry = TreeFile | TreeLink | str
-"""A file, a link, or the path of an empty folder."""
 
 
 class TarError(OctasklyError):
@@ -57,12 +56,7 @@ class TarLayout:
     """The archive of a tree: which bytes lie where."""
 
     def __init__(self, manifest: Manifest) -> None:
-        entries: list[Entry] = [
-            *manifest.files,
-            *manifest.links,
-            *manifest.empty_folders,
-        ]
-        self._entries = sorted(entries, key=_path_of)
+        self._entries = manifest.entries()
         self._starts = array("Q")
         end = 0
         for entry in self._entries:
@@ -101,7 +95,7 @@ def padding(size_bytes: int) -> int:
 
 def entry_header(entry: Entry) -> bytes:
     """Return the header of an entry, with a pax header if it needs one."""
-    path, target, mtime_ns = _path_of(entry), "", 0
+    path, target, mtime_ns = entry_path(entry), "", 0
     kind, mode, size = _FOLDER, _EXECUTABLE, _size_of(entry)
     if isinstance(entry, TreeFile):
         kind, mtime_ns = _FILE, entry.mtime_ns
@@ -244,10 +238,6 @@ def _entry(
     if kind == _FOLDER:
         path = path.removesuffix("/")
     return TarEntry(path, kind, size_bytes, mtime_ns, is_executable, target)
-
-
-def _path_of(entry: Entry) -> str:
-    return entry if isinstance(entry, str) else entry.path
 
 
 def _size_of(entry: Entry) -> int:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import BlobRef
+from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.errors import OctasklyError
+from octaskly.files.captured_tree import CapturedTree
+from octaskly.files.manifest import Manifest
 
 
 class FileQuotaExceeded(OctasklyError):
@@ -48,8 +50,8 @@ class FileUpload(Protocol):
             OSError: The disk is full or failing.
         """
 
-    def finish(self) -> None:
-        """Store the complete file.
+    def finish(self) -> str:
+        """Store the complete file, and return its SHA-256.
 
         Raises:
             ContentMismatch: Its size or hash differs from the announced one.
@@ -88,9 +90,11 @@ class FileStore(Protocol):
         """
 
     def start_upload(
-        self, sha256: str, size_bytes: int, *, keep_s: float
+        self, sha256: str | None, size_bytes: int, *, keep_s: float
     ) -> FileUpload:
         """Start an upload; the finished file is protected.
+
+        Without `sha256`, the file gets the name of what arrives.
 
         Raises:
             FileQuotaExceeded: There can be no room for the file now.
@@ -164,6 +168,28 @@ class TreeKeeper(Protocol):
 
         Returns:
             A text for each tree that is not complete here.
+        """
+
+    async def read_manifest(self, tree: InputTree) -> Manifest:
+        """Return the entries of the part of a tree that a task names.
+
+        Raises:
+            OutputNotFound: No node has the manifest.
+            ManifestError: What has its digest is not a manifest.
+        """
+
+    async def fetch_tree(
+        self, tree: InputTree, path: str | None = None
+    ) -> CapturedTree:
+        """Return a tree with a file of it, or with all of them, at this node.
+
+        Args:
+            tree: The tree.
+            path: The file; None for all.
+
+        Raises:
+            OutputNotFound: No node has what is asked for, or there is no such file.
+            ManifestError: What has its digest is not a manifest.
         """
 
     async def replicate_tree(self, tree: BlobRef) -> list[NodeId]:

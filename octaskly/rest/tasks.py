@@ -208,6 +208,35 @@ class SameFolder(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
+class TreeEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of a tree: a file, a link, or an empty folder.
+
+    `bytes` is null unless it is a file.
+    Its path and target come from a client or a task, so nothing in them is trusted.
+    """
+
+    path: str
+    kind: Annotated[str, one_of("file", "link", "folder")]
+    bytes: int | None = None
+    modified_at: At | None = None
+    executable: bool = False
+    target: str | None = None  #: of a link
+
+
+class TreePage(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the entries of a tree, in the order of their paths.
+
+    `total` is the number of all entries, and `bytes` the size of all files.
+    """
+
+    entries: Sequence[TreeEntry]
+    total: int
+    bytes: int
+    returned: int = 0
+    limit: int = 0
+    offset: int = 0
+
+
 class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the asked files a node lacks."""
 

@@ -16,18 +16,29 @@ from urllib.parse import quote
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from octaskly.api.http.handler_types import BYTES, TAR, Access, Request, Route
+from octaskly.api.http.handler_types import (
+    BYTES,
+    TAR,
+    Access,
+    Request,
+    Route,
+    json_response,
+)
 from octaskly.api.http.node_client import StreamBroken
 from octaskly.api.problems import INVALID_VALUE, Problem
-from octaskly.api.schemas import query, request_bodies
+from octaskly.api.schemas import query, request_bodies, task_response
+from octaskly.api.schemas.files import render_tree_page
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.errors import NodeNotFound, OutputNotFound
 from octaskly.files.captured_tree import CapturedTree
+from octaskly.files.manifest import Manifest
 from octaskly.ports import OutputLocation
+from octaskly.rest.tasks import TreePage
 
 _CHUNK_BYTES = 256 << 10
 _INTERNAL = "/internal/v1/outputs"
+_INTERNAL_LIST = "/internal/v1/output-lists"
 # A suffix of zero bytes, which no file can satisfy; aiohttp would send all bytes.
 _EMPTY_SUFFIX_RANGE = re.compile(r"bytes=-0+", re.IGNORECASE)
 # aiohttp would send `x.gz` as an encoding of `x`, but it is another output. A stored
@@ -65,6 +76,38 @@ async def download_outputs(request: Request) -> web.StreamResponse:
             request, place.lan_urls, _internal_path(place)
         )
     return await send_outputs_tar(request, place.task, place.attempt)
+
+
+async def list_outputs(request: Request) -> web.StreamResponse:
+    """Return a part of the captured outputs of a task, with their sizes."""
+    limit, offset = request.query.limit(), request.query.offset()
+    place = await _locate(request, None)
+    if not place.is_local:
+        path = _internal_path(place, _INTERNAL_LIST)
+        return await request.services.node_client.forward_to_node(
+            request, place.lan_urls, f"{path}?limit={limit}&offset={offset}"
+        )
+    return await _list_local(request, place.task, place.attempt)
+
+
+async def list_outputs_for_node(request: Request) -> web.StreamResponse:
+    """Return a part of the captured outputs of this node to another node."""
+    parts = request.path_params
+    return await _list_local(request, query.logged_id(parts["task"]), _attempt(parts))
+
+
+async def _list_local(
+    request: Request, task: str, attempt: AttemptId
+) -> web.StreamResponse:
+    tree = await request.gateway.captured_outputs(task, attempt)
+    return await list_manifest(request, tree.manifest)
+
+
+async def list_manifest(request: Request, manifest: Manifest) -> web.StreamResponse:
+    """Return the part of a tree that a request asks for."""
+    limit, offset = request.query.limit(), request.query.offset()
+    page = await asyncio.to_thread(render_tree_page, manifest, offset, limit)
+    return json_response(task_response.encode(page))
 
 
 async def send_output_to_node(request: Request) -> web.StreamResponse:
@@ -208,22 +251,29 @@ async def send_outputs_tar(
     # A manifest of many files is in memory until its archive has been sent.
     with request.services.streams.count_stream(request.principal):
         tree = await request.gateway.captured_outputs(task, attempt)
-        layout = await asyncio.to_thread(lambda: tree.tar)
-        answer = web.StreamResponse(
-            headers={
-                "Accept-Ranges": "bytes",
-                "Content-Disposition": disposition(f"{task}-outputs.tar"),
-                "Content-Type": TAR,
-                "ETag": f'"{tree.etag}"',
-            }
-        )
-        start, end = _tar_range(request.http_request, answer, layout.size_bytes)
-        answer.content_length = end - start
-        request.add_headers(answer)
-        await answer.prepare(request.http_request)
-        if request.http_request.method != "HEAD":
-            await _write_tar(request, answer, tree, start, end)
-        return answer
+        return await send_tar(request, tree, f"{task}-outputs.tar")
+
+
+async def send_tar(
+    request: Request, tree: CapturedTree, name: str
+) -> web.StreamResponse:
+    """Stream a tree of this node as a tar with a name, or a range of it."""
+    layout = await asyncio.to_thread(lambda: tree.tar)
+    answer = web.StreamResponse(
+        headers={
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": disposition(name),
+            "Content-Type": TAR,
+            "ETag": f'"{tree.etag}"',
+        }
+    )
+    start, end = _tar_range(request.http_request, answer, layout.size_bytes)
+    answer.content_length = end - start
+    request.add_headers(answer)
+    await answer.prepare(request.http_request)
+    if request.http_request.method != "HEAD":
+        await _write_tar(request, answer, tree, start, end)
+    return answer
 
 
 def _tar_range(
@@ -253,17 +303,17 @@ async def _write_tar(
         while chunk := await asyncio.to_thread(next, chunks, b""):
             await answer.write(chunk)
         await answer.write_eof()
-    except OSError as error:
-        # The outputs expired, or the client is gone: it must see a broken connection.
+    except (OSError, OutputNotFound) as error:
+        # The files expired, or the client is gone: it must see a broken connection.
         if request.http_request.transport is not None:
             request.http_request.transport.abort()
         raise StreamBroken(str(error)) from None
 
 
-def _internal_path(place: OutputLocation) -> str:
+def _internal_path(place: OutputLocation, under: str = _INTERNAL) -> str:
     attempt = place.attempt
     return (
-        f"{_INTERNAL}/{quote(place.task, safe='')}"
+        f"{under}/{quote(place.task, safe='')}"
         f"/{attempt.term}/{attempt.stream}/{attempt.n}"
     )
 
@@ -271,6 +321,16 @@ def _internal_path(place: OutputLocation) -> str:
 _ATTEMPT = r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}"
 
 ROUTES = (
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}/outputs",
+        handler=list_outputs,
+        cost=route_cost.TREE,
+        access=Access.READ,
+        query=("limit", "offset"),
+        responses={200: TreePage},
+        error_statuses=(409,),
+    ),
     Route(
         method="GET",
         path="/api/v1/tasks/{id}/outputs.tar",
@@ -292,6 +352,16 @@ ROUTES = (
         media_type=BYTES,
         request_headers=("Range", "If-Range"),
         error_statuses=(409, 416),
+    ),
+    Route(
+        method="GET",
+        path=_INTERNAL_LIST + _ATTEMPT,
+        handler=list_outputs_for_node,
+        cost=route_cost.TREE,
+        access=Access.NODE,
+        is_local=True,
+        query=("limit", "offset"),
+        responses={200: TreePage},
     ),
     Route(
         method="GET",

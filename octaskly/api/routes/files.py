@@ -3,7 +3,7 @@
 A client asks which files are missing, sends small ones in packs and large ones alone.
 They stay at that node; workers fetch them from there for tasks that name them. Or it
 lends the files of a tree: it sends those that a worker wants, when it wants them.
-Clients cannot download files; only tasks can read them.
+Clients can download a file only as one of a task's tree (`task_trees`).
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from octaskly.rest.tasks import (
     TreeCopies,
 )
 
+FILES_PATH: Final = "/api/v1/files"
 PATH: Final = "/api/v1/files/{sha256}"
 MISSING_PATH: Final = "/api/v1/files/missing"
 PACK_PATH: Final = "/api/v1/files/pack"
@@ -66,16 +67,25 @@ NODE_PACK_PATH: Final = "/internal/v1/files/pack"
 CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
 
 
+async def upload_unnamed_file(request: Request) -> web.StreamResponse:
+    """Store an uploaded file for tasks, and return its SHA-256.
+
+    Browsers cannot hash a large file without holding all of it in memory.
+    """
+    files, size = _file_store(request), _announced_size(request)
+    with request.services.streams.count_stream(request.principal):
+        piece = _Piece(None, size)
+        name, _ = await _store_upload(request, files, None, piece)
+    return json_response(_encode_file(request, name, size), HTTPStatus.CREATED)
+
+
 async def upload_file(request: Request) -> web.StreamResponse:
     """Store an uploaded file for tasks; a file that exists is not read again.
 
     With `Content-Range`, the body is a piece of it.
     """
     name, files = _requested_file(request)
-    size = request.http_request.content_length
-    if size is None:
-        hint = "send Content-Length: chunked uploads are not supported"
-        raise Problem(411, "Length required", hint=hint, closes_connection=True)
+    size = _announced_size(request)
     kept = await asyncio.to_thread(files.touch_file, name)
     if kept is not None:
         response = json_response(_encode_file(request, name, kept))
@@ -83,7 +93,7 @@ async def upload_file(request: Request) -> web.StreamResponse:
         return response
     piece = _requested_piece(request.http_request, size)
     with request.services.streams.count_stream(request.principal):
-        arrived = await _store_upload(request, files, name, piece)
+        _, arrived = await _store_upload(request, files, name, piece)
     if arrived < piece.total_bytes:
         shown = StoredPiece(
             sha256=name,
@@ -272,6 +282,14 @@ def _lenders(request: Request) -> Lenders:
     return request.services.trees.lenders
 
 
+def _announced_size(request: Request) -> int:
+    size = request.http_request.content_length
+    if size is None:
+        hint = "send Content-Length: chunked uploads are not supported"
+        raise Problem(411, "Length required", hint=hint, closes_connection=True)
+    return size
+
+
 def _file_store(request: Request) -> FileStore:
     assert request.services.files is not None  # Every member of a mesh has it.
     return request.services.files
@@ -283,13 +301,17 @@ def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
 
 
 async def _store_upload(
-    request: Request, files: FileStore, name: str, piece: _Piece
-) -> int:
-    """Store a file, or a piece; return how many bytes of the file have arrived."""
+    request: Request, files: FileStore, name: str | None, piece: _Piece
+) -> tuple[str, int]:
+    """Store a file, or a piece of one that has a name.
+
+    Returns:
+        Its SHA-256, and how many bytes of the file have arrived.
+    """
     keep_s = _keep_s(is_lent=request.query.flag("lent"))
     with _upload_errors(field="sha256"):
         start = partial(files.start_upload, name, piece.total_bytes, keep_s=keep_s)
-        if piece.start is not None:
+        if piece.start is not None and name is not None:
             start = partial(
                 files.continue_upload,
                 name,
@@ -301,8 +323,8 @@ async def _store_upload(
         try:
             sent_bytes = await _receive(request, intake.write)
             if piece.start is None or intake.is_complete:
-                await asyncio.to_thread(intake.finish)
-            return (piece.start or 0) + sent_bytes
+                name = await asyncio.to_thread(intake.finish)
+            return name or "", (piece.start or 0) + sent_bytes
         finally:
             # A disconnect of the client cancels this handler, so shield the cleanup.
             await asyncio.shield(asyncio.to_thread(intake.abort))
@@ -431,6 +453,17 @@ ROUTES = (
         responses={200: None},
         media_type=BYTES,
         response_headers=("Retry-After",),
+    ),
+    Route(
+        method="POST",
+        path=FILES_PATH,
+        handler=upload_unnamed_file,
+        cost=route_cost.UPLOAD,
+        access=Access.SUBMIT,
+        is_local=True,
+        is_body_streamed=True,
+        responses={201: StoredFile},
+        error_statuses=(411, 507),
     ),
     Route(
         method="POST",

@@ -267,9 +267,7 @@ def _operation(route: Route, path: str, types: _SchemaCollector) -> Json:
 
 def _words(path: str) -> list[str]:
     """Return `tasks`, `id`, `retry` for `/api/v1/tasks/{id}/retry`."""
-    words: list[str] = re.findall(
-        r"\w+", path.removeprefix("/api/v1").partition(".")[0]
-    )
+    words: list[str] = re.findall(r"\w+", path.removeprefix("/api/v1"))
     return words
 
 

@@ -26,6 +26,7 @@ from octaskly.api.routes import (
     queue_history,
     reserved_ids,
     sessions,
+    task_trees,
     tasks,
     tokens,
 )
@@ -38,6 +39,7 @@ ROUTES = openapi.with_openapi_route(
     *attempts.ROUTES,
     *logs.ROUTES,
     *downloads.ROUTES,
+    *task_trees.ROUTES,
     *files.ROUTES,
     *nodes.ROUTES,
     *queue_history.ROUTES,

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from octaskly.api.problems import timestamp
 from octaskly.api.schemas.base import SHA256, InvalidField, RequestBody, openapi_schema
 from octaskly.core.model.arrays import ITEM_DIGEST_PLACEHOLDER
 from octaskly.core.model.task_options import (
@@ -18,12 +19,19 @@ from octaskly.core.model.task_options import (
     SameFolder,
     UploadedFile,
 )
-from octaskly.files.manifest import ManifestError, check_path
+from octaskly.files.manifest import (
+    Entry,
+    Manifest,
+    ManifestError,
+    TreeLink,
+    check_path,
+)
 from octaskly.files.pack import ASKED_FILES_MAX
 from octaskly.rest import tasks as rest
 
 FILES_MAX: Final = 256
 NAME_CHARS_MAX: Final = 128  #: of the file in `same_folder`
+NS_PER_MS: Final = 1_000_000
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -199,6 +207,34 @@ def render_tree(tree: InputTree | None) -> rest.TaskTree | None:
         node=tree.node,
         folders=list(tree.folders),
         lent=tree.is_lent,
+    )
+
+
+def render_tree_page(manifest: Manifest, offset: int, limit: int) -> rest.TreePage:
+    """Return a part of the entries of a tree."""
+    entries = manifest.entries()
+    shown = list(map(_render_entry, entries[offset : offset + limit]))
+    return rest.TreePage(
+        entries=shown,
+        total=len(entries),
+        bytes=manifest.total_bytes,
+        returned=len(shown),
+        limit=limit,
+        offset=offset,
+    )
+
+
+def _render_entry(entry: Entry) -> rest.TreeEntry:
+    if isinstance(entry, str):
+        return rest.TreeEntry(path=entry, kind="folder")
+    if isinstance(entry, TreeLink):
+        return rest.TreeEntry(path=entry.path, kind="link", target=entry.target)
+    return rest.TreeEntry(
+        path=entry.path,
+        kind="file",
+        bytes=entry.size_bytes,
+        modified_at=timestamp(entry.mtime_ns // NS_PER_MS),
+        executable=entry.is_executable,
     )
 
 

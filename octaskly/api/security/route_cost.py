@@ -99,6 +99,9 @@ LIST: Final = Cost(
 )
 """A page of `limit` rows."""
 
+TREE: Final = Cost(kind=CostKind.EXPENSIVE, units=10)
+"""A page of a tree, whose manifest of up to 16 MiB is read for it."""
+
 IDS: Final = Cost(
     kind=CostKind.CHEAP,
     rows_parameter="count",

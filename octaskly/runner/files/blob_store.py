@@ -160,23 +160,25 @@ class BlobStore:
             raise OutputNotFound(f"file {sha256[:12]}... was deleted") from None
 
     def start_upload(
-        self, sha256: str, size_bytes: int, *, keep_s: float = RETENTION_S
+        self, sha256: str | None, size_bytes: int, *, keep_s: float = RETENTION_S
     ) -> BlobUpload:
         """Start an upload; the finished file is kept for `keep_s`.
+
+        Without `sha256`, the file gets the name of what arrives.
 
         Raises:
             ContentMismatch: `sha256` is not a SHA-256 in hexadecimal.
             FileQuotaExceeded: there is no room for the file.
             OSError: the folder cannot be used.
         """
-        if not _NAME.fullmatch(sha256):
+        if sha256 is not None and not _NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
             self._check_quota(size_bytes)
             self._check_room(size_bytes)
-            partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
+            partial = self._folder / f"{sha256 or ''}.{secrets.token_hex(8)}"
             fd = os.open(partial, _CREATE, 0o600)
-        return BlobUpload(self, sha256, size_bytes, partial, fd, keep_s)
+        return BlobUpload(self, sha256 or "", size_bytes, partial, fd, keep_s)
 
     def arrived_bytes(self, sha256: str) -> int:
         """Return how much has arrived of a file that is uploaded in pieces."""
@@ -530,9 +532,10 @@ class BlobUpload:
         self._digest.update(data)
         write_all(self._fd, data)
 
-    def finish(self) -> None:
-        """Store the file, after checking its size and SHA-256."""
+    def finish(self) -> str:
+        """Store the file, after checking its size and SHA-256; return the latter."""
         found = self._digest.hexdigest()
+        self.sha256 = self.sha256 or found
         if self._remaining_bytes or found != self.sha256:
             came = self.size_bytes - self._remaining_bytes
             self._close(is_whole=False)
@@ -541,6 +544,7 @@ class BlobUpload:
         # open it again as /dev/stdin.
         os.fchmod(self._fd, 0o444)
         self._close(is_whole=True)
+        return found
 
     def abort(self) -> None:
         """End an upload that was not finished; keep what arrived of a resumable one."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import tarfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -25,7 +30,9 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
+from tests.attack.test_viewer_lists import outsider
 from tests.support.agents import (
+    TASKS,
     Agent,
     finished,
     kill_agent,
@@ -38,6 +45,7 @@ from tests.support.agents import (
 
 MTIME_NS = 1_500_000_000_000_000_000
 TOOL = b"#!/bin/sh\necho from the tool\n"
+HOSTILE = "<img src=x onerror=alert(1)>\u202egpj.exe"
 BIG = bytes(range(256)) * 8192  # 2 MiB, more than a pack may hold of one content.
 
 
@@ -112,6 +120,85 @@ def test_a_tree_is_in_the_folder_of_a_task_on_another_node(
     ], ended
     assert ended["status"] == "completed"
     assert tree.files_sent == 3
+
+
+def test_files_of_a_task_are_listed_in_pages_and_downloaded(
+    agents: list[Agent],
+) -> None:
+    """By any node, whoever has them; contents are only for those who may run tasks."""
+    contents = {"src/tool+x": TOOL, "data/big": BIG, HOSTILE: b"x", "none": b""}
+    tree = send(agents[1], contents, TreeLink("link", "src/tool"))
+    command = f"mkdir -p out/{quote(HOSTILE)}; ./link > out/{quote(HOSTILE)}/said"
+    task = run_with(agents[1], tree, command, outputs=["out"])
+    finished(agents[0], task)
+    viewer, client = (outsider(agents[0], role, role) for role in ("viewer", "client"))
+    of_task = f"{TASKS}/{task}"
+
+    first = viewer.ask("GET", f"{of_task}/tree?limit=2").json
+    rest = viewer.ask("GET", f"{of_task}/tree?limit=10&offset=2").json
+    outputs = viewer.ask("GET", f"{of_task}/outputs").json
+    refused = [
+        viewer.ask("GET", f"{of_task}/{path}").status
+        for path in ("tree.tar", "tree/src/tool")
+    ]
+    tar = client.ask("GET", f"{of_task}/tree.tar")
+    big = client.ask("GET", f"{of_task}/tree/data/big")
+    folder = client.ask("GET", f"{of_task}/tree/src")
+
+    assert first["total"] == rest["total"] == 6
+    assert first["bytes"] == len(BIG) + len(TOOL) + 1
+    listed = first["entries"] + rest["entries"]
+    assert [(one["path"], one["kind"]) for one in listed] == [
+        (HOSTILE, "file"),
+        ("data/big", "file"),
+        ("empty", "folder"),
+        ("link", "link"),
+        ("none", "file"),
+        ("src/tool", "file"),
+    ]
+    assert rest["entries"][-1] == {
+        "path": "src/tool",
+        "kind": "file",
+        "bytes": len(TOOL),
+        "modified_at": "2017-07-14T02:40:00Z",
+        "executable": True,
+        "target": None,
+    }
+    assert [one["path"] for one in outputs["entries"]] == [f"out/{HOSTILE}/said"]
+    assert refused == [403, 403]
+    with tarfile.open(fileobj=io.BytesIO(tar.body)) as opened:
+        assert opened.getnames() == [one["path"] for one in listed]
+    assert big.body == BIG
+    assert (folder.status, folder.json["field"]) == (404, "path")
+
+
+def test_files_that_were_never_sent_or_are_gone_are_said_to_be(
+    agents: list[Agent],
+) -> None:
+    """The error says how long they are kept."""
+    plain = submit(agents[0], "true")
+    nowhere = run_with(agents[0], SentTree("0" * 64, "birch", 0, 0), "true")
+
+    for task, hint in ((plain, "no files were sent"), (nowhere, "about an hour")):
+        finished(agents[0], task)
+        status, body = agents[0].call("GET", f"{TASKS}/{task}/tree")
+
+        assert (status, body["error"]) == (404, "File not found")
+        assert hint in body["hint"]
+
+
+def test_a_node_tells_the_digest_of_a_file_that_it_gets(agents: list[Agent]) -> None:
+    """A browser cannot hash a file piece by piece."""
+    connection = agents[1].connection()
+    with contextlib.closing(connection):
+        connection.request("POST", "/api/v1/files", body=BIG)
+        answer = connection.getresponse()
+        stored = json.loads(answer.read())
+    again = agents[1].call("GET", f"/api/v1/files/{stored['sha256']}")
+
+    assert answer.status == 201
+    assert stored["sha256"] == content_digest(BIG)
+    assert again == (200, stored)
 
 
 def test_a_task_that_changes_its_files_changes_no_other_task(
