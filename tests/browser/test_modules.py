@@ -18,6 +18,13 @@ from playwright.async_api import Browser, Page
 from octaskly.api.schemas.request_bodies import TaskIn, parse_tasks
 from octaskly.cli.commands.arrays import array, map_
 from octaskly.cli.commands.run import run
+from octaskly.files.local_tree import _looks_secret
+from octaskly.files.manifest import (
+    TreeFile,
+    decode_manifest,
+    encode_manifest,
+    make_manifest,
+)
 from tests.browser.chromium import visitor
 from tests.browser.dash import enter
 from tests.support.agents import TASKS, Agent
@@ -47,6 +54,16 @@ PARTS = st.sampled_from((*ESCAPES, *CHARACTERS))
 CONTROL_FILES = st.lists(PARTS | st.text(max_size=5), max_size=30)
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 TOTALS = st.integers(0, 3_000_000)
+NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]))
+#: Each in a folder, so that none is a folder of another one.
+FILES = st.tuples(
+    st.builds("{}/_{}".format, st.integers(0, 9), NAMES),
+    st.integers(0, 2**50),
+    st.integers(-(2**40), 2**42),
+    st.text("0123456789abcdef", min_size=64, max_size=64),
+)
+SECRETS = ("a/.env", "id_rsa", "certs/Key.PEM", "secrets.yml", ".npmrc")
+PLAIN = (".env.example", "id_rsa.pub", "monkey", "key/notes.txt")
 VIEWS_PX = st.integers(100, 2000)
 ROWS_PX = st.sampled_from((40, 64))
 
@@ -115,6 +132,20 @@ COPIES = """async (task) => {
     const curl = asCurl(asked(task), "https://pi4:3443");
     return [asCli(task), unread(task) + curl, asked(task)];
 }"""
+MANIFEST = """async (files) => {
+    const { encodeManifest } = await import("/static/app/trees.js");
+    const chosen = files.map(([path, size, lastModified]) =>
+        [path, { size, lastModified }]);
+    const digests = files.map(([path, , , digest]) => [path, digest]);
+    const folders = new Set(["z/empty", "z/\\u{10ffff}", "z/\\uffff"]);
+    return [...encodeManifest({ files: new Map(chosen), folders }, new Map(digests))];
+}"""
+SHOWN = """async ([paths, sizes]) => {
+    const { size, visible } = await import("/static/app/format.js");
+    const { secretsIn } = await import("/static/app/trees.js");
+    const files = new Map(paths.map((path) => [path, null]));
+    return [paths.map(visible), sizes.map(size), secretsIn({ files })];
+}"""
 #: All values for the form, except arrays, of which there are two kinds.
 TYPED = {
     "command": "echo  two  spaces",
@@ -148,6 +179,10 @@ TYPED = {
     "durability": "strict",
     "id": "mine",
 }
+LEFT_OUT = (
+    "# left out, as only a request can say it: os linux, arch x86_64, file tool, "
+    "the files that were sent along; --in sends them again"
+)
 #: Also in the form; each excludes one above.
 APART = {"workdir", "stdin_base64", "stdin_file", "files", "tree", "array"}
 
@@ -190,6 +225,43 @@ async def test_split_of_the_output_makes_no_difference(
     whole = await page.evaluate(WRITE, ["".join(written)])
 
     assert texts(pieces) == texts(whole)
+
+
+@given(st.lists(FILES, max_size=20, unique_by=lambda file: file[0]))
+@example([("a/\U0001f980", 2**40, 1, "1" * 64), ("a/\uffff", 0, 0, "2" * 64)])
+@example(
+    [(f"{n:03}{'x' * (n % 300)}", n, -n, f"{n:064}") for n in range(70_000, 70_020)]
+)
+async def test_manifest_of_a_browser_is_that_of_a_node(
+    page: Page, files: list[tuple[str, int, int, str]]
+) -> None:
+    """Nodes refuse one whose paths are in another order, which JavaScript's is."""
+    made = bytes(await page.evaluate(MANIFEST, files))
+
+    expected = make_manifest(
+        [
+            TreeFile(path, bytes.fromhex(digest), size, mtime_ms * 1_000_000)
+            for path, size, mtime_ms, digest in files
+        ],
+        (),
+        ["z/empty", "z/\U0010ffff", "z/\uffff"],
+    )
+    assert decode_manifest(made) == expected
+    assert made == encode_manifest(expected)
+
+
+async def test_paths_and_sizes_are_shown_as_the_command_line_shows_them(
+    page: Page,
+) -> None:
+    """What would hide or turn round a part of a name has its number instead."""
+    paths = ["photo\u202egpj.exe", "a\nb\x1b[31m", "Grüße/日本.txt", *SECRETS, *PLAIN]
+    sizes = [0, 999, 41_200, 999_000, 999_950, 3_100_000_000]
+
+    visible, shown, secrets = await page.evaluate(SHOWN, [paths, sizes])
+
+    assert visible[:3] == ["photo\\u{202e}gpj.exe", "a\\u{a}b\\u{1b}[31m", paths[2]]
+    assert shown == ["0 B", "999 B", "41 kB", "999 kB", "1.0 MB", "3.1 GB"]
+    assert secrets == [path for path in paths if _looks_secret(path)] == [*SECRETS]
 
 
 @given(st.floats(0, 1), TOTALS, VIEWS_PX, ROWS_PX)
@@ -435,12 +507,14 @@ async def test_copied_command_lists_the_rest_in_a_comment(
 ) -> None:
     """Otherwise a user who pastes it would run another task."""
     file = {"path": "tool", "sha256": "0" * 64, "node": "ash"}
+    tree = {"sha256": "1" * 64, "node": "ash", "folders": ["src"]}
     task = {
         "command": "cat",
         "timeout": 3600,
         "workdir": "scratch",
         "stdin_bytes": 12,
         "files": [file],
+        "tree": tree,
         "requires": {"os": "linux", "arch": "x86_64"},
     }
 
@@ -449,14 +523,14 @@ async def test_copied_command_lists_the_rest_in_a_comment(
     *comments, line = cli.splitlines()
     assert comments == [
         "# stdin.txt is to hold the 12 B that it reads: nodes show them to nobody",
-        "# left out, as only a request can say it: os linux, arch x86_64, file tool",
+        LEFT_OUT,
     ]
     assert line == "octaskly run --scratch --stdin stdin.txt -- cat"
     assert curl.splitlines()[0] == (
         "# left out: the 12 B that it reads, as nodes show them to nobody"
     )
     assert json.loads(shlex.split(curl, comments=True)[-1]) == body
-    assert body["files"] == [file]
+    assert (body["files"], body["tree"]) == ([file], tree)
 
 
 async def test_form_filled_with_a_body_submits_that_body(page: Page) -> None:

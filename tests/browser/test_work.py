@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ ESCAPES = (
     r"\033]52;c;b3duZWQ=\007\033[2J\033[H\007\033[38;5;300mred\033[999;999mX\033["
 )
 LINE_BYTES = 1 << 20
+LARGE = b"large " * (1 << 19)  #: 3 MiB, more than a page hashes itself
+BAD_NAME = "<img src=x onerror=alert(1)>\u202egpj.exe"
+SHOWN_NAME = "<img src=x onerror=alert(1)>\\u{202e}gpj.exe"
 #: Both within one turn of the browser's event loop, as on a busy machine.
 ESCAPE_THEN = """async (key) => {
     document.querySelector("dialog[open]").requestClose();
@@ -78,6 +82,103 @@ async def test_form_submits_a_task(
     task = task_of(mesh[0], page.url.rpartition("/")[2])
     assert task["name"] == "formal"
     assert sequence_of(task["id"])  # Counted: an id from a key is long.
+
+
+async def drop(page: Page, *paths: Path) -> None:
+    """Drop files and folders of this machine on the page, as a user does."""
+    cable = await page.context.new_cdp_session(page)
+    data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        await cable.send(
+            "Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": data}
+        )
+
+
+async def saved(page: Page, button: str) -> tuple[str, bytes]:
+    """Press a button that downloads a file; return its name and content."""
+    async with page.expect_download() as begun:
+        await page.get_by_role("button", name=button, exact=True).press("Enter")
+    download = await begun.value
+    return download.suggested_filename, Path(await download.path()).read_bytes()
+
+
+def project_in(folder: Path) -> Path:
+    """Make a folder with small and large files, and names that mean no good."""
+    project = folder / "project"
+    for name, content in (
+        (".git/config", b"[core]"),
+        ("src/main.sh", b'mkdir -p "out/$1"; cat data.bin > "out/$1/copy"; ls'),
+        ("data.bin", LARGE),
+        (BAD_NAME, b"x"),
+        (".env", b"KEY=1"),
+    ):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes(content)
+    (project / "void").mkdir()
+    return project
+
+
+async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
+    guest: Visitor, page: Page, tmp_path: Path
+) -> None:
+    """Without `.git`; a file that changed after it was chosen is named."""
+    guest.allow()
+    project, note = project_in(tmp_path), tmp_path / "note.txt"
+    note.write_text("a note\n")
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    files = form.get_by_role("region", name="Files to send along")
+    command = f"cat note.txt; cd project; sh src/main.sh '{BAD_NAME}'"
+    await form.get_by_label("Command").fill(command)
+    await form.get_by_text("Surroundings and files").click()
+    await form.get_by_label("Outputs").fill("project/out\nnever")
+
+    await drop(page, project, note)
+    await expect(files).to_contain_text("5 files, 3.1 MB; skipped .git")
+    await expect(files).to_contain_text("look secret are sent: project/.env")
+    await drop(page, note)
+    await expect(files.get_by_role("alert")).to_contain_text("note.txt is there")
+    note.write_text("another note\n")
+    await form.get_by_role("button", name="Submit").click()
+    await expect(form.get_by_role("alert").first).to_contain_text("note.txt cannot be")
+    await files.get_by_role("button", name="Remove note.txt").press("Enter")
+    async with page.expect_file_chooser() as chooser:
+        await files.get_by_role("button", name="Add files").press("Enter")
+    await (await chooser.value).set_files(note)
+    await expect(files).to_contain_text("5 files, 3.1 MB")
+    await form.get_by_role("button", name="Submit").click()
+    await page.get_by_role("link", name="Open it").click()
+
+    await expect(page.get_by_role("log")).to_contain_text("another note")
+    await expect(page.get_by_role("log")).to_contain_text("void")
+    await download_each(page)
+    await page.get_by_role("link", name="Edit and submit again").click()
+    await expect(files).to_contain_text("files of the task that you edit go along")
+
+
+async def download_each(page: Page) -> None:
+    """Download the files of the task that `project_in` was made for."""
+    sent = page.get_by_role("region", name="Files sent along", exact=True)
+    left = page.get_by_role("region", name="Output files", exact=True)
+    await expect(sent).to_contain_text("6 files, 3.1 MB")
+    await expect(left).to_contain_text("Not there at the end: never")
+    await expect(left).to_contain_text(f"project/out/{SHOWN_NAME}/copy")
+    assert await page.locator("main img, main script").count() == 0
+
+    copy = await saved(page, f"Download project/out/{SHOWN_NAME}/copy")
+    data = await saved(page, "Download project/data.bin")
+    name, _ = await saved(page, f"Download project/{SHOWN_NAME}")
+    counts = []
+    for part in (sent, left):
+        async with page.expect_download() as begun:
+            await part.get_by_role("button", name="Download all as tar").click()
+        with tarfile.open(await (await begun.value).path()) as tar:
+            counts.append(len(tar.getnames()))
+
+    assert copy == ("copy", LARGE)
+    assert data == ("data.bin", LARGE)
+    assert name.isprintable()
+    assert counts == [6, 1]
 
 
 @pytest.mark.skipif(not shutil.which("certutil"), reason="apt install libnss3-tools")

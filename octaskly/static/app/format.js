@@ -67,6 +67,25 @@ export function bytes(n) {
   return `${unit ? n.toFixed(n < 10 ? 1 : 0) : n} ${units[unit]}`;
 }
 
+/** `512 B`, `41 kB`, `3.1 GB`: of files, in the units of `octaskly`. */
+export function size(n) {
+  if (n == null) return "–";
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (n >= 999.5 && unit < units.length - 1) {
+    n /= 1000;
+    unit += 1;
+  }
+  return `${unit ? n.toFixed(n < 9.95 ? 1 : 0) : n} ${units[unit]}`;
+}
+
+/**
+ * A path that somebody else chose, with each character that would hide or turn round a
+ * part of it as its number: `photo\u{202e}gpj.exe`.
+ */
+export const visible = (path) =>
+  path.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+
 /** From MiB, as nodes tell their memory. */
 export const mebibytes = (n) => bytes(n == null ? n : n * 1024 * 1024);
 

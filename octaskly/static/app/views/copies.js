@@ -18,6 +18,8 @@ export function asked(task) {
   if (task.inputs?.length) body.inputs = task.inputs;
   if (task.outputs?.length) body.outputs = task.outputs.map(({ path }) => path);
   if (task.files?.length) body.files = task.files;
+  if (task.tree) body.tree = task.tree;
+  if (task.stdin_file) body.stdin_file = task.stdin_file;
   if (task.after?.length) Object.assign(body, { after: task.after, on: task.on });
   const isUsual = task.retry_on?.join() === "failure,lost";
   if (!isUsual && task.retry_on) body.retry_on = task.retry_on;
@@ -64,9 +66,10 @@ export const unread = ({ stdin_bytes: size }) =>
   (size ? `# left out: the ${bytes(size)} that it reads, as nodes show them to nobody\n` : "");
 
 /** What no command can say, and what is to be where, as comments of a shell. */
-function comments(task, { requires = {}, files = [] }) {
+function comments(task, { requires = {}, files = [], tree }) {
   const left = ["os", "arch"].filter((name) => requires[name]).map((name) => `${name} ${requires[name]}`);
   left.push(...files.map(({ path }) => `file ${path}`));
+  if (tree) left.push("the files that were sent along; --in sends them again");
   return [
     task.stdin_bytes && `# stdin.txt is to hold the ${bytes(task.stdin_bytes)} that it reads: nodes show them to nobody\n`,
     left.length > 0 && `# left out, as only a request can say it: ${left.join(", ")}\n`,

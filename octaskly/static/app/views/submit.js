@@ -5,6 +5,8 @@ import { nodes, tell } from "../store.js";
 import { Button, Copy } from "../ui.js";
 import { ARRAY_FIELDS, COMMAND, SECTIONS, bodyOf, fieldOf, typedOf } from "./asking.js";
 import { asCurl, asked } from "./copies.js";
+import { Unsendable, noTree, sendTree } from "../trees.js";
+import { Progress, Sending } from "./sending.js";
 
 const ARRAYS = [["", "Once"], ["range", "For each number"], ["items", "For each item"]];
 
@@ -15,9 +17,14 @@ export function Submit({ query }) {
   const [wrong, setWrong] = useState(null);
   const [made, setMade] = useState(null);
   const [isBusy, setBusy] = useState(false);
+  const [tree, setTree] = useState(noTree);
+  const [sent, setSent] = useState(null); //: what a task calls its files, once a node has them
+  const [progress, setProgress] = useState(null);
+  const over = useRef(null); //: ends the sending
   const once = useRef(null); //: key and id of one submission, however often it is sent
   const form = useRef(null);
-  const body = bodyOf(typed, arrayOf);
+  const hasFiles = tree.files.size + tree.folders.size > 0;
+  const body = withTree(bodyOf(typed, arrayOf), sent);
   const from = query.get("from");
   useEffect(() => {
     if (from === null) return;
@@ -25,8 +32,26 @@ export function Submit({ query }) {
       const filled = typedOf(asked(task));
       setTyped(filled.typed);
       setArray(filled.arrayOf);
+      setSent(task.tree);
     }, passes);
   }, [from]);
+  useEffect(() => () => over.current?.abort(), []);
+  const changeTree = (changed) => {
+    once.current = null;
+    setSent(null);
+    setTree(changed);
+  };
+  const sendFiles = async () => {
+    if (!hasFiles) return body; // What a node has already is not sent again.
+    over.current = new AbortController();
+    try {
+      const answer = await sendTree(tree, { signal: over.current.signal, tell: setProgress });
+      setSent(answer);
+      return withTree(body, answer);
+    } finally {
+      setProgress(null);
+    }
+  };
   const change = (name, value) => {
     once.current = null;
     setTyped((before) => ({ ...before, [name]: value }));
@@ -39,16 +64,19 @@ export function Submit({ query }) {
     setWrong(null);
     setMade(null);
     try {
+      const whole = await sendFiles();
       once.current ??= { key: crypto.randomUUID(), id: await newId() };
       const { key, id } = once.current;
       const options = { quiet: true, headers: { "Idempotency-Key": key } };
-      const task = await post("/api/v1/tasks", { id, ...body }, options);
+      const task = await post("/api/v1/tasks", { id, ...whole }, options);
       once.current = null;
       setMade(task);
       tell(`Submitted as ${task.id}`, { kind: "good" });
     } catch (problem) {
-      if (problem.status === undefined) throw problem;
-      setWrong({ name: fieldOf(problem.field), text: problem.error, hint: problem.hint });
+      if (problem.name === "AbortError") return;
+      if (problem instanceof Unsendable) setWrong({ name: "", text: problem.message, hint: problem.hint });
+      else if (problem.status === undefined) throw problem;
+      else setWrong({ name: fieldOf(problem.field), text: problem.error, hint: problem.hint });
     } finally {
       setBusy(false);
     }
@@ -75,15 +103,20 @@ export function Submit({ query }) {
             onChange=${() => setArray(value)} /> ${label}</label>`)}</fieldset>
         ${arrayOf !== "" && html`<div class="fields">${show(ARRAY_FIELDS[arrayOf])}${show(ARRAY_FIELDS.max_fails)}</div>`}
       </section>
+      <${Sending} tree=${tree} kept=${hasFiles ? null : sent} change=${changeTree} drop=${() => setSent(null)} isBusy=${isBusy} />
       ${SECTIONS.map(({ title, fields, isOpen }) => html`<details class="card section" key=${title} open=${isOpen || (from !== null && fields.some(({ name }) => typed[name]))}>
         <summary>${title}<${Given} fields=${fields} typed=${typed} /></summary><div class="fields">${fields.map(show)}</div></details>`)}
+      ${progress && html`<section class="card"><${Progress} progress=${progress} cancel=${() => over.current.abort()} /></section>`}
       ${made && html`<${Made} task=${made} isArray=${arrayOf !== ""} />`}
       <div class="submit-end"><button class="button primary" disabled=${isBusy || !typed.command.trim()} aria-busy=${isBusy}>Submit</button>
-        <${Button} kind="quiet" onPress=${() => { setTyped({ command: "" }); setArray(""); setWrong(null); setMade(null); }}>Clear<//>
-        <${Copy} text=${asCurl(body, location.origin)} label="Copy as curl" />
+        <${Button} kind="quiet" onPress=${() => { setTyped({ command: "" }); setArray(""); changeTree(noTree()); setWrong(null); setMade(null); }}>Clear<//>
+        ${(!hasFiles || sent !== null) && html`<${Copy} text=${asCurl(body, location.origin)} label="Copy as curl" />`}
         <span class="hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> submits from any field</span></div>
     </form>`;
 }
+
+/** Returns a body with the files that were sent along, which need a fresh folder. */
+const withTree = (body, sent) => (sent === null ? body : { ...body, workdir: "scratch", tree: sent });
 
 /** Asks for an id of the usual length: one that follows from a key is a long number. */
 async function newId() {

@@ -1,11 +1,12 @@
 import { del, get, post } from "../api.js";
-import { ago, bytes, clock, count, duration } from "../format.js";
+import { ago, bytes, clock, count, duration, plural, size } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useCallback, useEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
 import { go, href } from "../router.js";
 import { now, tell } from "../store.js";
 import { Button, Copy, Dialog, Empty, State } from "../ui.js";
+import { Files } from "./files.js";
 import { Members, Progress } from "./members.js";
 import { asCli, asCurl, asked, isOfItems, limitsOf, needsOf, unread } from "./copies.js";
 import { Log } from "./log.js";
@@ -48,6 +49,7 @@ function Whole({ task, attempts, reload }) {
       <${Placement} task=${task} attempts=${attempts} told=${told} />
       <${Details} task=${task} />
     </div>
+    <${Files} task=${task} />
     ${task.array && html`<${Members} array=${task} />`}
     ${!task.array && (task.status !== "queued" || attempts.length > 0) && html`<${Log} id=${task.id} attempts=${attempts} />`}
   </div>`;
@@ -126,7 +128,7 @@ function Actions({ task, reload }) {
 }
 
 /** Of items and of what a task reads the API shows too little to ask for the same. */
-const canEdit = (task) => !isOfItems(task) && !task.stdin_bytes;
+const canEdit = (task) => !isOfItems(task) && !task.stdin_bytes && !task.stdin_file;
 
 /** Why it is queued or why it is where it is, and every attempt. */
 function Placement({ task, attempts, told }) {
@@ -173,9 +175,9 @@ function Details({ task }) {
     ["Folder", task.cwd ?? (task.workdir === "scratch" ? "a fresh one" : "")],
     ["Variables", pairs(task.env).length > 0 && html`<details><summary>${count(pairs(task.env).length)}</summary>
       <pre class="env">${pairs(task.env).map(([name, value]) => `${name}=${value}`).join("\n")}</pre></details>`],
-    ["Standard input", task.stdin_bytes ? bytes(task.stdin_bytes) + (task.stdin_freed ? ", freed" : "") : ""],
+    ["Standard input", task.stdin_file ? "a file that was sent along" : task.stdin_bytes ? bytes(task.stdin_bytes) + (task.stdin_freed ? ", freed" : "") : ""],
     ["Inputs", task.inputs?.join(", ")],
-    ["Outputs", task.outputs?.map(({ path, bytes: size, files }) => `${path}${size == null ? "" : ` (${files == null ? "" : `${files} files, `}${bytes(size)})`}`).join(", ")],
+    ["Outputs", task.outputs?.map(({ path, bytes: many, files }) => `${path}${many == null ? "" : ` (${files == null ? "" : `${plural(files, "file")}, `}${size(many)})`}`).join(", ")],
     ["Told at its end", task.notify_url],
   ];
   return html`<section class="card" aria-label="Details"><h2>Details</h2>
