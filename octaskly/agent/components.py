@@ -51,6 +51,7 @@ from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.pool.report_queue import EndedCallback
@@ -102,8 +103,8 @@ def build_pool(
     tls: Callable[[], ssl.SSLContext],
     holders_of: HoldersOf,
     on_ended: EndedCallback,
-) -> tuple[Pool, BlobFetcher]:
-    """Return the runner of a node, and the fetcher of its files with their store.
+) -> tuple[Pool, BlobFetcher, OutputArchive]:
+    """Return the runner of a node, the fetcher of its files, and its outputs.
 
     Args:
         config: The settings.
@@ -142,7 +143,7 @@ def build_pool(
         clock=clock,
         on_ended=on_ended,
     )
-    return pool, blob_fetcher
+    return pool, blob_fetcher, archive
 
 
 def _remembered_addresses(saved: ev.SavedState) -> MemberAddresses:
@@ -404,7 +405,7 @@ class Components:
         ]
 
     def _build_runner(self) -> None:
-        self._pool, fetcher = build_pool(
+        self._pool, fetcher, archive = build_pool(
             self._config,
             self._info,
             self._clock,
@@ -413,6 +414,7 @@ class Components:
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
         self._blob_store = fetcher.blob_store
+        self._storage = StorageReporter(fetcher.blob_store, archive)
         self._tree_keeper = TreeKeeper(
             self._store, self.gateway.view, fetcher, self._log
         )
@@ -517,6 +519,7 @@ class Components:
             rotations=self._secret_holder,
             files=self._blob_store,
             trees=self._tree_keeper,
+            storage=self._storage,
             render_metrics=self._metrics.render_report,
         )
 

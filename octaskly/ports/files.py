@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import BlobRef, InputTree
@@ -154,6 +155,38 @@ class Lenders(Protocol):
         Returns:
             After how many seconds to ask again; None if there is nothing to wait for.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredItem:
+    """What takes up room: a tree, a file of no tree, or the outputs of an attempt."""
+
+    kind: Literal["tree", "file", "outputs"]
+    size_bytes: int
+    kept_until_s: float  #: wall clock
+    sha256: str | None = None  #: of a file, or of the manifest of a tree
+    task: str | None = None  #: whose outputs they are
+    file_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageUsage:
+    """What takes up room on a node."""
+
+    items: Sequence[StoredItem]  #: the largest first
+    files_bytes: int  #: of all files that tasks need, also of those that arrive
+    files_quota_bytes: int
+    outputs_bytes: int  #: of captured outputs
+    logs_bytes: int  #: of what tasks wrote to stdout and stderr
+    output_quota_bytes: int  #: for those, and for the outputs of one task
+    free_bytes: int  #: on the disk
+
+
+class StorageReport(Protocol):
+    """Tells what takes up room on this node."""
+
+    def read_usage(self) -> StorageUsage:
+        """Return what takes up room. Blocks."""
 
 
 class TreeKeeper(Protocol):

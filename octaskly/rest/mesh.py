@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -147,6 +148,42 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     system: System = System()
     database: Database = Database()
     mesh: MeshDetail = MeshDetail()
+
+
+class StoredItem(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that takes up room on a node.
+
+    `sha256` is that of a file, or of the manifest of a tree. `task` is the id of the
+    task that left these outputs. It may be deleted after `kept_until`.
+    """
+
+    kind: Annotated[str, one_of("tree", "file", "outputs")]
+    bytes: int
+    files: int | None = None
+    sha256: str | None = None
+    task: str | None = None
+    kept_until: At
+
+
+class Storage(msgspec.Struct, frozen=True, kw_only=True):
+    """What takes up room on a node, with a page of the items, the largest first.
+
+    `files_quota_bytes` is the limit of `files_bytes`, and `output_quota_bytes` that of
+    `logs_bytes`, and of the outputs of one task.
+    """
+
+    name: str
+    files_bytes: int
+    files_quota_bytes: int
+    outputs_bytes: int
+    logs_bytes: int
+    output_quota_bytes: int
+    free_bytes: int
+    items: Sequence[StoredItem]
+    total: int
+    returned: int = 0
+    limit: int = 0
+    offset: int = 0
 
 
 class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,6 +37,7 @@ class Scene:
     waiting: str  #: needs a GPU, which no node has
     failed: str
     cancelled: str
+    atlas: str  #: left files, and lacks one
     album: str  #: an array, some of whose members failed
     done: tuple[str, ...]
 
@@ -72,7 +73,14 @@ def _furnished(agents: list[Agent]) -> Scene:
     items = [f"photos/img-{number:03d}.jpg" for number in range(1, 31)]
     album = submit(dispatcher, "thumbnail {}", name="album", array={"items": items})
     failed = submit(dispatcher, "encode clips/intro.mov", labels={"film": "intro"})
-    for task in (*done, album, failed):
+    atlas = submit(
+        dispatcher,
+        "mkdir maps; thumbnail a.png > maps/a.txt; thumbnail b.png > maps/b.txt",
+        name="atlas",
+        workdir="scratch",
+        outputs=["maps", "legend.txt"],
+    )
+    for task in (*done, album, atlas, failed):
         finished(dispatcher, task)
     training = submit(dispatcher, "train --epochs 6", name="train", priority=5)
     slow = {"env": {"SECONDS_LONG": "3600"}, "labels": {"film": "main"}}
@@ -84,7 +92,9 @@ def _furnished(agents: list[Agent]) -> Scene:
     cancelled = submit(dispatcher, "simulate old.cfg", requires={"gpus": 1})
     dispatcher.call("DELETE", f"{TASKS}/{cancelled}")
     until(lambda: _has_written(dispatcher, training), "the training has begun")
-    return Scene(agents, training, waiting, failed, cancelled, album, tuple(done))
+    return Scene(
+        agents, training, waiting, failed, cancelled, atlas, album, tuple(done)
+    )
 
 
 def _has_written(agent: Agent, task: str) -> bool:

@@ -39,10 +39,12 @@ PLACES: Final = {
     "tasks": "27 ok, 3 failed of 30",
     "task": "epoch 6",
     "waiting": "Will not start until a node with 1 GPU joins",
+    "outputs": "Not there at the end: legend.txt",
     "array": "img-007.jpg",
     "stream": "",
     "arrays": "album",
     "nodes": "room=studio",
+    "node": "Room on its disk",
     "submit": "",
 }
 
@@ -56,9 +58,16 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 async def visit(page: Page, scene: Scene, place: str) -> None:
     """Show a place with its data."""
-    tasks = {"task": scene.training, "waiting": scene.waiting, "array": scene.album}
+    tasks = {
+        "task": scene.training,
+        "waiting": scene.waiting,
+        "outputs": scene.atlas,
+        "array": scene.album,
+    }
     if place in tasks:
         await show(page, "tasks", tasks[place])
+    elif place == "node":
+        await show(page, "nodes", scene.dispatcher.state.name)
     else:
         await show(page, place)
     if PLACES[place]:

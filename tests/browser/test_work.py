@@ -281,6 +281,32 @@ async def test_node_is_drained_and_resumed(page: Page, mesh: list[Agent]) -> Non
     until(lambda: state() == "ready", "it takes work again")
 
 
+async def test_room_on_a_node_is_shown_and_freed(page: Page, mesh: list[Agent]) -> None:
+    """Outputs by task; what the dialog does, `octaskly forget` does as well."""
+    name = mesh[1].state.name
+    task = submit(
+        mesh[0],
+        "head -c 3000000 /dev/zero > big",
+        outputs=["big"],
+        workdir="scratch",
+        requires={"node": name},
+    )
+    finished(mesh[0], task)
+    await show(page, "nodes")
+    await page.get_by_role("link", name=name).press("Enter")
+
+    room = page.get_by_role("region", name="Room", exact=True)
+    row = room.get_by_role("row").filter(has_text=task)
+    await expect(row).to_contain_text("3.0 MB")
+    await expect(row).to_contain_text("outputs")
+    await room.get_by_role("button", name="Forget ended tasks").press("Enter")
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_role("combobox").select_option("604800")
+    await expect(dialog).to_contain_text("octaskly forget --older-than 7d")
+    await dialog.get_by_role("button", name="Forget them now").press("Enter")
+    await expect(page.get_by_text("0 tasks forgotten")).to_be_visible()
+
+
 async def test_key_right_after_escape_opens_the_next_dialog(
     page: Page, mesh: list[Agent]
 ) -> None:

@@ -36,6 +36,7 @@ from octaskly.ports import (
     JoinService,
     KeyRotationControl,
     Principal,
+    StorageReport,
     TreeKeeper,
 )
 from octaskly.ports.audit import COMMAND_BYTES_MAX
@@ -237,6 +238,7 @@ class Services:
     rotations: KeyRotationControl | None = None  #: None: the node is in no mesh
     files: FileStore | None = None  #: the same
     trees: TreeKeeper | None = None  #: the same
+    storage: StorageReport | None = None  #: the same
     one_time_codes: OneTimeCodes = field(default_factory=OneTimeCodes)
     render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics
 

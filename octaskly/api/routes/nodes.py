@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 
 from aiohttp import web
@@ -61,7 +62,33 @@ async def set_availability(request: Request) -> web.StreamResponse:
                 command, principal=request.authenticated_principal
             ),
         )
-    member = _member(request, name)
+    return await _forward(request, name, command.value)
+
+
+async def show_storage(request: Request) -> web.StreamResponse:
+    """Return what takes up room on a node; that node itself answers.
+
+    Files of a tree are one item. A content of several trees counts for the one that was
+    used last.
+    """
+    name, gateway = request.path_params["name"], request.gateway
+    limit, offset = request.query.limit(), request.query.offset()
+    if gateway.find_node_id(name) != gateway.node_id:
+        return await _forward(request, name, f"storage?limit={limit}&offset={offset}")
+    assert request.services.storage is not None  # Every member of a mesh has it.
+    usage = await asyncio.to_thread(request.services.storage.read_usage)
+    own = gateway.node_names().get(gateway.node_id, gateway.node_id)
+    shown = mesh_response.storage(own, usage, offset, limit)
+    return json_response(task_response.encode(shown))
+
+
+async def _forward(request: Request, name: str, path: str) -> web.StreamResponse:
+    """Forward a request to the node that it is about.
+
+    Raises:
+        Problem: 404, there is no such node; 503, it is not connected.
+    """
+    gateway, member = request.gateway, _member(request, name)
     if member.state is NodeState.LOST or request.forwarded_by is not None:
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -69,9 +96,10 @@ async def set_availability(request: Request) -> web.StreamResponse:
             hint=f"{member.name} is not connected to the mesh at the moment",
             headers={"Retry-After": "5"},
         )
-    path = f"/api/v1/nodes/{member.id}/{command.value}"
     return await request.services.node_client.forward_to_node(
-        request, gateway.api_urls_of(member.id), path
+        request,
+        gateway.api_urls_of(member.id),
+        f"/api/v1/nodes/{member.id}/{path}",
     )
 
 
@@ -128,6 +156,16 @@ ROUTES = (
         cost=route_cost.CHEAP,
         access=Access.READ,
         responses={200: rest.NodeInfo},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/nodes/{name}/storage",
+        handler=show_storage,
+        cost=route_cost.STORAGE,
+        access=Access.READ,
+        is_local=True,
+        query=("limit", "offset"),
+        responses={200: rest.Storage},
     ),
     *(
         Route(

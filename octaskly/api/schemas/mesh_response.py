@@ -14,7 +14,7 @@ from octaskly.core.change_feed import NodeEvent
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import RosterEntry
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import Health, MeshStats, ReplicationState
+from octaskly.ports import Health, MeshStats, ReplicationState, StorageUsage
 from octaskly.rest import mesh as rest
 
 _MIB = 1 << 20
@@ -32,6 +32,35 @@ def nodes(
         nodes=[node(m, seen_ms(m.id), joined_ms.get(m.id)) for m in members],
         total=len(members),
         **_safety(state, names),
+    )
+
+
+def storage(name: str, usage: StorageUsage, offset: int, limit: int) -> rest.Storage:
+    """Return what takes up room on a node, with a page of the items."""
+    items = [
+        rest.StoredItem(
+            kind=item.kind,
+            bytes=item.size_bytes,
+            files=item.file_count,
+            sha256=item.sha256,
+            task=item.task,
+            kept_until=timestamp(int(item.kept_until_s * 1000)),
+        )
+        for item in usage.items[offset : offset + limit]
+    ]
+    return rest.Storage(
+        name=name,
+        files_bytes=usage.files_bytes,
+        files_quota_bytes=usage.files_quota_bytes,
+        outputs_bytes=usage.outputs_bytes,
+        logs_bytes=usage.logs_bytes,
+        output_quota_bytes=usage.output_quota_bytes,
+        free_bytes=usage.free_bytes,
+        items=items,
+        total=len(usage.items),
+        returned=len(items),
+        limit=limit,
+        offset=offset,
     )
 
 

@@ -102,6 +102,9 @@ LIST: Final = Cost(
 TREE: Final = Cost(kind=CostKind.EXPENSIVE, units=10)
 """A page of a tree, whose manifest of up to 16 MiB is read for it."""
 
+STORAGE: Final = Cost(kind=CostKind.EXPENSIVE, units=SEARCH_UNITS)
+"""What takes up room on a node, which looks at many files on its disk."""
+
 IDS: Final = Cost(
     kind=CostKind.CHEAP,
     rows_parameter="count",

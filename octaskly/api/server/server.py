@@ -84,6 +84,7 @@ from octaskly.ports import (
     JoinService,
     KeyRotationControl,
     Principal,
+    StorageReport,
     TreeKeeper,
 )
 from octaskly.rest.mesh import Checkup
@@ -361,6 +362,7 @@ class ApiServer:
         rotations: KeyRotationControl | None = None,
         files: FileStore | None = None,
         trees: TreeKeeper | None = None,
+        storage: StorageReport | None = None,
         render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,
         limits: LimitOptions = _DEFAULT_LIMITS,
     ) -> None:
@@ -383,6 +385,7 @@ class ApiServer:
             rotations,
             files,
             trees,
+            storage,
             render_metrics=render_metrics,
         )
         self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)

@@ -40,6 +40,7 @@ from octaskly.runner.output.output_archive import (
     DISK_PARTS,
     QUOTA_BYTES_MAX,
     RESERVE_BYTES,
+    DiskUsage,
 )
 
 UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
@@ -341,6 +342,30 @@ class BlobStore:
             return self._quota_bytes
         disk = shutil.disk_usage(self._folder)
         return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
+
+    def list_blobs(self) -> dict[str, tuple[int, float]]:
+        """Return size and expiry of all files, by SHA-256."""
+        with self._lock:
+            return dict(self._load_index())
+
+    def read_start(self, sha256: str, bytes_max: int) -> bytes:
+        """Return the first bytes of a file, without keeping it any longer.
+
+        Raises:
+            OSError: it is not here any more.
+        """
+        with (self._folder / sha256).open("rb", buffering=0) as file:
+            return file.read(bytes_max)
+
+    def usage(self) -> DiskUsage:
+        """Return how much room the files take, and may take."""
+        with self._lock:
+            self._load_index()
+            return DiskUsage(
+                used_bytes=self._stored_bytes + self._arrived_bytes,
+                quota_bytes=self.quota_bytes(),
+                free_bytes=shutil.disk_usage(self._folder).free,
+            )
 
     def delete_expired(self) -> None:
         """Delete files that expired more than `UNUSED_S_MAX` ago."""

@@ -12,8 +12,10 @@ import os
 import shutil
 import stat
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
@@ -29,6 +31,14 @@ FILES_MAX = 20_000  #: bounds the index, which is kept in memory
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK_BYTES = 512  #: unit of `st_blocks`
+
+
+class DiskUsage(NamedTuple):
+    """How much room something takes on this disk."""
+
+    used_bytes: int
+    quota_bytes: int
+    free_bytes: int  #: on the whole disk
 
 
 def output_file_name(task: TaskId, attempt: AttemptId) -> str:
@@ -123,6 +133,30 @@ class OutputArchive:
         self.outputs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         spare_bytes = shutil.disk_usage(self.outputs_dir).free - self._reserve_bytes
         return max(0, min(self._quota_bytes, spare_bytes))
+
+    def usage(self) -> DiskUsage:
+        """Return how much room output files take, and may take."""
+        with self._lock:
+            if self._complete is None:
+                self._complete = {}
+                self._scan_folder()
+            return DiskUsage(
+                used_bytes=self._complete_bytes,
+                quota_bytes=self._quota_bytes,
+                free_bytes=shutil.disk_usage(self.outputs_dir).free,
+            )
+
+    def output_folders(self) -> Iterator[tuple[Path, str]]:
+        """Yield the folders of captured outputs, each with its task's id in the log."""
+        for folder in self.outputs_dir.glob("*/*"):
+            name = folder.parent.name
+            with suppress(ValueError):
+                is_encoded = name.startswith("%")
+                yield folder, bytes.fromhex(name[1:]).decode() if is_encoded else name
+
+    def kept_until_s(self, folder: Path) -> float:
+        """Return when captured outputs expire; raise OSError if they are gone."""
+        return folder.lstat().st_mtime + self._retention_s
 
     def delete_expired(self) -> None:
         """Delete outputs that are older than the retention or exceed the quota."""

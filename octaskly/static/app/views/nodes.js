@@ -3,15 +3,21 @@ import { mebibytes, plural } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { soon } from "../polling.js";
-import { go } from "../router.js";
+import { go, href } from "../router.js";
 import { mesh, nodes, tell } from "../store.js";
 import { Ago, Bar, Button, Command, Dialog, Empty, State } from "../ui.js";
+import { Node } from "./node.js";
 import { Role } from "./role.js";
 
 const ROWS = 40; //: drawn at first, and more of them as one scrolls
 
+/** All nodes, or one of them. */
+export function Nodes({ parts, query }) {
+  return parts[0] ? html`<${Node} name=${parts[0]} />` : html`<${All} query=${query} />`;
+}
+
 /** All nodes, what each does, and what one may tell it. */
-export function Nodes({ query }) {
+function All({ query }) {
   const find = query.get("find") ?? "";
   const field = useRef(null);
   const [chosen, choose] = useState(0);
@@ -91,7 +97,7 @@ function Row({ node, standby, common, isChosen, onChoose, order }) {
   }, [isChosen]);
   return html`<li ref=${element} class=${`card node-row ${state} ${isChosen ? "chosen" : ""}`} aria-current=${isChosen} onFocusIn=${onChoose}>
     <div class="node-who">
-      <h2>${node.name}</h2>
+      <h2><a href=${href(["nodes", node.name])}>${node.name}</a></h2>
       <p><${State} of=${state} /> <${Role} node=${node} standby=${standby?.state} />
         ${standby?.lag > 0 && html`<span class="tag">${plural(standby.lag, "entry", "entries")} behind</span>`}
         ${node.short_of && html`<span class="tag warn">short of ${node.short_of}</span>`}
