@@ -431,12 +431,13 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(AttemptLine, frozen=True, kw_only=True):
-    """An attempt with its task."""
+    """An attempt with its task; `has_files` is true if files were sent along."""
 
     id: str
     name: str | None = None
     command: str = ""
     assigned_at: Instant | None = None
+    has_files: bool = False
 
 
 class Runs(msgspec.Struct, frozen=True, kw_only=True):

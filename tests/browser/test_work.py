@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from octaskly.core.model.drafts import sequence_of
 from octaskly.trust import MeshTls, NodeKey, load_secret
@@ -305,6 +305,46 @@ async def test_room_on_a_node_is_shown_and_freed(page: Page, mesh: list[Agent]) 
     await expect(dialog).to_contain_text("octaskly forget --older-than 7d")
     await dialog.get_by_role("button", name="Forget them now").press("Enter")
     await expect(page.get_by_text("0 tasks forgotten")).to_be_visible()
+
+
+async def test_files_that_travelled_are_shown_in_the_stream(
+    page: Page, mesh: list[Agent], tmp_path: Path
+) -> None:
+    """Only those of tasks with files; one that has ended is asked for once."""
+    submit(mesh[0], "true", name="no files")
+    (tmp_path / "plan").write_text("x")
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("cat plan")
+    await form.get_by_label("Name", exact=True).fill("with files")
+    await drop(page, tmp_path / "plan")
+    await expect(form.get_by_label("Files to send along")).to_contain_text("1 file")
+    await form.get_by_role("button", name="Submit").click()
+    await page.get_by_role("link", name="Open it").click()
+    await expect(page.locator(".head .state")).to_have_text("completed")
+    task = page.url.rpartition("/")[2]
+    node = task_of(mesh[0], task)["worker_id"]
+    asked: list[str] = []
+
+    async def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        sent = [{"node": "<b>nas</b>", "bytes": 100_000_000}]
+        inputs = {"node": node, "bytes": 3_200_000_000, "present_bytes": 3_100_000_000}
+        told = {"summary": "it ran", "placement": None, "nodes": []}
+        await route.fulfill(json={**told, "inputs": {**inputs, "sent": sent}})
+
+    await page.route("**/explain", answer)
+    await show(page, "stream")
+    row = page.get_by_role("region", name="Transfers", exact=True).get_by_role("row")
+    await expect(row).to_have_count(2)
+    for text in ("with files", node, "<b>nas</b> (100 MB)", "3.1 GB", "3.2 GB"):
+        await expect(row.last).to_contain_text(text)
+    await show(page, "tasks", task)
+    await expect(
+        page.get_by_text("3.1 GB of 3.2 GB were already there")
+    ).to_be_visible()
+    of_task = [url for url in asked if f"/{task}/" in url]
+    assert len(of_task) == len(asked) == 2  # Once in the stream, once on its page.
 
 
 async def test_key_right_after_escape_opens_the_next_dialog(

@@ -98,6 +98,7 @@ def _render_attempt_of_task(
         name=(options.name or None) if options else None,
         command=cut_text(command, COMMAND_BYTES_MAX),
         assigned_at=_known(run.assigned_ms),
+        has_files=options is not None and bool(options.tree or options.files),
     )
 
 

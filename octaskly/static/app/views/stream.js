@@ -7,6 +7,7 @@ import { go, href } from "../router.js";
 import { nodes } from "../store.js";
 import { Button, Command, Empty, State } from "../ui.js";
 import { Lanes, zoomed } from "./lanes.js";
+import { Transfers } from "./transfers.js";
 import { barAt, colourOf, draw, gutterOf, heightOf, rowsOf } from "./painting.js";
 
 const STEP_PX = 44; //: of the keys up and down
@@ -59,6 +60,7 @@ export function Stream() {
     </section>
     <p class="hint stream-hint">Wheel or <kbd>+</kbd> <kbd>-</kbd> zooms, dragging or <kbd>h</kbd> <kbd>l</kbd> moves in time, <kbd>0</kbd> follows what happens now.
       ${isCut && " Of a time with very many attempts, the latest are shown."}</p>
+    <${Transfers} seen=${seen} />
     <details class="card stream-table" onToggle=${(event) => setTable(event.currentTarget.open)}><summary>Show as table</summary>
       ${isTable && html`<${Table} seen=${seen} />`}</details>`;
 }

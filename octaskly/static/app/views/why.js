@@ -6,6 +6,7 @@ import { html, useEffect, useState } from "../lib.js";
 import { href } from "../router.js";
 import { Dialog, State } from "../ui.js";
 import { Output } from "./ansi.js";
+import { cameFrom } from "./transfers.js";
 
 const AGAIN_MS = 3000;
 const LAST_LINES = 5;
@@ -49,6 +50,7 @@ export const isHopeless = (told) => told?.status === "queued" && told.nodes.leng
 export function Why({ told }) {
   if (told === null) return html`<p class="muted" role="status">Asking the dispatcher …</p>`;
   return html`<p class="why-summary">${sentence(told.summary)}</p>
+    ${told.inputs && html`<p class="muted">Of its files, ${cameFrom(told.inputs)}.</p>`}
     ${told.placement && html`<p class="muted">${sentence(told.placement)}</p>`}
     ${told.nodes.length > 0 && html`<div class="scroll"><table class="why">
       <thead><tr><th scope="col">Node</th><th scope="col">State</th><th scope="col">Why not there</th></tr></thead>
