@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeState, Role
@@ -127,7 +129,8 @@ class TreeKeeper:
         manifest = await self.read_manifest(tree)
         if path is None:
             fetch = partial(self._fetcher.fetch_tree, keep_s=RETENTION_S)
-            await self._fetch(fetch, tree)
+            # Only tasks make a client send what it lends.
+            await self._fetch(fetch, replace(tree, is_lent=False))
         elif (file := manifest.find_file(path)) is not None:
             content = BlobRef(sha256=file.sha256.hex(), node=tree.node)
             await self._fetch(self._fetcher.fetch_blob, content)

@@ -88,7 +88,8 @@ def _tree_errors() -> Iterator[None]:
         yield
     except (OutputNotFound, ManifestError) as error:
         raise _not_found(
-            f"the files of an ended task are kept for about an hour: {error}"
+            "the files of an ended task are kept for about an hour, and those that"
+            f" a client lends only while it runs: {error}"
         ) from None
 
 

@@ -18,7 +18,7 @@ export function asked(task) {
   if (task.inputs?.length) body.inputs = task.inputs;
   if (task.outputs?.length) body.outputs = task.outputs.map(({ path }) => path);
   if (task.files?.length) body.files = task.files;
-  if (task.tree) body.tree = task.tree;
+  if (task.tree && !task.tree.lent) body.tree = task.tree;
   if (task.stdin_file) body.stdin_file = task.stdin_file;
   if (task.after?.length) Object.assign(body, { after: task.after, on: task.on });
   const isUsual = task.retry_on?.join() === "failure,lost";
@@ -62,14 +62,15 @@ const isEmpty = (value) => typeof value === "object" && Object.keys(value).lengt
 export const isOfItems = ({ array }) => Boolean(array) && !array.range;
 
 /** What it reads, in a comment to stand before what cannot say it; "" for nothing. */
-export const unread = ({ stdin_bytes: size }) =>
-  (size ? `# left out: the ${bytes(size)} that it reads, as nodes show them to nobody\n` : "");
+export const unread = ({ stdin_bytes: size, tree }) =>
+  (size ? `# left out: the ${bytes(size)} that it reads, as nodes show them to nobody\n` : "")
+  + (tree?.lent ? "# left out: the files that were sent along, as no node keeps them\n" : "");
 
 /** What no command can say, and what is to be where, as comments of a shell. */
-function comments(task, { requires = {}, files = [], tree }) {
+function comments(task, { requires = {}, files = [] }) {
   const left = ["os", "arch"].filter((name) => requires[name]).map((name) => `${name} ${requires[name]}`);
   left.push(...files.map(({ path }) => `file ${path}`));
-  if (tree) left.push("the files that were sent along; --in sends them again");
+  if (task.tree) left.push("the files that were sent along; --in sends them again");
   return [
     task.stdin_bytes && `# stdin.txt is to hold the ${bytes(task.stdin_bytes)} that it reads: nodes show them to nobody\n`,
     left.length > 0 && `# left out, as only a request can say it: ${left.join(", ")}\n`,

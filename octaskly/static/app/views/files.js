@@ -8,6 +8,10 @@ import { now } from "../store.js";
 import { Button } from "../ui.js";
 
 const PAGE = 100;
+const GONE = {
+  sent: "No node has them any more. Those that octaskly run or map lends are kept while it runs, others for about an hour.",
+  left: "Its node does not have them any more: its --retention is over, or its disk was full.",
+};
 
 /** Both lists, where there is something to list. */
 export function Files({ task }) {
@@ -18,13 +22,13 @@ export function Files({ task }) {
   // Names are for all; what is in a file, for those who could have a task read it.
   const isViewer = session.value?.role === "viewer";
   return html`<div class="task-parts">
-    ${task.tree && html`<${List} key="in" title="Files sent along" path=${`${path}/tree`} tar=${`${task.id}-files.tar`} isLocked=${isViewer} />`}
-    ${(left || missing.length > 0) && html`<${List} key=${`out ${left}`} title="Output files" path=${left ? `${path}/outputs` : null} tar=${`${task.id}-outputs.tar`} missing=${missing} />`}
+    ${task.tree && html`<${List} key="in" title="Files sent along" path=${`${path}/tree`} tar=${`${task.id}-files.tar`} gone=${GONE.sent} isLocked=${isViewer} />`}
+    ${(left || missing.length > 0) && html`<${List} key=${`out ${left}`} title="Output files" path=${left ? `${path}/outputs` : null} tar=${`${task.id}-outputs.tar`} gone=${GONE.left} missing=${missing} />`}
   </div>`;
 }
 
 /** One list, a page at a time; `path` is null where there is nothing to ask for. */
-function List({ title, path, tar, missing = [], isLocked = false }) {
+function List({ title, path, tar, gone, missing = [], isLocked = false }) {
   const { entries, total, bytes, problem, more } = usePages(path);
   const isKnown = total !== null;
   return html`<section class="card files" aria-label=${title}>
@@ -32,7 +36,8 @@ function List({ title, path, tar, missing = [], isLocked = false }) {
       ${isKnown && html`<span class="muted" role="status">${plural(total, "file")}, ${size(bytes)}</span>`}
       ${isKnown && !isLocked && html`<div class="end"><${Button} onPress=${() => download(`${path}.tar`, tar)}>Download all as tar<//></div>`}</div>
     ${missing.length > 0 && html`<p class="problem">Not there at the end: ${missing.map(visible).join(", ")}</p>`}
-    ${problem && html`<p class="problem" role="alert">${problem.hint || problem.error}</p>`}
+    ${problem?.status === 404 && html`<p class="muted" role="status">${gone}</p>`}
+    ${problem && problem.status !== 404 && html`<p class="problem" role="alert">${problem.hint || problem.error}</p>`}
     ${path && !isKnown && !problem && html`<p class="muted" role="status">Loading …</p>`}
     ${entries.length > 0 && html`<div class="scroll files-scroll" tabindex="0" role="region" aria-label=${`${title}: list`}><table>
       <thead><tr><th scope="col">Path</th><th scope="col" class="number">Size</th><th scope="col" class="wide-only">Changed</th>

@@ -32,7 +32,7 @@ export function Submit({ query }) {
       const filled = typedOf(asked(task));
       setTyped(filled.typed);
       setArray(filled.arrayOf);
-      setSent(task.tree);
+      setSent(asked(task).tree ?? null);
     }, passes);
   }, [from]);
   useEffect(() => () => over.current?.abort(), []);
