@@ -24,12 +24,12 @@ export function Transfers({ seen }) {
   return html`<section class="card files transfers" aria-label="Transfers"><div class="log-head"><h2>Files that travelled</h2>
       <span class="muted" role="status">${size(moved)} for ${plural(rows.length, "attempt")}</span></div>
     <div class="scroll" tabindex="0" role="region" aria-label="Transfers of the attempts in sight"><table>
-      <thead><tr><th scope="col">Task</th><th scope="col">State</th><th scope="col">To</th><th scope="col">From</th>
-        <th scope="col" class="number">Were there</th><th scope="col" class="number">In all</th></tr></thead>
+      <thead><tr><th scope="col">Task</th><th scope="col" class="wide-only">State</th><th scope="col">To</th><th scope="col">From</th>
+        <th scope="col" class="number">Were there</th><th scope="col" class="number wide-only">In all</th></tr></thead>
       <tbody>${rows.map(({ bar, node, inputs }) => html`<tr key=${bar.key}><td><a href=${href(["tasks", bar.attempt.id])}>${bar.attempt.name ?? bar.attempt.id}</a></td>
-        <td><${State} of=${bar.status} /></td><td><a href=${href(["nodes", node])}>${node}</a></td>
-        <td>${inputs.sent.length ? inputs.sent.map(({ node: from, bytes }) => `${from} (${size(bytes)})`).join(", ") : html`<span class="muted">–</span>`}</td>
-        <td class="number nowrap">${size(inputs.present_bytes)}</td><td class="number nowrap">${size(inputs.bytes)}</td></tr>`)}</tbody></table></div>
+        <td class="wide-only"><${State} of=${bar.status} /></td><td><a href=${href(["nodes", node])}>${node}</a></td>
+        <td>${inputs.sent.length ? inputs.sent.map(({ node: from, bytes }) => `${from} (${size(bytes).replace(" ", "\u00a0")})`).join(", ") : html`<span class="muted">–</span>`}</td>
+        <td class="number nowrap">${size(inputs.present_bytes)}</td><td class="number nowrap wide-only">${size(inputs.bytes)}</td></tr>`)}</tbody></table></div>
   </section>`;
 }
 
