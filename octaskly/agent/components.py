@@ -45,7 +45,7 @@ from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
-from octaskly.ports import Clock
+from octaskly.ports import Clock, MemberFiles
 from octaskly.rest.mesh import Checkup
 from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
@@ -517,9 +517,7 @@ class Components:
             admissions=self._join_service,
             describe_agent=self._description,
             rotations=self._secret_holder,
-            files=self._blob_store,
-            trees=self._tree_keeper,
-            storage=self._storage,
+            files=MemberFiles(self._blob_store, self._tree_keeper, self._storage),
             render_metrics=self._metrics.render_report,
         )
 

@@ -234,3 +234,12 @@ class TreeKeeper(Protocol):
         Raises:
             OutputNotFound: This node could not get all of it.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFiles:
+    """What a member of a mesh has for the files of tasks."""
+
+    store: FileStore
+    trees: TreeKeeper
+    storage: StorageReport

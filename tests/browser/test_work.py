@@ -330,7 +330,7 @@ async def test_files_that_travelled_are_shown_in_the_stream(
         asked.append(route.request.url)
         sent = [{"node": "<b>nas</b>", "bytes": 100_000_000}]
         inputs = {"node": node, "bytes": 3_200_000_000, "present_bytes": 3_100_000_000}
-        told = {"summary": "it ran", "placement": None, "nodes": []}
+        told: dict[str, Any] = {"summary": "it ran", "placement": None, "nodes": []}
         await route.fulfill(json={**told, "inputs": {**inputs, "sent": sent}})
 
     await page.route("**/explain", answer)

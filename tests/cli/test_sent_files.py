@@ -197,7 +197,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             125,
             (
                 "error: '../x' leads out of this folder, so it needs a place in the"
-                " task's folder\n  hint: ../x=x\n"
+                " task's folder\n  hint: write ../x=x\n"
             ),
         ),
         (
@@ -205,7 +205,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             1,
             (
                 "error: '/etc/hosts' leads out of this folder, so it needs a place in"
-                " the task's folder\n  hint: /etc/hosts=hosts\n"
+                " the task's folder\n  hint: write /etc/hosts=hosts\n"
             ),
         ),
         (

@@ -31,13 +31,11 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import (
     Clock,
-    FileStore,
     Gateway,
     JoinService,
     KeyRotationControl,
+    MemberFiles,
     Principal,
-    StorageReport,
-    TreeKeeper,
 )
 from octaskly.ports.audit import COMMAND_BYTES_MAX
 from octaskly.rest.mesh import Checkup
@@ -236,9 +234,7 @@ class Services:
     describe_agent: Callable[[], Checkup] = no_checkup
     streams: OpenStreams = field(default_factory=OpenStreams)
     rotations: KeyRotationControl | None = None  #: None: the node is in no mesh
-    files: FileStore | None = None  #: the same
-    trees: TreeKeeper | None = None  #: the same
-    storage: StorageReport | None = None  #: the same
+    files: MemberFiles | None = None  #: the same
     one_time_codes: OneTimeCodes = field(default_factory=OneTimeCodes)
     render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics
 
@@ -323,6 +319,12 @@ class Request:
     def gateway(self) -> Gateway:
         """The agent."""
         return self.services.gateway
+
+    @property
+    def files(self) -> MemberFiles:
+        """What this node has for the files of tasks."""
+        assert self.services.files is not None  # Every member of a mesh has it.
+        return self.services.files
 
     @property
     def authenticated_principal(self) -> Principal:

@@ -40,10 +40,11 @@ async def charge(request: Request) -> None:
 async def _charge_at_dispatcher(request: Request, view: DispatcherView) -> bool:
     """Return True if the dispatcher counted the request."""
     limit = asyncio.timeout(request.services.timeouts.connect_s)
+    path = f"{_INTERNAL}?units={request.info.rate_units}"
     with suppress(NodeNotResponding, TimeoutError):
         async with (
             limit,
-            request_from_node(request, view.lan_urls, _INTERNAL) as response,
+            request_from_node(request, view.lan_urls, path) as response,
         ):
             headers = {
                 name: response.headers[name]
@@ -66,7 +67,9 @@ async def charge_for_node(request: Request) -> web.StreamResponse:
     principal = authentication.parse_principal_header(statement, request.forwarded_by)
     rate_limiter = request.services.rate_limiter
     try:
-        request.info.rate_limit_headers = rate_limiter.charge(principal)
+        request.info.rate_limit_headers = rate_limiter.charge(
+            principal, request.query.units()
+        )
     except Problem as problem:
         problem.is_delayed = False  # The node that asks delays its own response.
         raise
@@ -80,6 +83,7 @@ ROUTES = (
         handler=charge_for_node,
         cost=route_cost.CHEAP,
         access=Access.NODE,
+        query=("units",),
         responses={204: None},
     ),
 )

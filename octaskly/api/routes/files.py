@@ -22,7 +22,15 @@ from aiohttp import web
 from octaskly.api.http import sse
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.output.downloads import send_file
-from octaskly.api.problems import INVALID_VALUE, Problem
+from octaskly.api.problems import (
+    DISK_FULL,
+    FILE_EXCEEDS_QUOTA,
+    INVALID_VALUE,
+    NO_ROOM_FOR_FILE,
+    PIECE_OUT_OF_ORDER,
+    UPLOAD_IN_PROGRESS,
+    Problem,
+)
 from octaskly.api.schemas import query, request_bodies, task_response
 from octaskly.api.schemas.files import (
     BlobIn,
@@ -43,7 +51,6 @@ from octaskly.ports import (
     FileExceedsQuota,
     FileQuotaExceeded,
     FileStore,
-    Lenders,
     UploadInProgress,
     WrongOffset,
 )
@@ -72,7 +79,7 @@ async def upload_unnamed_file(request: Request) -> web.StreamResponse:
 
     Browsers cannot hash a large file without holding all of it in memory.
     """
-    files, size = _file_store(request), _announced_size(request)
+    files, size = request.files.store, _announced_size(request)
     with request.services.streams.count_stream(request.principal):
         piece = _Piece(None, size)
         name, _ = await _store_upload(request, files, None, piece)
@@ -141,7 +148,7 @@ def _requested_piece(request: web.BaseRequest, size_bytes: int) -> _Piece:
 
 async def list_missing(request: Request) -> web.StreamResponse:
     """Return which files this node lacks, and keep the others for another hour."""
-    files = _file_store(request)
+    files = request.files.store
     asked = request_bodies.parse_missing(request.body)
     missing = await asyncio.to_thread(
         files.missing_files, asked.sha256, keep_s=_keep_s(is_lent=asked.lent)
@@ -157,7 +164,7 @@ async def list_missing(request: Request) -> web.StreamResponse:
 
 async def upload_pack(request: Request) -> web.StreamResponse:
     """Store the small files of a pack; those before an error are kept."""
-    files, reader = _file_store(request), PackReader()
+    files, reader = request.files.store, PackReader()
     keep_s = _keep_s(is_lent=request.query.flag("lent"))
     stored = StoredPack(files=0, bytes=0, node=request.gateway.node_id)
 
@@ -181,7 +188,7 @@ async def upload_pack(request: Request) -> web.StreamResponse:
 async def lend_tree(request: Request) -> web.StreamResponse:
     """Stream which files of a tree are wanted here, while the client lends them."""
     tree = request_bodies.parse_offer(request.body)
-    lenders = _lenders(request)
+    lenders = request.files.trees.lenders
 
     async def send_all(stream: sse.EventStream) -> None:
         with lenders.open_offer(tree) as offer:
@@ -196,9 +203,8 @@ async def lend_tree(request: Request) -> web.StreamResponse:
 async def replicate_tree(request: Request) -> web.StreamResponse:
     """Store a tree at the dispatcher and its standbys: losing one machine is safe."""
     tree = request_bodies.parse_tree(request.body)
-    assert request.services.trees is not None  # Every member of a mesh has it.
     try:
-        nodes = await request.services.trees.replicate_tree(tree)
+        nodes = await request.files.trees.replicate_tree(tree)
     except OutputNotFound as error:
         raise Problem(404, "File not found", hint=str(error)) from None
     shown = TreeCopies(nodes=list(nodes))
@@ -208,8 +214,7 @@ async def replicate_tree(request: Request) -> web.StreamResponse:
 async def hold_trees(request: Request) -> web.StreamResponse:
     """Keep trees for an hour for another node, and fetch what is not here."""
     trees = request_bodies.parse_trees(request.body)
-    assert request.services.trees is not None  # Every member of a mesh has it.
-    failures = await request.services.trees.hold_trees(trees)
+    failures = await request.files.trees.hold_trees(trees)
     return json_response(task_response.encode(HeldTrees(failures=failures)))
 
 
@@ -218,10 +223,10 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
 
     `Retry-After` says that a client has been asked for some that are missing in it.
     """
-    asked, files = request_bodies.parse_wanted_pack(request.body), _file_store(request)
+    asked, files = request_bodies.parse_wanted_pack(request.body), request.files.store
     response = web.StreamResponse(headers={"Content-Type": BYTES})
     if asked.tree:
-        wait_s = await _lenders(request).await_files(asked.tree, asked.sha256)
+        wait_s = await request.files.trees.lenders.await_files(asked.tree, asked.sha256)
         if wait_s is not None:
             response.headers["Retry-After"] = str(ceil(wait_s))
     parts = files.pack_files(asked.sha256)
@@ -269,17 +274,12 @@ async def send_file_to_node(request: Request) -> web.StreamResponse:
 
 
 def _requested_file(request: Request) -> tuple[str, FileStore]:
-    return query.sha256(request.path_params["sha256"]), _file_store(request)
+    return query.sha256(request.path_params["sha256"]), request.files.store
 
 
 def _keep_s(*, is_lent: bool) -> float:
     """Return how long to keep a file; its lender can send it again."""
     return COPY_RETENTION_S if is_lent else RETENTION_S
-
-
-def _lenders(request: Request) -> Lenders:
-    assert request.services.trees is not None  # Every member of a mesh has it.
-    return request.services.trees.lenders
 
 
 def _announced_size(request: Request) -> int:
@@ -288,11 +288,6 @@ def _announced_size(request: Request) -> int:
         hint = "send Content-Length: chunked uploads are not supported"
         raise Problem(411, "Length required", hint=hint, closes_connection=True)
     return size
-
-
-def _file_store(request: Request) -> FileStore:
-    assert request.services.files is not None  # Every member of a mesh has it.
-    return request.services.files
 
 
 def _encode_file(request: Request, name: str, size_bytes: int) -> bytes:
@@ -330,15 +325,14 @@ async def _store_upload(
             await asyncio.shield(asyncio.to_thread(intake.abort))
 
 
-_DISK_FULL: Final = "The node cannot write to its disk"
 _NO_ROOM: Final = {
-    FileExceedsQuota: "File larger than the quota",
-    DiskFull: _DISK_FULL,
+    FileExceedsQuota: FILE_EXCEEDS_QUOTA,
+    DiskFull: DISK_FULL,
 }
 """Errors that do not pass when other files may be deleted."""
 _CONFLICTS: Final[Mapping[type, str]] = {
-    WrongOffset: "Piece out of order",
-    UploadInProgress: "Upload in progress",
+    WrongOffset: PIECE_OUT_OF_ORDER,
+    UploadInProgress: UPLOAD_IN_PROGRESS,
 }
 
 
@@ -350,7 +344,7 @@ def _upload_errors(*, field: str) -> Iterator[None]:
     except FileQuotaExceeded as error:
         raise Problem(
             507,
-            _NO_ROOM.get(type(error), "No room for the file"),
+            _NO_ROOM.get(type(error), NO_ROOM_FOR_FILE),
             hint=f"{error}; {error.hint}",
             closes_connection=True,
         ) from None
@@ -361,7 +355,7 @@ def _upload_errors(*, field: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         hint = f"it says: {error.strerror}"
-        raise Problem(507, _DISK_FULL, hint=hint, closes_connection=True) from None
+        raise Problem(507, DISK_FULL, hint=hint, closes_connection=True) from None
     except (WrongOffset, UploadInProgress) as error:
         raise Problem(
             409, _CONFLICTS[type(error)], hint=str(error), closes_connection=True

@@ -75,8 +75,7 @@ async def show_storage(request: Request) -> web.StreamResponse:
     limit, offset = request.query.limit(), request.query.offset()
     if gateway.find_node_id(name) != gateway.node_id:
         return await _forward(request, name, f"storage?limit={limit}&offset={offset}")
-    assert request.services.storage is not None  # Every member of a mesh has it.
-    usage = await asyncio.to_thread(request.services.storage.read_usage)
+    usage = await asyncio.to_thread(request.files.storage.read_usage)
     own = gateway.node_names().get(gateway.node_id, gateway.node_id)
     shown = mesh_response.storage(own, usage, offset, limit)
     return json_response(task_response.encode(shown))

@@ -20,7 +20,6 @@ from octaskly.api.security import route_cost
 from octaskly.core.model.task_options import InputTree
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
-from octaskly.ports import TreeKeeper
 from octaskly.rest.tasks import TreePage
 
 _PATH = "/api/v1/tasks/{id}/tree"
@@ -28,7 +27,7 @@ _PATH = "/api/v1/tasks/{id}/tree"
 
 async def list_tree(request: Request) -> web.StreamResponse:
     """Return a part of the files that were sent along with a task, with their sizes."""
-    tree, trees = await _sent_tree(request), _trees(request)
+    tree, trees = await _sent_tree(request), request.files.trees
     with _tree_errors():
         manifest = await trees.read_manifest(tree)
     return await list_manifest(request, manifest)
@@ -37,7 +36,7 @@ async def list_tree(request: Request) -> web.StreamResponse:
 async def download_tree_file(request: Request) -> web.StreamResponse:
     """Send a file that was sent along with a task."""
     path = query.output_path(request_bodies.clean_path, request.path_params["path"])
-    tree, trees = await _sent_tree(request), _trees(request)
+    tree, trees = await _sent_tree(request), request.files.trees
     with request.services.streams.count_stream(request.principal), _tree_errors():
         stored = await trees.fetch_tree(tree, path)
     file = stored.file_path(path)
@@ -54,7 +53,7 @@ async def download_tree_file(request: Request) -> web.StreamResponse:
 
 async def download_tree(request: Request) -> web.StreamResponse:
     """Send all files that were sent along with a task as one tar."""
-    tree, trees = await _sent_tree(request), _trees(request)
+    tree, trees = await _sent_tree(request), request.files.trees
     # A manifest of many files is in memory until its archive has been sent.
     with request.services.streams.count_stream(request.principal):
         with _tree_errors():
@@ -74,11 +73,6 @@ async def _sent_tree(request: Request) -> InputTree:
     if options is None or options.tree is None:
         raise _not_found("no files were sent along with the task")
     return options.tree if options.array is None else replace(options.tree, folders=())
-
-
-def _trees(request: Request) -> TreeKeeper:
-    assert request.services.trees is not None  # Every member of a mesh has it.
-    return request.services.trees
 
 
 @contextlib.contextmanager

@@ -95,6 +95,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         Annotated[str, msgspec.Meta(pattern="^(task|node)(,(task|node))*$")],
         "types of events to send",
     ),
+    "units": (
+        Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
+        "units of the rate limit that a request costs; default 1",
+    ),
     "wait": (
         Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)],
         "maximal seconds to wait for the end, in steps of 0.001",
@@ -150,6 +154,10 @@ class Query:
     def count(self) -> int:
         """Return the requested number of ids."""
         return self._integer("count", 1, 1, BATCH_MAX)
+
+    def units(self) -> int:
+        """Return the units of the rate limit that a request costs."""
+        return self._integer("units", 1, 1, LIMIT_MAX)
 
     def offset(self) -> int:
         """Return the number of items to skip."""

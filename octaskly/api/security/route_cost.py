@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
@@ -45,6 +45,7 @@ class Cost:
     rows_default: int = 0  #: number of rows without it
     rows_max: int = 0  #: highest valid number of rows
     row_bytes: int = ROW_BYTES
+    reads_all: bool = False  #: also for a short page, so each is expensive
     search_parameters: tuple[str, ...] = ()
     """Query parameters that make few rows expensive, too."""
 
@@ -80,7 +81,7 @@ class Cost:
         if self.kind is not CostKind.EXPENSIVE:
             return False
         is_short = bool(self.rows_parameter) and self.rows(query) <= CHEAP_ROWS
-        return not is_short or self._is_search(query)
+        return self.reads_all or not is_short or self._is_search(query)
 
     def _is_search(self, query: Mapping[str, str]) -> bool:
         return any(name in query for name in self.search_parameters)
@@ -99,11 +100,21 @@ LIST: Final = Cost(
 )
 """A page of `limit` rows."""
 
-TREE: Final = Cost(kind=CostKind.EXPENSIVE, units=10)
+TREE: Final = Cost(
+    kind=CostKind.EXPENSIVE,
+    units=10,
+    rows_parameter="limit",
+    rows_default=LIMIT_DEFAULT,
+    rows_max=LIMIT_MAX,
+    reads_all=True,
+)
 """A page of a tree, whose manifest of up to 16 MiB is read for it."""
 
-STORAGE: Final = Cost(kind=CostKind.EXPENSIVE, units=SEARCH_UNITS)
-"""What takes up room on a node, which looks at many files on its disk."""
+NODE_TREE: Final = replace(TREE, kind=CostKind.CHEAP)
+"""The same for another node, where the client pays for it."""
+
+STORAGE: Final = replace(TREE, units=SEARCH_UNITS)
+"""A page of what takes up room on a node, which looks at many files on its disk."""
 
 IDS: Final = Cost(
     kind=CostKind.CHEAP,

@@ -79,13 +79,11 @@ from octaskly.core.model.ids import NodeId
 from octaskly.errors import TrustError
 from octaskly.ports import (
     Clock,
-    FileStore,
     Gateway,
     JoinService,
     KeyRotationControl,
+    MemberFiles,
     Principal,
-    StorageReport,
-    TreeKeeper,
 )
 from octaskly.rest.mesh import Checkup
 from octaskly.system.accepting import BACKLOG
@@ -360,9 +358,7 @@ class ApiServer:
         admissions: JoinService | None = None,
         describe_agent: Callable[[], Checkup] = no_checkup,
         rotations: KeyRotationControl | None = None,
-        files: FileStore | None = None,
-        trees: TreeKeeper | None = None,
-        storage: StorageReport | None = None,
+        files: MemberFiles | None = None,
         render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics,
         limits: LimitOptions = _DEFAULT_LIMITS,
     ) -> None:
@@ -384,8 +380,6 @@ class ApiServer:
             OpenStreams(limits.streams_max, limits.streams_per_subject),
             rotations,
             files,
-            trees,
-            storage,
             render_metrics=render_metrics,
         )
         self._lifecycle = RequestLifecycle(services, on_response, on_unexpected_error)

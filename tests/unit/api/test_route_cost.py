@@ -15,7 +15,7 @@ from octaskly.api.http.handler_types import (
     Route,
 )
 from octaskly.api.routes.table import ROUTES
-from octaskly.api.security.route_cost import LIST, CostKind
+from octaskly.api.security.route_cost import LIST, TREE, CostKind
 from octaskly.api.server.quotas import CLIENT_SHARE
 from octaskly.config.settings import LimitOptions
 
@@ -60,17 +60,17 @@ def test_a_number_of_rows_counts(route: Route) -> None:
 
 
 @each_route
-def test_a_route_that_each_node_answers_counts_once(route: Route) -> None:
-    """The dispatcher counts it for that node, and knows only that it came."""
-    assert not route.is_local or route.cost.rate_units({"limit": "1000"}) == 1
-
-
-@each_route
 def test_an_expensive_route_has_a_client(route: Route) -> None:
     """Whose quota it uses up."""
     is_expensive = route.cost.kind is CostKind.EXPENSIVE
 
     assert not (is_expensive and route.access in UNMETERED)
+
+
+def test_a_page_of_what_is_read_as_a_whole_is_expensive_however_short() -> None:
+    """The manifest of a tree is read for one row, too."""
+    assert TREE.is_expensive({"limit": "1"})
+    assert TREE.rate_units({"limit": "1"}) == 10
 
 
 def test_the_quotas_of_one_client_agree_by_default() -> None:
