@@ -185,6 +185,7 @@ LEFT_OUT = (
 )
 #: Also in the form; each excludes one above.
 APART = {"workdir", "stdin_base64", "stdin_file", "files", "tree", "array"}
+APART |= {"same_folder"}  # Only a program on the machine can make the file.
 
 EDIT = """async (body) => {
     const { bodyOf, typedOf } = await import("/static/app/views/asking.js");

@@ -21,6 +21,7 @@ from octaskly.api.schemas.request_bodies import (
 )
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
+from octaskly.core.model.task_options import SameFolder
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.mesh.wire import WirePacker
 
@@ -128,6 +129,39 @@ def test_a_missing_nested_field_is_named() -> None:
         asyncio.run(parse_tasks(body.encode()))
 
     assert (caught.value.status, caught.value.field) == (400, "$.files[0].sha256")
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"cwd": "p"}, "same_folder"),
+        ({"cwd": None}, "same_folder"),
+        ({"workdir": "scratch"}, "same_folder"),
+        ({"name": ""}, "same_folder.name"),
+        ({"name": "a/b"}, "same_folder.name"),
+        ({"name": ".."}, "same_folder.name"),
+        ({"name": "a\0b"}, "same_folder.name"),
+        ({"name": "x" * 129}, "same_folder.name"),
+        ({"sha256": "0" * 63}, "same_folder.sha256"),
+        ({"sha256": "A" * 64}, "same_folder.sha256"),
+    ],
+)
+def test_a_folder_is_recognised_by_one_file_in_it(
+    changed: dict[str, Any], field: str
+) -> None:
+    """Anything else that a node would open there is refused."""
+    same = {"name": ".mark", "sha256": "0" * 64}
+    body: dict[str, Any] = {"command": "true", "cwd": "/p", "same_folder": same}
+    (draft,) = asyncio.run(parse_tasks(json.dumps(body).encode())).drafts
+    assert draft.options is not None
+    assert draft.options.same_folder == SameFolder(name=".mark", sha256="0" * 64)
+    for name, value in changed.items():
+        (same if name in ("name", "sha256") else body)[name] = value
+
+    with pytest.raises(Problem) as caught:
+        asyncio.run(parse_tasks(json.dumps(body).encode()))
+
+    assert (caught.value.status, caught.value.field) == (400, f"$.{field}")
 
 
 @pytest.mark.parametrize("name", ["inputs", "outputs"])
