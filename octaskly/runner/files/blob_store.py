@@ -340,6 +340,7 @@ class BlobStore:
         """Return the maximum size of all files."""
         if self._quota_bytes is not None:
             return self._quota_bytes
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk = shutil.disk_usage(self._folder)
         return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
 
@@ -409,7 +410,6 @@ class BlobStore:
 
     def _check_quota(self, size_bytes: int) -> None:
         """Raise FileExceedsQuota if the store may never hold a file of this size."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if size_bytes > self.quota_bytes():
             raise FileExceedsQuota(
                 f"a file of {size_bytes} bytes is larger than the quota of this node,"
