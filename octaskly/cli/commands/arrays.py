@@ -50,7 +50,7 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.task_options import ITEM_BYTES
 from octaskly.errors import OctasklyError
 from octaskly.files.manifest import ENTRIES_MAX
-from octaskly.files.output_patterns import prefixes
+from octaskly.files.output_patterns import has_wildcards, prefixes
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Members
 
@@ -336,13 +336,17 @@ def _submit_array(
 
 
 def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> None:
-    """Raise UsageError if two members would write the same output."""
-    if not declared or len(items) == 1:
+    """Raise UsageError if two members would write the same output.
+
+    What a glob covers is seen when it is fetched: a file of another member is kept.
+    """
+    paths = [out for out in declared if not has_wildcards(out)]
+    if not paths or len(items) == 1:
         return
     owners: dict[str, int] = {}
     leading: dict[str, int] = {}
     for position, item in enumerate(items):
-        for out in declared:
+        for out in paths:
             filled = placeholders.fill_placeholders(out, item, position)
             path = posixpath.normpath(filled)
             above = list(prefixes(path))
