@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from benchmarks.measure import Row, bound_row, ratio_row
 from octaskly.client.command_session import Session
@@ -122,10 +122,12 @@ def _small(lender: Host, worker: Host, *, runs: int) -> Iterator[Row]:
 
 def _large(lab: Lab, lender: Host, worker: Host, size_bytes: int) -> Iterator[Row]:
     data = os.urandom(1 << 20) * (size_bytes >> 20)
-    with _nginx(lab, lender, data) as url:
-        nginx_s = min(_curl(worker, url) for _ in range(3))
-        nginx = size_bytes / nginx_s / 1e6
+    with _nginx(lab, lender, data) as server:
+        before_s = server.cpu_s()
+        nginx_s = min(_curl(worker, server.url) for _ in range(3))
+        nginx, nginx_cpu_s = size_bytes / nginx_s / 1e6, (server.cpu_s() - before_s) / 3
         yield "nginx by HTTPS", f"{nginx:.0f} MB/s", "1.00", "", ""
+        yield from _fetched(lender, worker, size_bytes, nginx, nginx_cpu_s)
         sent_s = _upload(worker, lender, data)
         rate = size_bytes / sent_s / 1e6
         yield ratio_row("upload over HTTPS", rate, nginx, 0.4, "nginx")
@@ -133,6 +135,50 @@ def _large(lab: Lab, lender: Host, worker: Host, size_bytes: int) -> Iterator[Ro
         supplied_s = _timed(worker, {"stdin_file": stored}) - _timed(worker, {})
         rate = size_bytes / supplied_s / 1e6
         yield ratio_row("supply to a task's node", rate, nginx, 0.4, "nginx")
+
+
+def _fetched(
+    dispatcher: Host, worker: Host, size_bytes: int, nginx: float, nginx_cpu_s: float
+) -> Iterator[Row]:
+    """Fetch an output of the dispatcher, and one that it relays from the worker."""
+    for host, name, goal in (
+        (dispatcher, "fetch an output", 1.0),
+        (worker, "fetch it through the dispatcher", 0.6),
+    ):
+        url = _make_output(dispatcher, host, size_bytes)
+        token = ("-H", f"Authorization: Bearer {dispatcher.token()}")
+        before_s = _agent_cpu_s(dispatcher)
+        taken_s = min(_curl(worker, url, *token) for _ in range(3))
+        cpu_s = (_agent_cpu_s(dispatcher) - before_s) / 3
+        yield ratio_row(name, size_bytes / taken_s / 1e6, nginx, goal, "nginx")
+        if host is dispatcher:
+            yield bound_row("its CPU, of nginx's", cpu_s / nginx_cpu_s, "x", 2.0)
+
+
+def _make_output(dispatcher: Host, host: Host, size_bytes: int) -> str:
+    """Run a task that leaves a large output on a host; return its URL."""
+    draft = {
+        "command": f"head -c {size_bytes} /dev/urandom > big",
+        "outputs": ["big"],
+        "workdir": "scratch",
+        "requires": {"node": host.name},
+    }
+    created = dispatcher.http("POST", "/api/v1/tasks", json=draft)
+    assert created.status == 201, created.body
+    path = f"/api/v1/tasks/{created.json['id']}"
+    ended = dispatcher.http("GET", f"{path}?wait=120", timeout_s=130).json
+    assert ended["status"] == "completed", ended
+    return f"{dispatcher.first.description['lan_url']}{path}/outputs/big"
+
+
+def _agent_cpu_s(host: Host) -> float:
+    return cpu_s(host.first.pid)
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def send_tree(host: Host, contents: dict[str, bytes]) -> SentTree:
@@ -192,12 +238,12 @@ def _upload(worker: Host, lender: Host, data: bytes) -> float:
         "Authorization": f"Bearer {token}",
         "Content-Type": "application/octet-stream",
     }
-    view = memoryview(data)
+    view, name = memoryview(data), content_digest(data)
     parts = (view[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20))
     began_s = time.perf_counter()
     connection.request(
         "POST",
-        f"/api/v1/files/{content_digest(data)}",
+        f"/api/v1/files/{name}",
         parts,
         {**headers, "Content-Length": str(len(data))},
     )
@@ -207,7 +253,7 @@ def _upload(worker: Host, lender: Host, data: bytes) -> float:
 
 
 class _nginx:  # noqa: N801 - a context manager
-    """nginx with one file on a host; yields the URL of the file."""
+    """nginx with one file on a host."""
 
     def __init__(self, lab: Lab, host: Host, data: bytes) -> None:
         self._host, self._folder = host, lab.folder / "nginx"
@@ -216,7 +262,13 @@ class _nginx:  # noqa: N801 - a context manager
         lab.folder.chmod(0o755)
         (self._folder / "www/file").write_bytes(data)
 
-    def __enter__(self) -> str:
+    def cpu_s(self) -> float:
+        """Return the CPU time of its processes so far."""
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return sum(cpu_s(int(each)) for each in (pid, *children))
+
+    def __enter__(self) -> Self:
         if shutil.which("nginx") is None:
             raise FileNotFoundError("nginx")
         folder = str(self._folder)
@@ -235,7 +287,8 @@ class _nginx:  # noqa: N801 - a context manager
         )
         self._process = self._host.popen("nginx", "-p", folder, "-c", str(conf))
         wait_until("nginx listens", self._listens, within_s=10)
-        return f"https://{self._host.ip}:{NGINX_PORT}/file"
+        self.url = f"https://{self._host.ip}:{NGINX_PORT}/file"
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
@@ -249,7 +302,8 @@ class _nginx:  # noqa: N801 - a context manager
             return False
 
 
-def _curl(host: Host, url: str) -> float:
-    done = host.run("curl", "-sk", "-o", "/dev/null", "-w", "%{time_total}", url)
+def _curl(host: Host, url: str, *options: str) -> float:
+    shown = ("-o", "/dev/null", "-w", "%{time_total}")
+    done = host.run("curl", "-skf", *shown, *options, url)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)

@@ -37,6 +37,7 @@ from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.core import events as ev
 from octaskly.core.effects import LogLine
 from octaskly.core.events import DiskChanged, LoadSampled
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.node.node import Node
@@ -47,10 +48,12 @@ from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports import Clock, MemberFiles
 from octaskly.rest.mesh import Checkup
-from octaskly.runner.files.blob_fetcher import BlobFetcher, Holder, HoldersOf
+from octaskly.runner.files.blob_fetcher import BlobFetcher, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.capture import OutputReader
+from octaskly.runner.files.holder_connection import Holder
 from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.files.output_copies import CopyHolders, OutputCopies
 from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.pool import Pool
@@ -102,9 +105,11 @@ def build_pool(
     *,
     tls: Callable[[], ssl.SSLContext],
     holders_of: HoldersOf,
+    on_wrong_copy: Callable[[str, str], None],
+    copy_holders: CopyHolders,
     on_ended: EndedCallback,
-) -> tuple[Pool, BlobFetcher, OutputArchive]:
-    """Return the runner of a node, the fetcher of its files, and its outputs.
+) -> tuple[Pool, BlobFetcher, OutputArchive, OutputCopies]:
+    """Return the runner of a node, the fetcher of its files, its outputs, their copies.
 
     Args:
         config: The settings.
@@ -112,6 +117,8 @@ def build_pool(
         clock: The machine's clocks.
         tls: Returns the client TLS context of this node.
         holders_of: Returns the other nodes that may have a file, the named one first.
+        on_wrong_copy: See `BlobFetcher`.
+        copy_holders: Returns the other nodes for copies of outputs, in their order.
         on_ended: Called on the event loop with one or more reports.
     """
     blob_store = BlobStore(
@@ -128,13 +135,21 @@ def build_pool(
         clock=clock,
     )
     own, lenders = (info.id, info.name), Lenders(blob_store, clock)
-    blob_fetcher = BlobFetcher(blob_store, tls, holders_of, own, lenders)
+    blob_fetcher = BlobFetcher(blob_store, tls, holders_of, own, lenders, on_wrong_copy)
+    copies = OutputCopies(
+        archive,
+        blob_fetcher,
+        node=info.id,
+        copy_holders=copy_holders,
+        is_strict=config.is_strict,
+    )
     pool = Pool(
         slots=config.slots,
         workdir=config.paths.workdir,
         scratch_dir=config.paths.scratch,
         archive=archive,
         blob_fetcher=blob_fetcher,
+        output_copies=copies,
         node_name=info.name,
         inherited=config.inherited,
         account=config.account,
@@ -143,7 +158,7 @@ def build_pool(
         clock=clock,
         on_ended=on_ended,
     )
-    return pool, blob_fetcher, archive
+    return pool, blob_fetcher, archive, copies
 
 
 def _remembered_addresses(saved: ev.SavedState) -> MemberAddresses:
@@ -391,11 +406,16 @@ class Components:
         )
 
     def _file_holders(self, first: str) -> list[Holder]:
-        """Return the other live nodes, in random order after the named one."""
-        others = self.gateway.view.other_members()
+        """Return the other live nodes, in random order after the named one.
+
+        The named node is among them even if it is not in the mesh now: it may come
+        back, and otherwise the error names it.
+        """
+        view = self.gateway.view
+        others = view.other_members()
         secrets.SystemRandom().shuffle(others)
         others.sort(key=lambda member: first not in (member.id, member.name))
-        return [
+        holders = [
             Holder(
                 member.name,
                 self.gateway.api_urls_of(member.id),
@@ -403,20 +423,37 @@ class Components:
             )
             for member in others
         ]
+        is_known = any(first in (member.id, member.name) for member in others)
+        if is_known or first in (self._info.id, self._info.name):
+            return holders
+        return [Holder(view.name_of(NodeId(first)), (), is_named=True), *holders]
+
+    def _copy_holders(self, task: TaskId, attempt: AttemptId) -> list[Holder]:
+        """Return the other live nodes, those first where a copy of outputs belongs."""
+        return [
+            Holder(member.name, self.gateway.api_urls_of(member.id))
+            for member in self.gateway.view.copy_holders(task, attempt)
+            if member.id != self._info.id
+        ]
+
+    def _on_wrong_copy(self, holder: str, sha256: str) -> None:
+        self._log.warning("node sent wrong bytes of a file", node=holder, sha256=sha256)
 
     def _build_runner(self) -> None:
-        self._pool, fetcher, archive = build_pool(
+        self._pool, fetcher, archive, copies = build_pool(
             self._config,
             self._info,
             self._clock,
             tls=self._trust.lan_client_context,
             holders_of=self._file_holders,
+            on_wrong_copy=self._on_wrong_copy,
+            copy_holders=self._copy_holders,
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
         self._blob_store = fetcher.blob_store
         self._storage = StorageReporter(fetcher.blob_store, archive)
         self._tree_keeper = TreeKeeper(
-            self._store, self.gateway.view, fetcher, self._log
+            self._store, self.gateway.view, fetcher, copies, self._log
         )
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
@@ -528,6 +565,7 @@ class Components:
             mesh=self._trust.mesh_id,
             loopback_port=self._loopback_port,
             streams=self._node.stream_count,
+            stores=self._pool.recorder.store_usage(),
         )
 
     def _build_api_probe(self) -> ApiProbe:

@@ -73,7 +73,12 @@ class MetricsReport:
         except StoreError:
             return expose(values)  # Report the other metrics.
         return expose(
-            {**values, **self._store_values(stored), **self._dispatcher_values(stored)}
+            {
+                **values,
+                **self._files_values(),
+                **self._store_values(stored),
+                **self._dispatcher_values(stored),
+            }
         )
 
     def _mesh_values(self) -> Values:
@@ -158,6 +163,15 @@ class MetricsReport:
             "octaskly_node_memory_bytes": self._info.memory_mb * _MIB,
             "octaskly_node_memory_used_bytes": load.memory_used_mb * _MIB,
             "octaskly_node_memory_stalled_ratio": load.stalled_percent / 100,
+        }
+
+    def _files_values(self) -> Values:
+        used = self._pool.recorder.store_usage()
+        return {
+            "octaskly_files_bytes": [((each.store,), each.used_bytes) for each in used],
+            "octaskly_files_quota_bytes": [
+                ((each.store,), each.quota_bytes) for each in used
+            ],
         }
 
     def _store_values(self, stored: StoreStats) -> Values:

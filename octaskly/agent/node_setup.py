@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import socket
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from octaskly.config.users import user_name
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
-from octaskly.rest.mesh import Checkup, MovedPort, TakenPort
+from octaskly.rest.mesh import Checkup, FileStoreUsage, MovedPort, TakenPort
 from octaskly.runner.files.task_user_ops import TaskUserHelper
 from octaskly.system.listening_sockets import LoopbackPort
 from octaskly.system.log import Logger
@@ -120,6 +121,7 @@ def describe_agent(
     mesh: str | None,
     loopback_port: LoopbackPort,
     streams: int = 0,
+    stores: Sequence[FileStoreUsage] = (),
 ) -> Checkup:
     """Return the description of a running agent for `agent.json` and `doctor`."""
     options, taken = config.options, None
@@ -151,6 +153,7 @@ def describe_agent(
         ],
         descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         streams=streams,
+        stores=list(stores),
         was_renewed=config.was_renewed,
         task_user=config.options.task_user or user_name(os.geteuid()),
         mesh=mesh,

@@ -1,8 +1,8 @@
-"""The trees of unfinished tasks: kept at their nodes, and copied to the standbys.
+"""The inputs of unfinished tasks: kept at their nodes, and copied to the standbys.
 
 A node that needs room deletes files that were not used for an hour. So the dispatcher
-reads from the log which trees unfinished tasks name, and asks their holders to keep
-them. The next dispatcher reads the same.
+reads from the log which trees and files unfinished tasks name, and asks their holders
+to keep them. The next dispatcher reads the same.
 """
 
 from __future__ import annotations
@@ -17,41 +17,49 @@ from typing import Final
 from msgspec.structs import replace
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.model.task_options import BlobRef, InputTree
+from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OutputNotFound, StoreError
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
-from octaskly.ports import RETENTION_S, DurableStore
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, Holder
+from octaskly.ports import RETENTION_S, DurableStore, FileQuotaExceeded
+from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.files.holder_connection import Holder
 from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
 PAGE_TASKS: Final = 5000  #: per read of the store, some 10 ms
-ASKED_TREES_MAX: Final = 1000  #: of one request, which may have 1 MiB
+ASKED_INPUTS_MAX: Final = 1000  #: of one request, which may have 1 MiB
 
 FetchBlob = Callable[[BlobSource, Callable[[], bool]], list[str]]
 """Fetches a blob or a tree while it is needed; returns a text for each failure."""
 
 
 class TreeKeeper:
-    """Keeps trees while tasks wait for them; implements `ports.TreeKeeper`.
+    """Keeps inputs while tasks wait for them; implements `ports.TreeKeeper`.
 
     Args:
         store: Has the unfinished tasks.
         view: Has the members of the mesh.
-        fetcher: Fetches the files of trees.
+        fetcher: Fetches files.
+        copies: Copies outputs.
         log: For failures.
     """
 
     def __init__(
-        self, store: DurableStore, view: MeshView, fetcher: BlobFetcher, log: Logger
+        self,
+        store: DurableStore,
+        view: MeshView,
+        fetcher: BlobFetcher,
+        copies: OutputCopies,
+        log: Logger,
     ) -> None:
         self._store, self._view = store, view
-        self._fetcher, self._log = fetcher, log
+        self._fetcher, self._copies, self._log = fetcher, copies, log
 
     @property
     def lenders(self) -> Lenders:
@@ -59,44 +67,44 @@ class TreeKeeper:
         return self._fetcher.lenders
 
     async def run(self) -> None:
-        """Keep the trees of unfinished tasks every `PERIOD_S`, until cancelled."""
+        """Keep the inputs of unfinished tasks every `PERIOD_S`, until cancelled."""
         while True:
             await asyncio.sleep(PERIOD_S)
             if self._view.is_serving:
-                await self.keep_needed_trees()
+                await self.keep_needed_inputs()
 
-    async def keep_needed_trees(self) -> None:
-        """Tell the holders of trees to keep those that unfinished tasks name."""
+    async def keep_needed_inputs(self) -> None:
+        """Tell the holders of inputs to keep those that unfinished tasks name."""
         try:
-            trees = await self._needed_trees()
+            needed = await self._needed_inputs()
         except StoreError as error:
-            self._log.warning("trees not kept", error=str(error))
+            self._log.warning("inputs not kept", error=str(error))
             return
-        by_node: dict[str, list[BlobRef]] = defaultdict(list)
-        for tree in trees:
-            by_node[tree.node].append(tree)
+        by_node: dict[str, list[InputBlob]] = defaultdict(list)
+        for each in needed:
+            by_node[each.blob.node].append(each)
         for name, some in by_node.items():
             if self._view.find_node_id(name) == self._view.node_id:
-                failures = await self.hold_trees(some)
+                failures = await self.hold_inputs(some)
             else:
                 failures = await self._ask(name, some)
             if failures:
-                self._log.warning("trees not kept", node=name, failures=failures[:4])
+                self._log.warning("inputs not kept", node=name, failures=failures[:4])
 
-    async def hold_trees(self, trees: Sequence[BlobRef]) -> list[str]:
-        """Fetch what this node lacks of some trees, and keep them for `RETENTION_S`."""
-        loop = asyncio.get_running_loop()
+    async def hold_inputs(self, inputs: Sequence[InputBlob]) -> list[str]:
+        """Fetch what this node lacks of some inputs, and keep it for `RETENTION_S`."""
+        loop, fetcher = asyncio.get_running_loop(), self._fetcher
         failures = []
-        for tree in trees:
-            source = self._fetcher.find_blob(tree)
+        for needed in inputs:
+            source = fetcher.find_blob(needed.blob)
             assert source is not None
-            fetch = partial(self._fetcher.fetch_tree, source, keep_s=RETENTION_S)
-            failures += await loop.run_in_executor(self._fetcher.threads, fetch)
+            hold = fetcher.hold_tree if needed.is_tree else fetcher.hold_file
+            failures += await loop.run_in_executor(fetcher.threads, hold, source)
         return failures
 
-    async def replicate_tree(self, tree: BlobRef) -> list[NodeId]:
-        """Store a tree here and at the standbys; return the nodes that have it."""
-        failures = await self.hold_trees([tree])
+    async def replicate_input(self, needed: InputBlob) -> list[NodeId]:
+        """Store an input here and at the standbys; return the nodes that have it."""
+        failures = await self.hold_inputs([needed])
         if failures:
             raise OutputNotFound("; ".join(failures))
         standbys = [
@@ -106,7 +114,7 @@ class TreeKeeper:
         ]
         async with asyncio.TaskGroup() as group:
             asked = {
-                member.id: group.create_task(self._ask(member.id, [tree]))
+                member.id: group.create_task(self._ask(member.id, [needed]))
                 for member in standbys
             }
         have = [node for node, answer in asked.items() if not answer.result()]
@@ -114,8 +122,16 @@ class TreeKeeper:
             failed = [
                 failure for answer in asked.values() for failure in answer.result()
             ]
-            self._log.warning("tree not replicated", failures=failed[:4])
+            self._log.warning("input not replicated", failures=failed[:4])
         return [self._view.node_id, *have]
+
+    async def copy_outputs(self, task: TaskId, attempt: AttemptId, node: str) -> str:
+        """Copy the outputs of an attempt from a node; return why that failed."""
+        holder = Holder(node, self._view.lan_urls_of(node))
+        loop, fetch = asyncio.get_running_loop(), self._copies.fetch_copy
+        return await loop.run_in_executor(
+            self._fetcher.threads, fetch, task, attempt, holder
+        )
 
     async def read_manifest(self, tree: InputTree) -> Manifest:
         """Return the entries of a tree; fetch its manifest if it is not here."""
@@ -141,7 +157,7 @@ class TreeKeeper:
         """Fetch a blob or a tree, until its reader is gone.
 
         Raises:
-            OutputNotFound: no node has all of it.
+            OutputNotFound: no node has all of it, or there is no room for it here.
         """
         source = self._fetcher.find_blob(blob)
         assert source is not None
@@ -150,26 +166,30 @@ class TreeKeeper:
             failures = await asyncio.get_running_loop().run_in_executor(
                 self._fetcher.threads, fetch, source, lambda: not is_over.is_set()
             )
+        except FileQuotaExceeded as error:
+            raise OutputNotFound(str(error)) from None
         finally:
             is_over.set()
         if failures:
             raise OutputNotFound("; ".join(failures))
 
-    async def _needed_trees(self) -> Iterable[BlobRef]:
-        needed: set[BlobRef] = set()
+    async def _needed_inputs(self) -> Iterable[InputBlob]:
+        needed: set[InputBlob] = set()
         for state in (TaskState.QUEUED, TaskState.RUNNING):
             after, is_first = 0, True
             while after or is_first:
-                trees, after = await self._store.read_trees(state, after, PAGE_TASKS)
-                needed |= trees
+                some, after = await self._store.read_input_blobs(
+                    state, after, PAGE_TASKS
+                )
+                needed |= some
                 is_first = False
         return needed
 
-    async def _ask(self, node: str, trees: Sequence[BlobRef]) -> list[str]:
-        """Ask another node to hold trees; return its failures."""
+    async def _ask(self, node: str, inputs: Sequence[InputBlob]) -> list[str]:
+        """Ask another node to hold inputs; return its failures."""
         holder = Holder(node, self._view.lan_urls_of(node))
         failures = []
-        for start in range(0, len(trees), ASKED_TREES_MAX):
-            some = trees[start : start + ASKED_TREES_MAX]
+        for start in range(0, len(inputs), ASKED_INPUTS_MAX):
+            some = inputs[start : start + ASKED_INPUTS_MAX]
             failures += await asyncio.to_thread(self._fetcher.ask_to_hold, holder, some)
         return failures

@@ -17,13 +17,18 @@ class CapturedTree:
     Args:
         manifest: Its entries.
         content_path: Returns the path of a content by its SHA-256.
+        mark_fetched: Notes that all of it was fetched; blocks.
     """
 
     def __init__(
-        self, manifest: Manifest, content_path: Callable[[bytes], Path]
+        self,
+        manifest: Manifest,
+        content_path: Callable[[bytes], Path],
+        mark_fetched: Callable[[], None] = lambda: None,
     ) -> None:
         self.manifest = manifest
         self.content_path = content_path
+        self.mark_fetched = mark_fetched
 
     @cached_property
     def etag(self) -> str:

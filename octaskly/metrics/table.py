@@ -163,6 +163,16 @@ _NODE: Final = (
     ),
 )
 
+_FILES: Final = (
+    Metric(
+        "octaskly_files_bytes",
+        "gauge",
+        "size of stored files: those that tasks need, and captured outputs",
+        labels=("store",),
+    ),
+    Metric("octaskly_files_quota_bytes", "gauge", "room for them", labels=("store",)),
+)
+
 _STORE: Final = (
     Metric(
         "octaskly_store_commit_seconds",
@@ -228,7 +238,7 @@ _API: Final = (
     ),
 )
 
-METRICS: Final = (*_MESH, *_QUEUE, *_TASK, *_RUNNER, *_NODE, *_STORE, *_API)
+METRICS: Final = (*_MESH, *_QUEUE, *_TASK, *_RUNNER, *_NODE, *_FILES, *_STORE, *_API)
 
 GROUPS: Final[Mapping[str, str]] = {
     "build": "This program",
@@ -237,6 +247,7 @@ GROUPS: Final[Mapping[str, str]] = {
     "task": "Tasks",
     "runner": "Running them",
     "node": "The machine",
+    "files": "Files of tasks",
     "store": "The log on disk",
     "api": "The API",
 }

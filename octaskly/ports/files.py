@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
-from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import BlobRef, InputTree
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.task_options import InputBlob, InputTree
 from octaskly.errors import OctasklyError
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
@@ -66,6 +65,16 @@ class FileUpload(Protocol):
         """End an upload that was not finished; what arrived may be kept."""
 
 
+class OpenPiece(NamedTuple):
+    """A piece of a file, for reading."""
+
+    fd: int  #: of a file that contains it
+    number: int  #: from 0
+    start: int
+    end: int
+    blob_bytes: int  #: size of the whole file
+
+
 class FileStore(Protocol):
     """The files of this node. All methods block; any thread may call them."""
 
@@ -102,9 +111,6 @@ class FileStore(Protocol):
             OSError: The folder cannot be used.
         """
 
-    def quota_bytes(self) -> int:
-        """Return the maximum size of all files."""
-
     def arrived_bytes(self, sha256: str) -> int:
         """Return how much has arrived of a file that is uploaded in pieces."""
 
@@ -124,8 +130,18 @@ class FileStore(Protocol):
     def release_copies(self, sha256s: Iterable[str]) -> None:
         """End the protection of files that are protected as copies only."""
 
-    def file_path(self, sha256: str) -> Path:
-        """Return the path of a file, for reading.
+    def open_piece(self, sha256: str, wanted: Sequence[int]) -> OpenPiece | None:
+        """Return one of the wanted pieces of a file that is stored, or arriving.
+
+        Returns:
+            None if none of them has arrived yet. The caller closes the descriptor.
+
+        Raises:
+            OutputNotFound: There is no such file.
+        """
+
+    def verify_file(self, sha256: str) -> bool:
+        """Return True if a file has the right content; delete it if it has not.
 
         Raises:
             OutputNotFound: There is no such file.
@@ -193,17 +209,17 @@ class StorageReport(Protocol):
 
 
 class TreeKeeper(Protocol):
-    """The trees of unfinished tasks, in the whole mesh."""
+    """The uploaded inputs of unfinished tasks, and copies of outputs."""
 
     @property
     def lenders(self) -> Lenders:
         """The clients that lend trees to this node."""
 
-    async def hold_trees(self, trees: Sequence[BlobRef]) -> list[str]:
-        """Fetch what this node lacks of some trees and protect them for a while.
+    async def hold_inputs(self, inputs: Sequence[InputBlob]) -> list[str]:
+        """Fetch what this node lacks of some inputs and protect them for a while.
 
         Returns:
-            A text for each tree that is not complete here.
+            A text for each that is not complete here, and on its disk.
         """
 
     async def read_manifest(self, tree: InputTree) -> Manifest:
@@ -228,14 +244,21 @@ class TreeKeeper(Protocol):
             ManifestError: What has its digest is not a manifest.
         """
 
-    async def replicate_tree(self, tree: BlobRef) -> list[NodeId]:
-        """Store a tree at this node, the dispatcher, and at its standbys.
+    async def replicate_input(self, needed: InputBlob) -> list[NodeId]:
+        """Store an input at this node, the dispatcher, and at its standbys.
 
         Returns:
-            The nodes that have all of it now.
+            The nodes that have all of it on disk now.
 
         Raises:
             OutputNotFound: This node could not get all of it.
+        """
+
+    async def copy_outputs(self, task: TaskId, attempt: AttemptId, node: str) -> str:
+        """Copy the outputs of an attempt from a node to this one.
+
+        Returns:
+            Why that failed; "" if they are on disk now.
         """
 
 

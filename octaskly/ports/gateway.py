@@ -40,14 +40,22 @@ class DispatcherView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputLocation:
-    """The node that holds the captured outputs of a task."""
+class OutputHolder:
+    """A node that may hold the captured outputs of a task."""
 
     node: NodeId
-    task: TaskId
-    attempt: AttemptId
     is_local: bool = False  #: True if that is this node
     lan_urls: tuple[str, ...] = ()  #: of the node otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputLocation:
+    """The nodes that may hold the captured outputs of a task, likely ones first."""
+
+    task: TaskId
+    attempt: AttemptId
+    holders: tuple[OutputHolder, ...]
+    lost: str = ""  #: the node that captured them, if it is not in the mesh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

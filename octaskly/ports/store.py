@@ -28,7 +28,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.task_options import ArraySpec, BlobRef
+from octaskly.core.model.task_options import ArraySpec, InputBlob
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
@@ -280,10 +280,10 @@ class DurableStore(LogReader, Protocol):
     async def read_stats(self) -> StoreStats:
         """Read the counters."""
 
-    async def read_trees(
+    async def read_input_blobs(
         self, state: TaskState, after: int, limit: int
-    ) -> tuple[frozenset[BlobRef], int]:
-        """Read the trees of the next tasks in a state, and where to go on.
+    ) -> tuple[frozenset[InputBlob], int]:
+        """Read the uploaded inputs of the next tasks in a state, and where to go on.
 
         Args:
             state: The state.
@@ -291,7 +291,7 @@ class DurableStore(LogReader, Protocol):
             limit: How many tasks to look at.
 
         Returns:
-            The trees, and the next value of `after`; 0 at the end.
+            The inputs, and the next value of `after`; 0 at the end.
         """
 
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:

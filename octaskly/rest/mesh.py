@@ -236,11 +236,20 @@ class TakenPort(msgspec.Struct, frozen=True, kw_only=True):
     holder: str
 
 
+class FileStoreUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """How full a node's store of files is."""
+
+    store: Annotated[str, one_of("files", "outputs")]
+    used_bytes: int
+    quota_bytes: int
+
+
 class Checkup(msgspec.Struct, frozen=True, kw_only=True):
     """Setup of an agent; only a member of a mesh has the last two fields.
 
     `api_url` is null if another user holds the port, which `api_port_taken` describes.
-    `streams` is the number of streams that the log names.
+    `streams` is the number of streams that the log names. `stores` has the files that
+    tasks need, and the outputs of tasks.
     """
 
     name: str
@@ -257,6 +266,7 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
     moved_ports: list[MovedPort] = []
     descriptors_max: int
     streams: int = 0
+    stores: list[FileStoreUsage] = []
     was_renewed: bool = False
     task_user: str = ""  #: that tasks run as
     mesh: str | None = None

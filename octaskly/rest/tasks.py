@@ -14,7 +14,7 @@ EndReason = Annotated[
     str,
     one_of(
         *("exit", "signal", "timeout", "lost", "inputs", "limit", "poison"),
-        *("cancelled", "returned", "draining", "stale"),
+        *("cancelled", "returned", "draining", "stale", "room"),
     ),
 ]
 AttemptStatus = Annotated[
@@ -244,7 +244,6 @@ class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     arrived: dict[str, int] = {}
     """Number of bytes that have arrived of those that are sent in pieces."""
     node: str
-    quota_bytes: int | None = None  #: most that all files together may have there
 
 
 class TreeCopies(msgspec.Struct, frozen=True, kw_only=True):
@@ -257,6 +256,12 @@ class HeldTrees(msgspec.Struct, frozen=True, kw_only=True):
     """A node's answer to a request to hold trees: a text for each failure."""
 
     failures: list[str]
+
+
+class VerifiedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of reading a stored file; a wrong one is deleted."""
+
+    is_right: bool
 
 
 class StoredPiece(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.task_options import ArraySpec, BlobRef
+from octaskly.core.model.task_options import ArraySpec, InputBlob
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
@@ -385,11 +385,13 @@ class Store:
             commit_s=writer.commit_s,
         )
 
-    async def read_trees(
+    async def read_input_blobs(
         self, state: TaskState, after: int, limit: int
-    ) -> tuple[frozenset[BlobRef], int]:
-        """Read the trees of the next tasks in a state, and where to go on."""
-        return await self._query(lambda db: queries.read_trees(db, state, after, limit))
+    ) -> tuple[frozenset[InputBlob], int]:
+        """Read what the next tasks in a state need, and where to go on."""
+        return await self._query(
+            lambda db: queries.read_input_blobs(db, state, after, limit)
+        )
 
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
         """Read the bytes of queued tasks by submitter, beyond so many of each task."""

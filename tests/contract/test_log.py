@@ -36,10 +36,12 @@ from octaskly.core.model.task_options import (
     ArraySpec,
     BlobRef,
     End,
+    InputBlob,
     InputTree,
     Requirements,
     TaskLimits,
     TaskOptions,
+    UploadedFile,
     is_stdin_freed,
     shape_of,
 )
@@ -996,27 +998,35 @@ async def test_a_notification_record_may_precede_its_task(bench: Bench) -> None:
     ).keys == frozenset()
 
 
-async def test_trees_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None:
-    """Each page looks at a bounded number of tasks; most of them have no tree."""
+async def test_inputs_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None:
+    """Each page looks at a bounded number of tasks; most of them have none."""
     trees = [BlobRef(sha256=f"{number:064}", node="ash") for number in range(3)]
     whole = [InputTree(sha256=tree.sha256, node=tree.node) for tree in trees]
+    stdin = BlobRef(sha256="9" * 64, node="birch")
+    file = UploadedFile(path="data", sha256="8" * 64, node="cedar")
     asked = {1: whole[0], 3: whole[1], 4: whole[0], 5: whole[2]}
     await bench.add(
         *(
             kit.submitted(number, options=TaskOptions(tree=asked.get(number)))
             for number in range(1, 7)
         ),
+        kit.submitted(7, options=TaskOptions(stdin_file=stdin, files=(file,))),
         kit.finished(5),
     )
-    pages: list[frozenset[BlobRef]] = []
+    pages: list[frozenset[InputBlob]] = []
     after = 0
     while not pages or after:
-        found, after = await bench.log.read_trees(TaskState.QUEUED, after, 2)
+        found, after = await bench.log.read_input_blobs(TaskState.QUEUED, after, 2)
         pages.append(found)
 
-    assert pages == [{trees[0]}, {trees[1], trees[0]}, frozenset()]
-    assert await bench.log.read_trees(TaskState.COMPLETED, 0, 9) == (
-        frozenset({trees[2]}),
+    needed = [InputBlob(tree, is_tree=True) for tree in trees]
+    others = {
+        InputBlob(stdin, is_tree=False),
+        InputBlob(BlobRef(sha256=file.sha256, node=file.node), is_tree=False),
+    }
+    assert pages == [{needed[0]}, {needed[1], needed[0]}, others, frozenset()]
+    assert await bench.log.read_input_blobs(TaskState.COMPLETED, 0, 9) == (
+        frozenset({needed[2]}),
         0,
     )
     record = await bench.log.read_task(kit.task_id(1))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import UploadedFile
-from octaskly.runner.files import blob_fetcher
+from octaskly.runner.files import holder_connection
 from octaskly.runner.files.blob_fetcher import FileSource, NamedLocks
 from tests.support.pooling import supply_in
 
@@ -63,10 +63,10 @@ def test_compressed_manifest_is_read_in_bounded_parts(
     packed = gzip.compress(whole)
     at = cut.draw(st.integers(0, len(packed)))
 
-    parts = list(blob_fetcher._decompressed([packed[:at], packed[at:]]))
+    parts = list(holder_connection._decompressed([packed[:at], packed[at:]]))
 
     assert b"".join(parts) == whole
-    assert max(map(len, parts)) <= blob_fetcher.CHUNK_BYTES
+    assert max(map(len, parts)) <= holder_connection.CHUNK_BYTES
 
 
 def test_missing_file_leaves_no_lock(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_missing_file_leaves_no_lock(tmp_path: Path) -> None:
     fetcher = supply_in(tmp_path)
     fetcher.close()  # So that it does not look again a second later.
 
-    missing = fetcher.fetch_files([FileSource(NOWHERE, ())], lambda: True)
+    missing = fetcher.fetch_files([FileSource(NOWHERE, lambda: ())], lambda: True)
 
     assert len(missing) == 1
     assert len(fetcher.file_locks) == 0

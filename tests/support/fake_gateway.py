@@ -40,7 +40,6 @@ from octaskly.core.protocol.messages import Roster
 from octaskly.core.replies import NodeRejection, TaskExplanation
 from octaskly.errors import (
     CatchingUp,
-    NodeNotFound,
     NotAMember,
     NotDispatcher,
     NotDurable,
@@ -58,6 +57,7 @@ from octaskly.ports import (
     DispatcherView,
     Health,
     MeshStats,
+    OutputHolder,
     OutputLocation,
     Principal,
     QueueSample,
@@ -409,14 +409,14 @@ class FakeGateway:
         ):
             raise OutputNotFound(f"{record.id} has no output {path}")
         is_here = chosen.node == self._node
-        if not is_here and chosen.node not in self.lan_urls:
-            raise NodeNotFound(f"{chosen.node} is gone")
+        urls = self.lan_urls.get(chosen.node, ())
+        holder = OutputHolder(node=chosen.node, is_local=is_here, lan_urls=urls)
+        is_lost = not is_here and not urls
         return OutputLocation(
-            node=chosen.node,
             task=record.id,
             attempt=chosen.id,
-            is_local=is_here,
-            lan_urls=self.lan_urls.get(chosen.node, ()),
+            holders=() if is_lost else (holder,),
+            lost=chosen.node if is_lost else "",
         )
 
     async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:

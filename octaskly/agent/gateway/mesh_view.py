@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from hashlib import sha256
 
 from msgspec.structs import replace
 
 from octaskly.config.units import host_and_port
 from octaskly.core.effects import LogLine, PublishMeshState
-from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
+from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry, Takeover
 from octaskly.core.protocol.messages import Roster
 from octaskly.ports import DispatcherView
@@ -187,6 +188,20 @@ class MeshView:
     def other_members(self) -> list[RosterEntry]:
         """Return the live members without this node."""
         return [one for one in self.live_members if one.id != self.node_id]
+
+    def copy_holders(self, task: str, attempt: AttemptId) -> list[RosterEntry]:
+        """Return the live members in the order in which copies of outputs go to them.
+
+        Each node finds the same order without being told, and few places change when
+        a node comes or goes.
+
+        Source: rendezvous hashing, D. Thaler and C. Ravishankar, 1998.
+        """
+
+        def weight(member: RosterEntry) -> bytes:
+            return sha256(f"{task} {attempt} {member.id}".encode()).digest()
+
+        return sorted(self.live_members, key=weight)
 
     def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""

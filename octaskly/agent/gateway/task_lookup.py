@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests
@@ -14,13 +15,12 @@ from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.replies import CatchUpStatus
 from octaskly.errors import (
     CatchingUp,
-    NodeNotFound,
     OutputNotFound,
     TaskAmbiguous,
     TaskNotFound,
 )
 from octaskly.files.captured_tree import CapturedTree
-from octaskly.ports import DurableStore, OutputLocation
+from octaskly.ports import DurableStore, OutputHolder, OutputLocation
 
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
@@ -80,6 +80,7 @@ class TaskFinder:
         return record
 
 
+COPY_HOLDERS_MAX: Final = 8  #: nodes that are asked for a second copy
 ReadTree = Callable[[TaskId, AttemptId], CapturedTree]
 """Returns the outputs of an attempt that this node captured; blocks."""
 
@@ -124,20 +125,25 @@ class OutputLocator:
                 field=None if path is None else "path",
                 hint="only declared outputs that existed at the end are kept",
             )
-        is_local = attempt.node == self._node_id
-        urls = () if is_local else self._view.lan_urls_of(attempt.node)
-        if not is_local and not urls:
-            name = self._view.name_of(attempt.node)
-            raise NodeNotFound(
-                f"node {name}, which has this output, is not in the mesh"
-            )
+        first = self._holder(attempt.node)
+        others = self._view.copy_holders(record.id, attempt.id)
+        holders = [first] if first else []
+        holders += [
+            holder
+            for member in others[:COPY_HOLDERS_MAX]
+            if member.id != attempt.node and (holder := self._holder(member.id))
+        ]
+        lost = "" if first else self._view.name_of(attempt.node)
         return OutputLocation(
-            node=attempt.node,
-            task=record.id,
-            attempt=attempt.id,
-            is_local=is_local,
-            lan_urls=urls,
+            task=record.id, attempt=attempt.id, holders=tuple(holders), lost=lost
         )
+
+    def _holder(self, node: NodeId) -> OutputHolder | None:
+        """Return a node as a holder; None if it is not in the mesh."""
+        if node == self._node_id:
+            return OutputHolder(node=node, is_local=True)
+        urls = self._view.lan_urls_of(node)
+        return OutputHolder(node=node, lan_urls=urls) if urls else None
 
     async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:
         """Return the outputs of an attempt that this node captured."""

@@ -26,9 +26,15 @@ from yarl import URL
 from octaskly.api.http import sse
 from octaskly.api.http.address_order import PeerAddresses
 from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_header
+from octaskly.api.http.file_sender import StreamBroken
 from octaskly.api.http.handler_types import Handler, HttpTimeouts, NotSent, Request
 from octaskly.api.http.open_long_polls import LongPolls
-from octaskly.api.http.slow_clients import READ_BYTES, shrink_tls_buffers
+from octaskly.api.http.slow_clients import (
+    LONG_READ_BYTES,
+    READ_BYTES,
+    long_reads,
+    shrink_tls_buffers,
+)
 from octaskly.api.problems import (
     CONNECTION_LOST,
     NO_DISPATCHER,
@@ -140,10 +146,6 @@ ConfigureSocket = Callable[[socket.socket], None]
 
 class MaybeSent(Exception):
     """The connection broke, and the other node may have received the request."""
-
-
-class StreamBroken(ConnectionError):
-    """A relayed body ended early; the client must see a broken connection."""
 
 
 class HttpNodeClient:
@@ -358,9 +360,12 @@ class HttpNodeClient:
         answer.content_length = response.content_length
         request.add_headers(answer)
         await answer.prepare(request.http_request)
+        transport = response.connection.transport if response.connection else None
+        response.content.set_read_chunk_size(LONG_READ_BYTES)
         try:
-            while chunk := await self._chunk(response):
-                await answer.write(chunk)
+            with long_reads(transport):
+                while chunk := await self._chunk(response):
+                    await answer.write(chunk)
             await answer.write_eof()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if request.http_request.transport is not None:

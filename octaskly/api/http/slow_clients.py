@@ -11,12 +11,14 @@ import contextlib
 import socket
 from asyncio import constants
 from asyncio.sslproto import SSLProtocol
+from collections.abc import Iterator
 from typing import Final
 
 WRITE_BUFFER_BYTES: Final = 16 << 10  #: unsent bytes for one client, at each layer
 KERNEL_UNSENT_BYTES: Final = 128 << 10  #: in the kernel, beyond bytes in flight
 RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
 READ_BYTES: Final = RECORD_BYTES // 2  #: aiohttp's client pauses at twice this size
+LONG_READ_BYTES: Final = 256 << 10  #: of a connection by which a long body arrives
 
 
 def shrink_tls_buffers() -> None:
@@ -28,6 +30,30 @@ def shrink_tls_buffers() -> None:
     """
     SSLProtocol.max_size = RECORD_BYTES
     vars(constants)["FLOW_CONTROL_HIGH_WATER_SSL_READ"] = RECORD_BYTES >> 10
+
+
+@contextlib.contextmanager
+def long_reads(transport: asyncio.BaseTransport | None) -> Iterator[None]:
+    """Read a connection in large parts while a long body arrives.
+
+    Each read costs the same in Python. asyncio has no option for the buffer of a TLS
+    connection, but uses a longer one if there is one. `max_size` stays as it is:
+    asyncio allocates so many bytes for each record.
+    """
+    protocol: SSLProtocol | None = getattr(transport, "_ssl_protocol", None)
+    if protocol is None:
+        yield
+        return
+    _set_buffer(protocol, LONG_READ_BYTES)
+    try:
+        yield
+    finally:
+        _set_buffer(protocol, RECORD_BYTES)
+
+
+def _set_buffer(protocol: SSLProtocol, size_bytes: int) -> None:
+    buffer = bytearray(size_bytes)
+    vars(protocol).update(_ssl_buffer=buffer, _ssl_buffer_view=memoryview(buffer))
 
 
 class StallTimer:

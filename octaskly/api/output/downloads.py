@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 
+from octaskly.api.http.file_sender import SENT_BYTES, send_chunks, send_open_file
 from octaskly.api.http.handler_types import (
     BYTES,
     TAR,
@@ -24,70 +25,102 @@ from octaskly.api.http.handler_types import (
     Route,
     json_response,
 )
-from octaskly.api.http.node_client import StreamBroken
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies, task_response
-from octaskly.api.schemas.files import render_tree_page
+from octaskly.api.schemas.files import NodeIn, render_tree_page
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import AttemptId, StreamId
-from octaskly.errors import NodeNotFound, OutputNotFound
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.errors import OutputNotFound
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
 from octaskly.ports import OutputLocation
-from octaskly.rest.tasks import TreePage
+from octaskly.rest.tasks import HeldTrees, TreePage
 
-_CHUNK_BYTES = 256 << 10
 _INTERNAL = "/internal/v1/outputs"
 _INTERNAL_LIST = "/internal/v1/output-lists"
-# A suffix of zero bytes, which no file can satisfy; aiohttp would send all bytes.
+# A suffix of zero bytes, which no file can satisfy.
 _EMPTY_SUFFIX_RANGE = re.compile(r"bytes=-0+", re.IGNORECASE)
-# aiohttp would send `x.gz` as an encoding of `x`, but it is another output. A stored
-# output never changes, so conditional headers have no use. This module evaluates
-# `If-Range` itself, because aiohttp accepts any later date as a match, and no entity
-# tag.
-_DROPPED = frozenset(
-    (
-        "accept-encoding",
-        "if-match",
-        "if-modified-since",
-        "if-none-match",
-        "if-range",
-        "if-unmodified-since",
-    )
-)
 
 
 async def download_output(request: Request) -> web.StreamResponse:
     """Send a file that a declared output of a task covers."""
     path = query.output_path(request_bodies.clean_path, request.path_params["path"])
     place = await _locate(request, path)
-    if not place.is_local:
-        return await request.services.node_client.forward_to_node(
-            request, place.lan_urls, f"{_internal_path(place)}/{quote(path)}"
-        )
-    return await _send_output(request, place.task, place.attempt, path)
+    return await _send_from_holder(
+        request,
+        place,
+        f"{_internal_path(place)}/{quote(path)}",
+        lambda: _send_output(request, place.task, place.attempt, path),
+    )
 
 
 async def download_outputs(request: Request) -> web.StreamResponse:
     """Send all captured outputs of a task as one tar."""
     place = await _locate(request, None)
-    if not place.is_local:
-        return await request.services.node_client.forward_to_node(
-            request, place.lan_urls, _internal_path(place)
+    return await _send_from_holder(
+        request,
+        place,
+        _internal_path(place),
+        lambda: send_outputs_tar(request, place.task, place.attempt),
+    )
+
+
+async def _send_from_holder(
+    request: Request,
+    place: OutputLocation,
+    internal_path: str,
+    send_own: Callable[[], Awaitable[web.StreamResponse]],
+) -> web.StreamResponse:
+    """Send outputs of the first node that has them: of their worker, or of a copy.
+
+    Args:
+        request: The request.
+        place: The nodes.
+        internal_path: The path of the outputs at another node.
+        send_own: Sends what this node has; raises OutputNotFound.
+    """
+    first: web.StreamResponse | Exception | None = None  #: the worker's own answer
+    for holder in place.holders:
+        answer: web.StreamResponse | Exception
+        try:
+            if holder.is_local:
+                return await send_own()
+            answer = await request.services.node_client.forward_to_node(
+                request, holder.lan_urls, internal_path
+            )
+            if answer.status != HTTPStatus.NOT_FOUND:
+                return answer
+        except OutputNotFound as error:
+            answer = error
+        except Problem as problem:
+            if problem.status != HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+            answer = problem
+        first = answer if first is None else first
+    if place.lost:
+        raise Problem(
+            503,
+            "Worker not found",
+            hint=f"node {place.lost}, which has this output, is not in the mesh",
+            headers={"Retry-After": "5"},
         )
-    return await send_outputs_tar(request, place.task, place.attempt)
+    assert first is not None
+    if isinstance(first, Exception):
+        raise first
+    return first
 
 
 async def list_outputs(request: Request) -> web.StreamResponse:
     """Return a part of the captured outputs of a task, with their sizes."""
     limit, offset = request.query.limit(), request.query.offset()
     place = await _locate(request, None)
-    if not place.is_local:
-        path = _internal_path(place, _INTERNAL_LIST)
-        return await request.services.node_client.forward_to_node(
-            request, place.lan_urls, f"{path}?limit={limit}&offset={offset}"
-        )
-    return await _list_local(request, place.task, place.attempt)
+    path = _internal_path(place, _INTERNAL_LIST)
+    return await _send_from_holder(
+        request,
+        place,
+        f"{path}?limit={limit}&offset={offset}",
+        lambda: _list_local(request, place.task, place.attempt),
+    )
 
 
 async def list_outputs_for_node(request: Request) -> web.StreamResponse:
@@ -123,8 +156,20 @@ async def send_outputs_to_node(request: Request) -> web.StreamResponse:
     """Send the captured outputs of this node to another node, as a tar."""
     parts = request.path_params
     return await send_outputs_tar(
-        request, query.logged_id(parts["task"]), _attempt(parts)
+        request,
+        query.logged_id(parts["task"]),
+        _attempt(parts),
+        is_fetch=not request.query.flag("copy"),
     )
+
+
+async def copy_outputs(request: Request) -> web.StreamResponse:
+    """Copy the captured outputs of another node to this one."""
+    parts, keeper = request.path_params, request.files.trees
+    node = request_bodies.parse_node(request.body)
+    task = TaskId(query.logged_id(parts["task"]))
+    why = await keeper.copy_outputs(task, _attempt(parts), node)
+    return json_response(task_response.encode(HeldTrees(failures=[why] if why else [])))
 
 
 def _attempt(parts: Mapping[str, str]) -> AttemptId:
@@ -135,12 +180,7 @@ def _attempt(parts: Mapping[str, str]) -> AttemptId:
 
 async def _locate(request: Request, path: str | None) -> OutputLocation:
     ref = query.task_ref(request.path_params["id"])
-    try:
-        return await request.gateway.locate_output(ref, path)
-    except NodeNotFound as error:
-        raise Problem(
-            503, "Worker not found", hint=str(error), headers={"Retry-After": "5"}
-        ) from None
+    return await request.gateway.locate_output(ref, path)
 
 
 async def _send_output(
@@ -156,40 +196,43 @@ async def _send_output(
             if tree.has_path(path)
             else "no declared output covered it at the end",
         )
-    return await send_file(request, file, path.rpartition("/")[2])
-
-
-async def send_file(request: Request, file: Path, name: str) -> web.StreamResponse:
-    """Return a file as an attachment with a name, or the requested range of it."""
-    there = _stat(file, name)
-    answer = _Attachment(file, there, name)
-    if _matches_if_range(request.http_request, answer):
-        answer.is_whole = requested_range(request.http_request, there.st_size) is None
+    answer = await send_file(request, file, path.rpartition("/")[2])
+    if request.http_request.method == "GET" and len(tree.manifest.files) == 1:
+        await asyncio.to_thread(tree.mark_fetched)
     return answer
 
 
-class _Attachment(web.FileResponse):
-    """A file response that ignores compressed variants and most conditional headers."""
+async def send_file(request: Request, file: Path, name: str) -> web.StreamResponse:
+    """Send a file as an attachment with a name, or the requested range of it."""
+    try:
+        fd = await asyncio.to_thread(os.open, file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise OutputNotFound(f"{name} no longer exists") from None
+    try:
+        status = os.fstat(fd)
+        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
+        answer = _attachment(name, BYTES, etag)
+        answer.last_modified = status.st_mtime
+        start, end = _requested_part(request.http_request, answer, status.st_size)
+        answer.content_length = end - start
+        request.add_headers(answer)
+        await answer.prepare(request.http_request)
+        if request.http_request.method != "HEAD":
+            await send_open_file(request.http_request, answer, fd, start, end)
+    finally:
+        os.close(fd)
+    return answer
 
-    def __init__(self, file: Path, stat: os.stat_result, name: str) -> None:
-        headers = {"Content-Type": BYTES, "Content-Disposition": disposition(name)}
-        super().__init__(file, chunk_size=_CHUNK_BYTES, headers=headers)
-        # aiohttp sets the same values, but only after `_matches_if_range` needs them.
-        self.etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
-        self.last_modified = stat.st_mtime
-        self.is_whole = True
 
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send headers and file, once, although aiohttp calls this twice."""
-        if self.prepared:
-            return None
-        dropped = _DROPPED | {"range"} if self.is_whole else _DROPPED
-        kept = [
-            (name, value)
-            for name, value in request.headers.items()
-            if name.lower() not in dropped
-        ]
-        return await super().prepare(request.clone(headers=kept))
+def _attachment(name: str, content_type: str, etag: str) -> web.StreamResponse:
+    return web.StreamResponse(
+        headers={
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": disposition(name),
+            "Content-Type": content_type,
+            "ETag": f'"{etag}"',
+        }
+    )
 
 
 def disposition(name: str) -> str:
@@ -204,13 +247,6 @@ def _matches_if_range(request: web.BaseRequest, answer: web.StreamResponse) -> b
     """
     wanted = request.headers.get("If-Range")
     return wanted in (None, answer.headers["ETag"], answer.headers.get("Last-Modified"))
-
-
-def _stat(file: Path, name: str) -> os.stat_result:
-    try:
-        return file.stat()
-    except OSError:
-        raise OutputNotFound(f"{name} no longer exists") from None
 
 
 def requested_range(request: web.BaseRequest, size_bytes: int) -> slice | None:
@@ -245,38 +281,42 @@ def requested_range(request: web.BaseRequest, size_bytes: int) -> slice | None:
 
 
 async def send_outputs_tar(
-    request: Request, task: str, attempt: AttemptId
+    request: Request, task: str, attempt: AttemptId, *, is_fetch: bool = True
 ) -> web.StreamResponse:
-    """Stream the captured outputs of this node as a tar, or a range of it."""
+    """Stream the captured outputs of this node as a tar, or a range of it.
+
+    Args:
+        request: The request.
+        task: The task.
+        attempt: The attempt that left them.
+        is_fetch: Somebody fetches them, so that they may make room for others.
+    """
     # A manifest of many files is in memory until its archive has been sent.
     with request.services.streams.count_stream(request.principal):
         tree = await request.gateway.captured_outputs(task, attempt)
-        return await send_tar(request, tree, f"{task}-outputs.tar")
+        name = f"{task}-outputs.tar"
+        return await send_tar(request, tree, name, is_fetch=is_fetch)
 
 
 async def send_tar(
-    request: Request, tree: CapturedTree, name: str
+    request: Request, tree: CapturedTree, name: str, *, is_fetch: bool = False
 ) -> web.StreamResponse:
     """Stream a tree of this node as a tar with a name, or a range of it."""
     layout = await asyncio.to_thread(lambda: tree.tar)
-    answer = web.StreamResponse(
-        headers={
-            "Accept-Ranges": "bytes",
-            "Content-Disposition": disposition(name),
-            "Content-Type": TAR,
-            "ETag": f'"{tree.etag}"',
-        }
-    )
-    start, end = _tar_range(request.http_request, answer, layout.size_bytes)
+    answer = _attachment(name, TAR, tree.etag)
+    start, end = _requested_part(request.http_request, answer, layout.size_bytes)
     answer.content_length = end - start
     request.add_headers(answer)
     await answer.prepare(request.http_request)
     if request.http_request.method != "HEAD":
-        await _write_tar(request, answer, tree, start, end)
+        chunks = tree.tar_chunks(start, end, SENT_BYTES)
+        await send_chunks(request.http_request, answer, chunks)
+        if is_fetch and end == layout.size_bytes:
+            await asyncio.to_thread(tree.mark_fetched)
     return answer
 
 
-def _tar_range(
+def _requested_part(
     request: web.BaseRequest, answer: web.StreamResponse, size_bytes: int
 ) -> tuple[int, int]:
     """Return the bytes to send; announce them in the answer if they are a part."""
@@ -289,25 +329,6 @@ def _tar_range(
     answer.set_status(206)
     answer.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size_bytes}"
     return start, end
-
-
-async def _write_tar(
-    request: Request,
-    answer: web.StreamResponse,
-    tree: CapturedTree,
-    start: int,
-    end: int,
-) -> None:
-    chunks = tree.tar_chunks(start, end, _CHUNK_BYTES)
-    try:
-        while chunk := await asyncio.to_thread(next, chunks, b""):
-            await answer.write(chunk)
-        await answer.write_eof()
-    except (OSError, OutputNotFound) as error:
-        # The files expired, or the client is gone: it must see a broken connection.
-        if request.http_request.transport is not None:
-            request.http_request.transport.abort()
-        raise StreamBroken(str(error)) from None
 
 
 def _internal_path(place: OutputLocation, under: str = _INTERNAL) -> str:
@@ -370,10 +391,21 @@ ROUTES = (
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
+        query=("copy",),
         responses={200: None, 206: None},
         media_type=TAR,
         request_headers=("Range", "If-Range"),
         error_statuses=(416,),
+    ),
+    Route(
+        method="POST",
+        path=_INTERNAL + _ATTEMPT + "/copy",
+        handler=copy_outputs,
+        cost=route_cost.CHEAP,
+        access=Access.NODE,
+        is_local=True,
+        body_type=NodeIn,
+        responses={200: HeldTrees},
     ),
     Route(
         method="GET",

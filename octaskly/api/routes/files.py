@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,8 +21,9 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from octaskly.api.http import sse
+from octaskly.api.http.file_sender import busy_problem, send_chunks, send_open_file
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
-from octaskly.api.output.downloads import send_file
+from octaskly.api.http.slow_clients import long_reads
 from octaskly.api.problems import (
     DISK_FULL,
     FILE_EXCEEDS_QUOTA,
@@ -33,11 +35,11 @@ from octaskly.api.problems import (
 )
 from octaskly.api.schemas import query, request_bodies, task_response
 from octaskly.api.schemas.files import (
-    BlobIn,
+    InputIn,
+    InputsIn,
     MissingIn,
     OfferIn,
     PackIn,
-    TreesIn,
 )
 from octaskly.api.security import route_cost
 from octaskly.errors import OutputNotFound
@@ -61,6 +63,7 @@ from octaskly.rest.tasks import (
     StoredPack,
     StoredPiece,
     TreeCopies,
+    VerifiedFile,
 )
 
 FILES_PATH: Final = "/api/v1/files"
@@ -71,6 +74,8 @@ LEND_PATH: Final = "/api/v1/files/lend"
 REPLICATE_PATH: Final = "/api/v1/files/replicate"
 HOLD_PATH: Final = "/internal/v1/files/hold"
 NODE_PACK_PATH: Final = "/internal/v1/files/pack"
+PIECE_HEADER: Final = "Octaskly-Piece"
+BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
 CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
 
 
@@ -158,7 +163,6 @@ async def list_missing(request: Request) -> web.StreamResponse:
         missing=missing,
         arrived={name: count for name, count in arrived.items() if count},
         node=request.gateway.node_id,
-        quota_bytes=await asyncio.to_thread(files.quota_bytes),
     )
     return json_response(task_response.encode(shown))
 
@@ -201,21 +205,21 @@ async def lend_tree(request: Request) -> web.StreamResponse:
     return await sse.serve_events(request, send_all)
 
 
-async def replicate_tree(request: Request) -> web.StreamResponse:
+async def replicate_input(request: Request) -> web.StreamResponse:
     """Store a tree at the dispatcher and its standbys: losing one machine is safe."""
-    tree = request_bodies.parse_tree(request.body)
+    needed = request_bodies.parse_input(request.body)
     try:
-        nodes = await request.files.trees.replicate_tree(tree)
+        nodes = await request.files.trees.replicate_input(needed)
     except OutputNotFound as error:
         raise Problem(404, "File not found", hint=str(error)) from None
     shown = TreeCopies(nodes=list(nodes))
     return json_response(task_response.encode(shown), HTTPStatus.CREATED)
 
 
-async def hold_trees(request: Request) -> web.StreamResponse:
-    """Keep trees for an hour for another node, and fetch what is not here."""
-    trees = request_bodies.parse_trees(request.body)
-    failures = await request.files.trees.hold_trees(trees)
+async def hold_inputs(request: Request) -> web.StreamResponse:
+    """Keep inputs for an hour for another node, and fetch what is not here."""
+    inputs = request_bodies.parse_inputs(request.body)
+    failures = await request.files.trees.hold_inputs(inputs)
     return json_response(task_response.encode(HeldTrees(failures=failures)))
 
 
@@ -230,14 +234,13 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
         wait_s = await request.files.trees.lenders.await_files(asked.tree, asked.sha256)
         if wait_s is not None:
             response.headers["Retry-After"] = str(ceil(wait_s))
-    parts = files.pack_files(asked.sha256)
-    if "gzip" in request.http_request.headers.get("Accept-Encoding", ""):
-        response.enable_compression(web.ContentCoding.gzip)
-    request.add_headers(response)
-    await response.prepare(request.http_request)
-    while part := await asyncio.to_thread(next, parts, b""):
-        await response.write(part)
-    await response.write_eof()
+    async with request.services.transfers.use_slot():
+        parts = files.pack_files(asked.sha256)
+        if "gzip" in request.http_request.headers.get("Accept-Encoding", ""):
+            response.enable_compression(web.ContentCoding.gzip)
+        request.add_headers(response)
+        await response.prepare(request.http_request)
+        await send_chunks(request.http_request, response, parts)
     if asked.tree:
         await asyncio.to_thread(files.release_copies, asked.sha256)
     return response
@@ -261,17 +264,37 @@ async def release_file(request: Request) -> web.StreamResponse:
     return web.Response(status=HTTPStatus.NO_CONTENT)
 
 
-async def send_file_to_node(request: Request) -> web.StreamResponse:
-    """Send a file of this node to another node."""
+async def send_piece_to_node(request: Request) -> web.StreamResponse:
+    """Send one of the wanted pieces of a file, which may still be arriving here."""
     name, files = _requested_file(request)
-    answer = await send_file(
-        request, await asyncio.to_thread(files.file_path, name), name
-    )
-    if request.query.text("tree"):  # Its lender can send it again.
-        request.add_headers(answer)
-        await answer.prepare(request.http_request)
+    wanted, lent_tree = request.query.pieces(), request.query.text("tree")
+    async with request.services.transfers.use_slot():
+        piece = await asyncio.to_thread(files.open_piece, name, wanted)
+        if piece is None:
+            raise busy_problem()
+        try:
+            answer = web.StreamResponse(headers={"Content-Type": BYTES})
+            answer.headers[PIECE_HEADER] = str(piece.number)
+            answer.headers[BLOB_BYTES_HEADER] = str(piece.blob_bytes)
+            answer.content_length = piece.end - piece.start
+            request.add_headers(answer)
+            await answer.prepare(request.http_request)
+            await send_open_file(
+                request.http_request, answer, piece.fd, piece.start, piece.end
+            )
+        finally:
+            os.close(piece.fd)
+    if lent_tree and piece.end == piece.blob_bytes:  # Its lender can send it again.
         await asyncio.to_thread(files.release_copies, [name])
     return answer
+
+
+async def verify_file(request: Request) -> web.StreamResponse:
+    """Read a file that another node found to be wrong; delete it if it is."""
+    name, files = _requested_file(request)
+    async with request.services.transfers.use_slot():
+        is_right = await asyncio.to_thread(files.verify_file, name)
+    return json_response(task_response.encode(VerifiedFile(is_right=is_right)))
 
 
 def _requested_file(request: Request) -> tuple[str, FileStore]:
@@ -371,15 +394,16 @@ async def _receive(request: Request, write: Callable[[bytes], None]) -> int:
     """Pass the body to `write`, in a thread, in parts; return its size."""
     size_bytes = 0
     content, stall_s = request.http_request.content, request.services.timeouts.stall_s
-    while True:
-        try:
-            async with asyncio.timeout(stall_s):
-                data = await content.readexactly(CHUNK_BYTES)
-        except asyncio.IncompleteReadError as end:
-            await asyncio.to_thread(write, end.partial)
-            return size_bytes + len(end.partial)
-        await asyncio.to_thread(write, data)
-        size_bytes += len(data)
+    with long_reads(request.http_request.transport):
+        while True:
+            try:
+                async with asyncio.timeout(stall_s):
+                    data = await content.readexactly(CHUNK_BYTES)
+            except asyncio.IncompleteReadError as end:
+                await asyncio.to_thread(write, end.partial)
+                return size_bytes + len(end.partial)
+            await asyncio.to_thread(write, data)
+            size_bytes += len(data)
 
 
 ROUTES = (
@@ -420,21 +444,21 @@ ROUTES = (
     Route(
         method="POST",
         path=REPLICATE_PATH,
-        handler=replicate_tree,
+        handler=replicate_input,
         cost=route_cost.UPLOAD,
         access=Access.SUBMIT,
-        body_type=BlobIn,
+        body_type=InputIn,
         responses={201: TreeCopies},
         error_statuses=(404,),
     ),
     Route(
         method="POST",
         path=HOLD_PATH,
-        handler=hold_trees,
+        handler=hold_inputs,
         cost=route_cost.CHEAP,
         access=Access.NODE,
         is_local=True,
-        body_type=TreesIn,
+        body_type=InputsIn,
         responses={200: HeldTrees},
     ),
     Route(
@@ -494,14 +518,21 @@ ROUTES = (
     Route(
         method="GET",
         path="/internal/v1/files/{sha256}",
-        handler=send_file_to_node,
+        handler=send_piece_to_node,
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
-        query=("tree",),
-        responses={200: None, 206: None},
+        query=("pieces", "tree"),
+        responses={200: None},
         media_type=BYTES,
-        request_headers=("Range", "If-Range"),
-        error_statuses=(416,),
+    ),
+    Route(
+        method="POST",
+        path="/internal/v1/files/{sha256}/verify",
+        handler=verify_file,
+        cost=route_cost.CHEAP,
+        access=Access.NODE,
+        is_local=True,
+        responses={200: VerifiedFile},
     ),
 )

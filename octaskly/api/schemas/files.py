@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -75,10 +75,23 @@ class SameFolderIn(RequestBody, gc=False):
     read_only: bool = False
 
 
-class TreesIn(RequestBody):
-    """A request about trees."""
+class NodeIn(RequestBody):
+    """A node, by name or id."""
+
+    node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
+
+
+class InputIn(BlobIn, gc=False):
+    """An input of tasks: a tree, or a file that a task reads as its stdin."""
+
+    kind: Literal["tree", "file"] = "tree"
+
+
+class InputsIn(RequestBody):
+    """A request about inputs of tasks."""
 
     trees: Annotated[tuple[BlobIn, ...], msgspec.Meta(max_length=ASKED_FILES_MAX)]
+    files: Annotated[tuple[BlobIn, ...], msgspec.Meta(max_length=ASKED_FILES_MAX)] = ()
 
 
 class FilesIn(RequestBody):

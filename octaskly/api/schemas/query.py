@@ -35,6 +35,8 @@ _LABEL_CHARS_MAX = 64 + 1 + 256
 _LABELS_MAX = 32
 _REPEATABLE = ("label",)  #: parameters that may be repeated
 
+_PIECES = re.compile(r"\d{1,9}(,\d{1,9}){0,15}", re.ASCII)
+
 _Ref = Annotated[str, msgspec.Meta(pattern=f"^{_REF.pattern}$")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=_TEXT_CHARS_MAX)]
 _Start = Annotated[int, msgspec.Meta(ge=0, le=OFFSET_MAX)]
@@ -46,6 +48,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         Annotated[int, msgspec.Meta(ge=0, le=ATTEMPTS_MAX)],
         "number of the attempt to read; 0 or absent: the one that counts",
     ),
+    "copy": (bool, "true: for a second copy, so that it does not count as a fetch"),
     "count": (
         Annotated[int, msgspec.Meta(ge=1, le=BATCH_MAX)],
         "number of ids; default 1",
@@ -77,6 +80,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         "order of results: as members end, or by their numbers",
     ),
     "offset": (_Start, "number of items, or of bytes of each stream, to skip"),
+    "pieces": (
+        Annotated[str, msgspec.Meta(pattern=f"^{_PIECES.pattern}$")],
+        "numbers of pieces of 4 MiB, from 0; the node sends one of them",
+    ),
     "since_s": (
         Annotated[int, msgspec.Meta(ge=0, le=SINCE_S_MAX)],
         "only entries of the last N seconds; default: the latest",
@@ -252,6 +259,13 @@ class Query:
         if text not in ("true", "false"):
             raise _invalid(name, f"`{name}` is true or false")
         return text == "true"
+
+    def pieces(self) -> list[int]:
+        """Return the wanted pieces of a file."""
+        text = self._values.get("pieces", "0")
+        if not _PIECES.fullmatch(text):
+            raise _invalid("pieces", "`pieces` is up to 16 numbers with commas between")
+        return [int(number) for number in text.split(",")]
 
     def text(self, name: str) -> str:
         """Return the text of a parameter, empty if absent."""

@@ -35,7 +35,7 @@ from octaskly.api.schemas.task_options import FIELD_HINTS as OPTION_RANGES
 from octaskly.api.schemas.task_options import NO_OPTIONS, OptionsIn, parse_options
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import BlobRef, TaskOptions
+from octaskly.core.model.task_options import BlobRef, InputBlob, TaskOptions
 from octaskly.files.output_patterns import is_in_git
 from octaskly.files.pack import ASKED_FILES_MAX
 from octaskly.system.cooperative import map_in_batches
@@ -128,6 +128,8 @@ FIELD_HINTS: Final = {
     "durability": "normal or strict",
     "fail_fast": "true or false",
     "trees": "an array of objects with sha256 and node",
+    "kind": "tree or file",
+    "node": "a node, by name or id",
     "sha256": f"at most {ASKED_FILES_MAX} digests of 64 digits 0-9 a-f",
     "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
@@ -144,8 +146,9 @@ _forget = msgspec.json.Decoder(ForgetIn)
 _missing_files = msgspec.json.Decoder(files.MissingIn)
 _pack = msgspec.json.Decoder(files.PackIn)
 _offer = msgspec.json.Decoder(files.OfferIn)
-_tree = msgspec.json.Decoder(files.BlobIn)
-_trees = msgspec.json.Decoder(files.TreesIn)
+_node = msgspec.json.Decoder(files.NodeIn)
+_input = msgspec.json.Decoder(files.InputIn)
+_inputs = msgspec.json.Decoder(files.InputsIn)
 _nothing = msgspec.json.Decoder(EmptyIn)
 
 
@@ -210,23 +213,31 @@ def _check_digests(names: Sequence[str]) -> None:
             _raise_invalid(f"$.sha256[{index}]", f"{name[:80]!r} is not a SHA-256")
 
 
-def parse_tree(body: bytes) -> BlobRef:
-    """Return the tree that a request is about."""
-    asked: files.BlobIn = decode_body(_tree, files.BlobIn, body)
-    return _check_tree(asked, "$")
+def parse_input(body: bytes) -> InputBlob:
+    """Return the input of tasks that a request is about."""
+    asked: files.InputIn = decode_body(_input, files.InputIn, body)
+    return InputBlob(_check_blob(asked, "$"), is_tree=asked.kind == "tree")
 
 
-def parse_trees(body: bytes) -> list[BlobRef]:
-    """Return the trees that a request is about."""
-    asked: files.TreesIn = decode_body(_trees, files.TreesIn, body)
+def parse_inputs(body: bytes) -> list[InputBlob]:
+    """Return the inputs of tasks that a request is about."""
+    asked: files.InputsIn = decode_body(_inputs, files.InputsIn, body)
     return [
-        _check_tree(tree, f"$.trees[{index}]") for index, tree in enumerate(asked.trees)
+        InputBlob(_check_blob(one, f"$.{name}[{index}]"), is_tree=name == "trees")
+        for name, some in (("trees", asked.trees), ("files", asked.files))
+        for index, one in enumerate(some)
     ]
 
 
-def _check_tree(tree: files.BlobIn, place: str) -> BlobRef:
+def parse_node(body: bytes) -> str:
+    """Return the node that a request names."""
+    asked: files.NodeIn = decode_body(_node, files.NodeIn, body)
+    return asked.node
+
+
+def _check_blob(blob: files.BlobIn, place: str) -> BlobRef:
     try:
-        return files.check_blob(tree, place)
+        return files.check_blob(blob, place)
     except InvalidField as wrong:
         raise Problem(400, INVALID_VALUE, hint=str(wrong), field=place) from None
 

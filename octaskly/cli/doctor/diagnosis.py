@@ -10,6 +10,7 @@ from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.cli.output.render import size
 from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
 
+FULL_SHARE = 0.9  #: of a quota, from which a store of files is reported
 FREE_BYTES_MIN = 64 << 20  #: free space below which the agent accepts no work
 DESCRIPTORS_NEEDED = 1008  #: for the most connections of the API, and all other files
 CLOCK_S_MAX = 30.0  #: difference between clocks that tokens tolerate
@@ -51,6 +52,7 @@ def make_findings(symptoms: Symptoms) -> list[Finding]:
         *_ports(symptoms),
         *_check_duplicate_ids(symptoms),
         *_check_disk(symptoms),
+        *_check_files(symptoms),
         *_check_log(symptoms),
         *_descriptors(symptoms),
     ]
@@ -352,6 +354,20 @@ def _check_disk(symptoms: Symptoms) -> Iterator[Finding]:
         yield Finding("disk", FindingStatus.FAULT, says, f"df -h {symptoms.state_dir}")
     else:
         yield Finding("disk", FindingStatus.OK, f"{size(symptoms.free_bytes)} are free")
+
+
+def _check_files(symptoms: Symptoms) -> Iterator[Finding]:
+    """Check the room for files that tasks need, and for their outputs."""
+    for each in symptoms.agent.stores if symptoms.agent else ():
+        says = f"{size(each.used_bytes)} of {size(each.quota_bytes)} are used"
+        if each.used_bytes < each.quota_bytes * FULL_SHARE:
+            yield Finding(each.store, FindingStatus.OK, says)
+        elif each.store == "files":
+            hint = "raise the agent's --files-quota, or wait: unused files are deleted"
+            yield Finding(each.store, FindingStatus.WARNING, says, hint)
+        else:
+            hint = "octaskly fetch ID    makes room; or raise --output-quota"
+            yield Finding(each.store, FindingStatus.WARNING, says, hint)
 
 
 def _check_log(symptoms: Symptoms) -> Iterator[Finding]:

@@ -182,6 +182,9 @@ class Explainer:
         due_s = self._step.backoff_queue.due_s(task.spec.id)
         if task.stage is Stage.BACKING_OFF and due_s is not None:
             wait_s = max(0, ceil(due_s - now.mono_s))
+            if task.missing_room:
+                missing = f"no node that could run it has {task.missing_room}"
+                return f"{missing}; it is tried again in {wait_s} s"
             return f"its last try came to nothing, the next is in {wait_s} s"
         requires = task.requires or NO_REQUIREMENTS
         missing_text = why_none_meets(_present_members(members), requires)

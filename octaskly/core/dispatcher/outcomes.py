@@ -44,6 +44,7 @@ AttemptKey = tuple[TaskId, AttemptId]
 ACKNOWLEDGED_MAX = 5000
 """Size of each of two sets of acknowledged results; more than can be in transit."""
 
+ROOM_WAIT_S = 10.0  #: before a task is tried again for which no node had room
 REFUSAL_REASONS = (EndReason.DRAINING, EndReason.STALE)
 """Reasons for which a worker would also refuse the next attempt."""
 
@@ -281,17 +282,25 @@ class OutcomeRecorder:
         assert task.attempt is not None
         task.tries = add_try(task.tries, task.attempt, outcome)
         if outcome.reason in FAILURE_REASONS:
+            task.missing_room = ""
             wait_s = retry_delay_s(task.spec.id, len(task.tries.failed))
             self._step.requeue_task(task, now, wait_s)
             return outcome
-        if outcome.reason is EndReason.INPUTS:
+        if outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
             task.add_missing_inputs(node, outcome.detail)
             workers = self._pool.capable_workers(task.requires)
             if (
                 task.nodes_lacking_inputs.issuperset(workers)
                 and task.final_state is None
             ):
-                return self._finish_without_inputs(task, outcome, now)
+                if outcome.reason is EndReason.INPUTS:
+                    return self._finish_without_inputs(task, outcome, now)
+                # There is room again once other tasks have ended, so all are asked
+                # again.
+                task.missing_room = task.describe_missing_inputs()
+                task.nodes_lacking_inputs, task.missing_inputs = frozenset(), ()
+                self._step.requeue_task(task, now, ROOM_WAIT_S)
+                return outcome
         elif outcome.reason in REFUSAL_REASONS:
             self._pool.cap_credit(node, is_refusing=True)
         elif outcome.reason is EndReason.RETURNED:

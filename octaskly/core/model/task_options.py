@@ -8,7 +8,7 @@ without options has no `TaskOptions`, so the many plain tasks stay small.
 from __future__ import annotations
 
 from hashlib import blake2b, sha256
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta, Struct, json
 from msgspec.structs import replace
@@ -130,6 +130,13 @@ class BlobRef(Struct, frozen=True, array_like=True, kw_only=True):
 
     sha256: Word  #: hexadecimal digest, which identifies it
     node: Word  #: name or id of a node that has it, and all contents of the tree
+
+
+class InputBlob(NamedTuple):
+    """A blob that tasks need, whatever else they ask for."""
+
+    blob: BlobRef
+    is_tree: bool  #: it is a manifest, and its contents are needed, too
 
 
 class InputTree(BlobRef, frozen=True, array_like=True, kw_only=True):

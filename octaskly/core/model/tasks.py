@@ -75,6 +75,7 @@ class EndReason(StrEnum):
     RETURNED = "returned"  #: it waited on its worker while other workers had room
     DRAINING = "draining"
     STALE = "stale"  #: refused: sent by a deposed dispatcher, or before a pause
+    ROOM = "room"  #: its worker has no room for its files now
 
 
 Paths = Annotated[tuple[Text, ...], Meta(max_length=10_000)]

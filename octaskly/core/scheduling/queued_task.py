@@ -67,6 +67,7 @@ class QueuedTask:
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
     missing_inputs: tuple[tuple[NodeId, str], ...] = ()
     """What the first of them lack."""
+    missing_room: str = ""  #: for its files, at any node, when it was last tried
     final_state: TaskState | None = None  #: set even if an attempt still runs
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable

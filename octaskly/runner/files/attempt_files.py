@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRemoving
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from posixpath import normpath
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from octaskly.core.model.task_options import BlobRef, TaskOptions, UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
+from octaskly.ports import FileQuotaExceeded
 from octaskly.runner.files.blob_fetcher import (
     BlobFetcher,
     BlobSource,
@@ -46,6 +48,7 @@ class Prepared(NamedTuple):
     missing: list[str]  #: missing inputs and files, as text
     folder: Path | None  #: its scratch folder, if it has one and nothing is missing
     stdin_fd: int | None = None  #: the file that it reads, if it has one
+    full: str = ""  #: why there is no room for its files now
     problem: FolderProblem | None = None  #: of the folder of a client
 
 
@@ -117,11 +120,10 @@ class ScratchFolders:
         """
         if (problem := self._find_folder_problem(spec.options)) is not None:
             return Prepared([], None, problem=problem)
-        missing = []
-        if spec.inputs:
-            missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
-        if not missing:
-            missing = self._fetch(sources, may_continue)
+        try:
+            missing = self._fetch(spec, sources, may_continue)
+        except FileQuotaExceeded as error:
+            return Prepared([], None, full=str(error))
         if missing:
             return Prepared(missing, None)
         stdin_fd = None
@@ -149,11 +151,17 @@ class ScratchFolders:
         )
 
     def _fetch(
-        self, sources: AttemptSources, may_continue: Callable[[], bool]
+        self,
+        spec: TaskSpec,
+        sources: AttemptSources,
+        may_continue: Callable[[], bool],
     ) -> list[str]:
-        """Fetch all files of an attempt; return texts of failures."""
-        fetcher = self._blob_fetcher
-        missing = fetcher.fetch_files(sources.files, may_continue)
+        """Check inputs and fetch all files of an attempt; return texts of failures."""
+        fetcher, missing = self._blob_fetcher, []
+        if spec.inputs:
+            missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
+        if not missing:
+            missing = fetcher.fetch_files(sources.files, may_continue)
         if not missing and sources.tree is not None:
             missing = fetcher.fetch_tree(sources.tree, may_continue)
         if not missing and sources.stdin_file is not None:
@@ -189,13 +197,18 @@ class ScratchFolders:
     ) -> CapturedOutputs:
         """Copy declared outputs from the folder where an attempt ran. Blocks."""
         cwd = spec.options.cwd if spec.options else ""
-        return capture_outputs(
-            (folder or self._workdir) / cwd,
-            outputs_folder(self._archive.outputs_dir, spec.id, attempt),
-            spec.outputs,
-            access=self._task_user_ops,
-            bytes_max=self._archive.capture_bytes_max(),
-        )
+        kept = outputs_folder(self._archive.outputs_dir, spec.id, attempt)
+        folders = self._archive.captured
+        try:
+            return capture_outputs(
+                (folder or self._workdir) / cwd,
+                kept,
+                spec.outputs,
+                access=self._task_user_ops,
+                make_room=partial(folders.make_room, kept),
+            )
+        finally:
+            folders.add_folder(kept)
 
     def discard_folder(self, folder: Path) -> None:
         """Remove the folder of an ended attempt in the background."""

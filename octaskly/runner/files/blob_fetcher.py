@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import http.client
-import socket
+import secrets
 import ssl
 import threading
-import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
-from msgspec import MsgspecError, json
-
-from octaskly.core.model.task_options import BlobRef, InputTree, UploadedFile
+from octaskly.core.model.task_options import (
+    BlobRef,
+    InputBlob,
+    InputTree,
+    UploadedFile,
+)
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import (
     MANIFEST_BYTES_MAX,
@@ -24,21 +25,42 @@ from octaskly.files.manifest import (
     decode_manifest,
     select_folders,
 )
-from octaskly.files.pack import ASKED_FILES_MAX, PACKED_BYTES_MAX, PackReader
-from octaskly.ports import COPY_RETENTION_S, ContentMismatch, FileQuotaExceeded
+from octaskly.files.pack import ASKED_FILES_MAX, PACKED_BYTES_MAX
+from octaskly.ports import (
+    COPY_RETENTION_S,
+    RETENTION_S,
+    ContentMismatch,
+    FileExceedsQuota,
+    FileQuotaExceeded,
+)
 from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.files.holder_connection import (
+    HOLD_PATH,
+    Holder,
+    HolderBusy,
+    HolderConnections,
+    HolderUnreachable,
+    OpenSockets,
+)
 from octaskly.runner.files.lenders import ASK_AGAIN_S, AWAY_RETRY_S, Lenders
+from octaskly.runner.files.piece_download import (
+    HOLDERS_MAX,
+    HolderLookup,
+    PieceDownload,
+)
+from octaskly.runner.files.piece_upload import disk_error
 
-FILES_PATH: Final = "/internal/v1/files/"
-PACK_PATH: Final = "/internal/v1/files/pack"
-HOLD_PATH: Final = "/internal/v1/files/hold"
 HOLD_S_MAX: Final = 600.0  #: until a node has fetched all files of the trees
-STALL_S: Final = 20.0  #: timeout for each read
-FETCH_TRIES: Final = 4  #: a node that restarts is back within seconds
+FETCH_TRIES: Final = 4  #: without progress; a node that restarts is back within seconds
+BUSY_ROUNDS_MAX: Final = 100  #: in which a busy holder does not count as a failure
 PAUSE_S: Final = 1.0
-CHUNK_BYTES: Final = 1 << 20
-CONCURRENT_FETCHES_MAX: Final = 4
+THREADS_MAX: Final = 64  #: fetches at a time; each may wait for another one's files
+LARGE_MAX: Final = 4  #: blobs that arrive in pieces at a time, whatever else waits
 NAMED_MAX: Final = 4  #: nodes that an error names
+REPORTED_MAX: Final = 1000  #: wrong copies that are remembered, to log each once
+
+Sizes = Mapping[str, int | None]
+"""Sizes of files by SHA-256; None if a size is not known."""
 
 
 class FilesAwaited(Exception):
@@ -57,57 +79,42 @@ class FilesAwaited(Exception):
         self.retry_s, self.is_stalled = retry_s, is_stalled
 
 
-class Holder(NamedTuple):
-    """A node that may have files."""
-
-    name: str
-    urls: Sequence[str]  #: of its LAN API, best first
-    is_named: bool = False  #: by the task
-
-
 HoldersOf = Callable[[str], Sequence[Holder]]
-"""Returns the live nodes that may have what the named node had, that node first."""
-
-Sizes = Mapping[str, int | None]
-"""Sizes of files by SHA-256; None if a size is not known."""
+"""Returns the nodes that may have what the named node had, that node first; any thread
+may call it."""
 
 
 class FileSource(NamedTuple):
     """A file, and the nodes that may have it."""
 
     file: UploadedFile
-    holders: Sequence[Holder]
+    find_holders: HolderLookup
 
 
 class BlobSource(NamedTuple):
     """A blob, and the nodes that may have it."""
 
     blob: BlobRef
-    holders: Sequence[Holder]
+    find_holders: HolderLookup
     is_named_here: bool = False  #: this is the node that the task names
 
 
 class _Wanted(NamedTuple):
     """How files are wanted."""
 
-    holders: Sequence[Holder]
+    find_holders: HolderLookup
     may_continue: Callable[[], bool]
     keep_s: float = COPY_RETENTION_S
-    is_tree: bool = False  #: they are manifests, which are worth compressing
     lent_tree: str = ""  #: SHA-256 of the tree that they belong to, if it is lent
     is_lent_here: bool = False  #: this node asks the lender of the tree
-
-
-class _NodeUnreachable(Exception):
-    """The node did not answer, or the connection broke."""
 
 
 _FAILURES = (
     OutputNotFound,
     ContentMismatch,
-    FileQuotaExceeded,
+    FileExceedsQuota,
     ManifestError,
-    _NodeUnreachable,
+    HolderUnreachable,
 )
 
 
@@ -144,9 +151,11 @@ class BlobFetcher:
     Args:
         blob_store: Holds the fetched files.
         tls: Returns the TLS context that authenticates this node to others.
-        holders_of: Called on the event loop.
+        holders_of: Returns the nodes that may have files.
         own_names: Name and id of this node.
         lenders: The clients that lend files to this node.
+        on_wrong_copy: Called with the name of a holder and the SHA-256 of a file of
+            which it sent wrong bytes, once for each pair; any thread calls it.
     """
 
     def __init__(
@@ -156,30 +165,35 @@ class BlobFetcher:
         holders_of: HoldersOf,
         own_names: Container[str],
         lenders: Lenders,
+        on_wrong_copy: Callable[[str, str], None] = lambda _holder, _sha256: None,
     ) -> None:
         self.blob_store = blob_store
         self.lenders = lenders
         self._own_names = own_names
         self._tls = tls
         self._holders_of = holders_of
-        self.threads = ThreadPoolExecutor(
-            CONCURRENT_FETCHES_MAX, thread_name_prefix="blob-fetch"
-        )
-        self.file_locks = NamedLocks()  #: by the SHA-256 of what is being fetched
-        self._lock = threading.Lock()
-        self._open_sockets: set[socket.socket] = set()
+        self._on_wrong_copy = on_wrong_copy
+        self.threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="blob-fetch")
+        self.file_locks = NamedLocks()  #: by what is being fetched
+        self.large_slots = threading.Semaphore(LARGE_MAX)  #: for blobs in pieces
+        self._open_sockets = OpenSockets()
+        self._reported: dict[tuple[str, str], None] = {}  #: oldest first
         self._is_closed = threading.Event()
 
     def find_sources(self, files: Iterable[UploadedFile]) -> list[FileSource]:
-        """Return the sources of files; call it on the event loop."""
-        return [FileSource(file, self._holders_of(file.node)) for file in files]
+        """Return the sources of files."""
+        return [
+            FileSource(file, partial(self._holders_of, file.node)) for file in files
+        ]
 
     def find_blob(self, content: BlobRef | None) -> BlobSource | None:
-        """Return the source of a content; call it on the event loop."""
+        """Return the source of a content."""
         if content is None:
             return None
         return BlobSource(
-            content, self._holders_of(content.node), content.node in self._own_names
+            content,
+            partial(self._holders_of, content.node),
+            content.node in self._own_names,
         )
 
     def fetch_files(
@@ -190,34 +204,41 @@ class BlobFetcher:
         Args:
             sources: The files with their sources.
             may_continue: Returns False once the files are not needed any more.
+
+        Raises:
+            FileQuotaExceeded: there is no room for one of them now.
         """
         failed = []
-        for file, holders in sources:
-            wanted = _Wanted(holders, may_continue)
+        for file, find_holders in sources:
             try:
-                # Many tasks may need the same file, which is fetched once.
-                with self.file_locks.hold_lock(file.sha256):
-                    self._fetch_missing({file.sha256: None}, wanted)
+                with self._begin(_Wanted(find_holders, may_continue)) as fetch:
+                    fetch.fetch_large(file.sha256, None)
             except _FAILURES as error:
                 name = f"{file.path} ({file.sha256[:12]}...)"
                 failed.append(f"{name} of node {file.node}: {error}")
         return failed
 
     def fetch_blob(
-        self, source: BlobSource, may_continue: Callable[[], bool]
+        self,
+        source: BlobSource,
+        may_continue: Callable[[], bool] = lambda: True,
+        *,
+        keep_s: float = COPY_RETENTION_S,
     ) -> list[str]:
         """Fetch a content unless it is here; return a text if that failed.
 
         Args:
             source: The content with its source.
             may_continue: Returns False once it is not needed any more.
+            keep_s: How long to keep it.
+
+        Raises:
+            FileQuotaExceeded: there is no room for it now.
         """
-        content, holders, _ = source
+        content, find_holders, _ = source
         try:
-            with self.file_locks.hold_lock(content.sha256):
-                self._fetch_missing(
-                    {content.sha256: None}, _Wanted(holders, may_continue)
-                )
+            with self._begin(_Wanted(find_holders, may_continue, keep_s)) as fetch:
+                fetch.fetch_large(content.sha256, None)
         except _FAILURES as error:
             return [f"{content.sha256[:12]}... of node {content.node}: {error}"]
         return []
@@ -238,36 +259,92 @@ class BlobFetcher:
 
         Raises:
             FilesAwaited: a client lends the tree, and has not sent all of it.
+            FileQuotaExceeded: there is no room for them now.
         """
         tree = source.blob
         from_client = is_lent(tree)
-        sizes: dict[str, int] = {}
         wanted = _Wanted(
-            source.holders,
+            source.find_holders,
             may_continue,
             keep_s,
             lent_tree=tree.sha256 if from_client else "",
             is_lent_here=from_client and source.is_named_here,
         )
         try:
-            with self.file_locks.hold_lock(tree.sha256):
-                fetch = self._fetch_lent if from_client else self._fetch_missing
-                fetch({tree.sha256: None}, wanted._replace(is_tree=True))
-                of_files = self.read_manifest(tree).sizes()
-                sizes = {name.hex(): size for name, size in of_files.items()}
-                fetch(sizes, wanted)
-        except FileQuotaExceeded as error:
-            if from_client and sum(sizes.values()) <= self.blob_store.quota_bytes():
-                # Others that wait for room, too, may go on with less than it takes.
-                self.blob_store.release_copies(sizes)
-                raise FilesAwaited(
-                    str(error), retry_s=ASK_AGAIN_S, is_stalled=True
-                ) from None
-            return [f"the files of node {tree.node}: {error}"]
+            # Many tasks may need the same tree, which is fetched once.
+            with (
+                self._begin(wanted) as fetch,
+                self.file_locks.hold_lock(f"tree {tree.sha256}"),
+            ):
+                if from_client:
+                    self._fetch_lent(fetch, tree)
+                else:
+                    self._fetch_stored(fetch, tree, keep_s)
         except _FAILURES as error:
             of = f"the files of node {tree.node}"
             of += ", whose client is gone" if from_client else ""
             return [f"{of}: {error}"]
+        return []
+
+    def _fetch_stored(self, fetch: _Fetch, tree: BlobRef, keep_s: float) -> None:
+        """Fetch a tree whose files nodes have."""
+        fetch.fetch_manifest(tree.sha256)
+        sizes = self._sizes_of(tree)
+        self.blob_store.check_quota(sum(sizes.values()))
+        fetch.fetch_all(sizes)
+        if any(size > PACKED_BYTES_MAX for size in sizes.values()):
+            self._check_complete(sizes, keep_s)
+
+    def _fetch_lent(self, fetch: _Fetch, tree: BlobRef) -> None:
+        """Fetch a tree that a client lends.
+
+        Raises:
+            FilesAwaited: the client has not sent all of it, or there is no room now.
+        """
+        sizes: dict[str, int] = {}
+        try:
+            fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
+            sizes = self._sizes_of(tree)
+            fetch.fetch_lent(sizes)
+        except FileExceedsQuota:
+            raise
+        except FileQuotaExceeded as error:
+            self.blob_store.check_quota(sum(sizes.values()))
+            # Others that wait for room, too, may go on with less than it takes.
+            self.blob_store.release_copies(sizes)
+            raise FilesAwaited(
+                str(error), retry_s=ASK_AGAIN_S, is_stalled=True
+            ) from None
+
+    def _sizes_of(self, tree: BlobRef) -> dict[str, int]:
+        of_files = self.read_manifest(tree).sizes()
+        return {digest.hex(): size for digest, size in of_files.items()}
+
+    def hold_tree(self, source: BlobSource) -> list[str]:
+        """Fetch what is not here of a tree, keep it, and flush it to disk."""
+        try:
+            failures = self.fetch_tree(source, keep_s=RETENTION_S)
+            if failures:
+                return failures
+            contents = self.read_manifest(source.blob).sizes()
+            names = [source.blob.sha256, *(digest.hex() for digest in contents)]
+        except (*_FAILURES, FileQuotaExceeded) as error:
+            return [f"the files of node {source.blob.node}: {error}"]
+        return self._flush(names)
+
+    def hold_file(self, source: BlobSource) -> list[str]:
+        """Fetch a file that is not here, keep it, and flush it to disk."""
+        try:
+            failures = self.fetch_blob(source, keep_s=RETENTION_S)
+        except FileQuotaExceeded as error:
+            return [str(error)]
+        return failures or self._flush([source.blob.sha256])
+
+    def _flush(self, names: Sequence[str]) -> list[str]:
+        try:
+            self.blob_store.flush_files(names)
+        except OSError as error:
+            return [str(disk_error(error))]
         return []
 
     def read_manifest(self, tree: BlobRef) -> Manifest:
@@ -282,46 +359,99 @@ class BlobFetcher:
         folders = tree.folders if isinstance(tree, InputTree) else ()
         return select_folders(manifest, folders)
 
+    def ask_to_hold(self, holder: Holder, inputs: Iterable[InputBlob]) -> list[str]:
+        """Ask a node to keep inputs, and to fetch what it lacks; return its failures.
+
+        Blocks.
+        """
+        body: dict[str, list[dict[str, str]]] = {"trees": [], "files": []}
+        for blob, is_tree in inputs:
+            body["trees" if is_tree else "files"].append(
+                {"sha256": blob.sha256, "node": blob.node}
+            )
+        try:
+            with (
+                self.connections() as connections,
+                connections.connect_to(holder) as connection,
+            ):
+                answer = connection.post_json(HOLD_PATH, body, timeout_s=HOLD_S_MAX)
+        except (HolderUnreachable, OutputNotFound, HolderBusy) as error:
+            return [f"{holder.name}: {error}"]
+        failures = answer.get("failures", []) if isinstance(answer, dict) else []
+        return [f"{holder.name}: {failure}" for failure in failures]
+
     def close(self) -> None:
         """Abort all fetches and wait until the threads have ended."""
         self._is_closed.set()
-        with self._lock:
-            for connection in self._open_sockets:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        self._open_sockets.shut_down()
         self.threads.shutdown()
 
-    def _fetch_missing(self, sizes: Sizes, wanted: _Wanted) -> None:
-        """Fetch the files that are not here from the nodes that have them.
+    @contextmanager
+    def connections(self) -> Iterator[HolderConnections]:
+        """Use connections to other nodes, which are closed at the end of the block."""
+        connections = HolderConnections(
+            self._tls, self._open_sockets, clock=self.blob_store.clock
+        )
+        try:
+            yield connections
+        finally:
+            connections.close()
 
-        A node that cannot be reached is tried again: it may have restarted.
+    @contextmanager
+    def _begin(self, wanted: _Wanted) -> Iterator[_Fetch]:
+        """Begin a fetch."""
+        with self.connections() as connections:
+            yield _Fetch(self, connections, wanted)
 
-        Raises:
-            OutputNotFound: no node has one of them.
-            FileQuotaExceeded: there is no room for them here.
-            _NodeUnreachable: the files are not needed any more.
-        """
-        for more in reversed(range(FETCH_TRIES)):
-            failures: dict[str, Exception] = {}
-            for holder in wanted.holders:
-                missing = self.blob_store.missing_files(sizes, keep_s=wanted.keep_s)
-                if not missing:
-                    return
-                try:
-                    self._fetch_from(
-                        holder, {name: sizes[name] for name in missing}, wanted
-                    )
-                except (_NodeUnreachable, ContentMismatch) as error:
-                    failures[holder.name] = error
-                if not self._may_continue(wanted):
-                    raise _NodeUnreachable("the files are not needed any more")
-            missing = self.blob_store.missing_files(sizes, keep_s=wanted.keep_s)
-            if not missing:
-                return
-            if not failures or not more or self._is_closed.wait(PAUSE_S):
-                raise OutputNotFound(_why_missing(missing, wanted.holders, failures))
+    def _check_complete(self, names: Iterable[str], keep_s: float) -> None:
+        """Raise OutputNotFound if a file was deleted while others were fetched."""
+        if missing := self.blob_store.missing_files(names, keep_s=keep_s):
+            raise OutputNotFound(f"{missing[0][:12]}... was deleted to make room")
 
-    def _fetch_lent(self, sizes: Sizes, wanted: _Wanted) -> None:
+    def report_wrong_copy(self, holder: str, sha256: str) -> None:
+        """Report that a holder sent wrong bytes, unless that has been reported."""
+        key = holder, sha256
+        if key in self._reported:
+            return
+        self._reported[key] = None
+        if len(self._reported) > REPORTED_MAX:
+            self._reported.pop(next(iter(self._reported)))
+        self._on_wrong_copy(holder, sha256)
+
+    def is_closing(self, wait_s: float = 0.0) -> bool:
+        """Return True if all fetches are to end; wait so long for it."""
+        return self._is_closed.wait(wait_s)
+
+
+class _Fetch:
+    """One fetch: what it has learned about the holders, and its connections."""
+
+    def __init__(
+        self, fetcher: BlobFetcher, connections: HolderConnections, wanted: _Wanted
+    ) -> None:
+        self._fetcher, self._store = fetcher, fetcher.blob_store
+        self._connections, self._wanted = connections, wanted
+        self._liars: set[str] = set()  #: holders that sent wrong bytes
+        self._progress = 0  #: small files and pieces that arrived, and dropped holders
+
+    def fetch_manifest(self, sha256: str) -> None:
+        """Fetch a manifest, compressed if it is small."""
+        try:
+            self.fetch_small([sha256], is_compressed=True)
+        except OutputNotFound:
+            self.fetch_large(sha256, None)
+
+    def fetch_all(self, sizes: Sizes) -> None:
+        """Fetch small files in packs, and the others in pieces."""
+        small, large = _split(sizes)
+        self.fetch_small(small)
+        # Nodes that fetch one tree get different files first, and then fetch from each
+        # other.
+        secrets.SystemRandom().shuffle(large)
+        for name in large:
+            self.fetch_large(name, sizes[name])
+
+    def fetch_lent(self, sizes: Sizes, *, is_manifest: bool = False) -> None:
         """Fetch the files that are not here of a tree that a client lends.
 
         Other nodes are asked if the client is away, or has stopped sending.
@@ -330,16 +460,17 @@ class BlobFetcher:
             FilesAwaited: the client has not sent all, and may send more.
             OutputNotFound: nobody has one of them, and no client is expected.
             FileQuotaExceeded: there is no room for them here.
-            _NodeUnreachable: the files are not needed any more.
+            HolderUnreachable: the files are not needed any more.
         """
-        wait_s = None
-        missing = self.blob_store.missing_files(sizes, keep_s=wanted.keep_s)
+        wait_s, keep_s = None, self._wanted.keep_s
+        missing = self._store.missing_files(sizes, keep_s=keep_s)
         while missing:
-            if not self._may_continue(wanted):
-                raise _NodeUnreachable("the files are not needed any more")
-            wait_s = self._ask_lender({name: sizes[name] for name in missing}, wanted)
+            if not self._may_continue():
+                raise HolderUnreachable("the files are not needed any more")
+            left = {name: sizes[name] for name in missing}
+            wait_s = self._ask_lender(left, is_manifest=is_manifest)
             before = len(missing)
-            missing = self.blob_store.missing_files(missing, keep_s=wanted.keep_s)
+            missing = self._store.missing_files(missing, keep_s=keep_s)
             if len(missing) == before:
                 break
         if not missing:
@@ -347,7 +478,7 @@ class BlobFetcher:
         is_away = wait_s != ASK_AGAIN_S
         try:
             if is_away:
-                self._fetch_missing(sizes, wanted)
+                self.fetch_all(sizes)
                 return
         except OutputNotFound:
             if wait_s is None:
@@ -359,109 +490,245 @@ class BlobFetcher:
             is_stalled=is_away,
         )
 
-    def _ask_lender(self, missing: Sizes, wanted: _Wanted) -> float | None:
+    def _ask_lender(self, missing: Sizes, *, is_manifest: bool) -> float | None:
         """Fetch from the node to which a client lends files, and have it ask for them.
 
         Returns:
             After how many seconds more may be there; None if nothing more is expected.
         """
-        if wanted.is_lent_here:
-            return self.lenders.await_files_in_thread(wanted.lent_tree, list(missing))
-        named = next((holder for holder in wanted.holders if holder.is_named), None)
+        tree = self._wanted.lent_tree
+        if self._wanted.is_lent_here:
+            lenders = self._fetcher.lenders
+            return lenders.await_files_in_thread(tree, list(missing))
+        holders = self._find_holders()
+        named = next((holder for holder in holders if holder.is_named), None)
         if named is None:
             return None
         try:
-            return self._fetch_from(named, missing, wanted)
-        except (_NodeUnreachable, ContentMismatch):
+            # The node asks the client for all that this request names.
+            retry_s = self._fetch_packs(
+                named, list(missing), is_compressed=is_manifest, lent_tree=tree
+            )
+            for name in _split(missing)[1]:
+                self._download_from(named, name, missing[name])
+        except (HolderUnreachable, HolderBusy, ContentMismatch):
             return AWAY_RETRY_S
+        return retry_s
 
-    def _fetch_from(
-        self, holder: Holder, missing: Sizes, wanted: _Wanted
+    def _download_from(
+        self, holder: Holder, sha256: str, size_bytes: int | None
+    ) -> None:
+        """Fetch a file in pieces from one node, if that has it."""
+        locks = self._fetcher.file_locks
+        with locks.hold_lock(sha256), self._fetcher.large_slots:
+            if not self._store.missing_files([sha256], keep_s=self._wanted.keep_s):
+                return
+            download = self._new_download(sha256, size_bytes)
+            try:
+                download.run(lambda: [holder], at_once=1)
+            except ContentMismatch:
+                self._drop_wrong_copies(download, sha256)
+                raise
+            finally:
+                download.discard()
+            if failure := download.failures.get(holder.name):
+                raise failure
+
+    def fetch_small(self, names: Sequence[str], *, is_compressed: bool = False) -> None:
+        """Fetch files in packs, unless they are here.
+
+        Raises:
+            OutputNotFound: no node has one of them.
+            FileQuotaExceeded: there is no room for them here.
+            HolderUnreachable: the files are not needed any more.
+        """
+
+        def missing() -> list[str]:
+            return self._store.missing_files(names, keep_s=self._wanted.keep_s)
+
+        if not missing():
+            return
+        for failures in self._rounds(missing):
+            for holder in self._find_holders():
+                if not (left := missing()):
+                    break
+                with _noting(failures, holder):
+                    self._fetch_packs(holder, left, is_compressed=is_compressed)
+
+    def fetch_large(self, sha256: str, size_bytes: int | None) -> None:
+        """Fetch a file in pieces, from several nodes at once, unless it is here.
+
+        Raises:
+            OutputNotFound: no node has it.
+            FileQuotaExceeded: there is no room for it here.
+            HolderUnreachable: it is not needed any more.
+        """
+
+        def missing() -> list[str]:
+            return self._store.missing_files([sha256], keep_s=self._wanted.keep_s)
+
+        with self._fetcher.file_locks.hold_lock(sha256):
+            if not missing():
+                return
+            with self._fetcher.large_slots:
+                self._download(sha256, size_bytes, missing)
+
+    def _download(
+        self,
+        sha256: str,
+        size_bytes: int | None,
+        missing: Callable[[], Sequence[str]],
+    ) -> None:
+        download, at_once = self._new_download(sha256, size_bytes), HOLDERS_MAX
+        try:
+            for failures in self._rounds(missing):
+                before = download.piece_count
+                try:
+                    download.run(self._find_holders, at_once=at_once)
+                    self._progress += download.piece_count - before
+                except ContentMismatch as error:
+                    failures.update(dict.fromkeys(download.senders, error))
+                    self._drop_wrong_copies(download, sha256)
+                    download.discard()
+                    download = self._new_download(sha256, size_bytes)
+                    # It is certain whose bytes are wrong if only one holder sends.
+                    at_once = 1
+                failures.update(download.failures)
+        finally:
+            download.discard()
+
+    def _new_download(self, sha256: str, size_bytes: int | None) -> PieceDownload:
+        return PieceDownload(
+            sha256,
+            size_bytes,
+            store=self._store,
+            keep_s=self._wanted.keep_s,
+            lent_tree=self._wanted.lent_tree,
+            clock=self._store.clock,
+            connect_to=self._connections.connect_to,
+            may_continue=self._may_continue,
+        )
+
+    def _find_holders(self) -> Sequence[Holder]:
+        return [
+            holder
+            for holder in self._wanted.find_holders()
+            if holder.name not in self._liars
+        ]
+
+    def _rounds(
+        self, missing: Callable[[], Sequence[str]]
+    ) -> Iterator[dict[str, Exception]]:
+        """Yield a dictionary for the failures of each round, until nothing is missing.
+
+        A node that cannot be reached is asked again, for it may have restarted, and so
+        is one that is busy. Nodes are looked up again, because the mesh may have
+        changed.
+        """
+        tries, busy_rounds = FETCH_TRIES, 0
+        while True:
+            failures: dict[str, Exception] = {}
+            before = self._progress
+            yield failures
+            if not self._may_continue():
+                raise HolderUnreachable("the files are not needed any more")
+            left = missing()
+            if not left:
+                return
+            is_busy = any(isinstance(each, HolderBusy) for each in failures.values())
+            busy_rounds += is_busy
+            if self._progress > before:
+                tries = FETCH_TRIES
+            elif not is_busy or busy_rounds > BUSY_ROUNDS_MAX:
+                tries -= 1
+            has_failed = bool(failures) or self._progress > before
+            if not has_failed or not tries or self._fetcher.is_closing(PAUSE_S):
+                raise OutputNotFound(
+                    _why_missing(left, self._wanted.find_holders(), failures)
+                )
+
+    def _fetch_packs(
+        self,
+        holder: Holder,
+        names: Sequence[str],
+        *,
+        is_compressed: bool,
+        lent_tree: str = "",
     ) -> float | None:
-        """Fetch what a node has of these files; raise _NodeUnreachable.
+        """Fetch those of these small files that a holder has.
 
         Returns:
             After how many seconds a client may have sent it more; None for never.
         """
-        with self._connect_to(holder) as connection:
-            exchange = _Exchange(
-                connection,
-                self.blob_store,
-                lambda: self._may_continue(wanted),
-                wanted.keep_s,
-                wanted.lent_tree if holder.is_named else "",
-            )
-            if wanted.is_tree:
-                exchange.fetch_pack(list(missing), is_compressed=True)
-                left = self.blob_store.missing_files(missing, keep_s=wanted.keep_s)
-                missing = dict.fromkeys(left)
-            exchange.fetch_all(missing)
-            return exchange.retry_s
+        retry_s = None
+        with self._connections.connect_to(holder) as connection:
+            for start in range(0, len(names), ASKED_FILES_MAX):
+                pack = connection.fetch_pack(
+                    names[start : start + ASKED_FILES_MAX],
+                    self._may_continue,
+                    is_compressed=is_compressed,
+                    lent_tree=lent_tree,
+                )
+                retry_s = pack.retry_s if pack.retry_s is not None else retry_s
+                for name, content in pack.contents:
+                    self._store_small(holder, name, content)
+        return retry_s
 
-    def ask_to_hold(self, holder: Holder, trees: Iterable[BlobRef]) -> list[str]:
-        """Ask a node to keep trees, and to fetch what it lacks; return its failures.
-
-        Blocks.
-        """
-        body = json.encode(
-            {"trees": [{"sha256": tree.sha256, "node": tree.node} for tree in trees]}
-        )
-        headers = {"Content-Type": "application/json"}
+    def _store_small(self, holder: Holder, name: str, content: bytes) -> None:
         try:
-            with self._connect_to(holder) as connection:
-                connection.sock.settimeout(HOLD_S_MAX)
-                connection.request("POST", HOLD_PATH, body, headers)
-                data = _successful_response(connection).read()
-            answer = json.decode(data, type=dict[str, list[str]])
-        except (_NodeUnreachable, OutputNotFound, MsgspecError) as error:
-            return [f"{holder.name}: {error}"]
-        return [f"{holder.name}: {failure}" for failure in answer.get("failures", [])]
+            self._store.store_blob(name, content, keep_s=self._wanted.keep_s)
+        except ContentMismatch:
+            self._on_wrong_copy(holder, name, is_certain=True)
+            raise
+        except OSError as error:
+            raise disk_error(error) from None
+        self._progress += 1
 
-    @contextmanager
-    def _connect_to(self, holder: Holder) -> Iterator[http.client.HTTPSConnection]:
-        """Connect to a node for the length of the block; `close` aborts it.
+    def _drop_wrong_copies(self, download: PieceDownload, sha256: str) -> None:
+        """Have those who sent a wrong file examine their copies."""
+        is_certain = len(download.senders) == 1
+        for holder in download.senders.values():
+            self._on_wrong_copy(holder, sha256, is_certain=is_certain)
 
-        Raises:
-            _NodeUnreachable: none of its URLs works, or the connection broke.
-        """
-        connection = self._open_connection(holder)
-        opened = connection.sock
-        with self._lock:
-            self._open_sockets.add(opened)
-        try:
-            yield connection
-        except (OSError, http.client.HTTPException) as error:
-            raise _NodeUnreachable(str(error) or type(error).__name__) from error
-        finally:
-            with self._lock:
-                self._open_sockets.discard(opened)
-            connection.close()
+    def _on_wrong_copy(self, holder: Holder, sha256: str, *, is_certain: bool) -> None:
+        """Have a holder examine its copy; drop it if its bytes were certainly wrong."""
+        has_deleted = False
+        with (
+            suppress(HolderUnreachable, HolderBusy, OutputNotFound),
+            self._connections.connect_to(holder) as connection,
+        ):
+            has_deleted = connection.ask_to_verify(sha256)
+        if is_certain or has_deleted:
+            self._liars.add(holder.name)
+            self._progress += 1
+            self._fetcher.report_wrong_copy(holder.name, sha256)
 
-    def _open_connection(self, holder: Holder) -> http.client.HTTPSConnection:
-        """Connect to the first URL of a node that works; raise _NodeUnreachable."""
-        why = "it cannot be reached"
-        for url in holder.urls:
-            place = urlsplit(url)
-            assert place.hostname is not None
-            connection = http.client.HTTPSConnection(
-                place.hostname, place.port, timeout=STALL_S, context=self._tls()
-            )
-            try:
-                connection.connect()
-            except OSError as error:
-                connection.close()
-                why = str(error) or type(error).__name__
-            else:
-                return connection
-        raise _NodeUnreachable(why)
-
-    def _may_continue(self, wanted: _Wanted) -> bool:
-        return not self._is_closed.is_set() and wanted.may_continue()
+    def _may_continue(self) -> bool:
+        return not self._fetcher.is_closing() and self._wanted.may_continue()
 
 
 def is_lent(tree: BlobRef | None) -> bool:
     """Return True if a client sends the files of a tree when they are wanted."""
     return isinstance(tree, InputTree) and tree.is_lent
+
+
+def _split(sizes: Sizes) -> tuple[list[str], list[str]]:
+    """Return the files that travel in packs, and the others."""
+    small: list[str] = []
+    large: list[str] = []
+    for name, size in sizes.items():
+        is_small = size is not None and size <= PACKED_BYTES_MAX
+        (small if is_small else large).append(name)
+    return small, large
+
+
+@contextmanager
+def _noting(failures: dict[str, Exception], holder: Holder) -> Iterator[None]:
+    """Note that a holder failed in the block."""
+    try:
+        yield
+    except (HolderUnreachable, HolderBusy, OutputNotFound, ContentMismatch) as error:
+        failures[holder.name] = error
 
 
 def _why_missing(
@@ -478,122 +745,3 @@ def _why_missing(
         more = len(answered) - NAMED_MAX
         why.append(f"not at {shown}" + (f" and {more} more" if more > 0 else ""))
     return f"{what} nowhere ({'; '.join(why)})"
-
-
-def _decompressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield what gzip compressed, in parts of at most `CHUNK_BYTES`."""
-    inflating = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    for chunk in chunks:
-        left = chunk
-        while left:
-            try:
-                yield inflating.decompress(left, CHUNK_BYTES)
-            except zlib.error as error:
-                raise ContentMismatch(f"it sent no gzip: {error}") from None
-            left = inflating.unconsumed_tail
-    yield inflating.flush()
-
-
-def _successful_response(
-    connection: http.client.HTTPSConnection,
-) -> http.client.HTTPResponse:
-    """Return the response to the last request, if it is a success.
-
-    Raises:
-        OutputNotFound: the node does not have the file.
-        _NodeUnreachable: it answered with another error.
-    """
-    response = connection.getresponse()
-    if response.status == http.HTTPStatus.NOT_FOUND:
-        raise OutputNotFound("it does not have the file any more")
-    if response.status != http.HTTPStatus.OK:
-        raise _NodeUnreachable(f"it answered with status {response.status}")
-    return response
-
-
-class _Exchange:
-    """Requests for files over one connection to a node.
-
-    Args:
-        connection: The connection.
-        blob_store: Holds the fetched files.
-        may_continue: Returns False once the files are not needed any more.
-        keep_s: How long to keep the fetched files.
-        lent_tree: SHA-256 of the tree that they belong to, if a client lends it to the
-            node.
-    """
-
-    def __init__(
-        self,
-        connection: http.client.HTTPSConnection,
-        blob_store: BlobStore,
-        may_continue: Callable[[], bool],
-        keep_s: float,
-        lent_tree: str,
-    ) -> None:
-        self._connection = connection
-        self._lent_tree = lent_tree
-        self.retry_s: float | None = None  #: when a client may have sent more
-        self._blob_store = blob_store
-        self._may_continue = may_continue
-        self._keep_s = keep_s
-
-    def fetch_all(self, wanted: Sizes) -> None:
-        """Fetch small files in packs and the others alone; skip what the node lacks."""
-        small = [
-            name
-            for name, size in wanted.items()
-            if size is not None and size <= PACKED_BYTES_MAX
-        ]
-        # Of a lent tree, the node asks the client for all that this request names.
-        packed = list(wanted) if self._lent_tree else small
-        for start in range(0, len(packed), ASKED_FILES_MAX):
-            self.fetch_pack(packed[start : start + ASKED_FILES_MAX])
-        for name in wanted.keys() - set(small):
-            with suppress(OutputNotFound):
-                self._fetch_file(name)
-
-    def fetch_pack(self, names: Sequence[str], *, is_compressed: bool = False) -> None:
-        """Fetch those of these small files that the node has."""
-        body = json.encode({"sha256": names, "tree": self._lent_tree})
-        headers = {"Content-Type": "application/json"}
-        if is_compressed:
-            headers["Accept-Encoding"] = "gzip"
-        self._connection.request("POST", PACK_PATH, body, headers)
-        reader, asked = PackReader(), set(names)
-        response = _successful_response(self._connection)
-        if (retry_s := response.getheader("Retry-After")) is not None:
-            self.retry_s = float(retry_s)
-        chunks = self._chunks(response)
-        if response.getheader("Content-Encoding") == "gzip":
-            chunks = _decompressed(chunks)
-        for data in chunks:
-            for sha256, content in reader.add_data(data):
-                name = sha256.hex()
-                if name not in asked:
-                    raise ContentMismatch(f"it sent {name[:12]}..., which is not asked")
-                self._blob_store.store_blob(name, content, keep_s=self._keep_s)
-        reader.check_end()
-
-    def _fetch_file(self, name: str) -> None:
-        query = f"?tree={self._lent_tree}" if self._lent_tree else ""
-        self._connection.request("GET", FILES_PATH + name + query)
-        response = _successful_response(self._connection)
-        if response.length is None:
-            raise _NodeUnreachable("it did not announce the size of the file")
-        upload = self._blob_store.start_upload(
-            name, response.length, keep_s=self._keep_s
-        )
-        try:
-            for data in self._chunks(response):
-                upload.write(data)
-            upload.finish()
-        finally:
-            upload.abort()
-
-    def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
-        """Yield the body of a response in parts, while it is needed."""
-        while data := response.read(CHUNK_BYTES):
-            if not self._may_continue():
-                raise _NodeUnreachable("the files are not needed any more")
-            yield data

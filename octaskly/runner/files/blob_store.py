@@ -1,13 +1,14 @@
 """Content-addressed store of the files that tasks need, on one node.
 
 The SHA-256 of a file is its name, so each content is stored once and never changes:
-tasks get copies. The total size is bounded; the file that expired first is deleted
-first. What arrived of an interrupted upload is kept for a while, so that the upload can
-be resumed, also at the next agent.
+tasks get copies. The total size is bounded: of the files that are not protected, the
+one that was used least recently is deleted first. What arrived of an interrupted upload
+is kept for a while, so that the upload can be resumed, also at the next agent.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -16,11 +17,12 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import write_all
@@ -33,8 +35,16 @@ from octaskly.ports import (
     DiskFull,
     FileExceedsQuota,
     FileQuotaExceeded,
+    OpenPiece,
     UploadInProgress,
     WrongOffset,
+)
+from octaskly.runner.files.piece_upload import (
+    PieceUpload,
+    choose_piece,
+    disk_error,
+    piece_count,
+    piece_range,
 )
 from octaskly.runner.output.output_archive import (
     DISK_PARTS,
@@ -48,12 +58,14 @@ FILES_MAX: Final = 200_000  #: bounds the index, which is kept in memory
 PARTIAL_RETENTION_S: Final = 600.0  #: from an interruption until it may be deleted
 TAKEOVER_S: Final = 5.0  #: a silent upload may be continued by another request
 
+FLUSHED_ALONE_MAX: Final = 16  #: files flushed one by one, rather than the file system
+COUNTED_BLOBS_MAX: Final = 64  #: blobs whose sent pieces are counted
 PACK_PART_BYTES: Final = 256 << 10
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _PARTIAL_NAME = re.compile(r"([0-9a-f]{64})\.part")
 _HASHED_BYTES: Final = 1 << 20
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Partial:
@@ -68,11 +80,21 @@ class _Partial:
         self.upload: BlobUpload | None = None  #: the request that adds to it
 
 
+class _Kept(NamedTuple):
+    """A file in the store."""
+
+    size_bytes: int
+    until_s: float  #: end of its protection
+    used_s: float  #: last use
+
+
 class BlobStore:
     """Stores files in a folder; implements `ports.FileStore`.
 
-    The modification time of a file on disk is its expiry, so that it survives a restart
-    of the agent.
+    The modification time of a file on disk is the end of its protection, and its access
+    time is its last use, so that both survive a restart of the agent. A file that was
+    last touched before this machine started is read once before it counts as here,
+    because the machine may have lost power before all its bytes were on disk.
 
     Args:
         folder: Holds the files; created with access for the agent alone.
@@ -91,26 +113,34 @@ class BlobStore:
         reserve_bytes: int = RESERVE_BYTES,
     ) -> None:
         self._folder = folder
-        self._clock = clock
+        self.clock = clock
         self._quota_bytes = quota_bytes
         self._reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
         self.on_stored: Callable[[str], None] = lambda _name: None
         """Called with the name of each file that was stored, in any thread."""
-        self._index: dict[str, tuple[int, float]] | None = None  #: size, expiry
+        self._index: dict[str, _Kept] | None = None
+        self._suspects: set[str] = set()  #: files that must be read first
+        self._flushed: set[str] = set()  #: files that are on disk with their entries
         self._stored_bytes = 0  #: of all files in the index
         self._arrived_bytes = 0  #: of uploads in progress, and of partial files
         self._partials: dict[str, _Partial] = {}
+        self._arriving: dict[str, PieceUpload] = {}
+        #: How often pieces of a blob were sent; the blob that was sent last is last.
+        self._sent: dict[str, Counter[int]] = {}
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file and keep it for `keep_s`; None if there is none."""
         with self._lock:
             kept = self._load_index().get(sha256)
-            if kept is None:
+            if kept is None or (
+                sha256 in self._suspects and not self._is_suspect_right(sha256)
+            ):
                 return None
             with suppress(OSError):
-                self._set_expiry(sha256, kept[0], max(kept[1], self._now_s() + keep_s))
-                return kept[0]
+                until_s = max(kept.until_s, self._now_s() + keep_s)
+                self._set_protection(sha256, kept.size_bytes, until_s)
+                return kept.size_bytes
             self._forget(sha256)  # It was deleted by hand.
             return None
 
@@ -128,14 +158,15 @@ class BlobStore:
             kept = self._load_index().get(sha256)
             if kept is not None:
                 with suppress(OSError):
-                    self._set_expiry(sha256, kept[0], self._now_s())
+                    self._set_protection(sha256, kept.size_bytes, self._now_s())
 
     def release_copies(self, sha256s: Iterable[str]) -> None:
         """Make files expire now, except those that are kept longer than copies."""
         with self._lock:
             for name in sha256s:
-                _, until_s = self._load_index().get(name, (0, 0.0))
-                if until_s <= self._now_s() + COPY_RETENTION_S:
+                kept = self._load_index().get(name)
+                copied_until_s = self._now_s() + COPY_RETENTION_S
+                if kept is not None and kept.until_s <= copied_until_s:
                     self.release_file(name)
 
     def file_path(self, sha256: str) -> Path:
@@ -175,11 +206,61 @@ class BlobStore:
         if sha256 is not None and not _NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
-            self._check_quota(size_bytes)
+            self.check_quota(size_bytes)
             self._check_room(size_bytes)
             partial = self._folder / f"{sha256 or ''}.{secrets.token_hex(8)}"
             fd = os.open(partial, _CREATE, 0o600)
         return BlobUpload(self, sha256 or "", size_bytes, partial, fd, keep_s)
+
+    def start_pieces(
+        self, sha256: str, size_bytes: int, *, keep_s: float = COPY_RETENTION_S
+    ) -> PieceUpload:
+        """Start the arrival of a blob in pieces from other nodes.
+
+        Raises:
+            ContentMismatch: `sha256` is not a SHA-256 in hexadecimal.
+            FileQuotaExceeded: there is no room for it, or the disk is failing.
+        """
+        if not _NAME.fullmatch(sha256):
+            raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
+        try:
+            with self._lock:
+                self.check_quota(size_bytes)
+                self._check_room(size_bytes)
+                partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
+                fd = os.open(partial, _CREATE, 0o600)
+        except OSError as error:
+            raise disk_error(error) from None
+        upload = PieceUpload(self, sha256, size_bytes, partial, fd, keep_s)
+        with self._lock:
+            self._arriving[sha256] = upload
+        return upload
+
+    def open_piece(self, sha256: str, wanted: Sequence[int]) -> OpenPiece | None:
+        """Return one of the wanted pieces of a blob that is here or arriving.
+
+        Returns:
+            None if none of them has arrived yet.
+
+        Raises:
+            OutputNotFound: there is no such blob.
+        """
+        with self._lock:
+            sent = self._sent.pop(sha256, Counter[int]())
+            self._sent[sha256] = sent
+            if len(self._sent) > COUNTED_BLOBS_MAX:
+                del self._sent[next(iter(self._sent))]
+            arriving = self._arriving.get(sha256)
+            if arriving is not None:
+                have = [number for number in wanted if arriving.has_piece(number)]
+                number = choose_piece(wanted, have, sent)
+                if number is None:
+                    return None
+                piece = arriving.open_piece(number)
+            else:
+                piece = self._open_whole(sha256, wanted, sent)
+            sent[piece.number] += 1
+            return piece
 
     def arrived_bytes(self, sha256: str) -> int:
         """Return how much has arrived of a file that is uploaded in pieces."""
@@ -217,7 +298,7 @@ class BlobStore:
                 if now_s - partial.written_s < TAKEOVER_S:
                     raise UploadInProgress("another request sends the file")
                 partial.upload.is_superseded = True
-            self._check_quota(size_bytes)
+            self.check_quota(size_bytes)
             self._check_room(size_bytes - arrived)
             if partial is None:
                 partial = self._partials[sha256] = _Partial(0, now_s)
@@ -270,7 +351,9 @@ class BlobStore:
         if part:
             yield bytes(part)
 
-    def reserve_arrived(self, upload: BlobUpload, size_bytes: int) -> None:
+    def reserve_arrived(
+        self, upload: BlobUpload | PieceUpload, size_bytes: int
+    ) -> None:
         """Reserve room for bytes of an upload that arrived.
 
         The rest of the file is not reserved, because it may never arrive. A client
@@ -319,10 +402,14 @@ class BlobStore:
             if not size_bytes:
                 self._delete_partial(upload.sha256)
 
-    def finish_upload(self, upload: BlobUpload, *, is_whole: bool) -> None:
+    def finish_upload(
+        self, upload: BlobUpload | PieceUpload, *, is_whole: bool
+    ) -> None:
         """Store an upload, or delete it if it is not whole."""
         with self._lock:
             self._arrived_bytes -= upload.arrived_bytes
+            if self._arriving.get(upload.sha256) is upload:
+                del self._arriving[upload.sha256]
             if upload.is_resumable:
                 del self._partials[upload.sha256]
             if not is_whole:
@@ -333,21 +420,31 @@ class BlobStore:
             if other is not None and other.upload is None:
                 self._delete_partial(upload.sha256)
             until_s = self._now_s() + upload.keep_s
-            self._set_expiry(upload.sha256, upload.size_bytes, until_s)
+            self._flushed.discard(upload.sha256)
+            self._suspects.discard(upload.sha256)
+            self._set_protection(upload.sha256, upload.size_bytes, until_s)
         self.on_stored(upload.sha256)
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of the files so far, without waiting for other threads."""
+        return self._stored_bytes + self._arrived_bytes
 
     def quota_bytes(self) -> int:
         """Return the maximum size of all files."""
         if self._quota_bytes is not None:
             return self._quota_bytes
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        disk = shutil.disk_usage(self._folder)
+        try:
+            disk = shutil.disk_usage(self._folder)
+        except FileNotFoundError:  # It is made for the first file.
+            return QUOTA_BYTES_MAX
         return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
 
     def list_blobs(self) -> dict[str, tuple[int, float]]:
         """Return size and expiry of all files, by SHA-256."""
         with self._lock:
-            return dict(self._load_index())
+            kept = self._load_index()
+            return {name: (one.size_bytes, one.until_s) for name, one in kept.items()}
 
     def read_start(self, sha256: str, bytes_max: int) -> bytes:
         """Return the first bytes of a file, without keeping it any longer.
@@ -368,29 +465,84 @@ class BlobStore:
                 free_bytes=shutil.disk_usage(self._folder).free,
             )
 
+    def verify_file(self, sha256: str) -> bool:
+        """Return True if a file has the right content; delete it if it has not.
+
+        Raises:
+            OutputNotFound: there is no such file.
+        """
+        return self._is_right(self.open_file(sha256), sha256)
+
+    def flush_files(self, sha256s: Iterable[str]) -> None:
+        """Wait until files and their folder entries are on disk.
+
+        Raises:
+            OSError: the disk is failing.
+        """
+        with self._lock:
+            kept = self._load_index()
+            names = [n for n in sha256s if n in kept and n not in self._flushed]
+        if not names:
+            return
+        folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if len(names) > FLUSHED_ALONE_MAX:
+                sync_file_system(folder_fd)
+            else:
+                for name in names:
+                    _flush_file(name, folder_fd)
+                os.fsync(folder_fd)
+        finally:
+            os.close(folder_fd)
+        with self._lock:
+            self._flushed.update(name for name in names if name in kept)
+
     def delete_expired(self) -> None:
         """Delete files that expired more than `UNUSED_S_MAX` ago."""
         before_s = self._now_s() - UNUSED_S_MAX
         with self._lock, suppress(OSError):
             if not self._folder.exists():
                 return
-            for name, (_, until_s) in list(self._load_index().items()):
-                if until_s < before_s:
+            for name, kept in list(self._load_index().items()):
+                if kept.until_s < before_s:
                     self._delete(name)
             for name, partial in list(self._partials.items()):
                 if partial.upload is None and partial.written_s < before_s:
                     self._delete_partial(name)
 
-    def _load_index(self) -> dict[str, tuple[int, float]]:
+    def _open_whole(
+        self, sha256: str, wanted: Sequence[int], sent: Counter[int]
+    ) -> OpenPiece:
+        """Return one of the wanted pieces of a blob that is here.
+
+        Raises:
+            OutputNotFound: it is not, or it has none of these pieces.
+        """
+        fd = self.open_file(sha256)
+        size_bytes = os.fstat(fd).st_size
+        count = piece_count(size_bytes)
+        have = [number for number in wanted if number < count]
+        number = choose_piece(wanted, have, sent)
+        if number is None:
+            os.close(fd)
+            raise OutputNotFound(f"file {sha256[:12]}... has {size_bytes} bytes here")
+        return OpenPiece(fd, number, *piece_range(number, size_bytes), size_bytes)
+
+    def _load_index(self) -> dict[str, _Kept]:
         """Return the index; the first call reads it from the folder."""
         if self._index is None:
             self._index, self._stored_bytes = {}, 0
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            started_s = machine_start_s(self._now_s())
             for place in self._folder.iterdir():
                 status = place.lstat()
                 if _NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
-                    self._index[place.name] = status.st_size, status.st_mtime
+                    self._index[place.name] = _Kept(
+                        status.st_size, status.st_mtime, status.st_atime
+                    )
                     self._stored_bytes += status.st_size
+                    if status.st_ctime < started_s:
+                        self._suspects.add(place.name)
                 elif match := _PARTIAL_NAME.fullmatch(place.name):
                     self._partials[match[1]] = _Partial(status.st_size, status.st_mtime)
                     self._arrived_bytes += status.st_size
@@ -398,18 +550,43 @@ class BlobStore:
                     place.unlink()  # An upload that the previous agent did not finish.
         return self._index
 
-    def _set_expiry(self, name: str, size_bytes: int, until_s: float) -> None:
-        os.utime(self._folder / name, (until_s, until_s))
+    def _is_suspect_right(self, name: str) -> bool:
+        """Read a file that the machine may have written in part; delete it if wrong."""
+        self._suspects.discard(name)
+        try:
+            return self._is_right(os.open(self._folder / name, os.O_RDONLY), name)
+        except OSError:
+            self._delete(name)
+            return False
+
+    def _is_right(self, fd: int, name: str) -> bool:
+        """Return True if a file has the right content; delete it if it has not."""
+        with os.fdopen(fd, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == name:
+            return True
+        with self._lock:
+            if name in self._load_index():
+                self._delete(name)
+        return False
+
+    def _set_protection(self, name: str, size_bytes: int, until_s: float) -> None:
+        """Protect a file that is used now until a time."""
+        used_s = self._now_s()
+        os.utime(self._folder / name, (used_s, until_s))
         index = self._load_index()
-        self._stored_bytes += size_bytes - index.get(name, (0, 0.0))[0]
-        index[name] = size_bytes, until_s
+        before = index.get(name)
+        self._stored_bytes += size_bytes - (before.size_bytes if before else 0)
+        index[name] = _Kept(size_bytes, until_s, used_s)
 
     def _forget(self, name: str) -> None:
-        size_bytes, _ = self._load_index().pop(name)
-        self._stored_bytes -= size_bytes
+        self._stored_bytes -= self._load_index().pop(name).size_bytes
+        self._flushed.discard(name)
+        self._suspects.discard(name)
 
-    def _check_quota(self, size_bytes: int) -> None:
+    def check_quota(self, size_bytes: int) -> None:
         """Raise FileExceedsQuota if the store may never hold a file of this size."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if size_bytes > self.quota_bytes():
             raise FileExceedsQuota(
                 f"a file of {size_bytes} bytes is larger than the quota of this node,"
@@ -428,13 +605,13 @@ class BlobStore:
         used_bytes = self._stored_bytes + self._arrived_bytes
         if used_bytes + size_bytes <= self.quota_bytes() and len(kept) < FILES_MAX:
             return  # Nothing need be deleted.
-        needed = [size for size, until_s in kept.values() if until_s > now_s]
+        needed = [each.size_bytes for each in kept.values() if each.until_s > now_s]
         free_bytes = self.quota_bytes() - self._arrived_bytes - sum(needed)
         if size_bytes > free_bytes or len(needed) >= FILES_MAX:
             raise _no_room(size_bytes)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Delete expired files until there is room for so many more bytes."""
+        """Delete unprotected files until there is room for so many more bytes."""
         kept = self._load_index()
         self._delete_old_partials()
         disk = shutil.disk_usage(self._folder)
@@ -446,13 +623,14 @@ class BlobStore:
             is_over = self._stored_bytes > quota_bytes or free_bytes < 0
             return is_over or len(kept) >= FILES_MAX
 
-        by_expiry = sorted(kept, key=lambda name: kept[name][1]) if is_full() else []
-        for name in by_expiry:
-            size, until_s = kept[name]
-            if until_s > now_s or not is_full():
+        free_to_go = [n for n, each in kept.items() if each.until_s <= now_s]
+        if is_full():
+            free_to_go.sort(key=lambda name: kept[name].used_s)
+        for name in free_to_go:
+            if not is_full():
                 break
+            free_bytes += kept[name].size_bytes
             self._delete(name)
-            free_bytes += size
         if free_bytes < 0:
             raise DiskFull(
                 "the disk of this node is full",
@@ -477,7 +655,30 @@ class BlobStore:
         (self._folder / f"{name}.part").unlink(missing_ok=True)
 
     def _now_s(self) -> float:
-        return self._clock.now().wall_ms / 1000
+        return self.clock.now().wall_ms / 1000
+
+
+def machine_start_s(now_s: float) -> float:
+    """Return the wall clock's time at which this machine started."""
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    return now_s - uptime_s
+
+
+def sync_file_system(fd: int) -> None:
+    """Wait until the file system of an open file is on disk; raise OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def _flush_file(name: str, folder_fd: int) -> None:
+    with suppress(FileNotFoundError):  # It was deleted meanwhile.
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder_fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _no_room(size_bytes: int) -> FileQuotaExceeded:

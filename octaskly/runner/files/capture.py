@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -43,6 +43,7 @@ from octaskly.files.output_patterns import (
     prefixes,
 )
 from octaskly.runner.files.workdir import FolderEntry, path_components
+from octaskly.runner.output.captured_folders import mark_fetched
 
 MANIFEST_NAME: Final = "manifest"
 TOO_MANY: Final = f"all outputs together may have at most {ENTRIES_MAX} files"
@@ -100,7 +101,7 @@ def capture_outputs(
     paths: Sequence[str],
     *,
     access: FileAccess,
-    bytes_max: int,
+    make_room: Callable[[int], int],
 ) -> CapturedOutputs:
     """Copy declared outputs, each of them whole or not at all.
 
@@ -109,9 +110,10 @@ def capture_outputs(
         folder: Destination of the copies; it is created.
         paths: The declared paths.
         access: Opens files with the rights of the tasks' user.
-        bytes_max: Maximum size of all outputs together.
+        make_room: Makes room for so many bytes of all outputs together, if it can;
+            returns the bytes that they may have.
     """
-    capture = _Capture(workdir, folder, access, bytes_max)
+    capture = _Capture(workdir, folder, access, make_room)
     files = tuple(capture.capture_output(path) for path in dict.fromkeys(paths))
     try:
         capture.write_manifest()
@@ -132,10 +134,15 @@ class _Capture:
     """The capture of one attempt's outputs."""
 
     def __init__(
-        self, workdir: Path, folder: Path, access: FileAccess, bytes_max: int
+        self,
+        workdir: Path,
+        folder: Path,
+        access: FileAccess,
+        make_room: Callable[[int], int],
     ) -> None:
         self._workdir, self._folder, self._access = workdir, folder, access
-        self._bytes_max, self._left_bytes = bytes_max, bytes_max
+        self._make_room = make_room
+        self._bytes_max = self._left_bytes = make_room(0)
         self._entries: dict[str, TreeFile | TreeLink | None] = {}  #: None: a folder
         self._folders_above: set[str] = set()  #: of all entries
         self._uses = Counter[bytes]()  #: number of files by digest
@@ -284,7 +291,12 @@ class _Capture:
         if len(added) + len(self._entries) > ENTRIES_MAX:
             raise OSError(errno.E2BIG, TOO_MANY)
         files = (each.entry for each in added if stat.S_ISREG(each.entry.mode))
-        if sum(entry.size_bytes for entry in files) > self._left_bytes:
+        needed_bytes = sum(entry.size_bytes for entry in files)
+        if needed_bytes > self._left_bytes:
+            copied_bytes = self._bytes_max - self._left_bytes
+            self._bytes_max = self._make_room(copied_bytes + needed_bytes)
+            self._left_bytes = self._bytes_max - copied_bytes
+        if needed_bytes > self._left_bytes:
             raise self._too_large()
 
     def _too_large(self) -> OSError:
@@ -455,7 +467,11 @@ class OutputReader:
         try:
             if tree is None:
                 manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes())
-                tree = CapturedTree(manifest, lambda sha256: folder / sha256.hex())
+                tree = CapturedTree(
+                    manifest,
+                    lambda sha256: folder / sha256.hex(),
+                    lambda: mark_fetched(folder),
+                )
                 self._trees[folder] = tree
         except (OSError, ManifestError):
             raise OutputNotFound(f"{task} has no outputs on this node") from None

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports import Clock
+from octaskly.runner.output.captured_folders import CapturedFolders
 from octaskly.runner.output.output_file import BYTES_MIN, OutputFileReader
 
 QUOTA_BYTES_MAX = 10 << 30  #: default; less on a small disk
@@ -53,9 +54,10 @@ class OutputArchive:
         folder: Holds the output files; it is created.
         outputs_dir: Holds the captured outputs.
         bytes_max: Maximum size of one output file on disk.
-        quota_bytes: Maximum size of all output files; one that is being written counts
-            with `bytes_max`. Default: 10 GiB, or a tenth of the disk if that is less;
-            then one file may take at most a quarter of it.
+        quota_bytes: Maximum size of all output files, and of all captured outputs; an
+            output file that is being written counts with `bytes_max`. Default: 10 GiB,
+            or a tenth of the disk if that is less; then one file may take at most a
+            quarter of it.
         retention_s: Seconds for which output files and captured outputs are kept.
         clock: The machine's clocks.
         reserve_bytes: Bytes to leave free on the disk, for the log.
@@ -80,6 +82,9 @@ class OutputArchive:
             bytes_max = min(
                 bytes_max, max(BYTES_MIN, quota_bytes // CONCURRENT_FILES_MIN)
             )
+        self.captured = CapturedFolders(
+            outputs_dir, quota_bytes=quota_bytes, reserve_bytes=reserve_bytes
+        )
         self.bytes_max = bytes_max
         self._quota_bytes = quota_bytes
         self._retention_s = retention_s
@@ -128,12 +133,6 @@ class OutputArchive:
             pass
         raise OutputNotFound(f"{task} has no output file on this node")
 
-    def capture_bytes_max(self) -> int:
-        """Return the maximum size of the captured outputs of one attempt."""
-        self.outputs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        spare_bytes = shutil.disk_usage(self.outputs_dir).free - self._reserve_bytes
-        return max(0, min(self._quota_bytes, spare_bytes))
-
     def usage(self) -> DiskUsage:
         """Return how much room output files take, and may take."""
         with self._lock:
@@ -163,11 +162,7 @@ class OutputArchive:
         with self._lock, suppress(OSError):
             self._make_room(len(self._open_names) * self.bytes_max)
         before_s = self._clock.now().wall_ms / 1000 - self._retention_s
-        for folder in self.outputs_dir.glob("*/*"):
-            with suppress(OSError):
-                if folder.lstat().st_mtime < before_s:
-                    shutil.rmtree(folder)
-                    folder.parent.rmdir()  # Fails while it has other attempts' outputs.
+        self.captured.delete_older(before_s)
 
     def _make_room(self, needed_bytes: int) -> None:
         if self._complete is None:

@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import OutputChunk
+from octaskly.rest.mesh import FileStoreUsage
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.output.output_file import OutputFileReader
@@ -63,6 +64,22 @@ class OutputRecorder:
             await self._in_thread(self._archive.delete_expired)
             await self._in_thread(self._blob_store.delete_expired)
             await asyncio.sleep(CLEANUP_PERIOD_S)
+
+    def store_usage(self) -> list[FileStoreUsage]:
+        """Return how full the stores are; blocks for an instant."""
+        store, outputs = self._blob_store, self._archive.captured.usage()
+        return [
+            FileStoreUsage(
+                store="files",
+                used_bytes=store.used_bytes,
+                quota_bytes=store.quota_bytes(),
+            ),
+            FileStoreUsage(
+                store="outputs",
+                used_bytes=outputs.used_bytes,
+                quota_bytes=outputs.quota_bytes,
+            ),
+        ]
 
     # -- the pool ----------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from octaskly.runner.files.attempt_files import (
 from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
 from octaskly.runner.files.capture import CapturedOutputs
 from octaskly.runner.files.lenders import LENDER_WAIT_S
+from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import task_user_ops_for
 from octaskly.runner.output.output_archive import OutputArchive
@@ -77,6 +78,7 @@ class Pool:
         scratch_dir: Folder for the scratch folders of attempts.
         archive: Holds output files: long output, and output that a client reads.
         blob_fetcher: Fetches uploaded files from other nodes.
+        output_copies: Has other nodes copy captured outputs.
         node_name: Shown to tasks as `OCTASKLY_NODE`.
         clock: The machine's clocks.
         on_ended: Called on the event loop with one or more reports.
@@ -103,6 +105,7 @@ class Pool:
         scratch_dir: Path,
         archive: OutputArchive,
         blob_fetcher: BlobFetcher,
+        output_copies: OutputCopies | None = None,
         node_name: str,
         clock: Clock,
         on_ended: EndedCallback,
@@ -117,7 +120,7 @@ class Pool:
     ) -> None:
         self._clock, self._slots, self._node_name = clock, slots, node_name
         self._task_user_ops = task_user_ops_for(account)
-        self._blob_fetcher = blob_fetcher
+        self._blob_fetcher, self._output_copies = blob_fetcher, output_copies
         self._scratch = ScratchFolders(
             self._task_user_ops, scratch_dir, workdir, archive, blob_fetcher
         )
@@ -233,6 +236,8 @@ class Pool:
         """End every process tree and launcher; release the remaining attempts."""
         self._is_closing = True
         await self._launchers.close()
+        if self._output_copies is not None:
+            await asyncio.to_thread(self._output_copies.close)
         await asyncio.to_thread(self._blob_fetcher.close)
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._capture_threads.shutdown)
@@ -300,9 +305,7 @@ class Pool:
             return
         self._in_thread(
             partial(self._on_captured, item, outcome),
-            partial(
-                self._scratch.capture_outputs, item.spec, item.attempt, item.folder
-            ),
+            partial(self._capture_outputs, item),
             self._capture_threads,
         )
 
@@ -436,6 +439,9 @@ class Pool:
             self._end_attempt(
                 item, released_outcome(EndReason.INPUTS, ", ".join(lacks))
             )
+        elif found.full:
+            why = f"room for its files on {self._node_name} ({found.full})"
+            self._end_attempt(item, released_outcome(EndReason.ROOM, why))
         elif item.is_return_requested:
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
         else:
@@ -443,6 +449,17 @@ class Pool:
             self._waiting.append(item)
         self._start_waiting()
         self._flush_reports()
+
+    def _capture_outputs(self, item: PoolAttempt) -> CapturedOutputs:
+        """Capture outputs, and have another node copy them. Blocks."""
+        task, attempt = item.spec.id, item.attempt
+        found = self._scratch.capture_outputs(item.spec, attempt, item.folder)
+        sizes = [file.size_bytes for file in found.files if file.size_bytes is not None]
+        if not sizes or self._output_copies is None:
+            return found
+        why = self._output_copies.on_captured(task, attempt, sum(sizes))
+        problem = "; ".join(filter(None, (found.problem, why)))
+        return found._replace(problem=problem)
 
     def _prepare_again(self, item: PoolAttempt, awaited: FilesAwaited) -> None:
         """Prepare an attempt later, or release it if its files do not come."""

@@ -22,7 +22,13 @@ from octaskly.core.model.ids import (
     TaskId,
     task_name,
 )
-from octaskly.core.model.task_options import BlobRef, InputTree, TaskOptions
+from octaskly.core.model.task_options import (
+    BlobRef,
+    InputBlob,
+    InputTree,
+    TaskOptions,
+    UploadedFile,
+)
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
 from octaskly.ports import Packer, PendingNotifications, StoreStats
@@ -35,7 +41,14 @@ from octaskly.store.tables.node_state import read_vector
 NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
 ENDED_BYTES = 2 << 20  #: outputs of the members in one reply, beyond those of the last
 ENTRY_OVERHEAD_BYTES = 64  #: size of an entry in a frame, without body and outputs
-_TREE_AT: Final = TaskOptions.__struct_fields__.index("tree")  #: in the column
+_INPUTS_AT: Final = ", ".join(  #: paths of inputs in the column
+    f"'$[{TaskOptions.__struct_fields__.index(name)}]'"
+    for name in ("tree", "stdin_file", "files")
+)
+_NO_INPUTS: Final = "[null,null,[]]"
+_inputs_decoder = json.Decoder(
+    tuple[InputTree | None, BlobRef | None, tuple[UploadedFile, ...]]
+)
 
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
@@ -125,10 +138,10 @@ def streams_of_tasks(
     )
 
 
-def read_trees(
+def read_input_blobs(
     db: sqlite3.Connection, state: TaskState, after: int, limit: int
-) -> tuple[frozenset[BlobRef], int]:
-    """Return the trees of the next tasks in a state, and where to go on; 0 at the end.
+) -> tuple[frozenset[InputBlob], int]:
+    """Return what the next tasks in a state need, and where to go on; 0 at the end.
 
     A tree that a client lends is left out: the client sends what a node deleted.
 
@@ -139,18 +152,25 @@ def read_trees(
         limit: How many tasks to look at.
     """
     found = db.execute(
-        f"SELECT key, json_extract(options, '$[{_TREE_AT}]')"  # noqa: S608
+        f"SELECT key, json_extract(options, {_INPUTS_AT})"  # noqa: S608
         " FROM tasks INDEXED BY tasks_state"
         " WHERE state = ? AND key > ? ORDER BY key LIMIT ?",
         (rows.NUMBER_OF[state], after, limit),
     ).fetchall()
-    trees = [json.decode(tree, type=InputTree) for _, tree in found if tree is not None]
-    kept = frozenset(
-        BlobRef(sha256=tree.sha256, node=tree.node)
-        for tree in trees
-        if not tree.is_lent
-    )
-    return kept, found[-1][0] if len(found) == limit else 0
+    needed: set[InputBlob] = set()
+    for _, inputs in found:
+        if inputs is None or inputs == _NO_INPUTS:
+            continue
+        tree, stdin_file, files = _inputs_decoder.decode(inputs)
+        if tree is not None and not tree.is_lent:
+            blob = BlobRef(sha256=tree.sha256, node=tree.node)
+            needed.add(InputBlob(blob, is_tree=True))
+        if stdin_file is not None:
+            needed.add(InputBlob(stdin_file, is_tree=False))
+        for file in files:
+            blob = BlobRef(sha256=file.sha256, node=file.node)
+            needed.add(InputBlob(blob, is_tree=False))
+    return frozenset(needed), found[-1][0] if len(found) == limit else 0
 
 
 def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:

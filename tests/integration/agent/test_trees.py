@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from shlex import quote
@@ -80,6 +82,14 @@ def send(agent: Agent, contents: dict[str, bytes], *links: TreeLink) -> SentTree
     tree = TreeContents(name, sizes, lambda name, at: iter([by_digest[name][at:]]))
     with Session.at_socket(agent.ready()["socket"]) as session:
         return session.run(upload_tree(session.requests, tree))
+
+
+def get_raw(agent: Agent, path: str) -> tuple[int, bytes]:
+    """Return status and body of a response."""
+    with closing(agent.connection()) as connection:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
 
 
 def nodes_of(agent: Agent) -> list[dict[str, Any]]:
@@ -313,6 +323,25 @@ def test_any_node_that_has_the_files_sends_them(tmp_path: Path) -> None:
         assert birch.process.poll() is None
 
 
+def test_a_node_deletes_a_copy_that_has_become_wrong(agents: list[Agent]) -> None:
+    """When another node finds it wrong; a copy that is right stays."""
+    ash, birch = agents
+    data = os.urandom(5 << 20)  # Two pieces.
+    tree = send(ash, {"data": data, "right": b"bytes"})
+    place = ash.state / "files" / content_digest(data)
+    place.chmod(0o600)
+    with place.open("r+b") as file:
+        file.write(b"wrong")
+
+    ended = finished(ash, run_with(ash, tree, "true", requires={"node": "birch"}))
+
+    assert (ended["status"], ended["reason"]) == ("failed", "inputs")
+    assert not place.exists()
+    assert (ash.state / "files" / sha256(b"bytes").hexdigest()).exists()
+    assert not (birch.state / "files" / content_digest(data)).exists()
+    assert birch.log().count("node sent wrong bytes of a file") == 1
+
+
 def test_a_replicated_tree_survives_the_machine_that_sent_it(tmp_path: Path) -> None:
     """It is at the dispatcher and its standbys, and at no other node."""
     with running(tmp_path, "ash", "birch", "cedar", "doug") as agents:
@@ -379,3 +408,35 @@ def test_stdin_is_given_once(agents: list[Agent]) -> None:
     )
 
     assert (status, body["field"]) == (400, "$.stdin_file")
+
+
+def test_outputs_can_be_fetched_when_their_worker_is_gone(tmp_path: Path) -> None:
+    """Another node has copied them; byte for byte the same archive."""
+    with running(tmp_path, "ash", "birch", "cedar") as agents:
+        until_nodes(agents[0], 3)
+        roles = roles_of(agents[0])
+        worker = next(one for one in agents if roles[one.state.name] != "dispatcher")
+        asked = next(one for one in agents if one is not worker)
+        task = submit(
+            asked,
+            "mkdir -p out/empty; echo text > out/file; ln -s file out/link;"
+            " head -c 3000000 /dev/urandom > out/big; chmod +x out/big",
+            outputs=["out"],
+            requires={"node": worker.state.name},
+        )
+        assert finished(asked, task)["status"] == "completed"
+        before = get_raw(asked, f"/api/v1/tasks/{task}/outputs.tar")
+        others = [one for one in agents if one is not worker]
+        until(
+            lambda: any((one.state / "outputs" / task).exists() for one in others),
+            "another node has a copy",
+        )
+        kill_agent(worker)
+        until(lambda: worker.state.name in lost_nodes(asked), "the worker is lost")
+
+        after = get_raw(asked, f"/api/v1/tasks/{task}/outputs.tar")
+        one = get_raw(asked, f"/api/v1/tasks/{task}/outputs/out/file")
+
+    assert (before[0], after[0]) == (200, 200)
+    assert after[1] == before[1]
+    assert one == (200, b"text\n")

@@ -16,13 +16,12 @@ from octaskly.ports import (
     COPY_RETENTION_S,
     RETENTION_S,
     ContentMismatch,
-    DiskFull,
-    FileExceedsQuota,
     FileQuotaExceeded,
     UploadInProgress,
     WrongOffset,
 )
 from octaskly.runner.files.blob_store import (
+    FLUSHED_ALONE_MAX,
     PARTIAL_RETENTION_S,
     TAKEOVER_S,
     UNUSED_S_MAX,
@@ -264,6 +263,62 @@ def test_a_content_with_another_digest_is_not_stored(blob_store: BlobStore) -> N
     assert blob_store.missing_files(["0" * 64]) == ["0" * 64]
 
 
+def test_the_file_that_was_used_least_recently_goes_first(
+    blob_store: BlobStore, clock: SetClock
+) -> None:
+    """Of those that are not protected, whenever their protection ended."""
+    early = put(blob_store, b"e" * 400, keep_s=100.0)
+    clock.now_s += 10
+    late = put(blob_store, b"l" * 400, keep_s=5.0)
+    clock.now_s += 200
+
+    put(blob_store, b"n" * 400)
+
+    assert blob_store.touch_file(early, keep_s=0) is None
+    assert blob_store.touch_file(late, keep_s=0) == 400
+
+
+def test_a_file_from_before_the_machine_started_is_read_first(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    """It may have lost power: then a file has the right name and other bytes."""
+    before = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=0)
+    right, wrong = put(before, b"right"), put(before, b"whole")
+    place = before.file_path(wrong)
+    place.chmod(0o600)
+    place.write_bytes(bytes(5))
+    # The machine starts long after both were written.
+    clock.now_s = place.stat().st_ctime + 10 * 365 * 86_400
+    later = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=0)
+
+    assert later.missing_files([right, wrong]) == [wrong]
+    assert not place.exists()
+
+
+def test_files_are_flushed_once(
+    blob_store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their folder; many at once by way of their file system."""
+    flushed: list[str] = []
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink().name),
+    )
+    monkeypatch.setattr(
+        "octaskly.runner.files.blob_store.sync_file_system",
+        lambda _fd: flushed.append("all"),
+    )
+    one = put(blob_store, b"one")
+    many = [put(blob_store, bytes([number])) for number in range(FLUSHED_ALONE_MAX + 1)]
+
+    blob_store.flush_files([one])
+    blob_store.flush_files([one])
+    assert flushed == [one, "files"]
+    blob_store.flush_files([one, *many])
+    assert flushed == [one, "files", "all"]
+
+
 # --- Uploads in pieces -------------------------------------------------------------
 
 
@@ -358,21 +413,3 @@ def test_one_request_at_a_time_adds_to_a_file(
     assert blob_store.arrived_bytes(name_of(WHOLE)) == 200
     assert send_piece(blob_store, 200, 500)
     put(blob_store, b"o" * 500)
-
-
-def test_a_full_disk_is_no_full_quota(tmp_path: Path, clock: SetClock) -> None:
-    """Nobody waits for room that no expiry gives."""
-    full = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=1 << 60)
-
-    with pytest.raises(DiskFull, match="the disk of this node is full"):
-        full.store_blob(name_of(b"data"), b"data")
-
-    assert not list((tmp_path / "files").iterdir())
-
-
-def test_a_file_above_the_quota_is_refused_at_once(blob_store: BlobStore) -> None:
-    """It would never fit."""
-    with pytest.raises(FileExceedsQuota, match="1001 bytes is larger than the quota"):
-        blob_store.start_upload(name_of(bytes(1001)), 1001)
-    with pytest.raises(FileExceedsQuota):
-        blob_store.continue_upload(name_of(bytes(1001)), 1001, 0)

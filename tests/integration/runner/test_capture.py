@@ -52,7 +52,9 @@ def captured(
     access: TaskUserOps | None = None,
 ) -> CapturedOutputs:
     access = access or SameUserOps()
-    return capture_outputs(workdir, folder, paths, access=access, bytes_max=bytes_max)
+    return capture_outputs(
+        workdir, folder, paths, access=access, make_room=lambda _: bytes_max
+    )
 
 
 def tree_in(folder: Path) -> Manifest:
@@ -176,7 +178,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))  # EFBIG above it
 workdir, folder = map(Path, sys.argv[1:])
 print(capture_outputs(
-    workdir, folder, ["large", "file"], access=SameUserOps(), bytes_max=1 << 30
+    workdir, folder, ["large", "file"],
+    access=SameUserOps(), make_room=lambda _: 1 << 30,
 ).files)
 """
     words = [sys.executable, "-c", script, str(workdir), str(tmp_path / "kept")]

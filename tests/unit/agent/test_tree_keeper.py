@@ -1,4 +1,4 @@
-"""Trees of unfinished tasks are kept at the nodes that have them."""
+"""Inputs of unfinished tasks are kept at the nodes that have them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.tree_keeper import ASKED_TREES_MAX, TreeKeeper
+from octaskly.agent.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
-from octaskly.core.model.task_options import BlobRef
+from octaskly.core.model.task_options import BlobRef, InputBlob
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
-from octaskly.ports import RETENTION_S, DurableStore
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, Holder
+from octaskly.ports import DurableStore
+from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.files.holder_connection import Holder
+from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
 from tests.support.builders import epoch, node_id
 
 ME, OTHER = node_id("a"), node_id("b")
 
 
-class TaskTrees:
-    """The store: one page of trees for each state."""
+class TaskInputs:
+    """The store: one input on each page, for each state."""
 
-    def __init__(self, queued: set[BlobRef], running: set[BlobRef]) -> None:
-        self._trees = {TaskState.QUEUED: queued, TaskState.RUNNING: running}
+    def __init__(self, queued: set[InputBlob], running: set[InputBlob]) -> None:
+        self._inputs = {TaskState.QUEUED: queued, TaskState.RUNNING: running}
 
-    async def read_trees(
+    async def read_input_blobs(
         self, state: TaskState, after: int, _limit: int
-    ) -> tuple[frozenset[BlobRef], int]:
-        some = sorted(self._trees[state], key=lambda tree: tree.sha256)
+    ) -> tuple[frozenset[InputBlob], int]:
+        some = sorted(self._inputs[state], key=lambda each: each.blob.sha256)
         page = some[after : after + 1]
         return frozenset(page), after + 1 if after + 1 < len(some) else 0
 
@@ -41,19 +43,27 @@ class Fetches:
 
     def __init__(self) -> None:
         self.threads = ThreadPoolExecutor(1)
-        self.held_here: list[tuple[str, float]] = []
+        self.held_here: list[tuple[str, bool]] = []
         self.asked: list[tuple[Holder, list[str]]] = []
 
-    def find_blob(self, tree: BlobRef) -> BlobSource:
-        return BlobSource(tree, ())
+    def find_blob(self, blob: BlobRef) -> BlobSource:
+        return BlobSource(blob, lambda: ())
 
-    def fetch_tree(self, source: BlobSource, *, keep_s: float) -> list[str]:
-        self.held_here.append((source.blob.sha256, keep_s))
+    def hold_tree(self, source: BlobSource) -> list[str]:
+        self.held_here.append((source.blob.sha256, True))
         return []
 
-    def ask_to_hold(self, holder: Holder, trees: Sequence[BlobRef]) -> list[str]:
-        self.asked.append((holder, [tree.sha256 for tree in trees]))
+    def hold_file(self, source: BlobSource) -> list[str]:
+        self.held_here.append((source.blob.sha256, False))
         return []
+
+    def ask_to_hold(self, holder: Holder, inputs: Sequence[InputBlob]) -> list[str]:
+        self.asked.append((holder, [each.blob.sha256 for each in inputs]))
+        return []
+
+
+def tree_at(node: str, digit: str) -> InputBlob:
+    return InputBlob(BlobRef(sha256=digit * 64, node=node), is_tree=True)
 
 
 def view() -> MeshView:
@@ -80,39 +90,46 @@ def view() -> MeshView:
 
 async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None:
     """By node, whatever the page in which a tree was read; by name or by id."""
-    mine = BlobRef(sha256="1" * 64, node="ana")
-    theirs = BlobRef(sha256="2" * 64, node=OTHER)
-    more = BlobRef(sha256="3" * 64, node=OTHER)
+    mine, theirs, more = tree_at("ana", "1"), tree_at(OTHER, "2"), tree_at(OTHER, "3")
+    stdin = InputBlob(BlobRef(sha256="4" * 64, node="ana"), is_tree=False)
     fetches = Fetches()
     keeper = TreeKeeper(
-        cast("DurableStore", TaskTrees({mine, theirs}, {theirs, more})),
+        cast("DurableStore", TaskInputs({mine, theirs}, {theirs, more, stdin})),
         view(),
         cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),  # Nothing is copied.
         cast("Logger", None),  # Nothing is logged.
     )
 
-    await keeper.keep_needed_trees()
+    await keeper.keep_needed_inputs()
 
-    assert fetches.held_here == [(mine.sha256, RETENTION_S)]
+    assert sorted(fetches.held_here) == [
+        (mine.blob.sha256, True),
+        (stdin.blob.sha256, False),
+    ]
     ((holder, asked),) = fetches.asked
     assert holder == Holder(OTHER, ("https://10.0.0.1:3443",))
-    assert sorted(asked) == [theirs.sha256, more.sha256]
+    assert sorted(asked) == [theirs.blob.sha256, more.blob.sha256]
 
 
 async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
     """A body may have 1 MiB."""
-    count = ASKED_TREES_MAX + 1
-    trees = {BlobRef(sha256=f"{number:064}", node=OTHER) for number in range(count)}
+    count = ASKED_INPUTS_MAX + 1
+    trees = {
+        InputBlob(BlobRef(sha256=f"{number:064}", node=OTHER), is_tree=True)
+        for number in range(count)
+    }
     fetches = Fetches()
     keeper = TreeKeeper(
-        cast("DurableStore", TaskTrees(trees, set())),
+        cast("DurableStore", TaskInputs(trees, set())),
         view(),
         cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),  # Nothing is copied.
         cast("Logger", None),  # Nothing is logged.
     )
 
-    await keeper.keep_needed_trees()
+    await keeper.keep_needed_inputs()
 
     sizes = [len(asked) for _, asked in fetches.asked]
-    assert sizes == [ASKED_TREES_MAX, 1]
+    assert sizes == [ASKED_INPUTS_MAX, 1]
     assert len({name for _, asked in fetches.asked for name in asked}) == count

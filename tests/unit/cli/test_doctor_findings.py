@@ -13,7 +13,7 @@ from octaskly.cli.doctor import probes
 from octaskly.cli.doctor.diagnosis import Finding, FindingStatus, make_findings
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
-from octaskly.rest.mesh import Checkup
+from octaskly.rest.mesh import Checkup, FileStoreUsage
 from octaskly.trust import generate_secret
 
 SECRET = generate_secret()
@@ -153,6 +153,19 @@ def test_a_log_with_many_streams_is_reported_before_other_nodes_refuse_it(
 
     assert (seen.status, seen.hint) == (status, hint)
     assert says in seen.says
+
+
+def test_a_full_store_of_files_is_reported_with_what_makes_room() -> None:
+    """Before tasks have to wait for room."""
+    files = FileStoreUsage(store="files", used_bytes=10**9, quota_bytes=10**10)
+    outputs = FileStoreUsage(store="outputs", used_bytes=10**10, quota_bytes=10**10)
+    agent = structs.replace(MEMBER, stores=[files, outputs])
+
+    seen = found(replace(OUTSIDER, agent=agent))
+
+    assert seen["files"].status is FindingStatus.OK
+    assert seen["outputs"].status is FindingStatus.WARNING
+    assert "octaskly fetch" in (seen["outputs"].hint or "")
 
 
 def test_a_log_is_not_reported_where_no_agent_runs() -> None:

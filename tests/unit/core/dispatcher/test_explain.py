@@ -269,6 +269,34 @@ def test_a_missing_input_is_named() -> None:
     assert reasons(explanation) == [("input", "lacks data.csv")]
 
 
+def test_a_task_for_which_no_node_has_room_waits_and_says_so() -> None:
+    """It does not fail, because there is room again once others have ended."""
+    mesh = DispatcherWithWorkers(B)
+    mesh.ask(draft("one"))
+    mesh.end("one", how=released(EndReason.ROOM, "room for its files on b (quota)"))
+
+    explanation = explained(mesh, "one", roster_line(B))
+
+    assert explanation.state is TaskState.QUEUED
+    assert explanation.summary == (
+        "no node that could run it has room for its files on b (quota); it is tried"
+        " again in 10 s"
+    )
+    assert [code for code, _ in reasons(explanation)] == ["resting"]
+
+
+def test_a_task_goes_first_to_nodes_that_may_have_room() -> None:
+    """At once, and the full one is asked again only after them."""
+    mesh = DispatcherWithWorkers(B, node_info("c", 2))
+    mesh.ask(draft("one"))
+    first = mesh.where("one")
+    mesh.end("one", how=released(EndReason.ROOM, "room for its files"))
+
+    second = mesh.where("one")
+
+    assert {first, second} == {B.id, node_info("c", 2).id}
+
+
 def test_a_task_in_backoff_shows_its_next_start() -> None:
     """It failed, and is retried."""
     mesh = DispatcherWithWorkers(B)

@@ -1,0 +1,118 @@
+"""Sending files and other long bodies: in large parts, to few nodes at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+from octaskly.api.problems import Problem
+from octaskly.errors import OutputNotFound
+
+SENT_BYTES: Final = 1 << 20
+"""Bytes per write. Each write costs the same in Python, and a TLS record has 16 KiB."""
+
+FETCHERS_MAX: Final = 4  #: other nodes that this node sends files at a time
+WAITING_MAX: Final = 64
+WAIT_S: Final = 10.0  #: shorter than the fetcher's timeout
+
+
+class StreamBroken(ConnectionError):
+    """A body ended early; the client sees a broken connection."""
+
+
+class TransferSlots:
+    """Lets few nodes fetch files at a time; others wait for their turn, in order."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(FETCHERS_MAX)
+        self._waiting_count = 0
+
+    @contextlib.asynccontextmanager
+    async def use_slot(self) -> AsyncIterator[None]:
+        """Use a slot for the length of the block.
+
+        Raises:
+            Problem: 503, there was none in time.
+        """
+        if self._waiting_count >= WAITING_MAX:
+            raise busy_problem()
+        self._waiting_count += 1
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._free.acquire()
+        except TimeoutError:
+            raise busy_problem() from None
+        finally:
+            self._waiting_count -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+def busy_problem() -> Problem:
+    """Return the response by which a node asks later, or another node."""
+    return Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Busy",
+        hint="this node cannot send this file now; try again, or ask another node",
+        headers={"Retry-After": "1"},
+    )
+
+
+async def send_open_file(
+    request: web.BaseRequest, answer: web.StreamResponse, fd: int, start: int, end: int
+) -> None:
+    """Send a part of an open file as the body of a response that was prepared.
+
+    Raises:
+        StreamBroken: the client is gone, or the file cannot be read.
+    """
+    transport = request.transport
+    if transport is None:
+        raise StreamBroken("the client is gone")
+    if transport.get_extra_info("sslcontext") is not None:
+        # asyncio would send 16 KiB at a time, each by way of a thread.
+        await send_chunks(request, answer, _read_chunks(fd, start, end))
+        return
+    with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.sendfile(transport, file, start, end - start)
+            await answer.write_eof()
+        except OSError as error:
+            transport.abort()
+            raise StreamBroken(str(error)) from None
+
+
+async def send_chunks(
+    request: web.BaseRequest, answer: web.StreamResponse, chunks: Iterator[bytes]
+) -> None:
+    """Send the body of a response that was prepared; `chunks` is read in threads.
+
+    Raises:
+        StreamBroken: the client is gone, or the bytes cannot be read.
+    """
+    try:
+        while chunk := await asyncio.to_thread(next, chunks, b""):
+            await answer.write(chunk)
+        await answer.write_eof()
+    except (OSError, OutputNotFound) as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise StreamBroken(str(error)) from None
+
+
+def _read_chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        data = os.pread(fd, min(SENT_BYTES, end - start), start)
+        if not data:
+            raise OSError("the file became shorter")
+        yield data
+        start += len(data)

@@ -1,0 +1,346 @@
+"""Requests to a holder: another node that has files which are needed here."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from msgspec import MsgspecError, json
+
+from octaskly.errors import OutputNotFound
+from octaskly.files.manifest import ManifestError
+from octaskly.files.pack import PackReader
+from octaskly.ports import Clock, ContentMismatch
+
+FILES_PATH: Final = "/internal/v1/files/"
+PACK_PATH: Final = "/internal/v1/files/pack"
+HOLD_PATH: Final = "/internal/v1/files/hold"
+PIECE_HEADER: Final = "Octaskly-Piece"
+BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
+STALL_S: Final = 20.0  #: timeout for each read
+IDLE_S_MAX: Final = 5.0  #: shorter than the holder's timeout for the next request
+VERIFY_S_MAX: Final = 600.0  #: until a node has read a blob from its disk
+CHUNK_BYTES: Final = 1 << 20
+BLOB_BYTES_MAX: Final = 1 << 50
+ERROR_BYTES_MAX: Final = 64 << 10  #: of a response that is read to reuse its connection
+
+_JSON: Final = {"Content-Type": "application/json"}
+
+
+class Holder(NamedTuple):
+    """A node that may have files."""
+
+    name: str
+    urls: Sequence[str]  #: of its LAN API, best first; none if it is not in the mesh
+    is_named: bool = False  #: by the task
+
+
+class HolderUnreachable(Exception):
+    """The holder did not answer, or the connection broke."""
+
+
+class HolderBusy(Exception):
+    """The holder serves other nodes, or has none of the wanted pieces yet."""
+
+
+class ArrivingPiece(NamedTuple):
+    """A piece of a blob that a holder is sending."""
+
+    number: int
+    size_bytes: int
+    blob_bytes: int  #: size of the whole blob
+    response: http.client.HTTPResponse
+
+    def read_into(self, view: memoryview) -> int:
+        """Read some bytes and return their number."""
+        count = self.response.readinto(view)
+        if not count:
+            raise HolderUnreachable("it sent less than it announced")
+        return count
+
+
+class ArrivingPack(NamedTuple):
+    """A pack of small files that a holder is sending."""
+
+    contents: Iterator[tuple[str, bytes]]  #: by SHA-256; to be read to its end
+    retry_s: float | None  #: when a client may have sent more
+
+
+class HolderConnections:
+    """Connections to holders during one fetch; any thread may use them.
+
+    Args:
+        tls: Returns the TLS context that authenticates this node to others.
+        open_sockets: Sockets that `BlobFetcher.close` shuts down.
+        clock: The machine's clocks.
+    """
+
+    def __init__(
+        self,
+        tls: Callable[[], ssl.SSLContext],
+        open_sockets: OpenSockets,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._tls, self._clock = tls, clock
+        self._open_sockets = open_sockets
+        self._lock = threading.Lock()
+        #: By holder: connections, and until when each may be used.
+        self._idle: dict[str, list[tuple[http.client.HTTPSConnection, float]]] = {}
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for connections in idle.values():
+            for connection, _ in connections:
+                self._close(connection)
+
+    @contextmanager
+    def connect_to(self, holder: Holder) -> Iterator[HolderConnection]:
+        """Use a connection to a holder for the length of the block.
+
+        Raises:
+            HolderUnreachable: none of its URLs works, or the connection broke.
+        """
+        connection = self._take_idle(holder)
+        if connection is None:
+            connection = open_connection(holder, self._tls())
+            self._open_sockets.add(connection)
+        is_reusable = False
+        try:
+            yield HolderConnection(connection)
+            is_reusable = True
+        except (OutputNotFound, HolderBusy):
+            is_reusable = True  # The response was read to its end.
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            raise HolderUnreachable(_reason(error)) from error
+        finally:
+            if is_reusable and connection.sock is not None:
+                until_s = self._now_s() + IDLE_S_MAX
+                with self._lock:
+                    self._idle.setdefault(holder.name, []).append((connection, until_s))
+            else:
+                self._close(connection)
+
+    def _take_idle(self, holder: Holder) -> http.client.HTTPSConnection | None:
+        while True:
+            with self._lock:
+                idle = self._idle.get(holder.name)
+                if not idle:
+                    return None
+                connection, until_s = idle.pop()
+            if self._now_s() < until_s:
+                return connection
+            self._close(connection)
+
+    def _now_s(self) -> float:
+        return self._clock.now().mono_s
+
+    def _close(self, connection: http.client.HTTPSConnection) -> None:
+        self._open_sockets.discard(connection)
+        connection.close()
+
+
+class OpenSockets:
+    """The sockets of connections, so that all can be shut down."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: A connection forgets its socket before the last response has arrived.
+        self._sockets: dict[http.client.HTTPSConnection, socket.socket] = {}
+
+    def add(self, connection: http.client.HTTPSConnection) -> None:
+        """Add the socket of a connection."""
+        with self._lock:
+            self._sockets[connection] = connection.sock
+
+    def discard(self, connection: http.client.HTTPSConnection) -> None:
+        """Remove the socket of a connection."""
+        with self._lock:
+            self._sockets.pop(connection, None)
+
+    def shut_down(self) -> None:
+        """Abort what is read from all of them."""
+        with self._lock:
+            for opened in self._sockets.values():
+                with suppress(OSError):
+                    opened.shutdown(socket.SHUT_RDWR)
+
+
+def open_connection(holder: Holder, tls: ssl.SSLContext) -> http.client.HTTPSConnection:
+    """Connect to the first URL of a node that works; raise HolderUnreachable."""
+    why = "it cannot be reached" if holder.urls else "it is not in the mesh now"
+    for url in holder.urls:
+        place = urlsplit(url)
+        assert place.hostname is not None
+        connection = http.client.HTTPSConnection(
+            place.hostname, place.port, timeout=STALL_S, context=tls
+        )
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            why = _reason(error)
+        else:
+            return connection
+    raise HolderUnreachable(why)
+
+
+class HolderConnection:
+    """Requests over one connection to a holder.
+
+    Methods raise OutputNotFound if the holder does not have what is wanted, HolderBusy,
+    and HolderUnreachable if it answers with another error; OSError and HTTPException
+    pass through to `HolderConnections.connect_to`.
+    """
+
+    def __init__(self, connection: http.client.HTTPSConnection) -> None:
+        self._connection = connection
+
+    def request_piece(
+        self, sha256: str, wanted: Sequence[int], *, lent_tree: str = ""
+    ) -> ArrivingPiece:
+        """Ask for one of the wanted pieces of a blob; the holder chooses.
+
+        Raises:
+            ContentMismatch: it sends something else.
+        """
+        numbers = ",".join(map(str, wanted))
+        tree = f"&tree={lent_tree}" if lent_tree else ""
+        response = self._request("GET", f"{FILES_PATH}{sha256}?pieces={numbers}{tree}")
+        try:
+            number = int(response.headers[PIECE_HEADER])
+            blob_bytes = int(response.headers[BLOB_BYTES_HEADER])
+        except (TypeError, ValueError):
+            raise HolderUnreachable(
+                "it answered without the number of a piece"
+            ) from None
+        if number not in wanted or not 0 <= blob_bytes <= BLOB_BYTES_MAX:
+            raise ContentMismatch("it sent another piece than was wanted")
+        return ArrivingPiece(number, response.length or 0, blob_bytes, response)
+
+    def fetch_pack(
+        self,
+        names: Sequence[str],
+        may_continue: Callable[[], bool],
+        *,
+        is_compressed: bool = False,
+        lent_tree: str = "",
+    ) -> ArrivingPack:
+        """Return those of these small files that the holder has.
+
+        With `lent_tree`, it asks the client that lends this tree for the others.
+        """
+        headers = {**_JSON, "Accept-Encoding": "gzip"} if is_compressed else _JSON
+        body = json.encode({"sha256": names, "tree": lent_tree})
+        response = self._request("POST", PACK_PATH, body, headers)
+        retry_s = response.getheader("Retry-After")
+        return ArrivingPack(
+            _read_pack(response, names, may_continue),
+            None if retry_s is None else float(retry_s),
+        )
+
+    def fetch_outputs(self, path: str) -> tuple[int, Iterator[bytes]]:
+        """Return the size of an archive of captured outputs, and its bytes."""
+        response = self._request("GET", path)
+        if response.length is None:
+            raise HolderUnreachable("it did not announce the size of the outputs")
+        return response.length, _chunks(response, lambda: True)
+
+    def ask_to_verify(self, sha256: str) -> bool:
+        """Have the holder read its copy; return True if it was wrong and is deleted."""
+        path = f"{FILES_PATH}{sha256}/verify"
+        answer = self.post_json(path, {}, timeout_s=VERIFY_S_MAX)
+        return isinstance(answer, dict) and answer.get("is_right") is False
+
+    def post_json(self, path: str, body: object, *, timeout_s: float) -> Any:
+        """Send a request with JSON, and return the JSON of its response."""
+        self._connection.sock.settimeout(timeout_s)
+        data = self._request("POST", path, json.encode(body), _JSON).read()
+        self._connection.sock.settimeout(STALL_S)
+        try:
+            return json.decode(data)
+        except MsgspecError as error:
+            raise HolderUnreachable(f"it answered with no JSON: {error}") from None
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> http.client.HTTPResponse:
+        self._connection.request(method, path, body, headers or {})
+        response = self._connection.getresponse()
+        if response.status == http.HTTPStatus.OK:
+            return response
+        if len(response.read(ERROR_BYTES_MAX)) == ERROR_BYTES_MAX:
+            self._connection.close()
+        if response.status == http.HTTPStatus.NOT_FOUND:
+            raise OutputNotFound("it does not have the file any more")
+        if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            raise HolderBusy
+        raise HolderUnreachable(f"it answered with status {response.status}")
+
+
+def _read_pack(
+    response: http.client.HTTPResponse,
+    names: Sequence[str],
+    may_continue: Callable[[], bool],
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of a pack as they arrive.
+
+    Raises:
+        ContentMismatch: the holder sends what was not asked, or no pack.
+    """
+    chunks = _chunks(response, may_continue)
+    if response.getheader("Content-Encoding") == "gzip":
+        chunks = _decompressed(chunks)
+    reader, asked = PackReader(), set(names)
+    try:
+        for data in chunks:
+            for digest, content in reader.add_data(data):
+                name = digest.hex()
+                if name not in asked:
+                    raise ContentMismatch(f"it sent {name[:12]}..., which is not asked")
+                yield name, content
+        reader.check_end()
+    except ManifestError as error:
+        raise ContentMismatch(str(error)) from None
+
+
+def _chunks(
+    response: http.client.HTTPResponse, may_continue: Callable[[], bool]
+) -> Iterator[bytes]:
+    """Yield the body of a response in parts, while it is needed."""
+    while data := response.read(CHUNK_BYTES):
+        if not may_continue():
+            raise HolderUnreachable("the files are not needed any more")
+        yield data
+
+
+def _decompressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what gzip compressed, in parts of at most `CHUNK_BYTES`."""
+    inflating = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    for chunk in chunks:
+        left = chunk
+        while left:
+            try:
+                yield inflating.decompress(left, CHUNK_BYTES)
+            except zlib.error as error:
+                raise ContentMismatch(f"it sent no gzip: {error}") from None
+            left = inflating.unconsumed_tail
+    yield inflating.flush()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

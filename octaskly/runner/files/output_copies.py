@@ -1,0 +1,253 @@
+"""Second copies of captured outputs, at another node.
+
+The node that captured them asks another one to fetch them, in the background or, with
+strict durability, before the end of the task is reported. What a node sends is hostile:
+contents are stored under their digests, and paths are only in the checked manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.errors import OutputNotFound
+from octaskly.files.copying import write_all
+from octaskly.files.manifest import (
+    ManifestError,
+    TreeFile,
+    TreeLink,
+    encode_manifest,
+    make_manifest,
+)
+from octaskly.files.tree_tar import TarEntry, TarError, TarReader
+from octaskly.ports import FileQuotaExceeded
+from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.files.blob_store import sync_file_system
+from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
+from octaskly.runner.files.holder_connection import (
+    Holder,
+    HolderBusy,
+    HolderUnreachable,
+)
+from octaskly.runner.files.piece_upload import disk_error
+from octaskly.runner.output.output_archive import OutputArchive
+
+COPIED_BYTES_MAX: Final = 256 << 20  #: of one attempt's outputs
+ARCHIVE_BYTES_MAX: Final = COPIED_BYTES_MAX * 2  #: with the headers of its entries
+COPY_S_MAX: Final = 600.0
+TRIED_MAX: Final = 3  #: nodes that are asked for a copy
+PARTIAL_SUFFIX: Final = ".partial"
+
+CopyHolders = Callable[[TaskId, AttemptId], Sequence[Holder]]
+"""Returns the nodes that may have a copy of an attempt's outputs, likely ones first."""
+
+_FAILURES: Final = (
+    HolderUnreachable,
+    HolderBusy,
+    OutputNotFound,
+    FileQuotaExceeded,
+    TarError,
+    ManifestError,
+)
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class OutputCopies:
+    """Makes second copies of outputs; any thread may call the methods, which block.
+
+    Args:
+        archive: Keeps captured outputs, and the copies of other nodes' outputs.
+        fetcher: Connects to other nodes.
+        node: This node.
+        copy_holders: Returns where a copy of outputs belongs; any thread calls it.
+        is_strict: Make the copy before the end of the task is reported.
+    """
+
+    def __init__(
+        self,
+        archive: OutputArchive,
+        fetcher: BlobFetcher,
+        *,
+        node: NodeId,
+        copy_holders: CopyHolders,
+        is_strict: bool,
+    ) -> None:
+        self._archive, self._fetcher, self._node = archive, fetcher, node
+        self._copy_holders, self._is_strict = copy_holders, is_strict
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="output-copies")
+
+    def on_captured(self, task: TaskId, attempt: AttemptId, size_bytes: int) -> str:
+        """Have another node copy outputs that were just captured.
+
+        Returns:
+            With strict durability, why there is no copy; "" if there is one.
+        """
+        if size_bytes > COPIED_BYTES_MAX:
+            return ""
+        if self._is_strict:
+            return self._make_copy(task, attempt)
+        self._threads.submit(self._make_copy, task, attempt)
+        return ""
+
+    def fetch_copy(self, task: TaskId, attempt: AttemptId, holder: Holder) -> str:
+        """Copy the outputs of another node to this one; return why that failed."""
+        folder = outputs_folder(self._archive.outputs_dir, task, attempt)
+        if (folder / MANIFEST_NAME).exists():
+            return ""
+        partial = folder.with_name(f"{folder.name}{PARTIAL_SUFFIX}")
+        lock = self._fetcher.file_locks.hold_lock(f"outputs {folder}")
+        with lock, self._fetcher.connections() as connections:
+            try:
+                with connections.connect_to(holder) as connection:
+                    path = _outputs_path(task, attempt)
+                    size_bytes, chunks = connection.fetch_outputs(f"{path}?copy=true")
+                    if size_bytes > ARCHIVE_BYTES_MAX:
+                        return f"its archive has {size_bytes} bytes"
+                    room = self._archive.captured.make_room(folder, size_bytes)
+                    if room < size_bytes:
+                        return f"no room for {size_bytes} bytes of outputs"
+                    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    store_outputs(chunks, partial)
+                partial.rename(folder)
+                _flush_folder(folder)
+            except _FAILURES as error:
+                return f"{holder.name}: {error}"
+            except OSError as error:
+                return str(disk_error(error))
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                self._archive.captured.add_folder(folder)
+        return ""
+
+    def close(self) -> None:
+        """End without waiting for copies that have not begun."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _make_copy(self, task: TaskId, attempt: AttemptId) -> str:
+        """Ask nodes for a copy until one has it; return why none has."""
+        why = "there is no other node"
+        body = {"node": self._node}
+        for holder in self._copy_holders(task, attempt)[:TRIED_MAX]:
+            try:
+                with (
+                    self._fetcher.connections() as connections,
+                    connections.connect_to(holder) as connection,
+                ):
+                    answer = connection.post_json(
+                        f"{_outputs_path(task, attempt)}/copy",
+                        body,
+                        timeout_s=COPY_S_MAX,
+                    )
+            except _FAILURES as error:
+                why = f"{holder.name}: {error}"
+                continue
+            failures = answer.get("failures") if isinstance(answer, dict) else None
+            if not failures:
+                return ""
+            why = f"{holder.name}: {failures}"
+        return f"its outputs have no second copy ({why})"
+
+
+def store_outputs(chunks: Iterator[bytes], folder: Path) -> None:
+    """Store the archive of another node's outputs as captured outputs.
+
+    Raises:
+        TarError, ManifestError: no honest node sends such an archive.
+        OSError: the disk is full or failing.
+    """
+    store = _ArchiveStore(folder)
+    try:
+        for data in chunks:
+            store.add_data(data)
+        store.finish()
+    finally:
+        store.close()
+
+
+class _ArchiveStore:
+    """Stores an archive as it arrives, each content under its digest."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._reader = TarReader()
+        self._left_bytes = COPIED_BYTES_MAX
+        self._fd = -1
+        self._digest = hashlib.sha256()
+        self._entry: TarEntry | None = None
+        self._files: list[TreeFile] = []
+        self._links: list[TreeLink] = []
+        self._folders: list[str] = []
+
+    def add_data(self, data: bytes) -> None:
+        """Store the next bytes."""
+        for part in self._reader.add_data(data):
+            if isinstance(part, TarEntry):
+                self._begin_entry(part)
+            elif part is None:
+                self._end_entry()
+            else:
+                self._digest.update(part)
+                write_all(self._fd, part)
+
+    def finish(self) -> None:
+        """Write the manifest, after checking it."""
+        if not self._reader.is_over:
+            raise TarError("the archive has no end")
+        manifest = make_manifest(self._files, self._links, self._folders)
+        (self._folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
+
+    def close(self) -> None:
+        """Close the file that was being written."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _begin_entry(self, entry: TarEntry) -> None:
+        self._entry = entry
+        self._left_bytes -= entry.size_bytes
+        if self._left_bytes < 0:
+            raise TarError(f"the archive has more than {COPIED_BYTES_MAX} bytes")
+        if entry.is_file:
+            self._digest = hashlib.sha256()
+            self._fd = os.open(self._folder / "content", _CREATE, 0o600)
+
+    def _end_entry(self) -> None:
+        entry = self._entry
+        assert entry is not None
+        if entry.is_link:
+            self._links.append(TreeLink(entry.path, entry.target))
+        elif entry.is_file:
+            digest = self._digest.digest()
+            self.close()
+            (self._folder / "content").rename(self._folder / digest.hex())
+            self._files.append(
+                TreeFile(
+                    entry.path,
+                    digest,
+                    entry.size_bytes,
+                    entry.mtime_ns,
+                    entry.is_executable,
+                )
+            )
+        else:
+            self._folders.append(entry.path)
+
+
+def _outputs_path(task: TaskId, attempt: AttemptId) -> str:
+    place = f"{attempt.term}/{attempt.stream}/{attempt.n}"
+    return f"/internal/v1/outputs/{quote(task, safe='')}/{place}"
+
+
+def _flush_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_file_system(fd)
+    finally:
+        os.close(fd)

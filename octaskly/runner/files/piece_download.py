@@ -1,0 +1,336 @@
+"""The download of one blob in pieces, from up to four holders at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
+
+from octaskly.errors import OutputNotFound
+from octaskly.ports import Clock, ContentMismatch, FileQuotaExceeded
+from octaskly.runner.files.holder_connection import (
+    ArrivingPiece,
+    Holder,
+    HolderBusy,
+    HolderConnection,
+    HolderUnreachable,
+)
+from octaskly.runner.files.piece_upload import PieceUpload
+
+HOLDERS_MAX: Final = 4  #: asked at once for one blob
+PIECES_PER_HOLDER: Final = 4  #: another holder is asked for each so many missing pieces
+OFFERED_MAX: Final = 8  #: pieces of which a holder chooses one
+READ_BYTES: Final = 256 << 10
+LOOK_AGAIN_S: Final = 2.0  #: until nodes that had nothing are asked again
+MISSES_MAX: Final = 8  #: nodes that have nothing and are asked in that time
+BUSY_S_MAX: Final = 0.5  #: longest pause before a busy holder is asked again
+BUSY_MAX: Final = 200  #: times that a holder may be busy until it counts as failed
+
+
+HolderLookup = Callable[[], Sequence[Holder]]
+"""Returns the nodes that may have a blob now, best first."""
+
+
+class PieceStore(Protocol):
+    """The store that receives the blob."""
+
+    def start_pieces(
+        self, sha256: str, size_bytes: int, *, keep_s: float
+    ) -> PieceUpload:
+        """See `BlobStore.start_pieces`."""
+
+
+class PieceDownload:
+    """The download of one blob. `run` may be called again to continue it.
+
+    Args:
+        sha256: Digest of the blob.
+        size_bytes: Its size; None if it is not known yet.
+        store: Receives the blob.
+        keep_s: How long to keep it.
+        lent_tree: The tree that it belongs to, if a client lends that to the holder.
+        clock: The machine's clocks.
+        connect_to: Connects to a holder for the length of a block.
+        may_continue: Returns False once the blob is not needed any more.
+    """
+
+    def __init__(
+        self,
+        sha256: str,
+        size_bytes: int | None,
+        *,
+        store: PieceStore,
+        keep_s: float,
+        lent_tree: str = "",
+        clock: Clock,
+        connect_to: Callable[[Holder], AbstractContextManager[HolderConnection]],
+        may_continue: Callable[[], bool],
+    ) -> None:
+        self._sha256, self._size_bytes = sha256, size_bytes
+        self._store, self._keep_s = store, keep_s
+        self._lent_tree = lent_tree
+        self._connect_to, self._may_continue = connect_to, may_continue
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._upload: PieceUpload | None = None
+        #: How many holders were asked for a piece, and have not answered.
+        self._asked = Counter[int]()
+        self._moving: set[int] = set()  #: pieces that are arriving
+        self._candidates = deque[Holder]()
+        self._working: dict[str, Holder] = {}  #: holders in use
+        self._busy = Counter[
+            str
+        ]()  #: times that a holder was busy, since its last piece
+        self._missed = 0  #: nodes that had nothing, since `_look_again_s`
+        self._look_again_s = 0.0  #: when nodes that had nothing are asked again
+        self._fatal: Exception | None = None
+        self.failures: dict[str, Exception] = {}  #: of the last run, by holder
+        self.senders: dict[str, Holder] = {}  #: holders that sent pieces
+        self.piece_count = 0  #: pieces that have arrived
+
+    def run(self, find_holders: HolderLookup, *, at_once: int) -> bool:
+        """Take pieces from holders until all are here, or nobody has more; blocks.
+
+        Args:
+            find_holders: Returns the nodes that may have the blob; called again later.
+            at_once: Maximum number of holders that are asked at the same time.
+
+        Returns:
+            True if the blob is stored now.
+
+        Raises:
+            ContentMismatch: all pieces are here, but their digest is wrong.
+            FileQuotaExceeded: there is no room for the blob here.
+        """
+        self.failures = {}
+        self._busy.clear()
+        self._candidates = deque(find_holders())
+        self._missed, self._look_again_s = 0, self._clock.now().mono_s + LOOK_AGAIN_S
+        with ThreadPoolExecutor(at_once, thread_name_prefix="blob-pieces") as threads:
+            try:
+                workers = [threads.submit(self._work, find_holders)]
+                while not all(worker.done() for worker in workers):
+                    if len(workers) < min(at_once, self._useful_holders()):
+                        workers.append(threads.submit(self._work, find_holders))
+                    self._hash_or_wait()
+            finally:
+                # An error ends the other threads, too.
+                self._fatal = self._fatal or HolderUnreachable("the fetch has ended")
+        for worker in workers:
+            worker.result()
+        if not isinstance(self._fatal, HolderUnreachable):
+            assert self._fatal is not None
+            raise self._fatal
+        self._fatal = None
+        return self._finish()
+
+    def discard(self) -> None:
+        """Delete what has arrived, unless it is stored."""
+        if self._upload is not None:
+            self._upload.abort()
+            self._upload = None
+
+    def _finish(self) -> bool:
+        upload = self._upload
+        if upload is None:
+            return False
+        while upload.hash_next():
+            pass
+        if upload.first_missing < upload.piece_count:
+            return False
+        upload.finish()
+        return True
+
+    def _useful_holders(self) -> int:
+        """Return the number of holders to ask at the same time."""
+        upload = self._upload
+        if upload is None:
+            return 1
+        missing = upload.piece_count - self.piece_count
+        return min(HOLDERS_MAX, -(-missing // PIECES_PER_HOLDER))
+
+    def _hash_or_wait(self) -> None:
+        """Hash what has arrived; else wait until more has."""
+        with self._changed:
+            upload = self._upload
+            if upload is None or not upload.has_piece(upload.first_missing):
+                self._changed.wait(LOOK_AGAIN_S)
+                return
+        upload.hash_next()
+
+    # -- a thread for each holder --------------------------------------------------
+
+    def _work(self, find_holders: HolderLookup) -> None:
+        """Take pieces from one holder after the other."""
+        buffer = memoryview(bytearray(READ_BYTES))
+        try:
+            while (holder := self._next_holder(find_holders)) is not None:
+                self._use_holder(holder, buffer)
+        except FileQuotaExceeded as error:
+            self._fatal = error
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _next_holder(self, find_holders: HolderLookup) -> Holder | None:
+        """Return a holder to ask; None once there is nothing more to do."""
+        with self._changed:
+            while not self._is_over():
+                if self._candidates and (
+                    not self._working or self._missed < MISSES_MAX
+                ):
+                    holder = self._candidates.popleft()
+                    self._working[holder.name] = holder
+                    return holder
+                if not self._working:
+                    return None
+                if not self._look_again(find_holders):
+                    self._changed.wait(LOOK_AGAIN_S)
+            return None
+
+    def _look_again(self, find_holders: HolderLookup) -> bool:
+        """Return True if nodes may be asked again, or others for the first time."""
+        now_s = self._clock.now().mono_s
+        if now_s < self._look_again_s:
+            return False
+        self._missed, self._look_again_s = 0, now_s + LOOK_AGAIN_S
+        if not self._candidates:
+            used = self.failures.keys() | self._working.keys()
+            found = [one for one in find_holders() if one.name not in used]
+            self._candidates.extend(found[:MISSES_MAX])
+        return bool(self._candidates)
+
+    def _is_over(self) -> bool:
+        upload = self._upload
+        is_whole = upload is not None and self.piece_count == upload.piece_count
+        return is_whole or self._fatal is not None or not self._may_continue()
+
+    def _use_holder(self, holder: Holder, buffer: memoryview) -> None:
+        """Take pieces from a holder until it has no more, or fails."""
+        pause_s: float | None = None  #: until it may be asked again
+        try:
+            with self._connect_to(holder) as connection:
+                while wanted := self._next_pieces():
+                    self._take_piece(holder, connection, wanted, buffer)
+        except HolderBusy:
+            pause_s = BUSY_S_MAX * self._clock.draw()
+            self._busy[holder.name] += 1
+        except _AlreadyArriving:
+            pause_s = 0.0
+        except OutputNotFound:
+            self._missed += 1  # It is asked again: it may be fetching the blob, too.
+        except (HolderUnreachable, ContentMismatch) as error:
+            self.failures[holder.name] = error
+        if self._busy[holder.name] > BUSY_MAX:
+            self.failures[holder.name] = HolderUnreachable("it is busy")
+            pause_s = None
+        with self._changed:
+            del self._working[holder.name]
+            if pause_s:
+                self._candidates.append(holder)
+            elif pause_s is not None:
+                self._candidates.appendleft(holder)
+            self._changed.notify_all()
+            if pause_s:
+                self._changed.wait(pause_s)
+
+    def _next_pieces(self) -> list[int]:
+        """Return pieces to ask for; none if all are here or arriving."""
+        with self._changed:
+            while not self._is_over():
+                if (upload := self._upload) is None:
+                    wanted = [0]
+                else:
+                    wanted = self._missing_pieces(upload)
+                if wanted:
+                    self._asked.update(wanted)
+                    return wanted
+                self._changed.wait(LOOK_AGAIN_S)
+            return []
+
+    def _missing_pieces(self, upload: PieceUpload) -> list[int]:
+        """Return pieces that no holder is sending, best those that none was asked."""
+        free: list[int] = []
+        asked: list[int] = []
+        for number in range(upload.first_missing, upload.piece_count):
+            if upload.has_piece(number) or number in self._moving:
+                continue
+            (asked if self._asked[number] else free).append(number)
+            if len(free) == OFFERED_MAX:
+                break
+        return free or asked[:OFFERED_MAX]
+
+    def _take_piece(
+        self,
+        holder: Holder,
+        connection: HolderConnection,
+        wanted: Sequence[int],
+        buffer: memoryview,
+    ) -> None:
+        try:
+            piece = connection.request_piece(
+                self._sha256, wanted, lent_tree=self._lent_tree
+            )
+        finally:
+            with self._changed:
+                self._asked.subtract(wanted)
+        upload = self._begin_piece(holder, piece)
+        if upload is None:
+            raise _AlreadyArriving
+        try:
+            offset, end = upload.piece_range(piece.number)
+            while offset < end:
+                count = piece.read_into(buffer[: end - offset])
+                upload.write_at(offset, buffer[:count])
+                offset += count
+                self._check_wanted()
+        except BaseException:
+            with self._changed:
+                self._moving.discard(piece.number)
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._moving.discard(piece.number)
+            upload.end_piece(piece.number)
+            self.piece_count += 1
+            self._busy[holder.name] = 0
+            self._changed.notify_all()
+
+    def _check_wanted(self) -> None:
+        if self._fatal is not None or not self._may_continue():
+            raise HolderUnreachable("the files are not needed any more")
+
+    def _begin_piece(self, holder: Holder, piece: ArrivingPiece) -> PieceUpload | None:
+        """Return where a piece goes; None if another holder sends it.
+
+        Raises:
+            ContentMismatch: the piece or the whole blob has another size.
+        """
+        with self._changed:
+            if self._size_bytes is None:
+                self._size_bytes = piece.blob_bytes
+            if piece.blob_bytes != self._size_bytes:
+                raise ContentMismatch(
+                    f"its copy has {piece.blob_bytes} bytes, not {self._size_bytes}"
+                )
+            if self._upload is None:
+                self._upload = self._store.start_pieces(
+                    self._sha256, self._size_bytes, keep_s=self._keep_s
+                )
+            start, end = self._upload.piece_range(piece.number)
+            if piece.size_bytes != end - start:
+                raise ContentMismatch(f"it sent {piece.size_bytes} bytes of a piece")
+            if piece.number in self._moving or self._upload.has_piece(piece.number):
+                return None
+            self._upload.begin_piece(piece.number)
+            self._moving.add(piece.number)
+            self.senders[holder.name] = holder
+            self._changed.notify_all()
+            return self._upload
+
+
+class _AlreadyArriving(Exception):
+    """Another holder is sending the piece, or has sent it."""

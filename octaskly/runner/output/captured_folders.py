@@ -1,0 +1,142 @@
+"""The folders of captured outputs on this node's disk, within one quota.
+
+Room is made by deleting outputs that were fetched, those first whose fetch is longest
+ago. Outputs that nobody has fetched stay until the retention is over.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
+
+
+class CapturedUsage(NamedTuple):
+    """How much room captured outputs take."""
+
+    folders: int
+    used_bytes: int
+    quota_bytes: int
+
+
+class CapturedFolders:
+    """Accounts for captured outputs. All methods block and are thread-safe.
+
+    Args:
+        outputs_dir: Holds a folder for each task, with one for each attempt.
+        quota_bytes: Maximum size of all of them together.
+        reserve_bytes: Bytes to leave free on the disk, for the log.
+    """
+
+    def __init__(
+        self, outputs_dir: Path, *, quota_bytes: int, reserve_bytes: int
+    ) -> None:
+        self._outputs_dir = outputs_dir
+        self._quota_bytes, self._reserve_bytes = quota_bytes, reserve_bytes
+        self._lock = threading.Lock()
+        self._sizes: dict[Path, int] | None = None
+        self._arriving: dict[Path, int] = {}  #: bytes that are being captured
+
+    def make_room(self, folder: Path, needed_bytes: int) -> int:
+        """Return how many bytes the outputs of one attempt may have.
+
+        Args:
+            folder: The folder of the attempt, which may have some of them already.
+            needed_bytes: Size of all its outputs, for which others may be deleted.
+        """
+        with self._lock:
+            sizes = self._load_sizes()
+            self._arriving[folder] = needed_bytes
+            room_bytes = self._room(folder)
+            if needed_bytes > room_bytes:
+                for each in self._fetched_folders(sizes):
+                    self._delete(each)
+                    room_bytes = self._room(folder)
+                    if needed_bytes <= room_bytes:
+                        break
+            return max(0, room_bytes)
+
+    def add_folder(self, folder: Path) -> None:
+        """Count the outputs of an attempt, all of which are there now."""
+        with self._lock:
+            self._arriving.pop(folder, None)
+            size_bytes = _folder_bytes(folder)
+            if size_bytes:
+                self._load_sizes()[folder] = size_bytes
+
+    def delete_older(self, before_s: float) -> None:
+        """Delete the outputs of attempts that ended before a time."""
+        with self._lock:
+            folders = list(self._load_sizes())
+        for folder in folders:
+            try:
+                is_old = folder.lstat().st_mtime < before_s
+            except OSError:  # It was deleted by hand.
+                is_old = True
+            if is_old:
+                with self._lock:
+                    self._delete(folder)
+
+    def usage(self) -> CapturedUsage:
+        """Return how much room captured outputs take, without waiting for threads.
+
+        Until they have been counted, there are none.
+        """
+        sizes = list((self._sizes or {}).values())
+        used_bytes = sum(sizes) + sum(list(self._arriving.values()))
+        return CapturedUsage(len(sizes), used_bytes, self._quota_bytes)
+
+    def _room(self, folder: Path) -> int:
+        """Return the bytes that an attempt may have now."""
+        sizes = self._load_sizes()
+        others = sum(each for at, each in self._arriving.items() if at != folder)
+        others += sum(each for at, each in sizes.items() if at != folder)
+        self._outputs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(self._outputs_dir).free - self._reserve_bytes
+        return min(self._quota_bytes - others, free_bytes)
+
+    def _load_sizes(self) -> dict[Path, int]:
+        """Return the size of each folder; the first call reads them from the disk."""
+        if self._sizes is None:
+            self._sizes = {
+                folder: _folder_bytes(folder)
+                for folder in self._outputs_dir.glob("*/*")
+            }
+        return self._sizes
+
+    def _fetched_folders(self, sizes: dict[Path, int]) -> list[Path]:
+        """Return the folders that were fetched, the longest ago first."""
+        found = []
+        for folder in sizes:
+            with suppress(OSError):
+                found.append(((folder / FETCHED_NAME).lstat().st_mtime, folder))
+        return [folder for _, folder in sorted(found)]
+
+    def _delete(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if self._sizes is not None:
+            self._sizes.pop(folder, None)
+        with suppress(OSError):
+            folder.parent.rmdir()  # Fails while it has other attempts' outputs.
+
+
+def mark_fetched(folder: Path) -> None:
+    """Note that all outputs of an attempt were fetched now; they expire as before."""
+    with suppress(OSError):
+        before = folder.lstat()
+        (folder / FETCHED_NAME).touch()
+        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _folder_bytes(folder: Path) -> int:
+    size_bytes = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                size_bytes += entry.stat(follow_symlinks=False).st_size
+    return size_bytes

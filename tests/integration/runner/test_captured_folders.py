@@ -1,0 +1,77 @@
+"""Captured outputs within a quota: what was fetched makes room."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from octaskly.runner.output.captured_folders import (
+    FETCHED_NAME,
+    CapturedFolders,
+    mark_fetched,
+)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> CapturedFolders:
+    return CapturedFolders(tmp_path, quota_bytes=1000, reserve_bytes=0)
+
+
+def capture(folders: CapturedFolders, folder: Path, size_bytes: int) -> bool:
+    """Capture outputs if there is room."""
+    if folders.make_room(folder, size_bytes) >= size_bytes:
+        folder.mkdir(parents=True)
+        (folder / "content").write_bytes(bytes(size_bytes))
+    folders.add_folder(folder)
+    return folder.exists()
+
+
+def test_what_was_fetched_first_makes_room_first(
+    folders: CapturedFolders, tmp_path: Path
+) -> None:
+    """And only as much of it as is needed; what nobody has fetched stays."""
+    places = [tmp_path / f"task-{number}" / "1-1-1" for number in range(4)]
+    for place in places[:3]:
+        assert capture(folders, place, 300)
+    for order, number in enumerate((2, 0)):
+        mark_fetched(places[number])
+        os.utime(places[number] / FETCHED_NAME, (order, order))
+
+    assert capture(folders, places[3], 350)
+
+    assert [place.exists() for place in places] == [True, True, False, True]
+    assert not capture(folders, tmp_path / "task-4" / "1-1-1", 700)
+    assert not places[0].exists()  # It was fetched, but even so there was no room.
+    assert places[1].exists()
+    assert folders.usage() == (2, 650, 1000)
+
+
+def test_outputs_that_are_being_captured_count(
+    folders: CapturedFolders, tmp_path: Path
+) -> None:
+    """Two attempts that end at once do not get the same room."""
+    one, other = tmp_path / "one" / "1-1-1", tmp_path / "other" / "1-1-1"
+    assert folders.make_room(one, 600) == 1000
+
+    assert folders.make_room(other, 600) == 400
+    folders.add_folder(other)
+    assert capture(folders, one, 600)
+
+
+def test_the_next_agent_counts_what_is_there(tmp_path: Path) -> None:
+    """The retention still counts from the end of the attempt, fetched or not."""
+    folder = tmp_path / "task" / "1-1-1"
+    before = CapturedFolders(tmp_path, quota_bytes=1000, reserve_bytes=0)
+    assert capture(before, folder, 600)
+    os.utime(folder, (50, 50))
+    mark_fetched(folder)
+    later = CapturedFolders(tmp_path, quota_bytes=1000, reserve_bytes=0)
+
+    later.delete_older(49)
+    assert later.usage() == (1, 600, 1000)
+    assert folder.exists()
+    later.delete_older(51)
+    assert later.usage() == (0, 0, 1000)
+    assert not folder.parent.exists()

@@ -1,0 +1,235 @@
+"""Files from several holders: pieces, faults, wrong bytes."""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octaskly.core.model.task_options import BlobRef
+from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
+from octaskly.ports import FileQuotaExceeded
+from octaskly.runner.files import blob_fetcher, piece_download, piece_upload
+from octaskly.runner.files.blob_fetcher import BlobFetcher
+from tests.support.holders import FAULTS, Lan
+
+PIECE = 4096
+DATA = os.urandom(40 * PIECE + 5)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of some kilobytes have many pieces, and no test waits for a second."""
+    _make_small(monkeypatch)
+
+
+def _make_small(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(piece_upload, "PIECE_BYTES", PIECE)
+    patch.setattr(piece_download, "LOOK_AGAIN_S", 0.01)
+    patch.setattr(piece_download, "BUSY_S_MAX", 0.01)
+    patch.setattr(blob_fetcher, "PAUSE_S", 0.01)
+
+
+def fetch(fetcher: BlobFetcher, name: str, node: str = "a") -> list[str]:
+    source = fetcher.find_blob(BlobRef(sha256=name, node=node))
+    assert source is not None
+    return fetcher.fetch_blob(source)
+
+
+def stored(fetcher: BlobFetcher, name: str) -> bytes:
+    return fetcher.blob_store.file_path(name).read_bytes()
+
+
+def left_over(fetcher: BlobFetcher, name: str) -> set[str]:
+    return {place.name for place in fetcher.blob_store.file_path(name).parent.iterdir()}
+
+
+def test_a_large_file_comes_from_up_to_four_holders(tmp_path: Path) -> None:
+    """Each piece comes once, and the holders share the work."""
+    lan = Lan(tmp_path, a="", b="", c="", d="", e="")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher()
+
+    assert fetch(fetcher, name) == []
+
+    assert stored(fetcher, name) == DATA
+    assert sum(node.sent_bytes for node in lan.nodes.values()) == len(DATA)
+    assert len([node for node in lan.nodes.values() if node.asked]) <= 4
+    assert left_over(fetcher, name) == {name}
+
+
+def test_a_fetch_goes_on_with_another_holder_when_one_breaks(tmp_path: Path) -> None:
+    """What has arrived is not sent again."""
+    lan = Lan(tmp_path, a="breaks", b="")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher()
+
+    assert fetch(fetcher, name) == []
+
+    assert stored(fetcher, name) == DATA
+    sent = sum(node.sent_bytes for node in lan.nodes.values())
+    assert len(DATA) <= sent <= len(DATA) + PIECE
+
+
+@pytest.mark.parametrize("fault", ["wrong", "longer", "shorter"])
+def test_wrong_bytes_are_discarded_and_their_copy_is_deleted(
+    tmp_path: Path, fault: str
+) -> None:
+    """The holder itself reads its copy; then the next holder is asked."""
+    lan = Lan(tmp_path, a=fault, b="")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher()
+
+    assert fetch(fetcher, name) == []
+
+    assert stored(fetcher, name) == DATA
+    assert not lan.nodes["a"].has(name)
+    assert lan.nodes["b"].has(name)
+    assert lan.reported == [("a", name)]
+    assert left_over(fetcher, name) == {name}
+
+
+def test_wrong_bytes_in_a_pack_are_discarded(tmp_path: Path) -> None:
+    """Their holder loses its copy; the others are kept."""
+    lan = Lan(tmp_path, a="wrong", b="")
+    contents = {f"file{n}": os.urandom(100) for n in range(3)}
+    manifest = encode_manifest(
+        make_manifest(
+            TreeFile(path, sha256(data).digest(), len(data), 0)
+            for path, data in contents.items()
+        )
+    )
+    for data in (*contents.values(), manifest):
+        lan.nodes["b"].put(data)
+    bad = lan.nodes["a"].put(contents["file1"])
+    lan.nodes["a"].fault = ""
+    good = lan.nodes["a"].put(contents["file0"])
+    tree = lan.nodes["a"].put(manifest)
+    fetcher = lan.fetcher()
+    source = fetcher.find_blob(BlobRef(sha256=tree, node="a"))
+    assert source is not None
+
+    assert fetcher.fetch_tree(source) == []
+
+    for data in contents.values():
+        assert stored(fetcher, sha256(data).hexdigest()) == data
+    assert lan.reported == [("a", bad)]
+    assert lan.nodes["a"].has(good)
+    assert not lan.nodes["a"].has(bad)
+
+
+def test_a_full_store_is_no_failure_of_the_holder(tmp_path: Path) -> None:
+    """There may be room later, unless the file is larger than the quota."""
+    lan = Lan(tmp_path, a="", b="")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher(quota_bytes=len(DATA) + 1)
+    fetcher.blob_store.store_blob(sha256(b"..").hexdigest(), b"..")
+
+    with pytest.raises(FileQuotaExceeded):
+        fetch(fetcher, name)
+    too_small = Lan(tmp_path, a="", b="").fetcher(quota_bytes=len(DATA) - 1)
+    (failure,) = fetch(too_small, name)
+
+    assert f"the quota of this node, {len(DATA) - 1} bytes" in failure
+
+
+def test_a_peer_s_word_alone_deletes_nothing(tmp_path: Path) -> None:
+    """A holder that is told that its copy is wrong reads it first."""
+    lan = Lan(tmp_path, a="")
+    name = lan.nodes["a"].put(DATA)
+
+    assert lan.nodes["a"].store.verify_file(name) is True
+    assert lan.nodes["a"].has(name)
+
+
+def test_holders_are_looked_up_again_while_nobody_has_the_file(tmp_path: Path) -> None:
+    """Right after a change of dispatcher, no node is known for a moment."""
+    lan = Lan(tmp_path, a="", b="")
+    name = lan.put(DATA)
+    lan.hidden = {"a", "b"}
+    fetcher = lan.fetcher()
+
+    def may_continue() -> bool:
+        if lan.lookups == 3:
+            lan.hidden.clear()
+        return True
+
+    source = fetcher.find_blob(BlobRef(sha256=name, node="a"))
+    assert source is not None
+    assert fetcher.fetch_blob(source, may_continue) == []
+    assert stored(fetcher, name) == DATA
+
+
+def test_a_node_that_is_fetching_a_file_sends_on_what_has_arrived(
+    tmp_path: Path,
+) -> None:
+    """Others need not wait until it is complete; then nothing more is there to get."""
+    lan = Lan(tmp_path, a="")
+    name = lan.nodes["a"].put(DATA)
+    store = lan.fetcher().blob_store
+    upload = store.start_pieces(name, len(DATA))
+    upload.begin_piece(3)
+    upload.write_at(3 * PIECE, memoryview(DATA[3 * PIECE : 4 * PIECE]))
+    upload.end_piece(3)
+
+    piece = store.open_piece(name, [2, 3])
+    assert piece is not None
+    assert (
+        os.pread(piece.fd, piece.end - piece.start, piece.start)
+        == (DATA[3 * PIECE : 4 * PIECE])
+    )
+    os.close(piece.fd)
+    assert (piece.number, piece.blob_bytes) == (3, len(DATA))
+    assert store.open_piece(name, [2]) is None
+    upload.abort()
+
+
+def test_a_holder_sends_first_what_it_has_sent_least_often(tmp_path: Path) -> None:
+    """So that nodes that fetch one file can then fetch it from each other."""
+    lan = Lan(tmp_path, a="")
+    store = lan.nodes["a"].store
+    name = lan.nodes["a"].put(DATA)
+    numbers = []
+    for wanted in ([0, 1, 2], [0, 1, 2], [0, 1, 2], [1], [0, 1, 2]):
+        piece = store.open_piece(name, wanted)
+        assert piece is not None
+        os.close(piece.fd)
+        numbers.append(piece.number)
+
+    assert numbers == [0, 1, 2, 1, 0]
+
+
+@given(faults=st.lists(st.sampled_from(["", *FAULTS]), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_a_fetch_ends_with_the_right_bytes_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, faults: list[str]
+) -> None:
+    """Whatever the holders do; with one that is sound, it succeeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        _make_small(patch)
+        names = "abcde"[: len(faults)]
+        folder = tmp_path_factory.mktemp("lan")
+        lan = Lan(folder, **dict(zip(names, faults, strict=True)))
+        name = lan.put(DATA[: 10 * PIECE])
+        fetcher = lan.fetcher()
+
+        failed = fetch(fetcher, name)
+
+        if {"", "breaks", "busy"} & set(faults):
+            assert failed == []
+        if not failed:
+            assert stored(fetcher, name) == DATA[: 10 * PIECE]
+        kept = {place.name for place in (folder / "own").iterdir()}
+        assert kept == (set() if failed else {name})
+        spoiled = [node for node in lan.nodes.values() if node.verified]
+        assert {holder for holder, _ in lan.reported} <= {
+            n
+            for n, f in zip(names, faults, strict=True)
+            if f in ("wrong", "longer", "shorter")
+        }
+        assert not any(node.has(name) for node in spoiled if node.fault == "wrong")
+        fetcher.close()

@@ -1,0 +1,164 @@
+"""Second copies of outputs: asked for at once, or before the end is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
+from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.files.capture import MANIFEST_NAME, OutputReader, outputs_folder
+from octaskly.runner.files.holder_connection import Holder, HolderUnreachable
+from octaskly.runner.files.output_copies import COPIED_BYTES_MAX, OutputCopies
+from octaskly.runner.output.output_archive import OutputArchive
+from tests.support.pooling import STREAM, archive_in, supply_in
+
+TASK, ATTEMPT = TaskId("task-001-0011"), AttemptId(3, STREAM, 1)
+DATA = b"result" * 1000
+
+
+class Node:
+    """A node that captures outputs, or copies them from the one that did."""
+
+    def __init__(self, folder: Path, *, is_strict: bool = True) -> None:
+        folder.mkdir()
+        (folder / "outputs").mkdir()
+        self.archive: OutputArchive = archive_in(folder)
+        self.others: list[Node] = []
+        self.is_up = True
+        self.asked: list[str] = []
+        self.copies = OutputCopies(
+            self.archive,
+            cast("BlobFetcher", _Fetcher(self, supply_in(folder))),
+            node=NodeId(folder.name),
+            copy_holders=lambda _task, _attempt: [
+                Holder(str(number), ()) for number in range(len(self.others))
+            ],
+            is_strict=is_strict,
+        )
+
+    @property
+    def folder(self) -> Path:
+        return outputs_folder(self.archive.outputs_dir, TASK, ATTEMPT)
+
+    def capture(self) -> None:
+        """Leave one output."""
+        self.folder.mkdir(parents=True)
+        digest = sha256(DATA)
+        (self.folder / digest.hexdigest()).write_bytes(DATA)
+        file = TreeFile("out/file", digest.digest(), len(DATA), 17, is_executable=True)
+        manifest = encode_manifest(make_manifest([file], (), ["out/empty"]))
+        (self.folder / MANIFEST_NAME).write_bytes(manifest)
+
+    def manifest(self) -> bytes:
+        return (self.folder / MANIFEST_NAME).read_bytes()
+
+
+class _Connection:
+    """A connection from one node to another."""
+
+    def __init__(self, node: Node, other: Node) -> None:
+        self._node, self._other = node, other
+
+    def post_json(self, path: str, body: object, *, timeout_s: float) -> Any:
+        self._other.asked.append(path)
+        why = self._other.copies.fetch_copy(TASK, ATTEMPT, Holder("0", ()))
+        return {"failures": [why] if why else []}
+
+    def fetch_outputs(self, path: str) -> tuple[int, Iterator[bytes]]:
+        assert path.endswith("?copy=true")
+        tree = OutputReader(self._other.archive.outputs_dir).read_tree(TASK, ATTEMPT)
+        size_bytes = tree.tar.size_bytes
+        return size_bytes, tree.tar_chunks(0, size_bytes, 1000)
+
+
+class _Fetcher:
+    """The connections of a node."""
+
+    def __init__(self, node: Node, real: BlobFetcher) -> None:
+        self._node, self.file_locks = node, real.file_locks
+
+    @contextmanager
+    def connections(self) -> Iterator[_Fetcher]:
+        yield self
+
+    @contextmanager
+    def connect_to(self, holder: Holder) -> Iterator[_Connection]:
+        other = self._node.others[int(holder.name)]
+        if not other.is_up:
+            raise HolderUnreachable("it cannot be reached")
+        yield _Connection(self._node, other)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Node:
+    node = Node(tmp_path / "worker")
+    node.capture()
+    return node
+
+
+def add(worker: Node, tmp_path: Path, name: str) -> Node:
+    other = Node(tmp_path / name)
+    worker.others.append(other)
+    other.others.append(worker)
+    return other
+
+
+def test_with_strict_durability_the_copy_is_there_before_the_end(
+    worker: Node, tmp_path: Path
+) -> None:
+    """At the next node if one does not answer; the same tree, byte for byte."""
+    first, second = add(worker, tmp_path, "first"), add(worker, tmp_path, "second")
+    first.is_up = False
+
+    assert worker.copies.on_captured(TASK, ATTEMPT, len(DATA)) == ""
+
+    assert not first.folder.exists()
+    assert second.manifest() == worker.manifest()
+    assert second.archive.captured.usage().folders == 1
+    copied = OutputReader(second.archive.outputs_dir).read_tree(TASK, ATTEMPT)
+    path = copied.file_path("out/file")
+    assert path is not None
+    assert path.read_bytes() == DATA
+
+
+def test_with_strict_durability_a_missing_copy_is_reported(
+    worker: Node, tmp_path: Path
+) -> None:
+    """The task has run, so its end is reported even so."""
+    alone = worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
+    add(worker, tmp_path, "first").is_up = False
+    unreachable = worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
+
+    assert alone == "its outputs have no second copy (there is no other node)"
+    assert "it cannot be reached" in unreachable
+
+
+def test_without_it_the_copy_is_made_in_the_background(tmp_path: Path) -> None:
+    """And large outputs are not copied at all."""
+    worker = Node(tmp_path / "worker", is_strict=False)
+    worker.capture()
+    other = add(worker, tmp_path, "other")
+
+    assert worker.copies.on_captured(TASK, ATTEMPT, COPIED_BYTES_MAX + 1) == ""
+    assert worker.copies.on_captured(TASK, ATTEMPT, len(DATA)) == ""
+    worker.copies._threads.shutdown()
+
+    assert other.manifest() == worker.manifest()
+    assert len(other.asked) == 1
+
+
+def test_a_copy_that_breaks_leaves_nothing(worker: Node, tmp_path: Path) -> None:
+    """Not even a folder that looks like outputs."""
+    other = add(worker, tmp_path, "other")
+    (worker.folder / sha256(DATA).hexdigest()).write_bytes(DATA[:10])
+
+    assert worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
+
+    assert not any(other.archive.outputs_dir.glob("*/*"))
