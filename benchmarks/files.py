@@ -1,7 +1,8 @@
 """Files that travel, beside nginx over HTTPS on the same pair of hosts.
 
-Two hosts with disks of their own; each is a namespace. Needs root, iproute2, nginx,
-curl and openssl.
+Each host is a namespace with folders of its own. Needs root, iproute2, nginx, curl and
+openssl. With the variable `BEFORE`, a tree of this repository from before tasks had
+files, it also compares the path of a task without files.
 """
 
 from __future__ import annotations
@@ -13,12 +14,21 @@ import ssl
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple
 
-from benchmarks.measure import Row, bound_row, ratio_row
+from benchmarks import compare
+from benchmarks.measure import (
+    Row,
+    bound_row,
+    children,
+    cpu_s,
+    rss_max_mb,
+    rss_mb,
+)
 from octaskly.client.command_session import Session
 from octaskly.client.flows.files import SentTree, TreeContents, upload_tree
 from octaskly.files.digest_index import RACY_NS, DigestIndex
@@ -36,6 +46,16 @@ from tests.mesh.netns import missing, wait_until
 SMALL_FILES: Final = 1000
 SMALL_BYTES: Final = 1024
 LARGE_BYTES: Final = 1 << 30
+MEMORY_MB: Final = 64  #: much less than the file
+MANY_HOSTS: Final = 8
+LINK_MBIT: Final = 100  #: so that the links are the limit, not the processors
+SHAPED_BYTES: Final = 1 << 26
+BEFORE_MIN: Final = 0.98
+WITHOUT_FILES: Final = (
+    ("bulk", 10, "true, tasks/s", "true by bulk REST, by before"),
+    ("latency", 100, "submit to result, ms", "before, by submit to result"),
+)
+"""A comparison, its turns in a round, its figure, and the name of the row."""
 NGINX_PORT: Final = 8443
 NGINX_CONF: Final = """
 daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 2;
@@ -52,7 +72,7 @@ http {{
 
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
-    """Measure small files, a changed file, and large files against nginx."""
+    """Measure small files, a changed file, large files, and one tree for many hosts."""
     yield from _scan(folder / "scanned", runs=3 if quick else 15)
     if (reason := missing()) is not None:
         raise FileNotFoundError(reason)
@@ -60,7 +80,13 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
         form(lab)
         lender, (worker,) = roles(lab)
         yield from _small(lender, worker, runs=1 if quick else 5)
-        yield from _large(lab, lender, worker, (1 << 28) if quick else LARGE_BYTES)
+        size_bytes = (1 << 28) if quick else LARGE_BYTES
+        yield from _large(lab, lender, worker, size_bytes, runs=1 if quick else 3)
+    with Lab(1 + MANY_HOSTS) as lab:
+        form(lab)
+        yield from _many(lab, (1 << 24) if quick else SHAPED_BYTES)
+    if before := os.environ.get("BEFORE"):
+        yield from _without_files(folder, Path(before), rounds=1 if quick else 5)
 
 
 def _scan(top: Path, *, runs: int) -> Iterator[Row]:
@@ -120,65 +146,119 @@ def _small(lender: Host, worker: Host, *, runs: int) -> Iterator[Row]:
     )
 
 
-def _large(lab: Lab, lender: Host, worker: Host, size_bytes: int) -> Iterator[Row]:
-    data = os.urandom(1 << 20) * (size_bytes >> 20)
-    with _nginx(lab, lender, data) as server:
-        before_s = server.cpu_s()
-        nginx_s = min(_curl(worker, server.url) for _ in range(3))
-        nginx, nginx_cpu_s = size_bytes / nginx_s / 1e6, (server.cpu_s() - before_s) / 3
-        yield "nginx by HTTPS", f"{nginx:.0f} MB/s", "1.00", "", ""
-        yield from _fetched(lender, worker, size_bytes, nginx, nginx_cpu_s)
-        sent_s = _upload(worker, lender, data)
-        rate = size_bytes / sent_s / 1e6
-        yield ratio_row("upload over HTTPS", rate, nginx, 0.4, "nginx")
-        stored = {"sha256": content_digest(data), "node": lender.name}
-        supplied_s = _timed(worker, {"stdin_file": stored}) - _timed(worker, {})
-        rate = size_bytes / supplied_s / 1e6
-        yield ratio_row("supply to a task's node", rate, nginx, 0.4, "nginx")
-
-
-def _fetched(
-    dispatcher: Host, worker: Host, size_bytes: int, nginx: float, nginx_cpu_s: float
+def _large(
+    lab: Lab, lender: Host, worker: Host, size_bytes: int, *, runs: int
 ) -> Iterator[Row]:
-    """Fetch an output of the dispatcher, and one that it relays from the worker."""
-    for host, name, goal in (
-        (dispatcher, "fetch an output", 1.0),
-        (worker, "fetch it through the dispatcher", 0.6),
-    ):
-        url = _make_output(dispatcher, host, size_bytes)
-        token = ("-H", f"Authorization: Bearer {dispatcher.token()}")
-        before_s = _agent_cpu_s(dispatcher)
-        taken_s = min(_curl(worker, url, *token) for _ in range(3))
-        cpu_s = (_agent_cpu_s(dispatcher) - before_s) / 3
-        yield ratio_row(name, size_bytes / taken_s / 1e6, nginx, goal, "nginx")
-        if host is dispatcher:
-            yield bound_row("its CPU, of nginx's", cpu_s / nginx_cpu_s, "x", 2.0)
+    """Move a file of random bytes in each direction and way.
+
+    The times of each way are those of its best run, with a new file each where the
+    other host would have it already.
+    """
+    memory_mb = [rss_mb(host.first.process.pid) for host in (lender, worker)]
+    with _Nginx(lab, lender, size_bytes) as (url, process):
+        nginx = min(
+            _costs(lambda: _curl(worker, url), process.pid) for _ in range(runs)
+        )
+        rate = size_bytes / nginx.wall_s / 1e6
+        yield "nginx by HTTPS", f"{rate:.0f} MB/s", "1.00", "", ""
+    stored = [_random_bytes(size_bytes) for _ in range(runs)]
+    sent_s = min(_upload(worker, lender, data) for data in stored)
+    yield _rate_row("upload over HTTPS", sent_s, nginx.wall_s, 0.4, size_bytes)
+    plain_s = statistics.median(_timed(worker, {}) for _ in range(5))
+    files = [{"sha256": content_digest(data), "node": lender.name} for data in stored]
+    supplied_s = min(_timed(worker, {"stdin_file": file}) for file in files) - plain_s
+    yield _rate_row(
+        "supply to a task's node", supplied_s, nginx.wall_s, 0.4, size_bytes
+    )
+    path = _output(lender, size_bytes)
+    pid, token = lender.first.process.pid, lender.token()
+    fetched = min(
+        _costs(lambda: _download(worker, lender, path, token), pid) for _ in range(runs)
+    )
+    yield _rate_row("fetch over HTTPS", fetched.wall_s, nginx.wall_s, 1.0, size_bytes)
+    yield bound_row(
+        "fetch: CPU of the agent, by that of nginx", fetched.cpu_s / nginx.cpu_s, "", 2
+    )
+    forwarded_s = min(_download(worker, worker, path, token) for _ in range(runs))
+    yield _rate_row("forwarded fetch", forwarded_s, nginx.wall_s, 0.6, size_bytes)
+    peaks = [rss_max_mb(host.first.process.pid) for host in (lender, worker)]
+    growth_mb = max(
+        after - before for before, after in zip(memory_mb, peaks, strict=True)
+    )
+    yield bound_row("most memory for these files", growth_mb, "MB", MEMORY_MB)
 
 
-def _make_output(dispatcher: Host, host: Host, size_bytes: int) -> str:
-    """Run a task that leaves a large output on a host; return its URL."""
-    draft = {
-        "command": f"head -c {size_bytes} /dev/urandom > big",
-        "outputs": ["big"],
-        "workdir": "scratch",
-        "requires": {"node": host.name},
-    }
-    created = dispatcher.http("POST", "/api/v1/tasks", json=draft)
-    assert created.status == 201, created.body
-    path = f"/api/v1/tasks/{created.json['id']}"
-    ended = dispatcher.http("GET", f"{path}?wait=120", timeout_s=130).json
-    assert ended["status"] == "completed", ended
-    return f"{dispatcher.first.description['lan_url']}{path}/outputs/big"
+class _Cost(NamedTuple):
+    """The cost of a download; the smaller one took less time."""
+
+    wall_s: float
+    cpu_s: float  #: of the server
 
 
-def _agent_cpu_s(host: Host) -> float:
-    return cpu_s(host.first.pid)
+def _costs(download: Callable[[], float], pid: int) -> _Cost:
+    before_s = _all_cpu_s(pid)
+    wall_s = download()
+    return _Cost(wall_s, _all_cpu_s(pid) - before_s)
 
 
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _all_cpu_s(pid: int) -> float:
+    return cpu_s(pid) + sum(cpu_s(child) for child in children(pid))
+
+
+def _rate_row(
+    name: str, taken_s: float, nginx_s: float, goal: float, size_bytes: int
+) -> Row:
+    ratio = nginx_s / taken_s
+    met = "yes" if ratio >= goal else "no"
+    value = f"{size_bytes / taken_s / 1e6:.0f} MB/s"
+    return name, value, f"{ratio:.2f}", f">= {goal} nginx", met
+
+
+def _random_bytes(size_bytes: int) -> bytes:
+    return os.urandom(1 << 20) * (size_bytes >> 20)
+
+
+def _many(lab: Lab, size_bytes: int) -> Iterator[Row]:
+    """Send a tree to one host, then another one to eight hosts at once."""
+    sender, *others = lab.hosts
+    for host in lab.hosts:
+        shape = f"root tbf rate {LINK_MBIT}mbit burst 128kb latency 50ms"
+        _tc(host.netns, f"qdisc add dev eth0 {shape}")
+        _tc(lab.switch, f"qdisc add dev {host.port} {shape}")
+    took_s = []
+    for hosts in (others[:1], others):
+        fields = _with_tree(send_tree(sender, {"large": os.urandom(size_bytes)}))
+        with ThreadPoolExecutor(len(hosts)) as pool:
+            began_s = time.perf_counter()
+            list(pool.map(_timed, hosts, [fields] * len(hosts)))
+            took_s.append(time.perf_counter() - began_s)
+    one_s, many_s = took_s
+    size_mb = size_bytes / 1e6
+    name = f"{size_mb:.0f} MB to one host by {LINK_MBIT} Mbit/s"
+    yield name, f"{one_s:.1f} s", "1.00", "", ""
+    met = "yes" if many_s <= 2 * one_s else "no"
+    name = f"to {MANY_HOSTS} hosts at once"
+    yield name, f"{many_s:.1f} s", f"{many_s / one_s:.2f}", "<= 2 of one", met
+
+
+def _tc(netns: str, command: str) -> None:
+    words = ["ip", "netns", "exec", netns, "tc", *command.split()]
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def _without_files(folder: Path, before: Path, *, rounds: int) -> Iterator[Row]:
+    """Compare tasks without files with those of an earlier tree, in turns."""
+    trees = [before, Path(__file__).parents[1]]
+    for what, count, figure, name in WITHOUT_FILES:
+        turns = []
+        for number in range(rounds):
+            place = folder / f"{what}{number}"
+            place.mkdir()
+            turns += compare.WHAT[what](place, trees, count)[figure]
+        now_by_before = statistics.median(now / then for then, now in turns)
+        ratio = now_by_before if what == "bulk" else 1 / now_by_before
+        met = "yes" if ratio >= BEFORE_MIN else "no"
+        yield name, "", f"{ratio:.3f}", f">= {BEFORE_MIN}", met
 
 
 def send_tree(host: Host, contents: dict[str, bytes]) -> SentTree:
@@ -225,6 +305,32 @@ def _received_bytes(host: Host) -> int:
     return int(host.run("cat", path).stdout)
 
 
+def _output(host: Host, size_bytes: int) -> str:
+    """Make a file on a host; return its place in the API."""
+    draft = {
+        "command": f"head -c {size_bytes} /dev/urandom > made",
+        "requires": {"node": host.name},
+        "workdir": "scratch",
+        "outputs": ["made"],
+    }
+    created = host.http("POST", "/api/v1/tasks", json=draft)
+    assert created.status == 201, created.body
+    path = f"/api/v1/tasks/{created.json['id']}"
+    ended = host.http("GET", f"{path}?wait=120", timeout_s=130).json
+    assert ended["outputs"][0]["bytes"] == size_bytes, ended
+    return f"{path}/outputs/made"
+
+
+def _download(client: Host, server: Host, path: str, token: str) -> float:
+    """Download a file from the node of a host; return the seconds."""
+    port = server.first.description["lan_url"].rpartition(":")[2]
+    return _curl(
+        client,
+        f"https://{server.ip}:{port}{path}",
+        *("-H", f"Authorization: Bearer {token}"),
+    )
+
+
 def _upload(worker: Host, lender: Host, data: bytes) -> float:
     """Upload a file from one host to the node of another; return the seconds."""
     token = lender.token()
@@ -238,12 +344,12 @@ def _upload(worker: Host, lender: Host, data: bytes) -> float:
         "Authorization": f"Bearer {token}",
         "Content-Type": "application/octet-stream",
     }
-    view, name = memoryview(data), content_digest(data)
+    view = memoryview(data)
     parts = (view[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20))
     began_s = time.perf_counter()
     connection.request(
         "POST",
-        f"/api/v1/files/{name}",
+        f"/api/v1/files/{content_digest(data)}",
         parts,
         {**headers, "Content-Length": str(len(data))},
     )
@@ -252,23 +358,17 @@ def _upload(worker: Host, lender: Host, data: bytes) -> float:
     return time.perf_counter() - began_s
 
 
-class _nginx:  # noqa: N801 - a context manager
-    """nginx with one file on a host."""
+class _Nginx:
+    """nginx with one file on a host; yields the file's URL, and the process."""
 
-    def __init__(self, lab: Lab, host: Host, data: bytes) -> None:
+    def __init__(self, lab: Lab, host: Host, size_bytes: int) -> None:
         self._host, self._folder = host, lab.folder / "nginx"
         (self._folder / "www").mkdir(parents=True)
         self._folder.chmod(0o755)
         lab.folder.chmod(0o755)
-        (self._folder / "www/file").write_bytes(data)
+        (self._folder / "www/file").write_bytes(_random_bytes(size_bytes))
 
-    def cpu_s(self) -> float:
-        """Return the CPU time of its processes so far."""
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return sum(cpu_s(int(each)) for each in (pid, *children))
-
-    def __enter__(self) -> Self:
+    def __enter__(self) -> tuple[str, subprocess.Popen[bytes]]:
         if shutil.which("nginx") is None:
             raise FileNotFoundError("nginx")
         folder = str(self._folder)
@@ -287,12 +387,12 @@ class _nginx:  # noqa: N801 - a context manager
         )
         self._process = self._host.popen("nginx", "-p", folder, "-c", str(conf))
         wait_until("nginx listens", self._listens, within_s=10)
-        self.url = f"https://{self._host.ip}:{NGINX_PORT}/file"
-        return self
+        return f"https://{self._host.ip}:{NGINX_PORT}/file", self._process
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait()
+        shutil.rmtree(self._folder)
 
     def _listens(self) -> bool:
         try:
@@ -302,8 +402,8 @@ class _nginx:  # noqa: N801 - a context manager
             return False
 
 
-def _curl(host: Host, url: str, *options: str) -> float:
-    shown = ("-o", "/dev/null", "-w", "%{time_total}")
-    done = host.run("curl", "-skf", *shown, *options, url)
+def _curl(host: Host, url: str, *more: str) -> float:
+    wanted = ("-skf", "-o", "/dev/null", "-w", "%{time_total}")
+    done = host.run("curl", *wanted, *more, url, timeout_s=300)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
