@@ -6,11 +6,13 @@ import contextlib
 import os
 import posixpath
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from msgspec.structs import replace
 
+from octaskly.cli.output.progress import NoRoomNote, TransferProgress
 from octaskly.cli.output.render import data_size, note
 from octaskly.client.flows import rest_calls
 from octaskly.core.model.placeholders import fill_placeholders, split_placeholders
@@ -19,8 +21,7 @@ from octaskly.files.output_patterns import DeclaredOutputs, prefixes
 
 if TYPE_CHECKING:
     from octaskly.client import Session
-    from octaskly.client.errors import Refused
-    from octaskly.client.flows.files import SentTree
+    from octaskly.client.flows.files import SendCallbacks, SentTree
     from octaskly.client.lending import Lender
     from octaskly.files.local_tree import LocalTree, Skipped
     from octaskly.rest.client_types import Draft
@@ -43,6 +44,7 @@ class SentFiles:
     sent when a node wants them. Use it as a context manager, which ends that.
 
     Args:
+        client: Session with a node.
         sent: What the user named.
         items: Those of an array; they fill the placeholders in its paths.
         is_replicated: Store the files on as many nodes as the tasks, since the command
@@ -54,19 +56,22 @@ class SentFiles:
 
     def __init__(
         self,
+        client: Session,
         sent: SentPaths,
         items: Sequence[str] = (),
         *,
         is_replicated: bool = False,
     ) -> None:
+        self._client = client
         self._sent = sent
         self._is_replicated = is_replicated
         self._items = items
         self._folders: tuple[str, ...] = ()
         self._lender: Lender | None = None
         self._cancel: Callable[[], None] = lambda: None
-        self._files_lent = self._bytes_lent = 0
-        self._is_waiting = False  #: for room at the node
+        self._files_sent = self._bytes_sent = 0
+        self._no_room = NoRoomNote()
+        self._progress = TransferProgress("sending")
         self._tree = self._scan() if sent.paths else None
         if self._tree is not None:
             _warn_of_secrets(self._tree.secret_paths)
@@ -77,8 +82,9 @@ class SentFiles:
     def __exit__(self, *_exception: object) -> None:
         if self._lender is not None:
             self._lender.close()
+            self._progress.clear()
 
-    def send(self, client: Session, drafts: Iterable[Draft]) -> list[Draft]:
+    def send(self, drafts: Iterable[Draft]) -> list[Draft]:
         """Send what the node lacks, or offer it; return the tasks with their tree.
 
         A file that changed since the scan is scanned once more.
@@ -88,26 +94,26 @@ class SentFiles:
         from octaskly.files.local_tree import FileChanged  # noqa: PLC0415 - for --in
 
         try:
-            answer = self._upload(client, self._tree)
+            answer = self._upload(self._tree)
         except FileChanged:
             self._tree = self._scan(is_retry=True)
-            answer = self._upload(client, self._tree)
+            answer = self._upload(self._tree)
         field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
         if self._folders:
             field["folders"] = self._folders
         if answer.is_lent:
             field["lent"] = True
-            self._lend(client, self._tree)
+            self._lend(self._tree)
         else:
             note(_summary(self._tree, answer.files_sent, answer.bytes_sent))
         return [replace(draft, tree=field) for draft in drafts]
 
-    def cancel_on_failure(self, client: Session, task: str) -> None:
+    def cancel_on_failure(self, task: str) -> None:
         """Have a task cancelled if its files cannot be lent any more."""
 
         def cancel() -> None:
             with contextlib.suppress(OctasklyError):  # It may have ended.
-                client.send(rest_calls.cancel(task, force=True))
+                self._client.send(rest_calls.cancel(task, force=True))
 
         self._cancel = cancel
         if self._lender is not None and self._lender.failure is not None:
@@ -122,9 +128,10 @@ class SentFiles:
         if self._lender is None or self._tree is None:
             return
         self._lender.close()
+        self._progress.clear()
         if self._lender.failure is not None:
             raise self._lender.failure
-        note(_summary(self._tree, self._files_lent, self._bytes_lent))
+        note(_summary(self._tree, self._files_sent, self._bytes_sent))
 
     def digests(self, cwd: str | None) -> dict[str, bytes]:
         """Return the SHA-256 of files whose path for the tasks is their path here.
@@ -157,56 +164,82 @@ class SentFiles:
             for position, item in enumerate(self._items):
                 yield posixpath.normpath(fill_placeholders(text, item, position))
 
-    def _upload(self, client: Session, tree: LocalTree) -> SentTree:
+    def _upload(self, tree: LocalTree) -> SentTree:
         from octaskly.client.flows import files  # noqa: PLC0415 - for --in only
         from octaskly.client.local_trees import contents_of  # noqa: PLC0415
 
         contents = contents_of(tree)
-        if not self._is_replicated:
-            return client.run(files.prepare_lending(client.requests, contents))
-        answer = client.run(files.upload_tree(client.requests, contents))
+        client, callbacks = self._client, self._callbacks()
+        try:
+            if not self._is_replicated:
+                flow = files.prepare_lending(client.requests, contents, callbacks)
+                return client.run(flow)
+            flow = files.upload_tree(client.requests, contents, callbacks)
+            answer = client.run(flow)
+        finally:
+            self._progress.clear()
         client.run(files.replicate_tree(client.requests, answer))
         return answer
 
-    def _lend(self, client: Session, tree: LocalTree) -> None:
+    def _callbacks(self) -> SendCallbacks:
         from octaskly.client.flows.files import SendCallbacks  # noqa: PLC0415
+
+        return SendCallbacks(self._count_sent, self._progress.expect, self._no_room.say)
+
+    def _lend(self, tree: LocalTree) -> None:
         from octaskly.client.lending import Lender  # noqa: PLC0415 - for --in only
 
         self._lender = Lender(
-            client.endpoint,
-            client.requests,
+            self._client.endpoint,
+            self._client.requests,
             tree,
-            callbacks=SendCallbacks(self._count_sent, self._say_no_room),
+            callbacks=self._callbacks(),
             on_failure=self._on_failure,
         )
         self._lender.__enter__()
-
-    def _say_no_room(self, refusal: Refused) -> None:
-        """Say once that the node has no room, until something was sent again."""
-        if not self._is_waiting:
-            self._is_waiting = True
-            note(f"waiting for room at the node: {refusal.hint}")
 
     def _on_failure(self) -> None:
         self._cancel()  # Set when the tasks are submitted.
 
     def _count_sent(self, files: int, size_bytes: int) -> None:
-        self._is_waiting = False
-        self._files_lent += files
-        self._bytes_lent += size_bytes
+        if size_bytes > 0:
+            self._no_room.on_sent()
+        self._files_sent += files
+        self._bytes_sent += size_bytes
+        self._progress.add(files, size_bytes)
 
     def _scan(self, *, is_retry: bool = False) -> LocalTree:
         from octaskly.client import local_trees  # noqa: PLC0415 - for --in only
+        from octaskly.files.local_tree import ScanCallbacks  # noqa: PLC0415
 
         paths, includes_ignored = self._sent
-        if not self._items or not any(map(local_trees.has_placeholder, paths)):
-            return local_trees.scan_local_tree(
-                paths, includes_ignored=includes_ignored, is_retry=is_retry
+        progress = TransferProgress("hashing")
+        callbacks = ScanCallbacks(partial(self._on_found, progress), progress.add)
+        try:
+            if not self._items or not any(map(local_trees.has_placeholder, paths)):
+                return local_trees.scan_local_tree(
+                    paths,
+                    includes_ignored=includes_ignored,
+                    is_retry=is_retry,
+                    callbacks=callbacks,
+                )
+            self._folders = local_trees.ARRAY_FOLDERS
+            return local_trees.scan_array_tree(
+                paths,
+                self._items,
+                includes_ignored=includes_ignored,
+                is_retry=is_retry,
+                callbacks=callbacks,
             )
-        self._folders = local_trees.ARRAY_FOLDERS
-        return local_trees.scan_array_tree(
-            paths, self._items, includes_ignored=includes_ignored, is_retry=is_retry
-        )
+        finally:
+            progress.clear()
+
+    def _on_found(self, progress: TransferProgress, sizes: Mapping[str, int]) -> None:
+        """Refuse what no node has room for, before it is hashed for hours."""
+        from octaskly.client.flows.files import check_quota  # noqa: PLC0415
+
+        self._client.run(check_quota(self._client.requests, sizes))
+        progress.expect(len(sizes), sum(sizes.values()))
 
 
 def warn_of_local_files(

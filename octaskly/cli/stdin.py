@@ -18,10 +18,12 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from octaskly.cli.output.progress import NoRoomNote
 from octaskly.cli.output.render import note
 from octaskly.cli.task_options import STDIN_BYTES_MAX, STDIN_CONSUMED
 from octaskly.client import Session
-from octaskly.client.flows.files import ContentBody, upload_file
+from octaskly.client.flows.files import ContentBody, SendCallbacks, upload_file
+from octaskly.errors import OctasklyError
 
 CHUNK_BYTES: Final = 1 << 20
 HINT_AFTER_S: Final = 2.0
@@ -61,10 +63,17 @@ def stdin_fields(client: Session) -> dict[str, Any]:
         start = os.lseek(fd, 0, os.SEEK_CUR) - len(head)
         return _send(client, _hash_from(fd, start))
     with tempfile.TemporaryFile(prefix="octaskly-") as spool:
-        spool.write(head)
-        while data := os.read(fd, CHUNK_BYTES):
-            spool.write(data)
-        spool.flush()
+        try:
+            spool.write(head)
+            while data := os.read(fd, CHUNK_BYTES):
+                spool.write(data)
+            spool.flush()
+        except OSError as error:
+            raise OctasklyError(
+                f"this machine cannot keep stdin in {tempfile.gettempdir()}:"
+                f" {error.strerror}",
+                hint="TMPDIR=/var/tmp octaskly run ...    keeps it elsewhere",
+            ) from None
         return _send(client, _hash_from(spool.fileno(), 0))
 
 
@@ -103,5 +112,6 @@ def _hash_from(fd: int, start: int) -> _Content:
 
 def _send(client: Session, content: _Content) -> dict[str, Any]:
     body = ContentBody(content.size_bytes, content.read)
-    stored = client.run(upload_file(client.requests, content.sha256, body))
+    callbacks = SendCallbacks(on_no_room=NoRoomNote().say)
+    stored = client.run(upload_file(client.requests, content.sha256, body, callbacks))
     return {"stdin_file": {"sha256": stored.sha256, "node": stored.node}}

@@ -14,8 +14,10 @@ from octaskly.core.model.arrays import ITEM_DIGEST_PLACEHOLDER, item_digest
 from octaskly.core.model.placeholders import fill_placeholders, split_placeholders
 from octaskly.files.digest_index import DigestIndex
 from octaskly.files.local_tree import (
+    SILENT,
     LocalTree,
     NamedPath,
+    ScanCallbacks,
     name_path,
     parse_named_path,
     scan_tree,
@@ -28,7 +30,11 @@ ARRAY_FOLDERS: Final = (COMMON_FOLDER, f"{ITEMS_FOLDER}/{ITEM_DIGEST_PLACEHOLDER
 
 
 def scan_local_tree(
-    paths: Iterable[str], *, includes_ignored: bool = False, is_retry: bool = False
+    paths: Iterable[str],
+    *,
+    includes_ignored: bool = False,
+    is_retry: bool = False,
+    callbacks: ScanCallbacks = SILENT,
 ) -> LocalTree:
     """Return the tree of files and folders, each as `PATH` or `PATH=DEST`. Blocks.
 
@@ -36,13 +42,15 @@ def scan_local_tree(
         paths: Absolute, or relative to the current folder.
         includes_ignored: Skip nothing below folders.
         is_retry: Hash all files again, since one was not what an earlier scan said.
+        callbacks: Are told of the progress.
 
     Raises:
         ManifestError: something cannot be sent.
     """
     folder = str(Path.cwd())
     named = [parse_named_path(path, folder) for path in paths]
-    return _scan(named, includes_ignored=includes_ignored, is_retry=is_retry)
+    index = _open_index(is_retry=is_retry)
+    return _scan(named, index, callbacks, includes_ignored=includes_ignored)
 
 
 def scan_array_tree(
@@ -51,6 +59,7 @@ def scan_array_tree(
     *,
     includes_ignored: bool = False,
     is_retry: bool = False,
+    callbacks: ScanCallbacks = SILENT,
 ) -> LocalTree:
     """Return one tree for all members of an array, by `ARRAY_FOLDERS`. Blocks.
 
@@ -59,6 +68,7 @@ def scan_array_tree(
         items: The items of the members.
         includes_ignored: As for `scan_local_tree`.
         is_retry: As for `scan_local_tree`.
+        callbacks: As for `scan_local_tree`.
 
     Raises:
         ManifestError: something cannot be sent.
@@ -71,7 +81,8 @@ def scan_array_tree(
         else:
             one = parse_named_path(text, folder)
             named.append(one._replace(below=COMMON_FOLDER))
-    tree = _scan(named, includes_ignored=includes_ignored, is_retry=is_retry)
+    index = _open_index(is_retry=is_retry)
+    tree = _scan(named, index, callbacks, includes_ignored=includes_ignored)
     _check_members(tree.manifest)
     return tree
 
@@ -126,11 +137,21 @@ def _ends_of(path: str) -> Iterator[str]:
         yield path
 
 
-def _scan(
-    named: Iterable[NamedPath], *, includes_ignored: bool, is_retry: bool
-) -> LocalTree:
+def _open_index(*, is_retry: bool) -> DigestIndex:
     cache = xdg_folder(os.environ, "XDG_CACHE_HOME", ".cache")
-    with DigestIndex(
+    return DigestIndex(
         cache / "octaskly" / "digests.db", time.time_ns, is_distrusted=is_retry
-    ) as index:
-        return scan_tree(named, index=index, includes_ignored=includes_ignored)
+    )
+
+
+def _scan(
+    named: Iterable[NamedPath],
+    index: DigestIndex,
+    callbacks: ScanCallbacks,
+    *,
+    includes_ignored: bool,
+) -> LocalTree:
+    with index:
+        return scan_tree(
+            named, index=index, includes_ignored=includes_ignored, callbacks=callbacks
+        )

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -24,6 +24,7 @@ from octaskly.files.manifest import (
     ManifestError,
     TreeFile,
     TreeLink,
+    check_path,
     content_digest,
     encode_manifest,
     make_manifest,
@@ -185,8 +186,24 @@ def name_path(path: str, place: str | None, folder: str, *, text: str) -> NamedP
     return NamedPath(text, source, "/".join(names))
 
 
+class ScanCallbacks(NamedTuple):
+    """Callbacks of a scan, which may take long."""
+
+    on_found: Callable[[Mapping[str, int]], None] = lambda _sizes: None
+    """Called with the sizes of all files by their places, before any is hashed."""
+    on_hashed: Callable[[int, int], None] = lambda _files, _bytes: None
+    """Called with the numbers of files and bytes that were hashed since the last."""
+
+
+SILENT: Final = ScanCallbacks()
+
+
 def scan_tree(
-    named: Iterable[NamedPath], *, index: DigestIndex, includes_ignored: bool = False
+    named: Iterable[NamedPath],
+    *,
+    index: DigestIndex,
+    includes_ignored: bool = False,
+    callbacks: ScanCallbacks = SILENT,
 ) -> LocalTree:
     """Return the tree of these files and folders. Blocks.
 
@@ -194,6 +211,7 @@ def scan_tree(
         named: What to send; a link among them stands for its target.
         index: Digests of earlier scans; those of this one are added.
         includes_ignored: Skip nothing below folders.
+        callbacks: Are told of the progress.
 
     Raises:
         ManifestError: something cannot be sent; nothing is left out silently.
@@ -203,7 +221,7 @@ def scan_tree(
     for one in named:
         scan.add_named(one)
     scan.check_collisions()
-    return scan.make_tree(index)
+    return scan.make_tree(index, callbacks)
 
 
 class _FoundLink(NamedTuple):
@@ -257,16 +275,18 @@ class _TreeScan:
             if above:
                 raise _collision(above, self._sources[above], source)
 
-    def make_tree(self, index: DigestIndex) -> LocalTree:
+    def make_tree(self, index: DigestIndex, callbacks: ScanCallbacks) -> LocalTree:
         """Hash the files whose digests are not in the index; return the tree."""
         folders = self._folders()
         links = [
             _checked_link(*item, self._sources, folders) for item in self._links.items()
         ]
+        callbacks.on_found({p: status.st_size for p, status in self._files.items()})
         files = []
         sources: dict[str, LocalFile] = {}
         for place, status in self._files.items():
-            file, source = _tree_file(place, self._sources[place], status, index)
+            path = self._sources[place]
+            file, source = _tree_file(place, path, status, index, callbacks.on_hashed)
             files.append(file)
             sources.setdefault(file.sha256.hex(), source)
         manifest = make_manifest(files, links, self._empty_folders - folders)
@@ -328,6 +348,7 @@ class _TreeScan:
 
     def _claim(self, place: str, path: str) -> None:
         """Take a place for an entry, unless another one has it."""
+        check_path(place)
         other = self._sources.setdefault(place, path)
         if other != path and os.path.normpath(other) != os.path.normpath(path):
             raise _collision(place, other, path)
@@ -435,25 +456,34 @@ def _relative_target(target: str, folder: str, top: str) -> tuple[bool, str]:
 
 
 def _tree_file(
-    place: str, path: str, status: os.stat_result, index: DigestIndex
+    place: str,
+    path: str,
+    status: os.stat_result,
+    index: DigestIndex,
+    on_hashed: Callable[[int, int], None],
 ) -> tuple[TreeFile, LocalFile]:
     """Return an entry of the tree and its source; hash the file if necessary."""
     state = FileState.from_status(status)
     sha256 = index.look_up(state)
     if sha256 is None:
-        sha256, status = _hash_file(path, index)
+        sha256, status = _hash_file(path, index, on_hashed)
         state = FileState.from_status(status)
+    else:
+        on_hashed(0, state.size_bytes)
+    on_hashed(1, 0)
     is_executable = bool(status.st_mode & stat.S_IXUSR)
     file = TreeFile(place, sha256, state.size_bytes, state.mtime_ns, is_executable)
     return file, LocalFile(path, state)
 
 
-def _hash_file(path: str, index: DigestIndex) -> tuple[bytes, os.stat_result]:
+def _hash_file(
+    path: str, index: DigestIndex, on_hashed: Callable[[int, int], None]
+) -> tuple[bytes, os.stat_result]:
     """Return the SHA-256 of a file, and its status before and after it was read."""
     for _ in range(HASH_TRIES):
         hashed_at_ns = index.now_ns()
         with _open_file(path) as (descriptor, status):
-            sha256 = _hash_content(descriptor, status.st_size)
+            sha256 = _hash_content(descriptor, status.st_size, on_hashed)
             state = FileState.from_status(os.fstat(descriptor))
         if sha256 is not None and state == FileState.from_status(status):
             index.add(state, sha256, hashed_at_ns=hashed_at_ns)
@@ -461,7 +491,9 @@ def _hash_file(path: str, index: DigestIndex) -> tuple[bytes, os.stat_result]:
     raise FileChanged(path)
 
 
-def _hash_content(descriptor: int, size_bytes: int) -> bytes | None:
+def _hash_content(
+    descriptor: int, size_bytes: int, on_hashed: Callable[[int, int], None]
+) -> bytes | None:
     """Return the SHA-256 of a file; None if it has another size."""
     digest = hashlib.sha256()
     left = size_bytes
@@ -471,6 +503,7 @@ def _hash_content(descriptor: int, size_bytes: int) -> bytes | None:
             return None
         digest.update(data)
         left -= len(data)
+        on_hashed(0, len(data))
     return None if os.read(descriptor, 1) else digest.digest()
 
 

@@ -221,8 +221,9 @@ class TarReader:
 def _entry(
     block: bytes, kind: bytes, size_bytes: int, pax: dict[bytes, bytes]
 ) -> TarEntry:
+    path = _text(pax.get(b"path", block[:NAME_BYTES].split(b"\0", 1)[0]))
     if kind not in (_FILE, _LINK, _FOLDER):
-        raise TarError(f"the archive has an entry of kind {kind!r}")
+        raise TarError(f"{path[:200]!r} is no file, link or folder")
     if b"size" in pax:
         if not _DECIMAL.fullmatch(pax[b"size"]):
             raise TarError("the archive has an invalid size")
@@ -232,7 +233,6 @@ def _entry(
     mtime_ns = _octal(block[136:148]) * NS
     if b"mtime" in pax:
         mtime_ns = _time_ns(pax[b"mtime"])
-    path = _text(pax.get(b"path", block[:NAME_BYTES].split(b"\0", 1)[0]))
     target = _text(pax.get(b"linkpath", block[157:257].split(b"\0", 1)[0]))
     is_executable = bool(_octal(block[100:108]) & 0o100)
     if kind == _FOLDER:

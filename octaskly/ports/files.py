@@ -111,6 +111,9 @@ class FileStore(Protocol):
             OSError: The folder cannot be used.
         """
 
+    def quota_bytes(self) -> int:
+        """Return the maximum size of all files."""
+
     def arrived_bytes(self, sha256: str) -> int:
         """Return how much has arrived of a file that is uploaded in pieces."""
 

@@ -244,6 +244,7 @@ class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     arrived: dict[str, int] = {}
     """Number of bytes that have arrived of those that are sent in pieces."""
     node: str
+    quota_bytes: int | None = None  #: most that all files together may have there
 
 
 class TreeCopies(msgspec.Struct, frozen=True, kw_only=True):

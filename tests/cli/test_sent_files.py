@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
@@ -21,6 +22,8 @@ from octaskly.rest.client_types import Draft
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 from tests.cli.typed import typed, without_wait_reason
+
+MISSING = "/api/v1/files/missing"
 
 Call = subprocess.CompletedProcess[bytes]
 
@@ -156,12 +159,12 @@ def test_a_file_that_changed_since_the_scan_is_sent_as_it_is_now(
 ) -> None:
     """After one retry; the connection can be used again."""
     (project / "src" / "text").write_text("text that no node has")
-    files = SentFiles(SentPaths(["src"]))
+    files = SentFiles(session, SentPaths(["src"]))
     (project / "src" / "text").write_text("other text")
 
-    [draft] = files.send(session, [Draft(command="true")])
+    [draft] = files.send([Draft(command="true")])
 
-    again = SentFiles(SentPaths(["src"])).send(session, [Draft(command="true")])
+    again = SentFiles(session, SentPaths(["src"])).send([Draft(command="true")])
     assert draft.tree is not None
     assert again == [draft]
 
@@ -171,7 +174,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
 ) -> None:
     """One retry, then an error that names it."""
     (project / "src" / "text").write_text("another text that no node has")
-    files = SentFiles(SentPaths(["src"]))
+    files = SentFiles(session, SentPaths(["src"]))
     place = project / "src" / "text"
     real_open = os.open
 
@@ -183,7 +186,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
     monkeypatch.setattr(os, "open", open_and_change)
 
     with pytest.raises(FileChanged, match=r"src/text' changes while it is sent"):
-        files.send(session, [Draft(command="true")])
+        files.send([Draft(command="true")])
 
 
 # --- Before anything is sent -------------------------------------------------------
@@ -270,6 +273,7 @@ def test_an_interrupt_ends_the_scan_of_a_file_of_any_size(
     api: Api, environ: dict[str, str], project: Path
 ) -> None:
     """A sparse file of 1 TiB takes no memory, and Ctrl-C waits for no end."""
+    api.answers[MISSING] = {"missing": [], "node": "here", "quota_bytes": 1 << 41}
     with (project / "big").open("wb") as file:
         file.truncate(1 << 40)
     words = ["--node", "here", "run", "--in", "big", "--", "true"]
@@ -282,7 +286,63 @@ def test_an_interrupt_ends_the_scan_of_a_file_of_any_size(
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
 
-    assert (process.returncode, said.strip(), api.requests) == (130, b"", [])
+    assert (process.returncode, said.strip()) == (130, b"")
+    assert api.requests == [f"POST {MISSING}"]
+
+
+def test_a_file_that_no_node_has_room_for_is_refused_before_it_is_hashed(
+    api: Api, octaskly: Run, project: Path
+) -> None:
+    """Hashing 1 TiB would take an hour."""
+    with (project / "big").open("wb") as file:
+        file.truncate(1 << 40)
+    api.answers[MISSING] = {"missing": [], "node": "here", "quota_bytes": 10**10}
+
+    done = octaskly("submit", "--in", "big", "--", "true")
+
+    assert done.stderr.decode() == (
+        "error: 'big' has 1099511627776 bytes; all files together may have"
+        " 10000000000 at the agent here\n"
+        "  hint: raise the --files-quota of its agent, or send a part of the file\n"
+    )
+    assert (done.returncode, api.requests) == (1, [f"POST {MISSING}"])
+
+
+def test_a_name_that_is_not_utf8_is_refused(
+    api: Api, octaskly: Run, project: Path
+) -> None:
+    """Other machines could not name it."""
+    Path(os.fsdecode(b"src/caf\xe9")).write_text("")
+
+    done = octaskly("run", "--in", "src", "--", "true")
+
+    assert done.stderr == b"error: the name 'src/caf\\udce9' is not UTF-8\n"
+    assert (done.returncode, api.requests) == (125, [])
+
+
+def test_a_terminal_shows_how_far_the_scan_is(
+    api: Api, environ: dict[str, str], project: Path
+) -> None:
+    """And Ctrl-C ends it, before anything was sent or submitted."""
+    with (project / "big").open("wb") as file:
+        file.truncate(1 << 40)
+    api.answers[MISSING] = {"missing": [], "node": "here"}
+    run = pexpect.spawn(
+        sys.executable,
+        ["-m", "octaskly", "--node", "here", "run", "--in", "big", "--", "true"],
+        env=environ,
+        timeout=60,
+        encoding="utf-8",
+        dimensions=(24, 100),
+    )
+    run.expect(
+        r"hashing 0 of 1 files, [\d.]+ [MG]B of 1100 GB, [\d.]+ [MG]B/s, \S+ left"
+    )
+    run.sendintr()
+    run.expect(pexpect.EOF)
+    run.close()
+
+    assert (run.exitstatus, api.requests) == (130, [f"POST {MISSING}"])
 
 
 def _leads_to(link: Path, place: Path) -> bool:

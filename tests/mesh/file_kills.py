@@ -23,14 +23,15 @@ from tests.mesh.lab import ROOT, Host, Lab
 from tests.mesh.netns import wait_until
 
 HOSTS = 4
-DISK_MB = 96  #: of the host that may run out of room
-HOME_MB = 24  #: of the folder that outputs come home to
+DISK_MB = 160  #: of the host that may run out of room
+HOME_MB = 40  #: of the folder that outputs come home to
 MOMENT_S_MAX = 2.0  #: after the command has connected to its agent
 OUTAGE_S = 1.5
 COMMAND_S = 180.0  #: longest time until a command ends
 ITEMS = 8
 FILES = 30
-BIG_BYTES = 3 << 20  #: more than a pack holds
+FILE_BYTES_MAX = (20_000, 400_000)  #: those of all items are sent at once, or lent
+BIG_BYTES = 3 << 20  #: more than a pack holds, so a tree with it is lent
 SECRET = "mesh.key"
 
 ABANDONED_S = 30.0  #: until the tasks of a killed command have ended, usually
@@ -123,8 +124,9 @@ class FileKills:
         others = [h for h in self._lab.hosts if h not in (dispatcher, self._victim)]
         folder = self._home / f"{len(self.rounds)}"
         (folder / "src").mkdir(parents=True)
+        bytes_max = draw.choice(FILE_BYTES_MAX)
         contents = {
-            f"src/{number}": draw.randbytes(draw.randint(0, 20_000))
+            f"src/{number}": draw.randbytes(draw.randint(0, bytes_max))
             for number in range(FILES)
         }
         contents["src/big"] = draw.randbytes(BIG_BYTES)

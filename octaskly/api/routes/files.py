@@ -163,6 +163,7 @@ async def list_missing(request: Request) -> web.StreamResponse:
         missing=missing,
         arrived={name: count for name, count in arrived.items() if count},
         node=request.gateway.node_id,
+        quota_bytes=await asyncio.to_thread(files.quota_bytes),
     )
     return json_response(task_response.encode(shown))
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -50,7 +50,7 @@ from octaskly.core.model.arrays import (
 from octaskly.core.model.task_options import ITEM_BYTES
 from octaskly.errors import OctasklyError
 from octaskly.files.manifest import ENTRIES_MAX
-from octaskly.files.output_patterns import prefixes
+from octaskly.files.output_patterns import has_wildcards, prefixes
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Members
 
@@ -189,8 +189,8 @@ def array(
         command_with_placeholders(words), fields, {"range": numbers}, max_fails
     )
     items = _numbers(numbers) if any("{" in path for path in sent.paths) else ()
-    files = SentFiles(sent, items, is_replicated=True)
     with context.connect() as client:
+        files = SentFiles(client, sent, items, is_replicated=True)
         task = _submit_array(wanted, idempotency_key, durability, client, files)
     print_line(task.id)
 
@@ -271,7 +271,7 @@ def map_(
     return _run_array(
         context,
         partial(_submit_array, wanted, idempotency_key, durability),
-        make_files=lambda: SentFiles(sent, items),
+        sent=sent,
         cwd=wanted.cwd,
         items=items,
         keep_order=keep_order,
@@ -285,7 +285,7 @@ def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
         return _run_array(
             context,
             lambda client, _files: _retry_array(client, ref, here),
-            make_files=lambda: SentFiles(SentPaths()),
+            sent=SentPaths(),
             cwd=None,
             items=(),
             keep_order=keep_order,
@@ -311,27 +311,42 @@ def _array_draft(
     return make_draft(text, {**fields, "array": members})
 
 
+class _Begun(NamedTuple):
+    """An array that was submitted."""
+
+    id: str
+    total: int  #: number of its members; 0 if it is not known
+
+
+def _begun(task: Task) -> _Begun:
+    return _Begun(task.id, (task.array or Members()).total)
+
+
 def _submit_array(
     wanted: Draft,
     key: str | None,
     durability: str | None,
     client: Session,
     files: SentFiles,
-) -> Task:
+) -> _Begun:
     with allow_interrupts([]):  # Nothing was submitted that may be lost.
-        drafts = files.send(client, [wanted])
+        drafts = files.send([wanted])
     [[task]] = submit_drafts(client, drafts, key=key, durability=durability)
-    return task
+    return _begun(task)
 
 
 def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> None:
-    """Raise UsageError if two members would write the same output."""
-    if not declared or len(items) == 1:
+    """Raise UsageError if two members would write the same output.
+
+    What a glob covers is seen when it is fetched: a file of another member is kept.
+    """
+    paths = [out for out in declared if not has_wildcards(out)]
+    if not paths or len(items) == 1:
         return
     owners: dict[str, int] = {}
     leading: dict[str, int] = {}
     for position, item in enumerate(items):
-        for out in declared:
+        for out in paths:
             filled = placeholders.fill_placeholders(out, item, position)
             path = posixpath.normpath(filled)
             above = list(prefixes(path))
@@ -356,7 +371,7 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
         )
 
 
-def _retry_array(client: Session, ref: str, files: contextlib.ExitStack) -> Task:
+def _retry_array(client: Session, ref: str, files: contextlib.ExitStack) -> _Begun:
     """Retry an array; the file of one with `--here` is there until `files` closes."""
     full = resolve_ref(client, ref)
     earlier = client.send_and_decode(rest_calls.task(full), Task)
@@ -365,14 +380,14 @@ def _retry_array(client: Session, ref: str, files: contextlib.ExitStack) -> Task
     task = client.send_and_decode(rest_calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was retried before, as {task.id}")
-    return task
+    return _begun(task)
 
 
 def _run_array(
     context: CliContext,
-    begin: Callable[[Session, SentFiles], Task],
+    begin: Callable[[Session, SentFiles], _Begun],
     *,
-    make_files: Callable[[], SentFiles],
+    sent: SentPaths,
     cwd: str | None,
     items: Sequence[str],
     keep_order: bool,
@@ -383,7 +398,7 @@ def _run_array(
     Args:
         context: Selects the node.
         begin: Submits the array, and sends files before.
-        make_files: Returns the files to send; they are scanned.
+        sent: The files to send.
         cwd: Folder in which the command runs, if it is not that of the files.
         items: The items of the members, if known here.
         keep_order: Print results in the order of the items.
@@ -392,20 +407,21 @@ def _run_array(
     from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
 
     try:
-        files = make_files()
-        with context.connect() as client, files, defer_first_interrupt() as noted:
-            task = begin(client, files)
-            array, counts = task.id, task.array or Members()
-            files.cancel_on_failure(client, array)
+        with (
+            context.connect() as client,
+            SentFiles(client, sent, items) as files,
+            defer_first_interrupt() as noted,
+        ):
+            array, total = begin(client, files)
+            files.cancel_on_failure(array)
             if declared is None:
-                known = client.send_and_decode(rest_calls.task(array), Task)
-                declared = [out.path for out in known.outputs]
+                declared = _declared_outputs(client, array)
             fetcher = _MemberFetcher(client, files.digests(cwd)) if declared else None
             results = ResultPrinter(
                 client,
                 array,
                 items=items,
-                total=len(items) or counts.total,
+                total=len(items) or total,
                 is_by_number=keep_order,
                 on_ended=fetcher.fetch if fetcher else None,
             )
@@ -415,9 +431,13 @@ def _run_array(
             return code or (fetcher.finish(declared) if fetcher else 0)
     except OctasklyError as error:
         code = report_error(error)
-        return (
-            code if code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND} else EXIT_OCTASKLY_FAILED
-        )
+        is_own = code in {*OWN_EXIT_CODES, EXIT_NOT_FOUND}
+        return code if is_own else EXIT_OCTASKLY_FAILED
+
+
+def _declared_outputs(client: Session, array: str) -> list[str]:
+    known = client.send_and_decode(rest_calls.task(array), Task)
+    return [out.path for out in known.outputs]
 
 
 class _MemberFetcher:

@@ -96,16 +96,15 @@ def run(
     if not (sent.paths or task_draft.inputs or task_draft.cwd):
         warn_of_local_files(task_draft.command, outputs=task_draft.outputs)
     try:
-        files = SentFiles(sent)
-        with context.connect() as client, files:
+        with context.connect() as client, SentFiles(client, sent) as files:
             if task_draft.stdin_base64 is None:
                 task_draft = replace(task_draft, **stdin_fields(client))
-            drafts = files.send(client, [task_draft])
+            drafts = files.send([task_draft])
             with defer_first_interrupt() as noted:
                 [[task]] = submit_drafts(
                     client, drafts, key=idempotency_key, durability=durability
                 )
-                files.cancel_on_failure(client, task.id)
+                files.cancel_on_failure(task.id)
                 with (
                     explain_if_waiting(context, [task.id]),
                     hint_on_error(f"logs -f {task.id}"),

@@ -138,10 +138,9 @@ def submit(
     if not drafts:
         note("nothing to submit: no line has a command")
         return
-    files = SentFiles(sent, is_replicated=True)
     count = 0
     with context.connect() as client:
-        drafts = files.send(client, drafts)
+        drafts = SentFiles(client, sent, is_replicated=True).send(drafts)
         try:
             for accepted in submit_drafts(
                 client, drafts, key=idempotency_key, durability=durability

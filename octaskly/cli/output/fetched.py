@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from octaskly.cli.output.render import data_size, duration, is_quiet, note
-from octaskly.cli.output.terminal import ProgressLine
+from octaskly.cli.output.progress import TransferProgress
+from octaskly.cli.output.render import data_size, note
 from octaskly.client.fetching import Fetching
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Task
@@ -17,7 +16,6 @@ from octaskly.rest.client_types import Task
 if TYPE_CHECKING:
     from octaskly.client import Session
 
-DRAW_S: Final = 0.1  #: between two drawings of the progress
 NAMED_MAX: Final = 5  #: paths on one line
 
 
@@ -42,8 +40,8 @@ def fetch_outputs(
         Refused: the node refuses.
         FetchError: they cannot be placed.
     """
-    progress = _Progress()
-    fetching = Fetching(task, folder, sent=sent, on_progress=progress.show)
+    progress = TransferProgress("fetching")
+    fetching = Fetching(task, folder, sent=sent, on_progress=progress.set_bytes)
     try:
         with closing(fetching):
             if not fetching.is_empty:
@@ -80,30 +78,3 @@ def fetched_text(declared: Sequence[str], fetched: Fetched) -> str:
 def listed(paths: Sequence[str]) -> str:
     """Return paths on one line, or their number if they are many."""
     return ", ".join(paths) if len(paths) <= NAMED_MAX else f"{len(paths)} outputs"
-
-
-class _Progress:
-    """Bytes, rate and remaining time, on a terminal."""
-
-    def __init__(self) -> None:
-        self._line = ProgressLine(is_quiet=is_quiet())
-        self._began: tuple[float, int] | None = None  #: time, and bytes until then
-        self._drawn_s = 0.0
-        self.clear = self._line.clear
-
-    def show(self, arrived: int, total: int) -> None:
-        """Draw the progress, unless it was drawn a moment ago."""
-        now_s = time.monotonic()
-        if self._began is None:
-            self._began = now_s, arrived
-            self._drawn_s = now_s
-        if now_s - self._drawn_s < DRAW_S:
-            return
-        self._drawn_s = now_s
-        began_s, before = self._began
-        rate = (arrived - before) / (now_s - began_s)
-        left = duration((total - arrived) / rate * 1000) if rate else "?"
-        self._line.show(
-            f"fetching {data_size(arrived)} of {data_size(total)},"
-            f" {data_size(round(rate))}/s, {left} left"
-        )

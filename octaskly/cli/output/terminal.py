@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
@@ -91,7 +92,8 @@ def print_line(*parts: str | Styled, is_error: bool = False, end: str = "\n") ->
     colour = has_colour(is_error=is_error)
     # Styles contain no newline, so this replaces those of the text alone.
     text = _join_lines(format_text(*parts, has_colour=colour))
-    click.echo(text + end, nl=False, err=is_error)
+    with _no_progress():
+        click.echo(text + end, nl=False, err=is_error)
 
 
 def print_text(*parts: str | Styled, is_error: bool = False) -> None:
@@ -100,7 +102,8 @@ def print_text(*parts: str | Styled, is_error: bool = False) -> None:
     Only for text whose lines no other user chose, or that is indented.
     """
     colour = has_colour(is_error=is_error)
-    click.echo(format_text(*parts, has_colour=colour), err=is_error)
+    with _no_progress():
+        click.echo(format_text(*parts, has_colour=colour), err=is_error)
 
 
 def print_exact(text: str) -> None:
@@ -119,34 +122,75 @@ def print_json_body(body: bytes) -> None:
 def write_output(stream: str, data: bytes) -> None:
     """Write output of a task, byte for byte, on `stdout` or `stderr`."""
     text = _stream(is_error=stream == "stderr")
-    text.flush()
-    text.buffer.write(data)
-    text.buffer.flush()
+    with _no_progress():
+        text.flush()
+        text.buffer.write(data)
+        text.buffer.flush()
 
 
 class ProgressLine:
-    """One line on stderr that is drawn again and again; on a terminal only."""
+    """A part of the line on stderr that is drawn again and again, on a terminal only.
+
+    Several may share the line, and any thread may draw. Other output clears it.
+    """
 
     def __init__(self, *, is_quiet: bool) -> None:
         self._is_shown = is_terminal(is_error=True) and not is_quiet
-        self._text = ""
 
     def show(self, text: str) -> None:
-        """Draw the line."""
+        """Draw the line with this part."""
         if self._is_shown:
-            before, self._text = self._text, on_one_line(text)
-            _write_error(f"\r{self._text:<{len(before)}}")
+            with _progress.lock:
+                _progress.parts[self] = on_one_line(text)
+                _progress.draw()
 
     def clear(self) -> None:
-        """Clear the line before other output."""
-        if self._text:
-            _write_error(f"\r{'':{len(self._text)}}\r")
-            self._text = ""
+        """Clear the line, and leave this part out of the next one."""
+        with _progress.lock:
+            _progress.parts.pop(self, None)
+            _progress.clear()
 
     def end(self) -> None:
         """End the line, so that other output follows it."""
-        if self._is_shown:
-            _write_error("\n")
+        with _progress.lock:
+            _progress.parts.pop(self, None)
+            _progress.drawn_columns = 0
+            if self._is_shown:
+                _write_error("\n")
+
+
+class _Progress:
+    """The line of progress; the caller holds the lock, as for any output."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.parts: dict[ProgressLine, str] = {}
+        self.drawn_columns = 0
+
+    def draw(self) -> None:
+        text = " · ".join(self.parts.values())
+        # A longer line would be drawn below itself, again and again.
+        with contextlib.suppress(OSError):
+            if columns := os.get_terminal_size(sys.stderr.fileno()).columns:
+                text = text[: columns - 1]
+        _write_error(f"\r{text:<{self.drawn_columns}}")
+        self.drawn_columns = len(text)
+
+    def clear(self) -> None:
+        if self.drawn_columns:
+            _write_error(f"\r{'':{self.drawn_columns}}\r")
+            self.drawn_columns = 0
+
+
+_progress: Final = _Progress()
+
+
+@contextlib.contextmanager
+def _no_progress() -> Iterator[None]:
+    """Clear the line of progress, and keep it away while the block writes."""
+    with _progress.lock:
+        _progress.clear()
+        yield
 
 
 def confirm(question: str, *, abort: bool = False) -> bool:

@@ -15,6 +15,7 @@ from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import RetryState
 from octaskly.client.flows.steps import Flow, SendRequest, Sleep
 from octaskly.errors import OctasklyError
+from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import (
     ASKED_FILES_MAX,
     HEADER_BYTES,
@@ -31,6 +32,7 @@ REPLICATE: Final = "/api/v1/files/replicate"
 REPLICATE_S_MAX: Final = 600.0
 PACK_BYTES: Final = 8 << 20  #: of one request, so that progress is seen
 SENT_AT_ONCE_BYTES: Final = 1 << 20  #: a tree that lacks no more is not lent
+CHECKED_BYTES: Final = 64 << 20  #: smaller files fit into any quota that makes sense
 KEPT_BYTES: Final = 64 << 20  #: a larger tree is lent even if all of it is there
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
 NO_ROOM_ERROR: Final = "No room for the file"
@@ -45,16 +47,22 @@ ReadContent = Callable[[str, int], Iterator[bytes]]
 """Yields the bytes of a content, by its SHA-256, from an offset on, in parts."""
 
 
+def _raise(refusal: Refused) -> None:
+    raise refusal
+
+
 class SendCallbacks(NamedTuple):
     """Callbacks of a client that sends files."""
 
     on_sent: Callable[[int, int], None] = lambda _files, _bytes: None
     """Called with the numbers of files and bytes that were sent since the last call."""
-    on_no_room: Callable[[Refused], None] = lambda _refusal: None
-    """Called when the node has no room now, before each further try."""
+    on_wanted: Callable[[int, int], None] = lambda _files, _bytes: None
+    """The same for what will be sent."""
+    on_no_room: Callable[[Refused], None] = _raise
+    """Called when the node has no room now; raises the refusal, unless it waits."""
 
 
-SILENT: Final = SendCallbacks()
+NO_CALLBACKS: Final = SendCallbacks()
 
 
 class SentTree(NamedTuple):
@@ -91,13 +99,18 @@ class ContentBody:
         return iter(self._read())
 
 
-def upload_file(requests: RequestFlow, sha256: str, data: Body) -> Flow[StoredFile]:
+def upload_file(
+    requests: RequestFlow,
+    sha256: str,
+    data: Body,
+    callbacks: SendCallbacks = NO_CALLBACKS,
+) -> Flow[StoredFile]:
     """Upload a file, unless the node has it."""
     path = resource_path(FILES, sha256)
     try:
         return (yield from requests.send_and_decode(Call("GET", path), StoredFile))
     except NotFound:
-        return (yield from _send(requests, path, data, StoredFile))
+        return (yield from _send(requests, path, data, StoredFile, callbacks))
 
 
 def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:
@@ -105,8 +118,25 @@ def release_file(requests: RequestFlow, sha256: str) -> Flow[None]:
     yield from requests.send(Call("DELETE", resource_path(FILES, sha256)))
 
 
+def check_quota(requests: RequestFlow, sizes: Mapping[str, int]) -> Flow[None]:
+    """Raise `ManifestError` if the node may never have room for one of these files."""
+    largest = max(sizes, key=lambda path: sizes[path], default=None)
+    if largest is None or sizes[largest] < CHECKED_BYTES:
+        return
+    try:
+        quota = (yield from _ask_missing(requests, [], is_lent=True)).quota_bytes
+    except NotFound:  # The node is older.
+        return
+    if quota is not None and sizes[largest] > quota:
+        raise ManifestError(
+            f"{largest!r} has {sizes[largest]} bytes; all files together may have"
+            f" {quota} at {requests.node_label}",
+            hint="raise the --files-quota of its agent, or send a part of the file",
+        )
+
+
 def upload_tree(
-    requests: RequestFlow, tree: TreeContents, callbacks: SendCallbacks = SILENT
+    requests: RequestFlow, tree: TreeContents, callbacks: SendCallbacks = NO_CALLBACKS
 ) -> Flow[SentTree]:
     """Send what a node lacks of a tree; its manifest goes last.
 
@@ -125,7 +155,7 @@ def upload_tree(
 
 
 def prepare_lending(
-    requests: RequestFlow, tree: TreeContents, callbacks: SendCallbacks = SILENT
+    requests: RequestFlow, tree: TreeContents, callbacks: SendCallbacks = NO_CALLBACKS
 ) -> Flow[SentTree]:
     """Send the manifest of a tree that will be lent, or all that is missing of it.
 
@@ -186,12 +216,13 @@ def _send_contents(
     requests: RequestFlow,
     tree: TreeContents,
     names: Sequence[str],
-    callbacks: SendCallbacks = SILENT,
+    callbacks: SendCallbacks = NO_CALLBACKS,
     *,
     is_lent: bool,
 ) -> Flow[None]:
     """Send contents, the small ones first."""
     sizes = tree.sizes
+    callbacks.on_wanted(len(names), sum(sizes[name] for name in names))
     small = [name for name in names if sizes[name] <= PACKED_BYTES_MAX]
     for some in _packs(small, sizes):
         body = _pack_body(some, sizes, tree.read)
@@ -317,7 +348,7 @@ def _send(
     path: str,
     body: Body,
     kind: type[_T],
-    callbacks: SendCallbacks = SILENT,
+    callbacks: SendCallbacks = NO_CALLBACKS,
     *,
     is_lent: bool = False,
 ) -> Flow[_T]:

@@ -434,10 +434,8 @@ class BlobStore:
         """Return the maximum size of all files."""
         if self._quota_bytes is not None:
             return self._quota_bytes
-        try:
-            disk = shutil.disk_usage(self._folder)
-        except FileNotFoundError:  # It is made for the first file.
-            return QUOTA_BYTES_MAX
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        disk = shutil.disk_usage(self._folder)
         return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
 
     def list_blobs(self) -> dict[str, tuple[int, float]]:
@@ -586,7 +584,6 @@ class BlobStore:
 
     def check_quota(self, size_bytes: int) -> None:
         """Raise FileExceedsQuota if the store may never hold a file of this size."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if size_bytes > self.quota_bytes():
             raise FileExceedsQuota(
                 f"a file of {size_bytes} bytes is larger than the quota of this node,"

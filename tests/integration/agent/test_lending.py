@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from octaskly.client.flows.files import (
     SendCallbacks,
     TreeContents,
     prepare_lending,
+    release_file,
     upload_file,
     upload_tree,
 )
@@ -195,14 +197,14 @@ def test_a_file_that_changes_before_it_is_wanted_ends_the_command(
 ) -> None:
     """The error names it, and the task is cancelled."""
     (project / "data").write_bytes(os.urandom(LARGE_BYTES))
-    files = SentFiles(SentPaths(["data"]))
+    files = SentFiles(session, SentPaths(["data"]))
     from octaskly.rest.client_types import Draft
 
     with files:
-        [draft] = files.send(session, [Draft(command="true")])
+        [draft] = files.send([Draft(command="true")])
         (project / "data").write_bytes(os.urandom(LARGE_BYTES))
         task = submit(agents[0], "true", tree=draft.tree, workdir="scratch")
-        files.cancel_on_failure(session, task)
+        files.cancel_on_failure(task)
         ended = finished(agents[0], task)
         with pytest.raises(FileChanged, match="data' changes while it is sent"):
             files.finish()
@@ -239,3 +241,71 @@ def test_an_upload_goes_on_after_a_restart_of_the_agent(tmp_path: Path) -> None:
 
     assert (sent.files_sent, stored.bytes) == (1, len(data))
     assert len(read) < 2 * len(data) / part - 12, read
+
+
+# --- No room, and Ctrl-C -----------------------------------------------------------
+
+
+@pytest.fixture
+def full_agent(agents: list[Agent]) -> Iterator[Agent]:
+    """The first agent, whose store has no room for a file of this test."""
+    data = os.urandom(6_000_000)
+    name = sha256(data).hexdigest()
+    with Session.at_socket(agents[0].ready()["socket"]) as session:
+        session.run(upload_file(session.requests, name, data))
+        yield agents[0]
+        session.run(release_file(session.requests, name))
+
+
+def run_octaskly(agent: Agent, *words: str) -> subprocess.Popen[str]:
+    """Start a command of the user."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    """Return the next line of its stderr."""
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_a_client_waits_for_room_and_says_so(
+    full_agent: Agent, project: Path, command: str
+) -> None:
+    """Ctrl-C ends the wait, and no task is left that would wait for the files."""
+    (project / "data").write_bytes(os.urandom(LARGE_BYTES))
+    before = len(full_agent.call("GET", "/api/v1/tasks?newest=true")[1]["tasks"])
+    with run_octaskly(full_agent, command, "--in", "data", "--", "true") as process:
+        said = next_line(process)
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1]
+
+    assert said == (
+        "waiting for room at the node: no room for 3000000 more bytes of files on this"
+        " node; a file may be deleted an hour after its last use; raise the agent's"
+        " --files-quota, or free disk space\n"
+    )
+    assert process.returncode == 130, rest
+    tasks = full_agent.call("GET", "/api/v1/tasks?newest=true")[1]["tasks"]
+    new = [task["status"] for task in tasks[: len(tasks) - before]]
+    assert new == (["cancelled"] if command == "run" else [])
+
+
+def test_a_client_goes_on_when_there_is_room(
+    full_agent: Agent, session: Session, project: Path
+) -> None:
+    """The wait ends with the need for the other file."""
+    (project / "data").write_bytes(os.urandom(LARGE_BYTES))
+    names = stored(full_agent)
+    with run_octaskly(full_agent, "run", "--in", "data", "--", "wc -c data") as process:
+        assert next_line(process).startswith("waiting for room at the node: ")
+        for name in names:
+            session.run(release_file(session.requests, name))
+        out, rest = process.communicate(timeout=60)
+
+    assert (process.returncode, out) == (0, f"{LARGE_BYTES} data\n"), rest

@@ -16,6 +16,8 @@ from octaskly.ports import (
     COPY_RETENTION_S,
     RETENTION_S,
     ContentMismatch,
+    DiskFull,
+    FileExceedsQuota,
     FileQuotaExceeded,
     UploadInProgress,
     WrongOffset,
@@ -413,3 +415,21 @@ def test_one_request_at_a_time_adds_to_a_file(
     assert blob_store.arrived_bytes(name_of(WHOLE)) == 200
     assert send_piece(blob_store, 200, 500)
     put(blob_store, b"o" * 500)
+
+
+def test_a_full_disk_is_no_full_quota(tmp_path: Path, clock: SetClock) -> None:
+    """Nobody waits for room that no expiry gives."""
+    full = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=1 << 60)
+
+    with pytest.raises(DiskFull, match="the disk of this node is full"):
+        full.store_blob(name_of(b"data"), b"data")
+
+    assert not list((tmp_path / "files").iterdir())
+
+
+def test_a_file_above_the_quota_is_refused_at_once(blob_store: BlobStore) -> None:
+    """It would never fit."""
+    with pytest.raises(FileExceedsQuota, match="1001 bytes is larger than the quota"):
+        blob_store.start_upload(name_of(bytes(1001)), 1001)
+    with pytest.raises(FileExceedsQuota):
+        blob_store.continue_upload(name_of(bytes(1001)), 1001, 0)

@@ -432,9 +432,47 @@ HOSTILE: dict[str, tuple[tuple[str, bytes, str, bytes], ...]] = {
 }
 
 
-@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE)
+REFUSED: dict[str, tuple[str, str]] = {
+    "absolute": ("/etc/x", "'/etc/x' is not a path below the folder"),
+    "up": ("../x", "'../x' is not a path below the folder"),
+    "up inside": ("out/../../x", "'out/../../x' is not a path below the folder"),
+    "not declared": ("src/main.c", "it is not a declared output"),
+    "git": ("out/.git/hooks/post-checkout", "it has a reserved name"),
+    "git in capitals": ("out/.GIT/config", "it has a reserved name"),
+    "link out": ("out/l", "the link 'out/l' leads out of the folder"),
+    "absolute link": ("out/l", "the link 'out/l' leads out of the folder"),
+    "link in a circle through ..": (
+        "out/l",
+        "'a/../..' is not a path below the folder",
+    ),
+    "link as the output": ("out", "a declared output must not become a link"),
+    "below a link": ("out/l/x", "it lies below a file or link"),
+    "below an inner link": ("out/l/x", "it lies below a file or link"),
+    "below a file": ("out/f/x", "it lies below a file or link"),
+    "twice": ("out/f", "it occurs twice"),
+    "file, then link": ("out/f", "it occurs twice"),
+    "folder, then file": ("out/d", "it occurs twice"),
+    "the state": (f".octaskly-fetch-{ID}", "it has a reserved name"),
+    "no name": ("", "'' is not a path below the folder"),
+    "dot": (".", "'.' is not a path below the folder"),
+}
+"""Path and reason of each refusal."""
+
+UNREADABLE = dict.fromkeys(
+    ("device", "pipe", "hard link"), "is no file, link or folder"
+)
+REFUSALS = {
+    kind: f"the worker sent {path!r}, which was refused: {why}"
+    for kind, (path, why) in REFUSED.items()
+} | {
+    kind: f"the outputs cannot be unpacked: {HOSTILE[kind][0][0]!r} {why}"
+    for kind, why in UNREADABLE.items()
+}
+
+
+@pytest.mark.parametrize(("kind", "members"), HOSTILE.items(), ids=HOSTILE)
 def test_a_hostile_archive_is_refused(
-    tmp_path: Path, members: tuple[tuple[str, bytes, str, bytes], ...]
+    tmp_path: Path, kind: str, members: tuple[tuple[str, bytes, str, bytes], ...]
 ) -> None:
     """And what was there is as it was."""
     home = tmp_path / "home"
@@ -442,9 +480,10 @@ def test_a_hostile_archive_is_refused(
     (home / "src" / "main.c").write_text("mine")
     declared = ["out", ".octaskly*"]
 
-    with pytest.raises(HostileTree):
+    with pytest.raises(HostileTree) as refused:
         unpack(home, tar_of(*members), *declared)
 
+    assert str(refused.value) == REFUSALS[kind]
     kept = {p: t for p, t in texts_in(home).items() if not p.startswith("out/")}
     assert kept == {"src/main.c": "mine"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]
