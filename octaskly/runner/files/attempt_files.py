@@ -32,6 +32,7 @@ from octaskly.runner.files.capture import (
     capture_outputs,
     outputs_folder,
 )
+from octaskly.runner.files.lenders import ASK_AGAIN_S
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.output.output_archive import OutputArchive
@@ -138,7 +139,7 @@ class ScratchFolders:
                 raise
             # It was already deleted again to make room.
             if spec.options is not None and is_lent(spec.options.tree):
-                raise FilesAwaited(str(error), retry_s=0.0) from None
+                raise FilesAwaited(str(error), retry_s=ASK_AGAIN_S) from None
             return Prepared([str(error)], None)
 
     def _find_folder_problem(self, options: TaskOptions | None) -> FolderProblem | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from math import inf
 from typing import Final, NamedTuple
 
 from octaskly.core.model.task_options import (
@@ -42,7 +43,13 @@ from octaskly.runner.files.holder_connection import (
     HolderUnreachable,
     OpenSockets,
 )
-from octaskly.runner.files.lenders import ASK_AGAIN_S, AWAY_RETRY_S, Lenders
+from octaskly.runner.files.lenders import (
+    ASK_AGAIN_S,
+    AWAY_RETRY_S,
+    LENDER_WAIT_S,
+    UNKNOWN_NODE_WAIT_S,
+    Lenders,
+)
 from octaskly.runner.files.piece_download import (
     HOLDERS_MAX,
     HolderLookup,
@@ -69,14 +76,15 @@ class FilesAwaited(Exception):
     Args:
         message: What is awaited.
         retry_s: When to try again.
-        is_stalled: None arrives now: the client is away, or there is no room here.
+        wait_s_max: How long to wait in all while none arrives, because the client is
+            away or there is no room here.
     """
 
     def __init__(
-        self, message: str, *, retry_s: float, is_stalled: bool = False
+        self, message: str, *, retry_s: float, wait_s_max: float = inf
     ) -> None:
         super().__init__(message)
-        self.retry_s, self.is_stalled = retry_s, is_stalled
+        self.retry_s, self.wait_s_max = retry_s, wait_s_max
 
 
 HoldersOf = Callable[[str], Sequence[Holder]]
@@ -280,6 +288,9 @@ class BlobFetcher:
                     self._fetch_lent(fetch, tree)
                 else:
                     self._fetch_stored(fetch, tree, keep_s)
+        except FilesAwaited as awaited:
+            awaited.args = (f"the files of node {tree.node}: {awaited}",)
+            raise
         except _FAILURES as error:
             of = f"the files of node {tree.node}"
             of += ", whose client is gone" if from_client else ""
@@ -313,7 +324,7 @@ class BlobFetcher:
             # Others that wait for room, too, may go on with less than it takes.
             self.blob_store.release_copies(sizes)
             raise FilesAwaited(
-                str(error), retry_s=ASK_AGAIN_S, is_stalled=True
+                str(error), retry_s=ASK_AGAIN_S, wait_s_max=LENDER_WAIT_S
             ) from None
 
     def _sizes_of(self, tree: BlobRef) -> dict[str, int]:
@@ -475,20 +486,26 @@ class _Fetch:
                 break
         if not missing:
             return
-        is_away = wait_s != ASK_AGAIN_S
-        try:
-            if is_away:
+        wait_s_max = inf
+        if wait_s != ASK_AGAIN_S:
+            try:
                 self.fetch_all(sizes)
+            except OutputNotFound:
+                if wait_s is None:
+                    raise
+            else:
                 return
-        except OutputNotFound:
-            if wait_s is None:
-                raise
-        assert wait_s is not None
+            is_known = self._wanted.is_lent_here or self._named_holder() is not None
+            wait_s_max = LENDER_WAIT_S if is_known else UNKNOWN_NODE_WAIT_S
         raise FilesAwaited(
-            f"{len(missing)} of them have not been sent",
+            f"{len(missing)} of them have not been sent by the client",
             retry_s=wait_s,
-            is_stalled=is_away,
+            wait_s_max=wait_s_max,
         )
+
+    def _named_holder(self) -> Holder | None:
+        holders = self._find_holders()
+        return next((holder for holder in holders if holder.is_named), None)
 
     def _ask_lender(self, missing: Sizes, *, is_manifest: bool) -> float | None:
         """Fetch from the node to which a client lends files, and have it ask for them.
@@ -500,10 +517,9 @@ class _Fetch:
         if self._wanted.is_lent_here:
             lenders = self._fetcher.lenders
             return lenders.await_files_in_thread(tree, list(missing))
-        holders = self._find_holders()
-        named = next((holder for holder in holders if holder.is_named), None)
+        named = self._named_holder()
         if named is None:
-            return None
+            return AWAY_RETRY_S  # It may be starting again.
         try:
             # The node asks the client for all that this request names.
             retry_s = self._fetch_packs(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from octaskly.runner.files.attempt_files import (
 )
 from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
 from octaskly.runner.files.capture import CapturedOutputs
-from octaskly.runner.files.lenders import LENDER_WAIT_S
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import task_user_ops_for
@@ -464,11 +464,11 @@ class Pool:
     def _prepare_again(self, item: PoolAttempt, awaited: FilesAwaited) -> None:
         """Prepare an attempt later, or release it if its files do not come."""
         now_s = self._clock.now().mono_s
-        if not awaited.is_stalled:
+        if awaited.wait_s_max == inf:
             item.stalled_since_s = None
         elif item.stalled_since_s is None:
             item.stalled_since_s = now_s
-        elif now_s - item.stalled_since_s > LENDER_WAIT_S:
+        elif now_s - item.stalled_since_s > awaited.wait_s_max:
             self._end_attempt(item, released_outcome(EndReason.INPUTS, str(awaited)))
             return
         self._awaiting_files[item] = asyncio.get_running_loop().call_later(

@@ -82,12 +82,19 @@ def lend(
     )
 
 
-def submit_with(agent: Agent, session: Session, tree: LocalTree, command: str) -> str:
-    """Submit a task for the other node with a lent tree."""
+def submit_with(
+    agent: Agent,
+    session: Session,
+    tree: LocalTree,
+    command: str,
+    worker: Agent | None = None,
+) -> str:
+    """Submit a task with a lent tree, for a worker or the other node."""
     sent = session.run(prepare_lending(session.requests, contents_of(tree)))
     assert sent.is_lent
     source = {"sha256": sent.sha256, "node": sent.node, "lent": True}
-    requires = {"node": "birch" if agent.state.name == "ash" else "ash"}
+    other = "birch" if agent.state.name == "ash" else "ash"
+    requires = {"node": other if worker is None else worker.state.name}
     return submit(agent, command, tree=source, workdir="scratch", requires=requires)
 
 
@@ -241,6 +248,43 @@ def test_an_upload_goes_on_after_a_restart_of_the_agent(tmp_path: Path) -> None:
 
     assert (sent.files_sent, stored.bytes) == (1, len(data))
     assert len(read) < 2 * len(data) / part - 12, read
+
+
+@pytest.mark.soak
+def test_a_client_whose_node_restarts_lends_again(
+    tmp_path: Path, project: Path
+) -> None:
+    """The worker has waited, and what had arrived is not sent again."""
+    (project / "data").write_bytes(os.urandom(8 * LARGE_BYTES))
+    tree = scan_local_tree(["data"])
+    sent: list[int] = []
+    with ExitStack() as stack:
+        ash, birch = stack.enter_context(meshed(tmp_path, "ash", "birch"))
+        place = ash.ready()["socket"]
+        session = stack.enter_context(Session.at_socket(place, retry_timeout_s=90.0))
+
+        def on_sent(_files: int, size_bytes: int) -> None:
+            sent.append(size_bytes)
+            if len(sent) == 16:
+                kill_agent(ash)
+                secret = tmp_path / "mesh.key"
+                again = launch(ash.state, secret, "--name", ash.state.name)
+                stack.enter_context(ending(again))
+                again.ready()
+
+        callbacks = SendCallbacks(on_sent)
+        with Lender(
+            session.endpoint,
+            session.requests,
+            tree,
+            callbacks=callbacks,
+            on_failure=lambda: None,
+        ):
+            task = submit_with(birch, session, tree, "wc -c < data", worker=birch)
+            ended = finished(birch, task)
+
+    assert ended["stdout"].strip() == str(8 * LARGE_BYTES), ended["detail"]
+    assert sum(size for size in sent if size > 0) < 12 * LARGE_BYTES
 
 
 # --- No room, and Ctrl-C -----------------------------------------------------------

@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from octaskly.core.model.task_options import TaskOptions
+import pytest
+
+from octaskly.core.model.task_options import InputTree, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
+from octaskly.runner.files.attempt_files import ScratchFolders
+from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.files.scratch_folder import remove_tree
 from octaskly.runner.pool.launch_messages import preparation_failed
@@ -306,3 +311,66 @@ def test_a_killed_agent_leaves_no_folder_behind(tmp_path: Path) -> None:
             until(lambda: list(scratch.glob("*/file")), "it runs again")
             again.call("DELETE", f"/api/v1/tasks/{task}?force=true")
             until(lambda: not list(scratch.iterdir()), "and its folder goes, too")
+
+
+# --- Files that a client lends -----------------------------------------------------
+
+LENT = TaskOptions(
+    is_scratch=True, tree=InputTree(sha256="1" * 64, node="desk", is_lent=True)
+)
+
+
+def await_files(
+    monkeypatch: pytest.MonkeyPatch, *, tries: int, wait_s_max: float
+) -> None:
+    """Have the files of a lent tree come at the last of so many tries."""
+    left = [tries]
+
+    def fetch_tree(_self: object, _source: object, _may_continue: object) -> list[str]:
+        left[0] -= 1
+        if left[0]:
+            raise FilesAwaited("1 not sent", retry_s=0.01, wait_s_max=wait_s_max)
+        return []
+
+    monkeypatch.setattr(BlobFetcher, "fetch_tree", fetch_tree)
+    monkeypatch.setattr(ScratchFolders, "_place_tree", lambda *_: None)
+
+
+async def test_an_attempt_waits_for_the_files_of_a_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it has to ask, while some arrive; it holds no thread meanwhile."""
+    await_files(monkeypatch, tries=9, wait_s_max=inf)
+    async with rig(tmp_path) as made:
+        outcome = await made.run("echo ran", options=LENT)
+
+    assert (outcome.state, outcome.stdout) == (AttemptState.OK, b"ran\n")
+
+
+async def test_an_attempt_whose_client_stays_away_lacks_its_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a time, with what is missing."""
+    await_files(monkeypatch, tries=1000, wait_s_max=0.05)
+    async with rig(tmp_path) as made:
+        outcome = await made.run("true", options=LENT)
+
+    assert (outcome.reason, outcome.detail) == (EndReason.INPUTS, "1 not sent")
+
+
+@pytest.mark.parametrize("reason", [EndReason.CANCELLED, EndReason.DRAINING])
+async def test_an_attempt_that_waits_for_files_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: EndReason
+) -> None:
+    """It has no process."""
+    await_files(monkeypatch, tries=1000, wait_s_max=60.0)
+    async with rig(tmp_path) as made:
+        name = made.start("true", options=LENT)
+        await eventually(lambda: made.pool._awaiting_files)
+        if reason is EndReason.CANCELLED:
+            made.pool.stop_attempts([name])
+        else:
+            made.pool.release_waiting()
+        outcome = await made.end_of(name[0])
+
+    assert outcome.reason is reason
