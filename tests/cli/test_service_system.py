@@ -32,7 +32,7 @@ sys.exit(main())
 INSTALL = f"""
 umask 022
 "$1" -m venv --without-pip {OPT}
-cp -a --no-preserve=ownership "$2/." "$3/"
+cp -r --preserve=timestamps "$2/." "$3/"
 mv "$3/octaskly-script" {PROGRAM}
 chmod 755 {PROGRAM}
 chmod -R go-w {OPT}
