@@ -26,7 +26,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from tests.mesh.netns import enter_as_command
+from tests.mesh.netns import enter_as_command, set_namespace
+
+THREAD_NETWORK = Path("/proc/thread-self/ns/net")
+"""The network namespace of the calling thread, which tests may have moved."""
 
 TYPED = """#!{python} -IS
 import os, signal, socket, sys
@@ -114,7 +117,7 @@ class ForkServer:
             words: Its arguments.
             environ: Its environment.
             files: Its stdin, stdout and stderr.
-            netns: Its network namespace, if not that of the caller.
+            netns: Its network namespace; by default that of the calling thread.
         """
         if self._path is None:
             folder = tempfile.TemporaryDirectory(prefix="okf-")
@@ -125,8 +128,9 @@ class ForkServer:
         request = [str(Path.cwd()), netns, str(len(words)), *words]
         request += [f"{name}={value}" for name, value in environ.items()]
         data = "\0".join(request).encode(errors="surrogateescape")
-        descriptors = [one.fileno() for one in files]
-        socket.send_fds(link, [len(data).to_bytes(4, "big")], descriptors)
+        with THREAD_NETWORK.open("rb") as network:
+            descriptors = [one.fileno() for one in (*files, network)]
+            socket.send_fds(link, [len(data).to_bytes(4, "big")], descriptors)
         link.sendall(data)
         return ForkedProcess(link)
 
@@ -193,14 +197,18 @@ def _modules_of_commands() -> list[str]:
 
 
 def _answer(client: socket.socket) -> None:
-    size, files, _, _ = socket.recv_fds(client, 4, 3)
+    size, files, _, _ = socket.recv_fds(client, 4, 4)
     data = b""
     while len(data) < int.from_bytes(size, "big"):
         data += client.recv(1 << 16)
     pid = os.fork()
     if pid == 0:
         client.close()
-        for target, source in enumerate(files):
+        for network in files[3:]:
+            if os.fstat(network).st_ino != THREAD_NETWORK.stat().st_ino:
+                set_namespace(network)
+            os.close(network)
+        for target, source in enumerate(files[:3]):
             os.dup2(source, target)
             os.close(source)
         _run(data.decode(errors="surrogateescape").split("\0"))
