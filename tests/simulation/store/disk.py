@@ -61,6 +61,8 @@ class Disk:
     writers: dict[StreamId, Epoch] = field(default_factory=dict)
     records: dict[TaskId, TaskRecord] = field(default_factory=dict)
     """Tasks, and arrays with their counts."""
+    with_stdin: set[TaskId] = field(default_factory=set)
+    """Tasks that may have stdin, which is freed at their end."""
     members: dict[TaskId, dict[int, TaskRecord]] = field(default_factory=dict)
     """Facts of members, by array and number; each array is here."""
     births: dict[TaskId, SubmissionTimes] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from octaskly.core.log.mesh_records import earlier_record
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.node.log_receiver import highest_id_sequence
+from tests.simulation.store.freeing import has_stdin
 from tests.simulation.store.members import counted
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:
     record = disk.records[task]
     if task in disk.members:
         record = disk.records[task] = counted(record, disk.members[task])
+    if record.spec is not None and has_stdin(record.spec):
+        disk.with_stdin.add(task)
     if isinstance(fact, ENDING) and record.state.is_final:
         disk.ended.append((task, hlc, record.state))
 

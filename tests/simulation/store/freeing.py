@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 def free_stdin(disk: Disk) -> None:
     """Free the stdin of all ended tasks, in their records and in the log."""
-    ended = {
-        task: freed_spec(record.spec)
-        for task, record in disk.records.items()
-        if record.spec is not None and _has_stdin(record.spec) and record.state.is_final
-    }
+    ended = {}
+    for task in disk.with_stdin:
+        record = disk.records.get(task)
+        if record and record.spec and has_stdin(record.spec) and record.state.is_final:
+            ended[task] = freed_spec(record.spec)
     for task, spec in ended.items():
         disk.records[task] = replace(disk.records[task], spec=spec)
+    disk.with_stdin -= ended.keys()
     if ended:
         for stream, log in disk.streams.items():
             disk.streams[stream] = [
@@ -38,7 +39,7 @@ def free_stdin(disk: Disk) -> None:
 def freed_entry(entry: Entry) -> Entry:
     """Return an entry without the bytes of a stdin."""
     fact = entry.fact
-    if not isinstance(fact, Submitted) or not _has_stdin(fact.spec):
+    if not isinstance(fact, Submitted) or not has_stdin(fact.spec):
         return entry
     return replace(entry, fact=Submitted(freed_spec(fact.spec)))
 
@@ -49,5 +50,6 @@ def freed_spec(spec: TaskSpec) -> TaskSpec:
     return replace(spec, options=without_stdin(spec.options))
 
 
-def _has_stdin(spec: TaskSpec) -> bool:
+def has_stdin(spec: TaskSpec) -> bool:
+    """Return True if a specification has the bytes of a stdin."""
     return spec.options is not None and bool(spec.options.stdin)
