@@ -121,8 +121,9 @@ class ForkServer:
         """
         if self._path is None:
             folder = tempfile.TemporaryDirectory(prefix="okf-")
-            self._path = Path(self._stack.enter_context(folder)) / "server.sock"
-            self._stack.enter_context(forking(self._path, *self._modules))
+            path = Path(self._stack.enter_context(folder)) / "server.sock"
+            self._stack.enter_context(forking(path, *self._modules))
+            self._path = path
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(self._path))
         request = [str(Path.cwd()), netns, str(len(words)), *words]
