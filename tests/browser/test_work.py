@@ -164,6 +164,7 @@ async def download_each(page: Page) -> None:
     await expect(left).to_contain_text("Not there at the end: never")
     await expect(left).to_contain_text(f"project/out/{SHOWN_NAME}/copy")
     assert await page.locator("main img, main script").count() == 0
+    assert "\u202e" not in await page.locator("main").inner_text()
 
     copy = await saved(page, f"Download project/out/{SHOWN_NAME}/copy")
     data = await saved(page, "Download project/data.bin")

@@ -80,11 +80,14 @@ export function size(n) {
 }
 
 /**
- * A path that somebody else chose, with each character that would hide or turn round a
- * part of it as its number: `photo\u{202e}gpj.exe`.
+ * A text that somebody else chose, with each character that would hide or turn round a
+ * part of it as its number: `photo\u{202e}gpj.exe`. Characters of `kept` stay.
  */
-export const visible = (path) =>
-  path.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+export const visible = (text, kept = "") =>
+  text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (char) => (kept.includes(char) ? char : `\\u{${char.codePointAt(0).toString(16)}}`));
+
+/** A command as it is shown: over several lines, if it has them. */
+export const shownCommand = (command) => visible(command, "\n\t");
 
 /** From MiB, as nodes tell their memory. */
 export const mebibytes = (n) => bytes(n == null ? n : n * 1024 * 1024);
@@ -97,4 +100,7 @@ export function rate(n) {
 }
 
 /** The command of a task in a list, which may contain only its beginning. */
-export const commandOf = (task) => (task.command_truncated ? `${task.command}…` : task.command);
+export const commandOf = (task) => shownCommand(task.command_truncated ? `${task.command}…` : task.command);
+
+/** What a task is called: its name, or else its id. */
+export const titleOf = ({ name, id }) => visible(name ?? id);

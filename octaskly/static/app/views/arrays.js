@@ -1,5 +1,5 @@
 import { del, get, post } from "../api.js";
-import { ago, commandOf, count } from "../format.js";
+import { ago, commandOf, count, visible } from "../format.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
 import { go, href } from "../router.js";
@@ -66,7 +66,7 @@ function useArrays(limit) {
 function ArrayCard({ task, reload }) {
   const { array } = task;
   const path = `/api/v1/arrays/${encodeURIComponent(task.id)}`;
-  const title = task.name ?? task.command;
+  const title = visible(task.name ?? task.command);
   const cancel = async () => {
     await del(path);
     tell(`The rest of ${title} is cancelled`, { kind: "good" });

@@ -1,6 +1,6 @@
 /** Draws the task stream on a canvas. */
 
-import { byName, timeOfDay } from "../format.js";
+import { byName, timeOfDay, visible } from "../format.js";
 import { ticks, toneOf } from "./lanes.js";
 
 const LANE_PX = [[16, 28], [48, 22], [Infinity, 17]]; //: of so many lanes at most
@@ -209,7 +209,7 @@ function shape(ink, bar, { left, y, wide, tall, gutter, colours }) {
 }
 
 /** What people know a task by: its name, else its command, as far as that is one line. */
-const titleOf = ({ attempt }) => attempt.name ?? attempt.command.trim().split("\n", 1)[0];
+const titleOf = ({ attempt }) => visible(attempt.name ?? attempt.command.trim().split("\n", 1)[0]);
 
 function fill(ink, left, y, wide, tall, colour, corners = 3) {
   ink.fillStyle = colour;

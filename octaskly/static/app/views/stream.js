@@ -1,5 +1,5 @@
 import { get } from "../api.js";
-import { clock, count, duration, plural } from "../format.js";
+import { clock, count, duration, plural, shownCommand, titleOf, visible } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
@@ -225,8 +225,8 @@ function Tip({ hover, size: { width, height }, top, now }) {
   const isLow = y > height / 2;
   const level = { top: `${top + y + (isLow ? -10 : 14)}px`, transform: isLow ? "translateY(-100%)" : "none" };
   return html`<div class="stream-tip" role="tooltip" style=${{ ...place, ...level }}>
-    <p><i class="swatch" style=${{ background: colourOf(bar.family) }}></i><strong>${attempt.name ?? bar.family}</strong> <${State} of=${bar.status} /></p>
-    <p><code>${attempt.command}</code></p>
+    <p><i class="swatch" style=${{ background: colourOf(bar.family) }}></i><strong>${visible(attempt.name ?? bar.family)}</strong> <${State} of=${bar.status} /></p>
+    <p><code>${shownCommand(attempt.command)}</code></p>
     <p class="muted">${node}, slot ${lane + 1} · ${duration(Math.min(bar.end, now) - bar.start)}${endOf(attempt)}${attempt.attempt > 1 ? ` · attempt ${attempt.attempt}` : ""}</p>
     <p class="muted">${attempt.id}</p></div>`;
 }
@@ -262,8 +262,8 @@ function Table({ seen }) {
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Attempts in this time"><table>
     <thead><tr><th scope="col">Task</th><th scope="col">Command</th><th scope="col">Node</th><th scope="col" class="number">Slot</th><th scope="col">State</th>
       <th scope="col">Started</th><th scope="col" class="number">Took</th></tr></thead>
-    <tbody>${rows.map(({ bar, node, lane }) => html`<tr key=${bar.key}><td><a href=${href(["tasks", bar.attempt.id])}>${bar.attempt.name ?? bar.attempt.id}</a></td>
-      <td class="member-command"><code>${bar.attempt.command}</code></td><td>${node}</td><td class="number">${lane + 1}</td><td><${State} of=${bar.status} /></td>
+    <tbody>${rows.map(({ bar, node, lane }) => html`<tr key=${bar.key}><td><a href=${href(["tasks", bar.attempt.id])}>${titleOf(bar.attempt)}</a></td>
+      <td class="member-command"><code>${shownCommand(bar.attempt.command)}</code></td><td>${node}</td><td class="number">${lane + 1}</td><td><${State} of=${bar.status} /></td>
       <td class="nowrap">${clock(new Date(bar.start).toISOString())}</td><td class="number nowrap">${Number.isFinite(bar.end) ? duration(bar.end - bar.start) : "–"}</td></tr>`)}</tbody></table></div>
     ${seen.length > rows.length && html`<p class="hint">The latest ${TABLE_MAX} of ${count(seen.length)}.</p>`}`;
 }

@@ -1,5 +1,5 @@
 import { del, get, post } from "../api.js";
-import { ago, bytes, clock, count, duration, plural, size } from "../format.js";
+import { ago, bytes, clock, count, duration, plural, shownCommand, size, titleOf } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useCallback, useEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
@@ -36,11 +36,11 @@ function Whole({ task, attempts, reload }) {
   return html`<div class="task">
     <nav aria-label="Path" class="crumbs"><a href=${href(["tasks"])}>Tasks</a>
       ${array && html` / <a href=${href(["tasks", array])}>${array}</a>`} / <span>${task.id}</span></nav>
-    <div class="head"><h1>${task.name ?? task.id}</h1><${State} of=${task.status} /><${Standing} task=${task} />
+    <div class="head"><h1>${titleOf(task)}</h1><${State} of=${task.status} /><${Standing} task=${task} />
       ${!isStuck && html`<div class="end row">${actions}</div>`}</div>
     ${isStuck && html`<div class="warning"><p><strong>Will not start until a node with ${needsOf(task.requires).join(", ")} joins.</strong></p>
       <div class="row">${actions}</div></div>`}
-    <div class="task-command card"><pre><code>${task.command}</code></pre>
+    <div class="task-command card"><pre><code>${shownCommand(task.command)}</code></pre>
       <div class="row"><${Copy} text=${task.command} label="Copy command" /><${Copy} text=${asCli(task)} label="Copy as CLI" />
         ${isOfItems(task) ? html`<span class="muted">items.txt is to hold the items, one a line</span>`
           : html`<${Copy} text=${unread(task) + asCurl(asked(task), location.origin)} label="Copy as curl" />`}</div></div>
@@ -107,7 +107,7 @@ function Actions({ task, reload }) {
   const cancel = async (force) => {
     setSure(false);
     await del(path, { force: force ? "true" : "" });
-    tell(`${task.name ?? task.id} is cancelled`, { kind: "good" });
+    tell(`${titleOf(task)} is cancelled`, { kind: "good" });
     await reload();
   };
   const retry = async () => {

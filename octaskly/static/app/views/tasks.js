@@ -1,4 +1,4 @@
-import { ago, commandOf, count, duration, elapsed, plural } from "../format.js";
+import { ago, commandOf, count, duration, elapsed, plural, visible } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
@@ -241,7 +241,7 @@ function Row({ task, begun, index, id, isChosen, choose, why }) {
   return html`<div ...${shared} onClick=${choose} onDblClick=${() => go(["tasks", task.id])}>
     <span role="gridcell" class="cell-0"><${State} of=${task.status} /></span>
     <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${commandOf(task)}`}>
-      ${task.name && html`<strong>${task.name}</strong>`} <code>${commandOf(task)}</code></a>
+      ${task.name && html`<strong>${visible(task.name)}</strong>`} <code>${commandOf(task)}</code></a>
       ${task.array && html`<span class="tag">${told(task.array)}</span>`}
       ${Object.entries(task.labels ?? {}).slice(0, 3).map(([name, value]) => html`<a class="tag label" tabindex="-1"
         href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a>`)}</span>
@@ -250,7 +250,7 @@ function Row({ task, begun, index, id, isChosen, choose, why }) {
     <span role="gridcell" class=${`cell-4 ${task.status}`}>${task.status === "running" ? html`<${Running} at=${begun.get(task.id)} />` : tookOf(task)}</span>
     <span role="gridcell" class="cell-5" title=${task.created_at}>${ago(task.created_at, now.value)}</span>
     <span role="gridcell" class="cell-6">${WHY[task.status] && html`<button type="button" class="button small"
-      tabindex="-1" onClick=${() => why(task)} aria-label=${`${WHY[task.status]} ${task.name ?? task.command}?`}>Why?</button>`}</span>
+      tabindex="-1" onClick=${() => why(task)} aria-label=${`${WHY[task.status]} ${visible(task.name ?? task.command)}?`}>Why?</button>`}</span>
   </div>`;
 }
 

@@ -1,7 +1,7 @@
 /** Where the files of tasks came from: of those in sight, the latest. */
 
 import { get } from "../api.js";
-import { plural, size } from "../format.js";
+import { plural, size, titleOf } from "../format.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { href } from "../router.js";
 import { State } from "../ui.js";
@@ -26,7 +26,7 @@ export function Transfers({ seen }) {
     <div class="scroll" tabindex="0" role="region" aria-label="Transfers of the attempts in sight"><table>
       <thead><tr><th scope="col">Task</th><th scope="col" class="wide-only">State</th><th scope="col">To</th><th scope="col">From</th>
         <th scope="col" class="number">Were there</th><th scope="col" class="number wide-only">In all</th></tr></thead>
-      <tbody>${rows.map(({ bar, node, inputs }) => html`<tr key=${bar.key}><td><a href=${href(["tasks", bar.attempt.id])}>${bar.attempt.name ?? bar.attempt.id}</a></td>
+      <tbody>${rows.map(({ bar, node, inputs }) => html`<tr key=${bar.key}><td><a href=${href(["tasks", bar.attempt.id])}>${titleOf(bar.attempt)}</a></td>
         <td class="wide-only"><${State} of=${bar.status} /></td><td><a href=${href(["nodes", node])}>${node}</a></td>
         <td>${inputs.sent.length ? inputs.sent.map(({ node: from, bytes }) => `${from} (${size(bytes).replace(" ", "\u00a0")})`).join(", ") : html`<span class="muted">–</span>`}</td>
         <td class="number nowrap">${size(inputs.present_bytes)}</td><td class="number nowrap wide-only">${size(inputs.bytes)}</td></tr>`)}</tbody></table></div>

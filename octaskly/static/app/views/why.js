@@ -1,7 +1,7 @@
 /** Why a task waits, or why it is where it is. */
 
 import { get } from "../api.js";
-import { byName } from "../format.js";
+import { byName, titleOf } from "../format.js";
 import { html, useEffect, useState } from "../lib.js";
 import { href } from "../router.js";
 import { Dialog, State } from "../ui.js";
@@ -70,7 +70,7 @@ export function WhyDialog({ task, onClose }) {
   return html`<${Dialog} title=${TITLES[told?.status ?? task.status] ?? "Where it is"} onClose=${onClose}>
     <div class="why-body"><${Why} told=${told && failed ? { ...told, placement: null, nodes: [] } : told} />
       ${last && html`<p class="muted">The end of its stderr:</p><pre class="why-end" tabindex="0">${last}</pre>`}
-      <p><a href=${href(["tasks", task.id])}>Open ${task.name ?? task.id}</a></p></div>
+      <p><a href=${href(["tasks", task.id])}>Open ${titleOf(task)}</a></p></div>
   <//>`;
 }
 
