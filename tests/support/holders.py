@@ -25,6 +25,7 @@ from octaskly.runner.files.holder_connection import (
     HolderUnreachable,
 )
 from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.output.output_archive import RESERVE_BYTES
 from tests.support.pooling import MachineClock
 
 FAULTS = ("unreachable", "breaks", "lacks", "busy", "wrong", "longer", "shorter")
@@ -130,10 +131,15 @@ class Lan:
         self.lookups = 0
         self.reported: list[tuple[str, str]] = []
 
-    def fetcher(self, quota_bytes: int | None = None) -> BlobFetcher:
+    def fetcher(
+        self, quota_bytes: int | None = None, *, reserve_bytes: int = RESERVE_BYTES
+    ) -> BlobFetcher:
         """Return a fetcher with an empty store."""
         store = BlobStore(
-            self._folder / "own", clock=MachineClock(), quota_bytes=quota_bytes
+            self._folder / "own",
+            clock=MachineClock(),
+            quota_bytes=quota_bytes,
+            reserve_bytes=reserve_bytes,
         )
         return _Fetcher(self, store)
 

@@ -31,6 +31,7 @@ from octaskly.ports import (
     COPY_RETENTION_S,
     RETENTION_S,
     ContentMismatch,
+    DiskFull,
     FileExceedsQuota,
     FileQuotaExceeded,
 )
@@ -311,13 +312,14 @@ class BlobFetcher:
 
         Raises:
             FilesAwaited: the client has not sent all of it, or there is no room now.
+            DiskFull: the disk may stay full for long, so another node should run it.
         """
         sizes: dict[str, int] = {}
         try:
             fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
             sizes = self._sizes_of(tree)
             fetch.fetch_lent(sizes)
-        except FileExceedsQuota:
+        except (FileExceedsQuota, DiskFull):
             raise
         except FileQuotaExceeded as error:
             self.blob_store.check_quota(sum(sizes.values()))

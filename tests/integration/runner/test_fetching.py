@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.model.task_options import BlobRef
+from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
-from octaskly.ports import FileQuotaExceeded
+from octaskly.ports import DiskFull, FileQuotaExceeded
 from octaskly.runner.files import blob_fetcher, piece_download, piece_upload
 from octaskly.runner.files.blob_fetcher import BlobFetcher
 from tests.support.holders import FAULTS, Lan
@@ -135,6 +135,21 @@ def test_a_full_store_is_no_failure_of_the_holder(tmp_path: Path) -> None:
     (failure,) = fetch(too_small, name)
 
     assert f"the quota of this node, {len(DATA) - 1} bytes" in failure
+
+
+@pytest.mark.parametrize("is_lent", [False, True])
+def test_a_full_disk_ends_the_fetch_of_a_tree(tmp_path: Path, is_lent: bool) -> None:
+    """It may stay full, so another node should run the task, lent files or not."""
+    lan = Lan(tmp_path, a="", b="")
+    file = TreeFile("file", sha256(DATA).digest(), len(DATA), 0)
+    lan.put(DATA)
+    tree = lan.put(encode_manifest(make_manifest([file])))
+    fetcher = lan.fetcher(reserve_bytes=1 << 60)
+    source = fetcher.find_blob(InputTree(sha256=tree, node="a", is_lent=is_lent))
+    assert source is not None
+
+    with pytest.raises(DiskFull):
+        fetcher.fetch_tree(source)
 
 
 def test_a_peer_s_word_alone_deletes_nothing(tmp_path: Path) -> None:
