@@ -99,8 +99,9 @@ def submit_with(
 
 
 def stored(agent: Agent) -> set[str]:
-    """Return the digests of the files that an agent has stored."""
-    return {place.name for place in (agent.state / "files").glob("*")}
+    """Return the digests of the files that an agent has stored, as a whole."""
+    folder = agent.state / "files"
+    return {place.name for place in folder.glob("*") if not place.suffix}
 
 
 def test_a_list_of_files_larger_than_any_store_is_mapped(
