@@ -54,7 +54,9 @@ PARTS = st.sampled_from((*ESCAPES, *CHARACTERS))
 CONTROL_FILES = st.lists(PARTS | st.text(max_size=5), max_size=30)
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 TOTALS = st.integers(0, 3_000_000)
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]))
+NAMES = st.text(
+    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=60
+)
 #: Each in a folder, so that none is a folder of another one.
 FILES = st.tuples(
     st.builds("{}/_{}".format, st.integers(0, 9), NAMES),
@@ -141,10 +143,11 @@ MANIFEST = """async (files) => {
     return [...encodeManifest({ files: new Map(chosen), folders }, new Map(digests))];
 }"""
 SHOWN = """async ([paths, sizes]) => {
-    const { size, visible } = await import("/static/app/format.js");
+    const { shownCommand, size, visible } = await import("/static/app/format.js");
     const { secretsIn } = await import("/static/app/trees.js");
     const files = new Map(paths.map((path) => [path, null]));
-    return [paths.map(visible), sizes.map(size), secretsIn({ files })];
+    const shown = [...paths.map(visible), ...paths.map(shownCommand)];
+    return [shown, sizes.map(size), secretsIn({ files })];
 }"""
 #: All values for the form, except arrays, of which there are two kinds.
 TYPED = {
@@ -228,6 +231,7 @@ async def test_split_of_the_output_makes_no_difference(
     assert texts(pieces) == texts(whole)
 
 
+@settings(max_examples=25)
 @given(st.lists(FILES, max_size=20, unique_by=lambda file: file[0]))
 @example([("a/\U0001f980", 2**40, 1, "1" * 64), ("a/\uffff", 0, 0, "2" * 64)])
 @example(
@@ -261,6 +265,8 @@ async def test_paths_and_sizes_are_shown_as_the_command_line_shows_them(
     visible, shown, secrets = await page.evaluate(SHOWN, [paths, sizes])
 
     assert visible[:3] == ["photo\\u{202e}gpj.exe", "a\\u{a}b\\u{1b}[31m", paths[2]]
+    commands = visible[len(paths) :]
+    assert commands[:3] == [visible[0], "a\nb\\u{1b}[31m", paths[2]]
     assert shown == ["0 B", "999 B", "41 kB", "999 kB", "1.0 MB", "3.1 GB"]
     assert secrets == [path for path in paths if _looks_secret(path)] == [*SECRETS]
 

@@ -81,13 +81,14 @@ export function size(n) {
 
 /**
  * A text that somebody else chose, with each character that would hide or turn round a
- * part of it as its number: `photo\u{202e}gpj.exe`. Characters of `kept` stay.
+ * part of it as its number: `photo\u{202e}gpj.exe`.
  */
-export const visible = (text, kept = "") =>
-  text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (char) => (kept.includes(char) ? char : `\\u{${char.codePointAt(0).toString(16)}}`));
+export const visible = (text) => text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, numberOf);
 
 /** A command as it is shown: over several lines, if it has them. */
-export const shownCommand = (command) => visible(command, "\n\t");
+export const shownCommand = (command) => command.replace(/[^\P{C}\n\t]|[\p{Zl}\p{Zp}]/gu, numberOf);
+
+const numberOf = (char) => `\\u{${char.codePointAt(0).toString(16)}}`;
 
 /** From MiB, as nodes tell their memory. */
 export const mebibytes = (n) => bytes(n == null ? n : n * 1024 * 1024);
