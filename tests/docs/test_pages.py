@@ -34,6 +34,8 @@ GLOSSARY = [
     "tree",
     "manifest",
     "pack",
+    "holder",
+    "lender",
     "array",
     "attempt",
     "admission",
