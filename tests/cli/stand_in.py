@@ -159,7 +159,9 @@ class Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         api, method = self.api, self.command
         length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else None
+        data = self.rfile.read(length)
+        is_json = "json" in self.headers.get("Content-Type", "")
+        body = json.loads(data) if data and is_json else None
         api.requests.append(f"{method} {self.path}")
         api.headers.append(dict(self.headers))
         if body is not None:

@@ -8,7 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pexpect
@@ -24,6 +26,7 @@ from tests.cli.stand_in import Api
 from tests.cli.typed import typed, without_wait_reason
 
 MISSING = "/api/v1/files/missing"
+PACK = "/api/v1/files/pack"
 
 Call = subprocess.CompletedProcess[bytes]
 
@@ -343,6 +346,34 @@ def test_a_terminal_shows_how_far_the_scan_is(
     run.close()
 
     assert (run.exitstatus, api.requests) == (130, [f"POST {MISSING}"])
+
+
+@pytest.mark.parametrize("path", [MISSING, PACK], ids=["asking", "sending"])
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_an_interrupt_while_files_are_sent_leaves_no_task(
+    api: Api, environ: dict[str, str], project: Path, path: str, command: str
+) -> None:
+    """What has arrived at the node is deleted there like any file that is not used."""
+    name = sha256((project / "greet").read_bytes()).hexdigest()
+    api.answers[MISSING] = {"missing": [name], "node": "here"}
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def hold(_method: str, asked: str) -> None:
+        if asked == path:
+            is_asked.set()
+            may_answer.wait(60)
+
+    api.refuse = hold
+    words = ["--node", "here", command, "--in", "greet", "--", "true"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "octaskly", *words], env=environ, stderr=subprocess.PIPE
+    ) as process:
+        assert is_asked.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        may_answer.set()
+
+    assert (process.returncode, said.strip(), api.tasks) == (130, b"", {})
 
 
 def _leads_to(link: Path, place: Path) -> bool:
