@@ -312,6 +312,9 @@ class Lab:
         """End every process of the lab and take it down."""
         for name in self._namespaces():
             end_all_in(name)
+        for host in self.hosts:
+            for agent in host.agents.values():
+                agent.kill()  # It has ended, and its socket is closed here.
         for process in self.processes:
             process.kill()
             process.wait()
