@@ -145,7 +145,7 @@ class Host:
             options += ["--secret-file", str(secret)]
         words = ["agent", *options, *args]
         # Without a secret it looks for a mesh while it loads its modules.
-        is_plain = not env and not mounts
+        is_plain = not (env or mounts or self._lab.has_own_disks)
         is_usual = self.program == "octaskly" and secret is not None and is_plain
         process: ForkedProcess | subprocess.Popen[bytes] | None = None
         with (

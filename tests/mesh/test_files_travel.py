@@ -124,6 +124,15 @@ def test_sent_objects_are_made_again_exactly_as_by_a_local_make(
         assert make(project, "--dry-run") == ["make: 'build/calc' is up to date."]
 
 
+def test_a_host_sees_no_file_of_another(hosts: list[Host]) -> None:
+    """Else these tests would show nothing."""
+    (hosts[0].folder / "own").touch()
+    listed = f"ls {hosts[0].folder}"
+
+    run = ("run", "--on", "h2", "--")
+    assert typed(hosts[0], hosts[0].folder, *run, listed) == ""
+
+
 def test_a_second_run_moves_what_changed(hosts: list[Host]) -> None:
     """Of 1000 files, one: that file and less than 64 kB beside it."""
     folder = hosts[0].folder / "many"
