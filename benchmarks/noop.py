@@ -11,15 +11,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
 from benchmarks.measure import Row, count, occupy, until
 from octaskly.agent import components as runners
 from octaskly.cli import main
-from octaskly.core.model.ids import AttemptId
+from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
 from octaskly.trust import create_secret_file
@@ -34,7 +35,11 @@ ACCEPT_RATE = 100_000
 class ReturnsAtOnce(Pool):
     """Reports each attempt as a success, and starts nothing."""
 
-    def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+    def start_attempts(
+        self,
+        items: Sequence[tuple[AttemptId, TaskSpec]],
+        holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS,  # noqa: ARG002
+    ) -> None:
         """Report the ends."""
         now_ms = self._clock.now().wall_ms
         outcome = Outcome(

@@ -7,16 +7,18 @@ import contextlib
 import secrets
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
+from urllib.parse import quote
 
 from msgspec import structs
 
 from octaskly.agent.core_loop import CoreLoop
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.submissions import QueueLimits
+from octaskly.agent.gateway.task_lookup import LocalFiles
 from octaskly.agent.health import ApiProbe, HealthChecks
 from octaskly.agent.join_service import MeshChangeCallbacks, build_member_join_service
 from octaskly.agent.mesh_secret import MeshSecretHolder
@@ -29,6 +31,7 @@ from octaskly.agent.node_setup import (
     write_description,
 )
 from octaskly.agent.tree_keeper import TreeKeeper
+from octaskly.agent.tree_sizer import TreeSizer
 from octaskly.agent.webhooks import WebhookScheduler
 from octaskly.api import ApiServer, HttpTimeouts
 from octaskly.api.webhook_sender import WebhookSender
@@ -40,6 +43,7 @@ from octaskly.core.events import DiskChanged, LoadSampled
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeInfo
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.tree_sizes import blob_key
 from octaskly.core.node.node import Node
 from octaskly.errors import StoreError
 from octaskly.mesh.discovery.discovery import Discovery
@@ -48,9 +52,9 @@ from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports import Clock, MemberFiles
 from octaskly.rest.mesh import Checkup
-from octaskly.runner.files.blob_fetcher import BlobFetcher, HoldersOf
+from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
-from octaskly.runner.files.capture import OutputReader
+from octaskly.runner.files.capture import OutputReader, outputs_folder
 from octaskly.runner.files.holder_connection import Holder
 from octaskly.runner.files.lenders import Lenders
 from octaskly.runner.files.output_copies import CopyHolders, OutputCopies
@@ -116,7 +120,7 @@ def build_pool(
         info: The node.
         clock: The machine's clocks.
         tls: Returns the client TLS context of this node.
-        holders_of: Returns the other nodes that may have a file, the named one first.
+        holders_of: Returns the other nodes that may have a file.
         on_wrong_copy: See `BlobFetcher`.
         copy_holders: Returns the other nodes for copies of outputs, in their order.
         on_ended: Called on the event loop with one or more reports.
@@ -170,6 +174,7 @@ def _remembered_addresses(saved: ev.SavedState) -> MemberAddresses:
     return addresses
 
 
+OUTPUT_TREES_PATH: Final = "/internal/v1/output-trees"
 AUDIT_FLUSH_S: Final = 1.0  #: longest wait for unwritten audit entries at shutdown
 
 
@@ -287,6 +292,13 @@ class Components:
         )
         if (changed := self._machine_monitor.check_disk()) is not None:
             self.loop.post(changed)
+        if self._blob_store.has_changes:
+            came, went = self._blob_store.take_changes()
+            self.loop.post(
+                ev.HeldBlobsChanged(
+                    tuple(map(blob_key, came)), tuple(map(blob_key, went))
+                )
+            )
 
     def on_persisted(self, number: int) -> None:
         """Report to core, long polls and event feed that write `number` is on disk."""
@@ -360,6 +372,7 @@ class Components:
         self, saved: ev.SavedState, *, is_first: bool, on_stopped: Callable[[], None]
     ) -> None:
         config, name = self._config, self._info.name
+        self._output_reader = OutputReader(config.paths.outputs)
         self._socket_path = config.paths.socket_path(name)
         timing = config.timing
         if is_first:
@@ -387,7 +400,7 @@ class Components:
             store=self._store,
             clock=self._clock,
             post=self.loop.handle,
-            read_outputs=OutputReader(config.paths.outputs).read_tree,
+            files=self._local_files(),
             # The pool does not exist yet.
             stream_output=lambda *what, **how: self._pool.recorder.stream_output(  # noqa: PLW0108
                 *what, **how
@@ -405,16 +418,53 @@ class Components:
             queue_limits=QueueLimits.from_options(config.options),
         )
 
-    def _file_holders(self, first: str) -> list[Holder]:
-        """Return the other live nodes, in random order after the named one.
+    def _local_files(self) -> LocalFiles:
+        # The pool does not exist yet.
+        return LocalFiles(
+            read_outputs=self._output_reader.read_tree,
+            read_input_sources=lambda *which: self._pool.read_input_sources(*which),  # noqa: PLW0108
+            make_output_tree=self._make_output_tree,
+            size_trees=lambda trees: self._tree_sizer.size_trees(trees),  # noqa: PLW0108
+        )
 
-        The named node is among them even if it is not in the mesh now: it may come
+    def _make_output_tree(self, task: TaskId, attempt: AttemptId) -> str:
+        """Make captured outputs files of this node; return their manifest's SHA-256."""
+        tree = self._output_reader.read_tree(task, attempt)
+        folder = outputs_folder(self._config.paths.outputs, task, attempt)
+        return self._blob_store.add_captured_tree(folder, tree.manifest)
+
+    def _find_outputs(self, task: str) -> list[BlobSource]:
+        """Return the trees of a task's outputs. Blocks."""
+        path = f"{OUTPUT_TREES_PATH}/{quote(task, safe='')}"
+        found = self._fetcher.find_trees(self._dispatcher_as_holder, path)
+        return [
+            BlobSource(tree, partial(self._file_holders, tree.node, ()))
+            for tree in found
+        ]
+
+    def _dispatcher_as_holder(self) -> Holder | None:
+        view = self.gateway.dispatcher()
+        if view is None:
+            return None
+        urls = view.lan_urls or self.gateway.api_urls_of(view.node)
+        return Holder(self.gateway.view.name_of(view.node), urls)
+
+    def _file_holders(self, first: str, known: Sequence[NodeId]) -> list[Holder]:
+        """Return the other live nodes: known holders, the named one, and the others.
+
+        In random order otherwise, so that not all nodes ask the same one first. The
+        named node is among them even if it is not in the mesh now: it may come
         back, and otherwise the error names it.
         """
         view = self.gateway.view
         others = view.other_members()
         secrets.SystemRandom().shuffle(others)
-        others.sort(key=lambda member: first not in (member.id, member.name))
+        others.sort(
+            key=lambda member: (
+                member.id not in known,
+                first not in (member.id, member.name),
+            )
+        )
         holders = [
             Holder(
                 member.name,
@@ -440,7 +490,7 @@ class Components:
         self._log.warning("node sent wrong bytes of a file", node=holder, sha256=sha256)
 
     def _build_runner(self) -> None:
-        self._pool, fetcher, archive, copies = build_pool(
+        self._pool, self._fetcher, archive, copies = build_pool(
             self._config,
             self._info,
             self._clock,
@@ -450,7 +500,10 @@ class Components:
             copy_holders=self._copy_holders,
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
+        fetcher = self._fetcher
+        fetcher.find_outputs = self._find_outputs
         self._blob_store = fetcher.blob_store
+        self._tree_sizer = TreeSizer(fetcher, self.loop.handle)
         self._storage = StorageReporter(fetcher.blob_store, archive)
         self._tree_keeper = TreeKeeper(
             self._store, self.gateway.view, fetcher, copies, self._log

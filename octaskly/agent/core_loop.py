@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from octaskly.agent.gateway.gateway import AgentGateway
@@ -19,6 +19,7 @@ from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
 from octaskly.core.model.keyring_state import ChangeKeyring, MergeKeyring, SendKeyring
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import EndReason, TaskSpec
+from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Message, PackedMessage
 from octaskly.ports import DurableStore
@@ -29,8 +30,15 @@ from octaskly.system.log import Logger, LogThrottle, log_line
 class Runner(Protocol):
     """Runs attempts on this machine."""
 
-    def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
-        """Queue attempts; each one is reported once through the `on_ended` callback."""
+    def start_attempts(
+        self,
+        items: Sequence[tuple[AttemptId, TaskSpec]],
+        holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS,
+    ) -> None:
+        """Queue attempts; each one is reported once through the `on_ended` callback.
+
+        `holders` has nodes that have blobs that they need, by their keys.
+        """
 
     def stop_attempts(
         self,
@@ -150,7 +158,7 @@ class CoreLoop:
             ef.Advertise: lambda e: discovery.advertise(
                 is_dispatcher=e.is_dispatcher, term=e.term
             ),
-            ef.Start: lambda e: runner.start_attempts(e.items),
+            ef.Start: lambda e: runner.start_attempts(e.items, dict(e.holders)),
             ef.Stop: lambda e: runner.stop_attempts(e.items, e.reason),
             ef.ReleaseWaiting: lambda _: runner.release_waiting(),
             ef.Freeze: lambda e: runner.set_frozen(is_frozen=e.is_frozen),

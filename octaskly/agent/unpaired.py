@@ -11,6 +11,7 @@ from typing import NoReturn
 from octaskly import __version__
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.submissions import QueueLimits
+from octaskly.agent.gateway.task_lookup import LocalFiles
 from octaskly.agent.health import HealthChecks
 from octaskly.agent.join_service import AgentJoinService, MeshChangeCallbacks
 from octaskly.agent.node_setup import describe_agent, write_description
@@ -150,7 +151,7 @@ def _build_gateway(
         store=store,
         clock=clock,
         post=lambda _: None,
-        read_outputs=_refuse_call,
+        files=LocalFiles(_refuse_call, _refuse_call, _refuse_call, _refuse_call),
         stream_output=_refuse_call,
         last_load=lambda: NO_LOAD,
         health_checks=HealthChecks(

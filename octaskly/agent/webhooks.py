@@ -21,8 +21,8 @@ from octaskly.api.webhook_sender import WebhookSender
 from octaskly.core.change_feed import TaskEvent, end_event
 from octaskly.core.events import Event, TasksNotified
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.backoff import backoff
 from octaskly.core.model.ids import NO_EPOCH
+from octaskly.core.model.timer_heap import backoff
 from octaskly.errors import MeshError, StoreError
 from octaskly.ports import Clock, DurableStore
 from octaskly.system.log import Logger

@@ -212,6 +212,16 @@ TASK_OPTIONS: Final = (
         help="Send also .git and what .gitignore files name, of folders.",
     ),
     click.option(
+        "--from",
+        "outputs_of",
+        multiple=True,
+        metavar="ID",
+        callback=_list,
+        shell_complete=completion.complete_tasks,
+        help="A task to run after, with its outputs in the folder; implies --scratch."
+        " Repeatable.",
+    ),
+    click.option(
         "--needs",
         "inputs",
         multiple=True,
@@ -332,7 +342,7 @@ TASK_OPTIONS: Final = (
     ),
 )
 DRAFT_FIELDS: Final = (
-    *("timeout", "inputs", "outputs"),
+    *("timeout", "outputs_of", "inputs", "outputs"),
     *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),
     "notify_url",
     *("retries", "retry_on", "after", "on"),
@@ -355,7 +365,7 @@ def task_options(*, is_end_awaited: bool) -> Callable[[_C], _C]:
             sent = SentPaths(values.pop("sent_paths"), values.pop("sends_ignored"))
             is_here, is_read_only = values.pop("is_here"), values.pop("is_read_only")
             _check_folder_options(fields, sent, is_here=is_here)
-            if sent.paths:
+            if sent.paths or fields["outputs_of"]:
                 fields["workdir"] = "scratch"
             if not is_here:
                 if is_read_only:
@@ -387,8 +397,9 @@ def _check_folder_options(
         raise click.UsageError(
             "--out: with --here, what the task makes is in this folder already"
         )
-    others = (("--in", sent.paths), ("--cwd", fields["cwd"]))
-    for flag, value in (*others, ("--scratch", fields["workdir"])):
+    others = (("--in", sent.paths), ("--from", fields["outputs_of"]))
+    own = (("--cwd", fields["cwd"]), ("--scratch", fields["workdir"]))
+    for flag, value in (*others, *own):
         if value:
             raise click.UsageError(f"{flag}: with --here, tasks run in this folder")
 

@@ -24,6 +24,7 @@ from octaskly.core.model.ids import (
 from octaskly.core.model.keyring_state import KeyringEffect
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import EndReason, TaskSpec
+from octaskly.core.model.tree_sizes import HoldersByBlob
 from octaskly.core.protocol.messages import (
     Message,
     Report,
@@ -138,6 +139,7 @@ class Start(Struct, frozen=True):
     """Run these attempts; `AttemptsEnded` reports each of them once."""
 
     items: tuple[tuple[AttemptId, TaskSpec], ...]
+    holders: HoldersByBlob = ()  #: nodes that have the blobs that they need
 
 
 class Stop(Struct, frozen=True):

@@ -32,6 +32,7 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tree_sizes import TreeSizes
 from octaskly.core.protocol.messages import Hello, Message, Report
 
 
@@ -171,6 +172,20 @@ class AttemptsEnded(Struct, frozen=True):
     """Attempts of this node ended, or the runner returns them unstarted."""
 
     reports: tuple[Report, ...]
+
+
+class HeldBlobsChanged(Struct, frozen=True):
+    """This node has other large blobs or whole trees than before."""
+
+    added: tuple[int, ...]  #: keys; the most recent last
+    removed: tuple[int, ...] = ()
+
+
+class TreeSized(Struct, frozen=True):
+    """The sizes of a tree that tasks name, for this dispatcher."""
+
+    sha256: str  #: of its manifest
+    sizes: TreeSizes
 
 
 class Persisted(Struct, frozen=True):
@@ -314,6 +329,8 @@ Event = (
     | RecordRequested
     | TasksNotified
     | AttemptsEnded
+    | HeldBlobsChanged
+    | TreeSized
     | Persisted
     | QueuedLoaded
     | LiveLoaded

@@ -197,6 +197,37 @@ def select_folders(manifest: Manifest, folders: Sequence[str]) -> Manifest:
     )
 
 
+def merge_trees(trees: Sequence[Manifest]) -> Manifest:
+    """Return one tree with the entries of several.
+
+    Raises:
+        ManifestError: two of them have something else at the same path.
+    """
+    if len(trees) <= 1:
+        return trees[0] if trees else Manifest()
+    entries: dict[str, TreeFile | TreeLink] = {}
+    all_entries: Iterator[TreeFile | TreeLink] = (
+        entry for tree in trees for part in (tree.files, tree.links) for entry in part
+    )
+    for entry in all_entries:
+        known = entries.setdefault(entry.path, entry)
+        if _content_of(known) != _content_of(entry):
+            raise ManifestError(f"two files are called {entry.path!r}")
+    folders = {path for tree in trees for path in tree.empty_folders}
+    paths = sorted([*entries, *folders])
+    return make_manifest(
+        (entry for entry in entries.values() if isinstance(entry, TreeFile)),
+        (entry for entry in entries.values() if isinstance(entry, TreeLink)),
+        {path for path in folders if not any(_below(paths, f"{path}/", str))},
+    )
+
+
+def _content_of(entry: TreeFile | TreeLink) -> tuple[bytes | str, bool]:
+    if isinstance(entry, TreeLink):
+        return entry.target, False
+    return entry.sha256, entry.is_executable
+
+
 def entry_path(entry: Entry) -> str:
     """Return the path of an entry."""
     return entry if isinstance(entry, str) else entry.path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
@@ -36,6 +36,18 @@ class UploadInProgress(OctasklyError):
 
 class ContentMismatch(OctasklyError):
     """The content differs from the announced size or hash."""
+
+
+class InputSources(NamedTuple):
+    """The bytes that an attempt needed, and the nodes that sent some of them."""
+
+    total_bytes: int
+    sent_bytes: Mapping[str, int]  #: by name of the node; the rest was here already
+
+    @property
+    def present_bytes(self) -> int:
+        """The bytes that were here already."""
+        return max(0, self.total_bytes - sum(self.sent_bytes.values()))
 
 
 class FileUpload(Protocol):

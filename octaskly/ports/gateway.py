@@ -22,6 +22,7 @@ from octaskly.core.replies import TaskExplanation
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
+from octaskly.ports.files import InputSources
 from octaskly.ports.output import OutputSource
 from octaskly.ports.store import TaskListPage, TaskQuery
 from octaskly.ports.tokens import Principal, TokenRegistry
@@ -227,6 +228,11 @@ class Gateway(OutputSource, EventSource, Protocol):
             NotDispatcher: Another node is dispatcher.
         """
 
+    def read_input_sources(
+        self, task: TaskId, attempt: AttemptId
+    ) -> InputSources | None:
+        """Return where the files of an attempt of this node came from, if known."""
+
     async def locate_output(self, ref: str, path: str | None) -> OutputLocation:
         """Return the location of a path that a declared output covers.
 
@@ -237,6 +243,25 @@ class Gateway(OutputSource, EventSource, Protocol):
         Raises:
             TaskNotFound, OutputNotFound: There is no such task or output.
             NodeNotFound: The worker that has it is gone.
+        """
+
+    async def locate_outputs(self, ref: str) -> Sequence[OutputLocation]:
+        """Return the locations of all outputs of a task, or of an array's members.
+
+        Raises:
+            TaskNotFound, OutputNotFound: There is no such task, or it has no outputs.
+            NodeNotFound: A worker that has some is gone.
+        """
+
+    async def make_output_tree(self, task: TaskId, attempt: AttemptId) -> str:
+        """Make captured outputs of this node available as a tree.
+
+        Returns:
+            The SHA-256 of its manifest, which is a file of this node now.
+
+        Raises:
+            OutputNotFound: There are none.
+            FileQuotaExceeded: There is no room for the manifest.
         """
 
     async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:

@@ -125,3 +125,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tree: dict[str, Any] | None = None
     stdin_file: dict[str, str] | None = None
     same_folder: dict[str, Any] | None = None
+    outputs_of: list[str] = []

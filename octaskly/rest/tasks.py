@@ -237,6 +237,12 @@ class TreePage(msgspec.Struct, frozen=True, kw_only=True):
     offset: int = 0
 
 
+class OutputTrees(msgspec.Struct, frozen=True, kw_only=True):
+    """The outputs of a task, or of the members of an array, as trees."""
+
+    trees: list[BlobRef]
+
+
 class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the asked files a node lacks."""
 
@@ -312,6 +318,7 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     tree: TaskTree | None = None
     stdin_file: BlobRef | None = None
     same_folder: SameFolder | None = None
+    outputs_of: list[str] = []
     grace: int | None = None
     requires: Requirements | None = None
     limits: ResourceLimits | None = None
@@ -400,16 +407,34 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[Reason] = []
 
 
+class SentBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of a task's files that a node sent."""
+
+    node: str
+    bytes: int
+
+
+class InputBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """The bytes of a task's files: what its node had already, and what others sent."""
+
+    node: str
+    bytes: int
+    present_bytes: int
+    sent: list[SentBytes] = []  #: the most first
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Explanation of a task's state; `nodes` is filled for a queued task.
 
     `placement` says why the dispatcher chose the node that has or had the task.
+    `inputs` is null if the task has no files, or if its node does not know any more.
     """
 
     id: str
     status: Status
     summary: str
     placement: str | None = None
+    inputs: InputBytes | None = None
     nodes: list[Verdict] = []
 
 

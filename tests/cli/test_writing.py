@@ -180,6 +180,24 @@ def test_after_accepts_every_name_of_a_task(api: Api, octaskly: Run, ref: str) -
         assert found["id"] == "task-002-00000002"
 
 
+@pytest.mark.parametrize("command", ["submit", "run", "map", "array"])
+def test_from_names_a_task_and_gives_a_folder(
+    api: Api, octaskly: Run, command: str
+) -> None:
+    """The API has the task wait for it; names that exist here need no warning."""
+    octaskly("submit", "--", "true")
+    words = {"map": ["cat {}", ":::", "a"], "array": ["1-2", "--", "cat x"]}
+
+    done = octaskly(command, "--from", "1", *words.get(command, ["--", "cat x"]))
+
+    assert b"warning" not in done.stderr
+    [body] = (body[0] for body in api.bodies[1:])
+    [parent] = body["outputs_of"]
+    assert (api.find(parent) or {})["id"] == "task-001-00000001"
+    assert body["workdir"] == "scratch"
+    assert "after" not in body
+
+
 def test_an_ambiguous_parent_is_refused(api: Api, octaskly: Run) -> None:
     """Nothing is submitted."""
     octaskly("submit", "-", stdin=b"true\ntrue\n")

@@ -29,6 +29,7 @@ def test_package_declares_its_types() -> None:
 def types_checked(mesh: octaskly.Client, awaited: octaskly.AsyncClient) -> None:
     """Code for `make check`; an unneeded ignore comment is an error."""
     assert_type(mesh.submit("true", timeout=5, after=["a"]), octaskly.Task)
+    assert_type(mesh.submit("true", outputs_of=[mesh.task("a")]), octaskly.Task)
     assert_type(mesh.run("true").stdout, str | None)
     assert_type(mesh.map("true", [1, "b", Path()]), Generator[octaskly.Task])
     assert_type(mesh.logs("a", stream="both"), Generator[octaskly.Log])

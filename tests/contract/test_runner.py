@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from octaskly.agent.core_loop import Runner
-from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.protocol.messages import Report
 from octaskly.runner.pool.pool import Pool
 from tests.support.pooling import MachineClock, archive_in, eventually, supply_in
@@ -26,7 +27,11 @@ class InstantRunner:
         self._running: dict[tuple[TaskId, AttemptId], TaskSpec] = {}
         self._is_closed = False
 
-    def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
+    def start_attempts(
+        self,
+        items: Sequence[tuple[AttemptId, TaskSpec]],
+        _holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS,
+    ) -> None:
         """End `exit N` with N."""
         for attempt, spec in items:
             if (spec.id, attempt) in self._running:

@@ -52,10 +52,16 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.files.captured_tree import CapturedTree
-from octaskly.files.manifest import TreeFile, make_manifest
+from octaskly.files.manifest import (
+    TreeFile,
+    content_digest,
+    encode_manifest,
+    make_manifest,
+)
 from octaskly.ports import (
     DispatcherView,
     Health,
+    InputSources,
     MeshStats,
     OutputHolder,
     OutputLocation,
@@ -101,6 +107,7 @@ class FakeGateway:
         self.view: DispatcherView | None = self.view_of(self._node)
         self.files: dict[tuple[TaskId, str], Path] = {}
         self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
+        self.input_sources: dict[TaskId, InputSources] = {}
         self.wrote: dict[tuple[TaskId, AttemptId], list[OutputChunk]] = {}
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
@@ -418,6 +425,18 @@ class FakeGateway:
             holders=() if is_lost else (holder,),
             lost=chosen.node if is_lost else "",
         )
+
+    async def locate_outputs(self, ref: str) -> list[OutputLocation]:
+        return [await self.locate_output(ref, None)]
+
+    async def make_output_tree(self, task: TaskId, attempt: AttemptId) -> str:
+        tree = await self.captured_outputs(task, attempt)
+        return content_digest(encode_manifest(tree.manifest))
+
+    def read_input_sources(
+        self, task: TaskId, _attempt: AttemptId
+    ) -> InputSources | None:
+        return self.input_sources.get(task)
 
     async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:
         paths = {path: file for (of, path), file in self.files.items() if of == task}

@@ -173,7 +173,7 @@ class _Fetcher(BlobFetcher):
         super().__init__(
             store,
             ssl.create_default_context,
-            lan.holders_of,
+            lambda node, _known: lan.holders_of(node),
             ("own",),
             Lenders(store, store.clock),
             lambda *what: lan.reported.append(what),

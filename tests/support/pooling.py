@@ -114,7 +114,7 @@ def supply_in(folder: Path) -> BlobFetcher:
     return BlobFetcher(
         blob_store,
         ssl.create_default_context,
-        lambda _node: (),
+        lambda *_: (),
         (),
         Lenders(blob_store, MachineClock()),
     )

@@ -8,7 +8,13 @@ other nodes these calls raise NotDispatcher, and the API forwards the request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from typing import Final
 
@@ -26,7 +32,7 @@ from octaskly.agent.gateway.submissions import (
     Submission,
     SubmissionService,
 )
-from octaskly.agent.gateway.task_lookup import OutputLocator, ReadTree, TaskFinder
+from octaskly.agent.gateway.task_lookup import LocalFiles, OutputLocator, TaskFinder
 from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.agent.gateway.tokens import TokenService
 from octaskly.agent.health import HealthChecks
@@ -128,7 +134,7 @@ class AgentGateway:
         store: DurableStore,
         clock: SystemClock,
         post: Callable[[ev.Event], None],
-        read_outputs: ReadTree,
+        files: LocalFiles,
         stream_output: Callable[..., AsyncIterator[OutputChunk]],
         last_load: Callable[[], LoadSample],
         health_checks: HealthChecks,
@@ -164,10 +170,23 @@ class AgentGateway:
         self.subscribe = self.feed.subscribe
         self.read_recent_attempts = self.feed.read_recent_attempts
         self.read_ended_members = store.read_ended_members
-        self.outputs = OutputLocator(self.find_task, self.view, node_id, read_outputs)
-        self.locate_output = self.outputs.locate_output
-        self.captured_outputs = self.outputs.captured_outputs
+        self._connect_files(files)
         self.stream_output = stream_output
+
+    def _connect_files(self, files: LocalFiles) -> None:
+        self.outputs = OutputLocator(
+            self.find_task,
+            self.view,
+            self._node_id,
+            files,
+            self._store.read_ended_members,
+        )
+        self.locate_output = self.outputs.locate_output
+        self.locate_outputs = self.outputs.locate_outputs
+        self.make_output_tree = self.outputs.make_output_tree
+        self.captured_outputs = self.outputs.captured_outputs
+        self.read_input_sources = files.read_input_sources
+        self._size_trees = files.size_trees
 
     def _build_submissions(self, queue_limits: QueueLimits) -> SubmissionService:
         return SubmissionService(
@@ -274,6 +293,9 @@ class AgentGateway:
         self._health_checks.require_membership()
         self._require_dispatcher()
         self._health_checks.require_disk_room()
+        asking = [draft.options for draft in submission.drafts if draft.options]
+        if trees := {options.tree for options in asking if options.tree}:
+            await self._size_trees(trees)
         return await self._submissions.accept_submission(submission)
 
     async def wait_until_replicated(self) -> None:

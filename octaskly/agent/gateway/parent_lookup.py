@@ -6,7 +6,7 @@ uses is replaced by the id in the log, which is the same on both sides of a part
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -89,10 +89,15 @@ class _ParentResolver:
         after = _after(draft)
         if after is None or draft.options is None:
             return draft
-        tasks = tuple(self._known[task] for task in after.tasks)
-        return replace(
-            draft, options=replace(draft.options, after=replace(after, tasks=tasks))
+        options = replace(
+            draft.options,
+            after=replace(after, tasks=self._ids_of(after.tasks)),
+            outputs_of=self._ids_of(draft.options.outputs_of),
         )
+        return replace(draft, options=options)
+
+    def _ids_of(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(self._known[name] for name in names)
 
 
 async def _read_parent_names(
@@ -105,15 +110,14 @@ async def _read_parent_names(
     refs = {
         task: (index, place)
         for index, draft in enumerate(drafts)
-        if (after := _after(draft)) is not None
-        for place, task in enumerate(after.tasks)
+        for task, place in _parent_fields(draft)
         if task not in own
     }
     found = await store.read_ids_by_name(list(refs)) if refs else {}
     known: dict[str, str] = {}
     for ref, (index, place) in refs.items():
         at = "$" if len(drafts) == 1 else f"$[{index}]"
-        field = f"{at}.after[{place}]"
+        field = f"{at}.{place}"
         try:
             known[ref] = found[ref][0] if ref in found else (await find_task(ref)).id
         except TaskNotFound as error:
@@ -123,6 +127,16 @@ async def _read_parent_names(
             hint = f"{ref} is a member of an array: use the array as parent"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint)
     return known
+
+
+def _parent_fields(draft: TaskDraft) -> Iterator[tuple[str, str]]:
+    """Yield the parents of a draft, with their places in its fields."""
+    if draft.options is None or draft.options.after is None:
+        return
+    for place, task in enumerate(draft.options.after.tasks):
+        yield task, f"after[{place}]"
+    for place, task in enumerate(draft.options.outputs_of):
+        yield task, f"outputs_of[{place}]"
 
 
 def _after(draft: TaskDraft) -> After | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, NamedTuple
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import CatchUpRequested
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.task_options import InputTree
+from octaskly.core.model.tasks import Attempt, OutputFile
 from octaskly.core.replies import CatchUpStatus
 from octaskly.errors import (
     CatchingUp,
@@ -20,7 +22,12 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.files.captured_tree import CapturedTree
-from octaskly.ports import DurableStore, OutputHolder, OutputLocation
+from octaskly.ports import DurableStore, InputSources, OutputHolder, OutputLocation
+from octaskly.ports.events import EndedMember
+
+MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
+
+ReadEndedMembers = Callable[[TaskId, int, int, int], Awaitable[tuple[EndedMember, ...]]]
 
 _SEQUENCE = re.compile(r"task-(\d{1,15})")
 
@@ -85,6 +92,18 @@ ReadTree = Callable[[TaskId, AttemptId], CapturedTree]
 """Returns the outputs of an attempt that this node captured; blocks."""
 
 
+class LocalFiles(NamedTuple):
+    """What the gateway gets from the components that have the files of tasks."""
+
+    read_outputs: ReadTree
+    read_input_sources: Callable[[TaskId, AttemptId], InputSources | None]
+    """Returns where the files of an attempt of this node came from, if known."""
+    make_output_tree: Callable[[TaskId, AttemptId], str]
+    """Makes captured outputs available as a tree; returns its SHA-256. Blocks."""
+    size_trees: Callable[[Iterable[InputTree]], Awaitable[None]]
+    """Passes the sizes of trees on to the core."""
+
+
 class OutputLocator:
     """Finds captured outputs in the mesh.
 
@@ -92,7 +111,8 @@ class OutputLocator:
         find_task: Returns a task by name or number.
         view: The members of the mesh.
         node_id: This node.
-        read_tree: Returns the outputs of an attempt on this node.
+        files: Has the outputs of attempts on this node.
+        read_ended_members: Returns members of an array that have ended.
     """
 
     def __init__(
@@ -100,12 +120,14 @@ class OutputLocator:
         find_task: Callable[[str], Awaitable[TaskRecord]],
         view: MeshView,
         node_id: NodeId,
-        read_tree: ReadTree,
+        files: LocalFiles,
+        read_ended_members: ReadEndedMembers,
     ) -> None:
         self._find_task = find_task
+        self._read_ended_members = read_ended_members
         self._view = view
         self._node_id = node_id
-        self._read_tree = read_tree
+        self._files = files
 
     async def locate_output(self, ref: str, path: str | None) -> OutputLocation:
         """Return the location of a declared output, or of all of them.
@@ -114,19 +136,52 @@ class OutputLocator:
         """
         record = await self._find_task(ref)
         attempt = record.deciding_attempt
-        outputs = attempt.outcome.outputs if attempt and attempt.outcome else ()
-        kept = [output for output in outputs if output.size_bytes is not None]
         if attempt is None or not any(
             path in (None, output.path) or output.file_count is not None
-            for output in kept
+            for output in _kept_outputs(attempt)
         ):
             raise OutputNotFound(
                 "Output not found",
                 field=None if path is None else "path",
                 hint="only declared outputs that existed at the end are kept",
             )
+        return self._location(record.id, attempt)
+
+    async def locate_outputs(self, ref: str) -> list[OutputLocation]:
+        """Return the locations of all outputs of a task, or of an array's members."""
+        record = await self._find_task(ref)
+        array = record.spec.array if record.spec else None
+        if array is None:
+            records = [record]
+        elif array.count > MEMBERS_MAX:
+            raise OutputNotFound(
+                f"it has {array.count} members, and {MEMBERS_MAX} are possible"
+            )
+        else:
+            records = await self._read_members(record.id, array.count)
+        found = [
+            self._location(each.id, attempt)
+            for each in records
+            if (attempt := each.deciding_attempt) and _kept_outputs(attempt)
+        ]
+        if not found:
+            raise OutputNotFound("it ended without outputs")
+        return found
+
+    async def _read_members(self, array: TaskId, count: int) -> list[TaskRecord]:
+        members: list[TaskRecord] = []
+        first = 0
+        while first < count:
+            some = await self._read_ended_members(array, first, count - 1, count)
+            if not some:
+                break
+            members += (record for _, record in some)
+            first = some[-1][0] + 1
+        return members
+
+    def _location(self, task: TaskId, attempt: Attempt) -> OutputLocation:
         first = self._holder(attempt.node)
-        others = self._view.copy_holders(record.id, attempt.id)
+        others = self._view.copy_holders(task, attempt.id)
         holders = [first] if first else []
         holders += [
             holder
@@ -135,7 +190,7 @@ class OutputLocator:
         ]
         lost = "" if first else self._view.name_of(attempt.node)
         return OutputLocation(
-            task=record.id, attempt=attempt.id, holders=tuple(holders), lost=lost
+            task=task, attempt=attempt.id, holders=tuple(holders), lost=lost
         )
 
     def _holder(self, node: NodeId) -> OutputHolder | None:
@@ -147,4 +202,13 @@ class OutputLocator:
 
     async def captured_outputs(self, task: str, attempt: AttemptId) -> CapturedTree:
         """Return the outputs of an attempt that this node captured."""
-        return await asyncio.to_thread(self._read_tree, TaskId(task), attempt)
+        return await asyncio.to_thread(self._files.read_outputs, TaskId(task), attempt)
+
+    async def make_output_tree(self, task: TaskId, attempt: AttemptId) -> str:
+        """Make outputs of this node available as a tree; return its SHA-256."""
+        return await asyncio.to_thread(self._files.make_output_tree, task, attempt)
+
+
+def _kept_outputs(attempt: Attempt) -> list[OutputFile]:
+    outputs = attempt.outcome.outputs if attempt.outcome else ()
+    return [output for output in outputs if output.size_bytes is not None]

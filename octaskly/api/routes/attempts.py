@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
 
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
-from octaskly.api.problems import timestamp
+from octaskly.api.http.node_client import NodeNotResponding, request_from_node
+from octaskly.api.problems import Problem, timestamp
 from octaskly.api.schemas import query, task_response
 from octaskly.api.schemas.list_rows import ROWS_PER_TURN, cut_detail, cut_text
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import NodeId
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState
+from octaskly.errors import OutputNotFound
 from octaskly.ports import events
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
 
+_INTERNAL: Final = "/internal/v1/inputs"
+INPUTS_WAIT_S: Final = 1.0  #: longest wait for another node, to explain a task
 COMMAND_CHARS = 200  #: of a command in a list of attempts
 COMMAND_BYTES_MAX = 600  #: of it in JSON, where a control character takes six
 
@@ -98,7 +107,60 @@ def _render_attempt_of_task(
         name=(options.name or None) if options else None,
         command=cut_text(command, COMMAND_BYTES_MAX),
         assigned_at=_known(run.assigned_ms),
-        has_files=options is not None and bool(options.tree or options.files),
+        has_files=_has_files(options),
+    )
+
+
+async def find_input_bytes(
+    request: Request, record: TaskRecord
+) -> rest.InputBytes | None:
+    """Return where the files of a task came from; None if that is not known.
+
+    Only the node of the attempt knows.
+    """
+    attempt = record.deciding_attempt
+    if attempt is None or record.spec is None or not _has_files(record.spec.options):
+        return None
+    name = request.gateway.node_names().get(attempt.node, attempt.node)
+    if attempt.node == request.gateway.node_id:
+        sources = request.gateway.read_input_sources(record.id, attempt.id)
+        return None if sources is None else task_response.input_bytes(name, sources)
+    path = (
+        f"{_INTERNAL}/{quote(record.id, safe='')}"
+        f"/{attempt.id.term}/{attempt.id.stream}/{attempt.id.n}"
+    )
+    try:
+        async with request_from_node(
+            request,
+            request.gateway.api_urls_of(attempt.node),
+            path,
+            response_timeout_s=INPUTS_WAIT_S,
+        ) as response:
+            if response.status != HTTPStatus.OK:
+                return None
+            return msgspec.json.decode(await response.read(), type=rest.InputBytes)
+    except (NodeNotResponding, Problem, msgspec.MsgspecError):
+        return None
+
+
+async def show_input_bytes(request: Request) -> web.StreamResponse:
+    """Return to another node where the files of an attempt of this one came from."""
+    parts = request.path_params
+    attempt = AttemptId(
+        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
+    )
+    task = TaskId(query.logged_id(parts["task"]))
+    sources = request.gateway.read_input_sources(task, attempt)
+    if sources is None:
+        raise OutputNotFound("this node does not know the attempt any more")
+    node = request.gateway.node_id
+    name = request.gateway.node_names().get(node, node)
+    return json_response(task_response.encode(task_response.input_bytes(name, sources)))
+
+
+def _has_files(options: TaskOptions | None) -> bool:
+    return options is not None and bool(
+        options.tree or options.files or options.outputs_of
     )
 
 
@@ -128,5 +190,14 @@ ROUTES = (
         access=Access.READ,
         responses={200: rest.Attempts},
         error_statuses=(409,),
+    ),
+    Route(
+        method="GET",
+        path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        handler=show_input_bytes,
+        cost=route_cost.CHEAP,
+        access=Access.NODE,
+        is_local=True,
+        responses={200: rest.InputBytes},
     ),
 )

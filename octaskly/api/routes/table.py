@@ -8,7 +8,13 @@ module of routes, list it here.
 from __future__ import annotations
 
 from octaskly.api.http import audit_trail, mesh_rate_limit
-from octaskly.api.output import downloads, logs, output_transfer, task_status_query
+from octaskly.api.output import (
+    downloads,
+    logs,
+    output_transfer,
+    output_trees,
+    task_status_query,
+)
 from octaskly.api.routes import (
     array_results,
     arrays,
@@ -53,6 +59,7 @@ ROUTES = openapi.with_openapi_route(
     *array_results.ROUTES,
     *task_status_query.ROUTES,
     *output_transfer.ROUTES,
+    *output_trees.ROUTES,
     *mesh_rate_limit.ROUTES,
     *key_rotation.ROUTES,
     *metrics.ROUTES,

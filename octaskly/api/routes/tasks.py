@@ -11,6 +11,7 @@ from msgspec import structs
 
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
+from octaskly.api.routes.attempts import find_input_bytes
 from octaskly.api.schemas import list_rows, query, request_bodies, task_response
 from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
@@ -130,7 +131,9 @@ async def explain_task(request: Request) -> web.StreamResponse:
     """Explain the state of a task, for each node."""
     ref = query.task_ref(request.path_params["id"])
     record, found = await request.gateway.explain_task(ref)
-    return json_response(task_response.encode(task_response.explanation(record, found)))
+    inputs = await find_input_bytes(request, record)
+    shown = task_response.explanation(record, found, inputs)
+    return json_response(task_response.encode(shown))
 
 
 async def cancel_task(request: Request) -> web.StreamResponse:

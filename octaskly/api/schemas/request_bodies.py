@@ -397,7 +397,7 @@ def _reject_repeated_ids(drafts: Iterable[TaskDraft]) -> None:
 
 def _reject_many_parents(tasks: Iterable[TaskIn]) -> None:
     """Refuse tasks whose dependencies would occupy the disk for seconds."""
-    count = sum(len(task.after) for task in tasks)
+    count = sum(len(task.after) + len(task.outputs_of) for task in tasks)
     if count > BATCH_PARENTS_MAX:
         raise Problem(
             400,

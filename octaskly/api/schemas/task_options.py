@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -19,6 +19,7 @@ from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
 from octaskly.config.units import is_host
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import (
+    OUTPUTS_OF_MAX,
     After,
     BlobRef,
     Pairs,
@@ -132,6 +133,9 @@ class OptionsIn(RequestBody, gc=False):
     tree: given.TreeIn | None = None
     stdin_file: given.BlobIn | None = None
     same_folder: given.SameFolderIn | None = None
+    outputs_of: Annotated[
+        tuple[TaskRef, ...], msgspec.Meta(max_length=OUTPUTS_OF_MAX)
+    ] = ()
 
 
 NO_OPTIONS: Final = TaskOptions()
@@ -167,6 +171,7 @@ FIELD_HINTS: Final = {
     " of them visible ASCII",
     "after": f"at most {PARENTS_MAX} ids of tasks",
     "on": "success, failure or any, with `after`",
+    "outputs_of": f"at most {OUTPUTS_OF_MAX} ids of tasks; with `workdir`: scratch",
     "files": given.FILES_HINT,
     "tree": given.TREE_HINT,
     "stdin_file": "an object with sha256 and node, by name or id, and no other stdin",
@@ -210,6 +215,7 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
             fields.cwd or "",
             is_scratch=fields.workdir == "scratch",
         ),
+        outputs_of=_outputs_of(fields),
     )
     return None if options == NO_OPTIONS else options
 
@@ -242,6 +248,7 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "tree": given.render_tree(options.tree),
         "stdin_file": given.render_blob(options.stdin_file),
         "same_folder": given.render_same_folder(options.same_folder),
+        "outputs_of": [task_name(TaskId(t)) for t in options.outputs_of],
         "grace": options.grace_s,
         "requires": requires
         and rest.Requirements(
@@ -412,14 +419,31 @@ def _retry(fields: OptionsIn) -> Retry | None:
 
 
 def _after(fields: OptionsIn) -> After | None:
-    for index, ref in enumerate(fields.after):
-        if not _REF.fullmatch(ref):
-            raise InvalidField(f"after[{index}]", "this is not a valid id")
-    if not fields.after:
+    """Return the dependencies; a task comes after those whose outputs it gets."""
+    _check_refs("after", fields.after)
+    tasks = tuple(dict.fromkeys((*fields.after, *fields.outputs_of)))
+    if not tasks:
         if fields.on != "success":
             raise InvalidField("on", "`on` needs tasks in `after`")
         return None
-    return After(tasks=tuple(dict.fromkeys(fields.after)), end=fields.on)
+    if len(tasks) > PARENTS_MAX:
+        raise InvalidField("after", f"{len(tasks)} tasks with those in `outputs_of`")
+    return After(tasks=tasks, end=fields.on)
+
+
+def _outputs_of(fields: OptionsIn) -> tuple[str, ...]:
+    _check_refs("outputs_of", fields.outputs_of)
+    if fields.outputs_of and fields.workdir != "scratch":
+        raise InvalidField(
+            "outputs_of", "outputs need a scratch folder: set `workdir` to scratch"
+        )
+    return tuple(dict.fromkeys(fields.outputs_of))
+
+
+def _check_refs(field: str, refs: Iterable[str]) -> None:
+    for index, ref in enumerate(refs):
+        if not _REF.fullmatch(ref):
+            raise InvalidField(f"{field}[{index}]", "this is not a valid id")
 
 
 def _or_none(value: T, empty: Callable[[], T]) -> T | None:

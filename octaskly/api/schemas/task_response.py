@@ -26,6 +26,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.replies import TaskExplanation
+from octaskly.ports import InputSources
 from octaskly.rest import tasks as rest
 
 RESULT_OUTPUTS_MAX: Final = 256  #: in a stream of results
@@ -240,13 +241,27 @@ def cancelled(record: TaskRecord) -> rest.Cancelled:
     )
 
 
-def explanation(record: TaskRecord, found: TaskExplanation) -> rest.Explanation:
+def input_bytes(node: str, sources: InputSources) -> rest.InputBytes:
+    """Return where the files of a task came from that ran on a node."""
+    most_first = sorted(sources.sent_bytes.items(), key=lambda sent: -sent[1])
+    return rest.InputBytes(
+        node=node,
+        bytes=sources.total_bytes,
+        present_bytes=sources.present_bytes,
+        sent=[rest.SentBytes(node=name, bytes=size) for name, size in most_first],
+    )
+
+
+def explanation(
+    record: TaskRecord, found: TaskExplanation, inputs: rest.InputBytes | None
+) -> rest.Explanation:
     """Return the explanation of a task's state."""
     return rest.Explanation(
         id=record.name,
         status=found.state,
         summary=found.summary,
         placement=found.placement_reason or None,
+        inputs=inputs,
         nodes=[
             rest.Verdict(
                 name=verdict.name,

@@ -190,14 +190,20 @@ def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:
 
 
 def _with_resolved_parents(client: Session, drafts: Iterable[Draft]) -> Iterator[Draft]:
-    """Yield drafts with the references in `after` resolved to full ids."""
+    """Yield drafts with the references to parents resolved to full ids."""
     full: dict[str, str] = {}  # Many drafts usually have the same parents.
     for item in drafts:
-        for ref in item.after:
+        if not (item.after or item.outputs_of):
+            yield item
+            continue
+        for ref in (*item.after, *item.outputs_of):
             if ref not in full:
                 full[ref] = resolve_ref(client, ref)
-        parents = [full[ref] for ref in item.after]
-        yield replace(item, after=parents) if parents else item
+        yield replace(
+            item,
+            after=[full[ref] for ref in item.after],
+            outputs_of=[full[ref] for ref in item.outputs_of],
+        )
 
 
 def _batches(drafts: Iterable[Draft]) -> Iterator[bytes]:

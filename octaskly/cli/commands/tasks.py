@@ -23,6 +23,7 @@ from octaskly.cli.output.render import (
 )
 from octaskly.cli.output.task_view import (
     STATES,
+    explanation_lines,
     format_pairs,
     format_progress,
     option_fields,
@@ -327,7 +328,8 @@ def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT0
         print_json(reply.body)
         return
     found = client.decode(reply, Explanation)
-    print_line(f"{found.id} ({found.status}): {found.summary}")
+    for line in explanation_lines(found):
+        print_line(line)
     if found.placement:
         print_line(f"placed there: {found.placement}")
     if found.nodes:

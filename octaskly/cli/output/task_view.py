@@ -18,6 +18,7 @@ from octaskly.client.flows.rest_calls import ARRAYS, Call, resource_path
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import (
     ArrayMember,
+    Explanation,
     Members,
     Requirements,
     ResourceLimits,
@@ -39,6 +40,7 @@ def option_fields(task: Task) -> list[tuple[str, object]]:
         ("priority", task.priority or None),
         ("retries", _retries(task)),
         ("after", _parents(task.after, task.on)),
+        ("outputs of", ", ".join(task.outputs_of) or None),
         ("retry of", task.retry_of),
         ("notify url", task.notify_url),
         ("env", format_pairs(task.env)),
@@ -133,3 +135,18 @@ def print_array(client: Session, task: Task) -> None:
 
 def _code(member: ArrayMember) -> str:
     return "-" if member.exit_code is None else str(member.exit_code)
+
+
+def explanation_lines(found: Explanation) -> Iterator[str]:
+    """Yield what `explain` says, above its table of nodes."""
+    inputs = found.inputs
+    if inputs is None:
+        yield f"{found.id} ({found.status}): {found.summary}"
+        return
+    total = data_size(inputs.bytes)
+    text = f"{data_size(inputs.present_bytes)} of {total} were already there"
+    for sent in inputs.sent:
+        text += f"; {data_size(sent.bytes)} came from {sent.node}"
+    yield f"{found.id} ({found.status} on {inputs.node}): {text}"
+    if found.status not in ("running", "completed"):
+        yield found.summary

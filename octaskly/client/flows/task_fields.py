@@ -67,6 +67,7 @@ class TaskFields(TypedDict, total=False):
     fail_fast: bool
     retries: int
     retry_on: Sequence[int | Literal["failure", "lost"]]
+    outputs_of: Sequence[str | Task]
     after: Sequence[str | Task]
     on: Literal["success", "failure", "any"]
 
@@ -88,8 +89,11 @@ def make_draft(
         )
     if (stdin := fields.pop("stdin", None)) is not None:
         fields["stdin_base64"] = _base64(stdin)
-    if "after" in fields:
-        fields["after"] = [ref_of(parent) for parent in fields["after"]]
+    for field in ("after", "outputs_of"):
+        if field in fields:
+            fields[field] = [ref_of(parent) for parent in fields[field]]
+    if fields.get("outputs_of"):
+        fields.setdefault("workdir", "scratch")
     return Draft(command=command, array=dict(array) if array else None, **fields)
 
 

@@ -32,8 +32,10 @@ from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import TimerHeap
+from octaskly.core.model.tree_sizes import TreeSizes
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
+    HeldBlobs,
     Reattach,
     Report,
     Results,
@@ -229,6 +231,7 @@ class Dispatcher:
         """Run elsewhere what the worker held, at once or after the adopt window."""
         were_lost = self.is_active and self.reconciler.on_worker_down(node, now)
         self._pool.remove(node)
+        self._step.locality.holdings.drop_node(node)
         return self._fail_without_inputs(now) if were_lost else []
 
     def on_heartbeat_ok(
@@ -249,11 +252,22 @@ class Dispatcher:
         if not self.is_active:
             return []
         self.reconciler.on_reattach(node, message, now)
+        self._step.locality.holdings.drop_node(node)  # It reports all again.
         self._pool.set_credit(node, message.credit)
         self._pool.attach(
             node, self.outstanding(node), self._queue.granted_resources(node)
         )
         return self._fail_without_inputs(now)
+
+    def on_held_blobs(self, node: NodeId, message: HeldBlobs) -> None:
+        """Note which large blobs and whole trees a worker has."""
+        holdings = self._step.locality.holdings
+        holdings.remove(node, message.removed)
+        holdings.add(node, message.added)
+
+    def add_tree(self, sha256: str, sizes: TreeSizes) -> None:
+        """Note the sizes of a tree that tasks name."""
+        self._step.locality.add_tree(sha256, sizes)
 
     def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
         """Record how attempts ended; acknowledge and announce when that is safe."""

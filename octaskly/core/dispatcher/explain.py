@@ -132,6 +132,13 @@ class Explainer:
             "" if requires is None else f" that have {describe_requirements(requires)}"
         )
         choice_text = f"{name} had the least work for its slots when the turn came"
+        placement = self._step.locality.placement_of(record.id, node)
+        if placement is not None:
+            total_mb, missing_mb = placement.total / 1e6, placement.missing / 1e6
+            choice_text = (
+                f"{name} had a free slot and lacked the fewest bytes of its files:"
+                f" {missing_mb:.0f} of {total_mb:.0f} MB"
+            )
         return f"of {capable_count} nodes{requirement_text}, {choice_text}"
 
     def _describe_location(self, task: QueuedTask, name: str) -> str:

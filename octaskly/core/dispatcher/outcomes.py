@@ -245,6 +245,8 @@ class OutcomeRecorder:
         else:
             outcome = self._record_late_end(task, report.attempt, report.outcome)
         step.facts.append(Finished(report.task, report.attempt, node, outcome))
+        if outcome.outputs:
+            step.locality.note_outputs(report.task, node, outcome)
         if was_open and task.final_state is TaskState.FAILED:
             step.count_member_failure(report.task)
         is_over = outcome.state in FINAL_STATES or task.final_state is not None

@@ -7,7 +7,7 @@ queue and the worker pool. `dispatcher` decides which facts are written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 
 from msgspec.structs import replace
@@ -38,10 +38,17 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.model.timer_heap import TimerHeap
-from octaskly.core.protocol.messages import Assign, Kill, Message
+from octaskly.core.model.tree_sizes import HoldersByBlob
+from octaskly.core.protocol.messages import (
+    KNOWN_BLOBS_MAX,
+    Assign,
+    Kill,
+    Message,
+)
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
+from octaskly.core.scheduling.locality import Locality
 from octaskly.core.scheduling.matching import Matcher
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 from octaskly.core.scheduling.retry_policy import (
@@ -56,6 +63,8 @@ from octaskly.core.scheduling.task_queue import BackoffQueue, TaskQueue
 from octaskly.core.scheduling.worker_pool import WorkerPool
 
 Assignment = tuple[AttemptId, TaskSpec]
+HoldersOf = Callable[[TaskSpec], HoldersByBlob]
+HOLDERS_BYTES = 256  #: of the nodes that have one blob, in a message, roughly
 
 
 def worker_messages(
@@ -63,6 +72,7 @@ def worker_messages(
     kills: Mapping[NodeId, Sequence[tuple[TaskId, AttemptId]]],
     batches: Mapping[NodeId, Sequence[Assignment]],
     bytes_max: int,
+    holders_of: HoldersOf,
 ) -> list[Effect]:
     """Return one `SendRequest` for each worker, its kills first.
 
@@ -71,27 +81,37 @@ def worker_messages(
         kills: Attempts that are to end.
         batches: Attempts that are to begin.
         bytes_max: Of attempts in one message, as the bound on frames asks for.
+        holders_of: Returns the nodes that have the blobs of a task.
     """
     messages: dict[NodeId, list[Message]] = {}
     for node, ended in kills.items():
         messages[node] = [Kill(epoch, tuple(ended))]
     for node, items in batches.items():
-        messages.setdefault(node, []).extend(_assign_messages(epoch, items, bytes_max))
+        messages.setdefault(node, []).extend(
+            _assign_messages(epoch, items, bytes_max, holders_of)
+        )
     return [Send(node, tuple(parts)) for node, parts in messages.items()]
 
 
 def _assign_messages(
-    epoch: Epoch, items: Sequence[Assignment], bytes_max: int
+    epoch: Epoch, items: Sequence[Assignment], bytes_max: int, holders_of: HoldersOf
 ) -> list[Message]:
     messages: list[Message] = []
+    holders: dict[int, tuple[NodeId, ...]] = {}
     start = size = 0
     for index, (_, spec) in enumerate(items):
-        item = spec.size_bytes
-        if size and size + item > bytes_max:
-            messages.append(Assign(epoch, tuple(items[start:index])))
+        found = holders_of(spec) if spec.options is not None else ()
+        item = spec.size_bytes + HOLDERS_BYTES * len(found)
+        is_full = len(holders) + len(found) > KNOWN_BLOBS_MAX
+        if size and (size + item > bytes_max or is_full):
+            messages.append(
+                Assign(epoch, tuple(items[start:index]), tuple(holders.items()))
+            )
             start, size = index, 0
+            holders.clear()
         size += item
-    messages.append(Assign(epoch, tuple(items[start:])))
+        holders.update(found)
+    messages.append(Assign(epoch, tuple(items[start:]), tuple(holders.items())))
     return messages
 
 
@@ -114,7 +134,8 @@ class DispatchStep:
         self.pool = WorkerPool(limits.prefetch)
         self.queue = TaskQueue(limits, self.pool.can_run)
         self.backoff_queue = BackoffQueue(self.queue, timers)
-        self.matcher = Matcher(self.queue, self.pool)
+        self.locality = Locality()
+        self.matcher = Matcher(self.queue, self.pool, self.locality)
         self.epoch: Epoch = NO_EPOCH
         self.is_assigning = False
         self.forced_cancels: dict[TaskId, str] = {}
@@ -145,6 +166,7 @@ class DispatchStep:
         self.pool.detach_all()
         self.matcher.clear_reservation()
         self.queue.clear_queue()
+        self.locality.clear_epoch()
         self.forced_cancels.clear()
 
     # --- What a step may decide.
@@ -434,7 +456,11 @@ class DispatchStep:
             self.facts = []
         if self._kills or batches:
             effects += worker_messages(
-                self.epoch, self._kills, batches, self._message_bytes
+                self.epoch,
+                self._kills,
+                batches,
+                self._message_bytes,
+                self.locality.holders_of,
             )
             self._kills = {}
         if when_durable is not None or self._pinned_tasks:
@@ -475,10 +501,11 @@ class DispatchStep:
                 *self.matcher.reserved_from(task, task.shape),
             )
             requires = task.requires
+            inputs = self.matcher.input_bytes(task)
             if requires is None:
-                node = pool.take_slot(excluded)
+                node = pool.take_slot(excluded, inputs)
             else:
-                node = pool.take_resources(requires, excluded)
+                node = pool.take_resources(requires, excluded, inputs=inputs)
             if node is not None:
                 self._assign_task(task, node, batches)
         for task, node in self.matcher.match_tasks(now):
@@ -495,6 +522,8 @@ class DispatchStep:
             self.queue.adopt(task, attempt, node)
         task.is_worker_confirmed = True
         self.facts.append(Assigned(task.spec.id, attempt, node))
+        if task.spec.options is not None:
+            self.locality.note_placement(task.spec, node)
         batch = batches.get(node)
         if batch is None:
             batch = batches[node] = []

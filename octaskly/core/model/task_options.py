@@ -21,6 +21,7 @@ Pairs = Annotated[tuple[tuple[Text, Text], ...], Meta(max_length=1 << 10)]
 PAIR_CHARS = 8  #: overhead of a pair in a message, roughly
 CHAR_BYTES = 4  #: most bytes of one character
 ITEM_BYTES = 6  #: overhead of an array's item in a message
+OUTPUTS_OF_MAX = 64  #: tasks whose outputs one task gets
 TREE_FOLDERS_MAX = 8  #: that a task names of its tree
 TREE_FOLDER_CHARS_MAX = 128  #: so that it is a `Word` even with a digest in it
 ITEMS_MAX = 1 << 18  #: per array; in memory, items take 20 times their encoded size
@@ -203,6 +204,8 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     freed_stdin: FreedStdin | None = None
     """Stands for `stdin`, which is then empty; the bytes were freed after the end."""
     same_folder: SameFolder | None = None  #: `cwd` must be the folder with this file
+    outputs_of: Annotated[tuple[Word, ...], Meta(max_length=OUTPUTS_OF_MAX)] = ()
+    """Ended tasks whose outputs the attempt's own folder contains: ids in the log."""
 
     @property
     def stdin_bytes(self) -> int:
@@ -230,6 +233,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
             + sum(len(c.sha256 + c.node) for c in (self.tree, self.stdin_file) if c)
             + sum(map(len, self.tree.folders if self.tree else ()))
             + sum(len(f.name + f.sha256) for f in (self.same_folder,) if f)
+            + sum(map(len, self.outputs_of))
         )
 
 

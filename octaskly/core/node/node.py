@@ -34,6 +34,7 @@ from octaskly.core.events import (
     Event,
     ExplainRequested,
     FloorPlanned,
+    HeldBlobsChanged,
     LiveLoaded,
     LoadSampled,
     PeerDown,
@@ -50,6 +51,7 @@ from octaskly.core.events import (
     TasksNotified,
     TasksSubmitted,
     TimerFired,
+    TreeSized,
     UnblockedLoaded,
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
@@ -89,6 +91,7 @@ from octaskly.core.protocol.messages import (
     Entries,
     Heartbeat,
     HeartbeatOk,
+    HeldBlobs,
     Hello,
     HelloOk,
     Kill,
@@ -441,6 +444,11 @@ class Node:
                 return effects + self._journal.run_deferred(now)
             case AttemptsEnded(reports):
                 return self._worker.on_attempts_ended(reports, now)
+            case HeldBlobsChanged():
+                return self._worker.on_held_blobs_changed(event)
+            case TreeSized(sha256, sizes):
+                dispatcher.add_tree(sha256, sizes)
+                return []
             case LoadSampled(load):
                 self._handlers.self_description.set_load(load)
                 return self._handlers.availability_control.on_load_sampled(event, now)
@@ -537,7 +545,7 @@ class Node:
                 return self._dispatcher.record_writer.on_record_batch(message)
             case Roster():
                 return self._on_roster(peer, message, now)
-            case HeartbeatOk() | Results() | Reattach():
+            case HeartbeatOk() | Results() | Reattach() | HeldBlobs():
                 return self._handlers.worker_messages.on_worker_message(
                     peer, message, now
                 )

@@ -15,7 +15,12 @@ from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.node.pause_fencing import PauseFencing
-from octaskly.core.protocol.messages import HeartbeatOk, Reattach, Results
+from octaskly.core.protocol.messages import (
+    HeartbeatOk,
+    HeldBlobs,
+    Reattach,
+    Results,
+)
 from octaskly.core.replication.not_found_rule import NotFoundRule
 
 
@@ -33,7 +38,10 @@ class WorkerMessages:
     pause_fencing: PauseFencing
 
     def on_worker_message(
-        self, peer: NodeId, message: HeartbeatOk | Results | Reattach, now: Moment
+        self,
+        peer: NodeId,
+        message: HeartbeatOk | Results | Reattach | HeldBlobs,
+        now: Moment,
     ) -> list[Effect]:
         """Handle a message of a peer, or of this node's own worker."""
         dispatcher, view = self.dispatcher, self.peer_table.peers.get(peer)
@@ -42,6 +50,9 @@ class WorkerMessages:
             return []  # The worker keeps its results until there is a dispatcher.
         if view is not None and view.followed_epoch != self.election.epoch:
             return []  # It was sent in an earlier epoch; the worker repeats it.
+        if isinstance(message, HeldBlobs):
+            dispatcher.on_held_blobs(peer, message)
+            return []
         if view is not None and message.state is not None:
             self.peer_table.record_state(view, message.state)
         match message:

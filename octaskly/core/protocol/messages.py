@@ -47,6 +47,7 @@ from octaskly.core.model.tasks import (
     Outcome,
     TaskSpec,
 )
+from octaskly.core.model.tree_sizes import BlobKeys, HoldersByBlob
 
 PROTOCOL_VERSION = 1
 VERSION_MIN = 1  #: oldest version that this program speaks
@@ -59,6 +60,7 @@ UNNEEDED_REASON = (
 
 ENTRIES_MAX = 1 << 13  #: per message; usual messages have a few hundred
 ITEMS_MAX = 1 << 16  #: per message of 1 MiB; most items take at least 16 bytes
+KNOWN_BLOBS_MAX = 1 << 12  #: of one `Assign`, whose holders it names
 MEMBERS_MAX = 1 << 11  #: per roster; a mesh has at most `Limits.peers`
 
 EntryBatch = Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)]
@@ -285,6 +287,8 @@ class Assign(Struct, frozen=True, array_like=True, tag=14):
 
     epoch: Epoch
     items: WorkBatch
+    holders: Annotated[HoldersByBlob, Meta(max_length=KNOWN_BLOBS_MAX)] = ()
+    """Nodes that have the blobs that these attempts need."""
 
 
 class Kill(Struct, frozen=True, array_like=True, tag=15):
@@ -329,6 +333,13 @@ class Reattach(Struct, frozen=True, array_like=True, tag=18):
     has_more: bool = False  #: another part follows
 
 
+class HeldBlobs(Struct, frozen=True, array_like=True, tag=30):
+    """Changes of a worker's large blobs and whole trees; all, after Reattach."""
+
+    added: BlobKeys
+    removed: BlobKeys = ()
+
+
 class Transfer(Struct, frozen=True, array_like=True, tag=19):
     """A stopping dispatcher, which accepts no tasks, asks the receiver to claim."""
 
@@ -363,6 +374,7 @@ Message = (
     | Results
     | ResultsOk
     | Reattach
+    | HeldBlobs
     | Transfer
     | Leave
     | Replicate

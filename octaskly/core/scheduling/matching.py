@@ -18,6 +18,7 @@ from heapq import heapify, heappop, heappush
 
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
+from octaskly.core.scheduling.locality import InputBytes, Locality
 from octaskly.core.scheduling.queue_lanes import Lane
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
@@ -38,9 +39,10 @@ class Reservation:
 class Matcher:
     """Chooses pairs of a task and a worker."""
 
-    def __init__(self, queue: TaskQueue, pool: WorkerPool) -> None:
+    def __init__(self, queue: TaskQueue, pool: WorkerPool, locality: Locality) -> None:
         self._queue = queue
         self._pool = pool
+        self._locality = locality
         self.reservation: Reservation | None = None
 
     def clear_reservation(self) -> None:
@@ -57,6 +59,11 @@ class Matcher:
         ):
             return ()
         return (reservation.node,)
+
+    def input_bytes(self, task: QueuedTask) -> InputBytes | None:
+        """Return the bytes that a task needs; None if its place does not matter."""
+        options = task.spec.options
+        return None if options is None else self._locality.input_bytes(options)
 
     def match_tasks(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
         """Yield pairs of task and worker; the caller assigns each before the next."""
@@ -81,7 +88,7 @@ class Matcher:
         while (task := queue.first_in_lane(lane)) is not None:
             if before is not None and task.spec.ord >= before:
                 return
-            node = pool.take_slot(self.reserved_from(task, 0))
+            node = pool.take_slot(self.reserved_from(task, 0), self.input_bytes(task))
             if node is None:
                 return
             yield task, node
@@ -105,7 +112,12 @@ class Matcher:
             assert task is not None
             among = self._candidate_nodes(lane, ord_, freed)
             requires = task.requires or NO_REQUIREMENTS
-            node = pool.take_resources(requires, self.reserved_from(task, shape), among)
+            node = pool.take_resources(
+                requires,
+                self.reserved_from(task, shape),
+                among,
+                self.input_bytes(task),
+            )
             if node is None:
                 lane.mark_blocked(now.mono_s)
                 continue

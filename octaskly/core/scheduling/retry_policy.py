@@ -8,7 +8,6 @@ from hashlib import blake2b
 from msgspec.structs import replace
 
 from octaskly.core.log.merge import PRESUMED_REASONS
-from octaskly.core.model.backoff import backoff
 from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import (
@@ -19,6 +18,7 @@ from octaskly.core.model.tasks import (
     Outcome,
     TaskSpec,
 )
+from octaskly.core.model.timer_heap import backoff
 
 LOSSES_MAX = 3  #: after this many lost workers, the task is presumed to be the cause
 LOSS_BACKOFF_S = 5.0

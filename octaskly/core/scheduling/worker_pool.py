@@ -19,7 +19,8 @@ from heapq import heapify, heappop, heappush
 
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.nodes import NodeInfo, RejectionReason
-from octaskly.core.model.task_options import Requirements
+from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
+from octaskly.core.scheduling.locality import WORTH_BYTES, InputBytes
 from octaskly.core.scheduling.queued_task import Grant
 from octaskly.core.scheduling.requirements import (
     count_phrase,
@@ -228,8 +229,20 @@ class WorkerPool:
                 worker.load = load
                 self._push_to_heap(node, worker)
 
-    def take_slot(self, excluded: Collection[NodeId] = ()) -> NodeId | None:
-        """Choose a worker for one more attempt and count it; None if all are full."""
+    def take_slot(
+        self, excluded: Collection[NodeId] = (), inputs: InputBytes | None = None
+    ) -> NodeId | None:
+        """Choose a worker for one more attempt and count it; None if all are full.
+
+        Args:
+            excluded: Workers that must not get it.
+            inputs: The bytes that it needs, if they matter.
+        """
+        if inputs is not None:
+            near = self._nearest_free(NO_REQUIREMENTS, excluded, None, inputs)
+            if near is not None:
+                self._count_attempt(near, NO_REQUIREMENTS)
+                return near
         heap, workers = self._heap, self._workers
         excluded_lines: list[tuple[float, int, NodeId, int]] = []
         chosen: NodeId | None = None
@@ -257,6 +270,7 @@ class WorkerPool:
         requires: Requirements,
         excluded: Collection[NodeId],
         among: Collection[NodeId] | None = None,
+        inputs: InputBytes | None = None,
     ) -> NodeId | None:
         """Choose a worker for an attempt with requirements, and count its resources.
 
@@ -264,25 +278,68 @@ class WorkerPool:
             requires: Requirements of the task.
             excluded: Workers that must not get it.
             among: Workers to check; None for all.
+            inputs: The bytes that it needs, if they matter.
         """
         chosen: NodeId | None = None
-        best: tuple[float, int, NodeId] | None = None
+        if inputs is not None:
+            chosen = self._nearest_free(requires, excluded, among, inputs)
+        if chosen is None:
+            best: tuple[float, int, NodeId] | None = None
+            for worker in self._workers_with_room(requires, excluded, among):
+                rank = worker.rank
+                if (best is None or rank < best) and meets_requirements(
+                    worker.info, requires
+                ):
+                    best, chosen = rank, worker.info.id
+        if chosen is not None:
+            self._count_attempt(chosen, requires)
+        return chosen
+
+    def _workers_with_room(
+        self,
+        requires: Requirements,
+        excluded: Collection[NodeId],
+        among: Collection[NodeId] | None,
+    ) -> Iterator[_Worker]:
         for node in self._workers if among is None else among:
             worker = self._workers.get(node)
             if worker is None or node in excluded or not worker.has_room(requires):
                 continue
-            rank = worker.rank
-            if (best is None or rank < best) and meets_requirements(
-                worker.info, requires
-            ):
-                best, chosen = rank, node
-        if chosen is not None:
-            worker = self._workers[chosen]
-            worker.outstanding += requires.slots
-            worker.memory_mb += requires.memory_mb
-            worker.gpus += requires.gpus
-            self._push_to_heap(chosen, worker)
-        return chosen
+            yield worker
+
+    def _nearest_free(
+        self,
+        requires: Requirements,
+        excluded: Collection[NodeId],
+        among: Collection[NodeId] | None,
+        inputs: InputBytes,
+    ) -> NodeId | None:
+        """Return the worker with a free slot that lacks the fewest bytes, if any.
+
+        The usual choice stays where it lacks only a few.
+        """
+        free = [
+            worker
+            for worker in self._workers_with_room(requires, excluded, among)
+            if worker.outstanding < worker.slots
+            and meets_requirements(worker.info, requires)
+        ]
+        if not free:
+            return None
+        usual = min(free, key=lambda worker: worker.rank).info.id
+        if inputs.missing_at(usual) <= WORTH_BYTES:
+            return usual
+        nearest = min(
+            free, key=lambda worker: (inputs.missing_at(worker.info.id), worker.rank)
+        )
+        return nearest.info.id
+
+    def _count_attempt(self, node: NodeId, requires: Requirements) -> None:
+        worker = self._workers[node]
+        worker.outstanding += requires.slots
+        worker.memory_mb += requires.memory_mb
+        worker.gpus += requires.gpus
+        self._push_to_heap(node, worker)
 
     def _push_to_heap(self, node: NodeId, worker: _Worker) -> None:
         """Push the worker's current entry to the heap, if it has room."""

@@ -13,9 +13,9 @@ from itertools import takewhile
 from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Spool
-from octaskly.core.model.backoff import backoff
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, TaskSpec
+from octaskly.core.model.timer_heap import backoff
 from octaskly.core.protocol.messages import Report
 
 RESEND_S = 1.0  #: delay before the first resend; live links lose no messages

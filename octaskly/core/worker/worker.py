@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from msgspec.structs import replace
 
@@ -21,6 +22,7 @@ from octaskly.core.effects import (
     Stop,
     Unspool,
 )
+from octaskly.core.events import HeldBlobsChanged
 from octaskly.core.model.component_signals import Outbox, WorkerAvailabilityChanged
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_HOLD, Availability, OperatorHold
@@ -28,8 +30,10 @@ from octaskly.core.model.settings import SHORT_TASK_MS, Settings
 from octaskly.core.model.task_options import slots_of
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.model.timer_heap import Timer, TimerHeap
+from octaskly.core.model.tree_sizes import HELD_MAX
 from octaskly.core.protocol.messages import (
     Assign,
+    HeldBlobs,
     Kill,
     Message,
     Probe,
@@ -91,6 +95,8 @@ class Worker:
         self._sent_availability = Availability()
         self._fenced_since_s: float | None = None
         """End of a pause that the dispatcher may have taken for this node's end."""
+        self._held_blobs: dict[int, None] = {}
+        """Keys of the large blobs and whole trees that are here, the latest last."""
         self._now_s = 0.0
 
     @property
@@ -159,7 +165,11 @@ class Worker:
         message = Reattach(
             (*running, *later), self._sent_credit, self.availability.state
         )
-        return [*effects, Send(dispatcher, (message,))]
+        held = HeldBlobs(tuple(self._held_blobs))
+        return [
+            *effects,
+            Send(dispatcher, (message, held) if held.added else (message,)),
+        ]
 
     def detach(self, now: Moment) -> list[Effect]:
         """Detach from the dispatcher; attempts continue, results are spooled."""
@@ -228,7 +238,9 @@ class Worker:
             else:
                 new_attempts.append((attempt, spec))
                 self._hold_attempt(key, spec)
-        effects: list[Effect] = [Start(tuple(new_attempts))] if new_attempts else []
+        effects: list[Effect] = []
+        if new_attempts:
+            effects.append(Start(tuple(new_attempts), message.holders))
         if resent:
             effects += self._send_results(resent)
         return effects + self._send_new_results(refused)
@@ -283,6 +295,24 @@ class Worker:
             spec = None if held is None else held.spec
             new_results.append(self._outbox.add_result(report, spec))
         return self._send_new_results(new_results)
+
+    def on_held_blobs_changed(self, event: HeldBlobsChanged) -> list[Effect]:
+        """Report large blobs and whole trees that are new here, or gone."""
+        held = self._held_blobs
+        for key in event.removed:
+            held.pop(key, None)
+        for key in event.added:
+            held.pop(key, None)
+            held[key] = None
+        dropped = tuple(islice(held, max(0, len(held) - HELD_MAX)))
+        for key in dropped:
+            del held[key]
+        if self._dispatcher_id is None:
+            return []
+        message = HeldBlobs(
+            event.added[-HELD_MAX:], (*event.removed, *dropped)[-HELD_MAX:]
+        )
+        return [Send(self._dispatcher_id, (message,))]
 
     def stop_attempts(self) -> list[Effect]:
         """Stop running attempts, so that other nodes run them."""

@@ -14,11 +14,12 @@ from pathlib import Path
 from posixpath import normpath
 from typing import NamedTuple
 
-from octaskly.core.model.ids import AttemptId
+from octaskly.core.model.ids import AttemptId, TaskId, task_name
 from octaskly.core.model.task_options import BlobRef, TaskOptions, UploadedFile
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
+from octaskly.files.manifest import Manifest, ManifestError, merge_trees
 from octaskly.ports import FileQuotaExceeded
 from octaskly.runner.files.blob_fetcher import (
     BlobFetcher,
@@ -35,6 +36,7 @@ from octaskly.runner.files.capture import (
 from octaskly.runner.files.lenders import ASK_AGAIN_S
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import TaskUserOps
+from octaskly.runner.input_sources import SourceTally
 from octaskly.runner.output.output_archive import OutputArchive
 
 CLOSE_S = 2.0  #: on shutdown, longest wait for the removal of folders
@@ -107,6 +109,7 @@ class ScratchFolders:
         spec: TaskSpec,
         sources: AttemptSources,
         may_continue: Callable[[], bool],
+        tally: SourceTally | None = None,
     ) -> Prepared:
         """Check inputs, fetch files and create the scratch folder. Blocks.
 
@@ -114,6 +117,7 @@ class ScratchFolders:
             spec: The task.
             sources: Sources of its files.
             may_continue: Returns False once the attempt is not wanted any more.
+            tally: Counts the bytes of its trees.
 
         Raises:
             FilesAwaited: a client has not sent all of its files.
@@ -122,7 +126,7 @@ class ScratchFolders:
         if (problem := self._find_folder_problem(spec.options)) is not None:
             return Prepared([], None, problem=problem)
         try:
-            missing = self._fetch(spec, sources, may_continue)
+            trees, missing = self._fetch(spec, sources, may_continue, tally)
         except FileQuotaExceeded as error:
             return Prepared([], None, full=str(error))
         if missing:
@@ -131,14 +135,16 @@ class ScratchFolders:
         try:
             if (stdin := sources.stdin_file) is not None:
                 stdin_fd = self._blob_fetcher.blob_store.open_file(stdin.blob.sha256)
-            return Prepared([], self._make_filled_folder(spec), stdin_fd)
-        except (OutputNotFound, OSError) as error:
+            folder = self._make_filled_folder(spec, [tree.blob for tree in trees])
+            return Prepared([], folder, stdin_fd)
+        except (OutputNotFound, ManifestError, OSError) as error:
             if stdin_fd is not None:
                 os.close(stdin_fd)
             if isinstance(error, OSError):
                 raise
             # It was already deleted again to make room.
-            if spec.options is not None and is_lent(spec.options.tree):
+            is_gone = isinstance(error, OutputNotFound)
+            if is_gone and any(is_lent(tree.blob) for tree in trees):
                 raise FilesAwaited(str(error), retry_s=ASK_AGAIN_S) from None
             return Prepared([str(error)], None)
 
@@ -156,34 +162,59 @@ class ScratchFolders:
         spec: TaskSpec,
         sources: AttemptSources,
         may_continue: Callable[[], bool],
-    ) -> list[str]:
-        """Check inputs and fetch all files of an attempt; return texts of failures."""
+        tally: SourceTally | None,
+    ) -> tuple[list[BlobSource], list[str]]:
+        """Check inputs and fetch all files; return the trees, and texts of failures."""
         fetcher, missing = self._blob_fetcher, []
+        trees: list[BlobSource] = []
         if spec.inputs:
             missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
         if not missing:
+            trees, missing = self._find_trees(spec, sources)
+        if not missing:
             missing = fetcher.fetch_files(sources.files, may_continue)
-        if not missing and sources.tree is not None:
-            missing = fetcher.fetch_tree(sources.tree, may_continue)
+        for tree in trees:
+            if not missing:
+                missing = fetcher.fetch_tree(tree, may_continue, tally=tally)
         if not missing and sources.stdin_file is not None:
             missing = fetcher.fetch_blob(sources.stdin_file, may_continue)
-        return missing
+        return trees, missing
 
-    def _make_filled_folder(self, spec: TaskSpec) -> Path | None:
+    def _find_trees(
+        self, spec: TaskSpec, sources: AttemptSources
+    ) -> tuple[list[BlobSource], list[str]]:
+        """Return the trees of the folder, and texts about outputs that are missing."""
+        trees = [] if sources.tree is None else [sources.tree]
+        missing = []
+        for task in spec.options.outputs_of if spec.options else ():
+            try:
+                trees += self._blob_fetcher.find_outputs(task)
+            except OutputNotFound as error:
+                missing.append(f"the outputs of {task_name(TaskId(task))}: {error}")
+        return trees, missing
+
+    def _make_filled_folder(
+        self, spec: TaskSpec, trees: Sequence[BlobRef]
+    ) -> Path | None:
         """Create the scratch folder of an attempt with its files, if it has one.
 
         Raises:
             OutputNotFound: a file is not here any more.
+            ManifestError: two trees have different files with one path.
             OSError: a file could not be created.
         """
         options = spec.options
         if options is None or not options.is_scratch:
             return None
+        manifest = merge_trees([*map(self._blob_fetcher.read_manifest, trees)])
         folder = self._make_folder(spec.inputs, options.cwd)
         try:
             self._place_files(folder, options.files)
-            if options.tree is not None:
-                self._place_tree(folder, options.tree)
+            self._place_tree(folder, manifest)
+            if is_lent(options.tree):
+                # What the client lends may be more than there is room for.
+                names = [file.sha256.hex() for file in manifest.files]
+                self._blob_fetcher.blob_store.release_copies(names)
             self._task_user_ops.make_output_folders(
                 folder,
                 [normpath(f"{options.cwd or '.'}/{path}") for path in spec.outputs],
@@ -232,15 +263,10 @@ class ScratchFolders:
             folder, [(file.path, now_ns, False) for file in files]
         )
 
-    def _place_tree(self, folder: Path, tree: BlobRef) -> None:
+    def _place_tree(self, folder: Path, manifest: Manifest) -> None:
         """Copy a tree into a scratch folder, with times and executable bits."""
-        manifest = self._blob_fetcher.read_manifest(tree)
         for file in manifest.files:
             self._copy_file(folder, file.path, file.sha256.hex())
-        if is_lent(tree):
-            # What the client lends may be more than there is room for.
-            names = [file.sha256.hex() for file in manifest.files]
-            self._blob_fetcher.blob_store.release_copies(names)
         ops = self._task_user_ops
         ops.make_links(folder, [(link.path, link.target) for link in manifest.links])
         ops.make_folders(folder, manifest.empty_folders)

@@ -12,12 +12,14 @@ from functools import partial
 from math import inf
 from typing import Final, NamedTuple
 
+from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import (
     BlobRef,
     InputBlob,
     InputTree,
     UploadedFile,
 )
+from octaskly.core.model.tree_sizes import NO_HOLDERS, blob_key
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import (
     MANIFEST_BYTES_MAX,
@@ -57,11 +59,15 @@ from octaskly.runner.files.piece_download import (
     PieceDownload,
 )
 from octaskly.runner.files.piece_upload import disk_error
+from octaskly.runner.input_sources import SourceTally
 
 HOLD_S_MAX: Final = 600.0  #: until a node has fetched all files of the trees
 FETCH_TRIES: Final = 4  #: without progress; a node that restarts is back within seconds
 BUSY_ROUNDS_MAX: Final = 100  #: in which a busy holder does not count as a failure
 PAUSE_S: Final = 1.0
+FIND_TRIES: Final = 10  #: while the dispatcher changes, or a node restarts
+FIND_PAUSE_S: Final = 2.0
+CLIENT: Final = "the client"  #: what a tally calls the lender of a tree
 THREADS_MAX: Final = 64  #: fetches at a time; each may wait for another one's files
 LARGE_MAX: Final = 4  #: blobs that arrive in pieces at a time, whatever else waits
 NAMED_MAX: Final = 4  #: nodes that an error names
@@ -88,9 +94,15 @@ class FilesAwaited(Exception):
         self.retry_s, self.wait_s_max = retry_s, wait_s_max
 
 
-HoldersOf = Callable[[str], Sequence[Holder]]
-"""Returns the nodes that may have what the named node had, that node first; any thread
-may call it."""
+HoldersOf = Callable[[str, Sequence[NodeId]], Sequence[Holder]]
+"""Returns the nodes that may have a blob, by the node that the task names.
+
+Those that the dispatcher knows to have it come first, then the named one. Any thread
+may call it.
+"""
+
+KnownHolders = Mapping[int, Sequence[NodeId]]
+"""Nodes that have a blob, by its key."""
 
 
 class FileSource(NamedTuple):
@@ -106,6 +118,13 @@ class BlobSource(NamedTuple):
     blob: BlobRef
     find_holders: HolderLookup
     is_named_here: bool = False  #: this is the node that the task names
+
+
+FindOutputs = Callable[[str], Sequence[BlobSource]]
+"""Returns the trees of the outputs of an ended task, by its id in the log.
+
+Blocks; raises OutputNotFound with the reason if there are none.
+"""
 
 
 class _Wanted(NamedTuple):
@@ -188,20 +207,29 @@ class BlobFetcher:
         self._open_sockets = OpenSockets()
         self._reported: dict[tuple[str, str], None] = {}  #: oldest first
         self._is_closed = threading.Event()
+        self.find_outputs: FindOutputs = lambda _task: ()
 
     def find_sources(self, files: Iterable[UploadedFile]) -> list[FileSource]:
         """Return the sources of files."""
         return [
-            FileSource(file, partial(self._holders_of, file.node)) for file in files
+            FileSource(file, partial(self._holders_of, file.node, ())) for file in files
         ]
 
-    def find_blob(self, content: BlobRef | None) -> BlobSource | None:
-        """Return the source of a content."""
+    def find_blob(
+        self, content: BlobRef | None, known: KnownHolders = NO_HOLDERS
+    ) -> BlobSource | None:
+        """Return the source of a content.
+
+        Args:
+            content: The content, if the task has one.
+            known: What the dispatcher knows about holders.
+        """
         if content is None:
             return None
+        holders = known.get(blob_key(content.sha256), ())
         return BlobSource(
             content,
-            partial(self._holders_of, content.node),
+            partial(self._holders_of, content.node, holders),
             content.node in self._own_names,
         )
 
@@ -258,6 +286,7 @@ class BlobFetcher:
         may_continue: Callable[[], bool] = lambda: True,
         *,
         keep_s: float = COPY_RETENTION_S,
+        tally: SourceTally | None = None,
     ) -> list[str]:
         """Fetch the contents of a tree that are not here; return texts of failures.
 
@@ -265,6 +294,7 @@ class BlobFetcher:
             source: The tree with its source.
             may_continue: Returns False once the tree is not needed any more.
             keep_s: How long to keep all its contents.
+            tally: Counts the bytes that are needed and sent.
 
         Raises:
             FilesAwaited: a client lends the tree, and has not sent all of it.
@@ -272,13 +302,7 @@ class BlobFetcher:
         """
         tree = source.blob
         from_client = is_lent(tree)
-        wanted = _Wanted(
-            source.find_holders,
-            may_continue,
-            keep_s,
-            lent_tree=tree.sha256 if from_client else "",
-            is_lent_here=from_client and source.is_named_here,
-        )
+        wanted = _wanted_of_tree(source, may_continue, keep_s)
         try:
             # Many tasks may need the same tree, which is fetched once.
             with (
@@ -286,9 +310,9 @@ class BlobFetcher:
                 self.file_locks.hold_lock(f"tree {tree.sha256}"),
             ):
                 if from_client:
-                    self._fetch_lent(fetch, tree)
+                    self._fetch_lent(fetch, tree, tally)
                 else:
-                    self._fetch_stored(fetch, tree, keep_s)
+                    self._fetch_stored(fetch, tree, keep_s, tally)
         except FilesAwaited as awaited:
             awaited.args = (f"the files of node {tree.node}: {awaited}",)
             raise
@@ -296,18 +320,42 @@ class BlobFetcher:
             of = f"the files of node {tree.node}"
             of += ", whose client is gone" if from_client else ""
             return [f"{of}: {error}"]
+        if not _folders(tree):
+            self.blob_store.mark_tree(tree.sha256)
         return []
 
-    def _fetch_stored(self, fetch: _Fetch, tree: BlobRef, keep_s: float) -> None:
+    def fetch_manifest(self, source: BlobSource) -> Manifest:
+        """Return the manifest of a tree, which is fetched if it is not here.
+
+        Raises:
+            FilesAwaited: a client lends the tree, and has not sent it.
+            OutputNotFound, HolderUnreachable: no node has it.
+            ContentMismatch, FileQuotaExceeded, ManifestError: it cannot be used.
+        """
+        tree = source.blob
+        wanted = _wanted_of_tree(source, lambda: True, COPY_RETENTION_S)
+        with self._begin(wanted) as fetch:
+            if is_lent(tree):
+                fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
+            else:
+                fetch.fetch_manifest(tree.sha256)
+            return self.read_manifest(tree)
+
+    def _fetch_stored(
+        self, fetch: _Fetch, tree: BlobRef, keep_s: float, tally: SourceTally | None
+    ) -> None:
         """Fetch a tree whose files nodes have."""
         fetch.fetch_manifest(tree.sha256)
         sizes = self._sizes_of(tree)
+        fetch.count_into(tally, tree, sizes)
         self.blob_store.check_quota(sum(sizes.values()))
         fetch.fetch_all(sizes)
         if any(size > PACKED_BYTES_MAX for size in sizes.values()):
             self._check_complete(sizes, keep_s)
 
-    def _fetch_lent(self, fetch: _Fetch, tree: BlobRef) -> None:
+    def _fetch_lent(
+        self, fetch: _Fetch, tree: BlobRef, tally: SourceTally | None
+    ) -> None:
         """Fetch a tree that a client lends.
 
         Raises:
@@ -318,6 +366,7 @@ class BlobFetcher:
         try:
             fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
             sizes = self._sizes_of(tree)
+            fetch.count_into(tally, tree, sizes)
             fetch.fetch_lent(sizes)
         except (FileExceedsQuota, DiskFull):
             raise
@@ -369,8 +418,35 @@ class BlobFetcher:
         """
         with open(self.blob_store.open_file(tree.sha256), "rb") as file:  # noqa: PTH123
             manifest = decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
-        folders = tree.folders if isinstance(tree, InputTree) else ()
-        return select_folders(manifest, folders)
+        return select_folders(manifest, _folders(tree))
+
+    def find_trees(
+        self, dispatcher: Callable[[], Holder | None], path: str
+    ) -> list[BlobRef]:
+        """Return the trees that the dispatcher names under a path of its API. Blocks.
+
+        Args:
+            dispatcher: Returns the dispatcher, if one is known.
+            path: The path.
+
+        Raises:
+            OutputNotFound: there are none, or nobody can be asked for a while.
+        """
+        why = "no dispatcher is known"
+        for more in reversed(range(FIND_TRIES)):
+            holder = dispatcher()
+            try:
+                if holder is not None:
+                    with (
+                        self.connections() as connections,
+                        connections.connect_to(holder) as connection,
+                    ):
+                        return connection.find_trees(path)
+            except HolderUnreachable as error:
+                why = str(error)
+            if not more or self.is_closing(FIND_PAUSE_S):
+                break
+        raise OutputNotFound(why)
 
     def ask_to_hold(self, holder: Holder, inputs: Iterable[InputBlob]) -> list[str]:
         """Ask a node to keep inputs, and to fetch what it lacks; return its failures.
@@ -445,7 +521,16 @@ class _Fetch:
         self._fetcher, self._store = fetcher, fetcher.blob_store
         self._connections, self._wanted = connections, wanted
         self._liars: set[str] = set()  #: holders that sent wrong bytes
+        self._tally: SourceTally | None = None
         self._progress = 0  #: small files and pieces that arrived, and dropped holders
+
+    def count_into(
+        self, tally: SourceTally | None, tree: BlobRef, sizes: Mapping[str, int]
+    ) -> None:
+        """Count the bytes that are sent from now on, of a tree with these sizes."""
+        self._tally = tally
+        if tally is not None:
+            tally.set_needed(tree.sha256, sum(sizes.values()))
 
     def fetch_manifest(self, sha256: str) -> None:
         """Fetch a manifest, compressed if it is small."""
@@ -482,10 +567,12 @@ class _Fetch:
                 raise HolderUnreachable("the files are not needed any more")
             left = {name: sizes[name] for name in missing}
             wait_s = self._ask_lender(left, is_manifest=is_manifest)
-            before = len(missing)
             missing = self._store.missing_files(missing, keep_s=keep_s)
-            if len(missing) == before:
+            if len(missing) == len(left):
                 break
+            if self._wanted.is_lent_here:
+                came = left.keys() - set(missing)
+                self._count_sent(CLIENT, sum(left[name] or 0 for name in came))
         if not missing:
             return
         wait_s_max = inf
@@ -549,6 +636,7 @@ class _Fetch:
                 raise
             finally:
                 download.discard()
+                self._count_download(download)
             if failure := download.failures.get(holder.name):
                 raise failure
 
@@ -614,6 +702,7 @@ class _Fetch:
                 failures.update(download.failures)
         finally:
             download.discard()
+            self._count_download(download)
 
     def _new_download(self, sha256: str, size_bytes: int | None) -> PieceDownload:
         return PieceDownload(
@@ -701,6 +790,15 @@ class _Fetch:
         except OSError as error:
             raise disk_error(error) from None
         self._progress += 1
+        self._count_sent(holder.name, len(content))
+
+    def _count_download(self, download: PieceDownload) -> None:
+        for name, size_bytes in download.sent_bytes.items():
+            self._count_sent(name, size_bytes)
+
+    def _count_sent(self, name: str, size_bytes: int) -> None:
+        if self._tally is not None:
+            self._tally.add_sent(name, size_bytes)
 
     def _drop_wrong_copies(self, download: PieceDownload, sha256: str) -> None:
         """Have those who sent a wrong file examine their copies."""
@@ -723,6 +821,24 @@ class _Fetch:
 
     def _may_continue(self) -> bool:
         return not self._fetcher.is_closing() and self._wanted.may_continue()
+
+
+def _wanted_of_tree(
+    source: BlobSource, may_continue: Callable[[], bool], keep_s: float
+) -> _Wanted:
+    from_client = is_lent(source.blob)
+    return _Wanted(
+        source.find_holders,
+        may_continue,
+        keep_s,
+        lent_tree=source.blob.sha256 if from_client else "",
+        is_lent_here=from_client and source.is_named_here,
+    )
+
+
+def _folders(tree: BlobRef) -> Sequence[str]:
+    """Return the folders that are needed of a tree; empty for all of it."""
+    return tree.folders if isinstance(tree, InputTree) else ()
 
 
 def is_lent(tree: BlobRef | None) -> bool:

@@ -24,8 +24,10 @@ from math import inf
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from octaskly.core.model.tree_sizes import LARGE_BYTES
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import write_all
+from octaskly.files.manifest import Manifest, content_digest, encode_manifest
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
 from octaskly.ports import (
     COPY_RETENTION_S,
@@ -55,6 +57,7 @@ from octaskly.runner.output.output_archive import (
 
 UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
 FILES_MAX: Final = 200_000  #: bounds the index, which is kept in memory
+CAPTURED_MAX: Final = 200_000  #: bounds the index of captured outputs
 PARTIAL_RETENTION_S: Final = 600.0  #: from an interruption until it may be deleted
 TAKEOVER_S: Final = 5.0  #: a silent upload may be continued by another request
 
@@ -128,14 +131,76 @@ class BlobStore:
         self._arriving: dict[str, PieceUpload] = {}
         #: How often pieces of a blob were sent; the blob that was sent last is last.
         self._sent: dict[str, Counter[int]] = {}
+        self._captured: dict[str, Path] = {}  #: folders of captured outputs, by SHA-256
+        self._trees: set[str] = set()  #: manifests of which all contents are here
+        self._changed: dict[
+            str, None
+        ] = {}  #: large files and trees, since `take_changes`
+
+    @property
+    def has_changes(self) -> bool:
+        """Return True if large files or trees came or went since `take_changes`."""
+        return bool(self._changed)
+
+    def take_changes(self) -> tuple[list[str], list[str]]:
+        """Return the large files and trees that came, and those that went.
+
+        Each change is returned once; the most recent is last.
+        """
+        with self._lock:
+            changed, self._changed = list(self._changed), {}
+            index = self._load_index()
+            here = {
+                name: None
+                for name in changed
+                if name in self._captured
+                or (name in index and self._is_reported(name, index[name].size_bytes))
+            }
+            return list(here), [name for name in changed if name not in here]
+
+    def mark_tree(self, sha256: str) -> None:
+        """Note that all contents of the tree with this manifest are here."""
+        with self._lock:
+            if sha256 in self._load_index() and sha256 not in self._trees:
+                self._trees.add(sha256)
+                self._changed[sha256] = None
+
+    def add_captured_tree(self, folder: Path, manifest: Manifest) -> str:
+        """Make captured outputs available as a tree, without a copy of them.
+
+        Args:
+            folder: Holds the contents, each with its SHA-256 as its name.
+            manifest: The tree.
+
+        Returns:
+            The SHA-256 of the manifest.
+
+        Raises:
+            FileQuotaExceeded: there is no room for the manifest.
+            OSError: the folder cannot be used.
+        """
+        data = encode_manifest(manifest)
+        name = content_digest(data)
+        self.store_blob(name, data)
+        with self._lock:
+            for file in manifest.files:
+                sha256 = file.sha256.hex()
+                self._captured.pop(sha256, None)
+                self._captured[sha256] = folder
+                if file.size_bytes > LARGE_BYTES:
+                    self._changed[sha256] = None
+            while len(self._captured) > CAPTURED_MAX:
+                self._forget_captured(next(iter(self._captured)))
+        self.mark_tree(name)
+        return name
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file and keep it for `keep_s`; None if there is none."""
         with self._lock:
             kept = self._load_index().get(sha256)
-            if kept is None or (
-                sha256 in self._suspects and not self._is_suspect_right(sha256)
-            ):
+            if kept is None:
+                return self._captured_size(sha256)
+            if sha256 in self._suspects and not self._is_suspect_right(sha256):
                 return None
             with suppress(OSError):
                 until_s = max(kept.until_s, self._now_s() + keep_s)
@@ -177,7 +242,7 @@ class BlobStore:
         """
         if self.touch_file(sha256, keep_s=COPY_RETENTION_S) is None:
             raise OutputNotFound(f"there is no file {sha256[:12]}... on this node")
-        return self._folder / sha256
+        return self._path_of(sha256)
 
     def open_file(self, sha256: str) -> int:
         """Return a descriptor to read a file; it may be deleted meanwhile.
@@ -343,7 +408,7 @@ class BlobStore:
             if size_bytes is None or size_bytes > PACKED_BYTES_MAX:
                 continue
             with suppress(FileNotFoundError):  # It was deleted meanwhile.
-                data = (self._folder / name).read_bytes()
+                data = self._path_of(name).read_bytes()
                 part += pack_header(bytes.fromhex(name), len(data)) + data
             if len(part) >= PACK_PART_BYTES:
                 yield bytes(part)
@@ -539,6 +604,8 @@ class BlobStore:
                         status.st_size, status.st_mtime, status.st_atime
                     )
                     self._stored_bytes += status.st_size
+                    if status.st_size > LARGE_BYTES:
+                        self._changed[place.name] = None
                     if status.st_ctime < started_s:
                         self._suspects.add(place.name)
                 elif match := _PARTIAL_NAME.fullmatch(place.name):
@@ -547,6 +614,28 @@ class BlobStore:
                 else:
                     place.unlink()  # An upload that the previous agent did not finish.
         return self._index
+
+    def _path_of(self, name: str) -> Path:
+        with self._lock:
+            is_stored = name in self._load_index() or name not in self._captured
+            return (self._folder if is_stored else self._captured[name]) / name
+
+    def _captured_size(self, name: str) -> int | None:
+        """Return the size of a captured output; None if it is not here any more."""
+        folder = self._captured.get(name)
+        if folder is None:
+            return None
+        with suppress(OSError):
+            return (folder / name).stat().st_size
+        self._forget_captured(name)
+        return None
+
+    def _forget_captured(self, name: str) -> None:
+        del self._captured[name]
+        self._changed[name] = None
+
+    def _is_reported(self, name: str, size_bytes: int) -> bool:
+        return size_bytes > LARGE_BYTES or name in self._trees
 
     def _is_suspect_right(self, name: str) -> bool:
         """Read a file that the machine may have written in part; delete it if wrong."""
@@ -574,11 +663,17 @@ class BlobStore:
         os.utime(self._folder / name, (used_s, until_s))
         index = self._load_index()
         before = index.get(name)
+        if before is None and self._is_reported(name, size_bytes):
+            self._changed[name] = None
         self._stored_bytes += size_bytes - (before.size_bytes if before else 0)
         index[name] = _Kept(size_bytes, until_s, used_s)
 
     def _forget(self, name: str) -> None:
-        self._stored_bytes -= self._load_index().pop(name).size_bytes
+        size_bytes = self._load_index().pop(name).size_bytes
+        self._stored_bytes -= size_bytes
+        if self._is_reported(name, size_bytes):
+            self._trees.discard(name)
+            self._changed[name] = None
         self._flushed.discard(name)
         self._suspects.discard(name)
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from msgspec import MsgspecError, json
+from msgspec import MsgspecError, Struct, json
 
+from octaskly.core.model.task_options import BlobRef
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
@@ -29,6 +30,7 @@ IDLE_S_MAX: Final = 5.0  #: shorter than the holder's timeout for the next reque
 VERIFY_S_MAX: Final = 600.0  #: until a node has read a blob from its disk
 CHUNK_BYTES: Final = 1 << 20
 BLOB_BYTES_MAX: Final = 1 << 50
+FOUND_BYTES_MAX: Final = 1 << 20  #: of a list of trees
 ERROR_BYTES_MAX: Final = 64 << 10  #: of a response that is read to reuse its connection
 
 _JSON: Final = {"Content-Type": "application/json"}
@@ -48,6 +50,20 @@ class HolderUnreachable(Exception):
 
 class HolderBusy(Exception):
     """The holder serves other nodes, or has none of the wanted pieces yet."""
+
+
+class _FoundTree(Struct):
+    sha256: str
+    node: str
+
+
+class _FoundTrees(Struct):
+    trees: list[_FoundTree]
+
+
+class _Problem(Struct):
+    error: str
+    hint: str | None = None
 
 
 class ArrivingPiece(NamedTuple):
@@ -255,6 +271,27 @@ class HolderConnection:
         if response.length is None:
             raise HolderUnreachable("it did not announce the size of the outputs")
         return response.length, _chunks(response, lambda: True)
+
+    def find_trees(self, path: str) -> list[BlobRef]:
+        """Return the trees that the holder names under a path.
+
+        Raises:
+            OutputNotFound: it says that there are none, and why.
+        """
+        self._connection.request("GET", path)
+        response = self._connection.getresponse()
+        status, body = response.status, response.read(FOUND_BYTES_MAX)
+        try:
+            if status == http.HTTPStatus.OK:
+                found = json.decode(body, type=_FoundTrees).trees
+                return [BlobRef(sha256=one.sha256, node=one.node) for one in found]
+            problem = json.decode(body, type=_Problem)
+        except MsgspecError:
+            problem = _Problem(f"it answered with status {status}")
+        text = problem.hint or problem.error
+        if status in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.INSUFFICIENT_STORAGE):
+            raise OutputNotFound(text)
+        raise HolderUnreachable(text)
 
     def ask_to_verify(self, sha256: str) -> bool:
         """Have the holder read its copy; return True if it was wrong and is deleted."""

@@ -90,6 +90,7 @@ class PieceDownload:
         self.failures: dict[str, Exception] = {}  #: of the last run, by holder
         self.senders: dict[str, Holder] = {}  #: holders that sent pieces
         self.piece_count = 0  #: pieces that have arrived
+        self.sent_bytes = Counter[str]()  #: by name of the holder
 
     def run(self, find_holders: HolderLookup, *, at_once: int) -> bool:
         """Take pieces from holders until all are here, or nobody has more; blocks.
@@ -296,6 +297,7 @@ class PieceDownload:
             self._moving.discard(piece.number)
             upload.end_piece(piece.number)
             self.piece_count += 1
+            self.sent_bytes[holder.name] += piece.size_bytes
             self._busy[holder.name] = 0
             self._changed.notify_all()
 

@@ -13,6 +13,7 @@ from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.settings import SHORT_TASK_MS
 from octaskly.core.model.task_options import TaskLimits, slots_of
 from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.pool.launcher_process import LauncherProcess
 from octaskly.runner.processes import cgroup, proc_tree
@@ -34,6 +35,7 @@ class PoolAttempt:
         "gpus",
         "gpus_requested",
         "has_output_file",
+        "holders",
         "is_cancelled",
         "is_file_refused",
         "is_output_read",
@@ -64,6 +66,7 @@ class PoolAttempt:
         self.confirmed_s = float("inf")  #: when the pid became known
         self.is_cancelled = False
         self.folder: Path | None = None  #: its scratch folder; None without one
+        self.holders = NO_HOLDERS  #: nodes that have its files, as the dispatcher knows
         self.stdin_fd: int | None = None  #: the file that it reads; None without one
         self.stalled_since_s: float | None = None
         """Since when none of its files arrive; None while they do."""

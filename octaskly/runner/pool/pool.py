@@ -23,19 +23,25 @@ from octaskly.core.model.tasks import (
     OutputFile,
     TaskSpec,
 )
+from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.protocol.messages import Report
-from octaskly.ports import Clock
+from octaskly.ports import Clock, InputSources
 from octaskly.runner.files.attempt_files import (
     AttemptSources,
     Prepared,
     ScratchFolders,
     needs_preparation,
 )
-from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
+from octaskly.runner.files.blob_fetcher import (
+    BlobFetcher,
+    FilesAwaited,
+    KnownHolders,
+)
 from octaskly.runner.files.capture import CapturedOutputs
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import task_user_ops_for
+from octaskly.runner.input_sources import SourceHistory
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.attempts import (
     SHORT_TASK_MS_MAX,
@@ -146,12 +152,21 @@ class Pool:
         #: Attempts whose files a client has not sent, with their next try.
         self._awaiting_files: dict[PoolAttempt, asyncio.TimerHandle] = {}
         self._resources = ResourceAllocator(slots, gpus)
-        self._reports = ReportQueue(clock, on_ended)
+        self._reports, self._sources = ReportQueue(clock, on_ended), SourceHistory()
 
     # -- the port --------------------------------------------------------------
 
-    def start_attempts(self, items: Sequence[tuple[AttemptId, TaskSpec]]) -> None:
-        """Start attempts, or queue them; ignores attempts that the pool already has."""
+    def start_attempts(
+        self,
+        items: Sequence[tuple[AttemptId, TaskSpec]],
+        holders: KnownHolders = NO_HOLDERS,
+    ) -> None:
+        """Start attempts, or queue them; ignores attempts that the pool already has.
+
+        Args:
+            items: The attempts.
+            holders: Nodes that have blobs that they need.
+        """
         now_s = self._clock.now().mono_s
         for attempt, spec in items:
             name = (spec.id, attempt)
@@ -166,6 +181,7 @@ class Pool:
             elif not self._resources.can_ever_fit(item):
                 self._end_attempt(item, released_outcome(EndReason.RETURNED))
             elif needs_preparation(spec):
+                item.holders = holders
                 self._prepare(item)
             else:
                 self._waiting.append(item)
@@ -231,6 +247,12 @@ class Pool:
         begun = sum(len(state.attempts) for state in states)
         processes = sum(state.process is not None for state in states)
         return begun, len(self._waiting), processes
+
+    def read_input_sources(
+        self, task: TaskId, attempt: AttemptId
+    ) -> InputSources | None:
+        """Return where the files of a recent attempt came from, if it had any."""
+        return self._sources.read((task, attempt))
 
     async def close(self) -> None:
         """End every process tree and launcher; release the remaining attempts."""
@@ -402,12 +424,16 @@ class Pool:
         future.add_done_callback(lambda done: then(done.exception() or done.result()))
 
     def _prepare(self, item: PoolAttempt) -> None:
-        options = item.spec.options
+        options, fetcher, known = item.spec.options, self._blob_fetcher, item.holders
         sources = AttemptSources(
-            self._blob_fetcher.find_sources(options.files if options else ()),
-            self._blob_fetcher.find_blob(options.tree if options else None),
-            self._blob_fetcher.find_blob(options.stdin_file if options else None),
+            fetcher.find_sources(options.files if options else ()),
+            fetcher.find_blob(options.tree if options else None, known),
+            fetcher.find_blob(options.stdin_file if options else None, known),
         )
+        tally = None
+        has_outputs = options is not None and bool(options.outputs_of)
+        if sources.tree is not None or has_outputs:
+            tally = self._sources.tally_of((item.spec.id, item.attempt))
 
         def is_wanted() -> bool:
             return not (
@@ -416,9 +442,13 @@ class Pool:
 
         self._in_thread(
             partial(self._on_prepared, item),
-            partial(self._scratch.prepare_attempt, item.spec, sources, is_wanted),
+            partial(
+                self._scratch.prepare_attempt, item.spec, sources, is_wanted, tally
+            ),
             # Fetching is slow, so it has its own threads.
-            self._blob_fetcher.threads if any(sources) else self._threads,
+            self._blob_fetcher.threads
+            if any(sources) or has_outputs
+            else self._threads,
         )
 
     def _on_prepared(self, item: PoolAttempt, found: Prepared | BaseException) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.submissions import QueueLimits
+from octaskly.agent.gateway.task_lookup import LocalFiles
 from octaskly.agent.health import HealthChecks
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.events import CatchUpRequested, Event, SavedState
@@ -72,7 +73,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         store=store,
         clock=clock,
         post=answer,
-        read_outputs=nothing,
+        files=LocalFiles(nothing, nothing, nothing, nothing),
         stream_output=nothing,
         last_load=lambda: NO_LOAD,
         health_checks=HealthChecks(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -363,6 +364,44 @@ def test_a_replicated_tree_survives_the_machine_that_sent_it(tmp_path: Path) -> 
         assert {roles[ids[node]] for node in nodes} == {"dispatcher", "standby"}
 
 
+def explained(agent: Agent, task: str) -> dict[str, Any]:
+    return dict(agent.call("GET", f"/api/v1/tasks/{task}/explain")[1])
+
+
+def placed_on(agent: Agent, tree: SentTree) -> str:
+    ended = finished(agent, run_with(agent, tree, "true"))
+    assert ended["status"] == "completed", ended
+    return str(ended["worker_id"])
+
+
+def test_a_task_runs_where_its_bytes_are(agents: list[Agent]) -> None:
+    """And `explain` says where they came from."""
+    big = random.Random(22).randbytes(10 << 20)
+    tree = send(agents[0], {"big": big, "small": b"of ash"})
+    asked = agents[1]  # Either of the two is the dispatcher; the other is asked by it.
+    first = run_with(asked, tree, "true", requires={"node": "birch"})
+    finished(asked, first)
+    assert explained(asked, first)["inputs"] == {
+        "node": "birch",
+        "bytes": len(big) + 6,
+        "present_bytes": 0,
+        "sent": [{"node": "ash", "bytes": len(big) + 6}],
+    }
+    # The least loaded node with the lowest id is the usual choice.
+    ids = {node["name"]: node["id"] for node in nodes_of(asked)}
+    _, other = sorted(ids, key=lambda name: ids[name])
+    other_agent = next(one for one in agents if one.state.name == other)
+    unique = random.Random(23).randbytes(10 << 20)
+    held = send(other_agent, {"big": unique, "small": b"of it"})
+
+    until(lambda: placed_on(asked, held) == other, "the node with the bytes is chosen")
+
+    again = run_with(asked, tree, "true", requires={"node": "birch"})
+    finished(asked, again)
+    shown = explained(asked, again)["inputs"]
+    assert (shown["present_bytes"], shown["sent"]) == (len(big) + 6, [])
+
+
 def test_a_tree_that_nobody_has_is_not_replicated(agents: list[Agent]) -> None:
     """The error names the nodes that were asked."""
     nowhere = SentTree("0" * 64, "birch", 0, 0)
@@ -440,3 +479,106 @@ def test_outputs_can_be_fetched_when_their_worker_is_gone(tmp_path: Path) -> Non
     assert (before[0], after[0]) == (200, 200)
     assert after[1] == before[1]
     assert one == (200, b"text\n")
+
+
+def make_outputs(agent: Agent, node: str, command: str, *outputs: str) -> str:
+    """Run a task that leaves outputs on a node; return its id."""
+    task = submit(
+        agent,
+        command,
+        outputs=list(outputs),
+        workdir="scratch",
+        requires={"node": node},
+    )
+    assert finished(agent, task)["status"] == "completed"
+    return task
+
+
+def test_a_task_gets_the_outputs_of_others(agents: list[Agent]) -> None:
+    """From any node, with those of other tasks and the files that were sent along."""
+    made = make_outputs(
+        agents[0],
+        "birch",
+        "mkdir -p raw/deep; head -c 3000000 /dev/zero > raw/big; echo x > raw/deep/x;"
+        " chmod +x raw/deep/x; ln -s deep/x raw/link; mkdir raw/empty",
+        "raw",
+    )
+    other = make_outputs(agents[0], "ash", "echo of ash > ash.txt", "*.txt")
+    tree = send(agents[0], {"sent": b"sent\n"})
+    source = {"sha256": tree.sha256, "node": tree.node}
+    command = "cat sent ash.txt; stat -c '%n %s %a' raw/big raw/link raw/deep/x; ls raw"
+    tasks = [
+        submit(
+            agents[1],
+            command,
+            outputs_of=[made, other],
+            tree=source,
+            workdir="scratch",
+            requires={"node": node},
+        )
+        for node in ("ash", "birch")
+    ]
+
+    for task in tasks:
+        ended = finished(agents[0], task)
+        assert ended["stdout"].splitlines() == [
+            "sent",
+            "of ash",
+            "raw/big 3000000 644",
+            "raw/link 6 777",
+            "raw/deep/x 2 755",
+            *("big", "deep", "empty", "link"),
+        ], ended
+        assert (ended["outputs_of"], ended["after"]) == ([made, other], [made, other])
+    at_ash, at_birch = (explained(agents[0], task)["inputs"] for task in tasks)
+    assert at_ash["present_bytes"] == len("of ash\nsent\n")
+    assert at_ash["sent"] == [{"node": "birch", "bytes": 3_000_002}]
+    assert at_birch["bytes"] == at_ash["bytes"]
+    assert at_birch["sent"] == [{"node": "ash", "bytes": len("of ash\nsent\n")}]
+
+
+def test_a_task_gets_the_outputs_of_all_members_of_an_array(
+    agents: list[Agent],
+) -> None:
+    """It waits for all of them."""
+    array = submit(
+        agents[0],
+        "sleep 0.2; echo {} > frame-{}.png",
+        outputs=["frame-*.png"],
+        workdir="scratch",
+        array={"range": "0-3"},
+    )
+    task = submit(agents[0], "cat frame-*", outputs_of=[array], workdir="scratch")
+
+    ended = finished(agents[0], task)
+
+    assert ended["stdout"].split() == [*"0123"], ended
+
+
+def test_outputs_that_are_not_there_end_the_task_with_a_reason(
+    agents: list[Agent],
+) -> None:
+    """Of a task that failed, has none, or whose outputs collide."""
+    failed = submit(agents[0], "exit 1", outputs=["x"], workdir="scratch")
+    none = make_outputs(agents[0], "ash", "true")
+    one = make_outputs(agents[0], "ash", "echo 1 > x", "x")
+    two = make_outputs(agents[0], "birch", "echo 2 > x", "x")
+    ends = [
+        finished(agents[0], submit(agents[0], "true", outputs_of=o, workdir="scratch"))
+        for o in ([failed], [none], [one, two])
+    ]
+
+    assert [(end["status"], end["reason"]) for end in ends] == [
+        ("cancelled", "cancelled"),
+        ("failed", "inputs"),
+        ("failed", "inputs"),
+    ]
+    assert ends[1]["detail"] == f"the outputs of {none}: it ended without outputs"
+    assert ends[2]["detail"] == "two files are called 'x'"
+    status, body = agents[0].call(
+        "POST",
+        "/api/v1/tasks",
+        {"command": "true", "outputs_of": ["nothing"], "workdir": "scratch"},
+    )
+    assert (status, body["field"]) == (400, "$.outputs_of[0]")
+    assert body["hint"] == "no task is called nothing"

@@ -11,6 +11,7 @@ import pytest
 from octaskly.core.model.ids import Moment
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
+from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
 from octaskly.files.pack import PackReader
 from octaskly.ports import (
     COPY_RETENTION_S,
@@ -433,3 +434,62 @@ def test_a_file_above_the_quota_is_refused_at_once(blob_store: BlobStore) -> Non
         blob_store.start_upload(name_of(bytes(1001)), 1001)
     with pytest.raises(FileExceedsQuota):
         blob_store.continue_upload(name_of(bytes(1001)), 1001, 0)
+
+
+LARGE = bytes(range(256)) * 4097  # Just over 1 MiB.
+
+
+def test_large_files_and_whole_trees_are_reported(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    """Each change once: what came, and what went; small files are not worth it."""
+    store = BlobStore(tmp_path / "files", clock=clock, quota_bytes=2 << 20)
+    large, small, tree = put(store, LARGE), put(store, b"small"), put(store, b"tree")
+    store.mark_tree(tree)
+    store.mark_tree("0" * 64)
+
+    assert store.take_changes() == ([large, tree], [])
+    store.touch_file(large)
+    store.release_file(small)
+    assert not store.has_changes
+    clock.now_s += RETENTION_S + 1
+    other = put(store, LARGE[:-1])  # It takes the room of the first.
+
+    assert store.take_changes() == ([other], [large])
+    again = BlobStore(tmp_path / "files", clock=clock)
+    again.touch_file(other)
+    assert again.take_changes() == ([other], [])
+
+
+def test_captured_outputs_are_files_of_the_store(
+    tmp_path: Path, blob_store: BlobStore
+) -> None:
+    """Without a copy, as long as they are kept."""
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    contents = {name_of(data): data for data in (LARGE, b"small")}
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    manifest = make_manifest(
+        TreeFile(f"out/{name[:4]}", bytes.fromhex(name), len(data), 0)
+        for name, data in contents.items()
+    )
+
+    tree = blob_store.add_captured_tree(folder, manifest)
+
+    assert tree == name_of(encode_manifest(manifest))
+    assert blob_store.missing_files([tree, *contents]) == []
+    assert [blob_store.touch_file(name) for name in contents] == [len(LARGE), 5]
+    for name, data in contents.items():
+        with os.fdopen(blob_store.open_file(name), "rb") as file:
+            assert file.read() == data
+    reader = PackReader()
+    parts = blob_store.pack_files(contents)
+    assert [one for part in parts for one in reader.add_data(part)] == [
+        (bytes.fromhex(name_of(b"small")), b"small")
+    ]
+    assert blob_store.take_changes() == ([name_of(LARGE), tree], [])
+    for place in folder.iterdir():
+        place.unlink()
+    assert blob_store.missing_files(contents) == list(contents)
+    assert blob_store.take_changes() == ([], list(contents))

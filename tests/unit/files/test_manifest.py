@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from octaskly.files import manifest as manifests
 from octaskly.files.manifest import (
@@ -18,6 +20,7 @@ from octaskly.files.manifest import (
     decode_manifest,
     encode_manifest,
     make_manifest,
+    merge_trees,
     select_folders,
 )
 
@@ -248,3 +251,34 @@ def test_folders_of_a_tree_are_placed_together() -> None:
         select_folders(tree, ["items/1"])
     with pytest.raises(ManifestError, match="two entries are called 'a'"):
         select_folders(make_manifest([file("x/a"), file("y/a")]), ["x", "y"])
+
+
+def test_trees_are_merged_into_one() -> None:
+    """Equal entries count once, and a folder is empty only if all have it so."""
+    one = make_manifest([file("a"), file("x/b")], [TreeLink("l", "a")], ["e", "x/e"])
+    two = make_manifest([file("a"), file("e/c", OTHER)], [TreeLink("l", "a")], ["x"])
+
+    merged = merge_trees([one, two])
+
+    assert [*merged.paths()] == ["a", "e/c", "x/b", "l", "x/e"]
+    assert merge_trees([one]) is one
+    assert merge_trees([]) == Manifest()
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (make_manifest([file("a", OTHER)]), "two files are called 'a'"),
+        (make_manifest([], [TreeLink("a", "b")]), "two files are called 'a'"),
+        (make_manifest([file("a/b")]), "'a/b' lies below 'a', which is no folder"),
+        (
+            make_manifest([structs.replace(file("a"), is_executable=True)]),
+            "two files are called 'a'",
+        ),
+    ],
+    ids=["content", "link", "folder", "mode"],
+)
+def test_trees_that_collide_are_not_merged(other: Manifest, why: str) -> None:
+    """The error names the path."""
+    with pytest.raises(ManifestError, match=re.escape(why)):
+        merge_trees([make_manifest([file("a")]), other])

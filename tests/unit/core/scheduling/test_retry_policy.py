@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.model.backoff import backoff
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Retry, TaskOptions
 from octaskly.core.model.tasks import (
@@ -15,6 +14,7 @@ from octaskly.core.model.tasks import (
     Outcome,
     TaskSpec,
 )
+from octaskly.core.model.timer_heap import backoff
 from octaskly.core.scheduling.retry_policy import (
     LOSSES_MAX,
     NO_TRIES,

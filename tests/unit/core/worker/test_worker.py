@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import reduce
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import (
     Effect,
@@ -15,6 +16,7 @@ from octaskly.core.effects import (
     Start,
     Stop,
 )
+from octaskly.core.events import HeldBlobsChanged
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import (
@@ -27,7 +29,9 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.model.timer_heap import TimerHeap
+from octaskly.core.model.tree_sizes import HELD_MAX
 from octaskly.core.protocol.messages import (
+    HeldBlobs,
     Probe,
     ProbeOk,
     Reattach,
@@ -446,3 +450,44 @@ def test_one_message_may_bring_new_known_and_ended_attempts() -> None:
 
     assert order_of(effects) == ["Start", "Send"]
     assert effects[0] == Start(((attempt(), spec("v")),))
+
+
+def test_large_blobs_are_reported_as_they_change() -> None:
+    """At once to the dispatcher, and all of them to the next one."""
+    worker = detached_worker()
+    early = worker.on_held_blobs_changed(HeldBlobsChanged((1, 2)))
+    attached = worker.attach(D, epoch(1, "d"), moment())
+
+    changed = worker.on_held_blobs_changed(HeldBlobsChanged((3, 1), (2,)))
+    worker.detach(moment())
+    again = worker.attach(E, epoch(2, "e"), moment())
+
+    reattach = Reattach((), 2, NodeState.READY)
+    assert early == []
+    assert attached == [Send(D, (reattach, HeldBlobs((1, 2))))]
+    assert changed == [Send(D, (HeldBlobs((3, 1), (2,)),))]
+    assert again == [Send(E, (reattach, HeldBlobs((3, 1))))]
+
+
+def test_reported_blobs_are_bounded() -> None:
+    """The oldest are withdrawn, so both sides know the same ones."""
+    worker = attached_worker()
+    worker.on_held_blobs_changed(HeldBlobsChanged(tuple(range(HELD_MAX))))
+
+    effects = worker.on_held_blobs_changed(HeldBlobsChanged((HELD_MAX, HELD_MAX + 1)))
+    worker.on_held_blobs_changed(HeldBlobsChanged(tuple(range(3 * HELD_MAX))))
+    again = worker.attach(E, epoch(2, "e"), moment())
+
+    assert effects == [Send(D, (HeldBlobs((HELD_MAX, HELD_MAX + 1), (0, 1)),))]
+    held = HeldBlobs(tuple(range(2 * HELD_MAX, 3 * HELD_MAX)))
+    assert again == [Send(E, (Reattach((), 2, NodeState.READY), held))]
+
+
+def test_the_holders_of_blobs_reach_the_runner() -> None:
+    """As the dispatcher knows them."""
+    worker = attached_worker()
+    holders = ((7, (E,)),)
+
+    effects = worker.on_assign(D, replace(assignment(), holders=holders), moment())
+
+    assert effects == [Start(((attempt(), spec()),), holders)]

@@ -1,0 +1,141 @@
+"""Captured outputs as trees, for the folders of tasks that run after others.
+
+A worker asks the dispatcher for the outputs of a task. The dispatcher knows the node
+that captured them, and asks it to make them available as a tree: a manifest and its
+contents, which the worker fetches like those that a client sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from octaskly.api.http.handler_types import (
+    Access,
+    NotSent,
+    Request,
+    Route,
+    json_response,
+)
+from octaskly.api.http.node_client import NodeNotResponding, request_from_node
+from octaskly.api.problems import WORKER_NOT_FOUND, Problem
+from octaskly.api.schemas import query, task_response
+from octaskly.api.security import route_cost
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.errors import OutputNotFound
+from octaskly.ports import OutputHolder, OutputLocation
+from octaskly.rest.tasks import BlobRef, OutputTrees
+
+_INTERNAL: Final = "/internal/v1/output-trees"
+_CONCURRENT_MAX: Final = 8  #: requests to other nodes, for the members of one array
+
+
+async def find_output_trees(request: Request) -> web.StreamResponse:
+    """Return the outputs of a task to the worker of another one, as trees."""
+    task = query.logged_id(request.path_params["task"])
+    places = await request.gateway.locate_outputs(task)
+    limit = asyncio.Semaphore(_CONCURRENT_MAX)
+
+    async def find_tree(place: OutputLocation) -> BlobRef:
+        async with limit:
+            return await _find_tree(request, place)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(find_tree(place)) for place in places]
+    except* (OutputNotFound, Problem) as errors:
+        raise _first_of(errors) from None
+    trees = [one.result() for one in asked]
+    return json_response(task_response.encode(OutputTrees(trees=trees)))
+
+
+async def show_output_tree(request: Request) -> web.StreamResponse:
+    """Make captured outputs of this node available as a tree; return its manifest."""
+    parts = request.path_params
+    tree = await _make_tree(request, query.logged_id(parts["task"]), _attempt(parts))
+    return json_response(task_response.encode(tree))
+
+
+async def _find_tree(request: Request, place: OutputLocation) -> BlobRef:
+    """Return the outputs at the first node that has them: its worker, or a copy."""
+    why: Exception | None = None
+    for holder in place.holders:
+        try:
+            if holder.is_local:
+                return await _make_tree(request, place.task, place.attempt)
+            return await _ask_holder(request, holder, place)
+        except (OutputNotFound, Problem) as error:
+            why = why or error
+    if place.lost or why is None:
+        raise _unavailable(f"{place.lost}, which has them, is not in the mesh")
+    raise why
+
+
+async def _ask_holder(
+    request: Request, holder: OutputHolder, place: OutputLocation
+) -> BlobRef:
+    attempt = place.attempt
+    path = (
+        f"{_INTERNAL}/{quote(place.task, safe='')}"
+        f"/{attempt.term}/{attempt.stream}/{attempt.n}"
+    )
+    name = request.gateway.node_names().get(holder.node, holder.node)
+    try:
+        async with request_from_node(request, holder.lan_urls, path) as response:
+            body = await response.read()
+            if response.status == HTTPStatus.NOT_FOUND:
+                raise OutputNotFound(f"{name} has them no longer")
+            if response.status != HTTPStatus.OK:
+                raise _unavailable(f"{name} answered with status {response.status}")
+            return msgspec.json.decode(body, type=BlobRef)
+    except (NodeNotResponding, NotSent, msgspec.MsgspecError) as error:
+        raise _unavailable(f"{name} does not answer: {error}") from None
+
+
+async def _make_tree(request: Request, task: str, attempt: AttemptId) -> BlobRef:
+    sha256 = await request.gateway.make_output_tree(TaskId(task), attempt)
+    return BlobRef(sha256=sha256, node=request.gateway.node_id)
+
+
+def _first_of(errors: BaseExceptionGroup[OutputNotFound | Problem]) -> Exception:
+    first = errors.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _unavailable(hint: str) -> Problem:
+    return Problem(503, WORKER_NOT_FOUND, hint=hint, headers={"Retry-After": "5"})
+
+
+def _attempt(parts: Mapping[str, str]) -> AttemptId:
+    return AttemptId(
+        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
+    )
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path=_INTERNAL + "/{task}",
+        handler=find_output_trees,
+        cost=route_cost.CHEAP,
+        access=Access.NODE,
+        responses={200: OutputTrees},
+        error_statuses=(404,),
+    ),
+    Route(
+        method="GET",
+        path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        handler=show_output_tree,
+        cost=route_cost.CHEAP,
+        access=Access.NODE,
+        is_local=True,
+        responses={200: BlobRef},
+        error_statuses=(507,),
+    ),
+)

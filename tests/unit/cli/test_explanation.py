@@ -1,0 +1,44 @@
+"""What `octaskly explain` says about the bytes of a task's files."""
+
+from __future__ import annotations
+
+from octaskly.cli.output.task_view import explanation_lines
+from octaskly.rest.tasks import Explanation, InputBytes, SentBytes
+
+GB = 1_000_000_000
+FAILED = "it failed on nas: exit code 1"
+INPUTS = InputBytes(
+    node="nas",
+    bytes=3_200_000_000,
+    present_bytes=3_100_000_000,
+    sent=[SentBytes(node="desk", bytes=100_000_000)],
+)
+
+
+def lines(status: str, inputs: InputBytes | None) -> list[str]:
+    summary = FAILED if status == "failed" else "it runs on nas"
+    found = Explanation(id="task-041", status=status, summary=summary, inputs=inputs)
+    return [*explanation_lines(found)]
+
+
+def test_it_says_where_the_bytes_came_from() -> None:
+    """With the node that has the task, and those that sent something."""
+    (line,) = lines("running", INPUTS)
+    assert line == (
+        "task-041 (running on nas): 3.1 GB of 3.2 GB were already there;"
+        " 100 MB came from desk"
+    )
+    all_there = InputBytes(node="nas", bytes=2 * GB, present_bytes=2 * GB)
+    assert lines("completed", all_there) == [
+        "task-041 (completed on nas): 2.0 GB of 2.0 GB were already there"
+    ]
+
+
+def test_a_failure_keeps_its_reason() -> None:
+    """The bytes are one more line."""
+    assert lines("failed", INPUTS)[1] == FAILED
+
+
+def test_a_task_without_files_has_no_such_line() -> None:
+    """Nor one whose node does not know any more."""
+    assert lines("running", None) == ["task-041 (running): it runs on nas"]
