@@ -125,19 +125,7 @@ def build_pool(
         copy_holders: Returns the other nodes for copies of outputs, in their order.
         on_ended: Called on the event loop with one or more reports.
     """
-    blob_store = BlobStore(
-        config.paths.files,
-        clock=clock,
-        quota_bytes=config.options.files_quota_bytes,
-    )
-    archive = OutputArchive(
-        config.paths.transcripts,
-        outputs_dir=config.paths.outputs,
-        bytes_max=config.options.output_cap_bytes,
-        quota_bytes=config.options.output_quota_bytes,
-        retention_s=config.options.retention_s,
-        clock=clock,
-    )
+    blob_store, archive = _build_stores(config, clock)
     own, lenders = (info.id, info.name), Lenders(blob_store, clock)
     blob_fetcher = BlobFetcher(blob_store, tls, holders_of, own, lenders, on_wrong_copy)
     copies = OutputCopies(
@@ -163,6 +151,24 @@ def build_pool(
         on_ended=on_ended,
     )
     return pool, blob_fetcher, archive, copies
+
+
+def _build_stores(config: AgentConfig, clock: Clock) -> tuple[BlobStore, OutputArchive]:
+    """Return the store of files that tasks need, and that of outputs."""
+    blob_store = BlobStore(
+        config.paths.files,
+        clock=clock,
+        quota_bytes=config.options.files_quota_bytes,
+    )
+    archive = OutputArchive(
+        config.paths.transcripts,
+        outputs_dir=config.paths.outputs,
+        bytes_max=config.options.output_cap_bytes,
+        quota_bytes=config.options.output_quota_bytes,
+        retention_s=config.options.retention_s,
+        clock=clock,
+    )
+    return blob_store, archive
 
 
 def _remembered_addresses(saved: ev.SavedState) -> MemberAddresses:

@@ -53,12 +53,12 @@ from octaskly.runner.files.lenders import (
     UNKNOWN_NODE_WAIT_S,
     Lenders,
 )
-from octaskly.runner.files.piece_download import (
+from octaskly.runner.files.pieces import (
     HOLDERS_MAX,
     HolderLookup,
     PieceDownload,
+    disk_error,
 )
-from octaskly.runner.files.piece_upload import disk_error
 from octaskly.runner.input_sources import SourceTally
 
 HOLD_S_MAX: Final = 600.0  #: until a node has fetched all files of the trees

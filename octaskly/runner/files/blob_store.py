@@ -41,7 +41,7 @@ from octaskly.ports import (
     UploadInProgress,
     WrongOffset,
 )
-from octaskly.runner.files.piece_upload import (
+from octaskly.runner.files.pieces import (
     PieceUpload,
     choose_piece,
     disk_error,

@@ -36,7 +36,7 @@ from octaskly.runner.files.holder_connection import (
     HolderBusy,
     HolderUnreachable,
 )
-from octaskly.runner.files.piece_upload import disk_error
+from octaskly.runner.files.pieces import disk_error
 from octaskly.runner.output.output_archive import OutputArchive
 
 COPIED_BYTES_MAX: Final = 256 << 20  #: of one attempt's outputs

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
 from octaskly.ports import DiskFull, FileQuotaExceeded
-from octaskly.runner.files import blob_fetcher, piece_download, piece_upload
+from octaskly.runner.files import blob_fetcher, pieces
 from octaskly.runner.files.blob_fetcher import BlobFetcher
 from tests.support.holders import FAULTS, Lan
 
@@ -28,9 +28,9 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _make_small(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(piece_upload, "PIECE_BYTES", PIECE)
-    patch.setattr(piece_download, "LOOK_AGAIN_S", 0.01)
-    patch.setattr(piece_download, "BUSY_S_MAX", 0.01)
+    patch.setattr(pieces, "PIECE_BYTES", PIECE)
+    patch.setattr(pieces, "LOOK_AGAIN_S", 0.01)
+    patch.setattr(pieces, "BUSY_S_MAX", 0.01)
     patch.setattr(blob_fetcher, "PAUSE_S", 0.01)
 
 
