@@ -14,7 +14,7 @@ from octaskly.client.flows.rest_calls import Body, Call, resource_path
 from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import RetryState
 from octaskly.client.flows.steps import Flow, SendRequest, Sleep
-from octaskly.errors import OctasklyError
+from octaskly.errors import MeshError, OctasklyError
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import (
     ASKED_FILES_MAX,
@@ -315,10 +315,20 @@ class _LargeUpload:
 
 
 def replicate_tree(requests: RequestFlow, tree: SentTree) -> Flow[list[str]]:
-    """Store a tree at the dispatcher and its standbys; return their ids."""
+    """Store a tree at the dispatcher and its standbys; return their ids.
+
+    Raises:
+        MeshError: the dispatcher could not get it, or has no room.
+    """
     body = msgspec.json.encode({"sha256": tree.sha256, "node": tree.node})
     call = Call("POST", REPLICATE, body=body, extra_wait_s=REPLICATE_S_MAX)
-    return (yield from requests.send_and_decode(call, TreeCopies)).nodes
+    try:
+        return (yield from requests.send_and_decode(call, TreeCopies)).nodes
+    except NotFound as error:
+        raise MeshError(
+            f"the dispatcher could not store the files: {error.hint}",
+            hint="octaskly nodes    shows which node that is",
+        ) from None
 
 
 def _missing(
