@@ -464,14 +464,14 @@ def test_a_full_disk_here_is_said_and_nothing_is_half_done(
 SLOW = """
 import os, signal, sys
 from octaskly.cli import main
-from octaskly.cli.output import fetched
-fetched.DRAW_S = 1e-9
-show = fetched._Progress.show
+from octaskly.cli.output import progress
+progress.DRAW_S = progress.FIRST_DRAW_S = 1e-9
+show = progress.TransferProgress.set_bytes
 def show_and_interrupt(self, arrived, total):
     show(self, arrived, total)
     if arrived > 2_000_000 and "stop" in os.environ:
         os.kill(os.getpid(), signal.SIGINT)
-fetched._Progress.show = show_and_interrupt
+progress.TransferProgress.set_bytes = show_and_interrupt
 sys.exit(main(sys.argv[1:]))
 """
 
