@@ -32,7 +32,7 @@ from benchmarks.measure import (
 from octaskly.client.command_session import Session
 from octaskly.client.flows.files import SentTree, TreeContents, upload_tree
 from octaskly.files.digest_index import RACY_NS, DigestIndex
-from octaskly.files.local_tree import parse_named_path, scan_tree
+from octaskly.files.local_tree import name_path, scan_tree
 from octaskly.files.manifest import (
     TreeFile,
     content_digest,
@@ -97,7 +97,7 @@ def _scan(top: Path, *, runs: int) -> Iterator[Row]:
         place.write_bytes(os.urandom(SMALL_BYTES))
     subprocess.run(["git", "init", "-q", top], check=True)
     subprocess.run(["git", "-C", top, "add", "-A"], check=True)
-    named = [parse_named_path(".", str(top))]
+    named = [name_path(".", None, str(top))]
     taken_s = []
     for _ in range(1 + runs):
         began_s = time.perf_counter()

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
         FetchError as FetchError,
         KeptFile as KeptFile,
     )
+    from octaskly.files.local_tree import FileChanged as FileChanged
+    from octaskly.files.manifest import ManifestError as ManifestError
     from octaskly.files.unpacker import Fetched as Fetched
     from octaskly.rest.client_types import Draft as Draft, Task as Task
     from octaskly.rest.mesh import (
@@ -77,7 +79,6 @@ if TYPE_CHECKING:
         Reason as Reason,
         Requirements as Requirements,
         ResourceLimits as ResourceLimits,
-        TaskFile as TaskFile,
         Verdict as Verdict,
     )
 
@@ -111,6 +112,8 @@ _HOMES = {
         "RemoteTraceback ResultLost "
     ),
     "octaskly.files.home_folder": "FetchError KeptFile",
+    "octaskly.files.local_tree": "FileChanged",
+    "octaskly.files.manifest": "ManifestError",
     "octaskly.files.unpacker": "Fetched",
     "octaskly.rest.client_types": "Draft Task",
     "octaskly.rest.mesh": (
@@ -118,8 +121,7 @@ _HOMES = {
         "Stats System Workers "
     ),
     "octaskly.rest.tasks": (
-        "Explanation Members Output Reason Requirements ResourceLimits TaskFile "
-        "Verdict "
+        "Explanation Members Output Reason Requirements ResourceLimits Verdict "
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

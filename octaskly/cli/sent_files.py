@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
-
-from msgspec.structs import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from octaskly.cli.output.progress import NoRoomNote, TransferProgress
 from octaskly.cli.output.render import data_size, note
-from octaskly.client.flows import rest_calls
-from octaskly.core.model.placeholders import fill_placeholders, split_placeholders
-from octaskly.errors import OctasklyError
-from octaskly.files.output_patterns import DeclaredOutputs, prefixes
+from octaskly.core.model.placeholders import fill_placeholders
+from octaskly.files.output_patterns import DeclaredOutputs
 
 if TYPE_CHECKING:
     from octaskly.client import Session
-    from octaskly.client.flows.files import SendCallbacks, SentTree
+    from octaskly.client.flows.files import SendCallbacks
+    from octaskly.client.flows.task_fields import InputPath
     from octaskly.client.lending import Lender
+    from octaskly.client.local_files import LocalFiles
     from octaskly.files.local_tree import LocalTree, Skipped
     from octaskly.rest.client_types import Draft
 
@@ -63,17 +60,16 @@ class SentFiles:
         is_replicated: bool = False,
     ) -> None:
         self._client = client
-        self._sent = sent
-        self._is_replicated = is_replicated
-        self._items = items
-        self._folders: tuple[str, ...] = ()
         self._lender: Lender | None = None
-        self._cancel: Callable[[], None] = lambda: None
         self._files_sent = self._bytes_sent = 0
         self._no_room = NoRoomNote()
-        self._progress = TransferProgress("sending")
-        self._tree = self._scan() if sent.paths else None
-        if self._tree is not None:
+        self._hashing = TransferProgress("hashing")
+        self._sending = TransferProgress("sending")
+        self._files: LocalFiles | None = None
+        self._tree: LocalTree | None = None
+        if sent.paths:
+            self._files = self._make_files(sent, items, is_replicated=is_replicated)
+            self._tree = self._scan(self._files)
             _warn_of_secrets(self._tree.secret_paths)
 
     def __enter__(self) -> Self:
@@ -82,42 +78,34 @@ class SentFiles:
     def __exit__(self, *_exception: object) -> None:
         if self._lender is not None:
             self._lender.close()
-            self._progress.clear()
+            self._sending.clear()
 
     def send(self, drafts: Iterable[Draft]) -> list[Draft]:
-        """Send what the node lacks, or offer it; return the tasks with their tree.
-
-        A file that changed since the scan is scanned once more.
-        """
-        if self._tree is None:
+        """Send what the node lacks, or offer it; return the tasks with their tree."""
+        if self._files is None:
             return list(drafts)
-        from octaskly.files.local_tree import FileChanged  # noqa: PLC0415 - for --in
-
+        client, callbacks = self._client, self._callbacks()
         try:
-            answer = self._upload(self._tree)
-        except FileChanged:
-            self._tree = self._scan(is_retry=True)
-            answer = self._upload(self._tree)
-        field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
-        if self._folders:
-            field["folders"] = self._folders
+            flow = self._files.attach(client.requests, drafts, callbacks)
+            sent = client.run(flow)
+        finally:
+            self._hashing.clear()  # Of a file that has changed.
+            self._sending.clear()
+        self._tree, answer = sent.tree, sent.answer
         if answer.is_lent:
-            field["lent"] = True
-            self._lend(self._tree)
+            from octaskly.client.lending import Lender  # noqa: PLC0415 - for --in only
+
+            endpoint = client.endpoint
+            self._lender = Lender(endpoint, client.requests, sent.tree, callbacks)
+            self._lender.open()
         else:
-            note(_summary(self._tree, answer.files_sent, answer.bytes_sent))
-        return [replace(draft, tree=field) for draft in drafts]
+            note(_summary(sent.tree, answer.files_sent, answer.bytes_sent))
+        return sent.drafts
 
     def cancel_on_failure(self, task: str) -> None:
         """Have a task cancelled if its files cannot be lent any more."""
-
-        def cancel() -> None:
-            with contextlib.suppress(OctasklyError):  # It may have ended.
-                self._client.send(rest_calls.cancel(task, force=True))
-
-        self._cancel = cancel
-        if self._lender is not None and self._lender.failure is not None:
-            cancel()
+        if self._lender is not None:
+            self._lender.cancel_on_failure(task)
 
     def finish(self) -> None:
         """End lending, after the tasks have ended, and say what was sent.
@@ -128,118 +116,71 @@ class SentFiles:
         if self._lender is None or self._tree is None:
             return
         self._lender.close()
-        self._progress.clear()
-        if self._lender.failure is not None:
-            raise self._lender.failure
+        self._sending.clear()
+        self._lender.finish()
         note(_summary(self._tree, self._files_sent, self._bytes_sent))
 
-    def digests(self, cwd: str | None) -> dict[str, bytes]:
+    def digests(self, cwd: str | None) -> Mapping[str, bytes]:
         """Return the SHA-256 of files whose path for the tasks is their path here.
 
         Args:
             cwd: Folder in which the command runs; outputs are relative to it, so with
                 one no file that was sent has the path of an output.
         """
-        if self._tree is None or cwd:
-            return {}
-        own = set(self._own_places())
-        digests = {}
-        for file in self._tree.manifest.files:
-            path = file.path
-            if self._folders:  # One for all members, or that of an item.
-                path = path.split("/", 1 if path.startswith("all/") else 2)[-1]
-            if "" in own or any(place in own for place in prefixes(path)):
-                digests[path] = file.sha256
-        return digests
+        digests = None if cwd or self._files is None else self._files.digests()
+        return {} if digests is None else digests.by_path
 
-    def _own_places(self) -> Iterator[str]:
-        """Yield the paths that were sent to the same place as they have here."""
-        for text in self._sent.paths:
-            if "=" in text:
-                continue
-            if not self._folders or len(split_placeholders(text)) == 1:
-                place = posixpath.normpath(text)
-                yield "" if place == "." else place
-                continue
-            for position, item in enumerate(self._items):
-                yield posixpath.normpath(fill_placeholders(text, item, position))
+    def _make_files(
+        self, sent: SentPaths, items: Sequence[str], *, is_replicated: bool
+    ) -> LocalFiles:
+        from octaskly.client.local_files import LocalFiles  # noqa: PLC0415 - for --in
+        from octaskly.files.local_tree import ScanCallbacks  # noqa: PLC0415
 
-    def _upload(self, tree: LocalTree) -> SentTree:
-        from octaskly.client.flows import files  # noqa: PLC0415 - for --in only
-        from octaskly.client.local_trees import contents_of  # noqa: PLC0415
+        return LocalFiles(
+            [_input_path(text, is_array=bool(items)) for text in sent.paths],
+            {"items": items} if items else None,
+            includes_ignored=sent.includes_ignored,
+            sharing="replicate" if is_replicated else "lend",
+            callbacks=ScanCallbacks(self._on_found, self._hashing.add),
+        )
 
-        contents = contents_of(tree)
-        client, callbacks = self._client, self._callbacks()
+    def _scan(self, files: LocalFiles) -> LocalTree:
         try:
-            if not self._is_replicated:
-                flow = files.prepare_lending(client.requests, contents, callbacks)
-                return client.run(flow)
-            flow = files.upload_tree(client.requests, contents, callbacks)
-            answer = client.run(flow)
+            return files.scan()
         finally:
-            self._progress.clear()
-        client.run(files.replicate_tree(client.requests, answer))
-        return answer
+            self._hashing.clear()
+
+    def _on_found(self, sizes: Mapping[str, int]) -> None:
+        """Refuse what no node has room for, before it is hashed for hours."""
+        from octaskly.client.flows.files import check_quota  # noqa: PLC0415
+
+        self._client.run(check_quota(self._client.requests, sizes))
+        self._hashing.expect(len(sizes), sum(sizes.values()))
 
     def _callbacks(self) -> SendCallbacks:
         from octaskly.client.flows.files import SendCallbacks  # noqa: PLC0415
 
-        return SendCallbacks(self._count_sent, self._progress.expect, self._no_room.say)
-
-    def _lend(self, tree: LocalTree) -> None:
-        from octaskly.client.lending import Lender  # noqa: PLC0415 - for --in only
-
-        self._lender = Lender(
-            self._client.endpoint,
-            self._client.requests,
-            tree,
-            callbacks=self._callbacks(),
-            on_failure=self._on_failure,
-        )
-        self._lender.__enter__()
-
-    def _on_failure(self) -> None:
-        self._cancel()  # Set when the tasks are submitted.
+        return SendCallbacks(self._count_sent, self._sending.expect, self._no_room.say)
 
     def _count_sent(self, files: int, size_bytes: int) -> None:
         if size_bytes > 0:
             self._no_room.on_sent()
         self._files_sent += files
         self._bytes_sent += size_bytes
-        self._progress.add(files, size_bytes)
+        self._sending.add(files, size_bytes)
 
-    def _scan(self, *, is_retry: bool = False) -> LocalTree:
-        from octaskly.client import local_trees  # noqa: PLC0415 - for --in only
-        from octaskly.files.local_tree import ScanCallbacks  # noqa: PLC0415
 
-        paths, includes_ignored = self._sent
-        progress = TransferProgress("hashing")
-        callbacks = ScanCallbacks(partial(self._on_found, progress), progress.add)
-        try:
-            if not self._items or not any(map(local_trees.has_placeholder, paths)):
-                return local_trees.scan_local_tree(
-                    paths,
-                    includes_ignored=includes_ignored,
-                    is_retry=is_retry,
-                    callbacks=callbacks,
-                )
-            self._folders = local_trees.ARRAY_FOLDERS
-            return local_trees.scan_array_tree(
-                paths,
-                self._items,
-                includes_ignored=includes_ignored,
-                is_retry=is_retry,
-                callbacks=callbacks,
-            )
-        finally:
-            progress.clear()
+def _input_path(text: str, *, is_array: bool) -> InputPath:
+    """Return the meaning of `PATH[=DEST]`; with placeholders, the last `=` counts."""
+    from octaskly.client.flows.task_fields import (  # noqa: PLC0415 - for --in only
+        InputPath,
+    )
+    from octaskly.files.local_tree import split_at_place  # noqa: PLC0415 - as above
 
-    def _on_found(self, progress: TransferProgress, sizes: Mapping[str, int]) -> None:
-        """Refuse what no node has room for, before it is hashed for hours."""
-        from octaskly.client.flows.files import check_quota  # noqa: PLC0415
-
-        self._client.run(check_quota(self._client.requests, sizes))
-        progress.expect(len(sizes), sum(sizes.values()))
+    if is_array and InputPath(text).is_template:
+        path, equals, place = text.rpartition("=") if "=" in text else (text, "", "")
+        return InputPath(path, place if equals else None)
+    return InputPath(*split_at_place(text, str(Path.cwd())))
 
 
 def warn_of_local_files(

@@ -223,7 +223,6 @@ TASK_OPTIONS: Final = (
     ),
     click.option(
         "--needs",
-        "inputs",
         multiple=True,
         metavar="PATH",
         callback=_list,
@@ -342,7 +341,7 @@ TASK_OPTIONS: Final = (
     ),
 )
 DRAFT_FIELDS: Final = (
-    *("timeout", "outputs_of", "inputs", "outputs"),
+    *("timeout", "outputs_of", "needs", "outputs"),
     *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),
     "notify_url",
     *("retries", "retry_on", "after", "on"),

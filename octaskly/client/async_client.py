@@ -20,6 +20,7 @@ from octaskly.client.flows.sse import Event
 from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.client.flows.streams import EventType, Log, Stream
 from octaskly.client.flows.task_fields import Durability, TaskFields
+from octaskly.client.inputs import take_inputs
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Draft, Task, bound_to
 from octaskly.rest.mesh import NodeInfo, Stats
@@ -48,11 +49,13 @@ class AsyncClient:
         state_dir: str | Path | None = None,
         retry_timeout_s: float = RETRY_TIMEOUT_S,
     ) -> None:
-        place = resolve_endpoint(
+        self._endpoint = resolve_endpoint(
             url, token=token, ca=ca, node=node, state_dir=state_dir
         )
-        self._requests = make_request_flow(place.label, retry_timeout_s=retry_timeout_s)
-        self._driver = AsyncioDriver(place)
+        self._requests = make_request_flow(
+            self._endpoint.label, retry_timeout_s=retry_timeout_s
+        )
+        self._driver = AsyncioDriver(self._endpoint)
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,6 +91,7 @@ class AsyncClient:
             self._requests,
             command,
             fields,
+            attach_files=take_inputs(fields, is_replicated=True).attach,
             key=idempotency_key,
             durability=durability,
             until=self._requests.deadline_after(deadline_s),
@@ -128,6 +132,7 @@ class AsyncClient:
             self._requests,
             command,
             fields,
+            attach_files=take_inputs(fields, is_replicated=True).attach,
             members=members,
             max_fails=max_fails,
             key=idempotency_key,
@@ -150,6 +155,7 @@ class AsyncClient:
             self._requests,
             command,
             fields,
+            attach_files=take_inputs(fields, lend_to=self._endpoint).attach,
             check=check,
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
@@ -171,6 +177,7 @@ class AsyncClient:
             command,
             items,
             fields,
+            attach_files=take_inputs(fields, lend_to=self._endpoint).attach,
             ordered=ordered,
             deadline=self._requests.deadline_after(deadline_s),
         )

@@ -19,6 +19,7 @@ from octaskly.client.flows.sse import Event
 from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.client.flows.streams import EventType, Log, Stream
 from octaskly.client.flows.task_fields import Durability, TaskFields
+from octaskly.client.inputs import take_inputs
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Draft, Task, bound_to
 from octaskly.rest.mesh import NodeInfo, Stats
@@ -60,11 +61,13 @@ class Client:
         state_dir: str | Path | None = None,
         retry_timeout_s: float = RETRY_TIMEOUT_S,
     ) -> None:
-        place = resolve_endpoint(
+        self._endpoint = resolve_endpoint(
             url, token=token, ca=ca, node=node, state_dir=state_dir
         )
-        self._requests = make_request_flow(place.label, retry_timeout_s=retry_timeout_s)
-        self._driver = ThreadDriver(place)
+        self._requests = make_request_flow(
+            self._endpoint.label, retry_timeout_s=retry_timeout_s
+        )
+        self._driver = ThreadDriver(self._endpoint)
 
     def __enter__(self) -> Self:
         return self
@@ -108,6 +111,7 @@ class Client:
             self._requests,
             command,
             fields,
+            attach_files=take_inputs(fields, is_replicated=True).attach,
             key=idempotency_key,
             durability=durability,
             until=self._requests.deadline_after(deadline_s),
@@ -155,6 +159,7 @@ class Client:
             self._requests,
             command,
             fields,
+            attach_files=take_inputs(fields, is_replicated=True).attach,
             members=members,
             max_fails=max_fails,
             key=idempotency_key,
@@ -184,6 +189,7 @@ class Client:
             self._requests,
             command,
             fields,
+            attach_files=take_inputs(fields, lend_to=self._endpoint).attach,
             check=check,
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),
@@ -218,6 +224,7 @@ class Client:
             command,
             items,
             fields,
+            attach_files=take_inputs(fields, lend_to=self._endpoint).attach,
             ordered=ordered,
             deadline=self._requests.deadline_after(deadline_s),
         )
@@ -344,7 +351,8 @@ class Client:
         Args:
             task: The task, or its id.
             folder: The folder; it is created.
-            sent: SHA-256 of files that were sent, by their paths in the folder. A file
+            sent: SHA-256 of files that were sent, by their paths in the folder; by
+                default, those that were sent with this `Task` from this folder. A file
                 that has changed since is kept: see `Fetched.kept`.
             on_progress: Is called with the bytes that arrived and their total.
             deadline_s: Seconds until `TimedOut` is raised.

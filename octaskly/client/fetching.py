@@ -15,7 +15,7 @@ from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import EmittingFlow
 from octaskly.files.home_folder import HomeFolder
 from octaskly.files.unpacker import Fetched, Unpacker
-from octaskly.rest.client_types import Task
+from octaskly.rest.client_types import Task, sent_with
 
 OnProgress = Callable[[int, int], None]
 """Is called with the bytes that have arrived, and the size of the archive."""
@@ -29,7 +29,8 @@ class Fetching:
     Args:
         task: The ended task.
         folder: Where its outputs are placed.
-        sent: SHA-256 of the files that were sent, by their paths in the folder.
+        sent: SHA-256 of the files that were sent, by their paths in the folder; by
+            default, those that the task remembers.
         on_progress: Is called after each part.
 
     Raises:
@@ -50,6 +51,8 @@ class Fetching:
                 status=409,
                 hint="wait for its end before you fetch",
             )
+        if sent is None:
+            sent = _sent_from(Path(folder), task)
         declared = [out.path for out in task.outputs if out.bytes is not None]
         home = HomeFolder(Path(folder), task=task.id, declared=declared, sent=sent)
         self.is_empty = not declared
@@ -93,3 +96,11 @@ class Fetching:
     def close(self) -> None:
         """Save the state of a fetch that did not finish, so that the next resumes."""
         self._unpacker.close()
+
+
+def _sent_from(folder: Path, task: Task) -> Mapping[str, bytes]:
+    """Return the SHA-256 of the files that were sent with a task from this folder."""
+    sent = sent_with(task)
+    if sent is None or folder.resolve() != Path(sent.folder).resolve():
+        return {}
+    return sent.by_path

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, Self
 
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed
-from octaskly.client.flows.files import SendCallbacks, lend_tree
+from octaskly.client.flows.files import (
+    NO_CALLBACKS,
+    SendCallbacks,
+    TreeContents,
+    lend_tree,
+)
 from octaskly.client.flows.request_flow import RequestFlow
-from octaskly.client.local_trees import contents_of
+from octaskly.client.flows.tasks import cancel
 from octaskly.errors import OctasklyError
 from octaskly.files.local_tree import FileChanged, LocalTree
 
@@ -30,7 +35,6 @@ class Lender:
         requests: Requests to the node.
         tree: The tree.
         callbacks: Are told of the progress, in the thread.
-        on_failure: Is called once, in the thread, if the tree cannot be lent any more.
     """
 
     def __init__(
@@ -38,20 +42,27 @@ class Lender:
         endpoint: Endpoint,
         requests: RequestFlow,
         tree: LocalTree,
-        *,
-        callbacks: SendCallbacks,
-        on_failure: Callable[[], None],
+        callbacks: SendCallbacks = NO_CALLBACKS,
     ) -> None:
         self._driver = ThreadDriver(endpoint)
         self._requests, self._tree = requests, tree
-        self._callbacks, self._on_failure = callbacks, on_failure
+        self._callbacks = callbacks
         self._is_open = threading.Event()
         self._is_over = threading.Event()
         self._changed: set[str] = set()  #: paths of files that are read once more
         self._thread = threading.Thread(target=self._run, name="lender", daemon=True)
+        self._lock = threading.Lock()  #: guards the next two
+        self._task = ""
         self.failure: OctasklyError | None = None  #: why it cannot be lent any more
 
     def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def open(self) -> None:
         """Begin; return when the node knows of the offer.
 
         Raises:
@@ -61,15 +72,24 @@ class Lender:
         self._is_open.wait()
         if self.failure is not None:
             raise self.failure
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def cancel_on_failure(self, task: str) -> None:
+        """Cancel a task if the tree cannot be lent any more, or once that happens."""
+        with self._lock:
+            self._task = task
+            has_failed = self.failure is not None
+        if has_failed:
+            self._cancel(task)
+
+    def finish(self) -> None:
+        """End the loan after the task.
+
+        Raises:
+            OctasklyError: a file could not be sent; the task was cancelled.
+        """
         self.close()
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         """End the loan."""
@@ -89,13 +109,20 @@ class Lender:
                     self._changed.add(error.path)
         except OctasklyError as error:
             if not self._is_over.is_set():
-                self.failure = error
-                self._on_failure()
+                with self._lock:
+                    self.failure, task = error, self._task
+                if task:
+                    self._cancel(task)
         finally:
             self._is_open.set()
 
+    def _cancel(self, task: str) -> None:
+        with suppress(OctasklyError):  # It may have ended.
+            self._driver.run(cancel(self._requests, task, force=True))
+
     def _lend(self) -> None:
-        contents = contents_of(self._tree)._replace(read=self._read)
+        tree = self._tree
+        contents = TreeContents(tree.sha256, tree.sizes(), self._read)
         self._driver.run(
             lend_tree(
                 self._requests,

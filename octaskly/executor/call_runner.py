@@ -143,6 +143,8 @@ def _perform_calls(data: memoryview) -> tuple[list[Any], dict[str, Any]]:
     import cloudpickle  # noqa: PLC0415 - the mismatch is checked first
 
     dumps = cloudpickle.dumps
+    if header["has_inputs"]:
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109 - it imports little
     try:
         function, calls, is_chunk = unpickle(parts)
         del parts

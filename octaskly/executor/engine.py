@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from octaskly.client.flows.sse import Event
 from octaskly.errors import OctasklyError
+from octaskly.executor.call_files import NodeFilesFull
 from octaskly.executor.errors import MeshLost
-from octaskly.executor.large_values import NodeFilesFull
 from octaskly.executor.mesh import MeshClient
 from octaskly.rest.client_types import FINAL, Draft, Task
 
@@ -27,7 +27,7 @@ FETCHERS: Final = 3
 BATCH_MAX: Final = 500  #: tasks in one submission
 BATCH_BYTES_MAX: Final = 8 << 20
 
-DeferredCall = Callable[[], None]
+DeferredCall = Callable[[], object]
 """A request to the mesh whose result is ignored."""
 
 
@@ -222,7 +222,7 @@ class Engine:
         if not made:
             return
         try:
-            self._mesh.submit(drafts)
+            self._mesh.submit_with_patience(drafts)
         except OctasklyError as error:
             for work in made:
                 self._end_future(work, error)
@@ -243,7 +243,7 @@ class Engine:
 
     def _listen_loop(self) -> None:
         try:
-            for event in self._mesh.events():
+            for event in self._mesh.events_until_stop():
                 self._handle_event(event)
         except OctasklyError as error:
             self._fail_all(error)
@@ -279,7 +279,7 @@ class Engine:
         if work is None:
             return
         try:
-            task = self._mesh.get_task(name)
+            task = self._mesh.task(name)
         except OctasklyError as error:
             self._end_future(work, error)
             return
@@ -321,7 +321,9 @@ class Engine:
         with self._changed:
             is_sent = item.is_submitted
             if not self._remove_item(item) and is_sent:
-                self._deferred_calls.append(partial(self._mesh.cancel, item.id))
+                self._deferred_calls.append(
+                    partial(self._mesh.cancel, item.id, force=True)
+                )
 
     def _fail_all(self, error: OctasklyError) -> None:
         with self._changed:

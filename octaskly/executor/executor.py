@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpac
 
 import msgspec
 
-from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
-from octaskly.client.flows.task_fields import Limits, Requires, TaskFields, make_draft
+from octaskly.client.flows.task_fields import (
+    Inputs,
+    Limits,
+    Requires,
+    TaskFields,
+    make_draft,
+)
+from octaskly.client.inputs import TaskInputs, take_inputs
+from octaskly.executor.call_files import RAISE_IF_FULL, CallFiles
 from octaskly.executor.call_runner import RESULT_FILE
 from octaskly.executor.engine import Engine, WorkItem
-from octaskly.executor.large_values import UploadedValues
 from octaskly.executor.mesh import MeshClient
 from octaskly.executor.results import result_of_task
 from octaskly.rest.client_types import Draft, Task
@@ -54,6 +60,8 @@ class ExecutorFields(TypedDict, total=False):
     requires: Requires
     retries: int
     retry_on: Sequence[int | Literal["failure", "lost"]]
+    inputs: Inputs
+    includes_ignored: bool
 
 
 class Executor(FuturesExecutor):
@@ -74,7 +82,9 @@ class Executor(FuturesExecutor):
         url: As for `Client`; so are `token`, `ca`, `node` and `state_dir`.
         retry_timeout_s: How long requests are retried while no node answers.
         python: The interpreter on the nodes; by default the one of their agent.
-        fields: Fields of all tasks, for example `requires={"memory_mb": 4096}`.
+        fields: Fields of all tasks, for example `requires={"memory_mb": 4096}`. Calls
+            can open `inputs`, and import modules among them; they are sent as they are
+            at the first call.
 
     Raises:
         ConfigError: the endpoint cannot be used.
@@ -96,12 +106,17 @@ class Executor(FuturesExecutor):
     ) -> None:
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
-        place = resolve_endpoint(
-            url, token=token, ca=ca, node=node, state_dir=state_dir
+        self._mesh = MeshClient(
+            url=url,
+            token=token,
+            ca=ca,
+            node=node,
+            state_dir=state_dir,
+            retry_timeout_s=retry_timeout_s,
         )
-        self._mesh = MeshClient(place, retry_timeout_s)
         self._engine = Engine(self._mesh, max_workers or TASKS_MAX_DEFAULT)
-        self._uploads = UploadedValues(self._mesh)
+        self._inputs = take_inputs(fields)
+        self._call_files = CallFiles(self._mesh, self._inputs)
         interpreter = _AGENT_PYTHON if python is None else shlex.quote(python)
         self._command = f"exec {interpreter} {_CALL_RUNNER}"
         self._task_fields = fields
@@ -133,11 +148,14 @@ class Executor(FuturesExecutor):
         """
         self._engine.check_open()
         name = fields.get("id") or self._new_task_id()
-        made = make_draft(
+        own = take_inputs(fields)
+        inputs = own if own.paths else self._inputs
+        draft = make_draft(
             command, _merge_fields(self._task_fields, {**fields, "id": name})
         )
-        size = len(command) + len(made.stdin_base64 or "")
-        return self._add(WorkItem(name, size, lambda: made, lambda task: task))
+        size = len(command) + len(draft.stdin_base64 or "")
+        make = partial(self._attach, inputs, draft)
+        return self._add(WorkItem(name, size, make, lambda task: task))
 
     def map(
         self,
@@ -188,26 +206,38 @@ class Executor(FuturesExecutor):
         from octaskly.executor.pickling import pickle_calls  # noqa: PLC0415
 
         self._engine.check_open()
-        packed = pickle_calls(fn, calls, is_chunk=is_chunk)
         name = self._new_task_id()
-        make = partial(self._make_draft, name, _shown_name(fn), packed)
-        digests = [blob.sha256 for blob in packed.blobs]
-        after = partial(self._uploads.release, digests) if digests else None
+        draft = make_draft(
+            self._command,
+            _merge_fields(
+                {"timeout": CALL_S_MAX, **self._task_fields},
+                {"id": name, "name": _shown_name(fn), "outputs": [RESULT_FILE]},
+            ),
+        )
+        payload = pickle_calls(
+            fn, calls, is_chunk=is_chunk, has_inputs=bool(self._inputs.paths)
+        )
+        make = partial(self._with_payload, draft, payload)
         value = partial(result_of_task, self._mesh)
-        return self._add(WorkItem(name, len(packed.stdin), make, value, after))
+        release = partial(self._call_files.release, name)
+        return self._add(WorkItem(name, len(payload.stdin), make, value, release))
 
-    def _make_draft(self, name: str, task_name: str, payload: CallPayload) -> Draft:
-        own: TaskFields = {
-            "id": name,
-            "name": task_name,
-            "workdir": "scratch",
-            "outputs": [RESULT_FILE],
-            "files": self._uploads.upload(payload.blobs),
-        }
-        asked = {"timeout": CALL_S_MAX, **self._task_fields}
-        made = make_draft(self._command, _merge_fields(asked, own))
-        stdin = base64.b64encode(payload.stdin).decode()
-        return msgspec.structs.replace(made, stdin_base64=stdin)
+    def _with_payload(self, draft: Draft, payload: CallPayload) -> Draft:
+        """Return the task of a call after its files were sent."""
+        assert draft.id is not None
+        return msgspec.structs.replace(
+            draft,
+            workdir="scratch",
+            stdin_base64=base64.b64encode(payload.stdin).decode(),
+            tree=self._call_files.send(draft.id, payload.blobs),
+        )
+
+    def _attach(self, inputs: TaskInputs, draft: Draft) -> Draft:
+        """Return a task after its files were sent."""
+        if not inputs.paths:
+            return draft
+        attach = partial(inputs.files().attach, drafts=[draft], callbacks=RAISE_IF_FULL)
+        return self._mesh.perform(attach).drafts[0]
 
     def _add(self, item: WorkItem) -> Future[Any]:
         self._engine.add(item)

@@ -14,7 +14,7 @@ from typing import Any
 
 from octaskly.errors import ConfigError
 from octaskly.executor import call_runner
-from octaskly.executor.large_values import Blob
+from octaskly.executor.call_files import Blob
 
 try:
     import cloudpickle
@@ -37,9 +37,19 @@ class CallPayload:
 
 
 def pickle_calls(
-    function: Callable[..., Any], calls: Sequence[Arguments], *, is_chunk: bool
+    function: Callable[..., Any],
+    calls: Sequence[Arguments],
+    *,
+    is_chunk: bool,
+    has_inputs: bool = False,
 ) -> CallPayload:
     """Pickle one call, or several that one process runs in sequence.
+
+    Args:
+        function: The function.
+        calls: Its arguments.
+        is_chunk: The result is a list of results.
+        has_inputs: Files are sent along, which may be modules to import.
 
     Raises:
         PicklingError: the function or an argument cannot be pickled.
@@ -51,6 +61,7 @@ def pickle_calls(
     header = {
         "python": call_runner.python_version(),
         "cloudpickle": cloudpickle.__version__,
+        "has_inputs": has_inputs,
     }
     blobs: list[Blob] = []
     kept: list[Part | str] = []

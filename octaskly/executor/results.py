@@ -66,7 +66,7 @@ def _fetch_result_file(mesh: MeshClient, task: Task) -> memoryview:
     try:
         # Map the file, so that its pages are loaded only when needed.
         with tempfile.NamedTemporaryFile(prefix="octaskly-") as file:
-            mesh.save_output(task.id, RESULT_FILE, file)
+            file.writelines(mesh.output(task, RESULT_FILE))
             file.flush()
             return map_file(file.name)
     except (OctasklyError, OSError) as error:

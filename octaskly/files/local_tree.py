@@ -66,9 +66,10 @@ class FileChanged(ManifestError):
 class NamedPath(NamedTuple):
     """A file or folder that the user named, and its place in the task's folder."""
 
-    text: str  #: as the user wrote it
+    path: str  #: as the user wrote it
     source: str
     place: str  #: "" is the task's folder itself
+    is_folder: bool  #: the user wrote the place of a folder, with a slash at its end
     below: str = ""  #: a folder of the tree that stands for the task's folder
 
 
@@ -145,45 +146,51 @@ class LocalTree(NamedTuple):
                 yield data
 
 
-def parse_named_path(text: str, folder: str) -> NamedPath:
-    """Return the meaning of `PATH` or `PATH=DEST`.
+def split_at_place(text: str, folder: str) -> tuple[str, str | None]:
+    """Return the parts of `PATH` or `PATH=DEST`.
 
     If a file has `=` in its name, PATH is the longest path that exists.
+    """
+    parts = text.split("=")
+    for count in range(len(parts), 0, -1):
+        path = "=".join(parts[:count])
+        if path and os.path.lexists(f"{folder}/{path}" if path[0] != "/" else path):
+            return path, "=".join(parts[count:]) if count < len(parts) else None
+    return parts[0], "=".join(parts[1:]) if len(parts) > 1 else None
+
+
+def name_path(path: str, place: str | None, folder: str) -> NamedPath:
+    """Return what to send, and where it lies in the task's folder.
 
     Args:
-        text: Absolute, or relative to `folder`.
+        path: Absolute, or relative to `folder`.
+        place: A path below the task's folder; None if it is `path`.
         folder: Absolute path.
 
     Raises:
-        ManifestError: DEST is no path below the task's folder, or it is missing for a
-            path that leads out of `folder`.
+        ManifestError: there is no such place, or a path that leads out of `folder` has
+            none.
     """
-    path, place = _split_at_place(text, folder)
-    return name_path(path, place, folder, text=text)
-
-
-def name_path(path: str, place: str | None, folder: str, *, text: str) -> NamedPath:
-    """Return a named path; see `parse_named_path`."""
     if not path:
-        raise ManifestError(f"{text!r} names no file")
+        raise ManifestError("'' names no file")
     whole = path if path.startswith("/") else f"{folder}/{path}"
     source = "/" + "/".join(_names_in(whole))  # Links before `..` keep their meaning.
     if place is None:
         if path.startswith("/") or ".." in path.split("/"):
-            name = os.path.normpath(source).rpartition("/")[2]
+            name = os.path.normpath(source).rpartition("/")[2] or "NAME"
             raise ManifestError(
-                f"{text!r} leads out of this folder, so it needs a place in the"
+                f"{path!r} leads out of this folder, so it needs a place in the"
                 " task's folder",
-                hint=f"write {path}={name or 'NAME'}",
+                hint=f"write {path}={name}; in Python, {{{path!r}: {name!r}}}",
             )
         place = path
     names = _names_in(place)
-    if place.startswith("/") or ".." in names or not place:
+    if not place or place.startswith("/") or ".." in names:
         raise ManifestError(
-            f"{text!r}: {place!r} is no place in the task's folder",
+            f"{path!r}: {place!r} is no place in the task's folder",
             hint="name a path without '..' that does not begin with '/'",
         )
-    return NamedPath(text, source, "/".join(names))
+    return NamedPath(path, source, "/".join(names), place.endswith("/"))
 
 
 class ScanCallbacks(NamedTuple):
@@ -250,17 +257,18 @@ class _TreeScan:
             status = os.stat(named.source)  # noqa: PTH116 - fast
         except OSError as error:
             raise ManifestError(
-                f"{named.text!r} cannot be sent: {error.strerror}"
+                f"{named.path!r} cannot be sent: {error.strerror}"
             ) from None
         except ValueError:
-            raise ManifestError(f"{named.text!r} is no path: it has a NUL") from None
+            raise ManifestError(f"{named.path!r} is no path: it has a NUL") from None
         if stat.S_ISDIR(status.st_mode):
             self._add_folder(named)
             return
-        if not named.place or named.text.endswith("/"):
+        if not named.place or named.is_folder:
             raise ManifestError(
-                f"{named.text!r} needs a name in the task's folder",
-                hint="PATH=NAME, where NAME has no '/' at its end",
+                f"{named.path!r} is a file, and its place in the task's folder has no"
+                " name",
+                hint="give it a place with a name, without '/' at its end",
             )
         self._add_file(_join(named.below, named.place), named.source, status)
 
@@ -319,8 +327,8 @@ class _TreeScan:
             return
         if listing.skipped_files or listing.skipped_folders:
             raise ManifestError(
-                f"git's ignore rules leave nothing of {named.text!r} to be sent",
-                hint="--in-all sends ignored files, too",
+                f"git's ignore rules leave nothing of {named.path!r} to be sent",
+                hint="--in-all sends ignored files, too; in Python, includes_ignored",
             )
         if place:
             self._empty_folders.add(place)
@@ -385,21 +393,10 @@ def _checked_link(
         if target not in sources and target not in folders:
             raise ManifestError(
                 f"the link {link.path!r} leads out of {link.top!r}, to {link.target!r}",
-                hint="send its target by PATH=DEST, and leave out the link by a rule in"
-                " .gitignore",
+                hint="send its target to a place of its own, and leave out the link by"
+                " a rule in .gitignore",
             )
     return TreeLink(place, link.target)
-
-
-def _split_at_place(text: str, folder: str) -> tuple[str, str | None]:
-    parts = text.split("=")
-    if len(parts) == 1:
-        return text, None
-    for count in range(len(parts), 0, -1):
-        path = "=".join(parts[:count])
-        if path and os.path.lexists(f"{folder}/{path}" if path[0] != "/" else path):
-            return path, "=".join(parts[count:]) if count < len(parts) else None
-    return parts[0], "=".join(parts[1:])
 
 
 def _join(folder: str, path: str) -> str:
@@ -541,5 +538,5 @@ def _unreadable(path: str, error: OSError) -> ManifestError:
 def _collision(place: str, one: str, other: str) -> ManifestError:
     return ManifestError(
         f"{one!r} and {other!r} collide at {place!r} in the task's folder",
-        hint="give one of them another place, by PATH=DEST",
+        hint="give one of them another place in the task's folder",
     )

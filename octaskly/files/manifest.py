@@ -35,7 +35,7 @@ TimeNs = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class ManifestError(OctasklyError):
-    """A manifest, or a tree that would need one, is invalid."""
+    """Files cannot be sent, or are not the tree that they should be."""
 
 
 class TreeFile(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -76,8 +77,28 @@ class Task(TaskDetail, frozen=True, kw_only=True, dict=True):
 
 
 _CLIENT: Final = "client"
+_SENT: Final = "sent"
 
 _T = TypeVar("_T")
+
+
+class SentDigests(NamedTuple):
+    """Digests of files that were sent with a task, for fetching its outputs."""
+
+    folder: str  #: absolute path of the folder from which they were sent
+    by_path: Mapping[str, bytes]  #: SHA-256 by the path in that folder
+
+
+def sent_with(task: str | Task) -> SentDigests | None:
+    """Return the digests of the files that this client has sent with a task."""
+    return None if isinstance(task, str) else task.__dict__.get(_SENT)
+
+
+def with_sent(task: Task, sent: SentDigests | None) -> Task:
+    """Return a task that remembers the files that were sent with it."""
+    if sent is not None:
+        task.__dict__[_SENT] = sent
+    return task
 
 
 def bound_to(client: object, value: _T) -> _T:
@@ -101,7 +122,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     command: str
     timeout: int | None = None
-    inputs: list[str] = []
+    needs: list[str] = msgspec.field(default_factory=list, name="inputs")
     outputs: list[str] = []
     id: str | None = None
     name: str | None = None
@@ -121,7 +142,6 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry_on: list[int | str] | None = None
     after: list[str] = []
     on: str | None = None
-    files: list[dict[str, str]] = []
     tree: dict[str, Any] | None = None
     stdin_file: dict[str, str] | None = None
     same_folder: dict[str, Any] | None = None

@@ -170,14 +170,6 @@ class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):
     processes: int | None = None
 
 
-class TaskFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that the node places in an attempt's folder."""
-
-    path: str
-    sha256: str
-    node: str
-
-
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     """An uploaded file on a node, which tasks can name."""
 
@@ -314,7 +306,6 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     stdin_bytes: int = 0
     stdin_freed: bool = False
     workdir: Workdir | None = None
-    files: list[TaskFile] = []
     tree: TaskTree | None = None
     stdin_file: BlobRef | None = None
     same_folder: SameFolder | None = None

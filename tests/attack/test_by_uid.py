@@ -8,7 +8,6 @@ role that is not an administrator, and asserts what stopped them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -42,6 +41,7 @@ from tests.support.system_unit import (
     SystemAgent,
     system_agent,
 )
+from tests.support.trees import send_tree
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
@@ -149,20 +149,14 @@ def machine() -> Iterator[Machine]:
         leave_out("attacks need root, to act as other users")
     rate = ("--rate-stranger", str(RATE_STRANGER))
     with own_network(), system_agent(*rate) as system:
-        data = FILE.encode()
-        name = hashlib.sha256(data).hexdigest()
-        with contextlib.closing(system.agent.connection()) as connection:
-            media = {"Content-Type": "application/octet-stream"}
-            connection.request("POST", f"/api/v1/files/{name}", data, media)
-            stored = json.loads(connection.getresponse().read())
-        given = {"path": "given", "sha256": name, "node": stored["node"]}
+        tree = send_tree(system.agent, {"given": FILE.encode()})
         victim = submit(
             system.agent,
             f"cat; echo {OUTPUT}; : {COMMAND}; cp given kept; head -c 400000 /dev/zero",
             workdir="scratch",
             env={"PRIVATE": VALUE},
             stdin=STDIN,
-            files=[given],
+            tree=tree,
             outputs=["kept"],
         )
         assert finished(system.agent, victim)["exit_code"] == 0

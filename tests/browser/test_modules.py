@@ -183,11 +183,11 @@ TYPED = {
     "id": "mine",
 }
 LEFT_OUT = (
-    "# left out, as only a request can say it: os linux, arch x86_64, file tool, "
+    "# left out, as only a request can say it: os linux, arch x86_64, "
     "the files that were sent along; --in sends them again"
 )
 #: Also in the form; each excludes one above.
-APART = {"workdir", "stdin_base64", "stdin_file", "files", "tree", "array"}
+APART = {"workdir", "stdin_base64", "stdin_file", "tree", "array"}
 APART |= {"same_folder"}  # Only a program on the machine can make the file.
 
 EDIT = """async (body) => {
@@ -513,14 +513,12 @@ async def test_copied_command_lists_the_rest_in_a_comment(
     page: Page,
 ) -> None:
     """Otherwise a user who pastes it would run another task."""
-    file = {"path": "tool", "sha256": "0" * 64, "node": "ash"}
     tree = {"sha256": "1" * 64, "node": "ash", "folders": ["src"]}
     task = {
         "command": "cat",
         "timeout": 3600,
         "workdir": "scratch",
         "stdin_bytes": 12,
-        "files": [file],
         "tree": tree,
         "requires": {"os": "linux", "arch": "x86_64"},
     }
@@ -537,13 +535,12 @@ async def test_copied_command_lists_the_rest_in_a_comment(
         "# left out: the 12 B that it reads, as nodes show them to nobody"
     )
     assert json.loads(shlex.split(curl, comments=True)[-1]) == body
-    assert (body["files"], body["tree"]) == ([file], tree)
+    assert body["tree"] == tree
 
 
 async def test_form_filled_with_a_body_submits_that_body(page: Page) -> None:
     """A user who edits a task and submits it again loses no field."""
     body = await page.evaluate(FORM, [TYPED, ""])
     body |= {"workdir": "scratch", "array": {"range": "1-9", "max_fails": 2}}
-    body |= {"files": [{"path": "tool", "sha256": "0" * 64, "node": "ash"}]}
 
     assert await page.evaluate(EDIT, body) == body

@@ -203,7 +203,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             125,
             (
                 "error: '../x' leads out of this folder, so it needs a place in the"
-                " task's folder\n  hint: write ../x=x\n"
+                " task's folder\n  hint: write ../x=x; in Python, {'../x': 'x'}\n"
             ),
         ),
         (
@@ -211,7 +211,8 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             1,
             (
                 "error: '/etc/hosts' leads out of this folder, so it needs a place in"
-                " the task's folder\n  hint: write /etc/hosts=hosts\n"
+                " the task's folder\n  hint: write /etc/hosts=hosts; in Python,"
+                " {'/etc/hosts': 'hosts'}\n"
             ),
         ),
         (
@@ -232,8 +233,8 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             125,
             (
                 "error: the link 'PROJECT/links/out' leads out of 'PROJECT/links',"
-                " to '/etc'\n  hint: send its target by PATH=DEST, and leave out the"
-                " link by a rule in .gitignore\n"
+                " to '/etc'\n  hint: send its target to a place of its own, and leave"
+                " out the link by a rule in .gitignore\n"
             ),
         ),
         (
@@ -241,8 +242,8 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             125,
             (
                 "error: 'PROJECT/greet' and 'PROJECT/src/text' collide at 'greet' in"
-                " the task's folder\n  hint: give one of them another place,"
-                " by PATH=DEST\n"
+                " the task's folder\n  hint: give one of them another place in the"
+                " task's folder\n"
             ),
         ),
         (
@@ -497,7 +498,7 @@ def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
     ("sent", "said"),
     [
         (["{}"], "'no' cannot be sent: No such file or directory"),
-        (["src/{/.}=x"], "'src/greet=x' cannot be sent: No such file or directory"),
+        (["src/{/.}=x"], "'src/greet' cannot be sent: No such file or directory"),
         (["/{}"], "'/greet' leads out of this folder, so it needs a place in the"),
         (
             ["src", "src/text=src/text/{}"],
@@ -509,7 +510,7 @@ def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
         ),
         (
             ["src", "greet={.}=src"],
-            "'greet=greet=src' cannot be sent: No such file or directory",
+            "'greet=greet' cannot be sent: No such file or directory",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

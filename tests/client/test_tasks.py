@@ -71,7 +71,8 @@ def test_all_task_options_reach_the_node(client: octaskly.Client) -> None:
         "after": [parent],
         "on": "any",
     }
-    untold = {"cwd", "files", "inputs", "id"}
+    untold = {"cwd", "needs", "inputs", "includes_ignored", "id", "same_folder"}
+    untold |= {"outputs_of"}
     assert set(asked) | untold == octaskly.TaskFields.__optional_keys__
 
     task = client.run("echo $GREETING; cat; echo made > made", check=True, **asked)

@@ -41,7 +41,6 @@ from octaskly.core.model.task_options import (
     Requirements,
     TaskLimits,
     TaskOptions,
-    UploadedFile,
     is_stdin_freed,
     shape_of,
 )
@@ -1003,14 +1002,13 @@ async def test_inputs_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> Non
     trees = [BlobRef(sha256=f"{number:064}", node="ash") for number in range(3)]
     whole = [InputTree(sha256=tree.sha256, node=tree.node) for tree in trees]
     stdin = BlobRef(sha256="9" * 64, node="birch")
-    file = UploadedFile(path="data", sha256="8" * 64, node="cedar")
     asked = {1: whole[0], 3: whole[1], 4: whole[0], 5: whole[2]}
     await bench.add(
         *(
             kit.submitted(number, options=TaskOptions(tree=asked.get(number)))
             for number in range(1, 7)
         ),
-        kit.submitted(7, options=TaskOptions(stdin_file=stdin, files=(file,))),
+        kit.submitted(7, options=TaskOptions(stdin_file=stdin)),
         kit.finished(5),
     )
     pages: list[frozenset[InputBlob]] = []
@@ -1020,10 +1018,7 @@ async def test_inputs_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> Non
         pages.append(found)
 
     needed = [InputBlob(tree, is_tree=True) for tree in trees]
-    others = {
-        InputBlob(stdin, is_tree=False),
-        InputBlob(BlobRef(sha256=file.sha256, node=file.node), is_tree=False),
-    }
+    others = {InputBlob(stdin, is_tree=False)}
     assert pages == [{needed[0]}, {needed[1], needed[0]}, others, frozenset()]
     assert await bench.log.read_input_blobs(TaskState.COMPLETED, 0, 9) == (
         frozenset({needed[2]}),

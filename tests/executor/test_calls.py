@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import os
 import pickle
@@ -188,7 +189,41 @@ def test_large_arguments_and_results_are_files(
         assert bytes(data[:-1]) == bytes(shared.data[:0:-1])
     after = [files_of(agent) for agent in agents]
     came = [len(now - then) for now, then in zip(after, before, strict=True)]
-    assert max(came) == 1, came
+    assert max(came) == 2, came  # The array, and the list of the call's files.
+
+
+def test_calls_find_the_files_that_were_sent(
+    agents: list[Agent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules can be imported; large values lie beside; commands get them, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "data.txt").write_text("data")
+    (tmp_path / "sent_module.py").write_text(
+        "def read(array):\n"
+        "    return open('data.txt').read(), len(array.data), __file__\n"
+    )
+    sent_module = importlib.import_module("sent_module")
+    large = Array(bytearray(os.urandom(1_000_000)))
+    with octaskly.Executor(
+        state_dir=agents[1].state,
+        inputs=["data.txt", "sent_module.py"],
+        requires={"node": "ash"},
+    ) as executor:
+        read, size, module = executor.submit(sent_module.read, large).result(
+            RESULT_S_MAX
+        )
+        command = executor.submit_command("cp data.txt made", outputs=["made"])
+        own = executor.submit_command("ls", inputs={"data.txt": "other"})
+        command.result(RESULT_S_MAX).fetch(tmp_path / "home")
+        missing = executor.submit_command("true", inputs="no").exception(RESULT_S_MAX)
+
+    assert (read, size) == ("data", 1_000_000)
+    assert not Path(module).is_relative_to(tmp_path)
+    assert (tmp_path / "home" / "made").read_text() == "data"
+    assert own.result().stdout == "other\n"
+    assert isinstance(missing, octaskly.ManifestError)
 
 
 def files_of(agent: Agent) -> set[str]:

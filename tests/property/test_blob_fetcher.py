@@ -12,14 +12,14 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.core.model.task_options import UploadedFile
+from octaskly.core.model.task_options import BlobRef
 from octaskly.runner.files import holder_connection
-from octaskly.runner.files.blob_fetcher import FileSource, NamedLocks
+from octaskly.runner.files.blob_fetcher import BlobSource, NamedLocks
 from tests.support.pooling import supply_in
 
 THREADS: Final = 6
 AT_ONCE: Final = st.lists(st.sampled_from("abc"), min_size=THREADS, max_size=60)
-NOWHERE: Final = UploadedFile(path="data", sha256="0" * 64, node="gone")
+NOWHERE: Final = BlobRef(sha256="0" * 64, node="gone")
 
 
 class Failed(Exception):
@@ -74,7 +74,7 @@ def test_missing_file_leaves_no_lock(tmp_path: Path) -> None:
     fetcher = supply_in(tmp_path)
     fetcher.close()  # So that it does not look again a second later.
 
-    missing = fetcher.fetch_files([FileSource(NOWHERE, lambda: ())], lambda: True)
+    missing = fetcher.fetch_blob(BlobSource(NOWHERE, lambda: ()), lambda: True)
 
     assert len(missing) == 1
     assert len(fetcher.file_locks) == 0

@@ -41,7 +41,6 @@ from octaskly.core.model.task_options import (
     Retry,
     TaskLimits,
     TaskOptions,
-    UploadedFile,
 )
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.core.protocol.messages import (
@@ -85,7 +84,6 @@ WISHES = TaskOptions(
     array=ArraySpec(count=3, items=("a", "b", "c"), has_items=True),
     notify_url="http://x/",
     after=After(tasks=("t1",)),
-    files=(UploadedFile(path="a", sha256="0" * 64, node="x"),),
 )
 SPEC = replace(samples.SPEC, options=WISHES)
 TASK, ATTEMPT, OUTCOME = samples.TASK, samples.ATTEMPT, samples.OUTCOME

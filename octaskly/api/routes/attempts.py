@@ -159,9 +159,7 @@ async def show_input_bytes(request: Request) -> web.StreamResponse:
 
 
 def _has_files(options: TaskOptions | None) -> bool:
-    return options is not None and bool(
-        options.tree or options.files or options.outputs_of
-    )
+    return options is not None and bool(options.tree or options.outputs_of)
 
 
 def _known(wall_ms: int | None) -> str | None:

@@ -319,7 +319,6 @@ def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
 def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
     try:
         options = parse_options(task)
-        files.check_no_input_overlap(task.files, task.inputs)
         if task.array is None:
             return options
         array = arrays.parse_array(task.array, task.command, COMMAND_BYTES_MAX)

@@ -129,7 +129,6 @@ class OptionsIn(RequestBody, gc=False):
     )
     after: Annotated[tuple[TaskRef, ...], msgspec.Meta(max_length=PARENTS_MAX)] = ()
     on: Literal["success", "failure", "any"] = "success"
-    files: given.Files = ()
     tree: given.TreeIn | None = None
     stdin_file: given.BlobIn | None = None
     same_folder: given.SameFolderIn | None = None
@@ -172,7 +171,6 @@ FIELD_HINTS: Final = {
     "after": f"at most {PARENTS_MAX} ids of tasks",
     "on": "success, failure or any, with `after`",
     "outputs_of": f"at most {OUTPUTS_OF_MAX} ids of tasks; with `workdir`: scratch",
-    "files": given.FILES_HINT,
     "tree": given.TREE_HINT,
     "stdin_file": "an object with sha256 and node, by name or id, and no other stdin",
     "folders": given.FOLDERS_HINT,
@@ -207,7 +205,6 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
         retry=_retry(fields),
         notify_url=_notify_url(fields.notify_url),
         after=_after(fields),
-        files=given.parse_files(fields.files, is_scratch=fields.workdir == "scratch"),
         stdin_file=_stdin_file(fields),
         tree=given.parse_tree(fields.tree, is_scratch=fields.workdir == "scratch"),
         same_folder=given.parse_same_folder(
@@ -244,7 +241,6 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "stdin_bytes": options.stdin_bytes,
         "stdin_freed": is_stdin_freed(options),
         "workdir": "scratch" if options.is_scratch else None,
-        "files": given.render_files(options.files),
         "tree": given.render_tree(options.tree),
         "stdin_file": given.render_blob(options.stdin_file),
         "same_folder": given.render_same_folder(options.same_folder),

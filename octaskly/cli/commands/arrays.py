@@ -265,7 +265,7 @@ def map_(
         _print_commands(text, items)
         return 0
     wanted = _array_draft(text, fields, {"items": items}, max_fails)
-    if not (sent.paths or wanted.inputs or wanted.outputs_of or wanted.cwd):
+    if not (sent.paths or wanted.needs or wanted.outputs_of or wanted.cwd):
         warn_of_local_files(text, items, outputs=wanted.outputs)
 
     return _run_array(

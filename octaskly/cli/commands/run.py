@@ -93,7 +93,7 @@ def run(
     125 Octaskly failed, 5 no agent or dispatcher.
     """
     task_draft = make_draft(command_text(words), fields)
-    if not (sent.paths or task_draft.inputs or task_draft.outputs_of or task_draft.cwd):
+    if not (sent.paths or task_draft.needs or task_draft.outputs_of or task_draft.cwd):
         warn_of_local_files(task_draft.command, outputs=task_draft.outputs)
     try:
         with context.connect() as client, SentFiles(client, sent) as files:

@@ -132,7 +132,7 @@ def _draft(module: str) -> Draft:
     return Draft(
         command=f"gzip -9 -n -c {shlex.quote(module)} > {shlex.quote(target)}",
         timeout=60,
-        inputs=[module],
+        needs=[module],
         outputs=[target],
     )
 

@@ -22,6 +22,7 @@ from octaskly.client.flows.steps import (
     Flow,
     OpenStream,
     ReadStream,
+    RunBlocking,
     SendRequest,
     Sleep,
     Step,
@@ -29,6 +30,7 @@ from octaskly.client.flows.steps import (
 from octaskly.client.http_connection import tls_context
 from octaskly.client.listener_check import require_trusted_listener
 from octaskly.client.unix_socket import CONNECT_S_MAX, SOCKET_PATH_BYTES_MAX
+from octaskly.errors import OctasklyError
 from octaskly.system.tcp_table import listeners_on
 
 ERROR_STATUS_MIN: Final = 400
@@ -201,6 +203,8 @@ class AsyncioDriver:
         except aiohttp.ClientConnectorError as error:
             raise connect_error(self.node_label, error) from error
         except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error.__cause__, OctasklyError):  # The body cannot be read.
+                raise error.__cause__ from None
             self.raise_lost("closed the connection before it answered", error)
 
     @property
@@ -250,6 +254,8 @@ class _AsyncioFlowRun:
                 return await self._read_chunk(timeout_s)
             case Sleep(seconds):
                 await asyncio.sleep(seconds)
+            case RunBlocking(function):
+                return await asyncio.to_thread(function)
             case CloseStream():
                 self.close_stream()
             case _:

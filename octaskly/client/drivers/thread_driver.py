@@ -20,6 +20,7 @@ from octaskly.client.flows.steps import (
     Flow,
     OpenStream,
     ReadStream,
+    RunBlocking,
     SendRequest,
     Sleep,
     Step,
@@ -159,6 +160,8 @@ class _ThreadFlowRun:
                 return self._read_chunk(timeout_s)
             case Sleep(seconds):
                 time.sleep(seconds)
+            case RunBlocking(function):
+                return function()
             case CloseStream():
                 self.close_stream()
             case _:

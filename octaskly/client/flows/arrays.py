@@ -14,8 +14,18 @@ from octaskly.client.flows.rest_calls import Call
 from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow, Flow
-from octaskly.client.flows.task_fields import Durability, TaskFields, ref_of
-from octaskly.rest.client_types import Task
+from octaskly.client.flows.task_fields import (
+    Durability,
+    TaskFields,
+    make_draft,
+    ref_of,
+)
+from octaskly.client.flows.tasks import (
+    AttachFiles,
+    DraftWithFiles,
+    attach_nothing,
+)
+from octaskly.rest.client_types import Task, sent_with, with_sent
 from octaskly.rest.tasks import Members
 
 ITEMS_MAX: Final = 10_000  #: per array of a `map`, to bound the memory of the client
@@ -29,6 +39,7 @@ def array(
     command: str,
     fields: TaskFields,
     *,
+    attach_files: AttachFiles = attach_nothing,
     members: str | Iterable[object],
     max_fails: int | None,
     key: str | None,
@@ -48,6 +59,7 @@ def array(
             requests,
             command,
             fields,
+            attach_files=attach_files,
             array=wanted,
             key=key,
             durability=durability,
@@ -62,6 +74,7 @@ def map_(
     items: Iterable[object],
     fields: TaskFields,
     *,
+    attach_files: AttachFiles = attach_nothing,
     ordered: bool,
     deadline: Deadline,
 ) -> EmittingFlow[Task]:
@@ -74,14 +87,13 @@ def map_(
                 len(under_way) < ARRAYS_AHEAD_MAX
                 and (part := next(parts, None)) is not None
             ):
+                draft = make_draft(command, fields, {"items": part.items})
+                part.attached = yield from attach_files(requests, draft)
                 under_way.append(part)
                 part.task = yield from tasks.submit_cancellable(
-                    requests,
-                    command,
-                    fields,
-                    array={"items": part.items},
-                    deadline=deadline,
+                    requests, part.attached.draft, deadline=deadline
                 )
+                part.task = yield from part.attached.bind(part.task)
             if not under_way:
                 return
             first = under_way[0]
@@ -93,12 +105,12 @@ def map_(
                 deadline=deadline,
                 items=first.items,
             )
+            yield from first.finish()
             under_way.popleft()
     except BaseException:
         yield CloseStream()
         for part in under_way:
-            if part.task is not None:
-                yield from tasks.cancel_abandoned(requests, part.task)
+            yield from part.abandon(requests)
         raise
 
 
@@ -107,7 +119,20 @@ class _ItemChunk:
 
     def __init__(self, items: list[str]) -> None:
         self.items = items
+        self.attached: DraftWithFiles | None = None  #: once its files are known
         self.task: Task | None = None  #: once it is submitted
+
+    def finish(self) -> Flow[None]:
+        """End lending its files, after its end."""
+        assert self.attached is not None
+        yield from self.attached.finish()
+
+    def abandon(self, requests: RequestFlow) -> Flow[None]:
+        """Cancel what has not ended, and lend its files no longer."""
+        if self.task is not None:
+            yield from tasks.cancel_abandoned(requests, self.task)
+        if self.attached is not None:
+            yield from self.attached.close()
 
 
 def _chunk_items(items: Iterable[object]) -> Iterator[_ItemChunk]:
@@ -160,7 +185,7 @@ def results(
             if items:
                 item = items[event.data["position"]]
                 task = msgspec.structs.replace(task, item=item)
-            yield Emit(task)
+            yield Emit(with_sent(task, sent_with(array)))
 
 
 class _PositionSet:

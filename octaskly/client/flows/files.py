@@ -43,7 +43,7 @@ _OCTETS: Final = {"Content-Type": "application/octet-stream"}
 
 _T = TypeVar("_T")
 
-ReadContent = Callable[[str, int], Iterator[bytes]]
+ReadContent = Callable[[str, int], Iterator[bytes | memoryview]]
 """Yields the bytes of a content, by its SHA-256, from an offset on, in parts."""
 
 
@@ -294,7 +294,7 @@ class _LargeUpload:
         )
         self._requests.check_response((yield SendRequest(call, timeout_s)))
 
-    def _read(self, start: int) -> Iterator[bytes]:
+    def _read(self, start: int) -> Iterator[bytes | memoryview]:
         for data in self._tree.read(self._name, start):
             self._at += len(data)
             self._callbacks.on_sent(0, len(data))

@@ -3,12 +3,12 @@
 A flow is a generator. It yields a step and receives the result of that step; if the
 step fails, the driver throws the error into the flow. The return value of the flow is
 the result for the caller. Waiting, retrying and resuming are thus written once, and a
-driver only implements six steps.
+driver only implements seven steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import GeneratorType
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -49,13 +49,21 @@ class Sleep(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class RunBlocking(msgspec.Struct, frozen=True):
+    """Call a function that reads or writes files; the result is what it returns."""
+
+    function: Callable[[], object]
+
+
 class Emit(msgspec.Struct, Generic[T], frozen=True):
     """Yield an item to the caller, who may pause the flow for any time."""
 
     item: T
 
 
-Step: TypeAlias = SendRequest | OpenStream | ReadStream | CloseStream | Sleep
+Step: TypeAlias = (
+    SendRequest | OpenStream | ReadStream | CloseStream | Sleep | RunBlocking
+)
 Flow: TypeAlias = Generator[Step, Any, T]
 EmittingFlow: TypeAlias = Generator[Step | Emit[T], Any, None]
 

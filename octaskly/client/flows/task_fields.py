@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import msgspec
 
 from octaskly.client.errors import Invalid
+from octaskly.core.model.placeholders import split_placeholders
 from octaskly.rest.client_types import Draft, Task
 
 COMMAND_BYTES_MAX: Final = 65_536
@@ -18,6 +19,42 @@ STDIN_BYTES_MAX: Final = 1 << 20
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 Durability = Literal["normal", "strict"]
+
+
+Sharing = Literal["upload", "replicate", "lend"]
+"""How files reach the nodes that want them.
+
+`upload` stores them at one node; `replicate` at as many nodes as tasks, so that the
+client may go; `lend` keeps them here until they are wanted, unless they are small.
+"""
+
+
+class PathLike(Protocol):
+    """A path, as of `pathlib`."""
+
+    def __fspath__(self) -> str:
+        """Return it as text."""
+
+
+LocalPath: TypeAlias = str | PathLike
+Inputs: TypeAlias = (
+    LocalPath
+    | Iterable[LocalPath | tuple[LocalPath, LocalPath]]
+    | Mapping[Any, LocalPath]
+)
+"""Files and folders to send: one, several, or each with its place."""
+
+
+class InputPath(NamedTuple):
+    """A file or folder to send; in an array, both paths may have placeholders."""
+
+    path: str  #: absolute, or relative to the current folder
+    place: str | None = None  #: in the task's folder; None: where it is here
+
+    @property
+    def is_template(self) -> bool:
+        """Return True if it differs between the members of an array."""
+        return any(len(split_placeholders(text or "")) > 1 for text in self)
 
 
 class Limits(TypedDict, total=False):
@@ -41,16 +78,29 @@ class Requires(TypedDict, total=False):
     gpus: int
 
 
+class InputFields(TypedDict, total=False):
+    """The fields of a task about what is sent along; see `TaskFields`."""
+
+    inputs: Inputs
+    includes_ignored: bool
+
+
 class TaskFields(TypedDict, total=False):
-    """All fields of a task, as the REST reference describes them.
+    """All fields of a task, as the REST reference describes them, but for three.
+
+    `inputs` are files and folders of this machine, which are sent along: a path,
+    several paths, or a mapping or pairs of a path and its place in the task's folder.
+    `includes_ignored` also sends what git ignores below folders. `needs` are the
+    `inputs` of the REST API: files that must be in the worker directory of a node.
 
     `timeout` limits the run time of the task; `deadline_s` limits the client's wait.
     """
 
     timeout: int
-    inputs: Sequence[str]
+    inputs: Inputs
+    includes_ignored: bool
+    needs: Sequence[str]
     outputs: Sequence[str]
-    files: Sequence[Mapping[str, str]]
     id: str
     name: str
     labels: Mapping[str, str]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from octaskly.client.errors import TaskFailed
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.request_flow import RequestFlow, may_have_taken_effect
 from octaskly.client.flows.rest_calls import Call
 from octaskly.client.flows.retry import Deadline
-from octaskly.client.flows.steps import Flow
+from octaskly.client.flows.steps import Flow, RunBlocking
 from octaskly.client.flows.task_fields import (
     Durability,
     TaskFields,
@@ -21,10 +22,57 @@ from octaskly.client.flows.task_fields import (
     ref_of,
 )
 from octaskly.errors import OctasklyError
-from octaskly.rest.client_types import Draft, Task
+from octaskly.rest.client_types import Draft, SentDigests, Task, sent_with, with_sent
 
 POLL_S: Final = 60.0  #: duration of one long poll
 CANCEL_S_MAX: Final = 5.0  #: how long an interrupted flow tries to cancel its tasks
+
+
+class Loan(Protocol):
+    """Files that a client sends in the background; all methods may block."""
+
+    def cancel_on_failure(self, task: str) -> None:
+        """Cancel a task as soon as its files cannot be sent."""
+
+    def finish(self) -> None:
+        """End the loan after the task; raise why files could not be sent, if so."""
+
+    def close(self) -> None:
+        """End the loan."""
+
+
+class DraftWithFiles(NamedTuple):
+    """A task to submit, whose files were sent or are lent."""
+
+    draft: Draft
+    sent: SentDigests | None = None
+    loan: Loan | None = None
+
+    def bind(self, task: Task) -> Flow[Task]:
+        """Tie the files to the submitted task; return it."""
+        if self.loan is not None:
+            yield RunBlocking(partial(self.loan.cancel_on_failure, task.id))
+        return with_sent(task, self.sent)
+
+    def finish(self) -> Flow[None]:
+        """End lending after the end of the task; raise an error of it."""
+        if self.loan is not None:
+            yield RunBlocking(self.loan.finish)
+
+    def close(self) -> Flow[None]:
+        """End lending in any case."""
+        if self.loan is not None:
+            yield RunBlocking(self.loan.close)
+
+
+AttachFiles: TypeAlias = Callable[[RequestFlow, Draft], Flow[DraftWithFiles]]
+"""Sends or lends the files of a task."""
+
+
+def attach_nothing(_requests: RequestFlow, draft: Draft) -> Flow[DraftWithFiles]:
+    """Return a task without files."""
+    yield from ()
+    return DraftWithFiles(draft)
 
 
 def submit(
@@ -32,23 +80,25 @@ def submit(
     command: str,
     fields: TaskFields,
     *,
+    attach_files: AttachFiles = attach_nothing,
     array: Mapping[str, Any] | None = None,
     key: str | None = None,
     durability: Durability | None = None,
     until: Deadline | None = None,
 ) -> Flow[Task]:
     """Submit one task."""
-    body = encode_json(make_draft(command, fields, array))
+    draft = make_draft(command, fields, array)
+    attached = yield from attach_files(requests, draft)
+    body = encode_json(attached.draft)
     call = _submission_call(requests, body, key, durability)
-    return (yield from requests.send_and_decode(call, Task, until))
+    task = yield from requests.send_and_decode(call, Task, until)
+    return with_sent(task, attached.sent)
 
 
 def submit_cancellable(
     requests: RequestFlow,
-    command: str,
-    fields: TaskFields,
+    draft: Draft,
     *,
-    array: Mapping[str, Any] | None = None,
     durability: Durability | None = None,
     deadline: Deadline,
 ) -> Flow[Task]:
@@ -56,8 +106,7 @@ def submit_cancellable(
 
     If the interrupt comes before the response, the task may already run.
     """
-    body = encode_json(make_draft(command, fields, array))
-    call = _submission_call(requests, body, None, durability)
+    call = _submission_call(requests, encode_json(draft), None, durability)
     try:
         return (yield from requests.send_and_decode(call, Task, deadline))
     except BaseException as error:
@@ -85,7 +134,9 @@ def submit_many(
 
 def task(requests: RequestFlow, ref: str | Task) -> Flow[Task]:
     """Return the current state of a task."""
-    return (yield from requests.send_and_decode(rest_calls.task(ref_of(ref)), Task))
+    call = rest_calls.task(ref_of(ref))
+    found = yield from requests.send_and_decode(call, Task)
+    return with_sent(found, sent_with(ref))
 
 
 def run(
@@ -93,21 +144,27 @@ def run(
     command: str,
     fields: TaskFields,
     *,
+    attach_files: AttachFiles = attach_nothing,
     check: bool,
     durability: Durability | None,
     deadline: Deadline,
 ) -> Flow[Task]:
     """Submit a task and return it once it has ended; cancel it if interrupted."""
+    attached = yield from attach_files(requests, make_draft(command, fields))
     task = None
     try:
         task = yield from submit_cancellable(
-            requests, command, fields, durability=durability, deadline=deadline
+            requests, attached.draft, durability=durability, deadline=deadline
         )
+        task = yield from attached.bind(task)
         ended = yield from wait(requests, task, deadline=deadline)
+        yield from attached.finish()
     except BaseException:
         if task is not None:
             yield from cancel_abandoned(requests, task)
         raise
+    finally:
+        yield from attached.close()
     if check and ended.status != "completed":
         raise _task_failed(ended)
     return ended
@@ -120,7 +177,7 @@ def wait(requests: RequestFlow, task: str | Task, *, deadline: Deadline) -> Flow
         call = rest_calls.task(ref, wait_s=deadline.cap(POLL_S))
         now = yield from requests.send_and_decode(call, Task, deadline)
         if now.is_final:
-            return now
+            return with_sent(now, sent_with(task))
         deadline.check(f"{ref} is {now.status}; it has not ended")
 
 

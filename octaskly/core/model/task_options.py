@@ -118,14 +118,6 @@ class ArraySpec(Struct, frozen=True, array_like=True, kw_only=True):
         return self.items[position] if self.items else str(self.number(position))
 
 
-class UploadedFile(Struct, frozen=True, array_like=True, kw_only=True):
-    """A file that a client uploaded to a node and that a task's folder contains."""
-
-    path: Word  #: relative to the attempt's own folder
-    sha256: Word  #: hexadecimal digest of the content, which identifies the file
-    node: Word  #: name or id of the node that stores it
-
-
 class BlobRef(Struct, frozen=True, array_like=True, kw_only=True):
     """A blob that a client sent to a node: a file, or the manifest of a tree."""
 
@@ -197,8 +189,6 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     array: ArraySpec | None = None
     notify_url: Text = ""  #: URL that is called when the task ends
     after: After | None = None
-    files: Annotated[tuple[UploadedFile, ...], Meta(max_length=256)] = ()
-    """Uploaded files for the attempt's own folder."""
     tree: InputTree | None = None  #: the files of the attempt's own folder
     stdin_file: BlobRef | None = None  #: instead of `stdin`, of any size
     freed_stdin: FreedStdin | None = None
@@ -229,7 +219,6 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
             + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
             + len(self.retry_of)
             + sum(map(len, self.after.tasks if self.after else ()))
-            + sum(len(f.path) + len(f.sha256) + len(f.node) for f in self.files)
             + sum(len(c.sha256 + c.node) for c in (self.tree, self.stdin_file) if c)
             + sum(map(len, self.tree.folders if self.tree else ()))
             + sum(len(f.name + f.sha256) for f in (self.same_folder,) if f)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRemoving
@@ -15,7 +14,7 @@ from posixpath import normpath
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId, TaskId, task_name
-from octaskly.core.model.task_options import BlobRef, TaskOptions, UploadedFile
+from octaskly.core.model.task_options import BlobRef, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
@@ -25,7 +24,6 @@ from octaskly.runner.files.blob_fetcher import (
     BlobFetcher,
     BlobSource,
     FilesAwaited,
-    FileSource,
     is_lent,
 )
 from octaskly.runner.files.capture import (
@@ -58,7 +56,6 @@ class Prepared(NamedTuple):
 class AttemptSources(NamedTuple):
     """Sources of the files of an attempt."""
 
-    files: Sequence[FileSource]
     tree: BlobSource | None
     stdin_file: BlobSource | None
 
@@ -171,8 +168,6 @@ class ScratchFolders:
             missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
         if not missing:
             trees, missing = self._find_trees(spec, sources)
-        if not missing:
-            missing = fetcher.fetch_files(sources.files, may_continue)
         for tree in trees:
             if not missing:
                 missing = fetcher.fetch_tree(tree, may_continue, tally=tally)
@@ -209,7 +204,6 @@ class ScratchFolders:
         manifest = merge_trees([*map(self._blob_fetcher.read_manifest, trees)])
         folder = self._make_folder(spec.inputs, options.cwd)
         try:
-            self._place_files(folder, options.files)
             self._place_tree(folder, manifest)
             if is_lent(options.tree):
                 # What the client lends may be more than there is room for.
@@ -254,14 +248,6 @@ class ScratchFolders:
             self._removals.submit(bool).result(CLOSE_S)
         self._is_closing.set()
         self._removals.shutdown(cancel_futures=True)
-
-    def _place_files(self, folder: Path, files: Iterable[UploadedFile]) -> None:
-        now_ns = time.time_ns()
-        for file in files:
-            self._copy_file(folder, file.path, file.sha256)
-        self._task_user_ops.finish_files(
-            folder, [(file.path, now_ns, False) for file in files]
-        )
 
     def _place_tree(self, folder: Path, manifest: Manifest) -> None:
         """Copy a tree into a scratch folder, with times and executable bits."""

@@ -13,12 +13,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.task_options import (
-    BlobRef,
-    InputBlob,
-    InputTree,
-    UploadedFile,
-)
+from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tree_sizes import NO_HOLDERS, blob_key
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import (
@@ -103,13 +98,6 @@ may call it.
 
 KnownHolders = Mapping[int, Sequence[NodeId]]
 """Nodes that have a blob, by its key."""
-
-
-class FileSource(NamedTuple):
-    """A file, and the nodes that may have it."""
-
-    file: UploadedFile
-    find_holders: HolderLookup
 
 
 class BlobSource(NamedTuple):
@@ -209,12 +197,6 @@ class BlobFetcher:
         self._is_closed = threading.Event()
         self.find_outputs: FindOutputs = lambda _task: ()
 
-    def find_sources(self, files: Iterable[UploadedFile]) -> list[FileSource]:
-        """Return the sources of files."""
-        return [
-            FileSource(file, partial(self._holders_of, file.node, ())) for file in files
-        ]
-
     def find_blob(
         self, content: BlobRef | None, known: KnownHolders = NO_HOLDERS
     ) -> BlobSource | None:
@@ -232,28 +214,6 @@ class BlobFetcher:
             partial(self._holders_of, content.node, holders),
             content.node in self._own_names,
         )
-
-    def fetch_files(
-        self, sources: Iterable[FileSource], may_continue: Callable[[], bool]
-    ) -> list[str]:
-        """Fetch files that are not here; return a text for each that failed.
-
-        Args:
-            sources: The files with their sources.
-            may_continue: Returns False once the files are not needed any more.
-
-        Raises:
-            FileQuotaExceeded: there is no room for one of them now.
-        """
-        failed = []
-        for file, find_holders in sources:
-            try:
-                with self._begin(_Wanted(find_holders, may_continue)) as fetch:
-                    fetch.fetch_large(file.sha256, None)
-            except _FAILURES as error:
-                name = f"{file.path} ({file.sha256[:12]}...)"
-                failed.append(f"{name} of node {file.node}: {error}")
-        return failed
 
     def fetch_blob(
         self,

@@ -426,7 +426,6 @@ class Pool:
     def _prepare(self, item: PoolAttempt) -> None:
         options, fetcher, known = item.spec.options, self._blob_fetcher, item.holders
         sources = AttemptSources(
-            fetcher.find_sources(options.files if options else ()),
             fetcher.find_blob(options.tree if options else None, known),
             fetcher.find_blob(options.stdin_file if options else None, known),
         )

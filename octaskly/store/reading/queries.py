@@ -27,7 +27,6 @@ from octaskly.core.model.task_options import (
     InputBlob,
     InputTree,
     TaskOptions,
-    UploadedFile,
 )
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
@@ -43,12 +42,10 @@ ENDED_BYTES = 2 << 20  #: outputs of the members in one reply, beyond those of t
 ENTRY_OVERHEAD_BYTES = 64  #: size of an entry in a frame, without body and outputs
 _INPUTS_AT: Final = ", ".join(  #: paths of inputs in the column
     f"'$[{TaskOptions.__struct_fields__.index(name)}]'"
-    for name in ("tree", "stdin_file", "files")
+    for name in ("tree", "stdin_file")
 )
-_NO_INPUTS: Final = "[null,null,[]]"
-_inputs_decoder = json.Decoder(
-    tuple[InputTree | None, BlobRef | None, tuple[UploadedFile, ...]]
-)
+_NO_INPUTS: Final = "[null,null]"
+_inputs_decoder = json.Decoder(tuple[InputTree | None, BlobRef | None])
 
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
@@ -161,15 +158,12 @@ def read_input_blobs(
     for _, inputs in found:
         if inputs is None or inputs == _NO_INPUTS:
             continue
-        tree, stdin_file, files = _inputs_decoder.decode(inputs)
+        tree, stdin_file = _inputs_decoder.decode(inputs)
         if tree is not None and not tree.is_lent:
             blob = BlobRef(sha256=tree.sha256, node=tree.node)
             needed.add(InputBlob(blob, is_tree=True))
         if stdin_file is not None:
             needed.add(InputBlob(stdin_file, is_tree=False))
-        for file in files:
-            blob = BlobRef(sha256=file.sha256, node=file.node)
-            needed.add(InputBlob(blob, is_tree=False))
     return frozenset(needed), found[-1][0] if len(found) == limit else 0
 
 

@@ -272,7 +272,7 @@ def _without_unlisted(array: TaskRecord) -> TaskRecord:
     spec = array.spec
     if spec is None or spec.options is None:
         return array
-    options = replace(spec.options, env=(), stdin=b"", files=())
+    options = replace(spec.options, env=(), stdin=b"")
     return replace(array, spec=replace(spec, inputs=(), outputs=(), options=options))
 
 

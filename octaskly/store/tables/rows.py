@@ -46,9 +46,7 @@ TASK_COLUMNS: Final = (
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 # Environment, parents and files are at these places in `TaskOptions`.
-_LISTED_OPTIONS: Final = (
-    "json_replace(options, '$[2]', json('[]'), '$[13]', NULL, '$[14]', json('[]'))"
-)
+_LISTED_OPTIONS: Final = "json_replace(options, '$[2]', json('[]'), '$[13]', NULL)"
 LIST_COLUMNS: Final = TASK_COLUMNS.replace(
     "command, timeout_s, inputs, outputs, options, stdin, items",
     f"substr(command, 1, {LISTED_COMMAND_CHARS + 1}), timeout_s, NULL, NULL,"

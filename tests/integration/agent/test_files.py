@@ -1,4 +1,4 @@
-"""Files from a client to a task on any node."""
+"""Files that a client sends to a node, one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.agents import Agent, finished, meshed, submit
+from tests.support.agents import Agent, meshed
 
 FILES = "/api/v1/files"
 BYTES = "application/octet-stream"
@@ -39,70 +39,6 @@ def send(
         )
         reply = connection.getresponse()
         return reply.status, json.loads(reply.read())
-
-
-def uploaded(agent: Agent, data: bytes) -> dict[str, str]:
-    """Upload a file to an agent; return its name for tasks."""
-    status, body = send(agent, data)
-    assert status in (200, 201), body
-    return {"path": "given", "sha256": body["sha256"], "node": body["node"]}
-
-
-def run(worker: Agent, command: str, *files: Mapping[str, str]) -> dict[str, Any]:
-    """Run a command with files on a node."""
-    requires = {"node": worker.state.name}
-    task = submit(worker, command, files=files, workdir="scratch", requires=requires)
-    return finished(worker, task)
-
-
-@pytest.mark.parametrize("front", [0, 1])
-def test_a_task_finds_a_file_uploaded_to_any_node(
-    files_mesh: list[Agent], front: int
-) -> None:
-    """To its own node, the dispatcher or another; read-only, and for no other task."""
-    data = os.urandom(3_000_000)
-    file = uploaded(files_mesh[front], data)
-
-    for worker in files_mesh:
-        task = run(worker, "sha256sum given; stat -c %a given; ls -A", file)
-        assert task["status"] == "completed", task
-        assert task["stdout"].split() == [file["sha256"], "given", "644", "given"]
-        assert task["files"] == [file]
-        assert worker.call("GET", f"/api/v1/tasks/{task['id']}")[1]["files"] == [file]
-
-
-def test_the_node_of_a_file_may_be_named(files_mesh: list[Agent]) -> None:
-    """As in other options of a task."""
-    file = uploaded(files_mesh[0], b"by name") | {"node": files_mesh[0].state.name}
-
-    for worker in files_mesh:
-        task = run(worker, "cat given", file)
-        assert (task["stdout"], task["files"]) == ("by name", [file])
-
-
-def test_a_node_fetches_a_file_once(files_mesh: list[Agent]) -> None:
-    """Its copy is enough when the first node has lost its own."""
-    data = os.urandom(100_000)
-    file = uploaded(files_mesh[0], data)
-    assert run(files_mesh[1], "true", file)["status"] == "completed"
-
-    (files_mesh[0].state / "files" / file["sha256"]).unlink()
-    assert run(files_mesh[1], "wc -c < given", file)["stdout"].strip() == "100000"
-
-
-def test_a_missing_file_is_named(files_mesh: list[Agent]) -> None:
-    """The task fails as with a missing input."""
-    file = uploaded(files_mesh[0], b"here")
-    gone = {**file, "sha256": sha256(b"gone").hexdigest()}
-    task = finished(
-        files_mesh[0],
-        submit(
-            files_mesh[0], "true", files=[file | {"path": "a"}, gone], workdir="scratch"
-        ),
-    )
-
-    assert (task["status"], task["reason"]) == ("failed", "inputs")
-    assert f"given ({gone['sha256'][:12]}...) of node {file['node']}" in task["detail"]
 
 
 def test_a_file_is_uploaded_once(files_mesh: list[Agent]) -> None:
@@ -133,37 +69,9 @@ def test_an_invalid_file_is_refused_with_a_reason(files_mesh: list[Agent]) -> No
     assert {place.name for place in folder.glob("*")} <= before
 
 
-@pytest.mark.parametrize(
-    ("options", "field"),
-    [
-        ({"workdir": None}, "$.files"),
-        ({"files": [{"path": "../x"}]}, "$.files[0]"),
-        ({"files": [{"path": "a/b"}]}, "$.files[0]"),
-        ({"files": [{"path": ".."}]}, "$.files[0]"),
-        ({"files": [{"sha256": "../../etc"}]}, "$.files[0]"),
-        ({"files": [{"node": ""}]}, "$.files[0]"),
-        ({"files": [{}, {}]}, "$.files[1]"),
-        ({"files": [{}], "inputs": ["given/x"]}, "$.files[0]"),
-        ({"files": [{"more": "x"}]}, "$.files[0].more"),
-        ({"files": [{}] * 257}, "$.files"),
-    ],
-)
-def test_invalid_file_names_are_refused(
-    files_mesh: list[Agent], options: dict[str, Any], field: str
-) -> None:
-    """The answer names the file."""
-    good = {"path": "given", "sha256": "0" * 64, "node": "ash"}
-    task = {"command": "true", "workdir": "scratch", "files": [{}], **options}
-    task["files"] = [good | file for file in task["files"]]
-
-    status, body = files_mesh[0].call("POST", "/api/v1/tasks", task)
-
-    assert (status, body["field"]) == (400, field), body
-
-
 def test_a_client_cannot_read_a_file_back(files_mesh: list[Agent]) -> None:
     """Only nodes can; without the right to submit there is no upload either."""
-    name = uploaded(files_mesh[0], b"secret")["sha256"]
+    name = send(files_mesh[0], b"secret")[1]["sha256"]
     assert files_mesh[0].call("GET", f"/internal/v1/files/{name}")[0] == 401
     viewer = files_mesh[0].call("POST", "/api/v1/tokens", {"role": "viewer"})[1][
         "token"

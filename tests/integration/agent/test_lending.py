@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +23,9 @@ from octaskly.client.flows.files import (
     upload_file,
     upload_tree,
 )
+from octaskly.client.flows.task_fields import InputPath
 from octaskly.client.lending import Lender
-from octaskly.client.local_trees import contents_of, scan_local_tree
+from octaskly.client.local_files import LocalFiles, contents_of
 from octaskly.files.local_tree import FileChanged, LocalTree
 from tests.support.agents import (
     Agent,
@@ -68,7 +69,6 @@ def session(agents: list[Agent]) -> Iterator[Session]:
 def lend(
     session: Session,
     tree: LocalTree,
-    on_failure: Callable[[], None] = lambda: None,
     sent: list[int] | None = None,
 ) -> Lender:
     """Return a lender of a tree to the agent of a session."""
@@ -78,8 +78,11 @@ def lend(
         session.requests,
         tree,
         callbacks=SendCallbacks(lambda _files, size_bytes: counted.append(size_bytes)),
-        on_failure=on_failure,
     )
+
+
+def scan(paths: Sequence[str]) -> LocalTree:
+    return LocalFiles([InputPath(path) for path in paths], sharing="lend").scan()
 
 
 def submit_with(
@@ -133,7 +136,7 @@ def test_only_what_a_worker_wants_is_sent(
     for name in ("all/used", "items/unused"):
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).write_bytes(os.urandom(LARGE_BYTES))
-    tree = scan_local_tree(["."])
+    tree = scan(["."])
     sent: list[int] = []
     with lend(session, tree, sent=sent):
         shown = session.run(prepare_lending(session.requests, contents_of(tree)))
@@ -157,7 +160,7 @@ def test_a_lender_that_comes_back_goes_on(
 ) -> None:
     """Its tasks have waited for it."""
     (project / "data").write_bytes(os.urandom(LARGE_BYTES))
-    tree = scan_local_tree(["data"])
+    tree = scan(["data"])
     task = submit_with(agents[0], session, tree, "wc -c < data")
     until(
         lambda: agents[0].call("GET", f"/api/v1/tasks/{task}")[1]["worker_id"],
@@ -175,7 +178,7 @@ def test_a_waiting_task_can_be_cancelled(
 ) -> None:
     """At once, although it has no process."""
     (project / "data").write_bytes(os.urandom(LARGE_BYTES))
-    task = submit_with(agents[0], session, scan_local_tree(["data"]), "true")
+    task = submit_with(agents[0], session, scan(["data"]), "true")
     until(
         lambda: agents[0].call("GET", f"/api/v1/tasks/{task}")[1]["worker_id"],
         "a worker waits for the files",
@@ -190,7 +193,7 @@ def test_a_file_that_was_only_touched_is_lent(
 ) -> None:
     """Its bytes are those that were hashed, so the task gets them."""
     (project / "data").write_bytes(os.urandom(LARGE_BYTES))
-    tree = scan_local_tree(["data"])
+    tree = scan(["data"])
     os.utime(project / "data", (1, 1))
     with lend(session, tree) as lender:
         task = submit_with(agents[0], session, tree, "wc -c < data")
@@ -257,7 +260,7 @@ def test_a_client_whose_node_restarts_lends_again(
 ) -> None:
     """The worker has waited, and what had arrived is not sent again."""
     (project / "data").write_bytes(os.urandom(8 * LARGE_BYTES))
-    tree = scan_local_tree(["data"])
+    tree = scan(["data"])
     sent: list[int] = []
     with ExitStack() as stack:
         ash, birch = stack.enter_context(meshed(tmp_path, "ash", "birch"))
@@ -274,13 +277,7 @@ def test_a_client_whose_node_restarts_lends_again(
                 again.ready()
 
         callbacks = SendCallbacks(on_sent)
-        with Lender(
-            session.endpoint,
-            session.requests,
-            tree,
-            callbacks=callbacks,
-            on_failure=lambda: None,
-        ):
+        with Lender(session.endpoint, session.requests, tree, callbacks=callbacks):
             task = submit_with(birch, session, tree, "wc -c < data", worker=birch)
             ended = finished(birch, task)
 

@@ -123,12 +123,12 @@ def test_a_surrogate_deep_in_a_batch_is_named() -> None:
 
 def test_a_missing_nested_field_is_named() -> None:
     """Like a field of the task itself."""
-    body = json.dumps({"command": "a", "files": [{"path": "x", "node": "0"}]})
+    body = json.dumps({"command": "a", "tree": {"node": "0"}})
 
     with pytest.raises(Problem) as caught:
         asyncio.run(parse_tasks(body.encode()))
 
-    assert (caught.value.status, caught.value.field) == (400, "$.files[0].sha256")
+    assert (caught.value.status, caught.value.field) == (400, "$.tree.sha256")
 
 
 @pytest.mark.parametrize(

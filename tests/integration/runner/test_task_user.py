@@ -7,7 +7,6 @@ that a task tries is a test of its own.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from octaskly.trust import create_secret_file
 from tests.support import as_unit, intruder
 from tests.support.agents import Agent, ending, finished, soon_s, submit, until
 from tests.support.pooling import launchers_of, processes_with, token
+from tests.support.trees import send_tree
 
 AGENT_UID, TASK_UID = as_unit.AGENT[1], as_unit.TASKS[1]
 SECRET = "mesh.key"
@@ -181,16 +181,11 @@ def test_a_task_may_write_to_the_folder_above_an_output(agent: Agent) -> None:
 def test_an_uploaded_file_is_a_copy_owned_by_the_task(agent: Agent) -> None:
     """Tasks cannot read the folder of the agent's own copy."""
     data = b"left" * 1000
-    name = hashlib.sha256(data).hexdigest()
-    with closing(agent.connection()) as connection:
-        media = {"Content-Type": "application/octet-stream"}
-        connection.request("POST", f"/api/v1/files/{name}", data, media)
-        left = json.loads(connection.getresponse().read())
-
-    file = {"path": "given", "sha256": name, "node": left["node"]}
+    tree = send_tree(agent, {"given": data})
     command = "sha256sum given; stat -c '%a %h %u' given"
-    printed_words = printed(agent, command, files=[file], workdir="scratch").split()
+    printed_words = printed(agent, command, tree=tree, workdir="scratch").split()
 
+    name = hashlib.sha256(data).hexdigest()
     assert printed_words == [name, "given", "644", "1", str(TASK_UID)]
 
 

@@ -16,7 +16,6 @@ from octaskly.core.model.task_options import (
     After,
     ArraySpec,
     TaskOptions,
-    UploadedFile,
 )
 from octaskly.ports import LISTED_COMMAND_CHARS, TaskQuery, TaskSearch
 from octaskly.store import Store
@@ -33,7 +32,6 @@ OPTIONS = TaskOptions(
     env=(("A", LONG),),
     stdin=LONG.encode(),
     after=After(tasks=tuple(kit.task_id(n) for n in range(500)), end="any"),
-    files=tuple(UploadedFile(path=p, sha256="0" * 64, node=kit.WORKER) for p in PATHS),
 )
 
 
@@ -82,7 +80,7 @@ async def test_a_listed_command_of_the_limit_is_whole(tmp_path: Path) -> None:
 async def test_a_listed_member_is_small_whatever_its_array_has(tmp_path: Path) -> None:
     """Its envelope is built of that of the array, one member at a time."""
     array = ArraySpec(count=2, has_items=True, items=("a", "b"))
-    options = TaskOptions(env=OPTIONS.env, files=OPTIONS.files, array=array)
+    options = TaskOptions(env=OPTIONS.env, array=array)
     name = TaskId("task-001-00000001")
     fact = kit.submitted(
         1, id=name, command=f"{LONG} {{}}", inputs=PATHS, outputs=PATHS, options=options

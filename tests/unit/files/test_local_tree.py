@@ -23,8 +23,9 @@ from octaskly.files.local_tree import (
     FileChanged,
     LocalTree,
     Skipped,
-    parse_named_path,
+    name_path,
     scan_tree,
+    split_at_place,
 )
 from octaskly.files.manifest import ManifestError, TreeFile, TreeLink, decode_manifest
 
@@ -41,7 +42,7 @@ def scan(
     top: Path, *named: str, index: DigestIndex | None = None, sends_all: bool = False
 ) -> LocalTree:
     return scan_tree(
-        [parse_named_path(text, str(top)) for text in named],
+        [name_path(*split_at_place(text, str(top)), str(top)) for text in named],
         index=index or DigestIndex(None, time.time_ns),
         includes_ignored=sends_all,
     )
@@ -216,7 +217,8 @@ def test_a_link_out_of_the_tree_is_an_error(
     (tmp_path / link).symlink_to(target.replace("TOP", str(tmp_path)))
 
     hint = (
-        "send its target by PATH=DEST, and leave out the link by a rule in .gitignore"
+        "send its target to a place of its own, and leave out the link by a rule in"
+        " .gitignore"
     )
     assert error_of(tmp_path, ".") == f"{said} | {hint}"
 
@@ -266,72 +268,73 @@ def test_parents_behind_another_link_are_an_error(tmp_path: Path) -> None:
     ("named", "said"),
     [
         ("", "'' names no file | None"),
-        ("=x", "'=x' names no file | None"),
+        ("=x", "'' names no file | None"),
         ("no", "'no' cannot be sent: No such file or directory | None"),
-        ("no=x", "'no=x' cannot be sent: No such file or directory | None"),
+        ("no=x", "'no' cannot be sent: No such file or directory | None"),
         ("a/x", "'a/x' cannot be sent: Not a directory | None"),
         ("a\0", "'a\\x00' is no path: it has a NUL | None"),
         (
             "../a",
             (
                 "'../a' leads out of this folder, so it needs a place in the task's"
-                " folder | write ../a=a"
+                " folder | write ../a=a; in Python, {'../a': 'a'}"
             ),
         ),
         (
             "d/../a",
             (
                 "'d/../a' leads out of this folder, so it needs a place in the task's"
-                " folder | write d/../a=a"
+                " folder | write d/../a=a; in Python, {'d/../a': 'a'}"
             ),
         ),
         (
             "/etc/hosts",
             (
                 "'/etc/hosts' leads out of this folder, so it needs a place in the"
-                " task's folder | write /etc/hosts=hosts"
+                " task's folder | write /etc/hosts=hosts; in Python, {'/etc/hosts':"
+                " 'hosts'}"
             ),
         ),
         (
             "/",
             (
                 "'/' leads out of this folder, so it needs a place in the task's folder"
-                " | write /=NAME"
+                " | write /=NAME; in Python, {'/': 'NAME'}"
             ),
         ),
         (
             "a=../x",
             (
-                "'a=../x': '../x' is no place in the task's folder"
+                "'a': '../x' is no place in the task's folder"
                 " | name a path without '..' that does not begin with '/'"
             ),
         ),
         (
             "a=/x",
             (
-                "'a=/x': '/x' is no place in the task's folder"
+                "'a': '/x' is no place in the task's folder"
                 " | name a path without '..' that does not begin with '/'"
             ),
         ),
         (
             "a=",
             (
-                "'a=': '' is no place in the task's folder"
+                "'a': '' is no place in the task's folder"
                 " | name a path without '..' that does not begin with '/'"
             ),
         ),
         (
             "a=x/",
             (
-                "'a=x/' needs a name in the task's folder"
-                " | PATH=NAME, where NAME has no '/' at its end"
+                "'a' is a file, and its place in the task's folder has no name"
+                " | give it a place with a name, without '/' at its end"
             ),
         ),
         (
             "a=.",
             (
-                "'a=.' needs a name in the task's folder"
-                " | PATH=NAME, where NAME has no '/' at its end"
+                "'a' is a file, and its place in the task's folder has no name"
+                " | give it a place with a name, without '/' at its end"
             ),
         ),
     ],
@@ -433,7 +436,8 @@ def test_named_paths_that_collide_are_an_error(
         said = said.replace("'TOP/l'", "'TOP/l/l'")
 
     assert error_of(tmp_path, *named) == (
-        f"{said} in the task's folder | give one of them another place, by PATH=DEST"
+        f"{said} in the task's folder"
+        " | give one of them another place in the task's folder"
     )
 
 
@@ -444,7 +448,7 @@ def test_rules_that_leave_nothing_are_an_error(tmp_path: Path) -> None:
 
     assert error_of(tmp_path, "venv") == (
         "git's ignore rules leave nothing of 'venv' to be sent"
-        " | --in-all sends ignored files, too"
+        " | --in-all sends ignored files, too; in Python, includes_ignored"
     )
 
 

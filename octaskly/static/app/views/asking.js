@@ -17,13 +17,6 @@ const causes = (text) => text.split(/[\s,]+/).filter(Boolean).map(number);
 /** As they are typed; what is written so is read the same. */
 const typedLines = (given) => given.join("\n");
 const typedPairs = (given) => typedLines(Object.entries(given).map(([name, value]) => `${name}=${value}`));
-const json = (text) => {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text;
-  }
-};
 
 /**
  * @typedef {object} Field
@@ -60,7 +53,6 @@ export const SECTIONS = [
     { name: "stdin_base64", label: "Standard input, in base64", kind: "area", hint: "Instead, for bytes that are no text." },
     { name: "inputs", label: "Inputs", kind: "area", read: lines, hint: "Paths, one on each line, that its node must have.", placeholder: "data/in.csv" },
     { name: "outputs", label: "Outputs", kind: "area", read: lines, hint: "Paths, one on each line, that are kept after the end.", placeholder: "out/result.json" },
-    { name: "files", label: "Files", kind: "area", read: json, hint: "A JSON array of files left at a node: path, sha256 and node (name or id); needs a fresh folder." },
   ] },
   { title: "Time, limits and retries", fields: [
     { name: "timeout", label: "Time limit, seconds", read: number, hint: "1 to 86400; 3600 unless told.", placeholder: "3600" },
@@ -118,7 +110,6 @@ export function typedOf(body) {
     if (given === undefined || given === null) continue;
     if (kind === "check") typed[name] = true;
     else if (read === pairs) typed[name] = typedPairs(given);
-    else if (read === json) typed[name] = JSON.stringify(given);
     else typed[name] = Array.isArray(given) ? typedLines(given) : String(given);
   }
   return { typed, arrayOf: body.array ? "range" : "" };

@@ -17,7 +17,6 @@ export function asked(task) {
   for (const name of ["labels", "env"]) if (Object.keys(task[name] ?? {}).length) body[name] = task[name];
   if (task.inputs?.length) body.inputs = task.inputs;
   if (task.outputs?.length) body.outputs = task.outputs.map(({ path }) => path);
-  if (task.files?.length) body.files = task.files;
   if (task.tree && !task.tree.lent) body.tree = task.tree;
   if (task.stdin_file) body.stdin_file = task.stdin_file;
   if (task.after?.length) Object.assign(body, { after: task.after, on: task.on });
@@ -67,9 +66,8 @@ export const unread = ({ stdin_bytes: size, tree }) =>
   + (tree?.lent ? "# left out: the files that were sent along, as no node keeps them\n" : "");
 
 /** What no command can say, and what is to be where, as comments of a shell. */
-function comments(task, { requires = {}, files = [] }) {
+function comments(task, { requires = {} }) {
   const left = ["os", "arch"].filter((name) => requires[name]).map((name) => `${name} ${requires[name]}`);
-  left.push(...files.map(({ path }) => `file ${path}`));
   if (task.tree) left.push("the files that were sent along; --in sends them again");
   return [
     task.stdin_bytes && `# stdin.txt is to hold the ${bytes(task.stdin_bytes)} that it reads: nodes show them to nobody\n`,

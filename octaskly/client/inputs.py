@@ -1,0 +1,112 @@
+"""What a program or command names to be sent with its tasks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from octaskly.client.endpoint import Endpoint
+from octaskly.client.flows.files import SendCallbacks
+from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.steps import Flow, RunBlocking
+from octaskly.client.flows.task_fields import (
+    InputFields,
+    InputPath,
+    Inputs,
+    Sharing,
+    invalid_value,
+)
+from octaskly.client.flows.tasks import DraftWithFiles
+from octaskly.rest.client_types import Draft
+
+if TYPE_CHECKING:
+    from octaskly.client.local_files import LocalFiles
+
+
+class TaskInputs(NamedTuple):
+    """The files that are sent with the tasks of one call."""
+
+    paths: Sequence[InputPath]
+    includes_ignored: bool
+    sharing: Sharing
+    endpoint: Endpoint | None  #: the node, if they are lent
+
+    def files(self, array: Mapping[str, Any] | None = None) -> LocalFiles:
+        """Return the files for a task, or for the members of an array."""
+        # Imported here because most tasks have no files.
+        from octaskly.client.local_files import LocalFiles  # noqa: PLC0415
+
+        return LocalFiles(
+            self.paths,
+            array,
+            includes_ignored=self.includes_ignored,
+            sharing=self.sharing,
+        )
+
+    def attach(self, requests: RequestFlow, draft: Draft) -> Flow[DraftWithFiles]:
+        """Send or lend the files of a task."""
+        if not self.paths:
+            return DraftWithFiles(draft)
+        files = self.files(draft.array)
+        [draft], tree, answer = yield from files.attach(requests, [draft])
+        has_digests = draft.outputs and not draft.cwd
+        sent = files.digests() if has_digests else None
+        if not answer.is_lent:
+            return DraftWithFiles(draft, sent)
+        from octaskly.client.lending import Lender  # noqa: PLC0415 - as above
+
+        assert self.endpoint is not None
+        # The task waits for its files, and the caller for the task, as long as it will.
+        patient = SendCallbacks(on_no_room=lambda _refusal: None)
+        lender = Lender(self.endpoint, requests, tree, patient)
+        try:
+            yield RunBlocking(lender.open)
+        except BaseException:
+            yield RunBlocking(lender.close)
+            raise
+        return DraftWithFiles(draft, sent, lender)
+
+
+def take_inputs(
+    fields: InputFields,
+    *,
+    lend_to: Endpoint | None = None,
+    is_replicated: bool = False,
+) -> TaskInputs:
+    """Remove what is to be sent from the fields of a task, and return it.
+
+    Args:
+        fields: The fields, which are changed.
+        lend_to: The node, if the caller waits for the end of the tasks.
+        is_replicated: The caller does not wait for their end.
+
+    Raises:
+        Invalid: it is no path.
+    """
+    paths = tuple(_input_paths(fields.pop("inputs", ())))
+    includes_ignored = fields.pop("includes_ignored", False)
+    if includes_ignored and not paths:
+        raise invalid_value(
+            "includes_ignored is about inputs, and there are none",
+            "name a folder: inputs='.'",
+            "includes_ignored",
+        )
+    sharing: Sharing = "replicate" if is_replicated else "lend" if lend_to else "upload"
+    return TaskInputs(paths, includes_ignored, sharing, lend_to)
+
+
+def _input_paths(inputs: Inputs) -> Iterator[InputPath]:
+    """Yield the paths of one input, several, or a mapping to places."""
+    if isinstance(inputs, str | os.PathLike) or not isinstance(inputs, Iterable):
+        inputs = [inputs]
+    for one in inputs.items() if isinstance(inputs, Mapping) else inputs:
+        pair = one if isinstance(one, tuple) else (one,)
+        paths = [os.fspath(p) for p in pair if isinstance(p, str | os.PathLike)]
+        if len(paths) != len(pair) or len(pair) not in (1, 2):
+            raise invalid_value(
+                f"{one!r:.80} is no path to send",
+                "a path, several, or a mapping of paths to places",
+                "inputs",
+            )
+        yield InputPath(*map(str, paths))

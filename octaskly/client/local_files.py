@@ -1,0 +1,233 @@
+"""Files of this machine that are sent along with tasks, for every kind of client."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from octaskly.client.flows import files
+from octaskly.client.flows.files import (
+    NO_CALLBACKS,
+    SendCallbacks,
+    SentTree,
+    TreeContents,
+)
+from octaskly.client.flows.request_flow import RequestFlow
+from octaskly.client.flows.steps import Flow, RunBlocking
+from octaskly.client.flows.task_fields import InputPath, Sharing
+from octaskly.config.paths import xdg_folder
+from octaskly.core.model.arrays import ITEM_DIGEST_PLACEHOLDER, item_digest
+from octaskly.core.model.placeholders import fill_placeholders
+from octaskly.files.digest_index import DigestIndex
+from octaskly.files.local_tree import (
+    SILENT,
+    FileChanged,
+    LocalTree,
+    NamedPath,
+    ScanCallbacks,
+    name_path,
+    scan_tree,
+)
+from octaskly.files.manifest import ENTRIES_MAX, Manifest, ManifestError
+from octaskly.files.output_patterns import prefixes
+from octaskly.rest.client_types import Draft, SentDigests
+
+COMMON_FOLDER: Final = "all"  #: in the tree of an array: for each member
+ITEMS_FOLDER: Final = "items"  #: the same: a folder for each item, named by its digest
+ARRAY_FOLDERS: Final = (COMMON_FOLDER, f"{ITEMS_FOLDER}/{ITEM_DIGEST_PLACEHOLDER}")
+_RANGE: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?")
+
+
+class Attached(NamedTuple):
+    """Tasks with the tree that was sent for them, or that is to be lent."""
+
+    drafts: list[Draft]
+    tree: LocalTree
+    answer: SentTree
+
+
+class LocalFiles:
+    """The files of one request: scanned first, then sent.
+
+    Args:
+        inputs: What to send.
+        array: The array whose items fill the placeholders, if it is one.
+        includes_ignored: Skip nothing below folders.
+        sharing: What `attach` does with the files.
+        callbacks: Are told of the progress of scans.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[InputPath],
+        array: Mapping[str, Any] | None = None,
+        *,
+        includes_ignored: bool = False,
+        sharing: Sharing,
+        callbacks: ScanCallbacks = SILENT,
+    ) -> None:
+        self._inputs, self._array = inputs, array
+        self._includes_ignored = includes_ignored
+        self._sharing, self._callbacks = sharing, callbacks
+        self._folder = ""  #: the current one during the scan
+        self._named: list[NamedPath] = []
+        self._is_by_item = array is not None and any(one.is_template for one in inputs)
+        self._tree: LocalTree | None = None
+
+    def scan(self, *, is_retry: bool = False) -> LocalTree:
+        """Check and hash the files. Blocks.
+
+        Args:
+            is_retry: Hash all files again, since one was not what an earlier scan said.
+
+        Raises:
+            ManifestError: something cannot be sent.
+        """
+        self._folder = str(Path.cwd())
+        self._named = list(self._named_paths())
+        cache = xdg_folder(os.environ, "XDG_CACHE_HOME", ".cache")
+        with DigestIndex(
+            cache / "octaskly" / "digests.db", time.time_ns, is_distrusted=is_retry
+        ) as index:
+            self._tree = scan_tree(
+                self._named,
+                index=index,
+                includes_ignored=self._includes_ignored,
+                callbacks=self._callbacks,
+            )
+        if self._is_by_item:
+            _check_members(self._tree.manifest)
+        return self._tree
+
+    def attach(
+        self,
+        requests: RequestFlow,
+        drafts: Iterable[Draft],
+        callbacks: SendCallbacks = NO_CALLBACKS,
+    ) -> Flow[Attached]:
+        """Send what the node lacks of the tree, or prepare to lend it, for some tasks.
+
+        A file that changed since the scan is scanned once more.
+        """
+        tree = self._tree
+        if tree is None:
+            tree = yield RunBlocking(self.scan)
+        try:
+            answer = yield from self._share(requests, tree, callbacks)
+        except FileChanged:
+            tree = yield RunBlocking(partial(self.scan, is_retry=True))
+            answer = yield from self._share(requests, tree, callbacks)
+        field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
+        if self._is_by_item:
+            field["folders"] = ARRAY_FOLDERS
+        if answer.is_lent:
+            field["lent"] = True
+        with_tree = [replace(draft, workdir="scratch", tree=field) for draft in drafts]
+        return Attached(with_tree, tree, answer)
+
+    def digests(self) -> SentDigests | None:
+        """Return the digests of files whose path for the tasks is their path here."""
+        if self._tree is None:
+            return None
+        unmoved = {
+            named.place
+            for named in self._named
+            if os.path.normpath(f"{self._folder}/{named.place}")
+            == os.path.normpath(named.source)
+        }
+        digests = {}
+        for file in self._tree.manifest.files:
+            path = file.path
+            if self._is_by_item:  # One for all members, or that of an item.
+                is_common = path.startswith(f"{COMMON_FOLDER}/")
+                path = path.split("/", 1 if is_common else 2)[-1]
+            if "" in unmoved or any(place in unmoved for place in prefixes(path)):
+                digests[path] = file.sha256
+        return SentDigests(self._folder, digests)
+
+    def _share(
+        self, requests: RequestFlow, tree: LocalTree, callbacks: SendCallbacks
+    ) -> Flow[SentTree]:
+        contents = contents_of(tree)
+        if self._sharing == "lend":
+            return (yield from files.prepare_lending(requests, contents, callbacks))
+        answer = yield from files.upload_tree(requests, contents, callbacks)
+        if self._sharing == "replicate":
+            yield from files.replicate_tree(requests, answer)
+        return answer
+
+    def _named_paths(self) -> Iterator[NamedPath]:
+        items = _items_of(self._array or {}) if self._is_by_item else ()
+        for one in self._inputs:
+            if not self._is_by_item:
+                yield name_path(one.path, one.place, self._folder)
+            elif not one.is_template:
+                named = name_path(one.path, one.place, self._folder)
+                yield named._replace(below=COMMON_FOLDER)
+            else:
+                for position, item in enumerate(items):
+                    filled = _filled(one, item, position)
+                    named = name_path(filled.path, filled.place, self._folder)
+                    yield named._replace(below=f"{ITEMS_FOLDER}/{item_digest(item)}")
+
+
+def contents_of(tree: LocalTree) -> TreeContents:
+    """Return the contents of a tree, to be sent."""
+    return TreeContents(tree.sha256, tree.sizes(), tree.read_content)
+
+
+def _filled(one: InputPath, item: str, position: int) -> InputPath:
+    path, place = one
+    return InputPath(
+        fill_placeholders(path, item, position),
+        None if place is None else fill_placeholders(place, item, position),
+    )
+
+
+def _items_of(array: Mapping[str, Any]) -> Sequence[str]:
+    """Return the items of an array; its numbers, if it is a range.
+
+    They are none if the range is invalid, and not all if that makes too large a tree.
+    """
+    if "items" in array:
+        return list(array["items"])
+    match = _RANGE.fullmatch(array.get("range", ""))
+    if match is None:
+        return ()
+    first, last, step = (int(number or 1) for number in match.groups())
+    members = range(first, last + 1, step or 1)
+    return list(map(str, members[: ENTRIES_MAX + 1]))
+
+
+def _check_members(manifest: Manifest) -> None:
+    """Raise `ManifestError` if files of an item and those of all members collide."""
+    common = {
+        path.partition("/")[2]
+        for path in manifest.paths()
+        if path.startswith(f"{COMMON_FOLDER}/")
+    }
+    folders = {path[: -len(name)] for path in common for name in _ends_of(path)}
+    for path in manifest.paths() if common else ():
+        if path.startswith(f"{ITEMS_FOLDER}/"):
+            place = path.split("/", 2)[2]
+            above = {place[: -len(end) - 1] for end in _ends_of(place)}
+            if f"{place}/" in folders or {place, *above} & common:
+                raise ManifestError(
+                    f"a file for all tasks and one of an item collide at {place!r} in"
+                    " the task's folder",
+                    hint="give one of them another place in the task's folder",
+                )
+
+
+def _ends_of(path: str) -> Iterator[str]:
+    """Yield what follows each slash of a path."""
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path

@@ -1,0 +1,191 @@
+"""Files that go along with tasks of a program, with both clients."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import octaskly
+from tests.client.test_fetching import awaited
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of the program, with a few files."""
+    folder = tmp_path / "project"
+    (folder / "src").mkdir(parents=True)
+    (folder / "greet").write_text("#!/bin/sh\ncat src/text\n")
+    (folder / "greet").chmod(0o755)
+    (folder / "src" / "text").write_text("hello\n")
+    (folder / "a.log").write_text("ignored\n")
+    (folder / ".gitignore").write_text("*.log\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def test_a_folder_travels_to_another_node_and_back(
+    client: octaskly.Client, project: Path
+) -> None:
+    """A local file that changed meanwhile is kept, as by the commands."""
+    task = client.run(
+        "./greet; echo made >>src/text; mkdir build; echo app >build/app",
+        inputs=".",
+        outputs=["build", "src/text"],
+        requires={"node": "cedar"},
+        check=True,
+    )
+    (project / "src" / "text").write_text("edited\n")
+
+    fetched = awaited(client, task.fetch())
+    elsewhere = awaited(client, task.fetch(project / "other"))
+
+    assert task.stdout == "hello\n"
+    assert (project / "build" / "app").read_text() == "app\n"
+    assert (project / "src" / "text").read_text() == "edited\n"
+    [kept] = fetched.kept
+    assert (project / kept.saved_as).read_text() == "hello\nmade\n"
+    assert elsewhere.kept == ()
+    assert (project / "other" / "src" / "text").read_text() == "hello\nmade\n"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ("src", "./src/text"),
+        (Path("src"), "./src/text"),
+        (["src", Path("a.log")], "./a.log ./src/text"),
+        ({"src": "in/deep", Path("greet"): "tool"}, "./in/deep/text ./tool"),
+        ([("src", "."), "greet"], "./greet ./text"),
+        ([Path("/etc/hostname").with_name("passwd")], None),
+        ((), None),
+    ],
+    ids=str,
+)
+def test_inputs_have_the_places_that_the_program_chose(
+    client: octaskly.Client, project: Path, inputs: Any, expected: str | None
+) -> None:
+    """One path, several, or with places; a named file is sent though git ignores it."""
+    if expected is None and inputs:
+        with pytest.raises(octaskly.ManifestError, match="leads out of this folder"):
+            client.run("true", inputs=inputs)
+        return
+
+    done = client.run("find . -type f | sort | xargs echo", inputs=inputs)
+
+    if expected is not None:
+        assert done.stdout == f"{expected}\n"
+
+
+def test_submitted_tasks_find_their_files(
+    client: octaskly.Client, project: Path
+) -> None:
+    """Also what git ignores, if it is wanted; and what `wait` returns knows of them."""
+    submitted = client.submit(
+        "cat a.log; ls -A", inputs=".", includes_ignored=True, outputs=["a.log"]
+    )
+    (project / "a.log").write_text("edited\n")
+
+    ended = client.wait(submitted)
+
+    assert ended.stdout == "ignored\n.gitignore\na.log\ngreet\nsrc\n"
+    [kept] = client.fetch(ended).kept
+    assert kept.path == "a.log"
+
+
+def test_members_of_arrays_get_their_own_files(
+    client: octaskly.Client, project: Path
+) -> None:
+    """By placeholders, beside those that all members get."""
+    for name in ("part-1", "part-2"):
+        (project / name).write_text(f"{name}\n")
+    command = "cat src/text; cat {}* part* >made-{}; ls"
+
+    array = client.array(command, "1-2", inputs={"part-{}": "part", "src": "src"})
+    results = [task.stdout for task in client.results(array)]
+    mapped = client.map(
+        "cat {} > {.}.out",
+        (name for name in ("part-1", "part-2")),
+        inputs=["{}", "src"],
+        outputs=["{.}.out"],
+    )
+    for task in mapped:
+        awaited(client, task.fetch())
+
+    assert [str(result).split() for result in results] == [
+        ["hello", f"made-{number}", "part", "src"] for number in (1, 2)
+    ]
+    assert (project / "part-1.out").read_text() == "part-1\n"
+    assert (project / "part-2.out").read_text() == "part-2\n"
+
+
+@pytest.fixture
+def changing(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A file that changes before it is opened to be sent, as often as the list says."""
+    left = [0]
+    place = project / "src" / "text"
+    real_open = os.open
+
+    def open_and_change(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if path == str(place) and left[0]:
+            left[0] -= 1
+            place.write_text(place.read_text() + "x")
+        return real_open(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", open_and_change)
+    return left
+
+
+def test_large_files_are_lent_while_the_program_waits(
+    client: octaskly.Client, project: Path
+) -> None:
+    """They are sent when a node wants them; nothing is left running."""
+    for name in ("one", "two"):
+        (project / name).write_bytes(os.urandom(2_000_000))
+    done = client.run("wc -c one", inputs=["one"], requires={"node": "cedar"})
+    mapped = list(client.map("wc -c {}", ["one", "two"], inputs=["{}"]))
+
+    assert done.stdout == "2000000 one\n"
+    assert [task.stdout for task in mapped] == ["2000000 one\n", "2000000 two\n"]
+    assert done.tree is not None
+    assert done.tree.lent
+    assert [t.name for t in threading.enumerate() if t.name == "lender"] == []
+
+
+def test_a_lent_file_that_changes_ends_the_run(
+    client: octaskly.Client, project: Path, changing: list[int]
+) -> None:
+    """Its task is cancelled, and the error names the file."""
+    (project / "src" / "text").write_bytes(os.urandom(2_000_000).hex().encode())
+    client.run("true", inputs=["greet"])  # So that only the lender opens the file.
+    changing[0] = 99
+
+    with pytest.raises(octaskly.FileChanged, match="text' changes while it is sent"):
+        client.run("true", inputs=["src"], name="changed")
+
+    [task] = [task for task in client.tasks() if task.name == "changed"][-1:]
+    assert client.wait(task).status == "cancelled"
+
+
+def test_a_file_that_changes_while_it_is_sent_is_scanned_once_more(
+    client: octaskly.Client, project: Path, changing: list[int]
+) -> None:
+    """Then it is an error that names it; no task was submitted."""
+    (project / "src" / "text").write_text(f"new, {client!r}")
+    changing[0] = 1
+    done = client.run("cat src/text", inputs=["src"])
+    before = client.stats().tasks
+    (project / "src" / "text").write_text(f"newer, {client!r}")
+    changing[0] = 99
+
+    with pytest.raises(
+        octaskly.FileChanged, match=r"src/text' changes while it is sent"
+    ):
+        client.run("true", inputs=["src"])
+
+    assert done.stdout == f"new, {client!r}x"
+    assert client.stats().tasks == before
