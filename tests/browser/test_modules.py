@@ -187,7 +187,7 @@ LEFT_OUT = (
     "the files that were sent along; --in sends them again"
 )
 #: Also in the form; each excludes one above.
-APART = {"workdir", "stdin_base64", "stdin_file", "tree", "array"}
+APART = {"workdir", "outputs_of", "stdin_base64", "stdin_file", "tree", "array"}
 APART |= {"same_folder"}  # Only a program on the machine can make the file.
 
 EDIT = """async (body) => {

@@ -258,8 +258,8 @@ def _operation(route: Route, path: str, types: _SchemaCollector) -> Json:
         schema = types.schema(route.body_type, FIELD_HINTS)
         content = {JSON: {"schema": schema}}
         operation["requestBody"] = {"required": True, "content": content}
-    if route.is_body_streamed:
-        operation["requestBody"] = {"required": True, "content": {BYTES: {}}}
+    if route.is_body_streamed:  # No body is one of no bytes: an empty file.
+        operation["requestBody"] = {"required": False, "content": {BYTES: {}}}
     if route.access is Access.NODE:
         operation["x-internal"] = True
     return operation

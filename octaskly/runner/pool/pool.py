@@ -506,7 +506,8 @@ class Pool:
 
     def _resume_preparing(self, item: PoolAttempt) -> None:
         del self._awaiting_files[item]
-        self._prepare(item)
+        if not self._is_closing:  # `close` ends the attempt.
+            self._prepare(item)
 
     def _describe_problem(self, spec: TaskSpec, problem: FolderProblem) -> str:
         folder = spec.options.cwd if spec.options else ""

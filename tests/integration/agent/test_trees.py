@@ -33,6 +33,7 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
+from octaskly.runner.files.output_copies import PARTIAL_SUFFIX
 from tests.attack.test_viewer_lists import outsider
 from tests.support.agents import (
     TASKS,
@@ -465,7 +466,12 @@ def test_outputs_can_be_fetched_when_their_worker_is_gone(tmp_path: Path) -> Non
         before = get_raw(asked, f"/api/v1/tasks/{task}/outputs.tar")
         others = [one for one in agents if one is not worker]
         until(
-            lambda: any((one.state / "outputs" / task).exists() for one in others),
+            # The folder of an attempt has this name once its copy is whole.
+            lambda: any(
+                place.suffix != PARTIAL_SUFFIX
+                for one in others
+                for place in (one.state / "outputs" / task).glob("*")
+            ),
             "another node has a copy",
         )
         kill_agent(worker)

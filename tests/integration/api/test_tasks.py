@@ -436,6 +436,7 @@ async def test_attempts_of_a_task_and_recent_attempts_are_listed(node: ApiNode) 
         "name": None,
         "assigned_at": None,
         "command": f"echo {'x' * 195}",
+        "has_files": False,
     }
     assert (running["id"], running["status"]) == (second, "running")
     assert running["assigned_at"] == all_.json["now"] == "2026-02-06T12:00:00.000Z"

@@ -13,7 +13,7 @@ import pytest
 
 from octaskly.core.model.task_options import InputTree, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
-from octaskly.runner.files.attempt_files import ScratchFolders
+from octaskly.files.manifest import Manifest
 from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.files.scratch_folder import remove_tree
@@ -326,14 +326,14 @@ def await_files(
     """Have the files of a lent tree come at the last of so many tries."""
     left = [tries]
 
-    def fetch_tree(_self: object, _source: object, _may_continue: object) -> list[str]:
+    def fetch_tree(*_: object, **_tally: object) -> list[str]:
         left[0] -= 1
         if left[0]:
             raise FilesAwaited("1 not sent", retry_s=0.01, wait_s_max=wait_s_max)
         return []
 
     monkeypatch.setattr(BlobFetcher, "fetch_tree", fetch_tree)
-    monkeypatch.setattr(ScratchFolders, "_place_tree", lambda *_: None)
+    monkeypatch.setattr(BlobFetcher, "read_manifest", lambda *_: Manifest())
 
 
 async def test_an_attempt_waits_for_the_files_of_a_client(

@@ -52,6 +52,7 @@ export const SECTIONS = [
     { name: "stdin", label: "Standard input", kind: "area", read: whole },
     { name: "stdin_base64", label: "Standard input, in base64", kind: "area", hint: "Instead, for bytes that are no text." },
     { name: "inputs", label: "Inputs", kind: "area", read: lines, hint: "Paths, one on each line, that its node must have.", placeholder: "data/in.csv" },
+    { name: "outputs_of", label: "With the outputs of these tasks", kind: "area", read: lines, hint: "Ids, one on each line; it runs after them, in a fresh folder.", placeholder: "task-012-0a1b2c3d" },
     { name: "outputs", label: "Outputs", kind: "area", read: lines, hint: "Paths, one on each line, that are kept after the end.", placeholder: "out/result.json" },
   ] },
   { title: "Time, limits and retries", fields: [
@@ -98,6 +99,7 @@ export function bodyOf(typed, arrayOf = "") {
     else body[outer] = { ...body[outer], [inner]: read(given) };
   }
   if (arrayOf !== "" && body.array === undefined) body.array = {};
+  if (body.outputs_of) body.workdir = "scratch";
   return body;
 }
 

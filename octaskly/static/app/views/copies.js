@@ -18,6 +18,7 @@ export function asked(task) {
   if (task.inputs?.length) body.inputs = task.inputs;
   if (task.outputs?.length) body.outputs = task.outputs.map(({ path }) => path);
   if (task.tree && !task.tree.lent) body.tree = task.tree;
+  if (task.outputs_of?.length) body.outputs_of = task.outputs_of;
   if (task.stdin_file) body.stdin_file = task.stdin_file;
   if (task.after?.length) Object.assign(body, { after: task.after, on: task.on });
   const isUsual = task.retry_on?.join() === "failure,lost";
@@ -97,6 +98,7 @@ export function asCli(task) {
   if (body.workdir) words.push("--scratch");
   if (task.stdin_bytes) add("--stdin", "stdin.txt");
   each("--needs", body.inputs);
+  each("--from", body.outputs_of);
   each("--out", body.outputs);
   add("--priority", body.priority);
   add("--retries", body.retries);
