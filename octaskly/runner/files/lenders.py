@@ -133,7 +133,8 @@ class Lenders:
                 return None
             if tree not in self._offers:
                 return self._away_retry_s(tree)
-            self._ask(tree, missing)
+            # Without those that were stored meanwhile: they would stay wanted.
+            self._ask(tree, [name for name in missing if name in arrivals.missing])
             await arrivals.wait()
         finally:
             self._stop_waiting(names, arrivals)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -85,6 +86,26 @@ async def test_a_file_that_was_deleted_again_is_asked_for_again(
             await asyncio.to_thread(blob_store.store_blob, name_of(b"x"), b"x")
             assert await asking is None
             blob_store.file_path(name_of(b"x")).unlink()
+
+
+async def test_a_file_that_arrives_while_others_are_looked_for_is_not_wanted(
+    blob_store: BlobStore, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would never be asked for again after it was deleted."""
+    desk = Lenders(blob_store, clock)
+    find = blob_store.missing_files
+
+    def find_and_store(names: Sequence[str], *, keep_s: float) -> list[str]:
+        missing = find(names, keep_s=keep_s)
+        blob_store.store_blob(name_of(b"x"), b"x")
+        return missing
+
+    monkeypatch.setattr(blob_store, "missing_files", find_and_store)
+    monkeypatch.setattr(lenders, "ARRIVAL_S", 0.0)
+    with desk.open_offer(TREE) as offer:
+        await desk.await_files(TREE, [name_of(b"x"), name_of(b"y")])
+
+    assert offer.wanted == {name_of(b"y")}
 
 
 async def test_many_files_are_asked_for_in_bounded_events(
