@@ -15,6 +15,7 @@ from octaskly.executor import call_runner
 HEADER = {
     "python": call_runner.python_version(),
     "cloudpickle": cloudpickle.__version__,
+    "has_inputs": False,
 }
 
 

@@ -112,7 +112,7 @@ class Host:
         kept = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith(("OCTASKLY_", "XDG_", "NOTIFY_", "WATCHDOG_"))
+            if not key.startswith(FOREIGN_VARIABLES)
         }
         return {**kept, **{key: str(folder / place) for key, place in own.items()}}
 

@@ -129,7 +129,8 @@ def test_healthy_mesh_has_no_fault(lab: Lab) -> None:
     assert {check: status for check, (status, _, _) in found.items()} == dict.fromkeys(
         (
             *("agent", "interface", "mdns", "secret", "mesh", "multicast", "tcp"),
-            *("clock", "version", "port", "state", "disk", "log", "descriptors"),
+            *("clock", "version", "port", "state", "disk", "files", "outputs"),
+            *("log", "descriptors"),
         ),
         "ok",
     )
