@@ -218,6 +218,24 @@ async def test_a_request_to_forget_carries_only_needed_tasks(
     await one.shows(1, 3, 4)
 
 
+async def test_a_task_that_began_before_the_end_of_a_forgotten_one_is_carried(
+    benches: list[Bench],
+) -> None:
+    """Else the fact of that end held the floor below it, and nothing was forgotten."""
+    one, _ = benches
+    await one.add(kit.submitted(1), kit.submitted(2), kit.submitted(3))
+    await one.add(kit.finished(1), kit.submitted(4))
+
+    planned = await one.log.plan_compaction(PlanFloor(0, MANY, purge_hlc=AGES))
+
+    assert planned.floor is not None
+    assert [record.id for record in planned.carried] == [kit.task_id(2), kit.task_id(3)]
+    assert planned.purged_count == 1
+    facts = [fact for record in planned.carried for fact in facts_of(record)]
+    await one.add(*facts, planned.floor)
+    await one.shows(2, 3, 4)
+
+
 async def test_live_tasks_are_carried(benches: list[Bench]) -> None:
     """Old tasks that wait or run keep their state, above the floor."""
     one, _ = benches

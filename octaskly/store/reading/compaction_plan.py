@@ -70,7 +70,11 @@ class _CompactionCut:
     carried: list[TaskRecord] = field(default_factory=list)
     resubmitted: list[_ResubmittedTask] = field(default_factory=list)
     """Ended tasks that were resubmitted, possibly after the horizon."""
-    latest_void_hlc: int = 0  #: timestamp of the latest fact about a void task
+    latest_void_hlc: int = 0
+    """Timestamp of the latest fact about a void task.
+
+    Live tasks up to it are carried. Else the floor stops before it, and the task stays.
+    """
     void_rows: int = 0  #: number of void rows of tasks and members
     is_over: bool = True  #: no later task is old enough
     horizon_max: int = HLC_MAX  #: all tasks after the cut were submitted later
@@ -342,7 +346,8 @@ def _scan_oldest(
         since_hlc = ages.since_hlc(changed, stored_ms) if is_ended else born
         # An operator asks by the times that lists show.
         is_requested = ended > 0 and (changed if is_ended else born) < ask.purge_hlc
-        is_old = surplus > 0 or since_hlc < ask.before_hlc or is_requested
+        must_pass = not is_ended and born < cut.latest_void_hlc
+        is_old = surplus > 0 or since_hlc < ask.before_hlc or is_requested or must_pass
         if born > cut.horizon:  # Otherwise the horizon is past this task already.
             kept = len(cut.carried) + len(cut.resubmitted)
             is_full = passed >= TASKS_MAX or kept >= CARRIED_MAX

@@ -38,8 +38,7 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     if disk.ahead():
         return _plan_ahead(disk, ask)
     floors, horizon, latest, forgotten, is_over = floors_of(disk), 0, 0, 0, True
-    last: Vector = {}
-    carried: list[TaskRecord] = []
+    last, carried = Vector(), list[TaskRecord]()
     doubtful: list[TaskId] = []  # Ended, and submitted again, perhaps beyond the cut.
     until, ended = 1 << 62, _count_ended(disk)
     surplus = ended - ask.tasks_max
@@ -49,7 +48,8 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
         changed, is_ended = disk.changed[task], _is_ended(disk, task)
         is_requested = ended > 0 and (changed if is_ended else born) < ask.purge_hlc
         is_aged = (_since_hlc(disk, task) if is_ended else born) < ask.before_hlc
-        is_old = surplus > 0 or is_aged or is_requested
+        must_pass = not is_ended and born < latest
+        is_old = surplus > 0 or is_aged or is_requested or must_pass
         is_full = passed >= STEP_TASKS
         is_stuck = is_full or (len(whole) > 1 + HELD_MAX and not is_ended)
         if born > horizon and (not is_old or is_stuck):
