@@ -60,6 +60,7 @@ from octaskly.runner.files.lenders import Lenders
 from octaskly.runner.files.output_copies import CopyHolders, OutputCopies
 from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.output.output_archive import OutputArchive
+from octaskly.runner.pool.forgotten_outputs import ForgottenOutputs
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.pool.report_queue import EndedCallback
 from octaskly.store import Store
@@ -270,6 +271,7 @@ class Components:
             tasks.create_task(self._pool.recorder.run_cleanup()),
             tasks.create_task(self._webhooks.run()),
             tasks.create_task(self._tree_keeper.run()),
+            tasks.create_task(self._forgotten_outputs.run()),
             tasks.create_task(self._api.auditor.run()),
             tasks.create_task(self.gateway.history_sampler.run()),
             tasks.create_task(self._build_api_probe().run()),
@@ -484,6 +486,12 @@ class Components:
             return holders
         return [Holder(view.name_of(NodeId(first)), (), is_named=True), *holders]
 
+    def _other_nodes(self) -> list[Holder]:
+        return [
+            Holder(member.name, self.gateway.api_urls_of(member.id))
+            for member in self.gateway.view.other_members()
+        ]
+
     def _copy_holders(self, task: TaskId, attempt: AttemptId) -> list[Holder]:
         """Return the other live nodes, those first where a copy of outputs belongs."""
         return [
@@ -514,6 +522,14 @@ class Components:
         self._tree_keeper = TreeKeeper(
             self._store, self.gateway.view, fetcher, copies, self._log
         )
+        self._forgotten_outputs = ForgottenOutputs(
+            archive,
+            fetcher,
+            dispatcher=self.gateway.dispatcher,
+            other_nodes=self._other_nodes,
+            find_forgotten=self.gateway.find_forgotten,
+        )
+        self.gateway.on_purged = self._forgotten_outputs.announce
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
         self._build_runner()
@@ -613,7 +629,12 @@ class Components:
             admissions=self._join_service,
             describe_agent=self._description,
             rotations=self._secret_holder,
-            files=MemberFiles(self._blob_store, self._tree_keeper, self._storage),
+            files=MemberFiles(
+                self._blob_store,
+                self._tree_keeper,
+                self._storage,
+                self._forgotten_outputs,
+            ),
             render_metrics=self._metrics.render_report,
         )
 

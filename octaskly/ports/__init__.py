@@ -12,6 +12,7 @@ from octaskly.core.protocol.messages import Hello
 from octaskly.ports.audit import AuditEntry, AuditLog, AuditPage
 from octaskly.ports.files import (
     COPY_RETENTION_S,
+    KEPT_OUTPUTS_MAX,
     RETENTION_S,
     ContentMismatch,
     DiskFull,
@@ -19,7 +20,9 @@ from octaskly.ports.files import (
     FileQuotaExceeded,
     FileStore,
     FileUpload,
+    ForgottenOutputs,
     InputSources,
+    KeptOutput,
     Lenders,
     MemberFiles,
     OpenPiece,
@@ -63,6 +66,7 @@ from octaskly.ports.tokens import Principal, TokenInfo, TokenRegistry
 
 __all__ = [
     "COPY_RETENTION_S",
+    "KEPT_OUTPUTS_MAX",
     "LISTED_COMMAND_CHARS",
     "RETENTION_S",
     "AuditEntry",
@@ -77,6 +81,7 @@ __all__ = [
     "FileQuotaExceeded",
     "FileStore",
     "FileUpload",
+    "ForgottenOutputs",
     "Gateway",
     "Health",
     "HelloSource",
@@ -84,6 +89,7 @@ __all__ = [
     "IssuedInvite",
     "JoinService",
     "JoinStatus",
+    "KeptOutput",
     "KeyRotationControl",
     "Lenders",
     "MemberFiles",

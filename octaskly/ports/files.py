@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
+from octaskly.core.model.field_types import Count
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import InputBlob, InputTree
 from octaskly.errors import OctasklyError
@@ -223,6 +224,24 @@ class StorageReport(Protocol):
         """Return what takes up room. Blocks."""
 
 
+KEPT_OUTPUTS_MAX: Final = 1000  #: in one question to the dispatcher
+
+
+class KeptOutput(NamedTuple):
+    """What a node keeps of an ended attempt: its output file, captured outputs."""
+
+    task: TaskId
+    attempt: AttemptId
+    ended_ms: Count  #: wall clock of that node
+
+
+class ForgottenOutputs(Protocol):
+    """Deletes what this node keeps of forgotten tasks."""
+
+    def wake(self) -> None:
+        """Look soon: tasks were forgotten."""
+
+
 class TreeKeeper(Protocol):
     """The uploaded inputs of unfinished tasks, and copies of outputs."""
 
@@ -284,3 +303,4 @@ class MemberFiles:
     store: FileStore
     trees: TreeKeeper
     storage: StorageReport
+    forgotten: ForgottenOutputs

@@ -22,7 +22,7 @@ from octaskly.core.replies import TaskExplanation
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
-from octaskly.ports.files import InputSources
+from octaskly.ports.files import InputSources, KeptOutput
 from octaskly.ports.output import OutputSource
 from octaskly.ports.store import TaskListPage, TaskQuery
 from octaskly.ports.tokens import Principal, TokenRegistry
@@ -243,6 +243,18 @@ class Gateway(OutputSource, EventSource, Protocol):
         Raises:
             TaskNotFound, OutputNotFound: There is no such task or output.
             NodeNotFound: The worker that has it is gone.
+        """
+
+    async def find_forgotten(
+        self, kept: Sequence[KeptOutput]
+    ) -> tuple[Sequence[int], int]:
+        """Find outputs of tasks that are forgotten on all nodes.
+
+        Returns:
+            Their indices, and the wall-clock milliseconds before which they ended.
+
+        Raises:
+            CatchingUp: A missing node may know tasks that are unknown here.
         """
 
     async def locate_outputs(self, ref: str) -> Sequence[OutputLocation]:

@@ -32,6 +32,7 @@ from octaskly.core.model.task_options import ArraySpec, InputBlob
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
+from octaskly.ports.files import KeptOutput
 from octaskly.ports.histogram import Histogram
 
 
@@ -292,6 +293,18 @@ class DurableStore(LogReader, Protocol):
 
         Returns:
             The inputs, and the next value of `after`; 0 at the end.
+        """
+
+    async def find_forgotten(
+        self, kept: Sequence[KeptOutput]
+    ) -> tuple[Sequence[int], int]:
+        """Find outputs of tasks that the floor has deleted.
+
+        Those of an attempt that was assigned in a stream unknown here are not found,
+        nor those that ended after the floor: another node may know their task.
+
+        Returns:
+            Their indices, and the wall-clock milliseconds up to which an end counts.
         """
 
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:

@@ -257,6 +257,13 @@ class HeldTrees(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[str]
 
 
+class ForgottenIndices(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the outputs that a node keeps are of forgotten tasks, by index."""
+
+    forgotten: list[int]
+    before_ms: int  #: none that ended later is
+
+
 class VerifiedFile(msgspec.Struct, frozen=True, kw_only=True):
     """The result of reading a stored file; a wrong one is deleted."""
 

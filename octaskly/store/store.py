@@ -32,6 +32,7 @@ from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
     Clock,
+    KeptOutput,
     Packer,
     PendingNotifications,
     RecordQuery,
@@ -392,6 +393,12 @@ class Store:
         return await self._query(
             lambda db: queries.read_input_blobs(db, state, after, limit)
         )
+
+    async def find_forgotten(
+        self, kept: Sequence[KeptOutput]
+    ) -> tuple[Sequence[int], int]:
+        """Find outputs of tasks that the floor has deleted."""
+        return await self._query(lambda db: queries.find_forgotten(db, kept))
 
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
         """Read the bytes of queued tasks by submitter, beyond so many of each task."""

@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUEST_S = 30.0
 CARRIER_S = 45.0
 DECOY_HOST = "172.17.0.1"  #: of the docker0 of each host
+OF_THE_STARTER = ("OCTASKLY_", "XDG_", "NOTIFY_", "WATCHDOG_", "MAKE", "MFLAGS")
+"""Variables with these first letters say who starts the tests, as `make` does."""
 TUNNEL_NET = "10.8.0."
 HIDE = """
 while [ "$1" != -- ]; do mount -t tmpfs tmpfs "$1" || exit 1; shift; done
@@ -112,7 +114,7 @@ class Host:
         kept = {
             key: value
             for key, value in os.environ.items()
-            if not key.startswith(FOREIGN_VARIABLES)
+            if not key.startswith(OF_THE_STARTER)
         }
         return {**kept, **{key: str(folder / place) for key, place in own.items()}}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mesh.forming import form
-from tests.mesh.lab import ROOT, Host, Lab
+from tests.mesh.lab import OF_THE_STARTER, ROOT, Host, Lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
 
@@ -45,8 +45,14 @@ def typed(host: Host, folder: Path, *words: str) -> str:
 
 def make(folder: Path, *words: str) -> list[str]:
     """Run `make` without Octaskly; return the lines that it prints."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_THE_STARTER)}
     done = subprocess.run(
-        ["make", *words], cwd=folder, capture_output=True, text=True, check=True
+        ["make", *words],
+        cwd=folder,
+        env=kept,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return commands_in(done.stdout)
 

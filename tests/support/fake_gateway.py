@@ -62,6 +62,7 @@ from octaskly.ports import (
     DispatcherView,
     Health,
     InputSources,
+    KeptOutput,
     MeshStats,
     OutputHolder,
     OutputLocation,
@@ -320,6 +321,15 @@ class FakeGateway:
         part = tuple(found[start : start + query.limit])
         has_more = query.search is not None and start + len(part) < len(found)
         return TaskListPage(part, len(found), part[-1].name if has_more else None)
+
+    async def find_forgotten(
+        self, kept: Sequence[KeptOutput]
+    ) -> tuple[Sequence[int], int]:
+        self._require_dispatcher()
+        if not self.is_complete:
+            raise CatchingUp("a missing node may know more tasks")
+        gone = [n for n, each in enumerate(kept) if each.task not in self.records]
+        return gone, NOW_MS
 
     async def retry_task(
         self, ref: str, *, principal: Principal

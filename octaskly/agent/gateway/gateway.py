@@ -60,6 +60,7 @@ from octaskly.ports import (
     DispatcherView,
     DurableStore,
     Health,
+    KeptOutput,
     MeshStats,
     Principal,
     ReplicationState,
@@ -172,6 +173,8 @@ class AgentGateway:
         self.read_ended_members = store.read_ended_members
         self._connect_files(files)
         self.stream_output = stream_output
+        #: called once tasks were purged by request
+        self.on_purged: Callable[[], None] = lambda: None
 
     def _connect_files(self, files: LocalFiles) -> None:
         self.outputs = OutputLocator(
@@ -381,9 +384,18 @@ class AgentGateway:
         """Purge tasks that ended at least this long ago, on all nodes."""
         self._require_dispatcher()
         here = self._require_dispatcher
-        return await purge_ended_tasks(
+        count = await purge_ended_tasks(
             self.pending_requests, self._store, older_than_s, here
         )
+        self.on_purged()
+        return count
+
+    async def find_forgotten(
+        self, kept: Sequence[KeptOutput]
+    ) -> tuple[Sequence[int], int]:
+        """Find outputs of tasks that are forgotten on all nodes."""
+        self._require_dispatcher()
+        return await self._task_finder.find_forgotten(kept)
 
     async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task and the reason for its state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from octaskly.agent.gateway.mesh_view import MeshView
@@ -22,7 +22,13 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.files.captured_tree import CapturedTree
-from octaskly.ports import DurableStore, InputSources, OutputHolder, OutputLocation
+from octaskly.ports import (
+    DurableStore,
+    InputSources,
+    KeptOutput,
+    OutputHolder,
+    OutputLocation,
+)
 from octaskly.ports.events import EndedMember
 
 MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
@@ -56,19 +62,36 @@ class TaskFinder:
         """
         record = await self._read_task(ref)
         if record is None:
-            reply = await self._pending_requests.send_request(CatchUpRequested)
-            assert isinstance(reply, CatchUpStatus)
-            if not reply.is_complete:
-                raise CatchingUp(
-                    f"{ref} is unknown here, but a missing node may know it",
-                    hint="ask again; a missing node is no longer awaited after "
-                    "10 minutes",
-                )
+            await self._require_caught_up(
+                f"{ref} is unknown here, but a missing node may know it"
+            )
             # Entries may have arrived since the first read.
             record = await self._read_task(ref)
         if record is None:
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
+
+    async def find_forgotten(
+        self, kept: Sequence[KeptOutput]
+    ) -> tuple[Sequence[int], int]:
+        """Find outputs of tasks that are forgotten on all nodes.
+
+        Raises:
+            CatchingUp: a missing node may know tasks that are unknown here.
+            NotDispatcher, DispatcherUnknown, OutcomeUnknown: see `find_task`.
+        """
+        if kept:
+            await self._require_caught_up("a missing node may know more tasks")
+        return await self._store.find_forgotten(kept)
+
+    async def _require_caught_up(self, why: str) -> None:
+        reply = await self._pending_requests.send_request(CatchUpRequested)
+        assert isinstance(reply, CatchUpStatus)
+        if not reply.is_complete:
+            raise CatchingUp(
+                why,
+                hint="ask again; a missing node is no longer awaited after 10 minutes",
+            )
 
     async def find_name(self, ref: str) -> str:
         """Return the name of a task; `ref` may be its number."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from octaskly.api.http import audit_trail, mesh_rate_limit
 from octaskly.api.output import (
     downloads,
+    forgotten_outputs,
     logs,
     output_transfer,
     output_trees,
@@ -59,6 +60,7 @@ ROUTES = openapi.with_openapi_route(
     *array_results.ROUTES,
     *task_status_query.ROUTES,
     *output_transfer.ROUTES,
+    *forgotten_outputs.ROUTES,
     *output_trees.ROUTES,
     *mesh_rate_limit.ROUTES,
     *key_rotation.ROUTES,

@@ -25,6 +25,7 @@ from octaskly.files.manifest import (
     check_path,
 )
 from octaskly.files.pack import ASKED_FILES_MAX
+from octaskly.ports import KEPT_OUTPUTS_MAX, KeptOutput
 from octaskly.rest import tasks as rest
 
 NAME_CHARS_MAX: Final = 128  #: of the file in `same_folder`
@@ -80,6 +81,12 @@ class InputsIn(RequestBody):
 
     trees: Annotated[tuple[BlobIn, ...], msgspec.Meta(max_length=ASKED_FILES_MAX)]
     files: Annotated[tuple[BlobIn, ...], msgspec.Meta(max_length=ASKED_FILES_MAX)] = ()
+
+
+class KeptOutputsIn(RequestBody):
+    """Outputs that a node keeps: task, attempt and end of each."""
+
+    kept: Annotated[tuple[KeptOutput, ...], msgspec.Meta(max_length=KEPT_OUTPUTS_MAX)]
 
 
 class FilesIn(RequestBody):

@@ -38,6 +38,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import BlobRef, InputBlob, TaskOptions
 from octaskly.files.output_patterns import is_in_git
 from octaskly.files.pack import ASKED_FILES_MAX
+from octaskly.ports import KeptOutput
 from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
@@ -149,6 +150,7 @@ _offer = msgspec.json.Decoder(files.OfferIn)
 _node = msgspec.json.Decoder(files.NodeIn)
 _input = msgspec.json.Decoder(files.InputIn)
 _inputs = msgspec.json.Decoder(files.InputsIn)
+_kept = msgspec.json.Decoder(files.KeptOutputsIn)
 _nothing = msgspec.json.Decoder(EmptyIn)
 
 
@@ -227,6 +229,12 @@ def parse_inputs(body: bytes) -> list[InputBlob]:
         for name, some in (("trees", asked.trees), ("files", asked.files))
         for index, one in enumerate(some)
     ]
+
+
+def parse_kept_outputs(body: bytes) -> Sequence[KeptOutput]:
+    """Return the outputs that a node asks about."""
+    asked: files.KeptOutputsIn = decode_body(_kept, files.KeptOutputsIn, body)
+    return asked.kept
 
 
 def parse_node(body: bytes) -> str:

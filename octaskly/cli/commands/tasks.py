@@ -361,8 +361,9 @@ def forget(
 ) -> None:
     """Forget ended tasks and their output now, on all nodes.
 
-    What waits or runs stays. A task that ended later holds up those that were
-    submitted after it; single tasks cannot be chosen.
+    Each node deletes the output files that it keeps of them, within minutes if it is
+    in the mesh. What waits or runs stays. A task that ended later holds up those that
+    were submitted after it; single tasks cannot be chosen.
     """
     if all_ended == (older_than_s is not None):
         raise click.UsageError("either --older-than T, or --all-ended")

@@ -82,6 +82,13 @@ class CapturedFolders:
                 with self._lock:
                     self._delete(folder)
 
+    def delete(self, folder: Path) -> None:
+        """Delete the outputs of one attempt, unless they are being captured."""
+        with self._lock:
+            if folder not in self._arriving:
+                self._load_sizes()
+                self._delete(folder)
+
     def usage(self) -> CapturedUsage:
         """Return how much room captured outputs take, without waiting for threads.
 

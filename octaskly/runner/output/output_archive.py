@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.errors import OutputNotFound
-from octaskly.ports import Clock
+from octaskly.ports import Clock, KeptOutput
 from octaskly.runner.output.captured_folders import CapturedFolders
 from octaskly.runner.output.output_file import BYTES_MIN, OutputFileReader
 
@@ -45,6 +46,18 @@ class DiskUsage(NamedTuple):
 def output_file_name(task: TaskId, attempt: AttemptId) -> str:
     """Return the name of an attempt's file, which cannot name another folder."""
     return f"{task}.{attempt.term}-{attempt.stream}-{attempt.n}"
+
+
+_ATTEMPT: Final = re.compile(r"(\d{1,19})-(\d{1,19})-(\d{1,9})")
+
+
+def _attempt_named(name: str) -> AttemptId | None:
+    """Return the attempt that a file or folder is named after."""
+    match = _ATTEMPT.fullmatch(name)
+    if match is None:
+        return None
+    term, stream, number = map(int, match.groups())
+    return AttemptId(term, StreamId(stream), number)
 
 
 class OutputArchive:
@@ -136,9 +149,7 @@ class OutputArchive:
     def usage(self) -> DiskUsage:
         """Return how much room output files take, and may take."""
         with self._lock:
-            if self._complete is None:
-                self._complete = {}
-                self._scan_folder()
+            self._load_files()
             return DiskUsage(
                 used_bytes=self._complete_bytes,
                 quota_bytes=self._quota_bytes,
@@ -157,6 +168,38 @@ class OutputArchive:
         """Return when captured outputs expire; raise OSError if they are gone."""
         return folder.lstat().st_mtime + self._retention_s
 
+    def list_ended(self) -> list[KeptOutput]:
+        """Return all attempts of which something is kept, and none that still writes.
+
+        Each ended when the last of it was written, as far as its files say.
+        """
+        with self._lock:
+            files = list(self._load_files().items())
+        named = [(*name.rpartition(".")[::2], at_s) for name, (_, at_s) in files]
+        for folder, task in self.output_folders():
+            with suppress(OSError):
+                named.append((task, folder.name, folder.lstat().st_mtime))
+        ended: dict[tuple[TaskId, AttemptId], int] = {}
+        for task, name, at_s in named:
+            attempt = _attempt_named(name)
+            if attempt is not None:
+                key = TaskId(task), attempt
+                ended[key] = max(ended.get(key, 0), int(at_s * 1000))
+        return [KeptOutput(*key, ended_ms) for key, ended_ms in ended.items()]
+
+    def delete_ended(self, gone: Iterable[KeptOutput]) -> None:
+        """Delete what is kept of attempts that have ended."""
+        attempts = {(each.task, each.attempt) for each in gone}
+        if not attempts:
+            return
+        for folder, task in self.output_folders():
+            attempt = _attempt_named(folder.name)
+            if attempt is not None and (TaskId(task), attempt) in attempts:
+                self.captured.delete(folder)
+        with self._lock:
+            for task_id, attempt in attempts:
+                self._delete_complete(output_file_name(task_id, attempt))
+
     def delete_expired(self) -> None:
         """Delete outputs that are older than the retention or exceed the quota."""
         with self._lock, suppress(OSError):
@@ -165,27 +208,36 @@ class OutputArchive:
         self.captured.delete_older(before_s)
 
     def _make_room(self, needed_bytes: int) -> None:
-        if self._complete is None:
-            self._complete = {}
-            self._scan_folder()
+        complete = self._load_files()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         now_s = self._clock.now().wall_ms / 1000
         spare_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
-        while self._complete:
-            name, (size, ended_s) = next(iter(self._complete.items()))
+        while complete:
+            name, (size, ended_s) = next(iter(complete.items()))
             is_room = (
                 self._complete_bytes + needed_bytes <= self._quota_bytes
                 and needed_bytes <= spare_bytes
             )
             is_fresh = now_s - ended_s <= self._retention_s
-            if is_room and is_fresh and len(self._complete) < FILES_MAX:
+            if is_room and is_fresh and len(complete) < FILES_MAX:
                 return
-            self._delete(name)
-            del self._complete[name]
-            self._complete_bytes -= size
+            self._delete_complete(name)
             spare_bytes += size
         if needed_bytes > min(self._quota_bytes, spare_bytes):
             raise OSError(errno.EDQUOT, "files being written need the whole quota")
+
+    def _load_files(self) -> dict[str, tuple[int, float]]:
+        """Return the complete files; the first call reads them from the disk."""
+        if self._complete is None:
+            self._complete = {}
+            self._scan_folder()
+        return self._complete
+
+    def _delete_complete(self, name: str) -> None:
+        size, _ = self._load_files().pop(name, (0, 0.0))
+        if size:
+            self._delete(name)
+            self._complete_bytes -= size
 
     def _scan_folder(self) -> None:
         """Add the files of an earlier agent, oldest first."""

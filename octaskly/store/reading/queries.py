@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from octaskly.core.log.facts import Finished, PackedEntry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.hlc import wall_ms_of
 from octaskly.core.model.ids import (
     AttemptId,
     Epoch,
@@ -30,15 +31,21 @@ from octaskly.core.model.task_options import (
 )
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
-from octaskly.ports import Packer, PendingNotifications, StoreStats
+from octaskly.ports import KeptOutput, Packer, PendingNotifications, StoreStats
 from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
 from octaskly.store.tables import arrays, rows, task_name_collisions
-from octaskly.store.tables.floors import read_retired_digest
+from octaskly.store.tables.floors import (
+    read_meta_numbers,
+    read_retired_digest,
+    read_retired_end,
+)
 from octaskly.store.tables.node_state import read_vector
 
 NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
 ENDED_BYTES = 2 << 20  #: outputs of the members in one reply, beyond those of the last
+CLOCK_ERROR_MS: Final = 60_000
+"""By how much the clock of a node may be ahead of those that wrote the log."""
 ENTRY_OVERHEAD_BYTES = 64  #: size of an entry in a frame, without body and outputs
 _INPUTS_AT: Final = ", ".join(  #: paths of inputs in the column
     f"'$[{TaskOptions.__struct_fields__.index(name)}]'"
@@ -133,6 +140,44 @@ def streams_of_tasks(
             some,
         )
     )
+
+
+def find_forgotten(
+    db: sqlite3.Connection, kept: Sequence[KeptOutput]
+) -> tuple[list[int], int]:
+    """Return the indices of outputs whose tasks are forgotten, and the floor's time.
+
+    That a task is unknown is not enough: it may have been accepted in the other part of
+    a network split that no node here remembers. So the stream of the attempt must be
+    known, and the attempt must have ended before the floor, as for a late result.
+    """
+    horizon = read_meta_numbers(db).get("horizon", 0)
+    before_ms = wall_ms_of(horizon) + CLOCK_ERROR_MS if horizon else 0
+    found = [
+        index
+        for index, output in enumerate(kept)
+        if output.ended_ms <= before_ms
+        and _is_stream_known(db, output.attempt.stream)
+        and not _is_task_known(db, output.task)
+    ]
+    return found, before_ms
+
+
+def _is_stream_known(db: sqlite3.Connection, stream: StreamId) -> bool:
+    found = db.execute("SELECT 1 FROM streams WHERE stream = ?", (stream,)).fetchone()
+    return found is not None or read_retired_end(db, stream) > 0
+
+
+def _is_task_known(db: sqlite3.Connection, task: TaskId) -> bool:
+    """Return True if the log has a task, its array, or facts that wait for it."""
+    member = split_member_id(task)
+    array = task if member is None else member[0]
+    found = db.execute(
+        "SELECT 1 FROM tasks WHERE id IN (?1, ?2)"
+        " UNION ALL SELECT 1 FROM pending_entries WHERE task_id IN (?1, ?2) LIMIT 1",
+        (task, array),
+    ).fetchone()
+    return found is not None
 
 
 def read_input_blobs(

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.support.agents import Agent, running, until
+from tests.support.agents import (
+    Agent,
+    finished,
+    running,
+    submit,
+    three_agents,
+    until,
+)
 
 TASKS = "/api/v1/tasks"
 
@@ -116,3 +124,29 @@ def run(agent: Agent, command: str, *, wait: bool = False) -> str:
     if wait:
         agent.call("GET", f"{TASKS}/{body['id']}?wait=30")
     return str(body["id"])
+
+
+def test_forgotten_tasks_free_room_on_all_nodes(tmp_path: Path) -> None:
+    """Long output and outputs at a worker, and the second copies of outputs.
+
+    What belongs to a task that is not forgotten stays.
+    """
+    command = "head -c 3000000 /dev/zero | tr '\\0' x; echo data >result"
+    more = {"outputs": ["result"], "workdir": "scratch", "requires": {"node": "cy"}}
+    with three_agents(tmp_path) as agents:
+        ended = submit(agents[0], command, **more)
+        runs = submit(agents[0], f"{command}; exec sleep 60", **more)
+        assert finished(agents[0], ended)["status"] == "completed"
+        until(lambda: len(kept(agents, "transcripts")) == 2, "both have long output")
+        until(lambda: len(kept(agents, "outputs")) == 2, "a second node has a copy")
+
+        forget(agents[0], "--all-ended")
+
+        until(lambda: kept(agents, "outputs") == [], "outputs are deleted")
+        until(lambda: kept(agents, "transcripts") == [runs], "so is long output")
+
+
+def kept(agents: Sequence[Agent], folder: str) -> list[str]:
+    """Return the tasks of which nodes keep something."""
+    found = [path for one in agents for path in (one.state / folder).glob("*")]
+    return [path.name.rpartition(".")[0] or path.name for path in found]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 
@@ -17,11 +17,12 @@ from octaskly.agent.health import HealthChecks
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.events import CatchUpRequested, Event, SavedState
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import Epoch, StreamId
+from octaskly.core.model.ids import AttemptId, Epoch, StreamId, TaskId
 from octaskly.core.model.nodes import NO_LOAD
 from octaskly.core.node.node import Node
 from octaskly.core.replies import CatchUpStatus
-from octaskly.errors import NotAMember, TaskNotFound
+from octaskly.errors import CatchingUp, NotAMember, TaskNotFound
+from octaskly.ports import KeptOutput
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit
@@ -119,3 +120,16 @@ async def test_an_unknown_task_is_not_found(gateway: AgentGateway) -> None:
     """Also after the second read."""
     with pytest.raises(TaskNotFound):
         await gateway.find_task("nothing")
+
+
+async def test_no_outputs_are_forgotten_during_catch_up(gateway: AgentGateway) -> None:
+    """A missing node may know tasks that are unknown here."""
+    kept = [KeptOutput(TaskId("old"), AttemptId(1, STREAM, 1), 0)]
+    assert await gateway.find_forgotten(kept) == ([], 0)
+    requests = gateway.pending_requests
+    requests._post = lambda event: requests.set_reply(
+        cast("CatchUpRequested", event).ticket, CatchUpStatus(is_complete=False)
+    )
+
+    with pytest.raises(CatchingUp):
+        await gateway.find_forgotten(kept)

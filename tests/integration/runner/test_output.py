@@ -12,6 +12,7 @@ import pytest
 
 from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.errors import OutputNotFound
+from octaskly.ports import KeptOutput
 from octaskly.ports.output import OutputChunk
 from octaskly.runner.output.output_archive import OutputArchive, output_file_name
 from octaskly.runner.output.output_file import (
@@ -272,7 +273,7 @@ def test_on_a_full_disk_the_log_has_priority(tmp_path: Path) -> None:
 
 
 def test_expired_output_is_deleted(tmp_path: Path) -> None:
-    """Captured outputs, too: no node reports when their task is forgotten."""
+    """Captured outputs, too, also of a node that hears of no dispatcher."""
     for n, folder in enumerate(("x/1-1-1", "x/2-2-2", "y/1-1-1")):
         place = tmp_path / "outputs" / folder
         place.mkdir(parents=True)
@@ -350,3 +351,34 @@ async def test_files_are_cleaned_up_while_the_agent_runs(tmp_path: Path) -> None
         tidying = asyncio.create_task(made.pool.recorder.run_cleanup())
         await eventually(lambda: not transcripts(tmp_path))
         tidying.cancel()
+
+
+def test_what_is_kept_of_an_attempt_can_be_deleted(tmp_path: Path) -> None:
+    """Captured outputs and output files; not a file that is being written."""
+    archive = archive_in(tmp_path, clock=Wall(10_000))
+    fill(archive, "a.b", 10, mtime_s=3)
+    fill(archive, "other", 10, mtime_s=4)
+    archive.create_file(TaskId("running"), ATTEMPT)
+    attempt = f"{ATTEMPT.term}-{ATTEMPT.stream}-{ATTEMPT.n}"
+    for name in (f"a.b/{attempt}", f"%2e2e/{attempt}", f"a.b/{attempt}.partial"):
+        place = tmp_path / "outputs" / name
+        place.mkdir(parents=True)
+        (place / "manifest").write_bytes(b"kept")
+        os.utime(place, (5, 5))
+
+    listed = archive.list_ended()
+
+    assert sorted(listed) == [
+        KeptOutput(TaskId(".."), ATTEMPT, 5000),
+        KeptOutput(TaskId("a.b"), ATTEMPT, 5000),
+        KeptOutput(TaskId("other"), ATTEMPT, 4000),
+    ]
+    before = archive.usage().used_bytes
+    archive.delete_ended([each for each in listed if each.task != "other"])
+    archive.delete_ended([KeptOutput(TaskId("running"), ATTEMPT, 0)])
+    assert archive.list_ended() == [KeptOutput(TaskId("other"), ATTEMPT, 4000)]
+    assert transcripts(tmp_path) == [
+        output_file_name(TaskId(name), ATTEMPT) for name in ("other", "running")
+    ]
+    assert (tmp_path / "outputs" / f"a.b/{attempt}.partial").exists()
+    assert archive.usage().used_bytes < before

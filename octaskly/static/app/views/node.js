@@ -101,7 +101,7 @@ function Forget({ onClose, onDone }) {
     onDone();
   };
   return html`<${Dialog} title="Forget ended tasks?" onClose=${onClose}><div class="forget">
-    <p>Forgotten tasks and their results are deleted on all nodes, for good. What waits or runs stays, and so do output files, until their time is over.</p>
+    <p>Forgotten tasks and their results are deleted on all nodes, for good. So are their output files, within minutes. What waits or runs stays.</p>
     <p><label>Forget <select value=${age} onChange=${(event) => setAge(event.currentTarget.value)}>
       ${AGES.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select></label></p>
     <${Command} text=${`octaskly forget ${AGES.find(([value]) => value === age)[2]}`} />

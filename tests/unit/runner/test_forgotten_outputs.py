@@ -1,0 +1,192 @@
+"""What a node keeps of forgotten tasks is deleted, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.errors import CatchingUp, NotDispatcher
+from octaskly.ports import KEPT_OUTPUTS_MAX, DispatcherView, KeptOutput
+from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.files.holder_connection import (
+    Holder,
+    HolderBusy,
+    HolderUnreachable,
+)
+from octaskly.runner.output.output_archive import OutputArchive
+from octaskly.runner.pool.forgotten_outputs import (
+    ASK_PATH,
+    WAKE_PATH,
+    ForgottenOutputs,
+)
+from tests.support.builders import epoch, node_id
+
+ME, OTHER = node_id("a"), node_id("b")
+FLOOR_MS = 5000
+
+
+def kept(name: str, ended_ms: int = FLOOR_MS) -> KeptOutput:
+    return KeptOutput(TaskId(name), AttemptId(1, StreamId(7), 1), ended_ms)
+
+
+class Archive:
+    """What this node keeps."""
+
+    def __init__(self, *outputs: KeptOutput) -> None:
+        self.outputs = list(outputs)
+
+    def list_ended(self) -> list[KeptOutput]:
+        return list(self.outputs)
+
+    def delete_ended(self, gone: Iterable[KeptOutput]) -> None:
+        for each in gone:
+            self.outputs.remove(each)
+
+
+class Dispatcher:
+    """A dispatcher, here or at the other end of a connection."""
+
+    def __init__(self, *forgotten: str) -> None:
+        self.forgotten = set(forgotten)
+        self.sizes: list[int] = []
+        self.posted: list[tuple[str, str]] = []
+        self.failure: Exception | None = None
+        self.falsify: Callable[[dict[str, Any]], object] = lambda answer: answer
+
+    async def find_forgotten(
+        self, asked: Sequence[KeptOutput]
+    ) -> tuple[Sequence[int], int]:
+        return self.answer([each.task for each in asked]), FLOOR_MS
+
+    def answer(self, names: Sequence[str]) -> list[int]:
+        self.sizes.append(len(names))
+        if self.failure is not None:
+            raise self.failure
+        return [index for index, name in enumerate(names) if name in self.forgotten]
+
+    @contextmanager
+    def connections(self) -> Iterator[Dispatcher]:
+        yield self
+
+    @contextmanager
+    def connect_to(self, holder: Holder) -> Iterator[_Connection]:
+        yield _Connection(self, holder)
+
+
+class _Connection:
+    """A connection to a node."""
+
+    def __init__(self, dispatcher: Dispatcher, holder: Holder) -> None:
+        self._dispatcher, self._holder = dispatcher, holder
+
+    def post_json(self, path: str, body: Any, *, timeout_s: float) -> Any:
+        self._dispatcher.posted.append((self._holder.name, path))
+        if path == WAKE_PATH:
+            return {}
+        names = [each[0] for each in body["kept"]]
+        indices = self._dispatcher.answer(names)
+        return self._dispatcher.falsify({"forgotten": indices, "before_ms": FLOOR_MS})
+
+
+def view_of(node: NodeId | None) -> DispatcherView | None:
+    if node is None:
+        return None
+    return DispatcherView(is_self=node == ME, node=node, epoch=epoch())
+
+
+def outputs_of(
+    archive: Archive, dispatcher: Dispatcher, at: NodeId | None
+) -> ForgottenOutputs:
+    return ForgottenOutputs(
+        cast("OutputArchive", archive),
+        cast("BlobFetcher", dispatcher),
+        dispatcher=lambda: view_of(at),
+        other_nodes=lambda: (),
+        find_forgotten=dispatcher.find_forgotten,
+    )
+
+
+@pytest.mark.parametrize("at", [ME, OTHER], ids=["here", "at another node"])
+async def test_only_what_the_dispatcher_names_is_deleted(at: NodeId) -> None:
+    """What ended after the floor is not even asked about."""
+    archive = Archive(kept("old"), kept("waits"), kept("old", FLOOR_MS + 1))
+    dispatcher = Dispatcher("old")
+
+    await outputs_of(archive, dispatcher, at).delete_forgotten()
+
+    assert archive.outputs == [kept("waits"), kept("old", FLOOR_MS + 1)]
+    assert dispatcher.sizes == [0, 2]
+    assert dispatcher.posted == ([] if at == ME else [(OTHER, ASK_PATH)] * 2)
+
+
+async def test_many_outputs_are_asked_for_in_bounded_requests() -> None:
+    """A request names at most `KEPT_OUTPUTS_MAX`."""
+    names = [f"task-{number}" for number in range(KEPT_OUTPUTS_MAX + 1)]
+    archive, dispatcher = Archive(*map(kept, names)), Dispatcher(*names)
+
+    await outputs_of(archive, dispatcher, OTHER).delete_forgotten()
+
+    assert archive.outputs == []
+    assert dispatcher.sizes == [0, KEPT_OUTPUTS_MAX, 1]
+
+
+async def test_a_node_that_keeps_nothing_does_not_ask() -> None:
+    """So most nodes of a large mesh cost the dispatcher nothing."""
+    dispatcher = Dispatcher()
+
+    await outputs_of(Archive(), dispatcher, OTHER).delete_forgotten()
+
+    assert dispatcher.sizes == []
+
+
+@pytest.mark.parametrize(
+    ("at", "failure"),
+    [
+        (ME, CatchingUp("a missing node may know more")),
+        (ME, NotDispatcher("not any more")),
+        (OTHER, HolderBusy()),
+        (OTHER, HolderUnreachable("it cannot be reached")),
+        (None, None),
+    ],
+    ids=["catches up", "was replaced", "busy", "unreachable", "unknown"],
+)
+async def test_nothing_is_deleted_while_the_dispatcher_cannot_tell(
+    at: NodeId | None, failure: Exception | None
+) -> None:
+    """It goes at the next look, once it can."""
+    archive, dispatcher = Archive(kept("old")), Dispatcher("old")
+    dispatcher.failure = failure
+    outputs = outputs_of(archive, dispatcher, at)
+
+    await outputs.delete_forgotten()
+    assert archive.outputs == [kept("old")]
+
+    dispatcher.failure = None
+    await outputs_of(archive, dispatcher, OTHER).delete_forgotten()
+    assert archive.outputs == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        {"forgotten": [-1], "before_ms": FLOOR_MS},
+        {"forgotten": [1], "before_ms": FLOOR_MS},
+        {"forgotten": ["0"], "before_ms": FLOOR_MS},
+        {"forgotten": [0]},
+    ],
+    ids=str,
+)
+async def test_an_invalid_answer_deletes_nothing(answer: object) -> None:
+    """Indices count from the start of what was asked."""
+    archive, dispatcher = Archive(kept("old")), Dispatcher("old")
+    dispatcher.falsify = lambda right: answer if dispatcher.sizes[1:] else right
+
+    await outputs_of(archive, dispatcher, OTHER).delete_forgotten()
+
+    assert dispatcher.sizes == [0, 1]
+    assert archive.outputs == [kept("old")]
