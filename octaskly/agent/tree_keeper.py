@@ -103,10 +103,12 @@ class TreeKeeper:
         return failures
 
     async def replicate_input(self, needed: InputBlob) -> list[NodeId]:
-        """Store an input here and at the standbys; return the nodes that have it."""
+        """Store an input here and at the standbys; return those that have it.
+
+        Raises:
+            OutputNotFound: only the node that the input names has it.
+        """
         failures = await self.hold_inputs([needed])
-        if failures:
-            raise OutputNotFound("; ".join(failures))
         standbys = [
             member
             for member in self._view.other_members()
@@ -118,12 +120,14 @@ class TreeKeeper:
                 for member in standbys
             }
         have = [node for node, answer in asked.items() if not answer.result()]
-        if len(have) < len(asked):
-            failed = [
-                failure for answer in asked.values() for failure in answer.result()
-            ]
-            self._log.warning("input not replicated", failures=failed[:4])
-        return [self._view.node_id, *have]
+        if not failures:
+            have.insert(0, self._view.node_id)
+        elif not set(have) - {self._view.find_node_id(needed.blob.node)}:
+            raise OutputNotFound("; ".join(failures))
+        failures += [each for answer in asked.values() for each in answer.result()]
+        if failures:
+            self._log.warning("input not replicated", failures=failures[:4])
+        return have
 
     async def copy_outputs(self, task: TaskId, attempt: AttemptId, node: str) -> str:
         """Copy the outputs of an attempt from a node; return why that failed."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import pytest
+
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.core.effects import PublishMeshState
@@ -14,6 +16,7 @@ from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import BlobRef, InputBlob
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
+from octaskly.errors import OutputNotFound
 from octaskly.ports import DurableStore
 from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.files.holder_connection import Holder
@@ -45,13 +48,14 @@ class Fetches:
         self.threads = ThreadPoolExecutor(1)
         self.held_here: list[tuple[str, bool]] = []
         self.asked: list[tuple[Holder, list[str]]] = []
+        self.failures: list[str] = []  #: of this node
 
     def find_blob(self, blob: BlobRef) -> BlobSource:
         return BlobSource(blob, lambda: ())
 
     def hold_tree(self, source: BlobSource) -> list[str]:
         self.held_here.append((source.blob.sha256, True))
-        return []
+        return self.failures
 
     def hold_file(self, source: BlobSource) -> list[str]:
         self.held_here.append((source.blob.sha256, False))
@@ -133,3 +137,38 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
     sizes = [len(asked) for _, asked in fetches.asked]
     assert sizes == [ASKED_INPUTS_MAX, 1]
     assert len({name for _, asked in fetches.asked for name in asked}) == count
+
+
+class Warnings:
+    """A log that keeps what it warns of."""
+
+    def __init__(self) -> None:
+        self.texts: list[object] = []
+
+    def warning(self, _event: str, **fields: object) -> None:
+        self.texts.append(fields["failures"])
+
+
+@pytest.mark.parametrize(
+    ("origin", "nodes"), [("cy", [OTHER]), ("ben", None)], ids=["worker", "standby"]
+)
+async def test_a_dispatcher_without_room_counts_on_its_standbys(
+    origin: str, nodes: list[str] | None
+) -> None:
+    """Two nodes must have the files: the one that they were sent to, and another."""
+    fetches, warnings = Fetches(), Warnings()
+    fetches.failures = ["no room"]
+    keeper = TreeKeeper(
+        cast("DurableStore", None),
+        view(),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),
+        cast("Logger", warnings),
+    )
+
+    if nodes is None:
+        with pytest.raises(OutputNotFound, match="no room"):
+            await keeper.replicate_input(tree_at(origin, "1"))
+    else:
+        assert await keeper.replicate_input(tree_at(origin, "1")) == nodes
+        assert warnings.texts == [["no room"]]
