@@ -131,7 +131,7 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     command = f"cat note.txt; cd project; sh src/main.sh '{BAD_NAME}'"
     await form.get_by_label("Command").fill(command)
     await form.get_by_text("Surroundings and files").click()
-    await form.get_by_label("Outputs").fill("project/out\nnever")
+    await form.get_by_label("Outputs", exact=True).fill("project/out\nnever")
 
     await drop(page, project, note)
     await expect(files).to_contain_text("5 files, 3.1 MB; skipped .git")
