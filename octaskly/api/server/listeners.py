@@ -12,12 +12,13 @@ import asyncio
 import socket
 import ssl
 from asyncio.sslproto import SSLProtocol
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from octaskly.api.http.local_socket import peer_credentials
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
-from octaskly.api.server.connection_limits import ConnectionKind
+from octaskly.api.server.connection_limits import IDLE_S_MIN, ConnectionKind
 from octaskly.config.settings import LimitOptions
 from octaskly.config.users import user_name
 from octaskly.system.accepting import accept_connections
@@ -28,6 +29,9 @@ from octaskly.system.pending_handshakes import (
     accept_within_limits,
 )
 from octaskly.system.tcp_table import client_user
+
+WAITING_MAX: Final = 16
+"""Connections of an owner with its limit of new ones that wait for a place."""
 
 PLAIN_ACCEPTS_PER_TURN: Final = 64
 """Few, because others of this machine wait for the event loop meanwhile."""
@@ -58,6 +62,7 @@ class PlainListener:
     Args:
         listener: The socket; it listens and does not block.
         identify: Returns the place of a connection, which has this remote address.
+        is_flooded: Returns True if an owner has its places, all by new connections.
         has_place: Returns True if a connection may be opened.
         protocol_factory: Returns the protocol of a connection.
     """
@@ -66,28 +71,67 @@ class PlainListener:
         self,
         listener: socket.socket,
         identify: Callable[[socket.socket, Any], Place],
+        is_flooded: Callable[[Place], bool],
         has_place: Callable[[Place], bool],
         protocol_factory: Callable[[Place], asyncio.Protocol],
     ) -> None:
         self._listener = listener
         self._identify = identify
+        self._is_flooded = is_flooded
         self._has_place = has_place
         self._protocol_factory = protocol_factory
+        self._waiting: dict[Place, deque[socket.socket]] = {}
 
     async def serve(self) -> None:
         """Accept connections until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
+        try:
+            async with asyncio.TaskGroup() as tasks:
 
-            def on_connection(connection: socket.socket, address: Any) -> None:
-                place = self._identify(connection, address)
-                if self._has_place(place):
-                    tasks.create_task(self._open_transport(connection, place))
-                else:
+                def on_connection(connection: socket.socket, address: Any) -> None:
+                    place = self._identify(connection, address)
+                    if self._is_flooded(place):
+                        self._keep_waiting(connection, place, tasks)
+                    else:
+                        self._open(connection, place, tasks)
+
+                await accept_connections(
+                    self._listener, on_connection, per_turn_max=PLAIN_ACCEPTS_PER_TURN
+                )
+        finally:
+            for connections in self._waiting.values():
+                for connection in connections:
                     connection.close()
+            self._waiting.clear()
 
-            await accept_connections(
-                self._listener, on_connection, per_turn_max=PLAIN_ACCEPTS_PER_TURN
+    def _keep_waiting(
+        self, connection: socket.socket, place: Place, tasks: asyncio.TaskGroup
+    ) -> None:
+        """Open a connection of an owner that floods in a moment, if not many follow.
+
+        An owner that opened too many by mistake is served again soon, and one that goes
+        on costs no transports.
+        """
+        waiting = self._waiting.get(place)
+        if waiting is None:
+            waiting = self._waiting[place] = deque()
+            asyncio.get_running_loop().call_later(
+                IDLE_S_MIN, self._open_waiting, place, tasks
             )
+        waiting.append(connection)
+        if len(waiting) > WAITING_MAX:
+            waiting.popleft().close()
+
+    def _open_waiting(self, place: Place, tasks: asyncio.TaskGroup) -> None:
+        for connection in self._waiting.pop(place, ()):
+            self._open(connection, place, tasks)
+
+    def _open(
+        self, connection: socket.socket, place: Place, tasks: asyncio.TaskGroup
+    ) -> None:
+        if self._has_place(place):
+            tasks.create_task(self._open_transport(connection, place))
+        else:
+            connection.close()
 
     async def _open_transport(self, connection: socket.socket, place: Place) -> None:
         loop = asyncio.get_running_loop()

@@ -473,14 +473,15 @@ class ApiServer:
         limits = self._connection_limits
 
         def has_place(place: Place) -> bool:
-            if limits.is_flooded_by(*place):
-                return False  # An error response would cost more than all else.
             excess = self.connection_count - limits.count
             return excess < EXCESS_ANSWERED_MAX or limits.has_place(*place)
 
-        identify = identify_user if kind is ListenerKind.SOCKET else identify_client
         port = PlainListener(
-            listener, identify, has_place, lambda place: factory(place=place)
+            listener,
+            identify_user if kind is ListenerKind.SOCKET else identify_client,
+            lambda place: limits.is_flooded_by(*place),
+            has_place,
+            lambda place: factory(place=place),
         )
         self._listen(listener, port.serve())
 
