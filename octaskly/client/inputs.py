@@ -1,4 +1,4 @@
-"""What a program or command names to be sent with its tasks."""
+"""The paths of files to send with tasks, as a program or command names them."""
 
 from __future__ import annotations
 

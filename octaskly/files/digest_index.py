@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS digests (
 
 
 class FileState(NamedTuple):
-    """Attributes of a file, one of which changes with its content."""
+    """Attributes of a file. If its content changes, so does at least one of them."""
 
     device: int
     inode: int

@@ -194,7 +194,7 @@ class Lenders(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredItem:
-    """What takes up room: a tree, a file of no tree, or the outputs of an attempt."""
+    """A tree, a file of no tree, or the outputs of an attempt, with its size."""
 
     kind: Literal["tree", "file", "outputs"]
     size_bytes: int
@@ -206,7 +206,7 @@ class StoredItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageUsage:
-    """What takes up room on a node."""
+    """The use of a node's disk by files, outputs and logs of tasks."""
 
     items: Sequence[StoredItem]  #: the largest first
     files_bytes: int  #: of all files that tasks need, also of those that arrive
@@ -228,7 +228,7 @@ KEPT_OUTPUTS_MAX: Final = 1000  #: in one question to the dispatcher
 
 
 class KeptOutput(NamedTuple):
-    """What a node keeps of an ended attempt: its output file, captured outputs."""
+    """The files that a node keeps of an ended attempt: output and captured outputs."""
 
     task: TaskId
     attempt: AttemptId
@@ -298,7 +298,7 @@ class TreeKeeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemberFiles:
-    """What a member of a mesh has for the files of tasks."""
+    """The file store of a member, its trees, and the report on their room."""
 
     store: FileStore
     trees: TreeKeeper

@@ -116,7 +116,7 @@ ReadTree = Callable[[TaskId, AttemptId], CapturedTree]
 
 
 class LocalFiles(NamedTuple):
-    """What the gateway gets from the components that have the files of tasks."""
+    """The components with the files of tasks, as the gateway uses them."""
 
     read_outputs: ReadTree
     read_input_sources: Callable[[TaskId, AttemptId], InputSources | None]

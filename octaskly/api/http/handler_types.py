@@ -324,7 +324,7 @@ class Request:
 
     @property
     def files(self) -> MemberFiles:
-        """What this node has for the files of tasks."""
+        """The file store of this node, its trees, and the report on their room."""
         assert self.services.files is not None  # Every member of a mesh has it.
         return self.services.files
 

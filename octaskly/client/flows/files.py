@@ -31,7 +31,7 @@ LEND: Final = "/api/v1/files/lend"
 REPLICATE: Final = "/api/v1/files/replicate"
 REPLICATE_S_MAX: Final = 600.0
 PACK_BYTES: Final = 8 << 20  #: of one request, so that progress is seen
-SENT_AT_ONCE_BYTES: Final = 1 << 20  #: a tree that lacks no more is not lent
+SENT_AT_ONCE_BYTES: Final = 1 << 20  #: if at most this much is missing, it is sent
 CHECKED_BYTES: Final = 64 << 20  #: smaller files fit into any quota that makes sense
 KEPT_BYTES: Final = 64 << 20  #: a larger tree is lent even if all of it is there
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
@@ -159,8 +159,8 @@ def prepare_lending(
 ) -> Flow[SentTree]:
     """Send the manifest of a tree that will be lent, or all that is missing of it.
 
-    A tree of which little is missing is not lent, unless it is so large that the node
-    should not keep it: a node keeps files for an hour, unless they are lent.
+    If little is missing, it is sent at once. A large tree is lent even then, because a
+    node keeps files that were sent for an hour.
 
     Args:
         requests: Requests to the node.

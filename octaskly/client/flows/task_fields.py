@@ -22,7 +22,7 @@ Durability = Literal["normal", "strict"]
 
 
 Sharing = Literal["upload", "replicate", "lend"]
-"""How files reach the nodes that want them.
+"""Ways to bring files to the nodes that run tasks.
 
 `upload` stores them at one node; `replicate` at as many nodes as tasks, so that the
 client may go; `lend` keeps them here until they are wanted, unless they are small.

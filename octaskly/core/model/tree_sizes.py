@@ -21,7 +21,7 @@ from octaskly.core.model.ids import NodeId
 
 LARGE_BYTES: Final = 1 << 20  #: nodes report larger blobs
 HELD_MAX: Final = 4096  #: blobs that a node reports, the last ones that it got
-HOLDERS_MAX: Final = 8  #: nodes that a worker is told for one blob
+HOLDERS_MAX: Final = 8  #: nodes named to a worker as holders of one blob
 WEIGHED_MAX: Final = 64  #: large files of a task that count alone; the largest
 KEY_DIGITS: Final = 15
 

@@ -23,7 +23,7 @@ from octaskly.core.model.tree_sizes import (
 
 WORTH_BYTES: Final = 8 << 20  #: fewer missing bytes do not matter for placement
 TREE_ENTRIES_MAX: Final = 200_000  #: of all trees together, some 40 MB
-PLACEMENTS_MAX: Final = 1000  #: tasks of which it is known what their node lacked
+PLACEMENTS_MAX: Final = 1000  #: the latest placements; for `explain`
 OUTPUTS_MAX: Final = 10_000  #: ended tasks with outputs that are remembered
 
 
@@ -94,7 +94,7 @@ class Placement(NamedTuple):
 
 
 class Locality:
-    """What the dispatcher knows about the bytes that tasks need."""
+    """The sizes of the inputs of tasks, and the nodes that hold them."""
 
     def __init__(self) -> None:
         self.holdings = Holdings()

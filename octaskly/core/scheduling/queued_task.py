@@ -66,7 +66,7 @@ class QueuedTask:
     reported: tuple[AttemptId, ...] = ()  #: attempts whose ends were reported
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
     missing_inputs: tuple[tuple[NodeId, str], ...] = ()
-    """What the first of them lack."""
+    """The inputs that are missing at the first few of these nodes."""
     missing_room: str = ""  #: for its files, at any node, when it was last tried
     final_state: TaskState | None = None  #: set even if an attempt still runs
     commit_number: int = (
