@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model.ids import Moment
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
@@ -36,19 +35,7 @@ from octaskly.runner.files.scratch_folder import (
     make_folders,
     make_links,
 )
-
-
-class SetClock:
-    """A wall clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def now(self) -> Moment:
-        return Moment(self.now_s, int(self.now_s * 1000))
-
-    def draw(self) -> float:
-        return 0.5
+from tests.support.set_clock import SetClock
 
 
 @pytest.fixture

@@ -10,23 +10,10 @@ from octaskly.api.server.connection_limits import (
     ConnectionLimits,
 )
 from octaskly.config.settings import LimitOptions
-from octaskly.core.model.ids import Moment
+from tests.support.set_clock import SetClock
 
 PER_OWNER = 4
 KIND = ConnectionKind.UNAUTHENTICATED
-
-
-@dataclass
-class HandClock:
-    """A clock that the test moves."""
-
-    mono_s: float = 0.0
-
-    def now(self) -> Moment:
-        return Moment(self.mono_s, 0)
-
-    def draw(self) -> float:
-        return 0.0
 
 
 @dataclass(eq=False)
@@ -43,7 +30,7 @@ class Connection:
 class Api:
     """The limits of an API, and its connections in order of arrival."""
 
-    clock: HandClock = field(default_factory=HandClock)
+    clock: SetClock = field(default_factory=SetClock)
     opened: list[Connection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -73,7 +60,7 @@ def test_an_idle_connection_makes_room_for_a_new_one_of_its_owner() -> None:
     api = Api()
     for _ in range(PER_OWNER):
         api.connect("eve")
-    api.clock.mono_s += IDLE_S_MIN
+    api.clock.now_s += IDLE_S_MIN
     assert api.connect("eve")
     assert [each.is_open for each in api.opened] == [False, *[True] * PER_OWNER]
 
@@ -83,7 +70,7 @@ def test_a_connection_that_was_just_answered_makes_no_room() -> None:
     api = Api()
     for _ in range(PER_OWNER):
         api.connect("eve")
-    api.clock.mono_s += IDLE_S_MIN
+    api.clock.now_s += IDLE_S_MIN
     for each in api.opened:
         api.limits.set_serving(each, is_serving=True)
         api.limits.set_serving(each, is_serving=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.model.ids import Moment
 from octaskly.runner.files import lenders
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.lenders import (
@@ -19,22 +18,10 @@ from octaskly.runner.files.lenders import (
     LENDER_WAIT_S,
     Lenders,
 )
+from tests.support.set_clock import SetClock
 
 TREE = "1" * 64
 OTHER = "2" * 64
-
-
-class SetClock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def now(self) -> Moment:
-        return Moment(self.now_s, int(self.now_s * 1000))
-
-    def draw(self) -> float:
-        return 0.5
 
 
 @pytest.fixture
