@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
 from tests.cli.stand_in import Api, serving
 from tests.cli.typed import quickly, typed
 
@@ -18,6 +19,16 @@ def _quick_starts() -> Iterator[None]:
     """Start one interpreter; each typed command is a fork of it."""
     with quickly():
         yield
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
+    """One node that serves, for the tests of a file."""
+    folder = tmp_path_factory.mktemp("agent")
+    (folder / "work").mkdir()
+    with run_agents(folder, ["lone"], folder / "work") as [started]:
+        wait_until_formed([started])
+        yield started
 
 
 @pytest.fixture

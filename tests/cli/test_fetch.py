@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +14,7 @@ import pexpect
 import pytest
 
 from octaskly.cli.commands.run import FetchOutcome, fetch_at_end
-from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from octaskly.cli.demo.agents import DemoAgent
 from octaskly.cli.output import fetched
 from octaskly.client import Session
 from octaskly.rest.client_types import Task
@@ -28,16 +27,6 @@ BUILD = (
 )
 
 Call = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
-    """One node that serves."""
-    folder = tmp_path_factory.mktemp("fetch")
-    (folder / "work").mkdir()
-    with run_agents(folder, ["lone"], folder / "work") as [started]:
-        wait_until_formed([started])
-        yield started
 
 
 @pytest.fixture

@@ -8,12 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from octaskly.cli.demo.agents import DemoAgent
 from octaskly.client.here_file import OLD_S, PREFIX, HereFile, current_folder
 from octaskly.errors import OctasklyError
 from tests.cli.conftest import Run
@@ -22,16 +21,6 @@ from tests.cli.typed import typed, without_wait_reason
 from tests.support.agents import until
 
 Call = subprocess.CompletedProcess[bytes]
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
-    """One node that serves."""
-    folder = tmp_path_factory.mktemp("here")
-    (folder / "work").mkdir()
-    with run_agents(folder, ["lone"], folder / "work") as [started]:
-        wait_until_formed([started])
-        yield started
 
 
 @pytest.fixture

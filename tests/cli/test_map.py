@@ -7,28 +7,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from octaskly.cli.demo.agents import DemoAgent
 from octaskly.core.model.arrays import ITEM_BYTES_MAX, ITEMS_BYTES_MAX
 from tests.cli.typed import typed, without_wait_reason
 
 Call = subprocess.CompletedProcess[bytes]
 WAIT_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
-    """One node that serves."""
-    folder = tmp_path_factory.mktemp("map")
-    (folder / "work").mkdir()
-    with run_agents(folder, ["lone"], folder / "work") as [started]:
-        wait_until_formed([started])
-        yield started
 
 
 def words(agent: DemoAgent, *arguments: str) -> list[str]:

@@ -17,21 +17,10 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from octaskly.cli.demo.agents import DemoAgent
 from tests.cli.typed import typed, without_wait_reason
 
 Call = subprocess.CompletedProcess[bytes]
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
-    """One node that serves."""
-    folder = tmp_path_factory.mktemp("agent")
-    workdir = folder / "work"
-    workdir.mkdir()
-    with run_agents(folder, ["lone"], workdir) as [started]:
-        wait_until_formed([started])
-        yield started
 
 
 def octaskly(

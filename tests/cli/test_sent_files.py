@@ -16,7 +16,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from octaskly.cli.demo.agents import DemoAgent, run_agents, wait_until_formed
+from octaskly.cli.demo.agents import DemoAgent
 from octaskly.cli.sent_files import SentFiles, SentPaths
 from octaskly.client import Session
 from octaskly.files.local_tree import FileChanged
@@ -29,16 +29,6 @@ MISSING = "/api/v1/files/missing"
 PACK = "/api/v1/files/pack"
 
 Call = subprocess.CompletedProcess[bytes]
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoAgent]:
-    """One node that serves."""
-    folder = tmp_path_factory.mktemp("agent")
-    (folder / "work").mkdir()
-    with run_agents(folder, ["lone"], folder / "work") as [started]:
-        wait_until_formed([started])
-        yield started
 
 
 @pytest.fixture
