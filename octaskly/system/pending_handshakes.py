@@ -130,6 +130,11 @@ class HandshakeLimiter:
         if is_finished and host is not None:
             self._intervals.forget(host)
 
+    def replace(self, connection: socket.socket, tls: socket.socket) -> None:
+        """Count a TLS connection in place of the connection that it has taken over."""
+        for group in (self._local, self._members, self._strangers):
+            group.replace(connection, tls)
+
     def is_local(self, connection: socket.socket) -> bool:
         """Return True if an admitted connection comes from this machine."""
         return connection in self._local
@@ -194,6 +199,11 @@ class _Group:
         self._hosts[connection] = host
         self._counts[host] += 1
         return evicted
+
+    def replace(self, connection: socket.socket, tls: socket.socket) -> None:
+        """Count the latest connection by another socket, if it is here."""
+        if connection in self._hosts:
+            self._hosts[tls] = self._hosts.pop(connection)
 
     def remove(self, connection: socket.socket) -> str | None:
         """Remove a connection; return its address, or None if it is not here."""

@@ -169,7 +169,9 @@ class MeshTls:
         front = self._lan_contexts[is_signed]
 
         def choose(
-            connection: ssl.SSLObject, name: str | None, _front: ssl.SSLContext
+            connection: ssl.SSLObject | ssl.SSLSocket,
+            name: str | None,
+            _front: ssl.SSLContext,
         ) -> None:
             is_in_scope = is_local(name) if name else is_signed
             connection.context = self._lan_contexts[is_in_scope]

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from octaskly.system.tls_transport import TlsTransport
+
 ENDINGS: Final = ("junk", "hello and junk", "hello and end", "reset", "no certificate")
 
 
@@ -68,7 +70,8 @@ def without_collection() -> Iterator[None]:
 def tls_object_count() -> int:
     """Return how many accepted TLS connections this process has in memory."""
     return sum(
-        isinstance(each, SSLProtocol) and vars(each).get("_server_side", False)
+        isinstance(each, TlsTransport)
+        or (isinstance(each, SSLProtocol) and vars(each).get("_server_side", False))
         for each in gc.get_objects()
     )
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from octaskly.api.problems import Problem
 from octaskly.errors import OutputNotFound
+from octaskly.system.tls_transport import TlsTransport
 
 SENT_BYTES: Final = 1 << 20
 """Bytes per write. Each write costs the same in Python, and a TLS record has 16 KiB."""
@@ -77,18 +78,17 @@ async def send_open_file(
     transport = request.transport
     if transport is None:
         raise StreamBroken("the client is gone")
-    if transport.get_extra_info("sslcontext") is not None:
-        # asyncio would send 16 KiB at a time, each by way of a thread.
-        await send_chunks(request, answer, _read_chunks(fd, start, end))
-        return
-    with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
-        try:
+    try:
+        if isinstance(transport, TlsTransport):
+            await transport.send_file(fd, start, end)
+        else:
             loop = asyncio.get_running_loop()
-            await loop.sendfile(transport, file, start, end - start)
-            await answer.write_eof()
-        except OSError as error:
-            transport.abort()
-            raise StreamBroken(str(error)) from None
+            with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
+                await loop.sendfile(transport, file, start, end - start)
+        await answer.write_eof()
+    except OSError as error:
+        transport.abort()
+        raise StreamBroken(str(error)) from None
 
 
 async def send_chunks(
@@ -107,12 +107,3 @@ async def send_chunks(
         if request.transport is not None:
             request.transport.abort()
         raise StreamBroken(str(error)) from None
-
-
-def _read_chunks(fd: int, start: int, end: int) -> Iterator[bytes]:
-    while start < end:
-        data = os.pread(fd, min(SENT_BYTES, end - start), start)
-        if not data:
-            raise OSError("the file became shorter")
-        yield data
-        start += len(data)

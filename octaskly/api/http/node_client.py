@@ -30,7 +30,6 @@ from octaskly.api.http.file_sender import StreamBroken
 from octaskly.api.http.handler_types import Handler, HttpTimeouts, NotSent, Request
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.http.slow_clients import (
-    LONG_READ_BYTES,
     READ_BYTES,
     long_reads,
     shrink_tls_buffers,
@@ -47,6 +46,7 @@ from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher
 from octaskly.ports import DispatcherView, Gateway
+from octaskly.system.tls_transport import LONG_READ_BYTES
 
 
 class NodeNotResponding(Exception):

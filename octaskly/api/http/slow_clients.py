@@ -14,11 +14,11 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
 from typing import Final
 
+from octaskly.system.tls_transport import LONG_READ_BYTES, RECORD_BYTES, TlsTransport
+
 WRITE_BUFFER_BYTES: Final = 16 << 10  #: unsent bytes for one client, at each layer
 KERNEL_UNSENT_BYTES: Final = 128 << 10  #: in the kernel, beyond bytes in flight
-RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
 READ_BYTES: Final = RECORD_BYTES // 2  #: aiohttp's client pauses at twice this size
-LONG_READ_BYTES: Final = 256 << 10  #: of a connection by which a long body arrives
 
 
 def shrink_tls_buffers() -> None:
@@ -40,6 +40,13 @@ def long_reads(transport: asyncio.BaseTransport | None) -> Iterator[None]:
     connection, but uses a longer one if there is one. `max_size` stays as it is:
     asyncio allocates so many bytes for each record.
     """
+    if isinstance(transport, TlsTransport):
+        transport.read_bytes = LONG_READ_BYTES
+        try:
+            yield
+        finally:
+            transport.read_bytes = RECORD_BYTES
+        return
     protocol: SSLProtocol | None = getattr(transport, "_ssl_protocol", None)
     if protocol is None:
         yield

@@ -76,7 +76,8 @@ HOLD_PATH: Final = "/internal/v1/files/hold"
 NODE_PACK_PATH: Final = "/internal/v1/files/pack"
 PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
-CHUNK_BYTES: Final = 256 << 10  #: bytes per write, and in memory per upload
+PART_BYTES: Final = 256 << 10  #: at least so much must arrive within the stall timeout
+PARTS_PER_TURN: Final = 4  #: of a thread; twice as many are in memory per upload
 
 
 async def upload_unnamed_file(request: Request) -> web.StreamResponse:
@@ -392,19 +393,47 @@ def _upload_errors(*, field: str) -> Iterator[None]:
 
 
 async def _receive(request: Request, write: Callable[[bytes], None]) -> int:
-    """Pass the body to `write`, in a thread, in parts; return its size."""
+    """Pass the body to `write`, in a thread, in parts; return its size.
+
+    While a part is written, the next one arrives.
+    """
     size_bytes = 0
-    content, stall_s = request.http_request.content, request.services.timeouts.stall_s
+    writing: asyncio.Future[None] | None = None
+    loop = asyncio.get_running_loop()
     with long_reads(request.http_request.transport):
-        while True:
-            try:
-                async with asyncio.timeout(stall_s):
-                    data = await content.readexactly(CHUNK_BYTES)
-            except asyncio.IncompleteReadError as end:
-                await asyncio.to_thread(write, end.partial)
-                return size_bytes + len(end.partial)
-            await asyncio.to_thread(write, data)
-            size_bytes += len(data)
+        try:
+            while parts := await _next_parts(request):
+                if writing is not None:
+                    await asyncio.shield(writing)
+                writing = loop.run_in_executor(None, _write_parts, write, parts)
+                size_bytes += sum(map(len, parts))
+        finally:
+            # After a disconnect, too, the caller must be alone with the file.
+            if writing is not None:
+                await asyncio.shield(asyncio.wait((writing,)))
+        if writing is not None:
+            writing.result()
+    return size_bytes
+
+
+async def _next_parts(request: Request) -> list[bytes]:
+    """Return the next parts of the body, to be written in one turn; none at its end."""
+    content, stall_s = request.http_request.content, request.services.timeouts.stall_s
+    parts: list[bytes] = []
+    for _ in range(PARTS_PER_TURN):
+        try:
+            async with asyncio.timeout(stall_s):
+                parts.append(await content.readexactly(PART_BYTES))
+        except asyncio.IncompleteReadError as end:
+            if end.partial:
+                parts.append(end.partial)
+            break
+    return parts
+
+
+def _write_parts(write: Callable[[bytes], None], parts: Sequence[bytes]) -> None:
+    for part in parts:
+        write(part)
 
 
 ROUTES = (

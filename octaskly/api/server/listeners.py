@@ -11,24 +11,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from asyncio.sslproto import SSLProtocol
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from octaskly.api.http.local_socket import peer_credentials
-from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.api.server.connection_limits import IDLE_S_MIN, ConnectionKind
 from octaskly.config.settings import LimitOptions
 from octaskly.config.users import user_name
 from octaskly.system.accepting import accept_connections
-from octaskly.system.error_frames import clear_error_frames
 from octaskly.system.pending_handshakes import (
     HandshakeLimiter,
     MemberAddresses,
     accept_within_limits,
 )
 from octaskly.system.tcp_table import client_user
+from octaskly.system.tls_transport import TlsTransport
 
 WAITING_MAX: Final = 16
 """Connections of an owner with its limit of new ones that wait for a place."""
@@ -143,9 +141,6 @@ class PlainListener:
             connection.close()
 
 
-TLS_SHUTDOWN_S: Final = 1.0
-
-
 class TlsListener:
     """Accepts TLS connections at one port.
 
@@ -169,6 +164,7 @@ class TlsListener:
         self._context_for_address = context_for_address
         self._timeout_s = limits.handshake_s
         self._protocol_factory = protocol_factory
+        self._pending: set[TlsTransport] = set()
         self._limiter = HandshakeLimiter(
             total_max=limits.lan_handshakes_max,
             per_address_max=limits.lan_handshakes_per_address,
@@ -178,43 +174,33 @@ class TlsListener:
 
     async def serve(self) -> None:
         """Accept connections until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-
-            def start(connection: socket.socket, _host: str) -> None:
-                tasks.create_task(self._start_handshake(connection))
-
-            await accept_within_limits(self._listener, self._limiter, start)
-
-    async def _start_handshake(self, connection: socket.socket) -> None:
-        """Start a handshake; it ends in the background."""
-        loop = asyncio.get_running_loop()
-        own_address = str(connection.getsockname()[0])
-        settled: asyncio.Future[None] = loop.create_future()
-        settled.add_done_callback(lambda done: self._handshake_done(connection, done))
-        # With `ssl`, this would wait for the handshake, and its exceptions would refer
-        # to frames that keep the TLS state in memory.
-        tls = SSLProtocol(
-            loop,
-            self._protocol_factory(),
-            self._context_for_address(own_address),
-            settled,
-            server_side=True,
-            ssl_handshake_timeout=self._timeout_s,
-            ssl_shutdown_timeout=TLS_SHUTDOWN_S,
-        )
         try:
-            transport, _ = await loop.connect_accepted_socket(lambda: tls, connection)
-        except OSError as error:  # For lack of memory, for example.
-            connection.close()
-            settled.set_exception(error)
-            return
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+            await accept_within_limits(
+                self._listener, self._limiter, self._start_handshake
+            )
+        finally:
+            for transport in tuple(self._pending):
+                transport.abort()
 
-    def _handshake_done(
-        self, connection: socket.socket, done: asyncio.Future[None]
-    ) -> None:
-        # Retrieve the exception; otherwise asyncio logs each failed handshake.
-        error = done.exception()
-        if error is not None:
-            clear_error_frames(error)  # Only Python 3.11 makes a cycle here.
-        self._limiter.release(connection, is_finished=error is None)
+    def _start_handshake(self, connection: socket.socket, _host: str) -> None:
+        """Start a handshake; it ends in the background."""
+        own_address = str(connection.getsockname()[0])
+
+        def on_handshake(error: Exception | None) -> None:
+            self._pending.discard(transport)
+            self._limiter.release(transport.connection, is_finished=error is None)
+
+        try:
+            transport = TlsTransport(
+                connection,
+                self._context_for_address(own_address),
+                self._protocol_factory(),
+                handshake_s=self._timeout_s,
+                on_handshake=on_handshake,
+            )
+        except OSError:  # For lack of memory, or the client is gone.
+            self._limiter.release(connection, is_finished=False)
+            connection.close()
+            return
+        self._pending.add(transport)
+        self._limiter.replace(connection, transport.connection)

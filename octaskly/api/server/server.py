@@ -90,7 +90,7 @@ from octaskly.system.accepting import BACKLOG
 from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.system.tcp_table import local_client
 
-PeerNodeId = Callable[[ssl.SSLObject], NodeId | None]
+PeerNodeId = Callable[[ssl.SSLSocket], NodeId | None]
 """Returns the node that a TLS connection authenticated.
 
 Without a certificate it returns None or raises TrustError.

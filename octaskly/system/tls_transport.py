@@ -1,0 +1,449 @@
+"""A TLS connection that reads and writes its socket without buffers in between.
+
+asyncio's own TLS passes every byte through two buffers in memory, which each connection
+keeps. For a file of a gigabyte, that takes several times the processor time of the
+encryption itself; for a stranger that connects and is silent, 300 kB of memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
+LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
+FILE_READ_BYTES: Final = 256 << 10
+FILE_TURN_BYTES: Final = 8 << 20  #: of a file, until the thread is free for others
+WRITABLE_WAIT_MS: Final = 5  #: in a thread; longer waits take none
+WRITE_BUFFER_BYTES: Final = 64 << 10
+SHUTDOWN_S: Final = 1.0  #: for the client to close its side
+
+# All connections are read by the event loop, one after the other.
+_read_buffer = memoryview(bytearray(LONG_READ_BYTES))
+
+OnHandshake = Callable[[Exception | None], None]
+"""Called once the handshake has ended, with the error if it failed."""
+
+
+class TlsTransport(asyncio.Transport):
+    """The server's end of a TLS connection.
+
+    Args:
+        connection: A connection that was accepted and does not block.
+        context: The TLS context of this end.
+        protocol: The protocol; it is connected once the handshake has succeeded.
+        handshake_s: Timeout for the handshake.
+        on_handshake: Called when the handshake has ended.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        context: ssl.SSLContext,
+        protocol: asyncio.Protocol,
+        *,
+        handshake_s: float,
+        on_handshake: OnHandshake,
+    ) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self._protocol: asyncio.BaseProtocol = protocol
+        self._on_handshake: OnHandshake | None = on_handshake
+        self.read_bytes = RECORD_BYTES  #: at most so many are passed on at a time
+        self._names = connection.getsockname(), connection.getpeername()
+        self._tls = context.wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        )
+        self._fd = self._tls.fileno()
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
+        self._high_bytes, self._low_bytes = WRITE_BUFFER_BYTES, WRITE_BUFFER_BYTES // 4
+        self._is_writing_paused = False
+        self._is_reading = False
+        self._is_reading_paused = False
+        self._is_closing = False
+        self._is_lost = False
+        self._sends_file = False
+        self._in_thread = False  #: a thread uses the connection
+        self._writable: asyncio.Future[None] | None = None  #: awaited by `send_file`
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(
+            handshake_s,
+            self._end_handshake,
+            TimeoutError("the handshake is too slow"),
+        )
+        self._shake_hands()
+
+    @property
+    def connection(self) -> socket.socket:
+        """The socket; the one that was accepted is detached."""
+        return self._tls
+
+    # -- handshake -----------------------------------------------------------------
+
+    def _shake_hands(self) -> None:
+        self._loop.remove_writer(self._fd)
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._loop.add_reader(self._fd, self._shake_hands)
+        except ssl.SSLWantWriteError:
+            self._loop.remove_reader(self._fd)
+            self._loop.add_writer(self._fd, self._shake_hands)
+        except OSError as error:
+            self._end_handshake(error)
+        else:
+            self._end_handshake(None)
+
+    def _end_handshake(self, error: OSError | None) -> None:
+        self._stop_timer()
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        # The caller learns of it after `__init__`.
+        assert self._on_handshake is not None
+        self._loop.call_soon(self._on_handshake, error)
+        self._on_handshake = None  # It may refer to this object.
+        if error is not None:
+            self._is_lost = self._is_closing = True
+            self._tls.close()
+            return
+        self._loop.call_soon(self._connect_protocol)
+
+    def _connect_protocol(self) -> None:
+        self._protocol.connection_made(self)
+        self._update_reader()
+
+    # -- what asyncio asks of a transport ------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return a detail of the connection; see `asyncio.BaseTransport`."""
+        details: Mapping[str, Any] = {
+            "socket": self._tls,
+            "ssl_object": self._tls,
+            "sslcontext": self._context,
+            "sockname": self._names[0],
+            "peername": self._names[1],
+        }
+        return details.get(name, default)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol."""
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Replace the protocol."""
+        self._protocol = protocol
+
+    def is_closing(self) -> bool:
+        """Return True if the connection is closing or closed."""
+        return self._is_closing
+
+    def close(self) -> None:
+        """Close the connection once what was written is sent."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._update_reader()
+            if not self._unsent and not self._sends_file:
+                self._start_shutdown()
+
+    def abort(self) -> None:
+        """Close the connection at once; this also ends the handshake."""
+        if self._on_handshake is None:
+            self._lose(None)
+        else:
+            self._end_handshake(ConnectionAbortedError("the handshake was aborted"))
+
+    # -- reading -------------------------------------------------------------------
+
+    def is_reading(self) -> bool:
+        """Return True if data is passed to the protocol."""
+        return self._is_reading
+
+    def pause_reading(self) -> None:
+        """Pass no data to the protocol until `resume_reading`."""
+        self._is_reading_paused = True
+        self._update_reader()
+
+    def resume_reading(self) -> None:
+        """Pass data to the protocol again."""
+        self._is_reading_paused = False
+        self._update_reader()
+
+    def _update_reader(self) -> None:
+        is_reading = not (
+            self._is_reading_paused or self._is_closing or self._sends_file
+        )
+        if is_reading and not self._is_reading:
+            self._loop.add_reader(self._fd, self._read)
+        elif self._is_reading and not is_reading and not self._is_lost:
+            self._loop.remove_reader(self._fd)
+        self._is_reading = is_reading
+
+    def _read(self) -> None:
+        """Pass on what has arrived.
+
+        Records are decrypted as a whole, so nothing waits inside of the TLS library,
+        where the event loop would not see it.
+        """
+        filled, is_end = 0, False
+        try:
+            while filled + RECORD_BYTES <= self.read_bytes and not is_end:
+                count = self._tls.recv_into(_read_buffer[filled:])
+                filled += count
+                is_end = not count
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            self._lose(error)
+            return
+        protocol = self._protocol
+        assert isinstance(protocol, asyncio.Protocol)
+        if filled:
+            protocol.data_received(bytes(_read_buffer[:filled]))
+        if is_end and not self._is_closing and not protocol.eof_received():
+            self.close()
+
+    # -- writing -------------------------------------------------------------------
+
+    def set_write_buffer_limits(
+        self, high: int | None = None, low: int | None = None
+    ) -> None:
+        """Set how many unsent bytes pause the protocol, and how few resume it."""
+        self._high_bytes = WRITE_BUFFER_BYTES if high is None else high
+        self._low_bytes = self._high_bytes // 4 if low is None else low
+        self._pause_or_resume_writing()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return how few unsent bytes resume the protocol, and how many pause it."""
+        return self._low_bytes, self._high_bytes
+
+    def get_write_buffer_size(self) -> int:
+        """Return the number of unsent bytes."""
+        return self._unsent_bytes
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send data; what the network does not take now is sent later."""
+        if self._is_closing or not data:
+            return
+        self._unsent.append(memoryview(data).cast("B"))
+        self._unsent_bytes += len(data)
+        if len(self._unsent) == 1 and not self._sends_file:
+            self._write_unsent()
+        else:
+            self._pause_or_resume_writing()
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        """Send several pieces of data, in as few records as possible."""
+        self.write(b"".join(list_of_data))
+
+    def _write_unsent(self) -> None:
+        try:
+            while self._unsent:
+                data = self._unsent[0]
+                count = self._tls.send(data)
+                self._unsent_bytes -= count
+                if count < len(data):
+                    self._unsent[0] = data[count:]
+                else:
+                    self._unsent.popleft()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            self._loop.add_writer(self._fd, self._write_unsent)
+        except OSError as error:
+            self._lose(error)
+            return
+        else:
+            self._loop.remove_writer(self._fd)
+            self._wake_sender()
+            if self._is_closing:
+                self._start_shutdown()
+        self._pause_or_resume_writing()
+
+    def _pause_or_resume_writing(self) -> None:
+        if self._unsent_bytes > self._high_bytes:
+            self._set_writing_paused(is_paused=True)
+        elif self._unsent_bytes <= self._low_bytes:
+            self._set_writing_paused(is_paused=False)
+
+    def _set_writing_paused(self, *, is_paused: bool) -> None:
+        if is_paused != self._is_writing_paused:
+            self._is_writing_paused = is_paused
+            if is_paused:
+                self._protocol.pause_writing()
+            else:
+                self._protocol.resume_writing()
+
+    # -- files ---------------------------------------------------------------------
+
+    async def send_file(self, fd: int, start: int, end: int) -> None:
+        """Send a part of an open file after what was written.
+
+        A thread reads and encrypts it, so the event loop serves others meanwhile.
+
+        Raises:
+            OSError: the connection ended, or the file became shorter.
+        """
+        while self._unsent and not self._is_lost:
+            await self._become_writable()
+        part = _FilePart(self._tls, fd, start, end)
+        self._sends_file = True  # What is written meanwhile waits.
+        self._update_reader()
+        try:
+            while not self._is_lost and not part.is_sent:
+                if part.is_blocked:
+                    part.is_blocked = False
+                    await self._become_writable()
+                else:
+                    await self._run_in_thread(part.send_some)
+        except BaseException:
+            self.abort()  # A client must not take the part for the whole.
+            raise
+        finally:
+            self._sends_file = False
+        if self._is_lost:
+            raise ConnectionResetError("the client is gone")
+        self._update_reader()
+        self._write_unsent()
+
+    async def _run_in_thread(self, work: Callable[[], None]) -> None:
+        self._in_thread = True
+        done = self._loop.run_in_executor(None, work)
+        done.add_done_callback(self._leave_thread)
+        await asyncio.shield(done)  # The thread goes on if this is cancelled.
+
+    def _leave_thread(self, done: asyncio.Future[None]) -> None:
+        done.exception()  # Nobody may be waiting for it any more.
+        self._in_thread = False
+        if self._is_lost:
+            self._tls.close()
+
+    async def _become_writable(self) -> None:
+        """Wait until the client has read some of what was sent, or is gone."""
+        self._writable = self._loop.create_future()
+        if self._sends_file:
+            self._loop.add_writer(self._fd, self._wake_sender)
+            self._set_writing_paused(is_paused=True)
+        try:
+            await self._writable
+        finally:
+            self._writable = None
+            if self._sends_file and not self._is_lost:
+                self._loop.remove_writer(self._fd)
+                self._set_writing_paused(is_paused=False)
+
+    def _wake_sender(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    # -- the end -------------------------------------------------------------------
+
+    def _start_shutdown(self) -> None:
+        """Tell the client that this is all, and wait a moment for it to close.
+
+        A socket that is closed while data still arrives is reset, and the client may
+        lose what was sent last.
+        """
+        if self._is_lost or self._timer is not None:
+            return
+        try:
+            self._tls.unwrap()
+        except ConnectionError as error:
+            self._lose(error)
+            return
+        except OSError:
+            pass  # The client has not closed its side, and may still send data.
+        else:
+            self._lose(None)
+            return
+        self._timer = self._loop.call_later(SHUTDOWN_S, self._lose, None)
+        self._loop.add_reader(self._fd, self._discard_arrived)
+
+    def _discard_arrived(self) -> None:
+        try:
+            # Encrypted, and of no interest.
+            count = socket.socket.recv_into(self._tls, _read_buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self._lose(None)
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._is_lost:
+            return
+        self._is_lost = self._is_closing = True
+        self._stop_timer()
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        self._wake_sender()
+        if self._in_thread:
+            # Its descriptor could be another connection's before the thread is done.
+            socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
+        else:
+            self._tls.close()
+        self._loop.call_soon(self._disconnect_protocol, error)
+
+    def _disconnect_protocol(self, error: Exception | None) -> None:
+        self._protocol.connection_lost(error)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _FilePart:
+    """A part of a file on its way to a connection that does not block.
+
+    Args:
+        tls: The connection.
+        fd: The file, open.
+        start: Where the part begins.
+        end: Where it ends.
+    """
+
+    def __init__(self, tls: ssl.SSLSocket, fd: int, start: int, end: int) -> None:
+        self._tls, self._fd = tls, fd
+        self._next, self._end = start, end
+        self._buffer = memoryview(bytearray(min(FILE_READ_BYTES, end - start)))
+        #: Read and not sent; the TLS library insists on the same bytes again.
+        self._unsent = self._buffer[:0]
+        self.is_blocked = False  #: the client reads slowly
+
+    @property
+    def is_sent(self) -> bool:
+        """True if all of the part is sent."""
+        return not self._unsent and self._next == self._end
+
+    def send_some(self) -> None:
+        """Send what the client takes, up to the size of a turn. Blocks for a moment."""
+        writable = select.poll()
+        writable.register(self._tls, select.POLLOUT)
+        turn_end = self._next + FILE_TURN_BYTES
+        while not self.is_sent:
+            if not self._unsent:
+                if self._next >= turn_end:
+                    return
+                self._read_more()
+            try:
+                self._unsent = self._unsent[self._tls.send(self._unsent) :]
+            except ssl.SSLWantWriteError:
+                if not writable.poll(WRITABLE_WAIT_MS):
+                    self.is_blocked = True
+                    return
+
+    def _read_more(self) -> None:
+        wanted = self._buffer[: self._end - self._next]
+        count = os.preadv(self._fd, [wanted], self._next)
+        if not count:
+            raise OSError("the file became shorter")
+        self._next += count
+        self._unsent = self._buffer[:count]

@@ -1,0 +1,310 @@
+"""TLS connections over real sockets, as seen by a client with asyncio's own TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from octaskly.system.tls_transport import FILE_READ_BYTES, RECORD_BYTES, TlsTransport
+from octaskly.trust import MeshTls, NodeKey, generate_secret
+from tests.support.agents import WAIT_S_MAX
+from tests.support.api_node import until
+
+SECRET = generate_secret()
+LONG_BYTES = 3 * FILE_READ_BYTES + 5
+
+
+class Server(asyncio.Protocol):
+    """A protocol that records what happens to it."""
+
+    def __init__(self) -> None:
+        self.transport: TlsTransport | None = None
+        self.data = b""
+        self.events: list[str] = []
+        self.error: BaseException | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, TlsTransport)
+        self.transport = transport
+        self.events.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def pause_writing(self) -> None:
+        self.events.append("paused")
+
+    def resume_writing(self) -> None:
+        self.events.append("resumed")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.error = exc
+        self.events.append("lost")
+
+
+class Pair:
+    """Both ends of a connection; the client's end is a plain socket."""
+
+    def __init__(self, handshake_s: float = WAIT_S_MAX) -> None:
+        tls = MeshTls(SECRET, NodeKey.generate())
+        contexts = tls.lan_server_contexts(["node.test"], ["127.0.0.1"])
+        self.server = Server()
+        self.outcomes: list[Exception | None] = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.plain = socket.create_connection(listener.getsockname())
+            accepted, _ = listener.accept()
+        accepted.setblocking(False)
+        self.transport = TlsTransport(
+            accepted,
+            contexts("127.0.0.1"),
+            self.server,
+            handshake_s=handshake_s,
+            on_handshake=self.outcomes.append,
+        )
+
+    async def connect(
+        self, *, limit: int = 1 << 16
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Finish the handshake as a client."""
+        context = MeshTls(SECRET, NodeKey.generate()).lan_probe_context()
+        streams = await asyncio.open_connection(
+            sock=self.plain, ssl=context, server_hostname="", limit=limit
+        )
+        await until(lambda: self.server.transport is not None)
+        return streams
+
+    async def lost(self) -> None:
+        await until(lambda: "lost" in self.server.events)
+        assert self.server.events.count("lost") == 1
+        assert self.transport.connection.fileno() == -1
+
+
+@asynccontextmanager
+async def connected(
+    limit: int = 1 << 16,
+) -> AsyncIterator[tuple[Pair, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Yield a connection; at the end of the block, both ends are closed."""
+    pair = Pair()
+    reader, writer = await pair.connect(limit=limit)
+    yield pair, reader, writer
+    writer.transport.abort()
+    pair.transport.abort()
+    await pair.lost()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(LONG_BYTES))
+    return path
+
+
+async def test_data_goes_both_ways_and_is_whole() -> None:
+    data = os.urandom(20 * RECORD_BYTES + 1)
+    async with connected() as (pair, reader, writer):
+        assert pair.outcomes == [None]
+        writer.write(data)
+        await until(lambda: len(pair.server.data) == len(data))
+        assert pair.server.data == data
+
+        pair.transport.writelines([data[:5], data[5:]])
+        pair.transport.write(b"")
+        pair.transport.write(b"!")
+        assert await reader.readexactly(len(data) + 1) == data + b"!"
+
+
+async def test_details_are_those_of_the_connection() -> None:
+    async with connected() as (pair, _, writer):
+        info = pair.transport.get_extra_info
+        assert info("peername") == writer.get_extra_info("sockname")
+        assert info("sockname") == writer.get_extra_info("peername")
+        assert info("ssl_object").version() == "TLSv1.3"
+        assert info("nothing", 3) == 3
+        assert pair.transport.get_protocol() is pair.server
+
+
+async def test_nothing_is_read_while_paused() -> None:
+    async with connected() as (pair, _, writer):
+        pair.transport.pause_reading()
+        writer.write(b"waits")
+        await writer.drain()
+        await asyncio.sleep(0)
+        assert not pair.transport.is_reading()
+        assert pair.server.data == b""
+        pair.transport.resume_reading()
+        await until(lambda: pair.server.data == b"waits")
+
+
+async def test_a_client_that_does_not_read_pauses_the_protocol() -> None:
+    data = os.urandom(1 << 20)
+    async with connected(limit=1024) as (pair, reader, _):
+        pair.transport.set_write_buffer_limits(high=1000)
+        written = 0
+        while "paused" not in pair.server.events:
+            pair.transport.write(data)
+            written += len(data)
+        assert pair.transport.get_write_buffer_size() > 1000
+        for _ in range(written >> 20):
+            assert await reader.readexactly(len(data)) == data
+        assert pair.server.events[-1] == "resumed"
+        assert pair.transport.get_write_buffer_size() == 0
+
+
+async def test_close_sends_what_was_written() -> None:
+    data = os.urandom(4 << 20)
+    async with connected(limit=1024) as (pair, reader, writer):
+        pair.transport.write(data)
+        pair.transport.close()
+        pair.transport.write(b"too late")
+        assert pair.transport.is_closing()
+        assert hashlib.sha256(await reader.read()).digest() == (
+            hashlib.sha256(data).digest()
+        )
+        writer.close()
+        await pair.lost()
+        assert pair.server.error is None
+
+
+async def test_close_waits_for_a_client_that_still_sends() -> None:
+    """A socket with unread data would be reset, and the response lost."""
+    async with connected() as (pair, reader, writer):
+        pair.transport.pause_reading()
+        writer.write(os.urandom(1 << 18))
+        pair.transport.write(b"refused")
+        pair.transport.close()
+        assert await reader.read() == b"refused"
+        writer.transport.abort()
+        await pair.lost()
+
+
+async def test_the_end_of_the_client_closes_the_connection() -> None:
+    async with connected() as (pair, _, writer):
+        writer.write(b"last")
+        writer.close()
+        await pair.lost()
+        assert pair.server.data == b"last"
+        assert pair.server.error is None
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_a_failed_handshake_is_reported_once(first: bytes) -> None:
+    pair = Pair()
+    pair.plain.sendall(first)
+    pair.plain.shutdown(socket.SHUT_WR)
+    await until(lambda: pair.outcomes)
+    pair.plain.close()
+    assert len(pair.outcomes) == 1
+    assert isinstance(pair.outcomes[0], OSError)
+    assert pair.server.events == []
+    assert pair.transport.is_closing()
+
+
+@pytest.mark.parametrize("ending", ["timeout", "abort"])
+async def test_a_handshake_that_does_not_end_is_ended(ending: str) -> None:
+    pair = Pair(handshake_s=0.01 if ending == "timeout" else WAIT_S_MAX)
+    if ending == "abort":
+        pair.transport.abort()
+    await until(lambda: pair.outcomes)
+    assert isinstance(pair.outcomes[0], OSError)
+    with pair.plain:
+        pair.plain.settimeout(WAIT_S_MAX)
+        assert pair.plain.recv(1) == b""
+
+
+# -- files -------------------------------------------------------------------------
+
+
+async def test_a_file_follows_what_was_written(file: Path) -> None:
+    content = file.read_bytes()
+    async with connected() as (pair, reader, writer):
+        pair.transport.write(b"head")
+        with file.open("rb") as opened:
+            sending = asyncio.create_task(
+                pair.transport.send_file(opened.fileno(), 1, len(content) - 1)
+            )
+            await asyncio.sleep(0)
+            pair.transport.write(b"tail")  # It must not get into the file.
+            writer.write(b"next")
+            body = await reader.readexactly(4 + len(content) - 2 + 4)
+            await sending
+        assert body == b"head" + content[1:-1] + b"tail"
+        await until(lambda: pair.server.data == b"next")
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_a_file(file: Path) -> None:
+    content = file.read_bytes()
+    async with connected(limit=1024) as (pair, reader, _):
+        pair.transport.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with file.open("rb") as opened:
+            sending = asyncio.create_task(
+                pair.transport.send_file(opened.fileno(), 0, len(content))
+            )
+            await until(lambda: "paused" in pair.server.events)
+            pair.transport.close()  # Once all is sent.
+            assert await reader.read() == content
+            await sending
+        assert "resumed" in pair.server.events
+
+
+async def test_a_file_that_became_shorter_breaks_the_connection(file: Path) -> None:
+    async with connected() as (pair, reader, _):
+        with file.open("rb") as opened, pytest.raises(OSError, match="shorter"):
+            await pair.transport.send_file(opened.fileno(), 0, LONG_BYTES + 1)
+        with suppress(OSError):
+            assert len(await reader.read()) <= LONG_BYTES
+        await pair.lost()
+
+
+@pytest.mark.parametrize("ending", ["client", "abort", "cancel"])
+async def test_a_broken_transfer_ends(file: Path, ending: str) -> None:
+    """Neither its thread nor its descriptor stays."""
+    with file.open("r+b") as opened:
+        opened.truncate(1 << 30)  # More than the kernel takes.
+        async with connected(limit=1024) as (pair, _, writer):
+            sending = asyncio.create_task(
+                pair.transport.send_file(opened.fileno(), 0, 1 << 30)
+            )
+            await until(lambda: "paused" in pair.server.events)
+            match ending:
+                case "client":
+                    writer.transport.abort()
+                case "abort":
+                    pair.transport.abort()
+                case _:
+                    sending.cancel()
+            kind = asyncio.CancelledError if ending == "cancel" else OSError
+            with pytest.raises(kind):
+                await sending
+            await pair.lost()
+
+
+async def test_a_transfer_that_ends_in_its_thread_ends(file: Path) -> None:
+    """The descriptor is free only when the thread is done with it."""
+    with file.open("r+b") as opened:
+        opened.truncate(1 << 30)
+        async with connected() as (pair, _, writer):
+            sending = asyncio.create_task(
+                pair.transport.send_file(opened.fileno(), 0, 1 << 30)
+            )
+            await asyncio.sleep(0)
+            pair.transport.abort()
+            assert pair.transport.connection.fileno() != -1
+            with pytest.raises(OSError):
+                await sending
+            await pair.lost()
+            writer.transport.abort()
+
+
+def test_contexts_are_for_tls_1_3_only() -> None:
+    """Renegotiation would make a read wait for a write."""
+    tls = MeshTls(SECRET, NodeKey.generate())
+    context = tls.lan_server_contexts(["node.test"], ["127.0.0.1"])("127.0.0.1")
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_3
