@@ -163,6 +163,10 @@ class HttpConnection:
         """Close the connection; the next request opens another."""
         self._connection.close()
         self._last_used_at = None
+        if isinstance(self._connection, http.client.HTTPSConnection):
+            from octaskly.system.tls_errors import clear_tls_errors  # noqa: PLC0415
+
+            clear_tls_errors()
 
     def send_request(
         self,

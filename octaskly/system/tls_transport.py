@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from octaskly.system.tls_errors import call_tls
+
 RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
 LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
 FILE_READ_BYTES: Final = 256 << 10
@@ -90,7 +92,7 @@ class TlsTransport(asyncio.Transport):
     def _shake_hands(self) -> None:
         self._loop.remove_writer(self._fd)
         try:
-            self._tls.do_handshake()
+            call_tls(self._tls.do_handshake)
         except ssl.SSLWantReadError:
             self._loop.add_reader(self._fd, self._shake_hands)
         except ssl.SSLWantWriteError:
@@ -194,7 +196,7 @@ class TlsTransport(asyncio.Transport):
         filled, is_end = 0, False
         try:
             while filled + RECORD_BYTES <= self.read_bytes and not is_end:
-                count = self._tls.recv_into(_read_buffer[filled:])
+                count = call_tls(self._tls.recv_into, _read_buffer[filled:])
                 filled += count
                 is_end = not count
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -246,7 +248,7 @@ class TlsTransport(asyncio.Transport):
         try:
             while self._unsent:
                 data = self._unsent[0]
-                count = self._tls.send(data)
+                count = call_tls(self._tls.send, data)
                 self._unsent_bytes -= count
                 if count < len(data):
                     self._unsent[0] = data[count:]
@@ -351,7 +353,7 @@ class TlsTransport(asyncio.Transport):
         if self._is_lost or self._timer is not None:
             return
         try:
-            self._tls.unwrap()
+            call_tls(self._tls.unwrap)
         except ConnectionError as error:
             self._lose(error)
             return
@@ -434,7 +436,8 @@ class _FilePart:
                     return
                 self._read_more()
             try:
-                self._unsent = self._unsent[self._tls.send(self._unsent) :]
+                count = call_tls(self._tls.send, self._unsent)
+                self._unsent = self._unsent[count:]
             except ssl.SSLWantWriteError:
                 if not writable.poll(WRITABLE_WAIT_MS):
                     self.is_blocked = True

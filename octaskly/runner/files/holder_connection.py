@@ -19,6 +19,7 @@ from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
 from octaskly.ports import Clock, ContentMismatch
+from octaskly.system.tls_errors import clear_tls_errors
 
 FILES_PATH: Final = "/internal/v1/files/"
 PACK_PATH: Final = "/internal/v1/files/pack"
@@ -138,6 +139,7 @@ class HolderConnections:
             is_reusable = True  # The response was read to its end.
             raise
         except (OSError, http.client.HTTPException) as error:
+            clear_tls_errors()
             raise HolderUnreachable(_reason(error)) from error
         finally:
             if is_reusable and connection.sock is not None:
@@ -205,6 +207,7 @@ def open_connection(holder: Holder, tls: ssl.SSLContext) -> http.client.HTTPSCon
             connection.connect()
         except OSError as error:
             connection.close()
+            clear_tls_errors()
             why = _reason(error)
         else:
             return connection
