@@ -84,7 +84,7 @@ class Pair:
     async def lost(self) -> None:
         await until(lambda: "lost" in self.server.events)
         assert self.server.events.count("lost") == 1
-        assert self.transport.connection.fileno() == -1
+        await until(lambda: self.transport.connection.fileno() == -1)
 
 
 @asynccontextmanager
