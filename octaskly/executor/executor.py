@@ -29,6 +29,7 @@ from octaskly.client.flows.task_fields import (
 from octaskly.client.inputs import TaskInputs, take_inputs
 from octaskly.executor.call_files import RAISE_IF_FULL, CallFiles
 from octaskly.executor.call_runner import RESULT_FILE
+from octaskly.executor.call_text import describe_calls, function_name
 from octaskly.executor.engine import Engine, WorkItem
 from octaskly.executor.mesh import MeshClient
 from octaskly.executor.results import result_of_task
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 TASKS_MAX_DEFAULT: Final = 1000  #: default of `max_workers`
 CALL_S_MAX: Final = 86_400  #: default `timeout` of a call
-NAME_CHARS_MAX: Final = 128
+NAME_CHARS_MAX: Final = 128  #: of a task, as the API has it
 
 _CALL_RUNNER = (
     '"${OCTASKLY_CALLEE:?the agent of this node does not support calls: update it}"'
@@ -211,7 +212,12 @@ class Executor(FuturesExecutor):
             self._command,
             _merge_fields(
                 {"timeout": CALL_S_MAX, **self._task_fields},
-                {"id": name, "name": _shown_name(fn), "outputs": [RESULT_FILE]},
+                {
+                    "id": name,
+                    "name": function_name(fn)[:NAME_CHARS_MAX],
+                    "call": self._call_text(fn, calls),
+                    "outputs": [RESULT_FILE],
+                },
             ),
         )
         payload = pickle_calls(
@@ -221,6 +227,10 @@ class Executor(FuturesExecutor):
         value = partial(result_of_task, self._mesh)
         release = partial(self._call_files.release, name)
         return self._add(WorkItem(name, len(payload.stdin), make, value, release))
+
+    def _call_text(self, fn: Callable[..., Any], calls: Sequence[Arguments]) -> str:
+        """Return the text that lists show for a task with these calls."""
+        return describe_calls(fn, calls[0], len(calls))
 
     def _with_payload(self, draft: Draft, payload: CallPayload) -> Draft:
         """Return the task of a call after its files were sent."""
@@ -287,9 +297,3 @@ def _result(future: Future[list[_T]], deadline_s: float | None) -> list[_T]:
         )
     finally:
         future.cancel()
-
-
-def _shown_name(fn: Callable[..., Any]) -> str:
-    """Return the task name for a call of `fn`."""
-    name = getattr(fn, "__qualname__", type(fn).__qualname__)
-    return "".join(c for c in name if c.isprintable())[:NAME_CHARS_MAX] or "call"

@@ -146,3 +146,4 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stdin_file: dict[str, str] | None = None
     same_folder: dict[str, Any] | None = None
     outputs_of: list[str] = []
+    call: str | None = None

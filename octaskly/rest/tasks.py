@@ -102,6 +102,7 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: At | None = None
     priority: int | None = None
     name: str | None = None
+    call: str | None = None  #: to show instead of the command
     labels: dict[str, str] = {}
     labels_truncated: bool | msgspec.UnsetType = msgspec.UNSET
     array: Members | None = None
@@ -465,6 +466,7 @@ class Run(AttemptLine, frozen=True, kw_only=True):
 
     id: str
     name: str | None = None
+    call: str | None = None
     command: str = ""
     assigned_at: Instant | None = None
     has_files: bool = False

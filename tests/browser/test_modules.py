@@ -189,6 +189,7 @@ LEFT_OUT = (
 #: Also in the form; each excludes one above.
 APART = {"workdir", "outputs_of", "stdin_base64", "stdin_file", "tree", "array"}
 APART |= {"same_folder"}  # Only a program on the machine can make the file.
+APART |= {"call"}  # A form submits commands.
 
 EDIT = """async (body) => {
     const { bodyOf, typedOf } = await import("/static/app/views/asking.js");

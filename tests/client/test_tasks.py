@@ -57,6 +57,7 @@ def test_all_task_options_reach_the_node(client: octaskly.Client) -> None:
         "outputs": ["made"],
         "name": "everything",
         "labels": {"for": "tests"},
+        "call": "greet('hello')",
         "env": {"GREETING": "hello"},
         "workdir": "scratch",
         "stdin": b"\xff\x00",

@@ -170,6 +170,25 @@ def test_the_output_of_a_call_is_in_the_log_of_its_task(
     ]
 
 
+def test_lists_show_the_call_of_a_task(
+    executor: octaskly.Executor, agents: list[Agent]
+) -> None:
+    """Of several that one task runs, the first and how many more."""
+
+    def where(*_values: object, **_named: object) -> str:
+        return os.environ["OCTASKLY_TASK_ID"]
+
+    one = executor.submit(where, 3, seed=7, of="a\nb").result(RESULT_S_MAX)
+    three = next(executor.map(where, range(3), chunksize=3))
+    shown = [agents[0].call("GET", f"{TASKS}/{task}")[1] for task in (one, three)]
+
+    assert [task["call"] for task in shown] == [
+        r"where(3, seed=7, of='a\nb')",
+        "where(0) and 2 more",
+    ]
+    assert [task["name"] for task in shown] == ["where", "where"]
+
+
 def test_large_arguments_and_results_are_files(
     executor: octaskly.Executor, agents: list[Agent]
 ) -> None:

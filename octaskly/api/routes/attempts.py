@@ -105,6 +105,7 @@ def _render_attempt_of_task(
         **line,
         id=run.record.name,
         name=(options.name or None) if options else None,
+        call=(options.call or None) if options else None,
         command=cut_text(command, COMMAND_BYTES_MAX),
         assigned_at=_known(run.assigned_ms),
         has_files=_has_files(options),

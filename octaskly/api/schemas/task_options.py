@@ -32,6 +32,7 @@ from octaskly.core.model.task_options import (
 from octaskly.rest import tasks as rest
 
 NAME_CHARS_MAX: Final = 128
+CALL_CHARS_MAX: Final = 120
 LABELS_MAX: Final = 32
 LABEL_CHARS_MAX: Final = 256
 ENV_MAX: Final = 1000
@@ -135,6 +136,9 @@ class OptionsIn(RequestBody, gc=False):
     outputs_of: Annotated[
         tuple[TaskRef, ...], msgspec.Meta(max_length=OUTPUTS_OF_MAX)
     ] = ()
+    call: (
+        Annotated[str, openapi_schema(minLength=1, maxLength=CALL_CHARS_MAX)] | None
+    ) = None
 
 
 NO_OPTIONS: Final = TaskOptions()
@@ -145,6 +149,7 @@ _DEFAULT_FIELDS: Final = _option_fields(OptionsIn())
 
 FIELD_HINTS: Final = {
     "name": f"1 to {NAME_CHARS_MAX} printable characters",
+    "call": f"1 to {CALL_CHARS_MAX} printable characters",
     "labels": f"at most {LABELS_MAX} pairs; names of 1 to 64 characters of A-Z a-z 0-9"
     f" . _ / -, values of at most {LABEL_CHARS_MAX} printable characters",
     "env": f"at most {ENV_MAX} variables, {ENV_BYTES_MAX} bytes in all",
@@ -192,6 +197,8 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
     # An empty name is an error: it often comes from an unset shell variable.
     if fields.name is not None and not _is_printable(fields.name, NAME_CHARS_MAX):
         raise InvalidField("name", "unusable name")
+    if fields.call is not None and not _is_printable(fields.call, CALL_CHARS_MAX):
+        raise InvalidField("call", "unusable text")
     options = TaskOptions(
         name=fields.name or "",
         labels=_labels(fields.labels, "labels"),
@@ -213,6 +220,7 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
             is_scratch=fields.workdir == "scratch",
         ),
         outputs_of=_outputs_of(fields),
+        call=fields.call or "",
     )
     return None if options == NO_OPTIONS else options
 

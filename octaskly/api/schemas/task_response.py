@@ -105,6 +105,7 @@ def _line(
         priority=priority_of(spec) if spec else None,
         # Most tasks have no options, so they are not arrays.
         name=(options.name or None) if options else None,
+        call=(options.call or None) if options else None,
         labels=dict(options.labels) if options else {},
         array=arrays.render_array(record) if options else None,
     )

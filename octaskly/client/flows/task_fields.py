@@ -103,6 +103,7 @@ class TaskFields(TypedDict, total=False):
     outputs: Sequence[str]
     id: str
     name: str
+    call: str
     labels: Mapping[str, str]
     env: Mapping[str, str]
     cwd: str

@@ -196,6 +196,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
     same_folder: SameFolder | None = None  #: `cwd` must be the folder with this file
     outputs_of: Annotated[tuple[Word, ...], Meta(max_length=OUTPUTS_OF_MAX)] = ()
     """Ended tasks whose outputs the attempt's own folder contains: ids in the log."""
+    call: Word = ""  #: shown instead of the command, such as `simulate(3, seed=7)`
 
     @property
     def stdin_bytes(self) -> int:
@@ -212,6 +213,7 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
         return (
             sum(len(name) + len(value) + PAIR_CHARS for name, value in pairs)
             + len(self.name)
+            + len(self.call)
             + len(self.cwd)
             + len(self.notify_url)
             + len(self.stdin)

@@ -18,6 +18,7 @@ SEARCH_ROWS_MAX: Final = 1024
 SEARCH_PART_S: Final = 0.005  #: a part that takes longer is followed by a shorter one
 
 _NAME = "options ->> 0"  #: null for a task without options
+_CALL = "coalesce(options ->> 19, '')"
 _LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 = ?"
 
 Keys = tuple[int, int]
@@ -212,10 +213,11 @@ def _condition(search: TaskSearch) -> tuple[str, list[str]]:
         # in a command of many equal ones.
         parts.append(
             "(instr(lower(command), lower(?)) OR (instr(lower(options), lower(?))"
-            f" AND instr(lower({_NAME}), lower(?))))"
+            f" AND (instr(lower({_NAME}), lower(?)) OR instr(lower({_CALL}), lower(?)))"
+            "))"
         )
         written = _as_stored(search.text)[1:-1]
-        values += (search.text, written, search.text)
+        values += (search.text, written, search.text, search.text)
     return " AND ".join(parts), values
 
 

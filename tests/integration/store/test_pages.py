@@ -168,6 +168,7 @@ NAMED: list[tuple[TaskSearch, Callable[[int], bool]]] = [
     (TaskSearch(labels=(("home", "/"),)), lambda _: False),  # That is a variable.
     (TaskSearch(text="ECHO 11"), lambda n: str(n).startswith("11")),
     (TaskSearch(text="%"), lambda _: False),
+    (TaskSearch(text="SEED=7"), lambda n: n % 7 == 0),
     (TaskSearch(text="RUN", name='run "7"'), lambda n: n % 7 == 0),
 ]
 
@@ -193,7 +194,13 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connecti
 def options_of(n: int, team: str) -> TaskOptions | None:
     labels = (("n", str(n % 10)), ("team", team))
     env = (("home", "/"),)
-    return None if n % 7 else TaskOptions(name='run "7"', labels=labels, env=env)
+    return (
+        None
+        if n % 7
+        else TaskOptions(
+            name='run "7"', labels=labels, env=env, call="simulate(3, seed=7)"
+        )
+    )
 
 
 @pytest.mark.parametrize("is_newest_first", [False, True], ids=["oldest", "newest"])

@@ -55,22 +55,28 @@ def decoded(row: bytes) -> rest.ArrayMember:
     return msgspec.json.decode(row, type=rest.ArrayMember)
 
 
-@given(command=TEXT, detail=TEXT, name=NAMES, labels=LABELS, item=TEXT)
+@given(command=TEXT, detail=TEXT, name=NAMES, call=NAMES, labels=LABELS, item=TEXT)
 @example(
     command="x" * 2000,
     detail="x" * 2000,
     name="\U0001f600" * 128,
+    call="\U0001f600" * 128,
     labels=dict.fromkeys("abcdefghijklmnopqrstuvwxyz", "x")
     | {f"{number:02}": "x" for number in range(100)},
     item="x" * 2000,
 )
 def test_a_row_has_at_most_2_kib_whatever_is_in_the_task(
-    command: str, detail: str, name: str, labels: dict[str, str], item: str
+    command: str,
+    detail: str,
+    name: str,
+    call: str,
+    labels: dict[str, str],
+    item: str,
 ) -> None:
     """A page of 1000 stays below 2 MiB; what is cut is the beginning, and says so."""
     line = rest.ArrayMember(
-        **LONGEST, command=command, detail=detail, name=name, labels=labels,
-        index=10**9, item=item,
+        **LONGEST, command=command, detail=detail, name=name, call=call,
+        labels=labels, index=10**9, item=item,
     )  # fmt: skip
 
     row = list_rows.encode_row(line)
@@ -78,6 +84,8 @@ def test_a_row_has_at_most_2_kib_whatever_is_in_the_task(
 
     assert len(row) <= list_rows.ROW_BYTES_MAX
     assert shown.name == name
+    assert call.startswith((shown.call or "").removesuffix("..."))
+    assert bool(shown.call) == bool(call)
     assert command.startswith(shown.command or "")
     assert (shown.command_truncated is True) == (shown.command != command)
     assert shown.labels.items() <= labels.items()
