@@ -55,8 +55,9 @@ from __future__ import annotations
 class OctasklyError(Exception):
     """Base of all exceptions that Octaskly raises on purpose.
 
-    `str(error)` states the failure and the offending value. `hint` says what to do, as
-    a command where possible. `field` is the name of the setting or request field.
+    `message` states the failure and the offending value. `hint` says what to do, as a
+    command where possible. `field` is the name of the setting or request field.
+    `str(error)` has all three.
     """
 
     def __init__(
@@ -65,6 +66,25 @@ class OctasklyError(Exception):
         super().__init__(message)
         self.hint = hint
         self.field = field
+
+    @property
+    def message(self) -> str:
+        """What failed, without field and hint."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        text = self.message
+        # The field of a single task is a name, and not a path.
+        name = (self.field or "").removeprefix("$.")
+        if name not in text:
+            text += f"; field: {name}"
+        hint = "; or ".join((self.hint or "").splitlines())
+        if hint not in text:
+            text += f"; hint: {hint}"
+        return text
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class ConfigError(OctasklyError):

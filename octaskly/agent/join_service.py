@@ -219,7 +219,7 @@ class AgentJoinService:
                 keyring.update_secret, lambda kept: kept.merged_with(secret)
             )
         except TrustError as error:
-            raise ConfigError(str(error), hint=error.hint) from error
+            raise ConfigError(error.message, hint=error.hint) from error
         self._log.info("renewed mesh secret adopted", generation=secret.generation)
 
 
@@ -276,7 +276,7 @@ def _parse_secret(secret_text: str) -> MeshSecret:
         return parse_secret(secret_text)
     except TrustError as error:
         raise ConfigError(
-            f"this is not a mesh secret: {error}", field="keyring"
+            f"this is not a mesh secret: {error.message}", field="keyring"
         ) from None
 
 

@@ -46,7 +46,7 @@ def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> 
                 _start_agent(config, log, notifier, environ, has_secret=has_secret)
             )
     except (ConfigError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  the last output of a command
+        print(f"error: {error.message}", file=sys.stderr)  # noqa: T201  the last output of a command
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
         # systemd restarts the agent unless the configuration is wrong.

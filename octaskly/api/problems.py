@@ -137,7 +137,7 @@ def problem_of(error: Exception) -> Problem:
         wait_s = None if is_for_good else _RETRY_AFTER_S.get(status)
         headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
         # Some errors already contain the text of the reference; do not repeat it.
-        details = (str(error), getattr(error, "hint", None))
+        details = (getattr(error, "message", str(error)), getattr(error, "hint", None))
         return Problem(
             status,
             text,

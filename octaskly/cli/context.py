@@ -69,4 +69,4 @@ class CliContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _print_waiting(refused: Refused) -> None:
-    note(f"{refused}; waiting")
+    note(f"{refused.message}; waiting")

@@ -40,7 +40,7 @@ class NodeFilesFull(OctasklyError):
 
 
 def _raise_full(refusal: Refused) -> NoReturn:
-    raise NodeFilesFull(str(refusal), hint=refusal.hint) from refusal
+    raise NodeFilesFull(refusal.message, hint=refusal.hint) from refusal
 
 
 RAISE_IF_FULL: Final = SendCallbacks(on_no_room=_raise_full)

@@ -141,7 +141,7 @@ class Engine:
 
     def _raise_if_closed(self) -> None:
         if self._error is not None:
-            raise MeshLost(str(self._error), hint=self._error.hint)
+            raise MeshLost(self._error.message, hint=self._error.hint)
         if self._is_closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if _is_exiting.is_set():
@@ -331,7 +331,7 @@ class Engine:
             works = list(self._items.values())
             self._changed.notify_all()
         for work in works:
-            broken = MeshLost(str(error), hint=error.hint)
+            broken = MeshLost(error.message, hint=error.hint)
             broken.__cause__ = error
             self._end_future(work, broken)
 

@@ -335,7 +335,7 @@ def parse_received_secret(secret_text: str) -> MeshSecret:
         return parse_secret(secret_text)
     except TrustError as error:
         raise PairingFailed(
-            "the member sent an invalid mesh secret", cause=str(error)
+            "the member sent an invalid mesh secret", cause=error.message
         ) from None
 
 

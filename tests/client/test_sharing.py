@@ -133,7 +133,7 @@ else:
     try:
         next(news)
     except octaskly.Closed as error:
-        print(error, flush=True)
+        print(error.message, flush=True)
     os._exit(0 if ended.stdout == "child\\n" else 1)
 print(ended.stdout, next(event.kind for event in news if event.kind != "node"))
 """

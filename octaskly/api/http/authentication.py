@@ -53,7 +53,7 @@ def authenticate_bearer(header: str | None, verify: VerifyToken) -> Principal:
     try:
         return verify(token)
     except TrustError as error:
-        raise _unauthenticated(error.hint or str(error)) from None
+        raise _unauthenticated(error.hint or error.message) from None
 
 
 def authenticate_local_user(connection: socket.socket, node_name: str) -> Principal:

@@ -213,7 +213,7 @@ async def replicate_input(request: Request) -> web.StreamResponse:
     try:
         nodes = await request.files.trees.replicate_input(needed)
     except OutputNotFound as error:
-        raise Problem(404, "File not found", hint=str(error)) from None
+        raise Problem(404, "File not found", hint=error.message) from None
     shown = TreeCopies(nodes=list(nodes))
     return json_response(task_response.encode(shown), HTTPStatus.CREATED)
 
@@ -371,7 +371,7 @@ def _upload_errors(*, field: str) -> Iterator[None]:
         raise Problem(
             507,
             _NO_ROOM.get(type(error), NO_ROOM_FOR_FILE),
-            hint=f"{error}; {error.hint}",
+            hint=f"{error.message}; {error.hint}",
             closes_connection=True,
         ) from None
     except TimeoutError:
@@ -384,11 +384,11 @@ def _upload_errors(*, field: str) -> Iterator[None]:
         raise Problem(507, DISK_FULL, hint=hint, closes_connection=True) from None
     except (WrongOffset, UploadInProgress) as error:
         raise Problem(
-            409, _CONFLICTS[type(error)], hint=str(error), closes_connection=True
+            409, _CONFLICTS[type(error)], hint=error.message, closes_connection=True
         ) from None
     except (ContentMismatch, ManifestError) as error:
         raise Problem(
-            400, INVALID_VALUE, hint=str(error), field=field, closes_connection=True
+            400, INVALID_VALUE, hint=error.message, field=field, closes_connection=True
         ) from None
 
 

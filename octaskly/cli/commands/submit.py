@@ -251,5 +251,5 @@ def _error_with_line(error: OctasklyError, lines: Sequence[_Line]) -> OctasklyEr
     if line.number is None:
         return error
     return Invalid(
-        str(error), status=error.status, hint=error.hint, field=f"line {line.number}"
+        error.message, status=error.status, hint=error.hint, field=f"line {line.number}"
     )

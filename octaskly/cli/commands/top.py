@@ -87,7 +87,7 @@ class _SnapshotPoller:
             try:
                 self._poll()
             except OctasklyError as error:
-                self.error = str(error)
+                self.error = error.message
                 self._stopped.wait(ASK_S)
 
     def _poll(self) -> None:

@@ -131,7 +131,7 @@ def _secret(symptoms: Symptoms) -> Iterator[Finding]:
         yield Finding("secret", FindingStatus.UNCHECKED, says, "sudo octaskly doctor")
     elif symptoms.secret_error is not None:
         error = symptoms.secret_error
-        yield Finding("secret", FindingStatus.FAULT, str(error), error.hint)
+        yield Finding("secret", FindingStatus.FAULT, error.message, error.hint)
     elif symptoms.mesh is None and others:
         says = f"{file} has none, but a mesh is visible: {_list_nodes(others)}"
         yield Finding("secret", FindingStatus.FAULT, says, "octaskly join")

@@ -160,16 +160,19 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
     hints = (error.hint or "").splitlines()
     if isinstance(error, SeveralAgents):
         hints = [f"octaskly --node {error.names[0]} ..."]
-    cause = str(error.__cause__) if error.__cause__ else None
+    reason = error.__cause__
+    text = reason.message if isinstance(reason, OctasklyError) else str(reason or "")
+    cause: str | None = text
     if isinstance(error, Refused):
         cause = error.hint
         if cause and error.field and error.status == http.HTTPStatus.BAD_REQUEST:
             # For a single task, print the name of the field instead of its path.
             place = error.field.removeprefix("$[0].").removeprefix("$.")
             cause = cause if place in cause else f"{place}: {cause}"
-        hint = _HINTS.get(str(error)) or _API_HINTS.get(error.status)
+        hint = _HINTS.get(error.message) or _API_HINTS.get(error.status)
         hints = [hint] if hint else []
-    print_error(f"{about}: {error}" if about else str(error), cause=cause, hints=hints)
+    what = f"{about}: {error.message}" if about else error.message
+    print_error(what, cause=cause, hints=hints)
     return exit_code_of(error)
 
 

@@ -266,7 +266,8 @@ def _print_mesh(agent: dict[str, Any], *, is_new: bool) -> NodeInfo | None:
         try:
             page = client.send_and_decode(Call("GET", NODES), NodePage)
         except OctasklyError as error:
-            note(f"! {name} is in the mesh {mesh}, which does not answer yet: {error}")
+            why = error.message
+            note(f"! {name} is in the mesh {mesh}, which does not answer yet: {why}")
             return None
     others = page.total - 1
     if others:

@@ -304,11 +304,13 @@ class _LargeUpload:
         self, error: OctasklyError, failures: RetryState, start: int
     ) -> Flow[float]:
         """Return the delay until the upload goes on; raise an error that is final."""
-        if str(error) == NO_ROOM_ERROR:
+        if error.message == NO_ROOM_ERROR:
             assert isinstance(error, Refused)
             self._callbacks.on_no_room(error)
             return NO_ROOM_RETRY_S
-        if str(error) in _UPLOADED_BY_OTHERS or (isinstance(error, Invalid) and start):
+        if error.message in _UPLOADED_BY_OTHERS or (
+            isinstance(error, Invalid) and start
+        ):
             # If the bytes of an earlier upload are wrong, the node has deleted them.
             return NO_ROOM_RETRY_S
         return (yield from self._requests.retry_delay_s(failures, error))
@@ -374,7 +376,7 @@ def _send(
         try:
             return (yield from requests.send_and_decode(call, kind))
         except Refused as refusal:
-            if str(refusal) != NO_ROOM_ERROR:
+            if refusal.message != NO_ROOM_ERROR:
                 raise
             callbacks.on_no_room(refusal)
         yield Sleep(NO_ROOM_RETRY_S)

@@ -169,7 +169,7 @@ class RequestFlow:
 
     @staticmethod
     def _may_be_version_gap(error: OctasklyError) -> bool:
-        return isinstance(error, NotOctaskly) or str(error) in VERSION_GAP_ERRORS
+        return isinstance(error, NotOctaskly) or error.message in VERSION_GAP_ERRORS
 
     def _version_gap(self) -> Flow[str | None]:
         """Return a hint if the node has another version than this client."""
@@ -188,5 +188,5 @@ def may_have_taken_effect(error: BaseException) -> bool:
     return (
         not isinstance(error, OctasklyError)  # Ctrl-C, or a cancelled coroutine.
         or isinstance(error, ReplyLost | TimedOut)
-        or str(error) in UNKNOWN_OUTCOME_ERRORS
+        or error.message in UNKNOWN_OUTCOME_ERRORS
     )

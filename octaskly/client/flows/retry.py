@@ -88,12 +88,12 @@ class RetryState:
             OctasklyError: `error` itself, if a retry cannot help or would be too late.
         """
         now = self._clock()
-        if self.count == 0 or str(error) == TOO_MANY_STREAMS_ERROR:
+        if self.count == 0 or error.message == TOO_MANY_STREAMS_ERROR:
             self._first_failure_s = now
         self.count += 1
         pause_s = self._delay_s(error)
         timeout_s = self._retry_timeout_s
-        if timeout_s and str(error) == CATCHING_UP_ERROR:
+        if timeout_s and error.message == CATCHING_UP_ERROR:
             timeout_s = max(timeout_s, CATCHING_UP_RETRY_TIMEOUT_S)
         if not self._was_reached and isinstance(error, ReplyLost):
             timeout_s = min(timeout_s, FIRST_RETRY_TIMEOUT_S)

@@ -125,7 +125,7 @@ class ScratchFolders:
         try:
             trees, missing = self._fetch(spec, sources, may_continue, tally)
         except FileQuotaExceeded as error:
-            return Prepared([], None, full=str(error))
+            return Prepared([], None, full=error.message)
         if missing:
             return Prepared(missing, None)
         stdin_fd = None

@@ -359,14 +359,14 @@ class BlobFetcher:
         try:
             failures = self.fetch_blob(source, keep_s=RETENTION_S)
         except FileQuotaExceeded as error:
-            return [str(error)]
+            return [error.message]
         return failures or self._flush([source.blob.sha256])
 
     def _flush(self, names: Sequence[str]) -> list[str]:
         try:
             self.blob_store.flush_files(names)
         except OSError as error:
-            return [str(disk_error(error))]
+            return [disk_error(error).message]
         return []
 
     def read_manifest(self, tree: BlobRef) -> Manifest:

@@ -120,7 +120,7 @@ class OutputCopies:
             except _FAILURES as error:
                 return f"{holder.name}: {error}"
             except OSError as error:
-                return str(disk_error(error))
+                return disk_error(error).message
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
                 self._archive.captured.add_folder(folder)

@@ -296,7 +296,7 @@ class Writer:
         try:
             self._commit(batch)
         except sqlite3.Error as error:
-            self._failure = str(build_store_error(self._path, error))
+            self._failure = build_store_error(self._path, error).message
         except OSError as error:
             self._failure = self._file.describe_loss(error)
         else:

@@ -43,7 +43,7 @@ def refusal_for(user: str, name: str, *, group: str = NOBODY) -> str:
             os.setresuid(uid, uid, uid)
             resolve_account(name)
         except ConfigError as error:
-            os.write(writer, f"{error}|{error.hint}".encode())
+            os.write(writer, f"{error.message}|{error.hint}".encode())
         finally:
             os._exit(0)
     os.close(writer)

@@ -38,7 +38,7 @@ class Home:
         """Return the lines about refused settings."""
         with pytest.raises(ConfigError) as caught:
             self.configure(**flags)
-        return [line.strip() for line in str(caught.value).splitlines()]
+        return [line.strip() for line in caught.value.message.splitlines()]
 
 
 @pytest.fixture

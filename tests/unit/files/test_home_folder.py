@@ -483,7 +483,7 @@ def test_a_hostile_archive_is_refused(
     with pytest.raises(HostileTree) as refused:
         unpack(home, tar_of(*members), *declared)
 
-    assert str(refused.value) == REFUSALS[kind]
+    assert refused.value.message == REFUSALS[kind]
     kept = {p: t for p, t in texts_in(home).items() if not p.startswith("out/")}
     assert kept == {"src/main.c": "mine"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home"]

@@ -241,7 +241,7 @@ def test_a_folder_that_git_cannot_read_is_an_error(
         finally:
             os.seteuid(0)
 
-    assert str(caught.value) == (
+    assert caught.value.message == (
         f"git cannot list the files of '{top}':"
         " could not open directory 'd/': Permission denied"
     )

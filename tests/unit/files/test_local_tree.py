@@ -61,7 +61,7 @@ def error_of(top: Path, *named: str) -> str:
     """The message and the hint, with TOP for the folder."""
     with pytest.raises(ManifestError) as caught:
         scan(top, *named)
-    return f"{caught.value} | {caught.value.hint}".replace(str(top), "TOP")
+    return f"{caught.value.message} | {caught.value.hint}".replace(str(top), "TOP")
 
 
 # --- What is sent ------------------------------------------------------------------
@@ -505,7 +505,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
     with pytest.raises(FileChanged) as caught:
         scan(tmp_path, "a")
 
-    assert str(caught.value) == f"{str(tmp_path / 'a')!r} changes while it is sent"
+    assert caught.value.message == f"{str(tmp_path / 'a')!r} changes while it is sent"
     assert caught.value.hint == "wait until no program writes to it, or send a copy"
 
 
