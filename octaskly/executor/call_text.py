@@ -19,7 +19,8 @@ ITEMS_MAX: Final = 3  #: shown of a collection
 DEPTH_MAX: Final = 2  #: of nested collections
 BITS_MAX: Final = 96  #: of an integer; the next ones have 30 digits
 
-Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Positional and named arguments of one call."""
 
 _BRACKETS: Final[Mapping[type, tuple[str, str]]] = {
     list: ("[", "]"),
@@ -49,6 +50,8 @@ def describe_calls(
 
 def function_name(function: Callable[..., Any]) -> str:
     """Return the name of a function, or of the class of a callable object."""
+    while isinstance(function, partial):
+        function = function.func
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     # A function that another one made has the place where as a part of its name.
     return _escape(str(name).rpartition("<locals>.")[2]) or "call"

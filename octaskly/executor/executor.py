@@ -29,14 +29,14 @@ from octaskly.client.flows.task_fields import (
 from octaskly.client.inputs import TaskInputs, take_inputs
 from octaskly.executor.call_files import RAISE_IF_FULL, CallFiles
 from octaskly.executor.call_runner import RESULT_FILE
-from octaskly.executor.call_text import describe_calls, function_name
+from octaskly.executor.call_text import Arguments, describe_calls, function_name
 from octaskly.executor.engine import Engine, WorkItem
 from octaskly.executor.mesh import MeshClient
 from octaskly.executor.results import result_of_task
 from octaskly.rest.client_types import Draft, Task
 
 if TYPE_CHECKING:
-    from octaskly.executor.pickling import Arguments, CallPayload
+    from octaskly.executor.pickling import CallPayload
 
 TASKS_MAX_DEFAULT: Final = 1000  #: default of `max_workers`
 CALL_S_MAX: Final = 86_400  #: default `timeout` of a call
@@ -208,14 +208,15 @@ class Executor(FuturesExecutor):
 
         self._engine.check_open()
         name = self._new_task_id()
+        shown, first, call_count = self._shown_call(fn, calls)
         draft = make_draft(
             self._command,
             _merge_fields(
                 {"timeout": CALL_S_MAX, **self._task_fields},
                 {
                     "id": name,
-                    "name": function_name(fn)[:NAME_CHARS_MAX],
-                    "call": self._call_text(fn, calls),
+                    "name": function_name(shown)[:NAME_CHARS_MAX],
+                    "call": describe_calls(shown, first, call_count),
                     "outputs": [RESULT_FILE],
                 },
             ),
@@ -228,9 +229,11 @@ class Executor(FuturesExecutor):
         release = partial(self._call_files.release, name)
         return self._add(WorkItem(name, len(payload.stdin), make, value, release))
 
-    def _call_text(self, fn: Callable[..., Any], calls: Sequence[Arguments]) -> str:
-        """Return the text that lists show for a task with these calls."""
-        return describe_calls(fn, calls[0], len(calls))
+    def _shown_call(
+        self, fn: Callable[..., Any], calls: Sequence[Arguments]
+    ) -> tuple[Callable[..., Any], Arguments, int]:
+        """Return function, arguments and number of the calls that lists show."""
+        return fn, calls[0], len(calls)
 
     def _with_payload(self, draft: Draft, payload: CallPayload) -> Draft:
         """Return the task of a call after its files were sent."""

@@ -7,7 +7,7 @@ sent back in the same way. The nodes between them unpickle neither.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pickle import PicklingError
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from octaskly.errors import ConfigError
 from octaskly.executor import call_runner
 from octaskly.executor.call_files import Blob
+from octaskly.executor.call_text import Arguments
 
 try:
     import cloudpickle
@@ -25,7 +26,6 @@ except ImportError as error:  # pragma: no cover - the extra is there in tests
     ) from error
 
 Part = bytes | memoryview
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

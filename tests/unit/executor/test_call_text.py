@@ -109,7 +109,7 @@ def test_the_text_is_one_that_the_api_takes(
 
     function.__qualname__ = name
 
-    text = describe_calls(function, (arguments, named), count)
+    text = describe_calls(function, (tuple(arguments), named), count)
 
     assert text.isprintable()
     assert 1 <= len(text) <= CALL_CHARS_MAX
