@@ -20,7 +20,7 @@ CONTROL_FD = 3
 STOP_S = 6.0  #: timeout for a closing launcher to kill its process trees
 
 #: Variables that concern only the agent and are never passed to tasks.
-PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY")
+PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "PYTHONHOME")
 PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
 
 #: Variables with which a task runs a call of `octaskly.Executor`: see
@@ -35,13 +35,45 @@ CALL_VARIABLES = {
 LauncherMessage = list[Any]
 
 
-def task_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the part of the agent's environment that tasks may see."""
-    return {
+#: Variables that activating a virtual environment sets, apart from `PATH`.
+VENV_NAMES = ("VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT")
+
+
+def own_venv() -> str | None:
+    """Return the virtual environment that this program is installed in, or None."""
+    is_venv = sys.prefix != sys.base_prefix
+    return os.path.realpath(sys.prefix) if is_venv else None
+
+
+def task_environment(
+    environ: Mapping[str, str], venv: str | None = None
+) -> dict[str, str]:
+    """Return the part of the agent's environment that tasks may see.
+
+    A task's `python3` and `pip` are those of the machine: without this, `pip install`
+    in a task would change the agent's own installation.
+
+    Args:
+        environ: The environment of the agent.
+        venv: The agent's virtual environment, with all links resolved; tasks do not
+            see it even if it is activated. Another one that is activated stays.
+    """
+    env = {
         name: value
         for name, value in environ.items()
         if name not in PRIVATE_NAMES and not name.startswith(PRIVATE_PREFIXES)
     }
+    if venv is None:
+        return env
+    if os.path.realpath(env.get("VIRTUAL_ENV", "/")) == venv:
+        env = {name: value for name, value in env.items() if name not in VENV_NAMES}
+    if "PATH" in env:
+        folders = env.pop("PATH").split(":")
+        programs = f"{venv}/bin"
+        if kept := [one for one in folders if os.path.realpath(one) != programs]:
+            # If none is left, a shell searches its default folders.
+            env["PATH"] = ":".join(kept)
+    return env
 
 
 class LauncherProcess:

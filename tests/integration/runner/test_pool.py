@@ -281,6 +281,46 @@ def test_python_variables_of_the_agent_reach_tasks() -> None:
     }
 
 
+def test_tasks_do_not_see_the_agent_s_virtual_environment(tmp_path: Path) -> None:
+    """Not even by a link: their `python3` and `pip` are those of the machine."""
+    venv, link, other = tmp_path / "venv", tmp_path / "link", tmp_path / "other"
+    (venv / "bin").mkdir(parents=True)
+    link.symlink_to(venv)
+    theirs = {"PATH": f"{other}/bin::/bin", "VIRTUAL_ENV": str(other)}
+
+    for mine in (venv, link):
+        activated = {
+            "PATH": f"{mine}/bin:/bin:{mine}/bin/:{mine}",
+            "VIRTUAL_ENV": str(mine),
+            "VIRTUAL_ENV_PROMPT": "venv",
+            "PYTHONHOME": "/usr",
+            "HOME": "/home/me",
+        }
+        assert task_environment(activated, str(venv)) == {
+            "PATH": f"/bin:{mine}",
+            "HOME": "/home/me",
+        }
+        assert task_environment({"PATH": f"{mine}/bin"}, str(venv)) == {}
+    assert task_environment(theirs, str(venv)) == theirs
+    assert task_environment({"PATH": f"{venv}/bin"}) == {"PATH": f"{venv}/bin"}
+
+
+async def test_python_of_a_task_is_not_the_agent_s(tmp_path: Path) -> None:
+    """With the environment that runs these tests activated as for a shell."""
+    ours = Path(sys.prefix) / "bin"
+    env = {"PATH": f"{ours}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
+    assert sys.prefix != sys.base_prefix
+    assert (ours / "python3").exists()
+    async with rig(tmp_path, env=env) as made:
+        outcome = await made.run("command -v python3; echo ${VIRTUAL_ENV-none}")
+        program, venv = outcome.stdout.decode().splitlines()
+
+        assert Path(program).parent.resolve() != ours.resolve()
+        assert venv == "none"
+        called = await made.run('"$OCTASKLY_PYTHON" -c "import cloudpickle"')
+        assert called.exit_code == 0, called.stderr
+
+
 async def test_tasks_are_killed_before_their_agent_without_memory(
     tmp_path: Path,
 ) -> None:
