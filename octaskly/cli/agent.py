@@ -57,10 +57,10 @@ def _flag(setting: Setting) -> click.Option:
 )
 @click.pass_context
 def agent(ctx: click.Context, /, **flags: Any) -> int:
-    """Run a node of the mesh in the foreground. Ctrl-C ends it cleanly.
+    """Run a node of the mesh in the foreground, until Ctrl-C.
 
-    With nothing said it finds the other nodes of this LAN by itself. What flags say,
-    may stand in the environment or a file, too: octaskly config shows what holds.
+    Without options, it discovers the other nodes of this LAN. Every flag can also be
+    set in the environment or in a config file; `octaskly config` shows the result.
     """
     choice: CliContext = ctx.obj
     if flags["state_dir"] is None:

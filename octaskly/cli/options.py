@@ -7,7 +7,7 @@ import click
 from octaskly.config.units import SECONDS
 
 JSON_OPTION = click.option(
-    "--json", "as_json", is_flag=True, help="Print what the API answers."
+    "--json", "as_json", is_flag=True, help="Print the API's answer as JSON."
 )
 
 

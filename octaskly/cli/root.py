@@ -128,24 +128,26 @@ class LazyGroup(click.Group):
     "--node",
     metavar="NAME",
     shell_complete=completion.complete_agents,
-    help="Use this agent of this machine.",
+    help="Use the agent of this name on this machine.",
 )
 @click.option(
     "--state-dir",
     type=_PATH_TYPE,
-    help="Use the agent of this machine that has this state folder.",
+    help="Use the agent on this machine with this state folder.",
 )
 @click.option(
     "--url",
-    help="Use a node elsewhere, with the token in OCTASKLY_TOKEN.",
+    help="Use a node on another machine, with the token in OCTASKLY_TOKEN.",
 )
 @click.option(
     "--ca-file",
     type=_PATH_TYPE,
     help="CA of the mesh, for https:// URLs (octaskly ca prints it).",
 )
-@click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
-@click.option("--no-color", is_flag=True, help="As with the variable NO_COLOR.")
+@click.option("--quiet", is_flag=True, help="Print only errors on stderr.")
+@click.option(
+    "--no-color", is_flag=True, help="Print no colours, as if NO_COLOR were set."
+)
 @click.pass_context
 def octaskly(
     ctx: click.Context,

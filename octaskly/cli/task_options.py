@@ -153,19 +153,22 @@ REQUIREMENT_OPTIONS: Final = (
         type=click.IntRange(-50, 50),
         default=0,
         metavar="N",
-        help="From -50 to 50; a higher one runs first (0).",
+        help="Priority from -50 to 50; higher runs first (default: 0).",
     ),
     click.option(
-        "--cpus", type=click.IntRange(1), metavar="N", help="CPUs that it holds (1)."
+        "--cpus",
+        type=click.IntRange(1),
+        metavar="N",
+        help="CPUs to reserve (default: 1).",
     ),
     click.option(
         "--memory",
         type=click.IntRange(1),
         metavar="MB",
-        help="Memory that its node sets aside for it.",
+        help="Memory to reserve.",
     ),
     click.option(
-        "--gpus", type=click.IntRange(1), metavar="N", help="GPUs that it holds."
+        "--gpus", type=click.IntRange(1), metavar="N", help="GPUs to reserve."
     ),
     click.option(
         "--on",
@@ -173,7 +176,7 @@ REQUIREMENT_OPTIONS: Final = (
         metavar="NODE",
         callback=require_nonempty,
         shell_complete=completion.complete_nodes,
-        help="The only node that will do.",
+        help="Run on this node only.",
     ),
     click.option(
         "--require",
@@ -181,12 +184,12 @@ REQUIREMENT_OPTIONS: Final = (
         metavar="NAME=VALUE",
         callback=_required_labels,
         shell_complete=completion.complete_labels,
-        help="A label that its node must have. Repeatable.",
+        help="Run only on nodes with this label. Repeatable.",
     ),
     click.option(
         "--fail-fast",
         is_flag=True,
-        help="Refuse it if no node that is here could ever run it.",
+        help="Refuse the task if no connected node could ever run it.",
     ),
 )
 TASK_OPTIONS: Final = (
@@ -203,13 +206,13 @@ TASK_OPTIONS: Final = (
         multiple=True,
         metavar="PATH[=DEST]",
         shell_complete=completion.complete_files,
-        help="A file or folder to send along, at DEST; implies --scratch. Repeatable.",
+        help="Send this file or folder along, as DEST; implies --scratch. Repeatable.",
     ),
     click.option(
         "--in-all",
         "sends_ignored",
         is_flag=True,
-        help="Send also .git and what .gitignore files name, of folders.",
+        help="From folders, also send .git and the files that .gitignore excludes.",
     ),
     click.option(
         "--from",
@@ -218,7 +221,7 @@ TASK_OPTIONS: Final = (
         metavar="ID",
         callback=_list,
         shell_complete=completion.complete_tasks,
-        help="A task to run after, with its outputs in the folder; implies --scratch."
+        help="Run after this task, with its outputs in the folder; implies --scratch."
         " Repeatable.",
     ),
     click.option(
@@ -226,7 +229,7 @@ TASK_OPTIONS: Final = (
         multiple=True,
         metavar="PATH",
         callback=_list,
-        help="A file that must be in the worker directory. Repeatable.",
+        help="Run only where the worker directory has this file. Repeatable.",
     ),
     click.option(
         "--out",
@@ -234,13 +237,13 @@ TASK_OPTIONS: Final = (
         multiple=True,
         metavar="PATH",
         callback=_outputs,
-        help="A file, folder or glob that it makes, to keep and fetch. Repeatable.",
+        help="Output to keep and fetch: a file, folder or glob. Repeatable.",
     ),
     click.option(
         "--name",
         metavar="TEXT",
         callback=require_nonempty,
-        help="What people call it; not unique.",
+        help="Display name (need not be unique).",
     ),
     click.option(
         "--label",
@@ -248,34 +251,34 @@ TASK_OPTIONS: Final = (
         multiple=True,
         metavar="NAME=VALUE",
         callback=_labels,
-        help="A note for people and programs. Repeatable.",
+        help="Label to search by. Repeatable.",
     ),
     click.option(
         "--env",
         multiple=True,
         metavar="NAME=VALUE",
         callback=_env,
-        help="A variable of its environment; NAME alone takes yours. Repeatable.",
+        help="Environment variable; NAME alone copies yours. Repeatable.",
     ),
     click.option(
         "--cwd",
         metavar="DIR",
         callback=require_nonempty,
-        help="The folder it runs in: absolute, or below the worker directory.",
+        help="Folder to run in: absolute, or relative to the worker directory.",
     ),
     click.option(
         "--here",
         "is_here",
         is_flag=True,
-        help="Run in this folder, on nodes that have it, too. Keeps a file"
-        f" {HERE_PREFIX}* in it until the end; of submit and array, until a later"
-        " --here finds it a week old.",
+        help="Run in this very folder, on any node that shares it. A marker file,"
+        f" {HERE_PREFIX}*, stays in it until the end; after submit and array, until a"
+        " later --here finds it a week old.",
     ),
     click.option(
         "--read-only",
         "is_read_only",
         is_flag=True,
-        help="With --here: on any node where the task may read the folder.",
+        help="With --here: also use nodes that can read the folder but not write it.",
     ),
     click.option(
         "--scratch",
@@ -283,26 +286,26 @@ TASK_OPTIONS: Final = (
         is_flag=True,
         flag_value="scratch",
         default=None,
-        help="Run in a fresh folder, with links to the inputs, removed after the end.",
+        help="Run in a fresh folder with links to the inputs, removed at the end.",
     ),
     click.option(
         "--stdin",
         "stdin_base64",
         type=click.File("rb"),
         callback=_stdin,
-        help="What it reads: a file of up to 1 MiB from here; - is stdin.",
+        help="File to use as the command's stdin, up to 1 MiB; - is stdin.",
     ),
     click.option(
         "--notify-url",
         metavar="URL",
         callback=require_nonempty,
-        help="Is sent a signed POST when the task has ended.",
+        help="Notify this URL with a signed POST when the task has ended.",
     ),
     click.option(
         "--grace",
         type=Duration(least_s=0),
         metavar="S",
-        help="Time from SIGTERM to SIGKILL (default: as the node has it, 10s).",
+        help="Time from SIGTERM to SIGKILL (default: the node's setting, 10s).",
     ),
     click.option(
         "--limit",
@@ -310,20 +313,20 @@ TASK_OPTIONS: Final = (
         multiple=True,
         metavar="NAME=N",
         callback=_limits,
-        help=f"What it may take: {', '.join(LIMITS)}. Repeatable, or with commas.",
+        help=f"Resource limit: {', '.join(LIMITS)}. Repeatable, or comma-separated.",
     ),
     click.option(
         "--retries",
         type=click.IntRange(0, 100),
         metavar="N",
-        help="How many attempts may follow one that failed.",
+        help="Retry up to N times after a failure.",
     ),
     click.option(
         "--retry-on",
         multiple=True,
         metavar="WHAT",
         callback=_retry_causes,
-        help="What is tried again: failure, lost, or an exit code. Repeatable.",
+        help="When to retry: failure, lost, or an exit code. Repeatable.",
     ),
     click.option(
         "--after",
@@ -331,13 +334,13 @@ TASK_OPTIONS: Final = (
         metavar="ID",
         callback=_list,
         shell_complete=completion.complete_tasks,
-        help="A task that must have ended before. Repeatable.",
+        help="Run after this task has ended. Repeatable.",
     ),
     click.option(
         "--after-on",
         "on",
         type=click.Choice(["success", "failure", "any"]),
-        help="The end of those that will do (default: success).",
+        help="Required outcome of the parent tasks (default: success).",
     ),
 )
 DRAFT_FIELDS: Final = (

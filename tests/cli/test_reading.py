@@ -552,7 +552,7 @@ def test_an_empty_list_of_tokens_says_that_some_are_unlisted(
 
     assert done.stdout == b""
     assert done.stderr == (
-        b"no token has a name; tokens without a name are not listed\n"
+        b"no named tokens (unnamed tokens are not listed)\n"
     )
 
 

@@ -38,7 +38,7 @@ INVITE = r"""
 On the other machine \(valid 5 min, for one attempt\):
 Where multicast is blocked:
     octaskly join --at {ip}:\d+ {code}
-Whoever types this code first joins, and can run commands on every node.
+The first machine to enter this code joins the mesh, and can run commands on every node.
 """
 JOIN_ACTION = r"""
 · found ana-desk at {ip} by mDNS

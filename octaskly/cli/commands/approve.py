@@ -24,7 +24,7 @@ _JOIN_HINT = "octaskly join    on that machine, and leave it waiting"
 @JSON_OPTION
 @click.pass_obj
 def requests(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
-    """List the machines that want to join, and the words they show."""
+    """List the machines that are waiting to join, and their words."""
     with context.connect() as client:
         reply = client.send(Call("GET", REQUESTS))
     if as_json:
@@ -45,14 +45,16 @@ def requests(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
 @click.command(epilog="Example: octaskly approve pi4")
 @click.argument("name", metavar="NAME")
 @click.option(
-    "--words", metavar="WORDS", help="Those that the machine shows; nothing is asked."
+    "--words",
+    metavar="WORDS",
+    help="The words that the machine shows; skips the question.",
 )
 @click.pass_obj
 def approve(context: CliContext, name: str, words: str | None) -> None:
-    """Let a machine in that waits in `octaskly join`.
+    """Admit a machine that is waiting in `octaskly join`.
 
-    It shows three words, and so does this command. Approve if they are the same:
-    then nobody is in the middle.
+    Both show three words. Approve only if they are the same: then nobody is
+    intercepting the connection.
     """
     with context.connect() as client:
         waiting = _find_requests(client, name)

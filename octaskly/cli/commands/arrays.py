@@ -153,7 +153,7 @@ _max_fails = click.option(
     "--max-fails",
     type=click.IntRange(0),
     metavar="N",
-    help="Begin no more once more than N have failed (default: go on).",
+    help="Stop starting items after more than N failures (default: never stop).",
 )
 
 
@@ -180,10 +180,10 @@ def array(
     fields: DraftFields,
     sent: SentPaths,
 ) -> None:
-    """Hand in a command once for each number, as one array.
+    """Submit a command once for each number of a range, as one array.
 
-    Prints its id. {} in the command, --in and --out stands for the number, which is
-    in OCTASKLY_ITEM, too. `octaskly fetch` gets what --out names.
+    Prints the id and does not wait. {} in the command, --in and --out is replaced by
+    the number; OCTASKLY_ITEM holds it too. `octaskly fetch` gets the --out files.
     """
     wanted = _array_draft(
         command_with_placeholders(words), fields, {"range": numbers}, max_fails
@@ -205,19 +205,23 @@ def array(
     "-k",
     "--keep-order",
     is_flag=True,
-    help="Print in the order of the items; else as they end.",
+    help="Print results in the order of the items, not as they end.",
 )
 @click.option(
-    "-0", "--null", "is_nul", is_flag=True, help="A NUL ends each item of stdin."
+    "-0",
+    "--null",
+    "is_nul",
+    is_flag=True,
+    help="Items on stdin end with a NUL, not with a newline.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Print the commands, and hand nothing in."
+    "--dry-run", is_flag=True, help="Print the commands without submitting them."
 )
 @click.option(
     "--retry-failed",
     metavar="ID",
     shell_complete=completion.complete_arrays,
-    help="Instead of a command: what did not succeed of an earlier array.",
+    help="Instead of a command: retry what failed in an earlier array.",
 )
 @_max_fails
 @task_options(is_end_awaited=True)
@@ -243,14 +247,14 @@ def map_(
     fields: DraftFields,
     sent: SentPaths,
 ) -> int:
-    """Run a command once for each item, and print what they write.
+    """Run a command once for each item, and print the output.
 
-    Items stand behind :::, or are the lines of stdin. As in GNU parallel, {} stands
-    for the item as one word, {.} for it without extension, {/} for its file name,
-    {//} for its folder, {/.} for its file name without extension, {#} for its number;
-    without any of them the item comes last. They work in --in and --out as well.
+    Items follow :::, or are the lines of stdin. As in GNU parallel, {} is the item as
+    one word, {.} the item without its extension, {/} its file name, {//} its folder,
+    {/.} its file name without extension, and {#} its number. Without any of them, the
+    item is appended. They also work in --in and --out.
 
-    Exit code: 0 if all succeeded, else 1.
+    The exit code is 0 if all succeeded, else 1.
     """
     if bool(words) == (retry_failed is not None):
         raise click.UsageError("either a command, or --retry-failed with an id")

@@ -23,16 +23,19 @@ LATEST_ENTRIES: Final = 100  #: entries shown without --since
 
 @click.command(epilog="Example: octaskly audit --since 7d")
 @click.option(
-    "--since", type=Duration(), metavar="T", help="How far back: 1h, 7d, at most 90d."
+    "--since",
+    type=Duration(),
+    metavar="T",
+    help="Start this long ago: 1h, 7d, at most 90d.",
 )
-@click.option("--follow", "-f", is_flag=True, help="Go on with what happens.")
+@click.option("--follow", "-f", is_flag=True, help="Keep printing new entries.")
 @JSON_OPTION
 @click.pass_obj
 def audit(context: CliContext, since: int | None, follow: bool, as_json: bool) -> None:  # noqa: FBT001
-    """Show who changed what, and what was refused. Only an admin may ask.
+    """Show who changed what, and what was refused. Needs the role admin.
 
-    The latest hundred lines, or all since a time. `3 times` stands for requests of one
-    minute that were alike.
+    Prints the latest hundred entries, or with --since all that are newer. Similar
+    requests within one minute are one entry, such as `3 times`.
     """
     with context.connect() as client:
         cursor = _show(client, since, None, as_json=as_json)

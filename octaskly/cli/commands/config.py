@@ -36,13 +36,13 @@ DEFAULT = "default"  #: origin of a setting that no source has
 @JSON_OPTION
 @click.pass_context
 def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
-    """Show every setting that holds here, and where it was said.
+    """Show the effective settings and where each one comes from.
 
-    Those of an agent that would start here come first, then which node commands ask.
+    The first table is for an agent started here, the second for the commands.
 
-    Flags of octaskly agent prevail over variables like OCTASKLY_SLOTS, these over
-    ~/.config/octaskly/config.toml, and that over /etc/octaskly/config.toml. A change
-    holds from the next start of the agent.
+    In order of precedence: flags of octaskly agent, variables such as OCTASKLY_SLOTS,
+    ~/.config/octaskly/config.toml, /etc/octaskly/config.toml. A change takes effect
+    when the agent restarts.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -75,10 +75,10 @@ def config(ctx: click.Context, as_json: bool) -> None:  # noqa: FBT001
 @config.command(epilog="Example: octaskly config socket")
 @click.pass_obj
 def socket(context: CliContext) -> None:
-    """Print the path of the running agent's socket, for programs of this machine.
+    """Print the path of the running agent's socket, for programs on this machine.
 
-    No token is needed, because the kernel tells the agent who asks. No other user can
-    take the agent's place there, as with a port.
+    It needs no token, because the kernel tells the agent which user is asking. Unlike a
+    port, it cannot be taken over by another user.
 
     curl --unix-socket "$(octaskly config socket)" http://localhost/api/v1/nodes
     """
@@ -89,7 +89,7 @@ def socket(context: CliContext) -> None:
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.pass_obj
 def check(context: CliContext, file: Path | None) -> None:
-    """Check a file of settings, or all that an agent would read; exit 78 if wrong."""
+    """Check one config file, or all that an agent would read; exit 78 on errors."""
     if file is None:
         load_agent_config(context.agent_flags(), context.environ)
         _client_values(context)

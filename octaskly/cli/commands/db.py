@@ -13,13 +13,13 @@ from octaskly.errors import ConfigError
 
 @click.group(epilog="Example: octaskly db reset")
 def db() -> None:
-    """Care for the log of the agent on this machine."""
+    """Maintain the log of the agent on this machine."""
 
 
 @db.command(epilog="Example: octaskly --node ash db reset")
 @click.pass_obj
 def reset(context: CliContext) -> None:
-    """Move the log aside, so that the agent starts with a fresh one.
+    """Move the log aside, so that the agent starts with an empty one.
 
     Nothing is deleted: the files stay beside the new log. The other nodes of the
     mesh bring the new log up to date.

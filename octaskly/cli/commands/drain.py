@@ -28,7 +28,7 @@ NODE_ARGUMENT = click.argument(
 
 @click.command(epilog="Example: octaskly drain pi4 --wait")
 @NODE_ARGUMENT
-@click.option("--wait", is_flag=True, help="Return when nothing runs there any more.")
+@click.option("--wait", is_flag=True, help="Return once nothing runs there.")
 @JSON_OPTION
 @click.pass_obj
 def drain(
@@ -37,9 +37,9 @@ def drain(
     wait: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Let a node end what it runs, and give it no more work.
+    """Let a node finish its tasks, and give it no new ones.
 
-    It stays so, also when it restarts, until `octaskly resume`.
+    It stays drained, even after a restart, until `octaskly resume`.
     """
     node = _set_availability(context, name, "drain", as_json=as_json)
     if wait:
@@ -61,10 +61,9 @@ def resume(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT0
 @JSON_OPTION
 @click.pass_obj
 def pause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
-    """Freeze what a node runs, and give it no more work.
+    """Freeze the tasks of a node, and give it no new ones.
 
-    Its tasks use no processor and their time limits stand still until `octaskly
-    unpause`.
+    They use no CPU and their time limits stop counting until `octaskly unpause`.
     """
     _set_availability(context, name, "pause", as_json=as_json)
 
@@ -74,7 +73,7 @@ def pause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT00
 @JSON_OPTION
 @click.pass_obj
 def unpause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
-    """Let the tasks of a paused node go on, and give it work again."""
+    """Let the tasks of a paused node continue, and give it work again."""
     _set_availability(context, name, "unpause", as_json=as_json)
 
 

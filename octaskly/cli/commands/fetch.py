@@ -33,7 +33,7 @@ NO_DIGEST: Final = b""  #: of a file that must not be replaced
     type=click.Path(file_okay=False, path_type=Path),
     default=".",
     metavar="DIR",
-    help="The folder that gets them (the current one).",
+    help="Destination folder (default: the current one).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was fetched.")
 @click.pass_obj
@@ -45,10 +45,10 @@ def fetch(
 ) -> int:
     """Fetch the outputs of a task, or of all members of an array.
 
-    They keep their paths. Nothing else in the folder changes, and an interrupted fetch
-    resumes when it is repeated.
+    They keep their paths, and nothing else in the folder changes. To resume an
+    interrupted fetch, repeat it.
 
-    Exit code: 125 if an output is missing, or a local file was in its way.
+    The exit code is 125 if an output is missing or a local file was in the way.
     """
     results = []
     is_complete = True

@@ -39,14 +39,14 @@ TTL_S = 300
     type=Duration(),
     default=TTL_S,
     metavar="T",
-    help="How long it is good: 10 s to 1h (default: 5m).",
+    help="How long the code is valid: 10s to 1h (default: 5m).",
 )
 @JSON_OPTION
 @click.pass_obj
 def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT001
-    """Show a code that lets one more machine into the mesh.
+    """Show a code with which one more machine can join the mesh.
 
-    The code is good for one attempt. Whoever types it first joins.
+    The code is valid for one attempt. The first machine to enter it joins.
     """
     with context.connect() as client:
         reply = client.send(rest_calls.post_once("/api/v1/invites", {"ttl_s": ttl}))
@@ -59,16 +59,21 @@ def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT00
     if opened.places:
         note("Where multicast is blocked:")
         note(f"    octaskly join --at {opened.places[0]} {opened.code}")
-    note("Whoever types this code first joins, and can run commands on every node.")
+    note(
+        "The first machine to enter this code joins the mesh,"
+        " and can run commands on every node."
+    )
 
 
 @click.command(epilog="Example: octaskly join 7-4821-9375")
 @click.argument("code", metavar="[CODE]", required=False)
 @click.option(
-    "--at", metavar="HOST[:PORT]", help="Where the member is; multicast is not needed."
+    "--at",
+    metavar="HOST[:PORT]",
+    help="Address of a member; makes multicast unnecessary.",
 )
 @click.option(
-    "--force", is_flag=True, help="Leave members and tasks of another mesh behind."
+    "--force", is_flag=True, help="Abandon the members and tasks of the current mesh."
 )
 @click.option(
     "--interface",
@@ -80,7 +85,7 @@ def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT00
 @click.option(
     "--secret-file",
     type=click.Path(path_type=Path),
-    help="Where no agent runs: the file for the mesh secret.",
+    help="File for the mesh secret, if no agent runs.",
 )
 @click.pass_obj
 def join(
@@ -91,10 +96,10 @@ def join(
     interfaces: tuple[str, ...],
     secret_file: Path | None,
 ) -> None:
-    """Make this machine a member of a mesh, by a code or by words.
+    """Join a mesh, with a code or by comparing words.
 
-    `-` reads the code from stdin, where no other user can see it. Without a code it
-    waits until somebody approves it at a member, and shows three words to compare.
+    `-` reads the code from stdin, where no other user can see it. Without a code, it
+    waits until somebody approves it on a member, and shows three words to compare.
     """
     _check_join_options(code, at)
     socket = _agent_socket(context)

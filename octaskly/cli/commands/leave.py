@@ -30,18 +30,18 @@ from octaskly.rest.mesh import Checkup
 
 @click.command(epilog="Example: octaskly leave")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Leave, though tasks may be lost.")
+@click.option("--force", is_flag=True, help="Leave even if tasks may be lost.")
 @click.pass_obj
 def leave(
     context: CliContext,
     yes: bool,  # noqa: FBT001
     force: bool,  # noqa: FBT001
 ) -> None:
-    """Take this machine out of its mesh, and forget the mesh here.
+    """Take this machine out of its mesh, and delete its mesh data.
 
-    Its agent drains and stops; then its secret, log, outputs and identity go. Files in
-    its worker directory stay, and so does a secret file that other agents use. What
-    the other nodes have is not touched. Where no agent runs, the same is forgotten.
+    The agent drains and stops; then its secret, log, outputs and identity are deleted.
+    Files in its worker directory stay, and so does a secret that other agents use. Data
+    on other nodes stay. If no agent runs, the same data are deleted.
     """
     if context.url:
         raise ConfigError(

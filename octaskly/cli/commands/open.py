@@ -19,7 +19,10 @@ CODE_HINT = "it signs in the first user who opens it, within 60 s"
 
 @click.command("open", epilog="Example: octaskly open")
 @click.option(
-    "--print", "is_printed", is_flag=True, help="Print the address; open nothing."
+    "--print",
+    "is_printed",
+    is_flag=True,
+    help="Print the address instead of opening it.",
 )
 @click.option(
     "--lan", "is_lan", is_flag=True, help="Print an address for another machine."
@@ -30,11 +33,11 @@ def open_(
     is_printed: bool,  # noqa: FBT001
     is_lan: bool,  # noqa: FBT001
 ) -> None:
-    """Open the dashboard in your browser, and sign in to it.
+    """Open the dashboard in your browser, and sign in.
 
-    The address holds a code that is good once, for 60 s and for your own programs
-    alone. Where no browser can be shown, or with --print or --lan, it is printed, and
-    good for whoever opens it first.
+    The address contains a code that works once, within 60 s, and only for your own
+    programs. Without a browser, or with --print or --lan, the address is printed, and
+    works for the first person to open it.
     """
     has_screen = any(context.environ.get(name) for name in SCREENS)
     if has_screen and not (is_printed or is_lan):

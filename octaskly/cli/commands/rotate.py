@@ -29,9 +29,13 @@ _URGENT_TEXT = "generation {newest} is accepted; {generation} is over within 5 s
 
 
 @click.command(epilog="Example: octaskly rotate --status")
-@click.option("--status", is_flag=True, help="Show how far it is, and change nothing.")
 @click.option(
-    "--now", is_flag=True, help="End the old secret within seconds, for whoever has it."
+    "--status", is_flag=True, help="Show the progress of a rotation; change nothing."
+)
+@click.option(
+    "--now",
+    is_flag=True,
+    help="Make the old secret invalid within seconds, for everyone.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask, with --now.")
 @JSON_OPTION
@@ -43,12 +47,12 @@ def rotate(
     yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Give the mesh a new secret. Nothing stops, and no node has to be touched.
+    """Give the mesh a new secret, without downtime.
 
-    All nodes that are there learn it at once. It comes into force when all nodes know
-    it, or after a day; the old one is accepted for a week after that, for those that
-    are away. With --now nobody is waited for: nodes that are away have to be invited
-    again, and tokens end. So does a rotation that a node which is away holds up.
+    Connected nodes get it at once. It takes effect when all nodes have it, or after a
+    day. The old one is accepted for another week, for nodes that are away. With --now
+    there is no wait: nodes that are away have to be invited again, and all tokens
+    become invalid. --now also completes a rotation that waits for an absent node.
     """
     if now and status:
         raise click.UsageError("--status changes nothing; do not use it with --now")
@@ -79,10 +83,10 @@ def revoke(
     yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Lock a node out. The others get a new secret at once, and it does not.
+    """Lock out a node: all others get a new secret at once.
 
-    What it runs is run elsewhere. Nodes that are away at this moment have to be invited
-    again, and tokens that were made before end. What the node has seen, it keeps.
+    Its tasks run again elsewhere. Nodes that are away have to be invited again, and all
+    earlier tokens become invalid. The node keeps the data that it already has.
     """
     if not yes and sys.stdin.isatty():
         confirm(

@@ -63,7 +63,12 @@ OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78
 )
 @task_options(is_end_awaited=True)
 @request_options
-@click.option("--json", "as_json", is_flag=True, help="Print the task as JSON instead.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the task as JSON instead of its output.",
+)
 @click.argument(
     "words",
     nargs=-1,
@@ -83,11 +88,11 @@ def run(
 ) -> int:
     """Run a command somewhere in the mesh, as if it ran here.
 
-    Its folder is one of the node that runs it: --in sends files of yours there, and
-    --out fetches those that it makes.
+    It runs in a folder of the node that is chosen: --in sends your files there, and
+    --out fetches the results.
 
-    One argument is shell text; several are joined as a shell would quote them.
-    The command reads your stdin, if that is a pipe or a file, as ssh does:
+    One argument is shell text; several are joined with shell quoting.
+    The command reads your stdin if that is a pipe or a file, as ssh does:
     in a `while read` loop, add </dev/null.
     Exit code: the command's own; 124 timed out, 128+N ended by signal N,
     125 Octaskly failed, 5 no agent or dispatcher.

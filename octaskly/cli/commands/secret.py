@@ -26,7 +26,7 @@ def secret() -> None:
 def new_secret() -> None:
     """Print a new mesh secret, and nothing else.
 
-    Put it into one file on each machine, readable by its user only:
+    Store it in a file on each machine that only the agent's user can read:
     octaskly secret new > mesh.key; chmod 600 mesh.key
     """
     # Imported here and below, because importing cryptography slows other commands.
@@ -39,13 +39,13 @@ def new_secret() -> None:
 @click.option(
     "--secret-file",
     type=click.Path(readable=False, path_type=Path),
-    help="The mesh secret (default: where the agent has it).",
+    help="The mesh secret (default: the agent's).",
 )
 @click.pass_obj
 def webhook_key(context: CliContext, secret_file: Path | None) -> None:
-    """Print the key with which receivers of --notify-url check who sent a message.
+    """Print the key that receivers of --notify-url use to verify a message.
 
-    It is in the form of Standard Webhooks, and tells nothing of the secret.
+    It has the form of Standard Webhooks, and reveals nothing about the mesh secret.
     """
     key = _secret_of(context, secret_file).webhook_key()
     print_text(f"whsec_{b64encode(key).decode()}")
@@ -55,7 +55,7 @@ def webhook_key(context: CliContext, secret_file: Path | None) -> None:
 @click.option(
     "--secret-file",
     type=click.Path(readable=False, path_type=Path),
-    help="The mesh secret (default: where the agent has it).",
+    help="The mesh secret (default: the agent's).",
 )
 @click.option(
     "--node",
@@ -67,11 +67,11 @@ def webhook_key(context: CliContext, secret_file: Path | None) -> None:
 def ca(context: CliContext, secret_file: Path | None, *, is_for_node: bool) -> None:
     """Print the CA certificate of the mesh, for HTTPS clients.
 
-    It is good for private addresses and for names that end in .local, .lan, .internal
+    It is valid for private addresses and for names that end in .local, .lan, .internal
     or .home.arpa: curl --cacert mesh-ca.pem https://NODE.local:3443/health
 
-    For any other name or address a node shows a certificate of its own, which clients
-    check against a pin: curl -k --pinnedpubkey PIN https://NODE:3443/health
+    For any other name or address, a node presents a self-signed certificate, which
+    clients check by its pin: curl -k --pinnedpubkey PIN https://NODE:3443/health
     """
     from octaskly.trust import MeshTls, NodeKey  # noqa: PLC0415
 

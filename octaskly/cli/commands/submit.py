@@ -45,12 +45,12 @@ REQUEST_OPTIONS = (
         "--idempotency-key",
         metavar="KEY",
         callback=require_nonempty,
-        help="Makes handing in again harmless: the same key is the same task.",
+        help="Makes it safe to submit twice: the same key means the same task.",
     ),
     click.option(
         "--durability",
         type=click.Choice(("normal", "strict")),
-        help="strict: rather fail than have one copy only (default: normal).",
+        help="strict: fail rather than store only one copy (default: normal).",
     ),
 )
 
@@ -105,7 +105,7 @@ class _Line(NamedTuple):
     "--file",
     "file",
     type=click.File("rb"),
-    help="Read one command per line from here; - is stdin.",
+    help="Read one command per line from this file; - is stdin.",
 )
 @click.argument(
     "words", nargs=-1, metavar="[--] CMD...", shell_complete=completion.complete_files
@@ -120,11 +120,11 @@ def submit(
     fields: DraftFields,
     sent: SentPaths,
 ) -> None:
-    """Hand in a task, or one per line of stdin with -. Prints the ids.
+    """Submit a task, or with - one per line of stdin. Print the ids; do not wait.
 
-    --in sends files of yours along, and `octaskly fetch` gets what --out names.
+    --in sends files along, and `octaskly fetch` gets the --out files.
 
-    One argument is shell text; several are joined as a shell would quote them.
+    One argument is shell text; several are joined with shell quoting.
     """
     if list(words) == ["-"]:
         file = sys.stdin.buffer

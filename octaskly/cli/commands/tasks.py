@@ -48,13 +48,13 @@ LIMIT_MAX = 1000
     "worker_id",
     metavar="NODE",
     shell_complete=completion.complete_nodes,
-    help="Only tasks that this node runs or ran.",
+    help="Only tasks that run or ran on this node.",
 )
 @click.option(
     "--array",
     metavar="ID",
     shell_complete=completion.complete_arrays,
-    help="Only members of this array that have begun; else none are listed.",
+    help="List the members of this array that have started.",
 )
 @click.option("--name", metavar="NAME", help="Only tasks with this name.")
 @click.option(
@@ -63,24 +63,26 @@ LIMIT_MAX = 1000
     metavar="NAME=VALUE",
     help="Only tasks with this label; NAME alone: with any value. Repeatable.",
 )
-@click.option("--text", metavar="TEXT", help="Only with this in command or name.")
-@click.option("--newest", is_flag=True, help="The latest first.")
+@click.option(
+    "--text", metavar="TEXT", help="Only tasks with this text in the command or name."
+)
+@click.option("--newest", is_flag=True, help="Newest first.")
 @click.option(
     "--limit",
     type=click.IntRange(1, LIMIT_MAX),
     default=100,
     show_default=True,
     metavar="N",
-    help="At most so many.",
+    help="At most N.",
 )
 @click.option(
-    "--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip so many."
+    "--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N."
 )
 @click.option(
     "--after",
     metavar="ID",
     shell_complete=completion.complete_tasks,
-    help="Go on with a search behind this task.",
+    help="Continue a search after this task.",
 )
 @JSON_OPTION
 @click.pass_obj
@@ -152,7 +154,7 @@ def _row(task: Task) -> list[str]:
 @JSON_OPTION
 @click.pass_obj
 def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
-    """Show everything about a task: ID, its number alone, or `last`."""
+    """Show all about a task: ID is its id, its number, or `last`."""
     with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
@@ -224,14 +226,16 @@ def _stream(count: int | None, *, cut: bool | None) -> str | None:
 
 @click.command(epilog="Example: octaskly logs -f last")
 @click.argument("ref", metavar="ID", shell_complete=completion.complete_tasks)
-@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Keep printing until the task has ended."
+)
 @click.option("--stdout", "stream", flag_value="stdout", help="Only its stdout.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only its stderr.")
 @click.option(
     "--attempt",
     type=click.IntRange(1),
     metavar="N",
-    help="Only this attempt; without it the one that counts.",
+    help="Only this attempt (default: the one that counts).",
 )
 @JSON_OPTION
 @click.pass_obj
@@ -243,9 +247,9 @@ def logs(
     attempt: int | None,
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Print what a task wrote. Its stdout goes to stdout, its stderr to stderr.
+    """Print a task's stdout on stdout, and its stderr on stderr.
 
-    With -f also what it still writes; Ctrl-C leaves the task alone.
+    With -f, keep printing while it runs; Ctrl-C leaves the task alone.
     """
     # Imported here, because `ls` and `show` do not need it.
     from octaskly.cli.output.follow import OutputPrinter  # noqa: PLC0415
@@ -285,7 +289,7 @@ def logs(
     metavar="ID...",
     shell_complete=completion.complete_tasks,
 )
-@click.option("--force", is_flag=True, help="Also end a task that runs.")
+@click.option("--force", is_flag=True, help="Also end running tasks.")
 @JSON_OPTION
 @click.pass_obj
 def cancel(
@@ -294,7 +298,7 @@ def cancel(
     force: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> int:
-    """Cancel tasks that wait; with --force also those that run."""
+    """Cancel queued tasks; with --force, running ones too."""
     with context.connect() as client:
 
         def cancel_one(ref: str) -> None:
@@ -320,7 +324,7 @@ def cancel(
 @JSON_OPTION
 @click.pass_obj
 def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
-    """Say why a task does not run, for each node."""
+    """Explain, node by node, why a task is not running."""
     with context.connect() as client:
         full = resolve_ref(client, ref)
         reply = client.send(rest_calls.explain(full))
@@ -346,7 +350,7 @@ def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT0
     "older_than_s",
     type=Duration(),
     metavar="T",
-    help="Tasks that ended so long ago, such as 7d or 12h.",
+    help="Tasks that ended at least this long ago, such as 7d or 12h.",
 )
 @click.option("--all-ended", is_flag=True, help="All tasks that have ended.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -359,11 +363,11 @@ def forget(
     yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Forget ended tasks and their output now, on all nodes.
+    """Delete ended tasks and their output now, on all nodes.
 
-    Each node deletes the output files that it keeps of them, within minutes if it is
-    in the mesh. What waits or runs stays. A task that ended later holds up those that
-    were submitted after it; single tasks cannot be chosen.
+    Each node of the mesh deletes their output files within minutes. Queued and running
+    tasks stay. Tasks are deleted in the order of submission, so one that ended later
+    keeps all that were submitted after it.
     """
     if all_ended == (older_than_s is not None):
         raise click.UsageError("either --older-than T, or --all-ended")
@@ -388,7 +392,7 @@ def forget(
     "refs", nargs=-1, metavar="[ID...]", shell_complete=completion.complete_tasks
 )
 @click.option(
-    "--failed", is_flag=True, help="All failed tasks that were not repeated yet."
+    "--failed", is_flag=True, help="All failed tasks that have not been retried yet."
 )
 @JSON_OPTION
 @click.pass_obj
@@ -398,9 +402,10 @@ def retry(
     failed: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> int:
-    """Run ended tasks once more, as new tasks, and print their ids.
+    """Run ended tasks again, as new tasks, and print the new ids.
 
-    A task is repeated once, however often it is asked for: repeat the repetition.
+    Retrying a task twice returns the same new task; to run it again, retry the new
+    task.
     """
     if failed == bool(refs):
         raise click.UsageError("either ids, or --failed")

@@ -34,21 +34,23 @@ def token() -> None:
     epilog="Example: octaskly token create --name ci --role client --expires 30d"
 )
 @click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
-@click.option("--name", metavar="NAME", help="By which it is listed and revoked.")
+@click.option("--name", metavar="NAME", help="Name to list and revoke it by.")
 @click.option(
     "--expires", type=Duration(), default=DAY_S, metavar="T", help="24h, up to 90d."
 )
 @click.option(
-    "--subject", metavar="WHO", help="Who it is for, as tasks show it (its name)."
+    "--subject",
+    metavar="WHO",
+    help="Owner, as shown on tasks (default: the token's name).",
 )
 @click.pass_obj
 def create(
     context: CliContext, role: str, name: str | None, expires: int, subject: str | None
 ) -> None:
-    """Print a new token, and nothing else; it is kept nowhere.
+    """Print a new token, and nothing else. It is not stored.
 
-    admin may do everything; client submits, and cancels its own; viewer reads. One
-    that is good for more than a day is given a name if you give none.
+    An admin may do everything; a client submits, and cancels its own tasks; a viewer
+    reads. A token for more than a day gets a name if you give none.
     """
     wanted = {"role": role, "expires_s": expires, "subject": subject, "name": name}
     wanted = {field: value for field, value in wanted.items() if value is not None}
@@ -73,7 +75,7 @@ def list_(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         return
     found = client.decode(reply, TokenList)
     if not found.tokens:
-        note("no token has a name; tokens without a name are not listed")
+        note("no named tokens (unnamed tokens are not listed)")
         return
     now = dt.datetime.now(dt.UTC)
     print_table(
@@ -100,10 +102,10 @@ def _row(shown: TokenLine, now: dt.datetime) -> tuple[str, ...]:
 @click.argument("name", metavar="NAME", shell_complete=completion.complete_tokens)
 @click.pass_obj
 def revoke(context: CliContext, name: str) -> None:
-    """Revoke a token by its name or id: no node accepts it any more.
+    """Revoke a token by its name or id, on all nodes.
 
-    With - the token itself is read from standard input, as whoever lists processes
-    can read what stands on a command line.
+    With -, the token itself is read from stdin: arguments are visible to every user of
+    the machine.
     """
     ref = _id_of(sys.stdin.read().strip()) if name == "-" else name
     with context.connect() as client:

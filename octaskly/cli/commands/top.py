@@ -36,14 +36,14 @@ RIGHT, LEFT = b"\x1b[C", b"\x1b[D"
 
 
 @click.command(epilog="Example: octaskly top")
-@click.option("--once", is_flag=True, help="Print one frame and end.")
+@click.option("--once", is_flag=True, help="Print one frame and exit.")
 @JSON_OPTION
 @click.pass_obj
 def top(context: CliContext, once: bool, as_json: bool) -> None:  # noqa: FBT001
     """Watch nodes, queue and running tasks live.
 
-    Keys: q ends it, as Ctrl-C does; left and right choose the order of the tasks, r
-    turns it round. Where stdout is no terminal, one frame is printed.
+    Keys: q or Ctrl-C quits; left and right change the sort order of the tasks, r
+    reverses it. If stdout is not a terminal, one frame is printed.
     """
     # The import takes 30 ms, which would slow other commands.
     from octaskly.cli.output import top_screen  # noqa: PLC0415

@@ -44,9 +44,14 @@ if TYPE_CHECKING:
     metavar="ID...",
     shell_complete=completion.complete_tasks,
 )
-@click.option("--any", "is_any", is_flag=True, help="Only until one of them has ended.")
 @click.option(
-    "--timeout", type=Duration(), metavar="S", help="Wait no longer than 90, 15m, 2h."
+    "--any", "is_any", is_flag=True, help="Return once one of them has ended."
+)
+@click.option(
+    "--timeout",
+    type=Duration(),
+    metavar="S",
+    help="Wait at most this long: 90, 15m, 2h.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the ended tasks.")
 @click.pass_obj
@@ -59,8 +64,8 @@ def wait(
 ) -> int:
     """Wait until tasks have ended; Ctrl-C leaves them alone.
 
-    Exit code: that of the first of them whose code is not 0, as from `octaskly run`;
-    124 when the time is over, 125 Octaskly failed, 3 no such task.
+    The exit code is the first one that is not 0, as from `octaskly run`; 124 if the
+    time is up, 125 if Octaskly failed, 3 if there is no such task.
     """
     try:
         with context.connect() as client:
@@ -94,16 +99,18 @@ def wait(
     metavar="TYPES",
     default="task,node",
     show_default=True,
-    help="Which events: task, node.",
+    help="Kinds of events: task, node.",
 )
 @click.option(
     "--task",
     "ref",
     metavar="ID",
     shell_complete=completion.complete_tasks,
-    help="Only of this task.",
+    help="Only events of this task.",
 )
-@click.option("--after", metavar="EVENT", default="", help="Go on after this event id.")
+@click.option(
+    "--after", metavar="EVENT", default="", help="Continue after this event id."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.pass_obj
 def events(
@@ -113,7 +120,7 @@ def events(
     after: str,
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Print what happens to tasks and nodes, until Ctrl-C."""
+    """Print events of tasks and nodes, until Ctrl-C."""
     with context.connect() as client:
         flow = streams.events(
             client.requests,

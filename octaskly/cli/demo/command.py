@@ -52,12 +52,12 @@ next:  octaskly agent               start a node of your own, here and on other 
     "modules_max",
     type=click.IntRange(1),
     metavar="N",
-    help="Compress at most so many modules.",
+    help="Compress at most N modules.",
 )
 def demo(modules_max: int | None) -> None:
-    """Watch three agents of this machine share a real job.
+    """Watch three agents on this machine share a real job.
 
-    Uses the loopback interface only, ends by itself, and leaves nothing behind.
+    Uses only the loopback interface, ends by itself and cleans up.
     """
     if shutil.which("gzip") is None:
         raise MeshError("the demo compresses with gzip, which is not installed")

@@ -27,18 +27,18 @@ COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "unchecked": None
     "interfaces",
     multiple=True,
     metavar="NAME",
-    help="Look at this network interface, where no agent runs. Repeatable.",
+    help="Check this network interface, if no agent runs. Repeatable.",
 )
 @click.option(
     "--secret-file",
     type=click.Path(path_type=Path),
-    help="The mesh secret, where no agent runs.",
+    help="The mesh secret, if no agent runs.",
 )
 @click.option(
     "--join",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Also look at this node, which is not found by itself. Repeatable.",
+    help="Also check this node, which is not discovered. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_obj
@@ -49,10 +49,9 @@ def doctor(
     join: tuple[str, ...],
     as_json: bool,  # noqa: FBT001
 ) -> int:
-    """Find out what is wrong here; exit code 1 if something is.
+    """Find out what is wrong with this machine, its agent and its LAN.
 
-    It asks the agent of this machine if one runs, looks around on the LAN for some
-    seconds, and changes nothing.
+    Takes some seconds and changes nothing. The exit code is 1 if something is wrong.
     """
     # Imported here, because importing mDNS and TLS would slow other commands.
     from octaskly.cli.doctor.diagnosis import FindingStatus, make_findings  # noqa: PLC0415

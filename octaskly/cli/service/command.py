@@ -54,8 +54,10 @@ def service() -> None:
     epilog="Example: octaskly service install --slots 4 --label disk=ssd",
 )
 @SCOPE_OPTION
-@click.option("--dry-run", is_flag=True, help="Show what would change, and no more.")
-@click.option("--force", is_flag=True, help="Replace a unit that is not this one's.")
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option(
+    "--force", is_flag=True, help="Replace a unit that this installation did not write."
+)
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def install(
@@ -67,8 +69,8 @@ def install(
 ) -> None:
     """Write the unit, start it, and wait until its agent is ready.
 
-    FLAGS are those of `octaskly agent`; without any, those of the installation before
-    stay. Once more after an upgrade it shows what changes, and restarts the agent.
+    FLAGS are those of `octaskly agent`; without any, those of the earlier installation
+    stay. Run it again after an upgrade: it shows the changes and restarts the agent.
     """
     scope = _scope(is_user)
     systemd = Systemd(scope, context.environ)
@@ -98,7 +100,7 @@ def install(
 
 @service.command(epilog="Example: octaskly service uninstall --user")
 @SCOPE_OPTION
-@click.option("--purge", is_flag=True, help="Remove its data too; asks before.")
+@click.option("--purge", is_flag=True, help="Also remove its data; asks first.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def uninstall(
@@ -107,7 +109,7 @@ def uninstall(
     purge: bool,  # noqa: FBT001
     yes: bool,  # noqa: FBT001
 ) -> None:
-    """Stop the agent and remove its unit; the data stay, unless --purge is given."""
+    """Stop the agent and remove its unit; its data stay, unless --purge is given."""
     scope = _installed_scope(is_user, context)
     systemd = Systemd(scope, context.environ)
     path = unit_files.unit_path(scope, context.environ)
@@ -154,7 +156,7 @@ def uninstall(
 @JSON_OPTION
 @click.pass_obj
 def status(context: CliContext, is_user: bool | None, as_json: bool) -> int:  # noqa: FBT001
-    """Show whether the service is installed and runs; exit code 1 if not."""
+    """Show whether the service is installed and running; exit code 1 if not."""
     scope = _installed_scope(is_user, context)
     systemd = Systemd(scope, context.environ)
     path = unit_files.unit_path(scope, context.environ)
@@ -190,17 +192,17 @@ def status(context: CliContext, is_user: bool | None, as_json: bool) -> int:  # 
 
 @service.command(epilog="Example: octaskly service logs --follow")
 @SCOPE_OPTION
-@click.option("-f", "--follow", is_flag=True, help="Go on as it writes.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines.")
 @click.option(
     *("-n", "--lines"),
     default=50,
     show_default=True,
     metavar="N",
-    help="How many, at most.",
+    help="Number of lines.",
 )
 @click.pass_obj
 def logs(context: CliContext, is_user: bool | None, follow: bool, lines: int) -> int:  # noqa: FBT001
-    """Show what the agent of the service wrote, from the journal."""
+    """Show the agent's log, from the journal."""
     systemd = Systemd(_installed_scope(is_user, context), context.environ)
     words = systemd.journal_command(f"--lines={lines}", "--output=short-iso")
     if shutil.which(words[0]) is None:
