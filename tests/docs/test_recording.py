@@ -41,12 +41,12 @@ def test_redrawn_line_is_shown_before_and_after() -> None:
 
 
 def test_picture_matches_the_current_demo() -> None:
-    """Its end equals the output in the README, which is compared with a real run."""
+    """Its end equals the output in the tutorial, which is compared with a real run."""
     picture = (ROOT / "docs" / "images" / "demo.svg").read_text()
-    readme = (ROOT / "README.md").read_text()
+    tutorial = (ROOT / "docs" / "tutorials" / "one-machine.md").read_text()
     (shown,) = (
         command.shown
-        for block in blocks_of(readme)
+        for block in blocks_of(tutorial)
         for command in commands_of(block)
         if command.text == "make demo"
     )
