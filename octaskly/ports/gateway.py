@@ -24,7 +24,7 @@ from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
 from octaskly.ports.files import InputSources, KeptOutput
 from octaskly.ports.output import OutputSource
-from octaskly.ports.store import TaskListPage, TaskQuery
+from octaskly.ports.store import DisplayFacts, TaskListPage, TaskQuery
 from octaskly.ports.tokens import Principal, TokenRegistry
 
 
@@ -174,11 +174,22 @@ class Gateway(OutputSource, EventSource, Protocol):
             TaskAmbiguous: Several tasks have this sequence number.
         """
 
+    async def find_by_short_id(self, text: str) -> Sequence[TaskRecord]:
+        """Return the tasks that a short id may mean, without outputs: at most four.
+
+        It is a number, or the first 4 to 8 hexadecimal digits of an id.
+        """
+
     def at_hand(self, ref: str) -> TaskRecord | None:
         """Return an ended task from the cache, or None; never read the store."""
 
     async def wait_for_end(self, ref: str, timeout_s: float) -> TaskRecord:
         """Return a task as `find_task` does, once it is final or the time is over."""
+
+    async def read_display_facts(
+        self, records: Sequence[TaskRecord]
+    ) -> Mapping[TaskId, DisplayFacts]:
+        """Return what people see of these tasks, and what their records lack."""
 
     async def list_tasks(self, query: TaskQuery) -> TaskListPage:
         """Return one page of tasks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -29,7 +29,7 @@ from octaskly.core.model.ids import (
     VectorItems,
 )
 from octaskly.core.model.task_options import ArraySpec, InputBlob
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import Outcome, TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
 from octaskly.ports.files import KeptOutput
@@ -116,6 +116,22 @@ class TaskListPage:
     total: int | None  #: matching tasks; None if a search has not scanned all
     next_name: str | None = None  #: the search continues after this task
     unsearched: int = 0  #: number of tasks that a search has not scanned
+
+
+class MemberFailure(NamedTuple):
+    """A failed member of an array."""
+
+    number: int
+    outcome: Outcome | None
+
+
+class DisplayFacts(NamedTuple):
+    """Facts about a task that people see, and that its record lacks."""
+
+    short_id: str  #: shortest text that names the task
+    started_ms: int | None = None
+    """When its running attempt was assigned; of a running array, its first start."""
+    first_failure: MemberFailure | None = None  #: the failed member of lowest number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +269,12 @@ class DurableStore(LogReader, Protocol):
     async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
         """Read at most two names of tasks with this sequence number."""
 
+    async def names_with_short_id(self, text: str) -> tuple[str, ...]:
+        """Read at most four names of tasks that a short id may mean.
+
+        It is a number, or the first 4 to 8 hexadecimal digits of an id.
+        """
+
     async def find_name_collision(
         self, arrays: Mapping[TaskId, ArraySpec]
     ) -> str | None:
@@ -260,6 +282,11 @@ class DurableStore(LogReader, Protocol):
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:
         """Read one page of tasks."""
+
+    async def read_display_facts(
+        self, records: Sequence[TaskRecord]
+    ) -> Mapping[TaskId, DisplayFacts]:
+        """Read what people see of these tasks, and what their records lack."""
 
     async def incomplete_member_ranges(
         self, array: TaskId, limit: int

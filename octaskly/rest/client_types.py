@@ -23,6 +23,7 @@ class Task(TaskDetail, frozen=True, kw_only=True, dict=True):
 
     command_truncated: bool = False  #: a list shows only the beginning of `command`
     labels_truncated: bool = False  #: a list shows only the first labels
+    short_id: str = ""  #: only in a list: the shortest text that names it
     index: int | None = None  #: only for a member of an array, like `item`
     item: str | None = None
     replicas: int | None = None  #: only in the response to a submission

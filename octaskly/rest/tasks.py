@@ -62,8 +62,24 @@ class NewIds(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[str]
 
 
+class FirstFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """The failed member of an array with the lowest number, and how it ended."""
+
+    id: str
+    index: int
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: EndReason | None = None
+    detail: str | None = None
+
+
 class Members(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of the members of an array, in all and by state."""
+    """Counts of the members of an array, in all and by state, and its progress.
+
+    `rate_per_s` is the number of members that ended per second, from the start of the
+    array. `eta_ms` is the time that the others take at this rate, while the array runs.
+    Events have neither of them, nor `first_failure`.
+    """
 
     range: str | None = None
     total: int = 0
@@ -73,16 +89,24 @@ class Members(msgspec.Struct, frozen=True, kw_only=True):
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
+    rate_per_s: float | None = None
+    eta_ms: int | None = None
+    first_failure: FirstFailure | None = None
 
 
 class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
     """A task in a list; unknown values are null.
 
+    `started_at` of a running task is the time when its node got it, and of an array the
+    first start of a member. `elapsed_ms` is the time since then, while it runs.
+
     `command_truncated` and `labels_truncated` are true if only the beginning is shown,
-    and omitted otherwise. Only lists cut.
+    and omitted otherwise. Only lists cut. Only they have `short_id`, the shortest text
+    that names the task at this moment, unless that is `id`.
     """
 
     id: str
+    short_id: str | msgspec.UnsetType = msgspec.UNSET
     command: str | None = ""
     command_truncated: bool | msgspec.UnsetType = msgspec.UNSET
     status: Status
@@ -99,6 +123,7 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float | None = None
     memory_peak_mb: float | None = None
     started_at: At | None = None
+    elapsed_ms: int | None = None
     completed_at: At | None = None
     priority: int | None = None
     name: str | None = None

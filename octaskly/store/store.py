@@ -32,6 +32,7 @@ from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
     Clock,
+    DisplayFacts,
     KeptOutput,
     Packer,
     PendingNotifications,
@@ -43,8 +44,9 @@ from octaskly.ports import (
 from octaskly.ports.events import EndedMember, RecentAttempts
 from octaskly.store.reading import change_feed as attempts
 from octaskly.store.reading import change_feed as histories
-from octaskly.store.reading import pages, queries, queue
+from octaskly.store.reading import pages, queries, queue, short_ids
 from octaskly.store.reading.compaction_plan import plan_compaction
+from octaskly.store.reading.display_facts import read_display_facts
 from octaskly.store.reading.reader_pool import ReaderPool
 from octaskly.store.reading.snapshot import read_snapshot_part
 from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
@@ -323,7 +325,20 @@ class Store:
 
     async def names_with_sequence(self, sequence: int) -> tuple[str, ...]:
         """Read at most two names of tasks with this sequence number."""
-        return await self._query(lambda db: queries.names_with_sequence(db, sequence))
+        return await self._query(lambda db: short_ids.names_with_sequence(db, sequence))
+
+    async def names_with_short_id(self, text: str) -> tuple[str, ...]:
+        """Read the names of the tasks that a short id may mean."""
+        return await self._query_for_list(
+            lambda db: short_ids.names_with_short_id(db, text)
+        )
+
+    async def read_display_facts(
+        self, records: Sequence[TaskRecord]
+    ) -> Mapping[TaskId, DisplayFacts]:
+        """Read what people see of these tasks, and what their records lack."""
+        query = self._query if len(records) == 1 else self._query_for_list
+        return await query(lambda db: read_display_facts(db, records))
 
     async def find_name_collision(
         self, arrays: Mapping[TaskId, ArraySpec]

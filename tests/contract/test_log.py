@@ -28,7 +28,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id
-from octaskly.core.model.hlc import HLC_EPOCH_MS, HLC_MAX
+from octaskly.core.model.hlc import HLC_EPOCH_MS, HLC_MAX, wall_ms_of
 from octaskly.core.model.ids import Address, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.task_options import (
@@ -1102,3 +1102,85 @@ async def test_large_tasks_with_requirements_are_loaded_in_smaller_parts(
 
     assert 0 < len(some.records) < 5
     assert some.has_more
+
+
+async def test_a_short_id_names_the_tasks_that_it_may_mean(bench: Bench) -> None:
+    """A number first, else the start of the eight digits, whatever the number is."""
+    python = "task-792312345678-3fa2c0de"
+    await bench.add(
+        kit.submitted(1, id="task-041-3fa20000~a"),
+        kit.submitted(2, id=f"{python}~b"),
+        kit.submitted(3, id="task-811100000000-3fa2c0df"),
+        kit.submitted(4, id="task-4100-00000000"),
+        kit.submitted(5, id="task-811100000001-41001111"),
+        kit.submitted(6, id="mine"),
+        replace(
+            kit.submitted(7, id="task-822200000000-beef0000"),
+            spec=replace(
+                kit.submitted(7, id="task-822200000000-beef0000").spec,
+                options=TaskOptions(array=ArraySpec(count=3, first=1)),
+            ),
+        ),
+        kit.submitted(8, id="task-833300000000-12345678"),
+    )
+    find = bench.log.names_with_short_id
+
+    assert await find("41") == await find("041") == ("task-041-3fa20000",)
+    assert await find("3fa2c0de") == (python,)
+    assert await find("3fa2") == (
+        python,
+        "task-811100000000-3fa2c0df",
+        "task-041-3fa20000",
+    )
+    assert await find("4100") == ("task-4100-00000000",)
+    assert await find("41001") == ("task-811100000001-41001111",)
+    for unknown in ("3fa", "mine", "", "99", "٤١", "9" * 30):
+        assert await find(unknown) == ()
+    records = (await bench.log.read_task_page(TaskQuery())).records
+    facts = await bench.log.read_display_facts(records)
+    short = [facts[record.id].short_id for record in records]
+    assert short == [
+        *("41", "3fa2c0de", "3fa2c0df", "4100"),
+        # It has no letter, so it could be the number of a task.
+        *("task-811100000001-41001111", "mine", "beef", "task-833300000000-12345678"),
+    ]
+    assert await bench.log.names_with_sequence(822200000000) == (
+        "task-822200000000-beef0000",
+    )
+
+
+async def test_people_see_when_running_work_began_and_what_failed_first(
+    bench: Bench,
+) -> None:
+    """The first failure is the failed member with the lowest number."""
+    array = kit.submitted(1, options=TaskOptions(array=ArraySpec(count=9, first=5)))
+    await bench.add(
+        array,
+        kit.submitted(2),
+        kit.assigned(2),
+        kit.submitted(3),
+        of_member(kit.assigned(1), 8),
+    )
+    records = (await bench.log.read_task_page(TaskQuery())).records
+    before = await bench.log.read_display_facts(records)
+    await bench.add(
+        of_member(
+            kit.finished(1, state=AttemptState.FAILED, exit_code=4, started_ms=9), 8
+        ),
+        of_member(
+            kit.finished(1, state=AttemptState.FAILED, exit_code=3, started_ms=8), 7
+        ),
+    )
+    records = (await bench.log.read_task_page(TaskQuery())).records
+    after = await bench.log.read_display_facts(records)
+
+    at_ms = {n: wall_ms_of(1000 + n) for n in range(1, 6)}
+    assert [before[kit.task_id(n)].started_ms for n in (1, 2, 3)] == [
+        *(at_ms[5], at_ms[3], None),
+    ]
+    assert before[kit.task_id(1)].first_failure is None
+    assert after[kit.task_id(1)].started_ms == 8
+    failure = after[kit.task_id(1)].first_failure
+    assert failure is not None
+    assert failure.outcome is not None
+    assert (failure.number, failure.outcome.exit_code) == (7, 3)

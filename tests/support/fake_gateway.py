@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,9 +61,11 @@ from octaskly.files.manifest import (
 )
 from octaskly.ports import (
     DispatcherView,
+    DisplayFacts,
     Health,
     InputSources,
     KeptOutput,
+    MemberFailure,
     MeshStats,
     OutputHolder,
     OutputLocation,
@@ -118,6 +121,8 @@ class FakeGateway:
         self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
         self.lost: set[NodeId] = set()
         self.points: list[QueueSample] = []
+        self.began_ms = NOW_MS  #: start of running work
+        self.first_failures: dict[TaskId, MemberFailure] = {}
         self.failure: str | None = None
         self.left: str | None = None  #: the reason why this node left the mesh
         self.is_complete = True  #: no other node may know a task that is unknown here
@@ -252,6 +257,28 @@ class FakeGateway:
         if not found:
             raise TaskNotFound(f"no task is called {ref}")
         return self.records[found[0]]
+
+    async def find_by_short_id(self, text: str) -> Sequence[TaskRecord]:
+        self._require_dispatcher()
+        digits = text if len(text) >= 4 else "-"
+        return [
+            record
+            for record in self.records.values()
+            for match in [re.fullmatch(r"task-0*(\d+)-(\w{8})", record.id)]
+            if match and (match[1] == text or match[2].startswith(digits))
+        ]
+
+    async def read_display_facts(
+        self, records: Sequence[TaskRecord]
+    ) -> Mapping[TaskId, DisplayFacts]:
+        return {
+            record.id: DisplayFacts(
+                re.sub(r"task-0*(\d+)-\w{8}", r"\1", record.id),
+                self.began_ms if record.state is TaskState.RUNNING else None,
+                self.first_failures.get(record.id),
+            )
+            for record in records
+        }
 
     def at_hand(self, ref: str) -> TaskRecord | None:
         return None

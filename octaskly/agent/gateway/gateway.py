@@ -58,6 +58,7 @@ from octaskly.errors import (
 )
 from octaskly.ports import (
     DispatcherView,
+    DisplayFacts,
     DurableStore,
     Health,
     KeptOutput,
@@ -309,6 +310,19 @@ class AgentGateway:
         """Return one task with outputs."""
         self._require_dispatcher()
         return await self._task_finder.find_task(ref)
+
+    async def find_by_short_id(self, text: str) -> Sequence[TaskRecord]:
+        """Return the tasks that a short id may mean, without outputs."""
+        self._require_dispatcher()
+        names = await self._store.names_with_short_id(text)
+        found = [await self._store.read_task(name) for name in names]
+        return [record for record in found if record is not None]
+
+    async def read_display_facts(
+        self, records: Sequence[TaskRecord]
+    ) -> Mapping[TaskId, DisplayFacts]:
+        """Return what people see of these tasks, and what their records lack."""
+        return await self._store.read_display_facts(records)
 
     def at_hand(self, ref: str) -> TaskRecord | None:
         """Return an ended task that is in memory; None if it must be read."""

@@ -39,7 +39,8 @@ async def show_array(request: Request) -> web.StreamResponse:
     )
     rows = await tasks.encode_rows(request, failed.records, list_rows.encode_member)
     names = request.gateway.node_names()
-    return json_response(list_rows.encode_array(record, rows, names))
+    live = await tasks.read_live_facts(request, [record])
+    return json_response(list_rows.encode_array(record, rows, names, live))
 
 
 async def cancel_array(request: Request) -> web.StreamResponse:

@@ -13,9 +13,11 @@ from octaskly.api.http.handler_types import Access, Request, Route, json_respons
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.routes.attempts import find_input_bytes
 from octaskly.api.schemas import list_rows, query, request_bodies, task_response
+from octaskly.api.schemas.task_response import LiveFacts
 from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
+from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
@@ -55,8 +57,16 @@ async def list_tasks(request: Request) -> web.StreamResponse:
     as a short time allows. `left` is the number of tasks not yet examined. `next` is
     the `after` of the next request, or null at the end. `total` is null unless the
     first response examined all tasks.
+
+    With `ref` it returns the tasks that a short id may mean, at most four: a number
+    alone, or the first 4 to 8 hexadecimal digits of an id.
     """
     gateway, given = request.gateway, request.query
+    if (short := given.short_id()) is not None:
+        candidates = tuple(await gateway.find_by_short_id(short))
+        rows = await encode_rows(request, candidates, list_rows.encode_record)
+        page = TaskListPage(candidates, len(candidates))
+        return json_response(list_rows.encode_page(page, rows, TaskQuery()))
     asked = TaskQuery(
         state=given.status(),
         limit=given.limit(),
@@ -81,7 +91,7 @@ async def list_tasks(request: Request) -> web.StreamResponse:
     return json_response(list_rows.encode_page(page, rows, asked))
 
 
-EncodeRow = Callable[[TaskRecord, Mapping[NodeId, str]], bytes]
+EncodeRow = Callable[[TaskRecord, Mapping[NodeId, str], LiveFacts], bytes]
 
 
 async def encode_rows(
@@ -89,17 +99,27 @@ async def encode_rows(
 ) -> list[bytes]:
     """Encode the rows of a list, in several turns of the event loop if it is long."""
     names = request.gateway.node_names()
+    live = await read_live_facts(request, records)
     request.info.row_count = len(records)
     return await map_in_batches(
-        records, lambda record: encode_row(record, names), list_rows.ROWS_PER_TURN
+        records, lambda record: encode_row(record, names, live), list_rows.ROWS_PER_TURN
     )
+
+
+async def read_live_facts(request: Request, records: Sequence[TaskRecord]) -> LiveFacts:
+    """Read what people see of these tasks besides their records."""
+    facts = await request.gateway.read_display_facts(records) if records else {}
+    return LiveFacts(request.services.clock.now().wall_ms, facts)
 
 
 async def show_task(request: Request) -> web.StreamResponse:
     """Return one task; with `wait`, wait at most that long for its end."""
     wait_s, is_exact = request.query.wait_s(), request.query.is_base64()
     record = await find_task(request, wait_s)
-    shown = task_response.task(record, request.gateway.node_names(), is_exact=is_exact)
+    is_live = record.state is TaskState.RUNNING or record.progress is not None
+    live = await read_live_facts(request, [record] if is_live else ())
+    names = request.gateway.node_names()
+    shown = task_response.task(record, names, live, is_exact=is_exact)
     return json_response(task_response.encode(shown))
 
 
@@ -207,7 +227,7 @@ ROUTES = (
         access=Access.READ,
         query=(
             *("status", "worker_id", "array", "limit", "offset", "newest"),
-            *("name", "label", "text", "after"),
+            *("name", "label", "text", "after", "ref"),
         ),
         responses={200: rest.TaskLines},
         error_statuses=(404, 409),

@@ -20,7 +20,9 @@ from octaskly.core.model.arrays import (
     MEMBER_NUMBER_MAX,
     MEMBERS_MAX,
     ArrayProgress,
+    member_id,
 )
+from octaskly.core.model.ids import TaskId
 from octaskly.core.model.placeholders import (
     fill_placeholders,
     placeholder_values,
@@ -32,7 +34,8 @@ from octaskly.core.model.task_options import (
     ITEMS_MAX,
     ArraySpec,
 )
-from octaskly.rest.tasks import Members
+from octaskly.ports import MemberFailure
+from octaskly.rest.tasks import FirstFailure, Members
 
 _RANGE = re.compile(
     r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})(:(?P<step>[0-9]{1,9}))?"
@@ -158,12 +161,26 @@ def path_parts(path: str) -> list[str]:
     return "".join(pieces).split("\0")
 
 
-def render_array(record: TaskRecord) -> Members | None:
-    """Return the counts of an array for a list; None for another task."""
+def render_array(
+    record: TaskRecord,
+    ran_ms: int | None = None,
+    *,
+    first_failure: MemberFailure | None = None,
+) -> Members | None:
+    """Return the counts of an array for a list; None for another task.
+
+    Args:
+        record: Record of the task.
+        ran_ms: For how long the array has run, or ran; None if that is unknown.
+        first_failure: Its failed member with the lowest number.
+    """
     array = None if record.spec is None else record.spec.array
     if array is None:
         return None
     progress = record.progress or ArrayProgress(queued=array.count)
+    left = progress.queued + progress.running
+    ended = progress.completed + progress.failed
+    rate_per_s = 1000 * ended / ran_ms if ended and ran_ms else None
     last = array.number(array.count - 1)
     step = f":{array.step}" if array.step != 1 else ""
     return Members(
@@ -175,6 +192,25 @@ def render_array(record: TaskRecord) -> Members | None:
         completed=progress.completed,
         failed=progress.failed,
         cancelled=progress.cancelled,
+        rate_per_s=rate_per_s and round(rate_per_s, 3),
+        eta_ms=round(left / rate_per_s * 1000) if left and rate_per_s else None,
+        first_failure=first_failure and _render_failure(record, first_failure),
+    )
+
+
+def _render_failure(record: TaskRecord, failure: MemberFailure) -> FirstFailure:
+    """Return the first failure of an array."""
+    name = member_id(TaskId(record.name), failure.number)
+    outcome = failure.outcome
+    if outcome is None:
+        return FirstFailure(id=name, index=failure.number)
+    return FirstFailure(
+        id=name,
+        index=failure.number,
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        reason=outcome.reason.value,
+        detail=outcome.detail or None,
     )
 
 

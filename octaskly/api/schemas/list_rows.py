@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from octaskly.api.schemas import arrays, task_response
+from octaskly.api.schemas.task_response import LiveFacts
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.ports import LISTED_COMMAND_CHARS, TaskListPage, TaskQuery
@@ -22,7 +23,7 @@ from octaskly.rest import tasks as rest
 ROW_BYTES_MAX: Final = 2048  #: of JSON, so that 1000 rows stay below 2 MiB
 COMMAND_BYTES_MAX: Final = LISTED_COMMAND_CHARS  #: of JSON: control characters take six
 ITEM_BYTES_MAX: Final = 192  #: of the item of a member, in a row that is too long
-DETAIL_BYTES_MAX: Final = 192  #: the same for the detail of its end
+DETAIL_BYTES_MAX: Final = 128  #: the same for the detail of its end
 LABELS_BYTES_MAX: Final = 192  #: the same for its labels
 CALL_BYTES_MAX: Final = 128  #: the same for its call
 ROWS_PER_TURN: Final = 50  #: take less than a millisecond of the event loop
@@ -46,21 +47,28 @@ def encode_page(found: TaskListPage, rows: Sequence[bytes], query: TaskQuery) ->
 
 
 def encode_array(
-    record: TaskRecord, failed: Sequence[bytes], names: Mapping[NodeId, str]
+    record: TaskRecord,
+    failed: Sequence[bytes],
+    names: Mapping[NodeId, str],
+    live: LiveFacts,
 ) -> bytes:
     """Return an array with some of its failed members, which are encoded."""
-    line = msgspec.structs.asdict(task_response.listed(record, names))
+    line = msgspec.structs.asdict(task_response.listed(record, names, live))
     return _encode(rest.TaskArray(**line, failed_members=_as_encoded(failed)))
 
 
-def encode_record(record: TaskRecord, names: Mapping[NodeId, str]) -> bytes:
+def encode_record(
+    record: TaskRecord, names: Mapping[NodeId, str], live: LiveFacts
+) -> bytes:
     """Return the row of a task."""
-    return encode_row(task_response.listed(record, names))
+    return encode_row(task_response.listed(record, names, live))
 
 
-def encode_member(record: TaskRecord, names: Mapping[NodeId, str]) -> bytes:
+def encode_member(
+    record: TaskRecord, names: Mapping[NodeId, str], live: LiveFacts
+) -> bytes:
     """Return the row of a member of an array."""
-    line = msgspec.structs.asdict(task_response.listed(record, names))
+    line = msgspec.structs.asdict(task_response.listed(record, names, live))
     return encode_row(rest.ArrayMember(**line, **arrays.render_member(record)))
 
 
@@ -103,6 +111,7 @@ def _encode_cut(line: rest.TaskLine) -> bytes:
         line,
         detail=cut_detail(line.detail),
         call=cut_detail(line.call, CALL_BYTES_MAX),
+        array=_without_failure_detail(line.array),
         labels=labels,
         labels_truncated=True if labels != line.labels else msgspec.UNSET,
     )
@@ -114,6 +123,13 @@ def _encode_cut(line: rest.TaskLine) -> bytes:
     if shown == command:
         return _encode(line)
     return _encode(replace(without, command=shown))
+
+
+def _without_failure_detail(counts: rest.Members | None) -> rest.Members | None:
+    """Return the counts of an array without the detail of its first failure."""
+    if counts is None or counts.first_failure is None:
+        return counts
+    return replace(counts, first_failure=replace(counts.first_failure, detail=None))
 
 
 def _first_labels(labels: Mapping[str, str]) -> dict[str, str]:

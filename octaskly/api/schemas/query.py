@@ -27,10 +27,12 @@ _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9]{1,3})?")
 _LOGGED = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9a-f]{14,15})?")
 _INTEGER = re.compile(r"[0-9]{1,16}")
 _SECONDS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3})?")
+_SHORT_ID = re.compile(r"[0-9]{1,11}|[0-9a-f]{4,8}")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NAME_MAX = 255
 _TEXT_CHARS_MAX = 256
+_SHORT_ID_MAX = 11
 _LABEL_CHARS_MAX = 64 + 1 + 256
 _LABELS_MAX = 32
 _REPEATABLE = ("label",)  #: parameters that may be repeated
@@ -83,6 +85,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "pieces": (
         Annotated[str, msgspec.Meta(pattern=f"^{_PIECES.pattern}$")],
         "numbers of pieces of 4 MiB, from 0; the node sends one of them",
+    ),
+    "ref": (
+        Annotated[str, msgspec.Meta(min_length=1, max_length=_SHORT_ID_MAX)],
+        "only tasks that this number or prefix of hexadecimal digits may mean",
     ),
     "since_s": (
         Annotated[int, msgspec.Meta(ge=0, le=SINCE_S_MAX)],
@@ -206,6 +212,17 @@ class Query:
             if self._values.get(field, "0") != "0":
                 raise _invalid(field, f"a search accepts no `{field}`; {why}")
         return TaskSearch(name=name, labels=labels, text=text)
+
+    def short_id(self) -> str | None:
+        """Return the short id whose tasks are requested, None if absent."""
+        text = self._values.get("ref")
+        if text is None:
+            return None
+        if not _SHORT_ID.fullmatch(text):
+            raise _invalid("ref", "`ref` is a number, or 4 to 8 digits of 0-9 a-f")
+        if len(self._values) > 1:
+            raise _invalid("ref", "`ref` excludes other parameters")
+        return text
 
     def after(self) -> str | None:
         """Return the task after which a search continues."""

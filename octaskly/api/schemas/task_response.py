@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.replies import TaskExplanation
-from octaskly.ports import InputSources
+from octaskly.ports import DisplayFacts, InputSources
 from octaskly.rest import tasks as rest
 
 RESULT_OUTPUTS_MAX: Final = 256  #: in a stream of results
@@ -67,25 +67,46 @@ def repeated(record: TaskRecord, replicas: int) -> rest.Repeated:
     )
 
 
-def listed(record: TaskRecord, names: Mapping[NodeId, str]) -> rest.TaskLine:
+class LiveFacts(NamedTuple):
+    """The time, and what the records of some tasks lack."""
+
+    now_ms: int = 0
+    by_task: Mapping[TaskId, DisplayFacts] = {}
+
+
+_NO_FACTS: Final = LiveFacts()
+_UNKNOWN: Final = DisplayFacts("")
+
+
+def listed(
+    record: TaskRecord, names: Mapping[NodeId, str], live: LiveFacts = _NO_FACTS
+) -> rest.TaskLine:
     """Return a task in a list, without output."""
-    return _line(record, names, *_visible(record))
+    return _line(record, names, _visible(record), live)
 
 
 def _line(
     record: TaskRecord,
     names: Mapping[NodeId, str],
-    state: TaskState,
-    attempt: Attempt | None,
-    outcome: Outcome | None,
+    visible: tuple[TaskState, Attempt | None, Outcome | None],
+    live: LiveFacts,
 ) -> rest.TaskLine:
+    state, attempt, outcome = visible
     spec = record.spec
     options = spec.options if spec else None
     is_ended_array = record.progress is not None and state.is_final
     ran = (_span(record) if is_ended_array else None) or outcome
     duration_ms, waited_ms, cpu_s, peak_mb, started_at, ended_at = _times(ran, spec)
+    facts = live.by_task.get(record.id, _UNKNOWN)
+    same = ("", record.name)
+    elapsed_ms = None
+    if state is TaskState.RUNNING and facts.started_ms is not None:
+        started_at = at(facts.started_ms)
+        # The clock of an earlier dispatcher may have been ahead.
+        elapsed_ms = max(0, live.now_ms - facts.started_ms)
     return rest.TaskLine(
         id=record.name,
+        short_id=msgspec.UNSET if facts.short_id in same else facts.short_id,
         command=spec.command if spec else None,
         status=state,
         worker_id=names.get(attempt.node, attempt.node) if attempt else None,
@@ -101,25 +122,37 @@ def _line(
         cpu_seconds=cpu_s,
         memory_peak_mb=peak_mb,
         started_at=started_at,
+        elapsed_ms=elapsed_ms,
         completed_at=ended_at,
         priority=priority_of(spec) if spec else None,
         # Most tasks have no options, so they are not arrays.
         name=(options.name or None) if options else None,
         call=(options.call or None) if options else None,
         labels=dict(options.labels) if options else {},
-        array=arrays.render_array(record) if options else None,
+        array=(
+            arrays.render_array(
+                record, elapsed_ms or duration_ms, first_failure=facts.first_failure
+            )
+            if options
+            else None
+        ),
     )
 
 
 def task(
-    record: TaskRecord, names: Mapping[NodeId, str], *, is_exact: bool = False
+    record: TaskRecord,
+    names: Mapping[NodeId, str],
+    live: LiveFacts = _NO_FACTS,
+    *,
+    is_exact: bool = False,
 ) -> rest.TaskDetail:
     """Return a task with all fields and its kept output.
 
     Text has replacement characters for bytes that are not UTF-8; `is_exact` selects the
     exact bytes, in base64.
     """
-    state, attempt, outcome = _visible(record)
+    visible = _visible(record)
+    outcome = visible[2]
     shown = _base64 if is_exact else _text
     seen = outcome if outcome and outcome.was_observed else None
     stdout, stderr = (shown(seen.stdout), shown(seen.stderr)) if seen else (None, None)
@@ -129,7 +162,7 @@ def task(
     elif seen and not (_is_text(seen.stdout, stdout) and _is_text(seen.stderr, stderr)):
         encoding = "utf-8-replaced"
     return rest.TaskDetail(
-        **_fields(_line(record, names, state, attempt, outcome)),
+        **_fields(_line(record, names, visible, live)) | {"short_id": msgspec.UNSET},
         sent_stdout=stdout,
         sent_stderr=stderr,
         sent_encoding=encoding,

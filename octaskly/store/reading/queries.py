@@ -21,7 +21,6 @@ from octaskly.core.model.ids import (
     NodeId,
     StreamId,
     TaskId,
-    task_name,
 )
 from octaskly.core.model.task_options import (
     BlobRef,
@@ -210,20 +209,6 @@ def read_input_blobs(
         if stdin_file is not None:
             needed.add(InputBlob(stdin_file, is_tree=False))
     return frozenset(needed), found[-1][0] if len(found) == limit else 0
-
-
-def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
-    """Return at most two names of tasks with this sequence number."""
-    if not 0 <= sequence < rows.DERIVED_SEQUENCE_START:
-        return ()
-    found = db.execute(
-        "SELECT id FROM tasks INDEXED BY tasks_sequence"
-        " WHERE sequence IS NOT NULL AND sequence IN (?, ?) ORDER BY key LIMIT 2",
-        (sequence, sequence + rows.DERIVED_SEQUENCE_START),
-    )
-    ids = [TaskId(task_id) for (task_id,) in found]
-    places = task_name_collisions.read_occurrences(db, ids)
-    return tuple(task_name(task_id, places.get(task_id, 1)) for task_id in ids)
 
 
 def incomplete_member_ranges(

@@ -67,10 +67,10 @@ OptionalColumns = tuple[str | None, bool, bool, int | None]
 NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, False, False, None)
 
 _CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite
-_SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-[0-9a-f]{8}(~.*)?")
+_SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-([0-9a-f]{8})(~.*)?")
 DERIVED_SEQUENCE_START: Final = 1 << 62
 ROW_BYTES: Final = 200  #: approximate size of a task or attempt, without texts
-_DERIVED_DIGITS: Final = 12  #: number of digits of ids from an idempotency key
+DERIVED_DIGITS: Final = 12  #: number of digits of ids from an idempotency key
 _ATTEMPT_STATES: Final = tuple(AttemptState)
 _REASONS: Final = {reason.value: reason for reason in EndReason}
 # A lookup is faster than `reason.value`.
@@ -80,16 +80,16 @@ _REASON_TEXTS: Final = {reason: reason.value for reason in EndReason}
 def sequence_of(task: TaskId) -> int | None:
     """Return the sequence number of a task id as stored, or None if it has none.
 
-    A number derived from an idempotency key is stored with `DERIVED_SEQUENCE_START`
-    added, so that it does not advance the counter.
+    An id with a number derived from an idempotency key is stored with its hexadecimal
+    digits instead, from `DERIVED_SEQUENCE_START` on. So it does not advance the
+    counter, and people can name it by a prefix of the digits.
     """
     match = _SEQUENCE.fullmatch(task)
     if match is None:
         return None
-    digits = match[1]
-    return int(digits) + (
-        DERIVED_SEQUENCE_START if len(digits) >= _DERIVED_DIGITS else 0
-    )
+    if len(match[1]) >= DERIVED_DIGITS:
+        return DERIVED_SEQUENCE_START + int(match[2], 16)
+    return int(match[1])
 
 
 def sequence_max(db: sqlite3.Connection) -> int:

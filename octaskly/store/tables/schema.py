@@ -278,9 +278,20 @@ CREATE INDEX tasks_stdin ON tasks (state, submitter)
 CREATE INDEX log_large ON log (task_id) WHERE length(body) > 4096;
 """
 
+# Ids with a derived number are stored with their digits: see `rows.sequence_of`.
+_DIGIT: Final = (
+    " + ((instr('0123456789abcdef', substr(id, instr(substr(id, 6), '-') + {}, 1)) - 1)"
+    " << {})"
+)
+_NINTH: Final = (
+    "UPDATE tasks SET sequence = (1 << 62)"  # noqa: S608
+    + "".join(_DIGIT.format(6 + n, 28 - 4 * n) for n in range(8))
+    + " WHERE sequence IS NOT NULL AND sequence >= (1 << 62);"
+)
+
 MIGRATIONS: Final = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH),
-    _EIGHTH,
+    *(_EIGHTH, _NINTH),
 )
 """Item `i` migrates version `i` to `i + 1`."""
 

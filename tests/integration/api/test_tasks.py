@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from octaskly.api.schemas import task_options
-from octaskly.core.model.ids import NodeId
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFile
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import ArrayProgress
+from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    Outcome,
+    OutputFile,
+    TaskSpec,
+)
 from octaskly.errors import OutcomeUnknown, StoreError, StoreFull
+from octaskly.ports import MemberFailure
 from tests.support.api_node import (
     ADMIN,
     CLIENT,
@@ -271,6 +281,7 @@ async def test_a_completed_task_shows_its_result(node: ApiNode) -> None:
         "memory_peak_mb": None,
         "created_at": "2026-02-06T12:00:00Z",
         "started_at": "2026-02-06T12:00:00Z",
+        "elapsed_ms": None,
         "completed_at": "2026-02-06T12:00:01Z",
         "stdout": "hello\n",
         "stderr": "",
@@ -284,6 +295,7 @@ async def test_a_completed_task_shows_its_result(node: ApiNode) -> None:
         "priority": 0,
         "array": None,
         "name": None,
+        "call": None,
         "labels": {},
         **task_options.render_options(None),
     }
@@ -366,6 +378,61 @@ async def test_ambiguous_short_id_is_a_conflict(node: ApiNode) -> None:
     assert_problem(answer, 409, "Task ID is ambiguous")
 
 
+async def test_a_short_id_in_a_query_lists_its_candidates(node: ApiNode) -> None:
+    """A path takes whole ids only, so a program cannot cancel a task by accident."""
+    first = await node.submit()
+    body = {"command": "true", "id": "task-792312345678-0000000f"}
+    await node.ask("POST", TASKS, headers=ADMIN, body=body)
+
+    async def candidates(short: str) -> list[str]:
+        found = await node.ask("GET", f"{TASKS}?ref={short}", headers=VIEWER)
+        return [task["id"] for task in found.json["tasks"]]
+
+    assert await candidates("1") == [first]
+    assert await candidates(first[-8:-3]) == [first]
+    assert await candidates("0000") == [body["id"]]
+    assert await candidates("beef") == []
+    for wrong in ("ref=x", "ref=", "ref=beef&limit=1"):
+        answer = await node.ask("GET", f"{TASKS}?{wrong}", headers=VIEWER)
+        assert_problem(answer, 400, "Invalid parameter value")
+        assert answer.json["field"] == "ref"
+    assert (await node.ask("GET", f"{TASKS}/1", headers=VIEWER)).status == 404
+
+
+async def test_running_work_shows_its_start_and_its_progress(node: ApiNode) -> None:
+    """Also the rate and the remaining time of an array, and its first failure."""
+    task = await node.submit()
+    array = TaskId("task-002-00000002")
+    progress = ArrayProgress(queued=60, running=4, completed=30, failed=6)
+    options = TaskOptions(array=ArraySpec(count=100, first=1))
+    spec = TaskSpec(array, "run {}", options=options)
+    node.gateway.records[array] = TaskRecord(array, spec, progress=progress)
+    ended = Outcome(AttemptState.FAILED, EndReason.EXIT, exit_code=3)
+    node.gateway.first_failures[array] = MemberFailure(17, ended)
+    node.gateway.start(task)
+    node.gateway.began_ms = NOW_MS - 90_000
+
+    listed = (await node.ask("GET", TASKS, headers=VIEWER)).json["tasks"]
+    shown = (await node.ask("GET", f"{TASKS}/{array}", headers=VIEWER)).json
+    alone = (await node.ask("GET", f"/api/v1/arrays/{array}", headers=VIEWER)).json
+
+    assert [each["short_id"] for each in listed] == ["1", "2"]
+    for each in (*listed, shown, alone):
+        assert each["started_at"] == "2026-02-06T11:58:30Z"
+        assert each["elapsed_ms"] == 90_000
+    for each in (listed[1], shown, alone):
+        assert each["array"]["rate_per_s"] == 0.4
+        assert each["array"]["eta_ms"] == 160_000
+        assert each["array"]["first_failure"] == {
+            "id": f"{array}.17",
+            "index": 17,
+            "exit_code": 3,
+            "signal": None,
+            "reason": "exit",
+            "detail": None,
+        }
+
+
 async def test_a_list_has_pages_and_counts(node: ApiNode) -> None:
     """Oldest first, without output, with total, returned, limit and offset."""
     tasks = [await node.submit(f"echo {n}") for n in range(5)]
@@ -434,6 +501,7 @@ async def test_attempts_of_a_task_and_recent_attempts_are_listed(node: ApiNode) 
         **attempt,
         "id": first,
         "name": None,
+        "call": None,
         "assigned_at": None,
         "command": f"echo {'x' * 195}",
         "has_files": False,

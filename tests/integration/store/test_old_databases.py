@@ -110,6 +110,33 @@ async def test_the_stdin_of_ended_tasks_in_an_older_database_is_freed(
     await store.close()
 
 
+def write_version_8(path: Path, facts: list[Fact]) -> None:
+    """Write a database of version 8, which stores the number of any id."""
+    with closing(open_writer(path)) as old:
+        tables = TableWriter(old, WirePacker(), kit.HandClock())
+        tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
+        old.execute(
+            "UPDATE tasks SET sequence = (1 << 62) + substr(id, 6, 12)"
+            " WHERE sequence >= (1 << 62)"
+        )
+        old.execute("PRAGMA user_version=8")
+
+
+async def test_ids_in_an_older_database_are_found_by_their_digits(
+    tmp_path: Path,
+) -> None:
+    """Version 8 stored the number of a retry, which nobody types."""
+    path, name = tmp_path / "log.db", "task-792312345678-3fa2c0de"
+    facts: list[Fact] = [kit.submitted(1), kit.submitted(2, id=f"{name}~a")]
+    await asyncio.to_thread(write_version_8, path, facts)
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    await asyncio.to_thread(store.open)
+
+    assert await store.names_with_short_id("3fa2c0de") == (name,)
+    assert await store.names_with_short_id("1") == (kit.task_id(1),)
+    await store.close()
+
+
 @pytest.mark.parametrize("version", range(1, VERSION))
 async def test_a_database_of_an_older_version_is_read_and_extended(
     tmp_path: Path, version: int

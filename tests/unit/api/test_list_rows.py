@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 
 from octaskly.api.routes import tasks
 from octaskly.api.schemas import list_rows
+from octaskly.api.schemas.task_response import LiveFacts
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.ports import DisplayFacts
 from octaskly.rest import tasks as rest
+from octaskly.system.clock import SystemClock
 
 LONGEST: dict[str, Any] = {
     "id": "t" * 64 + ".999999999~99",
@@ -35,24 +38,37 @@ LONGEST: dict[str, Any] = {
     "memory_peak_mb": 10**12 + 0.1,
     "started_at": "2026-02-06T12:00:00Z",
     "completed_at": "2026-02-06T12:00:00Z",
+    "elapsed_ms": 10**15,
+    "short_id": "99999999999.999999999",
     "priority": -50,
-    "array": rest.Members(
-        range="999999999-999999999:999999999",
-        **dict.fromkeys(
-            ("total", "max_fails", "queued", "running", "completed", "failed"), 10**7
-        ),
-        cancelled=10**7,
-    ),
 }
+
+
+def longest_array(detail: str) -> rest.Members:
+    """Return the counts of an array with the longest texts."""
+    numbers = ("total", "max_fails", "queued", "running", "completed", "failed")
+    return rest.Members(
+        range="999999999-999999999:999999999",
+        **dict.fromkeys(numbers, 10**7),
+        cancelled=10**7,
+        rate_per_s=999999.999,
+        eta_ms=10**15,
+        first_failure=rest.FirstFailure(
+            id="t" * 64 + ".999999999",
+            index=999_999_999,
+            exit_code=255,
+            signal=64,
+            reason="cancelled",
+            detail=detail,
+        ),
+    )
+
+
 TEXT = st.text(max_size=300) | st.sampled_from(["\1" * 2000, "é" * 2000, "x" * 65_536])
 NAMES = st.sampled_from(["", "n" * 128, '"' * 128, "\U0001f600" * 128])
 LABELS = st.dictionaries(
     st.text("abc/", max_size=64), st.text(max_size=256), max_size=32
 ) | st.just({f"{n:064}": "\U0001f600" * 256 for n in range(32)})
-
-
-def decoded(row: bytes) -> rest.ArrayMember:
-    return msgspec.json.decode(row, type=rest.ArrayMember)
 
 
 @given(command=TEXT, detail=TEXT, name=NAMES, call=NAMES, labels=LABELS, item=TEXT)
@@ -74,23 +90,28 @@ def test_a_row_has_at_most_2_kib_whatever_is_in_the_task(
     item: str,
 ) -> None:
     """A page of 1000 stays below 2 MiB; what is cut is the beginning, and says so."""
-    line = rest.ArrayMember(
-        **LONGEST, command=command, detail=detail, name=name, call=call,
-        labels=labels, index=10**9, item=item,
-    )  # fmt: skip
+    asked: dict[str, Any] = {
+        **LONGEST, "command": command, "detail": detail, "name": name, "call": call,
+        "labels": labels,
+    }  # fmt: skip
+    lines = (
+        rest.ArrayMember(**asked, index=10**9, item=item),
+        # An array has no output, so its own detail is short.
+        rest.TaskLine(**asked | {"detail": detail[:80]}, array=longest_array(detail)),
+    )
+    for line in lines:
+        row = list_rows.encode_row(line)
+        shown = msgspec.json.decode(row, type=type(line))
 
-    row = list_rows.encode_row(line)
-    shown = decoded(row)
-
-    assert len(row) <= list_rows.ROW_BYTES_MAX
-    assert shown.name == name
-    assert call.startswith((shown.call or "").removesuffix("..."))
-    assert bool(shown.call) == bool(call)
-    assert command.startswith(shown.command or "")
-    assert (shown.command_truncated is True) == (shown.command != command)
-    assert shown.labels.items() <= labels.items()
-    assert (shown.labels_truncated is True) == (shown.labels != labels)
-    assert bool(shown.command) == bool(command)
+        assert len(row) <= list_rows.ROW_BYTES_MAX
+        assert shown.name == name
+        assert call.startswith((shown.call or "").removesuffix("..."))
+        assert bool(shown.call) == bool(call)
+        assert command.startswith(shown.command or "")
+        assert (shown.command_truncated is True) == (shown.command != command)
+        assert shown.labels.items() <= labels.items()
+        assert (shown.labels_truncated is True) == (shown.labels != labels)
+        assert bool(shown.command) == bool(command)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +153,18 @@ def test_usual_labels_detail_and_name_are_whole() -> None:
     assert shown.command == "x" * 1024
 
 
+async def no_facts(_records: object) -> dict[TaskId, DisplayFacts]:
+    return {}
+
+
 def test_a_long_list_lets_others_run_meanwhile() -> None:
     """The event loop gets a turn after every 50 rows."""
     turn = 0
     turns: list[int] = []
     request: Any = SimpleNamespace(
-        gateway=SimpleNamespace(node_names=dict), info=SimpleNamespace(row_count=None)
+        gateway=SimpleNamespace(node_names=dict, read_display_facts=no_facts),
+        info=SimpleNamespace(row_count=None),
+        services=SimpleNamespace(clock=SystemClock()),
     )
 
     async def count_turns() -> None:
@@ -146,7 +173,7 @@ def test_a_long_list_lets_others_run_meanwhile() -> None:
             turn += 1
             await asyncio.sleep(0)
 
-    def encode(_: TaskRecord, __: Mapping[NodeId, str]) -> bytes:
+    def encode(_: TaskRecord, __: Mapping[NodeId, str], ___: LiveFacts) -> bytes:
         turns.append(turn)
         return b"{}"
 

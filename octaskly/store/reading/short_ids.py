@@ -1,0 +1,144 @@
+"""Short ids of tasks: their number, or a prefix of their eight hexadecimal digits.
+
+Numbers and digits of generated ids are in the index `tasks_sequence`: counted ids with
+their number, and ids with a derived number with their digits. See `rows.sequence_of`.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable
+from typing import Final
+
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.ids import TaskId, task_name
+from octaskly.store.tables import rows, task_name_collisions
+
+FOUND_MAX: Final = 4  #: tasks returned for one short id
+DIGITS_MIN: Final = 4  #: shortest prefix of hexadecimal digits
+COUNTED_MAX: Final = 10_000  #: latest counted ids whose digits are compared
+
+_ID_DIGITS: Final = 8
+_DIGITS: Final = re.compile(rf"[0-9a-f]{{{DIGITS_MIN},{_ID_DIGITS}}}")
+_START: Final = rows.DERIVED_SEQUENCE_START
+_LETTER: Final = re.compile(r"[a-f]")
+
+
+def names_with_short_id(db: sqlite3.Connection, text: str) -> tuple[str, ...]:
+    """Return the names of the tasks that a short id may mean: at most `FOUND_MAX`.
+
+    A number takes precedence over equal digits.
+    """
+    if text.isascii() and text.isdecimal():
+        number = text.lstrip("0") or "0"
+        if found := names_with_sequence(db, int(number[: len(str(_START))])):
+            return found
+    if not _DIGITS.fullmatch(text):
+        return ()
+    first, last = (int(f"{text:{fill}<{_ID_DIGITS}}", 16) for fill in "0f")
+    derived = db.execute(
+        "SELECT id FROM tasks INDEXED BY tasks_sequence WHERE sequence IS NOT NULL"
+        " AND sequence BETWEEN ? AND ? ORDER BY sequence LIMIT ?",
+        (_START + first, _START + last, FOUND_MAX),
+    )
+    counted = db.execute(
+        "SELECT id FROM (SELECT id FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence < ? ORDER BY sequence DESC LIMIT ?)"
+        " WHERE id GLOB 'task-*-' || ? || '*' LIMIT ?",
+        (_START, COUNTED_MAX, text, FOUND_MAX),
+    )
+    return _names(db, (*derived, *counted))[:FOUND_MAX]
+
+
+def names_with_sequence(db: sqlite3.Connection, sequence: int) -> tuple[str, ...]:
+    """Return at most two names of tasks with this number, counted or derived."""
+    if not 0 <= sequence < _START:
+        return ()
+    if len(str(sequence)) < rows.DERIVED_DIGITS:
+        found = db.execute(
+            "SELECT id FROM tasks INDEXED BY tasks_sequence"
+            " WHERE sequence IS NOT NULL AND sequence = ? ORDER BY key LIMIT 2",
+            (sequence,),
+        ).fetchall()
+    else:
+        found = _ids_with_derived_number(db, sequence)
+    return _names(db, found)
+
+
+def _ids_with_derived_number(db: sqlite3.Connection, number: int) -> list[rows.Row]:
+    """Return at most two ids with this number, without the members of an array."""
+    found: list[rows.Row] = []
+    low, end = f"task-{number}-", f"task-{number}."
+    while len(found) < 2:  # noqa: PLR2004
+        first = db.execute(
+            "SELECT id FROM tasks WHERE id >= ? AND id < ? ORDER BY id LIMIT 1",
+            (low, end),
+        ).fetchone()
+        if first is None:
+            break
+        name = first[0][: len(f"task-{number}-") + _ID_DIGITS]
+        found += db.execute(
+            "SELECT id FROM (SELECT id, key FROM tasks WHERE id = ?1 UNION ALL"
+            " SELECT id, key FROM tasks WHERE id > ?1 || '~' AND id < ?1 || char(127))"
+            " ORDER BY key LIMIT 2",
+            (name,),
+        )
+        low = f"{name}\x7f"
+    return found[:2]
+
+
+def shortest_id(db: sqlite3.Connection, task: TaskId, occurrence: int = 1) -> str:
+    """Return the shortest text that `names_with_short_id` finds this task with.
+
+    The number of a member follows the short id of its array. A task with a name that
+    its client chose has only this name.
+    """
+    if (place := split_member_id(task)) is not None:
+        return f"{shortest_id(db, place[0], occurrence)}.{place[1]}"
+    name = task_name(task, occurrence)
+    sequence = rows.sequence_of(task)
+    if sequence is None or occurrence > 1:
+        return name
+    if sequence < _START:
+        is_unique = len(names_with_sequence(db, sequence)) == 1
+        return str(sequence) if is_unique else name
+    digits = name[-_ID_DIGITS:]
+    shared = 0
+    for near, order in (("<", "DESC"), (">", "ASC")):
+        found = db.execute(
+            "SELECT sequence FROM tasks INDEXED BY tasks_sequence WHERE sequence"  # noqa: S608
+            f" IS NOT NULL AND sequence {near} ? ORDER BY sequence {order} LIMIT 1",
+            (sequence,),
+        ).fetchone()
+        if found is not None and found[0] >= _START:
+            shared = max(shared, _shared_digits(digits, f"{found[0] - _START:08x}"))
+    if _are_shared(db, sequence):
+        return name
+    for length in range(max(DIGITS_MIN, shared + 1), _ID_DIGITS + 1):
+        # Digits without a letter may be the number of another task, now or later.
+        if _LETTER.search(digits[:length]):
+            return digits[:length]
+    return name
+
+
+def _are_shared(db: sqlite3.Connection, sequence: int) -> bool:
+    """Return True if several tasks have these digits."""
+    found = db.execute(
+        "SELECT 1 FROM tasks INDEXED BY tasks_sequence"
+        " WHERE sequence IS NOT NULL AND sequence = ? LIMIT 2",
+        (sequence,),
+    ).fetchall()
+    return len(found) > 1
+
+
+def _shared_digits(mine: str, other: str) -> int:
+    """Return the length of the common prefix."""
+    pairs = zip(mine, other, strict=True)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), _ID_DIGITS)
+
+
+def _names(db: sqlite3.Connection, found: Iterable[rows.Row]) -> tuple[str, ...]:
+    ids = [TaskId(task_id) for (task_id,) in found]
+    places = task_name_collisions.read_occurrences(db, ids)
+    return tuple(task_name(task_id, places.get(task_id, 1)) for task_id in ids)
