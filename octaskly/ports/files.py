@@ -215,6 +215,7 @@ class StorageUsage:
     logs_bytes: int  #: of what tasks wrote to stdout and stderr
     output_quota_bytes: int  #: for those, and for the outputs of one task
     free_bytes: int  #: on the disk
+    disk_bytes: int  #: size of the disk
 
 
 class StorageReport(Protocol):

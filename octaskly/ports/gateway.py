@@ -92,6 +92,7 @@ class MeshStats:
     dispatching_s: float = 0.0  #: since this dispatcher began to accept tasks
     refused_counts: Mapping[str, int] = field(default_factory=dict)
     """Number of refused messages of peers, by code of the reason."""
+    failed_last_hour: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -308,6 +308,12 @@ class DurableStore(LogReader, Protocol):
     async def read_stats(self) -> StoreStats:
         """Read the counters."""
 
+    async def count_failures(self, since_ms: int) -> int:
+        """Count the tasks that failed since a wall-clock time, members included.
+
+        The count has an upper bound.
+        """
+
     async def read_input_blobs(
         self, state: TaskState, after: int, limit: int
     ) -> tuple[frozenset[InputBlob], int]:

@@ -125,6 +125,12 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int = 0
 
 
+class LastHour(msgspec.Struct, frozen=True, kw_only=True):
+    """Count of the tasks that failed in the last hour; it stops at 10 000."""
+
+    failed: int = 0
+
+
 class System(msgspec.Struct, frozen=True, kw_only=True):
     """Uptime and memory of the dispatcher's agent, and CPU use of its machine."""
 
@@ -145,6 +151,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: Workers = Workers()
     tasks: Counts = Counts()
+    last_hour: LastHour = LastHour()
     system: System = System()
     database: Database = Database()
     mesh: MeshDetail = MeshDetail()
@@ -166,10 +173,11 @@ class StoredItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Storage(msgspec.Struct, frozen=True, kw_only=True):
-    """What takes up room on a node, with a page of the items, the largest first.
+    """What takes up space on a node, with a page of the items, the largest first.
 
     `files_quota_bytes` is the limit of `files_bytes`, and `output_quota_bytes` that of
-    `logs_bytes`, and of the outputs of one task.
+    `logs_bytes`, and of the outputs of one task. `disk_bytes` is the size of the disk,
+    and `uptime_seconds` the time since the agent started.
     """
 
     name: str
@@ -179,6 +187,8 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     logs_bytes: int
     output_quota_bytes: int
     free_bytes: int
+    disk_bytes: int = 0
+    uptime_seconds: int = 0
     items: Sequence[StoredItem]
     total: int
     returned: int = 0

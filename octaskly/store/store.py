@@ -401,6 +401,10 @@ class Store:
             commit_s=writer.commit_s,
         )
 
+    async def count_failures(self, since_ms: int) -> int:
+        """Count the tasks that failed since a wall-clock time, members included."""
+        return await self._query(lambda db: queries.count_failures(db, since_ms))
+
     async def read_input_blobs(
         self, state: TaskState, after: int, limit: int
     ) -> tuple[frozenset[InputBlob], int]:

@@ -1184,3 +1184,22 @@ async def test_people_see_when_running_work_began_and_what_failed_first(
     assert failure is not None
     assert failure.outcome is not None
     assert (failure.number, failure.outcome.exit_code) == (7, 3)
+
+
+async def test_failures_since_a_time_are_counted(bench: Bench) -> None:
+    """Members count, their array does not, and nothing that ended well."""
+    array = TaskOptions(array=ArraySpec(count=2, first=0))
+    failed = AttemptState.FAILED
+    await bench.add(
+        *(kit.submitted(number) for number in (1, 2, 3)),
+        kit.submitted(4, options=array),
+        *(kit.finished(number, state=failed) for number in (1, 2)),
+        kit.finished(3),
+        *(
+            replace(kit.finished(4, state=failed), task=member_id(kit.task_id(4), n))
+            for n in (0, 1)
+        ),
+    )
+
+    assert await bench.log.count_failures(HLC_EPOCH_MS) == 4
+    assert await bench.log.count_failures(kit.WALL_MS) == 0

@@ -72,6 +72,7 @@ from octaskly.ports.output import OutputChunk
 from octaskly.system.clock import SystemClock
 from octaskly.trust import TokenSigner
 
+HOUR_MS: Final = 3_600_000
 PURGE_WAIT_S: Final = 10.0  #: longest wait of a request; the purge continues
 
 
@@ -465,22 +466,25 @@ class AgentGateway:
     async def mesh_stats(self) -> MeshStats:
         """Return counts of the whole mesh, and the load of this machine."""
         self._require_dispatcher()
+        now = self._clock.now()
         stored = await self._store.read_stats()
+        failed = await self._store.count_failures(now.wall_ms - HOUR_MS)
         live = self.view.live_members
         active = sum(m.running > 0 for m in live)
-        load, now_s = self._last_load(), self._clock.now().mono_s
+        load = self._last_load()
         return MeshStats(
             workers_total=len(live),
             workers_active=active,
             workers_idle=len(live) - active,
             counts=stored.counts,
-            uptime_s=now_s - self._started_s,
-            dispatching_s=self.view.dispatching_s(now_s),
+            uptime_s=now.mono_s - self._started_s,
+            dispatching_s=self.view.dispatching_s(now.mono_s),
             memory_mb=load.process_mb,
             cpu_percent=load.cpu_percent,
             disk_bytes=stored.disk_bytes,
             replication=self.replication_state(),
             refused_counts=self.view.refused_counts(self._node.refused_counts),
+            failed_last_hour=failed,
         )
 
     def health(self) -> Health:

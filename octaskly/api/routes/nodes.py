@@ -66,7 +66,7 @@ async def set_availability(request: Request) -> web.StreamResponse:
 
 
 async def show_storage(request: Request) -> web.StreamResponse:
-    """Return what takes up room on a node; that node itself answers.
+    """Return what takes up space on a node; that node itself answers.
 
     Files of a tree are one item. A content of several trees counts for the one that was
     used last.
@@ -77,7 +77,8 @@ async def show_storage(request: Request) -> web.StreamResponse:
         return await _forward(request, name, f"storage?limit={limit}&offset={offset}")
     usage = await asyncio.to_thread(request.files.storage.read_usage)
     own = gateway.node_names().get(gateway.node_id, gateway.node_id)
-    shown = mesh_response.storage(own, usage, offset, limit)
+    uptime_s = gateway.health().uptime_s
+    shown = mesh_response.storage(own, usage, uptime_s, offset, limit)
     return json_response(task_response.encode(shown))
 
 

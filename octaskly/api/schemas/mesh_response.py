@@ -35,8 +35,10 @@ def nodes(
     )
 
 
-def storage(name: str, usage: StorageUsage, offset: int, limit: int) -> rest.Storage:
-    """Return what takes up room on a node, with a page of the items."""
+def storage(
+    name: str, usage: StorageUsage, uptime_s: float, offset: int, limit: int
+) -> rest.Storage:
+    """Return what takes up space on a node, with a page of the items."""
     items = [
         rest.StoredItem(
             kind=item.kind,
@@ -56,6 +58,8 @@ def storage(name: str, usage: StorageUsage, offset: int, limit: int) -> rest.Sto
         logs_bytes=usage.logs_bytes,
         output_quota_bytes=usage.output_quota_bytes,
         free_bytes=usage.free_bytes,
+        disk_bytes=usage.disk_bytes,
+        uptime_seconds=int(uptime_s),
         items=items,
         total=len(usage.items),
         returned=len(items),
@@ -146,6 +150,7 @@ def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> rest.Stats:
             idle=numbers.workers_idle,
         ),
         tasks=rest.Counts(**counts),
+        last_hour=rest.LastHour(failed=numbers.failed_last_hour),
         system=rest.System(
             uptime_seconds=int(numbers.uptime_s),
             memory_usage_mb=numbers.memory_mb,

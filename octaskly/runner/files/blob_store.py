@@ -522,10 +522,12 @@ class BlobStore:
         """Return how much room the files take, and may take."""
         with self._lock:
             self._load_index()
+            disk = shutil.disk_usage(self._folder)
             return DiskUsage(
                 used_bytes=self._stored_bytes + self._arrived_bytes,
                 quota_bytes=self.quota_bytes(),
-                free_bytes=shutil.disk_usage(self._folder).free,
+                free_bytes=disk.free,
+                disk_bytes=disk.total,
             )
 
     def verify_file(self, sha256: str) -> bool:

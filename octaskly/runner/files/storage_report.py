@@ -68,6 +68,7 @@ class StorageReporter:
                 logs_bytes=logs.used_bytes,
                 output_quota_bytes=logs.quota_bytes,
                 free_bytes=store.free_bytes,
+                disk_bytes=store.disk_bytes,
             )
 
     def _list_trees(self, blobs: dict[str, tuple[int, float]]) -> Iterator[StoredItem]:

@@ -41,6 +41,7 @@ class DiskUsage(NamedTuple):
     used_bytes: int
     quota_bytes: int
     free_bytes: int  #: on the whole disk
+    disk_bytes: int  #: size of the disk
 
 
 def output_file_name(task: TaskId, attempt: AttemptId) -> str:
@@ -150,10 +151,12 @@ class OutputArchive:
         """Return how much room output files take, and may take."""
         with self._lock:
             self._load_files()
+            disk = shutil.disk_usage(self.outputs_dir)
             return DiskUsage(
                 used_bytes=self._complete_bytes,
                 quota_bytes=self._quota_bytes,
-                free_bytes=shutil.disk_usage(self.outputs_dir).free,
+                free_bytes=disk.free,
+                disk_bytes=disk.total,
             )
 
     def output_folders(self) -> Iterator[tuple[Path, str]]:

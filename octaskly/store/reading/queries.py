@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from octaskly.core.log.facts import Finished, PackedEntry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.hlc import wall_ms_of
+from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import (
     AttemptId,
     Epoch,
@@ -302,6 +302,23 @@ def count_queued_tasks(db: sqlite3.Connection) -> int:
         (arrays.ARRAY, rows.NUMBER_OF[TaskState.QUEUED]),
     ).fetchone()
     return queued or 0
+
+
+FAILURES_COUNTED_MAX: Final = 10_000
+
+
+def count_failures(db: sqlite3.Connection, since_ms: int) -> int:
+    """Return the number of tasks and members that failed since a wall-clock time.
+
+    It is at most `FAILURES_COUNTED_MAX`.
+    """
+    (failed,) = db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM tasks INDEXED BY tasks_failed"
+        " WHERE state = 3 AND last_change_hlc >= ?"
+        " AND NOT EXISTS (SELECT 1 FROM arrays WHERE arrays.task = tasks.key) LIMIT ?)",
+        (hlc_of(since_ms), FAILURES_COUNTED_MAX),
+    ).fetchone()
+    return int(failed)
 
 
 def read_pending_notifications(

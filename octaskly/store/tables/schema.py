@@ -289,9 +289,14 @@ _NINTH: Final = (
     + " WHERE sequence IS NOT NULL AND sequence >= (1 << 62);"
 )
 
+# For the number of tasks that failed of late.
+_TENTH: Final = """
+CREATE INDEX tasks_failed ON tasks (last_change_hlc) WHERE state = 3;
+"""
+
 MIGRATIONS: Final = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH),
-    *(_EIGHTH, _NINTH),
+    *(_EIGHTH, _NINTH, _TENTH),
 )
 """Item `i` migrates version `i` to `i + 1`."""
 

@@ -95,6 +95,7 @@ def test_room_is_told_by_tree_file_and_task_and_counted_once(disk: Disk) -> None
     assert usage.files_bytes == sum(item.size_bytes for item in files)
     assert usage.outputs_bytes == 20_100
     assert (usage.logs_bytes, usage.output_quota_bytes) == (0, 8 << 20)
+    assert 0 < usage.free_bytes <= usage.disk_bytes
 
 
 def test_what_only_begins_like_a_manifest_is_a_file(disk: Disk) -> None:

@@ -58,6 +58,7 @@ async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
             old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
         old.execute("DROP INDEX tasks_stdin")
         old.execute("DROP INDEX log_large")
+        old.execute("DROP INDEX tasks_failed")
         old.execute("DROP TABLE retired_streams")
         old.execute("DROP TABLE clock_steps")
         old.execute("DROP INDEX tasks_stored")
@@ -82,6 +83,7 @@ def write_version_7(path: Path, facts: list[Fact]) -> None:
         tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
         old.execute("DROP INDEX tasks_stdin")
         old.execute("DROP INDEX log_large")
+        old.execute("DROP INDEX tasks_failed")
         old.execute("PRAGMA user_version=7")
 
 
@@ -119,6 +121,7 @@ def write_version_8(path: Path, facts: list[Fact]) -> None:
             "UPDATE tasks SET sequence = (1 << 62) + substr(id, 6, 12)"
             " WHERE sequence >= (1 << 62)"
         )
+        old.execute("DROP INDEX tasks_failed")
         old.execute("PRAGMA user_version=8")
 
 
