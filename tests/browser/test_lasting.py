@@ -57,7 +57,7 @@ def say(gate: Path, line: str) -> None:
 async def test_lost_and_restored_network_loses_no_line(
     hampered_guest: Visitor, mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """The page says that it looks for the mesh, and continues from the same line."""
+    """The page says that it reconnects, and continues from the same line."""
     address = code_of(mesh[-1])
     port = urlsplit(address).port
     assert port is not None
@@ -71,14 +71,14 @@ async def test_lost_and_restored_network_loses_no_line(
         await expect(log.get_by_text("first")).to_be_visible()
 
         await line.cut()
-        await expect(page.get_by_text("Looking for the mesh")).to_be_visible()
+        await expect(page.get_by_text("Connection lost")).to_be_visible()
         say(tmp_path / "gate", "unseen")
         finished(mesh[-1], task)
         await line.mend()
 
         await expect(log.get_by_text("end", exact=True)).to_be_visible()
         await expect(page.locator(".head .state")).to_have_text("completed")
-        await expect(page.get_by_text("Looking for the mesh")).to_have_count(0)
+        await expect(page.get_by_text("Connection lost")).to_have_count(0)
         written = await log.inner_text()
         assert [written.count(word) for word in ("first", "unseen")] == [1, 1]
         assert await page.evaluate("window.isSame")
@@ -97,7 +97,7 @@ async def test_silent_network_is_noticed_within_seconds(
         await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
 
         line.hold()
-        waiting = page.get_by_text("Looking for the mesh")
+        waiting = page.get_by_text("Connection lost")
         await expect(waiting).to_be_visible(timeout=SILENCE_MS)
         line.let_go()
 

@@ -142,6 +142,15 @@ MANIFEST = """async (files) => {
     const folders = new Set(["z/empty", "z/\\u{10ffff}", "z/\\uffff"]);
     return [...encodeManifest({ files: new Map(chosen), folders }, new Map(digests))];
 }"""
+WARNINGS = """async (nodes) => {
+    const { warnings } = await import("/static/app/health.js");
+    return warnings(nodes, null, null).map(({ text, hint, command }) =>
+        [text, hint, command]);
+}"""
+TIMES = """async (values) => {
+    const { duration, pace, remaining } = await import("/static/app/format.js");
+    return values.map(([ms, rate]) => [duration(ms), remaining(ms), pace(rate)]);
+}"""
 SHOWN = """async ([paths, sizes]) => {
     const { shownCommand, size, visible } = await import("/static/app/format.js");
     const { secretsIn } = await import("/static/app/trees.js");
@@ -167,7 +176,7 @@ TYPED = {
     "stdin": " kept as it is\n",
     "inputs": "a.txt\n b.txt ",
     "outputs": "c.txt",
-    "timeout": "60",
+    "timeout": "1.5 min",
     "grace": "5",
     "limits.memory_mb": "200",
     "limits.cpu_seconds": "9",
@@ -183,7 +192,7 @@ TYPED = {
     "id": "mine",
 }
 LEFT_OUT = (
-    "# left out, as only a request can say it: os linux, arch x86_64, "
+    "# left out, because only the API has it: os linux, arch x86_64, "
     "the files that were sent along; --in sends them again"
 )
 #: Also in the form; each excludes one above.
@@ -260,7 +269,12 @@ async def test_paths_and_sizes_are_shown_as_the_command_line_shows_them(
     page: Page,
 ) -> None:
     """What would hide or turn round a part of a name has its number instead."""
-    paths = ["photo\u202egpj.exe", "a\nb\x1b[31m", "Grüße/日本.txt", *SECRETS, *PLAIN]
+    paths = [
+        "photo\u202egpj.exe",
+        "a\nb\x1b[31m",
+        "Grüße/日本 \U0001f469\u200d\U0001f52c",
+    ]
+    paths += [*SECRETS, *PLAIN]
     sizes = [0, 999, 41_200, 999_000, 999_950, 3_100_000_000]
 
     visible, shown, secrets = await page.evaluate(SHOWN, [paths, sizes])
@@ -270,6 +284,33 @@ async def test_paths_and_sizes_are_shown_as_the_command_line_shows_them(
     assert commands[:3] == [visible[0], "a\nb\\u{1b}[31m", paths[2]]
     assert shown == ["0 B", "999 B", "41 kB", "999 kB", "1.0 MB", "3.1 GB"]
     assert secrets == [path for path in paths if _looks_secret(path)] == [*SECRETS]
+
+
+async def test_times_and_rates_read_as_people_say_them(page: Page) -> None:
+    """Nothing takes 0 ms, and a slow rate has a unit in which it is a number."""
+    shown = await page.evaluate(TIMES, [[0, 2.34], [400, 0.2], [185_000, 0.001]])
+
+    assert shown == [
+        ["< 1 ms", "", "2.3 per second"],
+        ["0.40 s", "", "12 per minute"],
+        ["3 min 5 s", "about 3 min 5 s left", "3.6 per hour"],
+    ]
+
+
+async def test_advice_for_a_lost_node_says_where_to_type_it(page: Page) -> None:
+    """And promises no rerun of tasks that only this node may run."""
+    lost = {"name": "desk", "state": "lost", "role": "worker", "version": "1"}
+
+    one = await page.evaluate(WARNINGS, [lost])
+    two = await page.evaluate(WARNINGS, [lost, {**lost, "name": "nas"}])
+
+    assert [(text, command) for text, _, command in (*one, *two)] == [
+        ("desk is lost", "octaskly service status"),
+        ("desk and nas are lost", "octaskly service status"),
+    ]
+    assert "except those that only this node may run" in one[0][1]
+    assert one[0][1].endswith("type this in a terminal on desk:")
+    assert two[0][1].endswith("type this in a terminal on each of them:")
 
 
 @given(st.floats(0, 1), TOTALS, VIEWS_PX, ROWS_PX)
@@ -439,6 +480,7 @@ async def test_form_covers_all_fields_of_the_api(page: Page) -> None:
     assert body["inputs"] == ["a.txt", "b.txt"]
     assert body["retry_on"] == ["lost", 75]
     assert body["requires"]["cpus"] == 2
+    assert (body["timeout"], body["grace"]) == (90, 5)
 
 
 async def test_empty_fields_are_not_sent(page: Page) -> None:
@@ -528,12 +570,12 @@ async def test_copied_command_lists_the_rest_in_a_comment(
 
     *comments, line = cli.splitlines()
     assert comments == [
-        "# stdin.txt is to hold the 12 B that it reads: nodes show them to nobody",
+        "# write the 12 B of standard input, which nodes do not show, into stdin.txt",
         LEFT_OUT,
     ]
     assert line == "octaskly run --scratch --stdin stdin.txt -- cat"
     assert curl.splitlines()[0] == (
-        "# left out: the 12 B that it reads, as nodes show them to nobody"
+        "# left out: the 12 B of standard input, which nodes do not show"
     )
     assert json.loads(shlex.split(curl, comments=True)[-1]) == body
     assert body["tree"] == tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote
 
 from playwright.async_api import Page, Route, expect
@@ -21,6 +22,7 @@ FRAGMENTS = (
     "code=a&code=b",
     "code=javascript:alert(1)",
 )
+REFUSED_TO_VIEWERS = re.compile("Submit|Drain|Pause|Forget|Find machines")
 PLACES = (
     "/%",
     "/__proto__",
@@ -143,7 +145,10 @@ async def test_page_renews_its_token_in_time(guest: Visitor, solo: Agent) -> Non
 async def test_revoked_token_ends_the_session_with_a_reason(
     guest: Visitor, solo: Agent
 ) -> None:
-    """In mid-stream: the page reports it, and shows no more of the mesh."""
+    """In mid-stream: the page reports it, and shows no more of the mesh.
+
+    It is that of a viewer, who has no button that would only be refused.
+    """
     guest.allow()
     _, given = solo.call("POST", "/api/v1/tokens", {"role": "viewer", "name": "lent"})
     page = await guest.page()
@@ -151,6 +156,10 @@ async def test_revoked_token_ends_the_session_with_a_reason(
     await page.get_by_label("token").fill(given["token"])
     await page.get_by_role("button", name="Sign in").click()
     await at(page, "overview")
+    await show(page, "nodes", solo.state.name)
+    for verb in ("button", "link"):
+        await expect(page.get_by_role(verb, name=REFUSED_TO_VIEWERS)).to_have_count(0)
+    await expect(page.get_by_role("region", name="Stored files")).to_be_visible()
 
     status, _ = solo.call("DELETE", "/api/v1/tokens/lent")
 

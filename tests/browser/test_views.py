@@ -25,6 +25,7 @@ WIDTHS: Final = (360, 1280, 3840)
 DRAWN: Final = (360, 1280)  #: widths of the pictures
 PICTURED: Final = ("overview", "tasks", "waiting", "stream")
 HEIGHT_PX = 800
+NAME_PX = 60  #: of `album` in bold, with the start of its command
 #: Until hand-drawn parts have been drawn in another colour and size.
 DRAWN_ANEW: Final = "new Promise((drawn) => setTimeout(drawn, 300))"
 #: axe's rules, if not all: dark mode changes only colours.
@@ -39,12 +40,12 @@ PLACES: Final = {
     "tasks": "27 ok, 3 failed of 30",
     "task": "epoch 6",
     "waiting": "Will not start until a node with 1 GPU joins",
-    "outputs": "Not there at the end: legend.txt",
+    "outputs": "Missing at the end: legend.txt",
     "array": "img-007.jpg",
     "stream": "",
     "arrays": "album",
     "nodes": "room=studio",
-    "node": "Room on its disk",
+    "node": "Agent up for",
     "submit": "",
 }
 
@@ -114,6 +115,11 @@ async def test_narrow_list_shows_all_columns_of_a_wide_one(
 
         for cell in (re.compile("^(attic|desk|garage)$"), re.compile("s$"), "ago", "3"):
             await expect(row.get_by_text(cell).last).to_be_visible()
+        await show(page, "tasks", text="thumbnail {}")
+        row = page.get_by_role("row").filter(has_text="27 ok, 3 failed of 30")
+        box = await row.get_by_role("link").first.bounding_box()
+        assert box is not None
+        assert box["width"] > NAME_PX  # Its progress has a place of its own.
         await page.get_by_role("button", name="Filters (1)").click()
         await expect(page.get_by_label("Node", exact=True)).to_be_visible()
 
@@ -135,6 +141,9 @@ async def test_keyboard_alone_is_enough(browser: Browser, scene: Scene) -> None:
     async with visitor(browser) as guest:
         page = await guest.page()
         await enter(page, scene.dispatcher)
+        failed = page.get_by_role("link", name="failed in the last hour")
+        await expect(failed).to_have_text(re.compile("^ *4 *failed"))
+        await expect(failed).to_have_attribute("href", "#/tasks?status=failed")
 
         await page.keyboard.type("?")
         await expect(page.get_by_role("dialog")).to_be_visible()

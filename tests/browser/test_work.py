@@ -64,7 +64,10 @@ def task_of(agent: Agent, task: str) -> dict[str, Any]:
 async def test_form_submits_a_task(
     guest: Visitor, page: Page, mesh: list[Agent]
 ) -> None:
-    """Errors show at their fields; then the task is submitted, and can be followed."""
+    """Errors show at their fields; then the page of the task opens.
+
+    A file that is its standard input may hold any bytes.
+    """
     guest.allow()
     await show(page, "submit")
     form = page.get_by_role("form", name="Submit a task")
@@ -73,14 +76,20 @@ async def test_form_submits_a_task(
     await page.keyboard.press("Control+Enter")
     await expect(form.get_by_role("alert")).to_be_visible()
     await form.get_by_label("Name", exact=True).fill("formal")
+    await form.get_by_text("More options").click()
+    async with page.expect_file_chooser() as chooser:
+        await form.get_by_role("button", name="Use a file").press("Enter")
+    await (await chooser.value).set_files(
+        {"name": "in.bin", "mimeType": "", "buffer": bytes(range(256))}
+    )
+    await expect(form.get_by_text("in.bin, 256 B")).to_be_visible()
     await form.get_by_role("button", name="Submit").click()
 
-    await page.get_by_role("link", name="Open it").click()
     await expect(page.get_by_role("heading", name="formal")).to_be_visible()
     await expect(page.get_by_role("log")).to_contain_text("from the form")
     await expect(page.locator(".head .state")).to_have_text("completed")
     task = task_of(mesh[0], page.url.rpartition("/")[2])
-    assert task["name"] == "formal"
+    assert (task["name"], task["stdin_bytes"]) == ("formal", 256)
     assert sequence_of(task["id"])  # Counted: an id from a key is long.
 
 
@@ -130,14 +139,13 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     files = form.get_by_role("region", name="Files to send along")
     command = f"cat note.txt; cd project; sh src/main.sh '{BAD_NAME}'"
     await form.get_by_label("Command").fill(command)
-    await form.get_by_text("Surroundings and files").click()
-    await form.get_by_label("Outputs", exact=True).fill("project/out\nnever")
+    await form.get_by_label("Results to keep").fill("project/out\nnever")
 
     await drop(page, project, note)
-    await expect(files).to_contain_text("5 files, 3.1 MB; skipped .git")
-    await expect(files).to_contain_text("look secret are sent: project/.env")
+    await expect(files).to_contain_text("5 files, 3.1 MB; .git was skipped")
+    await expect(files).to_contain_text("look secret, and will be sent: project/.env")
     await drop(page, note)
-    await expect(files.get_by_role("alert")).to_contain_text("note.txt is there")
+    await expect(files.get_by_role("alert")).to_contain_text("note.txt was already")
     note.write_text("another note\n")
     await form.get_by_role("button", name="Submit").click()
     await expect(form.get_by_role("alert").first).to_contain_text("note.txt cannot be")
@@ -147,13 +155,12 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     await (await chooser.value).set_files(note)
     await expect(files).to_contain_text("5 files, 3.1 MB")
     await form.get_by_role("button", name="Submit").click()
-    await page.get_by_role("link", name="Open it").click()
 
     await expect(page.get_by_role("log")).to_contain_text("another note")
     await expect(page.get_by_role("log")).to_contain_text("void")
     await download_each(page)
     await page.get_by_role("link", name="Edit and submit again").click()
-    await expect(files).to_contain_text("files of the task that you edit go along")
+    await expect(files).to_contain_text("files of the original task are sent along")
 
 
 async def download_each(page: Page) -> None:
@@ -161,7 +168,7 @@ async def download_each(page: Page) -> None:
     sent = page.get_by_role("region", name="Files sent along", exact=True)
     left = page.get_by_role("region", name="Output files", exact=True)
     await expect(sent).to_contain_text("6 files, 3.1 MB")
-    await expect(left).to_contain_text("Not there at the end: never")
+    await expect(left).to_contain_text("Missing at the end: never")
     await expect(left).to_contain_text(f"project/out/{SHOWN_NAME}/copy")
     assert await page.locator("main img, main script").count() == 0
     assert "\u202e" not in await page.locator("main").inner_text()
@@ -172,7 +179,7 @@ async def download_each(page: Page) -> None:
     counts = []
     for part in (sent, left):
         async with page.expect_download() as begun:
-            await part.get_by_role("button", name="Download all as tar").click()
+            await part.get_by_role("button", name="Download all (.tar)").click()
         with tarfile.open(await (await begun.value).path()) as tar:
             counts.append(len(tar.getnames()))
 
@@ -202,7 +209,6 @@ async def test_lan_address_opens_for_a_browser_that_trusts_the_mesh(
         form = page.get_by_role("form", name="Submit a task")
         await form.get_by_label("Command").fill("echo over the LAN")
         await page.keyboard.press("Control+Enter")
-        await page.get_by_role("link", name="Open it").click()
         await expect(page.get_by_role("log")).to_contain_text("over the LAN")
 
     assert code["lan_url"].startswith("https://")
@@ -211,26 +217,31 @@ async def test_lan_address_opens_for_a_browser_that_trusts_the_mesh(
 async def test_log_is_live_and_the_task_can_be_ended(
     page: Page, mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """A user follows a task, sees each line, and ends it with its process tree."""
+    """A user follows a task from its node, sees each line, and stops its processes."""
     gate = f"{tmp_path}/gate"
     task = submit(
         mesh[0],
         f"mkfifo {gate}; echo first; read line <{gate}; echo $line; sleep 600",
         name="long one",
     )
-    await show(page, "tasks")
-    await page.get_by_role("link", name="long one").click()
+    until(lambda: task_of(mesh[0], task)["status"] == "running", "it runs")
+    await show(page, "nodes", task_of(mesh[0], task)["worker_id"])
+    await expect(page.get_by_label("Details")).to_contain_text("Agent up for")
+    running = page.get_by_role("region", name="Running now")
+    await running.get_by_role("link", name="long one").click()
     log = page.get_by_role("log")
     await expect(log.get_by_text("first")).to_be_visible()
 
     with open(gate, "w") as fifo:  # noqa: PTH123
         fifo.write("second\n")
     await expect(log.get_by_text("second")).to_be_visible()
-    await page.get_by_role("button", name="End", exact=True).click()
-    await page.get_by_role("button", name="End it now").click()
+    await page.get_by_role("button", name="Stop", exact=True).click()
+    await page.get_by_role("button", name="Stop now").click()
 
     await expect(page.locator(".head .state")).to_have_text("cancelled")
     assert task_of(mesh[0], task)["status"] == "cancelled"
+    name, output = await saved(page, "Download stdout")
+    assert (name, output) == (f"{task}.stdout.txt", b"first\nsecond\n")
 
 
 async def test_array_with_failed_members_is_retried(
@@ -296,7 +307,7 @@ async def test_room_on_a_node_is_shown_and_freed(page: Page, mesh: list[Agent]) 
     await show(page, "nodes")
     await page.get_by_role("link", name=name).press("Enter")
 
-    room = page.get_by_role("region", name="Room", exact=True)
+    room = page.get_by_role("region", name="Stored files", exact=True)
     row = room.get_by_role("row").filter(has_text=task)
     await expect(row).to_contain_text("3.0 MB")
     await expect(row).to_contain_text("outputs")
@@ -304,7 +315,7 @@ async def test_room_on_a_node_is_shown_and_freed(page: Page, mesh: list[Agent]) 
     dialog = page.get_by_role("dialog")
     await dialog.get_by_role("combobox").select_option("604800")
     await expect(dialog).to_contain_text("octaskly forget --older-than 7d")
-    await dialog.get_by_role("button", name="Forget them now").press("Enter")
+    await dialog.get_by_role("button", name="Forget them").press("Enter")
     await expect(page.get_by_text("0 tasks forgotten")).to_be_visible()
 
 
@@ -321,7 +332,6 @@ async def test_files_that_travelled_are_shown_in_the_stream(
     await drop(page, tmp_path / "plan")
     await expect(form.get_by_label("Files to send along")).to_contain_text("1 file")
     await form.get_by_role("button", name="Submit").click()
-    await page.get_by_role("link", name="Open it").click()
     await expect(page.locator(".head .state")).to_have_text("completed")
     task = page.url.rpartition("/")[2]
     node = task_of(mesh[0], task)["worker_id"]
@@ -410,7 +420,6 @@ async def test_impossible_task_is_edited_and_resubmitted(
     form = page.get_by_role("form", name="Submit a task")
     await form.get_by_label("GPUs").fill("")
     await form.get_by_role("button", name="Submit").click()
-    await page.get_by_role("link", name="Open it").click()
     await expect(page.get_by_role("log")).to_contain_text("ran")
 
     assert task_of(mesh[0], page.url.rpartition("/")[2])["labels"] == labels
@@ -491,10 +500,10 @@ async def test_waiting_machine_is_admitted_once_the_words_match(
         asking = Asking(agent)
         asking.expect("on a member: octaskly approve bay")
         await show(page, "nodes")
-        await page.get_by_role("button", name="Look for machines").click()
+        await page.get_by_role("button", name="Find machines").click()
         words = await page.get_by_label("Its words").inner_text()
         asking.expect(f"    {words}")
-        await page.get_by_role("button", name="Yes, let it in").click()
+        await page.get_by_role("button", name="Yes, let it join").click()
         asking.type("y\n")
         asking.expect("joined the mesh of")
 

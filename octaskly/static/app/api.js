@@ -1,10 +1,10 @@
 /**
- * Requests to the node that served this page; it forwards what the dispatcher decides.
+ * Requests to the node that served this page. It forwards them to the dispatcher if needed.
  *
  *     const { tasks } = await get("/api/v1/tasks", { limit: 50 });
  *     await post(`/api/v1/tasks/${id}/retry`);
  *
- * What fails throws an `ApiError`, and has been shown as a toast unless it is `quiet`.
+ * A failure throws an `ApiError`, which a toast has shown unless it is `quiet`.
  */
 
 import { end, session } from "./session.js";
@@ -12,9 +12,9 @@ import { tell } from "./store.js";
 
 const TIMEOUT_MS = 30_000;
 const REVOKE_MS = 60_000; //: after a download has begun
-const SILENT = { status: 0, error: "The node does not answer", hint: "octaskly doctor" };
+const SILENT = { status: 0, error: "The node does not answer", hint: "To find out why, type octaskly doctor in a terminal on it." };
 
-/** A request that was refused, or got no answer (then its status is 0). */
+/** A refused request, or one without an answer (status 0). */
 export class ApiError extends Error {
   /** @param {{status: number, error: string, hint?: string, field?: string}} problem */
   constructor({ status, error, hint = "", field = "" }) {
@@ -28,13 +28,13 @@ export class ApiError extends Error {
 
 /**
  * @typedef {object} Options
- * @property {boolean} [quiet] Show no toast: the caller says what is wrong.
- * @property {AbortSignal} [signal] Ends it early; throws AbortError then.
+ * @property {boolean} [quiet] Show no toast: the caller shows the error.
+ * @property {AbortSignal} [signal] Aborts it; then it throws AbortError.
  * @property {number} [timeoutMs]
  * @property {Record<string, string>} [headers]
  */
 
-/** @param {object} [query] Parameters; those that are null or "" are left out. */
+/** @param {object} [query] Parameters; null and "" are left out. */
 export const get = (path, query = {}, options = {}) =>
   json("GET", path + search(query), undefined, options);
 export const post = (path, body, options = {}) => json("POST", path, body, options);
@@ -42,7 +42,7 @@ export const del = (path, query = {}, options = {}) =>
   json("DELETE", path + search(query), undefined, options);
 
 /**
- * Sends a request; returns the `Response` of a success, whatever its body.
+ * Sends a request; returns the `Response` of a success.
  * @param {Options} options
  */
 export async function send(method, path, body, options = {}) {
@@ -57,8 +57,8 @@ export async function send(method, path, body, options = {}) {
 }
 
 /**
- * Saves an answer as a file. The browser keeps the bytes, those of large ones on its
- * disk: a plain link could show no token.
+ * Saves an answer as a file. A plain link could not send the token. Browsers keep large
+ * answers on disk.
  */
 export async function download(path, name, options = {}) {
   const answer = await send("GET", path, undefined, { ...options, timeoutMs: 0 });
@@ -67,7 +67,7 @@ export async function download(path, name, options = {}) {
     url = URL.createObjectURL(await answer.blob());
   } catch (problem) {
     if (options.signal?.aborted) throw problem;
-    const broken = new ApiError({ status: 0, error: `The download of ${name} broke off`, hint: "Try again." });
+    const broken = new ApiError({ status: 0, error: `The download of ${name} was interrupted`, hint: "Try again." });
     tell(broken.error, { kind: "bad", hint: broken.hint });
     throw broken;
   }
@@ -76,8 +76,8 @@ export async function download(path, name, options = {}) {
 }
 
 /**
- * Sends bytes, and tells how many are on their way, which `fetch` cannot.
- * @param {Blob} body A file is read as it is sent, so it may be of any size.
+ * Sends bytes and reports the progress, which `fetch` cannot.
+ * @param {Blob} body A file is read while it is sent, so it may have any size.
  * @param {{signal: AbortSignal, progress: (sentBytes: number) => void}} how
  */
 export function upload(path, body, { signal, progress }) {
@@ -109,7 +109,7 @@ async function json(method, path, body, options) {
     return await answer.json();
   } catch (problem) {
     if (options?.signal?.aborted) throw problem;
-    throw new ApiError({ status: 0, error: "The answer broke off", hint: "octaskly doctor" });
+    throw new ApiError({ status: 0, error: "The answer was interrupted", hint: "To find out why, type octaskly doctor in a terminal on the node." });
   }
 }
 
@@ -129,16 +129,16 @@ async function exchange(method, path, body, { signal, timeoutMs = TIMEOUT_MS, he
     });
   } catch (problem) {
     if (signal?.aborted) throw problem;
-    throw new ApiError(problem.name === "TimeoutError" ? { ...SILENT, error: "No answer in time" } : SILENT);
+    throw new ApiError(problem.name === "TimeoutError" ? { ...SILENT, error: "The node did not answer in time" } : SILENT);
   }
   if (answer.ok) return answer;
   throw refusal(answer.status, answer.statusText, await answer.json().catch(() => ({})), given);
 }
 
-/** Returns the error that an answer is. */
+/** Returns an answer as an error. */
 function refusal(status, statusText, said, given) {
   const problem = new ApiError({ status, error: said.error ?? statusText, hint: said.hint, field: said.field });
-  // An answer to a token that was renewed meanwhile says nothing of the new one.
+  // If the token was renewed meanwhile, the answer is not about the new one.
   if (status === 401 && given !== null && session.value?.token === given.token) end(problem);
   return problem;
 }

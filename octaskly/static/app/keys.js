@@ -1,9 +1,9 @@
 /**
- * The keyboard. Views add keys for as long as they are shown:
+ * Keyboard shortcuts. Views add keys while they are shown:
  *
  *     useKeys({ j: next, k: previous, "/": focusSearch, "g n": () => go(["nodes"]) });
  *
- * Keys do nothing while one types, or with Ctrl, Alt or Meta.
+ * Keys do nothing in a text field, or with Ctrl, Alt or Meta.
  */
 
 import { useEffect, useRef } from "./lib.js";
@@ -13,7 +13,7 @@ const TYPING = "input, textarea, select, [contenteditable]";
 
 /** @type {Set<{current: Record<string, (event: KeyboardEvent) => void>}>} */
 const layers = new Set();
-let first = null; //: of a shortcut of two keys, and until when
+let first = null; //: first key of a shortcut with two keys, and its expiry
 
 /** @param {Record<string, (event: KeyboardEvent) => void>} keys */
 export function useKeys(keys) {

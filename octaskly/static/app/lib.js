@@ -1,4 +1,4 @@
-/** The one door to the vendored modules: what views are written with. */
+/** The only import of vendored modules. */
 
 import { h, render, Fragment } from "../vendor/preact.js";
 import htm from "../vendor/htm.js";
@@ -11,5 +11,5 @@ export {
   batch, computed, effect, signal, untracked, useComputed, useSignal, useSignalEffect,
 } from "../vendor/signals.js";
 
-/** Markup as a tagged template. What stands in `${}` is text, never markup. */
+/** Markup as a tagged template. Values in `${}` are text, never markup. */
 export const html = htm.bind(h);

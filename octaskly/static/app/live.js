@@ -1,12 +1,12 @@
 /**
- * What happens, as it happens: one stream of server-sent events for the whole page.
+ * The event stream: one connection with server-sent events for the whole page.
  *
  *     useEffect(() => listen("task", (task) => { ... }), []);
  *     useEffect(() => listen("reset", reload), []);
  *
- * Types are those of `GET /api/v1/events`: `task`, `node`, and `reset`: events may be
- * missing, so read again what you show. The stream is resumed where it ended, through a
- * change of dispatcher or a tab that slept.
+ * Types are those of `GET /api/v1/events`: `task`, `node` and `reset`. After `reset`, events
+ * may be missing, so read again. The stream resumes where it ended, also after a change of
+ * dispatcher, and in a tab that slept.
  */
 
 import { effect } from "./lib.js";
@@ -17,13 +17,13 @@ import { link } from "./store.js";
 /** @type {Map<string, Set<(data: any) => void>>} */
 const listeners = new Map([["task", new Set()], ["node", new Set()], ["reset", new Set()]]);
 let lastId = "";
-let current = null; //: ends the stream that is open
+let current = null; //: ends the open stream
 let types = "";
-let cut = null; //: breaks the connection under that stream
+let cut = null; //: closes the connection of that stream
 
 /**
- * Calls `hear` with the data of each event of a type; returns how to stop that.
- * Tasks are sent only while somebody listens for them.
+ * Calls `hear` with the data of each event of a type; returns a function that stops that.
+ * The node sends task events only while somebody listens.
  */
 export function listen(type, hear) {
   listeners.get(type).add(hear);
@@ -34,12 +34,12 @@ export function listen(type, hear) {
   };
 }
 
-/** Connects anew: something else had no answer, so the stream may be dead as well. */
+/** Reconnects, because another request got no answer. */
 export function doubt() {
   cut?.();
 }
 
-/** Keeps a stream open for as long as somebody is signed in. */
+/** Keeps a stream open during a session. */
 export function stayLive() {
   addEventListener("offline", doubt);
   effect(() => {
@@ -54,7 +54,7 @@ function wanted() {
   return listeners.get("task").size > 0 ? "task,node" : "node";
 }
 
-/** Asks anew where other types are wanted; views come and go in one turn. */
+/** Reconnects if other types are wanted, after all views of this turn have changed. */
 function retune() {
   queueMicrotask(() => {
     if (current !== null && types !== "" && types !== wanted()) {
@@ -72,7 +72,7 @@ async function run(mine) {
     } catch (problem) {
       if (mine.signal.aborted || problem.status === 401) return;
       if (problem.status === 400 && lastId !== "") {
-        lastId = ""; // It is none of this mesh any more.
+        lastId = ""; // It belongs to another mesh.
         tellAll("reset", {});
       }
     }
@@ -107,7 +107,7 @@ function tellAll(event, data) {
   for (const hear of listeners.get(event) ?? []) hear(data);
 }
 
-/** Waits; less where there is a reason to believe that it works again. */
+/** Waits, until there is a sign that the connection works again. */
 function pause(wait_ms, signal) {
   return new Promise((done) => {
     const over = new AbortController();

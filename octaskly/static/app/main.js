@@ -1,30 +1,31 @@
 /**
- * The dashboard: shows the view of the address, once `start.js` has signed in.
+ * The dashboard: shows the view of the address after `start.js` has signed in.
  *
- * For who writes a view: `views/NAME.js` exports one component that gets
- * `{ parts, query }` of the address (`#/tasks/ID?x=1`: parts `["ID"]`). It takes
+ * To write a view: `views/NAME.js` exports one component that gets
+ * `{ parts, query }` of the address (`#/tasks/ID?x=1`: parts `["ID"]`). It uses
  *
- *   lib.js     html, hooks, signals: the one door to the vendored modules
- *   store.js   signals that all share: nodes, stats, mesh, history, now; tell(text)
- *   api.js     get, post, del, send: they show what fails as a toast, and throw it
+ *   lib.js     html, hooks, signals: the only import of vendored modules
+ *   store.js   shared signals: nodes, stats, mesh, history, now; tell(text)
+ *   session.js may.submit, may.manage, may.admit: what the token permits
+ *   api.js     get, post, del, send: they throw errors, and show them as a toast
  *   live.js    listen(type, hear) inside useEffect: task, node and reset events
  *   router.js  place, href(parts, query), go(parts, query)
- *   ui.js      State, Button, Bar, Copy, Command, Empty, Dialog
- *   format.js  duration, elapsed, ago, clock, timeOfDay, count, plural, bytes, rate, byName
+ *   ui.js      State, Button, Bar, Ago, Copy, Command, Empty, Dialog
+ *   format.js  duration, elapsed, ago, clock, count, plural, size, visible, titleOf, byName
  *   keys.js    useKeys({ j: next, "/": focus })
  *
- * A signal's `.value` read in a component renders it anew when it changes. Styles stand
- * in `style.css` (tokens, shared parts) and `views/NAME.css` for one view alone, named in
- * index.html. What comes from the mesh is put into `${}` only, so it stays text; the
- * page's policy forbids inline scripts, inline style attributes and markup from text
- * (`style=${{ width }}` with an object is fine).
+ * A component that reads a signal's `.value` is rendered again when it changes. Styles are
+ * in `style.css` (tokens, shared parts) and in `views/NAME.css`, which index.html names.
+ * Data of the mesh goes into `${}` only, so it stays text. The page's policy forbids inline
+ * scripts, inline style attributes and markup from text (`style=${{ width }}` with an
+ * object is fine).
  */
 
 import "./start.js";
 import { html, render, useEffect, useState } from "./lib.js";
 import { useKeys } from "./keys.js";
 import { go, href, place } from "./router.js";
-import { end, session } from "./session.js";
+import { end, may, session } from "./session.js";
 import { banner, dispatcher, link } from "./store.js";
 import { Dialog, Icon, Toasts } from "./ui.js";
 import { Arrays } from "./views/arrays.js";
@@ -41,7 +42,7 @@ const TABS = [
   { name: "stream", title: "Stream", key: "s", view: Stream },
   { name: "arrays", title: "Arrays", key: "a", view: Arrays },
   { name: "nodes", title: "Nodes", key: "n", view: Nodes },
-  { name: "submit", title: "Submit", key: "c", view: Submit },
+  { name: "submit", title: "Submit", key: "c", view: Submit, isHidden: () => !may.submit.value },
 ];
 
 const HELP = [
@@ -50,7 +51,7 @@ const HELP = [
   ["j  k", "Next, previous"],
   ["Enter", "Open"],
   ["?", "This help"],
-  ["Esc", "Close, or leave a field"],
+  ["Esc", "Close, go back, or leave a field"],
 ];
 
 const LINKS = {
@@ -80,7 +81,7 @@ function Shell() {
     <header class="top">
       <a class="brand" href=${href(["overview"])}><${Icon} px="24" />Octaskly</a>
       <nav aria-label="Views">
-        ${TABS.map(({ name, title, key }) => html`<a href=${href([name])}
+        ${TABS.filter(({ isHidden }) => !isHidden?.()).map(({ name, title, key }) => html`<a href=${href([name])}
           aria-current=${name === shown.name ? "page" : undefined} title=${`${title} (g ${key})`}>${title}</a>`)}
       </nav>
       <div class="top-end">
@@ -92,20 +93,20 @@ function Shell() {
     <${Banner} />
     <main id="main" tabindex="-1"><${shown.view} key=${shown.name} parts=${parts} query=${query} /></main>
     <${Toasts} />
-    ${isHelp && html`<${Dialog} title="Keyboard" onClose=${() => setHelp(false)}>
+    ${isHelp && html`<${Dialog} title="Keyboard shortcuts" onClose=${() => setHelp(false)}>
       <dl class="keys">${HELP.map(([keys, what]) => html`<dt>${keys.split(/ +/).map((key) => html`<kbd>${key}</kbd>`)}</dt><dd>${what}</dd>`)}</dl>
     <//>`}`;
 }
 
 function Link() {
   const name = dispatcher.value?.name;
-  const title = name ? `Dispatcher: ${name}` : "No dispatcher is known";
+  const title = name ? `The dispatcher is ${name}` : "There is no dispatcher at the moment";
   return html`<span class=${`link link-${link.value}`} title=${title}>${LINKS[link.value]}</span>`;
 }
 
 function Banner() {
   const said = banner.value
-    ?? (link.value === "waiting" ? { kind: "waiting", text: "Looking for the mesh; what runs there goes on." } : null);
+    ?? (link.value === "waiting" ? { kind: "waiting", text: "Connection lost; reconnecting. Running tasks go on." } : null);
   return html`<div role="status">${said && html`<p class=${`banner ${said.kind}`}>${said.text}</p>`}</div>`;
 }
 

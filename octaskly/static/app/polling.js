@@ -1,4 +1,4 @@
-/** What no event tells: load of the nodes, and counts. Asked for while somebody looks. */
+/** Polls what has no events: load of the nodes, and counts. Pauses while the page is hidden. */
 
 import { get } from "./api.js";
 import { byName } from "./format.js";
@@ -8,23 +8,23 @@ import { session } from "./session.js";
 import { banner, countsCame, historyCame, mesh, nodes } from "./store.js";
 
 const EVERY_MS = 2000;
-const MANY_NODES = 60; //: of more, each answer is so large that it is asked for less often
+const MANY_NODES = 60; //: above this, answers are large, so they are requested less often
 const TURNS_MANY = 3;
 const SOON_MS = 150;
 const BANNER_MS = 4000;
-const QUIET = { quiet: true, timeoutMs: 10_000 }; //: a node that waits for a dispatcher says so in 5 s
+const QUIET = { quiet: true, timeoutMs: 10_000 }; //: a node without a dispatcher answers in 5 s
 
 let timer = 0;
 let turn = 0;
 let isAsking = false;
-let isChanged = true; //: the nodes, by what the stream told
+let isChanged = true; //: an event changed the nodes
 
-/** Keeps nodes and counts fresh while somebody is signed in and looks. */
+/** Keeps nodes and counts fresh during a session. */
 export function keepFresh() {
   effect(() => {
     if (session.value === null) return;
     isChanged = true;
-    queueMicrotask(() => { // What it reads shall not be what the effect depends on.
+    queueMicrotask(() => { // Signals that it reads must not trigger the effect.
       ask();
       remember();
     });
@@ -34,7 +34,7 @@ export function keepFresh() {
   document.addEventListener("visibilitychange", () => soon(0));
 }
 
-/** Asks within so many ms, and then at the usual pace. */
+/** Polls within so many ms, and then at the usual pace. */
 export function soon(wait_ms = SOON_MS) {
   isChanged = true;
   again(wait_ms);
@@ -45,7 +45,7 @@ function again(wait_ms) {
   timer = setTimeout(ask, wait_ms);
 }
 
-/** Asks once how it went before this page was opened; without an answer it begins now. */
+/** Requests the history before this page was opened, once. */
 async function remember() {
   try {
     historyCame(await get("/api/v1/stats/history", {}, QUIET));
@@ -66,7 +66,7 @@ async function ask() {
       get("/api/v1/stats", {}, QUIET).then(statsCame),
     ]);
   } catch (problem) {
-    if (problem.status === undefined) throw problem; // No request: a fault of ours.
+    if (problem.status === undefined) throw problem; // A bug, not an answer.
     isChanged = true;
     if (problem.status === 0) doubt();
   } finally {
@@ -75,7 +75,7 @@ async function ask() {
   }
 }
 
-/** Each answer is shown when it comes: the picture of the mesh waits for no counts. */
+/** Each answer is shown when it arrives: nodes do not wait for counts. */
 function nodesCame(seen) {
   batch(() => {
     nodes.value = seen.nodes.sort(byName);
@@ -90,16 +90,16 @@ function statsCame(seen) {
   });
 }
 
-/** Takes in the state of the mesh; what an earlier dispatcher said is old. */
+/** Stores the state of the mesh, unless it is from an earlier dispatcher. */
 function meshCame(said) {
   const before = mesh.value;
   if (before !== null && before.epoch.term > said.epoch.term) return;
   mesh.value = said;
-  if (before !== null) noteReign(before, said);
+  if (before !== null) noteEpoch(before, said);
 }
 
-/** Says for a moment that another node is dispatcher now. */
-function noteReign(before, after) {
+/** Shows for a moment that another node is dispatcher now. */
+function noteEpoch(before, after) {
   if (before.epoch.term === after.epoch.term || before.epoch.node === after.epoch.node) return;
   const name = nodes.value.find((node) => node.id === after.epoch.node)?.name ?? "another node";
   const took = after.last_failover?.duration_ms;

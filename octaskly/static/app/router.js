@@ -1,6 +1,5 @@
 /**
- * Where the page is, as the part of the address behind `#`, so that links can be kept
- * and sent: `#/tasks?status=failed`, `#/tasks/task-012-0a1b2c3d`.
+ * The place in the page: the part of the address after `#`, so that links can be shared: `#/tasks?status=failed`, `#/tasks/task-012-0a1b2c3d`.
  */
 
 import { signal } from "./lib.js";
@@ -23,7 +22,7 @@ export function href(parts, query = {}) {
   return `#/${path}${text && `?${text}`}`;
 }
 
-/** Goes to a place; with `replace` the way back does not lead to this one. */
+/** Goes to a place; `replace` removes the current one from the history. */
 export function go(parts, query = {}, { replace = false } = {}) {
   const target = href(parts, query);
   if (target === location.hash) return;
@@ -46,7 +45,7 @@ function decoded(part) {
   try {
     return decodeURIComponent(part);
   } catch {
-    return part; // Somebody typed a lone `%`.
+    return part; // For example a lone `%`.
   }
 }
 

@@ -1,10 +1,10 @@
 /**
- * Who this page is. `octaskly open` opens it with a code that is good once, for a minute;
- * it is swapped for a short token, which is renewed while the page lives. The token
- * stays in this tab: no cookie exists that another site could ride on.
+ * The session of this page. `octaskly open` opens it with a code that works once, within a
+ * minute. The page exchanges it for a short-lived token, and renews that while it is open.
+ * The token stays in this tab: there is no cookie that another site could use.
  */
 
-import { signal } from "./lib.js";
+import { computed, signal } from "./lib.js";
 
 const KEY = "octaskly.session";
 const RENEW_AT = 0.6; //: of its life
@@ -14,7 +14,7 @@ const LATE_MS = 1000;
 /**
  * @typedef {object} Session
  * @property {string} token
- * @property {string|null} expires_at Null for a token that somebody pasted.
+ * @property {string|null} expires_at Null for a pasted token.
  * @property {string|null} subject
  * @property {string|null} role
  */
@@ -22,19 +22,29 @@ const LATE_MS = 1000;
 /** @type {import("../vendor/signals.js").Signal<Session|null>} */
 export const session = signal(null);
 
-/** Why there is no session: shown where one signs in. */
+/**
+ * What the token permits. The API decides; this only hides buttons that it would refuse.
+ * Machines are let in by users of this node only, so not with a pasted token.
+ */
+export const may = {
+  submit: computed(() => session.value?.role !== "viewer"),
+  manage: computed(() => !["viewer", "client"].includes(session.value?.role)),
+  admit: computed(() => session.value?.role === "admin" && session.value.expires_at !== null),
+};
+
+/** Why there is no session, for the sign-in page. */
 export const refusal = signal(null);
 
 let timer = 0;
 
-/** Begins with the code of the address, or with what this tab had before a reload. */
+/** Starts with the code in the address, or with the session that this tab had before a reload. */
 export async function begin() {
   const code = new URLSearchParams(location.hash.slice(1)).get("code");
   if (code === null) {
     take(kept());
     return;
   }
-  // Out of the address and its history before anything else can go wrong.
+  // Remove it from the address and the history before anything can fail.
   window.history.replaceState(null, "", location.pathname);
   dispatchEvent(new HashChangeEvent("hashchange"));
   try {
@@ -44,12 +54,22 @@ export async function begin() {
   }
 }
 
-/** Takes a token that somebody pasted; it lasts as long as it is good. */
-export function paste(token) {
-  take({ token: token.trim(), expires_at: null, subject: null, role: null });
+/** Starts a session with a pasted token, which is not renewed. */
+export function paste(text) {
+  const token = text.trim();
+  take({ token, expires_at: null, subject: null, role: roleOf(token) });
 }
 
-/** Forgets the token. */
+/** Returns the role in a token, null if it cannot be read. */
+function roleOf(token) {
+  try {
+    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"))).role ?? null;
+  } catch {
+    return null; // The API will refuse it.
+  }
+}
+
+/** Ends the session. */
 export function end(problem = null) {
   if (problem === null) take(null);
   else refuse(problem);
@@ -78,7 +98,7 @@ function take(given) {
 }
 
 function later(wait_ms) {
-  // A timer does not run while a machine sleeps: `awake` asks again.
+  // Timers stop while a machine sleeps; `awake` catches up.
   timer = setTimeout(renew, Math.max(wait_ms, LATE_MS));
 }
 
@@ -89,7 +109,7 @@ async function renew() {
   } catch (problem) {
     const isOver = Date.parse(expires_at) <= Date.now();
     if (problem.status === 401 || problem.status === 403 || isOver) refuse(problem);
-    else later(RETRY_MS); // The node is away for a moment.
+    else later(RETRY_MS); // The node may be unreachable for a moment.
   }
 }
 
@@ -108,7 +128,7 @@ function kept() {
   }
 }
 
-/** Sends what `api.js` cannot: it needs a session, and this makes one. */
+/** Like `post` of api.js, which needs a session. */
 async function post(path, body, token) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";

@@ -1,20 +1,20 @@
 /**
- * Reads one stream of server-sent events to its end, with `fetch`, as an EventSource
- * cannot show a token.
+ * Reads one stream of server-sent events to its end, with `fetch`, because an EventSource
+ * cannot send a token.
  */
 
 import { send } from "./api.js";
 
-/** Before connecting anew, by how often that failed in a row. */
+/** Delays before reconnecting, by the number of failures in a row. */
 export const WAITS_MS = [200, 500, 1000, 2000, 5000];
 
-const QUIET_MS = 8000; //: the node shows every 3 s that it lives
+const QUIET_MS = 8000; //: the node sends a keepalive every 3 s
 
 /**
  * @param {string} target
  * @param {{lastId: string, signal: AbortSignal, began?: () => void}} how
- * @param {(event: string, data: any, id: string) => void} hear `data` is undefined where
- *   only the id moves on; `id` is "" where it stays.
+ * @param {(event: string, data: any, id: string) => void} hear `data` is undefined if
+ *   only the id changes; `id` is "" if it does not.
  */
 export async function read(target, { lastId, signal, began = () => {} }, hear) {
   const silence = new AbortController();
@@ -41,7 +41,7 @@ export async function read(target, { lastId, signal, began = () => {} }, hear) {
   }
 }
 
-/** Returns a function that takes pieces of a stream, wherever they are cut. */
+/** Returns a function that parses a stream in pieces of any size. */
 export function taker(hear) {
   let rest = "";
   return (piece) => {

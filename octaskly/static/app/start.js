@@ -1,6 +1,6 @@
 /**
- * What needs no view: signing in, the stream, the first questions. The page names it as a
- * script of its own, so that answers come while the views are still being read.
+ * Everything without a view: sign-in, event stream, first requests. It is a script of its
+ * own, so that answers arrive while the browser still reads the views.
  */
 
 import { stayLive } from "./live.js";

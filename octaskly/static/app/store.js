@@ -1,32 +1,32 @@
-/** What the page knows and several views show. Views keep their own state themselves. */
+/** State that several views share. Each view keeps its own state itself. */
 
 import { computed, signal } from "./lib.js";
 
 /** The nodes as `GET /api/v1/nodes` lists them, by name. */
 export const nodes = signal([]);
 
-/** `GET /api/v1/stats` as it was last, or null. */
+/** The latest answer of `GET /api/v1/stats`, or null. */
 export const stats = signal(null);
 
-/** Dispatcher, term and standbys: what both of them say of the mesh, or null. */
+/** Dispatcher, epoch and standbys, which both answers contain, or null. */
 export const mesh = signal(null);
 
 /**
- * How the last minutes went: one point a poll, the oldest first.
+ * The last minutes: one point for each poll, oldest first.
  * @type {import("../vendor/signals.js").Signal<{at: number, queued: number, running: number, rate: number}[]>}
  */
 export const history = signal([]);
 
-/** How this page is connected: `connecting`, `live`, `waiting` or `ended`. */
+/** State of the connection: `connecting`, `live` or `waiting`. */
 export const link = signal("connecting");
 
-/** What the banner says, or null. @type {{kind: string, text: string}} */
+/** The banner, or null. @type {{kind: string, text: string}} */
 export const banner = signal(null);
 
-/** Milliseconds since 1970, once a second: for ages that grow while one looks. */
+/** Milliseconds since 1970, updated each second, for ages. */
 export const now = signal(Date.now());
 
-/** Short messages at the edge of the page, which go by themselves. */
+/** Short messages at the edge of the page, which disappear by themselves. */
 export const toasts = signal([]);
 
 export const dispatcher = computed(
@@ -38,20 +38,20 @@ const TOAST_MS = 8000;
 const TOASTS_MAX = 4;
 let toastId = 0;
 
-/** Puts what the dispatcher remembers before what this page has seen itself. */
+/** Adds the history of the dispatcher before the points of this page. */
 export function historyCame({ points }) {
   const first = history.value[0]?.at ?? Infinity;
   const known = points.map(({ at, ended_per_second: rate, ...rest }) => ({ ...rest, at: Date.parse(at), rate }));
   history.value = [...known.filter(({ at }) => at < first), ...history.value].slice(-POINTS_MAX);
 }
 
-/** Takes in new counts, and adds a point to the history. */
+/** Stores new counts, and adds a point to the history. */
 export function countsCame(counts, at = Date.now()) {
   const before = history.value.at(-1);
   const { queued, running, completed, failed, cancelled } = counts.tasks;
   const ended = completed + failed + cancelled;
   const passed = before && (at - before.at) / 1000;
-  // What the dispatcher remembers of the time before tells a rate, and no sum.
+  // Points of the dispatcher have a rate and no sum.
   let rate = before?.rate ?? 0;
   if (before?.ended !== undefined && passed > 0) rate = Math.max(0, ended - before.ended) / passed;
   stats.value = counts;
@@ -71,7 +71,7 @@ export function tell(text, { kind = "info", hint = "" } = {}) {
   setTimeout(() => untell(id), TOAST_MS);
 }
 
-/** Takes a message away. */
+/** Removes a message. */
 export function untell(id) {
   toasts.value = toasts.value.filter((one) => one.id !== id);
 }

@@ -1,5 +1,6 @@
 /** The mesh as a picture: the dispatcher in the middle, the others around it. */
 
+import { plural } from "./format.js";
 import { html } from "./lib.js";
 import { go } from "./router.js";
 
@@ -8,7 +9,7 @@ const LABELS_MAX = 14; //: of more nodes the names would lie on each other
 const ROOM = 8; //: a smaller circle is filled by how busy it is; a larger one has a ring
 const RING = [0.78, 0.56]; //: of half the size: outer and inner ring
 
-/** Who answers for what is told by shape as well as by colour. */
+/** Roles differ in shape as well as in colour. */
 export function Topology({ nodes, standbys }) {
   const centre = nodes.find(({ role }) => role === "dispatcher");
   const others = nodes.filter((node) => node !== centre);
@@ -17,8 +18,8 @@ export function Topology({ nodes, standbys }) {
   const hasLabels = others.length <= LABELS_MAX;
   const radius = hasLabels ? 13 : Math.max(3.5, 11 - others.length / 25);
   const told = centre
-    ? `${centre.name} is dispatcher; ${standbys.length} standbys; ${nodes.length} nodes`
-    : `No dispatcher; ${nodes.length} nodes`;
+    ? `${centre.name} is dispatcher; ${plural(standbys.length, "standby", "standbys")}; ${plural(nodes.length, "node")}`
+    : `No dispatcher; ${plural(nodes.length, "node")}`;
   return html`<svg class=${`topology ${hasLabels ? "" : "dense"}`} viewBox=${boxOf(others.length)} role="group" aria-label=${told}>
     ${centre && places.map(({ node, x, y }) => html`<line key=${node.id} class=${`edge ${level.get(node.id) ?? ""} ${node.state}`}
       x1="0" y1="0" x2=${x} y2=${y} />`)}
@@ -32,8 +33,8 @@ function Dot({ node, x, y, r, standby, hasLabel }) {
   const part = node.slots > 0 ? Math.min(1, node.running / node.slots) : 0;
   const kind = node.role === "dispatcher" ? "dispatcher" : standby ? `standby ${standby}` : "worker";
   const around = 2 * Math.PI * (r + 3);
-  // For the mouse alone: the list of nodes below the picture leads to the same.
-  return html`<g class=${`dot ${kind} ${node.state}`} transform=${`translate(${x} ${y})`} onClick=${() => go(["nodes"], { find: node.name })}>
+  // For the mouse only: the list of nodes below has the same links.
+  return html`<g class=${`dot ${kind} ${node.state}`} transform=${`translate(${x} ${y})`} onClick=${() => go(["nodes", node.name])}>
     <title>${`${node.name}: ${node.role}, ${node.state}, ${node.running} of ${node.slots} slots`}</title>
     ${r >= ROOM && html`<circle class="busy" r=${r + 3} stroke-dasharray=${`${around * part} ${around}`} transform="rotate(-90)" />`}
     <circle class="body" r=${r} />
@@ -45,12 +46,12 @@ function Dot({ node, x, y, r, standby, hasLabel }) {
 
 const MARKS = { dispatcher: "M-8 5V-4l4 4 4-7 4 7 4-4v9z", standby: "M-5 -1h10M-5 3h10" };
 
-/** A crown, or two bars: who answers for the mesh, and who could. */
+/** A crown for the dispatcher, two bars for a standby. */
 function Mark({ kind }) {
   return html`<path class="mark" d=${MARKS[kind]} />`;
 }
 
-/** A node of the picture, small, for what explains it; `slots` is the ring of those in use. */
+/** A small node for the legend; `slots` is the ring of used slots. */
 export function Sign({ kind }) {
   return html`<svg class=${`dot ${kind}`} viewBox="-16 -16 32 32" width="18" height="18" aria-hidden="true">
     ${kind === "slots" ? html`<circle class="busy" r="12" stroke-dasharray="56 76" transform="rotate(-90)" />` : html`<circle class="body" r="14" />`}

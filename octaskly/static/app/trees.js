@@ -1,10 +1,9 @@
 /**
- * Files of this browser's machine that go along with a task: what was chosen, the
- * manifest that lists it, and how it is sent.
+ * Files of this machine that are sent along with a task: selection, manifest, upload.
  *
- * Small files are hashed here, so that only what the node lacks is sent. WebCrypto hashes
- * nothing piece by piece, and a large file is not to be in memory as a whole: the node
- * tells the digest of those.
+ * Small files are hashed here, so that only files that the node lacks are sent. WebCrypto
+ * cannot hash in pieces, and a large file should not be in memory as a whole, so the node
+ * returns the digest of large files.
  */
 
 import { ApiError, post, upload } from "./api.js";
@@ -22,10 +21,10 @@ const REPLICATE_MS = 600_000;
 const SECRET = /^(\.env(?!\.(example|sample|template|dist)$)(\..+)?|id_(rsa|dsa|ecdsa|ed25519)(_sk)?|.*\.(pem|key|p12|pfx|jks|keystore|kdbx|ppk)|\.(netrc|pgpass|npmrc|pypirc)|\.git-credentials|credentials(\.json)?|\.htpasswd|\.vault_pass|secrets?\.(ya?ml|json|toml|ini)|.*\.tfstate)$/i;
 
 const encoder = new TextEncoder();
-/** Digests of large files, which are not sent again while a page lasts. @type {WeakMap<File, string>} */
+/** Digests of large files that this page has sent. @type {WeakMap<File, string>} */
 const sentBefore = new WeakMap();
 
-/** Why files cannot be sent: it names one, and says what to do. */
+/** The reason why a file cannot be sent, with a hint. */
 export class Unsendable extends Error {
   constructor(text, hint) {
     super(text);
@@ -43,11 +42,11 @@ export class Unsendable extends Error {
 /** @returns {Tree} */
 export const noTree = () => ({ files: new Map(), folders: new Set(), hasSkipped: false });
 
-/** Returns both trees as one; throws where they have something of the same name. */
+/** Returns the union of two trees; throws if both have the same name at the top. */
 export function joined(tree, more) {
   const has = names(tree);
   for (const name of names(more)) {
-    if (has.has(name)) throw new Unsendable(`${visible(name)} is there already.`, "Remove it first, or give the other one another name.");
+    if (has.has(name)) throw new Unsendable(`${visible(name)} was already added.`, "Remove it first, or rename the other one.");
   }
   const files = new Map([...tree.files, ...more.files]);
   const folders = new Set([...tree.folders, ...more.folders]);
@@ -55,28 +54,28 @@ export function joined(tree, more) {
   return { files, folders, hasSkipped: tree.hasSkipped || more.hasSkipped };
 }
 
-/** What was dropped or chosen as it stands at the top of a tree. */
+/** The names at the top of a tree. */
 export function names({ files, folders }) {
   return new Set([...files.keys(), ...folders].map((path) => path.split("/", 1)[0]));
 }
 
-/** Returns a tree without what has a name at its top. */
+/** Returns a tree without one name at its top. */
 export function without({ files, folders, hasSkipped }, name) {
   const isOther = (path) => path !== name && !path.startsWith(`${name}/`);
   return { files: new Map([...files].filter(([path]) => isOther(path))), folders: new Set([...folders].filter(isOther)), hasSkipped };
 }
 
-/** Paths of files that are secrets, by their names. */
+/** Paths of files whose names look secret. */
 export const secretsIn = ({ files }) => [...files.keys()].filter((path) => SECRET.test(path.split("/").at(-1)));
 
-/** Returns the files of an `<input type="file">`, also of one that takes folders. */
+/** Returns the files of an `<input type="file">`, or of one for folders. */
 export function treeOfInput(list) {
   const tree = noTree();
   for (const file of list) addFile(tree, file.webkitRelativePath || file.name, file);
   return tree;
 }
 
-/** Returns what was dropped. Entries are to be taken before the event ends. */
+/** Returns dropped files and folders. The entries must be read from the event before it ends. */
 export async function treeOfEntries(entries) {
   const tree = noTree();
   const ahead = [...entries];
@@ -99,7 +98,7 @@ export async function treeOfEntries(entries) {
   return tree;
 }
 
-/** A browser lists a folder in parts. */
+/** Browsers list a folder in parts. */
 async function childrenOf(folder, path) {
   const reader = folder.createReader();
   const children = [];
@@ -120,7 +119,7 @@ async function asked(path, ask) {
 }
 
 const unreadable = (path, { name }) =>
-  new Unsendable(`${visible(path)} cannot be read (${name}).`, "It was changed or removed, or you may not read it: remove it here, and add it again.");
+  new Unsendable(`${visible(path)} cannot be read (${name}).`, "It was changed or deleted, or you have no permission. Remove it here and add it again.");
 
 const isGit = (name) => name.toLowerCase() === ".git";
 
@@ -132,21 +131,21 @@ function addFile(tree, path, file) {
 function addPath(tree, path, add) {
   const parts = path.split("/").map((part) => encoder.encode(part).length);
   if (Math.max(...parts) > NAME_BYTES_MAX || encoder.encode(path).length > PATH_BYTES_MAX) {
-    throw new Unsendable(`The name ${visible(path).slice(0, 80)}… is too long.`, `A name may have ${NAME_BYTES_MAX} bytes, a path ${PATH_BYTES_MAX}.`);
+    throw new Unsendable(`The name ${visible(path).slice(0, 80)}… is too long.`, `At most ${NAME_BYTES_MAX} bytes for a name and ${PATH_BYTES_MAX} for a path are allowed.`);
   }
   add();
   checkCount(tree.files.size + tree.folders.size);
 }
 
 function checkCount(many) {
-  if (many > ENTRIES_MAX) throw new Unsendable(`These are more than ${ENTRIES_MAX.toLocaleString()} files.`, "Send fewer, or one archive of them.");
+  if (many > ENTRIES_MAX) throw new Unsendable(`There are more than ${ENTRIES_MAX.toLocaleString()} files.`, "Send fewer files, or one archive.");
 }
 
 /**
- * Sends a tree to the node of this page, and has it copied to where its task is kept.
+ * Sends a tree to the node of this page, which copies it to the nodes that store the task.
  * @param {Tree} tree
  * @param {{signal: AbortSignal, tell: (progress: {text: string, sent: number, of: number}) => void}} how
- * @returns {Promise<{sha256: string, node: string}>} What a task calls it.
+ * @returns {Promise<{sha256: string, node: string}>} The reference in a task.
  */
 export async function sendTree(tree, { signal, tell }) {
   const sending = new Sending(tree, signal, tell);
@@ -170,10 +169,10 @@ class Sending {
     await this.#hash();
     await this.#send(await this.#missing());
     const manifest = encodeManifest(this.tree, this.#digests);
-    if (manifest.length > MANIFEST_BYTES_MAX) throw new Unsendable("The list of these files is too long.", "Send fewer, or one archive of them.");
+    if (manifest.length > MANIFEST_BYTES_MAX) throw new Unsendable("The list of files is too long.", "Send fewer files, or one archive.");
     const sha256 = await digestOf(manifest);
     await upload(`/api/v1/files/${sha256}`, new Blob([manifest]), { signal: this.signal, progress: () => {} });
-    this.#say("Copying them to the nodes that keep the task");
+    this.#say("Copying the files to other nodes");
     const sent = { sha256, node: this.#node };
     await post("/api/v1/files/replicate", sent, { quiet: true, signal: this.signal, timeoutMs: REPLICATE_MS });
     return sent;
@@ -199,7 +198,7 @@ class Sending {
     }
   }
 
-  /** Returns the digests of those files that the node lacks. */
+  /** Returns the digests that the node lacks. */
   async #missing() {
     const known = [...new Set(this.#digests.values())];
     const missing = new Set();
@@ -213,7 +212,7 @@ class Sending {
   }
 
   async #send(missing) {
-    const once = new Map(); // A content that several paths have is sent once.
+    const once = new Map(); // Equal files are sent once.
     const alone = [];
     for (const [path, file] of this.tree.files) {
       const digest = this.#digests.get(path);
@@ -251,7 +250,7 @@ class Sending {
     }
   }
 
-  /** Throws an error that names a file which is not what it was: no node can know that. */
+  /** Throws an error if a file has changed, which no node can detect. */
   async #checkUnchanged(files) {
     for (const [path, file] of files) {
       const expected = file.size <= PACKED_BYTES_MAX ? this.#digests.get(path) : undefined;
@@ -277,7 +276,7 @@ function* packsOf(once) {
   if (pack.length > 0) yield pack;
 }
 
-/** What precedes a file in a pack: its digest, and its size in four bytes. */
+/** The header of a file in a pack: its digest, and its size in four bytes. */
 function packHeader(digest, size) {
   const header = new Uint8Array(36);
   header.set(bytesOf(digest));
@@ -303,15 +302,15 @@ async function digestOf(data) {
 const bytesOf = (hex) => Uint8Array.from({ length: hex.length / 2 }, (_, at) => parseInt(hex.slice(2 * at, 2 * at + 2), 16));
 
 /**
- * The manifest of a tree, in msgpack: files, links (a browser shows none) and empty
- * folders, each by path. @param {Map<string, string>} digests by path
+ * The manifest of a tree, in msgpack: files, links (browsers show none) and empty
+ * folders, sorted by path. @param {Map<string, string>} digests by path
  */
 export function encodeManifest({ files, folders }, digests) {
   const sorted = [...files].sort(([one], [other]) => byCodePoint(one, other));
   const parts = [array(3), array(sorted.length)];
   for (const [path, file] of sorted) {
     const mtime = BigInt(file.lastModified) * 1_000_000n;
-    // Browsers do not tell whether a file is executable.
+    // Browsers do not say whether a file is executable.
     parts.push(array(5), text(path), [0xc4, 32], bytesOf(digests.get(path)), integer(BigInt(file.size)), integer(mtime), [0xc2]);
   }
   parts.push(array(0), array(folders.size));
@@ -325,7 +324,7 @@ export function encodeManifest({ files, folders }, digests) {
   return whole;
 }
 
-/** The order of nodes; that of JavaScript differs where a character has two units. */
+/** The order that nodes use; that of JavaScript differs if a character has two units. */
 function byCodePoint(one, other) {
   const least = Math.min(one.length, other.length);
   for (let at = 0; at < least; at += 1) {
@@ -336,7 +335,7 @@ function byCodePoint(one, other) {
   return one.length - other.length;
 }
 
-/** A unit of a pair stands for a character above all that have one unit. */
+/** A surrogate is part of a character above all that have one unit. */
 const rank = (unit) => (unit >= 0xd800 && unit <= 0xdfff ? unit + 0x10000 : unit);
 
 const big = (many, size) => Array.from({ length: size }, (_, at) => Number((BigInt(many) >> BigInt(8 * (size - 1 - at))) & 0xffn));
@@ -349,7 +348,7 @@ function text(value) {
   return Uint8Array.from([...head, ...data]);
 }
 
-/** An integer takes as few bytes as it needs, so that equal trees have equal manifests. */
+/** Integers take as few bytes as possible, so that equal trees have equal manifests. */
 function integer(value) {
   if (value >= -0x20n && value < 0x80n) return big(value, 1);
   const isSigned = value < 0n;

@@ -1,4 +1,4 @@
-/** Small parts that all views share, so that they look and behave alike. */
+/** Small parts that all views share. */
 
 import { ago } from "./format.js";
 import { html, useLayoutEffect, useRef, useState } from "./lib.js";
@@ -6,18 +6,18 @@ import { now, tell, toasts, untell } from "./store.js";
 
 const ICON = new URL("../icon.svg", import.meta.url).pathname;
 
-/** The sign of Octaskly; beside its name it says nothing new. */
+/** The icon of Octaskly, without a text: its name is beside it. */
 export function Icon({ px }) {
   return html`<img src=${ICON} alt="" width=${px} height=${px} />`;
 }
 
-/** A state as a word with a dot: those of tasks and of nodes. */
+/** The state of a task or node: a word with a dot. */
 export function State({ of }) {
   return html`<span class=${`state state-${of}`}>${of}</span>`;
 }
 
 /**
- * A button that shows that it works, until what it began is done.
+ * A button that is busy until its action is done.
  * @param {{onPress: () => unknown, kind?: "plain"|"primary"|"danger"|"quiet"|"small"}} props
  */
 export function Button({ onPress, kind = "plain", disabled = false, children, ...rest }) {
@@ -27,7 +27,7 @@ export function Button({ onPress, kind = "plain", disabled = false, children, ..
     try {
       await onPress();
     } catch (problem) {
-      // What a request refused, a toast has said.
+      // A toast has shown the errors of requests.
       if (problem.status === undefined && problem.name !== "AbortError") throw problem;
     } finally {
       setBusy(false);
@@ -37,7 +37,7 @@ export function Button({ onPress, kind = "plain", disabled = false, children, ..
     disabled=${disabled || isBusy} onClick=${press} ...${rest}>${children}</button>`;
 }
 
-/** How much of something is taken, 0 to 1, and from where on that is bad; `text` says it in words. */
+/** A used share, 0 to 1, which is red from `hotAt` on; `text` says the same in words. */
 export function Bar({ label, part, text, kind = "", hotAt = Infinity }) {
   const percent = Math.round(Math.min(1, Math.max(0, part || 0)) * 100);
   const heat = part >= hotAt ? "hot" : "";
@@ -50,39 +50,39 @@ export function Bar({ label, part, text, kind = "", hotAt = Infinity }) {
   </div>`;
 }
 
-/** How long ago something was; it alone is drawn anew each second. */
+/** The age of something; only this is drawn again each second. */
 export function Ago({ at }) {
   return ago(at, now.value);
 }
 
-/** Text to copy, with the button that does it. */
+/** A button that copies a text. */
 export function Copy({ text, label = "Copy" }) {
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(text);
       tell("Copied", { kind: "good" });
     } catch {
-      tell("The browser lets nothing be copied here", { kind: "bad" });
+      tell("The browser does not allow copying here", { kind: "bad", hint: "Select the text and press Ctrl+C." });
     }
   };
   return html`<${Button} kind="small" onPress=${copy} title=${text}>${label}<//>`;
 }
 
-/** A command line for the terminal, to be copied. */
+/** A command for the terminal, with a button that copies it. */
 export function Command({ text }) {
   return html`<div class="command"><code>${text}</code><${Copy} text=${text} /></div>`;
 }
 
-/** What stands where there is nothing to show yet. */
+/** Shown when there is nothing to show yet. */
 export function Empty({ title, children }) {
   return html`<div class="empty"><h2>${title}</h2>${children}</div>`;
 }
 
 /**
- * A dialog above the page; Escape and a press beside it close it.
+ * A dialog above the page; Escape and a click beside it close it.
  *
- * `onClose` hears at once that Escape is pressed: that a dialog has gone, browsers tell
- * late, and by then the next key may have asked for another one.
+ * `onClose` is called at once when Escape is pressed. Browsers report the close late, and
+ * by then the next key may have opened another dialog.
  */
 export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
@@ -94,7 +94,7 @@ export function Dialog({ title, onClose, children }) {
   const press = (event) => {
     if (event.target === element.current) onClose();
   };
-  const goes = () => element.current !== null && onClose(); // Not once it is no more.
+  const goes = () => element.current !== null && onClose(); // Not after it was removed.
   return html`<dialog ref=${element} aria-label=${title} onCancel=${onClose} onClose=${goes} onClick=${press}>
     <div class="dialog-body">
       <header><h2>${title}</h2>

@@ -1,7 +1,7 @@
 /**
- * What a program wrote, as lines of styled text. Understands colours and styles (SGR),
- * carriage returns and tabs; every other control sequence is left out. It makes values
- * only: whoever draws them puts the texts into text nodes.
+ * The output of a program as lines of styled text. It supports colours and styles (SGR),
+ * carriage returns and tabs, and drops all other control sequences. It returns values; the
+ * caller puts the texts into text nodes.
  *
  *     const out = new Output(20_000);
  *     const pen = out.pen("stdout");
@@ -9,9 +9,9 @@
  *     out.lines[0].spans  // [{ text: "red", style: { fg: 1 } }]
  */
 
-const LINE_CHARS_MAX = 20_000; //: a longer one goes on in the next
-const SPANS_MAX = 1000; //: of one line; what follows takes the last style
-const HELD_CHARS_MAX = 4096; //: of a sequence that has no end yet
+const LINE_CHARS_MAX = 20_000; //: longer lines are split
+const SPANS_MAX = 1000; //: of one line; the rest has the last style
+const HELD_CHARS_MAX = 4096; //: of an incomplete sequence
 
 // CSI; OSC, DCS and their like up to their end; two characters; other controls, and those
 // that turn writing round.
@@ -21,11 +21,11 @@ const UNENDED = /\x1b(?:\[[0-9;:<=>? -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)$/;
 /** @typedef {{fg?: number|string, bg?: number|string, bold?: true, dim?: true, italic?: true, underline?: true, strike?: true, inverse?: true}} Style */
 /** @typedef {{stream: string, spans: {text: string, style: Style}[], chars: number, number: number}} Line */
 
-/** Lines of several streams in the order in which they begin, the last `linesMax`. */
+/** The last `linesMax` lines of several streams, in the order of their starts. */
 export class Output {
   /** @type {Line[]} */
   lines = [];
-  dropped = 0; //: lines that were here, and are not any more
+  dropped = 0; //: number of lines that were dropped
   #count = 0;
 
   constructor(linesMax) {
@@ -36,7 +36,7 @@ export class Output {
     return new Pen(this, stream);
   }
 
-  /** Adds a line that says something of its own, such as that another attempt begins. */
+  /** Adds a line of this page, for example about a new attempt. */
   note(text) {
     this.add({ stream: "note", spans: [{ text, style: {} }], chars: text.length });
   }
@@ -53,7 +53,7 @@ export class Output {
   }
 }
 
-/** Writes one stream; what is cut between two pieces is one all the same. */
+/** Writes one stream; its pieces may be cut anywhere. */
 class Pen {
   #output;
   #stream;
@@ -82,7 +82,7 @@ class Pen {
     this.#plain(text.slice(from));
   }
 
-  /** Ends the line that is open, if one is. */
+  /** Ends the open line, if any. */
   end() {
     this.#line = null;
     this.#isReturned = false;
@@ -102,7 +102,7 @@ class Pen {
   }
 
   #put(text) {
-    if (this.#isReturned) this.#wipe(); // Progress bars write over what was there.
+    if (this.#isReturned) this.#wipe(); // Progress bars overwrite their line.
     while (text !== "") {
       if (this.#line === null || this.#line.chars >= LINE_CHARS_MAX) this.#open();
       const line = this.#line;

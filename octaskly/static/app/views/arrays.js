@@ -1,8 +1,9 @@
 import { del, get, post } from "../api.js";
-import { ago, commandOf, count, visible } from "../format.js";
+import { ago, commandOf, count, plural, visible } from "../format.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
 import { go, href } from "../router.js";
+import { may } from "../session.js";
 import { now, tell } from "../store.js";
 import { Button, Command, Empty, State } from "../ui.js";
 import { Progress } from "./members.js";
@@ -11,18 +12,18 @@ const REFRESH_MS = 1000;
 const RETRY_MS = 2000;
 const PAGE = 25;
 
-/** Arrays, the latest first, with how far each is. */
+/** Arrays and their progress, latest first. */
 export function Arrays() {
   const [limit, setLimit] = useState(PAGE);
   const { found, problem, reload } = useArrays(limit);
-  if (found === null) return html`<p class="muted" role="status">${problem ? `${problem.error}; asking again …` : "Loading …"}</p>`;
+  if (found === null) return html`<p class="muted" role="status">${problem ? `${problem.error}; retrying …` : "Loading …"}</p>`;
   if (found.total === 0) {
-    return html`<${Empty} title="No arrays yet"><p>An array runs one command for each number of a range or each item of a list.</p>
+    return html`<${Empty} title="No arrays yet"><p>An array runs one command for each number in a range, or for each item in a list.</p>
       <${Command} text="octaskly array 1-100 -- echo {}" />
-      <p>Or <a href=${href(["submit"])}>submit one here</a>.</p><//>`;
+      ${may.submit.value && html`<p>Or <a href=${href(["submit"], { array: "range" })}>submit one here</a>.</p>`}<//>`;
   }
   return html`<div class="head"><h1>Arrays</h1><span class="muted" role="status">${count(found.total)}</span>
-      <a class="button primary end" href=${href(["submit"], { array: "range" })}>Submit an array</a></div>
+      ${may.submit.value && html`<a class="button primary end" href=${href(["submit"], { array: "range" })}>Submit an array</a>`}</div>
     <ul class="arrays">${found.tasks.map((task) => html`<${ArrayCard} key=${task.id} task=${task} reload=${reload} />`)}</ul>
     ${found.total > found.tasks.length && html`<p class="more"><button type="button" class="button" disabled=${limit >= 1000}
       onClick=${() => setLimit(Math.min(1000, limit * 2))}>Show more</button></p>`}`;
@@ -51,7 +52,7 @@ function useArrays(limit) {
     const soon = () => {
       timer ||= setTimeout(reload.current, REFRESH_MS);
     };
-    // What is of no array has neither its fields nor the id of a member.
+    // Events of other tasks have neither the field nor the id of a member.
     const ends = [listen("task", (event) => (event.array || /\.\d+$/.test(event.id)) && soon()), listen("reset", soon)];
     reload.current();
     return () => {
@@ -66,26 +67,25 @@ function useArrays(limit) {
 function ArrayCard({ task, reload }) {
   const { array } = task;
   const path = `/api/v1/arrays/${encodeURIComponent(task.id)}`;
-  const title = visible(task.name ?? task.command);
+  const title = task.name ? visible(task.name) : commandOf(task);
   const cancel = async () => {
     await del(path);
-    tell(`The rest of ${title} is cancelled`, { kind: "good" });
+    tell(`${plural(array.queued, "member")} of ${title} cancelled`, { kind: "good" });
     await reload();
   };
   const retry = async () => {
     const again = await post(`${path}/retry`);
-    tell(`What did not succeed is submitted again as ${again.id}`, { kind: "good" });
+    tell(`The members that did not succeed were submitted again as ${again.id}`, { kind: "good" });
     go(["tasks", again.id]);
   };
   const isOver = ["completed", "failed", "cancelled"].includes(task.status);
   return html`<li class="card array"><div class="array-head">
-      <h2><a href=${href(["tasks", task.id])}>${title}</a></h2><${State} of=${task.status} />
+      <h2><a href=${href(["tasks", task.id])}><bdi>${title}</bdi></a></h2><${State} of=${task.status} />
       <span class="muted">${array.range ?? `${count(array.total)} items`} · ${ago(task.created_at, now.value)}</span>
-      <div class="end row">
-        ${!isOver && array.queued > 0 && html`<${Button} kind="danger" onPress=${cancel} aria-label=${`Cancel the rest of ${title}`}>Cancel the rest<//>`}
-        ${isOver && array.completed < array.total && html`<${Button} onPress=${retry} aria-label=${`Retry what failed of ${title}`}>Retry what failed<//>`}</div></div>
+      ${may.submit.value && html`<div class="end row">
+        ${!isOver && array.queued > 0 && html`<${Button} kind="danger" onPress=${cancel} aria-label=${`Cancel queued members of ${title}`}>Cancel queued<//>`}
+        ${isOver && array.completed < array.total && html`<${Button} onPress=${retry} aria-label=${`Retry ${array.failed > 0 ? "failed" : "cancelled"} members of ${title}`}>Retry ${array.failed > 0 ? "failed" : "cancelled"}<//>`}</div>`}</div>
     ${task.name && html`<p class="array-command"><code>${commandOf(task)}</code></p>`}
-    <${Progress} array=${array} isSmall />
-    ${array.failed > 0 && html`<p class="hint"><a href=${href(["tasks", task.id])}>See the ${count(array.failed)} that failed</a></p>`}
+    <${Progress} array=${array} id=${task.id} isSmall />
   </li>`;
 }

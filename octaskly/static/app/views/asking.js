@@ -1,9 +1,11 @@
 /**
- * What the form of a submission asks for: its fields, the body that follows from what
- * was typed, and which field an error of the API is about. No page, so it can be tested.
+ * The fields of the form, the body that follows from the typed texts, and the field that
+ * an error of the API is about. It does not touch the page, so it can be tested.
  *
- * What is typed is sent as it is: the API says what is wrong with it, and where.
+ * The form does not validate: the API says what is wrong, and where.
  */
+
+const SECONDS = { "": 1, s: 1, sec: 1, m: 60, min: 60, h: 3600, d: 86_400 };
 
 const number = (text) => (/^-?\d+$/.test(text.trim()) ? Number(text) : text.trim());
 const word = (text) => text.trim();
@@ -13,78 +15,87 @@ const pairs = (text) => Object.fromEntries(text.split("\n").filter((line) => lin
   const at = line.indexOf("=");
   return at < 0 ? [line.trim(), ""] : [line.slice(0, at).trim(), line.slice(at + 1)];
 }));
+/** `90`, `90 s`, `30 min`, `2 h`. */
+function seconds(text) {
+  const [, many, unit] = /^(\d+(?:\.\d+)?)\s*([a-z]*)$/.exec(text.trim()) ?? [];
+  return unit in SECONDS ? Math.round(Number(many) * SECONDS[unit]) : text.trim();
+}
 const causes = (text) => text.split(/[\s,]+/).filter(Boolean).map(number);
-/** As they are typed; what is written so is read the same. */
 const typedLines = (given) => given.join("\n");
 const typedPairs = (given) => typedLines(Object.entries(given).map(([name, value]) => `${name}=${value}`));
 
 /**
  * @typedef {object} Field
- * @property {string} name As the API calls it; with a dot, a part of an object.
+ * @property {string} name In the API; a dot separates a field of an object.
  * @property {string} label
  * @property {string} [hint]
- * @property {"line"|"area"|"check"|"choice"|"node"} [kind] `line` unless told
- * @property {[string, string][]} [choices] Value and what it means.
- * @property {(text: string) => unknown} [read] From what was typed; one word unless told.
+ * @property {"line"|"area"|"check"|"choice"|"node"|"stdin"} [kind] Default `line`.
+ * @property {[string, string][]} [choices] Value and label.
+ * @property {(text: string) => unknown} [read] Parses the typed text; default: one word.
  * @property {string} [placeholder]
+ * @property {boolean} [isWide] It fills the row.
  */
 
-/** @type {{title: string, fields: Field[], isOpen?: boolean}[]} */
-export const SECTIONS = [
-  { title: "Name and labels", isOpen: true, fields: [
-    { name: "name", label: "Name", hint: "For people; need not be unique.", placeholder: "nightly build" },
-    { name: "labels", label: "Labels", kind: "area", read: pairs, hint: "One name=value on each line; to find it again.", placeholder: "team=red" },
-  ] },
-  { title: "What it needs", fields: [
-    { name: "requires.cpus", label: "CPUs", read: number, hint: "Slots that it holds; 1 unless told.", placeholder: "1" },
-    { name: "requires.memory_mb", label: "Memory, MiB", read: number, hint: "Set aside for it on its node." },
-    { name: "requires.gpus", label: "GPUs", read: number },
-    { name: "requires.node", label: "Node", kind: "node", hint: "The only node that will do." },
-    { name: "requires.os", label: "System", placeholder: "linux" },
+/** @type {Field[]} What many tasks need; the rest is behind "More options". */
+export const COMMON = [
+  { name: "name", label: "Name", hint: "To find the task by; need not be unique.", placeholder: "nightly build" },
+  { name: "requires.node", label: "Run on", kind: "node" },
+  { name: "timeout", label: "Time limit", read: seconds, hint: "Such as 90 s, 30 min or 2 h.", placeholder: "1 h" },
+  { name: "outputs", label: "Results to keep", kind: "area", isWide: true, read: lines, hint: "Files, folders or patterns that the command writes, one per line. Download them when it is done.", placeholder: "out/*.png" },
+];
+
+/** @type {{title: string, fields: Field[]}[]} */
+export const MORE = [
+  { title: "Requirements for the node", fields: [
+    { name: "requires.cpus", label: "CPU slots", read: number, hint: "Default 1.", placeholder: "1" },
+    { name: "requires.memory_mb", label: "Memory, MiB", read: number, hint: "Reserved on its node.", placeholder: "2048" },
+    { name: "requires.gpus", label: "GPUs", read: number, placeholder: "0" },
+    { name: "requires.os", label: "Operating system", placeholder: "linux" },
     { name: "requires.arch", label: "Processor", placeholder: "x86_64" },
-    { name: "requires.labels", label: "Labels of the node", kind: "area", read: pairs, hint: "One name=value on each line.", placeholder: "room=attic" },
-    { name: "fail_fast", label: "Refuse it if no node could ever run it", kind: "check" },
+    { name: "requires.labels", label: "Node labels", kind: "area", read: pairs, hint: "One name=value per line.", placeholder: "room=attic" },
+    { name: "fail_fast", label: "Refuse the task if no node can ever run it", kind: "check" },
   ] },
-  { title: "Surroundings and files", fields: [
-    { name: "env", label: "Variables", kind: "area", read: pairs, hint: "One NAME=value on each line. Whoever may read the task sees them.", placeholder: "MODE=fast" },
-    { name: "cwd", label: "Folder", hint: "Absolute, or below the worker directory." },
-    { name: "workdir", label: "In a fresh folder of its own", kind: "check", read: () => "scratch" },
-    { name: "stdin", label: "Standard input", kind: "area", read: whole },
-    { name: "stdin_base64", label: "Standard input, in base64", kind: "area", hint: "Instead, for bytes that are no text." },
-    { name: "inputs", label: "Inputs", kind: "area", read: lines, hint: "Paths, one on each line, that its node must have.", placeholder: "data/in.csv" },
-    { name: "outputs_of", label: "With the outputs of these tasks", kind: "area", read: lines, hint: "Ids, one on each line; it runs after them, in a fresh folder.", placeholder: "task-012-0a1b2c3d" },
-    { name: "outputs", label: "Outputs", kind: "area", read: lines, hint: "Paths, one on each line, that are kept after the end.", placeholder: "out/result.json" },
+  { title: "Environment and input", fields: [
+    { name: "env", label: "Environment variables", kind: "area", read: pairs, hint: "One NAME=value per line. Everyone who can read the task sees them.", placeholder: "MODE=fast" },
+    { name: "stdin", label: "Standard input", kind: "stdin", read: whole },
+    { name: "inputs", label: "Files that must be there", kind: "area", read: lines, hint: "Paths that its node must already have, one per line.", placeholder: "data/in.csv" },
+    { name: "outputs_of", label: "Outputs of other tasks", kind: "area", read: lines, hint: "Task ids, one per line. It runs after them, with their outputs in its folder.", placeholder: "task-012-0a1b2c3d" },
+    { name: "cwd", label: "Folder", hint: "An absolute path, or one below the worker directory.", placeholder: "/srv/data" },
+    { name: "workdir", label: "Run in a new, empty folder", kind: "check", read: () => "scratch" },
   ] },
-  { title: "Time, limits and retries", fields: [
-    { name: "timeout", label: "Time limit, seconds", read: number, hint: "1 to 86400; 3600 unless told.", placeholder: "3600" },
-    { name: "grace", label: "Grace, seconds", read: number, hint: "From being told to end to being killed." },
-    { name: "limits.memory_mb", label: "Memory at most, MiB", read: number },
-    { name: "limits.cpu_seconds", label: "CPU time at most, seconds", read: number },
-    { name: "limits.file_mb", label: "Size of a file at most, MiB", read: number },
-    { name: "limits.processes", label: "Processes at most", read: number },
-    { name: "retries", label: "Retries", read: number, hint: "Attempts that may follow one that failed, 0 to 100.", placeholder: "0" },
-    { name: "retry_on", label: "Tried again after", read: causes, hint: "failure, lost, or exit codes; failure and lost unless told.", placeholder: "lost, 75" },
+  { title: "Limits and retries", fields: [
+    { name: "retries", label: "Retries", read: number, hint: "More attempts after a failure, 0 to 100.", placeholder: "0" },
+    { name: "retry_on", label: "Retry after", read: causes, hint: "failure, lost, or exit codes. Default: failure and lost.", placeholder: "lost, 75" },
+    { name: "grace", label: "Grace period", read: seconds, hint: "Between SIGTERM and SIGKILL when it is stopped.", placeholder: "5 s" },
+    { name: "limits.memory_mb", label: "Memory limit, MiB", read: number },
+    { name: "limits.cpu_seconds", label: "CPU time limit", read: seconds },
+    { name: "limits.file_mb", label: "File size limit, MiB", read: number },
+    { name: "limits.processes", label: "Process limit", read: number },
   ] },
-  { title: "Order and telling", fields: [
-    { name: "priority", label: "Priority", read: number, hint: "-50 to 50; a higher one runs first.", placeholder: "0" },
-    { name: "after", label: "After these tasks", kind: "area", read: lines, hint: "Ids, one on each line.", placeholder: "task-012-0a1b2c3d" },
-    { name: "on", label: "When they ended", kind: "choice", choices: [["", "well"], ["failure", "badly"], ["any", "in any way"]] },
-    { name: "notify_url", label: "Tell this URL at its end", placeholder: "https://example.org/hook" },
-    { name: "durability", label: "Copies", kind: "choice", choices: [["", "as the dispatcher is set"], ["strict", "refuse it if only one disk can hold it"]] },
-    { name: "id", label: "Id", hint: "Made by the dispatcher unless told." },
+  { title: "Scheduling and notification", fields: [
+    { name: "priority", label: "Priority", read: number, hint: "-50 to 50; higher runs first.", placeholder: "0" },
+    { name: "after", label: "Run after these tasks", kind: "area", read: lines, hint: "Task ids, one per line.", placeholder: "task-012-0a1b2c3d" },
+    { name: "on", label: "Required outcome of those tasks", kind: "choice", choices: [["", "succeeded"], ["failure", "failed"], ["any", "either"]] },
+    { name: "notify_url", label: "Notify this URL when done", placeholder: "https://example.org/hook" },
+    { name: "labels", label: "Labels", kind: "area", read: pairs, hint: "To search by; one name=value per line.", placeholder: "team=red" },
+    { name: "durability", label: "Copies", kind: "choice", choices: [["", "as many as possible"], ["strict", "refuse the task unless two nodes store it"]] },
+    { name: "id", label: "Task id", hint: "Chosen by the dispatcher if empty." },
   ] },
 ];
 
 /** @type {Field[]} What makes it an array. */
 export const ARRAY_FIELDS = {
-  range: { name: "array.range", label: "Numbers", hint: "FIRST-LAST or FIRST-LAST:STEP; {} in the command stands for the number.", placeholder: "1-100" },
-  items: { name: "array.items", label: "Items", kind: "area", read: (text) => text.replace(/\n$/, "").split("\n"), hint: "One on each line; {} in the command stands for it.", placeholder: "a.png\nb.png" },
-  max_fails: { name: "array.max_fails", label: "Failures at most", read: number, hint: "After more than that no other member begins." },
+  range: { name: "array.range", label: "Numbers", hint: "FIRST-LAST or FIRST-LAST:STEP. {} in the command stands for the number.", placeholder: "1-100" },
+  items: { name: "array.items", label: "Items", kind: "area", read: (text) => text.replace(/\n$/, "").split("\n"), hint: "One per line. {} in the command stands for the item, {.} for the item without its extension.", placeholder: "a.png\nb.png" },
+  max_fails: { name: "array.max_fails", label: "Stop after failures", read: number, hint: "Stop starting items after more than this many failures." },
 };
 
-export const COMMAND = { name: "command", label: "Command", kind: "area", read: whole, placeholder: "python3 train.py --seed 7" };
+export const COMMAND = { name: "command", label: "Command", kind: "area", isWide: true, read: whole, placeholder: "python3 train.py --seed 7" };
 
-const ALL = [COMMAND, ...Object.values(ARRAY_FIELDS), ...SECTIONS.flatMap(({ fields }) => fields)];
+/** Bytes of a file that is chosen as standard input. */
+const STDIN_BYTES = { name: "stdin_base64", read: whole };
+
+const ALL = [COMMAND, ...Object.values(ARRAY_FIELDS), ...COMMON, ...MORE.flatMap(({ fields }) => fields), STDIN_BYTES];
 
 /** The body to post. @param {Record<string, string|boolean>} typed by name of the field */
 export function bodyOf(typed, arrayOf = "") {
@@ -103,7 +114,7 @@ export function bodyOf(typed, arrayOf = "") {
   return body;
 }
 
-/** What is typed where a body is to be edited: the opposite of `bodyOf`. */
+/** The typed texts for a body: the opposite of `bodyOf`. */
 export function typedOf(body) {
   const typed = {};
   for (const { name, kind, read } of ALL) {
@@ -120,6 +131,7 @@ export function typedOf(body) {
 /** Name of the field that an error is about, "" for none: `$.requires.cpus`, `$.env.A`. */
 export function fieldOf(path) {
   const parts = String(path ?? "").replace(/^\$(\[\d+\])?\.?/, "").replace(/\[[^\]]*\]/g, "").split(".");
+  if (parts[0] === "stdin_base64") return "stdin";
   for (let many = parts.length; many > 0; many -= 1) {
     const name = parts.slice(0, many).join(".");
     if (ALL.some((field) => field.name === name)) return name;

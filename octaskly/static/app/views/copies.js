@@ -1,18 +1,18 @@
-/** A task as a command that submits the same again: for the terminal, and for curl. */
+/** Commands that submit a task again: for the terminal, and for curl. */
 
-import { bytes, duration, mebibytes, plural } from "../format.js";
+import { duration, mebibytes, plural, size } from "../format.js";
 
-/** As a shell takes one word. */
+/** Quotes one word for a shell. */
 export function quoted(text) {
   if (/^[A-Za-z0-9_@%+=:,./-]+$/.test(text)) return text;
   return `'${text.replaceAll("'", `'"'"'`)}'`;
 }
 
-/** What to post so that the same is asked for; without what holds anyway. */
+/** The body that submits a task again, without defaults. */
 export function asked(task) {
   const body = { command: task.command };
   if (task.timeout !== null && task.timeout !== 3600) body.timeout = task.timeout;
-  const plain = ["name", "cwd", "workdir", "grace", "notify_url", "priority", "retries"];
+  const plain = ["name", "call", "cwd", "workdir", "grace", "notify_url", "priority", "retries"];
   for (const name of plain) if (task[name]) body[name] = task[name];
   for (const name of ["labels", "env"]) if (Object.keys(task[name] ?? {}).length) body[name] = task[name];
   if (task.inputs?.length) body.inputs = task.inputs;
@@ -27,13 +27,13 @@ export function asked(task) {
     const given = Object.entries(task[name] ?? {}).filter(([, value]) => value !== null && !isEmpty(value));
     if (given.length) body[name] = Object.fromEntries(given);
   }
-  // Of items the API shows no list, so an array can be repeated by its numbers alone.
+  // The API does not return items, so only an array of numbers can be repeated.
   if (task.array?.range) body.array = { range: task.array.range };
   if (body.array && task.array.max_fails !== null) body.array.max_fails = task.array.max_fails;
   return body;
 }
 
-/** What a node must have, in words: `1 GPU`, `8 GiB of memory`. */
+/** The requirements for a node, in words: `1 GPU`, `8 GiB of memory`. */
 export function needsOf(requires) {
   const { labels, node, os, arch, cpus, memory_mb: memory, gpus } = requires ?? {};
   return [
@@ -45,7 +45,7 @@ export function needsOf(requires) {
   ].filter(Boolean);
 }
 
-/** What a task may take at most, in words. */
+/** The limits of a task, in words. */
 export function limitsOf(limits) {
   const { memory_mb: memory, cpu_seconds: cpu, file_mb: file, processes } = limits ?? {};
   return [
@@ -58,25 +58,25 @@ export function limitsOf(limits) {
 
 const isEmpty = (value) => typeof value === "object" && Object.keys(value).length === 0;
 
-/** Whether it is an array of items, of which the API shows no list. */
+/** Returns true for an array of items, which the API does not return. */
 export const isOfItems = ({ array }) => Boolean(array) && !array.range;
 
-/** What it reads, in a comment to stand before what cannot say it; "" for nothing. */
-export const unread = ({ stdin_bytes: size, tree }) =>
-  (size ? `# left out: the ${bytes(size)} that it reads, as nodes show them to nobody\n` : "")
-  + (tree?.lent ? "# left out: the files that were sent along, as no node keeps them\n" : "");
+/** A shell comment on what the command leaves out; "" for nothing. */
+export const unread = ({ stdin_bytes: many, tree }) =>
+  (many ? `# left out: the ${size(many)} of standard input, which nodes do not show\n` : "")
+  + (tree?.lent ? "# left out: the files that were sent along, which no node keeps\n" : "");
 
-/** What no command can say, and what is to be where, as comments of a shell. */
+/** Shell comments on what the command leaves out or needs. */
 function comments(task, { requires = {} }) {
   const left = ["os", "arch"].filter((name) => requires[name]).map((name) => `${name} ${requires[name]}`);
   if (task.tree) left.push("the files that were sent along; --in sends them again");
   return [
-    task.stdin_bytes && `# stdin.txt is to hold the ${bytes(task.stdin_bytes)} that it reads: nodes show them to nobody\n`,
-    left.length > 0 && `# left out, as only a request can say it: ${left.join(", ")}\n`,
+    task.stdin_bytes && `# write the ${size(task.stdin_bytes)} of standard input, which nodes do not show, into stdin.txt\n`,
+    left.length > 0 && `# left out, because only the API has it: ${left.join(", ")}\n`,
   ].filter(Boolean).join("");
 }
 
-/** `octaskly run ... -- COMMAND`; items are to be in a file, one a line. */
+/** `octaskly run ... -- COMMAND`; items come from a file, one per line. */
 export function asCli(task) {
   const body = asked(task);
   const words = ["octaskly", isOfItems(task) ? "map" : body.array ? "array" : "run"];
@@ -92,7 +92,7 @@ export function asCli(task) {
   add("--gpus", requires.gpus);
   add("--on", requires.node);
   Object.entries(requires.labels ?? {}).forEach(([name, value]) => add("--require", `${name}=${value}`));
-  // A name alone would mean the variable of whoever pastes it.
+  // A name alone would take the value from the shell of the user.
   each("--env", Object.entries(body.env ?? {}).map(([name, value]) => `${name}=${value}`));
   add("--cwd", body.cwd);
   if (body.workdir) words.push("--scratch");
@@ -113,7 +113,7 @@ export function asCli(task) {
   return `${comments(task, body)}${words.join(" ")} -- ${quoted(task.command)}${isOfItems(task) ? " < items.txt" : ""}`;
 }
 
-/** A body to post, for curl, which asks for a token of its own. */
+/** A curl command that posts a body, with a new token. */
 export function asCurl(body, origin) {
   const isLocal = /^http:\/\/(localhost|127\.0\.0\.1|\[::1\])/.test(origin);
   return [

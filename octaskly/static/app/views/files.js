@@ -1,41 +1,41 @@
-/** The files of a task: those that were sent along with it, and what it left. */
+/** The files of a task: those that were sent along, and its outputs. */
 
 import { download, get } from "../api.js";
 import { ago, plural, size, visible } from "../format.js";
 import { html, useEffect, useState } from "../lib.js";
-import { session } from "../session.js";
+import { may } from "../session.js";
 import { now } from "../store.js";
 import { Button } from "../ui.js";
 
 const PAGE = 100;
 const GONE = {
-  sent: "No node has them any more. Those that octaskly run or map lends are kept while it runs, others for about an hour.",
-  left: "Its node does not have them any more: its --retention is over, or its disk was full.",
+  sent: "No node has them any more. Files of octaskly run and map are kept while these commands run, others for about an hour after the task.",
+  left: "No node has them any more: their --retention is over, or the disk was full.",
 };
 
-/** Both lists, where there is something to list. */
+/** Both lists; an empty one is left out. */
 export function Files({ task }) {
   const left = task.outputs?.some((output) => output.bytes !== null);
   const missing = task.outputs_missing ?? [];
   if (!task.tree && !left && missing.length === 0) return null;
   const path = `/api/v1/tasks/${encodeURIComponent(task.id)}`;
-  // Names are for all; what is in a file, for those who could have a task read it.
-  const isViewer = session.value?.role === "viewer";
+  // Viewers see names; only those who may submit tasks see contents.
+  const isLocked = !may.submit.value;
   return html`<div class="task-parts">
-    ${task.tree && html`<${List} key="in" title="Files sent along" path=${`${path}/tree`} tar=${`${task.id}-files.tar`} gone=${GONE.sent} isLocked=${isViewer} />`}
+    ${task.tree && html`<${List} key="in" title="Files sent along" path=${`${path}/tree`} tar=${`${task.id}-files.tar`} gone=${GONE.sent} isLocked=${isLocked} />`}
     ${(left || missing.length > 0) && html`<${List} key=${`out ${left}`} title="Output files" path=${left ? `${path}/outputs` : null} tar=${`${task.id}-outputs.tar`} gone=${GONE.left} missing=${missing} />`}
   </div>`;
 }
 
-/** One list, a page at a time; `path` is null where there is nothing to ask for. */
+/** One list, a page at a time; `path` is null if there is nothing to read. */
 function List({ title, path, tar, gone, missing = [], isLocked = false }) {
   const { entries, total, bytes, problem, more } = usePages(path);
   const isKnown = total !== null;
   return html`<section class="card files" aria-label=${title}>
     <div class="log-head"><h2>${title}</h2>
       ${isKnown && html`<span class="muted" role="status">${plural(total, "file")}, ${size(bytes)}</span>`}
-      ${isKnown && !isLocked && html`<div class="end"><${Button} onPress=${() => download(`${path}.tar`, tar)}>Download all as tar<//></div>`}</div>
-    ${missing.length > 0 && html`<p class="problem">Not there at the end: ${missing.map(visible).join(", ")}</p>`}
+      ${isKnown && !isLocked && html`<div class="end"><${Button} onPress=${() => download(`${path}.tar`, tar)}>Download all (.tar)<//></div>`}</div>
+    ${missing.length > 0 && html`<p class="problem">Missing at the end: ${missing.map(visible).join(", ")}</p>`}
     ${problem?.status === 404 && html`<p class="muted" role="status">${gone}</p>`}
     ${problem && problem.status !== 404 && html`<p class="problem" role="alert">${problem.hint || problem.error}</p>`}
     ${path && !isKnown && !problem && html`<p class="muted" role="status">Loading …</p>`}
@@ -63,7 +63,7 @@ function Row({ entry, path, isLocked }) {
 
 const NONE = { entries: [], total: null, bytes: 0, problem: null };
 
-/** The entries that were read so far, and what reads the next page of them. */
+/** The entries that were read so far, and a function that reads the next page. */
 function usePages(path) {
   const [found, setFound] = useState(NONE);
   const read = async (offset, signal) => {

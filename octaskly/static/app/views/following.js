@@ -1,12 +1,13 @@
-/** The output of one task as it comes, resumed by the id of the last event. */
+/** The live output of one task, resumed after the last event. */
 
+import { size } from "../format.js";
 import { WAITS_MS, read } from "../sse.js";
 import { Output } from "./ansi.js";
 
 const LINES_MAX = 20_000;
 
 /**
- * Follows a task to its end; `changed` is called when there is more to draw.
+ * Follows a task to its end; calls `changed` when there is more to draw.
  * @returns {{output: Output, state: {isOver: boolean, problem: object|null}, close: () => void}}
  */
 export function follow(id, attempt, changed) {
@@ -55,7 +56,7 @@ export function follow(id, attempt, changed) {
 const path = (id, attempt) =>
   `/api/v1/tasks/${encodeURIComponent(id)}/logs?follow=true${attempt ? `&attempt=${attempt}` : ""}`;
 
-/** Returns what turns events into lines. */
+/** Returns a function that turns events into lines. */
 function hearer(output, state) {
   const streams = ["stdout", "stderr"];
   let pens;
@@ -71,12 +72,12 @@ function hearer(output, state) {
     } else if (event === "attempt") {
       if (!isFirst) begin();
       if (!isFirst || data.attempt > 1) {
-        output.note(`attempt ${data.attempt} on ${data.node}${data.previous ? `, the one before: ${data.previous}` : ""}`);
+        output.note(`attempt ${data.attempt} on ${data.node}${data.previous ? `; the previous one: ${data.previous}` : ""}`);
       }
       isFirst = false;
     } else if (event === "gap") {
       pens[data.stream]?.pen.end();
-      output.note(`${data.bytes.toLocaleString()} bytes of ${data.stream} are not kept: ${data.reason}`);
+      output.note(`${size(data.bytes)} of ${data.stream} were not kept: ${data.reason}`);
     } else if (event === "end") {
       state.isOver = true;
     }

@@ -1,9 +1,9 @@
 /**
- * Which attempt stands in which lane, and what is where in time: arithmetic alone.
+ * The lane of each attempt, and positions in time: arithmetic only.
  *
- * The log says which node ran an attempt, not in which slot. Of a node with so many
- * slots no more run at once, so an attempt is put into the first lane that was free when
- * it began, and stays there: as many lanes as slots, and nothing overlaps.
+ * The log has the node of an attempt, but not its slot. A node runs at most as many
+ * attempts as it has slots, so an attempt gets the first lane that was free at its start,
+ * and stays there: there are as many lanes as slots, and nothing overlaps.
  */
 
 export const SPAN_MS = [500, 6 * 3_600_000]; //: of the narrowest and the widest view
@@ -21,19 +21,19 @@ const FUTURE = Number.POSITIVE_INFINITY;
  * @property {object} attempt as the API tells of it
  */
 
-/** All bars of late, by node and lane. */
+/** All recent bars, by node and lane. */
 export class Lanes {
   /** @type {Map<string, Bar[][]>} node: lanes: bars in the order of time */
   nodes = new Map();
   /** @type {Map<string, {bar: Bar, node: string, lane: number}>} */
   #known = new Map();
-  waiting = 0; //: attempts that wait on their node for a slot
+  waiting = 0; //: attempts that wait for a slot on their node
 
   get size() {
     return this.#known.size;
   }
 
-  /** Has as many lanes as these nodes have slots. */
+  /** Adds lanes until these nodes have one per slot. */
   fit(nodes) {
     for (const { name, slots } of nodes) {
       const lanes = this.#lanesOf(name);
@@ -41,11 +41,11 @@ export class Lanes {
     }
   }
 
-  /** Takes in an answer of `GET /api/v1/attempts`. */
+  /** Adds an answer of `GET /api/v1/attempts`. */
   take({ running, ended }) {
     const live = new Set(running.map(keyOf));
     for (const [key, { bar, node, lane }] of this.#known) {
-      // It ended, or was lost; how comes with a later answer, if at all.
+      // It ended or was lost; a later answer may say how.
       if (bar.end === FUTURE && !live.has(key)) this.#remove(key, node, lane);
     }
     const bars = ended.filter((one) => one.started_at && one.completed_at).map((one) => barOf(one));
@@ -65,11 +65,11 @@ export class Lanes {
     const node = bar.attempt.worker_id;
     const lanes = this.#lanesOf(node);
     let lane = lanes.findIndex((bars) => isFree(bars, bar));
-    if (lane < 0) lane = leastEnd(lanes, bar.start); // By a clock that was set.
+    if (lane < 0) lane = leastEnd(lanes, bar.start); // A clock was set.
     this.#add(bar, node, lane);
   }
 
-  /** What runs begins when it was given to its node, or when a slot there became free. */
+  /** A running attempt starts when it was assigned, or when a slot became free. */
   #begin(bar) {
     const node = bar.attempt.worker_id;
     const lanes = this.#lanesOf(node);
@@ -118,12 +118,12 @@ function barOf(attempt) {
     start: Date.parse(isLive ? attempt.assigned_at : attempt.started_at),
     end: isLive ? FUTURE : Date.parse(attempt.completed_at),
     status: attempt.status,
-    family: familyOf(attempt.command),
+    family: attempt.call ? attempt.call.split("(", 1)[0] : familyOf(attempt.command),
     attempt,
   };
 }
 
-/** Of two that began together, the one that ended first: the other may have had its slot. */
+/** Of two attempts that started together, first the one that ended first: the other may have had its slot. */
 const byTime = (a, b) => (a.start === b.start ? a.end - b.end : a.start - b.start);
 
 /** The index in a lane at which a bar stands. */
@@ -144,7 +144,7 @@ const BEFORE = /^(?:[A-Za-z_]\w*=\S*|sudo|env|nice|nohup|time|exec|command)$/;
 const SHELLS = /^(?:sh|bash|dash|zsh)$/;
 const INTERPRETERS = /^(?:python[\d.]*|node|ruby|perl|php|Rscript|julia)$/;
 
-/** What people would call a command: its program, or the script that it interprets. */
+/** The usual name of a command: its program, or the script that an interpreter runs. */
 export function familyOf(command) {
   const words = command.trim().slice(0, 200).split(/\s+/);
   while (words.length > 1 && BEFORE.test(words[0])) words.shift();
@@ -160,18 +160,18 @@ export function familyOf(command) {
 
 const base = (path) => path.replace(/^['"]|['";)]+$/g, "").split("/").pop().slice(0, 40);
 
-const HUES = [45, 65, 85, 110, 135, 155, 175, 195, 215, 235, 255, 275, 295, 315, 335, 350]; //: red is for what failed
+const HUES = [45, 65, 85, 110, 135, 155, 175, 195, 215, 235, 255, 275, 295, 315, 335, 350]; //: red is for failures
 const LIGHTS = [0.5, 0.6, 0.7];
 
-/** A hue and a lightness for a word, always the same ones. */
+/** A fixed hue and lightness for a word. */
 export function toneOf(word) {
   let hash = 2166136261;
   for (let at = 0; at < word.length; at += 1) hash = Math.imul(hash ^ word.charCodeAt(at), 16777619) >>> 0;
-  hash = (hash ^ (hash >>> 15)) >>> 0; // The last character must tell in all bits.
+  hash = (hash ^ (hash >>> 15)) >>> 0; // The last character must change all bits.
   return { hue: HUES[hash % HUES.length], light: LIGHTS[(hash >>> 12) % LIGHTS.length] };
 }
 
-/** A view of time, zoomed around a time that stays where it is. */
+/** A view of time, zoomed around a fixed point. */
 export function zoomed({ from, span }, factor, around) {
   const wide = Math.min(SPAN_MS[1], Math.max(SPAN_MS[0], span * factor));
   return { from: around - ((around - from) / span) * wide, span: wide };
@@ -179,7 +179,7 @@ export function zoomed({ from, span }, factor, around) {
 
 const STEPS_MS = [100, 200, 500, 1000, 2000, 5000, 10_000, 15_000, 30_000, 60_000, 120_000, 300_000, 600_000, 1_800_000, 3_600_000];
 
-/** Times at which the axis has a mark, not more than `most`. */
+/** At most `most` times for marks on the axis. */
 export function ticks(from, span, most) {
   const step = STEPS_MS.find((ms) => span / ms <= most) ?? STEPS_MS.at(-1);
   const marks = [];

@@ -1,16 +1,20 @@
+import { download } from "../api.js";
 import { count, plural } from "../format.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 import { Button, Command } from "../ui.js";
 import { follow } from "./following.js";
 
 const LINE_PX = 20;
-const AROUND = 12; //: lines that are drawn beyond both edges
-const END_PX = 30; //: so near to the end one means the end
+const AROUND = 12; //: lines drawn beyond both edges
+const END_PX = 30; //: this close to the end counts as the end
 
-/** The live log of a task: lines in sight alone are in the page. */
-export function Log({ id, attempts }) {
+/**
+ * The live output of a task; only visible lines are in the page. Stdout of a Python call
+ * is its pickled result, so it shows stderr, where everything goes that the call prints.
+ */
+export function Log({ id, attempts, isCall = false }) {
   const [attempt, setAttempt] = useState("");
-  const [stream, setStream] = useState("both");
+  const [stream, setStream] = useState(isCall ? "stderr" : "both");
   const [drawn, redraw] = useState(0);
   const source = useRef(null);
   useEffect(() => {
@@ -25,27 +29,29 @@ export function Log({ id, attempts }) {
     <div class="log-head"><h2>Output</h2>
       <span class="muted" role="status">${standing(state, lines.length)}</span>
       <div class="end row">
-        <select aria-label="Stream" value=${stream} onChange=${(event) => setStream(event.currentTarget.value)}>
+        ${!isCall && html`<select aria-label="Stream" value=${stream} onChange=${(event) => setStream(event.currentTarget.value)}>
           <option value="both">stdout and stderr</option><option value="stdout">stdout</option><option value="stderr">stderr</option>
-        </select>
+        </select>`}
         ${attempts.length > 1 && html`<select aria-label="Attempt" value=${attempt} onChange=${(event) => setAttempt(event.currentTarget.value)}>
-          <option value="">Attempt that counts</option>
+          <option value="">Latest attempt</option>
           ${attempts.map((one) => html`<option key=${one.attempt} value=${one.attempt}>Attempt ${one.attempt} on ${one.worker_id}</option>`)}
         </select>`}
+        ${lines.length > 0 && (stream === "both" ? ["stdout", "stderr"] : [stream]).filter((name) => all.some((line) => line.stream === name))
+          .map((name) => html`<${Button} key=${name} kind="small" title=${`Download all of ${name}`} onPress=${() => download(`/api/v1/tasks/${encodeURIComponent(id)}/${name}${attempt ? `?attempt=${attempt}` : ""}`, `${id}.${name}.txt`)}>Download ${name}<//>`)}
       </div>
     </div>
-    ${output?.dropped > 0 && html`<div class="log-cut"><p>${plural(output.dropped, "earlier line")} not shown; all of them:</p>
+    ${output?.dropped > 0 && html`<div class="log-cut"><p>${plural(output.dropped, "earlier line")} not shown. For all of them, type this in a terminal:</p>
       <${Command} text=${`octaskly logs ${id}`} /></div>`}
     <${Lines} key=${`${attempt}${stream}`} lines=${lines} isOver=${state.isOver} drawn=${drawn} />
   </section>`;
 }
 
 function standing({ isOver, problem }, many) {
-  if (problem) return `${problem.error}${isOver ? "" : "; asking again …"}`;
+  if (problem) return `${problem.error}${isOver ? "" : "; retrying …"}`;
   return `${plural(many, "line")}${isOver ? "" : " so far"}`;
 }
 
-/** `lines` is one list that grows: that it did, only `drawn` tells. */
+/** `lines` is one growing list; `drawn` changes with it. */
 function Lines({ lines, isOver }) {
   const frame = useRef(null);
   const [view, setView] = useState({ top: 0, height: 400 });
@@ -67,8 +73,8 @@ function Lines({ lines, isOver }) {
   const last = Math.min(lines.length, Math.ceil((view.top + view.height) / LINE_PX) + AROUND);
   const widest = lines.slice(first, last).reduce((most, line) => Math.max(most, line.chars), 0);
   const height = `min(clamp(180px, 52dvh, 900px), ${Math.max(3, lines.length + 1) * LINE_PX}px)`;
-  return html`<div class="log-frame" style=${{ height }} role="log" aria-live="off" aria-label="Lines of output" tabindex="0" ref=${frame} onScroll=${onScroll}>
-      ${lines.length === 0 && html`<p class="muted log-none">${isOver ? "It wrote nothing." : "Nothing yet."}</p>`}
+  return html`<div class="log-frame" style=${{ height }} role="log" aria-live="off" aria-label="Output lines" tabindex="0" ref=${frame} onScroll=${onScroll}>
+      ${lines.length === 0 && html`<p class="muted log-none">${isOver ? "No output." : "No output yet."}</p>`}
       <div class="log-lines" style=${{ height: `${lines.length * LINE_PX}px`, minWidth: `${widest + 8}ch` }}>
         <div style=${{ transform: `translateY(${first * LINE_PX}px)` }}>
           ${lines.slice(first, last).map((line, n) => html`<${LineOf} key=${first + n} line=${line} chars=${line.chars} spans=${line.spans.length} />`)}
@@ -88,8 +94,8 @@ function LineOf({ line }) {
 }
 
 /**
- * Classes for what the page has colours of, a style for any other colour: its hue, and as
- * light or dark as it must be to be read.
+ * Returns classes for the colours of the page, and a style for other colours: their hue,
+ * with a lightness that can be read.
  */
 function looks(style) {
   const names = [];

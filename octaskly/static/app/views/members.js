@@ -1,41 +1,66 @@
-/** How far an array is, and its members. */
+/** The progress of an array, and its members. */
 
 import { get } from "../api.js";
-import { commandOf, count, duration, plural } from "../format.js";
+import { commandOf, count, duration, pace, plural, remaining, visible } from "../format.js";
 import { html, useEffect, useState } from "../lib.js";
 import { href } from "../router.js";
 import { State } from "../ui.js";
 
 const STATES = ["completed", "failed", "cancelled", "running", "queued"];
+const CHOICES = ["failed", "running", "completed", "cancelled"];
 const PAGE = 50;
 
-/** Members by state, as one bar; the words below say the same. */
-export function Progress({ array, isSmall = false }) {
-  const ended = array.completed + array.failed + array.cancelled;
+/**
+ * The progress of an array as a bar and in words. Without `isSmall`, the members below
+ * have the counts by state.
+ */
+export function Progress({ array, id, isSmall = false }) {
+  const ended = endedOf(array);
   const text = `${count(ended)} of ${count(array.total)} ended`;
   const parts = STATES.filter((state) => array[state] > 0);
+  const isOver = ended === array.total;
   return html`<div class=${isSmall ? "progress small" : "progress"}>
     <div class="progress-track" role="progressbar" aria-label="Members that ended" aria-valuemin="0" aria-valuemax=${array.total}
       aria-valuenow=${ended} aria-valuetext=${text}>
       ${parts.map((state) => html`<span key=${state} class=${`progress-part part-${state}`} style=${{ flexGrow: array[state] }}></span>`)}</div>
-    <p class="progress-text"><strong>${text}</strong>
-      ${parts.map((state) => html`<span key=${state} class=${`state state-${state}`}>${count(array[state])} ${state}</span>`)}</p>
+    <p class="progress-text">${isSmall
+        ? html`${parts.map((state) => html`<span key=${state} class=${`state state-${state}`}>${count(array[state])} ${state}</span>`)}<span class="muted">of ${count(array.total)}</span>`
+        : html`<strong>${text}</strong>`}
+      ${!isOver && array.rate_per_s > 0 && html`<span>${pace(array.rate_per_s)}</span>`}
+      ${!isOver && remaining(array.eta_ms) && html`<span>${remaining(array.eta_ms)}</span>`}</p>
+    <${FirstFailure} failure=${array.first_failure} array=${id} />
   </div>`;
 }
 
-/** How far an array is, in a few words: `27 ok, 3 failed of 30`. */
+/** The failed member with the lowest number: the others often failed for the same reason. */
+function FirstFailure({ failure, array }) {
+  if (!failure) return null;
+  const { id, detail } = failure;
+  return html`<p class="first-failure"><span class="muted">First failure:</span> <a href=${href(["tasks", id])}>${id.startsWith(array) ? id.slice(array.length) : id}</a>
+    <span class="muted">${howOf(failure)}${detail ? `: ${visible(detail)}` : ""}</span></p>`;
+}
+
+/** How a task or an attempt ended: `exit code 3`, `signal 9`, `timeout`. */
+export const howOf = ({ reason, exit_code: code, signal }) =>
+  (reason === null || reason === "exit" ? `exit code ${code}` : `${reason}${signal ? ` ${signal}` : ""}`);
+
+const endedOf = ({ completed, failed, cancelled }) => completed + failed + cancelled;
+
+/** The progress of an array in a few words: `27 ok, 3 failed of 30`. */
 export function told(array) {
   const words = { completed: "ok", failed: "failed", cancelled: "cancelled", running: "running" };
   const parts = Object.keys(words).filter((state) => array[state] > 0);
-  return `${parts.map((state) => `${count(array[state])} ${words[state]}`).join(", ") || "0"} of ${count(array.total)}`;
+  const left = endedOf(array) < array.total ? remaining(array.eta_ms) : "";
+  return `${parts.map((state) => `${count(array[state])} ${words[state]}`).join(", ") || "0"} of ${count(array.total)}${left && `, ${left}`}`;
 }
 
-/** The members of an array in one state, those that failed first. */
+/** The members of an array in one state. It starts with the failed ones, if there are any. */
 export function Members({ array }) {
-  const [status, setStatus] = useState("failed");
+  const [chosen, setStatus] = useState(null);
   const [found, setFound] = useState({ tasks: [], total: null });
   const [limit, setLimit] = useState(PAGE);
   const { failed, running, completed, cancelled } = array.array;
+  const status = chosen ?? CHOICES.find((state) => array.array[state] > 0) ?? "running";
   useEffect(() => {
     const over = new AbortController();
     get("/api/v1/tasks", { array: array.id, status, limit }, { quiet: true, signal: over.signal })
@@ -50,12 +75,12 @@ export function Members({ array }) {
   };
   return html`<section class="card" aria-label="Members"><div class="log-head"><h2>Members</h2>
       <div class="states end" role="group" aria-label="State of the members">
-        ${["failed", "running", "completed", "cancelled"].map((state) => html`<button type="button" class="chip" key=${state}
+        ${CHOICES.map((state) => html`<button type="button" class="chip" key=${state}
           aria-pressed=${status === state} onClick=${() => choose(state)}><${State} of=${state} /> <span class="muted">${count(array.array[state])}</span></button>`)}</div></div>
-    ${found.tasks.length === 0 ? html`<p class="muted">${found.total === null ? "Loading …" : `No member is ${status}.`}</p>` : html`<div class="scroll"><table>
-      <thead><tr><th scope="col">Member</th><th scope="col">State</th><th scope="col">Command</th><th scope="col">Node</th><th scope="col" class="number">Exit</th><th scope="col" class="number">Took</th></tr></thead>
+    ${found.tasks.length === 0 ? html`<p class="muted">${found.total === null ? "Loading …" : status === "failed" ? "No member has failed." : `No member is ${status}.`}</p>` : html`<div class="scroll"><table>
+      <thead><tr><th scope="col">Member</th><th scope="col">Command</th><th scope="col" class="wide-only">Node</th><th scope="col" class="number">Exit</th><th scope="col" class="number">Took</th></tr></thead>
       <tbody>${found.tasks.map((task) => html`<tr key=${task.id}><td><a href=${href(["tasks", task.id])}>${task.id.slice(array.id.length)}</a></td>
-        <td><${State} of=${task.status} /></td><td class="member-command"><code>${commandOf(task)}</code></td><td>${task.worker_id ?? ""}</td>
+        <td class="member-command"><code>${commandOf(task)}</code></td><td class="wide-only">${task.worker_id ?? ""}</td>
         <td class="number">${task.exit_code ?? ""}</td><td class="number nowrap">${task.duration_ms == null ? "" : duration(task.duration_ms)}</td></tr>`)}</tbody></table></div>
       ${found.total > found.tasks.length && html`<p class="more"><button type="button" class="button" onClick=${() => setLimit(Math.min(1000, limit * 4))}
         disabled=${limit >= 1000}>Show more of ${plural(found.total, "member")}</button></p>`}`}

@@ -208,8 +208,8 @@ function shape(ink, bar, { left, y, wide, tall, gutter, colours }) {
   ink.fillText(fitting(ink, titleOf(bar), room), x, y + tall / 2 + 0.5);
 }
 
-/** What people know a task by: its name, else its command, as far as that is one line. */
-const titleOf = ({ attempt }) => visible(attempt.name ?? attempt.command.trim().split("\n", 1)[0]);
+/** The name of a task, its Python call, or the first line of its command. */
+const titleOf = ({ attempt }) => visible(attempt.name ?? attempt.call ?? attempt.command.trim().split("\n", 1)[0]);
 
 function fill(ink, left, y, wide, tall, colour, corners = 3) {
   ink.fillStyle = colour;

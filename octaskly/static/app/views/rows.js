@@ -1,7 +1,6 @@
 /**
- * The rows of a list of tasks, of which few are here at a time: `Pages` for all tasks
- * in a state or of a node, however many, and `Finds` for a search, which has no end
- * that one could scroll to.
+ * The rows of a list of tasks, a few pages at a time: `Pages` for all tasks in a state or
+ * of a node, and `Finds` for a search, whose length is unknown until its end.
  *
  *     rows.total.value, rows.at(index), rows.want(first, last), rows.hear(event)
  */
@@ -11,36 +10,26 @@ import { signal } from "../lib.js";
 import { PAGE_ROWS, pagesOf } from "./virtual.js";
 
 const PAGES_MAX = 40; //: that are kept
-const SETTLE_MS = 60; //: while one scrolls nothing is asked for
+const SETTLE_MS = 60; //: no requests while somebody scrolls
 const REFRESH_MS = 1000;
 const SEARCH_REFRESH_MS = 5000;
-const RETRY_MS = 2000; //: after an answer that did not come
+const RETRY_MS = 2000; //: after a failed request
 const FINDS_MAX = 5000;
 const ROUND_ROWS = 100;
 
-/** What both have: how rows change with the news of them, and when to draw again. */
+/** What both have in common: updates of rows by events, and when to draw again. */
 class Rows {
   total = signal(null); //: null until the first answer
-  drawn = signal(0); //: goes up where something is to be drawn anew
+  drawn = signal(0); //: grows when rows have changed
   problem = signal(null);
   /** @type {Map<string, object>} */
   known = new Map();
-  /** @type {Map<string, string>} When what runs was given to its node; its end tells more. */
-  begun = new Map();
   #frame = 0;
   #timer = 0;
   #over = new AbortController();
 
   constructor(refreshMs) {
     this.refreshMs = refreshMs;
-    this.#askBegun();
-  }
-
-  async #askBegun() {
-    const answer = get("/api/v1/attempts", { since_s: 1, limit: 1000 }, { quiet: true, signal: this.#over.signal });
-    // Of what begins later, events tell.
-    for (const { id, assigned_at: at } of (await answer.catch(passes))?.running ?? []) this.begun.set(id, at);
-    this.draw();
   }
 
   close() {
@@ -49,25 +38,17 @@ class Rows {
     cancelAnimationFrame(this.#frame);
   }
 
-  /** Takes in an event of a task; a row that is here changes at once. */
+  /** Updates the row of an event of a task at once, if it is here, and all rows soon. */
   hear(event) {
-    const { id, at, ...news } = event;
-    if (news.status === "running") this.begun.set(id, at);
-    else this.begun.delete(id);
+    const { id, at, array, ...news } = event;
     const row = this.known.get(id);
     if (row !== undefined) {
-      for (const [name, value] of Object.entries(news)) {
-        if (value !== null || name === "worker_id") row[name] = value;
-      }
+      if (news.status === "running") row.started_at = at;
+      if (array) row.array = { ...row.array, ...given(array) }; // Events do not have all its fields.
+      Object.assign(row, given(news), { worker_id: news.worker_id });
       this.draw();
     }
     this.#timer ||= setTimeout(() => this.refresh(), this.refreshMs);
-  }
-
-  /** Reads all again: events may be missing. */
-  reset() {
-    this.#askBegun();
-    this.refresh();
   }
 
   async refresh() {
@@ -83,7 +64,7 @@ class Rows {
     });
   }
 
-  /** Asks for a page of tasks; null where that failed or nobody waits any more. */
+  /** Requests a page of tasks; null if that failed or nobody waits any more. */
   async ask(query) {
     try {
       const found = await get("/api/v1/tasks", query, { quiet: true, signal: this.#over.signal });
@@ -99,16 +80,13 @@ class Rows {
   }
 }
 
-/** Throws what is no answer: a fault of ours. */
-function passes(problem) {
-  if (problem.status === undefined && problem.name !== "AbortError") throw problem;
-}
+const given = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null));
 
-/** Whether the same request may be answered later. */
+/** Returns true if the same request may succeed later. */
 export const mayPass = ({ status }) => status === 0 || status === 429 || status >= 500;
 
 export class Pages extends Rows {
-  /** @type {Map<number, object[]>} The page asked for last is the last. */
+  /** @type {Map<number, object[]>} The latest requested page is the last. */
   #pages = new Map();
   #asked = new Set();
   #wanted = [0, 0];
@@ -122,7 +100,7 @@ export class Pages extends Rows {
   }
 
   async #begin() {
-    // One answer tells how many there are, and fills a screen, wherever pages begin.
+    // One answer has the total, and fills a screen, wherever pages begin.
     const newest = this.isNewestFirst ? "true" : "";
     const found = await this.ask({ ...this.query, newest, limit: 2 * PAGE_ROWS });
     if (found === null) return;
@@ -132,7 +110,7 @@ export class Pages extends Rows {
     this.#load();
   }
 
-  /** Keeps those pages that are whole among the first rows of the list. */
+  /** Keeps the pages that are complete among the first rows of the list. */
   #spread({ total, tasks }) {
     const rows = this.isNewestFirst ? tasks.toReversed() : tasks;
     const from = this.isNewestFirst ? total - rows.length : 0;
@@ -162,7 +140,7 @@ export class Pages extends Rows {
     if (this.isNewestFirst || pages.has(last)) pages.add(last);
     if (pages.size === 0) pages.add(0);
     await Promise.all([...pages].map((page) => this.#fetch(page)));
-    // Where tasks came, the new ones stand in pages that were not there before.
+    // New tasks may be in new pages.
     if (this.total.value !== before) this.#load();
   }
 
@@ -205,7 +183,7 @@ export class Pages extends Rows {
 }
 
 export class Finds extends Rows {
-  left = signal(0); //: how many tasks nobody has looked at yet
+  left = signal(0); //: number of tasks that were not searched yet
   isOver = signal(false);
   isBusy = signal(false);
   #rows = [];
@@ -215,7 +193,7 @@ export class Finds extends Rows {
   constructor(query, isNewestFirst) {
     super(SEARCH_REFRESH_MS);
     this.query = { ...query, newest: isNewestFirst ? "true" : "" };
-    this.isNewestFirst = false; // New rows come where the search has come to.
+    this.isNewestFirst = false; // New rows are appended.
     this.#search();
   }
 
@@ -227,7 +205,7 @@ export class Finds extends Rows {
     if (last >= this.#rows.length - ROUND_ROWS / 2) this.#search();
   }
 
-  /** Looks at the beginning again; what was found further on stays. */
+  /** Reads the first page again; rows beyond it stay. */
   async reread() {
     if (this.total.value === null) return this.#search();
     const found = await this.ask({ ...this.query, limit: PAGE_ROWS });
@@ -238,7 +216,7 @@ export class Finds extends Rows {
     this.draw();
   }
 
-  /** Goes on until there is a screen full of rows more, or all was looked at. */
+  /** Searches until it has found another screen of rows, or has searched all tasks. */
   async #search() {
     this.#goal = Math.min(FINDS_MAX, this.#rows.length + ROUND_ROWS);
     if (this.isBusy.value || this.isOver.value) return;

@@ -1,4 +1,4 @@
-/** The part of the form of a submission that takes files, and how far they are sent. */
+/** The parts of the form that take files, and the progress of sending them. */
 
 import { plural, size, visible } from "../format.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
@@ -36,22 +36,22 @@ export function Sending({ tree, kept, change, drop, isBusy }) {
   useDrops(latest, setOver);
   const choose = ({ currentTarget }) => {
     const list = [...currentTarget.files];
-    currentTarget.value = ""; // So that the same can be chosen again.
+    currentTarget.value = ""; // So that the same files can be chosen again.
     if (list.length > 0) add(new Promise((done) => done(treeOfInput(list))));
   };
   return html`<section class=${`card sending ${isOver ? "over" : ""}`} aria-label="Files to send along" aria-busy=${isReading}>
-    <div class="sending-ask"><p><strong>Files</strong> <span class="muted">Drop files or folders here: they go along, into a fresh folder in which the command runs.</span></p>
-      <div class="row"><${Button} disabled=${isBusy} onPress=${() => files.current.click()}>Add files<//>
-        <${Button} disabled=${isBusy} onPress=${() => folder.current.click()}>Add a folder<//></div></div>
+    <div class="sending-ask"><div><h2>Files</h2><p class="muted">Drop files or folders anywhere on this page. They are sent along, and the command runs in the folder with them.</p></div>
+      <div class="row"><${Button} disabled=${isBusy} onPress=${() => files.current.click()}>Add files …<//>
+        <${Button} disabled=${isBusy} onPress=${() => folder.current.click()}>Add a folder …<//></div></div>
     <input ref=${files} hidden type="file" multiple onChange=${choose} />
     <input ref=${folder} hidden type="file" webkitdirectory onChange=${choose} />
     ${problem && html`<p class="problem" role="alert"><strong>${problem.message}</strong> ${problem.hint} Nothing was added.</p>`}
     ${isReading && html`<p class="muted" role="status">Reading folders …</p>`}
-    ${kept && html`<p class="row">The files of the task that you edit go along again. <${Button} kind="small" onPress=${drop}>Leave them out<//></p>`}
+    ${kept && html`<p class="row">The files of the original task are sent along again. <${Button} kind="small" onPress=${drop}>Remove them<//></p>`}
     <${Chosen} tree=${tree} change=${change} isBusy=${isBusy} /></section>`;
 }
 
-/** Takes what is dropped anywhere: beside the form a browser would leave the page for it. */
+/** Takes drops anywhere, because a browser leaves the page for a file dropped beside the form. */
 function useDrops(latest, setOver) {
   useEffect(() => {
     const over = new AbortController();
@@ -84,12 +84,12 @@ function Chosen({ tree, change, isBusy }) {
       <span class="muted nowrap">${isFolder ? `${plural(many, "file")}, ` : ""}${size(bytes)}</span>
       <${Button} kind="small" disabled=${isBusy} aria-label=${`Remove ${visible(name)}`} onPress=${() => change(without(tree, name))}>Remove<//></li>`)}</ul>
     ${tops.length > NAMES_SHOWN && html`<p class="muted">and ${plural(tops.length - NAMES_SHOWN, "other")}</p>`}
-    <p role="status"><strong>${plural(tree.files.size, "file")}, ${size(whole)}</strong>${tree.hasSkipped ? html`<span class="muted">; skipped .git</span>` : ""}</p>
-    ${secrets.length > 0 && html`<p class="warning">Files that look secret are sent: ${secrets.slice(0, SECRETS_SHOWN).map(visible).join(", ")}${secrets.length > SECRETS_SHOWN ? ` and ${secrets.length - SECRETS_SHOWN} more` : ""}</p>`}
-    <p class="hint">What .gitignore names is sent, too; <code>octaskly submit --in</code> would skip it. A browser does not tell which files are programs: start a script with <code>sh</code> or <code>python3</code>.</p>`;
+    <p role="status"><strong>${plural(tree.files.size, "file")}, ${size(whole)}</strong>${tree.hasSkipped ? html`<span class="muted">; .git was skipped</span>` : ""}</p>
+    ${secrets.length > 0 && html`<p class="warning">These files look secret, and will be sent: ${secrets.slice(0, SECRETS_SHOWN).map(visible).join(", ")}${secrets.length > SECRETS_SHOWN ? ` and ${secrets.length - SECRETS_SHOWN} more` : ""}</p>`}
+    <p class="hint">Files listed in .gitignore are sent too, and no file is executable: start a script with <code>sh</code> or <code>python3</code>. <code>octaskly submit --in</code> handles both.</p>`;
 }
 
-/** What stands at the top of a tree, folders with what they hold. */
+/** The top level of a tree; folders with the number and size of their files. */
 function topsOf(tree) {
   const tops = new Map([...names(tree)].map((name) => [name, { name, many: 0, bytes: 0, isFolder: !tree.files.has(name) }]));
   for (const [path, file] of tree.files) {
@@ -100,7 +100,44 @@ function topsOf(tree) {
   return [...tops.values()];
 }
 
-/** How far the files are sent; null while none are. */
+const STDIN_BYTES_MAX = 1 << 20;
+
+/** Standard input: text, or a file. */
+export function Stdin({ shared, text, bytes, change }) {
+  const file = useRef(null);
+  const [chosen, setChosen] = useState(null); //: name and size of the file
+  const [problem, setProblem] = useState(null);
+  const take = (name, encoded) => {
+    change("stdin", "");
+    change("stdin_base64", encoded);
+    setChosen(name);
+  };
+  const choose = async ({ currentTarget }) => {
+    const [one] = currentTarget.files;
+    currentTarget.value = "";
+    if (one === undefined) return;
+    setProblem(one.size > STDIN_BYTES_MAX ? `${visible(one.name)} is larger than 1 MiB: add it under Files instead, and write < ${visible(one.name)} after the command.` : null);
+    if (one.size <= STDIN_BYTES_MAX) take(`${visible(one.name)}, ${size(one.size)}`, await base64Of(one));
+  };
+  return html`${bytes
+      ? html`<p class="row"><bdi>${chosen ?? "A file"}</bdi> <${Button} kind="small" onPress=${() => take(null, "")}>Remove<//></p>`
+      : html`<textarea ...${shared} rows="3" spellcheck=${false} value=${text} onInput=${(event) => change("stdin", event.currentTarget.value)}></textarea>
+        <p><${Button} kind="small" onPress=${() => file.current.click()}>Use a file …<//></p>`}
+    ${problem && html`<p class="field-wrong" role="alert">${problem}</p>`}
+    <input ref=${file} hidden type="file" onChange=${choose} />`;
+}
+
+async function base64Of(file) {
+  const reader = new FileReader();
+  await new Promise((done, failed) => {
+    reader.onload = done;
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(file);
+  });
+  return reader.result.slice(reader.result.indexOf(",") + 1);
+}
+
+/** The progress of sending; null while nothing is sent. */
 export function Progress({ progress, cancel }) {
   const { text, sent, of } = progress;
   return html`<div class="sending-progress"><p role="status"><bdi>${text}</bdi></p>

@@ -2,7 +2,7 @@ import { html, useEffect, useState } from "../lib.js";
 import { paste, refusal } from "../session.js";
 import { Command, Icon } from "../ui.js";
 
-/** What is shown to who has no token, or one that is good no more. */
+/** The page without a valid token. */
 export function SignIn() {
   const [token, setToken] = useState("");
   const [apart, setApart] = useState(null);
@@ -18,7 +18,7 @@ export function SignIn() {
     <${Icon} px="48" />
     <h1>Octaskly</h1>
     ${why && html`<p class="problem" role="alert"><strong>${why.text}</strong>${why.hint && html`<br />${why.hint}`}</p>`}
-    ${apart === null && html`<p>Open this page from a terminal of this machine. That signs you in.</p>
+    ${apart === null && html`<p>Type this in a terminal on this machine. It opens the dashboard and signs you in:</p>
     <${Command} text="octaskly open" />
     <form onSubmit=${submit}>
       <label for="token">Or paste a token</label>
@@ -27,12 +27,12 @@ export function SignIn() {
           value=${token} onInput=${(event) => setToken(event.currentTarget.value)} />
         <button class="button primary" disabled=${!token.trim()}>Sign in</button>
       </div>
-      <p class="hint"><code>octaskly token create --role viewer</code> prints one that only reads.</p>
+      <p class="hint"><code>octaskly token create --role viewer</code> prints a token that can only read.</p>
     </form>`}
   </main>`;
 }
 
-/** Returns what is wrong where no token could help: the node is in no mesh, or away. */
+/** Returns a problem that no token solves: the node is in no mesh, or does not answer. */
 async function probe() {
   try {
     const answer = await fetch("/api/v1/nodes");
@@ -40,6 +40,6 @@ async function probe() {
     const { error, hint } = await answer.json();
     return { text: error, hint };
   } catch {
-    return { text: "The node does not answer", hint: "Is its agent running? octaskly doctor" };
+    return { text: "The node does not answer", hint: "Is its agent running? To find out, type octaskly doctor in a terminal on it." };
   }
 }

@@ -1,5 +1,5 @@
 import { get } from "../api.js";
-import { clock, count, duration, plural, shownCommand, titleOf, visible } from "../format.js";
+import { clock, commandOf, count, duration, plural, titleOf, visible } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
@@ -46,26 +46,26 @@ export function Stream() {
   });
   useKeys({ "+": () => zoom(0.7), "=": () => zoom(0.7), "-": () => zoom(1 / 0.7), h: () => pan(-0.2), l: () => pan(0.2), "0": live });
   if (isLoaded && lanes.size === 0 && lanes.waiting === 0) {
-    return html`<${Empty} title="Nothing has run yet"><p>Each task shows here as a bar in the lane of its slot, as soon as it begins.</p>
+    return html`<${Empty} title="Nothing has run yet"><p>Each task appears here as a bar in the lane of its slot as soon as it starts.</p>
       <${Command} text="octaskly map 'sleep {}' ::: 1 2 3 4 5" /><//>`;
   }
   return html`<div class="head"><h1>Task stream</h1>
-      <span class="muted" role="status">${count(started)} started in ${duration(view.span)}${running ? `, ${count(running)} running` : ""}${failed ? `, ${count(failed)} failed` : ""}${lanes.waiting ? `, ${count(lanes.waiting)} queued on their node` : ""}</span>
+      <span class="muted" role="status">${count(started)} started in ${duration(view.span)}${running ? `, ${count(running)} running` : ""}${failed ? `, ${count(failed)} failed` : ""}${lanes.waiting ? `, ${count(lanes.waiting)} waiting for a slot on their node` : ""}</span>
       <div class="end row"><${Button} onPress=${() => zoom(1 / 0.6)} aria-label="Zoom out" title="Zoom out (-)">−<//>
         <${Button} onPress=${() => zoom(0.6)} aria-label="Zoom in" title="Zoom in (+)">+<//>
-        <${Button} onPress=${live} kind=${view.isLive ? "primary" : "plain"} aria-pressed=${view.isLive} title="Follow what happens now (0)">Follow<//></div></div>
+        <${Button} onPress=${live} kind=${view.isLive ? "primary" : "plain"} aria-pressed=${view.isLive} title="Follow the present (0)">Follow<//></div></div>
     <section class="card stream" aria-label="Task stream">
       <${Picture} lanes=${lanes} drift=${drift} view=${view} setView=${setView} zoom=${zoom} pan=${pan} only=${only} />
       <${Legend} families=${families} states=${new Set(seen.map(({ bar }) => bar.status))} only=${only} setOnly=${setOnly} />
     </section>
-    <p class="hint stream-hint">Wheel or <kbd>+</kbd> <kbd>-</kbd> zooms, dragging or <kbd>h</kbd> <kbd>l</kbd> moves in time, <kbd>0</kbd> follows what happens now.
-      ${isCut && " Of a time with very many attempts, the latest are shown."}</p>
+    <p class="hint stream-hint">Zoom: wheel or <kbd>+</kbd> <kbd>-</kbd>. Move in time: drag or <kbd>h</kbd> <kbd>l</kbd>. Follow the present: <kbd>0</kbd>.
+      ${isCut && " There were very many attempts; the latest are shown."}</p>
     <${Transfers} seen=${seen} />
-    <details class="card stream-table" onToggle=${(event) => setTable(event.currentTarget.open)}><summary>Show as table</summary>
+    <details class="card stream-table" onToggle=${(event) => setTable(event.currentTarget.open)}><summary>Show as a table</summary>
       ${isTable && html`<${Table} seen=${seen} />`}</details>`;
 }
 
-/** The attempts of late, read again while things happen. */
+/** The recent attempts, read again after events. */
 function useLanes() {
   const lanes = useRef(null);
   lanes.current ??= new Lanes();
@@ -110,7 +110,7 @@ function useLanes() {
   return { lanes: lanes.current, ...state };
 }
 
-/** The canvas, of which only what is in sight is drawn. */
+/** The canvas; only its visible part is drawn. */
 function Picture({ lanes, drift, view, setView, zoom, pan, only }) {
   const frame = useRef(null);
   const canvas = useRef(null);
@@ -136,13 +136,13 @@ function Picture({ lanes, drift, view, setView, zoom, pan, only }) {
     let handle = 0;
     let drawnAs = "";
     const loop = (time) => {
-      if (frame.current === null) return; // The effect may begin after the view has gone.
+      if (frame.current === null) return; // The effect may start after the view was removed.
       handle = requestAnimationFrame(loop);
       const now = latest.current;
       const as = `${now.size.width} ${now.size.height} ${dark.matches}`;
       if ((time < next && as === drawnAs) || document.hidden) return;
       drawnAs = as;
-      // What moves by less than a pixel need not be drawn again.
+      // Movements of less than a pixel are not drawn.
       next = time + (now.view.isLive ? Math.min(250, Math.max(33, now.view.span / Math.max(1, now.size.width))) : 100);
       draw(canvas.current, { ...now, ...window_(), scrollTop: frame.current.scrollTop, now: Date.now() + now.drift });
     };
@@ -209,7 +209,7 @@ function Picture({ lanes, drift, view, setView, zoom, pan, only }) {
   };
   const height = `min(${whole}px, max(260px, 100dvh - 340px))`;
   return html`<div class="stream-frame" ref=${frame} tabindex="0" role="group" style=${{ height }} onKeyDown=${onKeyDown}
-      aria-label="Picture of attempts in time, one lane for each slot. Arrow keys move; the table below says the same.">
+      aria-label="Attempts over time, one lane for each slot. Arrow keys move; the table below has the same data.">
     <canvas ref=${canvas} class="stream-canvas" role="presentation" style=${{ height: `${size.height}px`, width: `${size.width}px` }}
       onPointerDown=${onPointerDown} onPointerMove=${onPointerMove} onPointerUp=${onPointerUp}
       onPointerLeave=${() => setHover(null)}></canvas>
@@ -225,8 +225,8 @@ function Tip({ hover, size: { width, height }, top, now }) {
   const isLow = y > height / 2;
   const level = { top: `${top + y + (isLow ? -10 : 14)}px`, transform: isLow ? "translateY(-100%)" : "none" };
   return html`<div class="stream-tip" role="tooltip" style=${{ ...place, ...level }}>
-    <p><i class="swatch" style=${{ background: colourOf(bar.family) }}></i><strong>${visible(attempt.name ?? bar.family)}</strong> <${State} of=${bar.status} /></p>
-    <p><code>${shownCommand(attempt.command)}</code></p>
+    <p><i class="swatch" style=${{ background: colourOf(bar.family) }}></i><strong><bdi>${visible(attempt.name ?? bar.family)}</bdi></strong> <${State} of=${bar.status} /></p>
+    <p><code>${commandOf(attempt)}</code></p>
     <p class="muted">${node}, slot ${lane + 1} · ${duration(Math.min(bar.end, now) - bar.start)}${endOf(attempt)}${attempt.attempt > 1 ? ` · attempt ${attempt.attempt}` : ""}</p>
     <p class="muted">${attempt.id}</p></div>`;
 }
@@ -242,7 +242,7 @@ function countFamilies(seen) {
   return [...counts].sort((a, b) => b[1] - a[1]);
 }
 
-const MARKS = [["running", "running"], ["failed", "failed"], ["released", "lost or tried again"], ["cancelled", "cancelled"]];
+const MARKS = [["running", "running"], ["failed", "failed"], ["released", "lost or retried"], ["cancelled", "cancelled"]];
 
 function Legend({ families, states, only, setOnly }) {
   const rest = families.length - FAMILIES_MAX;
@@ -251,7 +251,7 @@ function Legend({ families, states, only, setOnly }) {
       ${families.slice(0, FAMILIES_MAX).map(([family, many]) => html`<button type="button" key=${family} class="chip" aria-pressed=${only === family}
         onClick=${() => setOnly(only === family ? null : family)}><i class="swatch" style=${{ background: colourOf(family) }}></i>${family}
         <span class="muted">${count(many)}</span></button>`)}
-      ${rest > 0 && html`<span class="muted">and ${plural(rest, "other")}</span>`}</div>
+      ${rest > 0 && html`<span class="muted">and ${count(rest)} more</span>`}</div>
     <p class="legend-part legend-marks">${MARKS.filter(([state]) => states.has(state)).map(([state, text]) => html`<span key=${state}>
       <i class=${`mark mark-${state}`}>${state === "failed" && "×"}</i>${text}</span>`)}</p>
   </div>`;
@@ -263,7 +263,7 @@ function Table({ seen }) {
     <thead><tr><th scope="col">Task</th><th scope="col">Command</th><th scope="col">Node</th><th scope="col" class="number">Slot</th><th scope="col">State</th>
       <th scope="col">Started</th><th scope="col" class="number">Took</th></tr></thead>
     <tbody>${rows.map(({ bar, node, lane }) => html`<tr key=${bar.key}><td><a href=${href(["tasks", bar.attempt.id])}>${titleOf(bar.attempt)}</a></td>
-      <td class="member-command"><code>${shownCommand(bar.attempt.command)}</code></td><td>${node}</td><td class="number">${lane + 1}</td><td><${State} of=${bar.status} /></td>
+      <td class="member-command"><code>${commandOf(bar.attempt)}</code></td><td>${node}</td><td class="number">${lane + 1}</td><td><${State} of=${bar.status} /></td>
       <td class="nowrap">${clock(new Date(bar.start).toISOString())}</td><td class="number nowrap">${Number.isFinite(bar.end) ? duration(bar.end - bar.start) : "–"}</td></tr>`)}</tbody></table></div>
     ${seen.length > rows.length && html`<p class="hint">The latest ${TABLE_MAX} of ${count(seen.length)}.</p>`}`;
 }

@@ -1,9 +1,10 @@
-import { ago, commandOf, count, duration, elapsed, plural, visible } from "../format.js";
+import { ago, commandOf, count, duration, elapsed, plural, titleOf, visible } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
 import { go, href } from "../router.js";
-import { nodes, now, stats } from "../store.js";
+import { may } from "../session.js";
+import { nodes, now } from "../store.js";
 import { Button, Command, Empty, State } from "../ui.js";
 import { told } from "./members.js";
 import { Finds, Pages, mayPass } from "./rows.js";
@@ -32,7 +33,7 @@ function List({ query }) {
   const key = JSON.stringify([given, order]);
   const rows = useMemo(() => new (isSearch ? Finds : Pages)(given, order !== "oldest"), [key]);
   useEffect(() => {
-    const ends = [listen("task", (event) => rows.hear(event)), listen("reset", () => rows.reset())];
+    const ends = [listen("task", (event) => rows.hear(event)), listen("reset", () => rows.refresh())];
     return () => {
       ends.forEach((end) => end());
       rows.close();
@@ -40,8 +41,8 @@ function List({ query }) {
   }, [rows]);
   const isFiltered = isSearch || status || node;
   return html`
-    <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} isAll=${!isFiltered} />
-      <a class="button primary end" href=${href(["submit"])}>Submit<span class="wide-only">a task</span></a></div>
+    <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} />
+      ${may.submit.value && html`<a class="button primary end" href=${href(["submit"])}>Submit<span class="wide-only">a task</span></a>`}</div>
     <${Filters} asked=${asked} change=${change} />
     ${rows.problem.value && html`<p class="problem" role="alert"><${Problem} of=${rows.problem.value} /></p>`}
     ${rows.total.value === 0 && !rows.isBusy?.value
@@ -50,17 +51,15 @@ function List({ query }) {
 }
 
 function Problem({ of }) {
-  return html`<strong>${of.error}</strong>${of.hint && html` – ${of.hint}`}${mayPass(of) && "; asking again …"}`;
+  return html`<strong>${of.error}</strong>${of.hint && html` – ${of.hint}`}${mayPass(of) && "; retrying …"}`;
 }
 
-/** How many rows there are, or how far a search has come. */
-function Found({ rows, isSearch, isAll }) {
+/** The number of rows, or the progress of a search. */
+function Found({ rows, isSearch }) {
   const total = rows.total.value;
   if (total === null) return html`<span class="muted" role="status">Loading …</span>`;
   if (!isSearch) {
-    const many = isAll ? sum(stats.value?.tasks) : 0;
-    const text = many > total ? `${plural(many, "task")} in ${plural(total, "row")}` : plural(total, "row");
-    return html`<span class="muted" role="status" title="All members of an array are one row">${text}</span>`;
+    return html`<span class="muted" role="status" title="An array is one row">${count(total)}</span>`;
   }
   const left = rows.left.value;
   const more = left ? `, ${count(left)} not searched yet` : rows.isOver.value ? "" : ", more below";
@@ -68,11 +67,9 @@ function Found({ rows, isSearch, isAll }) {
   return html`<span class="muted" role="status">${count(total)} found${more}${busy}</span>`;
 }
 
-const sum = (counts) => Object.values(counts ?? {}).reduce((all, each) => all + each, 0);
-
 function Nothing({ isFiltered, clear }) {
   if (!isFiltered) {
-    return html`<${Empty} title="No tasks yet"><p>Tasks appear here as soon as somebody submits one.</p>
+    return html`<${Empty} title="No tasks yet"><p>Type this in a terminal on any node, or submit a task here.</p>
       <${Command} text="octaskly run -- hostname" /><//>`;
   }
   return html`<${Empty} title="No task matches"><p>Try fewer filters.</p>
@@ -110,7 +107,7 @@ function Filters({ asked, change }) {
   </form>`;
 }
 
-/** A field that tells what was typed once the hand rests. */
+/** A field that reports its text after a pause in typing. */
 function Typed({ label, value, change, field, type = "text", ...rest }) {
   const [text, setText] = useState(value);
   const timer = useRef(0);
@@ -126,7 +123,7 @@ function Typed({ label, value, change, field, type = "text", ...rest }) {
     autocomplete="off" spellcheck=${false} onInput=${type_} ...${rest} />`;
 }
 
-/** The rows in sight, in a frame that scrolls over all. */
+/** The visible rows, in a frame that scrolls over all rows. */
 function Grid({ rows }) {
   const total = rows.total.value ?? 0;
   const frame = useRef(null);
@@ -157,7 +154,7 @@ function Grid({ rows }) {
     redraw((n) => n + 1);
   };
   const onScroll = () => {
-    if (frame.current === null) return; // The event came after the list had gone.
+    if (frame.current === null) return; // The event came after the list was removed.
     const px = frame.current.scrollTop;
     if (Math.abs(px - scroll.px) < 1) return;
     scroll.top = track.topAfter(scroll.top, scroll.px, px);
@@ -170,7 +167,7 @@ function Grid({ rows }) {
     const next = clamp(index, 0, total - 1);
     setChosen(next);
     move(track.topFor(next, scroll.top));
-    frame.current.parentElement.focus({ preventScroll: true }); // So that Enter is meant for it.
+    frame.current.parentElement.focus({ preventScroll: true }); // So that it gets Enter.
   };
   const open = () => rows.at(chosen) && go(["tasks", rows.at(chosen).id]);
   const page = Math.max(1, Math.floor(track.views) - 1);
@@ -194,7 +191,7 @@ function Grid({ rows }) {
   useEffect(() => rows.want(first, last), [rows, first, last, total]);
   const shown = [];
   for (let index = first; index < last; index += 1) {
-    shown.push(html`<${Row} key=${index} index=${index} task=${rows.at(index)} begun=${rows.begun} id=${`${id}-${index}`}
+    shown.push(html`<${Row} key=${index} index=${index} task=${rows.at(index)} id=${`${id}-${index}`}
       isChosen=${index === chosen} choose=${() => setChosen(index)} why=${setWhy} />`);
   }
   const active = chosen >= first && chosen < last ? `${id}-${chosen}` : undefined;
@@ -214,7 +211,7 @@ function Grid({ rows }) {
   ${why && html`<${WhyDialog} task=${why} onClose=${() => setWhy(null)} />`}`;
 }
 
-/** Stays with the rows that one looks at, where new ones come above them. */
+/** Keeps the visible rows in place when new ones come above them. */
 function stay(rows, scroll, total, setChosen) {
   const came = scroll.total === null ? 0 : total - scroll.total;
   scroll.total = total;
@@ -233,7 +230,7 @@ function place(frame, scroll, track) {
   scroll.px = frame.scrollTop;
 }
 
-function Row({ task, begun, index, id, isChosen, choose, why }) {
+function Row({ task, index, id, isChosen, choose, why }) {
   const shared = { id, class: "grid-row", role: "row", "aria-rowindex": index + 2, "aria-selected": isChosen };
   if (task === undefined) {
     return html`<div ...${shared} aria-busy="true"><span role="gridcell" class="cell-all"><i class="ghost"></i></span></div>`;
@@ -241,29 +238,29 @@ function Row({ task, begun, index, id, isChosen, choose, why }) {
   return html`<div ...${shared} onClick=${choose} onDblClick=${() => go(["tasks", task.id])}>
     <span role="gridcell" class="cell-0"><${State} of=${task.status} /></span>
     <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${commandOf(task)}`}>
-      ${task.name && html`<strong>${visible(task.name)}</strong>`} <code>${commandOf(task)}</code></a>
+      ${task.name && html`<strong><bdi>${visible(task.name)}</bdi></strong>`} <code>${commandOf(task)}</code></a>
       ${task.array && html`<span class="tag">${told(task.array)}</span>`}
       ${Object.entries(task.labels ?? {}).slice(0, 3).map(([name, value]) => html`<a class="tag label" tabindex="-1"
         href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a>`)}</span>
-    <span role="gridcell" class="cell-2">${task.worker_id ?? ""}</span>
+    <span role="gridcell" class="cell-2">${task.array ? html`<span class="narrow-only">${told(task.array)}</span>` : task.worker_id ?? ""}</span>
     <span role="gridcell" class=${`cell-3 ${task.reason === "exit" ? "code" : ""}`}>${exitOf(task)}</span>
-    <span role="gridcell" class=${`cell-4 ${task.status}`}>${task.status === "running" ? html`<${Running} at=${begun.get(task.id)} />` : tookOf(task)}</span>
+    <span role="gridcell" class=${`cell-4 ${task.status}`}>${task.status === "running" ? html`<${Running} at=${task.started_at} />` : tookOf(task)}</span>
     <span role="gridcell" class="cell-5" title=${task.created_at}>${ago(task.created_at, now.value)}</span>
     <span role="gridcell" class="cell-6">${WHY[task.status] && html`<button type="button" class="button small"
-      tabindex="-1" onClick=${() => why(task)} aria-label=${`${WHY[task.status]} ${visible(task.name ?? task.command)}?`}>Why?</button>`}</span>
+      tabindex="-1" onClick=${() => why(task)} aria-label=${`${WHY[task.status]} ${task.name ? titleOf(task) : commandOf(task)}?`}>Why?</button>`}</span>
   </div>`;
 }
 
 const WHY = { queued: "Why is it queued:", failed: "Why did it fail:" };
 
-/** How long it runs by now. */
+/** The time that it has run. */
 function Running({ at }) {
   return at ? elapsed(at, now.value) : "";
 }
 
 const tookOf = (task) => (task.duration_ms == null ? "" : duration(task.duration_ms));
 
-/** The exit code, or what ended a task that has none of its own. */
+/** The exit code, or what else ended a task. */
 function exitOf({ exit_code: code, reason }) {
   if (reason && reason !== "exit" && reason !== "cancelled") return reason;
   return code ?? "";

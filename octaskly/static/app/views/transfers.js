@@ -1,4 +1,4 @@
-/** Where the files of tasks came from: of those in sight, the latest. */
+/** Where the files of the latest visible tasks came from. */
 
 import { get } from "../api.js";
 import { plural, size, titleOf } from "../format.js";
@@ -6,26 +6,26 @@ import { html, useEffect, useRef, useState } from "../lib.js";
 import { href } from "../router.js";
 import { State } from "../ui.js";
 
-const SHOWN_MAX = 12; //: the dispatcher asks a node for each of them
+const SHOWN_MAX = 12; //: each costs the dispatcher a request to a node
 const KNOWN_MAX = 200;
 const AGAIN_MS = 3000;
 
-/** `3.1 GB of 3.2 GB were already there; 0.1 GB came from desk`, as `octaskly explain` says. */
+/** `3.1 GB of 3.2 GB were already there; 0.1 GB came from desk`, as in `octaskly explain`. */
 export const cameFrom = ({ bytes, present_bytes: present, sent }) =>
   [`${size(present)} of ${size(bytes)} were already there`, ...sent.map(({ node, bytes: many }) => `${size(many)} came from ${node}`)].join("; ");
 
-/** @param {{seen: {bar: object, node: string}[]}} props Attempts in sight, the latest first. */
+/** @param {{seen: {bar: object, node: string}[]}} props Visible attempts, latest first. */
 export function Transfers({ seen }) {
   const shown = seen.filter(({ bar }) => bar.attempt.has_files).slice(0, SHOWN_MAX);
   const known = useInputs(shown.map(({ bar }) => bar));
   const rows = shown.map(({ bar, node }) => ({ bar, node, inputs: known.get(bar.key) })).filter(({ node, inputs }) => inputs?.node === node);
   if (rows.length === 0) return null;
   const moved = rows.reduce((sum, { inputs }) => sum + inputs.sent.reduce((all, { bytes }) => all + bytes, 0), 0);
-  return html`<section class="card files transfers" aria-label="Transfers"><div class="log-head"><h2>Files that travelled</h2>
+  return html`<section class="card files transfers" aria-label="Transfers"><div class="log-head"><h2>File transfers</h2>
       <span class="muted" role="status">${size(moved)} for ${plural(rows.length, "attempt")}</span></div>
-    <div class="scroll" tabindex="0" role="region" aria-label="Transfers of the attempts in sight"><table>
+    <div class="scroll" tabindex="0" role="region" aria-label="Transfers of the visible attempts"><table>
       <thead><tr><th scope="col">Task</th><th scope="col" class="wide-only">State</th><th scope="col">To</th><th scope="col">From</th>
-        <th scope="col" class="number">Were there</th><th scope="col" class="number wide-only">In all</th></tr></thead>
+        <th scope="col" class="number">Already there</th><th scope="col" class="number wide-only">Total</th></tr></thead>
       <tbody>${rows.map(({ bar, node, inputs }) => html`<tr key=${bar.key}><td><a href=${href(["tasks", bar.attempt.id])}>${titleOf(bar.attempt)}</a></td>
         <td class="wide-only"><${State} of=${bar.status} /></td><td><a href=${href(["nodes", node])}>${node}</a></td>
         <td>${inputs.sent.length ? inputs.sent.map(({ node: from, bytes }) => `${from} (${size(bytes).replace(" ", "\u00a0")})`).join(", ") : html`<span class="muted">–</span>`}</td>

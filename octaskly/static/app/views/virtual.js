@@ -1,32 +1,32 @@
 /**
- * Which rows of a long list are in sight: arithmetic alone, so that it can be tested.
+ * The visible rows of a long list: arithmetic only, so that it can be tested.
  *
- * No browser scrolls over a million rows, as no element may be so high. So the track is
- * never higher than `TRACK_PX_MAX`: then a wheel still moves row by row, and a drag of the
+ * Browsers limit the height of an element, so a million rows do not fit. The track is at
+ * most `TRACK_PX_MAX` high: beyond that, the wheel still moves row by row, and dragging the
  * scroll bar goes to the same part of the list.
  */
 
 export const TRACK_PX_MAX = 8_000_000;
 export const PAGE_ROWS = 100;
-const SMALL_VIEWS = 2; //: a step of fewer views than that is no drag
+const SMALL_VIEWS = 2; //: a larger step is a drag
 
-/** A list of so many rows, of which a view shows a part; rows count as fractions. */
+/** A list of rows and a view of a part of it; positions are in fractions of rows. */
 export class Track {
   constructor({ total, viewPx, rowPx }) {
     Object.assign(this, { total, viewPx, rowPx });
   }
 
-  /** How high the track is. */
+  /** Height of the track. */
   get px() {
     return Math.min(this.total * this.rowPx, TRACK_PX_MAX);
   }
 
-  /** How many rows fill the view. */
+  /** Number of rows that fill the view. */
   get views() {
     return this.viewPx / this.rowPx;
   }
 
-  /** The highest row that can be the first in sight. */
+  /** The last row that can be the first visible one. */
   get topMax() {
     return Math.max(0, this.total - this.views);
   }
@@ -39,13 +39,13 @@ export class Track {
     return this.total * this.rowPx <= TRACK_PX_MAX;
   }
 
-  /** Where the scroll bar is for a first row. */
+  /** Position of the scroll bar for a first row. */
   scrollOf(top) {
     if (this.#isWhole) return top * this.rowPx;
     return this.topMax === 0 ? 0 : (top / this.topMax) * this.#scrollMax;
   }
 
-  /** The first row in sight after the bar went from one place to another. */
+  /** The first visible row after the scroll bar has moved. */
   topAfter(top, beforePx, afterPx) {
     const most = this.topMax;
     if (this.#isWhole) return clamp(afterPx / this.rowPx, 0, most);
@@ -56,14 +56,14 @@ export class Track {
     return clamp((afterPx / this.#scrollMax) * most, 0, most);
   }
 
-  /** The rows to draw, the last one excluded, and how far they are moved up. */
+  /** The rows to draw, without the last one, and their offset. */
   rowsInSight(top) {
     const first = Math.floor(top);
     const last = Math.min(this.total, Math.ceil(top + this.views) + 1);
     return { first, last, shiftPx: -(top - first) * this.rowPx };
   }
 
-  /** The first row to show so that one is in sight, moved as little as possible. */
+  /** The first row to show so that `row` is visible, moved as little as possible. */
   topFor(row, top) {
     const views = Math.max(1, this.views);
     if (row < top) return clamp(row, 0, this.topMax);

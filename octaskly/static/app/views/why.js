@@ -1,4 +1,4 @@
-/** Why a task waits, or why it is where it is. */
+/** The explanation of a task's state. */
 
 import { get } from "../api.js";
 import { byName, titleOf } from "../format.js";
@@ -14,7 +14,7 @@ const LAST_CHARS = 2000;
 
 const FINAL = ["completed", "failed", "cancelled"];
 
-/** What the dispatcher says of a task, asked for again until that is its last word. */
+/** The dispatcher's explanation of a task, read again until the task has ended. */
 export function useExplained(id, status = "") {
   const [told, setTold] = useState(null);
   useEffect(() => {
@@ -39,22 +39,22 @@ export function useExplained(id, status = "") {
   return told;
 }
 
-/** What a node lacks for good: no waiting helps. */
+/** Reasons that waiting does not change. */
 const LACKS = ["node", "os", "arch", "label", "cpus", "memory", "gpus"];
 
-/** Whether no node of the mesh, as it is, could ever run it. */
+/** Returns true if no present node could ever run it. */
 export const isHopeless = (told) => told?.status === "queued" && told.nodes.length > 0
   && told.nodes.every(({ reasons }) => reasons.some(({ code }) => LACKS.includes(code)));
 
-/** The one sentence, and what keeps each node from it. */
+/** A sentence, and the reasons of each node. */
 export function Why({ told }) {
-  if (told === null) return html`<p class="muted" role="status">Asking the dispatcher …</p>`;
+  if (told === null) return html`<p class="muted" role="status">Loading …</p>`;
   return html`<p class="why-summary">${sentence(told.summary)}</p>
-    ${told.inputs && html`<p class="muted">Of its files, ${cameFrom(told.inputs)}.</p>`}
+    ${told.inputs && html`<p class="muted">Files: ${cameFrom(told.inputs)}.</p>`}
     ${told.placement && html`<p class="muted">${sentence(told.placement)}</p>`}
     ${told.nodes.length > 0 && html`<div class="scroll"><table class="why">
       <thead><tr><th scope="col">Node</th><th scope="col">State</th><th scope="col">Why not there</th></tr></thead>
-      <tbody>${[...told.nodes].sort(byName).map((node) => html`<tr key=${node.id}><th scope="row"><a href=${href(["nodes", node.name])}>${node.name}</a></th>
+      <tbody>${[...told.nodes].sort(byName).map((node) => html`<tr key=${node.id}><th scope="row"><a href=${href(["nodes", node.name])}><bdi>${node.name}</bdi></a></th>
         <td><${State} of=${node.state} /></td>
         <td>${node.reasons.map((why) => why.message).join("; ") || "–"}</td></tr>`)}</tbody>
     </table></div>`}`;
@@ -62,14 +62,14 @@ export function Why({ told }) {
 
 const TITLES = { queued: "Why is it queued?", failed: "Why did it fail?" };
 
-/** Says why a task of the list waits, or why it failed, with the end of what it wrote. */
+/** Explains why a task of the list waits or failed, with the end of its output. */
 export function WhyDialog({ task, onClose }) {
   const told = useExplained(task.id);
   const failed = useFailed(task);
   const last = lastLines(failed?.stderr);
-  return html`<${Dialog} title=${TITLES[told?.status ?? task.status] ?? "Where it is"} onClose=${onClose}>
+  return html`<${Dialog} title=${TITLES[told?.status ?? task.status] ?? "Where it runs"} onClose=${onClose}>
     <div class="why-body"><${Why} told=${told && failed ? { ...told, placement: null, nodes: [] } : told} />
-      ${last && html`<p class="muted">The end of its stderr:</p><pre class="why-end" tabindex="0">${last}</pre>`}
+      ${last && html`<p class="muted">The end of stderr:</p><pre class="why-end" tabindex="0">${last}</pre>`}
       <p><a href=${href(["tasks", task.id])}>Open ${titleOf(task)}</a></p></div>
   <//>`;
 }
@@ -88,12 +88,12 @@ function useFailed({ id, status }) {
   return found;
 }
 
-/** The last lines of an output, as the log shows them: no control character is left. */
+/** The last lines of an output, without control characters, as in the log. */
 function lastLines(text) {
   const output = new Output(LAST_LINES);
   output.pen("stderr").write(`${(text ?? "").slice(-LAST_CHARS).trimEnd()}\n`);
   return output.lines.map(({ spans }) => spans.map((span) => span.text).join("")).join("\n").trim();
 }
 
-/** As a sentence; names of nodes stay as they are. */
+/** Returns a text as a sentence; names of nodes stay as they are. */
 const sentence = (text) => `${text.replace(/^(it|no|none|of|at least)\b/, (word) => word.charAt(0).toUpperCase() + word.slice(1))}.`;

@@ -1,0 +1,64 @@
+/** What a node can be told: to drain or pause, and to end both. */
+
+import { post } from "../api.js";
+import { count } from "../format.js";
+import { html, useState } from "../lib.js";
+import { soon } from "../polling.js";
+import { may } from "../session.js";
+import { nodes, tell } from "../store.js";
+import { Button, Dialog } from "../ui.js";
+
+/** These ask first: a key is easily pressed on the wrong node. */
+const SURE = {
+  drain: { title: "Drain", what: "Running tasks finish. No new ones start there until you resume the node." },
+  pause: { title: "Pause", what: "Running tasks freeze. No new ones start there until you resume the node." },
+};
+const DONE = { drain: "is draining", pause: "is paused", resume: "accepts tasks again", unpause: "accepts tasks again" };
+const END = { draining: "resume", paused: "unpause" };
+
+/** Returns what gives a node an order, and the dialog that may be open. */
+export function useOrders() {
+  const [asked, ask] = useState(null);
+  const order = (node, verb) => {
+    if (node.state === "lost" || !may.manage.value) return undefined;
+    return SURE[verb] ? ask({ id: node.id, verb }) : steer(node, verb);
+  };
+  const node = asked && nodes.value.find(({ id }) => id === asked.id); // It may have left.
+  const dialog = node && html`<${Sure} node=${node} verb=${asked.verb} onClose=${() => ask(null)} />`;
+  return { order, dialog };
+}
+
+/** The buttons of a node. */
+export function Orders({ node, order }) {
+  const { name, state } = node;
+  const isLost = state === "lost";
+  const end = END[state];
+  return html`<div class="node-orders">
+    ${end && html`<${Button} onPress=${() => order(node, end)} aria-label=${`Resume ${name}`} title="Accept tasks again">Resume<//>`}
+    ${state !== "draining" && html`<${Button} disabled=${isLost} onPress=${() => order(node, "drain")} aria-label=${`Drain ${name}`}
+      title="Finish running tasks, and start no new ones">Drain<//>`}
+    ${state !== "paused" && html`<${Button} disabled=${isLost} onPress=${() => order(node, "pause")} aria-label=${`Pause ${name}`}
+      title="Freeze running tasks, and start no new ones">Pause<//>`}
+  </div>`;
+}
+
+function Sure({ node, verb, onClose }) {
+  const { title, what } = SURE[verb];
+  const running = node.running === 0 ? "No task runs" : node.running === 1 ? "1 task runs" : `${count(node.running)} tasks run`;
+  const go = async () => {
+    onClose();
+    await steer(node, verb);
+  };
+  return html`<${Dialog} title=${`${title} ${node.name}?`} onClose=${onClose}>
+    <p>${what}</p><p class="muted">${running} there now.</p>
+    <div class="row dialog-end"><${Button} onPress=${onClose}>Cancel<//>
+      <${Button} kind="primary" autofocus onPress=${go}>${`${title} ${node.name}`}<//></div>
+  <//>`;
+}
+
+async function steer(node, verb) {
+  const after = await post(`/api/v1/nodes/${encodeURIComponent(node.id)}/${verb}`);
+  nodes.value = nodes.value.map((one) => (one.id === after.id ? { ...one, state: after.state, running: after.running } : one));
+  tell(`${node.name} ${DONE[verb]}`, { kind: "good" });
+  soon();
+}
