@@ -85,11 +85,19 @@ class Explainer:
             where = f"{self._describe_location(task, name)}{rest}"
             return TaskExplanation(TaskState.RUNNING, where)
         rejections = tuple(self._rejection(task, member) for member in members)
-        summary = self._summary(task, members, rejections, now)
+        obstacle = self._obstacle(task, members, rejections, now)
+        summary = obstacle or _describe_full(rejections)
         if record.progress is None:
             return TaskExplanation(TaskState.QUEUED, summary, rejections)
-        waiting, total = record.progress.queued, record.progress.total
-        summary = f"{waiting} of {total} members are queued: {summary}"
+        waiting, running = record.progress.queued, record.progress.running
+        total = record.progress.total
+        if running and obstacle is None:  # It runs as well as the mesh permits.
+            summary = (
+                f"{running} of {total} members {_are(running)} running,"
+                f" {waiting} wait{'s' * (waiting == 1)} for a free slot"
+            )
+            return TaskExplanation(record.state, summary, ())
+        summary = f"{waiting} of {total} members {_are(waiting)} queued: {summary}"
         return TaskExplanation(record.state, summary, rejections)
 
     def explain_placement(
@@ -179,13 +187,14 @@ class Explainer:
         summary = f"it waits for {listed}{missing_suffix}"
         return TaskExplanation(TaskState.QUEUED, summary, tuple(rejections))
 
-    def _summary(
+    def _obstacle(
         self,
         task: QueuedTask,
         members: Sequence[RosterEntry],
         rejections: Sequence[NodeRejection],
         now: Moment,
-    ) -> str:
+    ) -> str | None:
+        """Return what keeps a task in the queue; None if the nodes are just full."""
         due_s = self._step.backoff_queue.due_s(task.spec.id)
         if task.stage is Stage.BACKING_OFF and due_s is not None:
             wait_s = max(0, ceil(due_s - now.mono_s))
@@ -205,12 +214,8 @@ class Explainer:
             return f"{name} is kept for it until it has room"
         if any(why.code == "turn" for each in rejections for why in each.reasons):
             return self._queue_position_reason(task).text
-        capable = [v for v in rejections if not any(w.is_permanent for w in v.reasons)]
-        if not capable:
-            return _describe_unavailable(members, requires)
-        if len(capable) == 1:
-            return f"{capable[0].name}, which could run it, has no room"
-        return f"none of the {len(capable)} nodes that could run it has room"
+        is_full = bool(_capable(rejections))
+        return None if is_full else _describe_unavailable(members, requires)
 
     def _rejection(self, task: QueuedTask, member: RosterEntry) -> NodeRejection:
         reasons = tuple(self._rejection_reasons(task, member))
@@ -269,6 +274,22 @@ class Explainer:
         tasks = "1 task is" if before == 1 else f"{before} tasks are"
         most = "" if is_exact else "at least "
         return RejectionReason("turn", f"{most}{tasks} before it in the queue")
+
+
+def _capable(rejections: Sequence[NodeRejection]) -> list[NodeRejection]:
+    """Return the nodes that could run the task later."""
+    return [v for v in rejections if not any(w.is_permanent for w in v.reasons)]
+
+
+def _describe_full(rejections: Sequence[NodeRejection]) -> str:
+    capable = _capable(rejections)
+    if len(capable) == 1:
+        return f"{capable[0].name}, which could run it, has no room"
+    return f"none of the {len(capable)} nodes that could run it has room"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _unavailability_reasons(member: RosterEntry) -> Iterator[RejectionReason]:

@@ -425,6 +425,19 @@ def test_an_array_explains_its_waiting_members() -> None:
     )
 
 
+def test_an_array_that_fills_the_mesh_has_no_obstacle() -> None:
+    """It runs as well as it can; that no node has room would sound like a fault."""
+    mesh = DispatcherWithWorkers(B)
+    mesh.ask(draft("one"), draft("two"))
+    own = replace(spec(), options=TaskOptions(array=ArraySpec(count=9)))
+    some = TaskRecord(id=own.id, spec=own, progress=ArrayProgress(6, 2, 1))
+
+    assert explained(mesh, some, roster_line(B)) == TaskExplanation(
+        TaskState.RUNNING,
+        "2 of 9 members are running, 6 wait for a free slot",
+    )
+
+
 def test_a_node_that_left_is_named() -> None:
     """The roster no longer contains it."""
     ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
