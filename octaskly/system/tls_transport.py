@@ -8,7 +8,6 @@ encryption itself; for a stranger that connects and is silent, 300 kB of memory.
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
 import ssl
@@ -20,8 +19,7 @@ from octaskly.system.tls_errors import call_tls
 
 RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
 LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
-FILE_READ_BYTES: Final = 256 << 10
-FILE_TURN_BYTES: Final = 8 << 20  #: of a file, until the thread is free for others
+TURN_BYTES: Final = 8 << 20  #: of a body, until the thread is free for others
 WRITABLE_WAIT_MS: Final = 5  #: in a thread; longer waits take none
 WRITE_BUFFER_BYTES: Final = 64 << 10
 SHUTDOWN_S: Final = 1.0  #: for the client to close its side
@@ -31,6 +29,13 @@ _read_buffer = memoryview(bytearray(LONG_READ_BYTES))
 
 OnHandshake = Callable[[Exception | None], None]
 """Called once the handshake has ended, with the error if it failed."""
+
+
+NextData = Callable[[], bytes | memoryview]
+"""Returns the next data of a body, empty at its end. It may block.
+
+The data must not change until the next call.
+"""
 
 
 class TlsTransport(asyncio.Transport):
@@ -72,9 +77,9 @@ class TlsTransport(asyncio.Transport):
         self._is_reading_paused = False
         self._is_closing = False
         self._is_lost = False
-        self._sends_file = False
+        self._sends_body = False
         self._in_thread = False  #: a thread uses the connection
-        self._writable: asyncio.Future[None] | None = None  #: awaited by `send_file`
+        self._writable: asyncio.Future[None] | None = None  #: awaited by `send_from`
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(
             handshake_s,
             self._end_handshake,
@@ -151,7 +156,7 @@ class TlsTransport(asyncio.Transport):
         if not self._is_closing:
             self._is_closing = True
             self._update_reader()
-            if not self._unsent and not self._sends_file:
+            if not self._unsent and not self._sends_body:
                 self._start_shutdown()
 
     def abort(self) -> None:
@@ -179,7 +184,7 @@ class TlsTransport(asyncio.Transport):
 
     def _update_reader(self) -> None:
         is_reading = not (
-            self._is_reading_paused or self._is_closing or self._sends_file
+            self._is_reading_paused or self._is_closing or self._sends_body
         )
         if is_reading and not self._is_reading:
             self._loop.add_reader(self._fd, self._read)
@@ -235,7 +240,7 @@ class TlsTransport(asyncio.Transport):
             return
         self._unsent.append(memoryview(data).cast("B"))
         self._unsent_bytes += len(data)
-        if len(self._unsent) == 1 and not self._sends_file:
+        if len(self._unsent) == 1 and not self._sends_body:
             self._write_unsent()
         else:
             self._pause_or_resume_writing()
@@ -280,33 +285,35 @@ class TlsTransport(asyncio.Transport):
             else:
                 self._protocol.resume_writing()
 
-    # -- files ---------------------------------------------------------------------
+    # -- long bodies ---------------------------------------------------------------
 
-    async def send_file(self, fd: int, start: int, end: int) -> None:
-        """Send a part of an open file after what was written.
+    async def send_from(self, next_data: NextData) -> None:
+        """Send all that a function returns, after what was written.
 
-        A thread reads and encrypts it, so the event loop serves others meanwhile.
+        A thread calls it and encrypts what it returns, so the event loop serves others
+        meanwhile.
 
         Raises:
-            OSError: the connection ended, or the file became shorter.
+            OSError: the connection ended. What the function raises is passed on. In
+                both cases, the connection is closed.
         """
         while self._unsent and not self._is_lost:
             await self._become_writable()
-        part = _FilePart(self._tls, fd, start, end)
-        self._sends_file = True  # What is written meanwhile waits.
+        body = _Body(self._tls, next_data)
+        self._sends_body = True  # What is written meanwhile waits.
         self._update_reader()
         try:
-            while not self._is_lost and not part.is_sent:
-                if part.is_blocked:
-                    part.is_blocked = False
+            while not self._is_lost and not body.is_sent:
+                if body.is_blocked:
+                    body.is_blocked = False
                     await self._become_writable()
                 else:
-                    await self._run_in_thread(part.send_some)
+                    await self._run_in_thread(body.send_some)
         except BaseException:
-            self.abort()  # A client must not take the part for the whole.
+            self.abort()  # A client must not take a part for the whole.
             raise
         finally:
-            self._sends_file = False
+            self._sends_body = False
         if self._is_lost:
             raise ConnectionResetError("the client is gone")
         self._update_reader()
@@ -327,14 +334,14 @@ class TlsTransport(asyncio.Transport):
     async def _become_writable(self) -> None:
         """Wait until the client has read some of what was sent, or is gone."""
         self._writable = self._loop.create_future()
-        if self._sends_file:
+        if self._sends_body:
             self._loop.add_writer(self._fd, self._wake_sender)
             self._set_writing_paused(is_paused=True)
         try:
             await self._writable
         finally:
             self._writable = None
-            if self._sends_file and not self._is_lost:
+            if self._sends_body and not self._is_lost:
                 self._loop.remove_writer(self._fd)
                 self._set_writing_paused(is_paused=False)
 
@@ -402,51 +409,38 @@ class TlsTransport(asyncio.Transport):
             self._timer = None
 
 
-class _FilePart:
-    """A part of a file on its way to a connection that does not block.
+class _Body:
+    """A body on its way to a connection that does not block.
 
     Args:
         tls: The connection.
-        fd: The file, open.
-        start: Where the part begins.
-        end: Where it ends.
+        next_data: Returns the next data of the body.
     """
 
-    def __init__(self, tls: ssl.SSLSocket, fd: int, start: int, end: int) -> None:
-        self._tls, self._fd = tls, fd
-        self._next, self._end = start, end
-        self._buffer = memoryview(bytearray(min(FILE_READ_BYTES, end - start)))
-        #: Read and not sent; the TLS library insists on the same bytes again.
-        self._unsent = self._buffer[:0]
+    def __init__(self, tls: ssl.SSLSocket, next_data: NextData) -> None:
+        self._tls, self._next_data = tls, next_data
+        #: Not sent yet; the TLS library insists on the same bytes again.
+        self._unsent = memoryview(b"")
+        self.is_sent = False
         self.is_blocked = False  #: the client reads slowly
-
-    @property
-    def is_sent(self) -> bool:
-        """True if all of the part is sent."""
-        return not self._unsent and self._next == self._end
 
     def send_some(self) -> None:
         """Send what the client takes, up to the size of a turn. Blocks for a moment."""
         writable = select.poll()
         writable.register(self._tls, select.POLLOUT)
-        turn_end = self._next + FILE_TURN_BYTES
-        while not self.is_sent:
+        sent_bytes = 0
+        while sent_bytes < TURN_BYTES:
             if not self._unsent:
-                if self._next >= turn_end:
+                self._unsent = memoryview(self._next_data())
+                self.is_sent = not self._unsent
+                if self.is_sent:
                     return
-                self._read_more()
             try:
                 count = call_tls(self._tls.send, self._unsent)
-                self._unsent = self._unsent[count:]
             except ssl.SSLWantWriteError:
                 if not writable.poll(WRITABLE_WAIT_MS):
                     self.is_blocked = True
                     return
-
-    def _read_more(self) -> None:
-        wanted = self._buffer[: self._end - self._next]
-        count = os.preadv(self._fd, [wanted], self._next)
-        if not count:
-            raise OSError("the file became shorter")
-        self._next += count
-        self._unsent = self._buffer[:count]
+            else:
+                self._unsent = self._unsent[count:]
+                sent_bytes += count

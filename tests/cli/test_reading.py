@@ -551,9 +551,7 @@ def test_an_empty_list_of_tokens_says_that_some_are_unlisted(
     done = octaskly("token", "list")
 
     assert done.stdout == b""
-    assert done.stderr == (
-        b"no named tokens (unnamed tokens are not listed)\n"
-    )
+    assert done.stderr == (b"no named tokens (unnamed tokens are not listed)\n")
 
 
 def test_the_error_of_a_refused_task_names_the_nodes_command(

@@ -64,7 +64,7 @@ def verify(token: str) -> Principal:
         raise TrustError("token is not valid") from None
 
 
-def no_peer(tls: ssl.SSLObject) -> NodeId | None:
+def no_peer(tls: ssl.SSLSocket) -> NodeId | None:
     return None
 
 

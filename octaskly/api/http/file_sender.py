@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -15,6 +16,7 @@ from octaskly.api.problems import Problem
 from octaskly.errors import OutputNotFound
 from octaskly.system.tls_transport import TlsTransport
 
+READ_BYTES: Final = 256 << 10  #: of a file at a time; it stays in the processor's cache
 SENT_BYTES: Final = 1 << 20
 """Bytes per write. Each write costs the same in Python, and a TLS record has 16 KiB."""
 
@@ -75,20 +77,15 @@ async def send_open_file(
     Raises:
         StreamBroken: the client is gone, or the file cannot be read.
     """
-    transport = request.transport
-    if transport is None:
-        raise StreamBroken("the client is gone")
-    try:
+    transport = _transport_of(request)
+    with _breaking(transport):
         if isinstance(transport, TlsTransport):
-            await transport.send_file(fd, start, end)
+            await transport.send_from(_FilePart(fd, start, end).read_next)
         else:
             loop = asyncio.get_running_loop()
             with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
                 await loop.sendfile(transport, file, start, end - start)
         await answer.write_eof()
-    except OSError as error:
-        transport.abort()
-        raise StreamBroken(str(error)) from None
 
 
 async def send_chunks(
@@ -99,11 +96,51 @@ async def send_chunks(
     Raises:
         StreamBroken: the client is gone, or the bytes cannot be read.
     """
-    try:
-        while chunk := await asyncio.to_thread(next, chunks, b""):
-            await answer.write(chunk)
+    transport = _transport_of(request)
+    with _breaking(transport):
+        is_plain = answer.content_length is not None and not answer.compression
+        if is_plain and isinstance(transport, TlsTransport):
+            await transport.send_from(partial(next, chunks, b""))
+        else:
+            while chunk := await asyncio.to_thread(next, chunks, b""):
+                await answer.write(chunk)
         await answer.write_eof()
+
+
+def _transport_of(request: web.BaseRequest) -> asyncio.Transport:
+    if request.transport is None:
+        raise StreamBroken("the client is gone")
+    return request.transport
+
+
+@contextlib.contextmanager
+def _breaking(transport: asyncio.Transport) -> Iterator[None]:
+    """Break the connection if the block cannot send all of a body."""
+    try:
+        yield
     except (OSError, OutputNotFound) as error:
-        if request.transport is not None:
-            request.transport.abort()
+        transport.abort()
         raise StreamBroken(str(error)) from None
+
+
+class _FilePart:
+    """A part of an open file.
+
+    Args:
+        fd: The file.
+        start: Where the part begins.
+        end: Where it ends.
+    """
+
+    def __init__(self, fd: int, start: int, end: int) -> None:
+        self._fd, self._next, self._end = fd, start, end
+        self._buffer = memoryview(bytearray(min(READ_BYTES, end - start)))
+
+    def read_next(self) -> memoryview:
+        """Return the next bytes, which are valid until the next call."""
+        wanted = self._buffer[: self._end - self._next]
+        count = os.preadv(self._fd, [wanted], self._next) if wanted else 0
+        if wanted and not count:
+            raise OSError("the file became shorter")
+        self._next += count
+        return self._buffer[:count]

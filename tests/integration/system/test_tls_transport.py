@@ -10,16 +10,18 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from octaskly.system.tls_transport import FILE_READ_BYTES, RECORD_BYTES, TlsTransport
+from octaskly.api.http.file_sender import READ_BYTES, _FilePart
+from octaskly.system.tls_transport import RECORD_BYTES, TlsTransport
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import until
 
 SECRET = generate_secret()
-LONG_BYTES = 3 * FILE_READ_BYTES + 5
+LONG_BYTES = 3 * READ_BYTES + 5
 
 
 class Server(asyncio.Protocol):
@@ -219,7 +221,12 @@ async def test_a_handshake_that_does_not_end_is_ended(ending: str) -> None:
         assert pair.plain.recv(1) == b""
 
 
-# -- files -------------------------------------------------------------------------
+# -- long bodies ------------------------------------------------------------------
+
+
+async def send(pair: Pair, opened: IO[bytes], start: int, end: int) -> None:
+    """Send a part of a file from the server."""
+    await pair.transport.send_from(_FilePart(opened.fileno(), start, end).read_next)
 
 
 async def test_a_file_follows_what_was_written(file: Path) -> None:
@@ -227,9 +234,7 @@ async def test_a_file_follows_what_was_written(file: Path) -> None:
     async with connected() as (pair, reader, writer):
         pair.transport.write(b"head")
         with file.open("rb") as opened:
-            sending = asyncio.create_task(
-                pair.transport.send_file(opened.fileno(), 1, len(content) - 1)
-            )
+            sending = asyncio.create_task(send(pair, opened, 1, len(content) - 1))
             await asyncio.sleep(0)
             pair.transport.write(b"tail")  # It must not get into the file.
             writer.write(b"next")
@@ -245,7 +250,9 @@ async def test_a_client_that_reads_slowly_gets_all_of_a_file(file: Path) -> None
         pair.transport.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with file.open("rb") as opened:
             sending = asyncio.create_task(
-                pair.transport.send_file(opened.fileno(), 0, len(content))
+                pair.transport.send_from(
+                    _FilePart(opened.fileno(), 0, len(content)).read_next
+                )
             )
             await until(lambda: "paused" in pair.server.events)
             pair.transport.close()  # Once all is sent.
@@ -257,7 +264,9 @@ async def test_a_client_that_reads_slowly_gets_all_of_a_file(file: Path) -> None
 async def test_a_file_that_became_shorter_breaks_the_connection(file: Path) -> None:
     async with connected() as (pair, reader, _):
         with file.open("rb") as opened, pytest.raises(OSError, match="shorter"):
-            await pair.transport.send_file(opened.fileno(), 0, LONG_BYTES + 1)
+            await pair.transport.send_from(
+                _FilePart(opened.fileno(), 0, LONG_BYTES + 1).read_next
+            )
         with suppress(OSError):
             assert len(await reader.read()) <= LONG_BYTES
         await pair.lost()
@@ -270,7 +279,9 @@ async def test_a_broken_transfer_ends(file: Path, ending: str) -> None:
         opened.truncate(1 << 30)  # More than the kernel takes.
         async with connected(limit=1024) as (pair, _, writer):
             sending = asyncio.create_task(
-                pair.transport.send_file(opened.fileno(), 0, 1 << 30)
+                pair.transport.send_from(
+                    _FilePart(opened.fileno(), 0, 1 << 30).read_next
+                )
             )
             await until(lambda: "paused" in pair.server.events)
             match ending:
@@ -292,7 +303,9 @@ async def test_a_transfer_that_ends_in_its_thread_ends(file: Path) -> None:
         opened.truncate(1 << 30)
         async with connected() as (pair, _, writer):
             sending = asyncio.create_task(
-                pair.transport.send_file(opened.fileno(), 0, 1 << 30)
+                pair.transport.send_from(
+                    _FilePart(opened.fileno(), 0, 1 << 30).read_next
+                )
             )
             await asyncio.sleep(0)
             pair.transport.abort()
