@@ -421,13 +421,15 @@ async def _next_parts(request: Request) -> list[bytes]:
     content, stall_s = request.http_request.content, request.services.timeouts.stall_s
     parts: list[bytes] = []
     for _ in range(PARTS_PER_TURN):
-        try:
-            async with asyncio.timeout(stall_s):
-                parts.append(await content.readexactly(PART_BYTES))
-        except asyncio.IncompleteReadError as end:
-            if end.partial:
-                parts.append(end.partial)
-            break
+        part_bytes = 0
+        async with asyncio.timeout(stall_s):
+            while part_bytes < PART_BYTES:
+                # These are not copied, in contrast to `readexactly`.
+                data = await content.readany()
+                if not data:
+                    return parts
+                parts.append(data)
+                part_bytes += len(data)
     return parts
 
 
