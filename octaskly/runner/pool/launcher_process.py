@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import octaskly
 from octaskly.runner import launch_protocol
@@ -34,19 +34,17 @@ CALL_VARIABLES = {
 
 LauncherMessage = list[Any]
 
-
 #: Variables that activating a virtual environment sets, apart from `PATH`.
 VENV_NAMES = ("VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT")
 
-
-def own_venv() -> str | None:
-    """Return the virtual environment that this program is installed in, or None."""
-    is_venv = sys.prefix != sys.base_prefix
-    return os.path.realpath(sys.prefix) if is_venv else None
+OWN_VENV: Final = (
+    os.path.realpath(sys.prefix) if sys.prefix != sys.base_prefix else None
+)
+"""The virtual environment that this program is installed in; None without one."""
 
 
 def task_environment(
-    environ: Mapping[str, str], venv: str | None = None
+    environ: Mapping[str, str], venv: str | None = OWN_VENV
 ) -> dict[str, str]:
     """Return the part of the agent's environment that tasks may see.
 

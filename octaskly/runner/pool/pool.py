@@ -63,7 +63,6 @@ from octaskly.runner.pool.launch_messages import (
 from octaskly.runner.pool.launcher_process import (
     CALL_VARIABLES,
     LauncherProcess,
-    own_venv,
     task_environment,
 )
 from octaskly.runner.pool.launchers import Launchers
@@ -138,8 +137,7 @@ class Pool:
             share_slots(slots, launchers or os.cpu_count() or 1),
             _launcher_settings(workdir, node_name, inherited, archive)
             | {"output_bytes_max": output_bytes_max, "kill_grace_s": kill_grace_s},
-            env=task_environment(os.environ if env is None else env, own_venv())
-            | CALL_VARIABLES,
+            env=task_environment(os.environ if env is None else env) | CALL_VARIABLES,
             account=account,
             task_user_ops=self._task_user_ops,
             clock=clock,

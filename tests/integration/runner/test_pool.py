@@ -302,7 +302,7 @@ def test_tasks_do_not_see_the_agent_s_virtual_environment(tmp_path: Path) -> Non
         }
         assert task_environment({"PATH": f"{mine}/bin"}, str(venv)) == {}
     assert task_environment(theirs, str(venv)) == theirs
-    assert task_environment({"PATH": f"{venv}/bin"}) == {"PATH": f"{venv}/bin"}
+    assert task_environment({"PATH": f"{venv}/bin"}, None) == {"PATH": f"{venv}/bin"}
 
 
 async def test_python_of_a_task_is_not_the_agent_s(tmp_path: Path) -> None:
