@@ -198,7 +198,7 @@ TASK_OPTIONS: Final = (
         "--timeout",
         type=Duration(),
         metavar="S",
-        help="End it after so long: 90, 15m, 2h (default 1h).",
+        help="End it after this time, such as 90, 15m or 2h (default: no limit).",
     ),
     click.option(
         "--in",

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from octaskly.executor.pickling import CallPayload
 
 TASKS_MAX_DEFAULT: Final = 1000  #: default of `max_workers`
-CALL_S_MAX: Final = 86_400  #: default `timeout` of a call
 NAME_CHARS_MAX: Final = 128  #: of a task, as the API has it
 
 _CALL_RUNNER = (
@@ -52,7 +51,7 @@ _T = TypeVar("_T")
 class ExecutorFields(TypedDict, total=False):
     """Fields of all tasks of an executor; the REST reference defines them."""
 
-    timeout: int
+    timeout: int | None
     labels: Mapping[str, str]
     env: Mapping[str, str]
     grace: int
@@ -212,7 +211,7 @@ class Executor(FuturesExecutor):
         draft = make_draft(
             self._command,
             _merge_fields(
-                {"timeout": CALL_S_MAX, **self._task_fields},
+                self._task_fields,
                 {
                     "id": name,
                     "name": function_name(shown)[:NAME_CHARS_MAX],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -122,7 +122,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task to submit; the node sets the default of each field that is left out."""
 
     command: str
-    timeout: int | None = None
+    timeout: int | Literal["none"] | None = None  #: None becomes "none"
     needs: list[str] = msgspec.field(default_factory=list, name="inputs")
     outputs: list[str] = []
     id: str | None = None
@@ -148,3 +148,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     same_folder: dict[str, Any] | None = None
     outputs_of: list[str] = []
     call: str | None = None
+
+    def __post_init__(self) -> None:
+        """Ask for no time limit unless one was given: the node's default is an hour."""
+        if self.timeout is None:
+            msgspec.structs.force_setattr(self, "timeout", "none")

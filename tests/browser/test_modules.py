@@ -515,7 +515,7 @@ async def test_copied_command_is_the_same_task_for_a_shell(
     page: Page, text: str
 ) -> None:
     """For any text in it; quotes are the classic problem."""
-    task = {"command": text, "name": text, "timeout": 3600, "env": {"A": text}}
+    task = {"command": text, "name": text, "timeout": None, "env": {"A": text}}
     cli, curl, body = await page.evaluate(COPIES, task)
 
     words = shlex.split(cli)
@@ -523,7 +523,7 @@ async def test_copied_command_is_the_same_task_for_a_shell(
         *("octaskly", "run", "--name", text, "--env", f"A={text}", "--", text)
     ]
     assert json.loads(shlex.split(curl)[-1]) == body
-    assert body == {"command": text, "name": text, "env": {"A": text}}
+    assert body == task | {"timeout": "none"}
 
 
 async def test_copied_command_uses_existing_options(page: Page) -> None:
@@ -570,7 +570,7 @@ async def test_copied_command_lists_the_rest_in_a_comment(
         "# write the 12 B of standard input, which nodes do not show, into stdin.txt",
         LEFT_OUT,
     ]
-    assert line == "octaskly run --scratch --stdin stdin.txt -- cat"
+    assert line == "octaskly run --timeout 3600 --scratch --stdin stdin.txt -- cat"
     assert curl.splitlines()[0] == (
         "# left out: the 12 B of standard input, which nodes do not show"
     )

@@ -64,13 +64,13 @@ class Api:
         return [f"task-{number:03}-{number:08x}" for number in numbers]
 
     def submit(self, body: dict[str, Any]) -> dict[str, Any]:
-        number = len(self.tasks) + 1
+        number, limit = len(self.tasks) + 1, body.get("timeout", 3600)
         task = {
             "id": body.get("id") or f"task-{number:03}-{number:08x}",
             "command": body["command"],
             "status": "running",
             "worker_id": self.name,
-            "timeout": body.get("timeout", 3600),
+            "timeout": None if limit == "none" else limit,
             "inputs": body.get("inputs", []),
             "outputs": [
                 {"path": path, "bytes": None} for path in body.get("outputs", [])

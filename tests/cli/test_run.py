@@ -103,7 +103,7 @@ def test_timeout_exits_with_124(api: Api, octaskly: Run) -> None:
     done = octaskly("run", "--timeout", "1", "--", "sleep 60")
 
     assert done.returncode == 124
-    assert b"time limit 1 s" in done.stderr
+    assert b"time limit 1s" in done.stderr
     assert api.bodies == [[{"id": ID, "command": "sleep 60", "timeout": 1}]]
 
 

@@ -26,7 +26,15 @@ def test_submit_prints_the_id_and_nothing_else(api: Api, octaskly: Run) -> None:
 
     assert (done.stdout, done.stderr) == (b"task-001-00000001\n", b"")
     assert api.bodies == [
-        [{"id": ID, "command": "true", "inputs": ["a"], "outputs": ["b"]}]
+        [
+            {
+                "id": ID,
+                "command": "true",
+                "timeout": "none",
+                "inputs": ["a"],
+                "outputs": ["b"],
+            }
+        ]
     ]
 
 
@@ -416,11 +424,16 @@ def test_requirements_are_sent(api: Api, octaskly: Run) -> None:
     assert asked == {
         "id": ID,
         "command": "true",
+        "timeout": "none",
         "priority": -5,
         "requires": requires,
         "fail_fast": True,
     }
-    assert plain == {"id": "task-002-00000002", "command": "true"}
+    assert plain == {
+        "id": "task-002-00000002",
+        "command": "true",
+        "timeout": "none",
+    }
 
 
 def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import astuple, replace
@@ -130,11 +130,19 @@ async def test_a_new_log_is_empty(bench: Bench) -> None:
     assert await bench.log.read_task_page(TaskQuery()) == TaskListPage((), 0)
 
 
-async def test_a_submitted_task_can_be_read_once_it_is_durable(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        {"timeout_s": 9, "inputs": ("in put",), "outputs": ("ö", "b")},
+        {"timeout_s": None, "inputs": ("in put",)},
+        {"timeout_s": None},
+    ],
+)
+async def test_a_submitted_task_can_be_read_once_it_is_durable(
+    bench: Bench, envelope: dict[str, Any]
+) -> None:
     """Every field of the envelope comes back."""
-    fact = kit.submitted(
-        1, timeout_s=9, inputs=("in put",), outputs=("ö", "b"), command="echo ü"
-    )
+    fact = kit.submitted(1, command="echo ü", **envelope)
 
     await bench.add(fact)
 

@@ -72,7 +72,7 @@ class TaskIn(OptionsIn, gc=False, kw_only=True):
     """One task in a submission."""
 
     command: Annotated[str, openapi_schema(maxLength=COMMAND_BYTES_MAX, pattern=r"\S")]
-    timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
+    timeout: Annotated[int, msgspec.Meta(ge=1, le=86_400)] | Literal["none"] = 3600
     inputs: Paths = ()
     outputs: Paths = ()
     id: (
@@ -122,7 +122,7 @@ class EmptyIn(RequestBody):
 FIELD_HINTS: Final = {
     **OPTION_RANGES,
     **arrays.FIELD_HINTS,
-    "timeout": "an integer from 1 to 86400 (seconds)",
+    "timeout": 'an integer from 1 to 86400 (seconds), or "none"',
     "inputs": f"an array of at most {PATHS_MAX} relative paths",
     "outputs": f"an array of at most {PATHS_MAX} relative paths or globs",
     "id": "1 to 64 characters of A-Z a-z 0-9 . _ -",
@@ -314,7 +314,7 @@ def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
         chosen = TaskId(task.id)
     return TaskDraft(
         task.command,
-        task.timeout,
+        None if task.timeout == "none" else task.timeout,
         _paths(task, index, "inputs") if task.inputs else (),
         _paths(task, index, "outputs") if task.outputs else (),
         chosen,

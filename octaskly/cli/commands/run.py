@@ -41,6 +41,7 @@ from octaskly.cli.output.render import (
     print_json,
     report_error,
 )
+from octaskly.cli.output.task_view import format_time_limit
 from octaskly.cli.output.terminal import is_terminal
 from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
 from octaskly.cli.stdin import stdin_fields
@@ -290,8 +291,8 @@ def exit_code_of_task(task: Task, *, is_cancelled: bool, fetched: str = "") -> i
         return EXIT_FAILED if failed else 0
     match task.reason:
         case "timeout":
-            limit = f" {task.timeout} s" if task.timeout else ""
-            note(f"{task.id} was ended at its time limit{limit}")
+            limit = format_time_limit(task, without="")
+            note(f"{task.id} was ended at its time limit {limit}".rstrip())
             return EXIT_TIMEOUT
         case "limit":
             _print_failure(task)

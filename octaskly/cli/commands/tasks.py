@@ -26,6 +26,7 @@ from octaskly.cli.output.task_view import (
     explanation_lines,
     format_pairs,
     format_progress,
+    format_time_limit,
     option_fields,
     print_array,
 )
@@ -114,6 +115,10 @@ def ls(
         heads.insert(-1, "NAME")
         for row, task in zip(rows, tasks, strict=True):
             row.insert(-1, task.name or "-")
+    if any(task.timeout for task in tasks):
+        heads.insert(5, "LIMIT")
+        for row, task in zip(rows, tasks, strict=True):
+            row.insert(5, format_time_limit(task, without="-"))
     print_table(heads, rows, state_column=1)
     shown = offset + len(tasks)
     if page.next is not None:

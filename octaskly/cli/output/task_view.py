@@ -15,6 +15,7 @@ from octaskly.cli.output.render import (
 )
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import ARRAYS, Call, resource_path
+from octaskly.config.units import SECONDS
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import (
     ArrayMember,
@@ -33,7 +34,7 @@ def option_fields(task: Task) -> list[tuple[str, object]]:
     """Return key and value of each optional field; None if the task omits it."""
     limits = {k: str(most) for k, most in _fields(task.limits).items() if most}
     return [
-        ("time limit", f"{task.timeout} s" if task.timeout else None),
+        ("time limit", format_time_limit(task)),
         ("grace", None if task.grace is None else f"{task.grace} s"),
         ("limits", format_pairs(limits)),
         ("needs", ", ".join(_needs(_fields(task.requires))) or None),
@@ -73,6 +74,11 @@ def _stdin(task: Task) -> str | None:
     if not task.stdin_bytes:
         return None
     return f"{data_size(task.stdin_bytes)}{', freed' if task.stdin_freed else ''}"
+
+
+def format_time_limit(task: Task, without: str = "none") -> str:
+    """Return the limit as `--timeout` takes it; `without` if there is none."""
+    return SECONDS.format(task.timeout) if task.timeout else without
 
 
 def _retries(task: Task) -> str | None:

@@ -93,10 +93,11 @@ class TaskFields(TypedDict, total=False):
     `includes_ignored` also sends what git ignores below folders. `needs` are the
     `inputs` of the REST API: files that must be in the worker directory of a node.
 
-    `timeout` limits the run time of the task; `deadline_s` limits the client's wait.
+    `timeout` limits the run time of the task in seconds; without one, there is no
+    limit. `deadline_s` limits the client's wait.
     """
 
-    timeout: int
+    timeout: int | None
     inputs: Inputs
     includes_ignored: bool
     needs: Sequence[str]

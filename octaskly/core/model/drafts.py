@@ -18,7 +18,7 @@ class TaskDraft(Struct, frozen=True):
     """A validated task that is not yet accepted."""
 
     command: str
-    timeout_s: int = 3600
+    timeout_s: int | None = 3600  #: None: no limit
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     id: TaskId | None = None  #: chosen by the client, or derived from its key

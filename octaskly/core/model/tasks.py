@@ -86,7 +86,7 @@ class TaskSpec(Struct, frozen=True, array_like=True):
 
     id: TaskId
     command: Text
-    timeout_s: Amount = 3600
+    timeout_s: Amount | None = 3600  #: None: no limit
     inputs: Paths = ()
     outputs: Paths = ()
     submitter: Subject = ""  #: subject of the token, or `local:<user>@<node>`

@@ -53,6 +53,7 @@ def shell_argv(command: bytes) -> list[bytes]:
 
 
 READ_BYTES = 65536
+NEVER = float("inf")  #: a deadline
 BUFFER_BYTES_MAX = 256 << 10  #: of a stream in memory; more output needs a file
 DRAIN_READS_MAX = 64  #: bounds the delay by a grandchild that keeps writing
 NO_OPTIONS: Final[Mapping[str, Any]] = {}  #: the options of most tasks
@@ -86,7 +87,7 @@ class StartOrder:
         attempt: str,
         marker: str,
         command: bytes,
-        timeout_s: float,
+        timeout_s: float | None,
         options: Mapping[str, Any] = NO_OPTIONS,
         *,
         queued_s: float,
@@ -98,7 +99,7 @@ class StartOrder:
         self.command = command  #: UTF-8
         text = command.decode("utf-8", "surrogatepass")
         self.argv = split_simple_command(text)  #: None if the command needs a shell
-        self.timeout_s = timeout_s
+        self.timeout_s = NEVER if timeout_s is None else timeout_s
         self.options = options  #: see `launch_messages.build_launch_options`
         self.limit_enforcer: LimitEnforcer | None = None  #: None without limits
         self.stdin_fd: int | None = None  #: a file of any size; None without one
@@ -266,7 +267,7 @@ class AttemptProcess:
             self.deadline_s = now_s
         elif self.remaining_s is None:
             self.remaining_s = self.deadline_s - now_s
-            self.deadline_s = float("inf")
+            self.deadline_s = NEVER
 
     def resume_deadline(self, now_s: float) -> None:
         """Resume the deadline after a freeze."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import signal
 
-from octaskly.runner.launcher.attempt_process import AttemptProcess
+from octaskly.runner.launcher.attempt_process import NEVER, AttemptProcess
 from octaskly.runner.launcher.process_tracker import ProcessTracker
 
 KILL_RETRY_S = 0.02
 FREEZE_RETRY_S = 0.05
-NEVER = float("inf")
 
 
 class TaskDeadlines:

@@ -37,11 +37,12 @@ from octaskly.runner.launch_protocol import (
 )
 from octaskly.runner.launcher.attempt_process import (
     BUFFER_BYTES_MAX,
+    NEVER,
     AttemptProcess,
     PipeReader,
     StartOrder,
 )
-from octaskly.runner.launcher.deadlines import NEVER, TaskDeadlines
+from octaskly.runner.launcher.deadlines import TaskDeadlines
 from octaskly.runner.launcher.outbox import HOLD_WAITING_MIN, Outbox
 from octaskly.runner.launcher.process_tracker import ProcessTracker
 from octaskly.runner.launcher.sigchld import ChildReaper

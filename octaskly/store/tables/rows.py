@@ -45,6 +45,7 @@ TASK_COLUMNS: Final = (
     " created_ms, ord"
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
+NO_LIMIT: Final = 0  #: value of `timeout_s`
 # Environment, parents and files are at these places in `TaskOptions`.
 _LISTED_OPTIONS: Final = "json_replace(options, '$[2]', json('[]'), '$[13]', NULL)"
 LIST_COLUMNS: Final = TASK_COLUMNS.replace(
@@ -131,7 +132,7 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
     """Return the columns from `command` to `ord` of `TASK_COLUMNS`, and `shape`."""
     return (
         spec.command,
-        spec.timeout_s,
+        spec.timeout_s or NO_LIMIT,
         _names_text(spec.inputs),
         _names_text(spec.outputs),
         *_options_row(spec.options),
@@ -145,7 +146,7 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
 def member_row(array: TaskSpec) -> tuple[Any, ...]:
     """Return the same columns for a member; its envelope follows from its array."""
     shape = shape_of(array.options)
-    return ("", 0, None, None, None, None, None, "", 0, array.ord, shape)
+    return ("", NO_LIMIT, None, None, None, None, None, "", 0, array.ord, shape)
 
 
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
@@ -155,7 +156,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     spec = TaskSpec(
         task,
         command,
-        timeout_s,
+        timeout_s or None,
         _names(inputs),
         _names(outputs),
         submitter,
@@ -191,7 +192,8 @@ def has_no_optional_columns(record: TaskRecord, spec: TaskSpec) -> bool:
 
 def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:
     """Return the columns `command` to `ord` of a plain task that are not null."""
-    return spec.command, spec.timeout_s, spec.submitter, spec.created_ms, spec.ord
+    limit_s = spec.timeout_s or NO_LIMIT
+    return spec.command, limit_s, spec.submitter, spec.created_ms, spec.ord
 
 
 def live_row(key: int, attempt: Attempt) -> tuple[Any, ...]:

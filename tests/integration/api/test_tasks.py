@@ -167,6 +167,20 @@ async def test_defaults_of_a_task_are_those_of_the_reference(node: ApiNode) -> N
     assert spec.submitter == "ana"
 
 
+async def test_a_task_may_have_no_time_limit(node: ApiNode) -> None:
+    """`none` is an extension of the reference; answers show null."""
+    body = {"command": "true", "timeout": "none"}
+
+    answer = await node.ask("POST", TASKS, headers=ADMIN, body=body)
+
+    assert answer.status == 201
+    spec = node.gateway.records[answer.json["id"]].spec
+    assert spec is not None
+    assert spec.timeout_s is None
+    shown = await node.ask("GET", f"{TASKS}/{answer.json['id']}", headers=ADMIN)
+    assert shown.json["timeout"] is None
+
+
 async def test_a_batch_is_accepted_whole_and_in_order(node: ApiNode) -> None:
     """The answer to an array is an array in request order."""
     body = [{"command": f"echo {n}"} for n in range(1000)]

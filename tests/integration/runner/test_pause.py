@@ -119,6 +119,24 @@ async def test_paused_time_does_not_count(tmp_path: Path, mode: dict[str, Any]) 
 
 
 @MODES
+async def test_a_pause_gives_no_limit_to_a_task_without_one(
+    tmp_path: Path, mode: dict[str, Any]
+) -> None:
+    """Its deadline is never, before and after."""
+    word = token()
+    async with rig(tmp_path, **mode) as made:
+        endless, _ = made.start(
+            f"while ! [ -e go ]; do sleep 0.05; done; : {word}", timeout_s=None
+        )
+        await eventually(lambda: len(processes_with(word)) == 1)
+        made.pool.set_frozen(is_frozen=True)
+        made.pool.set_frozen(is_frozen=False)
+        (made.workdir / "go").touch()
+
+        assert (await made.end_of(endless)).state == AttemptState.OK
+
+
+@MODES
 async def test_a_paused_task_can_be_cancelled(
     tmp_path: Path, mode: dict[str, Any]
 ) -> None:

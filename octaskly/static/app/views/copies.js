@@ -11,7 +11,7 @@ export function quoted(text) {
 /** The body that submits a task again, without defaults. */
 export function asked(task) {
   const body = { command: task.command };
-  if (task.timeout !== null && task.timeout !== 3600) body.timeout = task.timeout;
+  if (task.timeout !== 3600) body.timeout = task.timeout ?? "none";
   const plain = ["name", "call", "cwd", "workdir", "grace", "notify_url", "priority", "retries"];
   for (const name of plain) if (task[name]) body[name] = task[name];
   for (const name of ["labels", "env"]) if (Object.keys(task[name] ?? {}).length) body[name] = task[name];
@@ -86,7 +86,7 @@ export function asCli(task) {
   const { requires = {}, limits = {} } = body;
   add("--name", body.name);
   pairs("--label", body.labels);
-  add("--timeout", body.timeout);
+  add("--timeout", task.timeout ?? undefined);
   add("--cpus", requires.cpus);
   add("--memory", requires.memory_mb);
   add("--gpus", requires.gpus);
