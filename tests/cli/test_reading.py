@@ -24,7 +24,7 @@ def ended_task(number: int, **fields: Any) -> dict[str, Any]:
         "worker_id": "here",
         "exit_code": 0,
         "reason": "exit",
-        "timeout": 3600,
+        "timeout": None,
         "duration_ms": 1234,
         "attempt": 1,
         "created_at": "2026-02-06T11:00:00Z",
@@ -74,6 +74,45 @@ def test_ls_has_a_name_column_if_a_task_has_a_name(
         "task-002-00000002  failed     here  3     1.2 s  nightly  false ⏎ false\n"
         "task-003-00000003  queued     -     -     -      -        echo hello\n"
     )
+
+
+def test_ls_and_show_display_time_limits(three_tasks: Api, octaskly: Run) -> None:
+    """As `--timeout` takes them; most tasks have none, and a column needs one."""
+    three_tasks.tasks["task-001-00000001"]["timeout"] = 5400
+    three_tasks.tasks["task-002-00000002"]["timeout"] = 7200
+
+    done = octaskly("ls")
+
+    assert done.stdout.decode() == (
+        "ID                 STATE      NODE  EXIT  TIME   LIMIT  COMMAND\n"
+        "task-001-00000001  completed  here  0     1.2 s  90m    echo hello\n"
+        "task-002-00000002  failed     here  3     1.2 s  2h     false ⏎ false\n"
+        "task-003-00000003  queued     -     -     -      -      echo hello\n"
+    )
+    assert b"\ntime limit:  2h\n" in octaskly("show", "2").stdout
+
+
+def test_show_says_cut_only_for_output_that_is_cut(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """The task has the beginning of a long stream; its log has the rest."""
+    three_tasks.forced = {
+        "stdout_truncated": True,
+        "stdout_bytes": 3_000_000,
+        "stderr_truncated": True,
+        "stderr_bytes": 2_000_000,
+    }
+    three_tasks.logs = (
+        b'event: gap\nid: 1-1-2:1:0\ndata: {"stream": "stderr", "offset": 1048576,'
+        b' "bytes": 500000, "reason": "why"}\n\n'
+        b'event: end\nid: 1-1-2:2:0\ndata: {"id": "task-001-00000001",'
+        b' "status": "completed"}\n\n'
+    )
+
+    shown = octaskly("show", "1").stdout.decode()
+
+    assert "\nstdout:      3.0 MB\n" in shown
+    assert "\nstderr:      2.0 MB, cut: 500 kB missing\n" in shown
 
 
 def test_show_prints_the_requested_options(three_tasks: Api, octaskly: Run) -> None:
@@ -163,7 +202,7 @@ def test_show_prints_all_known_fields(three_tasks: Api, octaskly: Run) -> None:
         "node:        here\n"
         "attempt:     1\n"
         "exit code:   3\n"
-        "time limit:  3600 s\n"
+        "time limit:  none\n"
         "created:     2026-02-06T11:00:00Z\n"
         "ended:       2026-02-06T12:00:00Z\n"
         "took:        1.2 s\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 
 import click
 
@@ -169,6 +171,7 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
         if task.array is not None:
             print_array(client, task)
             return
+        missing = _missing_output(client, task)
     ending = None
     if task.reason not in (None, "exit"):
         signal = f" {task.signal}" if task.signal is not None else ""
@@ -195,8 +198,8 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
             ("memory", _memory(task.memory_peak_mb)),
             ("inputs", ", ".join(task.inputs) or None),
             ("outputs", _outputs(task)),
-            ("stdout", _stream(task.stdout_bytes, cut=task.stdout_truncated)),
-            ("stderr", _stream(task.stderr_bytes, cut=task.stderr_truncated)),
+            ("stdout", _stream(task.stdout_bytes, missing["stdout"])),
+            ("stderr", _stream(task.stderr_bytes, missing["stderr"])),
         ]
     )
 
@@ -223,10 +226,41 @@ def _outputs(task: Task) -> str | None:
     return ", ".join(shown) or None
 
 
-def _stream(count: int | None, *, cut: bool | None) -> str | None:
+def _missing_output(client: Session, task: Task) -> Counter[str]:
+    """Return the number of bytes that are not kept, by stream.
+
+    The task has the beginning of each stream; only its log tells what is kept of a
+    longer one.
+    """
+    missing: Counter[str] = Counter()
+    if task.stdout_truncated or task.stderr_truncated:
+        # Imported here, because most tasks print less.
+        from octaskly.client.flows import streams  # noqa: PLC0415
+
+        requests = client.requests
+        until = requests.deadline_after(None)
+        flow = streams.logs(
+            requests,
+            task.id,
+            follow=False,
+            stream="both",
+            attempt=None,
+            after="",
+            deadline=until,
+        )
+        with closing(client.iterate(flow)) as logs:
+            for log in logs:
+                if log.kind == "gap":
+                    missing[log.details["stream"]] += log.details["bytes"]
+    return missing
+
+
+def _stream(count: int | None, missing: int) -> str | None:
     if not count:
         return None
-    return f"{data_size(count)}{', cut' if cut else ''}"
+    return data_size(count) + (
+        f", cut: {data_size(missing)} missing" if missing else ""
+    )
 
 
 @click.command(epilog="Example: octaskly logs -f last")
