@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from octaskly.client.errors import SeveralAgents, Unreachable
 from octaskly.client.listener_check import RUN_FOLDER
 from octaskly.client.unix_socket import connect_unix
-from octaskly.config.paths import STATE_BASE, xdg_folder
+from octaskly.config.defaults import LAN_PORT
+from octaskly.config.paths import STATE_BASE, STATE_SOCKET, xdg_folder
+from octaskly.config.users import user_name
 from octaskly.errors import PermissionDenied
 
 NO_AGENT = "no Octaskly agent is running on this machine"
 NO_AGENT_HINT = """\
 octaskly agent                try it now, in this terminal
 octaskly service install      keep it running, also after a reboot"""
+OTHERS_HINT = f"""\
+octaskly token create --role client    as {{user}}: prints a token for you
+octaskly ca    as {{user}}: prints the CA of the mesh, for --ca-file
+OCTASKLY_TOKEN=... octaskly --url https://127.0.0.1:{LAN_PORT} --ca-file FILE ls
+octaskly agent    or run an agent of your own"""
+UNIX_SOCKETS: Final = Path("/proc/net/unix")  #: unix(7) sockets of all users
+_LISTENING: Final = 1 << 16  #: `__SO_ACCEPTCON` of Linux
+_PATH_FIELD: Final = 7
 
 
 class _AgentDescription(msgspec.Struct):
@@ -50,6 +62,12 @@ def find_agent_socket(
         return next(iter(answering.values()))
     if answering:
         raise SeveralAgents(sorted(answering))
+    for name, user in find_agents_of_others():
+        if node in (None, name):
+            raise Unreachable(
+                f"you run no agent on this machine; {name} is an agent of user {user}",
+                hint=OTHERS_HINT.format(user=user),
+            ) from PermissionDenied("only its user and root use it without a token")
     if node is not None:
         raise Unreachable(
             f"no agent named {node!r} is running on this machine",
@@ -82,6 +100,39 @@ def find_local_agents(
         described = _try_read_description(description.parent)
         if described is not None and described[0] not in names:
             yield described
+
+
+def find_agents_of_others(table: Path = UNIX_SOCKETS) -> Iterator[tuple[str, str]]:
+    """Yield name and user of each agent that another user runs on this machine.
+
+    Their folders are private, but the kernel lists the sockets of all users.
+    """
+    try:
+        rows = table.read_text(errors="replace").splitlines()[1:]
+    except OSError:
+        return
+    for fields in (row.split(maxsplit=_PATH_FIELD) for row in rows):
+        if len(fields) <= _PATH_FIELD or not int(fields[3], 16) & _LISTENING:
+            continue
+        path = Path(fields[_PATH_FIELD])
+        is_in_state = path.name == STATE_SOCKET
+        if is_in_state or (path.parent.name == "octaskly" and path.suffix == ".sock"):
+            uid = _owner_of(path)
+            if uid is not None and uid != os.geteuid():
+                name = path.parent.name if is_in_state else path.stem
+                yield name, user_name(uid)
+
+
+def _owner_of(path: Path) -> int | None:
+    """Return the owner of the first folder above a socket that this user may see."""
+    for place in (path, *path.parents):
+        try:
+            return place.lstat().st_uid
+        except FileNotFoundError:
+            return None
+        except OSError:
+            continue
+    return None
 
 
 def _glob_or_nothing(folder: Path, pattern: str) -> list[Path]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 SYSTEM_FOLDER = Path("/etc/octaskly")
 STATE_BASE = ("XDG_STATE_HOME", ".local/state")  #: for `xdg_folder`
+STATE_SOCKET = "octaskly.sock"  #: in a state folder, if there is no runtime folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Paths:
     def socket_path(self, name: str) -> Path:
         """Return the path of the local socket of the agent `name`."""
         is_own = self.runtime == self.state
-        return self.runtime / ("octaskly.sock" if is_own else f"{name}.sock")
+        return self.runtime / (STATE_SOCKET if is_own else f"{name}.sock")
 
     def is_discoverable(self, environ: Mapping[str, str]) -> bool:
         """Return True if commands of this user find the agent by its name alone."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,12 @@ from tests.support.agents import AS_OTHERS
 needs_no_installed_agent = pytest.mark.skipif(
     Path("/run/octaskly").exists(), reason="an agent is installed on this machine"
 )
+
+
+def in_folder(folder: str, place: str) -> Path:
+    path = Path(folder) / place
+    path.parent.mkdir(parents=True)
+    return path
 
 
 def dead_socket(path: Path) -> None:
@@ -67,6 +76,34 @@ def test_an_unknown_node_is_named(api: Api, octaskly: Run) -> None:
         "error: no agent named 'nobody' is running on this machine\n"
         "  hint: octaskly agent --name nobody\n"
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("place", ["run/octaskly/desk", "desk/octaskly"])
+def test_the_agent_of_another_user_is_named(octaskly: Run, place: str) -> None:
+    """Its folder is private, so it looks as if no agent ran."""
+    with (
+        tempfile.TemporaryDirectory() as theirs,  # The path of a socket is short.
+        serving(Api(name="desk"), path := in_folder(theirs, f"{place}.sock")),
+    ):
+        os.chown(path, pwd.getpwnam("nobody").pw_uid, -1)
+        alone = octaskly("ls", node=None)
+        named = octaskly("ls", node="desk")
+        other = octaskly("ls", node="other")
+
+    assert alone.returncode == 5
+    assert alone.stderr.decode() == (
+        "error: you run no agent on this machine; desk is an agent of user nobody\n"
+        "  cause: only its user and root use it without a token\n"
+        "  hint: octaskly token create --role client    as nobody: prints a token"
+        " for you\n"
+        "  hint: octaskly ca    as nobody: prints the CA of the mesh, for --ca-file\n"
+        "  hint: OCTASKLY_TOKEN=... octaskly --url https://127.0.0.1:3443 --ca-file"
+        " FILE ls\n"
+        "  hint: octaskly agent    or run an agent of your own\n"
+    )
+    assert named.stderr == alone.stderr
+    assert other.stderr.startswith(b"error: no agent named 'other' is running")
 
 
 @pytest.mark.parametrize("folder", ["s", "a-very-long-folder-name-" * 4])
