@@ -28,8 +28,8 @@ PERMISSIONS: Final = {
 }
 """Permissions of each role; the claim `permissions` only shows them to people."""
 
-INVALID: Final = "token is not valid"
-EXPIRED: Final = "token expired"
+INVALID: Final = "the token is incomplete, or not of this mesh"
+EXPIRED: Final = "the token has expired"
 
 _CLAIMS: Final = ["iss", "aud", "sub", "jti", "iat", "exp", "role", "permissions"]
 

@@ -18,6 +18,8 @@ import pexpect
 import pytest
 
 from octaskly.cli.demo.agents import DemoAgent
+from octaskly.trust import load_secret
+from octaskly.trust.tokens import TokenSigner
 from tests.cli.typed import typed, without_wait_reason
 
 Call = subprocess.CompletedProcess[bytes]
@@ -337,6 +339,55 @@ def test_a_token_grants_its_role_over_http(agent: DemoAgent) -> None:
 
     assert reads.returncode == 0, reads.stderr
     assert submits.returncode == 4, submits.stderr
+
+
+NEW_TOKEN = "`octaskly token create --role client` on a node prints a new one"
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("wrong", f"the token is incomplete, or not of this mesh; {NEW_TOKEN}"),
+        ("expired", f"the token has expired; {NEW_TOKEN}"),
+        (
+            "missing",
+            (
+                "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
+                "`octaskly token create --role client` prints one"
+            ),
+        ),
+    ],
+)
+def test_a_refused_token_has_error_cause_and_hint(
+    agent: DemoAgent, kind: str, cause: str
+) -> None:
+    """Each cause in its own words, before anything is done."""
+    description = agent.description()
+    assert description is not None
+    signer = TokenSigner(load_secret(agent.state.parent / "mesh.key"))
+    past_s = time.time() - 3600
+    tokens = {
+        "wrong": "x.y.z",
+        "expired": signer.sign_token(
+            subject="a", role="client", expires_s=60, now_s=past_s, jti="1"
+        ),
+    }
+    environ = {**os.environ, "OCTASKLY_TOKEN": tokens.get(kind, "")}
+
+    done = subprocess.run(
+        typed("--url", description["api_url"], "submit", "--", "true"),
+        capture_output=True,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 4
+    assert done.stderr.decode() == (
+        "error: Missing or invalid authentication token\n"
+        f"  cause: {cause}\n"
+        "  hint: export OCTASKLY_TOKEN=...    with a token of this mesh\n"
+    )
 
 
 def test_an_https_url_is_trusted_by_the_ca_of_the_mesh(

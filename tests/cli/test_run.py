@@ -177,12 +177,19 @@ def test_a_missing_dispatcher_exits_with_5_after_waiting(
     api: Api, octaskly: Run
 ) -> None:
     """It waits as the node requests, says so once, and gives up after 10 s."""
+    api.refusal = "No dispatcher is elected"
+    api.refusal_hint = "an election takes a few seconds; try again"
     api.refuse = lambda _method, _path: (503, {"Retry-After": "6"})
 
     done = octaskly("run", "--", "true")
 
     assert done.returncode == 5
-    assert done.stderr.count(b"waiting") == 1
+    assert done.stderr.decode() == (
+        "No dispatcher is elected; waiting\n"
+        "error: No dispatcher is elected\n"
+        "  cause: an election takes a few seconds; try again\n"
+        "  hint: octaskly doctor    finds out why nodes do not connect\n"
+    )
     assert len(api.requests) == 2
 
 

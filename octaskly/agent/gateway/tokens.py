@@ -28,7 +28,7 @@ from octaskly.trust.tokens import EXPIRES_S_MAX, LEEWAY_S, SessionOrigin
 SESSION_S: Final = 900  #: lifetime of a session token of the dashboard
 SESSION_S_MAX: Final = 12 * 3600  #: lifetime of a session; then open the page again
 UNNAMED_TOKEN_S_MAX: Final = 86_400  #: a token with a longer lifetime gets a name
-REVOKED: Final = "token revoked"
+REVOKED: Final = "the token was revoked"
 OUTDATED_SECRET: Final = (
     "a token of an older secret cannot issue a token of the newer one"  # noqa: S105
 )

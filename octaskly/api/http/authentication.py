@@ -34,6 +34,7 @@ VerifyToken = Callable[[str], Principal]
 """Returns the principal of a token; raises TrustError."""
 
 _GENERATION = re.compile(r"[1-9][0-9]{0,9}")
+_RENEWAL = "`octaskly token create --role client` on a node prints a new one"
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
@@ -53,7 +54,8 @@ def authenticate_bearer(header: str | None, verify: VerifyToken) -> Principal:
     try:
         return verify(token)
     except TrustError as error:
-        raise _unauthenticated(error.hint or error.message) from None
+        hint = error.hint or f"{error.message}; {_RENEWAL}"
+        raise _unauthenticated(hint) from None
 
 
 def authenticate_local_user(connection: socket.socket, node_name: str) -> Principal:
@@ -64,7 +66,8 @@ def authenticate_local_user(connection: socket.socket, node_name: str) -> Princi
         raise Problem(
             403,
             ACCESS_DENIED,
-            hint=f"user {user} is not in group {SOCKET_GROUP}",
+            hint=f"user {user} is not in group {SOCKET_GROUP}; join it, or send a token"
+            " over HTTP",
         )
     return Principal(subject=f"local:{user}@{node_name}", role="admin", uid=uid)
 
@@ -120,7 +123,7 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
 
 def token_ended_problem() -> Problem:
     """Return the 401 response for a token that was revoked or has expired."""
-    return _unauthenticated("the token was revoked, or has expired")
+    return _unauthenticated(f"the token was revoked, or has expired; {_RENEWAL}")
 
 
 def _unauthenticated(hint: str) -> Problem:

@@ -98,7 +98,7 @@ _BY_STATUS = {
 }
 _API_HINTS = {
     400: "octaskly --help    and octaskly COMMAND --help list the options",
-    401: "OCTASKLY_TOKEN=$(octaskly token create --role client)    made on a node",
+    401: "export OCTASKLY_TOKEN=...    with a token of this mesh",
     403: "octaskly token create --role client    on a node, or --role admin",
     404: "octaskly ls    lists the tasks",
     409: "octaskly cancel --force ID    also ends a task that runs",

@@ -365,11 +365,20 @@ def test_only_an_expired_token_is_reported_as_expired(front: Front) -> None:
     refused = [front.ask("GET", "/api/v1/stats", token=token) for token in forged]
     missing = front.ask("POST", TASKS, {"command": "true"}, token=None)
 
-    assert (expired.status, expired.body["hint"]) == (401, "token expired")
+    another = "`octaskly token create --role client` on a node prints a new one"
+    assert (expired.status, expired.body["error"], expired.body["hint"]) == (
+        401,
+        "Missing or invalid authentication token",
+        f"the token has expired; {another}",
+    )
     assert [(r.status, r.body["hint"]) for r in refused] == [
-        (401, "token is not valid")
+        (401, f"the token is incomplete, or not of this mesh; {another}")
     ] * len(forged)
     assert missing.headers["WWW-Authenticate"] == "Bearer"
+    assert missing.body["hint"] == (
+        "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
+        "`octaskly token create --role client` prints one"
+    )
 
 
 @pytest.mark.parametrize(
