@@ -14,6 +14,7 @@ from octaskly.agent.components import Components
 from octaskly.agent.join_service import MeshChangeCallbacks
 from octaskly.agent.node_setup import make_folders
 from octaskly.agent.process_hooks import (
+    Banner,
     GarbageCollection,
     StopSignals,
     SystemdNotifier,
@@ -40,6 +41,7 @@ from octaskly.system.log import Logger
 from octaskly.trust import MeshSecret, NodeKey, SecretFile, create_secret_file
 from octaskly.trust.secret_file import SecretUse
 
+BANNER_WAIT_S = 5.0  #: then the banner says that no dispatcher is elected
 CHECK_S = 2.0  #: between two samples of load and health
 SECRET_POLL_S = 1.0  #: between checks for the secret file, while unpaired
 CLOSE_S = 20.0  #: longest shutdown after the end of all tasks, announced to systemd
@@ -56,12 +58,13 @@ class Agent:
         config: AgentConfig,
         log: Logger,
         notifier: SystemdNotifier,
+        banner: Banner,
         signals: StopSignals,
         environ: MutableMapping[str, str],
     ) -> None:
         self._config, self._environ = config, environ
         self._log = log.bind(node=config.name)
-        self._notifier = notifier
+        self._notifier, self._banner = notifier, banner
         self._clock, self._garbage_collection = SystemClock(), GarbageCollection()
         self._secret_file = SecretFile(config.paths.secret, config.paths.state)
         self._components: Components | None = None
@@ -154,13 +157,30 @@ class Agent:
                 sys.setswitchinterval(GIL_SWITCH_INTERVAL_S)
                 self._notifier.notify_ready()
                 watch = tasks.create_task(self._monitor(parts))
+                greeting = tasks.create_task(self._greet(parts))
                 await self._serve_until_stopped(parts)
                 watch.cancel()
+                greeting.cancel()
                 await parts.close()
         finally:
             await store.close()
         if parts.loop.failure is not None:
             raise parts.loop.failure
+
+    async def _greet(self, components: Components) -> None:
+        """Print the banner once the node has found its place in the mesh."""
+        if not self._banner.is_wanted:
+            return
+        found = await components.gateway.wait_for_dispatcher(BANNER_WAIT_S)
+        view, mesh = components.gateway.view, components.gateway.mesh_id
+        assert mesh is not None, "only an unpaired node has no mesh"
+        names = {member.id: member.name for member in view.live_members}
+        self._banner.print_member(
+            name=names.get(view.node_id, self._config.name),
+            mesh=mesh,
+            dispatcher=names.get(found.node, found.node) if found else None,
+            nodes=len(names),
+        )
 
     def _on_duplicate_node(self) -> None:
         """Restart with a new id, at most once: a new id has no duplicate."""
@@ -244,11 +264,11 @@ class Agent:
         async with serve_unpaired(
             self._config,
             loopback_port,
-            meshes,
             self._clock,
             self._log,
             self._mesh_changes,
         ):
+            self._report_unpaired(meshes)
             self._notifier.notify_ready()
             self._notifier.set_status(
                 "unpaired: a mesh was discovered, but there is no secret here"
@@ -260,6 +280,17 @@ class Agent:
         self._has_joined_other_mesh = False
         is_over = self._signals.count or self._is_leaving
         return (None if is_over else self._secret_file.load()), False
+
+    def _report_unpaired(self, meshes: frozenset[str]) -> None:
+        if self._banner.is_wanted:
+            self._banner.print_unpaired()
+            return
+        self._log.warning(
+            "unpaired",
+            meshes=", ".join(sorted(meshes)),
+            hint="`octaskly invite` on a member, then here `octaskly join CODE`; or"
+            " `octaskly agent --new-mesh`, which creates a mesh of its own",
+        )
 
     async def _serve_until_stopped(self, components: Components) -> None:
         """Run until a stop or a failure; then transfer the role and drain."""

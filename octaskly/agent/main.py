@@ -17,33 +17,58 @@ from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from octaskly.agent.process_hooks import StopSignals, SystemdNotifier
+from octaskly.agent.process_hooks import Banner, StopSignals, SystemdNotifier
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.task_account import InheritedSettings
 from octaskly.errors import ConfigError, StoreError
 from octaskly.mesh.discovery.mdns_scan import FIRST_SCAN_S, scan_meshes
-from octaskly.system.log import Logger, configure
+from octaskly.system.log import Logger, configure, startup_filter
 
 EXIT_FAILED = 1
 
 
-def run(config: AgentConfig, environ: MutableMapping[str, str] = os.environ) -> int:
-    """Run a node until a stop is requested; return the exit code of the process."""
+def run(
+    config: AgentConfig,
+    environ: MutableMapping[str, str] = os.environ,
+    *,
+    creates_mesh: bool = False,
+) -> int:
+    """Run a node until a stop is requested; return the exit code of the process.
+
+    Args:
+        config: The settings of the agent.
+        environ: The environment.
+        creates_mesh: Without a secret, create a mesh although another one is in sight.
+    """
     options = config.options
-    log = configure(options.log_format, options.log_level, environ)
+    hidden = startup_filter(options.log_format, options.log_level)
+    log = configure(options.log_format, options.log_level, environ, hidden)
     config = replace(
         config, inherited=InheritedSettings(os.umask(0o077), _disable_core_dumps())
     )
-    if not config.paths.is_discoverable(environ):
+    is_discoverable = config.paths.is_discoverable(environ)
+    if not is_discoverable:
         hint = f"octaskly --state-dir {shlex.quote(str(config.paths.state))} nodes"
         log.info("commands need the state folder of this agent", hint=hint)
     try:
         with contextlib.closing(SystemdNotifier(environ)) as notifier:
             # If the folder is unreadable, a later read raises an error that names it.
-            has_secret = os.path.lexists(config.paths.secret)
+            is_scan_needed = not os.path.lexists(config.paths.secret)
+            if creates_mesh and not is_scan_needed:
+                hint = "this machine is in a mesh already: `octaskly leave` first"
+                log.warning("no new mesh", hint=hint)
+            banner = Banner(config, hidden, is_discoverable=is_discoverable)
             return asyncio.run(
-                _start_agent(config, log, notifier, environ, has_secret=has_secret)
+                _start_agent(
+                    config,
+                    log,
+                    notifier,
+                    banner,
+                    environ,
+                    meshes=frozenset() if creates_mesh else None,
+                    is_scan_needed=is_scan_needed and not creates_mesh,
+                )
             )
     except (ConfigError, StoreError) as error:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201  the last output of a command
@@ -67,16 +92,18 @@ async def _start_agent(
     config: AgentConfig,
     log: Logger,
     notifier: SystemdNotifier,
+    banner: Banner,
     environ: MutableMapping[str, str],
     *,
-    has_secret: bool,
+    meshes: frozenset[str] | None,
+    is_scan_needed: bool,
 ) -> int:
-    signals, meshes = StopSignals(), None
-    if not has_secret:
+    signals = StopSignals()
+    if is_scan_needed:
         interfaces = config.options.interfaces
         meshes = await scan_meshes(FIRST_SCAN_S, interfaces, meanwhile=_import_agent)
     life = await _import_agent()
-    agent = life.Agent(config, log, notifier, signals, environ)
+    agent = life.Agent(config, log, notifier, banner, signals, environ)
     code: int = await agent.run(meshes)
     return code
 

@@ -1,4 +1,4 @@
-"""The process of an agent: garbage collection, stop signals, and systemd.
+"""The process of an agent: garbage collection, stop signals, systemd, a terminal.
 
 Source for systemd: sd_notify(3). Its protocol is one datagram and will not change, so
 no library is needed.
@@ -10,14 +10,17 @@ import asyncio
 import contextlib
 import gc
 import os
+import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Final
 
+from octaskly import __version__
+from octaskly.config.agent import AgentConfig
 from octaskly.ports import Clock
-from octaskly.system.log import Logger
+from octaskly.system.log import Logger, StartupFilter
 
 #: Allocations minus deallocations since the last collection.
 YOUNG_OBJECTS_MAX: Final = 20_000
@@ -146,3 +149,93 @@ class SystemdNotifier:
             # The node keeps running if systemd does not read.
             with contextlib.suppress(OSError):
                 self._socket.sendto(message.encode(), self._address)
+
+
+class Banner:
+    """Prints what a person needs to know once a node runs.
+
+    Args:
+        config: The settings of the agent.
+        startup_filter: Hides the log of the start until the banner is printed; None
+            where nobody reads a terminal, and the log has everything.
+        is_discoverable: True if commands find this agent by its name.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        startup_filter: StartupFilter | None,
+        *,
+        is_discoverable: bool,
+    ) -> None:
+        self._config = config
+        self._startup_filter = startup_filter
+        self._command = "octaskly"
+        if not is_discoverable:
+            folder = shlex.quote(str(config.paths.state))
+            self._command += f" --state-dir {folder}"
+        elif config.options.name:
+            # Other agents probably run on this machine.
+            self._command += f" --node {config.name}"
+
+    @property
+    def is_wanted(self) -> bool:
+        """Return True if a person reads it."""
+        return self._startup_filter is not None
+
+    def print_member(
+        self, *, name: str, mesh: str, dispatcher: str | None, nodes: int
+    ) -> None:
+        """Print it for a node that is in a mesh.
+
+        Args:
+            name: Name of the node.
+            mesh: Id of the mesh.
+            dispatcher: Name of the dispatcher; None if none is known yet.
+            nodes: Number of nodes of the mesh.
+        """
+        role = f"its dispatcher is {dispatcher}"
+        if dispatcher is None:
+            role = "no dispatcher is elected yet"
+        elif dispatcher == name:
+            role = "this node is its dispatcher"
+        count = "1 node" if nodes == 1 else f"{nodes} nodes"
+        self._print(
+            name,
+            [f"Mesh {mesh}: {count}; {role}."],
+            (
+                ("Try it:", f"{self._command} run -- hostname"),
+                ("Open the dashboard:", f"{self._command} open"),
+                ("Add a machine:", f"{self._command} invite"),
+            ),
+        )
+
+    def print_unpaired(self) -> None:
+        """Print it for a node that sees a mesh, but has no secret to join it."""
+        self._print(
+            self._config.name,
+            [
+                "It sees a mesh that it is not a member of, and waits to be admitted.",
+            ],
+            (
+                ("On a member:", "octaskly invite"),
+                ("Then here:", f"{self._command} join CODE"),
+                ("A mesh of your own:", "octaskly agent --new-mesh"),
+            ),
+        )
+
+    def _print(
+        self, name: str, about: Sequence[str], commands: Sequence[tuple[str, str]]
+    ) -> None:
+        if self._startup_filter is None:
+            return
+        width = max(len(label) for label, _ in commands) + 2
+        lines = [
+            f"Octaskly {__version__}: node {name}, running until Ctrl-C",
+            *about,
+            "",
+            *(f"  {label:{width}}{command}" for label, command in commands),
+            "",
+        ]
+        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
+        self._startup_filter.show_all()

@@ -37,7 +37,6 @@ from octaskly.trust import NodeKey
 async def serve_unpaired(
     config: AgentConfig,
     loopback_port: LoopbackPort,
-    meshes: frozenset[str],
     clock: SystemClock,
     log: Logger,
     mesh_changes: MeshChangeCallbacks,
@@ -69,12 +68,6 @@ async def serve_unpaired(
             )
             await discovery.start(tasks)
             try:
-                log.warning(
-                    "unpaired",
-                    meshes=", ".join(sorted(meshes)),
-                    hint="`octaskly invite` on a member, then here "
-                    "`octaskly join CODE`",
-                )
                 yield
             finally:
                 await discovery.close()

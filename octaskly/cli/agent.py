@@ -52,11 +52,19 @@ def _flag(setting: Setting) -> click.Option:
 
 
 @click.command(
-    params=[_flag(setting) for setting in SETTINGS],
+    params=[
+        *(_flag(setting) for setting in SETTINGS),
+        click.Option(
+            ["--new-mesh", "creates_mesh"],
+            is_flag=True,
+            help="Create a mesh, although another one is in sight. No effect if this"
+            " machine is in a mesh.",
+        ),
+    ],
     epilog="Example: octaskly agent --slots 4 --label room=office",
 )
 @click.pass_context
-def agent(ctx: click.Context, /, **flags: Any) -> int:
+def agent(ctx: click.Context, /, *, creates_mesh: bool, **flags: Any) -> int:
     """Run a node of the mesh in the foreground, until Ctrl-C.
 
     Without options, it discovers the other nodes of this LAN. Every flag can also be
@@ -68,7 +76,7 @@ def agent(ctx: click.Context, /, **flags: Any) -> int:
     config = load_agent_config(flags, choice.environ)
     # Imported here, because the agent imports libraries that commands do not need.
     main = importlib.import_module("octaskly.agent.main")
-    code: int = main.run(config)
+    code: int = main.run(config, creates_mesh=creates_mesh)
     return code
 
 

@@ -520,6 +520,8 @@ class AgentOptions(LimitOptions):
         Choices("auto", "console", "json", "journal"),
         "format of log events; auto is journal under systemd, else console",
         default="auto",
+        details="on a terminal, auto prints a banner instead of the log of the start, "
+        "unless --log-level is changed",
     )
     log_level: str = setting(
         "--log-level",

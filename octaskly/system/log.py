@@ -61,19 +61,54 @@ class Logger(Protocol):
         """Return a logger that adds these fields to each event."""
 
 
-def configure(style: str, level: str, environ: Mapping[str, str]) -> Logger:
+class StartupFilter:
+    """Hides lines of level `info` until the banner of the agent is printed.
+
+    It is for terminals: there, the banner says what the log of a start says.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = False
+
+    def show_all(self) -> None:
+        """Hide no more lines."""
+        self._is_open = True
+
+    def __call__(
+        self, _logger: Any, name: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        """Return the event, or drop it."""
+        if name == "info" and not self._is_open:
+            raise structlog.DropEvent
+        return event
+
+
+def startup_filter(style: str, level: str) -> StartupFilter | None:
+    """Return a filter if stderr is a terminal, and nobody asked for a certain log."""
+    is_default = style == "auto" and level == "info"
+    return StartupFilter() if is_default and sys.stderr.isatty() else None
+
+
+def configure(
+    style: str,
+    level: str,
+    environ: Mapping[str, str],
+    only: StartupFilter | None = None,
+) -> Logger:
     """Set up the process's log on stderr and return its root logger.
 
     Args:
         style: `auto`, `console`, `json` or `journal`.
         level: Lowest level shown: `debug`, `info`, `warning` or `error`.
         environ: Environment; only JOURNAL_STREAM and NO_COLOR are used.
+        only: Hides some of the lines.
     """
     is_journal = _is_stderr_journal(environ)
     if style == "auto":
         style = "journal" if is_journal else "console"
     structlog.configure(
         processors=[
+            *([only] if only is not None else []),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True)
             if style != "journal"

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import click
 
 from octaskly.cli.root import COMMANDS
+from octaskly.config.settings import SETTINGS
 
 SHARED = "run"
 """The command whose options other commands share; only its section lists them."""
+
+SETTING_FIELDS = frozenset(setting.field for setting in SETTINGS)
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -44,10 +47,13 @@ def flags(command: click.Command) -> set[str]:
 
 
 def part(words: str, command: click.Command) -> str:
-    """Return a command's usage and options; those of `agent` are settings."""
+    """Return a command's usage and options, but no settings of an agent."""
     context = click.Context(command, info_name=f"octaskly {words}")
     usage = " ".join([context.info_name or "", *command.collect_usage_pieces(context)])
-    table = "" if words == "agent" else _table(words, list(_options(command)))
+    options = list(_options(command))
+    if words == "agent":
+        options = [each for each in options if each.name not in SETTING_FIELDS]
+    table = _table(words, options)
     return f"`{usage}`\n\n{table}".rstrip("\n") + "\n"
 
 

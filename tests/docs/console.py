@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from octaskly.trust import create_secret_file
 from tests.docs.blocks import RUN, Block, Command, commands_of
@@ -270,7 +270,7 @@ class Console:
         assert code == 0, self._log(name)
 
     def start(self, text: str, shown: list[str]) -> None:
-        """Start an agent, and wait until it logs the shown lines, or serves."""
+        """Start an agent, and wait until it prints the shown lines, or serves."""
         name = re.search(r"--name (\S+)", text)
         called = name[1] if name else self.ask("hostname")[0].split(".")[0]
         flags = " --api-port 0 --peer-port 0 --lan-port 0"
@@ -278,18 +278,22 @@ class Console:
             flags += " --interface lo"
         if self._place:
             flags = ""
-        with (self.home / f"{called}.log").open("wb") as log:
+        ours, terminal = os.openpty()
+        log = (self.home / f"{called}.log").open("wb", buffering=0)
+        threading.Thread(target=_copy_screen, args=(ours, log), daemon=True).start()
+        try:
             self._agents[called] = subprocess.Popen(
                 [*self._place, "bash", "-c", f"exec {text}{flags}"],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environ,
+                stdout=terminal,
+                stderr=terminal,
+                env=self.environ | {"NO_COLOR": "1"},
                 cwd=self.home,
             )
+        finally:
+            os.close(terminal)
         # Without shown lines, continue once the agent serves or waits for admission.
-        serves = "... unpaired ..." if self._invites else "... agent ready ..."
-        for line in shown or [serves]:
+        for line in shown or ["Octaskly ... running until Ctrl-C"]:
             self._until_logged(called, line)
         if self._port is None and not self._place:
             state = self.home / ".local" / "state" / "octaskly" / called
@@ -315,6 +319,14 @@ class Console:
         self.ask("trap - ERR")
         assert not any(line.startswith(FAILED) for line in printed), "\n".join(printed)
         return printed
+
+
+def _copy_screen(terminal: int, log: IO[bytes]) -> None:
+    """Copy what a program prints on a terminal until its end."""
+    with contextlib.suppress(OSError), log:
+        while data := os.read(terminal, 1 << 16):
+            log.write(data.replace(b"\r\n", b"\n"))
+    os.close(terminal)
 
 
 @contextlib.contextmanager

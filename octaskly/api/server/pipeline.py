@@ -44,7 +44,10 @@ from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_o
 from octaskly.api.server.request_turns import RequestTurns
 from octaskly.ports import Principal
 
-JOIN_HINT = "run `octaskly invite` on a member, then `octaskly join CODE` here"
+JOIN_HINT = (
+    "run `octaskly invite` on a member, then `octaskly join CODE` here; or restart the"
+    " agent as `octaskly agent --new-mesh`, which creates a mesh of its own"
+)
 READING = ("GET", "HEAD")  #: requests that may take long and change nothing
 
 AiohttpHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

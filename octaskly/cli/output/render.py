@@ -108,7 +108,10 @@ _HINTS = {
     "No dispatcher is elected": "octaskly doctor    finds out why nodes do not connect",
     "Too many requests": "octaskly config    on the dispatcher shows its rates",
     "Worker not found": "octaskly nodes    lists the nodes",
-    "This node is in no mesh yet": "octaskly join CODE    from `octaskly invite`",
+    "This node is in no mesh yet": (
+        "octaskly join CODE    from `octaskly invite` on a member\n"
+        "octaskly agent --new-mesh    restarts it with a mesh of its own"
+    ),
     "This node is no longer in the mesh": (
         "octaskly join CODE    from `octaskly invite`"
     ),
@@ -170,7 +173,7 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
             place = error.field.removeprefix("$[0].").removeprefix("$.")
             cause = cause if place in cause else f"{place}: {cause}"
         hint = _HINTS.get(error.message) or _API_HINTS.get(error.status)
-        hints = [hint] if hint else []
+        hints = hint.splitlines() if hint else []
     what = f"{about}: {error.message}" if about else error.message
     print_error(what, cause=cause, hints=hints)
     return exit_code_of(error)

@@ -307,6 +307,26 @@ def test_a_node_that_sees_a_mesh_waits_for_its_secret(
         until_nodes(solo, 2)
 
 
+def test_a_node_that_sees_a_mesh_may_create_its_own(
+    solo: Agent, tmp_path: Path
+) -> None:
+    """Only with a flag; at its next start, the flag changes nothing."""
+    until_nodes(solo, 1)
+    secret = tmp_path / "elsewhere" / "mesh.key"
+    words = ("--name", "ben", "--new-mesh")
+    first = launch(tmp_path / "ben", secret, *words)
+    with ending(first):
+        until_nodes(first, 1)
+        made = secret.read_bytes()
+    again = launch(tmp_path / "ben", secret, *words)
+    with ending(again):
+        until_nodes(again, 1)
+
+    assert made != (solo.state.parent / "mesh.key").read_bytes()
+    assert secret.read_bytes() == made
+    assert "no new mesh" in again.log()
+
+
 def test_a_killed_and_restarted_dispatcher_has_every_task(
     tmp_path: Path,
 ) -> None:

@@ -43,9 +43,7 @@ async def serve_and_exchange(tmp_path: Path) -> tuple[bytes, bytes]:
 
     # Another user holds the port, so this node serves its socket only.
     port = LoopbackPort(taken_port=3000, holder="user eve")
-    async with serve_unpaired(
-        config, port, frozenset({"m"}), SystemClock(), logger, mesh_changes
-    ):
+    async with serve_unpaired(config, port, SystemClock(), logger, mesh_changes):
         path = find_agent_socket(environ, node=None, state_dir=config.paths.state)
         within = await exchange(path, field_bytes=3 << 10)
         above = await exchange(path, field_bytes=5 << 10)
