@@ -93,22 +93,40 @@ class TreeKeeper:
 
     async def hold_inputs(self, inputs: Sequence[InputBlob]) -> list[str]:
         """Fetch what this node lacks of some inputs, and keep it for `RETENTION_S`."""
-        loop, fetcher = asyncio.get_running_loop(), self._fetcher
         failures = []
         for needed in inputs:
-            source = fetcher.find_blob(needed.blob)
-            assert source is not None
-            hold = fetcher.hold_tree if needed.is_tree else fetcher.hold_file
-            failures += await loop.run_in_executor(fetcher.threads, hold, source)
+            try:
+                failures += await self._hold_input(needed)
+            except FileQuotaExceeded as error:
+                node = needed.blob.node
+                failures.append(f"the files of node {node}: {error.message}")
         return failures
+
+    async def _hold_input(self, needed: InputBlob) -> list[str]:
+        """Hold one input here.
+
+        Raises:
+            FileQuotaExceeded: there is no room for it.
+        """
+        loop, fetcher = asyncio.get_running_loop(), self._fetcher
+        source = fetcher.find_blob(needed.blob)
+        assert source is not None
+        hold = fetcher.hold_tree if needed.is_tree else fetcher.hold_file
+        return await loop.run_in_executor(fetcher.threads, hold, source)
 
     async def replicate_input(self, needed: InputBlob) -> list[NodeId]:
         """Store an input here and at the standbys; return those that have it.
 
         Raises:
-            OutputNotFound: only the node that the input names has it.
+            FileQuotaExceeded: only the node that the input names has it, since this
+                node has no room.
+            OutputNotFound: only that node has it, for another reason.
         """
-        failures = await self.hold_inputs([needed])
+        no_room: FileQuotaExceeded | None = None
+        try:
+            failures = await self._hold_input(needed)
+        except FileQuotaExceeded as error:
+            failures, no_room = [f"dispatcher: {error.message}"], error
         standbys = [
             member
             for member in self._view.other_members()
@@ -120,11 +138,14 @@ class TreeKeeper:
                 for member in standbys
             }
         have = [node for node, answer in asked.items() if not answer.result()]
-        if not failures:
+        is_here = not failures
+        if is_here:
             have.insert(0, self._view.node_id)
-        elif not set(have) - {self._view.find_node_id(needed.blob.node)}:
-            raise OutputNotFound("; ".join(failures))
         failures += [each for answer in asked.values() for each in answer.result()]
+        if not (is_here or set(have) - {self._view.find_node_id(needed.blob.node)}):
+            if no_room is not None:
+                raise type(no_room)("; ".join(failures), hint=no_room.hint)
+            raise OutputNotFound("; ".join(failures))
         if failures:
             self._log.warning("input not replicated", failures=failures[:4])
         return have

@@ -212,6 +212,10 @@ async def replicate_input(request: Request) -> web.StreamResponse:
     needed = request_bodies.parse_input(request.body)
     try:
         nodes = await request.files.trees.replicate_input(needed)
+    except FileQuotaExceeded as error:
+        text = _NO_ROOM.get(type(error), NO_ROOM_FOR_FILE)
+        hint = f"{error.message}; {error.hint}"
+        raise Problem(507, text, hint=hint) from None
     except OutputNotFound as error:
         raise Problem(404, "File not found", hint=error.message) from None
     shown = TreeCopies(nodes=list(nodes))
@@ -481,7 +485,7 @@ ROUTES = (
         access=Access.SUBMIT,
         body_type=InputIn,
         responses={201: TreeCopies},
-        error_statuses=(404,),
+        error_statuses=(404, 507),
     ),
     Route(
         method="POST",

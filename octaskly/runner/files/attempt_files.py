@@ -19,7 +19,7 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
 from octaskly.files.manifest import Manifest, ManifestError, merge_trees
-from octaskly.ports import FileQuotaExceeded
+from octaskly.ports import FileExceedsQuota, FileQuotaExceeded
 from octaskly.runner.files.blob_fetcher import (
     BlobFetcher,
     BlobSource,
@@ -124,6 +124,8 @@ class ScratchFolders:
             return Prepared([], None, problem=problem)
         try:
             trees, missing = self._fetch(spec, sources, may_continue, tally)
+        except FileExceedsQuota as error:  # There is no room later, either.
+            return Prepared([error.message], None)
         except FileQuotaExceeded as error:
             return Prepared([], None, full=error.message)
         if missing:

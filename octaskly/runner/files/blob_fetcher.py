@@ -128,7 +128,6 @@ class _Wanted(NamedTuple):
 _FAILURES = (
     OutputNotFound,
     ContentMismatch,
-    FileExceedsQuota,
     ManifestError,
     HolderUnreachable,
 )
@@ -343,23 +342,28 @@ class BlobFetcher:
         return {digest.hex(): size for digest, size in of_files.items()}
 
     def hold_tree(self, source: BlobSource) -> list[str]:
-        """Fetch what is not here of a tree, keep it, and flush it to disk."""
+        """Fetch what is not here of a tree, keep it, and flush it to disk.
+
+        Raises:
+            FileQuotaExceeded: there is no room for it now.
+        """
         try:
             failures = self.fetch_tree(source, keep_s=RETENTION_S)
             if failures:
                 return failures
             contents = self.read_manifest(source.blob).sizes()
             names = [source.blob.sha256, *(digest.hex() for digest in contents)]
-        except (*_FAILURES, FileQuotaExceeded) as error:
+        except _FAILURES as error:
             return [f"the files of node {source.blob.node}: {error}"]
         return self._flush(names)
 
     def hold_file(self, source: BlobSource) -> list[str]:
-        """Fetch a file that is not here, keep it, and flush it to disk."""
-        try:
-            failures = self.fetch_blob(source, keep_s=RETENTION_S)
-        except FileQuotaExceeded as error:
-            return [error.message]
+        """Fetch a file that is not here, keep it, and flush it to disk.
+
+        Raises:
+            FileQuotaExceeded: there is no room for it now.
+        """
+        failures = self.fetch_blob(source, keep_s=RETENTION_S)
         return failures or self._flush([source.blob.sha256])
 
     def _flush(self, names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
-from octaskly.ports import DiskFull, FileQuotaExceeded
+from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded
 from octaskly.runner.files import blob_fetcher, pieces
 from octaskly.runner.files.blob_fetcher import BlobFetcher
 from tests.support.holders import FAULTS, Lan
@@ -132,9 +132,8 @@ def test_a_full_store_is_no_failure_of_the_holder(tmp_path: Path) -> None:
     with pytest.raises(FileQuotaExceeded):
         fetch(fetcher, name)
     too_small = Lan(tmp_path, a="", b="").fetcher(quota_bytes=len(DATA) - 1)
-    (failure,) = fetch(too_small, name)
-
-    assert f"the quota of this node, {len(DATA) - 1} bytes" in failure
+    with pytest.raises(FileExceedsQuota, match=f" this node, {len(DATA) - 1} bytes"):
+        fetch(too_small, name)
 
 
 @pytest.mark.parametrize("is_lent", [False, True])

@@ -17,7 +17,8 @@ from octaskly.core.model.task_options import BlobRef, InputBlob
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
 from octaskly.errors import OutputNotFound
-from octaskly.ports import DurableStore
+from octaskly.ports import DurableStore, FileQuotaExceeded
+from octaskly.ports.files import DiskFull
 from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.files.holder_connection import Holder
 from octaskly.runner.files.output_copies import OutputCopies
@@ -49,12 +50,16 @@ class Fetches:
         self.held_here: list[tuple[str, bool]] = []
         self.asked: list[tuple[Holder, list[str]]] = []
         self.failures: list[str] = []  #: of this node
+        self.no_room: FileQuotaExceeded | None = None  #: at this node
+        self.refusals: list[str] = []  #: of other nodes
 
     def find_blob(self, blob: BlobRef) -> BlobSource:
         return BlobSource(blob, lambda: ())
 
     def hold_tree(self, source: BlobSource) -> list[str]:
         self.held_here.append((source.blob.sha256, True))
+        if self.no_room is not None:
+            raise self.no_room
         return self.failures
 
     def hold_file(self, source: BlobSource) -> list[str]:
@@ -63,7 +68,7 @@ class Fetches:
 
     def ask_to_hold(self, holder: Holder, inputs: Sequence[InputBlob]) -> list[str]:
         self.asked.append((holder, [each.blob.sha256 for each in inputs]))
-        return []
+        return self.refusals
 
 
 def tree_at(node: str, digit: str) -> InputBlob:
@@ -172,3 +177,26 @@ async def test_a_dispatcher_without_room_counts_on_its_standbys(
     else:
         assert await keeper.replicate_input(tree_at(origin, "1")) == nodes
         assert warnings.texts == [["no room"]]
+
+
+async def test_an_input_that_has_no_room_anywhere_is_refused_for_that() -> None:
+    """Each reason is named; a file that is not found would be another error."""
+    fetches = Fetches()
+    fetches.no_room = DiskFull("the disk is full", hint="free some")
+    fetches.refusals = ["ben: no room either"]
+    keeper = TreeKeeper(
+        cast("DurableStore", None),
+        view(),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),
+        cast("Logger", None),  # Nothing is logged.
+    )
+
+    with pytest.raises(DiskFull) as caught:
+        await keeper.replicate_input(tree_at("cy", "1"))
+
+    assert caught.value.message == ("dispatcher: the disk is full; ben: no room either")
+    assert caught.value.hint == "free some"
+    assert await keeper.hold_inputs([tree_at("cy", "1")]) == [
+        "the files of node cy: the disk is full"
+    ]
