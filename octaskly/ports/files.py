@@ -44,6 +44,7 @@ class InputSources(NamedTuple):
 
     total_bytes: int
     sent_bytes: Mapping[str, int]  #: by name of the node; the rest was here already
+    awaited: str = ""  #: files that have not arrived; empty if none are awaited
 
     @property
     def present_bytes(self) -> int:

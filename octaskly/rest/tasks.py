@@ -439,12 +439,16 @@ class SentBytes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InputBytes(msgspec.Struct, frozen=True, kw_only=True):
-    """The bytes of a task's files: what its node had already, and what others sent."""
+    """The bytes of a task's files: what its node had already, and what others sent.
+
+    `awaited` says which files have not arrived; null once the command may start.
+    """
 
     node: str
     bytes: int
     present_bytes: int
     sent: list[SentBytes] = []  #: the most first
+    awaited: str | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):

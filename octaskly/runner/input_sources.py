@@ -21,6 +21,7 @@ class SourceTally:
         self._lock = threading.Lock()
         self._needed_bytes: dict[str, int] = {}
         self._sent_bytes = Counter[str]()
+        self.awaited = ""  #: files that have not arrived, for people
 
     def set_needed(self, tree: str, size_bytes: int) -> None:
         """Set the bytes that the attempt needs of a tree."""
@@ -36,7 +37,9 @@ class SourceTally:
         """Return the counts so far."""
         with self._lock:
             return InputSources(
-                sum(self._needed_bytes.values()), dict(self._sent_bytes)
+                sum(self._needed_bytes.values()),
+                dict(self._sent_bytes),
+                self.awaited,
             )
 
 
@@ -54,6 +57,11 @@ class SourceHistory:
         if len(self._tallies) > ATTEMPTS_MAX:
             del self._tallies[next(iter(self._tallies))]
         return tally
+
+    def set_awaited(self, attempt: AttemptKey, files: str) -> None:
+        """Set which files an attempt awaits, or that it awaits none."""
+        if (tally := self._tallies.get(attempt)) is not None:
+            tally.awaited = files
 
     def read(self, attempt: AttemptKey) -> InputSources | None:
         """Return the sources of an attempt; None if they are not known."""

@@ -283,6 +283,7 @@ def input_bytes(node: str, sources: InputSources) -> rest.InputBytes:
         bytes=sources.total_bytes,
         present_bytes=sources.present_bytes,
         sent=[rest.SentBytes(node=name, bytes=size) for name, size in most_first],
+        awaited=sources.awaited or None,
     )
 
 

@@ -149,6 +149,9 @@ def explanation_lines(found: Explanation) -> Iterator[str]:
     if inputs is None:
         yield f"{found.id} ({found.status}): {found.summary}"
         return
+    if inputs.awaited is not None and found.status == "running":
+        yield f"{found.id} (waiting on {inputs.node}): {inputs.awaited}"
+        return
     total = data_size(inputs.bytes)
     text = f"{data_size(inputs.present_bytes)} of {total} were already there"
     for sent in inputs.sent:

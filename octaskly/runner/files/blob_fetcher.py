@@ -550,8 +550,10 @@ class _Fetch:
                 return
             is_known = self._wanted.is_lent_here or self._named_holder() is not None
             wait_s_max = LENDER_WAIT_S if is_known else UNKNOWN_NODE_WAIT_S
+        is_away = wait_s != ASK_AGAIN_S
         raise FilesAwaited(
-            f"{len(missing)} of them have not been sent by the client",
+            f"{len(missing)} of them not yet sent by the client"
+            f"{', which is not connected now' if is_away else ''}",
             retry_s=wait_s,
             wait_s_max=wait_s_max,
         )

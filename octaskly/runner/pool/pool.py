@@ -453,6 +453,7 @@ class Pool:
     def _on_prepared(self, item: PoolAttempt, found: Prepared | BaseException) -> None:
         if isinstance(found, Prepared):
             item.folder, item.stdin_fd = found.folder, found.stdin_fd
+        self._sources.set_awaited((item.spec.id, item.attempt), "")
         if item.is_cancelled:
             self._end_attempt(item, cancelled_outcome())
         elif isinstance(found, FilesAwaited) and not item.is_return_requested:
@@ -500,6 +501,7 @@ class Pool:
         elif now_s - item.stalled_since_s > awaited.wait_s_max:
             self._end_attempt(item, released_outcome(EndReason.INPUTS, str(awaited)))
             return
+        self._sources.set_awaited((item.spec.id, item.attempt), str(awaited))
         self._awaiting_files[item] = asyncio.get_running_loop().call_later(
             awaited.retry_s, self._resume_preparing, item
         )

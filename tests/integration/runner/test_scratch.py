@@ -343,7 +343,11 @@ async def test_an_attempt_waits_for_the_files_of_a_client(
     await_files(monkeypatch, tries=9, wait_s_max=inf)
     async with rig(tmp_path) as made:
         outcome = await made.run("echo ran", options=LENT)
+        (attempt,) = made.reports
+        sources = made.pool.read_input_sources(attempt.task, attempt.attempt)
 
+    assert sources is not None
+    assert sources.awaited == ""
     assert (outcome.state, outcome.stdout) == (AttemptState.OK, b"ran\n")
 
 
@@ -367,6 +371,9 @@ async def test_an_attempt_that_waits_for_files_ends_at_once(
     async with rig(tmp_path) as made:
         name = made.start("true", options=LENT)
         await eventually(lambda: made.pool._awaiting_files)
+        sources = made.pool.read_input_sources(*name)
+        assert sources is not None
+        assert sources.awaited == "1 not sent"
         if reason is EndReason.CANCELLED:
             made.pool.stop_attempts([name])
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from octaskly.cli.output.task_view import explanation_lines
 from octaskly.rest.tasks import Explanation, InputBytes, SentBytes
 
@@ -32,6 +34,15 @@ def test_it_says_where_the_bytes_came_from() -> None:
     assert lines("completed", all_there) == [
         "task-041 (completed on nas): 2.0 GB of 2.0 GB were already there"
     ]
+
+
+def test_it_says_what_a_task_waits_for() -> None:
+    """Its client lends the files, and may have closed its laptop."""
+    files = "the files of node desk: 3 of them not yet sent by the client"
+    awaiting = replace(INPUTS, awaited=files)
+
+    assert lines("running", awaiting) == [f"task-041 (waiting on nas): {files}"]
+    assert lines("failed", awaiting)[1] == FAILED
 
 
 def test_a_failure_keeps_its_reason() -> None:
