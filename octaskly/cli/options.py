@@ -1,14 +1,57 @@
-"""Options that several commands have, and the types of their values."""
+"""Options and questions that several commands have, and errors of their use."""
 
 from __future__ import annotations
 
+import sys
+
 import click
 
+from octaskly.cli.output.render import note
+from octaskly.cli.output.terminal import confirm
 from octaskly.config.units import SECONDS
 
 JSON_OPTION = click.option(
     "--json", "as_json", is_flag=True, help="Print the API's answer as JSON."
 )
+YES_OPTION = click.option(
+    "--yes", is_flag=True, help="Do not ask; required without a terminal."
+)
+
+
+class UsageProblem(click.UsageError):
+    """A mistake in a command line, with its cause and the command that works."""
+
+    def __init__(self, message: str, *, cause: str, hint: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.hint = hint
+
+
+def require_yes(consequence: str, *, is_given: bool, arguments: str = "") -> None:
+    """Ask before something that cannot be undone.
+
+    Args:
+        consequence: What the running command is about to do, as one or two sentences
+            without the final full stop.
+        is_given: The option `--yes` was given, so nothing is asked.
+        arguments: What the hint repeats of the command line.
+
+    Raises:
+        UsageProblem: there is no terminal to ask at, so nothing may be done.
+        Abort: the user refused.
+    """
+    if is_given:
+        return
+    if not sys.stdin.isatty():
+        command = f"{click.get_current_context().command_path} {arguments}".rstrip()
+        raise UsageProblem(
+            f"`{command}` asks first, and there is no terminal to ask at",
+            cause=consequence,
+            hint=f"{command} --yes    does it without a question",
+        )
+    if not confirm(f"{consequence}. Go on?"):
+        note("nothing was changed")
+        raise click.Abort
 
 
 class Duration(click.ParamType[int]):

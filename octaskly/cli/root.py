@@ -18,6 +18,7 @@ from octaskly import __version__
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.interrupts import ignore_unfinished_objects
+from octaskly.cli.options import UsageProblem
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -55,7 +56,7 @@ COMMANDS = {
     "pause": "octaskly.cli.commands.drain:pause",
     "requests": "octaskly.cli.commands.approve:requests",
     "resume": "octaskly.cli.commands.drain:resume",
-    "retry": "octaskly.cli.commands.tasks:retry",
+    "retry": "octaskly.cli.commands.retry:retry",
     "revoke": "octaskly.cli.commands.rotate:revoke",
     "rotate": "octaskly.cli.commands.rotate:rotate",
     "run": "octaskly.cli.commands.run:run",
@@ -78,6 +79,7 @@ WRITE_ERRORS = frozenset(
 _PATH_TYPE = click.Path(readable=False, path_type=Path)
 SENTENCE_CHARS = 200
 END_CHARS = 100
+OPTION_CHARS = 40  #: of an option in a hint
 CONTEXT_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
 
@@ -179,7 +181,9 @@ def run(arguments: Sequence[str] | None) -> int:
         return error.exit_code
     except click.ClickException as error:
         print_error(
-            _normalize_message(error.format_message()), hints=_usage_hints(error)
+            _normalize_message(error.format_message()),
+            cause=error.cause if isinstance(error, UsageProblem) else None,
+            hints=_usage_hints(error),
         )
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -225,9 +229,20 @@ def _normalize_message(message: str) -> str:
 def _usage_hints(error: click.ClickException) -> list[str]:
     if not isinstance(error, click.UsageError):
         return []
+    if isinstance(error, UsageProblem):
+        return error.hint.splitlines()
     if error.ctx is None:
         return ["octaskly COMMAND --help"]
     if isinstance(error, click.NoSuchOption) and error.option_name in CONTEXT_OPTIONS:
         first = f"octaskly {error.option_name} VALUE {error.ctx.info_name}"
         return [f"{first} ...    place it before the command"]
-    return [f"{error.ctx.command_path} --help"]
+    hints = [f"{error.ctx.command_path} --help"]
+    if isinstance(error, click.NoSuchOption) and _takes_command(error.ctx.command):
+        option = error.option_name[:OPTION_CHARS]
+        first = f"{error.ctx.command_path} -- CMD {option} ..."
+        hints.insert(0, f"{first}    if it is an option of the command")
+    return hints
+
+
+def _takes_command(command: click.Command) -> bool:
+    return command.params[-1].name == "words"

@@ -206,6 +206,13 @@ class Gateway(OutputSource, EventSource, Protocol):
             PermissionDenied: The task belongs to another subject.
         """
 
+    async def find_retry(self, ref: str) -> TaskRecord | None:
+        """Return the task that a retry of this task has made, None if it has none.
+
+        Raises:
+            TaskNotFound, TaskAmbiguous, CatchingUp: See `find_task`.
+        """
+
     async def retry_task(
         self, ref: str, *, principal: Principal
     ) -> tuple[TaskRecord, int]:

@@ -83,6 +83,7 @@ class TaskSearch:
     name: str | None = None
     labels: tuple[tuple[str, str | None], ...] = ()  #: label and value; None: any value
     text: str | None = None  #: in the command, name or call, in any case
+    submitter: str | None = None
     after: TaskId | None = None  #: only tasks after this one in the order of the query
 
 

@@ -42,6 +42,12 @@ class Repeated(Created, frozen=True, kw_only=True):
     retry_of: str
 
 
+class FoundRetry(msgspec.Struct, frozen=True, kw_only=True):
+    """The task that a retry of an ended task has made; null if there was none."""
+
+    retried_as: str | None
+
+
 class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     """A cancelled task."""
 

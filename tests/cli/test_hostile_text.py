@@ -55,7 +55,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "pause": [["pi4"]],
     "requests": [[]],
     "resume": [["pi4"]],
-    "retry": [["1"], ["--failed"]],
+    "retry": [["1"], ["--failed"], ["--failed", "--yes"]],
     "revoke": [["--yes", "pi4"]],
     "rotate": [["--status"], ["--yes"]],
     "run": [["--", "true"]],

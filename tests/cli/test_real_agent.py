@@ -437,7 +437,7 @@ def test_outputs_can_be_fetched(agent: DemoAgent) -> None:
 
 def test_db_reset_refuses_a_log_in_use(agent: DemoAgent) -> None:
     """Moving it away from a running agent would lose acknowledged tasks."""
-    done = octaskly(agent, "db", "reset")
+    done = octaskly(agent, "db", "reset", "--yes")
 
     assert done.returncode != 0
     assert (agent.state / "log.db").exists()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import json
 import os
 import pty
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from octaskly.trust import NodeKey
 from octaskly.trust.tls import https_pin
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
+from tests.cli.test_reading import ended_task
 from tests.cli.typed import typed
 
 ID = "task-001-00000001"
@@ -137,30 +140,65 @@ def test_a_line_that_is_not_text_is_named(api: Api, octaskly: Run) -> None:
     assert done.stderr.startswith(b"error: line 3 is not UTF-8 text\n")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["forget", "--all-ended"], ["revoke", "ash"], ["rotate", "--now"]]
-)
+DESTRUCTIVE = [
+    ["forget", "--all-ended"],
+    ["revoke", "ash"],
+    ["rotate", "--now"],
+    ["retry", "--failed"],
+    ["leave"],
+    ["db", "reset"],
+]
+
+
+@pytest.mark.parametrize("arguments", DESTRUCTIVE)
 def test_questions_go_to_stderr(
-    api: Api, environ: dict[str, str], arguments: list[str]
+    failed: Api, environ: dict[str, str], arguments: list[str]
 ) -> None:
-    """With stdout in a file, the user would not see them."""
+    """With stdout in a file, the user would not see them; a no changes nothing."""
     ours, theirs = pty.openpty()
     try:
         os.write(ours, b"n\n")
-        done = subprocess.run(
-            typed("--node", "here", *arguments, "--json"),
-            stdin=theirs,
-            capture_output=True,
-            env=environ,
-            timeout=60,
-            check=False,
-        )
+        done = asking(environ, arguments, theirs)
     finally:
         os.close(ours)
         os.close(theirs)
 
-    assert (done.returncode, done.stdout.strip(), api.requests) == (130, b"", [])
+    assert (done.returncode, done.stdout.strip()) == (130, b"")
     assert b"Go on? [y/N]" in done.stderr
+    assert b"nothing was changed" in done.stderr
+    assert not [asked for asked in failed.requests if asked.startswith("POST")]
+
+
+@pytest.mark.parametrize("arguments", DESTRUCTIVE)
+def test_what_cannot_be_undone_is_refused_without_a_terminal(
+    failed: Api, environ: dict[str, str], arguments: list[str]
+) -> None:
+    """A script with a forgotten `--yes` must not act at its own discretion."""
+    done = asking(environ, arguments, subprocess.DEVNULL)
+
+    assert (done.returncode, done.stdout.strip()) == (2, b"")
+    command = shlex.join(["octaskly", *arguments])
+    assert f"error: `{command}` asks first, and there is no" in done.stderr.decode()
+    assert f"hint: {command} --yes " in done.stderr.decode()
+    assert not [asked for asked in failed.requests if asked.startswith("POST")]
+
+
+def asking(
+    environ: dict[str, str], arguments: list[str], stdin: int
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that asks, those about files for a node that does not run."""
+    node = "there" if arguments[0] in ("leave", "db") else "here"
+    log = Path(environ["XDG_STATE_HOME"], "octaskly", "there", "log.db")
+    log.parent.mkdir(parents=True)
+    log.touch()
+    return subprocess.run(
+        typed("--node", node, *arguments),
+        stdin=stdin,
+        capture_output=True,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_the_idempotency_key_is_sent(api: Api, octaskly: Run) -> None:
@@ -353,7 +391,7 @@ def test_db_reset_moves_the_log_aside(octaskly: Run, tmp_path: Path) -> None:
     state.mkdir()
     (state / "log.db").write_bytes(b"not a database")
 
-    done = octaskly("--state-dir", str(state), "db", "reset", node=None)
+    done = octaskly("--state-dir", str(state), "db", "reset", "--yes", node=None)
 
     [moved] = list(state.glob("log.db.2*"))
     assert done.returncode == 0
@@ -568,21 +606,50 @@ def test_a_repeated_retry_gives_the_same_task(api: Api, octaskly: Run) -> None:
     assert json.loads(as_json.stdout) == {"v": 1, **repeated}
 
 
-def test_retry_failed_skips_tasks_repeated_before(api: Api, octaskly: Run) -> None:
-    """`retry --failed` prints only new ids."""
-    for number, state in ((1, "failed"), (2, "queued")):
-        assert octaskly("run", "--", "false").returncode == 1
-        task = f"task-{number + 2:03}-0000000{number + 2}"
-        api.answers[f"/api/v1/tasks/task-{number:03}-{number:08}/retry"] = {
-            "id": task,
-            "command": "false",
-            "status": state,
-        }
+@pytest.fixture
+def failed(api: Api) -> Api:
+    """Three failed tasks: one retried before, one of long ago, and one of now."""
+    now = dt.datetime.now(dt.UTC)
+    for number, days in ((1, 0), (2, 30), (3, 0)):
+        task = ended_task(number, status="failed", exit_code=number)
+        task["completed_at"] = (now - dt.timedelta(days=days)).isoformat()
+        api.tasks[task["id"]] = task
+        path = f"/api/v1/tasks/{task['id']}/retry"
+        retry = {"id": f"task-9{number}", "command": "false", "status": "queued"}
+        is_retried = number == 1
+        api.answers[path] = retry | {"retried_as": "task-90" if is_retried else None}
+    return api
 
-    done = octaskly("retry", "--failed")
 
-    assert done.stdout == b"task-004-00000004\n"
-    assert b"task-001-00000001 was retried as task-003-00000003" in done.stderr
+@pytest.mark.parametrize(
+    ("flags", "retried"),
+    [
+        ([], ["task-92", "task-93"]),
+        (["--since", "7d"], ["task-93"]),
+        (["--mine"], ["task-92", "task-93"]),
+    ],
+)
+def test_retry_failed_retries_what_was_not_retried_before(
+    failed: Api, octaskly: Run, flags: list[str], retried: list[str]
+) -> None:
+    """It prints only new ids, so `octaskly wait $(...)` waits for all of them."""
+    done = octaskly("retry", "--failed", "--yes", *flags)
+
+    assert (done.returncode, done.stdout.decode().split()) == (0, retried)
+    [listing] = [asked for asked in failed.requests if "/tasks?" in asked]
+    assert ("mine=true" in listing) == ("--mine" in flags)
+
+
+def test_retry_failed_retries_nothing_without_a_terminal_to_ask_at(
+    failed: Api, octaskly: Run
+) -> None:
+    """It shows what it would retry, and the command that does."""
+    done = octaskly("retry", "--failed", "--since", "60d")
+
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert "cause: 2 failed tasks run again" in done.stderr.decode()
+    assert "octaskly retry --failed --since 5184000s --yes" in done.stderr.decode()
+    assert not [asked for asked in failed.requests if asked.startswith("POST")]
 
 
 @pytest.mark.parametrize(
@@ -594,7 +661,9 @@ def test_forget_prints_the_count(
     """With correct singular and plural."""
     api.answers["/api/v1/forget"] = {"forgotten": count}
 
-    assert octaskly("forget", "--all-ended").stderr.decode() == f"{text}\n"
+    done = octaskly("forget", "--all-ended", "--yes")
+
+    assert done.stderr.decode() == f"{text}\n"
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_f22_damaged_database_is_refused_and_never_spreads(
     hurt.agent("", secret=scene.secret, is_awaited=False)
     assert hurt.first.wait() != 0
     assert "damaged" in hurt.first.log
-    done = hurt.cli("db", "reset")
+    done = hurt.cli("db", "reset", "--yes")
     assert done.returncode == 0, done.stderr
     scene.start(hurt)
     scene.await_mesh()

@@ -140,6 +140,6 @@ def test_f33_secret_is_rotated_and_a_machine_is_locked_out(
     settle_without(dispatcher, [away, *stay], old_secret, old_token)
     lock_out(stay[0], [away, *stay[1:]])
     left = [away, *stay[1:]]
-    assert left[0].cli("rotate", "--now").returncode == 0
+    assert left[0].cli("rotate", "--now", "--yes").returncode == 0
     reach(left[0], ("settled", 4))
     assert has_it(left, 4)

@@ -358,6 +358,16 @@ class FakeGateway:
         gone = [n for n, each in enumerate(kept) if each.task not in self.records]
         return gone, NOW_MS
 
+    async def find_retry(self, ref: str) -> TaskRecord | None:
+        name = (await self.find_task(ref)).name
+        specs = ((record, record.spec) for record in self.records.values())
+        retries = (
+            record
+            for record, spec in specs
+            if spec and spec.options and spec.options.retry_of == name
+        )
+        return next(retries, None)
+
     async def retry_task(
         self, ref: str, *, principal: Principal
     ) -> tuple[TaskRecord, int]:
@@ -616,6 +626,7 @@ def _is_like(record: TaskRecord, search: TaskSearch) -> bool:
     text = (search.text or "").casefold()
     return (
         search.name in (None, options.name)
+        and search.submitter in (None, record.spec.submitter)
         and all(n in labels and v in (None, labels[n]) for n, v in search.labels)
         and (text in record.spec.command.casefold() or text in options.name.casefold())
     )

@@ -8,6 +8,7 @@ other nodes these calls raise NotDispatcher, and the API forwards the request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -26,7 +27,7 @@ from octaskly.agent.gateway.mesh_records import Records
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.queue_history import QueueHistorySampler
-from octaskly.agent.gateway.rerun import build_retry
+from octaskly.agent.gateway.rerun import build_retry, retry_key
 from octaskly.agent.gateway.submissions import (
     QueueLimits,
     Submission,
@@ -384,6 +385,16 @@ class AgentGateway:
         if not reply.was_done:
             raise TaskNotFound("Task not found", hint=f"it has ended: {reply.state}")
         return record
+
+    async def find_retry(self, ref: str) -> TaskRecord | None:
+        """Return the task that a retry of this task has made, None if it has none."""
+        record = await self.find_task(ref)
+        if record.spec is None:
+            return None
+        with contextlib.suppress(TaskNotFound):
+            key = retry_key(record.name, record.spec)
+            return await self.find_task(self._submissions.id_of_shared_key(key))
+        return None
 
     async def retry_task(
         self, ref: str, *, principal: Principal

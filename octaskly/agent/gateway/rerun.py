@@ -13,6 +13,7 @@ from octaskly.core.model.arrays import ITEMS_BYTES_MAX
 from octaskly.core.model.drafts import TaskDraft, rerun_draft
 from octaskly.core.model.ids import task_name
 from octaskly.core.model.task_options import ITEMS_MAX, ArraySpec
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import NothingToRetry, TaskNotEnded
 from octaskly.ports import DurableStore
 
@@ -45,11 +46,16 @@ async def build_retry(
     return Submission(
         drafts=(draft,),
         submitter=submitter,
-        # The time is needed: after a purge, another task may get this name.
-        idempotency_key=f"{RETRY_KEY_PREFIX}{record.name} {spec.created_ms}",
+        idempotency_key=retry_key(record.name, spec),
         is_key_shared=True,
         is_strict=False,
     )
+
+
+def retry_key(name: str, spec: TaskSpec) -> str:
+    """Return the idempotency key of the retry of a task, for all submitters."""
+    # The time is needed: after a purge, another task may get this name.
+    return f"{RETRY_KEY_PREFIX}{name} {spec.created_ms}"
 
 
 async def _draft_of_unsuccessful(

@@ -457,9 +457,14 @@ class SubmissionService:
         """Return the id for this key, the same on both sides of a partition."""
         assert submission.idempotency_key is not None
         whose = "" if submission.is_key_shared else submission.submitter
-        text = "\0".join(
-            (self._mesh_id or "", whose, submission.idempotency_key, str(index))
-        )
+        return self._hashed_id(whose, submission.idempotency_key, index)
+
+    def id_of_shared_key(self, key: str) -> TaskId:
+        """Return the id of the only task of a key that all submitters share."""
+        return self._hashed_id("", key, 0)
+
+    def _hashed_id(self, whose: str, key: str, index: int) -> TaskId:
+        text = "\0".join((self._mesh_id or "", whose, key, str(index)))
         digest = hashlib.sha256(text.encode()).hexdigest()
         return TaskId(f"task-{int(digest[:16], 16) % 10**12:012d}-{digest[16:24]}")
 

@@ -72,7 +72,7 @@ async def list_tasks(request: Request) -> web.StreamResponse:
         limit=given.limit(),
         offset=given.offset(),
         is_newest_first=given.flag("newest"),
-        search=given.search(),
+        search=given.search(request.authenticated_principal.subject),
     )
     if asked.search is not None and (after := given.after()) is not None:
         task = (await gateway.find_task(after)).id
@@ -178,6 +178,14 @@ async def retry_task(request: Request) -> web.StreamResponse:
     return response
 
 
+async def find_retry(request: Request) -> web.StreamResponse:
+    """Return the task that repeats a task, if it was retried."""
+    ref = query.task_ref(request.path_params["id"])
+    retry = await request.gateway.find_retry(ref)
+    shown = rest.FoundRetry(retried_as=None if retry is None else retry.name)
+    return json_response(task_response.encode(shown))
+
+
 async def forget_tasks(request: Request) -> web.StreamResponse:
     """Delete ended tasks on all nodes before their retention ends."""
     asked = request_bodies.parse_forget(request.body)
@@ -227,7 +235,7 @@ ROUTES = (
         access=Access.READ,
         query=(
             *("status", "worker_id", "array", "limit", "offset", "newest"),
-            *("name", "label", "text", "after", "ref"),
+            *("name", "label", "text", "mine", "after", "ref"),
         ),
         responses={200: rest.TaskLines},
         error_statuses=(404, 409),
@@ -260,6 +268,15 @@ ROUTES = (
         query=("force",),
         responses={200: rest.Cancelled},
         error_statuses=(409, 507),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/tasks/{id}/retry",
+        handler=find_retry,
+        cost=route_cost.CHEAP,
+        access=Access.READ,
+        responses={200: rest.FoundRetry},
+        error_statuses=(409,),
     ),
     Route(
         method="POST",

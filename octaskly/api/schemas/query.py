@@ -74,6 +74,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
         f"maximal number of items; default {LIMIT_DEFAULT}",
     ),
+    "mine": (bool, "true: only tasks that the subject of the request submitted"),
     "name": (_Text, "only tasks with this name, which is not their id"),
     "newest": (bool, "true: latest first"),
     "now": (bool, "true: the old secret becomes invalid within seconds"),
@@ -198,20 +199,26 @@ class Query:
         text = self._values.get("array")
         return None if text is None else task_ref(text)
 
-    def search(self) -> TaskSearch | None:
-        """Return a search without its position, None if no condition is given."""
+    def search(self, subject: str) -> TaskSearch | None:
+        """Return a search without its position, None if no condition is given.
+
+        Args:
+            subject: Subject of the request, for `mine`.
+        """
         labels = tuple(map(_label, self._labels))
         if len(labels) > _LABELS_MAX:
             raise _invalid("label", f"at most {_LABELS_MAX} labels are allowed")
         name, text = self._words("name"), self._words("text")
-        if not (labels or name or text):
+        submitter = subject if self.flag("mine") else None
+        if not (labels or name or text or submitter):
             if "after" in self._values:
-                raise _invalid("after", "`after` requires `name`, `label` or `text`")
+                why = "`after` requires `name`, `label`, `text` or `mine`"
+                raise _invalid("after", why)
             return None
         for field, why in (("offset", "use `after`"), ("array", "it finds no members")):
             if self._values.get(field, "0") != "0":
                 raise _invalid(field, f"a search accepts no `{field}`; {why}")
-        return TaskSearch(name=name, labels=labels, text=text)
+        return TaskSearch(name=name, labels=labels, text=text, submitter=submitter)
 
     def short_id(self) -> str | None:
         """Return the short id whose tasks are requested, None if absent."""

@@ -7,6 +7,7 @@ import datetime as dt
 import click
 
 from octaskly.cli.context import CliContext
+from octaskly.cli.options import YES_OPTION, require_yes
 from octaskly.cli.output.render import note
 from octaskly.errors import ConfigError
 
@@ -17,12 +18,14 @@ def db() -> None:
 
 
 @db.command(epilog="Example: octaskly --node ash db reset")
+@YES_OPTION
 @click.pass_obj
-def reset(context: CliContext) -> None:
+def reset(context: CliContext, yes: bool) -> None:  # noqa: FBT001
     """Move the log aside, so that the agent starts with an empty one.
 
     Nothing is deleted: the files stay beside the new log. The other nodes of the
-    mesh bring the new log up to date.
+    mesh bring the new log up to date; the tasks of a node that is alone are gone from
+    its lists.
     """
     # Imported here, because other commands need neither settings nor SQLite.
     from octaskly.config.agent import load_agent_config  # noqa: PLC0415
@@ -34,6 +37,10 @@ def reset(context: CliContext) -> None:
             f"there is no log at {path}",
             hint="octaskly --state-dir DIR db reset    names another agent's folder",
         )
+    require_yes(
+        f"{path} is moved aside; tasks that no other node has are gone from all lists",
+        is_given=yes,
+    )
     suffix = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     for moved in move_aside(path, suffix):
         note(f"moved aside: {moved}")

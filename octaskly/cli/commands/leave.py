@@ -10,15 +10,14 @@ import contextlib
 import os
 import pwd
 import select
-import sys
 from pathlib import Path
 
 import click
 
 from octaskly.cli.commands.join import next_agent_config
 from octaskly.cli.context import CliContext
+from octaskly.cli.options import YES_OPTION, require_yes
 from octaskly.cli.output.render import note
-from octaskly.cli.output.terminal import confirm
 from octaskly.client import Session, Unreachable
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import CHECKUP, MEMBERSHIP, Call
@@ -29,7 +28,7 @@ from octaskly.rest.mesh import Checkup
 
 
 @click.command(epilog="Example: octaskly leave")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@YES_OPTION
 @click.option("--force", is_flag=True, help="Leave even if tasks may be lost.")
 @click.pass_obj
 def leave(
@@ -73,12 +72,10 @@ def _check_folder(context: CliContext, agent: Checkup) -> None:
 
 
 def _confirm(name: str, tasks: int | None, state_dir: str, *, yes: bool) -> None:
-    if yes or not sys.stdin.isatty():
-        return
     log = "its log" if tasks is None else f"the {tasks} tasks in its log"
-    confirm(
-        f"{name} forgets the mesh, with {log} and the outputs in {state_dir}. Go on?",
-        abort=True,
+    require_yes(
+        f"{name} forgets the mesh, with {log} and the outputs in {state_dir}",
+        is_given=yes,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import sys
+import shlex
 from collections.abc import Mapping
 
 import click
@@ -11,9 +11,8 @@ import msgspec
 
 from octaskly.cli.commands.drain import NODE_ARGUMENT
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.options import JSON_OPTION, YES_OPTION, require_yes
 from octaskly.cli.output.render import age, note, print_fields, print_json
-from octaskly.cli.output.terminal import confirm
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import NODES, Call, resource_path
 from octaskly.rest.access import RotationStatus
@@ -37,7 +36,7 @@ _URGENT_TEXT = "generation {newest} is accepted; {generation} is over within 5 s
     is_flag=True,
     help="Make the old secret invalid within seconds, for everyone.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask, with --now.")
+@YES_OPTION
 @JSON_OPTION
 @click.pass_obj
 def rotate(
@@ -56,10 +55,11 @@ def rotate(
     """
     if now and status:
         raise click.UsageError("--status changes nothing; do not use it with --now")
-    if now and not yes and sys.stdin.isatty():
-        confirm(
-            "All tokens end, and nodes that are away have to be invited again. Go on?",
-            abort=True,
+    if now:
+        require_yes(
+            "all tokens end, and nodes that are away have to be invited again",
+            is_given=yes,
+            arguments="--now",
         )
     order = rest_calls.post_once(f"{_ROTATION}?now=true" if now else _ROTATION)
     with context.connect() as client:
@@ -74,7 +74,7 @@ def rotate(
 
 @click.command(epilog="Example: octaskly revoke attic")
 @NODE_ARGUMENT
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@YES_OPTION
 @JSON_OPTION
 @click.pass_obj
 def revoke(
@@ -88,12 +88,12 @@ def revoke(
     Its tasks run again elsewhere. Nodes that are away have to be invited again, and all
     earlier tokens become invalid. The node keeps the data that it already has.
     """
-    if not yes and sys.stdin.isatty():
-        confirm(
-            f"{name} is locked out, all tokens end, and nodes that are away have to be "
-            "invited again. Go on?",
-            abort=True,
-        )
+    require_yes(
+        f"{name} is locked out, all tokens end, and nodes that are away have to be"
+        " invited again",
+        is_given=yes,
+        arguments=shlex.quote(name),
+    )
     with context.connect() as client:
         reply = client.send(rest_calls.post_once(resource_path(NODES, name, "revoke")))
     if as_json:

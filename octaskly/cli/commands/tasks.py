@@ -1,17 +1,16 @@
-"""`octaskly ls`, `show`, `logs`, `cancel`, `explain`, `forget` and `retry`."""
+"""`octaskly ls`, `show`, `logs`, `cancel`, `explain` and `forget`."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import click
 
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import JSON_OPTION, Duration
+from octaskly.cli.options import JSON_OPTION, YES_OPTION, Duration, require_yes
 from octaskly.cli.output.render import (
     data_size,
     duration,
@@ -32,11 +31,11 @@ from octaskly.cli.output.task_view import (
     option_fields,
     print_array,
 )
-from octaskly.cli.output.terminal import confirm, print_line
+from octaskly.cli.output.terminal import print_line
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Refused, Session
-from octaskly.client.errors import Forbidden, NotFound
-from octaskly.client.flows import queries, rest_calls
+from octaskly.client.errors import NotFound
+from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import TASKS, Call
 from octaskly.rest.client_types import Task, TaskPage
 from octaskly.rest.tasks import Explanation, Forgotten
@@ -392,7 +391,7 @@ def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT0
     help="Tasks that ended at least this long ago, such as 7d or 12h.",
 )
 @click.option("--all-ended", is_flag=True, help="All tasks that have ended.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@YES_OPTION
 @JSON_OPTION
 @click.pass_obj
 def forget(
@@ -410,8 +409,12 @@ def forget(
     """
     if all_ended == (older_than_s is not None):
         raise click.UsageError("either --older-than T, or --all-ended")
-    if not yes and sys.stdin.isatty():
-        confirm("Forgotten tasks are deleted on all nodes. Go on?", abort=True)
+    when = f" over {duration(older_than_s * 1000)} ago" if older_than_s else ""
+    require_yes(
+        f"all tasks that ended{when} are deleted on all nodes, with their output",
+        is_given=yes,
+        arguments=f"--older-than {older_than_s}s" if older_than_s else "--all-ended",
+    )
     with context.connect() as client:
         reply = client.send(
             rest_calls.post_once("/api/v1/forget", {"older_than_s": older_than_s or 0})
@@ -424,54 +427,3 @@ def forget(
         note("still in progress, because there are many: see `octaskly stats`")
     else:
         note(f"{forgotten} {'task' if forgotten == 1 else 'tasks'} forgotten")
-
-
-@click.command(epilog="Example: octaskly retry --failed")
-@click.argument(
-    "refs", nargs=-1, metavar="[ID...]", shell_complete=completion.complete_tasks
-)
-@click.option(
-    "--failed", is_flag=True, help="All failed tasks that have not been retried yet."
-)
-@JSON_OPTION
-@click.pass_obj
-def retry(
-    context: CliContext,
-    refs: Sequence[str],
-    failed: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
-) -> int:
-    """Run ended tasks again, as new tasks, and print the new ids.
-
-    Retrying a task twice returns the same new task; to run it again, retry the new
-    task.
-    """
-    if failed == bool(refs):
-        raise click.UsageError("either ids, or --failed")
-    with context.connect() as client:
-
-        def retry_one(ref: str) -> None:
-            old = ref if failed else resolve_ref(client, ref)
-            try:
-                reply = client.send(rest_calls.retry(old))
-            except Forbidden:
-                if failed:
-                    return  # A client token skips the tasks of others.
-                raise
-            new = client.decode(reply, Task)
-            if new.status != "queued":
-                note(f"{old} was retried as {new.id}, which is {new.status}")
-                if failed:
-                    return  # `--failed` skips tasks that were retried before.
-            if as_json:
-                print_json(reply.body)
-            else:
-                print_line(new.id)
-
-        return for_each_task(_failed_task_ids(client) if failed else refs, retry_one)
-
-
-def _failed_task_ids(client: Session) -> Iterator[str]:
-    """Yield the currently failed tasks, oldest first."""
-    found = client.iterate(queries.tasks(client.requests, {"status": "failed"}))
-    return iter([task.id for task in found])

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.options import JSON_OPTION, YES_OPTION, require_yes
 from octaskly.cli.output.render import (
     EXIT_FAILED,
     format_capacity,
@@ -23,7 +23,7 @@ from octaskly.cli.output.render import (
     print_fields,
     print_json,
 )
-from octaskly.cli.output.terminal import confirm, print_text
+from octaskly.cli.output.terminal import print_text
 from octaskly.cli.service import unit_files
 from octaskly.cli.service.install import apply_plan, make_plan, service_config
 from octaskly.cli.service.systemd import SOCKET_UNIT, UNIT, Scope, Systemd
@@ -101,7 +101,7 @@ def install(
 @service.command(epilog="Example: octaskly service uninstall --user")
 @SCOPE_OPTION
 @click.option("--purge", is_flag=True, help="Also remove its data; asks first.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@YES_OPTION
 @click.pass_obj
 def uninstall(
     context: CliContext,
@@ -125,12 +125,13 @@ def uninstall(
     data = _data_of(config, scope)
     # A path from a setting may contain other data, so it is never removed.
     gone = [place for place, is_named in data.items() if purge and not is_named]
-    if gone and not yes:
-        places = ", ".join(map(str, gone))
-        confirm(
-            f"Remove {places}? Tasks and results that are only there are lost, and "
-            "without another copy of the secret nobody joins this mesh again.",
-            abort=True,
+    if gone:
+        require_yes(
+            f"{', '.join(map(str, gone))} are removed. Tasks and results that are only"
+            " there are lost, and without another copy of the secret nobody joins this"
+            " mesh again",
+            is_given=yes,
+            arguments="--purge",
         )
     units = [UNIT]
     if unit_files.socket_path(scope, context.environ).exists():

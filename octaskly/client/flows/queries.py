@@ -18,7 +18,10 @@ PAGE: Final = 1000  #: tasks per request
 
 
 class TaskFilter(TypedDict, total=False):
-    """Filter of a task list; `name`, `labels` or `text` makes it a search."""
+    """Filter of a task list.
+
+    `name`, `labels`, `text` or `mine` makes it a search.
+    """
 
     status: Status
     worker_id: str  #: name or id of the node
@@ -26,13 +29,17 @@ class TaskFilter(TypedDict, total=False):
     name: str
     labels: Mapping[str, str]
     text: str  #: substring of the command or the name
+    mine: bool  #: only tasks of the subject of the token, or of the local user
     newest: bool  #: newest first
+
+
+_SEARCH_FIELDS: Final = frozenset({"name", "labels", "text", "mine"})
 
 
 def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:
     """Emit tasks, read page by page."""
     query = _query(task_filter)
-    is_search = bool({"name", "labels", "text"} & task_filter.keys())
+    is_search = bool(_SEARCH_FIELDS & task_filter.keys())
     while True:
         page = yield from requests.send_and_decode(
             Call("GET", rest_calls.TASKS, dict(query)), TaskPage
@@ -49,14 +56,15 @@ def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:
 
 def _query(task_filter: TaskFilter) -> dict[str, Any]:
     query: dict[str, Any] = {**task_filter, "limit": PAGE}
-    if not {"name", "labels", "text"} & task_filter.keys():
+    if not _SEARCH_FIELDS & task_filter.keys():
         query["offset"] = 0
     if "array" in task_filter:
         query["array"] = ref_of(task_filter["array"])
     if labels := query.pop("labels", None):
         query["label"] = [f"{name}={value}" for name, value in labels.items()]
-    if "newest" in task_filter:
-        query["newest"] = "true" if task_filter["newest"] else "false"
+    for flag in ("newest", "mine"):
+        if flag in query:
+            query[flag] = "true" if query[flag] else "false"
     # Reject lone surrogates here, with our error rather than that of `urlencode`.
     encode_json(query)
     return query

@@ -119,6 +119,11 @@ def retry(ref: str) -> Call:
     return Call("POST", resource_path(TASKS, ref, "retry"))
 
 
+def found_retry(ref: str) -> Call:
+    """Get the task that a retry of an ended task has made."""
+    return Call("GET", resource_path(TASKS, ref, "retry"))
+
+
 def retry_array(ref: str) -> Call:
     """Rerun the members that did not succeed, as a new array."""
     return Call("POST", resource_path(ARRAYS, ref, "retry"))

@@ -198,6 +198,9 @@ def _condition(search: TaskSearch) -> tuple[str, list[str]]:
     # The fast test comes first, so that SQLite parses the JSON of few rows only.
     parts: list[str] = []
     values: list[str] = []
+    if search.submitter is not None:
+        parts.append("submitter = ?")
+        values.append(search.submitter)
     if search.name is not None:
         parts.append(f"instr(options, ?) AND {_NAME} = ?")
         values += [_as_stored(search.name), search.name]

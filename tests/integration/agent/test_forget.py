@@ -108,7 +108,7 @@ def octaskly(agent: Agent, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def forget(agent: Agent, *flags: str) -> int:
-    done = octaskly(agent, "forget", *flags, "--json")
+    done = octaskly(agent, "forget", *flags, "--yes", "--json")
     assert done.returncode == 0, done.stderr
     return int(json.loads(done.stdout)["forgotten"])
 

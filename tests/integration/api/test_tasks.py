@@ -542,6 +542,9 @@ async def test_a_search_returns_the_cursor_of_its_next_page(node: ApiNode) -> No
     assert (await found("label=team&newest=true"))["tasks"] == [fourth, third, first]
     assert (await found("label=team=red&label=x="))["tasks"] == [first, third]
     assert (await found("text=Night&label=team%3Dblue"))["tasks"] == [fourth]
+    assert (await found("mine=true"))["tasks"] == []  # The viewer submitted nothing.
+    own = await node.ask("GET", f"{TASKS}?mine=true&name=nightly", headers=CLIENT)
+    assert [task["id"] for task in own.json["tasks"]] == [first, third, fourth]
     assert "next" not in await found("status=queued")
 
 
@@ -562,6 +565,7 @@ async def test_a_search_returns_the_cursor_of_its_next_page(node: ApiNode) -> No
         ("text=a&after=no%20id", "after"),
         ("after=task-001", "after"),
         ("newest=yes", "newest"),
+        ("mine=yes", "mine"),
     ],
 )
 async def test_an_invalid_search_is_refused(
@@ -677,13 +681,17 @@ async def test_an_ended_task_is_repeated_once(node: ApiNode) -> None:
     node.gateway.start(task)
     node.gateway.finish(task)
 
+    before = await node.ask("GET", f"{TASKS}/{task}/retry", headers=VIEWER)
     first = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
+    after = await node.ask("GET", f"{TASKS}/{task}/retry", headers=VIEWER)
     again = await node.ask("POST", f"{TASKS}/{task}/retry", headers=CLIENT)
 
     assert first.status == again.status == 201
     assert first.json == again.json
     assert first.json["retry_of"] == task
     assert first.json["id"] != task
+    assert before.json == {"retried_as": None}
+    assert after.json == {"retried_as": first.json["id"]}
     shown = await node.ask("GET", f"{TASKS}/{first.json['id']}", headers=VIEWER)
     assert {key: shown.json[key] for key in body} == body
     assert (shown.json["status"], shown.json["retry_of"]) == ("queued", task)

@@ -170,6 +170,8 @@ NAMED: list[tuple[TaskSearch, Callable[[int], bool]]] = [
     (TaskSearch(text="%"), lambda _: False),
     (TaskSearch(text="SEED=7"), lambda n: n % 7 == 0),
     (TaskSearch(text="RUN", name='run "7"'), lambda n: n % 7 == 0),
+    (TaskSearch(submitter="ana"), lambda n: n % 3 == 0),
+    (TaskSearch(submitter="ana", name='run "7"'), lambda n: n % 21 == 0),
 ]
 
 
@@ -183,7 +185,12 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connecti
         db,
         tables,
         [
-            kit.submitted(n, command=f"echo {n}", options=options_of(n, colours[n % 2]))
+            kit.submitted(
+                n,
+                command=f"echo {n}",
+                options=options_of(n, colours[n % 2]),
+                submitter="bob" if n % 3 else "ana",
+            )
             for n in range(5000)
         ],
     )
