@@ -383,3 +383,63 @@ def test_a_second_interrupt_exits_and_says_where_to_look(
 
     assert process.returncode == 130
     assert b"octaskly logs -f task-001-00000001" in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "output"),
+    [
+        (["printf", "[%s]", "--timeout", "5"], b"[--timeout][5]"),
+        (["printf", "%s", "-la"], b"-la"),
+        (["--name", "x", "printf", "%s", "--name"], b"--name"),
+        (["--", "printf", "%s", "--name"], b"--name"),
+        (["printf", "%s", "--"], b"--"),
+        (["printf", "[%s]", "-h", "--help"], b"[-h][--help]"),
+    ],
+)
+def test_options_end_at_the_first_word_of_the_command(
+    api: Api, octaskly: Run, words: list[str], output: bytes
+) -> None:
+    """As with ssh, sudo and docker: the rest is for the command."""
+    done = octaskly("run", *words)
+
+    assert (done.returncode, done.stdout) == (0, output)
+    [task] = api.bodies[-1]
+    assert task.get("name") == ("x" if words[0] == "--name" else None)
+    assert "timeout" not in task
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["1-3", "--name", "x", "./sim", "--name", "y"],
+        ["--name", "x", "1-3", "--", "./sim", "--name", "y"],
+        ["--name", "x", "1-3", "./sim", "--name", "y"],
+    ],
+)
+def test_options_of_an_array_may_follow_its_numbers(
+    api: Api, octaskly: Run, words: list[str]
+) -> None:
+    """They end at the first word of the command, too."""
+    octaskly("array", *words)
+
+    [task] = api.bodies[-1]
+    assert (task["name"], task["command"]) == ("x", "./sim --name y")
+    assert task["array"] == {"range": "1-3"}
+
+
+@pytest.mark.parametrize(
+    ("words", "is_mentioned"),
+    [
+        (["echo", "--timeout", "5"], True),
+        (["echo", "--timeout=5"], True),
+        (["--", "echo", "--timeout", "5"], False),
+        (["echo", "--colour", "5"], False),
+    ],
+)
+def test_an_option_after_the_command_is_mentioned(
+    api: Api, octaskly: Run, words: list[str], *, is_mentioned: bool
+) -> None:
+    """It may be meant for Octaskly; `--` says that it is not."""
+    done = octaskly("run", *words)
+
+    assert (b"warning: echo gets --timeout" in done.stderr) == is_mentioned

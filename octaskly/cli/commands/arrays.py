@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from octaskly.cli import completion
+from octaskly.cli.commands.command_words import (
+    ITEMS_SEPARATOR,
+    CommandTaker,
+    check_placeholder_quoting,
+    check_quoting,
+)
 from octaskly.cli.commands.run import (
     OWN_EXIT_CODES,
     cancel_if_running,
@@ -60,7 +66,6 @@ if TYPE_CHECKING:
     from octaskly.rest.client_types import Draft
 
 
-SEPARATOR: Final = ":::"
 NO_DIGEST: Final = b""  #: of a file that must not be replaced
 _RANGE: Final = re.compile(r"([0-9]{1,9})-([0-9]{1,9})(?::([0-9]{1,9}))?")
 
@@ -75,9 +80,11 @@ def parse_command_and_items(
     """
     command, items = _split(words, is_nul=is_nul)
     if not command:
-        raise click.UsageError(f"there is no command before {SEPARATOR}")
+        raise click.UsageError(f"there is no command before {ITEMS_SEPARATOR}")
     _check(items)
     text = command_with_placeholders(command)
+    if len(command) == 1:
+        check_placeholder_quoting(text, items)
     # A command that reads the variables needs no placeholder.
     is_named = len(placeholders.split_placeholders(text)) > 1 or any(
         variable in text for variable in (ITEM_VARIABLE, INDEX_VARIABLE)
@@ -86,7 +93,12 @@ def parse_command_and_items(
 
 
 def command_with_placeholders(words: Sequence[str]) -> str:
-    """Return the shell text of words, with placeholders unquoted."""
+    """Return the shell text of words, with placeholders unquoted.
+
+    Raises:
+        UsageProblem: the words are quoted by mistake.
+    """
+    check_quoting(words)
     return words[0] if len(words) == 1 else " ".join(map(_quoted, words))
 
 
@@ -101,8 +113,8 @@ def _quoted(word: str) -> str:
 def _split(
     words: Sequence[str], *, is_nul: bool
 ) -> tuple[Sequence[str], Sequence[str]]:
-    if SEPARATOR in words:
-        at = list(words).index(SEPARATOR)
+    if ITEMS_SEPARATOR in words:
+        at = list(words).index(ITEMS_SEPARATOR)
         return words[:at], words[at + 1 :]
     if click.get_current_context().meta.get(STDIN_CONSUMED):
         raise click.UsageError("stdin cannot be both the items and --stdin")
@@ -157,7 +169,9 @@ _max_fails = click.option(
 )
 
 
-@click.command(epilog="Example: octaskly array 1-1000 -- ./simulate --seed {}")
+@click.command(
+    cls=CommandTaker, epilog="Example: octaskly array 1-1000 -- ./simulate --seed {}"
+)
 @task_options(is_end_awaited=False)
 @request_options
 @_max_fails
@@ -197,9 +211,8 @@ def array(
 
 @click.command(
     name="map",
+    cls=CommandTaker,
     epilog="Example: octaskly map --in {} --out {}.gz 'gzip -k {}' ::: *.log",
-    # As in GNU parallel, the command starts at the first word that is no option.
-    context_settings={"allow_interspersed_args": False},
 )
 @click.option(
     "-k",

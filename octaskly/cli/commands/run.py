@@ -14,12 +14,8 @@ import click
 from msgspec.structs import replace
 
 from octaskly.cli import completion
-from octaskly.cli.commands.submit import (
-    command_text,
-    make_draft,
-    request_options,
-    submit_drafts,
-)
+from octaskly.cli.commands.command_words import CommandTaker, command_text
+from octaskly.cli.commands.submit import make_draft, request_options, submit_drafts
 from octaskly.cli.context import CliContext
 from octaskly.cli.interrupts import (
     allow_interrupts,
@@ -59,8 +55,7 @@ OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78
 
 
 @click.command(
-    context_settings={"ignore_unknown_options": False},
-    epilog="Example: octaskly run --in . --out build/ -- make -j4",
+    cls=CommandTaker, epilog="Example: octaskly run --in . --out build/ -- make -j4"
 )
 @task_options(is_end_awaited=True)
 @request_options
@@ -74,7 +69,7 @@ OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78
     "words",
     nargs=-1,
     required=True,
-    metavar="-- CMD...",
+    metavar="[--] CMD...",
     shell_complete=completion.complete_files,
 )
 @click.pass_obj

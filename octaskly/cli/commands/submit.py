@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
@@ -13,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from octaskly.cli import completion
+from octaskly.cli.commands.command_words import CommandTaker, command_text
 from octaskly.cli.context import CliContext
 from octaskly.cli.here import note_other_user
 from octaskly.cli.output.render import note
@@ -62,14 +62,6 @@ def request_options(command: _C) -> _C:
     return command
 
 
-def command_text(words: Sequence[str]) -> str:
-    """Return the shell text of the words after `--`.
-
-    One word is used as shell text; several words are quoted and joined.
-    """
-    return words[0] if len(words) == 1 else shlex.join(words)
-
-
 def make_draft(command: str, fields: DraftFields) -> Draft:
     """Return the task to submit.
 
@@ -98,7 +90,9 @@ class _Line(NamedTuple):
     number: int | None = None
 
 
-@click.command(epilog="Example: octaskly submit --name nightly -- ./backup.sh")
+@click.command(
+    cls=CommandTaker, epilog="Example: octaskly submit --name nightly -- ./backup.sh"
+)
 @task_options(is_end_awaited=False)
 @request_options
 @click.option(
