@@ -9,13 +9,16 @@ import errno
 import importlib
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 from octaskly import __version__
 from octaskly.cli import completion
+from octaskly.cli.command_names import ALIASES, COMMANDS, GROUPS, HINTS, UNLISTED
 from octaskly.cli.context import CliContext
 from octaskly.cli.interrupts import ignore_unfinished_objects
 from octaskly.cli.options import UsageProblem
@@ -28,49 +31,6 @@ from octaskly.cli.output.render import (
 from octaskly.cli.output.terminal import discard_output, flush, reopen_closed_streams
 from octaskly.errors import OctasklyError
 
-COMMANDS = {
-    "agent": "octaskly.cli.agent:agent",
-    "approve": "octaskly.cli.commands.approve:approve",
-    "audit": "octaskly.cli.commands.audit:audit",
-    "array": "octaskly.cli.commands.arrays:array",
-    "ca": "octaskly.cli.commands.secret:ca",
-    "cancel": "octaskly.cli.commands.tasks:cancel",
-    "completion": "octaskly.cli.completion:completion",
-    "config": "octaskly.cli.commands.config:config",
-    "db": "octaskly.cli.commands.db:db",
-    "demo": "octaskly.cli.demo.command:demo",
-    "doctor": "octaskly.cli.doctor.command:doctor",
-    "drain": "octaskly.cli.commands.drain:drain",
-    "events": "octaskly.cli.commands.wait:events",
-    "explain": "octaskly.cli.commands.tasks:explain",
-    "fetch": "octaskly.cli.commands.fetch:fetch",
-    "forget": "octaskly.cli.commands.tasks:forget",
-    "invite": "octaskly.cli.commands.join:invite",
-    "join": "octaskly.cli.commands.join:join",
-    "leave": "octaskly.cli.commands.leave:leave",
-    "logs": "octaskly.cli.commands.tasks:logs",
-    "ls": "octaskly.cli.commands.tasks:ls",
-    "map": "octaskly.cli.commands.arrays:map_",
-    "nodes": "octaskly.cli.commands.nodes:nodes",
-    "open": "octaskly.cli.commands.open:open_",
-    "pause": "octaskly.cli.commands.drain:pause",
-    "requests": "octaskly.cli.commands.approve:requests",
-    "resume": "octaskly.cli.commands.drain:resume",
-    "retry": "octaskly.cli.commands.retry:retry",
-    "revoke": "octaskly.cli.commands.rotate:revoke",
-    "rotate": "octaskly.cli.commands.rotate:rotate",
-    "run": "octaskly.cli.commands.run:run",
-    "secret": "octaskly.cli.commands.secret:secret",
-    "service": "octaskly.cli.service.command:service",
-    "show": "octaskly.cli.commands.tasks:show",
-    "stats": "octaskly.cli.commands.nodes:stats",
-    "submit": "octaskly.cli.commands.submit:submit",
-    "token": "octaskly.cli.commands.tokens:token",
-    "top": "octaskly.cli.commands.top:top",
-    "unpause": "octaskly.cli.commands.drain:unpause",
-    "wait": "octaskly.cli.commands.wait:wait",
-}
-
 #: Errors of a write to stdout or stderr, if the error names no file.
 WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.EBADF}
@@ -79,6 +39,7 @@ WRITE_ERRORS = frozenset(
 _PATH_TYPE = click.Path(readable=False, path_type=Path)
 SENTENCE_CHARS = 200
 END_CHARS = 100
+NEAR_MIN = 0.7  #: similarity of a typing error, from 0 to 1
 OPTION_CHARS = 40  #: of an option in a hint
 CONTEXT_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
@@ -87,7 +48,7 @@ class LazyGroup(click.Group):
     """A group that imports the module of a command on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return all names."""
+        """Return all names that the help shows."""
         return sorted(COMMANDS)
 
     def get_command(
@@ -96,27 +57,84 @@ class LazyGroup(click.Group):
         cmd_name: str,
     ) -> click.Command | None:
         """Import and return one command."""
-        if cmd_name not in COMMANDS:
+        name = ALIASES.get(cmd_name, cmd_name)
+        place = COMMANDS.get(name) or UNLISTED.get(name)
+        if place is None:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        module, _, attribute = place.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the named command; the error for an unknown one names the nearest."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            import difflib  # noqa: PLC0415 - takes milliseconds, for typos only
+        """Return the named command.
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            if not near:
-                raise
-            raise click.UsageError(
-                f"there is no command {args[0]!r}; did you mean {near[0]!r}?", error.ctx
-            ) from None
+        Raises:
+            UsageError: there is none; it names the command that may be meant.
+        """
+        name = args[0]
+        if name == "status" and args[1:] and not args[1].startswith("-"):
+            name = "show"  # `status ID`
+        command = self.get_command(ctx, name)
+        if command is not None:
+            return ALIASES.get(name, name), command, args[1:]
+        if name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        raise _unknown_command(args)
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """List the commands in groups."""
+        width = max(map(len, COMMANDS))
+        for heading, group in GROUPS.items():
+            rows = []
+            for name in group:
+                command = self.get_command(ctx, name)
+                assert command is not None, name
+                room = formatter.width - 6 - width
+                rows.append((name.ljust(width), command.get_short_help_str(room)))
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+def _unknown_command(args: Sequence[str]) -> UsageProblem:
+    """Return the error for a command that does not exist; it runs nothing."""
+    import difflib  # noqa: PLC0415 - takes milliseconds, for mistakes only
+    import shutil  # noqa: PLC0415 - as above
+
+    name = args[0]
+    names = (*COMMANDS, *ALIASES)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=NEAR_MIN)
+    if name in HINTS:
+        hints = [_with_task(hint, args[1:]) for hint in HINTS[name]]
+        cause = f"`{name}` is a word of other programs; nothing was done"
+    elif near:
+        hints = [_cut_line(["octaskly", near[0], *args[1:]])]
+        cause = f"did you mean `{near[0]}`? Nothing was done"
+    elif shutil.which(name) is not None:
+        line = _cut_line(["octaskly", "run", "--", *args])
+        hints = [f"{line}    runs it in the mesh"]
+        cause = f"`{name}` is a program of this machine; nothing was done"
+    else:
+        hints = ["octaskly help    lists the commands"]
+        cause = "it has no such name; nothing was done"
+    return UsageProblem(
+        f"there is no command {name[:END_CHARS]!r}", cause=cause, hint="\n".join(hints)
+    )
+
+
+def _with_task(hint: str, words: Sequence[str]) -> str:
+    """Return a hint for the task that the user has named, if it is one word."""
+    if len(words) != 1 or words[0].startswith("-") or len(words[0]) > END_CHARS:
+        return hint
+    return hint.replace(" ID ", f" {shlex.quote(words[0])} ")
+
+
+def _cut_line(words: Sequence[str]) -> str:
+    line = " ".join(shlex.join(words).split())
+    return line if len(line) <= SENTENCE_CHARS else f"{line[:SENTENCE_CHARS]}…"
 
 
 @click.group(
@@ -180,11 +198,10 @@ def run(arguments: Sequence[str] | None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        print_error(
-            _normalize_message(error.format_message()),
-            cause=error.cause if isinstance(error, UsageProblem) else None,
-            hints=_usage_hints(error),
-        )
+        typed = sys.argv[1:] if arguments is None else arguments
+        advice = _advice(error, typed)
+        message = _normalize_message(error.format_message())
+        print_error(message, cause=advice.cause, hints=advice.hints)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         ignore_unfinished_objects()
@@ -226,22 +243,51 @@ def _normalize_message(message: str) -> str:
     return line[:1].lower() + line[1:]
 
 
-def _usage_hints(error: click.ClickException) -> list[str]:
+class _Advice(NamedTuple):
+    """The cause of an error and what helps."""
+
+    cause: str | None
+    hints: Sequence[str]
+
+
+def _advice(error: click.ClickException, arguments: Sequence[str]) -> _Advice:
+    """Return the cause of a mistake in a command line, and hints."""
     if not isinstance(error, click.UsageError):
-        return []
+        return _Advice(None, [])
     if isinstance(error, UsageProblem):
-        return error.hint.splitlines()
+        return _Advice(error.cause, error.hint.splitlines())
     if error.ctx is None:
-        return ["octaskly COMMAND --help"]
-    if isinstance(error, click.NoSuchOption) and error.option_name in CONTEXT_OPTIONS:
-        first = f"octaskly {error.option_name} VALUE {error.ctx.info_name}"
-        return [f"{first} ...    place it before the command"]
-    hints = [f"{error.ctx.command_path} --help"]
-    if isinstance(error, click.NoSuchOption) and _takes_command(error.ctx.command):
-        option = error.option_name[:OPTION_CHARS]
-        first = f"{error.ctx.command_path} -- CMD {option} ..."
-        hints.insert(0, f"{first}    if it is an option of the command")
-    return hints
+        return _Advice(None, ["octaskly COMMAND --help"])
+    usual = f"{error.ctx.command_path} --help"
+    if not isinstance(error, click.NoSuchOption):
+        return _Advice(None, [usual])
+    option = error.option_name[:OPTION_CHARS]
+    if option in CONTEXT_OPTIONS:
+        return _Advice(
+            "it selects a node, so it comes before the command",
+            [f"octaskly {option} VALUE {error.ctx.info_name} ..."],
+        )
+    if error.ctx.parent is None:
+        owner = next((word for word in arguments if word in COMMANDS), None)
+        if owner is not None and _has_option(owner, option):
+            return _Advice(
+                f"it is an option of `{owner}`, so it comes after that word",
+                [f"octaskly {owner} {option} ..."],
+            )
+    elif _takes_command(error.ctx.command):
+        return _Advice(
+            "options before the first word of the command are Octaskly's",
+            [
+                f"{error.ctx.command_path} -- CMD {option} ...    for the command",
+                usual,
+            ],
+        )
+    return _Advice(None, [usual])
+
+
+def _has_option(name: str, option: str) -> bool:
+    command = octaskly.get_command(click.Context(octaskly), name)
+    return command is not None and any(option in p.opts for p in command.params)
 
 
 def _takes_command(command: click.Command) -> bool:

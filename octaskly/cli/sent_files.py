@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,28 @@ if TYPE_CHECKING:
 
 NAMES_SHOWN: Final = 3
 ITEMS_CHECKED: Final = 100
+_NODE_FILES: Final = ("package.json",)
+_GRADLE_FILES: Final = ("build.gradle", "build.gradle.kts")
+PROJECT_FILES: Final[Mapping[str, Sequence[str]]] = {
+    "make": ("Makefile", "makefile", "GNUmakefile"),
+    "ninja": ("build.ninja",),
+    "just": ("justfile", "Justfile"),
+    "cmake": ("CMakeLists.txt",),
+    "meson": ("meson.build",),
+    "cargo": ("Cargo.toml",),
+    "go": ("go.mod",),
+    "mvn": ("pom.xml",),
+    "gradle": _GRADLE_FILES,
+    "npm": _NODE_FILES,
+    "pnpm": _NODE_FILES,
+    "yarn": _NODE_FILES,
+    "pytest": ("pyproject.toml", "setup.cfg", "pytest.ini"),
+    "tox": ("tox.ini", "pyproject.toml"),
+    "snakemake": ("Snakefile", "workflow/Snakefile"),
+}
+"""Files that programs read in their folder although no argument names them."""
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_]\w*=")
 
 
 class SentPaths(NamedTuple):
@@ -216,11 +240,12 @@ def _local_files(
     command: str, items: Sequence[str], outputs: Sequence[str]
 ) -> dict[str, str]:
     """Return files of the current folder that tasks name, each as a value of `--in`."""
-    words = list(_words_in(command))
+    program, words = _split_command(command)
+    project = (f for f in PROJECT_FILES.get(program, ()) if os.path.lexists(f))
+    named = dict.fromkeys(itertools.islice(project, 1), ".")
     if not items:
         made = DeclaredOutputs(map(posixpath.normpath, outputs))
-        return {word: word for word in words if _is_named_input(word, made)}
-    named: dict[str, str] = {}
+        return named | {word: word for word in words if _is_named_input(word, made)}
     for position, item in enumerate(items[:ITEMS_CHECKED]):
         made = DeclaredOutputs(
             posixpath.normpath(fill_placeholders(out, item, position))
@@ -269,19 +294,25 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _words_in(command: str) -> Iterable[str]:
-    """Yield the words of shell text that may name files, and the values of options."""
+def _split_command(command: str) -> tuple[str, Sequence[str]]:
+    """Return the program of shell text, and the words that may name files.
+
+    Variables before the program are left out. Of an option, the words are its name and
+    its value.
+    """
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     lexer.commenters = ""
     try:
-        words = list(lexer)
+        words = list(itertools.dropwhile(_VARIABLE.match, lexer))
     except ValueError:
-        return
-    for number, word in enumerate(words):
-        # The first word is a program, which is found in PATH unless it has a slash.
-        if number or "/" in word:
-            yield from word.split("=") if word.startswith("-") else [word]
+        return "", ()
+    program = words[0] if words else ""
+    # A program is found in PATH unless it has a slash.
+    found = [program] if "/" in program else []
+    for word in words[1:]:
+        found += word.split("=") if word.startswith("-") else [word]
+    return program, found
 
 
 def _is_local(word: str) -> bool:

@@ -173,14 +173,30 @@ class LocalFiles:
                 yield named._replace(below=COMMON_FOLDER)
             else:
                 for position, item in enumerate(items):
-                    filled = _filled(one, item, position)
-                    named = name_path(filled.path, filled.place, self._folder)
+                    named = _name_for_item(one, item, position, self._folder)
                     yield named._replace(below=f"{ITEMS_FOLDER}/{item_digest(item)}")
 
 
 def contents_of(tree: LocalTree) -> TreeContents:
     """Return the contents of a tree, to be sent."""
     return TreeContents(tree.sha256, tree.sizes(), tree.read_content)
+
+
+def _name_for_item(one: InputPath, item: str, position: int, folder: str) -> NamedPath:
+    filled = _filled(one, item, position)
+    try:
+        named = name_path(filled.path, filled.place, folder)
+    except ManifestError as error:
+        hint = error.hint
+        if hint and filled.place is None:
+            hint = f"write {one.path}={{/}} to place it by its name, without its folder"
+        raise ManifestError(f"{_item_text(item)}: {error}", hint=hint) from None
+    # Errors of the scan name the item, unless it is the path itself.
+    return named if named.path == item else named._replace(about=_item_text(item))
+
+
+def _item_text(item: str) -> str:
+    return f"the item {item[:40]!r}"
 
 
 def _filled(one: InputPath, item: str, position: int) -> InputPath:

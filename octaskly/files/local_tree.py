@@ -71,6 +71,7 @@ class NamedPath(NamedTuple):
     place: str  #: "" is the task's folder itself
     is_folder: bool  #: the user wrote the place of a folder, with a slash at its end
     below: str = ""  #: a folder of the tree that stands for the task's folder
+    about: str = ""  #: what has made it, for errors
 
 
 class LocalFile(NamedTuple):
@@ -256,8 +257,10 @@ class _TreeScan:
         try:
             status = os.stat(named.source)  # noqa: PTH116 - fast
         except OSError as error:
+            of = f" of {named.about}" if named.about else ""
             raise ManifestError(
-                f"{named.path!r} cannot be sent: {error.strerror}"
+                f"{named.path!r}{of} cannot be sent: {error.strerror}",
+                hint="name a file or folder that is here, and that you may read",
             ) from None
         except ValueError:
             raise ManifestError(f"{named.path!r} is no path: it has a NUL") from None

@@ -264,8 +264,9 @@ def test_a_viewer_is_not_advised_to_become_admin(api: Api, octaskly: Run) -> Non
         (
             ["lss"],
             (
-                "error: there is no command 'lss'; did you mean 'ls'?\n"
-                "  hint: octaskly --help\n"
+                "error: there is no command 'lss'\n"
+                "  cause: did you mean `ls`? Nothing was done\n"
+                "  hint: octaskly ls\n"
             ),
         ),
         (

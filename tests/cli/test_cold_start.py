@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from octaskly.cli.root import COMMANDS
+from octaskly.cli.command_names import COMMANDS
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
 

@@ -66,7 +66,6 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "token list": [[]],
     "token revoke": [["ci"]],
     "top": [["--once"]],
-    "unpause": [["pi4"]],
     "wait": [["1"], ["--any", "1", "2"]],
 }
 

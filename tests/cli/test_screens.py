@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,45 @@ CALLS = (
     ["submit"],
     ["--no-color", "nodes"],  # Last, as it is for the process.
 )
+#: Mistakes in typing. Each gets the error, its cause and a hint, and does nothing.
+MISTAKES = (
+    ["lss"],
+    ["kill", "3"],
+    ["rm", "3"],
+    ["get", "3"],
+    ["stop"],
+    ["sh", "-c", "date"],
+    ["frobnicate"],
+    ["--timeout", "5", "run", "true"],
+    ["--bogus", "ls"],
+    ["run", "--node", "here", "true"],
+    ["run", "--colour", "ls"],
+    ["run", "-la"],
+    ["run"],
+    ["run", "--", "--in", ".", "make", "-j4"],
+    ["array", "1-3", "--", "--timeout", "5", "./sim"],
+    ["array", "1-3", "--", "--bogus", "./sim"],
+    ["run", "echo", "--timeout", "5"],
+    ["run", "--", "echo it's"],
+    ["run", "--", 'echo "never closed'],
+    ["run", "ls -la", "/tmp"],
+    ["map", "gzip -k", "{}", ":::", "a"],
+    ["map", "echo '{}'", ":::", "b c"],
+    ["map", ":::", "a"],
+    ["map", "--out", "{}.gz", "gzip {}", ":::", "a", "/etc/hosts"],
+    ["map", "--out", "{//}", "true {}", ":::", "a"],
+    ["map", "--in", "{}", "cat {}", ":::", "/etc/hosts"],
+    ["map", "--in", "no-{}", "cat {}", ":::", "a"],
+    ["submit", "--file", "nothing.txt"],
+    ["show"],
+    ["revoke", "attic"],
+    ["rotate", "--now"],
+    ["forget", "--older-than", "2h"],
+    ["retry", "--failed"],
+    ["retry", "--mine", "1"],
+    ["join"],
+    ["approve", "pi4"],
+)
 API = "/api/v1"
 ANSWERS = {
     f"{API}/tasks/task-001/explain": {
@@ -92,6 +132,7 @@ ANSWERS = {
             for name in ("here", "a-machine-with-a-name-that-is-long")
         ],
     },
+    f"{API}/tasks/task-002-00000002/retry": {"retried_as": None},
     f"{API}/events": b"".join(
         b"event: %s\nid: 1-1:%d\ndata: %s\n\n" % (kind, number, data)
         for number, (kind, data) in enumerate(
@@ -223,11 +264,16 @@ def tasks(api: Api) -> Api:
     return api
 
 
-def session(columns: int | None, environ: dict[str, str], folder: Path) -> str:
+def session(
+    columns: int | None,
+    environ: dict[str, str],
+    folder: Path,
+    calls: Sequence[Sequence[str]] = CALLS,
+) -> str:
     """Return the output of a terminal of that width, or of a pipe."""
     environ = environ | SETTINGS
     (folder / "draft.toml").write_text(DRAFT)
-    program = [sys.executable, "-c", SESSION.format(calls=CALLS)]
+    program = [sys.executable, "-c", SESSION.format(calls=calls)]
     if columns is None:
         done = subprocess.run(
             program,
@@ -303,14 +349,29 @@ def test_screens_match_their_recordings(
 ) -> None:
     """Every difference must be intended and reviewed."""
     text = session(columns, environ, tmp_path)
+
+    check_recording(text, f"{columns or 'pipe'}.txt")
+    assert columns is not None or "\x1b" not in text
+
+
+def check_recording(text: str, name: str) -> None:
     text = re.sub(r"\d+h\d\dm ago", "AGE ago", text)
     text = re.sub(r"(octaskly) \d+\.\d+\.\d+\S*", r"\1 VERSION", text)
-    file = SCREENS / f"{columns or 'pipe'}.txt"
+    file = SCREENS / name
     if os.environ.get("OCTASKLY_SCREENS") == "write":
         file.write_bytes(text.encode())
 
     assert text == file.read_bytes().decode()  # A carriage return stays one.
-    assert columns is not None or "\x1b" not in text
+
+
+def test_mistakes_are_answered_with_their_cause_and_a_hint(
+    tasks: Api, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Word for word; only the command with a warning reaches a node."""
+    text = session(None, environ, tmp_path, MISTAKES)
+
+    check_recording(text, "mistakes.txt")
+    assert [task["command"] for [task] in tasks.bodies] == ["echo --timeout 5"]
 
 
 @pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)

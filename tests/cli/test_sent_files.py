@@ -208,7 +208,10 @@ def test_a_file_that_changes_all_the_time_is_an_error(
         (
             ["map", "--in", "no", "true", ":::", "a"],
             125,
-            "error: 'no' cannot be sent: No such file or directory\n",
+            (
+                "error: 'no' cannot be sent: No such file or directory\n"
+                "  hint: name a file or folder that is here, and that you may read\n"
+            ),
         ),
         (
             ["array", "--in", "fifo", "1-2", "--", "true"],
@@ -383,6 +386,12 @@ def _leads_to(link: Path, place: Path) -> bool:
         (["run", "--", "true --file=src/text"], "src/text"),
         (["run", "--", "true; ls 'a.log'"], "a.log"),
         (["run", "--", "ls src"], "src"),
+        (["run", "--", "just"], "justfile ."),
+        (["run", "--", "CC=cc just -j4 && true"], "justfile ."),
+        (["map", "just {}", ":::", "x"], "justfile ."),
+        (["run", "--", "make"], None),
+        (["run", "--", "echo just"], None),
+        (["run", "--in", "src", "--", "just"], None),
         (["map", "-k", "true", ":::", "x", "a.log"], "a.log {}"),
         (["map", "-k", "true $OCTASKLY_ITEM", ":::", "x", "a.log"], "a.log {}"),
         (["map", "cat {}.log", ":::", "x", "a"], "a.log {}.log"),
@@ -402,6 +411,8 @@ def test_a_command_that_names_local_files_warns_before_it_runs(
     api: Api, octaskly: Run, project: Path, arguments: list[str], named: str | None
 ) -> None:
     """Tasks do not run in the user's folder; only `run` and `map` look as if."""
+    (project / "justfile").touch()
+
     said = octaskly(*arguments).stderr.decode()
 
     name, _, sent_as = (named or "").partition(" ")
@@ -488,8 +499,11 @@ def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
     ("sent", "said"),
     [
         (["{}"], "'no' cannot be sent: No such file or directory"),
-        (["src/{/.}=x"], "'src/greet' cannot be sent: No such file or directory"),
-        (["/{}"], "'/greet' leads out of this folder, so it needs a place in the"),
+        (["src/{/.}=x"], "'src/greet' of the item 'greet' cannot be sent: No such"),
+        (
+            ["/{}"],
+            "the item 'greet': '/greet' leads out of this folder, so it needs a place",
+        ),
         (
             ["src", "src/text=src/text/{}"],
             "a file for all tasks and one of an item collide at 'src/text/greet' in",
@@ -500,7 +514,7 @@ def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
         ),
         (
             ["src", "greet={.}=src"],
-            "'greet=greet' cannot be sent: No such file or directory",
+            "'greet=greet' of the item 'greet' cannot be sent: No such file or",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

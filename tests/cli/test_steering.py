@@ -1,4 +1,4 @@
-"""`drain`, `resume`, `pause`, `unpause`: requests and output."""
+"""`drain`, `pause` and `resume`: requests and output."""
 
 from __future__ import annotations
 
@@ -12,19 +12,37 @@ from tests.cli.stand_in import Api
 
 def test_each_order_is_sent_and_reported(api: Api, octaskly: Run) -> None:
     """On stderr, because no pipe needs it."""
-    said = [octaskly(word, "pi 4") for word in ("drain", "resume", "pause", "unpause")]
+    said = [octaskly(word, "pi 4") for word in ("drain", "pause")]
 
     assert api.requests == [
-        f"POST /api/v1/nodes/pi%204/{word}"
-        for word in ("drain", "resume", "pause", "unpause")
+        f"POST /api/v1/nodes/pi%204/{word}" for word in ("drain", "pause")
     ]
     assert [done.stderr.decode() for done in said] == [
         "pi 4 is draining, 1 task still running\n",
-        "pi 4 is ready\n",
         "pi 4 is paused, 1 task frozen\n",
-        "pi 4 is ready\n",
     ]
     assert all((done.returncode, done.stdout) == (0, b"") for done in said)
+
+
+@pytest.mark.parametrize("word", ["resume", "unpause"])
+@pytest.mark.parametrize(
+    ("before", "text"),
+    [
+        ("paused", "pi4 was paused: 1 task running again, and it takes work"),
+        ("draining", "pi4 was drained; it takes work again"),
+        ("ready", "nothing to resume: pi4 is neither drained nor paused"),
+    ],
+)
+def test_resume_says_what_it_ended(
+    api: Api, octaskly: Run, word: str, before: str, text: str
+) -> None:
+    """It ends a drain and a pause, so nobody has to know which it was."""
+    api.steered, api.left = before, 1
+
+    done = octaskly(word, "pi4")
+
+    assert (done.returncode, done.stderr.decode()) == (0, f"{text}\n")
+    assert api.requests[-1] == "POST /api/v1/nodes/pi4/resume"
 
 
 @pytest.mark.parametrize("word", ["drain", "resume", "pause", "unpause", "revoke"])

@@ -45,15 +45,19 @@ def test_submit_prints_the_id_and_nothing_else(api: Api, octaskly: Run) -> None:
 def test_many_lines_are_one_request(
     api: Api, octaskly: Run, tmp_path: Path, how: str
 ) -> None:
-    """One command a line, blank lines skipped; all or nothing, ids in order."""
-    lines = b"true\n\n  echo 2  \nexit 3\n"
+    """One command a line, without blanks and comments; all or nothing, ids in order."""
+    lines = b"# all\ntrue\n\n  echo 2  \n  # last\nexit 3 # not here\n"
     (tmp_path / "lines").write_bytes(lines)
     source = ["-"] if how == "stdin" else ["--file", str(tmp_path / "lines")]
 
     done = octaskly("submit", *source, stdin=lines)
 
     assert done.stdout.split() == [f"task-00{n}-0000000{n}".encode() for n in (1, 2, 3)]
-    assert [item["command"] for item in api.bodies[0]] == ["true", "echo 2", "exit 3"]
+    assert [item["command"] for item in api.bodies[0]] == [
+        "true",
+        "echo 2",
+        "exit 3 # not here",
+    ]
     assert len(api.bodies) == 1
 
 

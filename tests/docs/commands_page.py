@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from octaskly.cli.root import COMMANDS
+from octaskly.cli.command_names import COMMANDS
 from octaskly.config.settings import SETTINGS
 
 SHARED = "run"

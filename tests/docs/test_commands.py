@@ -45,7 +45,7 @@ def test_every_command_has_a_section_of_the_reference() -> None:
 def test_list_of_commands_truncates_no_summary() -> None:
     """Eighty columns hold the first sentence of each."""
     with click.Context(octaskly, terminal_width=80) as context:
-        listed = octaskly.get_help(context).partition("Commands:\n")[2]
+        listed = octaskly.get_help(context).partition("Everyday:\n")[2]
 
     assert [line for line in listed.splitlines() if line.endswith("...")] == []
 

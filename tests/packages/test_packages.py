@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.cli.root import COMMANDS
+from octaskly.cli.command_names import COMMANDS
 from tests.docs.commands_page import commands, flags
 from tests.support.agents import until
 

@@ -192,7 +192,7 @@ def serve(path: str, modules: Sequence[str]) -> None:
 
 
 def _modules_of_commands() -> list[str]:
-    from octaskly.cli.root import COMMANDS
+    from octaskly.cli.command_names import COMMANDS
 
     return [place.partition(":")[0] for place in COMMANDS.values()]
 

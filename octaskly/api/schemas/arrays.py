@@ -24,7 +24,9 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.placeholders import (
+    NAME_BYTES_MAX,
     fill_placeholders,
+    path_fault,
     placeholder_values,
     split_placeholders,
 )
@@ -43,7 +45,6 @@ _RANGE = re.compile(
 
 # ECMAScript, which OpenAPI uses, writes named groups differently, so omit the names.
 _RANGE_PATTERN = f"^{re.sub(r'[?]P<.*?>', '', _RANGE.pattern)}$"
-NAME_BYTES_MAX: Final = 255
 FILLED_MAX: Final = 1 << 20  #: paths that one submission fills in, to check them
 #: Parts of paths between NUL: absolute, with `..`, or without a name.
 _LEADS_UP: Final = re.compile(r"\0/|[\0/]\.\.[\0/]|\0[./]*\0")
@@ -109,10 +110,12 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
     The value of a placeholder may contain folders, but no path may lead upwards.
     """
     parts: dict[str, bool] = {}
+    wholes: dict[str, str] = {}
     for whole in paths:
         for part in path_parts(whole):
             if len(split_placeholders(part)) > 1:
                 parts[part] = parts.get(part, False) or part == whole
+                wholes.setdefault(part, whole)
     if not array.has_items or not parts:
         return
     if len(array.items) * len(parts) > FILLED_MAX:
@@ -125,8 +128,17 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
             if not _are_valid(
                 {fill_placeholders(part, item, index)}, is_whole=is_whole
             ):
-                what = f"{item[:40]!r} cannot be filled into the path {part!r}"
-                raise InvalidField(f"array.items[{index}]", what)
+                path = fill_placeholders(wholes[part], item, index)
+                # `x/{}` refuses an item that begins with a slash, too.
+                fault = path_fault(path) or path_fault(
+                    fill_placeholders(part, item, index)
+                )
+                raise InvalidField(
+                    f"array.items[{index}]",
+                    f"{item[:40]!r} makes {wholes[part]!r} the path {path[:80]!r},"
+                    f" which {fault}",
+                    expected="items that make a path in the folder of the task",
+                )
 
 
 def _filled(part: str, items: Sequence[str]) -> set[str]:

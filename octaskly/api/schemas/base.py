@@ -28,8 +28,10 @@ class InvalidField(ValueError):
     Args:
         field: Path of the field below the task.
         message: The reason.
+        expected: What is valid, unless that is said for all values of the field.
     """
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, *, expected: str = "") -> None:
         super().__init__(message)
         self.field = field
+        self.expected = expected

@@ -33,6 +33,7 @@ from octaskly.api.schemas.base import (
 )
 from octaskly.api.schemas.task_options import FIELD_HINTS as OPTION_RANGES
 from octaskly.api.schemas.task_options import NO_OPTIONS, OptionsIn, parse_options
+from octaskly.core.model import placeholders
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import BlobRef, InputBlob, TaskOptions
@@ -292,9 +293,9 @@ def clean_path(path: str, *, has_placeholders: bool = False) -> str:
     parts = arrays.path_parts(path) if has_placeholders else path.split("/")
     if ".." in parts:
         raise ValueError("a path contains `..`; it must stay in the worker directory")
-    if any(len(part.encode()) > arrays.NAME_BYTES_MAX for part in parts):
+    if any(len(part.encode()) > placeholders.NAME_BYTES_MAX for part in parts):
         raise ValueError(
-            f"a part of a path is longer than {arrays.NAME_BYTES_MAX} bytes"
+            f"a part of a path is longer than {placeholders.NAME_BYTES_MAX} bytes"
         )
     named = [part for part in parts if part not in ("", ".")]
     if not named:
@@ -333,7 +334,8 @@ def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
         arrays.check_paths(array, (*task.inputs, *task.outputs))
         return replace(options or NO_OPTIONS, array=array)
     except InvalidField as wrong:
-        _raise_invalid(f"{_json_path(index)}.{wrong.field}", str(wrong))
+        path = f"{_json_path(index)}.{wrong.field}"
+        _raise_invalid(path, str(wrong), wrong.expected)
 
 
 def _json_path(index: int | None) -> str:
@@ -415,12 +417,11 @@ def _reject_many_parents(tasks: Iterable[TaskIn]) -> None:
         )
 
 
-def _raise_invalid(json_path: str, message: str) -> NoReturn:
+def _raise_invalid(json_path: str, message: str, expected: str = "") -> NoReturn:
     name = _field_name(json_path)
     error = INVALID_COMMAND if name == "command" else INVALID_VALUE
-    raise Problem(
-        400, error, hint=f"{message}; expected {FIELD_HINTS[name]}", field=json_path
-    )
+    hint = f"{message}; expected {expected or FIELD_HINTS[name]}"
+    raise Problem(400, error, hint=hint, field=json_path)
 
 
 def _field_name(place: str) -> str:

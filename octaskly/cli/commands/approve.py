@@ -7,7 +7,7 @@ import sys
 import click
 
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.options import JSON_OPTION, UsageProblem
 from octaskly.cli.output.render import note, print_json, print_table
 from octaskly.cli.output.terminal import confirm, on_one_line
 from octaskly.client import Session
@@ -89,8 +89,10 @@ def _confirm_words(
     """Return the machine whose words the user confirms; the others are refused."""
     if not sys.stdin.isatty():
         words = " or ".join(request.fingerprint for request in waiting)
-        raise click.UsageError(
-            f"somebody has to compare the words ({words}); or pass them with --words"
+        raise UsageProblem(
+            f"`octaskly approve {name}` asks first, and there is no terminal to ask at",
+            cause=f"somebody has to see that it shows the same words: {words}",
+            hint=f"octaskly approve {name} --words WORDS    the words that it shows",
         )
     for request in waiting:
         note(f"{request.name} at {request.address} wants to join.")

@@ -30,6 +30,7 @@ from octaskly.cli.commands.submit import make_draft, request_options, submit_dra
 from octaskly.cli.context import CliContext
 from octaskly.cli.here import make_here_file_again
 from octaskly.cli.interrupts import allow_interrupts, defer_first_interrupt
+from octaskly.cli.options import UsageProblem
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
@@ -277,6 +278,8 @@ def map_(
     if not items:
         note("nothing to run: there is no item, neither after ::: nor on stdin")
         return 0
+    for flag, field in (("--out", "outputs"), ("--needs", "needs")):
+        _check_paths(flag, fields[field], items)
     _check_distinct_outputs(fields["outputs"], items)
     if dry_run:
         _print_commands(text, items)
@@ -350,6 +353,26 @@ def _submit_array(
         drafts = files.send([wanted])
     [[task]] = submit_drafts(client, drafts, key=key, durability=durability)
     return _begun(task)
+
+
+def _check_paths(flag: str, paths: Sequence[str], items: Sequence[str]) -> None:
+    """Refuse items that make a path outside the folder of their task.
+
+    Raises:
+        UsageProblem: the first such item and its path.
+    """
+    for template in paths:
+        for position, item in enumerate(items):
+            path = placeholders.fill_placeholders(template, item, position)
+            if path != template and (fault := placeholders.path_fault(path)):
+                name = template.replace("{}", "{/}").replace("{.}", "{/.}")
+                by_name = f"{flag} '{name}'    {{/}} is an item without its folder"
+                raise UsageProblem(
+                    f"{flag} {template}: the item {item[:40]!r} makes it"
+                    f" {path[:80]!r}, which {fault}",
+                    cause="such paths lie in the folder where the command runs",
+                    hint=by_name if name != template else f"{flag} out-{{#}}",
+                )
 
 
 def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""`octaskly drain`, `resume`, `pause`, `unpause`: the admission of work to a node."""
+"""`octaskly drain`, `pause` and `resume`: the admission of work to a node."""
 
 from __future__ import annotations
 
@@ -52,8 +52,24 @@ def drain(
 @JSON_OPTION
 @click.pass_obj
 def resume(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
-    """Give a drained node work again."""
-    _set_availability(context, name, "resume", as_json=as_json)
+    """End a drain or a pause of a node, or both."""
+    with context.connect() as client:
+        path = resource_path(NODES, name)
+        before = client.send_and_decode(Call("GET", path), NodeInfo)
+        reply = client.send(rest_calls.post_once(f"{path}/resume"))
+    if as_json:
+        print_json(reply.body)
+        return
+    node = client.decode(reply, NodeInfo)
+    if node.state != "ready":
+        note(_format_state(node))
+    elif before.state == "paused":
+        count = _count_tasks(before)
+        note(f"{node.name} was paused: {count} running again, and it takes work")
+    elif before.state == "draining":
+        note(f"{node.name} was drained; it takes work again")
+    else:
+        note(f"nothing to resume: {node.name} is neither drained nor paused")
 
 
 @click.command(epilog="Example: octaskly pause laptop")
@@ -63,18 +79,9 @@ def resume(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT0
 def pause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Freeze the tasks of a node, and give it no new ones.
 
-    They use no CPU and their time limits stop counting until `octaskly unpause`.
+    They use no CPU and their time limits stop counting until `octaskly resume`.
     """
     _set_availability(context, name, "pause", as_json=as_json)
-
-
-@click.command(epilog="Example: octaskly unpause laptop")
-@NODE_ARGUMENT
-@JSON_OPTION
-@click.pass_obj
-def unpause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
-    """Let the tasks of a paused node continue, and give it work again."""
-    _set_availability(context, name, "unpause", as_json=as_json)
 
 
 def _set_availability(
@@ -91,7 +98,7 @@ def _set_availability(
 
 
 def _format_state(node: NodeInfo) -> str:
-    count = "1 task" if node.running == 1 else f"{node.running} tasks"
+    count = _count_tasks(node)
     match node.state:
         case "draining":
             return f"{node.name} is draining, {count} still running"
@@ -99,6 +106,10 @@ def _format_state(node: NodeInfo) -> str:
             return f"{node.name} is paused, {count} frozen"
         case _:
             return f"{node.name} is {node.state}"
+
+
+def _count_tasks(node: NodeInfo) -> str:
+    return "1 task" if node.running == 1 else f"{node.running} tasks"
 
 
 def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:

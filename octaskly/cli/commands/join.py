@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import JSON_OPTION, Duration
+from octaskly.cli.options import JSON_OPTION, Duration, UsageProblem
 from octaskly.cli.output.render import format_capacity, note, print_json
 from octaskly.cli.output.terminal import print_line, prompt_hidden
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
@@ -146,8 +146,10 @@ def _check_join_options(code: str | None, at: str | None) -> None:
     if at is not None:
         raise click.UsageError("--at needs a code of `octaskly invite`")
     if not sys.stdin.isatty():
-        raise click.UsageError(
-            "without a code, somebody has to compare words at a terminal"
+        raise UsageProblem(
+            "`octaskly join` without a code asks, and there is no terminal to ask at",
+            cause="somebody has to compare three words with those on a member",
+            hint="octaskly join CODE    with a code of `octaskly invite`",
         )
 
 

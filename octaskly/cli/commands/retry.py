@@ -9,7 +9,13 @@ import click
 
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import JSON_OPTION, YES_OPTION, Duration, require_yes
+from octaskly.cli.options import (
+    JSON_OPTION,
+    YES_OPTION,
+    Duration,
+    UsageProblem,
+    require_yes,
+)
 from octaskly.cli.output.render import (
     age,
     cut,
@@ -73,9 +79,17 @@ def retry(
     if failed == bool(refs):
         raise click.UsageError("give either ids, or --failed")
     if not failed and (since_s or mine or array):
-        raise click.UsageError("--since, --mine and --array need --failed")
+        raise UsageProblem(
+            "--since, --mine and --array need --failed",
+            cause="without it, only the tasks that are named are retried",
+            hint="octaskly retry --failed --since 1h",
+        )
     if array and (since_s or mine):
-        raise click.UsageError("--array takes neither --since nor --mine")
+        raise UsageProblem(
+            "--array takes neither --since nor --mine",
+            cause="the members of an array that did not succeed are retried together",
+            hint=f"octaskly retry --failed --array {array}",
+        )
     with context.connect() as client:
         if failed:
             if array:

@@ -87,6 +87,9 @@ def run(
     It runs in a folder of the node that is chosen: --in sends your files there, and
     --out fetches the results.
 
+    It runs where most of its files already are, else on the node with the most free
+    room. An idle mesh may choose the same node each time; --on names another one.
+
     One argument is shell text; several are joined with shell quoting.
     The command reads your stdin if that is a pipe or a file, as ssh does:
     in a `while read` loop, add </dev/null.

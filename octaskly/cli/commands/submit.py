@@ -99,7 +99,7 @@ class _Line(NamedTuple):
     "--file",
     "file",
     type=click.File("rb"),
-    help="Read one command per line from this file; - is stdin.",
+    help="Read one command per line from this file, without # comments; - is stdin.",
 )
 @click.argument(
     "words", nargs=-1, metavar="[--] CMD...", shell_complete=completion.complete_files
@@ -220,14 +220,15 @@ def _is_stdin_consumed() -> bool:
 
 
 def _lines(file: BinaryIO | None) -> list[_Line]:
-    """Return the commands in a file, one per non-blank line."""
+    """Return the commands in a file, one per line without blank lines and comments."""
     lines = []
     for number, data in enumerate(file or (), 1):
         try:
             command = data.decode().strip()
         except UnicodeDecodeError as error:
             raise click.UsageError(f"line {number} is not UTF-8 text") from error
-        lines += [_Line(command, number)] if command else []
+        if command and not command.startswith("#"):
+            lines.append(_Line(command, number))
     return lines
 
 

@@ -32,9 +32,9 @@ class AvailabilityCommand(StrEnum):
     """A command that an operator may give to a node."""
 
     DRAIN = "drain"  #: let running attempts end, take no new ones
-    RESUME = "resume"  #: undo DRAIN
+    RESUME = "resume"  #: undo DRAIN and PAUSE
     PAUSE = "pause"  #: freeze running attempts, take no new ones
-    UNPAUSE = "unpause"  #: undo PAUSE
+    UNPAUSE = "unpause"  #: another word for RESUME
 
 
 class OperatorHold(NamedTuple):
@@ -46,10 +46,12 @@ class OperatorHold(NamedTuple):
     def after_command(self, command: AvailabilityCommand) -> OperatorHold:
         """Return the hold after one more command."""
         match command:
-            case AvailabilityCommand.DRAIN | AvailabilityCommand.RESUME:
-                return self._replace(is_drained=command is AvailabilityCommand.DRAIN)
-            case AvailabilityCommand.PAUSE | AvailabilityCommand.UNPAUSE:
-                return self._replace(is_paused=command is AvailabilityCommand.PAUSE)
+            case AvailabilityCommand.DRAIN:
+                return self._replace(is_drained=True)
+            case AvailabilityCommand.PAUSE:
+                return self._replace(is_paused=True)
+            case AvailabilityCommand.RESUME | AvailabilityCommand.UNPAUSE:
+                return OperatorHold()
 
 
 NO_HOLD = OperatorHold()

@@ -17,6 +17,7 @@ from typing import Final
 
 NUMBER_PLACEHOLDER: Final = "{#}"
 FOLDER_PLACEHOLDER: Final = "{//}"
+NAME_BYTES_MAX: Final = 255  #: of a file or folder
 
 
 def _without_extension(item: str) -> str:
@@ -73,6 +74,18 @@ def fill_path(path: str, item: str, position: int) -> str:
     """Return a path with the values of its placeholders, normalised."""
     filled = fill_placeholders(path, item, position)
     return filled if filled == path else posixpath.normpath(filled)
+
+
+def path_fault(path: str) -> str:
+    """Return why a task cannot have this filled path; nothing if it can."""
+    names = path.split("/")
+    if path.startswith("/"):
+        return "is absolute"
+    if ".." in names:
+        return "leads out of the folder of the task"
+    if any(len(name.encode()) > NAME_BYTES_MAX for name in names):
+        return f"has a name of more than {NAME_BYTES_MAX} bytes"
+    return "" if any(name not in ("", ".") for name in names) else "names no file"
 
 
 def fill_placeholders(

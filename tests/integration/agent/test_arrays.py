@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from octaskly.core.model import placeholders
 from tests.support.agents import (
     TASKS,
     WAIT_S_MAX,
@@ -177,7 +178,8 @@ def test_a_placeholder_never_leads_upwards(agent: Agent, path: str, item: str) -
     status, answer = agent.call("POST", TASKS, body)
 
     assert status == 400
-    assert "cannot be filled into the path" in answer["hint"]
+    filled = placeholders.fill_placeholders(path, item, 0)[:80]
+    assert f"makes {path!r} the path {filled!r}, which" in answer["hint"]
 
 
 def test_a_placeholder_may_stand_for_folders(agent: Agent) -> None:
@@ -436,7 +438,8 @@ def test_each_member_has_its_own_files(agent: Agent) -> None:
         body = {"command": "true", "inputs": ["frames/{}.txt"], "array": members}
         status, answer = agent.call("POST", TASKS, body)
         assert (status, answer["field"]) == (400, "$.array.items[1]")
-        assert "cannot be filled into the path" in answer["hint"]
+        path = f"frames/{item}.txt"[:80]
+        assert f"makes 'frames/{{}}.txt' the path {path!r}" in answer["hint"]
 
 
 def test_an_array_continues_after_a_restart(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from octaskly.files.manifest import ManifestError, TreeFile, TreeLink, decode_ma
 
 NOBODY = 65534
 
+NOT_HERE = "name a file or folder that is here, and that you may read"
+
 
 def write(top: Path, *paths: str, text: str = "") -> None:
     for path in paths:
@@ -246,7 +248,7 @@ def test_a_link_to_itself_is_an_error(tmp_path: Path, target: str) -> None:
 
     assert re.match(r"the link 'TOP/\S+' leads to itself", error_of(tmp_path, "."))
     assert error_of(tmp_path, "l") == (
-        "'l' cannot be sent: Too many levels of symbolic links | None"
+        f"'l' cannot be sent: Too many levels of symbolic links | {NOT_HERE}"
     )
 
 
@@ -269,9 +271,9 @@ def test_parents_behind_another_link_are_an_error(tmp_path: Path) -> None:
     [
         ("", "'' names no file | None"),
         ("=x", "'' names no file | None"),
-        ("no", "'no' cannot be sent: No such file or directory | None"),
-        ("no=x", "'no' cannot be sent: No such file or directory | None"),
-        ("a/x", "'a/x' cannot be sent: Not a directory | None"),
+        ("no", f"'no' cannot be sent: No such file or directory | {NOT_HERE}"),
+        ("no=x", f"'no' cannot be sent: No such file or directory | {NOT_HERE}"),
+        ("a/x", f"'a/x' cannot be sent: Not a directory | {NOT_HERE}"),
         ("a\0", "'a\\x00' is no path: it has a NUL | None"),
         (
             "../a",

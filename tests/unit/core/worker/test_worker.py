@@ -226,20 +226,22 @@ def test_a_paused_worker_freezes_running_attempts() -> None:
     assert unpaused == [Freeze(is_frozen=False), report_of(NodeState.READY, 2)]
 
 
-def test_an_unpaused_worker_stays_drained() -> None:
-    """Each order has its own opposite."""
+@pytest.mark.parametrize(
+    "word", [AvailabilityCommand.RESUME, AvailabilityCommand.UNPAUSE]
+)
+def test_a_resumed_worker_is_neither_paused_nor_drained(
+    word: AvailabilityCommand,
+) -> None:
+    """An operator need not know which of both had been ordered."""
     worker = attached_worker()
     set_orders(worker, AvailabilityCommand.DRAIN)
     set_orders(worker, AvailabilityCommand.DRAIN, AvailabilityCommand.PAUSE)
 
     effects = set_orders(
-        worker,
-        AvailabilityCommand.DRAIN,
-        AvailabilityCommand.PAUSE,
-        AvailabilityCommand.UNPAUSE,
+        worker, AvailabilityCommand.DRAIN, AvailabilityCommand.PAUSE, word
     )
 
-    assert effects == [Freeze(is_frozen=False), report_of(NodeState.DRAINING, 0)]
+    assert effects == [Freeze(is_frozen=False), report_of(NodeState.READY, 2)]
 
 
 def test_a_leaving_worker_accepts_no_tasks_whatever_the_orders() -> None:
