@@ -288,9 +288,14 @@ class Components:
             mesh=description.mesh,
         )
 
-    def request_stop(self, drain_s: float) -> None:
-        """Ask the core to transfer the dispatcher role and to drain."""
-        self.loop.post(ev.StopRequested(drain_s))
+    def request_stop(self, drain_s: float, *, is_leaving: bool) -> None:
+        """Ask the core to transfer the dispatcher role and to drain.
+
+        Args:
+            drain_s: Time that running tasks get.
+            is_leaving: This node id never comes back.
+        """
+        self.loop.post(ev.StopRequested(drain_s, is_leaving))
 
     def sample_machine(self) -> None:
         """Sample the load, the launchers and the disk, and post the results."""

@@ -173,6 +173,7 @@ class CoreLoop:
             ef.ApplyRecords: lambda e: gateway.records.on_records(e.records),
             ef.PublishMeshState: lambda e: self._publish_roster(e, gateway),
             ef.SavePeer: lambda e: self._save_peer(e, gateway),
+            ef.RenameNode: lambda e: self._rename_node(e, gateway),
             ef.LogLine: self._notes.take,
             ef.Stopped: lambda _: self._stop(),
             ChangeKeyring: secret_holder.change_keyring,
@@ -292,6 +293,10 @@ class CoreLoop:
         if gateway.view.is_serving and effect.peer not in gateway.view.names:
             self._spawn(gateway.audit.record_join(effect.peer, effect.name))
         gateway.view.learn_peer_name(effect.peer, effect.name)
+
+    def _rename_node(self, effect: ef.RenameNode, gateway: AgentGateway) -> None:
+        self._store.save_peer(effect.node, effect.name, ())
+        gateway.view.rename_node(effect.node, effect.name)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)

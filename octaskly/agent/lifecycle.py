@@ -309,7 +309,7 @@ class Agent:
         if not (self._is_duplicate or self._has_joined_other_mesh):
             drain_s = float(self._config.options.drain_s)
             self._notifier.notify_stopping(drain_s + ending_s + CLOSE_S)
-        components.request_stop(drain_s)
+        components.request_stop(drain_s, is_leaving=self._is_leaving)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s + ending_s):
                 await self._wait_until(

@@ -258,6 +258,13 @@ class SavePeer(Struct, frozen=True):
     addresses: tuple[Address, ...]
 
 
+class RenameNode(Struct, frozen=True):
+    """Store the name under which a node that never comes back is shown."""
+
+    node: NodeId
+    name: str
+
+
 class LogLine(Struct, frozen=True):
     """A line for the agent's log: a constant event name and its fields."""
 
@@ -295,6 +302,7 @@ Effect = (
     | ApplyRecords
     | PublishMeshState
     | SavePeer
+    | RenameNode
     | LogLine
     | Stopped
     | KeyringEffect

@@ -281,6 +281,7 @@ class StopRequested(Struct, frozen=True):
     """
 
     drain_s: float
+    is_leaving: bool = False  #: the node leaves the mesh, and its id never comes back
 
 
 class AddressesChanged(Struct, frozen=True):

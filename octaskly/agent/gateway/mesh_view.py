@@ -165,6 +165,10 @@ class MeshView:
         """Return the name of a node, or its id if the name is unknown."""
         return self.names.get(node) or self._peer_names.get(node, node)
 
+    def rename_node(self, node: NodeId, name: str) -> None:
+        """Show a node that is no member any more by another name."""
+        self.names[node] = name
+
     def learn_peer_name(self, node: NodeId, name: str) -> None:
         """Store a peer's own name, used until a roster gives its name in the mesh."""
         self._peer_names[node] = name
@@ -204,9 +208,13 @@ class MeshView:
         return sorted(self.live_members, key=weight)
 
     def find_node_id(self, name: str) -> NodeId | None:
-        """Return the id of a node by name or id."""
+        """Return the id of a node by name or id; a member before an earlier one."""
         if name in self.names:
             return NodeId(name)
+        members = self.roster.members if self.roster else ()
+        member = next((one.id for one in members if one.name == name), None)
+        if member is not None:
+            return member
         return next((id_ for id_, known in self.names.items() if known == name), None)
 
     def status_line(self) -> str:

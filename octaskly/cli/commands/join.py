@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -303,6 +304,13 @@ def _await_ready(socket: Path, before: Membership, admitted: JoinGrant) -> None:
                 f"✓ joined the mesh of {admitted.member} as {node.name} "
                 f"({format_capacity(node)}{kind})"
             )
+            if node.name != before.name:
+                note(
+                    f"  its name is not {before.name}, which another node has; if that"
+                    " was this machine, and will not come back as it was:\n"
+                    f"octaskly revoke {shlex.quote(before.name)}    frees the name, and"
+                    " all tokens end"
+                )
             return
         time.sleep(POLL_S)
     raise MeshError(

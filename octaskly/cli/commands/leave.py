@@ -137,6 +137,10 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
     change_mesh.require_deletable_secret(paths)
     change_mesh.delete_mesh_state(paths, SecretUse(paths.secret))
     _print_left(config.name, paths.secret)
+    note(
+        "  no agent ran, so the mesh was not told: for it, the name still belongs to"
+        " the node that is gone; octaskly revoke NAME on a member frees it"
+    )
 
 
 def _has_mesh_data(paths: Paths) -> bool:

@@ -30,7 +30,7 @@ from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
-from octaskly.core.protocol.messages import STOPPING_REASON, Probe, ProbeOk
+from octaskly.core.protocol.messages import STOPPED_REASONS, Probe, ProbeOk
 from octaskly.core.replication.not_found_rule import NON_PARTITION_REASONS
 
 PROBED_PEERS_MAX = 16  #: peers that get a probe about a suspect
@@ -403,7 +403,7 @@ class Timeouts:
             self._election.on_winner_lost(now)
         if not isinstance(phase, Following) or phase.suspicion is not None:
             return []
-        if reason == STOPPING_REASON:
+        if reason in STOPPED_REASONS:
             return self._election.on_dispatcher_lost("it stopped", now)
         if reason not in NON_PARTITION_REASONS:
             # Without a pause of its own, this node would have noticed the silence. In

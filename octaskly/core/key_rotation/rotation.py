@@ -216,6 +216,8 @@ class KeyRotation:
             self._step_requested_s = None
         self._may_have_confirmations = True
         effects: list[Effect] = []
+        for node in set(self.keyring.revoked) - set(before.revoked):
+            effects += self._roster_builder.release_name(NodeId(node), "revoked")
         if before.rank != self.keyring.rank:
             self._changed_s, self._phase_age = now.mono_s, None
             self._timers.set(Timer.OUTDATED_LINKS, now.mono_s + OLD_LINK_GRACE_S)

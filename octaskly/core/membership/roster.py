@@ -1,6 +1,8 @@
 """Roster: the dispatcher's list of members, with their unique names.
 
-If a name is taken, the node is permanently named `<name>-<first 4 of the node id>`.
+If a name is taken, the node is permanently named `<name>-<first 4 of the node id>`. A
+node that left the mesh or was revoked keeps no name: what it ran is shown under another
+one, so the same machine may come back under its name and a new node id.
 Members are in the order of succession. Lost members stay in the list for
 `LOST_MEMBER_S`. Their number decides nothing: there is no quorum (`core.election`).
 
@@ -15,6 +17,7 @@ from operator import attrgetter
 
 from msgspec.structs import replace
 
+from octaskly.core.effects import Effect, RenameNode
 from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import Epoch, Moment, NodeId
@@ -54,6 +57,7 @@ class RosterBuilder:
         self.roster: Roster | None = None
         self._peer_table = peer_table
         self._names = dict(names)
+        self._released: set[NodeId] = set()  #: nodes whose ids never come back
         self._lost: dict[NodeId, tuple[RosterEntry, float]] = {}
         self._built_from: tuple[object, ...] = ()
         """Inputs of the latest build, for a cheap check at every step."""
@@ -77,6 +81,15 @@ class RosterBuilder:
         self._names[node] = name or node
         return self._names[node]
 
+    def release_name(self, node: NodeId, why: str) -> list[Effect]:
+        """Let others have the name of a node whose id never comes back."""
+        name = self._names.get(node)
+        if name is None or node in self._released:
+            return []
+        self._released.add(node)
+        self._names[node] = f"{name} ({why})"
+        return [RenameNode(node, self._names[node])]
+
     def given_name(self, node: NodeId) -> str | None:
         """Return the name of a node in the mesh, or None."""
         return self._names.get(node)
@@ -89,7 +102,9 @@ class RosterBuilder:
         """Store a dispatcher's roster."""
         self.roster = roster
         for member in roster.members:
-            self._names[member.id] = member.name
+            # The dispatcher may not know yet that a node has left.
+            if member.id not in self._released:
+                self._names[member.id] = member.name
 
     def needed_links(
         self, dispatcher: NodeId | None, me: NodeId, full_mesh_max: int

@@ -20,8 +20,9 @@ from octaskly.core.model.keyring_state import REVOKED_REASON, KeyringChanged
 from octaskly.core.model.settings import Settings
 from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.protocol.messages import (
+    LEFT_REASON,
     PROTOCOL_PREFIX,
-    STOPPING_REASON,
+    STOPPED_REASONS,
     UNNEEDED_REASON,
     Message,
 )
@@ -127,6 +128,8 @@ class PeerLoss:
         if reason != UNNEEDED_REASON:
             self.replication.discount_node(peer)
         effects: list[Effect] = []
+        if reason == LEFT_REASON:
+            effects += self.roster_builder.release_name(peer, "left")
         dispatcher_epoch = self.election.dispatcher_epoch
         if dispatcher_epoch is not None:
             self.not_found_rule.on_peer_lost(peer, view, reason, now.mono_s)
@@ -139,7 +142,7 @@ class PeerLoss:
         self, peer: NodeId, view: PeerView, reason: str, now: Moment
     ) -> list[Effect]:
         """Handle the loss of a follower; its attempts may run on other nodes."""
-        is_leaving = reason in (STOPPING_REASON, UNNEEDED_REASON, REVOKED_REASON)
+        is_leaving = reason in (*STOPPED_REASONS, UNNEEDED_REASON, REVOKED_REASON)
         self.roster_builder.on_follower_lost(peer, now, is_leaving=is_leaving)
         self.replication.on_follower_lost(peer, now, is_leaving=is_leaving)
         note = LogLine("info", "peer lost", (("peer", peer), ("reason", reason)))

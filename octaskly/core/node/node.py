@@ -83,6 +83,7 @@ from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components, build_handlers
 from octaskly.core.node.pause_fencing import FENCING_PAUSE_S
 from octaskly.core.protocol.messages import (
+    LEFT_REASON,
     STOPPING_REASON,
     Assign,
     Claim,
@@ -466,8 +467,8 @@ class Node:
                 return self._handlers.availability_control.on_availability_requested(
                     event, now
                 )
-            case StopRequested(drain_s):
-                return self._on_stop_requested(drain_s, now)
+            case StopRequested():
+                return self._on_stop_requested(event, now)
             case RotateRequested():
                 return self.rotation.on_rotate_requested(event, now)
             case KeyringChanged():
@@ -482,12 +483,13 @@ class Node:
         placement = explainer.explain_placement(event.record, members, names)
         return replace(explanation, placement_reason=placement)
 
-    def _on_stop_requested(self, drain_s: float, now: Moment) -> list[Effect]:
+    def _on_stop_requested(self, event: StopRequested, now: Moment) -> list[Effect]:
         shutdown = self._handlers.shutdown
         if self._dispatcher.is_active and not shutdown.is_requested:
             self._dispatcher.pause_accepting()
             self._outbox.put(AdmissionChanged())
-        return shutdown.start_shutdown(drain_s, now)
+        reason = LEFT_REASON if event.is_leaving else STOPPING_REASON
+        return shutdown.start_shutdown(event.drain_s, now, reason)
 
     # --- Links.
 

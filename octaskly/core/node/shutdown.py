@@ -38,6 +38,7 @@ class Shutdown:
     ) -> None:
         self.is_requested = False  #: the shutdown has started
         self.is_done = False
+        self._reason = STOPPING_REASON
         self._journal = journal
         self._election = election
         self._dispatcher_transfer = dispatcher_transfer
@@ -48,13 +49,16 @@ class Shutdown:
         self._has_stopped_attempts = False
         self._is_drain_over = False
 
-    def start_shutdown(self, drain_s: float, now: Moment) -> list[Effect]:
-        """Start the shutdown; a second call ends it at once."""
+    def start_shutdown(
+        self, drain_s: float, now: Moment, reason: str = STOPPING_REASON
+    ) -> list[Effect]:
+        """Start the shutdown, whose reason peers get; a second call ends it at once."""
         if self.is_requested:
             return self._finish("stopped at once", now)
         if self._worker.availability.hold.is_paused:
             drain_s = 0.0  # Frozen processes do not end.
         self.is_requested = True
+        self._reason = reason
         self._drain_deadline_s = now.mono_s + drain_s
         self._election.withdraw()
         # Standbys that were asked while the disk failed may be in sync now.
@@ -117,5 +121,5 @@ class Shutdown:
     def _finish(self, reason: str, now: Moment) -> list[Effect]:
         self.is_done = True
         effects: list[Effect] = [LogLine("info", "stopped", (("reason", reason),))]
-        effects += self._election.leave_mesh(STOPPING_REASON, now)
+        effects += self._election.leave_mesh(self._reason, now)
         return [*effects, Stopped()]

@@ -54,6 +54,8 @@ VERSION_MIN = 1  #: oldest version that this program speaks
 
 # Reasons in `Leave` and `PeerDown` for which a link ends without counting as a loss.
 STOPPING_REASON = "stopping"
+LEFT_REASON = "left the mesh"  #: the sender stops, and its node id never comes back
+STOPPED_REASONS = (STOPPING_REASON, LEFT_REASON)
 UNNEEDED_REASON = (
     "attached"  #: in a large mesh, the sender does not need a link to the receiver
 )
@@ -351,7 +353,7 @@ class Transfer(Struct, frozen=True, array_like=True, tag=19):
 class Leave(Struct, frozen=True, array_like=True, tag=20):
     """The sender closes this link on purpose."""
 
-    reason: Text  #: `STOPPING_REASON`, `UNNEEDED_REASON`, or a text for people
+    reason: Text  #: one of the reasons above, or a text for people
 
 
 Message = (

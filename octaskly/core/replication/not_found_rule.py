@@ -19,7 +19,7 @@ from octaskly.core.membership.roster import LOST_MEMBER_S
 from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
 from octaskly.core.model.keyring_state import REVOKED_REASON
 from octaskly.core.model.nodes import NodeState, Role
-from octaskly.core.protocol.messages import STOPPING_REASON, UNNEEDED_REASON, Roster
+from octaskly.core.protocol.messages import STOPPED_REASONS, UNNEEDED_REASON, Roster
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import CatchUpStatus, NotDispatching
@@ -29,7 +29,7 @@ REMEMBERED_PEER_S = 30.0  #: wait for remembered peers after a start
 NON_PARTITION_REASONS = (
     "eof",
     "reset",
-    STOPPING_REASON,
+    *STOPPED_REASONS,
     UNNEEDED_REASON,
     REVOKED_REASON,
 )

@@ -17,6 +17,7 @@ from octaskly.core.model.keyring_state import REVOKED_REASON
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,
+    STOPPED_REASONS,
     STOPPING_REASON,
     UNNEEDED_REASON,
     Message,
@@ -62,7 +63,7 @@ UNLOGGED_REASONS: Final = frozenset(
     {
         DUPLICATE,
         OWN_NODE,
-        STOPPING_REASON,
+        *STOPPED_REASONS,
         UNNEEDED_REASON,
         REVOKED_REASON,
         "eof",

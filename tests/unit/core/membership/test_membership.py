@@ -10,7 +10,14 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.effects import Browse, Dial, Disconnect, Effect, SavePeer
+from octaskly.core.effects import (
+    Browse,
+    Dial,
+    Disconnect,
+    Effect,
+    RenameNode,
+    SavePeer,
+)
 from octaskly.core.events import DialFailed, PeerHint, PeerUp, SavedState
 from octaskly.core.membership.address_book import (
     DIAL_DELAY_S,
@@ -437,6 +444,21 @@ def test_a_renamed_node_gets_its_new_name() -> None:
 
     assert registry.assign_name(PEER, "new") == "new"
     assert registry.assign_name(OTHER, "old") == "old"
+
+
+def test_a_machine_that_left_gets_its_name_back_under_a_new_id() -> None:
+    """What it ran before is shown under another name, also by late rosters."""
+    registry = RosterBuilder([], members())
+    registry.assign_name(PEER, "pi")
+
+    released = registry.release_name(PEER, "left")
+    again = registry.release_name(PEER, "left")
+    registry.set_roster(Roster(EPOCH, 1, (replace(own_line(), id=PEER),)))
+
+    assert (released, again) == ([RenameNode(PEER, "pi (left)")], [])
+    assert registry.assign_name(OTHER, "pi") == "pi"
+    assert registry.given_name(PEER) == "pi (left)"
+    assert registry.release_name(NodeId("unknown"), "left") == []
 
 
 def test_the_roster_lists_members_in_the_order_of_succession() -> None:

@@ -16,6 +16,7 @@ from octaskly.core.effects import (
     LoadLive,
     PlanFloor,
     PublishMeshState,
+    RenameNode,
     Save,
     SavePeer,
     Send,
@@ -78,6 +79,7 @@ from octaskly.core.node.log_receiver import highest_submitted_sequence
 from octaskly.core.node.node import Node
 from octaskly.core.node.shutdown import PROCESS_EXIT_S
 from octaskly.core.protocol.messages import (
+    LEFT_REASON,
     STOPPING_REASON,
     Assign,
     Claim,
@@ -496,6 +498,20 @@ def test_a_stopped_node_accepts_no_link_and_dials_no_peer() -> None:
 
     assert shell.meet() == [Disconnect(PEER, STOPPING_REASON)]
     assert shell.run(shell.now_s + 10.0) == []
+
+
+def test_a_node_that_leaves_for_good_says_so_to_its_peers() -> None:
+    """Else its name would be taken when the machine comes back with a new id."""
+    leaving, staying = followed(), followed()
+    staying.run(staying.now_s + 1.0)  # Its roster names the peer.
+
+    leaving.feed(StopRequested(30.0, is_leaving=True))
+    effects = leaving.feed(StopRequested(30.0))  # It ends at once.
+    heard = staying.hear(Leave(LEFT_REASON))
+
+    assert of(Disconnect, effects) == [Disconnect(PEER, LEFT_REASON)]
+    assert of(RenameNode, heard) == [RenameNode(PEER, "pi-pppp (left)")]
+    assert of(RenameNode, staying.hear(Leave(LEFT_REASON))) == []
 
 
 def test_a_stopping_node_finishes_its_tasks_unless_asked_twice() -> None:
