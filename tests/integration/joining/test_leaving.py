@@ -21,6 +21,7 @@ from octaskly.trust.private_files import create_private
 from octaskly.trust.secret_file import SecretUse
 from tests.support.agents import (
     WAIT_S_MAX,
+    Agent,
     ending,
     kill_agent,
     launch,
@@ -73,6 +74,7 @@ class Pair(NamedTuple):
     first: Said
     first_code: int
     first_kept: set[str]
+    name_again: str  #: of the first one, when it comes back with a new node id
     secret_between: bool
     mistaken: Said  #: the folder of the one, the socket of the other
     refused: tuple[int, Any]
@@ -94,6 +96,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         (ash.state / "files").mkdir(exist_ok=True)
         first = leave(ash.state)
         first_code, first_kept = ash.process.wait(WAIT_S_MAX), kept(ash.state)
+        again = launch(ash.state, secret, "--name", "ash", "--drain", "0")
+        with ending(again):
+            again.ready()
+            name_again = until(lambda: name_in_mesh(birch, again), "it is back")
+            assert leave(ash.state).code == 0
         secret_between = secret.exists()
         (ash.state / "agent.json").write_text(json.dumps(second))
         mistaken = leave(ash.state)
@@ -106,6 +113,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
             first,
             first_code,
             first_kept,
+            name_again,
             secret_between,
             mistaken,
             refused,
@@ -122,6 +130,18 @@ def test_an_agent_that_leaves_forgets_and_ends(pair: Pair) -> None:
     assert pair.first.code == 0, pair.first.words
     assert (pair.first_code, pair.first_kept) == (0, set())
     assert "✓ ash has left the mesh, and forgotten it\n" in pair.first.words
+
+
+def name_in_mesh(member: Agent, node: Agent) -> str | None:
+    """Return the name of a node in the list of a member, None if it is not there."""
+    page = member.call("GET", "/api/v1/nodes")[1]
+    ids = {one["id"]: one["name"] for one in page.get("nodes", [])}
+    return ids.get(node.ready()["node_id"])
+
+
+def test_a_machine_that_left_gets_its_name_back(pair: Pair) -> None:
+    """Under its new id; what the old one ran is of `ash (left)`."""
+    assert pair.name_again == "ash"
 
 
 def test_a_secret_file_stays_while_another_agent_uses_it(pair: Pair) -> None:
