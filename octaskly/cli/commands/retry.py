@@ -157,7 +157,7 @@ def _confirm(tasks: Sequence[Task], flags: str, *, is_given: bool) -> None:
         for task in tasks[-SHOWN_TASKS:]:
             command = cut(on_one_line(task.command or ""), SHOWN_COMMAND_COLUMNS)
             ended = f"{_end(task)}, {age(task.completed_at, now)}"
-            note(f"  {task.id}  {command}  ({ended})")
+            note(f"  {task.short_id or task.id}  {command}  ({ended})")
         if (left := len(tasks) - SHOWN_TASKS) > 0:
             note(f"  and {left} that were submitted earlier")
     require_yes(_consequence(tasks), is_given=is_given, arguments=flags)
