@@ -190,7 +190,8 @@ def _name_for_item(one: InputPath, item: str, position: int, folder: str) -> Nam
         hint = error.hint
         if hint and filled.place is None:
             hint = f"write {one.path}={{/}} to place it by its name, without its folder"
-        raise ManifestError(f"{_item_text(item)}: {error}", hint=hint) from None
+        text = f"{_item_text(item)}: {error.message}"
+        raise ManifestError(text, hint=hint) from None
     # Errors of the scan name the item, unless it is the path itself.
     return named if named.path == item else named._replace(about=_item_text(item))
 
