@@ -27,6 +27,7 @@ from octaskly.core.model.nodes import NodeInfo
 from octaskly.errors import ConfigError
 from octaskly.rest.mesh import Checkup, FileStoreUsage, MovedPort, TakenPort
 from octaskly.runner.files.task_user_ops import TaskUserHelper
+from octaskly.runner.interpreters import find_interpreters
 from octaskly.system.listening_sockets import LoopbackPort
 from octaskly.system.log import Logger
 from octaskly.system.machine_stats import is_on_mains_power, list_gpus, memory_total_mb
@@ -188,6 +189,7 @@ def node_info(config: AgentConfig, name: str, **known: Any) -> NodeInfo:
         arch=platform.machine(),
         cpus=os.cpu_count() or 1,
         gpus=config.options.gpus or list_gpus(),
+        pythons=tuple(find_interpreters(os.environ.get("PATH"))),
         **known,
     )
 

@@ -138,11 +138,9 @@ def _main() -> int:
 def _perform_calls(data: memoryview) -> tuple[list[Any], dict[str, Any]]:
     header, parts = decode_payload(data)
     del data
-    if (why := _interpreter_mismatch(header)) is not None:
-        return [], {"kind": "mismatch", "text": why}
-    import cloudpickle  # noqa: PLC0415 - the mismatch is checked first
-
-    dumps = cloudpickle.dumps
+    if (mismatch := _interpreter_mismatch(header)) is not None:
+        return [], {"kind": "mismatch", "executable": sys.executable, **mismatch}
+    dumps = _import_cloudpickle().dumps  # The mismatch is checked first.
     if header["has_inputs"]:
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 - it imports little
     try:
@@ -161,27 +159,59 @@ def _perform_calls(data: memoryview) -> tuple[list[Any], dict[str, Any]]:
         return [], {"kind": "unpicklable", "text": text}
 
 
-def _interpreter_mismatch(header: dict[str, Any]) -> str | None:
-    """Return why this interpreter cannot load these pickles, or None."""
+def _interpreter_mismatch(header: dict[str, Any]) -> dict[str, str] | None:
+    """Return why this interpreter cannot load these pickles, or None.
+
+    `package` is what `pip` must install for it; without one, it has another version.
+    """
     here, there = python_version(), header["python"]
     if here != there:
-        return f"{sys.executable} is Python {here}, and the call comes from {there}"
+        text = f"{sys.executable} is Python {here}, and the call comes from {there}"
+        return {"text": text}
+    major = header["cloudpickle"].partition(".")[0]
+    package = f"cloudpickle=={major}.*"
+    try:
+        here = _import_cloudpickle().__version__
+    except ImportError as error:
+        text = f"{sys.executable} cannot import cloudpickle ({error})"
+        return {"text": text, "package": package}
+    if here.partition(".")[0] != major:
+        where = f"{sys.executable} has cloudpickle {here}"
+        text = f"{where}, and the call comes from {header['cloudpickle']}"
+        return {"text": text, "package": package}
+    return None
+
+
+def _import_cloudpickle() -> Any:
+    """Return cloudpickle, if need be the one of the agent."""
     try:
         import cloudpickle  # noqa: PLC0415
-    except ImportError as error:
-        return f"{sys.executable} cannot import cloudpickle ({error})"
-    here, there = cloudpickle.__version__, header["cloudpickle"]
-    if here.partition(".")[0] != there.partition(".")[0]:
-        where = f"{sys.executable} has cloudpickle {here}"
-        return f"{where}, and the call comes from {there}"
-    return None
+    except ImportError:
+        folder = os.environ.get("OCTASKLY_CLOUDPICKLE")
+        if folder is None:
+            raise
+        import importlib.util  # noqa: PLC0415
+
+        # Nothing else from beside it: other packages there may need another version.
+        spec = importlib.util.spec_from_file_location(
+            "cloudpickle", f"{folder}/__init__.py", submodule_search_locations=[folder]
+        )
+        assert spec is not None
+        assert spec.loader is not None
+        cloudpickle = importlib.util.module_from_spec(spec)
+        sys.modules["cloudpickle"] = cloudpickle
+        spec.loader.exec_module(cloudpickle)
+    return cloudpickle
 
 
 def _encode_exception(
     error: BaseException, dumps: Dumps
 ) -> tuple[list[Any], dict[str, Any]]:
     """Return the result for an exception: pickled if possible, and as text."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next  # The first frames are those of this program.
+    text = "".join(traceback.format_exception(type(error), error, trace))
     sys.stderr.write(text)
     kind = type(error)
     header = {

@@ -28,9 +28,10 @@ from octaskly.client.flows.task_fields import (
 )
 from octaskly.client.inputs import TaskInputs, take_inputs
 from octaskly.executor.call_files import RAISE_IF_FULL, CallFiles
-from octaskly.executor.call_runner import RESULT_FILE
+from octaskly.executor.call_runner import RESULT_FILE, python_version
 from octaskly.executor.call_text import Arguments, describe_calls, function_name
 from octaskly.executor.engine import Engine, WorkItem
+from octaskly.executor.interpreters import check_interpreters
 from octaskly.executor.mesh import MeshClient
 from octaskly.executor.results import result_of_task
 from octaskly.rest.client_types import Draft, Task
@@ -44,7 +45,6 @@ NAME_CHARS_MAX: Final = 128  #: of a task, as the API has it
 _CALL_RUNNER = (
     '"${OCTASKLY_CALLEE:?the agent of this node does not support calls: update it}"'
 )
-_AGENT_PYTHON = '"$OCTASKLY_PYTHON"'
 _T = TypeVar("_T")
 
 
@@ -73,7 +73,8 @@ class Executor(FuturesExecutor):
     A call runs in its own new process on any node with a free slot. If a node is lost,
     its calls run again, unless `retry_on` prevents it. Functions and values are sent by
     cloudpickle; only this process and the call's process unpickle them. Large values
-    are sent as files. Nodes need the same minor Python version and `octaskly[python]`.
+    are sent as files. A call runs only on nodes that have `octaskly[python]` and an
+    interpreter of the same minor Python version, on their PATH or as their agent's.
 
     Args:
         max_workers: The largest number of this executor's tasks in the mesh at a time,
@@ -81,7 +82,7 @@ class Executor(FuturesExecutor):
             without a request.
         url: As for `Client`; so are `token`, `ca`, `node` and `state_dir`.
         retry_timeout_s: How long requests are retried while no node answers.
-        python: The interpreter on the nodes; by default the one of their agent.
+        python: The interpreter on the nodes, instead of any of the same version.
         fields: Fields of all tasks, for example `requires={"memory_mb": 4096}`. Calls
             can open `inputs`, and import modules among them; they are sent as they are
             at the first call.
@@ -117,9 +118,16 @@ class Executor(FuturesExecutor):
         self._engine = Engine(self._mesh, max_workers or TASKS_MAX_DEFAULT)
         self._inputs = take_inputs(fields)
         self._call_files = CallFiles(self._mesh, self._inputs)
-        interpreter = _AGENT_PYTHON if python is None else shlex.quote(python)
-        self._command = f"exec {interpreter} {_CALL_RUNNER}"
         self._task_fields = fields
+        self._requires: Requires = {**fields.get("requires", {})}
+        if python is None:
+            python_variable = f"OCTASKLY_PYTHON_{python_version().replace('.', '_')}"
+            interpreter = f'"${python_variable}"'
+            self._requires["python"] = python_version()
+        else:
+            interpreter = shlex.quote(python)
+        self._command = f"exec {interpreter} {_CALL_RUNNER}"
+        self._has_checked_nodes = python is not None
         make_draft(self._command, _merge_fields(fields, {}))
         self._prefix = f"py-{secrets.token_hex(6)}"
         self._numbers = count()
@@ -217,6 +225,7 @@ class Executor(FuturesExecutor):
                     "name": function_name(shown)[:NAME_CHARS_MAX],
                     "call": describe_calls(shown, first, call_count),
                     "outputs": [RESULT_FILE],
+                    "requires": self._requires,
                 },
             ),
         )
@@ -235,8 +244,15 @@ class Executor(FuturesExecutor):
         return fn, calls[0], len(calls)
 
     def _with_payload(self, draft: Draft, payload: CallPayload) -> Draft:
-        """Return the task of a call after its files were sent."""
+        """Return the task of a call after its files were sent.
+
+        Raises:
+            InterpreterMismatch: no node has the Python version of this process.
+        """
         assert draft.id is not None
+        if not self._has_checked_nodes:
+            check_interpreters(self._mesh.nodes(), self._requires)
+            self._has_checked_nodes = True
         return msgspec.structs.replace(
             draft,
             workdir="scratch",

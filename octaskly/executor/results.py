@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from octaskly.executor.call_runner import (
     InvalidPayload,
     decode_payload,
     map_file,
+    python_version,
     unpickle,
 )
 from octaskly.executor.errors import (
@@ -137,10 +139,7 @@ def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
     match header["kind"]:
         case "mismatch":
             kind, text = InterpreterMismatch, header["text"]
-            hint = (
-                "pip install 'octaskly[python]'    there; or Executor(python=...) names"
-                " another interpreter on the nodes"
-            )
+            hint = _mismatch_hint(header, task.worker_id)
         case "unpicklable":
             text = header["text"]
             hint = "return values that can be pickled, for example numbers or arrays"
@@ -155,6 +154,18 @@ def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
             )
     return kind(
         f"{text} (on {task.worker_id})", task=task.id, node=task.worker_id, hint=hint
+    )
+
+
+def _mismatch_hint(header: Mapping[str, Any], node: str | None) -> str:
+    """Return what to install on the node for an interpreter that the caller named."""
+    if package := header.get("package"):
+        python = shlex.quote(header["executable"])
+        return f"{python} -m pip install {shlex.quote(package)}    on {node}"
+    version = python_version()
+    return (
+        f"install Python {version} on {node}, and name it:"
+        f" Executor(python='python{version}')"
     )
 
 

@@ -84,6 +84,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     arch: str | None = None
     cpus: int | None = None
     gpus: list[str] = []
+    pythons: list[str] = []  #: minor versions of Python that run calls there
     version: str = ""
     last_seen: At | None = None
     joined_at: At | None = None

@@ -191,6 +191,7 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int | None = None
     memory_mb: int | None = None
     gpus: int | None = None
+    python: str | None = None
 
 
 class ResourceLimits(msgspec.Struct, frozen=True, kw_only=True):

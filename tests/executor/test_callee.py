@@ -75,6 +75,39 @@ def test_a_missing_or_different_cloudpickle_is_reported(tmp_path: Path) -> None:
     assert older["text"].endswith("and the call comes from 0.9")
 
 
+def test_the_cloudpickle_of_the_agent_serves_other_interpreters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They see nothing else that is installed beside it."""
+    folder = Path(cloudpickle.__file__).parent
+    monkeypatch.setenv("OCTASKLY_CLOUDPICKLE", str(folder))
+
+    def sees() -> tuple[str, bool]:
+        import sys
+
+        return sys.modules["cloudpickle"].__file__ or "", "octaskly" in sys.modules
+
+    done = perform(parcel(sees), tmp_path, "-I", "-S")
+    header, parts = call_runner.decode_payload(memoryview(bytearray(done.stdout)))
+
+    assert header["kind"] == "value", done.stderr
+    assert call_runner.unpickle(parts) == (str(folder / "__init__.py"), False)
+
+
+def test_the_log_of_a_failed_call_has_its_traceback(tmp_path: Path) -> None:
+    """Without the frames of this program."""
+
+    def fail() -> None:
+        raise LookupError("seed")
+
+    done = perform(parcel(fail), tmp_path)
+    first, place, *_code, last = done.stderr.decode().splitlines()
+
+    assert first == "Traceback (most recent call last):"
+    assert place.endswith("in fail")
+    assert last == "LookupError: seed"
+
+
 def test_a_large_answer_is_a_file(tmp_path: Path) -> None:
     """In the task's first working directory; stdout refers to it."""
 

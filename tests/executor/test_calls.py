@@ -7,6 +7,7 @@ import importlib
 import itertools
 import os
 import pickle
+import platform
 import signal
 import subprocess
 import sys
@@ -21,11 +22,14 @@ import cloudpickle
 import pytest
 
 import octaskly
+from octaskly.executor import call_runner
+from octaskly.runner.interpreters import find_interpreters
 from tests.support.agents import TASKS, Agent, until
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 RESULT_S_MAX = 90.0
+VERSIONS = list(find_interpreters(os.environ["PATH"]))
 NOWHERE: Any = {"labels": {"moon": "yes"}}  #: what no node has
 
 
@@ -168,6 +172,49 @@ def test_the_output_of_a_call_is_in_the_log_of_its_task(
     assert sorted(stderr.split("\n")) == [
         *("", "and its errors", "from Python", "from a program")
     ]
+
+
+def test_a_version_that_no_node_has_is_an_error(
+    agents: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything waits for ever; it tells what to install where."""
+    monkeypatch.setattr("octaskly.executor.executor.python_version", lambda: "3.99")
+    with octaskly.Executor(state_dir=agents[0].state, requires={"node": "ash"}) as own:
+        error = own.submit(pow, 2, 8).exception(RESULT_S_MAX)
+
+    assert isinstance(error, octaskly.InterpreterMismatch)
+    assert "install python3.99 on ash" in str(error)
+
+
+@pytest.mark.skipif(len(VERSIONS) < 2, reason="needs two versions of Python")
+def test_a_call_runs_with_the_version_of_its_caller(
+    agents: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any on the node's PATH; its agent may have another one."""
+    version = VERSIONS[1]
+    monkeypatch.setattr("octaskly.executor.executor.python_version", lambda: version)
+    monkeypatch.setattr(call_runner, "python_version", lambda: version)
+    with octaskly.Executor(state_dir=agents[0].state) as executor:
+        ran = executor.submit(platform.python_version).result(RESULT_S_MAX)
+
+    assert ran.startswith(f"{version}.")
+
+
+def test_an_interpreter_that_lacks_something_is_named(
+    agents: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the command for its node."""
+    monkeypatch.setattr(cloudpickle, "__version__", "99.1")
+    with octaskly.Executor(
+        state_dir=agents[0].state, python=sys.executable, requires={"node": "birch"}
+    ) as own:
+        error = own.submit(pow, 2, 8).exception(RESULT_S_MAX)
+
+    assert isinstance(error, octaskly.InterpreterMismatch)
+    assert f"{sys.executable} has cloudpickle" in str(error)
+    assert error.hint == (
+        f"{sys.executable} -m pip install 'cloudpickle==99.*'    on birch"
+    )
 
 
 def test_lists_show_the_call_of_a_task(

@@ -47,6 +47,7 @@ def node_info(
     labels: Pairs = (),
     os: str = "linux",
     arch: str = "x86_64",
+    pythons: tuple[str, ...] = (),
 ) -> NodeInfo:
     """Return the announcement of a node called `name`."""
     return NodeInfo(
@@ -61,6 +62,7 @@ def node_info(
         labels=labels,
         os=os,
         arch=arch,
+        pythons=pythons,
         cpus=slots,
         gpus=gpus,
     )

@@ -20,8 +20,8 @@ from octaskly.ports import Clock
 from octaskly.runner.files.blob_fetcher import BlobFetcher
 from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.interpreters import call_variables
 from octaskly.runner.output.output_archive import OutputArchive
-from octaskly.runner.pool.launcher_process import CALL_VARIABLES
 from octaskly.runner.pool.pool import Pool
 from octaskly.runner.processes.proc_tree import children_of
 from tests.support.agents import WAIT_S_MAX
@@ -29,10 +29,12 @@ from tests.support.agents import WAIT_S_MAX
 #: Random, so that no other run of these tests on this machine ends our processes.
 STREAM = StreamId(random.SystemRandom().getrandbits(62) + 1)
 
-#: The settings for calls in each task's environment, as `env` shows them.
-CALLS = tuple(f"{name}={value}" for name, value in CALL_VARIABLES.items())
-
 _tokens = itertools.count(1)
+
+
+def call_settings(search_path: str) -> tuple[str, ...]:
+    """Return the settings for calls in each task's environment, as `env` shows them."""
+    return tuple(f"{name}={path}" for name, path in call_variables(search_path).items())
 
 
 class MachineClock:

@@ -121,6 +121,7 @@ def node(
         arch=member.arch or None,
         cpus=member.cpus or None,
         gpus=list(member.gpus),
+        pythons=list(member.pythons),
         version=member.version,
         last_seen=at(seen_ms),
         joined_at=at(joined_ms),

@@ -94,6 +94,7 @@ class RequiresIn(RequestBody, gc=False):
     cpus: Count | None = None
     memory_mb: Megabytes | None = None
     gpus: Count | None = None
+    python: Word | None = None
 
 
 class LimitsIn(RequestBody, gc=False):
@@ -164,6 +165,7 @@ FIELD_HINTS: Final = {
     "arch": "a word, for example x86_64",
     "cpus": f"an integer from 1 to {COUNT_MAX}",
     "gpus": f"an integer from 1 to {COUNT_MAX}",
+    "python": "a minor version, for example 3.13",
     "processes": f"an integer from 1 to {COUNT_MAX}",
     "memory_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
     "file_mb": f"an integer from 1 to {MEMORY_MB_MAX} (MiB)",
@@ -180,7 +182,7 @@ FIELD_HINTS: Final = {
     "stdin_file": "an object with sha256 and node, by name or id, and no other stdin",
     "folders": given.FOLDERS_HINT,
     "same_folder": given.SAME_FOLDER_HINT,
-    "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus",
+    "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus, python",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
 """Valid values of each field, for hints and the OpenAPI document."""
@@ -263,6 +265,7 @@ def _render(options: TaskOptions) -> dict[str, Any]:
             cpus=requires.cpus or None,
             memory_mb=requires.memory_mb or None,
             gpus=requires.gpus or None,
+            python=requires.python or None,
         ),
         "limits": limits
         and rest.ResourceLimits(
@@ -372,7 +375,7 @@ def _stdin_file(fields: OptionsIn) -> BlobRef | None:
 
 
 def _requires(fields: RequiresIn) -> Requirements | None:
-    for field in ("node", "os", "arch"):
+    for field in ("node", "os", "arch", "python"):
         word: str | None = getattr(fields, field)
         # An empty value often comes from an unset shell variable, so it is an error
         # instead of a task without this requirement.
@@ -387,6 +390,7 @@ def _requires(fields: RequiresIn) -> Requirements | None:
             cpus=fields.cpus or 0,
             memory_mb=fields.memory_mb or 0,
             gpus=fields.gpus or 0,
+            python=fields.python or "",
         ),
         Requirements,
     )

@@ -76,6 +76,7 @@ class Requires(TypedDict, total=False):
     cpus: int
     memory_mb: int
     gpus: int
+    python: str  #: minor version of an interpreter that runs calls
 
 
 class InputFields(TypedDict, total=False):

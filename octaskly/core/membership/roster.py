@@ -284,18 +284,22 @@ def _follower_entry(
         arch=view.info.arch,
         cpus=view.info.cpus,
         gpus=view.info.gpus,
+        pythons=view.info.pythons,
         pressure=None if health is None else health.pressure,
     )
 
 
 def _fit_in_frame(listed: Iterable[RosterEntry]) -> tuple[RosterEntry, ...]:
-    """Remove labels and GPUs from the entries that exceed `LABELS_BYTES_MAX`."""
+    """Remove the words of the entries that exceed `LABELS_BYTES_MAX`."""
     fitting = []
     room = LABELS_BYTES_MAX
     for line in listed:
-        words = (*line.gpus, *chain.from_iterable(line.labels))
+        words = (*line.gpus, *line.pythons, *chain.from_iterable(line.labels))
         room -= sum(len(word.encode()) + WORD_OVERHEAD for word in words)
-        fitting.append(line if room >= 0 else replace(line, labels=(), gpus=()))
+        is_fitting = room >= 0
+        fitting.append(
+            line if is_fitting else replace(line, labels=(), gpus=(), pythons=())
+        )
     return tuple(fitting)
 
 

@@ -71,6 +71,8 @@ NodeLabels = Annotated[
     tuple[tuple[NodeWord, NodeWord], ...], Meta(max_length=LABELS_MAX)
 ]
 Gpus = Annotated[tuple[NodeWord, ...], Meta(max_length=GPUS_MAX)]
+PYTHONS_MAX = 32  #: per node
+Pythons = Annotated[tuple[NodeWord, ...], Meta(max_length=PYTHONS_MAX)]
 
 
 class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
@@ -95,6 +97,7 @@ class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
     arch: NodeWord = ""  #: for example `x86_64`
     cpus: Count = 0  #: CPUs of the machine; `slots` may differ
     gpus: Gpus = ()  #: name of each GPU
+    pythons: Pythons = ()  #: minor versions that run calls, for example `3.13`
 
 
 class LoadSample(Struct, frozen=True, array_like=True):
@@ -146,6 +149,7 @@ class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
     arch: NodeWord = ""
     cpus: Count = 0
     gpus: Gpus = ()
+    pythons: Pythons = ()
 
 
 STALLED_PERCENT_HIGH = 20.0  #: from this `stalled_percent` on, memory is short

@@ -37,6 +37,7 @@ class Requirements(Struct, frozen=True, array_like=True, kw_only=True):
     cpus: Amount = 0  #: slots that the task holds; 0 means one
     memory_mb: Amount = 0
     gpus: Amount = 0
+    python: Word = ""  #: minor version of Python for a call, for example `3.13`
 
     @property
     def slots(self) -> int:

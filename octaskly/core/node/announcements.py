@@ -119,6 +119,7 @@ class SelfDescription:
             arch=info.arch,
             cpus=info.cpus,
             gpus=info.gpus,
+            pythons=info.pythons,
             pressure=worker.availability.pressure,
         )
 

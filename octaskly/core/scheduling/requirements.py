@@ -32,6 +32,11 @@ def unmet_requirements(
         yield RejectionReason(
             "arch", f"is {node.arch or 'another machine'}, not {requires.arch}"
         )
+    if requires.python and requires.python not in node.pythons:
+        has = ", ".join(node.pythons) or "none"
+        yield RejectionReason(
+            "python", f"has no Python {requires.python} for calls (has {has})"
+        )
     labels = dict(node.labels)
     for name, value in requires.labels:
         if labels.get(name) != value:
@@ -58,6 +63,7 @@ def describe_requirements(requires: Requirements | None) -> str:
     parts = [f"label {name}={value}" for name, value in requires.labels]
     parts += [f"the name {requires.node}"] if requires.node else []
     parts += [word for word in (requires.os, requires.arch) if word]
+    parts += [f"Python {requires.python}"] if requires.python else []
     parts += [count_phrase(requires.cpus, "CPU")] if requires.cpus else []
     parts += [f"{requires.memory_mb} MB of memory"] if requires.memory_mb else []
     parts += [count_phrase(requires.gpus, "GPU")] if requires.gpus else []
@@ -85,6 +91,7 @@ def _single_requirements(requires: Requirements) -> Iterator[Requirements]:
     yield Requirements(node=requires.node)
     yield Requirements(os=requires.os)
     yield Requirements(arch=requires.arch)
+    yield Requirements(python=requires.python)
     yield Requirements(cpus=requires.cpus)
     yield Requirements(memory_mb=requires.memory_mb)
     yield Requirements(gpus=requires.gpus)
@@ -92,14 +99,17 @@ def _single_requirements(requires: Requirements) -> Iterator[Requirements]:
 
 def _describe_unmet(part: Requirements, nodes: Sequence[NodeInfo | RosterEntry]) -> str:
     """Return a text that no node meets this requirement, with the closest node."""
+    simple = (
+        (part.node, f"no node is called {part.node}"),
+        (part.os, f"no node runs {part.os}"),
+        (part.arch, f"no node is {part.arch}"),
+        (part.python, f"no node has Python {part.python} for calls"),
+    )
     if part.labels:
         return f"no node has label {part.labels[0][0]}={part.labels[0][1]}"
-    if part.node:
-        return f"no node is called {part.node}"
-    if part.os:
-        return f"no node runs {part.os}"
-    if part.arch:
-        return f"no node is {part.arch}"
+    for is_asked, text in simple:
+        if is_asked:
+            return text
     if part.memory_mb:
         most = max(nodes, key=lambda node: node.memory_mb)
         nearest = f"largest is {most.memory_mb} MB ({most.name})"

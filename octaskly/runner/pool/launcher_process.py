@@ -7,10 +7,8 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-import octaskly
 from octaskly.runner import launch_protocol
 from octaskly.runner.launch_protocol import RESET_SIGNALS
 from octaskly.runner.launcher import launcher
@@ -22,15 +20,6 @@ STOP_S = 6.0  #: timeout for a closing launcher to kill its process trees
 #: Variables that concern only the agent and are never passed to tasks.
 PRIVATE_NAMES = ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "PYTHONHOME")
 PRIVATE_PREFIXES = ("OCTASKLY_", "WATCHDOG_", "LISTEN_")
-
-#: Variables with which a task runs a call of `octaskly.Executor`: see
-#: `executor.call_runner`.
-CALL_VARIABLES = {
-    "OCTASKLY_PYTHON": sys.executable,
-    "OCTASKLY_CALLEE": str(
-        Path(octaskly.__file__).resolve().parent / "executor" / "call_runner.py"
-    ),
-}
 
 LauncherMessage = list[Any]
 

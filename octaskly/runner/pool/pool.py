@@ -42,6 +42,7 @@ from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import task_user_ops_for
 from octaskly.runner.input_sources import SourceHistory
+from octaskly.runner.interpreters import call_variables
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.attempts import (
     SHORT_TASK_MS_MAX,
@@ -61,7 +62,6 @@ from octaskly.runner.pool.launch_messages import (
     released_outcome,
 )
 from octaskly.runner.pool.launcher_process import (
-    CALL_VARIABLES,
     LauncherProcess,
     task_environment,
 )
@@ -137,7 +137,7 @@ class Pool:
             share_slots(slots, launchers or os.cpu_count() or 1),
             _launcher_settings(workdir, node_name, inherited, archive)
             | {"output_bytes_max": output_bytes_max, "kill_grace_s": kill_grace_s},
-            env=task_environment(os.environ if env is None else env) | CALL_VARIABLES,
+            env=_launcher_environment(os.environ if env is None else env),
             account=account,
             task_user_ops=self._task_user_ops,
             clock=clock,
@@ -541,6 +541,12 @@ class Pool:
 
     def _flush_reports(self) -> None:
         self._reports.flush_or_delay(is_busy=bool(self._waiting))
+
+
+def _launcher_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what tasks get of the agent's environment, and what calls need."""
+    env = task_environment(environ)
+    return {**env, **call_variables(env.get("PATH"))}
 
 
 def _launcher_settings(

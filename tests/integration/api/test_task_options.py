@@ -42,6 +42,7 @@ FULL: dict[str, Any] = {
         "cpus": 4,
         "memory_mb": 512,
         "gpus": 1,
+        "python": "3.13",
     },
     "limits": {"memory_mb": 64, "cpu_seconds": 5, "file_mb": 7, "processes": 80},
 }
@@ -75,6 +76,7 @@ def test_every_field_arrives() -> None:
             cpus=4,
             memory_mb=512,
             gpus=1,
+            python="3.13",
         ),
         limits=TaskLimits(memory_mb=64, cpu_s=5, file_mb=7, processes=80),
         retry=Retry(retries=3, on_failure=False, codes=(11, 75)),

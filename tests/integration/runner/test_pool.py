@@ -28,9 +28,9 @@ from octaskly.runner.pool.launcher_process import task_environment
 from octaskly.runner.pool.report_queue import COALESCE_S
 from octaskly.runner.python_command import import_folders, python_argv
 from tests.support.pooling import (
-    CALLS,
     STREAM,
     Rig,
+    call_settings,
     eventually,
     launchers_of,
     outcome_summary,
@@ -265,7 +265,7 @@ async def test_the_environment_is_the_agent_s_without_its_secrets(
             "OCTASKLY_NODE=rig",
             "OCTASKLY_SLOT=0",
             "OCTASKLY_ATTEMPT=1",
-            *CALLS,
+            *call_settings(env["PATH"]),
         }
         for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):
             assert set(outcome.stdout.decode().splitlines()) == expected | {

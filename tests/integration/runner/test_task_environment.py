@@ -19,8 +19,8 @@ from octaskly.runner.launcher.slots import SlotAllocator
 from octaskly.runner.processes import cgroup, limits
 from tests.support.agents import ending, finished, start, submit
 from tests.support.pooling import (
-    CALLS,
     STREAM,
+    call_settings,
     eventually,
     launchers_of,
     processes_with,
@@ -51,7 +51,7 @@ async def test_env_is_added_and_the_agent_s_own_names_win(tmp_path: Path) -> Non
                 "OCTASKLY_ATTEMPT=1",
                 f"OCTASKLY_TASK_ID={task}",
                 f"OCTASKLY_MARK={task}.3.{STREAM}.1",
-                *CALLS,
+                *call_settings(base["PATH"]),
             }
 
 

@@ -84,6 +84,10 @@ def reasons(explanation: TaskExplanation) -> list[tuple[str, str]]:
         (Requirements(node="ana"), ("node", "is not ana")),
         (Requirements(os="darwin"), ("os", "runs linux, not darwin")),
         (Requirements(arch="arm64"), ("arch", "is x86_64, not arm64")),
+        (
+            Requirements(python="3.9"),
+            ("python", "has no Python 3.9 for calls (has none)"),
+        ),
     ],
 )
 def test_a_permanent_lack_of_a_node_is_named(
@@ -160,6 +164,7 @@ def test_the_only_suitable_node_is_named_with_its_obstacle() -> None:
         (Requirements(node="c"), "no node is called c"),
         (Requirements(os="darwin"), "no node runs darwin"),
         (Requirements(arch="arm64"), "no node is arm64"),
+        (Requirements(python="3.9"), "no node has Python 3.9 for calls"),
         (Requirements(cpus=8, gpus=1), "no node meets all requirements"),
     ],
 )
