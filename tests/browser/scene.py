@@ -23,9 +23,19 @@ for epoch in 1 2 3 4 5 6; do
 done
 echo 'warning: 2 images are damaged' >&2
 sleep 3600""",
+    "clip": """
+case $1 in
+    7) echo "clip 7 has no sound" >&2; exit 3;;
+    [1-9]|1[0-9]|20) sleep 0.1;;
+    *) sleep 3600;;
+esac""",
     "thumbnail": 'case $1 in *7.jpg) echo "damaged: $1" >&2; exit 4;; esac; echo "$1"',
     "simulate": "sleep 3600",
 }
+CLIPS_DONE = 20
+RAISES = r"""
+printf 'Traceback (most recent call last):\n  File "wind.py", line 3, in simulate\n' >&2
+echo 'ValueError: the seed is odd' >&2; printf '\200\005K\003.'; exit 1"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Scene:
     waiting: str  #: needs a GPU, which no node has
     failed: str
     cancelled: str
+    call: str  #: a Python call that raised
     atlas: str  #: left files, and lacks one
     album: str  #: an array, some of whose members failed
     done: tuple[str, ...]
@@ -80,12 +91,15 @@ def _furnished(agents: list[Agent]) -> Scene:
         workdir="scratch",
         outputs=["maps", "legend.txt"],
     )
-    for task in (*done, album, atlas, failed):
+    call = submit(dispatcher, RAISES, call="simulate(3, seed=7)")
+    for task in (*done, album, atlas, failed, call):
         finished(dispatcher, task)
     training = submit(dispatcher, "train --epochs 6", name="train", priority=5)
     slow = {"env": {"SECONDS_LONG": "3600"}, "labels": {"film": "main"}}
     for frame in range(100, 107):
         submit(dispatcher, f"render main.blend {frame:04d}", **slow)
+    clips = submit(dispatcher, "clip {}", name="clips", array={"range": "1-40"})
+    until(lambda: _ended_members(dispatcher, clips) == CLIPS_DONE, "the clips")
     waiting = submit(
         dispatcher, "simulate wind-tunnel.cfg", name="wind tunnel", requires={"gpus": 1}
     )
@@ -93,8 +107,15 @@ def _furnished(agents: list[Agent]) -> Scene:
     dispatcher.call("DELETE", f"{TASKS}/{cancelled}")
     until(lambda: _has_written(dispatcher, training), "the training has begun")
     return Scene(
-        agents, training, waiting, failed, cancelled, atlas, album, tuple(done)
+        *(agents, training, waiting, failed, cancelled, call, atlas, album),
+        tuple(done),
     )
+
+
+def _ended_members(agent: Agent, array: str) -> int:
+    _, said = agent.call("GET", f"{TASKS}/{array}")
+    counts: dict[str, int] = said["array"]
+    return counts["completed"] + counts["failed"]
 
 
 def _has_written(agent: Agent, task: str) -> bool:

@@ -247,7 +247,7 @@ async def test_log_is_live_and_the_task_can_be_ended(
 async def test_array_with_failed_members_is_retried(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """The failed members, the output of each, and a retry of the same ones."""
+    """The failed members, the first of them above all, and a retry of the same ones."""
     array = submit(
         mesh[0],
         "test $((OCTASKLY_INDEX % 4)) -ne 3 || { echo bad {} >&2; exit 5; }",
@@ -259,6 +259,10 @@ async def test_array_with_failed_members_is_retried(
 
     await expect(page.get_by_role("button", name="failed 3")).to_be_visible()
     await expect(page.get_by_role("link", name=".7", exact=True)).to_be_visible()
+    first = page.get_by_text("First failure: .3 exit code 5")
+    await expect(first.get_by_role("link")).to_have_attribute(
+        "href", f"#/tasks/{array}.3"
+    )
     await page.get_by_role("button", name="Retry").click()
     await expect(page).not_to_have_url(re.compile(array))
     again = page.url.rpartition("/")[2]
@@ -439,6 +443,25 @@ async def test_failed_task_shows_its_last_output_in_the_list(
     dialog = page.get_by_role("dialog", name="Why did it fail?")
     await expect(dialog).to_contain_text("exit code 3")
     await expect(dialog).to_contain_text("no such film")
+
+
+async def test_failed_python_call_shows_its_call_and_its_traceback(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """Not the command of the runner, nor the pickle on its stdout."""
+    command = r"printf '\200\005pickle'; echo ValueError: odd >&2; exit 1"
+    task = submit(mesh[0], command, call="simulate(3, seed=7)")
+    finished(mesh[0], task)
+    await show(page, "tasks")
+
+    await page.get_by_role("link", name="simulate(3, seed=7)").first.click()
+
+    await expect(
+        page.get_by_role("heading", name="simulate(3, seed=7)")
+    ).to_be_visible()
+    await expect(page.get_by_role("log")).to_contain_text("ValueError: odd")
+    await expect(page.get_by_role("log")).not_to_contain_text("pickle")
+    await expect(page.locator("main")).not_to_contain_text("printf")
 
 
 async def test_names_of_strangers_run_no_script(page: Page, mesh: list[Agent]) -> None:

@@ -28,7 +28,11 @@ function inUnits(s) {
 }
 
 /** Time until the end of something: `about 3 min left`; "" for less than a second. */
-export const remaining = (ms) => (ms >= 1000 ? `about ${inUnits(Math.round(ms / 1000))} left` : "");
+export function remaining(ms) {
+  if (!(ms >= 1000)) return "";
+  const [size, unit] = UNITS.find(([least]) => ms >= least * 1000);
+  return `about ${Math.round(ms / 1000 / size)} ${unit} left`;
+}
 
 /** `2.3 per second`, `12 per minute`, `4.0 per hour`: in the unit with the nearest number. */
 export function pace(perS) {

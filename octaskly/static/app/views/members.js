@@ -36,7 +36,7 @@ export function Progress({ array, id, isSmall = false }) {
 function FirstFailure({ failure, array }) {
   if (!failure) return null;
   const { id, detail } = failure;
-  return html`<p class="first-failure"><span class="muted">First failure:</span> <a href=${href(["tasks", id])}>${id.startsWith(array) ? id.slice(array.length) : id}</a>
+  return html`<p class="first-failure"><span class="muted">First failure:</span> <a href=${href(["tasks", id])}>${id.startsWith(array) ? id.slice(array.length) : id}</a>${" "}
     <span class="muted">${howOf(failure)}${detail ? `: ${visible(detail)}` : ""}</span></p>`;
 }
 
@@ -46,9 +46,9 @@ export const howOf = ({ reason, exit_code: code, signal }) =>
 
 const endedOf = ({ completed, failed, cancelled }) => completed + failed + cancelled;
 
-/** The progress of an array in a few words: `27 ok, 3 failed of 30`. */
+/** The progress of an array in a few words: `27 ok, 3 failed of 40, about 2 min left`. */
 export function told(array) {
-  const words = { completed: "ok", failed: "failed", cancelled: "cancelled", running: "running" };
+  const words = { completed: "ok", failed: "failed", cancelled: "cancelled" };
   const parts = Object.keys(words).filter((state) => array[state] > 0);
   const left = endedOf(array) < array.total ? remaining(array.eta_ms) : "";
   return `${parts.map((state) => `${count(array[state])} ${words[state]}`).join(", ") || "0"} of ${count(array.total)}${left && `, ${left}`}`;

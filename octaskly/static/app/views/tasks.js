@@ -231,14 +231,14 @@ function place(frame, scroll, track) {
 }
 
 function Row({ task, index, id, isChosen, choose, why }) {
-  const shared = { id, class: "grid-row", role: "row", "aria-rowindex": index + 2, "aria-selected": isChosen };
+  const shared = { id, class: `grid-row ${task?.array ? "array-row" : ""}`, role: "row", "aria-rowindex": index + 2, "aria-selected": isChosen };
   if (task === undefined) {
     return html`<div ...${shared} aria-busy="true"><span role="gridcell" class="cell-all"><i class="ghost"></i></span></div>`;
   }
   return html`<div ...${shared} onClick=${choose} onDblClick=${() => go(["tasks", task.id])}>
     <span role="gridcell" class="cell-0"><${State} of=${task.status} /></span>
     <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${commandOf(task)}`}>
-      ${task.name && html`<strong><bdi>${visible(task.name)}</bdi></strong>`} <code>${commandOf(task)}</code></a>
+      <span class="short-id">${task.short_id}</span>${task.name && html`<strong><bdi>${visible(task.name)}</bdi></strong> `}<code>${commandOf(task)}</code></a>
       ${task.array && html`<span class="tag">${told(task.array)}</span>`}
       ${Object.entries(task.labels ?? {}).slice(0, 3).map(([name, value]) => html`<a class="tag label" tabindex="-1"
         href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a>`)}</span>
