@@ -290,7 +290,7 @@ async def test_times_and_rates_read_as_people_say_them(page: Page) -> None:
     assert shown == [
         ["< 1 ms", "", "2.3 per second"],
         ["0.40 s", "", "12 per minute"],
-        ["3 min 5 s", "about 3 min left", "3.6 per hour"],
+        ["3 min 5 s", "3 min left", "3.6 per hour"],
     ]
 
 

@@ -28,6 +28,7 @@ SCRIPTS = (
     "javascript:alert(1)",
     "${alert(1)}{{alert(1)}}",
 )
+FOREIGN = "\u05e9\u05dc\u05d5\u05dd \U0001f980 two words"
 REVERSED = "\u202egpj.tcejbo"  #: would show as `object.jpg`
 #: Window title, hyperlink, clipboard, cursor to the top, a bell, an unfinished escape.
 ESCAPES = (
@@ -465,7 +466,11 @@ async def test_failed_python_call_shows_its_call_and_its_traceback(
 
 
 async def test_names_of_strangers_run_no_script(page: Page, mesh: list[Agent]) -> None:
-    """Names, labels and commands of strangers, in the list and in each task."""
+    """Names, labels and commands of strangers, in the list and in each task.
+
+    In any writing, too.
+    """
+    names = (*SCRIPTS, FOREIGN)
     tasks = [
         submit(
             mesh[0],
@@ -475,10 +480,10 @@ async def test_names_of_strangers_run_no_script(page: Page, mesh: list[Agent]) -
             env={"A": script},
             requires={"labels": {"l": "x"}},
         )
-        for number, script in enumerate(SCRIPTS)
+        for number, script in enumerate(names)
     ]
     await show(page, "tasks")
-    for number, (task, script) in enumerate(zip(tasks, SCRIPTS, strict=True)):
+    for number, (task, script) in enumerate(zip(tasks, names, strict=True)):
         await show(page, "tasks")
         await expect(page.get_by_text(f"{number} {script}").first).to_be_visible()
         await show(page, "tasks", task)

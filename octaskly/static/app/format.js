@@ -27,11 +27,11 @@ function inUnits(s) {
   return `${Math.floor(s / size)} ${unit}${more ? ` ${more} ${rest[1]}` : ""}`;
 }
 
-/** Time until the end of something: `about 3 min left`; "" for less than a second. */
+/** Time until the end of something: `3 min left`; "" for less than a second. */
 export function remaining(ms) {
   if (!(ms >= 1000)) return "";
   const [size, unit] = UNITS.find(([least]) => ms >= least * 1000);
-  return `about ${Math.round(ms / 1000 / size)} ${unit} left`;
+  return `${Math.round(ms / 1000 / size)} ${unit} left`;
 }
 
 /** `2.3 per second`, `12 per minute`, `4.0 per hour`: in the unit with the nearest number. */

@@ -27,7 +27,7 @@ export function Progress({ array, id, isSmall = false }) {
         ? html`${parts.map((state) => html`<span key=${state} class=${`state state-${state}`}>${count(array[state])} ${state}</span>`)}<span class="muted">of ${count(array.total)}</span>`
         : html`<strong>${text}</strong>`}
       ${!isOver && array.rate_per_s > 0 && html`<span>${pace(array.rate_per_s)}</span>`}
-      ${!isOver && remaining(array.eta_ms) && html`<span>${remaining(array.eta_ms)}</span>`}</p>
+      ${!isOver && remaining(array.eta_ms) && html`<span>about ${remaining(array.eta_ms)}</span>`}</p>
     <${FirstFailure} failure=${array.first_failure} array=${id} />
   </div>`;
 }
@@ -46,7 +46,7 @@ export const howOf = ({ reason, exit_code: code, signal }) =>
 
 const endedOf = ({ completed, failed, cancelled }) => completed + failed + cancelled;
 
-/** The progress of an array in a few words: `27 ok, 3 failed of 40, about 2 min left`. */
+/** The progress of an array in a few words: `27 ok, 3 failed of 40, 2 min left`. */
 export function told(array) {
   const words = { completed: "ok", failed: "failed", cancelled: "cancelled" };
   const parts = Object.keys(words).filter((state) => array[state] > 0);
