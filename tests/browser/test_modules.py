@@ -489,6 +489,8 @@ async def test_empty_fields_are_not_sent(page: Page) -> None:
     items = await page.evaluate(FORM, [typed, "items"])
 
     assert alone == {"command": "x {}", "timeout": "soon"}
+    typed.pop("timeout")
+    assert (await page.evaluate(FORM, [typed, ""]))["timeout"] == "none"
     assert items["array"] == {"items": ["a", "b"], "max_fails": 2}
 
 

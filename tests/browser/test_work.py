@@ -91,6 +91,8 @@ async def test_form_submits_a_task(
     await expect(page.locator(".head .state")).to_have_text("completed")
     task = task_of(mesh[0], page.url.rpartition("/")[2])
     assert (task["name"], task["stdin_bytes"]) == ("formal", 256)
+    assert task["timeout"] is None
+    await expect(page.get_by_label("Details")).to_contain_text("Time limitnone")
     assert sequence_of(task["id"])  # Counted: an id from a key is long.
 
 
@@ -427,7 +429,8 @@ async def test_impossible_task_is_edited_and_resubmitted(
     await form.get_by_role("button", name="Submit").click()
     await expect(page.get_by_role("log")).to_contain_text("ran")
 
-    assert task_of(mesh[0], page.url.rpartition("/")[2])["labels"] == labels
+    again = task_of(mesh[0], page.url.rpartition("/")[2])
+    assert (again["labels"], again["timeout"]) == (labels, 3600)
     mesh[0].call("DELETE", f"{TASKS}/{task}")
 
 

@@ -40,7 +40,7 @@ const typedPairs = (given) => typedLines(Object.entries(given).map(([name, value
 export const COMMON = [
   { name: "name", label: "Name", hint: "To find the task by; need not be unique.", placeholder: "nightly build" },
   { name: "requires.node", label: "Run on", kind: "node" },
-  { name: "timeout", label: "Time limit", read: seconds, hint: "Such as 90 s, 30 min or 2 h.", placeholder: "1 h" },
+  { name: "timeout", label: "Time limit", read: seconds, hint: "Such as 90 s, 30 min or 2 h; none if empty.", placeholder: "none" },
   { name: "outputs", label: "Results to keep", kind: "area", isWide: true, read: lines, hint: "Files, folders or patterns that the command writes, one per line. Download them when it is done.", placeholder: "out/*.png" },
 ];
 
@@ -111,6 +111,7 @@ export function bodyOf(typed, arrayOf = "") {
   }
   if (arrayOf !== "" && body.array === undefined) body.array = {};
   if (body.outputs_of) body.workdir = "scratch";
+  body.timeout ??= "none"; // As the command line: the default of the API is an hour.
   return body;
 }
 

@@ -39,7 +39,8 @@ function Form({ query }) {
   useEffect(() => {
     if (from === null) return;
     get(`/api/v1/tasks/${encodeURIComponent(from)}`).then((task) => {
-      const filled = typedOf(asked(task));
+      // The API's default limit is not that of this form.
+      const filled = typedOf({ timeout: task.timeout, ...asked(task) });
       setTyped(filled.typed);
       setArray(filled.arrayOf);
       setSent(asked(task).tree ?? null);
