@@ -89,14 +89,10 @@ class Explainer:
         summary = obstacle or _describe_full(rejections)
         if record.progress is None:
             return TaskExplanation(TaskState.QUEUED, summary, rejections)
-        waiting, running = record.progress.queued, record.progress.running
-        total = record.progress.total
-        if running and obstacle is None:  # It runs as well as the mesh permits.
-            summary = (
-                f"{running} of {total} members {_are(running)} running,"
-                f" {waiting} wait{'s' * (waiting == 1)} for a free slot"
-            )
-            return TaskExplanation(record.state, summary, ())
+        if record.progress.running and obstacle is None:
+            # It runs as well as the mesh permits, so no node is to blame.
+            return TaskExplanation(record.state, _describe_flow(record.progress), ())
+        waiting, total = record.progress.queued, record.progress.total
         summary = f"{waiting} of {total} members {_are(waiting)} queued: {summary}"
         return TaskExplanation(record.state, summary, rejections)
 
@@ -286,6 +282,14 @@ def _describe_full(rejections: Sequence[NodeRejection]) -> str:
     if len(capable) == 1:
         return f"{capable[0].name}, which could run it, has no room"
     return f"none of the {len(capable)} nodes that could run it has room"
+
+
+def _describe_flow(progress: ArrayProgress) -> str:
+    running, waiting = progress.running, progress.queued
+    return (
+        f"{running} of {progress.total} members {_are(running)} running,"
+        f" {waiting} wait{'s' * (waiting == 1)} for a free slot"
+    )
 
 
 def _are(count: int) -> str:
