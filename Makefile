@@ -33,7 +33,8 @@ $(VENV)/.tools-ready: pyproject.toml $(VENV)/.ready
 	@if command -v uv >/dev/null 2>&1; then \
 		uv pip install --python $(BIN)/python --group test --group lint; \
 	else \
-		$(BIN)/pip install -q --upgrade 'pip>=25.1' && $(BIN)/pip install -q --group test --group lint; \
+		{ test -x $(BIN)/pip || $(BIN)/python -m ensurepip >/dev/null; } && $(BIN)/python -m pip install -q --upgrade 'pip>=25.1' && \
+		$(BIN)/python -m pip install -q --group test --group lint; \
 	fi
 	@touch $@
 
@@ -134,4 +135,4 @@ package: tools
 	@rm -f $(DIST)/build.log; ls -1 $(DIST)
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -78,7 +78,10 @@ def list_gpus(proc: Path = NVIDIA_GPUS_FOLDER, dev: Path = DEV) -> tuple[str, ..
 
 def is_on_mains_power() -> bool:
     """Return True if this machine has no battery or is plugged in."""
-    battery = getattr(psutil, "sensors_battery", lambda: None)()
+    try:
+        battery = getattr(psutil, "sensors_battery", lambda: None)()
+    except OSError:  # Containers and small kernels lack /sys/class/power_supply.
+        return True
     return battery is None or bool(battery.power_plugged)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from octaskly.system.machine_stats import list_gpus
+import pytest
+
+from octaskly.system.machine_stats import is_on_mains_power, list_gpus
 
 
 def test_gpus_are_listed_by_the_driver_s_numbers(tmp_path: Path) -> None:
@@ -22,3 +24,12 @@ def test_without_the_driver_s_folder_devices_are_counted(tmp_path: Path) -> None
 
     assert list_gpus(tmp_path / "none", tmp_path) == ("0", "1", "2")
     assert list_gpus(tmp_path / "none", tmp_path / "none") == ()
+
+
+def test_machine_without_a_list_of_power_supplies_is_on_mains_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container without /sys, the agent would not start otherwise."""
+    monkeypatch.setattr("psutil._pslinux.POWER_SUPPLY_PATH", str(tmp_path / "none"))
+
+    assert is_on_mains_power()
