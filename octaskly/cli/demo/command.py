@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import shlex
 import shutil
+import sys
 import sysconfig
 import tempfile
 import time
@@ -42,8 +43,8 @@ POLL_S = 0.2
 PLAIN_S = 1.0  #: between two progress lines where stdout is no terminal
 LEFT_OUT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
 NEXT = """\
-next:  octaskly agent               start a node of your own, here and on other machines
-       octaskly run -- hostname     and run something on whichever is free"""
+next:  {0} agent               start a node of your own, here and on other machines
+       {0} run -- hostname     and run something on whichever is free"""
 
 
 @click.command(epilog="Example: octaskly demo --modules 100")
@@ -75,7 +76,9 @@ def demo(modules_max: int | None) -> None:
             _run_demo(started, workdir, modules, started_at)
         _print("The agents are stopped; nothing is left behind.")
     print_line()
-    print_text(NEXT)
+    # `make demo` runs a program that is not on the path.
+    program = "octaskly" if shutil.which("octaskly") else sys.argv[0]
+    print_text(NEXT.format(program))
 
 
 def _run_demo(
