@@ -20,7 +20,7 @@ from octaskly.cli.interrupts import signal_handlers
 from octaskly.client import Refused, ReplyLost, Unreachable
 from octaskly.errors import MeshError
 
-READY_S_MAX = 20.0
+READY_S_MAX = 60.0
 STOP_S_MAX = 15.0
 RESPONSE_S_MAX = 10.0
 POLL_S = 0.05
