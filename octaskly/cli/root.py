@@ -40,7 +40,7 @@ _PATH_TYPE = click.Path(readable=False, path_type=Path)
 SENTENCE_CHARS = 200
 END_CHARS = 100
 NEAR_MIN = 0.7  #: similarity of a typing error, from 0 to 1
-OPTION_CHARS = 40  #: of an option in a hint
+OPTION_CHARS = 30  #: of an option in a hint
 CONTEXT_OPTIONS = frozenset({"--node", "--state-dir", "--url", "--ca-file"})
 
 

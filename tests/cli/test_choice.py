@@ -280,7 +280,8 @@ def test_a_viewer_is_not_advised_to_become_admin(api: Api, octaskly: Run) -> Non
             ["ls", "--url", "x"],
             (
                 "error: no such option '--url'\n"
-                "  hint: octaskly --url VALUE ls ...    place it before the command\n"
+                "  cause: it selects a node, so it comes before the command\n"
+                "  hint: octaskly --url VALUE ls ...\n"
             ),
         ),
         (

@@ -331,5 +331,5 @@ def test_a_missing_separator_before_items_is_an_error(agent: DemoAgent) -> None:
     """They look like words of the command, and stdin is empty."""
     done = octaskly(agent, "map", "echo {}", "a", "b")
 
-    assert (done.returncode, done.stdout) == (0, b"")
-    assert b"neither after ::: nor on stdin" in done.stderr
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"octaskly map 'echo {}' ::: a b" in done.stderr

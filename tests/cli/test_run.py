@@ -405,7 +405,7 @@ def test_options_end_at_the_first_word_of_the_command(
     assert (done.returncode, done.stdout) == (0, output)
     [task] = api.bodies[-1]
     assert task.get("name") == ("x" if words[0] == "--name" else None)
-    assert "timeout" not in task
+    assert task["timeout"] == "none"
 
 
 @pytest.mark.parametrize(

@@ -252,15 +252,16 @@ def test_uninstall_removes_the_unit_and_no_data(machine: Machine) -> None:
 
 
 def test_purge_asks_first(machine: Machine) -> None:
-    """Without a yes nothing is removed, with one everything is."""
+    """Without a terminal, it needs `--yes`; then nothing is left."""
     machine.octaskly("service", "install", "--name", "ash")
     state = machine.home / ".local/state/octaskly/ash"
 
-    refused = machine.octaskly("service", "uninstall", "--purge", stdin="n\n")
+    refused = machine.octaskly("service", "uninstall", "--purge")
     still = unit_of(machine).exists() and state.exists()
-    purged = machine.octaskly("service", "uninstall", "--purge", stdin="y\n")
+    purged = machine.octaskly("service", "uninstall", "--purge", "--yes")
 
-    assert refused.returncode == 130
+    assert refused.returncode == 2
+    assert "uninstall --purge --yes" in refused.stderr
     assert still
     assert purged.returncode == 0, purged.stderr
     assert not state.exists()

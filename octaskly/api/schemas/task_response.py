@@ -129,14 +129,14 @@ def _line(
         name=(options.name or None) if options else None,
         call=(options.call or None) if options else None,
         labels=dict(options.labels) if options else {},
-        array=(
-            arrays.render_array(
-                record, elapsed_ms or duration_ms, first_failure=facts.first_failure
-            )
-            if options
-            else None
-        ),
+        array=_array(record, elapsed_ms or duration_ms, facts) if options else None,
     )
+
+
+def _array(
+    record: TaskRecord, elapsed_ms: int | None, facts: DisplayFacts
+) -> rest.Members | None:
+    return arrays.render_array(record, elapsed_ms, first_failure=facts.first_failure)
 
 
 def task(

@@ -142,11 +142,17 @@ def check_quoting(words: Sequence[str]) -> None:
         )
     first, *others = words
     if others and len(first.split()) > 1 and "/" not in first:
+        hints = [
+            f"{path} -- {_shown([*first.split(), *others])}    without those quotes",
+            f"{path} -- {_shown([' '.join(words)])}    or all as shell text",
+        ]
+        if click.get_current_context().info_name == "map":
+            items = f"{_shown([first])} ::: {_shown(others)}"
+            hints.insert(0, f"{path} {items}    if items follow")
         raise UsageProblem(
             f"there is no program called {_shown([first])}",
             cause="several arguments are one word each, also the first, the program",
-            hint=f"{path} -- {_shown([*first.split(), *others])}    without those"
-            f" quotes\n{path} -- {_shown([' '.join(words)])}    or all as shell text",
+            hint="\n".join(hints),
         )
 
 

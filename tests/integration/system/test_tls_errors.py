@@ -46,6 +46,7 @@ def reset() -> None:
 
 
 def test_an_error_of_another_connection_is_cleared() -> None:
+    """Without that, the thread could use no TLS any more."""
     server, client = pair()
     with server, client:
         reset()
@@ -55,6 +56,7 @@ def test_an_error_of_another_connection_is_cleared() -> None:
 
 
 def test_an_operation_ignores_the_error_of_another_connection() -> None:
+    """Whoever left it: another module may."""
     server, client = pair()
     with server, client:
         reset()
@@ -67,6 +69,7 @@ def test_an_operation_ignores_the_error_of_another_connection() -> None:
 
 
 def test_an_operation_leaves_no_error_to_others() -> None:
+    """Other modules do not know of the fault."""
     server, client = pair()
     other, other_client = pair()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -110,6 +110,7 @@ def file(tmp_path: Path) -> Path:
 
 
 async def test_data_goes_both_ways_and_is_whole() -> None:
+    """In as many records as it takes."""
     data = os.urandom(20 * RECORD_BYTES + 1)
     async with connected() as (pair, reader, writer):
         assert pair.outcomes == [None]
@@ -124,6 +125,7 @@ async def test_data_goes_both_ways_and_is_whole() -> None:
 
 
 async def test_details_are_those_of_the_connection() -> None:
+    """aiohttp and the limits on connections read them."""
     async with connected() as (pair, _, writer):
         info = pair.transport.get_extra_info
         assert info("peername") == writer.get_extra_info("sockname")
@@ -134,6 +136,7 @@ async def test_details_are_those_of_the_connection() -> None:
 
 
 async def test_nothing_is_read_while_paused() -> None:
+    """Data that arrives meanwhile is passed on later."""
     async with connected() as (pair, _, writer):
         pair.transport.pause_reading()
         writer.write(b"waits")
@@ -146,6 +149,7 @@ async def test_nothing_is_read_while_paused() -> None:
 
 
 async def test_a_client_that_does_not_read_pauses_the_protocol() -> None:
+    """Otherwise a response would pile up in memory."""
     data = os.urandom(1 << 20)
     async with connected(limit=1024) as (pair, reader, _):
         pair.transport.set_write_buffer_limits(high=1000)
@@ -161,6 +165,7 @@ async def test_a_client_that_does_not_read_pauses_the_protocol() -> None:
 
 
 async def test_close_sends_what_was_written() -> None:
+    """As with any transport of asyncio."""
     data = os.urandom(4 << 20)
     async with connected(limit=1024) as (pair, reader, writer):
         pair.transport.write(data)
@@ -188,6 +193,7 @@ async def test_close_waits_for_a_client_that_still_sends() -> None:
 
 
 async def test_the_end_of_the_client_closes_the_connection() -> None:
+    """What it sent last arrives before."""
     async with connected() as (pair, _, writer):
         writer.write(b"last")
         writer.close()
@@ -198,6 +204,7 @@ async def test_the_end_of_the_client_closes_the_connection() -> None:
 
 @pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\n\r\n"])
 async def test_a_failed_handshake_is_reported_once(first: bytes) -> None:
+    """Its place is counted until then."""
     pair = Pair()
     pair.plain.sendall(first)
     pair.plain.shutdown(socket.SHUT_WR)
@@ -211,6 +218,7 @@ async def test_a_failed_handshake_is_reported_once(first: bytes) -> None:
 
 @pytest.mark.parametrize("ending", ["timeout", "abort"])
 async def test_a_handshake_that_does_not_end_is_ended(ending: str) -> None:
+    """By the timeout, or with the listener."""
     pair = Pair(handshake_s=0.01 if ending == "timeout" else WAIT_S_MAX)
     if ending == "abort":
         pair.transport.abort()
@@ -230,6 +238,7 @@ async def send(pair: Pair, opened: IO[bytes], start: int, end: int) -> None:
 
 
 async def test_a_file_follows_what_was_written(file: Path) -> None:
+    """And precedes what is written meanwhile."""
     content = file.read_bytes()
     async with connected() as (pair, reader, writer):
         pair.transport.write(b"head")
@@ -245,6 +254,7 @@ async def test_a_file_follows_what_was_written(file: Path) -> None:
 
 
 async def test_a_client_that_reads_slowly_gets_all_of_a_file(file: Path) -> None:
+    """The thread is left between two turns."""
     content = file.read_bytes()
     async with connected(limit=1024) as (pair, reader, _):
         pair.transport.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -262,6 +272,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_a_file(file: Path) -> None
 
 
 async def test_a_file_that_became_shorter_breaks_the_connection(file: Path) -> None:
+    """The client must not take the part for the whole."""
     async with connected() as (pair, reader, _):
         with file.open("rb") as opened, pytest.raises(OSError, match="shorter"):
             await pair.transport.send_from(
