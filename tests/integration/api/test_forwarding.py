@@ -1208,7 +1208,7 @@ async def test_a_tar_whose_file_is_gone_breaks_the_connection(
 async def test_an_order_to_a_node_arrives_with_its_caller(
     front: Member, back: Member, called: str
 ) -> None:
-    """Any node accepts it, and forwards it to its target; `unpause` ends a drain, too."""
+    """Any node forwards it to its target; `unpause` ends a drain, too."""
     node = back.gateway.node_id
     front.gateway.known_names[node] = "back"
     front.gateway.lan_urls[node] = (back.lan_url,)

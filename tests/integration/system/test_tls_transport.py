@@ -125,7 +125,7 @@ async def test_data_goes_both_ways_and_is_whole() -> None:
 
 
 async def test_details_are_those_of_the_connection() -> None:
-    """aiohttp and the limits on connections read them."""
+    """The limits on connections read them, and aiohttp does."""
     async with connected() as (pair, _, writer):
         info = pair.transport.get_extra_info
         assert info("peername") == writer.get_extra_info("sockname")
