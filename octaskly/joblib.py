@@ -33,6 +33,7 @@ BATCH_S_MIN: Final = 0.5  #: a task takes 0.1 s to start
 BATCH_S_MAX: Final = 5.0
 TASK_S_MIN: Final = 0.2  #: of work in a task, if there is so much
 TRIAL_S_MAX: Final = 1.0  #: longest wait for the first batch, to learn how long it is
+AHEAD_MAX: Final = 256  #: short batches that wait here to fill tasks
 ENDPOINT_OPTIONS: Final = ("url", "token", "ca", "node", "state_dir")
 
 Batch = Callable[[], Any]
@@ -87,11 +88,15 @@ class _TaskMerger:
     Args:
         executor: Runs the tasks.
         tasks_max: The number of tasks that run at a time.
+        submit_next: Makes joblib submit its next batch; returns False at the end.
     """
 
-    def __init__(self, executor: Executor, tasks_max: int) -> None:
+    def __init__(
+        self, executor: Executor, tasks_max: int, submit_next: Callable[[], bool]
+    ) -> None:
         self._executor = executor
         self._tasks_max = tasks_max
+        self._submit_next = submit_next
         self._lock = threading.Lock()  #: guards the fields below
         self._waiting: deque[_Item] = deque()
         self._running_count = 0
@@ -181,6 +186,16 @@ class _TaskMerger:
             self._batch_s = duration_s / len(task)
         self._end_task(task, values)
 
+    def _fill_up(self) -> None:
+        """Let joblib submit more short batches than two for each slot."""
+        with self._lock:
+            if self._batch_s >= TASK_S_MIN:
+                return
+            room = self._tasks_max - self._running_count + 1
+            wanted = min(AHEAD_MAX, room * self._task_size(room))
+        while len(self._waiting) < wanted and self._submit_next():
+            pass
+
     def _end_task(self, task: list[_Item], end: list[Any] | BaseException) -> None:
         """Set the results of a task, then start what waited for its end."""
         for index, item in enumerate(task):
@@ -190,6 +205,8 @@ class _TaskMerger:
                 item.future.set_exception(end)
             else:
                 item.future.set_result(end[index])
+        if isinstance(end, list):
+            self._fill_up()
         with self._lock:
             self._running_count -= 1
         self._trial_over.set()
@@ -265,7 +282,16 @@ class OctasklyBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def _make_merger(self) -> _TaskMerger:
         executor = _BatchExecutor(self._tasks_max, **self._options)
-        return _TaskMerger(executor, self._tasks_max)
+        return _TaskMerger(executor, self._tasks_max, self._submit_next)
+
+    def _submit_next(self) -> bool:
+        parallel = self.parallel
+        # The lock and the iterator are private, but its own callbacks do the same.
+        with parallel._lock:  # noqa: SLF001
+            if parallel._aborting or parallel._original_iterator is None:  # noqa: SLF001
+                return False
+            parallel.dispatch_next()
+            return True
 
 
 register_parallel_backend(BACKEND_NAME, OctasklyBackend)
