@@ -28,6 +28,25 @@ PAGES = sorted(
 )
 SHELLS = frozenset({"console", "sh"})
 RUN = SHELLS | {"python"}
+CHECKED_MAP = """\
+import octaskly
+
+
+def check(task):
+    assert task.status == "completed", f"item {task.item}: exit code {task.exit_code}"
+    return task
+
+
+async def check_all(tasks):
+    async for task in tasks:
+        yield check(task)
+
+
+map_, async_map = octaskly.Client.map, octaskly.AsyncClient.map
+octaskly.Client.map = lambda *args, **named: map(check, map_(*args, **named))
+octaskly.AsyncClient.map = lambda *args, **named: check_all(async_map(*args, **named))
+"""
+"""Fails an example in which an item of `map` fails: nobody would see it."""
 
 _STEP = re.compile(
     r"^ *<!-- (?P<what>not run|given|check|on|then|until Ctrl-C|shown)"
@@ -104,7 +123,7 @@ def commands_of(block: Block) -> list[Command]:
     one command.
     """
     if block.language == "python":
-        return [Command(f"python3 - <<'{END}'\n{block.text}{END}", [])]
+        return [Command(f"python3 - <<'{END}'\n{CHECKED_MAP}{block.text}{END}", [])]
     if block.language == "sh":
         return [Command(block.text.rstrip("\n"), [])]
     commands: list[Command] = []

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT, Block, Command, blocks_of, commands_of
+import octaskly
+from octaskly.rest.client_types import Task
+from tests.docs.blocks import CHECKED_MAP, ROOT, Block, Command, blocks_of, commands_of
 from tests.docs.console import Console, alike, console
 from tests.support.agents import Agent
 
@@ -67,6 +69,20 @@ def test_wrong_output_line_is_found() -> None:
         Command("a \\\n  b", ["out"]),
         Command("c", []),
     ]
+
+
+def test_an_example_fails_with_an_item_of_its_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though its loop does not look at exit codes."""
+    failed = Task(id="task-001", status="failed", item="0", exit_code=1)
+    for kind in (octaskly.Client, octaskly.AsyncClient):
+        monkeypatch.setattr(kind, "map", lambda *_arguments: iter([failed]))
+
+    exec(CHECKED_MAP, {})  # noqa: S102 - as a block of a page
+
+    with pytest.raises(AssertionError, match="item 0: exit code 1"):
+        list(octaskly.Client.map("false", [0]))  # type: ignore[arg-type, call-arg]
 
 
 EXPECTED = {
