@@ -41,7 +41,10 @@ def complete_tasks(
 ) -> CompletionItems:
     """Offer `last` and the newest tasks, with their commands."""
     last = CompletionItem("last", help="the newest task")
-    return _with_prefix(incomplete, [last, *_fetch_items(ctx, _newest)])
+    offered = _fetch_items(
+        ctx, lambda client: _items(newest_tasks(client, OFFERED_MAX), incomplete)
+    )
+    return _with_prefix(incomplete, [last, *offered])
 
 
 def complete_arrays(
@@ -53,7 +56,7 @@ def complete_arrays(
         _fetch_items(
             ctx,
             lambda client: _items(
-                t for t in newest_tasks(client, OFFERED_MAX) if t.array
+                (t for t in newest_tasks(client, OFFERED_MAX) if t.array), incomplete
             ),
         ),
     )
@@ -169,14 +172,13 @@ def _time_limit() -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def _newest(client: Session) -> Iterable[CompletionItem]:
-    return _items(newest_tasks(client, OFFERED_MAX))
-
-
-def _items(some: Iterable[Task]) -> Iterator[CompletionItem]:
+def _items(some: Iterable[Task], incomplete: str) -> Iterator[CompletionItem]:
+    """Yield short ids, and whole ones if the user has begun to type one."""
     for task in some:
-        command = (task.command or "")[:60]
-        yield CompletionItem(task.id, help=f"{task.status}: {command}")
+        command = (task.call or task.command or "")[:60]
+        is_whole = incomplete and not task.short_id.startswith(incomplete)
+        shown = task.id if is_whole else task.short_id or task.id
+        yield CompletionItem(shown, help=f"{task.status}: {command}")
 
 
 def script(shell: str, command: click.Command) -> str:

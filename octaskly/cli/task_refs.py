@@ -1,29 +1,33 @@
-"""Resolution of what a user types for a task: id, number, `last`, end of id or name."""
+"""Resolution of what a user types for a task: an id, a short id, `last` or a name."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+from contextlib import closing
+from itertools import islice
 
-from octaskly.cli.output.render import cut
+from octaskly.cli.output.task_view import command_of
+from octaskly.cli.output.terminal import cut, on_one_line
 from octaskly.client import Session
 from octaskly.client.errors import Invalid, NotFound
-from octaskly.client.flows import rest_calls
+from octaskly.client.flows import queries, rest_calls
 from octaskly.errors import MeshError
 from octaskly.rest.client_types import Task, TaskPage
 
 _ID = re.compile(r"task-[0-9]+(-[0-9a-f]{8}(\.[0-9]+)?(~[0-9]+)?)?")  #: id in full form
 _NUMBER = re.compile(r"task-[0-9]+")  #: short form, for the only task with this number
-SUFFIX_MIN = 4  #: length from which a text is tried as the end of an id
-SEARCHED_TASKS = 1000  #: newest tasks searched for a name or the end of an id
+_DIGITS = re.compile(r"[0-9a-f]{4,8}")  #: start of the hexadecimal digits of an id
+CANDIDATES_MAX = 4  #: tasks that the error for an ambiguous reference names
+CANDIDATE_CHARS = 60  #: of each of their commands
 
 
 def resolve_ref(client: Session, ref: str) -> str:
     """Return the reference that the API accepts for a user's reference to a task.
 
-    A user's reference is a full id, a number, `last`, the end of an id, or a name. Ends
-    and names are searched only among the newest tasks. A member of an array is the
-    array's reference, a dot and the member's number.
+    A user's reference is a full id, its number, the first 4 or more of its hexadecimal
+    digits, `last`, or a name. A member of an array is the array's reference, a dot and
+    the member's number.
 
     Raises:
         MeshError: there is no last task, or the reference is ambiguous.
@@ -42,9 +46,7 @@ def resolve_ref(client: Session, ref: str) -> str:
         with contextlib.suppress(NotFound, Invalid):  # A name may be an invalid id.
             found = client.send_and_decode(rest_calls.task(known), Task)
             return found.id if known == ref else known  # Messages use the short form.
-    if (
-        task := _find_among_newest(client, ref) or _resolve_member(client, ref)
-    ) is not None:
+    if (task := _find_only(client, ref) or _resolve_member(client, ref)) is not None:
         return task
     raise NotFound(
         "Task not found", status=404, hint=f"no task is called {cut(full, 80)}"
@@ -64,20 +66,32 @@ def newest_tasks(client: Session, limit: int) -> list[Task]:
     return client.send_and_decode(rest_calls.newest(limit), TaskPage).tasks
 
 
-def _find_among_newest(client: Session, ref: str) -> str | None:
-    """Return the only task among the newest with this id suffix or name."""
-    found = [
-        task.id
-        for task in newest_tasks(client, SEARCHED_TASKS)
-        if task.name == ref or (len(ref) >= SUFFIX_MIN and task.id.endswith(ref))
-    ]
+def _find_only(client: Session, ref: str) -> str | None:
+    """Return the only task with these hexadecimal digits or this name, if any.
+
+    Raises:
+        MeshError: there are several.
+    """
+    found: list[Task] = []
+    if _DIGITS.fullmatch(ref):
+        found = client.send_and_decode(rest_calls.candidates(ref), TaskPage).tasks
+    if not found:
+        with contextlib.suppress(Invalid):  # Not every text can be a name.
+            flow = queries.tasks(client.requests, {"name": ref, "newest": True})
+            with closing(client.iterate(flow)) as named:
+                found = list(islice(named, CANDIDATES_MAX))
     if len(found) > 1:
-        raise MeshError(
-            f"{ref!r} may be any of {len(found)} tasks, the newest first:"
-            f" {', '.join(found[:3])}",
-            hint=f"octaskly show {found[0]}",
-        )
-    return found[0] if found else None
+        count = f"{len(found)}{' or more' if len(found) == CANDIDATES_MAX else ''}"
+        lines = [f"{ref!r} may be any of {count} tasks:", *map(_describe, found)]
+        known = found[0].short_id or found[0].id
+        raise MeshError("\n".join(lines), hint=f"octaskly show {known}")
+    return found[0].id if found else None
+
+
+def _describe(task: Task) -> str:
+    """Return a candidate on one line."""
+    command = cut(on_one_line(command_of(task)), CANDIDATE_CHARS)
+    return f"{task.short_id or task.id}  {task.status}  {command}"
 
 
 def _resolve_member(client: Session, ref: str) -> str | None:

@@ -40,6 +40,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "XDG_RUNTIME_DIR": str(tmp_path / "run"),
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "NO_COLOR": "1",
+        "TZ": "UTC",
     }
     (tmp_path / "run" / "octaskly").mkdir(parents=True)
     return kept

@@ -134,6 +134,14 @@ class Api:
             process.wait()
 
 
+def short_id(task: str) -> dict[str, str]:
+    """Return the number of an id, or the first of its digits if it is derived."""
+    match = re.fullmatch(r"task-0*(\d+)-(\w{8})", task)
+    if match is None:
+        return {}
+    return {"short_id": match[1] if len(match[1]) < 12 else match[2][:4]}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     api: Api
@@ -237,10 +245,12 @@ class Handler(BaseHTTPRequestHandler):
     def page(self, query: dict[str, str]) -> dict[str, Any]:
         api = self.api
         found = [
-            api.show(task, exact=False)
+            api.show(task, exact=False) | short_id(task["id"])
             for task in api.tasks.values()
             if query.get("status") in (None, task["status"])
             and query.get("worker_id") in (None, task["worker_id"])
+            and query.get("name") in (None, task.get("name"))
+            and task["id"][-8:].startswith(query.get("ref", ""))
         ]
         if query.get("newest") == "true":
             found.reverse()

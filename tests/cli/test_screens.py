@@ -24,10 +24,10 @@ import pytest
 from octaskly.cli.doctor.command import format_findings
 from octaskly.cli.doctor.diagnosis import make_findings
 from octaskly.cli.doctor.observations import Symptoms, TakenPort
-from octaskly.cli.output.terminal import format_text
+from octaskly.cli.output.terminal import format_text, width
 from octaskly.errors import ConfigError
 from tests.cli.stand_in import Api
-from tests.cli.test_reading import ended_task
+from tests.cli.test_reading import ended_task, make_busy
 from tests.docs.commands_page import commands, named
 from tests.unit.cli.test_doctor_findings import OUTSIDER, of_mesh
 
@@ -42,7 +42,7 @@ CALLS = (
     ["show", "1"],
     ["show", "2"],
     ["show", "last"],
-    ["show", "00000002"],
+    ["show", "0000"],
     ["show", "99"],
     ["show", "--json", "1"],
     ["logs", "1"],
@@ -372,6 +372,24 @@ def test_mistakes_are_answered_with_their_cause_and_a_hint(
 
     check_recording(text, "mistakes.txt")
     assert [task["command"] for [task] in tasks.bodies] == ["echo --timeout 5"]
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+def test_lists_of_a_busy_mesh_match_their_recordings(
+    api: Api, environ: dict[str, str], columns: int, tmp_path: Path
+) -> None:
+    """Also on a narrow terminal, and with names that are wide or from right to left."""
+    make_busy(api)
+    calls = [["ls"], ["show", "1"], ["show", "3fa2"]]
+
+    text = session(columns, environ, tmp_path, calls)
+
+    file = SCREENS / f"lists-{columns}.txt"
+    if os.environ.get("OCTASKLY_SCREENS") == "write":
+        file.write_bytes(text.encode())
+    assert text == file.read_bytes().decode()
+    lists = text[: text.index("$ octaskly show")].splitlines()
+    assert max(width(click.unstyle(line)) for line in lists) <= columns
 
 
 @pytest.mark.parametrize(("words", "command"), list(commands()), ids=named)

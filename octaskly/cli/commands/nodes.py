@@ -50,6 +50,7 @@ def nodes(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         ("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN"),
         [_row(node, page, now) for node in page.nodes],
         state_column=1,
+        dropped_first=("VERSION", "MEMORY", "ROLE", "CPU"),
     )
     if page.replicas == 1 and any(_is_other(node) for node in page.nodes):
         joining = ", ".join(_format_standby(standby) for standby in page.standbys)

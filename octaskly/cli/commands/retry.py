@@ -18,13 +18,12 @@ from octaskly.cli.options import (
 )
 from octaskly.cli.output.render import (
     age,
-    cut,
     for_each_task,
     note,
     print_json,
     seconds_since,
 )
-from octaskly.cli.output.terminal import on_one_line, print_line
+from octaskly.cli.output.terminal import cut, on_one_line, print_line
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Session
 from octaskly.client.errors import Forbidden

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 
 import click
+import msgspec
 
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, YES_OPTION, Duration, require_yes
+from octaskly.cli.output import task_list
 from octaskly.cli.output.render import (
-    data_size,
     duration,
     for_each_task,
-    format_optional_duration,
     note,
-    print_fields,
     print_json,
     print_table,
-    size,
 )
+from octaskly.cli.output.task_list import ENDED_MAX, MATCHING_MAX
 from octaskly.cli.output.task_view import (
     STATES,
     explanation_lines,
-    format_pairs,
-    format_progress,
-    format_time_limit,
-    option_fields,
+    fetch_earlier_attempts,
+    fetch_missing_output,
     print_array,
+    print_task,
 )
 from octaskly.cli.output.terminal import print_line
 from octaskly.cli.task_refs import resolve_ref
-from octaskly.client import Refused, Session
+from octaskly.client import Refused
 from octaskly.client.errors import NotFound
 from octaskly.client.flows import rest_calls
-from octaskly.client.flows.rest_calls import TASKS, Call
-from octaskly.rest.client_types import Task, TaskPage
+from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Explanation, Forgotten
 
 LIMIT_MAX = 1000
@@ -68,17 +63,17 @@ LIMIT_MAX = 1000
 @click.option(
     "--text", metavar="TEXT", help="Only tasks with this text in the command or name."
 )
-@click.option("--newest", is_flag=True, help="Newest first.")
+@click.option("--all", "is_all", is_flag=True, help="All of them, oldest first.")
+@click.option("--oldest", "order", flag_value="oldest", help="Oldest first.")
+@click.option("--newest", "order", flag_value="newest", help="Newest first.")
 @click.option(
     "--limit",
     type=click.IntRange(1, LIMIT_MAX),
-    default=100,
-    show_default=True,
     metavar="N",
-    help="At most N.",
+    help=f"Number of tasks (default {MATCHING_MAX}; of ended ones {ENDED_MAX}).",
 )
 @click.option(
-    "--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip the first N."
+    "--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip N tasks."
 )
 @click.option(
     "--after",
@@ -92,67 +87,41 @@ def ls(
     context: CliContext,
     /,
     as_json: bool,  # noqa: FBT001
-    newest: bool,  # noqa: FBT001
+    is_all: bool,  # noqa: FBT001
+    order: str | None,
+    limit: int | None,
     offset: int,
     **filters: object,
 ) -> None:
-    """List tasks, oldest first; an array is one line.
+    """List what runs and what waits, then the latest tasks that ended, newest last.
 
-    With --name, --label or --text it is a search, however many tasks there are.
+    An array is one line. With --status, --name, --label or --text it lists the latest
+    tasks that match. An ID is short: `octaskly show 41`.
     """
-    order = "true" if newest else None
-    query = {**filters, "newest": order, "offset": offset}
+    query = {**filters, "offset": offset}
+    is_search = bool(filters["name"] or filters["label"] or filters["text"])
+    has_place = order or offset or filters["after"] or filters["status"]
+    if is_all and (order or offset or limit is not None):
+        raise click.UsageError("--all excludes --oldest, --newest, --limit, --offset")
     with context.connect() as client:
         for name in ("array", "after"):
             if query[name] is not None:
                 query[name] = resolve_ref(client, str(query[name]))
-        if as_json:
-            print_json(client.send(Call("GET", TASKS, query)).body)
-            return
-        tasks, page = _fetch_tasks(client, query)
-    heads = ["ID", "STATE", "NODE", "EXIT", "TIME", "COMMAND"]
-    rows = [_row(task) for task in tasks]
-    if any(task.name for task in tasks):
-        heads.insert(-1, "NAME")
-        for row, task in zip(rows, tasks, strict=True):
-            row.insert(-1, task.name or "-")
-    if any(task.timeout for task in tasks):
-        heads.insert(5, "LIMIT")
-        for row, task in zip(rows, tasks, strict=True):
-            row.insert(5, format_time_limit(task, without="-"))
-    print_table(heads, rows, state_column=1)
-    shown = offset + len(tasks)
-    if page.next is not None:
-        note(f"{len(tasks)} shown; more: --after {page.next}")
-    elif page.total is not None and shown < page.total:
-        note(f"{len(tasks)} of {page.total} shown; more: --offset {shown}")
-
-
-def _fetch_tasks(
-    client: Session, query: Mapping[str, object]
-) -> tuple[list[Task], TaskPage]:
-    """Return the tasks of a page and the page; a search continues until it is full."""
-    asked = dict(query)
-    tasks: list[Task] = []
-    while True:
-        page = client.send_and_decode(Call("GET", TASKS, asked), TaskPage)
-        tasks += page.tasks
-        room = page.limit - len(page.tasks)
-        if page.next is None or room <= 0:
-            return tasks, page
-        asked |= {"after": page.next, "limit": room}
-
-
-def _row(task: Task) -> list[str]:
-    exit_code = "-" if task.exit_code is None else str(task.exit_code)
-    return [
-        task.id,
-        task.status,
-        task.worker_id or "-" if task.array is None else format_progress(task.array),
-        exit_code,
-        duration(task.duration_ms),
-        f"{task.command or ''}{'…' if task.command_truncated else ''}",
-    ]
+        if is_all:
+            found = task_list.fetch_all(client, query)
+        elif is_search or has_place:
+            found = task_list.fetch_matching(
+                client, query, limit=limit or MATCHING_MAX, order=order
+            )
+        else:
+            found = task_list.fetch_overview(client, query, limit)
+    if as_json:
+        page = {"total": found.total, "returned": len(found.rows), "offset": offset}
+        print_json(msgspec.json.encode({"tasks": found.rows, **page}))
+        return
+    task_list.print_list(found)
+    for text in found.notes:
+        note(text)
 
 
 @click.command(epilog="Example: octaskly show last")
@@ -170,96 +139,9 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
         if task.array is not None:
             print_array(client, task)
             return
-        missing = _missing_output(client, task)
-    ending = None
-    if task.reason not in (None, "exit"):
-        signal = f" {task.signal}" if task.signal is not None else ""
-        ending = f"{task.reason}{signal}"
-    print_fields(
-        [
-            ("id", task.id),
-            ("name", task.name),
-            ("labels", format_pairs(task.labels)),
-            ("state", task.status),
-            ("command", task.command),
-            ("node", task.worker_id),
-            ("attempt", task.attempt),
-            ("exit code", task.exit_code),
-            ("ended by", ending),
-            ("because", task.detail),
-            *option_fields(task),
-            ("created", task.created_at),
-            ("started", task.started_at),
-            ("ended", task.completed_at),
-            ("waited", format_optional_duration(task.queue_ms)),
-            ("took", format_optional_duration(task.duration_ms)),
-            ("cpu time", format_optional_duration(_milliseconds(task.cpu_seconds))),
-            ("memory", _memory(task.memory_peak_mb)),
-            ("inputs", ", ".join(task.inputs) or None),
-            ("outputs", _outputs(task)),
-            ("stdout", _stream(task.stdout_bytes, missing["stdout"])),
-            ("stderr", _stream(task.stderr_bytes, missing["stderr"])),
-        ]
-    )
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1000
-
-
-def _memory(megabytes: float | None) -> str | None:
-    return None if megabytes is None else f"{size(round(megabytes * (1 << 20)))} peak"
-
-
-def _outputs(task: Task) -> str | None:
-    shown = []
-    for output in task.outputs:
-        if output.bytes is None:
-            shown.append(f"{output.path} (missing)" if task.is_final else output.path)
-        elif output.files is None:
-            shown.append(f"{output.path} ({data_size(output.bytes)})")
-        else:
-            shown.append(
-                f"{output.path} ({output.files} files, {data_size(output.bytes)})"
-            )
-    return ", ".join(shown) or None
-
-
-def _missing_output(client: Session, task: Task) -> Counter[str]:
-    """Return the number of bytes that are not kept, by stream.
-
-    The task has the beginning of each stream; only its log tells what is kept of a
-    longer one.
-    """
-    missing: Counter[str] = Counter()
-    if task.stdout_truncated or task.stderr_truncated:
-        # Imported here, because most tasks print less.
-        from octaskly.client.flows import streams  # noqa: PLC0415
-
-        requests = client.requests
-        until = requests.deadline_after(None)
-        flow = streams.logs(
-            requests,
-            task.id,
-            follow=False,
-            stream="both",
-            attempt=None,
-            after="",
-            deadline=until,
-        )
-        with closing(client.iterate(flow)) as logs:
-            for log in logs:
-                if log.kind == "gap":
-                    missing[log.details["stream"]] += log.details["bytes"]
-    return missing
-
-
-def _stream(count: int | None, missing: int) -> str | None:
-    if not count:
-        return None
-    return data_size(count) + (
-        f", cut: {data_size(missing)} missing" if missing else ""
-    )
+        attempts = fetch_earlier_attempts(client, task)
+        missing = fetch_missing_output(client, task)
+    print_task(task, attempts, missing)
 
 
 @click.command(epilog="Example: octaskly logs -f last")

@@ -8,19 +8,23 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import http
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import click
 
 from octaskly.cli.output.terminal import (
     Styled,
     columns,
+    cut,
     has_colour,
+    is_terminal,
     on_one_line,
+    pad,
     print_json_body,
     print_line,
     print_text,
+    width,
 )
 from octaskly.client import NoAnswer, Refused, SeveralAgents, Unreachable
 from octaskly.config.defaults import EXIT_CONFIG
@@ -32,37 +36,6 @@ from octaskly.errors import (
     TaskNotFound,
 )
 from octaskly.rest.mesh import NodeInfo
-
-_MARKS = ("Mn", "Me", "Cf")
-
-
-def width(text: str) -> int:
-    """Return the display width of a text on one line, in columns."""
-    return len(text) if text.isascii() else sum(map(_width, text))
-
-
-def pad(text: str, columns: int) -> str:
-    """Return the text padded with blanks to a width in columns."""
-    return text + " " * (columns - width(text))
-
-
-def cut(text: str, columns: int) -> str:
-    """Return the text cut to a width in columns, with a mark if it was cut."""
-    if width(text) <= columns:
-        return text
-    left = columns - 1  # The mark takes one column.
-    for index, char in enumerate(text):
-        left -= _width(char)
-        if left < 0:
-            return text[:index] + "…"
-    return text
-
-
-def _width(char: str) -> int:
-    if unicodedata.category(char) in _MARKS:
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -88,6 +61,8 @@ STATE_COLOURS = {
     "short of disk": "red",
     "short of memory": "red",
 }
+
+LAST_COLUMN_MIN = 16  #: width of the last column for which others are left out
 
 _BY_STATUS = {
     http.HTTPStatus.BAD_REQUEST: EXIT_USAGE,
@@ -245,27 +220,63 @@ def print_json(body: bytes) -> None:
 
 
 def print_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, state_column: int
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    state_column: int,
+    below: Mapping[int, str] = {},
+    dropped_first: Sequence[str] = (),
 ) -> None:
-    """Print rows under headings; the last column is cut to fit the terminal."""
-    cells = [list(map(on_one_line, row)) for row in rows]
-    widths = [
-        max(width(line[index]) for line in (heads, *cells))
-        for index in range(len(heads))
-    ]
-    room = (columns() or 1 << 30) - sum(widths[:-1]) - 2 * (len(heads) - 1)
-    for number, row in enumerate((list(heads), *cells)):
-        line = [pad(cell, widest) for cell, widest in zip(row, widths, strict=True)]
-        line[-1] = cut(row[-1], room) if room > 1 else row[-1]
+    """Print rows under headings; the last column is cut to fit the terminal.
+
+    Args:
+        heads: The headings.
+        rows: The cells of each row.
+        state_column: Index of the column with a state, which gets its colour.
+        below: Lines to print below rows on a terminal, by the index of the row.
+        dropped_first: Headings of the columns that a narrow terminal does not show, the
+            least important first.
+    """
+    cells = [list(map(on_one_line, row)) for row in (heads, *rows)]
+    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    shown, room = _fit_columns(heads, widths, dropped_first)
+    for number, row in enumerate(cells):
+        line = [pad(row[index], widths[index]) for index in shown]
+        line[-1] = cut(row[-1], room)
         if not has_colour():
             print_line("  ".join(line).rstrip())
+            _print_below(below.get(number - 1))
             continue
         styled = [Styled(cell, is_bold=not number) for cell in line]
         if number:
-            fg = STATE_COLOURS.get(row[state_column])
-            styled[state_column] = Styled(line[state_column], fg=fg)
+            at = shown.index(state_column)
+            styled[at] = Styled(line[at], fg=STATE_COLOURS.get(row[state_column]))
         spaced = [part for cell in styled for part in (cell, "  ")]
         print_line(*spaced[:-1])
+        _print_below(below.get(number - 1))
+
+
+def _fit_columns(
+    heads: Sequence[str], widths: Sequence[int], dropped_first: Sequence[str]
+) -> tuple[list[int], int]:
+    """Return the indices of the columns to show, and the width left for the last."""
+    shown = list(range(len(heads)))
+    terminal = columns() or 1 << 30
+    wanted = min(widths[-1], LAST_COLUMN_MIN)
+
+    def room() -> int:
+        return terminal - sum(widths[index] + 2 for index in shown[:-1])
+
+    for head in dropped_first:
+        if room() < wanted and head in heads:
+            shown.remove(heads.index(head))
+    return shown, max(1, room())
+
+
+def _print_below(text: str | None) -> None:
+    if text is not None and is_terminal():
+        line = cut(on_one_line(f"  └ {text}"), columns() or 1 << 30)
+        print_line(Styled(line, fg="bright_black"))
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
@@ -291,6 +302,31 @@ def duration(milliseconds: float | None) -> str:
     if seconds < hour:
         return f"{seconds // minute}m{seconds % minute:02}s"
     return f"{seconds // hour}h{seconds % hour // minute:02}m"
+
+
+def time_left(milliseconds: float) -> str:
+    """Return a remaining time, in whole seconds and never none."""
+    seconds = max(1, math.ceil(milliseconds / 1000))
+    minute = 60
+    text = f"{seconds} s" if seconds < minute else duration(seconds * 1000)
+    return f"{text} left"
+
+
+def count_of(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 file`, `2 files`."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def clock_time(timestamp: str | None, now: dt.datetime) -> str:
+    """Return a timestamp in the local time zone: a time of today, else with its day."""
+    try:
+        at = dt.datetime.fromisoformat(timestamp or "").astimezone()
+    except ValueError:
+        return timestamp or "-"
+    today = now.astimezone()
+    if at.date() == today.date():
+        return f"{at:%H:%M:%S}"
+    return f"{at:%b %d %H:%M}" if at.year == today.year else f"{at:%Y-%m-%d}"
 
 
 def format_optional_duration(milliseconds: float | None) -> str | None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Final
 
 import msgspec
 
 from octaskly.cli.output.render import (
     data_size,
+    duration,
     format_optional_duration,
     note,
     print_fields,
+    size,
+    time_left,
 )
 from octaskly.client import Session
-from octaskly.client.flows.rest_calls import ARRAYS, Call, resource_path
+from octaskly.client.flows.rest_calls import ARRAYS, TASKS, Call, resource_path
 from octaskly.config.units import SECONDS
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import (
     ArrayMember,
+    AttemptLine,
+    Attempts,
     Explanation,
     Members,
     Requirements,
@@ -28,6 +35,97 @@ from octaskly.rest.tasks import (
 
 PARENTS_SHOWN: Final = 5  #: a task may have a thousand
 RETRY_ON_DEFAULT: Final = ["failure", "lost"]
+
+
+TRACEBACK_LINES: Final = 30  #: last lines of the stderr of a failed call
+
+
+def print_task(
+    task: Task, earlier: Sequence[AttemptLine], missing: Mapping[str, int]
+) -> None:
+    """Print all that is known of a task.
+
+    Args:
+        task: The task.
+        earlier: Its earlier attempts.
+        missing: Number of bytes of its output that are not kept, by stream.
+    """
+    is_done = task.is_final and task.reason not in (None, "exit")
+    signal = f" {task.signal}" if task.signal is not None else ""
+    print_fields(
+        [
+            ("id", task.id),
+            # The name of a call is that of its function.
+            ("call", task.call),
+            ("name", None if task.call else task.name),
+            ("labels", format_pairs(task.labels)),
+            ("state", task.status),
+            ("command", None if task.call else task.command),
+            ("node", task.worker_id),
+            ("attempt", task.attempt),
+            ("earlier attempts", "\n".join(map(_describe_attempt, earlier)) or None),
+            ("exit code", task.exit_code),
+            ("ended by", f"{task.reason}{signal}" if is_done else None),
+            ("because", task.detail),
+            *option_fields(task),
+            ("created", task.created_at),
+            ("started", task.started_at),
+            ("elapsed", format_optional_duration(task.elapsed_ms)),
+            ("ended", task.completed_at),
+            ("waited", format_optional_duration(task.queue_ms)),
+            ("took", format_optional_duration(task.duration_ms)),
+            ("cpu time", format_optional_duration(_milliseconds(task.cpu_seconds))),
+            ("memory", _memory(task.memory_peak_mb)),
+            ("inputs", ", ".join(task.inputs) or None),
+            ("outputs", _outputs(task)),
+            ("stdout", _stream(task.stdout_bytes, missing["stdout"])),
+            ("stderr", _stream(task.stderr_bytes, missing["stderr"])),
+            ("traceback", _traceback(task)),
+        ]
+    )
+
+
+def command_of(task: Task) -> str:
+    """Return a Python call as people write it, or the command of another task."""
+    return task.call or task.command or ""
+
+
+def how_ended(
+    reason: str | None, exit_code: int | None, signal: int | None, detail: str | None
+) -> str:
+    """Return why a task or attempt did not succeed."""
+    if reason == "exit" and exit_code is not None:
+        return f"exit code {exit_code}"
+    if detail:
+        return detail
+    return f"signal {signal}" if signal is not None else reason or "not known"
+
+
+def fetch_earlier_attempts(client: Session, task: Task) -> list[AttemptLine]:
+    """Return the attempts of a task before the one that it shows."""
+    if task.attempt == 1:
+        return []
+    reply = client.send_and_decode(
+        Call("GET", resource_path(TASKS, task.id, "attempts")), Attempts
+    )
+    return [each for each in reply.attempts if each.attempt != task.attempt]
+
+
+def _describe_attempt(attempt: AttemptLine) -> str:
+    how = how_ended(attempt.reason, attempt.exit_code, attempt.signal, attempt.detail)
+    if attempt.status == "running":
+        how = "running"
+    elif attempt.duration_ms is not None:
+        how += f" after {duration(attempt.duration_ms)}"
+    return f"{attempt.attempt} on {attempt.worker_id}: {how}"
+
+
+def _traceback(task: Task) -> str | None:
+    """Return the end of the stderr of a Python call that failed."""
+    text = (task.stderr or "").rstrip()
+    if not (task.call and task.status == "failed" and text):
+        return None
+    return "\n".join(text.splitlines()[-TRACEBACK_LINES:])
 
 
 def option_fields(task: Task) -> list[tuple[str, object]]:
@@ -98,6 +196,65 @@ def _parents(parents: Sequence[str], end: str | None) -> str | None:
     return f"{shown}{others}, on {end}"
 
 
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
+
+
+def _memory(megabytes: float | None) -> str | None:
+    return None if megabytes is None else f"{size(round(megabytes * (1 << 20)))} peak"
+
+
+def _outputs(task: Task) -> str | None:
+    shown = []
+    for output in task.outputs:
+        if output.bytes is None:
+            shown.append(f"{output.path} (missing)" if task.is_final else output.path)
+        elif output.files is None:
+            shown.append(f"{output.path} ({data_size(output.bytes)})")
+        else:
+            shown.append(
+                f"{output.path} ({output.files} files, {data_size(output.bytes)})"
+            )
+    return ", ".join(shown) or None
+
+
+def fetch_missing_output(client: Session, task: Task) -> Counter[str]:
+    """Return the number of bytes that are not kept, by stream.
+
+    The task has the beginning of each stream; only its log tells what is kept of a
+    longer one.
+    """
+    missing: Counter[str] = Counter()
+    if task.stdout_truncated or task.stderr_truncated:
+        # Imported here, because most tasks print less.
+        from octaskly.client.flows import streams  # noqa: PLC0415
+
+        requests = client.requests
+        until = requests.deadline_after(None)
+        flow = streams.logs(
+            requests,
+            task.id,
+            follow=False,
+            stream="both",
+            attempt=None,
+            after="",
+            deadline=until,
+        )
+        with closing(client.iterate(flow)) as logs:
+            for log in logs:
+                if log.kind == "gap":
+                    missing[log.details["stream"]] += log.details["bytes"]
+    return missing
+
+
+def _stream(count: int | None, missing: int) -> str | None:
+    if not count:
+        return None
+    return data_size(count) + (
+        f", cut: {data_size(missing)} missing" if missing else ""
+    )
+
+
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 SHOWN_FAILED = 20  #: failed members that `show` names
 
@@ -114,22 +271,25 @@ def print_array(client: Session, task: Task) -> None:
     failed = client.send_and_decode(
         Call("GET", resource_path(ARRAYS, task.id), {"limit": SHOWN_FAILED}), TaskArray
     ).failed_members
-    shown = [f"{member.id} (exit code {_code(member)})" for member in failed]
+    shown = [_describe_failed(member) for member in failed]
     more = counts.failed - len(failed)
     print_fields(
         [
             ("id", task.id),
-            ("name", task.name),
+            ("call", task.call),
+            ("name", None if task.call else task.name),
             ("labels", format_pairs(task.labels)),
             ("state", task.status),
-            ("command", task.command),
+            ("command", None if task.call else task.command),
             ("range", counts.range),
             ("members", counts.total),
             *((state, getattr(counts, state) or None) for state in STATES),
+            ("rate", _rate(counts)),
             ("most failures", counts.max_fails),
             *option_fields(task),
             ("created", task.created_at),
             ("started", task.started_at),
+            ("elapsed", format_optional_duration(task.elapsed_ms)),
             ("ended", task.completed_at),
             ("took", format_optional_duration(task.duration_ms)),
             ("failures", "\n".join(shown) or None),
@@ -139,8 +299,25 @@ def print_array(client: Session, task: Task) -> None:
         note(f"{more} more: octaskly ls --array {task.id} --status failed")
 
 
-def _code(member: ArrayMember) -> str:
-    return "-" if member.exit_code is None else str(member.exit_code)
+def _describe_failed(member: ArrayMember) -> str:
+    how = how_ended(member.reason, member.exit_code, member.signal, member.detail)
+    item = f" ({member.item[:60]})" if member.item != str(member.index) else ""
+    return f"{member.id}{item}: {how}"
+
+
+def _rate(counts: Members) -> str | None:
+    if counts.rate_per_s is None:
+        return None
+    rate = format_rate(counts.rate_per_s)
+    return rate if counts.eta_ms is None else f"{rate}, {time_left(counts.eta_ms)}"
+
+
+def format_rate(rate_per_s: float) -> str:
+    """Return a rate of tasks per second, minute or hour, with two digits or more."""
+    for rate, unit in ((rate_per_s, "s"), (60 * rate_per_s, "min")):
+        if rate >= 1:
+            return f"{rate:.2g}/{unit}" if rate < 100 else f"{rate:.0f}/{unit}"  # noqa: PLR2004
+    return f"{3600 * rate_per_s:.2g}/h"
 
 
 def explanation_lines(found: Explanation) -> Iterator[str]:

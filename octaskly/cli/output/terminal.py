@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
@@ -32,6 +33,37 @@ _UNSAFE: Final = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape sequences
     r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"  # what changes the order of text
 )
+
+
+_MARKS: Final = ("Mn", "Me", "Cf")
+
+
+def width(text: str) -> int:
+    """Return the display width of a text on one line, in columns."""
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def pad(text: str, columns: int) -> str:
+    """Return the text padded with blanks to a width in columns."""
+    return text + " " * (columns - width(text))
+
+
+def cut(text: str, columns: int) -> str:
+    """Return the text cut to a width in columns, with a mark if it was cut."""
+    if width(text) <= columns:
+        return text
+    left = columns - 1  # The mark takes one column.
+    for index, char in enumerate(text):
+        left -= _width(char)
+        if left < 0:
+            return text[:index] + "…"
+    return text
+
+
+def _width(char: str) -> int:
+    if unicodedata.category(char) in _MARKS:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 class Styled(NamedTuple):
@@ -172,9 +204,9 @@ class _Progress:
         # A longer line would be drawn below itself, again and again.
         with contextlib.suppress(OSError):
             if columns := os.get_terminal_size(sys.stderr.fileno()).columns:
-                text = text[: columns - 1]
-        _write_error(f"\r{text:<{self.drawn_columns}}")
-        self.drawn_columns = len(text)
+                text = cut(text, columns - 1)
+        _write_error(f"\r{pad(text, self.drawn_columns)}")
+        self.drawn_columns = width(text)
 
     def clear(self) -> None:
         if self.drawn_columns:

@@ -101,6 +101,11 @@ def newest(limit: int) -> Call:
     return Call("GET", TASKS, {"newest": "true", "limit": limit})
 
 
+def candidates(short_id: str) -> Call:
+    """List the tasks that a short id may mean."""
+    return Call("GET", TASKS, {"ref": short_id})
+
+
 def open_stream(path: str, query: Mapping[str, object], last_id: str = "") -> Call:
     """Open an event stream after the event `last_id`."""
     return Call(

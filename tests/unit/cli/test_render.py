@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import time
+
 import pytest
 
-from octaskly.cli.output.render import cut, duration, pad, print_table, width
+from octaskly.cli.output.render import (
+    clock_time,
+    count_of,
+    duration,
+    print_table,
+    time_left,
+)
+from octaskly.cli.output.terminal import cut, pad, width
 
 
 @pytest.mark.parametrize(
@@ -76,3 +86,32 @@ def test_a_duration_is_rounded_before_it_is_split(
 ) -> None:
     """There is no 1m60s."""
     assert duration(milliseconds) == shown
+
+
+def test_a_remaining_time_is_never_none() -> None:
+    """Whole seconds: a tenth would only flicker."""
+    left_ms = (0, 400, 1001, 59_000, 59_001, 160_000)
+
+    assert [time_left(each) for each in left_ms] == [
+        *("1 s left", "1 s left", "2 s left", "59 s left", "1m00s left", "2m40s left"),
+    ]
+
+
+def test_a_number_has_the_form_of_its_noun() -> None:
+    """One file, two files, no file is plural as well."""
+    assert [count_of(n, "file") for n in range(3)] == ["0 files", "1 file", "2 files"]
+    assert count_of(2, "copy", "copies") == "2 copies"
+
+
+def test_a_time_of_today_has_no_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """People read it in their time zone."""
+    monkeypatch.setenv("TZ", "Etc/GMT-2")
+    time.tzset()
+    now = dt.datetime(2026, 11, 29, 21, 0, tzinfo=dt.UTC)  # 23:00 there
+    times = ("2026-11-28T22:30:05Z", "2026-11-28T21:59:00Z", "2025-01-01T00:00:00Z")
+
+    assert [clock_time(each, now) for each in (*times, None, "soon")] == [
+        *("00:30:05", "Nov 28 23:59", "2025-01-01", "-", "soon"),
+    ]
+    monkeypatch.undo()
+    time.tzset()
