@@ -157,6 +157,9 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     metavar="N",
     help="Only this attempt (default: the one that counts).",
 )
+@click.option(
+    "--failed", "only_failed", is_flag=True, help="Of an array: only failed members."
+)
 @JSON_OPTION
 @click.pass_obj
 def logs(
@@ -165,13 +168,19 @@ def logs(
     follow: bool,  # noqa: FBT001
     stream: str | None,
     attempt: int | None,
+    only_failed: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Print a task's stdout on stdout, and its stderr on stderr.
 
-    With -f, keep printing while it runs; Ctrl-C leaves the task alone.
+    For an array, print what its members wrote, one after the other. With -f, keep
+    printing while it runs; Ctrl-C leaves the task alone.
     """
     # Imported here, because `ls` and `show` do not need it.
+    from octaskly.cli.output.array_results import (  # noqa: PLC0415
+        ResultPrinter,
+        print_member_logs,
+    )
     from octaskly.cli.output.follow import OutputPrinter  # noqa: PLC0415
     from octaskly.cli.wait_hint import explain_if_waiting  # noqa: PLC0415
 
@@ -180,6 +189,20 @@ def logs(
         if as_json:
             print_json(client.send(rest_calls.task(full, is_exact=False)).body)
             return
+        if follow or only_failed:
+            task = client.send_and_decode(rest_calls.task(full), Task)
+            if only_failed and task.array is None:
+                raise click.UsageError(f"--failed is for an array; {full} is a task")
+            if task.array is not None and not (only_failed or task.is_final):
+                results = ResultPrinter(
+                    client,
+                    task.id,
+                    items=(),
+                    total=task.array.total,
+                    is_by_number=False,
+                )
+                results.print_all()
+                return
         following = OutputPrinter(
             client,
             full,
@@ -192,9 +215,12 @@ def logs(
         if not (task.is_final or attempt):
             # The last event has only the state of the task.
             task = client.send_and_decode(rest_calls.task(full), Task)
-    if task.array is not None:
-        note(f"{task.id} is an array; octaskly logs {task.id}.NUMBER shows a member's")
-    elif not (task.is_final or attempt):
+        if task.array is not None:
+            print_member_logs(
+                client, task.id, stream=stream or "both", only_failed=only_failed
+            )
+            return
+    if not (task.is_final or attempt):
         more = f"octaskly logs -f {task.id} shows what follows"
         note(f"{task.id} is {task.status}; {more}")
     elif task.reason in ("lost", "poison") and not attempt:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +24,19 @@ from octaskly.cli.output.render import (
     print_json,
     report_error,
 )
+from octaskly.cli.output.task_view import count_ended
 from octaskly.cli.output.terminal import ProgressLine, print_line
 from octaskly.cli.task_refs import resolve_id, resolve_ref
 from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import TimedOut
 from octaskly.client.flows import rest_calls, streams
 from octaskly.errors import OctasklyError
+from octaskly.rest.client_types import FINAL, Task
 
 if TYPE_CHECKING:
     from octaskly.client import Session
     from octaskly.client.flows.sse import Event
-    from octaskly.rest.client_types import Task
+    from octaskly.rest.tasks import Members
 
 
 @click.command(epilog="Example: octaskly wait --any --timeout 10m 12 13")
@@ -63,6 +66,8 @@ def wait(
     as_json: bool,  # noqa: FBT001
 ) -> int:
     """Wait until tasks have ended; Ctrl-C leaves them alone.
+
+    Of an array, the members are counted.
 
     The exit code is the first one that is not 0, as from `octaskly run`; 124 if the
     time is up, 125 if Octaskly failed, 3 if there is no such task.
@@ -138,11 +143,13 @@ def events(
 
 
 class _TaskWaiter:
-    """The tasks to wait for, by id."""
+    """The tasks to wait for, by id; of an array, its members are counted."""
 
     def __init__(self, client: Session, ids: Sequence[str]) -> None:
         self._client = client
         self._tasks: dict[str, Task | None] = dict.fromkeys(ids)
+        self._arrays: dict[str, Members] = {}
+        self._ended_members: Counter[str] = Counter()  #: since `_arrays` was read
         self._progress_line = ProgressLine(is_quiet=is_quiet())
 
     @property
@@ -153,7 +160,19 @@ class _TaskWaiter:
     @property
     def progress(self) -> str:
         """The progress as text."""
-        return f"{len(self.ended)} of {len(self._tasks)} have ended"
+        ended = total = 0
+        for ref, task in self._tasks.items():
+            counts = self._arrays.get(ref)
+            size = 1 if counts is None else counts.total
+            total += size
+            if task is not None:
+                ended += size
+            elif counts is not None:
+                known = count_ended(counts) + self._ended_members[ref]
+                ended += min(known, size)
+        one = len(self._tasks) == 1
+        noun = "members " if self._arrays and one else ""
+        return f"{ended} of {total} {noun}have ended"
 
     def wait(self, *, limit_s: int | None, is_any: bool) -> None:
         """Wait until all tasks have ended, or one.
@@ -163,14 +182,39 @@ class _TaskWaiter:
         """
         asker = self._client.requests
         flow = streams.as_ended(
-            asker, self._tasks, deadline=asker.deadline_after(limit_s)
+            asker,
+            self._tasks,
+            deadline=asker.deadline_after(limit_s),
+            on_waiting=self._note_counts,
+            on_change=self._count_member,
         )
-        with closing(self._client.iterate(flow)) as ended:
-            for task in ended:
-                self._tasks[task.id] = task
-                self._progress_line.show(self.progress)
-                if is_any:
-                    return
+        try:
+            with closing(self._client.iterate(flow)) as ended:
+                for task in ended:
+                    self._tasks[task.id] = task
+                    if task.array is not None:
+                        self._arrays[task.id] = task.array
+                    self._progress_line.show(self.progress)
+                    if is_any:
+                        return
+        except TimedOut:
+            for ref in [ref for ref in self._arrays if self._tasks[ref] is None]:
+                # Events may have come twice, or not yet.
+                call = rest_calls.task(ref)
+                self._note_counts(self._client.send_and_decode(call, Task))
+            raise
+
+    def _note_counts(self, task: Task) -> None:
+        if task.array is not None:
+            self._arrays[task.id] = task.array
+            del self._ended_members[task.id]
+            self._progress_line.show(self.progress)
+
+    def _count_member(self, change: Mapping[str, Any]) -> None:
+        array, _, number = change["id"].rpartition(".")
+        if array in self._arrays and number and change["status"] in FINAL:
+            self._ended_members[array] += 1
+            self._progress_line.show(self.progress)
 
     def end_line(self) -> None:
         """End the progress line."""

@@ -8,15 +8,18 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from octaskly.cli.output.follow import OutputPrinter
-from octaskly.cli.output.render import duration, is_quiet, note
+from octaskly.cli.output.render import is_quiet, note, time_left
+from octaskly.cli.output.task_view import command_of, format_rate, how_ended
 from octaskly.cli.output.terminal import ProgressLine, write_output
-from octaskly.client.flows import arrays, rest_calls
+from octaskly.client.flows import arrays, queries, rest_calls
+from octaskly.client.flows.queries import TaskFilter
 from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
     from octaskly.client import Session
 
 NAMED_MAX: Final = 20  #: failed members named on stderr
+NAMED_CHARS: Final = 60  #: of their items and commands
 
 
 class ResultPrinter:
@@ -98,15 +101,43 @@ class ResultPrinter:
         """Name a failed member on stderr, up to a maximum number."""
         if self._failed > NAMED_MAX:
             return
-        item = f" ({task.item[:60]})" if self._items and task.item else ""
-        why = task.detail or task.reason
-        if task.reason == "exit" and task.exit_code is not None:
-            why = f"exit code {task.exit_code}"
-        elif task.signal is not None and not task.detail:
-            why = f"signal {task.signal}"
+        item = f" ({task.item[:NAMED_CHARS]})" if self._items and task.item else ""
+        why = how_ended(task.reason, task.exit_code, task.signal, task.detail)
         note(f"{task.id}{item} failed: {why}")
         if self._failed == NAMED_MAX:
             note(f"for more: octaskly ls --array {self._array} --status failed")
+
+
+def print_member_logs(
+    client: Session, array: str, *, stream: str, only_failed: bool
+) -> None:
+    """Print the output of the members that have started, one after the other.
+
+    Args:
+        client: Session with a node.
+        array: Id of the array.
+        stream: `stdout`, `stderr` or `both`.
+        only_failed: Print only those that failed.
+    """
+    filters: TaskFilter = {"array": array}
+    if only_failed:
+        filters["status"] = "failed"
+    flow = queries.tasks(client.requests, filters)
+    with closing(client.iterate(flow)) as found:
+        members = list(found)
+    for member in members:
+        note(f"==> {member.short_id or member.id}: {_state_of(member)}")
+        logs = OutputPrinter(client, member.id, stream=stream, prints_state=False)
+        logs.print_all(follow=False)
+    if not members:
+        note(f"no member of {array} has {'failed' if only_failed else 'started'} yet")
+
+
+def _state_of(member: Task) -> str:
+    if member.status != "failed":
+        return f"{member.status}, {command_of(member)[:NAMED_CHARS]}"
+    how = how_ended(member.reason, member.exit_code, member.signal, member.detail)
+    return f"{member.status} ({how}), {command_of(member)[:NAMED_CHARS]}"
 
 
 class _Progress:
@@ -123,10 +154,10 @@ class _Progress:
         took_s = time.monotonic() - self._began_s
         parts = [f"{failed} failed"] if failed else []
         if self._total:
-            left_ms = took_s / ended * (self._total - ended) * 1000
-            share = f"{100 * ended // self._total}%"
-            parts = [f"{ended}/{self._total}", share, *parts]
-            parts.append(f"{duration(left_ms)} left")
+            parts = [f"{ended} of {self._total}", *parts]
+            if left := self._total - ended:
+                parts.append(format_rate(ended / took_s))
+                parts.append(time_left(took_s / ended * left * 1000))
         else:  # The answer to a retry does not count the members.
             parts = [f"{ended} ended", *parts]
         self._line.show(", ".join(parts))

@@ -261,8 +261,12 @@ SHOWN_FAILED = 20  #: failed members that `show` names
 
 def format_progress(counts: Members) -> str:
     """Return the number of ended members and the total."""
-    ended = counts.completed + counts.failed + counts.cancelled
-    return f"{ended}/{counts.total}"
+    return f"{count_ended(counts)}/{counts.total}"
+
+
+def count_ended(counts: Members) -> int:
+    """Return the number of members that have ended."""
+    return counts.completed + counts.failed + counts.cancelled
 
 
 def print_array(client: Session, task: Task) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -106,15 +106,30 @@ def events(
 
 
 def as_ended(
-    requests: RequestFlow, tasks: Iterable[str | Task], *, deadline: Deadline
+    requests: RequestFlow,
+    tasks: Iterable[str | Task],
+    *,
+    deadline: Deadline,
+    on_waiting: Callable[[Task], None] = lambda _: None,
+    on_change: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> EmittingFlow[Task]:
-    """Emit tasks as they end."""
+    """Emit tasks as they end.
+
+    Args:
+        requests: Makes the requests.
+        tasks: The tasks to wait for.
+        deadline: When to give up.
+        on_waiting: Is called with each task that has not ended at the start.
+        on_change: Is called with each change of a task, also of a member of an array.
+    """
     waiting = dict.fromkeys(map(ref_of, tasks))
     only = next(iter(waiting)) if len(waiting) == 1 else None
     source = _event_stream(requests, ("task",), only, deadline)
     is_synced = False
     while waiting:
         event = yield from source.next_event()
+        if event.kind == "task":
+            on_change(event.data)
         if not is_synced or event.kind == "reset":
             # Tasks may have ended before this event, so check every task.
             is_synced = True
@@ -132,6 +147,7 @@ def as_ended(
                 yield Emit(task)
             else:
                 waiting[task.id] = None  # Events use the full id.
+                on_waiting(task)
     yield CloseStream()
 
 
