@@ -171,6 +171,47 @@ def test_an_array_ends_with_its_last_member(roomy_agent: Agent) -> None:
     assert b"2 of 3 failed" in failed.stderr
 
 
+def test_members_of_an_array_are_counted(roomy_agent: Agent, tmp_path: Path) -> None:
+    """The array alone is one task, so its progress would be nothing or all."""
+    gate = tmp_path / "gate"
+    text = f"test {{}} -lt 3 || until test -e {gate}; do sleep 0.05; done"
+    array = octaskly(roomy_agent, "array", "1-5", "--", text).stdout.decode().strip()
+    for number in (1, 2):
+        octaskly(roomy_agent, "wait", f"{array}.{number}")
+
+    done = octaskly(roomy_agent, "wait", "--timeout", "1", array)
+    gate.touch()
+    whole = octaskly(roomy_agent, "wait", array)
+
+    assert done.stderr == b"2 of 5 members have ended within 1 s\n"
+    assert (done.returncode, whole.returncode) == (124, 0)
+
+
+def test_the_output_of_an_array_is_printed_member_by_member(
+    roomy_agent: Agent,
+) -> None:
+    """In the order of their numbers; what names them is on stderr."""
+    text = "echo out {}; echo err {} >&2; test {} -ne 2"
+    array = octaskly(roomy_agent, "array", "1-3", "--", text).stdout.decode().strip()
+    octaskly(roomy_agent, "wait", array)
+
+    every = octaskly(roomy_agent, "logs", array)
+    failed = octaskly(roomy_agent, "logs", "--failed", "--stdout", array)
+    task = octaskly(roomy_agent, "logs", "--failed", f"{array}.1")
+
+    assert every.stdout == b"out 1\nout 2\nout 3\n"
+    lines = every.stderr.decode().splitlines()
+    assert [line for line in lines if line[:3] == "err"] == ["err 1", "err 2", "err 3"]
+    assert [line.partition(": ")[2] for line in lines if line[:3] == "==>"] == [
+        "completed, echo out 1; echo err 1 >&2; test 1 -ne 2",
+        "failed (exit code 1), echo out 2; echo err 2 >&2; test 2 -ne 2",
+        "completed, echo out 3; echo err 3 >&2; test 3 -ne 2",
+    ]
+    assert failed.stdout == b"out 2\n", failed
+    assert task.returncode == 2
+    assert b"--failed is for an array" in task.stderr
+
+
 def test_an_unknown_task_is_3(roomy_agent: Agent) -> None:
     """At once, without a wait."""
     done = octaskly(roomy_agent, "wait", "task-999")

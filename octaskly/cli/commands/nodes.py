@@ -132,7 +132,6 @@ def stats(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
             ("tasks", _counts(found.tasks)),
             ("copies of a new task", mesh.replicas or None),
             ("standbys", standbys or None),
-            ("term", mesh.term or None),
             ("last failover", _failover(failover, now) if failover else None),
             ("dispatcher's agent up", duration(system.uptime_seconds * 1000)),
             ("dispatcher's agent memory", f"{system.memory_usage_mb} MB"),

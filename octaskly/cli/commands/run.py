@@ -329,6 +329,13 @@ def _print_end(task: Task, fetched: str) -> None:
 
 
 def _print_failure(task: Task) -> None:
+    cause = task.detail
+    if cause and task.reason == "inputs" and cause.endswith("on no node"):
+        print_error(
+            f"{task.id} failed: {cause}",
+            hints=["octaskly run --in PATH ...    sends a file or folder along"],
+        )
+        return
     what = {
         "inputs": "no worker has its inputs, its folder, or room",
         "lost": "its worker was lost",
@@ -337,6 +344,6 @@ def _print_failure(task: Task) -> None:
     }.get(task.reason or "", "Octaskly could not run it")
     print_error(
         f"{task.id} failed: {what}",
-        cause=task.detail,
+        cause=cause,
         hints=[f"octaskly show {task.id}"],
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from octaskly.cli.output.progress import TransferProgress
-from octaskly.cli.output.render import data_size, note
+from octaskly.cli.output.render import count_of, data_size, note
 from octaskly.client.fetching import Fetching
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Task
@@ -71,7 +71,7 @@ def report_fetched(task: Task, fetched: Fetched) -> bool:
 
 def fetched_text(declared: Sequence[str], fetched: Fetched) -> str:
     """Return what was fetched, for a line about a task."""
-    files = "1 file" if fetched.files == 1 else f"{fetched.files} files"
+    files = count_of(fetched.files, "file")
     return f"{listed(declared)}: fetched {files}, {data_size(fetched.bytes)}"
 
 

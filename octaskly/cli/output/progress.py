@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Final
 
-from octaskly.cli.output.render import data_size, duration, is_quiet, note
+from octaskly.cli.output.render import count_of, data_size, is_quiet, note, time_left
 from octaskly.cli.output.terminal import ProgressLine
 from octaskly.errors import OctasklyError
 
@@ -87,7 +87,7 @@ class TransferProgress:
         left = max(0, self._bytes_total - self._bytes)
         parts = [f"{data_size(self._bytes)} of {data_size(self._bytes_total)}"]
         if self._files_total:
-            parts.insert(0, f"{self._files} of {self._files_total} files")
+            parts.insert(0, f"{self._files} of {count_of(self._files_total, 'file')}")
         parts.append(f"{data_size(round(rate))}/s")
-        parts.append(f"{duration(left / rate * 1000) if rate else '?'} left")
+        parts.append(f"{time_left(left / rate * 1000) if rate else '? left'}")
         return f"{self._verb} {', '.join(parts)}"

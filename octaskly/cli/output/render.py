@@ -357,7 +357,7 @@ def data_size(count: int) -> str:
 
 def format_capacity(node: NodeInfo) -> str:
     """Return the capacity of a node as text."""
-    room = f"{node.slots} tasks at a time"
+    room = f"{count_of(node.slots, 'task')} at a time"
     return room + (f", {node.memory_mb / 1024:.1f} GiB" if node.memory_mb else "")
 
 

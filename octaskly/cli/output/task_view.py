@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from octaskly.cli.output.render import (
+    count_of,
     data_size,
     duration,
     format_optional_duration,
@@ -213,7 +214,8 @@ def _outputs(task: Task) -> str | None:
             shown.append(f"{output.path} ({data_size(output.bytes)})")
         else:
             shown.append(
-                f"{output.path} ({output.files} files, {data_size(output.bytes)})"
+                f"{output.path} ({count_of(output.files, 'file')},"
+                f" {data_size(output.bytes)})"
             )
     return ", ".join(shown) or None
 

@@ -143,7 +143,7 @@ def _header_lines(snapshot: MeshSnapshot, page: NodePage) -> tuple[Text, Text]:
     copies = page.replicas or 1
     mesh = Text(no_wrap=True, overflow="ellipsis")
     mesh.append(on_one_line(next(dispatchers, "no dispatcher")), "bold")
-    mesh.append(f" is dispatcher in term {page.term}" if page.term else "")
+    mesh.append(" is dispatcher" if page.term else "")
     if (term_s := snapshot.mesh.get("reign_seconds")) is not None:
         mesh.append(f" for {duration(term_s * 1000)}")
     mesh.append(f"   {ready}/{len(page.nodes)} nodes ready")

@@ -368,8 +368,7 @@ def _describe_record(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
         how = f": {_describe_member_failures(record.progress)}"
     elif record.state is TaskState.FAILED and outcome is not None:
         if outcome.reason is EndReason.INPUTS:
-            what = "no worker has its inputs, its folder, or room"
-            return f"it failed: {what}: {outcome.detail}"
+            return f"it failed: {outcome.detail}"
         how = f": {_describe_outcome(outcome)}"
     return f"it {_END_VERBS[record.state]}{where}{how}"
 

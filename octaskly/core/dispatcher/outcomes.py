@@ -318,7 +318,7 @@ class OutcomeRecorder:
             self._step.requeue_task(task, now)
             return outcome
         self._queue.end(task, TaskState.FAILED)
-        detail = task.describe_missing_inputs()
+        detail = task.describe_absent_inputs()
         return replace(
             outcome, state=AttemptState.FAILED, exit_code=None, detail=detail
         )

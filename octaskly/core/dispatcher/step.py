@@ -411,7 +411,7 @@ class DispatchStep:
             if workers and task.nodes_lacking_inputs.issuperset(workers):
                 assert task.attempt is not None
                 assert task.node is not None
-                detail = task.describe_missing_inputs()
+                detail = task.describe_absent_inputs()
                 outcome = replace(INPUTS_MISSING_OUTCOME, detail=detail)
                 self.facts.append(
                     Finished(task.spec.id, task.attempt, task.node, outcome)

@@ -116,6 +116,16 @@ class QueuedTask:
             texts.append(f"and {more} more nodes lack something")
         return "; ".join(texts)
 
+    def describe_absent_inputs(self) -> str:
+        """Return what is missing, once every node that could run the task lacks it."""
+        text = self.describe_missing_inputs()
+        if len({each for _, each in self.missing_inputs}) > 1:
+            return f"no node has all its inputs: {text}"
+        for noun, verb in (("input", "is"), ("inputs", "are")):
+            if text.startswith(f"{noun} "):
+                return f"{text} {verb} on no node"
+        return text
+
 
 @dataclass(slots=True)
 class Grant:

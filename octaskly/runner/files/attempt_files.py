@@ -167,7 +167,10 @@ class ScratchFolders:
         fetcher, missing = self._blob_fetcher, []
         trees: list[BlobSource] = []
         if spec.inputs:
-            missing = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
+            paths = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
+            if paths:
+                noun = "input" if len(paths) == 1 else "inputs"
+                missing = [f"{noun} {', '.join(paths)}"]
         if not missing:
             trees, missing = self._find_trees(spec, sources)
         for tree in trees:

@@ -135,7 +135,7 @@ async def test_the_detail_of_an_end_is_bounded(tmp_path: Path) -> None:
         outcome = await made.run("true", inputs=inputs)
 
         assert outcome.reason is EndReason.INPUTS
-        assert outcome.detail.startswith("0/xxx")
+        assert outcome.detail.startswith("inputs 0/xxx")
         assert len(outcome.detail) == 4096
 
 
@@ -524,7 +524,7 @@ async def test_missing_inputs_return_the_attempt(tmp_path: Path) -> None:
 
         assert lacking.state == AttemptState.RELEASED
         assert lacking.reason == EndReason.INPUTS
-        assert lacking.detail == "nope, ../x"
+        assert lacking.detail == "inputs nope, ../x"
         assert not (made.workdir / "ran").exists()
         assert having.state == AttemptState.OK
 

@@ -75,7 +75,7 @@ async def test_inputs_are_links(tmp_path: Path) -> None:
         assert lines == ["in", "other", "data", "other"]
         assert (made.workdir / "data" / "deep" / "file").read_text() == "in\n"
         missing = await made.run("true", inputs=("gone",), options=SCRATCH)
-        assert (missing.reason, missing.detail) == (EndReason.INPUTS, "gone")
+        assert (missing.reason, missing.detail) == (EndReason.INPUTS, "input gone")
         await eventually(lambda: left(tmp_path) == [])
         assert (made.workdir / "data" / "deep" / "file").read_text() == "in\n"
 

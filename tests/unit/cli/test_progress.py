@@ -33,8 +33,8 @@ def test_the_line_has_files_bytes_rate_and_remaining_time(lines: list[str]) -> N
         sending.add(0, 10_000_000)
     sending.add(1, 0)
 
-    assert lines[0] == "sending 0 of 3 files, 30 MB of 100 MB, 40 MB/s, 1.8 s left"
-    assert lines[-1] == "sending 1 of 3 files, 80 MB of 100 MB, 35 MB/s, 571 ms left"
+    assert lines[0] == "sending 0 of 3 files, 30 MB of 100 MB, 40 MB/s, 2 s left"
+    assert lines[-1] == "sending 1 of 3 files, 80 MB of 100 MB, 35 MB/s, 1 s left"
 
 
 def test_what_takes_a_moment_is_not_shown(lines: list[str]) -> None:
@@ -52,7 +52,7 @@ def test_what_an_earlier_fetch_got_counts_in_no_rate(lines: list[str]) -> None:
     for arrived in (50_000_000, 60_000_000, 70_000_000):
         fetching.set_bytes(arrived, 100_000_000)
 
-    assert lines == ["fetching 70 MB of 100 MB, 40 MB/s, 750 ms left"]
+    assert lines == ["fetching 70 MB of 100 MB, 40 MB/s, 1 s left"]
 
 
 def test_bytes_that_were_sent_in_vain_are_taken_back(lines: list[str]) -> None:
@@ -62,4 +62,4 @@ def test_bytes_that_were_sent_in_vain_are_taken_back(lines: list[str]) -> None:
     for size_bytes in (40_000_000, 40_000_000, -60_000_000, 9_000_000, 9_000_000):
         sending.add(0, size_bytes)
 
-    assert lines == ["sending 0 of 1 files, 38 MB of 100 MB, 36 MB/s, 1.7 s left"]
+    assert lines == ["sending 0 of 1 file, 38 MB of 100 MB, 36 MB/s, 2 s left"]

@@ -205,7 +205,7 @@ def test_a_worker_that_refuses_is_not_retried_at_once() -> None:
 def test_a_worker_without_an_input_is_not_retried() -> None:
     """Another worker may have it."""
     world = dispatcher_running_t(b=1)
-    lack = released(EndReason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "input data.csv")
 
     first = world.dispatch.on_results(B, results_message(report(end=lack)), moment())
     second = world.dispatch.on_worker_up(node_info(A, 1), moment())
@@ -219,14 +219,15 @@ def test_a_worker_without_an_input_is_not_retried() -> None:
 def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
     """The task would wait for ever."""
     world = dispatcher_running_t(b=1)
-    lack = released(EndReason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "input data.csv")
     world.dispatch.on_time(moment(LATE))
 
     effects = world.dispatch.on_results(
         B, results_message(report(end=lack)), moment(LATE)
     )
 
-    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail="data.csv")
+    detail = "input data.csv is on no node"
+    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail=detail)
     assert appended_facts(effects) == [Finished(T, attempt(), B, failed)]
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
@@ -234,14 +235,15 @@ def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
 def test_inputs_are_judged_after_the_adopt_window() -> None:
     """The node with the file may be the last to attach."""
     world = dispatcher_running_t(b=1)
-    lack = released(EndReason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "input data.csv")
     world.dispatch.on_results(B, results_message(report(end=lack)), moment())
     world.commit()
 
     due = world.timers.next_at()
     effects = world.dispatch.on_time(moment(LATE))
 
-    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail="data.csv")
+    detail = "input data.csv is on no node"
+    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail=detail)
     assert due == moment(5.0).mono_s
     assert appended_facts(effects) == [Finished(T, attempt(), B, failed)]
     assert world.commit() == [AnnounceTaskStates((T,))]
@@ -272,7 +274,7 @@ def test_a_task_waits_for_a_busy_worker_with_its_inputs() -> None:
     """Worker b lacks the input, worker a is merely busy."""
     world = dispatcher_with(task_record("t"), task_record("u", place=2), a=1, b=1)
     world.dispatch.on_time(moment(LATE))
-    lack = released(EndReason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "input data.csv")
     world.dispatch.on_results(
         B, results_message(report("u", end=lack), credit=1), moment(LATE)
     )

@@ -267,11 +267,11 @@ def test_a_missing_input_is_named() -> None:
     mesh.ask(draft("one"))
     where = mesh.where("one")
     mesh.ask(*(draft(f"busy{n}") for n in range(3)))
-    mesh.end("one", how=released(EndReason.INPUTS, "data.csv"))
+    mesh.end("one", how=released(EndReason.INPUTS, "input data.csv"))
 
     explanation = explained(mesh, "one", roster_line(node_info(where, 2)))
 
-    assert reasons(explanation) == [("input", "lacks data.csv")]
+    assert reasons(explanation) == [("input", "lacks input data.csv")]
 
 
 def test_a_task_for_which_no_node_has_room_waits_and_says_so() -> None:
@@ -550,16 +550,16 @@ def test_a_failed_task_is_explained(
 
 def test_a_task_without_its_inputs_failed_on_no_node() -> None:
     """The last node tried had no more part in it than the others."""
-    end = replace(outcome(AttemptState.FAILED, EndReason.INPUTS), detail="a.txt, b.txt")
+    end = replace(
+        outcome(AttemptState.FAILED, EndReason.INPUTS),
+        detail="inputs a.txt, b.txt are on no node",
+    )
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
     explanation = explained(DispatcherWithWorkers(B), record, roster_line(B))
 
-    assert (
-        explanation.summary
-        == "it failed: no worker has its inputs, its folder, or room: a.txt, b.txt"
-    )
+    assert explanation.summary == "it failed: inputs a.txt, b.txt are on no node"
 
 
 def test_a_fail_fast_task_that_fits_no_node_is_refused() -> None:

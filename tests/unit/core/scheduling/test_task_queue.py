@@ -260,7 +260,7 @@ def test_unrequested_answers_are_ignored() -> None:
 def test_a_record_brings_attempt_numbers_but_only_new_missing_inputs() -> None:
     """A worker may have got an input since an earlier epoch."""
     tasks = queue()
-    lack = released(EndReason.INPUTS, "data.csv")
+    lack = released(EndReason.INPUTS, "input data.csv")
     old = Attempt(
         id=attempt(1, term=0), node=NodeId("a"), state=lack.state, outcome=lack
     )
@@ -270,7 +270,8 @@ def test_a_record_brings_attempt_numbers_but_only_new_missing_inputs() -> None:
 
     assert task.last_attempt_n == 2
     assert task.nodes_lacking_inputs == {B}
-    assert task.describe_missing_inputs() == "data.csv"
+    assert task.describe_missing_inputs() == "input data.csv"
+    assert task.describe_absent_inputs() == "input data.csv is on no node"
 
 
 def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:
