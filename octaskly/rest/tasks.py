@@ -498,9 +498,13 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(AttemptLine, frozen=True, kw_only=True):
-    """An attempt with its task; `has_files` is true if files were sent along."""
+    """An attempt with its task; `has_files` is true if files were sent along.
+
+    Only running attempts have `short_id`, unless that is `id`.
+    """
 
     id: str
+    short_id: str | msgspec.UnsetType = msgspec.UNSET
     name: str | None = None
     call: str | None = None
     command: str = ""

@@ -46,6 +46,14 @@ def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.MeshSnapshot:
         NODE | {"name": "gone", "role": "worker", "state": "lost"},
     ]
     members += [NODE | {"name": f"node-{n}", "role": "worker"} for n in range(100)]
+    failure = {"id": "task-007-00000007.17", "index": 17, "exit_code": 3}
+    counts: dict[str, Any] = {"total": 100, "queued": 60, "running": 4}
+    counts |= {"completed": 30, "failed": 6}
+    counts |= {"rate_per_s": 0.4, "eta_ms": 160_000, "first_failure": failure}
+    arrays = [
+        {"id": "task-007-00000007", "short_id": "7", "status": "running"}
+        | {"command": "./run {}", "elapsed_ms": 90_000, "array": counts},
+    ]
     runs = [run(1, command=HOSTILE), run(2, name="album"), *map(run, range(3, 50))]
     return top_screen.MeshSnapshot(
         at=NOW,
@@ -54,6 +62,7 @@ def snapshot(*, nodes: int = 4, running: int = 6) -> top_screen.MeshSnapshot:
         tasks={"queued": 5, "running": running, "completed": 150, "failed": 3},
         tasks_per_second=12.34,
         running=runs[:running],
+        arrays=arrays,
     )
 
 

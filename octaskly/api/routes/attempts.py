@@ -22,7 +22,7 @@ from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import OutputNotFound
-from octaskly.ports import events
+from octaskly.ports import DisplayFacts, events
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
 
@@ -55,8 +55,12 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
     found = await request.gateway.read_recent_attempts(since_ms, request.query.limit())
     request.info.row_count = len(found.running) + len(found.ended)
     render = partial(_render_attempt_of_task, names=request.gateway.node_names())
+    facts = await request.gateway.read_display_facts(
+        [run.record for run in found.running]
+    )
+    render_running = partial(render, facts=facts)
     body = rest.Runs(
-        running=await map_in_batches(found.running, render, ROWS_PER_TURN),
+        running=await map_in_batches(found.running, render_running, ROWS_PER_TURN),
         ended=await map_in_batches(found.ended, render, ROWS_PER_TURN),
         truncated=found.is_truncated,
         now=_instant(now_ms),
@@ -94,16 +98,21 @@ def _render_attempt(attempt: Attempt, names: Mapping[NodeId, str]) -> rest.Attem
 
 
 def _render_attempt_of_task(
-    run: events.AttemptWithTask, names: Mapping[NodeId, str]
+    run: events.AttemptWithTask,
+    names: Mapping[NodeId, str],
+    facts: Mapping[TaskId, DisplayFacts] = {},
 ) -> rest.Run:
     spec = run.record.spec
     options = spec.options if spec else None
     line = msgspec.structs.asdict(_render_attempt(run.attempt, names))
     line["detail"] = cut_detail(line["detail"])
     command = spec.command[:COMMAND_CHARS] if spec else ""
+    known = facts.get(run.record.id)
+    has_short_id = known is not None and known.short_id != run.record.name
     return rest.Run(
         **line,
         id=run.record.name,
+        short_id=known.short_id if known and has_short_id else msgspec.UNSET,
         name=(options.name or None) if options else None,
         call=(options.call or None) if options else None,
         command=cut_text(command, COMMAND_BYTES_MAX),

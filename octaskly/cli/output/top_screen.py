@@ -18,25 +18,34 @@ from rich.console import (
 from rich.table import Table
 from rich.text import Text
 
-from octaskly.cli.output.render import STATE_COLOURS, duration
+from octaskly.cli.output.render import STATE_COLOURS, duration, time_left
+from octaskly.cli.output.task_view import command_of, format_progress, format_rate
 from octaskly.cli.output.terminal import on_one_line, render_text
 from octaskly.client import Session
-from octaskly.client.flows.rest_calls import NODES, STATS, Call
+from octaskly.client.flows.rest_calls import NODES, STATS, TASKS, Call
+from octaskly.rest.client_types import Task
 from octaskly.rest.mesh import NodeInfo, NodePage
-from octaskly.rest.tasks import Run
+from octaskly.rest.tasks import Members, Run
 
 RUNNING_MAX: Final = 1000  #: attempts requested, which is the limit of the API
 PIPE_COLUMNS: Final = 1000  #: width without a terminal, so that nothing is cut
 TABLE_COLUMNS: Final = 80  #: a narrower terminal shows the left part of a table
+ARRAYS_MAX: Final = 6  #: rows of running arrays
+ARRAYS_ROWS_MIN: Final = 20  #: a lower terminal shows nodes and tasks only
 BAR: Final = 8
 TASK_CHARS, NODE_CHARS = 24, 16  #: widths of these columns
 _ROWS_UNLIMITED: Final = 1 << 20  #: height without a terminal
+
+
+def _title(run: Run) -> str:
+    return run.call or run.name or run.command
+
 
 SORTS: Final[dict[str, Callable[[Run], Any]]] = {
     "time": lambda run: run.assigned_at or "~",
     "node": lambda run: (run.worker_id, run.assigned_at or "~"),
     "task": lambda run: run.id,
-    "command": lambda run: run.name or run.command,
+    "command": _title,
 }
 """Sort orders of the tasks by name; the first is the default."""
 
@@ -50,6 +59,7 @@ class MeshSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tasks: dict[str, int]
     tasks_per_second: float | None = None  #: ended tasks; None in the first snapshot
     running: list[dict[str, Any]]
+    arrays: list[dict[str, Any]] = []  #: running arrays, oldest first
 
     @property
     def ended_count(self) -> int:
@@ -60,12 +70,13 @@ class MeshSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 def fetch_snapshot(client: Session) -> MeshSnapshot:
     """Request the data of one frame."""
     asked = {"since_s": 1, "limit": RUNNING_MAX}
-    stats, nodes, runs = (
+    stats, nodes, runs, tasks = (
         client.send_and_decode(Call("GET", path, query), dict[str, Any])
         for path, query in (
             (STATS, {}),
             (NODES, {}),
             ("/api/v1/attempts", asked),
+            (TASKS, {"status": "running"}),
         )
     )
     return MeshSnapshot(
@@ -74,6 +85,7 @@ def fetch_snapshot(client: Session) -> MeshSnapshot:
         nodes=nodes["nodes"],
         tasks=stats.get("tasks", {}),
         running=runs["running"],
+        arrays=[task for task in tasks["tasks"] if task.get("array")],
     )
 
 
@@ -101,7 +113,10 @@ def render_frame(
     now = dt.datetime.fromisoformat(snapshot.at) + dt.timedelta(seconds=late_s)
     if view.is_reversed:
         tasks.reverse()
+    arrays = msgspec.convert(snapshot.arrays, list[Task])
+    arrays = _first(arrays, ARRAYS_MAX) if rows >= ARRAYS_ROWS_MIN else []
     left = rows - 6 - (view.error is not None) - view.has_keys
+    left -= len(arrays) + 2 if arrays else 0
     # Nodes get the rows that tasks leave, and at least half of the frame.
     some = max(2, left - len(tasks), left // 2)
     nodes = _first(page.nodes, some)
@@ -114,6 +129,8 @@ def render_frame(
     ]
     if len(nodes) < len(page.nodes):
         parts.append(Text(f"... and {len(page.nodes) - len(nodes)} more", "dim"))
+    if arrays:
+        parts += [Text(), _array_table(arrays)]
     parts += [Text(), _task_table(shown, view, now)]
     if (more := max(len(tasks), snapshot.tasks.get("running", 0)) - len(shown)) > 0:
         parts.append(Text(f"... and {more} more", "dim"))
@@ -192,6 +209,30 @@ def _no_bar(_part: float) -> str:
     return ""
 
 
+def _array_table(arrays: list[Task]) -> Table:
+    """Return the progress of running arrays, and what failed first."""
+    table = _table(
+        "COMMAND", ("ARRAY", "DONE", "RUNS", "RATE", "TIME", "FAILED", "COMMAND")
+    )
+    for task in arrays:
+        counts = task.array or Members()
+        failure = counts.first_failure
+        failed = f"{counts.failed}, first .{failure.index}" if failure else "-"
+        times = duration(task.elapsed_ms)
+        if counts.eta_ms is not None:
+            times += f", {time_left(counts.eta_ms)}"
+        table.add_row(
+            _one_line_text(task.short_id or task.id, TASK_CHARS),
+            format_progress(counts),
+            str(counts.running),
+            "-" if counts.rate_per_s is None else format_rate(counts.rate_per_s),
+            times,
+            Text(failed, "red" if counts.failed else ""),
+            _one_line_text(command_of(task)),
+        )
+    return table
+
+
 def _task_table(runs: list[Run], view: ViewOptions, now: dt.datetime) -> Table:
     arrow = "▲" if view.is_reversed else "▼"
     heads = [
@@ -201,10 +242,10 @@ def _task_table(runs: list[Run], view: ViewOptions, now: dt.datetime) -> Table:
     table = _table(heads[-1], heads)
     for run in runs:
         table.add_row(
-            _one_line_text(run.id, TASK_CHARS),
+            _one_line_text(run.short_id or run.id, TASK_CHARS),
             _one_line_text(run.worker_id, NODE_CHARS),
             _since(run.assigned_at, now),
-            _one_line_text(run.name or run.command),
+            _one_line_text(_title(run)),
         )
     if not runs:
         table.add_row(Text("nothing runs", "dim"))
