@@ -200,7 +200,7 @@ def run(arguments: Sequence[str] | None) -> int:
     except click.ClickException as error:
         typed = sys.argv[1:] if arguments is None else arguments
         advice = _advice(error, typed)
-        message = _normalize_message(error.format_message())
+        message = _normalize_message(_text_of(error))
         print_error(message, cause=advice.cause, hints=advice.hints)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -283,6 +283,13 @@ def _advice(error: click.ClickException, arguments: Sequence[str]) -> _Advice:
             ],
         )
     return _Advice(None, [usual])
+
+
+def _text_of(error: click.ClickException) -> str:
+    """Return the text of an error; an option in the wrong place is not misspelt."""
+    if isinstance(error, click.NoSuchOption) and error.option_name in CONTEXT_OPTIONS:
+        return error.message
+    return error.format_message()
 
 
 def _has_option(name: str, option: str) -> bool:

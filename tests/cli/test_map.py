@@ -238,7 +238,7 @@ def test_an_interrupt_cancels_the_rest_and_prints_how_to_continue(
     """On a terminal with a progress line."""
     items = [str(number) for number in range(100)]
     terminal = spawn(agent, "map", "test {} -lt 3 || sleep 1000", ":::", *items)
-    terminal.expect_exact("3/100, 3%, ")
+    terminal.expect_exact("3 of 100, ")
     terminal.expect_exact(" left")
     terminal.sendintr()
     terminal.expect("cancelling the rest of (task-[0-9a-f-]+)")

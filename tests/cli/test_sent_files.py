@@ -333,7 +333,7 @@ def test_a_terminal_shows_how_far_the_scan_is(
         dimensions=(24, 100),
     )
     run.expect(
-        r"hashing 0 of 1 files, [\d.]+ [MG]B of 1100 GB, [\d.]+ [MG]B/s, \S+ left"
+        r"hashing 0 of 1 file, [\d.]+ [MG]B of 1100 GB, [\d.]+ [MG]B/s, \S+ left"
     )
     run.sendintr()
     run.expect(pexpect.EOF)

@@ -146,7 +146,9 @@ def check_quoting(words: Sequence[str]) -> None:
             f"{path} -- {_shown([*first.split(), *others])}    without those quotes",
             f"{path} -- {_shown([' '.join(words)])}    or all as shell text",
         ]
-        if click.get_current_context().info_name == "map":
+        if click.get_current_context().info_name == "map" and not any(
+            "{" in other for other in others
+        ):
             items = f"{_shown([first])} ::: {_shown(others)}"
             hints.insert(0, f"{path} {items}    if items follow")
         raise UsageProblem(

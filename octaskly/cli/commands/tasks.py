@@ -29,7 +29,7 @@ from octaskly.cli.output.task_view import (
 )
 from octaskly.cli.output.terminal import print_line
 from octaskly.cli.task_refs import resolve_ref
-from octaskly.client import Refused
+from octaskly.client import Refused, Session
 from octaskly.client.errors import NotFound
 from octaskly.client.flows import rest_calls
 from octaskly.rest.client_types import Task
@@ -177,10 +177,7 @@ def logs(
     printing while it runs; Ctrl-C leaves the task alone.
     """
     # Imported here, because `ls` and `show` do not need it.
-    from octaskly.cli.output.array_results import (  # noqa: PLC0415
-        ResultPrinter,
-        print_member_logs,
-    )
+    from octaskly.cli.output.array_results import print_member_logs  # noqa: PLC0415
     from octaskly.cli.output.follow import OutputPrinter  # noqa: PLC0415
     from octaskly.cli.wait_hint import explain_if_waiting  # noqa: PLC0415
 
@@ -194,21 +191,10 @@ def logs(
             if only_failed and task.array is None:
                 raise click.UsageError(f"--failed is for an array; {full} is a task")
             if task.array is not None and not (only_failed or task.is_final):
-                results = ResultPrinter(
-                    client,
-                    task.id,
-                    items=(),
-                    total=task.array.total,
-                    is_by_number=False,
-                )
-                results.print_all()
+                _print_members(client, task.id, task.array.total)
                 return
         following = OutputPrinter(
-            client,
-            full,
-            stream=stream or "both",
-            attempt=attempt,
-            prints_state=follow,
+            client, full, stream=stream or "both", attempt=attempt, prints_state=follow
         )
         with explain_if_waiting(context, [full] if follow else []):
             task = following.print_all(follow=follow)
@@ -225,6 +211,14 @@ def logs(
         note(f"{task.id} is {task.status}; {more}")
     elif task.reason in ("lost", "poison") and not attempt:
         note(f"{task.id} was lost with its worker: it may have written more")
+
+
+def _print_members(client: Session, array: str, total: int) -> None:
+    """Print what the members of a running array write, as they end."""
+    from octaskly.cli.output.array_results import ResultPrinter  # noqa: PLC0415
+
+    results = ResultPrinter(client, array, items=(), total=total, is_by_number=False)
+    results.print_all()
 
 
 @click.command(epilog="Example: octaskly cancel --force 12 13")

@@ -122,11 +122,13 @@ def _fetch(client: Session, query: Query) -> dict[str, Any]:
     return client.send_and_decode(Call("GET", TASKS, query), dict[str, Any])
 
 
-def _order(row: Row) -> tuple[str, int]:
+def _order(row: Row) -> tuple[str, int, int]:
     """Return the place of a task in a list of several states, as far as it is known."""
-    number = row["id"].removeprefix("task-").partition("-")[0]
+    name, _, member = row["id"].removeprefix("task-").partition(".")
+    number = name.partition("-")[0]
     is_counted = number.isdecimal() and len(number) < 12  # noqa: PLR2004 - see ids
-    return row["created_at"] or "", int(number) if is_counted else 0
+    counted = int(number) if is_counted else 0
+    return row["created_at"] or "", counted, int(member or 0)
 
 
 def print_list(found: TaskList) -> None:
