@@ -57,7 +57,7 @@ def _flag(setting: Setting) -> click.Option:
         click.Option(
             ["--new-mesh", "creates_mesh"],
             is_flag=True,
-            help="Create a mesh, although another one is in sight. No effect if this"
+            help="Create a mesh even if another one is visible. No effect if this"
             " machine is in a mesh.",
         ),
     ],

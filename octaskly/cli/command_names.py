@@ -91,7 +91,7 @@ _HINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "kill scancel abort terminate": (_CANCEL,),
     "stop": (
         _CANCEL,
-        "octaskly drain NODE    gives a node no more work",
+        "octaskly drain NODE    stops new work on a node",
         "systemctl --user stop octaskly    stops the service of this machine",
     ),
     "rm remove delete del": (_CANCEL, _FORGET, _REVOKE),
@@ -131,7 +131,7 @@ _HINTS: Final[Mapping[str, tuple[str, ...]]] = {
         "octaskly join CODE    on the new machine",
     ),
     "disconnect quit exit": ("octaskly leave    takes this machine out of its mesh",),
-    "login auth key": ("octaskly token create --role client    makes a token",),
+    "login auth key": ("octaskly token create --role client    creates a token",),
     "watch monitor htop": (_TOP, _OPEN),
     "dashboard ui web gui": (_OPEN,),
     "ping check diagnose debug": ("octaskly doctor    checks this machine",),

@@ -45,11 +45,11 @@ def require_yes(consequence: str, *, is_given: bool, arguments: str = "") -> Non
     if not sys.stdin.isatty():
         command = f"{click.get_current_context().command_path} {arguments}".rstrip()
         raise UsageProblem(
-            f"`{command}` asks first, and there is no terminal to ask at",
+            f"`{command}` asks for confirmation, but there is no terminal",
             cause=consequence,
             hint=f"{command} --yes    does it without a question",
         )
-    if not confirm(f"{consequence}. Go on?"):
+    if not confirm(f"{consequence}. Continue?"):
         note("nothing was changed")
         raise click.Abort
 

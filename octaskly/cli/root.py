@@ -109,7 +109,7 @@ def _unknown_command(args: Sequence[str]) -> UsageProblem:
     near = difflib.get_close_matches(name, names, n=1, cutoff=NEAR_MIN)
     if name in HINTS:
         hints = [_with_task(hint, args[1:]) for hint in HINTS[name]]
-        cause = f"`{name}` is a word of other programs; nothing was done"
+        cause = f"`{name}` is a command of other programs; nothing was run"
     elif near:
         hints = [_cut_line(["octaskly", near[0], *args[1:]])]
         cause = f"did you mean `{near[0]}`? Nothing was done"
@@ -119,7 +119,7 @@ def _unknown_command(args: Sequence[str]) -> UsageProblem:
         cause = f"`{name}` is a program of this machine; nothing was done"
     else:
         hints = ["octaskly help    lists the commands"]
-        cause = "it has no such name; nothing was done"
+        cause = "no command has this name; nothing was run"
     return UsageProblem(
         f"there is no command {name[:END_CHARS]!r}", cause=cause, hint="\n".join(hints)
     )
@@ -221,14 +221,14 @@ def print_os_error(error: OSError) -> None:
     why = error.strerror or str(error)
     if error.filename is not None:
         path = os.fsdecode(error.filename)
-        hint = f"ls -ld {shlex.quote(path)}    is it there, and yours?"
+        hint = f"ls -ld {shlex.quote(path)}    does it exist, and is it yours?"
         print_error(f"cannot use {path}: {why}", hints=[hint])
     elif error.errno in WRITE_ERRORS:
-        hint = "df .    is there room where the output goes?"
+        hint = "df .    is the output's disk full?"
         print_error(f"cannot write: {why}", hints=[hint])
     else:
         hint = "octaskly doctor    checks this machine"
-        print_error(f"the operating system refuses: {why}", hints=[hint])
+        print_error(f"the operating system reports: {why}", hints=[hint])
 
 
 def _normalize_message(message: str) -> str:

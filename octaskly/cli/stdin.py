@@ -43,7 +43,7 @@ class _Content(NamedTuple):
         while at < end:
             data = os.pread(self.fd, min(CHUNK_BYTES, end - at), at)
             if not data:
-                raise click.ClickException("stdin became shorter while it was read")
+                raise click.ClickException("stdin shrank while it was read")
             at += len(data)
             yield data
 
@@ -70,7 +70,7 @@ def stdin_fields(client: Session) -> dict[str, Any]:
             spool.flush()
         except OSError as error:
             raise OctasklyError(
-                f"this machine cannot keep stdin in {tempfile.gettempdir()}:"
+                f"this machine cannot store stdin in {tempfile.gettempdir()}:"
                 f" {error.strerror}",
                 hint="TMPDIR=/var/tmp octaskly run ...    keeps it elsewhere",
             ) from None

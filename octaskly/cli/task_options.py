@@ -51,7 +51,7 @@ def _outputs(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> lis
         elif ".." in parts:
             why = "it leads out of the folder where the command runs"
         elif is_in_git(text):
-            why = ".git never comes home"
+            why = ".git is never fetched"
         elif not any(part not in ("", ".") for part in parts):
             why = "name files or folders, or '*'"
         else:

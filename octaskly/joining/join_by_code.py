@@ -342,7 +342,7 @@ def parse_received_secret(secret_text: str) -> MeshSecret:
 def no_open_invite_error() -> PairingFailed:
     """Return the error for a search that found no open invite."""
     return PairingFailed(
-        "no member in sight has an open invite",
+        "no visible member has an open invite",
         cause="none was opened, or it has expired or was tried before, "
         "or multicast is blocked",
         hint=f"{_NEW_CODE}\n"

@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from typing import Any, Final
 
 from octaskly.system.tls_errors import call_tls
@@ -20,7 +21,7 @@ from octaskly.system.tls_errors import call_tls
 RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
 LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
 TURN_BYTES: Final = 8 << 20  #: of a body, until the thread is free for others
-WRITABLE_WAIT_MS: Final = 5  #: in a thread; longer waits take none
+WRITABLE_WAIT_MS: Final = 1  #: in a thread; longer waits take none
 WRITE_BUFFER_BYTES: Final = 64 << 10
 SHUTDOWN_S: Final = 1.0  #: for the client to close its side
 
@@ -45,6 +46,7 @@ class TlsTransport(asyncio.Transport):
         connection: A connection that was accepted and does not block.
         context: The TLS context of this end.
         protocol: The protocol; it is connected once the handshake has succeeded.
+        senders: Threads that send long bodies.
         handshake_s: Timeout for the handshake.
         on_handshake: Called when the handshake has ended.
     """
@@ -55,12 +57,14 @@ class TlsTransport(asyncio.Transport):
         context: ssl.SSLContext,
         protocol: asyncio.Protocol,
         *,
+        senders: Executor,
         handshake_s: float,
         on_handshake: OnHandshake,
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._context = context
+        self._senders = senders
         self._protocol: asyncio.BaseProtocol = protocol
         self._on_handshake: OnHandshake | None = on_handshake
         self.read_bytes = RECORD_BYTES  #: at most so many are passed on at a time
@@ -321,7 +325,7 @@ class TlsTransport(asyncio.Transport):
 
     async def _run_in_thread(self, work: Callable[[], None]) -> None:
         self._in_thread = True
-        done = self._loop.run_in_executor(None, work)
+        done = self._loop.run_in_executor(self._senders, work)
         done.add_done_callback(self._leave_thread)
         await asyncio.shield(done)  # The thread goes on if this is cancelled.
 

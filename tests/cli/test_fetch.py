@@ -337,8 +337,8 @@ def test_fetch_brings_the_outputs_of_an_array(agent: DemoAgent, home: Path) -> N
         ("..", "it leads out of the folder where the command runs"),
         ("a/../../x", "it leads out of the folder where the command runs"),
         ("/etc/x", "name a path in the folder where the command runs"),
-        (".git", ".git never comes home"),
-        ("a/.GIT/hooks/*", ".git never comes home"),
+        (".git", ".git is never fetched"),
+        ("a/.GIT/hooks/*", ".git is never fetched"),
         ("./", "name files or folders, or '*'"),
     ],
 )

@@ -216,7 +216,7 @@ def test_too_many_failures_stop_further_members(agent: DemoAgent) -> None:
 
     assert done.returncode == 1
     assert " of 500 failed, " in message
-    assert " did not run to their end\n" in message
+    assert " did not finish\n" in message
     array = newest(agent)["array"]
     again = octaskly(agent, "retry", "last").stdout.decode().strip()
     with agent.client() as client:
@@ -244,7 +244,7 @@ def test_an_interrupt_cancels_the_rest_and_prints_how_to_continue(
     terminal.expect("cancelling the rest of (task-[0-9a-f-]+)")
     assert isinstance(terminal.match, re.Match)
     array = terminal.match[1].decode()
-    terminal.expect_exact("0 of 100 failed, 97 did not run to their end")
+    terminal.expect_exact("0 of 100 failed, 97 did not finish")
     terminal.expect_exact(f"octaskly map --retry-failed {array}")
     terminal.expect(pexpect.EOF)
     terminal.close()

@@ -35,6 +35,22 @@ def test_output_is_exact_to_the_byte(api: Api, octaskly: Run) -> None:
     assert done.stdout == b"\xff\x00\x1bx"
 
 
+def test_output_with_a_gap_is_no_success(api: Api, octaskly: Run) -> None:
+    """A program that reads it must not take a part for the whole."""
+    api.logs = (
+        b'event: stdout\nid: 1-1-1:1:0\ndata: {"offset": 0, "data": "begin"}\n\n'
+        b'event: gap\nid: 1-1-1:2:0\ndata: {"stream": "stdout", "offset": 5,'
+        b' "bytes": 2048, "reason": "why"}\n\n'
+        b'event: end\nid: 1-1-1:3:0\ndata: {"id": "task-001-00000001",'
+        b' "status": "completed", "exit_code": 0, "reason": "exit"}\n\n'
+    )
+
+    done = octaskly("run", "--", "true")
+
+    assert (done.returncode, done.stdout) == (125, b"begin")
+    assert b"printed more than its node kept" in done.stderr
+
+
 def test_output_resumes_after_a_lost_connection(api: Api, octaskly: Run) -> None:
     """Nothing is lost or repeated; stderr reports the loss."""
     api.logs_break = 1

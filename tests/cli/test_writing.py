@@ -168,7 +168,7 @@ def test_questions_go_to_stderr(
         os.close(theirs)
 
     assert (done.returncode, done.stdout.strip()) == (130, b"")
-    assert b"Go on? [y/N]" in done.stderr
+    assert b"Continue? [y/N]" in done.stderr
     assert b"nothing was changed" in done.stderr
     assert not [asked for asked in failed.requests if asked.startswith("POST")]
 
@@ -673,7 +673,7 @@ def test_forget_prints_the_count(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "1 stays in force until all nodes know it"),
+        ([], "1 stays in use until all nodes know it"),
         (["--now", "--yes"], "1 is over within 5 s"),
     ],
 )

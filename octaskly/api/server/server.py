@@ -20,6 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from enum import Enum, auto
 from functools import partial
@@ -101,6 +102,7 @@ ContextForAddress = Callable[[str], ssl.SSLContext]
 
 _DEFAULT_LIMITS = LimitOptions()
 _DEFAULT_TIMEOUTS = HttpTimeouts()
+SENDERS = 4  #: threads that send files to clients and nodes
 _LINGER_S = 1.0
 _DRAIN_S = 0.2
 PROBE_TIMEOUT_S = 1.0
@@ -364,6 +366,8 @@ class ApiServer:
     ) -> None:
         self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
+        # Of their own: clients that fetch files must not delay what the store does.
+        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="octaskly-send")
         self._long_polls = polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
             gateway, polls, forward_ssl, timeouts, configure_socket
@@ -510,7 +514,9 @@ class ApiServer:
             self._lan_url = _url_of(sockets[0])
         factory = self._protocol_factory(ListenerKind.LAN)
         for listener in sockets:
-            port = TlsListener(listener, self._lan_ssl, factory, self._limits, members)
+            port = TlsListener(
+                listener, self._lan_ssl, factory, self._senders, self._limits, members
+            )
             self._listen(listener, port.serve())
 
     async def probe_lan(self) -> str | None:
@@ -562,6 +568,7 @@ class ApiServer:
             self._server.pre_shutdown()
             await self._server.shutdown(self._services.timeouts.shutdown_s)
             self._server = None
+        self._senders.shutdown(wait=False)
         await self._node_client.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

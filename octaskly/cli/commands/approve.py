@@ -90,7 +90,8 @@ def _confirm_words(
     if not sys.stdin.isatty():
         words = " or ".join(request.fingerprint for request in waiting)
         raise UsageProblem(
-            f"`octaskly approve {name}` asks first, and there is no terminal to ask at",
+            f"`octaskly approve {name}` asks for confirmation, but there is no"
+            " terminal",
             cause=f"somebody has to see that it shows the same words: {words}",
             hint=f"octaskly approve {name} --words WORDS    the words that it shows",
         )

@@ -25,6 +25,7 @@ from octaskly.cli.commands.run import (
     OWN_EXIT_CODES,
     cancel_if_running,
     hint_on_error,
+    report_gaps,
 )
 from octaskly.cli.commands.submit import make_draft, request_options, submit_drafts
 from octaskly.cli.context import CliContext
@@ -268,7 +269,7 @@ def map_(
     {/.} its file name without extension, and {#} its number. Without any of them, the
     item is appended. They also work in --in and --out.
 
-    The exit code is 0 if all succeeded, else 1.
+    The exit code is 0 if all succeeded, otherwise 1; 125 if some output is lost.
     """
     if bool(words) == (retry_failed is not None):
         raise click.UsageError("either a command, or --retry-failed with an id")
@@ -544,6 +545,8 @@ def _print(
         raise
     counts = task.array or Members()
     if counts.completed == counts.total:
+        if results.has_gaps:
+            return report_gaps("some items printed more than their nodes kept")
         return 0
     _print_unsuccessful(task)
     return EXIT_FAILED
@@ -566,6 +569,6 @@ def _print_unsuccessful(task: Task) -> None:
         return
     what = f"{counts.failed} of {counts.total} failed"
     if others := left - counts.failed:
-        what += f", {others} did not run to their end"
+        what += f", {others} did not finish"
     note(what)
     note(f"to retry them: octaskly map --retry-failed {task.id}")

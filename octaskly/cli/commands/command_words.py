@@ -76,7 +76,7 @@ class CommandTaker(click.Command):
         first = words[0]
         if len(first) > 1 and first.startswith("-"):
             raise UsageProblem(
-                f"the command begins with {_shown([first])}, which is no program",
+                f"the command begins with {_shown([first])}, which is not a program",
                 cause="options of Octaskly come before `--`, and the command after it",
                 hint=self._in_order(ctx, options, leading, words),
             )
@@ -153,7 +153,7 @@ def check_quoting(words: Sequence[str]) -> None:
             hints.insert(0, f"{path} {items}    if items follow")
         raise UsageProblem(
             f"there is no program called {_shown([first])}",
-            cause="several arguments are one word each, also the first, the program",
+            cause="each argument is one word; the first is the program",
             hint="\n".join(hints),
         )
 

@@ -19,10 +19,10 @@ from octaskly.rest.access import RotationStatus
 
 _ROTATION = "/api/v1/rotation"
 _PHASES: Mapping[str, str] = {
-    "spreading": "generation {newest} is accepted; {generation} stays in force until "
+    "spreading": "generation {newest} is accepted; {generation} stays in use until "
     "all nodes know it",
-    "switched": "generation {newest} is in force; older ones are still accepted",
-    "settled": "generation {newest} is in force, alone",
+    "switched": "generation {newest} is in use; older ones are still accepted",
+    "settled": "generation {newest} is in use, alone",
 }
 _URGENT_TEXT = "generation {newest} is accepted; {generation} is over within 5 s"
 

@@ -87,8 +87,8 @@ def run(
     It runs in a folder of the node that is chosen: --in sends your files there, and
     --out fetches the results.
 
-    It runs where most of its files already are, else on the node with the most free
-    room. An idle mesh may choose the same node each time; --on names another one.
+    It runs where most of its files already are, otherwise on the node with the most
+    free capacity. An idle mesh may choose the same node each time; --on chooses one.
 
     One argument is shell text; several are joined with shell quoting.
     The command reads your stdin if that is a pipe or a file, as ssh does:
@@ -147,12 +147,15 @@ def _finish(
         task, is_cancelled=ended.is_cancelled, fetched=outcome.text
     )
     if code == 0 and ended.has_gaps:
-        print_error(
-            f"{task.id} printed more than its node kept",
-            hints=["let it write a file, and fetch that; or raise --output-cap there"],
-        )
-        return EXIT_OCTASKLY_FAILED
+        return report_gaps(f"{task.id} printed more than its node kept")
     return code or outcome.exit_code
+
+
+def report_gaps(text: str) -> int:
+    """Say that some output of a successful task is lost; return the exit code."""
+    hint = "let it write a file, and fetch that; or raise --output-cap there"
+    print_error(text, hints=[hint])
+    return EXIT_OCTASKLY_FAILED
 
 
 def _follow(

@@ -174,7 +174,7 @@ def logs(
     """Print a task's stdout on stdout, and its stderr on stderr.
 
     For an array, print what its members wrote, one after the other. With -f, keep
-    printing while it runs; Ctrl-C leaves the task alone.
+    printing while it runs; Ctrl-C does not stop the task.
     """
     # Imported here, because `ls` and `show` do not need it.
     from octaskly.cli.output.array_results import print_member_logs  # noqa: PLC0415

@@ -330,7 +330,7 @@ def _check_duplicate_ids(symptoms: Symptoms) -> Iterator[Finding]:
             "uses the id of this state folder: one is a copy of the other"
         )
         yield Finding(
-            "state", FindingStatus.FAULT, says, f"rm {key}    gives it an id of its own"
+            "state", FindingStatus.FAULT, says, f"rm {key}    gives it its own id"
         )
     elif symptoms.agent and symptoms.agent.was_renewed:
         says = f"{symptoms.state_dir} was a copy, so this node took a new id"

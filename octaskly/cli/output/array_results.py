@@ -51,6 +51,7 @@ class ResultPrinter:
         self._on_ended = on_ended
         self._ended = 0
         self._failed = 0
+        self.has_gaps = False  #: some of the output was not kept, so it was not printed
         self._progress = _Progress(total)
 
     def print_all(self) -> Task:
@@ -92,6 +93,7 @@ class ResultPrinter:
         if task.stdout_truncated or task.stderr_truncated:
             long = OutputPrinter(self._client, task.id, prints_state=False)
             long.print_all(follow=False)
+            self.has_gaps = self.has_gaps or long.has_gaps
             return
         for stream in ("stdout", "stderr"):
             if data := task.output_bytes(stream):

@@ -25,7 +25,7 @@ class NoRoomNote:
         """Say that the refusal is waited for, unless that was said."""
         if not self._is_said:
             self._is_said = True
-            note(f"waiting for room at the node: {refusal.hint}")
+            note(f"waiting for free space on the node: {refusal.hint}")
 
     def on_sent(self) -> None:
         """Say it again the next time."""

@@ -159,7 +159,7 @@ def write_unit_file(draft: UnitFile) -> None:
     except OSError as error:
         raise ConfigError(
             f"cannot write {draft.path}: {error.strerror}",
-            hint=f"ls -ld {draft.path.parent}    who may write there?",
+            hint=f"ls -ld {draft.path.parent}    who can write there?",
         ) from error
 
 

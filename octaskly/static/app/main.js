@@ -106,7 +106,7 @@ function Link() {
 
 function Banner() {
   const said = banner.value
-    ?? (link.value === "waiting" ? { kind: "waiting", text: "Connection lost; reconnecting. Running tasks go on." } : null);
+    ?? (link.value === "waiting" ? { kind: "waiting", text: "Connection lost; reconnecting. Running tasks continue." } : null);
   return html`<div role="status">${said && html`<p class=${`banner ${said.kind}`}>${said.text}</p>`}</div>`;
 }
 

@@ -328,8 +328,9 @@ def test_a_client_waits_for_room_and_says_so(
         rest = process.communicate(timeout=60)[1]
 
     assert said == (
-        "waiting for room at the node: no room for 3000000 more bytes of files on this"
-        " node; a file may be deleted an hour after its last use; raise the agent's"
+        "waiting for free space on the node: no room for 3000000 more bytes of files on"
+        " this node; a file may be deleted an hour after its last use; raise the"
+        " agent's"
         " --files-quota, or free disk space\n"
     )
     assert process.returncode == 130, rest
@@ -345,7 +346,7 @@ def test_a_client_goes_on_when_there_is_room(
     (project / "data").write_bytes(os.urandom(LARGE_BYTES))
     names = stored(full_agent)
     with run_octaskly(full_agent, "run", "--in", "data", "--", "wc -c data") as process:
-        assert next_line(process).startswith("waiting for room at the node: ")
+        assert next_line(process).startswith("waiting for free space on the node: ")
         for name in names:
             session.run(release_file(session.requests, name))
         out, rest = process.communicate(timeout=60)

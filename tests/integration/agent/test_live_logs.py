@@ -179,7 +179,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 @pytest.mark.slow
 def test_the_command_line_follows_and_detaches(agent: Agent, tmp_path: Path) -> None:
-    """`octaskly logs -f` prints lines as they come; Ctrl-C leaves the task alone."""
+    """`octaskly logs -f` prints lines as they come; Ctrl-C does not stop the task."""
     with client_of(agent) as client:
         task = client.submit(TEXT.format(folder=tmp_path))
     words = [

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -60,6 +61,7 @@ class Pair:
         contexts = tls.lan_server_contexts(["node.test"], ["127.0.0.1"])
         self.server = Server()
         self.outcomes: list[Exception | None] = []
+        self.senders = ThreadPoolExecutor(1)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.plain = socket.create_connection(listener.getsockname())
             accepted, _ = listener.accept()
@@ -68,6 +70,7 @@ class Pair:
             accepted,
             contexts("127.0.0.1"),
             self.server,
+            senders=self.senders,
             handshake_s=handshake_s,
             on_handshake=self.outcomes.append,
         )
@@ -87,6 +90,7 @@ class Pair:
         await until(lambda: "lost" in self.server.events)
         assert self.server.events.count("lost") == 1
         await until(lambda: self.transport.connection.fileno() == -1)
+        self.senders.shutdown()
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ def refused(number: int, *names: str) -> OSError:
         (refused(errno.ENOSPC), "cannot write: No space left on device", "df ."),
         (
             refused(errno.EMFILE),
-            "the operating system refuses: Too many open files",
+            "the operating system reports: Too many open files",
             "octaskly doctor",
         ),
     ],

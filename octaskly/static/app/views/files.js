@@ -9,8 +9,8 @@ import { Button } from "../ui.js";
 
 const PAGE = 100;
 const GONE = {
-  sent: "No node has them any more. Files of octaskly run and map are kept while these commands run, others for about an hour after the task.",
-  left: "No node has them any more: their --retention is over, or the disk was full.",
+  sent: "They are no longer on any node. Files of octaskly run and map are kept while these commands run, others for about an hour after the task.",
+  left: "They are no longer on any node: their --retention is over, or the disk was full.",
 };
 
 /** Both lists; an empty one is left out. */

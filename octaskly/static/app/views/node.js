@@ -160,7 +160,7 @@ function Sums({ usage }) {
     <${Bar} label="Files" hotAt=${HOT} part=${files / most} text=${`${size(files)} of ${size(most)}`} />
     <${Bar} label="Logs" hotAt=${HOT} part=${logs / logsMost} text=${`${size(logs)} of ${size(logsMost)}`} />
     <p><span class="muted">Outputs of tasks:</span> ${size(outputs)}</p></div>
-    <details class="hint"><summary>When are they deleted?</summary><p>A file is kept while a task needs it, and for an hour after its last use. After that it may be deleted to make room, the least recently used first; the agent's <code>--files-quota</code> sets how much space files may take. Outputs are kept until the time shown.</p></details>`;
+    <details class="hint"><summary>When are they deleted?</summary><p>A file is kept while a task needs it, and for an hour after its last use. After that it may be deleted to free space, the least recently used first; the agent's <code>--files-quota</code> sets how much space files may take. Outputs are kept until the time shown.</p></details>`;
 }
 
 const KINDS = { tree: "files of tasks", file: "single file", outputs: "outputs" };

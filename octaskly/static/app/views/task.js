@@ -131,7 +131,7 @@ function Actions({ task, reload }) {
   const edit = canEdit(task) && html`<a class="button" href=${href(["submit"], { from: task.id })}>Edit and submit again</a>`;
   if (FINAL.has(task.status)) return html`${edit}<${Button} onPress=${retry}>Retry<//>`;
   if (task.status === "queued") return html`${edit}<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>`;
-  return html`${task.array && html`<${Button} onPress=${() => cancel(false)} title="Running members go on">Cancel queued<//>`}
+  return html`${task.array && html`<${Button} onPress=${() => cancel(false)} title="Running members continue">Cancel queued<//>`}
     <${Button} kind="danger" onPress=${() => setSure(true)}>${task.array ? "Stop all" : "Stop"}<//>
     ${isSure && html`<${Dialog} title=${task.array ? "Stop the whole array?" : "Stop this task?"} onClose=${() => setSure(false)}>
       <p>${task.array ? "Running members are stopped with all their processes, and queued ones are cancelled." : "It is stopped with all its processes."} The output so far is kept.</p>
