@@ -330,8 +330,7 @@ def test_a_client_waits_for_room_and_says_so(
     assert said == (
         "waiting for free space on the node: no room for 3000000 more bytes of files on"
         " this node; a file may be deleted an hour after its last use; raise the"
-        " agent's"
-        " --files-quota, or free disk space\n"
+        " agent's --files-quota, or free disk space\n"
     )
     assert process.returncode == 130, rest
     tasks = full_agent.call("GET", "/api/v1/tasks?newest=true")[1]["tasks"]
