@@ -137,7 +137,7 @@ def test_ls_shows_tasks_of_cut_commands(loaded: Agent) -> None:
     shown = subprocess.run(
         [
             *(sys.executable, "-m", "octaskly", "--state-dir", str(loaded.state)),
-            *("ls", "--limit", "3"),
+            *("ls", "--status", "queued", "--oldest", "--limit", "3"),
         ],
         capture_output=True,
         text=True,

@@ -130,5 +130,7 @@ PER_NODE: Final = Cost(
 )
 """A row for each node of the mesh; few have as many as are expected."""
 
+WHOLE_TASK: Final = Cost(kind=CostKind.EXPENSIVE)
+"""Reads a task with its stdin and environment, which may have a megabyte each."""
 METRICS: Final = Cost(kind=CostKind.EXPENSIVE)
 """All metrics of a node, which each node counts for itself."""

@@ -93,10 +93,11 @@ def ls(
     offset: int,
     **filters: object,
 ) -> None:
-    """List what runs and what waits, then the latest tasks that ended, newest last.
+    """List tasks: those that run, that wait, and that ended last.
 
-    An array is one line. With --status, --name, --label or --text it lists the latest
-    tasks that match. An ID is short: `octaskly show 41`.
+    The latest of them is the last line. An array is one line. With --status, --name,
+    --label or --text, only the latest tasks that match are listed. An ID is short:
+    `octaskly show 41`.
     """
     query = {**filters, "offset": offset}
     is_search = bool(filters["name"] or filters["label"] or filters["text"])

@@ -43,7 +43,8 @@ def test_an_invalid_name_in_tls_writes_no_traceback(solo: Agent, port: str) -> N
         with socket.create_connection(("127.0.0.1", number)) as connection:
             connection.sendall(hello)
             with contextlib.suppress(ConnectionError):
-                assert connection.recv(1) == b""  # The agent has closed the connection.
+                while connection.recv(64):
+                    pass  # An alert, until the agent has closed the connection.
 
     logged = [line for line in solo.log().splitlines() if "UnicodeDecodeError" in line]
     assert 1 <= len(logged) < ATTEMPTS, solo.log()

@@ -387,6 +387,7 @@ def test_a_task_runs_where_its_bytes_are(agents: list[Agent]) -> None:
         "bytes": len(big) + 6,
         "present_bytes": 0,
         "sent": [{"node": "ash", "bytes": len(big) + 6}],
+        "awaited": None,
     }
     # The least loaded node with the lowest id is the usual choice.
     ids = {node["name"]: node["id"] for node in nodes_of(asked)}

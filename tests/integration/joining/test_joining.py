@@ -373,4 +373,4 @@ def test_words_are_compared_by_people_only(member: Agent) -> None:
     approved = cli(member, "approve", "bay", stdin="y\n")
 
     assert (asked.returncode, approved.returncode) == (2, 1)
-    assert "at a terminal" in asked.stderr
+    assert "there is no terminal to ask at" in asked.stderr
