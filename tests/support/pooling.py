@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -55,20 +56,32 @@ def token() -> str:
 
 
 def processes_with(word: str) -> dict[int, str]:
-    """Return the living processes with this word in their command line."""
+    """Return the living processes with this word in their command line.
+
+    A process that has been killed counts as dead: it runs no instruction of its own any
+    more, but on a busy machine it is listed until the kernel has ended it.
+    """
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            status = (folder / "status").read_text()
         except OSError:
             continue
         text = b" ".join(words).decode(errors="replace")
-        if word in text and state != "Z":
+        if word in text and not _is_dead(status):
             found[int(folder.name)] = text
     return found
+
+
+def _is_dead(status: str) -> bool:
+    """Return True if a process is a zombie, or SIGKILL is pending: see proc(5)."""
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+    is_killed = bool(pending >> (signal.SIGKILL - 1) & 1)
+    return is_killed or fields["State"].startswith("Z")
 
 
 def launchers_of(pid: int) -> list[int]:
