@@ -15,7 +15,7 @@ NODES_SHOWN: Final = 3  #: in a hint
 def check_interpreters(nodes: Sequence[NodeInfo], requires: Requires) -> None:
     """Check that a node with the other requirements has the Python version, too.
 
-    Without such a check, a call would wait for a node that nobody knows to be missing.
+    Without this check, a call would wait forever, and nothing would say why.
     If no node meets the others, it waits, as every task does.
 
     Raises:
@@ -36,7 +36,7 @@ def _hints(nodes: Sequence[NodeInfo], version: str) -> Iterator[str]:
     for node in nodes:
         if not node.pythons:
             yield (
-                f"pip install 'octaskly[python]'    on {node.name}, in the environment"
+                f"pip install cloudpickle    on {node.name}, in the environment"
                 " of its agent, and restart it"
             )
         else:

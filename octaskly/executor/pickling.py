@@ -22,7 +22,7 @@ try:
 except ImportError as error:  # pragma: no cover - the extra is there in tests
     raise ConfigError(
         "calls need cloudpickle, which is not installed here",
-        hint="pip install 'octaskly[python]'    here, and where the agents run",
+        hint="pip install cloudpickle    here, and in the environment of each agent",
     ) from error
 
 Part = bytes | memoryview

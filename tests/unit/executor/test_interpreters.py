@@ -29,8 +29,7 @@ def test_a_call_is_submitted_if_a_node_has_its_version(requires: Requires) -> No
 
 NEW_PYTHON = "install python3.13 on desk, which has 3.11, 3.12, and restart its agent"
 NEW_PACKAGE = (
-    "pip install 'octaskly[python]'    on pi4, in the environment of its agent, and"
-    " restart it"
+    "pip install cloudpickle    on pi4, in the environment of its agent, and restart it"
 )
 
 
