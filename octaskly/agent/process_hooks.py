@@ -157,7 +157,7 @@ class Banner:
     Args:
         config: The settings of the agent.
         startup_filter: Hides the log of the start until the banner is printed; None
-            where nobody reads a terminal, and the log has everything.
+            if there is no terminal, and the log shows everything.
         is_discoverable: True if commands find this agent by its name.
     """
 

@@ -174,7 +174,7 @@ class StoredItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Storage(msgspec.Struct, frozen=True, kw_only=True):
-    """What takes up space on a node, with a page of the items, the largest first.
+    """What takes up space on a node: totals, and a page of items, largest first.
 
     `files_quota_bytes` is the limit of `files_bytes`, and `output_quota_bytes` that of
     `logs_bytes`, and of the outputs of one task. `disk_bytes` is the size of the disk,

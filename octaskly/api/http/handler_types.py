@@ -324,7 +324,7 @@ class Request:
 
     @property
     def files(self) -> MemberFiles:
-        """The file store of this node, its trees, and the report on their room."""
+        """The file store of this node, its trees, and the report on their space."""
         assert self.services.files is not None  # Every member of a mesh has it.
         return self.services.files
 

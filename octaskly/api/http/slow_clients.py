@@ -36,9 +36,10 @@ def shrink_tls_buffers() -> None:
 def long_reads(transport: asyncio.BaseTransport | None) -> Iterator[None]:
     """Read a connection in large parts while a long body arrives.
 
-    Each read costs the same in Python. asyncio has no option for the buffer of a TLS
-    connection, but uses a longer one if there is one. `max_size` stays as it is:
-    asyncio allocates so many bytes for each record.
+    Each read costs the same in Python. Connections to the LAN API have a setting for
+    it. For those to other nodes, asyncio's TLS has none, but uses a longer buffer if it
+    gets one. `max_size` stays as it is: asyncio allocates so many bytes for each
+    record.
     """
     if isinstance(transport, TlsTransport):
         transport.read_bytes = LONG_READ_BYTES

@@ -1,9 +1,9 @@
 """Listeners of the API: plain ones on this machine, and those of the LAN with TLS.
 
 A plain listener asks for a place before a transport exists, so a connection that is
-refused costs little. A TLS connection costs buffers and a descriptor from its first
-byte, so the number of unfinished handshakes is bounded; this check, too, happens on the
-TCP connection, before any TLS object exists.
+refused costs little. A TLS connection costs the state of its handshake and a descriptor
+from its first byte, so the number of unfinished handshakes is bounded. This check, too,
+happens on the TCP connection, before any TLS object exists.
 """
 
 from __future__ import annotations

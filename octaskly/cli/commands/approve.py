@@ -53,8 +53,8 @@ def requests(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
 def approve(context: CliContext, name: str, words: str | None) -> None:
     """Admit a machine that is waiting in `octaskly join`.
 
-    Both show three words. Approve only if they are the same: then nobody is
-    intercepting the connection.
+    Both show three words. Approve only if they are the same. If they
+    differ, the connection may be intercepted.
     """
     with context.connect() as client:
         waiting = _find_requests(client, name)

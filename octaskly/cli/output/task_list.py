@@ -123,7 +123,7 @@ def _fetch(client: Session, query: Query) -> dict[str, Any]:
 
 
 def _order(row: Row) -> tuple[str, int, int]:
-    """Return the place of a task in a list of several states, as far as it is known."""
+    """Return the sort key of a task: time of creation, number, number of the member."""
     name, _, member = row["id"].removeprefix("task-").partition(".")
     number = name.partition("-")[0]
     is_counted = number.isdecimal() and len(number) < 12  # noqa: PLR2004 - see ids

@@ -172,7 +172,7 @@ class OutputArchive:
         return folder.lstat().st_mtime + self._retention_s
 
     def list_ended(self) -> list[KeptOutput]:
-        """Return all attempts of which something is kept, and none that still writes.
+        """Return the ended attempts whose output is kept here.
 
         Each ended when the last of it was written, as far as its files say.
         """
