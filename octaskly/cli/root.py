@@ -112,11 +112,11 @@ def _unknown_command(args: Sequence[str]) -> UsageProblem:
         cause = f"`{name}` is a command of other programs; nothing was run"
     elif near:
         hints = [_cut_line(["octaskly", near[0], *args[1:]])]
-        cause = f"did you mean `{near[0]}`? Nothing was done"
+        cause = f"did you mean `{near[0]}`? Nothing was run"
     elif shutil.which(name) is not None:
         line = _cut_line(["octaskly", "run", "--", *args])
         hints = [f"{line}    runs it in the mesh"]
-        cause = f"`{name}` is a program of this machine; nothing was done"
+        cause = f"`{name}` is a program of this machine; nothing was run"
     else:
         hints = ["octaskly help    lists the commands"]
         cause = "no command has this name; nothing was run"

@@ -266,7 +266,7 @@ def test_a_viewer_is_not_advised_to_become_admin(api: Api, octaskly: Run) -> Non
             ["lss"],
             (
                 "error: there is no command 'lss'\n"
-                "  cause: did you mean `ls`? Nothing was done\n"
+                "  cause: did you mean `ls`? Nothing was run\n"
                 "  hint: octaskly ls\n"
             ),
         ),

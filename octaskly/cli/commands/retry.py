@@ -18,6 +18,7 @@ from octaskly.cli.options import (
 )
 from octaskly.cli.output.render import (
     age,
+    count_of,
     for_each_task,
     note,
     print_json,
@@ -165,16 +166,12 @@ def _confirm(tasks: Sequence[Task], flags: str, *, is_given: bool) -> None:
 def _consequence(tasks: Sequence[Task]) -> str:
     singles = sum(task.array is None for task in tasks)
     members = sum(t.array.total - t.array.completed for t in tasks if t.array)
-    parts = [_counted(singles, "failed task")] if singles else []
+    parts = [count_of(singles, "failed task")] if singles else []
     if members:
-        arrays = _counted(len(tasks) - singles, "array")
-        parts.append(f"{_counted(members, 'member')} of {arrays}")
+        arrays = count_of(len(tasks) - singles, "array")
+        parts.append(f"{count_of(members, 'member')} of {arrays}")
     verb = "runs" if singles + members == 1 else "run"
     return f"{' and '.join(parts)} {verb} again"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _end(task: Task) -> str:
