@@ -100,7 +100,7 @@ def make_busy(api: Api) -> Api:
         | {"created_at": "2026-02-06T11:00:02Z"},
     ]
     trace = b'Traceback:\n  File "a.py", line 1\nValueError: seed 7\n'
-    some[5] |= {"id": "task-792312345678-3fa2c0de", "name": "simulate", "attempt": 3}
+    some[5] |= {"id": "task-792312345678-3fa2c0de", "name": "simulate", "attempt": 4}
     some[5] |= {"raw": (b"\0\1", trace)}
     api.tasks |= {task["id"]: task for task in some}
     member = ended_task(1, **failure, item="b.mp4", reason="exit", status="failed")
@@ -115,7 +115,8 @@ def make_busy(api: Api) -> Api:
             {"attempt": 1, **lost},
             {"attempt": 2, **lost, "reason": "limit", "detail": "memory_mb"}
             | {"duration_ms": 61_000},
-            {"attempt": 3, "worker_id": "here", "status": "failed"},
+            {"attempt": 3, **lost, "reason": "returned"},
+            {"attempt": 4, "worker_id": "here", "status": "failed"},
         ],
     }
     return api

@@ -36,7 +36,7 @@ from octaskly.rest.tasks import (
 
 PARENTS_SHOWN: Final = 5  #: a task may have a thousand
 RETRY_ON_DEFAULT: Final = ["failure", "lost"]
-
+NEVER_STARTED: Final = ("returned", "stale")  #: such attempts only waited on a node
 
 TRACEBACK_LINES: Final = 30  #: last lines of the stderr of a failed call
 
@@ -103,13 +103,21 @@ def how_ended(
 
 
 def fetch_earlier_attempts(client: Session, task: Task) -> list[AttemptLine]:
-    """Return the attempts of a task before the one that it shows."""
+    """Return the attempts before the one that the task shows.
+
+    Attempts that another node took over before they started are left out: they
+    tell the user nothing, and which tasks have some is a matter of chance.
+    """
     if task.attempt == 1:
         return []
     reply = client.send_and_decode(
         Call("GET", resource_path(TASKS, task.id, "attempts")), Attempts
     )
-    return [each for each in reply.attempts if each.attempt != task.attempt]
+    return [
+        each
+        for each in reply.attempts
+        if each.attempt != task.attempt and each.reason not in NEVER_STARTED
+    ]
 
 
 def _describe_attempt(attempt: AttemptLine) -> str:
