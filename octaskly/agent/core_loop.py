@@ -126,8 +126,6 @@ class CoreLoop:
         self._was_size_warned = False  #: True once the log size warning was logged
         self._performers: dict[type, Callable[[Any], None]] = {}
         self._pulls: dict[NodeId, ef.ServePull] = {}  #: the latest pull of each peer
-        self._load_live_lock = asyncio.Lock()
-        """Loads run one at a time, so answers for an earlier epoch arrive first."""
 
     def connect(
         self,
@@ -166,6 +164,7 @@ class CoreLoop:
             ef.Unspool: lambda e: store.unspool_results(e.items),
             ef.LoadQueued: lambda e: self._spawn(self._load_queued_tasks(e)),
             ef.LoadLive: lambda e: self._spawn(self._load_live_tasks(e)),
+            ef.LoadTasks: lambda e: self._spawn(self._load_tasks(e)),
             ef.LoadUnblocked: lambda e: self._spawn(self._load_unblocked_tasks(e)),
             ef.PlanFloor: lambda e: self._spawn(self._plan_compaction(e)),
             ef.Answer: lambda e: gateway.pending_requests.set_reply(e.ticket, e.reply),
@@ -309,10 +308,10 @@ class CoreLoop:
         )
 
     async def _load_live_tasks(self, effect: ef.LoadLive) -> None:
-        async with self._load_live_lock:
-            self.post(
-                ev.LiveLoaded(await self._store.load_live_tasks(effect.looked_up))
-            )
+        self.post(await self._store.load_live_tasks(effect))
+
+    async def _load_tasks(self, effect: ef.LoadTasks) -> None:
+        self.post(await self._store.load_tasks(effect))
 
     async def _load_unblocked_tasks(self, effect: ef.LoadUnblocked) -> None:
         self.post(await self._store.load_unblocked_tasks(effect))

@@ -192,9 +192,18 @@ class LoadUnblocked(Struct, frozen=True):
 
 
 class LoadLive(Struct, frozen=True):
-    """Read all tasks with a live attempt; answered by `LiveLoaded`."""
+    """Read some of the tasks with a live attempt; answered by `LiveLoaded`."""
 
-    looked_up: tuple[TaskId, ...] = ()  #: also read these, live or not
+    term: int  #: of the epoch that asks; repeated in the answer
+    after_key: int  #: as in `LiveLoaded`; 0: read from the start
+    limit: int
+
+
+class LoadTasks(Struct, frozen=True):
+    """Read tasks and arrays by id, live or not; answered by `TasksLoaded`."""
+
+    term: int  #: of the epoch that asks; repeated in the answer
+    tasks: tuple[TaskId, ...]
 
 
 class PlanFloor(Struct, frozen=True):
@@ -295,6 +304,7 @@ Effect = (
     | Unspool
     | LoadQueued
     | LoadLive
+    | LoadTasks
     | LoadUnblocked
     | PlanFloor
     | Answer

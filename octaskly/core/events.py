@@ -206,9 +206,19 @@ class QueuedLoaded(Struct, frozen=True):
 
 
 class LiveLoaded(Struct, frozen=True):
-    """Answer to `LoadLive`: tasks with a live attempt, and tasks looked up by id."""
+    """Answer to `LoadLive`: tasks with a live attempt, in the order of their keys."""
 
+    term: int  #: as in the effect
     records: tuple[TaskRecord, ...]
+    next_key: int | None = None  #: continue after it; None: these were the last
+
+
+class TasksLoaded(Struct, frozen=True):
+    """Answer to `LoadTasks`: what the store has of these tasks."""
+
+    term: int  #: as in the effect
+    tasks: tuple[TaskId, ...]  #: the first of the effect; the rest was too much
+    records: tuple[TaskRecord, ...]  #: of those that exist, in any order
 
 
 class UnblockedTask(NamedTuple):
@@ -335,6 +345,7 @@ Event = (
     | Persisted
     | QueuedLoaded
     | LiveLoaded
+    | TasksLoaded
     | UnblockedLoaded
     | FloorPlanned
     | LoadSampled

@@ -9,13 +9,22 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from msgspec import Struct
 
 from octaskly.core.effects import (
+    LoadLive,
+    LoadTasks,
     LoadUnblocked,
     MergeRows,
     PlanFloor,
     Save,
     ServePull,
 )
-from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
+from octaskly.core.events import (
+    FloorPlanned,
+    LiveLoaded,
+    QueuedLoaded,
+    SavedState,
+    TasksLoaded,
+    UnblockedLoaded,
+)
 from octaskly.core.log.facts import Entry, PackedEntry, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import (
@@ -220,13 +229,14 @@ class DurableStore(LogReader, Protocol):
     ) -> QueuedLoaded:
         """Read queued tasks of one shape with `ord > after_ord`, in order."""
 
-    async def load_live_tasks(
-        self, named: Sequence[TaskId] = ()
-    ) -> tuple[TaskRecord, ...]:
-        """Read tasks whose latest attempt has not ended, and those in `named`.
+    async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
+        """Read some of the tasks whose latest attempt has not ended.
 
-        Some of the former are in a final state, such as cancelled ones.
+        Some of them are in a final state, such as cancelled ones.
         """
+
+    async def load_tasks(self, ask: LoadTasks) -> TasksLoaded:
+        """Read tasks and arrays by id: the first of `ask`, at least one."""
 
     async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose dependencies are met or broken, oldest first."""

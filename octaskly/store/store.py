@@ -12,6 +12,8 @@ from typing import Final
 from octaskly.core.change_feed import FeedPage, StreamExtent
 from octaskly.core.effects import (
     Append,
+    LoadLive,
+    LoadTasks,
     LoadUnblocked,
     MergeRows,
     PlanFloor,
@@ -20,7 +22,14 @@ from octaskly.core.effects import (
     Spool,
     Unspool,
 )
-from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState, UnblockedLoaded
+from octaskly.core.events import (
+    FloorPlanned,
+    LiveLoaded,
+    QueuedLoaded,
+    SavedState,
+    TasksLoaded,
+    UnblockedLoaded,
+)
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.retired_streams import RetiredStreams
@@ -248,11 +257,13 @@ class Store:
             lambda db: load_unblocked_tasks(db, ask, read_ages(db))
         )
 
-    async def load_live_tasks(
-        self, named: Sequence[TaskId] = ()
-    ) -> tuple[TaskRecord, ...]:
-        """Read tasks whose latest attempt has not ended, and those in `named`."""
-        return await self._query(lambda db: queue.load_live_tasks(db, named))
+    async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
+        """Read some of the tasks whose latest attempt has not ended."""
+        return await self._query(lambda db: queue.load_live_tasks(db, ask))
+
+    async def load_tasks(self, ask: LoadTasks) -> TasksLoaded:
+        """Read tasks and arrays by id: the first of `ask`, at least one."""
+        return await self._query(lambda db: queue.load_tasks(db, ask))
 
     async def read_pull_reply(
         self,

@@ -14,12 +14,19 @@ from octaskly.core.effects import (
     Append,
     LoadLive,
     LoadQueued,
+    LoadTasks,
     MergeRows,
     PlanFloor,
     Save,
     ServePull,
 )
-from octaskly.core.events import FloorPlanned, QueuedLoaded, SavedState
+from octaskly.core.events import (
+    FloorPlanned,
+    LiveLoaded,
+    QueuedLoaded,
+    SavedState,
+    TasksLoaded,
+)
 from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Epoch, StreamId, TaskId, VectorItems
@@ -33,7 +40,7 @@ from octaskly.ports import Clock, RecordQuery, StoreStats, TaskListPage, TaskQue
 from tests.contract.log_kit import PicklePacker
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
-from tests.simulation.store.queue import live, load
+from tests.simulation.store.queue import by_id, live, load
 from tests.simulation.store.snapshot import entries_after, next_part
 
 ENTRIES_MAX = 1000
@@ -79,10 +86,11 @@ class DiskLog:
     ) -> QueuedLoaded:
         return load(self._disk, LoadQueued(after_ord, limit, shape))
 
-    async def load_live_tasks(
-        self, named: Sequence[TaskId] = ()
-    ) -> tuple[TaskRecord, ...]:
-        return live(self._disk, LoadLive(tuple(named)))
+    async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
+        return live(self._disk, ask)
+
+    async def load_tasks(self, ask: LoadTasks) -> TasksLoaded:
+        return by_id(self._disk, ask)
 
     async def read_pull_reply(
         self,

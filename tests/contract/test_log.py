@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import astuple, replace
 
 from octaskly.core.change_feed import StreamExtent
-from octaskly.core.effects import LoadUnblocked, Save
+from octaskly.core.effects import LoadLive, LoadTasks, LoadUnblocked, Save
 from octaskly.core.events import SavedState
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
@@ -475,12 +475,31 @@ async def test_tasks_with_a_possibly_running_attempt_are_live(
         kit.finished(6, 2, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED),
     )
 
-    live = await bench.log.load_live_tasks()
+    first = await bench.log.load_live_tasks(LoadLive(7, 0, 3))
+    assert first.next_key is not None
+    rest = await bench.log.load_live_tasks(LoadLive(7, first.next_key, 3))
 
-    assert [r.id for r in live] == [kit.task_id(n) for n in (2, 4, 5, 6)]
-    named = await bench.log.load_live_tasks([kit.task_id(n) for n in (1, 2, 3, 9)])
-    assert {r.id for r in named} == {kit.task_id(n) for n in range(1, 7)}
-    assert next(r for r in named if r.id == kit.task_id(1)).cancelled_by
+    assert [r.id for r in first.records] == [kit.task_id(n) for n in (2, 4, 5)]
+    assert [r.id for r in rest.records] == [kit.task_id(6)]
+    assert (first.term, rest.term, rest.next_key) == (7, 7, None)
+
+
+@for_the_core
+async def test_tasks_are_read_by_id_in_several_answers(bench: Bench) -> None:
+    """Each answer says which tasks it is about, of which some may not exist."""
+    await bench.add(*(kit.submitted(n) for n in range(1, 4)), kit.cancelled(1))
+    left = tuple(kit.task_id(n) for n in (1, 2, 3, 9))
+    found = dict[TaskId, TaskRecord]()
+    while left:
+        answer = await bench.log.load_tasks(LoadTasks(7, left))
+        assert answer.tasks
+        assert answer.tasks == left[: len(answer.tasks)]
+        left = left[len(answer.tasks) :]
+        assert {record.id for record in answer.records} <= {*answer.tasks}
+        found |= {record.id: record for record in answer.records}
+
+    assert {*found} == {kit.task_id(n) for n in (1, 2, 3)}
+    assert found[kit.task_id(1)].cancelled_by
 
 
 ARRAY = kit.submitted(
@@ -517,7 +536,7 @@ async def test_an_array_waits_as_one_task_and_runs_as_members(bench: Bench) -> N
     await bench.add(of_member(kit.assigned(1), 8))
 
     assert (await bench.log.load_queued_tasks(0, 9)).records == ()
-    array, member = await bench.log.load_live_tasks()
+    array, member = (await bench.log.load_live_tasks(LoadLive(1, 0, 9))).records
     assert array.state is TaskState.RUNNING
     assert (counts_of(array), left_of(array)) == ((3, 1, 0, 0, 0), [0, 2, 3])
     assert member.spec is not None
@@ -551,7 +570,7 @@ async def test_the_cancel_of_an_array_ends_its_waiting_members(bench: Bench) -> 
 
     assert counts_of(await bench.log.read_task(ARRAY.task)) == (0, 2, 0, 0, 2)
     assert (await bench.log.load_queued_tasks(0, 9)).records == ()
-    array, *members = await bench.log.load_live_tasks()
+    array, *members = (await bench.log.load_live_tasks(LoadLive(1, 0, 9))).records
     assert array.state is TaskState.RUNNING
     assert [m.id for m in members] == [member_id(ARRAY.task, n) for n in (8, 9)]
     await bench.add(of_member(back, 8), of_member(kit.finished(1), 9))
@@ -570,13 +589,16 @@ async def test_members_and_arrays_are_read_by_their_ids(bench: Bench) -> None:
     member = member_id(ARRAY.task, 7)
     await bench.add(ARRAY, TaskCancelled(member, "ada"))
 
-    found = await bench.log.load_live_tasks(
-        (ARRAY.task, member, member_id(ARRAY.task, 8))
+    array, none = (
+        await bench.log.load_tasks(LoadTasks(1, (ARRAY.task,))),
+        await bench.log.load_tasks(LoadTasks(1, (member_id(ARRAY.task, 8),))),
     )
+    (found,) = (await bench.log.load_tasks(LoadTasks(1, (member,)))).records
 
-    assert [record.id for record in found] == [ARRAY.task, member]
-    assert left_of(found[0]) == [1, 2, 3]
-    assert found[1].state is TaskState.CANCELLED
+    assert [record.id for record in array.records] == [ARRAY.task]
+    assert left_of(array.records[0]) == [1, 2, 3]
+    assert none.records == ()
+    assert found.state is TaskState.CANCELLED
 
 
 @for_the_core

@@ -11,12 +11,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from octaskly.core.effects import (
-    MergeRows,
-    PlanFloor,
-    Save,
-    ServePull,
-)
+from octaskly.core.effects import LoadLive, MergeRows, PlanFloor, Save, ServePull
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, StreamFloor, Submitted
 from octaskly.core.log.merge import facts_of
@@ -248,7 +243,7 @@ async def test_live_tasks_are_carried(benches: list[Bench]) -> None:
 
     assert [await one.log.read_task(kit.task_id(n)) for n in (1, 2)] == live
     assert len((await one.log.load_queued_tasks(0, 9)).records) == 1
-    assert len(await one.log.load_live_tasks()) == 1
+    assert len((await one.log.load_live_tasks(LoadLive(1, 0, 9))).records) == 1
 
 
 async def test_a_task_taken_over_by_a_later_epoch_is_forgotten_with_younger_ones(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.effects import LoadLive
-from octaskly.core.events import CancelRequested, LiveLoaded, TasksSubmitted
+from octaskly.core.events import CancelRequested, TasksSubmitted
 from octaskly.core.log.facts import Assigned, Fact, Submitted
 from octaskly.core.log.merge import TaskRecord, join_records, with_array_cancelled
 from octaskly.core.model.arrays import (
@@ -96,22 +96,13 @@ class ArrayDispatcherModel(DispatcherModel):
         )
         self.perform(self.dispatch.on_cancel_requested(event, self.now))
 
-    def read(self) -> None:
-        asked = self.reads.popleft()
-        shown = [self.durable[task] for task in self.durable]
-        if isinstance(asked, LoadLive):
-            live = (
-                record
-                for record in shown
-                if (record.attempts and record.attempts[-1].state.is_live)
-                or (record.progress and record.state is TaskState.RUNNING)
-                or record.id in asked.looked_up
-            )
-            self.answers.append(LiveLoaded(tuple(live)))
-            return
-        waiting = [record for record in shown if record.state is TaskState.QUEUED]
-        waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
-        self.answers.append(builders.load_reply(waiting, asked))
+    def stored(self) -> Iterable[TaskRecord]:
+        return (self.durable[task] for task in self.durable)
+
+    def is_live(self, record: TaskRecord) -> bool:
+        is_array = record.progress is not None
+        is_running_array = is_array and record.state is TaskState.RUNNING
+        return super().is_live(record) or is_running_array
 
     def _check(self, fact: Fact) -> None:
         super()._check(fact)

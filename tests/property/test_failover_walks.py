@@ -14,8 +14,8 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
-from octaskly.core.effects import AnnounceTaskStates, Append, Effect, LoadLive
-from octaskly.core.events import LiveLoaded, SavedState, TasksSubmitted
+from octaskly.core.effects import AnnounceTaskStates, Append, Effect
+from octaskly.core.events import SavedState, TasksSubmitted
 from octaskly.core.log.facts import (
     Assigned,
     Fact,
@@ -132,18 +132,14 @@ class FailoverModel(DispatcherModel):
         may_swap = len(reads) > 1 and type(reads[0]) is not type(reads[1])
         if may_swap and self._dice.random() < 0.5:
             reads[0], reads[1] = reads[1], reads[0]
-        asked = reads[0]
-        if not isinstance(asked, LoadLive):
-            super().read()
-            return
-        reads.popleft()
-        known = self.durable.values()
-        found = tuple(r for r in known if _is_live(r) or r.id in asked.looked_up)
-        self.answers.append(LiveLoaded(found))
+        super().read()
+
+    def is_live(self, record: TaskRecord) -> bool:
+        return _is_live(record)
 
     def answer(self) -> None:
-        """Apply an answer; answers of either kind come in order."""
-        kinds = [isinstance(answer, LiveLoaded) for answer in self.answers]
+        """Apply an answer; answers of one kind come in order."""
+        kinds = [type(answer) for answer in self.answers]
         place = kinds.index(self._dice.choice(kinds))
         first = self.answers[place]
         del self.answers[place]

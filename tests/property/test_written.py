@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from octaskly.api.schemas import task_response
-from octaskly.core.effects import Append, Effect, MergeRows, Save, Spool
+from octaskly.core.effects import Append, Effect, LoadLive, MergeRows, Save, Spool
 from octaskly.core.events import Persisted, Received, TimerFired
 from octaskly.core.log.facts import (
     NO_FLOOR,
@@ -163,7 +163,7 @@ class Writing(Shell):
                 task_response.task(queries.read_task(db, record.id) or record, {})
             )
         queue.load_queued_tasks(db, 0, 100)
-        queue.load_live_tasks(db)
+        queue.load_live_tasks(db, LoadLive(1, 0, 100))
         queries.read_stats(db)
         node_state.read_saved(db, self.packer, 1 << 41)
 

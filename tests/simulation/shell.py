@@ -17,6 +17,7 @@ from octaskly.core.effects import (
     Effect,
     LoadLive,
     LoadQueued,
+    LoadTasks,
     LoadUnblocked,
     LogLine,
     MergeRows,
@@ -109,7 +110,9 @@ class Shell:
                     world.random.uniform(0.001, 0.01),
                     lambda: world.storage.serve(machine, effect),
                 )
-            case LoadQueued() | LoadLive() | LoadUnblocked() | PlanFloor():
+            case (
+                LoadQueued() | LoadLive() | LoadTasks() | LoadUnblocked() | PlanFloor()
+            ):
                 draw = world.late if isinstance(effect, LoadUnblocked) else world.random
                 world.later(
                     machine,

@@ -13,13 +13,14 @@ from octaskly.core.effects import (
     Append,
     LoadLive,
     LoadQueued,
+    LoadTasks,
     LoadUnblocked,
     MergeRows,
     PlanFloor,
     Save,
     ServePull,
 )
-from octaskly.core.events import DiskChanged, Event, LiveLoaded, Persisted
+from octaskly.core.events import DiskChanged, Event, Persisted
 from octaskly.core.log.facts import Submitted
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.arrays import split_member_id
@@ -29,7 +30,7 @@ from octaskly.core.protocol.messages import Entries
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
-from tests.simulation.store.queue import live, load, ripe
+from tests.simulation.store.queue import by_id, live, load, ripe
 from tests.simulation.store.snapshot import entries_after, next_part
 
 if TYPE_CHECKING:
@@ -156,13 +157,18 @@ class Storage:
         self._world.network.send(machine.id, peer, (message,))
 
 
-def read(disk: Disk, asked: LoadQueued | LoadLive | LoadUnblocked | PlanFloor) -> Event:
+def read(
+    disk: Disk,
+    asked: LoadQueued | LoadLive | LoadTasks | LoadUnblocked | PlanFloor,
+) -> Event:
     """Return the store's answer."""
     match asked:
         case LoadQueued():
             return load(disk, asked)
         case LoadLive():
-            return LiveLoaded(live(disk, asked))
+            return live(disk, asked)
+        case LoadTasks():
+            return by_id(disk, asked)
         case LoadUnblocked():
             return ripe(disk, asked)
         case PlanFloor():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from octaskly.core.effects import LoadQueued
-from octaskly.core.events import QueuedLoaded, SavedState
+from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
+from octaskly.core.events import LiveLoaded, QueuedLoaded, SavedState, TasksLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft
@@ -127,6 +127,31 @@ def load_reply(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
         asked.shape,
         tuple(shapes.items()) if is_front else (),
     )
+
+
+def live_reply(
+    stored: Iterable[TaskRecord],
+    asked: LoadLive,
+    is_live: Callable[[TaskRecord], object],
+) -> LiveLoaded:
+    """Return the answer of a store with these tasks, in the order of their keys."""
+    keyed = [(key, record) for key, record in enumerate(stored, 1) if is_live(record)]
+    beyond = [pair for pair in keyed if pair[0] > asked.after_key]
+    some = beyond[: asked.limit]
+    next_key = some[-1][0] if len(beyond) > len(some) else None
+    return LiveLoaded(asked.term, tuple(record for _, record in some), next_key)
+
+
+def tasks_reply(stored: Iterable[TaskRecord], asked: LoadTasks) -> TasksLoaded:
+    """Return a store's answer to a read by id, cut so that it takes several."""
+    tasks = asked.tasks[: len(asked.tasks) // 2 + 1]
+    found = tuple(record for record in stored if record.id in tasks)
+    return TasksLoaded(asked.term, tasks, found)
+
+
+def has_live_attempt(record: TaskRecord) -> bool:
+    """Return True if the latest attempt has not ended."""
+    return bool(record.attempts) and record.attempts[-1].state.is_live
 
 
 def attempt(n: int = 1, *, term: int = 1, stream: StreamId = STREAM) -> AttemptId:

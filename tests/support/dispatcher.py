@@ -11,6 +11,7 @@ from octaskly.core.events import (
     LiveLoaded,
     QueuedLoaded,
     SavedState,
+    TasksLoaded,
     TasksSubmitted,
 )
 from octaskly.core.log.facts import Fact
@@ -98,9 +99,18 @@ def dispatcher_with(
         world.dispatch.on_reattach(
             NodeId(name), Reattach((), slots, NodeState.READY), moment()
         )
-    world.dispatch.on_live_loaded(LiveLoaded(live), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, live), moment())
     world.commit()
     return world
+
+
+def found(
+    world: DispatcherWithJournal, *records: TaskRecord, task: str = "t", at: float = 0.0
+) -> list[Effect]:
+    """Let the store answer a read of tasks by id: of these records, or of none."""
+    asked = {TaskId(task), *(record.id for record in records)}
+    answer = TasksLoaded(1, tuple(sorted(asked)), records)
+    return world.dispatch.on_tasks_loaded(answer, moment(at))
 
 
 def reattach_report(name: str, credit: int) -> tuple[NodeId, Reattach]:

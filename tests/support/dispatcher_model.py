@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from octaskly.core.effects import (
     Effect,
     LoadLive,
     LoadQueued,
+    LoadTasks,
     Send,
     Start,
     Stop,
@@ -29,6 +31,7 @@ from octaskly.core.events import (
     LiveLoaded,
     QueuedLoaded,
     SavedState,
+    TasksLoaded,
     TasksSubmitted,
 )
 from octaskly.core.log.facts import (
@@ -143,8 +146,8 @@ class DispatcherModel:
         """All facts, durable or not."""
         self.durable: dict[TaskId, TaskRecord] = {}
         self.commits: deque[Append] = deque()
-        self.reads: deque[LoadQueued | LoadLive] = deque()
-        self.answers: deque[QueuedLoaded | LiveLoaded] = deque()
+        self.reads: deque[LoadQueued | LoadLive | LoadTasks] = deque()
+        self.answers: deque[QueuedLoaded | LiveLoaded | TasksLoaded] = deque()
         self.accepted: list[TaskId] = []
         self.cancelled: set[TaskId] = set()
         self.announced: set[TaskId] = set()
@@ -240,30 +243,30 @@ class DispatcherModel:
     def read(self) -> None:
         """Let the store answer the oldest read, from its durable state."""
         asked = self.reads.popleft()
-        if isinstance(asked, LoadLive):
-            live = [
-                record
-                for record in self.durable.values()
-                if (record.attempts and record.attempts[-1].state.is_live)
-                or record.id in asked.looked_up
-            ]
-            self.answers.append(LiveLoaded(tuple(live)))
-            return
-        waiting = [
-            record
-            for record in self.durable.values()
-            if record.spec is not None and record.state is TaskState.QUEUED
-        ]
-        waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
-        self.answers.append(builders.load_reply(waiting, asked))
+        stored = list(self.stored())
+        match asked:
+            case LoadLive():
+                reply = builders.live_reply(stored, asked, self.is_live)
+                self.answers.append(reply)
+            case LoadTasks():
+                self.answers.append(builders.tasks_reply(stored, asked))
+            case LoadQueued():
+                waiting = [r for r in stored if r.spec and r.state is TaskState.QUEUED]
+                waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
+                self.answers.append(builders.load_reply(waiting, asked))
+
+    def stored(self) -> Iterable[TaskRecord]:
+        """Return the durable records as the store shows them, in the order of keys."""
+        return self.durable.values()
+
+    def is_live(self, record: TaskRecord) -> bool:
+        """Return True if the store lists the task as live."""
+        return builders.has_live_attempt(record)
 
     def answer(self) -> None:
         """Hand the oldest answer of the store to the dispatcher."""
         answer = self.answers.popleft()
-        if isinstance(answer, QueuedLoaded):
-            self.perform(self.dispatch.on_queued_loaded(answer, self.now))
-        else:
-            self.perform(self.dispatch.on_live_loaded(answer, self.now))
+        self.perform(self.dispatch.on_store_answer(answer, self.now))
 
     def absorb(self) -> None:
         self.perform(self.dispatch.on_remote_entries(self.now))
@@ -381,7 +384,7 @@ class DispatcherModel:
                     self._write(effect)
                 case Send(peer, messages):
                     self._send(node, peer, messages)
-                case LoadQueued() | LoadLive():
+                case LoadQueued() | LoadLive() | LoadTasks():
                     self.reads.append(effect)
                 case Answer(ticket, reply):
                     self._answered(ticket, reply)

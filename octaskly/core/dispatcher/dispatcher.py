@@ -23,11 +23,13 @@ from octaskly.core.events import (
     FloorPlanned,
     LiveLoaded,
     QueuedLoaded,
+    TasksLoaded,
     TasksNotified,
     TasksSubmitted,
     UnblockedLoaded,
 )
 from octaskly.core.log.facts import Notified, Submitted
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Settings
@@ -56,8 +58,8 @@ from octaskly.core.replies import (
 class Dispatcher:
     """The dispatcher component of a node; idle while another node is dispatcher.
 
-    It must get every `QueuedLoaded` and `LiveLoaded`, even while idle, because it
-    counts the answers to reads of an earlier epoch.
+    It must get every `QueuedLoaded`, even while idle, because it counts the answers to
+    reads of an earlier epoch.
     """
 
     def __init__(
@@ -316,7 +318,7 @@ class Dispatcher:
 
     def on_store_answer(
         self,
-        event: QueuedLoaded | LiveLoaded | UnblockedLoaded | FloorPlanned,
+        event: QueuedLoaded | LiveLoaded | TasksLoaded | UnblockedLoaded | FloorPlanned,
         now: Moment,
     ) -> list[Effect]:
         """Go on with what the store was asked."""
@@ -325,6 +327,8 @@ class Dispatcher:
                 return self.on_queued_loaded(event, now)
             case LiveLoaded():
                 return self.on_live_loaded(event, now)
+            case TasksLoaded():
+                return self.on_tasks_loaded(event, now)
             case UnblockedLoaded():
                 return (
                     self._dependencies.on_unblocked_loaded(event, now)
@@ -344,27 +348,42 @@ class Dispatcher:
 
     def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
         """Believe the log about what runs, until the workers are heard."""
-        if not self._queue.on_live_answer():
+        if not self._queue.on_live_answer(event):
             return []
-        self._queue.add_arrays(event.records)  # They count the failures among these:
+        self._queue.add_arrays(event.records)
+        self._adopt_records(self.reconciler.look_up_overtaken(event.records), now)
+        return self._commit_step(now)
+
+    def on_tasks_loaded(self, event: TasksLoaded, now: Moment) -> list[Effect]:
+        """Go on with tasks of which more had to be known, such as reported ones."""
+        tasks = self._queue.on_lookup_answer(event)
+        if tasks is None:
+            return []
+        wanted = set(tasks)
+        records = [record for record in event.records if record.id in wanted]
+        self._queue.add_arrays(records)  # They count the failures among these:
         # Before its attempts are taken for lost, as their workers list them no more.
-        ready = self._outcome_recorder.take_ready_reports(event.records)
+        ready = self._outcome_recorder.take_ready_reports(tasks, records)
         recorded = [
             self._record_reports(node, reports, now) for node, reports in ready.items()
         ]
-        self._step.cancel_failing_arrays(event.records)
-        self.reconciler.drop_ended_attempts(event.records)
-        for record in event.records:
-            self._step.reapply_forced_cancel(record)
-        for record in event.records:
-            if record.spec is not None and record.progress is None:
-                self.reconciler.adopt_record(record, now)
-        self.reconciler.withdraw_known_ended()
+        self.reconciler.drop_ended_attempts(tasks, records)
+        self._adopt_records(records, now)
 
         def acknowledge(now: Moment, replicas: int) -> list[Effect]:
             return [effect for one in recorded for effect in one(now, replicas)]
 
         return self._commit_step(now, when_replicated=acknowledge if recorded else None)
+
+    def _adopt_records(self, records: Sequence[TaskRecord], now: Moment) -> None:
+        """Take over what the log says of live tasks and arrays."""
+        self._step.cancel_failing_arrays(records)
+        for record in records:
+            self._step.reapply_forced_cancel(record)
+        for record in records:
+            if record.spec is not None and record.progress is None:
+                self.reconciler.adopt_record(record, now)
+        self.reconciler.withdraw_known_ended()
 
     def on_ended_elsewhere(
         self, ended: tuple[TaskId, ...], now: Moment
@@ -373,7 +392,6 @@ class Dispatcher:
         if not self.is_active:
             return []
         self.reconciler.withdraw_ended(ended)
-        self._outcome_recorder.requery_deferred(ended)
         return [AnnounceTaskStates(ended), *self._commit_step(now)]
 
     @property

@@ -116,20 +116,13 @@ class OutcomeRecorder:
             shadow.reported = tuple(deferred) if is_in_vain else ()
         return True
 
-    def requery_deferred(self, ended: Iterable[TaskId]) -> None:
-        """Have the store asked anew where an end that waits hangs on what came now."""
-        queue, stale = self._queue, self._deferred_reports.keys() & set(ended)
-        queue.looked_up = tuple(task for task in queue.looked_up if task not in stale)
-        for task in stale:
-            queue.look_up_task(task)
-
     def take_ready_reports(
-        self, records: Iterable[TaskRecord]
+        self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]
     ) -> dict[NodeId, list[Report]]:
-        """Return the reports that waited for the last read, by reporting node."""
+        """Return the reports that waited for a read of these tasks, by node."""
         known = {record.id: record for record in records}
         ready: dict[NodeId, list[Report]] = {}
-        for task_id in self._queue.looked_up:
+        for task_id in tasks:
             reports = self._deferred_reports.pop(task_id, None)
             if reports is None:
                 continue

@@ -170,7 +170,21 @@ class Reconciler:
         """
         self._ended_elsewhere.update(ended)
         self._step.note_ended(self._ended_elsewhere)
+        self._queue.look_up_overtaken(ended)
         self.withdraw_known_ended()
+
+    def look_up_overtaken(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
+        """Look up the tasks of which the log of another node may know more.
+
+        Return the records of all others.
+        """
+        current = []
+        for record in records:
+            if record.id in self._ended_elsewhere:
+                self._queue.look_up_task(record.id)
+            else:
+                current.append(record)
+        return current
 
     def withdraw_known_ended(self) -> None:
         """Do so with what a read has brought, which may be older than that."""
@@ -201,8 +215,10 @@ class Reconciler:
         if not queue.is_reading:
             ended.clear()
 
-    def drop_ended_attempts(self, records: Iterable[TaskRecord]) -> None:
-        """Have the store say what became of attempts that it says are live no more.
+    def drop_ended_attempts(
+        self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]
+    ) -> None:
+        """Give up attempts at these tasks that the store says are live no more.
 
         Their ends came with another node's log; no worker is going to tell them.
         """
@@ -212,30 +228,15 @@ class Reconciler:
             for attempt in record.attempts
             if attempt.state.is_live
         }
-        for node, held in self._queue.tasks_by_node.items():
-            for task in tuple(held.values()):
-                if (task.spec.id, task.attempt) in live:
-                    continue
-                if task.is_worker_confirmed:
-                    self._look_up_found_task(task)
-                else:
-                    self._queue.end(task, task.final_state)
-                    self._step.pin_until_durable(task)
-                    self._recount_worker(node)
-
-    def _look_up_found_task(self, task: QueuedTask) -> None:
-        """Ask once whether a task is over that its worker was found to run.
-
-        The previous dispatcher may have presumed the worker lost and ended the task.
-        """
-        queue, attempt = self._queue, task.attempt
-        is_found = attempt is not None and attempt.stream != self._step.stream
-        if (
-            is_found
-            and task.final_state is None
-            and task.spec.id not in queue.looked_up
-        ):
-            queue.look_up_task(task.spec.id)
+        for task_id in tasks:
+            task = self._queue.tasks.get(task_id)
+            if task is None or task.stage is not Stage.LIVE or task.node is None:
+                continue
+            if not task.is_worker_confirmed and (task_id, task.attempt) not in live:
+                node = task.node
+                self._queue.end(task, task.final_state)
+                self._step.pin_until_durable(task)
+                self._recount_worker(node)
 
     def adopt_record(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""

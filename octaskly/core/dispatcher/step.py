@@ -322,10 +322,12 @@ class DispatchStep:
         self.facts.append(TaskCancelled(array.id, by))
         task = queue.tasks.get(array.id)
         if task is None:
-            self.pin_until_durable(queue.add_shadow(array, final))
+            task = queue.add_shadow(array, final)
         elif task.stage in WAITING_STAGES:
             queue.end(task, final)
-            self.pin_until_durable(task)
+        elif task.final_state is None:  # It was to be read again: it still is over.
+            task.final_state = final
+        self.pin_until_durable(task)
         ended = [array.id]
         for member in self._undecided_members(array.id):
             if member.stage in WAITING_STAGES:

@@ -48,6 +48,7 @@ from octaskly.core.events import (
     SavedState,
     StopRequested,
     TaskIdsRequested,
+    TasksLoaded,
     TasksNotified,
     TasksSubmitted,
     TimerFired,
@@ -432,7 +433,7 @@ class Node:
                 return [Answer(ticket, dispatcher.reserve_task_ids(suffixes))]
             case ExplainRequested(ticket):
                 return [Answer(ticket, self._explain_task(event, now))]
-            case QueuedLoaded() | LiveLoaded() | UnblockedLoaded():
+            case QueuedLoaded() | LiveLoaded() | TasksLoaded() | UnblockedLoaded():
                 return dispatcher.on_store_answer(event, now)
             case FloorPlanned():
                 effects = dispatcher.on_store_answer(event, now)

@@ -90,10 +90,10 @@ class ArrayQueue:
         array_and_number = split_member_id(member)
         if array_and_number is None:
             return None
-        array = self._tasks.get(array_and_number[0]) or self._counted_arrays.get(
-            array_and_number[0]
-        )
-        return array if array is not None and array.stage is Stage.QUEUED else None
+        array = self._tasks.get(array_and_number[0])
+        if array is not None and array.stage is Stage.QUEUED:
+            return array
+        return self._counted_arrays.get(array_and_number[0])
 
     def keep_counting_failures(self, array: QueuedTask) -> None:
         """Keep the failure count of an array, even after it left the queue."""

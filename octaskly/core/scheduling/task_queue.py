@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import islice
 
-from octaskly.core.effects import Effect, LoadLive
-from octaskly.core.events import QueuedLoaded
+from octaskly.core.effects import Effect, LoadLive, LoadTasks
+from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
@@ -64,6 +64,7 @@ class TaskQueue:
         self, limits: Limits, can_run: Callable[[Requirements], bool] = lambda _: True
     ) -> None:
         self._window_tasks = limits.window_tasks
+        self._read_rows = limits.load_tasks
         self.tasks: dict[TaskId, QueuedTask] = {}
         self.tasks_by_node: dict[NodeId, dict[TaskId, QueuedTask]] = {}
         """Live tasks by the node of their attempt."""
@@ -79,21 +80,25 @@ class TaskQueue:
         self.ended_counts = dict.fromkeys(TaskState, 0)
         """Number of tasks and members that ended here since the start, by state."""
         self._lookups: dict[TaskId, None] = {}
-        self.looked_up: tuple[TaskId, ...] = ()
-        """Tasks that the last read of live tasks looked up by id."""
+        """Tasks to read by id."""
+        self._looked_up: dict[TaskId, None] = {}
+        """Tasks that the pending read by id answers for."""
+        self._is_lookup_pending = False
         self.is_reading_paused = False
         """Pauses reads while other nodes may hold newer facts than this node's disk."""
         self._term = 0
-        self._pending_live_reads = 0
         self._needs_live_read = False
-        self._stale_live_reads = 0
+        self._live_key: int | None = None
+        """Key up to which live tasks were read; None: all were."""
+        self._is_live_read_pending = False
 
     # --- The lanes and the store.
 
     @property
     def is_reading(self) -> bool:
         """Return True if a read of the store is pending."""
-        return self.lanes.is_reading or self._pending_live_reads > 0
+        is_reading_tasks = self._is_live_read_pending or self._is_lookup_pending
+        return self.lanes.is_reading or is_reading_tasks
 
     def clear_queue(self) -> None:
         """Drop all tasks at the end of an epoch."""
@@ -106,10 +111,11 @@ class TaskQueue:
         self._missing_ends.clear()
         self._recent_finals.clear()
         self._lookups.clear()
+        self._looked_up.clear()
         self.array_queue.clear_arrays()
-        self._needs_live_read = False
-        self._stale_live_reads += self._pending_live_reads
-        self._pending_live_reads = 0
+        self._needs_live_read = self._is_live_read_pending = False
+        self._is_lookup_pending = False
+        self._live_key = None
 
     def start_reading(self, term: int) -> list[Effect]:
         """Start an epoch: read the front of the queue and all live tasks."""
@@ -121,6 +127,11 @@ class TaskQueue:
     def mark_for_reread(self) -> None:
         """Have `next_reads` read the queue from its front, and all live tasks."""
         self.lanes.needs_restart = self._needs_live_read = True
+
+    def _reread_task(self, task: TaskId) -> None:
+        """Read a task that left memory, whether it waits or is live."""
+        self.lanes.needs_restart = True
+        self.look_up_task(task)
 
     def _restart_lanes(self) -> None:
         self._missing_ends.clear()  # Those without an end are read again.
@@ -142,7 +153,19 @@ class TaskQueue:
     def look_up_task(self, task: TaskId) -> None:
         """Read a task or an array by its id at the next `next_reads`, live or not."""
         self._lookups[task] = None
-        self._needs_live_read = True
+
+    def look_up_overtaken(self, tasks: Iterable[TaskId]) -> None:
+        """Look up the tasks that are live, or of which a pending read may be too old.
+
+        The log of another node has brought ends of attempts at them.
+        """
+        for task_id in tasks:
+            task = self.tasks.get(task_id)
+            if task_id in self._looked_up:
+                del self._looked_up[task_id]
+                self.look_up_task(task_id)
+            elif task is not None and task.stage is Stage.LIVE:
+                self.look_up_task(task_id)
 
     def look_up_waiting(self) -> None:
         """Look up waiting tasks that reads of the queue omit; they may have ended."""
@@ -152,15 +175,28 @@ class TaskQueue:
             ):
                 self.look_up_task(task.spec.id)
 
-    def on_live_answer(self) -> bool:
-        """Count an answer to `LoadLive`; return True if it belongs to this epoch."""
-        if self._stale_live_reads:
-            self._stale_live_reads -= 1
+    def on_live_answer(self, answer: LiveLoaded) -> bool:
+        """Note how far live tasks are read; return True if it is of this epoch."""
+        if answer.term != self._term or not self._is_live_read_pending:
             return False
-        if not self._pending_live_reads:
-            return False
-        self._pending_live_reads -= 1
+        self._is_live_read_pending = False
+        self._live_key = answer.next_key
         return True
+
+    def on_lookup_answer(self, answer: TasksLoaded) -> list[TaskId] | None:
+        """Return the tasks that the answer is about; None if it is of another epoch.
+
+        Those that it leaves out are read next.
+        """
+        if answer.term != self._term or not self._is_lookup_pending:
+            return None
+        self._is_lookup_pending = False
+        answered = [task for task in answer.tasks if task in self._looked_up]
+        for task in answered:
+            del self._looked_up[task]
+        self._lookups.update(self._looked_up)
+        self._looked_up.clear()
+        return answered
 
     def next_reads(self) -> list[Effect]:
         """Return the reads that are needed: stale tasks, and lanes below half."""
@@ -172,14 +208,31 @@ class TaskQueue:
             # Dropping tasks is safe only if no pending read can return an older state.
             if self.lanes.needs_restart:
                 self._restart_lanes()
-        if self._needs_live_read and not self._pending_live_reads:
-            self._needs_live_read = False
-            self._pending_live_reads += 1
-            self.looked_up = tuple(self._lookups)
-            self._lookups.clear()
-            effects.append(LoadLive(self.looked_up))
-        load = None if self.lanes.needs_restart else self.lanes.next_read()
+        if self.lanes.needs_restart:
+            return effects  # The reads that are pending end first.
+        if self._lookups and not self._is_lookup_pending:
+            effects.append(self._read_by_id())
+        if not self._is_live_read_pending:
+            effects += self._read_live()
+        load = self.lanes.next_read()
         return effects if load is None else [*effects, load]
+
+    def _read_by_id(self) -> LoadTasks:
+        tasks = tuple(islice(self._lookups, self._read_rows))
+        for task in tasks:
+            del self._lookups[task]
+        self._looked_up = dict.fromkeys(tasks)
+        self._is_lookup_pending = True
+        return LoadTasks(self._term, tasks)
+
+    def _read_live(self) -> list[Effect]:
+        """Continue to read live tasks, or start to if that is needed."""
+        if self._live_key is None and self._needs_live_read:
+            self._needs_live_read, self._live_key = False, 0
+        if self._live_key is None:
+            return []
+        self._is_live_read_pending = True
+        return [LoadLive(self._term, self._live_key, self._read_rows)]
 
     def on_queued_answer(self, answer: QueuedLoaded) -> bool:
         """Queue the answer of the store; return True if it belongs to this epoch."""
@@ -299,7 +352,7 @@ class TaskQueue:
         self.array_queue.keep_counting_failures(array)
         del self.tasks[array.spec.id]
         if not array.is_store_confirmed:
-            self.mark_for_reread()
+            self._reread_task(array.spec.id)
 
     def _set_aside(self, task: QueuedTask) -> None:
         """Take a task out of the queue, because its end is missing here."""
@@ -383,6 +436,8 @@ class TaskQueue:
             task.final_state = final
             # An array does not count, because its members do.
             self.ended_counts[final] += task.remaining is None
+        elif task.remaining is not None:
+            self.array_queue.keep_counting_failures(task)
         self._apply_transition(task, Transition.END)
 
     def add_shadow(self, spec: TaskSpec, final: TaskState | None) -> QueuedTask:
@@ -457,7 +512,7 @@ class TaskQueue:
             return  # It is from an earlier epoch, or the task changed since.
         del self.tasks[task.spec.id]
         if task.final_state is None:
-            self.mark_for_reread()
+            self._reread_task(task.spec.id)
             return
         self._recent_finals[task.spec.id] = task.final_state
         if len(self._recent_finals) > self._window_tasks:

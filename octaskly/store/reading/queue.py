@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from msgspec.structs import replace
 
-from octaskly.core.events import QueuedLoaded
+from octaskly.core.effects import LoadLive, LoadTasks
+from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, requires_of
@@ -16,6 +18,7 @@ from octaskly.store.tables import arrays, rows
 
 LOAD_BYTES = 16 << 20  #: approximate size of the tasks of one reply
 LANE_LOAD_BYTES = 1 << 20  #: for shapes other than 0: there may be many
+TASKS_PER_QUERY = 16  #: read by id; they may have 1 MiB each
 SHAPES_MAX = 10_000  #: number of shapes in one reply
 SHAPE_HEADS_MAX = 1000  #: pairs of shape and priority read for `oldest_ms`
 
@@ -30,23 +33,18 @@ def load_queued_tasks(
     Tasks with the same `ord` are never split, so there may be more than `limit`. There
     may be fewer if they are large. The first page of shape 0 lists the other shapes.
     """
-    found: list[rows.Row] = []
-    size = 0
-    bytes_max = LANE_LOAD_BYTES if shape else LOAD_BYTES
-    has_more = False
-    for row in db.execute(
-        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord > ?"
-        " ORDER BY ord, key LIMIT ?",
-        (shape, after_ord, limit + 1),
-    ):
-        if len(found) == limit or size > bytes_max:
-            has_more = True
-            if found and found[-1][-1] == row[-1]:
-                found = _with_ties(db, shape, found)
-                has_more = _has_more_behind(db, shape, found[-1][-1])
-            break
-        found.append(row)
-        size += rows.size_of_row(row)
+    found, has_more = _first_rows(
+        db.execute(
+            f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord > ?"
+            " ORDER BY ord, key",
+            (shape, after_ord),
+        ),
+        limit,
+        LANE_LOAD_BYTES if shape else LOAD_BYTES,
+    )
+    if has_more:
+        found = _with_ties(db, shape, found)
+        has_more = _has_more_behind(db, shape, found[-1][-1])
     shapes = _shapes(db) if shape == 0 and after_ord < 0 else ()
     return QueuedLoaded(after_ord, _queue_records(db, found), has_more, shape, shapes)
 
@@ -90,29 +88,56 @@ def oldest_ms(db: sqlite3.Connection) -> int | None:
     return oldest
 
 
-def load_live_tasks(
-    db: sqlite3.Connection, named: Sequence[TaskId] = ()
-) -> tuple[TaskRecord, ...]:
-    """Return tasks with an attempt that has not ended, oldest first.
+def load_live_tasks(db: sqlite3.Connection, ask: LoadLive) -> LiveLoaded:
+    """Return tasks with an attempt that has not ended, in the order of their keys.
 
     These are running tasks, and tasks in a final state whose latest attempt has not
     ended, such as cancelled ones. Arrays with running members, and these members, are
-    included. So are the tasks in `named`, in any state.
+    included.
     """
-    found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
-        " WHERE state = 1"
-        f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
-        " WHERE is_live = 1 AND state > 1 ORDER BY key"
-    ).fetchall()
-    known = {row[1] for row in found}
-    for some in rows.split_for_parameters(id_ for id_ in named if id_ not in known):
+    found, has_more = _first_rows(
+        db.execute(
+            f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
+            " WHERE state = 1 AND key > ?1"
+            f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
+            " WHERE is_live = 1 AND state > 1 AND key > ?1 ORDER BY key",
+            (ask.after_key,),
+        ),
+        ask.limit,
+    )
+    next_key = found[-1][0] if has_more else None
+    return LiveLoaded(ask.term, _queue_records(db, found), next_key)
+
+
+def load_tasks(db: sqlite3.Connection, ask: LoadTasks) -> TasksLoaded:
+    """Return the first tasks of `ask`, as many as one answer may have."""
+    found: list[rows.Row] = []
+    asked = iter(ask.tasks)
+    answered: list[TaskId] = []
+    size = 0
+    while size <= LOAD_BYTES and (some := list(islice(asked, TASKS_PER_QUERY))):
         found += db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.placeholders(len(some))})",
             some,
-        ).fetchall()
-    return _queue_records(db, found)
+        )
+        size = sum(map(rows.size_of_row, found))
+        answered += some
+    return TasksLoaded(ask.term, tuple(answered), _queue_records(db, found))
+
+
+def _first_rows(
+    rows_in_order: Iterable[rows.Row], limit: int, bytes_max: int = LOAD_BYTES
+) -> tuple[list[rows.Row], bool]:
+    """Return as many rows as one answer may have; True if there are more."""
+    found: list[rows.Row] = []
+    size = 0
+    for row in rows_in_order:
+        if len(found) == limit or size > bytes_max:
+            return found, True
+        found.append(row)
+        size += rows.size_of_row(row)
+    return found, False
 
 
 def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requirements], ...]:

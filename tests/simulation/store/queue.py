@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from octaskly.core.effects import LoadLive, LoadQueued, LoadUnblocked
-from octaskly.core.events import QueuedLoaded, UnblockedLoaded, UnblockedTask
+from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks, LoadUnblocked
+from octaskly.core.events import (
+    LiveLoaded,
+    QueuedLoaded,
+    TasksLoaded,
+    UnblockedLoaded,
+    UnblockedTask,
+)
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import accepted_hlc
@@ -13,6 +19,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from tests.simulation.store.ages import task_ages
 from tests.simulation.store.members import is_live, with_rest
+from tests.simulation.store.snapshot import row_keys
 from tests.support.builders import load_reply
 
 if TYPE_CHECKING:
@@ -44,20 +51,24 @@ def load(disk: Disk, asked: LoadQueued) -> QueuedLoaded:
     return load_reply(queued(disk), asked)
 
 
-def live(disk: Disk, ask: LoadLive) -> tuple[TaskRecord, ...]:
-    """Read tasks that run, that are decided while an attempt still runs, or by name."""
-    found = [
-        _with_rest(disk, record)
-        for record in disk.records.values()
-        if record.state is TaskState.RUNNING
-        or is_any_live(disk, record)
-        or record.id in ask.looked_up
-    ]
-    for record in disk.shown_members():
-        is_running = record.state is TaskState.RUNNING
-        if is_running or is_live(record) or record.id in ask.looked_up:
-            found.append(record)
-    return tuple(found)
+def live(disk: Disk, ask: LoadLive) -> LiveLoaded:
+    """Read some of the tasks that run, or are decided while an attempt still runs."""
+    records = (*disk.records.values(), *disk.shown_members())
+    running = {r.id: r for r in records if _is_running(disk, r)}
+    keys = row_keys(disk)
+    order = sorted(task for task in running if keys[task] > ask.after_key)
+    order.sort(key=keys.__getitem__)
+    found = tuple(_with_rest(disk, running[task]) for task in order[: ask.limit])
+    next_key = keys[found[-1].id] if len(order) > ask.limit else None
+    return LiveLoaded(ask.term, found, next_key)
+
+
+def by_id(disk: Disk, ask: LoadTasks) -> TasksLoaded:
+    """Read the first half of these tasks, so that what is left out is asked for."""
+    tasks = ask.tasks[: len(ask.tasks) // 2 + 1]
+    records = (*disk.records.values(), *disk.shown_members())
+    found = tuple(_with_rest(disk, each) for each in records if each.id in tasks)
+    return TasksLoaded(ask.term, tasks, found)
 
 
 def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
@@ -81,6 +92,10 @@ def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
         if bad or is_over:
             found.append(UnblockedTask(record, min(bad, default=None)))
     return UnblockedLoaded(ask.query_number, tuple(found[: ask.limit]), bool(waiting))
+
+
+def _is_running(disk: Disk, record: TaskRecord) -> bool:
+    return record.state is TaskState.RUNNING or is_any_live(disk, record)
 
 
 def is_any_live(disk: Disk, record: TaskRecord) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 from octaskly.agent.core_loop import TIMER_SLACK_S, CoreLoop
-from octaskly.core.effects import Effect, LoadLive
-from octaskly.core.events import Event, LiveLoaded, Persisted, TimerFired
-from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import Moment, TaskId
+from octaskly.core.effects import Effect
+from octaskly.core.events import Event, Persisted, TimerFired
+from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Limits
 from octaskly.core.node.node import Node
 from octaskly.system.clock import SystemClock
@@ -132,32 +130,4 @@ async def test_a_much_too_early_timer_is_set_again() -> None:
     assert early is not None
     assert early.cancelled()
     assert loop._timer is not early
-    loop.close()
-
-
-async def test_the_store_answers_reads_of_live_tasks_in_order() -> None:
-    """The node counts the reads of an earlier epoch; two readers could overtake."""
-    node = Recorder()
-    store = SimpleNamespace()
-    loop = loop_of(node, store)
-    seen: list[tuple[TaskId, ...]] = []
-    is_slow = asyncio.Event()
-
-    async def load_live(named: tuple[TaskId, ...]) -> tuple[TaskRecord, ...]:
-        seen.append(named)
-        if named:
-            await is_slow.wait()
-        return tuple(map(TaskRecord, named))
-
-    store.load_live_tasks = load_live
-    name = TaskId("t")
-    node.last = LiveLoaded(())
-    questions = (LoadLive((name,)), LoadLive(()))
-    tasks = [asyncio.create_task(loop._load_live_tasks(each)) for each in questions]
-    await asyncio.sleep(0)
-    assert seen == [(name,)]
-    is_slow.set()
-    await asyncio.gather(*tasks)
-    await node.has_last.wait()
-    assert node.events == [LiveLoaded((TaskRecord(name),)), LiveLoaded(())]
     loop.close()

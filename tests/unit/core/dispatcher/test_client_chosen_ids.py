@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import Effect, LoadLive
+from octaskly.core.effects import Effect, LoadTasks
 from octaskly.core.events import LiveLoaded
 from octaskly.core.log.facts import Finished, Submitted, TaskCancelled
 from octaskly.core.model.drafts import log_id_of
@@ -28,6 +28,7 @@ from tests.support.dispatcher import (
     appended_facts,
     cancel_request,
     dispatcher_with,
+    found,
     results_message,
     submission,
 )
@@ -69,7 +70,7 @@ def test_a_resubmission_does_not_start_a_task_that_a_worker_runs() -> None:
 
     assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
     world.dispatch.on_results(A, results_message(report(name())), moment())
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     assert world.dispatch.outstanding(A) == 0
 
 
@@ -78,13 +79,13 @@ def test_a_resubmission_of_an_ended_task_waits_for_the_store() -> None:
     world = led()
     late = report(name(), envelope=ENVELOPE)
     assert world.dispatch.on_results(A, results_message(late), moment()) == [
-        LoadLive((name(),))
+        LoadTasks(1, (name(),))
     ]
 
     effects = submit(world)
 
     assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
-    effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = found(world, task=name())
     assert appended_facts(effects)[-1] == Finished(name(), attempt(), A, outcome())
 
 

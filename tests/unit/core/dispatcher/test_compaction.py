@@ -20,10 +20,10 @@ from octaskly.core.effects import (
 )
 from octaskly.core.events import (
     FloorPlanned,
-    LiveLoaded,
     PeerUp,
     PurgeRequested,
     SavedState,
+    TasksLoaded,
 )
 from octaskly.core.log.facts import (
     NO_FLOOR,
@@ -343,7 +343,9 @@ def test_a_result_below_the_floor_restores_no_task() -> None:
     )
 
     world.dispatch.on_results(A, Results(reports, 1), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = world.dispatch.on_tasks_loaded(
+        TasksLoaded(1, (old.id, new.id), ()), moment()
+    )
 
     assert appended_facts(effects) == [
         Submitted(new),

@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
 from octaskly.core.dispatcher.reconciliation import CATCH_UP_S
-from octaskly.core.effects import Append, LoadLive, LoadUnblocked, Send
-from octaskly.core.events import LiveLoaded, UnblockedLoaded, UnblockedTask
+from octaskly.core.effects import Append, LoadTasks, LoadUnblocked, Send
+from octaskly.core.events import UnblockedLoaded, UnblockedTask
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.drafts import TaskDraft
@@ -24,6 +24,7 @@ from tests.support.dispatcher import (
     T,
     cancel_request,
     dispatcher_with,
+    found,
     results_message,
     submission,
 )
@@ -84,7 +85,7 @@ def test_a_task_that_ends_during_a_read_does_not_run() -> None:
     assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
     waits = TaskRecord(T, replace(spec("t"), options=late().options))
     world.dispatch.on_results(B, results_message(report(envelope=waits.spec)), moment())
-    world.dispatch.on_live_loaded(LiveLoaded((waits,)), moment())
+    found(world, waits)
     world.commit()
 
     answer = UnblockedLoaded(3, (UnblockedTask(waits, None),), has_more=False)
@@ -106,7 +107,7 @@ def test_an_array_that_may_start_is_read_with_the_state_of_its_members() -> None
     answer = UnblockedLoaded(3, (UnblockedTask(record, None),), has_more=False)
     effects = world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
-    assert LoadLive((T,)) in effects
+    assert LoadTasks(1, (T,)) in effects
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
 

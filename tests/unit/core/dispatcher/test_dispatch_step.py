@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from octaskly.core.effects import AnnounceTaskStates, LoadLive, LoadQueued
-from octaskly.core.events import LiveLoaded, QueuedLoaded
+from octaskly.core.effects import AnnounceTaskStates, LoadQueued, LoadTasks
+from octaskly.core.events import QueuedLoaded
 from octaskly.core.log.facts import Assigned, Finished, Submitted
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
@@ -33,6 +33,7 @@ from tests.support.dispatcher import (
     cancel_request,
     dispatcher_running_t,
     dispatcher_with,
+    found,
     live_attempt,
     reattach_report,
     results_message,
@@ -91,9 +92,9 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
     asked = world.dispatch.on_results(
         B, results_message(report(envelope=spec())), moment()
     )
-    effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    effects = found(world)
 
-    assert asked == [LoadLive((T,))]
+    assert asked == [LoadTasks(1, (T,))]
     assert appended_facts(effects) == [
         Submitted(spec()),
         Finished(T, attempt(), B, outcome()),
@@ -109,9 +110,9 @@ def test_a_success_of_a_task_cancelled_in_an_earlier_epoch_is_ignored() -> None:
     asked = world.dispatch.on_results(B, success, moment())
     again = world.dispatch.on_results(B, success, moment(0.2))
     was = task_record("t", live_attempt(B), cancelled="ann")
-    effects = world.dispatch.on_live_loaded(LiveLoaded((was,)), moment(0.3))
+    effects = found(world, was, at=0.3)
 
-    assert asked == [LoadLive((T,))]
+    assert asked == [LoadTasks(1, (T,))]
     assert again == []
     end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
     assert appended_facts(effects) == [Finished(T, attempt(), B, end)]
@@ -131,11 +132,9 @@ def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> No
 
     loaded = QueuedLoaded(-1, (task_record(),), has_more=False)
     assert world.dispatch.on_queued_loaded(loaded, moment()) == []
-    asked = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((task_record(),)), moment())
+    effects = found(world, task_record())
 
-    assert waits == []
-    assert asked == [LoadLive((T,))]
+    assert waits == [LoadTasks(1, (T,))]
     assert Finished(T, attempt(), B, outcome()) in appended_facts(effects)
     assert effects[1:] == []
 
@@ -149,7 +148,7 @@ def test_a_cancel_prevails_over_a_success_that_waits_for_the_store() -> None:
     assert cancel_reply() in world.commit()
 
     was = task_record("t", live_attempt(B))
-    effects = world.dispatch.on_live_loaded(LiveLoaded((was,)), moment())
+    effects = found(world, was)
 
     (fact,) = appended_facts(effects)
     assert isinstance(fact, Finished)
@@ -168,7 +167,11 @@ def test_an_unknown_returned_task_is_read_from_the_store() -> None:
         Submitted(spec()),
         Finished(T, attempt(), B, released(EndReason.RETURNED)),
     ]
-    assert later == [send_acknowledgement(B), LoadLive(), LoadQueued(-2, 1000)]
+    assert later == [
+        send_acknowledgement(B),
+        LoadTasks(1, (T,)),
+        LoadQueued(-2, 1000),
+    ]
 
 
 def test_a_returned_attempt_runs_elsewhere_with_its_old_position() -> None:

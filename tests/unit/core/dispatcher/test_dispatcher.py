@@ -77,6 +77,7 @@ from tests.support.dispatcher import (
     cancel_request,
     dispatcher_running_t,
     dispatcher_with,
+    found,
     live_attempt,
     results_message,
     send_acknowledgement,
@@ -94,7 +95,7 @@ def test_an_epoch_starts_by_reading_queue_and_live_tasks() -> None:
     effects = world.dispatch.start_dispatching(epoch(), STREAM, moment())
 
     assert effects == [
-        LoadLive(),
+        LoadLive(1, 0, 1000),
         LoadQueued(-1, 1000),
         LoadUnblocked(2, UNBLOCKED_MAX),
     ]
@@ -113,7 +114,7 @@ def test_answers_to_reads_of_an_earlier_epoch_are_ignored() -> None:
     effects = world.dispatch.on_queued_loaded(
         QueuedLoaded(-1, stale, has_more=False), moment()
     )
-    effects += world.dispatch.on_live_loaded(LiveLoaded(stale), moment())
+    effects += world.dispatch.on_live_loaded(LiveLoaded(1, stale), moment())
 
     assert effects == []
     assert world.dispatch.outstanding(A) == 0
@@ -418,8 +419,8 @@ def test_a_result_that_is_repeated_for_want_of_a_standby_is_written_once() -> No
     message = Results((report,), 1)
 
     world.dispatch.on_results(B, message, moment())
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    first = world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    first = found(world)
     released = world.commit()
     again = world.dispatch.on_results(B, message, moment(1))
 
@@ -438,7 +439,7 @@ def test_a_strict_mesh_reports_a_cancel_on_one_disk_only() -> None:
     world.dispatch.on_queued_loaded(
         QueuedLoaded(-1, (task_record(),), has_more=False), moment()
     )
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
     answer = world.commit()
@@ -553,7 +554,7 @@ def test_running_members_end_with_their_cancelled_array_in_a_new_epoch(
 
     member = task_record(f"{name}.1", live_attempt(B))
     if is_read:
-        live = LiveLoaded((member,))
+        live = LiveLoaded(1, (member,))
         effects = world.dispatch.on_live_loaded(live, moment(1))
     else:
         assert member.spec is not None
@@ -563,7 +564,7 @@ def test_running_members_end_with_their_cancelled_array_in_a_new_epoch(
 
     assert TaskCancelled(member.id, "ann") in appended_facts(effects)
     ordered = Kill(epoch(), ((member.id, attempt()),))
-    assert effects[1:] == [Send(B, (ordered,))]
+    assert Send(B, (ordered,)) in effects
 
 
 def test_a_late_member_of_a_cancelled_array_ends_too() -> None:
@@ -604,7 +605,7 @@ def test_a_member_ends_after_its_array_was_cancelled_in_another_epoch(
         if step_s == back_s:
             effects += world.dispatch.on_reattach(B, back, moment(step_s))
         if step_s == 1.0:  # The log lacks the assignment, as that was not awaited.
-            live = LiveLoaded((array,))
+            live = LiveLoaded(1, (array,))
             effects += world.dispatch.on_live_loaded(live, moment(step_s))
 
     assert ordered in effects
@@ -623,7 +624,7 @@ def test_running_members_continue_after_a_cancel_without_force() -> None:
     world.dispatch.on_reattach(B, back, moment())
     array = replace(asked, cancelled_by="ann")
 
-    effects = world.dispatch.on_live_loaded(LiveLoaded((array, member)), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded(1, (array, member)), moment())
 
     assert not any(isinstance(effect, Send) for effect in effects)
 
@@ -646,7 +647,7 @@ def test_a_new_dispatcher_starts_no_members_after_too_many_failures() -> None:
     world = dispatcher_with(b=2)
     world.dispatch.on_remote_entries(moment())
 
-    effects = world.dispatch.on_live_loaded(LiveLoaded((array,)), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded(1, (array,)), moment())
 
     assert appended_facts(effects) == [TaskCancelled(name, MAX_FAILS_CANCELLER)]
     assert not [effect for effect in effects if isinstance(effect, Send)]
@@ -690,7 +691,7 @@ def test_a_task_of_an_earlier_epoch_is_read_from_the_store() -> None:
     world.dispatch.stop_dispatching()
     world.dispatch.start_dispatching(epoch(2), STREAM, moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(2, ()), moment())
 
     (answer, *rest) = world.commit()
 

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.cancellation import visible_state
-from octaskly.core.effects import AnnounceTaskStates, Append, LoadLive, Send
+from octaskly.core.effects import AnnounceTaskStates, Append, LoadLive, LoadTasks, Send
 from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.facts import Assigned, Finished, TaskCancelled
 from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
@@ -50,6 +50,7 @@ from tests.support.dispatcher import (
     cancel_request,
     dispatcher_running_t,
     dispatcher_with,
+    found,
     live_attempt,
     results_message,
     send_acknowledgement,
@@ -185,9 +186,9 @@ def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
     late = report(end=FAILED, envelope=envelope)
 
     asked = world.dispatch.on_results(A, results_message(late), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((retried(),)), moment())
+    effects = found(world, retried())
 
-    assert asked == [LoadLive((T,))]
+    assert asked == [LoadTasks(1, (T,))]
     assert appended_facts(effects)[-1] == Finished(T, attempt(), A, RETRIED)
 
 
@@ -231,8 +232,8 @@ def test_a_new_dispatcher_counts_failures_of_earlier_epochs(
     world.commit()
 
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    effects = found(world, log)
 
     assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)
 
@@ -242,7 +243,7 @@ def test_reading_the_log_late_restores_the_failure_count() -> None:
     world = new_dispatcher(a=1)
     world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
 
     late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
@@ -261,8 +262,8 @@ def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
     assert Assigned(T, attempt(2), B) in appended_facts(effects)
     assert send_kill(B, attempt(2)) not in effects
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(B, attempt(2))))
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    found(world, log)
     assert world.dispatch.outstanding(B) == 1
     late = report(of=attempt(2))
     effects = world.dispatch.on_results(B, results_message(late), moment())
@@ -276,8 +277,8 @@ def test_a_repeated_failure_is_not_counted_twice() -> None:
     late = report(of=attempt(2), end=FAILED, envelope=twice.spec)
     world.dispatch.on_results(B, results_message(late), moment())
     log = replace(twice, attempts=(*twice.attempts, live_attempt(B, attempt(2))))
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    effects = found(world, log)
     assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED)
 
     again = report(end=FAILED, envelope=twice.spec)
@@ -293,7 +294,7 @@ def test_a_late_failure_does_not_replace_the_end() -> None:
     late = report(end=replace(FAILED, exit_code=7), envelope=log.spec)
     world.dispatch.on_results(B, results_message(late), moment())
 
-    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    effects = found(world, log)
 
     known = replace(late.outcome, state=AttemptState.RELEASED)
     assert appended_facts(effects) == [Finished(T, attempt(), B, known)]
@@ -310,8 +311,8 @@ def test_a_repeated_end_waits_for_the_log() -> None:
     log = replace(ONCE, attempts=(*ONCE.attempts, over))
     late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
     world.dispatch.on_results(A, results_message(late), moment())
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    found(world, log)
     assert send_acknowledgement(A, attempt(2)) in world.commit()
     # Only the last ones are remembered.
     world.dispatch._queue._recent_finals.clear()
@@ -322,7 +323,7 @@ def test_a_repeated_end_waits_for_the_log() -> None:
     assert world.dispatch.on_results(A, results_message(late), moment()) == []
 
     world.commit()
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    found(world, log)
     assert send_acknowledgement(A, attempt(2)) in world.commit()
 
 
@@ -348,7 +349,7 @@ def test_an_older_read_does_not_revive_an_ended_attempt() -> None:
     theirs = AttemptId(1, StreamId(99), 1)
     world = dispatcher_with(retried(retries=5), a=1)
     world.dispatch.reconciler.trust_log()
-    assert LoadLive() in world.dispatch.on_submitted(submission(), moment())
+    assert LoadLive(1, 0, 1000) in world.dispatch.on_submitted(submission(), moment())
     world.dispatch.on_results(
         B, results_message(report(of=theirs, end=FAILED)), moment()
     )
@@ -356,7 +357,7 @@ def test_an_older_read_does_not_revive_an_ended_attempt() -> None:
     world.commit()
     log = retried(live_attempt(A), live_attempt(B, theirs), retries=5)
 
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
 
     assert world.dispatch._queue.tasks[T].stage is Stage.BACKING_OFF
 
@@ -371,8 +372,8 @@ def test_another_failure_of_a_listed_task_waits_for_the_log() -> None:
 
     world.commit()
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    effects = found(world, log)
     assert appended_facts(effects) == [Finished(T, attempt(3), B, FAILED)]
     assert send_kill(A, attempt(2)) in effects
 
@@ -384,7 +385,7 @@ def test_later_failures_than_the_listed_attempt_count_too() -> None:
     world.dispatch.on_reattach(A, listing(listed, ONCE.spec), moment())
     here = live_attempt(A, listed)
     log = replace(ONCE, attempts=(here, *ONCE.attempts))
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
 
     late = report(of=listed, end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
@@ -401,12 +402,12 @@ def test_a_failure_beside_a_returned_attempt_waits_for_the_log() -> None:
     )
 
     late = report(of=attempt(2), end=FAILED)
-    assert world.dispatch.on_results(B, results_message(late), moment()) == []
+    asked = world.dispatch.on_results(B, results_message(late), moment())
+    assert asked == [LoadTasks(1, (T,))]
 
     world.commit()
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(B, attempt(2))))
-    effects = world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    effects = found(world, log)
     assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, FAILED)
 
 
@@ -440,7 +441,7 @@ def test_the_end_of_another_attempt_at_an_ended_task_asks_the_store() -> None:
 
     effects = world.commit()
 
-    assert [e for e in effects if isinstance(e, LoadLive)] == [LoadLive()]
+    assert LoadTasks(1, (T,)) in effects
 
 
 def lost(n: int) -> Attempt:
@@ -549,10 +550,10 @@ def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
     )
 
     late = report(of=attempt(2), end=FAILED, envelope=retried().spec)
-    assert world.dispatch.on_results(B, results_message(late), moment()) == []
+    asked = world.dispatch.on_results(B, results_message(late), moment())
+    assert asked == [LoadTasks(1, (T,))]
 
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    effects = world.dispatch.on_live_loaded(LiveLoaded((retried(),)), moment())
+    effects = found(world, retried())
     assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED)
 
 
@@ -561,13 +562,13 @@ def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
     world = dispatcher_with(a=1, b=1)
     first = report(end=FAILED, envelope=retried().spec)
     world.dispatch.on_results(A, results_message(first), moment())
-    world.dispatch.on_live_loaded(LiveLoaded((retried(live_attempt(A)),)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, (retried(live_attempt(A)),)), moment())
     world.dispatch.on_remote_entries(moment())
     world.commit()
     world.dispatch.on_reattach(B, listing(attempt(2), retried().spec), moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
     world.dispatch.on_results(B, results_message(report(of=attempt(2))), moment())
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
     log = retried(*ONCE.attempts)
     effects = world.dispatch.on_queued_loaded(
@@ -582,7 +583,7 @@ def test_a_loss_reported_beside_another_attempt_counts() -> None:
     world = new_dispatcher(a=1, b=1)
     world.dispatch.on_reattach(B, listing(attempt(3), retried().spec), moment())
     log = retried(lost(1), live_attempt(B, attempt(3)))
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
     gone = report(of=attempt(2), end=LOST_OUTCOME)
     world.dispatch.on_results(A, results_message(gone), moment())
     world.dispatch.on_time(moment(LATE))
@@ -604,8 +605,8 @@ def test_a_listed_attempt_with_an_unacknowledged_end_ends_once_more(
     late = report(end=outcome(state), envelope=spec())
     world.dispatch.on_results(A, results_message(late), moment())
     log = replace(retried(), attempts=(replace(live_attempt(A), state=state),))
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment())
-    world.dispatch.on_live_loaded(LiveLoaded((log,)), moment())
+    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+    found(world, log)
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     world.commit()
     # Only the last ones are remembered.

@@ -7,6 +7,7 @@ from octaskly.core.effects import (
     AnnounceTaskStates,
     LoadLive,
     LoadQueued,
+    LoadTasks,
     LoadUnblocked,
 )
 from octaskly.core.events import LiveLoaded, QueuedLoaded
@@ -36,6 +37,7 @@ from tests.support.dispatcher import (
     appended_facts,
     dispatcher_running_t,
     dispatcher_with,
+    found,
     live_attempt,
     results_message,
     send_assignment,
@@ -97,7 +99,7 @@ def test_an_attempt_missing_from_the_log_is_recorded() -> None:
     effects = world.dispatch.on_reattach(B, back, moment())
 
     assert appended_facts(effects) == [Submitted(spec()), Assigned(T, attempt(), B)]
-    assert effects[1:] == [LoadLive((T,))]
+    assert effects[1:] == [LoadTasks(1, (T,))]
     assert world.dispatch.outstanding(B) == 1
 
 
@@ -161,7 +163,7 @@ def test_a_worker_report_precedes_the_log() -> None:
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
     effects = world.dispatch.on_live_loaded(
-        LiveLoaded((task_record("t", live_attempt(B)),)), moment(9)
+        LiveLoaded(1, (task_record("t", live_attempt(B)),)), moment(9)
     )
 
     assert appended_facts(effects) == [
@@ -177,7 +179,7 @@ def test_the_older_of_two_live_attempts_in_the_log_is_lost() -> None:
     world.dispatch.on_remote_entries(moment(9))
 
     effects = world.dispatch.on_live_loaded(
-        LiveLoaded((task_record("t", *two),)), moment(9)
+        LiveLoaded(1, (task_record("t", *two),)), moment(9)
     )
 
     assert appended_facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME)]
@@ -192,13 +194,13 @@ def test_a_lost_adopted_task_is_read_before_it_runs_again() -> None:
     back = Reattach(((attempt(), spec()),), 1, NodeState.READY)
     world.dispatch.on_reattach(B, back, moment(LATE))
     world.commit()
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment(LATE))
+    found(world, at=LATE)
 
     effects = world.dispatch.on_worker_down(B, moment(LATE))
 
     assert appended_facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME)]
     assert effects[1:] == []
-    assert world.commit() == [LoadLive(), LoadQueued(-2, 1000)]
+    assert world.commit() == [LoadTasks(1, (T,)), LoadQueued(-2, 1000)]
 
 
 def test_entries_of_another_node_cause_a_new_read_of_the_queue() -> None:
@@ -212,7 +214,7 @@ def test_entries_of_another_node_cause_a_new_read_of_the_queue() -> None:
         QueuedLoaded(-2, (task_record("u", place=2),), has_more=False), moment()
     )
 
-    assert effects == [LoadLive(), LoadQueued(-2, 1000)]
+    assert effects == [LoadLive(1, 0, 1000), LoadQueued(-2, 1000)]
     assert appended_facts(placed) == [Assigned(TaskId("u"), attempt(), B)]
 
 
@@ -225,7 +227,7 @@ def test_the_log_may_contain_an_attempt_of_a_queued_task() -> None:
     )
 
     effects = world.dispatch.on_live_loaded(
-        LiveLoaded((task_record("t", live_attempt(B)),)), moment()
+        LiveLoaded(1, (task_record("t", live_attempt(B)),)), moment()
     )
 
     assert effects == []
@@ -250,7 +252,7 @@ def test_a_queued_task_that_ended_elsewhere_does_not_run() -> None:
     world.dispatch.on_worker_up(node_info(B, 1), moment())
 
     effects = world.dispatch.on_live_loaded(
-        LiveLoaded((task_record("t", old, done, released_later),)), moment()
+        LiveLoaded(1, (task_record("t", old, done, released_later),)), moment()
     )
 
     lost = Outcome(
@@ -268,7 +270,7 @@ def test_a_record_without_its_submission_is_ignored() -> None:
     world.dispatch.on_remote_entries(moment())
     partial = TaskRecord(id=T, attempts=(live_attempt(B),))
 
-    effects = world.dispatch.on_live_loaded(LiveLoaded((partial,)), moment())
+    effects = world.dispatch.on_live_loaded(LiveLoaded(1, (partial,)), moment())
 
     assert effects == []
     assert world.dispatch.outstanding(B) == 0
@@ -281,7 +283,7 @@ def test_a_worker_that_leaves_in_the_adopt_window_has_its_own_time() -> None:
     world.dispatch.on_remote_entries(moment(LATE))
 
     world.dispatch.on_live_loaded(
-        LiveLoaded((task_record("t", live_attempt(B)),)), moment(LATE)
+        LiveLoaded(1, (task_record("t", live_attempt(B)),)), moment(LATE)
     )
 
     assert world.timers.next_at() == moment(LATE + 5).mono_s
@@ -296,9 +298,13 @@ def behind(*live: TaskRecord, **workers: int) -> DispatcherWithJournal:
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
     asked = world.dispatch.on_time(moment(0.5))
-    assert asked == [LoadLive(), LoadQueued(-1, 1000), LoadUnblocked(2, UNBLOCKED_MAX)]
+    assert asked == [
+        LoadLive(1, 0, 1000),
+        LoadQueued(-1, 1000),
+        LoadUnblocked(2, UNBLOCKED_MAX),
+    ]
     world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment(0.5))
-    assert world.dispatch.on_live_loaded(LiveLoaded(live), moment(0.5)) == []
+    assert world.dispatch.on_live_loaded(LiveLoaded(1, live), moment(0.5)) == []
     return world
 
 
@@ -313,7 +319,7 @@ def test_a_worker_that_reported_delays_tasks_for_a_bounded_time() -> None:
 
     assert world.timers.next_at() == moment(3).mono_s
     assert world.dispatch.on_time(moment(3)) == [
-        LoadLive(),
+        LoadLive(1, 0, 1000),
         LoadQueued(-1, 1000),
         LoadUnblocked(2, UNBLOCKED_MAX),
     ]
@@ -326,15 +332,19 @@ def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
     assert effects == []
 
     world.dispatch.reconciler.trust_log()
-    assert world.dispatch.on_remote_entries(moment(2)) == [
-        LoadLive(),
+    assert world.dispatch.on_ended_elsewhere((T,), moment(2)) == [
+        AnnounceTaskStates((T,)),
+        LoadTasks(1, (T,)),
+        LoadLive(1, 0, 1000),
         LoadQueued(-2, 1000),
     ]
     world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment(2))
-    effects = world.dispatch.on_live_loaded(LiveLoaded(()), moment(2))
+    ended = Attempt(attempt(), B, AttemptState.OK, outcome())
+    found(world, task_record("t", ended), at=2)
 
-    assert effects == [LoadLive(), LoadQueued(-3, 1000)]
     assert world.dispatch.outstanding(B) == 0
+    again = world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment(2))
+    assert again == [LoadTasks(1, (T,)), LoadQueued(-3, 1000)]
     effects = world.dispatch.on_queued_loaded(
         QueuedLoaded(-3, (task_record("u", place=2),), has_more=False), moment(2)
     )
@@ -348,7 +358,7 @@ def test_an_attempt_without_an_end_in_all_logs_is_lost() -> None:
     world.dispatch.reconciler.trust_log()
     world.dispatch.on_remote_entries(moment(9))
 
-    live = LiveLoaded((task_record("t", live_attempt(B)),))
+    live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
     effects = world.dispatch.on_live_loaded(live, moment(9))
 
     assert appended_facts(effects) == [
@@ -363,8 +373,11 @@ def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(1))
     assert world.timers.next_at() == moment(5).mono_s
 
-    assert world.dispatch.on_time(moment(LATE)) == [LoadLive(), LoadQueued(-2, 1000)]
-    live = LiveLoaded((task_record("t", live_attempt(B)),))
+    assert world.dispatch.on_time(moment(LATE)) == [
+        LoadLive(1, 0, 1000),
+        LoadQueued(-2, 1000),
+    ]
+    live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
     effects = world.dispatch.on_live_loaded(live, moment(LATE))
 
     assert appended_facts(effects) == [
@@ -417,7 +430,7 @@ def test_the_later_of_two_attempts_in_the_log_is_awaited() -> None:
     world.dispatch.on_remote_entries(moment(1))
 
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
-    effects = world.dispatch.on_live_loaded(LiveLoaded((both,)), moment(LATE))
+    effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
     assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
     assert (world.dispatch.outstanding(A), world.dispatch.outstanding(B)) == (0, 1)
@@ -429,7 +442,7 @@ def test_an_attempt_that_its_worker_stopped_listing_is_not_awaited() -> None:
     world.dispatch.on_remote_entries(moment(1))
 
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
-    effects = world.dispatch.on_live_loaded(LiveLoaded((both,)), moment(LATE))
+    effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
     assert appended_facts(effects) == [Finished(T, attempt(2), B, LOST_OUTCOME)]
     assert world.dispatch.outstanding(A) == 1
@@ -438,9 +451,10 @@ def test_an_attempt_that_its_worker_stopped_listing_is_not_awaited() -> None:
 def test_an_attempt_of_an_absent_worker_that_ended_in_the_log_is_dropped() -> None:
     """It would otherwise count as lost after the window, and run again."""
     world = dispatcher_with(live=(task_record("t", live_attempt(B)),), a=1)
-    world.dispatch.on_remote_entries(moment(1))
+    world.dispatch.on_ended_elsewhere((T,), moment(1))
 
-    world.dispatch.on_live_loaded(LiveLoaded(()), moment(1))
+    ended = Attempt(attempt(), B, AttemptState.OK, outcome())
+    found(world, task_record("t", ended), at=1)
 
     assert world.dispatch.outstanding(B) == 0
     assert world.dispatch.on_time(moment(LATE)) == []

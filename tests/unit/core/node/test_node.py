@@ -163,7 +163,7 @@ class Shell:
     def serve(self) -> list[Effect]:
         """Make the node a dispatcher without followers."""
         effects = self.feed(TimerFired(0.5)) + self.run(100.75)
-        then = self.feed(LiveLoaded(())) + self.feed(
+        then = self.feed(LiveLoaded(1, ())) + self.feed(
             QueuedLoaded(-1, (), has_more=False)
         )
         published = [e for e in effects + then if isinstance(e, PublishMeshState)]
@@ -398,7 +398,7 @@ def test_a_follower_becomes_a_worker_with_its_report() -> None:
     shell.serve()
     effects = shell.meet()
     shell.run(101.0)
-    shell.feed(LiveLoaded(()))
+    shell.feed(LiveLoaded(1, ()))
     shell.hear(ClaimOk(shell.node.epoch, ()))
     shell.feed(submitted(1))
     shell.feed(submitted(2))
@@ -802,7 +802,7 @@ def test_a_deposed_dispatcher_that_replicates_is_not_awaited() -> None:
     nothing = Entries((), (), has_more=False, vector=())
     effects = shell.hear(nothing, peer=OTHER)
 
-    assert of(LoadLive, effects) == [LoadLive()]
+    assert of(LoadLive, effects) == [LoadLive(1, 0, 1000)]
 
 
 def test_waiting_clients_get_an_end_recorded_by_another_node() -> None:

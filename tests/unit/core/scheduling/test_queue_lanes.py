@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from octaskly.core.effects import LoadLive, LoadQueued
+from octaskly.core.events import LiveLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
@@ -54,7 +55,7 @@ def with_reads(queue: TaskQueue, records: list[TaskRecord]) -> list[LoadQueued]:
         effects = queue.next_reads()
         loads = [effect for effect in effects if isinstance(effect, LoadQueued)]
         if any(isinstance(effect, LoadLive) for effect in effects):
-            queue.on_live_answer()
+            queue.on_live_answer(LiveLoaded(1, ()))
         elif not loads:
             return asked
         for load in loads:
@@ -67,7 +68,7 @@ def started(limits: Limits, *specs: TaskSpec) -> TaskQueue:
     """Return a queue that has read a store with these tasks."""
     queue = TaskQueue(limits, is_small)
     (_, first) = queue.start_reading(1)
-    queue.on_live_answer()
+    queue.on_live_answer(LiveLoaded(1, ()))
     assert isinstance(first, LoadQueued)
     records = stored(*specs)
     queue.on_queued_answer(load_reply(records, first))
@@ -160,7 +161,7 @@ def test_an_unrunnable_shape_gets_a_lane_when_a_suitable_node_attaches() -> None
     able: set[Requirements] = set()
     queue = TaskQueue(Limits(lanes=2), lambda requires: requires in able)
     (_, first) = queue.start_reading(1)
-    queue.on_live_answer()
+    queue.on_live_answer(LiveLoaded(1, ()))
     assert isinstance(first, LoadQueued)
     records = stored(
         *(demanding(f"h{n}", n, Requirements(cpus=9 + n)) for n in range(5))
@@ -179,7 +180,7 @@ def test_a_shape_that_arrives_during_a_listing_is_not_forgotten() -> None:
     """The list may be older than the commit."""
     queue = TaskQueue(Limits(), lambda _: False)
     (_, first) = queue.start_reading(1)
-    queue.on_live_answer()
+    queue.on_live_answer(LiveLoaded(1, ()))
     assert isinstance(first, LoadQueued)
     new = demanding("new", 1, HUGE)
     queue.admit([new])

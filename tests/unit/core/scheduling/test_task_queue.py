@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.effects import LoadLive, LoadQueued
-from octaskly.core.events import QueuedLoaded
+from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
+from octaskly.core.events import LiveLoaded, QueuedLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.settings import Limits
@@ -33,7 +33,7 @@ def queue(window: int = 4, load: int = 2) -> TaskQueue:
     made = TaskQueue(Limits(window_tasks=window, load_tasks=load))
     made.start_reading(1)
     made.on_queued_answer(QueuedLoaded(-1, (), has_more=False))
-    made.on_live_answer()
+    made.on_live_answer(LiveLoaded(1, ()))
     return made
 
 
@@ -202,7 +202,7 @@ def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
     tasks.drop_durable_tasks([task], 1)
 
     tasks.on_queued_answer(QueuedLoaded(-1, (record(1),), has_more=False))
-    tasks.on_live_answer()
+    tasks.on_live_answer(LiveLoaded(1, ()))
     assert tasks.lanes.queued == 0
 
     tasks.next_reads()
@@ -232,7 +232,7 @@ def test_a_new_read_keeps_facts_that_the_store_lacks() -> None:
 
     tasks.mark_for_reread()
 
-    assert tasks.next_reads() == [LoadLive(), LoadQueued(-2, 2)]
+    assert tasks.next_reads() == [LoadLive(1, 0, 2), LoadQueued(-2, 2)]
     assert run_all(tasks) == ["fresh"]
 
 
@@ -240,12 +240,12 @@ def test_an_outdated_read_is_repeated() -> None:
     """Another node's entries became durable meanwhile."""
     tasks = TaskQueue(Limits())
     tasks.start_reading(1)
-    tasks.on_live_answer()
+    tasks.on_live_answer(LiveLoaded(1, ()))
     tasks.mark_for_reread()
 
     assert tasks.on_queued_answer(QueuedLoaded(-1, (record(1),), has_more=False))
     assert tasks.lanes.queued == 0
-    assert tasks.next_reads() == [LoadLive(), LoadQueued(-2, 1000)]
+    assert tasks.next_reads() == [LoadLive(1, 0, 1000), LoadQueued(-2, 1000)]
 
 
 def test_unrequested_answers_are_ignored() -> None:
@@ -253,7 +253,7 @@ def test_unrequested_answers_are_ignored() -> None:
     tasks = queue()
 
     assert not tasks.on_queued_answer(QueuedLoaded(-7, (record(1),), has_more=False))
-    assert not tasks.on_live_answer()
+    assert not tasks.on_live_answer(LiveLoaded(1, ()))
     assert tasks.lanes.queued == 0
 
 
@@ -343,7 +343,7 @@ def test_a_task_whose_stdin_was_freed_is_set_aside() -> None:
     tasks.on_queued_answer(QueuedLoaded(-1, (freed(1), record(2)), has_more=False))
 
     assert run_all(tasks) == ["t2"]
-    tasks.on_live_answer()
+    tasks.on_live_answer(LiveLoaded(1, ()))
     assert tasks.has_missing_ends
     assert [each.id for each in tasks.pop_missing_ends()] == ["t1"]
     assert tasks.pop_missing_ends() == []
@@ -359,7 +359,7 @@ def test_tasks_set_aside_are_read_again_with_the_queue() -> None:
     assert not tasks.has_missing_ends
     tasks.next_reads()
     tasks.on_queued_answer(QueuedLoaded(-2, (), has_more=False))
-    tasks.on_live_answer()
+    tasks.on_live_answer(LiveLoaded(1, ()))
 
     assert not tasks.has_missing_ends
     assert tasks.pop_missing_ends() == []
@@ -379,7 +379,7 @@ def test_a_task_with_facts_that_are_not_durable_is_read_before_it_is_set_aside()
     assert not tasks.has_missing_ends
 
     tasks.drop_durable_tasks([task], 7)
-    assert tasks.next_reads() == [LoadLive(), LoadQueued(-2, 2)]
+    assert tasks.next_reads() == [LoadTasks(1, (TaskId("t1"),)), LoadQueued(-2, 2)]
 
 
 def test_a_task_that_some_workers_refused_is_set_aside_too() -> None:
