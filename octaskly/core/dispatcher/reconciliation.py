@@ -50,7 +50,7 @@ class Reconciler:
         """Whether nodes here may hold ends that this log does not."""
         self._absent_workers: dict[NodeId, float] = {}
         """Nodes whose attempts are left alone until then, in seconds."""
-        self._ended_elsewhere: set[TaskId] = set()
+        self._ended_elsewhere: dict[TaskId, None] = {}
         """What ended elsewhere, until no read that is under way may be older."""
 
     def open_reattach_window(self, now: Moment) -> None:
@@ -168,7 +168,7 @@ class Reconciler:
         queue is read afresh. The store is asked, as what has the name of a forgotten
         task may live on, and not all attempts may be used up.
         """
-        self._ended_elsewhere.update(ended)
+        self._ended_elsewhere |= dict.fromkeys(ended)
         self._step.note_ended(self._ended_elsewhere)
         self._queue.look_up_overtaken(ended)
         self.withdraw_known_ended()
@@ -191,29 +191,28 @@ class Reconciler:
         queue, ended = self._queue, self._ended_elsewhere
         if not ended:
             return
-        for task_id, task in queue.tasks.items():
-            array_and_number = split_member_id(task_id)
-            is_array_ended = (
-                array_and_number is not None and array_and_number[0] in ended
-            )
-            if task_id not in ended and not is_array_ended:
-                continue
-            if task.stage in WAITING_STAGES:
-                queue.end(task, None)
-                self._step.pin_until_durable(task)
-            elif task.stage is Stage.LIVE:
-                task.is_store_confirmed = (
-                    task.is_store_confirmed and task_id not in ended
-                )
-                task.may_be_array_cancelled = (
-                    task.may_be_array_cancelled or is_array_ended
-                )
-                if task.final_state is None and self._step.is_prefetched(task):
-                    self._step.kill_live_attempt(task)  # Its worker has not begun it.
+        for task_id in ended:
+            task = queue.tasks.get(task_id)
+            if task is not None:
+                if task.stage is Stage.LIVE:
+                    task.is_store_confirmed = False
+                self._withdraw_task(task)
+            for member in queue.tasks.members_of(task_id):
+                if member.stage is Stage.LIVE:
+                    member.may_be_array_cancelled = True
+                self._withdraw_task(member)
         for task_id in ended:
             queue.array_queue.remove_member(task_id)
         if not queue.is_reading:
             ended.clear()
+
+    def _withdraw_task(self, task: QueuedTask) -> None:
+        """Keep a task from starting before the store says what became of it."""
+        if task.stage in WAITING_STAGES:
+            self._queue.end(task, None)
+            self._step.pin_until_durable(task)
+        elif task.final_state is None and self._step.is_prefetched(task):
+            self._step.kill_live_attempt(task)  # Its worker has not begun it.
 
     def drop_ended_attempts(
         self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]

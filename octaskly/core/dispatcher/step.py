@@ -375,9 +375,8 @@ class DispatchStep:
         """Return the members of an array that are in hand, and not decided."""
         return [
             task
-            for task_id, task in self.queue.tasks.items()
+            for task in self.queue.tasks.members_of(array)
             if task.final_state is None
-            and (split_member_id(task_id) or ("",))[0] == array
         ]
 
     def count_member_failure(self, member: TaskId) -> None:

@@ -9,8 +9,8 @@ rest after too many failures.
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
@@ -31,9 +31,6 @@ COUNTED_ARRAYS_MAX = (
     10_000  #: arrays outside the queue whose failures are still counted
 )
 
-MemberNumbers = Mapping[TaskId, list[int]]
-"""Numbers of the members in memory, by array."""
-
 
 def new_queued_task(spec: TaskSpec) -> QueuedTask:
     """Return a new queued task; for an array, all members remain."""
@@ -43,19 +40,13 @@ def new_queued_task(spec: TaskSpec) -> QueuedTask:
     return task
 
 
-def queued_member_numbers(tasks: Iterable[TaskId]) -> MemberNumbers:
-    """Return the numbers of the members in memory, which a read may not show yet."""
-    found: defaultdict[TaskId, list[int]] = defaultdict(list)
-    for array_and_number in map(split_member_id, tasks):
-        if array_and_number is not None:
-            found[array_and_number[0]].append(array_and_number[1])
-    return found
-
-
 def merge_array_record(
-    task: QueuedTask, record: TaskRecord, numbers: MemberNumbers
+    task: QueuedTask, record: TaskRecord, members: Iterable[QueuedTask]
 ) -> None:
-    """Merge the store's progress of an array into its queued task."""
+    """Merge the store's progress of an array into its queued task.
+
+    A read may not show yet that the members in memory were assigned.
+    """
     progress, array = record.progress, task.spec.array
     assert progress is not None
     assert array is not None
@@ -68,8 +59,10 @@ def merge_array_record(
     else:
         task.remaining.intersect(progress.remaining_runs)
         task.failed_members = max(task.failed_members, progress.failed)
-    for number in numbers.get(task.spec.id, ()):
-        position = array.position(number)
+    for member in members:
+        array_and_number = split_member_id(member.spec.id)
+        assert array_and_number is not None
+        position = array.position(array_and_number[1])
         if position is not None:
             task.remaining.remove(position)
 

@@ -36,18 +36,17 @@ from octaskly.core.scheduling.array_queue import (
     ArrayQueue,
     merge_array_record,
     new_queued_task,
-    queued_member_numbers,
 )
 from octaskly.core.scheduling.queue_lanes import Lane, Lanes
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
-    WAITING_STAGES,
     Grant,
     QueuedTask,
     Stage,
     Transition,
 )
 from octaskly.core.scheduling.retry_policy import reported_attempts, tries_of
+from octaskly.core.scheduling.task_table import TaskTable
 
 EXCLUDING_TASKS_MAX = 32  #: tasks with excluded workers to try in one step
 
@@ -65,7 +64,7 @@ class TaskQueue:
     ) -> None:
         self._window_tasks = limits.window_tasks
         self._read_rows = limits.load_tasks
-        self.tasks: dict[TaskId, QueuedTask] = {}
+        self.tasks = TaskTable()
         self.tasks_by_node: dict[NodeId, dict[TaskId, QueuedTask]] = {}
         """Live tasks by the node of their attempt."""
         self.array_queue = ArrayQueue(self.tasks)
@@ -135,7 +134,7 @@ class TaskQueue:
 
     def _restart_lanes(self) -> None:
         self._missing_ends.clear()  # Those without an end are read again.
-        waiting = [task for task in self.tasks.values() if task.stage is Stage.QUEUED]
+        waiting = [task for task in self.tasks.waiting if task.stage is Stage.QUEUED]
         for task in waiting:
             if task.commit_number == 0:
                 del self.tasks[task.spec.id]
@@ -169,10 +168,8 @@ class TaskQueue:
 
     def look_up_waiting(self) -> None:
         """Look up waiting tasks that reads of the queue omit; they may have ended."""
-        for task in self.tasks.values():
-            if task.stage is Stage.BACKING_OFF or (
-                task.stage in WAITING_STAGES and task.commit_number
-            ):
+        for task in self.tasks.waiting:
+            if task.stage is Stage.BACKING_OFF or task.commit_number:
                 self.look_up_task(task.spec.id)
 
     def on_live_answer(self, answer: LiveLoaded) -> bool:
@@ -252,14 +249,14 @@ class TaskQueue:
 
     def add_arrays(self, records: Iterable[TaskRecord]) -> None:
         """Queue arrays from the store, or merge their progress into queued ones."""
-        arrays = [record for record in records if record.progress is not None]
-        numbers = queued_member_numbers(self.tasks) if arrays else {}
-        for record in arrays:
+        for record in records:
+            if record.progress is None:
+                continue
             assert record.spec is not None
             queued = self.tasks.get(record.id)
             task = queued or QueuedTask(record.spec)
             if task.stage is Stage.QUEUED:
-                merge_array_record(task, record, numbers)
+                merge_array_record(task, record, self.tasks.members_of(record.id))
             if queued is None and record.cancelled_by is None:
                 self.array_queue.keep_counting_failures(task)
                 if task.remaining:
@@ -405,8 +402,8 @@ class TaskQueue:
 
     def adopt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         """Add a task that `node` was found to hold."""
-        known = self.tasks.setdefault(task.spec.id, task)
-        assert known is task
+        assert task.spec.id not in self.tasks
+        self.tasks[task.spec.id] = task
         self.array_queue.remove_member(task.spec.id)
         self.lanes.lane_of(task).count_task(task)
         self.assign(task, attempt, node)
@@ -486,6 +483,7 @@ class TaskQueue:
             if task.shape:
                 self._count_grant(task, task.node, -1)
         task.stage = after
+        self.tasks.note_stage(task)
         if after is Stage.QUEUED:
             self._enqueue(task)
 
