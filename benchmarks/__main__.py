@@ -5,7 +5,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
-                                       | lists | strangers | files]
+                                       | lists | strangers | files | takeover]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -47,6 +47,7 @@ from benchmarks import (
     retention,
     scale,
     strangers,
+    takeover,
 )
 from benchmarks.measure import (
     BATCH,
@@ -108,6 +109,7 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
     yield from deep.sleepers(folder / "sleepers", quick=quick)
     yield from deep.million(folder / "deep", quick=quick)
     yield from lists.figures(folder / "lists", quick=quick)
+    yield from takeover.figures(folder, quick=quick)
     count = 500 if quick else 2000
     for name, peer in peers.PEERS.items():
         try:
@@ -237,6 +239,7 @@ WHICH: dict[str, Figures] = {
     "sleepers": deep.sleepers,
     "retention": retention.figures,
     "strangers": strangers.figures,
+    "takeover": takeover.figures,
     "metrics": metrics.figures,
     "pause": pause.figures,
     "lists": lists.figures,

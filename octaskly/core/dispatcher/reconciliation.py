@@ -28,6 +28,7 @@ from octaskly.core.scheduling.retry_policy import NO_TRIES, reported_attempts, t
 
 CATCH_UP_S = 0.5  #: how long a new dispatcher waits for entries of other nodes
 CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond
+LOSSES_PER_STEP = 1000  #: attempts given up in one step, or those of one worker
 
 
 class Reconciler:
@@ -146,14 +147,22 @@ class Reconciler:
             self._set_timer()
 
     def expire_absent_workers(self, now: Moment) -> None:
-        """Give up the attempts of workers that did not come back in time."""
+        """Give up the attempts of workers that did not come back in time.
+
+        If these are many, the rest follows in the next step, whose timer is due.
+        """
         if self._read_delayed_until_s <= now.mono_s:
             self._resume_reading()
+        lost = 0
         for node in [
             node for node, at_s in self._absent_workers.items() if at_s <= now.mono_s
         ]:
+            held_tasks = self._tasks_held_by(node)
+            if lost and lost + len(held_tasks) > LOSSES_PER_STEP:
+                break
+            lost += len(held_tasks)
             del self._absent_workers[node]
-            self._step.lose_attempts(self._tasks_held_by(node), now)
+            self._step.lose_attempts(held_tasks, now)
         self.is_window_open = now.mono_s < self._window_end_s
         self._set_timer()
         if self.is_window_open:
