@@ -35,20 +35,51 @@ def test_output_is_exact_to_the_byte(api: Api, octaskly: Run) -> None:
     assert done.stdout == b"\xff\x00\x1bx"
 
 
+GAP = (
+    b'event: gap\nid: 1-1-1:2:0\ndata: {"stream": "stdout", "offset": 5,'
+    b' "bytes": 2048, "reason": "why"}\n\n'
+)
+LOGS_WITH_A_GAP = (
+    b'event: stdout\nid: 1-1-1:1:0\ndata: {"offset": 0, "data": "begin"}\n\n'
+    + GAP
+    + b'event: end\nid: 1-1-1:3:0\ndata: {"id": "task-001-00000001",'
+    b' "status": "completed", "exit_code": 0, "reason": "exit"}\n\n'
+)
+
+
 def test_output_with_a_gap_is_no_success(api: Api, octaskly: Run) -> None:
     """A program that reads it must not take a part for the whole."""
-    api.logs = (
-        b'event: stdout\nid: 1-1-1:1:0\ndata: {"offset": 0, "data": "begin"}\n\n'
-        b'event: gap\nid: 1-1-1:2:0\ndata: {"stream": "stdout", "offset": 5,'
-        b' "bytes": 2048, "reason": "why"}\n\n'
-        b'event: end\nid: 1-1-1:3:0\ndata: {"id": "task-001-00000001",'
-        b' "status": "completed", "exit_code": 0, "reason": "exit"}\n\n'
-    )
+    api.logs = LOGS_WITH_A_GAP
 
     done = octaskly("run", "--", "true")
 
     assert (done.returncode, done.stdout) == (125, b"begin")
     assert b"printed more than its node kept" in done.stderr
+
+
+def test_output_with_a_gap_is_no_success_as_json(api: Api, octaskly: Run) -> None:
+    """The task is printed, and only its log tells that some of its output is lost."""
+    api.logs = LOGS_WITH_A_GAP
+    api.forced = {"stdout_truncated": True}
+
+    done = octaskly("run", "--json", "--", "true")
+
+    assert done.returncode == 125
+    assert json.loads(done.stdout)["status"] == "completed"
+    assert b"printed more than its node kept" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["true", "exit 3"])
+def test_long_output_without_a_gap_is_a_success_as_json(
+    api: Api, octaskly: Run, command: str
+) -> None:
+    """A task shows only the beginning of long output; its node has kept the rest."""
+    api.logs = LOGS_WITH_A_GAP.replace(GAP, b"")
+    api.forced = {"stdout_truncated": True}
+
+    done = octaskly("run", "--json", "--", command)
+
+    assert (done.returncode, done.stderr) == (0 if command == "true" else 3, b"")
 
 
 def test_output_resumes_after_a_lost_connection(api: Api, octaskly: Run) -> None:

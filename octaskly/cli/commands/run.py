@@ -37,7 +37,7 @@ from octaskly.cli.output.render import (
     print_json,
     report_error,
 )
-from octaskly.cli.output.task_view import format_time_limit
+from octaskly.cli.output.task_view import fetch_missing_output, format_time_limit
 from octaskly.cli.output.terminal import is_terminal
 from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
 from octaskly.cli.stdin import stdin_fields
@@ -192,9 +192,11 @@ def _follow(
             with defer_first_interrupt():
                 cancel_if_running(client, ref)
             raise
+    has_gaps = following.has_gaps
     if as_json:
         print_json(client.send(rest_calls.task(task.id, is_exact=False)).body)
-    return EndedTask(task, bool(cancelled_by), following.has_gaps)
+        has_gaps = bool(fetch_missing_output(client, task))
+    return EndedTask(task, bool(cancelled_by), has_gaps)
 
 
 class FetchOutcome(NamedTuple):
