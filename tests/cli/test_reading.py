@@ -79,6 +79,10 @@ def test_ls_has_a_name_column_if_a_task_has_a_name(
     )
 
 
+CALL = "task-792312345678-3fa2c0de"
+CALL_TRACE = b'Traceback:\n  File "a.py", line 1\nValueError: seed 7\n'
+
+
 def make_busy(api: Api) -> Api:
     """Return a mesh with all kinds of tasks."""
     began = {"started_at": "2024-02-06T14:03:12Z", "status": "running"}
@@ -99,9 +103,9 @@ def make_busy(api: Api) -> Api:
         ended_task(7, status="cancelled", exit_code=None, command="echo שלום עולם")
         | {"created_at": "2026-02-06T11:00:02Z"},
     ]
-    trace = b'Traceback:\n  File "a.py", line 1\nValueError: seed 7\n'
-    some[5] |= {"id": "task-792312345678-3fa2c0de", "name": "simulate", "attempt": 4}
-    some[5] |= {"raw": (b"\0\1", trace)}
+    some[5] |= {"id": CALL, "name": "simulate", "attempt": 4}
+    some[5] |= {"raw": (b"\0\1", CALL_TRACE), "workdir": "scratch", "stdin_bytes": 749}
+    some[5] |= {"outputs": [{"path": "octaskly.result", "bytes": None}]}
     api.tasks |= {task["id"]: task for task in some}
     member = ended_task(1, **failure, item="b.mp4", reason="exit", status="failed")
     api.answers["/api/v1/arrays/task-001-00000001"] = some[0] | {
@@ -367,6 +371,23 @@ def test_logs_of_one_stream_can_be_requested(
     done = octaskly("logs", *flags, "1")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)
+
+
+def test_show_describes_a_call_and_not_how_it_travels(busy: Api, octaskly: Run) -> None:
+    """Its arguments, its folder and its pickled value are Octaskly's; JSON has all."""
+    raw = json.loads(octaskly("show", "--json", "3fa2").stdout)
+    failed = octaskly("show", "3fa2").stdout.decode()
+    result = {"path": "octaskly.result", "bytes": 2_000_000, "files": 1}
+    busy.tasks[CALL] |= {"status": "completed", "exit_code": 0, "outputs": [result]}
+
+    completed = octaskly("show", "3fa2").stdout.decode()
+
+    assert {"command", "stdin_bytes", "outputs", "workdir"} <= raw.keys()
+    for shown in (failed, completed):
+        assert not re.search("^(command|outputs|std|workdir)", shown, re.MULTILINE)
+        assert re.search(r"^printed: +52 B$", shown, re.MULTILINE)
+    assert "\nvalue:" not in failed
+    assert re.search(r"^value: +2.0 MB, from result\(\)", completed, re.MULTILINE)
 
 
 def test_logs_report_missing_output_and_reruns(three_tasks: Api, octaskly: Run) -> None:

@@ -78,12 +78,36 @@ def print_task(
             ("cpu time", format_optional_duration(_milliseconds(task.cpu_seconds))),
             ("memory", _memory(task.memory_peak_mb)),
             ("inputs", ", ".join(task.inputs) or None),
-            ("outputs", _outputs(task)),
-            ("stdout", _stream(task.stdout_bytes, missing["stdout"])),
-            ("stderr", _stream(task.stderr_bytes, missing["stderr"])),
-            ("traceback", _traceback(task)),
+            *(_call_result if task.call else _command_result)(task, missing),
         ]
     )
+
+
+def _command_result(
+    task: Task, missing: Mapping[str, int]
+) -> Iterator[tuple[str, object]]:
+    yield "outputs", _outputs(task)
+    yield "stdout", _stream(task.stdout_bytes, missing["stdout"])
+    yield "stderr", _stream(task.stderr_bytes, missing["stderr"])
+
+
+def _call_result(
+    task: Task, missing: Mapping[str, int]
+) -> Iterator[tuple[str, object]]:
+    """Yield the size of what a call printed and returned, and what it raised."""
+    yield "printed", _stream(task.stderr_bytes, missing["stderr"])
+    if task.status == "completed":
+        yield "value", f"{data_size(_value_bytes(task))}, from result() of the future"
+    yield "traceback", _traceback(task)
+
+
+def _value_bytes(task: Task) -> int:
+    """Return the size of the pickled value of a completed call.
+
+    A large value is the output of the call, and its stdout says so.
+    """
+    in_file = sum(output.bytes or 0 for output in task.outputs)
+    return in_file or task.stdout_bytes or 0
 
 
 def command_of(task: Task) -> str:
@@ -153,8 +177,9 @@ def option_fields(task: Task) -> list[tuple[str, object]]:
         ("notify url", task.notify_url),
         ("env", format_pairs(task.env)),
         ("cwd", task.cwd),
-        ("workdir", task.workdir),
-        ("stdin", _stdin(task)),
+        # How a call travels is no choice of its caller.
+        ("workdir", None if task.call else task.workdir),
+        ("stdin", None if task.call else _stdin(task)),
     ]
 
 
