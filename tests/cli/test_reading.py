@@ -15,6 +15,7 @@ from octaskly.cli.output.render import print_json
 from octaskly.cli.output.terminal import on_one_line
 from tests.cli.conftest import Run
 from tests.cli.stand_in import NODE, NODES, STATS, Api
+from tests.cli.typed import typed
 
 
 def ended_task(number: int, **fields: Any) -> dict[str, Any]:
@@ -373,6 +374,22 @@ def test_logs_of_one_stream_can_be_requested(
     assert (done.returncode, done.stdout, done.stderr) == (0, stdout, stderr)
 
 
+def test_logs_of_a_call_are_what_it_printed(busy: Api, octaskly: Run) -> None:
+    """The stdout of its process is not text: it is the pickled value."""
+    call = busy.tasks[CALL]
+    failed = octaskly("logs", "3fa2")
+    call |= {"status": "completed", "exit_code": 0, "raw": (b"\0\1", b"seed 7\n")}
+
+    done = octaskly("logs", "3fa2")
+
+    assert (failed.stdout, failed.stderr) == (b"", CALL_TRACE)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr.decode().splitlines() == [
+        "seed 7",
+        "its value: result() of the future, in the program that made the call",
+    ]
+
+
 def test_show_describes_a_call_and_not_how_it_travels(busy: Api, octaskly: Run) -> None:
     """Its arguments, its folder and its pickled value are Octaskly's; JSON has all."""
     raw = json.loads(octaskly("show", "--json", "3fa2").stdout)
@@ -388,6 +405,34 @@ def test_show_describes_a_call_and_not_how_it_travels(busy: Api, octaskly: Run) 
         assert re.search(r"^printed: +52 B$", shown, re.MULTILINE)
     assert "\nvalue:" not in failed
     assert re.search(r"^value: +2.0 MB, from result\(\)", completed, re.MULTILINE)
+
+
+def test_stdout_of_a_call_is_not_shown_at_a_terminal(
+    busy: Api, octaskly: Run, environ: dict[str, str]
+) -> None:
+    """A program gets its bytes; a terminal would take some of them for commands."""
+    saved = octaskly("logs", "--stdout", "3fa2")
+    ours, theirs = pty.openpty()
+    try:
+        shown = subprocess.run(
+            typed("--node", "here", "logs", "--stdout", "3fa2"),
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env=environ,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert saved.stdout == b"\0\1"
+    assert shown.returncode == 2
+    assert shown.stderr.decode().splitlines() == [
+        "error: the stdout of simulate(3, seed=7) is its pickled value, not text",
+        "  cause: everything that a Python call prints is on its stderr",
+        "  hint: octaskly logs 3fa2    prints that",
+    ]
 
 
 def test_logs_report_missing_output_and_reruns(three_tasks: Api, octaskly: Run) -> None:

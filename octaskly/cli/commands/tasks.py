@@ -9,7 +9,13 @@ import msgspec
 
 from octaskly.cli import completion
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import JSON_OPTION, YES_OPTION, Duration, require_yes
+from octaskly.cli.options import (
+    JSON_OPTION,
+    YES_OPTION,
+    Duration,
+    UsageProblem,
+    require_yes,
+)
 from octaskly.cli.output import task_list
 from octaskly.cli.output.render import (
     duration,
@@ -26,8 +32,9 @@ from octaskly.cli.output.task_view import (
     fetch_missing_output,
     print_array,
     print_task,
+    text_streams,
 )
-from octaskly.cli.output.terminal import print_line
+from octaskly.cli.output.terminal import is_terminal, print_line
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Refused, Session
 from octaskly.client.errors import NotFound
@@ -176,6 +183,8 @@ def logs(
 
     For an array, print what its members wrote, one after the other. With -f, keep
     printing while it runs; Ctrl-C does not stop the task.
+
+    For a Python call, print what it printed, on stderr; --stdout is its pickled value.
     """
     # Imported here, because `ls` and `show` do not need it.
     from octaskly.cli.output.array_results import print_member_logs  # noqa: PLC0415
@@ -187,15 +196,17 @@ def logs(
         if as_json:
             print_json(client.send(rest_calls.task(full, is_exact=False)).body)
             return
-        if follow or only_failed:
-            task = client.send_and_decode(rest_calls.task(full), Task)
-            if only_failed and task.array is None:
-                raise click.UsageError(f"--failed is for an array; {full} is a task")
-            if task.array is not None and not (only_failed or task.is_final):
-                _print_members(client, task.id, task.array.total)
-                return
+        task = client.send_and_decode(rest_calls.task(full), Task)
+        if only_failed and task.array is None:
+            raise click.UsageError(f"--failed is for an array; {full} is a task")
+        if stream == "stdout" and task.call and is_terminal():
+            raise _value_is_no_text(task, ref)
+        if follow and task.array is not None and not (only_failed or task.is_final):
+            _print_members(client, task.id, task.array.total)
+            return
+        stream = stream or text_streams(task)
         following = OutputPrinter(
-            client, full, stream=stream or "both", attempt=attempt, prints_state=follow
+            client, full, stream=stream, attempt=attempt, prints_state=follow
         )
         with explain_if_waiting(context, [full] if follow else []):
             task = following.print_all(follow=follow)
@@ -203,15 +214,23 @@ def logs(
             # The last event has only the state of the task.
             task = client.send_and_decode(rest_calls.task(full), Task)
         if task.array is not None:
-            print_member_logs(
-                client, task.id, stream=stream or "both", only_failed=only_failed
-            )
+            print_member_logs(client, task.id, stream=stream, only_failed=only_failed)
             return
     if not (task.is_final or attempt):
         more = f"octaskly logs -f {task.id} shows what follows"
         note(f"{task.id} is {task.status}; {more}")
     elif task.reason in ("lost", "poison") and not attempt:
         note(f"{task.id} was lost with its worker: it may have written more")
+    elif task.call and task.status == "completed" and stream != "stdout":
+        note("its value: result() of the future, in the program that made the call")
+
+
+def _value_is_no_text(task: Task, ref: str) -> UsageProblem:
+    return UsageProblem(
+        f"the stdout of {task.call} is its pickled value, not text",
+        cause="everything that a Python call prints is on its stderr",
+        hint=f"octaskly logs {ref}    prints that",
+    )
 
 
 def _print_members(client: Session, array: str, total: int) -> None:

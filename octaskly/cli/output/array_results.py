@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from octaskly.cli.output.follow import OutputPrinter
 from octaskly.cli.output.render import is_quiet, note, time_left
-from octaskly.cli.output.task_view import command_of, format_rate, how_ended
+from octaskly.cli.output.task_view import (
+    command_of,
+    format_rate,
+    how_ended,
+    text_streams,
+)
 from octaskly.cli.output.terminal import ProgressLine, write_output
 from octaskly.client.flows import arrays, queries, rest_calls
 from octaskly.client.flows.queries import TaskFilter
@@ -90,13 +95,16 @@ class ResultPrinter:
         self._progress.show(self._ended, self._failed)
 
     def _print_output(self, task: Task) -> None:
+        streams = text_streams(task)
         if task.stdout_truncated or task.stderr_truncated:
-            long = OutputPrinter(self._client, task.id, prints_state=False)
+            long = OutputPrinter(
+                self._client, task.id, stream=streams, prints_state=False
+            )
             long.print_all(follow=False)
             self.has_gaps = self.has_gaps or long.has_gaps
             return
         for stream in ("stdout", "stderr"):
-            if data := task.output_bytes(stream):
+            if streams in ("both", stream) and (data := task.output_bytes(stream)):
                 write_output(stream, data)
 
     def _print_failure(self, task: Task) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -113,6 +113,14 @@ def _value_bytes(task: Task) -> int:
 def command_of(task: Task) -> str:
     """Return a Python call as people write it, or the command of another task."""
     return task.call or task.command or ""
+
+
+def text_streams(task: Task) -> Literal["both", "stderr"]:
+    """Return the streams of a task that people read.
+
+    A Python call prints on stderr, whatever it uses: stdout is its pickled value.
+    """
+    return "stderr" if task.call else "both"
 
 
 def how_ended(
