@@ -299,6 +299,73 @@ def test_cancel_of_a_running_task_needs_force(api: Api, octaskly: Run) -> None:
     assert forced.stderr == b"task-001 is cancelled\n"
 
 
+def test_cancel_of_an_array_says_that_members_still_run(
+    api: Api, octaskly: Run
+) -> None:
+    """Only the others are cancelled without `--force`."""
+    counts = {"total": 40, "cancelled": 36, "running": 4}
+    array = ended_task(1, status="running", array=counts) | {"raw": None}
+    api.answers[f"/api/v1/tasks/{array['id']}"] = array
+
+    done = octaskly("cancel", array["id"])
+
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr.decode() == (
+        f"{array['id']} starts no more members; 4 still running;"
+        f" to end them: octaskly cancel --force {array['id']}\n"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--force", "--yes"])
+def test_a_script_ends_a_running_task_without_a_question(
+    api: Api, octaskly: Run, flag: str
+) -> None:
+    """By the word of the API, or by the one of all commands that ask."""
+    octaskly("submit", "--", "sleep 60")
+
+    done = octaskly("cancel", flag, "1")
+
+    assert (done.returncode, done.stderr) == (0, b"task-001 is cancelled\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "end", "states"),
+    [
+        ("n\ny\n", 130, "was not cancelled", ["running", "cancelled"]),
+        ("y\ny\n", 0, "is cancelled", ["cancelled", "cancelled"]),
+    ],
+)
+def test_cancel_of_a_running_task_asks_at_a_terminal(
+    api: Api,
+    octaskly: Run,
+    environ: dict[str, str],
+    answer: str,
+    code: int,
+    end: str,
+    states: list[str],
+) -> None:
+    """For each task by itself, with what a person needs to know to answer."""
+    octaskly("submit", "--", "sleep 61")
+    octaskly("submit", "--", "sleep 62")
+    first, second = api.tasks
+    api.forced = {"started_at": "2024-02-06T14:03:12Z", "elapsed_ms": 90_000}
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer.encode())
+        done = asking(environ, ["cancel", first, second], theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    since = "is running on here since 2024-02-06, for 1m30s"
+    assert done.returncode == code
+    assert done.stderr.decode() == (
+        f"{first} {since}: sleep 61. Cancel it? [y/N]: {first} {end}\n"
+        f"{second} {since}: sleep 62. Cancel it? [y/N]: {second} is cancelled\n"
+    )
+    assert [task["status"] for task in api.tasks.values()] == states
+
+
 @pytest.mark.parametrize(
     ("given", "seconds"), [("24h", 86400), ("90d", 7776000), ("45", 45), ("15m", 900)]
 )

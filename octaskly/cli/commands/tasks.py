@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import sys
 from collections.abc import Sequence
 
 import click
@@ -18,6 +20,9 @@ from octaskly.cli.options import (
 )
 from octaskly.cli.output import task_list
 from octaskly.cli.output.render import (
+    EXIT_CANCELLED,
+    clock_time,
+    count_of,
     duration,
     for_each_task,
     note,
@@ -27,6 +32,7 @@ from octaskly.cli.output.render import (
 from octaskly.cli.output.task_list import ENDED_MAX, MATCHING_MAX
 from octaskly.cli.output.task_view import (
     STATES,
+    command_of,
     explanation_lines,
     fetch_earlier_attempts,
     fetch_missing_output,
@@ -34,15 +40,23 @@ from octaskly.cli.output.task_view import (
     print_task,
     text_streams,
 )
-from octaskly.cli.output.terminal import is_terminal, print_line
+from octaskly.cli.output.terminal import (
+    confirm,
+    cut,
+    is_terminal,
+    on_one_line,
+    print_line,
+)
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Refused, Session
-from octaskly.client.errors import NotFound
+from octaskly.client.errors import Conflict, NotFound
 from octaskly.client.flows import rest_calls
+from octaskly.client.flows.rest_calls import Response
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Explanation, Forgotten
 
 LIMIT_MAX = 1000
+SHOWN_COMMAND_COLUMNS = 40  #: of a command in a question
 
 
 @click.command(epilog="Example: octaskly ls --status failed")
@@ -249,7 +263,13 @@ def _print_members(client: Session, array: str, total: int) -> None:
     metavar="ID...",
     shell_complete=completion.complete_tasks,
 )
-@click.option("--force", is_flag=True, help="Also end running tasks.")
+@click.option(
+    "--force",
+    "--yes",
+    "force",
+    is_flag=True,
+    help="Also end running tasks, without asking; required without a terminal.",
+)
 @JSON_OPTION
 @click.pass_obj
 def cancel(
@@ -258,25 +278,75 @@ def cancel(
     force: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> int:
-    """Cancel queued tasks; with --force, running ones too."""
+    """Cancel tasks, and ask before ending one that is running."""
+    kept: list[str] = []
     with context.connect() as client:
 
         def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)
-            try:
-                reply = client.send(rest_calls.cancel(full, force=force))
-            except NotFound as error:
-                if not (error.hint or "").startswith("it has ended"):
-                    raise
-                raise Refused(
-                    "Cannot cancel ended task", status=error.status, hint=error.hint
-                ) from None
-            if as_json:
+            reply = _cancel(client, full, is_asked=not force)
+            if reply is None:
+                note(f"{full} was not cancelled")
+                kept.append(full)
+            elif as_json:
                 print_json(reply.body)
             else:
-                note(f"{full} is cancelled")
+                running = 0 if force else _running_members(client, full)
+                note(_describe_cancelled(full, running))
 
-        return for_each_task(refs, cancel_one)
+        code = for_each_task(refs, cancel_one)
+    return code or (EXIT_CANCELLED if kept else 0)
+
+
+def _cancel(client: Session, ref: str, *, is_asked: bool) -> Response | None:
+    """Cancel a task, also a running one if the user wants that; None if not.
+
+    Args:
+        client: Session with a node.
+        ref: The task.
+        is_asked: Ask before a running task is ended.
+
+    Raises:
+        Conflict: it is running, and there is no terminal to ask at.
+        Refused: it has ended, or the node refuses.
+    """
+    try:
+        return client.send(rest_calls.cancel(ref, force=not is_asked))
+    except Conflict:
+        if not (is_asked and sys.stdin.isatty()):
+            raise
+    except NotFound as error:
+        if not (error.hint or "").startswith("it has ended"):
+            raise
+        raise Refused(
+            "Cannot cancel ended task", status=error.status, hint=error.hint
+        ) from None
+    task = client.send_and_decode(rest_calls.task(ref), Task)
+    if not confirm(on_one_line(f"{ref} {_describe_running(task)}. Cancel it?")):
+        return None
+    return _cancel(client, ref, is_asked=False)
+
+
+def _running_members(client: Session, ref: str) -> int:
+    """Return the number of members that go on although their array was cancelled."""
+    task = client.send_and_decode(rest_calls.task(ref), Task)
+    return 0 if task.array is None or task.is_final else task.array.running
+
+
+def _describe_cancelled(ref: str, running: int) -> str:
+    if not running:
+        return f"{ref} is cancelled"
+    end = f"to end them: octaskly cancel --force {ref}"
+    return f"{ref} starts no more members; {running} still running; {end}"
+
+
+def _describe_running(task: Task) -> str:
+    command = cut(command_of(task), SHOWN_COMMAND_COLUMNS)
+    since = clock_time(task.started_at, dt.datetime.now(dt.UTC))
+    time = f"since {since}, for {duration(task.elapsed_ms)}: {command}"
+    if task.array is not None:
+        return f"has {count_of(task.array.running, 'running member')} {time}"
+    return f"is running on {task.worker_id} {time}"
 
 
 @click.command(epilog="Example: octaskly explain last")
