@@ -6,7 +6,6 @@ Errors name the source of the value. The process then exits with status 78.
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -21,6 +20,7 @@ from octaskly.config.paths import (
 from octaskly.config.settings import AgentOptions
 from octaskly.config.sources import SettingValue, read_all_sources
 from octaskly.config.task_account import DEFAULT_INHERITED, Account, InheritedSettings
+from octaskly.config.value_types import nearest_node_name
 from octaskly.core.model.settings import Limits, Timing
 from octaskly.errors import ConfigError
 
@@ -136,5 +136,4 @@ def _paths(
 
 def _host_name() -> str:
     """Return the machine's short name, with invalid characters replaced by dashes."""
-    raw = socket.gethostname().split(".")[0]
-    return re.sub(r"[^A-Za-z0-9-]", "-", raw).strip("-")[:63] or "node"
+    return nearest_node_name(socket.gethostname().split(".")[0]) or "node"

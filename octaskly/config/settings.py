@@ -69,6 +69,7 @@ from octaskly.config.value_types import (
     Choices,
     HostAndPort,
     ListOf,
+    NodeName,
     PathValue,
     ValueType,
 )
@@ -79,11 +80,7 @@ _COUNT = Amount(minimum=1, maximum=COUNT_MAX)
 _PORT = Amount("PORT", maximum=PORT_MAX)
 _FOLDER = PathValue("DIR", "the path of a folder", r".+")
 _FILE = PathValue("FILE", "the path of a file", r".+")
-NODE_NAME = ValueType(
-    "NAME",
-    "letters, digits, dots and dashes only, at most 63",
-    r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}",
-)
+NODE_NAME = NodeName()
 _LABEL_PART = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
 _LABEL = ValueType("KEY=VALUE", "KEY=VALUE", f"{_LABEL_PART}={_LABEL_PART}")
 _GPU = ValueType("GPU", "a number or an id", r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")

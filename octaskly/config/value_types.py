@@ -8,6 +8,7 @@ has numbers.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,38 @@ class ValueType:
     def format(self, value: Any) -> str:
         """Return the text of a value, which `parse_text` reads."""
         return str(value)
+
+
+class NodeName(ValueType):
+    """The name of a node: people type it, and it is part of paths and addresses.
+
+    It decides which machine a command is about. Letters of other scripts are not
+    allowed, because some look like those of this one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "NAME",
+            "A-Z, a-z, 0-9, dots and dashes only, at most 63",
+            r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}",
+        )
+
+    def parse_text(self, text: str) -> str:
+        """Return the name; an error has the first wrong character, and a valid name."""
+        if self._pattern.fullmatch(text):
+            return text
+        fault = self.allowed
+        if wrong := re.search(r"[^A-Za-z0-9.-]", text):
+            name = f"U+{ord(wrong[0]):04X} {unicodedata.name(wrong[0], '')}".rstrip()
+            fault += f", not {name}"
+        if near := nearest_node_name(text):
+            fault += f"; did you mean {near}?"
+        raise InvalidValue((text, fault))
+
+
+def nearest_node_name(text: str) -> str:
+    """Return the text with invalid characters replaced by dashes; empty without any."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")[:63]
 
 
 class Choices(ValueType):

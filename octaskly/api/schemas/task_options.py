@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -54,7 +55,13 @@ _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(~[0-9]{1,3})?")
 _LABEL = re.compile(r"[A-Za-z0-9._/-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _URL = re.compile(r"https?://[\x21-\x7e]+")
-_JOINERS = re.compile("[\u200c\u200d]")
+_JOINER = re.compile("(?<=[^\u200c\u200d])[\u200c\u200d](?=[^\u200c\u200d])")
+"""Emoji and some scripts join adjacent characters; a joiner alone shows nothing."""
+_EMOJI = re.compile(
+    # The flags of some regions, which end in invisible tags, such as that of Wales.
+    "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"
+    "|[\U0001f300-\U0001faff]"  # Python does not know those of later years.
+)
 _SIMPLE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 T = TypeVar("T")
@@ -197,10 +204,10 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
     if _option_fields(fields) == _DEFAULT_FIELDS:
         return None  # Most tasks have no options, and this runs for each task.
     # An empty name is an error: it often comes from an unset shell variable.
-    if fields.name is not None and not _is_printable(fields.name, NAME_CHARS_MAX):
-        raise InvalidField("name", "unusable name")
-    if fields.call is not None and not _is_printable(fields.call, CALL_CHARS_MAX):
-        raise InvalidField("call", "unusable text")
+    if fields.name is not None:
+        _check_text("name", fields.name, NAME_CHARS_MAX)
+    if fields.call is not None:
+        _check_text("call", fields.call, CALL_CHARS_MAX)
     options = TaskOptions(
         name=fields.name or "",
         labels=_labels(fields.labels, "labels"),
@@ -286,8 +293,8 @@ def _labels(labels: Mapping[str, str], field: str) -> Pairs:
     for name, value in labels.items():
         if not _LABEL.fullmatch(name):
             raise InvalidField(field, f"unusable name {name[:80]!r}")
-        if value and not _is_printable(value, LABEL_CHARS_MAX):
-            raise InvalidField(field, f"unusable value of {name}")
+        if value:
+            _check_text(field, value, LABEL_CHARS_MAX, place=f" of {name}")
     return tuple(sorted(labels.items()))
 
 
@@ -458,10 +465,17 @@ def _or_none(value: T, empty: Callable[[], T]) -> T | None:
     return None if value == empty() else value
 
 
-def _is_printable(text: str, chars_max: int) -> bool:
+def _check_text(field: str, text: str, chars_max: int, place: str = "") -> None:
+    """Refuse a text that shows nothing, more than it has, or on several lines.
+
+    Raises:
+        InvalidField: the length, or the character that must be left out.
+    """
     if not 1 <= len(text) <= chars_max:
-        return False
+        raise InvalidField(field, f"{len(text)} characters{place}")
     if text.isprintable():
-        return True
-    # Emoji and some scripts join adjacent characters; a joiner alone shows nothing.
-    return all(part and part.isprintable() for part in _JOINERS.split(text))
+        return
+    for char in _JOINER.sub("", _EMOJI.sub("x", text)):
+        if not char.isprintable():
+            name = f"U+{ord(char):04X} {unicodedata.name(char, '')}".rstrip()
+            raise InvalidField(field, f"leave out the character {name}{place}")

@@ -107,12 +107,60 @@ def test_retries_can_be_configured(retry_on: list[str], rule: Retry | None) -> N
     assert options == (None if rule is None else TaskOptions(retry=rule))
 
 
-@pytest.mark.parametrize("name", ["👨\u200d👩\u200d👧", "क\u094d\u200cष", "❤️"])
-def test_joining_characters_are_allowed_between_letters(name: str) -> None:
-    """They are no letters themselves, but some emoji and words need them."""
+WALES = "🏴\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "👨\u200d👩\u200d👧",
+            "🏴\u200d☠\ufe0f",
+            "क\u094d\u200cष",
+            "❤️",
+            "1\ufe0f\u20e3",
+        ),
+        pytest.param(f"{WALES} build", id="the flag of a region, which ends in tags"),
+        pytest.param("\U0001faea", id="an emoji newer than Python's tables"),
+    ],
+)
+def test_invisible_characters_are_allowed_where_emoji_and_words_need_them(
+    name: str,
+) -> None:
+    """Joiners, variation selectors and tags are no letters themselves."""
     options = parse({"command": "true", "name": name, "labels": {"a": name}}).options
 
     assert options == TaskOptions(name=name, labels=(("a", name),))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a\nb", "U+000A"),
+        ("a\x1b[2J", "U+001B"),
+        ("gpj\u202egnp", "U+202E RIGHT-TO-LEFT OVERRIDE"),
+        ("a\u200bb", "U+200B ZERO WIDTH SPACE"),
+        ("\u200d", "U+200D ZERO WIDTH JOINER"),
+        ("👨\u200d", "U+200D ZERO WIDTH JOINER"),
+        ("a\u200d\u200db", "U+200D ZERO WIDTH JOINER"),
+        ("a\U000e0067", "U+E0067 TAG LATIN SMALL LETTER G"),
+        (WALES[:-1], "U+E0067 TAG LATIN SMALL LETTER G"),
+        ("a\ue000b", "U+E000"),
+    ],
+)
+def test_the_refusal_of_a_name_says_which_character_to_leave_out(
+    text: str, fault: str
+) -> None:
+    """The reader cannot see it."""
+    with pytest.raises(Problem) as of_name:
+        parse({"command": "true", "name": text})
+    with pytest.raises(Problem) as of_label:
+        parse({"command": "true", "labels": {"a": text}})
+
+    assert of_name.value.hint == (
+        f"leave out the character {fault}; expected 1 to 128 printable characters"
+    )
+    assert f"leave out the character {fault} of a; expected" in of_label.value.hint
 
 
 @pytest.mark.parametrize("field", ["name", "cwd", "notify_url"])

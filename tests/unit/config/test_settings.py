@@ -154,10 +154,18 @@ def test_all_mistakes_of_all_sources_are_reported_at_once(home: Home) -> None:
     ]
 
 
+NODE_NAMES = "A-Z, a-z, 0-9, dots and dashes only, at most 63"
+
+
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        ({"name": "a b"}, "--name 'a b': letters, digits, dots and dashes only"),
+        ({"name": "my pc"}, f"--name 'my pc': {NODE_NAMES}, not U+0020 SPACE; did you"),
+        (
+            {"name": "👨\u200d👧"},
+            rf"--name '👨\u200d👧': {NODE_NAMES}, not U+1F468 MAN",
+        ),
+        ({"name": "-x"}, f"--name -x: {NODE_NAMES}; did you mean x?"),
         ({"gpus": ("0", "0")}, "--gpu 0: each once"),
         ({"gpus": ("a b",)}, "--gpu 'a b': a number or an id"),
         ({"gpus": tuple(map(str, range(65)))}, "--gpu '65 values': at most 64"),
