@@ -12,7 +12,7 @@ from octaskly.client.drivers.asyncio_driver import AsyncioDriver
 from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.fetching import Fetching, OnProgress
-from octaskly.client.flows import arrays, queries, streams
+from octaskly.client.flows import arrays, outputs, queries, streams
 from octaskly.client.flows import tasks as flows
 from octaskly.client.flows.queries import TaskFilter
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
@@ -260,7 +260,7 @@ class AsyncClient:
     ) -> AsyncGenerator[bytes]:
         """As `Client.output`."""
         until = self._requests.deadline_after(deadline_s)
-        return self._iterate(streams.output(self._requests, task, path, deadline=until))
+        return self._iterate(outputs.output(self._requests, task, path, deadline=until))
 
     async def fetch(
         self,

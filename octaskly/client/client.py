@@ -11,7 +11,7 @@ from octaskly.client.drivers.flow_factory import make_request_flow
 from octaskly.client.drivers.thread_driver import ThreadDriver
 from octaskly.client.endpoint import resolve_endpoint
 from octaskly.client.fetching import Fetching, OnProgress
-from octaskly.client.flows import arrays, queries, streams
+from octaskly.client.flows import arrays, outputs, queries, streams
 from octaskly.client.flows import tasks as flows
 from octaskly.client.flows.queries import TaskFilter
 from octaskly.client.flows.retry import RETRY_TIMEOUT_S
@@ -332,7 +332,7 @@ class Client:
     ) -> Generator[bytes]:
         """Yield the bytes of a file that the task declared in `outputs`, in pieces."""
         until = self._requests.deadline_after(deadline_s)
-        return self._iterate(streams.output(self._requests, task, path, deadline=until))
+        return self._iterate(outputs.output(self._requests, task, path, deadline=until))
 
     def fetch(
         self,

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from octaskly.client.errors import Conflict
-from octaskly.client.flows.outputs import ArchiveStart, outputs_archive
+from octaskly.client.flows.outputs import ContentStart, outputs_archive
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import EmittingFlow
@@ -64,7 +64,7 @@ class Fetching:
 
     def flow(
         self, requests: RequestFlow, deadline: Deadline
-    ) -> EmittingFlow[ArchiveStart | bytes]:
+    ) -> EmittingFlow[ContentStart | bytes]:
         """Return the flow that emits what `take` wants."""
         return outputs_archive(
             requests,
@@ -74,7 +74,7 @@ class Fetching:
             deadline=deadline,
         )
 
-    def take(self, part: ArchiveStart | bytes) -> None:
+    def take(self, part: ContentStart | bytes) -> None:
         """Place what arrived. Blocks.
 
         Raises:

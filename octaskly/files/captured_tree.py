@@ -45,6 +45,10 @@ class CapturedTree:
         file = self._files.get(path)
         return None if file is None else self.content_path(file)
 
+    def file_etag(self, path: str) -> str:
+        """Return the etag of a file: all nodes have the same one for equal files."""
+        return self._files[path].hex()
+
     def has_path(self, path: str) -> bool:
         """Return True if a path is a file, a link or a folder of the tree."""
         return any(

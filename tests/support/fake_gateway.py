@@ -489,7 +489,7 @@ class FakeGateway:
         paths = {path: file for (of, path), file in self.files.items() if of == task}
         if not paths:
             raise OutputNotFound(f"{task} left no outputs here")
-        digests = {path: hashlib.sha256(path.encode()).digest() for path in paths}
+        digests = {p: hashlib.sha256(f.read_bytes()).digest() for p, f in paths.items()}
         contents = {digests[path]: file for path, file in paths.items()}
         manifest = make_manifest(
             TreeFile(path, digests[path], file.stat().st_size, 1_000_000_000)

@@ -196,13 +196,17 @@ async def _send_output(
             if tree.has_path(path)
             else "no declared output covered it at the end",
         )
-    answer = await send_file(request, file, path.rpartition("/")[2])
+    answer = await send_file(
+        request, file, path.rpartition("/")[2], etag=tree.file_etag(path)
+    )
     if request.http_request.method == "GET" and len(tree.manifest.files) == 1:
         await asyncio.to_thread(tree.mark_fetched)
     return answer
 
 
-async def send_file(request: Request, file: Path, name: str) -> web.StreamResponse:
+async def send_file(
+    request: Request, file: Path, name: str, *, etag: str
+) -> web.StreamResponse:
     """Send a file as an attachment with a name, or the requested range of it."""
     try:
         fd = await asyncio.to_thread(os.open, file, os.O_RDONLY | os.O_CLOEXEC)
@@ -210,7 +214,6 @@ async def send_file(request: Request, file: Path, name: str) -> web.StreamRespon
         raise OutputNotFound(f"{name} no longer exists") from None
     try:
         status = os.fstat(fd)
-        etag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
         answer = _attachment(name, BYTES, etag)
         answer.last_modified = status.st_mtime
         start, end = _requested_part(request.http_request, answer, status.st_size)

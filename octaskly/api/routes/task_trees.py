@@ -48,7 +48,9 @@ async def download_tree_file(request: Request) -> web.StreamResponse:
             else "no file with this path was sent along with the task",
             field="path",
         )
-    return await send_file(request, file, path.rpartition("/")[2])
+    return await send_file(
+        request, file, path.rpartition("/")[2], etag=stored.file_etag(path)
+    )
 
 
 async def download_tree(request: Request) -> web.StreamResponse:

@@ -1,8 +1,8 @@
-"""The flow that fetches all outputs of a task as one archive."""
+"""Flows that read the outputs of a task: all as one archive, or one file."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from octaskly.client.errors import NotOctaskly, ReplyLost
 from octaskly.client.flows import rest_calls
@@ -14,15 +14,15 @@ from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow
 from octaskly.client.flows.task_fields import ref_of
 from octaskly.rest.client_types import Task
 
-PARTIAL_CONTENT = 206
+PARTIAL_CONTENT: Final = 206
 
 
-class ArchiveStart(NamedTuple):
-    """The archive, and the position in it, to which the next bytes belong."""
+class ContentStart(NamedTuple):
+    """A content, and the position in it to which the next bytes belong."""
 
-    etag: str  #: the same for equal archives only
+    etag: str  #: the same for equal contents only
     offset: int  #: of the next byte
-    size_bytes: int  #: of the whole archive
+    size_bytes: int  #: of the whole content
 
 
 def outputs_archive(
@@ -32,7 +32,7 @@ def outputs_archive(
     etag: str,
     offset: int,
     deadline: Deadline,
-) -> EmittingFlow[ArchiveStart | bytes]:
+) -> EmittingFlow[ContentStart | bytes]:
     """Emit the archive of a task's outputs, each part after where it starts.
 
     Args:
@@ -43,7 +43,42 @@ def outputs_archive(
         deadline: Limit for the whole archive.
     """
     path = rest_calls.resource_path(rest_calls.TASKS, ref_of(task), "outputs.tar")
-    at = ArchiveStart(etag, offset if etag else 0, 0)
+    at = ContentStart(etag, offset if etag else 0, 0)
+    yield from _content(requests, path, at, deadline, can_start_over=True)
+
+
+def output(
+    requests: RequestFlow, task: str | Task, path: str, *, deadline: Deadline
+) -> EmittingFlow[bytes]:
+    """Emit the bytes of an output file of a task.
+
+    Raises:
+        ReplyLost: after a lost connection, no node has the same file.
+    """
+    where = rest_calls.resource_path(
+        rest_calls.TASKS, ref_of(task), "outputs", rest_calls.quoted(path)
+    )
+    at = ContentStart("", 0, 0)
+    yield from _content(requests, where, at, deadline, can_start_over=False)
+
+
+def _content(
+    requests: RequestFlow,
+    path: str,
+    at: ContentStart,
+    deadline: Deadline,
+    *,
+    can_start_over: bool,
+) -> EmittingFlow[Any]:
+    """Emit a content, which is resumed after each lost connection.
+
+    Args:
+        requests: Sends the requests.
+        path: Its path in the API.
+        at: What has arrived of it.
+        deadline: Limit for the whole content.
+        can_start_over: Emit also where parts start, because another content may begin.
+    """
 
     def call() -> Call:
         if not at.offset:
@@ -53,12 +88,18 @@ def outputs_archive(
 
     body = ResumableBody(requests, call, deadline)
     head: Response | None = None
-    while not at.size_bytes or at.offset < at.size_bytes:
+    while head is None or at.offset < at.size_bytes:
         data = yield from body.read_chunk()
         if body.response_head is not None and body.response_head is not head:
-            head = body.response_head
-            at = _start(head, at.offset, requests.node_label)
-            yield Emit(at)
+            head, arrived = body.response_head, at.offset
+            at = _start(head, arrived, requests.node_label)
+            if can_start_over:
+                yield Emit(at)
+            elif at.offset < arrived:
+                raise ReplyLost(
+                    "the output is another one than before the connection was lost",
+                    hint="read it again from its start",
+                )
         if data:
             at = at._replace(offset=at.offset + len(data))
             yield Emit(data)
@@ -69,13 +110,13 @@ def outputs_archive(
     yield CloseStream()
 
 
-def _start(head: Response, offset: int, node_label: str) -> ArchiveStart:
-    """Return what a response sends: the rest of the archive, or all of it."""
+def _start(head: Response, offset: int, node_label: str) -> ContentStart:
+    """Return what a response sends: the rest of a content, or all of it."""
     try:
         etag = head.headers["etag"].strip('"')
         if head.status != PARTIAL_CONTENT:
-            return ArchiveStart(etag, 0, int(head.headers["content-length"]))
+            return ContentStart(etag, 0, int(head.headers["content-length"]))
         size_bytes = int(head.headers["content-range"].rpartition("/")[2])
-        return ArchiveStart(etag, offset, size_bytes)
+        return ContentStart(etag, offset, size_bytes)
     except (KeyError, ValueError):
         raise NotOctaskly(f"{node_label} sent outputs without their size") from None

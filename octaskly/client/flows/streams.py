@@ -1,4 +1,4 @@
-"""Flows that read event streams: logs, events, ended tasks, output files."""
+"""Flows that read event streams: logs, events, ended tasks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from octaskly.client.errors import ReplyLost
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Call
-from octaskly.client.flows.resumable import ResumableBody, ResumableEvents
+from octaskly.client.flows.resumable import ResumableEvents
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.steps import CloseStream, Emit, EmittingFlow
@@ -165,31 +164,3 @@ def _event_stream(
         return rest_calls.open_stream(rest_calls.EVENTS, query, last_id)
 
     return ResumableEvents(requests, call, deadline, last_id=after)
-
-
-def output(
-    requests: RequestFlow, task: str | Task, path: str, *, deadline: Deadline
-) -> EmittingFlow[bytes]:
-    """Emit the bytes of an output file of a task."""
-    where = rest_calls.resource_path(
-        rest_calls.TASKS, ref_of(task), "outputs", rest_calls.quoted(path)
-    )
-    got = 0
-
-    def call() -> Call:
-        return Call("GET", where, headers={"Range": f"bytes={got}-"} if got else {})
-
-    pieces = ResumableBody(requests, call, deadline)
-    size: int | None = None
-    while size is None or got < size:
-        data = yield from pieces.read_chunk()
-        if pieces.response_head is not None and size is None:
-            size = int(pieces.response_head.headers["content-length"])
-        if data:
-            got += len(data)
-            yield Emit(data)
-        elif data is not None and got < (size or 0):
-            yield from pieces.close_and_wait(
-                ReplyLost(f"{requests.node_label} stopped sending {path!r}")
-            )
-    yield CloseStream()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import octaskly
 from octaskly.api.problems import CATCHING_UP
-from octaskly.client.flows import arrays, streams, tasks
+from octaskly.client.flows import arrays, outputs, streams, tasks
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.rest_calls import Call, Response
 from octaskly.client.flows.retry import CATCHING_UP_ERROR, Deadline
@@ -475,6 +475,44 @@ def test_a_node_with_too_many_streams_is_retried() -> None:
 
     assert logged(play) == b"a"
     assert play.paused == [1.0]
+
+
+def content(start: int, end: int, size_bytes: int, etag: str = "one") -> Response:
+    headers = {"etag": f'"{etag}"', "content-length": str(end - start)}
+    if start:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"
+    return Response(206 if start else 200, headers, b"")
+
+
+@pytest.mark.parametrize("broken", [LOST, b"", "nothing"])
+def test_an_output_resumes_where_it_broke(broken: Any) -> None:
+    """The node sends only what is missing, of the same content."""
+    play = Play(content(0, 5, 5), b"ab", broken, content(2, 5, 5), b"cde")
+
+    play.run(outputs.output(play.asker, "task-1", "out", deadline=play.until()))
+
+    assert b"".join(play.emitted) == b"abcde"
+    rest = {"Range": "bytes=2-", "If-Range": '"one"'}
+    assert [call.headers for call in play.sent] == [{}, rest]
+
+
+def test_an_output_that_is_another_one_after_a_lost_connection_is_an_error() -> None:
+    """Half of one file and half of another one would look like a whole file."""
+    play = Play(content(0, 5, 5), b"ab", LOST, content(0, 5, 5, "two"), b"vwxyz")
+
+    with pytest.raises(octaskly.ReplyLost, match="another one than before"):
+        play.run(outputs.output(play.asker, "task-1", "out", deadline=play.until()))
+
+    assert play.emitted == [b"ab"]
+
+
+def test_an_empty_output_ends_at_once() -> None:
+    """One request, and no bytes."""
+    play = Play(content(0, 0, 0), b"")
+
+    play.run(outputs.output(play.asker, "task-1", "out", deadline=play.until()))
+
+    assert (play.emitted, len(play.sent)) == ([], 1)
 
 
 def test_waits_accept_every_name_of_a_task() -> None:
