@@ -594,15 +594,12 @@ class _Fetch:
         with locks.hold_lock(sha256), self._fetcher.large_slots:
             if not self._store.missing_files([sha256], keep_s=self._wanted.keep_s):
                 return
-            download = self._new_download(sha256, size_bytes)
-            try:
-                download.run(lambda: [holder], at_once=1)
-            except ContentMismatch:
-                self._drop_wrong_copies(download, sha256)
-                raise
-            finally:
-                download.discard()
-                self._count_download(download)
+            with self._downloading(sha256, size_bytes) as download:
+                try:
+                    download.run(lambda: [holder], at_once=1)
+                except ContentMismatch:
+                    self._drop_wrong_copies(download, sha256)
+                    raise
             if failure := download.failures.get(holder.name):
                 raise failure
 
@@ -651,27 +648,28 @@ class _Fetch:
         size_bytes: int | None,
         missing: Callable[[], Sequence[str]],
     ) -> None:
-        download, at_once = self._new_download(sha256, size_bytes), HOLDERS_MAX
-        try:
-            for failures in self._rounds(missing):
-                before = download.piece_count
+        rounds, at_once = self._rounds(missing), HOLDERS_MAX
+        failures: dict[str, Exception] = {}
+        while missing():
+            with self._downloading(sha256, size_bytes) as download:
                 try:
-                    download.run(self._find_holders, at_once=at_once)
-                    self._progress += download.piece_count - before
+                    for failures in rounds:
+                        before = download.new_count
+                        download.run(self._find_holders, at_once=at_once)
+                        self._progress += download.new_count - before
+                        failures.update(download.failures)
                 except ContentMismatch as error:
                     failures.update(dict.fromkeys(download.senders, error))
                     self._drop_wrong_copies(download, sha256)
-                    download.discard()
-                    download = self._new_download(sha256, size_bytes)
                     # It is certain whose bytes are wrong if only one holder sends.
                     at_once = 1
-                failures.update(download.failures)
-        finally:
-            download.discard()
-            self._count_download(download)
 
-    def _new_download(self, sha256: str, size_bytes: int | None) -> PieceDownload:
-        return PieceDownload(
+    @contextmanager
+    def _downloading(
+        self, sha256: str, size_bytes: int | None
+    ) -> Iterator[PieceDownload]:
+        """Download a blob in the block; the next fetch continues what it leaves."""
+        download = PieceDownload(
             sha256,
             size_bytes,
             store=self._store,
@@ -681,6 +679,12 @@ class _Fetch:
             connect_to=self._connections.connect_to,
             may_continue=self._may_continue,
         )
+        try:
+            yield download
+        finally:
+            download.close()
+            for name, sent_bytes in download.sent_bytes.items():
+                self._count_sent(name, sent_bytes)
 
     def _find_holders(self) -> Sequence[Holder]:
         return [
@@ -758,17 +762,16 @@ class _Fetch:
         self._progress += 1
         self._count_sent(holder.name, len(content))
 
-    def _count_download(self, download: PieceDownload) -> None:
-        for name, size_bytes in download.sent_bytes.items():
-            self._count_sent(name, size_bytes)
-
     def _count_sent(self, name: str, size_bytes: int) -> None:
         if self._tally is not None:
             self._tally.add_sent(name, size_bytes)
 
     def _drop_wrong_copies(self, download: PieceDownload, sha256: str) -> None:
-        """Have those who sent a wrong file examine their copies."""
-        is_certain = len(download.senders) == 1
+        """Discard a wrong file, and have those who sent it examine their copies."""
+        download.close(is_wrong=True)
+        # What an earlier fetch left may be wrong instead; it is discarded now.
+        self._progress += bool(download.resumed_count)
+        is_certain = len(download.senders) == 1 and not download.resumed_count
         for holder in download.senders.values():
             self._on_wrong_copy(holder, sha256, is_certain=is_certain)
 

@@ -42,7 +42,9 @@ from octaskly.ports import (
     WrongOffset,
 )
 from octaskly.runner.files.pieces import (
+    HashedStart,
     PieceUpload,
+    arrived_piece_bytes,
     choose_piece,
     disk_error,
     piece_count,
@@ -66,21 +68,25 @@ COUNTED_BLOBS_MAX: Final = 64  #: blobs whose sent pieces are counted
 PACK_PART_BYTES: Final = 256 << 10
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-_PARTIAL_NAME = re.compile(r"([0-9a-f]{64})\.part")
+UPLOAD_SUFFIX: Final = ".part"  #: of a partial file that a client sends in order
+PIECES_SUFFIX: Final = ".pieces"  #: of one that other nodes send in any order
+_PARTIAL_NAME = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
 _HASHED_BYTES: Final = 1 << 20
-_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CONTINUE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = _CONTINUE | os.O_EXCL
 
 
 class _Partial:
-    """What arrived of a file that is uploaded in pieces."""
+    """What arrived of a file that is not whole."""
 
-    __slots__ = ("arrived_bytes", "digest", "upload", "written_s")
+    __slots__ = ("arrived_bytes", "hashed", "upload", "written_s")
 
     def __init__(self, arrived_bytes: int, written_s: float) -> None:
         self.arrived_bytes = arrived_bytes
         self.written_s = written_s  #: time of the last write
-        self.digest: hashlib._Hash | None = None  #: None: of an earlier agent
-        self.upload: BlobUpload | None = None  #: the request that adds to it
+        self.hashed: HashedStart | None = None  #: None: of an earlier agent
+        #: What adds to it: the request of a client, or a fetch from other nodes.
+        self.upload: BlobUpload | PieceUpload | None = None
 
 
 class _Kept(NamedTuple):
@@ -127,7 +133,7 @@ class BlobStore:
         self._flushed: set[str] = set()  #: files that are on disk with their entries
         self._stored_bytes = 0  #: of all files in the index
         self._arrived_bytes = 0  #: of uploads in progress, and of partial files
-        self._partials: dict[str, _Partial] = {}
+        self._partials: dict[str, _Partial] = {}  #: by file name
         self._arriving: dict[str, PieceUpload] = {}
         #: How often pieces of a blob were sent; the blob that was sent last is last.
         self._sent: dict[str, Counter[int]] = {}
@@ -280,7 +286,7 @@ class BlobStore:
     def start_pieces(
         self, sha256: str, size_bytes: int, *, keep_s: float = COPY_RETENTION_S
     ) -> PieceUpload:
-        """Start the arrival of a blob in pieces from other nodes.
+        """Start the arrival of a blob in pieces from other nodes, or continue it.
 
         Raises:
             ContentMismatch: `sha256` is not a SHA-256 in hexadecimal.
@@ -288,18 +294,33 @@ class BlobStore:
         """
         if not _NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
-        try:
-            with self._lock:
-                self.check_quota(size_bytes)
-                self._check_room(size_bytes)
-                partial = self._folder / f"{sha256}.{secrets.token_hex(8)}"
-                fd = os.open(partial, _CREATE, 0o600)
-        except OSError as error:
-            raise disk_error(error) from None
-        upload = PieceUpload(self, sha256, size_bytes, partial, fd, keep_s)
         with self._lock:
-            self._arriving[sha256] = upload
+            self.check_quota(size_bytes)
+            path = self._folder / f"{sha256}{PIECES_SUFFIX}"
+            partial = self._partials.get(path.name)
+            assert partial is None or partial.upload is None, "fetched twice at a time"
+            arrived_bytes = 0 if partial is None else partial.arrived_bytes
+            self._check_room(size_bytes - arrived_bytes, path.name)
+            if partial is None:
+                partial = self._partials[path.name] = _Partial(0, self._now_s())
+            try:
+                fd = os.open(path, _CONTINUE, 0o600)
+                upload = PieceUpload(
+                    self, sha256, size_bytes, path, fd, keep_s, partial.hashed
+                )
+            except OSError as error:
+                self._delete_partial(path.name)
+                raise disk_error(error) from None
+            # A file of another size has no piece of this one.
+            self._set_arrived(partial, upload.arrived_bytes)
+            partial.upload = self._arriving[sha256] = upload
         return upload
+
+    def has_pieces(self, sha256: str) -> bool:
+        """Return True if a fetch that has ended left pieces of a blob."""
+        with self._lock:
+            self._load_index()
+            return f"{sha256}{PIECES_SUFFIX}" in self._partials
 
     def open_piece(self, sha256: str, wanted: Sequence[int]) -> OpenPiece | None:
         """Return one of the wanted pieces of a blob that is here or arriving.
@@ -331,7 +352,7 @@ class BlobStore:
         """Return how much has arrived of a file that is uploaded in pieces."""
         with self._lock:
             self._load_index()
-            partial = self._partials.get(sha256)
+            partial = self._partials.get(f"{sha256}{UPLOAD_SUFFIX}")
             return 0 if partial is None else partial.arrived_bytes
 
     def continue_upload(
@@ -354,7 +375,8 @@ class BlobStore:
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
             self._load_index()
-            partial = self._partials.get(sha256)
+            path = self._folder / f"{sha256}{UPLOAD_SUFFIX}"
+            partial = self._partials.get(path.name)
             arrived = 0 if partial is None else partial.arrived_bytes
             if start > arrived:
                 raise WrongOffset(f"{arrived} bytes of the file are here, not {start}")
@@ -366,16 +388,14 @@ class BlobStore:
             self.check_quota(size_bytes)
             self._check_room(size_bytes - arrived)
             if partial is None:
-                partial = self._partials[sha256] = _Partial(0, now_s)
-            path = self._folder / f"{sha256}.part"
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(path, flags, 0o600)
+                partial = self._partials[path.name] = _Partial(0, now_s)
+            fd = os.open(path, _CONTINUE, 0o600)
             upload = BlobUpload(self, sha256, size_bytes, path, fd, keep_s)
             # Hashing its beginning may take a while.
             partial.upload, partial.written_s = upload, inf
-            is_hashed = partial.digest is not None and arrived == start
-            digest = partial.digest if is_hashed else None
-        upload.resume(start, digest)
+            hashed = partial.hashed
+            is_hashed = hashed is not None and hashed.size_bytes == start
+        upload.resume(start, hashed.digest if hashed and is_hashed else None)
         return upload
 
     def store_blob(
@@ -435,37 +455,41 @@ class BlobStore:
             self._arrived_bytes += size_bytes
             upload.arrived_bytes += size_bytes
             if upload.is_resumable:
-                partial = self._partials[upload.sha256]
+                partial = self._partials[upload.partial.name]
                 partial.arrived_bytes = upload.arrived_bytes
                 partial.written_s = self._now_s()
 
     def begin_pieces(self, upload: BlobUpload, start: int) -> None:
         """Drop what a partial file has after `start`, before more is written."""
         with self._lock:
-            partial = self._partials[upload.sha256]
+            partial = self._partials[upload.partial.name]
             self._set_arrived(partial, start)
             partial.written_s = self._now_s()
 
     def pause_upload(
-        self, upload: BlobUpload, digest: hashlib._Hash, size_bytes: int
+        self,
+        upload: BlobUpload | PieceUpload,
+        arrived_bytes: int,
+        hashed: HashedStart,
     ) -> None:
-        """Keep what arrived of an upload in pieces, so that it can be resumed.
+        """Keep what arrived of an upload, so that it can be continued.
 
         Args:
             upload: The upload.
-            digest: That of its bytes.
-            size_bytes: How many bytes are on disk.
+            arrived_bytes: How many of its bytes are on disk.
+            hashed: Its beginning.
         """
         with self._lock:
+            if self._arriving.get(upload.sha256) is upload:
+                del self._arriving[upload.sha256]
             if upload.is_superseded:
                 return
-            partial = self._partials[upload.sha256]
-            is_written = size_bytes == partial.arrived_bytes
-            self._set_arrived(partial, size_bytes)
+            partial = self._partials[upload.partial.name]
+            self._set_arrived(partial, arrived_bytes)
             partial.upload, partial.written_s = None, self._now_s()
-            partial.digest = digest if is_written else None
-            if not size_bytes:
-                self._delete_partial(upload.sha256)
+            partial.hashed = hashed
+            if not arrived_bytes:
+                self._delete_partial(upload.partial.name)
 
     def finish_upload(
         self, upload: BlobUpload | PieceUpload, *, is_whole: bool
@@ -476,14 +500,15 @@ class BlobStore:
             if self._arriving.get(upload.sha256) is upload:
                 del self._arriving[upload.sha256]
             if upload.is_resumable:
-                del self._partials[upload.sha256]
+                del self._partials[upload.partial.name]
             if not is_whole:
                 upload.partial.unlink(missing_ok=True)
                 return
             upload.partial.rename(self._folder / upload.sha256)
-            other = self._partials.get(upload.sha256)
-            if other is not None and other.upload is None:
-                self._delete_partial(upload.sha256)
+            for suffix in (UPLOAD_SUFFIX, PIECES_SUFFIX):
+                other = self._partials.get(f"{upload.sha256}{suffix}")
+                if other is not None and other.upload is None:
+                    self._delete_partial(f"{upload.sha256}{suffix}")
             until_s = self._now_s() + upload.keep_s
             self._flushed.discard(upload.sha256)
             self._suspects.discard(upload.sha256)
@@ -610,9 +635,12 @@ class BlobStore:
                         self._changed[place.name] = None
                     if status.st_ctime < started_s:
                         self._suspects.add(place.name)
-                elif match := _PARTIAL_NAME.fullmatch(place.name):
-                    self._partials[match[1]] = _Partial(status.st_size, status.st_mtime)
-                    self._arrived_bytes += status.st_size
+                elif _PARTIAL_NAME.fullmatch(place.name):
+                    arrived_bytes = _arrived_bytes(place)
+                    self._partials[place.name] = _Partial(
+                        arrived_bytes, status.st_mtime
+                    )
+                    self._arrived_bytes += arrived_bytes
                 else:
                     place.unlink()  # An upload that the previous agent did not finish.
         return self._index
@@ -692,32 +720,43 @@ class BlobStore:
         self._arrived_bytes += size_bytes - partial.arrived_bytes
         partial.arrived_bytes = size_bytes
 
-    def _check_room(self, size_bytes: int) -> None:
-        """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted."""
+    def _check_room(self, size_bytes: int, continued: str = "") -> None:
+        """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted.
+
+        Args:
+            size_bytes: How much of it has not arrived.
+            continued: Name of its partial file.
+        """
         self._delete_old_partials()
         kept, now_s = self._load_index(), self._now_s()
         used_bytes = self._stored_bytes + self._arrived_bytes
         if used_bytes + size_bytes <= self.quota_bytes() and len(kept) < FILES_MAX:
             return  # Nothing need be deleted.
         needed = [each.size_bytes for each in kept.values() if each.until_s > now_s]
-        free_bytes = self.quota_bytes() - self._arrived_bytes - sum(needed)
+        left = (self._partials[n] for n in self._left_pieces() if n != continued)
+        arriving_bytes = self._arrived_bytes - sum(each.arrived_bytes for each in left)
+        free_bytes = self.quota_bytes() - arriving_bytes - sum(needed)
         if size_bytes > free_bytes or len(needed) >= FILES_MAX:
             raise _no_room(size_bytes)
 
     def _make_room(self, size_bytes: int) -> None:
-        """Delete unprotected files until there is room for so many more bytes."""
+        """Delete unprotected files until there is room for so many more bytes.
+
+        What fetches have left is deleted last: their next attempt needs it soon.
+        """
         kept = self._load_index()
         self._delete_old_partials()
-        disk = shutil.disk_usage(self._folder)
-        quota_bytes = self.quota_bytes() - self._arrived_bytes - size_bytes
-        free_bytes = disk.free - self._reserve_bytes - size_bytes
+        free_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
+        free_bytes -= size_bytes
+        quota_bytes = self.quota_bytes() - size_bytes
         now_s = self._now_s()
 
         def is_full() -> bool:
-            is_over = self._stored_bytes > quota_bytes or free_bytes < 0
+            is_over = self.used_bytes > quota_bytes or free_bytes < 0
             return is_over or len(kept) >= FILES_MAX
 
         free_to_go = [n for n, each in kept.items() if each.until_s <= now_s]
+        left = self._left_pieces() if is_full() else []
         if is_full():
             free_to_go.sort(key=lambda name: kept[name].used_s)
         for name in free_to_go:
@@ -725,6 +764,11 @@ class BlobStore:
                 break
             free_bytes += kept[name].size_bytes
             self._delete(name)
+        for name in left:
+            if not is_full():
+                break
+            free_bytes += self._partials[name].arrived_bytes
+            self._delete_partial(name)
         if free_bytes < 0:
             raise DiskFull(
                 "the disk of this node is full",
@@ -746,7 +790,16 @@ class BlobStore:
 
     def _delete_partial(self, name: str) -> None:
         self._arrived_bytes -= self._partials.pop(name).arrived_bytes
-        (self._folder / f"{name}.part").unlink(missing_ok=True)
+        (self._folder / name).unlink(missing_ok=True)
+
+    def _left_pieces(self) -> list[str]:
+        """Return the partial files that ended fetches have left, the oldest first."""
+        left = [
+            (partial.written_s, name)
+            for name, partial in self._partials.items()
+            if partial.upload is None and name.endswith(PIECES_SUFFIX)
+        ]
+        return [name for _, name in sorted(left)]
 
     def _now_s(self) -> float:
         return self.clock.now().wall_ms / 1000
@@ -764,6 +817,17 @@ def sync_file_system(fd: int) -> None:
     if libc.syncfs(fd):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+
+
+def _arrived_bytes(partial: Path) -> int:
+    """Return how much of a file has arrived that an earlier agent did not finish."""
+    if partial.suffix == UPLOAD_SUFFIX:
+        return partial.lstat().st_size
+    fd = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return arrived_piece_bytes(fd)
+    finally:
+        os.close(fd)
 
 
 def _flush_file(name: str, folder_fd: int) -> None:
@@ -876,7 +940,10 @@ class BlobUpload:
         size_bytes = os.fstat(self._fd).st_size
         os.close(self._fd)
         self._fd = -1
-        self._blob_store.pause_upload(self, self._digest, size_bytes)
+        hashed_bytes = self.size_bytes - self._remaining_bytes
+        # If the disk took less than was hashed, the beginning is hashed again.
+        hashed = HashedStart(hashed_bytes, self._digest)
+        self._blob_store.pause_upload(self, size_bytes, hashed)
 
     def _close(self, *, is_whole: bool) -> None:
         os.close(self._fd)

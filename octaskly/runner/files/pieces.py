@@ -6,11 +6,11 @@ import hashlib
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import COPY_BYTES
@@ -40,6 +40,8 @@ BUSY_S_MAX: Final = 0.5  #: longest pause before a busy holder is asked again
 BUSY_MAX: Final = 200  #: times that a holder may be busy until it counts as failed
 
 
+_ARRIVED: Final = b"\1"  #: the mark of a piece in an unfinished file
+
 HolderLookup = Callable[[], Sequence[Holder]]
 """Returns the nodes that may have a blob now, best first."""
 
@@ -52,9 +54,14 @@ class PieceStore(Protocol):
     ) -> PieceUpload:
         """See `BlobStore.start_pieces`."""
 
+    def has_pieces(self, sha256: str) -> bool:
+        """See `BlobStore.has_pieces`."""
+
 
 class PieceDownload:
-    """The download of one blob. `run` may be called again to continue it.
+    """The download of one blob, which continues what an earlier one has left.
+
+    `run` may be called again to continue it.
 
     Args:
         sha256: Digest of the blob.
@@ -99,7 +106,8 @@ class PieceDownload:
         self._fatal: Exception | None = None
         self.failures: dict[str, Exception] = {}  #: of the last run, by holder
         self.senders: dict[str, Holder] = {}  #: holders that sent pieces
-        self.piece_count = 0  #: pieces that have arrived
+        self.piece_count = 0  #: pieces that have arrived, now or earlier
+        self.resumed_count = 0  #: those that an earlier download has left
         self.sent_bytes = Counter[str]()  #: by name of the holder
 
     def run(self, find_holders: HolderLookup, *, at_once: int) -> bool:
@@ -118,6 +126,12 @@ class PieceDownload:
         """
         self.failures = {}
         self._busy.clear()
+        if (
+            self._upload is None
+            and self._size_bytes is not None
+            and self._store.has_pieces(self._sha256)
+        ):
+            self._start_upload(self._size_bytes)
         self._candidates = deque(find_holders())
         self._missed, self._look_again_s = 0, self._clock.now().mono_s + LOOK_AGAIN_S
         with ThreadPoolExecutor(at_once, thread_name_prefix="blob-pieces") as threads:
@@ -138,10 +152,15 @@ class PieceDownload:
         self._fatal = None
         return self._finish()
 
-    def discard(self) -> None:
-        """Delete what has arrived, unless it is stored."""
+    @property
+    def new_count(self) -> int:
+        """Number of pieces that have arrived in this download."""
+        return self.piece_count - self.resumed_count
+
+    def close(self, *, is_wrong: bool = False) -> None:
+        """End the download; keep what has arrived, unless it is wrong or stored."""
         if self._upload is not None:
-            self._upload.abort()
+            self._upload.close(is_wrong=is_wrong)
             self._upload = None
 
     def _finish(self) -> bool:
@@ -328,20 +347,23 @@ class PieceDownload:
                 raise ContentMismatch(
                     f"its copy has {piece.blob_bytes} bytes, not {self._size_bytes}"
                 )
-            if self._upload is None:
-                self._upload = self._store.start_pieces(
-                    self._sha256, self._size_bytes, keep_s=self._keep_s
-                )
-            start, end = self._upload.piece_range(piece.number)
+            upload = self._upload or self._start_upload(self._size_bytes)
+            start, end = upload.piece_range(piece.number)
             if piece.size_bytes != end - start:
                 raise ContentMismatch(f"it sent {piece.size_bytes} bytes of a piece")
-            if piece.number in self._moving or self._upload.has_piece(piece.number):
+            if piece.number in self._moving or upload.has_piece(piece.number):
                 return None
-            self._upload.begin_piece(piece.number)
+            upload.begin_piece(piece.number)
             self._moving.add(piece.number)
             self.senders[holder.name] = holder
             self._changed.notify_all()
-            return self._upload
+            return upload
+
+    def _start_upload(self, size_bytes: int) -> PieceUpload:
+        upload = self._store.start_pieces(self._sha256, size_bytes, keep_s=self._keep_s)
+        self.piece_count = self.resumed_count = upload.arrived_count
+        self._upload = upload
+        return upload
 
 
 class _AlreadyArriving(Exception):
@@ -357,22 +379,40 @@ class UploadTarget(Protocol):
     def finish_upload(self, upload: PieceUpload, *, is_whole: bool) -> None:
         """See `BlobStore.finish_upload`."""
 
+    def pause_upload(
+        self, upload: PieceUpload, arrived_bytes: int, hashed: HashedStart
+    ) -> None:
+        """See `BlobStore.pause_upload`."""
+
+
+class HashedStart(NamedTuple):
+    """The beginning of a file, and its SHA-256."""
+
+    size_bytes: int
+    digest: hashlib._Hash
+
 
 class PieceUpload:
     """A blob that arrives in pieces, in any order and from several threads.
 
     Pieces are hashed in the order of the blob. Those that have arrived can be sent on.
+    They stay if the rest does not arrive: after the bytes of the blob, the file has a
+    byte for each piece, which is set once the piece has arrived.
 
     Args:
         target: The store.
         sha256: Digest of the whole blob.
         size_bytes: Size of the whole blob.
         partial: The file with what has arrived.
-        fd: The same file, open.
+        fd: The same file, open; it is closed at the end.
         keep_s: How long to keep the blob once it is whole.
+        hashed: The pieces at its beginning that are hashed, if they are known.
+
+    Raises:
+        OSError: the file cannot be used.
     """
 
-    is_resumable = is_superseded = False  #: in contrast to the upload of a client
+    is_resumable, is_superseded = True, False
 
     def __init__(
         self,
@@ -382,16 +422,23 @@ class PieceUpload:
         partial: Path,
         fd: int,
         keep_s: float,
+        hashed: HashedStart | None = None,
     ) -> None:
         self.sha256, self.size_bytes = sha256, size_bytes
         self.partial, self.keep_s = partial, keep_s
-        self.arrived_bytes = 0  #: reserved in the store, which counts them
         self._target = target
         self._fd = fd
-        self._digest = hashlib.sha256()
-        self._hashed_count = 0
-        self._reserved: set[int] = set()
-        self._arrived: set[int] = set()
+        self._arrived = read_arrived_pieces(fd, size_bytes)
+        self._reserved = set(self._arrived)
+        #: Reserved in the store, which counts them.
+        self.arrived_bytes = self._bytes_of(self._arrived)
+        if not self._arrived:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, size_bytes + self.piece_count)
+        self._digest, self._hashed_count = hashlib.sha256(), 0
+        if hashed is not None:
+            self._digest = hashed.digest
+            self._hashed_count = -(-hashed.size_bytes // PIECE_BYTES)
 
     @property
     def piece_count(self) -> int:
@@ -432,8 +479,18 @@ class PieceUpload:
             raise disk_error(error) from None
 
     def end_piece(self, number: int) -> None:
-        """Mark a piece as arrived."""
+        """Mark a piece as arrived.
+
+        Raises:
+            FileQuotaExceeded: the disk of this node is full or failing.
+        """
+        self.write_at(self.size_bytes + number, memoryview(_ARRIVED))
         self._arrived.add(number)
+
+    @property
+    def arrived_count(self) -> int:
+        """Number of pieces that have arrived."""
+        return len(self._arrived)
 
     def has_piece(self, number: int) -> bool:
         """Return True if a piece has arrived."""
@@ -477,20 +534,61 @@ class PieceUpload:
             raise ContentMismatch(
                 f"received {self.size_bytes} bytes with the SHA-256 {found}"
             )
+        os.ftruncate(self._fd, self.size_bytes)
         # Only the agent may enter the folder. A task that reads the file as stdin may
         # open it again as /dev/stdin.
         os.fchmod(self._fd, 0o444)
-        self._close(is_whole=True)
+        self._target.finish_upload(self, is_whole=True)
+        self._close_file()
 
-    def abort(self) -> None:
-        """Delete what has arrived, unless the blob is finished."""
-        if self._fd >= 0:
-            self._close(is_whole=False)
+    def close(self, *, is_wrong: bool) -> None:
+        """Keep what has arrived, unless it is wrong or the blob is finished."""
+        if self._fd < 0:
+            return
+        if is_wrong:
+            self._target.finish_upload(self, is_whole=False)
+        else:
+            hashed_bytes = self._bytes_of(range(self._hashed_count))
+            self._target.pause_upload(
+                self,
+                self._bytes_of(self._arrived),
+                HashedStart(hashed_bytes, self._digest),
+            )
+        self._close_file()
 
-    def _close(self, *, is_whole: bool) -> None:
-        self._target.finish_upload(self, is_whole=is_whole)
+    def _close_file(self) -> None:
         os.close(self._fd)
         self._fd = -1
+
+    def _bytes_of(self, numbers: Iterable[int]) -> int:
+        ranges = map(self.piece_range, numbers)
+        return sum(end - start for start, end in ranges)
+
+
+def read_arrived_pieces(fd: int, blob_bytes: int) -> set[int]:
+    """Return the pieces that an unfinished file of a blob with this size has.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    count = piece_count(blob_bytes)
+    if os.fstat(fd).st_size != blob_bytes + count:
+        return set()
+    marks = os.pread(fd, count, blob_bytes)
+    return {number for number, mark in enumerate(marks) if mark}
+
+
+def arrived_piece_bytes(fd: int) -> int:
+    """Return how much has arrived in an unfinished file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    file_bytes = os.fstat(fd).st_size
+    # Each piece has a mark.
+    blob_bytes = max(0, file_bytes - max(1, -(-file_bytes // (PIECE_BYTES + 1))))
+    ranges = (piece_range(n, blob_bytes) for n in read_arrived_pieces(fd, blob_bytes))
+    return sum(end - start for start, end in ranges)
 
 
 def piece_count(blob_bytes: int) -> int:

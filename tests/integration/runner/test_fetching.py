@@ -14,7 +14,7 @@ from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
 from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded
 from octaskly.runner.files import blob_fetcher, pieces
-from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
 from tests.support.holders import FAULTS, Lan
 
 PIECE = 4096
@@ -199,7 +199,97 @@ def test_a_node_that_is_fetching_a_file_sends_on_what_has_arrived(
     os.close(piece.fd)
     assert (piece.number, piece.blob_bytes) == (3, len(DATA))
     assert store.open_piece(name, [2]) is None
-    upload.abort()
+    upload.close(is_wrong=True)
+
+
+def fetch_in_part(lan: Lan, fetcher: BlobFetcher, name: str, pieces_max: int) -> None:
+    """Fetch until so many pieces have been sent, for a task that is cancelled then."""
+    before = sum(node.sent_bytes for node in lan.nodes.values())
+
+    def may_continue() -> bool:
+        sent = sum(node.sent_bytes for node in lan.nodes.values())
+        return sent - before < pieces_max * PIECE
+
+    source = tree_of(lan, fetcher)
+    assert fetcher.fetch_tree(source, may_continue) != []
+    assert fetcher.blob_store.missing_files([name]) == [name]
+
+
+def tree_of(lan: Lan, fetcher: BlobFetcher) -> BlobSource:
+    """Return a tree with the one large file."""
+    file = TreeFile("file", sha256(DATA).digest(), len(DATA), 0)
+    tree = lan.put(encode_manifest(make_manifest([file])))
+    source = fetcher.find_blob(BlobRef(sha256=tree, node="a"))
+    assert source is not None
+    return source
+
+
+@pytest.fixture
+def no_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of a tree is large enough for pieces."""
+    monkeypatch.setattr(blob_fetcher, "PACKED_BYTES_MAX", PIECE)
+
+
+@pytest.mark.usefixtures("no_packs")
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_the_next_attempt_goes_on_with_the_pieces_that_have_arrived(
+    tmp_path: Path, is_restarted: bool
+) -> None:
+    """Also after a restart of the agent: what is here is not sent again."""
+    lan = Lan(tmp_path, a="")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher()
+    fetch_in_part(lan, fetcher, name, 12)
+    arrived_bytes = fetcher.blob_store.used_bytes
+    sent_bytes = lan.nodes["a"].sent_bytes
+    if is_restarted:
+        fetcher = lan.fetcher()
+
+    assert fetcher.fetch_tree(tree_of(lan, fetcher)) == []
+
+    assert stored(fetcher, name) == DATA
+    assert arrived_bytes > 8 * PIECE
+    assert lan.nodes["a"].sent_bytes - sent_bytes < len(DATA) - 8 * PIECE
+    assert fetcher.blob_store.used_bytes < len(DATA) + PIECE
+    assert not list((tmp_path / "own").glob("*.pieces"))
+
+
+@pytest.mark.usefixtures("no_packs")
+def test_wrong_pieces_of_an_earlier_attempt_are_fetched_again(tmp_path: Path) -> None:
+    """Those who sent the others are not blamed for them."""
+    lan = Lan(tmp_path, a="", b="")
+    name = lan.put(DATA)
+    lan.nodes["a"].fault = "wrong"
+    lan.nodes["a"].put(DATA)
+    lan.nodes["a"].fault, lan.nodes["b"].fault = "", "unreachable"
+    fetcher = lan.fetcher()
+    fetch_in_part(lan, fetcher, name, 12)
+    lan.nodes["a"].fault, lan.nodes["b"].fault = "unreachable", ""
+
+    assert fetcher.fetch_tree(tree_of(lan, fetcher)) == []
+
+    assert stored(fetcher, name) == DATA
+    assert lan.reported == []
+    assert lan.nodes["b"].has(name)
+
+
+@pytest.mark.usefixtures("no_packs")
+def test_pieces_that_no_fetch_adds_to_make_room_for_others(tmp_path: Path) -> None:
+    """They count in the quota, and go once the room is needed."""
+    lan = Lan(tmp_path, a="")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher(quota_bytes=len(DATA) + PIECE)
+    fetch_in_part(lan, fetcher, name, 12)
+    other = os.urandom(len(DATA))
+    store = fetcher.blob_store
+    assert store.used_bytes > 8 * PIECE
+
+    upload = store.start_upload(sha256(other).hexdigest(), len(other))
+    upload.write(other)
+    upload.finish()
+
+    assert not store.has_pieces(name)
+    assert store.used_bytes < len(other) + PIECE
 
 
 def test_a_holder_sends_first_what_it_has_sent_least_often(tmp_path: Path) -> None:
