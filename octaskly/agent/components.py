@@ -271,6 +271,7 @@ class Components:
             tasks.create_task(self._pool.recorder.run_cleanup()),
             tasks.create_task(self._webhooks.run()),
             tasks.create_task(self._tree_keeper.run()),
+            tasks.create_task(self._output_copies.run()),
             tasks.create_task(self._forgotten_outputs.run()),
             tasks.create_task(self._api.auditor.run()),
             tasks.create_task(self.gateway.history_sampler.run()),
@@ -509,7 +510,7 @@ class Components:
         self._log.warning("node sent wrong bytes of a file", node=holder, sha256=sha256)
 
     def _build_runner(self) -> None:
-        self._pool, self._fetcher, archive, copies = build_pool(
+        self._pool, self._fetcher, archive, self._output_copies = build_pool(
             self._config,
             self._info,
             self._clock,
@@ -525,7 +526,11 @@ class Components:
         self._tree_sizer = TreeSizer(fetcher, self.loop.handle)
         self._storage = StorageReporter(fetcher.blob_store, archive)
         self._tree_keeper = TreeKeeper(
-            self._store, self.gateway.view, fetcher, copies, self._log
+            self._store,
+            self.gateway.view,
+            fetcher,
+            self._output_copies,
+            self._log,
         )
         self._forgotten_outputs = ForgottenOutputs(
             archive,

@@ -1,15 +1,18 @@
 """Second copies of captured outputs, at another node.
 
 The node that captured them asks another one to fetch them, in the background or, with
-strict durability, before the end of the task is reported. What a node sends is hostile:
+strict durability, before the end of the task is reported. A copy in the background is
+pending on disk until it is made, also after a restart. What a node sends is hostile:
 contents are stored under their digests, and paths are only in the checked manifest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,12 +40,15 @@ from octaskly.runner.files.holder_connection import (
     HolderUnreachable,
 )
 from octaskly.runner.files.pieces import disk_error
+from octaskly.runner.output.captured_folders import mark_uncopied
 from octaskly.runner.output.output_archive import OutputArchive
 
 COPIED_BYTES_MAX: Final = 256 << 20  #: of one attempt's outputs
 ARCHIVE_BYTES_MAX: Final = COPIED_BYTES_MAX * 2  #: with the headers of its entries
 COPY_S_MAX: Final = 600.0
 TRIED_MAX: Final = 3  #: nodes that are asked for a copy
+RETRY_S_MIN: Final = 10.0  #: until pending copies are tried again
+RETRY_S_MAX: Final = 600.0  #: the same after many failures
 PARTIAL_SUFFIX: Final = ".partial"
 
 CopyHolders = Callable[[TaskId, AttemptId], Sequence[Holder]]
@@ -82,6 +88,9 @@ class OutputCopies:
         self._archive, self._fetcher, self._node = archive, fetcher, node
         self._copy_holders, self._is_strict = copy_holders, is_strict
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="output-copies")
+        self._is_closing = threading.Event()
+        #: Outputs of which a copy is to be made; None until the disk was read.
+        self._pending: dict[tuple[TaskId, AttemptId], None] | None = None
 
     def on_captured(self, task: TaskId, attempt: AttemptId, size_bytes: int) -> str:
         """Have another node copy outputs that were just captured.
@@ -93,8 +102,28 @@ class OutputCopies:
             return ""
         if self._is_strict:
             return self._make_copy(task, attempt)
-        self._threads.submit(self._make_copy, task, attempt)
+        # Whatever happens to this agent, a copy is made later.
+        mark_uncopied(outputs_folder(self._archive.outputs_dir, task, attempt))
+        self._threads.submit(self._make_pending_copy, task, attempt)
         return ""
+
+    async def run(self) -> None:
+        """Make the copies that earlier attempts did not, until cancelled."""
+        loop, pause_s = asyncio.get_running_loop(), RETRY_S_MIN
+        while True:
+            is_done = await loop.run_in_executor(self._threads, self.make_copies)
+            pause_s = RETRY_S_MIN if is_done else min(pause_s * 2, RETRY_S_MAX)
+            await asyncio.sleep(pause_s)
+
+    def make_copies(self) -> bool:
+        """Make the copies that are pending; return True if none is left."""
+        if self._pending is None:
+            self._pending = dict.fromkeys(self._archive.uncopied_attempts())
+        for task, attempt in list(self._pending):
+            if self._is_closing.is_set():
+                break
+            self._make_pending_copy(task, attempt)
+        return not self._pending
 
     def fetch_copy(self, task: TaskId, attempt: AttemptId, holder: Holder) -> str:
         """Copy the outputs of another node to this one; return why that failed."""
@@ -127,8 +156,21 @@ class OutputCopies:
         return ""
 
     def close(self) -> None:
-        """End without waiting for copies that have not begun."""
+        """End without waiting for copies that have not begun; they stay pending."""
+        self._is_closing.set()
         self._threads.shutdown(cancel_futures=True)
+
+    def _make_pending_copy(self, task: TaskId, attempt: AttemptId) -> None:
+        """Make a copy in the background, or leave it for a later attempt."""
+        folder = outputs_folder(self._archive.outputs_dir, task, attempt)
+        is_done = not folder.exists() or not self._make_copy(task, attempt)
+        if is_done:
+            mark_uncopied(folder, is_uncopied=False)
+        if self._pending is not None:
+            if is_done:
+                self._pending.pop((task, attempt), None)
+            else:
+                self._pending[task, attempt] = None
 
     def _make_copy(self, task: TaskId, attempt: AttemptId) -> str:
         """Ask nodes for a copy until one has it; return why none has."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
+UNCOPIED_NAME: Final = "uncopied"  #: a file that is there until a second copy exists
 
 
 class CapturedUsage(NamedTuple):
@@ -134,9 +135,22 @@ class CapturedFolders:
 
 def mark_fetched(folder: Path) -> None:
     """Note that all outputs of an attempt were fetched now; they expire as before."""
+    _set_mark(folder, FETCHED_NAME, is_set=True)
+
+
+def mark_uncopied(folder: Path, *, is_uncopied: bool = True) -> None:
+    """Note if the outputs of an attempt need a second copy; they expire as before."""
+    _set_mark(folder, UNCOPIED_NAME, is_set=is_uncopied)
+
+
+def _set_mark(folder: Path, name: str, *, is_set: bool) -> None:
+    """Create or remove a mark of a folder, whose own time does not change."""
     with suppress(OSError):
         before = folder.lstat()
-        (folder / FETCHED_NAME).touch()
+        if is_set:
+            (folder / name).touch()
+        else:
+            (folder / name).unlink(missing_ok=True)
         os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 

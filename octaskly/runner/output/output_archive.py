@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports import Clock, KeptOutput
-from octaskly.runner.output.captured_folders import CapturedFolders
+from octaskly.runner.output.captured_folders import UNCOPIED_NAME, CapturedFolders
 from octaskly.runner.output.output_file import BYTES_MIN, OutputFileReader
 
 QUOTA_BYTES_MAX = 10 << 30  #: default; less on a small disk
@@ -166,6 +166,13 @@ class OutputArchive:
             with suppress(ValueError):
                 is_encoded = name.startswith("%")
                 yield folder, bytes.fromhex(name[1:]).decode() if is_encoded else name
+
+    def uncopied_attempts(self) -> Iterator[tuple[TaskId, AttemptId]]:
+        """Yield the attempts whose captured outputs need a second copy."""
+        for folder, task in self.output_folders():
+            attempt = _attempt_named(folder.name)
+            if attempt is not None and (folder / UNCOPIED_NAME).exists():
+                yield TaskId(task), attempt
 
     def kept_until_s(self, folder: Path) -> float:
         """Return when captured outputs expire; raise OSError if they are gone."""

@@ -258,9 +258,10 @@ class Pool:
         """End every process tree and launcher; release the remaining attempts."""
         self._is_closing = True
         await self._launchers.close()
+        # This also ends the copy that is being made.
+        await asyncio.to_thread(self._blob_fetcher.close)
         if self._output_copies is not None:
             await asyncio.to_thread(self._output_copies.close)
-        await asyncio.to_thread(self._blob_fetcher.close)
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._capture_threads.shutdown)
         await self.recorder.close()

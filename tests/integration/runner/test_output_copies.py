@@ -27,8 +27,8 @@ class Node:
     """A node that captures outputs, or copies them from the one that did."""
 
     def __init__(self, folder: Path, *, is_strict: bool = True) -> None:
-        folder.mkdir()
-        (folder / "outputs").mkdir()
+        folder.mkdir(exist_ok=True)
+        (folder / "outputs").mkdir(exist_ok=True)
         self.archive: OutputArchive = archive_in(folder)
         self.others: list[Node] = []
         self.is_up = True
@@ -152,6 +152,39 @@ def test_without_it_the_copy_is_made_in_the_background(tmp_path: Path) -> None:
 
     assert other.manifest() == worker.manifest()
     assert len(other.asked) == 1
+
+
+def test_a_copy_that_was_not_made_is_made_by_the_next_agent(tmp_path: Path) -> None:
+    """Once, when another node is there; the outputs expire no later for it."""
+    first = Node(tmp_path / "worker", is_strict=False)
+    first.capture()
+    expiry_s = first.folder.stat().st_mtime
+    assert first.copies.on_captured(TASK, ATTEMPT, len(DATA)) == ""
+    first.copies.close()
+
+    worker = Node(tmp_path / "worker", is_strict=False)
+    assert worker.copies.make_copies() is False
+    other = add(worker, tmp_path, "other")
+    assert worker.copies.make_copies() is True
+
+    assert other.manifest() == worker.manifest()
+    assert worker.folder.stat().st_mtime == expiry_s
+    assert Node(tmp_path / "worker", is_strict=False).copies.make_copies() is True
+    assert worker.copies.make_copies() is True
+    assert len(other.asked) == 1
+
+
+def test_outputs_that_are_deleted_need_no_copy(tmp_path: Path) -> None:
+    """They do not stay pending."""
+    worker = Node(tmp_path / "worker", is_strict=False)
+    worker.capture()
+    worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
+    worker.copies.close()
+    again = Node(tmp_path / "worker", is_strict=False)
+    assert again.copies.make_copies() is False
+    again.archive.captured.delete(again.folder)
+
+    assert again.copies.make_copies() is True
 
 
 def test_a_copy_that_breaks_leaves_nothing(worker: Node, tmp_path: Path) -> None:
