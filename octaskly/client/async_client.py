@@ -19,7 +19,12 @@ from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.client.flows.streams import EventType, Log, Stream
-from octaskly.client.flows.task_fields import Durability, TaskFields
+from octaskly.client.flows.task_fields import (
+    Durability,
+    InputFields,
+    Inputs,
+    TaskFields,
+)
 from octaskly.client.inputs import take_inputs
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Draft, Task, bound_to
@@ -102,14 +107,20 @@ class AsyncClient:
         self,
         drafts: Iterable[Draft | str],
         *,
+        inputs: Inputs = (),
+        includes_ignored: bool = False,
+        outputs: Sequence[str] = (),
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,
     ) -> list[Task]:
         """As `Client.submit_many`."""
+        sent: InputFields = {"inputs": inputs, "includes_ignored": includes_ignored}
         flow = flows.submit_many(
             self._requests,
             drafts,
+            attach_files=take_inputs(sent, is_replicated=True).attach_many,
+            outputs=outputs,
             key=idempotency_key,
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),

@@ -18,7 +18,12 @@ from octaskly.client.flows.retry import RETRY_TIMEOUT_S
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.steps import EmittingFlow, Flow
 from octaskly.client.flows.streams import EventType, Log, Stream
-from octaskly.client.flows.task_fields import Durability, TaskFields
+from octaskly.client.flows.task_fields import (
+    Durability,
+    InputFields,
+    Inputs,
+    TaskFields,
+)
 from octaskly.client.inputs import take_inputs
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Draft, Task, bound_to
@@ -122,18 +127,33 @@ class Client:
         self,
         drafts: Iterable[Draft | str],
         *,
+        inputs: Inputs = (),
+        includes_ignored: bool = False,
+        outputs: Sequence[str] = (),
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,
     ) -> list[Task]:
         """Submit up to 10 000 tasks in one request, all or none; return them in order.
 
+        Args:
+            drafts: The tasks, or their commands.
+            inputs: Files and folders to send to each task, as for `submit`.
+            includes_ignored: Also send what git ignores below folders.
+            outputs: Outputs of each task, besides those that it declares.
+            idempotency_key: As for `submit`.
+            durability: As for `submit`.
+            deadline_s: As for `submit`.
+
         Raises:
             Invalid: too many tasks, or an invalid value; nothing was accepted.
         """
+        sent: InputFields = {"inputs": inputs, "includes_ignored": includes_ignored}
         flow = flows.submit_many(
             self._requests,
             drafts,
+            attach_files=take_inputs(sent, is_replicated=True).attach_many,
+            outputs=outputs,
             key=idempotency_key,
             durability=durability,
             deadline=self._requests.deadline_after(deadline_s),

@@ -21,7 +21,7 @@ from octaskly.client.flows.tasks import DraftWithFiles
 from octaskly.rest.client_types import Draft
 
 if TYPE_CHECKING:
-    from octaskly.client.local_files import LocalFiles
+    from octaskly.client.local_files import Attached, LocalFiles
 
 
 class TaskInputs(NamedTuple):
@@ -49,23 +49,40 @@ class TaskInputs(NamedTuple):
         if not self.paths:
             return DraftWithFiles(draft)
         files = self.files(draft.array)
-        [draft], tree, answer = yield from files.attach(requests, [draft])
-        has_digests = draft.outputs and not draft.cwd
-        sent = files.digests() if has_digests else None
-        if not answer.is_lent:
-            return DraftWithFiles(draft, sent)
+        attached = yield from files.attach(requests, [draft])
+        [ready] = _with_digests(files, attached)
+        if not attached.answer.is_lent:
+            return ready
         from octaskly.client.lending import Lender  # noqa: PLC0415 - as above
 
         assert self.endpoint is not None
         # The task waits for its files, and the caller for the task, as long as it will.
         patient = SendCallbacks(on_no_room=lambda _refusal: None)
-        lender = Lender(self.endpoint, requests, tree, patient)
+        lender = Lender(self.endpoint, requests, attached.tree, patient)
         try:
             yield RunBlocking(lender.open)
         except BaseException:
             yield RunBlocking(lender.close)
             raise
-        return DraftWithFiles(draft, sent, lender)
+        return ready._replace(loan=lender)
+
+    def attach_many(
+        self, requests: RequestFlow, drafts: Sequence[Draft]
+    ) -> Flow[list[DraftWithFiles]]:
+        """Send the files that all of several tasks get; they are not lent."""
+        if not self.paths:
+            return [DraftWithFiles(draft) for draft in drafts]
+        files = self.files()
+        return _with_digests(files, (yield from files.attach(requests, drafts)))
+
+
+def _with_digests(files: LocalFiles, attached: Attached) -> list[DraftWithFiles]:
+    """Return tasks with what their outputs may replace here."""
+    digests = files.digests()
+    return [
+        DraftWithFiles(draft, digests if draft.outputs and not draft.cwd else None)
+        for draft in attached.drafts
+    ]
 
 
 def take_inputs(

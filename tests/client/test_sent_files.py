@@ -97,6 +97,33 @@ def test_submitted_tasks_find_their_files(
     assert kept.path == "a.log"
 
 
+def test_tasks_of_one_request_get_the_same_files(
+    client: octaskly.Client, project: Path
+) -> None:
+    """They are sent once; each task declares its own outputs and the common ones."""
+    tasks = client.submit_many(
+        [
+            "./greet > all",
+            octaskly.Draft(command="cp src/text all; ls > own", outputs=["own"]),
+        ],
+        inputs={"greet": "greet", "src": "src"},
+        outputs=["all"],
+    )
+
+    ended = [client.wait(task) for task in tasks]
+    for number, task in enumerate(ended):
+        awaited(client, task.fetch(project / str(number)))
+
+    assert [task.status for task in ended] == ["completed", "completed"]
+    assert (project / "0" / "all").read_text() == "hello\n"
+    assert (project / "1" / "all").read_text() == "hello\n"
+    assert (project / "1" / "own").read_text() == "all\ngreet\nown\nsrc\n"
+    with pytest.raises(octaskly.Invalid, match="includes_ignored is about inputs"):
+        client.submit_many(["true"], includes_ignored=True)
+    with pytest.raises(octaskly.ManifestError):
+        client.submit_many(["true"], inputs="none")
+
+
 def test_members_of_arrays_get_their_own_files(
     client: octaskly.Client, project: Path
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+
+from msgspec.structs import replace
 
 from octaskly.client.errors import TaskFailed
 from octaskly.client.flows import rest_calls
@@ -14,6 +17,7 @@ from octaskly.client.flows.rest_calls import Call
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import Flow, RunBlocking
 from octaskly.client.flows.task_fields import (
+    TASKS_MAX,
     Durability,
     TaskFields,
     encode_batch,
@@ -69,6 +73,12 @@ AttachFiles: TypeAlias = Callable[[RequestFlow, Draft], Flow[DraftWithFiles]]
 """Sends or lends the files of a task."""
 
 
+AttachToMany: TypeAlias = Callable[
+    [RequestFlow, Sequence[Draft]], Flow[list[DraftWithFiles]]
+]
+"""Sends the files that all of several tasks get."""
+
+
 def attach_nothing(_requests: RequestFlow, draft: Draft) -> Flow[DraftWithFiles]:
     """Return a task without files."""
     yield from ()
@@ -119,17 +129,27 @@ def submit_many(
     requests: RequestFlow,
     drafts: Iterable[Draft | str],
     *,
+    attach_files: AttachToMany | None = None,
+    outputs: Sequence[str] = (),
     key: str | None,
     durability: Durability | None,
     deadline: Deadline,
 ) -> Flow[list[Task]]:
-    """Submit all tasks or none."""
-    wanted = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
-    body = encode_batch(wanted)
+    """Submit all tasks or none, with the same files; each also has these outputs."""
+    given = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
+    wanted = [
+        replace(draft, outputs=[*draft.outputs, *outputs]) if outputs else draft
+        for draft in islice(given, TASKS_MAX + 1)
+    ]
+    body, files = encode_batch(wanted), [DraftWithFiles(draft) for draft in wanted]
     if body == b"[]":
         return []
+    if attach_files is not None:
+        files = yield from attach_files(requests, wanted)
+        body = encode_batch(each.draft for each in files)
     call = _submission_call(requests, body, key, durability)
-    return (yield from requests.send_and_decode(call, list[Task], deadline))
+    tasks = yield from requests.send_and_decode(call, list[Task], deadline)
+    return [with_sent(task, each.sent) for task, each in zip(tasks, files, strict=True)]
 
 
 def task(requests: RequestFlow, ref: str | Task) -> Flow[Task]:
