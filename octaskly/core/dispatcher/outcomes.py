@@ -17,6 +17,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.tasks import (
+    Attempt,
     AttemptState,
     EndReason,
     Outcome,
@@ -89,7 +90,7 @@ class OutcomeRecorder:
             task = queue.tasks.get(report.task)
             if task is not None:
                 is_seen = task.is_store_confirmed or task.final_state is not None
-                if is_seen or report.attempt in task.reported:
+                if is_seen or task.is_end_reported(report.attempt):
                     return False
                 if task.stage is Stage.LIVE:
                     report = replace(report, spec=task.spec)
@@ -102,18 +103,18 @@ class OutcomeRecorder:
             deferred = self._deferred_reports[report.task] = {}
             queue.look_up_task(report.task)
             if not _has_other_live_attempt(task, node, report):
-                tries = NO_TRIES
+                known: tuple[Attempt, ...] = ()
                 if task is not None:
-                    tries = task.tries
+                    known = task.attempts
                     queue.end(task, None)
                 # No read shall start it.
-                queue.add_shadow(_spec_of(report), None).tries = tries
+                queue.add_shadow(_spec_of(report), None).attempts = known
         deferred[report.attempt] = node, report
         shadow = queue.tasks.get(report.task)
         if shadow is not None and shadow.stage is Stage.ENDED:
             reports = [other for _, other in deferred.values()]
             is_in_vain = all(r.outcome.state is not AttemptState.OK for r in reports)
-            shadow.reported = tuple(deferred) if is_in_vain else ()
+            shadow.deferred = tuple(deferred) if is_in_vain else ()
         return True
 
     def take_ready_reports(
@@ -144,13 +145,12 @@ class OutcomeRecorder:
         task = queue.tasks.get(report.task)
         # Else it was cancelled meanwhile, or another attempt was found.
         if task is None or _is_undecided(task):
-            tries = NO_TRIES if task is None else task.tries
+            known = () if task is None else task.attempts
             state = TaskState.QUEUED if record is None else record.state
             state = queue.final_state_of(report.task, state)
             task = self._add_ended_shadow(report, state if state.is_final else None)
-            task.tries = tries
-        # What was put off is not recorded yet.
-        task.reported = tuple(name for name in task.reported if name not in reports)
+            task.attempts = known
+        task.deferred = ()
         if record is not None:
             self._reconciler.merge_record(record, task)
             self._rewrite_ends(record, reports)
@@ -227,17 +227,17 @@ class OutcomeRecorder:
         self._unacknowledged.add(key)
         if task is None:
             task = self._add_ended_shadow(report, None)
-        if report.attempt in task.reported:
+        is_live = _is_live_attempt(task, node, report.attempt)
+        if not is_live and _is_known_end(task, report):
             return False  # It was repeated because the acknowledgement was slow.
-        task.reported += (report.attempt,)
         step.pin_until_durable(task)
         was_open = task.final_state is None
-        if _is_live_attempt(task, node, report.attempt):
-            outcome = _effective_outcome(task, report.attempt, report.outcome)
-            outcome = self._finish_live_attempt(task, node, outcome, now)
+        outcome = self._outcome_to_write(task, node, report, is_live=is_live)
+        step.write_end(task, report.attempt, node, outcome)
+        if is_live:
+            self._finish_live_attempt(task, node, outcome, now)
         else:
-            outcome = self._record_late_end(task, report.attempt, report.outcome)
-        step.facts.append(Finished(report.task, report.attempt, node, outcome))
+            self._end_by_late_end(task, outcome)
         if outcome.outputs:
             step.locality.note_outputs(report.task, node, outcome)
         if was_open and task.final_state is TaskState.FAILED:
@@ -247,74 +247,87 @@ class OutcomeRecorder:
             step.note_ended((report.task,))
         return is_over
 
-    def _record_late_end(
-        self, task: QueuedTask, attempt: AttemptId, reported: Outcome
+    def _outcome_to_write(
+        self, task: QueuedTask, node: NodeId, report: Report, *, is_live: bool
     ) -> Outcome:
-        """Let the end of an attempt count that is not under way here; return it."""
-        if reported.reason is EndReason.LOST and not _is_undecided(task):
-            task.tries = add_try(task.tries, attempt, reported)
+        """Return what an end means for a task in hand, which may be decided already.
+
+        A failure is judged then, too: it shall not take the place of what decided it.
+        """
+        reported = report.outcome
+        is_loss = reported.reason is EndReason.LOST
+        if is_loss and not is_live and not _is_undecided(task):
             return reported  # Another attempt stands for it.
-        outcome = _effective_outcome(task, attempt, reported)
+        if (
+            task.final_state is TaskState.CANCELLED
+            and reported.state is AttemptState.OK
+        ):
+            # It ended before the kill arrived, but the client got a confirmed cancel.
+            return replace(
+                reported, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED
+            )
+        if is_live and reported.reason in (EndReason.INPUTS, EndReason.ROOM):
+            return self._outcome_without_inputs(task, node, reported)
+        return apply_retry_policy(task.spec, report.attempt, reported, task.tries)
+
+    def _outcome_without_inputs(
+        self, task: QueuedTask, node: NodeId, reported: Outcome
+    ) -> Outcome:
+        """Return a failure if no worker can run the task, and no more may come."""
+        task.add_missing_inputs(node, reported.detail)
+        may_run = not self._lacks_inputs_everywhere(task) or task.final_state
+        if may_run or reported.reason is EndReason.ROOM:
+            return reported
+        if self._reconciler.is_window_open:
+            return reported
+        detail = task.describe_absent_inputs()
+        return replace(
+            reported, state=AttemptState.FAILED, exit_code=None, detail=detail
+        )
+
+    def _lacks_inputs_everywhere(self, task: QueuedTask) -> bool:
+        workers = self._pool.capable_workers(task.requires)
+        return task.nodes_lacking_inputs.issuperset(workers)
+
+    def _end_by_late_end(self, task: QueuedTask, outcome: Outcome) -> None:
+        """Let the end of an attempt count that is not under way here."""
         final = FINAL_STATES.get(outcome.state)
         if final is None:
-            task.tries = add_try(task.tries, attempt, outcome)
-            return outcome
+            return
         if task.stage is Stage.LIVE and task.final_state is None:
             self._step.kill_live_attempt(task)
         elif task.stage in WAITING_STAGES:
             self._queue.end(task, final)
         task.final_state = _decided_state(task, final)
-        return outcome
 
     def _finish_live_attempt(
         self, task: QueuedTask, node: NodeId, outcome: Outcome, now: Moment
-    ) -> Outcome:
-        """Move a task whose live attempt ended; return the outcome to record."""
+    ) -> None:
+        """Move a task whose live attempt ended."""
         final = FINAL_STATES.get(outcome.state)
         if final is not None:
             self._queue.end(task, _decided_state(task, final))
-            return outcome
-        assert task.attempt is not None
-        task.tries = add_try(task.tries, task.attempt, outcome)
+            return
         if outcome.reason in FAILURE_REASONS:
             task.missing_room = ""
-            wait_s = retry_delay_s(task.spec.id, len(task.tries.failed))
+            assert task.attempt is not None
+            tries = add_try(task.tries, task.attempt, outcome)
+            wait_s = retry_delay_s(task.spec.id, len(tries.failed))
             self._step.requeue_task(task, now, wait_s)
-            return outcome
-        if outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
-            task.add_missing_inputs(node, outcome.detail)
-            workers = self._pool.capable_workers(task.requires)
-            if (
-                task.nodes_lacking_inputs.issuperset(workers)
-                and task.final_state is None
-            ):
-                if outcome.reason is EndReason.INPUTS:
-                    return self._finish_without_inputs(task, outcome, now)
+            return
+        if outcome.reason is EndReason.ROOM and task.final_state is None:
+            if self._lacks_inputs_everywhere(task):
                 # There is room again once other tasks have ended, so all are asked
                 # again.
                 task.missing_room = task.describe_missing_inputs()
                 task.nodes_lacking_inputs, task.missing_inputs = frozenset(), ()
                 self._step.requeue_task(task, now, ROOM_WAIT_S)
-                return outcome
+                return
         elif outcome.reason in REFUSAL_REASONS:
             self._pool.cap_credit(node, is_refusing=True)
         elif outcome.reason is EndReason.RETURNED:
             self._pool.cap_credit(node, is_refusing=False)
         self._step.requeue_task(task, now)
-        return outcome
-
-    def _finish_without_inputs(
-        self, task: QueuedTask, outcome: Outcome, now: Moment
-    ) -> Outcome:
-        """Fail a task that no worker can run, unless more workers may come."""
-        if self._reconciler.is_window_open:
-            self._step.requeue_task(task, now)
-            return outcome
-        self._queue.end(task, TaskState.FAILED)
-        detail = task.describe_absent_inputs()
-        return replace(
-            outcome, state=AttemptState.FAILED, exit_code=None, detail=detail
-        )
 
 
 def _spec_of(report: Report) -> TaskSpec:
@@ -330,6 +343,13 @@ def _is_live_attempt(task: QueuedTask | None, node: NodeId, attempt: AttemptId) 
     """Whether this is the attempt under way, as far as is known."""
     is_live = task is not None and task.stage is Stage.LIVE
     return task is not None and is_live and (task.attempt, task.node) == (attempt, node)
+
+
+def _is_known_end(task: QueuedTask, report: Report) -> bool:
+    """Return True if the log says the same; a presumed end is no more than a guess."""
+    known = task.end_of(report.attempt)
+    is_same = known is not None and known.reason is report.outcome.reason
+    return is_same or task.is_end_reported(report.attempt)
 
 
 def _has_other_live_attempt(
@@ -352,21 +372,6 @@ def _depends_on_log(report: Report) -> bool:
                 split_member_id(report.task) is not None
             )  # Once, for its array counts it.
     return outcome.reason in (*FAILURE_REASONS, EndReason.LOST)
-
-
-def _effective_outcome(
-    task: QueuedTask, attempt: AttemptId, reported: Outcome
-) -> Outcome:
-    """Return what an end means for a task in hand, which may be decided already.
-
-    A failure is judged then, too: it shall not take the place of what decided it.
-    """
-    if task.final_state is TaskState.CANCELLED and reported.state is AttemptState.OK:
-        # It ended before the kill arrived, but the client got a confirmed cancel.
-        return replace(
-            reported, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED
-        )
-    return apply_retry_policy(task.spec, attempt, reported, task.tries)
 
 
 def _decided_state(task: QueuedTask, final: TaskState) -> TaskState:

@@ -24,7 +24,7 @@ from octaskly.core.model.tasks import Attempt, TaskSpec
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import Reattach
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
-from octaskly.core.scheduling.retry_policy import NO_TRIES, reported_attempts, tries_of
+from octaskly.core.scheduling.retry_policy import lost_outcome, reported_attempts
 
 CATCH_UP_S = 0.5  #: how long a new dispatcher waits for entries of other nodes
 CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond
@@ -249,8 +249,13 @@ class Reconciler:
     def adopt_record(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""
         task = self._queue.tasks.get(record.id)
-        reported = () if task is None else task.reported  # Since the store was asked.
-        live = [a for a in record.attempts if a.state.is_live and a.id not in reported]
+        live = [
+            attempt
+            for attempt in record.attempts
+            if attempt.state.is_live
+            # It may have ended since the store was asked.
+            and (task is None or task.end_of(attempt.id) is None)
+        ]
         if task is not None and task.stage is Stage.ENDED:
             return
         if not live:
@@ -272,24 +277,17 @@ class Reconciler:
             is_later = task.attempt is None or task.attempt < chosen_attempt.id
             if is_later and not is_settled:
                 self._switch_attempt(task, chosen_attempt.id, chosen_attempt.node)
-        task.last_attempt_n = max(
-            task.last_attempt_n, *(attempt.id.n for attempt in record.attempts)
-        )
         self.merge_record(record, task)
         for attempt in live:
             if attempt.id != task.attempt:
-                self._step.record_lost_attempt(record.id, attempt.id, attempt.node, now)
+                # Nobody will report its end, and the other attempt stands for it.
+                lost = lost_outcome(now)
+                self._step.write_end(task, attempt.id, attempt.node, lost)
         self._await_worker(task, now)
 
     def merge_record(self, record: TaskRecord, task: QueuedTask) -> None:
         """Take over what the log says of a task in hand."""
-        task.tries |= tries_of(record.attempts)
-        # A worker is going to report what it still runs, whatever the log says.
-        live = task.attempt if task.stage is Stage.LIVE else None
-        reported = (
-            attempt for attempt in reported_attempts(record.attempts) if attempt != live
-        )
-        task.reported += tuple(a for a in reported if a not in task.reported)
+        task.merge_attempts(record.attempts)
         self._end_if_final(record, task)
 
     def _end_if_final(self, record: TaskRecord, task: QueuedTask) -> None:
@@ -326,15 +324,16 @@ class Reconciler:
 
     def _adopt_attempt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
-        task, tries = self._queue.tasks.get(spec.id), NO_TRIES
+        task = self._queue.tasks.get(spec.id)
+        known: tuple[Attempt, ...] = ()
         if task is not None and _is_retry_of_known(task, attempt):
-            tries = task.tries
+            known = task.attempts
             del self._queue.tasks[spec.id]
             task = None
         if task is None and not self._queue.has_ended_recently(spec.id):
             # The store may know more, as that it was cancelled; until a read says so,
             # it is asked before the task is run again.
-            task = QueuedTask(spec, is_store_confirmed=False, tries=tries)
+            task = QueuedTask(spec, is_store_confirmed=False, attempts=known)
             self._queue.look_up_task(spec.id)
             if (array_and_number := split_member_id(spec.id)) is not None:
                 task.may_be_array_cancelled = True
@@ -355,7 +354,7 @@ class Reconciler:
         is_live = task.stage is Stage.LIVE and task.final_state is None
         if is_live and (task.attempt, task.node) == (attempt, node):
             return True
-        if attempt in task.reported:
+        if task.is_end_reported(attempt) or attempt in task.deferred:
             return False  # Its end is known, so a repeated report changes nothing.
         # Its assignment was lost with the dispatcher before, or is still to be read.
         is_unconfirmed = is_live and not task.is_worker_confirmed
@@ -405,5 +404,6 @@ def _is_retry_of_known(task: QueuedTask, attempt: AttemptId) -> bool:
     Workers repeat the reports that the previous dispatcher did not acknowledge.
     """
     is_shadow = task.stage is Stage.ENDED and task.attempt is None
-    is_undecided = is_shadow and task.final_state is None and bool(task.reported)
-    return is_undecided and max(task.reported) < attempt
+    ended = (*reported_attempts(task.attempts), *task.deferred)
+    is_undecided = is_shadow and task.final_state is None and bool(ended)
+    return is_undecided and max(ended) < attempt

@@ -54,7 +54,6 @@ from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Sta
 from octaskly.core.scheduling.retry_policy import (
     LOSS_BACKOFF_S,
     LOSSES_MAX,
-    add_try,
     apply_retry_policy,
     lost_outcome,
     may_rerun_if_lost,
@@ -247,11 +246,10 @@ class DispatchStep:
             outcome = replace(outcome, reason=EndReason.RETURNED)
         if task.final_state is None:
             outcome = apply_retry_policy(task.spec, task.attempt, outcome, task.tries)
-        self.facts.append(Finished(task.spec.id, task.attempt, task.node, outcome))
+        self.write_end(task, task.attempt, task.node, outcome)
         if outcome.state is AttemptState.FAILED:
             self._fail_task(task)
         else:
-            task.tries = add_try(task.tries, task.attempt, outcome)
             is_last = len(task.tries.lost) == LOSSES_MAX - 1
             backs_off = outcome.reason is EndReason.LOST and is_last
             self.requeue_task(task, now, LOSS_BACKOFF_S if backs_off else None)
@@ -294,14 +292,12 @@ class DispatchStep:
                 self.queue.end_back_off(task)
         return bool(due)
 
-    def record_lost_attempt(
-        self, task_id: TaskId, attempt: AttemptId, node: NodeId, now: Moment
+    def write_end(
+        self, task: QueuedTask, attempt: AttemptId, node: NodeId, outcome: Outcome
     ) -> None:
-        """Write that nobody will report this attempt's end, and that it is not missed.
-
-        Another attempt of the task stands for it.
-        """
-        self.facts.append(Finished(task_id, attempt, node, lost_outcome(now)))
+        """Write how an attempt ended, and keep it with the task."""
+        task.add_end(attempt, node, outcome)
+        self.facts.append(Finished(task.spec.id, attempt, node, outcome))
 
     def _fail_task(self, task: QueuedTask) -> None:
         """End a task as failed; waiting clients are answered once that is safe."""
@@ -414,9 +410,7 @@ class DispatchStep:
                 assert task.node is not None
                 detail = task.describe_absent_inputs()
                 outcome = replace(INPUTS_MISSING_OUTCOME, detail=detail)
-                self.facts.append(
-                    Finished(task.spec.id, task.attempt, task.node, outcome)
-                )
+                self.write_end(task, task.attempt, task.node, outcome)
                 self._fail_task(task)
 
     def give_up_missing_ends(self) -> None:

@@ -189,12 +189,27 @@ def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         id=a.id,
         spec=_join_spec(a.spec, b.spec),
         cancelled_by=_min_if_any(a.cancelled_by, b.cancelled_by),
-        attempts=_join_attempts(a.attempts, b.attempts),
+        attempts=join_attempts(a.attempts, b.attempts),
         occurrence=max(a.occurrence, b.occurrence),
         progress=a.progress or b.progress,
         is_notified=a.is_notified or b.is_notified,
         is_unblocked=a.is_unblocked or b.is_unblocked,
     )
+
+
+def join_attempts(
+    a: tuple[Attempt, ...], b: tuple[Attempt, ...]
+) -> tuple[Attempt, ...]:
+    """Return the join of what two sets of facts say of the attempts of one task."""
+    if not a or not b:
+        return a or b
+    if len(a) == len(b) == 1 and a[0].id == b[0].id:  # The only attempt ended.
+        return (_more_advanced(a[0], b[0]),)
+    joined: dict[AttemptId, Attempt] = {attempt.id: attempt for attempt in a}
+    for attempt in b:
+        mine = joined.get(attempt.id)
+        joined[attempt.id] = attempt if mine is None else _more_advanced(mine, attempt)
+    return tuple(joined[key] for key in sorted(joined))
 
 
 def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
@@ -214,7 +229,7 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         record.id,
         record.spec,
         record.cancelled_by,
-        _join_attempts(record.attempts, (attempt,)),
+        join_attempts(record.attempts, (attempt,)),
         record.occurrence,
         record.progress,
         record.is_notified,
@@ -329,20 +344,6 @@ def _min_if_any(a: str | None, b: str | None) -> str | None:
     if a is None or b is None:
         return a if b is None else b
     return min(a, b)
-
-
-def _join_attempts(
-    a: tuple[Attempt, ...], b: tuple[Attempt, ...]
-) -> tuple[Attempt, ...]:
-    if not a or not b:
-        return a or b
-    if len(a) == len(b) == 1 and a[0].id == b[0].id:  # The only attempt ended.
-        return (_more_advanced(a[0], b[0]),)
-    joined: dict[AttemptId, Attempt] = {attempt.id: attempt for attempt in a}
-    for attempt in b:
-        mine = joined.get(attempt.id)
-        joined[attempt.id] = attempt if mine is None else _more_advanced(mine, attempt)
-    return tuple(joined[key] for key in sorted(joined))
 
 
 def _more_advanced(a: Attempt, b: Attempt) -> Attempt:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from octaskly.core.log.merge import PRESUMED_REASONS, join_attempts
 from octaskly.core.model.arrays import RemainingMembers
 from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
-from octaskly.core.model.tasks import TaskSpec, TaskState
-from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries
+from octaskly.core.model.tasks import Attempt, Outcome, TaskSpec, TaskState
+from octaskly.core.scheduling.retry_policy import Tries, tries_of
 
 MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
 MISSING_CHARS_MAX: Final = 500  #: of each text
@@ -62,8 +63,10 @@ class QueuedTask:
     stage: Stage = Stage.QUEUED
     attempt: AttemptId | None = None  #: the live or else the last one
     node: NodeId | None = None  #: worker of that attempt
-    last_attempt_n: int = 0  #: highest attempt number known
-    reported: tuple[AttemptId, ...] = ()  #: attempts whose ends were reported
+    attempts: tuple[Attempt, ...] = ()
+    """What is known of all attempts: the store's records, and this epoch's facts."""
+    deferred: tuple[AttemptId, ...] = ()
+    """Attempts whose reported ends wait for a read, none of them a success."""
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
     missing_inputs: tuple[tuple[NodeId, str], ...] = ()
     """The inputs that are missing at the first few of these nodes."""
@@ -76,7 +79,6 @@ class QueuedTask:
     is_worker_confirmed: bool = (
         False  #: its worker reported it as running, or was just assigned it
     )
-    tries: Tries = NO_TRIES  #: attempts without a result
     may_be_array_cancelled: bool = False
     """Its array may be cancelled, so the store is read before it runs again."""
     is_array_cancelled: bool = (
@@ -99,6 +101,42 @@ class QueuedTask:
     def slots(self) -> int:
         """Number of slots that an attempt holds."""
         return slots_of(self.spec.options)
+
+    @property
+    def last_attempt_n(self) -> int:
+        """Highest number of an attempt, in any epoch; 0 if there is none."""
+        return max((attempt.id.n for attempt in self.attempts), default=0)
+
+    @property
+    def tries(self) -> Tries:
+        """Attempts without a result."""
+        return tries_of(self.attempts)
+
+    def end_of(self, attempt: AttemptId) -> Outcome | None:
+        """Return the known end of an attempt, presumed or reported."""
+        for each in self.attempts:
+            if each.id == attempt:
+                return each.outcome
+        return None
+
+    def is_end_reported(self, attempt: AttemptId) -> bool:
+        """Return True if an end of the attempt is known that is not only presumed."""
+        end = self.end_of(attempt)
+        return end is not None and end.reason not in PRESUMED_REASONS
+
+    def merge_attempts(self, attempts: tuple[Attempt, ...]) -> None:
+        """Add what the store, or another epoch, knows of the attempts."""
+        self.attempts = join_attempts(self.attempts, attempts)
+
+    def add_attempt(self, attempt: AttemptId, node: NodeId) -> None:
+        """Add an attempt that was assigned, or was found at a worker."""
+        self.attempts = join_attempts(self.attempts, (Attempt(attempt, node),))
+
+    def add_end(self, attempt: AttemptId, node: NodeId, outcome: Outcome) -> None:
+        """Add the end of an attempt, as it is written to the log; without output."""
+        end = Outcome(state=outcome.state, reason=outcome.reason)
+        ended = Attempt(attempt, node, outcome.state, end)
+        self.attempts = join_attempts(self.attempts, (ended,))
 
     def add_missing_inputs(self, node: NodeId, text: str) -> None:
         """Record what a node lacks to run the task."""

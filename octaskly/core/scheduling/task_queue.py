@@ -45,7 +45,6 @@ from octaskly.core.scheduling.queued_task import (
     Stage,
     Transition,
 )
-from octaskly.core.scheduling.retry_policy import reported_attempts, tries_of
 from octaskly.core.scheduling.task_table import TaskTable
 
 EXCLUDING_TASKS_MAX = 32  #: tasks with excluded workers to try in one step
@@ -269,10 +268,7 @@ class TaskQueue:
         if (queued := self.tasks.get(record.id)) is not None:
             if queued.stage is not Stage.ENDED:  # An ended task is newer in memory.
                 queued.is_store_confirmed = True
-                queued.tries |= tries_of(record.attempts)
-                queued.last_attempt_n = max(
-                    queued.last_attempt_n, *(a.id.n for a in record.attempts), 0
-                )
+                queued.merge_attempts(record.attempts)
         elif (
             record.state is TaskState.QUEUED
             and not self.array_queue.is_remainder_cancelled(record.id)
@@ -284,10 +280,8 @@ class TaskQueue:
     def task_from_record(self, record: TaskRecord) -> QueuedTask:
         """Return a task in the state of its record, without queueing it."""
         assert record.spec is not None
-        task = QueuedTask(record.spec, tries=tries_of(record.attempts))
-        task.reported = reported_attempts(record.attempts)
+        task = QueuedTask(record.spec, attempts=record.attempts)
         for attempt in record.attempts:
-            task.last_attempt_n = max(task.last_attempt_n, attempt.id.n)
             task.attempt, task.node = attempt.id, attempt.node
             outcome = attempt.outcome
             # Inputs that a worker lacked in an earlier epoch may have arrived since.
@@ -395,7 +389,7 @@ class TaskQueue:
         """Record that `node` holds an attempt of the task."""
         self._apply_transition(task, Transition.ASSIGN)
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
-        task.last_attempt_n = max(task.last_attempt_n, attempt.n)
+        task.add_attempt(attempt, node)
         self.tasks_by_node.setdefault(node, {})[task.spec.id] = task
         if task.shape:
             self._count_grant(task, node, 1)
