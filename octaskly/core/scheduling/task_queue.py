@@ -521,10 +521,13 @@ class BackoffQueue:
         self._queue = queue
         self._timers = timers
         self._due: list[tuple[float, TaskId]] = []
+        """A heap; a task may have earlier entries that no longer count."""
+        self._due_by_task: dict[TaskId, float] = {}
 
     def clear_backoff(self) -> None:
         """Drop all tasks at the end of an epoch."""
         self._due.clear()
+        self._due_by_task.clear()
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -532,7 +535,7 @@ class BackoffQueue:
 
     def due_s(self, task: TaskId) -> float | None:
         """Return the time until which a task backs off; None if it does not."""
-        return next((due_s for due_s, id_ in self._due if id_ == task), None)
+        return self._due_by_task.get(task)
 
     def add_task(self, task: QueuedTask, now: Moment, delay_s: float) -> None:
         """Back off a task after a failed attempt, or queue it at once."""
@@ -544,13 +547,18 @@ class BackoffQueue:
             self._queue.requeue_attempted(task)
             return
         self._queue.back_off_task(task)
-        heappush(self._due, (now.mono_s + delay_s, task.spec.id))
+        due_s = self._due_by_task[task.spec.id] = now.mono_s + delay_s
+        heappush(self._due, (due_s, task.spec.id))
         self._set_timer()
 
     def pop_due(self, now: Moment) -> Iterator[QueuedTask]:
         """Yield the tasks whose backoff is over."""
         while self._due and self._due[0][0] <= now.mono_s:
-            task = self._queue.tasks.get(heappop(self._due)[1])
+            due_s, task_id = heappop(self._due)
+            if self._due_by_task.get(task_id) != due_s:
+                continue  # It ran meanwhile, and backs off again.
+            del self._due_by_task[task_id]
+            task = self._queue.tasks.get(task_id)
             if task is not None and task.stage is Stage.BACKING_OFF:
                 yield task
         self._set_timer()

@@ -16,14 +16,15 @@ from octaskly.core.model.task_options import (
     without_stdin,
 )
 from octaskly.core.model.tasks import Attempt, EndReason, TaskState
+from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
     QueuedTask,
     Stage,
     Transition,
 )
-from octaskly.core.scheduling.task_queue import TaskQueue
-from tests.support.builders import BAND, attempt, node_id, released, spec
+from octaskly.core.scheduling.task_queue import BackoffQueue, TaskQueue
+from tests.support.builders import BAND, attempt, moment, node_id, released, spec
 
 B = node_id("b")
 
@@ -405,3 +406,20 @@ def test_a_task_that_ended_here_meanwhile_is_not_given_up() -> None:
     tasks.add_shadow(spec("t1", ord=1), TaskState.CANCELLED)
 
     assert tasks.pop_missing_ends() == []
+
+
+def test_a_task_that_backs_off_again_waits_for_the_later_time() -> None:
+    """A worker was found to run it meanwhile, where it failed, too."""
+    tasks = queue()
+    resting = BackoffQueue(tasks, TimerHeap())
+    tasks.admit([spec("t1", ord=1)])
+    task = tasks.tasks[TaskId("t1")]
+    tasks.assign(task, attempt(1), B)
+    resting.add_task(task, moment(), 5.0)
+    tasks.assign(task, attempt(2), B)
+    resting.add_task(task, moment(1.0), 60.0)
+
+    assert list(resting.pop_due(moment(6.0))) == []
+    assert resting.due_s(task.spec.id) == moment(61.0).mono_s
+    assert list(resting.pop_due(moment(61.0))) == [task]
+    assert resting.due_s(task.spec.id) is None
