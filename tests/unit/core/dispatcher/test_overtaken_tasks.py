@@ -14,17 +14,22 @@ from octaskly.core.effects import (
     LoadUnblocked,
 )
 from octaskly.core.events import (
+    CancelRequested,
     LiveLoaded,
     QueuedLoaded,
     UnblockedLoaded,
     UnblockedTask,
 )
-from octaskly.core.log.facts import Assigned, Finished
+from octaskly.core.log.facts import Assigned, Fact, Finished, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import ArrayProgress, member_id
+from octaskly.core.model.arrays import (
+    MAX_FAILS_CANCELLER,
+    ArrayProgress,
+    member_id,
+)
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import After, ArraySpec, Retry, TaskOptions
-from octaskly.core.model.tasks import Attempt, AttemptState
+from octaskly.core.model.tasks import Attempt, AttemptState, TaskState
 from tests.support.builders import (
     attempt,
     draft,
@@ -189,6 +194,42 @@ def test_a_member_that_ended_elsewhere_does_not_start() -> None:
     world.dispatch.on_ended_elsewhere((member_id(ARRAY, 0),), moment())
 
     assert appended_facts(join(world)) == [Assigned(member_id(ARRAY, 1), attempt(), B)]
+
+
+def test_an_array_cancelled_while_it_is_read_again_starts_no_member() -> None:
+    """The read is older than the cancel."""
+    world = dispatcher_with(array((0, 1)))
+    world.dispatch.on_submitted(submission(), moment())
+    number = world.journal.last_number
+    world.dispatch.on_ended_elsewhere((ARRAY,), moment())
+    asked = CancelRequested(2, ARRAY, TaskState.QUEUED, False, "ann", array((0, 1)))
+    world.dispatch.on_cancel_requested(asked, moment())
+    world.journal.on_persisted(number)  # The cancel is not durable yet.
+    world.journal.run_deferred(moment())
+
+    found(world, array((0, 1)))
+
+    assert not [fact for fact in appended_facts(join(world)) if is_of_member(fact)]
+
+
+def test_failures_count_while_their_array_is_read_again() -> None:
+    """The read is older than the failure."""
+    options = TaskOptions(array=ArraySpec(count=2, max_fails=0))
+    stored = replace(array((1, 1)), spec=replace(spec(ARRAY, ord=1), options=options))
+    world = dispatcher_with(replace(stored, progress=array((0, 1)).progress), a=1)
+    world.dispatch.on_ended_elsewhere((ARRAY,), moment())
+    member = report(member_id(ARRAY, 0), end=FAILED)
+    failed = world.dispatch.on_results(A, results_message(member), moment())
+
+    effects = found(world, stored)
+
+    assert TaskCancelled(ARRAY, MAX_FAILS_CANCELLER) in appended_facts(failed)
+    assert not [effect for effect in effects if isinstance(effect, Append)]
+
+
+def is_of_member(fact: Fact) -> bool:
+    """Return True if a member was assigned."""
+    return isinstance(fact, Assigned) and fact.task.startswith(ARRAY)
 
 
 def test_a_dependent_task_that_ended_elsewhere_during_a_read_does_not_run() -> None:
