@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from octaskly.cli.output.progress import NoRoomNote, TransferProgress
 from octaskly.cli.output.render import data_size, note
 from octaskly.core.model.placeholders import fill_placeholders
+from octaskly.errors import OctasklyError
 from octaskly.files.output_patterns import DeclaredOutputs
 
 if TYPE_CHECKING:
     from octaskly.client import Session
-    from octaskly.client.flows.files import SendCallbacks
+    from octaskly.client.flows.files import SendCallbacks, SentTree
     from octaskly.client.flows.task_fields import InputPath
     from octaskly.client.lending import Lender
     from octaskly.client.local_files import LocalFiles
     from octaskly.files.local_tree import LocalTree, Skipped
-    from octaskly.rest.client_types import Draft
+    from octaskly.rest.client_types import Draft, Task
 
 NAMES_SHOWN: Final = 3
 ITEMS_CHECKED: Final = 100
@@ -85,6 +86,7 @@ class SentFiles:
     ) -> None:
         self._client = client
         self._lender: Lender | None = None
+        self._earlier = ""  #: the task whose files are sent again
         self._files_sent = self._bytes_sent = 0
         self._no_room = NoRoomNote()
         self._hashing = TransferProgress("hashing")
@@ -115,16 +117,56 @@ class SentFiles:
         finally:
             self._hashing.clear()  # Of a file that has changed.
             self._sending.clear()
-        self._tree, answer = sent.tree, sent.answer
-        if answer.is_lent:
-            from octaskly.client.lending import Lender  # noqa: PLC0415 - for --in only
-
-            endpoint = client.endpoint
-            self._lender = Lender(endpoint, client.requests, sent.tree, callbacks)
-            self._lender.open()
-        else:
-            note(_summary(sent.tree, answer.files_sent, answer.bytes_sent))
+        self._begin(sent.tree, sent.answer, callbacks)
         return sent.drafts
+
+    def send_again(self, earlier: Task) -> None:
+        """Send or offer the files of an earlier task, before it is retried."""
+        tree = earlier.tree
+        if tree is None:
+            return
+        from octaskly.client.flows.files import share_again  # noqa: PLC0415 - rare
+        from octaskly.client.local_files import (  # noqa: PLC0415 - as above
+            contents_of,
+            find_sent_tree,
+        )
+
+        found = find_sent_tree(tree.sha256)
+        if found is None:
+            note(
+                f"· this machine does not know the files of {earlier.id}; nodes use"
+                " those that they still have"
+            )
+            return
+        client, callbacks = self._client, self._callbacks()
+        self._earlier = earlier.id
+        flow = share_again(
+            client.requests,
+            contents_of(found),
+            callbacks,
+            lent_to=tree.node if tree.lent else None,
+        )
+        try:
+            answer = client.run(flow)
+        except OctasklyError as error:
+            raise _explain(error, earlier.id) from None
+        finally:
+            self._sending.clear()
+        self._begin(found, answer, callbacks)
+
+    def _begin(
+        self, tree: LocalTree, answer: SentTree, callbacks: SendCallbacks
+    ) -> None:
+        """Begin to lend what is lent; say what was sent of anything else."""
+        self._tree = tree
+        if not answer.is_lent:
+            note(_summary(tree, answer.files_sent, answer.bytes_sent))
+            return
+        from octaskly.client.lending import Lender  # noqa: PLC0415 - for --in only
+
+        client = self._client
+        self._lender = Lender(client.endpoint, client.requests, tree, callbacks)
+        self._lender.open()
 
     def cancel_on_failure(self, task: str) -> None:
         """Have a task cancelled if its files cannot be lent any more."""
@@ -141,7 +183,10 @@ class SentFiles:
             return
         self._lender.close()
         self._sending.clear()
-        self._lender.finish()
+        try:
+            self._lender.finish()
+        except OctasklyError as error:
+            raise _explain(error, self._earlier) from None
         note(_summary(self._tree, self._files_sent, self._bytes_sent))
 
     def digests(self, cwd: str | None) -> Mapping[str, bytes]:
@@ -192,6 +237,22 @@ class SentFiles:
         self._files_sent += files
         self._bytes_sent += size_bytes
         self._sending.add(files, size_bytes)
+
+
+def _explain(error: OctasklyError, earlier: str) -> OctasklyError:
+    """Return the error of files that were to be sent again, for an earlier task."""
+    from octaskly.files.local_tree import FileChanged  # noqa: PLC0415 - rare
+    from octaskly.files.manifest import ManifestError  # noqa: PLC0415 - as above
+
+    if not (earlier and isinstance(error, ManifestError)):
+        return error
+    text = error.message
+    if isinstance(error, FileChanged):
+        text = f"{error.path!r} is not what it was"
+    return ManifestError(
+        f"{text}; it was sent with {earlier}",
+        hint="restore the file and retry, or start anew: octaskly map --in ...",
+    )
 
 
 def _input_path(text: str, *, is_array: bool) -> InputPath:

@@ -37,6 +37,7 @@ from octaskly.files.local_tree import (
 )
 from octaskly.files.manifest import ENTRIES_MAX, Manifest, ManifestError
 from octaskly.files.output_patterns import prefixes
+from octaskly.files.sent_trees import SentTrees
 from octaskly.rest.client_types import Draft, SentDigests
 
 COMMON_FOLDER: Final = "all"  #: in the tree of an array: for each member
@@ -92,9 +93,8 @@ class LocalFiles:
         """
         self._folder = str(Path.cwd())
         self._named = list(self._named_paths())
-        cache = xdg_folder(os.environ, "XDG_CACHE_HOME", ".cache")
         with DigestIndex(
-            cache / "octaskly" / "digests.db", time.time_ns, is_distrusted=is_retry
+            _cache_folder() / "digests.db", time.time_ns, is_distrusted=is_retry
         ) as index:
             self._tree = scan_tree(
                 self._named,
@@ -124,6 +124,8 @@ class LocalFiles:
         except FileChanged:
             tree = yield RunBlocking(partial(self.scan, is_retry=True))
             answer = yield from self._share(requests, tree, callbacks)
+        if self._sharing == "lend" and self._array is not None:
+            yield RunBlocking(partial(_sent_trees().save, tree))
         field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
         if self._is_by_item:
             field["folders"] = ARRAY_FOLDERS
@@ -175,6 +177,19 @@ class LocalFiles:
                 for position, item in enumerate(items):
                     named = _name_for_item(one, item, position, self._folder)
                     yield named._replace(below=f"{ITEMS_FOLDER}/{item_digest(item)}")
+
+
+def find_sent_tree(sha256: str) -> LocalTree | None:
+    """Return a tree that was lent for an array from this machine; None if unknown."""
+    return _sent_trees().find(sha256)
+
+
+def _sent_trees() -> SentTrees:
+    return SentTrees(_cache_folder() / "sent")
+
+
+def _cache_folder() -> Path:
+    return xdg_folder(os.environ, "XDG_CACHE_HOME", ".cache") / "octaskly"
 
 
 def contents_of(tree: LocalTree) -> TreeContents:

@@ -236,7 +236,7 @@ def array(
     "--retry-failed",
     metavar="ID",
     shell_complete=completion.complete_arrays,
-    help="Instead of a command: retry what failed in an earlier array.",
+    help="Instead of a command: retry what failed in an earlier array, with its files.",
 )
 @_max_fails
 @task_options(is_end_awaited=True)
@@ -274,6 +274,10 @@ def map_(
     if bool(words) == (retry_failed is not None):
         raise click.UsageError("either a command, or --retry-failed with an id")
     if retry_failed is not None:
+        if sent.paths:
+            raise click.UsageError(
+                "--retry-failed sends the files of the earlier array; it takes no --in"
+            )
         return _rerun_array(context, retry_failed, keep_order=keep_order)
     text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
@@ -305,7 +309,7 @@ def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
     with contextlib.ExitStack() as here:
         return _run_array(
             context,
-            lambda client, _files: _retry_array(client, ref, here),
+            lambda client, files: _retry_array(client, ref, files, here),
             sent=SentPaths(),
             cwd=None,
             items=(),
@@ -412,12 +416,16 @@ def _print_commands(text: str, items: Sequence[str]) -> None:
         )
 
 
-def _retry_array(client: Session, ref: str, files: contextlib.ExitStack) -> _Begun:
-    """Retry an array; the file of one with `--here` is there until `files` closes."""
+def _retry_array(
+    client: Session, ref: str, files: SentFiles, here: contextlib.ExitStack
+) -> _Begun:
+    """Retry an array; the file of one with `--here` is there until `here` closes."""
     full = resolve_ref(client, ref)
     earlier = client.send_and_decode(rest_calls.task(full), Task)
     if file := make_here_file_again(earlier):
-        files.enter_context(file)
+        here.enter_context(file)
+    if earlier.array is not None:
+        files.send_again(earlier)
     task = client.send_and_decode(rest_calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was retried before, as {task.id}")

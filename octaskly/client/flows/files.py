@@ -179,6 +179,29 @@ def prepare_lending(
     return SentTree(tree.sha256, node, 0, 0, is_lent=True)
 
 
+def share_again(
+    requests: RequestFlow,
+    tree: TreeContents,
+    callbacks: SendCallbacks = NO_CALLBACKS,
+    *,
+    lent_to: str | None,
+) -> Flow[SentTree]:
+    """Bring the files of a tree to the mesh that an earlier task has.
+
+    Args:
+        requests: Requests to the node.
+        tree: The tree.
+        callbacks: Are told of the progress.
+        lent_to: Id of the node to which it was lent, if it was. Workers ask that node,
+            so it is lent again only there; any other node gets all its files.
+    """
+    missing, node = yield from _missing(requests, [tree.sha256], is_lent=True)
+    if node != lent_to:
+        return (yield from upload_tree(requests, tree, callbacks))
+    yield from _send_contents(requests, tree, missing, is_lent=True)
+    return SentTree(tree.sha256, node, 0, 0, is_lent=True)
+
+
 def lend_tree(
     requests: RequestFlow,
     tree: TreeContents,

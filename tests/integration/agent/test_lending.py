@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -127,6 +128,92 @@ def test_a_list_of_files_larger_than_any_store_is_mapped(
     expected = [f"{digest}  {name}" for digest, name in zip(sums, names, strict=True)]
     assert done.stdout.splitlines() == expected, done.stderr
     assert done.stderr.endswith("· 8 files, 24 MB; sent 8 (24 MB)\n"), done.stderr
+
+
+def octaskly(agent: Agent, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_retry_of_a_map_lends_its_files_again(
+    agents: list[Agent], project: Path
+) -> None:
+    """Also files that no node has any more, beside new ones in the same folder."""
+    names = ["one", "two"]
+    for name in names:
+        (project / name).write_bytes(os.urandom(LARGE_BYTES))
+    command = f"sha256sum {{}}; test -e {project}/go"
+    first = octaskly(agents[0], "map", "--in", ".", command, ":::", *names)
+    for agent in agents:
+        for place in (agent.state / "files").glob("*"):
+            place.unlink()
+    (project / "go").touch()
+
+    again = octaskly(agents[0], "map", "--retry-failed", "last", "-k")
+
+    assert first.returncode == 1, first.stderr
+    assert again.returncode == 0, again.stderr
+    sums = [sha256((project / name).read_bytes()).hexdigest() for name in names]
+    expected = [f"{digest}  {name}" for digest, name in zip(sums, names, strict=True)]
+    assert again.stdout.splitlines() == expected
+    assert again.stderr == "· 2 files, 6.0 MB; sent 2 (6.0 MB)\n"
+
+
+def test_a_retry_of_a_map_on_another_machine_uses_what_nodes_have(
+    agents: list[Agent], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user learns why the rest may be missing."""
+    (project / "small").write_text("sent\n")
+    command = f"cat {{}}; test -e {project}/go"
+    first = octaskly(agents[0], "map", "--in", "{}", command, ":::", "small")
+    [array] = re.findall(r"--retry-failed (\S+)", first.stderr)
+    (project / "go").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+
+    again = octaskly(agents[0], "map", "--retry-failed", array)
+
+    assert (again.returncode, again.stdout) == (0, "sent\n")
+    assert again.stderr == (
+        f"· this machine does not know the files of {array}; nodes use those that they"
+        " still have\n"
+    )
+    both = octaskly(agents[0], "map", "--retry-failed", array, "--in", "small")
+    assert both.returncode == 2
+    assert "it takes no --in" in both.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda file: file.write_bytes(b"edited"), "is not what it was"),
+        (lambda file: file.unlink(), "cannot be read: No such file or directory"),
+    ],
+    ids=["edited", "gone"],
+)
+def test_a_retry_of_a_map_names_the_file_that_cannot_be_lent_again(
+    agents: list[Agent], project: Path, spoil: Callable[[Path], object], why: str
+) -> None:
+    """No member runs with something else than what was sent."""
+    (project / "clip").write_bytes(os.urandom(LARGE_BYTES))
+    first = octaskly(agents[0], "map", "--in", "{}", "cat {} >o; exit 3", ":::", "clip")
+    [array] = re.findall(r"--retry-failed (\S+)", first.stderr)
+    for agent in agents:
+        for place in (agent.state / "files").glob("*"):
+            place.unlink()
+    spoil(project / "clip")
+
+    again = octaskly(agents[0], "map", "--retry-failed", array)
+
+    assert (first.returncode, again.returncode) == (1, 125), again.stderr
+    assert again.stderr.endswith(
+        f"error: {str(project / 'clip')!r} {why}; it was sent with {array}\n"
+        "  hint: restore the file and retry, or start anew: octaskly map --in ...\n"
+    ), again.stderr
 
 
 def test_only_what_a_worker_wants_is_sent(
