@@ -52,7 +52,7 @@ class Lender:
         self._changed: set[str] = set()  #: paths of files that are read once more
         self._thread = threading.Thread(target=self._run, name="lender", daemon=True)
         self._lock = threading.Lock()  #: guards the next two
-        self._task = ""
+        self._tasks: set[str] = set()  #: to cancel on a failure
         self.failure: OctasklyError | None = None  #: why it cannot be lent any more
 
     def __enter__(self) -> Self:
@@ -76,10 +76,15 @@ class Lender:
     def cancel_on_failure(self, task: str) -> None:
         """Cancel a task if the tree cannot be lent any more, or once that happens."""
         with self._lock:
-            self._task = task
+            self._tasks.add(task)
             has_failed = self.failure is not None
         if has_failed:
             self._cancel(task)
+
+    def on_task_ended(self, task: str) -> None:
+        """Note that a task needs no files any more."""
+        with self._lock:
+            self._tasks.discard(task)
 
     def finish(self) -> None:
         """End the loan after the task.
@@ -110,8 +115,8 @@ class Lender:
         except OctasklyError as error:
             if not self._is_over.is_set():
                 with self._lock:
-                    self.failure, task = error, self._task
-                if task:
+                    self.failure, tasks = error, list(self._tasks)
+                for task in tasks:
                     self._cancel(task)
         finally:
             self._is_open.set()

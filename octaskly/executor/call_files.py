@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar
 
 from octaskly.client.errors import Refused
 from octaskly.client.flows import files
 from octaskly.client.flows.files import SendCallbacks, TreeContents
 from octaskly.client.inputs import TaskInputs
+from octaskly.client.local_files import contents_of
 from octaskly.errors import OctasklyError
 from octaskly.executor.mesh import MeshClient
 from octaskly.files.local_tree import LocalTree
@@ -23,6 +24,12 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
+
+if TYPE_CHECKING:
+    from octaskly.client.lending import Lender
+    from octaskly.rest.client_types import Task
+
+_T = TypeVar("_T")
 
 RESEND_AFTER_S: Final = 600.0  #: a node keeps a file for an hour after each use
 
@@ -48,7 +55,10 @@ RAISE_IF_FULL: Final = SendCallbacks(on_no_room=_raise_full)
 
 
 class CallFiles:
-    """The files of an executor's calls; used only by its submit thread.
+    """The files of an executor's calls; used by its submit thread, except for results.
+
+    The inputs of all calls are lent, as by `run` and `map`. Large values are not: they
+    would fill the memory of this process until a node wants them.
 
     Args:
         mesh: Sends them.
@@ -61,17 +71,20 @@ class CallFiles:
         self._use_counts: Counter[str] = Counter()  #: number of calls with a value
         #: By digest of a tree: the node, and the time of the next transfer.
         self._sent: dict[str, tuple[str, float]] = {}
+        self._lender: Lender | None = None  #: of the inputs, if they are lent
+        #: The tree of the inputs as a field of tasks, and when to offer it again.
+        self._offered: tuple[dict[str, Any], float] = {}, 0.0
 
-    def send(self, task: str, blobs: Sequence[Blob]) -> dict[str, str] | None:
-        """Send the files of a call, unless they were; return the task's field `tree`.
+    def send(self, task: str, blobs: Sequence[Blob]) -> dict[str, Any] | None:
+        """Send or lend the files of a task; return its field `tree`.
 
         Raises:
             ManifestError: an input cannot be sent.
             NodeFilesFull: the node has no room for them.
         """
         inputs = self._input_tree
-        if inputs is None and not blobs:
-            return None
+        if not blobs:
+            return None if inputs is None else self._lend_inputs(task, inputs)
         tree = _CallTree(inputs, blobs)
         self._names[task] = tree.own_names
         self._use_counts.update(tree.own_names)
@@ -82,7 +95,9 @@ class CallFiles:
             raise
 
     def release(self, task: str) -> None:
-        """Release the values of an ended call; delete those no longer needed."""
+        """Release the files of an ended task; delete values no longer needed."""
+        if self._lender is not None:
+            self._lender.on_task_ended(task)
         for name in self._names.pop(task, ()):
             self._use_counts[name] -= 1
             if self._use_counts[name] <= 0:
@@ -90,6 +105,38 @@ class CallFiles:
                 self._sent.pop(name, None)
                 with suppress(OctasklyError):  # The node deletes it later by itself.
                     self._mesh.perform(partial(files.release_file, sha256=name))
+
+    def check_result(self, result_of: Callable[[Task], _T], task: Task) -> _T:
+        """Return the result of an ended task; any thread may call it.
+
+        Raises:
+            ManifestError: it was cancelled because an input cannot be sent any more.
+        """
+        failure = None if self._lender is None else self._lender.failure
+        if failure is not None and task.status == "cancelled":
+            raise failure
+        return result_of(task)
+
+    def _lend_inputs(self, task: str, inputs: LocalTree) -> dict[str, Any]:
+        """Offer the inputs, unless they were; return the field `tree` of a task."""
+        now_s = time.monotonic()
+        field, until_s = self._offered
+        if until_s < now_s:
+            contents = contents_of(inputs)
+            flow = partial(
+                files.prepare_lending, tree=contents, callbacks=RAISE_IF_FULL
+            )
+            answer = self._mesh.perform(flow)
+            field = {"sha256": answer.sha256, "node": answer.node}
+            if answer.is_lent:
+                field["lent"] = True
+                self._lender = self._lender or self._mesh.lend(inputs)
+            self._offered = field, now_s + RESEND_AFTER_S
+        if self._lender is not None:
+            if self._lender.failure is not None:
+                raise self._lender.failure
+            self._lender.cancel_on_failure(task)
+        return field
 
     def _send_if_needed(self, tree: _CallTree) -> str:
         now_s = time.monotonic()

@@ -84,8 +84,8 @@ class Executor(FuturesExecutor):
         retry_timeout_s: How long requests are retried while no node answers.
         python: The interpreter on the nodes, instead of any of the same version.
         fields: Fields of all tasks, for example `requires={"memory_mb": 4096}`. Calls
-            can open `inputs`, and import modules among them; they are sent as they are
-            at the first call.
+            can open `inputs`, and import modules among them. They are as at the first
+            call, and are sent when a node wants them: leave them as they are.
 
     Raises:
         ConfigError: the endpoint cannot be used.
@@ -116,7 +116,7 @@ class Executor(FuturesExecutor):
             retry_timeout_s=retry_timeout_s,
         )
         self._engine = Engine(self._mesh, max_workers or TASKS_MAX_DEFAULT)
-        self._inputs = take_inputs(fields)
+        self._inputs = take_inputs(fields, lend_to=self._mesh.endpoint)
         self._call_files = CallFiles(self._mesh, self._inputs)
         self._task_fields = fields
         self._requires: Requires = {**fields.get("requires", {})}
@@ -157,13 +157,14 @@ class Executor(FuturesExecutor):
         self._engine.check_open()
         name = fields.get("id") or self._new_task_id()
         own = take_inputs(fields)
-        inputs = own if own.paths else self._inputs
         draft = make_draft(
             command, _merge_fields(self._task_fields, {**fields, "id": name})
         )
         size = len(command) + len(draft.stdin_base64 or "")
-        make = partial(self._attach, inputs, draft)
-        return self._add(WorkItem(name, size, make, lambda task: task))
+        make = partial(self._with_files, own, draft)
+        ended = partial(self._call_files.check_result, lambda task: task)
+        release = partial(self._call_files.release, name)
+        return self._add(WorkItem(name, size, make, ended, release))
 
     def map(
         self,
@@ -233,7 +234,9 @@ class Executor(FuturesExecutor):
             fn, calls, is_chunk=is_chunk, has_inputs=bool(self._inputs.paths)
         )
         make = partial(self._with_payload, draft, payload)
-        value = partial(result_of_task, self._mesh)
+        value = partial(
+            self._call_files.check_result, partial(result_of_task, self._mesh)
+        )
         release = partial(self._call_files.release, name)
         return self._add(WorkItem(name, len(payload.stdin), make, value, release))
 
@@ -260,11 +263,14 @@ class Executor(FuturesExecutor):
             tree=self._call_files.send(draft.id, payload.blobs),
         )
 
-    def _attach(self, inputs: TaskInputs, draft: Draft) -> Draft:
-        """Return a task after its files were sent."""
-        if not inputs.paths:
-            return draft
-        attach = partial(inputs.files().attach, drafts=[draft], callbacks=RAISE_IF_FULL)
+    def _with_files(self, own: TaskInputs, draft: Draft) -> Draft:
+        """Return a command after its own files or those of all tasks were sent."""
+        if not own.paths:
+            assert draft.id is not None
+            tree = self._call_files.send(draft.id, ())
+            workdir = draft.workdir if tree is None else "scratch"
+            return msgspec.structs.replace(draft, workdir=workdir, tree=tree)
+        attach = partial(own.files().attach, drafts=[draft], callbacks=RAISE_IF_FULL)
         return self._mesh.perform(attach).drafts[0]
 
     def _add(self, item: WorkItem) -> Future[Any]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from octaskly.client.client import Client
+from octaskly.client.endpoint import Endpoint
 from octaskly.client.errors import Closed, TooMany
+from octaskly.client.flows.files import SendCallbacks
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.sse import Event
 from octaskly.client.flows.steps import Flow
 from octaskly.rest.client_types import Draft
+
+if TYPE_CHECKING:
+    from octaskly.client.lending import Lender
+    from octaskly.files.local_tree import LocalTree
 
 _T = TypeVar("_T")
 
@@ -25,6 +31,27 @@ class MeshClient(Client):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._event_client = Client(**settings)
+        self._lenders: list[Lender] = []
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The node."""
+        return self._endpoint
+
+    def lend(self, tree: LocalTree) -> Lender:
+        """Lend a tree to the node until this client is closed.
+
+        Raises:
+            OctasklyError: the node refuses.
+        """
+        # Imported here because most executors send no files.
+        from octaskly.client.lending import Lender  # noqa: PLC0415
+
+        patient = SendCallbacks(on_no_room=lambda _refusal: None)
+        lender = Lender(self._endpoint, self._requests, tree, patient)
+        self._lenders.append(lender)
+        lender.open()
+        return lender
 
     def submit_with_patience(self, drafts: Sequence[Draft]) -> None:
         """Submit tasks, all or none, as soon as the mesh has room for them."""
@@ -54,5 +81,7 @@ class MeshClient(Client):
 
     def close(self) -> None:
         """Close all connections."""
+        for lender in self._lenders:
+            lender.close()
         self._event_client.close()
         super().close()

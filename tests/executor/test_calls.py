@@ -292,6 +292,31 @@ def test_calls_find_the_files_that_were_sent(
     assert isinstance(missing, octaskly.ManifestError)
 
 
+def test_inputs_are_lent_and_an_edited_one_is_an_error(
+    agents: list[Agent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take no room at the node; no call runs with other bytes than the first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = os.urandom(2_000_000)
+    (tmp_path / "data").write_bytes(data)
+    with octaskly.Executor(
+        state_dir=agents[1].state, inputs="data", requires={"node": "ash"}
+    ) as executor:
+        read = executor.submit(lambda: open("data", "rb").read())  # noqa: PTH123, SIM115
+        assert read.result(RESULT_S_MAX) == data
+        command = executor.submit_command("wc -c < data").result(RESULT_S_MAX)
+        for agent in agents:
+            for name in files_of(agent):
+                (agent.state / "files" / name).unlink()
+        (tmp_path / "data").write_bytes(data[::-1])
+        late = executor.submit_command("wc -c < data").exception(RESULT_S_MAX)
+
+    assert (command.stdout, command.tree and command.tree.lent) == ("2000000\n", True)
+    assert isinstance(late, octaskly.ManifestError)
+    assert "'" + str(tmp_path / "data") + "' changes while it is sent" in str(late)
+
+
 def files_of(agent: Agent) -> set[str]:
     folder = agent.state / "files"
     return {p.name for p in folder.iterdir()} if folder.exists() else set()
