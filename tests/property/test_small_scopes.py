@@ -1,0 +1,262 @@
+"""The dispatcher and its workers in small scopes: every fault at every point.
+
+Random walks find what is likely; here all orders within the bounds are tried.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+import pytest
+
+from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import Effect, Start
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.task_options import Retry
+from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
+from tests.property.test_failover_walks import FailoverModel
+from tests.simulation import mutants
+from tests.support import builders
+from tests.support.exploration import Action, explore
+
+FAILED = builders.outcome(AttemptState.FAILED, EndReason.EXIT, duration_ms=1)
+DONE = builders.outcome(duration_ms=1)
+WAIT_S = 1.0  #: after this, a first backoff is over
+WAITS = 2  #: by default; more would only repeat what was explored
+LATE_S = 6.0  #: after this, the reattach window is over
+RETRIES = 1
+ORDER = ("obey", "hear", "commit", "read", "answer", "finish", "link", "wait")
+"""What happens by default: the first of these that can."""
+
+Budget = dict[str, int]
+T = TypeVar("T")
+
+
+class FixedChoice:
+    """Stands in for random numbers: the explorer makes the choices."""
+
+    def random(self) -> float:
+        return 1.0
+
+    def randrange(self, first: int, _: int) -> int:
+        return first
+
+    def choice(self, some: Sequence[T]) -> T:
+        return some[0]
+
+
+class Scope(FailoverModel):
+    """One task, some workers, and a budget for each kind of fault."""
+
+    def __init__(self, workers: str, budget: Budget) -> None:
+        super().__init__(cast("random.Random", FixedChoice()))
+        self.workers = {n: w for n, w in self.workers.items() if n in workers}
+        self.budget = {"wait": WAITS, **budget}
+        self.succeeded: set[TaskId] = set()
+        self.failed: set[AttemptId] = set()
+        self.asked_to_cancel: set[TaskId] = set()
+        self.may_run_twice = False
+        """True once a worker was lost, or a dispatcher did not ask for other logs."""
+        self.begin_epoch()
+        for node in self.workers:
+            self.link(node)
+        self.submit(1, retry=Retry(retries=RETRIES))
+
+    def choices(self) -> tuple[Action | None, list[Action]]:
+        usual = sorted(self._events(), key=lambda action: ORDER.index(action[0]))
+        others = [action for action in self._faults() if self.budget.get(action[0])]
+        if self.budget.get("delay"):
+            others += [("delay", *action) for action in usual[1:]]
+        return (usual[0] if usual else None), others
+
+    def _events(self) -> list[Action]:
+        events: list[Action] = []
+        for node, linked in self.workers.items():
+            events += [("obey", node)] if linked.down else []
+            events += [("hear", node)] if linked.up else []
+            events += [("finish", node)] if linked.here else []
+            events += [] if linked.is_linked else [("link", node)]
+        events += [("commit",)] if self.commits else []
+        for name, waiting in (("read", self.reads), ("answer", self.answers)):
+            kinds = [type(each) for each in waiting]
+            events += [(name, kinds.index(kind)) for kind in dict.fromkeys(kinds)]
+        return events or ([("wait",)] if self.budget["wait"] else [])
+
+    def _faults(self) -> list[Action]:
+        faults: list[Action] = [("failover", False), ("failover", True), ("late",)]
+        for node, linked in self.workers.items():
+            faults += [("fail", node)] if linked.here else []
+            faults += [("cut", node)] if linked.is_linked else []
+        faults += [("recover",)] if self._gone else []
+        known = [task for task, record in self.durable.items() if record.spec]
+        return [*faults, *(("cancel", task) for task in known)]
+
+    def do(self, action: Action) -> None:
+        kind, *arguments = action
+        if kind in self.budget:
+            self.budget[kind] -= 1
+        if kind == "delay":
+            kind, *arguments = arguments
+        self._performers[kind](*arguments)
+        self.check()
+
+    @property
+    def _performers(self) -> dict[str, Callable[..., None]]:
+        return {
+            "obey": self.hear_dispatcher,
+            "hear": self.hear_worker,
+            "commit": self.commit,
+            "read": self._read_at,
+            "answer": self._answer_at,
+            "finish": self._succeed,
+            "fail": self._fail,
+            "wait": lambda: self.advance(WAIT_S),
+            "link": self.link,
+            "cut": self.cut,
+            "failover": self._fail_over,
+            "recover": self.recover_log,
+            "late": self._advance_beyond_window,
+            "cancel": self._cancel,
+        }
+
+    def _succeed(self, node: NodeId) -> None:
+        key, *_others = self.workers[node].here
+        if key not in self.workers[node].stopping:  # Else it counts as killed.
+            self.succeeded.add(key[0])
+        self.finish(node, DONE)
+
+    def _fail(self, node: NodeId) -> None:
+        key, *_others = self.workers[node].here
+        if key not in self.workers[node].stopping:
+            self.failed.add(key[1])
+        self.finish(node, FAILED)
+
+    def _fail_over(self, is_held: bool) -> None:
+        self.may_run_twice |= not is_held
+        self.fail_over(is_held=is_held)
+
+    def _cancel(self, task: TaskId) -> None:
+        self.asked_to_cancel.add(task)
+        self.cancel(task, force=True)
+
+    def _advance_beyond_window(self) -> None:
+        self.may_run_twice = True
+        self.advance(LATE_S)
+
+    def perform(self, effects: list[Effect], node: NodeId | None = None) -> None:
+        for effect in effects:
+            if isinstance(effect, Start) and not self.may_run_twice:
+                again = {spec.id for _, spec in effect.items} & self.succeeded
+                assert not again, f"runs again after its success: {again}"
+        super().perform(effects, node)
+
+    def _read_at(self, place: int) -> None:
+        asked = self.reads[place]
+        del self.reads[place]
+        self.reads.appendleft(asked)
+        self.read()
+
+    def _answer_at(self, place: int) -> None:
+        answer = self.answers[place]
+        del self.answers[place]
+        self.answers.appendleft(answer)
+        self.answer()
+
+    def check(self) -> None:
+        """Check what holds at any time."""
+        for task in self.cancelled:
+            assert self.durable[task].state == "cancelled", self.durable[task]
+
+    def check_end(self) -> None:
+        self.budget.clear()
+        self.calm_down()
+        self.check()
+        for task in self.accepted:
+            self._check_final(self.durable[task])
+        queue, pool = self.dispatch._queue, self.dispatch._pool
+        assert not queue.tasks, f"kept in memory: {queue.tasks}"
+        for node in self.workers:
+            assert pool._workers[node].outstanding == 0, f"{node} lost room"
+
+    def _check_final(self, record: TaskRecord) -> None:
+        """Check that a task ended as its attempts did."""
+        match record.state:
+            case TaskState.COMPLETED:
+                assert record.id not in self.cancelled, record
+                assert len(self.failed) <= RETRIES, f"retried too often: {record}"
+            case TaskState.FAILED:
+                assert record.id not in self.succeeded, record
+                assert len(self.failed) > RETRIES, f"retried too seldom: {record}"
+            case TaskState.CANCELLED:
+                assert record.id in self.asked_to_cancel, record
+            case _:
+                raise AssertionError(f"no end: {record}")
+
+
+SCOPES: dict[str, tuple[str, Budget]] = {
+    "a failure": ("b", {"delay": 2, "fail": 2}),
+    "a cancel": ("b", {"delay": 2, "cancel": 1, "fail": 1}),
+    "a failover": ("b", {"failover": 1, "recover": 1, "fail": 1}),
+    "a failover and a cancel": ("b", {"failover": 1, "cancel": 1}),
+    "a cut": ("bc", {"cut": 1, "late": 1}),
+}
+LARGE_SCOPES: dict[str, tuple[str, Budget]] = {
+    "late events": ("b", {"delay": 3, "fail": 2, "cancel": 1}),
+    "a late failover": ("b", {"delay": 2, "failover": 1, "recover": 1, "fail": 2}),
+    "a late failover and a cancel": ("b", {"delay": 2, "failover": 1, "cancel": 1}),
+    "two failovers": ("b", {"failover": 2, "recover": 2, "fail": 2}),
+    "a cut and a failover": ("bc", {"cut": 1, "late": 1, "failover": 1, "recover": 1}),
+    "cuts and a cancel": ("bc", {"cut": 2, "cancel": 1, "late": 1}),
+}
+STATES_MAX = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("workers", "budget"),
+    [
+        *(pytest.param(*each, id=name) for name, each in SCOPES.items()),
+        *(
+            pytest.param(*each, id=name, marks=pytest.mark.soak)
+            for name, each in LARGE_SCOPES.items()
+        ),
+    ],
+)
+def test_no_order_of_events_breaks_a_rule(workers: str, budget: Budget) -> None:
+    """Each scope is explored in full."""
+    found = explore(lambda: Scope(workers, budget), states_max=STATES_MAX)
+
+    print(found)
+    assert not found.failures, found.describe_failures()
+    assert found.is_complete
+
+
+def lost_attempts_stay_live(patch: pytest.MonkeyPatch) -> None:
+    """Plant: whoever is gone is awaited for ever."""
+    patch.setattr(DispatchStep, "lose_attempts", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("plant", "scope"),
+    [
+        (mutants.failures_do_not_count, "a failure"),
+        (mutants.merge_prefers_the_later, "a failure"),
+        (mutants.results_forgotten_when_sent, "a failover"),
+        (mutants.success_of_an_unread_task_counts, "a failover and a cancel"),
+        (lost_attempts_stay_live, "a cut"),
+    ],
+)
+def test_a_planted_bug_is_found(
+    plant: mutants.Plant, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the search proves little."""
+    workers, budget = SCOPES[scope]
+    plant(monkeypatch)
+
+    found = explore(
+        lambda: Scope(workers, budget), states_max=STATES_MAX, failures_max=1
+    )
+
+    assert found.failures, found
