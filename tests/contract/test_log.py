@@ -24,6 +24,7 @@ from octaskly.core.log.facts import (
     StreamFloor,
     Submitted,
     TaskCancelled,
+    TaskFact,
     Unblocked,
 )
 from octaskly.core.log.merge import TaskRecord
@@ -482,6 +483,41 @@ async def test_tasks_with_a_possibly_running_attempt_are_live(
     assert [r.id for r in first.records] == [kit.task_id(n) for n in (2, 4, 5)]
     assert [r.id for r in rest.records] == [kit.task_id(6)]
     assert (first.term, rest.term, rest.next_key) == (7, 7, None)
+
+
+@pytest.mark.parametrize("is_cancel_first", [False, True])
+@pytest.mark.parametrize(
+    ("success_term", "cancel_term", "state"),
+    [
+        (1, 2, TaskState.CANCELLED),
+        (2, 2, TaskState.COMPLETED),
+        (3, 2, TaskState.COMPLETED),
+    ],
+)
+@for_the_core
+async def test_the_later_epoch_has_the_last_word_on_a_cancel(
+    bench: Bench,
+    success_term: int,
+    cancel_term: int,
+    state: TaskState,
+    is_cancel_first: bool,
+) -> None:
+    """Whichever fact arrives first, and after a new start of the store."""
+    success = replace(kit.finished(1), term=success_term)
+    cancel = replace(kit.cancelled(1), term=cancel_term)
+    facts: list[TaskFact] = [success, cancel]
+    if is_cancel_first:
+        facts.reverse()
+    await bench.add(kit.submitted(1), kit.assigned(1))
+
+    for fact in facts:
+        await bench.add(fact)
+
+    record = await bench.log.read_task(kit.task_id(1))
+    assert record is not None
+    assert (record.state, record.cancelled_by) == (state, kit.cancelled(1).by)
+    (found,) = (await bench.log.read_task_page(TaskQuery())).records
+    assert found.state is state
 
 
 @for_the_core

@@ -44,6 +44,7 @@ outcomes = st.builds(
     reason=st.sampled_from([EndReason.EXIT, EndReason.SIGNAL, EndReason.LOST]),
     exit_code=st.none() | st.integers(0, 2),
 )
+terms = st.integers(1, 3)
 WITH_STDIN = TaskOptions(stdin=b"x" * 9)
 specs = st.builds(
     lambda ord_, options: replace(spec("t", ord=ord_), options=options),
@@ -52,10 +53,10 @@ specs = st.builds(
 )
 facts: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(Submitted, specs),
-    st.builds(TaskCancelled, st.just(TASK), st.sampled_from(["x", "y"])),
+    st.builds(TaskCancelled, st.just(TASK), st.sampled_from(["x", "y"]), terms),
     st.builds(Notified, st.just(TASK)),
     st.builds(Assigned, st.just(TASK), attempts, nodes),
-    st.builds(Finished, st.just(TASK), attempts, nodes, outcomes),
+    st.builds(Finished, st.just(TASK), attempts, nodes, outcomes, terms),
 )
 records = st.lists(facts, min_size=1, max_size=5).map(
     lambda some: reduce(join_records, map(record_of, some))
@@ -112,13 +113,40 @@ def test_observed_end_overrides_a_supposed_one(
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)
-def test_success_is_never_revoked(some: list[TaskFact], more: TaskFact) -> None:
-    """Completed is the top of the lattice of states."""
+def test_only_a_later_epoch_revokes_a_success(
+    some: list[TaskFact], more: TaskFact
+) -> None:
+    """It cancelled the task without knowing of the success, and has said so."""
     before = reduce(apply_fact, some, None)
     assert before is not None
+    if before.state is not TaskState.COMPLETED:
+        return
 
-    if before.state is TaskState.COMPLETED:
-        assert apply_fact(before, more).state is TaskState.COMPLETED
+    after = apply_fact(before, more)
+
+    known = max(a.end_term for a in before.attempts if a.state is AttemptState.OK)
+    if isinstance(more, TaskCancelled) and more.term > known:
+        assert after.state is TaskState.CANCELLED
+    else:
+        assert after.state is TaskState.COMPLETED
+
+
+@given(st.lists(facts, min_size=1, max_size=8), facts)
+def test_only_a_success_of_a_later_epoch_revokes_a_cancel(
+    some: list[TaskFact], more: TaskFact
+) -> None:
+    """Or of the same one; a failure never does."""
+    before = reduce(apply_fact, some, None)
+    assert before is not None
+    if before.state is not TaskState.CANCELLED:
+        return
+
+    after = apply_fact(before, more)
+
+    if after.state is not TaskState.CANCELLED:
+        assert isinstance(more, Finished)
+        assert more.outcome.state is AttemptState.OK
+        assert more.term >= before.cancel_term
 
 
 @given(st.lists(facts, min_size=1, max_size=8), facts)

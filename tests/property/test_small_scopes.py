@@ -200,13 +200,16 @@ SCOPES: dict[str, tuple[str, Budget]] = {
     "a failure": ("b", {"delay": 2, "fail": 2}),
     "a cancel": ("b", {"delay": 2, "cancel": 1, "fail": 1}),
     "a failover": ("b", {"failover": 1, "recover": 1, "fail": 1}),
-    "a failover and a cancel": ("b", {"failover": 1, "cancel": 1}),
+    "a failover and a cancel": ("b", {"failover": 1, "recover": 1, "cancel": 1}),
     "a cut": ("bc", {"cut": 1, "late": 1}),
 }
 LARGE_SCOPES: dict[str, tuple[str, Budget]] = {
     "late events": ("b", {"delay": 3, "fail": 2, "cancel": 1}),
     "a late failover": ("b", {"delay": 2, "failover": 1, "recover": 1, "fail": 2}),
-    "a late failover and a cancel": ("b", {"delay": 2, "failover": 1, "cancel": 1}),
+    "a late failover and a cancel": (
+        "b",
+        {"delay": 1, "failover": 1, "recover": 1, "cancel": 1},
+    ),
     "two failovers": ("b", {"failover": 2, "recover": 2, "fail": 2}),
     "a cut and a failover": ("bc", {"cut": 1, "late": 1, "failover": 1, "recover": 1}),
     "cuts and a cancel": ("bc", {"cut": 2, "cancel": 1, "late": 1}),

@@ -75,6 +75,8 @@ class Clients:
         self.asked: set[str] = set()
         self.wanted: set[tuple[TaskId, str]] = set()
         """Specifications of accepted tasks."""
+        self.cancelled_in: dict[TaskId, int] = {}
+        """Term of the dispatcher that confirmed the cancel of each task."""
         self.refused = 0
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._ticket = 0
@@ -173,6 +175,8 @@ class Clients:
                 promises.make(*map(kept, some))
             case CancelResult(task, _, was_done) if was_done:
                 promises.make(*promises.cancelled_as(task))
+                if machine.node is not None and machine.node.is_dispatcher:
+                    self.cancelled_in[task] = machine.node.epoch.term
             case _:
                 self.refused += 1
         waited_s = self._world.time_s - self._asked_s.pop(ticket)

@@ -82,7 +82,8 @@ class Canceller:
         self._step.pin_until_durable(task)
         self._step.mark_task_ended()
         self._step.note_ended([event.task])
-        self._step.facts.append(TaskCancelled(event.task, event.by))
+        term = self._step.epoch.term
+        self._step.facts.append(TaskCancelled(event.task, event.by, term))
         done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:

@@ -148,6 +148,7 @@ class Dependencies:
             TaskCancelled(
                 spec.id,
                 f"{DEPENDENCY_FAILED_PREFIX}{task_name(unblocked.failed_dependency)}",
+                self._step.epoch.term,
             )
         )
         task = self._queue.add_shadow(spec, TaskState.CANCELLED)

@@ -183,7 +183,8 @@ class OutcomeRecorder:
             node, report = deferred
             if known.reason is report.outcome.reason:
                 outcome = replace(report.outcome, state=known.state)
-                end = Finished(record.id, attempt.id, node, outcome)
+                term = attempt.end_term  # The task may be cancelled since.
+                end = Finished(record.id, attempt.id, node, outcome, term)
                 self._step.facts.append(end)
 
     def mark_acknowledged(self, items: Iterable[AttemptKey]) -> None:

@@ -297,7 +297,8 @@ class DispatchStep:
     ) -> None:
         """Write how an attempt ended, and keep it with the task."""
         task.add_end(attempt, node, outcome)
-        self.facts.append(Finished(task.spec.id, attempt, node, outcome))
+        term = self.epoch.term
+        self.facts.append(Finished(task.spec.id, attempt, node, outcome, term))
 
     def _fail_task(self, task: QueuedTask) -> None:
         """End a task as failed; waiting clients are answered once that is safe."""
@@ -315,7 +316,7 @@ class DispatchStep:
         """
         queue = self.queue
         queue.array_queue.stop_counting_failures(array.id)
-        self.facts.append(TaskCancelled(array.id, by))
+        self.facts.append(TaskCancelled(array.id, by, self.epoch.term))
         task = queue.tasks.get(array.id)
         if task is None:
             task = queue.add_shadow(array, final)
@@ -364,7 +365,7 @@ class DispatchStep:
         member.final_state = TaskState.CANCELLED
         self.kill_live_attempt(member)
         self.pin_until_durable(member)
-        self.facts.append(TaskCancelled(member.spec.id, by))
+        self.facts.append(TaskCancelled(member.spec.id, by, self.epoch.term))
         return member.spec.id
 
     def _undecided_members(self, array: TaskId) -> list[QueuedTask]:
@@ -424,6 +425,7 @@ class DispatchStep:
                     spec, LOST_END_CANCELLER, TaskState.CANCELLED
                 )
                 continue
+            # In no epoch, as a success that was recorded in any counts more.
             self.facts.append(TaskCancelled(spec.id, LOST_END_CANCELLER))
             task = self.queue.add_shadow(spec, TaskState.CANCELLED)
             self.pin_until_durable(task)

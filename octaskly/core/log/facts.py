@@ -37,10 +37,11 @@ class Submitted(Struct, frozen=True, array_like=True, tag=100):
 
 
 class TaskCancelled(Struct, frozen=True, array_like=True, tag=101):
-    """The task was cancelled; only a success takes precedence."""
+    """The task was cancelled; only a success of the same or a later epoch counts."""
 
     task: TaskId
     by: Canceller
+    term: Count = 0  #: of the epoch that cancelled it
 
 
 class Assigned(Struct, frozen=True, array_like=True, tag=102):
@@ -58,6 +59,7 @@ class Finished(Struct, frozen=True, array_like=True, tag=103):
     attempt: AttemptId
     node: NodeId
     outcome: Outcome
+    term: Count = 0  #: of the epoch that recorded it
 
 
 class Notified(Struct, frozen=True, array_like=True, tag=106):

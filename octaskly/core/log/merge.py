@@ -68,7 +68,8 @@ class TaskRecord(Struct, frozen=True, array_like=True):
 
     id: TaskId
     spec: TaskSpec | None = None
-    cancelled_by: Canceller | None = None  #: smallest subject that cancelled, if any
+    cancelled_by: Canceller | None = None
+    """Who cancelled it in the last epoch that did; of several, the smallest."""
     attempts: Annotated[tuple[Attempt, ...], Meta(max_length=1 << 13)] = ()
     """Ordered by attempt id."""
     occurrence: Count = (
@@ -77,6 +78,7 @@ class TaskRecord(Struct, frozen=True, array_like=True):
     progress: ArrayProgress | None = None  #: of an array; filled in by the store
     is_notified: bool = False  #: its end needs no further notification
     is_unblocked: bool = False  #: its dependencies ended as required
+    cancel_term: Count = 0  #: of the last epoch that cancelled the task
 
     @property
     def name(self) -> str:
@@ -116,7 +118,9 @@ class TaskRecord(Struct, frozen=True, array_like=True):
         if len(self.attempts) == 1:  # A shortcut for most tasks.
             return self.attempts[0]
         for attempt in self.attempts:
-            if attempt.state is AttemptState.OK:
+            if attempt.state is AttemptState.OK and not self._is_cancelled_after(
+                attempt.end_term
+            ):
                 return attempt
         ended = [a for a in self.attempts if a.state is AttemptState.FAILED]
         if ended and not self.cancelled_by:
@@ -131,11 +135,13 @@ class TaskRecord(Struct, frozen=True, array_like=True):
         if not self.attempts:
             is_cancelled = self.cancelled_by is not None
             return TaskState.CANCELLED if is_cancelled else TaskState.QUEUED
-        if len(self.attempts) == 1:  # A faster way for most tasks.
-            return _single_attempt_state(self.attempts[0].state, self.cancelled_by)
+        if self.cancelled_by is None and len(self.attempts) == 1:
+            return _STATE_BY_ATTEMPT[self.attempts[0].state]  # A shortcut for most.
         states = [attempt.state for attempt in self.attempts]
         if AttemptState.OK in states:
-            return TaskState.COMPLETED
+            ends = (a.end_term for a in self.attempts if a.state is AttemptState.OK)
+            is_cancelled = self._is_cancelled_after(max(ends))
+            return TaskState.CANCELLED if is_cancelled else TaskState.COMPLETED
         if self.cancelled_by is not None:
             return TaskState.CANCELLED
         if AttemptState.FAILED in states:
@@ -144,15 +150,14 @@ class TaskRecord(Struct, frozen=True, array_like=True):
             return TaskState.RUNNING
         return TaskState.QUEUED
 
+    def _is_cancelled_after(self, term: int) -> bool:
+        """Return True if an epoch cancelled the task that did not know this success.
 
-def _single_attempt_state(attempt: AttemptState, cancelled_by: str | None) -> TaskState:
-    """Return the state of a task with one attempt; see `TaskRecord.state`."""
-    state = _STATE_BY_ATTEMPT[attempt]
-    is_cancelled = cancelled_by is not None and state is not _COMPLETED
-    return TaskState.CANCELLED if is_cancelled else state
+        It has the last word, as it has told its clients.
+        """
+        return self.cancelled_by is not None and self.cancel_term > term
 
 
-_COMPLETED: Final = TaskState.COMPLETED
 _STATE_BY_ATTEMPT: Final = {
     AttemptState.ASSIGNED: TaskState.RUNNING,
     AttemptState.RUNNING: TaskState.RUNNING,
@@ -169,12 +174,12 @@ def record_of(fact: TaskFact) -> TaskRecord:
     if isinstance(fact, Submitted):  # Every task has one, so test it first.
         return TaskRecord(fact.spec.id, fact.spec)
     match fact:
-        case TaskCancelled(task, by):
-            return TaskRecord(id=task, cancelled_by=by)
+        case TaskCancelled(task, by, term):
+            return TaskRecord(id=task, cancelled_by=by, cancel_term=term)
         case Assigned(task, attempt, node):
             return TaskRecord(id=task, attempts=(Attempt(id=attempt, node=node),))
-        case Finished(task, attempt, node, outcome):
-            ended = Attempt(id=attempt, node=node, state=outcome.state, outcome=outcome)
+        case Finished(task, attempt, node, outcome, term):
+            ended = Attempt(attempt, node, outcome.state, outcome, term)
             return TaskRecord(id=task, attempts=(ended,))
         case Notified(task):
             return TaskRecord(id=task, is_notified=True)
@@ -185,15 +190,17 @@ def record_of(fact: TaskFact) -> TaskRecord:
 def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
     """Return the join of two records of one task."""
     assert a.id == b.id
+    cancel_term, cancelled_by = _join_cancels(a, b)
     return TaskRecord(
         id=a.id,
         spec=_join_spec(a.spec, b.spec),
-        cancelled_by=_min_if_any(a.cancelled_by, b.cancelled_by),
+        cancelled_by=cancelled_by,
         attempts=join_attempts(a.attempts, b.attempts),
         occurrence=max(a.occurrence, b.occurrence),
         progress=a.progress or b.progress,
         is_notified=a.is_notified or b.is_notified,
         is_unblocked=a.is_unblocked or b.is_unblocked,
+        cancel_term=cancel_term,
     )
 
 
@@ -219,7 +226,7 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     # The two most frequent facts are joined without an intermediate record.
     if isinstance(fact, Finished):
         outcome = fact.outcome
-        attempt = Attempt(fact.attempt, fact.node, outcome.state, outcome)
+        attempt = Attempt(fact.attempt, fact.node, outcome.state, outcome, fact.term)
     elif isinstance(fact, Assigned):
         attempt = Attempt(fact.attempt, fact.node)
     else:
@@ -234,6 +241,7 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         record.progress,
         record.is_notified,
         record.is_unblocked,
+        record.cancel_term,
     )
 
 
@@ -246,14 +254,17 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
     if record.spec is not None and split_member_id(record.id) is None:
         facts.append(Submitted(record.spec))
     if record.cancelled_by is not None:
-        facts.append(TaskCancelled(record.id, record.cancelled_by))
+        cancelled = TaskCancelled(record.id, record.cancelled_by, record.cancel_term)
+        facts.append(cancelled)
     if record.is_unblocked:
         facts.append(Unblocked(record.id))
-    for attempt in record.attempts:
-        if attempt.outcome is None:
-            facts.append(Assigned(record.id, attempt.id, attempt.node))
+    for each in record.attempts:
+        if each.outcome is None:
+            facts.append(Assigned(record.id, each.id, each.node))
         else:
-            facts.append(Finished(record.id, attempt.id, attempt.node, attempt.outcome))
+            facts.append(
+                Finished(record.id, each.id, each.node, each.outcome, each.end_term)
+            )
     if record.is_notified:
         facts.append(Notified(record.id))
     return facts
@@ -340,24 +351,35 @@ def _spec_order(spec: TaskSpec) -> tuple[int, int, str]:
     return spec.ord, spec.created_ms, repr(spec)
 
 
-def _min_if_any(a: str | None, b: str | None) -> str | None:
-    if a is None or b is None:
-        return a if b is None else b
-    return min(a, b)
+def _join_cancels(a: TaskRecord, b: TaskRecord) -> tuple[int, str | None]:
+    """Return the term and the canceller of the later cancel."""
+    if a.cancelled_by is None or b.cancelled_by is None:
+        one = b if a.cancelled_by is None else a
+        return one.cancel_term, one.cancelled_by
+    if a.cancel_term != b.cancel_term:
+        return max(
+            (a.cancel_term, a.cancelled_by),
+            (b.cancel_term, b.cancelled_by),
+        )
+    return a.cancel_term, min(a.cancelled_by, b.cancelled_by)
 
 
 def _more_advanced(a: Attempt, b: Attempt) -> Attempt:
     """Return the attempt with the higher state; ties go to the smaller outcome.
 
-    A reported end takes precedence over a presumed one. The node is joined separately.
-    It must not decide the tie, because a later join may change it.
+    A reported end takes precedence over a presumed one. The node and the term are
+    joined separately. They must not decide the tie, as a later join may change them.
     """
+    node = min(a.node, b.node)
     if a.state != b.state:
         winner = a if a.state > b.state else b
+        end_term = winner.end_term
     else:
         winner = min(a, b, key=_tie_break_key)
-    node = min(a.node, b.node)
-    return winner if winner.node == node else replace(winner, node=node)
+        end_term = max(a.end_term, b.end_term)
+    if winner.node == node and winner.end_term == end_term:
+        return winner
+    return replace(winner, node=node, end_term=end_term)
 
 
 def _tie_break_key(attempt: Attempt) -> tuple[bool, str]:

@@ -170,3 +170,4 @@ class Attempt(Struct, frozen=True, array_like=True):
     node: NodeId
     state: AttemptState = AttemptState.ASSIGNED
     outcome: Outcome | None = None  #: present once the state is not live
+    end_term: Count = 0  #: of the last epoch that recorded this end

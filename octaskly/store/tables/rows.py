@@ -41,8 +41,8 @@ NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
     "key, id, cancelled_by, attempt_count, is_unblocked, notify,"
-    " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
-    " created_ms, ord"
+    " command, timeout_s, inputs, outputs, options, stdin, items, cancel_term,"
+    " submitter, created_ms, ord"
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 NO_LIMIT: Final = 0  #: value of `timeout_s`
@@ -59,13 +59,13 @@ SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
     " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"
-    " memory_max_kb, output"
+    " memory_max_kb, end_term, output"
 )
 
 Row = Sequence[Any]
-OptionalColumns = tuple[str | None, bool, bool, int | None]
-"""`cancelled_by`, `is_unblocked`, `is_blocked` and `notify` of a task."""
-NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, False, False, None)
+OptionalColumns = tuple[str | None, int, bool, bool, int | None]
+"""`cancelled_by`, `cancel_term`, `is_unblocked`, `is_blocked`, `notify` of a task."""
+NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, 0, False, False, None)
 
 _CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-([0-9a-f]{8})(~.*)?")
@@ -152,7 +152,7 @@ def member_row(array: TaskSpec) -> tuple[Any, ...]:
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
     _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
-    options, stdin, items, submitter, created, ord_ = row[10:]
+    options, stdin, items, cancel_term, submitter, created, ord_ = row[10:]
     spec = TaskSpec(
         task,
         command,
@@ -165,7 +165,8 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         None if options is None else _options(options, stdin, items),
     )
     return TaskRecord(
-        task, spec, by, attempts, 1, None, notify == NOTIFIED, bool(is_ready)
+        *(task, spec, by, attempts, 1, None),
+        *(notify == NOTIFIED, bool(is_ready), cancel_term),
     )
 
 
@@ -176,7 +177,8 @@ def size_of_row(row: Row) -> int:
 
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
     """Return the columns that are empty for most tasks."""
-    return record.cancelled_by, record.is_unblocked, is_blocked, notify_of(record)
+    cancel = (record.cancelled_by, record.cancel_term)
+    return (*cancel, record.is_unblocked, is_blocked, notify_of(record))
 
 
 def is_plain(spec: TaskSpec) -> bool:
@@ -210,7 +212,7 @@ def plain_end_row(
         *(_REASON_TEXTS[outcome.reason], outcome.exit_code),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
-        *(outcome.cpu_ms, outcome.memory_max_kb, output),
+        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.end_term, output),
     )
 
 
@@ -225,7 +227,7 @@ def ended_row(
         *(outcome.stdout_bytes, outcome.stderr_bytes),
         json.encode(outcome.outputs).decode() if outcome.outputs else None,
         outcome.detail or None,
-        *(outcome.cpu_ms, outcome.memory_max_kb, output),
+        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.end_term, output),
     )
 
 
@@ -233,7 +235,7 @@ def attempt_from(row: Row) -> Attempt:
     """Return the attempt of a row of `ATTEMPT_COLUMNS`, without kept output."""
     _, term, stream, n, node, number, reason, exit_code, signal = row[:9]
     started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[9:14]
-    files, detail, cpu_ms, memory_max_kb = row[14:18]
+    files, detail, cpu_ms, memory_max_kb, end_term = row[14:19]
     identity = AttemptId(term, StreamId(stream), n)
     state = _ATTEMPT_STATES[number]
     if reason is None:
@@ -255,7 +257,7 @@ def attempt_from(row: Row) -> Attempt:
         cpu_ms,
         memory_max_kb,
     )
-    return Attempt(identity, node, state, outcome)
+    return Attempt(identity, node, state, outcome, end_term)
 
 
 def without_output(outcome: Outcome) -> Outcome:

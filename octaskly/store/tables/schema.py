@@ -294,9 +294,15 @@ _TENTH: Final = """
 CREATE INDEX tasks_failed ON tasks (last_change_hlc) WHERE state = 3;
 """
 
+# For the order of cancels and successes: the terms of the epochs that wrote them.
+_ELEVENTH: Final = """
+ALTER TABLE tasks ADD COLUMN cancel_term INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE attempts ADD COLUMN end_term INTEGER NOT NULL DEFAULT 0;
+"""
+
 MIGRATIONS: Final = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH),
-    *(_EIGHTH, _NINTH, _TENTH),
+    *(_EIGHTH, _NINTH, _TENTH, _ELEVENTH),
 )
 """Item `i` migrates version `i` to `i + 1`."""
 

@@ -285,7 +285,9 @@ class Projection:
         if not any(kept):
             return fact, None
         bare = Finished(
-            fact.task, fact.attempt, fact.node, rows.without_output(fact.outcome)
+            *(fact.task, fact.attempt, fact.node),
+            rows.without_output(fact.outcome),
+            fact.term,
         )
         # A result reported again, to another dispatcher, is not stored twice.
         known = task.output_id(fact.attempt)

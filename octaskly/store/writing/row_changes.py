@@ -244,8 +244,8 @@ class RowChanges:
         node = rows.counted_node(shown, state)
         is_live = rows.is_live(record)
         by, tries = record.cancelled_by, len(record.attempts)
-        ready = (False, False)  # Dependencies belong to the array.
-        row = (number, node, by, is_live, tries, *ready, task.changed_hlc, None)
+        flags = (record.cancel_term, False, False)  # Dependencies are of the array.
+        row = (number, node, by, is_live, tries, *flags, task.changed_hlc, None)
         if task.counted_as is None:
             head = (task.key, record.id, None)
             place = rows.member_row(array.record.spec)

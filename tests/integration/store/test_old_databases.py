@@ -33,6 +33,13 @@ from tests.contract import log_kit as kit
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
+def drop_version_11(db: sqlite3.Connection) -> None:
+    """Drop what versions 10 and 11 added."""
+    db.execute("DROP INDEX tasks_failed")
+    db.execute("ALTER TABLE tasks DROP COLUMN cancel_term")
+    db.execute("ALTER TABLE attempts DROP COLUMN end_term")
+
+
 async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
     tmp_path: Path,
 ) -> None:
@@ -58,7 +65,7 @@ async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
             old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
         old.execute("DROP INDEX tasks_stdin")
         old.execute("DROP INDEX log_large")
-        old.execute("DROP INDEX tasks_failed")
+        drop_version_11(old)
         old.execute("DROP TABLE retired_streams")
         old.execute("DROP TABLE clock_steps")
         old.execute("DROP INDEX tasks_stored")
@@ -83,7 +90,7 @@ def write_version_7(path: Path, facts: list[Fact]) -> None:
         tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
         old.execute("DROP INDEX tasks_stdin")
         old.execute("DROP INDEX log_large")
-        old.execute("DROP INDEX tasks_failed")
+        drop_version_11(old)
         old.execute("PRAGMA user_version=7")
 
 
@@ -121,7 +128,7 @@ def write_version_8(path: Path, facts: list[Fact]) -> None:
             "UPDATE tasks SET sequence = (1 << 62) + substr(id, 6, 12)"
             " WHERE sequence >= (1 << 62)"
         )
-        old.execute("DROP INDEX tasks_failed")
+        drop_version_11(old)
         old.execute("PRAGMA user_version=8")
 
 

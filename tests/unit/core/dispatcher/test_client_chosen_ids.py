@@ -86,7 +86,9 @@ def test_a_resubmission_of_an_ended_task_waits_for_the_store() -> None:
 
     assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
     effects = found(world, task=name())
-    assert appended_facts(effects)[-1] == Finished(name(), attempt(), A, outcome())
+    assert appended_facts(effects)[-1] == Finished(
+        name(), attempt(), A, outcome(), term=1
+    )
 
 
 def test_a_new_task_with_a_forgotten_id_can_be_cancelled() -> None:
@@ -101,4 +103,4 @@ def test_a_new_task_with_a_forgotten_id_can_be_cancelled() -> None:
 
     effects = world.dispatch.on_cancel_requested(cancel_request(task=name()), moment())
 
-    assert appended_facts(effects) == [TaskCancelled(name(), "ann")]
+    assert appended_facts(effects) == [TaskCancelled(name(), "ann", term=1)]

@@ -109,7 +109,11 @@ def test_carried_facts_precede_the_floor() -> None:
     written = appended_facts(planned(world, FloorPlanned(FLOOR, (carried,))))
 
     envelope = Submitted(carried.spec or spec())
-    assert written == [Finished(carried.id, ended.id, B, outcome()), envelope, FLOOR]
+    assert written == [
+        Finished(carried.id, ended.id, B, outcome()),
+        envelope,
+        FLOOR,
+    ]
     assert world.journal.floor == FLOOR
     assert world.journal.vector[OTHER] == 3
 
@@ -349,8 +353,8 @@ def test_a_result_below_the_floor_restores_no_task() -> None:
 
     assert appended_facts(effects) == [
         Submitted(new),
-        Finished(old.id, ended, A, outcome()),
-        Finished(new.id, ended, A, outcome()),
+        Finished(old.id, ended, A, outcome(), term=1),
+        Finished(new.id, ended, A, outcome(), term=1),
     ]
 
 

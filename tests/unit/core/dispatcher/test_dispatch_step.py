@@ -51,7 +51,7 @@ def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
     effects = world.dispatch.on_results(B, results_message(), moment())
     later = world.commit()
 
-    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome(), term=1)]
     assert effects[1:] == []
     assert later == [send_acknowledgement(B), AnnounceTaskStates((T,))]
     assert world.dispatch.outstanding(B) == 0
@@ -64,7 +64,7 @@ def test_a_freed_slot_is_filled_in_the_same_step() -> None:
     effects = world.dispatch.on_results(B, results_message(credit=1), moment())
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, outcome()),
+        Finished(T, attempt(), B, outcome(), term=1),
         Assigned(TaskId("u"), attempt(), B),
     ]
     assert effects[1:] == [send_assignment(B, (attempt(), spec("u", ord=2)))]
@@ -97,7 +97,7 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
     assert asked == [LoadTasks(1, (T,))]
     assert appended_facts(effects) == [
         Submitted(spec()),
-        Finished(T, attempt(), B, outcome()),
+        Finished(T, attempt(), B, outcome(), term=1),
     ]
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
@@ -115,7 +115,7 @@ def test_a_success_of_a_task_cancelled_in_an_earlier_epoch_is_ignored() -> None:
     assert asked == [LoadTasks(1, (T,))]
     assert again == []
     end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, end)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, end, term=1)]
     assert effects[1:] == []
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
@@ -135,7 +135,7 @@ def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> No
     effects = found(world, task_record())
 
     assert waits == [LoadTasks(1, (T,))]
-    assert Finished(T, attempt(), B, outcome()) in appended_facts(effects)
+    assert Finished(T, attempt(), B, outcome(), term=1) in appended_facts(effects)
     assert effects[1:] == []
 
 
@@ -165,7 +165,7 @@ def test_an_unknown_returned_task_is_read_from_the_store() -> None:
 
     assert appended_facts(effects) == [
         Submitted(spec()),
-        Finished(T, attempt(), B, released(EndReason.RETURNED)),
+        Finished(T, attempt(), B, released(EndReason.RETURNED), term=1),
     ]
     assert later == [
         send_acknowledgement(B),
@@ -184,7 +184,7 @@ def test_a_returned_attempt_runs_elsewhere_with_its_old_position() -> None:
     )
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, released(EndReason.RETURNED)),
+        Finished(T, attempt(), B, released(EndReason.RETURNED), term=1),
         Assigned(T, attempt(2), B),
     ]
     assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
@@ -200,7 +200,7 @@ def test_a_worker_that_refuses_is_not_retried_at_once() -> None:
     )
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, released(EndReason.STALE))
+        Finished(T, attempt(), B, released(EndReason.STALE), term=1)
     ]
     assert effects[1:] == []
 
@@ -214,7 +214,7 @@ def test_a_worker_without_an_input_is_not_retried() -> None:
     second = world.dispatch.on_worker_up(node_info(A, 1), moment())
     second += world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment())
 
-    assert appended_facts(first) == [Finished(T, attempt(), B, lack)]
+    assert appended_facts(first) == [Finished(T, attempt(), B, lack, term=1)]
     assert first[1:] == []
     assert appended_facts(second) == [Assigned(T, attempt(2), A)]
 
@@ -231,7 +231,7 @@ def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
 
     detail = "input data.csv is on no node"
     failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail=detail)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, failed)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, failed, term=1)]
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
@@ -248,7 +248,7 @@ def test_inputs_are_judged_after_the_adopt_window() -> None:
     detail = "input data.csv is on no node"
     failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail=detail)
     assert due == moment(5.0).mono_s
-    assert appended_facts(effects) == [Finished(T, attempt(), B, failed)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, failed, term=1)]
     assert world.commit() == [AnnounceTaskStates((T,))]
 
 
@@ -261,7 +261,7 @@ def test_a_late_success_of_a_lost_attempt_ends_its_successor() -> None:
 
     effects = world.dispatch.on_results(B, results_message(), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome(), term=1)]
     assert effects[1:] == [send_kill(A, attempt(2))]
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 

@@ -158,7 +158,7 @@ def test_a_stopping_dispatcher_accepts_no_tasks_but_acknowledges_results() -> No
     ]
     effects = world.dispatch.on_results(A, results_message(), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome())]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome(), term=1)]
     assert world.commit() == [send_acknowledgement(A), AnnounceTaskStates((T,))]
 
 
@@ -339,7 +339,7 @@ def test_a_queued_task_is_cancelled() -> None:
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann", term=1)]
     assert effects[1:] == []
     assert world.commit() == [cancel_reply(), AnnounceTaskStates((T,))]
 
@@ -378,7 +378,7 @@ def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann", term=1)]
     assert effects[1:] == [send_kill(B)]
 
 
@@ -392,7 +392,7 @@ def test_a_running_task_is_killed_by_force() -> None:
         cancel_request(TaskState.CANCELLED), moment()
     )
 
-    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann", term=1)]
     assert effects[1:] == [send_kill(B)]
     assert answer == [cancel_reply(), AnnounceTaskStates((T,))]
     assert again == [cancel_reply()]
@@ -426,7 +426,7 @@ def test_a_result_that_is_repeated_for_want_of_a_standby_is_written_once() -> No
 
     assert appended_facts(first) == [
         Submitted(spec()),
-        Finished(T, attempt(), B, outcome()),
+        Finished(T, attempt(), B, outcome(), term=1),
     ]
     assert released == [AnnounceTaskStates((T,))]
     assert again == []
@@ -447,7 +447,7 @@ def test_a_strict_mesh_reports_a_cancel_on_one_disk_only() -> None:
         cancel_request(TaskState.CANCELLED), moment()
     )
 
-    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann", term=1)]
     assert answer == [Answer(5, NotReplicated()), AnnounceTaskStates((T,))]
     assert again == [Answer(5, NotReplicated())]
 
@@ -480,7 +480,7 @@ def test_a_killed_task_is_not_rerun_when_its_worker_is_lost() -> None:
 
     effects = world.dispatch.on_worker_down(A, moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME, term=1)]
     assert effects[1:] == []
 
 
@@ -549,7 +549,7 @@ def test_running_members_end_with_their_cancelled_array_in_a_new_epoch(
     name = TaskId("task-007-abcdef12")
     asked = by_force(name)
     assert appended_facts(world.dispatch.on_cancel_requested(asked, moment())) == [
-        TaskCancelled(name, f"{FORCED_PREFIX}ann")
+        TaskCancelled(name, f"{FORCED_PREFIX}ann", term=1)
     ]
 
     member = task_record(f"{name}.1", live_attempt(B))
@@ -562,7 +562,7 @@ def test_running_members_end_with_their_cancelled_array_in_a_new_epoch(
         back = Reattach(((attempt(), member.spec),), 1, NodeState.READY)
         effects = world.dispatch.on_reattach(B, back, moment(1))
 
-    assert TaskCancelled(member.id, "ann") in appended_facts(effects)
+    assert TaskCancelled(member.id, "ann", term=1) in appended_facts(effects)
     ordered = Kill(epoch(), ((member.id, attempt()),))
     assert Send(B, (ordered,)) in effects
 
@@ -610,7 +610,7 @@ def test_a_member_ends_after_its_array_was_cancelled_in_another_epoch(
 
     assert ordered in effects
     entries = [f for e in effects if isinstance(e, Append) for f in e.entries]
-    assert TaskCancelled(member.id, "ann") in [entry.fact for entry in entries]
+    assert TaskCancelled(member.id, "ann", term=1) in [entry.fact for entry in entries]
 
 
 def test_running_members_continue_after_a_cancel_without_force() -> None:
@@ -649,7 +649,7 @@ def test_a_new_dispatcher_starts_no_members_after_too_many_failures() -> None:
 
     effects = world.dispatch.on_live_loaded(LiveLoaded(1, (array,)), moment())
 
-    assert appended_facts(effects) == [TaskCancelled(name, MAX_FAILS_CANCELLER)]
+    assert appended_facts(effects) == [TaskCancelled(name, MAX_FAILS_CANCELLER, term=1)]
     assert not [effect for effect in effects if isinstance(effect, Send)]
 
 
@@ -708,7 +708,7 @@ def test_a_task_can_be_cancelled_during_its_lookup() -> None:
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann", term=1)]
     assert effects[1:] == []
     assert world.commit()[1:] == [cancel_reply(), AnnounceTaskStates((T,))]
 

@@ -75,7 +75,7 @@ def backing_off() -> DispatcherWithJournal:
     effects = world.dispatch.on_results(
         A, results_message(report(end=FAILED)), moment()
     )
-    assert appended_facts(effects) == [Finished(T, attempt(), A, RETRIED)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, RETRIED, term=1)]
     world.commit()
     return world
 
@@ -108,7 +108,7 @@ def test_the_last_failure_is_the_end() -> None:
 
     effects = world.dispatch.on_results(A, results_message(last), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(3), A, FAILED)]
+    assert appended_facts(effects) == [Finished(T, attempt(3), A, FAILED, term=1)]
     assert AnnounceTaskStates((T,)) in world.commit()
 
 
@@ -118,7 +118,7 @@ def test_a_task_in_backoff_is_cancelled_like_a_queued_one() -> None:
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
-    assert appended_facts(effects) == [TaskCancelled(T, "ann")]
+    assert appended_facts(effects) == [TaskCancelled(T, "ann", term=1)]
     assert cancel_reply() in world.commit()
     assert world.dispatch.on_time(moment(BACKOFF_S)) == []
 
@@ -134,7 +134,7 @@ def test_a_success_after_a_confirmed_cancel_is_ignored() -> None:
     )
 
     end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, end)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, end, term=1)]
 
 
 def test_a_repeated_success_after_a_cancel_is_ignored_too() -> None:
@@ -168,7 +168,9 @@ def test_a_new_task_with_a_forgotten_id_ends_as_well() -> None:
         effects = world.dispatch.on_results(B, results_message(report(name)), moment())
         world.commit()
 
-        assert appended_facts(effects) == [Finished(name, attempt(), B, outcome())]
+        assert appended_facts(effects) == [
+            Finished(name, attempt(), B, outcome(), term=1)
+        ]
 
 
 def test_a_task_in_backoff_survives_a_new_read_of_the_queue() -> None:
@@ -189,7 +191,7 @@ def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
     effects = found(world, retried())
 
     assert asked == [LoadTasks(1, (T,))]
-    assert appended_facts(effects)[-1] == Finished(T, attempt(), A, RETRIED)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(), A, RETRIED, term=1)
 
 
 def new_dispatcher(**workers: int) -> DispatcherWithJournal:
@@ -235,7 +237,7 @@ def test_a_new_dispatcher_counts_failures_of_earlier_epochs(
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     effects = found(world, log)
 
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED, term=1)
 
 
 def test_reading_the_log_late_restores_the_failure_count() -> None:
@@ -248,7 +250,7 @@ def test_reading_the_log_late_restores_the_failure_count() -> None:
     late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED)]
+    assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED, term=1)]
 
 
 def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
@@ -267,7 +269,7 @@ def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
     assert world.dispatch.outstanding(B) == 1
     late = report(of=attempt(2))
     effects = world.dispatch.on_results(B, results_message(late), moment())
-    assert appended_facts(effects) == [Finished(T, attempt(2), B, outcome())]
+    assert appended_facts(effects) == [Finished(T, attempt(2), B, outcome(), term=1)]
 
 
 def test_a_repeated_failure_is_not_counted_twice() -> None:
@@ -279,7 +281,7 @@ def test_a_repeated_failure_is_not_counted_twice() -> None:
     log = replace(twice, attempts=(*twice.attempts, live_attempt(B, attempt(2))))
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     effects = found(world, log)
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED, term=1)
 
     again = report(end=FAILED, envelope=twice.spec)
     assert world.dispatch.on_results(A, results_message(again), moment()) == []
@@ -297,7 +299,7 @@ def test_a_late_failure_does_not_replace_the_end() -> None:
     effects = found(world, log)
 
     known = replace(late.outcome, state=AttemptState.RELEASED)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, known)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, known, term=1)]
 
 
 def test_a_repeated_end_waits_for_the_log() -> None:
@@ -334,7 +336,7 @@ def test_a_listed_attempt_with_a_known_end_is_not_live() -> None:
     world = dispatcher_with(log, a=1)
     ours = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(ours), moment())
-    assert appended_facts(effects) == [Finished(T, ours.attempt, A, RETRIED)]
+    assert appended_facts(effects) == [Finished(T, ours.attempt, A, RETRIED, term=1)]
     world.commit()
     world.dispatch.on_worker_up(node_info("b", 1), moment())
 
@@ -374,7 +376,7 @@ def test_another_failure_of_a_listed_task_waits_for_the_log() -> None:
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     effects = found(world, log)
-    assert appended_facts(effects) == [Finished(T, attempt(3), B, FAILED)]
+    assert appended_facts(effects) == [Finished(T, attempt(3), B, FAILED, term=1)]
     assert send_kill(A, attempt(2)) in effects
 
 
@@ -390,7 +392,7 @@ def test_later_failures_than_the_listed_attempt_count_too() -> None:
     late = report(of=listed, end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    assert appended_facts(effects) == [Finished(T, listed, A, FAILED)]
+    assert appended_facts(effects) == [Finished(T, listed, A, FAILED, term=1)]
 
 
 def test_a_failure_beside_a_returned_attempt_waits_for_the_log() -> None:
@@ -408,7 +410,7 @@ def test_a_failure_beside_a_returned_attempt_waits_for_the_log() -> None:
     world.commit()
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(B, attempt(2))))
     effects = found(world, log)
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, FAILED)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, FAILED, term=1)
 
 
 def test_a_lost_attempt_of_an_at_most_once_task_is_not_rerun() -> None:
@@ -522,7 +524,7 @@ def test_the_real_end_replaces_an_assumed_one(
 
     effects = world.dispatch.on_results(A, results_message(), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome())]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome(), term=1)]
 
 
 def test_failures_in_the_queue_count_for_a_listed_task() -> None:
@@ -536,7 +538,7 @@ def test_failures_in_the_queue_count_for_a_listed_task() -> None:
     late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED)]
+    assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED, term=1)]
 
 
 def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
@@ -554,7 +556,7 @@ def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
     assert asked == [LoadTasks(1, (T,))]
 
     effects = found(world, retried())
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED, term=1)
 
 
 def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:

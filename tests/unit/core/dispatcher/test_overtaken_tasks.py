@@ -223,7 +223,7 @@ def test_failures_count_while_their_array_is_read_again() -> None:
 
     effects = found(world, stored)
 
-    assert TaskCancelled(ARRAY, MAX_FAILS_CANCELLER) in appended_facts(failed)
+    assert TaskCancelled(ARRAY, MAX_FAILS_CANCELLER, term=1) in appended_facts(failed)
     assert not [effect for effect in effects if isinstance(effect, Append)]
 
 
@@ -265,4 +265,4 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_an_older_read() -> Non
     again = replace(FAILED, state=AttemptState.RELEASED)
     first = Attempt(attempt(), A, AttemptState.RELEASED, again)
     effects = found(world, replace(log, attempts=(first,)))
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED)
+    assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED, term=1)

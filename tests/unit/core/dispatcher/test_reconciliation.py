@@ -55,7 +55,7 @@ def test_attempts_of_a_lost_worker_run_elsewhere_at_once() -> None:
     effects = world.dispatch.on_worker_down(A, moment(LATE))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), A, LOST_OUTCOME),
+        Finished(T, attempt(), A, LOST_OUTCOME, term=1),
         Assigned(T, attempt(2), B),
     ]
     assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
@@ -72,7 +72,7 @@ def test_a_new_dispatcher_waits_for_the_workers_of_the_previous_epoch() -> None:
     assert down == []
     assert due == moment(5.0).mono_s
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
         Assigned(T, attempt(2), A),
     ]
 
@@ -149,7 +149,7 @@ def test_an_attempt_unknown_to_its_worker_is_lost_at_once() -> None:
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(9))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
         Assigned(T, attempt(2), B),
     ]
 
@@ -167,7 +167,7 @@ def test_a_worker_report_precedes_the_log() -> None:
     )
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
         Assigned(T, attempt(2), B),
     ]
 
@@ -182,7 +182,7 @@ def test_the_older_of_two_live_attempts_in_the_log_is_lost() -> None:
         LiveLoaded(1, (task_record("t", *two),)), moment(9)
     )
 
-    assert appended_facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME)]
+    assert appended_facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME, term=1)]
     assert world.dispatch.outstanding(B) == 1
 
 
@@ -198,7 +198,7 @@ def test_a_lost_adopted_task_is_read_before_it_runs_again() -> None:
 
     effects = world.dispatch.on_worker_down(B, moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME, term=1)]
     assert effects[1:] == []
     assert world.commit() == [LoadTasks(1, (T,)), LoadQueued(-2, 1000)]
 
@@ -258,7 +258,7 @@ def test_a_queued_task_that_ended_elsewhere_does_not_run() -> None:
     lost = Outcome(
         state=AttemptState.RELEASED, reason=EndReason.LOST, ended_ms=moment().wall_ms
     )
-    assert appended_facts(effects) == [Finished(T, attempt(1), A, lost)]
+    assert appended_facts(effects) == [Finished(T, attempt(1), A, lost, term=1)]
     assert effects[1:] == []
     attached = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
     assert attached == []
@@ -362,7 +362,7 @@ def test_an_attempt_without_an_end_in_all_logs_is_lost() -> None:
     effects = world.dispatch.on_live_loaded(live, moment(9))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
         Assigned(T, attempt(2), B),
     ]
 
@@ -381,7 +381,7 @@ def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
     effects = world.dispatch.on_live_loaded(live, moment(LATE))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME),
+        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
         Assigned(T, attempt(2), B),
     ]
 
@@ -432,7 +432,7 @@ def test_the_later_of_two_attempts_in_the_log_is_awaited() -> None:
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME, term=1)]
     assert (world.dispatch.outstanding(A), world.dispatch.outstanding(B)) == (0, 1)
 
 
@@ -444,7 +444,7 @@ def test_an_attempt_that_its_worker_stopped_listing_is_not_awaited() -> None:
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(2), B, LOST_OUTCOME)]
+    assert appended_facts(effects) == [Finished(T, attempt(2), B, LOST_OUTCOME, term=1)]
     assert world.dispatch.outstanding(A) == 1
 
 
