@@ -230,10 +230,16 @@ def logs(
         if task.array is not None:
             print_member_logs(client, task.id, stream=stream, only_failed=only_failed)
             return
-    if not (task.is_final or attempt):
+    if not attempt:
+        _note_what_is_missing(task, stream)
+
+
+def _note_what_is_missing(task: Task, stream: str) -> None:
+    """Say where the rest of a task's output is, or the value of a Python call."""
+    if not task.is_final:
         more = f"octaskly logs -f {task.id} shows what follows"
         note(f"{task.id} is {task.status}; {more}")
-    elif task.reason in ("lost", "poison") and not attempt:
+    elif task.reason in ("lost", "poison"):
         note(f"{task.id} was lost with its worker: it may have written more")
     elif task.call and task.status == "completed" and stream != "stdout":
         note("its value: result() of the future, in the program that made the call")
