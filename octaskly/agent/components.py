@@ -80,9 +80,9 @@ from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile, TokenSigner
 class MachineMonitor:
     """Samples the load and the disk of this machine when it is called."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, config: AgentConfig) -> None:
         self._store = store
-        self._sampler = LoadSampler()
+        self._sampler = LoadSampler(config.paths.state)
         self.load: LoadSample = self._sampler.sample()
         self._is_disk_failing = False
 
@@ -230,7 +230,7 @@ class Components:
         )
         self._bind_ports(loopback_port)
         self._info = self._node_info(assigned_name(config.name, saved.name))
-        self._machine_monitor = MachineMonitor(store)
+        self._machine_monitor = MachineMonitor(store, config)
         self._peers_known = len(saved.peers)
         self._member_addresses = _remembered_addresses(saved)
         self._background_tasks: list[asyncio.Task[None]] = []  #: `close` cancels them

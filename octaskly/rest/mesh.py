@@ -63,6 +63,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     memory_used_mb: int = 0
     process_mb: int = 0
     stalled_percent: float = 0.0
+    disk_free_mb: int | None = None
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):

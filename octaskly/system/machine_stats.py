@@ -17,9 +17,14 @@ _FULL_AVG10 = re.compile(r"full avg10=(\d+\.\d+) ")
 
 
 class LoadSampler:
-    """Samples the load; each sample covers the time since the previous one."""
+    """Samples the load; each sample covers the time since the previous one.
 
-    def __init__(self) -> None:
+    Args:
+        folder: A folder on the disk whose room is sampled.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._process = psutil.Process()
         # This call starts the first interval: psutil's first result is always zero.
         psutil.cpu_percent(interval=None)
@@ -33,6 +38,7 @@ class LoadSampler:
             memory_used_mb=int((memory.total - memory.available) >> 20),
             process_mb=int(self._process.memory_info().rss >> 20),
             stalled_percent=memory_stalled_percent(_read(MEMORY_PRESSURE_FILE)),
+            disk_free_mb=psutil.disk_usage(str(self._folder)).free >> 20,
         )
 
 

@@ -227,6 +227,8 @@ class Handler(BaseHTTPRequestHandler):
                 state = "queued" if self.api.stall else "running"
                 explanation = {"status": state, "summary": self.api.stall, "nodes": []}
                 return 200, {"id": ref} | explanation
+            case ["api", "v1", "attempts"]:
+                return 200, {"running": [], "now": "2026-02-06T12:00:00.000Z"}
             case ["api", "v1", "tokens"]:
                 return 200, {"tokens": []}
             case ["api", "v1", "nodes", name, *order]:
@@ -324,7 +326,7 @@ NODE = {
     "addresses": ["127.0.0.1:7878"],
     "slots": 2,
     "running": 1,
-    "load": {"cpu_percent": 12.4, "memory_used_mb": 1024},
+    "load": {"cpu_percent": 12.4, "memory_used_mb": 1024, "disk_free_mb": 40_000},
     "memory_mb": 4096,
     "labels": {"room": "attic"},
     "version": "0.1.0",

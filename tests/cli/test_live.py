@@ -173,6 +173,25 @@ def test_every_read_command_prints_json(forwarding_agent: Agent) -> None:
         assert key in json.loads(done.stdout), command
 
 
+def test_a_node_is_shown_with_its_disk_and_what_it_runs(
+    forwarding_agent: Agent,
+) -> None:
+    """The node itself answers for its disk; every node answers for what runs."""
+    command = ["run", "--on", "birch", "--", "echo begun; sleep 4723"]
+    with subprocess.Popen(
+        words(forwarding_agent, *command), stdout=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"begun\n"
+        row = octaskly(forwarding_agent, "nodes").stdout.decode()
+        one = octaskly(forwarding_agent, "nodes", "birch").stdout.decode()
+        running.send_signal(signal.SIGINT)
+
+    assert re.search(r"^birch +ready .* [GM]B  .* 4723 \(", row, re.MULTILINE)
+    assert re.search(r"^running: +\d+  echo begun; sleep 4723 \(", one, re.MULTILINE)
+    assert re.search(r"^disk: +[0-9.]+ .B free of \d+ GB$", one, re.MULTILINE)
+
+
 def test_a_second_interrupt_does_not_affect_the_task(forwarding_agent: Agent) -> None:
     """The first cancels it; the second ends only the wait, however soon it comes."""
     process = subprocess.Popen(

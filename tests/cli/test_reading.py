@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import pty
@@ -113,6 +114,19 @@ def make_busy(api: Api) -> Api:
         "raw": None,
         "failed_members": [member | {"id": failure["id"], "raw": None}],
     }
+    api.answers["/api/v1/nodes"] = busy_nodes()
+    attempts: list[dict[str, Any]] = [
+        {"id": some[1]["id"], "short_id": "2", "command": "./train --lr 1e-3"},
+        {"id": failure["id"], "short_id": "1.17", "command": "./run b.mp4"},
+        {"id": CALL, "worker_id": "pi4", "call": "simulate(3, seed=7)"},
+    ]
+    api.answers["/api/v1/attempts"] = {
+        "now": "2026-02-06T12:00:00.000Z",
+        "running": [
+            {"worker_id": "here", "attempt": 1, "status": "running"} | run
+            for run in attempts
+        ],
+    }
     lost = {"worker_id": "пи 🍓", "status": "released", "reason": "lost"}
     api.answers[f"/api/v1/tasks/{some[5]['id']}/attempts"] = {
         "id": some[5]["id"],
@@ -125,6 +139,26 @@ def make_busy(api: Api) -> Api:
         ],
     }
     return api
+
+
+def busy_nodes() -> dict[str, Any]:
+    """Return a node in each state; two of them run tasks."""
+    states: list[dict[str, Any]] = [
+        {"name": "here", "running": 2},
+        {"name": "attic"},
+        {"name": "pi4", "state": "draining", "running": 1},
+        {"name": "pi5", "state": "paused"},
+        {"name": "nas", "short_of": "disk"},
+        {"name": "laptop", "state": "lost", "last_seen": "2999-02-06T12:00:00Z"},
+    ]
+    shown = [
+        NODE
+        | {"id": f"001{number}", "role": "worker" if number > 1 else "dispatcher"}
+        | {"running": 0}
+        | one
+        for number, one in enumerate(states, 1)
+    ]
+    return {"nodes": shown, "total": len(shown)}
 
 
 @pytest.fixture
@@ -497,10 +531,83 @@ def test_nodes_prints_one_line_for_each_node(api: Api, octaskly: Run) -> None:
     done = octaskly("nodes")
 
     head, line = done.stdout.decode().splitlines()
-    assert head.split() == [
-        *("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN")
+    assert head.split("  ", 1) == [
+        *("NODE", "STATE  ROLE        TASKS  CPU  MEMORY       DISK FREE  VERSION  NOW")
     ]
-    assert line.startswith("here  ready  dispatcher  1/2    12%  1.0/4.0 GiB  0.1.0")
+    assert line == (
+        "here  ready  dispatcher  1/2    12%  1.0/4.0 GiB  42 GB      0.1.0"
+        "    1 task running"
+    )
+
+
+def test_nodes_says_what_runs_and_why_a_node_takes_no_work(
+    busy: Api, octaskly: Run
+) -> None:
+    """Which machine is free, and which is in trouble, shows at a glance."""
+    began = (dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)).isoformat()
+    for run in busy.answers["/api/v1/attempts"]["running"]:
+        run["assigned_at"] = began
+
+    done = octaskly("nodes")
+
+    rows = [re.split("  +", line) for line in done.stdout.decode().splitlines()]
+    assert [
+        (row[0], row[1], row[3], re.sub(r"\d+m", "m", row[-1])) for row in rows
+    ] == [
+        ("NODE", "STATE", "TASKS", "NOW"),
+        ("here", "ready", "2/2", "./train --lr 1e-3 (2hm) and 1 more"),
+        ("attic", "ready", "0/2", "free"),
+        ("pi4", "draining", "1/2", "simulate(3, seed=7) (2hm)"),
+        ("pi5", "paused", "0/2", "-"),
+        ("nas", "short of disk", "0/2", "-"),
+        ("laptop", "lost", "0/2", "last seen now"),
+    ]
+    assert done.stderr.decode().splitlines() == [
+        "pi4: takes no new tasks; to change that: octaskly resume NODE",
+        "pi5: its tasks are stopped; to go on: octaskly resume NODE",
+        "nas: takes no new tasks until its disk has room",
+        "laptop: is it on and connected? then type there: octaskly doctor",
+    ]
+
+
+def test_nodes_shows_all_about_one_node(busy: Api, octaskly: Run) -> None:
+    """Also what only the node itself knows: its disk, and how long it has been up."""
+    busy.answers["/api/v1/nodes/here"] = busy.answers["/api/v1/nodes"]["nodes"][0]
+    busy.answers["/api/v1/nodes/0011/storage"] = {
+        "name": "here",
+        "files_bytes": 5_000_000,
+        "files_quota_bytes": 1 << 30,
+        "outputs_bytes": 2_000_000,
+        "logs_bytes": 1_000_000,
+        "items": [],
+        "output_quota_bytes": 1 << 30,
+        "free_bytes": 42_000_000_000,
+        "total": 0,
+        "disk_bytes": 250_000_000_000,
+        "uptime_seconds": 7200,
+    }
+
+    shown = octaskly("nodes", "here").stdout.decode()
+
+    assert shown.splitlines() == [
+        "name:            here",
+        "id:              0011",
+        "state:           ready",
+        "role:            dispatcher",
+        "tasks:           2 of 2 at a time",
+        "running:         2  ./train --lr 1e-3",
+        "                 1.17  ./run b.mp4",
+        "cpu:             12%, load 0.0",
+        "memory:          1.0 of 4.0 GiB used",
+        "disk:            42 GB free of 250 GB",
+        "stored files:    5.0 MB",
+        "stored outputs:  3.0 MB",
+        "agent up:        2h00m",
+        "labels:          room=attic",
+        "version:         0.1.0",
+        "addresses:       127.0.0.1:7878",
+    ]
+    assert json.loads(octaskly("nodes", "--json", "here").stdout)["id"] == "0011"
 
 
 SAFE: dict[str, Any] = {
@@ -578,7 +685,8 @@ def test_a_lone_node_is_not_warned_about(
 
     done = octaskly("nodes")
 
-    assert done.stderr == b""
+    assert b"copy" not in done.stderr
+    assert done.stderr.startswith(b"cy: is it on and connected?")
     assert done.stdout.splitlines()[-1].split()[4:6] == [b"-", b"-"]
 
 

@@ -114,6 +114,7 @@ def node(
             memory_used_mb=load.memory_used_mb,
             process_mb=load.process_mb,
             stalled_percent=load.stalled_percent,
+            disk_free_mb=load.disk_free_mb,
         ),
         memory_mb=member.memory_mb,
         labels=dict(member.labels),

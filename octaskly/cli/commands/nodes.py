@@ -7,18 +7,18 @@ import datetime as dt
 import click
 import msgspec
 
+from octaskly.cli import completion
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION
+from octaskly.cli.output import node_view
 from octaskly.cli.output.render import (
     age,
     duration,
     note,
     print_fields,
     print_json,
-    print_table,
-    seconds_since,
 )
-from octaskly.client.flows.rest_calls import NODES, STATS, Call
+from octaskly.client.flows.rest_calls import NODES, STATS, Call, resource_path
 from octaskly.rest.mesh import (
     Counts,
     Failover,
@@ -29,29 +29,41 @@ from octaskly.rest.mesh import (
     Workers,
 )
 
-NEW_S = 60.0  #: how long a node is marked as joined
 NO_STANDBY = "no other node keeps copies: is --no-electable set on all of them?"
 
 
-@click.command(epilog="Example: octaskly nodes --json")
+@click.command(epilog="Example: octaskly nodes pi4")
+@click.argument(
+    "name",
+    required=False,
+    metavar="[NODE]",
+    shell_complete=completion.complete_nodes,
+)
 @JSON_OPTION
 @click.pass_obj
-def nodes(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
-    """List the nodes of the mesh."""
+def nodes(context: CliContext, name: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """List the nodes: which take work, and what each is doing now.
+
+    With NODE, show all about one of them, also its disk and how long it has been up.
+    """
+    path = NODES if name is None else resource_path(NODES, name)
     with context.connect() as client:
-        reply = client.send(Call("GET", NODES))
-    if as_json:
-        print_json(reply.body)
-        return
-    page = client.decode(reply, NodePage)
-    # The API sends wall-clock times, so compare them with the wall clock.
-    now = dt.datetime.now(dt.UTC)
-    print_table(
-        ("NODE", "STATE", "ROLE", "TASKS", "CPU", "MEMORY", "VERSION", "SEEN"),
-        [_row(node, page, now) for node in page.nodes],
-        state_column=1,
-        dropped_first=("VERSION", "MEMORY", "ROLE", "CPU"),
-    )
+        reply = client.send(Call("GET", path))
+        if as_json:
+            print_json(reply.body)
+            return
+        # The API sends wall-clock times, so compare them with the wall clock.
+        now = dt.datetime.now(dt.UTC)
+        if name is not None:
+            node = client.decode(reply, NodeInfo)
+            runs = node_view.fetch_runs(client).get(node.name, ())
+            storage = node_view.fetch_storage(client, node)
+            node_view.print_node(node, storage, runs, now)
+            return
+        page = client.decode(reply, NodePage)
+        node_view.print_nodes(page, node_view.fetch_runs(client), now)
+    for line in node_view.unavailable_lines(page.nodes):
+        note(line)
     if page.replicas == 1 and any(_is_other(node) for node in page.nodes):
         joining = ", ".join(_format_standby(standby) for standby in page.standbys)
         note(f"warning: new tasks have one copy only; {joining or NO_STANDBY}")
@@ -64,52 +76,14 @@ def _is_other(node: NodeInfo) -> bool:
     return node.role != "dispatcher" and node.state != "lost"
 
 
-def _is_short(node: NodeInfo) -> bool:
-    """Return True if the node takes no work because it is short of a resource."""
-    return node.state == "ready" and node.short_of is not None
-
-
 def _format_standby(standby: Standby) -> str:
     lag = f", {standby.lag} entries behind" if standby.state == "joining" else ""
-    return f"{standby.name} is {_standby_state(standby)}{lag}"
-
-
-def _standby_state(standby: Standby) -> str:
-    """Return the display name of a state; the API calls `in sync` `level`."""
-    return "in sync" if standby.state == "level" else standby.state
+    return f"{standby.name} is {node_view.standby_state(standby)}{lag}"
 
 
 def _failover(failover: Failover, now: dt.datetime) -> str:
     took = duration(failover.duration_ms)
     return f"{age(failover.at, now)}, took {took} ({failover.reason})"
-
-
-def _row(node: NodeInfo, page: NodePage, now: dt.datetime) -> tuple[str, ...]:
-    standby = next((s for s in page.standbys if s.id == node.id), None)
-    load = node.load if node.state != "lost" else None
-    memory = "-"
-    if load is not None and node.memory_mb:
-        used_gib, all_gib = load.memory_used_mb / 1024, node.memory_mb / 1024
-        memory = f"{used_gib:.1f}/{all_gib:.1f} GiB"
-    return (
-        node.name,
-        f"short of {node.short_of}" if _is_short(node) else node.state,
-        f"standby {_standby_state(standby)}" if standby else node.role,
-        f"{node.running}/{node.slots}",
-        "-" if load is None else f"{load.cpu_percent:.0f}%",
-        memory,
-        node.version or "-",
-        age(node.last_seen, now) + _joined(node, now),
-    )
-
-
-def _joined(node: NodeInfo, now: dt.datetime) -> str:
-    """Mark a node that joined recently."""
-    if node.joined_at is None or node.state == "lost":
-        return ""
-    since_s = seconds_since(node.joined_at, now)
-    is_new = since_s is not None and since_s < NEW_S
-    return f"  ← joined {age(node.joined_at, now)}" if is_new else ""
 
 
 @click.command(epilog="Example: octaskly stats")

@@ -22,7 +22,7 @@ from octaskly.cli.output.render import STATE_COLOURS, duration, time_left
 from octaskly.cli.output.task_view import command_of, format_progress, format_rate
 from octaskly.cli.output.terminal import on_one_line, render_text
 from octaskly.client import Session
-from octaskly.client.flows.rest_calls import NODES, STATS, TASKS, Call
+from octaskly.client.flows.rest_calls import ATTEMPTS, NODES, STATS, TASKS, Call
 from octaskly.rest.client_types import Task
 from octaskly.rest.mesh import NodeInfo, NodePage
 from octaskly.rest.tasks import Members, Run
@@ -75,7 +75,7 @@ def fetch_snapshot(client: Session) -> MeshSnapshot:
         for path, query in (
             (STATS, {}),
             (NODES, {}),
-            ("/api/v1/attempts", asked),
+            (ATTEMPTS, asked),
             (TASKS, {"status": "running"}),
         )
     )

@@ -319,7 +319,7 @@ def _is_name_variant(name: str, wanted: str, node: NodeId) -> bool:
     return size >= NAME_SUFFIX_CHARS and name == f"{wanted}-{node[:size]}"
 
 
-def _rounded_loads(members: tuple[RosterEntry, ...]) -> list[tuple[int, int, int, int]]:
+def _rounded_loads(members: tuple[RosterEntry, ...]) -> list[tuple[int, ...]]:
     """Return rounded loads, so that idle nodes cause no rosters."""
     return [
         (
@@ -327,6 +327,7 @@ def _rounded_loads(members: tuple[RosterEntry, ...]) -> list[tuple[int, int, int
             round(member.load.cpu_percent / 10),
             round(member.load.load1 * 2),
             member.load.memory_used_mb // 256,
+            (member.load.disk_free_mb or 0) // 1024,
         )
         for member in members
     ]

@@ -108,6 +108,7 @@ class LoadSample(Struct, frozen=True, array_like=True):
     memory_used_mb: Int
     process_mb: Int  #: resident set of the agent
     stalled_percent: Float = 0.0  #: share of 10 s in which all tasks waited for memory
+    disk_free_mb: Int | None = None  #: on the disk of the agent's state folder
 
 
 class StandbyView(NamedTuple):
