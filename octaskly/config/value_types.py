@@ -92,7 +92,8 @@ class NodeName(ValueType):
         if wrong := re.search(r"[^A-Za-z0-9.-]", text):
             name = f"U+{ord(wrong[0]):04X} {unicodedata.name(wrong[0], '')}".rstrip()
             fault += f", not {name}"
-        if near := nearest_node_name(text):
+        near = nearest_node_name(text)
+        if near and not text.startswith(near):  # It is not just too long.
             fault += f"; did you mean {near}?"
         raise InvalidValue((text, fault))
 

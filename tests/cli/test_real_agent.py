@@ -392,6 +392,65 @@ def test_a_refused_token_has_error_cause_and_hint(
     )
 
 
+OPTIONS_HINT = "octaskly --help    and octaskly COMMAND --help list the options"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "hint"),
+    [
+        (
+            ["--name", "gpj\u202egnp"],
+            (
+                "name: leave out the character U+202E RIGHT-TO-LEFT OVERRIDE;"
+                " expected 1 to 128 printable characters"
+            ),
+            OPTIONS_HINT,
+        ),
+        (
+            ["--name", "tab\there"],
+            (
+                "name: leave out the character U+0009;"
+                " expected 1 to 128 printable characters"
+            ),
+            OPTIONS_HINT,
+        ),
+        (
+            ["--on", "my pc"],
+            "requires.node: unusable word; expected a node, by name or id",
+            "octaskly nodes    lists the nodes",
+        ),
+        (
+            ["--on", "👨\u200d👩\u200d👧"],
+            "requires.node: unusable word; expected a node, by name or id",
+            "octaskly nodes    lists the nodes",
+        ),
+    ],
+)
+def test_an_unusable_name_has_error_cause_and_hint(
+    agent: DemoAgent, arguments: list[str], cause: str, hint: str
+) -> None:
+    """A reader cannot see some characters, so the cause names them."""
+    done = octaskly(agent, "submit", *arguments, "--", "true")
+
+    assert done.returncode == 2
+    assert done.stderr.decode() == (
+        f"error: Invalid parameter value\n  cause: {cause}\n  hint: {hint}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["nightly build", "👨\u200d👩\u200d👧 run", "בנייה לילית", "Ana's job"]
+)
+def test_a_task_may_have_any_name_that_people_read(agent: DemoAgent, name: str) -> None:
+    """With spaces, emoji, quotation marks, or in a script from right to left."""
+    octaskly(agent, "submit", "--name", name, "--", "true")
+
+    shown = octaskly(agent, "show", name)
+
+    assert shown.returncode == 0, shown.stderr
+    assert f"name:        {name}\n" in shown.stdout.decode()
+
+
 def test_an_https_url_is_trusted_by_the_ca_of_the_mesh(
     agent: DemoAgent, tmp_path: Path
 ) -> None:

@@ -114,6 +114,10 @@ MISTAKES = (
     ["retry", "--mine", "1"],
     ["join"],
     ["approve", "pi4"],
+    ["agent", "--name", "my pc"],
+    ["agent", "--name", "👨\u200d👩\u200d👧"],
+    ["agent", "--name", "שלום"],
+    ["agent", "--name", "x" * 64],
 )
 API = "/api/v1"
 ANSWERS = {

@@ -183,6 +183,7 @@ def test_what_cannot_be_undone_is_refused_without_a_terminal(
     assert (done.returncode, done.stdout.strip()) == (2, b"")
     command = shlex.join(["octaskly", *arguments])
     assert f"error: `{command}` asks for confirmation" in done.stderr.decode()
+    assert "\n  cause: " in done.stderr.decode()
     assert f"hint: {command} --yes " in done.stderr.decode()
     assert not [asked for asked in failed.requests if asked.startswith("POST")]
 

@@ -107,6 +107,8 @@ _HINTS = {
     "Node cannot revoke itself": "octaskly leave    takes this node out of the mesh",
 }
 """Hints by the API's error text, for a status with several causes."""
+_FIELD_HINTS = {"requires.node": "octaskly nodes    lists the nodes"}
+"""Hints by the field that the API refuses."""
 
 
 def exit_code_of(error: OctasklyError) -> int:
@@ -143,11 +145,12 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
     cause: str | None = text
     if isinstance(error, Refused):
         cause = error.hint
+        hint = _HINTS.get(error.message) or _API_HINTS.get(error.status)
         if cause and error.field and error.status == http.HTTPStatus.BAD_REQUEST:
             # For a single task, print the name of the field instead of its path.
             place = error.field.removeprefix("$[0].").removeprefix("$.")
             cause = cause if place in cause else f"{place}: {cause}"
-        hint = _HINTS.get(error.message) or _API_HINTS.get(error.status)
+            hint = _FIELD_HINTS.get(place, hint)
         hints = hint.splitlines() if hint else []
     what = f"{about}: {error.message}" if about else error.message
     print_error(what, cause=cause, hints=hints)
