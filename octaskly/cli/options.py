@@ -59,8 +59,9 @@ class Duration(click.ParamType[int]):
 
     name = "duration"
 
-    def __init__(self, *, least_s: int = 1) -> None:
+    def __init__(self, *, least_s: int = 1, most_s: int | None = None) -> None:
         self._least_s = least_s
+        self._most_s = most_s
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
@@ -71,4 +72,7 @@ class Duration(click.ParamType[int]):
         seconds = SECONDS.parse(str(value))
         if seconds is None or seconds < self._least_s:
             self.fail(f"{value!r} is not {SECONDS.example}", param, ctx)
+        if self._most_s is not None and seconds > self._most_s:
+            most = SECONDS.format(self._most_s)
+            self.fail(f"{value!r} is too long; at most {most}", param, ctx)
         return seconds

@@ -93,6 +93,7 @@ class TaskSearch:
     labels: tuple[tuple[str, str | None], ...] = ()  #: label and value; None: any value
     text: str | None = None  #: in the command, name or call, in any case
     submitter: str | None = None
+    ended_after_ms: int | None = None  #: wall clock, from the timestamps of the log
     after: TaskId | None = None  #: only tasks after this one in the order of the query
 
 

@@ -8,9 +8,11 @@ may send values that an older client does not know.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
+
+SINCE_S_MAX: Final = 90 * 86_400  #: how far back a query may ask
 
 SENT_AT = {"format": "date-time"}
 

@@ -136,6 +136,27 @@ async def draw(page: Page, place: str, width: int) -> None:
         await page.screenshot(path=path, animations="disabled")
 
 
+async def test_failures_of_the_last_hour_are_one_click_away(
+    browser: Browser, scene: Scene
+) -> None:
+    """The tile leads to what it counts, except members of arrays that still run."""
+    async with visitor(browser) as guest:
+        page = await guest.page()
+        await enter(page, scene.dispatcher)
+        await page.get_by_role("link", name="failed in the last hour").click()
+
+        await at(page, "tasks")
+        ended = page.get_by_label("Ended", exact=True)
+        await expect(ended).to_have_value("3600")
+        await expect(page.get_by_text("encode clips/intro.mov")).to_be_visible()
+        await expect(page.get_by_text("wind tunnel")).to_have_count(0)
+        await page.get_by_role("button", name="failed", exact=True).click()
+        await expect(page.get_by_text("mkdir maps")).to_be_visible()
+        await expect(page.get_by_text("wind tunnel")).to_have_count(0)
+        await ended.select_option("Any time")
+        await expect(page.get_by_text("wind tunnel")).to_be_visible()
+
+
 async def test_keyboard_alone_is_enough(browser: Browser, scene: Scene) -> None:
     """From the overview to the reason why a task waits, and back, without a mouse."""
     async with visitor(browser) as guest:
@@ -143,7 +164,9 @@ async def test_keyboard_alone_is_enough(browser: Browser, scene: Scene) -> None:
         await enter(page, scene.dispatcher)
         failed = page.get_by_role("link", name="failed in the last hour")
         await expect(failed).to_have_text(re.compile(r"^\s*6\s*failed"))
-        await expect(failed).to_have_attribute("href", "#/tasks?status=failed")
+        await expect(failed).to_have_attribute(
+            "href", "#/tasks?status=failed&ended_within_s=3600"
+        )
 
         await page.keyboard.type("?")
         await expect(page.get_by_role("dialog")).to_be_visible()

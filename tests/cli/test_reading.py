@@ -320,6 +320,21 @@ def test_ls_filters_by_state_and_node(three_tasks: Api, octaskly: Run) -> None:
     ]
 
 
+def test_ls_since_asks_for_what_ended_recently(three_tasks: Api, octaskly: Run) -> None:
+    """The node knows when each ended, so it filters."""
+    octaskly("ls", "--status", "failed", "--since", "1h")
+
+    query = three_tasks.requests[-1].partition("?")[2].split("&")
+    too_long = octaskly("ls", "--since", "91d")
+
+    assert {"status=failed", "ended_within_s=3600", "newest=true"} <= set(query)
+    assert too_long.returncode == 2
+    assert too_long.stderr.decode() == (
+        "error: invalid value for '--since': '91d' is too long; at most 90d\n"
+        "  hint: octaskly ls --help\n"
+    )
+
+
 def test_show_prints_all_known_fields(three_tasks: Api, octaskly: Run) -> None:
     """Unknown fields are omitted."""
     three_tasks.forced = {

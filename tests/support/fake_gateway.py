@@ -619,6 +619,12 @@ class _FakeSubscription:
         return await self._news.get()
 
 
+def _ended_ms(record: TaskRecord) -> int:
+    attempt = record.deciding_attempt
+    outcome = None if attempt is None else attempt.outcome
+    return (outcome and outcome.ended_ms) or 0
+
+
 def _is_like(record: TaskRecord, search: TaskSearch) -> bool:
     assert record.spec is not None
     options = record.spec.options or TaskOptions()
@@ -627,6 +633,7 @@ def _is_like(record: TaskRecord, search: TaskSearch) -> bool:
     return (
         search.name in (None, options.name)
         and search.submitter in (None, record.spec.submitter)
+        and _ended_ms(record) >= (search.ended_after_ms or 0)
         and all(n in labels and v in (None, labels[n]) for n, v in search.labels)
         and (text in record.spec.command.casefold() or text in options.name.casefold())
     )

@@ -72,7 +72,10 @@ async def list_tasks(request: Request) -> web.StreamResponse:
         limit=given.limit(),
         offset=given.offset(),
         is_newest_first=given.flag("newest"),
-        search=given.search(request.authenticated_principal.subject),
+        search=given.search(
+            request.authenticated_principal.subject,
+            request.services.clock.now().wall_ms,
+        ),
     )
     if asked.search is not None and (after := given.after()) is not None:
         task = (await gateway.find_task(after)).id
@@ -235,7 +238,7 @@ ROUTES = (
         access=Access.READ,
         query=(
             *("status", "worker_id", "array", "limit", "offset", "newest"),
-            *("name", "label", "text", "mine", "after", "ref"),
+            *("name", "label", "text", "mine", "ended_within_s", "after", "ref"),
         ),
         responses={200: rest.TaskLines},
         error_statuses=(404, 409),

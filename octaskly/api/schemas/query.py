@@ -15,13 +15,13 @@ from octaskly.api.schemas.request_bodies import BATCH_MAX
 from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskSearch
+from octaskly.rest.base import SINCE_S_MAX
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**53
 ATTEMPTS_MAX = 10**9
 WAIT_S_MAX = 300.0
-SINCE_S_MAX = 90 * 86_400
 
 _REF = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9]{1,3})?")
 _LOGGED = re.compile(r"[A-Za-z0-9._-]{1,64}(\.[0-9]{1,9})?(~[0-9a-f]{14,15})?")
@@ -64,6 +64,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "follow": (bool, "true: continue until the task has ended"),
     "force": (bool, "true: also end running tasks"),
     "kept": (bool, "true: include the output bytes in the log"),
+    "ended_within_s": (
+        Annotated[int, msgspec.Meta(ge=1, le=SINCE_S_MAX)],
+        "only tasks that ended in the last N seconds",
+    ),
     "known": (str, "version that is already known: answer once it has changed"),
     "label": (
         list[Annotated[str, msgspec.Meta(min_length=1, max_length=_LABEL_CHARS_MAX)]],
@@ -199,26 +203,37 @@ class Query:
         text = self._values.get("array")
         return None if text is None else task_ref(text)
 
-    def search(self, subject: str) -> TaskSearch | None:
+    def search(self, subject: str, now_ms: int) -> TaskSearch | None:
         """Return a search without its position, None if no condition is given.
 
         Args:
             subject: Subject of the request, for `mine`.
+            now_ms: The wall clock, for `ended_within_s`.
         """
         labels = tuple(map(_label, self._labels))
         if len(labels) > _LABELS_MAX:
             raise _invalid("label", f"at most {_LABELS_MAX} labels are allowed")
         name, text = self._words("name"), self._words("text")
         submitter = subject if self.flag("mine") else None
-        if not (labels or name or text or submitter):
+        ended_after_ms = None
+        if "ended_within_s" in self._values:
+            within_s = self._integer("ended_within_s", 1, 1, SINCE_S_MAX)
+            ended_after_ms = now_ms - 1000 * within_s
+        if not (labels or name or text or submitter or ended_after_ms):
             if "after" in self._values:
-                why = "`after` requires `name`, `label`, `text` or `mine`"
-                raise _invalid("after", why)
+                names = "`name`, `label`, `text`, `mine` or `ended_within_s`"
+                raise _invalid("after", f"`after` requires {names}")
             return None
         for field, why in (("offset", "use `after`"), ("array", "it finds no members")):
             if self._values.get(field, "0") != "0":
                 raise _invalid(field, f"a search accepts no `{field}`; {why}")
-        return TaskSearch(name=name, labels=labels, text=text, submitter=submitter)
+        return TaskSearch(
+            name=name,
+            labels=labels,
+            text=text,
+            submitter=submitter,
+            ended_after_ms=ended_after_ms,
+        )
 
     def short_id(self) -> str | None:
         """Return the short id whose tasks are requested, None if absent."""

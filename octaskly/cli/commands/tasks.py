@@ -52,14 +52,16 @@ from octaskly.client import Refused, Session
 from octaskly.client.errors import Conflict, NotFound
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import Response
+from octaskly.rest.base import SINCE_S_MAX
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import Explanation, Forgotten
 
 LIMIT_MAX = 1000
+SEARCH_FILTERS = ("name", "label", "text", "ended_within_s")
 SHOWN_COMMAND_COLUMNS = 40  #: of a command in a question
 
 
-@click.command(epilog="Example: octaskly ls --status failed")
+@click.command(epilog="Example: octaskly ls --status failed --since 1h")
 @click.option("--status", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option(
     "--node",
@@ -83,6 +85,13 @@ SHOWN_COMMAND_COLUMNS = 40  #: of a command in a question
 )
 @click.option(
     "--text", metavar="TEXT", help="Only tasks with this text in the command or name."
+)
+@click.option(
+    "--since",
+    "ended_within_s",
+    type=Duration(most_s=SINCE_S_MAX),
+    metavar="T",
+    help="Only tasks that ended so recently, such as 90m, 24h or 7d.",
 )
 @click.option("--all", "is_all", is_flag=True, help="All of them, oldest first.")
 @click.option("--oldest", "order", flag_value="oldest", help="Oldest first.")
@@ -116,12 +125,12 @@ def ls(
 ) -> None:
     """List tasks: those that run, that wait, and that ended last.
 
-    The latest of them is the last line. An array is one line. With --status, --name,
-    --label or --text, only the latest tasks that match are listed. An ID is short:
-    `octaskly show 41`.
+    The latest of them is the last line. An array is one line. With --status, --since,
+    --name, --label or --text, only the latest tasks that match are listed. An ID is
+    short: `octaskly show 41`.
     """
     query = {**filters, "offset": offset}
-    is_search = bool(filters["name"] or filters["label"] or filters["text"])
+    is_search = any(filters[name] for name in SEARCH_FILTERS)
     has_place = order or offset or filters["after"] or filters["status"]
     if is_all and (order or offset or limit is not None):
         raise click.UsageError("--all excludes --oldest, --newest, --limit, --offset")

@@ -20,7 +20,7 @@ PAGE: Final = 1000  #: tasks per request
 class TaskFilter(TypedDict, total=False):
     """Filter of a task list.
 
-    `name`, `labels`, `text` or `mine` makes it a search.
+    `name`, `labels`, `text`, `mine` or `ended_within_s` makes it a search.
     """
 
     status: Status
@@ -30,10 +30,11 @@ class TaskFilter(TypedDict, total=False):
     labels: Mapping[str, str]
     text: str  #: substring of the command or the name
     mine: bool  #: only tasks of the subject of the token, or of the local user
+    ended_within_s: int  #: only tasks that ended so recently
     newest: bool  #: newest first
 
 
-_SEARCH_FIELDS: Final = frozenset({"name", "labels", "text", "mine"})
+_SEARCH_FIELDS: Final = frozenset({"name", "labels", "text", "mine", "ended_within_s"})
 
 
 def tasks(requests: RequestFlow, task_filter: TaskFilter) -> EmittingFlow[Task]:

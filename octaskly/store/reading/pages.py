@@ -9,6 +9,8 @@ from typing import Final
 from msgspec import json
 
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.hlc import hlc_of
+from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
 from octaskly.store.tables import arrays, list_counts, rows, task_name_collisions
 
@@ -17,6 +19,7 @@ SEARCH_ROWS: Final = 16  #: rows scanned at once at first; more while that is fa
 SEARCH_ROWS_MAX: Final = 1024
 SEARCH_PART_S: Final = 0.005  #: a part that takes longer is followed by a shorter one
 
+_RUNNING = rows.NUMBER_OF[TaskState.RUNNING]  #: ended states have higher numbers
 _NAME = "options ->> 0"  #: null for a task without options
 _CALL = "coalesce(options ->> 19, '')"
 _LABELLED = "EXISTS (SELECT 1 FROM json_each(options, '$[1]') WHERE value ->> 0 = ?"
@@ -193,11 +196,15 @@ def _name_at(db: sqlite3.Connection, query: TaskQuery, key: int) -> str | None:
     return None
 
 
-def _condition(search: TaskSearch) -> tuple[str, list[str]]:
+def _condition(search: TaskSearch) -> tuple[str, list[str | int]]:
     """Return the SQL condition of a search, and its parameters."""
     # The fast test comes first, so that SQLite parses the JSON of few rows only.
     parts: list[str] = []
-    values: list[str] = []
+    values: list[str | int] = []
+    if search.ended_after_ms is not None:
+        # The last change of an ended task is its end.
+        parts.append(f"state > {_RUNNING} AND last_change_hlc >= ?")
+        values.append(hlc_of(search.ended_after_ms))
     if search.submitter is not None:
         parts.append("submitter = ?")
         values.append(search.submitter)

@@ -546,6 +546,10 @@ async def test_a_search_returns_the_cursor_of_its_next_page(node: ApiNode) -> No
     own = await node.ask("GET", f"{TASKS}?mine=true&name=nightly", headers=CLIENT)
     assert [task["id"] for task in own.json["tasks"]] == [first, third, fourth]
     assert "next" not in await found("status=queued")
+    assert (await found("ended_within_s=3600"))["tasks"] == []
+    node.gateway.start(third)
+    node.gateway.finish(third)
+    assert (await found("ended_within_s=3600&name=nightly"))["tasks"] == [third]
 
 
 @pytest.mark.parametrize(
@@ -566,6 +570,9 @@ async def test_a_search_returns_the_cursor_of_its_next_page(node: ApiNode) -> No
         ("after=task-001", "after"),
         ("newest=yes", "newest"),
         ("mine=yes", "mine"),
+        ("ended_within_s=0", "ended_within_s"),
+        ("ended_within_s=1h", "ended_within_s"),
+        ("ended_within_s=7776001", "ended_within_s"),
     ],
 )
 async def test_an_invalid_search_is_refused(

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from octaskly.core.effects import Append
 from octaskly.core.log.facts import Assigned, Fact, Finished, TaskCancelled
 from octaskly.core.model.arrays import member_id
+from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import AttemptState, TaskState
 from octaskly.ports import TaskQuery, TaskSearch
 from octaskly.store.reading import pages
 from octaskly.store.tables import list_counts, rows
@@ -196,6 +198,41 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connecti
     )
     yield db
     db.close()
+
+
+def test_a_search_finds_what_ended_after_a_time(tmp_path: Path) -> None:
+    """In any way, but nothing that still waits or runs."""
+    db = open_writer(tmp_path / "log.db")
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+    before, after = hlc_of(kit.WALL_MS - 1), hlc_of(kit.WALL_MS)
+    failed = AttemptState.FAILED
+    facts: list[tuple[int, Fact]] = [
+        *((before, kit.submitted(n)) for n in range(6)),
+        (before, kit.finished(0, state=failed)),
+        (after, kit.finished(1, state=failed)),
+        (after, kit.finished(2)),
+        (after, TaskCancelled(kit.task_id(3), "ada")),
+        (after, Assigned(kit.task_id(4), kit.attempt_id(), NODES[0])),
+    ]
+    entries = tuple(
+        structs.replace(entry, hlc=hlc + entry.seq)
+        for entry, (hlc, _) in zip(
+            kit.entries(fact for _, fact in facts), facts, strict=True
+        )
+    )
+    db.execute("BEGIN")
+    tables.append_entries([Append(1, entries, kit.EPOCHS)])
+    db.execute("COMMIT")
+    search = TaskSearch(ended_after_ms=kit.WALL_MS)
+
+    ended = pages.read_task_page(db, TaskQuery(search=search))
+    failures = pages.read_task_page(
+        db, TaskQuery(search=search, state=TaskState.FAILED, is_newest_first=True)
+    )
+    db.close()
+
+    assert [record.id for record in ended.records] == [*map(kit.task_id, (1, 2, 3))]
+    assert [record.id for record in failures.records] == [kit.task_id(1)]
 
 
 def options_of(n: int, team: str) -> TaskOptions | None:

@@ -8,6 +8,7 @@ import { Sign, Topology } from "../topology.js";
 import { Bar, Command, State } from "../ui.js";
 import { Role, Short } from "./role.js";
 
+const HOUR_S = 3600;
 const CARDS_MAX = 24; //: more nodes are shown as a grid of small tiles
 
 /** The mesh at a glance: its nodes, its work, its problems. */
@@ -29,20 +30,20 @@ function Counts() {
   const lost = nodes.value.length - live.length;
   const slots = live.reduce((sum, node) => sum + node.slots, 0);
   const used = live.reduce((sum, node) => sum + node.running, 0);
-  // A failure of last week is no news: only the last hour counts, and the rest is a link away.
+  // A failure of last week is no news: only the last hour counts, and is listed.
   return html`<ul class="counts">
     <li class="count"><a href=${href(["nodes"])}><b>${count(live.length)}</b><span>${live.length === 1 ? "node" : "nodes"}</span>
       <small>${lost > 0 ? `${count(lost)} lost` : `${plural(Math.max(0, slots - used), "slot")} free`}</small></a></li>
     <${Count} state="queued" n=${tasks.queued} />
     <${Count} state="running" n=${tasks.running} more=${`on ${plural(slots, "slot")}`} />
-    <${Count} state="failed" n=${stats.value?.last_hour?.failed} more=${`in the last hour${tasks.failed > stats.value?.last_hour?.failed ? `; all: ${count(tasks.failed)}` : ""}`} />
+    <${Count} state="failed" within=${HOUR_S} n=${stats.value?.last_hour?.failed} more=${`in the last hour${tasks.failed > stats.value?.last_hour?.failed ? `; all: ${count(tasks.failed)}` : ""}`} />
     <${Count} state="completed" n=${tasks.completed} />
     <${Count} state="cancelled" n=${tasks.cancelled} />
   </ul>`;
 }
 
-function Count({ state, n, more = "" }) {
-  return html`<li class=${`count ${n === 0 ? "none" : ""}`}><a href=${href(["tasks"], { status: state })}>
+function Count({ state, n, more = "", within }) {
+  return html`<li class=${`count ${n === 0 ? "none" : ""}`}><a href=${href(["tasks"], { status: state, ended_within_s: within })}>
     <b>${count(n)}</b><${State} of=${state} /><small>${more}</small></a></li>`;
 }
 

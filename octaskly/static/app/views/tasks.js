@@ -14,7 +14,8 @@ import { WhyDialog } from "./why.js";
 
 const STATES = ["queued", "running", "completed", "failed", "cancelled"];
 const TYPED_MS = 250;
-const SEARCHES = ["text", "label", "name"];
+const SEARCHES = ["text", "label", "name", "ended_within_s"];
+const TIMES = [["", "Any time"], ["3600", "Last hour"], ["86400", "Last day"], ["604800", "Last week"]];
 const ROW_PX = 40;
 const NARROW_PX = 560; //: in a narrower list each row has two lines
 const NARROW_ROW_PX = 64;
@@ -46,7 +47,7 @@ function List({ query }) {
     <${Filters} asked=${asked} change=${change} />
     ${rows.problem.value && html`<p class="problem" role="alert"><${Problem} of=${rows.problem.value} /></p>`}
     ${rows.total.value === 0 && !rows.isBusy?.value
-      ? html`<${Nothing} isFiltered=${isFiltered} clear=${() => go(["tasks"])} />`
+      ? html`<${Nothing} isFiltered=${isFiltered} ofFailed=${status === "failed"} clear=${() => go(["tasks"])} />`
       : html`<${Grid} key=${key} rows=${rows} />`}`;
 }
 
@@ -67,12 +68,12 @@ function Found({ rows, isSearch }) {
   return html`<span class="muted" role="status">${count(total)} found${more}${busy}</span>`;
 }
 
-function Nothing({ isFiltered, clear }) {
+function Nothing({ isFiltered, ofFailed, clear }) {
   if (!isFiltered) {
     return html`<${Empty} title="No tasks yet"><p>Type this in a terminal on any node, or submit a task here.</p>
       <${Command} text="octaskly run -- hostname" /><//>`;
   }
-  return html`<${Empty} title="No task matches"><p>Try fewer filters.</p>
+  return html`<${Empty} title="No task matches"><p>Try fewer filters.${ofFailed && html` The failed members of an array that still runs are on <a href=${href(["arrays"])}>its page</a>.`}</p>
     <p><${Button} onPress=${clear}>Clear filters<//></p><//>`;
 }
 
@@ -82,10 +83,11 @@ function Filters({ asked, change }) {
   const id = useId();
   useKeys({ "/": () => search.current.focus() });
   const press = (state) => change({ status: asked.status === state ? "" : state });
-  const clear = () => change({ status: "", node: "", label: "", text: "", name: "" });
-  const given = ["status", "node", "label", "text", "name"].filter((name) => asked[name]).length;
+  const filters = ["status", "node", ...SEARCHES];
+  const clear = () => change(Object.fromEntries(filters.map((name) => [name, ""])));
+  const given = filters.filter((name) => asked[name]).length;
   return html`<form class="filters" role="search" aria-label="Filter tasks" onSubmit=${(event) => event.preventDefault()}>
-    <span class="search"><${Typed} field=${search} type="search" label="Search command or name" placeholder="Search command or name"
+    <span class="search"><${Typed} field=${search} type="search" label="Search command or name" placeholder="Command or name"
       value=${asked.text ?? ""} change=${(text) => change({ text })} /><kbd aria-hidden="true">/</kbd></span>
     <button type="button" class="button filters-fold" aria-expanded=${isOpen} aria-controls=${id}
       onClick=${() => setOpen(!isOpen)}>Filters${given > 0 && ` (${given})`}</button>
@@ -97,6 +99,9 @@ function Filters({ asked, change }) {
     <select aria-label="Node" value=${asked.node ?? ""} onChange=${(event) => change({ node: event.currentTarget.value })}>
       <option value="">All nodes</option>
       ${nodes.value.map(({ name }) => html`<option value=${name} key=${name}>${name}</option>`)}
+    </select>
+    <select aria-label="Ended" title="When they ended" value=${asked.ended_within_s ?? ""} onChange=${(event) => change({ ended_within_s: event.currentTarget.value })}>
+      ${TIMES.map(([seconds, text]) => html`<option value=${seconds} key=${seconds}>${text}</option>`)}
     </select>
     <${Typed} label="Label" placeholder="label=value" value=${asked.label ?? ""} change=${(label) => change({ label })} />
     <select aria-label="Order" value=${asked.order ?? ""} onChange=${(event) => change({ order: event.currentTarget.value })}>
