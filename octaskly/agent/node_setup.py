@@ -28,6 +28,7 @@ from octaskly.errors import ConfigError
 from octaskly.rest.mesh import Checkup, FileStoreUsage, MovedPort, TakenPort
 from octaskly.runner.files.task_user_ops import TaskUserHelper
 from octaskly.runner.interpreters import find_interpreters
+from octaskly.system.build import build_id
 from octaskly.system.listening_sockets import LoopbackPort
 from octaskly.system.log import Logger
 from octaskly.system.machine_stats import is_on_mains_power, list_gpus, memory_total_mb
@@ -140,6 +141,7 @@ def describe_agent(
         node_id=node.id,
         pid=os.getpid(),
         version=node.version,
+        build=build_id(),
         api_url=f"http://localhost:{api_port}" if api_port else None,
         api_port_taken=taken,
         socket=str(config.paths.socket_path(node.name)),

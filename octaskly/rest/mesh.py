@@ -218,6 +218,7 @@ class Healthy(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Annotated[str, one_of("healthy")] = "healthy"
     version: str
+    build: str = ""  #: the same for the same source files
     uptime_seconds: int
     warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
 
@@ -268,6 +269,7 @@ class Checkup(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str
     pid: int = 0
     version: str = ""
+    build: str = ""
     api_url: str | None = ""
     api_port_taken: TakenPort | None = None
     socket: str = ""

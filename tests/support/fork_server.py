@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from octaskly.system.build import build_id
 from tests.mesh.netns import enter_as_command, set_namespace
 
 THREAD_NETWORK = Path("/proc/thread-self/ns/net")
@@ -175,6 +176,7 @@ def serve(path: str, modules: Sequence[str]) -> None:
     """Fork for each request."""
     for module in modules or _modules_of_commands():
         importlib.import_module(module)
+    build_id()  # Each agent would read all source files again.
     # No process waits for the child that answers.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)

@@ -14,6 +14,7 @@ from octaskly.api.schemas import mesh_response, task_response
 from octaskly.api.security import route_cost
 from octaskly.core.model.nodes import AvailabilityCommand, NodeState, RosterEntry
 from octaskly.rest import mesh as rest
+from octaskly.system.build import build_id
 
 
 async def show_health(request: Request) -> web.StreamResponse:
@@ -21,7 +22,9 @@ async def show_health(request: Request) -> web.StreamResponse:
     state = request.gateway.health()
     now_ms = request.services.clock.now().wall_ms
     status = HTTPStatus.OK if state.is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
-    body = task_response.encode(mesh_response.health(state, __version__, now_ms))
+    body = task_response.encode(
+        mesh_response.health(state, __version__, build_id(), now_ms)
+    )
     return json_response(body, status)
 
 

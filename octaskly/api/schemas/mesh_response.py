@@ -170,7 +170,9 @@ def stats(numbers: MeshStats, names: Mapping[NodeId, str]) -> rest.Stats:
     )
 
 
-def health(state: Health, version: str, now_ms: int) -> rest.Healthy | rest.Unhealthy:
+def health(
+    state: Health, version: str, build: str, now_ms: int
+) -> rest.Healthy | rest.Unhealthy:
     """Return the health of this node.
 
     An unhealthy body has its text in `message` and `error`, as in the reference.
@@ -178,7 +180,9 @@ def health(state: Health, version: str, now_ms: int) -> rest.Healthy | rest.Unhe
     uptime_s = int(state.uptime_s)
     if state.is_healthy:
         warnings = list(state.warnings) or UNSET
-        return rest.Healthy(version=version, uptime_seconds=uptime_s, warnings=warnings)
+        return rest.Healthy(
+            version=version, build=build, uptime_seconds=uptime_s, warnings=warnings
+        )
     message = state.message or "this node cannot serve"
     return rest.Unhealthy(
         version=version,

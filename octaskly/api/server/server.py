@@ -88,6 +88,7 @@ from octaskly.ports import (
 )
 from octaskly.rest.mesh import Checkup
 from octaskly.system.accepting import BACKLOG
+from octaskly.system.build import build_id
 from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.system.tcp_table import local_client
 
@@ -611,7 +612,9 @@ class ApiServer:
         )
 
     def _build_router(self) -> web.UrlDispatcher:
-        dashboard.assets()  # Read the files at the start; requests never read the disk.
+        # Read the files at the start; requests never read the disk.
+        dashboard.assets()
+        build_id()
         router = web.UrlDispatcher()
         for route in ROUTES:
             handle = self._pipeline.register_route(route)

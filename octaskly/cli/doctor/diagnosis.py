@@ -279,12 +279,17 @@ def _clock(symptoms: Symptoms) -> Iterator[Finding]:
 
 def _versions(symptoms: Symptoms) -> Iterator[Finding]:
     known = [each for each in symptoms.probed_nodes if each.version]
-    other = [each for each in known if each.version != symptoms.version]
+    other = [each for each in known if _is_other_build(each, symptoms)]
     if other:
         major = {str(each.version).partition(".")[0] for each in other}
         is_far = major != {symptoms.version.partition(".")[0]}
-        shown = ", ".join(f"{each.name} {each.version}" for each in other[:SHOWN_MAX])
-        says = f"this machine runs {symptoms.version}, but {shown}"
+        has_builds = any(each.version == symptoms.version for each in other)
+        shown = ", ".join(
+            f"{each.name} {_version(each.version, each.build, has_builds=has_builds)}"
+            for each in other[:SHOWN_MAX]
+        )
+        own = _version(symptoms.version, symptoms.build, has_builds=has_builds)
+        says = f"this machine runs {own}, but {shown}"
         hint = "pipx upgrade octaskly && octaskly service install    on the older one"
         yield Finding(
             "version",
@@ -297,6 +302,26 @@ def _versions(symptoms: Symptoms) -> Iterator[Finding]:
     else:
         says = f"{symptoms.version}; no other node to compare with"
         yield Finding("version", FindingStatus.UNCHECKED, says)
+    builds = {symptoms.build, symptoms.program_build}
+    if len(builds - {""}) > 1:
+        says = (
+            f"the agent runs build {symptoms.build}, but this program is build "
+            f"{symptoms.program_build}"
+        )
+        hint = "octaskly service install    restarts the service with this program"
+        yield Finding("upgrade", FindingStatus.WARNING, says, hint)
+
+
+def _is_other_build(node: ProbedNode, symptoms: Symptoms) -> bool:
+    """Return True if a node runs another version, or another build of the same."""
+    if node.version != symptoms.version:
+        return True
+    # A node that was not asked for its health has no build here.
+    return bool(node.build and symptoms.build and node.build != symptoms.build)
+
+
+def _version(version: str | None, build: str | None, *, has_builds: bool) -> str:
+    return f"{version} (build {build})" if has_builds and build else str(version)
 
 
 def _ports(symptoms: Symptoms) -> Iterator[Finding]:

@@ -42,6 +42,7 @@ class ProbedNode:
     `untrusted` if its certificate is not signed with our secret, or `unasked` if it
     belongs to another mesh."""
     version: str | None = None
+    build: str | None = None
     clock_ahead_s: float | None = None  #: compared with ours; precise to 1 s
     reachability: Reach | None = None  #: its result when it connects to this node
 
@@ -53,6 +54,8 @@ class Symptoms:
     agent: Checkup | None  #: None if none runs, or the query failed
     agent_error: OctasklyError | None  #: why the query of a running agent failed
     version: str  #: of the agent if it runs, else of this program
+    build: str  #: of the agent if it runs, else of this program
+    program_build: str  #: of this program
     mesh: str | None  #: id of the mesh of the secret file
     secret_file: Path
     secret_error: OctasklyError | None

@@ -35,6 +35,7 @@ from octaskly.mesh.discovery.interfaces import Interface, list_interfaces
 from octaskly.mesh.discovery.mdns import MDNS_PORT, require_shareable_port
 from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_nodes
 from octaskly.rest.mesh import Checkup, NodeInfo, NodePage, Reach
+from octaskly.system.build import build_id
 from octaskly.system.listening_sockets import (
     WILDCARD_ADDRESSES,
     describe_holder,
@@ -159,8 +160,13 @@ async def _get_health(
         return node
     # HTTP dates have whole seconds; add the half that is lost on average.
     ahead_s = email.utils.parsedate_to_datetime(date).timestamp() + 0.5 - now_s
-    version = json.loads(body).get("version")
-    return replace(node, clock_ahead_s=ahead_s, version=str(version)[:40])
+    health = json.loads(body)
+    return replace(
+        node,
+        clock_ahead_s=ahead_s,
+        version=str(health.get("version"))[:40],
+        build=str(health.get("build", ""))[:40] or None,
+    )
 
 
 async def _try_connect(host: str, port: int) -> str:
@@ -242,6 +248,8 @@ def collect_symptoms(
         agent=checkup,
         agent_error=agent.error,
         version=checkup.version if checkup else __version__,
+        build=checkup.build if checkup else build_id(),
+        program_build=build_id(),
         mesh=secret.mesh_id if secret else checkup.mesh if checkup else None,
         secret_file=config.paths.secret,
         secret_error=secret_error,

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from octaskly import __version__
 from octaskly.api import HttpTimeouts
 from octaskly.api.server import server
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import StandbyView, Takeover
 from octaskly.ports import ReplicationState
+from octaskly.system.build import build_id
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import (
     ADMIN,
@@ -377,6 +379,7 @@ async def test_health_needs_no_token(node: ApiNode) -> None:
     assert_standard_headers(answer)
     body = answer.json
     assert (body["status"], body["uptime_seconds"]) == ("healthy", 3600)
+    assert (body["version"], body["build"]) == (__version__, build_id())
     assert isinstance(body["version"], str)
 
 

@@ -22,6 +22,8 @@ OUTSIDER = Symptoms(
     agent=None,
     agent_error=None,
     version="1.0.0",
+    build="0a1b2c3d",
+    program_build="0a1b2c3d",
     mesh=None,
     secret_file=Path("/home/ana/mesh.key"),
     secret_error=None,
@@ -171,3 +173,39 @@ def test_a_full_store_of_files_is_reported_with_what_makes_room() -> None:
 def test_a_log_is_not_reported_where_no_agent_runs() -> None:
     """Only the agent reads its log."""
     assert "log" not in found(OUTSIDER)
+
+
+@pytest.mark.parametrize(
+    ("build", "status", "says"),
+    [
+        ("0a1b2c3d", "ok", "1.0.0 everywhere"),
+        (None, "ok", "1.0.0 everywhere"),  # It was not asked for its health.
+        (
+            "99887766",
+            "warning",
+            "this machine runs 1.0.0 (build 0a1b2c3d), but pi4 1.0.0 (build 99887766)",
+        ),
+    ],
+)
+def test_builds_of_the_same_version_are_compared(
+    build: str | None, status: str, says: str
+) -> None:
+    """Between two releases an upgrade does not change the version."""
+    node = replace(of_mesh("10.0.0.2:7878"), name="pi4", version="1.0.0", build=build)
+
+    finding = found(replace(OUTSIDER, probed_nodes=(node,)))["version"]
+
+    assert (finding.status.value, finding.says) == (status, says)
+
+
+def test_an_agent_that_was_not_restarted_after_an_upgrade_is_named() -> None:
+    """The new program is on the disk, and the old one still runs."""
+    findings = found(replace(OUTSIDER, program_build="99887766"))
+
+    assert "upgrade" not in found(OUTSIDER)
+    assert findings["upgrade"] == Finding(
+        "upgrade",
+        FindingStatus.WARNING,
+        "the agent runs build 0a1b2c3d, but this program is build 99887766",
+        "octaskly service install    restarts the service with this program",
+    )
