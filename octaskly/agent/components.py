@@ -530,6 +530,7 @@ class Components:
             self.gateway.view,
             fetcher,
             self._output_copies,
+            self._tree_sizer.size_trees,
             self._log,
         )
         self._forgotten_outputs = ForgottenOutputs(

@@ -2,7 +2,8 @@
 
 A node that needs room deletes files that were not used for an hour. So the dispatcher
 reads from the log which trees and files unfinished tasks name, and asks their holders
-to keep them. The next dispatcher reads the same.
+to keep them. The next dispatcher reads the same at its start, and learns the sizes of
+the trees.
 """
 
 from __future__ import annotations
@@ -10,21 +11,29 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from msgspec.structs import replace
 
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.agent.tree_sizer import TREES_MAX
+from octaskly.core.model.ids import NO_EPOCH, AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OutputNotFound, StoreError
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
-from octaskly.ports import RETENTION_S, DurableStore, FileQuotaExceeded
+from octaskly.ports import (
+    RETENTION_S,
+    DurableStore,
+    FileQuotaExceeded,
+    NeededFiles,
+)
 from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.files.holder_connection import Holder
 from octaskly.runner.files.lenders import Lenders
@@ -32,11 +41,16 @@ from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
+SIZE_ALL_S_MAX: Final = PERIOD_S / 3  #: for the sizes of all trees
+LOOK_S: Final = 1.0  #: until this node notices that it became dispatcher
 PAGE_TASKS: Final = 5000  #: per read of the store, some 10 ms
 ASKED_INPUTS_MAX: Final = 1000  #: of one request, which may have 1 MiB
 
 FetchBlob = Callable[[BlobSource, Callable[[], bool]], list[str]]
 """Fetches a blob or a tree while it is needed; returns a text for each failure."""
+
+SizeTrees = Callable[[Iterable[InputTree], float | None], Awaitable[None]]
+"""Passes the sizes of trees on to the core; waits for at most so many seconds."""
 
 
 class TreeKeeper:
@@ -47,6 +61,7 @@ class TreeKeeper:
         view: Has the members of the mesh.
         fetcher: Fetches files.
         copies: Copies outputs.
+        size_trees: Passes the sizes of trees on to the core.
         log: For failures.
     """
 
@@ -56,9 +71,10 @@ class TreeKeeper:
         view: MeshView,
         fetcher: BlobFetcher,
         copies: OutputCopies,
+        size_trees: SizeTrees,
         log: Logger,
     ) -> None:
-        self._store, self._view = store, view
+        self._store, self._view, self._size_trees = store, view, size_trees
         self._fetcher, self._copies, self._log = fetcher, copies, log
 
     @property
@@ -67,22 +83,30 @@ class TreeKeeper:
         return self._fetcher.lenders
 
     async def run(self) -> None:
-        """Keep the inputs of unfinished tasks every `PERIOD_S`, until cancelled."""
+        """Keep the inputs of unfinished tasks while dispatcher, until cancelled."""
+        loop = asyncio.get_running_loop()
+        epoch, due_s = NO_EPOCH, 0.0
         while True:
-            await asyncio.sleep(PERIOD_S)
-            if self._view.is_serving:
+            if self._view.is_serving and (
+                self._view.epoch != epoch or loop.time() >= due_s
+            ):
+                epoch, due_s = self._view.epoch, loop.time() + PERIOD_S
                 await self.keep_needed_inputs()
+            await asyncio.sleep(LOOK_S)
 
     async def keep_needed_inputs(self) -> None:
         """Tell the holders of inputs to keep those that unfinished tasks name."""
         try:
-            needed = await self._needed_inputs()
+            needed = await self._needed_files()
         except StoreError as error:
             self._log.warning("inputs not kept", error=str(error))
             return
         by_node: dict[str, list[InputBlob]] = defaultdict(list)
-        for each in needed:
-            by_node[each.blob.node].append(each)
+        for tree in needed.trees:
+            if not tree.is_lent:  # The client sends what a node deleted.
+                by_node[tree.node].append(InputBlob(tree, is_tree=True))
+        for file in needed.stdin_files:
+            by_node[file.node].append(InputBlob(file, is_tree=False))
         for name, some in by_node.items():
             if self._view.find_node_id(name) == self._view.node_id:
                 failures = await self.hold_inputs(some)
@@ -90,6 +114,7 @@ class TreeKeeper:
                 failures = await self._ask(name, some)
             if failures:
                 self._log.warning("inputs not kept", node=name, failures=failures[:4])
+        await self._size_some(needed.trees)
 
     async def hold_inputs(self, inputs: Sequence[InputBlob]) -> list[str]:
         """Fetch what this node lacks of some inputs, and keep it for `RETENTION_S`."""
@@ -198,17 +223,30 @@ class TreeKeeper:
         if failures:
             raise OutputNotFound("; ".join(failures))
 
-    async def _needed_inputs(self) -> Iterable[InputBlob]:
-        needed: set[InputBlob] = set()
+    async def _size_some(self, trees: Iterable[InputTree]) -> None:
+        """Pass on the sizes of trees, one after the other: some nodes may be gone."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SIZE_ALL_S_MAX):
+                for tree in islice(trees, TREES_MAX):
+                    await self._size_trees([tree], None)
+
+    async def _needed_files(self) -> NeededFiles:
+        trees: set[InputTree] = set()
+        stdin_files: set[BlobRef] = set()
+        outputs_of: set[str] = set()
         for state in (TaskState.QUEUED, TaskState.RUNNING):
             after, is_first = 0, True
             while after or is_first:
-                some, after = await self._store.read_input_blobs(
+                some, after = await self._store.read_needed_files(
                     state, after, PAGE_TASKS
                 )
-                needed |= some
+                trees |= some.trees
+                stdin_files |= some.stdin_files
+                outputs_of |= some.outputs_of
                 is_first = False
-        return needed
+        return NeededFiles(
+            frozenset(trees), frozenset(stdin_files), frozenset(outputs_of)
+        )
 
     async def _ask(self, node: str, inputs: Sequence[InputBlob]) -> list[str]:
         """Ask another node to hold inputs; return its failures."""

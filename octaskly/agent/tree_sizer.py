@@ -1,6 +1,7 @@
 """The sizes of trees for the core, which places tasks near their bytes.
 
-The dispatcher reads the manifest of each tree before it accepts the first task with it.
+The dispatcher reads the manifest of each tree before it accepts the first task with it,
+and those of all unfinished tasks when it becomes dispatcher.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ class TreeSizer:
         self._fetcher, self._post = fetcher, post
         self._sized: dict[str, asyncio.Future[TreeSizes | None]] = {}
 
-    async def size_trees(self, trees: Iterable[InputTree]) -> None:
-        """Pass on the sizes of trees, for at most `SIZE_S_MAX`; the rest follows."""
+    async def size_trees(
+        self, trees: Iterable[InputTree], wait_s: float | None = SIZE_S_MAX
+    ) -> None:
+        """Pass on the sizes of trees; after `wait_s`, the rest follows later."""
         pending = {
             sized for sized in map(self._start_sizing, trees) if not sized.done()
         }
         if pending:
-            await asyncio.wait(pending, timeout=SIZE_S_MAX)
+            await asyncio.wait(pending, timeout=wait_s)
 
     def _start_sizing(self, tree: InputTree) -> asyncio.Future[TreeSizes | None]:
         name = tree.sha256

@@ -37,7 +37,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.task_options import ArraySpec, InputBlob
+from octaskly.core.model.task_options import ArraySpec, BlobRef, InputTree
 from octaskly.core.model.tasks import Outcome, TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
@@ -127,6 +127,14 @@ class TaskListPage:
     total: int | None  #: matching tasks; None if a search has not scanned all
     next_name: str | None = None  #: the search continues after this task
     unsearched: int = 0  #: number of tasks that a search has not scanned
+
+
+class NeededFiles(NamedTuple):
+    """The files that unfinished tasks need."""
+
+    trees: frozenset[InputTree] = frozenset()  #: without the folders of one task
+    stdin_files: frozenset[BlobRef] = frozenset()
+    outputs_of: frozenset[str] = frozenset()  #: ids in the log of other tasks
 
 
 class MemberFailure(NamedTuple):
@@ -326,10 +334,10 @@ class DurableStore(LogReader, Protocol):
         The count has an upper bound.
         """
 
-    async def read_input_blobs(
+    async def read_needed_files(
         self, state: TaskState, after: int, limit: int
-    ) -> tuple[frozenset[InputBlob], int]:
-        """Read the uploaded inputs of the next tasks in a state, and where to go on.
+    ) -> tuple[NeededFiles, int]:
+        """Read the files that the next tasks in a state need, and where to go on.
 
         Args:
             state: The state.
@@ -337,7 +345,7 @@ class DurableStore(LogReader, Protocol):
             limit: How many tasks to look at.
 
         Returns:
-            The inputs, and the next value of `after`; 0 at the end.
+            The files, and the next value of `after`; 0 at the end.
         """
 
     async def find_forgotten(

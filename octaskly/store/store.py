@@ -35,7 +35,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.task_options import ArraySpec, InputBlob
+from octaskly.core.model.task_options import ArraySpec
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
@@ -43,6 +43,7 @@ from octaskly.ports import (
     Clock,
     DisplayFacts,
     KeptOutput,
+    NeededFiles,
     Packer,
     PendingNotifications,
     RecordQuery,
@@ -416,12 +417,12 @@ class Store:
         """Count the tasks that failed since a wall-clock time, members included."""
         return await self._query(lambda db: queries.count_failures(db, since_ms))
 
-    async def read_input_blobs(
+    async def read_needed_files(
         self, state: TaskState, after: int, limit: int
-    ) -> tuple[frozenset[InputBlob], int]:
-        """Read what the next tasks in a state need, and where to go on."""
+    ) -> tuple[NeededFiles, int]:
+        """Read the files that the next tasks in a state need, and where to go on."""
         return await self._query(
-            lambda db: queries.read_input_blobs(db, state, after, limit)
+            lambda db: queries.read_needed_files(db, state, after, limit)
         )
 
     async def find_forgotten(

@@ -37,7 +37,6 @@ from octaskly.core.model.task_options import (
     ArraySpec,
     BlobRef,
     End,
-    InputBlob,
     InputTree,
     Requirements,
     TaskLimits,
@@ -47,7 +46,7 @@ from octaskly.core.model.task_options import (
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile, TaskState
 from octaskly.core.protocol.messages import Entries, Report
-from octaskly.ports import DurableStore, TaskListPage, TaskQuery
+from octaskly.ports import DurableStore, NeededFiles, TaskListPage, TaskQuery
 from octaskly.store import Store
 from octaskly.store.reading import change_feed
 from tests.contract import log_kit as kit
@@ -1063,31 +1062,44 @@ async def test_a_notification_record_may_precede_its_task(bench: Bench) -> None:
     ).keys == frozenset()
 
 
-async def test_inputs_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None:
+async def test_files_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None:
     """Each page looks at a bounded number of tasks; most of them have none."""
-    trees = [BlobRef(sha256=f"{number:064}", node="ash") for number in range(3)]
-    whole = [InputTree(sha256=tree.sha256, node=tree.node) for tree in trees]
+    digests = [f"{number:064}" for number in range(3)]
+    whole = [InputTree(sha256=digest, node="ash") for digest in digests]
+    lent = InputTree(sha256=digests[1], node="ash", is_lent=True)
     stdin = BlobRef(sha256="9" * 64, node="birch")
-    asked = {1: whole[0], 3: whole[1], 4: whole[0], 5: whole[2]}
+    asked = {
+        1: whole[0],
+        3: lent,
+        4: replace(whole[0], folders=("a", "b")),
+        5: whole[2],
+    }
+    parent = kit.task_id(5)
     await bench.add(
         *(
             kit.submitted(number, options=TaskOptions(tree=asked.get(number)))
             for number in range(1, 7)
         ),
-        kit.submitted(7, options=TaskOptions(stdin_file=stdin)),
+        kit.submitted(7, options=TaskOptions(stdin_file=stdin, outputs_of=(parent,))),
         kit.finished(5),
     )
-    pages: list[frozenset[InputBlob]] = []
+    pages: list[NeededFiles] = []
     after = 0
     while not pages or after:
-        found, after = await bench.log.read_input_blobs(TaskState.QUEUED, after, 2)
+        found, after = await bench.log.read_needed_files(TaskState.QUEUED, after, 2)
         pages.append(found)
 
-    needed = [InputBlob(tree, is_tree=True) for tree in trees]
-    others = {InputBlob(stdin, is_tree=False)}
-    assert pages == [{needed[0]}, {needed[1], needed[0]}, others, frozenset()]
-    assert await bench.log.read_input_blobs(TaskState.COMPLETED, 0, 9) == (
-        frozenset({needed[2]}),
+    assert pages == [
+        NeededFiles(trees=frozenset({whole[0]})),
+        NeededFiles(trees=frozenset({lent, whole[0]})),
+        NeededFiles(
+            stdin_files=frozenset({stdin}),
+            outputs_of=frozenset({parent}),
+        ),
+        NeededFiles(),
+    ]
+    assert await bench.log.read_needed_files(TaskState.COMPLETED, 0, 9) == (
+        NeededFiles(trees=frozenset({whole[2]})),
         0,
     )
     record = await bench.log.read_task(kit.task_id(1))

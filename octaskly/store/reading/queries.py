@@ -24,13 +24,18 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.task_options import (
     BlobRef,
-    InputBlob,
     InputTree,
     TaskOptions,
 )
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage
-from octaskly.ports import KeptOutput, Packer, PendingNotifications, StoreStats
+from octaskly.ports import (
+    KeptOutput,
+    NeededFiles,
+    Packer,
+    PendingNotifications,
+    StoreStats,
+)
 from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
 from octaskly.store.tables import arrays, rows, task_name_collisions
@@ -48,10 +53,12 @@ CLOCK_ERROR_MS: Final = 60_000
 ENTRY_OVERHEAD_BYTES = 64  #: size of an entry in a frame, without body and outputs
 _INPUTS_AT: Final = ", ".join(  #: paths of inputs in the column
     f"'$[{TaskOptions.__struct_fields__.index(name)}]'"
-    for name in ("tree", "stdin_file")
+    for name in ("tree", "stdin_file", "outputs_of")
 )
-_NO_INPUTS: Final = "[null,null]"
-_inputs_decoder = json.Decoder(tuple[InputTree | None, BlobRef | None])
+_NO_INPUTS: Final = {"[null,null,null]", "[null,null,[]]"}
+_inputs_decoder = json.Decoder(
+    tuple[InputTree | None, BlobRef | None, list[str] | None]
+)
 
 _MEMBER = re.compile(
     r"(?P<name>[^~]+)\.(?P<number>0|[1-9][0-9]{0,8})(?P<twin>~[0-9]+)?"
@@ -179,36 +186,32 @@ def _is_task_known(db: sqlite3.Connection, task: TaskId) -> bool:
     return found is not None
 
 
-def read_input_blobs(
+def read_needed_files(
     db: sqlite3.Connection, state: TaskState, after: int, limit: int
-) -> tuple[frozenset[InputBlob], int]:
-    """Return what the next tasks in a state need, and where to go on; 0 at the end.
-
-    A tree that a client lends is left out: the client sends what a node deleted.
-
-    Args:
-        db: The database.
-        state: The state.
-        after: Key of the last task that was looked at; 0 to begin.
-        limit: How many tasks to look at.
-    """
+) -> tuple[NeededFiles, int]:
+    """Return the files that the next tasks in a state need; see `DurableStore`."""
     found = db.execute(
         f"SELECT key, json_extract(options, {_INPUTS_AT})"  # noqa: S608
         " FROM tasks INDEXED BY tasks_state"
         " WHERE state = ? AND key > ? ORDER BY key LIMIT ?",
         (rows.NUMBER_OF[state], after, limit),
     ).fetchall()
-    needed: set[InputBlob] = set()
+    trees: set[InputTree] = set()
+    stdin_files: set[BlobRef] = set()
+    outputs_of: set[str] = set()
     for _, inputs in found:
-        if inputs is None or inputs == _NO_INPUTS:
+        if inputs is None or inputs in _NO_INPUTS:
             continue
-        tree, stdin_file = _inputs_decoder.decode(inputs)
-        if tree is not None and not tree.is_lent:
-            blob = BlobRef(sha256=tree.sha256, node=tree.node)
-            needed.add(InputBlob(blob, is_tree=True))
+        tree, stdin_file, parents = _inputs_decoder.decode(inputs)
+        if tree is not None:
+            trees.add(replace(tree, folders=()))
         if stdin_file is not None:
-            needed.add(InputBlob(stdin_file, is_tree=False))
-    return frozenset(needed), found[-1][0] if len(found) == limit else 0
+            stdin_files.add(stdin_file)
+        outputs_of.update(parents or ())
+    needed = NeededFiles(
+        frozenset(trees), frozenset(stdin_files), frozenset(outputs_of)
+    )
+    return needed, found[-1][0] if len(found) == limit else 0
 
 
 def incomplete_member_ranges(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
@@ -13,11 +14,11 @@ from octaskly.agent.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
-from octaskly.core.model.task_options import BlobRef, InputBlob
+from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
 from octaskly.errors import OutputNotFound
-from octaskly.ports import DurableStore, FileQuotaExceeded
+from octaskly.ports import DurableStore, FileQuotaExceeded, NeededFiles
 from octaskly.ports.files import DiskFull
 from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.files.holder_connection import Holder
@@ -34,12 +35,28 @@ class TaskInputs:
     def __init__(self, queued: set[InputBlob], running: set[InputBlob]) -> None:
         self._inputs = {TaskState.QUEUED: queued, TaskState.RUNNING: running}
 
-    async def read_input_blobs(
+    async def read_needed_files(
         self, state: TaskState, after: int, _limit: int
-    ) -> tuple[frozenset[InputBlob], int]:
+    ) -> tuple[NeededFiles, int]:
         some = sorted(self._inputs[state], key=lambda each: each.blob.sha256)
         page = some[after : after + 1]
-        return frozenset(page), after + 1 if after + 1 < len(some) else 0
+        needed = NeededFiles(
+            trees=frozenset(b for b, is_tree in page if isinstance(b, InputTree)),
+            stdin_files=frozenset(b for b, is_tree in page if not is_tree),
+        )
+        return needed, after + 1 if after + 1 < len(some) else 0
+
+
+class Sizes:
+    """The sizes of trees: which were asked for."""
+
+    def __init__(self) -> None:
+        self.trees: list[str] = []
+        self.has_some = asyncio.Event()
+
+    async def size(self, trees: Iterable[InputTree], _wait_s: float | None) -> None:
+        self.trees += [tree.sha256 for tree in trees]
+        self.has_some.set()
 
 
 class Fetches:
@@ -71,8 +88,9 @@ class Fetches:
         return self.refusals
 
 
-def tree_at(node: str, digit: str) -> InputBlob:
-    return InputBlob(BlobRef(sha256=digit * 64, node=node), is_tree=True)
+def tree_at(node: str, digit: str, *, is_lent: bool = False) -> InputBlob:
+    tree = InputTree(sha256=digit * 64, node=node, is_lent=is_lent)
+    return InputBlob(tree, is_tree=True)
 
 
 def view() -> MeshView:
@@ -107,6 +125,7 @@ async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
+        Sizes().size,
         cast("Logger", None),  # Nothing is logged.
     )
 
@@ -125,7 +144,7 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
     """A body may have 1 MiB."""
     count = ASKED_INPUTS_MAX + 1
     trees = {
-        InputBlob(BlobRef(sha256=f"{number:064}", node=OTHER), is_tree=True)
+        InputBlob(InputTree(sha256=f"{number:064}", node=OTHER), is_tree=True)
         for number in range(count)
     }
     fetches = Fetches()
@@ -134,6 +153,7 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
+        Sizes().size,
         cast("Logger", None),  # Nothing is logged.
     )
 
@@ -142,6 +162,29 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
     sizes = [len(asked) for _, asked in fetches.asked]
     assert sizes == [ASKED_INPUTS_MAX, 1]
     assert len({name for _, asked in fetches.asked for name in asked}) == count
+
+
+async def test_the_next_dispatcher_learns_the_sizes_of_trees_at_once() -> None:
+    """Also of those that a client lends, which no node is asked to keep."""
+    kept, lent = tree_at("ana", "1"), tree_at("ben", "2", is_lent=True)
+    fetches, sizes = Fetches(), Sizes()
+    keeper = TreeKeeper(
+        cast("DurableStore", TaskInputs({kept}, {lent})),
+        view(),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),  # Nothing is copied.
+        sizes.size,
+        cast("Logger", None),  # Nothing is logged.
+    )
+
+    running = asyncio.create_task(keeper.run())
+    await sizes.has_some.wait()
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert sorted(sizes.trees) == [kept.blob.sha256, lent.blob.sha256]
+    assert fetches.held_here == [(kept.blob.sha256, True)]
+    assert fetches.asked == []
 
 
 class Warnings:
@@ -168,6 +211,7 @@ async def test_a_dispatcher_without_room_counts_on_its_standbys(
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),
+        Sizes().size,
         cast("Logger", warnings),
     )
 
@@ -189,6 +233,7 @@ async def test_an_input_that_has_no_room_anywhere_is_refused_for_that() -> None:
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),
+        Sizes().size,
         cast("Logger", None),  # Nothing is logged.
     )
 
