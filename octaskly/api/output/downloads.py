@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote
@@ -313,10 +313,20 @@ async def send_tar(
     await answer.prepare(request.http_request)
     if request.http_request.method != "HEAD":
         chunks = tree.tar_chunks(start, end, SENT_BYTES)
-        await send_chunks(request.http_request, answer, chunks)
         if is_fetch and end == layout.size_bytes:
-            await asyncio.to_thread(tree.mark_fetched)
+            chunks = _and_then(chunks, tree.mark_fetched)
+        await send_chunks(request.http_request, answer, chunks)
     return answer
+
+
+def _and_then(chunks: Iterator[bytes], on_sent: Callable[[], None]) -> Iterator[bytes]:
+    """Yield chunks; call a function once the last one was sent.
+
+    The thread that reads the chunks calls it. The handler may be cancelled by then:
+    many clients leave with the last byte.
+    """
+    yield from filter(None, chunks)
+    on_sent()
 
 
 def _requested_part(

@@ -34,6 +34,7 @@ from octaskly.files.manifest import (
     make_manifest,
 )
 from octaskly.runner.files.output_copies import PARTIAL_SUFFIX
+from octaskly.runner.output.captured_folders import FETCHED_NAME
 from tests.attack.test_viewer_lists import outsider
 from tests.support.agents import (
     TASKS,
@@ -540,6 +541,22 @@ def test_a_task_gets_the_outputs_of_others(agents: list[Agent]) -> None:
     assert at_ash["sent"] == [{"node": "birch", "bytes": 3_000_002}]
     assert at_birch["bytes"] == at_ash["bytes"]
     assert at_birch["sent"] == [{"node": "ash", "bytes": len("of ash\nsent\n")}]
+
+
+def test_outputs_count_as_fetched_if_the_client_leaves_with_the_last_byte(
+    agents: list[Agent],
+) -> None:
+    """As `octaskly fetch` does; then they may make room for others."""
+    made = [make_outputs(agents[0], "ash", "echo x > made", "made") for _ in range(5)]
+    for task in made:
+        with closing(agents[0].connection()) as connection:
+            connection.request("GET", f"{TASKS}/{task}/outputs.tar")
+            answer = connection.getresponse()
+            answer.read(int(answer.headers["Content-Length"]))
+
+    for task in made:
+        [folder] = (agents[0].state / "outputs").glob(f"{task}*/*")
+        until((folder / FETCHED_NAME).exists, f"{task} counts as fetched")
 
 
 def test_a_task_gets_the_outputs_of_all_members_of_an_array(
