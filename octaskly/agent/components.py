@@ -50,7 +50,7 @@ from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
-from octaskly.ports import Clock, MemberFiles
+from octaskly.ports import RETENTION_S, Clock, MemberFiles
 from octaskly.rest.mesh import Checkup
 from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, HoldersOf
 from octaskly.runner.files.blob_store import BlobStore
@@ -439,12 +439,17 @@ class Components:
             read_input_sources=lambda *which: self._pool.read_input_sources(*which),  # noqa: PLW0108
             make_output_tree=self._make_output_tree,
             size_trees=lambda trees: self._tree_sizer.size_trees(trees),  # noqa: PLW0108
+            note_needed_outputs=lambda: self._tree_keeper.note_needed_outputs(),  # noqa: PLW0108
         )
 
     def _make_output_tree(self, task: TaskId, attempt: AttemptId) -> str:
-        """Make captured outputs files of this node; return their manifest's SHA-256."""
+        """Make captured outputs files of this node; return their manifest's SHA-256.
+
+        Another task needs them, so they stay for a while.
+        """
         tree = self._output_reader.read_tree(task, attempt)
         folder = outputs_folder(self._config.paths.outputs, task, attempt)
+        self._archive.captured.mark_needed(folder, RETENTION_S)
         return self._blob_store.add_captured_tree(folder, tree.manifest)
 
     def _find_outputs(self, task: str) -> list[BlobSource]:
@@ -510,7 +515,7 @@ class Components:
         self._log.warning("node sent wrong bytes of a file", node=holder, sha256=sha256)
 
     def _build_runner(self) -> None:
-        self._pool, self._fetcher, archive, self._output_copies = build_pool(
+        self._pool, self._fetcher, self._archive, self._output_copies = build_pool(
             self._config,
             self._info,
             self._clock,
@@ -524,7 +529,7 @@ class Components:
         fetcher.find_outputs = self._find_outputs
         self._blob_store = fetcher.blob_store
         self._tree_sizer = TreeSizer(fetcher, self.loop.handle)
-        self._storage = StorageReporter(fetcher.blob_store, archive)
+        self._storage = StorageReporter(fetcher.blob_store, self._archive)
         self._tree_keeper = TreeKeeper(
             self._store,
             self.gateway.view,
@@ -534,7 +539,7 @@ class Components:
             self._log,
         )
         self._forgotten_outputs = ForgottenOutputs(
-            archive,
+            self._archive,
             fetcher,
             dispatcher=self.gateway.dispatcher,
             other_nodes=self._other_nodes,

@@ -2,8 +2,8 @@
 
 A node that needs room deletes files that were not used for an hour. So the dispatcher
 reads from the log which trees and files unfinished tasks name, and asks their holders
-to keep them. The next dispatcher reads the same at its start, and learns the sizes of
-the trees.
+to keep them; so with the outputs of ended tasks that others get. The next dispatcher
+reads the same at its start, and learns the sizes of the trees.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from math import inf
 from typing import Final
 
 from msgspec.structs import replace
@@ -42,6 +43,8 @@ from octaskly.system.log import Logger
 
 PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothing
 SIZE_ALL_S_MAX: Final = PERIOD_S / 3  #: for the sizes of all trees
+OUTPUTS_PERIOD_S: Final = 60.0  #: the same while tasks need outputs of others
+CHECK_S_MIN: Final = 10.0  #: between two reads of the log
 LOOK_S: Final = 1.0  #: until this node notices that it became dispatcher
 PAGE_TASKS: Final = 5000  #: per read of the store, some 10 ms
 ASKED_INPUTS_MAX: Final = 1000  #: of one request, which may have 1 MiB
@@ -76,31 +79,68 @@ class TreeKeeper:
     ) -> None:
         self._store, self._view, self._size_trees = store, view, size_trees
         self._fetcher, self._copies, self._log = fetcher, copies, log
+        self._outputs_due_s = inf  #: when to look whose outputs are needed
+        self._kept_outputs: dict[str, float] = {}  #: by task: when that was asked for
 
     @property
     def lenders(self) -> Lenders:
         """The clients that lend trees to this node."""
         return self._fetcher.lenders
 
+    def note_needed_outputs(self) -> None:
+        """Note that unfinished tasks may need outputs of ended ones."""
+        self._outputs_due_s = 0.0
+
     async def run(self) -> None:
-        """Keep the inputs of unfinished tasks while dispatcher, until cancelled."""
+        """Keep what unfinished tasks need while dispatcher, until cancelled."""
         loop = asyncio.get_running_loop()
-        epoch, due_s = NO_EPOCH, 0.0
+        epoch, inputs_due_s, checked_s = NO_EPOCH, 0.0, -inf
         while True:
-            if self._view.is_serving and (
-                self._view.epoch != epoch or loop.time() >= due_s
-            ):
-                epoch, due_s = self._view.epoch, loop.time() + PERIOD_S
-                await self.keep_needed_inputs()
+            now_s = loop.time()
+            if self._view.is_serving and self._view.epoch != epoch:
+                epoch, inputs_due_s = self._view.epoch, 0.0
+            are_inputs_due = now_s >= inputs_due_s
+            are_outputs_due = now_s >= max(self._outputs_due_s, checked_s + CHECK_S_MIN)
+            if self._view.is_serving and (are_inputs_due or are_outputs_due):
+                checked_s, self._outputs_due_s = now_s, inf
+                await self.keep_needed_files(are_inputs_due=are_inputs_due)
+                if are_inputs_due:
+                    inputs_due_s = now_s + PERIOD_S
             await asyncio.sleep(LOOK_S)
 
-    async def keep_needed_inputs(self) -> None:
-        """Tell the holders of inputs to keep those that unfinished tasks name."""
+    async def keep_needed_files(self, *, are_inputs_due: bool = True) -> None:
+        """Have the holders of files keep those that unfinished tasks name."""
         try:
             needed = await self._needed_files()
         except StoreError as error:
             self._log.warning("inputs not kept", error=str(error))
             return
+        await self._keep_outputs(needed.outputs_of)
+        if are_inputs_due:
+            await self._keep_inputs(needed)
+            await self._size_some(needed.trees)
+
+    async def _keep_outputs(self, tasks: Collection[str]) -> None:
+        """Have the outputs of tasks kept that have ended; look again for the others."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        kept = {task: self._kept_outputs.get(task, -inf) for task in tasks}
+        self._kept_outputs = kept
+        if not tasks:
+            return
+        self._outputs_due_s = min(self._outputs_due_s, now_s + OUTPUTS_PERIOD_S)
+        due = [task for task, kept_s in kept.items() if kept_s + PERIOD_S <= now_s]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(OUTPUTS_PERIOD_S):
+                for task in due:
+                    with suppress(OutputNotFound):  # It has not ended, or has none.
+                        # Their nodes keep outputs that are asked for as trees.
+                        await loop.run_in_executor(
+                            self._fetcher.threads, self._fetcher.find_outputs, task
+                        )
+                        kept[task] = now_s
+
+    async def _keep_inputs(self, needed: NeededFiles) -> None:
         by_node: dict[str, list[InputBlob]] = defaultdict(list)
         for tree in needed.trees:
             if not tree.is_lent:  # The client sends what a node deleted.
@@ -114,7 +154,6 @@ class TreeKeeper:
                 failures = await self._ask(name, some)
             if failures:
                 self._log.warning("inputs not kept", node=name, failures=failures[:4])
-        await self._size_some(needed.trees)
 
     async def hold_inputs(self, inputs: Sequence[InputBlob]) -> list[str]:
         """Fetch what this node lacks of some inputs, and keep it for `RETENTION_S`."""

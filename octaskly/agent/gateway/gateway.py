@@ -193,6 +193,7 @@ class AgentGateway:
         self.captured_outputs = self.outputs.captured_outputs
         self.read_input_sources = files.read_input_sources
         self._size_trees = files.size_trees
+        self._note_needed_outputs = files.note_needed_outputs
 
     def _build_submissions(self, queue_limits: QueueLimits) -> SubmissionService:
         return SubmissionService(
@@ -302,7 +303,10 @@ class AgentGateway:
         asking = [draft.options for draft in submission.drafts if draft.options]
         if trees := {options.tree for options in asking if options.tree}:
             await self._size_trees(trees)
-        return await self._submissions.accept_submission(submission)
+        accepted = await self._submissions.accept_submission(submission)
+        if any(options.outputs_of for options in asking):
+            self._note_needed_outputs()
+        return accepted
 
     async def wait_until_replicated(self) -> None:
         """Wait until all that is on this disk is replicated like an accepted task."""

@@ -125,6 +125,8 @@ class LocalFiles(NamedTuple):
     """Makes captured outputs available as a tree; returns its SHA-256. Blocks."""
     size_trees: Callable[[Iterable[InputTree]], Awaitable[None]]
     """Passes the sizes of trees on to the core."""
+    note_needed_outputs: Callable[[], None]
+    """Notes that tasks which need outputs of others are being submitted."""
 
 
 class OutputLocator:

@@ -1,7 +1,8 @@
 """The folders of captured outputs on this node's disk, within one quota.
 
-Room is made by deleting outputs that were fetched, those first whose fetch is longest
-ago. Outputs that nobody has fetched stay until the retention is over.
+Room is made by deleting outputs that were fetched and that no other task needs, those
+first whose fetch is longest ago. Outputs that nobody has fetched stay until the
+retention is over.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from octaskly.ports import Clock
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
 UNCOPIED_NAME: Final = "uncopied"  #: a file that is there until a second copy exists
@@ -32,16 +35,18 @@ class CapturedFolders:
         outputs_dir: Holds a folder for each task, with one for each attempt.
         quota_bytes: Maximum size of all of them together.
         reserve_bytes: Bytes to leave free on the disk, for the log.
+        clock: The machine's clocks.
     """
 
     def __init__(
-        self, outputs_dir: Path, *, quota_bytes: int, reserve_bytes: int
+        self, outputs_dir: Path, *, quota_bytes: int, reserve_bytes: int, clock: Clock
     ) -> None:
-        self._outputs_dir = outputs_dir
+        self._outputs_dir, self._clock = outputs_dir, clock
         self._quota_bytes, self._reserve_bytes = quota_bytes, reserve_bytes
         self._lock = threading.Lock()
         self._sizes: dict[Path, int] | None = None
         self._arriving: dict[Path, int] = {}  #: bytes that are being captured
+        self._needed_until_s: dict[Path, float] = {}  #: monotonic time, by folder
 
     def make_room(self, folder: Path, needed_bytes: int) -> int:
         """Return how many bytes the outputs of one attempt may have.
@@ -55,7 +60,7 @@ class CapturedFolders:
             self._arriving[folder] = needed_bytes
             room_bytes = self._room(folder)
             if needed_bytes > room_bytes:
-                for each in self._fetched_folders(sizes):
+                for each in self._unneeded_folders(sizes):
                     self._delete(each)
                     room_bytes = self._room(folder)
                     if needed_bytes <= room_bytes:
@@ -69,6 +74,11 @@ class CapturedFolders:
             size_bytes = _folder_bytes(folder)
             if size_bytes:
                 self._load_sizes()[folder] = size_bytes
+
+    def mark_needed(self, folder: Path, needed_s: float) -> None:
+        """Note that a task that has not ended needs outputs, for so many seconds."""
+        with self._lock:
+            self._needed_until_s[folder] = self._clock.now().mono_s + needed_s
 
     def delete_older(self, before_s: float) -> None:
         """Delete the outputs of attempts that ended before a time."""
@@ -117,16 +127,20 @@ class CapturedFolders:
             }
         return self._sizes
 
-    def _fetched_folders(self, sizes: dict[Path, int]) -> list[Path]:
+    def _unneeded_folders(self, sizes: dict[Path, int]) -> list[Path]:
         """Return the folders that were fetched, the longest ago first."""
         found = []
+        now_s = self._clock.now().mono_s
         for folder in sizes:
+            if self._needed_until_s.get(folder, now_s) > now_s:
+                continue
             with suppress(OSError):
                 found.append(((folder / FETCHED_NAME).lstat().st_mtime, folder))
         return [folder for _, folder in sorted(found)]
 
     def _delete(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
+        self._needed_until_s.pop(folder, None)
         if self._sizes is not None:
             self._sizes.pop(folder, None)
         with suppress(OSError):

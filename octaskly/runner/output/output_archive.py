@@ -97,7 +97,10 @@ class OutputArchive:
                 bytes_max, max(BYTES_MIN, quota_bytes // CONCURRENT_FILES_MIN)
             )
         self.captured = CapturedFolders(
-            outputs_dir, quota_bytes=quota_bytes, reserve_bytes=reserve_bytes
+            outputs_dir,
+            quota_bytes=quota_bytes,
+            reserve_bytes=reserve_bytes,
+            clock=clock,
         )
         self.bytes_max = bytes_max
         self._quota_bytes = quota_bytes

@@ -12,11 +12,18 @@ from octaskly.runner.output.captured_folders import (
     CapturedFolders,
     mark_fetched,
 )
+from tests.support.set_clock import SetClock
+
+
+def open_folders(path: Path, clock: SetClock | None = None) -> CapturedFolders:
+    return CapturedFolders(
+        path, quota_bytes=1000, reserve_bytes=0, clock=clock or SetClock()
+    )
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> CapturedFolders:
-    return CapturedFolders(tmp_path, quota_bytes=1000, reserve_bytes=0)
+    return open_folders(tmp_path)
 
 
 def capture(folders: CapturedFolders, folder: Path, size_bytes: int) -> bool:
@@ -48,6 +55,25 @@ def test_what_was_fetched_first_makes_room_first(
     assert folders.usage() == (2, 650, 1000)
 
 
+def test_what_another_task_needs_makes_no_room(tmp_path: Path) -> None:
+    """Though it was fetched; once the task no longer needs it, it may go."""
+    clock = SetClock()
+    folders = open_folders(tmp_path, clock)
+    first, needed, new = (tmp_path / name / "1-1-1" for name in ("a", "b", "c"))
+    for place in (first, needed):
+        assert capture(folders, place, 400)
+        mark_fetched(place)
+    os.utime(needed / FETCHED_NAME, (0, 0))
+    folders.mark_needed(needed, 60)
+
+    assert not capture(folders, new, 700)
+    assert (first.exists(), needed.exists()) == (False, True)
+
+    clock.now_s += 61
+    assert capture(folders, new, 700)
+    assert not needed.exists()
+
+
 def test_outputs_that_are_being_captured_count(
     folders: CapturedFolders, tmp_path: Path
 ) -> None:
@@ -63,11 +89,11 @@ def test_outputs_that_are_being_captured_count(
 def test_the_next_agent_counts_what_is_there(tmp_path: Path) -> None:
     """The retention still counts from the end of the attempt, fetched or not."""
     folder = tmp_path / "task" / "1-1-1"
-    before = CapturedFolders(tmp_path, quota_bytes=1000, reserve_bytes=0)
+    before = open_folders(tmp_path)
     assert capture(before, folder, 600)
     os.utime(folder, (50, 50))
     mark_fetched(folder)
-    later = CapturedFolders(tmp_path, quota_bytes=1000, reserve_bytes=0)
+    later = open_folders(tmp_path)
 
     later.delete_older(49)
     assert later.usage() == (1, 600, 1000)

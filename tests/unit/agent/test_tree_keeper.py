@@ -34,6 +34,7 @@ class TaskInputs:
 
     def __init__(self, queued: set[InputBlob], running: set[InputBlob]) -> None:
         self._inputs = {TaskState.QUEUED: queued, TaskState.RUNNING: running}
+        self.outputs_of: set[str] = set()  #: tasks whose outputs queued ones need
 
     async def read_needed_files(
         self, state: TaskState, after: int, _limit: int
@@ -43,6 +44,7 @@ class TaskInputs:
         needed = NeededFiles(
             trees=frozenset(b for b, is_tree in page if isinstance(b, InputTree)),
             stdin_files=frozenset(b for b, is_tree in page if not is_tree),
+            outputs_of=frozenset(self.outputs_of if state is TaskState.QUEUED else ()),
         )
         return needed, after + 1 if after + 1 < len(some) else 0
 
@@ -69,6 +71,8 @@ class Fetches:
         self.failures: list[str] = []  #: of this node
         self.no_room: FileQuotaExceeded | None = None  #: at this node
         self.refusals: list[str] = []  #: of other nodes
+        self.ended: set[str] = set()  #: tasks with outputs
+        self.kept_outputs: list[str] = []
 
     def find_blob(self, blob: BlobRef) -> BlobSource:
         return BlobSource(blob, lambda: ())
@@ -81,6 +85,12 @@ class Fetches:
 
     def hold_file(self, source: BlobSource) -> list[str]:
         self.held_here.append((source.blob.sha256, False))
+        return []
+
+    def find_outputs(self, task: str) -> list[BlobSource]:
+        if task not in self.ended:
+            raise OutputNotFound("it has not ended")
+        self.kept_outputs.append(task)
         return []
 
     def ask_to_hold(self, holder: Holder, inputs: Sequence[InputBlob]) -> list[str]:
@@ -129,7 +139,7 @@ async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None
         cast("Logger", None),  # Nothing is logged.
     )
 
-    await keeper.keep_needed_inputs()
+    await keeper.keep_needed_files()
 
     assert sorted(fetches.held_here) == [
         (mine.blob.sha256, True),
@@ -157,7 +167,7 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
         cast("Logger", None),  # Nothing is logged.
     )
 
-    await keeper.keep_needed_inputs()
+    await keeper.keep_needed_files()
 
     sizes = [len(asked) for _, asked in fetches.asked]
     assert sizes == [ASKED_INPUTS_MAX, 1]
@@ -185,6 +195,27 @@ async def test_the_next_dispatcher_learns_the_sizes_of_trees_at_once() -> None:
     assert sorted(sizes.trees) == [kept.blob.sha256, lent.blob.sha256]
     assert fetches.held_here == [(kept.blob.sha256, True)]
     assert fetches.asked == []
+
+
+async def test_outputs_that_unfinished_tasks_get_are_kept() -> None:
+    """Once their tasks have ended, and not again each time."""
+    store, fetches = TaskInputs(set(), set()), Fetches()
+    store.outputs_of = {"cut", "split"}
+    fetches.ended = {"cut"}
+    keeper = TreeKeeper(
+        cast("DurableStore", store),
+        view(),
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),  # Nothing is copied.
+        Sizes().size,
+        cast("Logger", None),  # Nothing is logged.
+    )
+
+    await keeper.keep_needed_files(are_inputs_due=False)
+    fetches.ended = {"cut", "split", "other"}
+    await keeper.keep_needed_files(are_inputs_due=False)
+
+    assert fetches.kept_outputs == ["cut", "split"]
 
 
 class Warnings:
