@@ -274,11 +274,7 @@ def map_(
     if bool(words) == (retry_failed is not None):
         raise click.UsageError("either a command, or --retry-failed with an id")
     if retry_failed is not None:
-        if sent.paths:
-            raise click.UsageError(
-                "--retry-failed sends the files of the earlier array; it takes no --in"
-            )
-        return _rerun_array(context, retry_failed, keep_order=keep_order)
+        return _rerun_array(context, retry_failed, sent, keep_order=keep_order)
     text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
         note("nothing to run: there is no item, neither after ::: nor on stdin")
@@ -304,8 +300,14 @@ def map_(
     )
 
 
-def _rerun_array(context: CliContext, ref: str, *, keep_order: bool) -> int:
+def _rerun_array(
+    context: CliContext, ref: str, sent: SentPaths, *, keep_order: bool
+) -> int:
     """Run the members of an array again that did not succeed."""
+    if sent.paths:
+        raise click.UsageError(
+            "--retry-failed sends the files of the earlier array; it takes no --in"
+        )
     with contextlib.ExitStack() as here:
         return _run_array(
             context,
