@@ -52,11 +52,11 @@ from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports import RETENTION_S, Clock, MemberFiles
 from octaskly.rest.mesh import Checkup
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, HoldersOf
-from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource, HoldersOf
+from octaskly.runner.blobs.blob_store import BlobStore
+from octaskly.runner.blobs.holder_connection import Holder
+from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.capture import OutputReader, outputs_folder
-from octaskly.runner.files.holder_connection import Holder
-from octaskly.runner.files.lenders import Lenders
 from octaskly.runner.files.output_copies import CopyHolders, OutputCopies
 from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.output.output_archive import OutputArchive

@@ -35,9 +35,9 @@ from octaskly.ports import (
     FileQuotaExceeded,
     NeededFiles,
 )
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
-from octaskly.runner.files.holder_connection import Holder
-from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.blobs.holder_connection import Holder
+from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
 

@@ -24,8 +24,9 @@ from octaskly.core.model.tree_sizes import (
 )
 from octaskly.errors import OctasklyError
 from octaskly.files.manifest import Manifest
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource, FilesAwaited
-from octaskly.runner.files.holder_connection import HolderBusy, HolderUnreachable
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.blobs.fetch import FilesAwaited
+from octaskly.runner.blobs.holder_connection import HolderBusy, HolderUnreachable
 
 SIZE_S_MAX: Final = 1.0  #: tasks are accepted then, though sizes are not known yet
 TREES_MAX: Final = 1000  #: whose sizes are known; the core bounds their files

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import BlobRef
-from octaskly.runner.files import holder_connection
-from octaskly.runner.files.blob_fetcher import BlobSource, NamedLocks
+from octaskly.runner.blobs import holder_connection
+from octaskly.runner.blobs.blob_fetcher import BlobSource
+from octaskly.runner.blobs.fetch import NamedLocks
 from tests.support.pooling import supply_in
 
 THREADS: Final = 6

@@ -13,9 +13,9 @@ from typing import cast
 from octaskly.files.manifest import content_digest
 from octaskly.files.pack import PackReader
 from octaskly.ports import RETENTION_S
-from octaskly.runner.files.blob_fetcher import BlobFetcher
-from octaskly.runner.files.blob_store import BlobStore
-from octaskly.runner.files.holder_connection import (
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.blob_store import BlobStore
+from octaskly.runner.blobs.holder_connection import (
     ArrivingPack,
     ArrivingPiece,
     Holder,
@@ -24,7 +24,7 @@ from octaskly.runner.files.holder_connection import (
     HolderConnections,
     HolderUnreachable,
 )
-from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.output.output_archive import RESERVE_BYTES
 from tests.support.pooling import MachineClock
 

@@ -18,9 +18,9 @@ from octaskly.core.model.ids import AttemptId, Moment, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
-from octaskly.runner.files.blob_fetcher import BlobFetcher
-from octaskly.runner.files.blob_store import BlobStore
-from octaskly.runner.files.lenders import Lenders
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.blob_store import BlobStore
+from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.interpreters import call_variables
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.pool import Pool

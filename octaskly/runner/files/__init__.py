@@ -1,1 +1,1 @@
-"""Files of attempts: blobs, scratch folders and the task user's helper."""
+"""Files of attempts: scratch folders, captured outputs and the task user's helper."""

@@ -20,18 +20,14 @@ from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
 from octaskly.files.manifest import Manifest, ManifestError, merge_trees
 from octaskly.ports import FileExceedsQuota, FileQuotaExceeded
-from octaskly.runner.files.blob_fetcher import (
-    BlobFetcher,
-    BlobSource,
-    FilesAwaited,
-    is_lent,
-)
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource, is_lent
+from octaskly.runner.blobs.fetch import FilesAwaited
+from octaskly.runner.blobs.lenders import ASK_AGAIN_S
 from octaskly.runner.files.capture import (
     CapturedOutputs,
     capture_outputs,
     outputs_folder,
 )
-from octaskly.runner.files.lenders import ASK_AGAIN_S
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import TaskUserOps
 from octaskly.runner.input_sources import SourceTally

@@ -31,15 +31,15 @@ from octaskly.files.manifest import (
 )
 from octaskly.files.tree_tar import TarEntry, TarError, TarReader
 from octaskly.ports import FileQuotaExceeded
-from octaskly.runner.files.blob_fetcher import BlobFetcher
-from octaskly.runner.files.blob_store import sync_file_system
-from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
-from octaskly.runner.files.holder_connection import (
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.blob_store import sync_file_system
+from octaskly.runner.blobs.holder_connection import (
     Holder,
     HolderBusy,
     HolderUnreachable,
 )
-from octaskly.runner.files.pieces import disk_error
+from octaskly.runner.blobs.uploads import disk_error
+from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
 from octaskly.runner.output.captured_folders import mark_uncopied
 from octaskly.runner.output.output_archive import OutputArchive
 

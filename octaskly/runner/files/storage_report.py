@@ -21,7 +21,7 @@ from octaskly.files.manifest import (
     decode_manifest,
 )
 from octaskly.ports import StorageUsage, StoredItem
-from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.files.capture import MANIFEST_NAME
 from octaskly.runner.output.output_archive import OutputArchive
 

@@ -17,8 +17,8 @@ import msgspec
 from octaskly.errors import OctasklyError
 from octaskly.ports import KEPT_OUTPUTS_MAX, DispatcherView, KeptOutput
 from octaskly.rest.tasks import ForgottenIndices
-from octaskly.runner.files.blob_fetcher import BlobFetcher
-from octaskly.runner.files.holder_connection import (
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.holder_connection import (
     Holder,
     HolderBusy,
     HolderUnreachable,

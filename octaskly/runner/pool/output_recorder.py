@@ -18,7 +18,7 @@ from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import OutputChunk
 from octaskly.rest.mesh import FileStoreUsage
-from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.output.output_file import OutputFileReader
 from octaskly.runner.pool.attempts import PoolAttempt

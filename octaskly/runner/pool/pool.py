@@ -26,16 +26,13 @@ from octaskly.core.model.tasks import (
 from octaskly.core.model.tree_sizes import NO_HOLDERS
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock, InputSources
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, KnownHolders
+from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.attempt_files import (
     AttemptSources,
     Prepared,
     ScratchFolders,
     needs_preparation,
-)
-from octaskly.runner.files.blob_fetcher import (
-    BlobFetcher,
-    FilesAwaited,
-    KnownHolders,
 )
 from octaskly.runner.files.capture import CapturedOutputs
 from octaskly.runner.files.output_copies import OutputCopies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,13 +23,15 @@ from octaskly.ports import (
     UploadInProgress,
     WrongOffset,
 )
-from octaskly.runner.files.blob_store import (
+from octaskly.runner.blobs import uploads
+from octaskly.runner.blobs.blob_store import (
     FLUSHED_ALONE_MAX,
     PARTIAL_RETENTION_S,
     TAKEOVER_S,
     UNUSED_S_MAX,
     BlobStore,
 )
+from octaskly.runner.blobs.uploads import PieceUpload
 from octaskly.runner.files.scratch_folder import (
     create_file,
     finish_files,
@@ -296,7 +299,7 @@ def test_files_are_flushed_once(
         lambda fd: flushed.append(Path(f"/proc/self/fd/{fd}").readlink().name),
     )
     monkeypatch.setattr(
-        "octaskly.runner.files.blob_store.sync_file_system",
+        "octaskly.runner.blobs.blob_store.sync_file_system",
         lambda _fd: flushed.append("all"),
     )
     one = put(blob_store, b"one")
@@ -403,6 +406,63 @@ def test_one_request_at_a_time_adds_to_a_file(
     assert blob_store.arrived_bytes(name_of(WHOLE)) == 200
     assert send_piece(blob_store, 200, 500)
     put(blob_store, b"o" * 500)
+
+
+def take_pieces(
+    blob_store: BlobStore, size_bytes: int, numbers: Sequence[int]
+) -> PieceUpload:
+    """Return an arrival of WHOLE in pieces, after some of them."""
+    upload = blob_store.start_pieces(name_of(WHOLE), size_bytes)
+    for number in numbers:
+        start, end = upload.piece_range(number)
+        upload.begin_piece(number)
+        upload.write_at(start, memoryview(WHOLE[start:end]))
+        upload.end_piece(number)
+    while upload.hash_next():
+        pass
+    return upload
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five make WHOLE."""
+    monkeypatch.setattr(uploads, "PIECE_BYTES", 100)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_pieces_that_have_arrived_stay_for_the_next_agent(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    """They count in the quota; the rest makes them whole."""
+    folder = tmp_path / "files"
+    first = BlobStore(folder, clock=clock, quota_bytes=1000, reserve_bytes=0)
+    take_pieces(first, 500, [0, 3]).close(is_wrong=False)
+    assert first.used_bytes == 200
+    second = BlobStore(folder, clock=clock, quota_bytes=1000, reserve_bytes=0)
+
+    upload = take_pieces(second, 500, ())
+    assert [upload.has_piece(number) for number in range(5)] == [1, 0, 0, 1, 0]
+    assert second.used_bytes == 200
+    upload.close(is_wrong=False)
+    take_pieces(second, 500, [1, 2, 4]).finish()
+
+    assert second.file_path(name_of(WHOLE)).read_bytes() == WHOLE
+    assert second.used_bytes == 500
+    assert not second.has_pieces(name_of(WHOLE))
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_pieces_of_a_file_with_another_size_are_dropped(blob_store: BlobStore) -> None:
+    """A node that sends a wrong file cannot prevent that the right one arrives."""
+    take_pieces(blob_store, 450, [0, 1]).close(is_wrong=False)
+
+    upload = take_pieces(blob_store, 500, ())
+    assert upload.arrived_count == 0
+    upload.close(is_wrong=False)
+    take_pieces(blob_store, 500, range(5)).finish()
+
+    assert blob_store.file_path(name_of(WHOLE)).read_bytes() == WHOLE
+    assert blob_store.used_bytes == 500
 
 
 def test_a_full_disk_is_no_full_quota(tmp_path: Path, clock: SetClock) -> None:

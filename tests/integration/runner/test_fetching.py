@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
 from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded
-from octaskly.runner.files import blob_fetcher, pieces
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.blobs import fetch as fetch_module
+from octaskly.runner.blobs import pieces, uploads
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from tests.support.holders import FAULTS, Lan
 
 PIECE = 4096
@@ -28,10 +29,10 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _make_small(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pieces, "PIECE_BYTES", PIECE)
+    patch.setattr(uploads, "PIECE_BYTES", PIECE)
     patch.setattr(pieces, "LOOK_AGAIN_S", 0.01)
     patch.setattr(pieces, "BUSY_S_MAX", 0.01)
-    patch.setattr(blob_fetcher, "PAUSE_S", 0.01)
+    patch.setattr(fetch_module, "PAUSE_S", 0.01)
 
 
 def fetch(fetcher: BlobFetcher, name: str, node: str = "a") -> list[str]:
@@ -227,7 +228,7 @@ def tree_of(lan: Lan, fetcher: BlobFetcher) -> BlobSource:
 @pytest.fixture
 def no_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of a tree is large enough for pieces."""
-    monkeypatch.setattr(blob_fetcher, "PACKED_BYTES_MAX", PIECE)
+    monkeypatch.setattr(fetch_module, "PACKED_BYTES_MAX", PIECE)
 
 
 @pytest.mark.usefixtures("no_packs")

@@ -12,9 +12,9 @@ import pytest
 
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
-from octaskly.runner.files.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.holder_connection import Holder, HolderUnreachable
 from octaskly.runner.files.capture import MANIFEST_NAME, OutputReader, outputs_folder
-from octaskly.runner.files.holder_connection import Holder, HolderUnreachable
 from octaskly.runner.files.output_copies import COPIED_BYTES_MAX, OutputCopies
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import STREAM, archive_in, supply_in

@@ -14,7 +14,8 @@ import pytest
 from octaskly.core.model.task_options import InputTree, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile
 from octaskly.files.manifest import Manifest
-from octaskly.runner.files.blob_fetcher import BlobFetcher, FilesAwaited
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.files.scratch_folder import remove_tree
 from octaskly.runner.pool.launch_messages import preparation_failed

@@ -15,8 +15,8 @@ from octaskly.files.manifest import (
     make_manifest,
 )
 from octaskly.ports import StoredItem
+from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.files import storage_report
-from octaskly.runner.files.blob_store import BlobStore
 from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
 from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.output.output_archive import OutputArchive

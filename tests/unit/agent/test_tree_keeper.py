@@ -20,8 +20,8 @@ from octaskly.core.protocol.messages import Roster
 from octaskly.errors import OutputNotFound
 from octaskly.ports import DurableStore, FileQuotaExceeded, NeededFiles
 from octaskly.ports.files import DiskFull
-from octaskly.runner.files.blob_fetcher import BlobFetcher, BlobSource
-from octaskly.runner.files.holder_connection import Holder
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
 from tests.support.builders import epoch, node_id

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.runner.files import lenders
-from octaskly.runner.files.blob_store import BlobStore
-from octaskly.runner.files.lenders import (
+from octaskly.runner.blobs import lenders
+from octaskly.runner.blobs.blob_store import BlobStore
+from octaskly.runner.blobs.lenders import (
     ASK_AGAIN_S,
     ASKED_AT_ONCE_MAX,
     AWAY_RETRY_S,

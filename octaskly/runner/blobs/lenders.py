@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from octaskly.ports import COPY_RETENTION_S, Clock
-from octaskly.runner.files.blob_store import BlobStore
+from octaskly.runner.blobs.blob_store import BlobStore
 
 LENDER_WAIT_S: Final = 600.0  #: from the end of the last offer until a tree is given up
 UNKNOWN_NODE_WAIT_S: Final = 60.0  #: the same for a node that is no member now

@@ -1,35 +1,25 @@
-"""Blobs in pieces: what has arrived of one, and its download from several holders."""
+"""The download of a blob in pieces, from several holders at once."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from octaskly.errors import OutputNotFound
-from octaskly.files.copying import COPY_BYTES
-from octaskly.ports import (
-    Clock,
-    ContentMismatch,
-    DiskFull,
-    FileQuotaExceeded,
-    OpenPiece,
-)
-from octaskly.runner.files.holder_connection import (
+from octaskly.ports import Clock, ContentMismatch, FileQuotaExceeded
+from octaskly.runner.blobs.holder_connection import (
     ArrivingPiece,
     Holder,
     HolderBusy,
     HolderConnection,
     HolderUnreachable,
 )
+from octaskly.runner.blobs.uploads import PieceUpload
 
-PIECE_BYTES: Final = 4 << 20
 HOLDERS_MAX: Final = 4  #: asked at once for one blob
 PIECES_PER_HOLDER: Final = 4  #: another holder is asked for each so many missing pieces
 OFFERED_MAX: Final = 8  #: pieces of which a holder chooses one
@@ -38,9 +28,6 @@ LOOK_AGAIN_S: Final = 2.0  #: until nodes that had nothing are asked again
 MISSES_MAX: Final = 8  #: nodes that have nothing and are asked in that time
 BUSY_S_MAX: Final = 0.5  #: longest pause before a busy holder is asked again
 BUSY_MAX: Final = 200  #: times that a holder may be busy until it counts as failed
-
-
-_ARRIVED: Final = b"\1"  #: the mark of a piece in an unfinished file
 
 HolderLookup = Callable[[], Sequence[Holder]]
 """Returns the nodes that may have a blob now, best first."""
@@ -368,258 +355,3 @@ class PieceDownload:
 
 class _AlreadyArriving(Exception):
     """Another holder is sending the piece, or has sent it."""
-
-
-class UploadTarget(Protocol):
-    """The store that receives a blob."""
-
-    def reserve_arrived(self, upload: PieceUpload, size_bytes: int) -> None:
-        """See `BlobStore.reserve_arrived`."""
-
-    def finish_upload(self, upload: PieceUpload, *, is_whole: bool) -> None:
-        """See `BlobStore.finish_upload`."""
-
-    def pause_upload(
-        self, upload: PieceUpload, arrived_bytes: int, hashed: HashedStart
-    ) -> None:
-        """See `BlobStore.pause_upload`."""
-
-
-class HashedStart(NamedTuple):
-    """The beginning of a file, and its SHA-256."""
-
-    size_bytes: int
-    digest: hashlib._Hash
-
-
-class PieceUpload:
-    """A blob that arrives in pieces, in any order and from several threads.
-
-    Pieces are hashed in the order of the blob. Those that have arrived can be sent on.
-    They stay if the rest does not arrive: after the bytes of the blob, the file has a
-    byte for each piece, which is set once the piece has arrived.
-
-    Args:
-        target: The store.
-        sha256: Digest of the whole blob.
-        size_bytes: Size of the whole blob.
-        partial: The file with what has arrived.
-        fd: The same file, open; it is closed at the end.
-        keep_s: How long to keep the blob once it is whole.
-        hashed: The pieces at its beginning that are hashed, if they are known.
-
-    Raises:
-        OSError: the file cannot be used.
-    """
-
-    is_resumable, is_superseded = True, False
-
-    def __init__(
-        self,
-        target: UploadTarget,
-        sha256: str,
-        size_bytes: int,
-        partial: Path,
-        fd: int,
-        keep_s: float,
-        hashed: HashedStart | None = None,
-    ) -> None:
-        self.sha256, self.size_bytes = sha256, size_bytes
-        self.partial, self.keep_s = partial, keep_s
-        self._target = target
-        self._fd = fd
-        self._arrived = read_arrived_pieces(fd, size_bytes)
-        self._reserved = set(self._arrived)
-        #: Reserved in the store, which counts them.
-        self.arrived_bytes = self._bytes_of(self._arrived)
-        if not self._arrived:
-            os.ftruncate(fd, 0)
-            os.ftruncate(fd, size_bytes + self.piece_count)
-        self._digest, self._hashed_count = hashlib.sha256(), 0
-        if hashed is not None:
-            self._digest = hashed.digest
-            self._hashed_count = -(-hashed.size_bytes // PIECE_BYTES)
-
-    @property
-    def piece_count(self) -> int:
-        """Number of pieces."""
-        return piece_count(self.size_bytes)
-
-    @property
-    def first_missing(self) -> int:
-        """Number of the first piece that is not hashed; all before it have arrived."""
-        return self._hashed_count
-
-    def piece_range(self, number: int) -> tuple[int, int]:
-        """Return where a piece begins and ends."""
-        return piece_range(number, self.size_bytes)
-
-    def begin_piece(self, number: int) -> None:
-        """Reserve room for a piece.
-
-        Raises:
-            FileQuotaExceeded: there is none.
-        """
-        if number not in self._reserved:
-            start, end = self.piece_range(number)
-            self._target.reserve_arrived(self, end - start)
-            self._reserved.add(number)
-
-    def write_at(self, offset: int, data: memoryview) -> None:
-        """Write bytes of a piece.
-
-        Raises:
-            FileQuotaExceeded: the disk of this node is full or failing.
-        """
-        try:
-            while data:
-                written = os.pwrite(self._fd, data, offset)
-                data, offset = data[written:], offset + written
-        except OSError as error:
-            raise disk_error(error) from None
-
-    def end_piece(self, number: int) -> None:
-        """Mark a piece as arrived.
-
-        Raises:
-            FileQuotaExceeded: the disk of this node is full or failing.
-        """
-        self.write_at(self.size_bytes + number, memoryview(_ARRIVED))
-        self._arrived.add(number)
-
-    @property
-    def arrived_count(self) -> int:
-        """Number of pieces that have arrived."""
-        return len(self._arrived)
-
-    def has_piece(self, number: int) -> bool:
-        """Return True if a piece has arrived."""
-        return number in self._arrived
-
-    def hash_next(self) -> bool:
-        """Hash the next piece, in the order of the blob; False if it is missing.
-
-        Raises:
-            FileQuotaExceeded: the disk of this node is failing.
-        """
-        if self._hashed_count not in self._arrived:
-            return False
-        offset, end = self.piece_range(self._hashed_count)
-        while offset < end:
-            try:
-                data = os.pread(self._fd, min(end - offset, COPY_BYTES), offset)
-            except OSError as error:
-                raise disk_error(error) from None
-            if not data:
-                raise ContentMismatch("the file was changed while it arrived")
-            self._digest.update(data)
-            offset += len(data)
-        self._hashed_count += 1
-        return True
-
-    def open_piece(self, number: int) -> OpenPiece:
-        """Return a piece that has arrived, for reading."""
-        start, end = self.piece_range(number)
-        return OpenPiece(os.dup(self._fd), number, start, end, self.size_bytes)
-
-    def finish(self) -> None:
-        """Store the blob; all pieces have been hashed.
-
-        Raises:
-            ContentMismatch: it has another digest.
-        """
-        assert self._hashed_count == self.piece_count
-        found = self._digest.hexdigest()
-        if found != self.sha256:
-            raise ContentMismatch(
-                f"received {self.size_bytes} bytes with the SHA-256 {found}"
-            )
-        os.ftruncate(self._fd, self.size_bytes)
-        # Only the agent may enter the folder. A task that reads the file as stdin may
-        # open it again as /dev/stdin.
-        os.fchmod(self._fd, 0o444)
-        self._target.finish_upload(self, is_whole=True)
-        self._close_file()
-
-    def close(self, *, is_wrong: bool) -> None:
-        """Keep what has arrived, unless it is wrong or the blob is finished."""
-        if self._fd < 0:
-            return
-        if is_wrong:
-            self._target.finish_upload(self, is_whole=False)
-        else:
-            hashed_bytes = self._bytes_of(range(self._hashed_count))
-            self._target.pause_upload(
-                self,
-                self._bytes_of(self._arrived),
-                HashedStart(hashed_bytes, self._digest),
-            )
-        self._close_file()
-
-    def _close_file(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
-
-    def _bytes_of(self, numbers: Iterable[int]) -> int:
-        ranges = map(self.piece_range, numbers)
-        return sum(end - start for start, end in ranges)
-
-
-def read_arrived_pieces(fd: int, blob_bytes: int) -> set[int]:
-    """Return the pieces that an unfinished file of a blob with this size has.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    count = piece_count(blob_bytes)
-    if os.fstat(fd).st_size != blob_bytes + count:
-        return set()
-    marks = os.pread(fd, count, blob_bytes)
-    return {number for number, mark in enumerate(marks) if mark}
-
-
-def arrived_piece_bytes(fd: int) -> int:
-    """Return how much has arrived in an unfinished file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    file_bytes = os.fstat(fd).st_size
-    # Each piece has a mark.
-    blob_bytes = max(0, file_bytes - max(1, -(-file_bytes // (PIECE_BYTES + 1))))
-    ranges = (piece_range(n, blob_bytes) for n in read_arrived_pieces(fd, blob_bytes))
-    return sum(end - start for start, end in ranges)
-
-
-def piece_count(blob_bytes: int) -> int:
-    """Return the number of pieces of a blob; an empty one has an empty piece."""
-    return max(1, -(-blob_bytes // PIECE_BYTES))
-
-
-def piece_range(number: int, blob_bytes: int) -> tuple[int, int]:
-    """Return where a piece of a blob begins and ends."""
-    start = number * PIECE_BYTES
-    return start, min(start + PIECE_BYTES, blob_bytes)
-
-
-def choose_piece(
-    wanted: Sequence[int], have: Collection[int], sent: dict[int, int]
-) -> int | None:
-    """Return the wanted piece that was sent least often, of those that are here.
-
-    Many nodes that fetch one blob get different pieces in this way, and then fetch from
-    each other.
-    """
-    return min(
-        (number for number in wanted if number in have),
-        key=lambda number: sent.get(number, 0),
-        default=None,
-    )
-
-
-def disk_error(error: OSError) -> DiskFull:
-    """Return the error of this node's disk."""
-    return DiskFull(
-        f"this node cannot write to its disk: {error.strerror or error}",
-        hint="free disk space on this node",
-    )

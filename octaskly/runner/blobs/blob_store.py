@@ -9,7 +9,6 @@ is kept for a while, so that the upload can be resumed, also at the next agent.
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import os
 import re
@@ -26,7 +25,6 @@ from typing import Final, NamedTuple
 
 from octaskly.core.model.tree_sizes import LARGE_BYTES
 from octaskly.errors import OutputNotFound
-from octaskly.files.copying import write_all
 from octaskly.files.manifest import Manifest, content_digest, encode_manifest
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
 from octaskly.ports import (
@@ -41,10 +39,13 @@ from octaskly.ports import (
     UploadInProgress,
     WrongOffset,
 )
-from octaskly.runner.files.pieces import (
+from octaskly.runner.blobs.uploads import (
+    PIECES_SUFFIX,
+    UPLOAD_SUFFIX,
+    BlobUpload,
     HashedStart,
+    PartialFiles,
     PieceUpload,
-    arrived_piece_bytes,
     choose_piece,
     disk_error,
     piece_count,
@@ -68,25 +69,9 @@ COUNTED_BLOBS_MAX: Final = 64  #: blobs whose sent pieces are counted
 PACK_PART_BYTES: Final = 256 << 10
 
 _NAME = re.compile(r"[0-9a-f]{64}")
-UPLOAD_SUFFIX: Final = ".part"  #: of a partial file that a client sends in order
-PIECES_SUFFIX: Final = ".pieces"  #: of one that other nodes send in any order
 _PARTIAL_NAME = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
-_HASHED_BYTES: Final = 1 << 20
 _CONTINUE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = _CONTINUE | os.O_EXCL
-
-
-class _Partial:
-    """What arrived of a file that is not whole."""
-
-    __slots__ = ("arrived_bytes", "hashed", "upload", "written_s")
-
-    def __init__(self, arrived_bytes: int, written_s: float) -> None:
-        self.arrived_bytes = arrived_bytes
-        self.written_s = written_s  #: time of the last write
-        self.hashed: HashedStart | None = None  #: None: of an earlier agent
-        #: What adds to it: the request of a client, or a fetch from other nodes.
-        self.upload: BlobUpload | PieceUpload | None = None
 
 
 class _Kept(NamedTuple):
@@ -132,8 +117,7 @@ class BlobStore:
         self._suspects: set[str] = set()  #: files that must be read first
         self._flushed: set[str] = set()  #: files that are on disk with their entries
         self._stored_bytes = 0  #: of all files in the index
-        self._arrived_bytes = 0  #: of uploads in progress, and of partial files
-        self._partials: dict[str, _Partial] = {}  #: by file name
+        self._partials = PartialFiles(folder, self._now_s)
         self._arriving: dict[str, PieceUpload] = {}
         #: How often pieces of a blob were sent; the blob that was sent last is last.
         self._sent: dict[str, Counter[int]] = {}
@@ -294,33 +278,37 @@ class BlobStore:
         """
         if not _NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
-        with self._lock:
-            self.check_quota(size_bytes)
-            path = self._folder / f"{sha256}{PIECES_SUFFIX}"
-            partial = self._partials.get(path.name)
-            assert partial is None or partial.upload is None, "fetched twice at a time"
-            arrived_bytes = 0 if partial is None else partial.arrived_bytes
-            self._check_room(size_bytes - arrived_bytes, path.name)
-            if partial is None:
-                partial = self._partials[path.name] = _Partial(0, self._now_s())
-            try:
+        path = self._folder / f"{sha256}{PIECES_SUFFIX}"
+        try:
+            with self._lock:
+                self._load_index()
+                self.check_quota(size_bytes)
+                partial = self._partials.find(path.name)
+                left_bytes = size_bytes - (partial.arrived_bytes if partial else 0)
+                self._check_room(left_bytes, path.name)
                 fd = os.open(path, _CONTINUE, 0o600)
-                upload = PieceUpload(
-                    self, sha256, size_bytes, path, fd, keep_s, partial.hashed
-                )
-            except OSError as error:
-                self._delete_partial(path.name)
-                raise disk_error(error) from None
-            # A file of another size has no piece of this one.
-            self._set_arrived(partial, upload.arrived_bytes)
-            partial.upload = self._arriving[sha256] = upload
+                partial = self._partials.find_or_add(path.name)
+                assert partial.upload is None, "it is fetched twice at a time"
+                try:
+                    upload = PieceUpload(
+                        self, sha256, size_bytes, path, fd, keep_s, partial.hashed
+                    )
+                except OSError:
+                    os.close(fd)
+                    self._partials.delete(path.name)
+                    raise
+                # A file of another size has no piece of this one.
+                self._partials.set_arrived(partial, upload.arrived_bytes)
+                partial.upload = self._arriving[sha256] = upload
+        except OSError as error:
+            raise disk_error(error) from None
         return upload
 
     def has_pieces(self, sha256: str) -> bool:
         """Return True if a fetch that has ended left pieces of a blob."""
         with self._lock:
             self._load_index()
-            return f"{sha256}{PIECES_SUFFIX}" in self._partials
+            return self._partials.find(f"{sha256}{PIECES_SUFFIX}") is not None
 
     def open_piece(self, sha256: str, wanted: Sequence[int]) -> OpenPiece | None:
         """Return one of the wanted pieces of a blob that is here or arriving.
@@ -352,7 +340,7 @@ class BlobStore:
         """Return how much has arrived of a file that is uploaded in pieces."""
         with self._lock:
             self._load_index()
-            partial = self._partials.get(f"{sha256}{UPLOAD_SUFFIX}")
+            partial = self._partials.find(f"{sha256}{UPLOAD_SUFFIX}")
             return 0 if partial is None else partial.arrived_bytes
 
     def continue_upload(
@@ -376,7 +364,7 @@ class BlobStore:
         with self._lock:
             self._load_index()
             path = self._folder / f"{sha256}{UPLOAD_SUFFIX}"
-            partial = self._partials.get(path.name)
+            partial = self._partials.find(path.name)
             arrived = 0 if partial is None else partial.arrived_bytes
             if start > arrived:
                 raise WrongOffset(f"{arrived} bytes of the file are here, not {start}")
@@ -387,9 +375,8 @@ class BlobStore:
                 partial.upload.is_superseded = True
             self.check_quota(size_bytes)
             self._check_room(size_bytes - arrived)
-            if partial is None:
-                partial = self._partials[path.name] = _Partial(0, now_s)
             fd = os.open(path, _CONTINUE, 0o600)
+            partial = self._partials.find_or_add(path.name)
             upload = BlobUpload(self, sha256, size_bytes, path, fd, keep_s)
             # Hashing its beginning may take a while.
             partial.upload, partial.written_s = upload, inf
@@ -452,19 +439,19 @@ class BlobStore:
             if upload.is_superseded:
                 raise UploadInProgress("another request continues to send the file")
             self._make_room(size_bytes)
-            self._arrived_bytes += size_bytes
             upload.arrived_bytes += size_bytes
-            if upload.is_resumable:
-                partial = self._partials[upload.partial.name]
-                partial.arrived_bytes = upload.arrived_bytes
-                partial.written_s = self._now_s()
+            partial = self._partials.find(upload.partial.name)
+            if partial is None:
+                self._partials.arrived_bytes += size_bytes
+            else:
+                self._partials.set_arrived(partial, upload.arrived_bytes)
 
     def begin_pieces(self, upload: BlobUpload, start: int) -> None:
         """Drop what a partial file has after `start`, before more is written."""
         with self._lock:
-            partial = self._partials[upload.partial.name]
-            self._set_arrived(partial, start)
-            partial.written_s = self._now_s()
+            partial = self._partials.find(upload.partial.name)
+            assert partial is not None
+            self._partials.set_arrived(partial, start)
 
     def pause_upload(
         self,
@@ -482,33 +469,22 @@ class BlobStore:
         with self._lock:
             if self._arriving.get(upload.sha256) is upload:
                 del self._arriving[upload.sha256]
-            if upload.is_superseded:
-                return
-            partial = self._partials[upload.partial.name]
-            self._set_arrived(partial, arrived_bytes)
-            partial.upload, partial.written_s = None, self._now_s()
-            partial.hashed = hashed
-            if not arrived_bytes:
-                self._delete_partial(upload.partial.name)
+            if not upload.is_superseded:
+                self._partials.pause(upload, arrived_bytes, hashed)
 
     def finish_upload(
         self, upload: BlobUpload | PieceUpload, *, is_whole: bool
     ) -> None:
         """Store an upload, or delete it if it is not whole."""
         with self._lock:
-            self._arrived_bytes -= upload.arrived_bytes
+            self._partials.remove_upload(upload)
             if self._arriving.get(upload.sha256) is upload:
                 del self._arriving[upload.sha256]
-            if upload.is_resumable:
-                del self._partials[upload.partial.name]
             if not is_whole:
                 upload.partial.unlink(missing_ok=True)
                 return
             upload.partial.rename(self._folder / upload.sha256)
-            for suffix in (UPLOAD_SUFFIX, PIECES_SUFFIX):
-                other = self._partials.get(f"{upload.sha256}{suffix}")
-                if other is not None and other.upload is None:
-                    self._delete_partial(f"{upload.sha256}{suffix}")
+            self._partials.delete_paused(upload.sha256)
             until_s = self._now_s() + upload.keep_s
             self._flushed.discard(upload.sha256)
             self._suspects.discard(upload.sha256)
@@ -518,7 +494,7 @@ class BlobStore:
     @property
     def used_bytes(self) -> int:
         """Size of the files so far, without waiting for other threads."""
-        return self._stored_bytes + self._arrived_bytes
+        return self._stored_bytes + self._partials.arrived_bytes
 
     def quota_bytes(self) -> int:
         """Return the maximum size of all files."""
@@ -549,7 +525,7 @@ class BlobStore:
             self._load_index()
             disk = shutil.disk_usage(self._folder)
             return DiskUsage(
-                used_bytes=self._stored_bytes + self._arrived_bytes,
+                used_bytes=self._stored_bytes + self._partials.arrived_bytes,
                 quota_bytes=self.quota_bytes(),
                 free_bytes=disk.free,
                 disk_bytes=disk.total,
@@ -596,9 +572,7 @@ class BlobStore:
             for name, kept in list(self._load_index().items()):
                 if kept.until_s < before_s:
                     self._delete(name)
-            for name, partial in list(self._partials.items()):
-                if partial.upload is None and partial.written_s < before_s:
-                    self._delete_partial(name)
+            self._partials.delete_older(before_s)
 
     def _open_whole(
         self, sha256: str, wanted: Sequence[int], sent: Counter[int]
@@ -636,11 +610,7 @@ class BlobStore:
                     if status.st_ctime < started_s:
                         self._suspects.add(place.name)
                 elif _PARTIAL_NAME.fullmatch(place.name):
-                    arrived_bytes = _arrived_bytes(place)
-                    self._partials[place.name] = _Partial(
-                        arrived_bytes, status.st_mtime
-                    )
-                    self._arrived_bytes += arrived_bytes
+                    self._partials.load(place.name)
                 else:
                     place.unlink()  # An upload that the previous agent did not finish.
         return self._index
@@ -716,10 +686,6 @@ class BlobStore:
                 hint="raise the agent's --files-quota, or send it through another node",
             )
 
-    def _set_arrived(self, partial: _Partial, size_bytes: int) -> None:
-        self._arrived_bytes += size_bytes - partial.arrived_bytes
-        partial.arrived_bytes = size_bytes
-
     def _check_room(self, size_bytes: int, continued: str = "") -> None:
         """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted.
 
@@ -729,12 +695,13 @@ class BlobStore:
         """
         self._delete_old_partials()
         kept, now_s = self._load_index(), self._now_s()
-        used_bytes = self._stored_bytes + self._arrived_bytes
+        used_bytes = self._stored_bytes + self._partials.arrived_bytes
         if used_bytes + size_bytes <= self.quota_bytes() and len(kept) < FILES_MAX:
             return  # Nothing need be deleted.
         needed = [each.size_bytes for each in kept.values() if each.until_s > now_s]
-        left = (self._partials[n] for n in self._left_pieces() if n != continued)
-        arriving_bytes = self._arrived_bytes - sum(each.arrived_bytes for each in left)
+        left = self._partials.left_pieces()
+        left.pop(continued, None)
+        arriving_bytes = self._partials.arrived_bytes - sum(left.values())
         free_bytes = self.quota_bytes() - arriving_bytes - sum(needed)
         if size_bytes > free_bytes or len(needed) >= FILES_MAX:
             raise _no_room(size_bytes)
@@ -756,7 +723,7 @@ class BlobStore:
             return is_over or len(kept) >= FILES_MAX
 
         free_to_go = [n for n, each in kept.items() if each.until_s <= now_s]
-        left = self._left_pieces() if is_full() else []
+        left = self._partials.left_pieces() if is_full() else {}
         if is_full():
             free_to_go.sort(key=lambda name: kept[name].used_s)
         for name in free_to_go:
@@ -764,11 +731,11 @@ class BlobStore:
                 break
             free_bytes += kept[name].size_bytes
             self._delete(name)
-        for name in left:
+        for name, arrived_bytes in left.items():
             if not is_full():
                 break
-            free_bytes += self._partials[name].arrived_bytes
-            self._delete_partial(name)
+            free_bytes += arrived_bytes
+            self._partials.delete(name)
         if free_bytes < 0:
             raise DiskFull(
                 "the disk of this node is full",
@@ -783,23 +750,7 @@ class BlobStore:
 
     def _delete_old_partials(self) -> None:
         """Delete the partial files of clients that did not come back."""
-        before_s = self._now_s() - PARTIAL_RETENTION_S
-        for name, partial in list(self._partials.items()):
-            if partial.upload is None and partial.written_s < before_s:
-                self._delete_partial(name)
-
-    def _delete_partial(self, name: str) -> None:
-        self._arrived_bytes -= self._partials.pop(name).arrived_bytes
-        (self._folder / name).unlink(missing_ok=True)
-
-    def _left_pieces(self) -> list[str]:
-        """Return the partial files that ended fetches have left, the oldest first."""
-        left = [
-            (partial.written_s, name)
-            for name, partial in self._partials.items()
-            if partial.upload is None and name.endswith(PIECES_SUFFIX)
-        ]
-        return [name for _, name in sorted(left)]
+        self._partials.delete_older(self._now_s() - PARTIAL_RETENTION_S)
 
     def _now_s(self) -> float:
         return self.clock.now().wall_ms / 1000
@@ -819,17 +770,6 @@ def sync_file_system(fd: int) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def _arrived_bytes(partial: Path) -> int:
-    """Return how much of a file has arrived that an earlier agent did not finish."""
-    if partial.suffix == UPLOAD_SUFFIX:
-        return partial.lstat().st_size
-    fd = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return arrived_piece_bytes(fd)
-    finally:
-        os.close(fd)
-
-
 def _flush_file(name: str, folder_fd: int) -> None:
     with suppress(FileNotFoundError):  # It was deleted meanwhile.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder_fd)
@@ -845,107 +785,3 @@ def _no_room(size_bytes: int) -> FileQuotaExceeded:
         hint="a file may be deleted an hour after its last use; raise the agent's"
         " --files-quota, or free disk space",
     )
-
-
-class BlobUpload:
-    """An upload in progress; implements `ports.FileUpload`."""
-
-    def __init__(
-        self,
-        blob_store: BlobStore,
-        sha256: str,
-        size_bytes: int,
-        partial: Path,
-        fd: int,
-        keep_s: float,
-    ) -> None:
-        self.sha256, self.size_bytes = sha256, size_bytes
-        self.partial, self.keep_s = partial, keep_s
-        self._blob_store = blob_store
-        self._fd = fd
-        self._digest = hashlib.sha256()
-        self._remaining_bytes = size_bytes
-        self.arrived_bytes = 0  #: reserved in the store
-        self.is_resumable = False
-        self.is_superseded = False  #: another request continues it
-
-    def resume(self, start: int, digest: hashlib._Hash | None) -> None:
-        """Continue after the first `start` bytes of a partial file.
-
-        Args:
-            start: Number of bytes that are kept.
-            digest: Theirs, if it is known.
-        """
-        self.is_resumable = True
-        try:
-            if digest is None:
-                self._hash_beginning(start)
-            else:
-                self._digest = digest
-            os.ftruncate(self._fd, start)
-            os.lseek(self._fd, start, os.SEEK_SET)
-        except OSError:
-            self.abort()
-            raise
-        self._blob_store.begin_pieces(self, start)
-        self.arrived_bytes = start
-        self._remaining_bytes = self.size_bytes - start
-
-    def _hash_beginning(self, size_bytes: int) -> None:
-        at = 0
-        while at < size_bytes:
-            data = os.pread(self._fd, min(_HASHED_BYTES, size_bytes - at), at)
-            if not data:
-                raise OSError(errno.EIO, "the partial file became shorter")
-            self._digest.update(data)
-            at += len(data)
-
-    @property
-    def is_complete(self) -> bool:
-        """Return True if all bytes of the file have arrived."""
-        return not self._remaining_bytes
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        self._remaining_bytes -= len(data)
-        if self._remaining_bytes < 0:
-            raise ContentMismatch(
-                f"more than the announced {self.size_bytes} bytes were sent"
-            )
-        self._blob_store.reserve_arrived(self, len(data))
-        self._digest.update(data)
-        write_all(self._fd, data)
-
-    def finish(self) -> str:
-        """Store the file, after checking its size and SHA-256; return the latter."""
-        found = self._digest.hexdigest()
-        self.sha256 = self.sha256 or found
-        if self._remaining_bytes or found != self.sha256:
-            came = self.size_bytes - self._remaining_bytes
-            self._close(is_whole=False)
-            raise ContentMismatch(f"received {came} bytes with the SHA-256 {found}")
-        # Only the agent may enter the folder. A task that reads the file as stdin may
-        # open it again as /dev/stdin.
-        os.fchmod(self._fd, 0o444)
-        self._close(is_whole=True)
-        return found
-
-    def abort(self) -> None:
-        """End an upload that was not finished; keep what arrived of a resumable one."""
-        if self._fd < 0:
-            return
-        if not self.is_resumable:
-            self._close(is_whole=False)
-            return
-        size_bytes = os.fstat(self._fd).st_size
-        os.close(self._fd)
-        self._fd = -1
-        hashed_bytes = self.size_bytes - self._remaining_bytes
-        # If the disk took less than was hashed, the beginning is hashed again.
-        hashed = HashedStart(hashed_bytes, self._digest)
-        self._blob_store.pause_upload(self, size_bytes, hashed)
-
-    def _close(self, *, is_whole: bool) -> None:
-        os.close(self._fd)
-        self._fd = -1
-        self._blob_store.finish_upload(self, is_whole=is_whole)

@@ -1,0 +1,1 @@
+"""Blobs of a node: stored by content, and fetched from the nodes that have them."""

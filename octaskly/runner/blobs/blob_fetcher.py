@@ -1,0 +1,431 @@
+"""Fetching files that a task needs from the nodes that have them."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, NamedTuple
+
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
+from octaskly.core.model.tree_sizes import NO_HOLDERS, blob_key
+from octaskly.errors import OutputNotFound
+from octaskly.files.manifest import (
+    MANIFEST_BYTES_MAX,
+    Manifest,
+    ManifestError,
+    decode_manifest,
+    select_folders,
+)
+from octaskly.files.pack import PACKED_BYTES_MAX
+from octaskly.ports import (
+    COPY_RETENTION_S,
+    RETENTION_S,
+    ContentMismatch,
+    DiskFull,
+    FileExceedsQuota,
+    FileQuotaExceeded,
+)
+from octaskly.runner.blobs.blob_store import BlobStore
+from octaskly.runner.blobs.fetch import Fetch, FilesAwaited, NamedLocks, Wanted
+from octaskly.runner.blobs.holder_connection import (
+    HOLD_PATH,
+    Holder,
+    HolderBusy,
+    HolderConnections,
+    HolderUnreachable,
+    OpenSockets,
+)
+from octaskly.runner.blobs.lenders import (
+    ASK_AGAIN_S,
+    LENDER_WAIT_S,
+    Lenders,
+)
+from octaskly.runner.blobs.pieces import (
+    HolderLookup,
+)
+from octaskly.runner.blobs.uploads import disk_error
+from octaskly.runner.input_sources import SourceTally
+
+HOLD_S_MAX: Final = 600.0  #: until a node has fetched all files of the trees
+FIND_TRIES: Final = 10  #: while the dispatcher changes, or a node restarts
+FIND_PAUSE_S: Final = 2.0
+THREADS_MAX: Final = 64  #: fetches at a time; each may wait for another one's files
+LARGE_MAX: Final = 4  #: blobs that arrive in pieces at a time, whatever else waits
+REPORTED_MAX: Final = 1000  #: wrong copies that are remembered, to log each once
+
+HoldersOf = Callable[[str, Sequence[NodeId]], Sequence[Holder]]
+"""Returns the nodes that may have a blob, by the node that the task names.
+
+Those that the dispatcher knows to have it come first, then the named one. Any thread
+may call it.
+"""
+
+KnownHolders = Mapping[int, Sequence[NodeId]]
+"""Nodes that have a blob, by its key."""
+
+
+class BlobSource(NamedTuple):
+    """A blob, and the nodes that may have it."""
+
+    blob: BlobRef
+    find_holders: HolderLookup
+    is_named_here: bool = False  #: this is the node that the task names
+
+
+FindOutputs = Callable[[str], Sequence[BlobSource]]
+"""Returns the trees of the outputs of an ended task, by its id in the log.
+
+Blocks; raises OutputNotFound with the reason if there are none.
+"""
+
+
+_FAILURES = (
+    OutputNotFound,
+    ContentMismatch,
+    ManifestError,
+    HolderUnreachable,
+)
+
+
+class BlobFetcher:
+    """Fetches files from other nodes. Methods that fetch block: call them in `threads`.
+
+    Args:
+        blob_store: Holds the fetched files.
+        tls: Returns the TLS context that authenticates this node to others.
+        holders_of: Returns the nodes that may have files.
+        own_names: Name and id of this node.
+        lenders: The clients that lend files to this node.
+        on_wrong_copy: Called with the name of a holder and the SHA-256 of a file of
+            which it sent wrong bytes, once for each pair; any thread calls it.
+    """
+
+    def __init__(
+        self,
+        blob_store: BlobStore,
+        tls: Callable[[], ssl.SSLContext],
+        holders_of: HoldersOf,
+        own_names: Container[str],
+        lenders: Lenders,
+        on_wrong_copy: Callable[[str, str], None] = lambda _holder, _sha256: None,
+    ) -> None:
+        self.blob_store = blob_store
+        self.lenders = lenders
+        self._own_names = own_names
+        self._tls = tls
+        self._holders_of = holders_of
+        self._on_wrong_copy = on_wrong_copy
+        self.threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="blob-fetch")
+        self.file_locks = NamedLocks()  #: by what is being fetched
+        self.large_slots = threading.Semaphore(LARGE_MAX)  #: for blobs in pieces
+        self._open_sockets = OpenSockets()
+        self._reported: dict[tuple[str, str], None] = {}  #: oldest first
+        self._is_closed = threading.Event()
+        self.find_outputs: FindOutputs = lambda _task: ()
+
+    def find_blob(
+        self, content: BlobRef | None, known: KnownHolders = NO_HOLDERS
+    ) -> BlobSource | None:
+        """Return the source of a content.
+
+        Args:
+            content: The content, if the task has one.
+            known: What the dispatcher knows about holders.
+        """
+        if content is None:
+            return None
+        holders = known.get(blob_key(content.sha256), ())
+        return BlobSource(
+            content,
+            partial(self._holders_of, content.node, holders),
+            content.node in self._own_names,
+        )
+
+    def fetch_blob(
+        self,
+        source: BlobSource,
+        may_continue: Callable[[], bool] = lambda: True,
+        *,
+        keep_s: float = COPY_RETENTION_S,
+    ) -> list[str]:
+        """Fetch a content unless it is here; return a text if that failed.
+
+        Args:
+            source: The content with its source.
+            may_continue: Returns False once it is not needed any more.
+            keep_s: How long to keep it.
+
+        Raises:
+            FileQuotaExceeded: there is no room for it now.
+        """
+        content, find_holders, _ = source
+        try:
+            with self._begin(Wanted(find_holders, may_continue, keep_s)) as fetch:
+                fetch.fetch_large(content.sha256, None)
+        except _FAILURES as error:
+            return [f"{content.sha256[:12]}... of node {content.node}: {error}"]
+        return []
+
+    def fetch_tree(
+        self,
+        source: BlobSource,
+        may_continue: Callable[[], bool] = lambda: True,
+        *,
+        keep_s: float = COPY_RETENTION_S,
+        tally: SourceTally | None = None,
+    ) -> list[str]:
+        """Fetch the contents of a tree that are not here; return texts of failures.
+
+        Args:
+            source: The tree with its source.
+            may_continue: Returns False once the tree is not needed any more.
+            keep_s: How long to keep all its contents.
+            tally: Counts the bytes that are needed and sent.
+
+        Raises:
+            FilesAwaited: a client lends the tree, and has not sent all of it.
+            FileQuotaExceeded: there is no room for them now.
+        """
+        tree = source.blob
+        from_client = is_lent(tree)
+        wanted = _wanted_of_tree(source, may_continue, keep_s)
+        try:
+            # Many tasks may need the same tree, which is fetched once.
+            with (
+                self._begin(wanted) as fetch,
+                self.file_locks.hold_lock(f"tree {tree.sha256}"),
+            ):
+                if from_client:
+                    self._fetch_lent(fetch, tree, tally)
+                else:
+                    self._fetch_stored(fetch, tree, keep_s, tally)
+        except FilesAwaited as awaited:
+            awaited.args = (f"the files of node {tree.node}: {awaited}",)
+            raise
+        except _FAILURES as error:
+            of = f"the files of node {tree.node}"
+            of += ", whose client is gone" if from_client else ""
+            return [f"{of}: {error}"]
+        if not _folders(tree):
+            self.blob_store.mark_tree(tree.sha256)
+        return []
+
+    def fetch_manifest(self, source: BlobSource) -> Manifest:
+        """Return the manifest of a tree, which is fetched if it is not here.
+
+        Raises:
+            FilesAwaited: a client lends the tree, and has not sent it.
+            OutputNotFound, HolderUnreachable: no node has it.
+            ContentMismatch, FileQuotaExceeded, ManifestError: it cannot be used.
+        """
+        tree = source.blob
+        wanted = _wanted_of_tree(source, lambda: True, COPY_RETENTION_S)
+        with self._begin(wanted) as fetch:
+            if is_lent(tree):
+                fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
+            else:
+                fetch.fetch_manifest(tree.sha256)
+            return self.read_manifest(tree)
+
+    def _fetch_stored(
+        self, fetch: Fetch, tree: BlobRef, keep_s: float, tally: SourceTally | None
+    ) -> None:
+        """Fetch a tree whose files nodes have."""
+        fetch.fetch_manifest(tree.sha256)
+        sizes = self._sizes_of(tree)
+        fetch.count_into(tally, tree, sizes)
+        self.blob_store.check_quota(sum(sizes.values()))
+        fetch.fetch_all(sizes)
+        if any(size > PACKED_BYTES_MAX for size in sizes.values()):
+            self._check_complete(sizes, keep_s)
+
+    def _fetch_lent(
+        self, fetch: Fetch, tree: BlobRef, tally: SourceTally | None
+    ) -> None:
+        """Fetch a tree that a client lends.
+
+        Raises:
+            FilesAwaited: the client has not sent all of it, or there is no room now.
+            DiskFull: the disk may stay full for long, so another node should run it.
+        """
+        sizes: dict[str, int] = {}
+        try:
+            fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
+            sizes = self._sizes_of(tree)
+            fetch.count_into(tally, tree, sizes)
+            fetch.fetch_lent(sizes)
+        except (FileExceedsQuota, DiskFull):
+            raise
+        except FileQuotaExceeded as error:
+            self.blob_store.check_quota(sum(sizes.values()))
+            # Others that wait for room, too, may go on with less than it takes.
+            self.blob_store.release_copies(sizes)
+            raise FilesAwaited(
+                str(error), retry_s=ASK_AGAIN_S, wait_s_max=LENDER_WAIT_S
+            ) from None
+
+    def _sizes_of(self, tree: BlobRef) -> dict[str, int]:
+        of_files = self.read_manifest(tree).sizes()
+        return {digest.hex(): size for digest, size in of_files.items()}
+
+    def hold_tree(self, source: BlobSource) -> list[str]:
+        """Fetch what is not here of a tree, keep it, and flush it to disk.
+
+        Raises:
+            FileQuotaExceeded: there is no room for it now.
+        """
+        try:
+            failures = self.fetch_tree(source, keep_s=RETENTION_S)
+            if failures:
+                return failures
+            contents = self.read_manifest(source.blob).sizes()
+            names = [source.blob.sha256, *(digest.hex() for digest in contents)]
+        except _FAILURES as error:
+            return [f"the files of node {source.blob.node}: {error}"]
+        return self._flush(names)
+
+    def hold_file(self, source: BlobSource) -> list[str]:
+        """Fetch a file that is not here, keep it, and flush it to disk.
+
+        Raises:
+            FileQuotaExceeded: there is no room for it now.
+        """
+        failures = self.fetch_blob(source, keep_s=RETENTION_S)
+        return failures or self._flush([source.blob.sha256])
+
+    def _flush(self, names: Sequence[str]) -> list[str]:
+        try:
+            self.blob_store.flush_files(names)
+        except OSError as error:
+            return [disk_error(error).message]
+        return []
+
+    def read_manifest(self, tree: BlobRef) -> Manifest:
+        """Return the manifest of a tree that is here, of the folders that it names.
+
+        Raises:
+            OutputNotFound: it is not here any more.
+            ManifestError: the content with its digest is not a manifest.
+        """
+        with open(self.blob_store.open_file(tree.sha256), "rb") as file:  # noqa: PTH123
+            manifest = decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
+        return select_folders(manifest, _folders(tree))
+
+    def find_trees(
+        self, dispatcher: Callable[[], Holder | None], path: str
+    ) -> list[BlobRef]:
+        """Return the trees that the dispatcher names under a path of its API. Blocks.
+
+        Args:
+            dispatcher: Returns the dispatcher, if one is known.
+            path: The path.
+
+        Raises:
+            OutputNotFound: there are none, or nobody can be asked for a while.
+        """
+        why = "no dispatcher is known"
+        for more in reversed(range(FIND_TRIES)):
+            holder = dispatcher()
+            try:
+                if holder is not None:
+                    with (
+                        self.connections() as connections,
+                        connections.connect_to(holder) as connection,
+                    ):
+                        return connection.find_trees(path)
+            except HolderUnreachable as error:
+                why = str(error)
+            if not more or self.is_closing(FIND_PAUSE_S):
+                break
+        raise OutputNotFound(why)
+
+    def ask_to_hold(self, holder: Holder, inputs: Iterable[InputBlob]) -> list[str]:
+        """Ask a node to keep inputs, and to fetch what it lacks; return its failures.
+
+        Blocks.
+        """
+        body: dict[str, list[dict[str, str]]] = {"trees": [], "files": []}
+        for blob, is_tree in inputs:
+            body["trees" if is_tree else "files"].append(
+                {"sha256": blob.sha256, "node": blob.node}
+            )
+        try:
+            with (
+                self.connections() as connections,
+                connections.connect_to(holder) as connection,
+            ):
+                answer = connection.post_json(HOLD_PATH, body, timeout_s=HOLD_S_MAX)
+        except (HolderUnreachable, OutputNotFound, HolderBusy) as error:
+            return [f"{holder.name}: {error}"]
+        failures = answer.get("failures", []) if isinstance(answer, dict) else []
+        return [f"{holder.name}: {failure}" for failure in failures]
+
+    def close(self) -> None:
+        """Abort all fetches and wait until the threads have ended."""
+        self._is_closed.set()
+        self._open_sockets.shut_down()
+        self.threads.shutdown()
+
+    @contextmanager
+    def connections(self) -> Iterator[HolderConnections]:
+        """Use connections to other nodes, which are closed at the end of the block."""
+        connections = HolderConnections(
+            self._tls, self._open_sockets, clock=self.blob_store.clock
+        )
+        try:
+            yield connections
+        finally:
+            connections.close()
+
+    @contextmanager
+    def _begin(self, wanted: Wanted) -> Iterator[Fetch]:
+        """Begin a fetch."""
+        with self.connections() as connections:
+            yield Fetch(self, connections, wanted)
+
+    def _check_complete(self, names: Iterable[str], keep_s: float) -> None:
+        """Raise OutputNotFound if a file was deleted while others were fetched."""
+        if missing := self.blob_store.missing_files(names, keep_s=keep_s):
+            raise OutputNotFound(f"{missing[0][:12]}... was deleted to make room")
+
+    def report_wrong_copy(self, holder: str, sha256: str) -> None:
+        """Report that a holder sent wrong bytes, unless that has been reported."""
+        key = holder, sha256
+        if key in self._reported:
+            return
+        self._reported[key] = None
+        if len(self._reported) > REPORTED_MAX:
+            self._reported.pop(next(iter(self._reported)))
+        self._on_wrong_copy(holder, sha256)
+
+    def is_closing(self, wait_s: float = 0.0) -> bool:
+        """Return True if all fetches are to end; wait so long for it."""
+        return self._is_closed.wait(wait_s)
+
+
+def _wanted_of_tree(
+    source: BlobSource, may_continue: Callable[[], bool], keep_s: float
+) -> Wanted:
+    from_client = is_lent(source.blob)
+    return Wanted(
+        source.find_holders,
+        may_continue,
+        keep_s,
+        lent_tree=source.blob.sha256 if from_client else "",
+        is_lent_here=from_client and source.is_named_here,
+    )
+
+
+def _folders(tree: BlobRef) -> Sequence[str]:
+    """Return the folders that are needed of a tree; empty for all of it."""
+    return tree.folders if isinstance(tree, InputTree) else ()
+
+
+def is_lent(tree: BlobRef | None) -> bool:
+    """Return True if a client sends the files of a tree when they are wanted."""
+    return isinstance(tree, InputTree) and tree.is_lent
