@@ -18,6 +18,7 @@ from tests.simulation.kinds import (
     failing,
     failovers,
     gaps,
+    holdings,
     snapshots,
     splits,
     tormented,
@@ -39,7 +40,16 @@ def _is_kind(name: str, made: object) -> bool:
 
 RUNS: dict[str, Callable[[int], World]] = {
     name.removeprefix("run_"): made
-    for module in (aging, failing, failovers, gaps, snapshots, splits, tormented)
+    for module in (
+        aging,
+        failing,
+        failovers,
+        gaps,
+        holdings,
+        snapshots,
+        splits,
+        tormented,
+    )
     for name, made in vars(module).items()
     if _is_kind(name, made)
 }

@@ -32,6 +32,7 @@ from tests.simulation.kinds.failovers import (
     run_short,
     run_starved,
 )
+from tests.simulation.kinds.holdings import run_holdings
 from tests.simulation.kinds.snapshots import (
     run_half_followed,
     run_half_joined,
@@ -127,6 +128,13 @@ def test_no_member_of_a_force_cancelled_array_keeps_running(
 ) -> None:
     """The node that cancelled is dead, and a worker was away at that moment."""
     run_cut_off(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_the_dispatcher_knows_which_node_has_which_blob(seed: int) -> None:
+    """After each failover, restart and broken link, though no log has it."""
+    run_holdings(seed)
 
 
 def notes(world: World) -> list[LogLine]:
