@@ -102,7 +102,12 @@ async def send_chunks(
         if is_plain and isinstance(transport, TlsTransport):
             await transport.send_from(partial(next, chunks, b""))
         else:
-            while chunk := await asyncio.to_thread(next, chunks, b""):
+            loop = asyncio.get_running_loop()
+            # A client may leave with the last byte, which cancels this. `chunks` is
+            # read to its end even so, for what it does there.
+            while chunk := await asyncio.shield(
+                loop.run_in_executor(None, next, chunks, b"")
+            ):
                 await answer.write(chunk)
         await answer.write_eof()
 

@@ -112,7 +112,9 @@ def test_a_tree_is_in_the_folder_of_a_task_on_another_node(
     agents: list[Agent],
 ) -> None:
     """Contents small and large, modes, times, links and empty folders."""
-    contents = {"src/tool+x": TOOL, "data/big": BIG, "data/copy": BIG, "none": b""}
+    # No other test has sent these to the nodes.
+    tool, big = TOOL + b"# own\n", BIG + b"own"
+    contents = {"src/tool+x": tool, "data/big": big, "data/copy": big, "none": b""}
     tree = send(agents[0], contents, TreeLink("link", "src/tool"))
     command = (
         "./link; sha256sum < data/big; cmp data/big data/copy; stat -c %s none;"
@@ -125,14 +127,14 @@ def test_a_tree_is_in_the_folder_of_a_task_on_another_node(
 
     assert ended["stdout"].splitlines() == [
         "from the tool",
-        f"{sha256(BIG).hexdigest()}  -",
+        f"{sha256(big).hexdigest()}  -",
         "0",
         "1500000000 755",
         "1500000000 644",
         "empty",
     ], ended
     assert ended["status"] == "completed"
-    assert tree.files_sent == 3
+    assert tree.bytes_sent == len(tool) + len(big)
 
 
 def test_files_of_a_task_are_listed_in_pages_and_downloaded(
