@@ -42,7 +42,7 @@ class HealthChecks:
             return
         self.require_writable_log()
         raise StoreFull(
-            "the disk of the dispatcher has no room for the log",
+            "the disk of the dispatcher has no space for the log",
             hint="free some space there; running tasks are not affected",
         )
 

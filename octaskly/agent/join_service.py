@@ -82,7 +82,7 @@ class AgentJoinService:
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start to accept invites; the task group owns their listener."""
-        assert self._invites is not None, "only members invite"
+        assert self._invites is not None, "only a member of a mesh can invite"
         self._invites.start(tasks)
 
     async def close(self) -> None:
@@ -159,9 +159,9 @@ class AgentJoinService:
             return
         if not force and (own.members or own.tasks):
             raise MeshNotEmpty(
-                f"{own.tasks} tasks and {len(own.members)} other nodes "
-                "would be left behind",
-                hint="use force to join anyway",
+                f"{own.tasks} tasks and {len(own.members)} other nodes would be "
+                "abandoned",
+                hint="set `force` to join nevertheless",
             )
         paths = self._config.paths
         has_one = own.mesh is not None
@@ -197,7 +197,9 @@ class AgentJoinService:
         if not sum(counts.values()):
             return None
         if dispatcher is None:
-            return "there is no dispatcher, so the copies on other nodes are unknown"
+            return (
+                "there is no dispatcher, so it is unknown which copies other nodes have"
+            )
         unfinished = sum(counts.get(state, 0) for state in UNFINISHED)
         if not unfinished or not dispatcher.is_self:
             return None

@@ -187,7 +187,7 @@ class MeshSecretHolder:
         if self._rotation.is_revoked:
             return "this node was revoked; `octaskly leave --force`, then join"
         if self.has_missed_rotation:
-            return f"the mesh has renewed its secret; {self.rejoin_hint}"
+            return f"the mesh has rotated its secret; {self.rejoin_hint}"
         return None
 
     # --- The `KeyRotationControl` port.

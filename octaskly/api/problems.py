@@ -29,14 +29,14 @@ NO_DISPATCHER = "No dispatcher is elected"
 NOT_DURABLE = "No standby keeps a copy"
 DISK_FULL = "The node cannot write to its disk"
 FILE_EXCEEDS_QUOTA = "File larger than the quota"
-NO_ROOM_FOR_FILE = "No room for the file"
+NO_ROOM_FOR_FILE = "Not enough space for the file"
 PIECE_OUT_OF_ORDER = "Piece out of order"
 UPLOAD_IN_PROGRESS = "Upload in progress"
 CATCHING_UP = "The log is not complete yet"
 TOO_MANY_CONNECTIONS = "Too many connections"
 TOO_MANY_REQUESTS = "Too many requests"
 NOT_A_MEMBER = "This node is no longer in the mesh"
-UNPAIRED = "This node is in no mesh yet"
+UNPAIRED = "This node is not in a mesh yet"
 
 REFUSED_HEADER = "Octaskly-Refused"
 """Marks the response of a node that took no action because it is not dispatcher."""
@@ -74,12 +74,12 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.TaskExists: (409, "Duplicate task ID"),
     errors.TaskNotCancellable: (409, "Cannot cancel running task"),
     errors.ParentNotFound: (400, "Parent task not found"),
-    errors.CyclicTasks: (400, "Tasks wait for each other"),
+    errors.CyclicTasks: (400, "Circular dependency between tasks"),
     errors.NoNodeFits: (422, "No node can run the task"),
     errors.QueueFull: (429, "Queue is full"),
     errors.TaskNotEnded: (409, "Task has not ended"),
-    errors.NothingToRetry: (409, "Nothing to repeat"),
-    errors.StdinFreed: (409, "Stdin was freed"),
+    errors.NothingToRetry: (409, "Nothing to retry"),
+    errors.StdinFreed: (409, "Stdin was deleted"),
     errors.OutputNotFound: (404, "Output not found"),
     errors.DispatcherUnknown: (503, NO_DISPATCHER),
     errors.NotDispatcher: (503, NO_DISPATCHER),
@@ -87,14 +87,14 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.NotDurable: (503, NOT_DURABLE),
     errors.CatchingUp: (503, CATCHING_UP),
     errors.NotAMember: (503, NOT_A_MEMBER),
-    errors.RotationRefused: (409, "Mesh secret cannot be renewed"),
+    errors.RotationRefused: (409, "Mesh secret cannot be rotated now"),
     errors.NodeNotFound: (404, WORKER_NOT_FOUND),
-    errors.JoinRequestNotFound: (404, "No such request"),
+    errors.JoinRequestNotFound: (404, "Join request not found"),
     errors.TooManyRecords: (409, "Too many records"),
     errors.TokenNotFound: (404, "Token not found"),
-    errors.TokenExists: (409, "Token exists"),
+    errors.TokenExists: (409, "Duplicate token name"),
     errors.TooManyInvites: (409, "Too many open invites"),
-    errors.MeshNotEmpty: (409, "Members or tasks would be left behind"),
+    errors.MeshNotEmpty: (409, "Members or tasks would be abandoned"),
     errors.OnlyCopy: (409, "Tasks may be lost"),
     errors.TrustError: (401, UNAUTHENTICATED),
     errors.PermissionDenied: (403, FORBIDDEN),
@@ -119,7 +119,7 @@ _TEXTS = {
     417: "Expectation failed",
     500: _INTERNAL[1],
     503: "Service unavailable",
-    505: "Unsupported version",
+    505: "Unsupported HTTP version",
 }
 
 
@@ -182,7 +182,7 @@ def too_many_connections() -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         TOO_MANY_CONNECTIONS,
-        hint="keep one connection for many requests, and close those that are idle",
+        hint="reuse connections, and close those that are idle",
         headers={"Retry-After": "1"},
         closes_connection=True,
     )
@@ -193,8 +193,8 @@ def too_many_connections_of(owner: str, connections_max: int) -> Problem:
     return Problem(
         HTTPStatus.TOO_MANY_REQUESTS,
         TOO_MANY_CONNECTIONS,
-        hint=f"{owner} may have {connections_max} connections at a time; keep one for "
-        "many requests, and close those that are idle",
+        hint=f"{owner} may have {connections_max} connections at a time; reuse "
+        "them, and close those that are idle",
         headers={"Retry-After": "1"},
         closes_connection=True,
     )

@@ -230,7 +230,7 @@ def test_a_completed_task_without_its_stdin_is_not_repeated(pair: list[Agent]) -
 
     status, refusal = agent.call("POST", f"{TASKS}/{name}/retry")
 
-    assert (status, refusal["error"]) == (409, "Stdin was freed")
+    assert (status, refusal["error"]) == (409, "Stdin was deleted")
     assert f"{len(STDIN)} bytes" in refusal["hint"]
     status, same = post(task)
     assert (status, same["id"]) == (201, name)

@@ -13,4 +13,4 @@ class DispatcherRole:
 
     def require(self) -> None:
         if self.is_over:
-            raise NotDispatcher("this node is not dispatcher")
+            raise NotDispatcher("this node is not the dispatcher")

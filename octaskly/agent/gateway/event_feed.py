@@ -102,7 +102,7 @@ class EventFeed:
         """Subscribe from a position in the log, or from now on."""
         stream = self._stream()
         if stream is None or not self._view.is_serving:
-            raise NotDispatcher("this node is not dispatcher")
+            raise NotDispatcher("this node is not the dispatcher")
         self._subscriptions += 1
         try:
             if self._cursor is None:
@@ -132,7 +132,7 @@ class EventFeed:
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read running attempts, and those that ended since `since_ms`."""
         if not self._view.is_serving:
-            raise NotDispatcher("this node is not dispatcher")
+            raise NotDispatcher("this node is not the dispatcher")
         return await self._store.read_recent_attempts(since_ms, limit)
 
     async def wait_for_items(self, number: int) -> Sequence[tuple[_Origin, FeedItem]]:

@@ -384,7 +384,7 @@ class AgentGateway:
         if reply.state is TaskState.RUNNING:
             raise TaskNotCancellable(
                 "Cannot cancel running task",
-                hint="it is running; `force` ends its processes",
+                hint="it is running; `force` cancels it and ends its processes",
             )
         if not reply.was_done:
             raise TaskNotFound("Task not found", hint=f"it has ended: {reply.state}")
@@ -459,7 +459,7 @@ class AgentGateway:
                 )
         except TimeoutError:
             raise StoreFull(
-                f"{steering.value} is in force, but could not be written to disk",
+                f"{steering.value} is in effect, but could not be written to disk",
                 hint="it ends when this agent restarts",
             ) from None
         assert isinstance(reply, replies.AvailabilityChanged)
@@ -468,7 +468,7 @@ class AgentGateway:
         if member is None:
             raise DispatcherUnknown(
                 "no dispatcher has this node in its roster at the moment",
-                hint=f"{steering.value} is nevertheless in force on this node",
+                hint=f"{steering.value} is in effect on this node nevertheless",
             )
         return replace(member, state=reply.state, running=reply.running)
 
@@ -524,4 +524,4 @@ class AgentGateway:
 
     def _require_dispatcher(self) -> None:
         if not self.view.is_serving:
-            raise NotDispatcher("this node is not dispatcher")
+            raise NotDispatcher("this node is not the dispatcher")

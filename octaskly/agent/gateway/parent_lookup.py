@@ -81,7 +81,7 @@ class _ParentResolver:
                 del path[at]
             elif unnamed[0] in path:
                 circle = " after ".join([*reversed(path), next(reversed(path))][:5])
-                raise CyclicTasks("Tasks wait for each other", hint=circle)
+                raise CyclicTasks("Circular dependency between tasks", hint=circle)
             else:
                 path[unnamed[0]] = None
 

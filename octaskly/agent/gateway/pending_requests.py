@@ -36,7 +36,7 @@ class PendingRequests:
             check: Called every `REPLY_CHECK_S` until the reply; may raise, to give up.
 
         Raises:
-            DispatcherUnknown: too many requests wait, or this node stops.
+            DispatcherUnknown: too many requests are waiting, or this node stops.
             OutcomeUnknown: this node stopped before the reply.
             NotDispatcher: this node is not dispatcher.
             NotDurable: durability is strict, and no standby acknowledges.
@@ -44,7 +44,9 @@ class PendingRequests:
         if self._is_closed:
             raise DispatcherUnknown("this node is stopping")
         if len(self._futures) >= PENDING_MAX:
-            raise DispatcherUnknown("too many requests wait", hint="retry in a second")
+            raise DispatcherUnknown(
+                "too many requests are waiting", hint="try again in a second"
+            )
         self._last_ticket += 1
         ticket = self._last_ticket
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -61,7 +63,7 @@ class PendingRequests:
         if isinstance(reply, NotReplicated):
             raise errors.NotDurable(
                 "durability is strict, and no standby acknowledges",
-                hint="repeat the request when a standby is back; send a POST with an "
+                hint="retry when a standby is back; send a POST with an "
                 "Idempotency-Key",
             )
         if isinstance(reply, NotDispatching):
@@ -87,6 +89,6 @@ class PendingRequests:
                     OutcomeUnknown(
                         "the node stopped before it could answer",
                         hint="the request may have been carried out; check before you "
-                        "repeat it, or send an Idempotency-Key",
+                        "retry it, or send an Idempotency-Key",
                     )
                 )

@@ -66,7 +66,7 @@ async def _draft_of_unsuccessful(
     runs = await store.incomplete_member_ranges(record.id, _MEMBERS_MAX)
     if not runs:
         hint = "all members of the array are completed"
-        raise NothingToRetry("Nothing to repeat", hint=hint)
+        raise NothingToRetry("Nothing to retry", hint=hint)
     whole = (await store.read_tasks_by_name([task_name(record.id)]))[
         task_name(record.id)
     ]
@@ -106,7 +106,7 @@ def _array_of_range(ranges: PositionRanges, original: ArraySpec) -> ArraySpec:
     ]
     shown += ["..."] if len(ranges) > _RANGES_SHOWN_MAX else []
     raise NothingToRetry(
-        "Nothing to repeat",
-        hint="more members are left than one array can name, and not in one range;"
-        f" submit arrays of {', '.join(shown)}",
+        "Nothing to retry",
+        hint="the members to retry are too many to list, and are not one range; "
+        f"submit arrays of {', '.join(shown)}",
     )

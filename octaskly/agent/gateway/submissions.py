@@ -120,8 +120,8 @@ class QueueQuota:
         if count > tasks_max:
             raise QueueTooSmall(
                 "Queue is full",
-                hint=f"these are {count} tasks, and {tasks_max} may wait;"
-                " submit fewer at a time, or raise --queue-max of the agents",
+                hint=f"these are {count} tasks, and the queue holds {tasks_max}; "
+                "submit fewer at a time, or raise --queue-max of the agents",
             )
         now_s = self._clock.now().mono_s
         is_old = now_s - self._counted_s >= QUEUE_COUNT_S
@@ -131,8 +131,9 @@ class QueueQuota:
             if self._queued_estimate + count > tasks_max:
                 raise QueueFull(
                     "Queue is full",
-                    hint=f"{self._queued_estimate} tasks wait, and {tasks_max}"
-                    " may; try again when some have run, or raise --queue-max of the"
+                    hint=f"{self._queued_estimate} tasks are queued, the maximum is "
+                    f"{tasks_max}; try again when some have run, or raise --queue-max "
+                    "of the"
                     " agent",
                 )
         self._queued_estimate += count
@@ -144,8 +145,9 @@ class QueueQuota:
         if size_bytes > bytes_max:
             raise QueueTooSmall(
                 "Queue is full",
-                hint=f"these tasks have {size_bytes} bytes, and {bytes_max} of"
-                f" {subject} may wait; submit fewer at a time, upload large inputs as"
+                hint=f"these tasks have {size_bytes} bytes, and the queue holds "
+                f"{bytes_max} of {subject}; submit fewer at a time, upload large "
+                "inputs as"
                 f" files, or raise {setting}",
             )
         if self._bytes_by_subject.get(subject, 0) + size_bytes <= bytes_max:
@@ -165,8 +167,8 @@ class QueueQuota:
         if waiting_bytes + size_bytes > bytes_max:
             raise QueueFull(
                 "Queue is full",
-                hint=f"{waiting_bytes} bytes of {subject} wait, and {bytes_max} may;"
-                f" try again when some tasks have run, or raise {setting}",
+                hint=f"{waiting_bytes} bytes of {subject} are queued, the maximum is "
+                f"{bytes_max}; try again when some tasks have run, or raise {setting}",
             )
 
 
@@ -336,7 +338,7 @@ class SubmissionService:
         if failure := self._health_checks.write_failure():
             raise StoreFull(
                 "the disk takes no writes; the tasks may be accepted later",
-                hint="check before you repeat it, or send an Idempotency-Key:"
+                hint="check before you retry it, or send an Idempotency-Key:"
                 f" {failure}",
             )
 
@@ -380,7 +382,9 @@ class SubmissionService:
         no task of it. The standby may have some of them; the repeat adds the others.
         """
         if len(set(ids)) < len(ids):
-            raise TaskExists("Duplicate task ID", field="id", hint="ids repeat")
+            raise TaskExists(
+                "Duplicate task ID", field="id", hint="the same id occurs twice"
+            )
         taken = await self._store.read_ids_by_name([*ids, *([after] if after else [])])
         busy = next((task for task in ids if task in taken), None)
         if busy is None:
@@ -483,7 +487,7 @@ def _require_stdin(drafts: Iterable[TaskDraft]) -> None:
         options = draft.options
         if options is not None and is_stdin_freed(options):
             raise StdinFreed(
-                "Stdin was freed",
+                "Stdin was deleted",
                 hint=f"{options.retry_of} has ended, and the {options.stdin_bytes}"
                 " bytes of its stdin are not kept; submit it again",
             )

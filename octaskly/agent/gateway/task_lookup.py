@@ -104,7 +104,7 @@ class TaskFinder:
             names = await self._store.names_with_sequence(int(match[1]))
             if len(names) > 1:
                 raise TaskAmbiguous(
-                    f"{ref} fits several tasks", hint=f"use {names[0]} or {names[1]}"
+                    f"{ref} matches several tasks", hint=f"use {names[0]} or {names[1]}"
                 )
             record = await self._store.read_task(names[0]) if names else None
         return record

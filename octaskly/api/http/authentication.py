@@ -42,15 +42,15 @@ def authenticate_bearer(header: str | None, verify: VerifyToken) -> Principal:
     """Return the principal of an Authorization header; raise `Problem` (401)."""
     if header is None:
         raise _unauthenticated(
-            "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
-            "`octaskly token create --role client` prints one"
+            "missing bearer token; send `Authorization: Bearer <TOKEN>`; "
+            "`octaskly token create --role client` on a node prints one"
         )
     scheme, _, token = header.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise _unauthenticated("the header is not `Authorization: Bearer <TOKEN>`")
     if len(token) > TOKEN_BYTES_MAX:
-        raise _unauthenticated(f"a token has at most {TOKEN_BYTES_MAX} bytes")
+        raise _unauthenticated(f"the token is longer than {TOKEN_BYTES_MAX} bytes")
     try:
         return verify(token)
     except TrustError as error:
@@ -66,8 +66,8 @@ def authenticate_local_user(connection: socket.socket, node_name: str) -> Princi
         raise Problem(
             403,
             ACCESS_DENIED,
-            hint=f"user {user} is not in group {SOCKET_GROUP}; join it, or send a token"
-            " over HTTP",
+            hint=f"user {user} is not in group {SOCKET_GROUP}; `sudo usermod -aG "
+            f"{SOCKET_GROUP} {user}` adds the user, or send a token over HTTP",
         )
     return Principal(subject=f"local:{user}@{node_name}", role="admin", uid=uid)
 
@@ -108,17 +108,17 @@ def check_rights(principal: Principal, route: Route, *, is_local: bool) -> None:
     """
     access = route.access
     if access is Access.SUBMIT and not principal.may_submit:
-        hint = "the token lacks the right to submit and cancel tasks (tasks:write)"
+        hint = "the token lacks the permission tasks:write, to submit and cancel tasks"
         raise Problem(403, FORBIDDEN, hint=hint)
     if access is Access.LOCAL and not is_local:
-        hint = "a token is not enough: use the command line of that machine"
+        hint = "a token is not enough: run the command on that machine itself"
         raise Problem(403, FORBIDDEN, hint=hint)
     if access is Access.LOCAL_PAGE and not is_local:
-        hint = "a token is not enough: use the command line of that machine, or "
+        hint = "a token is not enough: run the command on that machine itself, or "
         raise Problem(403, FORBIDDEN, hint=hint + "open a page there: octaskly open")
     is_reading = access in (Access.READ, Access.READ_OR_LOCAL, Access.SUBMIT)
     if not is_reading and not principal.is_admin:
-        raise Problem(403, FORBIDDEN, hint="only an admin may do that")
+        raise Problem(403, FORBIDDEN, hint="this needs the role admin")
 
 
 def token_ended_problem() -> Problem:

@@ -289,7 +289,7 @@ class HttpNodeClient:
             raise MaybeSent(str(error) or type(error).__name__) from None
         async with response:
             if REFUSED_HEADER in response.headers:
-                raise NotDispatcher("the node is no longer dispatcher")
+                raise NotDispatcher("the node is no longer the dispatcher")
             request.info.is_decided_elsewhere = True
             return await self._relay_response(request, response, view)
 
@@ -324,9 +324,9 @@ class HttpNodeClient:
             and _is_unknown_task(response, body)
         ):
             raise CatchingUp(
-                "the dispatcher does not know this task, but a node may that it has "
-                "never heard: it is reached only through another node",
-                hint="ask again when the network lets all nodes hear each other",
+                "the dispatcher does not know this task, but a node that it cannot "
+                "connect to may know it",
+                hint="try again when all nodes can connect to each other",
             )
         return web.Response(status=response.status, headers=headers, body=body)
 
@@ -511,7 +511,8 @@ def _not_dispatcher_problem() -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         NO_DISPATCHER,
-        hint="this node is not dispatcher, and the request was forwarded already",
+        hint="this node is not the dispatcher, and the request was already "
+        "forwarded once",
         headers={"Retry-After": "1", REFUSED_HEADER: "not-dispatcher"},
     )
 
@@ -520,7 +521,7 @@ def _unknown_outcome_problem(reason: str) -> Problem:
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         CONNECTION_LOST,
-        hint=f"the request may have been carried out ({reason}); check before you "
-        "repeat it, or send an Idempotency-Key so that repeating is safe",
+        hint=f"the request may have been carried out ({reason}); check before "
+        "you retry it, or send an Idempotency-Key so that a retry is safe",
         headers={"Retry-After": "1"},
     )

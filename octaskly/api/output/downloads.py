@@ -194,7 +194,7 @@ async def _send_output(
             field="path",
             hint=f"{path!r} is a folder or a link; `outputs.tar` has all outputs"
             if tree.has_path(path)
-            else "no declared output covered it at the end",
+            else "no declared output contained it when the attempt ended",
         )
     answer = await send_file(
         request, file, path.rpartition("/")[2], etag=tree.file_etag(path)

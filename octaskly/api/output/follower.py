@@ -68,7 +68,7 @@ class OutputGap:
 
 OutputEvent = NotRunning | AttemptStarted | OutputChunk | OutputGap
 
-_TRUNCATED = "more was written than is kept"
+_TRUNCATED = "the task wrote more than the node keeps"
 
 
 class OutputFollower:

@@ -209,7 +209,7 @@ async def _write_all(
             attempts += isinstance(step, AttemptStarted)
             if attempts > 1:
                 raise ConnectionError(
-                    "the output sent so far is void: the task runs again"
+                    "the output sent so far is invalid, because the task runs again"
                 )
             if isinstance(step, OutputChunk):
                 await answer.write(step.data)

@@ -90,7 +90,7 @@ async def _ask_holder(
         async with request_from_node(request, holder.lan_urls, path) as response:
             body = await response.read()
             if response.status == HTTPStatus.NOT_FOUND:
-                raise OutputNotFound(f"{name} has them no longer")
+                raise OutputNotFound(f"{name} no longer has them")
             if response.status != HTTPStatus.OK:
                 raise _unavailable(f"{name} answered with status {response.status}")
             return msgspec.json.decode(body, type=BlobRef)

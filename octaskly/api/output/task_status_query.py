@@ -171,7 +171,7 @@ async def _query_once(request: Request, status_query: StatusQuery) -> TaskStatus
             is_relayed=view.relay is not None,
         ) as response:
             if REFUSED_HEADER in response.headers:
-                raise NotDispatcher("the node is no longer dispatcher")
+                raise NotDispatcher("the node is no longer the dispatcher")
             return await _decode_status(request, response)
 
 

@@ -162,7 +162,7 @@ async def show_input_bytes(request: Request) -> web.StreamResponse:
     task = TaskId(query.logged_id(parts["task"]))
     sources = request.gateway.read_input_sources(task, attempt)
     if sources is None:
-        raise OutputNotFound("this node does not know the attempt any more")
+        raise OutputNotFound("this node no longer knows the attempt")
     node = request.gateway.node_id
     name = request.gateway.node_names().get(node, node)
     return json_response(task_response.encode(task_response.input_bytes(name, sources)))

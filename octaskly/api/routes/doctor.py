@@ -81,7 +81,7 @@ def _missing(name: str) -> Problem:
     return Problem(
         HTTPStatus.NOT_FOUND,
         WORKER_NOT_FOUND,
-        hint=f"no member is called {name[:80]!r}, or it is lost",
+        hint=f"no node is called {name[:80]!r}, or that node is lost",
     )
 
 

@@ -384,7 +384,7 @@ def _upload_errors(*, field: str) -> Iterator[None]:
             408, "Request timeout", hint=hint, closes_connection=True
         ) from None
     except OSError as error:
-        hint = f"it says: {error.strerror}"
+        hint = f"the operating system reports: {error.strerror}"
         raise Problem(507, DISK_FULL, hint=hint, closes_connection=True) from None
     except (WrongOffset, UploadInProgress) as error:
         raise Problem(

@@ -154,7 +154,7 @@ def _render_request(request: WaitingMachine) -> rest.JoinRequest:
 
 def _admissions(request: Request) -> JoinService:
     if request.services.admissions is None:
-        raise Problem(403, FORBIDDEN, hint="this node admits no machines")
+        raise Problem(403, FORBIDDEN, hint="this node does not admit machines")
     return request.services.admissions
 
 

@@ -52,7 +52,7 @@ async def revoke_node(request: Request) -> web.StreamResponse:
 def _rotations(request: Request) -> KeyRotationControl:
     rotations = request.services.rotations
     if rotations is None:
-        raise Problem(503, NO_DISPATCHER, hint="this node is in no mesh yet")
+        raise Problem(503, NO_DISPATCHER, hint="this node is not in a mesh yet")
     return rotations
 
 

@@ -117,7 +117,7 @@ def _member(request: Request, name: str) -> RosterEntry:
     for member in _members(request):
         if name in (member.name, member.id):
             return member
-    raise Problem(404, WORKER_NOT_FOUND, hint=f"no member is called {name[:80]!r}")
+    raise Problem(404, WORKER_NOT_FOUND, hint=f"no node is called {name[:80]!r}")
 
 
 def _members(request: Request) -> tuple[RosterEntry, ...]:

@@ -103,7 +103,7 @@ _RESPONSE_HEADERS: Final[Mapping[str, tuple[str, str]]] = {
     "Octaskly-Epoch": ("string", "epoch of the dispatcher, as TERM/NODE-ID"),
     "Octaskly-Output-Bytes": (
         "integer",
-        "bytes written in all, once the task has ended",
+        "total bytes written, once the task has ended",
     ),
     "Octaskly-Replicas": ("integer", "number of disks to which the task was flushed"),
     "RateLimit-Limit": ("integer", "requests of this client within any minute"),

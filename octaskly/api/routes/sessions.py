@@ -26,7 +26,7 @@ from octaskly.system.tcp_table import tcp_client_uid
 
 PREFIX_CHARS: Final = 8  #: of the node id, at the start of its codes
 INVALID_CODE_HINT: Final = (
-    "a code works once and for a minute; open the page again: octaskly open"
+    "a code is valid once, for one minute; open the page again: octaskly open"
 )
 
 

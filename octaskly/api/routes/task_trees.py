@@ -84,8 +84,8 @@ def _tree_errors() -> Iterator[None]:
         yield
     except (OutputNotFound, ManifestError) as error:
         raise _not_found(
-            "the files of an ended task are kept for about an hour, and those that"
-            f" a client lends only while it runs: {error}"
+            "files are kept for about an hour after the end of their task, and "
+            f"files that a client lends only while that client runs: {error}"
         ) from None
 
 

@@ -49,14 +49,14 @@ FILLED_MAX: Final = 1 << 20  #: paths that one submission fills in, to check the
 #: Parts of paths between NUL: absolute, with `..`, or without a name.
 _LEADS_UP: Final = re.compile(r"\0/|[\0/]\.\.[\0/]|\0[./]*\0")
 _LONG_NAME: Final = re.compile(rf"[^\0/]{{{NAME_BYTES_MAX // CHAR_BYTES + 1},}}")
-QUOTED_MAX: Final = 5 * CHAR_BYTES  #: maximal bytes of one quoted character
+QUOTED_MAX: Final = 5 * CHAR_BYTES  #: maximum bytes of one quoted character
 
 FIELD_HINTS: Final = {
-    "array": "an object with `range` or `items`, and `max_fails`",
+    "array": "an object with `range` or `items`, and optionally `max_fails`",
     "range": "FIRST-LAST or FIRST-LAST:STEP with numbers from 0 to"
     f" {MEMBER_NUMBER_MAX}, and at most {MEMBERS_MAX} members",
-    "items": f"1 to {ITEMS_MAX} texts of at most {ITEM_BYTES_MAX} bytes each and"
-    f" {ITEMS_BYTES_MAX} in all",
+    "items": f"1 to {ITEMS_MAX} strings of at most {ITEM_BYTES_MAX} bytes each "
+    f"and {ITEMS_BYTES_MAX} in total",
     "max_fails": f"an integer from 0 to {MEMBERS_MAX}",
 }
 
@@ -97,7 +97,7 @@ def parse_array(array_in: ArrayIn, command: str, command_bytes_max: int) -> Arra
     # A placeholder's value is at most as long as the item, except `''` and `{#}`.
     size_bytes += times * max(longest, len(str(array.count)), len("''"))
     if size_bytes > command_bytes_max:
-        what = f"for its longest member the command has {size_bytes} bytes"
+        what = f"for the longest member the command has {size_bytes} bytes"
         raise InvalidField(
             "command", f"{what}; at most {command_bytes_max} are allowed"
         )
@@ -119,7 +119,10 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
     if not array.has_items or not parts:
         return
     if len(array.items) * len(parts) > FILLED_MAX:
-        what = f"{len(parts)} paths with placeholders are too many for so many items"
+        what = (
+            f"{len(parts)} paths with placeholders are too many for "
+            f"{len(array.items)} items"
+        )
         raise InvalidField("array", what)
     for part, is_whole in parts.items():
         if _are_valid(_filled(part, array.items), is_whole=is_whole):
@@ -135,9 +138,10 @@ def check_paths(array: ArraySpec, paths: Iterable[str]) -> None:
                 )
                 raise InvalidField(
                     f"array.items[{index}]",
-                    f"{item[:40]!r} makes {wholes[part]!r} the path {path[:80]!r},"
+                    f"with the item {item[:40]!r}, {wholes[part]!r} becomes "
+                    f"{path[:80]!r},"
                     f" which {fault}",
-                    expected="items that make a path in the folder of the task",
+                    expected="items that give a path inside the folder of the task",
                 )
 
 

@@ -111,16 +111,16 @@ class PackIn(FilesIn):
 
 
 TREE_HINT: Final = (
-    "an object with sha256, the digest of a manifest, node, by name or id, and perhaps"
-    " folders; with `workdir`: scratch"
+    "an object with `sha256` (digest of a manifest), `node` (name or "
+    "id) and optionally `folders`; needs `workdir`: scratch"
 )
 SAME_FOLDER_HINT: Final = (
-    f"an object with name (of a file in `cwd`, up to {NAME_CHARS_MAX} characters),"
-    " sha256, and perhaps read_only; with an absolute `cwd`"
+    f"an object with `name` (of a file in `cwd`, up to {NAME_CHARS_MAX} "
+    "characters), `sha256` and optionally `read_only`; needs an absolute `cwd`"
 )
 FOLDERS_HINT: Final = (
     f"at most {TREE_FOLDERS_MAX} relative paths of up to {TREE_FOLDER_CHARS_MAX}"
-    f" characters, each with one {ITEM_DIGEST_PLACEHOLDER} at most"
+    f" characters, each with at most one {ITEM_DIGEST_PLACEHOLDER}"
 )
 
 
@@ -142,7 +142,7 @@ def parse_tree(tree: TreeIn | None, *, is_scratch: bool) -> InputTree | None:
         except ManifestError as error:
             raise InvalidField("tree.folders", str(error)) from None
         if folder.count(ITEM_DIGEST_PLACEHOLDER) > 1:
-            raise InvalidField("tree.folders", f"unusable path {folder!r}")
+            raise InvalidField("tree.folders", f"invalid path {folder!r}")
     blob = check_blob(tree, "tree")
     return InputTree(
         sha256=blob.sha256, node=blob.node, folders=tree.folders, is_lent=tree.lent
@@ -168,10 +168,10 @@ def parse_same_folder(
         return None
     if is_scratch or not cwd.startswith("/"):
         raise InvalidField(
-            "same_folder", "it needs an absolute `cwd`, and no scratch folder"
+            "same_folder", "it needs an absolute `cwd`, and excludes a scratch folder"
         )
     if "/" in same.name or len(same.name) > NAME_CHARS_MAX:
-        raise InvalidField("same_folder.name", f"unusable name {same.name[:80]!r}")
+        raise InvalidField("same_folder.name", f"invalid name {same.name[:80]!r}")
     try:
         check_path(same.name)
     except ManifestError as error:

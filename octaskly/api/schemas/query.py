@@ -76,7 +76,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "lent": (bool, "true: keep it for a minute only, as its lender can send it again"),
     "limit": (
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
-        f"maximal number of items; default {LIMIT_DEFAULT}",
+        f"maximum number of items; default {LIMIT_DEFAULT}",
     ),
     "mine": (bool, "true: only tasks that the subject of the request submitted"),
     "name": (_Text, "only tasks with this name, which is not their id"),
@@ -93,7 +93,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     ),
     "ref": (
         Annotated[str, msgspec.Meta(min_length=1, max_length=_SHORT_ID_MAX)],
-        "only tasks that this number or prefix of hexadecimal digits may mean",
+        "only tasks with this number, or whose hexadecimal digits begin with it",
     ),
     "since_s": (
         Annotated[int, msgspec.Meta(ge=0, le=SINCE_S_MAX)],
@@ -104,7 +104,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "stdout": (_Start, "offset in stdout; absent: omit stdout"),
     "stream": (Literal["stdout", "stderr", "both"], "streams to send"),
     "task": (_Ref, "only events of this task"),
-    "text": (_Text, "only tasks with this text in command or name, in any case"),
+    "text": (_Text, "only tasks with this text in command or name, ignoring case"),
     "tree": (
         Annotated[str, msgspec.Meta(pattern=f"^{SHA256.pattern}$")],
         "SHA-256 of the tree that a client lends, and that the file is part of",
@@ -119,7 +119,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     ),
     "wait": (
         Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)],
-        "maximal seconds to wait for the end, in steps of 0.001",
+        "maximum seconds to wait for the end, in steps of 0.001",
     ),
     "worker_id": (
         Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_MAX)],
@@ -196,7 +196,7 @@ class Query:
             return TaskState(text)
         except ValueError:
             states = ", ".join(state.value for state in TaskState)
-            raise _invalid("status", f"`status` is one of {states}") from None
+            raise _invalid("status", f"`status` must be one of {states}") from None
 
     def array(self) -> str | None:
         """Return the array whose members to list, None for tasks outside arrays."""
@@ -226,7 +226,7 @@ class Query:
             return None
         for field, why in (("offset", "use `after`"), ("array", "it finds no members")):
             if self._values.get(field, "0") != "0":
-                raise _invalid(field, f"a search accepts no `{field}`; {why}")
+                raise _invalid(field, f"a search does not accept `{field}`; {why}")
         return TaskSearch(
             name=name,
             labels=labels,
@@ -241,9 +241,9 @@ class Query:
         if text is None:
             return None
         if not _SHORT_ID.fullmatch(text):
-            raise _invalid("ref", "`ref` is a number, or 4 to 8 digits of 0-9 a-f")
+            raise _invalid("ref", "`ref` must be a number, or 4 to 8 digits of 0-9 a-f")
         if len(self._values) > 1:
-            raise _invalid("ref", "`ref` excludes other parameters")
+            raise _invalid("ref", "`ref` cannot be combined with other parameters")
         return text
 
     def after(self) -> str | None:
@@ -255,14 +255,16 @@ class Query:
         text = self._values.get(name)
         is_usable = text is None or (1 <= len(text) <= _TEXT_CHARS_MAX)
         if not is_usable or "\0" in (text or ""):
-            raise _invalid(name, f"`{name}` is 1 to {_TEXT_CHARS_MAX} characters")
+            raise _invalid(
+                name, f"`{name}` must have 1 to {_TEXT_CHARS_MAX} characters"
+            )
         return text
 
     def worker_id(self) -> str | None:
         """Return the name or id of the node whose tasks to list, None for all."""
         text = self._values.get("worker_id")
         if text is not None and not 1 <= len(text) <= _NAME_MAX:
-            raise _invalid("worker_id", "`worker_id` is the name of a node")
+            raise _invalid("worker_id", "`worker_id` must be the name or id of a node")
         return text
 
     def wait_s(self) -> float:
@@ -271,21 +273,21 @@ class Query:
         if text is None:
             return 0.0
         if not _SECONDS.fullmatch(text) or float(text) > WAIT_S_MAX:
-            raise _invalid("wait", "`wait` is 0 to 300 seconds")
+            raise _invalid("wait", "`wait` must be 0 to 300 seconds")
         return float(text)
 
     def is_base64(self) -> bool:
         """Return True if output is requested as exact bytes, in base64."""
         text = self._values.get("encoding", "utf-8")
         if text not in ("utf-8", "base64"):
-            raise _invalid("encoding", "`encoding` is utf-8 or base64")
+            raise _invalid("encoding", "`encoding` must be utf-8 or base64")
         return text == "base64"
 
     def is_strict(self) -> bool:
         """Return True if a task with only one copy must be refused."""
         text = self._values.get("durability", "normal")
         if text not in DURABILITIES:
-            raise _invalid("durability", "`durability` is normal or strict")
+            raise _invalid("durability", "`durability` must be normal or strict")
         return text == "strict"
 
     def force(self) -> bool:
@@ -296,14 +298,16 @@ class Query:
         """Return True if the boolean parameter `name` is true; absent means false."""
         text = self._values.get(name, "false")
         if text not in ("true", "false"):
-            raise _invalid(name, f"`{name}` is true or false")
+            raise _invalid(name, f"`{name}` must be true or false")
         return text == "true"
 
     def pieces(self) -> list[int]:
         """Return the wanted pieces of a file."""
         text = self._values.get("pieces", "0")
         if not _PIECES.fullmatch(text):
-            raise _invalid("pieces", "`pieces` is up to 16 numbers with commas between")
+            raise _invalid(
+                "pieces", "`pieces` must be up to 16 numbers, separated by commas"
+            )
         return [int(number) for number in text.split(",")]
 
     def text(self, name: str) -> str:
@@ -314,14 +318,14 @@ class Query:
         """Return True if results are requested in order of members."""
         text = self._values.get("order", "end")
         if text not in ("end", "number"):
-            raise _invalid("order", "`order` is end or number")
+            raise _invalid("order", "`order` must be end or number")
         return text == "number"
 
     def streams(self) -> tuple[bool, bool]:
         """Return whether stdout and whether stderr is requested."""
         text = self._values.get("stream", "both")
         if text not in ("stdout", "stderr", "both"):
-            raise _invalid("stream", "`stream` is stdout, stderr or both")
+            raise _invalid("stream", "`stream` must be stdout, stderr or both")
         return text != "stderr", text != "stdout"
 
     def attempt(self) -> int:
@@ -341,7 +345,7 @@ class Query:
             return known
         types = tuple(text.split(","))
         if not set(types) <= set(known):
-            raise _invalid("types", f"`types` is one or more of {','.join(known)}")
+            raise _invalid("types", f"`types` must be one or more of {','.join(known)}")
         return types
 
     def task(self) -> str | None:
@@ -354,14 +358,14 @@ class Query:
         if text is None:
             return default
         if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
-            raise _invalid(name, f"`{name}` is an integer from {low} to {high}")
+            raise _invalid(name, f"`{name}` must be an integer from {low} to {high}")
         return int(text)
 
 
 def _label(text: str) -> tuple[str, str | None]:
     name, sign, value = text.partition("=")
     if not _LABEL.fullmatch(name) or len(text) > _LABEL_CHARS_MAX or "\0" in value:
-        raise _invalid("label", "`label` is NAME=VALUE, or NAME for any value")
+        raise _invalid("label", "`label` must be NAME=VALUE, or NAME for any value")
     return name, value if sign else None
 
 
@@ -408,9 +412,9 @@ def _refuse_unknown(name: str, names: tuple[str, ...]) -> None:
     if near:
         also = f"; did you mean `{near[0]}`?"
     elif names:
-        also = f"; known are {', '.join(names)}"
+        also = f"; known parameters: {', '.join(names)}"
     else:
-        also = "; this path takes none"
+        also = "; this path accepts none"
     shown = name[:80]
     raise _invalid(shown, f"unknown query parameter `{shown}`{also}")
 

@@ -133,7 +133,7 @@ FIELD_HINTS: Final = {
     "kind": "tree or file",
     "node": "a node, by name or id",
     "sha256": f"at most {ASKED_FILES_MAX} digests of 64 digits 0-9 a-f",
-    "command": f"a text of 1 to {COMMAND_BYTES_MAX} bytes",
+    "command": f"a string of 1 to {COMMAND_BYTES_MAX} bytes",
     "role": "admin, client or viewer",
     "subject": "1 to 128 printable characters",
     "older_than_s": f"an integer from 0 to {FORGET_S_MAX} (seconds)",
@@ -168,7 +168,7 @@ async def parse_tasks(body: bytes) -> Batch:
         raise Problem(
             400,
             INVALID_VALUE,
-            hint=f"an array holds 1 to {BATCH_MAX} tasks, not {len(tasks)}",
+            hint=f"an array has 1 to {BATCH_MAX} tasks, not {len(tasks)}",
             field="$",
         )
     drafts = await map_in_batches(
@@ -259,10 +259,10 @@ def parse_token(body: bytes) -> TokenIn:
     if asked.subject is not None and not (
         1 <= len(asked.subject) <= SUBJECT_MAX and asked.subject.isprintable()
     ):
-        _raise_invalid("$.subject", "unusable subject")
+        _raise_invalid("$.subject", "invalid subject")
     if asked.name is not None and not _ID.fullmatch(asked.name):
         # FIELD_HINTS describes the name of a task, which allows more characters.
-        hint = f"a token's name is {FIELD_HINTS['id']}"
+        hint = f"a token's name must be {FIELD_HINTS['id']}"
         raise Problem(400, INVALID_VALUE, hint=hint, field="$.name")
     return asked
 
@@ -311,7 +311,7 @@ def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
     chosen = None
     if task.id is not msgspec.UNSET:
         if not _ID.fullmatch(task.id) or task.id in (".", ".."):
-            _raise_invalid(f"{_json_path(index)}.id", "unusable id")
+            _raise_invalid(f"{_json_path(index)}.id", "invalid id")
         chosen = TaskId(task.id)
     return TaskDraft(
         task.command,
@@ -411,8 +411,8 @@ def _reject_many_parents(tasks: Iterable[TaskIn]) -> None:
         raise Problem(
             400,
             INVALID_VALUE,
-            hint=f"the tasks come after {count} others in all, and {BATCH_PARENTS_MAX}"
-            " are allowed in one request",
+            hint=f"the tasks depend on {count} others in total; at most "
+            f"{BATCH_PARENTS_MAX} are allowed in one request",
             field="$",
         )
 

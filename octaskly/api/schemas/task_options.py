@@ -162,9 +162,9 @@ FIELD_HINTS: Final = {
     f" . _ / -, values of at most {LABEL_CHARS_MAX} printable characters",
     "env": f"at most {ENV_MAX} variables, {ENV_BYTES_MAX} bytes in all",
     "cwd": "a folder: absolute, or below the worker directory",
-    "stdin": f"a text of at most {STDIN_BYTES_MAX} bytes",
+    "stdin": f"a string of at most {STDIN_BYTES_MAX} bytes",
     "stdin_base64": f"at most {STDIN_BYTES_MAX} bytes in base64, and no `stdin`",
-    "workdir": "scratch, or nothing",
+    "workdir": "scratch, or omitted",
     "grace": f"an integer from 0 to {GRACE_S_MAX} (seconds)",
     "priority": f"an integer from -{PRIORITY_MAX} to {PRIORITY_MAX}",
     "node": "name or id of a node",
@@ -180,13 +180,14 @@ FIELD_HINTS: Final = {
     "retries": f"an integer from 0 to {RETRIES_MAX}",
     "retry_on": f"at most {RETRY_CODES_MAX} of: failure, lost, exit codes from 1 to"
     " 255",
-    "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} characters, all"
-    " of them visible ASCII",
+    "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} visible ASCII "
+    "characters",
     "after": f"at most {PARENTS_MAX} ids of tasks",
-    "on": "success, failure or any, with `after`",
-    "outputs_of": f"at most {OUTPUTS_OF_MAX} ids of tasks; with `workdir`: scratch",
+    "on": "success, failure or any; needs `after`",
+    "outputs_of": f"at most {OUTPUTS_OF_MAX} ids of tasks; needs `workdir`: scratch",
     "tree": given.TREE_HINT,
-    "stdin_file": "an object with sha256 and node, by name or id, and no other stdin",
+    "stdin_file": "an object with `sha256` and `node` (name or id); excludes other "
+    "stdin fields",
     "folders": given.FOLDERS_HINT,
     "same_folder": given.SAME_FOLDER_HINT,
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus, python",
@@ -292,7 +293,7 @@ def _labels(labels: Mapping[str, str], field: str) -> Pairs:
         raise InvalidField(field, f"{len(labels)} labels")
     for name, value in labels.items():
         if not _LABEL.fullmatch(name):
-            raise InvalidField(field, f"unusable name {name[:80]!r}")
+            raise InvalidField(field, f"invalid name {name[:80]!r}")
         if value:
             _check_text(field, value, LABEL_CHARS_MAX, place=f" of {name}")
     return tuple(sorted(labels.items()))
@@ -328,7 +329,7 @@ def _notify_url(url: str | None) -> str:
     if url is None:
         return ""
     if len(url) > URL_CHARS_MAX or not _URL.fullmatch(url):
-        raise InvalidField("notify_url", "unusable URL")
+        raise InvalidField("notify_url", "invalid URL")
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -339,7 +340,9 @@ def _notify_url(url: str | None) -> str:
         raise InvalidField("notify_url", "the URL has no valid host or port")
     if parts.username is not None:
         raise InvalidField(
-            "notify_url", "the URL must not contain credentials: everybody can read it"
+            "notify_url",
+            "the URL must not contain credentials: everyone who can "
+            "read the task sees it",
         )
     return url
 
@@ -354,7 +357,7 @@ def _cwd(cwd: str | None) -> str:
     if len(cwd.encode()) > CWD_BYTES_MAX:
         raise InvalidField("cwd", f"the path is longer than {CWD_BYTES_MAX} bytes")
     if not cwd.startswith("/") and ".." in cwd.split("/"):
-        raise InvalidField("cwd", "the path contains `..`; give an absolute one")
+        raise InvalidField("cwd", "the path contains `..`; give an absolute path")
     return cwd
 
 
@@ -387,7 +390,7 @@ def _requires(fields: RequiresIn) -> Requirements | None:
         # An empty value often comes from an unset shell variable, so it is an error
         # instead of a task without this requirement.
         if word is not None and not _SIMPLE.fullmatch(word):
-            raise InvalidField(f"requires.{field}", "unusable word")
+            raise InvalidField(f"requires.{field}", "invalid word")
     return _or_none(
         Requirements(
             labels=_labels(fields.labels, "requires.labels"),
@@ -442,7 +445,9 @@ def _after(fields: OptionsIn) -> After | None:
             raise InvalidField("on", "`on` needs tasks in `after`")
         return None
     if len(tasks) > PARENTS_MAX:
-        raise InvalidField("after", f"{len(tasks)} tasks with those in `outputs_of`")
+        raise InvalidField(
+            "after", f"{len(tasks)} tasks, including those in `outputs_of`"
+        )
     return After(tasks=tasks, end=fields.on)
 
 
@@ -478,4 +483,4 @@ def _check_text(field: str, text: str, chars_max: int, place: str = "") -> None:
     for char in _JOINER.sub("", _EMOJI.sub("x", text)):
         if not char.isprintable():
             name = f"U+{ord(char):04X} {unicodedata.name(char, '')}".rstrip()
-            raise InvalidField(field, f"leave out the character {name}{place}")
+            raise InvalidField(field, f"remove the character {name}{place}")

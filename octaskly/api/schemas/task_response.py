@@ -393,9 +393,9 @@ _REASONS: Final = {reason: reason.value for reason in EndReason}
 
 def _detail(record: TaskRecord, outcome: Outcome | None) -> str | None:
     if record.failed_dependency is not None:
-        return f"{record.failed_dependency} did not end as it should"
+        return f"{record.failed_dependency} did not end as required"
     if record.cancelled_by == LOST_END_CANCELLER:
-        return "it ended on a node that is gone, and its stdin was freed"
+        return "it ended on a node that is not in the mesh, and its stdin was deleted"
     return (outcome.detail or None) if outcome else None
 
 

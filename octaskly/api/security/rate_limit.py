@@ -189,9 +189,9 @@ def too_many_requests(headers: Mapping[str, str]) -> Problem:
     return Problem(
         429,
         TOO_MANY_REQUESTS,
-        hint=f"one client may send {limit} requests a minute, and a list counts as one"
-        f" for every {ROWS_PER_UNIT} rows, a long answer for every"
-        f" {BYTES_PER_UNIT >> 10} KiB; try again in {wait_s} s",
+        hint=f"a client may send {limit} requests per minute; a list counts as "
+        f"one request per {ROWS_PER_UNIT} rows, a long response as one per "
+        f"{BYTES_PER_UNIT >> 10} KiB; try again in {wait_s} s",
         headers={**headers, "Retry-After": wait_s},
         is_delayed=True,
     )

@@ -133,8 +133,8 @@ class Quotas:
                 429,
                 "Too many expensive requests",
                 hint=f"{self._expensive_max} expensive requests of {whose} are in"
-                " progress at this node, as many as --expensive-per-client allows; try"
-                " again when one is answered",
+                " progress at this node, the maximum of --expensive-per-client; "
+                "try again when one has ended",
                 headers=_HEADERS,
                 is_delayed=True,
             )
@@ -210,5 +210,5 @@ class Admission:
 def _client_of(principal: Principal | None) -> tuple[str, str]:
     """Return the key of a client, and its name for people."""
     if principal is None:
-        return "", "programs on this machine that show no token"
+        return "", "programs on this machine that send no token"
     return client_key(principal), f"the {principal.role} {principal.subject!r}"

@@ -76,14 +76,14 @@ _API_HINTS = {
     401: "export OCTASKLY_TOKEN=...    with a token of this mesh",
     403: "octaskly token create --role client    on a node, or --role admin",
     404: "octaskly ls    lists the tasks",
-    409: "octaskly cancel --force ID    also ends a task that runs",
+    409: "octaskly cancel --force ID    also cancels a running task",
     503: "octaskly nodes    lists the nodes, once a dispatcher is elected",
 }
 _HINTS = {
     "No dispatcher is elected": "octaskly doctor    finds out why nodes do not connect",
-    "Too many requests": "octaskly config    on the dispatcher shows its rates",
+    "Too many requests": "octaskly config    on the dispatcher shows its rate limits",
     "Worker not found": "octaskly nodes    lists the nodes",
-    "This node is in no mesh yet": (
+    "This node is not in a mesh yet": (
         "octaskly join CODE    from `octaskly invite` on a member\n"
         "octaskly agent --new-mesh    restarts it with a mesh of its own"
     ),
@@ -92,18 +92,19 @@ _HINTS = {
     ),
     "No node can run the task": "octaskly nodes    lists the nodes",
     "Token not found": "octaskly token list    lists the tokens that have a name",
-    "Token exists": "octaskly token list    shows the names that are taken",
+    "Duplicate token name": "octaskly token list    shows the names that are taken",
     "Too many records": "octaskly token list    shows when each expires",
     "Too many open invites": "octaskly invite    once one of them has expired",
-    "Members or tasks would be left behind": "octaskly join --force CODE",
-    "Tasks may be lost": "octaskly leave --force    loses them",
+    "Members or tasks would be abandoned": "octaskly join --force CODE",
+    "Tasks may be lost": "octaskly leave --force    leaves nevertheless",
     "Duplicate task ID": "octaskly show ID    shows the task that is there already",
-    "Cannot cancel ended task": "octaskly retry ID    runs it once more",
-    "Task ID is ambiguous": "octaskly ls    shows whole ids",
+    "Cannot cancel ended task": "octaskly retry ID    runs it again",
+    "Task ID is ambiguous": "octaskly ls    shows full ids",
     "Task has not ended": "octaskly wait ID    waits for its end",
-    "Nothing to repeat": "octaskly show ID    counts the members of an array",
-    "Stdin was freed": "octaskly submit --stdin FILE COMMAND    submits it anew",
-    "Mesh secret cannot be renewed": "octaskly rotate --status    shows how far it is",
+    "Nothing to retry": "octaskly show ID    counts the members of an array",
+    "Stdin was deleted": "octaskly submit --stdin FILE COMMAND    submits it again",
+    "Mesh secret cannot be rotated now": "octaskly rotate --status    shows its "
+    "progress",
     "Node cannot revoke itself": "octaskly leave    takes this node out of the mesh",
 }
 """Hints by the API's error text, for a status with several causes."""

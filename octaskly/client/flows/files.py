@@ -35,7 +35,7 @@ SENT_AT_ONCE_BYTES: Final = 1 << 20  #: if at most this much is missing, it is s
 CHECKED_BYTES: Final = 64 << 20  #: smaller files fit into any quota that makes sense
 KEPT_BYTES: Final = 64 << 20  #: a larger tree is lent even if all of it is there
 BYTES_A_SECOND_MIN: Final = 1 << 20  #: slower uploads time out
-NO_ROOM_ERROR: Final = "No room for the file"
+NO_ROOM_ERROR: Final = "Not enough space for the file"
 """Refusal of a node that may have room later."""
 NO_ROOM_RETRY_S: Final = 1.0
 _UPLOADED_BY_OTHERS: Final = ("Piece out of order", "Upload in progress")
@@ -129,8 +129,8 @@ def check_quota(requests: RequestFlow, sizes: Mapping[str, int]) -> Flow[None]:
         return
     if quota is not None and sizes[largest] > quota:
         raise ManifestError(
-            f"{largest!r} has {sizes[largest]} bytes; all files together may have"
-            f" {quota} at {requests.node_label}",
+            f"{largest!r} has {sizes[largest]} bytes; all files together may "
+            f"take {quota} at {requests.node_label}",
             hint="raise the --files-quota of its agent, or send a part of the file",
         )
 

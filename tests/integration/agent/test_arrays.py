@@ -179,7 +179,7 @@ def test_a_placeholder_never_leads_upwards(agent: Agent, path: str, item: str) -
 
     assert status == 400
     filled = placeholders.fill_placeholders(path, item, 0)[:80]
-    assert f"makes {path!r} the path {filled!r}, which" in answer["hint"]
+    assert f"{path!r} becomes {filled!r}, which" in answer["hint"]
 
 
 def test_a_placeholder_may_stand_for_folders(agent: Agent) -> None:
@@ -262,7 +262,7 @@ def test_an_array_without_failures_cannot_be_repeated(agent: Agent) -> None:
 
     status, body = agent.call("POST", f"{ARRAYS}/{array}/retry")
 
-    assert (status, body["error"]) == (409, "Nothing to repeat")
+    assert (status, body["error"]) == (409, "Nothing to retry")
     task = submit(agent, "true")
     assert agent.call("GET", f"{ARRAYS}/{task}")[0] == 404
     assert agent.call("POST", f"{ARRAYS}/{task}/retry")[0] == 404
@@ -375,7 +375,7 @@ def test_the_command_of_each_member_has_the_limit_of_a_task(agent: Agent) -> Non
     status, body = agent.call("POST", TASKS, {"command": "{} {} {}", "array": array})
 
     assert (status, body["field"]) == (400, "$.command")
-    assert "for its longest member the command has 90002 bytes" in body["hint"]
+    assert "for the longest member the command has 90002 bytes" in body["hint"]
 
 
 def test_tasks_and_arrays_may_be_each_other_s_parents(
@@ -439,7 +439,7 @@ def test_each_member_has_its_own_files(agent: Agent) -> None:
         status, answer = agent.call("POST", TASKS, body)
         assert (status, answer["field"]) == (400, "$.array.items[1]")
         path = f"frames/{item}.txt"[:80]
-        assert f"makes 'frames/{{}}.txt' the path {path!r}" in answer["hint"]
+        assert f"'frames/{{}}.txt' becomes {path!r}" in answer["hint"]
 
 
 def test_an_array_continues_after_a_restart(tmp_path: Path) -> None:

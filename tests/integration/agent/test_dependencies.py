@@ -115,7 +115,7 @@ def test_circular_dependencies_are_refused(agent: Agent) -> None:
         {"command": "true", "id": "c", "after": ["a"]},
     ]
     status, body = agent.call("POST", TASKS, circle)
-    assert (status, body["error"]) == (400, "Tasks wait for each other")
+    assert (status, body["error"]) == (400, "Circular dependency between tasks")
     assert "a after" in body["hint"]
 
     own = {"command": "true", "id": "self", "after": ["self"]}

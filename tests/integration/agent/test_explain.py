@@ -124,7 +124,7 @@ def test_every_node_has_its_own_reason(tmp_path: Path) -> None:
                 "ben": ["draining"],
             }
         summary = explained(ana, task)["summary"]
-        assert summary == "no node that could run it takes work at this moment"
+        assert summary == "no node that could run it accepts tasks now"
 
         steer(ana, "ben", "resume")
         for each in (task, only):
@@ -154,7 +154,7 @@ def test_a_full_queue_refuses_more_and_keeps_its_tasks(tmp_path: Path) -> None:
         status, refused = submit_one(agent)
 
         assert (status, refused["error"]) == (429, "Queue is full")
-        assert refused["hint"].startswith("3 tasks wait, and 3 may")
+        assert refused["hint"].startswith("3 tasks are queued, the maximum is 3")
         assert refused_wait_s(agent, {"command": "true"}) == "5"
         batch = [{"command": "true"}] * 2
         assert agent.call("POST", TASKS, batch)[0] == 429

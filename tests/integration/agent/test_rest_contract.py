@@ -377,8 +377,8 @@ def test_only_an_expired_token_is_reported_as_expired(front: Front) -> None:
     ] * len(forged)
     assert missing.headers["WWW-Authenticate"] == "Bearer"
     assert missing.body["hint"] == (
-        "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
-        "`octaskly token create --role client` prints one"
+        "missing bearer token; send `Authorization: Bearer <TOKEN>`; "
+        "`octaskly token create --role client` on a node prints one"
     )
 
 

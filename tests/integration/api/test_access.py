@@ -256,7 +256,7 @@ async def test_the_name_of_a_token_has_its_own_limits(node: ApiNode) -> None:
     body = {"role": "viewer", "name": "a b"}
     answer = await node.ask("POST", "/api/v1/tokens", headers=ADMIN, body=body)
 
-    hint = "a token's name is 1 to 64 characters of A-Z a-z 0-9 . _ -"
+    hint = "a token's name must be 1 to 64 characters of A-Z a-z 0-9 . _ -"
     assert answer.json["hint"] == hint
 
 
@@ -283,7 +283,7 @@ async def test_a_named_token_is_listed_and_revoked(node: ApiNode) -> None:
         "revoked_by": None,
     }
     assert before.json == {"tokens": [shown], "total": 1}
-    assert_problem(taken, 409, "Token exists")
+    assert_problem(taken, 409, "Duplicate token name")
     end = {"revoked_at": "2026-02-06T12:00:00Z", "revoked_by": "ana"}
     assert revoked.json == {**shown, **end, "state": "revoked"}
     assert_problem(unknown, 404, "Token not found")

@@ -325,7 +325,7 @@ async def test_missing_output_is_marked(patient_node: ApiNode) -> None:
                 "stream": "stdout",
                 "offset": 6,
                 "bytes": 984,
-                "reason": "more was written than is kept",
+                "reason": "the task wrote more than the node keeps",
             },
         ),
         ("stdout", {"offset": 990, "data": "x" * 10}),

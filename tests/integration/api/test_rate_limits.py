@@ -94,7 +94,7 @@ async def test_every_answer_has_the_remaining_requests(
     ]
     assert_problem(answers[-1], 429, "Too many requests")
     assert answers[-1].headers["retry-after"] == "51"
-    assert "3 requests a minute" in answers[-1].json["hint"]
+    assert "3 requests per minute" in answers[-1].json["hint"]
 
 
 async def test_a_client_that_waits_as_requested_is_accepted(

@@ -158,11 +158,9 @@ def test_the_refusal_of_a_name_says_which_character_to_leave_out(
         parse({"command": "true", "labels": {"a": text}})
 
     assert of_name.value.hint == (
-        f"leave out the character {fault}; expected 1 to 128 printable characters"
+        f"remove the character {fault}; expected 1 to 128 printable characters"
     )
-    assert f"leave out the character {fault} of a; expected" in (
-        of_label.value.hint or ""
-    )
+    assert f"remove the character {fault} of a; expected" in (of_label.value.hint or "")
 
 
 @pytest.mark.parametrize("field", ["name", "cwd", "notify_url"])
