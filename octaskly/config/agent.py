@@ -91,7 +91,8 @@ def raise_faults(faults: list[str]) -> None:
         return
     head = "" if len(faults) == 1 else f"{len(faults)} settings cannot be used\n"
     raise ConfigError(
-        head + "\n".join(faults), hint="octaskly agent --help    says what is taken"
+        head + "\n".join(faults),
+        hint="octaskly agent --help    lists the allowed values",
     )
 
 

@@ -198,8 +198,8 @@ class HomeFolder:
         """Return the error of this machine's disk or folders."""
         if error.errno in _DISK_ERRORS:
             return FetchError(
-                f"the disk of this machine has no room for {path}",
-                hint=f"octaskly fetch {self.task}    once there is room",
+                f"the disk of this machine has no space for {path}",
+                hint=f"octaskly fetch {self.task}    when there is space",
             )
         reason = error.strerror or str(error)
         return FetchError(f"{self.folder / path} cannot be written: {reason}")

@@ -166,8 +166,8 @@ class _FolderLister:
         if len(self._listing.entries) > ENTRIES_MAX:
             raise ManifestError(
                 f"there are more than {ENTRIES_MAX} files below {self._top!r}",
-                hint="send a smaller folder, or one archive of it; rules in .gitignore"
-                " leave files out",
+                hint="send a smaller folder, or one archive of it; .gitignore can "
+                "exclude files",
             )
 
     def _count_skipped(self, *, is_folder: bool) -> None:

@@ -180,7 +180,7 @@ def name_path(path: str, place: str | None, folder: str) -> NamedPath:
         if path.startswith("/") or ".." in path.split("/"):
             name = os.path.normpath(source).rpartition("/")[2] or "NAME"
             raise ManifestError(
-                f"{path!r} leads out of this folder, so it needs a place in the"
+                f"{path!r} is outside this folder, so it needs a place in the"
                 " task's folder",
                 hint=f"write {path}={name}; in Python, {{{path!r}: {name!r}}}",
             )
@@ -188,7 +188,7 @@ def name_path(path: str, place: str | None, folder: str) -> NamedPath:
     names = _names_in(place)
     if not place or place.startswith("/") or ".." in names:
         raise ManifestError(
-            f"{path!r}: {place!r} is no place in the task's folder",
+            f"{path!r}: {place!r} is not a place in the task's folder",
             hint="name a path without '..' that does not begin with '/'",
         )
     return NamedPath(path, source, "/".join(names), place.endswith("/"))
@@ -263,7 +263,9 @@ class _TreeScan:
                 hint="name a file or folder that is here, and that you may read",
             ) from None
         except ValueError:
-            raise ManifestError(f"{named.path!r} is no path: it has a NUL") from None
+            raise ManifestError(
+                f"{named.path!r} is not a path: it contains a NUL character"
+            ) from None
         if stat.S_ISDIR(status.st_mode):
             self._add_folder(named)
             return
@@ -330,7 +332,7 @@ class _TreeScan:
             return
         if listing.skipped_files or listing.skipped_folders:
             raise ManifestError(
-                f"git's ignore rules leave nothing of {named.path!r} to be sent",
+                f"git's ignore rules exclude everything in {named.path!r}",
                 hint="--in-all sends ignored files, too; in Python, includes_ignored",
             )
         if place:
@@ -351,7 +353,7 @@ class _TreeScan:
         if kind is not None:
             raise ManifestError(
                 f"{path!r} is {kind}, which cannot be sent",
-                hint="remove it, or leave it out by a rule in .gitignore",
+                hint="remove it, or exclude it in .gitignore",
             )
         self._claim(place, path)
         self._files[place] = status
@@ -395,9 +397,10 @@ def _checked_link(
         target = os.path.normpath(f"{place}/../{link.target}")
         if target not in sources and target not in folders:
             raise ManifestError(
-                f"the link {link.path!r} leads out of {link.top!r}, to {link.target!r}",
-                hint="send its target to a place of its own, and leave out the link by"
-                " a rule in .gitignore",
+                f"the link {link.path!r} points outside {link.top!r}, to "
+                f"{link.target!r}",
+                hint="send its target to a place of its own, and exclude the link in "
+                ".gitignore",
             )
     return TreeLink(place, link.target)
 
@@ -433,7 +436,7 @@ def _read_link(path: str, top: str) -> _FoundLink:
     if is_odd and os.path.realpath(path) != os.path.realpath(whole):
         raise ManifestError(
             f"the link {path!r} has '..' behind another link in its target {raw!r}",
-            hint="make a link to the place that it leads to",
+            hint="link to the target directly, without '..'",
         )
     if raw[0] == "/":
         is_inside, raw = _relative_target(whole, folder, top)
@@ -534,7 +537,7 @@ def _open_file(path: str) -> Iterator[tuple[int, os.stat_result]]:
 def _unreadable(path: str, error: OSError) -> ManifestError:
     return ManifestError(
         f"{path!r} cannot be read: {error.strerror}",
-        hint="allow yourself to read it, or leave it out by a rule in .gitignore",
+        hint="make it readable for yourself, or exclude it in .gitignore",
     )
 
 

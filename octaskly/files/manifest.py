@@ -258,7 +258,8 @@ def check_manifest(manifest: Manifest) -> None:
             raise ManifestError(f"two entries are called {_path_of(one)!r}")
         if other.startswith(f"{one}\0"):
             raise ManifestError(
-                f"{_path_of(other)!r} lies below {_path_of(one)!r}, which is no folder"
+                f"{_path_of(other)!r} lies below {_path_of(one)!r}, which is not a "
+                "folder"
             )
     for link in manifest.links:
         check_link(link)
@@ -300,6 +301,6 @@ def check_link(link: TreeLink) -> None:
         ups += 1
     below = names[ups:]
     if ups > link.path.count("/") or link.target.startswith("/"):
-        raise ManifestError(f"the link {link.path!r} leads out of the folder")
+        raise ManifestError(f"the link {link.path!r} points outside the folder")
     if below:
         check_path("/".join(below))

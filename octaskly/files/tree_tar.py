@@ -223,7 +223,7 @@ def _entry(
 ) -> TarEntry:
     path = _text(pax.get(b"path", block[:NAME_BYTES].split(b"\0", 1)[0]))
     if kind not in (_FILE, _LINK, _FOLDER):
-        raise TarError(f"{path[:200]!r} is no file, link or folder")
+        raise TarError(f"{path[:200]!r} is not a file, link or folder")
     if b"size" in pax:
         if not _DECIMAL.fullmatch(pax[b"size"]):
             raise TarError("the archive has an invalid size")

@@ -72,7 +72,8 @@ def replace_mesh_secret(
     except OSError as error:
         raise ConfigError(
             f"cannot write the mesh secret {paths.secret}: {error.strerror}",
-            hint="the owner of that file must replace it by the new mesh's secret",
+            hint="the owner of that file must replace it with the secret of the new "
+            "mesh",
         ) from error
     return folder
 

@@ -50,7 +50,7 @@ class Conversation:
             missing = size_bytes - len(message)
             chunk = await loop.sock_recv(self._connection, missing)
             if not chunk:
-                raise ConnectionResetError("the other side closed the connection")
+                raise ConnectionResetError("the other machine closed the connection")
             message += chunk
         return bytes(message)
 

@@ -91,7 +91,9 @@ class KeyShare:
                 X25519PublicKey.from_public_bytes(theirs[NONCE_BYTES:])
             )
         except ValueError:
-            raise PairingFailed("the other side broke the pairing protocol") from None
+            raise PairingFailed(
+                "the other machine violated the pairing protocol"
+            ) from None
         return derive_pairing_keys(shared, *said)
 
 
@@ -107,7 +109,7 @@ def verify_commitment(given: bytes, greeting: bytes, share: bytes) -> None:
         PairingFailed: The share is a different one.
     """
     if not hmac.compare_digest(given, commitment(greeting, share)):
-        raise PairingFailed("the other side broke the pairing protocol")
+        raise PairingFailed("the other machine violated the pairing protocol")
 
 
 def fingerprint(keys: PairingKeys) -> str:

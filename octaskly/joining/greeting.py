@@ -48,25 +48,28 @@ class PairingRefused(PairingFailed):
         super().__init__(
             f"{name} {text}",
             cause=cause,
-            hint="octaskly invite    on a member makes a new code",
+            hint="octaskly invite    on a member creates a new code",
         )
         self.reason = why
 
 
 _REFUSAL_TEXTS: Final = {
     RefusalReason.NO_SLOT: (
-        "has no open invite of that number",
+        "has no open invite with that number",
         "the first number of the code is wrong, or the code is another member's",
     ),
     RefusalReason.EXPIRED: (
-        "does not take that code any more",
+        "no longer accepts that code",
         "the invite has expired",
     ),
     RefusalReason.USED: (
-        "does not take that code any more",
-        "it was tried before, and a code is valid for one attempt",
+        "no longer accepts that code",
+        "it was already tried, and a code is valid for one attempt",
     ),
-    RefusalReason.BUSY: ("admits no machine now", "too many machines ask at once"),
+    RefusalReason.BUSY: (
+        "does not admit machines now",
+        "too many machines are joining at once",
+    ),
 }
 
 
@@ -117,7 +120,7 @@ class Greeting:
         ) = _LAYOUT.unpack(data)
         if magic != _MAGIC:
             raise PairingFailed(
-                "the other side is not an Octaskly node with an open invite",
+                "the other machine is not an Octaskly node with an open invite",
                 hint="octaskly invite    on a member shows where it listens",
             )
         software = _read_word(software)
@@ -129,7 +132,9 @@ class Greeting:
                 hint="octaskly --version    on both, then upgrade the older one",
             )
         if refusal > max(RefusalReason):
-            raise PairingFailed("the other side refuses for an unknown reason")
+            raise PairingFailed(
+                "the other machine refuses the connection for an unknown reason"
+            )
         return cls(
             name=_read_word(name),
             key=key,
@@ -168,5 +173,5 @@ def _read_word(raw: bytes) -> str:
     """Return an untrusted text field; raise PairingFailed unless it is a plain word."""
     word = raw.rstrip(b"\0")
     if not _WORD.fullmatch(word):
-        raise PairingFailed("the other side sent a malformed greeting")
+        raise PairingFailed("the other machine sent an invalid greeting")
     return word.decode("ascii")

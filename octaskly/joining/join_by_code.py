@@ -49,7 +49,7 @@ CONCURRENT_DIALS_MAX: Final = 8  #: so that a silent member does not delay the o
 CODE_TRIES_MAX: Final = 3  #: members that may receive a proof of one code
 NEXT_MEMBER_S: Final = 1.0  #: to wait for another member after one rejects the code
 MESH_ID_SHOWN_CHARS: Final = 4  #: digits of a mesh id that are shown to people
-_NEW_CODE: Final = "octaskly invite    on a member makes a new code"
+_NEW_CODE: Final = "octaskly invite    on a member creates a new code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,8 +343,8 @@ def no_open_invite_error() -> PairingFailed:
     """Return the error for a search that found no open invite."""
     return PairingFailed(
         "no visible member has an open invite",
-        cause="none was opened, or it has expired or was tried before, "
-        "or multicast is blocked",
+        cause="there is none, it has expired or was already tried, or multicast "
+        "is blocked",
         hint=f"{_NEW_CODE}\n"
         "octaskly join --at HOST CODE    if multicast is blocked\n"
         "octaskly doctor    shows whether it is",
@@ -372,8 +372,8 @@ def _not_inviting_error(host: str) -> PairingFailed:
 def _wrong_code_error(member: str) -> PairingFailed:
     return PairingFailed(
         f"{member} does not accept the code",
-        cause="a digit is wrong, or another machine answered in its name; "
-        "the code is used up",
+        cause="a digit is wrong, or another machine impersonates the member; the "
+        "code is no longer valid",
         hint=_NEW_CODE,
     )
 
@@ -381,6 +381,7 @@ def _wrong_code_error(member: str) -> PairingFailed:
 def _connection_lost_error(member: str) -> PairingFailed:
     return PairingFailed(
         f"the connection to {member} was lost",
-        cause="another machine may have used the code at the same time; it is used up",
+        cause="another machine may have used the code at the same time; it is no "
+        "longer valid",
         hint=_NEW_CODE,
     )

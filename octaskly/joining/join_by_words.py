@@ -132,7 +132,7 @@ async def receive_approval(meeting: PendingComparison) -> JoinGrant:
             sealed = b"" if is_no else await conversation.receive(SEALED_BYTES)
     except OSError as error:
         raise PairingFailed(
-            f"{name} did not let this machine in",
+            f"{name} did not admit this machine",
             cause="nobody approved in time" if not str(error) else str(error),
             hint="octaskly join    tries again",
         ) from None
@@ -140,10 +140,10 @@ async def receive_approval(meeting: PendingComparison) -> JoinGrant:
         conversation.close()
     if is_no:
         raise PairingFailed(
-            f"{name} said no: the words differ",
+            f"{name} refused, because the words differ",
             cause="another machine may intercept the connection",
-            hint="octaskly join    tries again; if the words differ again, use a code "
-            "of `octaskly invite`",
+            hint="octaskly join    tries again; if the words differ again, use a "
+            "code from `octaskly invite`",
         )
     if not is_proof_valid(proof, meeting.keys.member_proof()):
         raise PairingFailed(f"the answer of {name} has a wrong proof of identity")

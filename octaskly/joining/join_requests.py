@@ -139,7 +139,7 @@ class WaitingMachines:
 
         Raises:
             JoinRequestNotFound: No machine with this name or node id has these words,
-                or it does not wait any more.
+                or it is no longer waiting.
         """
         return await self._send_secret(self._pop_waiting(name, words))
 
@@ -167,8 +167,8 @@ class WaitingMachines:
             if name in (request.name, node) and request.fingerprint == words:
                 return self._waiting.pop(node)
         raise JoinRequestNotFound(
-            f"no machine called {name[:80]!r} waits and shows these words",
-            hint="octaskly requests    shows those that wait",
+            f"no machine called {name[:80]!r} is waiting with these words",
+            hint="octaskly requests    shows the machines that are waiting",
         )
 
     def close(self) -> None:
@@ -228,7 +228,7 @@ class WaitingMachines:
                 await waiting.conversation.send(waiting.keys.member_proof() + sealed)
         except OSError:
             raise JoinRequestNotFound(
-                f"{request.name} does not wait any more",
+                f"{request.name} is no longer waiting",
                 hint=f"octaskly join    on {request.name} tries again",
             ) from None
         finally:

@@ -48,7 +48,7 @@ class InviteCode:
         match = _PATTERN.fullmatch(text.strip())
         if match is None:
             raise PairingFailed(
-                "that is not an invite code",
+                "this is not an invite code",
                 hint="octaskly join 7-4821-9375    with the code that "
                 "`octaskly invite` shows on a member",
             )
@@ -139,7 +139,9 @@ class KeyExchange:
         try:
             key: bytes = self._spake.finish(theirs)
         except (SPAKEError, NotOnCurve, ValueError):
-            raise PairingFailed("the other side broke the pairing protocol") from None
+            raise PairingFailed(
+                "the other machine violated the pairing protocol"
+            ) from None
         first, second = (
             (self.share, theirs) if self._is_joiner else (theirs, self.share)
         )

@@ -331,7 +331,7 @@ def load_secret(path: Path, environ: Mapping[str, str] = os.environ) -> MeshSecr
         # No cause is attached: a decoding error would contain the bytes.
         reason = error if isinstance(error, TrustError) else "it is not plain text"
         raise ConfigError(
-            f"{path} is no mesh secret: {reason}",
+            f"{path} is not a mesh secret: {reason}",
             hint=f"copy {path} again from a node of the mesh",
         ) from None
 

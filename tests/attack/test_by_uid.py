@@ -582,7 +582,7 @@ def test_an_open_invite_gives_nothing_to_who_lacks_its_code(
     assert [word for word in private_words(machine) if word in said + printed] == []
     assert status != 0
     assert "does not accept the code" in printed
-    assert "the code is used up" in printed
+    assert "the code is no longer valid" in printed
     assert list(drop.glob("mesh.key*")) == []
 
 

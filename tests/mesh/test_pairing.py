@@ -236,7 +236,7 @@ def test_f32_attacker_in_the_middle_ends_the_pairing(
 
     assert done.returncode == 1
     assert "does not accept the code" in done.stderr
-    assert "another machine answered in its name" in done.stderr
+    assert "another machine impersonates the member" in done.stderr
     assert not newcomer.secret.exists()
     assert middle.heard["member"][GREETING_BYTES + SHARE_BYTES :] == NO_PROOF
 
@@ -255,7 +255,7 @@ def test_f32_attacker_as_joiner_has_one_guess(
     assert answered == NO_PROOF
     assert again == b""
     assert late.returncode == 1
-    assert "it was tried before" in late.stderr
+    assert "it was already tried" in late.stderr
     assert not newcomer.secret.exists()
     assert "wrong code" in scene.member.first.log
 

@@ -130,12 +130,12 @@ class Explainer:
             return f"{name} is the only node"
         if capable_count == 1:
             return (
-                f"no other node has what it asks for: {describe_requirements(requires)}"
+                f"no other node has what it requires: {describe_requirements(requires)}"
             )
         requirement_text = (
             "" if requires is None else f" that have {describe_requirements(requires)}"
         )
-        choice_text = f"{name} had the least work for its slots when the turn came"
+        choice_text = f"{name} had the lowest load per slot when the task was assigned"
         placement = self._step.locality.placement_of(record.id, node)
         if placement is not None:
             total_mb, missing_mb = placement.total / 1e6, placement.missing / 1e6
@@ -147,9 +147,9 @@ class Explainer:
 
     def _describe_location(self, task: QueuedTask, name: str) -> str:
         if self._step.is_prefetched(task):
-            return f"it was given to {name}, where no slot is free yet"
+            return f"it was assigned to {name}, where no slot is free yet"
         if not self._pool.is_attached(task.node or NodeId("")):
-            return f"it was running on {name}, which is awaited"
+            return f"it was running on {name}, which has not reconnected yet"
         return f"it runs on {name}"
 
     # --- A task that waits.
@@ -165,7 +165,7 @@ class Explainer:
         missing_text = why_none_meets(_present_members(members), requires)
         missing_suffix = "" if missing_text is None else f", and {missing_text}"
         wait_reason = RejectionReason(
-            "parents", f"is not given it, as it waits for {listed}"
+            "parents", f"does not get it yet, because it waits for {listed}"
         )
         rejections = (
             NodeRejection(
@@ -196,8 +196,8 @@ class Explainer:
             wait_s = max(0, ceil(due_s - now.mono_s))
             if task.missing_room:
                 missing = f"no node that could run it has {task.missing_room}"
-                return f"{missing}; it is tried again in {wait_s} s"
-            return f"its last try came to nothing, the next is in {wait_s} s"
+                return f"{missing}; the next attempt starts in {wait_s} s"
+            return f"its last attempt failed; the next one starts in {wait_s} s"
         requires = task.requires or NO_REQUIREMENTS
         missing_text = why_none_meets(_present_members(members), requires)
         if missing_text is not None:
@@ -207,7 +207,7 @@ class Explainer:
             name = next(
                 (m.name for m in members if m.id == reservation.node), reservation.node
             )
-            return f"{name} is kept for it until it has room"
+            return f"{name} is reserved for it until enough of its capacity is free"
         if any(why.code == "turn" for each in rejections for why in each.reasons):
             return self._queue_position_reason(task).text
         is_full = bool(_capable(rejections))
@@ -232,7 +232,7 @@ class Explainer:
             yield from permanent
             return
         if not self._pool.is_attached(member.id):
-            yield RejectionReason("joining", "has not said yet what it runs")
+            yield RejectionReason("joining", "has not reported yet what it runs")
             return
         transient = list(self._pool.shortage_reasons(member.id, requires))
         reservation = self._step.matcher.reservation
@@ -244,14 +244,15 @@ class Explainer:
             transient.append(
                 RejectionReason(
                     "reserved",
-                    f"is kept for {self._first_task_name(reservation.shape)}",
+                    f"is reserved for {self._first_task_name(reservation.shape)}",
                 )
             )
         if transient:
             yield from transient
         elif task.stage is Stage.BACKING_OFF:
             yield RejectionReason(
-                "resting", "has room, but the task rests after its last try"
+                "resting",
+                "has free capacity, but the task waits before its next attempt",
             )
         else:
             yield self._queue_position_reason(task)
@@ -280,8 +281,8 @@ def _capable(rejections: Sequence[NodeRejection]) -> list[NodeRejection]:
 def _describe_full(rejections: Sequence[NodeRejection]) -> str:
     capable = _capable(rejections)
     if len(capable) == 1:
-        return f"{capable[0].name}, which could run it, has no room"
-    return f"none of the {len(capable)} nodes that could run it has room"
+        return f"{capable[0].name}, which could run it, has no free capacity"
+    return f"none of the {len(capable)} nodes that could run it has free capacity"
 
 
 def _describe_flow(progress: ArrayProgress) -> str:
@@ -317,7 +318,7 @@ def _describe_unavailable(
     capable = [member for member in members if meets_requirements(member, requires)]
     why = next(_unavailability_reasons(capable[0]), None) if len(capable) == 1 else None
     if why is None:
-        return "no node that could run it takes work at this moment"
+        return "no node that could run it accepts tasks now"
     others = ", and no other node could run it" if len(members) > 1 else ""
     return f"{capable[0].name} {why.text}{others}"
 
@@ -357,7 +358,7 @@ def _describe_record(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
     """Return where the store says that a task is, or how it ended."""
     attempt, parent = record.deciding_attempt, record.failed_dependency
     if record.state is TaskState.CANCELLED and parent is not None:
-        return f"it was cancelled, since {parent} did not end as it should"
+        return f"it was cancelled, because {parent} did not end as required"
     where = "" if attempt is None else f" on {names.get(attempt.node, attempt.node)}"
     if record.state is TaskState.RUNNING:
         return f"it runs{where}"

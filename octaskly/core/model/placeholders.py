@@ -82,7 +82,7 @@ def path_fault(path: str) -> str:
     if path.startswith("/"):
         return "is absolute"
     if ".." in names:
-        return "leads out of the folder of the task"
+        return "is outside the folder of the task"
     if any(len(name.encode()) > NAME_BYTES_MAX for name in names):
         return f"has a name of more than {NAME_BYTES_MAX} bytes"
     return "" if any(name not in ("", ".") for name in names) else "names no file"

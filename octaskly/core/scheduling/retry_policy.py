@@ -133,7 +133,7 @@ def lost_outcome(now: Moment) -> Outcome:
 def _apply_loss_policy(rule: Retry, outcome: Outcome, others: int) -> Outcome:
     if not rule.on_lost:
         lost = outcome.detail[:DETAIL_CHARS_MAX] or "its worker was lost"
-        detail = f"{lost}, and it asked not to be run twice"
+        detail = f"{lost}, and it must not run twice"
         return replace(outcome, state=AttemptState.FAILED, detail=detail)
     if others + 1 < LOSSES_MAX:
         return outcome

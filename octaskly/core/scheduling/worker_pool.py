@@ -156,7 +156,7 @@ class WorkerPool:
         """Yield the resources that a worker lacks now for the requirements."""
         worker = self._workers[node]
         if not worker.credit:
-            yield RejectionReason("slots", "takes no work at this moment")
+            yield RejectionReason("slots", "accepts no tasks now")
             return
         free = max(0, min(worker.credit, worker.slots) - worker.outstanding)
         if worker.outstanding >= worker.credit or (
@@ -172,14 +172,12 @@ class WorkerPool:
             )
         left_mb = worker.info.memory_mb - worker.memory_mb
         if requires.memory_mb > left_mb:
-            memory = f"needs {requires.memory_mb} MB of memory, has {left_mb} ungranted"
+            memory = f"needs {requires.memory_mb} MB of memory, has {left_mb} free"
             yield RejectionReason("memory_granted", memory)
         left = len(worker.info.gpus) - worker.gpus
         if requires.gpus > left:
             wanted = count_phrase(requires.gpus, "GPU")
-            yield RejectionReason(
-                "gpus_granted", f"needs {wanted}, has {left} ungranted"
-            )
+            yield RejectionReason("gpus_granted", f"needs {wanted}, has {left} free")
 
     def could_make_room_for(self, node: NodeId, requires: Requirements) -> bool:
         """Return True if a worker that gets no other attempts will have room."""

@@ -209,7 +209,7 @@ class BlobFetcher:
             raise
         except _FAILURES as error:
             of = f"the files of node {tree.node}"
-            of += ", whose client is gone" if from_client else ""
+            of += ", whose client has disconnected" if from_client else ""
             return [f"{of}: {error}"]
         if not _folders(tree):
             self.blob_store.mark_tree(tree.sha256)
@@ -391,7 +391,7 @@ class BlobFetcher:
     def _check_complete(self, names: Iterable[str], keep_s: float) -> None:
         """Raise OutputNotFound if a file was deleted while others were fetched."""
         if missing := self.blob_store.missing_files(names, keep_s=keep_s):
-            raise OutputNotFound(f"{missing[0][:12]}... was deleted to make room")
+            raise OutputNotFound(f"{missing[0][:12]}... was deleted to free space")
 
     def report_wrong_copy(self, holder: str, sha256: str) -> None:
         """Report that a holder sent wrong bytes, unless that has been reported."""

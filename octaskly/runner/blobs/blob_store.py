@@ -781,7 +781,7 @@ def _flush_file(name: str, folder_fd: int) -> None:
 
 def _no_room(size_bytes: int) -> FileQuotaExceeded:
     return FileQuotaExceeded(
-        f"no room for {size_bytes} more bytes of files on this node",
+        f"not enough space for {size_bytes} more bytes of files on this node",
         hint="a file may be deleted an hour after its last use; raise the agent's"
         " --files-quota, or free disk space",
     )

@@ -162,13 +162,13 @@ class Fetch:
             FilesAwaited: the client has not sent all, and may send more.
             OutputNotFound: nobody has one of them, and no client is expected.
             FileQuotaExceeded: there is no room for them here.
-            HolderUnreachable: the files are not needed any more.
+            HolderUnreachable: the files are no longer needed.
         """
         wait_s, keep_s = None, self._wanted.keep_s
         missing = self._store.missing_files(sizes, keep_s=keep_s)
         while missing:
             if not self._may_continue():
-                raise HolderUnreachable("the files are not needed any more")
+                raise HolderUnreachable("the files are no longer needed")
             left = {name: sizes[name] for name in missing}
             wait_s = self._ask_lender(left, is_manifest=is_manifest)
             missing = self._store.missing_files(missing, keep_s=keep_s)
@@ -249,7 +249,7 @@ class Fetch:
         Raises:
             OutputNotFound: no node has one of them.
             FileQuotaExceeded: there is no room for them here.
-            HolderUnreachable: the files are not needed any more.
+            HolderUnreachable: the files are no longer needed.
         """
 
         def missing() -> list[str]:
@@ -348,7 +348,7 @@ class Fetch:
             before = self._progress
             yield failures
             if not self._may_continue():
-                raise HolderUnreachable("the files are not needed any more")
+                raise HolderUnreachable("the files are no longer needed")
             left = missing()
             if not left:
                 return

@@ -326,7 +326,7 @@ class HolderConnection:
         if len(response.read(ERROR_BYTES_MAX)) == ERROR_BYTES_MAX:
             self._connection.close()
         if response.status == http.HTTPStatus.NOT_FOUND:
-            raise OutputNotFound("it does not have the file any more")
+            raise OutputNotFound("it no longer has the file")
         if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
             raise HolderBusy
         raise HolderUnreachable(f"it answered with status {response.status}")
@@ -364,7 +364,7 @@ def _chunks(
     """Yield the body of a response in parts, while it is needed."""
     while data := response.read(CHUNK_BYTES):
         if not may_continue():
-            raise HolderUnreachable("the files are not needed any more")
+            raise HolderUnreachable("the files are no longer needed")
         yield data
 
 

@@ -319,7 +319,7 @@ class PieceDownload:
 
     def _check_wanted(self) -> None:
         if self._fatal is not None or not self._may_continue():
-            raise HolderUnreachable("the files are not needed any more")
+            raise HolderUnreachable("the files are no longer needed")
 
     def _begin_piece(self, holder: Holder, piece: ArrivingPiece) -> PieceUpload | None:
         """Return where a piece goes; None if another holder sends it.

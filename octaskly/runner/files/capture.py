@@ -47,7 +47,7 @@ from octaskly.runner.output.captured_folders import mark_fetched
 
 MANIFEST_NAME: Final = "manifest"
 TOO_MANY: Final = f"all outputs together may have at most {ENTRIES_MAX} files"
-DISK_FULL: Final = "the disk of its worker has no room"
+DISK_FULL: Final = "the disk of its worker has no space"
 EXAMINED_MAX: Final = 500_000
 """Entries examined for one attempt, counted again for each overlapping output."""
 PROBLEMS_MAX: Final = 10
@@ -81,7 +81,7 @@ def too_large_text(bytes_max: int) -> str:
     """Return why an output above the bound was not kept."""
     megabytes = bytes_max // 1_000_000
     bound = f"{megabytes} MB" if megabytes else f"{bytes_max} bytes"
-    return f"its worker has room for {bound} of outputs of one task"
+    return f"its worker has space for {bound} of outputs of one task"
 
 
 def outputs_folder(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:

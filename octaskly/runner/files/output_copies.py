@@ -141,7 +141,7 @@ class OutputCopies:
                         return f"its archive has {size_bytes} bytes"
                     room = self._archive.captured.make_room(folder, size_bytes)
                     if room < size_bytes:
-                        return f"no room for {size_bytes} bytes of outputs"
+                        return f"not enough space for {size_bytes} bytes of outputs"
                     partial.mkdir(mode=0o700, parents=True, exist_ok=True)
                     store_outputs(chunks, partial)
                 partial.rename(folder)

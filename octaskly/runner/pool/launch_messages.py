@@ -172,7 +172,7 @@ def preparation_failed(error: BaseException, node: str) -> Outcome:
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
         why = os.strerror(error.errno)
         return released_outcome(
-            EndReason.INPUTS, f"room for a scratch folder on {node} ({why})"
+            EndReason.INPUTS, f"space for a scratch folder on {node} ({why})"
         )
     if not isinstance(error, OSError) or error.errno in RESOURCE_ERRORS:
         return released_outcome(EndReason.LOST, f"inputs not checked: {error}")

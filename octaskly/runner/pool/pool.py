@@ -468,7 +468,7 @@ class Pool:
                 item, released_outcome(EndReason.INPUTS, ", ".join(lacks))
             )
         elif found.full:
-            why = f"room for its files on {self._node_name} ({found.full})"
+            why = f"space for its files on {self._node_name} ({found.full})"
             self._end_attempt(item, released_outcome(EndReason.ROOM, why))
         elif item.is_return_requested:
             self._end_attempt(item, released_outcome(EndReason.DRAINING))

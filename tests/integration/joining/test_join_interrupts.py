@@ -111,7 +111,7 @@ def test_ctrl_c_after_the_secret_arrived_reports_the_state(
         joiner.process.send_signal(signal.SIGSTOP)
         try:
             joining.sendline(code)
-            joining.expect_exact("ash let this machine in")
+            joining.expect_exact("ash admitted this machine")
             said = interrupt(joining)
         finally:
             joiner.process.send_signal(signal.SIGCONT)

@@ -228,7 +228,7 @@ def test_a_wrong_code_burns_the_invite_and_changes_nothing(
 
     assert (refused.returncode, late.returncode) == (1, 1)
     assert "ash does not accept the code" in refused.stderr
-    assert "tried before" in late.stderr
+    assert "already tried" in late.stderr
     assert "hint: octaskly invite" in refused.stderr
     assert not secret_of(outsider).exists()
     assert "out" not in names(member)
@@ -361,7 +361,7 @@ def test_a_refused_machine_ends_at_once(member: Agent, outsider: Agent) -> None:
     refusing.expect("Does out show the same words")
     refusing.type("n\n")
 
-    asking.expect("ash said no: the words differ")
+    asking.expect("ash refused, because the words differ")
     assert (refusing.end(), asking.end()) == (1, 1)
     late = cli(member, "approve", "out", "--words", words)
     assert "no machine called 'out' is waiting to join" in late.stderr

@@ -129,7 +129,7 @@ def test_an_agent_that_leaves_forgets_and_ends(pair: Pair) -> None:
     """A service does not restart it."""
     assert pair.first.code == 0, pair.first.words
     assert (pair.first_code, pair.first_kept) == (0, set())
-    assert "✓ ash has left the mesh, and forgotten it\n" in pair.first.words
+    assert "✓ ash has left the mesh; its mesh data is deleted\n" in pair.first.words
 
 
 def name_in_mesh(member: Agent, node: Agent) -> str | None:
@@ -147,7 +147,7 @@ def test_a_machine_that_left_gets_its_name_back(pair: Pair) -> None:
 def test_a_secret_file_stays_while_another_agent_uses_it(pair: Pair) -> None:
     """The output says so, with its path."""
     assert pair.secret_between
-    assert "another agent of this machine has the secret /" in pair.first.words
+    assert "another agent of this machine uses the secret /" in pair.first.words
 
 
 def test_the_last_agent_that_leaves_deletes_the_secret(pair: Pair) -> None:

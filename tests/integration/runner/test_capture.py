@@ -294,7 +294,7 @@ def test_a_folder_is_captured_whole(workdir: Path, tmp_path: Path) -> None:
 
     assert found.files == (OutputFile("folder", 10, 4),)
     assert set(found.problem.split("; ")) == {
-        "not kept: the link 'folder/away' leads out of the folder",
+        "not kept: the link 'folder/away' points outside the folder",
         "output folder/pipe was not kept: not a file or folder",
     }
     tree = tree_in(tmp_path / "o")

@@ -239,7 +239,7 @@ def test_without_room_another_node_is_tried() -> None:
     outcome = preparation_failed(OSError(errno.ENOSPC, why, "/scratch"), "rig")
 
     assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.INPUTS)
-    assert outcome.detail == f"room for a scratch folder on rig ({why})"
+    assert outcome.detail == f"space for a scratch folder on rig ({why})"
 
 
 def test_any_tree_can_be_removed(tmp_path: Path) -> None:

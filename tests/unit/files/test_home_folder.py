@@ -369,7 +369,7 @@ def test_a_full_disk_is_named_and_nothing_is_half_done(
         return write(fd, more)
 
     monkeypatch.setattr(os, "write", fill)
-    with pytest.raises(FetchError, match="the disk of this machine has no room for b"):
+    with pytest.raises(FetchError, match="the disk of this machine has no space for b"):
         unpack(home, data, "a", "b")
     assert texts_in(home).keys() == {"a", "b", f".octaskly-fetch-{ID}"}
     assert (home / "b").read_text() == "old"
@@ -439,8 +439,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "not declared": ("src/main.c", "it is not a declared output"),
     "git": ("out/.git/hooks/post-checkout", "it has a reserved name"),
     "git in capitals": ("out/.GIT/config", "it has a reserved name"),
-    "link out": ("out/l", "the link 'out/l' leads out of the folder"),
-    "absolute link": ("out/l", "the link 'out/l' leads out of the folder"),
+    "link out": ("out/l", "the link 'out/l' points outside the folder"),
+    "absolute link": ("out/l", "the link 'out/l' points outside the folder"),
     "link in a circle through ..": (
         "out/l",
         "'a/../..' is not a path below the folder",
@@ -459,7 +459,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 """Path and reason of each refusal."""
 
 UNREADABLE = dict.fromkeys(
-    ("device", "pipe", "hard link"), "is no file, link or folder"
+    ("device", "pipe", "hard link"), "is not a file, link or folder"
 )
 REFUSALS = {
     kind: f"the worker sent {path!r}, which was refused: {why}"

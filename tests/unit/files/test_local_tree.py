@@ -204,11 +204,15 @@ def test_a_link_inside_the_tree_stays_a_link(
 @pytest.mark.parametrize(
     ("link", "target", "said"),
     [
-        ("l", "/etc/passwd", "the link 'TOP/l' leads out of 'TOP', to '/etc/passwd'"),
-        ("l", "..", "the link 'TOP/l' leads out of 'TOP', to '..'"),
-        ("d/l", "../../x", "the link 'TOP/d/l' leads out of 'TOP', to '../../x'"),
-        ("d/l", "e/../../../x", "the link 'TOP/d/l' leads out of 'TOP', to '../../x'"),
-        ("l", "TOP-other/a", "the link 'TOP/l' leads out of 'TOP', to 'TOP-other/a'"),
+        ("l", "/etc/passwd", "the link 'TOP/l' points outside 'TOP', to '/etc/passwd'"),
+        ("l", "..", "the link 'TOP/l' points outside 'TOP', to '..'"),
+        ("d/l", "../../x", "the link 'TOP/d/l' points outside 'TOP', to '../../x'"),
+        (
+            "d/l",
+            "e/../../../x",
+            "the link 'TOP/d/l' points outside 'TOP', to '../../x'",
+        ),
+        ("l", "TOP-other/a", "the link 'TOP/l' points outside 'TOP', to 'TOP-other/a'"),
     ],
 )
 def test_a_link_out_of_the_tree_is_an_error(
@@ -218,10 +222,7 @@ def test_a_link_out_of_the_tree_is_an_error(
     write(tmp_path, "d/e/c")
     (tmp_path / link).symlink_to(target.replace("TOP", str(tmp_path)))
 
-    hint = (
-        "send its target to a place of its own, and leave out the link by a rule in"
-        " .gitignore"
-    )
+    hint = "send its target to a place of its own, and exclude the link in .gitignore"
     assert error_of(tmp_path, ".") == f"{said} | {hint}"
 
 
@@ -234,9 +235,9 @@ def test_a_link_to_another_named_file_is_sent(tmp_path: Path) -> None:
     assert [link.target for link in scan(tmp_path, "d", "other").manifest.links] == [
         *("../other/x/y", "../other/x")
     ]
-    assert "leads out" in error_of(tmp_path, "d")
-    assert "leads out" in error_of(tmp_path, "d", "other=elsewhere")
-    assert "leads out" in error_of(tmp_path, "d=.", "other")
+    assert "points outside" in error_of(tmp_path, "d")
+    assert "points outside" in error_of(tmp_path, "d", "other=elsewhere")
+    assert "points outside" in error_of(tmp_path, "d=.", "other")
 
 
 @pytest.mark.parametrize("target", ["l", "d/other"])
@@ -274,25 +275,25 @@ def test_parents_behind_another_link_are_an_error(tmp_path: Path) -> None:
         ("no", f"'no' cannot be sent: No such file or directory | {NOT_HERE}"),
         ("no=x", f"'no' cannot be sent: No such file or directory | {NOT_HERE}"),
         ("a/x", f"'a/x' cannot be sent: Not a directory | {NOT_HERE}"),
-        ("a\0", "'a\\x00' is no path: it has a NUL | None"),
+        ("a\0", "'a\\x00' is not a path: it contains a NUL character | None"),
         (
             "../a",
             (
-                "'../a' leads out of this folder, so it needs a place in the task's"
+                "'../a' is outside this folder, so it needs a place in the task's"
                 " folder | write ../a=a; in Python, {'../a': 'a'}"
             ),
         ),
         (
             "d/../a",
             (
-                "'d/../a' leads out of this folder, so it needs a place in the task's"
+                "'d/../a' is outside this folder, so it needs a place in the task's"
                 " folder | write d/../a=a; in Python, {'d/../a': 'a'}"
             ),
         ),
         (
             "/etc/hosts",
             (
-                "'/etc/hosts' leads out of this folder, so it needs a place in the"
+                "'/etc/hosts' is outside this folder, so it needs a place in the"
                 " task's folder | write /etc/hosts=hosts; in Python, {'/etc/hosts':"
                 " 'hosts'}"
             ),
@@ -300,28 +301,28 @@ def test_parents_behind_another_link_are_an_error(tmp_path: Path) -> None:
         (
             "/",
             (
-                "'/' leads out of this folder, so it needs a place in the task's folder"
+                "'/' is outside this folder, so it needs a place in the task's folder"
                 " | write /=NAME; in Python, {'/': 'NAME'}"
             ),
         ),
         (
             "a=../x",
             (
-                "'a': '../x' is no place in the task's folder"
+                "'a': '../x' is not a place in the task's folder"
                 " | name a path without '..' that does not begin with '/'"
             ),
         ),
         (
             "a=/x",
             (
-                "'a': '/x' is no place in the task's folder"
+                "'a': '/x' is not a place in the task's folder"
                 " | name a path without '..' that does not begin with '/'"
             ),
         ),
         (
             "a=",
             (
-                "'a': '' is no place in the task's folder"
+                "'a': '' is not a place in the task's folder"
                 " | name a path without '..' that does not begin with '/'"
             ),
         ),
@@ -366,7 +367,7 @@ def test_special_files_are_an_error(tmp_path: Path, kind: int, said: str) -> Non
     except PermissionError:
         pytest.skip("only root makes devices")
 
-    said += " | remove it, or leave it out by a rule in .gitignore"
+    said += " | remove it, or exclude it in .gitignore"
     assert error_of(tmp_path, "d") == said
     assert error_of(tmp_path, "d/x") == said
 
@@ -399,7 +400,7 @@ def test_unreadable_files_and_folders_are_an_error(unprivileged: Path) -> None:
     assert in_folder == "cannot read the folder 'TOP/d/e': Permission denied | None"
     assert error_of(unprivileged, "d") == (
         "'TOP/d/a' cannot be read: Permission denied"
-        " | allow yourself to read it, or leave it out by a rule in .gitignore"
+        " | make it readable for yourself, or exclude it in .gitignore"
     )
 
 
@@ -449,7 +450,7 @@ def test_rules_that_leave_nothing_are_an_error(tmp_path: Path) -> None:
     write(tmp_path, "venv/lib")
 
     assert error_of(tmp_path, "venv") == (
-        "git's ignore rules leave nothing of 'venv' to be sent"
+        "git's ignore rules exclude everything in 'venv'"
         " | --in-all sends ignored files, too; in Python, includes_ignored"
     )
 

@@ -141,7 +141,9 @@ def test_nothing_lies_below_a_file_or_a_link(
     files: list[str], links: list[tuple[str, str]], folders: list[str]
 ) -> None:
     """Otherwise a link would lead the files below it to another place."""
-    with pytest.raises(ManifestError, match=r"lies below 'a(/b)?', which is no folder"):
+    with pytest.raises(
+        ManifestError, match=r"lies below 'a(/b)?', which is not a folder"
+    ):
         make_manifest(map(file, files), [link(*one) for one in links], folders)
 
 
@@ -247,7 +249,7 @@ def test_folders_of_a_tree_are_placed_together() -> None:
     assert select_folders(tree, ["all", "items/10", "no"]) == make_manifest(
         [file("a"), file("d/b"), file("e")], [link("d/l", "../a")], ["none", "x"]
     )
-    with pytest.raises(ManifestError, match="the link 'up' leads out of the folder"):
+    with pytest.raises(ManifestError, match="the link 'up' points outside the folder"):
         select_folders(tree, ["items/1"])
     with pytest.raises(ManifestError, match="two entries are called 'a'"):
         select_folders(make_manifest([file("x/a"), file("y/a")]), ["x", "y"])
@@ -270,7 +272,7 @@ def test_trees_are_merged_into_one() -> None:
     [
         (make_manifest([file("a", OTHER)]), "two files are called 'a'"),
         (make_manifest([], [TreeLink("a", "b")]), "two files are called 'a'"),
-        (make_manifest([file("a/b")]), "'a/b' lies below 'a', which is no folder"),
+        (make_manifest([file("a/b")]), "'a/b' lies below 'a', which is not a folder"),
         (
             make_manifest([structs.replace(file("a"), is_executable=True)]),
             "two files are called 'a'",

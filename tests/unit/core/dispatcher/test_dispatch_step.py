@@ -267,7 +267,7 @@ def test_a_late_success_of_a_lost_attempt_ends_its_successor() -> None:
 
 
 def test_credit_alone_needs_no_acknowledgement() -> None:
-    """A worker reports it when it accepts work again."""
+    """A worker reports it when it accepts tasks again."""
     world = dispatcher_with(b=1)
 
     assert world.dispatch.on_results(B, Results((), 0), moment()) == []

@@ -215,7 +215,7 @@ def test_slots_in_use_are_reported() -> None:
     explanation = explained(mesh, "three", roster_line(B))
 
     assert reasons(explanation) == [("slots", "all 2 slots are busy")]
-    assert explanation.summary == "b, which could run it, has no room"
+    assert explanation.summary == "b, which could run it, has no free capacity"
 
 
 def test_granted_resources_are_reported() -> None:
@@ -227,8 +227,8 @@ def test_granted_resources_are_reported() -> None:
 
     assert reasons(explained(mesh, "next", roster_line(big))) == [
         ("slots", "needs 2 free slots, has 1"),
-        ("memory_granted", "needs 50 MB of memory, has 20 ungranted"),
-        ("gpus_granted", "needs 1 GPU, has 0 ungranted"),
+        ("memory_granted", "needs 50 MB of memory, has 20 free"),
+        ("gpus_granted", "needs 1 GPU, has 0 free"),
     ]
 
 
@@ -245,9 +245,9 @@ def test_a_reserved_worker_is_reported_to_both_tasks() -> None:
 
     later = explained(mesh, "later", roster_line(B), at=late)
 
-    assert reasons(later) == [("reserved", f"is kept for {name}")]
+    assert reasons(later) == [("reserved", f"is reserved for {name}")]
     assert explained(mesh, "pair", roster_line(B), at=late).summary == (
-        "b is kept for it until it has room"
+        "b is reserved for it until enough of its capacity is free"
     )
 
 
@@ -278,14 +278,14 @@ def test_a_task_for_which_no_node_has_room_waits_and_says_so() -> None:
     """It does not fail, because there is room again once others have ended."""
     mesh = DispatcherWithWorkers(B)
     mesh.ask(draft("one"))
-    mesh.end("one", how=released(EndReason.ROOM, "room for its files on b (quota)"))
+    mesh.end("one", how=released(EndReason.ROOM, "space for its files on b (quota)"))
 
     explanation = explained(mesh, "one", roster_line(B))
 
     assert explanation.state is TaskState.QUEUED
     assert explanation.summary == (
-        "no node that could run it has room for its files on b (quota); it is tried"
-        " again in 10 s"
+        "no node that could run it has space for its files on b (quota); the next"
+        " attempt starts in 10 s"
     )
     assert [code for code, _ in reasons(explanation)] == ["resting"]
 
@@ -295,7 +295,7 @@ def test_a_task_goes_first_to_nodes_that_may_have_room() -> None:
     mesh = DispatcherWithWorkers(B, node_info("c", 2))
     mesh.ask(draft("one"))
     first = mesh.where("one")
-    mesh.end("one", how=released(EndReason.ROOM, "room for its files"))
+    mesh.end("one", how=released(EndReason.ROOM, "space for its files"))
 
     second = mesh.where("one")
 
@@ -311,7 +311,7 @@ def test_a_task_in_backoff_shows_its_next_start() -> None:
 
     explanation = explained(mesh, "once", roster_line(B))
 
-    assert explanation.summary.startswith("its last try came to nothing")
+    assert explanation.summary.startswith("its last attempt failed")
     assert [code for code, _ in reasons(explanation)] == ["resting"]
 
 
@@ -334,7 +334,7 @@ def test_a_dependent_task_names_its_parents(parents: list[str], text: str) -> No
 
     assert explanation.summary == f"it waits for {text}"
     assert reasons(explanation) == [
-        ("parents", f"is not given it, as it waits for {text}")
+        ("parents", f"does not get it yet, because it waits for {text}")
     ]
 
 
@@ -372,15 +372,15 @@ SSD_C = node_info("c", 2, labels=(("disk", "ssd"),))
         (
             None,
             [B, SSD_C],
-            "of 2 nodes, b had the least work for its slots when the turn came",
+            "of 2 nodes, b had the lowest load per slot when the task was assigned",
         ),
-        (SSD, [SSD_B, A], "no other node has what it asks for: label disk=ssd"),
+        (SSD, [SSD_B, A], "no other node has what it requires: label disk=ssd"),
         (
             SSD,
             [SSD_B, SSD_C, A],
             (
                 "of 2 nodes that have label disk=ssd,"
-                " b had the least work for its slots when the turn came"
+                " b had the lowest load per slot when the task was assigned"
             ),
         ),
     ],
@@ -455,7 +455,7 @@ def test_a_node_that_left_is_named() -> None:
     placement = explaining.explain_placement(record, [roster_line(A)], names)
     assert (
         placement
-        == "of 2 nodes, ben had the least work for its slots when the turn came"
+        == "of 2 nodes, ben had the lowest load per slot when the task was assigned"
     )
 
 
@@ -515,7 +515,7 @@ def test_a_task_that_can_never_run_is_explained() -> None:
 
     explanation = explained(DispatcherWithWorkers(B), record, roster_line(B))
 
-    assert explanation.summary == "it was cancelled, since p did not end as it should"
+    assert explanation.summary == "it was cancelled, because p did not end as required"
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ def test_an_explanation_says_that_bytes_decided() -> None:
         " 1 of 101 MB"
     )
     assert placement("plain").endswith(
-        "the least work for its slots when the turn came"
+        "the lowest load per slot when the task was assigned"
     )
 
 

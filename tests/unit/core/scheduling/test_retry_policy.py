@@ -138,8 +138,8 @@ def test_an_at_most_once_task_reports_its_loss() -> None:
     lost = replace(lost, detail="its launcher died")
     launcher = apply_retry_policy(spec, attempt(), lost, NO_TRIES)
 
-    assert worker.detail == "its worker was lost, and it asked not to be run twice"
-    assert launcher.detail == "its launcher died, and it asked not to be run twice"
+    assert worker.detail == "its worker was lost, and it must not run twice"
+    assert launcher.detail == "its launcher died, and it must not run twice"
 
 
 def test_a_long_detail_is_cut_to_a_readable_entry() -> None:
