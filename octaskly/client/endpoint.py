@@ -131,7 +131,7 @@ def _normalize_url(url: str) -> str:
         raise ConfigError(f"{_without_password(url)!r} has no valid host", hint=_URLS)
     if parts.username or parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(
-            f"{_without_password(url)!r} has more than a host and a port",
+            f"{_without_password(url)!r} contains more than a host and a port",
             hint=_URLS,
         )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):

@@ -103,7 +103,7 @@ class NoAnswer(ReplyLost):
 
 
 class NotOctaskly(MeshError):
-    """The server is no Octaskly node, or has an incompatible version."""
+    """The server is not an Octaskly node, or has an incompatible version."""
 
 
 class TimedOut(OctasklyError, TimeoutError):

@@ -47,9 +47,10 @@ class Fetching:
     ) -> None:
         if not task.is_final:
             raise Conflict(
-                f"{task.id} is {task.status}; its outputs are kept at its end",
+                f"{task.id} is {task.status}; its outputs are available once it has "
+                "ended",
                 status=409,
-                hint="wait for its end before you fetch",
+                hint="wait until it has ended, then fetch",
             )
         if sent is None:
             sent = _sent_from(Path(folder), task)

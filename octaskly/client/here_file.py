@@ -84,8 +84,8 @@ class HereFile:
         except OSError as error:
             self.remove()
             raise OctasklyError(
-                f"no file can be created in {self.folder}, by which other machines"
-                f" would recognise it: {error.strerror}"
+                f"cannot create a file in {self.folder}, by which other machines"
+                f" recognise the folder: {error.strerror}"
             ) from None
 
     def _remove_old(self) -> None:

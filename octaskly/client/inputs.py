@@ -105,7 +105,7 @@ def take_inputs(
     includes_ignored = fields.pop("includes_ignored", False)
     if includes_ignored and not paths:
         raise invalid_value(
-            "includes_ignored is about inputs, and there are none",
+            "includes_ignored needs inputs",
             "name a folder: inputs='.'",
             "includes_ignored",
         )
@@ -122,7 +122,7 @@ def _input_paths(inputs: Inputs) -> Iterator[InputPath]:
         paths = [os.fspath(p) for p in pair if isinstance(p, str | os.PathLike)]
         if len(paths) != len(pair) or len(pair) not in (1, 2):
             raise invalid_value(
-                f"{one!r:.80} is no path to send",
+                f"{one!r:.80} is not a path",
                 "a path, several, or a mapping of paths to places",
                 "inputs",
             )

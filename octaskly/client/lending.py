@@ -141,5 +141,5 @@ class Lender:
         parts = self._tree.read_content(sha256, start, retried_paths=self._changed)
         for data in parts:
             if self._is_over.is_set():
-                raise Closed("the files are not lent any more")
+                raise Closed("the files are no longer lent")
             yield data

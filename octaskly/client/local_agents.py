@@ -67,7 +67,7 @@ def find_agent_socket(
             raise Unreachable(
                 f"you run no agent on this machine; {name} is an agent of user {user}",
                 hint=OTHERS_HINT.format(user=user),
-            ) from PermissionDenied("only its user and root use it without a token")
+            ) from PermissionDenied("only its user and root may use it without a token")
     if node is not None:
         raise Unreachable(
             f"no agent named {node!r} is running on this machine",

@@ -166,7 +166,7 @@ def _interpreter_mismatch(header: dict[str, Any]) -> dict[str, str] | None:
     """
     here, there = python_version(), header["python"]
     if here != there:
-        text = f"{sys.executable} is Python {here}, and the call comes from {there}"
+        text = f"{sys.executable} is Python {here}, but the caller runs Python {there}"
         return {"text": text}
     major = header["cloudpickle"].partition(".")[0]
     package = f"cloudpickle=={major}.*"
@@ -177,7 +177,7 @@ def _interpreter_mismatch(header: dict[str, Any]) -> dict[str, str] | None:
         return {"text": text, "package": package}
     if here.partition(".")[0] != major:
         where = f"{sys.executable} has cloudpickle {here}"
-        text = f"{where}, and the call comes from {header['cloudpickle']}"
+        text = f"{where}, but the caller has cloudpickle {header['cloudpickle']}"
         return {"text": text, "package": package}
     return None
 

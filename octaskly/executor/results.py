@@ -110,7 +110,7 @@ def _describe_end(task: Task) -> str:
                 name = signal.Signals(number).name  # type: ignore[arg-type]
             return f"was killed by {name}"
         case "timeout":
-            return f"took longer than its {task.timeout} s"
+            return f"exceeded its timeout of {task.timeout} s"
         case "cancelled" | None:
             return f"was {task.status}"
         case reason:
@@ -150,7 +150,7 @@ def _missing_value_error(header: Mapping[str, Any], task: Task) -> BrokenCall:
         case other:
             text, hint = (
                 f"the result has the unknown kind {other!r}",
-                "octaskly --version",
+                "octaskly --version    compare it with that of the node",
             )
     return kind(
         f"{text} (on {task.worker_id})", task=task.id, node=task.worker_id, hint=hint

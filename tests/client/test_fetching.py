@@ -96,7 +96,9 @@ def test_only_an_ended_task_has_outputs(
 ) -> None:
     """A task that made nothing gives nothing."""
     task = client.submit("sleep 100", outputs=["x"])
-    with pytest.raises(octaskly.Conflict, match="its outputs are kept at its end"):
+    with pytest.raises(
+        octaskly.Conflict, match="its outputs are available once it has ended"
+    ):
         client.fetch(task, tmp_path)
     client.cancel(task, force=True)
     none = client.run("true", outputs=["x"])

@@ -244,7 +244,7 @@ def test_server_without_http_is_not_taken_for_a_node(open_client: Open) -> None:
         ("localhost:3000", {}, "not an http:// or https:// URL"),
         ("http://localhost:x", {}, "not a number"),
         ("http://localhost:3000/api", {}, "more than a host and a port"),
-        ("http://me:secret@localhost", {}, "'localhost' has more than"),
+        ("http://me:secret@localhost", {}, "'localhost' contains more than"),
         ("http://localhost", {"token": "a\nb"}, "contains an invalid character"),
         ("http://localhost", {"node": "ash"}, "cannot be used with an agent"),
         (None, {"token": "t"}, "needs a URL"),

@@ -71,7 +71,7 @@ def test_inputs_have_the_places_that_the_program_chose(
 ) -> None:
     """One path, several, or with places; a named file is sent though git ignores it."""
     if expected is None and inputs:
-        with pytest.raises(octaskly.ManifestError, match="leads out of this folder"):
+        with pytest.raises(octaskly.ManifestError, match="is outside this folder"):
             client.run("true", inputs=inputs)
         return
 
@@ -118,7 +118,7 @@ def test_tasks_of_one_request_get_the_same_files(
     assert (project / "0" / "all").read_text() == "hello\n"
     assert (project / "1" / "all").read_text() == "hello\n"
     assert (project / "1" / "own").read_text() == "all\ngreet\nown\nsrc\n"
-    with pytest.raises(octaskly.Invalid, match="includes_ignored is about inputs"):
+    with pytest.raises(octaskly.Invalid, match="includes_ignored needs inputs"):
         client.submit_many(["true"], includes_ignored=True)
     with pytest.raises(octaskly.ManifestError):
         client.submit_many(["true"], inputs="none")

@@ -62,7 +62,7 @@ def test_another_python_is_refused_before_unpickling(tmp_path: Path) -> None:
 
     assert (done.returncode, run_by(done)["kind"]) == (1, "mismatch")
     here = f"{sys.executable} is Python {call_runner.python_version()}"
-    assert run_by(done)["text"] == f"{here}, and the call comes from 2.7"
+    assert run_by(done)["text"] == f"{here}, but the caller runs Python 2.7"
 
 
 def test_a_missing_or_different_cloudpickle_is_reported(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_missing_or_different_cloudpickle_is_reported(tmp_path: Path) -> None:
 
     assert missing["kind"] == older["kind"] == "mismatch"
     assert "cannot import cloudpickle" in missing["text"]
-    assert older["text"].endswith("and the call comes from 0.9")
+    assert older["text"].endswith("but the caller has cloudpickle 0.9")
 
 
 def test_the_cloudpickle_of_the_agent_serves_other_interpreters(

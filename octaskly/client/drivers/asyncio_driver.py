@@ -134,7 +134,7 @@ class AsyncioDriver:
         owner = (os.getpid(), asyncio.get_running_loop())
         if self._is_closed:
             raise Closed(
-                "this client is closed", hint="use it inside of its `async with` block"
+                "this client is closed", hint="use it inside its `async with` block"
             )
         if self._owner not in (None, owner):
             raise Closed(

@@ -107,9 +107,7 @@ class ThreadDriver:
             Closed: the client is closed.
         """
         if self._is_closed:
-            raise Closed(
-                "this client is closed", hint="use it inside of its `with` block"
-            )
+            raise Closed("this client is closed", hint="use it inside its `with` block")
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._idle = deque()

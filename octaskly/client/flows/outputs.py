@@ -97,7 +97,7 @@ def _content(
                 yield Emit(at)
             elif at.offset < arrived:
                 raise ReplyLost(
-                    "the output is another one than before the connection was lost",
+                    "the output has changed since the connection was lost",
                     hint="read it again from its start",
                 )
         if data:

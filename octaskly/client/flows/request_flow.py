@@ -33,7 +33,7 @@ UNKNOWN_OUTCOME_ERRORS: Final = (
     "No standby keeps a copy",
 )
 """Refusals after which the request may have taken effect."""
-_WRONG_PORT: Final = "is that its port? the API of the LAN is https://NODE:3443"
+_WRONG_PORT: Final = "check the port; the LAN API is at https://NODE:3443"
 _STOPPED: Final = "fg    in the terminal of that agent, if Ctrl-Z has stopped it"
 
 _T = TypeVar("_T")
@@ -110,8 +110,10 @@ class RequestFlow:
         error = parse_refusal(reply.status, reply.headers, reply.body)
         if error is None:
             raise NotOctaskly(
-                f"{self.node_label} answered {reply.status}, but is no Octaskly node",
-                hint="octaskly nodes    on a machine of the mesh; ports are 3000, 3443",
+                f"{self.node_label} answered {reply.status}, but is not an Octaskly "
+                "node",
+                hint="octaskly nodes    on a machine of the mesh; the ports are 3000 "
+                "and 3443",
             )
         self._was_reached = True
         raise error

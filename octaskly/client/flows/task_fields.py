@@ -138,7 +138,7 @@ def make_draft(
     if unknown:
         known = ", ".join(sorted(TaskFields.__optional_keys__))
         raise invalid_value(
-            f"a task has no field {unknown[0]!r}", f"one of {known}", unknown[0]
+            f"a task has no field {unknown[0]!r}", f"use one of {known}", unknown[0]
         )
     if (stdin := fields.pop("stdin", None)) is not None:
         fields["stdin_base64"] = _base64(stdin)
