@@ -145,7 +145,7 @@ async def test_page_survives_the_death_of_the_dispatcher(
     mesh[0].process.kill()
     mesh[0].process.wait()
     banner = page.locator(".banner")
-    await expect(banner).to_contain_text("is dispatcher now", timeout=BANNER_MS)
+    await expect(banner).to_contain_text("is the dispatcher now", timeout=BANNER_MS)
     began_s = time.perf_counter()
     say(tmp_path / "gate", "after the failover")
     await expect(log.get_by_text("end", exact=True)).to_be_visible()

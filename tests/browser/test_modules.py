@@ -192,8 +192,8 @@ TYPED = {
     "id": "mine",
 }
 LEFT_OUT = (
-    "# left out, because only the API has it: os linux, arch x86_64, "
-    "the files that were sent along; --in sends them again"
+    "# omitted: os linux (only in the API), arch x86_64 (only in the API), "
+    "the files that were sent along (--in sends them again)"
 )
 #: Also in the form; each excludes one above.
 APART = {"workdir", "outputs_of", "stdin_base64", "stdin_file", "tree", "array"}
@@ -569,12 +569,12 @@ async def test_copied_command_lists_the_rest_in_a_comment(
 
     *comments, line = cli.splitlines()
     assert comments == [
-        "# write the 12 B of standard input, which nodes do not show, into stdin.txt",
+        "# save stdin (12 B) as stdin.txt first: the API does not return it",
         LEFT_OUT,
     ]
     assert line == "octaskly run --timeout 3600 --scratch --stdin stdin.txt -- cat"
     assert curl.splitlines()[0] == (
-        "# left out: the 12 B of standard input, which nodes do not show"
+        "# omitted: stdin (12 B), which the API does not return"
     )
     assert json.loads(shlex.split(curl, comments=True)[-1]) == body
     assert body["tree"] == tree

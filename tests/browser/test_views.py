@@ -40,7 +40,7 @@ PLACES: Final = {
     "tasks": "simulate(3, seed=7)",
     "task": "epoch 6",
     "waiting": "Will not start until a node with 1 GPU joins",
-    "outputs": "Missing at the end: legend.txt",
+    "outputs": "Missing when the task ended: legend.txt",
     "array": "img-007.jpg",
     "stream": "",
     "arrays": "First failure:",

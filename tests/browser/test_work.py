@@ -92,7 +92,7 @@ async def test_form_submits_a_task(
     task = task_of(mesh[0], page.url.rpartition("/")[2])
     assert (task["name"], task["stdin_bytes"]) == ("formal", 256)
     assert task["timeout"] is None
-    await expect(page.get_by_label("Details")).to_contain_text("Time limitnone")
+    await expect(page.get_by_label("Details")).to_contain_text("Timeoutnone")
     assert sequence_of(task["id"])  # Counted: an id from a key is long.
 
 
@@ -142,11 +142,13 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     files = form.get_by_role("region", name="Files to send along")
     command = f"cat note.txt; cd project; sh src/main.sh '{BAD_NAME}'"
     await form.get_by_label("Command").fill(command)
-    await form.get_by_label("Results to keep").fill("project/out\nnever")
+    await form.get_by_label("Outputs", exact=True).fill("project/out\nnever")
 
     await drop(page, project, note)
     await expect(files).to_contain_text("5 files, 3.1 MB; .git was skipped")
-    await expect(files).to_contain_text("look secret, and will be sent: project/.env")
+    await expect(files).to_contain_text(
+        "look like secrets, and will be sent: project/.env"
+    )
     await drop(page, note)
     await expect(files.get_by_role("alert")).to_contain_text("note.txt was already")
     note.write_text("another note\n")
@@ -171,7 +173,7 @@ async def download_each(page: Page) -> None:
     sent = page.get_by_role("region", name="Files sent along", exact=True)
     left = page.get_by_role("region", name="Output files", exact=True)
     await expect(sent).to_contain_text("6 files, 3.1 MB")
-    await expect(left).to_contain_text("Missing at the end: never")
+    await expect(left).to_contain_text("Missing when the task ended: never")
     await expect(left).to_contain_text(f"project/out/{SHOWN_NAME}/copy")
     assert await page.locator("main img, main script").count() == 0
     assert "\u202e" not in await page.locator("main").inner_text()
@@ -238,8 +240,8 @@ async def test_log_is_live_and_the_task_can_be_ended(
     with open(gate, "w") as fifo:  # noqa: PTH123
         fifo.write("second\n")
     await expect(log.get_by_text("second")).to_be_visible()
-    await page.get_by_role("button", name="Stop", exact=True).click()
-    await page.get_by_role("button", name="Stop now").click()
+    await page.get_by_role("button", name="Cancel", exact=True).click()
+    await page.get_by_role("button", name="Cancel now").click()
 
     await expect(page.locator(".head .state")).to_have_text("cancelled")
     assert task_of(mesh[0], task)["status"] == "cancelled"
@@ -297,7 +299,7 @@ async def test_node_is_drained_and_resumed(page: Page, mesh: list[Agent]) -> Non
     await page.get_by_role("button", name=f"Resume {name}").click()
     await expect(page.get_by_role("button", name=f"Drain {name}")).to_be_visible()
 
-    until(lambda: state() == "ready", "it takes work again")
+    until(lambda: state() == "ready", "it accepts tasks again")
 
 
 async def test_room_on_a_node_is_shown_and_freed(page: Page, mesh: list[Agent]) -> None:
@@ -358,9 +360,7 @@ async def test_files_that_travelled_are_shown_in_the_stream(
     for text in (node, "<b>nas</b> (100", "3.1 GB", "3.2 GB"):
         await expect(row).to_contain_text(text)
     await show(page, "tasks", task)
-    await expect(
-        page.get_by_text("3.1 GB of 3.2 GB were already there")
-    ).to_be_visible()
+    await expect(page.get_by_text("3.1 GB of 3.2 GB was already there")).to_be_visible()
     # Once in the stream, once on its page.
     assert [one for one in asked if f"/{task}/" in one] == [asked[-1]] * 2
     assert not [one for one in asked if f"/{plain}/" in one]

@@ -12,7 +12,7 @@ import { tell } from "./store.js";
 
 const TIMEOUT_MS = 30_000;
 const REVOKE_MS = 60_000; //: after a download has begun
-const SILENT = { status: 0, error: "The node does not answer", hint: "To find out why, type octaskly doctor in a terminal on it." };
+const SILENT = { status: 0, error: "The node does not answer", hint: "To find out why, type octaskly doctor in a terminal on that machine." };
 
 /** A refused request, or one without an answer (status 0). */
 export class ApiError extends Error {
@@ -109,7 +109,7 @@ async function json(method, path, body, options) {
     return await answer.json();
   } catch (problem) {
     if (options?.signal?.aborted) throw problem;
-    throw new ApiError({ status: 0, error: "The answer was interrupted", hint: "To find out why, type octaskly doctor in a terminal on the node." });
+    throw new ApiError({ status: 0, error: "The response was interrupted", hint: "To find out why, type octaskly doctor in a terminal on that machine." });
   }
 }
 

@@ -58,7 +58,7 @@ function* ofNodes(nodes) {
 function* ofCopies(nodes, mesh) {
   const others = nodes.filter(({ role, state }) => role !== "dispatcher" && state !== "lost");
   if (mesh && mesh.replicas === 1 && others.length > 0) {
-    yield { kind: "warn", text: "New tasks are stored on one node only", hint: "A standby is still catching up. If the dispatcher fails before that, the latest tasks are unavailable until it is back." };
+    yield { kind: "warn", text: "New tasks are stored on one node only", hint: "A standby is still joining. If the dispatcher fails before that, the latest tasks are unavailable until it is back." };
   }
   for (const { name, lag, state } of mesh?.standbys ?? []) {
     if (state === "joining" && lag > FAR_BEHIND) {

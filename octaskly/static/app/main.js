@@ -100,7 +100,7 @@ function Shell() {
 
 function Link() {
   const name = dispatcher.value?.name;
-  const title = name ? `The dispatcher is ${name}` : "There is no dispatcher at the moment";
+  const title = name ? `The dispatcher is ${name}` : "No dispatcher is elected";
   return html`<span class=${`link link-${link.value}`} title=${title}>${LINKS[link.value]}</span>`;
 }
 

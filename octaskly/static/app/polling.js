@@ -103,7 +103,7 @@ function noteEpoch(before, after) {
   if (before.epoch.term === after.epoch.term || before.epoch.node === after.epoch.node) return;
   const name = nodes.value.find((node) => node.id === after.epoch.node)?.name ?? "another node";
   const took = after.last_failover?.duration_ms;
-  const text = `${name} is dispatcher now`
+  const text = `${name} is the dispatcher now`
     + (took ? `, after ${(took / 1000).toFixed(1)} s without one` : "")
     + (before.replicas > 1 ? "; nothing was lost" : "");
   const said = { kind: "moved", text };

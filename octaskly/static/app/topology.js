@@ -18,7 +18,7 @@ export function Topology({ nodes, standbys }) {
   const hasLabels = others.length <= LABELS_MAX;
   const radius = hasLabels ? 13 : Math.max(3.5, 11 - others.length / 25);
   const told = centre
-    ? `${centre.name} is dispatcher; ${plural(standbys.length, "standby", "standbys")}; ${plural(nodes.length, "node")}`
+    ? `${centre.name} is the dispatcher; ${plural(standbys.length, "standby", "standbys")}; ${plural(nodes.length, "node")}`
     : `No dispatcher; ${plural(nodes.length, "node")}`;
   return html`<svg class=${`topology ${hasLabels ? "" : "dense"}`} viewBox=${boxOf(others.length)} role="group" aria-label=${told}>
     ${centre && places.map(({ node, x, y }) => html`<line key=${node.id} class=${`edge ${level.get(node.id) ?? ""} ${node.state}`}

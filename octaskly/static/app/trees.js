@@ -65,7 +65,7 @@ export function without({ files, folders, hasSkipped }, name) {
   return { files: new Map([...files].filter(([path]) => isOther(path))), folders: new Set([...folders].filter(isOther)), hasSkipped };
 }
 
-/** Paths of files whose names look secret. */
+/** Paths of files whose names look like secrets. */
 export const secretsIn = ({ files }) => [...files.keys()].filter((path) => SECRET.test(path.split("/").at(-1)));
 
 /** Returns the files of an `<input type="file">`, or of one for folders. */

@@ -38,16 +38,16 @@ const typedPairs = (given) => typedLines(Object.entries(given).map(([name, value
 
 /** @type {Field[]} What many tasks need; the rest is behind "More options". */
 export const COMMON = [
-  { name: "name", label: "Name", hint: "To find the task by; need not be unique.", placeholder: "nightly build" },
+  { name: "name", label: "Name", hint: "Shown in lists; need not be unique.", placeholder: "nightly build" },
   { name: "requires.node", label: "Run on", kind: "node" },
-  { name: "timeout", label: "Time limit", read: seconds, hint: "Such as 90 s, 30 min or 2 h; none if empty.", placeholder: "none" },
-  { name: "outputs", label: "Results to keep", kind: "area", isWide: true, read: lines, hint: "Files, folders or patterns that the command writes, one per line. Download them when it is done.", placeholder: "out/*.png" },
+  { name: "timeout", label: "Timeout", read: seconds, hint: "Such as 90 s, 30 min or 2 h; none if empty.", placeholder: "none" },
+  { name: "outputs", label: "Outputs", kind: "area", isWide: true, read: lines, hint: "Files, folders or globs to keep after the task, one per line. Download them when it has ended.", placeholder: "out/*.png" },
 ];
 
 /** @type {{title: string, fields: Field[]}[]} */
 export const MORE = [
   { title: "Requirements for the node", fields: [
-    { name: "requires.cpus", label: "CPU slots", read: number, hint: "Default 1.", placeholder: "1" },
+    { name: "requires.cpus", label: "CPUs", read: number, hint: "Default 1.", placeholder: "1" },
     { name: "requires.memory_mb", label: "Memory, MiB", read: number, hint: "Reserved on its node.", placeholder: "2048" },
     { name: "requires.gpus", label: "GPUs", read: number, placeholder: "0" },
     { name: "requires.os", label: "Operating system", placeholder: "linux" },
@@ -57,11 +57,11 @@ export const MORE = [
   ] },
   { title: "Environment and input", fields: [
     { name: "env", label: "Environment variables", kind: "area", read: pairs, hint: "One NAME=value per line. Everyone who can read the task sees them.", placeholder: "MODE=fast" },
-    { name: "stdin", label: "Standard input", kind: "stdin", read: whole },
-    { name: "inputs", label: "Files that must be there", kind: "area", read: lines, hint: "Paths that its node must already have, one per line.", placeholder: "data/in.csv" },
+    { name: "stdin", label: "Stdin", kind: "stdin", read: whole },
+    { name: "inputs", label: "Inputs", kind: "area", read: lines, hint: "Files that the worker directory of its node must already have, one per line.", placeholder: "data/in.csv" },
     { name: "outputs_of", label: "Outputs of other tasks", kind: "area", read: lines, hint: "Task ids, one per line. It runs after them, with their outputs in its folder.", placeholder: "task-012-0a1b2c3d" },
     { name: "cwd", label: "Folder", hint: "An absolute path, or one below the worker directory.", placeholder: "/srv/data" },
-    { name: "workdir", label: "Run in a new, empty folder", kind: "check", read: () => "scratch" },
+    { name: "workdir", label: "Run in a scratch folder (new and empty)", kind: "check", read: () => "scratch" },
   ] },
   { title: "Limits and retries", fields: [
     { name: "retries", label: "Retries", read: number, hint: "More attempts after a failure, 0 to 100.", placeholder: "0" },
@@ -92,7 +92,7 @@ export const ARRAY_FIELDS = {
 
 export const COMMAND = { name: "command", label: "Command", kind: "area", isWide: true, read: whole, placeholder: "python3 train.py --seed 7" };
 
-/** Bytes of a file that is chosen as standard input. */
+/** Bytes of a file that is chosen as stdin. */
 const STDIN_BYTES = { name: "stdin_base64", read: whole };
 
 const ALL = [COMMAND, ...Object.values(ARRAY_FIELDS), ...COMMON, ...MORE.flatMap(({ fields }) => fields), STDIN_BYTES];

@@ -63,16 +63,16 @@ export const isOfItems = ({ array }) => Boolean(array) && !array.range;
 
 /** A shell comment on what the command leaves out; "" for nothing. */
 export const unread = ({ stdin_bytes: many, tree }) =>
-  (many ? `# left out: the ${size(many)} of standard input, which nodes do not show\n` : "")
-  + (tree?.lent ? "# left out: the files that were sent along, which no node keeps\n" : "");
+  (many ? `# omitted: stdin (${size(many)}), which the API does not return\n` : "")
+  + (tree?.lent ? "# omitted: the files that were sent along, which no node keeps\n" : "");
 
 /** Shell comments on what the command leaves out or needs. */
 function comments(task, { requires = {} }) {
-  const left = ["os", "arch"].filter((name) => requires[name]).map((name) => `${name} ${requires[name]}`);
-  if (task.tree) left.push("the files that were sent along; --in sends them again");
+  const left = ["os", "arch"].filter((name) => requires[name]).map((name) => `${name} ${requires[name]} (only in the API)`);
+  if (task.tree) left.push("the files that were sent along (--in sends them again)");
   return [
-    task.stdin_bytes && `# write the ${size(task.stdin_bytes)} of standard input, which nodes do not show, into stdin.txt\n`,
-    left.length > 0 && `# left out, because only the API has it: ${left.join(", ")}\n`,
+    task.stdin_bytes && `# save stdin (${size(task.stdin_bytes)}) as stdin.txt first: the API does not return it\n`,
+    left.length > 0 && `# omitted: ${left.join(", ")}\n`,
   ].filter(Boolean).join("");
 }
 

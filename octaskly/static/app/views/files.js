@@ -10,7 +10,7 @@ import { Button } from "../ui.js";
 const PAGE = 100;
 const GONE = {
   sent: "They are no longer on any node. Files of octaskly run and map are kept while these commands run, others for about an hour after the task.",
-  left: "They are no longer on any node: their --retention is over, or the disk was full.",
+  left: "They are no longer on any node: they were deleted after --retention, or because the disk was full.",
 };
 
 /** Both lists; an empty one is left out. */
@@ -35,7 +35,7 @@ function List({ title, path, tar, gone, missing = [], isLocked = false }) {
     <div class="log-head"><h2>${title}</h2>
       ${isKnown && html`<span class="muted" role="status">${plural(total, "file")}, ${size(bytes)}</span>`}
       ${isKnown && !isLocked && html`<div class="end"><${Button} onPress=${() => download(`${path}.tar`, tar)}>Download all (.tar)<//></div>`}</div>
-    ${missing.length > 0 && html`<p class="problem">Missing at the end: ${missing.map(visible).join(", ")}</p>`}
+    ${missing.length > 0 && html`<p class="problem">Missing when the task ended: ${missing.map(visible).join(", ")}</p>`}
     ${problem?.status === 404 && html`<p class="muted" role="status">${gone}</p>`}
     ${problem && problem.status !== 404 && html`<p class="problem" role="alert">${problem.hint || problem.error}</p>`}
     ${path && !isKnown && !problem && html`<p class="muted" role="status">Loading …</p>`}
@@ -54,7 +54,7 @@ function Row({ entry, path, isLocked }) {
   const address = `${path}/${entry.path.split("/").map(encodeURIComponent).join("/")}`;
   return html`<tr><td class="files-path"><bdi>${shown}${kind === "folder" ? "/" : ""}</bdi>
       ${kind === "link" && html`<span class="muted"> → <bdi>${visible(target)}</bdi></span>`}
-      ${executable && html` <span class="tag">program</span>`}</td>
+      ${executable && html` <span class="tag">executable</span>`}</td>
     <td class="number nowrap">${kind === "file" ? size(bytes) : html`<span class="muted">${kind === "link" ? "link" : "empty"}</span>`}</td>
     <td class="wide-only nowrap muted">${at && html`<time datetime=${at} title=${at}>${ago(at, now.value)}</time>`}</td>
     ${!isLocked && html`<td class="number">${kind === "file" && html`<${Button} kind="small" aria-label=${`Download ${shown}`}

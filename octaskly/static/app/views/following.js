@@ -77,7 +77,7 @@ function hearer(output, state) {
       isFirst = false;
     } else if (event === "gap") {
       pens[data.stream]?.pen.end();
-      output.note(`${size(data.bytes)} of ${data.stream} were not kept: ${data.reason}`);
+      output.note(`${size(data.bytes)} of ${data.stream} was not kept: ${data.reason}`);
     } else if (event === "end") {
       state.isOver = true;
     }

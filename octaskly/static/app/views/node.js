@@ -185,12 +185,12 @@ function Forget({ onClose, onDone }) {
   const [age, setAge] = useState("86400");
   const forget = async () => {
     const { forgotten } = await post("/api/v1/forget", { older_than_s: Number(age) });
-    tell(forgotten === null ? "Still forgetting: there are many tasks" : `${plural(forgotten, "task")} forgotten`, { kind: "good" });
+    tell(forgotten === null ? "Still in progress: there are many tasks" : `${plural(forgotten, "task")} forgotten`, { kind: "good" });
     onClose();
     onDone();
   };
   return html`<${Dialog} title="Forget ended tasks?" onClose=${onClose}><div class="forget">
-    <p>Forgotten tasks are deleted on all nodes, with their results and output files. This cannot be undone. Queued and running tasks stay.</p>
+    <p>Forgotten tasks are deleted on all nodes, with their results and output files. This cannot be undone. Queued and running tasks are kept.</p>
     <p><label>Forget <select value=${age} onChange=${(event) => setAge(event.currentTarget.value)}>
       ${AGES.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select></label></p>
     <${Command} text=${`octaskly forget ${AGES.find(([value]) => value === age)[2]}`} />

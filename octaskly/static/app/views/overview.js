@@ -77,7 +77,7 @@ function MeshMap() {
     <${Topology} nodes=${nodes.value} standbys=${standbys} />
     <ul class="key-list">
       ${lead && html`<li><${Sign} kind="dispatcher" />dispatcher: ${lead.name}</li>`}
-      ${standbys.length > 0 && html`<li><${Sign} kind="standby" />standby: ${standbys.map(({ name, state }) => name + (state === "level" ? "" : " (catching up)")).join(", ")}</li>`}
+      ${standbys.length > 0 && html`<li><${Sign} kind="standby" />standby: ${standbys.map(({ name, state }) => name + (state === "level" ? "" : " (joining)")).join(", ")}</li>`}
       ${nodes.value.length > standbys.length + (lead ? 1 : 0) && html`<li><${Sign} kind="worker" />worker</li>`}
       <li><${Sign} kind="slots" />slots in use</li>
     </ul>

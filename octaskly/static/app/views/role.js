@@ -4,7 +4,7 @@ import { html } from "../lib.js";
 export function Role({ node, standby }) {
   if (node.role === "dispatcher") return html`<span class="tag dispatcher">dispatcher</span>`;
   if (!standby) return null;
-  return html`<span class="tag standby">standby${standby === "level" ? "" : ", catching up"}</span>`;
+  return html`<span class="tag standby">standby${standby === "level" ? "" : ", joining"}</span>`;
 }
 
 const SHORTAGES = { disk: "disk almost full", memory: "out of memory", launchers: "cannot start tasks" };

@@ -85,7 +85,7 @@ function Chosen({ tree, change, isBusy }) {
       <${Button} kind="small" disabled=${isBusy} aria-label=${`Remove ${visible(name)}`} onPress=${() => change(without(tree, name))}>Remove<//></li>`)}</ul>
     ${tops.length > NAMES_SHOWN && html`<p class="muted">and ${plural(tops.length - NAMES_SHOWN, "other")}</p>`}
     <p role="status"><strong>${plural(tree.files.size, "file")}, ${size(whole)}</strong>${tree.hasSkipped ? html`<span class="muted">; .git was skipped</span>` : ""}</p>
-    ${secrets.length > 0 && html`<p class="warning">These files look secret, and will be sent: ${secrets.slice(0, SECRETS_SHOWN).map(visible).join(", ")}${secrets.length > SECRETS_SHOWN ? ` and ${secrets.length - SECRETS_SHOWN} more` : ""}</p>`}
+    ${secrets.length > 0 && html`<p class="warning">These files look like secrets, and will be sent: ${secrets.slice(0, SECRETS_SHOWN).map(visible).join(", ")}${secrets.length > SECRETS_SHOWN ? ` and ${secrets.length - SECRETS_SHOWN} more` : ""}</p>`}
     <p class="hint">Files listed in .gitignore are sent too, and no file is executable: start a script with <code>sh</code> or <code>python3</code>. <code>octaskly submit --in</code> handles both.</p>`;
 }
 

@@ -132,11 +132,11 @@ function Actions({ task, reload }) {
   if (FINAL.has(task.status)) return html`${edit}<${Button} onPress=${retry}>Retry<//>`;
   if (task.status === "queued") return html`${edit}<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>`;
   return html`${task.array && html`<${Button} onPress=${() => cancel(false)} title="Running members continue">Cancel queued<//>`}
-    <${Button} kind="danger" onPress=${() => setSure(true)}>${task.array ? "Stop all" : "Stop"}<//>
-    ${isSure && html`<${Dialog} title=${task.array ? "Stop the whole array?" : "Stop this task?"} onClose=${() => setSure(false)}>
-      <p>${task.array ? "Running members are stopped with all their processes, and queued ones are cancelled." : "It is stopped with all its processes."} The output so far is kept.</p>
+    <${Button} kind="danger" onPress=${() => setSure(true)}>${task.array ? "Cancel all" : "Cancel"}<//>
+    ${isSure && html`<${Dialog} title=${task.array ? "Cancel the whole array?" : "Cancel this task?"} onClose=${() => setSure(false)}>
+      <p>${task.array ? "Its queued members are cancelled, and all processes of its running members are ended." : "All its processes are ended."} The output so far is kept.</p>
       <div class="row dialog-end"><${Button} onPress=${() => setSure(false)}>Keep running<//>
-        <${Button} kind="danger" onPress=${() => cancel(true)}>Stop now<//></div>
+        <${Button} kind="danger" onPress=${() => cancel(true)}>Cancel now<//></div>
     <//>`}`;
 }
 
@@ -179,16 +179,16 @@ function Details({ task }) {
     ["Peak memory", task.memory_peak_mb != null && mebibytes(task.memory_peak_mb)],
     ["Needs", needsOf(task.requires).join(", ")],
     ["Limits", limitsOf(task.limits).join(", ")],
-    ["Time limit", task.timeout ? duration(task.timeout * 1000) : "none"],
+    ["Timeout", task.timeout ? duration(task.timeout * 1000) : "none"],
     ["Priority", task.priority || ""],
     ["Retries", task.retries ? `up to ${task.retries}, after ${task.retry_on.map((cause) => (typeof cause === "number" ? `exit code ${cause}` : cause)).join(" or ")}` : ""],
     ["After", task.after?.length > 0 && html`${links(task.after)}${AFTER[task.on] ?? ""}`],
     ["Retry of", task.retry_of && links([task.retry_of])],
-    ["Folder", task.cwd ?? (task.workdir === "scratch" ? "a new, empty one" : "")],
+    ["Folder", task.cwd ?? (task.workdir === "scratch" ? "scratch (new and empty)" : "")],
     ["Environment", pairs(task.env).length > 0 && html`<details><summary>${plural(pairs(task.env).length, "variable")}</summary>
       <pre class="env">${pairs(task.env).map(([name, value]) => `${name}=${value}`).join("\n")}</pre></details>`],
-    ["Standard input", task.stdin_file ? "an uploaded file" : task.stdin_bytes && !task.call ? size(task.stdin_bytes) + (task.stdin_freed ? ", deleted after the end" : "") : ""],
-    ["Needs files", task.inputs?.map(visible).join(", ")],
+    ["Stdin", task.stdin_file ? "an uploaded file" : task.stdin_bytes && !task.call ? size(task.stdin_bytes) + (task.stdin_freed ? ", deleted" : "") : ""],
+    ["Inputs", task.inputs?.map(visible).join(", ")],
     ["Outputs", task.outputs?.map(({ path, bytes: many, files }) => `${visible(path)}${many == null ? "" : ` (${files == null ? "" : `${plural(files, "file")}, `}${size(many)})`}`).join(", ")],
     ["Webhook", task.notify_url],
   ];

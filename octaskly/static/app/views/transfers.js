@@ -10,9 +10,9 @@ const SHOWN_MAX = 12; //: each costs the dispatcher a request to a node
 const KNOWN_MAX = 200;
 const AGAIN_MS = 3000;
 
-/** `3.1 GB of 3.2 GB were already there; 0.1 GB came from desk`, as in `octaskly explain`. */
+/** `3.1 GB of 3.2 GB was already there; 0.1 GB came from desk`, as in `octaskly explain`. */
 export const cameFrom = ({ bytes, present_bytes: present, sent }) =>
-  [`${size(present)} of ${size(bytes)} were already there`, ...sent.map(({ node, bytes: many }) => `${size(many)} came from ${node}`)].join("; ");
+  [`${size(present)} of ${size(bytes)} was already there`, ...sent.map(({ node, bytes: many }) => `${size(many)} came from ${node}`)].join("; ");
 
 /** @param {{seen: {bar: object, node: string}[]}} props Visible attempts, latest first. */
 export function Transfers({ seen }) {
