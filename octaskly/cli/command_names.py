@@ -72,8 +72,8 @@ ALIASES: Final[Mapping[str, str]] = {
     "unpause": "resume",
 }
 
-_CANCEL: Final = "octaskly cancel --force ID    ends a task, also one that runs"
-_FETCH: Final = "octaskly fetch ID    gets the outputs of a task"
+_CANCEL: Final = "octaskly cancel --force ID    cancels a task, even if it is running"
+_FETCH: Final = "octaskly fetch ID    fetches the outputs of a task"
 _LOGS: Final = "octaskly logs -f ID    shows the output of a task"
 _RUN: Final = "octaskly run -- CMD    runs a command and waits"
 _SUBMIT: Final = "octaskly submit -- CMD    returns at once"
@@ -83,7 +83,7 @@ _SERVICE: Final = "octaskly service install    keeps a node running"
 _TOP: Final = "octaskly top    shows the mesh live"
 _SHOW: Final = "octaskly show ID    shows everything about a task"
 _EXPLAIN: Final = "octaskly explain ID    says why a task does not run"
-_REVOKE: Final = "octaskly revoke NODE    locks a node out"
+_REVOKE: Final = "octaskly revoke NODE    ends a node's access to the mesh"
 _SEND: Final = "octaskly run --in PATH -- CMD    sends files with a task"
 _OPEN: Final = "octaskly open    opens the dashboard"
 
@@ -115,7 +115,7 @@ _HINTS: Final[Mapping[str, tuple[str, ...]]] = {
         _SERVICE,
     ),
     "parallel xargs foreach each": (
-        "octaskly map CMD {} ::: ITEM...    one task each",
+        "octaskly map CMD {} ::: ITEM...    runs a command for each item",
     ),
     "start up serve server daemon init": (
         _AGENT,

@@ -56,7 +56,7 @@ async def _confirm_while_waiting(meeting: PendingComparison) -> JoinGrant:
             raise MeshError(
                 "this machine did not join: the words differ",
                 hint="octaskly join    again; if they differ again, an attacker is in "
-                "the middle: use a code of `octaskly invite`",
+                "the middle: use a code from `octaskly invite`",
             )
         if not approval.done():
             note(f"· waiting until somebody approves at {member}")

@@ -119,7 +119,7 @@ def _unknown_command(args: Sequence[str]) -> UsageProblem:
         cause = f"`{name}` is a program of this machine; nothing was run"
     else:
         hints = ["octaskly help    lists the commands"]
-        cause = "no command has this name; nothing was run"
+        cause = "no similar command exists; nothing was run"
     return UsageProblem(
         f"there is no command {name[:END_CHARS]!r}", cause=cause, hint="\n".join(hints)
     )

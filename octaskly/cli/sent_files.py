@@ -248,7 +248,7 @@ def _explain(error: OctasklyError, earlier: str) -> OctasklyError:
         return error
     text = error.message
     if isinstance(error, FileChanged):
-        text = f"{error.path!r} is not what it was"
+        text = f"{error.path!r} has changed"
     return ManifestError(
         f"{text}; it was sent with {earlier}",
         hint="restore the file and retry, or start anew: octaskly map --in ...",
@@ -329,7 +329,7 @@ def _warn_of_secrets(paths: Sequence[str]) -> None:
         return
     shown = ", ".join(paths[:NAMES_SHOWN])
     more = f" and {len(paths) - NAMES_SHOWN} more" if len(paths) > NAMES_SHOWN else ""
-    note(f"warning: files that look secret are sent: {shown}{more}")
+    note(f"warning: files that look like secrets are sent: {shown}{more}")
 
 
 def _summary(tree: LocalTree, files_sent: int, bytes_sent: int) -> str:

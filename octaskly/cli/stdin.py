@@ -72,7 +72,7 @@ def stdin_fields(client: Session) -> dict[str, Any]:
             raise OctasklyError(
                 f"this machine cannot store stdin in {tempfile.gettempdir()}:"
                 f" {error.strerror}",
-                hint="TMPDIR=/var/tmp octaskly run ...    keeps it elsewhere",
+                hint="TMPDIR=/var/tmp octaskly run ...    stores it elsewhere",
             ) from None
         return _send(client, _hash_from(spool.fileno(), 0))
 
@@ -87,7 +87,7 @@ def _read_head(fd: int) -> bytes:
     hint = threading.Timer(
         HINT_AFTER_S,
         note,
-        ("reading stdin, which the command will get; with </dev/null it gets none",),
+        ("reading stdin for the command; with </dev/null it gets none",),
     )
     hint.start()
     try:

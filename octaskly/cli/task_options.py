@@ -49,7 +49,7 @@ def _outputs(_: click.Context, __: click.Parameter, texts: Sequence[str]) -> lis
         if text.startswith("/"):
             why = "name a path in the folder where the command runs"
         elif ".." in parts:
-            why = "it leads out of the folder where the command runs"
+            why = "it is outside the folder where the command runs"
         elif is_in_git(text):
             why = ".git is never fetched"
         elif not any(part not in ("", ".") for part in parts):
@@ -65,7 +65,7 @@ def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
     for text in texts:
         name, _, value = text.partition("=")
         if not name:
-            raise click.UsageError(f"{flag} {text}: give a name, or NAME=VALUE")
+            raise click.UsageError(f"{flag} {text}: give NAME or NAME=VALUE")
         pairs[name] = value
     return pairs
 
@@ -112,7 +112,7 @@ def _limits(
     for text in ",".join(texts).split(",") if texts else ():
         name, _equals, most = text.partition("=")
         if name not in LIMITS:
-            raise click.UsageError(f"--limit {text}: one of {', '.join(LIMITS)}")
+            raise click.UsageError(f"--limit {text}: use one of {', '.join(LIMITS)}")
         if not _is_number(most):
             raise click.UsageError(f"--limit {text}: give a whole number")
         limits[name] = int(most)
@@ -270,9 +270,9 @@ TASK_OPTIONS: Final = (
         "--here",
         "is_here",
         is_flag=True,
-        help="Run in this very folder, on any node that shares it. A marker file,"
-        f" {HERE_PREFIX}*, stays in it until the end; after submit and array, until a"
-        " later --here finds it a week old.",
+        help="Run in the current folder, on any node that shares it. A marker file,"
+        f" {HERE_PREFIX}*, is kept there until the end; after submit and array, a later"
+        " --here deletes it after a week.",
     ),
     click.option(
         "--read-only",
@@ -286,7 +286,8 @@ TASK_OPTIONS: Final = (
         is_flag=True,
         flag_value="scratch",
         default=None,
-        help="Run in a fresh folder with links to the inputs, removed at the end.",
+        help="Run in a scratch folder: new, with links to the inputs, deleted "
+        "at the end.",
     ),
     click.option(
         "--stdin",
@@ -371,7 +372,7 @@ def task_options(*, is_end_awaited: bool) -> Callable[[_C], _C]:
                 fields["workdir"] = "scratch"
             if not is_here:
                 if is_read_only:
-                    raise click.UsageError("--read-only: it goes with --here")
+                    raise click.UsageError("--read-only needs --here")
                 return command(*args, **values, fields=fields, sent=sent)
             with here_fields(
                 values["idempotency_key"],
@@ -392,18 +393,20 @@ def _check_folder_options(
 ) -> None:
     """Raise UsageError for options that contradict each other."""
     if sent.includes_ignored and not sent.paths:
-        raise click.UsageError("--in-all: name a folder with --in")
+        raise click.UsageError("--in-all needs a folder: --in DIR")
     if not is_here:
         return
     if fields["outputs"]:
         raise click.UsageError(
-            "--out: with --here, what the task makes is in this folder already"
+            "--out cannot be used with --here: outputs are already in this folder"
         )
     others = (("--in", sent.paths), ("--from", fields["outputs_of"]))
     own = (("--cwd", fields["cwd"]), ("--scratch", fields["workdir"]))
     for flag, value in (*others, *own):
         if value:
-            raise click.UsageError(f"{flag}: with --here, tasks run in this folder")
+            raise click.UsageError(
+                f"{flag} cannot be used with --here, which runs tasks in this folder"
+            )
 
 
 def strings_in(fields: DraftFields) -> list[str]:

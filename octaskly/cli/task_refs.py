@@ -34,7 +34,7 @@ def resolve_ref(client: Session, ref: str) -> str:
         NotFound: the task does not exist.
     """
     if not ref:  # The argument was probably an unset variable.
-        raise NotFound("Task not found", status=404, hint="an empty text names no task")
+        raise NotFound("Task not found", status=404, hint="an empty id names no task")
     if ref == "last":
         if newest := newest_tasks(client, 1):
             return newest[0].id
@@ -82,7 +82,7 @@ def _find_only(client: Session, ref: str) -> str | None:
                 found = list(islice(named, CANDIDATES_MAX))
     if len(found) > 1:
         count = f"{len(found)}{' or more' if len(found) == CANDIDATES_MAX else ''}"
-        lines = [f"{ref!r} may be any of {count} tasks:", *map(_describe, found)]
+        lines = [f"{ref!r} matches {count} tasks:", *map(_describe, found)]
         known = found[0].short_id or found[0].id
         raise MeshError("\n".join(lines), hint=f"octaskly show {known}")
     return found[0].id if found else None

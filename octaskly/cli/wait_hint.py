@@ -44,5 +44,5 @@ def _explain_waiting_task(
         for ref in refs[:TASKS_CHECKED_MAX]:
             found = client.send_and_decode(rest_calls.explain(ref), Explanation)
             if found.status == "queued" and not is_over.is_set():
-                note(f"queued: {found.summary}; octaskly explain {found.id} tells more")
+                note(f"queued: {found.summary}; details: octaskly explain {found.id}")
                 return

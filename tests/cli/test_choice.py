@@ -95,7 +95,7 @@ def test_the_agent_of_another_user_is_named(octaskly: Run, place: str) -> None:
     assert alone.returncode == 5
     assert alone.stderr.decode() == (
         "error: you run no agent on this machine; desk is an agent of user nobody\n"
-        "  cause: only its user and root use it without a token\n"
+        "  cause: only its user and root may use it without a token\n"
         "  hint: octaskly token create --role client    as nobody: prints a token"
         " for you\n"
         "  hint: octaskly ca    as nobody: prints the CA of the mesh, for --ca-file\n"

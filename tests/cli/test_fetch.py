@@ -137,7 +137,10 @@ def test_something_in_the_way_is_kept_and_reported(
     [(name, text)] = texts_in(home).items()
     assert re.fullmatch(r"result\.octaskly-task-\S+", name)
     assert text == "new\n"
-    assert done.stderr == f"result is kept as it is here; fetched as {name}\n"
+    assert (
+        done.stderr == "result already exists with other content, so the output "
+        f"was fetched as {name}\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "map"])
@@ -173,7 +176,10 @@ def test_a_file_that_was_edited_in_the_meantime_is_kept(
         beside: "before\nnew\n",
         "same": "before\nnew\n",
     }
-    assert f"edited is kept as it is here; fetched as {beside}\n" in said
+    assert (
+        "edited already exists with other content, so the output was "
+        f"fetched as {beside}\n" in said
+    )
 
 
 def test_ctrl_c_while_outputs_arrive_names_the_command_that_goes_on(
@@ -194,7 +200,7 @@ def test_ctrl_c_while_outputs_arrive_names_the_command_that_goes_on(
 
     assert outcome == FetchOutcome(exit_code=130)
     said = capsys.readouterr().err
-    assert said == "no longer fetching; to go on: octaskly fetch task-007-abcdef12\n"
+    assert said == "no longer fetching; to continue: octaskly fetch task-007-abcdef12\n"
 
 
 def test_fetch_brings_what_submit_made(agent: DemoAgent, home: Path) -> None:
@@ -239,7 +245,7 @@ def test_fetch_explains_why_there_is_nothing(agent: DemoAgent, home: Path) -> No
     assert early.returncode == 1
     assert "Task has not ended" in early.stderr
     assert none.returncode == 1
-    assert "has declared no outputs" in none.stderr
+    assert "has no declared outputs" in none.stderr
     assert unknown.returncode == 3
     assert texts_in(home) == {}
 
@@ -283,7 +289,7 @@ def test_two_items_with_the_same_output_are_refused(
     done = octaskly(agent, home, "map", *flags, "touch ran", ":::", *items)
 
     assert done.returncode == 2
-    assert "would both make" in done.stderr
+    assert "would both write" in done.stderr
     assert not (agent.state.parent / "work" / "ran").exists()
 
 
@@ -334,8 +340,8 @@ def test_fetch_brings_the_outputs_of_an_array(agent: DemoAgent, home: Path) -> N
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("..", "it leads out of the folder where the command runs"),
-        ("a/../../x", "it leads out of the folder where the command runs"),
+        ("..", "it is outside the folder where the command runs"),
+        ("a/../../x", "it is outside the folder where the command runs"),
         ("/etc/x", "name a path in the folder where the command runs"),
         (".git", ".git is never fetched"),
         ("a/.GIT/hooks/*", ".git is never fetched"),
@@ -400,7 +406,10 @@ def test_globs_of_two_items_that_cover_one_file_replace_nothing(
         name: "bb\n",
         "bb.own": "bb\n",
     }
-    assert f"bb is kept as it is here; fetched as {name}\n" in done.stderr
+    assert (
+        "bb already exists with other content, so the output was fetched "
+        f"as {name}\n" in done.stderr
+    )
 
 
 def in_small_folder(agent: DemoAgent, home: Path, script: str) -> Call:
@@ -442,9 +451,9 @@ def test_a_full_disk_here_is_said_and_nothing_is_half_done(
         *("125", "new", "old", "a", "ballast", "c"),
         *("1", "0", "700000", "a", "c"),
     ], done
-    full = r"error: the disk of this machine has no room for [bc]"
-    hint = r"  hint: octaskly fetch task-\S+    once there is room"
-    ended = r"no longer fetching; to go on with: octaskly fetch task-\S+"
+    full = r"error: the disk of this machine has no space for [bc]"
+    hint = r"  hint: octaskly fetch task-\S+    when there is space"
+    ended = r"no longer fetching; to continue with: octaskly fetch task-\S+"
     expected = f"{ended}\n{full}\n{hint}\n{full}\n{hint}"
     found = "\n".join(line for line in said if not line.startswith("queued: "))
     assert re.fullmatch(expected, found), done.stderr

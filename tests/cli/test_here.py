@@ -119,7 +119,7 @@ def test_the_folder_has_the_name_that_the_shell_shows(
 @pytest.mark.skipif(os.geteuid() != 0, reason="a read-only place needs root here")
 def test_a_folder_without_a_place_for_the_file_is_refused() -> None:
     """The error says what the file would be for."""
-    with pytest.raises(OctasklyError, match="no file can be created in /proc, by"):
+    with pytest.raises(OctasklyError, match="cannot create a file in /proc, by which"):
         HereFile("/proc")
 
 
@@ -141,7 +141,8 @@ def test_no_node_with_the_folder_is_an_error_that_says_why(
     )
     assert waited.returncode == 125
     assert waited.stderr.decode() == (
-        f"error: {again} failed: no worker has its inputs, its folder, or room\n"
+        f"error: {again} failed: no worker has its inputs or its folder, or "
+        "enough disk space\n"
         f"  cause: {reason}\n  hint: octaskly show {again}\n"
     )
     shown = json.loads(octaskly(agent, "show", again, "--json").stdout)
@@ -182,12 +183,15 @@ def test_an_interrupt_removes_the_file(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "--in", ".", "--"], "--in: with --here, tasks run in this folder"),
-        (["run", "--cwd", "/", "--"], "--cwd: with --here, tasks run in this folder"),
-        (["submit", "--scratch", "--"], "--scratch: with --here, tasks run in this"),
+        (["run", "--in", ".", "--"], "--in cannot be used with --here, which runs"),
+        (["run", "--cwd", "/", "--"], "--cwd cannot be used with --here, which runs"),
+        (
+            ["submit", "--scratch", "--"],
+            "--scratch cannot be used with --here, which runs",
+        ),
         (
             ["map", "--out", "x", "--"],
-            "--out: with --here, what the task makes is in this folder already",
+            "--out cannot be used with --here: outputs are already in this folder",
         ),
     ],
     ids=lambda value: value[1] if isinstance(value, list) else "",
@@ -208,7 +212,7 @@ def test_read_only_goes_with_here(api: Api, octaskly: Run) -> None:
     """Alone it means nothing."""
     done = octaskly("run", "--read-only", "--", "true")
 
-    assert done.stderr.startswith(b"error: --read-only: it goes with --here\n")
+    assert done.stderr.startswith(b"error: --read-only needs --here\n")
 
 
 def test_a_node_that_runs_tasks_as_another_user_says_so(

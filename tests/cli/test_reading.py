@@ -226,12 +226,12 @@ def test_ls_and_show_display_time_limits(three_tasks: Api, octaskly: Run) -> Non
     done = octaskly("ls")
 
     assert done.stdout.decode() == (
-        "ID  STATE      NODE  STARTED  TIME   LIMIT  EXIT  COMMAND\n"
-        "3   queued     -     -        -      -      -     echo hello\n"
-        "1   completed  here  -        1.2 s  90m    0     echo hello\n"
-        "2   failed     here  -        1.2 s  2h     3     false ⏎ false\n"
+        "ID  STATE      NODE  STARTED  TIME   TIMEOUT  EXIT  COMMAND\n"
+        "3   queued     -     -        -      -        -     echo hello\n"
+        "1   completed  here  -        1.2 s  90m      0     echo hello\n"
+        "2   failed     here  -        1.2 s  2h       3     false ⏎ false\n"
     )
-    assert b"\ntime limit:  2h\n" in octaskly("show", "2").stdout
+    assert b"\ntimeout:    2h\n" in octaskly("show", "2").stdout
 
 
 def test_show_says_cut_only_for_output_that_is_cut(
@@ -253,8 +253,8 @@ def test_show_says_cut_only_for_output_that_is_cut(
 
     shown = octaskly("show", "1").stdout.decode()
 
-    assert "\nstdout:      3.0 MB\n" in shown
-    assert "\nstderr:      2.0 MB, cut: 500 kB missing\n" in shown
+    assert "\nstdout:     3.0 MB\n" in shown
+    assert "\nstderr:     2.0 MB, truncated: 500 kB missing\n" in shown
 
 
 def test_show_prints_the_requested_options(three_tasks: Api, octaskly: Run) -> None:
@@ -296,7 +296,7 @@ def test_show_prints_the_requested_options(three_tasks: Api, octaskly: Run) -> N
         "retries:     2, on 7, lost",
         "after:       a, b, c, d, e and 2 more, on any",
         "retry of:    task-001-00000001",
-        "waited:      12 ms",
+        "queued for:  12 ms",
         "cpu time:    1m02s",
         "memory:      1.5 GiB peak",
     } <= set(done.stdout.decode().splitlines())
@@ -308,7 +308,7 @@ def test_show_says_that_the_stdin_was_freed(three_tasks: Api, octaskly: Run) -> 
 
     done = octaskly("show", "2")
 
-    assert "stdin:       2.0 kB, freed" in done.stdout.decode().splitlines()
+    assert "stdin:      2.0 kB, deleted" in done.stdout.decode().splitlines()
 
 
 def test_ls_filters_by_state_and_node(three_tasks: Api, octaskly: Run) -> None:
@@ -344,20 +344,20 @@ def test_show_prints_all_known_fields(three_tasks: Api, octaskly: Run) -> None:
     done = octaskly("show", "2")
 
     assert done.stdout.decode() == (
-        "id:          task-002-00000002\n"
-        "state:       failed\n"
-        "command:     false\n"
-        "             false\n"
-        "node:        here\n"
-        "attempt:     1\n"
-        "exit code:   3\n"
-        "time limit:  none\n"
-        "created:     2026-02-06T11:00:00Z\n"
-        "ended:       2026-02-06T12:00:00Z\n"
-        "took:        1.2 s\n"
-        "outputs:     a.txt (2.0 kB), b.txt (missing)\n"
-        "stdout:      4 B\n"
-        "stderr:      4 B\n"
+        "id:         task-002-00000002\n"
+        "state:      failed\n"
+        "command:    false\n"
+        "            false\n"
+        "node:       here\n"
+        "attempt:    1\n"
+        "exit code:  3\n"
+        "timeout:    none\n"
+        "submitted:  2026-02-06T11:00:00Z\n"
+        "ended:      2026-02-06T12:00:00Z\n"
+        "took:       1.2 s\n"
+        "outputs:    a.txt (2.0 kB), b.txt (missing)\n"
+        "stdout:     4 B\n"
+        "stderr:     4 B\n"
     )
 
 
@@ -506,7 +506,7 @@ def test_logs_report_missing_output_and_reruns(three_tasks: Api, octaskly: Run) 
     assert done.stdout == b"ba\xff"
     assert done.stderr.decode().splitlines() == [
         "attempt 3 on pi4; the one before it does not count: lost",
-        "2.0 kB of stdout are missing here: why",
+        "2.0 kB of stdout is missing here: why",
     ]
 
 
@@ -579,7 +579,7 @@ def test_nodes_says_what_runs_and_why_a_node_takes_no_work(
     ]
     assert done.stderr.decode().splitlines() == [
         "pi4: takes no new tasks; to change that: octaskly resume NODE",
-        "pi5: its tasks are stopped; to go on: octaskly resume NODE",
+        "pi5: its tasks are stopped; to continue: octaskly resume NODE",
         "nas: takes no new tasks until its disk has room",
         "laptop: is it on and connected? then type there: octaskly doctor",
     ]
@@ -823,7 +823,7 @@ def test_ambiguous_digits_name_the_tasks_that_may_be_meant(
 
     assert done.returncode == 1
     assert done.stderr.decode() == (
-        "error: '3fa2' may be any of 2 tasks:\n"
+        "error: '3fa2' matches 2 tasks:\n"
         "    3fa2  failed  simulate(3, seed=7)\n"
         "    3fa2  failed  echo hello\n"
         "  hint: octaskly show 3fa2\n"
@@ -854,19 +854,19 @@ def test_a_client_chosen_id_that_looks_like_a_number_is_found(
     done = octaskly("show", "12")
 
     assert done.returncode == 0, done.stderr
-    assert b"id:          12" in done.stdout
+    assert b"id:         12" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("ref", "code", "message"),
     [
-        ("nightly", 1, b"'nightly' may be any of 2 tasks:\n    3  queued"),
+        ("nightly", 1, b"'nightly' matches 2 tasks:\n    3  queued"),
         ("02", 3, b"Task not found"),
         ("002", 0, b""),
         ("no-such", 3, b"Task not found"),
         ("no such name", 3, b"no task is called no such name\n"),
         ("x" * 5000, 3, b"no task is called " + b"x" * 79 + "…\n".encode()),
-        ("", 3, b"an empty text names no task\n"),
+        ("", 3, b"an empty id names no task\n"),
     ],
 )
 def test_an_ambiguous_name_is_refused(

@@ -254,8 +254,8 @@ def test_an_array_is_submitted_shown_and_repeated(agent: DemoAgent) -> None:
         assert client.wait(array, deadline_s=60).status == "failed"
 
     shown = octaskly(agent, "show", array).stdout.decode()
-    assert "completed:      3\n" in shown
-    assert f"failures:       {array}.3: exit code 1\n" in shown
+    assert "completed:     3\n" in shown
+    assert f"failures:      {array}.3: exit code 1\n" in shown
     assert octaskly(agent, "logs", f"{array}.2").stdout == b"2 a b\n"
     of_all = octaskly(agent, "logs", array)
     assert (of_all.returncode, of_all.stdout) == (
@@ -295,7 +295,7 @@ def test_map_prints_the_output_of_items(agent: DemoAgent) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"1|2 3|", b"")
     done = octaskly(agent, "map", "echo {}", stdin=b"")
     assert done.returncode == 0
-    assert b"there is no item" in done.stderr
+    assert b"there are no items" in done.stderr
 
 
 def test_nodes_and_stats_show_the_mesh(agent: DemoAgent) -> None:
@@ -354,8 +354,8 @@ NEW_TOKEN = "`octaskly token create --role client` on a node prints a new one"
         (
             "missing",
             (
-                "missing bearer token; send `Authorization: Bearer <TOKEN>`, "
-                "`octaskly token create --role client` prints one"
+                "missing bearer token; send `Authorization: Bearer <TOKEN>`; "
+                "`octaskly token create --role client` on a node prints one"
             ),
         ),
     ],
@@ -401,7 +401,7 @@ OPTIONS_HINT = "octaskly --help    and octaskly COMMAND --help list the options"
         (
             ["--name", "gpj\u202egnp"],
             (
-                "name: leave out the character U+202E RIGHT-TO-LEFT OVERRIDE;"
+                "name: remove the character U+202E RIGHT-TO-LEFT OVERRIDE;"
                 " expected 1 to 128 printable characters"
             ),
             OPTIONS_HINT,
@@ -409,19 +409,19 @@ OPTIONS_HINT = "octaskly --help    and octaskly COMMAND --help list the options"
         (
             ["--name", "tab\there"],
             (
-                "name: leave out the character U+0009;"
+                "name: remove the character U+0009;"
                 " expected 1 to 128 printable characters"
             ),
             OPTIONS_HINT,
         ),
         (
             ["--on", "my pc"],
-            "requires.node: unusable word; expected a node, by name or id",
+            "requires.node: invalid word; expected a node, by name or id",
             "octaskly nodes    lists the nodes",
         ),
         (
             ["--on", "👨\u200d👩\u200d👧"],
-            "requires.node: unusable word; expected a node, by name or id",
+            "requires.node: invalid word; expected a node, by name or id",
             "octaskly nodes    lists the nodes",
         ),
     ],
@@ -519,7 +519,7 @@ def test_demo_ends_by_itself_and_leaves_nothing(near: Path) -> None:
     output, _ = done.communicate(timeout=280)
 
     assert done.returncode == 0, output
-    assert b"All 40 outputs came back" in output
+    assert b"All 40 outputs were fetched" in output
     assert b"tasks per second" in output
     assert left_behind(near) == ([], [])
 

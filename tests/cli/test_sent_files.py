@@ -124,7 +124,7 @@ def test_files_that_look_secret_are_named(agent: DemoAgent, project: Path) -> No
 
     assert done.stdout == b"id_rsa"
     assert done.stderr.splitlines()[0] == (
-        b"warning: files that look secret are sent: .env, a.key, b.key and 2 more"
+        b"warning: files that look like secrets are sent: .env, a.key, b.key and 2 more"
     )
 
 
@@ -192,7 +192,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             ["run", "--in", "../x", "--", "true"],
             125,
             (
-                "error: '../x' leads out of this folder, so it needs a place in the"
+                "error: '../x' is outside this folder, so it needs a place in the"
                 " task's folder\n  hint: write ../x=x; in Python, {'../x': 'x'}\n"
             ),
         ),
@@ -200,7 +200,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             ["submit", "--in", "/etc/hosts", "--", "true"],
             1,
             (
-                "error: '/etc/hosts' leads out of this folder, so it needs a place in"
+                "error: '/etc/hosts' is outside this folder, so it needs a place in"
                 " the task's folder\n  hint: write /etc/hosts=hosts; in Python,"
                 " {'/etc/hosts': 'hosts'}\n"
             ),
@@ -218,16 +218,16 @@ def test_a_file_that_changes_all_the_time_is_an_error(
             1,
             (
                 "error: 'PROJECT/fifo' is a FIFO, which cannot be sent\n"
-                "  hint: remove it, or leave it out by a rule in .gitignore\n"
+                "  hint: remove it, or exclude it in .gitignore\n"
             ),
         ),
         (
             ["run", "--in", "links", "--", "true"],
             125,
             (
-                "error: the link 'PROJECT/links/out' leads out of 'PROJECT/links',"
-                " to '/etc'\n  hint: send its target to a place of its own, and leave"
-                " out the link by a rule in .gitignore\n"
+                "error: the link 'PROJECT/links/out' points outside 'PROJECT/links',"
+                " to '/etc'\n  hint: send its target to a place of its own, and "
+                "exclude the link in .gitignore\n"
             ),
         ),
         (
@@ -242,7 +242,7 @@ def test_a_file_that_changes_all_the_time_is_an_error(
         (
             ["run", "--in-all", "--", "true"],
             2,
-            "error: --in-all: name a folder with --in\n  hint: octaskly run --help\n",
+            "error: --in-all needs a folder: --in DIR\n  hint: octaskly run --help\n",
         ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
@@ -298,7 +298,7 @@ def test_a_file_that_no_node_has_room_for_is_refused_before_it_is_hashed(
     done = octaskly("submit", "--in", "big", "--", "true")
 
     assert done.stderr.decode() == (
-        "error: 'big' has 1099511627776 bytes; all files together may have"
+        "error: 'big' has 1099511627776 bytes; all files together may take"
         " 10000000000 at the agent here\n"
         "  hint: raise the --files-quota of its agent, or send a part of the file\n"
     )
@@ -502,7 +502,7 @@ def test_numbers_are_items_of_files(agent: DemoAgent, project: Path) -> None:
         (["src/{/.}=x"], "'src/greet' of the item 'greet' cannot be sent: No such"),
         (
             ["/{}"],
-            "the item 'greet': '/greet' leads out of this folder, so it needs a place",
+            "the item 'greet': '/greet' is outside this folder, so it needs a place",
         ),
         (
             ["src", "src/text=src/text/{}"],

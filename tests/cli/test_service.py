@@ -204,7 +204,7 @@ def test_an_agent_that_does_not_start_shows_its_error(machine: Machine) -> None:
     assert (
         "error: the service is installed, but its agent does not start" in failed.stderr
     )
-    assert f"{key} is no mesh secret" in failed.stderr
+    assert f"{key} is not a mesh secret" in failed.stderr
     assert "hint: octaskly service logs --user" in failed.stderr
 
 
@@ -243,8 +243,8 @@ def test_uninstall_removes_the_unit_and_no_data(machine: Machine) -> None:
     assert removed.returncode == 0, removed.stderr
     assert not unit_of(machine).exists()
     assert not unit_of(machine).with_suffix(".socket").exists()
-    assert f"data stay: {state}\n" in removed.stderr
-    assert f"data stay: {secret}\n" in removed.stderr
+    assert f"data is kept: {state}\n" in removed.stderr
+    assert f"data is kept: {secret}\n" in removed.stderr
     assert (state / "log.db").exists()
     assert secret.exists()
     assert machine.octaskly("service", "status").returncode == 1
@@ -276,7 +276,7 @@ def test_purge_keeps_a_folder_from_a_flag(machine: Machine) -> None:
     purged = machine.octaskly("service", "uninstall", "--purge", "--yes")
 
     assert purged.returncode == 0, purged.stderr
-    assert f"data stay: {state}\n" in purged.stderr
+    assert f"data is kept: {state}\n" in purged.stderr
     assert (state / "log.db").exists()
     assert not (machine.home / ".config/octaskly/mesh.key").exists()
 

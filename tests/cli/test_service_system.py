@@ -131,7 +131,7 @@ def test_a_system_service_runs_as_its_own_user(machine: Machine) -> None:
     assert "scope:            system\n" in shown.stdout
     assert user.stdout == "octaskly\n"
     assert removed.returncode == 0, removed.stderr
-    assert "data stay: /var/lib/octaskly\n" in removed.stderr
+    assert "data is kept: /var/lib/octaskly\n" in removed.stderr
     assert machine.read(UNIT) is None
     assert machine.read(SOCKET) is None
     assert machine.read("/etc/sysusers.d/octaskly.conf") is None

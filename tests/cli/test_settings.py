@@ -96,14 +96,14 @@ def test_every_reader_of_an_invalid_file_names_its_mistakes(
         "error: 2 settings cannot be used",
         f"    {file}:1: slotz: no such setting; did you mean slots?",
         f"    {file}:2: drain = 'soon': a time like 90, 15m, 24h or 7d, from 0 to 1d",
-        "  hint: octaskly agent --help    says what is taken",
+        "  hint: octaskly agent --help    lists the allowed values",
     ]
 
 
 def test_check_validates_a_named_file(
     octaskly: Run, file: Path, tmp_path: Path
 ) -> None:
-    """It is checked alone: the settings in force do not matter."""
+    """It is checked only: the settings in force do not matter."""
     file.write_text("slotz = 3\n")
     draft = tmp_path / "draft.toml"
     draft.write_text("slots = 3\n")

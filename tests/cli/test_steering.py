@@ -28,8 +28,8 @@ def test_each_order_is_sent_and_reported(api: Api, octaskly: Run) -> None:
 @pytest.mark.parametrize(
     ("before", "text"),
     [
-        ("paused", "pi4 was paused: 1 task running again, and it takes work"),
-        ("draining", "pi4 was drained; it takes work again"),
+        ("paused", "pi4 was paused: 1 task running again, and it accepts tasks again"),
+        ("draining", "pi4 was drained; it accepts tasks again"),
         ("ready", "nothing to resume: pi4 is neither drained nor paused"),
     ],
 )
@@ -72,7 +72,7 @@ def test_drain_can_wait_until_nothing_runs(api: Api, octaskly: Run) -> None:
 
     assert done.returncode == 0
     assert done.stderr.decode() == (
-        "pi4 is draining, 1 task still running\npi4 runs nothing any more\n"
+        "pi4 is draining, 1 task still running\npi4 has no running tasks\n"
     )
     assert api.requests.count("GET /api/v1/nodes/pi4") == 3
 
@@ -83,7 +83,7 @@ def test_a_wait_for_a_drain_ends_when_it_is_undone(api: Api, octaskly: Run) -> N
     done = octaskly("drain", "pi4", "--wait")
 
     assert done.returncode == 1
-    assert "error: pi4 accepts work again" in done.stderr.decode()
+    assert "error: pi4 accepts tasks again" in done.stderr.decode()
 
 
 def test_an_order_to_an_unknown_node_is_an_error(api: Api, octaskly: Run) -> None:

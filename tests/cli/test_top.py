@@ -219,7 +219,7 @@ def test_the_last_frame_stays_while_no_node_answers(
     with watching(environ) as terminal:
         busy_api.refusal = "No dispatcher is elected"
         busy_api.refuse = lambda _method, _path: (503, {})
-        terminal.expect(r"No dispatcher is elected; view of \d+ s ago")
+        terminal.expect(r"No dispatcher is elected; last update \d+ s ago")
         busy_api.answers["/api/v1/nodes"] = NODES | {
             "nodes": [NODE | {"name": "other"}]
         }

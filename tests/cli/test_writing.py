@@ -258,7 +258,7 @@ def test_an_ambiguous_parent_is_refused(api: Api, octaskly: Run) -> None:
     done = octaskly("submit", "--after", "same", "--", "true")
 
     assert done.returncode == 1
-    assert b"may be any of 2 tasks" in done.stderr
+    assert b"matches 2 tasks" in done.stderr
     assert len(api.bodies) == 1
 
 
@@ -294,7 +294,7 @@ def test_cancel_of_a_running_task_needs_force(api: Api, octaskly: Run) -> None:
     assert refused.returncode == 1
     assert refused.stderr.decode() == (
         "error: Cannot cancel running task\n"
-        "  hint: octaskly cancel --force ID    also ends a task that runs\n"
+        "  hint: octaskly cancel --force ID    also cancels a running task\n"
     )
     assert forced.returncode == 0
     assert forced.stderr == b"task-001 is cancelled\n"
@@ -558,17 +558,17 @@ def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) 
     ("arguments", "why"),
     [
         (["--env", "NO_SUCH_VARIABLE", "--", "true"], b"no such variable here"),
-        (["--env", "=x", "--", "true"], b"give a name, or NAME=VALUE"),
-        (["--label", "=x", "--", "true"], b"give a name, or NAME=VALUE"),
+        (["--env", "=x", "--", "true"], b"give NAME or NAME=VALUE"),
+        (["--label", "=x", "--", "true"], b"give NAME or NAME=VALUE"),
         (["--stdin", "/no/such/file", "--", "true"], b"No such file"),
         (["--stdin", "/dev/zero", "--", "true"], b"more than 1048576 bytes"),
-        (["--limit", "memory=1", "--", "true"], b"one of memory_mb, cpu_seconds"),
+        (["--limit", "memory=1", "--", "true"], b"use one of memory_mb, cpu_seconds"),
         (["--limit", "memory_mb=1g", "--", "true"], b"give a whole number"),
         (["--limit", f"memory_mb={'9' * 5000}", "--", "true"], b"give a whole number"),
         (["--require", "ssd", "--", "true"], b"give NAME=VALUE"),
         (["--priority", "51", "--", "true"], b"not in the range -50<=x<=50"),
-        (["--stdin", "-", "-"], b"cannot be both"),
-        (["--stdin", "-", "--file", "-"], b"cannot be both"),
+        (["--stdin", "-", "-"], b"cannot provide both"),
+        (["--stdin", "-", "--file", "-"], b"cannot provide both"),
         (["--env", b"A=\xff", "--", "true"], b"is not UTF-8 text"),
     ],
 )
@@ -636,7 +636,7 @@ def test_a_cancel_of_an_ended_task_reports_the_end(api: Api, octaskly: Run) -> N
     assert done.stderr.decode() == (
         "error: Cannot cancel ended task\n"
         "  cause: it has ended: completed\n"
-        "  hint: octaskly retry ID    runs it once more\n"
+        "  hint: octaskly retry ID    runs it again\n"
     )
 
 
@@ -742,7 +742,7 @@ def test_forget_prints_the_count(
     ("arguments", "text"),
     [
         ([], "1 stays in use until all nodes know it"),
-        (["--now", "--yes"], "1 is over within 5 s"),
+        (["--now", "--yes"], "1 becomes invalid within 5 s"),
     ],
 )
 def test_rotate_prints_the_end_of_the_old_secret(

@@ -134,8 +134,8 @@ def test_healthy_mesh_has_no_fault(lab: Lab) -> None:
         ),
         "ok",
     )
-    assert found["tcp"][1] == "1 node is reached, both ways"
-    assert re.fullmatch(r"it names [1-9]\d* streams?", found["log"][1])
+    assert found["tcp"][1] == "1 node is reached, in both directions"
+    assert re.fullmatch(r"it has [1-9]\d* streams?", found["log"][1])
 
 
 def test_doctor_names_the_program_that_holds_port_5353(lab: Lab, well: Found) -> None:
@@ -155,7 +155,7 @@ def test_doctor_names_the_program_that_holds_port_5353(lab: Lab, well: Found) ->
     holder.wait()
 
     assert held[0] == "fault"
-    assert f"(pid {holder.pid}): no node is found" in held[1]
+    assert f"(pid {holder.pid}) uses UDP port 5353" in held[1]
     assert "disallow-other-stacks=no" in held[2]
     assert well["mdns"][0] == "ok"
 
@@ -173,7 +173,7 @@ def test_dropped_multicast_is_distinguished_from_a_dead_node(lab: Lab) -> None:
 
     assert dropped[0] == "fault"
     # The node is known by whichever of its addresses answered: IPv4 or link-local.
-    assert re.search(rf"{second.name} \(\S+:7878\) is reached over TCP", dropped[1])
+    assert re.search(rf"TCP works, .*: {second.name} \(\S+:7878\)", dropped[1])
     assert "octaskly agent --join HOST" in dropped[2]
 
 
@@ -192,7 +192,7 @@ def test_dropped_multicast_is_seen_before_an_agent_runs(
         plug(lab, host, "mcast_flood on")
 
     assert dropped[0] == "fault"
-    assert f"{first.ip}:7878) is reached over TCP" in dropped[1]
+    assert f"no multicast arrives from any node: {first.ip}" in dropped[1]
 
 
 def test_tcp_blocked_in_one_direction_is_seen_from_both_ends(lab: Lab) -> None:
@@ -268,7 +268,7 @@ def test_wrong_interface_is_named_by_its_kind(
     wrong = ask_spare(lab, "--interface", name)
 
     assert wrong["interface"][0] == "fault"
-    assert f"{name} was chosen, a {kind}" in wrong["interface"][1]
+    assert f"{name} is set, but is a {kind}" in wrong["interface"][1]
     assert wrong["interface"][2] == "octaskly agent --interface eth0"
     assert well["interface"][0] == "ok"
 
@@ -327,7 +327,7 @@ def test_wrong_and_old_secrets_are_distinguished(
     assert {each[0] for each in told.values()} == {"fault"}
     assert well["secret"][0] == "ok"
     assert "has none, but a mesh is visible" in told["missing"][1]
-    assert "is no mesh secret" in told["damaged"][1]
+    assert "is not a mesh secret" in told["damaged"][1]
     assert told["shared"][2] == f"chmod 600 {shared}"
     assert f"has an old or wrong secret of the mesh {secret.mesh_id}" in told["old"][1]
 
@@ -411,7 +411,7 @@ def test_copied_state_folder_is_detected(lab: Lab) -> None:
     own = ask_spare(lab, state=copy)["state"]
 
     assert cloned[0] == "fault"
-    assert f"{first.ip} uses the id of this state folder" in cloned[1]
+    assert f"copy of the other: {first.ip}" in cloned[1]
     assert f"rm {copy}/node.key" in cloned[2]
     assert own[0] == "ok"
 
@@ -426,7 +426,7 @@ def test_full_disk_is_reported_with_its_path(lab: Lab, well: Found) -> None:
     full = ask_spare(lab, state=state, by=small)
 
     assert full["disk"][0] == "fault"
-    assert f"8.0 MiB are free for {state}: no new work" in full["disk"][1]
+    assert f"only 8.4 MB is free for {state}, so no new" in full["disk"][1]
     assert full["disk"][2] == f"df -h {state}"
     assert well["disk"][0] == "ok"
 
@@ -447,7 +447,7 @@ def test_doctor_reports_the_descriptor_limit_of_the_agent(
     first.run("prlimit", f"--nofile={soft}:{hard}", "--pid", pid)
 
     assert low[0] == "fault"
-    assert "the agent may open 256 files" in low[1]
+    assert "the agent may open only 256 files" in low[1]
     assert "LimitNOFILE=" in low[2]
     assert well["descriptors"][0] == "ok"
 

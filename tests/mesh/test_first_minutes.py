@@ -43,7 +43,7 @@ The first machine to enter this code joins the mesh, and can run commands on eve
 JOIN_ACTION = r"""
 · found ana-desk at {ip} by mDNS
 · both sides proved that they know the code \(mesh [0-9a-f]{{4}}\)
-· ana-desk let this machine in
+· ana-desk admitted this machine
 ✓ joined the mesh of ana-desk as pi4 \(4 tasks at a time, [\d.]+ GiB, \w+\)
 """
 

@@ -81,7 +81,9 @@ def test_tasks_run_where_the_folder_of_the_user_is(make_lab: MakeLab) -> None:
 
     mine = folders.mine
     assert code == 125
-    assert said[0].endswith("failed: no worker has its inputs, its folder, or room")
+    assert said[0].endswith(
+        "failed: no worker has its inputs or its folder, or enough disk space"
+    )
     gone = "has no longer the file by which it is recognised"
     opens = f"ProtectHome=no and ReadWritePaths={mine}, set by `sudo systemctl edit"
     hides = f"the systemd unit of h3 hides {folders.homes}; {opens} octaskly` there"

@@ -17,7 +17,7 @@ from octaskly.errors import MeshError
 from octaskly.rest.access import JoinRequest, JoinRequests
 
 REQUESTS = "/api/v1/requests"
-_JOIN_HINT = "octaskly join    on that machine, and leave it waiting"
+_JOIN_HINT = "octaskly join    on that machine first; it waits for approval"
 
 
 @click.command(epilog="Example: octaskly requests")
@@ -39,7 +39,9 @@ def requests(context: CliContext, as_json: bool) -> None:  # noqa: FBT001
         [(one.name, one.fingerprint, one.address, one.node_id) for one in waiting],
         state_column=0,
     )
-    note(f"next: octaskly approve {waiting[0].name}    once the words are compared")
+    note(
+        f"next: octaskly approve {waiting[0].name}    once you have compared the words"
+    )
 
 
 @click.command(epilog="Example: octaskly approve pi4")
@@ -78,7 +80,8 @@ def _find_requests(client: Session, name: str) -> list[JoinRequest]:
         others = ", ".join(one.name for one in page.requests) or "none"
         raise MeshError(
             f"no machine called {name!r} is waiting to join",
-            hint=f"{_JOIN_HINT}\noctaskly requests    shows those that wait: {others}",
+            hint=f"{_JOIN_HINT}\noctaskly requests    shows the machines that are "
+            f"waiting: {others}",
         )
     return waiting
 
@@ -92,8 +95,9 @@ def _confirm_words(
         raise UsageProblem(
             f"`octaskly approve {name}` asks for confirmation, but there is no"
             " terminal",
-            cause=f"somebody has to see that it shows the same words: {words}",
-            hint=f"octaskly approve {name} --words WORDS    the words that it shows",
+            cause=f"somebody must check that it shows the same words: {words}",
+            hint=f"octaskly approve {name} --words WORDS    with the words that it "
+            "shows",
         )
     for request in waiting:
         note(f"{request.name} at {request.address} wants to join.")
@@ -113,6 +117,6 @@ def _match_words(waiting: list[JoinRequest], name: str, words: str) -> JoinReque
             return request
     raise MeshError(
         f"{name} was not approved: it does not show the words {words}",
-        hint="octaskly requests    shows them; if they differ on that machine, "
-        "an attacker is in the middle",
+        hint="octaskly requests    shows its words; if that machine shows "
+        "others, an attacker is in the middle",
     )

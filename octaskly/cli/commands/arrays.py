@@ -119,14 +119,14 @@ def _split(
         at = list(words).index(ITEMS_SEPARATOR)
         return words[:at], words[at + 1 :]
     if click.get_current_context().meta.get(STDIN_CONSUMED):
-        raise click.UsageError("stdin cannot be both the items and --stdin")
+        raise click.UsageError("stdin cannot provide both the items and --stdin")
     return words, _read(is_nul=is_nul)
 
 
 def _read(*, is_nul: bool) -> list[str]:
     """Return the non-empty lines of stdin, or its NUL-terminated items."""
     if sys.stdin.isatty():
-        note("reading items from the terminal, one a line; Ctrl-D ends them")
+        note("reading items from the terminal, one per line; Ctrl-D ends the list")
     # Read a limited number of bytes, because stdin may be endless.
     data = sys.stdin.buffer.read(ITEMS_BYTES_MAX + 1)
     if len(data) > ITEMS_BYTES_MAX:
@@ -158,8 +158,9 @@ def _check(items: Sequence[str]) -> None:
 
 def _too_many() -> click.UsageError:
     return click.UsageError(
-        f"the items exceed {size(ITEMS_BYTES_MAX)}, counting {ITEM_BYTES} bytes more"
-        " for each; submit them in parts, as with split -l 10000"
+        f"the items exceed {size(ITEMS_BYTES_MAX)}, including {ITEM_BYTES} "
+        "bytes of overhead for each; submit them in parts, for example "
+        "with split -l 10000"
     )
 
 
@@ -272,12 +273,12 @@ def map_(
     The exit code is 0 if all succeeded, otherwise 1; 125 if some output is lost.
     """
     if bool(words) == (retry_failed is not None):
-        raise click.UsageError("either a command, or --retry-failed with an id")
+        raise click.UsageError("give either a command, or --retry-failed with an id")
     if retry_failed is not None:
         return _rerun_array(context, retry_failed, sent, keep_order=keep_order)
     text, items = parse_command_and_items(words, is_nul=is_nul)
     if not items:
-        note("nothing to run: there is no item, neither after ::: nor on stdin")
+        note("nothing to run: there are no items after ::: or on stdin")
         return 0
     for flag, field in (("--out", "outputs"), ("--needs", "needs")):
         _check_paths(flag, fields[field], items)
@@ -306,7 +307,7 @@ def _rerun_array(
     """Run the members of an array again that did not succeed."""
     if sent.paths:
         raise click.UsageError(
-            "--retry-failed sends the files of the earlier array; it takes no --in"
+            "--in is not allowed: --retry-failed sends the files of that array"
         )
     with contextlib.ExitStack() as here:
         return _run_array(
@@ -377,7 +378,8 @@ def _check_paths(flag: str, paths: Sequence[str], items: Sequence[str]) -> None:
                 raise UsageProblem(
                     f"{flag} {template}: the item {item[:40]!r} makes it"
                     f" {path[:80]!r}, which {fault}",
-                    cause="such paths lie in the folder where the command runs",
+                    cause="such a path must be inside the folder where the command "
+                    "runs",
                     hint=by_name if name != template else f"{flag} out-{{#}}",
                 )
 
@@ -401,8 +403,8 @@ def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> No
             other = next((n for n in found if n not in (None, position)), None)
             if other is not None:
                 raise click.UsageError(
-                    f"--out {out}: {items[other]!r} and {item!r} would both make"
-                    f" {path}; put {{}} or another placeholder into it"
+                    f"--out {out}: {items[other]!r} and {item!r} would both write "
+                    f"{path}; add {{}} or another placeholder"
                 )
             owners[path] = position
             for folder in above:
@@ -430,7 +432,7 @@ def _retry_array(
         files.send_again(earlier)
     task = client.send_and_decode(rest_calls.retry_array(full), Task)
     if task.status != "queued":
-        note(f"{full} was retried before, as {task.id}")
+        note(f"{full} was already retried, as {task.id}")
     return _begun(task)
 
 
@@ -556,7 +558,7 @@ def _print(
     counts = task.array or Members()
     if counts.completed == counts.total:
         if results.has_gaps:
-            return report_gaps("some items printed more than their nodes kept")
+            return report_gaps("some items printed more than their nodes keep")
         return 0
     _print_unsuccessful(task)
     return EXIT_FAILED

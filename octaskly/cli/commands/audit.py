@@ -26,7 +26,7 @@ LATEST_ENTRIES: Final = 100  #: entries shown without --since
     "--since",
     type=Duration(),
     metavar="T",
-    help="Start this long ago: 1h, 7d, at most 90d.",
+    help="How far back to start: 1h, 7d, at most 90d.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Keep printing new entries.")
 @JSON_OPTION

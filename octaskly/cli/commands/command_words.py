@@ -93,7 +93,7 @@ class CommandTaker(click.Command):
             note(
                 f"warning: {_shown([first])} gets {_shown([taken])}, because options of"
                 " Octaskly come before the command\n"
-                f"{ctx.command_path} {again} ...    says that this is meant"
+                f"{ctx.command_path} {again} ...    confirms that this is intended"
             )
 
     def _in_order(
@@ -137,20 +137,21 @@ def check_quoting(words: Sequence[str]) -> None:
     if len(words) == 1 and (mark := _find_open_quote(words[0])):
         raise UsageProblem(
             f"the quotation mark {mark} is never closed in: {_cut(words[0])}",
-            cause="one argument is shell text, in which quotation marks count",
+            cause="a single argument is shell code, in which quotation marks have a "
+            "meaning",
             hint=f'{path} -- echo "it\'s"    several arguments are quoted for you',
         )
     first, *others = words
     if others and len(first.split()) > 1 and "/" not in first:
         hints = [
             f"{path} -- {_shown([*first.split(), *others])}    without those quotes",
-            f"{path} -- {_shown([' '.join(words)])}    or all as shell text",
+            f"{path} -- {_shown([' '.join(words)])}    or all of it as shell code",
         ]
         if click.get_current_context().info_name == "map" and not any(
             "{" in other for other in others
         ):
             items = f"{_shown([first])} ::: {_shown(others)}"
-            hints.insert(0, f"{path} {items}    if items follow")
+            hints.insert(0, f"{path} {items}    with items")
         raise UsageProblem(
             f"there is no program called {_shown([first])}",
             cause="each argument is one word; the first is the program",

@@ -129,8 +129,9 @@ def _describe_listeners(agent: Checkup) -> str:
     if (taken := agent.api_port_taken) is None:
         return f"{agent.api_url} and {agent.socket}"
     return (
-        f"{agent.socket} alone: {taken.holder} holds port {taken.port}, and another "
-        "one would not keep programs from using that"
+        f"{agent.socket} only: {taken.holder} holds port {taken.port}, and "
+        "programs would still send their requests there, so the agent "
+        "opens no other port"
     )
 
 

@@ -23,9 +23,8 @@ def db() -> None:
 def reset(context: CliContext, yes: bool) -> None:  # noqa: FBT001
     """Move the log aside, so that the agent starts with an empty one.
 
-    Nothing is deleted: the files stay beside the new log. The other nodes of the
-    mesh bring the new log up to date; the tasks of a node that is alone are gone from
-    its lists.
+    Nothing is deleted: the files stay beside the new log. The other nodes of the mesh
+    bring the new log up to date; if there are none, its tasks are no longer listed.
     """
     # Imported here, because other commands need neither settings nor SQLite.
     from octaskly.config.agent import load_agent_config  # noqa: PLC0415
@@ -38,7 +37,7 @@ def reset(context: CliContext, yes: bool) -> None:  # noqa: FBT001
             hint="octaskly --state-dir DIR db reset    names another agent's folder",
         )
     require_yes(
-        f"{path} is moved aside; tasks that no other node has are gone from all lists",
+        f"{path} is moved aside; tasks that no other node has are no longer listed",
         is_given=yes,
     )
     suffix = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%SZ")

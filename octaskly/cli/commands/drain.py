@@ -44,7 +44,7 @@ def drain(
     node = _set_availability(context, name, "drain", as_json=as_json)
     if wait:
         _wait_until_idle(context, node)
-        note(f"{node.name} runs nothing any more")
+        note(f"{node.name} has no running tasks")
 
 
 @click.command(epilog="Example: octaskly resume pi4")
@@ -65,9 +65,11 @@ def resume(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT0
         note(_format_state(node))
     elif before.state == "paused":
         count = _count_tasks(before)
-        note(f"{node.name} was paused: {count} running again, and it takes work")
+        note(
+            f"{node.name} was paused: {count} running again, and it accepts tasks again"
+        )
     elif before.state == "draining":
-        note(f"{node.name} was drained; it takes work again")
+        note(f"{node.name} was drained; it accepts tasks again")
     else:
         note(f"nothing to resume: {node.name} is neither drained nor paused")
 
@@ -79,7 +81,7 @@ def resume(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT0
 def pause(context: CliContext, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Freeze the tasks of a node, and give it no new ones.
 
-    They use no CPU and their time limits stop counting until `octaskly resume`.
+    They use no CPU and their timeouts stop counting until `octaskly resume`.
     """
     _set_availability(context, name, "pause", as_json=as_json)
 
@@ -124,5 +126,5 @@ def _wait_until_idle(context: CliContext, node: NodeInfo) -> None:
             return  # Other nodes run its tasks again.
         if node.state == "ready":
             raise MeshError(
-                f"{node.name} accepts work again", hint=f"octaskly drain {node.name}"
+                f"{node.name} accepts tasks again", hint=f"octaskly drain {node.name}"
             )

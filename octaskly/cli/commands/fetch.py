@@ -48,7 +48,8 @@ def fetch(
     They keep their paths, and nothing else in the folder changes. To resume an
     interrupted fetch, repeat it.
 
-    The exit code is 125 if an output is missing or a local file was in the way.
+    The exit code is 125 if an output is missing, or got another name because a
+    different local file has its name.
     """
     results = []
     is_complete = True
@@ -80,8 +81,8 @@ def _tasks_with_outputs(client: Session, ref: str) -> list[Task]:
     if task.array is None or not task.is_final:
         if task.is_final and not task.outputs:
             raise MeshError(
-                f"{task.id} has declared no outputs",
-                hint="octaskly submit --out PATH -- CMD    keeps what it makes",
+                f"{task.id} has no declared outputs",
+                hint="octaskly submit --out PATH -- CMD    declares one",
             )
         if not task.is_final:
             raise Conflict(
@@ -116,7 +117,8 @@ def _check_distinct(members: Iterable[Task]) -> None:
             if other is not None:
                 raise MeshError(
                     f"{other} and {member.id} both have the output {path}",
-                    hint=f"octaskly fetch {member.id} --to DIR    each into its own",
+                    hint=f"octaskly fetch {member.id} --to DIR    fetches into "
+                    "another folder",
                 )
             owners[path] = member.id
             for folder in above:

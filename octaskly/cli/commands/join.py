@@ -15,7 +15,7 @@ import click
 
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration, UsageProblem
-from octaskly.cli.output.render import format_capacity, note, print_json
+from octaskly.cli.output.render import count_of, format_capacity, note, print_json
 from octaskly.cli.output.terminal import print_line, prompt_hidden
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.flows import rest_calls
@@ -145,12 +145,13 @@ def _check_join_options(code: str | None, at: str | None) -> None:
     if code is not None:
         return
     if at is not None:
-        raise click.UsageError("--at needs a code of `octaskly invite`")
+        raise click.UsageError("--at needs a code from `octaskly invite`")
     if not sys.stdin.isatty():
         raise UsageProblem(
-            "`octaskly join` without a code asks, and there is no terminal to ask at",
-            cause="somebody has to compare three words with those on a member",
-            hint="octaskly join CODE    with a code of `octaskly invite`",
+            "`octaskly join` without a code asks for confirmation, but there "
+            "is no terminal",
+            cause="somebody must compare three words with those on a member",
+            hint="octaskly join CODE    with a code from `octaskly invite`",
         )
 
 
@@ -171,22 +172,25 @@ def _read_code() -> str:
 
 
 def _check_leaving(own: Membership, *, force: bool) -> None:
-    """Report what joining would leave behind, before the code is consumed."""
-    left = [f"{own.tasks} tasks"] if own.tasks else []
+    """Report what joining would abandon, before the code is consumed."""
+    left = [count_of(own.tasks, "task")] if own.tasks else []
     if own.members:
-        left.append(f"the nodes {', '.join(own.members)}")
+        left.append(
+            f"the other {'node' if len(own.members) == 1 else 'nodes'} "
+            f"{', '.join(own.members)}"
+        )
     if not left:
         return
     if not force:
         raise MeshNotEmpty(
             f"this machine is in the mesh {own.mesh}, and joining another one "
-            f"leaves behind: {' and '.join(left)}",
-            hint="octaskly nodes    shows who is in it; to stay there, do nothing\n"
-            f"octaskly drain {own.name} --wait    first lets its tasks end\n"
-            "octaskly join --force CODE    leaves them; the log is moved aside, not "
-            "deleted",
+            f"would abandon {' and '.join(left)}",
+            hint="octaskly nodes    shows its members; to stay in it, do nothing\n"
+            f"octaskly drain {own.name} --wait    lets its tasks end first\n"
+            "octaskly join --force CODE    abandons them; the log is moved "
+            "aside, not deleted",
         )
-    note(f"leaving behind: {' and '.join(left)}")
+    note(f"abandoning: {' and '.join(left)}")
 
 
 def _pair_by_code(
@@ -255,7 +259,7 @@ def _explain_interrupt(admitted: JoinGrant) -> Iterator[None]:
     The block takes effect completely or not at all, but this is not known yet.
     """
     try:
-        _print_step(f"{admitted.member} let this machine in")
+        _print_step(f"{admitted.member} admitted this machine")
         yield
     except KeyboardInterrupt:
         note(f"interrupted; this machine may be in the mesh of {admitted.member} now")
@@ -288,7 +292,7 @@ def next_agent_config(
     if unit_files.unit_path(Scope.SYSTEM, context.environ).exists():
         raise ConfigError(
             "the service of this machine is not running",
-            hint="sudo systemctl start octaskly    and join then",
+            hint="sudo systemctl start octaskly    then join",
         )
     return load_agent_config({}, context.environ), False
 
@@ -306,10 +310,10 @@ def _await_ready(socket: Path, before: Membership, admitted: JoinGrant) -> None:
             )
             if node.name != before.name:
                 note(
-                    f"  its name is not {before.name}, which another node has; if that"
-                    " was this machine, and will not come back as it was:\n"
-                    f"octaskly revoke {shlex.quote(before.name)}    frees the name, and"
-                    " all tokens end"
+                    f"  its name is not {before.name}, because another node has that "
+                    "name; if that node was this machine before it was set up again:\n"
+                    f"octaskly revoke {shlex.quote(before.name)}    frees the name; "
+                    "all tokens become invalid"
                 )
             return
         time.sleep(POLL_S)

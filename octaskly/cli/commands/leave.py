@@ -17,7 +17,7 @@ import click
 from octaskly.cli.commands.join import next_agent_config
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import YES_OPTION, require_yes
-from octaskly.cli.output.render import note
+from octaskly.cli.output.render import count_of, note
 from octaskly.client import Session, Unreachable
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import CHECKUP, MEMBERSHIP, Call
@@ -39,12 +39,14 @@ def leave(
     """Take this machine out of its mesh, and delete its mesh data.
 
     The agent drains and stops; then its secret, log, outputs and identity are deleted.
-    Files in its worker directory stay, and so does a secret that other agents use. Data
-    on other nodes stay. If no agent runs, the same data are deleted.
+    Files in its worker directory are kept, and so is a secret that other agents use.
+    Data on other nodes is kept. If no agent runs, the same data is deleted.
     """
     if context.url:
         raise ConfigError(
-            "`leave` is for the agent of this machine", hint="octaskly leave"
+            "`octaskly leave` is for the agent of this machine, so --url is "
+            "not allowed",
+            hint="octaskly leave",
         )
     try:
         with Session(context.local_endpoint()) as client:
@@ -72,9 +74,9 @@ def _check_folder(context: CliContext, agent: Checkup) -> None:
 
 
 def _confirm(name: str, tasks: int | None, state_dir: str, *, yes: bool) -> None:
-    log = "its log" if tasks is None else f"the {tasks} tasks in its log"
+    log = "its log" if tasks is None else f"{count_of(tasks, 'task')} in its log"
     require_yes(
-        f"{name} forgets the mesh, with {log} and the outputs in {state_dir}",
+        f"{name} leaves the mesh, and deletes {log} and the outputs in {state_dir}",
         is_given=yes,
     )
 
@@ -87,16 +89,19 @@ def _await_end(agent: Checkup) -> None:
     """
     from octaskly.joining.change_mesh import LEAVING_MARKER_FILE  # noqa: PLC0415
 
-    note(f"waiting for the tasks of {agent.name}, at most as long as --drain allows")
+    note(
+        f"waiting for the tasks of {agent.name}, for at most the time that "
+        "--drain allows"
+    )
     try:
         _await_exit(agent.pid)
     except KeyboardInterrupt:
-        note(f"interrupted; {agent.name} still leaves the mesh")
+        note(f"interrupted; {agent.name} is still leaving the mesh")
         raise
     if os.path.lexists(Path(agent.state_dir, LEAVING_MARKER_FILE)):
         raise MeshError(
-            f"{agent.name} ended before it had forgotten the mesh",
-            hint=f"octaskly --state-dir {agent.state_dir} leave    once more",
+            f"{agent.name} ended before it had deleted its mesh data",
+            hint=f"octaskly --state-dir {agent.state_dir} leave    again",
         )
 
 
@@ -130,7 +135,7 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
     if not _has_mesh_data(paths):
         raise ConfigError(
             f"no agent runs here, and {paths.state} has no data of a mesh",
-            hint="octaskly --state-dir DIR leave    is for another folder",
+            hint="octaskly --state-dir DIR leave    for another state folder",
         )
     _confirm(config.name, None, str(paths.state), yes=yes)
     drop_root_to_owner(paths.state)
@@ -138,8 +143,8 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
     change_mesh.delete_mesh_state(paths, SecretUse(paths.secret))
     _print_left(config.name, paths.secret)
     note(
-        "  no agent ran, so the mesh was not told: for it, the name still belongs to"
-        " the node that is gone; octaskly revoke NAME on a member frees it"
+        "  no agent was running, so the mesh was not notified and still "
+        "lists this node; octaskly revoke NAME on a member frees its name"
     )
 
 
@@ -166,6 +171,6 @@ def drop_root_to_owner(folder: Path) -> None:
 
 
 def _print_left(name: str, secret: Path) -> None:
-    note(f"✓ {name} has left the mesh, and forgotten it")
+    note(f"✓ {name} has left the mesh; its mesh data is deleted")
     if os.path.lexists(secret):
-        note(f"  another agent of this machine has the secret {secret}, so it stays")
+        note(f"  another agent of this machine uses the secret {secret}, so it is kept")

@@ -60,7 +60,7 @@ def _code(context: CliContext, good_for: str) -> SessionCode:
 def _local_url(code: SessionCode) -> str:
     if code.url is None:
         raise MeshError(
-            "this node has no port on this machine: another user holds it",
+            "this node has no port on this machine, because another user holds it",
             hint="octaskly doctor    says who\n"
             "octaskly open --lan    opens the page from another machine",
         )

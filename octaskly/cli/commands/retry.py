@@ -188,7 +188,7 @@ def _retry_one(client: Session, ref: str, *, is_chosen: bool, as_json: bool) -> 
         reply = client.send(rest_calls.retry(old))
     except Forbidden:
         if is_chosen:
-            note(f"{old} belongs to somebody else, so it is left out")
+            note(f"{old} belongs to another user, so it was skipped")
             return
         raise
     new = client.decode(reply, Task)

@@ -22,9 +22,11 @@ _PHASES: Mapping[str, str] = {
     "spreading": "generation {newest} is accepted; {generation} stays in use until "
     "all nodes know it",
     "switched": "generation {newest} is in use; older ones are still accepted",
-    "settled": "generation {newest} is in use, alone",
+    "settled": "generation {newest} is in use; older ones are invalid",
 }
-_URGENT_TEXT = "generation {newest} is accepted; {generation} is over within 5 s"
+_URGENT_TEXT = (
+    "generation {newest} is accepted; {generation} becomes invalid within 5 s"
+)
 
 
 @click.command(epilog="Example: octaskly rotate --status")
@@ -49,15 +51,15 @@ def rotate(
     """Give the mesh a new secret, without downtime.
 
     Connected nodes get it at once. It takes effect when all nodes have it, or after a
-    day. The old one is accepted for another week, for nodes that are away. With --now
-    there is no wait: nodes that are away have to be invited again, and all tokens
+    day. The old one is accepted for another week, for offline nodes. With --now
+    there is no wait: offline nodes have to be invited again, and all tokens
     become invalid. --now also completes a rotation that waits for an absent node.
     """
     if now and status:
         raise click.UsageError("--status changes nothing; do not use it with --now")
     if now:
         require_yes(
-            "all tokens end, and nodes that are away have to be invited again",
+            "all tokens become invalid, and offline nodes have to be invited again",
             is_given=yes,
             arguments="--now",
         )
@@ -69,7 +71,7 @@ def rotate(
         return
     _show(client.decode(reply, RotationStatus), is_urgent=now)
     if not status:
-        note("octaskly rotate --status    shows how far it is")
+        note("octaskly rotate --status    shows its progress")
 
 
 @click.command(epilog="Example: octaskly revoke attic")
@@ -83,14 +85,14 @@ def revoke(
     yes: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Lock out a node: all others get a new secret at once.
+    """Revoke a node's access: all others get a new secret at once.
 
-    Its tasks run again elsewhere. Nodes that are away have to be invited again, and all
+    Its tasks run again elsewhere. Offline nodes have to be invited again, and all
     earlier tokens become invalid. The node keeps the data that it already has.
     """
     require_yes(
-        f"{name} is locked out, all tokens end, and nodes that are away have to be"
-        " invited again",
+        f"{name} loses access, all tokens become invalid, and offline "
+        "nodes have to be invited again",
         is_given=yes,
         arguments=shlex.quote(name),
     )

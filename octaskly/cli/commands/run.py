@@ -90,7 +90,7 @@ def run(
     It runs where most of its files already are, otherwise on the node with the most
     free capacity. An idle mesh may choose the same node each time; --on chooses one.
 
-    One argument is shell text; several are joined with shell quoting.
+    One argument is shell code; several are joined with shell quoting.
     The command reads your stdin if that is a pipe or a file, as ssh does:
     in a `while read` loop, add </dev/null.
     Exit code: the command's own; 124 timed out, 128+N ended by signal N,
@@ -147,7 +147,7 @@ def _finish(
         task, is_cancelled=ended.is_cancelled, fetched=outcome.text
     )
     if code == 0 and ended.has_gaps:
-        return report_gaps(f"{task.id} printed more than its node kept")
+        return report_gaps(f"{task.id} printed more than its node keeps")
     return code or outcome.exit_code
 
 
@@ -236,7 +236,7 @@ def fetch_at_end(
             ended = client.send_and_decode(rest_calls.task(task.id), Task)
             found = fetching.fetch_outputs(client, ended, Path(), sent=sent)
     except KeyboardInterrupt:
-        note(f"no longer fetching; to go on: octaskly fetch {task.id}")
+        note(f"no longer fetching; to continue: octaskly fetch {task.id}")
         return FetchOutcome(exit_code=EXIT_CANCELLED)
     is_complete = fetching.report_fetched(ended, found)
     return FetchOutcome(
@@ -251,7 +251,7 @@ def hint_on_error(command: str, what: str = "no longer waiting") -> Iterator[Non
     try:
         yield
     except OctasklyError:
-        then = "see it" if what == "no longer waiting" else "to go on"
+        then = "see it" if what == "no longer waiting" else "to continue"
         note(f"{what}; {then} with: octaskly {command}")
         raise
 
@@ -295,7 +295,7 @@ def exit_code_of_task(task: Task, *, is_cancelled: bool, fetched: str = "") -> i
     match task.reason:
         case "timeout":
             limit = format_time_limit(task, without="")
-            note(f"{task.id} was ended at its time limit {limit}".rstrip())
+            note(f"{task.id} exceeded its timeout{limit and f' of {limit}'}")
             return EXIT_TIMEOUT
         case "limit":
             _print_failure(task)
@@ -342,7 +342,7 @@ def _print_failure(task: Task) -> None:
         )
         return
     what = {
-        "inputs": "no worker has its inputs, its folder, or room",
+        "inputs": "no worker has its inputs or its folder, or enough disk space",
         "lost": "its worker was lost",
         "limit": "it exceeded a limit",
         "poison": "every worker that ran it was lost",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Example: octaskly secret new > mesh.key")
 def secret() -> None:
-    """Make the secret that all nodes of a mesh share."""
+    """Create the secret that all nodes of a mesh share."""
 
 
 @secret.command("new", epilog="Example: octaskly secret new > mesh.key")
@@ -93,8 +93,8 @@ def _node_pin(context: CliContext) -> str:
         return https_pin(NodeKey.load(state))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"there is no key of a node in {state}",
-            hint="octaskly agent    makes it at its first start",
+            f"there is no node key in {state}",
+            hint="octaskly agent    creates it at its first start",
         ) from error
 
 

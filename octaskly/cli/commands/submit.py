@@ -118,15 +118,17 @@ def submit(
 
     --in sends files along, and `octaskly fetch` gets the --out files.
 
-    One argument is shell text; several are joined with shell quoting.
+    One argument is shell code; several are joined with shell quoting.
     """
     if list(words) == ["-"]:
         file = sys.stdin.buffer
         words = ()
     if (file is None) == (not words):
-        raise click.UsageError("either a command, or - or --file with one per line")
+        raise click.UsageError(
+            "give either a command, or - or --file with one command per line"
+        )
     if file is not None and file.name == "<stdin>" and _is_stdin_consumed():
-        raise click.UsageError("stdin cannot be both the commands and --stdin")
+        raise click.UsageError("stdin cannot provide both the commands and --stdin")
     lines = [_Line(command_text(words))] if words else _lines(file)
     drafts = [make_draft(line.command, fields) for line in lines]
     if not drafts:

@@ -93,14 +93,15 @@ SHOWN_COMMAND_COLUMNS = 40  #: of a command in a question
     metavar="T",
     help="Only tasks that ended so recently, such as 90m, 24h or 7d.",
 )
-@click.option("--all", "is_all", is_flag=True, help="All of them, oldest first.")
+@click.option("--all", "is_all", is_flag=True, help="All tasks, oldest first.")
 @click.option("--oldest", "order", flag_value="oldest", help="Oldest first.")
 @click.option("--newest", "order", flag_value="newest", help="Newest first.")
 @click.option(
     "--limit",
     type=click.IntRange(1, LIMIT_MAX),
     metavar="N",
-    help=f"Number of tasks (default {MATCHING_MAX}; of ended ones {ENDED_MAX}).",
+    help=f"Maximum number of tasks (default {MATCHING_MAX}; of ended ones "
+    f"{ENDED_MAX}).",
 )
 @click.option(
     "--offset", type=click.IntRange(0), default=0, metavar="N", help="Skip N tasks."
@@ -123,9 +124,9 @@ def ls(
     offset: int,
     **filters: object,
 ) -> None:
-    """List tasks: those that run, that wait, and that ended last.
+    """List running, queued and recently ended tasks.
 
-    The latest of them is the last line. An array is one line. With --status, --since,
+    The latest task is on the last line. An array is one line. With --status, --since,
     --name, --label or --text, only the latest tasks that match are listed. An ID is
     short: `octaskly show 41`.
     """
@@ -160,7 +161,7 @@ def ls(
 @JSON_OPTION
 @click.pass_obj
 def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
-    """Show all about a task: ID is its id, its number, or `last`."""
+    """Show a task in full: ID is its id, its number, or `last`."""
     with context.connect() as client:
         full = resolve_ref(client, ref)
         if as_json:
@@ -411,8 +412,8 @@ def forget(
     """Delete ended tasks and their output now, on all nodes.
 
     Each node of the mesh deletes their output files within minutes. Queued and running
-    tasks stay. Tasks are deleted in the order of submission, so one that ended later
-    keeps all that were submitted after it.
+    tasks are kept. Tasks are deleted in the order of submission, so one that ended
+    later also keeps all tasks submitted after it.
     """
     if all_ended == (older_than_s is not None):
         raise click.UsageError("either --older-than T, or --all-ended")

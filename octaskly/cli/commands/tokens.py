@@ -27,16 +27,22 @@ DAY_S = 86400
 
 @click.group(epilog="Example: octaskly token create --role viewer")
 def token() -> None:
-    """Make, list and revoke tokens for the REST API."""
+    """Create, list and revoke tokens for the REST API."""
 
 
 @token.command(
     epilog="Example: octaskly token create --name ci --role client --expires 30d"
 )
-@click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
+@click.option(
+    "--role", type=click.Choice(ROLES), required=True, help="What the token may do."
+)
 @click.option("--name", metavar="NAME", help="Name to list and revoke it by.")
 @click.option(
-    "--expires", type=Duration(), default=DAY_S, metavar="T", help="24h, up to 90d."
+    "--expires",
+    type=Duration(),
+    default=DAY_S,
+    metavar="T",
+    help="Lifetime, up to 90d (default: 24h).",
 )
 @click.option(
     "--subject",
@@ -60,7 +66,7 @@ def create(
         )
     print_line(made.token)
     if made.name is not None and name is None:
-        note(f"it is called {made.name}")
+        note(f"its name is {made.name}")
 
 
 @token.command("list", epilog="Example: octaskly token list --json")
@@ -110,7 +116,7 @@ def revoke(context: CliContext, name: str) -> None:
     ref = _id_of(sys.stdin.read().strip()) if name == "-" else name
     with context.connect() as client:
         client.send(Call("DELETE", resource_path(rest_calls.TOKENS, ref)))
-    note(f"revoked {ref}; it is refused by every node")
+    note(f"revoked {ref}; every node refuses it")
 
 
 def _id_of(token_text: str) -> str:
@@ -123,7 +129,7 @@ def _id_of(token_text: str) -> str:
         claims = msgspec.json.decode(raw, type=dict[str, Any])
     if "jti" not in claims:
         raise ConfigError(
-            "standard input has no token",
-            hint="octaskly token revoke NAME    or the token alone, on standard input",
+            "stdin has no token",
+            hint="octaskly token revoke NAME    or the token alone, on stdin",
         )
     return str(claims["jti"])

@@ -150,7 +150,9 @@ def _apply_keys(view: ViewOptions, pressed: bytes) -> ViewOptions:
 def _error_text(poller: _SnapshotPoller) -> str | None:
     if poller.error is None:
         return None
-    return f"{poller.error}; view of {time.monotonic() - poller.snapshot_s:.0f} s ago"
+    return (
+        f"{poller.error}; last update {time.monotonic() - poller.snapshot_s:.0f} s ago"
+    )
 
 
 class _Keyboard:

@@ -65,12 +65,12 @@ def wait(
     timeout: int | None,
     as_json: bool,  # noqa: FBT001
 ) -> int:
-    """Wait until tasks have ended; Ctrl-C leaves them alone.
+    """Wait until tasks have ended; Ctrl-C does not stop them.
 
     Of an array, the members are counted.
 
-    The exit code is the first one that is not 0, as from `octaskly run`; 124 if the
-    time is up, 125 if Octaskly failed, 3 if there is no such task.
+    The exit code is the first one that is not 0, as from `octaskly run`; 124 after the
+    timeout, 125 if Octaskly failed, 3 if there is no such task.
     """
     try:
         with context.connect() as client:

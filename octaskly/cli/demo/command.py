@@ -105,7 +105,7 @@ def _run_demo(
     packed = _verify(started, workdir, accepted, modules)
     original = sum((workdir / module).stat().st_size for module in modules)
     _print(
-        f"All {len(modules)} outputs came back, decompressed and identical: "
+        f"All {len(modules)} outputs were fetched and decompress correctly: "
         f"{original / 1e6:.1f} MB became {packed / 1e6:.1f} MB."
     )
     _summary(tasks, work_s)
@@ -180,7 +180,9 @@ def _verify(
             output = b"".join(client.output(task, _output_path(module)))
             fetched_bytes += len(output)
             if gzip.decompress(output) != (workdir / module).read_bytes():
-                raise MeshError(f"the output of {task.id} is not {module}, compressed")
+                raise MeshError(
+                    f"the output of {task.id} does not decompress to {module}"
+                )
             show(index + 1)
     return fetched_bytes
 

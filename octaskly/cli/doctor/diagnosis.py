@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
-from octaskly.cli.output.render import size
+from octaskly.cli.output.render import data_size
 from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
 
 FULL_SHARE = 0.9  #: of a quota, from which a store of files is reported
@@ -79,23 +79,26 @@ def _interfaces(symptoms: Symptoms) -> Iterator[Finding]:
             shown = ", ".join(f"{each.name} ({each.addresses[0].host})" for each in lan)
             yield Finding("interface", FindingStatus.OK, shown)
         else:
-            says = "none leads to a LAN: other machines are out of reach"
+            says = "none is connected to a LAN, so no other machine can be reached"
             yield Finding(
-                "interface", FindingStatus.FAULT, says, "ip address    is a cable in?"
+                "interface",
+                FindingStatus.FAULT,
+                says,
+                "ip address    lists the interfaces; is a cable plugged in?",
             )
     for name in symptoms.names:
         chosen = by_name.get(name)
         kind = chosen.kind.value if chosen else "down"
         if kind == "lan":
-            yield Finding("interface", FindingStatus.OK, f"{name}, as chosen")
+            yield Finding("interface", FindingStatus.OK, f"{name}, as set")
         elif kind == "loopback":
-            says = f"{name} was chosen: only agents of this machine are found"
+            says = f"{name} is set, so only agents of this machine are found"
             yield Finding("interface", FindingStatus.WARNING, says, instead)
         elif kind == "down":
-            says = f"{name} was chosen, but is down or has no address"
+            says = f"{name} is set, but is down or has no address"
             yield Finding("interface", FindingStatus.FAULT, says, instead)
         else:
-            says = f"{name} was chosen, a {kind}, which does not lead to the LAN"
+            says = f"{name} is set, but is a {kind}, which is not connected to the LAN"
             yield Finding("interface", FindingStatus.FAULT, says, instead)
 
 
@@ -104,7 +107,7 @@ def _mdns(symptoms: Symptoms) -> Iterator[Finding]:
         yield Finding("mdns", FindingStatus.OK, "UDP port 5353 is shared")
         return
     holder = symptoms.mdns_port_owner or "another program, which only root can see"
-    says = f"UDP port 5353 is used exclusively by {holder}: no node is found"
+    says = f"{holder} uses UDP port 5353 exclusively, so no other node is found"
     hint = (
         "sudo sed -i s/^disallow-other-stacks=yes/disallow-other-stacks=no/ "
         "/etc/avahi/avahi-daemon.conf    if it is avahi; meanwhile: octaskly agent "
@@ -127,7 +130,7 @@ def _secret(symptoms: Symptoms) -> Iterator[Finding]:
     )
     running = symptoms.agent.mesh if symptoms.agent else None
     if not symptoms.may_read_secret:
-        says = f"{file} is not readable for this user"
+        says = f"{file} cannot be read by this user"
         yield Finding("secret", FindingStatus.UNCHECKED, says, "sudo octaskly doctor")
     elif symptoms.secret_error is not None:
         error = symptoms.secret_error
@@ -140,19 +143,22 @@ def _secret(symptoms: Symptoms) -> Iterator[Finding]:
             "secret", FindingStatus.OK, "none yet; the first agent creates it"
         )
     elif running is not None and running != symptoms.mesh:
-        says = f"{file} has the secret of another mesh than the running agent"
-        hint = "systemctl --user restart octaskly    or however it was started"
+        says = f"{file} has the secret of another mesh than that of the running agent"
+        hint = (
+            "systemctl --user restart octaskly    or restart the agent as it "
+            "was started"
+        )
         yield Finding("secret", FindingStatus.FAULT, says, hint)
     elif untrusted:
         says = (
-            f"{file} has an old or wrong secret of the mesh {symptoms.mesh}: "
-            f"{_list_nodes(untrusted)} has another one"
+            f"{file} has an old or wrong secret of the mesh {symptoms.mesh}; "
+            f"another one is in use at {_list_nodes(untrusted)}"
         )
         yield Finding("secret", FindingStatus.FAULT, says, "octaskly join --force")
     elif others and not mates:
         says = (
-            f"this machine is alone in the mesh {symptoms.mesh}, "
-            f"not in {_list_nodes(others)}"
+            f"this machine is alone in the mesh {symptoms.mesh}; "
+            f"visible nodes are in another one: {_list_nodes(others)}"
         )
         yield Finding("secret", FindingStatus.FAULT, says, "octaskly join")
     else:
@@ -164,9 +170,7 @@ def _meshes(symptoms: Symptoms) -> Iterator[Finding]:
     if others and symptoms.mesh is not None:
         count = len({each.mesh for each in others})
         says = f"{_plural(count, 'other mesh', 'other meshes')} on this LAN: "
-        hint = (
-            "octaskly join    moves this machine; else they do not disturb each other"
-        )
+        hint = "octaskly join    moves this machine to one; to stay, ignore this"
         yield Finding("mesh", FindingStatus.WARNING, says + _list_nodes(others), hint)
     elif others:
         yield Finding("mesh", FindingStatus.OK, f"other meshes: {_list_nodes(others)}")
@@ -176,8 +180,8 @@ def _meshes(symptoms: Symptoms) -> Iterator[Finding]:
 
 def _multicast(symptoms: Symptoms) -> Iterator[Finding]:
     hint = (
-        "octaskly agent --join HOST    works without it; look for IGMP snooping or "
-        "client isolation on the switch and the access point"
+        "octaskly agent --join HOST    works without it; check the switch and the "
+        "access point for IGMP snooping and client isolation"
     )
     known = [
         each
@@ -190,21 +194,20 @@ def _multicast(symptoms: Symptoms) -> Iterator[Finding]:
             "multicast", FindingStatus.UNCHECKED, "port 5353 is not available"
         )
     elif symptoms.sees_itself is False:
-        says = "not even this machine's own agent is heard: a firewall here drops it"
+        says = "a firewall here drops multicast, even that of this machine's own agent"
         yield Finding("multicast", FindingStatus.FAULT, says, "sudo ufw allow 5353/udp")
     elif unseen and len(unseen) == len(known):
         says = (
-            f"{_list_nodes(unseen)} is reached over TCP, "
-            "but its multicast does not arrive"
+            f"TCP works, but no multicast arrives from any node: {_list_nodes(unseen)}"
         )
         yield Finding("multicast", FindingStatus.FAULT, says, hint)
     elif unseen:
-        says = f"{_list_nodes(unseen)} is reached over TCP, but not heard; others are"
+        says = f"TCP works, but no multicast arrives from {_list_nodes(unseen)}"
         yield Finding("multicast", FindingStatus.WARNING, says, hint)
     elif any(each.is_seen_by_mdns for each in symptoms.probed_nodes):
-        yield Finding("multicast", FindingStatus.OK, "other nodes are heard")
+        yield Finding("multicast", FindingStatus.OK, "it arrives from other nodes")
     else:
-        says = "no other node is heard or known, so there is nothing to compare with"
+        says = "no other node is visible or known, so it cannot be checked"
         yield Finding(
             "multicast", FindingStatus.UNCHECKED, says, "octaskly doctor --join HOST"
         )
@@ -216,20 +219,23 @@ def _tcp(symptoms: Symptoms) -> Iterator[Finding]:
     for each in own:
         if each.probe_result == "silent":
             node = f"{each.name} ({each.address})"
-            says = f"{node} does not answer: a firewall on the way blocks it"
+            says = f"{node} does not answer: a firewall between the machines blocks it"
             hint = "sudo ufw allow 7878/tcp && sudo ufw allow 3443/tcp    there"
         elif each.probe_result == "unknown":
-            says = f"nothing is called {each.name!r} here: it has no address"
-            hint = "octaskly doctor --join ADDRESS    as `ip address` shows it there"
+            says = f"the name {each.name!r} cannot be resolved here"
+            hint = "octaskly doctor --join ADDRESS    `ip address` shows it there"
         elif each.probe_result == "refused" and symptoms.agent and not each.is_member:
             # It may be a former or future member, so this is only a warning.
-            says = f"no agent listens at {each.address}, where this one also looks"
+            says = f"no agent listens at {each.address}, which this agent also tries"
             hint = "octaskly nodes    lists the nodes"
             yield Finding("tcp", FindingStatus.WARNING, says, hint)
             gone += 1
             continue
         elif each.probe_result == "refused":
-            says = f"{each.name} ({each.address}) refuses: no agent listens there"
+            says = (
+                f"{each.name} ({each.address}) refuses the connection: no agent "
+                "listens there"
+            )
             hint = "octaskly service status    there"
         elif each.reachability and "silent" in (
             each.reachability.peer_port,
@@ -245,12 +251,16 @@ def _tcp(symptoms: Symptoms) -> Iterator[Finding]:
         yield Finding("tcp", FindingStatus.FAULT, says, hint)
     if not own:
         of_ours = " in this machine's mesh" if symptoms.probed_nodes else ""
-        says = f"there is no other node{of_ours} to try it with"
+        says = f"there is no other node{of_ours} to connect to"
         yield Finding("tcp", FindingStatus.UNCHECKED, says)
     elif is_fine and len(own) > gone:
         count = _plural(len(own) - gone, "node is", "nodes are")
         asked = any(each.reachability for each in own)
-        ways = "both ways" if asked else "from here; the way back needs an agent here"
+        ways = (
+            "in both directions"
+            if asked
+            else "from here; the other direction is checked if an agent runs here"
+        )
         yield Finding("tcp", FindingStatus.OK, f"{count} reached, {ways}")
 
 
@@ -263,7 +273,7 @@ def _clock(symptoms: Symptoms) -> Iterator[Finding]:
         )
         return
     if not wrong:
-        yield Finding("clock", FindingStatus.OK, "the same as that of the others")
+        yield Finding("clock", FindingStatus.OK, "agrees with the other nodes")
         return
     far = max(wrong, key=lambda each: abs(each.clock_ahead_s or 0))
     ahead_s = far.clock_ahead_s or 0.0
@@ -271,7 +281,11 @@ def _clock(symptoms: Symptoms) -> Iterator[Finding]:
         FindingStatus.FAULT if abs(ahead_s) > CLOCK_S_MAX else FindingStatus.WARNING
     )
     is_ours = len(wrong) == len(known) and len(known) >= CLOCKS_AGREEING_MIN
-    whose = "this machine's clock" if is_ours else f"the clock of {far.name}, or ours,"
+    whose = (
+        "this machine's clock"
+        if is_ours
+        else f"the clock of {far.name} (or of this machine)"
+    )
     way = "behind" if (ahead_s > 0) == is_ours else "ahead"
     says = f"{whose} is {abs(ahead_s):.0f} s {way}"
     yield Finding("clock", status, says, "sudo timedatectl set-ntp true")
@@ -290,7 +304,9 @@ def _versions(symptoms: Symptoms) -> Iterator[Finding]:
         )
         own = _version(symptoms.version, symptoms.build, has_builds=has_builds)
         says = f"this machine runs {own}, but {shown}"
-        hint = "pipx upgrade octaskly && octaskly service install    on the older one"
+        hint = (
+            "pipx upgrade octaskly && octaskly service install    on the older machine"
+        )
         yield Finding(
             "version",
             FindingStatus.FAULT if is_far else FindingStatus.WARNING,
@@ -328,16 +344,20 @@ def _ports(symptoms: Symptoms) -> Iterator[Finding]:
     for each in symptoms.taken_ports:
         if each.is_stolen:
             says = (
-                f"{each.owner} holds port {each.port}, so an agent serves no API on "
-                "this machine's own port: what programs send there, that user gets"
+                f"{each.owner} holds port {each.port}: that user gets what programs "
+                "send there, and an agent serves no API on any port of this machine"
             )
             hint = (
-                "octaskly config socket    prints the socket, for programs meanwhile\n"
+                "octaskly config socket    prints the socket, which programs can use\n"
                 "end that process, then restart the agent"
             )
             yield Finding("port", FindingStatus.FAULT, says, hint)
             continue
-        then = f"the agent uses {each.used}" if each.used else "an agent takes the next"
+        then = (
+            f"the agent uses {each.used}"
+            if each.used
+            else "an agent uses the next free port"
+        )
         says = f"{each.port} is taken by {each.owner}; {then}"
         hint = f"octaskly service install {each.flag} {each.used or each.port + 1}"
         yield Finding("port", FindingStatus.WARNING, says, hint)
@@ -351,15 +371,15 @@ def _check_duplicate_ids(symptoms: Symptoms) -> Iterator[Finding]:
     key = symptoms.state_dir / "node.key"
     if symptoms.hosts_with_same_id:
         says = (
-            f"{', '.join(symptoms.hosts_with_same_id)} "
-            "uses the id of this state folder: one is a copy of the other"
+            "another node has the id of this state folder, so one is a copy of the "
+            f"other: {', '.join(symptoms.hosts_with_same_id)}"
         )
         yield Finding(
             "state", FindingStatus.FAULT, says, f"rm {key}    gives it its own id"
         )
     elif symptoms.agent and symptoms.agent.was_renewed:
-        says = f"{symptoms.state_dir} was a copy, so this node took a new id"
-        hint = "leave node.key out when a machine or a container is cloned"
+        says = f"{symptoms.state_dir} was a copy, so this node has a new id now"
+        hint = "do not copy node.key when you clone a machine or a container"
         yield Finding("state", FindingStatus.WARNING, says, hint)
     else:
         yield Finding(
@@ -374,24 +394,32 @@ def _check_disk(symptoms: Symptoms) -> Iterator[Finding]:
         says = f"{symptoms.state_dir} cannot be read"
         yield Finding("disk", FindingStatus.UNCHECKED, says, "sudo octaskly doctor")
     elif symptoms.free_bytes < FREE_BYTES_MIN:
-        free = size(symptoms.free_bytes)
-        says = f"{free} are free for {symptoms.state_dir}: no new work is accepted"
+        free = data_size(symptoms.free_bytes)
+        says = (
+            f"only {free} is free for {symptoms.state_dir}, so no new tasks are "
+            "accepted"
+        )
         yield Finding("disk", FindingStatus.FAULT, says, f"df -h {symptoms.state_dir}")
     else:
-        yield Finding("disk", FindingStatus.OK, f"{size(symptoms.free_bytes)} are free")
+        yield Finding(
+            "disk", FindingStatus.OK, f"{data_size(symptoms.free_bytes)} is free"
+        )
 
 
 def _check_files(symptoms: Symptoms) -> Iterator[Finding]:
-    """Check the room for files that tasks need, and for their outputs."""
+    """Check the space for files that tasks need, and for their outputs."""
     for each in symptoms.agent.stores if symptoms.agent else ():
-        says = f"{size(each.used_bytes)} of {size(each.quota_bytes)} are used"
+        says = f"{data_size(each.used_bytes)} of {data_size(each.quota_bytes)} is used"
         if each.used_bytes < each.quota_bytes * FULL_SHARE:
             yield Finding(each.store, FindingStatus.OK, says)
         elif each.store == "files":
             hint = "raise the agent's --files-quota, or wait: unused files are deleted"
             yield Finding(each.store, FindingStatus.WARNING, says, hint)
         else:
-            hint = "octaskly fetch ID    makes room; or raise --output-quota"
+            hint = (
+                "octaskly fetch ID    lets the node delete those; or raise "
+                "--output-quota"
+            )
             yield Finding(each.store, FindingStatus.WARNING, says, hint)
 
 
@@ -401,29 +429,31 @@ def _check_log(symptoms: Symptoms) -> Iterator[Finding]:
         return
     streams = symptoms.agent.streams
     if streams > STREAMS_MAX:
-        says = f"it names {streams} streams: above {STREAMS_MAX}, other nodes refuse it"
-        hint = "restart the agent, which repairs its log as it starts"
+        says = f"it has {streams} streams; other nodes refuse more than {STREAMS_MAX}"
+        hint = "restart the agent: it repairs its log when it starts"
         yield Finding("log", FindingStatus.FAULT, says, hint)
     elif streams > STREAMS_WARN:
         says = (
-            f"it names {streams} streams of at most {STREAMS_MAX}, so ended tasks are "
+            f"it has {streams} of at most {STREAMS_MAX} streams, so ended tasks are "
             "forgotten early"
         )
         hint = "octaskly service logs    says why the dispatcher changes so often"
         yield Finding("log", FindingStatus.WARNING, says, hint)
     else:
-        says = f"it names {_plural(streams, 'stream', 'streams')}"
+        says = f"it has {_plural(streams, 'stream', 'streams')}"
         yield Finding("log", FindingStatus.OK, says)
 
 
 def _descriptors(symptoms: Symptoms) -> Iterator[Finding]:
     most = symptoms.descriptors_max
     if 0 <= most < DESCRIPTORS_NEEDED:
-        says = f"the agent may open {most} files: it accepts fewer connections"
+        says = f"the agent may open only {most} files, so it accepts fewer connections"
         hint = "ulimit -n 4096    before it starts; LimitNOFILE=4096 in a unit"
         yield Finding("descriptors", FindingStatus.FAULT, says, hint)
     else:
-        yield Finding("descriptors", FindingStatus.OK, f"{most} may be open")
+        yield Finding(
+            "descriptors", FindingStatus.OK, f"the agent may open {most} files"
+        )
 
 
 def _nodes_of_own_mesh(symptoms: Symptoms) -> list[ProbedNode]:

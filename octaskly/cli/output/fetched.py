@@ -60,9 +60,12 @@ def fetch_outputs(
 def report_fetched(task: Task, fetched: Fetched) -> bool:
     """Say what is not as expected; return True if everything is."""
     for kept in fetched.kept:
-        note(f"{kept.path} is kept as it is here; fetched as {kept.saved_as}")
+        note(
+            f"{kept.path} already exists with other content, so the output was "
+            f"fetched as {kept.saved_as}"
+        )
     for path in fetched.skipped_links:
-        note(f"{path} was not fetched: a link that would lead out of its folder")
+        note(f"{path} was not fetched: it is a link that points outside its folder")
     is_missing = bool(fetched.missing) and task.exit_code == 0
     if is_missing:
         note(f"{task.id} has no output {listed(fetched.missing)}")

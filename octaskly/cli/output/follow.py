@@ -87,11 +87,11 @@ class OutputPrinter:
                 self._has_printed = True
             case "gap":
                 gap = f"{data_size(details['bytes'])} of {details['stream']}"
-                note(f"{gap} are missing here: {details['reason']}")
+                note(f"{gap} is missing here: {details['reason']}")
                 self.has_gaps = True
             case "attempt" if self._has_printed:
                 what = f"attempt {details['attempt']} on {details['node']}"
-                why = details["previous"] or "another one counts"
+                why = details["previous"] or "another attempt counts"
                 note(f"{what}; the one before it does not count: {why}")
                 self._has_printed = False
             case "state" if self._prints_state:

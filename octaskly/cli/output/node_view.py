@@ -34,7 +34,7 @@ DROPPED_FIRST: Final = ("VERSION", "MEMORY", "ROLE", "CPU", "DISK FREE", "TASKS"
 UNAVAILABLE: Final = {
     "lost": "is it on and connected? then type there: octaskly doctor",
     "draining": "takes no new tasks; to change that: octaskly resume NODE",
-    "paused": "its tasks are stopped; to go on: octaskly resume NODE",
+    "paused": "its tasks are stopped; to continue: octaskly resume NODE",
 }
 SHORTAGES: Final = {
     "disk": "takes no new tasks until its disk has room",

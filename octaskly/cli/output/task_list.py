@@ -32,7 +32,7 @@ RUNNING_MAX: Final = 100  #: running tasks in an overview
 WAITING_MAX: Final = 20
 ENDED_MAX: Final = 20
 MATCHING_MAX: Final = 100  #: tasks in a list with a filter
-DROPPED_FIRST: Final = ("LIMIT", "EXIT", "STARTED", "NAME", "NODE", "TIME")
+DROPPED_FIRST: Final = ("TIMEOUT", "EXIT", "STARTED", "NAME", "NODE", "TIME")
 PAGE: Final = 1000  #: limit of the API
 
 Row = dict[str, Any]
@@ -143,7 +143,7 @@ def print_list(found: TaskList) -> None:
             row.insert(-1, "-" if task.call else task.name or "-")
     if any(task.timeout for task in tasks):
         place = heads.index("EXIT")
-        heads.insert(place, "LIMIT")
+        heads.insert(place, "TIMEOUT")
         for row, task in zip(rows, tasks, strict=True):
             row.insert(place, format_time_limit(task, without="-"))
     below = {

@@ -69,11 +69,11 @@ def print_task(
             ("ended by", f"{task.reason}{signal}" if is_done else None),
             ("because", task.detail),
             *option_fields(task),
-            ("created", task.created_at),
+            ("submitted", task.created_at),
             ("started", task.started_at),
             ("elapsed", format_optional_duration(task.elapsed_ms)),
             ("ended", task.completed_at),
-            ("waited", format_optional_duration(task.queue_ms)),
+            ("queued for", format_optional_duration(task.queue_ms)),
             ("took", format_optional_duration(task.duration_ms)),
             ("cpu time", format_optional_duration(_milliseconds(task.cpu_seconds))),
             ("memory", _memory(task.memory_peak_mb)),
@@ -173,7 +173,7 @@ def option_fields(task: Task) -> list[tuple[str, object]]:
     """Return key and value of each optional field; None if the task omits it."""
     limits = {k: str(most) for k, most in _fields(task.limits).items() if most}
     return [
-        ("time limit", format_time_limit(task)),
+        ("timeout", format_time_limit(task)),
         ("grace", None if task.grace is None else f"{task.grace} s"),
         ("limits", format_pairs(limits)),
         ("needs", ", ".join(_needs(_fields(task.requires))) or None),
@@ -213,7 +213,7 @@ def _stdin(task: Task) -> str | None:
     """Return the size of the stdin, None without any."""
     if not task.stdin_bytes:
         return None
-    return f"{data_size(task.stdin_bytes)}{', freed' if task.stdin_freed else ''}"
+    return f"{data_size(task.stdin_bytes)}{', deleted' if task.stdin_freed else ''}"
 
 
 def format_time_limit(task: Task, without: str = "none") -> str:
@@ -294,7 +294,7 @@ def _stream(count: int | None, missing: int) -> str | None:
     if not count:
         return None
     return data_size(count) + (
-        f", cut: {data_size(missing)} missing" if missing else ""
+        f", truncated: {data_size(missing)} missing" if missing else ""
     )
 
 
@@ -332,9 +332,9 @@ def print_array(client: Session, task: Task) -> None:
             ("members", counts.total),
             *((state, getattr(counts, state) or None) for state in STATES),
             ("rate", _rate(counts)),
-            ("most failures", counts.max_fails),
+            ("max failures", counts.max_fails),
             *option_fields(task),
-            ("created", task.created_at),
+            ("submitted", task.created_at),
             ("started", task.started_at),
             ("elapsed", format_optional_duration(task.elapsed_ms)),
             ("ended", task.completed_at),
@@ -377,7 +377,7 @@ def explanation_lines(found: Explanation) -> Iterator[str]:
         yield f"{found.id} (waiting on {inputs.node}): {inputs.awaited}"
         return
     total = data_size(inputs.bytes)
-    text = f"{data_size(inputs.present_bytes)} of {total} were already there"
+    text = f"{data_size(inputs.present_bytes)} of {total} was already there"
     for sent in inputs.sent:
         text += f"; {data_size(sent.bytes)} came from {sent.node}"
     yield f"{found.id} ({found.status} on {inputs.node}): {text}"

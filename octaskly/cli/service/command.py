@@ -70,7 +70,8 @@ def install(
     """Write the unit, start it, and wait until its agent is ready.
 
     FLAGS are those of `octaskly agent`; without any, those of the earlier installation
-    stay. Run it again after an upgrade: it shows the changes and restarts the agent.
+    are kept. Run it again after an upgrade: it shows the changes and restarts the
+    agent.
     """
     scope = _scope(is_user)
     systemd = Systemd(scope, context.environ)
@@ -109,7 +110,7 @@ def uninstall(
     purge: bool,  # noqa: FBT001
     yes: bool,  # noqa: FBT001
 ) -> None:
-    """Stop the agent and remove its unit; its data stay, unless --purge is given."""
+    """Stop the agent and remove its unit; its data is kept, unless --purge is given."""
     scope = _installed_scope(is_user, context)
     systemd = Systemd(scope, context.environ)
     path = unit_files.unit_path(scope, context.environ)
@@ -127,9 +128,9 @@ def uninstall(
     gone = [place for place, is_named in data.items() if purge and not is_named]
     if gone:
         require_yes(
-            f"{', '.join(map(str, gone))} are removed. Tasks and results that are only"
-            " there are lost, and without another copy of the secret nobody joins this"
-            " mesh again",
+            f"{', '.join(map(str, gone))} will be deleted. Tasks and results "
+            "that are only there are lost, and without another copy of the "
+            "secret no machine can join this mesh again",
             is_given=yes,
             arguments="--purge",
         )
@@ -147,9 +148,9 @@ def uninstall(
 
         SecretUse(config.paths.secret).path.unlink(missing_ok=True)
     for place in data:
-        note(f"{'✓ removed' if place in gone else '  data stay:'} {place}")
+        note(f"{'✓ removed' if place in gone else '  data is kept:'} {place}")
     if data and not purge:
-        note("  hint: octaskly service install    uses them again")
+        note("  hint: octaskly service install    uses it again")
 
 
 @service.command(epilog="Example: octaskly service status --json")

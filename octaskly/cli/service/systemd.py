@@ -63,8 +63,8 @@ class Systemd:
         if not SYSTEMD_RUN_DIR.is_dir() or shutil.which("systemctl") is None:
             raise ConfigError(
                 "this machine does not run systemd",
-                hint="octaskly agent    runs a node in the foreground, under whatever "
-                "keeps programs running here",
+                hint="octaskly agent    runs a node in the foreground, under the "
+                "process supervisor of this machine",
             )
         if self.scope is Scope.SYSTEM and os.geteuid() != 0:
             raise PermissionDenied(

@@ -75,7 +75,7 @@ def test_no_line_denies_a_mesh_that_another_line_shows() -> None:
     assert "visible: mesh 0123" in seen["secret"].says
     assert seen["mesh"].says == "other meshes: mesh 0123 (10.0.0.1:7878)"
     assert seen["tcp"].says == (
-        "there is no other node in this machine's mesh to try it with"
+        "there is no other node in this machine's mesh to connect to"
     )
 
 
@@ -95,7 +95,7 @@ def test_an_unresolved_name_is_not_reported_as_a_firewall(
     seen = found(replace(OUTSIDER, mesh=SECRET.mesh_id, probed_nodes=(named,)))
 
     assert seen["tcp"].status is FindingStatus.FAULT
-    assert seen["tcp"].says == "nothing is called 'pi4.local' here: it has no address"
+    assert seen["tcp"].says == "the name 'pi4.local' cannot be resolved here"
 
 
 MEMBER = Checkup(
@@ -123,7 +123,7 @@ def test_a_node_that_left_is_not_a_fault() -> None:
 
     assert seen["tcp"].status is FindingStatus.WARNING
     assert seen["tcp"].says == (
-        "no agent listens at 10.0.0.1:7878, where this one also looks"
+        "no agent listens at 10.0.0.1:7878, which this agent also tries"
     )
 
 
@@ -134,14 +134,14 @@ def test_a_node_that_left_is_not_a_fault() -> None:
         (
             STREAMS_WARN + 1,
             FindingStatus.WARNING,
-            "8193 streams of at most 32768",
+            "8193 of at most 32768 streams",
             "octaskly service logs    says why the dispatcher changes so often",
         ),
         (
             STREAMS_MAX + 1,
             FindingStatus.FAULT,
-            "other nodes refuse it",
-            "restart the agent, which repairs its log as it starts",
+            "other nodes refuse more than 32768",
+            "restart the agent: it repairs its log when it starts",
         ),
     ],
 )

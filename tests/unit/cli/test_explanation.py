@@ -27,12 +27,12 @@ def test_it_says_where_the_bytes_came_from() -> None:
     """With the node that has the task, and those that sent something."""
     (line,) = lines("running", INPUTS)
     assert line == (
-        "task-041 (running on nas): 3.1 GB of 3.2 GB were already there;"
+        "task-041 (running on nas): 3.1 GB of 3.2 GB was already there;"
         " 100 MB came from desk"
     )
     all_there = InputBytes(node="nas", bytes=2 * GB, present_bytes=2 * GB)
     assert lines("completed", all_there) == [
-        "task-041 (completed on nas): 2.0 GB of 2.0 GB were already there"
+        "task-041 (completed on nas): 2.0 GB of 2.0 GB was already there"
     ]
 
 
