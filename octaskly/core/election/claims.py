@@ -201,7 +201,8 @@ class ClaimHandlers:
             # Both dispatchers stepped down for each other; this one notices first.
             return self._election.claim_epoch("the winner stepped down")
         if not isinstance(phase, Dispatching):
-            return self._redirect_follower(peer)
+            effects = self._redirect_follower(peer)
+            return effects + self._pull_for_dispatcher(peer, message)
         if message.epoch != phase.dispatcher_epoch.epoch:
             return []
         ahead = message.rows_ahead
@@ -210,6 +211,21 @@ class ClaimHandlers:
         )
         is_readable = self._log_versions.is_log_readable(peer)
         return self._anti_entropy.pull_from(peer, ahead) if is_readable else []
+
+    def _pull_for_dispatcher(self, peer: NodeId, message: ClaimOk) -> list[Effect]:
+        """Pull what a peer holds alone, if this node is its relay to a dispatcher.
+
+        The dispatcher cannot pull from the peer, but it pulls from this node.
+        """
+        if self._election.attachment is None:
+            return []
+        ahead = message.rows_ahead
+        is_held = self._journal.holds_log(message.vector, message.retired)
+        if is_held and not self._anti_entropy.lacks_rows(peer, ahead):
+            return []
+        if not self._log_versions.is_log_readable(peer):
+            return []
+        return self._anti_entropy.pull_from(peer, ahead)
 
     def on_claim_no(
         self, peer: NodeId, message: ClaimRejected, now: Moment

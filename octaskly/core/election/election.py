@@ -312,7 +312,7 @@ class Election:
         if isinstance(self.phase, Following):
             self.phase.is_worker_attached = True
             self._outbox.put(RoleChanged())
-        return [self._claim_ok_message(follow_link)]
+        return [self._claim_ok_message(follow_link.dispatcher)]
 
     def set_plain_worker(self, *, is_plain_worker: bool) -> None:
         """Record if the dispatcher treats this node as a plain worker."""
@@ -331,13 +331,24 @@ class Election:
             or not follow_link.is_confirmed
         ):
             return []
-        return [self._claim_ok_message(follow_link)]
+        return [self._claim_ok_message(follow_link.dispatcher)]
 
-    def _claim_ok_message(self, follow_link: FollowLink) -> Send:
+    def state_log_to_relay(self, now: Moment) -> list[Effect]:
+        """Send a new relay this node's vector: the dispatcher cannot pull from here.
+
+        This node may have been dispatcher, so it may hold tasks that nobody else has.
+        """
+        return self._journal.when_durable(
+            lambda _: (
+                [] if self.relay is None else [self._claim_ok_message(self.relay.node)]
+            ),
+            now,
+        )
+
+    def _claim_ok_message(self, receiver: NodeId) -> Send:
         vector, ahead = self._journal.vector_items(), self._journal.rows_ahead_items()
         retired = self._journal.retired_summary()
-        ok = ClaimOk(self.epoch, vector, ahead, retired)
-        return Send(follow_link.dispatcher, (ok,))
+        return Send(receiver, (ClaimOk(self.epoch, vector, ahead, retired),))
 
     def on_dispatcher_lost(
         self, reason: str, now: Moment, *, is_proven: bool = False

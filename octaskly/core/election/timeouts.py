@@ -338,13 +338,30 @@ class Timeouts:
         return max(named, key=lambda view: view.epoch).dispatcher if named else None
 
     def on_probe(self, peer: NodeId, message: Probe, now: Moment) -> list[Effect]:
-        """Answer with the age of the last frame from the suspect."""
-        suspect = message.suspect
-        age_s = (
-            0.0 if suspect == self._me else self._peer_table.frame_age_s(suspect, now)
-        )
-        ok = ProbeOk(suspect, message.sent_s, age_s, self._election.epoch)
-        return [Send(peer, (ok,))]
+        """Answer with the age of the last frame from the suspect, if it is followed.
+
+        If this node follows another dispatcher, it names that one. Otherwise the peer
+        would claim, and take this node from it.
+        """
+        suspect, election = message.suspect, self._election
+        age_s = None
+        if suspect == self._me:
+            age_s = 0.0
+        elif suspect == election.dispatcher:
+            age_s = self._peer_table.frame_age_s(suspect, now)
+        effects: list[Effect] = [
+            Send(peer, (ProbeOk(suspect, message.sent_s, age_s, election.epoch),))
+        ]
+        followed = election.attachment
+        if followed is not None and followed.dispatcher not in (
+            self._me,
+            suspect,
+            peer,
+        ):
+            effects += election.redirect_peers(
+                [peer], followed.dispatcher, followed.epoch
+            )
+        return effects
 
     def on_dispatcher_heard(self, now: Moment) -> list[Effect]:
         """Postpone the timeout after a heartbeat of the dispatcher."""

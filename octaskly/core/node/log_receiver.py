@@ -58,7 +58,10 @@ class LogReceiver:
         if any(isinstance(effect, LogWrite) for effect in effects):
             if peer == self._election.dispatcher:
                 self._standby.mark_behind()  # If in sync, it gets a stream.
-            effects += self._election.send_vector(peer)
+            # The dispatcher pulls at once, and a PULL reads what is durable.
+            effects += self._journal.when_durable(
+                lambda _: self._election.send_vector(peer), now
+            )
         return effects + self._claim_handlers.continue_transfer()
 
     def _on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:

@@ -651,7 +651,9 @@ class Node:
             waiting += self._on_signal(signal, now)
         return done + self._announce_changes(now) if has_changed else done
 
-    def _on_signal(self, signal: ComponentSignal, now: Moment) -> list[Effect]:
+    def _on_signal(  # noqa: C901, PLR0911  # A flat table.
+        self, signal: ComponentSignal, now: Moment
+    ) -> list[Effect]:
         match signal:
             case DispatcherSilent():
                 # The dispatcher may have dropped this standby meanwhile.
@@ -680,7 +682,9 @@ class Node:
             case AdmissionChanged():
                 self._handlers.queue_reader.hasten_row_rewrite(now)
                 return []
-            case WorkerAvailabilityChanged() | RelayChanged() | RosterChanged():
+            case RelayChanged():
+                return self._election.state_log_to_relay(now)
+            case WorkerAvailabilityChanged() | RosterChanged():
                 return []  # `_deliver` announces these changes.
 
     def _answer_catch_up_requests(self, now: Moment) -> list[Effect]:

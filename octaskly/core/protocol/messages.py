@@ -128,7 +128,7 @@ class HeartbeatOk(Struct, frozen=True, array_like=True, tag=4):
 
 
 class Probe(Struct, frozen=True, array_like=True, tag=5):
-    """Asks how recently the receiver had a frame from `suspect`."""
+    """Asks a follower of `suspect` how recently it had a frame from it."""
 
     suspect: NodeId
     sent_s: Float
@@ -139,7 +139,7 @@ class ProbeOk(Struct, frozen=True, array_like=True, tag=6):
 
     suspect: NodeId
     sent_s: Float
-    age_s: Float | None  #: None: the sender has no link to it
+    age_s: Float | None  #: None: the sender does not follow it, or has no link to it
     epoch: Epoch  #: highest that the sender has seen
 
 
@@ -153,7 +153,10 @@ class Claim(Struct, frozen=True, array_like=True, tag=7):
 
 
 class ClaimOk(Struct, frozen=True, array_like=True, tag=8):
-    """The sender follows; its vector shows what the claimer may lack."""
+    """The sender follows; its vector shows what the claimer may lack.
+
+    To a relay, it shows what the dispatcher may lack.
+    """
 
     epoch: Epoch
     vector: VectorItems

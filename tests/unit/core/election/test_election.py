@@ -455,6 +455,83 @@ def test_peer_that_hears_the_dispatcher_is_a_relay_as_long_as_it_does() -> None:
     assert seen == [None, relay, relay, relay, None]
 
 
+def test_follower_of_another_dispatcher_names_it_to_a_prober() -> None:
+    """The prober cannot hear that dispatcher, so it would claim above its epoch."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2)
+
+    about_own = world.watch.on_probe(C, Probe(A, 0.5), node_moment(0.5))
+    about_other = world.watch.on_probe(C, Probe(D, 0.6), node_moment(0.6))
+
+    age_s = 0.5 - 0.101
+    assert about_own == [Send(C, (ProbeOk(A, 0.5, age_s, Epoch(3, A)),))]
+    where = world.members.addresses_of(A)
+    assert about_other == [
+        Send(C, (ProbeOk(D, 0.6, None, Epoch(3, A)),)),
+        Send(C, (Redirect(Epoch(3, A), A, where),)),
+    ]
+
+
+def test_node_does_not_vouch_for_a_peer_that_it_does_not_follow() -> None:
+    """A former dispatcher still sends frames, but no requests can be relayed to it."""
+    world = Harness()
+    world.meet(A, 0.1)
+    world.meet(C, 0.2)
+
+    effects = world.watch.on_probe(C, Probe(A, 0.5), node_moment(0.5))
+
+    assert effects == [Send(C, (ProbeOk(A, 0.5, None, NO_EPOCH),))]
+
+
+def test_new_relay_gets_the_vector_of_a_node_without_a_dispatcher() -> None:
+    """The node may have been dispatcher, and nobody else can read its log."""
+    world = Harness()
+    world.become_dispatcher(0.7)
+    own = world.election.dispatcher_epoch
+    assert own is not None
+    world.journal.open_stream(own.stream)
+    world.journal.append([TaskCancelled(TaskId("t"), "me")], node_moment(1.0))
+    world.persist(1.0)
+    world.meet(C, 1.1)
+    redirect = Redirect(Epoch(3, A), A, (ELSEWHERE,))
+    world.claims.on_redirect(C, redirect, node_moment(1.2))
+    lost_s = 1.2 + TIMING.step_down_s
+    world.watch.on_time(node_moment(lost_s))
+    failed = DialFailed(A, (ELSEWHERE,), was_refused=False)
+    world.members.address_book.on_dial_failed(failed, node_moment(lost_s))
+    world.watch.on_time(node_moment(lost_s))
+    assert world.election.state_log_to_relay(node_moment(lost_s)) == []
+
+    world.watch.on_probe_ok(C, ProbeOk(A, lost_s, 0.1, Epoch(3, A)))
+
+    effects = world.election.state_log_to_relay(node_moment(lost_s))
+    assert effects == [Send(C, (ClaimOk(Epoch(1, B), ((own.stream, 1),)),))]
+
+
+def test_relay_pulls_the_log_that_its_dispatcher_cannot_read() -> None:
+    """Afterwards the dispatcher pulls from the relay."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2)
+    stated = ClaimOk(Epoch(2, C), ((StreamId(5), 1),))
+
+    effects = world.claims.on_claim_ok(C, stated)
+
+    assert [m for m in sent(effects, C) if isinstance(m, Pull)] == [Pull(())]
+
+
+def test_relay_does_not_pull_what_it_holds() -> None:
+    """A node that was never dispatcher has nothing to pass on."""
+    world = Harness()
+    world.follow(0.1)
+    world.meet(C, 0.2)
+
+    effects = world.claims.on_claim_ok(C, ClaimOk(Epoch(2, C), ()))
+
+    assert not [m for m in sent(effects, C) if isinstance(m, Pull)]
+
+
 def test_dispatcher_that_no_dial_reaches_is_probed_at_once() -> None:
     """A node out of its reach finds a relay long before its turn to claim."""
     world = Harness()
