@@ -24,9 +24,9 @@ PART_BYTES_MAX: Final = 4 << 20  #: approximate size of the entries of one page
 
 # The change feed shows no large columns.
 _OUTLINE_COLUMNS: Final = rows.TASK_COLUMNS.replace(" command,", " '',").replace(
-    "inputs, outputs, options, stdin, items",
+    "inputs, outputs, options, stdin, items, env",
     "NULL, NULL, (SELECT tasks.options FROM arrays WHERE arrays.task = tasks.key),"
-    " NULL, NULL",
+    " NULL, NULL, NULL",
 )
 _STREAMS: Final = (
     "SELECT stream, term, node, last_seq, max(snapshot_seq, floor_seq) FROM streams"

@@ -52,14 +52,15 @@ def load_queued_tasks(
 def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]:
     """Return the bytes of queued tasks by submitter, beyond so many of each task.
 
-    `length` reads the size of a column from the head of its row, not its content.
+    `length` reads the size of stdin from the head of its row, not its content.
     """
     return dict(
         db.execute(
             "SELECT submitter, sum(bytes - ?1) FROM (SELECT submitter, length(command)"
             " + ifnull(length(options), 0) + ifnull(length(stdin), 0)"
-            " + ifnull(length(items), 0) + ifnull(length(inputs), 0)"
-            " + ifnull(length(outputs), 0) AS bytes FROM tasks WHERE state = 0)"
+            " + ifnull(length(items), 0) + ifnull(length(env), 0)"
+            " + ifnull(length(inputs), 0) + ifnull(length(outputs), 0) AS bytes"
+            " FROM tasks WHERE state = 0)"
             " WHERE bytes > ?1 GROUP BY submitter",
             (uncounted_bytes,),
         )

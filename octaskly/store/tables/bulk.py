@@ -47,10 +47,10 @@ class BulkStatement:
 TASK_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live,"
     " attempt_count, cancel_term, is_unblocked, is_blocked, last_change_hlc, notify,"
-    " command, timeout_s, inputs, outputs, options, stdin, items, submitter,"
+    " command, timeout_s, inputs, outputs, options, stdin, items, env, submitter,"
     " created_ms, ord, shape, first_submitted_hlc, last_submitted_hlc, stream, seq)"
     " VALUES",
-    28,
+    29,
 )
 PLAIN_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
@@ -101,13 +101,13 @@ SUBMISSION_UPDATE: Final = BulkStatement(
     " FROM v WHERE tasks.key = v.key",
 )
 SPEC_UPDATE: Final = BulkStatement(
-    "WITH v (command, timeout_s, inputs, outputs, options, stdin, items,"
+    "WITH v (command, timeout_s, inputs, outputs, options, stdin, items, env,"
     " submitter, created_ms, ord, shape, key) AS (VALUES",
-    12,
+    13,
     ") UPDATE tasks SET command = v.command, timeout_s = v.timeout_s,"
     " inputs = v.inputs, outputs = v.outputs, options = v.options, stdin = v.stdin,"
-    " items = v.items, submitter = v.submitter, created_ms = v.created_ms, ord = v.ord,"
-    " shape = v.shape"
+    " items = v.items, env = v.env, submitter = v.submitter,"
+    " created_ms = v.created_ms, ord = v.ord, shape = v.shape"
     " FROM v WHERE tasks.key = v.key",
 )
 ATTEMPT_LIVE_UPSERT: Final = BulkStatement(

@@ -13,7 +13,12 @@ from msgspec.structs import astuple, replace
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
-from octaskly.core.model.task_options import TaskOptions, shape_of, without_stdin
+from octaskly.core.model.task_options import (
+    Pairs,
+    TaskOptions,
+    shape_of,
+    without_stdin,
+)
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -41,17 +46,17 @@ NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
     "key, id, cancelled_by, attempt_count, is_unblocked, notify,"
-    " command, timeout_s, inputs, outputs, options, stdin, items, cancel_term,"
+    " command, timeout_s, inputs, outputs, options, stdin, items, env, cancel_term,"
     " submitter, created_ms, ord"
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 NO_LIMIT: Final = 0  #: value of `timeout_s`
-# Environment, parents and files are at these places in `TaskOptions`.
-_LISTED_OPTIONS: Final = "json_replace(options, '$[2]', json('[]'), '$[13]', NULL)"
+# Parents are at this place in `TaskOptions`.
+_LISTED_OPTIONS: Final = "json_replace(options, '$[13]', NULL)"
 LIST_COLUMNS: Final = TASK_COLUMNS.replace(
-    "command, timeout_s, inputs, outputs, options, stdin, items",
+    "command, timeout_s, inputs, outputs, options, stdin, items, env",
     f"substr(command, 1, {LISTED_COMMAND_CHARS + 1}), timeout_s, NULL, NULL,"
-    f" {_LISTED_OPTIONS}, NULL, NULL",
+    f" {_LISTED_OPTIONS}, NULL, NULL, NULL",
 )
 """The same without large columns, which no list shows; see `TaskListPage`."""
 SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
@@ -146,13 +151,14 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
 def member_row(array: TaskSpec) -> tuple[Any, ...]:
     """Return the same columns for a member; its envelope follows from its array."""
     shape = shape_of(array.options)
-    return ("", NO_LIMIT, None, None, None, None, None, "", 0, array.ord, shape)
+    nothing = (None, None, None, None, None, None)
+    return ("", NO_LIMIT, *nothing, "", 0, array.ord, shape)
 
 
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
     _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
-    options, stdin, items, cancel_term, submitter, created, ord_ = row[10:]
+    options, stdin, items, env, cancel_term, submitter, created, ord_ = row[10:]
     spec = TaskSpec(
         task,
         command,
@@ -162,7 +168,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         submitter,
         created,
         ord_,
-        None if options is None else _options(options, stdin, items),
+        None if options is None else _options(options, stdin, items, env),
     )
     return TaskRecord(
         *(task, spec, by, attempts, 1, None),
@@ -355,21 +361,25 @@ def options_without_stdin(text: str, stdin: bytes) -> str:
 
 def _options_row(
     options: TaskOptions | None,
-) -> tuple[str | None, bytes | None, str | None]:
-    """Return the columns `options` (a JSON array), `stdin` and `items`."""
+) -> tuple[str | None, bytes | None, str | None, str | None]:
+    """Return the columns `options` (a JSON array), `stdin`, `items` and `env`."""
     if options is None:
-        return None, None, None
+        return None, None, None, None
     items, array = None, options.array
     if array is not None:
         items, array = _names_text(array.items), replace(array, items=())
-    without_output = replace(options, stdin=b"", array=array)
-    return json.encode(without_output).decode(), options.stdin or None, items
+    env = json.encode(options.env).decode() if options.env else None
+    small = replace(options, stdin=b"", env=(), array=array)
+    return json.encode(small).decode(), options.stdin or None, items, env
 
 
-def _options(text: str, stdin: bytes | None, items: str | None) -> TaskOptions:
-    without_output = json.decode(text, type=TaskOptions)
-    array = without_output.array and replace(without_output.array, items=_names(items))
-    return replace(without_output, stdin=stdin or b"", array=array)
+def _options(
+    text: str, stdin: bytes | None, items: str | None, env: str | None
+) -> TaskOptions:
+    small = json.decode(text, type=TaskOptions)
+    array = small.array and replace(small.array, items=_names(items))
+    pairs = json.decode(env, type=Pairs) if env else ()
+    return replace(small, stdin=stdin or b"", array=array, env=pairs)
 
 
 def _names_text(names: tuple[str, ...]) -> str | None:

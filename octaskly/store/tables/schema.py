@@ -300,9 +300,34 @@ ALTER TABLE tasks ADD COLUMN cancel_term INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE attempts ADD COLUMN end_term INTEGER NOT NULL DEFAULT 0;
 """
 
+# SQLite reads a row up to the last column that it needs, so the columns that may be
+# large come last. `env` was part of `options`, which lists show.
+_TO_THE_END: Final = """
+ALTER TABLE tasks RENAME COLUMN {name} TO {name}_before;
+ALTER TABLE tasks ADD COLUMN {name} {type};
+UPDATE tasks SET {name} = {name}_before WHERE {name}_before IS NOT NULL;
+ALTER TABLE tasks DROP COLUMN {name}_before;
+"""
+_TWELFTH: Final = (
+    """
+DROP INDEX tasks_stdin;
+ALTER TABLE tasks ADD COLUMN env TEXT;
+UPDATE tasks SET env = json_extract(options, '$[2]'),
+    options = json_replace(options, '$[2]', json('[]'))
+    WHERE json_array_length(options, '$[2]') > 0;
+"""
+    + "".join(_TO_THE_END.format(name=n, type="TEXT") for n in ("inputs", "outputs"))
+    + _TO_THE_END.format(name="stdin", type="BLOB")
+    + _TO_THE_END.format(name="items", type="TEXT")
+    + """
+CREATE INDEX tasks_stdin ON tasks (state, submitter)
+    WHERE length(stdin) > 4096 AND state > 1;
+"""
+)
+
 MIGRATIONS: Final = (
     *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH),
-    *(_EIGHTH, _NINTH, _TENTH, _ELEVENTH),
+    *(_EIGHTH, _NINTH, _TENTH, _ELEVENTH, _TWELFTH),
 )
 """Item `i` migrates version `i` to `i + 1`."""
 

@@ -33,11 +33,12 @@ from tests.contract import log_kit as kit
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-def drop_version_11(db: sqlite3.Connection) -> None:
-    """Drop what versions 10 and 11 added."""
+def drop_version_12(db: sqlite3.Connection) -> None:
+    """Drop what versions 10 to 12 added."""
     db.execute("DROP INDEX tasks_failed")
     db.execute("ALTER TABLE tasks DROP COLUMN cancel_term")
     db.execute("ALTER TABLE attempts DROP COLUMN end_term")
+    db.execute("ALTER TABLE tasks DROP COLUMN env")
 
 
 async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
@@ -65,7 +66,7 @@ async def test_the_times_of_an_array_in_an_older_database_come_from_its_members(
             old.execute(f"ALTER TABLE arrays DROP COLUMN {column}")
         old.execute("DROP INDEX tasks_stdin")
         old.execute("DROP INDEX log_large")
-        drop_version_11(old)
+        drop_version_12(old)
         old.execute("DROP TABLE retired_streams")
         old.execute("DROP TABLE clock_steps")
         old.execute("DROP INDEX tasks_stored")
@@ -90,7 +91,7 @@ def write_version_7(path: Path, facts: list[Fact]) -> None:
         tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
         old.execute("DROP INDEX tasks_stdin")
         old.execute("DROP INDEX log_large")
-        drop_version_11(old)
+        drop_version_12(old)
         old.execute("PRAGMA user_version=7")
 
 
@@ -128,7 +129,7 @@ def write_version_8(path: Path, facts: list[Fact]) -> None:
             "UPDATE tasks SET sequence = (1 << 62) + substr(id, 6, 12)"
             " WHERE sequence >= (1 << 62)"
         )
-        drop_version_11(old)
+        drop_version_12(old)
         old.execute("PRAGMA user_version=8")
 
 
@@ -145,6 +146,39 @@ async def test_ids_in_an_older_database_are_found_by_their_digits(
     assert await store.names_with_short_id("3fa2c0de") == (name,)
     assert await store.names_with_short_id("1") == (kit.task_id(1),)
     await store.close()
+
+
+def write_version_11(path: Path, facts: list[Fact]) -> None:
+    """Write a database of version 11, in which `options` has the environment."""
+    with closing(open_writer(path)) as old:
+        tables = TableWriter(old, WirePacker(), kit.HandClock())
+        tables.append_entries([Append(1, tuple(kit.entries(facts)), kit.EPOCHS)])
+        old.execute(
+            "UPDATE tasks SET options = json_replace(options, '$[2]', json(env))"
+            " WHERE env IS NOT NULL"
+        )
+        old.execute("ALTER TABLE tasks DROP COLUMN env")
+        old.execute("PRAGMA user_version=11")
+
+
+async def test_large_columns_of_an_older_database_are_kept(tmp_path: Path) -> None:
+    """They move behind the others, and the environment gets a column of its own."""
+    path = tmp_path / "log.db"
+    options = TaskOptions(
+        env=(("A", "1"), ("B", "")),
+        stdin=b"\x00in",
+        array=ArraySpec(count=2, items=("x", "y")),
+    )
+    full = kit.submitted(1, inputs=("in",), outputs=("out",), options=options)
+    plain = kit.submitted(2)
+    await asyncio.to_thread(write_version_11, path, [full, plain])
+    store = Store(path, WirePacker(), lambda _: None, kit.HandClock())
+    await asyncio.to_thread(store.open)
+
+    loaded = await store.load_queued_tasks(-1, 10)
+    await store.close()
+
+    assert [record.spec for record in loaded.records] == [full.spec, plain.spec]
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))
