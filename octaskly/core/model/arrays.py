@@ -150,13 +150,21 @@ def split_member_name(name: str) -> tuple[str, int] | None:
     return None if match is None else (match[1], int(match[2]))
 
 
-def member_spec(array: TaskSpec, number: int) -> TaskSpec | None:
-    """Return the spec of the member with this number; None if there is none."""
+def member_spec(
+    array: TaskSpec, number: int, item: str | None = None
+) -> TaskSpec | None:
+    """Return the spec of the member with this number; None if there is none.
+
+    Args:
+        array: The spec of the array.
+        number: The number of the member.
+        item: The item of the member, if `array` was read without its items.
+    """
     array_spec = array.array
     position = None if array_spec is None else array_spec.position(number)
     if array_spec is None or position is None or array.options is None:
         return None
-    item = array_spec.item(position)
+    item = array_spec.item(position) if item is None else item
     own = ((INDEX_VARIABLE, str(number)), (ITEM_VARIABLE, item))
     env = tuple(sorted(array.options.env + own))
     return replace(

@@ -26,9 +26,10 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
-from octaskly.core.model.tasks import Outcome, TaskState
+from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
 from octaskly.ports import LISTED_COMMAND_CHARS
 from octaskly.store.tables import rows
+from octaskly.store.tables.array_items import ItemReader
 from octaskly.store.tables.list_counts import next_block_key
 
 MEMBER_KEYS_START: Final = 1 << 40  #: lowest key of a member
@@ -198,23 +199,22 @@ def listed_records(
     next member is built: 1000 members of a long command would take 64 MB.
     """
     plain = rows.records_from(db, found)
-    above = {
-        task: _without_unlisted(array)
-        for task, array in read_arrays(db, _array_ids(plain)).items()
-    }
+    above = read_arrays(db, _array_ids(plain))
+    for array in above.values():
+        array.record = _without_unlisted(array.record)
     records = _complete_records(db, found, plain, above)
     return tuple(_with_listed_command(record) for record, _ in records)
 
 
 def build_member_record(
-    array: TaskRecord, number: int, *, twin: int = 1
+    array: StoredArray, number: int, *, twin: int = 1
 ) -> TaskRecord | None:
     """Return the record of a member without facts; None if no such member exists."""
-    spec = None if array.spec is None else member_spec(array.spec, number)
+    spec = array.member_spec(number)
     if spec is None:
         return None
     return with_array_cancelled(
-        TaskRecord(id=spec.id, spec=spec, occurrence=twin), array.cancelled_by
+        TaskRecord(id=spec.id, spec=spec, occurrence=twin), array.record.cancelled_by
     )
 
 
@@ -253,7 +253,7 @@ def _complete_records(
     db: sqlite3.Connection,
     found: Sequence[rows.Row],
     plain: RecordsWithOutputs,
-    above: Mapping[TaskId, TaskRecord],
+    above: Mapping[TaskId, StoredArray],
 ) -> Iterator[tuple[TaskRecord, dict[AttemptId, int]]]:
     """Yield the records with envelope and progress; `above` has the arrays."""
     arrays = (
@@ -289,34 +289,53 @@ def _is_array(record: TaskRecord) -> bool:
     return record.spec is not None and record.spec.array is not None
 
 
+class StoredArray:
+    """An array on disk, without its progress; it reads items as members need them."""
+
+    def __init__(self, db: sqlite3.Connection, key: int, record: TaskRecord) -> None:
+        self.record = record  #: without items
+        self._items = ItemReader(db, key)
+
+    def member_spec(self, number: int) -> TaskSpec | None:
+        """Return the spec of the member with this number; None if there is none."""
+        spec = self.record.spec
+        if spec is None or spec.array is None:
+            return None
+        position, item = spec.array.position(number), None
+        if spec.array.has_items and position is not None:
+            item = self._items.read_item(position)
+        return member_spec(spec, number, item)
+
+
 def read_arrays(
     db: sqlite3.Connection, ids: Iterable[TaskId]
-) -> dict[TaskId, TaskRecord]:
-    """Read arrays with their items, without their progress."""
-    whole = {}
+) -> dict[TaskId, StoredArray]:
+    """Read arrays without their items and progress."""
+    arrays: dict[TaskId, StoredArray] = {}
     for some in rows.split_for_parameters(dict.fromkeys(ids)):
         found = db.execute(
-            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()
-        for record, _ in rows.records_from(db, found):
-            whole[record.id] = record
-    return whole
+        records = rows.records_from(db, found)
+        for (key, *_), (record, _) in zip(found, records, strict=True):
+            arrays[record.id] = StoredArray(db, key, record)
+    return arrays
 
 
 def _complete_record(
     key: int,
     record: TaskRecord,
     members: Mapping[int, ArrayMembers],
-    above: Mapping[TaskId, TaskRecord],
+    above: Mapping[TaskId, StoredArray],
 ) -> TaskRecord:
     counted = members.get(key)
     if counted is not None:
         return replace(record, progress=counted.progress(record.cancelled_by))
     place = split_member_id(record.id)
     array = None if place is None else above.get(place[0])
-    if place is None or array is None or array.spec is None:
+    if place is None or array is None or array.record.spec is None:
         return record
-    record = replace(record, spec=member_spec(array.spec, place[1]))
-    return with_array_cancelled(record, array.cancelled_by)
+    record = replace(record, spec=array.member_spec(place[1]))
+    return with_array_cancelled(record, array.record.cancelled_by)

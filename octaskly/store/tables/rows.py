@@ -29,6 +29,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.ports import LISTED_COMMAND_CHARS
+from octaskly.store.tables.array_items import decode_items, encode_items
 
 EDGE_OPEN, EDGE_MET, EDGE_BROKEN = 0, 1, 2
 
@@ -367,7 +368,7 @@ def _options_row(
         return None, None, None, None
     items, array = None, options.array
     if array is not None:
-        items, array = _names_text(array.items), replace(array, items=())
+        items, array = encode_items(array.items), replace(array, items=())
     env = json.encode(options.env).decode() if options.env else None
     small = replace(options, stdin=b"", env=(), array=array)
     return json.encode(small).decode(), options.stdin or None, items, env
@@ -377,7 +378,7 @@ def _options(
     text: str, stdin: bytes | None, items: str | None, env: str | None
 ) -> TaskOptions:
     small = json.decode(text, type=TaskOptions)
-    array = small.array and replace(small.array, items=_names(items))
+    array = small.array and replace(small.array, items=decode_items(items))
     pairs = json.decode(env, type=Pairs) if env else ()
     return replace(small, stdin=stdin or b"", array=array, env=pairs)
 
