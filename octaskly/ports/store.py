@@ -360,6 +360,12 @@ class DurableStore(LogReader, Protocol):
             Their indices, and the wall-clock milliseconds up to which an end counts.
         """
 
+    async def count_webhooks(self, submitter: str) -> int:
+        """Count the tasks of a subject whose notification is still to be sent.
+
+        A task counts from its submission.
+        """
+
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
         """Read the bytes of queued tasks by submitter, beyond so many of each task."""
 

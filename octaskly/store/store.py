@@ -431,6 +431,10 @@ class Store:
         """Find outputs of tasks that the floor has deleted."""
         return await self._query(lambda db: queries.find_forgotten(db, kept))
 
+    async def count_webhooks(self, submitter: str) -> int:
+        """Count the tasks of a subject whose notification is still to be sent."""
+        return await self._query(lambda db: queries.count_webhooks(db, submitter))
+
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
         """Read the bytes of queued tasks by submitter, beyond so many of each task."""
         return await self._query(lambda db: queue.queued_bytes(db, uncounted_bytes))

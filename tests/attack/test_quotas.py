@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from octaskly.config.defaults import WEBHOOKS_PER_SUBJECT
 from tests.support.agents import (
     TASKS,
     WAIT_S_MAX,
@@ -141,6 +142,29 @@ def test_paths_of_waiting_tasks_count_in_the_quota_of_bytes(tmp_path: Path) -> N
         answers = [ask(agent, greedy, "POST", TASKS, task)[0] for _ in range(4)]
 
         assert answers == [201, 201, 429, 429]
+
+
+def test_webhooks_of_one_client_have_a_quota(tmp_path: Path) -> None:
+    """Each takes memory of the dispatcher until its receiver answers."""
+    with running(tmp_path, "ana") as (agent,):
+        until_nodes(agent, 1)
+        greedy, other = token_for(agent, "greedy"), token_for(agent, "other")
+        task = {
+            "command": "true",
+            "requires": {"labels": {"there": "is-none"}},
+            "notify_url": "http://127.0.0.1:9/",
+        }
+        half = [task] * (WEBHOOKS_PER_SUBJECT // 2)
+
+        answers = [ask(agent, greedy, "POST", TASKS, half) for _ in range(3)]
+        refused = answers[-1][1]
+
+        assert [status for status, _ in answers] == [201, 201, 429]
+        assert "1000 webhooks of greedy wait" in refused["hint"]
+        assert ask(agent, greedy, "POST", TASKS, [task])[0] == 429
+        assert ask(agent, greedy, "POST", TASKS, {"command": "true"})[0] == 201
+        assert ask(agent, other, "POST", TASKS, task)[0] == 201
+        assert agent.call("POST", TASKS, task)[0] == 201
 
 
 def test_one_viewer_cannot_take_all_event_streams(tmp_path: Path) -> None:

@@ -144,6 +144,13 @@ class DiskLog:
             sequence=self._disk.sequence,
         )
 
+    async def count_webhooks(self, submitter: str) -> int:
+        return sum(
+            r.spec.submitter == submitter and bool(r.spec.options.notify_url)
+            for r in self._disk.records.values()
+            if r.spec is not None and r.spec.options is not None and not r.is_notified
+        )
+
     async def read_queued_bytes(self, uncounted_bytes: int) -> Mapping[str, int]:
         counts: Counter[str] = Counter()
         for record in self._disk.records.values():

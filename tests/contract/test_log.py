@@ -1052,6 +1052,25 @@ async def test_ends_are_listed_until_their_notification_is_recorded(
     assert record.is_notified
 
 
+async def test_webhooks_of_a_subject_count_until_they_are_sent(bench: Bench) -> None:
+    """From the submission on; an array has one."""
+    array = TaskOptions(notify_url="http://a/", array=ArraySpec(count=2))
+    await bench.add(
+        kit.submitted(1, options=NOTIFIED),
+        kit.submitted(2, options=array),
+        kit.submitted(3),
+        kit.submitted(4, options=NOTIFIED, submitter="bob"),
+        kit.finished(1),
+    )
+    before = await bench.log.count_webhooks("local:ada@n1")
+    await bench.add(Notified(kit.task_id(1)))
+
+    assert before == 2
+    assert await bench.log.count_webhooks("local:ada@n1") == 1
+    assert await bench.log.count_webhooks("bob") == 1
+    assert await bench.log.count_webhooks("eve") == 0
+
+
 async def test_a_notification_record_may_precede_its_task(bench: Bench) -> None:
     """Like every fact: its task may still be on the way."""
     await bench.add(Notified(kit.task_id(1)), kit.finished(1))

@@ -19,7 +19,11 @@ from msgspec import structs
 from octaskly.agent.gateway.parent_lookup import FindTask, resolve_parents
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.health import HealthChecks
-from octaskly.config.defaults import QUEUE_MAX, QUEUED_BYTES_PER_SUBJECT
+from octaskly.config.defaults import (
+    QUEUE_MAX,
+    QUEUED_BYTES_PER_SUBJECT,
+    WEBHOOKS_PER_SUBJECT,
+)
 from octaskly.config.settings import AgentOptions
 from octaskly.core import events as ev
 from octaskly.core import replies
@@ -39,11 +43,12 @@ from octaskly.errors import (
     StoreFull,
     TaskExists,
 )
-from octaskly.ports import DurableStore
+from octaskly.ports import Clock, DurableStore
 from octaskly.system.clock import SystemClock
 from octaskly.system.cooperative import map_in_batches
 
 QUEUE_COUNT_S = 30.0  #: longest time between two counts, while tasks arrive
+WEBHOOK_COUNT_S = 1.0  #: between two counts of a subject; longer than a commit takes
 BYTES_COUNT_RATIO = 20  #: a count of bytes is repeated after so many times its time
 UNCOUNTED_BYTES = 1024  #: of each task; a queue of small tasks is limited by number
 MATCHED_AT_ONCE = 16  #: existing tasks in memory, to compare a repeated request
@@ -71,6 +76,7 @@ class QueueLimits:
     tasks_max: int = QUEUE_MAX
     bytes_per_subject: int = QUEUED_BYTES_PER_SUBJECT
     """Bytes beyond `UNCOUNTED_BYTES` of each task."""
+    webhooks_per_subject: int = WEBHOOKS_PER_SUBJECT
 
     @classmethod
     def from_options(cls, options: AgentOptions) -> QueueLimits:
@@ -78,17 +84,23 @@ class QueueLimits:
         return cls(options.queue_max, options.queued_bytes_per_subject)
 
 
+@dataclass(slots=True)
+class _WebhookCount:
+    """The webhooks of one subject at the last count, and those accepted since."""
+
+    pending: int
+    count_due_s: float  #: earliest time of the next count
+
+
 class QueueQuota:
-    """Limits the number of queued tasks, and the bytes that each subject queues.
+    """Limits the queued tasks, and the bytes and webhooks of each subject.
 
     Counting is slow. The queue is counted again only if the last count is old, or if
     the last count and the tasks accepted since exceed a limit. Bytes are counted for
     at most a twentieth of the time, so that refused requests do not occupy the disk.
     """
 
-    def __init__(
-        self, store: DurableStore, clock: SystemClock, limits: QueueLimits
-    ) -> None:
+    def __init__(self, store: DurableStore, clock: Clock, limits: QueueLimits) -> None:
         self._store = store
         self._clock = clock
         self._limits = limits
@@ -96,6 +108,8 @@ class QueueQuota:
         self._counted_s = float("-inf")
         self._bytes_by_subject: dict[str, int] = {}
         self._bytes_due_s = float("-inf")  #: earliest time of the next count of bytes
+        self._webhooks: dict[str, _WebhookCount] = {}  #: by subject
+        self._webhook_lock = asyncio.Lock()
 
     async def reserve(self, drafts: Sequence[TaskDraft], subject: str) -> None:
         """Reserve room for the tasks of a subject.
@@ -108,6 +122,9 @@ class QueueQuota:
         if size_bytes:
             await self._check_bytes(size_bytes, subject)
         asking = [draft for draft in drafts if draft.options is not None]
+        webhooks = sum(1 for d in asking if d.options and d.options.notify_url)
+        if webhooks:
+            await self._reserve_webhooks(webhooks, subject)
         await self._reserve_tasks(
             len(drafts) - len(asking) + sum(map(_count_tasks, asking))
         )
@@ -137,6 +154,37 @@ class QueueQuota:
                     " agent",
                 )
         self._queued_estimate += count
+
+    async def _reserve_webhooks(self, count: int, subject: str) -> None:
+        """Reserve webhooks: each occupies memory until its receiver has answered."""
+        webhooks_max = self._limits.webhooks_per_subject
+        if count > webhooks_max:
+            raise QueueTooSmall(
+                "Queue is full",
+                hint=f"these tasks have {count} webhooks, and {webhooks_max} of"
+                f" {subject} may wait; submit fewer at a time, or one array, which has"
+                " one webhook",
+            )
+        async with self._webhook_lock:
+            known = self._webhooks.get(subject)
+            now_s = self._clock.now().mono_s
+            if known is None or (
+                known.pending + count > webhooks_max and now_s >= known.count_due_s
+            ):
+                # Tasks that were just accepted may not be on disk yet, so the next
+                # count comes later.
+                pending = await self._store.count_webhooks(subject)
+                known = _WebhookCount(pending, now_s + WEBHOOK_COUNT_S)
+                self._webhooks[subject] = known
+            if known.pending + count > webhooks_max:
+                raise QueueFull(
+                    "Queue is full",
+                    hint=f"{known.pending} webhooks of {subject} wait, and"
+                    f" {webhooks_max} may; try again when some tasks have ended and"
+                    " their receivers have answered, or use one array, which has one"
+                    " webhook",
+                )
+            known.pending += count
 
     async def _check_bytes(self, size_bytes: int, subject: str) -> None:
         """Raise an error if the subject may not queue so many more bytes."""

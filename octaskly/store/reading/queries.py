@@ -324,6 +324,16 @@ def count_failures(db: sqlite3.Connection, since_ms: int) -> int:
     return int(failed)
 
 
+def count_webhooks(db: sqlite3.Connection, submitter: str) -> int:
+    """Return the number of a subject's tasks whose notification is still to be sent."""
+    (count,) = db.execute(
+        "SELECT count(*) FROM tasks INDEXED BY tasks_webhooks"
+        " WHERE notify = 1 AND submitter = ?",
+        (submitter,),
+    ).fetchone()
+    return int(count)
+
+
 def read_pending_notifications(
     db: sqlite3.Connection, known: frozenset[int], limit: int
 ) -> PendingNotifications:

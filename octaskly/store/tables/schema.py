@@ -301,7 +301,8 @@ ALTER TABLE attempts ADD COLUMN end_term INTEGER NOT NULL DEFAULT 0;
 """
 
 # SQLite reads a row up to the last column that it needs, so the columns that may be
-# large come last. `env` was part of `options`, which lists show.
+# large come last. `env` was part of `options`, which lists show. With `tasks_webhooks`
+# the notifications that a subject still expects are counted.
 _TO_THE_END: Final = """
 ALTER TABLE tasks RENAME COLUMN {name} TO {name}_before;
 ALTER TABLE tasks ADD COLUMN {name} {type};
@@ -322,6 +323,7 @@ UPDATE tasks SET env = json_extract(options, '$[2]'),
     + """
 CREATE INDEX tasks_stdin ON tasks (state, submitter)
     WHERE length(stdin) > 4096 AND state > 1;
+CREATE INDEX tasks_webhooks ON tasks (submitter) WHERE notify = 1;
 """
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import NoneType
 
 import pytest
 from msgspec.structs import replace
@@ -12,7 +13,9 @@ from msgspec.structs import replace
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.rerun import build_retry
 from octaskly.agent.gateway.submissions import (
+    WEBHOOK_COUNT_S,
     QueueLimits,
+    QueueQuota,
     Submission,
     SubmissionService,
 )
@@ -27,6 +30,7 @@ from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
 from octaskly.core.replies import TasksAccepted
 from octaskly.errors import (
     NotDispatcher,
+    QueueFull,
     QueueTooSmall,
     StdinFreed,
     StoreFull,
@@ -369,6 +373,34 @@ async def test_a_submission_above_the_queue_size_is_refused_for_good(
         await submissions(store).accept_submission(request)
 
     assert "20 tasks, and 19 may wait" in (refused.value.hint or "")
+
+
+WEBHOOK = TaskDraft(command="true", options=TaskOptions(notify_url="http://a/"))
+
+
+async def test_webhooks_are_counted_again_when_a_subject_has_too_many(
+    store: Store, commits: Commits
+) -> None:
+    """Until they are sent; other requests at the same time do not exceed the quota."""
+    clock = kit.HandClock()
+    quota = QueueQuota(store, clock, QueueLimits(webhooks_per_subject=2))
+    with pytest.raises(QueueTooSmall):
+        await quota.reserve([WEBHOOK] * 3, "ada")
+    answers = await asyncio.gather(
+        *(quota.reserve([WEBHOOK], "ada") for _ in range(4)), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [NoneType] * 2 + [QueueFull] * 2
+    await quota.reserve([WEBHOOK], "bob")
+
+    clock.mono_s += WEBHOOK_COUNT_S
+    facts = [kit.submitted(5, options=WEBHOOK.options, submitter="ada")]
+    store.append_entries(2, kit.entries(facts, after=4), kit.EPOCHS)
+    await commits.get()
+
+    await quota.reserve([WEBHOOK], "ada")
+    with pytest.raises(QueueFull) as refused:
+        await quota.reserve([WEBHOOK], "ada")
+    assert "2 webhooks of ada wait, and 2 may" in (refused.value.hint or "")
 
 
 STDIN = TaskOptions(stdin=b"x" * 5000)

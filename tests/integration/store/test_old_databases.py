@@ -35,6 +35,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 def drop_version_12(db: sqlite3.Connection) -> None:
     """Drop what versions 10 to 12 added."""
+    db.execute("DROP INDEX tasks_webhooks")
     db.execute("DROP INDEX tasks_failed")
     db.execute("ALTER TABLE tasks DROP COLUMN cancel_term")
     db.execute("ALTER TABLE attempts DROP COLUMN end_term")
@@ -157,6 +158,7 @@ def write_version_11(path: Path, facts: list[Fact]) -> None:
             "UPDATE tasks SET options = json_replace(options, '$[2]', json(env))"
             " WHERE env IS NOT NULL"
         )
+        old.execute("DROP INDEX tasks_webhooks")
         old.execute("ALTER TABLE tasks DROP COLUMN env")
         old.execute("PRAGMA user_version=11")
 
