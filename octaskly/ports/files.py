@@ -98,8 +98,8 @@ class FileStore(Protocol):
     def missing_files(self, sha256s: Iterable[str], *, keep_s: float) -> list[str]:
         """Return which of these files are not stored, and protect the others."""
 
-    def store_blob(self, sha256: str, data: bytes, *, keep_s: float) -> None:
-        """Store a small file at once, and protect it.
+    def store_blob(self, sha256: str, data: bytes, *, keep_s: float) -> bool:
+        """Store a small file at once, and protect it; return True if it is new.
 
         Raises:
             ContentMismatch: It has another SHA-256.

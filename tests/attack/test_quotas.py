@@ -56,6 +56,10 @@ def ask(
         return request(connection, method, path, body, token)
 
 
+def file_path(data: bytes) -> str:
+    return f"/api/v1/files/{hashlib.sha256(data).hexdigest()}"
+
+
 def upload(agent: Agent, token: str, data: bytes) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(
         "127.0.0.1", port_of(agent), timeout=WAIT_S_MAX
@@ -64,7 +68,7 @@ def upload(agent: Agent, token: str, data: bytes) -> tuple[int, bytes]:
         "Authorization": f"Bearer {token}",
         "Content-Type": "application/octet-stream",
     }
-    path = f"/api/v1/files/{hashlib.sha256(data).hexdigest()}"
+    path = file_path(data)
     with contextlib.closing(connection):
         connection.request("POST", path, data, headers)
         answer = connection.getresponse()
@@ -97,6 +101,29 @@ def test_a_body_that_announces_the_whole_quota_reserves_nothing(
             status, answer = upload(agent, other, b"a" * (1 << 20))
 
         assert status == 201, answer
+
+
+def test_no_client_releases_the_file_of_another(tmp_path: Path) -> None:
+    """The file has room until its own client, or an admin, releases it."""
+    quota = ("--files-quota", str(FILES_QUOTA_BYTES))
+    mine, theirs, more = (letter * (5 << 20) for letter in (b"a", b"b", b"c"))
+    with running(tmp_path, "ana", extra=quota) as (agent,):
+        until_nodes(agent, 1)
+        owner, other = token_for(agent, "owner"), token_for(agent, "other")
+        viewer = token_for(agent, "viewer", "viewer")
+        assert upload(agent, owner, mine)[0] == 201
+
+        assert ask(agent, viewer, "DELETE", file_path(mine))[0] == 403
+        assert ask(agent, other, "DELETE", file_path(mine))[0] == 204
+        assert ask(agent, other, "GET", file_path(mine))[0] == 200
+        assert ask(agent, other, "DELETE", file_path(mine))[0] == 204
+        assert upload(agent, other, theirs)[0] == 507
+
+        assert ask(agent, owner, "DELETE", file_path(mine))[0] == 204
+        assert upload(agent, other, theirs)[0] == 201
+        assert upload(agent, owner, more)[0] == 507
+        assert agent.call("DELETE", file_path(theirs))[0] == 204
+        assert upload(agent, owner, more)[0] == 201
 
 
 def test_waiting_tasks_of_one_client_have_a_quota_of_bytes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from octaskly.api.http.file_sender import TransferSlots
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
+from octaskly.api.security.file_keepers import FileKeepers
 from octaskly.api.security.one_time_codes import OneTimeCodes
 from octaskly.api.security.rate_limit import RateLimiter
 from octaskly.api.security.route_cost import Cost
@@ -236,6 +237,7 @@ class Services:
     streams: OpenStreams = field(default_factory=OpenStreams)
     rotations: KeyRotationControl | None = None  #: None: the node is in no mesh
     files: MemberFiles | None = None  #: the same
+    file_keepers: FileKeepers = field(default_factory=FileKeepers)
     one_time_codes: OneTimeCodes = field(default_factory=OneTimeCodes)
     render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics
     transfers: TransferSlots = field(default_factory=TransferSlots)

@@ -89,6 +89,7 @@ async def upload_unnamed_file(request: Request) -> web.StreamResponse:
     with request.services.streams.count_stream(request.principal):
         piece = _Piece(None, size)
         name, _ = await _store_upload(request, files, None, piece)
+    _add_keeper(request, name)
     return json_response(_encode_file(request, name, size), HTTPStatus.CREATED)
 
 
@@ -101,6 +102,7 @@ async def upload_file(request: Request) -> web.StreamResponse:
     size = _announced_size(request)
     kept = await asyncio.to_thread(files.touch_file, name)
     if kept is not None:
+        _add_keeper(request, name)
         response = json_response(_encode_file(request, name, kept))
         response.force_close()  # The rest of the body is not read.
         return response
@@ -115,6 +117,7 @@ async def upload_file(request: Request) -> web.StreamResponse:
             node=request.gateway.node_id,
         )
         return json_response(task_response.encode(shown), HTTPStatus.ACCEPTED)
+    _add_keeper(request, name, are_new=True)
     return json_response(
         _encode_file(request, name, piece.total_bytes), HTTPStatus.CREATED
     )
@@ -159,6 +162,7 @@ async def list_missing(request: Request) -> web.StreamResponse:
     missing = await asyncio.to_thread(
         files.missing_files, asked.sha256, keep_s=_keep_s(is_lent=asked.lent)
     )
+    _add_keeper(request, *set(asked.sha256).difference(missing))
     arrived = {name: files.arrived_bytes(name) for name in missing}
     shown = MissingFiles(
         missing=missing,
@@ -174,10 +178,13 @@ async def upload_pack(request: Request) -> web.StreamResponse:
     files, reader = request.files.store, PackReader()
     keep_s = _keep_s(is_lent=request.query.flag("lent"))
     stored = StoredPack(files=0, bytes=0, node=request.gateway.node_id)
+    new: list[str] = []
+    held: list[str] = []
 
     def store(data: bytes) -> None:
         for sha256, content in reader.add_data(data):
-            files.store_blob(sha256.hex(), content, keep_s=keep_s)
+            is_new = files.store_blob(sha256.hex(), content, keep_s=keep_s)
+            (new if is_new else held).append(sha256.hex())
             stored.files += 1
             stored.bytes += len(content)
 
@@ -185,7 +192,11 @@ async def upload_pack(request: Request) -> web.StreamResponse:
         request.services.streams.count_stream(request.principal),
         _upload_errors(field="pack"),
     ):
-        await _receive(request, store)
+        try:
+            await _receive(request, store)
+        finally:
+            _add_keeper(request, *new, are_new=True)
+            _add_keeper(request, *held)
         reader.check_end()
         if not stored.files:
             raise ManifestError("the pack is empty")
@@ -260,14 +271,25 @@ async def show_file(request: Request) -> web.StreamResponse:
         raise Problem(
             404, "File not found", hint="upload it with POST to the same path"
         )
+    _add_keeper(request, name)
     return json_response(_encode_file(request, name, kept))
 
 
 async def release_file(request: Request) -> web.StreamResponse:
-    """Release a file that no further task will name, so that it can be deleted."""
+    """Release a file that no further task of the client will name.
+
+    It can be deleted once all clients that sent it or asked for it have released it.
+    """
     name, files = _requested_file(request)
-    await asyncio.to_thread(files.release_file, name)
+    keepers = request.services.file_keepers
+    if keepers.release(request.authenticated_principal, name):
+        await asyncio.to_thread(files.release_file, name)
     return web.Response(status=HTTPStatus.NO_CONTENT)
+
+
+def _add_keeper(request: Request, *names: str, are_new: bool = False) -> None:
+    subject = request.authenticated_principal.subject
+    request.services.file_keepers.add(subject, names, are_new=are_new)
 
 
 async def send_piece_to_node(request: Request) -> web.StreamResponse:

@@ -387,8 +387,8 @@ class BlobStore:
 
     def store_blob(
         self, sha256: str, data: bytes, *, keep_s: float = RETENTION_S
-    ) -> None:
-        """Store a small file at once.
+    ) -> bool:
+        """Store a small file at once; return False if it is stored already.
 
         Raises:
             ContentMismatch: it has another SHA-256.
@@ -396,13 +396,14 @@ class BlobStore:
             OSError: the folder cannot be used.
         """
         if self.touch_file(sha256, keep_s=keep_s) is not None:
-            return
+            return False
         upload = self.start_upload(sha256, len(data), keep_s=keep_s)
         try:
             upload.write(data)
             upload.finish()
         finally:
             upload.abort()
+        return True
 
     def pack_files(self, sha256s: Iterable[str]) -> Iterator[bytes]:
         """Yield a pack of small files in parts of about `PACK_PART_BYTES`.
