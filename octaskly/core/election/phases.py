@@ -48,7 +48,7 @@ class Discovering:
     jitter_s: float
     last_look: Moment  #: latest check for better candidates
     suspicion: Suspicion | None = None  #: of a dispatcher that peers name
-    has_probed: bool = False  #: peers were asked early, to find a relay
+    probed: NodeId | None = None  #: peers were asked about it early, to find a relay
 
 
 @dataclass(slots=True)

@@ -121,7 +121,7 @@ class Timeouts:
     def _on_discovering(self, phase: Discovering, now: Moment) -> list[Effect]:
         """Claim at this node's turn, unless peers name a live dispatcher.
 
-        The peers are asked about it once before that turn, to find a relay.
+        The peers are asked about each once before that turn, to find a relay.
         """
         phase.last_look = now
         if self._candidacy.is_withdrawn:
@@ -131,8 +131,7 @@ class Timeouts:
         if suspicion is not None:
             if not self._is_suspicion_over(suspicion, now, is_turn=is_turn):
                 return []
-            suspect = self._absent_dispatcher()
-            if suspicion.is_probe_due(now) and suspect == suspicion.suspect:
+            if suspicion.is_probe_due(now) and self._is_absent(suspicion.suspect):
                 return self._probe_suspect(suspicion, now)
             phase.suspicion = None
         suspect = self._absent_dispatcher()
@@ -140,12 +139,12 @@ class Timeouts:
             return self._election.claim_epoch("no dispatcher found")
         if suspect is None or not (is_turn or self._may_probe_early(phase, suspect)):
             return []
-        phase.has_probed = True
+        phase.probed = suspect
         return self._start_suspicion(phase, suspect, now)
 
     def _may_probe_early(self, phase: Discovering, suspect: NodeId) -> bool:
         """Return True if peers were not asked yet, and a dial may not help."""
-        return not (phase.has_probed or self._address_book.is_dialling(suspect))
+        return phase.probed != suspect and not self._address_book.is_dialling(suspect)
 
     def _claim_turn_s(self, phase: Discovering) -> float:
         """Return the time at which all better-ranked candidates could have claimed."""
@@ -167,7 +166,7 @@ class Timeouts:
         due_s = self._claim_turn_s(phase)
         if phase.suspicion is not None:
             due_s = phase.suspicion.deadline()
-        elif not phase.has_probed:
+        else:
             suspect = self._absent_dispatcher()
             if suspect is not None and self._may_probe_early(phase, suspect):
                 due_s = 0.0
@@ -329,6 +328,12 @@ class Timeouts:
             if view.dispatcher == suspicion.suspect:
                 view.dispatcher = None
         return True
+
+    def _is_absent(self, dispatcher: NodeId) -> bool:
+        """Return True if a peer names this dispatcher, and it is not connected."""
+        peers = self._peer_table.peers
+        named = any(view.dispatcher == dispatcher for view in peers.values())
+        return named and dispatcher not in peers
 
     def _absent_dispatcher(self) -> NodeId | None:
         """Return the unconnected dispatcher that a peer names in the highest epoch."""

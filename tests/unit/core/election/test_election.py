@@ -550,6 +550,24 @@ def test_dispatcher_that_no_dial_reaches_is_probed_at_once() -> None:
     assert world.election.relay is not None
 
 
+def test_each_dispatcher_that_peers_name_is_probed_early() -> None:
+    """The first one may have stepped down while this node dialled it."""
+    world = Harness()
+    world.meet(C, 0.2)
+    world.meet(A, 0.2)
+    one, two = NodeId("e" * 16), NodeId("f" * 16)
+    probed = []
+    for teller, suspect, at_s in ((C, one, 0.3), (C, two, 0.8)):
+        redirect = Redirect(Epoch(3, suspect), suspect, (ELSEWHERE,))
+        world.claims.on_redirect(teller, redirect, node_moment(at_s))
+        failed = DialFailed(suspect, (ELSEWHERE,), was_refused=False)
+        world.members.address_book.on_dial_failed(failed, node_moment(at_s))
+        effects = world.watch.on_time(node_moment(at_s))
+        probed += [m.suspect for m in sent(effects, A) if isinstance(m, Probe)]
+
+    assert probed == [one, two]
+
+
 def test_probes_before_the_turn_to_claim_do_not_declare_a_dispatcher_dead() -> None:
     """While many nodes start, answers are late; at its turn, the node asks again."""
     world = Harness()
