@@ -61,6 +61,7 @@ from octaskly.config.defaults import (
     STALL_S,
     STREAMS_MAX,
     STREAMS_PER_SUBJECT,
+    WEBHOOKS_PER_SUBJECT,
 )
 from octaskly.config.units import BYTES, SECONDS
 from octaskly.config.value_types import (
@@ -428,6 +429,14 @@ class AgentOptions(LimitOptions):
         "the dispatcher queues so many bytes of one subject and rejects more with 429",
         default=QUEUED_BYTES_PER_SUBJECT,
         details="commands, stdin, environment and items, beyond 1 KiB of each task",
+    )
+    webhooks_per_subject: int = setting(
+        "--webhooks-per-subject",
+        Amount(minimum=1),
+        "the dispatcher accepts so many tasks of one subject whose webhook is still to "
+        "be sent, and rejects more with 429",
+        default=WEBHOOKS_PER_SUBJECT,
+        details="an array has one webhook",
     )
     rate_admin: int = setting(
         "--rate-admin",

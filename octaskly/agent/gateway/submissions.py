@@ -81,7 +81,11 @@ class QueueLimits:
     @classmethod
     def from_options(cls, options: AgentOptions) -> QueueLimits:
         """Return the limits in the settings of an agent."""
-        return cls(options.queue_max, options.queued_bytes_per_subject)
+        return cls(
+            options.queue_max,
+            options.queued_bytes_per_subject,
+            options.webhooks_per_subject,
+        )
 
 
 @dataclass(slots=True)
