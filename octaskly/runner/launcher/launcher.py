@@ -204,8 +204,11 @@ class Launcher:
                 self._is_closing = True
 
     def _stop_attempt(self, key: object, end_reason: object) -> None:
+        # One that has ended already, by itself, counts as such.
+        self._has_children = self._reap_children()
+        ended = {pid for pid, _, _ in self._exits}
         for child in self._running.values():
-            if child.key == key:
+            if child.key == key and child.pid not in ended:
                 self._deadlines.end_task(child, str(end_reason), time.monotonic())
         for order in [order for order in self._waiting if order.key == key]:
             self._waiting.remove(order)

@@ -372,7 +372,7 @@ async def test_a_submission_above_the_queue_size_is_refused_for_good(
     with pytest.raises(QueueTooSmall) as refused:
         await submissions(store).accept_submission(request)
 
-    assert "20 tasks, and 19 may wait" in (refused.value.hint or "")
+    assert "20 tasks, and the queue holds 19" in (refused.value.hint or "")
 
 
 WEBHOOK = TaskDraft(command="true", options=TaskOptions(notify_url="http://a/"))
