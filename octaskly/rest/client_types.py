@@ -28,6 +28,16 @@ class Task(TaskDetail, frozen=True, kw_only=True, dict=True):
     item: str | None = None
     replicas: int | None = None  #: only in the response to a submission
 
+    def __repr__(self) -> str:
+        """Return the fields that identify a task and its result.
+
+        The others are many, and its output may be long.
+        """
+        names = ("id", "command", "status", "worker_id", "exit_code", "signal")
+        known = ((name, getattr(self, name)) for name in names)
+        shown = (f"{name}={value!r}" for name, value in known if value is not None)
+        return f"Task({', '.join(shown)})"
+
     @property
     def is_final(self) -> bool:
         """Return True if the task has ended.

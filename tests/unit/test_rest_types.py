@@ -58,6 +58,20 @@ def test_a_client_reads_a_task_of_an_older_node() -> None:
     assert (task.stdout, task.encoding, task.labels) == (None, None, {})
 
 
+def test_a_task_is_printed_as_one_short_line() -> None:
+    """A program that prints a task sees what it asked for and what came of it."""
+    body = (
+        b'{"id":"a","command":"exit 3","status":"failed","worker_id":"pi4",'
+        b'"exit_code":3,"stdout":"MTIz","labels":{"b":"c"}}'
+    )
+
+    task = msgspec.json.decode(body, type=client_types.Task)
+
+    assert repr(task) == (
+        "Task(id='a', command='exit 3', status='failed', worker_id='pi4', exit_code=3)"
+    )
+
+
 def test_unset_fields_are_not_sent() -> None:
     """Null means that the value is not known yet."""
     line = tasks.TaskLines(tasks=[], total=None)
