@@ -72,20 +72,42 @@ def test_run_fetches_outputs_into_the_current_folder(
 
 def test_run_says_on_a_terminal_what_it_fetched(agent: DemoAgent, home: Path) -> None:
     """In the line about the end of the task."""
-    words = ["--state-dir", str(agent.state), "run", "--scratch", "--out", "build/"]
+    said, _ = run_at_terminal(agent, home, "build/", BUILD)
+
+    assert re.fullmatch(r"✓ lone, [\d.]+ m?s · build/: fetched 2 files, 6 B\n", said), (
+        said
+    )
+
+
+def test_a_missing_output_is_no_success_on_a_terminal(
+    agent: DemoAgent, home: Path
+) -> None:
+    """The mark in the last line agrees with the exit code."""
+    said, code = run_at_terminal(agent, home, "gone", "true")
+
+    assert code == 125
+    assert re.fullmatch(
+        r"task-\S+ did not create gone\n"
+        r"✗ lone, [\d.]+ m?s · gone: fetched 0 files, 0 B\n",
+        said,
+    ), said
+
+
+def run_at_terminal(
+    agent: DemoAgent, home: Path, output: str, command: str
+) -> tuple[str, int | None]:
+    """Return what `octaskly run` says about a command with an output, and its code."""
+    words = ["--state-dir", str(agent.state), "run", "--scratch", "--out", output]
     run = pexpect.spawn(
         sys.executable,
-        ["-m", "octaskly", *words, "--", BUILD],
+        ["-m", "octaskly", *words, "--", command],
         encoding="utf-8",
         timeout=60,
         cwd=home,
     )
     said = re.sub(r"^queued: .*\n", "", run.read().replace("\r", ""))
     run.close()
-
-    assert re.fullmatch(r"✓ lone, [\d.]+ m?s · build/: fetched 2 files, 6 B\n", said), (
-        said
-    )
+    return said, run.exitstatus
 
 
 def test_a_failed_task_brings_its_outputs_home_too(
@@ -115,7 +137,7 @@ def test_a_missing_output_after_success_is_an_error(
     )
 
     assert done.returncode == 125
-    assert re.fullmatch(r"task-\S+ has no output \*\.o, gone\n", done.stderr)
+    assert re.fullmatch(r"task-\S+ did not create \*\.o, gone\n", done.stderr)
     assert texts_in(home) == {"made": "\n"}
     shown = json.loads(octaskly(agent, home, "show", "last", "--json").stdout)
     assert (shown["status"], shown["exit_code"]) == ("completed", 0)
@@ -376,7 +398,7 @@ def test_what_is_no_file_is_not_kept(agent: DemoAgent, home: Path) -> None:
 
     assert alone.returncode == 125
     first, second = alone.stderr.splitlines()
-    assert re.fullmatch(r"task-\S+ has no output pipe", first)
+    assert re.fullmatch(r"task-\S+ did not create pipe", first)
     assert second == "output pipe was not kept: not a file or folder"
     assert (among.returncode, among.stderr) == (
         0,

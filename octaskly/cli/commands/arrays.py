@@ -539,7 +539,8 @@ class _MemberFetcher:
 
         if is_terminal(is_error=True):
             found = Fetched(files=self._files, bytes=self._bytes)
-            note(f"✓ {fetched_text(declared, found)}")
+            mark = "✓" if self._is_complete else "✗"
+            note(f"{mark} {fetched_text(declared, found)}")
         return 0 if self._is_complete else EXIT_OCTASKLY_FAILED
 
 

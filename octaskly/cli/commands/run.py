@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 from msgspec.structs import replace
@@ -143,9 +143,7 @@ def _finish(
     task = ended.task
     with hint_on_error(f"fetch {task.id}", "no longer fetching"):
         outcome = fetch_at_end(client, task, declared, sent, deferred)
-    code = exit_code_of_task(
-        task, is_cancelled=ended.is_cancelled, fetched=outcome.text
-    )
+    code = exit_code_of_task(task, is_cancelled=ended.is_cancelled, fetched=outcome)
     if code == 0 and ended.has_gaps:
         return report_gaps(f"{task.id} printed more than its node keeps")
     return code or outcome.exit_code
@@ -206,6 +204,9 @@ class FetchOutcome(NamedTuple):
     exit_code: int = 0  #: if the task itself ended well
 
 
+NOTHING_FETCHED: Final = FetchOutcome()
+
+
 def fetch_at_end(
     client: Session,
     task: Task,
@@ -226,7 +227,7 @@ def fetch_at_end(
         OctasklyError: they cannot be fetched.
     """
     if not declared or task.status == "cancelled":
-        return FetchOutcome()
+        return NOTHING_FETCHED
     # Only for tasks with outputs.
     from octaskly.cli.output import fetched as fetching  # noqa: PLC0415
 
@@ -279,7 +280,9 @@ def cancel_if_running(client: Session, ref: str) -> None:
         client.send(rest_calls.cancel(ref, force=True))
 
 
-def exit_code_of_task(task: Task, *, is_cancelled: bool, fetched: str = "") -> int:
+def exit_code_of_task(
+    task: Task, *, is_cancelled: bool, fetched: FetchOutcome = NOTHING_FETCHED
+) -> int:
     """Return the exit code for an ended task; print the reason of a failure.
 
     Args:
@@ -307,7 +310,7 @@ def exit_code_of_task(task: Task, *, is_cancelled: bool, fetched: str = "") -> i
             return _own_exit_code(task, is_cancelled=is_cancelled, fetched=fetched)
 
 
-def _own_exit_code(task: Task, *, is_cancelled: bool, fetched: str) -> int:
+def _own_exit_code(task: Task, *, is_cancelled: bool, fetched: FetchOutcome) -> int:
     if task.status == "cancelled":
         note(f"{task.id} was cancelled")
         return EXIT_CANCELLED if is_cancelled else EXIT_OCTASKLY_FAILED
@@ -322,15 +325,17 @@ def _own_exit_code(task: Task, *, is_cancelled: bool, fetched: str) -> int:
     return task.exit_code
 
 
-def _print_end(task: Task, fetched: str) -> None:
+def _print_end(task: Task, fetched: FetchOutcome) -> None:
     """Print the node and the duration of a task, and what was fetched."""
     code, took = task.exit_code, duration(task.duration_ms)
-    if fetched and not code:
-        note(f"✓ {task.worker_id or task.id}, {took} · {fetched}")
+    if fetched.text and not code:
+        # A missing output fails the call, although the command succeeded.
+        mark = "✗" if fetched.exit_code else "✓"
+        note(f"{mark} {task.worker_id or task.id}, {took} · {fetched.text}")
         return
     how = f"✗ {task.id} exit {code}" if code else f"✓ {task.id} done"
     where = f" on {task.worker_id}" if task.worker_id else ""
-    note(f"{how}{where} in {took}{f' · {fetched}' if fetched else ''}")
+    note(f"{how}{where} in {took}{f' · {fetched.text}' if fetched.text else ''}")
 
 
 def _print_failure(task: Task) -> None:
