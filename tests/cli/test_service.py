@@ -299,6 +299,8 @@ def test_status_serves_people_and_programs(machine: Machine) -> None:
     read = json.loads(machine.octaskly("service", "status", "--json").stdout)
 
     assert shown.returncode == 0
+    assert "changed by hand:  no\n" in shown.stdout
+    assert "enabled:          yes\n" in shown.stdout
     assert "state:            active\n" in shown.stdout
     assert read["v"] == JSON_VERSION
     assert read["flags"] == ["--slots", "3"]

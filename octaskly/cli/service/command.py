@@ -183,13 +183,21 @@ def status(context: CliContext, is_user: bool | None, as_json: bool) -> int:  # 
     else:
         flags = shlex.join(fields["flags"] or ()) or None
         print_fields(
-            [(key, value) for key, value in (fields | {"flags": flags}).items()]
+            [
+                (key.replace("_", " "), _as_word(value))
+                for key, value in (fields | {"flags": flags}).items()
+            ]
         )
         if not found:
             note("hint: octaskly service install    creates it")
         elif not is_active:
             note(f"hint: {systemd.logs_command()}    says why")
     return 0 if is_active else EXIT_FAILED
+
+
+def _as_word(value: object) -> object:
+    """Return a value of a field as a user reads it."""
+    return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
 @service.command(epilog="Example: octaskly service logs --follow")
