@@ -110,9 +110,7 @@ def configure(
         processors=[
             *([only] if only is not None else []),
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True)
-            if style != "journal"
-            else _drop_nothing,
+            _timestamper(style),
             structlog.processors.format_exc_info,
             _escape_control_chars,
             *_renderers(style, environ, is_journal=is_journal),
@@ -201,6 +199,18 @@ def _is_stderr_journal(environ: Mapping[str, str]) -> bool:
     except (OSError, ValueError):
         return False
     return environ.get("JOURNAL_STREAM") == f"{here.st_dev}:{here.st_ino}"
+
+
+def _timestamper(style: str) -> Any:
+    """Return the processor that adds the time, which the journal adds itself.
+
+    A person at a terminal needs the local time of day, and the columns of the rest.
+    """
+    if style == "journal":
+        return _drop_nothing
+    if style == "console" and sys.stderr.isatty():
+        return structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+    return structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
 def _renderers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,30 @@ def test_foreign_text_stays_on_its_line(
     assert len(out.splitlines()) == out.count("\n") == 3
     assert all(line.isprintable() for line in out.splitlines())
     assert out.startswith("<4>") == (style == "journal")
+
+
+@pytest.mark.parametrize(
+    ("style", "is_terminal", "time"),
+    [
+        ("auto", True, r"\d\d:\d\d:\d\d \[warning"),
+        ("auto", False, r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[warning"),
+        ("json", True, r'\{.*"timestamp": ?"\d{4}-\d\d-\d\dT'),
+    ],
+)
+def test_a_person_at_a_terminal_reads_the_time_of_day(
+    style: str,
+    time: str,
+    *,
+    is_terminal: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program gets the date and the time zone."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+
+    log.configure(style, "info", {"NO_COLOR": "1"}).warning("disk is low", free=1)
+
+    assert re.match(time, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
