@@ -183,7 +183,8 @@ FIELD_HINTS: Final = {
     "notify_url": f"an http or https URL of at most {URL_CHARS_MAX} visible ASCII "
     "characters",
     "after": f"at most {PARENTS_MAX} ids of tasks",
-    "on": "success, failure or any; needs `after`",
+    "on": "success, failure or any; needs `after` (to choose a node: `node` in "
+    "`requires`)",
     "outputs_of": f"at most {OUTPUTS_OF_MAX} ids of tasks; needs `workdir`: scratch",
     "tree": given.TREE_HINT,
     "stdin_file": "an object with `sha256` and `node` (name or id); excludes other "
