@@ -82,7 +82,7 @@ def run(
     fields: DraftFields,
     sent: SentPaths,
 ) -> int:
-    """Run a command somewhere in the mesh, as if it ran here.
+    """Run a command on a node, with its output and exit code here.
 
     It runs in a folder of the node that is chosen: --in sends your files there, and
     --out fetches the results.

@@ -97,7 +97,7 @@ SHOWN_COMMAND_COLUMNS = 40  #: of a command in a question
 @click.option("--oldest", "order", flag_value="oldest", help="Oldest first.")
 @click.option("--newest", "order", flag_value="newest", help="Newest first.")
 @click.option(
-    "--limit",
+    *("-n", "--limit"),
     type=click.IntRange(1, LIMIT_MAX),
     metavar="N",
     help=f"Maximum number of tasks (default {MATCHING_MAX}; of ended ones "
