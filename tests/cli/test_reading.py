@@ -10,10 +10,14 @@ import re
 import subprocess
 from typing import Any
 
+import msgspec
 import pytest
 
+from octaskly.cli.output import task_list
 from octaskly.cli.output.render import print_json
 from octaskly.cli.output.terminal import on_one_line
+from octaskly.rest.client_types import Task
+from octaskly.rest.tasks import FirstFailure, Members
 from tests.cli.conftest import Run
 from tests.cli.stand_in import NODE, NODES, STATS, Api
 from tests.cli.typed import typed
@@ -183,6 +187,22 @@ def test_ls_shows_what_matters_now(busy: Api, octaskly: Run) -> None:
         "7     cancelled  here    -           1.2 s  -     echo שלום עולם",
     ]
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("running", "1 running, 1 failed, first .1: exit code 2"),
+        ("failed", "1 of 3 failed, first .1: exit code 2"),
+    ],
+)
+def test_an_array_says_how_many_of_its_members_failed(status: str, said: str) -> None:
+    """While it runs, nobody knows of how many that will be."""
+    task = msgspec.convert({"id": "a", "status": status}, Task)
+    failure = FirstFailure(id="a.1", index=1, reason="exit", exit_code=2)
+    counts = Members(total=3, running=1, failed=1, first_failure=failure)
+
+    assert task_list.describe_progress(task, counts) == said
 
 
 def test_ls_tells_how_many_tasks_it_leaves_out(busy: Api, octaskly: Run) -> None:

@@ -265,7 +265,7 @@ def test_an_array_is_submitted_shown_and_repeated(agent: DemoAgent) -> None:
     listed = octaskly(agent, "ls", "--array", array, "--json").stdout
     ids = [task["id"] for task in json.loads(listed)["tasks"]]
     assert ids == [f"{array}.{number}" for number in range(1, 5)]
-    assert b" 4/4 " in octaskly(agent, "ls").stdout
+    assert b" 4 members " in octaskly(agent, "ls").stdout
     again = octaskly(agent, "retry", array).stdout.decode().strip()
     with agent.client() as client:
         repeated = client.wait(again, deadline_s=60).array

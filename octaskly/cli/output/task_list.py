@@ -159,12 +159,21 @@ def _cells(task: Task, now: dt.datetime) -> list[str]:
     return [
         task.short_id or task.id,
         task.status,
-        task.worker_id or "-" if task.array is None else format_progress(task.array),
+        _place(task),
         clock_time(task.started_at, now),
         duration(task.elapsed_ms if is_running else task.duration_ms),
         "-" if task.exit_code is None else str(task.exit_code),
         f"{command_of(task)}{'…' if task.command_truncated and not task.call else ''}",
     ]
+
+
+def _place(task: Task) -> str:
+    """Return the node of a task, or how far an array is."""
+    if task.array is None:
+        return task.worker_id or "-"
+    # "failed 3/3" would say that all three have failed.
+    members = task.array.total
+    return count_of(members, "member") if task.is_final else format_progress(task.array)
 
 
 def describe_progress(task: Task, counts: Members) -> str:
@@ -181,7 +190,7 @@ def _progress_parts(task: Task, counts: Members) -> Iterator[str]:
         if counts.eta_ms is not None:
             yield time_left(counts.eta_ms)
     if counts.failed:
-        yield f"{counts.failed} failed"
+        yield f"{counts.failed} {f'of {counts.total} ' if task.is_final else ''}failed"
     if counts.first_failure is not None:
         yield describe_first_failure(counts.first_failure)
 
