@@ -45,8 +45,7 @@ from octaskly.api.server.request_turns import RequestTurns
 from octaskly.ports import Principal
 
 JOIN_HINT = (
-    "run `octaskly invite` on a member, then `octaskly join CODE` here; or restart the"
-    " agent as `octaskly agent --new-mesh`, which creates a mesh of its own"
+    "it sees a mesh, and waits for `octaskly join` with a code from `octaskly invite`"
 )
 READING = ("GET", "HEAD")  #: requests that may take long and change nothing
 
