@@ -169,7 +169,7 @@ class AgentJoinService:
         old = SecretFile(paths.secret, paths.state).load() if has_one else None
         replace_mesh_secret(paths, secret, old)
         self._log.info(
-            "joining another mesh",
+            "joining a mesh",
             mesh=secret.mesh_id,
             left=own.mesh,
             subject=principal.subject,

@@ -156,7 +156,7 @@ class Banner:
 
     Args:
         config: The settings of the agent.
-        startup_filter: Hides the log of the start until the banner is printed; None
+        startup_filter: Hides the log of the start until the banner of a member; None
             if there is no terminal, and the log shows everything.
         is_discoverable: True if commands find this agent by its name.
     """
@@ -209,9 +209,14 @@ class Banner:
                 ("Add a machine:", f"{self._command} invite"),
             ),
         )
+        if self._startup_filter is not None:
+            self._startup_filter.show_all()
 
     def print_unpaired(self) -> None:
-        """Print it for a node that sees a mesh, but has no secret to join it."""
+        """Print it for a node that sees a mesh, but has no secret to join it.
+
+        The node starts again once it is admitted, and then prints the other banner.
+        """
         self._print(
             self._config.name,
             [
@@ -238,4 +243,3 @@ class Banner:
             "",
         ]
         print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
-        self._startup_filter.show_all()

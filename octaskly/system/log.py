@@ -62,7 +62,7 @@ class Logger(Protocol):
 
 
 class StartupFilter:
-    """Hides lines of level `info` until the banner of the agent is printed.
+    """Hides lines of level `info` until the banner of a member is printed.
 
     It is for terminals: there, the banner says what the log of a start says.
     """

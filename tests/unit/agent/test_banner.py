@@ -123,3 +123,20 @@ def test_the_log_of_a_start_is_hidden_except_for_warnings(
 
     lines = capsys.readouterr().err.splitlines()
     assert ["taken" in lines[0], "elected" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_the_log_of_joining_is_hidden_until_the_node_is_a_member(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The node starts again, and the banner of a member says the same."""
+    hidden = StartupFilter()
+    log = configure("json", "info", {}, hidden)
+    waiting = banner(hidden)
+
+    waiting.print_unpaired()
+    log.info("joining a mesh")
+    waiting.print_member(name="desk", mesh="m", dispatcher="ash", nodes=2)
+    log.info("dispatcher elected")
+
+    said = capsys.readouterr().err
+    assert ("joining" in said, "elected" in said) == (False, True)
