@@ -598,8 +598,8 @@ def test_nodes_says_what_runs_and_why_a_node_takes_no_work(
         ("laptop", "lost", "0/2", "last seen now"),
     ]
     assert done.stderr.decode().splitlines() == [
-        "pi4: takes no new tasks; to change that: octaskly resume NODE",
-        "pi5: its tasks are stopped; to continue: octaskly resume NODE",
+        "pi4: takes no new tasks; to change that: octaskly resume pi4",
+        "pi5: its tasks are stopped; to continue: octaskly resume pi5",
         "nas: takes no new tasks until its disk has room",
         "laptop: is it on and connected? then type there: octaskly doctor",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -33,8 +34,8 @@ HEADS: Final = (
 DROPPED_FIRST: Final = ("VERSION", "MEMORY", "ROLE", "CPU", "DISK FREE", "TASKS")
 UNAVAILABLE: Final = {
     "lost": "is it on and connected? then type there: octaskly doctor",
-    "draining": "takes no new tasks; to change that: octaskly resume NODE",
-    "paused": "its tasks are stopped; to continue: octaskly resume NODE",
+    "draining": "takes no new tasks; to change that: octaskly resume {node}",
+    "paused": "its tasks are stopped; to continue: octaskly resume {node}",
 }
 SHORTAGES: Final = {
     "disk": "takes no new tasks until its disk has room",
@@ -132,7 +133,7 @@ def unavailable_lines(nodes: Sequence[NodeInfo]) -> Iterator[str]:
 def _why_unavailable(node: NodeInfo) -> str | None:
     if node.state == "ready":
         return SHORTAGES.get(node.short_of or "")
-    return UNAVAILABLE.get(node.state)
+    return UNAVAILABLE.get(node.state, "").format(node=shlex.quote(node.name)) or None
 
 
 def _describe_run(run: Run, now: dt.datetime) -> str:
