@@ -274,7 +274,8 @@ def test_a_viewer_is_not_advised_to_become_admin(api: Api, octaskly: Run) -> Non
         (
             ["ls", "--limit", "0"],
             (
-                "error: invalid value for '--limit': 0 is not in the range 1<=x<=1000\n"
+                "error: invalid value for '-n' / '--limit': 0 is not in the range"
+                " 1<=x<=1000\n"
                 "  hint: octaskly ls --help\n"
             ),
         ),
