@@ -181,13 +181,18 @@ def test_a_node_is_shown_with_its_disk_and_what_it_runs(
     with subprocess.Popen(
         words(forwarding_agent, *command), stdout=subprocess.PIPE
     ) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"begun\n"
-        row = octaskly(forwarding_agent, "nodes").stdout.decode()
-        one = octaskly(forwarding_agent, "nodes", "birch").stdout.decode()
-        running.send_signal(signal.SIGINT)
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"begun\n"
+            shown = re.compile(r"^birch +ready .* [GM]B  .* 4723 \(", re.MULTILINE)
+            deadline = time.monotonic() + 60
+            # The node measures its load, and its disk, once a second or so.
+            while not shown.search(octaskly(forwarding_agent, "nodes").stdout.decode()):
+                assert time.monotonic() < deadline
+            one = octaskly(forwarding_agent, "nodes", "birch").stdout.decode()
+        finally:
+            running.send_signal(signal.SIGINT)
 
-    assert re.search(r"^birch +ready .* [GM]B  .* 4723 \(", row, re.MULTILINE)
     assert re.search(r"^running: +\d+  echo begun; sleep 4723 \(", one, re.MULTILINE)
     assert re.search(r"^disk: +[0-9.]+ .B free of \d+ GB$", one, re.MULTILINE)
 
