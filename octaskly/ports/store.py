@@ -340,7 +340,7 @@ class DurableStore(LogReader, Protocol):
         """Read the files that the next tasks in a state need, and where to go on.
 
         Args:
-            state: The state.
+            state: Queued or running.
             after: Where the last answer said to go on; 0 to begin.
             limit: How many tasks to look at.
 

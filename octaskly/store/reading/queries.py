@@ -192,8 +192,9 @@ def read_needed_files(
     """Return the files that the next tasks in a state need; see `DurableStore`."""
     found = db.execute(
         f"SELECT key, json_extract(options, {_INPUTS_AT})"  # noqa: S608
-        " FROM tasks INDEXED BY tasks_state"
-        " WHERE state = ? AND key > ? ORDER BY key LIMIT ?",
+        " FROM tasks INDEXED BY tasks_with_options"  # Most tasks have none.
+        " WHERE options IS NOT NULL AND state < 2 AND state = ? AND key > ?"
+        " ORDER BY key LIMIT ?",
         (rows.NUMBER_OF[state], after, limit),
     ).fetchall()
     trees: set[InputTree] = set()

@@ -302,7 +302,8 @@ ALTER TABLE attempts ADD COLUMN end_term INTEGER NOT NULL DEFAULT 0;
 
 # SQLite reads a row up to the last column that it needs, so the columns that may be
 # large come last. `env` was part of `options`, which lists show. With `tasks_webhooks`
-# the notifications that a subject still expects are counted.
+# the notifications that a subject still expects are counted; with `tasks_with_options`
+# the files that unfinished tasks need are found.
 _TO_THE_END: Final = """
 ALTER TABLE tasks RENAME COLUMN {name} TO {name}_before;
 ALTER TABLE tasks ADD COLUMN {name} {type};
@@ -324,6 +325,8 @@ UPDATE tasks SET env = json_extract(options, '$[2]'),
 CREATE INDEX tasks_stdin ON tasks (state, submitter)
     WHERE length(stdin) > 4096 AND state > 1;
 CREATE INDEX tasks_webhooks ON tasks (submitter) WHERE notify = 1;
+CREATE INDEX tasks_with_options ON tasks (state, key)
+    WHERE options IS NOT NULL AND state < 2;
 """
 )
 

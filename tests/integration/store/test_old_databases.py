@@ -36,6 +36,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 def drop_version_12(db: sqlite3.Connection) -> None:
     """Drop what versions 10 to 12 added."""
     db.execute("DROP INDEX tasks_webhooks")
+    db.execute("DROP INDEX tasks_with_options")
     db.execute("DROP INDEX tasks_failed")
     db.execute("ALTER TABLE tasks DROP COLUMN cancel_term")
     db.execute("ALTER TABLE attempts DROP COLUMN end_term")
@@ -159,6 +160,7 @@ def write_version_11(path: Path, facts: list[Fact]) -> None:
             " WHERE env IS NOT NULL"
         )
         old.execute("DROP INDEX tasks_webhooks")
+        old.execute("DROP INDEX tasks_with_options")
         old.execute("ALTER TABLE tasks DROP COLUMN env")
         old.execute("PRAGMA user_version=11")
 
