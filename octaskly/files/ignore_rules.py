@@ -211,11 +211,21 @@ def _pattern_for_one_entry(line: str) -> str:
     walk from the top, each folder is checked by itself. The two differ only where the
     last part of a pattern is `*` or `**`.
     """
-    line = line if line.endswith("\\ ") else line.rstrip()
     return _WILD_END.sub(
         lambda end: end["start"] + ("**/?*", "?*")[end["stars"] == "*"] + end["slash"],
-        line,
+        _without_trailing_spaces(line.rstrip("\r\n")),
     )
+
+
+def _without_trailing_spaces(line: str) -> str:
+    """Return a pattern without the spaces at its end, except escaped ones, as for git.
+
+    The library keeps or strips all of them.
+    """
+    stripped = line.rstrip(" ")
+    escapes = len(stripped) - len(stripped.rstrip("\\"))
+    is_escaped = escapes % 2 == 1 and len(stripped) < len(line)
+    return f"{stripped} " if is_escaped else stripped
 
 
 def _is_ignored(path: str, rules: Sequence[_RuleFile]) -> bool:

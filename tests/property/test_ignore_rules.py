@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, note
+from hypothesis import example, given, note
 from hypothesis import strategies as st
 
 from octaskly.files.ignore_rules import list_folder
@@ -60,6 +60,7 @@ def listed_by_git(top: Path) -> set[str]:
 
 
 @given(above=rules, below=rules)
+@example(above="a b\\  ", below="")  # An escaped space at the end, and one more.
 def test_rules_leave_what_git_leaves(top: Path, above: str, below: str) -> None:
     """Negated, anchored, for folders only, with wildcards, on two levels."""
     note(f"{above!r} {below!r}")
