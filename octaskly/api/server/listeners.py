@@ -32,7 +32,7 @@ from octaskly.system.tls_transport import TlsTransport
 WAITING_MAX: Final = 16
 """Connections of an owner with its limit of new ones that wait for a place."""
 
-PLAIN_ACCEPTS_PER_TURN: Final = 64
+PLAIN_ACCEPTS_PER_TURN: Final = 8
 """Few, because others of this machine wait for the event loop meanwhile."""
 
 Place = tuple[ConnectionKind, str]
