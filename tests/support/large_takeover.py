@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from octaskly.core.effects import Effect, LoadLive, LoadQueued, LoadTasks
 from octaskly.core.events import QueuedLoaded
@@ -62,7 +63,7 @@ def takeover_steps() -> Iterator[tuple[str, Step]]:
                 else QueuedLoaded(asked.after_ord, (), has_more=False)
             )
             name = f"answer to {type(asked).__name__}"
-            step = performing(lambda: dispatcher.on_store_answer(answer, moment()))  # noqa: B023
+            step = performing(partial(dispatcher.on_store_answer, answer, moment()))
             yield name, step
 
     now = moment()
@@ -75,14 +76,14 @@ def takeover_steps() -> Iterator[tuple[str, Step]]:
         if number % 4 == 0:
             continue
         info = node_info(node, 8)
-        yield "worker up", performing(lambda: dispatcher.on_worker_up(info, now))  # noqa: B023
+        yield "worker up", performing(partial(dispatcher.on_worker_up, info, now))
         listed = tuple((BEFORE, record.spec) for record in records if record.spec)
         if number == 1:
             listed = (*listed, (BEFORE, spec("task-999999-0000abcd", ord=10**6)))
         message = Reattach(listed, 0, NodeState.READY)
         yield (
             "reattach",
-            performing(lambda: dispatcher.on_reattach(node, message, now)),  # noqa: B023
+            performing(partial(dispatcher.on_reattach, node, message, now)),
         )
     yield from reads()
     ended = (stored[-1].id,)

@@ -30,7 +30,7 @@ class FileKeepers:
         Args:
             subject: The subject.
             names: The SHA-256 of each file.
-            are_new: The files were not stored here before, so nobody else needs them.
+            are_new: True if the files were not stored here before, so have no keeper.
         """
         for name in names:
             keepers = self._keepers.pop(name, () if are_new else (UNKNOWN,))
@@ -41,7 +41,7 @@ class FileKeepers:
                 del self._keepers[next(iter(self._keepers))]
 
     def release(self, principal: Principal, name: str) -> bool:
-        """Remove a keeper of a file; return True if nobody needs the file now.
+        """Remove a keeper of a file; return True if it has no keeper left.
 
         An admin that is no keeper releases it for all.
         """

@@ -355,7 +355,7 @@ class Dispatcher:
         return self._commit_step(now)
 
     def on_tasks_loaded(self, event: TasksLoaded, now: Moment) -> list[Effect]:
-        """Go on with tasks of which more had to be known, such as reported ones."""
+        """Process the reports that waited for these tasks, and adopt what is live."""
         tasks = self._queue.on_lookup_answer(event)
         if tasks is None:
             return []

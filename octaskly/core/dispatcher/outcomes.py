@@ -274,7 +274,7 @@ class OutcomeRecorder:
     def _outcome_without_inputs(
         self, task: QueuedTask, node: NodeId, reported: Outcome
     ) -> Outcome:
-        """Return a failure if no worker can run the task, and no more may come."""
+        """Return a failure if all workers lack an input, and no other may attach."""
         task.add_missing_inputs(node, reported.detail)
         may_run = not self._lacks_inputs_everywhere(task) or task.final_state
         if may_run or reported.reason is EndReason.ROOM:
@@ -347,7 +347,7 @@ def _is_live_attempt(task: QueuedTask | None, node: NodeId, attempt: AttemptId) 
 
 
 def _is_known_end(task: QueuedTask, report: Report) -> bool:
-    """Return True if the log says the same; a presumed end is no more than a guess."""
+    """Return True if this end is known; a presumed end counts only if it is equal."""
     known = task.end_of(report.attempt)
     is_same = known is not None and known.reason is report.outcome.reason
     return is_same or task.is_end_reported(report.attempt)

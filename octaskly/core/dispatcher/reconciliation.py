@@ -183,9 +183,9 @@ class Reconciler:
         self.withdraw_known_ended()
 
     def look_up_overtaken(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
-        """Look up the tasks of which the log of another node may know more.
+        """Look up the tasks that ended in another node's log since the read.
 
-        Return the records of all others.
+        Return the records of the other tasks.
         """
         current = []
         for record in records:
@@ -226,9 +226,9 @@ class Reconciler:
     def drop_ended_attempts(
         self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]
     ) -> None:
-        """Give up attempts at these tasks that the store says are live no more.
+        """Drop unconfirmed attempts at these tasks that have ended in the store.
 
-        Their ends came with another node's log; no worker is going to tell them.
+        Their ends came with another node's log, so no worker will report them.
         """
         live = {
             (record.id, attempt.id)

@@ -69,7 +69,7 @@ class TaskRecord(Struct, frozen=True, array_like=True):
     id: TaskId
     spec: TaskSpec | None = None
     cancelled_by: Canceller | None = None
-    """Who cancelled it in the last epoch that did; of several, the smallest."""
+    """Who cancelled it, in the highest epoch with a cancel; the smallest of several."""
     attempts: Annotated[tuple[Attempt, ...], Meta(max_length=1 << 13)] = ()
     """Ordered by attempt id."""
     occurrence: Count = (

@@ -64,7 +64,7 @@ class QueuedTask:
     attempt: AttemptId | None = None  #: the live or else the last one
     node: NodeId | None = None  #: worker of that attempt
     attempts: tuple[Attempt, ...] = ()
-    """What is known of all attempts: the store's records, and this epoch's facts."""
+    """All known attempts: those that were read, joined with the facts of this epoch."""
     deferred: tuple[AttemptId, ...] = ()
     """Attempts whose reported ends wait for a read, none of them a success."""
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input

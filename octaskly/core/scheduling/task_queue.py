@@ -153,9 +153,9 @@ class TaskQueue:
         self._lookups[task] = None
 
     def look_up_overtaken(self, tasks: Iterable[TaskId]) -> None:
-        """Look up the tasks that are live, or of which a pending read may be too old.
+        """Look up those of the tasks that are live, or that are being looked up.
 
-        The log of another node has brought ends of attempts at them.
+        Attempts at them ended in another node's log, so a pending read may be too old.
         """
         for task_id in tasks:
             task = self.tasks.get(task_id)

@@ -326,7 +326,7 @@ class BlobFetcher:
             path: The path.
 
         Raises:
-            OutputNotFound: there are none, or nobody can be asked for a while.
+            OutputNotFound: there are none, or no node could be asked.
         """
         why = "no dispatcher is known"
         for more in reversed(range(FIND_TRIES)):

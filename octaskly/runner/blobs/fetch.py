@@ -59,7 +59,7 @@ class FilesAwaited(Exception):
 
 
 class Wanted(NamedTuple):
-    """How files are wanted."""
+    """Where to fetch files from, and how long to keep them."""
 
     find_holders: HolderLookup
     may_continue: Callable[[], bool]
@@ -96,7 +96,7 @@ class NamedLocks:
 
 
 class FetcherState(Protocol):
-    """What the fetches of a node share."""
+    """Store, lenders and connections, shared by all fetches of a node."""
 
     blob_store: BlobStore
     lenders: Lenders
@@ -160,7 +160,7 @@ class Fetch:
 
         Raises:
             FilesAwaited: the client has not sent all, and may send more.
-            OutputNotFound: nobody has one of them, and no client is expected.
+            OutputNotFound: no node has one of them, and no client lends it.
             FileQuotaExceeded: there is no room for them here.
             HolderUnreachable: the files are no longer needed.
         """

@@ -332,7 +332,7 @@ class PieceUpload:
 
 
 class PartialFile:
-    """What has arrived of a file that is not whole."""
+    """The part of a file that has arrived so far."""
 
     __slots__ = ("arrived_bytes", "hashed", "upload", "written_s")
 
