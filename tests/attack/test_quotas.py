@@ -187,7 +187,7 @@ def test_webhooks_of_one_client_have_a_quota(tmp_path: Path) -> None:
         refused = answers[-1][1]
 
         assert [status for status, _ in answers] == [201, 201, 429]
-        assert "1000 webhooks of greedy wait" in refused["hint"]
+        assert "1000 webhooks of greedy are pending" in refused["hint"]
         assert ask(agent, greedy, "POST", TASKS, [task])[0] == 429
         assert ask(agent, greedy, "POST", TASKS, {"command": "true"})[0] == 201
         assert ask(agent, other, "POST", TASKS, task)[0] == 201

@@ -165,9 +165,9 @@ class QueueQuota:
         if count > webhooks_max:
             raise QueueTooSmall(
                 "Queue is full",
-                hint=f"these tasks have {count} webhooks, and {webhooks_max} of"
-                f" {subject} may wait; submit fewer at a time, or one array, which has"
-                " one webhook",
+                hint=f"these tasks have {count} webhooks, the maximum for {subject} is"
+                f" {webhooks_max}; submit one array, which has one webhook, or raise"
+                " --webhooks-per-subject of the agents",
             )
         async with self._webhook_lock:
             known = self._webhooks.get(subject)
@@ -183,10 +183,9 @@ class QueueQuota:
             if known.pending + count > webhooks_max:
                 raise QueueFull(
                     "Queue is full",
-                    hint=f"{known.pending} webhooks of {subject} wait, and"
-                    f" {webhooks_max} may; try again when some tasks have ended and"
-                    " their receivers have answered, or use one array, which has one"
-                    " webhook",
+                    hint=f"{known.pending} webhooks of {subject} are pending, the"
+                    f" maximum is {webhooks_max}; try again when their receivers have"
+                    " answered, or raise --webhooks-per-subject of the agents",
                 )
             known.pending += count
 

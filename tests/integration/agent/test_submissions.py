@@ -400,7 +400,9 @@ async def test_webhooks_are_counted_again_when_a_subject_has_too_many(
     await quota.reserve([WEBHOOK], "ada")
     with pytest.raises(QueueFull) as refused:
         await quota.reserve([WEBHOOK], "ada")
-    assert "2 webhooks of ada wait, and 2 may" in (refused.value.hint or "")
+    assert "2 webhooks of ada are pending, the maximum is 2" in (
+        refused.value.hint or ""
+    )
 
 
 STDIN = TaskOptions(stdin=b"x" * 5000)
