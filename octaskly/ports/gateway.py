@@ -166,8 +166,10 @@ class Gateway(OutputSource, EventSource, Protocol):
     async def reserve_task_ids(self, count: int) -> Sequence[TaskId]:
         """Return new ids with unique sequence numbers for a later submission."""
 
-    async def find_task(self, ref: str) -> TaskRecord:
+    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
         """Return one task with outputs. `ref` may be just `task-<sequence>`.
+
+        With `is_brief`, it has no outputs, stdin and environment, and costs little.
 
         Raises:
             TaskNotFound: There is no such task.

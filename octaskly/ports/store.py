@@ -263,8 +263,11 @@ class DurableStore(LogReader, Protocol):
     async def read_vector(self) -> VectorItems:
         """Read the last durable sequence number of each stream."""
 
-    async def read_task(self, ref: str) -> TaskRecord | None:
-        """Read the task with this id or name, with outputs."""
+    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
+        """Read the task with this id or name, with outputs.
+
+        With `is_brief`, it has no outputs, stdin and environment.
+        """
 
     async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
         """Read the ids of the tasks with each name, oldest first.

@@ -307,9 +307,11 @@ class Store:
             lambda db: histories.read_feed_page(db, self._packer, vector, limit)
         )
 
-    async def read_task(self, ref: str) -> TaskRecord | None:
-        """Read the task with this id or name, with outputs."""
-        return await self._query(lambda db: queries.read_task(db, ref))
+    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
+        """Read the task with this id or name."""
+        return await self._query(
+            lambda db: queries.read_task(db, ref, is_brief=is_brief)
+        )
 
     async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
         """Read the ids of the tasks with these names."""

@@ -128,7 +128,7 @@ class DiskLog:
             some = [s for s in some if (s[0] < query.after) == is_first]
         return tuple(record for _, record in some[: query.limit])
 
-    async def read_task(self, ref: str) -> TaskRecord | None:
+    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
         return self._disk.shown(TaskId(ref))
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:

@@ -155,7 +155,7 @@ async def test_a_submitted_task_can_be_read_once_it_is_durable(
 
 
 async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
-    """Runs and views get all of them; a list omits stdin."""
+    """Runs and views get all of them; lists and lookups omit what may be large."""
     options = TaskOptions(
         name="ü",
         labels=(("a", "b"),),
@@ -179,6 +179,9 @@ async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
     (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"", env=())
+    brief = await bench.log.read_task(fact.task, is_brief=True)
+    assert brief is not None
+    assert brief.spec == listed.spec
 
 
 def later(number: int, *parents: int, end: End = "success") -> Submitted:
@@ -296,6 +299,9 @@ async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) ->
     assert record is not None
     assert record.state is TaskState.COMPLETED
     assert record.attempts[0].outcome == end.outcome
+    brief = await bench.log.read_task(kit.task_id(1), is_brief=True)
+    assert brief is not None
+    assert brief.attempts[0].outcome == replace(end.outcome, stdout=b"", stderr=b"")
     listed = (
         (await bench.log.read_task_page(TaskQuery())).records[0].attempts[0].outcome
     )

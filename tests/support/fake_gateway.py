@@ -244,7 +244,7 @@ class FakeGateway:
         self._sequence += count
         return [TaskId(f"task-{number:03d}-{number:08x}") for number in numbers]
 
-    async def find_task(self, ref: str) -> TaskRecord:
+    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
         self._require_dispatcher()
         record = self.records.get(TaskId(ref))
         if record is not None:

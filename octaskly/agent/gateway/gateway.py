@@ -181,7 +181,7 @@ class AgentGateway:
 
     def _connect_files(self, files: LocalFiles) -> None:
         self.outputs = OutputLocator(
-            self.find_task,
+            partial(self.find_task, is_brief=True),
             self.view,
             self._node_id,
             files,
@@ -201,7 +201,7 @@ class AgentGateway:
             store=self._store,
             clock=self._clock,
             pending_requests=self.pending_requests,
-            find_task=self._task_finder.find_task,
+            find_task=partial(self._task_finder.find_task, is_brief=True),
             stream=self._own_stream,
             health_checks=self._health_checks,
             queue_limits=queue_limits,
@@ -312,16 +312,16 @@ class AgentGateway:
         """Wait until all that is on this disk is replicated like an accepted task."""
         await self._submissions.wait_until_replicated()
 
-    async def find_task(self, ref: str) -> TaskRecord:
-        """Return one task with outputs."""
+    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
+        """Return one task."""
         self._require_dispatcher()
-        return await self._task_finder.find_task(ref)
+        return await self._task_finder.find_task(ref, is_brief=is_brief)
 
     async def find_by_short_id(self, text: str) -> Sequence[TaskRecord]:
         """Return the tasks that a short id may mean, without outputs."""
         self._require_dispatcher()
         names = await self._store.names_with_short_id(text)
-        found = [await self._store.read_task(name) for name in names]
+        found = [await self._store.read_task(name, is_brief=True) for name in names]
         return [record for record in found if record is not None]
 
     async def read_display_facts(
@@ -369,7 +369,7 @@ class AgentGateway:
         self, ref: str, *, force: bool, principal: Principal
     ) -> TaskRecord:
         """Cancel a task."""
-        record = await self.find_task(ref)
+        record = await self.find_task(ref, is_brief=True)
         require_owner(record, principal)
         by, array = principal.subject, record if record.progress else None
         reply = await self.pending_requests.send_request(
@@ -392,12 +392,13 @@ class AgentGateway:
 
     async def find_retry(self, ref: str) -> TaskRecord | None:
         """Return the task that a retry of this task has made, None if it has none."""
-        record = await self.find_task(ref)
+        record = await self.find_task(ref, is_brief=True)
         if record.spec is None:
             return None
         with contextlib.suppress(TaskNotFound):
             key = retry_key(record.name, record.spec)
-            return await self.find_task(self._submissions.id_of_shared_key(key))
+            repeat = self._submissions.id_of_shared_key(key)
+            return await self.find_task(repeat, is_brief=True)
         return None
 
     async def retry_task(
@@ -429,10 +430,11 @@ class AgentGateway:
 
     async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task and the reason for its state."""
-        record = about = await self.find_task(ref)
+        record = about = await self.find_task(ref, is_brief=True)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
         if is_waiting and (place := split_member_id(record.id)) is not None:
-            about = await self.find_task(place[0])  # It is queued with its array.
+            # It is queued with its array.
+            about = await self.find_task(place[0], is_brief=True)
         names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
         reply = await self.pending_requests.send_request(
             lambda n: ev.ExplainRequested(n, about, names)

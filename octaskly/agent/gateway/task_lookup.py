@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from octaskly.agent.gateway.mesh_view import MeshView
@@ -50,8 +51,8 @@ class TaskFinder:
         self._store = store
         self._pending_requests = pending_requests
 
-    async def find_task(self, ref: str) -> TaskRecord:
-        """Return one task with outputs.
+    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
+        """Return one task; with `is_brief`, without outputs, stdin and environment.
 
         Raises:
             TaskNotFound: there is no such task.
@@ -60,13 +61,13 @@ class TaskFinder:
             NotDispatcher, DispatcherUnknown, OutcomeUnknown: the task is unknown here,
                 and this node is not dispatcher, is overloaded, or stops.
         """
-        record = await self._read_task(ref)
+        record = await self._read_task(ref, is_brief=is_brief)
         if record is None:
             await self._require_caught_up(
                 f"{ref} is unknown here, but a missing node may know it"
             )
             # Entries may have arrived since the first read.
-            record = await self._read_task(ref)
+            record = await self._read_task(ref, is_brief=is_brief)
         if record is None:
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
@@ -96,17 +97,18 @@ class TaskFinder:
     async def find_name(self, ref: str) -> str:
         """Return the name of a task; `ref` may be its number."""
         is_short = _SEQUENCE.fullmatch(ref) is not None
-        return (await self.find_task(ref)).name if is_short else ref
+        return (await self.find_task(ref, is_brief=True)).name if is_short else ref
 
-    async def _read_task(self, ref: str) -> TaskRecord | None:
-        record = await self._store.read_task(ref)
+    async def _read_task(self, ref: str, *, is_brief: bool) -> TaskRecord | None:
+        read = partial(self._store.read_task, is_brief=is_brief)
+        record = await read(ref)
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
             names = await self._store.names_with_sequence(int(match[1]))
             if len(names) > 1:
                 raise TaskAmbiguous(
                     f"{ref} matches several tasks", hint=f"use {names[0]} or {names[1]}"
                 )
-            record = await self._store.read_task(names[0]) if names else None
+            record = await read(names[0]) if names else None
         return record
 
 

@@ -31,7 +31,8 @@ async def stream_results(request: Request) -> web.StreamResponse:
     """Send the result and output of each member of an array, until all have ended."""
     start, is_by_number = request.query.offset(), request.query.is_ordered_by_number()
     ref = query.task_ref(request.path_params["id"])
-    array = tasks.require_array(await request.gateway.find_task(ref))
+    found = await request.gateway.find_task(ref, is_brief=True)
+    array = tasks.require_array(found)
 
     async def send_all(stream: sse.EventStream) -> None:
         sender = _ResultSender(request, stream, array, start, is_by_number=is_by_number)
@@ -94,7 +95,7 @@ class _ResultSender:
         )
 
     async def _read_array(self) -> TaskRecord:
-        return await self._request.gateway.find_task(self._array.id)
+        return await self._request.gateway.find_task(self._array.id, is_brief=True)
 
     def _ended_positions(self, news: Iterable[FeedItem]) -> Iterator[int]:
         """Yield the positions of members that ended, according to feed items."""

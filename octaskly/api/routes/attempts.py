@@ -71,7 +71,8 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
 async def list_task_attempts(request: Request) -> web.StreamResponse:
     """Return all attempts of a task, also those that do not count."""
     ref = query.task_ref(request.path_params["id"])
-    record, names = await request.gateway.find_task(ref), request.gateway.node_names()
+    record = await request.gateway.find_task(ref, is_brief=True)
+    names = request.gateway.node_names()
     shown = [_render_attempt(attempt, names) for attempt in record.attempts]
     return json_response(
         task_response.encode(rest.Attempts(id=record.name, attempts=shown))

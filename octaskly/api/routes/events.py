@@ -32,7 +32,9 @@ async def stream_events(request: Request) -> web.StreamResponse:
     types = request.query.types(TYPES)
     after = sse.parse_last_event_id(request, FeedPosition.parse)
     ref = request.query.task()
-    task = None if ref is None else (await request.gateway.find_task(ref)).id
+    task = None
+    if ref is not None:
+        task = (await request.gateway.find_task(ref, is_brief=True)).id
 
     async def send_all(stream: sse.EventStream) -> None:
         async with request.gateway.subscribe(after) as listening:

@@ -70,7 +70,8 @@ async def _sent_tree(request: Request) -> InputTree:
     Raises:
         Problem: 404, no files were sent along with it.
     """
-    record = await request.gateway.find_task(query.task_ref(request.path_params["id"]))
+    ref = query.task_ref(request.path_params["id"])
+    record = await request.gateway.find_task(ref, is_brief=True)
     options = record.spec.options if record.spec else None
     if options is None or options.tree is None:
         raise _not_found("no files were sent along with the task")

@@ -78,12 +78,11 @@ async def list_tasks(request: Request) -> web.StreamResponse:
         ),
     )
     if asked.search is not None and (after := given.after()) is not None:
-        task = (await gateway.find_task(after)).id
+        task = (await gateway.find_task(after, is_brief=True)).id
         asked = replace(asked, search=replace(asked.search, after=task))
     if (array := given.array()) is not None:
-        asked = replace(
-            asked, array=require_array(await gateway.find_task(array), "array").id
-        )
+        found = await gateway.find_task(array, is_brief=True)
+        asked = replace(asked, array=require_array(found, "array").id)
     page = TaskListPage((), 0)
     worker = given.worker_id()
     node = None if worker is None else gateway.find_node_id(worker)

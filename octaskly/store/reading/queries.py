@@ -65,19 +65,28 @@ _MEMBER = re.compile(
 )
 
 
-def read_task(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
-    """Return the task with this id or name, with outputs."""
-    select = f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608
+def read_task(
+    db: sqlite3.Connection, ref: str, *, is_brief: bool = False
+) -> TaskRecord | None:
+    """Return the task with this id or name, with outputs.
+
+    With `is_brief`, it has no outputs, stdin and environment: megabytes, whose decoding
+    would hold the GIL for milliseconds.
+    """
+    columns = rows.BRIEF_COLUMNS if is_brief else rows.SHOWN_COLUMNS
+    select = f"SELECT {columns} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
     if not found:
         found = db.execute(select, (task_name_collisions.id_of(db, ref),)).fetchall()
-    for record, outputs in arrays.records_from(db, found):
+    for record, outputs in arrays.records_from(db, found, columns):
         (numbered,) = task_name_collisions.with_occurrences(db, (record,))
-        return with_outputs(db, numbered, outputs)
-    return _member_without_row(db, ref)
+        return numbered if is_brief else with_outputs(db, numbered, outputs)
+    return _member_without_row(db, ref, columns)
 
 
-def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
+def _member_without_row(
+    db: sqlite3.Connection, ref: str, columns: str
+) -> TaskRecord | None:
     """Return a member of an array that has no row yet."""
     places = [split_member_id(TaskId(ref))]
     if match := _MEMBER.fullmatch(ref):
@@ -87,7 +96,7 @@ def _member_without_row(db: sqlite3.Connection, ref: str) -> TaskRecord | None:
         )
         places += [] if array_id is None else [(array_id, int(match["number"]))]
     for array_id, number in filter(None, places):
-        if array := arrays.read_arrays(db, (array_id,)).get(array_id):
+        if array := arrays.read_arrays(db, (array_id,), columns).get(array_id):
             return arrays.build_member_record(array, number)
     return None
 

@@ -172,14 +172,17 @@ def raw_records_from(
 
 
 def records_from(
-    db: sqlite3.Connection, found: Sequence[rows.Row]
+    db: sqlite3.Connection,
+    found: Sequence[rows.Row],
+    array_columns: str = rows.SHOWN_COLUMNS,
 ) -> RecordsWithOutputs:
     """Return complete records, for rows of `TASK_COLUMNS`.
 
-    Members get the envelope that follows from their array. Arrays get their progress.
+    Members get the envelope that follows from these columns of their array. Arrays get
+    their progress.
     """
     plain = rows.records_from(db, found)
-    above = read_arrays(db, _array_ids(plain))
+    above = read_arrays(db, _array_ids(plain), array_columns)
     return list(_complete_records(db, found, plain, above))
 
 
@@ -199,7 +202,7 @@ def listed_records(
     next member is built: 1000 members of a long command would take 64 MB.
     """
     plain = rows.records_from(db, found)
-    above = read_arrays(db, _array_ids(plain))
+    above = read_arrays(db, _array_ids(plain), rows.BRIEF_COLUMNS)
     for array in above.values():
         array.record = _without_unlisted(array.record)
     records = _complete_records(db, found, plain, above)
@@ -270,10 +273,9 @@ def _complete_records(
 def _without_unlisted(array: TaskRecord) -> TaskRecord:
     """Return an array without the parts of its envelope that no list shows."""
     spec = array.spec
-    if spec is None or spec.options is None:
+    if spec is None:
         return array
-    options = replace(spec.options, env=(), stdin=b"")
-    return replace(array, spec=replace(spec, inputs=(), outputs=(), options=options))
+    return replace(array, spec=replace(spec, inputs=(), outputs=()))
 
 
 def _with_listed_command(record: TaskRecord) -> TaskRecord:
@@ -308,13 +310,13 @@ class StoredArray:
 
 
 def read_arrays(
-    db: sqlite3.Connection, ids: Iterable[TaskId]
+    db: sqlite3.Connection, ids: Iterable[TaskId], columns: str = rows.SHOWN_COLUMNS
 ) -> dict[TaskId, StoredArray]:
-    """Read arrays without their items and progress."""
+    """Read these columns of arrays; they have no items and progress."""
     arrays: dict[TaskId, StoredArray] = {}
     for some in rows.split_for_parameters(dict.fromkeys(ids)):
         found = db.execute(
-            f"SELECT {rows.SHOWN_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+            f"SELECT {columns} FROM tasks WHERE id IN"  # noqa: S608
             f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()

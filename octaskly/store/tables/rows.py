@@ -62,6 +62,8 @@ LIST_COLUMNS: Final = TASK_COLUMNS.replace(
 """The same without large columns, which no list shows; see `TaskListPage`."""
 SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
 """The same without the items of an array, which are only shown per member."""
+BRIEF_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items, env", "NULL, NULL, NULL")
+"""The same without stdin and environment, too, which only the worker needs."""
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
     " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"

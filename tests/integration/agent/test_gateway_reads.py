@@ -44,8 +44,8 @@ class LateStore(Store):
             path, kit.PicklePacker(), lambda _: self.is_durable.set(), kit.HandClock()
         )
 
-    async def read_task(self, ref: str) -> TaskRecord | None:
-        found = await super().read_task(ref)
+    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
+        found = await super().read_task(ref, is_brief=is_brief)
         self.reads += 1
         if self.reads == 1:
             facts = [kit.submitted(1, id="late")]

@@ -179,7 +179,7 @@ async def test_an_end_unknown_to_a_new_dispatcher_is_awaited(
     known = [patient_node.gateway.records[TaskId(task)], running]
     read = patient_node.gateway.find_task
 
-    async def failing_over(ref: str) -> TaskRecord:
+    async def failing_over(ref: str, *, is_brief: bool = False) -> TaskRecord:
         return known.pop(0) if known else await read(ref)
 
     patient_node.gateway.find_task = failing_over  # type: ignore[method-assign]
