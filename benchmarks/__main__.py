@@ -5,7 +5,8 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | million | crowd | logs | arrays | noop
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
-                                       | lists | strangers | files | takeover]
+                                       | lists | strangers | files | takeover
+                                       | floods]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -35,6 +36,7 @@ from benchmarks import (
     deep,
     failover,
     files,
+    floods,
     growth,
     limits,
     lists,
@@ -240,6 +242,7 @@ WHICH: dict[str, Figures] = {
     "retention": retention.figures,
     "strangers": strangers.figures,
     "takeover": takeover.figures,
+    "floods": floods.figures,
     "metrics": metrics.figures,
     "pause": pause.figures,
     "lists": lists.figures,
