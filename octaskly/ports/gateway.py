@@ -24,7 +24,7 @@ from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
 from octaskly.ports.files import InputSources, KeptOutput
 from octaskly.ports.output import OutputSource
-from octaskly.ports.store import DisplayFacts, TaskListPage, TaskQuery
+from octaskly.ports.store import DisplayFacts, TaskDetail, TaskListPage, TaskQuery
 from octaskly.ports.tokens import Principal, TokenRegistry
 
 
@@ -166,10 +166,10 @@ class Gateway(OutputSource, EventSource, Protocol):
     async def reserve_task_ids(self, count: int) -> Sequence[TaskId]:
         """Return new ids with unique sequence numbers for a later submission."""
 
-    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
-        """Return one task with outputs. `ref` may be just `task-<sequence>`.
-
-        With `is_brief`, it has no outputs, stdin and environment, and costs little.
+    async def find_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord:
+        """Return one task. `ref` may be just `task-<sequence>`.
 
         Raises:
             TaskNotFound: There is no such task.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
@@ -53,6 +54,14 @@ class Clock(Protocol):
 
     def draw(self) -> float:
         """Return a random number in [0, 1)."""
+
+
+class TaskDetail(Enum):
+    """How much is read of a task, which may have megabytes that few readers need."""
+
+    BRIEF = auto()  #: neither the kept output nor what only the worker needs
+    OUTPUT = auto()  #: with the kept output of its attempts
+    ALL = auto()  #: with stdin and environment, too
 
 
 T = TypeVar("T")
@@ -263,11 +272,10 @@ class DurableStore(LogReader, Protocol):
     async def read_vector(self) -> VectorItems:
         """Read the last durable sequence number of each stream."""
 
-    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
-        """Read the task with this id or name, with outputs.
-
-        With `is_brief`, it has no outputs, stdin and environment.
-        """
+    async def read_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord | None:
+        """Read the task with this id or name."""
 
     async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
         """Read the ids of the tasks with each name, oldest first.

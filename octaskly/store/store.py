@@ -48,6 +48,7 @@ from octaskly.ports import (
     PendingNotifications,
     RecordQuery,
     StoreStats,
+    TaskDetail,
     TaskListPage,
     TaskQuery,
 )
@@ -307,11 +308,11 @@ class Store:
             lambda db: histories.read_feed_page(db, self._packer, vector, limit)
         )
 
-    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
+    async def read_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord | None:
         """Read the task with this id or name."""
-        return await self._query(
-            lambda db: queries.read_task(db, ref, is_brief=is_brief)
-        )
+        return await self._query(lambda db: queries.read_task(db, ref, detail))
 
     async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
         """Read the ids of the tasks with these names."""

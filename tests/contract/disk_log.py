@@ -36,7 +36,14 @@ from octaskly.core.protocol.messages import (
     PackedMessage,
     Report,
 )
-from octaskly.ports import Clock, RecordQuery, StoreStats, TaskListPage, TaskQuery
+from octaskly.ports import (
+    Clock,
+    RecordQuery,
+    StoreStats,
+    TaskDetail,
+    TaskListPage,
+    TaskQuery,
+)
 from tests.contract.log_kit import PicklePacker
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
@@ -128,7 +135,9 @@ class DiskLog:
             some = [s for s in some if (s[0] < query.after) == is_first]
         return tuple(record for _, record in some[: query.limit])
 
-    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
+    async def read_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord | None:
         return self._disk.shown(TaskId(ref))
 
     async def read_task_page(self, query: TaskQuery) -> TaskListPage:

@@ -46,7 +46,13 @@ from octaskly.core.model.task_options import (
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile, TaskState
 from octaskly.core.protocol.messages import Entries, Report
-from octaskly.ports import DurableStore, NeededFiles, TaskListPage, TaskQuery
+from octaskly.ports import (
+    DurableStore,
+    NeededFiles,
+    TaskDetail,
+    TaskListPage,
+    TaskQuery,
+)
 from octaskly.store import Store
 from octaskly.store.reading import change_feed
 from tests.contract import log_kit as kit
@@ -179,7 +185,7 @@ async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
     (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"", env=())
-    brief = await bench.log.read_task(fact.task, is_brief=True)
+    brief = await bench.log.read_task(fact.task, TaskDetail.BRIEF)
     assert brief is not None
     assert brief.spec == listed.spec
 
@@ -299,7 +305,7 @@ async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) ->
     assert record is not None
     assert record.state is TaskState.COMPLETED
     assert record.attempts[0].outcome == end.outcome
-    brief = await bench.log.read_task(kit.task_id(1), is_brief=True)
+    brief = await bench.log.read_task(kit.task_id(1), TaskDetail.BRIEF)
     assert brief is not None
     assert brief.attempts[0].outcome == replace(end.outcome, stdout=b"", stderr=b"")
     listed = (

@@ -72,6 +72,7 @@ from octaskly.ports import (
     Principal,
     QueueSample,
     ReplicationState,
+    TaskDetail,
     TaskListPage,
     TaskQuery,
     TaskSearch,
@@ -244,7 +245,9 @@ class FakeGateway:
         self._sequence += count
         return [TaskId(f"task-{number:03d}-{number:08x}") for number in numbers]
 
-    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
+    async def find_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord:
         self._require_dispatcher()
         record = self.records.get(TaskId(ref))
         if record is not None:

@@ -66,6 +66,7 @@ from octaskly.ports import (
     MeshStats,
     Principal,
     ReplicationState,
+    TaskDetail,
     TaskListPage,
     TaskQuery,
 )
@@ -181,7 +182,7 @@ class AgentGateway:
 
     def _connect_files(self, files: LocalFiles) -> None:
         self.outputs = OutputLocator(
-            partial(self.find_task, is_brief=True),
+            partial(self.find_task, detail=TaskDetail.BRIEF),
             self.view,
             self._node_id,
             files,
@@ -201,7 +202,7 @@ class AgentGateway:
             store=self._store,
             clock=self._clock,
             pending_requests=self.pending_requests,
-            find_task=partial(self._task_finder.find_task, is_brief=True),
+            find_task=partial(self._task_finder.find_task, detail=TaskDetail.BRIEF),
             stream=self._own_stream,
             health_checks=self._health_checks,
             queue_limits=queue_limits,
@@ -312,16 +313,18 @@ class AgentGateway:
         """Wait until all that is on this disk is replicated like an accepted task."""
         await self._submissions.wait_until_replicated()
 
-    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
+    async def find_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord:
         """Return one task."""
         self._require_dispatcher()
-        return await self._task_finder.find_task(ref, is_brief=is_brief)
+        return await self._task_finder.find_task(ref, detail)
 
     async def find_by_short_id(self, text: str) -> Sequence[TaskRecord]:
         """Return the tasks that a short id may mean, without outputs."""
         self._require_dispatcher()
         names = await self._store.names_with_short_id(text)
-        found = [await self._store.read_task(name, is_brief=True) for name in names]
+        found = [await self._store.read_task(name, TaskDetail.BRIEF) for name in names]
         return [record for record in found if record is not None]
 
     async def read_display_facts(
@@ -369,7 +372,7 @@ class AgentGateway:
         self, ref: str, *, force: bool, principal: Principal
     ) -> TaskRecord:
         """Cancel a task."""
-        record = await self.find_task(ref, is_brief=True)
+        record = await self.find_task(ref, TaskDetail.BRIEF)
         require_owner(record, principal)
         by, array = principal.subject, record if record.progress else None
         reply = await self.pending_requests.send_request(
@@ -392,13 +395,13 @@ class AgentGateway:
 
     async def find_retry(self, ref: str) -> TaskRecord | None:
         """Return the task that a retry of this task has made, None if it has none."""
-        record = await self.find_task(ref, is_brief=True)
+        record = await self.find_task(ref, TaskDetail.BRIEF)
         if record.spec is None:
             return None
         with contextlib.suppress(TaskNotFound):
             key = retry_key(record.name, record.spec)
             repeat = self._submissions.id_of_shared_key(key)
-            return await self.find_task(repeat, is_brief=True)
+            return await self.find_task(repeat, TaskDetail.BRIEF)
         return None
 
     async def retry_task(
@@ -430,11 +433,11 @@ class AgentGateway:
 
     async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task and the reason for its state."""
-        record = about = await self.find_task(ref, is_brief=True)
+        record = about = await self.find_task(ref, TaskDetail.BRIEF)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
         if is_waiting and (place := split_member_id(record.id)) is not None:
             # It is queued with its array.
-            about = await self.find_task(place[0], is_brief=True)
+            about = await self.find_task(place[0], TaskDetail.BRIEF)
         names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
         reply = await self.pending_requests.send_request(
             lambda n: ev.ExplainRequested(n, about, names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 from octaskly.agent.gateway.mesh_view import MeshView
@@ -29,6 +28,7 @@ from octaskly.ports import (
     KeptOutput,
     OutputHolder,
     OutputLocation,
+    TaskDetail,
 )
 from octaskly.ports.events import EndedMember
 
@@ -51,8 +51,10 @@ class TaskFinder:
         self._store = store
         self._pending_requests = pending_requests
 
-    async def find_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord:
-        """Return one task; with `is_brief`, without outputs, stdin and environment.
+    async def find_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord:
+        """Return one task.
 
         Raises:
             TaskNotFound: there is no such task.
@@ -61,13 +63,13 @@ class TaskFinder:
             NotDispatcher, DispatcherUnknown, OutcomeUnknown: the task is unknown here,
                 and this node is not dispatcher, is overloaded, or stops.
         """
-        record = await self._read_task(ref, is_brief=is_brief)
+        record = await self._read_task(ref, detail)
         if record is None:
             await self._require_caught_up(
                 f"{ref} is unknown here, but a missing node may know it"
             )
             # Entries may have arrived since the first read.
-            record = await self._read_task(ref, is_brief=is_brief)
+            record = await self._read_task(ref, detail)
         if record is None:
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
@@ -97,18 +99,17 @@ class TaskFinder:
     async def find_name(self, ref: str) -> str:
         """Return the name of a task; `ref` may be its number."""
         is_short = _SEQUENCE.fullmatch(ref) is not None
-        return (await self.find_task(ref, is_brief=True)).name if is_short else ref
+        return (await self.find_task(ref, TaskDetail.BRIEF)).name if is_short else ref
 
-    async def _read_task(self, ref: str, *, is_brief: bool) -> TaskRecord | None:
-        read = partial(self._store.read_task, is_brief=is_brief)
-        record = await read(ref)
+    async def _read_task(self, ref: str, detail: TaskDetail) -> TaskRecord | None:
+        record = await self._store.read_task(ref, detail)
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
             names = await self._store.names_with_sequence(int(match[1]))
             if len(names) > 1:
                 raise TaskAmbiguous(
                     f"{ref} matches several tasks", hint=f"use {names[0]} or {names[1]}"
                 )
-            record = await read(names[0]) if names else None
+            record = await self._store.read_task(names[0], detail) if names else None
         return record
 
 

@@ -35,6 +35,7 @@ from octaskly.ports import (
     Packer,
     PendingNotifications,
     StoreStats,
+    TaskDetail,
 )
 from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
@@ -66,20 +67,20 @@ _MEMBER = re.compile(
 
 
 def read_task(
-    db: sqlite3.Connection, ref: str, *, is_brief: bool = False
+    db: sqlite3.Connection, ref: str, detail: TaskDetail = TaskDetail.ALL
 ) -> TaskRecord | None:
-    """Return the task with this id or name, with outputs.
+    """Return the task with this id or name.
 
-    With `is_brief`, it has no outputs, stdin and environment: megabytes, whose decoding
-    would hold the GIL for milliseconds.
+    Its environment may have a megabyte, whose decoding holds the GIL for milliseconds.
     """
-    columns = rows.BRIEF_COLUMNS if is_brief else rows.SHOWN_COLUMNS
+    columns = rows.SHOWN_COLUMNS if detail is TaskDetail.ALL else rows.BRIEF_COLUMNS
     select = f"SELECT {columns} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
     if not found:
         found = db.execute(select, (task_name_collisions.id_of(db, ref),)).fetchall()
     for record, outputs in arrays.records_from(db, found, columns):
         (numbered,) = task_name_collisions.with_occurrences(db, (record,))
+        is_brief = detail is TaskDetail.BRIEF
         return numbered if is_brief else with_outputs(db, numbered, outputs)
     return _member_without_row(db, ref, columns)
 

@@ -22,7 +22,7 @@ from octaskly.core.model.nodes import NO_LOAD
 from octaskly.core.node.node import Node
 from octaskly.core.replies import CatchUpStatus
 from octaskly.errors import CatchingUp, NotAMember, TaskNotFound
-from octaskly.ports import KeptOutput
+from octaskly.ports import KeptOutput, TaskDetail
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit
@@ -44,8 +44,10 @@ class LateStore(Store):
             path, kit.PicklePacker(), lambda _: self.is_durable.set(), kit.HandClock()
         )
 
-    async def read_task(self, ref: str, *, is_brief: bool = False) -> TaskRecord | None:
-        found = await super().read_task(ref, is_brief=is_brief)
+    async def read_task(
+        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+    ) -> TaskRecord | None:
+        found = await super().read_task(ref, detail)
         self.reads += 1
         if self.reads == 1:
             facts = [kit.submitted(1, id="late")]
