@@ -130,7 +130,10 @@ PER_NODE: Final = Cost(
 )
 """A row for each node of the mesh; few have as many as are expected."""
 
+MESH_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=10)
+"""A change that is written to the log and told to all nodes."""
+
 WHOLE_TASK: Final = Cost(kind=CostKind.EXPENSIVE)
-"""Reads a task with its stdin and environment, which may have a megabyte each."""
-METRICS: Final = Cost(kind=CostKind.EXPENSIVE)
+"""Reads a task with its stdin, environment and output, which may be long."""
+METRICS: Final = EXPENSIVE
 """All metrics of a node, which each node counts for itself."""
