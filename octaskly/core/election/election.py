@@ -338,12 +338,18 @@ class Election:
 
         This node may have been dispatcher, so it may hold tasks that nobody else has.
         """
-        return self._journal.when_durable(
-            lambda _: (
-                [] if self.relay is None else [self._claim_ok_message(self.relay.node)]
-            ),
-            now,
-        )
+        return self._journal.when_durable(self._state_durable_log, now)
+
+    def _state_durable_log(self, _now: Moment) -> list[Effect]:
+        if self.relay is None:
+            return []
+        if self._epoch_save_number > self._journal.persisted:
+            # It follows a newer dispatcher since.
+            self._journal.defer_until_durable(
+                self._state_durable_log, self._epoch_save_number
+            )
+            return []
+        return [self._claim_ok_message(self.relay.node)]
 
     def _claim_ok_message(self, receiver: NodeId) -> Send:
         vector, ahead = self._journal.vector_items(), self._journal.rows_ahead_items()

@@ -233,6 +233,7 @@ class SnapshotHead(Struct, frozen=True, array_like=True, kw_only=True):
     floor: Floor
     hlc: Count  #: highest hybrid timestamp of the sender
     retired: Count = EMPTY_DIGEST  #: digest of its retired streams
+    retired_count: Count = 0  #: their number; later ones belong to a later state
 
 
 class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):

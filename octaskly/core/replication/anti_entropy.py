@@ -8,6 +8,7 @@ with a snapshot in parts. An interrupted snapshot starts again.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -31,6 +32,27 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replication.journal import Journal
 
 
+@dataclass
+class _SnapshotInProgress:
+    """A snapshot of which some parts have arrived."""
+
+    id: int  #: assigned by this node
+    head: SnapshotHead
+    retired: VectorItems = ()
+    """Streams that were retired when the head was read: part of its state."""
+    retired_later: VectorItems = ()
+    """Streams retired since. The rows of earlier parts do not know what their tasks
+    became, so the streams are not retired here, but no loss of the sender's disk is
+    seen in their absence."""
+
+    def add_retired(self, part: Snapshot) -> None:
+        """Add the retired streams of a part, whose numbers have no gaps."""
+        first = part.cursor.retired_key - len(part.retired)
+        count = max(0, self.head.retired_count - first)
+        self.retired += part.retired[:count]
+        self.retired_later += part.retired[count:]
+
+
 class AntiEntropy:
     """The pending pulls and snapshots of each peer."""
 
@@ -41,10 +63,7 @@ class AntiEntropy:
         self._journal = journal
         self._peers = peers
         self._pending_pulls: set[NodeId] = set()
-        self._snapshots: dict[NodeId, tuple[int, SnapshotHead]] = {}
-        """Id, assigned by this node, and head of each snapshot in progress."""
-        self._retired: dict[NodeId, VectorItems] = {}
-        """Retired streams in the parts of each snapshot in progress."""
+        self._snapshots: dict[NodeId, _SnapshotInProgress] = {}
         self._last_snapshot_id = 0  #: id of the latest snapshot
         self._last_appends: dict[
             NodeId, int
@@ -121,28 +140,28 @@ class AntiEntropy:
             self._last_snapshot_id = snapshot_id = max(
                 self._last_snapshot_id + 1, snapshot_id
             )
-            self._snapshots[peer] = snapshot_id, message.head
-            self._retired[peer] = ()
-        name, head = self._snapshots.get(peer, (None, None))
-        if head is None or name != snapshot_id:
+            self._snapshots[peer] = _SnapshotInProgress(snapshot_id, message.head)
+        snapshot = self._snapshots.get(peer)
+        if snapshot is None or snapshot.id != snapshot_id:
             return []  # Part of a snapshot that has been restarted since.
-        retired = self._retired[peer] = (*self._retired[peer], *message.retired)
+        head = snapshot.head
+        snapshot.add_retired(message)
         lacking = uncovered(dict(message.vector), head.vector)
-        if lacking and not covers(dict(retired), lacking):
+        retired = dict(snapshot.retired) | dict(snapshot.retired_later)
+        if lacking and not covers(retired, lacking):
             return self._restart_snapshot(peer)
-        join = self._journal.merge_rows(message, head, retired)
+        join = self._journal.merge_rows(message, head, snapshot.retired)
         self._has_new_entries = True
         if not message.has_more:
             self._note_digest(peer, head.retired)
             self._snapshots.pop(peer, None)
-            self._retired.pop(peer, None)
             if peer in self._rows_pulling:
                 self._rows_held[peer] = self._rows_pulling.pop(peer)
             return [join, *self._send_pull(peer)]
         cursor = replace(message.cursor, snapshot_id=snapshot_id)
 
         def go_on(_: Moment) -> list[Effect]:
-            if self._snapshots.get(peer) != (snapshot_id, head):
+            if self._snapshots.get(peer) is not snapshot:
                 return []
             return [self._pull(peer, cursor)]
 
@@ -158,7 +177,6 @@ class AntiEntropy:
     def _restart_snapshot(self, peer: NodeId) -> list[Effect]:
         """Restart a snapshot whose sender lost its disk and has other rows now."""
         self._snapshots.pop(peer, None)
-        self._retired.pop(peer, None)
         if peer in self._rows_pulling:
             self._rows_wanted[peer] = self._rows_pulling.pop(peer)
         return self._send_pull(peer)
@@ -183,7 +201,6 @@ class AntiEntropy:
             self._outbox.put(SyncProgressed())
         self._pending_pulls.discard(peer)
         self._snapshots.pop(peer, None)
-        self._retired.pop(peer, None)
         self._last_appends.pop(peer, None)
         self._rows_wanted.pop(peer, None)
         self._rows_pulling.pop(peer, None)

@@ -109,6 +109,9 @@ def _read_head(db: sqlite3.Connection) -> SnapshotHead:
         )
     )
     streams = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
+    (retired_count,) = db.execute(
+        "SELECT coalesce(max(no), 0) FROM retired_streams"
+    ).fetchone()
     return SnapshotHead(
         vector=tuple(
             (stream, min(have, waiting.get(stream, have + 1) - 1))
@@ -118,6 +121,7 @@ def _read_head(db: sqlite3.Connection) -> SnapshotHead:
         floor=read_floor(db),
         hlc=node_state.read_hlc(db),
         retired=read_retired_digest(db),
+        retired_count=retired_count,
     )
 
 

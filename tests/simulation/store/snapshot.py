@@ -134,6 +134,7 @@ def _head(disk: Disk) -> SnapshotHead:
         floor=disk.floor,
         hlc=disk.hlc,
         retired=disk.retired.digest,
+        retired_count=len(disk.retired),
     )
 
 

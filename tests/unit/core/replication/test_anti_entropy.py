@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, Effect, Send
+from octaskly.core.effects import Append, Effect, MergeRows, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, TaskCancelled
 from octaskly.core.model.component_signals import Outbox
@@ -177,3 +177,23 @@ def test_a_snapshot_starts_again_when_its_sender_has_lost_its_disk() -> None:
 
     assert again == [Send(A, (Pull(()),))]
     assert journal.vector == {}
+
+
+def test_streams_retired_during_a_snapshot_are_retired_by_the_next_one() -> None:
+    """Rows that were sent before lack what the sender wrote again since."""
+    journal = Journal(SavedState(), Outbox())
+    exchange = AntiEntropy(journal, Outbox(), {})
+    early, late = StreamId(3), StreamId(4)
+    first = replace(head(3), retired_count=1)
+    cursor = SnapshotCursor(7, 1, retired_key=1)
+    part = replace(rows(first, cursor=cursor, more=True), retired=((early, 9),))
+    exchange.on_snapshot(A, part)
+    rest = replace(asked(journal), row_key=2, retired_key=2)
+
+    last = replace(rows(cursor=rest, more=False), retired=((late, 9),))
+    merge, _ = exchange.on_snapshot(A, last)
+
+    assert isinstance(merge, MergeRows)
+    assert merge.retired == ((early, 9),)
+    assert early in journal.retired
+    assert late not in journal.retired
