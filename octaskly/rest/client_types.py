@@ -87,6 +87,12 @@ class Task(TaskDetail, frozen=True, kw_only=True, dict=True):
         return base64.b64decode(sent).decode("utf-8", "replace")
 
 
+def has_all_output(task: Task) -> bool:
+    """Return True if a task has ended and a node sent its output as a whole."""
+    is_cut = task.stdout_truncated or task.stderr_truncated
+    return task.is_final and task.sent_stdout is not None and not is_cut
+
+
 _CLIENT: Final = "client"
 _SENT: Final = "sent"
 

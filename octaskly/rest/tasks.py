@@ -355,6 +355,15 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     limits: ResourceLimits | None = None
 
 
+class Submitted(TaskDetail, frozen=True, kw_only=True):
+    """An accepted task that the submission has waited for, as it is then.
+
+    The output of an ended task is null if it is larger than 32 KiB.
+    """
+
+    replicas: int
+
+
 class TaskEnd(TaskLine, frozen=True, kw_only=True):
     """The end of a task or of one attempt, in a stream of its output."""
 

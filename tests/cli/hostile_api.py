@@ -16,6 +16,8 @@ from msgspec import inspect
 
 from octaskly.api.http.handler_types import Route
 from octaskly.api.routes.table import ROUTES
+from octaskly.client.flows.rest_calls import TASKS
+from octaskly.rest import tasks as rest
 from octaskly.rest.base import ErrorBody
 from octaskly.rest.client_types import Task
 from octaskly.rest.mesh import NodeInfo
@@ -109,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         """Answer a request."""
         path = unquote(urlsplit(self.path).path)
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         route = _route_of(self.command, path)
         is_again = path in self.streamed
         if self.is_refusing or route is None or is_again:
@@ -121,6 +123,9 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, self._stream(path), route.media_type)
         else:
             status, kind = next(iter(route.responses.items()))
+            if route.path == TASKS and self.command == "POST":
+                is_list = asked.startswith(b"[")
+                kind = list[rest.Created] if is_list else rest.Submitted
             body = None if kind is None else hostile(kind, is_array=self.is_array)
             self._answer(status, json.dumps(body, ensure_ascii=False).encode())
 

@@ -39,6 +39,7 @@ class Api:
     needs_token: bool = False
     refuse: Refusal = lambda _method, _path: None
     gives_ids: bool = True  #: otherwise it is an older node
+    awaits_end: bool = False  #: of a task, if its submission wants to wait
     named: int = 0  #: reserved ids
     refusal: str = "Refused"  #: the text of the error
     refusal_hint: str = "the test said so"
@@ -56,6 +57,12 @@ class Api:
     headers: list[dict[str, str]] = field(default_factory=list)
     ended: threading.Condition = field(default_factory=threading.Condition)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def drafts(self) -> list[dict[str, Any]]:
+        """All tasks that were submitted, also if they were refused."""
+        bodies = (b if isinstance(b, list) else [b] for b in self.bodies)
+        return [draft for body in bodies for draft in body if "command" in draft]
 
     def new_ids(self, count: int) -> list[str]:
         last = max(self.named, len(self.tasks))
@@ -201,7 +208,10 @@ class Handler(BaseHTTPRequestHandler):
             case "POST", ["api", "v1", "tasks"]:
                 if isinstance(body, list):
                     return 201, [api.submit(item) for item in body]
-                return 201, api.submit(body)
+                accepted = api.submit(body)
+                if api.awaits_end and "wait" in query:
+                    accepted = self.ended(accepted["id"], query)
+                return 201, accepted
             case "GET", ["api", "v1", "tasks"]:
                 return 200, self.page(query)
             case "GET", ["api", "v1", "tasks", ref]:
@@ -271,6 +281,13 @@ class Handler(BaseHTTPRequestHandler):
         with api.ended:
             api.ended.wait_for(lambda: "raw" in task, float(query.get("wait", 0)))
         return 200, api.show(task, exact=exact)
+
+    def ended(self, task: str, query: dict[str, str]) -> dict[str, Any]:
+        """Return a task with its end, however short the wait that is wanted."""
+        api = self.api
+        with api.ended:
+            api.ended.wait_for(lambda: "raw" in api.tasks[task])
+        return api.show(api.tasks[task], exact=query.get("encoding") == "base64")
 
     def logs(self, ref: str, query: dict[str, str]) -> tuple[int, Any]:
         """Return a stream of events, all of it at once."""

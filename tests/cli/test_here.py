@@ -232,4 +232,4 @@ def test_a_node_that_runs_tasks_as_another_user_says_so(
         r" this folder\n"
     )
     assert re.match(expected, said), said
-    assert [body for body in api.bodies if body][-1][0]["cwd"] == str(project)
+    assert api.drafts[-1]["cwd"] == str(project)

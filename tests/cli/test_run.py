@@ -35,6 +35,37 @@ def test_output_is_exact_to_the_byte(api: Api, octaskly: Run) -> None:
     assert done.stdout == b"\xff\x00\x1bx"
 
 
+@pytest.mark.parametrize("command", ["echo out; echo err >&2", "exit 3"])
+def test_a_short_task_needs_no_stream(api: Api, octaskly: Run, command: str) -> None:
+    """Its end comes with the answer to its submission, and its output too."""
+    followed = octaskly("run", "--", command)
+    api.awaits_end = True
+    api.requests.clear()
+
+    awaited = octaskly("run", "--", command)
+
+    assert [line.partition("?")[0] for line in api.requests] == [
+        "GET /api/v1/ids",
+        "POST /api/v1/tasks",
+    ]
+    assert (awaited.returncode, awaited.stdout, awaited.stderr) == (
+        followed.returncode,
+        followed.stdout,
+        followed.stderr,
+    )
+
+
+def test_output_that_the_answer_cuts_is_followed(api: Api, octaskly: Run) -> None:
+    """The log of the task has the rest, or says that it is lost."""
+    api.awaits_end = True
+    api.logs = LOGS_WITH_A_GAP
+    api.forced = {"stdout_truncated": True}
+
+    done = octaskly("run", "--", "true")
+
+    assert (done.returncode, done.stdout) == (125, b"begin")
+
+
 GAP = (
     b'event: gap\nid: 1-1-1:2:0\ndata: {"stream": "stdout", "offset": 5,'
     b' "bytes": 2048, "reason": "why"}\n\n'
@@ -151,7 +182,7 @@ def test_timeout_exits_with_124(api: Api, octaskly: Run) -> None:
 
     assert done.returncode == 124
     assert b"exceeded its timeout of 1s" in done.stderr
-    assert api.bodies == [[{"id": ID, "command": "sleep 60", "timeout": 1}]]
+    assert api.drafts == [{"id": ID, "command": "sleep 60", "timeout": 1}]
 
 
 @pytest.mark.parametrize("reason", ["inputs", "lost", "poison", "limit"])
@@ -274,7 +305,7 @@ def test_a_lost_submission_is_repeated_with_its_key(
     assert (done.returncode, done.stdout) == (0, b"once\n")
     assert len(posts) == 2
     assert len(set(posts)) == 1
-    assert [body[0].get("id") for body in api.bodies] == 2 * ([None] if key else [ID])
+    assert [draft.get("id") for draft in api.drafts] == 2 * ([None] if key else [ID])
 
 
 def test_a_submission_to_an_older_node_is_not_repeated(api: Api, octaskly: Run) -> None:
@@ -449,7 +480,7 @@ def test_options_end_at_the_first_word_of_the_command(
     done = octaskly("run", *words)
 
     assert (done.returncode, done.stdout) == (0, output)
-    [task] = api.bodies[-1]
+    [task] = api.drafts
     assert task.get("name") == ("x" if words[0] == "--name" else None)
     assert task["timeout"] == "none"
 
@@ -468,7 +499,7 @@ def test_options_of_an_array_may_follow_its_numbers(
     """They end at the first word of the command, too."""
     octaskly("array", *words)
 
-    [task] = api.bodies[-1]
+    [task] = api.drafts
     assert (task["name"], task["command"]) == ("x", "./sim --name y")
     assert task["array"] == {"range": "1-3"}
 

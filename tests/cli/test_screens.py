@@ -376,7 +376,7 @@ def test_mistakes_are_answered_with_their_cause_and_a_hint(
     text = session(None, environ, tmp_path, MISTAKES)
 
     check_recording(text, "mistakes.txt")
-    assert [task["command"] for [task] in tasks.bodies] == ["echo --timeout 5"]
+    assert [task["command"] for task in tasks.drafts] == ["echo --timeout 5"]
 
 
 @pytest.mark.parametrize("columns", [40, 100])

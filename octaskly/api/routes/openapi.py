@@ -11,7 +11,8 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, get_args
 
 import msgspec
 from aiohttp import web
@@ -217,7 +218,11 @@ class _SchemaCollector:
         Each field with a default in its schema becomes required, because a node sends
         it. Clients use the default for older nodes. A node may omit only a field whose
         default is UNSET, and a schema does not contain that default.
+
+        A response may be one of several objects, which no decoder could tell apart.
         """
+        if isinstance(kind, UnionType):
+            return {"anyOf": [self.answer(each) for each in get_args(kind)]}
         found, components = _schemas(kind)
         for schema in components.values():
             for name, field in schema.get("properties", {}).items():

@@ -18,17 +18,30 @@ from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskState
+from octaskly.errors import OctasklyError
 from octaskly.ports import TaskDetail, TaskListPage, TaskQuery
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
 
 SUBMISSION_BYTES_MAX = 32 << 20
+SUBMISSION_WAIT_S_MAX = 0.05
+"""Longest time that a submission waits for the end of its task.
+
+Many tasks end earlier, and then one request does for all. Clients that follow a longer
+task start to do so that much later.
+"""
 REPLICAS_HEADER = "Octaskly-Replicas"
 
 
 async def submit_tasks(request: Request) -> web.StreamResponse:
-    """Accept one task or a list of tasks, all or none."""
+    """Accept one task or a list of tasks, all or none.
+
+    With `wait`, a single task is returned as by `GET /api/v1/tasks/{id}`, once it has
+    ended or after 0.05 s at the latest. Output is included if it is at most 32 KiB.
+    """
     asked = await request_bodies.parse_tasks(request.body)
+    wait_s = request.query.submission_wait_s(is_list=asked.is_array)
+    is_exact = request.query.is_base64()
     is_strict = request.query.is_strict() or asked.is_strict
     drafts = asked.drafts
     if request.query.flag("fail_fast"):
@@ -41,13 +54,34 @@ async def submit_tasks(request: Request) -> web.StreamResponse:
         is_strict=is_strict,
     )
     request.audit_tasks(records)
-    shown = await map_in_batches(
-        records, lambda record: task_response.created(record, replicas)
-    )
-    body = task_response.encode(shown if asked.is_array else shown[0])
+    if wait_s is not None:
+        record, live = await _await_submitted(request, records[0], wait_s)
+        names = request.gateway.node_names()
+        body = task_response.encode(
+            task_response.submitted(record, names, live, replicas, is_exact=is_exact)
+        )
+    else:
+        shown = await map_in_batches(
+            records, lambda record: task_response.created(record, replicas)
+        )
+        body = task_response.encode(shown if asked.is_array else shown[0])
     response = json_response(body, HTTPStatus.CREATED)
     response.headers[REPLICAS_HEADER] = str(replicas)
     return response
+
+
+async def _await_submitted(
+    request: Request, record: TaskRecord, wait_s: float
+) -> tuple[TaskRecord, LiveFacts]:
+    """Return an accepted task once it has ended, or as it is after `wait_s`."""
+    try:
+        now = await _wait_until_final(
+            request, record.name, min(wait_s, SUBMISSION_WAIT_S_MAX)
+        )
+        return now, await _live_facts_of(request, now)
+    except OctasklyError:
+        # The task is accepted, and any error would say that it may not be.
+        return record, LiveFacts()
 
 
 async def list_tasks(request: Request) -> web.StreamResponse:
@@ -118,11 +152,16 @@ async def show_task(request: Request) -> web.StreamResponse:
     """Return one task; with `wait`, wait at most that long for its end."""
     wait_s, is_exact = request.query.wait_s(), request.query.is_base64()
     record = await find_task(request, wait_s)
-    is_live = record.state is TaskState.RUNNING or record.progress is not None
-    live = await read_live_facts(request, [record] if is_live else ())
+    live = await _live_facts_of(request, record)
     names = request.gateway.node_names()
     shown = task_response.task(record, names, live, is_exact=is_exact)
     return json_response(task_response.encode(shown))
+
+
+async def _live_facts_of(request: Request, record: TaskRecord) -> LiveFacts:
+    """Read what people see of one task besides its record, if it can have any."""
+    is_live = record.state is TaskState.RUNNING or record.progress is not None
+    return await read_live_facts(request, [record] if is_live else ())
 
 
 async def find_task(request: Request, wait_s: float) -> TaskRecord:
@@ -222,9 +261,9 @@ ROUTES = (
         cost=route_cost.UPLOAD,
         access=Access.SUBMIT,
         body_bytes_max=SUBMISSION_BYTES_MAX,
-        query=("durability", "fail_fast"),
+        query=("durability", "fail_fast", "wait", "encoding"),
         body_type=request_bodies.TaskIn | request_bodies.Tasks,
-        responses={201: rest.Created | list[rest.Created]},
+        responses={201: rest.Created | rest.Submitted | list[rest.Created]},
         request_headers=("Idempotency-Key",),
         response_headers=(REPLICAS_HEADER,),
         error_statuses=(409, 422, 429, 507),

@@ -119,7 +119,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     ),
     "wait": (
         Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)],
-        "maximum seconds to wait for the end, in steps of 0.001",
+        "maximum seconds to wait for the end, in steps of 0.001; `POST`: 0.05 at most",
     ),
     "worker_id": (
         Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_MAX)],
@@ -275,6 +275,23 @@ class Query:
         if not _SECONDS.fullmatch(text) or float(text) > WAIT_S_MAX:
             raise _invalid("wait", "`wait` must be 0 to 300 seconds")
         return float(text)
+
+    def submission_wait_s(self, *, is_list: bool) -> float | None:
+        """Return the seconds for which a submission waits; None if it does not.
+
+        Args:
+            is_list: Whether a list of tasks is submitted, which cannot be awaited.
+        """
+        name = next((n for n in ("wait", "encoding") if n in self._values), None)
+        if name is None:
+            return None
+        if is_list:
+            raise _invalid(
+                name, f"`{name}` is for a single task: send an object, not an array"
+            )
+        if name != "wait":
+            raise _invalid(name, "`encoding` is for output: it requires `wait`")
+        return self.wait_s()
 
     def is_base64(self) -> bool:
         """Return True if output is requested as exact bytes, in base64."""

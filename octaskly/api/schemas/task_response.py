@@ -30,6 +30,11 @@ from octaskly.ports import DisplayFacts, InputSources
 from octaskly.rest import tasks as rest
 
 RESULT_OUTPUTS_MAX: Final = 256  #: in a stream of results
+SUBMITTED_BYTES_MAX: Final = 32 << 10
+"""Bytes of output in the response to a submission.
+
+A quota may refuse a large response, but an accepted task must not be refused.
+"""
 
 encode = msgspec.json.encode
 _fields = msgspec.structs.asdict
@@ -172,6 +177,22 @@ def task(
         outputs_missing=_outputs_missing(outcome),
         **task_options.render_options(record.spec.options if record.spec else None),
     )
+
+
+def submitted(
+    record: TaskRecord,
+    names: Mapping[NodeId, str],
+    live: LiveFacts,
+    replicas: int,
+    *,
+    is_exact: bool,
+) -> rest.Submitted:
+    """Return the response to a submission that waited for the end of its task."""
+    detail = _fields(task(record, names, live, is_exact=is_exact))
+    outcome = _visible(record)[2]
+    if outcome and len(outcome.stdout) + len(outcome.stderr) > SUBMITTED_BYTES_MAX:
+        detail |= {"sent_stdout": None, "sent_stderr": None}
+    return rest.Submitted(**detail, replicas=replicas)
 
 
 def result(

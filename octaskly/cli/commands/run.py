@@ -15,7 +15,11 @@ from msgspec.structs import replace
 
 from octaskly.cli import completion
 from octaskly.cli.commands.command_words import CommandTaker, command_text
-from octaskly.cli.commands.submit import make_draft, request_options, submit_drafts
+from octaskly.cli.commands.submit import (
+    make_draft,
+    request_options,
+    submit_and_wait,
+)
 from octaskly.cli.context import CliContext
 from octaskly.cli.interrupts import (
     allow_interrupts,
@@ -38,7 +42,7 @@ from octaskly.cli.output.render import (
     report_error,
 )
 from octaskly.cli.output.task_view import fetch_missing_output, format_time_limit
-from octaskly.cli.output.terminal import is_terminal
+from octaskly.cli.output.terminal import is_terminal, write_output
 from octaskly.cli.sent_files import SentFiles, SentPaths, warn_of_local_files
 from octaskly.cli.stdin import stdin_fields
 from octaskly.cli.task_options import DraftFields, task_options
@@ -46,11 +50,17 @@ from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.errors import Conflict, NotFound
 from octaskly.client.flows import rest_calls
 from octaskly.errors import OctasklyError
-from octaskly.rest.client_types import Task
+from octaskly.rest.client_types import Task, has_all_output
 
 if TYPE_CHECKING:
     from octaskly.client import Session
 
+RUN_WAIT_S: Final = 0.025
+"""For which the submission waits for the end of the task.
+
+The output of a task that goes on is followed later by this time. It is the time that a
+node takes anyway until it shows the first output of a task that has just started.
+"""
 OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
 
@@ -103,17 +113,17 @@ def run(
         with context.connect() as client, SentFiles(client, sent) as files:
             if task_draft.stdin_base64 is None:
                 task_draft = replace(task_draft, **stdin_fields(client))
-            drafts = files.send([task_draft])
+            [draft] = files.send([task_draft])
             with defer_first_interrupt() as noted:
-                [[task]] = submit_drafts(
-                    client, drafts, key=idempotency_key, durability=durability
+                task = submit_and_wait(
+                    client, draft, idempotency_key, durability, wait_s=RUN_WAIT_S
                 )
                 files.cancel_on_failure(task.id)
                 with (
-                    explain_if_waiting(context, [task.id]),
+                    explain_if_waiting(context, [] if task.is_final else [task.id]),
                     hint_on_error(f"logs -f {task.id}"),
                 ):
-                    ended = _follow(client, task.id, noted, as_json=as_json)
+                    ended = _follow(client, task, noted, as_json=as_json)
                 files.finish()
                 digests = files.digests(task_draft.cwd) if fields["outputs"] else {}
                 return _finish(client, ended, fields["outputs"], digests, noted)
@@ -157,21 +167,24 @@ def report_gaps(text: str) -> int:
 
 
 def _follow(
-    client: Session, ref: str, deferred: list[int], *, as_json: bool
+    client: Session, submitted: Task, deferred: list[int], *, as_json: bool
 ) -> EndedTask | None:
     """Wait for the end of a task through Ctrl-C and lost connections.
 
     Args:
         client: Session with a node.
-        ref: Id of the task.
+        submitted: The task, which may have ended during its submission.
         deferred: Signal number of a Ctrl-C that arrived outside a wait.
         as_json: Print the ended task instead of its output.
 
     Returns:
         How it ended; None if the wait was ended.
     """
+    ref = submitted.id
     following = OutputPrinter(client, ref, prints_state=False)
-    task: Task | None = None
+    task = submitted if has_all_output(submitted) else None
+    if task is not None and not as_json:
+        _print_output(task)
     cancelled_by = ""
     while task is None:
         try:
@@ -195,6 +208,13 @@ def _follow(
         print_json(client.send(rest_calls.task(task.id, is_exact=False)).body)
         has_gaps = bool(fetch_missing_output(client, task))
     return EndedTask(task, bool(cancelled_by), has_gaps)
+
+
+def _print_output(task: Task) -> None:
+    """Print the output that came with an ended task."""
+    for stream in ("stdout", "stderr"):
+        if data := task.output_bytes(stream):
+            write_output(stream, data)
 
 
 class FetchOutcome(NamedTuple):

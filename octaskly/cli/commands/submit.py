@@ -161,15 +161,43 @@ def submit_drafts(
     Raises:
         MeshError: the reference in `after` is ambiguous.
     """
-    drafts = [*_with_resolved_parents(client, drafts)]
-    if any(draft.same_folder for draft in drafts):
-        note_other_user(client)
-    if key is None and (named := _with_ids(client, drafts)) is not None:
-        drafts, key = named, client.requests.new_key()
+    drafts, key = _prepare(client, drafts, key)
     for index, body in enumerate(_batches(drafts)):
         part = f"{key}-{index}" if key and index else key
         call = rest_calls.submission(body, key=part, durability=durability)
         yield client.send_and_decode(call, list[Task])
+
+
+def submit_and_wait(
+    client: Session,
+    draft: Draft,
+    key: str | None,
+    durability: str | None,
+    *,
+    wait_s: float,
+) -> Task:
+    """Submit a task; return it with its output if it ends within a short `wait_s`.
+
+    Raises:
+        MeshError: the reference in `after` is ambiguous.
+    """
+    [draft], key = _prepare(client, [draft], key)
+    call = rest_calls.submission(
+        msgspec.json.encode(draft), key=key, durability=durability, wait_s=wait_s
+    )
+    return client.send_and_decode(call, Task)
+
+
+def _prepare(
+    client: Session, drafts: Iterable[Draft], key: str | None
+) -> tuple[list[Draft], str | None]:
+    """Return drafts as they can be submitted, and the key of their submission."""
+    drafts = [*_with_resolved_parents(client, drafts)]
+    if any(draft.same_folder for draft in drafts):
+        note_other_user(client)
+    if key is None and (named := _with_ids(client, drafts)) is not None:
+        return named, client.requests.new_key()
+    return drafts, key
 
 
 def _with_ids(client: Session, drafts: Sequence[Draft]) -> list[Draft] | None:

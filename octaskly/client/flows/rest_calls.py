@@ -73,10 +73,23 @@ def quoted(text: str) -> str:
     return quote(text, safe="", errors="replace")
 
 
-def submission(body: bytes, *, key: str | None, durability: str | None) -> Call:
-    """Submit tasks, at most once per key; without a key, each call submits new ones."""
+def submission(
+    body: bytes,
+    *,
+    key: str | None,
+    durability: str | None,
+    wait_s: float | None = None,
+) -> Call:
+    """Submit tasks, at most once per key; without a key, each call submits new ones.
+
+    With `wait_s`, the response to a single task is like that to `task`.
+    """
     headers = {} if key is None else {"Idempotency-Key": key}
-    query = {"durability": durability}
+    query = {
+        "durability": durability,
+        "encoding": None if wait_s is None else "base64",
+        "wait": None if wait_s is None else f"{wait_s:.3f}",
+    }
     return Call("POST", TASKS, query, body, headers, is_unrepeatable=key is None)
 
 

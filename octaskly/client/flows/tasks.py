@@ -26,9 +26,17 @@ from octaskly.client.flows.task_fields import (
     ref_of,
 )
 from octaskly.errors import OctasklyError
-from octaskly.rest.client_types import Draft, SentDigests, Task, sent_with, with_sent
+from octaskly.rest.client_types import (
+    Draft,
+    SentDigests,
+    Task,
+    has_all_output,
+    sent_with,
+    with_sent,
+)
 
 POLL_S: Final = 60.0  #: duration of one long poll
+RUN_WAIT_S: Final = 0.05  #: for which a submission waits for the end of its task
 CANCEL_S_MAX: Final = 5.0  #: how long an interrupted flow tries to cancel its tasks
 
 
@@ -110,13 +118,15 @@ def submit_cancellable(
     draft: Draft,
     *,
     durability: Durability | None = None,
+    wait_s: float | None = None,
     deadline: Deadline,
 ) -> Flow[Task]:
     """Submit a task and cancel it if the caller is interrupted.
 
-    If the interrupt comes before the response, the task may already run.
+    If the interrupt comes before the response, the task may already run. With `wait_s`,
+    a task that ends so soon is returned with its end.
     """
-    call = _submission_call(requests, encode_json(draft), None, durability)
+    call = _submission_call(requests, encode_json(draft), None, durability, wait_s)
     try:
         return (yield from requests.send_and_decode(call, Task, deadline))
     except BaseException as error:
@@ -174,10 +184,15 @@ def run(
     task = None
     try:
         task = yield from submit_cancellable(
-            requests, attached.draft, durability=durability, deadline=deadline
+            requests,
+            attached.draft,
+            durability=durability,
+            wait_s=deadline.cap(RUN_WAIT_S),
+            deadline=deadline,
         )
-        task = yield from attached.bind(task)
-        ended = yield from wait(requests, task, deadline=deadline)
+        task = ended = yield from attached.bind(task)
+        if not has_all_output(task):
+            ended = yield from wait(requests, task, deadline=deadline)
         yield from attached.finish()
     except BaseException:
         if task is not None:
@@ -224,14 +239,18 @@ def cancel_abandoned(requests: RequestFlow, task: Task) -> Flow[None]:
 
 
 def _submission_call(
-    requests: RequestFlow, body: bytes, key: str | None, durability: Durability | None
+    requests: RequestFlow,
+    body: bytes,
+    key: str | None,
+    durability: Durability | None,
+    wait_s: float | None = None,
 ) -> Call:
     """Return the call that submits tasks, idempotent by its key.
 
     An empty key is sent and refused: it usually comes from an unset variable.
     """
     key = requests.new_key() if key is None else key
-    return rest_calls.submission(body, key=key, durability=durability)
+    return rest_calls.submission(body, key=key, durability=durability, wait_s=wait_s)
 
 
 def _cancel_submitted(requests: RequestFlow, submission: Call) -> Flow[None]:

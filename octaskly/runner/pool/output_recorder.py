@@ -24,6 +24,7 @@ from octaskly.runner.output.output_file import OutputFileReader
 from octaskly.runner.pool.attempts import PoolAttempt
 from octaskly.runner.pool.launcher_process import LauncherProcess
 
+OPEN_POLL_S = 0.002  #: first pause until a file exists, which is then doubled
 POLL_S = 0.03  #: first pause between two reads of a file that is followed
 POLL_S_MAX = 0.12  #: longest pause while nothing is written
 POLLS_MAX = 50  #: until a running attempt has a file, unless it is followed
@@ -165,7 +166,7 @@ class OutputRecorder:
         if item.process is not None:
             self.record_output(item)
         task, attempt = item.spec.id, item.attempt
-        looks = 0
+        looks, pause_s = 0, OPEN_POLL_S
         while self._is_live(item) and not item.is_file_refused:
             reader = await self._in_thread(self._try_open, task, attempt)
             if reader is not None:
@@ -173,7 +174,8 @@ class OutputRecorder:
             looks += 1
             if looks > POLLS_MAX and not follow:
                 break
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(POLL_S, 2 * pause_s)
         reader = await self._in_thread(self._try_open, task, attempt)
         if reader is None:
             raise OutputNotFound(f"{task} has no output file on this node")

@@ -347,6 +347,30 @@ def ran(play: Play) -> octaskly.Task:
     return task
 
 
+SHORT = {"id": "task-1", "status": "completed", "stdout": "aGk=", "encoding": "base64"}
+
+
+def test_a_short_run_is_one_request() -> None:
+    """The response to the submission has the end and the output."""
+    play = Play(reply(SHORT, 201))
+
+    assert ran(play).stdout == "hi"
+    assert [call.target for call in play.sent] == [
+        "/api/v1/tasks?encoding=base64&wait=0.050"
+    ]
+
+
+@pytest.mark.parametrize(
+    "first", [{"stdout": None}, {"stdout_truncated": True}, {"status": "running"}]
+)
+def test_a_run_waits_for_what_its_submission_lacks(first: dict[str, object]) -> None:
+    """The task runs on, or its output is too long for the response."""
+    play = Play(reply(SHORT | first, 201), reply(SHORT))
+
+    assert ran(play).stdout == "hi"
+    assert [call.method for call in play.sent] == ["POST", "GET"]
+
+
 def test_leaving_a_run_cancels_its_task() -> None:
     """Ctrl-C and a cancelled asyncio task both raise exceptions."""
     play = Play(
