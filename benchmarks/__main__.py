@@ -6,7 +6,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
                                        | lists | strangers | files | takeover
-                                       | floods]
+                                       | floods | single]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -48,6 +48,7 @@ from benchmarks import (
     plain,
     retention,
     scale,
+    single,
     strangers,
     takeover,
 )
@@ -106,6 +107,7 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
         loaded_mb = rss_mb(agent.process.pid)
         yield "resident memory after all of this", f"{loaded_mb:.0f} MB", "", "", ""
         yield _cold_ls(agent, runs=5 if quick else 15)
+    yield from single.figures(folder / "single", quick=quick)
     yield from noop.figures(folder / "noop", quick=quick)
     yield from plain.figures(folder / "plain", quick=quick)
     yield from deep.sleepers(folder / "sleepers", quick=quick)
@@ -240,6 +242,7 @@ WHICH: dict[str, Figures] = {
     "growth": growth.figures,
     "sleepers": deep.sleepers,
     "retention": retention.figures,
+    "single": single.figures,
     "strangers": strangers.figures,
     "takeover": takeover.figures,
     "floods": floods.figures,
