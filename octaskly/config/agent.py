@@ -20,6 +20,7 @@ from octaskly.config.paths import (
 from octaskly.config.settings import AgentOptions
 from octaskly.config.sources import SettingValue, read_all_sources
 from octaskly.config.task_account import DEFAULT_INHERITED, Account, InheritedSettings
+from octaskly.config.units import BYTES
 from octaskly.config.value_types import nearest_node_name
 from octaskly.core.model.settings import Limits, Timing
 from octaskly.errors import ConfigError
@@ -77,7 +78,8 @@ def build_options(
     quota_bytes, cap_bytes = options.output_quota_bytes, options.output_cap_bytes
     if quota_bytes is not None and quota_bytes < cap_bytes:
         origin = values["output_quota_bytes"].origin
-        faults.append(f"{origin}: output_quota {quota_bytes}: at least output_cap")
+        quota, cap = map(BYTES.format, (quota_bytes, cap_bytes))
+        faults.append(f"{origin}: {quota}: at least output_cap, which is {cap}")
     return options
 
 

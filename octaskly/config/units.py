@@ -26,30 +26,24 @@ def is_host(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A unit of amounts, with the letters for its multiples."""
+    """A unit of amounts, with its multiples by their suffixes."""
 
-    factors: Mapping[str, int]
+    factors: Mapping[str, int]  #: of several for one multiple, the first is printed
     example: str
-    ending: str = ""  #: may follow a letter, without effect
 
     def parse(self, text: str) -> int | None:
         """Return the amount, or None if the text is not an amount."""
-        letters = "".join(self.factors)
-        pattern = (
-            rf"([0-9]{{1,18}})\s*(?:([{letters}])(?:{self.ending})?)?"
-            if letters
-            else ""
-        )
-        match = re.fullmatch(pattern or r"([0-9]{1,18})()", text.strip())
+        suffixes = "|".join(self.factors)
+        match = re.fullmatch(rf"([0-9]{{1,18}})\s*({suffixes})?", text.strip())
         if match is None:
             return None
         return int(match[1]) * self.factors.get(match[2], 1)
 
     def format(self, amount: int) -> str:
         """Return the shortest text that `parse` understands."""
-        for letter, factor in sorted(self.factors.items(), key=lambda each: -each[1]):
+        for suffix, factor in sorted(self.factors.items(), key=lambda each: -each[1]):
             if amount and amount % factor == 0:
-                return f"{amount // factor}{letter}"
+                return f"{amount // factor}{suffix}"
         return str(amount)
 
 
@@ -59,7 +53,21 @@ SECONDS = Unit(
     example="a time like 90, 15m, 24h or 7d",
 )
 BYTES = Unit(
-    factors={"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40},
-    example="a size like 65536, 64M or 10G",
-    ending="iB",
+    # Decimal, as in messages, so that a limit of 10G is shown as 10 GB.
+    factors={
+        "K": 10**3,
+        "kB": 10**3,
+        "KB": 10**3,
+        "KiB": 1 << 10,
+        "M": 10**6,
+        "MB": 10**6,
+        "MiB": 1 << 20,
+        "G": 10**9,
+        "GB": 10**9,
+        "GiB": 1 << 30,
+        "T": 10**12,
+        "TB": 10**12,
+        "TiB": 1 << 40,
+    },
+    example="a size like 65536, 10G or 64MiB",
 )

@@ -109,6 +109,9 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
     `command_truncated` and `labels_truncated` are true if only the beginning is shown,
     and omitted otherwise. Only lists cut. Only they have `short_id`, the shortest text
     that names the task at this moment, unless that is `id`.
+
+    `missing_output` is the first declared output that a completed task lacks, and
+    omitted if it lacks none.
     """
 
     id: str
@@ -131,6 +134,7 @@ class TaskLine(msgspec.Struct, frozen=True, kw_only=True):
     started_at: At | None = None
     elapsed_ms: int | None = None
     completed_at: At | None = None
+    missing_output: str | msgspec.UnsetType = msgspec.UNSET
     priority: int | None = None
     name: str | None = None
     call: str | None = None  #: to show instead of the command
@@ -472,11 +476,13 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     `placement` says why the dispatcher chose the node that has or had the task.
     `inputs` is null if the task has no files, or if its node does not know any more.
+    `first_failure` is the failed member of an array with the lowest number.
     """
 
     id: str
     status: Status
     summary: str
+    first_failure: FirstFailure | None = None
     placement: str | None = None
     inputs: InputBytes | None = None
     nodes: list[Verdict] = []

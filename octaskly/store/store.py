@@ -96,7 +96,7 @@ class Store:
         loop: The running event loop by default.
         free_bytes_min: Free disk space that must remain after new work is accepted.
         bytes_max: Size of the log above which the oldest ended tasks are purged.
-            The default is 8 GiB or a tenth of the disk, whichever is less.
+            The default is 8 GB or a tenth of the disk, whichever is less.
     """
 
     def __init__(

@@ -331,6 +331,23 @@ def test_show_says_that_the_stdin_was_freed(three_tasks: Api, octaskly: Run) -> 
     assert "stdin:      2.0 kB, deleted" in done.stdout.decode().splitlines()
 
 
+def test_a_completed_task_without_its_output_is_marked(api: Api, octaskly: Run) -> None:
+    """As `run` and `fetch` do, which exit with 125 then."""
+    octaskly("submit", "--out", "r.txt", "--", "true")
+    octaskly("wait", "1")
+    api.forced = {
+        "attempt": 1,
+        "missing_output": "r.txt",
+        "outputs": [{"path": "r.txt", "bytes": None}],
+        "outputs_missing": ["r.txt"],
+    }
+
+    listed, shown = octaskly("ls").stdout.decode(), octaskly("show", "last").stdout
+
+    assert re.search(r"^1 +completed ✗ +here ", listed, re.MULTILINE), listed
+    assert re.search(rb"^state: +completed, but without r.txt$", shown, re.MULTILINE)
+
+
 def test_ls_filters_by_state_and_node(three_tasks: Api, octaskly: Run) -> None:
     """The filters are those of the API."""
     done = octaskly("ls", "--status", "failed", "--node", "here", "--json")

@@ -193,7 +193,8 @@ async def explain_task(request: Request) -> web.StreamResponse:
     ref = query.task_ref(request.path_params["id"])
     record, found = await request.gateway.explain_task(ref)
     inputs = await find_input_bytes(request, record)
-    shown = task_response.explanation(record, found, inputs)
+    live = await _live_facts_of(request, record)
+    shown = task_response.explanation(record, found, inputs, live)
     return json_response(task_response.encode(shown))
 
 

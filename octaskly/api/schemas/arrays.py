@@ -210,11 +210,11 @@ def render_array(
         cancelled=progress.cancelled,
         rate_per_s=rate_per_s and round(rate_per_s, 3),
         eta_ms=round(left / rate_per_s * 1000) if left and rate_per_s else None,
-        first_failure=first_failure and _render_failure(record, first_failure),
+        first_failure=first_failure and render_failure(record, first_failure),
     )
 
 
-def _render_failure(record: TaskRecord, failure: MemberFailure) -> FirstFailure:
+def render_failure(record: TaskRecord, failure: MemberFailure) -> FirstFailure:
     """Return the first failure of an array."""
     name = member_id(TaskId(record.name), failure.number)
     outcome = failure.outcome

@@ -1,8 +1,8 @@
 """JSON of lists: each row is bounded, whatever is in the task.
 
 A page has as many rows as the client asked for, so only a bound of each row bounds the
-page. `command` is cut first. If the row is still too long, `item`, `detail`, `call`
-and `labels` are cut to what leaves room for a part of the command.
+page. `command` is cut first. If the row is still too long, `item`, `detail`, `call`,
+`missing_output` and `labels` are cut to what leaves room for a part of the command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from octaskly.rest import tasks as rest
 ROW_BYTES_MAX: Final = 2048  #: of JSON, so that 1000 rows stay below 2 MiB
 COMMAND_BYTES_MAX: Final = LISTED_COMMAND_CHARS  #: of JSON: control characters take six
 ITEM_BYTES_MAX: Final = 192  #: of the item of a member, in a row that is too long
-DETAIL_BYTES_MAX: Final = 128  #: the same for the detail of its end
+DETAIL_BYTES_MAX: Final = 128  #: the same for the detail of its end, and for a path
 LABELS_BYTES_MAX: Final = 192  #: the same for its labels
 CALL_BYTES_MAX: Final = 128  #: the same for its call
 ROWS_PER_TURN: Final = 50  #: take less than a millisecond of the event loop
@@ -107,6 +107,8 @@ def cut_detail(text: str | None, bytes_max: int = DETAIL_BYTES_MAX) -> str | Non
 def _encode_cut(line: rest.TaskLine) -> bytes:
     """Return the JSON of a row that is too long."""
     labels = _first_labels(line.labels)
+    if line.missing_output:
+        line = replace(line, missing_output=cut_detail(line.missing_output))
     line = replace(
         line,
         detail=cut_detail(line.detail),

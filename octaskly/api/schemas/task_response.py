@@ -129,6 +129,7 @@ def _line(
         started_at=started_at,
         elapsed_ms=elapsed_ms,
         completed_at=ended_at,
+        missing_output=_missing_output(state, outcome),
         priority=priority_of(spec) if spec else None,
         # Most tasks have no options, so they are not arrays.
         name=(options.name or None) if options else None,
@@ -309,13 +310,18 @@ def input_bytes(node: str, sources: InputSources) -> rest.InputBytes:
 
 
 def explanation(
-    record: TaskRecord, found: TaskExplanation, inputs: rest.InputBytes | None
+    record: TaskRecord,
+    found: TaskExplanation,
+    inputs: rest.InputBytes | None,
+    live: LiveFacts,
 ) -> rest.Explanation:
     """Return the explanation of a task's state."""
+    failure = live.by_task.get(record.id, _UNKNOWN).first_failure
     return rest.Explanation(
         id=record.name,
         status=found.state,
         summary=found.summary,
+        first_failure=failure and arrays.render_failure(record, failure),
         placement=found.placement_reason or None,
         inputs=inputs,
         nodes=[
@@ -408,6 +414,7 @@ def _reason(outcome: Outcome | None, state: TaskState) -> str | None:
 
 # Access to enumeration members and their values is slow in Python 3.11.
 _CANCELLED: Final = TaskState.CANCELLED
+_COMPLETED: Final = TaskState.COMPLETED
 _RELEASED: Final = AttemptState.RELEASED
 _REASONS: Final = {reason: reason.value for reason in EndReason}
 
@@ -428,6 +435,15 @@ def _outputs(record: TaskRecord, outcome: Outcome | None) -> list[rest.Output]:
         rest.Output(path=file.path, bytes=file.size_bytes, files=file.file_count)
         for file in files
     ]
+
+
+def _missing_output(
+    state: TaskState, outcome: Outcome | None
+) -> str | msgspec.UnsetType:
+    """Return the first output that a completed task lacks; others may lack all."""
+    if state is not _COMPLETED or not (outcome and outcome.outputs):
+        return msgspec.UNSET
+    return next(iter(_outputs_missing(outcome)), msgspec.UNSET)
 
 
 def _outputs_missing(outcome: Outcome | None) -> list[str]:

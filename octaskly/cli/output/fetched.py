@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from octaskly.cli.output.progress import TransferProgress
-from octaskly.cli.output.render import count_of, data_size, note
+from octaskly.cli.output.render import count_of, data_size, listed, note
 from octaskly.client.fetching import Fetching
 from octaskly.files.unpacker import Fetched
 from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
     from octaskly.client import Session
-
-NAMED_MAX: Final = 5  #: paths on one line
 
 
 def fetch_outputs(
@@ -76,8 +74,3 @@ def fetched_text(declared: Sequence[str], fetched: Fetched) -> str:
     """Return what was fetched, for a line about a task."""
     files = count_of(fetched.files, "file")
     return f"{listed(declared)}: fetched {files}, {data_size(fetched.bytes)}"
-
-
-def listed(paths: Sequence[str]) -> str:
-    """Return paths on one line, or their number if they are many."""
-    return ", ".join(paths) if len(paths) <= NAMED_MAX else f"{len(paths)} outputs"

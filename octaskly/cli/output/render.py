@@ -49,8 +49,11 @@ EXIT_CANCELLED = 130  #: 128 + SIGINT
 JSON_VERSION = 1
 """Version of the `--json` output: raised if a key is removed or changes meaning."""
 
+COMPLETED_LACKING = "completed ✗"
+"""State in a list of a completed task without a declared output, as `run` marks it."""
 STATE_COLOURS = {
     "completed": "green",
+    COMPLETED_LACKING: "red",
     "failed": "red",
     "cancelled": "yellow",
     "running": "cyan",
@@ -62,6 +65,7 @@ STATE_COLOURS = {
     "short of memory": "red",
 }
 
+PATHS_MAX = 5  #: paths on one line
 LAST_COLUMN_MIN = 16  #: width of the last column for which others are left out
 
 _BY_STATUS = {
@@ -357,6 +361,11 @@ def data_size(count: int) -> str:
         amount /= 1000
     has_decimal = unit != "B" and amount < 9.95  # noqa: PLR2004
     return f"{amount:.1f} {unit}" if has_decimal else f"{amount:.0f} {unit}"
+
+
+def listed(paths: Sequence[str]) -> str:
+    """Return paths on one line, or their number if they are many."""
+    return ", ".join(paths) if len(paths) <= PATHS_MAX else f"{len(paths)} outputs"
 
 
 def format_capacity(node: NodeInfo) -> str:

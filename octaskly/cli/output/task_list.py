@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from octaskly.cli.output.render import (
+    COMPLETED_LACKING,
     clock_time,
     count_of,
     duration,
@@ -146,19 +147,22 @@ def print_list(found: TaskList) -> None:
         heads.insert(place, "TIMEOUT")
         for row, task in zip(rows, tasks, strict=True):
             row.insert(place, format_time_limit(task, without="-"))
-    below = {
-        number: text
-        for number, task in enumerate(tasks)
-        if task.array is not None and (text := describe_progress(task, task.array))
-    }
+    below = {n: text for n, task in enumerate(tasks) if (text := _remark(task))}
     print_table(heads, rows, state_column=1, below=below, dropped_first=DROPPED_FIRST)
+
+
+def _remark(task: Task) -> str:
+    """Return the line below a task: how far an array is, or what a task lacks."""
+    if task.array is not None:
+        return describe_progress(task, task.array)
+    return f"without its output {task.missing_output}" if task.missing_output else ""
 
 
 def _cells(task: Task, now: dt.datetime) -> list[str]:
     is_running = task.elapsed_ms is not None
     return [
         task.short_id or task.id,
-        task.status,
+        COMPLETED_LACKING if task.missing_output else task.status,
         _place(task),
         clock_time(task.started_at, now),
         duration(task.elapsed_ms if is_running else task.duration_ms),

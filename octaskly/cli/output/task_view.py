@@ -14,6 +14,7 @@ from octaskly.cli.output.render import (
     data_size,
     duration,
     format_optional_duration,
+    listed,
     note,
     print_fields,
     size,
@@ -60,7 +61,7 @@ def print_task(
             ("call", task.call),
             ("name", None if task.call else task.name),
             ("labels", format_pairs(task.labels)),
-            ("state", task.status),
+            ("state", _state(task, missing)),
             ("command", None if task.call else task.command),
             ("node", task.worker_id),
             ("attempt", task.attempt),
@@ -81,6 +82,15 @@ def print_task(
             *(_call_result if task.call else _command_result)(task, missing),
         ]
     )
+
+
+def _state(task: Task, missing: Mapping[str, int]) -> str:
+    """Return the state of a task, and what a completed task lacks."""
+    lacking = [listed(task.outputs_missing)] if task.outputs_missing else []
+    lacking += [f"{data_size(size)} of {name}" for name, size in missing.items()]
+    if task.status != "completed" or not lacking:
+        return task.status
+    return f"{task.status}, but without {' and '.join(lacking)}"
 
 
 def _command_result(
@@ -372,6 +382,9 @@ def explanation_lines(found: Explanation) -> Iterator[str]:
     inputs = found.inputs
     if inputs is None:
         yield f"{found.id} ({found.status}): {found.summary}"
+        if (first := found.first_failure) is not None:
+            how = how_ended(first.reason, first.exit_code, first.signal, first.detail)
+            yield f"first failed member: {first.id}: {how}"
         return
     if inputs.awaited is not None and found.status == "running":
         yield f"{found.id} (waiting on {inputs.node}): {inputs.awaited}"

@@ -92,7 +92,7 @@ class BlobStore:
 
     Args:
         folder: Holds the files; created with access for the agent alone.
-        quota_bytes: Maximum size of all files; default 10 GiB, or a tenth of the disk
+        quota_bytes: Maximum size of all files; default 10 GB, or a tenth of the disk
             if that is less.
         clock: The machine's clocks.
         reserve_bytes: Bytes to leave free on the disk, for the log.

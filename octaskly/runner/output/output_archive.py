@@ -24,7 +24,7 @@ from octaskly.ports import Clock, KeptOutput
 from octaskly.runner.output.captured_folders import UNCOPIED_NAME, CapturedFolders
 from octaskly.runner.output.output_file import BYTES_MIN, OutputFileReader
 
-QUOTA_BYTES_MAX = 10 << 30  #: default; less on a small disk
+QUOTA_BYTES_MAX = 10_000_000_000  #: default; less on a small disk
 DISK_PARTS = 10  #: the default quota is at most this fraction of the disk
 RESERVE_BYTES = 256 << 20  #: left free for the log
 #: Attempts that can write output files at once, also on a small disk.
@@ -69,7 +69,7 @@ class OutputArchive:
         outputs_dir: Holds the captured outputs.
         bytes_max: Maximum size of one output file on disk.
         quota_bytes: Maximum size of all output files, and of all captured outputs; an
-            output file that is being written counts with `bytes_max`. Default: 10 GiB,
+            output file that is being written counts with `bytes_max`. Default: 10 GB,
             or a tenth of the disk if that is less; then one file may take at most a
             quarter of it.
         retention_s: Seconds for which output files and captured outputs are kept.

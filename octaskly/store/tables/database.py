@@ -30,7 +30,7 @@ _RESERVE_SHARE: Final = 64  #: at most 1/64 of the free space
 VACUUM_PAGES: Final = 64  #: pages freed in one commit
 _SPARE_PAGES: Final = 1024  #: free pages that stay in the file for reuse,
 _SPARE_PARTS: Final = 16  #: or 1/16 of all pages, whichever is more
-_SIZE_MAX: Final = 8 << 30  #: default size limit of the log,
+_SIZE_MAX: Final = 8_000_000_000  #: default size limit of the log,
 _SIZE_DISK_PARTS: Final = 10  #: or 1/10 of the disk, whichever is less
 
 _MAGIC: Final = b"SQLite format 3\0"

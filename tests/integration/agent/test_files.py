@@ -20,7 +20,7 @@ BYTES = "application/octet-stream"
 @pytest.fixture(scope="module")
 def files_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     folder = tmp_path_factory.mktemp("files")
-    with meshed(folder, "ash", "birch", extra=("--files-quota", "8M")) as agents:
+    with meshed(folder, "ash", "birch", extra=("--files-quota", "8MiB")) as agents:
         yield agents
 
 

@@ -46,7 +46,7 @@ LARGE_BYTES = 3_000_000  #: more than is sent at once
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     folder = tmp_path_factory.mktemp("lending")
-    with meshed(folder, "ash", "birch", extra=("--files-quota", "8M")) as agents:
+    with meshed(folder, "ash", "birch", extra=("--files-quota", "8MiB")) as agents:
         yield agents
 
 

@@ -429,7 +429,10 @@ async def test_running_work_shows_its_start_and_its_progress(node: ApiNode) -> N
     listed = (await node.ask("GET", TASKS, headers=VIEWER)).json["tasks"]
     shown = (await node.ask("GET", f"{TASKS}/{array}", headers=VIEWER)).json
     alone = (await node.ask("GET", f"/api/v1/arrays/{array}", headers=VIEWER)).json
+    path = f"{TASKS}/{array}/explain"
+    explained = (await node.ask("GET", path, headers=VIEWER)).json
 
+    assert explained["first_failure"] == shown["array"]["first_failure"]
     assert [each["short_id"] for each in listed] == ["1", "2"]
     for each in (*listed, shown, alone):
         assert each["started_at"] == "2026-02-06T11:58:30Z"
@@ -445,6 +448,24 @@ async def test_running_work_shows_its_start_and_its_progress(node: ApiNode) -> N
             "reason": "exit",
             "detail": None,
         }
+
+
+@pytest.mark.parametrize(
+    ("state", "lacks_one"), [(AttemptState.OK, True), (AttemptState.FAILED, False)]
+)
+async def test_a_completed_task_says_which_output_it_lacks(
+    node: ApiNode, state: AttemptState, *, lacks_one: bool
+) -> None:
+    """A failed one may lack all of them."""
+    task = await node.submit()
+    node.gateway.start(task)
+    outputs = (OutputFile("a.txt", 3), OutputFile("b", None), OutputFile("c", None))
+    ended = Outcome(state, EndReason.EXIT, exit_code=0, outputs=outputs)
+    node.gateway.finish(task, ended)
+
+    [listed] = (await node.ask("GET", TASKS, headers=VIEWER)).json["tasks"]
+
+    assert listed.get("missing_output") == ("b" if lacks_one else None)
 
 
 async def test_a_list_has_pages_and_counts(node: ApiNode) -> None:

@@ -94,8 +94,9 @@ def test_a_row_has_at_most_2_kib_whatever_is_in_the_task(
         **LONGEST, "command": command, "detail": detail, "name": name, "call": call,
         "labels": labels,
     }  # fmt: skip
+    lacking = detail or msgspec.UNSET
     lines = (
-        rest.ArrayMember(**asked, index=10**9, item=item),
+        rest.ArrayMember(**asked, index=10**9, item=item, missing_output=lacking),
         # An array has no output, so its own detail is short.
         rest.TaskLine(**asked | {"detail": detail[:80]}, array=longest_array(detail)),
     )

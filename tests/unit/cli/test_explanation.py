@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from octaskly.cli.output.task_view import explanation_lines
-from octaskly.rest.tasks import Explanation, InputBytes, SentBytes
+from octaskly.rest.tasks import Explanation, FirstFailure, InputBytes, SentBytes
 
 GB = 1_000_000_000
 FAILED = "it failed on nas: exit code 1"
@@ -14,6 +14,11 @@ INPUTS = InputBytes(
     bytes=3_200_000_000,
     present_bytes=3_100_000_000,
     sent=[SentBytes(node="desk", bytes=100_000_000)],
+)
+
+
+FIRST = FirstFailure(
+    id="task-041-3fa2c91d.2", index=2, exit_code=3, signal=None, reason="exit"
 )
 
 
@@ -43,6 +48,19 @@ def test_it_says_what_a_task_waits_for() -> None:
 
     assert lines("running", awaiting) == [f"task-041 (waiting on nas): {files}"]
     assert lines("failed", awaiting)[1] == FAILED
+
+
+def test_a_failed_array_names_its_first_failed_member() -> None:
+    """With the reason, as for a task."""
+    summary = "it failed: 2 of 9 members did"
+    found = Explanation(
+        id="task-041", status="failed", summary=summary, first_failure=FIRST
+    )
+
+    assert [*explanation_lines(found)] == [
+        f"task-041 (failed): {summary}",
+        "first failed member: task-041-3fa2c91d.2: exit code 3",
+    ]
 
 
 def test_a_failure_keeps_its_reason() -> None:

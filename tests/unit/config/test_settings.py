@@ -87,7 +87,7 @@ def test_every_value_can_be_set_in_a_file(home: Home) -> None:
         join = ["ash", "10.0.0.2:7000", "[fe80::1]:7878"]
         labels = ["site=attic", "gpu=a100"]
         electable = false
-        output_cap = "4M"
+        output_cap = "8 MiB"
         retained_bytes = 16777216
         kill_grace = "1m"
         durability = "strict"
@@ -100,7 +100,7 @@ def test_every_value_can_be_set_in_a_file(home: Home) -> None:
     assert found.options.join == (("ash", 7878), ("10.0.0.2", 7000), ("fe80::1", 7878))
     assert found.labels == (("gpu", "a100"), ("site", "attic"))
     assert not found.options.electable
-    assert found.options.output_cap_bytes == 4 << 20
+    assert found.options.output_cap_bytes == 8 << 20
     assert found.options.retained_bytes == 16 << 20
     assert found.timing.kill_grace_s == 60
     assert found.is_strict
@@ -175,11 +175,11 @@ NODE_NAMES = "A-Z, a-z, 0-9, dots and dashes only, at most 63"
         ({"join": ("pi4..local",)}, "--join pi4..local: HOST"),
         (
             {"retained_bytes": str(RETAINED_BYTES_MIN - 1)},
-            "--retained-bytes 16777215: a size like 65536, 64M or 10G, at least 16M",
+            "--retained-bytes 15999999: a size like 65536, 10G or 64MiB, at least 16M",
         ),
         (
             {"output_quota_bytes": "5M"},
-            "--output-quota: output_quota 5242880: at least output_cap",
+            "--output-quota: 5M: at least output_cap, which is 64M",
         ),
         ({"name": "\x1b[2J"}, r"--name '\x1b[2J': "),
         ({"cors_origins": ("https://a.example/",)}, "--cors-origin https://a.example/"),
