@@ -348,6 +348,20 @@ def test_a_completed_task_without_its_output_is_marked(api: Api, octaskly: Run) 
     assert re.search(rb"^state: +completed, but without r.txt$", shown, re.MULTILINE)
 
 
+def test_show_says_why_a_task_is_queued(three_tasks: Api, octaskly: Run) -> None:
+    """Such as a call for a version of Python that no node has."""
+    three_tasks.forced = {"status": "queued", "call": "f(3)", "attempt": 1}
+    three_tasks.stall = "no node has Python 3.11 for calls"
+
+    done = octaskly("show", "2")
+
+    assert re.search(
+        rb"^queued because: +no node has Python 3.11 for calls$",
+        done.stdout,
+        re.MULTILINE,
+    )
+
+
 def test_ls_filters_by_state_and_node(three_tasks: Api, octaskly: Run) -> None:
     """The filters are those of the API."""
     done = octaskly("ls", "--status", "failed", "--node", "here", "--json")

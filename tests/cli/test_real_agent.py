@@ -448,7 +448,8 @@ def test_a_task_may_have_any_name_that_people_read(agent: DemoAgent, name: str) 
     shown = octaskly(agent, "show", name)
 
     assert shown.returncode == 0, shown.stderr
-    assert f"name:        {name}\n" in shown.stdout.decode()
+    line = rf"^name: +{re.escape(name)}$"
+    assert re.search(line, shown.stdout.decode(), re.MULTILINE)
 
 
 def test_an_https_url_is_trusted_by_the_ca_of_the_mesh(

@@ -173,7 +173,12 @@ def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
             return
         attempts = fetch_earlier_attempts(client, task)
         missing = fetch_missing_output(client, task)
-    print_task(task, attempts, missing)
+        why_queued = None
+        if task.status == "queued":
+            found = client.send_and_decode(rest_calls.explain(full), Explanation)
+            # It may have started meanwhile.
+            why_queued = found.summary if found.status == "queued" else None
+    print_task(task, attempts, missing, why_queued)
 
 
 @click.command(epilog="Example: octaskly logs -f last")

@@ -43,7 +43,10 @@ TRACEBACK_LINES: Final = 30  #: last lines of the stderr of a failed call
 
 
 def print_task(
-    task: Task, earlier: Sequence[AttemptLine], missing: Mapping[str, int]
+    task: Task,
+    earlier: Sequence[AttemptLine],
+    missing: Mapping[str, int],
+    why_queued: str | None = None,
 ) -> None:
     """Print all that is known of a task.
 
@@ -51,6 +54,7 @@ def print_task(
         task: The task.
         earlier: Its earlier attempts.
         missing: Number of bytes of its output that are not kept, by stream.
+        why_queued: The reason why no node runs it yet.
     """
     is_done = task.is_final and task.reason not in (None, "exit")
     signal = f" {task.signal}" if task.signal is not None else ""
@@ -62,6 +66,7 @@ def print_task(
             ("name", None if task.call else task.name),
             ("labels", format_pairs(task.labels)),
             ("state", _state(task, missing)),
+            ("queued because", why_queued),
             ("command", None if task.call else task.command),
             ("node", task.worker_id),
             ("attempt", task.attempt),
