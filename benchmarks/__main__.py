@@ -6,7 +6,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
                                        | lists | strangers | files | takeover
-                                       | floods | single]
+                                       | floods | single | forming]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -128,7 +128,7 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
             "< Octaskly",
             "yes" if peer_rate < rate else "no",
         )
-    yield from _forming(folder, runs=3 if quick else 20)
+    yield from _forming(folder, quick=quick)
 
 
 def _latency(agent: Agent, folder: Path, *, count: int) -> Iterator[Row]:
@@ -188,9 +188,10 @@ def _cold_ls(agent: Agent, *, runs: int) -> Row:
     return "octaskly ls, cold, median", f"{median:.0f} ms", "", "< 150 ms", met
 
 
-def _forming(folder: Path, *, runs: int) -> Iterator[Row]:
+def _forming(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Three agents at once; then a fresh fourth; then a first one all alone."""
     forming, joining, first = [], [], []
+    runs = 3 if quick else 20
     for run in range(runs):
         place = folder / f"forming{run}"
         with running(place, "ana", "ben", "cleo") as agents:
@@ -227,6 +228,7 @@ WHICH: dict[str, Figures] = {
     "peers": _peers,
     "dashboard": dashboard.figures,
     "failover": _failover,
+    "forming": _forming,
     "clients": clients.figures,
     "cost": cost.throughput_shared,
     "traffic": cost.request_metrics,
