@@ -449,6 +449,24 @@ async def test_failed_task_shows_its_last_output_in_the_list(
     await expect(dialog).to_contain_text("no such film")
 
 
+async def test_list_says_which_member_failed_and_which_output_is_missing(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """As `explain` and `ls` do."""
+    array = submit(mesh[0], "exit $(({} / 2))", name="odd", array={"range": "1-3"})
+    task = submit(mesh[0], "true", name="lacking", outputs=["r.txt"])
+    finished(mesh[0], array)
+    finished(mesh[0], task)
+    await show(page, "tasks")
+
+    await expect(page.get_by_role("row", name="lacking")).to_contain_text(
+        "without r.txt"
+    )
+    await page.get_by_role("button", name="Why did it fail: odd?").click()
+    dialog = page.get_by_role("dialog", name="Why did it fail?")
+    await expect(dialog).to_contain_text("First failure: .2 exit code 1")
+
+
 async def test_failed_python_call_shows_its_call_and_its_traceback(
     page: Page, mesh: list[Agent]
 ) -> None:

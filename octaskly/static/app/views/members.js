@@ -33,7 +33,7 @@ export function Progress({ array, id, isSmall = false }) {
 }
 
 /** The failed member with the lowest number: the others often failed for the same reason. */
-function FirstFailure({ failure, array }) {
+export function FirstFailure({ failure, array }) {
   if (!failure) return null;
   const { id, detail } = failure;
   return html`<p class="first-failure"><span class="muted">First failure:</span> <a href=${href(["tasks", id])}>${id.startsWith(array) ? id.slice(array.length) : id}</a>${" "}

@@ -245,6 +245,7 @@ function Row({ task, index, id, isChosen, choose, why }) {
     <span role="gridcell" class="cell-1"><a href=${href(["tasks", task.id])} tabindex="-1" title=${`${task.id}\n${commandOf(task)}`}>
       <span class="short-id">${task.short_id}</span>${task.name && html`<strong><bdi>${visible(task.name)}</bdi></strong> `}<code>${commandOf(task)}</code></a>
       ${task.array && html`<span class="tag">${told(task.array)}</span>`}
+      ${task.missing_output && html`<span class="tag">without <bdi>${visible(task.missing_output)}</bdi></span>`}
       ${Object.entries(task.labels ?? {}).slice(0, 3).map(([name, value]) => html`<a class="tag label" tabindex="-1"
         href=${href(["tasks"], { label: `${name}=${value}` })}>${value ? `${name}=${value}` : name}</a>`)}</span>
     <span role="gridcell" class="cell-2">${task.array ? html`<span class="narrow-only">${told(task.array)}</span>` : task.worker_id ?? ""}</span>

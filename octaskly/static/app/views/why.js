@@ -6,6 +6,7 @@ import { html, useEffect, useState } from "../lib.js";
 import { href } from "../router.js";
 import { Dialog, State } from "../ui.js";
 import { Output } from "./ansi.js";
+import { FirstFailure } from "./members.js";
 import { cameFrom } from "./transfers.js";
 
 const AGAIN_MS = 3000;
@@ -69,6 +70,7 @@ export function WhyDialog({ task, onClose }) {
   const last = lastLines(failed?.stderr);
   return html`<${Dialog} title=${TITLES[told?.status ?? task.status] ?? "Where it runs"} onClose=${onClose}>
     <div class="why-body"><${Why} told=${told && failed ? { ...told, placement: null, nodes: [] } : told} />
+      <${FirstFailure} failure=${told?.first_failure} array=${task.id} />
       ${last && html`<p class="muted">The end of stderr:</p><pre class="why-end" tabindex="0">${last}</pre>`}
       <p><a href=${href(["tasks", task.id])}>Open ${titleOf(task)}</a></p></div>
   <//>`;
