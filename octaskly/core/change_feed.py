@@ -19,7 +19,14 @@ from typing import NamedTuple, Self
 from msgspec import Struct
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Assigned, Entry, Finished, Submitted, TaskCancelled
+from octaskly.core.log.facts import (
+    Assigned,
+    Decided,
+    Entry,
+    Finished,
+    Submitted,
+    TaskCancelled,
+)
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.retired_streams import (
     EMPTY_DIGEST,
@@ -38,19 +45,19 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import RosterEntry
 from octaskly.core.model.task_options import TaskOptions
-from octaskly.core.model.tasks import Attempt, AttemptState, TaskSpec, TaskState
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 
 REWRITE_AGE_MS = 1000
 """A submission written later than this after acceptance is a rewrite, not an event."""
 
 # Numbers below 2^63, which the store can look up.
 _POSITION = re.compile(r"(?:([0-7]?[0-9a-f]{1,15})-)" * 3 + r"([0-9a-f]{16})")
-_STATES = {
-    AttemptState.OK: TaskState.COMPLETED,
-    AttemptState.FAILED: TaskState.FAILED,
-    AttemptState.CANCELLED: TaskState.CANCELLED,
-    AttemptState.RELEASED: TaskState.QUEUED,
-}
 
 
 class StreamExtent(NamedTuple):
@@ -248,25 +255,40 @@ def task_event_of(entry: Entry, record: TaskRecord) -> TaskEvent | None:
                 else None
             )
         case Assigned(_, attempt, node):
-            shown_attempt = Attempt(id=attempt, node=node)
-            state = TaskState.RUNNING
-        case Finished(_, attempt, node, outcome):
-            shown_attempt = Attempt(
-                id=attempt, node=node, state=outcome.state, outcome=outcome
-            )
-            state = _STATES.get(outcome.state, TaskState.RUNNING)
+            begun = Attempt(id=attempt, node=node)
+            return _attempt_event(record, TaskState.RUNNING, at_ms, begun)
+        case Finished():
+            return _event_of_end(fact, record, at_ms)
+        case Decided():
+            return end_event(record, at_ms) if record.state.is_final else None
         case _:
             return None
+
+
+def _event_of_end(fact: Finished, record: TaskRecord, at_ms: int) -> TaskEvent | None:
+    """Return the event that the end of an attempt means."""
+    outcome = fact.outcome
+    ended = Attempt(fact.attempt, fact.node, outcome.state, outcome)
+    if outcome.state is AttemptState.OK and not fact.decided_term:
+        return end_event(record, at_ms) if record.state.is_final else None
+    state = _state_by_end(outcome, is_verdict=fact.decided_term > 0)
+    return _attempt_event(record, state, at_ms, ended)
+
+
+def _attempt_event(
+    record: TaskRecord, state: TaskState, at_ms: int, attempt: Attempt
+) -> TaskEvent | None:
+    """Return the event that a task entered `state` by an attempt."""
     if state.is_final and state is not record.state:
         return None
     deciding = record.deciding_attempt
     if record.state.is_final and deciding is not None:
-        if deciding.id < attempt:
+        if deciding.id < attempt.id:
             return None
-        if deciding.id == attempt and state is TaskState.QUEUED:
-            # A worker that was presumed lost returned it, so it must not become queued.
+        if deciding.id == attempt.id and attempt.outcome is not None:
+            # If a worker that was presumed lost returned it, it is not queued again.
             return end_event(record, at_ms)
-    return _task_event(record, state, at_ms, shown_attempt)
+    return _task_event(record, state, at_ms, attempt)
 
 
 def array_event_of(entry: Entry, array: TaskRecord) -> TaskEvent | None:
@@ -300,6 +322,15 @@ def outline_record(record: TaskRecord) -> TaskRecord:
         options=None if array is None else TaskOptions(array=array),
     )
     return replace(record, attempts=(), spec=small)
+
+
+def _state_by_end(outcome: Outcome, *, is_verdict: bool) -> TaskState:
+    """Return the state that a task entered by the end of an attempt."""
+    if is_verdict:
+        is_success = outcome.state is AttemptState.OK
+        return TaskState.COMPLETED if is_success else TaskState.FAILED
+    is_killed = outcome.state is AttemptState.CANCELLED
+    return TaskState.CANCELLED if is_killed else TaskState.QUEUED
 
 
 def _task_event(

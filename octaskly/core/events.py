@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from octaskly.core.log.facts import NO_FLOOR, Floor, Recorded
+from octaskly.core.log.facts import NO_FLOOR, Floor, Recorded, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.mesh_records import RecordDraft
 from octaskly.core.log.retired_streams import RetiredStreams
@@ -143,6 +143,8 @@ class CancelRequested(Struct, frozen=True):
     array_record: TaskRecord | None = (
         None  #: the task's record from the store, if it is an array
     )
+    earlier_cancel: TaskCancelled | None = None
+    """The verdict in the store, if the task is cancelled."""
 
 
 class PurgeRequested(Struct, frozen=True):

@@ -489,7 +489,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt of a task; after a `released` attempt, the task may run again."""
+    """One attempt of a task; a `released` one was lost or returned."""
 
     attempt: int = 0
     worker_id: str = ""

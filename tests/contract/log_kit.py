@@ -141,9 +141,11 @@ def finished(
     reason: EndReason = EndReason.EXIT,
     **fields: Any,
 ) -> Finished:
+    """The end of an attempt; a success or failure decides the task."""
     committed = {"exit_code": 0, "started_ms": WALL_MS, "duration_ms": 7}
     outcome = Outcome(state=state, reason=reason, **{**committed, **fields})
-    return Finished(task_id(number), attempt_id(n), node, outcome)
+    term = int(state in (AttemptState.OK, AttemptState.FAILED))
+    return Finished(task_id(number), attempt_id(n), node, outcome, term)
 
 
 def cancelled(number: int, by: str = "ada") -> TaskCancelled:

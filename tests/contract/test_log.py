@@ -514,7 +514,7 @@ async def test_the_later_epoch_has_the_last_word_on_a_cancel(
     is_cancel_first: bool,
 ) -> None:
     """Whichever fact arrives first, and after a new start of the store."""
-    success = replace(kit.finished(1), term=success_term)
+    success = replace(kit.finished(1), decided_term=success_term)
     cancel = replace(kit.cancelled(1), term=cancel_term)
     facts: list[TaskFact] = [success, cancel]
     if is_cancel_first:

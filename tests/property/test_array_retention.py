@@ -41,7 +41,7 @@ ATTEMPT = kit.attempt_id(1, FAR)
 AWAY = [
     Entry(FAR, 1, 900, Assigned(LATE_MEMBERS[0], ATTEMPT, kit.WORKER)),
     Entry(FAR, 2, 901, Submitted(TaskSpec(id=LATE, command="x", options=OPTIONS))),
-    Entry(FAR, 3, 902, Finished(LATE_MEMBERS[2], ATTEMPT, kit.WORKER, outcome(0))),
+    Entry(FAR, 3, 902, Finished(LATE_MEMBERS[2], ATTEMPT, kit.WORKER, outcome(0), 1)),
     Entry(FAR, 4, 903, TaskCancelled(LATE_MEMBERS[1], "eve")),
 ]
 
@@ -64,7 +64,7 @@ class ArrayMesh(Mesh):
             case "assign" if known and task in MEMBERS:
                 self.write(stream, [Assigned(task, attempt, kit.WORKER)])
             case "finish" if task in MEMBERS:
-                self.write(stream, [Finished(task, attempt, kit.WORKER, outcome(b))])
+                self.write(stream, [Finished(task, attempt, kit.WORKER, outcome(b), 1)])
             case "floor":
                 self.raise_floor(stream, self.hlc - 4 * n, b)
             case _:

@@ -151,7 +151,7 @@ def test_client_gets_one_message_for_the_end_of_an_array() -> None:
     array = TaskSpec(id=ARRAYS[0], command="x", ord=1, options=options)
     end = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
     ends = [
-        Finished(member_id(array.id, n), kit.attempt_id(), kit.WORKER, end)
+        Finished(member_id(array.id, n), kit.attempt_id(), kit.WORKER, end, 1)
         for n in (0, 1)
     ]
     entries = kit.entries([Submitted(array), *ends])

@@ -18,6 +18,7 @@ from octaskly.core.effects import AnnounceTaskStates, Append, Effect
 from octaskly.core.events import SavedState, TasksSubmitted
 from octaskly.core.log.facts import (
     Assigned,
+    Decided,
     Fact,
     Finished,
     Floor,
@@ -25,13 +26,12 @@ from octaskly.core.log.facts import (
     TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import TaskRecord, apply_fact
+from octaskly.core.log.merge import apply_fact
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import Retry, TaskOptions
-from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
@@ -107,7 +107,9 @@ class FailoverModel(DispatcherModel):
             for records in (self.written, self.durable):
                 records[fact.task] = apply_fact(records.get(fact.task), fact)
         over = [
-            fact.task for fact in gone if isinstance(fact, Finished | TaskCancelled)
+            fact.task
+            for fact in gone
+            if isinstance(fact, Finished | TaskCancelled | Decided)
         ]
         if over:
             self.perform(self.dispatch.on_ended_elsewhere(tuple(over), self.now))
@@ -133,9 +135,6 @@ class FailoverModel(DispatcherModel):
         if may_swap and self._dice.random() < 0.5:
             reads[0], reads[1] = reads[1], reads[0]
         super().read()
-
-    def is_live(self, record: TaskRecord) -> bool:
-        return _is_live(record)
 
     def answer(self) -> None:
         """Apply an answer; answers of one kind come in order."""
@@ -170,12 +169,6 @@ class FailoverModel(DispatcherModel):
             self.accepted += [spec.id for spec in reply.specs]
         elif not isinstance(reply, CancelResult) or ticket in self.asked:
             super()._answered(ticket, reply)
-
-
-def _is_live(record: TaskRecord) -> bool:
-    """Return True if it runs, or its last attempt has no end."""
-    last = record.attempts[-1:]
-    return record.state is TaskState.RUNNING or any(a.state.is_live for a in last)
 
 
 class FailoverWalk(Walk):

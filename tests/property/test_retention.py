@@ -142,7 +142,7 @@ class Mesh:
             case "assign" if known:
                 self.write(stream, [Assigned(task, attempt, kit.WORKER)])
             case "finish":  # A spooled result of a purged task.
-                self.write(stream, [Finished(task, attempt, kit.WORKER, outcome(b))])
+                self.write(stream, [Finished(task, attempt, kit.WORKER, outcome(b), 1)])
             case "floor":
                 self.raise_floor(stream, self.hlc - 4 * n, b)
             case _:

@@ -6,17 +6,17 @@ function plants the bug for the duration of one test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.compaction import Compaction
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.dispatcher.mesh_records import RecordWriter
-from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
@@ -29,9 +29,9 @@ from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.ids import NO_EPOCH, AttemptId, Moment, NodeId, StreamId
+from octaskly.core.model.ids import NO_EPOCH, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.core.model.tasks import Outcome, TaskSpec
+from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
 from octaskly.core.node.log_receiver import LogReceiver
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
@@ -54,7 +54,7 @@ from octaskly.core.replication.pending_acks import PendingAcks, WhenReplicated
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replication.standby_appends import AckGuarantee, Standby
 from octaskly.core.scheduling import task_queue
-from octaskly.core.scheduling.retry_policy import NO_TRIES, Tries, apply_retry_policy
+from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
 from octaskly.core.worker.worker import Worker
 from tests.simulation.kinds.aging import run_aging
@@ -326,7 +326,15 @@ def success_of_an_unread_task_counts(patch: pytest.MonkeyPatch) -> None:
 
     Its predecessor may have told a client that the task is cancelled.
     """
-    patch.setattr(OutcomeRecorder, "defer_report", lambda *_: False)
+    real = DispatchStep.write_end
+
+    def trusting(self: DispatchStep, task: QueuedTask, *rest: Any, **more: Any) -> Any:
+        is_read, task.is_store_confirmed = task.is_store_confirmed, True
+        verdict = real(self, task, *rest, **more)
+        task.is_store_confirmed = is_read
+        return verdict
+
+    patch.setattr(DispatchStep, "write_end", trusting)
 
 
 def unread_attempts_are_taken_for_lost(patch: pytest.MonkeyPatch) -> None:
@@ -558,13 +566,14 @@ def older_programs_are_followed(patch: pytest.MonkeyPatch) -> None:
 
 def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     """A failed task is retried without limit."""
+    real = task_rules.verdict_of
 
     def forgiving(
-        spec: TaskSpec, attempt: AttemptId, outcome: Outcome, _: Tries
-    ) -> Outcome:
-        return apply_retry_policy(spec, attempt, outcome, NO_TRIES)
+        spec: TaskSpec, attempts: Sequence[Attempt], **more: bool
+    ) -> TaskState | None:
+        return real(spec, attempts[-1:], **more)
 
-    patch.setattr("octaskly.core.dispatcher.outcomes.apply_retry_policy", forgiving)
+    patch.setattr(task_rules, "verdict_of", forgiving)
 
 
 def ends_count_during_a_pull(patch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ class AgingLog:
         stream = self.journal.stream
         assert stream is not None
         end = Outcome(state=AttemptState.OK, reason=EndReason.EXIT)
-        return Finished(task, attempt(stream=stream), kit.WORKER, end)
+        return Finished(task, attempt(stream=stream), kit.WORKER, end, 1)
 
     def compact(self, retention_ms: int) -> None:
         """Raise the floor as far as it may rise, and purge what is void.

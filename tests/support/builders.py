@@ -14,7 +14,13 @@ from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, 
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
 from octaskly.core.model.task_options import Pairs, Requirements, requires_of, shape_of
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 from octaskly.core.protocol.messages import Report
 from octaskly.core.replication.journal import Journal
 
@@ -149,9 +155,13 @@ def tasks_reply(stored: Iterable[TaskRecord], asked: LoadTasks) -> TasksLoaded:
     return TasksLoaded(asked.term, tasks, found)
 
 
-def has_live_attempt(record: TaskRecord) -> bool:
-    """Return True if the latest attempt has not ended."""
-    return bool(record.attempts) and record.attempts[-1].state.is_live
+def is_live(record: TaskRecord) -> bool:
+    """Return True if the store lists a task as live.
+
+    It runs, or its last attempt has no end.
+    """
+    last = record.attempts[-1:]
+    return record.state is TaskState.RUNNING or any(a.state.is_live for a in last)
 
 
 def attempt(n: int = 1, *, term: int = 1, stream: StreamId = STREAM) -> AttemptId:

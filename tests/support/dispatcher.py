@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
-from octaskly.core.effects import Answer, Append, Effect, Send
+from octaskly.core.effects import (
+    Answer,
+    Append,
+    Effect,
+    LoadLive,
+    LoadQueued,
+    LoadTasks,
+    Send,
+)
 from octaskly.core.events import (
     CancelRequested,
     LiveLoaded,
@@ -14,8 +23,8 @@ from octaskly.core.events import (
     TasksLoaded,
     TasksSubmitted,
 )
-from octaskly.core.log.facts import Fact
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.facts import MESH_FACTS, Fact
+from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft, log_id_of
@@ -40,7 +49,10 @@ from tests.support.builders import (
     attempt,
     draft,
     epoch,
+    is_live,
     journal,
+    live_reply,
+    load_reply,
     moment,
     node_id,
     node_info,
@@ -48,6 +60,7 @@ from tests.support.builders import (
     report,
     settings,
     spec,
+    tasks_reply,
 )
 
 A, B = node_id("a"), node_id("b")
@@ -113,6 +126,40 @@ def found(
     return world.dispatch.on_tasks_loaded(answer, moment(at))
 
 
+def follow_reads(
+    world: DispatcherWithJournal, log: TaskRecord, effects: list[Effect]
+) -> list[Fact]:
+    """Let commits and reads of one task happen; return the facts that are written.
+
+    Args:
+        world: The dispatcher, without a read of live tasks that is still to come.
+        log: What is known of the task before the facts of `effects`.
+        effects: The first effects.
+    """
+    facts: list[Fact] = []
+    pending = deque(effects)
+    while pending or (pending := deque(world.commit())):
+        match pending.popleft():
+            case Append(entries=entries):
+                facts += [entry.fact for entry in entries]
+                for entry in entries:
+                    if not isinstance(entry.fact, MESH_FACTS):
+                        log = apply_fact(log, entry.fact)
+            case LoadTasks() as asked:
+                reply = tasks_reply([log], asked)
+                pending += world.dispatch.on_tasks_loaded(reply, moment())
+            case LoadLive() as asked:
+                live = live_reply([log], asked, is_live)
+                pending += world.dispatch.on_live_loaded(live, moment())
+            case LoadQueued() as asked:
+                waiting = [log] if log.state is TaskState.QUEUED else []
+                loaded = load_reply(waiting, asked)
+                pending += world.dispatch.on_queued_loaded(loaded, moment())
+            case _:
+                pass
+    return facts
+
+
 def reattach_report(name: str, credit: int) -> tuple[NodeId, Reattach]:
     """Return the first message of a worker that runs nothing."""
     return NodeId(name), Reattach((), credit, NodeState.READY)
@@ -134,6 +181,11 @@ def task_record(
 def live_attempt(node: NodeId, of: AttemptId | None = None) -> Attempt:
     """Return an attempt that is live in the log."""
     return Attempt(id=of or attempt(), node=node)
+
+
+def ended_attempt(node: NodeId, of: AttemptId | None = None) -> Attempt:
+    """Return an attempt that succeeded, by which no dispatcher has decided its task."""
+    return Attempt(of or attempt(), node, AttemptState.OK, outcome())
 
 
 def submission(*drafts: TaskDraft, ticket: int = 1) -> TasksSubmitted:

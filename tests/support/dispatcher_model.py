@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.dispatcher.task_rules import retry_policy
 from octaskly.core.effects import (
     AnnounceTaskStates,
     Answer,
@@ -261,7 +262,7 @@ class DispatcherModel:
 
     def is_live(self, record: TaskRecord) -> bool:
         """Return True if the store lists the task as live."""
-        return builders.has_live_attempt(record)
+        return builders.is_live(record)
 
     def answer(self) -> None:
         """Hand the oldest answer of the store to the dispatcher."""
@@ -273,9 +274,10 @@ class DispatcherModel:
 
     def overtake(self, task: TaskId, *, is_cancel: bool) -> None:
         """Let the log of another node, which is on this disk now, end a task."""
-        fact: TaskFact = TaskCancelled(task, "other")
+        fact: TaskFact = TaskCancelled(task, "other", self.term)
         if not is_cancel:
-            fact = Finished(task, ELSEWHERE, NodeId("other"), builders.outcome())
+            end = builders.outcome()
+            fact = Finished(task, ELSEWHERE, NodeId("other"), end, self.term)
         for records in (self.written, self.durable):
             records[task] = apply_fact(records[task], fact)
         self.perform(self.dispatch.on_ended_elsewhere((task,), self.now))
@@ -420,9 +422,15 @@ class DispatcherModel:
             return
         if any(attempt.id == fact.attempt for attempt in record.attempts):
             return  # Found again at its worker.
-        assert not record.state.is_final, f"{fact.task} runs again after its end"
+        has_success = any(a.state is AttemptState.OK for a in record.attempts)
+        is_over = record.state.is_final or has_success
+        assert not is_over, f"{fact.task} runs again after its end"
         ours = [a for a in record.attempts if a.id.term == self.term]
         assert not any(a.state.is_live for a in ours), f"{fact.task} runs twice"
+        if record.spec is not None:
+            failed = [a for a in record.attempts if a.state is AttemptState.FAILED]
+            retries = retry_policy(record.spec).retries
+            assert len(failed) <= retries, f"{fact.task} is retried too often"
 
     def _send(
         self, sender: NodeId | None, peer: NodeId, messages: tuple[Message, ...]

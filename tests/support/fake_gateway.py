@@ -179,7 +179,8 @@ class FakeGateway:
             stdout=b"hello\n",
             stdout_bytes=6,
         )
-        fact = Finished(record.id, last.id, last.node, ended)
+        is_verdict = ended.state in (AttemptState.OK, AttemptState.FAILED)
+        fact = Finished(record.id, last.id, last.node, ended, int(is_verdict))
         self.records[record.id] = apply_fact(record, fact)
         self._notify()
 

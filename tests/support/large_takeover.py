@@ -14,7 +14,7 @@ from octaskly.core.protocol.messages import Reattach
 from tests.support.builders import (
     STREAM,
     epoch,
-    has_live_attempt,
+    is_live,
     live_reply,
     moment,
     node_info,
@@ -56,7 +56,7 @@ def takeover_steps() -> Iterator[tuple[str, Step]]:
         while asked := _first_read(pending):
             pending.remove(asked)
             answer = (
-                live_reply(stored, asked, has_live_attempt)
+                live_reply(stored, asked, is_live)
                 if isinstance(asked, LoadLive)
                 else tasks_reply(stored, asked)
                 if isinstance(asked, LoadTasks)

@@ -40,7 +40,7 @@ from octaskly.agent.health import HealthChecks
 from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.events import PurgeRequested
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, cancel_of
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import NodeId, StreamId, TaskId
@@ -375,9 +375,10 @@ class AgentGateway:
         record = await self.find_task(ref, TaskDetail.BRIEF)
         require_owner(record, principal)
         by, array = principal.subject, record if record.progress else None
+        earlier = cancel_of(record)
         reply = await self.pending_requests.send_request(
             lambda ticket: ev.CancelRequested(
-                ticket, record.id, record.state, force, by, array
+                ticket, record.id, record.state, force, by, array, earlier
             ),
             check=partial(
                 self._health_checks.require_durable, f"{record.id} is cancelled"

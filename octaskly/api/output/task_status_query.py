@@ -233,7 +233,8 @@ def _status_of_record(
     gone = [
         other.outcome.reason.value
         for other in record.attempts
-        if other.state is AttemptState.RELEASED and other.outcome
+        if other.state in (AttemptState.RELEASED, AttemptState.FAILED)
+        if other.outcome and (attempt is None or other.id != attempt.id)
     ]
     kept = (outcome.stdout, outcome.stderr) if outcome else (b"", b"")
     return TaskStatus(

@@ -394,7 +394,7 @@ def visible_attempt(record: TaskRecord, state: TaskState) -> Attempt | None:
     if state.is_final:
         return record.deciding_attempt
     if state is TaskState.QUEUED:
-        return None  # Earlier attempts were released, so no node has the task.
+        return None  # Its attempts came to nothing, so no node has the task.
     live = (a for a in reversed(record.attempts) if a.state.is_live)
     return next(live, None)  # An array has no attempts.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import AnnounceTaskStates, Answer, Effect
 from octaskly.core.events import CancelRequested
@@ -18,7 +19,6 @@ from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.pending_acks import WhenReplicated
-from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult, NotReplicated
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 
@@ -36,7 +36,6 @@ class Canceller:
     Args:
         step: Tasks in memory, and the facts of the current step.
         journal: Shows if rows of snapshots are ahead of the log.
-        replication: Shows if a standby is in sync.
         commit_step: Commits the current step.
         is_strict: If true, an answer needs copies on two disks.
     """
@@ -45,7 +44,6 @@ class Canceller:
         self,
         step: DispatchStep,
         journal: Journal,
-        replication: Replication,
         commit_step: CommitStep,
         *,
         is_strict: bool,
@@ -53,7 +51,6 @@ class Canceller:
         self._step = step
         self._queue = step.queue
         self._journal = journal
-        self._replication = replication
         self._commit_step = commit_step
         self._is_strict = is_strict
 
@@ -65,11 +62,9 @@ class Canceller:
         state = visible_state(
             task, self._queue.final_state_of(event.task, event.stored_state)
         )
-        if state is TaskState.RUNNING and not (
-            event.force or self._step.is_prefetched(task)
-        ):
-            return self._answer_state(event, state, now)
-        if state.is_final:
+        has_begun = not self._step.is_prefetched(task)
+        if not task_rules.may_cancel(state, has_begun=has_begun, force=event.force):
+            self._repeat_cancel(event, state)
             return self._answer_state(event, state, now)
         if task is None:
             spec = TaskSpec(id=event.task, command="")
@@ -101,7 +96,7 @@ class Canceller:
         spec, progress = array.spec, array.progress
         assert spec is not None
         assert progress is not None
-        if array.state.is_final or not (progress.queued or event.force):
+        if not task_rules.may_cancel_array(array.state, progress, force=event.force):
             # Who asks again, as the answer was lost, hears that it was done.
             was_cancelled = progress.running and array.cancelled_by is not None
             state = TaskState.CANCELLED if was_cancelled else array.state
@@ -122,6 +117,13 @@ class Canceller:
         self._step.mark_task_ended()
         return self._commit_step(now, when_replicated=answer)
 
+    def _repeat_cancel(self, event: CancelRequested, state: TaskState) -> None:
+        """Repeat the cancel of an earlier epoch before a client hears of it."""
+        term = self._step.epoch.term
+        cancel = task_rules.repeated_cancel(event.earlier_cancel, term)
+        if state is TaskState.CANCELLED and cancel is not None:
+            self._step.facts.append(cancel)
+
     def _answer_state(
         self, event: CancelRequested, state: TaskState, now: Moment
     ) -> list[Effect]:
@@ -134,7 +136,7 @@ class Canceller:
         def answer(_: Moment, replicas: int) -> list[Effect]:
             return [self._cancel_answer(event, done, 1 if is_single_copy else replicas)]
 
-        return self._replication.when_replicated(answer, now)
+        return self._commit_step(now, when_replicated=answer)
 
     def _cancel_answer(
         self, event: CancelRequested, done: CancelResult, replicas: int

@@ -94,7 +94,6 @@ class Dispatcher:
         self._canceller = Canceller(
             self._step,
             journal,
-            replication,
             self._commit_step,
             is_strict=self._is_strict,
         )
@@ -276,10 +275,7 @@ class Dispatcher:
         if not self.is_active:
             return []  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
-        outcome_recorder = self._outcome_recorder
-        reports = [
-            r for r in message.reports if not outcome_recorder.defer_report(node, r)
-        ]
+        reports = message.reports
         when_replicated = self._record_reports(node, reports, now)
         return self._commit_step(
             now, when_replicated=when_replicated if reports else None
@@ -343,6 +339,7 @@ class Dispatcher:
         """Take more of the queue into the window."""
         if not self._queue.on_queued_answer(event):
             return []
+        self.reconciler.decide_waiting(event.records)
         self.reconciler.withdraw_known_ended()
         return self._fail_without_inputs(now)
 
@@ -355,25 +352,16 @@ class Dispatcher:
         return self._commit_step(now)
 
     def on_tasks_loaded(self, event: TasksLoaded, now: Moment) -> list[Effect]:
-        """Process the reports that waited for these tasks, and adopt what is live."""
+        """Adopt and decide the tasks that were read by their names."""
         tasks = self._queue.on_lookup_answer(event)
         if tasks is None:
             return []
         wanted = set(tasks)
         records = [record for record in event.records if record.id in wanted]
         self._queue.add_arrays(records)  # They count the failures among these:
-        # Before its attempts are taken for lost, as their workers list them no more.
-        ready = self._outcome_recorder.take_ready_reports(tasks, records)
-        recorded = [
-            self._record_reports(node, reports, now) for node, reports in ready.items()
-        ]
         self.reconciler.drop_ended_attempts(tasks, records)
         self._adopt_records(records, now)
-
-        def acknowledge(now: Moment, replicas: int) -> list[Effect]:
-            return [effect for one in recorded for effect in one(now, replicas)]
-
-        return self._commit_step(now, when_replicated=acknowledge if recorded else None)
+        return self._commit_step(now)
 
     def _adopt_records(self, records: Sequence[TaskRecord], now: Moment) -> None:
         """Take over what the log says of live tasks and arrays."""

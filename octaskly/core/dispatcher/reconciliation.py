@@ -14,7 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
+from msgspec.structs import replace
+
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.facts import Assigned
 from octaskly.core.log.merge import TaskRecord
@@ -24,7 +28,6 @@ from octaskly.core.model.tasks import Attempt, TaskSpec
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import Reattach
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
-from octaskly.core.scheduling.retry_policy import lost_outcome, reported_attempts
 
 CATCH_UP_S = 0.5  #: how long a new dispatcher waits for entries of other nodes
 CATCH_UP_S_MAX = 3.0  #: the same while those nodes respond
@@ -259,7 +262,9 @@ class Reconciler:
         if task is not None and task.stage is Stage.ENDED:
             return
         if not live:
-            if task is not None:  # It rests, or who runs it was taken for lost.
+            if task is None:
+                self._settle_unread(record)
+            else:  # It rests, or who runs it was taken for lost.
                 self.merge_record(record, task)
             return
         chosen_attempt = self._likely_live_attempt(live)
@@ -281,25 +286,37 @@ class Reconciler:
         for attempt in live:
             if attempt.id != task.attempt:
                 # Nobody will report its end, and the other attempt stands for it.
-                lost = lost_outcome(now)
-                self._step.write_end(task, attempt.id, attempt.node, lost)
+                end = task_rules.superseded_end(task.spec, now)
+                self._step.write_end(task, attempt.id, attempt.node, end)
         self._await_worker(task, now)
 
-    def merge_record(self, record: TaskRecord, task: QueuedTask) -> None:
-        """Take over what the log says of a task in hand."""
-        task.merge_attempts(record.attempts)
-        self._end_if_final(record, task)
+    def decide_waiting(self, records: Iterable[TaskRecord]) -> None:
+        """Decide queued tasks whose attempts are used up, as no dispatcher has yet."""
+        for record in records:
+            task = self._queue.tasks.get(record.id) if record.attempts else None
+            if task is not None and task.stage in WAITING_STAGES:
+                self.merge_record(record, task)
 
-    def _end_if_final(self, record: TaskRecord, task: QueuedTask) -> None:
-        """End what the log says is over."""
-        if not record.state.is_final or task.final_state is not None:
+    def merge_record(self, record: TaskRecord, task: QueuedTask) -> None:
+        """Take over what the log says of a task in hand, and decide it by that."""
+        task.merge_attempts(record.attempts)
+        if task.final_state is not None:
             return
-        if task.stage is Stage.LIVE:
-            task.final_state = record.state
-            self._step.kill_live_attempt(task)
-        else:
-            self._queue.end(task, record.state)
-            self._step.pin_until_durable(task)
+        joined = replace(record, attempts=task.attempts)
+        verdict = self._step.write_verdict(joined)
+        if verdict is None and joined.state.is_final:
+            verdict = joined.state
+        if verdict is not None:
+            is_new = not joined.state.is_final
+            self._step.apply_verdict(task, verdict, is_new=is_new)
+
+    def _settle_unread(self, record: TaskRecord) -> None:
+        """Decide a task by ends that were recorded before it was read."""
+        verdict = self._step.write_verdict(record)
+        if verdict is not None and record.spec is not None:
+            task = self._queue.add_shadow(record.spec, verdict)
+            is_new = not record.state.is_final
+            self._step.apply_verdict(task, verdict, is_new=is_new)
 
     def _likely_live_attempt(self, live: Sequence[Attempt]) -> Attempt:
         """Return the last attempt that may run, by the workers' lists so far."""
@@ -326,7 +343,7 @@ class Reconciler:
         """Keep an attempt that a worker runs, if it is the one that counts."""
         task = self._queue.tasks.get(spec.id)
         known: tuple[Attempt, ...] = ()
-        if task is not None and _is_retry_of_known(task, attempt):
+        if _is_undecided(task) and task_rules.is_retry_of(attempt, task.attempts):
             known = task.attempts
             del self._queue.tasks[spec.id]
             task = None
@@ -354,7 +371,7 @@ class Reconciler:
         is_live = task.stage is Stage.LIVE and task.final_state is None
         if is_live and (task.attempt, task.node) == (attempt, node):
             return True
-        if task.is_end_reported(attempt) or attempt in task.deferred:
+        if task.is_end_reported(attempt):
             return False  # Its end is known, so a repeated report changes nothing.
         # Its assignment was lost with the dispatcher before, or is still to be read.
         is_unconfirmed = is_live and not task.is_worker_confirmed
@@ -398,12 +415,6 @@ class Reconciler:
         return list(self._queue.tasks_by_node.get(node, {}).values())
 
 
-def _is_retry_of_known(task: QueuedTask, attempt: AttemptId) -> bool:
-    """Whether all that is known of a task are earlier attempts that came to nothing.
-
-    Workers repeat the reports that the previous dispatcher did not acknowledge.
-    """
-    is_shadow = task.stage is Stage.ENDED and task.attempt is None
-    ended = (*reported_attempts(task.attempts), *task.deferred)
-    is_undecided = is_shadow and task.final_state is None and bool(ended)
-    return is_undecided and max(ended) < attempt
+def _is_undecided(task: QueuedTask | None) -> TypeGuard[QueuedTask]:
+    """Return True if only ends of attempts are known of a task, until it is read."""
+    return task is not None and task.stage is Stage.ENDED and task.final_state is None

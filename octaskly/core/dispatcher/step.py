@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from msgspec.structs import replace
-
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
-from octaskly.core.log.facts import Assigned, Fact, Finished, Submitted, TaskCancelled
+from octaskly.core.log.facts import (
+    Assigned,
+    Decided,
+    Fact,
+    Finished,
+    Submitted,
+    TaskCancelled,
+)
 from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
@@ -30,13 +36,7 @@ from octaskly.core.model.ids import (
     TaskId,
 )
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import (
-    AttemptState,
-    EndReason,
-    Outcome,
-    TaskSpec,
-    TaskState,
-)
+from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.model.tree_sizes import HoldersByBlob
 from octaskly.core.protocol.messages import (
@@ -51,13 +51,6 @@ from octaskly.core.replication.replication import Replication
 from octaskly.core.scheduling.locality import Locality
 from octaskly.core.scheduling.matching import Matcher
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
-from octaskly.core.scheduling.retry_policy import (
-    LOSS_BACKOFF_S,
-    LOSSES_MAX,
-    apply_retry_policy,
-    lost_outcome,
-    may_rerun_if_lost,
-)
 from octaskly.core.scheduling.task_queue import BackoffQueue, TaskQueue
 from octaskly.core.scheduling.worker_pool import WorkerPool
 
@@ -117,7 +110,6 @@ def _assign_messages(
 FORCED_CANCELS_MAX = (
     1000  #: arrays cancelled of late whose members still end when found
 )
-INPUTS_MISSING_OUTCOME = Outcome(state=AttemptState.FAILED, reason=EndReason.INPUTS)
 
 
 class DispatchStep:
@@ -233,27 +225,45 @@ class DispatchStep:
         """Give up the live attempts of one worker."""
         waiting = [task for task in tasks if self.is_prefetched(task)]
         for task in tasks:
-            self.lose_attempt(task, now, was_running=task not in waiting)
+            self.lose_attempt(task, now, has_begun=task not in waiting)
 
     def lose_attempt(
-        self, task: QueuedTask, now: Moment, *, was_running: bool = True
+        self, task: QueuedTask, now: Moment, *, has_begun: bool = True
     ) -> None:
         """Give up the live attempt of a task; queue the task again if it may be."""
+        outcome = task_rules.presumed_end(task.spec, now, has_begun=has_begun)
+        verdict = self.write_live_end(task, outcome)
+        self.follow_end(task, outcome, verdict, now)
+        if verdict is not None:
+            self.announce_ended([task.spec.id])
+
+    def write_live_end(
+        self, task: QueuedTask, outcome: Outcome, *, lacks_inputs: bool = False
+    ) -> TaskState | None:
+        """Write how the live attempt of a task ended; return the verdict by that."""
         assert task.attempt is not None
         assert task.node is not None
-        outcome = lost_outcome(now)
-        if not was_running and may_rerun_if_lost(task.spec):
-            outcome = replace(outcome, reason=EndReason.RETURNED)
-        if task.final_state is None:
-            outcome = apply_retry_policy(task.spec, task.attempt, outcome, task.tries)
-        self.write_end(task, task.attempt, task.node, outcome)
-        if outcome.state is AttemptState.FAILED:
-            self._fail_task(task)
-        else:
-            is_last = len(task.tries.lost) == LOSSES_MAX - 1
-            backs_off = outcome.reason is EndReason.LOST and is_last
-            self.requeue_task(task, now, LOSS_BACKOFF_S if backs_off else None)
-            self.pin_until_durable(task)
+        attempt, node = task.attempt, task.node
+        return self.write_end(task, attempt, node, outcome, lacks_inputs=lacks_inputs)
+
+    def follow_end(
+        self,
+        task: QueuedTask,
+        outcome: Outcome,
+        verdict: TaskState | None,
+        now: Moment,
+    ) -> None:
+        """End a task by the verdict on its live attempt, or queue it again."""
+        if verdict is not None:
+            self.queue.end(task, verdict)
+            if verdict is TaskState.FAILED:
+                self._count_member_failure(task.spec.id)
+            return
+        if task.final_state is not None or not task.is_store_confirmed:
+            self.queue.end(task, task.final_state)
+            return
+        wait_s = task_rules.wait_s(task.spec.id, task.attempts, outcome)
+        self.requeue_task(task, now, wait_s)
 
     def requeue_task(
         self, task: QueuedTask, now: Moment, wait_s: float | None = None
@@ -293,19 +303,71 @@ class DispatchStep:
         return bool(due)
 
     def write_end(
-        self, task: QueuedTask, attempt: AttemptId, node: NodeId, outcome: Outcome
-    ) -> None:
-        """Write how an attempt ended, and keep it with the task."""
-        task.add_end(attempt, node, outcome)
-        term = self.epoch.term
-        self.facts.append(Finished(task.spec.id, attempt, node, outcome, term))
+        self,
+        task: QueuedTask,
+        attempt: AttemptId,
+        node: NodeId,
+        outcome: Outcome,
+        *,
+        lacks_inputs: bool = False,
+    ) -> TaskState | None:
+        """Write how an attempt ended, with the verdict on its task if there is one.
 
-    def _fail_task(self, task: QueuedTask) -> None:
-        """End a task as failed; waiting clients are answered once that is safe."""
-        self.queue.end(task, TaskState.FAILED)
+        The verdict on a task that this epoch has not read follows when it is read.
+        """
+        task.add_end(attempt, node, outcome)
         self.pin_until_durable(task)
-        self.announce_ended([task.spec.id])
-        self.count_member_failure(task.spec.id)
+        verdict, final = None, task.final_state
+        if task.is_store_confirmed and final in (None, TaskState.FAILED):
+            verdict = task_rules.verdict_of(
+                task.spec, task.attempts, lacks_inputs=lacks_inputs
+            )
+            verdict = None if verdict is final else verdict
+        term = 0 if verdict is None else self.epoch.term
+        self.facts.append(Finished(task.spec.id, attempt, node, outcome, term))
+        return verdict
+
+    def write_verdict(self, record: TaskRecord) -> TaskState | None:
+        """Write and return the verdict that the facts about a task ask for, if any."""
+        verdict = task_rules.next_verdict(record, self.epoch.term)
+        if verdict is None:
+            return None
+        self.facts.append(verdict)
+        self.announce_ended([record.id])
+        self.note_ended([record.id])
+        return verdict.state if isinstance(verdict, Decided) else TaskState.CANCELLED
+
+    def apply_verdict(
+        self, task: QueuedTask, verdict: TaskState, *, is_new: bool = True
+    ) -> None:
+        """End a task by a verdict that is written, now or earlier."""
+        if task.stage in WAITING_STAGES:
+            self.queue.end(task, verdict)
+        else:
+            if task.stage is Stage.LIVE and task.final_state is None:
+                self.kill_live_attempt(task)
+            task.final_state = verdict
+        self.pin_until_durable(task)
+        if is_new and verdict is TaskState.FAILED:
+            self._await_array(task.spec.id)
+            self._count_member_failure(task.spec.id)
+
+    def _await_array(self, member: TaskId) -> None:
+        """Begin no members of an array that is not read, before one's failure counts.
+
+        A read that is pending may be older than the verdict on the member.
+        """
+        queue, array_and_number = self.queue, split_member_id(member)
+        if array_and_number is None or queue.array_queue.counted_array_of(member):
+            return
+        array, _ = array_and_number
+        if array not in queue.tasks:
+            unread = queue.add_shadow(TaskSpec(id=array, command=""), None)
+            self.pin_until_durable(unread)
+        for other in self._undecided_members(array):
+            if other.stage in WAITING_STAGES:
+                queue.end(other, None)
+                self.pin_until_durable(other)
 
     def cancel_remaining_members(
         self, array: TaskSpec, by: str, final: TaskState
@@ -376,14 +438,14 @@ class DispatchStep:
             if task.final_state is None
         ]
 
-    def count_member_failure(self, member: TaskId) -> None:
+    def _count_member_failure(self, member: TaskId) -> None:
         """Begin no more members of an array of which too many have failed."""
         array = self.queue.array_queue.counted_array_of(member)
         array_spec = None if array is None else array.spec.array
         if array is None or array_spec is None or array_spec.max_fails is None:
             return
         array.failed_members += 1
-        if array.failed_members > array_spec.max_fails:
+        if task_rules.is_cut_off(array_spec.max_fails, array.failed_members):
             self._ended_tasks += self.cancel_remaining_members(
                 array.spec, MAX_FAILS_CANCELLER, TaskState.FAILED
             )
@@ -405,14 +467,16 @@ class DispatchStep:
     def fail_without_inputs(self) -> None:
         """End the queued tasks of which every worker lacks an input."""
         for task in self.queue.all_excluding_tasks():
-            workers = self.pool.capable_workers(task.requires)
-            if workers and task.nodes_lacking_inputs.issuperset(workers):
-                assert task.attempt is not None
-                assert task.node is not None
-                detail = task.describe_absent_inputs()
-                outcome = replace(INPUTS_MISSING_OUTCOME, detail=detail)
-                self.write_end(task, task.attempt, task.node, outcome)
-                self._fail_task(task)
+            if self.lacks_inputs_everywhere(task):
+                task_id, term = task.spec.id, self.epoch.term
+                self.facts.append(Decided(task_id, TaskState.FAILED, term))
+                self.apply_verdict(task, TaskState.FAILED)
+                self.announce_ended([task_id])
+
+    def lacks_inputs_everywhere(self, task: QueuedTask) -> bool:
+        """Return True if each worker that could run the task lacks an input."""
+        workers = self.pool.capable_workers(task.requires)
+        return bool(workers) and task.nodes_lacking_inputs.issuperset(workers)
 
     def give_up_missing_ends(self) -> None:
         """End the tasks that cannot run, and whose ends are lost with other nodes.

@@ -22,7 +22,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.tasks import Outcome, TaskSpec
+from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
 
 
 class Submitted(Struct, frozen=True, array_like=True, tag=100):
@@ -37,11 +37,22 @@ class Submitted(Struct, frozen=True, array_like=True, tag=100):
 
 
 class TaskCancelled(Struct, frozen=True, array_like=True, tag=101):
-    """The task was cancelled; only a success of the same or a later epoch counts."""
+    """The verdict that a task is cancelled, unless a later epoch decided otherwise."""
 
     task: TaskId
     by: Canceller
     term: Count = 0  #: of the epoch that cancelled it
+
+
+class Decided(Struct, frozen=True, array_like=True, tag=108):
+    """The verdict that a task completed or failed, apart from the end that caused it.
+
+    Most verdicts are known when the end is recorded, and are part of `Finished`.
+    """
+
+    task: TaskId
+    state: TaskState  #: COMPLETED or FAILED
+    term: Count  #: of the epoch that decided it
 
 
 class Assigned(Struct, frozen=True, array_like=True, tag=102):
@@ -53,13 +64,18 @@ class Assigned(Struct, frozen=True, array_like=True, tag=102):
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=103):
-    """An attempt ended; another may follow if `outcome.state` is RELEASED."""
+    """An attempt ended; `outcome` says how, whatever follows from it."""
 
     task: TaskId
     attempt: AttemptId
     node: NodeId
     outcome: Outcome
-    term: Count = 0  #: of the epoch that recorded it
+    decided_term: Count = 0
+    """Epoch that decided the task by this end; 0: it decided nothing when written.
+
+    The verdict is that the task completed if the attempt succeeded, else that it
+    failed.
+    """
 
 
 class Notified(Struct, frozen=True, array_like=True, tag=106):
@@ -135,7 +151,9 @@ class Recorded(Struct, frozen=True, array_like=True, tag=107):
         return TaskId("")
 
 
-TaskFact = Submitted | TaskCancelled | Assigned | Finished | Unblocked | Notified
+TaskFact = (
+    Submitted | TaskCancelled | Assigned | Finished | Decided | Unblocked | Notified
+)
 Fact = TaskFact | Floor | Recorded
 
 MESH_FACTS = (Floor, Recorded)

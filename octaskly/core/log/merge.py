@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from octaskly.core.log.facts import (
     Assigned,
+    Decided,
     Finished,
     Floor,
     Notified,
@@ -28,6 +29,7 @@ from octaskly.core.log.facts import (
     TaskFact,
     Unblocked,
 )
+from octaskly.core.log.shown_end import shown_failure
 from octaskly.core.model.arrays import (
     ArrayProgress,
     array_state,
@@ -45,7 +47,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 
-PRESUMED_REASONS: Final = (EndReason.LOST, EndReason.POISON, EndReason.RETURNED)
+PRESUMED_REASONS: Final = (EndReason.LOST, EndReason.RETURNED)
 """End reasons that a dispatcher presumes, without a report from the worker.
 
 An attempt that only waited on a lost worker counts as returned.
@@ -79,6 +81,9 @@ class TaskRecord(Struct, frozen=True, array_like=True):
     is_notified: bool = False  #: its end needs no further notification
     is_unblocked: bool = False  #: its dependencies ended as required
     cancel_term: Count = 0  #: of the last epoch that cancelled the task
+    decided_term: Count = 0
+    """Of the last epoch with a `Decided`; ends of attempts have their own terms."""
+    has_succeeded: bool = False  #: an epoch decided that it completed
 
     @property
     def name(self) -> str:
@@ -114,59 +119,78 @@ class TaskRecord(Struct, frozen=True, array_like=True):
 
     @property
     def deciding_attempt(self) -> Attempt | None:
-        """The attempt that decides: the first success, else failure, else the last."""
-        if len(self.attempts) == 1:  # A shortcut for most tasks.
-            return self.attempts[0]
-        for attempt in self.attempts:
-            if attempt.state is AttemptState.OK and not self._is_cancelled_after(
-                attempt.end_term
-            ):
-                return attempt
-        ended = [a for a in self.attempts if a.state is AttemptState.FAILED]
-        if ended and not self.cancelled_by:
-            return ended[0]
-        return self.attempts[-1] if self.attempts else None
+        """The attempt to show: the first that decided the task, else the last."""
+        attempts = self.attempts
+        if len(attempts) == 1 and attempts[0].state is AttemptState.OK:
+            return attempts[0]  # A shortcut for most tasks.
+        state = self.state
+        candidates: list[Attempt] = []
+        if state is TaskState.COMPLETED:
+            candidates = [a for a in attempts if a.state is AttemptState.OK]
+        elif state is TaskState.FAILED:
+            candidates = [a for a in attempts if a.decided_term]
+            failed = [a for a in attempts if a.state is AttemptState.FAILED]
+            candidates = candidates or failed[-1:]
+        candidates += attempts[-1:]
+        if not candidates:
+            return None
+        is_failed = state is TaskState.FAILED
+        chosen = candidates[0]
+        return shown_failure(self.spec, chosen, attempts) if is_failed else chosen
+
+    @property
+    def verdict_term(self) -> int:
+        """Last epoch that decided that the task completed or failed; 0: none."""
+        return max([self.decided_term, *(a.decided_term for a in self.attempts)])
 
     @property
     def state(self) -> TaskState:
-        """The visible state, a pure function of the facts."""
+        """The visible state, a pure function of the set of facts.
+
+        The last epoch with a verdict has the last word on whether the task was
+        cancelled, as it has told its clients. Otherwise a success counts, from any
+        epoch. An end decides nothing before a dispatcher says so.
+        """
         if self.progress is not None and self.spec is not None and self.spec.array:
             return array_state(self.spec.array, self.progress, self.cancelled_by)
-        if not self.attempts:
-            is_cancelled = self.cancelled_by is not None
-            return TaskState.CANCELLED if is_cancelled else TaskState.QUEUED
-        if self.cancelled_by is None and len(self.attempts) == 1:
-            return _STATE_BY_ATTEMPT[self.attempts[0].state]  # A shortcut for most.
-        states = [attempt.state for attempt in self.attempts]
-        if AttemptState.OK in states:
-            ends = (a.end_term for a in self.attempts if a.state is AttemptState.OK)
-            is_cancelled = self._is_cancelled_after(max(ends))
-            return TaskState.CANCELLED if is_cancelled else TaskState.COMPLETED
-        if self.cancelled_by is not None:
+        is_cancelled = self.cancelled_by is not None
+        attempts = self.attempts
+        if not is_cancelled and len(attempts) == 1 and not self.decided_term:
+            only = attempts[0]  # A shortcut for most tasks.
+            return (_DECIDED_STATES if only.decided_term else _OPEN_STATES)[only.state]
+        states = {attempt.state for attempt in attempts}
+        has_success = AttemptState.OK in states or self.has_succeeded
+        term = self.verdict_term
+        # Both sides of a split may have one term; then a success counts.
+        is_last = self.cancel_term > term or (
+            self.cancel_term == term and not (term and has_success)
+        )
+        if is_cancelled and is_last:
             return TaskState.CANCELLED
-        if AttemptState.FAILED in states:
-            return TaskState.FAILED
-        if min(states).is_live:
-            return TaskState.RUNNING
-        return TaskState.QUEUED
-
-    def _is_cancelled_after(self, term: int) -> bool:
-        """Return True if an epoch cancelled the task that did not know this success.
-
-        It has the last word, as it has told its clients.
-        """
-        return self.cancelled_by is not None and self.cancel_term > term
+        if term:
+            return TaskState.COMPLETED if has_success else TaskState.FAILED
+        is_busy = has_success or (bool(states) and min(states).is_live)
+        return TaskState.RUNNING if is_busy else TaskState.QUEUED
 
 
-_STATE_BY_ATTEMPT: Final = {
+_OPEN_STATES: Final = {
     AttemptState.ASSIGNED: TaskState.RUNNING,
     AttemptState.RUNNING: TaskState.RUNNING,
     AttemptState.RELEASED: TaskState.QUEUED,
     AttemptState.CANCELLED: TaskState.QUEUED,
-    AttemptState.FAILED: TaskState.FAILED,
+    AttemptState.FAILED: TaskState.QUEUED,
+    AttemptState.OK: TaskState.RUNNING,
+}
+"""State of a task without a verdict, by its only attempt.
+
+A table, because member look-ups in an enumeration are slow in Python 3.11. A success
+waits for its verdict, so the task does not run again.
+"""
+_DECIDED_STATES: Final = {
+    **dict.fromkeys(AttemptState, TaskState.FAILED),
     AttemptState.OK: TaskState.COMPLETED,
 }
-"""A table, because member look-ups in an enumeration are slow in Python 3.11."""
+"""The same for a task that its only attempt decided."""
 
 
 def record_of(fact: TaskFact) -> TaskRecord:
@@ -181,6 +205,9 @@ def record_of(fact: TaskFact) -> TaskRecord:
         case Finished(task, attempt, node, outcome, term):
             ended = Attempt(attempt, node, outcome.state, outcome, term)
             return TaskRecord(id=task, attempts=(ended,))
+        case Decided(task, state, term):
+            has_succeeded = state is TaskState.COMPLETED
+            return TaskRecord(id=task, decided_term=term, has_succeeded=has_succeeded)
         case Notified(task):
             return TaskRecord(id=task, is_notified=True)
         case Unblocked(task):
@@ -201,6 +228,8 @@ def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         is_notified=a.is_notified or b.is_notified,
         is_unblocked=a.is_unblocked or b.is_unblocked,
         cancel_term=cancel_term,
+        decided_term=max(a.decided_term, b.decided_term),
+        has_succeeded=a.has_succeeded or b.has_succeeded,
     )
 
 
@@ -226,7 +255,9 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     # The two most frequent facts are joined without an intermediate record.
     if isinstance(fact, Finished):
         outcome = fact.outcome
-        attempt = Attempt(fact.attempt, fact.node, outcome.state, outcome, fact.term)
+        attempt = Attempt(
+            fact.attempt, fact.node, outcome.state, outcome, fact.decided_term
+        )
     elif isinstance(fact, Assigned):
         attempt = Attempt(fact.attempt, fact.node)
     else:
@@ -242,6 +273,8 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         record.is_notified,
         record.is_unblocked,
         record.cancel_term,
+        record.decided_term,
+        record.has_succeeded,
     )
 
 
@@ -253,8 +286,7 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
     facts: list[TaskFact] = []
     if record.spec is not None and split_member_id(record.id) is None:
         facts.append(Submitted(record.spec))
-    if record.cancelled_by is not None:
-        cancelled = TaskCancelled(record.id, record.cancelled_by, record.cancel_term)
+    if (cancelled := cancel_of(record)) is not None:
         facts.append(cancelled)
     if record.is_unblocked:
         facts.append(Unblocked(record.id))
@@ -263,11 +295,21 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
             facts.append(Assigned(record.id, each.id, each.node))
         else:
             facts.append(
-                Finished(record.id, each.id, each.node, each.outcome, each.end_term)
+                Finished(record.id, each.id, each.node, each.outcome, each.decided_term)
             )
+    if record.decided_term:
+        is_success = record.has_succeeded
+        state = TaskState.COMPLETED if is_success else TaskState.FAILED
+        facts.append(Decided(record.id, state, record.decided_term))
     if record.is_notified:
         facts.append(Notified(record.id))
     return facts
+
+
+def cancel_of(record: TaskRecord) -> TaskCancelled | None:
+    """Return the last verdict that a task is cancelled."""
+    by = record.cancelled_by
+    return None if by is None else TaskCancelled(record.id, by, record.cancel_term)
 
 
 def with_array_cancelled(record: TaskRecord, by: str | None) -> TaskRecord:
@@ -370,16 +412,14 @@ def _more_advanced(a: Attempt, b: Attempt) -> Attempt:
     A reported end takes precedence over a presumed one. The node and the term are
     joined separately. They must not decide the tie, as a later join may change them.
     """
-    node = min(a.node, b.node)
+    node, term = min(a.node, b.node), max(a.decided_term, b.decided_term)
     if a.state != b.state:
         winner = a if a.state > b.state else b
-        end_term = winner.end_term
     else:
         winner = min(a, b, key=_tie_break_key)
-        end_term = max(a.end_term, b.end_term)
-    if winner.node == node and winner.end_term == end_term:
+    if winner.node == node and winner.decided_term == term:
         return winner
-    return replace(winner, node=node, end_term=end_term)
+    return replace(winner, node=node, decided_term=term)
 
 
 def _tie_break_key(attempt: Attempt) -> tuple[bool, str]:

@@ -49,7 +49,7 @@ class AttemptState(IntEnum):
 
     ASSIGNED = 0
     RUNNING = 1
-    RELEASED = 2  #: returned, refused or lost; another attempt may follow
+    RELEASED = 2  #: returned, refused or lost: it did not run to its end
     CANCELLED = 3
     FAILED = 4
     OK = 5
@@ -170,4 +170,4 @@ class Attempt(Struct, frozen=True, array_like=True):
     node: NodeId
     state: AttemptState = AttemptState.ASSIGNED
     outcome: Outcome | None = None  #: present once the state is not live
-    end_term: Count = 0  #: of the last epoch that recorded this end
+    decided_term: Count = 0  #: last epoch that decided the task by this end; 0: none

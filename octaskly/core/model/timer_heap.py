@@ -86,7 +86,7 @@ DOUBLINGS_MAX = 30  #: enough to reach every cap; bounds the power of two
 def backoff(failures: int, *, base_s: float, cap_s: float) -> float:
     """Return the seconds to wait after `failures`: doubled each time, up to the cap.
 
-    The result has no jitter. `retry_delay_s` in `core.scheduling.retry_policy` adds it,
+    The result has no jitter. `retry_delay_s` in `core.dispatcher.task_rules` adds it,
     because tasks that failed together would otherwise retry together.
 
     Args:

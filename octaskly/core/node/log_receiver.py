@@ -10,7 +10,7 @@ from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Effect, LogWrite, Send
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
-from octaskly.core.log.facts import Entry, Finished, Submitted, TaskCancelled
+from octaskly.core.log.facts import Decided, Entry, Finished, Submitted, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.drafts import sequence_of
@@ -157,7 +157,9 @@ def _ended_tasks(message: Entries | Snapshot) -> tuple[TaskId, ...]:
         case Entries(entries):
             facts = (entry.fact for entry in entries)
             return tuple(
-                f.task for f in facts if isinstance(f, Finished | TaskCancelled)
+                f.task
+                for f in facts
+                if isinstance(f, Finished | TaskCancelled | Decided)
             )
         case Snapshot(rows=rows):
             return tuple(

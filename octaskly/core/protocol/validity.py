@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.log import mesh_records
-from octaskly.core.log.facts import Fact, Finished, Recorded, Submitted
+from octaskly.core.log.facts import Decided, Fact, Finished, Recorded, Submitted
 from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import VectorItems
 from octaskly.core.model.nodes import NodeInfo, RosterEntry
 from octaskly.core.model.task_options import is_stdin_freed
-from octaskly.core.model.tasks import Outcome, TaskSpec
+from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
 from octaskly.core.protocol.messages import Report
 
 
@@ -26,6 +26,8 @@ def is_valid_fact(fact: Fact) -> bool:
             return is_valid_spec(spec)
         case Finished(outcome=outcome):
             return is_valid_outcome(outcome)
+        case Decided(state=state):
+            return state in (TaskState.COMPLETED, TaskState.FAILED)
         case Recorded():
             return mesh_records.is_valid_record(fact)
         case _:

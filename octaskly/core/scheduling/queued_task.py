@@ -14,7 +14,6 @@ from octaskly.core.model.arrays import RemainingMembers
 from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import Attempt, Outcome, TaskSpec, TaskState
-from octaskly.core.scheduling.retry_policy import Tries, tries_of
 
 MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
 MISSING_CHARS_MAX: Final = 500  #: of each text
@@ -65,8 +64,6 @@ class QueuedTask:
     node: NodeId | None = None  #: worker of that attempt
     attempts: tuple[Attempt, ...] = ()
     """All known attempts: those that were read, joined with the facts of this epoch."""
-    deferred: tuple[AttemptId, ...] = ()
-    """Attempts whose reported ends wait for a read, none of them a success."""
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
     missing_inputs: tuple[tuple[NodeId, str], ...] = ()
     """The inputs that are missing at the first few of these nodes."""
@@ -107,11 +104,6 @@ class QueuedTask:
         """Highest number of an attempt, in any epoch; 0 if there is none."""
         return max((attempt.id.n for attempt in self.attempts), default=0)
 
-    @property
-    def tries(self) -> Tries:
-        """Attempts without a result."""
-        return tries_of(self.attempts)
-
     def end_of(self, attempt: AttemptId) -> Outcome | None:
         """Return the known end of an attempt, presumed or reported."""
         for each in self.attempts:
@@ -134,7 +126,7 @@ class QueuedTask:
 
     def add_end(self, attempt: AttemptId, node: NodeId, outcome: Outcome) -> None:
         """Add the end of an attempt, as it is written to the log; without output."""
-        end = Outcome(state=outcome.state, reason=outcome.reason)
+        end = Outcome(outcome.state, outcome.reason, outcome.exit_code)
         ended = Attempt(attempt, node, outcome.state, end)
         self.attempts = join_attempts(self.attempts, (ended,))
 
@@ -153,16 +145,6 @@ class QueuedTask:
         if more := len(self.nodes_lacking_inputs) - len(self.missing_inputs):
             texts.append(f"and {more} more nodes lack something")
         return "; ".join(texts)
-
-    def describe_absent_inputs(self) -> str:
-        """Return what is missing, once every node that could run the task lacks it."""
-        text = self.describe_missing_inputs()
-        if len({each for _, each in self.missing_inputs}) > 1:
-            return f"no node has all its inputs: {text}"
-        for noun, verb in (("input", "is"), ("inputs", "are")):
-            if text.startswith(f"{noun} "):
-                return f"{text} {verb} on no node"
-        return text
 
 
 @dataclass(slots=True)

@@ -46,11 +46,12 @@ class BulkStatement:
 
 TASK_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live,"
-    " attempt_count, cancel_term, is_unblocked, is_blocked, last_change_hlc, notify,"
-    " command, timeout_s, inputs, outputs, options, stdin, items, env, submitter,"
-    " created_ms, ord, shape, first_submitted_hlc, last_submitted_hlc, stream, seq)"
+    " attempt_count, cancel_term, decided_term, has_succeeded, is_unblocked,"
+    " is_blocked, last_change_hlc, notify, command, timeout_s, inputs, outputs,"
+    " options, stdin, items, env, submitter, created_ms, ord, shape,"
+    " first_submitted_hlc, last_submitted_hlc, stream, seq)"
     " VALUES",
-    29,
+    31,
 )
 PLAIN_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
@@ -77,12 +78,14 @@ TASK_STATE_UPDATE: Final = BulkStatement(
 )
 """For tasks whose other columns did not change, which are most."""
 TASK_UPDATE: Final = BulkStatement(
-    "WITH v (state, node, by, is_live, attempt_count, cancel_term, is_unblocked,"
-    " is_blocked, last_change_hlc, notify, key) AS (VALUES",
-    11,
+    "WITH v (state, node, by, is_live, attempt_count, cancel_term, decided_term,"
+    " has_succeeded, is_unblocked, is_blocked, last_change_hlc, notify, key) AS"
+    " (VALUES",
+    13,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
     " is_live = v.is_live, attempt_count = v.attempt_count,"
-    " cancel_term = v.cancel_term,"
+    " cancel_term = v.cancel_term, decided_term = v.decided_term,"
+    " has_succeeded = v.has_succeeded,"
     " is_unblocked = v.is_unblocked, is_blocked = v.is_blocked,"
     " last_change_hlc = v.last_change_hlc, notify = v.notify"
     " FROM v WHERE tasks.key = v.key",
@@ -116,13 +119,13 @@ ATTEMPT_LIVE_UPSERT: Final = BulkStatement(
 ATTEMPT_ENDED_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
     " exit_code, signal, started_ms, ended_ms, duration_ms, stdout_bytes,"
-    " stderr_bytes, files, detail, cpu_ms, memory_max_kb, end_term, output) VALUES",
+    " stderr_bytes, files, detail, cpu_ms, memory_max_kb, decided_term, output) VALUES",
     20,
 )
 ATTEMPT_PLAIN_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
     " exit_code, started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes, cpu_ms,"
-    " memory_max_kb, end_term, output) VALUES",
+    " memory_max_kb, decided_term, output) VALUES",
     17,
 )
 """For attempts without signal, files and detail."""

@@ -48,7 +48,7 @@ NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 TASK_COLUMNS: Final = (
     "key, id, cancelled_by, attempt_count, is_unblocked, notify,"
     " command, timeout_s, inputs, outputs, options, stdin, items, env, cancel_term,"
-    " submitter, created_ms, ord"
+    " decided_term, has_succeeded, submitter, created_ms, ord"
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 NO_LIMIT: Final = 0  #: value of `timeout_s`
@@ -67,13 +67,14 @@ BRIEF_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items, env", "NULL, NULL, NU
 ATTEMPT_COLUMNS: Final = (
     "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
     " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"
-    " memory_max_kb, end_term, output"
+    " memory_max_kb, decided_term, output"
 )
 
 Row = Sequence[Any]
-OptionalColumns = tuple[str | None, int, bool, bool, int | None]
-"""`cancelled_by`, `cancel_term`, `is_unblocked`, `is_blocked`, `notify` of a task."""
-NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, 0, False, False, None)
+OptionalColumns = tuple[str | None, int, int, bool, bool, bool, int | None]
+"""`cancelled_by`, `cancel_term`, `decided_term`, `has_succeeded`, `is_unblocked`,
+`is_blocked` and `notify` of a task."""
+NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, 0, 0, False, False, False, None)
 
 _CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-([0-9a-f]{8})(~.*)?")
@@ -118,7 +119,8 @@ def counted_node(record: TaskRecord, state: TaskState) -> NodeId | None:
         return None
     if state is TaskState.RUNNING:
         live = (a.node for a in reversed(record.attempts) if a.state.is_live)
-        return next(live, None)  # An array runs on many.
+        last = record.attempts[-1].node if record.attempts else None
+        return next(live, last)  # An array runs on many.
     chosen = record.deciding_attempt
     return None if chosen is None else chosen.node
 
@@ -161,7 +163,8 @@ def member_row(array: TaskSpec) -> tuple[Any, ...]:
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
     _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
-    options, stdin, items, env, cancel_term, submitter, created, ord_ = row[10:]
+    options, stdin, items, env, cancel_term, decided_term, has_succeeded = row[10:17]
+    submitter, created, ord_ = row[17:]
     spec = TaskSpec(
         task,
         command,
@@ -176,6 +179,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     return TaskRecord(
         *(task, spec, by, attempts, 1, None),
         *(notify == NOTIFIED, bool(is_ready), cancel_term),
+        *(decided_term, bool(has_succeeded)),
     )
 
 
@@ -187,7 +191,9 @@ def size_of_row(row: Row) -> int:
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
     """Return the columns that are empty for most tasks."""
     cancel = (record.cancelled_by, record.cancel_term)
-    return (*cancel, record.is_unblocked, is_blocked, notify_of(record))
+    verdict = (record.decided_term, record.has_succeeded)
+    flags = (record.is_unblocked, is_blocked)
+    return (*cancel, *verdict, *flags, notify_of(record))
 
 
 def is_plain(spec: TaskSpec) -> bool:
@@ -198,7 +204,8 @@ def is_plain(spec: TaskSpec) -> bool:
 def has_no_optional_columns(record: TaskRecord, spec: TaskSpec) -> bool:
     """Return True if the task has no `OptionalColumns` and is not an array."""
     has_flags = record.is_notified or record.is_unblocked
-    return spec.options is None and record.cancelled_by is None and not has_flags
+    has_verdict = record.cancelled_by is not None or record.decided_term > 0
+    return spec.options is None and not (has_verdict or has_flags)
 
 
 def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:
@@ -221,7 +228,7 @@ def plain_end_row(
         *(_REASON_TEXTS[outcome.reason], outcome.exit_code),
         *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
         *(outcome.stdout_bytes, outcome.stderr_bytes),
-        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.end_term, output),
+        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.decided_term, output),
     )
 
 
@@ -236,7 +243,7 @@ def ended_row(
         *(outcome.stdout_bytes, outcome.stderr_bytes),
         json.encode(outcome.outputs).decode() if outcome.outputs else None,
         outcome.detail or None,
-        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.end_term, output),
+        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.decided_term, output),
     )
 
 
@@ -244,7 +251,7 @@ def attempt_from(row: Row) -> Attempt:
     """Return the attempt of a row of `ATTEMPT_COLUMNS`, without kept output."""
     _, term, stream, n, node, number, reason, exit_code, signal = row[:9]
     started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[9:14]
-    files, detail, cpu_ms, memory_max_kb, end_term = row[14:19]
+    files, detail, cpu_ms, memory_max_kb, decided_term = row[14:19]
     identity = AttemptId(term, StreamId(stream), n)
     state = _ATTEMPT_STATES[number]
     if reason is None:
@@ -266,7 +273,7 @@ def attempt_from(row: Row) -> Attempt:
         cpu_ms,
         memory_max_kb,
     )
-    return Attempt(identity, node, state, outcome, end_term)
+    return Attempt(identity, node, state, outcome, decided_term)
 
 
 def without_output(outcome: Outcome) -> Outcome:

@@ -287,7 +287,7 @@ class Projection:
         bare = Finished(
             *(fact.task, fact.attempt, fact.node),
             rows.without_output(fact.outcome),
-            fact.term,
+            fact.decided_term,
         )
         # A result reported again, to another dispatcher, is not stored twice.
         known = task.output_id(fact.attempt)

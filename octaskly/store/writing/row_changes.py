@@ -244,7 +244,8 @@ class RowChanges:
         node = rows.counted_node(shown, state)
         is_live = rows.is_live(record)
         by, tries = record.cancelled_by, len(record.attempts)
-        flags = (record.cancel_term, False, False)  # Dependencies are of the array.
+        verdict = (record.cancel_term, record.decided_term, record.has_succeeded)
+        flags = (*verdict, False, False)  # Dependencies are of the array.
         row = (number, node, by, is_live, tries, *flags, task.changed_hlc, None)
         if task.counted_as is None:
             head = (task.key, record.id, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from octaskly.core.scheduling.retry_policy import LOSSES_MAX
+from octaskly.core.dispatcher.task_rules import LOSSES_MAX
 from tests.support.agents import (
     TASKS,
     Agent,

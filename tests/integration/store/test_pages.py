@@ -69,7 +69,7 @@ def append(db: sqlite3.Connection, tables: TableWriter, facts: list[Fact]) -> No
 def ended(task: TaskId, draws: random.Random) -> list[Fact]:
     """Return the facts of a task after its submission."""
     node = draws.choice(NODES)
-    done = Finished(task, kit.attempt_id(), node, kit.finished(1).outcome)
+    done = Finished(task, kit.attempt_id(), node, kit.finished(1).outcome, 1)
     assigned = Assigned(task, kit.attempt_id(), node)
     choices: list[list[Fact]] = [[], [assigned], [assigned, done]]
     choices.append([TaskCancelled(task, "ada")])

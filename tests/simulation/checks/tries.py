@@ -13,6 +13,7 @@ from octaskly.core.effects import Append, Effect, MergeRows
 from octaskly.core.events import Event, Persisted
 from octaskly.core.log.facts import (
     Assigned,
+    Decided,
     Entry,
     Fact,
     Finished,
@@ -26,21 +27,22 @@ from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
+    EndReason,
     Outcome,
     TaskSpec,
     TaskState,
 )
-from octaskly.core.scheduling.retry_policy import FAILURE_REASONS
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 #: time within which a dispatcher counts facts that arrived from others
 LEARNED_S = 5.0
-FactKey = tuple[TaskId, AttemptId | None, AttemptState, bool]
-"""A fact: an attempt ended in this state, by itself (True) or not.
+FactKey = tuple[TaskId, AttemptId | None, AttemptState]
+"""A fact: an attempt ended in this state.
 
-Without an attempt: the task is cancelled, or, for ASSIGNED, was submitted.
+Without an attempt: the task is cancelled, or completed or failed by a verdict, or, for
+ASSIGNED, was submitted.
 """
 
 
@@ -120,6 +122,8 @@ class TryWatch:
                 known.written.append((number, _end(task, attempt, outcome)))
             case TaskCancelled(task):
                 known.written.append((number, _cancel(task)))
+            case Decided(task):
+                known.written.append((number, _verdict(task)))
             case Submitted(spec):
                 known.written.append((number, _submission(spec.id)))
             case _:
@@ -137,43 +141,32 @@ class TryWatch:
             case Finished(task, attempt, _, outcome):
                 key = _end(task, attempt, outcome)
                 if key not in _ends(disk.shown(task)):
-                    if is_tried_again(outcome):
-                        self._may_follow(machine, known, task, attempt, outcome)
                     known.ours.add(key)
             case TaskCancelled(task):
                 known.ours.add(_cancel(task))
+            case Decided(task):
+                known.ours.add(_verdict(task))
             case Submitted(spec):
                 known.ours.add(_submission(spec.id))
             case _:
                 pass
 
-    def _may_follow(
-        self,
-        machine: Machine,
-        known: Known,
-        task: TaskId,
-        attempt: AttemptId,
-        outcome: Outcome,
-    ) -> None:
+    def _may_follow(self, machine: Machine, known: Known, record: TaskRecord) -> None:
         """The number of attempts never exceeds the task's limit for retries."""
-        record, now_s = machine.disk.shown(task), self._world.time_s
-        whole, _ = split_member_id(task) or (task, 0)
-        if known.says(_cancel(task), now_s) or known.says(_cancel(whole), now_s):
-            return  # No attempt follows a cancel, whichever ends are written.
-        if record is None or record.spec is None:
+        if record.spec is None:
             return
-        rule = rule_of(record.spec)
-        is_meant = rule.on_failure or outcome.exit_code in rule.codes
-        assert is_meant, f"{machine.id} tries {task} again after {outcome}"
-        before = [
-            other.id
-            for other in record.attempts
-            if other.outcome is not None and is_tried_again(other.outcome)
-            if other.id != attempt
-            if known.counts(_end(task, other.id, other.outcome), now_s)
+        rule, now_s = rule_of(record.spec), self._world.time_s
+        failed = [
+            attempt.outcome
+            for attempt in record.attempts
+            if attempt.outcome is not None and has_failed(attempt)
+            if known.counts(_end(record.id, attempt.id, attempt.outcome), now_s)
         ]
-        assert len(before) < rule.retries, (
-            f"{machine.id} lets another attempt follow {attempt} of {record}"
+        assert all(rule.on_failure or end.exit_code in rule.codes for end in failed), (
+            f"{machine.id} tries again after {failed} of {record}"
+        )
+        assert len(failed) <= rule.retries, (
+            f"{machine.id} tries again after {len(failed)} failures of {record}"
         )
 
     def _may_begin(
@@ -185,6 +178,7 @@ class TryWatch:
         if record is None or attempt in {one.id for one in record.attempts}:
             return  # The attempt was found at its worker, or is written again.
         assert not self._is_over(known, record), f"{machine.id} begins {record}"
+        self._may_follow(machine, known, record)
         if (place := split_member_id(task)) is None:
             return
         array = disk.records[place[0]]
@@ -206,11 +200,16 @@ class TryWatch:
         now_s = self._world.time_s
         by = record.cancelled_by
         is_cancelled = by is not None and known.says(_cancel(record.id), now_s)
-        return is_cancelled or any(
-            attempt.outcome is not None
-            and attempt.state in (AttemptState.OK, AttemptState.FAILED)
-            and known.says(_end(record.id, attempt.id, attempt.outcome), now_s)
-            for attempt in record.attempts
+        is_decided = record.decided_term and known.says(_verdict(record.id), now_s)
+        return (
+            is_cancelled
+            or bool(is_decided)
+            or any(
+                attempt.outcome is not None
+                and (attempt.state is AttemptState.OK or attempt.decided_term)
+                and known.says(_end(record.id, attempt.id, attempt.outcome), now_s)
+                for attempt in record.attempts
+            )
         )
 
 
@@ -220,25 +219,24 @@ def rule_of(spec: TaskSpec) -> Retry:
     return retry or Retry()
 
 
-def is_tried_again(outcome: Outcome) -> bool:
-    """Return True if an attempt failed by itself and may be retried."""
-    return outcome.state is AttemptState.RELEASED and outcome.reason in FAILURE_REASONS
-
-
 def _is_own(disk: Disk, stream: StreamId, epoch: Epoch) -> bool:
     return disk.writers.get(stream) == epoch
 
 
 def _end(task: TaskId, attempt: AttemptId, outcome: Outcome) -> FactKey:
-    return task, attempt, outcome.state, outcome.reason in FAILURE_REASONS
+    return task, attempt, outcome.state
 
 
 def _cancel(task: TaskId) -> FactKey:
-    return task, None, AttemptState.CANCELLED, False
+    return task, None, AttemptState.CANCELLED
+
+
+def _verdict(task: TaskId) -> FactKey:
+    return task, None, AttemptState.OK
 
 
 def _submission(task: TaskId) -> FactKey:
-    return task, None, AttemptState.ASSIGNED, False
+    return task, None, AttemptState.ASSIGNED
 
 
 def _ends(record: TaskRecord | None) -> set[FactKey]:
@@ -253,14 +251,10 @@ def _is_of(task: TaskId, whole: TaskId) -> bool:
 
 
 def has_failed(attempt: Attempt) -> bool:
-    """Return True if an attempt failed by itself."""
-    outcome = attempt.outcome
-    if outcome is None or attempt.state not in (
-        AttemptState.RELEASED,
-        AttemptState.FAILED,
-    ):
-        return False
-    return outcome.reason in FAILURE_REASONS
+    """Return True if an attempt failed by itself, and not by the loss of its worker."""
+    reason = None if attempt.outcome is None else attempt.outcome.reason
+    shown_reasons = (EndReason.LOST, EndReason.POISON, EndReason.INPUTS)
+    return attempt.state is AttemptState.FAILED and reason not in shown_reasons
 
 
 def failures_are_tried_again(world: World) -> None:

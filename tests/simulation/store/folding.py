@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from octaskly.core.log.facts import (
+    Decided,
     Entry,
     Fact,
     Finished,
@@ -33,7 +34,7 @@ Kept = tuple[type[Fact], TaskId, AttemptId | None]
 """A promise to a client or a worker: a fact of this kind is in the log."""
 Place = tuple[int, StreamId, int]  #: the time of an entry, and its position
 NOWHERE: Place = (0, StreamId(0), 0)  #: the position of facts that no entry here has
-ENDING = (Finished, TaskCancelled)  #: kinds of facts that end a task
+ENDING = (Finished, TaskCancelled, Decided)  #: kinds of facts that end a task
 
 
 def kept(fact: Fact) -> Kept:

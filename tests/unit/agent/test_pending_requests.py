@@ -26,7 +26,7 @@ EPOCH = Epoch(1, node_id("a"))
 FACTS: list[Fact] = [
     Submitted(spec(TASK)),
     Assigned(TASK, attempt(), node_id("a")),
-    Finished(TASK, attempt(), node_id("a"), outcome()),
+    Finished(TASK, attempt(), node_id("a"), outcome(), 1),
 ]
 
 
@@ -64,7 +64,9 @@ def test_an_end_is_shown_once_it_is_durable() -> None:
         entries(*[Assigned(TASK, attempt(), node_id("a"))] * (FEW_ENTRIES + 1)),
         entries(FACTS[2], stream=StreamId(78)),
         entries(Floor(9, ())),
-        entries(Finished(TASK, attempt(), node_id("a"), outcome(stdout=b"x" * 16385))),
+        entries(
+            Finished(TASK, attempt(), node_id("a"), outcome(stdout=b"x" * 16385), 1)
+        ),
     ],
     ids=["busy", "another stream", "floor", "much output"],
 )

@@ -87,7 +87,7 @@ async def test_an_event_of_a_task_with_the_same_name_does_not_end_a_wait() -> No
     async def tell(task: TaskId) -> None:
         await has_read.wait()
         has_read.clear()
-        end = Finished(task, attempt(), node_id("a"), outcome())
+        end = Finished(task, attempt(), node_id("a"), outcome(), 1)
         waiters.on_appended([Entry(STREAM, 1, 1, end)], 1)
         waiters.on_replicated([task])
 
@@ -111,7 +111,7 @@ async def test_an_early_answer_is_on_disk() -> None:
     waiters = TaskWaiters()
     task = TaskId("task-001-0000000a")
     start = Assigned(task, attempt(), node_id("a"))
-    end = Finished(task, attempt(), node_id("a"), outcome())
+    end = Finished(task, attempt(), node_id("a"), outcome(), 1)
     has_read = asyncio.Event()
 
     async def read() -> TaskRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import Append
 from octaskly.core.log.facts import Fact, Finished, Submitted
@@ -200,7 +201,7 @@ def test_an_array_is_freed_when_its_last_member_has_ended(tables: Tables) -> Non
     for member, end in zip(members, ends, strict=True):
         tables.free()
         assert tables.freed(1) == [False]
-        tables.add(type(end)(member, end.attempt, end.node, end.outcome))
+        tables.add(replace(end, task=member))
     tables.free()
 
     assert tables.freed(1) == [True]

@@ -242,7 +242,7 @@ function countFamilies(seen) {
   return [...counts].sort((a, b) => b[1] - a[1]);
 }
 
-const MARKS = [["running", "running"], ["failed", "failed"], ["released", "lost or retried"], ["cancelled", "cancelled"]];
+const MARKS = [["running", "running"], ["failed", "failed"], ["released", "lost or returned"], ["cancelled", "cancelled"]];
 
 function Legend({ families, states, only, setOnly }) {
   const rest = families.length - FAMILIES_MAX;

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import Effect, LoadTasks
+from octaskly.core.effects import Effect
 from octaskly.core.events import LiveLoaded
-from octaskly.core.log.facts import Finished, Submitted, TaskCancelled
+from octaskly.core.log.facts import Decided, Finished, Submitted, TaskCancelled
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Reattach
 from tests.support.builders import (
     attempt,
@@ -28,7 +30,7 @@ from tests.support.dispatcher import (
     appended_facts,
     cancel_request,
     dispatcher_with,
-    found,
+    follow_reads,
     results_message,
     submission,
 )
@@ -78,17 +80,18 @@ def test_a_resubmission_of_an_ended_task_waits_for_the_store() -> None:
     """Its worker reported the end, and this dispatcher does not know the task."""
     world = led()
     late = report(name(), envelope=ENVELOPE)
-    assert world.dispatch.on_results(A, results_message(late), moment()) == [
-        LoadTasks(1, (name(),))
-    ]
+    effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    effects = submit(world)
+    effects += world.dispatch.on_submitted(submission(NIGHTLY), moment())
+    effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
-    assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
-    effects = found(world, task=name())
-    assert appended_facts(effects)[-1] == Finished(
-        name(), attempt(), A, outcome(), term=1
+    first, ended, again, *rest = follow_reads(world, TaskRecord(name()), effects)
+    assert (first, ended) == (
+        Submitted(ENVELOPE),
+        Finished(name(), attempt(), A, outcome()),
     )
+    assert isinstance(again, Submitted)
+    assert rest == [Decided(name(), TaskState.COMPLETED, 1)]
 
 
 def test_a_new_task_with_a_forgotten_id_can_be_cancelled() -> None:

@@ -23,7 +23,6 @@ from octaskly.core.events import (
     PeerUp,
     PurgeRequested,
     SavedState,
-    TasksLoaded,
 )
 from octaskly.core.log.facts import (
     NO_FLOOR,
@@ -346,15 +345,12 @@ def test_a_result_below_the_floor_restores_no_task() -> None:
         Report(task=s.id, attempt=ended, outcome=outcome(), spec=s) for s in (old, new)
     )
 
-    world.dispatch.on_results(A, Results(reports, 1), moment())
-    effects = world.dispatch.on_tasks_loaded(
-        TasksLoaded(1, (old.id, new.id), ()), moment()
-    )
+    effects = world.dispatch.on_results(A, Results(reports, 1), moment())
 
     assert appended_facts(effects) == [
+        Finished(old.id, ended, A, outcome()),
         Submitted(new),
-        Finished(old.id, ended, A, outcome(), term=1),
-        Finished(new.id, ended, A, outcome(), term=1),
+        Finished(new.id, ended, A, outcome()),
     ]
 
 

@@ -24,6 +24,7 @@ from tests.support.dispatcher import (
     T,
     cancel_request,
     dispatcher_with,
+    ended_attempt,
     found,
     results_message,
     submission,
@@ -85,7 +86,8 @@ def test_a_task_that_ends_during_a_read_does_not_run() -> None:
     assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
     waits = TaskRecord(T, replace(spec("t"), options=late().options))
     world.dispatch.on_results(B, results_message(report(envelope=waits.spec)), moment())
-    found(world, waits)
+    world.commit()
+    found(world, replace(waits, attempts=(ended_attempt(B),)))
     world.commit()
 
     answer = UnblockedLoaded(3, (UnblockedTask(waits, None),), has_more=False)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
+from octaskly.core.dispatcher.task_rules import LOSS_BACKOFF_S
 from octaskly.core.effects import AnnounceTaskStates, LoadQueued, LoadTasks
-from octaskly.core.events import QueuedLoaded
-from octaskly.core.log.facts import Assigned, Finished, Submitted
+from octaskly.core.events import LiveLoaded, QueuedLoaded
+from octaskly.core.log.facts import (
+    Assigned,
+    Decided,
+    Finished,
+    Submitted,
+    TaskCancelled,
+)
+from octaskly.core.log.merge import apply_fact
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from octaskly.core.protocol.messages import Reattach, Results
-from octaskly.core.scheduling.retry_policy import LOSS_BACKOFF_S
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -33,6 +42,8 @@ from tests.support.dispatcher import (
     cancel_request,
     dispatcher_running_t,
     dispatcher_with,
+    ended_attempt,
+    follow_reads,
     found,
     live_attempt,
     reattach_report,
@@ -51,7 +62,9 @@ def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
     effects = world.dispatch.on_results(B, results_message(), moment())
     later = world.commit()
 
-    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome(), term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(), B, outcome(), decided_term=1)
+    ]
     assert effects[1:] == []
     assert later == [send_acknowledgement(B), AnnounceTaskStates((T,))]
     assert world.dispatch.outstanding(B) == 0
@@ -64,7 +77,7 @@ def test_a_freed_slot_is_filled_in_the_same_step() -> None:
     effects = world.dispatch.on_results(B, results_message(credit=1), moment())
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, outcome(), term=1),
+        Finished(T, attempt(), B, outcome(), decided_term=1),
         Assigned(TaskId("u"), attempt(), B),
     ]
     assert effects[1:] == [send_assignment(B, (attempt(), spec("u", ord=2)))]
@@ -86,38 +99,41 @@ def test_a_repeated_result_is_acknowledged_but_not_written_again() -> None:
 
 
 def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
-    """A task whose only copy was on a disk that died comes back from its worker."""
-    world = dispatcher_with(b=1)
+    """A task whose only copy was on a disk that died comes back from its worker.
 
-    asked = world.dispatch.on_results(
+    The verdict follows when the task has been read.
+    """
+    world = dispatcher_with(b=1)
+    recorded = [Submitted(spec()), Finished(T, attempt(), B, outcome())]
+
+    effects = world.dispatch.on_results(
         B, results_message(report(envelope=spec())), moment()
     )
-    effects = found(world)
+    later = world.commit()
+    world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
+    decided = found(world, task_record("t", ended_attempt(B)))
 
-    assert asked == [LoadTasks(1, (T,))]
-    assert appended_facts(effects) == [
-        Submitted(spec()),
-        Finished(T, attempt(), B, outcome(), term=1),
-    ]
-    assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
+    assert appended_facts(effects) == recorded
+    assert later[:2] == [send_acknowledgement(B), LoadTasks(1, (T,))]
+    assert appended_facts(decided) == [Decided(T, TaskState.COMPLETED, 1)]
+    assert world.commit() == [AnnounceTaskStates((T,))]
 
 
 def test_a_success_of_a_task_cancelled_in_an_earlier_epoch_is_ignored() -> None:
     """The previous dispatcher confirmed the cancel and died before the end arrived."""
     world = dispatcher_with(b=1)
+    world.dispatch._step.epoch = epoch(2)
     success = results_message(report(envelope=spec()))
 
-    asked = world.dispatch.on_results(B, success, moment())
+    effects = world.dispatch.on_results(B, success, moment())
     again = world.dispatch.on_results(B, success, moment(0.2))
-    was = task_record("t", live_attempt(B), cancelled="ann")
-    effects = found(world, was, at=0.3)
+    was = replace(task_record("t", live_attempt(B), cancelled="ann"), cancel_term=1)
 
-    assert asked == [LoadTasks(1, (T,))]
     assert again == []
-    end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, end, term=1)]
-    assert effects[1:] == []
-    assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
+    assert follow_reads(world, was, effects)[1:] == [
+        Finished(T, attempt(), B, outcome()),
+        TaskCancelled(T, "ann", term=2),
+    ]
 
 
 def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> None:
@@ -126,33 +142,34 @@ def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> No
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(A, 1), moment())
     world.dispatch.on_reattach(*reattach_report("a", 1), moment())
-    waits = world.dispatch.on_results(
+    effects = world.dispatch.on_results(
         B, results_message(report(envelope=spec())), moment()
     )
 
     loaded = QueuedLoaded(-1, (task_record(),), has_more=False)
-    assert world.dispatch.on_queued_loaded(loaded, moment()) == []
-    effects = found(world, task_record())
+    effects += world.dispatch.on_queued_loaded(loaded, moment())
+    effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
-    assert waits == [LoadTasks(1, (T,))]
-    assert Finished(T, attempt(), B, outcome(), term=1) in appended_facts(effects)
-    assert effects[1:] == []
+    assert follow_reads(world, task_record(), effects)[1:] == [
+        Finished(T, attempt(), B, outcome()),
+        Decided(T, TaskState.COMPLETED, 1),
+    ]
 
 
 def test_a_cancel_prevails_over_a_success_that_waits_for_the_store() -> None:
-    """The read may be older than the cancel."""
+    """No client has heard of the success."""
     world = dispatcher_with(b=1)
-    world.dispatch.on_results(B, results_message(report(envelope=spec())), moment())
+    success = results_message(report(envelope=spec()))
+    effects = world.dispatch.on_results(B, success, moment())
+
     asked = cancel_request(TaskState.RUNNING, force=True)
-    world.dispatch.on_cancel_requested(asked, moment())
-    assert cancel_reply() in world.commit()
+    effects += world.dispatch.on_cancel_requested(asked, moment())
+    effects += (later := world.commit())
 
     was = task_record("t", live_attempt(B))
-    effects = found(world, was)
-
-    (fact,) = appended_facts(effects)
-    assert isinstance(fact, Finished)
-    assert fact.outcome.state is AttemptState.CANCELLED
+    facts = follow_reads(world, was, effects)
+    assert cancel_reply() in later
+    assert facts[-1] == TaskCancelled(T, "ann", term=1)
 
 
 def test_an_unknown_returned_task_is_read_from_the_store() -> None:
@@ -165,7 +182,7 @@ def test_an_unknown_returned_task_is_read_from_the_store() -> None:
 
     assert appended_facts(effects) == [
         Submitted(spec()),
-        Finished(T, attempt(), B, released(EndReason.RETURNED), term=1),
+        Finished(T, attempt(), B, released(EndReason.RETURNED)),
     ]
     assert later == [
         send_acknowledgement(B),
@@ -184,7 +201,7 @@ def test_a_returned_attempt_runs_elsewhere_with_its_old_position() -> None:
     )
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, released(EndReason.RETURNED), term=1),
+        Finished(T, attempt(), B, released(EndReason.RETURNED)),
         Assigned(T, attempt(2), B),
     ]
     assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
@@ -200,7 +217,7 @@ def test_a_worker_that_refuses_is_not_retried_at_once() -> None:
     )
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, released(EndReason.STALE), term=1)
+        Finished(T, attempt(), B, released(EndReason.STALE))
     ]
     assert effects[1:] == []
 
@@ -214,7 +231,7 @@ def test_a_worker_without_an_input_is_not_retried() -> None:
     second = world.dispatch.on_worker_up(node_info(A, 1), moment())
     second += world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment())
 
-    assert appended_facts(first) == [Finished(T, attempt(), B, lack, term=1)]
+    assert appended_facts(first) == [Finished(T, attempt(), B, lack)]
     assert first[1:] == []
     assert appended_facts(second) == [Assigned(T, attempt(2), A)]
 
@@ -229,9 +246,12 @@ def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
         B, results_message(report(end=lack)), moment(LATE)
     )
 
+    ended = Finished(T, attempt(), B, lack, decided_term=1)
+    assert appended_facts(effects) == [ended]
+    shown = apply_fact(task_record(), ended).deciding_attempt
+    assert shown is not None
     detail = "input data.csv is on no node"
-    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail=detail)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, failed, term=1)]
+    assert shown.outcome == replace(lack, state=AttemptState.FAILED, detail=detail)
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 
@@ -245,10 +265,8 @@ def test_inputs_are_judged_after_the_adopt_window() -> None:
     due = world.timers.next_at()
     effects = world.dispatch.on_time(moment(LATE))
 
-    detail = "input data.csv is on no node"
-    failed = outcome(AttemptState.FAILED, EndReason.INPUTS, detail=detail)
     assert due == moment(5.0).mono_s
-    assert appended_facts(effects) == [Finished(T, attempt(), B, failed, term=1)]
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
     assert world.commit() == [AnnounceTaskStates((T,))]
 
 
@@ -261,7 +279,9 @@ def test_a_late_success_of_a_lost_attempt_ends_its_successor() -> None:
 
     effects = world.dispatch.on_results(B, results_message(), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome(), term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(), B, outcome(), decided_term=1)
+    ]
     assert effects[1:] == [send_kill(A, attempt(2))]
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 

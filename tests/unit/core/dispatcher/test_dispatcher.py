@@ -77,7 +77,6 @@ from tests.support.dispatcher import (
     cancel_request,
     dispatcher_running_t,
     dispatcher_with,
-    found,
     live_attempt,
     results_message,
     send_acknowledgement,
@@ -158,7 +157,9 @@ def test_a_stopping_dispatcher_accepts_no_tasks_but_acknowledges_results() -> No
     ]
     effects = world.dispatch.on_results(A, results_message(), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome(), term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(), A, outcome(), decided_term=1)
+    ]
     assert world.commit() == [send_acknowledgement(A), AnnounceTaskStates((T,))]
 
 
@@ -418,17 +419,15 @@ def test_a_result_that_is_repeated_for_want_of_a_standby_is_written_once() -> No
     report = Report(task=T, attempt=attempt(), outcome=outcome(), spec=spec())
     message = Results((report,), 1)
 
-    world.dispatch.on_results(B, message, moment())
-    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
-    first = found(world)
+    first = world.dispatch.on_results(B, message, moment())
     released = world.commit()
     again = world.dispatch.on_results(B, message, moment(1))
 
     assert appended_facts(first) == [
         Submitted(spec()),
-        Finished(T, attempt(), B, outcome(), term=1),
+        Finished(T, attempt(), B, outcome()),
     ]
-    assert released == [AnnounceTaskStates((T,))]
+    assert not [effect for effect in released if isinstance(effect, Send)]
     assert again == []
 
 
@@ -480,7 +479,7 @@ def test_a_killed_task_is_not_rerun_when_its_worker_is_lost() -> None:
 
     effects = world.dispatch.on_worker_down(A, moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME, term=1)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
     assert effects[1:] == []
 
 

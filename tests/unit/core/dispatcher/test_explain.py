@@ -390,7 +390,13 @@ def test_a_placement_is_explained_by_the_alternatives(
 ) -> None:
     """After the end, too; a waiting task was placed nowhere."""
     own = asking(requires)
-    ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
+    ended = Attempt(
+        id=attempt(),
+        node=B.id,
+        state=AttemptState.OK,
+        outcome=outcome(),
+        decided_term=1,
+    )
     record = TaskRecord(id=own.id, spec=own, attempts=(ended,))
     waiting = TaskRecord(id=own.id, spec=own)
     members = [roster_line(each) for each in nodes]
@@ -445,7 +451,13 @@ def test_an_array_that_fills_the_mesh_has_no_obstacle() -> None:
 
 def test_a_node_that_left_is_named() -> None:
     """The roster no longer contains it."""
-    ended = Attempt(id=attempt(), node=B.id, state=AttemptState.OK, outcome=outcome())
+    ended = Attempt(
+        id=attempt(),
+        node=B.id,
+        state=AttemptState.OK,
+        outcome=outcome(),
+        decided_term=1,
+    )
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(ended,))
     explaining, names = DispatcherWithWorkers(A).dispatch.explainer, {B.id: "ben"}
 
@@ -539,7 +551,7 @@ def test_a_failed_task_is_explained(
     """With the most informative words."""
     end = outcome(AttemptState.FAILED, reason, detail=detail)
     end = replace(end, exit_code=code, signal=signal)
-    run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
+    run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end, decided_term=1)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
     assert (
@@ -554,7 +566,7 @@ def test_a_task_without_its_inputs_failed_on_no_node() -> None:
         outcome(AttemptState.FAILED, EndReason.INPUTS),
         detail="inputs a.txt, b.txt are on no node",
     )
-    run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end)
+    run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end, decided_term=1)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
     explanation = explained(DispatcherWithWorkers(B), record, roster_line(B))

@@ -6,10 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.cancellation import visible_state
-from octaskly.core.effects import AnnounceTaskStates, Append, LoadLive, LoadTasks, Send
+from octaskly.core.dispatcher.task_rules import LOSSES_MAX, retry_delay_s
+from octaskly.core.effects import AnnounceTaskStates, Append, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded
-from octaskly.core.log.facts import Assigned, Finished, TaskCancelled
-from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
+from octaskly.core.log.facts import Assigned, Decided, Finished, TaskCancelled
+from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord, apply_fact
 from octaskly.core.model.drafts import log_id_of
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.nodes import NodeState
@@ -22,9 +23,8 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.messages import Reattach, ResultsOk
+from octaskly.core.protocol.messages import Reattach
 from octaskly.core.scheduling.queued_task import Stage
-from octaskly.core.scheduling.retry_policy import LOSSES_MAX, retry_delay_s
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -50,6 +50,7 @@ from tests.support.dispatcher import (
     cancel_request,
     dispatcher_running_t,
     dispatcher_with,
+    follow_reads,
     found,
     live_attempt,
     results_message,
@@ -58,7 +59,6 @@ from tests.support.dispatcher import (
     submission,
 )
 
-RETRIED = replace(FAILED, state=AttemptState.RELEASED)
 BACKOFF_S = retry_delay_s(T, 1)
 
 
@@ -75,7 +75,7 @@ def backing_off() -> DispatcherWithJournal:
     effects = world.dispatch.on_results(
         A, results_message(report(end=FAILED)), moment()
     )
-    assert appended_facts(effects) == [Finished(T, attempt(), A, RETRIED, term=1)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, FAILED)]
     world.commit()
     return world
 
@@ -100,7 +100,7 @@ def test_the_node_wakes_when_the_backoff_is_over() -> None:
 def test_the_last_failure_is_the_end() -> None:
     """With its own code and reason."""
     released = [
-        Attempt(id=attempt(n), node=A, state=AttemptState.RELEASED, outcome=RETRIED)
+        Attempt(id=attempt(n), node=A, state=FAILED.state, outcome=FAILED)
         for n in (1, 2)
     ]
     world = dispatcher_with(retried(*released), a=1)
@@ -108,7 +108,9 @@ def test_the_last_failure_is_the_end() -> None:
 
     effects = world.dispatch.on_results(A, results_message(last), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(3), A, FAILED, term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(3), A, FAILED, decided_term=1)
+    ]
     assert AnnounceTaskStates((T,)) in world.commit()
 
 
@@ -133,15 +135,11 @@ def test_a_success_after_a_confirmed_cancel_is_ignored() -> None:
         B, results_message(report(end=outcome())), moment()
     )
 
-    end = outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, end, term=1)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
 
 
 def test_a_repeated_success_after_a_cancel_is_ignored_too() -> None:
-    """The kill crossed the acknowledgement.
-
-    The worker repeats the success and gets another acknowledgement.
-    """
+    """The kill crossed the acknowledgement, so the worker repeats the success."""
     world = dispatcher_running_t(b=1)
     world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
     world.commit()
@@ -152,7 +150,8 @@ def test_a_repeated_success_after_a_cancel_is_ignored_too() -> None:
         B, results_message(report(end=outcome())), moment()
     )
 
-    assert effects == [Send(B, (ResultsOk(((T, attempt()),)),))]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
+    assert send_acknowledgement(B) in world.commit()
 
 
 def test_a_new_task_with_a_forgotten_id_ends_as_well() -> None:
@@ -169,7 +168,7 @@ def test_a_new_task_with_a_forgotten_id_ends_as_well() -> None:
         world.commit()
 
         assert appended_facts(effects) == [
-            Finished(name, attempt(), B, outcome(), term=1)
+            Finished(name, attempt(), B, outcome(), decided_term=1)
         ]
 
 
@@ -181,17 +180,23 @@ def test_a_task_in_backoff_survives_a_new_read_of_the_queue() -> None:
     assert world.dispatch.on_time(moment(BACKOFF_S * 0.9)) == []
 
 
-def test_a_failure_of_a_task_that_is_not_in_hand_asks_the_store() -> None:
-    """The store knows how often it failed before."""
-    world = dispatcher_with(a=1)
-    envelope = retried().spec
-    late = report(end=FAILED, envelope=envelope)
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_failure_of_a_task_that_is_not_in_hand_is_decided_when_it_is_read(
+    retries: int,
+) -> None:
+    """It is recorded and acknowledged at once."""
+    world, log = dispatcher_with(a=1), retried(retries=retries)
+    late = report(end=FAILED, envelope=log.spec)
 
-    asked = world.dispatch.on_results(A, results_message(late), moment())
-    effects = found(world, retried())
+    effects = world.dispatch.on_results(A, results_message(late), moment())
+    later = world.commit()
+    facts = follow_reads(world, log, [*effects, *later])
 
-    assert asked == [LoadTasks(1, (T,))]
-    assert appended_facts(effects)[-1] == Finished(T, attempt(), A, RETRIED, term=1)
+    assert later[:2] == [send_acknowledgement(A), LoadTasks(1, (T,))]
+    assert facts[1:] == [
+        Finished(T, attempt(), A, FAILED),
+        Assigned(T, attempt(2), A) if retries else Decided(T, TaskState.FAILED, 1),
+    ]
 
 
 def new_dispatcher(**workers: int) -> DispatcherWithJournal:
@@ -210,9 +215,7 @@ def listing(of: AttemptId, task: TaskSpec | None) -> Reattach:
     return Reattach(((of, task),), 1, NodeState.READY)
 
 
-ONCE = retried(
-    replace(live_attempt(A), state=RETRIED.state, outcome=RETRIED), retries=1
-)
+ONCE = retried(replace(live_attempt(A), state=FAILED.state, outcome=FAILED), retries=1)
 """It failed, and may be tried once more."""
 
 
@@ -225,19 +228,15 @@ def test_a_new_dispatcher_counts_failures_of_earlier_epochs(
     if is_listed:
         world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
     late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
-    assert not any(
-        isinstance(fact, Finished)
-        for effect in world.dispatch.on_results(A, results_message(late), moment())
-        if isinstance(effect, Append)
-        for fact in (entry.fact for entry in effect.entries)
-    )
-    world.commit()
+    effects = world.dispatch.on_results(A, results_message(late), moment())
+    if is_listed:
+        effects = [*effects, LoadTasks(1, (T,))]
+    effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
-    log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
-    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
-    effects = found(world, log)
+    facts = follow_reads(world, ONCE, effects)
 
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED, term=1)
+    assert Finished(T, attempt(2), A, FAILED) in facts
+    assert facts[-1] == Decided(T, TaskState.FAILED, 1)
 
 
 def test_reading_the_log_late_restores_the_failure_count() -> None:
@@ -250,7 +249,9 @@ def test_reading_the_log_late_restores_the_failure_count() -> None:
     late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED, term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(2), A, FAILED, decided_term=1)
+    ]
 
 
 def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
@@ -269,74 +270,69 @@ def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
     assert world.dispatch.outstanding(B) == 1
     late = report(of=attempt(2))
     effects = world.dispatch.on_results(B, results_message(late), moment())
-    assert appended_facts(effects) == [Finished(T, attempt(2), B, outcome(), term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(2), B, outcome(), decided_term=1)
+    ]
 
 
 def test_a_repeated_failure_is_not_counted_twice() -> None:
-    """The log has the first; it arrives last here, and ended the task."""
+    """The log has the first already; its acknowledgement was lost."""
     world = new_dispatcher(a=1, b=1)
     twice = retried(ONCE.attempts[0], retries=2)
-    late = report(of=attempt(2), end=FAILED, envelope=twice.spec)
-    world.dispatch.on_results(B, results_message(late), moment())
-    log = replace(twice, attempts=(*twice.attempts, live_attempt(B, attempt(2))))
-    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
-    effects = found(world, log)
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED, term=1)
+    reports = [report(of=attempt(n), end=FAILED, envelope=twice.spec) for n in (2, 1)]
 
-    again = report(end=FAILED, envelope=twice.spec)
-    assert world.dispatch.on_results(A, results_message(again), moment()) == []
+    effects = world.dispatch.on_results(A, results_message(*reports), moment())
+    effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+
+    facts = follow_reads(world, twice, effects)
+
+    assert not [fact for fact in facts if isinstance(fact, Decided)]
 
 
 def test_a_late_failure_does_not_replace_the_end() -> None:
     """Another attempt followed it, and clients know the failure of that one."""
     world = dispatcher_with(a=1)
     end = replace(FAILED, exit_code=1)
-    over = Attempt(id=attempt(2), node=A, state=AttemptState.FAILED, outcome=end)
+    over = Attempt(attempt(2), A, AttemptState.FAILED, end, decided_term=1)
     log = retried(lost(1), over, on_failure=False, codes=(7,))
     late = report(end=replace(FAILED, exit_code=7), envelope=log.spec)
-    world.dispatch.on_results(B, results_message(late), moment())
 
-    effects = found(world, log)
+    effects = world.dispatch.on_results(B, results_message(late), moment())
 
-    known = replace(late.outcome, state=AttemptState.RELEASED)
-    assert appended_facts(effects) == [Finished(T, attempt(), B, known, term=1)]
+    ended = Finished(T, attempt(), B, late.outcome)
+    assert appended_facts(effects)[-1] == ended
+    assert follow_reads(world, log, effects[1:]) == []
+    assert apply_fact(log, ended).deciding_attempt == over
 
 
-def test_a_repeated_end_waits_for_the_log() -> None:
-    """Acknowledgements were lost.
+def test_a_verdict_of_an_earlier_epoch_is_repeated() -> None:
+    """Acknowledgements were lost, and the log has the end.
 
-    Others have ended since, and the log's record of this one is not in hand. The worker
-    lists what it may repeat, the first failure first.
+    An epoch between the two may have cancelled the task, and its log may come later.
     """
-    world = new_dispatcher(a=1)
-    over = Attempt(id=attempt(2), node=A, state=FAILED.state, outcome=FAILED)
+    world = dispatcher_with(a=1)
+    world.dispatch._step.epoch = epoch(3)
+    over = Attempt(attempt(2), A, FAILED.state, FAILED, decided_term=1)
     log = replace(ONCE, attempts=(*ONCE.attempts, over))
     late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
-    world.dispatch.on_results(A, results_message(late), moment())
-    world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
-    found(world, log)
-    assert send_acknowledgement(A, attempt(2)) in world.commit()
-    # Only the last ones are remembered.
-    world.dispatch._queue._recent_finals.clear()
-    assert ONCE.spec is not None
-    listed = ((attempt(), ONCE.spec), (attempt(2), ONCE.spec))
-    world.dispatch.on_reattach(A, Reattach(listed, 0, NodeState.READY), moment())
 
-    assert world.dispatch.on_results(A, results_message(late), moment()) == []
+    effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    world.commit()
-    found(world, log)
-    assert send_acknowledgement(A, attempt(2)) in world.commit()
+    facts = follow_reads(world, log, effects)
+    assert facts[-2:] == [
+        Finished(T, attempt(2), A, FAILED),
+        Decided(T, TaskState.FAILED, 3),
+    ]
 
 
 def test_a_listed_attempt_with_a_known_end_is_not_live() -> None:
     """The worker's repetition changes nothing, so the task would hang."""
     theirs = AttemptId(1, StreamId(99), 1)  # Of another half, so behind ours in order.
-    log = retried(Attempt(id=theirs, node=B, state=RETRIED.state, outcome=RETRIED))
+    log = retried(Attempt(id=theirs, node=B, state=FAILED.state, outcome=FAILED))
     world = dispatcher_with(log, a=1)
     ours = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(ours), moment())
-    assert appended_facts(effects) == [Finished(T, ours.attempt, A, RETRIED, term=1)]
+    assert appended_facts(effects) == [Finished(T, ours.attempt, A, FAILED)]
     world.commit()
     world.dispatch.on_worker_up(node_info("b", 1), moment())
 
@@ -364,19 +360,21 @@ def test_an_older_read_does_not_revive_an_ended_attempt() -> None:
     assert world.dispatch._queue.tasks[T].stage is Stage.BACKING_OFF
 
 
-def test_another_failure_of_a_listed_task_waits_for_the_log() -> None:
+def test_another_failure_of_a_listed_task_is_decided_when_it_is_read() -> None:
     """It may be the last one: the listed attempt counted as lost before."""
     world = new_dispatcher(a=1, b=1)
     world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
     late = report(of=attempt(3), end=FAILED, envelope=ONCE.spec)
+    ended = Finished(T, attempt(3), B, FAILED)
 
-    assert world.dispatch.on_results(B, results_message(late), moment()) == []
+    effects = world.dispatch.on_results(B, results_message(late), moment())
+    assert appended_facts(effects) == [ended]
 
     world.commit()
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
-    effects = found(world, log)
-    assert appended_facts(effects) == [Finished(T, attempt(3), B, FAILED, term=1)]
+    effects = found(world, apply_fact(log, ended))
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
     assert send_kill(A, attempt(2)) in effects
 
 
@@ -392,41 +390,38 @@ def test_later_failures_than_the_listed_attempt_count_too() -> None:
     late = report(of=listed, end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    assert appended_facts(effects) == [Finished(T, listed, A, FAILED, term=1)]
+    assert appended_facts(effects) == [Finished(T, listed, A, FAILED, decided_term=1)]
 
 
-def test_a_failure_beside_a_returned_attempt_waits_for_the_log() -> None:
+def test_a_failure_beside_a_returned_attempt_is_decided_when_it_is_read() -> None:
     """Nothing else is known of the task, not even its retry limit."""
     world = new_dispatcher(a=1, b=1)
-    back = Outcome(state=AttemptState.RELEASED, reason=EndReason.RETURNED)
-    world.dispatch.on_results(
-        A, results_message(report(of=attempt(3), end=back)), moment()
-    )
-
+    back = report(of=attempt(3), end=released(EndReason.RETURNED))
+    effects = world.dispatch.on_results(A, results_message(back), moment())
     late = report(of=attempt(2), end=FAILED)
-    asked = world.dispatch.on_results(B, results_message(late), moment())
-    assert asked == [LoadTasks(1, (T,))]
 
-    world.commit()
-    log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(B, attempt(2))))
-    effects = found(world, log)
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, FAILED, term=1)
+    effects += world.dispatch.on_results(B, results_message(late), moment())
+    effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
+
+    assert follow_reads(world, ONCE, effects) == [
+        Finished(T, attempt(3), A, back.outcome),
+        Finished(T, attempt(2), B, FAILED),
+        Decided(T, TaskState.FAILED, 1),
+    ]
 
 
 def test_a_lost_attempt_of_an_at_most_once_task_is_not_rerun() -> None:
     """Its launcher was killed while no dispatcher existed, so the log has no end."""
     world = dispatcher_with(a=1)
-    once = retried(retries=0, on_lost=False).spec
-    late = report(end=LOST_OUTCOME, envelope=once)
+    once = retried(retries=0, on_lost=False)
+    late = report(end=LOST_OUTCOME, envelope=once.spec)
 
     effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    end = appended_facts(effects)[-1]
-    assert isinstance(end, Finished)
-    assert (end.outcome.state, end.outcome.reason) == (
-        AttemptState.FAILED,
-        EndReason.LOST,
-    )
+    assert follow_reads(world, once, effects)[-2:] == [
+        Finished(T, attempt(), A, LOST_OUTCOME),
+        Decided(T, TaskState.FAILED, 1),
+    ]
 
 
 def test_the_end_of_another_attempt_at_an_ended_task_asks_the_store() -> None:
@@ -436,7 +431,7 @@ def test_the_end_of_another_attempt_at_an_ended_task_asks_the_store() -> None:
     world.commit()
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
     assert send_kill(B, attempt(2)) in world.dispatch.on_reattach(B, back, moment())
-    gone = replace(RETRIED, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
+    gone = replace(FAILED, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
     world.dispatch.on_results(
         B, results_message(report(of=attempt(2), end=gone)), moment()
     )
@@ -460,10 +455,7 @@ def test_a_task_that_crashes_its_workers_is_stopped() -> None:
 
     (end,) = appended_facts(world.dispatch.on_worker_down(A, moment(LATE)))
 
-    assert isinstance(end, Finished)
-    assert (end.outcome.state, end.outcome.reason) == (
-        *(AttemptState.FAILED, EndReason.POISON),
-    )
+    assert end == Finished(T, attempt(LOSSES_MAX), A, LOST_OUTCOME, decided_term=1)
     assert AnnounceTaskStates((T,)) in world.commit()
 
 
@@ -498,8 +490,7 @@ def test_at_most_once_ends_an_uncertain_attempt(on_lost: bool) -> None:
 
     end, *more = appended_facts(effects)
     assert isinstance(end, Finished)
-    state = AttemptState.RELEASED if on_lost else AttemptState.FAILED
-    assert end.outcome.state is state
+    assert end.decided_term == (0 if on_lost else 1)
     assert bool(more) is on_lost
 
 
@@ -524,7 +515,9 @@ def test_the_real_end_replaces_an_assumed_one(
 
     effects = world.dispatch.on_results(A, results_message(), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome(), term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(), A, outcome(), decided_term=1)
+    ]
 
 
 def test_failures_in_the_queue_count_for_a_listed_task() -> None:
@@ -538,25 +531,25 @@ def test_failures_in_the_queue_count_for_a_listed_task() -> None:
     late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
 
-    assert appended_facts(effects) == [Finished(T, attempt(2), A, FAILED, term=1)]
+    assert appended_facts(effects) == [
+        Finished(T, attempt(2), A, FAILED, decided_term=1)
+    ]
 
 
 def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
     """The reported end does not include the retry limit."""
     world = dispatcher_with(a=1, b=1)
     world.dispatch.on_remote_entries(moment())
-    back = Outcome(state=AttemptState.RELEASED, reason=EndReason.RETURNED)
-    world.dispatch.on_results(A, results_message(report(end=back)), moment())
+    back = report(end=released(EndReason.RETURNED))
+    world.dispatch.on_results(A, results_message(back), moment())
     world.dispatch.on_queued_loaded(
         QueuedLoaded(-2, (retried(),), has_more=False), moment()
     )
 
     late = report(of=attempt(2), end=FAILED, envelope=retried().spec)
-    asked = world.dispatch.on_results(B, results_message(late), moment())
-    assert asked == [LoadTasks(1, (T,))]
+    effects = world.dispatch.on_results(B, results_message(late), moment())
 
-    effects = found(world, retried())
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), B, RETRIED, term=1)
+    assert appended_facts(effects) == [Finished(T, attempt(2), B, FAILED)]
 
 
 def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
@@ -592,8 +585,7 @@ def test_a_loss_reported_beside_another_attempt_counts() -> None:
 
     (end,) = appended_facts(world.dispatch.on_worker_down(B, moment(LATE)))
 
-    assert isinstance(end, Finished)
-    assert end.outcome.reason is EndReason.POISON
+    assert end == Finished(T, attempt(3), B, LOST_OUTCOME, decided_term=1)
 
 
 @pytest.mark.parametrize("state", [AttemptState.OK, AttemptState.CANCELLED])
@@ -646,9 +638,7 @@ def test_a_task_that_is_read_after_the_adopt_window_fails_without_its_input() ->
         QueuedLoaded(-2, log, has_more=False), moment(LATE)
     )
 
-    (end,) = appended_facts(effects)
-    assert isinstance(end, Finished)
-    assert end.outcome.state is AttemptState.FAILED
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
 
 
 def test_a_task_fails_when_late_workers_lack_its_input() -> None:
@@ -661,6 +651,4 @@ def test_a_task_fails_when_late_workers_lack_its_input() -> None:
     back = Reattach((), 1, NodeState.READY)
     effects = world.dispatch.on_reattach(A, back, moment(LATE))
 
-    (end,) = appended_facts(effects)
-    assert isinstance(end, Finished)
-    assert end.outcome.state is AttemptState.FAILED
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]

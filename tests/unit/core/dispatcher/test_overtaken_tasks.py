@@ -20,7 +20,7 @@ from octaskly.core.events import (
     UnblockedLoaded,
     UnblockedTask,
 )
-from octaskly.core.log.facts import Assigned, Fact, Finished, TaskCancelled
+from octaskly.core.log.facts import Assigned, Decided, Fact, Finished, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import (
     MAX_FAILS_CANCELLER,
@@ -134,7 +134,7 @@ def test_a_running_task_that_ended_elsewhere_is_read_before_its_end_counts() -> 
     effects = world.dispatch.on_results(A, results_message(), moment())
 
     assert asked == [AnnounceTaskStates((T,)), LoadTasks(1, (T,))]
-    assert effects == []
+    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome())]
     assert world.dispatch.outstanding(A) == 0
 
 
@@ -254,15 +254,13 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_an_older_read() -> Non
     log = replace(task_record(), spec=replace(spec(), options=retried))
     world = dispatcher_with(a=1)
     late = report(of=attempt(2), end=FAILED, envelope=log.spec)
-    assert world.dispatch.on_results(A, results_message(late), moment()) == [
-        LoadTasks(1, (T,))
-    ]
+    world.dispatch.on_results(A, results_message(late), moment())
+    assert LoadTasks(1, (T,)) in world.commit()
 
     world.dispatch.on_ended_elsewhere((T,), moment())
     effects = found(world, log)
 
     assert LoadTasks(1, (T,)) in effects
-    again = replace(FAILED, state=AttemptState.RELEASED)
-    first = Attempt(attempt(), A, AttemptState.RELEASED, again)
-    effects = found(world, replace(log, attempts=(first,)))
-    assert appended_facts(effects)[-1] == Finished(T, attempt(2), A, FAILED, term=1)
+    ends = [Attempt(attempt(n), A, AttemptState.FAILED, FAILED) for n in (1, 2)]
+    effects = found(world, replace(log, attempts=tuple(ends)))
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
+from octaskly.core.dispatcher.task_rules import superseded_end
 from octaskly.core.effects import (
     AnnounceTaskStates,
     LoadLive,
@@ -11,11 +12,16 @@ from octaskly.core.effects import (
     LoadUnblocked,
 )
 from octaskly.core.events import LiveLoaded, QueuedLoaded
-from octaskly.core.log.facts import Assigned, Finished, Submitted
+from octaskly.core.log.facts import Assigned, Decided, Finished, Submitted
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.nodes import NodeState
-from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, Outcome
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    EndReason,
+    TaskState,
+)
 from octaskly.core.protocol.messages import Reattach
 from tests.support.builders import (
     STREAM,
@@ -55,7 +61,7 @@ def test_attempts_of_a_lost_worker_run_elsewhere_at_once() -> None:
     effects = world.dispatch.on_worker_down(A, moment(LATE))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), A, LOST_OUTCOME, term=1),
+        Finished(T, attempt(), A, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
     assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
@@ -72,7 +78,7 @@ def test_a_new_dispatcher_waits_for_the_workers_of_the_previous_epoch() -> None:
     assert down == []
     assert due == moment(5.0).mono_s
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
+        Finished(T, attempt(), B, LOST_OUTCOME),
         Assigned(T, attempt(2), A),
     ]
 
@@ -149,7 +155,7 @@ def test_an_attempt_unknown_to_its_worker_is_lost_at_once() -> None:
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment(9))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
+        Finished(T, attempt(), B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
@@ -167,7 +173,7 @@ def test_a_worker_report_precedes_the_log() -> None:
     )
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
+        Finished(T, attempt(), B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
@@ -182,7 +188,7 @@ def test_the_older_of_two_live_attempts_in_the_log_is_lost() -> None:
         LiveLoaded(1, (task_record("t", *two),)), moment(9)
     )
 
-    assert appended_facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME, term=1)]
+    assert appended_facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME)]
     assert world.dispatch.outstanding(B) == 1
 
 
@@ -198,7 +204,7 @@ def test_a_lost_adopted_task_is_read_before_it_runs_again() -> None:
 
     effects = world.dispatch.on_worker_down(B, moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME, term=1)]
+    assert appended_facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME)]
     assert effects[1:] == []
     assert world.commit() == [LoadTasks(1, (T,)), LoadQueued(-2, 1000)]
 
@@ -255,10 +261,10 @@ def test_a_queued_task_that_ended_elsewhere_does_not_run() -> None:
         LiveLoaded(1, (task_record("t", old, done, released_later),)), moment()
     )
 
-    lost = Outcome(
-        state=AttemptState.RELEASED, reason=EndReason.LOST, ended_ms=moment().wall_ms
-    )
-    assert appended_facts(effects) == [Finished(T, attempt(1), A, lost, term=1)]
+    assert appended_facts(effects) == [
+        Decided(T, TaskState.COMPLETED, 1),
+        Finished(T, attempt(1), A, superseded_end(spec(), moment())),
+    ]
     assert effects[1:] == []
     attached = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
     assert attached == []
@@ -362,7 +368,7 @@ def test_an_attempt_without_an_end_in_all_logs_is_lost() -> None:
     effects = world.dispatch.on_live_loaded(live, moment(9))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
+        Finished(T, attempt(), B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
@@ -381,7 +387,7 @@ def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
     effects = world.dispatch.on_live_loaded(live, moment(LATE))
 
     assert appended_facts(effects) == [
-        Finished(T, attempt(), B, LOST_OUTCOME, term=1),
+        Finished(T, attempt(), B, LOST_OUTCOME),
         Assigned(T, attempt(2), B),
     ]
 
@@ -432,7 +438,7 @@ def test_the_later_of_two_attempts_in_the_log_is_awaited() -> None:
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME, term=1)]
+    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
     assert (world.dispatch.outstanding(A), world.dispatch.outstanding(B)) == (0, 1)
 
 
@@ -444,7 +450,7 @@ def test_an_attempt_that_its_worker_stopped_listing_is_not_awaited() -> None:
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(2), B, LOST_OUTCOME, term=1)]
+    assert appended_facts(effects) == [Finished(T, attempt(2), B, LOST_OUTCOME)]
     assert world.dispatch.outstanding(A) == 1
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import (
     Assigned,
+    Decided,
     Finished,
     Submitted,
     TaskCancelled,
@@ -13,7 +15,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import TaskOptions, without_stdin
+from octaskly.core.model.task_options import Retry, TaskOptions, without_stdin
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
 from tests.support.builders import attempt, node_id, outcome, released, spec
 
@@ -55,23 +57,103 @@ def test_a_released_task_is_queued_again() -> None:
 
 def test_a_cancel_wins_over_a_failure() -> None:
     """The client wanted it to end, and it has no output worth keeping."""
-    record = known(TaskCancelled(TASK, "x"), Finished(TASK, attempt(), A, FAILED))
+    record = known(TaskCancelled(TASK, "x", 1), Finished(TASK, attempt(), A, FAILED, 1))
 
     assert record.state is TaskState.CANCELLED
 
 
 def test_a_success_wins_over_a_cancel() -> None:
     """Only a split can bring both, and then the work is done."""
-    record = known(TaskCancelled(TASK, "x"), Finished(TASK, attempt(), A, outcome()))
+    record = known(
+        TaskCancelled(TASK, "x", 1), Finished(TASK, attempt(), A, outcome(), 1)
+    )
 
     assert record.state is TaskState.COMPLETED
+
+
+def test_an_end_alone_decides_nothing() -> None:
+    """The dispatcher may have recorded it before it had read the log."""
+    for end, state in ((outcome(), TaskState.RUNNING), (FAILED, TaskState.QUEUED)):
+        ended = Finished(TASK, attempt(), A, end)
+
+        assert known(SUBMITTED, ended).state is state
+        cancelled = known(ended, TaskCancelled(TASK, "x", 1))
+        assert cancelled.state is TaskState.CANCELLED
+
+
+def test_a_verdict_may_arrive_before_the_end_that_caused_it() -> None:
+    """They may be in streams of two epochs."""
+    record = known(Decided(TASK, TaskState.COMPLETED, 2))
+
+    assert record.state is TaskState.COMPLETED
+    assert record.deciding_attempt is None
+
+
+def test_the_later_epoch_has_the_last_word_on_a_cancel() -> None:
+    """It has told its clients."""
+    ended = Finished(TASK, attempt(), A, FAILED, 2)
+
+    for term, state in ((1, TaskState.FAILED), (3, TaskState.CANCELLED)):
+        assert known(ended, TaskCancelled(TASK, "x", term)).state is state
+
+
+def test_losses_are_shown_as_the_reason_of_a_failure() -> None:
+    """The log has no more than that the worker was lost."""
+    lost = [
+        Finished(TASK, attempt(n), A, released(EndReason.LOST), int(n == 3))
+        for n in (1, 2, 3)
+    ]
+    shown = known(SUBMITTED, *lost).deciding_attempt
+
+    assert shown is not None
+    assert shown.outcome is not None
+    assert (shown.id, shown.state) == (attempt(3), AttemptState.FAILED)
+    assert shown.outcome.reason is EndReason.POISON
+    assert "3 times" in shown.outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("detail", "text"),
+    [
+        ("", "its worker was lost, and it must not run twice"),
+        ("its launcher died", "its launcher died, and it must not run twice"),
+    ],
+)
+def test_a_lost_task_that_must_not_run_twice_says_so(detail: str, text: str) -> None:
+    """Its worker may live on, if the task killed only the launcher there."""
+    end = released(EndReason.LOST, detail)
+    asked = submitted_with(TaskOptions(retry=Retry(on_lost=False)))
+    shown = known(asked, Finished(TASK, attempt(), A, end, 1)).deciding_attempt
+
+    assert shown is not None
+    assert shown.outcome is not None
+    assert (shown.outcome.reason, shown.outcome.detail) == (EndReason.LOST, text)
+
+
+def test_missing_inputs_are_shown_once_each() -> None:
+    """Those that a node lacked in an earlier epoch may be there now."""
+    lacks = [
+        (attempt(1), A, "input old"),
+        (attempt(2, term=2), A, "input x"),
+        (attempt(3, term=2), B, "input y"),
+    ]
+    ends = [
+        Finished(TASK, name, node, released(EndReason.INPUTS, text))
+        for name, node, text in lacks
+    ]
+    record = known(SUBMITTED, *ends, Decided(TASK, TaskState.FAILED, 2))
+    shown = record.deciding_attempt
+
+    assert shown is not None
+    assert shown.outcome is not None
+    assert shown.outcome.detail == "no node has all its inputs: input x; input y"
 
 
 def test_a_success_wins_over_an_earlier_failure() -> None:
     """Both sides of a split ran it; the successful attempt counts."""
     record = known(
-        Finished(TASK, attempt(1), A, FAILED),
-        Finished(TASK, attempt(2), B, outcome()),
+        Finished(TASK, attempt(1), A, FAILED, 1),
+        Finished(TASK, attempt(2), B, outcome(), 1),
     )
 
     assert record.state is TaskState.COMPLETED
@@ -81,8 +163,8 @@ def test_a_success_wins_over_an_earlier_failure() -> None:
 def test_the_smallest_success_counts() -> None:
     """So all nodes show the same output."""
     record = known(
-        Finished(TASK, attempt(2), B, outcome(stdout=b"two")),
-        Finished(TASK, attempt(1), A, outcome(stdout=b"one")),
+        Finished(TASK, attempt(2), B, outcome(stdout=b"two"), 1),
+        Finished(TASK, attempt(1), A, outcome(stdout=b"one"), 1),
     )
 
     assert record.deciding_attempt is not None
@@ -92,7 +174,7 @@ def test_the_smallest_success_counts() -> None:
 def test_the_first_failure_counts_without_a_success() -> None:
     """A failure is chosen before a later release."""
     record = known(
-        Finished(TASK, attempt(1), A, FAILED),
+        Finished(TASK, attempt(1), A, FAILED, 1),
         Finished(TASK, attempt(2), B, released(EndReason.LOST)),
     )
 
@@ -102,7 +184,7 @@ def test_the_first_failure_counts_without_a_success() -> None:
 def test_a_late_assignment_does_not_reopen_an_attempt() -> None:
     """Facts of one attempt may arrive in any order."""
     record = known(
-        Finished(TASK, attempt(), A, outcome()), Assigned(TASK, attempt(), A)
+        Finished(TASK, attempt(), A, outcome(), 1), Assigned(TASK, attempt(), A)
     )
 
     assert record.attempts[0].state is AttemptState.OK
@@ -112,7 +194,7 @@ def test_a_success_of_a_lost_attempt_counts() -> None:
     """A worker that was given up still delivers its result."""
     record = known(
         Finished(TASK, attempt(), A, released(EndReason.LOST)),
-        Finished(TASK, attempt(), A, outcome()),
+        Finished(TASK, attempt(), A, outcome(), 1),
     )
 
     assert record.state is TaskState.COMPLETED
@@ -128,7 +210,7 @@ def test_of_two_cancels_all_nodes_show_the_same_one() -> None:
 def test_an_attempt_with_two_nodes_shows_one_node() -> None:
     """It cannot happen without a fault, and even then all nodes agree."""
     record = known(
-        Finished(TASK, attempt(), B, outcome()), Assigned(TASK, attempt(), A)
+        Finished(TASK, attempt(), B, outcome(), 1), Assigned(TASK, attempt(), A)
     )
 
     assert [found.node for found in record.attempts] == [A]

@@ -19,6 +19,7 @@ from octaskly.core.effects import (
 from octaskly.core.events import PeerUp, Persisted, Received, SavedState, TimerFired
 from octaskly.core.log.facts import (
     NO_FLOOR,
+    Decided,
     Entry,
     Finished,
     Recorded,
@@ -31,7 +32,13 @@ from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import ArraySpec, FreedStdin, TaskOptions
-from octaskly.core.model.tasks import Attempt, AttemptState, Outcome, TaskSpec
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, TERMS_AHEAD_MAX
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
@@ -150,6 +157,11 @@ def ended(state: AttemptState = AttemptState.OK, **more: Any) -> Entry:
     return Entry(KNOWN, 5, 9, Finished(TaskId("t"), attempt(), ME, how))
 
 
+def decided(state: TaskState) -> Entry:
+    """Return an entry with a verdict."""
+    return Entry(KNOWN, 5, 9, Decided(TaskId("t"), state, 1))
+
+
 def rowed(state: AttemptState, end: Outcome | None) -> Snapshot:
     """Return a snapshot of one task with this attempt."""
     tried = Attempt(id=attempt(), node=ME, state=state, outcome=end)
@@ -232,6 +244,7 @@ WRONG = {
     "a claim to another's stream": (Claim(THEIRS, KNOWN, ()), "writer"),
     "stream zero": (Claim(THEIRS, StreamId(0), ()), "writer"),
     "an end that is none": (telling(ended(AttemptState.RUNNING)), "fact"),
+    "a verdict that is none": (telling(decided(TaskState.QUEUED)), "fact"),
     "a result that is none": (
         Results((report(end=outcome(AttemptState.ASSIGNED)),), 1),
         "fact",

@@ -813,7 +813,9 @@ def test_waiting_clients_get_an_end_recorded_by_another_node() -> None:
     task, done = TaskId("t"), AttemptId(1, StreamId(9), 1)
     said: tuple[Fact, ...] = (
         Submitted(TaskSpec(id=task, command="true")),
-        Finished(task, done, OTHER, Outcome(AttemptState.OK, EndReason.EXIT), term=1),
+        Finished(
+            task, done, OTHER, Outcome(AttemptState.OK, EndReason.EXIT), decided_term=1
+        ),
     )
     entries = tuple(Entry(StreamId(9), at, at, fact) for at, fact in enumerate(said, 1))
     writers = ((StreamId(9), Epoch(1, OTHER)),)

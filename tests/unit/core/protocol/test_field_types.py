@@ -8,7 +8,7 @@ import pytest
 from msgspec import Struct, inspect, msgpack
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Entry, Fact, Notified, Submitted, Unblocked
+from octaskly.core.log.facts import Decided, Entry, Fact, Notified, Submitted, Unblocked
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.keyring_state import KeyringTransfer, MergeKeyring
@@ -19,7 +19,7 @@ from octaskly.core.model.task_options import (
     TaskLimits,
     TaskOptions,
 )
-from octaskly.core.model.tasks import Attempt, OutputFile, TaskSpec
+from octaskly.core.model.tasks import Attempt, OutputFile, TaskSpec, TaskState
 from octaskly.core.protocol.messages import (
     ClaimOk,
     Entries,
@@ -66,6 +66,7 @@ OPTIONS = TaskOptions(
 FACTS: tuple[Fact, ...] = (
     *(entry.fact for entry in ENTRIES),
     Submitted(replace(SPEC, options=OPTIONS)),
+    Decided(TASK, TaskState.COMPLETED, 3),
     Notified(TASK),
     Unblocked(TASK),
     FLOOR,

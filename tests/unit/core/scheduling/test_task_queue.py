@@ -272,7 +272,6 @@ def test_a_record_brings_attempt_numbers_but_only_new_missing_inputs() -> None:
     assert task.last_attempt_n == 2
     assert task.nodes_lacking_inputs == {B}
     assert task.describe_missing_inputs() == "input data.csv"
-    assert task.describe_absent_inputs() == "input data.csv is on no node"
 
 
 def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:

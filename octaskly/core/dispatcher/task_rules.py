@@ -1,0 +1,205 @@
+"""Rules of a task's life: what a dispatcher decides about a task, from its facts.
+
+These are pure functions. `core.log.merge` turns facts into the state of a task, and
+these functions turn them into the next verdict or try. Other modules of the dispatcher
+find the facts and carry out the decisions.
+
+Source: docs/explanation/retries.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from msgspec.structs import replace
+
+from octaskly.core.log.facts import Decided, TaskCancelled
+from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord, cancel_of
+from octaskly.core.model.arrays import ArrayProgress
+from octaskly.core.model.ids import AttemptId, Moment, TaskId
+from octaskly.core.model.task_options import Retry
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.model.timer_heap import backoff
+
+LOSSES_MAX = 3  #: after this many lost workers, the task is presumed to be the cause
+LOSS_BACKOFF_S = 5.0
+"""Delay before the last try after losses.
+
+Without it, nodes that fail together could use up all tries. It exceeds the longest time
+for which a dead node seems alive.
+"""
+
+RETRY_BASE_S = 1.0
+RETRY_CAP_S = 300.0
+DRAW_BYTES = 7
+DEFAULT_RETRY = Retry()
+
+# --- Ends of attempts.
+
+
+def verdict_of(
+    spec: TaskSpec, attempts: Sequence[Attempt], *, lacks_inputs: bool = False
+) -> TaskState | None:
+    """Return how the attempts at a task end it; None if another one may follow.
+
+    Args:
+        spec: The task.
+        attempts: All known attempts, with how they ended.
+        lacks_inputs: No node that could run the task has all its inputs.
+    """
+    if any(attempt.state is AttemptState.OK for attempt in attempts):
+        return TaskState.COMPLETED
+    rule = retry_policy(spec)
+    failed = [a.outcome for a in attempts if a.state is AttemptState.FAILED]
+    lost = sum(map(is_loss, attempts))
+    is_over = (
+        len(failed) > rule.retries
+        or not all(_is_retried(rule, outcome) for outcome in failed)
+        or lost >= (LOSSES_MAX if rule.on_lost else 1)
+        or lacks_inputs
+    )
+    return TaskState.FAILED if is_over else None
+
+
+def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | None:
+    """Return the verdict that the dispatcher of epoch `term` has to write, if any.
+
+    Ends that were recorded before the log was read are decided now. A verdict of an
+    earlier epoch is repeated: another one, of an epoch between the two, could come
+    later and change what clients have seen.
+    """
+    if record.spec is None or record.progress is not None:
+        return None  # The state of an array follows from its members.
+    state = record.state
+    if not state.is_final:
+        verdict = verdict_of(record.spec, record.attempts)
+        return None if verdict is None else Decided(record.id, verdict, term)
+    if state is TaskState.CANCELLED:
+        return repeated_cancel(cancel_of(record), term)
+    is_own = record.verdict_term >= term
+    return None if is_own else Decided(record.id, state, term)
+
+
+def repeated_cancel(cancel: TaskCancelled | None, term: int) -> TaskCancelled | None:
+    """Return a cancel of an earlier epoch as one of epoch `term`.
+
+    A cancel in no epoch is not repeated, as any success counts more: the end was given
+    up, or the cancel is that of its array.
+    """
+    is_earlier = cancel is not None and 0 < cancel.term < term
+    return replace(cancel, term=term) if cancel and is_earlier else None
+
+
+def is_loss(attempt: Attempt) -> bool:
+    """Return True if the attempt was lost with its worker or launcher."""
+    outcome = attempt.outcome
+    is_released = attempt.state is AttemptState.RELEASED
+    return is_released and outcome is not None and outcome.reason is EndReason.LOST
+
+
+def presumed_end(spec: TaskSpec, now: Moment, *, has_begun: bool = True) -> Outcome:
+    """Return the end of an attempt whose worker is gone.
+
+    One that only waited there counts as returned. A task that must not run twice is an
+    exception, because the worker may have begun it since.
+    """
+    is_returned = not has_begun and retry_policy(spec).on_lost
+    return _released(EndReason.RETURNED if is_returned else EndReason.LOST, now)
+
+
+def superseded_end(spec: TaskSpec, now: Moment) -> Outcome:
+    """Return the end of a live attempt for which another one stands.
+
+    A loss would end a task that must not run twice, so it counts as returned.
+    """
+    is_lost = retry_policy(spec).on_lost
+    return _released(EndReason.LOST if is_lost else EndReason.RETURNED, now)
+
+
+def reported_attempts(attempts: Sequence[Attempt]) -> tuple[AttemptId, ...]:
+    """Return the attempts whose ends were reported by their workers.
+
+    Presumed ends of absent workers are left out, because a report may still come.
+    """
+    ended = [(a.id, a.outcome) for a in attempts if a.outcome is not None]
+    return tuple(name for name, end in ended if end.reason not in PRESUMED_REASONS)
+
+
+def is_retry_of(attempt: AttemptId, known: Sequence[Attempt]) -> bool:
+    """Return True if `attempt` may be the try after the known ones.
+
+    All of these came to nothing, and their workers have said so.
+    """
+    ended = reported_attempts(known)
+    has_success = any(each.state is AttemptState.OK for each in known)
+    return bool(ended) and not has_success and max(ended) < attempt
+
+
+# --- The next try.
+
+
+def retry_policy(spec: TaskSpec) -> Retry:
+    """Return the retry policy that a task has or gets by default."""
+    options = spec.options
+    return DEFAULT_RETRY if options is None or options.retry is None else options.retry
+
+
+def wait_s(task: TaskId, attempts: Sequence[Attempt], ended: Outcome) -> float | None:
+    """Return the seconds to wait before the next try; None if it may follow at once."""
+    if ended.state is AttemptState.FAILED:
+        failed = sum(each.state is AttemptState.FAILED for each in attempts)
+        return retry_delay_s(task, failed)
+    is_last = sum(map(is_loss, attempts)) == LOSSES_MAX - 1
+    backs_off = ended.reason is EndReason.LOST and is_last
+    return LOSS_BACKOFF_S if backs_off else None
+
+
+def retry_delay_s(task: TaskId, failed: int) -> float:
+    """Return the seconds to wait after a task's `failed`-th failure.
+
+    Full jitter: the delay is a fraction of the doubled wait, so tasks that failed
+    together do not retry together. The fraction is a hash of the task id, so a replay
+    repeats it. Source: Marc Brooker, "Exponential backoff and jitter".
+    """
+    digest = blake2b(f"{task}:{failed}".encode(), digest_size=DRAW_BYTES).digest()
+    draw = int.from_bytes(digest, "big") / (1 << 8 * DRAW_BYTES)
+    return draw * backoff(failed, base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
+
+
+def _released(reason: EndReason, now: Moment) -> Outcome:
+    return Outcome(state=AttemptState.RELEASED, reason=reason, ended_ms=now.wall_ms)
+
+
+def _is_retried(rule: Retry, outcome: Outcome | None) -> bool:
+    return rule.on_failure or (outcome is not None and outcome.exit_code in rule.codes)
+
+
+# --- Cancels.
+
+
+def may_cancel(state: TaskState, *, has_begun: bool, force: bool) -> bool:
+    """Return True if a request may cancel a task: what runs only with `force`."""
+    if state is TaskState.RUNNING:
+        return force or not has_begun
+    return not state.is_final
+
+
+def may_cancel_array(state: TaskState, progress: ArrayProgress, *, force: bool) -> bool:
+    """Return True if a request may cancel an array: its members that have not begun.
+
+    With `force`, those that run are cancelled, too.
+    """
+    return not state.is_final and bool(progress.queued or force)
+
+
+def is_cut_off(max_fails: int | None, failed: int) -> bool:
+    """Return True if so many members of an array failed that no more may begin."""
+    return max_fails is not None and failed > max_fails
