@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Effect, LoadUnblocked
 from octaskly.core.events import UnblockedLoaded, UnblockedTask
-from octaskly.core.log.facts import TaskCancelled, Unblocked
-from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX
+from octaskly.core.log.facts import Unblocked
 from octaskly.core.model.hlc import hlc_of
-from octaskly.core.model.ids import Moment, task_name
+from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Timing
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
@@ -141,16 +141,11 @@ class Dependencies:
         assert spec is not None
         if self._step.ended_since_query and spec.id in self._step.ended_since_query:
             return None
-        if unblocked.failed_dependency is None:
-            self._step.facts.append(Unblocked(spec.id))
+        term = self._step.epoch.term
+        fact = task_rules.unblock(spec.id, unblocked.failed_dependency, term)
+        self._step.facts.append(fact)
+        if isinstance(fact, Unblocked):
             return spec
-        self._step.facts.append(
-            TaskCancelled(
-                spec.id,
-                f"{DEPENDENCY_FAILED_PREFIX}{task_name(unblocked.failed_dependency)}",
-                self._step.epoch.term,
-            )
-        )
         task = self._queue.add_shadow(spec, TaskState.CANCELLED)
         self._step.pin_until_durable(task)
         self._step.announce_ended([spec.id])

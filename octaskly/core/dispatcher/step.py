@@ -24,6 +24,7 @@ from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
     MAX_FAILS_CANCELLER,
+    has_too_many_failures,
     split_member_id,
 )
 from octaskly.core.model.ids import (
@@ -442,10 +443,10 @@ class DispatchStep:
         """Begin no more members of an array of which too many have failed."""
         array = self.queue.array_queue.counted_array_of(member)
         array_spec = None if array is None else array.spec.array
-        if array is None or array_spec is None or array_spec.max_fails is None:
+        if array is None or array_spec is None:
             return
         array.failed_members += 1
-        if task_rules.is_cut_off(array_spec.max_fails, array.failed_members):
+        if has_too_many_failures(array_spec, array.failed_members):
             self._ended_tasks += self.cancel_remaining_members(
                 array.spec, MAX_FAILS_CANCELLER, TaskState.FAILED
             )
@@ -455,11 +456,8 @@ class DispatchStep:
         for record in records:
             spec, task = record.spec, self.queue.tasks.get(record.id)
             is_already_ended = task is not None and task.stage is Stage.ENDED
-            if (
-                spec is not None
-                and record.has_too_many_failures
-                and not is_already_ended
-            ):
+            must_cut_off = task_rules.must_cut_off(record) and not is_already_ended
+            if spec is not None and must_cut_off:
                 self._ended_tasks += self.cancel_remaining_members(
                     spec, MAX_FAILS_CANCELLER, TaskState.FAILED
                 )

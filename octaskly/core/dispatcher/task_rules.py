@@ -14,10 +14,15 @@ from hashlib import blake2b
 
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Decided, TaskCancelled
-from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord, cancel_of
-from octaskly.core.model.arrays import ArrayProgress
-from octaskly.core.model.ids import AttemptId, Moment, TaskId
+from octaskly.core.log.facts import Decided, TaskCancelled, Unblocked
+from octaskly.core.log.merge import (
+    DEPENDENCY_FAILED_PREFIX,
+    PRESUMED_REASONS,
+    TaskRecord,
+    cancel_of,
+)
+from octaskly.core.model.arrays import ArrayProgress, has_too_many_failures
+from octaskly.core.model.ids import AttemptId, Moment, TaskId, task_name
 from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import (
     Attempt,
@@ -200,6 +205,29 @@ def may_cancel_array(state: TaskState, progress: ArrayProgress, *, force: bool) 
     return not state.is_final and bool(progress.queued or force)
 
 
-def is_cut_off(max_fails: int | None, failed: int) -> bool:
-    """Return True if so many members of an array failed that no more may begin."""
-    return max_fails is not None and failed > max_fails
+def must_cut_off(array: TaskRecord) -> bool:
+    """Return True if the rest of an array is to be cancelled: too many failed."""
+    spec, progress = array.spec, array.progress
+    if spec is None or spec.array is None or progress is None:
+        return False
+    is_open = bool(progress.queued or progress.running) and array.cancelled_by is None
+    return is_open and has_too_many_failures(spec.array, progress.failed)
+
+
+# --- Dependencies.
+
+
+def unblock(
+    task: TaskId, failed_dependency: TaskId | None, term: int
+) -> Unblocked | TaskCancelled:
+    """Return what becomes of a task once its dependencies have ended.
+
+    Args:
+        task: The task, which waits for others.
+        failed_dependency: One that did not end as required; None if all did.
+        term: Of the epoch that decides it.
+    """
+    if failed_dependency is None:
+        return Unblocked(task)
+    by = f"{DEPENDENCY_FAILED_PREFIX}{task_name(failed_dependency)}"
+    return TaskCancelled(task, by, term)

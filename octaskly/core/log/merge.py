@@ -33,7 +33,6 @@ from octaskly.core.log.shown_end import shown_failure
 from octaskly.core.model.arrays import (
     ArrayProgress,
     array_state,
-    has_too_many_failures,
     split_member_id,
 )
 from octaskly.core.model.field_types import Canceller, Count, Millis, Time
@@ -98,14 +97,6 @@ class TaskRecord(Struct, frozen=True, array_like=True):
             return None
         is_over = self.is_unblocked or self.attempts or self.cancelled_by is not None
         return None if is_over else options.after
-
-    @property
-    def has_too_many_failures(self) -> bool:
-        """Return True if too many members of the array failed; cancel the rest then."""
-        array = None if self.spec is None else self.spec.array
-        if array is None or self.progress is None:
-            return False
-        return has_too_many_failures(array, self.progress, self.cancelled_by)
 
     @property
     def failed_dependency(self) -> str | None:

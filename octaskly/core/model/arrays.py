@@ -217,14 +217,9 @@ def is_valid_array(array: ArraySpec) -> bool:
     )
 
 
-def has_too_many_failures(
-    array: ArraySpec, progress: ArrayProgress, cancelled_by: str | None
-) -> bool:
-    """Return True if too many members failed and the rest is not yet cancelled."""
-    fails_max = array.max_fails
-    if fails_max is None or progress.failed <= fails_max or cancelled_by is not None:
-        return False
-    return progress.queued > 0 or progress.running > 0
+def has_too_many_failures(array: ArraySpec, failed: int) -> bool:
+    """Return True if so many members failed that no others may begin."""
+    return array.max_fails is not None and failed > array.max_fails
 
 
 def array_state(
@@ -239,7 +234,7 @@ def array_state(
         return TaskState.RUNNING if has_begun else TaskState.QUEUED
     if not progress.cancelled:
         return TaskState.FAILED if failed else TaskState.COMPLETED
-    has_failed_too_often = array.max_fails is not None and failed > array.max_fails
-    if failed and (cancelled_by is None or has_failed_too_often):
+    is_cut_off = has_too_many_failures(array, failed)
+    if failed and (cancelled_by is None or is_cut_off):
         return TaskState.FAILED
     return TaskState.CANCELLED

@@ -10,17 +10,25 @@ from octaskly.core.dispatcher.task_rules import (
     LOSSES_MAX,
     RETRY_CAP_S,
     is_retry_of,
+    may_cancel,
+    must_cut_off,
     next_verdict,
     presumed_end,
     retry_delay_s,
     superseded_end,
+    unblock,
     verdict_of,
     wait_s,
 )
-from octaskly.core.log.facts import Decided, TaskCancelled
-from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
+from octaskly.core.log.facts import Decided, TaskCancelled, Unblocked
+from octaskly.core.log.merge import (
+    DEPENDENCY_FAILED_PREFIX,
+    LOST_END_CANCELLER,
+    TaskRecord,
+)
+from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import Retry, TaskOptions
+from octaskly.core.model.task_options import ArraySpec, Retry, TaskOptions
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -230,6 +238,53 @@ def test_a_cancel_in_no_epoch_is_not_repeated() -> None:
     known = TaskRecord(T, task(), cancelled_by=LOST_END_CANCELLER)
 
     assert next_verdict(known, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "has_begun", "force", "may"),
+    [
+        (TaskState.QUEUED, False, False, True),
+        (TaskState.RUNNING, False, False, True),  # It only waits on its worker.
+        (TaskState.RUNNING, True, False, False),
+        (TaskState.RUNNING, True, True, True),
+        (TaskState.COMPLETED, False, True, False),
+        (TaskState.CANCELLED, False, True, False),
+    ],
+)
+def test_what_runs_is_cancelled_by_force_only(
+    state: TaskState, has_begun: bool, force: bool, may: bool
+) -> None:
+    """What is over is never cancelled."""
+    assert may_cancel(state, has_begun=has_begun, force=force) is may
+
+
+@pytest.mark.parametrize(
+    ("failed", "queued", "by", "must"),
+    [
+        (1, 5, None, False),
+        (2, 5, None, True),
+        (2, 0, None, False),  # All have ended.
+        (2, 5, "ann", False),
+    ],
+)
+def test_an_array_is_cut_off_once_too_many_members_failed(
+    failed: int, queued: int, by: str | None, must: bool
+) -> None:
+    """Unless that was done, or nothing is left."""
+    options = TaskOptions(array=ArraySpec(count=9, max_fails=1))
+    whole = TaskSpec(id=T, command="x", options=options)
+    progress = ArrayProgress(failed=failed, queued=queued)
+
+    known = TaskRecord(T, whole, progress=progress, cancelled_by=by)
+
+    assert must_cut_off(known) is must
+
+
+def test_a_task_whose_dependency_did_not_end_as_required_is_cancelled() -> None:
+    """The cancel names it; else the task may run."""
+    assert unblock(T, None, 3) == Unblocked(T)
+    by = f"{DEPENDENCY_FAILED_PREFIX}nightly"
+    assert unblock(T, TaskId("nightly~a"), 3) == TaskCancelled(T, by, 3)
 
 
 def test_tasks_that_failed_together_are_retried_at_different_times() -> None:
