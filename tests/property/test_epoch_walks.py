@@ -193,6 +193,9 @@ def test_failed_tasks_get_as_many_attempts_as_requested(
         failed = [end for end in ends if end.state is AttemptState.FAILED]
         lost = [end for end in ends if end.reason is EndReason.LOST]
         # Otherwise the task may have been lost for good before its failure was known.
-        may_be_lost = record.spec.options.retry.on_lost and len(lost) < LOSSES_MAX
-        is_over = record.state is TaskState.FAILED and bool(failed)
+        may_be_lost = record.spec.options.retry.on_lost
+        may_be_lost &= len(lost) + len(failed) < LOSSES_MAX
+        chosen = record.deciding_attempt
+        is_over = record.state is TaskState.FAILED and chosen is not None
+        is_over = is_over and chosen is not None and chosen.outcome in failed
         assert len(failed) > 1 or not (may_be_lost and is_over), record

@@ -306,6 +306,7 @@ class Reconciler:
         verdict = self._step.write_verdict(joined)
         if verdict is None and joined.state.is_final:
             verdict = joined.state
+            task.is_array_cancelled |= not joined.cancel_term
         if verdict is not None:
             is_new = not joined.state.is_final
             self._step.apply_verdict(task, verdict, is_new=is_new)

@@ -318,12 +318,16 @@ class DispatchStep:
         """
         task.add_end(attempt, node, outcome)
         self.pin_until_durable(task)
-        verdict, final = None, task.final_state
-        if task.is_store_confirmed and final in (None, TaskState.FAILED):
+        verdict = None
+        if task.is_store_confirmed or task.final_state is not None:
             verdict = task_rules.verdict_of(
                 task.spec, task.attempts, lacks_inputs=lacks_inputs
             )
-            verdict = None if verdict is final else verdict
+            if task.final_state is not None:
+                is_open = task.final_state is TaskState.FAILED
+                is_open = is_open or task.is_array_cancelled
+                is_new = is_open and verdict is TaskState.COMPLETED
+                verdict = verdict if is_new else None
         term = 0 if verdict is None else self.epoch.term
         self.facts.append(Finished(task.spec.id, attempt, node, outcome, term))
         return verdict
@@ -390,14 +394,14 @@ class DispatchStep:
         self.pin_until_durable(task)
         ended = [array.id]
         for member in self._undecided_members(array.id):
+            if self.is_prefetched(member):
+                ended.append(self._cancel_live_member(member, by))
+                continue
+            member.is_array_cancelled = True
             if member.stage in WAITING_STAGES:
                 queue.end(member, TaskState.CANCELLED)
                 self.pin_until_durable(member)
                 ended.append(member.spec.id)
-            elif self.is_prefetched(member):
-                ended.append(self._cancel_live_member(member, by))
-            else:
-                member.is_array_cancelled = True
         return ended
 
     def cancel_live_members(self, array: TaskSpec, by: str) -> list[TaskId]:

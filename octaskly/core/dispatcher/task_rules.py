@@ -88,6 +88,9 @@ def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | Non
         verdict = verdict_of(record.spec, record.attempts)
         return None if verdict is None else Decided(record.id, verdict, term)
     if state is TaskState.CANCELLED:
+        has_success = any(a.state is AttemptState.OK for a in record.attempts)
+        if has_success and not record.cancel_term:
+            return Decided(record.id, TaskState.COMPLETED, term)
         return repeated_cancel(cancel_of(record), term)
     is_own = record.verdict_term >= term
     return None if is_own else Decided(record.id, state, term)
@@ -96,8 +99,8 @@ def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | Non
 def repeated_cancel(cancel: TaskCancelled | None, term: int) -> TaskCancelled | None:
     """Return a cancel of an earlier epoch as one of epoch `term`.
 
-    A cancel in no epoch is not repeated, as any success counts more: the end was given
-    up, or the cancel is that of its array.
+    A cancel in no epoch is not repeated, as any success counts more: the task's end was
+    given up, or the cancel is that of its array.
     """
     is_earlier = cancel is not None and 0 < cancel.term < term
     return replace(cancel, term=term) if cancel and is_earlier else None

@@ -78,9 +78,8 @@ class QueuedTask:
     )
     may_be_array_cancelled: bool = False
     """Its array may be cancelled, so the store is read before it runs again."""
-    is_array_cancelled: bool = (
-        False  #: its array was cancelled while it ran, so no attempt follows
-    )
+    is_array_cancelled: bool = False
+    """Its array was cancelled, so no attempt follows; a success still counts."""
     remaining: RemainingMembers | None = (
         None  #: for an array, its members that were never assigned
     )
