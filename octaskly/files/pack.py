@@ -30,7 +30,7 @@ class PackReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def add_data(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def add_data(self, data: bytes | memoryview) -> Iterator[tuple[bytes, bytes]]:
         """Yield the SHA-256 and the bytes of each content that is complete now.
 
         Raises:

@@ -55,7 +55,7 @@ class InputSources(NamedTuple):
 class FileUpload(Protocol):
     """One upload in progress. All methods block."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes.
 
         Raises:

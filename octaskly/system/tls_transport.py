@@ -20,8 +20,10 @@ from octaskly.system.tls_errors import call_tls
 
 RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
 LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
+PART_BYTES: Final = 1 << 20  #: of a body that arrives; so much is in memory
 TURN_BYTES: Final = 8 << 20  #: of a body, until the thread is free for others
-WRITABLE_WAIT_MS: Final = 1  #: in a thread; longer waits take none
+WAITS_MAX: Final = 50  #: the same for a body that arrives slowly
+WAIT_MS: Final = 1  #: for the other end, in a thread; longer waits take none
 WRITE_BUFFER_BYTES: Final = 64 << 10
 SHUTDOWN_S: Final = 1.0  #: for the client to close its side
 
@@ -38,6 +40,9 @@ NextData = Callable[[], bytes | memoryview]
 The data must not change until the next call.
 """
 
+TakeData = Callable[[memoryview], None]
+"""Takes the next data of a body, which changes once it returns. It may block."""
+
 
 class TlsTransport(asyncio.Transport):
     """The server's end of a TLS connection.
@@ -46,7 +51,7 @@ class TlsTransport(asyncio.Transport):
         connection: A connection that was accepted and does not block.
         context: The TLS context of this end.
         protocol: The protocol; it is connected once the handshake has succeeded.
-        senders: Threads that send long bodies.
+        body_threads: They send and receive long bodies.
         handshake_s: Timeout for the handshake.
         on_handshake: Called when the handshake has ended.
     """
@@ -57,14 +62,14 @@ class TlsTransport(asyncio.Transport):
         context: ssl.SSLContext,
         protocol: asyncio.Protocol,
         *,
-        senders: Executor,
+        body_threads: Executor,
         handshake_s: float,
         on_handshake: OnHandshake,
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._context = context
-        self._senders = senders
+        self._body_threads = body_threads
         self._protocol: asyncio.BaseProtocol = protocol
         self._on_handshake: OnHandshake | None = on_handshake
         self.read_bytes = RECORD_BYTES  #: at most so many are passed on at a time
@@ -81,9 +86,9 @@ class TlsTransport(asyncio.Transport):
         self._is_reading_paused = False
         self._is_closing = False
         self._is_lost = False
-        self._sends_body = False
+        self._moves_body = False  #: until its end, nothing else is read or written
         self._in_thread = False  #: a thread uses the connection
-        self._writable: asyncio.Future[None] | None = None  #: awaited by `send_from`
+        self._ready: asyncio.Future[None] | None = None  #: the next turn of a body
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(
             handshake_s,
             self._end_handshake,
@@ -160,7 +165,7 @@ class TlsTransport(asyncio.Transport):
         if not self._is_closing:
             self._is_closing = True
             self._update_reader()
-            if not self._unsent and not self._sends_body:
+            if not self._unsent and not self._moves_body:
                 self._start_shutdown()
 
     def abort(self) -> None:
@@ -188,7 +193,7 @@ class TlsTransport(asyncio.Transport):
 
     def _update_reader(self) -> None:
         is_reading = not (
-            self._is_reading_paused or self._is_closing or self._sends_body
+            self._is_reading_paused or self._is_closing or self._moves_body
         )
         if is_reading and not self._is_reading:
             self._loop.add_reader(self._fd, self._read)
@@ -244,7 +249,7 @@ class TlsTransport(asyncio.Transport):
             return
         self._unsent.append(memoryview(data).cast("B"))
         self._unsent_bytes += len(data)
-        if len(self._unsent) == 1 and not self._sends_body:
+        if len(self._unsent) == 1 and not self._moves_body:
             self._write_unsent()
         else:
             self._pause_or_resume_writing()
@@ -270,7 +275,7 @@ class TlsTransport(asyncio.Transport):
             return
         else:
             self._loop.remove_writer(self._fd)
-            self._wake_sender()
+            self._start_turn()
             if self._is_closing:
                 self._start_shutdown()
         self._pause_or_resume_writing()
@@ -304,7 +309,7 @@ class TlsTransport(asyncio.Transport):
         while self._unsent and not self._is_lost:
             await self._become_writable()
         body = _Body(self._tls, next_data)
-        self._sends_body = True  # What is written meanwhile waits.
+        self._moves_body = True  # What is written meanwhile waits.
         self._update_reader()
         try:
             while not self._is_lost and not body.is_sent:
@@ -317,17 +322,65 @@ class TlsTransport(asyncio.Transport):
             self.abort()  # A client must not take a part for the whole.
             raise
         finally:
-            self._sends_body = False
+            self._moves_body = False
         if self._is_lost:
             raise ConnectionResetError("the client is gone")
         self._update_reader()
         self._write_unsent()
 
+    async def receive_to(
+        self, take: TakeData, size_bytes: int, *, stall_s: float
+    ) -> None:
+        """Pass the next data that arrives to a function instead of the protocol.
+
+        A thread decrypts it and calls the function, so the event loop serves others
+        meanwhile.
+
+        Args:
+            take: Takes the data, in parts of `PART_BYTES`.
+            size_bytes: Size of all the data.
+            stall_s: Timeout for each part.
+
+        Raises:
+            TimeoutError: a part did not arrive in time.
+            ConnectionError: the connection ended. What `take` raises is passed on.
+        """
+        body = _ArrivingBody(self._tls, take, size_bytes)
+        self._moves_body = True
+        self._update_reader()
+        try:
+            while not body.is_whole:
+                part_count = body.part_count
+                async with asyncio.timeout(stall_s):
+                    while body.part_count == part_count:
+                        await self._receive_some(body)
+        except ConnectionError as error:
+            self._lose(error)
+            raise
+        finally:
+            self._moves_body = False
+            if not self._is_lost:
+                self._update_reader()
+                self._write_unsent()
+
+    async def _receive_some(self, body: _ArrivingBody) -> None:
+        if self._is_lost:
+            raise ConnectionResetError("the client is gone")
+        if body.is_blocked:
+            body.is_blocked = False
+            await self._become_readable()
+        else:
+            await self._run_in_thread(body.receive_some)
+
     async def _run_in_thread(self, work: Callable[[], None]) -> None:
         self._in_thread = True
-        done = self._loop.run_in_executor(self._senders, work)
+        done = self._loop.run_in_executor(self._body_threads, work)
         done.add_done_callback(self._leave_thread)
-        await asyncio.shield(done)  # The thread goes on if this is cancelled.
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait((done,))  # It may use a file of the caller.
+            raise
 
     def _leave_thread(self, done: asyncio.Future[None]) -> None:
         done.exception()  # Nobody may be waiting for it any more.
@@ -337,21 +390,35 @@ class TlsTransport(asyncio.Transport):
 
     async def _become_writable(self) -> None:
         """Wait until the client has read some of what was sent, or is gone."""
-        self._writable = self._loop.create_future()
-        if self._sends_body:
-            self._loop.add_writer(self._fd, self._wake_sender)
+        if self._moves_body:
+            self._loop.add_writer(self._fd, self._start_turn)
             self._set_writing_paused(is_paused=True)
         try:
-            await self._writable
+            await self._become_ready()
         finally:
-            self._writable = None
-            if self._sends_body and not self._is_lost:
+            if self._moves_body and not self._is_lost:
                 self._loop.remove_writer(self._fd)
                 self._set_writing_paused(is_paused=False)
 
-    def _wake_sender(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
+    async def _become_readable(self) -> None:
+        """Wait until the client has sent something, or is gone."""
+        self._loop.add_reader(self._fd, self._start_turn)
+        try:
+            await self._become_ready()
+        finally:
+            if not self._is_lost:
+                self._loop.remove_reader(self._fd)
+
+    async def _become_ready(self) -> None:
+        self._ready = self._loop.create_future()
+        try:
+            await self._ready
+        finally:
+            self._ready = None
+
+    def _start_turn(self) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
 
     # -- the end -------------------------------------------------------------------
 
@@ -396,7 +463,7 @@ class TlsTransport(asyncio.Transport):
         self._loop.remove_writer(self._fd)
         self._unsent.clear()
         self._unsent_bytes = 0
-        self._wake_sender()
+        self._start_turn()
         if self._in_thread:
             # Its descriptor could be another connection's before the thread is done.
             socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
@@ -442,9 +509,73 @@ class _Body:
             try:
                 count = call_tls(self._tls.send, self._unsent)
             except ssl.SSLWantWriteError:
-                if not writable.poll(WRITABLE_WAIT_MS):
+                if not writable.poll(WAIT_MS):
                     self.is_blocked = True
                     return
             else:
                 self._unsent = self._unsent[count:]
                 sent_bytes += count
+
+
+class _ArrivingBody:
+    """A body that arrives by a connection that does not block.
+
+    Args:
+        tls: The connection.
+        take: Takes the data of the body.
+        size_bytes: Size of the body.
+    """
+
+    def __init__(self, tls: ssl.SSLSocket, take: TakeData, size_bytes: int) -> None:
+        self._tls, self._take = tls, take
+        self._left_bytes = size_bytes  #: not taken
+        self._buffer = memoryview(bytearray(min(PART_BYTES, size_bytes)))
+        self._filled_bytes = 0
+        self.part_count = 0  #: parts that were taken
+        self.is_blocked = False  #: the client sends slowly
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if all of it was taken."""
+        return not self._left_bytes
+
+    def receive_some(self) -> None:
+        """Take what has arrived, up to the size of a turn. Blocks for a moment.
+
+        Raises:
+            ConnectionError: the connection ended.
+        """
+        readable = select.poll()
+        readable.register(self._tls, select.POLLIN)
+        waits_left = WAITS_MAX
+        for _ in range(TURN_BYTES // PART_BYTES):
+            part = self._buffer[: self._left_bytes]
+            self._fill(part)
+            while self._filled_bytes < len(part):
+                waits_left -= 1
+                if waits_left < 0 or not readable.poll(WAIT_MS):
+                    self.is_blocked = True
+                    return
+                self._fill(part)
+            self._take(part)
+            self._left_bytes -= len(part)
+            self._filled_bytes = 0
+            self.part_count += 1
+            if self.is_whole:
+                return
+
+    def _fill(self, part: memoryview) -> None:
+        """Read what has arrived of a part."""
+        try:
+            while self._filled_bytes < len(part):
+                count = call_tls(self._tls.recv_into, part[self._filled_bytes :])
+                if not count:
+                    break
+                self._filled_bytes += count
+            else:
+                return
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            raise ConnectionResetError(str(error)) from None
+        raise ConnectionResetError("the client is gone")

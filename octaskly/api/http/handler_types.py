@@ -263,6 +263,7 @@ class RequestInfo:
     is_audited: bool = False  #: its changes are recorded in the audit log
     is_administrative: bool = False  #: only admins and local users may ask for it
     is_decided_elsewhere: bool = False  #: another node answered
+    closes_connection: bool = False  #: after the response
     dispatcher_headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of a dispatcher's response, also of an error response."""
     rate_units: int = 1  #: of the rate limit

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -65,6 +66,7 @@ from octaskly.rest.tasks import (
     TreeCopies,
     VerifiedFile,
 )
+from octaskly.system.tls_transport import TlsTransport
 
 FILES_PATH: Final = "/api/v1/files"
 PATH: Final = "/api/v1/files/{sha256}"
@@ -78,6 +80,8 @@ PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
 PART_BYTES: Final = 256 << 10  #: at least so much must arrive within the stall timeout
 PARTS_PER_TURN: Final = 4  #: of a thread; twice as many are in memory per upload
+LONG_BODY_BYTES: Final = 8 << 20
+"""What is left of a longer body is not worth a connection that stays open."""
 
 
 async def upload_unnamed_file(request: Request) -> web.StreamResponse:
@@ -181,7 +185,7 @@ async def upload_pack(request: Request) -> web.StreamResponse:
     new: list[str] = []
     held: list[str] = []
 
-    def store(data: bytes) -> None:
+    def store(data: bytes | memoryview) -> None:
         for sha256, content in reader.add_data(data):
             is_new = files.store_blob(sha256.hex(), content, keep_s=keep_s)
             (new if is_new else held).append(sha256.hex())
@@ -418,11 +422,19 @@ def _upload_errors(*, field: str) -> Iterator[None]:
         ) from None
 
 
-async def _receive(request: Request, write: Callable[[bytes], None]) -> int:
+async def _receive(
+    request: Request, write: Callable[[bytes | memoryview], None]
+) -> int:
     """Pass the body to `write`, in a thread, in parts; return its size.
 
     While a part is written, the next one arrives.
     """
+    body_bytes = request.http_request.content_length or 0
+    if body_bytes - request.http_request.content.total_bytes > LONG_BODY_BYTES:
+        transport = request.http_request.transport
+        if isinstance(transport, TlsTransport):
+            await _receive_long(request, transport, write)
+            return body_bytes
     size_bytes = 0
     writing: asyncio.Future[None] | None = None
     loop = asyncio.get_running_loop()
@@ -442,6 +454,36 @@ async def _receive(request: Request, write: Callable[[bytes], None]) -> int:
     return size_bytes
 
 
+async def _receive_long(
+    request: Request,
+    transport: TlsTransport,
+    write: Callable[[bytes | memoryview], None],
+) -> None:
+    """Pass a long body on straight from its connection.
+
+    The HTTP parser takes more time for it than TLS. It cannot find the next request
+    afterwards, so the connection is closed.
+    """
+    content = request.http_request.content
+    left_bytes = (request.http_request.content_length or 0) - content.total_bytes
+    parsed: deque[bytes] = deque()
+
+    def take(data: memoryview) -> None:
+        while parsed:
+            write(parsed.popleft())
+        write(data)
+
+    request.info.closes_connection = True
+    # Nothing arrives in between: this does not wait.
+    while data := content.read_nowait():
+        parsed.append(data)
+    await transport.receive_to(
+        take, left_bytes, stall_s=request.services.timeouts.stall_s
+    )
+    request.http_request.protocol.close()
+    content.feed_eof()
+
+
 async def _next_parts(request: Request) -> list[bytes]:
     """Return the next parts of the body, to be written in one turn; none at its end."""
     content, stall_s = request.http_request.content, request.services.timeouts.stall_s
@@ -459,7 +501,9 @@ async def _next_parts(request: Request) -> list[bytes]:
     return parts
 
 
-def _write_parts(write: Callable[[bytes], None], parts: Sequence[bytes]) -> None:
+def _write_parts(
+    write: Callable[[bytes | memoryview], None], parts: Sequence[bytes]
+) -> None:
     for part in parts:
         write(part)
 

@@ -149,7 +149,7 @@ class TlsListener:
         listener: The port; it listens and does not block.
         context_for_address: Returns the TLS context for an address of this machine.
         protocol_factory: Returns the protocol of a connection.
-        senders: Threads that send long bodies.
+        body_threads: They send and receive long bodies.
         limits: Limits on pending handshakes.
         members: Addresses of members of the mesh.
     """
@@ -159,13 +159,13 @@ class TlsListener:
         listener: socket.socket,
         context_for_address: Callable[[str], ssl.SSLContext],
         protocol_factory: Callable[[], asyncio.Protocol],
-        senders: Executor,
+        body_threads: Executor,
         limits: LimitOptions,
         members: MemberAddresses,
     ) -> None:
         self._listener = listener
         self._context_for_address = context_for_address
-        self._senders = senders
+        self._body_threads = body_threads
         self._timeout_s = limits.handshake_s
         self._protocol_factory = protocol_factory
         self._pending: set[TlsTransport] = set()
@@ -199,7 +199,7 @@ class TlsListener:
                 connection,
                 self._context_for_address(own_address),
                 self._protocol_factory(),
-                senders=self._senders,
+                body_threads=self._body_threads,
                 handshake_s=self._timeout_s,
                 on_handshake=on_handshake,
             )

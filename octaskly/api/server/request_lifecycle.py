@@ -172,7 +172,7 @@ class RequestLifecycle:
         headers.update(
             {**added, **seen.dispatcher_headers, **(seen.rate_limit_headers or {})}
         )
-        if self._long_polls.is_closing:
+        if seen.closes_connection or self._long_polls.is_closing:
             response.force_close()
 
     def finish_request(

@@ -103,7 +103,7 @@ ContextForAddress = Callable[[str], ssl.SSLContext]
 
 _DEFAULT_LIMITS = LimitOptions()
 _DEFAULT_TIMEOUTS = HttpTimeouts()
-SENDERS = 4  #: threads that send files to clients and nodes
+BODY_THREADS = 4  #: they send and receive files
 _LINGER_S = 1.0
 _DRAIN_S = 0.2
 PROBE_TIMEOUT_S = 1.0
@@ -367,8 +367,10 @@ class ApiServer:
     ) -> None:
         self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
-        # Of their own: clients that fetch files must not delay what the store does.
-        self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="octaskly-send")
+        # Of their own: clients that move files must not delay what the store does.
+        self._body_threads = ThreadPoolExecutor(
+            BODY_THREADS, thread_name_prefix="octaskly-body"
+        )
         self._long_polls = polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
             gateway, polls, forward_ssl, timeouts, configure_socket
@@ -516,7 +518,12 @@ class ApiServer:
         factory = self._protocol_factory(ListenerKind.LAN)
         for listener in sockets:
             port = TlsListener(
-                listener, self._lan_ssl, factory, self._senders, self._limits, members
+                listener,
+                self._lan_ssl,
+                factory,
+                self._body_threads,
+                self._limits,
+                members,
             )
             self._listen(listener, port.serve())
 
@@ -569,7 +576,7 @@ class ApiServer:
             self._server.pre_shutdown()
             await self._server.shutdown(self._services.timeouts.shutdown_s)
             self._server = None
-        self._senders.shutdown(wait=False)
+        self._body_threads.shutdown(wait=False)
         await self._node_client.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

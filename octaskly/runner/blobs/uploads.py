@@ -112,7 +112,7 @@ class BlobUpload:
         """Return True if all bytes of the file have arrived."""
         return not self._remaining_bytes
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         self._remaining_bytes -= len(data)
         if self._remaining_bytes < 0:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from hashlib import sha256
+from http.client import HTTPResponse, HTTPSConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.agents import Agent, meshed
+from tests.support.agents import Agent, meshed, until
 
 FILES = "/api/v1/files"
 BYTES = "application/octet-stream"
@@ -20,7 +23,7 @@ BYTES = "application/octet-stream"
 @pytest.fixture(scope="module")
 def files_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Agent]]:
     folder = tmp_path_factory.mktemp("files")
-    with meshed(folder, "ash", "birch", extra=("--files-quota", "8MiB")) as agents:
+    with meshed(folder, "ash", "birch", extra=("--files-quota", "16MiB")) as agents:
         yield agents
 
 
@@ -63,7 +66,7 @@ def test_an_invalid_file_is_refused_with_a_reason(files_mesh: list[Agent]) -> No
     assert (status, body["field"]) == (400, "sha256")
     assert send(agent, b"data", name="0" * 63)[0] == 400
     assert send(agent, b"data", headers={"Content-Type": "text/plain"})[0] == 415
-    status, body = send(agent, bytes(9 << 20))
+    status, body = send(agent, bytes(17 << 20))
     assert (status, body["error"]) == (507, "File larger than the quota")
     assert "--files-quota" in body["hint"]
     assert {place.name for place in folder.glob("*")} <= before
@@ -87,9 +90,74 @@ def test_a_client_cannot_read_a_file_back(files_mesh: list[Agent]) -> None:
             assert reply.status == 403
 
 
+def test_a_long_file_arrives_from_the_lan(files_mesh: list[Agent]) -> None:
+    """In one request, or continued after the client was interrupted in the first."""
+    agent, data = files_mesh[1], os.urandom(12 << 20)
+    name = sha256(data).hexdigest()
+
+    def arrived_bytes() -> int:
+        answer = agent.call("POST", f"{FILES}/missing", {"sha256": [name]})[1]
+        return int(answer["arrived"].get(name, 0))
+
+    def place(first: int) -> dict[str, str]:
+        return {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
+
+    def send_rest() -> bool:
+        first = arrived_bytes()
+        reply, body = send_over_lan(agent, data[first:], name, place(first))
+        assert reply.status in (201, 409), body  # The first may not be over yet.
+        assert reply.headers["Connection"] == "close"
+        return reply.status == 201
+
+    with closing(begin_over_lan(agent, len(data), name, place(0))) as connection:
+        connection.send(data[: 2 << 20])
+        until(lambda: arrived_bytes() >= 1 << 20, "some of it is there")
+    until(send_rest, "the rest is there")
+    assert agent.call("GET", f"{FILES}/{name}")[1]["bytes"] == len(data)
+    assert agent.call("DELETE", f"{FILES}/{name}")[0] == 204
+
+
+def test_a_long_file_that_is_another_one_is_refused(files_mesh: list[Agent]) -> None:
+    """The client reads the reason, and nothing of the file stays."""
+    agent, name = files_mesh[1], sha256(b"another").hexdigest()
+    reply, body = send_over_lan(agent, bytes(9 << 20), name)
+    assert (reply.status, body["field"]) == (400, "sha256")
+    assert not list((agent.state / "files").glob(f"{name}*"))
+
+
+def begin_over_lan(
+    agent: Agent, size_bytes: int, name: str, headers: Mapping[str, str]
+) -> HTTPSConnection:
+    """Send the header of an upload to the LAN port of an agent."""
+    place = urlsplit(agent.ready()["lan_url"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = HTTPSConnection(str(place.hostname), place.port, context=context)
+    token = agent.call("POST", "/api/v1/tokens", {"role": "client"})[1]["token"]
+    connection.putrequest("POST", f"{FILES}/{name}")
+    usual = {
+        "Content-Type": BYTES,
+        "Content-Length": str(size_bytes),
+        "Authorization": f"Bearer {token}",
+    }
+    for key, value in {**usual, **headers}.items():
+        connection.putheader(key, value)
+    connection.endheaders()
+    return connection
+
+
+def send_over_lan(
+    agent: Agent, data: bytes, name: str, headers: Mapping[str, str] | None = None
+) -> tuple[HTTPResponse, Any]:
+    """Upload a file to the LAN port of an agent; return response and body."""
+    with closing(begin_over_lan(agent, len(data), name, headers or {})) as connection:
+        connection.send(data)
+        reply = connection.getresponse()
+        return reply, json.loads(reply.read())
+
+
 def _loopback(agent: Agent) -> Any:
     import http.client
-    from urllib.parse import urlsplit
 
     place = urlsplit(agent.ready()["api_url"])
     return http.client.HTTPConnection(str(place.hostname), place.port)

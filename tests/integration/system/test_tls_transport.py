@@ -16,7 +16,7 @@ from typing import IO
 import pytest
 
 from octaskly.api.http.file_sender import READ_BYTES, _FilePart
-from octaskly.system.tls_transport import RECORD_BYTES, TlsTransport
+from octaskly.system.tls_transport import PART_BYTES, RECORD_BYTES, TlsTransport
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import until
@@ -70,7 +70,7 @@ class Pair:
             accepted,
             contexts("127.0.0.1"),
             self.server,
-            senders=self.senders,
+            body_threads=self.senders,
             handshake_s=handshake_s,
             on_handshake=self.outcomes.append,
         )
@@ -329,6 +329,80 @@ async def test_a_transfer_that_ends_in_its_thread_ends(file: Path) -> None:
                 await sending
             await pair.lost()
             writer.transport.abort()
+
+
+async def test_a_body_goes_past_the_protocol() -> None:
+    """What comes before and after it does not; what is written meanwhile waits."""
+    body = os.urandom(2 * PART_BYTES + 3)
+    taken: list[bytes] = []
+    async with connected() as (pair, reader, writer):
+        writer.write(b"head")
+        await until(lambda: pair.server.data == b"head")
+        receiving = asyncio.create_task(
+            pair.transport.receive_to(
+                lambda data: taken.append(bytes(data)), len(body), stall_s=WAIT_S_MAX
+            )
+        )
+        await asyncio.sleep(0)
+        pair.transport.write(b"meanwhile")
+        writer.write(body)
+        writer.write(b"tail")
+        await receiving
+        assert b"".join(taken) == body
+        assert max(map(len, taken)) == PART_BYTES
+        await until(lambda: pair.server.data == b"headtail")
+        assert await reader.readexactly(9) == b"meanwhile"
+
+
+async def test_a_body_that_cannot_be_stored_leaves_the_connection() -> None:
+    """The client gets the reason as a response."""
+
+    def take(_data: memoryview) -> None:
+        raise OSError("the disk is full")
+
+    async with connected() as (pair, reader, writer):
+        writer.write(os.urandom(PART_BYTES))
+        with pytest.raises(OSError, match="full"):
+            await pair.transport.receive_to(take, 2 * PART_BYTES, stall_s=WAIT_S_MAX)
+        pair.transport.write(b"refused")
+        assert await reader.readexactly(7) == b"refused"
+        writer.write(b"rest")
+        await until(lambda: pair.server.data == b"rest")
+
+
+async def test_a_body_that_stops_is_given_up() -> None:
+    """The client gets the reason as a response."""
+    async with connected() as (pair, reader, writer):
+        writer.write(b"a part")
+        with pytest.raises(TimeoutError):
+            await pair.transport.receive_to(lambda _: None, PART_BYTES, stall_s=0.01)
+        pair.transport.write(b"too slow")
+        assert await reader.readexactly(8) == b"too slow"
+
+
+@pytest.mark.parametrize("ending", ["client", "abort", "cancel"])
+async def test_a_body_that_breaks_off_ends(ending: str) -> None:
+    """The caller may close its file then: no thread uses it."""
+    taken: list[int] = []
+    async with connected() as (pair, _, writer):
+        receiving = asyncio.create_task(
+            pair.transport.receive_to(
+                lambda data: taken.append(len(data)), 1 << 30, stall_s=WAIT_S_MAX
+            )
+        )
+        writer.write(os.urandom(PART_BYTES))
+        await until(lambda: taken == [PART_BYTES])
+        match ending:
+            case "client":
+                writer.transport.abort()
+            case "abort":
+                pair.transport.abort()
+            case _:
+                receiving.cancel()
+        kind = asyncio.CancelledError if ending == "cancel" else ConnectionError
+        with pytest.raises(kind):
+            await receiving
+        assert taken == [PART_BYTES]
 
 
 def test_contexts_are_for_tls_1_3_only() -> None:
