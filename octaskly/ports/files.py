@@ -79,6 +79,9 @@ class FileUpload(Protocol):
         """End an upload that was not finished; what arrived may be kept."""
 
 
+WANTED_PIECES_MAX: Final = 64  #: of which a node sends one
+
+
 class OpenPiece(NamedTuple):
     """A piece of a file, for reading."""
 

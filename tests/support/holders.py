@@ -10,6 +10,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import cast
 
+from octaskly.api.schemas.query import Query
 from octaskly.files.manifest import content_digest
 from octaskly.files.pack import PackReader
 from octaskly.ports import RETENTION_S
@@ -92,7 +93,9 @@ class _Connection:
         self, sha256: str, wanted: Sequence[int], *, lent_tree: str = ""
     ) -> ArrivingPiece:
         self._node.asked += 1
-        piece = self._node.store.open_piece(sha256, wanted)
+        # As the route of a real node reads them.
+        query = Query([("pieces", ",".join(map(str, wanted)))], ("pieces",))
+        piece = self._node.store.open_piece(sha256, query.pieces())
         if piece is None:
             raise HolderBusy
         fd, number, start, end, blob_bytes = piece

@@ -14,7 +14,7 @@ from octaskly.api.schemas.base import SHA256
 from octaskly.api.schemas.request_bodies import BATCH_MAX
 from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import TaskSearch
+from octaskly.ports import WANTED_PIECES_MAX, TaskSearch
 from octaskly.rest.base import SINCE_S_MAX
 
 LIMIT_DEFAULT = 100
@@ -37,7 +37,7 @@ _LABEL_CHARS_MAX = 64 + 1 + 256
 _LABELS_MAX = 32
 _REPEATABLE = ("label",)  #: parameters that may be repeated
 
-_PIECES = re.compile(r"\d{1,9}(,\d{1,9}){0,15}", re.ASCII)
+_PIECES = re.compile(rf"\d{{1,9}}(,\d{{1,9}}){{0,{WANTED_PIECES_MAX - 1}}}", re.ASCII)
 
 _Ref = Annotated[str, msgspec.Meta(pattern=f"^{_REF.pattern}$")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=_TEXT_CHARS_MAX)]
@@ -323,7 +323,9 @@ class Query:
         text = self._values.get("pieces", "0")
         if not _PIECES.fullmatch(text):
             raise _invalid(
-                "pieces", "`pieces` must be up to 16 numbers, separated by commas"
+                "pieces",
+                f"`pieces` must be up to {WANTED_PIECES_MAX} numbers, separated by"
+                " commas",
             )
         return [int(number) for number in text.split(",")]
 

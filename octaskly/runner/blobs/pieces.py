@@ -10,7 +10,12 @@ from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from octaskly.errors import OutputNotFound
-from octaskly.ports import Clock, ContentMismatch, FileQuotaExceeded
+from octaskly.ports import (
+    WANTED_PIECES_MAX,
+    Clock,
+    ContentMismatch,
+    FileQuotaExceeded,
+)
 from octaskly.runner.blobs.holder_connection import (
     ArrivingPiece,
     Holder,
@@ -18,13 +23,13 @@ from octaskly.runner.blobs.holder_connection import (
     HolderConnection,
     HolderUnreachable,
 )
-from octaskly.runner.blobs.uploads import PieceUpload
+from octaskly.runner.blobs.uploads import PieceUpload, piece_count
 
 HOLDERS_MAX: Final = 4  #: asked at once for one blob
 PIECES_PER_HOLDER: Final = 4  #: another holder is asked for each so many missing pieces
-OFFERED_MAX: Final = 8  #: pieces of which a holder chooses one
+CONNECTIONS_PER_HOLDER: Final = 2  #: so that it prepares a piece while it sends one
 READ_BYTES: Final = 256 << 10
-LOOK_AGAIN_S: Final = 2.0  #: until nodes that had nothing are asked again
+LOOK_AGAIN_S: Final = 1.0  #: until nodes that had nothing are asked again
 MISSES_MAX: Final = 8  #: nodes that have nothing and are asked in that time
 BUSY_S_MAX: Final = 0.5  #: longest pause before a busy holder is asked again
 BUSY_MAX: Final = 200  #: times that a holder may be busy until it counts as failed
@@ -84,7 +89,8 @@ class PieceDownload:
         self._asked = Counter[int]()
         self._moving: set[int] = set()  #: pieces that are arriving
         self._candidates = deque[Holder]()
-        self._working: dict[str, Holder] = {}  #: holders in use
+        self._working: list[Holder] = []  #: the holder of each connection in use
+        self._rests_until_s: dict[str, float] = {}  #: holders that were busy
         self._busy = Counter[
             str
         ]()  #: times that a holder was busy, since its last piece
@@ -113,6 +119,7 @@ class PieceDownload:
         """
         self.failures = {}
         self._busy.clear()
+        self._rests_until_s.clear()
         if (
             self._upload is None
             and self._size_bytes is not None
@@ -196,28 +203,55 @@ class PieceDownload:
         """Return a holder to ask; None once there is nothing more to do."""
         with self._changed:
             while not self._is_over():
-                if self._candidates and (
-                    not self._working or self._missed < MISSES_MAX
-                ):
-                    holder = self._candidates.popleft()
-                    self._working[holder.name] = holder
+                now_s = self._clock.now().mono_s
+                holder = self._take_candidate(now_s) or self._holder_to_share(now_s)
+                if holder is not None:
+                    self._working.append(holder)
                     return holder
-                if not self._working:
+                if not (self._working or self._candidates):
                     return None
-                if not self._look_again(find_holders):
-                    self._changed.wait(LOOK_AGAIN_S)
+                if not self._look_again(find_holders, now_s):
+                    self._changed.wait(self._pause_s(now_s))
             return None
 
-    def _look_again(self, find_holders: HolderLookup) -> bool:
+    def _take_candidate(self, now_s: float) -> Holder | None:
+        """Return the first node that may be asked now."""
+        if self._working and self._missed >= MISSES_MAX:
+            return None
+        for holder in self._candidates:
+            if self._rests_until_s.get(holder.name, now_s) <= now_s:
+                self._candidates.remove(holder)
+                return holder
+        return None
+
+    def _holder_to_share(self, now_s: float) -> Holder | None:
+        """Return a holder that may send more than it does by its one connection."""
+        for holder in self._working:
+            has_rested = self._rests_until_s.get(holder.name, now_s) <= now_s
+            if (
+                holder.name in self.senders
+                and has_rested
+                and self._working.count(holder) < CONNECTIONS_PER_HOLDER
+            ):
+                return holder
+        return None
+
+    def _pause_s(self, now_s: float) -> float:
+        """Return how long to wait until a holder has rested, unless others change."""
+        rests = (self._rests_until_s.get(each.name, now_s) for each in self._candidates)
+        ends_s = [end_s for end_s in rests if end_s > now_s]
+        return min([LOOK_AGAIN_S, *(end_s - now_s for end_s in ends_s)])
+
+    def _look_again(self, find_holders: HolderLookup, now_s: float) -> bool:
         """Return True if nodes may be asked again, or others for the first time."""
-        now_s = self._clock.now().mono_s
         if now_s < self._look_again_s:
             return False
         self._missed, self._look_again_s = 0, now_s + LOOK_AGAIN_S
-        if not self._candidates:
-            used = self.failures.keys() | self._working.keys()
-            found = [one for one in find_holders() if one.name not in used]
-            self._candidates.extend(found[:MISSES_MAX])
+        used = set(self.failures).union(
+            one.name for one in (*self._working, *self._candidates)
+        )
+        found = [one for one in find_holders() if one.name not in used]
+        self._candidates.extend(found[:MISSES_MAX])
         return bool(self._candidates)
 
     def _is_over(self) -> bool:
@@ -227,58 +261,56 @@ class PieceDownload:
 
     def _use_holder(self, holder: Holder, buffer: memoryview) -> None:
         """Take pieces from a holder until it has no more, or fails."""
-        pause_s: float | None = None  #: until it may be asked again
+        may_ask_again = False
+        rest_s = 0.0
         try:
             with self._connect_to(holder) as connection:
                 while wanted := self._next_pieces():
                     self._take_piece(holder, connection, wanted, buffer)
         except HolderBusy:
-            pause_s = BUSY_S_MAX * self._clock.draw()
+            may_ask_again, rest_s = True, BUSY_S_MAX * self._clock.draw()
             self._busy[holder.name] += 1
         except _AlreadyArriving:
-            pause_s = 0.0
+            may_ask_again = True
         except OutputNotFound:
             self._missed += 1  # It is asked again: it may be fetching the blob, too.
         except (HolderUnreachable, ContentMismatch) as error:
             self.failures[holder.name] = error
         if self._busy[holder.name] > BUSY_MAX:
             self.failures[holder.name] = HolderUnreachable("it is busy")
-            pause_s = None
+            may_ask_again = False
         with self._changed:
-            del self._working[holder.name]
-            if pause_s:
+            self._working.remove(holder)
+            self._rests_until_s[holder.name] = self._clock.now().mono_s + rest_s
+            is_used = holder in self._working or holder in self._candidates
+            if may_ask_again and not is_used:
                 self._candidates.append(holder)
-            elif pause_s is not None:
-                self._candidates.appendleft(holder)
             self._changed.notify_all()
-            if pause_s:
-                self._changed.wait(pause_s)
 
     def _next_pieces(self) -> list[int]:
         """Return pieces to ask for; none if all are here or arriving."""
         with self._changed:
             while not self._is_over():
-                if (upload := self._upload) is None:
-                    wanted = [0]
-                else:
-                    wanted = self._missing_pieces(upload)
-                if wanted:
+                if wanted := self._missing_pieces():
                     self._asked.update(wanted)
                     return wanted
                 self._changed.wait(LOOK_AGAIN_S)
             return []
 
-    def _missing_pieces(self, upload: PieceUpload) -> list[int]:
+    def _missing_pieces(self) -> list[int]:
         """Return pieces that no holder is sending, best those that none was asked."""
+        if (upload := self._upload) is None:
+            count = 1 if self._size_bytes is None else piece_count(self._size_bytes)
+            return list(range(min(count, WANTED_PIECES_MAX)))
         free: list[int] = []
         asked: list[int] = []
         for number in range(upload.first_missing, upload.piece_count):
             if upload.has_piece(number) or number in self._moving:
                 continue
             (asked if self._asked[number] else free).append(number)
-            if len(free) == OFFERED_MAX:
+            if len(free) == WANTED_PIECES_MAX:
                 break
-        return free or asked[:OFFERED_MAX]
+        return free or asked[:WANTED_PIECES_MAX]
 
     def _take_piece(
         self,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Sequence
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,11 @@ from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
-from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded
+from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded, OpenPiece
 from octaskly.runner.blobs import fetch as fetch_module
 from octaskly.runner.blobs import pieces, uploads
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
+from tests.support.agents import WAIT_S_MAX
 from tests.support.holders import FAULTS, Lan
 
 PIECE = 4096
@@ -306,6 +310,58 @@ def test_a_holder_sends_first_what_it_has_sent_least_often(tmp_path: Path) -> No
         numbers.append(piece.number)
 
     assert numbers == [0, 1, 2, 1, 0]
+
+
+@pytest.mark.usefixtures("no_packs")
+def test_the_first_request_for_a_file_of_known_size_is_for_any_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise all nodes that fetch a tree would first get the same one."""
+    lan = Lan(tmp_path, a="")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher()
+    tree, wanted = tree_of(lan, fetcher), note_wanted(lan, monkeypatch)
+
+    assert fetcher.fetch_tree(tree) == []
+
+    assert stored(fetcher, name) == DATA
+    assert list(wanted[0]) == list(range(41))
+
+
+def note_wanted(lan: Lan, patch: pytest.MonkeyPatch) -> list[Sequence[int]]:
+    """Return a list that gets the wanted pieces of each request to node a."""
+    store, wanted = lan.nodes["a"].store, list[Sequence[int]]()
+    open_piece = store.open_piece
+
+    def note(sha256: str, numbers: Sequence[int]) -> OpenPiece | None:
+        wanted.append(numbers)
+        return open_piece(sha256, numbers)
+
+    patch.setattr(store, "open_piece", note)
+    return wanted
+
+
+def test_a_lone_holder_prepares_a_piece_while_it_sends_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a second connection, which does not wait for the first one."""
+    lan = Lan(tmp_path, a="")
+    name = lan.put(DATA)
+    store, numbers = lan.nodes["a"].store, count()
+    open_piece, meeting = store.open_piece, threading.Barrier(2, timeout=WAIT_S_MAX)
+
+    def meet(sha256: str, wanted: Sequence[int]) -> OpenPiece | None:
+        if next(numbers) in (1, 2):
+            meeting.wait()
+        return open_piece(sha256, wanted)
+
+    monkeypatch.setattr(store, "open_piece", meet)
+    fetcher = lan.fetcher()
+
+    assert fetch(fetcher, name) == []
+
+    assert stored(fetcher, name) == DATA
+    assert lan.nodes["a"].sent_bytes == len(DATA)
 
 
 @given(faults=st.lists(st.sampled_from(["", *FAULTS]), min_size=1, max_size=5))
