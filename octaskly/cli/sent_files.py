@@ -120,8 +120,13 @@ class SentFiles:
         self._begin(sent.tree, sent.answer, callbacks)
         return sent.drafts
 
-    def send_again(self, earlier: Task) -> None:
-        """Send or offer the files of an earlier task, before it is retried."""
+    def send_again(self, earlier: Task, *, may_lend: bool) -> None:
+        """Send or offer the files of an earlier task, before it is retried.
+
+        Args:
+            earlier: The task.
+            may_lend: The command waits for the end of the retry.
+        """
         tree = earlier.tree
         if tree is None:
             return
@@ -144,7 +149,7 @@ class SentFiles:
             client.requests,
             contents_of(found),
             callbacks,
-            lent_to=tree.node if tree.lent else None,
+            lent_to=tree.node if tree.lent and may_lend else None,
         )
         try:
             answer = client.run(flow)
@@ -251,7 +256,7 @@ def _explain(error: OctasklyError, earlier: str) -> OctasklyError:
         text = f"{error.path!r} has changed"
     return ManifestError(
         f"{text}; it was sent with {earlier}",
-        hint="restore the file and retry, or start anew: octaskly map --in ...",
+        hint="restore the file and retry, or start anew with --in",
     )
 
 

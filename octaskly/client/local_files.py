@@ -124,7 +124,7 @@ class LocalFiles:
         except FileChanged:
             tree = yield RunBlocking(partial(self.scan, is_retry=True))
             answer = yield from self._share(requests, tree, callbacks)
-        if self._sharing == "lend" and self._array is not None:
+        if self._sharing == "lend" and (answer.is_lent or self._array is not None):
             yield RunBlocking(partial(_sent_trees().save, tree))
         field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
         if self._is_by_item:
@@ -180,7 +180,7 @@ class LocalFiles:
 
 
 def find_sent_tree(sha256: str) -> LocalTree | None:
-    """Return a tree that was lent for an array from this machine; None if unknown."""
+    """Return a tree that was lent from this machine; None if unknown."""
     return _sent_trees().find(sha256)
 
 

@@ -429,7 +429,7 @@ def _retry_array(
     if file := make_here_file_again(earlier):
         here.enter_context(file)
     if earlier.array is not None:
-        files.send_again(earlier)
+        files.send_again(earlier, may_lend=True)
     task = client.send_and_decode(rest_calls.retry_array(full), Task)
     if task.status != "queued":
         note(f"{full} was already retried, as {task.id}")

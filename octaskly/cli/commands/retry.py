@@ -25,6 +25,7 @@ from octaskly.cli.output.render import (
     seconds_since,
 )
 from octaskly.cli.output.terminal import cut, on_one_line, print_line
+from octaskly.cli.sent_files import SentFiles, SentPaths
 from octaskly.cli.task_refs import resolve_ref
 from octaskly.client import Session
 from octaskly.client.errors import Forbidden
@@ -75,6 +76,7 @@ def retry(
     With --failed it shows how many there are, and asks.
 
     Retrying a task twice returns the same new task; to run it again, retry that one.
+    Files that `run` or `map` have lent are sent again, if this machine still has them.
     """
     if failed == bool(refs):
         raise click.UsageError("give either ids, or --failed")
@@ -184,6 +186,11 @@ def _end(task: Task) -> str:
 
 def _retry_one(client: Session, ref: str, *, is_chosen: bool, as_json: bool) -> None:
     old = ref if is_chosen else resolve_ref(client, ref)
+    task = client.send_and_decode(rest_calls.task(old), Task)
+    if task.tree is not None and task.tree.lent:
+        # Its node has deleted them since, and this command does not stay to lend them.
+        with SentFiles(client, SentPaths()) as files:
+            files.send_again(task, may_lend=False)
     try:
         reply = client.send(rest_calls.retry(old))
     except Forbidden:

@@ -164,6 +164,34 @@ def test_a_retry_of_a_map_lends_its_files_again(
     assert again.stderr == "· 2 files, 6.0 MB; sent 2 (6.0 MB)\n"
 
 
+def test_a_retry_sends_the_files_that_were_lent(
+    agents: list[Agent], project: Path
+) -> None:
+    """All of them, because the command does not wait for the task."""
+    (project / "clip").write_bytes(os.urandom(LARGE_BYTES))
+    command = f"sha256sum clip; test -e {project}/go"
+    first = octaskly(agents[0], "run", "--in", "clip", "--", command)
+    for agent in agents:
+        for place in (agent.state / "files").glob("*"):
+            place.unlink()
+    (project / "go").touch()
+
+    again = octaskly(agents[0], "retry", "last")
+
+    assert first.returncode == 1, first.stderr
+    assert (again.returncode, again.stderr) == (
+        0,
+        "· 1 file, 3.0 MB; sent 1 (3.0 MB)\n",
+    )
+    task = again.stdout.strip()
+    ended = octaskly(agents[0], "wait", task)
+    assert ended.returncode == 0, octaskly(agents[0], "show", task).stdout
+    digest = sha256((project / "clip").read_bytes()).hexdigest()
+    assert octaskly(agents[0], "logs", task).stdout == f"{digest}  clip\n"
+    # It would be kept for an hour, and other tests need the room.
+    assert agents[0].call("DELETE", f"/api/v1/files/{digest}")[0] == 204
+
+
 def test_a_retry_of_a_map_on_another_machine_uses_what_nodes_have(
     agents: list[Agent], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +240,7 @@ def test_a_retry_of_a_map_names_the_file_that_cannot_be_lent_again(
     assert (first.returncode, again.returncode) == (1, 125), again.stderr
     assert again.stderr.endswith(
         f"error: {str(project / 'clip')!r} {why}; it was sent with {array}\n"
-        "  hint: restore the file and retry, or start anew: octaskly map --in ...\n"
+        "  hint: restore the file and retry, or start anew with --in\n"
     ), again.stderr
 
 
