@@ -538,6 +538,7 @@ class Components:
             self._tree_sizer.size_trees,
             self._log,
         )
+        self.gateway.view.on_epoch_start = self._tree_keeper.note_epoch_start
         self._forgotten_outputs = ForgottenOutputs(
             self._archive,
             fetcher,

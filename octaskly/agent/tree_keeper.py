@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.tree_sizer import TREES_MAX
-from octaskly.core.model.ids import NO_EPOCH, AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
@@ -45,7 +45,6 @@ PERIOD_S: Final = RETENTION_S / 4  #: so that a failover in between loses nothin
 SIZE_ALL_S_MAX: Final = PERIOD_S / 3  #: for the sizes of all trees
 OUTPUTS_PERIOD_S: Final = 60.0  #: the same while tasks need outputs of others
 CHECK_S_MIN: Final = 10.0  #: between two reads of the log
-LOOK_S: Final = 1.0  #: until this node notices that it became dispatcher
 PAGE_TASKS: Final = 5000  #: per read of the store, some 10 ms
 ASKED_INPUTS_MAX: Final = 1000  #: of one request, which may have 1 MiB
 
@@ -79,7 +78,9 @@ class TreeKeeper:
     ) -> None:
         self._store, self._view, self._size_trees = store, view, size_trees
         self._fetcher, self._copies, self._log = fetcher, copies, log
+        self._inputs_due_s = 0.0  #: when to ask that inputs are kept
         self._outputs_due_s = inf  #: when to look whose outputs are needed
+        self._has_news = asyncio.Event()  #: one of these is due earlier
         self._kept_outputs: dict[str, float] = {}  #: by task: when that was asked for
 
     @property
@@ -87,26 +88,42 @@ class TreeKeeper:
         """The clients that lend trees to this node."""
         return self._fetcher.lenders
 
+    def note_epoch_start(self) -> None:
+        """Note that this node has become dispatcher."""
+        self._inputs_due_s = 0.0
+        self._has_news.set()
+
     def note_needed_outputs(self) -> None:
         """Note that unfinished tasks may need outputs of ended ones."""
         self._outputs_due_s = 0.0
+        self._has_news.set()
 
     async def run(self) -> None:
         """Keep what unfinished tasks need while dispatcher, until cancelled."""
         loop = asyncio.get_running_loop()
-        epoch, inputs_due_s, checked_s = NO_EPOCH, 0.0, -inf
+        checked_s = -inf
         while True:
             now_s = loop.time()
-            if self._view.is_serving and self._view.epoch != epoch:
-                epoch, inputs_due_s = self._view.epoch, 0.0
-            are_inputs_due = now_s >= inputs_due_s
-            are_outputs_due = now_s >= max(self._outputs_due_s, checked_s + CHECK_S_MIN)
-            if self._view.is_serving and (are_inputs_due or are_outputs_due):
+            are_inputs_due = now_s >= self._inputs_due_s
+            if self._view.is_serving and now_s >= self._due_s(checked_s):
                 checked_s, self._outputs_due_s = now_s, inf
-                await self.keep_needed_files(are_inputs_due=are_inputs_due)
                 if are_inputs_due:
-                    inputs_due_s = now_s + PERIOD_S
-            await asyncio.sleep(LOOK_S)
+                    self._inputs_due_s = now_s + PERIOD_S
+                await self.keep_needed_files(are_inputs_due=are_inputs_due)
+            due_s = self._due_s(checked_s)
+            with suppress(TimeoutError):
+                # What is overdue has to wait until this node serves again.
+                async with asyncio.timeout_at(
+                    due_s if due_s > now_s else now_s + CHECK_S_MIN
+                ):
+                    await self._has_news.wait()
+            self._has_news.clear()
+
+    def _due_s(self, checked_s: float) -> float:
+        """Return when to read the log, which was read last at a time."""
+        return min(
+            self._inputs_due_s, max(self._outputs_due_s, checked_s + CHECK_S_MIN)
+        )
 
     async def keep_needed_files(self, *, are_inputs_due: bool = True) -> None:
         """Have the holders of files keep those that unfinished tasks name."""

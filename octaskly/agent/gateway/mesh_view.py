@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from msgspec.structs import replace
@@ -28,6 +28,8 @@ class MeshView:
         self._dispatcher: DispatcherView | None = None
         self._changed = asyncio.Event()
         self._epoch_start: tuple[Epoch, Moment] | None = None  #: and its start
+        self.on_epoch_start: Callable[[], None] = lambda: None
+        """Called when this node has become dispatcher."""
         self.takeovers = 0  #: epochs of this node that replaced a lost dispatcher
         self._broken_links = 0  #: links closed because the peer sent an invalid frame
 
@@ -69,6 +71,7 @@ class MeshView:
         ):
             self._epoch_start = self.epoch, now
             self.takeovers += takeover is not None
+            self.on_epoch_start()
 
     def count_broken_link(self) -> None:
         """Count a link that was closed because of an invalid frame."""

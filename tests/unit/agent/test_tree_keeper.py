@@ -9,10 +9,11 @@ from typing import cast
 
 import pytest
 
+from octaskly.agent import tree_keeper
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.core.effects import PublishMeshState
-from octaskly.core.model.ids import Address
+from octaskly.core.model.ids import Address, Moment
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
@@ -24,6 +25,7 @@ from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
+from tests.support.agents import WAIT_S_MAX
 from tests.support.builders import epoch, node_id
 
 ME, OTHER = node_id("a"), node_id("b")
@@ -195,6 +197,37 @@ async def test_the_next_dispatcher_learns_the_sizes_of_trees_at_once() -> None:
     assert sorted(sizes.trees) == [kept.blob.sha256, lent.blob.sha256]
     assert fetches.held_here == [(kept.blob.sha256, True)]
     assert fetches.asked == []
+
+
+async def test_a_dispatcher_keeps_inputs_as_soon_as_its_epoch_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does not look again and again whether it has."""
+    monkeypatch.setattr(tree_keeper, "CHECK_S_MIN", 3600.0)
+    kept = tree_at("ana", "1")
+    fetches, sizes, mesh = Fetches(), Sizes(), view()
+    keeper = TreeKeeper(
+        cast("DurableStore", TaskInputs({kept}, set())),
+        mesh,
+        cast("BlobFetcher", fetches),
+        cast("OutputCopies", None),  # Nothing is copied.
+        sizes.size,
+        cast("Logger", None),  # Nothing is logged.
+    )
+    mesh.on_epoch_start = keeper.note_epoch_start
+    mesh.on_published(PublishMeshState(mesh.epoch, ME, False, mesh.roster))
+    running = asyncio.create_task(keeper.run())
+    await asyncio.sleep(0)
+    assert fetches.held_here == []
+
+    mesh.on_published(PublishMeshState(mesh.epoch, ME, True, mesh.roster))
+    mesh.record_epoch_start(Moment(mono_s=1.0, wall_ms=1), None)
+    async with asyncio.timeout(WAIT_S_MAX):
+        await sizes.has_some.wait()
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert fetches.held_here == [(kept.blob.sha256, True)]
 
 
 async def test_outputs_that_unfinished_tasks_get_are_kept() -> None:
