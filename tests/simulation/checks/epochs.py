@@ -48,7 +48,7 @@ class EpochWatch:
         self._world = world
         self._terms: dict[NodeId, tuple[Disk, int]] = {}
         self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
-        self._is_stale: dict[tuple[NodeId, Epoch, int], bool] = {}
+        self._is_stale: dict[tuple[NodeId, int, Epoch, int], bool] = {}
         self._phases: dict[NodeId, tuple[Node, type[Phase]]] = {}
         self._checked = 0
         world.watchers.append(self)
@@ -111,13 +111,13 @@ class EpochWatch:
         node, epoch = self._epochs.get(machine.id, (None, NO_EPOCH))
         for message in event.messages:
             if isinstance(message, Replicate) and node is machine.node:
-                key = (machine.id, message.epoch, message.number)
+                key = (machine.id, machine.life, message.epoch, message.number)
                 # A batch that came in time may come again, and is acknowledged once.
                 self._is_stale.setdefault(key, message.epoch < epoch)
 
     def _is_not_stale(self, machine: Machine, message: ReplicateOk) -> None:
         """I7: a standby does not serve a dispatcher that it knows to be deposed."""
-        key = (machine.id, message.epoch, message.number)
+        key = (machine.id, machine.life, message.epoch, message.number)
         assert not self._is_stale.get(key), f"{machine.id} served {message.epoch}"
 
     def _epochs_never_decrease(self, machine: Machine, node: Node) -> None:
