@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from http import HTTPStatus
@@ -36,35 +35,16 @@ class TransferSlots:
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(FETCHERS_MAX)
         self._waiting_count = 0
-        self._asking = Counter[str]()  #: requests that use a slot or wait, by node
 
     @contextlib.asynccontextmanager
-    async def use_slot(self, node: str) -> AsyncIterator[None]:
+    async def use_slot(self) -> AsyncIterator[None]:
         """Use a slot for the length of the block.
-
-        Args:
-            node: The fetcher. While others wait, it gets one slot.
 
         Raises:
             Problem: 503, there was none in time.
         """
-        if self._waiting_count >= WAITING_MAX or (
-            self._free.locked() and self._asking[node]
-        ):
+        if self._waiting_count >= WAITING_MAX:
             raise busy_problem()
-        self._asking[node] += 1
-        try:
-            await self._take_slot()
-            try:
-                yield
-            finally:
-                self._free.release()
-        finally:
-            self._asking[node] -= 1
-            if not self._asking[node]:
-                del self._asking[node]
-
-    async def _take_slot(self) -> None:
         self._waiting_count += 1
         try:
             async with asyncio.timeout(WAIT_S):
@@ -73,6 +53,10 @@ class TransferSlots:
             raise busy_problem() from None
         finally:
             self._waiting_count -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def busy_problem() -> Problem:

@@ -304,11 +304,6 @@ class Connection(Protocol):
         """Record that header and body of a request arrived."""
 
 
-def connection_of(request: web.BaseRequest) -> Connection:
-    """Return the connection of a request."""
-    return request.protocol  # type: ignore[return-value]  # made by ApiServer alone
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request that passed the checks of the pipeline."""

@@ -23,14 +23,7 @@ from aiohttp import web
 
 from octaskly.api.http import sse
 from octaskly.api.http.file_sender import busy_problem, send_chunks, send_open_file
-from octaskly.api.http.handler_types import (
-    BYTES,
-    Access,
-    Request,
-    Route,
-    connection_of,
-    json_response,
-)
+from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.http.slow_clients import long_reads
 from octaskly.api.problems import (
     DISK_FULL,
@@ -262,7 +255,7 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
         wait_s = await request.files.trees.lenders.await_files(asked.tree, asked.sha256)
         if wait_s is not None:
             response.headers["Retry-After"] = str(ceil(wait_s))
-    async with request.services.transfers.use_slot(_fetcher(request)):
+    async with request.services.transfers.use_slot():
         parts = files.pack_files(asked.sha256)
         if "gzip" in request.http_request.headers.get("Accept-Encoding", ""):
             response.enable_compression(web.ContentCoding.gzip)
@@ -307,7 +300,7 @@ async def send_piece_to_node(request: Request) -> web.StreamResponse:
     """Send one of the wanted pieces of a file, which may still be arriving here."""
     name, files = _requested_file(request)
     wanted, lent_tree = request.query.pieces(), request.query.text("tree")
-    async with request.services.transfers.use_slot(_fetcher(request)):
+    async with request.services.transfers.use_slot():
         piece = await asyncio.to_thread(files.open_piece, name, wanted)
         if piece is None:
             raise busy_problem()
@@ -331,13 +324,9 @@ async def send_piece_to_node(request: Request) -> web.StreamResponse:
 async def verify_file(request: Request) -> web.StreamResponse:
     """Read a file that another node found to be wrong; delete it if it is."""
     name, files = _requested_file(request)
-    async with request.services.transfers.use_slot(_fetcher(request)):
+    async with request.services.transfers.use_slot():
         is_right = await asyncio.to_thread(files.verify_file, name)
     return json_response(task_response.encode(VerifiedFile(is_right=is_right)))
-
-
-def _fetcher(request: Request) -> str:
-    return connection_of(request.http_request).owner
 
 
 def _requested_file(request: Request) -> tuple[str, FileStore]:

@@ -24,7 +24,6 @@ from octaskly.api.http.handler_types import (
     RequestInfo,
     Route,
     Services,
-    connection_of,
 )
 from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.problems import (
@@ -41,7 +40,7 @@ from octaskly.api.security.ended_tokens import TokenEnded, TokenMonitor
 from octaskly.api.server import large_responses
 from octaskly.api.server.quotas import Quotas
 from octaskly.api.server.request_bodies import BodyReader
-from octaskly.api.server.request_lifecycle import RequestLifecycle
+from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.api.server.request_turns import RequestTurns
 from octaskly.ports import Principal
 

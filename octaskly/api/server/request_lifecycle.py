@@ -22,7 +22,6 @@ from octaskly.api.http.handler_types import (
     Connection,
     RequestInfo,
     Services,
-    connection_of,
     json_response,
 )
 from octaskly.api.http.sse import CONTENT_TYPE
@@ -202,3 +201,8 @@ class RequestLifecycle:
 
     def _new_id(self) -> str:
         return f"{self._id_prefix}-{next(self._request_numbers):06x}"
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """Return the connection of a request."""
+    return request.protocol  # type: ignore[return-value]  # made by ApiServer alone

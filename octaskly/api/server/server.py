@@ -368,9 +368,7 @@ class ApiServer:
         self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
         # Of their own: clients that move files must not delay what the store does.
-        self._body_threads = ThreadPoolExecutor(
-            BODY_THREADS, thread_name_prefix="octaskly-body"
-        )
+        self._body_threads = ThreadPoolExecutor(BODY_THREADS, "octaskly-body")
         self._long_polls = polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
             gateway, polls, forward_ssl, timeouts, configure_socket

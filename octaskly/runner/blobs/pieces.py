@@ -27,7 +27,6 @@ from octaskly.runner.blobs.uploads import PieceUpload, piece_count
 
 HOLDERS_MAX: Final = 4  #: asked at once for one blob
 PIECES_PER_HOLDER: Final = 4  #: another holder is asked for each so many missing pieces
-CONNECTIONS_PER_HOLDER: Final = 2  #: so that it prepares a piece while it sends one
 READ_BYTES: Final = 256 << 10
 LOOK_AGAIN_S: Final = 1.0  #: until nodes that had nothing are asked again
 MISSES_MAX: Final = 8  #: nodes that have nothing and are asked in that time
@@ -89,7 +88,7 @@ class PieceDownload:
         self._asked = Counter[int]()
         self._moving: set[int] = set()  #: pieces that are arriving
         self._candidates = deque[Holder]()
-        self._working: list[Holder] = []  #: the holder of each connection in use
+        self._working: dict[str, Holder] = {}  #: holders in use
         self._rests_until_s: dict[str, float] = {}  #: holders that were busy
         self._busy = Counter[
             str
@@ -204,9 +203,8 @@ class PieceDownload:
         with self._changed:
             while not self._is_over():
                 now_s = self._clock.now().mono_s
-                holder = self._take_candidate(now_s) or self._holder_to_share(now_s)
-                if holder is not None:
-                    self._working.append(holder)
+                if (holder := self._take_candidate(now_s)) is not None:
+                    self._working[holder.name] = holder
                     return holder
                 if not (self._working or self._candidates):
                     return None
@@ -224,18 +222,6 @@ class PieceDownload:
                 return holder
         return None
 
-    def _holder_to_share(self, now_s: float) -> Holder | None:
-        """Return a holder that may send more than it does by its one connection."""
-        for holder in self._working:
-            has_rested = self._rests_until_s.get(holder.name, now_s) <= now_s
-            if (
-                holder.name in self.senders
-                and has_rested
-                and self._working.count(holder) < CONNECTIONS_PER_HOLDER
-            ):
-                return holder
-        return None
-
     def _pause_s(self, now_s: float) -> float:
         """Return how long to wait until a holder has rested, unless others change."""
         rests = (self._rests_until_s.get(each.name, now_s) for each in self._candidates)
@@ -247,9 +233,8 @@ class PieceDownload:
         if now_s < self._look_again_s:
             return False
         self._missed, self._look_again_s = 0, now_s + LOOK_AGAIN_S
-        used = set(self.failures).union(
-            one.name for one in (*self._working, *self._candidates)
-        )
+        waiting = [one.name for one in self._candidates]
+        used = {*self.failures, *self._working, *waiting}
         found = [one for one in find_holders() if one.name not in used]
         self._candidates.extend(found[:MISSES_MAX])
         return bool(self._candidates)
@@ -261,30 +246,30 @@ class PieceDownload:
 
     def _use_holder(self, holder: Holder, buffer: memoryview) -> None:
         """Take pieces from a holder until it has no more, or fails."""
-        may_ask_again = False
-        rest_s = 0.0
+        rest_s: float | None = None  #: until it may be asked again
         try:
             with self._connect_to(holder) as connection:
                 while wanted := self._next_pieces():
                     self._take_piece(holder, connection, wanted, buffer)
         except HolderBusy:
-            may_ask_again, rest_s = True, BUSY_S_MAX * self._clock.draw()
+            rest_s = BUSY_S_MAX * self._clock.draw()
             self._busy[holder.name] += 1
         except _AlreadyArriving:
-            may_ask_again = True
+            rest_s = 0.0
         except OutputNotFound:
             self._missed += 1  # It is asked again: it may be fetching the blob, too.
         except (HolderUnreachable, ContentMismatch) as error:
             self.failures[holder.name] = error
         if self._busy[holder.name] > BUSY_MAX:
             self.failures[holder.name] = HolderUnreachable("it is busy")
-            may_ask_again = False
+            rest_s = None
         with self._changed:
-            self._working.remove(holder)
-            self._rests_until_s[holder.name] = self._clock.now().mono_s + rest_s
-            is_used = holder in self._working or holder in self._candidates
-            if may_ask_again and not is_used:
+            del self._working[holder.name]
+            if rest_s:
+                self._rests_until_s[holder.name] = self._clock.now().mono_s + rest_s
                 self._candidates.append(holder)
+            elif rest_s is not None:
+                self._candidates.appendleft(holder)
             self._changed.notify_all()
 
     def _next_pieces(self) -> list[int]:

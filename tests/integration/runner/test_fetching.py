@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,6 @@ from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded, OpenPi
 from octaskly.runner.blobs import fetch as fetch_module
 from octaskly.runner.blobs import pieces, uploads
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
-from tests.support.agents import WAIT_S_MAX
 from tests.support.holders import FAULTS, Lan
 
 PIECE = 4096
@@ -339,29 +336,6 @@ def note_wanted(lan: Lan, patch: pytest.MonkeyPatch) -> list[Sequence[int]]:
 
     patch.setattr(store, "open_piece", note)
     return wanted
-
-
-def test_a_lone_holder_prepares_a_piece_while_it_sends_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a second connection, which does not wait for the first one."""
-    lan = Lan(tmp_path, a="")
-    name = lan.put(DATA)
-    store, numbers = lan.nodes["a"].store, count()
-    open_piece, meeting = store.open_piece, threading.Barrier(2, timeout=WAIT_S_MAX)
-
-    def meet(sha256: str, wanted: Sequence[int]) -> OpenPiece | None:
-        if next(numbers) in (1, 2):
-            meeting.wait()
-        return open_piece(sha256, wanted)
-
-    monkeypatch.setattr(store, "open_piece", meet)
-    fetcher = lan.fetcher()
-
-    assert fetch(fetcher, name) == []
-
-    assert stored(fetcher, name) == DATA
-    assert lan.nodes["a"].sent_bytes == len(DATA)
 
 
 @given(faults=st.lists(st.sampled_from(["", *FAULTS]), min_size=1, max_size=5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
 
@@ -21,7 +20,7 @@ async def test_fetchers_take_turns_in_the_order_in_which_they_asked() -> None:
 
     async def fetch(number: int) -> None:
         nonlocal inside, most
-        async with slots.use_slot(f"node {number}"):
+        async with slots.use_slot():
             inside += 1
             most = max(most, inside)
             order.append(number)
@@ -42,32 +41,19 @@ async def test_who_would_wait_too_long_is_told_to_ask_elsewhere() -> None:
     async with asyncio.TaskGroup() as group:
         release = asyncio.Event()
 
-        async def fetch(number: int) -> None:
-            async with slots.use_slot(f"node {number}"):
+        async def fetch() -> None:
+            async with slots.use_slot():
                 await release.wait()
 
-        for number in range(FETCHERS_MAX + WAITING_MAX):
-            group.create_task(fetch(number))
+        for _ in range(FETCHERS_MAX + WAITING_MAX):
+            group.create_task(fetch())
         await asyncio.sleep(0)
 
         with pytest.raises(Problem) as refused:
-            async with slots.use_slot("node"):
+            async with slots.use_slot():
                 pass
         release.set()
 
     assert refused.value.status == 503
-    async with slots.use_slot("node"):
+    async with slots.use_slot():
         pass  # All have left.
-
-
-async def test_a_node_gets_a_second_slot_only_while_one_is_free() -> None:
-    """Otherwise it would delay others, which may pass the file on."""
-    slots = TransferSlots()
-    async with slots.use_slot("a"):
-        async with AsyncExitStack() as stack:
-            for _ in range(FETCHERS_MAX - 1):
-                await stack.enter_async_context(slots.use_slot("b"))
-            with pytest.raises(Problem):
-                await stack.enter_async_context(slots.use_slot("b"))
-        async with slots.use_slot("a"):
-            pass
