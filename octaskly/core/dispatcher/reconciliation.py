@@ -287,7 +287,10 @@ class Reconciler:
             if attempt.id != task.attempt:
                 # Nobody will report its end, and the other attempt stands for it.
                 end = task_rules.superseded_end(task.spec, now)
-                self._step.write_end(task, attempt.id, attempt.node, end)
+                verdict = self._step.write_end(task, attempt.id, attempt.node, end)
+                if verdict is not None:  # It was the last loss that a task may have.
+                    self._step.apply_verdict(task, verdict)
+                    self._step.announce_ended([record.id])
         self._await_worker(task, now)
 
     def decide_waiting(self, records: Iterable[TaskRecord]) -> None:

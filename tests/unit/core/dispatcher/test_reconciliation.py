@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
-from octaskly.core.dispatcher.task_rules import superseded_end
+from octaskly.core.dispatcher.task_rules import LOSSES_MAX, superseded_end
 from octaskly.core.effects import (
     AnnounceTaskStates,
     LoadLive,
@@ -190,6 +190,29 @@ def test_the_older_of_two_live_attempts_in_the_log_is_lost() -> None:
 
     assert appended_facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME)]
     assert world.dispatch.outstanding(B) == 1
+
+
+def test_a_task_ends_if_the_older_of_two_live_attempts_is_its_last_loss() -> None:
+    """No other attempt follows."""
+    lost = [
+        Attempt(attempt(n), A, LOST_OUTCOME.state, LOST_OUTCOME)
+        for n in range(1, LOSSES_MAX)
+    ]
+    two = (live_attempt(A, attempt(8)), live_attempt(B, attempt(9)))
+    world = dispatcher_with()
+    world.dispatch.on_remote_entries(moment(9))
+
+    effects = world.dispatch.on_live_loaded(
+        LiveLoaded(1, (task_record("t", *lost, *two),)), moment(9)
+    )
+
+    end = Finished(T, attempt(8), A, LOST_OUTCOME, decided_term=1)
+    assert appended_facts(effects) == [end]
+    assert AnnounceTaskStates((T,)) in [*effects, *world.commit()]
+    world.dispatch.on_worker_up(node_info(B, 1), moment(LATE))
+    back = Reattach((), 1, NodeState.READY)
+    later = world.dispatch.on_reattach(B, back, moment(LATE))
+    assert [type(fact) for fact in appended_facts(later)] == [Finished]
 
 
 def test_a_lost_adopted_task_is_read_before_it_runs_again() -> None:
