@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         Explanation as Explanation,
         Members as Members,
         Output as Output,
+        QueuedAhead as QueuedAhead,
         Reason as Reason,
         Requirements as Requirements,
         ResourceLimits as ResourceLimits,
@@ -121,7 +122,8 @@ _HOMES = {
         "Stats System Workers "
     ),
     "octaskly.rest.tasks": (
-        "Explanation Members Output Reason Requirements ResourceLimits Verdict "
+        "Explanation Members Output QueuedAhead Reason Requirements ResourceLimits "
+        "Verdict "
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

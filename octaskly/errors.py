@@ -16,6 +16,7 @@
     │   │   └── QueueTooSmall    more tasks at once than the queue can hold
     │   ├── TaskNotCancellable
     │   ├── TaskNotEnded
+    │   ├── TaskNotWaiting       it runs or has ended, so its priority is fixed
     │   ├── NothingToRetry
     │   ├── StdinFreed
     │   ├── ParentNotFound
@@ -145,6 +146,10 @@ class TaskNotCancellable(TaskError):
 
 class TaskNotEnded(TaskError):
     """The task has not ended, so it cannot be retried."""
+
+
+class TaskNotWaiting(TaskError):
+    """The task runs or has ended, or is a member, so its priority is fixed."""
 
 
 class NothingToRetry(TaskError):

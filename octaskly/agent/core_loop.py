@@ -303,7 +303,7 @@ class CoreLoop:
     async def _load_queued_tasks(self, effect: ef.LoadQueued) -> None:
         self.post(
             await self._store.load_queued_tasks(
-                effect.after_ord, effect.limit, effect.shape
+                effect.after_ord, effect.limit, effect.lane
             )
         )
 

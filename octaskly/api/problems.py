@@ -78,6 +78,7 @@ _TABLE: dict[type[Exception], tuple[int, str]] = {
     errors.NoNodeFits: (422, "No node can run the task"),
     errors.QueueFull: (429, "Queue is full"),
     errors.TaskNotEnded: (409, "Task has not ended"),
+    errors.TaskNotWaiting: (409, "Cannot change the priority of this task"),
     errors.NothingToRetry: (409, "Nothing to retry"),
     errors.StdinFreed: (409, "Stdin was deleted"),
     errors.OutputNotFound: (404, "Output not found"),

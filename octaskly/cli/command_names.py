@@ -17,6 +17,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "wait": "octaskly.cli.commands.wait:wait",
         "fetch": "octaskly.cli.commands.fetch:fetch",
         "cancel": "octaskly.cli.commands.tasks:cancel",
+        "reprioritize": "octaskly.cli.commands.tasks:reprioritize",
         "retry": "octaskly.cli.commands.retry:retry",
         "explain": "octaskly.cli.commands.tasks:explain",
         "top": "octaskly.cli.commands.top:top",
@@ -83,6 +84,9 @@ _SERVICE: Final = "octaskly service install    keeps a node running"
 _TOP: Final = "octaskly top    shows the mesh live"
 _SHOW: Final = "octaskly show ID    shows everything about a task"
 _EXPLAIN: Final = "octaskly explain ID    says why a task does not run"
+_REPRIORITIZE: Final = (
+    "octaskly reprioritize ID N    changes the priority of a waiting task"
+)
 _REVOKE: Final = "octaskly revoke NODE    ends a node's access to the mesh"
 _SEND: Final = "octaskly run --in PATH -- CMD    sends files with a task"
 _OPEN: Final = "octaskly open    opens the dashboard"
@@ -110,6 +114,7 @@ _HINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "log tail follow attach output out cat": (_LOGS,),
     "info inspect describe details scontrol": (_SHOW, _EXPLAIN),
     "why": (_EXPLAIN,),
+    "nice renice priority prio qalter": (_REPRIORITIZE,),
     "restart rerun resubmit repeat requeue": (
         "octaskly retry ID    runs an ended task again",
         _SERVICE,

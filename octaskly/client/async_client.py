@@ -301,6 +301,10 @@ class AsyncClient:
         """As `Client.cancel`."""
         return await self._run(flows.cancel(self._requests, task, force=force))
 
+    async def reprioritize(self, task: str | Task, priority: int) -> None:
+        """As `Client.reprioritize`."""
+        await self._run(flows.reprioritize(self._requests, task, priority))
+
     async def retry(self, task: str | Task) -> Task:
         """As `Client.retry`."""
         return await self._run(flows.retry(self._requests, task))

@@ -399,6 +399,19 @@ class Client:
         """
         return self._run(flows.cancel(self._requests, task, force=force))
 
+    def reprioritize(self, task: str | Task, priority: int) -> None:
+        """Change the priority of a task, or of an array, that waits.
+
+        Args:
+            task: A task or an array.
+            priority: From -50 to 50; a higher one runs first.
+
+        Raises:
+            Conflict: the task runs or has ended, or is a member of an array.
+            Forbidden: the task is somebody else's.
+        """
+        self._run(flows.reprioritize(self._requests, task, priority))
+
     def retry(self, task: str | Task) -> Task:
         """Rerun an ended task, or the failed members of an array, as a new task.
 

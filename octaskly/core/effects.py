@@ -23,7 +23,7 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.keyring_state import KeyringEffect
 from octaskly.core.model.nodes import OperatorHold
-from octaskly.core.model.tasks import EndReason, TaskSpec
+from octaskly.core.model.tasks import MEMBERS_LANE, EndReason, LaneKey, TaskSpec
 from octaskly.core.model.tree_sizes import HoldersByBlob
 from octaskly.core.protocol.messages import (
     Message,
@@ -175,11 +175,11 @@ class Unspool(Struct, frozen=True):
 
 
 class LoadQueued(Struct, frozen=True):
-    """Read queued tasks of a shape beyond `after_ord`; answered by `QueuedLoaded`."""
+    """Read queued tasks of a lane beyond `after_ord`; answered by `QueuedLoaded`."""
 
     after_ord: int
     limit: int
-    shape: int = 0
+    lane: LaneKey = MEMBERS_LANE
 
 
 class LoadUnblocked(Struct, frozen=True):

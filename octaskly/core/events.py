@@ -31,7 +31,7 @@ from octaskly.core.model.nodes import (
     OperatorHold,
 )
 from octaskly.core.model.task_options import Requirements
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, TaskState
 from octaskly.core.model.tree_sizes import TreeSizes
 from octaskly.core.protocol.messages import Hello, Message, Report
 
@@ -147,6 +147,14 @@ class CancelRequested(Struct, frozen=True):
     """The verdict in the store, if the task is cancelled."""
 
 
+class ReprioritizeRequested(Struct, frozen=True):
+    """Change the priority of waiting work; answered by `ReprioritizeResult`."""
+
+    ticket: int
+    record: TaskRecord  #: of a task or an array, from the store
+    priority: int
+
+
 class PurgeRequested(Struct, frozen=True):
     """Forget tasks that ended long ago; answered by `TasksPurged`.
 
@@ -197,14 +205,14 @@ class Persisted(Struct, frozen=True):
 
 
 class QueuedLoaded(Struct, frozen=True):
-    """Answer to `LoadQueued`: queued tasks of one shape in queue order."""
+    """Answer to `LoadQueued`: queued tasks of one lane in queue order."""
 
     after_ord: int  #: as in the effect
     records: tuple[TaskRecord, ...]
     has_more: bool
-    shape: int = 0  #: as in the effect
-    other_shapes: tuple[tuple[int, Requirements], ...] = ()
-    """All other shapes with queued tasks, if shape 0 was read from its front."""
+    lane: LaneKey = MEMBERS_LANE  #: as in the effect
+    other_lanes: tuple[tuple[LaneKey, Requirements | None], ...] = ()
+    """All other lanes with queued tasks, if `MEMBERS_LANE` was read from its front."""
 
 
 class LiveLoaded(Struct, frozen=True):
@@ -338,6 +346,7 @@ Event = (
     | CatchUpRequested
     | ExplainRequested
     | CancelRequested
+    | ReprioritizeRequested
     | PurgeRequested
     | RecordRequested
     | TasksNotified

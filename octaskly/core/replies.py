@@ -23,6 +23,17 @@ class NodeRejection(Struct, frozen=True):
     reasons: tuple[RejectionReason, ...]
 
 
+class QueuedAhead(Struct, frozen=True):
+    """Queued work that comes before a task: an array, or tasks of one submitter."""
+
+    submitter: str
+    array: TaskId | None  #: None: single tasks
+    tasks: int  #: number of single tasks that come first
+    is_exact: bool  #: there are no more of these tasks
+    takes_turns: bool
+    """True if it has the same priority, so that it takes turns with the task."""
+
+
 class TaskExplanation(Struct, frozen=True):
     """An explanation of a task's state and placement."""
 
@@ -30,6 +41,7 @@ class TaskExplanation(Struct, frozen=True):
     summary: str  #: one sentence, without a full stop
     rejections: tuple[NodeRejection, ...] = ()  #: for a task that waits
     placement_reason: str = ""  #: why its node was chosen
+    ahead: tuple[QueuedAhead, ...] = ()  #: by turn, for a task that waits for capacity
 
 
 class TaskIdsReserved(Struct, frozen=True):
@@ -57,6 +69,13 @@ class CancelResult(Struct, frozen=True):
     task: TaskId
     state: TaskState  #: state of the task now
     was_done: bool  #: this request cancelled it
+
+
+class ReprioritizeResult(Struct, frozen=True):
+    """The result of a change of priority."""
+
+    state: TaskState  #: state of the task now
+    was_done: bool  #: it waits, or members of it do, and it has the priority
 
 
 class NotDispatching(Struct, frozen=True):
@@ -118,6 +137,7 @@ Reply = (
     | RecordLimitReached
     | CatchUpStatus
     | CancelResult
+    | ReprioritizeResult
     | NotDispatching
     | NotReplicated
     | AvailabilityChanged

@@ -208,6 +208,17 @@ class Gateway(OutputSource, EventSource, Protocol):
             PermissionDenied: The task belongs to another subject.
         """
 
+    async def reprioritize_task(
+        self, ref: str, priority: int, *, principal: Principal
+    ) -> TaskRecord:
+        """Change the priority of a task or an array that waits; return it as it was.
+
+        Raises:
+            TaskNotFound, TaskAmbiguous, CatchingUp: See `find_task`.
+            TaskNotWaiting: It runs, has ended, or is a member of an array.
+            PermissionDenied: It belongs to another subject.
+        """
+
     async def find_retry(self, ref: str) -> TaskRecord | None:
         """Return the task that a retry of this task has made, None if it has none.
 

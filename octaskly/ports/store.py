@@ -39,7 +39,7 @@ from octaskly.core.model.ids import (
     VectorItems,
 )
 from octaskly.core.model.task_options import ArraySpec, BlobRef, InputTree
-from octaskly.core.model.tasks import Outcome, TaskState
+from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, Outcome, TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
 from octaskly.ports.files import KeptOutput
@@ -243,9 +243,9 @@ class DurableStore(LogReader, Protocol):
         """Wait until no row below the compaction floor is left."""
 
     async def load_queued_tasks(
-        self, after_ord: int, limit: int, shape: int = 0
+        self, after_ord: int, limit: int, lane: LaneKey = MEMBERS_LANE
     ) -> QueuedLoaded:
-        """Read queued tasks of one shape with `ord > after_ord`, in order."""
+        """Read queued tasks of one lane with `ord > after_ord`, in order."""
 
     async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
         """Read some of the tasks whose latest attempt has not ended.

@@ -56,6 +56,13 @@ class Cancelled(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class Reprioritized(msgspec.Struct, frozen=True, kw_only=True):
+    """A task or an array with its new priority."""
+
+    id: str
+    priority: int
+
+
 class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
     """Number of ended tasks that were forgotten; null while forgetting continues."""
 
@@ -471,12 +478,27 @@ class InputBytes(msgspec.Struct, frozen=True, kw_only=True):
     awaited: str | None = None
 
 
+class QueuedAhead(msgspec.Struct, frozen=True, kw_only=True):
+    """Queued work that comes before a task: an array, or tasks of one submitter.
+
+    `tasks` counts the single tasks that come first, at least so many unless `exact`.
+    With `takes_turns`, it has the same priority and alternates with the task.
+    """
+
+    submitter: str
+    array: str | None = None
+    tasks: int = 1
+    exact: bool = True
+    takes_turns: bool = False
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Explanation of a task's state; `nodes` is filled for a queued task.
 
     `placement` says why the dispatcher chose the node that has or had the task.
     `inputs` is null if the task has no files, or if its node does not know any more.
     `first_failure` is the failed member of an array with the lowest number.
+    `ahead` lists, by turn, what a task that waits for capacity has before it.
     """
 
     id: str
@@ -486,6 +508,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     placement: str | None = None
     inputs: InputBytes | None = None
     nodes: list[Verdict] = []
+    ahead: list[QueuedAhead] = []
 
 
 class AttemptLine(msgspec.Struct, frozen=True, kw_only=True):

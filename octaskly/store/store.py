@@ -36,7 +36,7 @@ from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
@@ -245,11 +245,11 @@ class Store:
         )
 
     async def load_queued_tasks(
-        self, after_ord: int, limit: int, shape: int = 0
+        self, after_ord: int, limit: int, lane: LaneKey = MEMBERS_LANE
     ) -> QueuedLoaded:
-        """Read queued tasks of one shape with `ord > after_ord`, in order."""
+        """Read queued tasks of one lane with `ord > after_ord`, in order."""
         return await self._query(
-            lambda db: queue.load_queued_tasks(db, after_ord, limit, shape)
+            lambda db: queue.load_queued_tasks(db, after_ord, limit, lane)
         )
 
     async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:

@@ -492,6 +492,24 @@ def test_tasks_of_others_are_not_retried(
 
 
 @BOTH
+@pytest.mark.parametrize("role", ["viewer", "client"])
+def test_tasks_of_others_are_not_reprioritized(
+    machine: Machine, attacker: str, role: str
+) -> None:
+    """Else anybody could put all others behind."""
+    absent = {"labels": {"no": "node"}}
+    task = submit(machine.agent, "true", priority=3, requires=absent)
+    path = f"/api/v1/tasks/{task}/reprioritize"
+    token, body = machine.mint(role), {"priority": -50}
+
+    answers = machine.ask(attacker, API, [["POST", path, token, body]])
+    _, shown = machine.agent.call("GET", f"/api/v1/tasks/{task}")
+
+    assert [status for status, _ in answers] == [403]
+    assert shown["priority"] == 3
+
+
+@BOTH
 @pytest.mark.parametrize("role", ["viewer", "client", "admin"])
 def test_a_token_in_a_query_string_is_worth_nothing(
     machine: Machine, attacker: str, role: str

@@ -249,6 +249,27 @@ async def test_log_is_live_and_the_task_can_be_ended(
     assert (name, output) == (f"{task}.stdout.txt", b"first\nsecond\n")
 
 
+async def test_waiting_task_gets_another_priority(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """Enter in the field is enough; a number out of range is not sent."""
+    task = submit(mesh[0], "true", requires={"labels": {"no": "node"}})
+    await show(page, "tasks", task)
+    await page.get_by_role("button", name="Priority …").click()
+    field = page.get_by_label("Priority", exact=True)
+
+    await field.fill("51")
+    await field.press("Enter")
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await field.fill("-7")
+    await field.press("Enter")
+
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    await expect(page.locator("dd", has_text="-7")).to_be_visible()
+    assert task_of(mesh[0], task)["priority"] == -7
+    assert mesh[0].call("DELETE", f"{TASKS}/{task}")[0] == 200
+
+
 async def test_array_with_failed_members_is_retried(
     page: Page, mesh: list[Agent]
 ) -> None:

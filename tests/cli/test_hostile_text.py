@@ -53,6 +53,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "nodes": [[]],
     "open": [["--print"], ["--print", "--lan"]],
     "pause": [["pi4"]],
+    "reprioritize": [["1", "5"]],
     "requests": [[]],
     "resume": [["pi4"]],
     "retry": [["1"], ["--failed"], ["--failed", "--yes"]],

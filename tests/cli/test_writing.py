@@ -663,6 +663,61 @@ def test_a_refusal_for_one_task_does_not_stop_the_others(
     assert [path.split("/")[4] for path in done_to] == [refused, "task-002"]
 
 
+def test_a_priority_may_be_negative(api: Api, octaskly: Run) -> None:
+    """It is no option, wherever it stands."""
+    octaskly("submit", "-", stdin=b"true\ntrue\n")
+    for number in (1, 2):
+        task = f"task-00{number}"
+        path = f"/api/v1/tasks/{task}/reprioritize"
+        api.answers[path] = {"id": f"{task}-0000000{number}", "priority": -5}
+
+    done = octaskly("reprioritize", "1", "2", "-5")
+    as_json = octaskly("reprioritize", "1", "-5", "--json")
+
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr == (
+        b"task-001-00000001 has priority -5 now\n"
+        b"task-002-00000002 has priority -5 now\n"
+    )
+    assert json.loads(as_json.stdout) == {
+        "v": 1,
+        "id": "task-001-00000001",
+        "priority": -5,
+    }
+
+
+def test_a_priority_out_of_range_is_refused_before_a_request(
+    api: Api, octaskly: Run
+) -> None:
+    """The message names the range."""
+    done = octaskly("reprioritize", "1", "51")
+
+    assert (done.returncode, api.requests) == (2, [])
+    assert done.stderr == (
+        b"error: invalid value for 'N': 51 is not in the range -50<=x<=50\n"
+        b"  hint: octaskly reprioritize --help\n"
+    )
+
+
+def test_a_task_that_runs_already_keeps_its_priority(api: Api, octaskly: Run) -> None:
+    """The others get theirs."""
+    octaskly("submit", "-", stdin=b"true\ntrue\n")
+    api.refusal = "Cannot change the priority of this task"
+    api.refusal_hint = "it runs already; a priority counts only while a task waits"
+    api.refuse = lambda _, path: (409, {}) if "task-001" in path else None
+    api.answers["/api/v1/tasks/task-002/reprioritize"] = {"id": "t2", "priority": 9}
+
+    done = octaskly("reprioritize", "1", "2", "9")
+
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        "error: 1: Cannot change the priority of this task\n"
+        "  cause: it runs already; a priority counts only while a task waits\n"
+        "  hint: octaskly ls    lists what waits\n"
+        "t2 has priority 9 now\n"
+    )
+
+
 def test_a_repeated_retry_gives_the_same_task(api: Api, octaskly: Run) -> None:
     """`id=$(octaskly retry ID)` has an id, however often it runs."""
     octaskly("submit", "--", "true")

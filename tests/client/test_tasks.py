@@ -132,6 +132,19 @@ def test_empty_idempotency_key_is_refused(client: octaskly.Client) -> None:
     assert one.value.field == many.value.field == "Idempotency-Key"
 
 
+def test_a_waiting_task_gets_another_priority(client: octaskly.Client) -> None:
+    """One that has ended does not."""
+    waiting = client.submit("true", requires={"labels": {"no": "node"}})
+    ended = client.run("true")
+
+    client.reprioritize(waiting, -7)
+    with pytest.raises(octaskly.Conflict, match="it has ended: completed"):
+        client.reprioritize(ended.id, 7)
+
+    assert client.task(waiting.id).priority == -7
+    client.cancel(waiting)
+
+
 def test_ended_task_is_retried(client: octaskly.Client) -> None:
     """As a new task, which names the original."""
     ended = client.run("true")

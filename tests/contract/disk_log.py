@@ -30,7 +30,7 @@ from octaskly.core.events import (
 from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Epoch, StreamId, TaskId, VectorItems
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, TaskState
 from octaskly.core.protocol.messages import (
     Entries,
     PackedMessage,
@@ -89,9 +89,9 @@ class DiskLog:
         self._disk.forget(tuple(items))
 
     async def load_queued_tasks(
-        self, after_ord: int, limit: int, shape: int = 0
+        self, after_ord: int, limit: int, lane: LaneKey = MEMBERS_LANE
     ) -> QueuedLoaded:
-        return load(self._disk, LoadQueued(after_ord, limit, shape))
+        return load(self._disk, LoadQueued(after_ord, limit, lane))
 
     async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
         return live(self._disk, ask)

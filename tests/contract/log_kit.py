@@ -30,12 +30,20 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    LaneKey,
+    Outcome,
+    TaskSpec,
+)
 from octaskly.core.protocol.messages import Entries, PackedMessage
 from octaskly.ports import DurableStore
 from octaskly.store import Store
 from octaskly.store.tables.schema import MIGRATIONS
 
+LANE = LaneKey(0, "local:ada@n1")
+ARRAYS = LaneKey(0, "local:ada@n1", is_array=True)
 STREAM = StreamId(71)
 OTHER = StreamId(1 << 62)
 EPOCHS = ((STREAM, Epoch(1, NodeId("a" * 16))), (OTHER, Epoch(2, NodeId("b" * 16))))

@@ -28,7 +28,7 @@ from octaskly.core.log.facts import (
     Unblocked,
 )
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import member_id
+from octaskly.core.model.arrays import lane_key_of, member_id
 from octaskly.core.model.hlc import HLC_EPOCH_MS, HLC_MAX, wall_ms_of
 from octaskly.core.model.ids import Address, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import OperatorHold
@@ -42,9 +42,15 @@ from octaskly.core.model.task_options import (
     TaskLimits,
     TaskOptions,
     is_stdin_freed,
-    shape_of,
 )
-from octaskly.core.model.tasks import AttemptState, EndReason, OutputFile, TaskState
+from octaskly.core.model.tasks import (
+    MEMBERS_LANE,
+    AttemptState,
+    EndReason,
+    LaneKey,
+    OutputFile,
+    TaskState,
+)
 from octaskly.core.protocol.messages import Entries, Report
 from octaskly.ports import (
     DurableStore,
@@ -178,10 +184,9 @@ async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
     record = merge.apply_fact(None, fact)
     assert await bench.log.read_task(fact.task) == record
     front = await bench.log.load_queued_tasks(-1, 9)
-    assert front.other_shapes == ((shape_of(options), options.requires),)
-    assert (await bench.log.load_queued_tasks(-1, 9, shape_of(options))).records == (
-        record,
-    )
+    lane = lane_key_of(fact.spec)
+    assert front.other_lanes == ((lane, options.requires),)
+    assert (await bench.log.load_queued_tasks(-1, 9, lane)).records == (record,)
     (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"", env=())
@@ -216,9 +221,9 @@ async def test_a_child_is_outside_the_queue_until_all_parents_ended(
     await bench.add(kit.finished(2))
 
     assert await ripe(bench.log) == ([(kit.task_id(3), None)], True)
-    assert (await bench.log.load_queued_tasks(-1, 9)).records == ()
+    assert (await bench.log.load_queued_tasks(-1, 9, kit.LANE)).records == ()
     await bench.add(Unblocked(kit.task_id(3)))
-    (queued,) = (await bench.log.load_queued_tasks(-1, 9)).records
+    (queued,) = (await bench.log.load_queued_tasks(-1, 9, kit.LANE)).records
     assert (queued.id, queued.is_unblocked) == (kit.task_id(3), True)
     assert await ripe(bench.log) == ([], False)
 
@@ -434,8 +439,8 @@ async def test_the_queue_is_read_in_order_and_in_windows(bench: Bench) -> None:
     await bench.add(*(kit.submitted(n) for n in (5, 3, 9, 1, 7)))
     await bench.add(kit.assigned(3), kit.cancelled(9))
 
-    first = await bench.log.load_queued_tasks(0, 2)
-    second = await bench.log.load_queued_tasks(5, 2)
+    first = await bench.log.load_queued_tasks(0, 2, kit.LANE)
+    second = await bench.log.load_queued_tasks(5, 2, kit.LANE)
 
     assert [r.id for r in first.records] == [kit.task_id(1), kit.task_id(5)]
     assert (first.after_ord, first.has_more) == (0, True)
@@ -450,7 +455,7 @@ async def test_tasks_with_one_position_in_the_queue_are_loaded_together(
     """Two epochs may use the same `ord`; a read after it must lose no task."""
     await bench.add(*(kit.submitted(n, ord=min(n, 2)) for n in (1, 2, 3, 4)))
 
-    window = await bench.log.load_queued_tasks(0, 2)
+    window = await bench.log.load_queued_tasks(0, 2, kit.LANE)
 
     assert [r.id for r in window.records] == [kit.task_id(n) for n in (1, 2, 3, 4)]
     assert not window.has_more
@@ -462,7 +467,7 @@ async def test_a_returned_task_is_loaded_with_its_attempts(bench: Bench) -> None
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     await bench.add(kit.submitted(1), kit.assigned(1), back)
 
-    (record,) = (await bench.log.load_queued_tasks(0, 10)).records
+    (record,) = (await bench.log.load_queued_tasks(0, 10, kit.LANE)).records
 
     assert [a.id for a in record.attempts] == [kit.attempt_id(1)]
     assert record.state is TaskState.QUEUED
@@ -577,12 +582,12 @@ def left_of(record: TaskRecord) -> list[int]:
 async def test_an_array_waits_as_one_task_and_runs_as_members(bench: Bench) -> None:
     """The answer lists the members that were not assigned."""
     await bench.add(ARRAY)
-    (waiting,) = (await bench.log.load_queued_tasks(0, 9)).records
+    (waiting,) = (await bench.log.load_queued_tasks(0, 9, kit.ARRAYS)).records
     assert (counts_of(waiting), left_of(waiting)) == ((4, 0, 0, 0, 0), [0, 1, 2, 3])
 
     await bench.add(of_member(kit.assigned(1), 8))
 
-    assert (await bench.log.load_queued_tasks(0, 9)).records == ()
+    assert (await bench.log.load_queued_tasks(0, 9, kit.ARRAYS)).records == ()
     array, member = (await bench.log.load_live_tasks(LoadLive(1, 0, 9))).records
     assert array.state is TaskState.RUNNING
     assert (counts_of(array), left_of(array)) == ((3, 1, 0, 0, 0), [0, 2, 3])
@@ -594,14 +599,15 @@ async def test_an_array_waits_as_one_task_and_runs_as_members(bench: Bench) -> N
 
 
 @for_the_core
-async def test_a_returned_member_waits_behind_its_array(
+async def test_a_returned_member_waits_beside_its_array(
     bench: Bench,
 ) -> None:
     """It was assigned, so the array does not assign it again."""
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
     await bench.add(ARRAY, of_member(kit.assigned(1), 7), of_member(back, 7))
 
-    array, member = (await bench.log.load_queued_tasks(0, 9)).records
+    (array,) = (await bench.log.load_queued_tasks(0, 9, kit.ARRAYS)).records
+    (member,) = (await bench.log.load_queued_tasks(0, 9)).records
 
     assert (counts_of(array), left_of(array)) == ((4, 0, 0, 0, 0), [1, 2, 3])
     assert member.id == member_id(ARRAY.task, 7)
@@ -616,7 +622,8 @@ async def test_the_cancel_of_an_array_ends_its_waiting_members(bench: Bench) -> 
     await bench.add(of_member(back, 7), TaskCancelled(ARRAY.task, "ada"))
 
     assert counts_of(await bench.log.read_task(ARRAY.task)) == (0, 2, 0, 0, 2)
-    assert (await bench.log.load_queued_tasks(0, 9)).records == ()
+    for lane in (MEMBERS_LANE, kit.ARRAYS):
+        assert (await bench.log.load_queued_tasks(0, 9, lane)).records == ()
     array, *members = (await bench.log.load_live_tasks(LoadLive(1, 0, 9))).records
     assert array.state is TaskState.RUNNING
     assert [m.id for m in members] == [member_id(ARRAY.task, n) for n in (8, 9)]
@@ -1135,8 +1142,16 @@ async def test_files_of_unfinished_tasks_are_read_in_pages(bench: Bench) -> None
     assert record.spec.options == TaskOptions(tree=whole[0])
 
 
-async def test_each_shape_of_requirements_has_its_own_queue(bench: Bench) -> None:
-    """The front of the plain queue names the waiting shapes, each once."""
+ARRAY_OF_BO = kit.submitted(
+    8, submitter="bo", options=TaskOptions(array=ArraySpec(count=3))
+)
+BO_ARRAYS = LaneKey(0, "bo", is_array=True)
+
+
+async def test_each_submitter_and_shape_of_requirements_has_its_own_queue(
+    bench: Bench,
+) -> None:
+    """The front of the queue names the other lanes, each once."""
     pair, disk = Requirements(cpus=2), Requirements(labels=(("disk", "ssd"),))
     asked = {2: pair, 3: disk, 4: pair, 6: pair}
     await bench.add(
@@ -1147,16 +1162,27 @@ async def test_each_shape_of_requirements_has_its_own_queue(bench: Bench) -> Non
             for n in range(1, 8)
         )
     )
-    await bench.add(kit.cancelled(3))
+    await bench.add(kit.cancelled(3), ARRAY_OF_BO, kit.submitted(9, submitter="bo"))
 
-    plain = await bench.log.load_queued_tasks(-1, 9)
-    pairs = await bench.log.load_queued_tasks(2, 1, pair.shape)
+    front = await bench.log.load_queued_tasks(-1, 9)
+    plain = await bench.log.load_queued_tasks(-1, 9, kit.LANE)
+    lane = LaneKey(pair.shape, kit.LANE.submitter)
+    pairs = await bench.log.load_queued_tasks(2, 1, lane)
+    (array,) = (await bench.log.load_queued_tasks(-1, 9, BO_ARRAYS)).records
 
+    assert front.records == ()
+    assert dict(front.other_lanes) == {
+        kit.LANE: None,
+        lane: pair,
+        BO_ARRAYS: None,
+        LaneKey(0, "bo"): None,
+    }
+    assert len(front.other_lanes) == 4
     assert [r.id for r in plain.records] == [kit.task_id(n) for n in (1, 5, 7)]
-    assert plain.other_shapes == ((pair.shape, pair),)
     assert [r.id for r in pairs.records] == [kit.task_id(4)]
-    assert (pairs.shape, pairs.has_more, pairs.other_shapes) == (pair.shape, True, ())
-    assert (await bench.log.load_queued_tasks(1, 9)).other_shapes == ()
+    assert (pairs.lane, pairs.has_more, pairs.other_lanes) == (lane, True, ())
+    assert array.id == ARRAY_OF_BO.task
+    assert (await bench.log.load_queued_tasks(1, 9)).other_lanes == ()
 
 
 @for_the_core
@@ -1177,7 +1203,7 @@ async def test_the_stdin_of_a_completed_task_is_freed(bench: Bench) -> None:
             await asyncio.sleep(0.005)
 
     assert (await submissions())[0] == waiting
-    (queued,) = (await bench.log.load_queued_tasks(-1, 9)).records
+    (queued,) = (await bench.log.load_queued_tasks(-1, 9, kit.LANE)).records
     assert queued.spec == waiting.spec
 
 
@@ -1186,8 +1212,8 @@ async def test_large_tasks_are_loaded_in_parts(bench: Bench) -> None:
     large = TaskOptions(stdin=bytes(1 << 20))
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 25)))
 
-    first = await bench.log.load_queued_tasks(-1, 5000)
-    rest = await bench.log.load_queued_tasks(len(first.records), 5000)
+    first = await bench.log.load_queued_tasks(-1, 5000, kit.LANE)
+    rest = await bench.log.load_queued_tasks(len(first.records), 5000, kit.LANE)
 
     assert len(first.records) < 20
     assert first.has_more
@@ -1203,7 +1229,9 @@ async def test_large_tasks_with_requirements_are_loaded_in_smaller_parts(
     large = TaskOptions(stdin=bytes(1 << 19), requires=pair)
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 9)))
 
-    some = await bench.log.load_queued_tasks(-1, 5000, pair.shape)
+    some = await bench.log.load_queued_tasks(
+        -1, 5000, LaneKey(pair.shape, kit.LANE.submitter)
+    )
 
     assert 0 < len(some.records) < 5
     assert some.has_more

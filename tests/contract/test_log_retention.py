@@ -242,7 +242,7 @@ async def test_live_tasks_are_carried(benches: list[Bench]) -> None:
     await one.shows(1, 2)
 
     assert [await one.log.read_task(kit.task_id(n)) for n in (1, 2)] == live
-    assert len((await one.log.load_queued_tasks(0, 9)).records) == 1
+    assert len((await one.log.load_queued_tasks(0, 9, kit.LANE)).records) == 1
     assert len((await one.log.load_live_tasks(LoadLive(1, 0, 9))).records) == 1
 
 

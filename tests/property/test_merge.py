@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from octaskly.core.log.facts import (
     Decided,
     Finished,
     Notified,
+    Reprioritized,
     Submitted,
     TaskCancelled,
     TaskFact,
@@ -63,6 +65,26 @@ facts: st.SearchStrategy[TaskFact] = st.one_of(
 records = st.lists(facts, min_size=1, max_size=5).map(
     lambda some: reduce(join_records, map(record_of, some))
 )
+
+
+changes = st.builds(
+    Reprioritized, terms, st.integers(1, 3), st.integers(-1, 1), st.just(TASK)
+)
+
+
+@given(st.lists(changes | facts, min_size=1, max_size=6), st.randoms())
+def test_the_latest_change_of_a_priority_counts_in_any_order(
+    some: list[TaskFact], random: Random
+) -> None:
+    """That of the highest term, then the latest; repeated facts change nothing."""
+    mixed = [*some, *some]
+    random.shuffle(mixed)
+
+    joined = reduce(apply_fact, mixed, record_of(mixed[0]))
+
+    known = [fact for fact in some if isinstance(fact, Reprioritized)]
+    assert joined.reprioritized == max(known, default=None)
+    assert joined == reduce(join_records, map(record_of, some))
 
 
 @given(records, records)

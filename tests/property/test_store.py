@@ -19,6 +19,7 @@ from octaskly.core.log.facts import (
     Floor,
     Notified,
     Recorded,
+    Reprioritized,
     TaskCancelled,
     TaskFact,
 )
@@ -54,6 +55,9 @@ FACTS: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(lambda n, o: kit.submitted(n, ord=o), NUMBERS, st.integers(1, 2)),
     st.builds(TaskCancelled, IDS, st.sampled_from(["ada", "bob"])),
     st.builds(Notified, IDS),
+    st.builds(
+        Reprioritized, st.integers(1, 2), st.integers(1, 3), st.integers(-1, 1), IDS
+    ),
     st.builds(Assigned, IDS, ATTEMPTS, NODES),
     st.builds(Finished, IDS, ATTEMPTS, NODES, OUTCOMES),
 )

@@ -27,6 +27,7 @@ from octaskly.core.log.facts import (
     Finished,
     Floor,
     Notified,
+    Reprioritized,
     StreamFloor,
     Submitted,
     Unblocked,
@@ -94,6 +95,7 @@ FACTS: tuple[Fact, ...] = (
     samples.RECORD,
     Unblocked(TASK),
     Notified(TASK),
+    Reprioritized(3, 1000, 7, TASK),
 )
 LOGGED = tuple(Entry(KNOWN, 5 + n, 1000 + n, fact) for n, fact in enumerate(FACTS))
 TRIED = Attempt(id=ATTEMPT, node=ME, state=AttemptState.FAILED, outcome=OUTCOME)

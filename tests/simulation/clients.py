@@ -17,6 +17,7 @@ from octaskly.core.events import (
     CancelRequested,
     CatchUpRequested,
     RecordRequested,
+    ReprioritizeRequested,
     TasksSubmitted,
 )
 from octaskly.core.log import mesh_records
@@ -68,6 +69,8 @@ class Clients:
     #: tasks of the last answer that were accepted before
     repeated: tuple[TaskSpec, ...] = ()
 
+    submitters: tuple[str, ...] = ("client",)  #: they submit in turn
+
     def __init__(self, world: World) -> None:
         self._world = world
         self.accepted: dict[TaskId, TaskSpec] = {}
@@ -115,8 +118,9 @@ class Clients:
         self.asked.update(draft.command for draft in drafts)
         ticket = self.next_ticket()
         self._drafts[ticket] = drafts
-        log_ids = tuple(log_id_of(draft, "client") for draft in drafts)
-        event = TasksSubmitted(ticket, drafts, "client", suffixes, log_ids)
+        who = self.submitters[ticket % len(self.submitters)]
+        log_ids = tuple(log_id_of(draft, who) for draft in drafts)
+        event = TasksSubmitted(ticket, drafts, who, suffixes, log_ids)
         self._world.feed(machine, event)
 
     def cancel(self, node_id: NodeId, task: TaskId, *, force: bool) -> None:
@@ -130,6 +134,14 @@ class Clients:
             self.next_ticket(), task, record.state, force, "client", array
         )
         self._world.feed(machine, event)
+
+    def reprioritize(self, node_id: NodeId, task: TaskId, priority: int) -> None:
+        """Change the priority of a task or an array through one node."""
+        machine = self._world.machines[node_id]
+        record = machine.disk.shown(task)
+        if machine.node is not None and record is not None:
+            event = ReprioritizeRequested(self.next_ticket(), record, priority)
+            self._world.feed(machine, event)
 
     def record(self, node_id: NodeId) -> None:
         """Write one record; few keys exist, so that records collide."""

@@ -20,6 +20,7 @@ from tests.simulation.kinds.failing import (
     run_cut_off,
     run_failing,
     run_freed,
+    run_reprioritized,
 )
 from tests.simulation.kinds.failovers import (
     run_backlog,
@@ -73,6 +74,13 @@ def test_seed_that_once_failed_passes(words: list[str]) -> None:
     """A seed that once found a bug stays fixed."""
     seed, kind = words if len(words) > 1 else (*words, "seed")
     run_of(kind)(int(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [*range(3), 941548973, 941548991, 941549014])
+def test_priorities_change_while_nodes_fail(seed: int) -> None:
+    """The latest change counts on all disks, and turns match what runs and waits."""
+    run_reprioritized(seed)
 
 
 @pytest.mark.slow

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterable
 from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, SavedState, TasksLoaded
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import lane_key_of, split_member_id
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.hlc import HLC_EPOCH_MS
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Limits, Settings, Timing
-from octaskly.core.model.task_options import Pairs, Requirements, requires_of, shape_of
+from octaskly.core.model.task_options import Pairs, Requirements, requires_of
 from octaskly.core.model.tasks import (
+    MEMBERS_LANE,
     AttemptState,
     EndReason,
+    LaneKey,
     Outcome,
     TaskSpec,
     TaskState,
@@ -112,26 +115,27 @@ def draft(command: str = "true", *, id: str | None = None) -> TaskDraft:  # noqa
 
 def load_reply(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
     """Return a store's answer to a read, with these tasks in its queue."""
-    shapes: dict[int, Requirements] = {}
+    lanes: dict[LaneKey, Requirements | None] = {}
     found = []
     for record in queued:
         assert record.spec is not None
-        shape = shape_of(record.spec.options)
-        requires = requires_of(record.spec.options)
-        if shape and requires is not None:
-            shapes[shape] = requires
-        if shape == asked.shape and record.spec.ord > asked.after_ord:
+        lane = lane_key_of(record.spec)
+        if split_member_id(record.id) is not None:
+            lane = LaneKey(lane.shape)
+        lanes[lane] = requires_of(record.spec.options) if lane.shape else None
+        if lane == asked.lane and record.ord > asked.after_ord:
             found.append(record)
     # Tasks of one position stay together, so there may be more than the limit.
-    last = found[: asked.limit][-1].spec if found else None
-    loaded = [r for r in found if r.spec and last and r.spec.ord <= last.ord]
-    is_front = not asked.shape and asked.after_ord < 0
+    last = found[: asked.limit][-1] if found else None
+    loaded = [record for record in found if last and record.ord <= last.ord]
+    is_front = asked.lane == MEMBERS_LANE and asked.after_ord < 0
+    lanes.pop(MEMBERS_LANE, None)
     return QueuedLoaded(
         asked.after_ord,
         tuple(loaded),
         len(found) > len(loaded),
-        asked.shape,
-        tuple(shapes.items()) if is_front else (),
+        asked.lane,
+        tuple(lanes.items()) if is_front else (),
     )
 
 

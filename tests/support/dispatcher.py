@@ -188,12 +188,14 @@ def ended_attempt(node: NodeId, of: AttemptId | None = None) -> Attempt:
     return Attempt(of or attempt(), node, AttemptState.OK, outcome())
 
 
-def submission(*drafts: TaskDraft, ticket: int = 1) -> TasksSubmitted:
+def submission(
+    *drafts: TaskDraft, ticket: int = 1, by: str = "tester"
+) -> TasksSubmitted:
     """Return a submission."""
     drafts = drafts or (draft(),)
     suffixes = tuple(f"0000000{index}" for index in range(len(drafts)))
-    log_ids = tuple(log_id_of(draft, "tester") for draft in drafts)
-    return TasksSubmitted(ticket, drafts, "tester", suffixes, log_ids)
+    log_ids = tuple(log_id_of(draft, by) for draft in drafts)
+    return TasksSubmitted(ticket, drafts, by, suffixes, log_ids)
 
 
 def cancel_request(

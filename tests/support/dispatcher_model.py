@@ -369,12 +369,13 @@ class DispatcherModel:
         queue, lanes = placing.queue, placing.queue.lanes
         if placing.matcher.reservation is not None:
             return
-        if queue.first_in_lane(lanes.unconstrained) is not None:
-            assert placing.pool.take_slot() is None
-        for _, lane in lanes.constrained():
+        for lane in lanes.all_lanes():
             task = queue.first_in_lane(lane)
-            if task is not None and task.requires is not None:
+            if task is not None and lane.key.shape:
+                assert task.requires is not None
                 assert placing.pool.take_resources(task.requires, ()) is None, task
+            elif task is not None:
+                assert placing.pool.take_slot() is None, task
 
     # --- Consequences.
 

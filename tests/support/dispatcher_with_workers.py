@@ -9,7 +9,7 @@ from octaskly.core.log.facts import Assigned
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, Role, RosterEntry
-from octaskly.core.model.task_options import Requirements, TaskOptions
+from octaskly.core.model.task_options import ArraySpec, Requirements, TaskOptions
 from octaskly.core.model.tasks import Outcome
 from octaskly.core.protocol.messages import Results
 from tests.support.builders import (
@@ -50,9 +50,9 @@ class DispatcherWithWorkers(DispatcherWithJournal):
                 commands.append(command)
         return commands
 
-    def ask(self, *drafts: TaskDraft, at: float = 0.0) -> list[str]:
+    def ask(self, *drafts: TaskDraft, at: float = 0.0, by: str = "tester") -> list[str]:
         """Submit tasks; return the placed commands."""
-        effects = self.dispatch.on_submitted(submission(*drafts), moment(at))
+        effects = self.dispatch.on_submitted(submission(*drafts, by=by), moment(at))
         return self.note(effects) + self.note(self.commit(at))
 
     def end(
@@ -67,6 +67,14 @@ class DispatcherWithWorkers(DispatcherWithJournal):
 
     def where(self, command: str) -> str:
         return str(self.live[command][2])
+
+
+def array_draft(
+    command: str, count: int, requires: Requirements | None = None
+) -> TaskDraft:
+    """Return an array whose members have their number as argument."""
+    options = TaskOptions(array=ArraySpec(count=count), requires=requires)
+    return replace(draft(f"{command} {{}}"), options=options)
 
 
 def draft_requiring(

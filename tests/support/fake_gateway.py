@@ -13,10 +13,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from octaskly.core.change_feed import FeedItem, FeedPosition
-from octaskly.core.log.facts import Assigned, Finished, TaskCancelled
+from octaskly.core.log.facts import Assigned, Finished, Reprioritized, TaskCancelled
 from octaskly.core.log.merge import TaskRecord, apply_fact
 from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, rerun_draft
+from octaskly.core.model.drafts import TaskDraft, rerun_draft
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import (
     NO_HOLD,
@@ -30,6 +30,7 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import (
+    PRIORITY_BAND,
     PRIORITY_SHIFT,
     AttemptState,
     EndReason,
@@ -51,6 +52,7 @@ from octaskly.errors import (
     TaskNotCancellable,
     TaskNotEnded,
     TaskNotFound,
+    TaskNotWaiting,
 )
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import (
@@ -412,6 +414,19 @@ class FakeGateway:
         record = apply_fact(record, TaskCancelled(record.id, principal.subject))
         self.records[record.id] = record
         self._notify()
+        return record
+
+    async def reprioritize_task(
+        self, ref: str, priority: int, *, principal: Principal
+    ) -> TaskRecord:
+        record = await self.find_task(ref)
+        owner = record.spec.submitter if record.spec else ""
+        if not principal.is_admin and owner != principal.subject:
+            raise PermissionDenied(f"{record.id} was submitted by somebody else")
+        if record.state is not TaskState.QUEUED:
+            raise TaskNotWaiting(f"{record.id} does not wait", hint="it has ended")
+        change = Reprioritized(1, len(self.records), priority, record.id)
+        self.records[record.id] = apply_fact(record, change)
         return record
 
     @asynccontextmanager

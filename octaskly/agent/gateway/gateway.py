@@ -43,7 +43,7 @@ from octaskly.core.events import PurgeRequested
 from octaskly.core.log.merge import TaskRecord, cancel_of
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import TaskDraft
-from octaskly.core.model.ids import NodeId, StreamId, TaskId
+from octaskly.core.model.ids import NodeId, StreamId, TaskId, task_name
 from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, RosterEntry
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
@@ -56,6 +56,7 @@ from octaskly.errors import (
     StoreFull,
     TaskNotCancellable,
     TaskNotFound,
+    TaskNotWaiting,
 )
 from octaskly.ports import (
     DispatcherView,
@@ -109,7 +110,7 @@ async def purge_ended_tasks(
 
 
 def require_owner(record: TaskRecord, principal: Principal) -> None:
-    """Check that a principal may cancel and retry a task.
+    """Check that a principal may cancel, retry and reprioritize a task.
 
     A retry runs with the stdin of the task, which no token may read, and its submitter
     could cancel it.
@@ -121,7 +122,7 @@ def require_owner(record: TaskRecord, principal: Principal) -> None:
     if not principal.is_admin and owner != principal.subject:
         raise PermissionDenied(
             "Insufficient permissions",
-            hint="a client token cancels and retries only its own tasks",
+            hint="a client token cancels, retries and reprioritizes only its own tasks",
         )
 
 
@@ -393,6 +394,35 @@ class AgentGateway:
         if not reply.was_done:
             raise TaskNotFound("Task not found", hint=f"it has ended: {reply.state}")
         return record
+
+    async def reprioritize_task(
+        self, ref: str, priority: int, *, principal: Principal
+    ) -> TaskRecord:
+        """Change the priority of a task or an array that waits."""
+        record = await self.find_task(ref)
+        require_owner(record, principal)
+        if (place := split_member_id(record.id)) is not None:
+            array = task_name(place[0])
+            raise TaskNotWaiting(
+                "Cannot change the priority of this task",
+                hint=f"it is a member; its priority is that of array {array}",
+            )
+        reply = await self.pending_requests.send_request(
+            lambda ticket: ev.ReprioritizeRequested(ticket, record, priority),
+            check=partial(
+                self._health_checks.require_durable, f"{record.id} has a new priority"
+            ),
+        )
+        assert isinstance(reply, replies.ReprioritizeResult)
+        if reply.was_done:
+            return record
+        if reply.state is TaskState.RUNNING:
+            hint = "it runs already; a priority counts only while a task waits"
+        elif reply.state is TaskState.QUEUED:
+            hint = "none of its members wait"
+        else:
+            hint = f"it has ended: {reply.state}"
+        raise TaskNotWaiting("Cannot change the priority of this task", hint=hint)
 
     async def find_retry(self, ref: str) -> TaskRecord | None:
         """Return the task that a retry of this task has made, None if it has none."""

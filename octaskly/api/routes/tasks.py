@@ -207,6 +207,17 @@ async def cancel_task(request: Request) -> web.StreamResponse:
     return json_response(task_response.encode(task_response.cancelled(record)))
 
 
+async def reprioritize_task(request: Request) -> web.StreamResponse:
+    """Change the priority of a task or an array that waits."""
+    ref = query.task_ref(request.path_params["id"])
+    priority = request_bodies.parse_priority(request.body)
+    record = await request.gateway.reprioritize_task(
+        ref, priority, principal=request.authenticated_principal
+    )
+    shown = rest.Reprioritized(id=record.name, priority=priority)
+    return json_response(task_response.encode(shown))
+
+
 async def retry_task(request: Request) -> web.StreamResponse:
     """Accept a task that repeats an ended one."""
     ref = query.task_ref(request.path_params["id"])
@@ -309,6 +320,16 @@ ROUTES = (
         access=Access.SUBMIT,
         query=("force",),
         responses={200: rest.Cancelled},
+        error_statuses=(409, 507),
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/tasks/{id}/reprioritize",
+        handler=reprioritize_task,
+        cost=route_cost.CHEAP,
+        access=Access.SUBMIT,
+        body_type=request_bodies.PriorityIn,
+        responses={200: rest.Reprioritized},
         error_statuses=(409, 507),
     ),
     Route(

@@ -37,6 +37,7 @@ from octaskly.core.model import placeholders
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import BlobRef, InputBlob, TaskOptions
+from octaskly.core.model.tasks import Priority
 from octaskly.files.output_patterns import is_in_git
 from octaskly.files.pack import ASKED_FILES_MAX
 from octaskly.ports import KeptOutput
@@ -116,6 +117,12 @@ class ForgetIn(RequestBody):
     older_than_s: Annotated[int, msgspec.Meta(ge=0, le=FORGET_S_MAX)]
 
 
+class PriorityIn(RequestBody):
+    """A request to change the priority of a task."""
+
+    priority: Priority
+
+
 class EmptyIn(RequestBody):
     """The body of a request that needs none."""
 
@@ -145,6 +152,7 @@ _one = msgspec.json.Decoder(TaskIn)
 _many = msgspec.json.Decoder(list[TaskIn])
 _token = msgspec.json.Decoder(TokenIn)
 _forget = msgspec.json.Decoder(ForgetIn)
+_priority = msgspec.json.Decoder(PriorityIn)
 _missing_files = msgspec.json.Decoder(files.MissingIn)
 _pack = msgspec.json.Decoder(files.PackIn)
 _offer = msgspec.json.Decoder(files.OfferIn)
@@ -184,6 +192,12 @@ def parse_forget(body: bytes) -> ForgetIn:
     """Return a request to delete ended tasks."""
     asked: ForgetIn = decode_body(_forget, ForgetIn, body)
     return asked
+
+
+def parse_priority(body: bytes) -> int:
+    """Return the priority that a task shall have."""
+    asked: PriorityIn = decode_body(_priority, PriorityIn, body)
+    return asked.priority
 
 
 def parse_missing(body: bytes) -> files.MissingIn:

@@ -30,6 +30,7 @@ from octaskly.core.model.task_options import (
     TaskOptions,
     is_stdin_freed,
 )
+from octaskly.core.model.tasks import PRIORITY_MAX, Priority
 from octaskly.rest import tasks as rest
 
 NAME_CHARS_MAX: Final = 128
@@ -41,7 +42,6 @@ ENV_BYTES_MAX: Final = 1 << 20  #: of all names and values together
 ENV_VALUE_BYTES_MAX: Final = 131_000  #: the kernel allows 128 KiB with the name
 CWD_BYTES_MAX: Final = 4096
 STDIN_BYTES_MAX: Final = 1 << 20
-PRIORITY_MAX: Final = 50
 GRACE_S_MAX: Final = 3600
 MEMORY_MB_MAX: Final = 1 << 30
 COUNT_MAX: Final = 1 << 20
@@ -130,7 +130,7 @@ class OptionsIn(RequestBody, gc=False):
     grace: Annotated[int, msgspec.Meta(ge=0, le=GRACE_S_MAX)] | None = None
     requires: RequiresIn | None = None
     limits: LimitsIn | None = None
-    priority: Annotated[int, msgspec.Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    priority: Priority = 0
     retries: Annotated[int, msgspec.Meta(ge=0, le=RETRIES_MAX)] = 0
     retry_on: RetryOn | None = None
     notify_url: Annotated[str, openapi_schema(pattern=f"^{_URL.pattern}$")] | None = (

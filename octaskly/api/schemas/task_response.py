@@ -14,8 +14,7 @@ from octaskly.api.schemas import arrays, task_options
 from octaskly.core.change_feed import TaskEvent
 from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import member_id
-from octaskly.core.model.drafts import priority_of
-from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -24,6 +23,7 @@ from octaskly.core.model.tasks import (
     OutputFile,
     TaskSpec,
     TaskState,
+    priority_of,
 )
 from octaskly.core.replies import TaskExplanation
 from octaskly.ports import DisplayFacts, InputSources
@@ -130,7 +130,7 @@ def _line(
         elapsed_ms=elapsed_ms,
         completed_at=ended_at,
         missing_output=_missing_output(state, outcome),
-        priority=priority_of(spec) if spec else None,
+        priority=priority_of(record.ord) if spec else None,
         # Most tasks have no options, so they are not arrays.
         name=(options.name or None) if options else None,
         call=(options.call or None) if options else None,
@@ -335,6 +335,16 @@ def explanation(
                 ],
             )
             for verdict in found.rejections
+        ],
+        ahead=[
+            rest.QueuedAhead(
+                submitter=each.submitter,
+                array=None if each.array is None else task_name(each.array),
+                tasks=each.tasks,
+                exact=each.is_exact,
+                takes_turns=each.takes_turns,
+            )
+            for each in found.ahead
         ],
     )
 

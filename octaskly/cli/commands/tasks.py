@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sys
 from collections.abc import Sequence
 
@@ -54,7 +55,7 @@ from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import Response
 from octaskly.rest.base import SINCE_S_MAX
 from octaskly.rest.client_types import Task
-from octaskly.rest.tasks import Explanation, Forgotten
+from octaskly.rest.tasks import Explanation, Forgotten, Reprioritized
 
 LIMIT_MAX = 1000
 SEARCH_FILTERS = ("name", "label", "text", "ended_within_s")
@@ -346,6 +347,54 @@ def _cancel(client: Session, ref: str, *, is_asked: bool) -> Response | None:
     if not confirm(on_one_line(f"{ref} {_describe_running(task)}. Cancel it?")):
         return None
     return _cancel(client, ref, is_asked=False)
+
+
+class _PriorityCommand(click.Command):
+    """A command whose last argument may be a negative number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep negative numbers from being taken for options."""
+        numbers = [word for word in args if re.fullmatch(r"-\d+", word)]
+        if numbers and "--" not in args:
+            rest = [word for word in args if word not in numbers]
+            args = [*rest, "--", *numbers]
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_PriorityCommand, epilog="Example: octaskly reprioritize 12 20")
+@click.argument(
+    "refs",
+    nargs=-1,
+    required=True,
+    metavar="ID...",
+    shell_complete=completion.complete_tasks,
+)
+@click.argument("priority", type=click.IntRange(-50, 50), metavar="N")
+@JSON_OPTION
+@click.pass_obj
+def reprioritize(
+    context: CliContext,
+    refs: Sequence[str],
+    priority: int,
+    as_json: bool,  # noqa: FBT001
+) -> int:
+    """Change the priority of waiting tasks and arrays.
+
+    N is from -50 to 50; a higher one runs first. What runs already goes on, also the
+    running members of an array.
+    """
+    with context.connect() as client:
+
+        def change_one(ref: str) -> None:
+            call = rest_calls.reprioritize(resolve_ref(client, ref), priority)
+            reply = client.send(call)
+            if as_json:
+                print_json(reply.body)
+            else:
+                done = rest_calls.decode_body(reply, Reprioritized, "the node")
+                note(f"{done.id} has priority {done.priority} now")
+
+        return for_each_task(refs, change_one)
 
 
 def _running_members(client: Session, ref: str) -> int:

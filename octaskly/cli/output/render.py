@@ -105,6 +105,7 @@ _HINTS = {
     "Cannot cancel ended task": "octaskly retry ID    runs it again",
     "Task ID is ambiguous": "octaskly ls    shows full ids",
     "Task has not ended": "octaskly wait ID    waits for its end",
+    "Cannot change the priority of this task": "octaskly ls    lists what waits",
     "Nothing to retry": "octaskly show ID    counts the members of an array",
     "Stdin was deleted": "octaskly submit --stdin FILE COMMAND    submits it again",
     "Mesh secret cannot be rotated now": "octaskly rotate --status    shows its "

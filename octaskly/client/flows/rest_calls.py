@@ -133,6 +133,12 @@ def cancel(ref: str, *, force: bool) -> Call:
     return Call("DELETE", resource_path(TASKS, ref), query)
 
 
+def reprioritize(ref: str, priority: int) -> Call:
+    """Change the priority of a task; repeating the call does no harm."""
+    body = msgspec.json.encode({"priority": priority})
+    return Call("POST", resource_path(TASKS, ref, "reprioritize"), body=body)
+
+
 def retry(ref: str) -> Call:
     """Rerun an ended task as a new task; repeating the call returns the same one."""
     return Call("POST", resource_path(TASKS, ref, "retry"))

@@ -34,6 +34,7 @@ from octaskly.rest.client_types import (
     sent_with,
     with_sent,
 )
+from octaskly.rest.tasks import Reprioritized
 
 POLL_S: Final = 60.0  #: duration of one long poll
 RUN_WAIT_S: Final = 0.05  #: for which a submission waits for the end of its task
@@ -222,6 +223,13 @@ def cancel(requests: RequestFlow, ref: str | Task, *, force: bool) -> Flow[Task]
         yield from requests.send_and_decode(
             rest_calls.cancel(ref_of(ref), force=force), Task
         )
+    )
+
+
+def reprioritize(requests: RequestFlow, ref: str | Task, priority: int) -> Flow[None]:
+    """Change the priority of a task that waits."""
+    yield from requests.send_and_decode(
+        rest_calls.reprioritize(ref_of(ref), priority), Reprioritized
     )
 
 

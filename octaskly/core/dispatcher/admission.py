@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.events import TasksSubmitted
-from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, sequence_of
+from octaskly.core.model.drafts import TaskDraft, sequence_of
 from octaskly.core.model.ids import Moment, TaskId
 from octaskly.core.model.task_options import requires_of
-from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
+from octaskly.core.model.tasks import TaskSpec, ord_of
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import Unplaceable
 from octaskly.core.scheduling.task_queue import TaskQueue
@@ -83,7 +83,7 @@ class Admission:
                     draft.outputs,
                     submitter,
                     created_ms,
-                    (PRIORITY_BAND - draft.priority << PRIORITY_SHIFT) | hlc,
+                    ord_of(draft.priority, hlc),
                     draft.options,
                 )
                 hlc += 1

@@ -17,7 +17,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import FORCED_PREFIX
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskSpec, TaskState
-from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replies import CancelResult, NotReplicated
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
@@ -26,7 +26,12 @@ from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Sta
 class CommitStep(Protocol):
     """Commits the dispatcher's current step."""
 
-    def __call__(self, now: Moment, *, when_replicated: WhenReplicated) -> list[Effect]:
+    def __call__(
+        self,
+        now: Moment,
+        when_durable: WhenDurable | None = None,
+        when_replicated: WhenReplicated | None = None,
+    ) -> list[Effect]:
         """Do `when_replicated` once all that was decided so far is safe."""
 
 

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import math
 
+from msgspec.structs import replace
+
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Effect, LoadUnblocked
 from octaskly.core.events import UnblockedLoaded, UnblockedTask
 from octaskly.core.log.facts import Unblocked
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Timing
-from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal
 
@@ -114,18 +117,19 @@ class Dependencies:
         ]
         decided = [self._decide_unblocked(ripe) for ripe in undecided]
         self._needs_query = self._needs_query or bool(undecided)
-        admitted = [spec for spec in decided if spec is not None]
+        admitted = [record for record in decided if record is not None]
 
         def settled(now: Moment) -> list[Effect]:
             if self._query_number != number:
                 return []
             # What is over meanwhile may be, on disk, behind what was read.
             ended = self._step.ended_since_query or ()
-            still_wanted = [spec for spec in admitted if spec.id not in ended]
-            self._queue.admit(spec for spec in still_wanted if spec.array is None)
-            for spec in still_wanted:
-                if spec.array is not None:  # Some members may be cancelled already.
-                    self._queue.look_up_missing(spec.id)
+            still_wanted = [record for record in admitted if record.id not in ended]
+            self._queue.admit_records(still_wanted)
+            for record in still_wanted:
+                if record.spec is not None and record.spec.array is not None:
+                    # Some members may be cancelled already.
+                    self._queue.look_up_missing(record.id)
             self._finish_query()
             return self._step.commit_step(now) + self.query_unblocked(now)
 
@@ -135,7 +139,7 @@ class Dependencies:
         self._is_querying, self._step.ended_since_query = False, None
         self._set_timer()
 
-    def _decide_unblocked(self, unblocked: UnblockedTask) -> TaskSpec | None:
+    def _decide_unblocked(self, unblocked: UnblockedTask) -> TaskRecord | None:
         """Write what becomes of one task; return it if it may run."""
         spec = unblocked.record.spec
         assert spec is not None
@@ -145,7 +149,7 @@ class Dependencies:
         fact = task_rules.unblock(spec.id, unblocked.failed_dependency, term)
         self._step.facts.append(fact)
         if isinstance(fact, Unblocked):
-            return spec
+            return replace(unblocked.record, is_unblocked=True)
         task = self._queue.add_shadow(spec, TaskState.CANCELLED)
         self._step.pin_until_durable(task)
         self._step.announce_ended([spec.id])

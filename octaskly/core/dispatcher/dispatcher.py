@@ -16,6 +16,7 @@ from octaskly.core.dispatcher.explain import Explainer
 from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
+from octaskly.core.dispatcher.reprioritizing import Reprioritizer
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import AnnounceTaskStates, Answer, Effect, Send
 from octaskly.core.events import (
@@ -23,6 +24,7 @@ from octaskly.core.events import (
     FloorPlanned,
     LiveLoaded,
     QueuedLoaded,
+    ReprioritizeRequested,
     TasksLoaded,
     TasksNotified,
     TasksSubmitted,
@@ -94,6 +96,13 @@ class Dispatcher:
         self._canceller = Canceller(
             self._step,
             journal,
+            self._commit_step,
+            is_strict=self._is_strict,
+        )
+        self._reprioritizer = Reprioritizer(
+            self._step,
+            journal,
+            replication,
             self._commit_step,
             is_strict=self._is_strict,
         )
@@ -212,6 +221,14 @@ class Dispatcher:
         if not self.is_active:
             return [Answer(event.ticket, NotDispatching())]
         return self._canceller.on_cancel_requested(event, now)
+
+    def on_reprioritize_requested(
+        self, event: ReprioritizeRequested, now: Moment
+    ) -> list[Effect]:
+        """Change the priority of a task or an array that waits."""
+        if not self.is_active:
+            return [Answer(event.ticket, NotDispatching())]
+        return self._reprioritizer.on_reprioritize_requested(event, now)
 
     def on_tasks_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
         """Record delivered notifications, so that a later dispatcher skips them."""
@@ -361,6 +378,9 @@ class Dispatcher:
         self._queue.add_arrays(records)  # They count the failures among these:
         self.reconciler.drop_ended_attempts(tasks, records)
         self._adopt_records(records, now)
+        moved = [r for r in records if r.reprioritized is not None]
+        self._queue.admit_records(moved)
+        self.reconciler.decide_waiting(moved)
         return self._commit_step(now)
 
     def _adopt_records(self, records: Sequence[TaskRecord], now: Moment) -> None:

@@ -23,10 +23,11 @@ from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
     EndReason,
+    LaneKey,
     Outcome,
     TaskState,
 )
-from octaskly.core.replies import NodeRejection, TaskExplanation
+from octaskly.core.replies import NodeRejection, QueuedAhead, TaskExplanation
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.requirements import (
     describe_requirements,
@@ -36,6 +37,8 @@ from octaskly.core.scheduling.requirements import (
 )
 
 PARENTS_SHOWN_MAX = 3  #: of up to a thousand
+AHEAD_SHOWN_MAX = 3  #: arrays and submitters that a sentence names
+AHEAD_MAX = 20  #: of these in an explanation
 MISSING_END_TEXT = "it ended on another node, whose log has not arrived here"
 
 
@@ -84,17 +87,7 @@ class Explainer:
             rest = ", which is paused" if task.node in paused else ""
             where = f"{self._describe_location(task, name)}{rest}"
             return TaskExplanation(TaskState.RUNNING, where)
-        rejections = tuple(self._rejection(task, member) for member in members)
-        obstacle = self._obstacle(task, members, rejections, now)
-        summary = obstacle or _describe_full(rejections)
-        if record.progress is None:
-            return TaskExplanation(TaskState.QUEUED, summary, rejections)
-        if record.progress.running and obstacle is None:
-            # It runs as well as the mesh permits, so no node is to blame.
-            return TaskExplanation(record.state, _describe_flow(record.progress), ())
-        waiting, total = record.progress.queued, record.progress.total
-        summary = f"{waiting} of {total} members {_are(waiting)} queued: {summary}"
-        return TaskExplanation(record.state, summary, rejections)
+        return self._explain_waiting(task, record, members, now)
 
     def explain_placement(
         self,
@@ -154,6 +147,38 @@ class Explainer:
 
     # --- A task that waits.
 
+    def _explain_waiting(
+        self,
+        task: QueuedTask,
+        record: TaskRecord,
+        members: Sequence[RosterEntry],
+        now: Moment,
+    ) -> TaskExplanation:
+        """Say what keeps a task from each node, and what comes before it."""
+        rejections = tuple(self._rejection(task, member) for member in members)
+        summary = self._obstacle(task, members, rejections, now)
+        is_obstructed = summary is not None
+        ahead: tuple[QueuedAhead, ...] = ()
+        text = ""
+        if summary is None:
+            ahead = self._queue.lanes.ahead_of(task.spec, task.ord, self._queue.tasks)
+            text = _describe_ahead(ahead, task.spec.submitter)
+            has_room = any(w.code == "turn" for v in rejections for w in v.reasons)
+            summary = text if has_room else f"{_describe_full(rejections)}; {text}"
+        if record.progress is None:
+            state = TaskState.QUEUED
+        elif record.progress.running and not is_obstructed:
+            # It runs as well as the mesh permits, so no node is to blame.
+            flow_text = _describe_flow(record.progress)
+            summary = f"{flow_text}; {text}" if ahead else flow_text
+            state, rejections = record.state, ()
+        else:
+            waiting, total = record.progress.queued, record.progress.total
+            summary = f"{waiting} of {total} members {_are(waiting)} queued: {summary}"
+            state = record.state
+        shown = ahead[:AHEAD_MAX]
+        return TaskExplanation(state, summary, rejections, ahead=shown)
+
     @staticmethod
     def _explain_dependencies(
         record: TaskRecord, parents: Sequence[str], members: Sequence[RosterEntry]
@@ -208,8 +233,6 @@ class Explainer:
                 (m.name for m in members if m.id == reservation.node), reservation.node
             )
             return f"{name} is reserved for it until enough of its capacity is free"
-        if any(why.code == "turn" for each in rejections for why in each.reasons):
-            return self._queue_position_reason(task).text
         is_full = bool(_capable(rejections))
         return None if is_full else _describe_unavailable(members, requires)
 
@@ -239,12 +262,12 @@ class Explainer:
         if (
             reservation is not None
             and reservation.node == member.id
-            and reservation.ord < task.spec.ord
+            and self._step.matcher.reserved_from(task, task.lane)
         ):
             transient.append(
                 RejectionReason(
                     "reserved",
-                    f"is reserved for {self._first_task_name(reservation.shape)}",
+                    f"is reserved for {self._first_task_name(reservation.lane)}",
                 )
             )
         if transient:
@@ -255,22 +278,14 @@ class Explainer:
                 "has free capacity, but the task waits before its next attempt",
             )
         else:
-            yield self._queue_position_reason(task)
+            yield RejectionReason(
+                "turn", "has free capacity, and gets the next task in the queue"
+            )
 
-    def _first_task_name(self, shape: int) -> str:
-        lane = self._queue.lanes.get(shape)
+    def _first_task_name(self, key: LaneKey) -> str:
+        lane = self._queue.lanes.get(key)
         first = None if lane is None else self._queue.first_in_lane(lane)
         return "another task" if first is None else task_name(first.spec.id)
-
-    def _queue_position_reason(self, task: QueuedTask) -> RejectionReason:
-        before, is_exact = self._queue.lanes.count_tasks_before(
-            task.spec, self._queue.tasks
-        )
-        if not before:
-            return RejectionReason("turn", "it is next in the queue")
-        tasks = "1 task is" if before == 1 else f"{before} tasks are"
-        most = "" if is_exact else "at least "
-        return RejectionReason("turn", f"{most}{tasks} before it in the queue")
 
 
 def _capable(rejections: Sequence[NodeRejection]) -> list[NodeRejection]:
@@ -283,6 +298,37 @@ def _describe_full(rejections: Sequence[NodeRejection]) -> str:
     if len(capable) == 1:
         return f"{capable[0].name}, which could run it, has no free capacity"
     return f"none of the {len(capable)} nodes that could run it has free capacity"
+
+
+def _describe_ahead(ahead: Sequence[QueuedAhead], submitter: str) -> str:
+    """Say what comes before a task, as the end of a sentence about it."""
+    first = [each for each in ahead if not each.takes_turns]
+    turns = [each for each in ahead if each.takes_turns]
+    parts = []
+    if first:
+        is_one = len(first) == first[0].tasks == 1 and first[0].is_exact
+        verb = "comes" if is_one else "come"
+        parts.append(f"{_list_ahead(first, submitter)} {verb} first")
+    if turns:
+        parts.append(f"it takes turns with {_list_ahead(turns, submitter)}")
+    return ", and ".join(parts) or "it is next in the queue"
+
+
+def _list_ahead(ahead: Sequence[QueuedAhead], submitter: str) -> str:
+    """Name some of what comes before a task of `submitter`."""
+    names = []
+    for each in ahead[:AHEAD_SHOWN_MAX]:
+        what = "1 task" if each.tasks == 1 else f"{each.tasks} tasks"
+        if each.array is not None:
+            what = f"array {task_name(each.array)}"
+        elif not each.is_exact:
+            what = f"at least {what}"
+        others = "" if each.submitter == submitter else f" of {each.submitter}"
+        names.append(f"{what}{others}")
+    if more := len(ahead) - len(names):
+        names.append(f"{more} more")
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _describe_flow(progress: ArrayProgress) -> str:

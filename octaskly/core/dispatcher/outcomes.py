@@ -77,6 +77,7 @@ class OutcomeRecorder:
         spec = report.spec
         if spec is not None and not self._queue.has_ended_recently(report.task):
             self._step.facts += self._step.resubmission_facts(spec, report.attempt)
+        self._queue.look_up_array_of(report.task)
         return self._queue.add_shadow(
             spec or TaskSpec(id=report.task, command=""), None
         )

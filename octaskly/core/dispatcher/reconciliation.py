@@ -303,6 +303,7 @@ class Reconciler:
     def merge_record(self, record: TaskRecord, task: QueuedTask) -> None:
         """Take over what the log says of a task in hand, and decide it by that."""
         task.merge_attempts(record.attempts)
+        self._queue.change_place(task, record.reprioritized)
         if task.final_state is not None:
             return
         joined = replace(record, attempts=task.attempts)
@@ -356,9 +357,8 @@ class Reconciler:
             # it is asked before the task is run again.
             task = QueuedTask(spec, is_store_confirmed=False, attempts=known)
             self._queue.look_up_task(spec.id)
-            if (array_and_number := split_member_id(spec.id)) is not None:
-                task.may_be_array_cancelled = True
-                self._queue.look_up_missing(array_and_number[0])
+            self._queue.look_up_array_of(spec.id)
+            task.may_be_array_cancelled = split_member_id(spec.id) is not None
             self._queue.adopt(task, attempt, node)
             task.is_worker_confirmed = True
             self._step.facts += self._step.resubmission_facts(spec, attempt)

@@ -561,7 +561,7 @@ class DispatchStep:
         for task in queue.next_excluding_tasks():
             excluded = (
                 *task.nodes_lacking_inputs,
-                *self.matcher.reserved_from(task, task.shape),
+                *self.matcher.reserved_from(task, task.lane),
             )
             requires = task.requires
             inputs = self.matcher.input_bytes(task)

@@ -22,7 +22,7 @@ from octaskly.core.model.ids import (
     TaskId,
     VectorItems,
 )
-from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import Outcome, Priority, TaskSpec, TaskState
 
 
 class Submitted(Struct, frozen=True, array_like=True, tag=100):
@@ -90,6 +90,18 @@ class Unblocked(Struct, frozen=True, array_like=True, tag=105):
     task: TaskId
 
 
+class Reprioritized(Struct, frozen=True, array_like=True, tag=109, order=True):
+    """A task or an array got another priority; of several, the latest counts.
+
+    The latest is that of the highest term, then with the highest timestamp.
+    """
+
+    term: Count  #: of the epoch that changed it
+    hlc: Count  #: hybrid timestamp of the change
+    priority: Priority
+    task: TaskId
+
+
 RETIRED_MAX = 1000  #: streams that one floor may retire
 
 
@@ -152,7 +164,14 @@ class Recorded(Struct, frozen=True, array_like=True, tag=107):
 
 
 TaskFact = (
-    Submitted | TaskCancelled | Assigned | Finished | Decided | Unblocked | Notified
+    Submitted
+    | TaskCancelled
+    | Assigned
+    | Finished
+    | Decided
+    | Unblocked
+    | Notified
+    | Reprioritized
 )
 Fact = TaskFact | Floor | Recorded
 

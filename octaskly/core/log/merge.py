@@ -23,6 +23,7 @@ from octaskly.core.log.facts import (
     Finished,
     Floor,
     Notified,
+    Reprioritized,
     StreamFloor,
     Submitted,
     TaskCancelled,
@@ -39,11 +40,13 @@ from octaskly.core.model.field_types import Canceller, Count, Millis, Time
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
 from octaskly.core.model.task_options import After, with_stdin_from, without_stdin
 from octaskly.core.model.tasks import (
+    ORD_HLC_MASK,
     Attempt,
     AttemptState,
     EndReason,
     TaskSpec,
     TaskState,
+    ord_of,
 )
 
 PRESUMED_REASONS: Final = (EndReason.LOST, EndReason.RETURNED)
@@ -83,6 +86,13 @@ class TaskRecord(Struct, frozen=True, array_like=True):
     decided_term: Count = 0
     """Of the last epoch with a `Decided`; ends of attempts have their own terms."""
     has_succeeded: bool = False  #: an epoch decided that it completed
+    reprioritized: Reprioritized | None = None  #: its last change of priority
+
+    @property
+    def ord(self) -> int:
+        """Its place in the queue, by its current priority."""
+        assert self.spec is not None
+        return ord_after(self.spec, self.reprioritized)
 
     @property
     def name(self) -> str:
@@ -203,6 +213,8 @@ def record_of(fact: TaskFact) -> TaskRecord:
             return TaskRecord(id=task, is_notified=True)
         case Unblocked(task):
             return TaskRecord(id=task, is_unblocked=True)
+        case Reprioritized(task=task):
+            return TaskRecord(id=task, reprioritized=fact)
 
 
 def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
@@ -221,7 +233,22 @@ def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         cancel_term=cancel_term,
         decided_term=max(a.decided_term, b.decided_term),
         has_succeeded=a.has_succeeded or b.has_succeeded,
+        reprioritized=later_priority(a.reprioritized, b.reprioritized),
     )
+
+
+def later_priority(
+    a: Reprioritized | None, b: Reprioritized | None
+) -> Reprioritized | None:
+    """Return the later of two changes of a task's priority."""
+    return a or b if a is None or b is None else max(a, b)
+
+
+def ord_after(spec: TaskSpec, change: Reprioritized | None) -> int:
+    """Return the place of a task in the queue after a change of its priority."""
+    if change is None:
+        return spec.ord
+    return ord_of(change.priority, spec.ord & ORD_HLC_MASK)
 
 
 def join_attempts(
@@ -266,6 +293,7 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         record.cancel_term,
         record.decided_term,
         record.has_succeeded,
+        record.reprioritized,
     )
 
 
@@ -281,6 +309,8 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
         facts.append(cancelled)
     if record.is_unblocked:
         facts.append(Unblocked(record.id))
+    if record.reprioritized is not None:
+        facts.append(record.reprioritized)
     for each in record.attempts:
         if each.outcome is None:
             facts.append(Assigned(record.id, each.id, each.node))

@@ -22,8 +22,8 @@ from msgspec.structs import replace
 from octaskly.core.model import placeholders
 from octaskly.core.model.field_types import Count, Millis
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import ArraySpec, InputTree
-from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.model.task_options import ArraySpec, InputTree, shape_of
+from octaskly.core.model.tasks import LaneKey, TaskSpec, TaskState
 
 MEMBERS_MAX: Final = 10_000_000
 MEMBER_NUMBER_MAX: Final = 999_999_999
@@ -142,6 +142,14 @@ def _split_cached(task: TaskId) -> tuple[TaskId, int] | None:
     if match is None:
         return None
     return TaskId(match[1] + (match[3] or "")), int(match[2])
+
+
+def lane_key_of(spec: TaskSpec) -> LaneKey:
+    """Return the lane of a task or an array, as the store has it."""
+    options = spec.options
+    if options is None:  # A shortcut for most tasks.
+        return LaneKey(0, spec.submitter)
+    return LaneKey(shape_of(options), spec.submitter, options.array is not None)
 
 
 def split_member_name(name: str) -> tuple[str, int] | None:

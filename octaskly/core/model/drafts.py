@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions, are_equal_options
-from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
+from octaskly.core.model.tasks import TaskSpec, priority_of
 
 
 class TaskDraft(Struct, frozen=True):
@@ -27,7 +27,6 @@ class TaskDraft(Struct, frozen=True):
     is_fail_fast: bool = False  #: reject it if no node could ever run it
 
 
-PRIORITY_BAND = 50  #: band of priority 0; a lower band runs first
 SEQUENCE_DIGITS_MAX = 11  #: a longer number in a task id comes from an idempotency key
 DIGEST_DIGITS = 15  #: digest of the draft in the id of a task with a chosen name
 
@@ -38,11 +37,6 @@ def sequence_of(task: TaskId) -> int:
     digits = rest.partition("-")[0]
     is_number = word == "task" and digits.isdecimal() and digits.isascii()
     return int(digits) if is_number and len(digits) <= SEQUENCE_DIGITS_MAX else 0
-
-
-def priority_of(spec: TaskSpec) -> int:
-    """Return the priority of a task: a higher one runs first."""
-    return PRIORITY_BAND - (spec.ord >> PRIORITY_SHIFT)
 
 
 def rerun_draft(spec: TaskSpec) -> TaskDraft:
@@ -67,7 +61,7 @@ def _draft_of(spec: TaskSpec) -> TaskDraft:
         timeout_s=spec.timeout_s,
         inputs=spec.inputs,
         outputs=spec.outputs,
-        priority=priority_of(spec),
+        priority=priority_of(spec.ord),
         options=spec.options,
     )
 

@@ -7,13 +7,12 @@ within each priority band.
 
 from __future__ import annotations
 
-from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
+from octaskly.core.model.tasks import ORD_HLC_MASK, TaskSpec
 
 HLC_EPOCH_MS = 1_577_836_800_000  #: 2020-01-01T00:00:00Z
 HLC_COUNTER_BITS = 15
 HLC_MAX = 1 << 62  #: above all timestamps; leaves room for increments
 HLC_AHEAD_MS = 3_600_000  #: longest lead of another clock that a node adopts
-ORD_HLC_MASK = (1 << PRIORITY_SHIFT) - 1  #: bits of the timestamp in `TaskSpec.ord`
 
 
 def hlc_of(wall_ms: int) -> int:

@@ -59,7 +59,7 @@ class Limits:
 
     window_tasks: int = 10_000  #: queued tasks without requirements held in memory
     window_bytes: int = 64 << 20  #: the same in bytes, roughly
-    lanes: int = 128  #: lanes, including the one for tasks without requirements
+    lanes: int = 128  #: lanes for tasks with requirements
     lane_tasks: int = 256  #: tasks held in memory in each lane with requirements
     lane_bytes: int = 1 << 20  #: the same in bytes, roughly
     load_tasks: int = 1_000  #: rows per read of the store, processed in one step

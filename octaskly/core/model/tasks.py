@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Annotated
+from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -22,7 +22,9 @@ from octaskly.core.model.field_types import (
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import CHAR_BYTES, ArraySpec, TaskOptions
 
+PRIORITY_BAND = 50  #: band of priority 0; a lower band runs first
 PRIORITY_SHIFT = 56  #: in `TaskSpec.ord` the timestamp lies below the priority band
+ORD_HLC_MASK = (1 << PRIORITY_SHIFT) - 1  #: bits of the timestamp in `TaskSpec.ord`
 ORD_MAX = 127 << PRIORITY_SHIFT  #: leaves room for one more band in 63 bits
 SPEC_BYTES = 256  #: size of a spec in a message without its texts, roughly
 SPEC_PATH_CHARS = 8  #: overhead of a path in a message, roughly
@@ -78,6 +80,21 @@ class EndReason(StrEnum):
     ROOM = "room"  #: its worker has no room for its files now
 
 
+PRIORITY_MAX = 50  #: and the lowest priority is -50
+Priority = Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)]
+"""A higher one runs first."""
+
+
+def ord_of(priority: int, hlc: int) -> int:
+    """Return the place in the queue of a priority and a timestamp."""
+    return PRIORITY_BAND - priority << PRIORITY_SHIFT | hlc
+
+
+def priority_of(ord_: int) -> int:
+    """Return the priority of a place in the queue."""
+    return PRIORITY_BAND - (ord_ >> PRIORITY_SHIFT)
+
+
 Paths = Annotated[tuple[Text, ...], Meta(max_length=10_000)]
 
 
@@ -116,6 +133,21 @@ class TaskSpec(Struct, frozen=True, array_like=True):
         if self.options is not None:
             chars += self.options.chars
         return SPEC_BYTES + CHAR_BYTES * chars
+
+
+class LaneKey(NamedTuple):
+    """The part of the queue in which a task waits, and that the store reads in order.
+
+    Released members are stored without their submitter, so they have lanes of their
+    own.
+    """
+
+    shape: int = 0  #: digest of the requirements; 0: none
+    submitter: str = ""
+    is_array: bool = False
+
+
+MEMBERS_LANE: Final = LaneKey()  #: of released members without requirements
 
 
 DETAIL_CHARS_MAX = 4096  #: of an outcome, as a correct worker reports it

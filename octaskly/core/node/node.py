@@ -45,6 +45,7 @@ from octaskly.core.events import (
     QueuedLoaded,
     Received,
     RecordRequested,
+    ReprioritizeRequested,
     SavedState,
     StopRequested,
     TaskIdsRequested,
@@ -410,6 +411,8 @@ class Node:
                 return dispatcher.on_submitted(event, now)
             case CancelRequested():
                 return dispatcher.on_cancel_requested(event, now)
+            case ReprioritizeRequested():
+                return dispatcher.on_reprioritize_requested(event, now)
             case RecordRequested():
                 may_write = dispatcher.is_accepting
                 return self._dispatcher.record_writer.on_record_requested(

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from octaskly.core.log import mesh_records
-from octaskly.core.log.facts import Decided, Fact, Finished, Recorded, Submitted
+from octaskly.core.log.facts import (
+    Decided,
+    Fact,
+    Finished,
+    Recorded,
+    Reprioritized,
+    Submitted,
+)
 from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import VectorItems
@@ -30,6 +37,8 @@ def is_valid_fact(fact: Fact) -> bool:
             return state in (TaskState.COMPLETED, TaskState.FAILED)
         case Recorded():
             return mesh_records.is_valid_record(fact)
+        case Reprioritized(task=task):
+            return arrays.split_member_id(task) is None  # It is of the array.
         case _:
             return True
 
@@ -65,7 +74,9 @@ def is_valid_row(row: TaskRow) -> bool:
 
     An attempt and its outcome must have the same state. A live attempt has no outcome.
     """
-    record = row.record
+    record, change = row.record, row.record.reprioritized
+    if change is not None and change.task != record.id:
+        return False
     if record.spec is not None and record.spec.id != record.id:
         return False
     return all(map(is_valid_fact, facts_of(record))) and all(

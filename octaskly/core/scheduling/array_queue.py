@@ -140,7 +140,7 @@ class ArrayQueue:
             if member_id(array.spec.id, number) not in self._tasks:
                 spec = member_spec(array.spec, number)
                 assert spec is not None
-                array.next_member = QueuedTask(spec)
+                array.next_member = QueuedTask(spec, reprioritized=array.reprioritized)
         return array.next_member
 
     def remove_member(self, member: TaskId) -> None:

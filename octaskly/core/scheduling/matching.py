@@ -1,10 +1,10 @@
 """Matching of queued tasks to workers, with a reservation against starvation.
 
-Lanes keep their own order. Among the first tasks of all lanes, the one with the highest
-priority and then the greatest age is placed first. If no worker has room for it, the
-matcher skips its lane, so that other lanes proceed. A lane skipped for
-`RESERVE_AFTER_S` gets a reservation: one worker takes no later task from other lanes
-until it has room for that lane's first task. There is one reservation at a time.
+`turns` decides which flow of the queue is next. If no worker has room for its first
+task, the matcher skips the lane, so that other lanes proceed. A lane skipped for
+`RESERVE_AFTER_S` gets a reservation: one worker takes no task of other lanes, except
+with a higher priority, until it has room for that lane's next task. There is one
+reservation at a time.
 
 `requirements` decides if an idle node could run a task. `worker_pool` decides if a
 worker has room now, and which of several workers is best.
@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heapreplace
+from operator import itemgetter
 
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
+from octaskly.core.model.tasks import PRIORITY_SHIFT, LaneKey
 from octaskly.core.scheduling.locality import InputBytes, Locality
-from octaskly.core.scheduling.queue_lanes import Lane
+from octaskly.core.scheduling.queue_lanes import Flow, Lane, Turn
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.core.scheduling.worker_pool import WorkerPool
@@ -29,11 +31,11 @@ RESERVE_AFTER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A worker that is reserved for the first task of a lane."""
+    """A worker that is reserved for the next task of a lane."""
 
     node: NodeId
-    shape: int
-    ord: int  #: place of that task; earlier tasks may still use the worker
+    lane: LaneKey
+    ord: int  #: of that task; tasks with a higher priority may still use the worker
 
 
 class Matcher:
@@ -49,13 +51,15 @@ class Matcher:
         """Drop the reservation, if any."""
         self.reservation = None
 
-    def reserved_from(self, task: QueuedTask, shape: int | None) -> tuple[NodeId, ...]:
+    def reserved_from(
+        self, task: QueuedTask, lane: LaneKey | None
+    ) -> tuple[NodeId, ...]:
         """Return the reserved worker if this task may not use it, else nothing."""
         reservation = self.reservation
         if (
             reservation is None
-            or task.spec.ord <= reservation.ord
-            or shape == reservation.shape
+            or task.ord >> PRIORITY_SHIFT < reservation.ord >> PRIORITY_SHIFT
+            or lane == reservation.lane
         ):
             return ()
         return (reservation.node,)
@@ -71,78 +75,83 @@ class Matcher:
         if lanes.has_constrained:
             while True:
                 reservation = self.reservation
-                yield from self._match_in_order(now)
+                yield from self._match_by_turn(now)
                 if reservation is None or reservation is self.reservation:
-                    break
+                    return
                 # The reservation was released, so a skipped lane may use its worker.
-        else:
-            self._pool.workers_with_room.clear()
-        yield from self._match_unconstrained(None)
+        yield from self._match_by_turn(now)
 
-    def _match_unconstrained(
-        self, before: int | None
-    ) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Match tasks without requirements, up to the place `before`."""
-        queue, pool = self._queue, self._pool
-        lane = queue.lanes.unconstrained
-        while (task := queue.first_in_lane(lane)) is not None:
-            if before is not None and task.spec.ord >= before:
-                return
-            node = pool.take_slot(self.reserved_from(task, 0), self.input_bytes(task))
-            if node is None:
-                return
-            yield task, node
-
-    def _match_in_order(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Match tasks with requirements, and those without that come before them."""
+    def _match_by_turn(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
+        """Match tasks until no lane has one that some worker has room for."""
         queue, pool = self._queue, self._pool
         freed, pool.workers_with_room = pool.workers_with_room, set()
-        waiting = []
-        for shape, lane in queue.lanes.constrained():
-            task = queue.first_in_lane(lane)
-            if task is None:
-                lane.blocked_s = None  # The lane's next task was never skipped.
-            else:
-                waiting.append((task.spec.ord, shape, lane))
-        heapify(waiting)
+        blocked: set[LaneKey] = set()
+        is_full = not pool.has_slot()
+        waiting = self._next_of_flows(is_full=is_full)
         while waiting:
-            ord_, shape, lane = heappop(waiting)
-            yield from self._match_unconstrained(ord_)
-            task = queue.first_in_lane(lane)
-            assert task is not None
-            among = self._candidate_nodes(lane, ord_, freed)
-            requires = task.requires or NO_REQUIREMENTS
-            node = pool.take_resources(
-                requires,
-                self.reserved_from(task, shape),
-                among,
-                self.input_bytes(task),
-            )
-            if node is None:
-                lane.mark_blocked(now.mono_s)
+            turn, number, lane, flow = waiting[0]
+            task = None
+            if lane.key not in blocked and (lane.key.shape or not is_full):
+                task = queue.first_in_flow(flow)
+            if task is None:
+                heappop(waiting)
                 continue
-            lane.blocked_s = None
-            if self.reservation is not None and self.reservation.shape == shape:
-                self._release_reservation(self.reservation)
-            yield task, node
-            following = queue.first_in_lane(lane)
-            if following is not None:
-                heappush(waiting, (following.spec.ord, shape, lane))
-        self._update_reservation(now.mono_s)
+            # It, or its submitter, may have got slots in this step.
+            if len(waiting) > 1 and (current := flow.turn()) > turn:
+                heapreplace(waiting, (current, number, lane, flow))
+                continue
+            node = self._take_worker(lane, task, freed)
+            if node is not None:
+                lane.blocked_s = None
+                if self.reservation is not None and self.reservation.lane == lane.key:
+                    self._release_reservation(self.reservation)
+                yield task, node
+            elif lane.key.shape:
+                lane.mark_blocked(now.mono_s)
+                blocked.add(lane.key)
+            else:
+                is_full = True
+        if queue.lanes.has_constrained:
+            self._update_reservation(now.mono_s)
 
-    def _candidate_nodes(
-        self, lane: Lane, ord_: int, freed: set[NodeId]
-    ) -> set[NodeId] | None:
-        """Return the workers that may have room for a lane; None: any worker."""
-        if not lane.is_blocked:
-            return None
-        reservation = self.reservation
-        # The other workers had no room before. The reserved one was perhaps not tried.
-        return (
-            freed
-            if reservation is None or ord_ > reservation.ord
-            else {*freed, reservation.node}
+    def _next_of_flows(self, *, is_full: bool) -> list[tuple[Turn, int, Lane, Flow]]:
+        """Return a heap of the flows by their turns; the numbers decide between equals.
+
+        Args:
+            is_full: No worker has a slot, so lanes without requirements are left out.
+        """
+        queue = self._queue
+        waiting: list[tuple[Turn, int, Lane, Flow]] = []
+        lanes = queue.lanes.constrained() if is_full else queue.lanes.all_lanes()
+        for lane in lanes:
+            firsts = queue.first_tasks(lane)
+            if not firsts:
+                lane.blocked_s = None  # The lane's next task was never skipped.
+            for flow, _ in firsts:
+                waiting.append((flow.turn(), len(waiting), lane, flow))
+        heapify(waiting)
+        return waiting
+
+    def _take_worker(
+        self, lane: Lane, task: QueuedTask, freed: set[NodeId]
+    ) -> NodeId | None:
+        """Choose a worker with room for the next task of a lane, if there is one."""
+        inputs = None if task.spec.options is None else self.input_bytes(task)
+        reserved = (
+            () if self.reservation is None else self.reserved_from(task, lane.key)
         )
+        if not lane.key.shape:
+            return self._pool.take_slot(reserved, inputs)
+        among = None
+        if lane.is_blocked:
+            # The other workers had no room before. The reserved one was perhaps not
+            # tried.
+            kept = (
+                () if self.reservation is None or reserved else (self.reservation.node,)
+            )
+            among = {*freed, *kept}
+        requires = task.requires or NO_REQUIREMENTS
+        return self._pool.take_resources(requires, reserved, among, inputs)
 
     def _update_reservation(self, now_s: float) -> None:
         """Release a reservation that is not needed, and make one for a starved lane."""
@@ -157,7 +166,7 @@ class Matcher:
         self._pool.workers_with_room.add(reservation.node)
 
     def _is_reservation_needed(self, reservation: Reservation) -> bool:
-        lane = self._queue.lanes.get(reservation.shape)
+        lane = self._queue.lanes.get(reservation.lane)
         task = None if lane is None else self._queue.first_in_lane(lane)
         return (
             lane is not None
@@ -168,17 +177,17 @@ class Matcher:
         )
 
     def _reserve_worker(self, now_s: float) -> Reservation | None:
-        """Return a reservation for the first task of the lanes skipped for too long."""
-        long_blocked: list[tuple[int, int, Lane, Requirements]] = []
-        for shape, lane in self._queue.lanes.constrained():
+        """Return a reservation for the next task of the lanes skipped for too long."""
+        long_blocked: list[tuple[int, Lane, Requirements]] = []
+        for lane in self._queue.lanes.constrained():
             if lane.blocked_s is None or now_s - lane.blocked_s < RESERVE_AFTER_S:
                 continue
             task = self._queue.first_in_lane(lane)
             if task is not None and task.requires is not None:
-                long_blocked.append((task.spec.ord, shape, lane, task.requires))
-        for ord_, shape, lane, requires in sorted(long_blocked):
+                long_blocked.append((task.ord, lane, task.requires))
+        for ord_, lane, requires in sorted(long_blocked, key=itemgetter(0)):
             node = self._pool.soonest_free_worker(requires)
             if node is not None:
-                return Reservation(node, shape, ord_)
+                return Reservation(node, lane.key, ord_)
             lane.blocked_s = now_s  # No worker could run it, so try again later.
         return None

@@ -1,46 +1,121 @@
-"""Lanes: the front of the queue in memory, split by the requirements of tasks.
+"""Lanes: the front of the queue in memory, split by requirements and submitter.
 
-Lanes keep queued tasks in order, and record how far the store was read. Tasks with
-equal requirements (most have none) have one shape and fit the same nodes. So they wait
-in one lane, ordered by priority and age, and the first of them shows if any can run. A
-task that no node can run now neither delays other lanes nor takes space from them.
+Lanes keep queued tasks in order, and record how far the store was read. A lane has the
+single tasks, or the arrays, of one submitter with equal requirements. So a task that no
+node can run now neither delays other lanes nor takes space from them, and a million
+tasks of one submitter in the store do not hide the tasks and arrays of another.
 
-The tasks and bytes of a lane are bounded, and so is the number of lanes. The store
-holds the rest. If there are more shapes than lanes, shapes that some node could run
-come first.
+A lane has flows: its single tasks, or one for each array. The order in a flow is that
+of `TaskSpec.ord`, which `core.dispatcher.admission` computes from priority and time.
+`turns` decides between flows of equal priority.
 
-The order is that of `TaskSpec.ord`, which `core.dispatcher.admission` computes from
-priority and time. `matching` reserves a worker for a lane that is blocked for too long.
+The tasks and bytes of a lane are bounded, and so is the number of lanes for tasks with
+requirements. The store holds the rest. If there are more such lanes, those that some
+node could run come first, and the submitters take turns. `matching` reserves a worker
+for a lane that is blocked for too long.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+from operator import itemgetter
 
 from octaskly.core.effects import LoadQueued
 from octaskly.core.events import QueuedLoaded
+from octaskly.core.model.arrays import lane_key_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, requires_of, shape_of
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import MEMBERS_LANE, PRIORITY_SHIFT, LaneKey, TaskSpec
+from octaskly.core.replies import QueuedAhead
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.turns import FlowKey, Turns, flow_of
 
 TasksById = Mapping[TaskId, QueuedTask]
 
+Turn = tuple[int, int, float, int, float, int]
+"""Sort key of flows: the lowest comes first."""
+
+
+class Flow:
+    """Queued tasks that follow each other: an array, or the single tasks of a lane."""
+
+    def __init__(self, key: FlowKey, turns: Turns) -> None:
+        self.key = key
+        self.queued = 0  #: tasks in stage QUEUED
+        self._submitter, self._share = turns.join(key)
+        self._submitter.waiting += 1
+        self._share.waiting += 1
+        self._heap: list[tuple[int, TaskId]] = []
+
+    def leave_turns(self, *, is_empty: bool) -> None:
+        """Drop the flow, because no task waits in it, or to read it again."""
+        self._submitter.leave(is_empty=is_empty)
+        self._share.leave(is_empty=is_empty)
+
+    def turn(self, place: int | None = None) -> Turn:
+        """Return when it is the turn of its first task, or of one at another place."""
+        if place is None:
+            place = self._heap[0][0]
+        of_submitter, of_flow = self._submitter, self._share
+        return (
+            place >> PRIORITY_SHIFT,
+            of_submitter.held,
+            of_submitter.tag,
+            of_flow.held,
+            of_flow.tag,
+            place,
+        )
+
+    def push(self, task: QueuedTask) -> None:
+        """Put a task at its place in the order."""
+        # A released member comes before the remaining members of its array.
+        task.place = task.ord + (task.remaining is not None)
+        heappush(self._heap, (task.place, task.spec.id))
+
+    def first(self, tasks: TasksById) -> QueuedTask | None:
+        """Return the first task that every worker of its shape may run, if any."""
+        heap = self._heap
+        while heap:
+            place, task_id = heap[0]
+            task = tasks.get(task_id)
+            if (
+                task is not None
+                and task.place == place
+                and task.stage is Stage.QUEUED
+                and not task.nodes_lacking_inputs
+            ):
+                return task
+            heappop(heap)
+        return None
+
+    def entries(self, tasks: TasksById) -> list[tuple[int, QueuedTask]]:
+        """Return its tasks with their places, in no order."""
+        entries = dict.fromkeys(self._heap)  # A task may have returned to its place.
+        found = ((place, tasks.get(task_id)) for place, task_id in entries)
+        return [
+            (place, task)
+            for place, task in found
+            if task and task.place == place and task.stage is Stage.QUEUED
+        ]
+
+    def drop_entries(self, dropped: set[TaskId]) -> None:
+        """Drop these tasks, and outdated entries, from the order."""
+        self._heap = [entry for entry in self._heap if entry[1] not in dropped]
+        heapify(self._heap)
+
 
 class Lane:
-    """The front of the queue of one shape, and the cursor of its reads."""
+    """Flows of the queue that are read together, and the cursor of the reads."""
 
     def __init__(
-        self,
-        shape: int,
-        requires: Requirements | None,
-        bounds: tuple[int, int],
-        cursor: int,
+        self, key: LaneKey, requires: Requirements | None, cursor: int, turns: Turns
     ) -> None:
-        self.shape = shape
+        self.key = key
         self.requires = requires
+        self.flows: dict[FlowKey, Flow] = {}
         self.queued = 0  #: tasks in memory in stage QUEUED
         self.blocked_s: float | None = None
         """Time since which no worker has room for its first task; None if one has."""
@@ -49,83 +124,79 @@ class Lane:
         self.cursor = cursor  #: all queued tasks up to this `ord` are in memory
         self._first_skipped_ord: int | None = None
         """Lowest `ord` of the tasks that were left in the store during a read."""
-        self._tasks_max, self._bytes_max = bounds
-        self._size_bytes = 0  #: bytes of its tasks, roughly
-        self._heap: list[tuple[int, TaskId]] = []
+        self.tasks_max = self.bytes_max = 1  #: its part of the window
+        self.size_bytes = 0  #: of its tasks, roughly
+        self._turns = turns
 
     @property
     def is_full(self) -> bool:
         """Return True if further tasks must wait in the store."""
-        return self.queued >= self._tasks_max or self._size_bytes >= self._bytes_max
+        return self.queued >= self.tasks_max or self.size_bytes >= self.bytes_max
 
     @property
     def is_overfull(self) -> bool:
         """Return True if tasks of higher priority overfilled it, so it needs a trim."""
-        is_many = self.queued >= 2 * self._tasks_max
-        return is_many or self._size_bytes >= 2 * self._bytes_max
+        is_many = self.queued >= 2 * self.tasks_max
+        return is_many or self.size_bytes >= 2 * self.bytes_max
 
     @property
     def needs_refill(self) -> bool:
         """Return True if more should be read from the store."""
-        is_low = self.queued <= self._tasks_max // 2
-        return self.has_more and is_low and self._size_bytes <= self._bytes_max // 2
+        is_low = self.queued <= self.tasks_max // 2
+        return self.has_more and is_low and self.size_bytes <= self.bytes_max // 2
 
     @property
     def is_empty(self) -> bool:
         """Return True if no task waits in it, in memory or in the store."""
         return not self.queued and not self.has_more
 
-    def admits(self, spec: TaskSpec) -> bool:
+    def admits(self, ord_: int) -> bool:
         """Return True if a newly durable task is queued in memory now.
 
         Otherwise it stays in the store until a later read.
         """
-        if spec.ord <= self.cursor:
+        if ord_ <= self.cursor:
             return True
         if self.has_more or self.is_full:
             self.has_more = True
             self._first_skipped_ord = (
-                spec.ord
+                ord_
                 if self._first_skipped_ord is None
-                else min(self._first_skipped_ord, spec.ord)
+                else min(self._first_skipped_ord, ord_)
             )
             return False
-        self.cursor, self.was_last_read_empty = spec.ord, False
+        self.cursor, self.was_last_read_empty = ord_, False
         return True
 
-    def count_task(self, task: QueuedTask) -> None:
-        """Count a task without putting it into the order."""
+    def count_task(self, task: QueuedTask) -> Flow:
+        """Count a task without putting it into the order; return its flow."""
         self.queued += 1
-        task.shape = self.shape
+        task.lane = self.key
         task.size_bytes = task.size_bytes or task.spec.size_bytes
-        self._size_bytes += task.size_bytes
+        self.size_bytes += task.size_bytes
+        key = task.flow
+        flow = self.flows.get(key)
+        if flow is None:
+            flow = self.flows[key] = Flow(key, self._turns)
+        flow.queued += 1
+        return flow
 
     def push(self, task: QueuedTask) -> None:
         """Queue a task at its place in the order."""
-        self.count_task(task)
+        flow = self.count_task(task)
         if not task.nodes_lacking_inputs:
-            # A released member comes before the remaining members of its array.
-            place = task.spec.ord + (task.remaining is not None)
-            heappush(self._heap, (place, task.spec.id))
+            flow.push(task)
 
     def leave(self, task: QueuedTask) -> None:
-        """Remove a task; its entry in the heap becomes outdated."""
+        """Remove a task; its entry in the order becomes outdated."""
         self.queued -= 1
-        self._size_bytes -= task.size_bytes
-
-    def first(self, tasks: TasksById) -> QueuedTask | None:
-        """Return the first task that every worker of its shape may run, if any."""
-        heap = self._heap
-        while heap:
-            task = tasks.get(heap[0][1])
-            if (
-                task is not None
-                and task.stage is Stage.QUEUED
-                and not task.nodes_lacking_inputs
-            ):
-                return task
-            heappop(heap)
-        return None
+        self.size_bytes -= task.size_bytes
+        key = task.flow
+        flow = self.flows[key]
+        flow.queued -= 1
+        if not flow.queued:
+            del self.flows[key]
+            flow.leave_turns(is_empty=True)
 
     @property
     def is_blocked(self) -> bool:
@@ -143,38 +214,32 @@ class Lane:
         Tasks that are not durable stay, and so do arrays, because the store may have
         another state of them.
         """
-        queued = ((place, tasks.get(task_id)) for place, task_id in sorted(self._heap))
-        waiting = [(p, t) for p, t in queued if t and t.stage is Stage.QUEUED]
-        count = size = 0
+        waiting = [e for flow in self.flows.values() for e in flow.entries(tasks)]
+        waiting.sort(key=lambda entry: (entry[0], entry[1].spec.id))
+        count = size = last_ord = 0
         for place, task in waiting:
-            if count and (count >= self._tasks_max or size >= self._bytes_max):
+            if count and (count >= self.tasks_max or size >= self.bytes_max):
                 break
-            count, size, self.cursor = count + 1, size + task.size_bytes, place
+            count, size, last_ord = count + 1, size + task.size_bytes, place
+        # A task that was found at a worker may lie beyond what was read.
+        self.cursor = min(self.cursor, last_ord)
         dropped = [
             t for _, t in waiting[count:] if not t.commit_number and t.remaining is None
         ]
         self.was_last_read_empty, self.has_more = False, True
         gone = {task.spec.id for task in dropped}
-        self._heap = [
-            (place, task.spec.id)
-            for place, task in waiting
-            if not task.nodes_lacking_inputs and task.spec.id not in gone
-        ]
+        for flow in self.flows.values():
+            flow.drop_entries(gone)
         for task in dropped:
             self.leave(task)
         return dropped
-
-    def count_before(self, ord_: int, tasks: TasksById) -> int:
-        """Return the number of tasks in memory with a lower `ord`."""
-        ahead = (tasks.get(task_id) for place, task_id in self._heap if place < ord_)
-        return sum(1 for task in ahead if task and task.stage is Stage.QUEUED)
 
     def next_read_range(self, load_tasks: int) -> tuple[int, int]:
         """Return the `ord` after which to read, and how many tasks to read."""
         self._first_skipped_ord = None
         # Two streams can use the same `ord`, so the last one is read again.
         after_ord = self.cursor - (not self.was_last_read_empty)
-        return after_ord, min(load_tasks, max(1, self._tasks_max - self.queued))
+        return after_ord, min(load_tasks, max(1, self.tasks_max - self.queued))
 
     def note_read(self, last_ord: int, *, is_new: bool, has_more: bool) -> None:
         """Move the cursor after a read."""
@@ -189,27 +254,29 @@ class Lane:
 class Lanes:
     """All lanes, and the read of the store that may be pending."""
 
-    def __init__(self, limits: Limits, can_run: Callable[[Requirements], bool]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        turns: Turns,
+        can_run: Callable[[Requirements], bool],
+    ) -> None:
         self._limits = limits
+        self._turns = turns
         self._can_run = can_run
-        self._lanes: dict[int, Lane] = {}
-        self._pending_read: tuple[int, int] | None = (
-            None  #: shape, and the `ord` after which it reads
+        self._lanes: dict[LaneKey, Lane] = {}
+        self._pending_read: tuple[LaneKey, int] | None = (
+            None  #: lane, and the `ord` after which it reads
         )
-        self._stale_reads: set[tuple[int, int]] = set()  #: answers to be ignored
+        self._stale_reads: set[tuple[LaneKey, int]] = set()  #: answers to be ignored
+        self._constrained_count = 0  #: number of lanes for tasks with requirements
         self._restart_count = 0  #: each restart has a first cursor of its own
-        self._are_shapes_known = False  #: the shapes in the store are known
-        self._has_unlisted_shapes = False  #: some shapes have no lane
-        self._has_runnable_unlisted = (
+        self._are_keys_known = False  #: all lanes in the store are known
+        self._has_unopened = False  #: some of them are not open
+        self._has_runnable_unopened = (
             False  #: and a node could run at least one of these
         )
-        self._has_skipped_shape = False  #: a shape got no lane since the last restart
+        self._has_skipped = False  #: a lane was not opened since the last restart
         self.needs_restart = False  #: restart once no read is pending
-
-    @property
-    def unconstrained(self) -> Lane:
-        """The lane of the tasks without requirements."""
-        return self._lanes.get(0) or self._open_lane(0, None)
 
     @property
     def is_reading(self) -> bool:
@@ -224,91 +291,145 @@ class Lanes:
     @property
     def has_constrained(self) -> bool:
         """Return True if there is a lane for tasks with requirements."""
-        return len(self._lanes) > 1
+        return self._constrained_count > 0
 
-    def constrained(self) -> Iterator[tuple[int, Lane]]:
-        """Yield the lanes for tasks with requirements, and their shapes."""
-        return ((shape, lane) for shape, lane in self._lanes.items() if shape)
+    def constrained(self) -> Iterator[Lane]:
+        """Yield the lanes for tasks with requirements."""
+        return (lane for key, lane in self._lanes.items() if key.shape)
 
-    def get(self, shape: int) -> Lane | None:
-        """Return the lane of a shape, if it has one."""
-        return self._lanes.get(shape)
+    def all_lanes(self) -> Iterator[Lane]:
+        """Yield all lanes."""
+        return iter(self._lanes.values())
+
+    def unconstrained(self) -> Iterator[Lane]:
+        """Yield the lanes for tasks without requirements."""
+        return (lane for key, lane in self._lanes.items() if not key.shape)
+
+    def get(self, key: LaneKey) -> Lane | None:
+        """Return an open lane."""
+        return self._lanes.get(key)
 
     def lane_of(self, task: QueuedTask) -> Lane:
         """Return the lane of a task; open it if necessary, beyond the bound too."""
-        if task.shape is None:
-            task.shape = shape_of(task.spec.options)
-        return self._lanes.get(task.shape) or self._open_lane(task.shape, task.requires)
+        if task.lane is None:
+            task.lane = lane_key_of(task.spec)
+        return self._lanes.get(task.lane) or self._open_lane(task.lane, task.requires)
 
     def clear_lanes(self) -> None:
         """Drop all lanes at the end of an epoch."""
         self._lanes.clear()
+        self._constrained_count = 0
         if self._pending_read is not None:
             self._stale_reads.add(self._pending_read)
         self._pending_read = None
-        self.needs_restart = self._are_shapes_known = False
-        self._has_unlisted_shapes = self._has_runnable_unlisted = (
-            self._has_skipped_shape
-        ) = False
+        self.needs_restart = self._are_keys_known = False
+        self._has_unopened = self._has_runnable_unopened = self._has_skipped = False
 
     def restart(self, kept_tasks: Iterable[QueuedTask]) -> None:
         """Read the queue again from its front; `kept_tasks` stay in memory."""
         self._restart_count += 1
+        for lane in self._lanes.values():
+            for flow in lane.flows.values():
+                flow.leave_turns(is_empty=False)
         self._lanes.clear()
-        self.needs_restart = self._are_shapes_known = self._has_runnable_unlisted = (
-            self._has_skipped_shape
+        self._constrained_count = 0
+        self.needs_restart = self._are_keys_known = self._has_runnable_unopened = (
+            self._has_skipped
         ) = False
-        self._has_unlisted_shapes = True
-        self._open_lane(0, None)
+        self._has_unopened = True
+        self._open_lane(MEMBERS_LANE, None)
         for task in kept_tasks:
             self.lane_of(task).push(task)
 
     def is_lane_empty(self, spec: TaskSpec) -> bool:
         """Return True if no task waits in the spec's lane, in memory or the store."""
-        shape = shape_of(spec.options)
+        key = lane_key_of(spec)
         if self.needs_restart or (
-            self._pending_read is not None and self._pending_read[0] == shape
+            self._pending_read is not None and self._pending_read[0] == key
         ):
             return False
-        lane = self._lanes.get(shape)
+        lane = self._lanes.get(key)
         if lane is None:
-            return self._are_shapes_known and not self._has_unlisted_shapes
+            return self._are_keys_known and not (key.shape and self._has_unopened)
         return lane.is_empty
 
-    def count_tasks_before(self, spec: TaskSpec, tasks: TasksById) -> tuple[int, bool]:
-        """Return the number of tasks in memory before `spec`; True if these are all."""
-        lanes = self._lanes.values()
-        count = sum(lane.count_before(spec.ord, tasks) for lane in lanes)
-        are_all = all(not each.has_more or each.cursor >= spec.ord for each in lanes)
-        return count, are_all and not self._has_unlisted_shapes
+    def ahead_of(
+        self, spec: TaskSpec, ord_: int, tasks: TasksById
+    ) -> tuple[QueuedAhead, ...]:
+        """Return what comes before a task now, by turn."""
+        own, band = flow_of(spec), ord_ >> PRIORITY_SHIFT
+        shape = shape_of(spec.options)
+        places: dict[FlowKey, list[int]] = {}
+        turns: dict[FlowKey, Turn] = {}
+        unread: set[FlowKey] = set()
+        own_turn: Turn | None = None
+        for lane in self._lanes.values():
+            if lane.is_blocked and lane.key.shape != shape:
+                continue  # No worker has room for its tasks, so they delay no others.
+            for key, flow in lane.flows.items():
+                if key == own:
+                    own_turn = flow.turn(ord_)
+                end = ord_ if key == own else band + 1 << PRIORITY_SHIFT
+                before = [place for place, _ in flow.entries(tasks) if place < end]
+                if before:
+                    places.setdefault(key, []).extend(before)
+                    turn = flow.turn(min(before))
+                    turns[key] = min(turn, turns.get(key, turn))
+                if lane.has_more and lane.cursor < end:
+                    unread.add(key)
+        if own_turn is not None and own not in turns:
+            turns = {key: turn for key, turn in turns.items() if turn < own_turn}
+        return tuple(
+            QueuedAhead(
+                *key,
+                tasks=len(places[key]),
+                is_exact=key not in unread,
+                takes_turns=key != own and turns[key][0] == band,
+            )
+            for key in sorted(turns, key=turns.__getitem__)
+        )
+
+    def is_beyond_reads(self, task: QueuedTask) -> bool:
+        """Return True if the store may have tasks that come before this one."""
+        lane = self.lane_of(task)
+        return lane.has_more and task.ord > lane.cursor
 
     def trim_lanes(self, tasks: TasksById) -> list[QueuedTask]:
         """Drop the ends of overfull lanes to bound memory; return the dropped tasks."""
+        overfull = [lane for lane in self.constrained() if lane.is_overfull]
+        rest = list(self.unconstrained())
+        limits = self._limits
+        # One lane may keep what the others do not use, until all are too much.
+        if (
+            sum(lane.queued for lane in rest) >= 2 * limits.window_tasks
+            or sum(lane.size_bytes for lane in rest) >= 2 * limits.window_bytes
+        ):
+            overfull += (lane for lane in rest if lane.is_full)
         # A lane with a pending read stays: its answer would move the cursor too far.
-        read_shape = None if self._pending_read is None else self._pending_read[0]
+        read_key = None if self._pending_read is None else self._pending_read[0]
         dropped = []
-        for shape, lane in self._lanes.items():
-            if lane.is_overfull and shape != read_shape:
+        for lane in overfull:
+            if lane.key != read_key:
                 dropped += lane.trim_lane(tasks)
         return dropped
 
-    def admitting_lane(self, spec: TaskSpec) -> Lane | None:
-        """Return the lane that takes a new task; None if it waits in the store."""
-        shape = shape_of(spec.options)
-        lane = self._lanes.get(shape)
+    def admitting_lane(self, spec: TaskSpec, ord_: int) -> Lane | None:
+        """Return the lane that takes a durable task; None if it waits in the store."""
+        key = lane_key_of(spec)
+        lane = self._lanes.get(key)
         if lane is None:
             requires = requires_of(spec.options)
-            if not self._may_open_lane(requires):
-                self._has_unlisted_shapes = self._has_skipped_shape = True
+            if not self._may_open_lane(key, requires):
+                self._has_unopened = self._has_skipped = True
                 return None
-            lane = self._open_lane(shape, requires)
-        return lane if lane.admits(spec) else None
+            lane = self._open_lane(key, requires)
+        return lane if lane.admits(ord_) else None
 
     def on_workers_changed(self) -> None:
-        """Restart if other shapes may deserve a lane now."""
-        has_read_shapes = self._are_shapes_known or self._has_skipped_shape
+        """Restart if other lanes may deserve to be open now."""
+        has_read_keys = self._are_keys_known or self._has_skipped
         self.needs_restart = self.needs_restart or (
-            has_read_shapes and self._has_unlisted_shapes
+            has_read_keys and self._has_unopened
         )
 
     # --- Reading.
@@ -318,82 +439,120 @@ class Lanes:
         if self._pending_read is not None:
             return None
         self._close_empty_lanes()
-        for shape, lane in self._lanes.items():
+        for key, lane in self._lanes.items():
             if lane.needs_refill:
-                del self._lanes[shape]
-                self._lanes[shape] = lane  # Last, so that lanes take turns.
-                return self._read_lane(shape, lane)
+                del self._lanes[key]
+                self._lanes[key] = lane  # Last, so that lanes take turns.
+                return self._read_lane(lane)
         return None
 
-    def _read_lane(self, shape: int, lane: Lane) -> LoadQueued:
+    def _read_lane(self, lane: Lane) -> LoadQueued:
         after_ord, limit = lane.next_read_range(self._limits.load_tasks)
-        while (shape, after_ord) in self._stale_reads:
+        while (lane.key, after_ord) in self._stale_reads:
             after_ord -= 1
-        self._pending_read = (shape, after_ord)
-        return LoadQueued(after_ord, limit, shape)
+        self._pending_read = (lane.key, after_ord)
+        return LoadQueued(after_ord, limit, lane.key)
 
     def on_answer(self, answer: QueuedLoaded) -> bool:
         """Process an answer of the store; return True if it is the expected one."""
-        key = (answer.shape, answer.after_ord)
-        if key != self._pending_read:
-            self._stale_reads.discard(key)
+        read = (answer.lane, answer.after_ord)
+        if read != self._pending_read:
+            self._stale_reads.discard(read)
             return False
         self._pending_read = None
-        if not self.needs_restart and not answer.shape and not self._are_shapes_known:
-            self._add_shapes(answer.other_shapes)
+        is_listing = answer.lane == MEMBERS_LANE and not self._are_keys_known
+        if is_listing and not self.needs_restart:
+            self._add_lanes(answer.other_lanes)
         return True
 
-    def _add_shapes(self, shapes: Iterable[tuple[int, Requirements]]) -> None:
-        """Open lanes for shapes in the store, first for those that a node could run."""
-        self._are_shapes_known, self._has_unlisted_shapes = True, False
-        new_shapes = [pair for pair in shapes if pair[0] not in self._lanes]
-        new_shapes.sort(key=lambda pair: not self._can_run(pair[1]))
-        free_count = max(0, self._limits.lanes - len(self._lanes))
-        for shape, requires in new_shapes[:free_count]:
-            self._open_lane(shape, requires).has_more = True
-        unlisted = new_shapes[free_count:]
-        self._has_unlisted_shapes = bool(unlisted) or self._has_skipped_shape
-        self._has_runnable_unlisted |= bool(unlisted) and self._can_run(unlisted[0][1])
+    def _add_lanes(self, listed: Iterable[tuple[LaneKey, Requirements | None]]) -> None:
+        """Open lanes for the tasks in the store, first those that a node could run.
+
+        The submitters take turns, so that one with many requirements takes no more
+        lanes than its share. All lanes without requirements are opened.
+        """
+        self._are_keys_known, self._has_unopened = True, False
+        counts: Counter[str] = Counter(
+            lane.key.submitter for lane in self.constrained()
+        )
+        ranked: list[tuple[bool, int, LaneKey, Requirements]] = []
+        for key, requires in listed:
+            if key in self._lanes:
+                continue
+            if requires is None or not key.shape:
+                self._open_lane(key, None).has_more = True
+                continue
+            ranked.append(
+                (not self._can_run(requires), counts[key.submitter], key, requires)
+            )
+            counts[key.submitter] += 1
+        ranked.sort(key=itemgetter(0, 1))
+        free_count = max(0, self._limits.lanes - self._constrained_count)
+        for _, _, key, requires in ranked[:free_count]:
+            self._open_lane(key, requires).has_more = True
+        unopened = ranked[free_count:]
+        self._has_unopened = bool(unopened) or self._has_skipped
+        self._has_runnable_unopened |= bool(unopened) and not unopened[0][0]
 
     # --- Opening and closing lanes.
 
-    def _open_lane(self, shape: int, requires: Requirements | None) -> Lane:
-        limits = self._limits
-        tasks_max, bytes_max = limits.window_tasks, limits.window_bytes
-        if shape:
-            tasks_max = min(tasks_max, limits.lane_tasks)
-            bytes_max = min(bytes_max, limits.lane_bytes)
+    def _open_lane(self, key: LaneKey, requires: Requirements | None) -> Lane:
         # The first cursor is below every `ord` and differs after each restart. So an
         # answer from before the restart is not taken for a new one.
-        lane = Lane(shape, requires, (tasks_max, bytes_max), -self._restart_count)
-        lane.has_more = self._has_unlisted_shapes or (
-            shape != 0 and not self._are_shapes_known
-        )
-        self._lanes[shape] = lane
+        lane = Lane(key, requires, -self._restart_count, self._turns)
+        lane.has_more = key != MEMBERS_LANE and not self._are_keys_known
+        if key.shape or key == MEMBERS_LANE:
+            lane.has_more |= self._has_unopened
+        self._lanes[key] = lane
+        self._constrained_count += key.shape != 0
+        self._divide_window()
         return lane
 
-    def _may_open_lane(self, requires: Requirements | None) -> bool:
-        """Return True if a shape without a lane may get one now."""
-        has_room = len(self._lanes) < self._limits.lanes
-        if requires is None or (has_room and not self._has_unlisted_shapes):
+    def _divide_window(self) -> None:
+        """Divide the window among the lanes for tasks without requirements."""
+        limits = self._limits
+        count = sum(not key.shape and key != MEMBERS_LANE for key in self._lanes)
+        for key, lane in self._lanes.items():
+            if key.shape:
+                lane.tasks_max = min(limits.window_tasks, limits.lane_tasks)
+                lane.bytes_max = min(limits.window_bytes, limits.lane_bytes)
+            else:
+                # Few members are ever released, so their lane counts for nothing.
+                parts = 1 if key == MEMBERS_LANE else count
+                lane.tasks_max = max(1, limits.window_tasks // parts)
+                lane.bytes_max = max(1, limits.window_bytes // parts)
+
+    def _may_open_lane(self, key: LaneKey, requires: Requirements | None) -> bool:
+        """Return True if a lane may be opened now."""
+        counts = Counter(lane.key.submitter for lane in self.constrained())
+        has_room = counts.total() < self._limits.lanes
+        if requires is None or not key.shape or (has_room and not self._has_unopened):
             return True
         if not self._can_run(requires):
             return False
-        if has_room and not self._has_runnable_unlisted:
+        if has_room and not self._has_runnable_unopened:
             return True
-        if not self._has_runnable_unlisted:
-            self._has_runnable_unlisted = True
+        if not self._has_runnable_unopened:
+            self._has_runnable_unopened = True
             self.needs_restart = any(
                 lane.requires is not None and not self._can_run(lane.requires)
-                for lane in self._lanes.values()
+                for lane in self.constrained()
             )
+        # Another submitter has several, so one of these is for this submitter.
+        is_first = key.submitter not in counts
+        self.needs_restart |= is_first and max(counts.values(), default=0) > 1
         return False
 
     def _close_empty_lanes(self) -> None:
-        """Close empty lanes; restart if that makes enough room for other shapes."""
+        """Close empty lanes; restart if that makes enough room for other lanes."""
         if len(self._lanes) <= 1:
             return
-        for shape in [s for s, lane in self._lanes.items() if s and lane.is_empty]:
-            del self._lanes[shape]
-        if self._has_runnable_unlisted and len(self._lanes) <= self._limits.lanes // 2:
+        empty = [k for k, v in self._lanes.items() if v.is_empty and k != MEMBERS_LANE]
+        for key in empty:
+            del self._lanes[key]
+            self._constrained_count -= key.shape != 0
+        if empty:
+            self._divide_window()
+        is_half_empty = self._constrained_count <= self._limits.lanes // 2
+        if self._has_runnable_unopened and is_half_empty:
             self.needs_restart = True

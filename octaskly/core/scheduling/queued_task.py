@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from octaskly.core.log.merge import PRESUMED_REASONS, join_attempts
+from octaskly.core.log.facts import Reprioritized
+from octaskly.core.log.merge import PRESUMED_REASONS, join_attempts, ord_after
 from octaskly.core.model.arrays import RemainingMembers
 from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
-from octaskly.core.model.tasks import Attempt, Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import Attempt, LaneKey, Outcome, TaskSpec, TaskState
+from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 
 MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
 MISSING_CHARS_MAX: Final = 500  #: of each text
@@ -64,6 +66,7 @@ class QueuedTask:
     node: NodeId | None = None  #: worker of that attempt
     attempts: tuple[Attempt, ...] = ()
     """All known attempts: those that were read, joined with the facts of this epoch."""
+    reprioritized: Reprioritized | None = None  #: its last change of priority
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
     missing_inputs: tuple[tuple[NodeId, str], ...] = ()
     """The inputs that are missing at the first few of these nodes."""
@@ -85,8 +88,23 @@ class QueuedTask:
     )
     next_member: QueuedTask | None = None  #: for an array, the member to assign next
     failed_members: int = 0  #: for an array, the number of failed members
-    shape: int | None = None  #: shape of its lane, once it is in one
+    lane: LaneKey | None = None  #: its lane, once it is in one
+    place: int = 0  #: its place there, which other entries of the lane do not have
+    shares: Shares | None = None  #: those that hold the slots of its live attempt
+    known_flow: FlowKey | None = None  #: see `flow`
     size_bytes: int = 0  #: its size while it waits, roughly
+
+    @property
+    def ord(self) -> int:
+        """Its place in its flow: first by priority, then by age."""
+        return ord_after(self.spec, self.reprioritized)
+
+    @property
+    def flow(self) -> FlowKey:
+        """The flow with which it takes turns."""
+        if self.known_flow is None:  # Finding the array of a member takes long.
+            self.known_flow = flow_of(self.spec)
+        return self.known_flow
 
     @property
     def requires(self) -> Requirements | None:

@@ -1,8 +1,9 @@
 """The dispatcher's tasks in memory: the front of the queue, and all live tasks.
 
 This module decides which tasks are in memory, and keeps them consistent with the store.
-`queue_lanes` keeps the order of `TaskSpec.ord`, which `core.dispatcher.admission` sets.
-The queue does not choose workers and writes no facts.
+`queue_lanes` keeps the order of `TaskSpec.ord`, which `core.dispatcher.admission` sets,
+and `turns` decides between those who submitted them. The queue does not choose workers
+and writes no facts.
 
 The store holds the whole queue, the lanes only its front. So the use of memory depends
 on running work, not on the length of the queue.
@@ -26,18 +27,20 @@ from itertools import islice
 
 from octaskly.core.effects import Effect, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.facts import Reprioritized
+from octaskly.core.log.merge import TaskRecord, later_priority
+from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, is_stdin_freed
-from octaskly.core.model.tasks import EndReason, TaskSpec, TaskState
+from octaskly.core.model.tasks import EndReason, LaneKey, TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.scheduling.array_queue import (
     ArrayQueue,
     merge_array_record,
     new_queued_task,
 )
-from octaskly.core.scheduling.queue_lanes import Lane, Lanes
+from octaskly.core.scheduling.queue_lanes import Flow, Lane, Lanes
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
     Grant,
@@ -46,6 +49,7 @@ from octaskly.core.scheduling.queued_task import (
     Transition,
 )
 from octaskly.core.scheduling.task_table import TaskTable
+from octaskly.core.scheduling.turns import Turns, release
 
 EXCLUDING_TASKS_MAX = 32  #: tasks with excluded workers to try in one step
 
@@ -68,7 +72,8 @@ class TaskQueue:
         """Live tasks by the node of their attempt."""
         self.array_queue = ArrayQueue(self.tasks)
         self._granted: dict[NodeId, Grant] = {}
-        self.lanes = Lanes(limits, can_run)
+        self.turns = Turns()
+        self.lanes = Lanes(limits, self.turns, can_run)
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
         self._shadows: list[QueuedTask] = []
         self._missing_ends: dict[TaskId, TaskSpec] = {}
@@ -104,6 +109,7 @@ class TaskQueue:
         self.tasks_by_node.clear()
         self._granted.clear()
         self.lanes.clear_lanes()
+        self.turns.clear_turns()
         self._excluding_tasks.clear()
         self._shadows.clear()
         self._missing_ends.clear()
@@ -147,6 +153,15 @@ class TaskQueue:
         """Like `look_up_task`, unless the task is in memory."""
         if task not in self.tasks:
             self.look_up_task(task)
+
+    def look_up_array_of(self, member: TaskId) -> None:
+        """Look up the array of a member that was found, unless it is in memory.
+
+        Once a member has ended, no read of the queue returns the array.
+        """
+        array_and_number = split_member_id(member)
+        if array_and_number is not None:
+            self.look_up_missing(array_and_number[0])
 
     def look_up_task(self, task: TaskId) -> None:
         """Read a task or an array by its id at the next `next_reads`, live or not."""
@@ -234,14 +249,13 @@ class TaskQueue:
         """Queue the answer of the store; return True if it belongs to this epoch."""
         if not self.lanes.on_answer(answer):
             return False
-        lane = self.lanes.get(answer.shape)
+        lane = self.lanes.get(answer.lane)
         if lane is not None and not self.lanes.needs_restart:
             before, last_ord = len(self.tasks), lane.cursor
             self.add_arrays(answer.records)
             for record in answer.records:
-                self._add_record(record, answer.shape)
-                assert record.spec is not None
-                last_ord = max(last_ord, record.spec.ord)
+                self._add_record(record, answer.lane)
+                last_ord = max(last_ord, record.ord)
             is_new = len(self.tasks) > before
             lane.note_read(last_ord, is_new=is_new, has_more=answer.has_more)
         return True
@@ -249,19 +263,21 @@ class TaskQueue:
     def add_arrays(self, records: Iterable[TaskRecord]) -> None:
         """Queue arrays from the store, or merge their progress into queued ones."""
         for record in records:
-            if record.progress is None:
+            if record.progress is None or record.waits_for is not None:
                 continue
             assert record.spec is not None
             queued = self.tasks.get(record.id)
-            task = queued or QueuedTask(record.spec)
+            task = queued or QueuedTask(record.spec, reprioritized=record.reprioritized)
             if task.stage is Stage.QUEUED:
                 merge_array_record(task, record, self.tasks.members_of(record.id))
+            if queued is not None and record.reprioritized is not None:
+                self.reprioritize(record.reprioritized)
             if queued is None and record.cancelled_by is None:
                 self.array_queue.keep_counting_failures(task)
                 if task.remaining:
                     self._enqueue(task)
 
-    def _add_record(self, record: TaskRecord, shape: int) -> None:
+    def _add_record(self, record: TaskRecord, lane: LaneKey) -> None:
         """Queue a task from the store, unless it is in memory."""
         if record.progress is not None:
             return
@@ -269,18 +285,24 @@ class TaskQueue:
             if queued.stage is not Stage.ENDED:  # An ended task is newer in memory.
                 queued.is_store_confirmed = True
                 queued.merge_attempts(record.attempts)
+                self.change_place(queued, record.reprioritized)
         elif (
             record.state is TaskState.QUEUED
             and not self.array_queue.is_remainder_cancelled(record.id)
         ):
             task = self.task_from_record(record)
-            task.shape = shape
+            task.lane = lane
             self._enqueue(task)
+            self.look_up_array_of(record.id)
 
     def task_from_record(self, record: TaskRecord) -> QueuedTask:
         """Return a task in the state of its record, without queueing it."""
         assert record.spec is not None
-        task = QueuedTask(record.spec, attempts=record.attempts)
+        task = QueuedTask(
+            record.spec,
+            attempts=record.attempts,
+            reprioritized=record.reprioritized,
+        )
         for attempt in record.attempts:
             task.attempt, task.node = attempt.id, attempt.node
             outcome = attempt.outcome
@@ -312,11 +334,46 @@ class TaskQueue:
                 continue  # A read returned it before the commit was reported.
             # A forgotten array may have had the same id.
             self.array_queue.stop_counting_failures(spec.id)
-            if (lane := self.lanes.admitting_lane(spec)) is not None:
+            if (lane := self.lanes.admitting_lane(spec, spec.ord)) is not None:
                 task = self.tasks[spec.id] = new_queued_task(spec)
                 lane.push(task)
+        self._trim_lanes()
+
+    def admit_records(self, records: Iterable[TaskRecord]) -> None:
+        """Queue single tasks that wait, or leave them in the store for later."""
+        for record in records:
+            spec = record.spec
+            if spec is None or spec.array is not None or record.id in self.tasks:
+                continue
+            is_waiting = record.state is TaskState.QUEUED and record.waits_for is None
+            if is_waiting and self.lanes.admitting_lane(spec, record.ord) is not None:
+                self._enqueue(self.task_from_record(record))
+        self._trim_lanes()
+
+    def _trim_lanes(self) -> None:
         for task in self.lanes.trim_lanes(self.tasks):
             del self.tasks[task.spec.id]
+
+    def reprioritize(self, change: Reprioritized) -> None:
+        """Move a task to its new place, and an array with its members."""
+        task = self.tasks.get(change.task)
+        if task is not None:
+            self.change_place(task, change)
+        for member in self.tasks.members_of(change.task):
+            self.change_place(member, change)
+
+    def change_place(self, task: QueuedTask, change: Reprioritized | None) -> None:
+        """Move a task, unless a later change of its priority is known."""
+        later = later_priority(task.reprioritized, change)
+        if later == task.reprioritized:
+            return
+        before, task.reprioritized = task.ord, later
+        if task.next_member is not None:
+            task.next_member.reprioritized = later
+        is_queued = task.stage is Stage.QUEUED and task.spec.id in self.tasks
+        if is_queued and task.ord != before:
+            self._leave_lane(task)
+            self._enqueue(task)
 
     def put_undurable(self, spec: TaskSpec) -> QueuedTask:
         """Queue a task that is not durable; the caller must `pin_until_durable` it."""
@@ -325,8 +382,18 @@ class TaskQueue:
         return task
 
     def first_in_lane(self, lane: Lane) -> QueuedTask | None:
-        """Return a lane's next task that any worker of its shape may run."""
-        while (task := lane.first(self.tasks)) is not None:
+        """Return the task of a lane whose turn is next, if any worker may run it."""
+        firsts = self.first_tasks(lane)
+        return min(firsts, key=lambda first: first[0].turn(), default=(None, None))[1]
+
+    def first_tasks(self, lane: Lane) -> list[tuple[Flow, QueuedTask]]:
+        """Return the flows of a lane, each with its next task."""
+        firsts = ((flow, self.first_in_flow(flow)) for flow in [*lane.flows.values()])
+        return [(flow, task) for flow, task in firsts if task is not None]
+
+    def first_in_flow(self, flow: Flow) -> QueuedTask | None:
+        """Return a flow's next task that any worker of its shape may run."""
+        while (task := flow.first(self.tasks)) is not None:
             if is_stdin_freed(task.spec.options):
                 self._set_aside(task)
                 continue
@@ -388,19 +455,24 @@ class TaskQueue:
     def assign(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         """Record that `node` holds an attempt of the task."""
         self._apply_transition(task, Transition.ASSIGN)
+        self._note_attempt(task, attempt, node)
+
+    def adopt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
+        """Add a task that `node` was found to hold, or a member that it gets."""
+        task_id = task.spec.id
+        assert task_id not in self.tasks
+        task.stage = Stage.LIVE  # It was in no lane.
+        self.tasks[task_id] = task
+        self.array_queue.remove_member(task_id)
+        self._note_attempt(task, attempt, node)
+
+    def _note_attempt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
+        task.shares = self.turns.charge(task.flow, task.slots)
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
         task.add_attempt(attempt, node)
         self.tasks_by_node.setdefault(node, {})[task.spec.id] = task
-        if task.shape:
+        if task.spec.options is not None:
             self._count_grant(task, node, 1)
-
-    def adopt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
-        """Add a task that `node` was found to hold."""
-        assert task.spec.id not in self.tasks
-        self.tasks[task.spec.id] = task
-        self.array_queue.remove_member(task.spec.id)
-        self.lanes.lane_of(task).count_task(task)
-        self.assign(task, attempt, node)
 
     def requeue_attempted(self, task: QueuedTask) -> None:
         """Queue the task again at its old place, or end it if it is or may be final."""
@@ -447,10 +519,20 @@ class TaskQueue:
             if task.commit_number != number:
                 continue  # It has later facts that are not yet durable.
             task.commit_number = 0
-            if task.stage is Stage.ENDED and is_read:
+            if task.reprioritized is not None and task.stage is Stage.QUEUED:
+                self._return_to_store(task)
+            elif task.stage is Stage.ENDED and is_read:
                 self._shadows.append(task)
             elif task.stage is Stage.ENDED:
                 self._retire_shadow(task)
+
+    def _return_to_store(self, task: QueuedTask) -> None:
+        """Drop a task if its new place lies beyond what was read of its lane."""
+        if self.tasks.get(task.spec.id) is not task or task.remaining is not None:
+            return  # It is from an earlier epoch, or an array, which stays in memory.
+        if self.lanes.is_beyond_reads(task):
+            self._leave_lane(task)
+            del self.tasks[task.spec.id]
 
     def has_ended_recently(self, task_id: TaskId) -> bool:
         """Return True if a task that is not in memory ended recently."""
@@ -474,7 +556,9 @@ class TaskQueue:
         elif before is Stage.LIVE:
             assert task.node is not None
             del self.tasks_by_node[task.node][task.spec.id]
-            if task.shape:
+            if task.shares is not None:
+                release(task.shares, task.slots)
+            if task.spec.options is not None:
                 self._count_grant(task, task.node, -1)
         task.stage = after
         self.tasks.note_stage(task)

@@ -227,6 +227,20 @@ class WorkerPool:
                 worker.load = load
                 self._push_to_heap(node, worker)
 
+    def has_slot(self) -> bool:
+        """Return True if some worker takes one more attempt."""
+        heap, workers = self._heap, self._workers
+        while heap:
+            worker = workers.get(heap[0][2])
+            if (
+                worker is not None
+                and worker.heap_version == heap[0][3]
+                and worker.outstanding < worker.credit
+            ):
+                return True
+            heappop(heap)
+        return False
+
     def take_slot(
         self, excluded: Collection[NodeId] = (), inputs: InputBytes | None = None
     ) -> NodeId | None:

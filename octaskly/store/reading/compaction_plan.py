@@ -18,7 +18,7 @@ from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import RETIRED_MAX, Floor, Recorded, StreamFloor
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.task_ages import TaskAges
-from octaskly.core.model.hlc import HLC_MAX, ORD_HLC_MASK
+from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import (
     STREAMS_KEPT,
     STREAMS_WARN,
@@ -27,7 +27,7 @@ from octaskly.core.model.ids import (
     StreamId,
     VectorItems,
 )
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import ORD_HLC_MASK, TaskState
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, mesh_records, rows
 from octaskly.store.tables.database import used_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from msgspec.structs import replace
@@ -13,40 +13,47 @@ from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, requires_of
-from octaskly.core.model.tasks import PRIORITY_SHIFT
+from octaskly.core.model.tasks import MEMBERS_LANE, PRIORITY_SHIFT, LaneKey
 from octaskly.store.tables import arrays, rows
 
 LOAD_BYTES = 16 << 20  #: approximate size of the tasks of one reply
-LANE_LOAD_BYTES = 1 << 20  #: for shapes other than 0: there may be many
+LANE_LOAD_BYTES = 1 << 20  #: for tasks with requirements: there may be many lanes
 TASKS_PER_QUERY = 16  #: read by id; they may have 1 MiB each
-SHAPES_MAX = 10_000  #: number of shapes in one reply
-SHAPE_HEADS_MAX = 1000  #: pairs of shape and priority read for `oldest_ms`
+LANES_MAX = 10_000  #: number of lanes in one reply
+LANE_HEADS_MAX = 1000  #: pairs of lane and priority read for `oldest_ms`
 
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
+_LANE = f"{_QUEUE} AND shape = ? AND submitter = ?"
+_PLACE = "ifnull(place, ord)"
+_PLACED = f"SELECT {rows.TASK_COLUMNS}, {_PLACE} {_LANE}"
+"""Rows of `TASK_COLUMNS` and, last, the place of each in the queue."""
 
 
 def load_queued_tasks(
-    db: sqlite3.Connection, after_ord: int, limit: int, shape: int = 0
+    db: sqlite3.Connection,
+    after_ord: int,
+    limit: int,
+    lane: LaneKey = MEMBERS_LANE,
 ) -> QueuedLoaded:
-    """Return queued tasks of one shape with `ord > after_ord`, in order.
+    """Return queued tasks of one lane whose `ord` is above `after_ord`, in order.
 
-    Tasks with the same `ord` are never split, so there may be more than `limit`. There
-    may be fewer if they are large. The first page of shape 0 lists the other shapes.
+    Tasks with the same one are never split, so there may be more than `limit`. There
+    may be fewer if they are large. The first page of `MEMBERS_LANE` lists the others.
     """
     found, has_more = _first_rows(
         db.execute(
-            f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord > ?"
-            " ORDER BY ord, key",
-            (shape, after_ord),
+            f"{_PLACED} AND {_PLACE} > ? ORDER BY {_PLACE}, key",
+            (*_columns_of(lane), after_ord),
         ),
         limit,
-        LANE_LOAD_BYTES if shape else LOAD_BYTES,
+        LANE_LOAD_BYTES if lane.shape else LOAD_BYTES,
     )
     if has_more:
-        found = _with_ties(db, shape, found)
-        has_more = _has_more_behind(db, shape, found[-1][-1])
-    shapes = _shapes(db) if shape == 0 and after_ord < 0 else ()
-    return QueuedLoaded(after_ord, _queue_records(db, found), has_more, shape, shapes)
+        found = _with_ties(db, lane, found)
+        has_more = _has_more_behind(db, lane, found[-1][-1])
+    others = _other_lanes(db) if lane == MEMBERS_LANE and after_ord < 0 else ()
+    records = _queue_records(db, [row[:-1] for row in found])
+    return QueuedLoaded(after_ord, records, has_more, lane, others)
 
 
 def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]:
@@ -70,22 +77,25 @@ def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]
 def oldest_ms(db: sqlite3.Connection) -> int | None:
     """Return the time when the oldest queued task was accepted; None if there is none.
 
-    Tasks of one shape and priority are ordered by that time, so only the first of them
+    Tasks of one lane and priority are ordered by that time, so only the first of them
     is read.
     """
     oldest: int | None = None
-    place = (0, 0)
-    for _ in range(SHAPE_HEADS_MAX):
-        head = db.execute(
-            f"SELECT shape, ord, created_ms {_QUEUE} AND (shape, ord) >= (?, ?)"
-            " ORDER BY shape, ord LIMIT 1",
-            place,
-        ).fetchone()
-        if head is None:
-            break
-        shape, ord_, created_ms = head
-        oldest = created_ms if oldest is None else min(oldest, created_ms)
-        place = (shape, ((ord_ >> PRIORITY_SHIFT) + 1) << PRIORITY_SHIFT)
+    reads = 0
+    for lane in _lane_columns(db):
+        place = 0
+        while reads < LANE_HEADS_MAX:
+            reads += 1
+            head = db.execute(
+                f"SELECT {_PLACE}, created_ms {_LANE} AND {_PLACE} >= ?"
+                f" ORDER BY {_PLACE} LIMIT 1",
+                (*lane, place),
+            ).fetchone()
+            if head is None:
+                break
+            place, created_ms = head
+            oldest = created_ms if oldest is None else min(oldest, created_ms)
+            place = ((place >> PRIORITY_SHIFT) + 1) << PRIORITY_SHIFT
     return oldest
 
 
@@ -141,25 +151,50 @@ def _first_rows(
     return found, False
 
 
-def _shapes(db: sqlite3.Connection) -> tuple[tuple[int, Requirements], ...]:
-    """Return the requirements of each shape in the queue, `SHAPES_MAX` at most."""
-    shapes: list[tuple[int, Requirements]] = []
-    last = 0
-    while len(shapes) < SHAPES_MAX:
-        found = db.execute(
-            f"SELECT shape {_QUEUE} AND shape > ? ORDER BY shape LIMIT 1", (last,)
-        ).fetchone()
-        if found is None:
-            break
-        (last,) = found
-        select = f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? LIMIT 1"
-        (record,) = arrays.records_without_outputs(
-            db, db.execute(select, (last,)).fetchall()
+def _other_lanes(
+    db: sqlite3.Connection,
+) -> tuple[tuple[LaneKey, Requirements | None], ...]:
+    """Return the lanes in the queue but the first, `LANES_MAX` at most."""
+    lanes: list[tuple[LaneKey, Requirements | None]] = []
+    for shape, submitter in islice(_lane_columns(db), LANES_MAX + 1):
+        is_array = shape < 0
+        lane = LaneKey(~shape if is_array else shape, submitter, is_array)
+        if lane != MEMBERS_LANE:
+            lanes.append((lane, _requirements_of(db, lane) if lane.shape else None))
+    return tuple(lanes)
+
+
+def _lane_columns(db: sqlite3.Connection) -> Iterator[tuple[int, str]]:
+    """Yield the columns `shape` and `submitter` of each lane in the queue, in order.
+
+    SQLite would read all tasks of a lane to compare both columns at once.
+    """
+    select, order = f"SELECT shape, submitter {_QUEUE}", "ORDER BY shape, submitter"
+    found = db.execute(f"{select} {order} LIMIT 1").fetchone()
+    while found is not None:
+        yield found
+        shape = found[0]
+        found = (
+            db.execute(
+                f"{select} AND shape = ? AND submitter > ? {order} LIMIT 1", found
+            ).fetchone()
+            or db.execute(
+                f"{select} AND shape > ? {order} LIMIT 1", (shape,)
+            ).fetchone()
         )
-        requires = None if record.spec is None else requires_of(record.spec.options)
-        assert requires is not None
-        shapes.append((last, requires))
-    return tuple(shapes)
+
+
+def _columns_of(lane: LaneKey) -> tuple[int, str]:
+    """Return the columns `shape` and `submitter` of the tasks in a lane."""
+    return rows.stored_shape(lane.shape, is_array=lane.is_array), lane.submitter
+
+
+def _requirements_of(db: sqlite3.Connection, lane: LaneKey) -> Requirements | None:
+    """Return the requirements of the tasks in a lane."""
+    select = f"SELECT {rows.TASK_COLUMNS} {_LANE} LIMIT 1"
+    found = db.execute(select, _columns_of(lane)).fetchall()
+    (record,) = arrays.records_without_outputs(db, found)
+    return None if record.spec is None else requires_of(record.spec.options)
 
 
 def _queue_records(
@@ -181,21 +216,19 @@ def _queue_records(
 
 
 def _with_ties(
-    db: sqlite3.Connection, shape: int, found: list[rows.Row]
+    db: sqlite3.Connection, lane: LaneKey, found: list[rows.Row]
 ) -> list[rows.Row]:
-    """Add the other tasks with the last `ord`, which the limit cut off."""
+    """Add the other tasks at the last place, which the limit cut off."""
     last = found[-1][-1]
     ties = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} {_QUEUE} AND shape = ? AND ord = ?"
-        " ORDER BY ord, key",
-        (shape, last),
+        f"{_PLACED} AND {_PLACE} = ? ORDER BY key",
+        (*_columns_of(lane), last),
     ).fetchall()
     return [row for row in found if row[-1] != last] + ties
 
 
-def _has_more_behind(db: sqlite3.Connection, shape: int, last_ord: int) -> bool:
+def _has_more_behind(db: sqlite3.Connection, lane: LaneKey, last_ord: int) -> bool:
     row = db.execute(
-        f"SELECT 1 {_QUEUE} AND shape = ? AND ord > ? LIMIT 1",
-        (shape, last_ord),
+        f"SELECT 1 {_LANE} AND {_PLACE} > ? LIMIT 1", (*_columns_of(lane), last_ord)
     ).fetchone()
     return row is not None

@@ -8,7 +8,7 @@ from itertools import islice
 from octaskly.core.effects import LoadUnblocked
 from octaskly.core.events import UnblockedLoaded, UnblockedTask
 from octaskly.core.log.task_ages import TaskAges
-from octaskly.core.model.hlc import ORD_HLC_MASK
+from octaskly.core.model.tasks import ORD_HLC_MASK
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_OPEN
 

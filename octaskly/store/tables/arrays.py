@@ -216,9 +216,13 @@ def build_member_record(
     spec = array.member_spec(number)
     if spec is None:
         return None
-    return with_array_cancelled(
-        TaskRecord(id=spec.id, spec=spec, occurrence=twin), array.record.cancelled_by
+    record = TaskRecord(
+        id=spec.id,
+        spec=spec,
+        occurrence=twin,
+        reprioritized=array.record.reprioritized,
     )
+    return with_array_cancelled(record, array.record.cancelled_by)
 
 
 def ranges_without_row(
@@ -339,5 +343,9 @@ def _complete_record(
     array = None if place is None else above.get(place[0])
     if place is None or array is None or array.record.spec is None:
         return record
-    record = replace(record, spec=array.member_spec(place[1]))
+    record = replace(
+        record,
+        spec=array.member_spec(place[1]),
+        reprioritized=array.record.reprioritized,
+    )
     return with_array_cancelled(record, array.record.cancelled_by)

@@ -47,11 +47,11 @@ class BulkStatement:
 TASK_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live,"
     " attempt_count, cancel_term, decided_term, has_succeeded, is_unblocked,"
-    " is_blocked, last_change_hlc, notify, command, timeout_s, inputs, outputs,"
-    " options, stdin, items, env, submitter, created_ms, ord, shape,"
+    " is_blocked, place, reprioritized, last_change_hlc, notify, command, timeout_s,"
+    " inputs, outputs, options, stdin, items, env, submitter, created_ms, ord, shape,"
     " first_submitted_hlc, last_submitted_hlc, stream, seq)"
     " VALUES",
-    31,
+    33,
 )
 PLAIN_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
@@ -79,14 +79,15 @@ TASK_STATE_UPDATE: Final = BulkStatement(
 """For tasks whose other columns did not change, which are most."""
 TASK_UPDATE: Final = BulkStatement(
     "WITH v (state, node, by, is_live, attempt_count, cancel_term, decided_term,"
-    " has_succeeded, is_unblocked, is_blocked, last_change_hlc, notify, key) AS"
-    " (VALUES",
-    13,
+    " has_succeeded, is_unblocked, is_blocked, place, reprioritized,"
+    " last_change_hlc, notify, key) AS (VALUES",
+    15,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
     " is_live = v.is_live, attempt_count = v.attempt_count,"
     " cancel_term = v.cancel_term, decided_term = v.decided_term,"
     " has_succeeded = v.has_succeeded,"
     " is_unblocked = v.is_unblocked, is_blocked = v.is_blocked,"
+    " place = v.place, reprioritized = v.reprioritized,"
     " last_change_hlc = v.last_change_hlc, notify = v.notify"
     " FROM v WHERE tasks.key = v.key",
 )

@@ -11,6 +11,7 @@ from typing import Any, Final
 from msgspec import json
 from msgspec.structs import astuple, replace
 
+from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import (
@@ -48,7 +49,7 @@ NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 TASK_COLUMNS: Final = (
     "key, id, cancelled_by, attempt_count, is_unblocked, notify,"
     " command, timeout_s, inputs, outputs, options, stdin, items, env, cancel_term,"
-    " decided_term, has_succeeded, submitter, created_ms, ord"
+    " decided_term, has_succeeded, reprioritized, submitter, created_ms, ord"
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 NO_LIMIT: Final = 0  #: value of `timeout_s`
@@ -71,10 +72,15 @@ ATTEMPT_COLUMNS: Final = (
 )
 
 Row = Sequence[Any]
-OptionalColumns = tuple[str | None, int, int, bool, bool, bool, int | None]
+OptionalColumns = tuple[
+    str | None, int, int, bool, bool, bool, int | None, str | None, int | None
+]
 """`cancelled_by`, `cancel_term`, `decided_term`, `has_succeeded`, `is_unblocked`,
-`is_blocked` and `notify` of a task."""
-NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (None, 0, 0, False, False, False, None)
+`is_blocked`, `place`, `reprioritized` and `notify` of a task."""
+NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (
+    *(None, 0, 0, False, False, False),
+    *(None, None, None),
+)
 
 _CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-([0-9a-f]{8})(~.*)?")
@@ -149,8 +155,13 @@ def spec_row(spec: TaskSpec) -> tuple[Any, ...]:
         spec.submitter,
         spec.created_ms,
         spec.ord,
-        shape_of(spec.options),
+        stored_shape(shape_of(spec.options), is_array=spec.array is not None),
     )
+
+
+def stored_shape(shape: int, *, is_array: bool) -> int:
+    """Return the column `shape`, which is negative for arrays."""
+    return ~shape if is_array else shape
 
 
 def member_row(array: TaskSpec) -> tuple[Any, ...]:
@@ -164,7 +175,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
     _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
     options, stdin, items, env, cancel_term, decided_term, has_succeeded = row[10:17]
-    submitter, created, ord_ = row[17:]
+    change, submitter, created, ord_ = row[17:]
     spec = TaskSpec(
         task,
         command,
@@ -180,7 +191,19 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
         *(task, spec, by, attempts, 1, None),
         *(notify == NOTIFIED, bool(is_ready), cancel_term),
         *(decided_term, bool(has_succeeded)),
+        None if change is None else _change_of_priority(task, change),
     )
+
+
+def _change_of_priority(task: TaskId, text: str) -> Reprioritized:
+    """Return the fact of the column `reprioritized`."""
+    term, hlc, priority = json.decode(text, type=tuple[int, int, int])
+    return Reprioritized(term, hlc, priority, task)
+
+
+def place_of(record: TaskRecord) -> int | None:
+    """Return the column `place`, which is empty while the first priority counts."""
+    return None if record.reprioritized is None else record.ord
 
 
 def size_of_row(row: Row) -> int:
@@ -193,7 +216,11 @@ def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns
     cancel = (record.cancelled_by, record.cancel_term)
     verdict = (record.decided_term, record.has_succeeded)
     flags = (record.is_unblocked, is_blocked)
-    return (*cancel, *verdict, *flags, notify_of(record))
+    text, change = None, record.reprioritized
+    if change is not None:
+        numbers = (change.term, change.hlc, change.priority)
+        text = json.encode(numbers).decode()
+    return (*cancel, *verdict, *flags, place_of(record), text, notify_of(record))
 
 
 def is_plain(spec: TaskSpec) -> bool:
@@ -203,7 +230,7 @@ def is_plain(spec: TaskSpec) -> bool:
 
 def has_no_optional_columns(record: TaskRecord, spec: TaskSpec) -> bool:
     """Return True if the task has no `OptionalColumns` and is not an array."""
-    has_flags = record.is_notified or record.is_unblocked
+    has_flags = record.is_notified or record.is_unblocked or record.reprioritized
     has_verdict = record.cancelled_by is not None or record.decided_term > 0
     return spec.options is None and not (has_verdict or has_flags)
 

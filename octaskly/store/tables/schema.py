@@ -69,9 +69,12 @@ CREATE TABLE pending_entries (
 -- `last_change_hlc` is the timestamp of the latest fact, and `stored_ms` the time at
 -- which this disk stored it by its wall clock, or 0 if the timestamp serves. `notify`
 -- is 1 until the notification of the end was sent, then 0. `shape` identifies the
--- requirements of a task; each shape has its own lane in the queue. For rows of members
--- of arrays, see `store.tables.arrays`. SQLite reads a row up to the last column that
--- it needs, so the columns that may be large come last.
+-- requirements of a task; that of an array is inverted. Each shape of each submitter
+-- has its own lane in the queue; members have no submitter. `place` replaces `ord` in
+-- the queue after a change of the priority, which is in `reprioritized` as term,
+-- timestamp and priority. For rows of members of
+-- arrays, see `store.tables.arrays`. SQLite reads a row up to the last column that it
+-- needs, so the columns that may be large come last.
 CREATE TABLE tasks (
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -93,6 +96,8 @@ CREATE TABLE tasks (
     last_change_hlc INTEGER NOT NULL DEFAULT 0,
     options TEXT,
     shape INTEGER NOT NULL DEFAULT 0,
+    place INTEGER,
+    reprioritized TEXT,
     notify INTEGER,
     is_unblocked INTEGER NOT NULL DEFAULT 0,
     is_blocked INTEGER NOT NULL DEFAULT 0,
@@ -107,7 +112,8 @@ CREATE TABLE tasks (
     items TEXT
 ) STRICT;
 -- Tasks with unmet dependencies are not in the queue.
-CREATE INDEX tasks_queued ON tasks (shape, ord) WHERE state = 0 AND is_blocked = 0;
+CREATE INDEX tasks_queued ON tasks (shape, submitter, ifnull(place, ord))
+    WHERE state = 0 AND is_blocked = 0;
 CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1 AND state > 1;
 CREATE INDEX tasks_state ON tasks (state, key);
 CREATE INDEX tasks_node ON tasks (node, key, state) WHERE node IS NOT NULL;

@@ -36,8 +36,10 @@ class RowChanges:
     ended_attempts: list[bulk.Row] = field(default_factory=list)
     plain_ended_attempts: list[bulk.Row] = field(default_factory=list)
     array_upserts: list[bulk.Row] = field(default_factory=list)
-    queue_positions: list[tuple[int, int, int]] = field(default_factory=list)
-    """New `ord`, with the first and last key of the members that get it."""
+    queue_positions: list[tuple[int, int | None, int, int]] = field(
+        default_factory=list
+    )
+    """New `ord` and `place`, with the first and last key of the members with them."""
     dependency_changes: DependencyChanges = field(default_factory=DependencyChanges)
     count_deltas: defaultdict[CountKey, int] = field(
         default_factory=lambda: defaultdict(int)
@@ -71,7 +73,9 @@ class RowChanges:
                 statement.execute(db, some)
         if self.queue_positions:
             db.executemany(
-                "UPDATE tasks SET ord = ? WHERE key BETWEEN ? AND ?",
+                # Ended members are not in the queue, and may be a million.
+                "UPDATE tasks INDEXED BY tasks_state SET ord = ?, place = ?"
+                " WHERE state IN (0, 1) AND key BETWEEN ? AND ?",
                 self.queue_positions,
             )
         cells: defaultdict[list_counts.BlockCell, int] = defaultdict(int)
@@ -245,7 +249,8 @@ class RowChanges:
         is_live = rows.is_live(record)
         by, tries = record.cancelled_by, len(record.attempts)
         verdict = (record.cancel_term, record.decided_term, record.has_succeeded)
-        flags = (*verdict, False, False)  # Dependencies are of the array.
+        # Dependencies and changes of the priority are of the array.
+        flags = (*verdict, False, False, rows.place_of(array.record), None)
         row = (number, node, by, is_live, tries, *flags, task.changed_hlc, None)
         if task.counted_as is None:
             head = (task.key, record.id, None)
@@ -282,8 +287,12 @@ class RowChanges:
             record.cancelled_by
         )
         self.count_deltas[arrays.MEMBER, "", state] += n
-        if task.stored_spec is not None and spec.ord != task.stored_spec.ord:
-            self.queue_positions.append((spec.ord, members.first, members.last))
+        stored, place = task.stored_spec, rows.place_of(record)
+        if stored is None or task.stored_optional is None:
+            return
+        if (spec.ord, place) != (stored.ord, task.stored_optional[6]):
+            position = (spec.ord, place, members.first, members.last)
+            self.queue_positions.append(position)
 
     def _add_attempts(self, task: ProjectedTask, record: TaskRecord) -> None:
         changed, task.changed_attempts = task.changed_attempts, None

@@ -7,6 +7,7 @@ import sys
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -524,3 +525,49 @@ def shown(agent: Agent, array: str) -> dict[str, int]:
 def ended_so_far(agent: Agent, array: str) -> int:
     status, body = agent.call("GET", f"{ARRAYS}/{array}")
     return int(body["array"]["completed"]) if status == 200 else 0
+
+
+def gated(gates: Path) -> str:
+    """Return a command that runs until a file with the name of the task exists."""
+    return f'until [ -e "{gates}/$0$OCTASKLY_INDEX" ]; do sleep 0.05; done'
+
+
+def test_a_single_task_gets_the_next_free_slot_of_an_array(tmp_path: Path) -> None:
+    """`explain` says so, and a higher priority puts the array first again."""
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    with running(tmp_path, "solo", extra=("--slots", "2")) as (agent,):
+        until_nodes(agent, 1)
+        wait = f"sh -c {quote(gated(gates))}"
+        array = submit(agent, f"{wait} member", array={"range": "0-4999"})
+
+        def count_running() -> int:
+            shown = agent.call("GET", f"{TASKS}/{array}")[1]
+            return int(shown["array"]["running"])
+
+        def state_of(task: str) -> str:
+            return str(agent.call("GET", f"{TASKS}/{task}")[1]["status"])
+
+        until(lambda: count_running() == 2, "two members run")
+        single = submit(agent, f"{wait} single")
+        _, why = agent.call("GET", f"{TASKS}/{single}/explain")
+        assert why["summary"].endswith("; it is next in the queue")
+        _, why = agent.call("GET", f"{TASKS}/{array}/explain")
+        assert why["summary"].endswith("; it takes turns with 1 task")
+
+        (gates / "member0").touch()
+        until(lambda: state_of(single) == "running", "the single task runs")
+        assert (count_running(), state_of(f"{array}.2")) == (1, "queued")
+
+        later = submit(agent, f"{wait} later")
+        path = f"{TASKS}/{array}/reprioritize"
+        assert agent.call("POST", path, {"priority": 1})[0] == 200
+        _, why = agent.call("GET", f"{TASKS}/{later}/explain")
+        assert why["summary"].endswith(f"; array {array} comes first")
+        (gates / "single").touch()
+        until(lambda: state_of(f"{array}.2") == "running", "the array goes first")
+        assert state_of(later) == "queued"
+        status, _ = agent.call("DELETE", f"{TASKS}/{array}?force=true")
+        assert status == 200
+        (gates / "later").touch()
+        assert finished(agent, later)["exit_code"] == 0

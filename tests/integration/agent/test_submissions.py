@@ -23,10 +23,10 @@ from octaskly.agent.gateway.task_lookup import TaskFinder
 from octaskly.agent.health import HealthChecks
 from octaskly.core.events import Event, TasksSubmitted
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of
+from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions, without_stdin
-from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
+from octaskly.core.model.tasks import PRIORITY_BAND, PRIORITY_SHIFT, TaskSpec
 from octaskly.core.replies import TasksAccepted
 from octaskly.errors import (
     NotDispatcher,

@@ -725,6 +725,67 @@ async def test_an_ended_task_is_repeated_once(node: ApiNode) -> None:
     assert (shown.json["status"], shown.json["retry_of"]) == ("queued", task)
 
 
+async def test_a_waiting_task_gets_another_priority(node: ApiNode) -> None:
+    """A request may be repeated; lists and details show the new priority."""
+    task = await node.submit("true")
+    path = f"{TASKS}/{task}/reprioritize"
+
+    for _ in range(2):
+        answer = await node.ask("POST", path, headers=ADMIN, body={"priority": -7})
+        assert (answer.status, answer.json) == (200, {"id": task, "priority": -7})
+
+    others = await node.ask("POST", path, headers=CLIENT, body={"priority": 0})
+    assert others.status == 403
+    shown = await node.ask("GET", f"{TASKS}/{task}", headers=VIEWER)
+    listed = await node.ask("GET", TASKS, headers=VIEWER)
+    assert shown.json["priority"] == -7
+    assert [line["priority"] for line in listed.json["tasks"]] == [-7]
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "hint"),
+    [
+        ({"priority": 51}, "Invalid parameter value", "an integer from -50 to 50"),
+        ({"priority": "high"}, "Invalid parameter value", "an integer from -50 to 50"),
+        ({}, "Missing required field", "`priority`"),
+        ({"priority": 1, "x": 1}, "Unknown field", "`x`"),
+    ],
+)
+async def test_a_priority_is_a_number_in_its_range(
+    node: ApiNode, body: dict[str, object], error: str, hint: str
+) -> None:
+    """The answer names field and range."""
+    task = await node.submit("true")
+
+    path = f"{TASKS}/{task}/reprioritize"
+    answer = await node.ask("POST", path, headers=ADMIN, body=body)
+
+    assert_problem(answer, 400, error)
+    assert hint in answer.json["hint"]
+
+
+async def test_what_does_not_wait_keeps_its_priority(node: ApiNode) -> None:
+    """Neither an ended nor an unknown task gets another one, nor from a viewer."""
+    task = await node.submit("true")
+    node.gateway.start(task)
+    node.gateway.finish(task)
+    body = {"priority": 1}
+
+    ended = await node.ask(
+        "POST", f"{TASKS}/{task}/reprioritize", headers=ADMIN, body=body
+    )
+    unknown = await node.ask(
+        "POST", f"{TASKS}/task-999/reprioritize", headers=ADMIN, body=body
+    )
+    viewer = await node.ask(
+        "POST", f"{TASKS}/{task}/reprioritize", headers=VIEWER, body=body
+    )
+
+    assert_problem(ended, 409, "Cannot change the priority of this task")
+    assert_problem(unknown, 404, "Task not found")
+    assert viewer.status == 403
+
+
 async def test_an_unfinished_task_is_not_repeated(node: ApiNode) -> None:
     """It may still succeed."""
     task = await node.submit("true")

@@ -1,4 +1,4 @@
-"""Worlds whose commands fail, and whose tasks and arrays are cancelled.
+"""Worlds whose commands fail, and whose tasks are cancelled or change their priority.
 
 Each function is one kind of run, by its name without `run_`.
 """
@@ -11,6 +11,7 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.core.replies import CancelResult, Reply
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.tries import TRIED, TryWatch
+from tests.simulation.checks.turns import TurnWatch, latest_priorities_count
 from tests.simulation.fault_injection import (
     CHILD_SHARE,
     SIZES,
@@ -53,6 +54,41 @@ def run_failing(seed: int, *, has_stdin: bool = False) -> World:
 def run_freed(seed: int) -> World:
     """The same, and tasks have stdin, which each disk frees after the end."""
     return run_failing(seed, has_stdin=True)
+
+
+def run_reprioritized(seed: int) -> World:
+    """Change priorities all the time, of the tasks of several submitters."""
+    world = World(seed, nodes=SIZES[seed % len(SIZES)])
+    watch(world)
+    TryWatch(world)
+    TurnWatch(world)
+    world.clients.submitters = ("ann", "bo", "cy")
+    world.clients.child_share = CHILD_SHARE
+    world.commands.failing_share = world.tries.choice((0.0, 0.3))
+    world.clients.array_share = world.tries.choice((0.05, 0.15, 0.3))
+    profile = draw_profile(world)
+    end_s = world.time_s + profile.seconds
+
+    def change() -> None:
+        if world.time_s < end_s:
+            reprioritize_some(world)
+            world.at(world.tries.uniform(0.1, 1.0), change)
+
+    world.at(0.5, change)
+    inject_faults(world, profile)
+    settle(world)
+    for check in (*FINAL, *TRIED, latest_priorities_count):
+        check(world)
+    return world
+
+
+def reprioritize_some(world: World) -> None:
+    """Change the priority of some of the latest tasks and arrays."""
+    draw = world.tries
+    specs = list(world.clients.accepted.values())[-40:]
+    for spec in draw.sample(specs, min(len(specs), 3)):
+        node = draw.choice(world.dispatchers() or list(world.machines))
+        world.clients.reprioritize(node, spec.id, draw.randint(-2, 2))
 
 
 def cancel_some(world: World) -> None:

@@ -64,7 +64,8 @@ def shown(array: TaskRecord, number: int, said: Said) -> TaskRecord | None:
     if spec is None:
         return None
     record = said.get(number) or TaskRecord(id=member_id(array.id, number))
-    return with_array_cancelled(replace(record, spec=spec), array.cancelled_by)
+    record = replace(record, spec=spec, reprioritized=array.reprioritized)
+    return with_array_cancelled(record, array.cancelled_by)
 
 
 def is_live(record: TaskRecord) -> bool:

@@ -118,6 +118,5 @@ def _end(disk: Disk, task: TaskId) -> TaskState | None:
 
 def _place(record: TaskRecord) -> tuple[int, int, TaskId]:
     """Return the position in the queue."""
-    assert record.spec is not None
     place = split_member_id(record.id)
-    return record.spec.ord, -1 if place is None else place[1], record.id
+    return record.ord, -1 if place is None else place[1], record.id

@@ -13,6 +13,7 @@ import { asCli, asCurl, asked, isOfItems, limitsOf, needsOf, unread } from "./co
 import { Log } from "./log.js";
 import { Why, isHopeless, useExplained } from "./why.js";
 
+const MEMBER = /^(.+)\.(\d+)$/;
 const SOON_MS = 150;
 const MEMBERS_MS = 1000; //: of an array: they may be many
 const RETRY_MS = 2000;
@@ -32,7 +33,7 @@ export function Task({ id }) {
 function Whole({ task, attempts, reload }) {
   const told = useExplained(task.id, task.status);
   const isStuck = isHopeless(told);
-  const array = /^(.+)\.(\d+)$/.exec(task.id)?.[1];
+  const array = MEMBER.exec(task.id)?.[1];
   // Of a task that waits, the reason comes first; of others, what they did.
   const isWaiting = task.status === "queued";
   const hasWhy = !task.array || !FINAL.has(task.status);
@@ -128,15 +129,41 @@ function Actions({ task, reload }) {
     tell(`Submitted again as ${again.id}`, { kind: "good" });
     go(["tasks", again.id]);
   };
+  const priority = waits(task) && html`<${ChangePriority} key=${task.id} task=${task} path=${path} reload=${reload} />`;
   const edit = canEdit(task) && html`<a class="button" href=${href(["submit"], { from: task.id })}>Edit and submit again</a>`;
   if (FINAL.has(task.status)) return html`${edit}<${Button} onPress=${retry}>Retry<//>`;
-  if (task.status === "queued") return html`${edit}<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>`;
-  return html`${task.array && html`<${Button} onPress=${() => cancel(false)} title="Running members continue">Cancel queued<//>`}
+  if (task.status === "queued") return html`${edit}${priority}<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>`;
+  return html`${priority}${task.array && html`<${Button} onPress=${() => cancel(false)} title="Running members continue">Cancel queued<//>`}
     <${Button} kind="danger" onPress=${() => setSure(true)}>${task.array ? "Cancel all" : "Cancel"}<//>
     ${isSure && html`<${Dialog} title=${task.array ? "Cancel the whole array?" : "Cancel this task?"} onClose=${() => setSure(false)}>
       <p>${task.array ? "Its queued members are cancelled, and all processes of its running members are ended." : "All its processes are ended."} The output so far is kept.</p>
       <div class="row dialog-end"><${Button} onPress=${() => setSure(false)}>Keep running<//>
         <${Button} kind="danger" onPress=${() => cancel(true)}>Cancel now<//></div>
+    <//>`}`;
+}
+
+/** Returns true if it has a priority that counts: members have that of their array. */
+const waits = (task) => !MEMBER.test(task.id) && (task.array ? task.array.queued > 0 : task.status === "queued");
+
+/** A button with a dialog that asks for another priority. */
+function ChangePriority({ task, path, reload }) {
+  const [text, setText] = useState(null);
+  const field = useRef(null);
+  const close = () => setText(null);
+  const change = async () => {
+    if (!field.current.reportValidity()) return;
+    await post(`${path}/reprioritize`, { priority: Number(text) });
+    close();
+    tell(`${titleOf(task)} has priority ${text} now`, { kind: "good" });
+    await reload();
+  };
+  return html`<${Button} onPress=${() => setText(String(task.priority || 0))}>Priority …<//>
+    ${text !== null && html`<${Dialog} title="Change the priority" onClose=${close}>
+      <form onSubmit=${(event) => event.preventDefault()}><div class="field"><label for="priority">Priority</label>
+        <input id="priority" ref=${field} type="number" min="-50" max="50" step="1" required autofocus value=${text} onInput=${(event) => setText(event.target.value)} />
+        <p class="hint">-50 to 50; higher runs first. ${task.array ? "It counts for all members that wait." : "Among equal priorities, the submitters take turns."}</p></div>
+      <div class="row dialog-end"><${Button} onPress=${close}>Leave it<//>
+        <${Button} kind="primary" type="submit" onPress=${change}>Change<//></div></form>
     <//>`}`;
 }
 

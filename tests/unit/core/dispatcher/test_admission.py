@@ -8,11 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.admission import Admission
-from octaskly.core.model.drafts import PRIORITY_BAND, TaskDraft, log_id_of, rerun_draft
+from octaskly.core.model.drafts import TaskDraft, log_id_of, rerun_draft
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import After, Retry, TaskOptions
-from octaskly.core.model.tasks import PRIORITY_SHIFT, TaskSpec
+from octaskly.core.model.tasks import PRIORITY_BAND, PRIORITY_SHIFT, TaskSpec
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.support.builders import START_MS, draft, journal, moment

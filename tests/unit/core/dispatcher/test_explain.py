@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Answer
 from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX, TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
+from octaskly.core.model.ids import task_name
 from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, RosterEntry
 from octaskly.core.model.task_options import (
     After,
@@ -23,7 +24,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.replies import TaskExplanation, Unplaceable
+from octaskly.core.replies import QueuedAhead, TaskExplanation, Unplaceable
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.support.builders import (
     attempt,
@@ -37,6 +38,7 @@ from tests.support.builders import (
 from tests.support.dispatcher import submission
 from tests.support.dispatcher_with_workers import (
     DispatcherWithWorkers,
+    array_draft,
     draft_requiring,
     roster_line,
 )
@@ -215,7 +217,9 @@ def test_slots_in_use_are_reported() -> None:
     explanation = explained(mesh, "three", roster_line(B))
 
     assert reasons(explanation) == [("slots", "all 2 slots are busy")]
-    assert explanation.summary == "b, which could run it, has no free capacity"
+    assert explanation.summary == (
+        "b, which could run it, has no free capacity; it is next in the queue"
+    )
 
 
 def test_granted_resources_are_reported() -> None:
@@ -259,6 +263,42 @@ def test_a_task_far_back_in_the_queue_waits_for_its_turn() -> None:
 
     assert explanation.state is TaskState.QUEUED
     assert explanation.summary == "it is next in the queue"
+
+
+def test_what_comes_before_a_task_is_named() -> None:
+    """First by priority and age, then those that take turns with it."""
+    mesh = DispatcherWithWorkers(B)
+    mesh.ask(array_draft("long", 9), by="ann")
+    mesh.ask(array_draft("short", 9), by="bo")
+    mesh.ask(draft("one"), draft("two"), draft("three"), by="cy")
+    mesh.ask(replace(draft("urgent"), priority=1), by="cy")
+    mesh.ask(replace(draft("last"), priority=-1), by="cy")
+    ann, bo = (
+        task_name(each.spec.id)
+        for each in mesh.dispatch._queue.tasks.values()
+        if each.spec.array is not None
+    )
+    prefix = "b, which could run it, has no free capacity; "
+
+    summaries = {
+        name: explained(mesh, name, roster_line(B)).summary.removeprefix(prefix)
+        for name in ("urgent", "one", "three", "last")
+    }
+
+    assert summaries == {
+        "urgent": "it is next in the queue",
+        "one": (
+            "1 task comes first, and it takes turns with"
+            f" array {bo} of bo and array {ann} of ann"
+        ),
+        "three": (
+            "3 tasks come first, and it takes turns with"
+            f" array {bo} of bo and array {ann} of ann"
+        ),
+        "last": f"4 tasks, array {bo} of bo and array {ann} of ann come first",
+    }
+    (first, *_) = explained(mesh, "three", roster_line(B)).ahead
+    assert first == QueuedAhead("cy", None, 3, is_exact=True, takes_turns=False)
 
 
 def test_a_missing_input_is_named() -> None:

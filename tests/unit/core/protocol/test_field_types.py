@@ -8,7 +8,15 @@ import pytest
 from msgspec import Struct, inspect, msgpack
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Decided, Entry, Fact, Notified, Submitted, Unblocked
+from octaskly.core.log.facts import (
+    Decided,
+    Entry,
+    Fact,
+    Notified,
+    Reprioritized,
+    Submitted,
+    Unblocked,
+)
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.keyring_state import KeyringTransfer, MergeKeyring
@@ -71,6 +79,7 @@ FACTS: tuple[Fact, ...] = (
     Unblocked(TASK),
     FLOOR,
     RECORD,
+    Reprioritized(3, 99, -7, TASK),
 )
 REPORT = Report(
     task=TASK,

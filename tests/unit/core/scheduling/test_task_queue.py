@@ -15,7 +15,7 @@ from octaskly.core.model.task_options import (
     TaskOptions,
     without_stdin,
 )
-from octaskly.core.model.tasks import Attempt, EndReason, TaskState
+from octaskly.core.model.tasks import Attempt, EndReason, LaneKey, TaskState
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
@@ -27,6 +27,7 @@ from octaskly.core.scheduling.task_queue import BackoffQueue, TaskQueue
 from tests.support.builders import BAND, attempt, moment, node_id, released, spec
 
 B = node_id("b")
+LANE = LaneKey(0, "tester")
 
 
 def queue(window: int = 4, load: int = 2) -> TaskQueue:
@@ -46,7 +47,10 @@ def record(place: int, *attempts: Attempt) -> TaskRecord:
 
 def front(tasks: TaskQueue) -> QueuedTask | None:
     """Return the next task among those without requirements."""
-    return tasks.first_in_lane(tasks.lanes.unconstrained)
+    firsts = [
+        f for lane in tasks.lanes.unconstrained() for f in tasks.first_tasks(lane)
+    ]
+    return min(firsts, key=lambda first: first[0].turn(), default=(None, None))[1]
 
 
 def run_all(tasks: TaskQueue) -> list[str]:
@@ -118,7 +122,7 @@ def test_tasks_beyond_the_window_are_read_later() -> None:
         assert task is not None
         tasks.assign(task, attempt(), B)
 
-    assert tasks.next_reads() == [LoadQueued((BAND | 4) - 1, 2)]
+    assert tasks.next_reads() == [LoadQueued((BAND | 4) - 1, 2, LANE)]
     assert tasks.next_reads() == []
 
 
@@ -132,13 +136,13 @@ def test_new_tasks_wait_behind_older_ones_in_the_store() -> None:
 
     tasks.admit([spec("t4", ord=4)])
     (load,) = tasks.next_reads()
-    assert load == LoadQueued((BAND | 2) - 1, 1)
+    assert load == LoadQueued((BAND | 2) - 1, 1, LANE)
     tasks.on_queued_answer(
-        QueuedLoaded((BAND | 2) - 1, (record(2), record(3)), has_more=True)
+        QueuedLoaded((BAND | 2) - 1, (record(2), record(3)), has_more=True, lane=LANE)
     )
 
     assert run_all(tasks) == ["t2", "t3"]
-    assert tasks.next_reads() == [LoadQueued((BAND | 3) - 1, 2)]
+    assert tasks.next_reads() == [LoadQueued((BAND | 3) - 1, 2, LANE)]
 
 
 def test_a_submission_during_a_read_is_not_overlooked() -> None:
@@ -150,7 +154,7 @@ def test_a_submission_during_a_read_is_not_overlooked() -> None:
     tasks.on_queued_answer(QueuedLoaded(-1, (), has_more=False))
 
     assert tasks.lanes.queued == 0
-    assert tasks.next_reads() == [LoadQueued(-1, 1000)]
+    assert tasks.next_reads() == [LoadQueued(-1, 1000, LANE)]
 
 
 def test_a_submission_that_precedes_the_result_of_a_read_is_not_overlooked() -> None:
@@ -189,9 +193,11 @@ def test_a_read_without_new_tasks_is_not_repeated_for_ever() -> None:
     (load,) = tasks.next_reads()
     assert isinstance(load, LoadQueued)
 
-    tasks.on_queued_answer(QueuedLoaded(load.after_ord, (record(4),), has_more=True))
+    tasks.on_queued_answer(
+        QueuedLoaded(load.after_ord, (record(4),), has_more=True, lane=load.lane)
+    )
 
-    assert tasks.next_reads() == [LoadQueued(BAND | 4, 1)]
+    assert tasks.next_reads() == [LoadQueued(BAND | 4, 1, LANE)]
 
 
 def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
@@ -317,7 +323,13 @@ def test_a_read_never_gets_the_name_of_an_open_one() -> None:
     (stale,) = tasks.next_reads()
     assert isinstance(stale, LoadQueued)
     tasks.start_reading(2)
-    tasks.on_queued_answer(QueuedLoaded(-2, (record(3), record(4)), has_more=True))
+    tasks.on_queued_answer(
+        QueuedLoaded(-2, (), has_more=False, other_lanes=((LANE, None),))
+    )
+    (first,) = tasks.next_reads()
+    assert first == LoadQueued(-2, 2, LANE)
+    page = (record(3), record(4))
+    tasks.on_queued_answer(QueuedLoaded(-2, page, has_more=True, lane=LANE))
     run_all(tasks)
 
     (load,) = tasks.next_reads()

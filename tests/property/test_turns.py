@@ -1,0 +1,144 @@
+"""Turns: nobody starves, slots are shared equally, and each flow keeps its order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from octaskly.core.scheduling.turns import flow_of
+from tests.support.builders import draft, node_info
+from tests.support.dispatcher_with_workers import DispatcherWithWorkers, array_draft
+
+SUBMITTERS = st.sampled_from(["ann", "bo", "cy"])
+SUBMISSIONS = st.tuples(
+    st.just("submit"), SUBMITTERS, st.sampled_from(["one", "array"]), st.integers(1, 9)
+)
+ACTIONS = st.lists(
+    SUBMISSIONS | st.tuples(st.just("end"), st.integers(0, 9)), min_size=5, max_size=80
+)
+
+
+class World:
+    """A mesh with one worker, and what waits for it."""
+
+    def __init__(self, slots: int) -> None:
+        self.mesh = DispatcherWithWorkers(node_info("b", slots))
+        self.slots = slots
+        self.submissions = 0
+        self.placed: list[tuple[str, str, int]] = []  #: submitter, flow and number
+        self.held: Counter[str] = Counter()
+        self.waiting: Counter[str] = Counter()
+        self.waits: Counter[tuple[str, str]] = Counter()
+        """Number of tasks that started while a flow waited, since it started one."""
+
+    def submit(self, who: str, kind: str, count: int) -> None:
+        self.submissions += 1
+        self.waiting[who] += count
+        if kind == "array":
+            flow = f"{who}/{self.submissions}"
+            placed = self.mesh.ask(array_draft(flow, count), by=who)
+        else:
+            drafts = (
+                draft(f"{who}/one {self.submissions * 100 + n}") for n in range(count)
+            )
+            placed = self.mesh.ask(*drafts, by=who)
+        self.note(placed)
+
+    def end(self, draw: int) -> None:
+        running = list(self.mesh.live)
+        if running:
+            command = running[draw % len(running)]
+            self.held[command.split("/")[0]] -= 1
+            self.note(self.mesh.end(command))
+
+    def note(self, commands: list[str]) -> None:
+        """Check that the submitter held no more than any other that waits."""
+        for command in commands:
+            flow, number = command.split()
+            who = flow.split("/")[0]
+            others = [self.held[each] for each, n in self.waiting.items() if n]
+            assert self.held[who] == min(others)
+            self.held[who] += 1
+            self.waiting[who] -= 1
+            self.placed.append((who, flow, int(number)))
+
+    @property
+    def flows(self) -> set[tuple[str, str]]:
+        return {(who, flow) for who, flow, _ in self.placed}
+
+
+def run(slots: int, actions: list[tuple[object, ...]]) -> World:
+    """Perform the actions, then end all that runs, again and again."""
+    world = World(slots)
+    for action in actions:
+        match action:
+            case "submit", str(who), str(kind), int(count):
+                world.submit(who, kind, count)
+            case "end", int(draw):
+                world.end(draw)
+            case _:
+                raise AssertionError(action)
+    while world.mesh.live:
+        world.end(0)
+    assert not +world.waiting
+    return world
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 4), ACTIONS)
+def test_slots_go_to_who_holds_fewest_and_flows_keep_their_order(
+    slots: int, actions: list[tuple[object, ...]]
+) -> None:
+    """Every task runs, whatever arrives in between."""
+    world = run(slots, actions)
+
+    for flow in world.flows:
+        own = [number for *rest, number in world.placed if tuple(rest) == flow]
+        assert own == sorted(own)
+    queue = world.mesh.dispatch._queue
+    assert queue.lanes.queued == 0
+    for submitter in queue.turns._submitters.shares.values():
+        shares = [submitter, *submitter.flows.shares.values()]
+        assert {(share.held, share.waiting) for share in shares} == {(0, 0)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(SUBMITTERS, st.integers(1, 4)), min_size=2, max_size=8),
+    st.lists(st.tuples(SUBMITTERS, st.integers(1, 3)), max_size=30),
+)
+def test_no_flow_waits_for_more_turns_than_there_are_flows(
+    first: list[tuple[str, int]], later: list[tuple[str, int]]
+) -> None:
+    """On one slot; new arrays arrive all the time."""
+    world = World(slots=1)
+    for who, count in first:
+        world.submit(who, "array", 40 * count)
+    arrivals = iter(later)
+    for turn in range(200):
+        if turn % 3 == 0 and (arrival := next(arrivals, None)) is not None:
+            world.submit(arrival[0], "array", arrival[1])
+        world.end(0)
+
+    # Each submitter has every third turn at least, and each of its flows its part.
+    bound = 3 * (len(first) + len(later) + 1)
+    for flow in {f"{who}/{n}" for n, (who, _) in enumerate(first, 1)}:
+        places = [at for at, (_, name, _) in enumerate(world.placed) if name == flow]
+        gaps = [b - a for a, b in pairwise(places)]
+        assert places
+        assert places[0] <= bound
+        assert max(gaps, default=0) <= bound
+
+
+def test_a_member_belongs_to_the_flow_of_its_array() -> None:
+    """So its slots count for the array."""
+    mesh = DispatcherWithWorkers(node_info("b", 1))
+    mesh.ask(array_draft("x", 2), replace(draft("y"), priority=-1))
+
+    flows = {flow_of(task.spec) for task in mesh.dispatch._queue.tasks.values()}
+
+    assert len(flows) == 2
