@@ -14,7 +14,11 @@ from octaskly.core.model.ids import AttemptId, Moment, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports import KeptOutput
 from octaskly.ports.output import OutputChunk
-from octaskly.runner.output.output_archive import OutputArchive, output_file_name
+from octaskly.runner.output.output_archive import (
+    QUOTA_BYTES_MAX,
+    OutputArchive,
+    output_file_name,
+)
 from octaskly.runner.output.output_file import (
     BLOCK_BYTES,
     HEAD_BYTES,
@@ -307,7 +311,7 @@ def test_a_small_disk_still_keeps_the_end_of_long_output(tmp_path: Path) -> None
         clock=Wall(0),
     )
 
-    assert archive.bytes_max == min(10 << 30, disk // 10) // 4
+    assert archive.bytes_max == min(QUOTA_BYTES_MAX, disk // 10) // 4
 
 
 # -- the file ------------------------------------------------------------------------
