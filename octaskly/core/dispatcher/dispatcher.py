@@ -354,7 +354,7 @@ class Dispatcher:
 
     def on_queued_loaded(self, event: QueuedLoaded, now: Moment) -> list[Effect]:
         """Take more of the queue into the window."""
-        if not self._queue.on_queued_answer(event):
+        if not self._queue.on_queued_answer(event) or not self.is_active:
             return []
         self.reconciler.decide_waiting(event.records)
         self.reconciler.withdraw_known_ended()
