@@ -126,6 +126,7 @@ class Dispatcher:
         """End the epoch and drop its state; appended facts are still acknowledged."""
         self.is_active = self.is_accepting = False
         self.reconciler.stop_waiting()
+        self._dependencies.stop_checking()
         self._backoff_queue.clear_backoff()
         self._outcome_recorder.clear_reports()
         self._step.close_epoch()
@@ -354,7 +355,7 @@ class Dispatcher:
 
     def on_queued_loaded(self, event: QueuedLoaded, now: Moment) -> list[Effect]:
         """Take more of the queue into the window."""
-        if not self._queue.on_queued_answer(event) or not self.is_active:
+        if not self._queue.on_queued_answer(event):
             return []
         self.reconciler.decide_waiting(event.records)
         self.reconciler.withdraw_known_ended()

@@ -7,7 +7,13 @@ from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
 from octaskly.core.dispatcher.reconciliation import CATCH_UP_S
-from octaskly.core.effects import Append, LoadTasks, LoadUnblocked, Send
+from octaskly.core.effects import (
+    Append,
+    LoadQueued,
+    LoadTasks,
+    LoadUnblocked,
+    Send,
+)
 from octaskly.core.events import UnblockedLoaded, UnblockedTask
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
@@ -94,6 +100,22 @@ def test_a_task_that_ends_during_a_read_does_not_run() -> None:
     effects = world.dispatch.on_store_answer(answer, moment()) + world.commit()
 
     assert not [e for e in effects if isinstance(e, Append | Send)]
+
+
+def test_an_answer_that_is_durable_after_its_epoch_begins_no_task() -> None:
+    """A queue that another dispatcher has now would be read, and decided on."""
+    world = dispatcher_with(b=1)
+    world.dispatch.on_store_answer(UnblockedLoaded(2, (), has_more=False), moment())
+    world.dispatch.on_submitted(submission(late()), moment())
+    assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
+    waits = TaskRecord(T, replace(spec("t"), options=late().options))
+    answer = UnblockedLoaded(3, (UnblockedTask(waits, None),), has_more=False)
+    world.dispatch.on_store_answer(answer, moment())
+
+    world.dispatch.stop_dispatching()
+    effects = world.commit()
+
+    assert not [e for e in effects if isinstance(e, LoadQueued | Append)]
 
 
 def test_an_array_that_may_start_is_read_with_the_state_of_its_members() -> None:

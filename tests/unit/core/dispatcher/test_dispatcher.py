@@ -8,7 +8,6 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dependencies import UNBLOCKED_MAX
-from octaskly.core.dispatcher.task_rules import LOSSES_MAX
 from octaskly.core.effects import (
     AnnounceTaskStates,
     Answer,
@@ -40,7 +39,7 @@ from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.core.model.tasks import Attempt, EndReason, TaskState
+from octaskly.core.model.tasks import EndReason, TaskState
 from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
@@ -357,23 +356,6 @@ def test_a_read_in_flight_does_not_restore_a_cancelled_task() -> None:
 
     effects = world.dispatch.on_queued_loaded(
         QueuedLoaded(-1, (task_record(),), has_more=False), moment()
-    )
-
-    assert effects == []
-
-
-def test_a_read_that_is_answered_after_the_epoch_decides_nothing() -> None:
-    """Verdicts need the stream of an epoch."""
-    world = DispatcherWithJournal()
-    world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.stop_dispatching()
-    lost = [
-        Attempt(attempt(n), A, LOST_OUTCOME.state, LOST_OUTCOME)
-        for n in range(1, LOSSES_MAX + 1)
-    ]
-
-    effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (task_record("t", *lost),), has_more=False), moment()
     )
 
     assert effects == []
