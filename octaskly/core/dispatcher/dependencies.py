@@ -63,7 +63,7 @@ class Dependencies:
         self.note_waiting_tasks()
 
     def stop_checking(self) -> None:
-        """Let no answer of the ended epoch begin a task, not even once it is durable."""
+        """Let no answer of the ended epoch begin a task once it is durable."""
         self._query_number += 1
 
     def _set_timer(self) -> None:
