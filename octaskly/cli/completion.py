@@ -193,7 +193,7 @@ def script(shell: str, command: click.Command) -> str:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print a script for shell completion of commands, ids and names.
+    """Print a script that completes commands, ids and names.
 
     \b
     bash:  eval "$(octaskly completion bash)"    in ~/.bashrc

@@ -28,6 +28,7 @@ GLOSSARY = [
     "worker",
     "slot",
     "lane",
+    "flow",
     "grant",
     "task",
     "blob",

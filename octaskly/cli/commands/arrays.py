@@ -197,7 +197,7 @@ def array(
     fields: DraftFields,
     sent: SentPaths,
 ) -> None:
-    """Submit a command once for each number of a range, as one array.
+    """Submit a command for each number of a range, as one array.
 
     Prints the id and does not wait. {} in the command, --in and --out is replaced by
     the number; OCTASKLY_ITEM holds it too. `octaskly fetch` gets the --out files.

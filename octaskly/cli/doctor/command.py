@@ -49,7 +49,7 @@ def doctor(
     join: tuple[str, ...],
     as_json: bool,  # noqa: FBT001
 ) -> int:
-    """Find out what is wrong with this machine, its agent and its LAN.
+    """Find out what is wrong with this machine, its agent or LAN.
 
     Takes some seconds and changes nothing. The exit code is 1 if something is wrong.
     """
