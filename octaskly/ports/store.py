@@ -61,7 +61,8 @@ class TaskDetail(Enum):
 
     BRIEF = auto()  #: neither the kept output nor what only the worker needs
     OUTPUT = auto()  #: with the kept output of its attempts
-    ALL = auto()  #: with stdin and environment, too
+    SPEC = auto()  #: with stdin and environment, without output
+    ALL = auto()
 
 
 T = TypeVar("T")

@@ -93,7 +93,8 @@ class Loaded:
             "other": name,
         }.items():
             path = path.replace(f"{{{part}}}", value)
-        query = [f"{name}={QUERY[name]}" for name in route.query or () if name in QUERY]
+        long = QUERY if route.method == "GET" else {}  # Else it would be refused.
+        query = [f"{name}={long[name]}" for name in route.query or () if name in long]
         return "?".join([path, "&".join(query)]) if query else path
 
 

@@ -190,6 +190,7 @@ async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
     (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"", env=())
+    assert await bench.log.read_task(fact.task, TaskDetail.SPEC) == record
     brief = await bench.log.read_task(fact.task, TaskDetail.BRIEF)
     assert brief is not None
     assert brief.spec == listed.spec

@@ -439,7 +439,7 @@ class AgentGateway:
         self, ref: str, *, principal: Principal
     ) -> tuple[TaskRecord, int]:
         """Accept a task that repeats an ended one."""
-        record = await self.find_task(ref)
+        record = await self.find_task(ref, TaskDetail.SPEC)
         require_owner(record, principal)
         repeat = await build_retry(record, self._store, principal.subject)
         records, replicas = await self._accept_submission(repeat)

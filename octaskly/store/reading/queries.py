@@ -73,15 +73,16 @@ def read_task(
 
     Its environment may have a megabyte, whose decoding holds the GIL for milliseconds.
     """
-    columns = rows.SHOWN_COLUMNS if detail is TaskDetail.ALL else rows.BRIEF_COLUMNS
+    has_output = detail in (TaskDetail.OUTPUT, TaskDetail.ALL)
+    has_spec = detail in (TaskDetail.SPEC, TaskDetail.ALL)
+    columns = rows.SHOWN_COLUMNS if has_spec else rows.BRIEF_COLUMNS
     select = f"SELECT {columns} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
     if not found:
         found = db.execute(select, (task_name_collisions.id_of(db, ref),)).fetchall()
     for record, outputs in arrays.records_from(db, found, columns):
         (numbered,) = task_name_collisions.with_occurrences(db, (record,))
-        is_brief = detail is TaskDetail.BRIEF
-        return numbered if is_brief else with_outputs(db, numbered, outputs)
+        return with_outputs(db, numbered, outputs) if has_output else numbered
     return _member_without_row(db, ref, columns)
 
 
