@@ -102,7 +102,6 @@ class Dispatcher:
         self._reprioritizer = Reprioritizer(
             self._step,
             journal,
-            replication,
             self._commit_step,
             is_strict=self._is_strict,
         )

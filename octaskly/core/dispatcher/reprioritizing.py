@@ -15,7 +15,6 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import NotReplicated, ReprioritizeResult
 from octaskly.core.scheduling.queued_task import WAITING_STAGES
 
@@ -26,7 +25,6 @@ class Reprioritizer:
     Args:
         step: Tasks in memory, and the facts of the current step.
         journal: Supplies timestamps, which order the changes of one epoch.
-        replication: Shows when an answer is safe.
         commit_step: Commits the current step.
         is_strict: If true, an answer needs copies on two disks.
     """
@@ -35,7 +33,6 @@ class Reprioritizer:
         self,
         step: DispatchStep,
         journal: Journal,
-        replication: Replication,
         commit_step: CommitStep,
         *,
         is_strict: bool,
@@ -43,7 +40,6 @@ class Reprioritizer:
         self._step = step
         self._queue = step.queue
         self._journal = journal
-        self._replication = replication
         self._commit_step = commit_step
         self._is_strict = is_strict
 
@@ -60,7 +56,7 @@ class Reprioritizer:
             return [Answer(event.ticket, NotReplicated() if lacks_copy else done)]
 
         if not is_waiting:
-            return self._replication.when_replicated(answer, now)
+            return self._commit_step(now, when_replicated=answer)
         hlc = self._journal.reserve_timestamps(now)
         change = Reprioritized(self._step.epoch.term, hlc, event.priority, record.id)
         self._step.facts.append(change)
