@@ -29,7 +29,7 @@ class QueuedAhead(Struct, frozen=True):
     submitter: str
     array: TaskId | None  #: None: single tasks
     tasks: int  #: number of single tasks that come first
-    is_exact: bool  #: there are no more of these tasks
+    is_exact: bool  #: False: the store may have more of these tasks
     takes_turns: bool
     """True if it has the same priority, so that it takes turns with the task."""
 

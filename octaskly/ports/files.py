@@ -79,7 +79,7 @@ class FileUpload(Protocol):
         """End an upload that was not finished; what arrived may be kept."""
 
 
-WANTED_PIECES_MAX: Final = 64  #: of which a node sends one
+WANTED_PIECES_MAX: Final = 64  #: pieces in one request; the node sends one of them
 
 
 class OpenPiece(NamedTuple):

@@ -24,7 +24,7 @@ from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
 from octaskly.ports.files import InputSources, KeptOutput
 from octaskly.ports.output import OutputSource
-from octaskly.ports.store import DisplayFacts, TaskDetail, TaskListPage, TaskQuery
+from octaskly.ports.store import DisplayFacts, TaskListPage, TaskParts, TaskQuery
 from octaskly.ports.tokens import Principal, TokenRegistry
 
 
@@ -167,7 +167,7 @@ class Gateway(OutputSource, EventSource, Protocol):
         """Return new ids with unique sequence numbers for a later submission."""
 
     async def find_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord:
         """Return one task. `ref` may be just `task-<sequence>`.
 

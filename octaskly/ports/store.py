@@ -56,8 +56,8 @@ class Clock(Protocol):
         """Return a random number in [0, 1)."""
 
 
-class TaskDetail(Enum):
-    """How much is read of a task, which may have megabytes that few readers need."""
+class TaskParts(Enum):
+    """The parts of a task to read; output and environment may have megabytes."""
 
     BRIEF = auto()  #: neither the kept output nor what only the worker needs
     OUTPUT = auto()  #: with the kept output of its attempts
@@ -274,7 +274,7 @@ class DurableStore(LogReader, Protocol):
         """Read the last durable sequence number of each stream."""
 
     async def read_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         """Read the task with this id or name."""
 

@@ -48,8 +48,8 @@ from octaskly.ports import (
     PendingNotifications,
     RecordQuery,
     StoreStats,
-    TaskDetail,
     TaskListPage,
+    TaskParts,
     TaskQuery,
 )
 from octaskly.ports.events import EndedMember, RecentAttempts
@@ -309,7 +309,7 @@ class Store:
         )
 
     async def read_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         """Read the task with this id or name."""
         return await self._query(lambda db: queries.read_task(db, ref, detail))

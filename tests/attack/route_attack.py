@@ -35,7 +35,7 @@ Each submission is two syncs of the disk, and other work uses it, too.
 
 @dataclass(frozen=True)
 class Notice:
-    """What others notice while one role attacks."""
+    """Latencies of other clients during an attack, and the answers to the attacker."""
 
     submissions: list[float]  #: seconds
     health: list[float]  #: seconds

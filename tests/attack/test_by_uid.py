@@ -496,7 +496,7 @@ def test_tasks_of_others_are_not_retried(
 def test_tasks_of_others_are_not_reprioritized(
     machine: Machine, attacker: str, role: str
 ) -> None:
-    """Else anybody could put all others behind."""
+    """Otherwise, anybody could let all others wait."""
     absent = {"labels": {"no": "node"}}
     task = submit(machine.agent, "true", priority=3, requires=absent)
     path = f"/api/v1/tasks/{task}/reprioritize"

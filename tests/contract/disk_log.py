@@ -40,8 +40,8 @@ from octaskly.ports import (
     Clock,
     RecordQuery,
     StoreStats,
-    TaskDetail,
     TaskListPage,
+    TaskParts,
     TaskQuery,
 )
 from tests.contract.log_kit import PicklePacker
@@ -136,7 +136,7 @@ class DiskLog:
         return tuple(record for _, record in some[: query.limit])
 
     async def read_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         return self._disk.shown(TaskId(ref))
 

@@ -55,8 +55,8 @@ from octaskly.core.protocol.messages import Entries, Report
 from octaskly.ports import (
     DurableStore,
     NeededFiles,
-    TaskDetail,
     TaskListPage,
+    TaskParts,
     TaskQuery,
 )
 from octaskly.store import Store
@@ -190,8 +190,8 @@ async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
     (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"", env=())
-    assert await bench.log.read_task(fact.task, TaskDetail.SPEC) == record
-    brief = await bench.log.read_task(fact.task, TaskDetail.BRIEF)
+    assert await bench.log.read_task(fact.task, TaskParts.SPEC) == record
+    brief = await bench.log.read_task(fact.task, TaskParts.BRIEF)
     assert brief is not None
     assert brief.spec == listed.spec
 
@@ -311,7 +311,7 @@ async def test_a_finished_task_comes_back_with_its_exact_output(bench: Bench) ->
     assert record is not None
     assert record.state is TaskState.COMPLETED
     assert record.attempts[0].outcome == end.outcome
-    brief = await bench.log.read_task(kit.task_id(1), TaskDetail.BRIEF)
+    brief = await bench.log.read_task(kit.task_id(1), TaskParts.BRIEF)
     assert brief is not None
     assert brief.attempts[0].outcome == replace(end.outcome, stdout=b"", stderr=b"")
     listed = (

@@ -149,7 +149,7 @@ class Life:
     facts: frozenset[TaskFact] = frozenset()  #: on the disk of the dispatcher
     fresh: frozenset[TaskFact] = frozenset()  #: of these, what no standby has
     gone: tuple[frozenset[TaskFact], ...] = ()
-    """What dead dispatchers wrote last, by epoch."""
+    """Facts that only the disks of dead dispatchers have, by epoch."""
     term: int = 1
     is_read: bool = False
     running: frozenset[AttemptId] = frozenset()
@@ -159,7 +159,7 @@ class Life:
 
     @property
     def record(self) -> TaskRecord:
-        """What the dispatcher has, read or not."""
+        """The task as the facts on the dispatcher's disk define it."""
         return record_of(self.facts, self.retry)
 
     def has_left(self, kind: str) -> bool:

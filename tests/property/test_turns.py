@@ -1,4 +1,4 @@
-"""Turns: nobody starves, slots are shared equally, and each flow keeps its order."""
+"""Fair turns: no flow starves, slots are shared equally, flows keep their order."""
 
 from __future__ import annotations
 

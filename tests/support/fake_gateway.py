@@ -74,8 +74,8 @@ from octaskly.ports import (
     Principal,
     QueueSample,
     ReplicationState,
-    TaskDetail,
     TaskListPage,
+    TaskParts,
     TaskQuery,
     TaskSearch,
 )
@@ -249,7 +249,7 @@ class FakeGateway:
         return [TaskId(f"task-{number:03d}-{number:08x}") for number in numbers]
 
     async def find_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord:
         self._require_dispatcher()
         record = self.records.get(TaskId(ref))

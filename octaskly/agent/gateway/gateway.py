@@ -67,8 +67,8 @@ from octaskly.ports import (
     MeshStats,
     Principal,
     ReplicationState,
-    TaskDetail,
     TaskListPage,
+    TaskParts,
     TaskQuery,
 )
 from octaskly.ports.output import OutputChunk
@@ -183,7 +183,7 @@ class AgentGateway:
 
     def _connect_files(self, files: LocalFiles) -> None:
         self.outputs = OutputLocator(
-            partial(self.find_task, detail=TaskDetail.BRIEF),
+            partial(self.find_task, detail=TaskParts.BRIEF),
             self.view,
             self._node_id,
             files,
@@ -203,7 +203,7 @@ class AgentGateway:
             store=self._store,
             clock=self._clock,
             pending_requests=self.pending_requests,
-            find_task=partial(self._task_finder.find_task, detail=TaskDetail.BRIEF),
+            find_task=partial(self._task_finder.find_task, detail=TaskParts.BRIEF),
             stream=self._own_stream,
             health_checks=self._health_checks,
             queue_limits=queue_limits,
@@ -315,7 +315,7 @@ class AgentGateway:
         await self._submissions.wait_until_replicated()
 
     async def find_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord:
         """Return one task."""
         self._require_dispatcher()
@@ -325,7 +325,7 @@ class AgentGateway:
         """Return the tasks that a short id may mean, without outputs."""
         self._require_dispatcher()
         names = await self._store.names_with_short_id(text)
-        found = [await self._store.read_task(name, TaskDetail.BRIEF) for name in names]
+        found = [await self._store.read_task(name, TaskParts.BRIEF) for name in names]
         return [record for record in found if record is not None]
 
     async def read_display_facts(
@@ -373,7 +373,7 @@ class AgentGateway:
         self, ref: str, *, force: bool, principal: Principal
     ) -> TaskRecord:
         """Cancel a task."""
-        record = await self.find_task(ref, TaskDetail.BRIEF)
+        record = await self.find_task(ref, TaskParts.BRIEF)
         require_owner(record, principal)
         by, array = principal.subject, record if record.progress else None
         earlier = cancel_of(record)
@@ -426,20 +426,20 @@ class AgentGateway:
 
     async def find_retry(self, ref: str) -> TaskRecord | None:
         """Return the task that a retry of this task has made, None if it has none."""
-        record = await self.find_task(ref, TaskDetail.BRIEF)
+        record = await self.find_task(ref, TaskParts.BRIEF)
         if record.spec is None:
             return None
         with contextlib.suppress(TaskNotFound):
             key = retry_key(record.name, record.spec)
             repeat = self._submissions.id_of_shared_key(key)
-            return await self.find_task(repeat, TaskDetail.BRIEF)
+            return await self.find_task(repeat, TaskParts.BRIEF)
         return None
 
     async def retry_task(
         self, ref: str, *, principal: Principal
     ) -> tuple[TaskRecord, int]:
         """Accept a task that repeats an ended one."""
-        record = await self.find_task(ref, TaskDetail.SPEC)
+        record = await self.find_task(ref, TaskParts.SPEC)
         require_owner(record, principal)
         repeat = await build_retry(record, self._store, principal.subject)
         records, replicas = await self._accept_submission(repeat)
@@ -464,11 +464,11 @@ class AgentGateway:
 
     async def explain_task(self, ref: str) -> tuple[TaskRecord, TaskExplanation]:
         """Return a task and the reason for its state."""
-        record = about = await self.find_task(ref, TaskDetail.BRIEF)
+        record = about = await self.find_task(ref, TaskParts.BRIEF)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
         if is_waiting and (place := split_member_id(record.id)) is not None:
             # It is queued with its array.
-            about = await self.find_task(place[0], TaskDetail.BRIEF)
+            about = await self.find_task(place[0], TaskParts.BRIEF)
         names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
         reply = await self.pending_requests.send_request(
             lambda n: ev.ExplainRequested(n, about, names)

@@ -28,7 +28,7 @@ from octaskly.ports import (
     KeptOutput,
     OutputHolder,
     OutputLocation,
-    TaskDetail,
+    TaskParts,
 )
 from octaskly.ports.events import EndedMember
 
@@ -52,7 +52,7 @@ class TaskFinder:
         self._pending_requests = pending_requests
 
     async def find_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord:
         """Return one task.
 
@@ -99,9 +99,9 @@ class TaskFinder:
     async def find_name(self, ref: str) -> str:
         """Return the name of a task; `ref` may be its number."""
         is_short = _SEQUENCE.fullmatch(ref) is not None
-        return (await self.find_task(ref, TaskDetail.BRIEF)).name if is_short else ref
+        return (await self.find_task(ref, TaskParts.BRIEF)).name if is_short else ref
 
-    async def _read_task(self, ref: str, detail: TaskDetail) -> TaskRecord | None:
+    async def _read_task(self, ref: str, detail: TaskParts) -> TaskRecord | None:
         record = await self._store.read_task(ref, detail)
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
             names = await self._store.names_with_sequence(int(match[1]))

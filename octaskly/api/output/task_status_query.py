@@ -29,7 +29,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher, OutputNotFound
-from octaskly.ports import TaskDetail
+from octaskly.ports import TaskParts
 from octaskly.rest.base import ErrorBody
 from octaskly.rest.tasks import TaskEnd
 
@@ -211,7 +211,7 @@ async def _local_status(request: Request, status_query: StatusQuery) -> TaskStat
             status_query.ref, is_news, status_query.wait_s
         )
     else:
-        record = await request.gateway.find_task(status_query.ref, TaskDetail.OUTPUT)
+        record = await request.gateway.find_task(status_query.ref, TaskParts.OUTPUT)
     return _status_of_record(request, record, status_query)
 
 

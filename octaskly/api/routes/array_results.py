@@ -22,7 +22,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.ports import TaskDetail
+from octaskly.ports import TaskParts
 from octaskly.ports.events import EndedMember, EventSubscription
 
 READ_MAX: Final = 64  #: members per read; fewer if they have long outputs
@@ -32,7 +32,7 @@ async def stream_results(request: Request) -> web.StreamResponse:
     """Send the result and output of each member of an array, until all have ended."""
     start, is_by_number = request.query.offset(), request.query.is_ordered_by_number()
     ref = query.task_ref(request.path_params["id"])
-    found = await request.gateway.find_task(ref, TaskDetail.BRIEF)
+    found = await request.gateway.find_task(ref, TaskParts.BRIEF)
     array = tasks.require_array(found)
 
     async def send_all(stream: sse.EventStream) -> None:
@@ -96,7 +96,7 @@ class _ResultSender:
         )
 
     async def _read_array(self) -> TaskRecord:
-        return await self._request.gateway.find_task(self._array.id, TaskDetail.BRIEF)
+        return await self._request.gateway.find_task(self._array.id, TaskParts.BRIEF)
 
     def _ended_positions(self, news: Iterable[FeedItem]) -> Iterator[int]:
         """Yield the positions of members that ended, according to feed items."""

@@ -9,7 +9,7 @@ from octaskly.api.routes import tasks
 from octaskly.api.schemas import list_rows, query
 from octaskly.api.security import route_cost
 from octaskly.core.model.tasks import TaskState
-from octaskly.ports import TaskDetail, TaskQuery
+from octaskly.ports import TaskParts, TaskQuery
 from octaskly.rest import tasks as rest
 
 
@@ -46,14 +46,14 @@ async def show_array(request: Request) -> web.StreamResponse:
 async def cancel_array(request: Request) -> web.StreamResponse:
     """Cancel the queued members of an array, and with `force` the running ones, too."""
     ref = query.task_ref(request.path_params["id"])
-    tasks.require_array(await request.gateway.find_task(ref, TaskDetail.BRIEF))
+    tasks.require_array(await request.gateway.find_task(ref, TaskParts.BRIEF))
     return await tasks.cancel_task(request)
 
 
 async def retry_array(request: Request) -> web.StreamResponse:
     """Accept an array that repeats the members that did not succeed."""
     ref = query.task_ref(request.path_params["id"])
-    tasks.require_array(await request.gateway.find_task(ref, TaskDetail.BRIEF))
+    tasks.require_array(await request.gateway.find_task(ref, TaskParts.BRIEF))
     return await tasks.retry_task(request)
 
 

@@ -22,7 +22,7 @@ from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import OutputNotFound
-from octaskly.ports import DisplayFacts, TaskDetail, events
+from octaskly.ports import DisplayFacts, TaskParts, events
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
 
@@ -71,7 +71,7 @@ async def list_recent_attempts(request: Request) -> web.StreamResponse:
 async def list_task_attempts(request: Request) -> web.StreamResponse:
     """Return all attempts of a task, also those that do not count."""
     ref = query.task_ref(request.path_params["id"])
-    record = await request.gateway.find_task(ref, TaskDetail.BRIEF)
+    record = await request.gateway.find_task(ref, TaskParts.BRIEF)
     names = request.gateway.node_names()
     shown = [_render_attempt(attempt, names) for attempt in record.attempts]
     return json_response(

@@ -20,7 +20,7 @@ from octaskly.core.change_feed import (
     array_id_of,
 )
 from octaskly.core.model.ids import TaskId
-from octaskly.ports import TaskDetail
+from octaskly.ports import TaskParts
 from octaskly.ports.events import EventSubscription
 
 _WRITE_BYTES = 64 << 10  #: bytes of one write
@@ -35,7 +35,7 @@ async def stream_events(request: Request) -> web.StreamResponse:
     ref = request.query.task()
     task = None
     if ref is not None:
-        task = (await request.gateway.find_task(ref, TaskDetail.BRIEF)).id
+        task = (await request.gateway.find_task(ref, TaskParts.BRIEF)).id
 
     async def send_all(stream: sse.EventStream) -> None:
         async with request.gateway.subscribe(after) as listening:

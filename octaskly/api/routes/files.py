@@ -81,7 +81,7 @@ BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
 PART_BYTES: Final = 256 << 10  #: at least so much must arrive within the stall timeout
 PARTS_PER_TURN: Final = 4  #: of a thread; twice as many are in memory per upload
 LONG_BODY_BYTES: Final = 8 << 20
-"""What is left of a longer body is not worth a connection that stays open."""
+"""If more is left of a body, it bypasses the parser, and the connection closes."""
 
 
 async def upload_unnamed_file(request: Request) -> web.StreamResponse:

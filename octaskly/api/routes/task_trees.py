@@ -20,7 +20,7 @@ from octaskly.api.security import route_cost
 from octaskly.core.model.task_options import InputTree
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
-from octaskly.ports import TaskDetail
+from octaskly.ports import TaskParts
 from octaskly.rest.tasks import TreePage
 
 _PATH = "/api/v1/tasks/{id}/tree"
@@ -72,7 +72,7 @@ async def _sent_tree(request: Request) -> InputTree:
         Problem: 404, no files were sent along with it.
     """
     ref = query.task_ref(request.path_params["id"])
-    record = await request.gateway.find_task(ref, TaskDetail.BRIEF)
+    record = await request.gateway.find_task(ref, TaskParts.BRIEF)
     options = record.spec.options if record.spec else None
     if options is None or options.tree is None:
         raise _not_found("no files were sent along with the task")

@@ -19,7 +19,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OctasklyError
-from octaskly.ports import TaskDetail, TaskListPage, TaskQuery
+from octaskly.ports import TaskListPage, TaskParts, TaskQuery
 from octaskly.rest import tasks as rest
 from octaskly.system.cooperative import map_in_batches
 
@@ -112,10 +112,10 @@ async def list_tasks(request: Request) -> web.StreamResponse:
         ),
     )
     if asked.search is not None and (after := given.after()) is not None:
-        task = (await gateway.find_task(after, TaskDetail.BRIEF)).id
+        task = (await gateway.find_task(after, TaskParts.BRIEF)).id
         asked = replace(asked, search=replace(asked.search, after=task))
     if (array := given.array()) is not None:
-        found = await gateway.find_task(array, TaskDetail.BRIEF)
+        found = await gateway.find_task(array, TaskParts.BRIEF)
         asked = replace(asked, array=require_array(found, "array").id)
     page = TaskListPage((), 0)
     worker = given.worker_id()

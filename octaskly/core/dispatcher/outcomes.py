@@ -112,6 +112,6 @@ class OutcomeRecorder:
 
 
 def _is_live_attempt(task: QueuedTask | None, node: NodeId, attempt: AttemptId) -> bool:
-    """Return True if this is the attempt under way, as far as is known."""
+    """Return True if the dispatcher takes this for the live attempt of the task."""
     is_live = task is not None and task.stage is Stage.LIVE
     return task is not None and is_live and (task.attempt, task.node) == (attempt, node)

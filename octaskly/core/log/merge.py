@@ -73,7 +73,7 @@ class TaskRecord(Struct, frozen=True, array_like=True):
     id: TaskId
     spec: TaskSpec | None = None
     cancelled_by: Canceller | None = None
-    """Who cancelled it, in the highest epoch with a cancel; the smallest of several."""
+    """Canceller in the last epoch that cancelled it; of several, the smallest name."""
     attempts: Annotated[tuple[Attempt, ...], Meta(max_length=1 << 13)] = ()
     """Ordered by attempt id."""
     occurrence: Count = (

@@ -34,7 +34,7 @@ from octaskly.core.replication.journal import Journal
 
 @dataclass
 class _SnapshotInProgress:
-    """A snapshot of which some parts have arrived."""
+    """A snapshot from one peer whose last part has not arrived."""
 
     id: int  #: assigned by this node
     head: SnapshotHead

@@ -468,8 +468,8 @@ class Lanes:
     def _add_lanes(self, listed: Iterable[tuple[LaneKey, Requirements | None]]) -> None:
         """Open lanes for the tasks in the store, first those that a node could run.
 
-        The submitters take turns, so that one with many requirements takes no more
-        lanes than its share. All lanes without requirements are opened.
+        All lanes without requirements are opened. The others are given to submitters
+        in turn, so none gets more than its share.
         """
         self._are_keys_known, self._has_unopened = True, False
         counts: Counter[str] = Counter(

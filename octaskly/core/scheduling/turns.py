@@ -1,9 +1,9 @@
 """Turns at equal priority: start-time fair queueing over submitters and their flows.
 
 Each array is a flow, and so are all single tasks of a submitter together. The submitter
-that holds the fewest slots comes first, then the flow that does. Slots are the measure
-because the duration of a task is unknown: by the number of tasks alone, long tasks
-would take all slots from short ones.
+with the fewest held slots comes first, and within it the flow with the fewest. Held
+slots count, not started tasks: otherwise long tasks would take all slots from short
+ones.
 
 Between equals, the lowest start tag decides. A tag grows by the slots of each task that
 starts, and the clock of a level is the highest tag so far. Whoever returns after it had
@@ -138,7 +138,7 @@ class Turns:
 
 
 def release(shares: Shares, slots: int) -> None:
-    """Count an attempt that holds its slots no longer."""
+    """Give back the slots of an attempt that has ended."""
     of_submitter, of_flow = shares
     of_submitter.held -= slots
     of_flow.held -= slots

@@ -59,7 +59,7 @@ class FilesAwaited(Exception):
 
 
 class Wanted(NamedTuple):
-    """Where to fetch files from, and how long to keep them."""
+    """How to fetch files: their holders, when to stop, and how long they are kept."""
 
     find_holders: HolderLookup
     may_continue: Callable[[], bool]

@@ -35,7 +35,7 @@ from octaskly.ports import (
     Packer,
     PendingNotifications,
     StoreStats,
-    TaskDetail,
+    TaskParts,
 )
 from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
@@ -67,14 +67,14 @@ _MEMBER = re.compile(
 
 
 def read_task(
-    db: sqlite3.Connection, ref: str, detail: TaskDetail = TaskDetail.ALL
+    db: sqlite3.Connection, ref: str, detail: TaskParts = TaskParts.ALL
 ) -> TaskRecord | None:
     """Return the task with this id or name.
 
     Its environment may have a megabyte, whose decoding holds the GIL for milliseconds.
     """
-    has_output = detail in (TaskDetail.OUTPUT, TaskDetail.ALL)
-    has_spec = detail in (TaskDetail.SPEC, TaskDetail.ALL)
+    has_output = detail in (TaskParts.OUTPUT, TaskParts.ALL)
+    has_spec = detail in (TaskParts.SPEC, TaskParts.ALL)
     columns = rows.SHOWN_COLUMNS if has_spec else rows.BRIEF_COLUMNS
     select = f"SELECT {columns} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()

@@ -22,7 +22,7 @@ from octaskly.core.model.nodes import NO_LOAD
 from octaskly.core.node.node import Node
 from octaskly.core.replies import CatchUpStatus
 from octaskly.errors import CatchingUp, NotAMember, TaskNotFound
-from octaskly.ports import KeptOutput, TaskDetail
+from octaskly.ports import KeptOutput, TaskParts
 from octaskly.store import Store
 from octaskly.system.clock import SystemClock
 from tests.contract import log_kit as kit
@@ -45,7 +45,7 @@ class LateStore(Store):
         )
 
     async def read_task(
-        self, ref: str, detail: TaskDetail = TaskDetail.ALL
+        self, ref: str, detail: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         found = await super().read_task(ref, detail)
         self.reads += 1

@@ -20,7 +20,7 @@ from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
-from octaskly.ports import TaskDetail
+from octaskly.ports import TaskParts
 from octaskly.ports.output import OutputChunk
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_mesh import PATIENT, ApiMesh, Member
@@ -180,7 +180,7 @@ async def test_an_end_unknown_to_a_new_dispatcher_is_awaited(
     known = [patient_node.gateway.records[TaskId(task)], running]
     read = patient_node.gateway.find_task
 
-    async def failing_over(ref: str, detail: TaskDetail = TaskDetail.ALL) -> TaskRecord:
+    async def failing_over(ref: str, detail: TaskParts = TaskParts.ALL) -> TaskRecord:
         return known.pop(0) if known else await read(ref)
 
     patient_node.gateway.find_task = failing_over  # type: ignore[method-assign]

@@ -332,7 +332,7 @@ async def test_a_transfer_that_ends_in_its_thread_ends(file: Path) -> None:
 
 
 async def test_a_body_goes_past_the_protocol() -> None:
-    """What comes before and after it does not; what is written meanwhile waits."""
+    """Data before and after it reaches the protocol; writes wait for its end."""
     body = os.urandom(2 * PART_BYTES + 3)
     taken: list[bytes] = []
     async with connected() as (pair, reader, writer):
