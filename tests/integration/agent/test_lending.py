@@ -405,11 +405,15 @@ def test_a_client_whose_node_restarts_lends_again(
 
 @pytest.fixture
 def full_agent(agents: list[Agent]) -> Iterator[Agent]:
-    """The first agent, whose store has no room for a file of this test."""
+    """The first agent, whose store has no room for a file of this test.
+
+    Copies for the attempts of other tests are released just after those have ended.
+    """
     data = os.urandom(6_000_000)
     name = sha256(data).hexdigest()
+    wait_for_room = SendCallbacks(on_no_room=lambda _refusal: None)
     with Session.at_socket(agents[0].ready()["socket"]) as session:
-        session.run(upload_file(session.requests, name, data))
+        session.run(upload_file(session.requests, name, data, wait_for_room))
         yield agents[0]
         session.run(release_file(session.requests, name))
 
