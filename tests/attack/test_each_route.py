@@ -22,6 +22,7 @@ import pytest
 from octaskly.api.http.handler_types import Route
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security.route_cost import CHEAP, CostKind
+from octaskly.core.model.ids import ATTEMPT_PATTERN
 from tests.attack.test_viewer_lists import (
     COMMAND,
     GROWTH_MB_MAX,
@@ -60,9 +61,7 @@ PARTS = {
     "file:.+": "app/main.js",
     "sha256": "0" * 64,
     "token": "nobody",
-    r"term:\d{1,19}": "1",
-    r"stream:\d{1,19}": "1",
-    r"n:\d{1,9}": "1",
+    f"attempt:{ATTEMPT_PATTERN}": "1-1-1-1",
 }
 CONTROL = "\x01"  #: takes six bytes in JSON
 WRITE = "yes | head -c 1000000 | tee out.txt; yes | head -c 1000000 >&2"

@@ -121,7 +121,7 @@ def task_id(number: int) -> TaskId:
 
 
 def attempt_id(n: int = 1, stream: StreamId = STREAM, term: int = 1) -> AttemptId:
-    return AttemptId(term, stream, n)
+    return AttemptId(term, stream, n, n)
 
 
 def submitted(number: int, **fields: Any) -> Submitted:

@@ -96,7 +96,7 @@ class Bench:
 
 
 def attempt(task: str, command: str, n: int = 1) -> tuple[AttemptId, TaskSpec]:
-    return AttemptId(1, StreamId(5), n), TaskSpec(id=TaskId(task), command=command)
+    return AttemptId(1, StreamId(5), n, n), TaskSpec(id=TaskId(task), command=command)
 
 
 @pytest.fixture(params=["instant", "one launcher", "two launchers"])

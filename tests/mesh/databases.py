@@ -46,8 +46,8 @@ def tasks(state: Path) -> dict[str, Held]:
     with opened(state) as database:
         attempts: dict[int, list[tuple[int, int, int, str, int, int | None]]] = {}
         for task, *attempt in database.execute(
-            "SELECT task, term, stream, n, node, state, exit_code FROM attempts"
-            " ORDER BY task, term, stream, n"
+            "SELECT task, term, stream, seq, n, node, state, exit_code FROM attempts"
+            " ORDER BY task, term, stream, seq"
         ):
             attempts.setdefault(task, []).append(tuple(attempt))
         return {

@@ -23,7 +23,7 @@ def item(key: int, requires: Requirements) -> PoolAttempt:
     spec = TaskSpec(
         id=TaskId(f"t{key}"), command="true", options=TaskOptions(requires=requires)
     )
-    return PoolAttempt(key, AttemptId(1, StreamId(1), 1), spec, 0.0)
+    return PoolAttempt(key, AttemptId(1, StreamId(1), 1, 1), spec, 0.0)
 
 
 @given(steps)

@@ -46,7 +46,7 @@ SPLIT_MAX = 5  #: facts in sets whose splits are all tried
 
 def name(term: int, n: int) -> AttemptId:
     """Return the id of an attempt of an epoch."""
-    return AttemptId(term, StreamId(term), n)
+    return AttemptId(term, StreamId(term), n, n)
 
 
 def task(retry: Retry) -> TaskSpec:

@@ -15,7 +15,8 @@ from octaskly.mesh import wire
 LIMITS = Limits(hello_bytes=1 << 16, frame_bytes=1 << 16)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 STREAMS = st.integers(1, 2**63 - 1).map(StreamId)
-ATTEMPTS = st.builds(AttemptId, st.integers(0, 2**40), STREAMS, st.integers(1, 99))
+NUMBERS = st.integers(1, 99)
+ATTEMPTS = st.builds(AttemptId, st.integers(0, 2**40), STREAMS, NUMBERS, NUMBERS)
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Leave, TEXT),
     st.builds(Pull, st.lists(st.tuples(STREAMS, st.integers(0, 2**62 - 1))).map(tuple)),

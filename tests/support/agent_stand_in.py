@@ -34,8 +34,11 @@ async def main() -> None:
     )
     pool.start_attempts(
         [
-            (AttemptId(1, StreamId(1), 1), TaskSpec(id=TaskId(f"t{n}"), command=text))
-            for n, text in enumerate(commands)
+            (
+                AttemptId(1, StreamId(1), n, 1),
+                TaskSpec(id=TaskId(f"t{n}"), command=text),
+            )
+            for n, text in enumerate(commands, 1)
         ]
     )
     print(*children_of(os.getpid()), flush=True)

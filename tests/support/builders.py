@@ -168,9 +168,11 @@ def is_live(record: TaskRecord) -> bool:
     return record.state is TaskState.RUNNING or any(a.state.is_live for a in last)
 
 
-def attempt(n: int = 1, *, term: int = 1, stream: StreamId = STREAM) -> AttemptId:
-    """Return the name of an attempt."""
-    return AttemptId(term, stream, n)
+def attempt(
+    n: int = 1, *, seq: int | None = None, term: int = 1, stream: StreamId = STREAM
+) -> AttemptId:
+    """Return the id of an attempt, by default as if nothing else were in the log."""
+    return AttemptId(term, stream, n if seq is None else seq, n)
 
 
 def outcome(

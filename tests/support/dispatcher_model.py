@@ -93,7 +93,7 @@ NEEDS = (
 )
 """More kinds of needs than lanes."""
 IMPOSSIBLE = Requirements(cpus=5)
-ELSEWHERE = AttemptId(0, StreamId(7), 1)  #: an attempt of another half of a split
+ELSEWHERE = AttemptId(0, StreamId(7), 1, 1)  #: an attempt of another half of a split
 
 Key = tuple[TaskId, AttemptId]
 

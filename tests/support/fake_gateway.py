@@ -161,7 +161,8 @@ class FakeGateway:
     def start(self, task: str, node: str | None = None) -> AttemptId:
         """Start a queued task."""
         record = self.records[TaskId(task)]
-        attempt = AttemptId(1, STREAM, len(record.attempts) + 1)
+        number = len(record.attempts) + 1
+        attempt = AttemptId(1, STREAM, number, number)
         fact = Assigned(record.id, attempt, NodeId(node or self._node))
         self.records[record.id] = apply_fact(record, fact)
         self._notify()

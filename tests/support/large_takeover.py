@@ -24,7 +24,7 @@ from tests.support.builders import (
 from tests.support.dispatcher import LATE, DispatcherWithJournal, live_attempt
 
 WORKERS, ATTEMPTS = 100, 264  #: 8 slots, and as many attempts as a worker may prefetch
-BEFORE = AttemptId(1, StreamId(5), 1)  #: of the epoch before
+BEFORE = AttemptId(1, StreamId(5), 1, 1)  #: of the epoch before
 
 Step = Callable[[], list[Effect]]
 

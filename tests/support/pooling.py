@@ -154,7 +154,7 @@ class Rig:
         """Return an attempt of a new task."""
         task = TaskId(f"task-{next(self._ids):03}-rig")
         spec = TaskSpec(id=task, command=command, **fields)
-        return AttemptId(3, STREAM, 1), spec
+        return AttemptId(3, STREAM, 1, 1), spec
 
     def start(self, command: str, **fields: Any) -> tuple[TaskId, AttemptId]:
         """Start a command; return its name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import quote
@@ -29,7 +29,7 @@ from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies, task_response
 from octaskly.api.schemas.files import NodeIn, render_tree_page
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId
 from octaskly.errors import OutputNotFound
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
@@ -125,8 +125,7 @@ async def list_outputs(request: Request) -> web.StreamResponse:
 
 async def list_outputs_for_node(request: Request) -> web.StreamResponse:
     """Return a part of the captured outputs of this node to another node."""
-    parts = request.path_params
-    return await _list_local(request, query.logged_id(parts["task"]), _attempt(parts))
+    return await _list_local(request, *query.attempt_in(request.path_params))
 
 
 async def _list_local(
@@ -147,35 +146,24 @@ async def send_output_to_node(request: Request) -> web.StreamResponse:
     """Send a captured output of this node to another node."""
     parts = request.path_params
     path = query.output_path(request_bodies.clean_path, parts["path"])
-    return await _send_output(
-        request, query.logged_id(parts["task"]), _attempt(parts), path
-    )
+    return await _send_output(request, *query.attempt_in(parts), path)
 
 
 async def send_outputs_to_node(request: Request) -> web.StreamResponse:
     """Send the captured outputs of this node to another node, as a tar."""
-    parts = request.path_params
     return await send_outputs_tar(
         request,
-        query.logged_id(parts["task"]),
-        _attempt(parts),
+        *query.attempt_in(request.path_params),
         is_fetch=not request.query.flag("copy"),
     )
 
 
 async def copy_outputs(request: Request) -> web.StreamResponse:
     """Copy the captured outputs of another node to this one."""
-    parts, keeper = request.path_params, request.files.trees
+    task, attempt = query.attempt_in(request.path_params)
     node = request_bodies.parse_node(request.body)
-    task = TaskId(query.logged_id(parts["task"]))
-    why = await keeper.copy_outputs(task, _attempt(parts), node)
+    why = await request.files.trees.copy_outputs(task, attempt, node)
     return json_response(task_response.encode(HeldTrees(failures=[why] if why else [])))
-
-
-def _attempt(parts: Mapping[str, str]) -> AttemptId:
-    return AttemptId(
-        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
-    )
 
 
 async def _locate(request: Request, path: str | None) -> OutputLocation:
@@ -346,13 +334,8 @@ def _requested_part(
 
 def _internal_path(place: OutputLocation, under: str = _INTERNAL) -> str:
     attempt = place.attempt
-    return (
-        f"{under}/{quote(place.task, safe='')}"
-        f"/{attempt.term}/{attempt.stream}/{attempt.n}"
-    )
+    return f"{under}/{quote(place.task, safe='')}/{attempt}"
 
-
-_ATTEMPT = r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}"
 
 ROUTES = (
     Route(
@@ -389,7 +372,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=_INTERNAL_LIST + _ATTEMPT,
+        path=_INTERNAL_LIST + query.ATTEMPT_PATH,
         handler=list_outputs_for_node,
         cost=route_cost.NODE_TREE,
         access=Access.NODE,
@@ -399,7 +382,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=_INTERNAL + _ATTEMPT,
+        path=_INTERNAL + query.ATTEMPT_PATH,
         handler=send_outputs_to_node,
         cost=route_cost.STREAM,
         access=Access.NODE,
@@ -412,7 +395,7 @@ ROUTES = (
     ),
     Route(
         method="POST",
-        path=_INTERNAL + _ATTEMPT + "/copy",
+        path=_INTERNAL + query.ATTEMPT_PATH + "/copy",
         handler=copy_outputs,
         cost=route_cost.CHEAP,
         access=Access.NODE,
@@ -422,7 +405,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=_INTERNAL + _ATTEMPT + "/{path:(?s:.+)}",
+        path=_INTERNAL + query.ATTEMPT_PATH + "/{path:(?s:.+)}",
         handler=send_output_to_node,
         cost=route_cost.STREAM,
         access=Access.NODE,

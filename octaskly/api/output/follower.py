@@ -101,7 +101,7 @@ class OutputFollower:
         said = ""
         tries_left = CANCELLED_RETRIES_MAX
         while True:
-            attempt = self.status.attempt_id
+            attempt = self.status.attempt
             if attempt is None:
                 if not self.status.is_final and self.status.status != said:
                     said = self.status.status
@@ -200,7 +200,7 @@ class OutputFollower:
                     yield OutputChunk(stream, offset, data)
 
     async def _read_from_node(self, *, follow: bool) -> AsyncGenerator[OutputEvent]:
-        offsets, attempt = self._position.offsets, self.status.attempt_id
+        offsets, attempt = self._position.offsets, self.status.attempt
         assert attempt is not None
         starts: StartOffsets = (
             offsets[0] if 0 in self._streams else None,

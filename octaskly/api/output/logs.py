@@ -17,14 +17,10 @@ from octaskly.api.output.follower import (
     OutputGap,
     OutputPosition,
 )
-from octaskly.api.output.task_status_query import (
-    StatusQuery,
-    format_attempt_id,
-    get_task_status,
-)
+from octaskly.api.output.task_status_query import StatusQuery, get_task_status
 from octaskly.api.schemas import query
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import AttemptId, StreamId
+from octaskly.core.model.ids import ATTEMPT_PATTERN, parse_attempt_id
 from octaskly.ports.output import STREAMS, OutputChunk
 
 EVENT_BYTES_MAX = 64 << 10  #: output bytes in one event, before decoding
@@ -33,7 +29,7 @@ _CONTINUATION, _CONTINUATION_MASK = 0x80, 0xC0
 _LEADING_BYTES = ((0xC0, 0xE0, 2), (0xE0, 0xF0, 3), (0xF0, 0xF8, 4))
 """Bits, mask and character length of each leading byte in UTF-8: RFC 3629."""
 TOTAL_HEADER = "Octaskly-Output-Bytes"
-_ID = re.compile(r"(?:(\d{1,19})-(\d{1,19})-(\d{1,9}))?:(\d{1,16}):(\d{1,16})")
+_ID = re.compile(rf"({ATTEMPT_PATTERN})?:(\d{{1,16}}):(\d{{1,16}})")
 
 
 async def stream_logs(request: Request) -> web.StreamResponse:
@@ -77,9 +73,10 @@ def parse_event_id(text: str) -> OutputPosition:
     match = _ID.fullmatch(text)
     if match is None:
         raise ValueError(text)
-    term, stream, n, *offsets = match.groups()
-    attempt = AttemptId(int(term), StreamId(int(stream)), int(n)) if n else None
-    return OutputPosition(attempt, [int(offset) for offset in offsets])
+    attempt, *offsets = match.groups()
+    return OutputPosition(
+        parse_attempt_id(attempt) if attempt else None, list(map(int, offsets))
+    )
 
 
 class _OutputEventWriter:
@@ -158,7 +155,7 @@ class _OutputEventWriter:
     async def _send(self, event: str, said: object) -> None:
         attempt = self._position.attempt
         out, err = self._sent_offsets
-        event_id = f"{format_attempt_id(attempt) if attempt else ''}:{out}:{err}"
+        event_id = f"{attempt or ''}:{out}:{err}"
         await self._stream.send(said, event=event, event_id=event_id)
 
 

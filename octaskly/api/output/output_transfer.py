@@ -19,7 +19,7 @@ from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.schemas import query
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import STREAMS, OutputChunk
 
@@ -110,7 +110,7 @@ def _path(
         if start is not None
     ]
     given.append(f"follow={'true' if follow else 'false'}")
-    place = f"{quote(task, safe='')}/{run.term}/{run.stream}/{run.n}"
+    place = f"{quote(task, safe='')}/{run}"
     return f"{_INTERNAL}/{place}?{'&'.join(given)}"
 
 
@@ -119,11 +119,7 @@ _HEADERS = {"Content-Type": BYTES}
 
 async def send_transcript_to_node(request: Request) -> web.StreamResponse:
     """Send the output of an attempt of this node to another node."""
-    parts = request.path_params
-    task = TaskId(query.logged_id(parts["task"]))
-    attempt = AttemptId(
-        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
-    )
+    task, attempt = query.attempt_in(request.path_params)
     starts = (
         request.query.stream_offset("stdout"),
         request.query.stream_offset("stderr"),
@@ -153,7 +149,7 @@ async def _send(stream: sse.EventStream, found: AsyncIterator[OutputChunk]) -> N
 ROUTES = (
     Route(
         method="GET",
-        path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        path=_INTERNAL + query.ATTEMPT_PATH,
         handler=send_transcript_to_node,
         cost=route_cost.STREAM,
         access=Access.NODE,

@@ -8,7 +8,6 @@ contents, which the worker fetches like those that a client sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
@@ -27,7 +26,7 @@ from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.problems import WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import query, task_response
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.ports import OutputHolder, OutputLocation
 from octaskly.rest.tasks import BlobRef, OutputTrees
@@ -57,8 +56,7 @@ async def find_output_trees(request: Request) -> web.StreamResponse:
 
 async def show_output_tree(request: Request) -> web.StreamResponse:
     """Make captured outputs of this node available as a tree; return its manifest."""
-    parts = request.path_params
-    tree = await _make_tree(request, query.logged_id(parts["task"]), _attempt(parts))
+    tree = await _make_tree(request, *query.attempt_in(request.path_params))
     return json_response(task_response.encode(tree))
 
 
@@ -80,11 +78,7 @@ async def _find_tree(request: Request, place: OutputLocation) -> BlobRef:
 async def _ask_holder(
     request: Request, holder: OutputHolder, place: OutputLocation
 ) -> BlobRef:
-    attempt = place.attempt
-    path = (
-        f"{_INTERNAL}/{quote(place.task, safe='')}"
-        f"/{attempt.term}/{attempt.stream}/{attempt.n}"
-    )
+    path = f"{_INTERNAL}/{quote(place.task, safe='')}/{place.attempt}"
     name = request.gateway.node_names().get(holder.node, holder.node)
     try:
         async with request_from_node(request, holder.lan_urls, path) as response:
@@ -112,12 +106,6 @@ def _unavailable(hint: str) -> Problem:
     return Problem(503, WORKER_NOT_FOUND, hint=hint, headers={"Retry-After": "5"})
 
 
-def _attempt(parts: Mapping[str, str]) -> AttemptId:
-    return AttemptId(
-        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
-    )
-
-
 ROUTES = (
     Route(
         method="GET",
@@ -130,7 +118,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        path=_INTERNAL + query.ATTEMPT_PATH,
         handler=show_output_tree,
         cost=route_cost.CHEAP,
         access=Access.NODE,

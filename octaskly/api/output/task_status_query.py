@@ -14,7 +14,6 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 from aiohttp import web
-from msgspec.structs import astuple
 
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
 from octaskly.api.http.node_client import (
@@ -26,7 +25,7 @@ from octaskly.api.problems import NO_DISPATCHER, REFUSED_HEADER, Problem
 from octaskly.api.schemas import query, task_response
 from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, StreamId
+from octaskly.core.model.ids import AttemptId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher, OutputNotFound
 from octaskly.ports import TaskParts
@@ -45,7 +44,7 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     task: str  #: id in the log
     name: str  #: id for clients
     status: str
-    attempt: tuple[int, int, int] | None = None  #: the attempt that counts so far
+    attempt: AttemptId | None = None  #: the attempt that counts so far
     node: str = ""  #: the node of the attempt
     node_name: str = ""
     #: reason why the previous attempt does not count
@@ -60,17 +59,8 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def version(self) -> str:
         """A text that changes with every change that concerns a reader."""
-        attempt = self.attempt_id
         ending = "*" if self.is_ending else ""
-        return f"{self.status}{ending}:{format_attempt_id(attempt) if attempt else ''}"
-
-    @property
-    def attempt_id(self) -> AttemptId | None:
-        """The attempt as nodes name it."""
-        if self.attempt is None:
-            return None
-        term, stream, n = self.attempt
-        return AttemptId(term, StreamId(stream), n)
+        return f"{self.status}{ending}:{self.attempt or ''}"
 
     @property
     def last_event(self) -> TaskEnd | dict[str, str]:
@@ -81,11 +71,6 @@ class TaskStatus(msgspec.Struct, frozen=True, kw_only=True):
     def is_final(self) -> bool:
         """Return True if the task cannot write further output."""
         return self.end_event is not None and not self.is_ending
-
-
-def format_attempt_id(attempt: AttemptId) -> str:
-    """Return the text form of an attempt id."""
-    return f"{attempt.term}-{attempt.stream}-{attempt.n}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +226,7 @@ def _status_of_record(
         task=record.id,
         name=record.name,
         status=state.value,
-        attempt=astuple(attempt.id) if attempt else None,
+        attempt=attempt.id if attempt else None,
         node=attempt.node if attempt else "",
         node_name=names.get(attempt.node, attempt.node) if attempt else "",
         previous_reason=gone[-1] if gone and not status_query.attempt_number else None,

@@ -18,7 +18,7 @@ from octaskly.api.schemas import query, task_response
 from octaskly.api.schemas.list_rows import ROWS_PER_TURN, cut_detail, cut_text
 from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.errors import OutputNotFound
@@ -136,10 +136,7 @@ async def find_input_bytes(
     if attempt.node == request.gateway.node_id:
         sources = request.gateway.read_input_sources(record.id, attempt.id)
         return None if sources is None else task_response.input_bytes(name, sources)
-    path = (
-        f"{_INTERNAL}/{quote(record.id, safe='')}"
-        f"/{attempt.id.term}/{attempt.id.stream}/{attempt.id.n}"
-    )
+    path = f"{_INTERNAL}/{quote(record.id, safe='')}/{attempt.id}"
     try:
         async with request_from_node(
             request,
@@ -156,11 +153,7 @@ async def find_input_bytes(
 
 async def show_input_bytes(request: Request) -> web.StreamResponse:
     """Return to another node where the files of an attempt of this one came from."""
-    parts = request.path_params
-    attempt = AttemptId(
-        int(parts["term"]), StreamId(int(parts["stream"])), int(parts["n"])
-    )
-    task = TaskId(query.logged_id(parts["task"]))
+    task, attempt = query.attempt_in(request.path_params)
     sources = request.gateway.read_input_sources(task, attempt)
     if sources is None:
         raise OutputNotFound("this node no longer knows the attempt")
@@ -202,7 +195,7 @@ ROUTES = (
     ),
     Route(
         method="GET",
-        path=_INTERNAL + r"/{task}/{term:\d{1,19}}/{stream:\d{1,19}}/{n:\d{1,9}}",
+        path=_INTERNAL + query.ATTEMPT_PATH,
         handler=show_input_bytes,
         cost=route_cost.CHEAP,
         access=Access.NODE,

@@ -13,6 +13,12 @@ from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas.base import SHA256
 from octaskly.api.schemas.request_bodies import BATCH_MAX
 from octaskly.config.defaults import DURABILITIES
+from octaskly.core.model.ids import (
+    ATTEMPT_PATTERN,
+    AttemptId,
+    TaskId,
+    parse_attempt_id,
+)
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import WANTED_PIECES_MAX, TaskSearch
 from octaskly.rest.base import SINCE_S_MAX
@@ -141,10 +147,11 @@ PATH_PARTS: Final[Mapping[str, tuple[Any, str]]] = {
         Annotated[str, msgspec.Meta(pattern=f"^{_LOGGED.pattern}$")],
         "id of a task in the log",
     ),
-    "term": (int, "term of the attempt"),
     "token": (str, "name or id of a token"),
-    "stream": (int, "stream of the attempt"),
-    "n": (int, "number of the attempt"),
+    "attempt": (
+        Annotated[str, msgspec.Meta(pattern=f"^{ATTEMPT_PATTERN}$")],
+        "id of the attempt: term, stream, sequence number and attempt number",
+    ),
 }
 """Type and meaning of each path parameter."""
 
@@ -400,6 +407,15 @@ def logged_id(text: str) -> str:
     if not _LOGGED.fullmatch(text) or text in (".", ".."):
         raise _invalid("id", "this is not an id of a task in the log")
     return text
+
+
+ATTEMPT_PATH: Final = f"/{{task}}/{{attempt:{ATTEMPT_PATTERN}}}"
+"""Path of an attempt of a task, between nodes."""
+
+
+def attempt_in(path: Mapping[str, str]) -> tuple[TaskId, AttemptId]:
+    """Return the task and the attempt in `ATTEMPT_PATH`; `Problem` if invalid."""
+    return TaskId(logged_id(path["task"])), parse_attempt_id(path["attempt"])
 
 
 def idempotency_key(text: str | None) -> str | None:

@@ -578,7 +578,9 @@ class DispatchStep:
     def _assign_task(
         self, task: QueuedTask, node: NodeId, batches: dict[NodeId, list[Assignment]]
     ) -> None:
-        attempt = AttemptId(self.epoch.term, self.stream, task.last_attempt_n + 1)
+        seq = self._journal.next_seq + len(self.facts)  # That of the `Assigned` below.
+        number = task.last_attempt_n + 1
+        attempt = AttemptId(self.epoch.term, self.stream, seq, number)
         if task.spec.id in self.queue.tasks:
             self.queue.assign(task, attempt, node)
         else:  # A member, out of its array.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, NewType
+from typing import Annotated, Final, NamedTuple, NewType
 
 from msgspec import Meta, Struct
 
-from octaskly.core.model.field_types import Count, Host, Port
+from octaskly.core.model.field_types import COUNT_MAX, Count, Host, Port
 
 STREAMS_MAX = 1 << 15  #: per vector; each claim adds one stream
 STREAMS_KEPT = 1000
@@ -60,14 +61,33 @@ Writers = Annotated[tuple[tuple[StreamId, Epoch], ...], Meta(max_length=STREAMS_
 
 
 class AttemptId(Struct, frozen=True, array_like=True, order=True):
-    """Id of one run of a task, unique together with the task id.
+    """Id of one run of a task: the position in the log at which it was assigned.
 
-    Attempt ids are ordered: on all nodes the smallest successful attempt counts.
+    No other run has it, not even one of a later task with the same id. Attempt ids are
+    ordered: on all nodes the smallest successful attempt counts.
     """
 
-    term: Count
+    term: Count  #: of the stream
     stream: StreamId
-    n: Annotated[int, Meta(gt=0, lt=1 << 31)]  #: counts from 1 within the task
+    seq: Annotated[int, Meta(gt=0, lt=COUNT_MAX)]  #: of its `Assigned`
+    n: Annotated[int, Meta(gt=0, lt=1 << 31)]
+    """Number for people; it counts from 1 within the task."""
+
+    def __str__(self) -> str:
+        """Return the text that `parse_attempt_id` reads."""
+        return f"{self.term}-{self.stream}-{self.seq}-{self.n}"
+
+
+ATTEMPT_PATTERN: Final = r"\d{1,19}-\d{1,19}-\d{1,19}-\d{1,10}"
+"""Regular expression of the text of an `AttemptId`."""
+
+
+def parse_attempt_id(text: str) -> AttemptId:
+    """Return the attempt of a text; raise ValueError if there is none."""
+    if re.fullmatch(ATTEMPT_PATTERN, text, re.ASCII) is None:
+        raise ValueError(text)
+    term, stream, seq, n = map(int, text.split("-"))
+    return AttemptId(term, StreamId(stream), seq, n)
 
 
 class Moment(NamedTuple):

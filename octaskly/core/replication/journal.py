@@ -203,6 +203,12 @@ class Journal:
         if stream is not None:
             self._leave_out_if_void(stream)
 
+    @property
+    def next_seq(self) -> int:
+        """Sequence number of the next entry of the own stream."""
+        assert self.stream is not None, "only a dispatcher writes"
+        return self.vector[self.stream] + 1
+
     def append(self, facts: Sequence[Fact], now: Moment) -> Append:
         """Return the effect that appends `facts` to the own stream.
 
@@ -211,7 +217,7 @@ class Journal:
         """
         stream = self.stream
         assert stream is not None, "facts need an open stream"
-        first, hlc = self.vector[stream] + 1, self.reserve_timestamps(now)
+        first, hlc = self.next_seq, self.reserve_timestamps(now)
         entries = tuple(map(Entry, repeat(stream), count(first), count(hlc), facts))
         if entries:
             self._hlc, self.vector[stream] = entries[-1].hlc, entries[-1].seq

@@ -92,7 +92,7 @@ def outputs_folder(outputs_dir: Path, task: TaskId, attempt: AttemptId) -> Path:
     name = str(task)
     if path_components(name) != [name]:
         name = "%" + name.encode().hex()
-    return outputs_dir / name / f"{attempt.term}-{attempt.stream}-{attempt.n}"
+    return outputs_dir / name / str(attempt)
 
 
 def capture_outputs(

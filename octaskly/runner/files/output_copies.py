@@ -283,8 +283,7 @@ class _ArchiveStore:
 
 
 def _outputs_path(task: TaskId, attempt: AttemptId) -> str:
-    place = f"{attempt.term}/{attempt.stream}/{attempt.n}"
-    return f"/internal/v1/outputs/{quote(task, safe='')}/{place}"
+    return f"/internal/v1/outputs/{quote(task, safe='')}/{attempt}"
 
 
 def _flush_folder(folder: Path) -> None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, TaskId, parse_attempt_id
 from octaskly.errors import OutputNotFound
 from octaskly.ports import Clock, KeptOutput
 from octaskly.runner.output.captured_folders import UNCOPIED_NAME, CapturedFolders
@@ -46,19 +45,15 @@ class DiskUsage(NamedTuple):
 
 def output_file_name(task: TaskId, attempt: AttemptId) -> str:
     """Return the name of an attempt's file, which cannot name another folder."""
-    return f"{task}.{attempt.term}-{attempt.stream}-{attempt.n}"
-
-
-_ATTEMPT: Final = re.compile(r"(\d{1,19})-(\d{1,19})-(\d{1,9})")
+    return f"{task}.{attempt}"
 
 
 def _attempt_named(name: str) -> AttemptId | None:
     """Return the attempt that a file or folder is named after."""
-    match = _ATTEMPT.fullmatch(name)
-    if match is None:
+    try:
+        return parse_attempt_id(name)
+    except ValueError:
         return None
-    term, stream, number = map(int, match.groups())
-    return AttemptId(term, StreamId(stream), number)
 
 
 class OutputArchive:

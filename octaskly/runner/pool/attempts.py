@@ -111,11 +111,9 @@ class PoolAttempt:
     def marker(self) -> str:
         """Globally unique value that marks the environment of its processes.
 
-        It has the task id, because two tasks may have the same name. It has the epoch,
-        because two epochs may each have a first attempt of the same task.
+        It has the task id, because two tasks may have the same name.
         """
-        a = self.attempt
-        return f"{self.spec.id}.{a.term}.{a.stream}.{a.n}"
+        return f"{self.spec.id}.{self.attempt}"
 
 
 class LauncherState:

@@ -115,19 +115,20 @@ SPEC_UPDATE: Final = BulkStatement(
     " FROM v WHERE tasks.key = v.key",
 )
 ATTEMPT_LIVE_UPSERT: Final = BulkStatement(
-    "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state) VALUES", 6
+    "INSERT OR REPLACE INTO attempts (task, term, stream, seq, n, node, state) VALUES",
+    7,
 )
 ATTEMPT_ENDED_UPSERT: Final = BulkStatement(
-    "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
+    "INSERT OR REPLACE INTO attempts (task, term, stream, seq, n, node, state, reason,"
     " exit_code, signal, started_ms, ended_ms, duration_ms, stdout_bytes,"
     " stderr_bytes, files, detail, cpu_ms, memory_max_kb, decided_term, output) VALUES",
-    20,
+    21,
 )
 ATTEMPT_PLAIN_UPSERT: Final = BulkStatement(
-    "INSERT OR REPLACE INTO attempts (task, term, stream, n, node, state, reason,"
+    "INSERT OR REPLACE INTO attempts (task, term, stream, seq, n, node, state, reason,"
     " exit_code, started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes, cpu_ms,"
     " memory_max_kb, decided_term, output) VALUES",
-    17,
+    18,
 )
 """For attempts without signal, files and detail."""
 LOG_INSERT: Final = BulkStatement(

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from msgspec.structs import astuple
-
 from octaskly.core.effects import Save, Spool, Unspool
 from octaskly.core.events import PeerHint, SavedState
 from octaskly.core.model.ids import (
@@ -100,14 +98,14 @@ def write_spool(
         for key in item.items:
             kept.pop(key, None)
     db.executemany(
-        "DELETE FROM spool WHERE task_id = ? AND term = ? AND stream = ? AND n = ?",
-        [(task, *astuple(attempt)) for task, attempt in removed],
+        "DELETE FROM spool WHERE task_id = ? AND stream = ? AND seq = ?",
+        [(task, attempt.stream, attempt.seq) for task, attempt in removed],
     )
     db.executemany(
-        "INSERT OR REPLACE INTO spool (task_id, term, stream, n, report)"
-        " VALUES (?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO spool (task_id, stream, seq, report)"
+        " VALUES (?, ?, ?, ?)",
         [
-            (task, *astuple(attempt), packer.pack(report))
+            (task, attempt.stream, attempt.seq, packer.pack(report))
             for (task, attempt), report in kept.items()
         ],
     )

@@ -66,7 +66,7 @@ SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
 BRIEF_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items, env", "NULL, NULL, NULL")
 """The same without stdin and environment, too, which only the worker needs."""
 ATTEMPT_COLUMNS: Final = (
-    "task, term, stream, n, node, state, reason, exit_code, signal, started_ms,"
+    "task, term, stream, seq, n, node, state, reason, exit_code, signal, started_ms,"
     " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"
     " memory_max_kb, decided_term, output"
 )
@@ -276,10 +276,10 @@ def ended_row(
 
 def attempt_from(row: Row) -> Attempt:
     """Return the attempt of a row of `ATTEMPT_COLUMNS`, without kept output."""
-    _, term, stream, n, node, number, reason, exit_code, signal = row[:9]
-    started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[9:14]
-    files, detail, cpu_ms, memory_max_kb, decided_term = row[14:19]
-    identity = AttemptId(term, StreamId(stream), n)
+    _, term, stream, seq, n, node, number, reason, exit_code, signal = row[:10]
+    started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[10:15]
+    files, detail, cpu_ms, memory_max_kb, decided_term = row[15:20]
+    identity = AttemptId(term, StreamId(stream), seq, n)
     state = _ATTEMPT_STATES[number]
     if reason is None:
         return Attempt(identity, node, state)
@@ -347,7 +347,7 @@ def records_from(
     for keys in split_for_parameters(tried):
         for row in connection.execute(
             f"SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE task IN"  # noqa: S608
-            f" ({placeholders(len(keys))}) ORDER BY task, term, stream, n",
+            f" ({placeholders(len(keys))}) ORDER BY task, term, stream, seq",
             keys,
         ):
             attempt = attempt_from(row)

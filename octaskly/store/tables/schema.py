@@ -139,6 +139,7 @@ CREATE TABLE attempts (
     task INTEGER NOT NULL,
     term INTEGER NOT NULL,
     stream INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
     n INTEGER NOT NULL,
     node TEXT NOT NULL,
     state INTEGER NOT NULL,
@@ -156,7 +157,7 @@ CREATE TABLE attempts (
     cpu_ms INTEGER,
     memory_max_kb INTEGER,
     decided_term INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (task, term, stream, n)
+    PRIMARY KEY (task, term, stream, seq)
 ) STRICT, WITHOUT ROWID;
 
 -- `started_ms` and `ended_ms` are the earliest start and the latest end of an attempt.
@@ -231,11 +232,10 @@ CREATE TABLE clock_steps (
 CREATE TABLE spool (
     key INTEGER PRIMARY KEY,
     task_id TEXT NOT NULL,
-    term INTEGER NOT NULL,
     stream INTEGER NOT NULL,
-    n INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
     report BLOB NOT NULL,
-    UNIQUE (task_id, term, stream, n)
+    UNIQUE (task_id, stream, seq)
 ) STRICT;
 
 CREATE TABLE peers (

@@ -126,7 +126,7 @@ async def test_an_unknown_task_is_not_found(gateway: AgentGateway) -> None:
 
 async def test_no_outputs_are_forgotten_during_catch_up(gateway: AgentGateway) -> None:
     """A missing node may know tasks that are unknown here."""
-    kept = [KeptOutput(TaskId("old"), AttemptId(1, STREAM, 1), 0)]
+    kept = [KeptOutput(TaskId("old"), AttemptId(1, STREAM, 1, 1), 0)]
     assert await gateway.find_forgotten(kept) == ([], 0)
     requests = gateway.pending_requests
     requests._post = lambda event: requests.set_reply(

@@ -42,7 +42,7 @@ from tests.support.api_node import (
 )
 from tests.support.fake_gateway import NOW_MS, FakeGateway
 
-PARTS = ("id", "task", "name", "other", "path", "term", "stream", "n", "token")
+PARTS = ("id", "task", "name", "other", "path", "token")
 PAGE = ("/", "/static/style.css")  #: the dashboard's files, which hold no data
 SWAP = ("POST", "/api/v1/sessions")  #: takes a code instead
 OPEN = {(method, path) for path in ("/health", *PAGE) for method in ("GET", "HEAD")}
@@ -51,7 +51,11 @@ BARE = {("GET", "/metrics"), ("HEAD", "/metrics")}  #: on loopback, without a to
 
 def _routes(node: ApiNode) -> list[tuple[str, str]]:
     """Return method and a concrete path of every route of the real router."""
-    sample = dict.fromkeys(PARTS, "1") | {"file": "style.css", "sha256": "0" * 64}
+    sample = dict.fromkeys(PARTS, "1") | {
+        "file": "style.css",
+        "sha256": "0" * 64,
+        "attempt": "1-1-1-1",
+    }
     found = []
     for route in node.server.router.routes():
         assert route.resource is not None
@@ -142,7 +146,7 @@ async def test_a_route_without_an_access_rule_is_closed(node: ApiNode) -> None:
 
 async def test_the_route_for_node_certificates_takes_no_token(node: ApiNode) -> None:
     """Requests between nodes are closed to admins, too."""
-    path = "/internal/v1/outputs/x/1/1/1/x"
+    path = "/internal/v1/outputs/x/1-1-1-1/x"
 
     answer = await node.ask("GET", path, headers=ADMIN)
 

@@ -1190,7 +1190,7 @@ async def test_a_tar_whose_file_is_gone_breaks_the_connection(
 ) -> None:
     """A client must not take a part for the whole."""
     worker, task = folder_task
-    tree = await worker.gateway.captured_outputs(task, AttemptId(1, StreamId(1), 1))
+    tree = await worker.gateway.captured_outputs(task, AttemptId(1, StreamId(1), 1, 1))
     (tmp_path / "app").write_bytes(b"short")
 
     async def stale(*_: object) -> CapturedTree:

@@ -35,7 +35,7 @@ from tests.support.api_node import (
 )
 from tests.support.fake_gateway import STREAM, FakeGateway
 
-FIRST = "1-7-1"
+FIRST = "1-7-1-1"
 FEW = 4  #: streams that a node serves at once, in tests of the limit
 DONE = Outcome(
     state=AttemptState.OK,
@@ -223,7 +223,7 @@ async def test_a_stream_resumes_at_its_position(
         ("stdout", {"offset": 4, "data": "two\n"}),
         ("end", "completed"),
     ]
-    resumed = {"Last-Event-ID": "1-7-9:4:3"}
+    resumed = {"Last-Event-ID": "1-7-9-9:4:3"}
     assert [kind for kind, *_ in await ask(patient_node, task, **resumed)] == [
         "attempt",
         "stdout",
@@ -233,7 +233,7 @@ async def test_a_stream_resumes_at_its_position(
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "1-7-1:4", ":4", "1-7:4:3", "1-7-1:-4:3", "1-7-1:4:3\u00b2"]
+    "text", ["x", "1-7-1-1:4", ":4", "1-7-1:4:3", "1-7-1-1:-4:3", "1-7-1-1:4:3\u00b2"]
 )
 async def test_an_id_of_another_stream_is_refused(
     patient_node: ApiNode, text: str
@@ -392,7 +392,7 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
     task = await patient_node.submit()
     async with Reader(patient_node, f"/api/v1/tasks/{task}/logs?follow=true") as reader:
         assert await reader.next() == ("state", ":0:0", {"status": "queued"})
-        first = AttemptId(1, STREAM, 1)
+        first = AttemptId(1, STREAM, 1, 1)
         patient_node.gateway.wrote[TaskId(task), first] = [OutputChunk(0, 0, b"first")]
         patient_node.gateway.start(task)
         assert (await reader.of("attempt"))[2]["attempt"] == 1
@@ -400,14 +400,14 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
 
         lose(patient_node.gateway, task)
         assert (await reader.of("state"))[2] == {"status": "queued"}
-        second = AttemptId(1, STREAM, 2)
+        second = AttemptId(1, STREAM, 2, 2)
         patient_node.gateway.wrote[TaskId(task), second] = [
             OutputChunk(0, 0, b"second")
         ]
         patient_node.gateway.start(task)
         expected = await reader.of("attempt")
         assert expected[1:] == (
-            "1-7-2:0:0",
+            "1-7-2-2:0:0",
             {"attempt": 2, "node": "laptop-01", "previous": "lost"},
         )
         assert (await reader.of("stdout"))[2] == {"offset": 0, "data": "second"}
@@ -417,7 +417,7 @@ async def test_a_follower_waits_for_the_start_and_for_another_attempt(
             replace(DONE, stdout=b"second", stdout_bytes=6, stderr=b"", stderr_bytes=0),
         )
         end = await reader.of("end")
-        assert end[1] == "1-7-2:6:0"
+        assert end[1] == "1-7-2-2:6:0"
         assert await reader.next() is None
 
 
@@ -734,7 +734,7 @@ async def test_an_impossible_answer_of_a_node_ends_the_stream(three: Three) -> N
 
 @pytest.mark.parametrize(
     "path",
-    ["/internal/v1/tasks/{task}/status", "/internal/v1/transcripts/{task}/1/7/1"],
+    ["/internal/v1/tasks/{task}/status", "/internal/v1/transcripts/{task}/1-7-1-1"],
 )
 async def test_routes_between_nodes_are_closed_to_tokens(
     patient_node: ApiNode, path: str
@@ -749,8 +749,8 @@ async def test_routes_between_nodes_are_closed_to_tokens(
 
 def test_ids_contain_attempt_and_offsets() -> None:
     """Also before the first attempt."""
-    place = parse_event_id("12-9223372036854775807-3:4:5")
+    place = parse_event_id("12-9223372036854775807-5-3:4:5")
 
-    assert place.attempt == AttemptId(12, StreamId(9223372036854775807), 3)
+    assert place.attempt == AttemptId(12, StreamId(9223372036854775807), 5, 3)
     assert place.offsets == [4, 5]
     assert parse_event_id(":0:0").attempt is None

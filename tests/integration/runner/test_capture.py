@@ -35,7 +35,7 @@ from tests.support.hostile_files import BAD_PATHS, make_hostile_folder
 from tests.support.pooling import stranger
 
 TASK = TaskId("task-001-aaaaaaaa")
-ATTEMPT = AttemptId(2, StreamId(9), 1)
+ATTEMPT = AttemptId(2, StreamId(9), 1, 1)
 
 
 @pytest.fixture
@@ -497,7 +497,7 @@ def test_every_task_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
     folder = outputs_folder(tmp_path, TaskId(name), ATTEMPT)
 
     assert folder.resolve().parent.parent == tmp_path
-    assert folder.name == "2-9-1"
+    assert folder.name == "2-9-1-1"
 
 
 def test_captured_outputs_are_read_by_their_paths(
@@ -519,7 +519,7 @@ def test_captured_outputs_are_read_by_their_paths(
     assert tree.has_path("folder/deep")
     assert not tree.has_path("fold")
     with pytest.raises(OutputNotFound):
-        reader.read_tree(TASK, AttemptId(2, StreamId(9), 2))
+        reader.read_tree(TASK, AttemptId(2, StreamId(9), 2, 2))
 
 
 def test_a_task_without_outputs_leaves_no_folder(workdir: Path, tmp_path: Path) -> None:

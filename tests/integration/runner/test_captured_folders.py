@@ -39,7 +39,7 @@ def test_what_was_fetched_first_makes_room_first(
     folders: CapturedFolders, tmp_path: Path
 ) -> None:
     """And only as much of it as is needed; what nobody has fetched stays."""
-    places = [tmp_path / f"task-{number}" / "1-1-1" for number in range(4)]
+    places = [tmp_path / f"task-{number}" / "1-1-1-1" for number in range(4)]
     for place in places[:3]:
         assert capture(folders, place, 300)
     for order, number in enumerate((2, 0)):
@@ -49,7 +49,7 @@ def test_what_was_fetched_first_makes_room_first(
     assert capture(folders, places[3], 350)
 
     assert [place.exists() for place in places] == [True, True, False, True]
-    assert not capture(folders, tmp_path / "task-4" / "1-1-1", 700)
+    assert not capture(folders, tmp_path / "task-4" / "1-1-1-1", 700)
     assert not places[0].exists()  # It was fetched, but even so there was no room.
     assert places[1].exists()
     assert folders.usage() == (2, 650, 1000)
@@ -59,7 +59,7 @@ def test_what_another_task_needs_makes_no_room(tmp_path: Path) -> None:
     """Though it was fetched; once the task no longer needs it, it may go."""
     clock = SetClock()
     folders = open_folders(tmp_path, clock)
-    first, needed, new = (tmp_path / name / "1-1-1" for name in ("a", "b", "c"))
+    first, needed, new = (tmp_path / name / "1-1-1-1" for name in ("a", "b", "c"))
     for place in (first, needed):
         assert capture(folders, place, 400)
         mark_fetched(place)
@@ -78,7 +78,7 @@ def test_outputs_that_are_being_captured_count(
     folders: CapturedFolders, tmp_path: Path
 ) -> None:
     """Two attempts that end at once do not get the same room."""
-    one, other = tmp_path / "one" / "1-1-1", tmp_path / "other" / "1-1-1"
+    one, other = tmp_path / "one" / "1-1-1-1", tmp_path / "other" / "1-1-1-1"
     assert folders.make_room(one, 600) == 1000
 
     assert folders.make_room(other, 600) == 400
@@ -88,7 +88,7 @@ def test_outputs_that_are_being_captured_count(
 
 def test_the_next_agent_counts_what_is_there(tmp_path: Path) -> None:
     """The retention still counts from the end of the attempt, fetched or not."""
-    folder = tmp_path / "task" / "1-1-1"
+    folder = tmp_path / "task" / "1-1-1-1"
     before = open_folders(tmp_path)
     assert capture(before, folder, 600)
     os.utime(folder, (50, 50))

@@ -221,4 +221,4 @@ async def test_no_two_attempts_share_a_mark(tmp_path: Path) -> None:
         ends = {report.outcome.stdout for report in made.reports}
 
         assert len(ends) == len(items)
-        assert ends > {f"{spec.id}.3.{STREAM}.1\n".encode()}
+        assert ends > {f"{spec.id}.3-{STREAM}-1-1\n".encode()}

@@ -31,7 +31,7 @@ from tests.support.agents import WAIT_S_MAX
 from tests.support.pooling import STREAM, archive_in, eventually, rig, stranger
 
 MIB = 1 << 20
-ATTEMPT = AttemptId(3, STREAM, 1)
+ATTEMPT = AttemptId(3, STREAM, 1, 1)
 
 
 async def read(
@@ -278,7 +278,7 @@ def test_on_a_full_disk_the_log_has_priority(tmp_path: Path) -> None:
 
 def test_expired_output_is_deleted(tmp_path: Path) -> None:
     """Captured outputs, too, also of a node that hears of no dispatcher."""
-    for n, folder in enumerate(("x/1-1-1", "x/2-2-2", "y/1-1-1")):
+    for n, folder in enumerate(("x/1-1-1-1", "x/2-2-2-2", "y/1-1-1-1")):
         place = tmp_path / "outputs" / folder
         place.mkdir(parents=True)
         (place / "result.txt").write_text("kept")
@@ -292,7 +292,7 @@ def test_expired_output_is_deleted(tmp_path: Path) -> None:
 
     assert transcripts(tmp_path) == [output_file_name(TaskId("new"), ATTEMPT)]
     kept = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("outputs/*/*"))
-    assert kept == ["outputs/x/2-2-2", "outputs/y/1-1-1"]
+    assert kept == ["outputs/x/2-2-2-2", "outputs/y/1-1-1-1"]
     clock.wall_ms = 300_000
     archive.delete_expired()
     assert list(tmp_path.glob("outputs/*")) == []
@@ -363,8 +363,7 @@ def test_what_is_kept_of_an_attempt_can_be_deleted(tmp_path: Path) -> None:
     fill(archive, "a.b", 10, mtime_s=3)
     fill(archive, "other", 10, mtime_s=4)
     archive.create_file(TaskId("running"), ATTEMPT)
-    attempt = f"{ATTEMPT.term}-{ATTEMPT.stream}-{ATTEMPT.n}"
-    for name in (f"a.b/{attempt}", f"%2e2e/{attempt}", f"a.b/{attempt}.partial"):
+    for name in (f"a.b/{ATTEMPT}", f"%2e2e/{ATTEMPT}", f"a.b/{ATTEMPT}.partial"):
         place = tmp_path / "outputs" / name
         place.mkdir(parents=True)
         (place / "manifest").write_bytes(b"kept")
@@ -384,5 +383,5 @@ def test_what_is_kept_of_an_attempt_can_be_deleted(tmp_path: Path) -> None:
     assert transcripts(tmp_path) == [
         output_file_name(TaskId(name), ATTEMPT) for name in ("other", "running")
     ]
-    assert (tmp_path / "outputs" / f"a.b/{attempt}.partial").exists()
+    assert (tmp_path / "outputs" / f"a.b/{ATTEMPT}.partial").exists()
     assert archive.usage().used_bytes < before

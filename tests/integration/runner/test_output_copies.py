@@ -19,7 +19,7 @@ from octaskly.runner.files.output_copies import COPIED_BYTES_MAX, OutputCopies
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import STREAM, archive_in, supply_in
 
-TASK, ATTEMPT = TaskId("task-001-0011"), AttemptId(3, STREAM, 1)
+TASK, ATTEMPT = TaskId("task-001-0011"), AttemptId(3, STREAM, 1, 1)
 DATA = b"result" * 1000
 
 

@@ -270,7 +270,7 @@ async def test_the_environment_is_the_agent_s_without_its_secrets(
         for outcome, task in ((direct, "task-001-rig"), (shell, "task-002-rig")):
             assert set(outcome.stdout.decode().splitlines()) == expected | {
                 f"OCTASKLY_TASK_ID={task}",
-                f"OCTASKLY_MARK={task}.3.{STREAM}.1",
+                f"OCTASKLY_MARK={task}.3-{STREAM}-1-1",
             }
 
 

@@ -22,7 +22,7 @@ from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import MachineClock
 
-ATTEMPT = AttemptId(1, StreamId(1), 1)
+ATTEMPT = AttemptId(1, StreamId(1), 1, 1)
 
 
 class Disk:

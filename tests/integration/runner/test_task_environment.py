@@ -50,7 +50,7 @@ async def test_env_is_added_and_the_agent_s_own_names_win(tmp_path: Path) -> Non
                 "OCTASKLY_SLOT=0",
                 "OCTASKLY_ATTEMPT=1",
                 f"OCTASKLY_TASK_ID={task}",
-                f"OCTASKLY_MARK={task}.3.{STREAM}.1",
+                f"OCTASKLY_MARK={task}.3-{STREAM}-1-1",
                 *call_settings(base["PATH"]),
             }
 

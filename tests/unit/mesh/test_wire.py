@@ -144,7 +144,7 @@ def test_an_invalid_message_costs_no_memory(body: bytes) -> None:
 def test_a_worker_report_may_come_in_parts() -> None:
     """Only the last part ends it."""
     spec = TaskSpec(id=TaskId("task-001-deadbeef"), command="x" * 1000)
-    running = tuple((AttemptId(1, StreamId(9), n), spec) for n in range(1, 3001))
+    running = tuple((AttemptId(1, StreamId(9), n, n), spec) for n in range(1, 3001))
     message = Reattach(running, 7, NodeState.READY)
     decoder = connected()
 
@@ -205,7 +205,7 @@ def test_a_dispatch_of_a_hundred_tasks_takes_less_than_100_bytes_each() -> None:
     epoch = Epoch(1, NodeId("abcdefgh234567xy"))
     items = tuple(
         (
-            AttemptId(1, StreamId(2**62), 1),
+            AttemptId(1, StreamId(2**62), 1, 1),
             TaskSpec(id=TaskId(f"task-{i:03}-deadbeef"), command="echo hello"),
         )
         for i in range(100)
@@ -217,7 +217,7 @@ def test_a_dispatch_of_a_hundred_tasks_takes_less_than_100_bytes_each() -> None:
 def report(number: int, size: int) -> Report:
     return Report(
         task=TaskId(f"task-{number:03}-deadbeef"),
-        attempt=AttemptId(1, StreamId(1), 1),
+        attempt=AttemptId(1, StreamId(1), 1, 1),
         outcome=Outcome(
             state=AttemptState.OK, reason=EndReason.EXIT, stdout=b"x" * size
         ),

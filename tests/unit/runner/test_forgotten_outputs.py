@@ -30,7 +30,7 @@ FLOOR_MS = 5000
 
 
 def kept(name: str, ended_ms: int = FLOOR_MS) -> KeptOutput:
-    return KeptOutput(TaskId(name), AttemptId(1, StreamId(7), 1), ended_ms)
+    return KeptOutput(TaskId(name), AttemptId(1, StreamId(7), 1, 1), ended_ms)
 
 
 class Archive:

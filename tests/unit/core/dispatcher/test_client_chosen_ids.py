@@ -98,7 +98,8 @@ def test_a_new_task_with_a_forgotten_id_can_be_cancelled() -> None:
     """It waits in the store, because the memory is full."""
     world = led(Limits(window_tasks=1))
     submit(world)
-    world.dispatch.on_results(B, results_message(report(name())), moment())
+    end = results_message(report(name(), of=attempt(seq=2)))
+    world.dispatch.on_results(B, end, moment())
     world.commit()
     world.dispatch.on_submitted(submission(draft(), draft(), draft()), moment())
     world.commit()

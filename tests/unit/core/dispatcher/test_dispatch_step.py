@@ -78,9 +78,9 @@ def test_a_freed_slot_is_filled_in_the_same_step() -> None:
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), B, outcome(), decided_term=1),
-        Assigned(TaskId("u"), attempt(), B),
+        Assigned(TaskId("u"), attempt(seq=3), B),
     ]
-    assert effects[1:] == [send_assignment(B, (attempt(), spec("u", ord=2)))]
+    assert effects[1:] == [send_assignment(B, (attempt(seq=3), spec("u", ord=2)))]
 
 
 def test_a_repeated_result_is_acknowledged_but_not_written_again() -> None:
@@ -202,9 +202,9 @@ def test_a_returned_attempt_runs_elsewhere_with_its_old_position() -> None:
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), B, released(EndReason.RETURNED)),
-        Assigned(T, attempt(2), B),
+        Assigned(T, attempt(2, seq=3), B),
     ]
-    assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
+    assert effects[1:] == [send_assignment(B, (attempt(2, seq=3), spec()))]
     assert world.commit() == [send_acknowledgement(B)]
 
 
@@ -233,7 +233,7 @@ def test_a_worker_without_an_input_is_not_retried() -> None:
 
     assert appended_facts(first) == [Finished(T, attempt(), B, lack)]
     assert first[1:] == []
-    assert appended_facts(second) == [Assigned(T, attempt(2), A)]
+    assert appended_facts(second) == [Assigned(T, attempt(2, seq=3), A)]
 
 
 def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
@@ -282,7 +282,7 @@ def test_a_late_success_of_a_lost_attempt_ends_its_successor() -> None:
     assert appended_facts(effects) == [
         Finished(T, attempt(), B, outcome(), decided_term=1)
     ]
-    assert effects[1:] == [send_kill(A, attempt(2))]
+    assert effects[1:] == [send_kill(A, attempt(2, seq=3))]
     assert world.commit() == [send_acknowledgement(B), AnnounceTaskStates((T,))]
 
 

@@ -217,8 +217,8 @@ def test_an_idle_mesh_starts_a_task_during_its_commit() -> None:
     submitted, assigned = appended_facts(effects)
     assert isinstance(submitted, Submitted)
     task = submitted.spec
-    assert assigned == Assigned(task.id, attempt(), B)
-    assert effects[1:] == [send_assignment(B, (attempt(), task))]
+    assert assigned == Assigned(task.id, attempt(seq=2), B)
+    assert effects[1:] == [send_assignment(B, (attempt(seq=2), task))]
     assert task.id == "task-008-00000000"
     assert task.command == "echo hi"
     assert task.created_ms == moment().wall_ms
@@ -238,7 +238,9 @@ def test_a_busy_mesh_places_a_task_once_it_is_durable() -> None:
     )
     assert effects[1:] == []
     assert later[0] == Answer(1, TasksAccepted((one, two)))
-    assert later[2:] == [send_assignment(B, (attempt(), one), (attempt(), two))]
+    assert later[2:] == [
+        send_assignment(B, (attempt(seq=3), one), (attempt(seq=4), two))
+    ]
 
 
 def test_tasks_keep_the_order_of_their_batch() -> None:
@@ -314,8 +316,8 @@ def test_a_heartbeat_with_more_credit_brings_work_at_once() -> None:
         B, HeartbeatOk(epoch(), 0.0, NodeState.READY, 2, load), moment()
     )
 
-    assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
-    assert effects[1:] == [send_assignment(B, (attempt(), spec("u", ord=2)))]
+    assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(seq=2), B)]
+    assert effects[1:] == [send_assignment(B, (attempt(seq=2), spec("u", ord=2)))]
 
 
 def test_a_long_batch_is_split_into_several_messages() -> None:
@@ -380,7 +382,7 @@ def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 
     assert appended_facts(effects) == [TaskCancelled(T, "ann", term=1)]
-    assert effects[1:] == [send_kill(B)]
+    assert effects[1:] == [send_kill(B, attempt(seq=2))]
 
 
 def test_a_running_task_is_killed_by_force() -> None:

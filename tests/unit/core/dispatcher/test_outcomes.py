@@ -87,7 +87,7 @@ def test_a_failed_task_backs_off_and_runs_again() -> None:
 
     effects = world.dispatch.on_time(moment(BACKOFF_S))
 
-    assert appended_facts(effects) == [Assigned(T, attempt(2), A)]
+    assert appended_facts(effects) == [Assigned(T, attempt(2, seq=3), A)]
 
 
 def test_the_node_wakes_when_the_backoff_is_over() -> None:
@@ -155,20 +155,21 @@ def test_a_repeated_success_after_a_cancel_is_ignored_too() -> None:
 
 
 def test_a_new_task_with_a_forgotten_id_ends_as_well() -> None:
-    """Its first attempt has the number of the other task's attempt in this epoch."""
+    """Its first attempt is not the other task's first attempt in this epoch."""
     world = dispatcher_with(b=1)
     nightly = draft(id="nightly")
     name = log_id_of(nightly, "tester")
     assert name is not None
-    for _ in range(2):
+    for assigned in (attempt(seq=2), attempt(seq=5)):
         world.dispatch.on_submitted(submission(nightly), moment())
         world.commit()
 
-        effects = world.dispatch.on_results(B, results_message(report(name)), moment())
+        end = results_message(report(name, of=assigned))
+        effects = world.dispatch.on_results(B, end, moment())
         world.commit()
 
         assert appended_facts(effects) == [
-            Finished(name, attempt(), B, outcome(), decided_term=1)
+            Finished(name, assigned, B, outcome(), decided_term=1)
         ]
 
 
@@ -195,7 +196,9 @@ def test_a_failure_of_a_task_that_is_not_in_hand_is_decided_when_it_is_read(
     assert later[:2] == [send_acknowledgement(A), LoadTasks(1, (T,))]
     assert facts[1:] == [
         Finished(T, attempt(), A, FAILED),
-        Assigned(T, attempt(2), A) if retries else Decided(T, TaskState.FAILED, 1),
+        Assigned(T, attempt(2, seq=3), A)
+        if retries
+        else Decided(T, TaskState.FAILED, 1),
     ]
 
 
@@ -327,7 +330,8 @@ def test_a_verdict_of_an_earlier_epoch_is_repeated() -> None:
 
 def test_a_listed_attempt_with_a_known_end_is_not_live() -> None:
     """The worker's repetition changes nothing, so the task would hang."""
-    theirs = AttemptId(1, StreamId(99), 1)  # Of another half, so behind ours in order.
+    # Of another half, so behind ours in order.
+    theirs = AttemptId(1, StreamId(99), 1, 1)
     log = retried(Attempt(id=theirs, node=B, state=FAILED.state, outcome=FAILED))
     world = dispatcher_with(log, a=1)
     ours = report(of=attempt(2), end=FAILED)
@@ -344,7 +348,7 @@ def test_a_listed_attempt_with_a_known_end_is_not_live() -> None:
 
 def test_an_older_read_does_not_revive_an_ended_attempt() -> None:
     """The store was asked before the end arrived, and says that it runs."""
-    theirs = AttemptId(1, StreamId(99), 1)
+    theirs = AttemptId(1, StreamId(99), 1, 1)
     world = dispatcher_with(retried(retries=5), a=1)
     world.dispatch.reconciler.trust_log()
     assert LoadLive(1, 0, 1000) in world.dispatch.on_submitted(submission(), moment())
@@ -381,7 +385,7 @@ def test_another_failure_of_a_listed_task_is_decided_when_it_is_read() -> None:
 def test_later_failures_than_the_listed_attempt_count_too() -> None:
     """Each half of a split retried the task; now there is one dispatcher."""
     world = new_dispatcher(a=1)
-    listed = AttemptId(1, StreamId(1), 1)
+    listed = AttemptId(1, StreamId(1), 1, 1)
     world.dispatch.on_reattach(A, listing(listed, ONCE.spec), moment())
     here = live_attempt(A, listed)
     log = replace(ONCE, attempts=(here, *ONCE.attempts))
@@ -455,7 +459,9 @@ def test_a_task_that_crashes_its_workers_is_stopped() -> None:
 
     (end,) = appended_facts(world.dispatch.on_worker_down(A, moment(LATE)))
 
-    assert end == Finished(T, attempt(LOSSES_MAX), A, LOST_OUTCOME, decided_term=1)
+    assert end == Finished(
+        T, attempt(LOSSES_MAX, seq=1), A, LOST_OUTCOME, decided_term=1
+    )
     assert AnnounceTaskStates((T,)) in world.commit()
 
 

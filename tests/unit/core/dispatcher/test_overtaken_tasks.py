@@ -163,10 +163,10 @@ def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:
 
     assert effects == [
         AnnounceTaskStates((T, TaskId("u"))),
-        send_kill(A),
+        send_kill(A, attempt(seq=2)),
         LoadTasks(1, (T, TaskId("u"))),
     ]
-    ended = report(end=outcome(AttemptState.CANCELLED))
+    ended = report(of=attempt(seq=2), end=outcome(AttemptState.CANCELLED))
     back = world.dispatch.on_results(A, results_message(ended, credit=0), moment())
     assert [type(fact) for fact in appended_facts(back)] == [Finished]
     world.commit()

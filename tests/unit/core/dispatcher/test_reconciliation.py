@@ -62,9 +62,9 @@ def test_attempts_of_a_lost_worker_run_elsewhere_at_once() -> None:
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), A, LOST_OUTCOME),
-        Assigned(T, attempt(2), B),
+        Assigned(T, attempt(2, seq=3), B),
     ]
-    assert effects[1:] == [send_assignment(B, (attempt(2), spec()))]
+    assert effects[1:] == [send_assignment(B, (attempt(2, seq=3), spec()))]
 
 
 def test_a_new_dispatcher_waits_for_the_workers_of_the_previous_epoch() -> None:
@@ -156,7 +156,7 @@ def test_an_attempt_unknown_to_its_worker_is_lost_at_once() -> None:
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), B, LOST_OUTCOME),
-        Assigned(T, attempt(2), B),
+        Assigned(T, attempt(2, seq=3), B),
     ]
 
 
@@ -498,7 +498,7 @@ def test_a_worker_has_room_again_when_its_attempt_runs_elsewhere() -> None:
 
     effects = world.dispatch.on_submitted(submission(), moment(1)) + world.commit(1)
 
-    assert Assigned(TaskId("task-008-00000000"), attempt(), A) in appended_facts(
+    assert Assigned(TaskId("task-008-00000000"), attempt(seq=3), A) in appended_facts(
         effects
     )
 

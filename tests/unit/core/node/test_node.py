@@ -360,7 +360,7 @@ def test_a_heartbeat_is_answered_with_the_current_credit() -> None:
     shell = Shell()
     shell.feed(TimerFired())
     shell.meet(epoch=THEIRS)
-    brief, long = (AttemptId(5, StreamId(1), n) for n in (1, 2))
+    brief, long = (AttemptId(5, StreamId(1), n, n) for n in (1, 2))
     shell.hear(Assign(THEIRS, ((brief, TaskSpec(id=TaskId("t"), command="true")),)))
     ok = Outcome(AttemptState.OK, EndReason.EXIT, exit_code=0, duration_ms=2)
     shell.feed(AttemptsEnded((Report(TaskId("t"), brief, ok),)))
@@ -382,7 +382,7 @@ def test_assignments_of_an_older_epoch_start_nothing() -> None:
     shell = Shell(SavedState(term=9, epoch=Epoch(9, OTHER)))
     shell.feed(TimerFired())
     shell.meet()
-    item = (AttemptId(5, StreamId(1), 1), TaskSpec(id=TaskId("t"), command="true"))
+    item = (AttemptId(5, StreamId(1), 1, 1), TaskSpec(id=TaskId("t"), command="true"))
 
     effects = shell.hear(
         Assign(THEIRS, (item,)), Kill(THEIRS, ((TaskId("t"), item[0]),))
@@ -810,7 +810,7 @@ def test_waiting_clients_get_an_end_recorded_by_another_node() -> None:
     shell = Shell()
     shell.serve()
     shell.meet()
-    task, done = TaskId("t"), AttemptId(1, StreamId(9), 1)
+    task, done = TaskId("t"), AttemptId(1, StreamId(9), 1, 1)
     said: tuple[Fact, ...] = (
         Submitted(TaskSpec(id=task, command="true")),
         Finished(
