@@ -131,7 +131,9 @@ class TaskRecord(Struct, frozen=True, array_like=True):
         elif state is TaskState.FAILED:
             candidates = [a for a in attempts if a.decided_term]
             failed = [a for a in attempts if a.state is AttemptState.FAILED]
-            candidates = candidates or failed[-1:]
+            # A verdict apart from an end may have found another attempt running.
+            released = [a for a in attempts if a.state is AttemptState.RELEASED]
+            candidates = candidates or failed[-1:] or released[-1:]
         candidates += attempts[-1:]
         if not candidates:
             return None

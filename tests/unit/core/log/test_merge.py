@@ -112,6 +112,19 @@ def test_losses_are_shown_as_the_reason_of_a_failure() -> None:
     assert "3 times" in shown.outcome.detail
 
 
+def test_a_missing_input_is_shown_though_another_attempt_was_running() -> None:
+    """The worker had been taken for lost, and reported the end late."""
+    lack = Finished(TASK, attempt(1), A, released(EndReason.INPUTS, "input data.csv"))
+    other = Assigned(TASK, attempt(2), A)
+    shown = known(
+        SUBMITTED, lack, other, Decided(TASK, TaskState.FAILED, 1)
+    ).deciding_attempt
+
+    assert shown is not None
+    assert shown.outcome is not None
+    assert (shown.id, shown.outcome.reason) == (attempt(1), EndReason.INPUTS)
+
+
 @pytest.mark.parametrize(
     ("detail", "text"),
     [
