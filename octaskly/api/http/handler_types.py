@@ -105,8 +105,25 @@ class Quota(Protocol):
     def pause(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Free all while the block waits for an event, and take it again after it."""
 
+    def resize(self, size_bytes: int) -> None:
+        """Take as much memory as a response of this size needs.
+
+        Raises:
+            Problem: the quota of the client for responses is used up, or the node's.
+        """
+
     def part(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Hold a long part of a stream in memory while the block runs; may wait."""
+
+
+class Work(Protocol):
+    """A request that is answered, while it counts among those of its client."""
+
+    def end(self) -> None:
+        """Count it no longer, because it waits for an event."""
+
+    def heavy(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Let the requests of others pass before a step that takes milliseconds."""
 
 
 class NodeClient(Protocol):
@@ -319,6 +336,7 @@ class Request:
     principal: Principal | None  #: None only on public routes and between nodes
     forwarded_by: NodeId | None  #: the node that forwarded it
     quota: Quota
+    work: Work
 
     @property
     def gateway(self) -> Gateway:

@@ -18,6 +18,7 @@ from octaskly.api.schemas.request_bodies import BATCH_MAX
 ROWS_PER_UNIT: Final = 10
 CHEAP_ROWS: Final = LIMIT_DEFAULT  #: a list of so many rows is not expensive
 SEARCH_UNITS: Final = 30  #: of the rate limit; a search takes up to 30 ms
+HEAVY_UNITS: Final = 100  #: of a request that takes milliseconds of the event loop
 ROW_BYTES: Final = 2048  #: of a row of a list
 BYTES_PER_UNIT: Final = ROWS_PER_UNIT * ROW_BYTES  #: of a response
 NODES_EXPECTED: Final = 100  #: in a mesh, until they are counted
@@ -71,6 +72,10 @@ class Cost:
         least = SEARCH_UNITS if self._is_search(query) else self.units
         count = self.rows(query) if rows is None else rows
         return max(least, count // ROWS_PER_UNIT, size_bytes // BYTES_PER_UNIT)
+
+    def is_heavy(self, query: Mapping[str, str]) -> bool:
+        """Return True if the event loop may notice a request for milliseconds."""
+        return self.rate_units(query) >= HEAVY_UNITS or self.is_expensive(query)
 
     def response_bytes(self, query: Mapping[str, str]) -> int:
         """Return the bytes of memory to reserve for the response to a request."""
@@ -130,8 +135,8 @@ PER_NODE: Final = Cost(
 )
 """A row for each node of the mesh; few have as many as are expected."""
 
-MESH_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=10)
-"""A change that is written to the log and told to all nodes."""
+MESH_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=1000)
+"""A change that all nodes are told of; an admin may make 600 in a minute."""
 
 WHOLE_TASK: Final = Cost(kind=CostKind.EXPENSIVE)
 """Reads a task with its stdin, environment and output, which may be long."""

@@ -7,6 +7,7 @@ one that reads nothing.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from aiohttp import web
@@ -39,5 +40,6 @@ async def send(
     parts = memoryview(body)
     for start in range(0, len(body), PART_BYTES):
         await answer.write(parts[start : start + PART_BYTES])
+        await asyncio.sleep(0)  # The write has not waited if the client reads fast.
     await answer.write_eof()
     return answer

@@ -24,6 +24,7 @@ from octaskly.api.http.handler_types import (
     RequestInfo,
     Route,
     Services,
+    Work,
 )
 from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.problems import (
@@ -183,8 +184,11 @@ class RequestPipeline:
         is_metered = route.access not in (Access.PUBLIC, Access.NODE)
         cost = route.cost if is_metered else route_cost.CHEAP
         async with self._quotas.admit(cost, principal, query) as quota:
-            call = await self._read(routed, route, principal, quota)
-            response = await self._run_handler(call, route)
+            async with self._turns.work(routed.connection.owner) as work:
+                call = await self._read(routed, route, principal, quota, work)
+                is_heavy = cost.is_heavy(query)
+                async with work.heavy() if is_heavy else contextlib.nullcontext():
+                    response = await self._run_handler(call, route)
             if is_metered and type(response) is web.Response:
                 return await large_responses.send(call, response, quota)
             return response
@@ -293,6 +297,7 @@ class RequestPipeline:
         route: Route,
         principal: Principal | None,
         quota: Quota,
+        work: Work,
     ) -> Request:
         request, seen, connection = routed.request, routed.info, routed.connection
         has_query = route.query is not None and "?" in request.raw_path
@@ -314,6 +319,7 @@ class RequestPipeline:
             principal=principal,
             forwarded_by=hop,
             quota=quota,
+            work=work,
         )
 
     def _is_local(

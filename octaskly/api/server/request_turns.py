@@ -1,4 +1,4 @@
-"""Starts requests in turn, so that many of one client do not delay those of others.
+"""Lets requests start in turn, so that many of one client do not delay those of others.
 
 All connections that have data are read in one turn of the event loop. A request that
 does much passes through several turns, so it would be late by all that 500 connections
@@ -8,7 +8,10 @@ of one client ask meanwhile, though each of their requests is cheap.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from math import inf
 from typing import Final
 
 STARTS_PER_TURN: Final = 1
@@ -18,14 +21,76 @@ With 8, the submissions of others took 12 times as long while a client listed ta
 512 connections, with 1 less than 5 times; 64 busy connections of one client get 4 %
 fewer answers.
 """
+LIGHT_MAX: Final = 8
+"""Light requests of one owner that are answered at a time.
+
+They may all go on in one turn, after the commit that they have waited for. So many
+share a commit if one client submits tasks over many connections.
+"""
+WORK_S_MAX: Final = 0.05
+"""How long a request counts.
+
+One that takes longer waits for something: its client, another node, the end of a task.
+"""
+QUIET_S: Final = 0.005
+"""A heavy request begins so long after the last request of another owner.
+
+The next request of a client that sends one after the other arrives earlier.
+"""
+HEAVY_WAIT_S: Final = 0.25  #: or after so long
+TURNS_BEFORE_HEAVY: Final = 6
+"""In which requests that arrived during the last heavy step begin."""
+
+
+class _Counted:
+    """A request that counts until it ends, or until it has waited."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end: Callable[[], None] | None = end
+        self._timer = asyncio.get_running_loop().call_later(WORK_S_MAX, self.end)
+
+    def end(self) -> None:
+        """Count the request no longer."""
+        end, self._end = self._end, None
+        if end is not None:
+            self._timer.cancel()
+            end()
+
+
+class RequestWork(_Counted):
+    """Implements `handler_types.Work`."""
+
+    def __init__(self, turns: RequestTurns, owner: str) -> None:
+        super().__init__(lambda: turns.end_light(owner))
+        self._turns, self._owner = turns, owner
+
+    def heavy(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """See `handler_types.Work`."""
+        return self._turns.heavy(self._owner)
+
+
+class _HeavyTurn:
+    """The turn of one owner's heavy requests."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0  #: requests that have it or wait for it
 
 
 class RequestTurns:
-    """Lets a few requests of each owner start in each turn of the event loop."""
+    """Lets a few requests of each owner start in each turn of the event loop.
+
+    An owner is a user of this machine, a node, or an address of the LAN.
+    """
 
     def __init__(self) -> None:
         self._started: Counter[str] = Counter()  #: in this turn, by owner
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._light: dict[str, int] = {}  #: requests that are answered, by owner
+        self._waiting_light: dict[str, deque[asyncio.Future[None]]] = {}
+        self._heavy: dict[str, _HeavyTurn] = {}
+        self._latest = ("", -inf)  #: owner and time of the latest request
+        self._latest_other_s = -inf  #: the latest time of another owner than that
 
     async def wait(self, owner: str) -> None:
         """Return when a request of an owner may start; in order of arrival."""
@@ -38,6 +103,116 @@ class RequestTurns:
         place: asyncio.Future[None] = loop.create_future()
         self._waiting.setdefault(owner, deque()).append(place)
         await place
+
+    @contextlib.asynccontextmanager
+    async def work(self, owner: str) -> AsyncIterator[RequestWork]:
+        """Let a request be answered by the block.
+
+        An owner has no more requests in progress than another who has some: who asks
+        for little waits for little.
+        """
+        if owner not in self._waiting_light and self._may_begin(owner):
+            self._add_light(owner)
+        else:
+            await self._wait_for_light(owner)
+        work = RequestWork(self, owner)
+        try:
+            yield work
+        finally:
+            work.end()
+
+    @contextlib.asynccontextmanager
+    async def heavy(self, owner: str) -> AsyncIterator[None]:
+        """Let a step of milliseconds be done by the block.
+
+        An owner has one of these at a time, and the requests of others pass before it.
+        """
+        await self._begin_heavy(owner)
+        counted = _Counted(lambda: self._end_heavy(owner))
+        try:
+            yield
+        finally:
+            counted.end()
+
+    async def _wait_for_light(self, owner: str) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_light.setdefault(owner, deque()).append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # It was to begin just now.
+                self.end_light(owner)
+            raise
+
+    def _may_begin(self, owner: str) -> bool:
+        own = self._light.get(owner, 0)
+        return not own or (own < LIGHT_MAX and own <= min(self._light.values()))
+
+    def _add_light(self, owner: str) -> None:
+        self._light[owner] = self._light.get(owner, 0) + 1
+
+    def end_light(self, owner: str) -> None:
+        """Count a request of an owner no longer, and let the next one begin."""
+        self._note_time(owner)
+        self._light[owner] -= 1
+        if not self._light[owner]:
+            del self._light[owner]
+        for waiting, places in list(self._waiting_light.items()):
+            while places and self._may_begin(waiting):
+                place = places.popleft()
+                if not place.done():  # Else its client has left.
+                    self._add_light(waiting)
+                    place.set_result(None)
+            if not places:
+                del self._waiting_light[waiting]
+
+    async def _begin_heavy(self, owner: str) -> None:
+        turn = self._heavy.setdefault(owner, _HeavyTurn())
+        turn.users += 1
+        try:
+            await turn.lock.acquire()
+        except asyncio.CancelledError:
+            self._leave_heavy(owner)
+            raise
+        try:
+            await self._let_others_pass(owner)
+        except asyncio.CancelledError:
+            self._end_heavy(owner)
+            raise
+
+    async def _let_others_pass(self, owner: str) -> None:
+        """Wait until no other owner's request is answered, or long enough."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + HEAVY_WAIT_S
+        for _ in range(TURNS_BEFORE_HEAVY):
+            await asyncio.sleep(0)
+        while self._others_are_busy(owner):
+            if loop.time() >= until_s:
+                return
+            await asyncio.sleep(QUIET_S)
+
+    def _end_heavy(self, owner: str) -> None:
+        self._note_time(owner)
+        self._heavy[owner].lock.release()
+        self._leave_heavy(owner)
+
+    def _leave_heavy(self, owner: str) -> None:
+        turn = self._heavy[owner]
+        turn.users -= 1
+        if not turn.users:
+            del self._heavy[owner]
+
+    def _note_time(self, owner: str) -> None:
+        if owner != self._latest[0]:
+            self._latest_other_s = self._latest[1]
+        self._latest = (owner, asyncio.get_running_loop().time())
+
+    def _others_are_busy(self, owner: str) -> bool:
+        if len(self._light) > (owner in self._light):
+            return True
+        latest, latest_s = self._latest
+        others_s = self._latest_other_s if latest == owner else latest_s
+        return asyncio.get_running_loop().time() < others_s + QUIET_S
 
     def _begin_turn(self) -> None:
         self._started.clear()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from msgspec import json
+from msgspec import json, msgpack
 from msgspec.structs import astuple, replace
 
 from octaskly.core.log.facts import Reprioritized
@@ -398,24 +398,24 @@ def options_without_stdin(text: str, stdin: bytes) -> str:
 
 def _options_row(
     options: TaskOptions | None,
-) -> tuple[str | None, bytes | None, str | None, str | None]:
-    """Return the columns `options` (a JSON array), `stdin`, `items` and `env`."""
+) -> tuple[str | None, bytes | None, str | None, bytes | None]:
+    """Return the columns `options` (JSON), `stdin`, `items` and `env` (msgpack)."""
     if options is None:
         return None, None, None, None
     items, array = None, options.array
     if array is not None:
         items, array = encode_items(array.items), replace(array, items=())
-    env = json.encode(options.env).decode() if options.env else None
+    env = msgpack.encode(options.env) if options.env else None
     small = replace(options, stdin=b"", env=(), array=array)
     return json.encode(small).decode(), options.stdin or None, items, env
 
 
 def _options(
-    text: str, stdin: bytes | None, items: str | None, env: str | None
+    text: str, stdin: bytes | None, items: str | None, env: bytes | None
 ) -> TaskOptions:
     small = json.decode(text, type=TaskOptions)
     array = small.array and replace(small.array, items=decode_items(items))
-    pairs = json.decode(env, type=Pairs) if env else ()
+    pairs = msgpack.decode(env, type=Pairs) if env else ()
     return replace(small, stdin=stdin or b"", array=array, env=pairs)
 
 

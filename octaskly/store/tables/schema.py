@@ -105,7 +105,7 @@ CREATE TABLE tasks (
     cancel_term INTEGER NOT NULL DEFAULT 0,
     decided_term INTEGER NOT NULL DEFAULT 0,
     has_succeeded INTEGER NOT NULL DEFAULT 0,
-    env TEXT,
+    env BLOB,
     inputs TEXT,
     outputs TEXT,
     stdin BLOB,
