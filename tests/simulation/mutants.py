@@ -329,9 +329,9 @@ def success_of_an_unread_task_counts(patch: pytest.MonkeyPatch) -> None:
     real = DispatchStep.write_end
 
     def trusting(self: DispatchStep, task: QueuedTask, *rest: Any, **more: Any) -> Any:
-        is_read, task.is_store_confirmed = task.is_store_confirmed, True
+        is_read, task.is_read = task.is_read, True
         verdict = real(self, task, *rest, **more)
-        task.is_store_confirmed = is_read
+        task.is_read = is_read
         return verdict
 
     patch.setattr(DispatchStep, "write_end", trusting)

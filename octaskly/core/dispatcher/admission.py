@@ -98,6 +98,6 @@ class Admission:
     def _pending_spec(self, task_id: TaskId) -> TaskSpec | None:
         """Return the task that has this id, if it is in hand."""
         known = self._queue.tasks.get(task_id)
-        if known is not None and known.is_store_confirmed:
+        if known is not None and known.is_read:
             return known.spec
         return self._pending_named.get(task_id)

@@ -10,13 +10,13 @@ from typing import Protocol
 
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
-from octaskly.core.effects import AnnounceTaskStates, Answer, Effect
+from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import CancelRequested
 from octaskly.core.log.facts import TaskCancelled
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import FORCED_PREFIX
 from octaskly.core.model.ids import Moment
-from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replies import CancelResult, NotReplicated
@@ -72,25 +72,14 @@ class Canceller:
             self._repeat_cancel(event, state)
             return self._answer_state(event, state, now)
         if task is None:
-            spec = TaskSpec(id=event.task, command="")
-            task = self._queue.add_shadow(spec, TaskState.CANCELLED)
-        elif task.stage is Stage.LIVE:
-            task.final_state = TaskState.CANCELLED
-            self._step.kill_live_attempt(task)
-        else:
-            self._queue.end(task, TaskState.CANCELLED)
-        self._step.pin_until_durable(task)
-        self._step.mark_task_ended()
+            task = self._queue.add_shadow(TaskRecord(event.task))
         self._step.note_ended([event.task])
         term = self._step.epoch.term
-        self._step.facts.append(TaskCancelled(event.task, event.by, term))
+        self._step.write(task, TaskCancelled(event.task, event.by, term))
         done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [
-                self._cancel_answer(event, done, replicas),
-                AnnounceTaskStates((event.task,)),
-            ]
+            return [self._cancel_answer(event, done, replicas)]
 
         return self._commit_step(now, when_replicated=answer)
 
@@ -108,18 +97,14 @@ class Canceller:
             return self._answer_state(event, state, now)
         self._step.note_ended([event.task])
         by = f"{FORCED_PREFIX}{event.by}" if event.force else event.by
-        ended = self._step.cancel_remaining_members(spec, by, TaskState.CANCELLED)
+        self._step.cancel_remaining_members(spec, by)
         if event.force:
-            ended += self._step.cancel_live_members(spec, event.by)
+            self._step.cancel_live_members(spec, event.by)
         done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [
-                self._cancel_answer(event, done, replicas),
-                AnnounceTaskStates(tuple(ended)),
-            ]
+            return [self._cancel_answer(event, done, replicas)]
 
-        self._step.mark_task_ended()
         return self._commit_step(now, when_replicated=answer)
 
     def _repeat_cancel(self, event: CancelRequested, state: TaskState) -> None:
@@ -156,7 +141,7 @@ class Canceller:
 
 def visible_state(task: QueuedTask | None, stored_state: TaskState) -> TaskState:
     """Return where a task stands: what is in hand is newer, if it is sure."""
-    if task is None or (not task.is_store_confirmed and stored_state.is_final):
+    if task is None or (not task.is_read and stored_state.is_final):
         return stored_state
     if task.final_state is not None:
         return task.final_state

@@ -25,7 +25,6 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Timing
-from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.replication.journal import Journal
 
@@ -151,10 +150,8 @@ class Dependencies:
             return None
         term = self._step.epoch.term
         fact = task_rules.unblock(spec.id, unblocked.failed_dependency, term)
-        self._step.facts.append(fact)
         if isinstance(fact, Unblocked):
+            self._step.facts.append(fact)
             return replace(unblocked.record, is_unblocked=True)
-        task = self._queue.add_shadow(spec, TaskState.CANCELLED)
-        self._step.pin_until_durable(task)
-        self._step.announce_ended([spec.id])
+        self._step.write(self._queue.add_shadow(unblocked.record), fact)
         return None

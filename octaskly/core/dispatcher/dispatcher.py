@@ -302,18 +302,12 @@ class Dispatcher:
         self, node: NodeId, reports: Sequence[Report], now: Moment
     ) -> WhenReplicated:
         """Record how attempts of one worker ended; return what is done when safe."""
-        ended = tuple(
-            r.task
-            for r in reports
-            if self._outcome_recorder.record_report(node, r, now)
-        )
+        for report in reports:
+            self._outcome_recorder.record_report(node, report, now)
         self._pool.set_held(
             node, self.outstanding(node), self._queue.granted_resources(node)
         )
-        if ended:
-            self._step.mark_task_ended()
         items = tuple((report.task, report.attempt) for report in reports)
-        announcements: list[Effect] = [AnnounceTaskStates(ended)] if ended else []
         ok = Send(node, (ResultsOk(items),))
 
         def acknowledge(_: Moment, replicas: int) -> list[Effect]:
@@ -321,9 +315,9 @@ class Dispatcher:
             # there is a successor to tell.
             may_be_alone = self.is_active and not self._is_strict
             if replicas == 1 and not may_be_alone:
-                return announcements
+                return []
             self._outcome_recorder.mark_acknowledged(items)
-            return [ok, *announcements]
+            return [ok]
 
         return acknowledge
 

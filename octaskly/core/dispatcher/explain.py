@@ -76,7 +76,7 @@ class Explainer:
             assert record.spec is not None
             if is_stdin_freed(record.spec.options):
                 return TaskExplanation(record.state, MISSING_END_TEXT)
-            task = QueuedTask(record.spec)
+            task = QueuedTask(record)
         elif task.final_state is not None:
             return TaskExplanation(
                 task.final_state, f"it {_END_VERBS[task.final_state]}"

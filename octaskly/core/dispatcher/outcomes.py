@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import Report
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 
@@ -42,8 +43,8 @@ class OutcomeRecorder:
         """Note that these reports are acknowledged to their worker."""
         self._unacknowledged.difference_update(items)
 
-    def record_report(self, node: NodeId, report: Report, now: Moment) -> bool:
-        """Record one report; return True if its task has ended.
+    def record_report(self, node: NodeId, report: Report, now: Moment) -> None:
+        """Record one report.
 
         A report that repeats one is ignored until that is acknowledged. Otherwise,
         without a standby, each repeat would make the log grow. A live attempt is an
@@ -54,7 +55,7 @@ class OutcomeRecorder:
         task = self._queue.tasks.get(report.task)
         is_live = _is_live_attempt(task, node, report.attempt)
         if key in self._unacknowledged and not is_live:
-            return False
+            return
         self._unacknowledged.add(key)
         outcome = report.outcome
         if task is None:
@@ -62,15 +63,11 @@ class OutcomeRecorder:
         if is_live:
             self._end_live_attempt(task, node, outcome, now)
         else:
-            verdict = step.write_end(task, report.attempt, node, outcome)
-            if verdict is not None:
-                step.apply_verdict(task, verdict)
+            step.write_end(task, report.attempt, node, outcome)
         if outcome.outputs:
             step.locality.note_outputs(report.task, node, outcome)
-        is_over = task.final_state is not None
-        if is_over or not task.is_store_confirmed:
+        if task.final_state is not None or not task.is_read:
             step.note_ended((report.task,))
-        return is_over
 
     def _add_unread_task(self, report: Report) -> QueuedTask:
         """Add a task that this epoch has not read; it is read after this step."""
@@ -78,9 +75,7 @@ class OutcomeRecorder:
         if spec is not None and not self._queue.has_ended_recently(report.task):
             self._step.facts += self._step.resubmission_facts(spec, report.attempt)
         self._queue.look_up_array_of(report.task)
-        return self._queue.add_shadow(
-            spec or TaskSpec(id=report.task, command=""), None
-        )
+        return self._queue.add_shadow(TaskRecord(report.task, spec))
 
     def _end_live_attempt(
         self, task: QueuedTask, node: NodeId, outcome: Outcome, now: Moment
@@ -92,7 +87,7 @@ class OutcomeRecorder:
             lacks_inputs = self._step.lacks_inputs_everywhere(task)
         is_final = outcome.reason is EndReason.INPUTS and lacks_inputs
         is_final = is_final and not self._reconciler.is_window_open
-        verdict = self._step.write_live_end(task, outcome, lacks_inputs=is_final)
+        self._step.write_live_end(task, outcome, lacks_inputs=is_final)
         if outcome.reason in REFUSAL_REASONS:
             self._pool.cap_credit(node, is_refusing=True)
         elif outcome.reason is EndReason.RETURNED:
@@ -102,7 +97,7 @@ class OutcomeRecorder:
             return
         elif outcome.state is AttemptState.FAILED:
             task.missing_room = ""
-        self._step.follow_end(task, outcome, verdict, now)
+        self._step.free_task(task, outcome, now)
 
     def _wait_for_room(self, task: QueuedTask, now: Moment) -> None:
         """Ask all nodes again later: there is room once other tasks have ended."""

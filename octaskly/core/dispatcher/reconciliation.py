@@ -16,12 +16,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
-from msgspec.structs import replace
-
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.facts import Assigned
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, join_records
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.tasks import Attempt, TaskSpec
@@ -207,7 +205,7 @@ class Reconciler:
             task = queue.tasks.get(task_id)
             if task is not None:
                 if task.stage is Stage.LIVE:
-                    task.is_store_confirmed = False
+                    task.is_read = False
                 self._withdraw_task(task)
             for member in queue.tasks.members_of(task_id):
                 if member.stage is Stage.LIVE:
@@ -221,7 +219,7 @@ class Reconciler:
     def _withdraw_task(self, task: QueuedTask) -> None:
         """Keep a task from starting before the store says what became of it."""
         if task.stage in WAITING_STAGES:
-            self._queue.end(task, None)
+            self._queue.end(task)
             self._step.pin_until_durable(task)
         elif task.final_state is None and self._step.is_prefetched(task):
             self._step.kill_live_attempt(task)  # Its worker has not begun it.
@@ -245,53 +243,45 @@ class Reconciler:
                 continue
             if not task.is_worker_confirmed and (task_id, task.attempt) not in live:
                 node = task.node
-                self._queue.end(task, task.final_state)
+                self._queue.end(task)
                 self._step.pin_until_durable(task)
                 self._recount_worker(node)
 
     def adopt_record(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""
         task = self._queue.tasks.get(record.id)
-        live = [
-            attempt
-            for attempt in record.attempts
-            if attempt.state.is_live
-            # It may have ended since the store was asked.
-            and (task is None or task.end_of(attempt.id) is None)
-        ]
-        if task is not None and task.stage is Stage.ENDED:
-            return
-        if not live:
-            if task is None:
-                self._settle_unread(record)
-            else:  # It rests, or who runs it was taken for lost.
-                self.merge_record(record, task)
-            return
-        chosen_attempt = self._likely_live_attempt(live)
         if task is None:
-            task = self._queue.task_from_record(record)
-            task.may_be_array_cancelled = split_member_id(record.id) is not None
-            self._queue.adopt(task, chosen_attempt.id, chosen_attempt.node)
-            self._step.cancel_found_member(task)
+            task = self._adopt_unknown(record)
+        elif task.stage is Stage.ENDED:
+            return
         else:
-            is_live = task.stage is Stage.LIVE
-            task.is_store_confirmed = task.is_store_confirmed or is_live
-            is_settled = is_live and (
-                task.is_worker_confirmed or task.final_state is not None
-            )
-            is_later = task.attempt is None or task.attempt < chosen_attempt.id
-            if is_later and not is_settled:
-                self._switch_attempt(task, chosen_attempt.id, chosen_attempt.node)
-        self.merge_record(record, task)
+            task.is_read = task.is_read or task.stage is Stage.LIVE
+            self.merge_record(record, task)
+        live = [] if task is None else _live_attempts(task.record)
+        if task is None or not live:
+            return
         for attempt in live:
             if attempt.id != task.attempt:
                 # Nobody will report its end, and the other attempt stands for it.
                 end = task_rules.superseded_end(task.spec, now)
-                verdict = self._step.write_end(task, attempt.id, attempt.node, end)
-                if verdict is not None:  # It was the last loss that a task may have.
-                    self._step.apply_verdict(task, verdict)
-                    self._step.announce_ended([record.id])
+                self._step.write_end(task, attempt.id, attempt.node, end)
         self._await_worker(task, now)
+
+    def _adopt_unknown(self, record: TaskRecord) -> QueuedTask | None:
+        """Take a task into hand that is live in the log; decide one that is not."""
+        live = _live_attempts(record)
+        if not live:
+            if task_rules.next_verdict(record, self._step.epoch.term) is not None:
+                self._step.decide(self._queue.add_shadow(record))
+            return None
+        task = self._queue.task_from_record(record)
+        task.may_be_array_cancelled = split_member_id(record.id) is not None
+        chosen = self._likely_live_attempt(live)
+        self._queue.adopt(task, chosen.id, chosen.node)
+        self._step.follow_verdict(task, None, is_new=False)
+        self._step.cancel_found_member(task)
+        self._step.decide(task)
+        return task
 
     def decide_waiting(self, records: Iterable[TaskRecord]) -> None:
         """Decide queued tasks whose attempts are used up, as no dispatcher has yet."""
@@ -301,27 +291,23 @@ class Reconciler:
                 self.merge_record(record, task)
 
     def merge_record(self, record: TaskRecord, task: QueuedTask) -> None:
-        """Take over what the log says of a task in hand, and decide it by that."""
-        task.merge_attempts(record.attempts)
-        self._queue.change_place(task, record.reprioritized)
-        if task.final_state is not None:
-            return
-        joined = replace(record, attempts=task.attempts)
-        verdict = self._step.write_verdict(joined)
-        if verdict is None and joined.state.is_final:
-            verdict = joined.state
-            task.is_array_cancelled |= not joined.cancel_term
-        if verdict is not None:
-            is_new = not joined.state.is_final
-            self._step.apply_verdict(task, verdict, is_new=is_new)
+        """Join what the log says of a task in hand, and decide it by that."""
+        before = task.final_state
+        self._queue.join(task, record)
+        if before is None:
+            self._prefer_later_attempt(task)
+            self._step.follow_verdict(task, before, is_new=False)
+            self._step.decide(task)
 
-    def _settle_unread(self, record: TaskRecord) -> None:
-        """Decide a task by ends that were recorded before it was read."""
-        verdict = self._step.write_verdict(record)
-        if verdict is not None and record.spec is not None:
-            task = self._queue.add_shadow(record.spec, verdict)
-            is_new = not record.state.is_final
-            self._step.apply_verdict(task, verdict, is_new=is_new)
+    def _prefer_later_attempt(self, task: QueuedTask) -> None:
+        """Let the last attempt count that may run, unless its worker has spoken."""
+        live = _live_attempts(task.record)
+        is_settled = task.stage is Stage.LIVE and task.is_worker_confirmed
+        if is_settled or not live:
+            return
+        chosen = self._likely_live_attempt(live)
+        if task.attempt is None or task.attempt < chosen.id:
+            self._switch_attempt(task, chosen.id, chosen.node)
 
     def _likely_live_attempt(self, live: Sequence[Attempt]) -> Attempt:
         """Return the last attempt that may run, by the workers' lists so far."""
@@ -347,15 +333,17 @@ class Reconciler:
     def _adopt_attempt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
         task = self._queue.tasks.get(spec.id)
-        known: tuple[Attempt, ...] = ()
-        if _is_undecided(task) and task_rules.is_retry_of(attempt, task.attempts):
-            known = task.attempts
+        record = TaskRecord(spec.id, spec)
+        if _is_undecided(task) and task_rules.is_retry_of(
+            attempt, task.record.attempts
+        ):
+            record = join_records(record, task.record)
             del self._queue.tasks[spec.id]
             task = None
         if task is None and not self._queue.has_ended_recently(spec.id):
             # The store may know more, as that it was cancelled; until a read says so,
             # it is asked before the task is run again.
-            task = QueuedTask(spec, is_store_confirmed=False, attempts=known)
+            task = QueuedTask(record, is_read=False)
             self._queue.look_up_task(spec.id)
             self._queue.look_up_array_of(spec.id)
             task.may_be_array_cancelled = split_member_id(spec.id) is not None
@@ -375,7 +363,7 @@ class Reconciler:
         is_live = task.stage is Stage.LIVE and task.final_state is None
         if is_live and (task.attempt, task.node) == (attempt, node):
             return True
-        if task.is_end_reported(attempt):
+        if attempt in task_rules.reported_attempts(task.record.attempts):
             return False  # Its end is known, so a repeated report changes nothing.
         # Its assignment was lost with the dispatcher before, or is still to be read.
         is_unconfirmed = is_live and not task.is_worker_confirmed
@@ -417,6 +405,10 @@ class Reconciler:
 
     def _tasks_held_by(self, node: NodeId) -> list[QueuedTask]:
         return list(self._queue.tasks_by_node.get(node, {}).values())
+
+
+def _live_attempts(record: TaskRecord) -> list[Attempt]:
+    return [attempt for attempt in record.attempts if attempt.state.is_live]
 
 
 def _is_undecided(task: QueuedTask | None) -> TypeGuard[QueuedTask]:

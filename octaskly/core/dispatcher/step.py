@@ -19,8 +19,9 @@ from octaskly.core.log.facts import (
     Finished,
     Submitted,
     TaskCancelled,
+    TaskFact,
 )
-from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
+from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord, apply_fact
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
     MAX_FAILS_CANCELLER,
@@ -233,50 +234,25 @@ class DispatchStep:
     ) -> None:
         """Give up the live attempt of a task; queue the task again if it may be."""
         outcome = task_rules.presumed_end(task.spec, now, has_begun=has_begun)
-        verdict = self.write_live_end(task, outcome)
-        self.follow_end(task, outcome, verdict, now)
-        if verdict is not None:
-            self.announce_ended([task.spec.id])
+        self.write_live_end(task, outcome)
+        self.free_task(task, outcome, now)
 
     def write_live_end(
         self, task: QueuedTask, outcome: Outcome, *, lacks_inputs: bool = False
-    ) -> TaskState | None:
-        """Write how the live attempt of a task ended; return the verdict by that."""
+    ) -> None:
+        """Write how the live attempt of a task ended."""
         assert task.attempt is not None
         assert task.node is not None
         attempt, node = task.attempt, task.node
-        return self.write_end(task, attempt, node, outcome, lacks_inputs=lacks_inputs)
+        self.write_end(task, attempt, node, outcome, lacks_inputs=lacks_inputs)
 
-    def follow_end(
-        self,
-        task: QueuedTask,
-        outcome: Outcome,
-        verdict: TaskState | None,
-        now: Moment,
-    ) -> None:
-        """End a task by the verdict on its live attempt, or queue it again."""
-        if verdict is not None:
-            self.queue.end(task, verdict)
-            if verdict is TaskState.FAILED:
-                self._count_member_failure(task.spec.id)
-            return
-        if task.final_state is not None or not task.is_store_confirmed:
-            self.queue.end(task, task.final_state)
-            return
-        wait_s = task_rules.wait_s(task.spec.id, task.attempts, outcome)
-        self.requeue_task(task, now, wait_s)
+    def free_task(self, task: QueuedTask, outcome: Outcome, now: Moment) -> None:
+        """End a task whose live attempt ended, or queue it again."""
+        attempts = task.record.attempts
+        self.requeue_task(task, now, task_rules.wait_s(task.spec.id, attempts, outcome))
 
-    def requeue_task(
-        self, task: QueuedTask, now: Moment, wait_s: float | None = None
-    ) -> None:
-        """Queue a task whose live attempt came to nothing, at once or after a wait.
-
-        A member of an array that was cancelled meanwhile ends, as those that wait did.
-        """
-        if task.is_array_cancelled and task.final_state is None:
-            self.queue.end(task, TaskState.CANCELLED)
-            self.announce_ended([task.spec.id])
-            return
+    def requeue_task(self, task: QueuedTask, now: Moment, wait_s: float | None) -> None:
+        """Queue a task whose live attempt came to nothing, at once or after a wait."""
         if wait_s is None:
             self.queue.requeue_attempted(task)
         else:
@@ -284,9 +260,8 @@ class DispatchStep:
         array_and_number = (
             split_member_id(task.spec.id) if task.may_be_array_cancelled else None
         )
-        if (
-            array_and_number is not None
-        ):  # It may be over by that, as the store is going to say.
+        if array_and_number is not None and task.final_state is None:
+            # It may be over by that, as the store is going to say.
             self.announce_ended([array_and_number[0]])
 
     def requeue_backed_off(self, now: Moment) -> bool:
@@ -297,11 +272,28 @@ class DispatchStep:
         due = list(self.backoff_queue.pop_due(now))
         for task in due:
             if task.may_be_array_cancelled:
-                self.queue.end(task, None)
+                self.queue.end(task)
                 self.pin_until_durable(task)
             else:
                 self.queue.end_back_off(task)
         return bool(due)
+
+    # --- Facts about tasks in hand, and what follows from them.
+
+    def write(self, task: QueuedTask, fact: TaskFact) -> None:
+        """Write a fact about a task in hand, and carry out what follows from it."""
+        before = task.final_state
+        self.facts.append(fact)
+        task.add_fact(fact)
+        self.pin_until_durable(task)
+        if not isinstance(fact, Finished):
+            self.follow_verdict(task, before)
+            if before is not None:  # It is repeated, for those who were not told.
+                self.announce_ended([task.spec.id])
+            return
+        held = (task.attempt, task.node) if task.stage is Stage.LIVE else None
+        is_held = held != (fact.attempt, fact.node)
+        self.follow_verdict(task, before, is_held=is_held)
 
     def write_end(
         self,
@@ -311,50 +303,55 @@ class DispatchStep:
         outcome: Outcome,
         *,
         lacks_inputs: bool = False,
-    ) -> TaskState | None:
+    ) -> None:
         """Write how an attempt ended, with the verdict on its task if there is one.
 
         The verdict on a task that this epoch has not read follows when it is read.
         """
-        task.add_end(attempt, node, outcome)
-        self.pin_until_durable(task)
-        verdict = None
-        if task.is_store_confirmed or task.final_state is not None:
-            verdict = task_rules.verdict_of(
-                task.spec, task.attempts, lacks_inputs=lacks_inputs
-            )
-            if task.final_state is not None:
-                is_open = task.final_state is TaskState.FAILED
-                is_open = is_open or task.is_array_cancelled
-                is_new = is_open and verdict is TaskState.COMPLETED
-                verdict = verdict if is_new else None
-        term = 0 if verdict is None else self.epoch.term
-        self.facts.append(Finished(task.spec.id, attempt, node, outcome, term))
-        return verdict
+        end = Finished(task.spec.id, attempt, node, outcome)
+        if task.is_read:
+            known, term = apply_fact(task.record, end), self.epoch.term
+            verdict = task_rules.next_verdict(known, term, lacks_inputs=lacks_inputs)
+            if isinstance(verdict, Decided):
+                end = Finished(task.spec.id, attempt, node, outcome, term)
+        self.write(task, end)
 
-    def write_verdict(self, record: TaskRecord) -> TaskState | None:
-        """Write and return the verdict that the facts about a task ask for, if any."""
-        verdict = task_rules.next_verdict(record, self.epoch.term)
-        if verdict is None:
-            return None
-        self.facts.append(verdict)
-        self.announce_ended([record.id])
-        self.note_ended([record.id])
-        return verdict.state if isinstance(verdict, Decided) else TaskState.CANCELLED
+    def decide(self, task: QueuedTask) -> None:
+        """Write the verdict that the facts about a task ask for, if any."""
+        verdict = task_rules.next_verdict(task.record, self.epoch.term)
+        if verdict is not None:
+            self.write(task, verdict)
 
-    def apply_verdict(
-        self, task: QueuedTask, verdict: TaskState, *, is_new: bool = True
+    def follow_verdict(
+        self,
+        task: QueuedTask,
+        before: TaskState | None,
+        *,
+        is_held: bool = True,
+        is_new: bool = True,
     ) -> None:
-        """End a task by a verdict that is written, now or earlier."""
+        """Carry out a verdict on a task, unless it was its final state before.
+
+        Args:
+            task: The task, which has the verdict in its record.
+            before: Its final state before the record changed.
+            is_held: Its attempt, if it is live, did not end by that.
+            is_new: The verdict is of this step, not one that was read.
+        """
+        final = task.final_state
+        if final is None or final is before:
+            return
         if task.stage in WAITING_STAGES:
-            self.queue.end(task, verdict)
-        else:
-            if task.stage is Stage.LIVE and task.final_state is None:
-                self.kill_live_attempt(task)
-            task.final_state = verdict
+            self.queue.end(task)
+        elif task.stage is Stage.LIVE and is_held and before is None:
+            self.kill_live_attempt(task)
         self.pin_until_durable(task)
-        if is_new and verdict is TaskState.FAILED:
-            self._await_array(task.spec.id)
+        if not is_new:
+            return
+        self.announce_ended([task.spec.id])
+        if final is TaskState.FAILED:
+            if is_held:
+                self._await_array(task.spec.id)
             self._count_member_failure(task.spec.id)
 
     def _await_array(self, member: TaskId) -> None:
@@ -367,53 +364,37 @@ class DispatchStep:
             return
         array, _ = array_and_number
         if array not in queue.tasks:
-            unread = queue.add_shadow(TaskSpec(id=array, command=""), None)
-            self.pin_until_durable(unread)
+            self.pin_until_durable(queue.add_shadow(TaskRecord(array)))
         for other in self._undecided_members(array):
             if other.stage in WAITING_STAGES:
-                queue.end(other, None)
+                queue.end(other)
                 self.pin_until_durable(other)
 
-    def cancel_remaining_members(
-        self, array: TaskSpec, by: str, final: TaskState
-    ) -> list[TaskId]:
-        """Begin no more members of an array; return what has ended by that.
+    def cancel_remaining_members(self, array: TaskSpec, by: str) -> None:
+        """Begin no more members of an array.
 
         One fact says it of all: those that wait have none of their own.
         """
         queue = self.queue
         queue.array_queue.stop_counting_failures(array.id)
-        self.facts.append(TaskCancelled(array.id, by, self.epoch.term))
         task = queue.tasks.get(array.id)
-        if task is None:
-            task = queue.add_shadow(array, final)
-        elif task.stage in WAITING_STAGES:
-            queue.end(task, final)
-        elif task.final_state is None:  # It was to be read again: it still is over.
-            task.final_state = final
-        self.pin_until_durable(task)
-        ended = [array.id]
+        task = task or queue.add_shadow(TaskRecord(array.id, array))
+        self.write(task, TaskCancelled(array.id, by, self.epoch.term))
         for member in self._undecided_members(array.id):
             if self.is_prefetched(member):
-                ended.append(self._cancel_live_member(member, by))
-                continue
-            member.is_array_cancelled = True
-            if member.stage in WAITING_STAGES:
-                queue.end(member, TaskState.CANCELLED)
-                self.pin_until_durable(member)
-                ended.append(member.spec.id)
-        return ended
+                self._cancel_live_member(member, by)
+            else:
+                member.is_array_cancelled = True
+                self.follow_verdict(member, None)
 
-    def cancel_live_members(self, array: TaskSpec, by: str) -> list[TaskId]:
-        """End the members of an array that run; return them."""
+    def cancel_live_members(self, array: TaskSpec, by: str) -> None:
+        """End the members of an array that run."""
         self.forced_cancels[array.id] = by
         if len(self.forced_cancels) > FORCED_CANCELS_MAX:
             del self.forced_cancels[next(iter(self.forced_cancels))]
-        return [
-            self._cancel_live_member(member, by)
-            for member in self._undecided_members(array.id)
-            if member.stage is Stage.LIVE and member.final_state is None
-        ]
+        for member in self._undecided_members(array.id):
+            if member.stage is Stage.LIVE:
+                self._cancel_live_member(member, by)
 
     def reapply_forced_cancel(self, array: TaskRecord) -> None:
         """Kill running members of an array cancelled by force in another epoch."""
@@ -428,12 +409,8 @@ class DispatchStep:
         if by is not None and member.final_state is None:
             self._cancel_live_member(member, by)
 
-    def _cancel_live_member(self, member: QueuedTask, by: str) -> TaskId:
-        member.final_state = TaskState.CANCELLED
-        self.kill_live_attempt(member)
-        self.pin_until_durable(member)
-        self.facts.append(TaskCancelled(member.spec.id, by, self.epoch.term))
-        return member.spec.id
+    def _cancel_live_member(self, member: QueuedTask, by: str) -> None:
+        self.write(member, TaskCancelled(member.spec.id, by, self.epoch.term))
 
     def _undecided_members(self, array: TaskId) -> list[QueuedTask]:
         """Return the members of an array that are in hand, and not decided."""
@@ -451,9 +428,7 @@ class DispatchStep:
             return
         array.failed_members += 1
         if has_too_many_failures(array_spec, array.failed_members):
-            self._ended_tasks += self.cancel_remaining_members(
-                array.spec, MAX_FAILS_CANCELLER, TaskState.FAILED
-            )
+            self.cancel_remaining_members(array.spec, MAX_FAILS_CANCELLER)
 
     def cancel_failing_arrays(self, records: Iterable[TaskRecord]) -> None:
         """Cancel the rest of arrays with too many failures over all epochs."""
@@ -462,18 +437,14 @@ class DispatchStep:
             is_already_ended = task is not None and task.stage is Stage.ENDED
             must_cut_off = task_rules.must_cut_off(record) and not is_already_ended
             if spec is not None and must_cut_off:
-                self._ended_tasks += self.cancel_remaining_members(
-                    spec, MAX_FAILS_CANCELLER, TaskState.FAILED
-                )
+                self.cancel_remaining_members(spec, MAX_FAILS_CANCELLER)
 
     def fail_without_inputs(self) -> None:
         """End the queued tasks of which every worker lacks an input."""
         for task in self.queue.all_excluding_tasks():
             if self.lacks_inputs_everywhere(task):
-                task_id, term = task.spec.id, self.epoch.term
-                self.facts.append(Decided(task_id, TaskState.FAILED, term))
-                self.apply_verdict(task, TaskState.FAILED)
-                self.announce_ended([task_id])
+                term = self.epoch.term
+                self.write(task, Decided(task.spec.id, TaskState.FAILED, term))
 
     def lacks_inputs_everywhere(self, task: QueuedTask) -> bool:
         """Return True if each worker that could run the task lacks an input."""
@@ -487,15 +458,11 @@ class DispatchStep:
         """
         for spec in self.queue.pop_missing_ends():
             if spec.array is not None:
-                self._ended_tasks += self.cancel_remaining_members(
-                    spec, LOST_END_CANCELLER, TaskState.CANCELLED
-                )
+                self.cancel_remaining_members(spec, LOST_END_CANCELLER)
                 continue
             # In no epoch, as a success that was recorded in any counts more.
-            self.facts.append(TaskCancelled(spec.id, LOST_END_CANCELLER))
-            task = self.queue.add_shadow(spec, TaskState.CANCELLED)
-            self.pin_until_durable(task)
-            self.announce_ended([spec.id])
+            task = self.queue.add_shadow(TaskRecord(spec.id, spec))
+            self.write(task, TaskCancelled(spec.id, LOST_END_CANCELLER))
 
     # --- The end of a step.
 
@@ -530,13 +497,13 @@ class DispatchStep:
             effects += self._journal.when_durable(
                 self._unpin_when_durable(when_durable), now
             )
+        if when_replicated is not None:
+            effects += self._replication.when_replicated(when_replicated, now)
         if self._ended_tasks:
             ended, self._ended_tasks = tuple(self._ended_tasks), []
             effects += self._replication.when_replicated(
                 lambda *_: [AnnounceTaskStates(ended)], now
             )
-        if when_replicated is not None:
-            effects += self._replication.when_replicated(when_replicated, now)
         effects += self.queue.next_reads()
         return effects
 

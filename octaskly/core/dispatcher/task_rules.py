@@ -74,9 +74,12 @@ def verdict_of(
     return TaskState.FAILED if is_over else None
 
 
-def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | None:
+def next_verdict(
+    record: TaskRecord, term: int, *, lacks_inputs: bool = False
+) -> Decided | TaskCancelled | None:
     """Return the verdict that the dispatcher of epoch `term` has to write, if any.
 
+    `lacks_inputs` is as in `verdict_of`.
     Ends that were recorded before the log was read are decided now. A verdict of an
     earlier epoch is repeated: another one, of an epoch between the two, could come
     later and change what clients have seen.
@@ -85,7 +88,7 @@ def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | Non
         return None  # The state of an array follows from its members.
     state = record.state
     if not state.is_final:
-        verdict = verdict_of(record.spec, record.attempts)
+        verdict = verdict_of(record.spec, record.attempts, lacks_inputs=lacks_inputs)
         return None if verdict is None else Decided(record.id, verdict, term)
     if state is TaskState.CANCELLED:
         has_success = any(a.state is AttemptState.OK for a in record.attempts)

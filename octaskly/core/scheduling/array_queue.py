@@ -34,7 +34,7 @@ COUNTED_ARRAYS_MAX = (
 
 def new_queued_task(spec: TaskSpec) -> QueuedTask:
     """Return a new queued task; for an array, all members remain."""
-    task = QueuedTask(spec)
+    task = QueuedTask(TaskRecord(spec.id, spec))
     if spec.array is not None:
         task.remaining = RemainingMembers([(0, spec.array.count - 1)])
     return task
@@ -50,7 +50,7 @@ def merge_array_record(
     progress, array = record.progress, task.spec.array
     assert progress is not None
     assert array is not None
-    task.is_store_confirmed = len(progress.remaining_runs) < RUNS_MAX
+    task.is_read = len(progress.remaining_runs) < RUNS_MAX
     if task.remaining is None:
         task.remaining, task.failed_members = (
             RemainingMembers(progress.remaining_runs),
@@ -99,7 +99,7 @@ class ArrayQueue:
         bound = TaskOptions(array=replace(array_spec, has_items=False, items=()))
         spec = TaskSpec(id=id_, command="", options=bound)
         self._counted_arrays[id_] = QueuedTask(
-            spec, failed_members=array.failed_members
+            TaskRecord(id_, spec), failed_members=array.failed_members
         )
         if len(self._counted_arrays) > COUNTED_ARRAYS_MAX:
             self._counted_arrays.popitem(last=False)
@@ -140,7 +140,9 @@ class ArrayQueue:
             if member_id(array.spec.id, number) not in self._tasks:
                 spec = member_spec(array.spec, number)
                 assert spec is not None
-                array.next_member = QueuedTask(spec, reprioritized=array.reprioritized)
+                changed = array.record.reprioritized
+                record = TaskRecord(spec.id, spec, reprioritized=changed)
+                array.next_member = QueuedTask(record)
         return array.next_member
 
     def remove_member(self, member: TaskId) -> None:

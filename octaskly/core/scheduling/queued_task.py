@@ -5,16 +5,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
-from octaskly.core.log.facts import Reprioritized
-from octaskly.core.log.merge import PRESUMED_REASONS, join_attempts, ord_after
-from octaskly.core.model.arrays import RemainingMembers
+from msgspec.structs import replace
+
+from octaskly.core.log.facts import Finished, TaskFact
+from octaskly.core.log.merge import (
+    TaskRecord,
+    apply_fact,
+    join_records,
+    ord_after,
+)
+from octaskly.core.model.arrays import (
+    MAX_FAILS_CANCELLER,
+    RemainingMembers,
+    split_member_id,
+)
 from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
-from octaskly.core.model.tasks import Attempt, LaneKey, Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import LaneKey, Outcome, TaskSpec, TaskState
 from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 
 MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
@@ -58,24 +69,22 @@ TRANSITIONS: tuple[tuple[Stage | None, ...], ...] = (
 
 @dataclass(slots=True)
 class QueuedTask:
-    """A task in the dispatcher's memory, with the state of its attempts."""
+    """A task in the dispatcher's memory, with all that is known of it."""
 
-    spec: TaskSpec
+    record: TaskRecord
+    """The join of what was read and of the facts of this epoch, without outputs."""
     stage: Stage = Stage.QUEUED
     attempt: AttemptId | None = None  #: the live or else the last one
     node: NodeId | None = None  #: worker of that attempt
-    attempts: tuple[Attempt, ...] = ()
-    """All known attempts: those that were read, joined with the facts of this epoch."""
-    reprioritized: Reprioritized | None = None  #: its last change of priority
     nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
     missing_inputs: tuple[tuple[NodeId, str], ...] = ()
     """The inputs that are missing at the first few of these nodes."""
     missing_room: str = ""  #: for its files, at any node, when it was last tried
-    final_state: TaskState | None = None  #: set even if an attempt still runs
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable
     )
-    is_store_confirmed: bool = True  #: the store confirms that it is not final
+    is_read: bool = True
+    """The log was read; otherwise it may have a verdict that is not known here."""
     is_worker_confirmed: bool = (
         False  #: its worker reported it as running, or was just assigned it
     )
@@ -93,11 +102,29 @@ class QueuedTask:
     shares: Shares | None = None  #: those that hold the slots of its live attempt
     known_flow: FlowKey | None = None  #: see `flow`
     size_bytes: int = 0  #: its size while it waits, roughly
+    spec: TaskSpec = field(init=False)  #: without a command while it is not known
+
+    def __post_init__(self) -> None:
+        """Take the spec out of the record."""
+        self.spec = self.record.spec or TaskSpec(id=self.record.id, command="")
 
     @property
     def ord(self) -> int:
         """Its place in its flow: first by priority, then by age."""
-        return ord_after(self.spec, self.reprioritized)
+        return ord_after(self.spec, self.record.reprioritized)
+
+    @property
+    def final_state(self) -> TaskState | None:
+        """The state by the last verdict, even if an attempt still runs; None: none."""
+        state = self.record.state
+        if state is TaskState.QUEUED:
+            return TaskState.CANCELLED if self.is_array_cancelled else None
+        if not state.is_final:
+            return None
+        is_array = self.spec.array is not None
+        if is_array and self.record.cancelled_by == MAX_FAILS_CANCELLER:
+            return TaskState.FAILED
+        return state
 
     @property
     def flow(self) -> FlowKey:
@@ -119,33 +146,26 @@ class QueuedTask:
     @property
     def last_attempt_n(self) -> int:
         """Highest number of an attempt, in any epoch; 0 if there is none."""
-        return max((attempt.id.n for attempt in self.attempts), default=0)
+        return max((attempt.id.n for attempt in self.record.attempts), default=0)
 
-    def end_of(self, attempt: AttemptId) -> Outcome | None:
-        """Return the known end of an attempt, presumed or reported."""
-        for each in self.attempts:
-            if each.id == attempt:
-                return each.outcome
-        return None
+    def add_fact(self, fact: TaskFact) -> None:
+        """Join a fact of this epoch."""
+        if isinstance(fact, Finished):
+            outcome = fact.outcome
+            end = Outcome(outcome.state, outcome.reason, outcome.exit_code)
+            fact = Finished(fact.task, fact.attempt, fact.node, end, fact.decided_term)
+        self.record = apply_fact(self.record, fact)
 
-    def is_end_reported(self, attempt: AttemptId) -> bool:
-        """Return True if an end of the attempt is known that is not only presumed."""
-        end = self.end_of(attempt)
-        return end is not None and end.reason not in PRESUMED_REASONS
+    def join(self, record: TaskRecord) -> None:
+        """Join what the store, or another epoch, knows.
 
-    def merge_attempts(self, attempts: tuple[Attempt, ...]) -> None:
-        """Add what the store, or another epoch, knows of the attempts."""
-        self.attempts = join_attempts(self.attempts, attempts)
-
-    def add_attempt(self, attempt: AttemptId, node: NodeId) -> None:
-        """Add an attempt that was assigned, or was found at a worker."""
-        self.attempts = join_attempts(self.attempts, (Attempt(attempt, node),))
-
-    def add_end(self, attempt: AttemptId, node: NodeId, outcome: Outcome) -> None:
-        """Add the end of an attempt, as it is written to the log; without output."""
-        end = Outcome(outcome.state, outcome.reason, outcome.exit_code)
-        ended = Attempt(attempt, node, outcome.state, end)
-        self.attempts = join_attempts(self.attempts, (ended,))
+        A cancel of a member's array is kept apart, because it does not end what runs.
+        """
+        is_member = split_member_id(record.id) is not None
+        if is_member and record.cancelled_by is not None and not record.cancel_term:
+            self.is_array_cancelled = True
+            record = replace(record, cancelled_by=None)
+        self.record = join_records(self.record, record)
 
     def add_missing_inputs(self, node: NodeId, text: str) -> None:
         """Record what a node lacks to run the task."""

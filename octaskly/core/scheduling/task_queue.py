@@ -25,9 +25,11 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import islice
 
+from msgspec.structs import replace
+
 from octaskly.core.effects import Effect, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
-from octaskly.core.log.facts import Reprioritized
+from octaskly.core.log.facts import Assigned, Reprioritized
 from octaskly.core.log.merge import TaskRecord, later_priority
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
@@ -267,7 +269,7 @@ class TaskQueue:
                 continue
             assert record.spec is not None
             queued = self.tasks.get(record.id)
-            task = queued or QueuedTask(record.spec, reprioritized=record.reprioritized)
+            task = queued or QueuedTask(replace(record, progress=None))
             if task.stage is Stage.QUEUED:
                 merge_array_record(task, record, self.tasks.members_of(record.id))
             if queued is not None and record.reprioritized is not None:
@@ -283,9 +285,8 @@ class TaskQueue:
             return
         if (queued := self.tasks.get(record.id)) is not None:
             if queued.stage is not Stage.ENDED:  # An ended task is newer in memory.
-                queued.is_store_confirmed = True
-                queued.merge_attempts(record.attempts)
-                self.change_place(queued, record.reprioritized)
+                queued.is_read = True
+                self.join(queued, record)
         elif (
             record.state is TaskState.QUEUED
             and not self.array_queue.is_remainder_cancelled(record.id)
@@ -298,11 +299,7 @@ class TaskQueue:
     def task_from_record(self, record: TaskRecord) -> QueuedTask:
         """Return a task in the state of its record, without queueing it."""
         assert record.spec is not None
-        task = QueuedTask(
-            record.spec,
-            attempts=record.attempts,
-            reprioritized=record.reprioritized,
-        )
+        task = QueuedTask(record)
         for attempt in record.attempts:
             task.attempt, task.node = attempt.id, attempt.node
             outcome = attempt.outcome
@@ -364,12 +361,19 @@ class TaskQueue:
 
     def change_place(self, task: QueuedTask, change: Reprioritized | None) -> None:
         """Move a task, unless a later change of its priority is known."""
-        later = later_priority(task.reprioritized, change)
-        if later == task.reprioritized:
-            return
-        before, task.reprioritized = task.ord, later
+        known = task.record.reprioritized
+        if (later := later_priority(known, change)) != known:
+            self.join(task, TaskRecord(task.spec.id, reprioritized=later))
+
+    def join(self, task: QueuedTask, record: TaskRecord) -> None:
+        """Join what is known of a task, and move it if its priority changed."""
+        before = task.ord
+        task.join(record)
         if task.next_member is not None:
-            task.next_member.reprioritized = later
+            changed = TaskRecord(
+                task.next_member.spec.id, reprioritized=task.record.reprioritized
+            )
+            task.next_member.join(changed)
         is_queued = task.stage is Stage.QUEUED and task.spec.id in self.tasks
         if is_queued and task.ord != before:
             self._leave_lane(task)
@@ -377,7 +381,7 @@ class TaskQueue:
 
     def put_undurable(self, spec: TaskSpec) -> QueuedTask:
         """Queue a task that is not durable; the caller must `pin_until_durable` it."""
-        task = QueuedTask(spec)
+        task = QueuedTask(TaskRecord(spec.id, spec))
         self._enqueue(task)
         return task
 
@@ -409,13 +413,13 @@ class TaskQueue:
         self._leave_lane(array)
         self.array_queue.keep_counting_failures(array)
         del self.tasks[array.spec.id]
-        if not array.is_store_confirmed:
+        if not array.is_read:
             self._reread_task(array.spec.id)
 
     def _set_aside(self, task: QueuedTask) -> None:
         """Take a task out of the queue, because its end is missing here."""
         if task.commit_number:
-            self.end(task, None)  # It is read again once its facts are durable.
+            self.end(task)  # It is read again once its facts are durable.
             return
         self._leave_lane(task)
         del self.tasks[task.spec.id]
@@ -469,7 +473,7 @@ class TaskQueue:
     def _note_attempt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         task.shares = self.turns.charge(task.flow, task.slots)
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
-        task.add_attempt(attempt, node)
+        task.add_fact(Assigned(task.spec.id, attempt, node))
         self.tasks_by_node.setdefault(node, {})[task.spec.id] = task
         if task.spec.options is not None:
             self._count_grant(task, node, 1)
@@ -478,10 +482,10 @@ class TaskQueue:
         """Queue the task again at its old place, or end it if it is or may be final."""
         if (
             task.final_state is not None
-            or not task.is_store_confirmed
+            or not task.is_read
             or task.may_be_array_cancelled
         ):
-            self.end(task, task.final_state)
+            self.end(task)
             return
         self._apply_transition(task, Transition.RELEASE)
 
@@ -493,23 +497,20 @@ class TaskQueue:
         """Queue a task after its backoff."""
         self._apply_transition(task, Transition.RETRY)
 
-    def end(self, task: QueuedTask, final: TaskState | None) -> None:
-        """Remove the task from the queue; without `final`, the store is read again."""
-        if final is not None:
-            task.final_state = final
+    def end(self, task: QueuedTask) -> None:
+        """Remove the task from the queue; if it is not final, it is read again."""
+        if (final := task.final_state) is not None:
             # An array does not count, because its members do.
             self.ended_counts[final] += task.remaining is None
         elif task.remaining is not None:
             self.array_queue.keep_counting_failures(task)
         self._apply_transition(task, Transition.END)
 
-    def add_shadow(self, spec: TaskSpec, final: TaskState | None) -> QueuedTask:
+    def add_shadow(self, record: TaskRecord) -> QueuedTask:
         """Add an ended task, so that a pending read cannot return its old state."""
-        task = QueuedTask(
-            spec, stage=Stage.ENDED, final_state=final, is_store_confirmed=False
-        )
-        self.tasks[spec.id] = task
-        self.array_queue.remove_member(spec.id)
+        task = QueuedTask(record, stage=Stage.ENDED, is_read=False)
+        self.tasks[record.id] = task
+        self.array_queue.remove_member(record.id)
         return task
 
     def drop_durable_tasks(self, tasks: Iterable[QueuedTask], number: int) -> None:
@@ -519,7 +520,7 @@ class TaskQueue:
             if task.commit_number != number:
                 continue  # It has later facts that are not yet durable.
             task.commit_number = 0
-            if task.reprioritized is not None and task.stage is Stage.QUEUED:
+            if task.record.reprioritized is not None and task.stage is Stage.QUEUED:
                 self._return_to_store(task)
             elif task.stage is Stage.ENDED and is_read:
                 self._shadows.append(task)
@@ -587,10 +588,10 @@ class TaskQueue:
         if self.tasks.get(task.spec.id) is not task:
             return  # It is from an earlier epoch, or the task changed since.
         del self.tasks[task.spec.id]
-        if task.final_state is None:
+        if (final := task.final_state) is None:
             self._reread_task(task.spec.id)
             return
-        self._recent_finals[task.spec.id] = task.final_state
+        self._recent_finals[task.spec.id] = final
         if len(self._recent_finals) > self._window_tasks:
             self._recent_finals.popitem(last=False)
 
@@ -625,7 +626,7 @@ class BackoffQueue:
         """Back off a task after a failed attempt, or queue it at once."""
         if (
             task.final_state is not None
-            or not task.is_store_confirmed
+            or not task.is_read
             or len(self._due) >= BACKING_OFF_MAX
         ):
             self._queue.requeue_attempted(task)

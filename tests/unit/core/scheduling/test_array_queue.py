@@ -9,11 +9,11 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress, member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.support.builders import attempt, spec
-from tests.unit.core.scheduling.test_task_queue import B, front, queue
+from tests.unit.core.scheduling.test_task_queue import B, cancelled, front, queue
 
 ARRAY = TaskId("task-001-0000000a")
 
@@ -76,8 +76,7 @@ def test_a_cancelled_member_is_never_assigned() -> None:
     assert ahead is not None
 
     for number in (2, 4):
-        cancelled = spec(member_id(ARRAY, number))
-        shadow = tasks.add_shadow(cancelled, TaskState.CANCELLED)
+        shadow = tasks.add_shadow(cancelled(spec(member_id(ARRAY, number))))
         shadow.commit_number = 7
         tasks.drop_durable_tasks([shadow], 7)
 

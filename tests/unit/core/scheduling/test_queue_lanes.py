@@ -117,7 +117,7 @@ def test_each_lane_is_refilled_as_it_empties() -> None:
     while queue.lanes.queued:
         for task in list(queue.tasks.values()):
             seen.add(str(task.spec.id))
-            queue.end(task, None)
+            queue.end(task)
             del queue.tasks[task.spec.id]
         with_reads(queue, stored(*(each for each in specs if each.id not in seen)))
 
@@ -138,7 +138,7 @@ def test_shapes_beyond_the_lanes_wait_and_runnable_ones_come_first() -> None:
     while waiting:
         task = next(t for t in queue.tasks.values() if str(t.spec.id) in waiting)
         del waiting[str(task.spec.id)]
-        queue.end(task, None)
+        queue.end(task)
         del queue.tasks[task.spec.id]
         with_reads(queue, stored(*hopeless, *waiting.values()))
 
@@ -206,7 +206,7 @@ def test_the_window_is_bounded_in_bytes_too() -> None:
 
     assert queue.lanes.queued == 3
     for task_id in ("t1", "t2"):
-        queue.end(queue.tasks[TaskId(task_id)], None)
+        queue.end(queue.tasks[TaskId(task_id)])
         del queue.tasks[TaskId(task_id)]
     with_reads(queue, stored(*fat[2:]))
     assert "t4" in in_hand(queue)
@@ -229,7 +229,7 @@ def test_memory_stays_bounded_whatever_the_priority_of_new_tasks() -> None:
         task = queue.first_in_lane(lane)
         assert task is not None
         order.append(str(task.spec.id))
-        queue.end(task, None)
+        queue.end(task)
         del queue.tasks[task.spec.id], left[task.spec.id]
         stored_now = sorted(left.values(), key=lambda each: each.ord)
         with_reads(queue, stored(*stored_now))

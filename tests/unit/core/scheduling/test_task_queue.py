@@ -15,7 +15,7 @@ from octaskly.core.model.task_options import (
     TaskOptions,
     without_stdin,
 )
-from octaskly.core.model.tasks import Attempt, EndReason, LaneKey, TaskState
+from octaskly.core.model.tasks import Attempt, EndReason, LaneKey, TaskSpec
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
@@ -43,6 +43,11 @@ def record(place: int, *attempts: Attempt) -> TaskRecord:
     """Return a queued task as the store has it."""
     task = spec(f"t{place}", ord=place)
     return TaskRecord(id=task.id, spec=task, attempts=attempts)
+
+
+def cancelled(task: TaskSpec) -> TaskRecord:
+    """Return a task that the dispatcher cancelled."""
+    return TaskRecord(id=task.id, spec=task, cancelled_by="x", cancel_term=1)
 
 
 def front(tasks: TaskQueue) -> QueuedTask | None:
@@ -79,7 +84,7 @@ def test_every_transition_of_the_table_is_legal_or_named_as_broken() -> None:
 )
 def test_an_illegal_transition_stops_the_node(stage: Stage, turn: Transition) -> None:
     """A broken invariant must not be written into the log."""
-    task = QueuedTask(spec(), stage=stage)
+    task = QueuedTask(TaskRecord(spec().id, spec()), stage=stage)
 
     with pytest.raises(AssertionError):
         queue()._apply_transition(task, turn)
@@ -132,7 +137,7 @@ def test_new_tasks_wait_behind_older_ones_in_the_store() -> None:
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 4))
     first = front(tasks)
     assert first is not None
-    tasks.end(first, TaskState.CANCELLED)
+    tasks.end(first)
 
     tasks.admit([spec("t4", ord=4)])
     (load,) = tasks.next_reads()
@@ -204,7 +209,7 @@ def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
     """The answer may be older than the end."""
     tasks = TaskQueue(Limits())
     tasks.start_reading(1)
-    task = tasks.add_shadow(spec("t1", ord=1), TaskState.CANCELLED)
+    task = tasks.add_shadow(cancelled(spec("t1", ord=1)))
     task.commit_number = 1
     tasks.drop_durable_tasks([task], 1)
 
@@ -220,7 +225,7 @@ def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
 def test_a_task_is_kept_while_later_facts_are_not_durable() -> None:
     """An earlier commit does not cover them."""
     tasks = queue()
-    task = tasks.add_shadow(spec(), TaskState.COMPLETED)
+    task = tasks.add_shadow(cancelled(spec()))
     task.commit_number = 2
 
     tasks.drop_durable_tasks([task], 1)
@@ -302,7 +307,7 @@ def test_the_memory_of_ended_tasks_is_bounded() -> None:
     """Late reports about them are recognised for a while."""
     tasks = queue(window=2)
     for name in ("one", "two", "three"):
-        task = tasks.add_shadow(spec(name), TaskState.COMPLETED)
+        task = tasks.add_shadow(cancelled(spec(name)))
         task.commit_number = 1
         tasks.drop_durable_tasks([task], 1)
 
@@ -398,8 +403,9 @@ def test_a_task_that_some_workers_refused_is_set_aside_too() -> None:
     """Such tasks are tried in turn, outside the order of their lane."""
     tasks = queue()
     asked = replace(FREED, requires=Requirements(cpus=2))
+    asked_spec = replace(spec("t1", ord=1), options=asked)
     task = QueuedTask(
-        replace(spec("t1", ord=1), options=asked), nodes_lacking_inputs=frozenset({B})
+        TaskRecord(asked_spec.id, asked_spec), nodes_lacking_inputs=frozenset({B})
     )
     tasks._enqueue(task)
 
@@ -414,7 +420,7 @@ def test_a_task_that_ended_here_meanwhile_is_not_given_up() -> None:
     tasks.admit([replace(spec("t1", ord=1), options=FREED)])
     assert front(tasks) is None
 
-    tasks.add_shadow(spec("t1", ord=1), TaskState.CANCELLED)
+    tasks.add_shadow(cancelled(spec("t1", ord=1)))
 
     assert tasks.pop_missing_ends() == []
 
