@@ -73,7 +73,6 @@ class Canceller:
             return self._answer_state(event, state, now)
         if task is None:
             task = self._queue.add_shadow(TaskRecord(event.task))
-        self._step.note_ended([event.task])
         term = self._step.epoch.term
         self._step.write(task, TaskCancelled(event.task, event.by, term))
         done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
@@ -95,7 +94,6 @@ class Canceller:
             was_cancelled = progress.running and array.cancelled_by is not None
             state = TaskState.CANCELLED if was_cancelled else array.state
             return self._answer_state(event, state, now)
-        self._step.note_ended([event.task])
         by = f"{FORCED_PREFIX}{event.by}" if event.force else event.by
         self._step.cancel_remaining_members(spec, by)
         if event.force:

@@ -93,7 +93,7 @@ class Dependencies:
             False,
             True,
         )
-        self._step.ended_since_query = set()
+        self._step.changed_since_query = set()
         self._query_number += 1
         before_hlc = 0
         if is_due:
@@ -126,7 +126,7 @@ class Dependencies:
             if self._query_number != number:
                 return []
             # What is over meanwhile may be, on disk, behind what was read.
-            ended = self._step.ended_since_query or ()
+            ended = self._step.changed_since_query or ()
             still_wanted = [record for record in admitted if record.id not in ended]
             self._queue.admit_records(still_wanted)
             for record in still_wanted:
@@ -139,14 +139,14 @@ class Dependencies:
         return self._step.commit_step(now, settled)
 
     def _finish_query(self) -> None:
-        self._is_querying, self._step.ended_since_query = False, None
+        self._is_querying, self._step.changed_since_query = False, None
         self._set_timer()
 
     def _decide_unblocked(self, unblocked: UnblockedTask) -> TaskRecord | None:
         """Write what becomes of one task; return it if it may run."""
         spec = unblocked.record.spec
         assert spec is not None
-        if self._step.ended_since_query and spec.id in self._step.ended_since_query:
+        if self._step.changed_since_query and spec.id in self._step.changed_since_query:
             return None
         term = self._step.epoch.term
         fact = task_rules.unblock(spec.id, unblocked.failed_dependency, term)

@@ -351,24 +351,23 @@ class Dispatcher:
         if not self._queue.on_queued_answer(event):
             return []
         self.reconciler.decide_waiting(event.records)
-        self.reconciler.withdraw_known_ended()
         return self._fail_without_inputs(now)
 
     def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
         """Believe the log about what runs, until the workers are heard."""
-        if not self._queue.on_live_answer(event):
+        records = self._queue.on_live_answer(event)
+        if records is None:
             return []
-        self._queue.add_arrays(event.records)
-        self._adopt_records(self.reconciler.look_up_overtaken(event.records), now)
+        self._queue.add_arrays(records)
+        self._adopt_records(records, now)
         return self._commit_step(now)
 
     def on_tasks_loaded(self, event: TasksLoaded, now: Moment) -> list[Effect]:
         """Adopt and decide the tasks that were read by their names."""
-        tasks = self._queue.on_lookup_answer(event)
-        if tasks is None:
+        answer = self._queue.on_lookup_answer(event)
+        if answer is None:
             return []
-        wanted = set(tasks)
-        records = [record for record in event.records if record.id in wanted]
+        tasks, records = answer
         self._queue.add_arrays(records)  # They count the failures among these:
         self.reconciler.drop_ended_attempts(tasks, records)
         self._adopt_records(records, now)
@@ -385,7 +384,6 @@ class Dispatcher:
         for record in records:
             if record.spec is not None and record.progress is None:
                 self.reconciler.adopt_record(record, now)
-        self.reconciler.withdraw_known_ended()
 
     def on_ended_elsewhere(
         self, ended: tuple[TaskId, ...], now: Moment

@@ -66,8 +66,6 @@ class OutcomeRecorder:
             step.write_end(task, report.attempt, node, outcome)
         if outcome.outputs:
             step.locality.note_outputs(report.task, node, outcome)
-        if task.final_state is not None or not task.is_read:
-            step.note_ended((report.task,))
 
     def _add_unread_task(self, report: Report) -> QueuedTask:
         """Add a task that this epoch has not read; it is read after this step."""

@@ -52,8 +52,6 @@ class Reconciler:
         """Whether nodes here may hold ends that this log does not."""
         self._absent_workers: dict[NodeId, float] = {}
         """Nodes whose attempts are left alone until then, in seconds."""
-        self._ended_elsewhere: dict[TaskId, None] = {}
-        """What ended elsewhere, until no read that is under way may be older."""
 
     def open_reattach_window(self, now: Moment) -> None:
         """Wait for the workers of the previous epoch."""
@@ -93,7 +91,6 @@ class Reconciler:
         self._resume_reading()
         self.is_log_behind = False
         self._absent_workers.clear()
-        self._ended_elsewhere.clear()
         self.is_window_open = False
         self._set_timer()
 
@@ -178,43 +175,21 @@ class Reconciler:
         queue is read afresh. The store is asked, as what has the name of a forgotten
         task may live on, and not all attempts may be used up.
         """
-        self._ended_elsewhere |= dict.fromkeys(ended)
-        self._step.note_ended(self._ended_elsewhere)
-        self._queue.look_up_overtaken(ended)
-        self.withdraw_known_ended()
-
-    def look_up_overtaken(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
-        """Look up the tasks that ended in another node's log since the read.
-
-        Return the records of the other tasks.
-        """
-        current = []
-        for record in records:
-            if record.id in self._ended_elsewhere:
-                self._queue.look_up_task(record.id)
-            else:
-                current.append(record)
-        return current
-
-    def withdraw_known_ended(self) -> None:
-        """Do so with what a read has brought, which may be older than that."""
-        queue, ended = self._queue, self._ended_elsewhere
-        if not ended:
-            return
+        queue = self._queue
+        queue.reads.overtake(ended)
+        self._step.note_changed(ended)
         for task_id in ended:
             task = queue.tasks.get(task_id)
             if task is not None:
                 if task.stage is Stage.LIVE:
                     task.is_read = False
+                    queue.look_up_task(task_id)
                 self._withdraw_task(task)
             for member in queue.tasks.members_of(task_id):
                 if member.stage is Stage.LIVE:
                     member.may_be_array_cancelled = True
                 self._withdraw_task(member)
-        for task_id in ended:
             queue.array_queue.remove_member(task_id)
-        if not queue.is_reading:
-            ended.clear()
 
     def _withdraw_task(self, task: QueuedTask) -> None:
         """Keep a task from starting before the store says what became of it."""

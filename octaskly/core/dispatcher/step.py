@@ -131,10 +131,10 @@ class DispatchStep:
         self.matcher = Matcher(self.queue, self.pool, self.locality)
         self.epoch: Epoch = NO_EPOCH
         self.is_assigning = False
+        self.changed_since_query: set[TaskId] | None = None
+        """Changed since the store was asked for unblocked tasks, until it answers."""
         self.forced_cancels: dict[TaskId, str] = {}
         """Arrays cancelled with what runs, some of which may yet be found, by whom."""
-        self.ended_since_query: set[TaskId] | None = None
-        """Since the store was asked whose wait for others is over, if it is."""
         self.facts: list[Fact] = []
         self.stream = StreamId(0)
         self._message_bytes = limits.entries_bytes
@@ -182,10 +182,10 @@ class DispatchStep:
         self._ended_tasks += tasks
         self.mark_task_ended()
 
-    def note_ended(self, tasks: Iterable[TaskId]) -> None:
-        """Let no older word of the store begin these."""
-        if self.ended_since_query is not None:
-            self.ended_since_query.update(tasks)
+    def note_changed(self, tasks: Iterable[TaskId]) -> None:
+        """Let no older answer about unblocked tasks count for these."""
+        if self.changed_since_query is not None:
+            self.changed_since_query.update(tasks)
 
     def mark_task_ended(self) -> None:
         """Some task has ended: others may have waited for it."""
@@ -286,6 +286,7 @@ class DispatchStep:
         self.facts.append(fact)
         task.add_fact(fact)
         self.pin_until_durable(task)
+        self.note_changed((task.spec.id,))
         if not isinstance(fact, Finished):
             self.follow_verdict(task, before)
             if before is not None:  # It is repeated, for those who were not told.

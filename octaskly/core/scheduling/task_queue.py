@@ -20,7 +20,7 @@ it.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import islice
@@ -42,6 +42,7 @@ from octaskly.core.scheduling.array_queue import (
     merge_array_record,
     new_queued_task,
 )
+from octaskly.core.scheduling.pending_reads import PendingReads, Read
 from octaskly.core.scheduling.queue_lanes import Flow, Lane, Lanes
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
@@ -77,7 +78,9 @@ class TaskQueue:
         self.turns = Turns()
         self.lanes = Lanes(limits, self.turns, can_run)
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
-        self._shadows: list[QueuedTask] = []
+        self.reads = PendingReads()
+        self._shadows: deque[tuple[int, QueuedTask]] = deque()
+        """Ended tasks, each with the last read that may return its old state."""
         self._missing_ends: dict[TaskId, TaskSpec] = {}
         """Queued tasks and arrays whose stdin was freed."""
         # To find its first key, a plain dict would scan all deleted entries before it.
@@ -86,24 +89,16 @@ class TaskQueue:
         """Number of tasks and members that ended here since the start, by state."""
         self._lookups: dict[TaskId, None] = {}
         """Tasks to read by id."""
-        self._looked_up: dict[TaskId, None] = {}
+        self._looked_up: tuple[TaskId, ...] = ()
         """Tasks that the pending read by id answers for."""
-        self._is_lookup_pending = False
         self.is_reading_paused = False
         """Pauses reads while other nodes may hold newer facts than this node's disk."""
         self._term = 0
         self._needs_live_read = False
         self._live_key: int | None = None
         """Key up to which live tasks were read; None: all were."""
-        self._is_live_read_pending = False
 
     # --- The lanes and the store.
-
-    @property
-    def is_reading(self) -> bool:
-        """Return True if a read of the store is pending."""
-        is_reading_tasks = self._is_live_read_pending or self._is_lookup_pending
-        return self.lanes.is_reading or is_reading_tasks
 
     def clear_queue(self) -> None:
         """Drop all tasks at the end of an epoch."""
@@ -117,10 +112,9 @@ class TaskQueue:
         self._missing_ends.clear()
         self._recent_finals.clear()
         self._lookups.clear()
-        self._looked_up.clear()
+        self.reads.clear_reads()
         self.array_queue.clear_arrays()
-        self._needs_live_read = self._is_live_read_pending = False
-        self._is_lookup_pending = False
+        self._needs_live_read = False
         self._live_key = None
 
     def start_reading(self, term: int) -> list[Effect]:
@@ -169,73 +163,77 @@ class TaskQueue:
         """Read a task or an array by its id at the next `next_reads`, live or not."""
         self._lookups[task] = None
 
-    def look_up_overtaken(self, tasks: Iterable[TaskId]) -> None:
-        """Look up those of the tasks that are live, or that are being looked up.
-
-        Attempts at them ended in another node's log, so a pending read may be too old.
-        """
-        for task_id in tasks:
-            task = self.tasks.get(task_id)
-            if task_id in self._looked_up:
-                del self._looked_up[task_id]
-                self.look_up_task(task_id)
-            elif task is not None and task.stage is Stage.LIVE:
-                self.look_up_task(task_id)
-
     def look_up_waiting(self) -> None:
         """Look up waiting tasks that reads of the queue omit; they may have ended."""
         for task in self.tasks.waiting:
             if task.stage is Stage.BACKING_OFF or task.commit_number:
                 self.look_up_task(task.spec.id)
 
-    def on_live_answer(self, answer: LiveLoaded) -> bool:
-        """Note how far live tasks are read; return True if it is of this epoch."""
-        if answer.term != self._term or not self._is_live_read_pending:
-            return False
-        self._is_live_read_pending = False
-        self._live_key = answer.next_key
-        return True
-
-    def on_lookup_answer(self, answer: TasksLoaded) -> list[TaskId] | None:
-        """Return the tasks that the answer is about; None if it is of another epoch.
-
-        Those that it leaves out are read next.
-        """
-        if answer.term != self._term or not self._is_lookup_pending:
+    def on_live_answer(self, answer: LiveLoaded) -> list[TaskRecord] | None:
+        """Return live tasks, unless they are overtaken; None if of another epoch."""
+        if answer.term != self._term or Read.LIVE not in self.reads:
             return None
-        self._is_lookup_pending = False
-        answered = [task for task in answer.tasks if task in self._looked_up]
-        for task in answered:
-            del self._looked_up[task]
-        self._lookups.update(self._looked_up)
-        self._looked_up.clear()
-        return answered
+        number = self.reads.end(Read.LIVE)
+        self._live_key = answer.next_key
+        return self._current_records(answer.records, number, self.look_up_task)
+
+    def on_lookup_answer(
+        self, answer: TasksLoaded
+    ) -> tuple[list[TaskId], list[TaskRecord]] | None:
+        """Return the tasks that were read, and their records; None if of another epoch.
+
+        Tasks that the answer omits or that were overtaken are read next.
+        """
+        if answer.term != self._term or Read.NAMED not in self.reads:
+            return None
+        number = self.reads.end(Read.NAMED)
+        for task in self._looked_up[len(answer.tasks) :]:
+            self.look_up_task(task)
+        records = self._current_records(answer.records, number, self.look_up_task)
+        return [t for t in answer.tasks if t not in self._lookups], records
+
+    def _current_records(
+        self,
+        records: Iterable[TaskRecord],
+        number: int,
+        read_again: Callable[[TaskId], None],
+    ) -> list[TaskRecord]:
+        """Return the records of read `number` that no other log has overtaken."""
+        current = []
+        for record in records:
+            if self.reads.is_overtaken(record.id, number):
+                read_again(record.id)
+            else:
+                current.append(record)
+        return current
 
     def next_reads(self) -> list[Effect]:
         """Return the reads that are needed: stale tasks, and lanes below half."""
         effects: list[Effect] = []
         if self.is_reading_paused:
             return effects
-        if not self.is_reading:
-            self._drop_shadows()
-            # Dropping tasks is safe only if no pending read can return an older state.
-            if self.lanes.needs_restart:
-                self._restart_lanes()
+        self._retire_shadows()
+        # Dropping tasks is safe only if no pending read can return an older state.
+        if self.lanes.needs_restart and not self.reads:
+            self._restart_lanes()
         if self.lanes.needs_restart:
             return effects  # The reads that are pending end first.
-        if self._lookups and not self._is_lookup_pending:
+        if self._lookups and Read.NAMED not in self.reads:
             effects.append(self._read_by_id())
-        if not self._is_live_read_pending:
+        if Read.LIVE not in self.reads:
             effects += self._read_live()
         load = self.lanes.next_read()
-        return effects if load is None else [*effects, load]
+        if load is None:
+            return effects
+        self.reads.start(Read.QUEUED)
+        return [*effects, load]
 
     def _read_by_id(self) -> LoadTasks:
         tasks = tuple(islice(self._lookups, self._read_rows))
         for task in tasks:
             del self._lookups[task]
-        self._looked_up = dict.fromkeys(tasks)
-        self._is_lookup_pending = True
+        self._looked_up = tasks
+        self.reads.start(Read.NAMED)
         return LoadTasks(self._term, tasks)
 
     def _read_live(self) -> list[Effect]:
@@ -244,18 +242,20 @@ class TaskQueue:
             self._needs_live_read, self._live_key = False, 0
         if self._live_key is None:
             return []
-        self._is_live_read_pending = True
+        self.reads.start(Read.LIVE)
         return [LoadLive(self._term, self._live_key, self._read_rows)]
 
     def on_queued_answer(self, answer: QueuedLoaded) -> bool:
         """Queue the answer of the store; return True if it belongs to this epoch."""
         if not self.lanes.on_answer(answer):
             return False
+        number = self.reads.end(Read.QUEUED)
         lane = self.lanes.get(answer.lane)
         if lane is not None and not self.lanes.needs_restart:
             before, last_ord = len(self.tasks), lane.cursor
-            self.add_arrays(answer.records)
-            for record in answer.records:
+            records = self._current_records(answer.records, number, self._reread_task)
+            self.add_arrays(records)
+            for record in records:
                 self._add_record(record, answer.lane)
                 last_ord = max(last_ord, record.ord)
             is_new = len(self.tasks) > before
@@ -428,7 +428,7 @@ class TaskQueue:
     @property
     def has_missing_ends(self) -> bool:
         """Return True if tasks are set aside, and no read can show their ends."""
-        is_read = not (self.is_reading or self.lanes.needs_restart)
+        is_read = not (self.reads or self.lanes.needs_restart)
         return bool(self._missing_ends) and is_read and not self.is_reading_paused
 
     def pop_missing_ends(self) -> list[TaskSpec]:
@@ -515,17 +515,15 @@ class TaskQueue:
 
     def drop_durable_tasks(self, tasks: Iterable[QueuedTask], number: int) -> None:
         """Release tasks whose facts were made durable by commit `number`."""
-        is_read = self.is_reading
         for task in tasks:
             if task.commit_number != number:
                 continue  # It has later facts that are not yet durable.
             task.commit_number = 0
             if task.record.reprioritized is not None and task.stage is Stage.QUEUED:
                 self._return_to_store(task)
-            elif task.stage is Stage.ENDED and is_read:
-                self._shadows.append(task)
             elif task.stage is Stage.ENDED:
-                self._retire_shadow(task)
+                self._shadows.append((self.reads.last, task))
+        self._retire_shadows()
 
     def _return_to_store(self, task: QueuedTask) -> None:
         """Drop a task if its new place lies beyond what was read of its lane."""
@@ -577,12 +575,13 @@ class TaskQueue:
         if task.nodes_lacking_inputs:
             self._excluding_tasks.pop(task.spec.id, None)
 
-    def _drop_shadows(self) -> None:
+    def _retire_shadows(self) -> None:
         """Drop shadows once no pending read can return their old state."""
-        for task in self._shadows:
+        shadows, oldest = self._shadows, self.reads.oldest
+        while shadows and shadows[0][0] < oldest:
+            _, task = shadows.popleft()
             if task.commit_number == 0:
                 self._retire_shadow(task)
-        self._shadows.clear()
 
     def _retire_shadow(self, task: QueuedTask) -> None:
         if self.tasks.get(task.spec.id) is not task:

@@ -1,0 +1,75 @@
+"""Reads of the store that are not answered yet, and what they may not have seen.
+
+The reads are numbered in the order in which they were asked for. A read sees all that
+was durable when it was asked for. So an answer is outdated only for a task of which
+something became durable later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum, auto
+
+from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.ids import TaskId
+
+
+class Read(Enum):
+    """What is read; at most one read of each kind is pending."""
+
+    QUEUED = auto()
+    LIVE = auto()
+    NAMED = auto()
+
+
+class PendingReads:
+    """The pending reads of an epoch."""
+
+    def __init__(self) -> None:
+        self.last = 0  #: number of the last read
+        self._numbers: dict[Read, int] = {}
+        self._overtaken: dict[TaskId, int] = {}
+        """Last read that may not have seen what another node's log says of a task."""
+
+    def __bool__(self) -> bool:
+        return bool(self._numbers)
+
+    def __contains__(self, read: Read) -> bool:
+        return read in self._numbers
+
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest pending read, or of the next one."""
+        return min(self._numbers.values(), default=self.last + 1)
+
+    def start(self, read: Read) -> None:
+        """Note that a read is asked for."""
+        if not self._numbers:
+            self._overtaken.clear()
+        self.last += 1
+        self._numbers[read] = self.last
+
+    def end(self, read: Read) -> int:
+        """Note that a read is answered; return its number."""
+        return self._numbers.pop(read)
+
+    def clear_reads(self) -> None:
+        """Forget all reads at the end of an epoch; their answers are not expected."""
+        self._numbers.clear()
+
+    def overtake(self, tasks: Iterable[TaskId]) -> None:
+        """Note that ends of these tasks came with the log of another node."""
+        for task in tasks if self._numbers else ():
+            array_and_number = split_member_id(task)
+            self._overtaken[task] = self.last
+            if array_and_number is not None:  # Its progress is outdated, too.
+                self._overtaken[array_and_number[0]] = self.last
+
+    def is_overtaken(self, task: TaskId, number: int) -> bool:
+        """Return True if read `number` may lack the end of a task or of its array."""
+        overtaken = self._overtaken
+        if not overtaken:
+            return False
+        array_and_number = split_member_id(task)
+        array = task if array_and_number is None else array_and_number[0]
+        return number <= max(overtaken.get(task, 0), overtaken.get(array, 0))
