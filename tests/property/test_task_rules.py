@@ -352,7 +352,7 @@ def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
     """Plant: a failed task is retried without limit."""
     real = task_rules.verdict_of
     patch.setattr(
-        task_rules, "verdict_of", lambda spec, attempts, **_: real(spec, attempts[-1:])
+        task_rules, "verdict_of", lambda spec, attempts: real(spec, attempts[-1:])
     )
 
 

@@ -164,10 +164,6 @@ class Dispatcher:
             return [Answer(event.ticket, refusal)]
         specs, new_specs = self._admission.specs_from_drafts(event, now)
         self._step.facts += [Submitted(spec) for spec in new_specs]
-        for spec in new_specs if self._step.forced_cancels else ():
-            self._step.forced_cancels.pop(
-                spec.id, None
-            )  # Its name may be of one before.
         runnable_specs = [spec for spec in new_specs if not spec.has_dependencies]
         if len(runnable_specs) < len(new_specs):
             self._dependencies.note_waiting_tasks()

@@ -13,7 +13,7 @@ from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
+from octaskly.core.model.tasks import AttemptState, EndReason
 from octaskly.core.protocol.messages import Report
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 
@@ -61,7 +61,7 @@ class OutcomeRecorder:
         if task is None:
             task = self._add_unread_task(report)
         if is_live:
-            self._end_live_attempt(task, node, outcome, now)
+            self._end_live_attempt(task, node, report, now)
         else:
             step.write_end(task, report.attempt, node, outcome)
         if outcome.outputs:
@@ -76,16 +76,18 @@ class OutcomeRecorder:
         return self._queue.add_shadow(TaskRecord(report.task, spec))
 
     def _end_live_attempt(
-        self, task: QueuedTask, node: NodeId, outcome: Outcome, now: Moment
+        self, task: QueuedTask, node: NodeId, report: Report, now: Moment
     ) -> None:
         """Record the end of the attempt that is under way, and do what follows."""
+        outcome = report.outcome
         lacks_inputs = False
         if outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
             task.add_missing_inputs(node, outcome.detail)
             lacks_inputs = self._step.lacks_inputs_everywhere(task)
         is_final = outcome.reason is EndReason.INPUTS and lacks_inputs
         is_final = is_final and not self._reconciler.is_window_open
-        self._step.write_live_end(task, outcome, lacks_inputs=is_final)
+        attempt = report.attempt
+        self._step.write_end(task, attempt, node, outcome, lacks_inputs=is_final)
         if outcome.reason in REFUSAL_REASONS:
             self._pool.cap_credit(node, is_refusing=True)
         elif outcome.reason is EndReason.RETURNED:

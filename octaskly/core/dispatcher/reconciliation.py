@@ -253,8 +253,8 @@ class Reconciler:
         task.may_be_array_cancelled = split_member_id(record.id) is not None
         chosen = self._likely_live_attempt(live)
         self._queue.adopt(task, chosen.id, chosen.node)
-        self._step.follow_verdict(task, None, is_new=False)
-        self._step.cancel_found_member(task)
+        self._step.carry_out_verdict(task, None)
+        self._step.follow_array(task)
         self._step.decide(task)
         return task
 
@@ -271,7 +271,7 @@ class Reconciler:
         self._queue.join(task, record)
         if before is None:
             self._prefer_later_attempt(task)
-            self._step.follow_verdict(task, before, is_new=False)
+            self._step.carry_out_verdict(task, before)
             self._step.decide(task)
 
     def _prefer_later_attempt(self, task: QueuedTask) -> None:
@@ -320,13 +320,12 @@ class Reconciler:
             # it is asked before the task is run again.
             task = QueuedTask(record, is_read=False)
             self._queue.look_up_task(spec.id)
-            self._queue.look_up_array_of(spec.id)
             task.may_be_array_cancelled = split_member_id(spec.id) is not None
             self._queue.adopt(task, attempt, node)
             task.is_worker_confirmed = True
             self._step.facts += self._step.resubmission_facts(spec, attempt)
             self._step.facts.append(Assigned(spec.id, attempt, node))
-            self._step.cancel_found_member(task)
+            self._step.follow_array(task)
         elif task is None or not self._supersedes_known_attempt(task, node, attempt):
             self._step.kill_attempt(node, spec.id, attempt)
         else:

@@ -21,7 +21,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord, apply_fact
+from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord, join_attempts
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
     MAX_FAILS_CANCELLER,
@@ -38,7 +38,7 @@ from octaskly.core.model.ids import (
     TaskId,
 )
 from octaskly.core.model.settings import Limits
-from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import Attempt, Outcome, TaskSpec, TaskState
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.model.tree_sizes import HoldersByBlob
 from octaskly.core.protocol.messages import (
@@ -109,11 +109,6 @@ def _assign_messages(
     return messages
 
 
-FORCED_CANCELS_MAX = (
-    1000  #: arrays cancelled of late whose members still end when found
-)
-
-
 class DispatchStep:
     """Queue, worker pool, and the facts and messages of the current step."""
 
@@ -133,8 +128,6 @@ class DispatchStep:
         self.is_assigning = False
         self.changed_since_query: set[TaskId] | None = None
         """Changed since the store was asked for unblocked tasks, until it answers."""
-        self.forced_cancels: dict[TaskId, str] = {}
-        """Arrays cancelled with what runs, some of which may yet be found, by whom."""
         self.facts: list[Fact] = []
         self.stream = StreamId(0)
         self._message_bytes = limits.entries_bytes
@@ -160,7 +153,6 @@ class DispatchStep:
         self.matcher.clear_reservation()
         self.queue.clear_queue()
         self.locality.clear_epoch()
-        self.forced_cancels.clear()
 
     # --- What a step may decide.
 
@@ -233,18 +225,11 @@ class DispatchStep:
         self, task: QueuedTask, now: Moment, *, has_begun: bool = True
     ) -> None:
         """Give up the live attempt of a task; queue the task again if it may be."""
-        outcome = task_rules.presumed_end(task.spec, now, has_begun=has_begun)
-        self.write_live_end(task, outcome)
-        self.free_task(task, outcome, now)
-
-    def write_live_end(
-        self, task: QueuedTask, outcome: Outcome, *, lacks_inputs: bool = False
-    ) -> None:
-        """Write how the live attempt of a task ended."""
         assert task.attempt is not None
         assert task.node is not None
-        attempt, node = task.attempt, task.node
-        self.write_end(task, attempt, node, outcome, lacks_inputs=lacks_inputs)
+        outcome = task_rules.presumed_end(task.spec, now, has_begun=has_begun)
+        self.write_end(task, task.attempt, task.node, outcome)
+        self.free_task(task, outcome, now)
 
     def free_task(self, task: QueuedTask, outcome: Outcome, now: Moment) -> None:
         """End a task whose live attempt ended, or queue it again."""
@@ -287,14 +272,33 @@ class DispatchStep:
         task.add_fact(fact)
         self.pin_until_durable(task)
         self.note_changed((task.spec.id,))
-        if not isinstance(fact, Finished):
-            self.follow_verdict(task, before)
-            if before is not None:  # It is repeated, for those who were not told.
-                self.announce_ended([task.spec.id])
+        final = task.final_state
+        # A verdict is also announced if it repeats one: clients may not have been told.
+        if final is None or (final is before and isinstance(fact, Finished)):
             return
-        held = (task.attempt, task.node) if task.stage is Stage.LIVE else None
-        is_held = held != (fact.attempt, fact.node)
-        self.follow_verdict(task, before, is_held=is_held)
+        self.announce_ended((task.spec.id,))
+        if final is before:
+            return
+        is_own_end = isinstance(fact, Finished) and _ends_live_attempt(task, fact)
+        if not is_own_end:
+            self.carry_out_verdict(task, before)
+        if final is TaskState.FAILED:
+            if not is_own_end:
+                self._await_array(task.spec.id)
+            self._count_member_failure(task.spec.id)
+
+    def carry_out_verdict(self, task: QueuedTask, before: TaskState | None) -> None:
+        """Start no attempt at a task that has a verdict, and end the live one.
+
+        `before` is its final state before the verdict was written or read.
+        """
+        if task.final_state is None:
+            return
+        if task.stage in WAITING_STAGES:
+            self.queue.end(task)
+        elif task.stage is Stage.LIVE and before is None:
+            self.kill_live_attempt(task)
+        self.pin_until_durable(task)
 
     def write_end(
         self,
@@ -309,51 +313,21 @@ class DispatchStep:
 
         The verdict on a task that this epoch has not read follows when it is read.
         """
-        end = Finished(task.spec.id, attempt, node, outcome)
+        term = 0
         if task.is_read:
-            known, term = apply_fact(task.record, end), self.epoch.term
-            verdict = task_rules.next_verdict(known, term, lacks_inputs=lacks_inputs)
-            if isinstance(verdict, Decided):
-                end = Finished(task.spec.id, attempt, node, outcome, term)
-        self.write(task, end)
+            ended = Attempt(attempt, node, outcome.state, outcome)
+            attempts = join_attempts(task.record.attempts, (ended,))
+            is_verdict = task_rules.decides(
+                task.record, attempts, task.final_state, lacks_inputs=lacks_inputs
+            )
+            term = self.epoch.term if is_verdict else 0
+        self.write(task, Finished(task.spec.id, attempt, node, outcome, term))
 
     def decide(self, task: QueuedTask) -> None:
         """Write the verdict that the facts about a task ask for, if any."""
         verdict = task_rules.next_verdict(task.record, self.epoch.term)
         if verdict is not None:
             self.write(task, verdict)
-
-    def follow_verdict(
-        self,
-        task: QueuedTask,
-        before: TaskState | None,
-        *,
-        is_held: bool = True,
-        is_new: bool = True,
-    ) -> None:
-        """Carry out a verdict on a task, unless it was its final state before.
-
-        Args:
-            task: The task, which has the verdict in its record.
-            before: Its final state before the record changed.
-            is_held: Its attempt, if it is live, did not end by that.
-            is_new: The verdict is of this step, not one that was read.
-        """
-        final = task.final_state
-        if final is None or final is before:
-            return
-        if task.stage in WAITING_STAGES:
-            self.queue.end(task)
-        elif task.stage is Stage.LIVE and is_held and before is None:
-            self.kill_live_attempt(task)
-        self.pin_until_durable(task)
-        if not is_new:
-            return
-        self.announce_ended([task.spec.id])
-        if final is TaskState.FAILED:
-            if is_held:
-                self._await_array(task.spec.id)
-            self._count_member_failure(task.spec.id)
 
     def _await_array(self, member: TaskId) -> None:
         """Begin no members of an array that is not read, before one's failure counts.
@@ -385,29 +359,31 @@ class DispatchStep:
             if self.is_prefetched(member):
                 self._cancel_live_member(member, by)
             else:
-                member.is_array_cancelled = True
-                self.follow_verdict(member, None)
+                member.cancel_with_array()
+                self.carry_out_verdict(member, None)
+                if member.final_state is not None:
+                    self.announce_ended((member.spec.id,))
 
     def cancel_live_members(self, array: TaskSpec, by: str) -> None:
         """End the members of an array that run."""
-        self.forced_cancels[array.id] = by
-        if len(self.forced_cancels) > FORCED_CANCELS_MAX:
-            del self.forced_cancels[next(iter(self.forced_cancels))]
         for member in self._undecided_members(array.id):
             if member.stage is Stage.LIVE:
                 self._cancel_live_member(member, by)
 
     def reapply_forced_cancel(self, array: TaskRecord) -> None:
         """Kill running members of an array cancelled by force in another epoch."""
-        by = array.cancelled_by
-        if array.spec is not None and by is not None and by.startswith(FORCED_PREFIX):
-            self.cancel_live_members(array.spec, by.removeprefix(FORCED_PREFIX))
+        if array.spec is not None and (by := _forced_canceller(array)):
+            self.cancel_live_members(array.spec, by)
 
-    def cancel_found_member(self, member: QueuedTask) -> None:
+    def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""
         array_and_number = split_member_id(member.spec.id)
-        by = self.forced_cancels.get(array_and_number[0]) if array_and_number else None
-        if by is not None and member.final_state is None:
+        if array_and_number is None:
+            return
+        array = self.queue.tasks.get(array_and_number[0])
+        if array is None:
+            self.queue.look_up_task(array_and_number[0])
+        elif member.final_state is None and (by := _forced_canceller(array.record)):
             self._cancel_live_member(member, by)
 
     def _cancel_live_member(self, member: QueuedTask, by: str) -> None:
@@ -561,3 +537,14 @@ class DispatchStep:
         if batch is None:
             batch = batches[node] = []
         batch.append((attempt, task.spec))
+
+
+def _ends_live_attempt(task: QueuedTask, end: Finished) -> bool:
+    is_live = task.stage is Stage.LIVE
+    return is_live and (task.attempt, task.node) == (end.attempt, end.node)
+
+
+def _forced_canceller(array: TaskRecord) -> str | None:
+    """Return who cancelled an array with its running members, if anybody did."""
+    by = array.cancelled_by or ""
+    return by.removeprefix(FORCED_PREFIX) if by.startswith(FORCED_PREFIX) else None

@@ -74,12 +74,35 @@ def verdict_of(
     return TaskState.FAILED if is_over else None
 
 
-def next_verdict(
-    record: TaskRecord, term: int, *, lacks_inputs: bool = False
-) -> Decided | TaskCancelled | None:
+def decides(
+    record: TaskRecord,
+    attempts: Sequence[Attempt],
+    final: TaskState | None,
+    *,
+    lacks_inputs: bool = False,
+) -> bool:
+    """Return True if an end of an attempt decides its task.
+
+    Args:
+        record: The task before that end.
+        attempts: All known attempts, with that end.
+        final: The final state of the task so far. A success also counts after a
+            failure, and after a cancel in no epoch.
+        lacks_inputs: As in `verdict_of`.
+    """
+    if record.spec is None:
+        return False
+    verdict = verdict_of(record.spec, attempts, lacks_inputs=lacks_inputs)
+    if final is None:
+        return verdict is not None
+    if final is TaskState.CANCELLED and record.cancel_term:
+        return False
+    return verdict is TaskState.COMPLETED and verdict is not final
+
+
+def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | None:
     """Return the verdict that the dispatcher of epoch `term` has to write, if any.
 
-    `lacks_inputs` is as in `verdict_of`.
     Ends that were recorded before the log was read are decided now. A verdict of an
     earlier epoch is repeated: another one, of an epoch between the two, could come
     later and change what clients have seen.
@@ -88,7 +111,7 @@ def next_verdict(
         return None  # The state of an array follows from its members.
     state = record.state
     if not state.is_final:
-        verdict = verdict_of(record.spec, record.attempts, lacks_inputs=lacks_inputs)
+        verdict = verdict_of(record.spec, record.attempts)
         return None if verdict is None else Decided(record.id, verdict, term)
     if state is TaskState.CANCELLED:
         has_success = any(a.state is AttemptState.OK for a in record.attempts)

@@ -8,13 +8,13 @@ something became durable later.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId
 
 
-class Read(Enum):
+class Read(IntEnum):
     """What is read; at most one read of each kind is pending."""
 
     QUEUED = auto()

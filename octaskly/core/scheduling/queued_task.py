@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Finished, TaskFact
+from octaskly.core.log.facts import Assigned, Finished, TaskFact
 from octaskly.core.log.merge import (
     TaskRecord,
     apply_fact,
@@ -103,28 +103,20 @@ class QueuedTask:
     known_flow: FlowKey | None = None  #: see `flow`
     size_bytes: int = 0  #: its size while it waits, roughly
     spec: TaskSpec = field(init=False)  #: without a command while it is not known
+    final_state: TaskState | None = field(init=False, default=None)
+    """The state by the last verdict, even if an attempt still runs; None: none."""
 
     def __post_init__(self) -> None:
-        """Take the spec out of the record."""
-        self.spec = self.record.spec or TaskSpec(id=self.record.id, command="")
+        """Derive from the record what is needed often."""
+        record = self.record
+        self.spec = record.spec or TaskSpec(id=record.id, command="")
+        if record.attempts or record.cancelled_by or record.decided_term:
+            self._update_final_state()
 
     @property
     def ord(self) -> int:
         """Its place in its flow: first by priority, then by age."""
         return ord_after(self.spec, self.record.reprioritized)
-
-    @property
-    def final_state(self) -> TaskState | None:
-        """The state by the last verdict, even if an attempt still runs; None: none."""
-        state = self.record.state
-        if state is TaskState.QUEUED:
-            return TaskState.CANCELLED if self.is_array_cancelled else None
-        if not state.is_final:
-            return None
-        is_array = self.spec.array is not None
-        if is_array and self.record.cancelled_by == MAX_FAILS_CANCELLER:
-            return TaskState.FAILED
-        return state
 
     @property
     def flow(self) -> FlowKey:
@@ -155,6 +147,8 @@ class QueuedTask:
             end = Outcome(outcome.state, outcome.reason, outcome.exit_code)
             fact = Finished(fact.task, fact.attempt, fact.node, end, fact.decided_term)
         self.record = apply_fact(self.record, fact)
+        if not isinstance(fact, Assigned) or self.final_state is not None:
+            self._update_final_state()
 
     def join(self, record: TaskRecord) -> None:
         """Join what the store, or another epoch, knows.
@@ -166,6 +160,22 @@ class QueuedTask:
             self.is_array_cancelled = True
             record = replace(record, cancelled_by=None)
         self.record = join_records(self.record, record)
+        self._update_final_state()
+
+    def cancel_with_array(self) -> None:
+        """Start no more attempts, as the array of this member was cancelled."""
+        self.is_array_cancelled = True
+        self._update_final_state()
+
+    def _update_final_state(self) -> None:
+        state = self.record.state
+        is_final = state.is_final
+        if state is TaskState.QUEUED and self.is_array_cancelled:
+            state, is_final = TaskState.CANCELLED, True
+        elif is_final and self.record.cancelled_by == MAX_FAILS_CANCELLER:
+            is_array = self.spec.array is not None
+            state = TaskState.FAILED if is_array else state
+        self.final_state = state if is_final else None
 
     def add_missing_inputs(self, node: NodeId, text: str) -> None:
         """Record what a node lacks to run the task."""

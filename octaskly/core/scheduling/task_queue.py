@@ -577,8 +577,8 @@ class TaskQueue:
 
     def _retire_shadows(self) -> None:
         """Drop shadows once no pending read can return their old state."""
-        shadows, oldest = self._shadows, self.reads.oldest
-        while shadows and shadows[0][0] < oldest:
+        shadows = self._shadows
+        while shadows and shadows[0][0] < self.reads.oldest:
             _, task = shadows.popleft()
             if task.commit_number == 0:
                 self._retire_shadow(task)

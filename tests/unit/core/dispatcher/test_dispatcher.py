@@ -15,6 +15,7 @@ from octaskly.core.effects import (
     Effect,
     LoadLive,
     LoadQueued,
+    LoadTasks,
     LoadUnblocked,
     Send,
 )
@@ -77,6 +78,7 @@ from tests.support.dispatcher import (
     cancel_request,
     dispatcher_running_t,
     dispatcher_with,
+    found,
     live_attempt,
     results_message,
     send_acknowledgement,
@@ -608,6 +610,8 @@ def test_a_member_ends_after_its_array_was_cancelled_in_another_epoch(
         if step_s == 1.0:  # The log lacks the assignment, as that was not awaited.
             live = LiveLoaded(1, (array,))
             effects += world.dispatch.on_live_loaded(live, moment(step_s))
+    if any(isinstance(effect, LoadTasks) for effect in effects):
+        effects += found(world, member, array)
 
     assert ordered in effects
     entries = [f for e in effects if isinstance(e, Append) for f in e.entries]
