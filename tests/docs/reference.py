@@ -18,6 +18,7 @@ from tests.docs import (
     python_page,
     routes_page,
     settings_page,
+    states_page,
 )
 
 PAGES = Path(__file__).parent.parent.parent / "docs" / "reference"
@@ -38,6 +39,8 @@ def parts() -> Iterator[tuple[str, str, Callable[[], str]]]:
     yield "wire-protocol.md", "octaskly/core/protocol/messages.py", frames_page.messages
     yield "wire-protocol.md", "octaskly/core/model/tasks.py", frames_page.values
     yield "python.md", "octaskly/__init__.py", python_page.page
+    rules = "octaskly/core/dispatcher/task_rules.py"
+    yield "../explanation/log.md", rules, states_page.diagram
 
 
 def made_anew(page: str, text: str) -> str:
