@@ -33,6 +33,8 @@ from octaskly.core.replies import QueuedAhead
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.turns import FlowKey, Turns, flow_of
 
+BEFORE_ALL = -1  #: below every `ord`
+
 TasksById = Mapping[TaskId, QueuedTask]
 
 Turn = tuple[int, int, float, int, float, int]
@@ -269,7 +271,6 @@ class Lanes:
         )
         self._stale_reads: set[tuple[LaneKey, int]] = set()  #: answers to be ignored
         self._constrained_count = 0  #: number of lanes for tasks with requirements
-        self._restart_count = 0  #: each restart has a first cursor of its own
         self._are_keys_known = False  #: all lanes in the store are known
         self._has_unopened = False  #: some of them are not open
         self._has_runnable_unopened = (
@@ -327,7 +328,6 @@ class Lanes:
 
     def restart(self, kept_tasks: Iterable[QueuedTask]) -> None:
         """Read the queue again from its front; `kept_tasks` stay in memory."""
-        self._restart_count += 1
         for lane in self._lanes.values():
             for flow in lane.flows.values():
                 flow.leave_turns(is_empty=False)
@@ -497,9 +497,7 @@ class Lanes:
     # --- Opening and closing lanes.
 
     def _open_lane(self, key: LaneKey, requires: Requirements | None) -> Lane:
-        # The first cursor is below every `ord` and differs after each restart. So an
-        # answer from before the restart is not taken for a new one.
-        lane = Lane(key, requires, -self._restart_count, self._turns)
+        lane = Lane(key, requires, BEFORE_ALL, self._turns)
         lane.has_more = key != MEMBERS_LANE and not self._are_keys_known
         if key.shape or key == MEMBERS_LANE:
             lane.has_more |= self._has_unopened

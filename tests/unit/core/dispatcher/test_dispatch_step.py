@@ -110,7 +110,7 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
         B, results_message(report(envelope=spec())), moment()
     )
     later = world.commit()
-    world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     decided = found(world, task_record("t", ended_attempt(B)))
 
     assert appended_facts(effects) == recorded
@@ -187,7 +187,7 @@ def test_an_unknown_returned_task_is_read_from_the_store() -> None:
     assert later == [
         send_acknowledgement(B),
         LoadTasks(1, (T,)),
-        LoadQueued(-2, 1000),
+        LoadQueued(-1, 1000),
     ]
 
 

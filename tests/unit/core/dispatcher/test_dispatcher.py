@@ -695,14 +695,14 @@ def test_a_task_of_an_earlier_epoch_is_read_from_the_store() -> None:
     world.dispatch.on_submitted(submission(), moment())
     world.dispatch.stop_dispatching()
     world.dispatch.start_dispatching(epoch(2), STREAM, moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     world.dispatch.on_live_loaded(LiveLoaded(2, ()), moment())
 
     (answer, *rest) = world.commit()
 
     assert isinstance(answer, Answer)
     assert isinstance(answer.reply, TasksAccepted)
-    assert LoadQueued(-3, 1000) in rest
+    assert LoadQueued(-1, 1000) in rest
 
 
 def test_a_task_can_be_cancelled_during_its_lookup() -> None:

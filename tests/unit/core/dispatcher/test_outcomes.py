@@ -549,7 +549,7 @@ def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
     back = report(end=released(EndReason.RETURNED))
     world.dispatch.on_results(A, results_message(back), moment())
     world.dispatch.on_queued_loaded(
-        QueuedLoaded(-2, (retried(),), has_more=False), moment()
+        QueuedLoaded(-1, (retried(),), has_more=False), moment()
     )
 
     late = report(of=attempt(2), end=FAILED, envelope=retried().spec)
@@ -567,13 +567,13 @@ def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
     world.dispatch.on_remote_entries(moment())
     world.commit()
     world.dispatch.on_reattach(B, listing(attempt(2), retried().spec), moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-2, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
     world.dispatch.on_results(B, results_message(report(of=attempt(2))), moment())
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
     log = retried(*ONCE.attempts)
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-3, (log,), has_more=False), moment()
+        QueuedLoaded(-1, (log,), has_more=False), moment()
     )
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
@@ -641,7 +641,7 @@ def test_a_task_that_is_read_after_the_adopt_window_fails_without_its_input() ->
 
     log = (retried(ended),)
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-2, log, has_more=False), moment(LATE)
+        QueuedLoaded(-1, log, has_more=False), moment(LATE)
     )
 
     assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]

@@ -244,7 +244,7 @@ def test_a_new_read_keeps_facts_that_the_store_lacks() -> None:
 
     tasks.mark_for_reread()
 
-    assert tasks.next_reads() == [LoadLive(1, 0, 2), LoadQueued(-2, 2)]
+    assert tasks.next_reads() == [LoadLive(1, 0, 2), LoadQueued(-1, 2)]
     assert run_all(tasks) == ["fresh"]
 
 
@@ -257,7 +257,7 @@ def test_an_outdated_read_is_repeated() -> None:
 
     assert tasks.on_queued_answer(QueuedLoaded(-1, (record(1),), has_more=False))
     assert tasks.lanes.queued == 0
-    assert tasks.next_reads() == [LoadLive(1, 0, 1000), LoadQueued(-2, 1000)]
+    assert tasks.next_reads() == [LoadLive(1, 0, 1000), LoadQueued(-1, 1000)]
 
 
 def test_unrequested_answers_are_ignored() -> None:
@@ -329,12 +329,12 @@ def test_a_read_never_gets_the_name_of_an_open_one() -> None:
     assert isinstance(stale, LoadQueued)
     tasks.start_reading(2)
     tasks.on_queued_answer(
-        QueuedLoaded(-2, (), has_more=False, other_lanes=((LANE, None),))
+        QueuedLoaded(-1, (), has_more=False, other_lanes=((LANE, None),))
     )
     (first,) = tasks.next_reads()
-    assert first == LoadQueued(-2, 2, LANE)
+    assert first == LoadQueued(-1, 2, LANE)
     page = (record(3), record(4))
-    tasks.on_queued_answer(QueuedLoaded(-2, page, has_more=True, lane=LANE))
+    tasks.on_queued_answer(QueuedLoaded(-1, page, has_more=True, lane=LANE))
     run_all(tasks)
 
     (load,) = tasks.next_reads()
@@ -375,7 +375,7 @@ def test_tasks_set_aside_are_read_again_with_the_queue() -> None:
     tasks.mark_for_reread()
     assert not tasks.has_missing_ends
     tasks.next_reads()
-    tasks.on_queued_answer(QueuedLoaded(-2, (), has_more=False))
+    tasks.on_queued_answer(QueuedLoaded(-1, (), has_more=False))
     tasks.on_live_answer(LiveLoaded(1, ()))
 
     assert not tasks.has_missing_ends
@@ -396,7 +396,7 @@ def test_a_task_with_facts_that_are_not_durable_is_read_before_it_is_set_aside()
     assert not tasks.has_missing_ends
 
     tasks.drop_durable_tasks([task], 7)
-    assert tasks.next_reads() == [LoadTasks(1, (TaskId("t1"),)), LoadQueued(-2, 2)]
+    assert tasks.next_reads() == [LoadTasks(1, (TaskId("t1"),)), LoadQueued(-1, 2)]
 
 
 def test_a_task_that_some_workers_refused_is_set_aside_too() -> None:
