@@ -138,6 +138,19 @@ def test_a_running_task_that_ended_elsewhere_is_read_before_its_end_counts() -> 
     assert world.dispatch.outstanding(A) == 0
 
 
+def test_a_read_after_an_end_elsewhere_counts_while_older_reads_are_pending() -> None:
+    """The others may take long, as more entries keep coming."""
+    world = dispatcher_running_t(a=1)
+    world.dispatch.on_remote_entries(moment())
+    asked = world.dispatch.on_ended_elsewhere((T,), moment())
+    assert asked == [AnnounceTaskStates((T,)), LoadTasks(1, (T,))]
+    found(world, task_record("t", live_attempt(A)))
+
+    effects = world.dispatch.on_results(A, results_message(), moment())
+
+    assert appended_facts(effects) == [Finished(T, attempt(), A, outcome(), 1)]
+
+
 def test_a_lost_task_that_ended_elsewhere_is_read_before_it_reruns() -> None:
     """Its worker was lost before its report."""
     world = dispatcher_running_t(a=1, b=1)

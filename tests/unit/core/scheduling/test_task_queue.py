@@ -7,7 +7,9 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded
+from octaskly.core.log.facts import Assigned, Finished
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import (
@@ -15,7 +17,14 @@ from octaskly.core.model.task_options import (
     TaskOptions,
     without_stdin,
 )
-from octaskly.core.model.tasks import Attempt, EndReason, LaneKey, TaskSpec
+from octaskly.core.model.tasks import (
+    Attempt,
+    EndReason,
+    LaneKey,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.scheduling.queued_task import (
     TRANSITIONS,
@@ -24,7 +33,15 @@ from octaskly.core.scheduling.queued_task import (
     Transition,
 )
 from octaskly.core.scheduling.task_queue import BackoffQueue, TaskQueue
-from tests.support.builders import BAND, attempt, moment, node_id, released, spec
+from tests.support.builders import (
+    BAND,
+    attempt,
+    moment,
+    node_id,
+    outcome,
+    released,
+    spec,
+)
 
 B = node_id("b")
 LANE = LaneKey(0, "tester")
@@ -283,6 +300,33 @@ def test_a_record_brings_attempt_numbers_but_only_new_missing_inputs() -> None:
     assert task.last_attempt_n == 2
     assert task.nodes_lacking_inputs == {B}
     assert task.describe_missing_inputs() == "input data.csv"
+
+
+def test_an_array_that_was_cancelled_leaves_its_running_members() -> None:
+    """They end with their attempts, unless one succeeds."""
+    id_ = member_id(TaskId("task-001-0000000a"), 1)
+    task = QueuedTask(TaskRecord(id_, spec(id_)))
+    task.add_fact(Assigned(id_, attempt(), B))
+
+    task.join(TaskRecord(id_, cancelled_by="ann"))
+    while_running = task.final_state
+    task.add_fact(Finished(id_, attempt(), B, released(EndReason.LOST)))
+    after_loss = task.final_state
+    task.add_fact(Finished(id_, attempt(), B, outcome(), 1))
+
+    assert while_running is None
+    assert after_loss is TaskState.CANCELLED
+    assert task.final_state is TaskState.COMPLETED
+
+
+def test_outputs_are_not_kept_in_memory() -> None:
+    """There may be many tasks with large ones."""
+    task = QueuedTask(TaskRecord(spec().id, spec()))
+    end = replace(outcome(), stdout=b"much", detail="more")
+
+    task.add_fact(Finished(spec().id, attempt(), B, end, 1))
+
+    assert task.record.attempts[0].outcome == Outcome(end.state, end.reason)
 
 
 def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:
