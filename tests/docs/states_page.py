@@ -19,7 +19,6 @@ from octaskly.core.log.facts import (
 from octaskly.core.log.merge import (
     TaskRecord,
     apply_fact,
-    join_attempts,
     record_of,
     with_array_cancelled,
 )
@@ -132,9 +131,8 @@ def _late_success(record: TaskRecord) -> TaskRecord | None:
 def _with_end(record: TaskRecord, attempt: Attempt, outcome: Outcome) -> TaskRecord:
     """Write an end as the dispatcher does."""
     ended = Attempt(attempt.id, WORKER, outcome.state, outcome)
-    attempts = join_attempts(record.attempts, (ended,))
     final = record.state if record.state.is_final else None
-    term = EPOCH if task_rules.decides(record, attempts, final) else 0
+    term = EPOCH if task_rules.decides(ended, record, final) else 0
     return apply_fact(record, Finished(TASK, attempt.id, WORKER, outcome, term))
 
 

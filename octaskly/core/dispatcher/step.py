@@ -21,7 +21,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord, join_attempts
+from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
     MAX_FAILS_CANCELLER,
@@ -233,6 +233,9 @@ class DispatchStep:
 
     def free_task(self, task: QueuedTask, outcome: Outcome, now: Moment) -> None:
         """End a task whose live attempt ended, or queue it again."""
+        if task.final_state is not None:
+            self.queue.end(task)
+            return
         attempts = task.record.attempts
         self.requeue_task(task, now, task_rules.wait_s(task.spec.id, attempts, outcome))
 
@@ -271,7 +274,8 @@ class DispatchStep:
         self.facts.append(fact)
         task.add_fact(fact)
         self.pin_until_durable(task)
-        self.note_changed((task.spec.id,))
+        if self.changed_since_query is not None:
+            self.changed_since_query.add(task.spec.id)
         final = task.final_state
         # A verdict is also announced if it repeats one: clients may not have been told.
         if final is None or (final is before and isinstance(fact, Finished)):
@@ -315,10 +319,9 @@ class DispatchStep:
         """
         term = 0
         if task.is_read:
-            ended = Attempt(attempt, node, outcome.state, outcome)
-            attempts = join_attempts(task.record.attempts, (ended,))
+            end = Attempt(attempt, node, outcome.state, outcome)
             is_verdict = task_rules.decides(
-                task.record, attempts, task.final_state, lacks_inputs=lacks_inputs
+                end, task.record, task.final_state, lacks_inputs=lacks_inputs
             )
             term = self.epoch.term if is_verdict else 0
         self.write(task, Finished(task.spec.id, attempt, node, outcome, term))

@@ -20,6 +20,7 @@ from octaskly.core.log.merge import (
     PRESUMED_REASONS,
     TaskRecord,
     cancel_of,
+    join_attempts,
 )
 from octaskly.core.model.arrays import ArrayProgress, has_too_many_failures
 from octaskly.core.model.ids import AttemptId, Moment, TaskId, task_name
@@ -75,29 +76,31 @@ def verdict_of(
 
 
 def decides(
+    end: Attempt,
     record: TaskRecord,
-    attempts: Sequence[Attempt],
     final: TaskState | None,
     *,
     lacks_inputs: bool = False,
 ) -> bool:
-    """Return True if an end of an attempt decides its task.
+    """Return True if the end of an attempt decides its task.
 
     Args:
+        end: The attempt with its end.
         record: The task before that end.
-        attempts: All known attempts, with that end.
         final: The final state of the task so far. A success also counts after a
             failure, and after a cancel in no epoch.
         lacks_inputs: As in `verdict_of`.
     """
     if record.spec is None:
         return False
-    verdict = verdict_of(record.spec, attempts, lacks_inputs=lacks_inputs)
-    if final is None:
+    is_success = end.state is AttemptState.OK
+    if final is None and not is_success:
+        attempts = join_attempts(record.attempts, (end,))
+        verdict = verdict_of(record.spec, attempts, lacks_inputs=lacks_inputs)
         return verdict is not None
     if final is TaskState.CANCELLED and record.cancel_term:
         return False
-    return verdict is TaskState.COMPLETED and verdict is not final
+    return is_success and final is not TaskState.COMPLETED
 
 
 def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | None:

@@ -283,6 +283,11 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     else:
         return join_records(record, record_of(fact))
     assert record.id == fact.task
+    return with_attempt(record, attempt)
+
+
+def with_attempt(record: TaskRecord, attempt: Attempt) -> TaskRecord:
+    """Return `record` with what is known of one attempt."""
     return TaskRecord(
         record.id,
         record.spec,

@@ -17,6 +17,7 @@ from octaskly.core.log.merge import (
     apply_fact,
     join_records,
     ord_after,
+    with_attempt,
 )
 from octaskly.core.model.arrays import (
     MAX_FAILS_CANCELLER,
@@ -25,7 +26,7 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.ids import AttemptId, NodeId
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
-from octaskly.core.model.tasks import LaneKey, Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import Attempt, LaneKey, Outcome, TaskSpec, TaskState
 from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 
 MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
@@ -143,10 +144,12 @@ class QueuedTask:
     def add_fact(self, fact: TaskFact) -> None:
         """Join a fact of this epoch."""
         if isinstance(fact, Finished):
-            outcome = fact.outcome
+            outcome, term = fact.outcome, fact.decided_term
             end = Outcome(outcome.state, outcome.reason, outcome.exit_code)
-            fact = Finished(fact.task, fact.attempt, fact.node, end, fact.decided_term)
-        self.record = apply_fact(self.record, fact)
+            attempt = Attempt(fact.attempt, fact.node, outcome.state, end, term)
+            self.record = with_attempt(self.record, attempt)
+        else:
+            self.record = apply_fact(self.record, fact)
         if not isinstance(fact, Assigned) or self.final_state is not None:
             self._update_final_state()
 

@@ -521,9 +521,10 @@ class TaskQueue:
             task.commit_number = 0
             if task.record.reprioritized is not None and task.stage is Stage.QUEUED:
                 self._return_to_store(task)
-            elif task.stage is Stage.ENDED:
+            elif task.stage is Stage.ENDED and self.reads:
                 self._shadows.append((self.reads.last, task))
-        self._retire_shadows()
+            elif task.stage is Stage.ENDED:
+                self._retire_shadow(task)
 
     def _return_to_store(self, task: QueuedTask) -> None:
         """Drop a task if its new place lies beyond what was read of its lane."""
@@ -578,7 +579,8 @@ class TaskQueue:
     def _retire_shadows(self) -> None:
         """Drop shadows once no pending read can return their old state."""
         shadows = self._shadows
-        while shadows and shadows[0][0] < self.reads.oldest:
+        oldest = self.reads.oldest if shadows else 0
+        while shadows and shadows[0][0] < oldest:
             _, task = shadows.popleft()
             if task.commit_number == 0:
                 self._retire_shadow(task)
