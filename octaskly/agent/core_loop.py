@@ -146,6 +146,7 @@ class CoreLoop:
         self._links, self._reads, self._on_ended = links, reads, on_ended
         self._performers = {
             ef.Append: lambda e: self._append_entries(e, gateway),
+            ef.StageRows: store.stage_rows,
             ef.MergeRows: store.merge_rows,
             ef.Save: store.save_node_state,
             ef.Send: lambda e: links.send(e.peer, e.messages),

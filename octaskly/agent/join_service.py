@@ -206,7 +206,7 @@ class AgentJoinService:
         mesh = self._gateway.replication_state()
         if mesh.replicas == 1:
             return f"{unfinished} wait or run, and no standby keeps copies"
-        if mesh.has_rows_ahead:
+        if mesh.is_merging:
             return f"{unfinished} wait or run, and standbys lack some of them yet"
         return None
 

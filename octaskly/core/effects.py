@@ -11,7 +11,6 @@ from __future__ import annotations
 from msgspec import Struct
 
 from octaskly.core.log.facts import Entry, Recorded
-from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.ids import (
     Address,
     AttemptId,
@@ -29,6 +28,7 @@ from octaskly.core.protocol.messages import (
     Message,
     Report,
     Roster,
+    Snapshot,
     SnapshotCursor,
     SnapshotHead,
 )
@@ -56,30 +56,38 @@ class Save(Struct, frozen=True, kw_only=True):
     stream: tuple[StreamId, Epoch] | None = None  #: a new stream of this node
     name: str | None = None
     hold: OperatorHold | None = None
-    rewritten_rows: VectorItems = ()
-    """Snapshot rows beyond the log, up to this vector, were written to the log."""
     records: tuple[Recorded, ...] = ()  #: that the dispatcher sent outside the log
     log_version: int | None = None
 
 
-class MergeRows(Struct, frozen=True):
-    """Join rows of a peer's snapshot into the task table, without log entries.
+class StageRows(Struct, frozen=True):
+    """Keep a part of a peer's snapshot on disk until the last part is there, too.
 
-    The last rows come with `head`, which takes effect in the same transaction.
+    Its records count at once, as each stands alone. The first part replaces those of an
+    incomplete snapshot of this peer.
     """
 
     number: int  #: as in `Append`
-    rows: tuple[TaskRow, ...]
+    snapshot: int  #: greater than that of any earlier snapshot
+    peer: NodeId
+    part: Snapshot
+
+
+class MergeRows(Struct, frozen=True):
+    """Join the next staged part of a complete snapshot into the tables, and delete it.
+
+    With the last part, `head` and `retired` take effect in the same transaction.
+    """
+
+    number: int  #: as in `Append`
+    snapshot: int  #: as in `StageRows`
     head: SnapshotHead
+    retired: VectorItems  #: all retired streams of the snapshot
     is_last: bool
-    vector: VectorItems = ()  #: what the rows stand for, which may be more than `head`
-    records: tuple[Recorded, ...] = ()
-    retired: tuple[tuple[StreamId, int], ...] = ()
-    """All retired streams of this snapshot so far; each part names them again."""
 
 
 LogWrite = Append | MergeRows
-"""The effects that write facts about tasks to the disk."""
+"""The effects that write facts about tasks to the log or the tables."""
 
 
 class Send(Struct, frozen=True):
@@ -212,7 +220,6 @@ class PlanFloor(Struct, frozen=True):
     before_hlc: int  #: tasks that ended earlier are old enough
     tasks_max: int  #: beyond this, the oldest are forgotten at any age
     stream: StreamId = StreamId(0)  #: of this epoch; its submissions are in the log
-    after_key: int = 0  #: as in `FloorPlanned`
     purge_hlc: int = 0
     """Forget tasks that ended earlier; carry only the waiting tasks that must stay."""
     wall_ms: int = 0  #: wall clock; records that expired earlier are not carried
@@ -289,6 +296,7 @@ class Stopped(Struct, frozen=True):
 Effect = (
     Append
     | Save
+    | StageRows
     | MergeRows
     | Send
     | Dial

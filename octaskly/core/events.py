@@ -252,13 +252,6 @@ class FloorPlanned(Struct, frozen=True):
     floor: Floor | None  #: None: nothing is old enough
     carried: tuple[TaskRecord, ...] = ()  #: to write again before it, with outputs
     has_more: bool = False  #: more is old enough, but a step is bounded
-    rows_ahead: VectorItems = ()
-    """Entries that the log lacks, but that rows of snapshots include.
-
-    While there are any, there is no floor, and `carried` are the tasks about which the
-    log may lack facts.
-    """
-    after_key: int = 0  #: last key read; the next plan continues after it
     is_low_on_space: bool = False  #: little space is left, so plan again soon
     is_log_too_large: bool = False  #: too large, but no task in it may be forgotten
     purged_count: int = 0  #: tasks that this floor forgets, with started members
@@ -316,7 +309,6 @@ class SavedState(Struct, frozen=True, kw_only=True):
     term: int = 0
     epoch: Epoch = Epoch(0, NodeId(""))  #: highest seen
     vector: VectorItems = ()
-    rows_ahead: VectorItems = ()  #: beyond `vector`: rows of incomplete snapshots
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()  #: in which each was written
     hlc: int = 0
     floor: Floor = NO_FLOOR

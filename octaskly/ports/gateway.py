@@ -68,7 +68,7 @@ class ReplicationState:
     last_takeover: Takeover | None = (
         None  #: the takeover that started this epoch, if any
     )
-    has_rows_ahead: bool = False  #: some rows here are not in the log yet
+    is_merging: bool = False  #: some rows of a snapshot are not merged here yet
 
     @property
     def replicas(self) -> int:

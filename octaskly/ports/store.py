@@ -17,6 +17,7 @@ from octaskly.core.effects import (
     PlanFloor,
     Save,
     ServePull,
+    StageRows,
 )
 from octaskly.core.events import (
     FloorPlanned,
@@ -225,8 +226,14 @@ class DurableStore(LogReader, Protocol):
     ) -> None:
         """Queue entries for the next commit."""
 
+    def stage_rows(self, item: StageRows) -> None:
+        """Queue a part of a snapshot, which is kept until it is merged.
+
+        `open` drops incomplete snapshots, and merges complete ones.
+        """
+
     def merge_rows(self, item: MergeRows) -> None:
-        """Queue rows of a snapshot. The last part adds the vector of its head."""
+        """Queue the merge of the next part. The last one raises the vector."""
 
     def save_node_state(self, item: Save) -> None:
         """Queue node state for the next commit."""
@@ -265,7 +272,10 @@ class DurableStore(LogReader, Protocol):
         pull: ServePull,
         bytes_max: int,
     ) -> PackedMessage:
-        """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""
+        """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`.
+
+        It waits while a snapshot is merged here, if the reply is one.
+        """
 
     async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the compaction floor may rise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from octaskly.core.effects import (
     Save,
     ServePull,
     Spool,
+    StageRows,
     Unspool,
 )
 from octaskly.core.events import (
@@ -58,8 +60,9 @@ from octaskly.store.reading import change_feed as histories
 from octaskly.store.reading import pages, queries, queue, short_ids
 from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.display_facts import read_display_facts
+from octaskly.store.reading.open_snapshots import OpenSnapshots
 from octaskly.store.reading.reader_pool import ReaderPool
-from octaskly.store.reading.snapshot import read_snapshot_part
+from octaskly.store.reading.snapshot import is_snapshot_needed
 from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
 from octaskly.store.tables import mesh_records as records_
 from octaskly.store.tables import task_name_collisions
@@ -73,8 +76,10 @@ from octaskly.store.tables.database import (
     open_writer,
 )
 from octaskly.store.tables.node_state import PeerContact, read_saved
+from octaskly.store.tables.staged_parts import drop_incomplete_snapshots
 from octaskly.store.tables.stream_repair import repair_streams
 from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
+from octaskly.store.writing.table_merge import finish_merges
 from octaskly.store.writing.writer import Writer
 
 FREE_BYTES_MIN: Final = 64 << 20  #: free space below which no new work is accepted
@@ -122,12 +127,16 @@ class Store:
         readers = ReaderPool(path, self._loop, "reader", _READERS)
         submission_reader = ReaderPool(path, self._loop, "submission-reader", 1)
         list_reader = ReaderPool(path, self._loop, "list-reader", 1)
-        self._pools = (readers, submission_reader, list_reader)
+        self._snapshots = OpenSnapshots(path, packer, self._loop, clock.now().wall_ms)
+        self._pools = (readers, submission_reader, list_reader, self._snapshots)
         self._query = readers.run_query
         self._query_for_submission = submission_reader.run_query
         self._query_for_list = list_reader.run_query
         self._retired = RetiredStreams()
         self._queued_seqs: dict[StreamId, int] = {}
+        self._merges_left = 0  #: complete snapshots that are not merged yet
+        self._last_merges: deque[int] = deque()  #: numbers of their last merges
+        self._has_merged = asyncio.Event()
         self._clock_watch = ClockWatch(clock.now())
         self._clock_check: asyncio.TimerHandle | None = None
 
@@ -217,9 +226,17 @@ class Store:
                         queued.pop(stream, None)
         self._queue_item(Append(number, tuple(fresh), tuple(epochs)))
 
+    def stage_rows(self, item: StageRows) -> None:
+        """Queue a part of a snapshot for the next commit."""
+        if not item.part.has_more:
+            self._merges_left += 1
+            self._has_merged.clear()
+        self._queue_item(item)
+
     def merge_rows(self, item: MergeRows) -> None:
-        """Queue rows of a snapshot for the next commit."""
+        """Queue the merge of the next part of a snapshot for the next commit."""
         if item.is_last:
+            self._last_merges.append(item.number)
             self._note_queued(item.head.vector)
             self._note_queued(item.head.floor.ends)
             for stream, _ in item.retired:
@@ -273,15 +290,22 @@ class Store:
         bytes_max: int,
     ) -> PackedMessage:
         """Read the reply to a `Pull`: `Entries`, or the next part of a `Snapshot`."""
-        packer, read_ages = self._packer, self._ages_reader()
+        packer, snapshots = self._packer, self._snapshots
 
-        def packed(db: sqlite3.Connection) -> PackedMessage:
-            part = read_snapshot_part(db, pull, bytes_max, read_ages(db))
-            if part is not None:
-                return PackedMessage(packer.pack(part))
+        def entries(db: sqlite3.Connection) -> PackedMessage | None:
+            if pull.cursor is not None or is_snapshot_needed(db, pull):
+                return None
             return queries.pack_entries_beyond(db, packer, dict(pull.vector), bytes_max)
 
-        return await self._query(packed)
+        while True:
+            packed = await snapshots.read_next_part(pull, bytes_max)
+            packed = packed or await self._query(entries)
+            packed = packed or await snapshots.start(
+                pull, bytes_max, self._ages_reader()
+            )
+            if packed is not None:
+                return packed
+            await self._has_merged.wait()
 
     async def plan_compaction(self, ask: PlanFloor) -> FloorPlanned:
         """Find how far the compaction floor may rise."""
@@ -460,7 +484,9 @@ class Store:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("DELETE FROM streams WHERE last_seq = 0")
             repair_streams(connection)
+            drop_incomplete_snapshots(connection)
             connection.execute("COMMIT")
+            finish_merges(connection, self._packer, self._clock)
             saved = read_saved(connection, self._packer, self._clock.now().wall_ms)
             streams = connection.execute("SELECT stream, last_seq FROM streams")
             self._retired = saved.retired  # The node adds to it.
@@ -474,7 +500,7 @@ class Store:
                 self._clock,
                 self._clock_watch,
                 self._loop,
-                self._on_persisted,
+                self._report_persisted,
             )
         except sqlite3.Error as error:
             raise build_store_error(self._path, error) from error
@@ -484,6 +510,14 @@ class Store:
                 hint="`octaskly db reset` moves it aside and starts afresh",
             ) from error
         return saved
+
+    def _report_persisted(self, number: int) -> None:
+        while self._last_merges and self._last_merges[0] <= number:
+            self._last_merges.popleft()
+            self._merges_left -= 1
+        if not self._merges_left:
+            self._has_merged.set()
+        self._on_persisted(number)
 
     def _note_queued(self, holdings: Iterable[tuple[StreamId, int]]) -> None:
         for stream, seq in holdings:

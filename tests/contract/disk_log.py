@@ -19,6 +19,7 @@ from octaskly.core.effects import (
     PlanFloor,
     Save,
     ServePull,
+    StageRows,
 )
 from octaskly.core.events import (
     FloorPlanned,
@@ -62,7 +63,7 @@ class DiskLog:
         self._hear = hear
 
     def open(self) -> SavedState:
-        self._disk.start_clock(self._clock.now())
+        self._disk.start(self._clock.now())
         return self._disk.saved()
 
     def append_entries(
@@ -72,6 +73,10 @@ class DiskLog:
         epochs: Sequence[tuple[StreamId, Epoch]] = (),
     ) -> None:
         self._disk.append(Append(number, tuple(entries), tuple(epochs)))
+        self._commit_soon()
+
+    def stage_rows(self, item: StageRows) -> None:
+        self._disk.stage(item)
         self._commit_soon()
 
     def merge_rows(self, item: MergeRows) -> None:

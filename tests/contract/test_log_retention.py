@@ -11,17 +11,16 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from octaskly.core.effects import LoadLive, MergeRows, PlanFloor, Save, ServePull
+from octaskly.core.effects import LoadLive, MergeRows, PlanFloor, ServePull, StageRows
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, StreamFloor, Submitted
 from octaskly.core.log.merge import facts_of
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.hlc import HLC_EPOCH_MS, hlc_of
-from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import (
-    FULL_SNAPSHOT,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,
@@ -48,6 +47,7 @@ class Bench:
         self._make = make
         self.clock = clock
         self.number = 0
+        self.snapshots = 0
         self.seq = 0
         self._committed = 0
         self._changed = asyncio.Event()
@@ -107,32 +107,47 @@ class Bench:
         held = dict(await self.log.read_vector())
         await self.take(list((await kit.entries_of(server, held)).entries))
 
-    async def join(self, server: DurableStore, most: int = MANY) -> SnapshotHead | None:
-        """Apply this many parts of a snapshot of another log."""
-        cursor: SnapshotCursor | None = None
-        head = None
-        retired: VectorItems = ()
+    async def stage(self, server: DurableStore, most: int = MANY) -> list[Snapshot]:
+        """Stage this many parts of a snapshot of another log; return all so far."""
+        parts: list[Snapshot] = []
         held = dict(await self.log.read_vector())
-        for _ in range(most):
-            part = await rows_of(server, held, cursor)
+        self.snapshots += 1
+        while len(parts) < most and (not parts or parts[-1].has_more):
+            part = await rows_of(server, held, parts[-1].cursor if parts else None)
             if part is None:
                 break
-            head = part.head or head
-            assert head is not None
+            parts.append(part)
+            await self.stage_part(part)
+        return parts
+
+    async def stage_part(self, part: Snapshot) -> None:
+        self.number += 1
+        self.log.stage_rows(StageRows(self.number, self.snapshots, kit.PEER, part))
+        await self.durable()
+
+    async def merge(
+        self, parts: list[Snapshot], most: int = MANY, *, merged: int = 0
+    ) -> None:
+        """Merge this many of the staged parts, after some that are merged."""
+        head = parts[0].head
+        assert head is not None
+        retired = tuple(pair for part in parts for pair in part.retired)
+        for part in parts[merged:][:most]:
             self.number += 1
-            more, vector = part.has_more, part.vector
-            retired += part.retired
             self.log.merge_rows(
                 MergeRows(
-                    *(self.number, part.rows, head, not more, vector, part.records),
-                    retired=retired,
+                    *(self.number, self.snapshots, head, retired),
+                    is_last=not part.has_more,
                 )
             )
             await self.durable()
-            cursor = part.cursor
-            if not part.has_more:
-                break
-        return head
+
+    async def join(self, server: DurableStore) -> SnapshotHead | None:
+        """Stage and merge a snapshot of another log, if any; return its head."""
+        parts = await self.stage(server)
+        if parts:
+            await self.merge(parts)
+        return parts[0].head if parts else None
 
     def _hear(self, number: int) -> None:
         self._committed = number
@@ -432,37 +447,124 @@ async def test_an_array_is_carried_and_forgotten_with_its_members(
     assert await one.log.read_task(ids[1]) is None
 
 
-async def test_rows_are_sent_on_request(benches: list[Bench]) -> None:
-    """Even where entries would do, because these rows may contain more."""
-    (one, _) = benches
-    await one.add(kit.submitted(1), kit.finished(1))
+async def test_a_snapshot_has_the_state_of_its_start(benches: list[Bench]) -> None:
+    """Whatever is written, purged or retired while it is sent."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2), kit.submitted(3))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2, 3)
+    vector = await one.log.read_vector()
+    before = [await one.log.read_task(kit.task_id(n)) for n in (2, 3)]
+    first = await rows_of(one.log, {})
+    assert first is not None
+    assert first.head is not None
 
-    assert await rows_of(one.log, {}, None) is None
-    part = await rows_of(one.log, {}, FULL_SNAPSHOT)
+    await one.add(kit.finished(2), kit.finished(3), kit.submitted(4))
+    await one.raise_floor()
+    await one.shows(4)
+    two.snapshots += 1
+    parts = [first]
+    await two.stage_part(first)
+    while parts[-1].has_more:
+        part = await rows_of(one.log, {}, parts[-1].cursor)
+        assert part is not None
+        assert (part.head, part.after) == (None, parts[-1].cursor)
+        parts.append(part)
+        await two.stage_part(part)
+    await two.merge(parts)
 
-    assert part is not None
-    assert part.head is not None
-    assert [row.record.id for row in part.rows] == [kit.task_id(1)]
+    await two.shows(2, 3)
+    assert await two.log.read_vector() == first.head.vector == vector
+    assert [await two.log.read_task(kit.task_id(n)) for n in (2, 3)] == before
 
 
-async def test_an_interrupted_snapshot_does_not_move_the_vector(
+async def test_a_snapshot_that_has_ended_is_followed_by_another(
     benches: list[Bench],
 ) -> None:
-    """Its rows are true, so they may stay; the snapshot starts again."""
+    """Its transaction ended with the last part, or with the process."""
+    (one, _) = benches
+    await one.add(kit.submitted(1), kit.finished(1))
+    first = await rows_of(one.log, {}, SnapshotCursor(0))
+    assert first is not None
+    assert not first.has_more
+
+    again = await rows_of(one.log, {}, first.cursor)
+
+    assert again is not None
+    assert again.head == first.head
+    assert again.cursor.snapshot_id > first.cursor.snapshot_id
+
+
+@pytest.mark.parametrize("is_reopened", [False, True])
+async def test_an_incomplete_snapshot_has_no_effect(
+    benches: list[Bench], *, is_reopened: bool
+) -> None:
+    """It starts again after a restart, or when the peer starts another one."""
     one, two = benches
     await one.add(kit.submitted(1), kit.finished(1))
     await one.add(kit.submitted(2), kit.submitted(3))
     await one.raise_floor(before_hlc=1003)
     await one.shows(2, 3)
 
-    await two.join(one.log, most=1)
+    await two.stage(one.log, most=1)
     assert await two.log.read_vector() == ()
-    await two.shows(2)
-    await two.reopen()
+    await two.shows()
+    if is_reopened:
+        await two.reopen()
     await two.join(one.log)
 
     await two.shows(2, 3)
     assert await two.log.read_vector() == await one.log.read_vector()
+
+
+@pytest.mark.parametrize("merged", [0, 1, 2])
+async def test_a_complete_snapshot_is_merged_after_a_crash(
+    benches: list[Bench], merged: int
+) -> None:
+    """Its sender may never return, so the node goes on before it starts."""
+    one, two = benches
+    await _retire_other(one)
+    await one.add(kit.submitted(3), kit.finished(3, stdout=b"out"), ARRAY)
+    await one.add(*run_of_array(0))
+    await two.take(kit.entries([kit.submitted(1)], stream=kit.OTHER))
+    parts = await two.stage(one.log)
+    assert len(parts) > merged
+    await two.merge(parts, merged)
+    assert await two.log.read_vector() == ((kit.OTHER, 1),)
+
+    await two.reopen()
+
+    assert dict(two.saved.vector) == dict(await one.log.read_vector())
+    assert kit.OTHER in two.saved.retired
+    await two.shows(3, 9)
+    for ref in (kit.task_id(3), kit.task_id(9), member_id(kit.task_id(9), 0)):
+        assert await two.log.read_task(ref) == await one.log.read_task(ref)
+
+
+async def test_while_rows_are_merged_no_floor_and_no_snapshot_is_read(
+    benches: list[Bench],
+) -> None:
+    """The rows exceed the vector by then."""
+    one, two = benches
+    await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2), kit.submitted(3))
+    await one.raise_floor(before_hlc=1003)
+    await one.shows(2, 3)
+    parts = await two.stage(one.log)
+    await two.merge(parts, 1)
+
+    assert await two.log.plan_compaction(PlanFloor(AGES, MANY)) == FloorPlanned(
+        None, has_more=True
+    )
+    if isinstance(two.log, Store):
+        reply = asyncio.ensure_future(rows_of(two.log, {}, SnapshotCursor(0)))
+        # A later answer, which needs no row.
+        assert (await kit.entries_of(two.log, {})).entries == ()
+        assert not reply.done()
+        await two.merge(parts, merged=1)
+        part = await reply
+        assert part is not None
+        assert part.head is not None
+        assert part.head.vector == await one.log.read_vector()
 
 
 async def test_entries_from_below_the_horizon_are_carried_in_their_order(
@@ -487,53 +589,6 @@ async def test_entries_from_below_the_horizon_are_carried_in_their_order(
     await one.shows(2, 3)
 
 
-async def test_facts_known_from_rows_only_are_written_again(
-    benches: list[Bench],
-) -> None:
-    """The sender of half a snapshot may never return with the entries."""
-    one, two = benches
-    await one.add(kit.submitted(1), kit.finished(1))
-    await one.add(kit.submitted(2), kit.submitted(3), kit.finished(3, stdout=b"out"))
-    await one.raise_floor(before_hlc=1003)
-    await one.shows(2, 3)
-    await two.join(one.log, most=1)
-    await two.reopen()
-    own = PlanFloor(0, MANY, kit.OTHER)
-
-    planned = await two.log.plan_compaction(own)
-
-    assert planned.floor is None
-    assert two.saved.rows_ahead == planned.rows_ahead
-    assert planned.rows_ahead == await one.log.read_vector()
-    assert planned.carried == (await two.log.read_task(kit.task_id(2)),)
-    (carried_facts,) = (facts_of(record) for record in planned.carried)
-    await two.take(kit.entries(carried_facts, stream=kit.OTHER))
-    two.number += 1
-    two.log.save_node_state(Save(number=two.number, rewritten_rows=planned.rows_ahead))
-    await two.durable()
-    assert await two.log.plan_compaction(own) == FloorPlanned(None)
-
-
-async def test_members_known_from_rows_are_written_before_their_array(
-    benches: list[Bench],
-) -> None:
-    """A node that has forgotten the array never gets it back with half of its facts."""
-    one, two = benches
-    await one.add(kit.submitted(1), kit.finished(1), ARRAY)
-    await one.add(*run_of_array(0), *run_of_array(2), *run_of_array(1))
-    await one.raise_floor(before_hlc=1003)
-    await one.shows(9)
-    await two.join(one.log, most=3)
-    own = PlanFloor(0, MANY, kit.OTHER)
-
-    planned = await two.log.plan_compaction(own)
-
-    started = (member_id(ARRAY.task, number) for number in (1, 0))
-    assert [record.id for record in planned.carried] == [*started, ARRAY.task]
-    rest = await two.log.plan_compaction(replace(own, after_key=planned.after_key))
-    assert rest.carried == ()
-
-
 async def test_a_floor_may_forget_nothing(benches: list[Bench]) -> None:
     """It ends a series of rewritten facts, and is an entry like any other."""
     one, two = benches
@@ -545,49 +600,6 @@ async def test_a_floor_may_forget_nothing(benches: list[Bench]) -> None:
     for bench in benches:
         await bench.reopen()
         await bench.shows(1, 2)
-
-
-async def half_joined(one: Bench, two: Bench) -> Bench:
-    """Return the second log, which has task 2 from rows of the first one alone."""
-    await one.add(kit.submitted(1), kit.finished(1))
-    await one.add(kit.submitted(2), kit.submitted(3), kit.finished(2))
-    await one.raise_floor(before_hlc=1003)
-    await one.shows(2, 3)
-    await two.join(one.log, most=1)
-    return two
-
-
-async def test_row_facts_are_written_again_after_a_second_envelope(
-    benches: list[Bench],
-) -> None:
-    """A late result brings the envelope alone; a task of the stream is whole."""
-    two = await half_joined(*benches)
-    again = kit.entries([kit.submitted(2), kit.submitted(4)], stream=kit.OTHER)
-    await two.take([replace(entry, hlc=entry.hlc + 1000) for entry in again])
-
-    planned = await two.log.plan_compaction(PlanFloor(0, MANY, kit.OTHER))
-
-    assert planned.carried == (await two.log.read_task(kit.task_id(2)),)
-    assert planned.carried[0].attempts
-
-
-async def test_row_facts_are_written_again_after_a_floor_passed_the_first_envelope(
-    benches: list[Bench],
-) -> None:
-    """The later envelope then decides its turn, as if submitted there."""
-    two = await half_joined(*benches)
-    facts: list[Fact] = [kit.submitted(5), kit.finished(5), kit.submitted(2)]
-    again = kit.entries(facts, stream=kit.OTHER)
-    later = [replace(entry, hlc=entry.hlc + 1000) for entry in again]
-    mark = StreamFloor(kit.OTHER, 2, dict(kit.EPOCHS)[kit.OTHER])
-    floor = replace(later[-1], seq=4, fact=Floor(later[1].hlc, (mark,)))
-    await two.take([*later, replace(floor, hlc=floor.hlc + 1)])
-    await two.shows(2)
-
-    planned = await two.log.plan_compaction(PlanFloor(0, MANY, kit.OTHER))
-
-    assert planned.carried == (await two.log.read_task(kit.task_id(2)),)
-    assert planned.carried[0].attempts
 
 
 async def test_a_void_row_adds_its_facts_to_a_live_task(benches: list[Bench]) -> None:
@@ -603,33 +615,13 @@ async def test_a_void_row_adds_its_facts_to_a_live_task(benches: list[Bench]) ->
     assert part is not None
 
     head = SnapshotHead(vector=(), epochs=kit.EPOCHS, floor=NO_FLOOR, hlc=1003)
-    two.number += 1
-    two.log.merge_rows(MergeRows(two.number, part.rows, head, is_last=True))
-    await two.durable()
+    part = replace(part, head=head)
+    await two.stage_part(part)
+    await two.merge([part])
 
     record = await two.log.read_task(kit.task_id(1))
     assert record is not None
     assert [attempt.id.n for attempt in record.attempts] == [1, 2, 3]
-
-
-async def test_rows_followed_by_their_entries_are_not_written_again(
-    benches: list[Bench],
-) -> None:
-    """The log has all of them by then."""
-    one, two = benches
-    await one.add(kit.submitted(1), kit.finished(1), kit.submitted(2))
-    await one.raise_floor(before_hlc=1003)
-    await one.shows(2)
-    head = await two.join(one.log, most=1)
-    assert head is not None
-
-    await two.join(one.log)
-    await two.pull(one.log)
-
-    assert await two.log.read_vector() == await one.log.read_vector()
-    assert (
-        await two.log.plan_compaction(PlanFloor(0, MANY, kit.OTHER))
-    ).rows_ahead == ()
 
 
 async def test_a_node_that_joined_by_snapshot_sends_a_snapshot(

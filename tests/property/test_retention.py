@@ -14,7 +14,7 @@ from octaskly.core.effects import (
     Append,
     MergeRows,
     PlanFloor,
-    ServePull,
+    StageRows,
 )
 from octaskly.core.log.facts import (
     NO_FLOOR,
@@ -41,13 +41,13 @@ from octaskly.core.model.ids import (
     NodeId,
     StreamId,
     TaskId,
-    VectorItems,
     covers,
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.protocol.messages import Snapshot, SnapshotCursor
 from octaskly.store.reading import queries
 from octaskly.store.reading.compaction_plan import plan_compaction
-from octaskly.store.reading.snapshot import read_snapshot_part
+from octaskly.store.reading.snapshot import read_snapshot_head, read_snapshot_part
 from octaskly.store.tables.floors import read_floor
 from octaskly.store.tables.node_state import read_vector
 from octaskly.store.writing.table_merge import TableWriter
@@ -67,6 +67,7 @@ class Table:
 
     def __init__(self) -> None:
         self.db = kit.database()
+        self.snapshots = 0
         self.tables = TableWriter(
             self.db, kit.PicklePacker(), kit.HandClock(HLC_EPOCH_MS)
         )
@@ -212,27 +213,24 @@ def deliverable(part: list[Entry], have: Mapping[StreamId, int]) -> int:
 
 
 def joined(table: Table, server: Table, most: int) -> bool:
-    """Apply at most so many parts of a snapshot; return True if it is complete."""
-    cursor = None
-    head = None
-    retired: VectorItems = ()
-    for _ in range(most):
-        pull = ServePull(kit.PEER, (), cursor)
-        part = read_snapshot_part(server.db, pull, 1, AGES)
-        if part is None:
-            return True
-        head = part.head or head
-        assert head is not None
-        retired += part.retired
-        join = MergeRows(
-            *(1, part.rows, head, not part.has_more, part.vector),
-            retired=retired,
-        )
-        table.tables.merge_rows(join)
-        cursor = part.cursor
-        if not part.has_more:
-            return True
-    return False
+    """Stage at most so many parts of a snapshot; merge them if they are all."""
+    parts: list[Snapshot] = []
+    table.snapshots += 1
+    first, number = SnapshotCursor(1), table.snapshots
+    while len(parts) < most and (not parts or parts[-1].has_more):
+        head = None if parts else read_snapshot_head(server.db)
+        cursor = parts[-1].cursor if parts else first
+        parts.append(read_snapshot_part(server.db, cursor, 1, AGES, head))
+        table.tables.stage_rows(StageRows(1, number, kit.PEER, parts[-1]))
+    if not parts or parts[-1].has_more:
+        return False
+    retired = tuple(pair for part in parts for pair in part.retired)
+    assert parts[0].head is not None
+    for part in parts:
+        is_last = not part.has_more
+        merge = MergeRows(1, number, parts[0].head, retired, is_last)
+        table.tables.merge_rows(merge)
+    return True
 
 
 @search(40)

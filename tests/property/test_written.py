@@ -17,7 +17,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from octaskly.api.schemas import task_response
-from octaskly.core.effects import Append, Effect, LoadLive, MergeRows, Save, Spool
+from octaskly.core.effects import (
+    Append,
+    Effect,
+    LoadLive,
+    MergeRows,
+    Save,
+    Spool,
+    StageRows,
+)
 from octaskly.core.events import Persisted, Received, TimerFired
 from octaskly.core.log.facts import (
     NO_FLOOR,
@@ -137,7 +145,7 @@ class Writing(Shell):
                 self._write(effect)
             done += effects
             for effect in effects:
-                if isinstance(effect, Append | Save | MergeRows):
+                if isinstance(effect, Append | Save | StageRows | MergeRows):
                     done += self.feed(Persisted(effect.number))
         return done
 
@@ -145,6 +153,8 @@ class Writing(Shell):
         match effect:
             case Append():
                 self.tables.append_entries([effect])
+            case StageRows():
+                self.tables.stage_rows(effect)
             case MergeRows():
                 self.tables.merge_rows(effect)
             case Save(stream=stream):
@@ -197,7 +207,6 @@ SAID: tuple[Message, ...] = (
         cursor=SnapshotCursor(1005, 7),
         has_more=False,
         head=HEAD,
-        vector=HEAD.vector,
     ),
 )
 
@@ -255,6 +264,20 @@ def _rowed(task: str, ord_: int, *, array: ArraySpec | None = None) -> TaskRow:
     )
 
 
+def _merge(shell: Writing, head: SnapshotHead, *parts: tuple[TaskRow, ...]) -> None:
+    """Merge parts of a snapshot, all but the last part."""
+    for key, rows in enumerate(parts):
+        part = Snapshot(
+            rows=rows,
+            cursor=SnapshotCursor(1, key + 1),
+            has_more=True,
+            head=None if key else head,
+        )
+        shell.tables.stage_rows(StageRows(1, 1, PEER, part))
+    for _ in parts:
+        shell.tables.merge_rows(MergeRows(1, 1, head, (), is_last=False))
+
+
 ARRAY = "task-001-0123abcd"
 ONE, TWO = f"{ARRAY}.1", f"{ARRAY}.2"
 
@@ -262,8 +285,7 @@ ONE, TWO = f"{ARRAY}.1", f"{ARRAY}.2"
 def _joined(*parts: tuple[TaskRow, ...]) -> dict[str, tuple[int, int]]:
     """Join parts of a snapshot; return the time and the attempts of each task."""
     shell = Writing(is_following=True)
-    for number, rows in enumerate(parts, start=1):
-        shell.tables.merge_rows(MergeRows(number, rows, HEAD, is_last=False))
+    _merge(shell, HEAD, *parts)
     shell.show()
     told = [queries.read_task(shell.db, name) for name in (ARRAY, ONE, TWO)]
     return {t.id: (t.spec.ord, len(t.attempts)) for t in told if t and t.spec}
@@ -286,9 +308,7 @@ def test_first_of_two_rows_of_one_task_in_one_part_counts() -> None:
     shell = Writing(is_following=True)
     head = replace(HEAD, floor=floor)
 
-    shell.tables.merge_rows(
-        MergeRows(1, (_rowed("a", 5), _rowed("a", 9)), head, is_last=False)
-    )
+    _merge(shell, head, (_rowed("a", 5), _rowed("a", 9)))
 
     record = queries.read_task(shell.db, "a")
     assert record is not None

@@ -14,12 +14,11 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher import task_rules
-from octaskly.core.dispatcher.compaction import Compaction
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.step import DispatchStep
-from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
+from octaskly.core.effects import Append, Effect, Save, Send
 from octaskly.core.election.candidacy import LogVersions
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
@@ -43,12 +42,10 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
     Snapshot,
-    SnapshotHead,
 )
 from octaskly.core.replication import replication
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal, WhenDurable
-from octaskly.core.replication.log_tail import replicate_messages
 from octaskly.core.replication.not_found_rule import NotFoundRule
 from octaskly.core.replication.pending_acks import PendingAcks, WhenReplicated
 from octaskly.core.replication.replication import Replication
@@ -75,8 +72,6 @@ from tests.simulation.kinds.failovers import (
     run_starved,
 )
 from tests.simulation.kinds.snapshots import (
-    run_half_followed,
-    run_half_joined,
     run_half_left,
 )
 from tests.simulation.kinds.splits import run_same_names, run_unseen
@@ -438,50 +433,24 @@ def deposed_dispatchers_are_acknowledged(patch: pytest.MonkeyPatch) -> None:
 
 def vector_moves_before_the_last_part(patch: pytest.MonkeyPatch) -> None:
     """A snapshot counts as complete from its first part on."""
-    real = Journal.merge_rows
+    real = AntiEntropy.on_snapshot
 
     def hasty(
-        self: Journal, part: Snapshot, head: SnapshotHead, *rest: Any
-    ) -> MergeRows:
-        return real(self, replace(part, has_more=False), head, *rest)
+        self: AntiEntropy, peer: NodeId, part: Snapshot, *rest: Any
+    ) -> list[Effect]:
+        return real(self, peer, replace(part, has_more=False), *rest)
 
-    patch.setattr(Journal, "merge_rows", hasty)
-
-
-def rows_are_taken_for_the_log(patch: pytest.MonkeyPatch) -> None:
-    """Facts known only from snapshot rows, whose entries are lost, are not sent on."""
-    real = Journal.merge_rows
-
-    def content(
-        self: Journal, part: Snapshot, head: SnapshotHead, *rest: Any
-    ) -> MergeRows:
-        return real(self, replace(part, vector=()), head, *rest)
-
-    patch.setattr(Journal, "merge_rows", content)
+    patch.setattr(AntiEntropy, "on_snapshot", hasty)
 
 
-def rows_wait_for_the_floor(patch: pytest.MonkeyPatch) -> None:
-    """Facts known only from rows are rewritten only at the next compaction floor."""
-    patch.setattr(Compaction, "hasten_row_rewrite", lambda *_: None)
-
-
-def standbys_ignore_rows_beyond_the_log(patch: pytest.MonkeyPatch) -> None:
-    """Standbys do not learn that their dispatcher's rows hold more than its log."""
-
-    def reticent(*args: Any, acks_beyond_standbys: bool) -> tuple[Replicate, ...]:
-        return replicate_messages(*args)
-
-    patch.setattr(replication, "replicate_messages", reticent)
+def standbys_catch_up_once(patch: pytest.MonkeyPatch) -> None:
+    """Standbys do not catch up with what a dispatcher merges from a snapshot."""
+    patch.setattr(Replication, "_restart_standbys", lambda *_: [])
 
 
 def dropped_standbys_trust_their_log(patch: pytest.MonkeyPatch) -> None:
     """A standby takes itself for in sync until it learns that it was dropped."""
     patch.setattr(AckGuarantee, "is_guaranteed", lambda *_: True)
-
-
-def followers_rows_are_ignored(patch: pytest.MonkeyPatch) -> None:
-    """A dispatcher considers only the logs of its followers, and not their rows."""
-    patch.setattr(AntiEntropy, "lacks_rows", lambda *_: False)
 
 
 def floor_loses_waiting_tasks(patch: pytest.MonkeyPatch) -> None:
@@ -521,14 +490,14 @@ def children_do_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 def records_are_not_in_snapshots(patch: pytest.MonkeyPatch) -> None:
     """A node that joins by rows receives tasks, but no records."""
-    real = Journal.merge_rows
+    real = AntiEntropy.on_snapshot
 
     def deaf(
-        self: Journal, part: Snapshot, head: SnapshotHead, *rest: Any
-    ) -> MergeRows:
-        return real(self, replace(part, records=()), head, *rest)
+        self: AntiEntropy, peer: NodeId, part: Snapshot, *rest: Any
+    ) -> list[Effect]:
+        return real(self, peer, replace(part, records=()), *rest)
 
-    patch.setattr(Journal, "merge_rows", deaf)
+    patch.setattr(AntiEntropy, "on_snapshot", deaf)
 
 
 def newcomers_receive_no_records(patch: pytest.MonkeyPatch) -> None:
@@ -640,11 +609,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (joining_standbys_count, run_seed),
     (deposed_dispatchers_are_acknowledged, run_seed),
     (vector_moves_before_the_last_part, run_forgetful),
-    (rows_are_taken_for_the_log, run_half_joined),
-    (rows_wait_for_the_floor, run_half_left),
-    (standbys_ignore_rows_beyond_the_log, run_half_left),
+    (standbys_catch_up_once, run_half_left),
     (dropped_standbys_trust_their_log, run_given_up),
-    (followers_rows_are_ignored, run_half_followed),
     (floor_loses_waiting_tasks, run_forgetful),
     (floors_wait_for_nothing, run_unordered),
     (age_goes_by_timestamps, run_skewed),
@@ -680,7 +646,6 @@ FIRST: dict[Plant, int] = {
     records_are_not_in_snapshots: 6,
     retired_streams_need_not_be_held: 7,
     standbys_cannot_read_their_copies: 9,
-    standbys_ignore_rows_beyond_the_log: 9,
     stop_pulling_early: 11,
     tasks_run_without_their_stdin: 33,
     vector_moves_before_the_last_part: 12,

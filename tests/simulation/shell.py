@@ -27,6 +27,7 @@ from octaskly.core.effects import (
     Send,
     ServePull,
     Spool,
+    StageRows,
     Start,
     Stop,
     Stopped,
@@ -41,7 +42,12 @@ from tests.simulation.storage import read
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-NUMBERED = (Append, MergeRows, Save)  #: effects that go to the disk, in order
+NUMBERED = (
+    Append,
+    StageRows,
+    MergeRows,
+    Save,
+)  #: they go to the disk, in order
 
 
 class Shell:
@@ -67,7 +73,7 @@ class Shell:
         match effect:
             case Send(peer, messages):
                 world.network.send(machine.id, peer, messages)
-            case Append() | MergeRows() | Save():
+            case Append() | StageRows() | MergeRows() | Save():
                 world.storage.write(machine, effect)
             case Dial(peer, addresses):
                 world.network.dial(machine.id, peer, addresses)

@@ -6,6 +6,7 @@ the ended and forgotten tasks on disks, for the checks.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from octaskly.core.effects import (
     PlanFloor,
     Save,
     ServePull,
+    StageRows,
 )
 from octaskly.core.events import DiskChanged, Event, Persisted
 from octaskly.core.log.facts import Submitted
@@ -31,12 +33,14 @@ from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.plan import plan_floor
 from tests.simulation.store.queue import by_id, live, load, ripe
-from tests.simulation.store.snapshot import entries_after, next_part
+from tests.simulation.store.snapshot import entries_after, must_wait, next_part
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 RETRY_S = 0.25  #: between two attempts of a failing write
+MERGE_S = 0.02  #: between two looks if a merge has ended
+EXPIRED = 0.002  #: share of snapshots that end before a part is asked for
 CHUNK = 20  #: entries in one answer to PULL, few so that several are needed
 
 
@@ -47,6 +51,7 @@ class Storage:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._expiry = random.Random("expiry")  # Else all seeds would draw otherwise.
         self.disk_ms = (1.0, 15.0)
         self.snapshots = 0  #: whose last part arrived
         self.written_s: dict[int, float] = {}
@@ -62,13 +67,17 @@ class Storage:
         place = split_member_id(task)
         return (task if place is None else place[0]) in self.forgotten
 
-    def write(self, machine: Machine, effect: Append | MergeRows | Save) -> None:
+    def write(
+        self, machine: Machine, effect: Append | StageRows | MergeRows | Save
+    ) -> None:
         """Hand an effect to a disk, which the next commit makes durable."""
         disk = machine.disk
         match effect:
             case Append():
                 disk.append(effect)
                 self._note_written(effect)
+            case StageRows():
+                disk.stage(effect)
             case MergeRows():
                 disk.join(effect)
                 self.snapshots += effect.is_last
@@ -146,6 +155,11 @@ class Storage:
         """Answer a peer's PULL."""
         disk, peer = machine.disk, pull.peer
         disk.now = self._world.now(machine)
+        if pull.cursor is not None and self._expiry.random() < EXPIRED:
+            disk.sent.pop(peer, None)
+        if must_wait(disk, pull):
+            self._world.later(machine, MERGE_S, lambda: self.serve(machine, pull))
+            return
         snapshot = next_part(disk, pull)
         if snapshot is not None:
             self._world.network.send(machine.id, peer, (snapshot,))

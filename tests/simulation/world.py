@@ -117,7 +117,7 @@ class World(Timeline):
         if self.updated_share and self.random.random() < self.updated_share:
             machine.log_version = 2
         machine.learnt = {}
-        machine.disk.start_clock(self.now(machine))
+        machine.disk.start(self.now(machine))
         settings = Settings(
             node=machine.info(),
             timing=self.timing,

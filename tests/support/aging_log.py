@@ -14,6 +14,7 @@ from octaskly.core.effects import (
     Save,
     Send,
     ServePull,
+    StageRows,
 )
 from octaskly.core.log.facts import Fact, Finished, Floor, Submitted
 from octaskly.core.log.merge import facts_of, join_floors
@@ -29,14 +30,24 @@ from octaskly.core.model.ids import (
     TaskId,
 )
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
-from octaskly.core.protocol.messages import Entries, Hello, Pull, Snapshot
+from octaskly.core.protocol.messages import (
+    Entries,
+    Hello,
+    Pull,
+    Snapshot,
+    SnapshotCursor,
+)
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.mesh import wire
 from octaskly.store.reading import queries
 from octaskly.store.reading.compaction_plan import plan_compaction
-from octaskly.store.reading.snapshot import read_snapshot_part
-from octaskly.store.tables.node_state import read_saved, write_saves
+from octaskly.store.reading.snapshot import (
+    is_snapshot_needed,
+    read_snapshot_head,
+    read_snapshot_part,
+)
+from octaskly.store.tables.node_state import read_saved
 from octaskly.store.tables.stream_repair import repair_streams
 from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
@@ -128,28 +139,20 @@ class AgingLog:
         return Finished(task, attempt(stream=stream), kit.WORKER, end, 1)
 
     def compact(self, retention_ms: int) -> None:
-        """Raise the floor as far as it may rise, and purge what is void.
-
-        Rows that are ahead of the log are written to it before.
-        """
-        before, after_key = hlc_of(self.wall_ms - retention_ms), 0
+        """Raise the floor as far as it may rise, and purge what is void."""
+        before = hlc_of(self.wall_ms - retention_ms)
         stream = self.journal.stream
         assert stream is not None
         while True:
             planned = plan_compaction(
                 self.db,
-                PlanFloor(before, NO_TASKS_MAX, stream, after_key),
+                PlanFloor(before, NO_TASKS_MAX, stream),
                 1 << 40,
                 AGES,
             )
             facts = [fact for record in planned.carried for fact in facts_of(record)]
             if facts or planned.records:
                 self._append([*facts, *planned.records])
-            after_key = planned.after_key if planned.has_more else 0
-            if planned.rows_ahead and not planned.has_more:
-                written = self.journal.save(rewritten_rows=planned.rows_ahead)
-                self._perform([written])
-                continue
             if planned.floor is not None:
                 joined = join_floors(self.journal.floor, planned.floor)
                 self._say_floor(retire(joined, planned.floor))
@@ -191,12 +194,12 @@ class AgingLog:
             match effect:
                 case Append():
                     self.tables.append_entries([effect])
+                case StageRows():
+                    self.tables.stage_rows(effect)
                 case MergeRows():
                     self.tables.merge_rows(effect)
                 case Save(stream=stream) if stream is not None:
                     self.tables.add_stream(*stream)
-                case Save(rewritten_rows=(_, *_)):
-                    write_saves(self.db, [effect])
                 case Send(messages=(Pull() as pull,)) if server is not None:
                     waiting += self._on_answer(server.answer(pull))
                     continue
@@ -209,9 +212,12 @@ class AgingLog:
         """Answer a PULL, as the store does."""
         known = self.journal.retired_count_of(pull.retired.digest, pull.included)
         serve = ServePull(NodeId("p"), pull.vector, pull.cursor, known)
-        part = read_snapshot_part(self.db, serve, PART_BYTES, AGES)
-        if part is not None:
-            return part
+        cursor, head = pull.cursor, None
+        if cursor is None and is_snapshot_needed(self.db, serve):
+            head = read_snapshot_head(self.db)
+            cursor = SnapshotCursor(1, retired_key=known or 0)
+        if cursor is not None:
+            return read_snapshot_part(self.db, cursor, PART_BYTES, AGES, head)
         packer = wire.WirePacker()
         packed = queries.pack_entries_beyond(
             self.db, packer, dict(pull.vector), PART_BYTES
@@ -221,7 +227,7 @@ class AgingLog:
     def _on_answer(self, answer: Entries | Snapshot) -> list[Effect]:
         if isinstance(answer, Entries):
             return self.exchange.on_entries(SERVER, answer)
-        return self.exchange.on_snapshot(SERVER, answer)
+        return self.exchange.on_snapshot(SERVER, answer, lambda _: [])
 
     def shown(self) -> set[str]:
         """Return the ids of all tasks."""

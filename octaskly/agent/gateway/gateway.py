@@ -246,7 +246,7 @@ class AgentGateway:
             epoch=self.view.epoch,
             standbys=self._node.standbys,
             last_takeover=self._node.last_takeover if self.view.is_serving else None,
-            has_rows_ahead=self._node.has_rows_ahead,
+            is_merging=self._node.is_merging,
         )
 
     def last_heard_ms(self, node: NodeId) -> int | None:

@@ -17,7 +17,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import FORCED_PREFIX
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.replication.journal import Journal, WhenDurable
+from octaskly.core.replication.journal import WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replies import CancelResult, NotReplicated
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
@@ -40,7 +40,6 @@ class Canceller:
 
     Args:
         step: Tasks in memory, and the facts of the current step.
-        journal: Shows if rows of snapshots are ahead of the log.
         commit_step: Commits the current step.
         is_strict: If true, an answer needs copies on two disks.
     """
@@ -48,25 +47,33 @@ class Canceller:
     def __init__(
         self,
         step: DispatchStep,
-        journal: Journal,
         commit_step: CommitStep,
         *,
         is_strict: bool,
     ) -> None:
         self._step = step
         self._queue = step.queue
-        self._journal = journal
         self._commit_step = commit_step
         self._is_strict = is_strict
+
+    def has_ended(self, event: CancelRequested) -> bool:
+        """Return True if the task or array to cancel is known to have ended."""
+        if (array := event.array_record) is not None:
+            return array.state.is_final or array.cancelled_by is not None
+        return self._visible_task(event)[1].is_final
+
+    def _visible_task(
+        self, event: CancelRequested
+    ) -> tuple[QueuedTask | None, TaskState]:
+        task = self._queue.tasks.get(event.task)
+        stored_state = self._queue.final_state_of(event.task, event.stored_state)
+        return task, visible_state(task, stored_state)
 
     def on_cancel_requested(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task; what is in hand is newer than what the store said."""
         if event.array_record is not None:
             return self._cancel_array(event, event.array_record, now)
-        task = self._queue.tasks.get(event.task)
-        state = visible_state(
-            task, self._queue.final_state_of(event.task, event.stored_state)
-        )
+        task, state = self._visible_task(event)
         has_begun = not self._step.is_prefetched(task)
         if not task_rules.may_cancel(state, has_begun=has_begun, force=event.force):
             self._repeat_cancel(event, state)
@@ -117,12 +124,9 @@ class Canceller:
     ) -> list[Effect]:
         """Answer once all that this node decided is safe, as the state may be."""
         done = CancelResult(event.task, state, state is TaskState.CANCELLED)
-        is_single_copy = (
-            self._journal.has_rows_ahead
-        )  # As with what a submission repeats.
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [self._cancel_answer(event, done, 1 if is_single_copy else replicas)]
+            return [self._cancel_answer(event, done, replicas)]
 
         return self._commit_step(now, when_replicated=answer)
 

@@ -2,9 +2,7 @@
 
 The store finds how far the floor may rise, in bounded steps. Tasks below it that are
 not final are carried: all their facts are written again before the floor. The same
-holds for records (see `core.log.mesh_records`), and for tasks that this node knows from
-rows of a snapshot alone. The sender of those rows may never return, and a Pull of
-entries does not include them.
+holds for records (see `core.log.mesh_records`).
 
 Source: docs/explanation/log.md.
 """
@@ -35,9 +33,7 @@ from octaskly.core.replies import TasksPurged
 
 CLOCK_GAIN_MS_MAX = 3_600_000  #: most that a wall clock may plausibly gain in one epoch
 FLOOR_STEP_S = 0.1  #: from one step of the floor to the next, while more is old enough
-SHORT_INTERVAL_S = (
-    1.0  #: from one look to the next, while there is little room or rows come
-)
+SHORT_INTERVAL_S = 1.0  #: from one look to the next, while there is little room
 
 
 class Compaction:
@@ -63,11 +59,7 @@ class Compaction:
         self._due_s = 0.0
         self._is_planning = False
         self._floor_at_plan: Floor = NO_FLOOR  #: when that was
-        self._after_key = (
-            0  #: key down to which tasks ahead of the log are written again
-        )
         self._has_warned = False  #: of many streams
-        self._seen_merge = 0  #: number of the last `MergeRows` at the last look
         self._purge_hlc = 0  #: somebody asked to forget what ended before
         self._planned_purge_hlc = 0  #: the same when the store was asked
         self._purge_requests: dict[int, int] = {}
@@ -84,8 +76,6 @@ class Compaction:
         self._purge_hlc = 0
         self._purge_requests = {}
         self._started_at = now
-        self._after_key = 0
-        self._seen_merge = self._journal.last_merge
         # An agent that crashes again and again never reaches the end of the period.
         has_many_streams = len(self._journal.vector) > STREAMS_KEPT
         self._due_s = now.mono_s + (
@@ -101,11 +91,6 @@ class Compaction:
         )
         self._purge_requests[event.ticket] = 0
         self._due_s = now.mono_s
-        self.set_timer(now)
-
-    def hasten_row_rewrite(self, now: Moment) -> None:
-        """Write again what rows alone say: somebody is here to keep it."""
-        self._due_s = min(self._due_s, now.mono_s + FLOOR_STEP_S)
         self.set_timer(now)
 
     def set_timer(self, now: Moment) -> None:
@@ -133,12 +118,6 @@ class Compaction:
             effects += self._write_floor(self._journal.floor, now)
         if self._is_planning or now.mono_s < self._due_s:
             return effects
-        seen, self._seen_merge = self._seen_merge, self._journal.last_merge
-        if seen != self._seen_merge and self._journal.has_rows_ahead:
-            # More are coming, and in the end nothing may have to be written again. An
-            # array would be now, without its members: they come behind all arrays.
-            self._after_key, self._due_s = 0, now.mono_s + SHORT_INTERVAL_S
-            return effects
         self._is_planning = True
         self._floor_at_plan = self._journal.floor
         self._planned_purge_hlc = self._purge_hlc
@@ -146,7 +125,6 @@ class Compaction:
             hlc_of(self._reference_wall_ms(now) - self._retention_ms),
             self._tasks_max,
             self._step.stream,
-            self._after_key,
             self._purge_hlc,
             self._reference_wall_ms(now),
         )
@@ -201,8 +179,6 @@ class Compaction:
             # forgotten the task gets it back with its end, or not at all.
             facts += reversed(facts_of(record))
         facts += event.records
-        if event.rows_ahead:
-            return self._rewrite_rows(event, now)
         if event.floor is None and event.records:
             self._is_planning = True
             return self._step.commit_step(now, self._finish_plan)
@@ -236,21 +212,6 @@ class Compaction:
         self._purge_requests = {}
         self._purge_hlc = self._planned_purge_hlc = 0
         return list[Effect](answers)
-
-    def _rewrite_rows(self, event: FloorPlanned, now: Moment) -> list[Effect]:
-        """Bring the log up to the rows, then say that this is done."""
-        journal = self._journal
-        self._is_planning = True
-        if event.has_more:
-            self._after_key = event.after_key
-            return self._step.commit_step(now, self._finish_plan)
-        self._after_key = 0
-        # The floor, as after all that is carried: so standbys hear that this is done.
-        effects = self._write_floor(journal.floor, now)
-        # Rows that came meanwhile may lie behind what was read.
-        if self._seen_merge == journal.last_merge:
-            effects.append(journal.save(rewritten_rows=event.rows_ahead))
-        return effects + journal.when_durable(self._finish_plan, now)
 
     def _write_floor(
         self, floor: Floor, now: Moment, callback: WhenDurable | None = None

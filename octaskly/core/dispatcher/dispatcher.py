@@ -7,6 +7,7 @@ It decides which answers are sent, and which facts must be durable before them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.dispatcher.cancellation import Canceller
@@ -95,7 +96,6 @@ class Dispatcher:
         self._admission = Admission(journal, self._queue, self._pool, sequence)
         self._canceller = Canceller(
             self._step,
-            journal,
             self._commit_step,
             is_strict=self._is_strict,
         )
@@ -158,6 +158,11 @@ class Dispatcher:
 
     def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
         """Accept a batch; the answer waits for its commit, here and at a standby."""
+        accept = partial(self._accept, event)
+        # Without drafts, the tasks are known: perhaps from rows that no standby has.
+        return accept(now) if event.drafts else self._journal.when_merged(accept, now)
+
+    def _accept(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
         is_strict = event.is_strict or self._is_strict
         refusal = self._refusal(event, is_strict=is_strict)
         if refusal is not None:
@@ -181,8 +186,6 @@ class Dispatcher:
             # takes. See docs/decisions/0014-start-while-committing.md.
             self._step.pin_until_durable(self._queue.put_undurable(new_specs[0]))
         epoch = self._step.epoch
-        # Asked about what is known already, which may be so from rows alone.
-        is_single_copy = not event.drafts and self._journal.has_rows_ahead
 
         def durable(now: Moment) -> list[Effect]:
             self._admission.drop_durable_specs(new_specs)
@@ -195,7 +198,6 @@ class Dispatcher:
             return self._commit_step(now)
 
         def answer(_: Moment, replicas: int) -> list[Effect]:
-            replicas = 1 if is_single_copy else replicas
             if is_strict and replicas == 1:
                 return [Answer(event.ticket, NotReplicated())]
             return [Answer(event.ticket, TasksAccepted(tuple(specs), replicas))]
@@ -216,6 +218,10 @@ class Dispatcher:
         """Cancel a task or an array."""
         if not self.is_active:
             return [Answer(event.ticket, NotDispatching())]
+        if self._journal.is_merging and self._canceller.has_ended(event):
+            # Perhaps by rows that no standby has yet.
+            again = partial(self.on_cancel_requested, event)
+            return self._journal.when_merged(again, now)
         return self._canceller.on_cancel_requested(event, now)
 
     def on_reprioritize_requested(
@@ -252,6 +258,8 @@ class Dispatcher:
         self, node: NodeId, message: HeartbeatOk, now: Moment
     ) -> list[Effect]:
         """Learn how much a worker takes and how busy it is."""
+        if message.is_merging:
+            self._replication.on_merging(node, now)
         self._pool.set_load(node, message.load.cpu_percent)
         self._pool.set_credit(node, message.credit)
         # Nearly all say what is known.

@@ -205,12 +205,11 @@ class ClaimHandlers:
             return effects + self._pull_for_dispatcher(peer, message)
         if message.epoch != phase.dispatcher_epoch.epoch:
             return []
-        ahead = message.rows_ahead
         self._peer_table.confirm_follower(
-            peer, message.epoch, message.vector, ahead, message.retired
+            peer, message.epoch, message.vector, message.retired
         )
         is_readable = self._log_versions.is_log_readable(peer)
-        return self._anti_entropy.pull_from(peer, ahead) if is_readable else []
+        return self._anti_entropy.pull_from(peer) if is_readable else []
 
     def _pull_for_dispatcher(self, peer: NodeId, message: ClaimOk) -> list[Effect]:
         """Pull what a peer holds alone, if this node is its relay to a dispatcher.
@@ -219,13 +218,11 @@ class ClaimHandlers:
         """
         if self._election.attachment is None:
             return []
-        ahead = message.rows_ahead
-        is_held = self._journal.holds_log(message.vector, message.retired)
-        if is_held and not self._anti_entropy.lacks_rows(peer, ahead):
+        if self._journal.holds_log(message.vector, message.retired):
             return []
         if not self._log_versions.is_log_readable(peer):
             return []
-        return self._anti_entropy.pull_from(peer, ahead)
+        return self._anti_entropy.pull_from(peer)
 
     def on_claim_no(
         self, peer: NodeId, message: ClaimRejected, now: Moment

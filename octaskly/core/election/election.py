@@ -352,9 +352,8 @@ class Election:
         return [self._claim_ok_message(self.relay.node)]
 
     def _claim_ok_message(self, receiver: NodeId) -> Send:
-        vector, ahead = self._journal.vector_items(), self._journal.rows_ahead_items()
-        retired = self._journal.retired_summary()
-        return Send(receiver, (ClaimOk(self.epoch, vector, ahead, retired),))
+        vector, retired = self._journal.vector_items(), self._journal.retired_summary()
+        return Send(receiver, (ClaimOk(self.epoch, vector, retired),))
 
     def on_dispatcher_lost(
         self, reason: str, now: Moment, *, is_proven: bool = False

@@ -62,7 +62,6 @@ class PeerView:
     readable_log_version: int = 1  #: newest log version that it can read
     log_version: int = 1  #: version of its log when the link came up
     can_read_our_log: bool = True  #: it can read the version that this node writes
-    rows_ahead: VectorItems = ()  #: extent of its rows beyond `vector`
     wall_ahead_ms: int = 0  #: its wall clock minus this node's, when the link came up
     last_heartbeat_ok: HeartbeatOk | None = None
     state: NodeState = NodeState.READY  #: latest reported state

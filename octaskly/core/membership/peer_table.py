@@ -137,7 +137,6 @@ class PeerTable:
         peer: NodeId,
         epoch: Epoch,
         vector: VectorItems,
-        rows_ahead: VectorItems = (),
         retired: RetiredSummary = NONE_RETIRED,
     ) -> None:
         """Record that a connected peer follows this node's epoch."""
@@ -148,7 +147,6 @@ class PeerTable:
             view.reattach_parts.clear()
         view.dispatcher = self._me
         view.set_extent(vector, retired)
-        view.rows_ahead = rows_ahead
         self.count_change()
 
     def addresses_of(self, node: NodeId) -> tuple[Address, ...]:

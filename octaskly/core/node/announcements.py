@@ -97,6 +97,7 @@ class SelfDescription:
             self._candidacy.is_disk_failing,
             worker.availability.pressure,
             self._changed_addresses,
+            self._journal.is_merging,
         )
 
     def roster_entry(self) -> RosterEntry:

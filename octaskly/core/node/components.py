@@ -198,7 +198,6 @@ def _build_queue_reader(c: Components) -> QueueReader:
         journal=c.journal,
         peer_table=c.peer_table,
         anti_entropy=c.anti_entropy,
-        replication=c.replication,
         not_found_rule=c.not_found_rule,
         dispatcher=c.dispatcher,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
-from octaskly.core.effects import Effect, LogWrite, Send
+from octaskly.core.effects import Effect, LogWrite, Send, StageRows
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
 from octaskly.core.log.facts import Decided, Entry, Finished, Submitted, TaskCancelled
@@ -20,7 +20,6 @@ from octaskly.core.protocol.messages import Entries, Pull, Replicate, Snapshot
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.not_found_rule import NotFoundRule
-from octaskly.core.replication.replication import Replication
 from octaskly.core.replication.standby_appends import Standby
 
 
@@ -55,9 +54,10 @@ class LogReceiver:
             effects += self._on_entries(peer, message)
         else:
             effects = self._on_snapshot(peer, message)
+        is_written = any(isinstance(e, LogWrite | StageRows) for e in effects)
+        if is_written and peer == self._election.dispatcher:
+            self._standby.mark_behind()  # If in sync, it gets a stream.
         if any(isinstance(effect, LogWrite) for effect in effects):
-            if peer == self._election.dispatcher:
-                self._standby.mark_behind()  # If in sync, it gets a stream.
             # The dispatcher pulls at once, and a PULL reads what is durable.
             effects += self._journal.when_durable(
                 lambda _: self._election.send_vector(peer), now
@@ -71,16 +71,26 @@ class LogReceiver:
         return effects
 
     def _on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
-        effects = self._anti_entropy.on_snapshot(peer, message)
         self._dispatcher.raise_sequence(
             highest_id_sequence(row.record.id for row in message.rows)
         )
-        self._withdraw_ended(message, effects)
+        ended = _ended_tasks(message) if self._dispatcher.is_active else ()
+        when_merged = partial(
+            self._on_part_merged, peer, ended, is_last=not message.has_more
+        )
+        return self._anti_entropy.on_snapshot(peer, message, when_merged)
+
+    def _on_part_merged(
+        self, peer: NodeId, ended: tuple[TaskId, ...], now: Moment, *, is_last: bool
+    ) -> list[Effect]:
+        """Withdraw tasks that ended elsewhere; the last part raised the vector."""
+        effects = self._dispatcher.on_ended_elsewhere(ended, now) if ended else []
+        if is_last:
+            effects += self._election.send_vector(peer)
+            effects += self._claim_handlers.continue_transfer()
         return effects
 
-    def _withdraw_ended(
-        self, message: Entries | Snapshot, effects: Iterable[Effect]
-    ) -> None:
+    def _withdraw_ended(self, message: Entries, effects: Iterable[Effect]) -> None:
         """Withdraw tasks that ended elsewhere, once their entries are durable."""
         ended = _ended_tasks(message)
         if ended and any(isinstance(effect, LogWrite) for effect in effects):
@@ -118,14 +128,12 @@ class QueueReader:
     journal: Journal
     peer_table: PeerTable
     anti_entropy: AntiEntropy
-    replication: Replication
     not_found_rule: NotFoundRule
     dispatcher: Dispatcher
 
     def reread_after_sync(self, now: Moment) -> list[Effect]:
         """Read the queue again once all entries of other nodes are durable."""
         dispatcher, not_found_rule = self.dispatcher, self.not_found_rule
-        self.hasten_row_rewrite(now)
         if dispatcher.reconciler.is_log_behind:
             if not_found_rule.has_read_all:
                 dispatcher.reconciler.trust_log()
@@ -135,17 +143,6 @@ class QueueReader:
         if not self.anti_entropy.pop_has_new_entries(self.peer_table.peers):
             return []
         return self.journal.when_durable(dispatcher.on_remote_entries, now)
-
-    def hasten_row_rewrite(self, now: Moment) -> None:
-        """Rewrite rows that are ahead of the log soon, so that standbys get them.
-
-        Without a standby this can wait, because it may be most of the data of this
-        node.
-        """
-        if not self.dispatcher.is_accepting or not self.journal.has_rows_ahead:
-            return
-        if self.replication.standby_nodes and self.not_found_rule.has_read_all:
-            self.dispatcher.compaction.hasten_row_rewrite(now)
 
 
 def _ended_tasks(message: Entries | Snapshot) -> tuple[TaskId, ...]:

@@ -219,10 +219,10 @@ class MessageValidator:
         if not all(map(is_valid_fact, message.records)):
             return "fact"
         if head is None:
-            return _check_vectors(message.vector) or self._check_floor(retired)
+            return self._check_floor(retired)
         if not {stream for stream, _ in head.vector} <= dict(head.epochs).keys():
             return "stream"
-        code = _check_vectors(head.vector, message.vector)
+        code = _check_vectors(head.vector)
         code = code or self._check_writers(head.epochs, term)
         code = code or self._check_floor(head.floor)
         return code or self._check_floor(retired)
@@ -313,8 +313,6 @@ def _check_self_description(message: Hello | Pull | ClaimOk | Transfer) -> str |
     match message:
         case Hello(node=node, vector=vector):
             return _check_vectors(vector) or _check_nodes((node,))
-        case ClaimOk(vector=vector, rows_ahead=ahead):
-            return _check_vectors(vector, ahead)
         case _:
             return _check_vectors(message.vector)
 

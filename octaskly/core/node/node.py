@@ -201,9 +201,9 @@ class Node:
         return self._replication.standby_views()
 
     @property
-    def has_rows_ahead(self) -> bool:
-        """Return True if snapshot rows are ahead of this node's log."""
-        return self._journal.has_rows_ahead
+    def is_merging(self) -> bool:
+        """Return True if rows of a snapshot are still to be merged."""
+        return self._journal.is_merging
 
     @property
     def stream_count(self) -> int:
@@ -341,9 +341,7 @@ class Node:
                     now
                 ) + self._dispatcher.on_time(now)
             case Timer.RETENTION | Timer.DEPENDENCIES | Timer.BACKOFF:
-                effects = self._dispatcher.on_time(now)
-                self._handlers.queue_reader.hasten_row_rewrite(now)
-                return effects
+                return self._dispatcher.on_time(now)
             case Timer.RESULTS:
                 return self._worker.on_time(now)
             case Timer.REPLICATION:
@@ -436,12 +434,14 @@ class Node:
                 return [Answer(ticket, dispatcher.reserve_task_ids(suffixes))]
             case ExplainRequested(ticket):
                 return [Answer(ticket, self._explain_task(event, now))]
-            case QueuedLoaded() | LiveLoaded() | TasksLoaded() | UnblockedLoaded():
+            case (
+                QueuedLoaded()
+                | LiveLoaded()
+                | TasksLoaded()
+                | UnblockedLoaded()
+                | FloorPlanned()
+            ):
                 return dispatcher.on_store_answer(event, now)
-            case FloorPlanned():
-                effects = dispatcher.on_store_answer(event, now)
-                self._handlers.queue_reader.hasten_row_rewrite(now)
-                return effects
             case Persisted(number):
                 self._journal.on_persisted(number)
                 # Clients are waiting for these answers, so they come first.
@@ -654,7 +654,7 @@ class Node:
             waiting += self._on_signal(signal, now)
         return done + self._announce_changes(now) if has_changed else done
 
-    def _on_signal(  # noqa: C901, PLR0911  # A flat table.
+    def _on_signal(  # A flat table.
         self, signal: ComponentSignal, now: Moment
     ) -> list[Effect]:
         match signal:
@@ -682,12 +682,9 @@ class Node:
                 return []
             case RecordsAdded():
                 return self._broadcast_new_records(now)
-            case AdmissionChanged():
-                self._handlers.queue_reader.hasten_row_rewrite(now)
-                return []
             case RelayChanged():
                 return self._election.state_log_to_relay(now)
-            case WorkerAvailabilityChanged() | RosterChanged():
+            case AdmissionChanged() | WorkerAvailabilityChanged() | RosterChanged():
                 return []  # `_deliver` announces these changes.
 
     def _answer_catch_up_requests(self, now: Moment) -> list[Effect]:

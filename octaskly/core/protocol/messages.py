@@ -125,6 +125,7 @@ class HeartbeatOk(Struct, frozen=True, array_like=True, tag=4):
     is_disk_failing: bool = False  #: then it can be neither standby nor successor
     pressure: Pressure | None = None  #: why it takes no work although it is ready
     addresses: Hosts = ()  #: current addresses, if they changed since its Hello
+    is_merging: bool = False  #: it merges a snapshot, so it sends no Pull for a while
 
 
 class Probe(Struct, frozen=True, array_like=True, tag=5):
@@ -160,7 +161,6 @@ class ClaimOk(Struct, frozen=True, array_like=True, tag=8):
 
     epoch: Epoch
     vector: VectorItems
-    rows_ahead: VectorItems = ()  #: beyond `vector`: rows of an incomplete snapshot
     retired: RetiredSummary = NONE_RETIRED
 
 
@@ -189,15 +189,10 @@ class Redirect(Struct, frozen=True, array_like=True, tag=11):
 class SnapshotCursor(Struct, frozen=True, array_like=True):
     """Position in a snapshot: retired streams, then records, then rows."""
 
-    snapshot_id: Count  #: at first the `hlc` of its head, later chosen by the receiver
-    row_key: Int  #: key of the last row
+    snapshot_id: Count  #: assigned by the sender
+    row_key: Int = 0  #: key of the last row
     record_key: Int = 0  #: key of the last record
     retired_key: Int = 0  #: number of the last retired stream
-
-
-FULL_SNAPSHOT = SnapshotCursor(
-    0, 0
-)  #: requests a snapshot even if entries would suffice
 
 
 class Pull(Struct, frozen=True, array_like=True, tag=12):
@@ -207,9 +202,7 @@ class Pull(Struct, frozen=True, array_like=True, tag=12):
     """
 
     vector: VectorItems
-    cursor: SnapshotCursor | None = (
-        None  #: continue this snapshot; `FULL_SNAPSHOT` starts one
-    )
+    cursor: SnapshotCursor | None = None  #: continue this snapshot
     retired: RetiredSummary = NONE_RETIRED
     included: Count = EMPTY_DIGEST
     """Digest of the receiver's retired streams, if the sender knows all of them."""
@@ -228,22 +221,25 @@ class Entries(Struct, frozen=True, array_like=True, tag=13):
 class SnapshotHead(Struct, frozen=True, array_like=True, kw_only=True):
     """The state that the receiver has reached with all rows of a snapshot."""
 
-    vector: VectorItems  #: read before the first row, so no row is older
+    vector: VectorItems  #: the rows have the facts of these entries, and no others
     epochs: Writers  #: of the streams in `vector`
     floor: Floor
     hlc: Count  #: highest hybrid timestamp of the sender
     retired: Count = EMPTY_DIGEST  #: digest of its retired streams
-    retired_count: Count = 0  #: their number; later ones belong to a later state
 
 
 class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
-    """Part of an answer to Pull that has joined tasks instead of entries."""
+    """Part of an answer to Pull that has joined tasks instead of entries.
+
+    All parts come from one read transaction. If the sender has ended it, the answer is
+    the first part of another snapshot.
+    """
 
     rows: Annotated[tuple[TaskRow, ...], Meta(max_length=ENTRIES_MAX)]
     cursor: SnapshotCursor  #: for the next Pull
     has_more: bool
     head: SnapshotHead | None = None  #: in the first part only
-    vector: VectorItems = ()  #: entries that the sender held when it read these rows
+    after: SnapshotCursor | None = None  #: end of the part before
     records: RecordedFacts = ()
     retired: Annotated[
         tuple[tuple[StreamId, Count], ...], Meta(max_length=ENTRIES_MAX)
@@ -270,7 +266,7 @@ class Replicate(Struct, frozen=True, array_like=True, tag=21):
     acks_beyond_standbys: bool = False
     """The sender acknowledges more to clients than standbys have confirmed.
 
-    It knows tasks from rows of a snapshot alone, or no standby is in sync yet.
+    No standby is in sync yet.
     """
 
 

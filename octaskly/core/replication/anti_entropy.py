@@ -2,13 +2,15 @@
 
 Each peer gets one PULL at a time. Another PULL follows each non-empty answer, so the
 last PULL of a series shows the peer everything that this node holds. A peer may answer
-with a snapshot in parts. An interrupted snapshot starts again.
+with a snapshot in parts. An interrupted snapshot starts again. A complete one is merged
+even if the peer is lost; see `journal` for what waits for that.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -20,37 +22,29 @@ from octaskly.core.log.retired_streams import (
 )
 from octaskly.core.membership.peer import PeerView
 from octaskly.core.model.component_signals import Outbox, SyncProgressed
-from octaskly.core.model.ids import Moment, NodeId, VectorItems, covers, uncovered
+from octaskly.core.model.ids import Moment, NodeId, VectorItems
 from octaskly.core.protocol.messages import (
-    FULL_SNAPSHOT,
     Entries,
     Pull,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.journal import Journal, WhenDurable
 
 
 @dataclass
-class _SnapshotInProgress:
-    """A snapshot from one peer whose last part has not arrived."""
+class _ReceivedSnapshot:
+    """A snapshot of which some parts, or all, have arrived."""
 
-    id: int  #: assigned by this node
+    number: int  #: greater than that of any earlier snapshot
+    peer: NodeId
     head: SnapshotHead
+    cursor: SnapshotCursor | None = None  #: end of the last part that arrived
     retired: VectorItems = ()
-    """Streams that were retired when the head was read: part of its state."""
-    retired_later: VectorItems = ()
-    """Streams retired since. The rows of earlier parts do not know what their tasks
-    became, so the streams are not retired here, but no loss of the sender's disk is
-    seen in their absence."""
-
-    def add_retired(self, part: Snapshot) -> None:
-        """Add the retired streams of a part, whose numbers have no gaps."""
-        first = part.cursor.retired_key - len(part.retired)
-        count = max(0, self.head.retired_count - first)
-        self.retired += part.retired[:count]
-        self.retired_later += part.retired[count:]
+    merge_callbacks: deque[WhenDurable] = field(default_factory=deque)
+    """What to do once a part is merged, for each part that is not."""
+    is_pull_due: bool = True  #: pull from the peer again after the merge
 
 
 class AntiEntropy:
@@ -63,32 +57,24 @@ class AntiEntropy:
         self._journal = journal
         self._peers = peers
         self._pending_pulls: set[NodeId] = set()
-        self._snapshots: dict[NodeId, _SnapshotInProgress] = {}
-        self._last_snapshot_id = 0  #: id of the latest snapshot
+        self._snapshots: dict[NodeId, _ReceivedSnapshot] = {}
+        """Incomplete snapshots."""
+        self._merges: deque[_ReceivedSnapshot] = deque()
+        """Complete snapshots, of which the first is being merged."""
+        self._last_snapshot = 0  #: number of the latest snapshot
         self._last_appends: dict[
             NodeId, int
         ] = {}  #: number of the append with the latest entries
         self._has_new_entries = False
-        self._rows_wanted: dict[NodeId, VectorItems] = {}
-        """Rows to pull: the extent of each peer's rows beyond its log."""
-        self._rows_pulling: dict[
-            NodeId, VectorItems
-        ] = {}  #: the same, for pulls in progress
-        self._rows_held: dict[NodeId, VectorItems] = {}  #: the same, for rows received
 
     @property
     def is_pulling(self) -> bool:
-        """Return True if an answer of any peer is pending."""
-        return bool(self._pending_pulls or self._snapshots)
+        """Return True if an answer of any peer is pending, or not merged yet."""
+        return bool(self._pending_pulls or self._snapshots or self._merges)
 
     def awaits_answer_from(self, peer: NodeId) -> bool:
         """Return True if an answer of this peer is pending."""
         return peer in self._pending_pulls or peer in self._snapshots
-
-    def lacks_rows(self, peer: NodeId, rows_ahead: VectorItems) -> bool:
-        """Return True if the peer has rows ahead that this node's log and rows lack."""
-        is_known = self._rows_held.get(peer) == rows_ahead
-        return not is_known and not self._journal.holds(rows_ahead)
 
     def pull_missing(
         self, peer: NodeId, vector: VectorItems, retired: RetiredSummary = NONE_RETIRED
@@ -98,17 +84,15 @@ class AntiEntropy:
             return []
         return self.pull_from(peer)
 
-    def pull_from(self, peer: NodeId, rows_ahead: VectorItems = ()) -> list[Effect]:
+    def pull_from(self, peer: NodeId) -> list[Effect]:
         """Send a PULL, which also shows the peer this node's vector.
 
-        If the peer has unknown rows ahead of its log, the PULL asks for a snapshot.
+        Until the peer's snapshot is merged, that vector would ask for it again.
         """
-        if (
-            self.lacks_rows(peer, rows_ahead)
-            and self._rows_pulling.get(peer) != rows_ahead
-        ):
-            self._rows_wanted[peer] = rows_ahead
-        return [] if peer in self._pending_pulls else self._send_pull(peer)
+        merges = [merge for merge in self._merges if merge.peer == peer]
+        for merge in merges:
+            merge.is_pull_due = True
+        return [] if merges or peer in self._pending_pulls else self._send_pull(peer)
 
     def on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
         """Append a peer's entries, and pull more.
@@ -122,64 +106,77 @@ class AntiEntropy:
         if not message.entries:
             self._last_appends.pop(peer, None)
             self._journal.retired.note_included(message.retired)
-            return self._send_pull(peer) if peer in self._rows_wanted else []
+            return []
         append = self._journal.append_remote(message.entries, message.epochs)
         if append is None:
             return self._send_pull(peer)
         self._has_new_entries = True
         return [append, *self._pull_when_durable(peer, append.number)]
 
-    def on_snapshot(self, peer: NodeId, message: Snapshot) -> list[Effect]:
-        """Merge rows; pull the next part once they are durable, to bound memory."""
+    def on_snapshot(
+        self, peer: NodeId, part: Snapshot, when_merged: WhenDurable
+    ) -> list[Effect]:
+        """Stage a part; pull the next one once it is durable, to bound memory.
+
+        After the last one, merge all of them, and call `when_merged` of each.
+        """
         self._outbox.put(SyncProgressed())
-        snapshot_id = message.cursor.snapshot_id
-        if message.head is not None:
-            # The sender takes ids from a clock that may not advance between two
-            # snapshots, and it echoes the id in the cursor. So this node assigns a
-            # larger id.
-            self._last_snapshot_id = snapshot_id = max(
-                self._last_snapshot_id + 1, snapshot_id
+        if part.head is not None:
+            self._last_snapshot += 1
+            self._snapshots[peer] = _ReceivedSnapshot(
+                self._last_snapshot, peer, part.head
             )
-            self._snapshots[peer] = _SnapshotInProgress(snapshot_id, message.head)
         snapshot = self._snapshots.get(peer)
-        if snapshot is None or snapshot.id != snapshot_id:
+        if snapshot is None or part.after != snapshot.cursor:
             return []  # Part of a snapshot that has been restarted since.
-        head = snapshot.head
-        snapshot.add_retired(message)
-        lacking = uncovered(dict(message.vector), head.vector)
-        retired = dict(snapshot.retired) | dict(snapshot.retired_later)
-        if lacking and not covers(retired, lacking):
-            return self._restart_snapshot(peer)
-        join = self._journal.merge_rows(message, head, snapshot.retired)
-        self._has_new_entries = True
-        if not message.has_more:
-            self._note_digest(peer, head.retired)
-            self._snapshots.pop(peer, None)
-            if peer in self._rows_pulling:
-                self._rows_held[peer] = self._rows_pulling.pop(peer)
-            return [join, *self._send_pull(peer)]
-        cursor = replace(message.cursor, snapshot_id=snapshot_id)
+        snapshot.cursor = part.cursor
+        snapshot.retired += part.retired
+        snapshot.merge_callbacks.append(when_merged)
+        stage = self._journal.stage_rows(peer, snapshot.number, snapshot.head, part)
+        if part.has_more:
+            self._pull_next_part(snapshot, part.cursor)
+            return [stage]
+        del self._snapshots[peer]
+        self._merges.append(snapshot)
+        if len(self._merges) == 1:
+            self._journal.defer_until_durable(self._merge_next)
+        return [stage]
 
-        def go_on(_: Moment) -> list[Effect]:
-            if self._snapshots.get(peer) is not snapshot:
-                return []
-            return [self._pull(peer, cursor)]
+    def _pull_next_part(
+        self, snapshot: _ReceivedSnapshot, cursor: SnapshotCursor
+    ) -> None:
+        def pull(_: Moment) -> list[Effect]:
+            is_current = self._snapshots.get(snapshot.peer) is snapshot
+            return [self._pull(snapshot.peer, cursor)] if is_current else []
 
-        self._journal.defer_until_durable(go_on)
-        return [join]
+        self._journal.defer_until_durable(pull)
+
+    def _merge_next(self, _: Moment) -> list[Effect]:
+        """Merge one part, and the next one once it is durable: other writes fit in."""
+        snapshot, journal = self._merges[0], self._journal
+        when_merged = snapshot.merge_callbacks.popleft()
+        is_last = not snapshot.merge_callbacks
+        merge = journal.merge_rows(
+            snapshot.number, snapshot.head, snapshot.retired, is_last=is_last
+        )
+        journal.defer_until_durable(when_merged)
+        pulls: list[Effect] = []
+        if is_last:
+            self._merges.popleft()
+            self._has_new_entries = True
+            self._outbox.put(SyncProgressed())
+            self._note_digest(snapshot.peer, snapshot.head.retired)
+            if snapshot.is_pull_due:
+                pulls = self._send_pull(snapshot.peer)
+        if self._merges:
+            journal.defer_until_durable(self._merge_next)
+        return [merge, *pulls]
 
     def _note_digest(self, peer: NodeId, digest: int) -> None:
         """Note the digest that a peer states of its retired streams, if it does."""
         view = self._peers.get(peer)
         if view is not None and digest:
             view.retired = replace(view.retired, digest=digest)
-
-    def _restart_snapshot(self, peer: NodeId) -> list[Effect]:
-        """Restart a snapshot whose sender lost its disk and has other rows now."""
-        self._snapshots.pop(peer, None)
-        if peer in self._rows_pulling:
-            self._rows_wanted[peer] = self._rows_pulling.pop(peer)
-        return self._send_pull(peer)
 
     def pop_has_new_entries(self, connected: Container[NodeId]) -> bool:
         """Return True if new entries came since the last True and no answer is pending.
@@ -190,7 +187,7 @@ class AntiEntropy:
             for peer in {*self._pending_pulls, *self._snapshots}:
                 if peer not in connected:
                     self.drop_peer(peer)
-        if not self._has_new_entries or self._pending_pulls or self._snapshots:
+        if not self._has_new_entries or self.is_pulling:
             return False
         self._has_new_entries = False
         return True
@@ -202,8 +199,9 @@ class AntiEntropy:
         self._pending_pulls.discard(peer)
         self._snapshots.pop(peer, None)
         self._last_appends.pop(peer, None)
-        self._rows_wanted.pop(peer, None)
-        self._rows_pulling.pop(peer, None)
+        for merge in self._merges:
+            if merge.peer == peer:
+                merge.is_pull_due = False
 
     def _pull_when_durable(self, peer: NodeId, number: int) -> list[Effect]:
         """Pull more once the part before the latest is durable, to bound memory.
@@ -226,11 +224,7 @@ class AntiEntropy:
 
     def _send_pull(self, peer: NodeId) -> list[Effect]:
         self._pending_pulls.add(peer)
-        cursor = None
-        if peer in self._rows_wanted:
-            self._rows_pulling[peer] = self._rows_wanted.pop(peer)
-            cursor = FULL_SNAPSHOT
-        return [self._pull(peer, cursor)]
+        return [self._pull(peer, None)]
 
     def _pull(self, peer: NodeId, cursor: SnapshotCursor | None) -> Send:
         """Return a PULL with what this node holds, as the peer can understand it."""

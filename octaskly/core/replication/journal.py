@@ -2,6 +2,20 @@
 
 Owns the vector, the hybrid clock, this node's own stream, and the deferred actions.
 Election and dispatcher share one journal because they share one writer.
+
+A snapshot is staged on disk until its last part is there, so half of one has no effect.
+Its rows are then merged part by part, with other writes in between, and the last part
+raises the vector. A crash does not stop that: the store goes on before the node starts.
+While rows are merged, the tables know facts that the vector does not cover, and that no
+standby has. So three things wait for the end of the merge:
+
+- the store's answer to a PULL that needs a snapshot: its rows would exceed its head,
+- the store's compaction plan: its floor could exceed the vector,
+- the dispatcher's answer to a request whose effect was in the tables already:
+  see `when_merged`.
+
+A result that a worker reports is always written, whatever the tables say. At the end of
+a merge, each standby catches up again, so later answers wait until it has the facts.
 """
 
 from __future__ import annotations
@@ -12,7 +26,7 @@ from itertools import count, repeat
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, Effect, MergeRows, Save
+from octaskly.core.effects import Append, Effect, MergeRows, Save, StageRows
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import (
     MESH_FACTS,
@@ -35,6 +49,7 @@ from octaskly.core.model.ids import (
     AttemptId,
     Epoch,
     Moment,
+    NodeId,
     StreamId,
     Vector,
     VectorItems,
@@ -57,7 +72,6 @@ class Journal:
         """Per stream, the last sequence number passed to the writer."""
         self.retired = saved.retired
         """Void streams that the vector leaves out."""
-        self._rows_ahead: Vector = dict(saved.rows_ahead)
         self.epochs: dict[StreamId, Epoch] = dict(saved.epochs)
         """The epoch, with its node, that writes each stream of the vector."""
         self.floor = saved.floor
@@ -75,17 +89,18 @@ class Journal:
         self._last_remote_number = 0  #: number of the latest write of others' entries
         self.last_append = 0
         """Number of the last `Append`."""
-        self.last_merge = 0
-        """Number of the last `MergeRows`."""
         self.stream: StreamId | None = None
         """This node's own stream, while it is dispatcher."""
         self._deferred: deque[tuple[int, WhenDurable]] = deque()
+        self._merging: list[SnapshotHead] = []
+        """Heads of complete snapshots whose rows are not all in the tables yet."""
+        self._deferred_until_merged: list[WhenDurable] = []
         if saved.records:
             outbox.put(RecordsAdded())
 
     @property
     def last_number(self) -> int:
-        """Number of the last `Append`, `MergeRows` or `Save`."""
+        """Number of the last write."""
         return self._last_number
 
     @property
@@ -166,15 +181,22 @@ class Journal:
         return max((p for p in positions if p is not None), default=None)
 
     @property
-    def has_rows_ahead(self) -> bool:
-        """Return True if rows of snapshots are ahead of the log."""
-        return bool(self._rows_ahead) and not self.holds(self._rows_ahead.items())
+    def is_merging(self) -> bool:
+        """Return True if rows of a complete snapshot are still to be merged."""
+        return bool(self._merging)
 
-    def rows_ahead_items(self) -> VectorItems:
-        """Return the extent of snapshot rows beyond the log, ordered by stream."""
-        held_seq = self.held_seq
-        beyond = ((s, seq) for s, seq in self._rows_ahead.items() if seq > held_seq(s))
-        return tuple(sorted(beyond))
+    def will_hold_log(
+        self, extent: Iterable[tuple[StreamId, int]], retired: RetiredSummary
+    ) -> bool:
+        """Return True if a node's log is held once all merges have ended."""
+        digests = [head.retired for head in self._merging]
+        if retired.digest not in digests and not self.retired.includes(retired.digest):
+            return False
+        heads = [dict(head.vector) for head in self._merging]
+        return all(
+            seq <= max(self.held_seq(stream), *(h.get(stream, 0) for h in heads), 0)
+            for stream, seq in extent
+        )
 
     def reserve_timestamps(self, now: Moment, times: int = 1) -> int:
         """Return the first of `times` consecutive hybrid timestamps."""
@@ -266,17 +288,29 @@ class Journal:
         vector = self.vector
         self.epochs.update((s, epoch) for s, epoch in epochs if s in vector)
 
-    def merge_rows(
-        self, part: Snapshot, head: SnapshotHead, retired: VectorItems = ()
-    ) -> MergeRows:
-        """Return the effect that stores rows; the last part also raises the vector.
+    def stage_rows(
+        self, peer: NodeId, snapshot: int, head: SnapshotHead, part: Snapshot
+    ) -> StageRows:
+        """Return the effect that keeps a part of a snapshot until the last one is here.
 
-        `retired` are the retired streams in this part and all before it.
+        With the last part, `merge_rows` must follow for each part.
         """
         for record in part.records:
             self.record_table.add_record(record)
             self._outbox.put(RecordsAdded())
         if not part.has_more:
+            self._merging.append(head)
+        return StageRows(self._next_number(), snapshot, peer, part)
+
+    def merge_rows(
+        self, snapshot: int, head: SnapshotHead, retired: VectorItems, *, is_last: bool
+    ) -> MergeRows:
+        """Return the effect that merges the next part; the last one raises the vector.
+
+        `retired` are all retired streams of the snapshot.
+        """
+        if is_last:
+            self._merging.remove(head)
             self._heard_hlc = max(self._heard_hlc, head.hlc)
             for stream, seq in head.vector:
                 if seq > self.held_seq(stream):
@@ -284,18 +318,11 @@ class Journal:
             self._add_epochs(head.epochs)
             self.raise_floor(replace(head.floor, retired=retired))
             self.retired.note_included(head.retired)
-        for stream, seq in part.vector:
-            self._rows_ahead[stream] = max(self._rows_ahead.get(stream, 0), seq)
-        self.last_merge = self._last_remote_number = self._next_number()
-        return MergeRows(
-            self.last_merge,
-            part.rows,
-            head,
-            not part.has_more,
-            part.vector,
-            part.records,
-            retired,
-        )
+        number = self._last_remote_number = self._next_number()
+        if not self._merging:
+            some, self._deferred_until_merged = self._deferred_until_merged, []
+            self._deferred += ((number, callback) for callback in some)
+        return MergeRows(number, snapshot, head, retired, is_last)
 
     def floor_for_own_stream(self, floor: Floor) -> Floor:
         """Return `floor` with the vector that this node's stream requires now."""
@@ -355,7 +382,6 @@ class Journal:
         epoch: Epoch | None = None,
         stream: tuple[StreamId, Epoch] | None = None,
         name: str | None = None,
-        rewritten_rows: VectorItems = (),
         hold: OperatorHold | None = None,
         records: tuple[Recorded, ...] = (),
         log_version: int | None = None,
@@ -365,16 +391,12 @@ class Journal:
             self.epochs.update((stream,))
         if log_version is not None:
             self.log_version = log_version
-        for row_stream, seq in rewritten_rows:
-            if self._rows_ahead.get(row_stream, 0) <= seq:
-                self._rows_ahead.pop(row_stream, None)
         return Save(
             number=self._next_number(),
             term=term,
             epoch=epoch,
             stream=stream,
             name=name,
-            rewritten_rows=rewritten_rows,
             hold=hold,
             records=records,
             log_version=log_version,
@@ -393,6 +415,13 @@ class Journal:
         if self.is_all_durable:
             return callback(now)
         self.defer_until_durable(callback)
+        return []
+
+    def when_merged(self, callback: WhenDurable, now: Moment) -> list[Effect]:
+        """Call `callback` now if no rows are being merged, else once they are."""
+        if not self.is_merging:
+            return callback(now)
+        self._deferred_until_merged.append(callback)
         return []
 
     def on_persisted(self, number: int) -> None:

@@ -102,9 +102,8 @@ class NotFoundRule:
         """
         is_follower = view.followed_epoch == self._epoch
         is_cut_off = is_follower and reason not in NON_PARTITION_REASONS
-        lacks_rows = self._anti_entropy.lacks_rows(node, view.rows_ahead)
-        holds_log = self._journal.holds_log(view.vector.items(), view.retired)
-        if is_cut_off or lacks_rows or not holds_log:
+        holds_log = self._journal.will_hold_log(view.vector.items(), view.retired)
+        if is_cut_off or not holds_log:
             self._missing_nodes[node] = now_s + LOST_MEMBER_S
         elif is_follower:
             self._missing_nodes.pop(node, None)
@@ -183,19 +182,22 @@ class NotFoundRule:
 
     def can_read_more(self, now_s: float) -> bool:
         """Return True if more entries are expected from a peer that is not silent."""
-        return not self._journal.is_remote_durable or any(
-            now_s - view.last_frame_s < self._suspicion_timeout_s
-            for node, view in self._peer_table.peers.items()
-            if self._anti_entropy.awaits_answer_from(node)
-            or not self._has_read_peer(node, view)
+        journal = self._journal
+        return (
+            journal.is_merging
+            or not journal.is_remote_durable
+            or any(
+                now_s - view.last_frame_s < self._suspicion_timeout_s
+                for node, view in self._peer_table.peers.items()
+                if self._anti_entropy.awaits_answer_from(node)
+                or not self._has_read_peer(node, view)
+            )
         )
 
     def _has_read_peer(self, node: NodeId, view: PeerView) -> bool:
         """Return True if a follower holds nothing that is missing here."""
-        return (
-            self._is_follower(node)
-            and not self._anti_entropy.lacks_rows(node, view.rows_ahead)
-            and self._journal.holds_log(view.vector.items(), view.retired)
+        return self._is_follower(node) and self._journal.holds_log(
+            view.vector.items(), view.retired
         )
 
     def _is_follower(self, node: NodeId) -> bool:

@@ -320,6 +320,11 @@ class Replication:
         self._restart_catch_up(standby, now)
         return self._start_streaming(node, standby, now) or self._serve_pull(node, now)
 
+    def on_merging(self, node: NodeId, now: Moment) -> None:
+        """Note that a standby merges a snapshot, and so sends no PULL."""
+        if (standby := self._standbys.get(node)) is not None:
+            standby.last_active_s = now.mono_s
+
     def on_replicate_ok(
         self, node: NodeId, message: ReplicateOk, now: Moment
     ) -> list[Effect]:
@@ -499,17 +504,12 @@ class Replication:
     def _replicate_messages(
         self, dispatcher_epoch: DispatcherEpoch, appends: Sequence[Append]
     ) -> tuple[Replicate, ...]:
-        bytes_max, is_unreplicated = (
-            self._limits.entries_bytes,
-            self._pending_acks.is_unreplicated,
-        )
-        is_ahead = is_unreplicated or self._journal.has_rows_ahead
         return replicate_messages(
             dispatcher_epoch,
             appends,
             self._last_streamed,
-            bytes_max,
-            acks_beyond_standbys=is_ahead,
+            self._limits.entries_bytes,
+            acks_beyond_standbys=self._pending_acks.is_unreplicated,
         )
 
     def _drop_standby(self, node: NodeId, since_s: float) -> None:

@@ -25,20 +25,18 @@ from octaskly.core.model.ids import (
     Epoch,
     NodeId,
     StreamId,
-    VectorItems,
 )
-from octaskly.core.model.tasks import ORD_HLC_MASK, TaskState
+from octaskly.core.model.tasks import TaskState
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, mesh_records, rows
 from octaskly.store.tables.database import used_bytes
 from octaskly.store.tables.floors import FLOOR_OF_TASK, StreamFloors, read_floor
-from octaskly.store.tables.node_state import read_rows_ahead
+from octaskly.store.tables.staged_parts import is_merging
 
 TASKS_MAX: Final = 10_000  #: tasks examined in one step
 CARRIED_MAX: Final = 500  #: tasks, or records, rewritten in one step
 CARRIED_BYTES_MAX: Final = 1 << 20  #: size of the tasks rewritten in one step
 ENTRIES_MIN: Final = 1000  #: entries that justify a floor which removes no task
-KEY_MAX: Final = (1 << 63) - 1  #: above the keys of all tasks
 SPARE_DIVISOR: Final = 16  #: 1/16 of the bytes is kept free for entries during a purge
 
 _OPTIONS: Final = rows.TASK_COLUMNS.split(", ").index("options")
@@ -66,10 +64,12 @@ class _CompactionCut:
 
     horizon: int = 0
     last: dict[int, int] = field(default_factory=dict)
-    """Number of the last submission that the scan has passed, by stream."""
+    """Number of the last submission up to the horizon, by stream."""
     carried: list[TaskRecord] = field(default_factory=list)
     resubmitted: list[_ResubmittedTask] = field(default_factory=list)
     """Ended tasks that were resubmitted, possibly after the horizon."""
+    passed: list[tuple[int, int, int]] = field(default_factory=list)
+    """Timestamp, stream and number of the last submissions of passed tasks."""
     latest_void_hlc: int = 0
     """Timestamp of the latest fact about a void task.
 
@@ -102,6 +102,9 @@ class _CompactionCut:
                 self.add_void(each.rows, each.last_change_hlc)
             else:
                 self.carried += each.records
+        for submitted_hlc, stream, seq in self.passed:
+            if submitted_hlc <= self.horizon:
+                self.last[stream] = max(self.last.get(stream, 0), seq)
 
 
 def plan_compaction(
@@ -113,21 +116,18 @@ def plan_compaction(
     void, or carried: its facts are written again above the floor. A node that lacks
     entries below the floor gets rows instead, so it loses no live data.
 
-    The plan has no floor while rows are ahead of the log, or while more records lie
-    below the floor than one step may carry. It then names tasks or records to write
-    again. As the log nears `bytes_max`, the oldest ended tasks are purged at any age.
+    The plan has no floor while a snapshot is merged, or while more records lie below
+    the floor than one step may carry, which it names then. As the log nears
+    `bytes_max`, the oldest ended tasks are purged at any age.
 
     The caller must have opened a transaction, and read `ages` in it.
     """
     known, floors = read_floor(db), StreamFloors(db)
-    if _is_purging(db, known.horizon):
+    if _is_purging(db, known.horizon) or is_merging(db):
         return FloorPlanned(None, has_more=True)
     unlogged = mesh_records.read_missing_from_log(db, ask.wall_ms, CARRIED_MAX)
     if unlogged:
         return FloorPlanned(None, has_more=True, records=unlogged)
-    ahead = read_rows_ahead(db)
-    if ahead:
-        return _plan_rows_ahead(db, ask, ahead, known.horizon)
     ended, used = _count_ended(db), used_bytes(db)
     part = bytes_max // SPARE_DIVISOR
     # Purging starts above `high` and aims at `low`.
@@ -209,63 +209,6 @@ def _count_rows(db: sqlite3.Connection) -> int:
         "SELECT coalesce(sum(n), 0) FROM counts WHERE kind < ?", (arrays.MEMBER,)
     ).fetchone()
     return int(tasks) + arrays.count_member_rows(db)
-
-
-def _plan_rows_ahead(
-    db: sqlite3.Connection, ask: PlanFloor, rows_ahead: VectorItems, horizon: int
-) -> FloorPlanned:
-    """Return tasks with facts that the log may lack, highest keys first.
-
-    This order puts members before their array. Facts about members count only once the
-    envelope of the array is known. So a node that has purged the array does not
-    get it back without its members.
-
-    Two kinds of tasks are complete in the log and are skipped:
-
-    - Tasks that have not changed since the last entry that the log holds, in each
-      stream of `rows_ahead`. The entries that the log lacks are later.
-    - Tasks that were first submitted in this node's own stream, after the horizon.
-      Before the horizon, a floor may have passed the first envelope, and a
-      resubmission in this stream would look like a first submission.
-    """
-    since = min(_last_hlc_held(db, stream) for stream, _ in rows_ahead)
-    found = db.execute(
-        f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
-        " WHERE key < ? AND last_change_hlc > ?"
-        " AND (stream != ? OR first_submitted_hlc != last_submitted_hlc"
-        " OR ord & ? <= ?)"
-        " ORDER BY key DESC LIMIT ?",
-        (
-            ask.after_key or KEY_MAX,
-            since,
-            ask.stream,
-            ORD_HLC_MASK,
-            horizon,
-            CARRIED_MAX + 1,
-        ),
-    ).fetchall()
-    after, left = ask.after_key, CARRIED_BYTES_MAX
-    carried: list[TaskRecord] = []
-    for row in found[:CARRIED_MAX]:
-        if left <= 0:
-            break
-        record = _read_record(db, row)
-        left -= rows.size_of(record)
-        carried.append(record)
-        after = row[0]
-    has_more = len(carried) < len(found)
-    return FloorPlanned(None, tuple(carried), has_more, rows_ahead, after)
-
-
-def _last_hlc_held(db: sqlite3.Connection, stream: StreamId) -> int:
-    """Return the timestamp of the last entry of a stream, or 0 if it was deleted."""
-    found = db.execute(
-        "SELECT hlc FROM streams CROSS JOIN log"
-        " ON log.stream = streams.stream AND log.seq = streams.last_seq"
-        " WHERE streams.stream = ?",
-        (stream,),
-    ).fetchone()
-    return found[0] if found else 0
 
 
 def _is_purging(db: sqlite3.Connection, horizon: int) -> bool:
@@ -373,8 +316,7 @@ def _scan_oldest(
             else:
                 cut.carried += carried
         cut.horizon = max(cut.horizon, born)
-        if reborn == born:
-            cut.last[stream] = max(cut.last.get(stream, 0), seq)
+        cut.passed.append((reborn, stream, seq))
     cut.decide_resubmitted()
     return cut
 

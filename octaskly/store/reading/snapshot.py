@@ -1,7 +1,7 @@
 """Snapshots: task rows and records sent to a peer instead of log entries.
 
-A transaction covers one part at most. The vector is read before the first row, so each
-row is at least as new as the vector. Merging a newer row twice changes nothing.
+All parts are read in one transaction: see `open_snapshots`. So the rows have the facts
+of the entries up to the vector of the head, and no others.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from octaskly.core.effects import ServePull
 from octaskly.core.log.facts import Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRow
 from octaskly.core.log.task_ages import TaskAges
-from octaskly.core.model.ids import Epoch, NodeId, StreamId
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
 from octaskly.core.protocol.messages import (
     ENTRIES_MAX,
-    FULL_SNAPSHOT,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,
@@ -36,33 +35,26 @@ _RETIRED_BYTES: Final = 18  #: of one retired stream in a message, at most
 
 
 def read_snapshot_part(
-    db: sqlite3.Connection, pull: ServePull, bytes_max: int, ages: TaskAges
-) -> Snapshot | None:
-    """Return the next part of a snapshot; None if the peer should get entries.
+    db: sqlite3.Connection,
+    cursor: SnapshotCursor,
+    bytes_max: int,
+    ages: TaskAges,
+    head: SnapshotHead | None = None,
+) -> Snapshot:
+    """Return the next part of a snapshot.
 
     Args:
-        db: A reader in a transaction.
-        pull: What the peer holds, and the end of the last part that it got.
+        db: A reader in the transaction of the snapshot.
+        cursor: The end of the last part.
         bytes_max: Size limit of the part. It has at least one row, if any is left.
         ages: What the ages of the rows are computed from.
+        head: The head of the snapshot, for its first part.
     """
-    head, cursor = None, pull.cursor
-    if cursor in (None, FULL_SNAPSHOT):
-        head = _read_head(db)
-        if cursor is None and not _is_snapshot_needed(db, pull, head):
-            return None
-        cursor = SnapshotCursor(head.hlc, 0, retired_key=pull.retired_count or 0)
-    # Rows cover the entries of this log, and of the snapshots that they came from.
-    covered = dict(node_state.read_vector(db)) | dict(node_state.read_rows_ahead(db))
+    after = cursor if head is None else None
     retired, has_all_retired = _read_retired(db, cursor.retired_key, bytes_max)
     cursor = replace(cursor, retired_key=cursor.retired_key + len(retired))
     part = Snapshot(
-        rows=(),
-        cursor=cursor,
-        has_more=False,
-        head=head,
-        vector=tuple(sorted(covered.items())),
-        retired=retired,
+        rows=(), cursor=cursor, has_more=False, head=head, after=after, retired=retired
     )
     if not has_all_retired:
         return replace(part, has_more=True)
@@ -100,7 +92,19 @@ def _read_retired(
     return tuple(found), len(found) < limit
 
 
-def _read_head(db: sqlite3.Connection) -> SnapshotHead:
+def read_snapshot_head(db: sqlite3.Connection) -> SnapshotHead:
+    """Return what the rows of a snapshot cover."""
+    streams = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
+    return SnapshotHead(
+        vector=_read_covered_vector(db),
+        epochs=tuple((StreamId(s), Epoch(term, NodeId(n))) for s, term, n in streams),
+        floor=read_floor(db),
+        hlc=node_state.read_hlc(db),
+        retired=read_retired_digest(db),
+    )
+
+
+def _read_covered_vector(db: sqlite3.Connection) -> VectorItems:
     """Return the vector that the rows cover, which ends before any pending entry."""
     waiting = dict(
         db.execute(
@@ -108,26 +112,13 @@ def _read_head(db: sqlite3.Connection) -> SnapshotHead:
             " WHERE seq > max(floor_seq, snapshot_seq) GROUP BY stream"
         )
     )
-    streams = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
-    (retired_count,) = db.execute(
-        "SELECT coalesce(max(no), 0) FROM retired_streams"
-    ).fetchone()
-    return SnapshotHead(
-        vector=tuple(
-            (stream, min(have, waiting.get(stream, have + 1) - 1))
-            for stream, have in node_state.read_vector(db)
-        ),
-        epochs=tuple((StreamId(s), Epoch(term, NodeId(n))) for s, term, n in streams),
-        floor=read_floor(db),
-        hlc=node_state.read_hlc(db),
-        retired=read_retired_digest(db),
-        retired_count=retired_count,
+    return tuple(
+        (stream, min(have, waiting.get(stream, have + 1) - 1))
+        for stream, have in node_state.read_vector(db)
     )
 
 
-def _is_snapshot_needed(
-    db: sqlite3.Connection, pull: ServePull, head: SnapshotHead
-) -> bool:
+def is_snapshot_needed(db: sqlite3.Connection, pull: ServePull) -> bool:
     """Return True if the peer's next entries are deleted, or far more than the rows."""
     if pull.retired_count is None:
         return True
@@ -140,7 +131,7 @@ def _is_snapshot_needed(
     starts = dict(
         db.execute("SELECT stream, max(snapshot_seq, floor_seq) FROM streams")
     )
-    for stream, have in head.vector:
+    for stream, have in _read_covered_vector(db):
         seen = vector.get(stream, 0)
         if seen < starts[stream]:
             return True

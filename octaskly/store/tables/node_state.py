@@ -1,4 +1,4 @@
-"""Node state: term, vector, rows ahead of the log, spooled results and peers.
+"""Node state: term, vector, spooled results and peers.
 
 The core decides when these are saved, and what waits for that: see
 `core.election.election` and `core.replication.journal`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from octaskly.core.model.ids import (
     NodeId,
     StreamId,
     TaskId,
-    VectorItems,
 )
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import TaskState
@@ -32,7 +31,6 @@ from octaskly.store.tables.arrays import ARRAY
 from octaskly.store.tables.floors import (
     read_floor,
     read_meta_numbers,
-    read_retired_end,
     read_retired_streams,
 )
 
@@ -62,8 +60,6 @@ def write_saves(db: sqlite3.Connection, saves: Iterable[Save]) -> None:
             values["epoch_term"], values["epoch_node"] = save.epoch
         if save.name is not None:
             values["name"] = save.name
-        if save.rewritten_rows:
-            _lower_rows_ahead(db, save.rewritten_rows)
         mesh_records.merge_records(db, save.records)
         if save.log_version is not None:
             values["log_version"] = save.log_version
@@ -124,7 +120,6 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
         term=meta.get("term", 0),
         epoch=Epoch(meta.get("epoch_term", 0), NodeId(meta.get("epoch_node", ""))),
         vector=read_vector(db),
-        rows_ahead=read_rows_ahead(db),
         epochs=_read_epochs(db),
         hlc=read_hlc(db),
         floor=read_floor(db),
@@ -147,47 +142,6 @@ def read_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
         "SELECT stream, last_seq FROM streams WHERE last_seq > 0 ORDER BY stream"
     )
     return tuple((StreamId(stream), have) for stream, have in found)
-
-
-def raise_rows_ahead(db: sqlite3.Connection, vector: VectorItems) -> None:
-    """Save the vector that rows of a snapshot cover beyond the log."""
-    have = dict(_read_stored_rows_ahead(db))
-    raised = {stream: seq for stream, seq in vector if seq > have.get(stream, 0)}
-    if raised:
-        _write_rows_ahead(db, have | raised)
-
-
-def read_rows_ahead(db: sqlite3.Connection) -> VectorItems:
-    """Return the vector that rows cover, for streams where it exceeds the log."""
-    have = dict(read_vector(db))
-    return tuple(
-        (stream, seq)
-        for stream, seq in _read_stored_rows_ahead(db)
-        if seq > have.get(stream, 0) and seq > read_retired_end(db, stream)
-    )
-
-
-def _lower_rows_ahead(db: sqlite3.Connection, rewritten: VectorItems) -> None:
-    written = dict(rewritten)
-    left = {
-        stream: seq
-        for stream, seq in read_rows_ahead(db)
-        if seq > written.get(stream, 0)
-    }
-    _write_rows_ahead(db, left)
-
-
-def _read_stored_rows_ahead(db: sqlite3.Connection) -> VectorItems:
-    found = db.execute("SELECT value FROM meta WHERE key = 'ahead'").fetchone()
-    pairs = json.loads(found[0]) if found else ()
-    return tuple((StreamId(stream), seq) for stream, seq in pairs)
-
-
-def _write_rows_ahead(
-    db: sqlite3.Connection, rows_ahead: Mapping[StreamId, int]
-) -> None:
-    text = json.dumps(sorted(rows_ahead.items()))
-    db.execute("INSERT OR REPLACE INTO meta VALUES ('ahead', ?)", (text,))
 
 
 def _read_epochs(db: sqlite3.Connection) -> tuple[tuple[StreamId, Epoch], ...]:

@@ -229,6 +229,19 @@ CREATE TABLE clock_steps (
     gained_ms INTEGER NOT NULL
 ) STRICT;
 
+-- Parts of snapshots of peers: see `store.tables.staged_parts`.
+CREATE TABLE staged_parts (
+    key INTEGER PRIMARY KEY,
+    snapshot INTEGER NOT NULL,
+    peer TEXT NOT NULL,
+    is_last INTEGER NOT NULL,
+    is_merged INTEGER NOT NULL DEFAULT 0,
+    stored_ms INTEGER NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX staged_parts_snapshot ON staged_parts (snapshot, is_merged);
+CREATE INDEX staged_parts_last ON staged_parts (snapshot) WHERE is_last = 1;
+
 CREATE TABLE spool (
     key INTEGER PRIMARY KEY,
     task_id TEXT NOT NULL,

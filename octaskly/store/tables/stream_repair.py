@@ -20,7 +20,7 @@ from octaskly.store.tables.floors import (
     raise_meta_number,
     read_meta_numbers,
 )
-from octaskly.store.tables.node_state import raise_rows_ahead, read_hlc
+from octaskly.store.tables.node_state import read_hlc
 
 
 def repair_streams(db: sqlite3.Connection, streams_max: int = STREAMS_MAX) -> None:
@@ -57,23 +57,29 @@ def _retire_void_streams(db: sqlite3.Connection) -> None:
 
 
 def _keep_tasks_as_rows(db: sqlite3.Connection) -> None:
-    """Resubmit all tasks in a new stream that exists as rows only, and void the others.
+    """Resubmit all tasks in a new stream without entries, and void the others.
 
-    For this node and its peers, that is a snapshot of a node that is gone: peers pull
-    the rows, and the next dispatcher writes them to its log. A later time of submission
-    keeps the rows valid on a peer that holds the void entries. Streams with entries
-    about tasks that are unknown here stay, because no row has these entries.
+    For this node and its peers, that stream came with a snapshot: it starts after its
+    only entry, and peers pull the rows. A later time of submission keeps the rows valid
+    on a peer that holds the void entries. Streams with entries about tasks that are
+    unknown here stay, because no row has these entries.
     """
     horizon, hlc = read_meta_numbers(db).get("horizon", 0), read_hlc(db) + 1
     stream = StreamId(1 + secrets.randbits(62))
     db.execute(
-        "UPDATE tasks SET stream = ?, seq = 1, last_submitted_hlc = ?"  # noqa: S608
+        "UPDATE tasks SET stream = ?, seq = 1,"  # noqa: S608
+        " last_submitted_hlc = max(last_submitted_hlc + 1, last_change_hlc)"
         f" WHERE seq > 0 AND (seq > {FLOOR_OF_TASK} OR last_change_hlc > ?)",
-        (stream, hlc, horizon),
+        (stream, horizon),
     )
     db.execute(
         "UPDATE streams SET floor_seq = last_seq"
         " WHERE stream NOT IN (SELECT stream FROM pending_entries)"
     )
     raise_meta_number(db, "hlc", hlc)
-    raise_rows_ahead(db, ((stream, 1),))
+    db.execute(
+        "INSERT INTO streams (stream, term, node, last_seq, snapshot_seq)"
+        " SELECT ?, term, node, 1, 1 FROM streams"
+        " ORDER BY term DESC, node DESC LIMIT 1",
+        (stream,),
+    )

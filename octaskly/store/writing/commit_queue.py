@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
+from octaskly.core.effects import Append, MergeRows, Save, Spool, StageRows, Unspool
 from octaskly.core.log.facts import Assigned
 from octaskly.store.tables.node_state import PeerContact
 
@@ -15,7 +15,9 @@ class ClockCheck(NamedTuple):
     """An item without content: each commit records a step of the wall clock."""
 
 
-QueueItem = Append | MergeRows | Save | Spool | Unspool | PeerContact | ClockCheck
+TableItem = Append | StageRows | MergeRows
+"""An item for `TableWriter`, which needs them in order."""
+QueueItem = TableItem | Save | Spool | Unspool | PeerContact | ClockCheck
 
 BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192
@@ -56,13 +58,13 @@ def count_entries(item: QueueItem) -> int:
     """Return the number of entries that an item counts as, at least 1."""
     if isinstance(item, Append):
         return len(item.entries) or 1
-    return len(item.rows) + len(item.records) or 1 if isinstance(item, MergeRows) else 1
+    return len(item.part.rows) or 1 if isinstance(item, StageRows) else 1
 
 
 def last_number(batch: Sequence[QueueItem]) -> int | None:
     """Return the highest number that this batch makes durable, or None."""
     for item in reversed(batch):
-        if isinstance(item, Append | MergeRows | Save):
+        if isinstance(item, TableItem | Save):
             return item.number
     return None
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, MergeRows
+from octaskly.core.effects import Append, MergeRows, StageRows
 from octaskly.core.log.facts import MESH_FACTS, Entry, Floor, TaskFact
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.task_ages import ClockStep, storing_time_ms, trusted_timestamps
@@ -22,7 +22,7 @@ from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.ports import Clock, Packer
-from octaskly.store.tables import arrays, bulk, mesh_records, node_state, rows
+from octaskly.store.tables import arrays, bulk, mesh_records, rows
 from octaskly.store.tables.arrays import ArrayMembers
 from octaskly.store.tables.clock_steps import write_clock_step
 from octaskly.store.tables.floors import (
@@ -33,6 +33,12 @@ from octaskly.store.tables.floors import (
     write_floor,
 )
 from octaskly.store.tables.list_counts import next_block_key
+from octaskly.store.tables.staged_parts import (
+    add_part,
+    read_interrupted_merges,
+    read_next_part,
+    remove_part,
+)
 from octaskly.store.writing import purge
 from octaskly.store.writing.dependency_index import DependencyIndex
 from octaskly.store.writing.projection import (
@@ -46,7 +52,7 @@ from octaskly.store.writing.projection import (
 from octaskly.store.writing.row_changes import RowChanges
 from octaskly.store.writing.stdin_freeing import StdinFreeing
 
-NO_AGES: Final[Mapping[TaskId, int]] = {}
+NO_TIMES: Final[Mapping[TaskId, int]] = {}
 CACHED_TASKS: Final = 10_000  #: number of unfinished tasks in the cache
 
 
@@ -66,7 +72,8 @@ class TableWriter:
         self._dependencies = DependencyIndex(connection)
         self.stdin_freeing = StdinFreeing(connection, packer)
         self.notification_count = 0  #: includes those of failed transactions
-        self._peer_floors: tuple[object, Mapping[StreamId, int]] = (None, {})
+        self._peer_floors: tuple[int, Mapping[StreamId, int]] = (0, {})
+        """Floors of the peer whose snapshot is being merged, by its number."""
         self._read_numbers()
 
     def reload(self) -> None:
@@ -116,25 +123,32 @@ class TableWriter:
         self._retired_ends.clear()
         self._retired_epochs.clear()
 
+    def stage_rows(self, item: StageRows) -> None:
+        """Keep a part of a snapshot, and merge its records, in a transaction."""
+        stored_ms = storing_time_ms(self._clock.now())
+        add_part(self._db, self._packer, item, stored_ms)
+        mesh_records.merge_records(self._db, item.part.records)
+
     def merge_rows(self, item: MergeRows) -> None:
-        """Merge rows of a peer, and its vector after the last row, in a transaction."""
+        """Merge the next part, and the vector after the last one, in a transaction."""
+        staged = read_next_part(self._db, self._packer, item.snapshot)
+        rows = staged.part.rows
         plain = [
             row
-            for sent in item.rows
+            for sent in rows
             if sent.record.spec is not None and split_member_id(sent.record.id) is None
             if (row := self._live_part_of(sent)) is not None
         ]
-        members = [
-            row for row in item.rows if split_member_id(row.record.id) is not None
-        ]
-        self._merge_some_rows(item, plain)
-        self._merge_some_rows(item, members)
-        mesh_records.merge_records(self._db, item.records)
-        node_state.raise_rows_ahead(self._db, item.vector)
+        members = [row for row in rows if split_member_id(row.record.id) is not None]
+        self._merge_some_rows(item, plain, staged.stored_ms)
+        self._merge_some_rows(item, members, staged.stored_ms)
         if item.is_last:
             self._finish_merge(item)
+        remove_part(self._db, item, staged)
 
-    def _merge_some_rows(self, item: MergeRows, some: Sequence[TaskRow]) -> None:
+    def _merge_some_rows(
+        self, item: MergeRows, some: Sequence[TaskRow], staged_ms: int
+    ) -> None:
         """Merge rows of tasks, or of members whose arrays are already merged."""
         floors = self._floors_of_peer(item)
         touched = self._fetch_tasks(dict.fromkeys(row.record.id for row in some))
@@ -154,7 +168,7 @@ class TableWriter:
             if task.array is None or task.spec is not None:
                 self._projection.apply_row(task, row)
         self._projection.write_outputs()
-        self._write_tasks(touched, _ages_in(some))
+        self._write_tasks(touched, _times_in(some, staged_ms))
         self._update_cache(touched)
 
     def add_clock_step(self, step: ClockStep) -> None:
@@ -163,11 +177,10 @@ class TableWriter:
 
     def _floors_of_peer(self, item: MergeRows) -> Mapping[StreamId, int]:
         """Return the floors of the peer, with those of its retired streams."""
-        key = (item.head, len(item.retired))
-        if key != self._peer_floors[0]:  # All parts with rows have the same floors.
+        if item.snapshot != self._peer_floors[0]:
             floors = dict(item.retired)
             floors.update((m.stream, m.seq) for m in item.head.floor.stream_floors)
-            self._peer_floors = (key, floors)
+            self._peer_floors = (item.snapshot, floors)
         return self._peer_floors[1]
 
     def add_stream(self, stream: StreamId, epoch: Epoch) -> None:
@@ -429,13 +442,13 @@ class TableWriter:
     def _write_tasks(
         self,
         touched: dict[TaskId, ProjectedTask],
-        ages_ms: Mapping[TaskId, int] = NO_AGES,
+        peer_times_ms: Mapping[TaskId, int] = NO_TIMES,
     ) -> None:
         """Write each task, its changed attempts and the counters once.
 
         Args:
             touched: All tasks of this commit, with the arrays of members.
-            ages_ms: Ages of tasks in rows of a peer; other facts are new here.
+            peer_times_ms: Time at which a peer stored each task; other facts are new.
         """
         changes = RowChanges()
         known: list[tuple[ProjectedTask, TaskRecord, TaskSpec]] = []
@@ -454,13 +467,15 @@ class TableWriter:
             if task.is_final and spec.options is not None and task.counted_as:
                 self.stdin_freeing.note_end(spec, task.counted_as[2])
         changes.write_rows(self._db)
-        self._write_stored_times(touched, ages_ms)
+        self._write_stored_times(touched, peer_times_ms)
         self._dependencies.apply_changes(changes.dependency_changes)
         self.notification_count += changes.notification_count
         self._projection.write_pending(touched.values())
 
     def _write_stored_times(
-        self, touched: Mapping[TaskId, ProjectedTask], ages_ms: Mapping[TaskId, int]
+        self,
+        touched: Mapping[TaskId, ProjectedTask],
+        peer_times_ms: Mapping[TaskId, int],
     ) -> None:
         """Write `stored_ms` of tasks whose timestamps are not trusted, which are few.
 
@@ -472,8 +487,8 @@ class TableWriter:
         for task_id, task in touched.items():
             if task.array is not None or task.key is None:
                 continue
-            if ages_ms:
-                stored_ms = max(1, now_ms - ages_ms.get(task_id, 0))
+            if peer_times_ms:
+                stored_ms = peer_times_ms.get(task_id, now_ms)
                 first_hlc, last_hlc = trusted_timestamps(stored_ms)
             if not first_hlc <= task.changed_hlc <= last_hlc:
                 updates.append((stored_ms, task.key))
@@ -549,11 +564,28 @@ class TableWriter:
             cache.popitem(last=False)
 
 
-def _ages_in(some: Sequence[TaskRow]) -> dict[TaskId, int]:
-    """Return the age of each task in rows; an array is as old as its youngest row."""
-    ages_ms: dict[TaskId, int] = {}
+def _times_in(some: Sequence[TaskRow], staged_ms: int) -> dict[TaskId, int]:
+    """Return when a peer stored each task, by this node's clock.
+
+    An array is as old as its youngest row.
+    """
+    times_ms: dict[TaskId, int] = {}
     for row in some:
         place = split_member_id(row.record.id)
         task = row.record.id if place is None else place[0]
-        ages_ms[task] = min(row.age_ms, ages_ms.get(task, row.age_ms))
-    return ages_ms
+        time_ms = max(1, staged_ms - row.age_ms)
+        times_ms[task] = max(time_ms, times_ms.get(task, time_ms))
+    return times_ms
+
+
+def finish_merges(connection: sqlite3.Connection, packer: Packer, clock: Clock) -> None:
+    """Merge the snapshots whose merge a crash interrupted, with a commit for each part.
+
+    The caller reads the saved state afterwards.
+    """
+    for merge, parts in read_interrupted_merges(connection, packer):
+        tables = TableWriter(connection, packer, clock)
+        for left in range(parts, 0, -1):
+            connection.execute("BEGIN IMMEDIATE")
+            tables.merge_rows(replace(merge, is_last=left == 1))
+            connection.execute("COMMIT")

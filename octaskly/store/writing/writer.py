@@ -23,7 +23,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from octaskly.core.effects import Append, MergeRows, Save, Spool, Unspool
+from octaskly.core.effects import Append, MergeRows, Save, Spool, StageRows, Unspool
 from octaskly.core.log.task_ages import ClockStep, ClockWatch
 from octaskly.errors import StoreError
 from octaskly.ports import Clock, Packer
@@ -40,6 +40,7 @@ from octaskly.store.tables.node_state import PeerContact
 from octaskly.store.writing.commit_queue import (
     CommitQueue,
     QueueItem,
+    TableItem,
     count_entries,
     last_number,
 )
@@ -343,14 +344,19 @@ class Writer:
             node_state.write_saves(self._db, saves)
             for stream in (save.stream for save in saves if save.stream):
                 self._tables.add_stream(*stream)
-        for is_join, items in groupby(batch, lambda item: isinstance(item, MergeRows)):
-            if not is_join:
-                self._tables.append_entries([i for i in items if isinstance(i, Append)])
-                continue
-            for item in items:
-                assert isinstance(item, MergeRows)
-                self._tables.merge_rows(item)
+        self._write_tables([item for item in batch if isinstance(item, TableItem)])
         if spools:
             node_state.write_spool(self._db, self._packer, spools)
         if peers:
             node_state.write_peers(self._db, peers)
+
+    def _write_tables(self, items: Sequence[TableItem]) -> None:
+        for kind, some in groupby(items, type):
+            if kind is Append:
+                self._tables.append_entries([i for i in some if isinstance(i, Append)])
+                continue
+            for item in some:
+                if isinstance(item, StageRows):
+                    self._tables.stage_rows(item)
+                elif isinstance(item, MergeRows):
+                    self._tables.merge_rows(item)

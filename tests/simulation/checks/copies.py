@@ -7,8 +7,7 @@ program cannot read.
 
 from __future__ import annotations
 
-from octaskly.core.dispatcher.compaction import FLOOR_STEP_S
-from octaskly.core.effects import Append, Effect, MergeRows, Save, Send
+from octaskly.core.effects import Append, Effect, MergeRows, Save, Send, StageRows
 from octaskly.core.events import Event, Received
 from octaskly.core.log.facts import Finished, Submitted
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
@@ -19,12 +18,9 @@ from tests.simulation.machine import Machine
 from tests.simulation.shell import NUMBERED
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
-from tests.simulation.store.plan import STEP_TASKS
 from tests.simulation.world import World
 
 NOTICED_S = 5.0  #: time within which other nodes notice the end of a process
-#: time within which a dispatcher has sent its rows' facts to its standbys
-REPLICATED_S = 20.0
 
 
 class Copies:
@@ -35,7 +31,6 @@ class Copies:
         self._with_standby_in_sync: dict[NodeId, Node] = {}
         self._reported_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
         """Time since when each process has results that it has not acknowledged."""
-        self._ahead_s: dict[NodeId, float] = {}
         self._versions: dict[StreamId, int] = {}  #: the writer of each stream
         world.watchers.append(self)
         world.clients.answer_watchers.append(self.on_answer)
@@ -51,10 +46,6 @@ class Copies:
                 self._on_sent(machine, effect)
             elif isinstance(effect, NUMBERED):
                 self._is_readable(machine, effect)
-        if node.is_dispatcher:
-            self._rows_are_replicated(machine, node)
-        else:
-            self._ahead_s.pop(machine.id, None)
         if _has_standby_in_sync(machine):
             self._with_standby_in_sync[machine.id] = node
         else:
@@ -152,24 +143,9 @@ class Copies:
                     f"{machine.id} acknowledged {task} on {holders} after {waited_s} s"
                 )
 
-    def _rows_are_replicated(self, machine: Machine, node: Node) -> None:
-        """I10: a fact that only a dispatcher's rows hold does not stay on one disk."""
-        if (
-            not machine.disk.stands_for
-            or not machine.disk.ahead()
-            or not (node.has_in_sync_standby and node.has_read_all)
-            or self._world.time_s < max(machine.full_s, machine.stall_s)
-        ):
-            self._ahead_s.pop(machine.id, None)
-            return
-        now_s = self._world.time_s
-        since_s = self._ahead_s.setdefault(machine.id, now_s)
-        # One row is a large part here; in production a part has a thousand.
-        steps = machine.disk.rows / STEP_TASKS
-        is_late = now_s >= since_s + REPLICATED_S + steps * FLOOR_STEP_S
-        assert not is_late, f"{machine.id} keeps rows to itself"
-
-    def _is_readable(self, machine: Machine, effect: Append | MergeRows | Save) -> None:
+    def _is_readable(
+        self, machine: Machine, effect: Append | StageRows | MergeRows | Save
+    ) -> None:
         """3.10: no node receives entries that its program cannot read."""
         streams: set[StreamId] = set()
         match effect:
@@ -179,7 +155,7 @@ class Copies:
                 streams = {entry.stream for entry in effect.entries}
             case MergeRows():
                 streams = {stream for stream, _ in effect.head.vector}
-            case Save():
+            case Save() | StageRows():
                 return
         for stream in streams:
             version = self._versions[stream]

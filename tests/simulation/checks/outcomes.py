@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import TaskCancelled
-from octaskly.core.log.merge import TaskRecord, join_records
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from tests.simulation.checks.rest import unfinished
@@ -42,10 +42,6 @@ def one_outcome(world: World) -> None:
                 if world.storage.is_gone(task):
                     continue
                 mine, its = ours.get(task), theirs.get(task)
-                if its is not None and machine.disk.ahead():
-                    # The node knows more than its log, and will tell others when it is
-                    # dispatcher.
-                    mine = its if mine is None else join_records(mine, its)
                 assert mine == its, f"{task} differs: {mine} and {its}"
 
 

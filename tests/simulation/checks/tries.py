@@ -94,7 +94,7 @@ class TryWatch:
                     self._on_entry(machine, known, entry)
                     self._note(known, effect.number, entry.fact)
             elif isinstance(effect, MergeRows):
-                for row in effect.rows:
+                for row in machine.disk.staged[effect.snapshot].parts[0].rows:
                     for fact in facts_of(row.record):
                         self._note(known, effect.number, fact)
 
@@ -295,7 +295,7 @@ def arrays_add_up(world: World) -> None:
         for machine in world.machines.values():
             other = machine.disk
             theirs = other.records.get(record.id)
-            if not theirs or other.vector() != disk.vector() or other.ahead():
+            if not theirs or other.vector() != disk.vector() or other.is_merging:
                 continue
             is_alike = theirs.progress == record.progress
             if world.storage.is_gone(record.id):

@@ -1,4 +1,4 @@
-"""Worlds in which a node has part of a log as rows, and their sender is gone.
+"""Worlds in which a node has part of a snapshot, or all of it, and its sender is gone.
 
 Each function is one kind of run; the kind's name is the function's name without `run_`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from functools import partial
 
-from octaskly.core.dispatcher.compaction import FLOOR_STEP_S
 from octaskly.core.model.ids import TaskId
 from octaskly.core.node.node import Node
 from tests.simulation.checks.rest import unfinished
@@ -17,10 +16,11 @@ from tests.simulation.checks.unknown import knows_all
 from tests.simulation.fault_injection import NARROW, draw_profile, inject_faults, settle
 from tests.simulation.faults import Profile, later, restart, restorer
 from tests.simulation.store.disk import Disk
-from tests.simulation.store.plan import STEP_TASKS
+from tests.simulation.store.snapshot import PART_ROWS
 from tests.simulation.world import World
 
-REPLICATED_S = 2.0  #: seconds after which few rows of a dispatcher are on its standbys
+REPLICATED_S = 2.0  #: seconds until standbys pull what a dispatcher has merged
+PART_S = 0.05  #: seconds until a standby has pulled, staged and merged a part, at most
 
 
 def run_newcomers(seed: int) -> World:
@@ -48,7 +48,10 @@ def run_newcomers(seed: int) -> World:
 
 
 def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
-    """Start a node without a log, and remove the sender in the middle of a part."""
+    """Start a node without a log, and remove the sender of its snapshot.
+
+    Some parts have arrived by then, or all of them, and not all are merged.
+    """
     dispatchers = world.dispatchers()
     others = [node for node in world.machines if node not in dispatchers]
     if not dispatchers or not others:
@@ -57,12 +60,12 @@ def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
     disk = Disk()
     restorer(world, newcomer, disk)()
     world.start(newcomer)
-    is_lost = draw.random() < 0.5
+    is_lost, is_whole = draw.random() < 0.5, draw.random() < 0.5
 
     def look(tries: int) -> None:
         if world.is_calm or tries == 0 or world.machines[newcomer].disk is not disk:
             return
-        if not disk.ahead():
+        if not (disk.is_merging if is_whole else disk.staged):
             world.at(0.02, lambda: look(tries - 1))
             return
         world.crash(giver)
@@ -74,7 +77,7 @@ def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
                 if other not in (newcomer, giver):
                     restorer(world, other, Disk())()
                     restart(world, profile, other)
-        # The node with the part is dispatcher for a while, or has time to send it on.
+        # The newcomer is dispatcher for a while, or has time to send all on.
         wait_s = draw.choice((0.1, 0.5, 2.0, 8.0)) * draw.uniform(0.5, 2.0)
         later(world, wait_s, partial(world.crash, newcomer))
         restart(world, profile, newcomer, after_s=wait_s)
@@ -83,9 +86,12 @@ def break_snapshot(world: World, profile: Profile, draw: random.Random) -> None:
 
 
 def _half_joined(
-    seed: int, tasks: int = 60, least: int = 1
+    seed: int, tasks: int = 60, *, is_whole: bool = True
 ) -> tuple[World, set[TaskId]]:
-    """Return a world whose only whole log was lost, and the rows of the second node."""
+    """Return a world whose only log was lost while another node got its snapshot.
+
+    Return also the tasks of the snapshot, none if not all parts have arrived.
+    """
     world = World(seed, nodes=3)
     watch(world)
     world.limits = NARROW  # Otherwise the log tail in memory serves a newcomer.
@@ -97,30 +103,39 @@ def _half_joined(
     world.run_until(
         lambda: bool(world.clients.accepted) and not unfinished(world), 60.0
     )
+    rows = set(world.machines[first].disk.records)
     world.start(second)
     disk = world.machines[second].disk
-    world.run_until(lambda: len(disk.records) >= least, 10.0)
+    world.run_until(lambda: disk.is_merging if is_whole else bool(disk.staged), 10.0)
+    if is_whole:
+        parts = world.random.randrange(tasks // PART_ROWS // 2)
+        world.run_until(lambda: len(disk.records) >= parts * PART_ROWS, 10.0)
     restorer(world, first, Disk())()
-    rows = set(disk.records)
-    assert least <= len(rows) < tasks, "it is not half-way"
-    return world, rows
+    is_complete = disk.is_merging or rows == set(disk.records)
+    assert is_complete is is_whole, "it is not half-way"
+    return world, rows if is_whole else set()
 
 
 def run_half_joined(seed: int) -> World:
-    """Lose the only whole log while another node has part of its snapshot."""
-    world, rows = _half_joined(seed)
+    """Lose the only log while another node merges its snapshot, or has half of it."""
+    world, rows = _half_joined(seed, is_whole=bool(seed % 3))
     _, second, third = world.machines
+    if seed % 2:
+        world.crash(second)
+        world.start(second)
     world.run_until(lambda: world.dispatchers() == [second], 10.0)
+    disk = world.machines[second].disk
+    assert rows or not disk.records, "half of a snapshot counts"
     world.start(third)
     settle(world)
     for check in FINAL:
         check(world)
-    assert all(rows <= set(m.disk.records) for m in world.machines.values())
+    assert world.run_until(partial(_are_everywhere, world, rows), 60.0)
     return world
 
 
 def run_half_followed(seed: int) -> World:
-    """The same, but the node with the part follows a node without any."""
+    """The same, but the node with the snapshot follows a node without any."""
     world, rows = _half_joined(seed)
     _, second, third = world.machines
     world.crash(second)
@@ -146,11 +161,11 @@ def run_half_followed(seed: int) -> World:
 
 
 def run_half_left(seed: int) -> World:
-    """The same, but the node with the part becomes dispatcher and is lost as well.
+    """The same, but the node with the snapshot becomes dispatcher and is lost as well.
 
     It has much to send, so a standby relies on it before it has received all.
     """
-    world, rows = _half_joined(seed, tasks=200, least=100)
+    world, rows = _half_joined(seed, tasks=200)
     first, second, third = world.machines
     draw = world.random
     world.run_until(lambda: world.dispatchers() == [second], 10.0)
@@ -164,9 +179,9 @@ def run_half_left(seed: int) -> World:
         world.run(draw.uniform(0.0, 1.5))
     else:
         world.run_until(lambda: len(dispatcher.standbys) == 2, 10.0)
-        world.run(REPLICATED_S + len(rows) / STEP_TASKS * FLOOR_STEP_S)
+        world.run(REPLICATED_S + len(rows) / PART_ROWS * PART_S)
         held = [m.id for m in world.machines.values() if rows <= m.disk.records.keys()]
-        assert len(held) == 3, f"rows of half a snapshot are only on {held}"
+        assert len(held) == 3, f"rows of a snapshot are only on {held}"
     world.crash(second)
     end_s = world.time_s + draw.uniform(2.0, 20.0)
     while world.time_s < end_s:
@@ -183,9 +198,13 @@ def run_half_left(seed: int) -> World:
     settle(world)
     for check in FINAL:
         check(world)
-    assert all(rows <= set(m.disk.records) for m in world.machines.values())
+    assert world.run_until(partial(_are_everywhere, world, rows), 60.0)
     return world
 
 
 def _is_in_sync(node: Node) -> bool:
     return any(view.is_in_sync for view in node.standbys)
+
+
+def _are_everywhere(world: World, rows: set[TaskId]) -> bool:
+    return all(rows <= m.disk.records.keys() for m in world.machines.values())

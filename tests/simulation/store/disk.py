@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, MergeRows, Save
+from octaskly.core.effects import Append, MergeRows, Save, StageRows
 from octaskly.core.events import PeerHint, SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, Floor, Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
@@ -34,11 +34,16 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.nodes import NO_HOLD, OperatorHold
 from octaskly.core.model.tasks import TaskState
-from octaskly.core.protocol.messages import Report
+from octaskly.core.protocol.messages import Report, Snapshot
 from tests.simulation.store.ages import FIRST_MOMENT, note_stored, watch_clock
 from tests.simulation.store.folding import Kept, Place, enter, kept, learn, note
 from tests.simulation.store.freeing import free_stdin, freed_entry
-from tests.simulation.store.joining import join_rows
+from tests.simulation.store.joining import (
+    Staged,
+    finish_merges,
+    join_rows,
+    stage_rows,
+)
 from tests.simulation.store.members import shown
 from tests.simulation.store.purge import raise_floor
 from tests.simulation.store.queue import queued
@@ -82,14 +87,15 @@ class Disk:
     floor: Floor = NO_FLOOR
     retired: RetiredStreams = field(default_factory=RetiredStreams)
     """Streams of which nothing is left, and that the vector leaves out."""
-    stands_for: Vector = field(default_factory=dict)
-    """Facts from snapshot rows, which may be missing in the log."""
+    staged: dict[int, Staged] = field(default_factory=dict)
+    """Snapshots of peers that are not merged yet, by number."""
+    sent: dict[NodeId, tuple[int, list[Snapshot]]] = field(default_factory=dict)
+    """Snapshots that peers get, each with its id and all its parts."""
+    sent_count: int = 0  #: snapshots sent so far
     spool: dict[tuple[TaskId, AttemptId], Report] = field(default_factory=dict)
     peers: dict[NodeId, tuple[Address, ...]] = field(default_factory=dict)
     waiting: list[tuple[int | None, Write]] = field(default_factory=list)
     kept: set[Kept] = field(default_factory=set)  #: facts of the log and of the tasks
-    loose: dict[int, set[Kept]] = field(default_factory=dict)
-    """The same for rows, by snapshot, until its last part brings the vector."""
     hlc: int = 0
     sequence: int = 0
     ended: list[tuple[TaskId, int, TaskState]] = field(default_factory=list)
@@ -105,7 +111,6 @@ class Disk:
             term=self.term,
             epoch=self.epoch,
             vector=self.vector(),
-            rows_ahead=self.ahead(),
             epochs=self.epochs(),
             hlc=self.hlc,
             floor=self.floor,
@@ -131,6 +136,7 @@ class Disk:
             if isinstance(value, dict | list | set):
                 setattr(backup, name, copy.copy(value))
         backup.retired = self.retired.copy()
+        backup.staged = {n: staged.copy() for n, staged in self.staged.items()}
         backup.streams = {stream: list(log) for stream, log in self.streams.items()}
         backup.early = {task: list(some) for task, some in self.early.items()}
         backup.members = {array: dict(some) for array, some in self.members.items()}
@@ -153,10 +159,10 @@ class Disk:
         writers = sorted(self.writers.items())
         return tuple((s, epoch) for s, epoch in writers if s in self.streams)
 
-    def ahead(self) -> tuple[tuple[StreamId, int], ...]:
-        """Return the state that rows stand for beyond the log."""
-        stands_for = sorted(self.stands_for.items())
-        return tuple((s, seq) for s, seq in stands_for if seq > self.have(s))
+    @property
+    def is_merging(self) -> bool:
+        """Return True if rows of a complete snapshot are still to be merged."""
+        return any(staged.is_complete for staged in self.staged.values())
 
     # Tasks
 
@@ -205,8 +211,12 @@ class Disk:
         """Queue node state for the next commit."""
         self.waiting.append((effect.number, lambda: self._save(effect)))
 
+    def stage(self, effect: StageRows) -> None:
+        """Queue a part of a snapshot for the next commit."""
+        self.waiting.append((effect.number, lambda: stage_rows(self, effect)))
+
     def join(self, effect: MergeRows) -> None:
-        """Queue rows of a snapshot for the next commit."""
+        """Queue the merge of the next part for the next commit."""
         self.waiting.append((effect.number, lambda: join_rows(self, effect)))
 
     def keep(self, reports: tuple[Report, ...]) -> None:
@@ -223,9 +233,10 @@ class Disk:
 
         self.waiting.append((None, write))
 
-    def start_clock(self, now: Moment) -> None:
-        """Watch the clock of a process that starts."""
+    def start(self, now: Moment) -> None:
+        """Watch the clock of a process that starts, and end interrupted merges."""
         self.now, self.watch = now, watch_clock(now)
+        finish_merges(self)
 
     def record_clock_step(self, now: Moment) -> None:
         """Store a step of the wall clock."""
@@ -250,7 +261,7 @@ class Disk:
     def crash(self) -> None:
         """Lose all uncommitted writes."""
         self.waiting = []
-        self.loose = {}
+        self.sent = {}
 
     def _append(self, effect: Append) -> None:
         self.add_writers(effect.epochs)
@@ -300,9 +311,6 @@ class Disk:
         if effect.log_version is not None:
             self.log_version = effect.log_version
         learn(self, effect.records)
-        for stream, seq in effect.rewritten_rows:
-            if self.stands_for.get(stream, 0) <= seq:
-                self.stands_for.pop(stream, None)
 
     def add_writers(self, pairs: tuple[tuple[StreamId, Epoch], ...]) -> None:
         """Note the writers of streams."""

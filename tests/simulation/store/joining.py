@@ -1,20 +1,22 @@
-"""Rows of a peer's snapshot, applied part by part.
+"""Snapshots of peers: staged until the last part is here, then merged part by part.
 
-They hold more than the log here, until the last part brings the vector that they stand
-for.
+While they are merged, tasks hold more than the log here, until the last part brings the
+vector that they stand for.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import MergeRows
+from octaskly.core.effects import MergeRows, StageRows
 from octaskly.core.log.facts import Submitted
 from octaskly.core.log.merge import TaskRow, facts_of
 from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.ids import Vector
+from octaskly.core.model.ids import NodeId, Vector, VectorItems
+from octaskly.core.protocol.messages import Snapshot, SnapshotHead
 from tests.simulation.store.ages import note_stored
 from tests.simulation.store.folding import Kept, fold, fold_submission, kept, learn
 from tests.simulation.store.purge import drop, drop_early, is_void, raise_floor, seqs_of
@@ -23,12 +25,60 @@ if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
 
 
+@dataclass
+class Staged:
+    """The parts of a snapshot on a disk that are not merged yet."""
+
+    peer: NodeId
+    head: SnapshotHead
+    parts: list[Snapshot] = field(default_factory=list)
+    retired: VectorItems = ()
+    is_complete: bool = False
+    loose: set[Kept] = field(default_factory=set)
+    """Facts of merged rows and records, kept once the last part brings the vector."""
+
+    def copy(self) -> Staged:
+        """Return a copy that does not change with this."""
+        some = list(self.parts), self.retired, self.is_complete, set(self.loose)
+        return Staged(self.peer, self.head, *some)
+
+
+def stage_rows(disk: Disk, effect: StageRows) -> None:
+    """Keep a part; its records take effect at once."""
+    part = effect.part
+    if part.head is not None:
+        for number, known in list(disk.staged.items()):
+            if known.peer == effect.peer and not known.is_complete:
+                del disk.staged[number]
+        disk.staged[effect.snapshot] = Staged(effect.peer, part.head)
+    staged = disk.staged[effect.snapshot]
+    assert not staged.is_complete, "a part came after the last one"
+    staged.parts.append(part)
+    staged.retired += part.retired
+    staged.is_complete = not part.has_more
+    staged.loose |= learn(disk, part.records)
+
+
+def finish_merges(disk: Disk) -> None:
+    """Drop incomplete snapshots, and merge what is left of complete ones."""
+    for number, staged in list(disk.staged.items()):
+        if not staged.is_complete:
+            del disk.staged[number]
+        while staged.is_complete and number in disk.staged:
+            is_last = len(staged.parts) == 1
+            head, retired = staged.head, staged.retired
+            join_rows(disk, MergeRows(0, number, head, retired, is_last))
+
+
 def join_rows(disk: Disk, effect: MergeRows) -> None:
-    """Apply a peer's rows, and with the last ones its vector."""
-    head = effect.head
-    floors = dict(effect.retired) | seqs_of(head.floor)
-    loose = disk.loose.setdefault(head.hlc, set())
-    for row in (_without_void(disk, row) for row in effect.rows):
+    """Apply the next rows of a snapshot, and with the last ones its vector."""
+    staged = disk.staged[effect.snapshot]
+    assert staged.is_complete, "half of a snapshot counts for nothing"
+    assert (staged.head, staged.retired) == (effect.head, effect.retired)
+    rows = staged.parts.pop(0).rows
+    assert effect.is_last is not bool(staged.parts)
+    floors = dict(effect.retired) | seqs_of(effect.head.floor)
+    for row in (_without_void(disk, row) for row in rows):
         if row is None or row.record.spec is None:
             continue
         task = row.record.id
@@ -39,26 +89,24 @@ def join_rows(disk: Disk, effect: MergeRows) -> None:
                 drop(disk, task)  # The id is in use again.
         drop_early(disk, task, floors)
         for fact in facts_of(row.record):
-            loose.add(kept(fact))
+            staged.loose.add(kept(fact))
             if isinstance(fact, Submitted):
                 fold_submission(disk, fact, row.submission_times)
             else:
                 fold(disk, fact, row.last_change_hlc)
         disk.changed[task] = max(disk.changed[task], row.last_change_hlc)
         note_stored(disk, task, row.age_ms)
-    for row in (row for row in effect.rows if split_member_id(row.record.id)):
-        loose |= _join_member(disk, row, floors)
-    loose |= learn(disk, effect.records)
-    for stream, seq in effect.vector:
-        disk.stands_for[stream] = max(disk.stands_for.get(stream, 0), seq)
+    for row in (row for row in rows if split_member_id(row.record.id)):
+        staged.loose |= _join_member(disk, row, floors)
     if effect.is_last:
-        _end(disk, effect)
+        _end(disk, effect, staged)
 
 
-def _end(disk: Disk, effect: MergeRows) -> None:
+def _end(disk: Disk, effect: MergeRows, staged: Staged) -> None:
     """Hold all that the rows stand for, without the entries."""
     head = effect.head
-    disk.kept |= disk.loose.pop(head.hlc)
+    del disk.staged[effect.snapshot]
+    disk.kept |= staged.loose
     disk.add_writers(head.epochs)
     for stream, seq in head.vector:
         if seq > disk.have(stream):

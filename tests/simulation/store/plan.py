@@ -13,15 +13,12 @@ from msgspec.structs import replace
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import MESH_FACTS, Floor, Recorded, StreamFloor
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord
 from octaskly.core.log.mesh_records import is_expired
-from octaskly.core.model.hlc import accepted_hlc
 from octaskly.core.model.ids import StreamId, TaskId, Vector
 from tests.simulation.store.ages import task_ages
-from tests.simulation.store.members import BORN
 from tests.simulation.store.purge import floors_of, seqs_of
 from tests.simulation.store.queue import is_any_live
-from tests.simulation.store.snapshot import row_keys
 
 if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
@@ -33,12 +30,12 @@ HELD_MAX = 8  #: started members of an array that may be carried before its end
 
 def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     """Find the next step of the floor, like the port of that name."""
+    if disk.is_merging:
+        return FloorPlanned(None, has_more=True)
     if loose := _upto(disk, {StreamId(0): 0}, ask.wall_ms):
         return FloorPlanned(None, has_more=True, records=loose)
-    if disk.ahead():
-        return _plan_ahead(disk, ask)
     floors, horizon, latest, forgotten, is_over = floors_of(disk), 0, 0, 0, True
-    last, carried = Vector(), list[TaskRecord]()
+    births, carried = list[SubmissionTimes](), list[TaskRecord]()
     doubtful: list[TaskId] = []  # Ended, and submitted again, perhaps beyond the cut.
     until, ended = 1 << 62, _count_ended(disk)
     surplus = ended - ask.tasks_max
@@ -64,8 +61,7 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
         else:
             carried += whole
         horizon = max(horizon, born)
-        if birth.last_hlc == born:
-            last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
+        births.append(birth)
     if not horizon:
         return _without_tasks(disk, ask)
     latest = max([latest, *(disk.changed[task] for task in doubtful)])
@@ -73,7 +69,8 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     gone = [task for task in doubtful if disk.births[task].last_hlc <= horizon]
     forgotten += sum(len(_whole(disk, task)) for task in gone)
     carried += [r for t in doubtful if t not in gone for r in _whole(disk, t)]
-    marks, has_more = _with_taskless(disk, ask, _marks(disk, horizon, last))
+    marks = _marks(disk, horizon, _last_submissions(births, horizon))
+    marks, has_more = _with_taskless(disk, ask, marks)
     floor = Floor(horizon, marks, retired=_retirable(disk, ask))
     planned = FloorPlanned(
         floor, tuple(carried), has_more or not is_over, purged_count=forgotten
@@ -81,30 +78,19 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     return _with_records(disk, planned, floor, ask)
 
 
+def _last_submissions(births: list[SubmissionTimes], horizon: int) -> Vector:
+    """Return the number of the last submission up to the horizon, by stream."""
+    last = Vector()
+    for birth in births:
+        if birth.last_hlc <= horizon:
+            last[birth.stream] = max(last.get(birth.stream, 0), birth.seq)
+    return last
+
+
 def _since_hlc(disk: Disk, task: TaskId) -> int:
     """Return the timestamp from which the age of an ended task counts."""
     stored_ms = disk.stored.get(task, 0)
     return task_ages(disk).since_hlc(disk.changed[task], stored_ms)
-
-
-def _plan_ahead(disk: Disk, ask: PlanFloor) -> FloorPlanned:
-    """Find tasks whose rows may hold more than the log, the last keys first."""
-    ahead = disk.ahead()
-    logs = (disk.streams.get(stream) for stream, _ in ahead)
-    since = min(log[-1].hlc if log else 0 for log in logs)
-    left = [
-        (key, task)
-        for task, key in reversed(row_keys(disk).items())
-        if disk.changed[task] > since and (not ask.after_key or key < ask.after_key)
-        for birth, record in [(disk.births.get(task, BORN), disk.raw(task))]
-        if birth.stream != ask.stream
-        or birth.first_hlc != birth.last_hlc
-        or (record.spec and accepted_hlc(record.spec) <= disk.floor.horizon)
-    ]
-    part = left[:STEP_TASKS]
-    carried = tuple(disk.raw(task) for _, task in part)
-    after = part[-1][0] if part else ask.after_key
-    return FloorPlanned(None, carried, len(part) < len(left), ahead, after)
 
 
 def _with_records(

@@ -18,7 +18,6 @@ from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId, Vector
 from octaskly.core.protocol.messages import (
-    FULL_SNAPSHOT,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
 
 PART_ROWS = 3  #: rows in one part of a snapshot, few so that several are needed
+NOT_OPEN: tuple[int, list[Snapshot]] = (-1, [])
 LAG_ENTRIES = 60  #: fewer missing entries are always sent as entries
 
 
@@ -56,25 +56,59 @@ def entries_after(
 
 
 def next_part(disk: Disk, pull: ServePull) -> Snapshot | None:
-    """Read the next part of a snapshot; None if entries serve better."""
-    head, cursor = None, pull.cursor
-    if cursor in (None, FULL_SNAPSHOT):
-        head = _head(disk)
-        if cursor is None and not _is_wanted(disk, pull, head):
-            return None
-        cursor = SnapshotCursor(head.hlc, 0, retired_key=pull.retired_count or 0)
-    stands_for = dict(disk.vector()) | dict(disk.ahead())
+    """Return the next part of a snapshot; None if entries serve better.
+
+    All parts are read with the first one, so later writes are in none of them.
+    """
+    cursor = pull.cursor
+    if cursor is None and not _is_wanted(disk, pull, _head(disk)):
+        return None
+    part = _open_part(disk, pull)
+    if part is None:
+        assert not disk.is_merging, "the rows exceed the head"
+        disk.sent_count += 1
+        first = SnapshotCursor(disk.sent_count, 0, retired_key=pull.retired_count or 0)
+        parts = _all_parts(disk, first)
+        disk.sent[pull.peer] = disk.sent_count, parts
+        part = parts[0]
+    if not part.has_more:
+        del disk.sent[pull.peer]
+    return part
+
+
+def must_wait(disk: Disk, pull: ServePull) -> bool:
+    """Return True if the answer is a new snapshot, and another is merged here."""
+    if pull.cursor is None:
+        return disk.is_merging and _is_wanted(disk, pull, _head(disk))
+    return disk.is_merging and _open_part(disk, pull) is None
+
+
+def _open_part(disk: Disk, pull: ServePull) -> Snapshot | None:
+    """Return the part that a peer asks for, if its snapshot is open."""
+    open_id, parts = disk.sent.get(pull.peer, NOT_OPEN)
+    if pull.cursor is None or pull.cursor.snapshot_id != open_id:
+        return None
+    # A restored disk uses an id again.
+    return next((part for part in parts if part.after == pull.cursor), None)
+
+
+def _all_parts(disk: Disk, cursor: SnapshotCursor) -> list[Snapshot]:
+    """Read a snapshot: retired streams, then records, then rows."""
+    parts: list[Snapshot] = []
+    after = cursor
+    while not parts or parts[-1].has_more:
+        part = _part_after(disk, after)
+        head = None if parts else _head(disk)
+        parts.append(replace(part, head=head, after=after if parts else None))
+        after = part.cursor
+    return parts
+
+
+def _part_after(disk: Disk, cursor: SnapshotCursor) -> Snapshot:
     left = disk.retired.rows_after(cursor.retired_key)
     retired = tuple((StreamId(s), end) for s, end, _ in left)[:PART_ROWS]
     cursor = replace(cursor, retired_key=cursor.retired_key + len(retired))
-    part = Snapshot(
-        rows=(),
-        cursor=cursor,
-        has_more=False,
-        head=head,
-        vector=tuple(sorted(stands_for.items())),
-        retired=retired,
-    )
+    part = Snapshot(rows=(), cursor=cursor, has_more=False, retired=retired)
     if len(left) > PART_ROWS:
         return replace(part, has_more=True)
     told = disk.committed_records()[cursor.record_key :][:PART_ROWS]
@@ -134,7 +168,6 @@ def _head(disk: Disk) -> SnapshotHead:
         floor=disk.floor,
         hlc=disk.hlc,
         retired=disk.retired.digest,
-        retired_count=len(disk.retired),
     )
 
 

@@ -52,7 +52,7 @@ async def leave(mesh: ReplicationState, state: TaskState) -> None:
     [
         (ReplicationState(epoch=epoch()), "no standby keeps copies"),
         (
-            ReplicationState(epoch=epoch(), standbys=IN_SYNC, has_rows_ahead=True),
+            ReplicationState(epoch=epoch(), standbys=IN_SYNC, is_merging=True),
             "standbys lack some of them yet",
         ),
     ],

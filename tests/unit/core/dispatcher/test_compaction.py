@@ -6,8 +6,6 @@ from msgspec.structs import replace
 
 from octaskly.core.dispatcher.compaction import (
     CLOCK_GAIN_MS_MAX,
-    FLOOR_STEP_S,
-    SHORT_INTERVAL_S,
 )
 from octaskly.core.effects import (
     Answer,
@@ -15,8 +13,8 @@ from octaskly.core.effects import (
     Effect,
     MergeRows,
     PlanFloor,
-    Save,
     Send,
+    StageRows,
 )
 from octaskly.core.events import (
     FloorPlanned,
@@ -25,17 +23,17 @@ from octaskly.core.events import (
     SavedState,
 )
 from octaskly.core.log.facts import (
-    NO_FLOOR,
     Entry,
     Finished,
     Floor,
     StreamFloor,
     Submitted,
 )
-from octaskly.core.log.merge import SubmissionTimes, TaskRow, facts_of
+from octaskly.core.log.merge import SubmissionTimes, TaskRow
+from octaskly.core.log.retired_streams import NONE_RETIRED
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.hlc import hlc_of
-from octaskly.core.model.ids import NO_EPOCH, Address, StreamId
+from octaskly.core.model.ids import NO_EPOCH, Address, Moment, StreamId
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.core.protocol.messages import (
     Hello,
@@ -83,10 +81,23 @@ def pulls(effects: list[Effect]) -> list[Pull]:
     return [m for some in sent for m in some if isinstance(m, Pull)]
 
 
-def part(key: int, *, more: bool, head: SnapshotHead | None = None) -> Snapshot:
+def part(
+    key: int, *, more: bool, head: SnapshotHead | None = None, id_: int = 70
+) -> Snapshot:
     """Return one part of the snapshot of `HEAD`."""
-    cursor, vector = SnapshotCursor(70, key), HEAD.vector
-    return Snapshot(rows=(ROW,), cursor=cursor, has_more=more, head=head, vector=vector)
+    after = SnapshotCursor(id_, key - 1) if head is None else None
+    return Snapshot(
+        rows=(ROW,),
+        cursor=SnapshotCursor(id_, key),
+        has_more=more,
+        head=head,
+        after=after,
+    )
+
+
+def nothing(_: Moment) -> list[Effect]:
+    """Do nothing once a part is merged."""
+    return []
 
 
 def planned(world: DispatcherWithJournal, event: FloorPlanned) -> list[Effect]:
@@ -115,79 +126,6 @@ def test_carried_facts_precede_the_floor() -> None:
     ]
     assert world.journal.floor == FLOOR
     assert world.journal.vector[OTHER] == 3
-
-
-def test_facts_known_from_rows_only_are_rewritten_in_steps() -> None:
-    """Then the store learns of it, after the last of them; the floor does not move."""
-    world = dispatcher_with()
-    some = FloorPlanned(
-        None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
-    )
-    rest = replace(some, has_more=False)
-
-    assert appended_facts(planned(world, some)) == facts_of(task_record())
-    world.commit(61)
-    (ask,) = world.dispatch.on_time(moment(62))
-    assert isinstance(ask, PlanFloor)
-    assert (ask.after_key, ask.stream) == (4, STREAM)
-    last = world.dispatch.on_store_answer(rest, moment(62))
-
-    # After the floor standbys hear that rows exceed the log no more.
-    assert appended_facts(last) == [*facts_of(task_record()), NO_FLOOR]
-    assert [e.rewritten_rows for e in last if isinstance(e, Save)] == [rest.rows_ahead]
-    assert world.dispatch.on_time(moment(130)) == []
-    world.commit(130)
-    (again,) = world.dispatch.on_time(moment(130))
-    assert isinstance(again, PlanFloor)
-    assert again.after_key == 0
-
-
-def test_row_facts_are_rewritten_soon_when_a_standby_keeps_them() -> None:
-    """Sooner than after a minute; but one step leaves time for others."""
-    world = dispatcher_with()
-    world.dispatch.compaction.hasten_row_rewrite(moment(5))
-
-    assert world.dispatch.on_time(moment(5)) == []
-    (ask,) = world.dispatch.on_time(moment(5 + FLOOR_STEP_S))
-    assert isinstance(ask, PlanFloor)
-    some = FloorPlanned(
-        None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
-    )
-    world.dispatch.on_store_answer(some, moment(6))
-    world.dispatch.compaction.hasten_row_rewrite(moment(6))
-    assert world.dispatch.on_time(moment(7)) == []
-    world.commit(7)
-    assert len(world.dispatch.on_time(moment(7))) == 1
-
-
-def test_row_facts_are_not_rewritten_during_a_snapshot() -> None:
-    """Members of an array come last, and the log may contain all facts in the end."""
-    world = dispatcher_with()
-    some = FloorPlanned(
-        None, (task_record(),), has_more=True, rows_ahead=((OTHER, 7),), after_key=4
-    )
-    planned(world, some)
-    world.journal.merge_rows(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
-    world.commit(61)
-
-    assert world.dispatch.on_time(moment(62)) == []
-    (again,) = world.dispatch.on_time(moment(62 + SHORT_INTERVAL_S))
-
-    assert isinstance(again, PlanFloor)
-    assert again.after_key == 0
-
-
-def test_rows_that_arrive_during_a_read_wait_for_the_next_round() -> None:
-    """They may precede the position of the read."""
-    world = dispatcher_with()
-    world.dispatch.on_time(moment(61))
-    world.journal.merge_rows(replace(part(1, more=True), vector=((OTHER, 7),)), HEAD)
-
-    last = world.dispatch.on_store_answer(
-        FloorPlanned(None, (task_record(),), rows_ahead=((OTHER, 7),)), moment(61)
-    )
-
-    assert not [e for e in last if isinstance(e, Save)]
 
 
 def test_a_plan_from_before_a_floor_is_repeated() -> None:
@@ -369,23 +307,29 @@ def test_a_floor_waits_for_the_entries_of_its_writer() -> None:
     assert log.floor == FLOOR
 
 
-def test_a_snapshot_is_applied_in_parts_and_moves_the_vector_at_its_end() -> None:
-    """The next part is requested once the previous one is on disk."""
+def test_a_snapshot_is_staged_then_merged_and_moves_the_vector_at_its_end() -> None:
+    """The next step is taken once the previous one is on disk."""
     log = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(log, Outbox(), {})
     exchange.pull_from(A)
 
-    first = exchange.on_snapshot(A, part(1, more=True, head=HEAD))
-    assert [type(effect) for effect in first] == [MergeRows]
-    assert log.vector == {}
-    log.on_persisted(1)
-    assert pulls(log.run_deferred(moment())) == [Pull((), SnapshotCursor(70, 1))]
+    def next_step() -> list[Effect]:
+        log.on_persisted(log.last_number)
+        return log.run_deferred(moment())
 
-    last = exchange.on_snapshot(A, part(2, more=False))
-    assert [e.is_last for e in last if isinstance(e, MergeRows)] == [True]
+    first = exchange.on_snapshot(A, part(1, more=True, head=HEAD), nothing)
+    assert [type(effect) for effect in first] == [StageRows]
+    assert pulls(next_step()) == [Pull((), SnapshotCursor(70, 1))]
+    last = exchange.on_snapshot(A, part(2, more=False), nothing)
+    assert [type(effect) for effect in last] == [StageRows]
+    exchange.drop_peer(A)  # All parts are here, so that does not matter any more.
+    assert log.will_hold_log(HEAD.vector, NONE_RETIRED)
+    assert next_step() == [MergeRows(3, 1, HEAD, (), is_last=False)]
+    assert exchange.is_pulling
+    assert next_step() == [MergeRows(4, 1, HEAD, (), is_last=True)]
     assert log.vector == {OTHER: 7}
     assert log.floor == FLOOR
-    assert pulls(last) == [Pull(((OTHER, 7),))]
+    assert not exchange.is_pulling
 
 
 def test_an_interrupted_snapshot_starts_again() -> None:
@@ -393,15 +337,13 @@ def test_an_interrupted_snapshot_starts_again() -> None:
     log = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(log, Outbox(), {})
     exchange.pull_from(A)
-    exchange.on_snapshot(A, part(1, more=True, head=HEAD))
+    exchange.on_snapshot(A, part(1, more=True, head=HEAD), nothing)
     exchange.drop_peer(A)
     log.on_persisted(1)
 
     assert pulls(log.run_deferred(moment())) == []
-    assert exchange.on_snapshot(A, part(2, more=False)) == []
+    assert exchange.on_snapshot(A, part(2, more=False), nothing) == []
     assert log.vector == {}
     later = replace(HEAD, hlc=71)
-    exchange.on_snapshot(
-        A, replace(part(1, more=True, head=later), cursor=SnapshotCursor(71, 1))
-    )
-    assert exchange.on_snapshot(A, part(2, more=False)) == []
+    exchange.on_snapshot(A, part(1, more=True, head=later, id_=71), nothing)
+    assert exchange.on_snapshot(A, part(2, more=False), nothing) == []

@@ -40,7 +40,7 @@ from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
-from octaskly.core.model.tasks import EndReason, TaskState
+from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, TaskState
 from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
@@ -52,7 +52,6 @@ from octaskly.core.protocol.messages import (
     SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import NotDispatching, NotReplicated, TasksAccepted
 from tests.support.builders import (
     STREAM,
@@ -177,36 +176,34 @@ def test_an_accepted_submission_is_answered_after_the_epoch() -> None:
     assert isinstance(answer.reply, TasksAccepted)
 
 
-def take_rows(world: DispatcherWithJournal, *, is_ahead: bool) -> None:
-    """Take in a part of a snapshot; with `is_ahead` its rows exceed the log."""
-    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
-    stands_for = ((StreamId(5), 3 if is_ahead else 0),)
-    part = Snapshot(
-        rows=(), cursor=SnapshotCursor(1, 1), has_more=True, vector=stands_for
-    )
-    world.journal.merge_rows(part, head)
+HEAD = SnapshotHead(vector=((StreamId(5), 3),), epochs=(), floor=NO_FLOOR, hlc=1)
 
 
-@pytest.mark.parametrize("is_ahead", [False, True])
-def test_a_known_task_counts_one_copy_while_only_rows_contain_it(
-    monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
-) -> None:
-    """A repeated request may find a row of a snapshot; standbys lack that row."""
-    monkeypatch.setattr(
-        Replication, "when_replicated", lambda _, answer, now: answer(now, 2)
-    )
+def stage_rows(world: DispatcherWithJournal) -> None:
+    """Stage a snapshot of one part, so that its rows are merged from now on."""
+    part = Snapshot(rows=(), cursor=SnapshotCursor(1, 1), has_more=False, head=HEAD)
+    world.journal.stage_rows(A, 1, HEAD, part)
+
+
+def merge_rows(world: DispatcherWithJournal) -> None:
+    """End that merge."""
+    world.journal.merge_rows(1, HEAD, (), is_last=True)
+
+
+def test_a_repeated_request_waits_for_the_end_of_a_merge() -> None:
+    """It may find a row of the snapshot, which no standby has."""
     world = dispatcher_with()
-    take_rows(world, is_ahead=is_ahead)
+    stage_rows(world)
 
-    (known,) = world.dispatch.on_submitted(
-        TasksSubmitted(1, (), "me", (), ()), moment()
-    )
-    new = world.dispatch.on_submitted(submission(), moment())
+    known = world.dispatch.on_submitted(TasksSubmitted(9, (), "me", (), ()), moment())
+    world.dispatch.on_submitted(submission(), moment())
+    new = world.commit()
 
-    assert known == Answer(1, TasksAccepted((), 1 if is_ahead else 2))
+    assert known == []
     (answer,) = [effect for effect in new if isinstance(effect, Answer)]
-    assert isinstance(answer.reply, TasksAccepted)
-    assert answer.reply.replicas == 2
+    assert answer.ticket == submission().ticket
+    merge_rows(world)
+    assert Answer(9, TasksAccepted((), 1)) in world.commit()
 
 
 def test_an_idle_mesh_starts_a_task_during_its_commit() -> None:
@@ -455,23 +452,39 @@ def test_a_strict_mesh_reports_a_cancel_on_one_disk_only() -> None:
     assert again == [Answer(5, NotReplicated())]
 
 
-@pytest.mark.parametrize("is_ahead", [False, True])
-def test_a_strict_mesh_counts_no_copy_of_a_cancel_in_rows_only(
-    monkeypatch: pytest.MonkeyPatch, *, is_ahead: bool
+@pytest.mark.parametrize("is_dispatching", [True, False])
+def test_a_cancel_of_what_has_ended_waits_for_the_end_of_a_merge(
+    *, is_dispatching: bool
 ) -> None:
-    """A repeated request reports this until the logs of standbys have it."""
-    monkeypatch.setattr(
-        Replication, "when_replicated", lambda _, answer, now: answer(now, 2)
-    )
-    world = DispatcherWithJournal(is_strict=True)
-    world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    take_rows(world, is_ahead=is_ahead)
+    """The end may be in a row of the snapshot, which no standby has."""
+    world = dispatcher_with()
+    stage_rows(world)
 
     again = world.dispatch.on_cancel_requested(
         cancel_request(TaskState.CANCELLED), moment()
     )
 
-    assert again == [Answer(5, NotReplicated()) if is_ahead else cancel_reply()]
+    assert again == []
+    assert world.commit() == []
+    merge_rows(world)
+    if not is_dispatching:
+        world.dispatch.stop_dispatching()
+    reply = cancel_reply() if is_dispatching else Answer(5, NotDispatching())
+    assert reply in world.commit()
+
+
+def test_a_known_result_is_written_before_it_is_acknowledged() -> None:
+    """It may be known from a row of a snapshot that no standby has."""
+    released_once = Attempt(attempt(), B, AttemptState.RELEASED, LOST_OUTCOME)
+    world = dispatcher_with(task_record("t", released_once), b=1)
+    stage_rows(world)
+
+    told = results_message(report(end=LOST_OUTCOME))
+    effects = world.dispatch.on_results(B, told, moment())
+
+    assert Finished(T, attempt(), B, LOST_OUTCOME) in appended_facts(effects)
+    assert send_acknowledgement(B, attempt()) not in effects
+    assert send_acknowledgement(B, attempt()) in world.commit()
 
 
 def test_a_killed_task_is_not_rerun_when_its_worker_is_lost() -> None:

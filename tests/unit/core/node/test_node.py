@@ -14,7 +14,6 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LoadLive,
-    PlanFloor,
     PublishMeshState,
     RenameNode,
     Save,
@@ -842,58 +841,6 @@ def test_a_standby_acknowledges_nothing_after_a_dropped_entry() -> None:
 
     assert not of(Append, missed)
     assert [type(message) for message in sent(effects)] == [Pull]
-
-
-def test_row_facts_are_rewritten_once_a_standby_has_sent_all() -> None:
-    """Without peers there is time: the sender of the rows may return with its log."""
-    shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
-    shell.serve()
-    shell.run(shell.now_s + 5)
-    shell.meet()
-    shell.hear(ClaimOk(EPOCH, ()))
-    shell.run(shell.now_s + 0.5)
-    assert not of(PlanFloor, shell.log)
-
-    shell.hear(Entries((), (), has_more=False, vector=()))
-
-    assert of(PlanFloor, shell.run(shell.now_s + 0.5))
-
-
-def test_a_dispatcher_that_hands_over_does_not_rewrite_row_facts() -> None:
-    """It may append nothing then, so a timer would only wake the node."""
-    shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
-    shell.serve()
-    shell.meet()
-    shell.hear(ClaimOk(EPOCH, ()))
-    shell.feed(StopRequested(60.0))
-    shell.hear(Entries((), (), has_more=False, vector=()))
-
-    steps = 0
-    until_s = shell.now_s + 3.0
-    while shell.now_s < until_s:
-        shell.feed(TimerFired(0.5), max(shell.node.deadline(), shell.now_s))
-        steps += 1
-        assert steps < 100
-
-    assert not of(PlanFloor, shell.log)
-
-
-def test_row_facts_are_rewritten_once_a_node_accepts_again() -> None:
-    """It was suspended as the standby sent all, so it wrote nothing then."""
-    shell = Shell(SavedState(rows_ahead=((StreamId(9), 3),)))
-    shell.serve()
-    shell.meet()
-    shell.hear(ClaimOk(EPOCH, ()))
-    shell.hear(ReplicateOk(EPOCH, 1))
-    shell.feed(TimerFired(0.5), shell.now_s + 2.0)
-    shell.hear(Entries((), (), has_more=False, vector=()))
-    shell.run(shell.now_s + 0.5)
-    assert not of(PlanFloor, shell.log)
-
-    load = LoadSample(0, 0, 0, 0)
-    shell.hear(HeartbeatOk(EPOCH, shell.now_s, NodeState.READY, 2, load))
-
-    assert of(PlanFloor, shell.run(shell.now_s + 0.5))
 
 
 def test_a_standby_that_has_to_pull_is_not_in_sync() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from octaskly.core.effects import Append, Effect, MergeRows, Send
+from octaskly.core.effects import Append, Effect, MergeRows, Send, StageRows
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import NO_FLOOR, Entry, TaskCancelled
 from octaskly.core.model.component_signals import Outbox
-from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.model.ids import Moment, StreamId, TaskId
 from octaskly.core.protocol.messages import (
-    FULL_SNAPSHOT,
     Entries,
     Pull,
     Snapshot,
@@ -21,7 +18,7 @@ from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from tests.support.builders import epoch, moment, node_id
 
-A = node_id("a")
+A, B = node_id("a"), node_id("b")
 STREAM = StreamId(5)
 
 
@@ -57,34 +54,6 @@ def test_the_next_part_is_pulled_while_one_is_being_written() -> None:
     assert kinds(exchange.on_entries(A, part(3))) == [Append]
 
 
-def test_rows_beyond_a_peer_s_log_are_pulled_once_as_a_snapshot() -> None:
-    """No entries of that peer contain their facts."""
-    log = Journal(SavedState(), Outbox())
-    exchange = AntiEntropy(log, Outbox(), {})
-    ahead = ((STREAM, 9),)
-    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=4)
-
-    asked = exchange.pull_from(A, ahead)
-    last = Snapshot(rows=(), cursor=SnapshotCursor(4, 0), has_more=False, head=head)
-    exchange.on_snapshot(A, last)
-    exchange.on_entries(A, Entries((), (), has_more=False, vector=()))
-
-    assert asked == [Send(A, (Pull((), FULL_SNAPSHOT),))]
-    assert not exchange.lacks_rows(A, ahead)
-    assert exchange.pull_from(A, ahead) == [Send(A, (Pull(()),))]
-
-
-def test_rows_are_pulled_after_the_answer_in_flight() -> None:
-    """A peer gets one PULL at a time."""
-    exchange = AntiEntropy(Journal(SavedState(), Outbox()), Outbox(), {})
-    exchange.pull_from(A)
-
-    assert exchange.pull_from(A, ((STREAM, 9),)) == []
-
-    empty = Entries((), (), has_more=False, vector=())
-    assert exchange.on_entries(A, empty) == [Send(A, (Pull((), FULL_SNAPSHOT),))]
-
-
 def test_a_lost_peer_is_not_pulled_from() -> None:
     """After its return it is asked from the start."""
     log = Journal(SavedState(), Outbox())
@@ -105,11 +74,15 @@ def rows(
     *,
     cursor: SnapshotCursor,
     more: bool,
-    held: int = 9,
+    after: SnapshotCursor | None = None,
 ) -> Snapshot:
     """Return a part of a snapshot; its rows do not matter here."""
-    vector = ((STREAM, held),)
-    return Snapshot(rows=(), cursor=cursor, has_more=more, head=head, vector=vector)
+    return Snapshot(rows=(), cursor=cursor, has_more=more, head=head, after=after)
+
+
+def nothing(_: Moment) -> list[Effect]:
+    """Do nothing once a part is merged."""
+    return []
 
 
 def head(seq: int) -> SnapshotHead:
@@ -133,67 +106,72 @@ def asked(journal: Journal) -> SnapshotCursor:
     return message.cursor
 
 
-def test_the_end_of_a_snapshot_does_not_complete_another_with_its_name() -> None:
-    """Entries that reached the sender between the two are in rows before that end."""
+def test_a_repeated_start_does_not_complete_a_snapshot_without_its_middle() -> None:
+    """A frame may arrive twice, after all others."""
     journal = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(journal, Outbox(), {})
-    exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
-    first = asked(journal)
-    exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
-    second = asked(journal)
+    start = rows(head(3), cursor=SnapshotCursor(7, 1), more=True)
+    exchange.on_snapshot(A, start, nothing)
+    middle = rows(cursor=SnapshotCursor(7, 2), more=True, after=asked(journal))
+    exchange.on_snapshot(A, middle, nothing)
+    end = rows(cursor=SnapshotCursor(7, 3), more=False, after=asked(journal))
 
-    late = exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
+    exchange.on_snapshot(A, start, nothing)
 
-    assert late == []
-    assert journal.vector == {}
-    exchange.on_snapshot(A, rows(cursor=replace(second, row_key=2), more=False))
-    assert journal.vector == {STREAM: 9}
+    assert exchange.on_snapshot(A, end, nothing) == []
+    exchange.on_snapshot(A, middle, nothing)
+    assert kinds(exchange.on_snapshot(A, end, nothing)) == [StageRows]
 
 
-def test_a_late_duplicate_end_does_not_complete_a_snapshot() -> None:
-    """The first snapshot was sent twice, and the rest of that arrives late."""
+def test_a_snapshot_that_the_sender_has_ended_is_replaced_by_another() -> None:
+    """Its parts belong to one state of the sender's log."""
     journal = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(journal, Outbox(), {})
-    exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
-    first = asked(journal)
-    exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
-    exchange.on_snapshot(A, rows(head(9), cursor=SnapshotCursor(7, 1), more=True))
-
-    assert (
-        exchange.on_snapshot(A, rows(cursor=replace(first, row_key=2), more=False))
-        == []
+    exchange.on_snapshot(
+        A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True), nothing
     )
-    assert journal.vector == {STREAM: 3}
+    after = asked(journal)
+
+    other = rows(head(2), cursor=SnapshotCursor(8, 1), more=False)
+    exchange.on_snapshot(A, other, nothing)
+
+    late = rows(cursor=SnapshotCursor(7, 2), more=False, after=after)
+    assert exchange.on_snapshot(A, late, nothing) == []
+    for _ in range(2):
+        journal.on_persisted(journal.last_number)
+        journal.run_deferred(moment())
+    assert journal.vector == {STREAM: 2}
 
 
-def test_a_snapshot_starts_again_when_its_sender_has_lost_its_disk() -> None:
-    """The rest would belong to another log, without entries of the first."""
+def test_no_second_snapshot_is_pulled_while_one_is_merged() -> None:
+    """The vector would ask for it. The rest is pulled afterwards."""
     journal = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(journal, Outbox(), {})
-    exchange.on_snapshot(A, rows(head(3), cursor=SnapshotCursor(7, 1), more=True))
-    rest = replace(asked(journal), row_key=2)
+    exchange.pull_from(A)
+    exchange.on_snapshot(
+        A, rows(head(3), cursor=SnapshotCursor(7, 1), more=False), nothing
+    )
+    exchange.drop_peer(A)
 
-    again = exchange.on_snapshot(A, rows(cursor=rest, more=False, held=2))
+    assert exchange.pull_from(A) == []
+    journal.on_persisted(journal.last_number)
+    (_, again) = journal.run_deferred(moment())
+    assert again == pull(3)
 
-    assert again == [Send(A, (Pull(()),))]
-    assert journal.vector == {}
 
-
-def test_streams_retired_during_a_snapshot_are_retired_by_the_next_one() -> None:
-    """Rows that were sent before lack what the sender wrote again since."""
+def test_two_snapshots_are_merged_one_after_the_other() -> None:
+    """Each step leaves time for other writes."""
     journal = Journal(SavedState(), Outbox())
     exchange = AntiEntropy(journal, Outbox(), {})
-    early, late = StreamId(3), StreamId(4)
-    first = replace(head(3), retired_count=1)
-    cursor = SnapshotCursor(7, 1, retired_key=1)
-    part = replace(rows(first, cursor=cursor, more=True), retired=((early, 9),))
-    exchange.on_snapshot(A, part)
-    rest = replace(asked(journal), row_key=2, retired_key=2)
+    for peer, seq in ((A, 3), (B, 9)):
+        part = rows(head(seq), cursor=SnapshotCursor(7, 1), more=False)
+        exchange.on_snapshot(peer, part, nothing)
+        exchange.drop_peer(peer)
 
-    last = replace(rows(cursor=rest, more=False), retired=((late, 9),))
-    merge, _ = exchange.on_snapshot(A, last)
+    steps = []
+    for _ in range(4):
+        journal.on_persisted(journal.last_number)
+        steps.append(kinds(journal.run_deferred(moment())))
 
-    assert isinstance(merge, MergeRows)
-    assert merge.retired == ((early, 9),)
-    assert early in journal.retired
-    assert late not in journal.retired
+    assert steps == [[MergeRows], [MergeRows], [], []]
+    assert journal.vector == {STREAM: 9}

@@ -169,15 +169,6 @@ def test_a_peer_that_does_not_follow_yet_may_have_accepted_the_task() -> None:
     assert world.is_complete()
 
 
-def test_a_follower_s_rows_beyond_its_log_may_contain_the_task() -> None:
-    """They came with half a snapshot, whose sender is gone."""
-    world = World()
-    world.follow("b")
-    world.members.confirm_follower(node_id("b"), world.epoch, (), ((OTHER, 3),))
-
-    assert not world.is_complete()
-
-
 def test_a_disconnected_follower_may_lead_elsewhere() -> None:
     """It is awaited as long as it is listed."""
     world = World()

@@ -250,20 +250,11 @@ def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
     assert world.in_sync == ["c"]
 
 
-# --- Rows of snapshots.
+# --- What standbys lack.
 
 
-def rows(*, ahead: int, more: bool = False) -> tuple[Snapshot, SnapshotHead]:
-    """Return a part of a snapshot that is this far ahead of the log."""
-    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
-    stands_for = ((OTHER, ahead),) if ahead else ()
-    cursor = SnapshotCursor(1, 1)
-    part = Snapshot(rows=(), cursor=cursor, has_more=more, head=head, vector=stands_for)
-    return part, head
-
-
-def said_ahead(effects: list[Effect], to: str) -> list[bool]:
-    """Return whether the message tells a standby that rows exceed the log."""
+def said_unreplicated(effects: list[Effect], to: str) -> list[bool]:
+    """Return whether a standby hears that answers do not wait for standbys."""
     return [
         m.acks_beyond_standbys
         for m in messages_to(effects, to)
@@ -271,31 +262,18 @@ def said_ahead(effects: list[Effect], to: str) -> list[bool]:
     ]
 
 
-def test_standbys_learn_whether_rows_exceed_their_log() -> None:
-    """Only streamed entries count for them."""
-    world = ReplicatingDispatcher("b")
-    assert said_ahead(world.write(), "b") == [False]
-
-    world.journal.merge_rows(*rows(ahead=3, more=True))
-    assert said_ahead(world.write(), "b") == [True]
-    assert said_ahead(world.follow("c"), "c") == [True]
-
-    world.journal.save(rewritten_rows=((OTHER, 3),))
-    assert said_ahead(world.write(), "b") == [False]
-
-
 def test_a_standby_learns_when_answers_start_to_wait_for_it() -> None:
     """Until then it may lack tasks that clients know, and must say so."""
     world = ReplicatingDispatcher()
-    assert said_ahead(world.follow("b"), "b") == [True]
-    assert said_ahead(world.write(), "b") == [True]
+    assert said_unreplicated(world.follow("b"), "b") == [True]
+    assert said_unreplicated(world.write(), "b") == [True]
 
     effects = world.ack("b", world.journal.last_append)
     assert streamed_to(effects, "b") == [(world.journal.last_append, [])]
-    assert said_ahead(effects, "b") == [False]
-    assert said_ahead(world.write(), "b") == [False]
+    assert said_unreplicated(effects, "b") == [False]
+    assert said_unreplicated(world.write(), "b") == [False]
 
-    assert said_ahead(world.follow("c"), "c") == [False], "answers wait for b"
+    assert said_unreplicated(world.follow("c"), "c") == [False], "answers wait for b"
     assert not streamed_to(world.ack("c", world.journal.last_append), "c")
 
 
@@ -303,8 +281,12 @@ def test_a_standby_that_lacks_only_rows_catches_up_at_once() -> None:
     """An empty answer would end its PULLs, and leave one copy for ten seconds."""
     world = ReplicatingDispatcher("b")
 
-    join = world.journal.merge_rows(*rows(ahead=0))
-    effects = world.replication.on_log_write(join, moment())
+    head = SnapshotHead(vector=(), epochs=(), floor=NO_FLOOR, hlc=1)
+    part = Snapshot(rows=(), cursor=SnapshotCursor(1), has_more=False, head=head)
+    world.journal.stage_rows(NodeId("c"), 1, head, part)
+
+    merge = world.journal.merge_rows(1, head, (), is_last=True)
+    effects = world.replication.on_log_write(merge, moment())
 
     assert streamed_to(effects, "b") == [(world.journal.last_append, [])]
     assert world.in_sync == []

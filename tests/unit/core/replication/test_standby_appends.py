@@ -38,12 +38,12 @@ class World:
         *entries: Entry,
         of: Epoch | None = None,
         peer: NodeId = A,
-        is_ahead: bool = False,
+        is_unreplicated: bool = False,
     ) -> list[Effect]:
         """Stream an append from the dispatcher."""
         stream_epoch = of or epoch()
         message = Replicate(
-            stream_epoch, number, entries, ((OWN, stream_epoch),), is_ahead
+            stream_epoch, number, entries, ((OWN, stream_epoch),), is_unreplicated
         )
         return self.standby.on_replicate(peer, message, moment())
 
@@ -290,18 +290,18 @@ def test_a_gap_ends_sync() -> None:
     assert world.standby.in_sync_epoch == NO_EPOCH
 
 
-def test_a_node_is_not_in_sync_while_its_dispatcher_has_more_rows() -> None:
-    """It stores the stream and acknowledges it; the rest is not here yet."""
+def test_a_node_is_not_in_sync_while_answers_do_not_wait_for_standbys() -> None:
+    """It stores the stream and acknowledges it, but may lack what clients know."""
     world = World()
 
-    world.repl(7, entry(1), is_ahead=True)
+    world.repl(7, entry(1), is_unreplicated=True)
     assert world.commit() == [ok(7)]
     assert world.standby.in_sync_epoch == NO_EPOCH
 
     world.repl(8, entry(2))
     assert world.standby.in_sync_epoch == epoch()
 
-    world.repl(9, entry(3), is_ahead=True)
+    world.repl(9, entry(3), is_unreplicated=True)
     assert world.standby.in_sync_epoch == NO_EPOCH
 
 
