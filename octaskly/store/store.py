@@ -311,7 +311,9 @@ class Store:
         """Find how far the compaction floor may rise."""
         read_ages = self._ages_reader()
         return await self._query(
-            lambda db: plan_compaction(db, ask, self._size_max(), read_ages(db))
+            lambda db: plan_compaction(
+                db, self._packer, ask, self._size_max(), read_ages(db)
+            )
         )
 
     async def read_vector(self) -> tuple[tuple[StreamId, int], ...]:

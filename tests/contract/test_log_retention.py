@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from msgspec import Struct
@@ -13,7 +16,15 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import LoadLive, MergeRows, PlanFloor, ServePull, StageRows
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import NO_FLOOR, Entry, Fact, Floor, StreamFloor, Submitted
+from octaskly.core.log.facts import (
+    NO_FLOOR,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    StreamFloor,
+    Submitted,
+)
 from octaskly.core.log.merge import facts_of
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.hlc import HLC_EPOCH_MS, hlc_of
@@ -43,8 +54,10 @@ class Bench:
         self,
         make: Callable[[Callable[[int], None]], DurableStore],
         clock: kit.HandClock,
+        back_up: Callable[[], Callable[[], None]] | None = None,
     ) -> None:
         self._make = make
+        self._back_up = back_up
         self.clock = clock
         self.number = 0
         self.snapshots = 0
@@ -60,6 +73,16 @@ class Bench:
         """Close and open the log; the clock may be set meanwhile."""
         await self.log.close()
         self.clock.wall_ms = wall_ms or self.clock.wall_ms
+        self.log = self._make(self._hear)
+        await self.open()
+
+    async def lose_commit(self, commit: Awaitable[None]) -> None:
+        """Do what makes one commit, and open the disk without it."""
+        assert self._back_up is not None
+        restore = self._back_up()
+        await commit
+        await self.log.close()
+        restore()
         self.log = self._make(self._hear)
         await self.open()
 
@@ -82,14 +105,24 @@ class Bench:
     async def raise_floor(self, before_hlc: int = AGES, tasks_max: int = MANY) -> bool:
         """Act on a plan as a dispatcher does; return whether the floor rose."""
         planned = await self.log.plan_compaction(PlanFloor(before_hlc, tasks_max))
-        if planned.floor is None:
-            return False
+        if planned.floor is not None:
+            await self._act_on(planned)
+        return planned.floor is not None
+
+    async def carry_step(self, before_hlc: int, tasks_max: int) -> int:
+        """Act on a plan, even without a floor; return how many tasks it carried."""
+        planned = await self.log.plan_compaction(PlanFloor(before_hlc, tasks_max))
+        await self._act_on(planned)
+        return len(planned.carried)
+
+    async def _act_on(self, planned: FloorPlanned) -> None:
         facts: list[Fact] = []
         for record in planned.carried:
             facts += facts_of(record)
         facts += planned.records
-        await self.add(*facts, planned.floor)
-        return True
+        if planned.floor is not None:
+            facts.append(planned.floor)
+        await self.add(*facts)
 
     async def shows(self, *numbers: int) -> None:
         """Wait until exactly these tasks are left."""
@@ -119,6 +152,12 @@ class Bench:
             parts.append(part)
             await self.stage_part(part)
         return parts
+
+    async def stage_parts(self, parts: list[Snapshot]) -> None:
+        """Stage parts of a new snapshot."""
+        self.snapshots += 1
+        for part in parts:
+            await self.stage_part(part)
 
     async def stage_part(self, part: Snapshot) -> None:
         self.number += 1
@@ -167,6 +206,27 @@ async def rows_of(
     return answer if isinstance(answer, Snapshot) else None
 
 
+def result_from_elsewhere(number: int, **fields: Any) -> Finished:
+    """The end of an attempt that a dispatcher unknown here placed."""
+    attempt = kit.attempt_id(number, stream=kit.OTHER)
+    return replace(kit.finished(number, stdout=b"late", **fields), attempt=attempt)
+
+
+def back_up_file(path: Path) -> Callable[[], None]:
+    """Copy a database, and return what brings the copy back."""
+    copied = path.with_suffix(".copy")
+    copied.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as now, closing(sqlite3.connect(copied)) as to:
+        now.backup(to)
+
+    def restore() -> None:
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        copied.replace(path)
+
+    return restore
+
+
 @pytest.fixture(params=["store", "simulated disk"])
 async def benches(
     request: pytest.FixtureRequest,
@@ -178,11 +238,15 @@ async def benches(
         if request.param == "store":
             path = tmp_path / name / "octaskly.db"
             return Bench(
-                lambda hear: Store(path, kit.PicklePacker(), hear, clock), clock
+                lambda hear: Store(path, kit.PicklePacker(), hear, clock),
+                clock,
+                lambda: back_up_file(path),
             )
-        disk = Disk()
+        disks = [Disk()]
         return Bench(
-            lambda hear: cast("DurableStore", DiskLog(disk, hear, clock)), clock
+            lambda hear: cast("DurableStore", DiskLog(disks[-1], hear, clock)),
+            clock,
+            lambda: partial(disks.append, disks[-1].copy()),
         )
 
     monkeypatch.setattr("tests.simulation.store.snapshot.PART_ROWS", 1)
@@ -373,6 +437,61 @@ async def test_a_late_result_of_a_forgotten_task_shows_nothing(
     assert (record.state, record.attempts) == (TaskState.QUEUED, ())
 
 
+async def test_a_result_of_a_task_that_is_elsewhere_is_carried(
+    benches: list[Bench],
+) -> None:
+    """Its attempt was placed in a stream of which no entry is here yet."""
+    one, _ = benches
+    result = result_from_elsewhere(2)
+    await one.add(result, kit.submitted(1), kit.finished(1))
+
+    assert await one.raise_floor(before_hlc=0, tasks_max=0)
+    assert await one.raise_floor(before_hlc=0, tasks_max=0) is False
+    await one.shows()
+    await one.take(kit.entries([kit.submitted(2)], stream=kit.OTHER))
+
+    record = await one.log.read_task(kit.task_id(2))
+    assert record is not None
+    assert [attempt.outcome for attempt in record.attempts] == [result.outcome]
+
+
+async def test_results_of_tasks_that_are_elsewhere_are_carried_in_steps(
+    benches: list[Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step rewrites no more than one commit should write, and each result once."""
+    one, _ = benches
+    monkeypatch.setattr("octaskly.store.reading.compaction_plan.CARRIED_MAX", 2)
+    monkeypatch.setattr("tests.simulation.store.plan.STEP_TASKS", 2)
+    numbers = (2, 3, 4, 5, 6)
+    results = map(result_from_elsewhere, numbers)
+    await one.add(*results, kit.submitted(1), kit.finished(1))
+
+    steps = [await one.carry_step(before_hlc=0, tasks_max=0) for _ in range(3)]
+
+    assert steps == [2, 2, 1]
+    await one.shows()
+    await one.take(kit.entries(map(kit.submitted, numbers), stream=kit.OTHER))
+    page = await one.log.read_task_page(TaskQuery(state=TaskState.COMPLETED))
+    assert [record.id for record in page.records] == [*map(kit.task_id, numbers)]
+
+
+async def test_results_are_not_carried_for_ever(benches: list[Bench]) -> None:
+    """The disk with the task may have been lost for good."""
+    one, _ = benches
+    ended_ms = HLC_EPOCH_MS + 1000
+    await one.add(
+        result_from_elsewhere(2, ended_ms=ended_ms), kit.submitted(1), kit.finished(1)
+    )
+
+    later = hlc_of(ended_ms + 1)
+    assert await one.carry_step(before_hlc=later, tasks_max=0) == 0
+    await one.take(kit.entries([kit.submitted(2)], stream=kit.OTHER))
+
+    record = await one.log.read_task(kit.task_id(2))
+    assert record is not None
+    assert record.attempts == ()
+
+
 async def test_a_snapshot_brings_everything_and_then_the_tail(
     benches: list[Bench],
 ) -> None:
@@ -495,50 +614,89 @@ async def test_a_snapshot_that_has_ended_is_followed_by_another(
     assert again.cursor.snapshot_id > first.cursor.snapshot_id
 
 
-@pytest.mark.parametrize("is_reopened", [False, True])
-async def test_an_incomplete_snapshot_has_no_effect(
-    benches: list[Bench], *, is_reopened: bool
-) -> None:
-    """It starts again after a restart, or when the peer starts another one."""
-    one, two = benches
-    await one.add(kit.submitted(1), kit.finished(1))
-    await one.add(kit.submitted(2), kit.submitted(3))
-    await one.raise_floor(before_hlc=1003)
-    await one.shows(2, 3)
-
-    await two.stage(one.log, most=1)
-    assert await two.log.read_vector() == ()
-    await two.shows()
-    if is_reopened:
-        await two.reopen()
-    await two.join(one.log)
-
-    await two.shows(2, 3)
-    assert await two.log.read_vector() == await one.log.read_vector()
-
-
-@pytest.mark.parametrize("merged", [0, 1, 2])
-async def test_a_complete_snapshot_is_merged_after_a_crash(
-    benches: list[Bench], merged: int
-) -> None:
-    """Its sender may never return, so the node goes on before it starts."""
-    one, two = benches
+async def _parts_of_different_logs(one: Bench, two: Bench) -> list[Snapshot]:
+    """Return all parts of a snapshot of `one`, which retires a stream of `two`."""
     await _retire_other(one)
     await one.add(kit.submitted(3), kit.finished(3, stdout=b"out"), ARRAY)
     await one.add(*run_of_array(0))
     await two.take(kit.entries([kit.submitted(1)], stream=kit.OTHER))
-    parts = await two.stage(one.log)
-    assert len(parts) > merged
-    await two.merge(parts, merged)
+    parts: list[Snapshot] = []
+    while not parts or parts[-1].has_more:
+        part = await rows_of(one.log, {}, parts[-1].cursor if parts else None)
+        assert part is not None
+        parts.append(part)
+    return parts
+
+
+async def _assert_has_nothing_of_it(two: Bench) -> None:
     assert await two.log.read_vector() == ((kit.OTHER, 1),)
+    await two.shows(1)
 
-    await two.reopen()
 
-    assert dict(two.saved.vector) == dict(await one.log.read_vector())
-    assert kit.OTHER in two.saved.retired
+async def _assert_has_all_of_it(two: Bench, one: Bench) -> None:
+    assert dict(await two.log.read_vector()) == dict(await one.log.read_vector())
     await two.shows(3, 9)
     for ref in (kit.task_id(3), kit.task_id(9), member_id(kit.task_id(9), 0)):
         assert await two.log.read_task(ref) == await one.log.read_task(ref)
+
+
+@pytest.mark.parametrize("is_reopened", [False, True])
+async def test_an_incomplete_snapshot_has_no_effect(
+    benches: list[Bench], *, is_reopened: bool
+) -> None:
+    """Wherever it is cut, it starts again: its peer sends another, or after a start."""
+    one, two = benches
+    parts = await _parts_of_different_logs(one, two)
+
+    for most in range(1, len(parts)):
+        await two.stage_parts(parts[:most])
+        if is_reopened:
+            await two.reopen()
+        await _assert_has_nothing_of_it(two)
+    await two.stage_parts(parts)
+    await two.merge(parts)
+
+    await _assert_has_all_of_it(two, one)
+
+
+async def test_a_disk_that_loses_the_commit_of_a_part_has_nothing_of_a_snapshot(
+    benches: list[Bench],
+) -> None:
+    """It starts again, even if the lost part was the last one."""
+    one, two = benches
+    parts = await _parts_of_different_logs(one, two)
+
+    for lost, part in enumerate(parts):
+        await two.stage_parts(parts[:lost])
+        await two.lose_commit(two.stage_part(part))
+        await _assert_has_nothing_of_it(two)
+    await two.stage_parts(parts)
+    await two.merge(parts)
+
+    await _assert_has_all_of_it(two, one)
+
+
+@pytest.mark.parametrize("is_commit_lost", [False, True])
+@pytest.mark.parametrize("left", [3, 2, 1])
+async def test_a_complete_snapshot_is_merged_after_a_crash(
+    benches: list[Bench], left: int, *, is_commit_lost: bool
+) -> None:
+    """Its sender may never return, so the node goes on before it starts."""
+    one, two = benches
+    parts = await _parts_of_different_logs(one, two)
+    merged = len(parts) - left
+    await two.stage_parts(parts)
+    await two.merge(parts, merged)
+    assert await two.log.read_vector() == ((kit.OTHER, 1),)
+
+    if is_commit_lost:
+        await two.lose_commit(two.merge(parts, 1, merged=merged))
+    else:
+        await two.reopen()
+
+    assert dict(two.saved.vector) == dict(await one.log.read_vector())
+    assert kit.OTHER in two.saved.retired
+    await _assert_has_all_of_it(two, one)
 
 
 async def test_while_rows_are_merged_no_floor_and_no_snapshot_is_read(

@@ -152,7 +152,8 @@ class Mesh:
     def raise_floor(self, stream: StreamId, before_hlc: int, tasks_max: int) -> None:
         db = self.writer.db
         db.execute("BEGIN")
-        planned = plan_compaction(db, PlanFloor(before_hlc, tasks_max), 1 << 40, AGES)
+        ask = PlanFloor(before_hlc, tasks_max)
+        planned = plan_compaction(db, kit.PicklePacker(), ask, 1 << 40, AGES)
         db.execute("COMMIT")
         if planned.floor is not None:
             facts: list[Fact] = []

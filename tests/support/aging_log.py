@@ -146,6 +146,7 @@ class AgingLog:
         while True:
             planned = plan_compaction(
                 self.db,
+                wire.WirePacker(),
                 PlanFloor(before, NO_TASKS_MAX, stream),
                 1 << 40,
                 AGES,

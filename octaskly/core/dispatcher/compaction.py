@@ -179,7 +179,7 @@ class Compaction:
             # forgotten the task gets it back with its end, or not at all.
             facts += reversed(facts_of(record))
         facts += event.records
-        if event.floor is None and event.records:
+        if event.floor is None and (event.carried or event.records):
             self._is_planning = True
             return self._step.commit_step(now, self._finish_plan)
         if event.floor is None:

@@ -15,10 +15,16 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import RETIRED_MAX, Floor, Recorded, StreamFloor
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.facts import (
+    RETIRED_MAX,
+    Finished,
+    Floor,
+    Recorded,
+    StreamFloor,
+)
+from octaskly.core.log.merge import TaskRecord, record_of
 from octaskly.core.log.task_ages import TaskAges
-from octaskly.core.model.hlc import HLC_MAX
+from octaskly.core.model.hlc import HLC_MAX, wall_ms_of
 from octaskly.core.model.ids import (
     STREAMS_KEPT,
     STREAMS_WARN,
@@ -27,6 +33,7 @@ from octaskly.core.model.ids import (
     StreamId,
 )
 from octaskly.core.model.tasks import TaskState
+from octaskly.ports import Packer
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, mesh_records, rows
 from octaskly.store.tables.database import used_bytes
@@ -108,17 +115,22 @@ class _CompactionCut:
 
 
 def plan_compaction(
-    db: sqlite3.Connection, ask: PlanFloor, bytes_max: int, ages: TaskAges
+    db: sqlite3.Connection,
+    packer: Packer,
+    ask: PlanFloor,
+    bytes_max: int,
+    ages: TaskAges,
 ) -> FloorPlanned:
     """Plan the next rise of the compaction floor.
 
     The horizon is a point in time. A task that was first submitted before it is either
     void, or carried: its facts are written again above the floor. A node that lacks
-    entries below the floor gets rows instead, so it loses no live data.
+    entries below the floor gets rows instead, so it loses no live data. Results of
+    tasks that only other nodes know are carried as well.
 
-    The plan has no floor while a snapshot is merged, or while more records lie below
-    the floor than one step may carry, which it names then. As the log nears
-    `bytes_max`, the oldest ended tasks are purged at any age.
+    The plan has no floor while a snapshot is merged, or while more records or such
+    results lie below the floor than one step may carry; it then has some of them. As
+    the log nears `bytes_max`, the oldest ended tasks are purged at any age.
 
     The caller must have opened a transaction, and read `ages` in it.
     """
@@ -145,13 +157,13 @@ def plan_compaction(
     if not marks and not retired:
         is_full = used > bytes_max
         return FloorPlanned(None, is_low_on_space=used > low, is_log_too_large=is_full)
-    left = mesh_records.read_below_marks(db, marks, ask.wall_ms, CARRIED_MAX + 1)
-    if len(left) > CARRIED_MAX:
-        return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
-    planned = _planned(cut, marks, left, is_low_on_space=used > low)
-    has_more = has_more or planned.has_more or len(retired) == RETIRED_MAX
+    rest = _plan_without_tasks(db, packer, ask, marks)
+    if rest.has_more:
+        return rest
+    cut.carried += rest.carried
     floor = Floor(cut.horizon, marks, retired=retired)
-    return replace(planned, floor=floor, has_more=has_more)
+    planned = _planned(cut, floor, rest.records, is_low_on_space=used > low)
+    return replace(planned, has_more=has_more or planned.has_more)
 
 
 def _marks(
@@ -178,16 +190,16 @@ def _surplus_of_streams(db: sqlite3.Connection, ended: int) -> int:
 
 def _planned(
     cut: _CompactionCut,
-    marks: tuple[StreamFloor, ...],
+    floor: Floor,
     carried_records: tuple[Recorded, ...],
     *,
     is_low_on_space: bool,
 ) -> FloorPlanned:
     return FloorPlanned(
-        Floor(cut.horizon, marks),
+        floor,
         tuple(cut.carried),
         records=carried_records,
-        has_more=not cut.is_over,
+        has_more=not cut.is_over or len(floor.retired) == RETIRED_MAX,
         is_low_on_space=is_low_on_space,
         purged_count=cut.void_rows,
     )
@@ -268,6 +280,68 @@ def _read_retirable(
         (own, RETIRED_MAX),
     )
     return tuple(found)
+
+
+def _plan_without_tasks(
+    db: sqlite3.Connection,
+    packer: Packer,
+    ask: PlanFloor,
+    marks: tuple[StreamFloor, ...],
+) -> FloorPlanned:
+    """Plan to carry facts that belong to no task here, and that `marks` pass.
+
+    These are records, and results of tasks that only other nodes know. `has_more` is
+    True if there are more than one step may carry.
+    """
+    left = mesh_records.read_below_marks(db, marks, ask.wall_ms, CARRIED_MAX + 1)
+    if len(left) > CARRIED_MAX:
+        return FloorPlanned(None, has_more=True, records=left[:CARRIED_MAX])
+    results, is_all = _read_foreign_results(db, packer, ask, marks)
+    return FloorPlanned(None, results, has_more=not is_all, records=left)
+
+
+def _read_foreign_results(
+    db: sqlite3.Connection,
+    packer: Packer,
+    ask: PlanFloor,
+    marks: tuple[StreamFloor, ...],
+) -> tuple[tuple[TaskRecord, ...], bool]:
+    """Return results below `marks` of tasks that only other nodes know.
+
+    No entry of the stream in which the attempt was assigned is here. If the task was
+    forgotten instead, the stream is known. The second item is False if there are more
+    results than one step may carry. Results that are above the marks as well are left
+    out, because an earlier step wrote them again.
+    """
+    void = {mark.stream: mark.seq for mark in marks}
+    before_ms = wall_ms_of(ask.before_hlc)
+    above: set[Finished] = set()
+    below: dict[Finished, int | None] = {}
+    for stream, seq, hlc, body, output in db.execute(
+        "SELECT stream, seq, hlc, body, output FROM pending_entries"
+        " JOIN log USING (stream, seq) JOIN streams USING (stream)"
+        " WHERE seq > floor_seq ORDER BY hlc"
+    ):
+        fact = packer.unpack_entry(stream, seq, hlc, body).fact
+        if not isinstance(fact, Finished):
+            continue
+        if seq > void.get(stream, 0):
+            above.add(fact)
+        elif not queries.is_stream_known(db, fact.attempt.stream) and (
+            fact.outcome.ended_ms is None or fact.outcome.ended_ms >= before_ms
+        ):
+            below[fact] = output
+    carried: list[TaskRecord] = []
+    left = CARRIED_BYTES_MAX
+    for fact, output in below.items():
+        if fact in above:
+            continue
+        if len(carried) == CARRIED_MAX or left <= 0:
+            return tuple(carried), False
+        outputs = {} if output is None else {fact.attempt: output}
+        carried.append(queries.with_outputs(db, record_of(fact), outputs))
+        left -= rows.size_of(carried[-1])
+    return tuple(carried), True
 
 
 def _scan_oldest(

@@ -174,14 +174,17 @@ def find_forgotten(
         index
         for index, output in enumerate(kept)
         if output.ended_ms <= before_ms
-        and _is_stream_known(db, output.attempt.stream)
+        and is_stream_known(db, output.attempt.stream)
         and not _is_task_known(db, output.task)
     ]
     return found, before_ms
 
 
-def _is_stream_known(db: sqlite3.Connection, stream: StreamId) -> bool:
-    found = db.execute("SELECT 1 FROM streams WHERE stream = ?", (stream,)).fetchone()
+def is_stream_known(db: sqlite3.Connection, stream: StreamId) -> bool:
+    """Return True if this node holds, or has held, entries of a stream."""
+    found = db.execute(
+        "SELECT 1 FROM streams WHERE stream = ? AND last_seq > 0", (stream,)
+    ).fetchone()
     return found is not None or read_retired_end(db, stream) > 0
 
 

@@ -12,9 +12,16 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import PlanFloor
 from octaskly.core.events import FloorPlanned
-from octaskly.core.log.facts import MESH_FACTS, Floor, Recorded, StreamFloor
-from octaskly.core.log.merge import SubmissionTimes, TaskRecord
+from octaskly.core.log.facts import (
+    MESH_FACTS,
+    Finished,
+    Floor,
+    Recorded,
+    StreamFloor,
+)
+from octaskly.core.log.merge import SubmissionTimes, TaskRecord, record_of
 from octaskly.core.log.mesh_records import is_expired
+from octaskly.core.model.hlc import wall_ms_of
 from octaskly.core.model.ids import StreamId, TaskId, Vector
 from tests.simulation.store.ages import task_ages
 from tests.simulation.store.purge import floors_of, seqs_of
@@ -75,7 +82,7 @@ def plan_floor(disk: Disk, ask: PlanFloor) -> FloorPlanned:
     planned = FloorPlanned(
         floor, tuple(carried), has_more or not is_over, purged_count=forgotten
     )
-    return _with_records(disk, planned, floor, ask)
+    return _with_results(disk, _with_records(disk, planned, floor, ask), ask)
 
 
 def _last_submissions(births: list[SubmissionTimes], horizon: int) -> Vector:
@@ -101,6 +108,34 @@ def _with_records(
     if len(below) == STEP_TASKS:
         return FloorPlanned(None, has_more=True, records=below)
     return replace(planned, records=below)
+
+
+def _with_results(disk: Disk, planned: FloorPlanned, ask: PlanFloor) -> FloorPlanned:
+    """Plan results of tasks that only other nodes know, before a floor if many."""
+    if planned.floor is None:
+        return planned
+    results = _results_from_elsewhere(disk, seqs_of(planned.floor), ask)
+    if len(results) > STEP_TASKS:
+        return FloorPlanned(None, results[:STEP_TASKS], has_more=True)
+    return replace(planned, carried=planned.carried + results)
+
+
+def _results_from_elsewhere(
+    disk: Disk, seqs: Vector, ask: PlanFloor
+) -> tuple[TaskRecord, ...]:
+    """Return results up to there, except those that are beyond it as well."""
+    above, below = set[Finished](), list[Finished]()
+    for entry in (entry for some in disk.early.values() for entry in some):
+        fact = entry.fact
+        if not isinstance(fact, Finished):
+            continue
+        if entry.seq > seqs.get(entry.stream, 0):
+            above.add(fact)
+        elif not disk.have(fact.attempt.stream):
+            ended_ms = fact.outcome.ended_ms
+            if ended_ms is None or ended_ms >= wall_ms_of(ask.before_hlc):
+                below.append(fact)
+    return tuple(record_of(fact) for fact in below if fact not in above)
 
 
 def _marks(disk: Disk, horizon: int, last: Vector) -> tuple[StreamFloor, ...]:

@@ -128,6 +128,21 @@ def test_carried_facts_precede_the_floor() -> None:
     assert world.journal.vector[OTHER] == 3
 
 
+def test_what_is_carried_without_a_floor_is_durable_before_the_next_plan() -> None:
+    """A step writes some results of tasks that are elsewhere; the next plan sees it."""
+    world = dispatcher_with()
+    ended = Attempt(attempt(), B, AttemptState.OK, outcome())
+    elsewhere = replace(task_record("t", ended), spec=None)
+
+    written = planned(world, FloorPlanned(None, (elsewhere,), has_more=True))
+    assert appended_facts(written) == [Finished(elsewhere.id, ended.id, B, outcome())]
+    assert world.dispatch.on_time(moment(62)) == []
+    world.commit()
+
+    again = world.dispatch.on_time(moment(62))
+    assert [type(effect) for effect in again] == [PlanFloor]
+
+
 def test_a_plan_from_before_a_floor_is_repeated() -> None:
     """That floor may have removed a task to be carried."""
     world = dispatcher_with()
