@@ -27,10 +27,13 @@ class CliContext(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: Path | None = None
     environ: Mapping[str, str] = msgspec.field(default_factory=lambda: os.environ)
 
-    def connect(self, *, is_silent: bool = False) -> Session:
+    def connect(
+        self, *, is_silent: bool = False, waits_for_logs: bool = True
+    ) -> Session:
         """Return a session with the node that these options select.
 
-        The session prints on stderr why it waits, unless `is_silent` is set.
+        The session prints on stderr why it waits, unless `is_silent` is set. Without
+        `waits_for_logs`, it says at once that a task is not known yet.
 
         Raises:
             ConfigError: an option is unusable.
@@ -42,7 +45,11 @@ class CliContext(msgspec.Struct, frozen=True, kw_only=True):
             state_dir=self.state_dir,
             environ=self.environ,
         )
-        return Session(place, on_wait=None if is_silent else _print_waiting)
+        return Session(
+            place,
+            waits_for_logs=waits_for_logs,
+            on_wait=None if is_silent else _print_waiting,
+        )
 
     def agent_flags(self) -> dict[str, Any]:
         """Return the options that are settings of an agent, by field."""

@@ -26,6 +26,7 @@ class Session:
     Args:
         endpoint: The node.
         retry_timeout_s: How long a failed request is retried.
+        waits_for_logs: Retry while a missing node may know an unknown task.
         on_wait: Called with the refusal before the first retry of a request.
     """
 
@@ -34,11 +35,13 @@ class Session:
         endpoint: Endpoint,
         *,
         retry_timeout_s: float = RETRY_TIMEOUT_S,
+        waits_for_logs: bool = True,
         on_wait: Callable[[Refused], None] | None = None,
     ) -> None:
         self.requests = make_request_flow(
             endpoint.label,
             retry_timeout_s=retry_timeout_s,
+            waits_for_logs=waits_for_logs,
             on_failure=self._count_failure,
             is_program=False,
         )

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from octaskly.api.problems import CATCHING_UP
 from octaskly.cli.output import task_list
-from octaskly.cli.output.render import print_json
+from octaskly.cli.output.render import EXIT_NO_DISPATCHER, print_json
 from octaskly.cli.output.terminal import on_one_line
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import FirstFailure, Members
@@ -933,6 +934,45 @@ def test_an_ambiguous_name_is_refused(
 
     assert done.returncode == code
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "logs", "cancel", "explain"])
+def test_a_task_that_is_not_known_yet_is_said_at_once(
+    api: Api, octaskly: Run, command: str
+) -> None:
+    """A dispatcher that has just taken over may not know the task, or nobody does."""
+    not_known_yet(api)
+
+    done = octaskly(command, "task-009-00000009")
+
+    assert done.returncode == EXIT_NO_DISPATCHER
+    assert done.stderr.decode() == (
+        "error: Task not known here yet\n"
+        "  cause: a missing node may know it\n"
+        "  hint: octaskly nodes    shows which nodes are lost\n"
+    )
+    assert len(api.requests) == 1
+
+
+def test_a_task_that_is_not_known_yet_keeps_no_other_from_being_cancelled(
+    three_tasks: Api, octaskly: Run
+) -> None:
+    """Each task has its own error."""
+    not_known_yet(three_tasks)
+
+    done = octaskly("cancel", "--force", "task-009-00000009", "task-002-00000002")
+
+    assert done.returncode == EXIT_NO_DISPATCHER
+    assert b"error: task-009-00000009: Task not known here yet" in done.stderr
+    assert any("task-002-00000002" in request for request in three_tasks.requests)
+
+
+def not_known_yet(api: Api) -> None:
+    """Let the node be catching up, so that it may not know task 9."""
+    api.refusal, api.refusal_hint = CATCHING_UP, "a missing node may know it"
+    api.refuse = lambda _method, path: (
+        (503, {"Retry-After": "1"}) if "00000009" in path else None
+    )
 
 
 def test_an_empty_list_of_tokens_says_that_some_are_unlisted(

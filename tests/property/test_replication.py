@@ -118,7 +118,7 @@ class _Follower:
 
     def __post_init__(self) -> None:
         self.exchange = AntiEntropy(self.journal, Outbox(), {})
-        self.standby = Standby(self.journal, self.exchange, SOLO_S)
+        self.standby = Standby(self.journal, self.exchange)
 
 
 class CopiesMachine(RuleBasedStateMachine):

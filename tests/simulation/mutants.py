@@ -49,7 +49,7 @@ from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.not_found_rule import NotFoundRule
 from octaskly.core.replication.pending_acks import PendingAcks, WhenReplicated
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replication.standby_appends import AckGuarantee, Standby
+from octaskly.core.replication.standby_appends import Standby
 from octaskly.core.scheduling import task_queue
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
@@ -448,9 +448,9 @@ def standbys_catch_up_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replication, "_restart_standbys", lambda *_: [])
 
 
-def dropped_standbys_trust_their_log(patch: pytest.MonkeyPatch) -> None:
-    """A standby takes itself for in sync until it learns that it was dropped."""
-    patch.setattr(AckGuarantee, "is_guaranteed", lambda *_: True)
+def no_predecessor_is_awaited(patch: pytest.MonkeyPatch) -> None:
+    """A standby that takes over answers 404 for what its dead dispatcher has."""
+    patch.setattr("octaskly.core.replication.not_found_rule.REMEMBERED_PEER_S", 0.0)
 
 
 def floor_loses_waiting_tasks(patch: pytest.MonkeyPatch) -> None:
@@ -610,7 +610,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (deposed_dispatchers_are_acknowledged, run_seed),
     (vector_moves_before_the_last_part, run_forgetful),
     (standbys_catch_up_once, run_half_left),
-    (dropped_standbys_trust_their_log, run_given_up),
+    (no_predecessor_is_awaited, run_given_up),
     (floor_loses_waiting_tasks, run_forgetful),
     (floors_wait_for_nothing, run_unordered),
     (age_goes_by_timestamps, run_skewed),

@@ -93,7 +93,7 @@ class TaskFinder:
         if not reply.is_complete:
             raise CatchingUp(
                 why,
-                hint="ask again; a missing node is no longer awaited after 10 minutes",
+                hint="ask again; a missing node is awaited for at most 10 minutes",
             )
 
     async def find_name(self, ref: str) -> str:

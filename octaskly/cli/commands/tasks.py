@@ -163,7 +163,7 @@ def ls(
 @click.pass_obj
 def show(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     """Show a task in full: ID is its id, its number, or `last`."""
-    with context.connect() as client:
+    with context.connect(waits_for_logs=False) as client:
         full = resolve_ref(client, ref)
         if as_json:
             print_json(client.send(rest_calls.task(full, is_exact=False)).body)
@@ -221,7 +221,7 @@ def logs(
     from octaskly.cli.output.follow import OutputPrinter  # noqa: PLC0415
     from octaskly.cli.wait_hint import explain_if_waiting  # noqa: PLC0415
 
-    with context.connect() as client:
+    with context.connect(waits_for_logs=False) as client:
         full = resolve_ref(client, ref)
         if as_json:
             print_json(client.send(rest_calls.task(full, is_exact=False)).body)
@@ -302,7 +302,7 @@ def cancel(
 ) -> int:
     """Cancel tasks, and ask before ending one that is running."""
     kept: list[str] = []
-    with context.connect() as client:
+    with context.connect(waits_for_logs=False) as client:
 
         def cancel_one(ref: str) -> None:
             full = resolve_ref(client, ref)
@@ -383,7 +383,7 @@ def reprioritize(
     N is from -50 to 50; a higher one runs first. What runs already goes on, also the
     running members of an array.
     """
-    with context.connect() as client:
+    with context.connect(waits_for_logs=False) as client:
 
         def change_one(ref: str) -> None:
             call = rest_calls.reprioritize(resolve_ref(client, ref), priority)
@@ -425,7 +425,7 @@ def _describe_running(task: Task) -> str:
 @click.pass_obj
 def explain(context: CliContext, ref: str, as_json: bool) -> None:  # noqa: FBT001
     """Explain, node by node, why a task is not running."""
-    with context.connect() as client:
+    with context.connect(waits_for_logs=False) as client:
         full = resolve_ref(client, ref)
         reply = client.send(rest_calls.explain(full))
     if as_json:

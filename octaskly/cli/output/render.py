@@ -27,6 +27,7 @@ from octaskly.cli.output.terminal import (
     width,
 )
 from octaskly.client import NoAnswer, Refused, SeveralAgents, Unreachable
+from octaskly.client.flows.retry import CATCHING_UP_ERROR
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.errors import (
     ConfigError,
@@ -83,7 +84,10 @@ _API_HINTS = {
     409: "octaskly cancel --force ID    also cancels a running task",
     503: "octaskly nodes    lists the nodes, once a dispatcher is elected",
 }
+_MESSAGES = {CATCHING_UP_ERROR: "Task not known here yet"}
+"""Messages instead of the API's error text."""
 _HINTS = {
+    CATCHING_UP_ERROR: "octaskly nodes    shows which nodes are lost",
     "No dispatcher is elected": "octaskly doctor    finds out why nodes do not connect",
     "Too many requests": "octaskly config    on the dispatcher shows its rate limits",
     "Worker not found": "octaskly nodes    lists the nodes",
@@ -158,7 +162,8 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
             cause = cause if place in cause else f"{place}: {cause}"
             hint = _FIELD_HINTS.get(place, hint)
         hints = hint.splitlines() if hint else []
-    what = f"{about}: {error.message}" if about else error.message
+    message = _MESSAGES.get(error.message, error.message)
+    what = f"{about}: {message}" if about else message
     print_error(what, cause=cause, hints=hints)
     return exit_code_of(error)
 
@@ -174,7 +179,8 @@ def for_each_task(refs: Iterable[str], action: Callable[[str], None]) -> int:
         try:
             action(ref)
         except Refused as error:
-            if error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            is_about_node = error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR
+            if is_about_node and error.message != CATCHING_UP_ERROR:
                 raise  # It would fail for all tasks.
             codes.append(report_error(error, about=ref if len(named) > 1 else None))
     return codes[0] if codes else 0

@@ -15,6 +15,7 @@ def make_request_flow(
     node_label: str,
     *,
     retry_timeout_s: float = RETRY_TIMEOUT_S,
+    waits_for_logs: bool = True,
     on_failure: Callable[[OctasklyError], None] | None = None,
     is_program: bool = True,
 ) -> RequestFlow:
@@ -25,6 +26,7 @@ def make_request_flow(
         random=_random,
         new_key=_new_key,
         retry_timeout_s=retry_timeout_s,
+        waits_for_logs=waits_for_logs,
         on_failure=on_failure,
         is_program=is_program,
     )

@@ -45,6 +45,7 @@ class RequestFlow:
     Args:
         node_label: Name of the node in error messages.
         retry_timeout_s: How long a failed request is retried.
+        waits_for_logs: Retry while a missing node may know an unknown task.
         clock: Returns monotonic seconds.
         random: Returns a number in [0, 1), for the jitter of retries.
         new_key: Returns a new idempotency key.
@@ -61,11 +62,13 @@ class RequestFlow:
         random: Callable[[], float],
         new_key: Callable[[], str],
         retry_timeout_s: float = RETRY_TIMEOUT_S,
+        waits_for_logs: bool = True,
         on_failure: Callable[[OctasklyError], None] | None = None,
         is_program: bool = True,
     ) -> None:
         self.node_label = node_label
         self._retry_timeout_s = retry_timeout_s
+        self._waits_for_logs = waits_for_logs
         self._clock = clock
         self._random = random
         self.new_key = new_key
@@ -134,6 +137,7 @@ class RequestFlow:
         """Return a retry state without failures."""
         return RetryState(
             retry_timeout_s=self._retry_timeout_s,
+            waits_for_logs=self._waits_for_logs,
             was_reached=self._was_reached,
             random=self._random,
             clock=self._clock,

@@ -61,6 +61,7 @@ class RetryState:
 
     Args:
         retry_timeout_s: How long requests are retried after the first failure.
+        waits_for_logs: Retry while a missing node may know an unknown task.
         was_reached: True if a node has ever answered this client.
         random: Returns a number in [0, 1), for the jitter.
         clock: Returns monotonic seconds.
@@ -70,11 +71,13 @@ class RetryState:
         self,
         *,
         retry_timeout_s: float,
+        waits_for_logs: bool,
         was_reached: bool,
         random: Callable[[], float],
         clock: Clock,
     ) -> None:
         self._retry_timeout_s = retry_timeout_s
+        self._waits_for_logs = waits_for_logs
         self._was_reached = was_reached
         self._random = random
         self._clock = clock
@@ -94,7 +97,8 @@ class RetryState:
         pause_s = self._delay_s(error)
         timeout_s = self._retry_timeout_s
         if timeout_s and error.message == CATCHING_UP_ERROR:
-            timeout_s = max(timeout_s, CATCHING_UP_RETRY_TIMEOUT_S)
+            at_least_s = max(timeout_s, CATCHING_UP_RETRY_TIMEOUT_S)
+            timeout_s = at_least_s if self._waits_for_logs else 0.0
         if not self._was_reached and isinstance(error, ReplyLost):
             timeout_s = min(timeout_s, FIRST_RETRY_TIMEOUT_S)
         if pause_s is None or now + pause_s > self._first_failure_s + timeout_s:

@@ -37,7 +37,6 @@ from octaskly.core.events import SavedState
 from octaskly.core.log.retired_streams import LogExtent
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import (
-    DispatcherSilent,
     Outbox,
     RelayChanged,
     RoleChanged,
@@ -374,7 +373,6 @@ class Election:
     def on_dispatcher_silent(self, since_s: float) -> None:
         """Record the start of the silence of a dispatcher that may be alive."""
         self.loss.mark_silent(since_s)
-        self._outbox.put(DispatcherSilent())
 
     def start_suspicion(
         self, phase: Discovering | Following, suspicion: Suspicion, now: Moment

@@ -7,8 +7,6 @@ their suspicion timeout is three times as long.
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from octaskly.core.effects import Effect, Send
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.ids import DispatcherEpoch, Moment, NodeId
@@ -16,7 +14,6 @@ from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import Claim, Heartbeat
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.replication import Replication
 
 HASTENED_HEARTBEAT_S = (
     0.03  #: interval of heartbeats while a request waits for an answer
@@ -32,7 +29,6 @@ class Heartbeats:
         settings: Settings,
         journal: Journal,
         peer_table: PeerTable,
-        replication: Replication,
         timers: TimerHeap,
     ) -> None:
         self._next_heartbeat_s = 0.0
@@ -41,7 +37,6 @@ class Heartbeats:
         self._limits = settings.limits
         self._journal = journal
         self._peer_table = peer_table
-        self._replication = replication
         self._heartbeat_count = 0
         self._last_heartbeat_s = 0.0  #: when the last heartbeat was sent
         self._next_claim_s = 0.0
@@ -66,8 +61,7 @@ class Heartbeats:
         self._set_next_heartbeat(now.mono_s + self._timing.heartbeat_s)
         heartbeat = Heartbeat(dispatcher_epoch.epoch, now.mono_s)
         effects: list[Effect] = [
-            Send(node, (self._heartbeat_for(node, heartbeat),))
-            for node in self.next_recipients(dispatcher_epoch)
+            Send(node, (heartbeat,)) for node in self.next_recipients(dispatcher_epoch)
         ]
         if now.mono_s >= self._next_claim_s:
             self._next_claim_s = now.mono_s + self._claim_timeout_s
@@ -112,13 +106,6 @@ class Heartbeats:
         is_all = len(followers) < self._limits.full_mesh_peers
         is_all = is_all or self._heartbeat_count % PLAIN_WORKER_HEARTBEATS == 0
         return [node for node, view in followers if is_all or view.is_standby]
-
-    def _heartbeat_for(self, node: NodeId, heartbeat: Heartbeat) -> Heartbeat:
-        """Return the heartbeat for a follower; it confirms one to in-sync standbys."""
-        if not self._replication.is_in_sync(node):
-            return heartbeat
-        last_ok = self._peer_table.peers[node].last_heartbeat_ok
-        return replace(heartbeat, confirmed_sent_s=last_ok.sent_s if last_ok else 0.0)
 
     def _send_claims(
         self, dispatcher_epoch: DispatcherEpoch, now: Moment, *, min_age_s: float = 0.0

@@ -12,11 +12,6 @@ from typing import get_args
 
 
 @dataclass(frozen=True, slots=True)
-class DispatcherSilent:
-    """From `Election`: the followed dispatcher is silent."""
-
-
-@dataclass(frozen=True, slots=True)
 class RoleChanged:
     """From `Election`: the phase changed, or the dispatcher that the worker serves."""
 
@@ -62,8 +57,7 @@ class RosterChanged:
 
 
 ComponentSignal = (
-    DispatcherSilent
-    | RoleChanged
+    RoleChanged
     | MembershipChanged
     | SyncProgressed
     | FloorRaised

@@ -82,7 +82,7 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
     replication = Replication(settings, journal, peers, timers)
     versions = LogVersions(settings, journal, peers)
     candidacy = Candidacy(settings, journal, peers, versions)
-    heartbeats = Heartbeats(settings, journal, peers, replication, timers)
+    heartbeats = Heartbeats(settings, journal, peers, timers)
     election = Election(settings, saved, journal, peers, candidacy, heartbeats, outbox)
     records, keys = journal.record_table, saved.keys
     rotation = KeyRotation(settings, peers, roster, records, keys, timers)
@@ -107,7 +107,7 @@ def build_components(settings: Settings, saved: SavedState) -> Components:
             timing, journal, peers, election, replication
         ),
         replication=replication,
-        standby=Standby(journal, anti_entropy, timing.replication_wait_s),
+        standby=Standby(journal, anti_entropy),
         not_found_rule=NotFoundRule(
             journal, peers, anti_entropy, timing.suspicion_timeout_s
         ),
@@ -243,7 +243,6 @@ def _build_dispatcher_role(
         roster_builder=c.roster_builder,
         election=c.election,
         replication=c.replication,
-        standby=c.standby,
         not_found_rule=c.not_found_rule,
         dispatcher=c.dispatcher,
         worker_messages=worker_messages,

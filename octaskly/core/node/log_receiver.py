@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
-from octaskly.core.effects import Effect, LogWrite, Send, StageRows
+from octaskly.core.effects import Effect, LogWrite, Send
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
 from octaskly.core.log.facts import Decided, Entry, Finished, Submitted, TaskCancelled
@@ -54,9 +54,6 @@ class LogReceiver:
             effects += self._on_entries(peer, message)
         else:
             effects = self._on_snapshot(peer, message)
-        is_written = any(isinstance(e, LogWrite | StageRows) for e in effects)
-        if is_written and peer == self._election.dispatcher:
-            self._standby.mark_behind()  # If in sync, it gets a stream.
         if any(isinstance(effect, LogWrite) for effect in effects):
             # The dispatcher pulls at once, and a PULL reads what is durable.
             effects += self._journal.when_durable(

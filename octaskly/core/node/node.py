@@ -61,7 +61,6 @@ from octaskly.core.membership.peer import PeerView
 from octaskly.core.model.component_signals import (
     AdmissionChanged,
     ComponentSignal,
-    DispatcherSilent,
     FloorRaised,
     MembershipChanged,
     RecordsAdded,
@@ -140,7 +139,6 @@ class Node:
         self._timeouts = components.timeouts
         self._claim_handlers = components.claim_handlers
         self._replication = components.replication
-        self._standby = components.standby
         self._not_found_rule = components.not_found_rule
         self._dispatcher = components.dispatcher
         self._worker = components.worker
@@ -224,11 +222,6 @@ class Node:
     def peers(self) -> Mapping[NodeId, PeerView]:
         """The connected peers."""
         return self._peer_table.peers
-
-    @property
-    def in_sync_epoch(self) -> Epoch:
-        """The latest epoch in which this node was an in-sync standby."""
-        return self._standby.in_sync_epoch
 
     @property
     def has_in_sync_standby(self) -> bool:
@@ -597,7 +590,6 @@ class Node:
         if not self._election.is_followed_epoch(peer, heartbeat.epoch):
             return effects
         effects += self._timeouts.on_dispatcher_heard(now)
-        self._standby.on_heartbeat(heartbeat, now)
         effects += self._worker.probe_if_fenced(now)
         ok = replace(
             self._handlers.self_description.heartbeat_ok(now),
@@ -612,8 +604,6 @@ class Node:
         if is_followed and len(roster.members) <= limits.peers:
             self._roster_builder.set_roster(roster)
             is_standby = self._roster_builder.role_of(self._me) is Role.STANDBY
-            if not is_standby:
-                self._standby.mark_behind()
             is_large = len(roster.members) > limits.full_mesh_peers
             election.set_plain_worker(is_plain_worker=is_large and not is_standby)
             self._candidacy.set_successors(roster)
@@ -658,10 +648,6 @@ class Node:
         self, signal: ComponentSignal, now: Moment
     ) -> list[Effect]:
         match signal:
-            case DispatcherSilent():
-                # The dispatcher may have dropped this standby meanwhile.
-                self._standby.mark_behind()
-                return []
             case RoleChanged():
                 effects = self._apply_role(now)
                 self._timeouts.set_timer(now)

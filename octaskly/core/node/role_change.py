@@ -22,7 +22,6 @@ from octaskly.core.node.worker_messages import WorkerMessages
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.not_found_rule import NotFoundRule
 from octaskly.core.replication.replication import Replication
-from octaskly.core.replication.standby_appends import Standby
 from octaskly.core.worker.worker import Worker
 
 
@@ -36,7 +35,6 @@ class DispatcherRole:
     roster_builder: RosterBuilder
     election: Election
     replication: Replication
-    standby: Standby
     not_found_rule: NotFoundRule
     dispatcher: Dispatcher
     worker_messages: WorkerMessages
@@ -75,10 +73,8 @@ class DispatcherRole:
             expects_standbys=expects_standbys,
             alone_since_s=self.peer_table.alone_since_s,
         )
-        self.standby.check_ack_guarantee(now)
-        in_sync_epoch = self.standby.in_sync_epoch
         self.not_found_rule.start_catch_up(
-            epoch, self.roster_builder.roster, in_sync_epoch, now.mono_s
+            epoch, self.roster_builder.roster, now.mono_s
         )
         if not self.not_found_rule.has_read_all:
             self.dispatcher.reconciler.delay_read(now)

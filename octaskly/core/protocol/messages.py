@@ -107,11 +107,6 @@ class Heartbeat(Struct, frozen=True, array_like=True, tag=3):
 
     epoch: Epoch
     sent_s: Float  #: by the sender's clock; the receiver returns it
-    confirmed_sent_s: Float | None = None
-    """`sent_s` of the last heartbeat that the receiver confirmed, 0 if none.
-
-    None if no client's answer waits for an acknowledgement by the receiver.
-    """
 
 
 class HeartbeatOk(Struct, frozen=True, array_like=True, tag=4):
@@ -263,11 +258,6 @@ class Replicate(Struct, frozen=True, array_like=True, tag=21):
     number: Count  #: of the append that this message completes; 0: more follows
     entries: EntryBatch
     epochs: EntryWriters  #: of streams that may be new to the receiver
-    acks_beyond_standbys: bool = False
-    """The sender acknowledges more to clients than standbys have confirmed.
-
-    No standby is in sync yet.
-    """
 
 
 class ReplicateOk(Struct, frozen=True, array_like=True, tag=22):

@@ -125,14 +125,11 @@ def replicate_messages(
     appends: Iterable[Append],
     number: int,
     bytes_max: int,
-    *,
-    acks_beyond_standbys: bool = False,
 ) -> tuple[Replicate, ...]:
     """Return appends as messages of about `bytes_max` at most.
 
     The last message has `number`. The others have the number 0, because they complete
-    no append. The last one also says if the sender acknowledges more than the standbys
-    hold.
+    no append.
     """
     epoch = dispatcher_epoch.epoch
     messages = []
@@ -148,9 +145,7 @@ def replicate_messages(
                 entries, size = [], _entry_size_bytes(entry)
                 epochs = [(dispatcher_epoch.stream, epoch), *append.epochs]
             entries.append(entry)
-    messages.append(
-        Replicate(epoch, number, tuple(entries), tuple(epochs), acks_beyond_standbys)
-    )
+    messages.append(Replicate(epoch, number, tuple(entries), tuple(epochs)))
     return tuple(messages)
 
 

@@ -24,7 +24,8 @@ from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replies import CatchUpStatus, NotDispatching
 
-REMEMBERED_PEER_S = 30.0  #: wait for remembered peers after a start
+REMEMBERED_PEER_S = 30.0
+"""Wait for remembered peers after a start, and for a dispatcher that died."""
 
 NON_PARTITION_REASONS = (
     "eof",
@@ -62,15 +63,15 @@ class NotFoundRule:
         """Wait for nodes that were in the mesh before this process started."""
         self._missing_nodes = dict.fromkeys(nodes, now_s + REMEMBERED_PEER_S)
 
-    def start_catch_up(
-        self, epoch: Epoch, roster: Roster | None, in_sync_epoch: Epoch, now_s: float
-    ) -> None:
+    def start_catch_up(self, epoch: Epoch, roster: Roster | None, now_s: float) -> None:
         """Start an epoch of this node, and find the nodes that may hold more.
+
+        The previous dispatcher and its standbys may, and any lost node: it may have
+        been dispatcher elsewhere.
 
         Args:
             epoch: The new epoch.
             roster: The latest roster of the previous dispatcher.
-            in_sync_epoch: The latest epoch in which this node was in sync.
             now_s: The monotonic clock.
         """
         self._epoch = epoch
@@ -83,15 +84,12 @@ class NotFoundRule:
             return
         for member in roster.members:
             is_lost = member.state is NodeState.LOST  # It may still be running.
-            # All data that the dispatcher acknowledged is on this or another in-sync
-            # standby.
-            is_covered = (
-                member.role is Role.DISPATCHER and in_sync_epoch == roster.epoch
-            )
-            if is_covered or (member.role is Role.WORKER and not is_lost):
+            if member.id == epoch.node or (member.role is Role.WORKER and not is_lost):
                 continue
-            if member.id != epoch.node:
-                self._missing_nodes[member.id] = now_s + LOST_MEMBER_S
+            # What a dispatcher acknowledged is usually on a standby as well.
+            is_dispatcher = member.role is Role.DISPATCHER
+            wait_s = REMEMBERED_PEER_S if is_dispatcher else LOST_MEMBER_S
+            self._missing_nodes[member.id] = now_s + wait_s
 
     def on_peer_lost(
         self, node: NodeId, view: PeerView, reason: str, now_s: float

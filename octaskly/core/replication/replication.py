@@ -350,33 +350,19 @@ class Replication:
                 peer_vector[stream] = max(seq, peer_vector.get(stream, 0))
         effects: list[Effect] = []
         if standby.sync_state is _SyncState.STREAMING:
-            effects += self._mark_in_sync(node, standby, dispatcher_epoch)
+            effects.append(self._mark_in_sync(node, standby))
         effects += self.release_acks(now)
         if not standby.unacked:  # The common case: nothing is in transit.
             self._timers.set(Timer.REPLICATION, self.deadline())
         return effects
 
-    def _mark_in_sync(
-        self, node: NodeId, standby: _StandbyProgress, dispatcher_epoch: DispatcherEpoch
-    ) -> list[Effect]:
-        """Mark a standby in sync, so that answers wait for it.
-
-        If no standby was in sync before, it also gets an empty `Replicate`.
-        """
+    def _mark_in_sync(self, node: NodeId, standby: _StandbyProgress) -> LogLine:
+        """Mark a standby in sync, so that answers wait for it."""
         standby.sync_state = _SyncState.IN_SYNC
-        was_unreplicated, self._pending_acks.unreplicated_since_s = (
-            self._pending_acks.is_unreplicated,
-            None,
-        )
+        self._pending_acks.unreplicated_since_s = None
         self._dropped_as_slow_s.pop(node, None)
         self.peer_table.count_change()
-        note = LogLine("info", "standby in sync", (("peer", node),))
-        # Earlier appends may have been acknowledged to clients without it.
-        return (
-            [Send(node, self._replicate_messages(dispatcher_epoch, ())), note]
-            if was_unreplicated
-            else [note]
-        )
+        return LogLine("info", "standby in sync", (("peer", node),))
 
     def on_follower_lost(self, node: NodeId, now: Moment, *, is_leaving: bool) -> None:
         """Drop a standby whose link ended."""
@@ -509,7 +495,6 @@ class Replication:
             appends,
             self._last_streamed,
             self._limits.entries_bytes,
-            acks_beyond_standbys=self._pending_acks.is_unreplicated,
         )
 
     def _drop_standby(self, node: NodeId, since_s: float) -> None:

@@ -1,32 +1,32 @@
 """Answers 404: when a node may call a task unknown (I4).
 
-`TakeoverChecks` checks each dispatcher that was a standby before. `never_not_found`
-asks every dispatcher for the tasks of all other nodes.
+`TakeoverChecks` checks each dispatcher that followed another one before.
+`never_not_found` asks every dispatcher for the tasks of all other nodes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from octaskly.core.effects import Effect
 from octaskly.core.events import Event
 from octaskly.core.model.ids import Epoch, NodeId, TaskId, task_name
 from octaskly.core.node.node import Node
+from octaskly.core.replication.not_found_rule import REMEMBERED_PEER_S
 from tests.simulation.checks.rest import promised
 from tests.simulation.machine import Machine
-from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
 
 class TakeoverChecks:
-    """Checks that a new dispatcher never answers 404 for its predecessor's tasks."""
+    """Checks that a new dispatcher awaits its predecessor for a while."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        #: the disk of each dispatcher when its epoch began
-        self._disks_at_start: dict[Epoch, Disk] = {}
-        self._lacking: dict[NodeId, tuple[Epoch, NodeId, set[TaskId]]] = {}
-        """For each dispatcher: its epoch, its predecessor, and the tasks it lacks."""
+        self._followed: dict[Node, NodeId] = {}
+        """The last dispatcher of each process, which forgets it in a crash."""
+        self._takeovers: dict[NodeId, _Takeover] = {}  #: of each dispatcher
         world.watchers.append(self)
 
     def __call__(self, machine: Machine, _event: Event, _effects: list[Effect]) -> None:
@@ -34,35 +34,48 @@ class TakeoverChecks:
         node = machine.node
         assert node is not None
         if node.is_dispatcher:
-            self._new_dispatcher_knows_what_it_lacks(machine, node)
-        else:
-            self._lacking.pop(machine.id, None)
-
-    def _new_dispatcher_knows_what_it_lacks(self, machine: Machine, node: Node) -> None:
-        """I4: a former standby never answers 404 for its predecessor's tasks."""
-        epoch, before, lacked = self._lacking.get(machine.id, (None, machine.id, set()))
-        if epoch != node.epoch:
-            in_sync = node.in_sync_epoch
-            before = in_sync.node or machine.id
-            disk = self._world.machines[before].disk
-            if in_sync.node and disk is not self._disks_at_start.get(in_sync):
-                # A restored backup, or another disk, counts as an empty one.
-                disk = machine.disk
-            self._disks_at_start[node.epoch] = machine.disk
-            lacked = disk.records.keys() & self._world.promises.tasks.keys()
-            lacked -= machine.disk.records.keys() | self._world.storage.forgotten.keys()
-            # A name whose first task is lost for good may be on its way again.
-            lacked = {task for task in lacked if task_name(task) == task}
-            self._lacking[machine.id] = node.epoch, before, lacked
-        if not lacked or not knows_all(self._world, node):
+            self._awaits_its_predecessor(machine, node)
             return
-        disks = [each.disk for each in self._world.machines.values()]
-        for task in sorted(lacked - machine.disk.records.keys()):
-            had = self._world.machines[before]
-            holders = sum(task in disk.records for disk in disks)
-            is_sole = holders == 1 and task in had.disk.records and not had.node
-            is_gone = task in self._world.storage.forgotten
-            assert is_gone or not is_sole, f"{machine.id}: 404 for {task}, on {before}"
+        self._takeovers.pop(machine.id, None)
+        if node.dispatcher is not None:
+            self._followed[node] = node.dispatcher
+
+    def _awaits_its_predecessor(self, machine: Machine, node: Node) -> None:
+        """I4: it does not answer 404 for what only its dead predecessor has."""
+        world = self._world
+        takeover = self._takeovers.get(machine.id)
+        if takeover is None or takeover.epoch != node.epoch:
+            before = self._followed.get(node, machine.id)
+            lacked = set(world.machines[before].disk.records) & set(
+                world.promises.tasks
+            )
+            takeover = _Takeover(node.epoch, before, world.time_s, lacked)
+            self._takeovers[machine.id] = takeover
+        lacked = takeover.tasks - machine.disk.records.keys()
+        is_over = world.time_s >= takeover.began_s + REMEMBERED_PEER_S
+        if not lacked or is_over or not knows_all(world, node):
+            return
+        had = world.machines[takeover.before]
+        for task in sorted(lacked):
+            # A name whose first task is lost for good may be on its way again.
+            is_named = task_name(task) == task
+            is_sole = task in had.disk.records and not had.node
+            others = (m for m in world.machines.values() if m is not had)
+            is_sole = is_sole and not any(task in m.disk.records for m in others)
+            is_gone = task in world.storage.forgotten
+            assert is_gone or not (is_named and is_sole), (
+                f"{machine.id}: 404 for {task}, on {had.id}"
+            )
+
+
+@dataclass(frozen=True)
+class _Takeover:
+    """The start of an epoch, and what the dispatcher before it had accepted."""
+
+    epoch: Epoch
+    before: NodeId
+    began_s: float
+    tasks: set[TaskId]
 
 
 def knows_all(world: World, node: Node) -> bool:

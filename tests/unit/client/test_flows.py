@@ -60,11 +60,14 @@ BUSY = refused(503, "No dispatcher is elected", retry_after="1")
 class Play:
     """Performs a flow with prepared outcomes."""
 
-    def __init__(self, *outcomes: Any, patience_s: float = 10.0) -> None:
+    def __init__(
+        self, *outcomes: Any, patience_s: float = 10.0, waits_for_logs: bool = True
+    ) -> None:
         self.clock = Clock()
         self.asker = RequestFlow(
             "the node",
             retry_timeout_s=patience_s,
+            waits_for_logs=waits_for_logs,
             clock=self.clock,
             random=lambda: 0.0,
             new_key=(f"key-{n}" for n in itertools.count(1)).__next__,
@@ -164,6 +167,16 @@ def test_merging_logs_get_a_longer_patience(patience_s: float, waited_s: float) 
     with pytest.raises(octaskly.Refused):
         submitted(play)
     assert play.clock.now_s == waited_s
+
+
+def test_a_command_about_one_task_does_not_wait_for_the_logs() -> None:
+    """A user asks again; most unknown ids are mistyped."""
+    behind = refused(503, CATCHING_UP_ERROR, retry_after="2")
+    play = Play(behind, waits_for_logs=False)
+
+    with pytest.raises(octaskly.Unavailable):
+        play.run(tasks.cancel(play.asker, "task-1", force=False))
+    assert play.clock.now_s == 0.0
 
 
 def test_the_answer_of_a_merging_node_is_recognised() -> None:

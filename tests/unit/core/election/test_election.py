@@ -60,7 +60,6 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replication.replication import Replication
 from tests.support.builders import node_moment
 from tests.support.effects import note_events
 
@@ -102,8 +101,7 @@ class Harness:
         self.exchange = AntiEntropy(self.journal, Outbox(), self.members.peers)
         versions = LogVersions(settings, self.journal, self.members)
         self.candidacy = Candidacy(settings, self.journal, self.members, versions)
-        replication = Replication(settings, self.journal, self.members, timers)
-        pulse = Heartbeats(settings, self.journal, self.members, replication, timers)
+        pulse = Heartbeats(settings, self.journal, self.members, timers)
         self.election = Election(
             settings, saved, self.journal, self.members, self.candidacy, pulse, Outbox()
         )

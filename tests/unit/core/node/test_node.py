@@ -843,60 +843,6 @@ def test_a_standby_acknowledges_nothing_after_a_dropped_entry() -> None:
     assert [type(message) for message in sent(effects)] == [Pull]
 
 
-def test_a_standby_that_has_to_pull_is_not_in_sync() -> None:
-    """It could otherwise deny tasks of a lost dispatcher."""
-    shell = Shell()
-    shell.feed(TimerFired(0.5))
-    shell.meet(epoch=THEIRS)
-    fact = Submitted(TaskSpec(id=TaskId("t"), command="true"))
-    stream = StreamId(1)
-    some = [Entry(stream, seq, seq, fact) for seq in (1, 2)]
-    writers = ((stream, THEIRS),)
-    shell.hear(Replicate(THEIRS, 1, (some[0],), writers))
-    shell.hear(Entries((some[0],), writers, has_more=False, vector=()))
-    assert shell.node.in_sync_epoch == THEIRS
-
-    shell.hear(Entries((some[1],), writers, has_more=False, vector=()))
-    assert shell.node.in_sync_epoch == NO_EPOCH
-
-    shell.hear(Replicate(THEIRS, 3, (), writers))
-    assert shell.node.in_sync_epoch == THEIRS
-
-
-def test_a_standby_of_a_silent_dispatcher_is_not_in_sync() -> None:
-    """The dispatcher may have given it up; a later epoch must not trust its log."""
-    shell = Shell()
-    shell.feed(TimerFired(0.5))
-    shell.meet(epoch=THEIRS)
-    shell.hear(Entries((), (), has_more=False, vector=()))
-    shell.hear(Replicate(THEIRS, 1, (), ((StreamId(1), THEIRS),)))
-    assert shell.node.in_sync_epoch == THEIRS
-
-    shell.run(shell.now_s + 5)
-
-    assert shell.node.in_sync_epoch == NO_EPOCH
-
-
-def test_heartbeats_name_the_last_one_that_the_standby_confirmed() -> None:
-    """So it knows until when answers waited for it."""
-    shell = followed()
-    assert heartbeats(shell)[-1].confirmed_sent_s is None
-
-    shell.feed(submitted())
-    said = sent(shell.log)
-    number = max(message.number for message in said if isinstance(message, Replicate))
-    shell.hear(ReplicateOk(EPOCH, number))
-    last = heartbeats(shell)[-1]
-    assert last.confirmed_sent_s == 0.0
-
-    shell.hear(
-        HeartbeatOk(
-            EPOCH, last.sent_s, NodeState.READY, 2, LoadSample(0.0, 0.0, 100, 10)
-        )
-    )
-    assert heartbeats(shell)[-1].confirmed_sent_s == last.sent_s
-
-
 def heartbeats(shell: Shell) -> list[Heartbeat]:
     """Return the heartbeats of the next half second."""
     said = sent(shell.run(shell.now_s + 0.5))

@@ -36,21 +36,6 @@ def entry(seq: int, fact: Fact = SMALL, stream: StreamId = STREAM) -> Entry:
     return Entry(stream, seq, seq, fact)
 
 
-def test_the_last_message_says_whether_rows_exceed_the_log() -> None:
-    """The others complete nothing."""
-    some = [Append(9, (entry(1), entry(2)))]
-
-    parts = replicate_messages(REIGN, some, 9, 1, acks_beyond_standbys=True)
-
-    assert [(part.number, part.acks_beyond_standbys) for part in parts] == [
-        (0, False),
-        (9, True),
-    ]
-    assert [
-        part.acks_beyond_standbys for part in replicate_messages(REIGN, some, 9, 1)
-    ] == [False, False]
-
-
 def tail(*appends: Append, limits: Limits | None = None) -> LogTail:
     """Return a tail that started with an empty own stream."""
     made = LogTail(limits or Limits())

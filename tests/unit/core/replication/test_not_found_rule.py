@@ -8,7 +8,7 @@ from octaskly.core.effects import Answer, Effect
 from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.membership.roster import LOST_MEMBER_S
 from octaskly.core.model.component_signals import Outbox
-from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState, Role, RosterEntry
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
@@ -40,7 +40,7 @@ class World(ReplicatingDispatcher):
                 self.known.timing.suspicion_timeout_s,
             )
         )
-        self.completeness.start_catch_up(self.epoch, None, NO_EPOCH, self.at(0.0))
+        self.completeness.start_catch_up(self.epoch, None, self.at(0.0))
 
     @staticmethod
     def at(seconds: float) -> float:
@@ -70,10 +70,10 @@ class World(ReplicatingDispatcher):
         """Return the answers at that time."""
         return self.completeness.on_time(self.epoch, moment(seconds))
 
-    def take_over(self, *members: RosterEntry, in_sync: Epoch = BEFORE) -> None:
+    def take_over(self, *members: RosterEntry) -> None:
         """Take over from z, which had sent this roster."""
         roster = Roster(BEFORE, 1, members)
-        self.completeness.start_catch_up(self.epoch, roster, in_sync, self.at(0.0))
+        self.completeness.start_catch_up(self.epoch, roster, self.at(0.0))
 
 
 def member(name: str, role: Role, state: NodeState = NodeState.READY) -> RosterEntry:
@@ -224,26 +224,30 @@ def test_an_awaited_peer_that_leaves_is_not_missing() -> None:
     assert world.is_complete()
 
 
-def test_the_previous_dispatcher_is_missing_unless_this_node_was_in_sync() -> None:
-    """An in-sync standby has every entry that an answer promised."""
+def test_the_previous_dispatcher_is_awaited_for_a_while() -> None:
+    """It may have answered without a standby shortly before its end."""
     world = World()
     world.take_over(member("z", Role.DISPATCHER), member("a", Role.STANDBY))
 
+    assert not world.is_complete(REMEMBERED_PEER_S - 1)
+    assert world.is_complete(REMEMBERED_PEER_S)
+
+
+def test_the_previous_dispatcher_is_not_awaited_once_it_follows() -> None:
+    """All that it has is here then."""
+    world = World()
+    world.take_over(member("z", Role.DISPATCHER), member("a", Role.STANDBY))
+    world.follow("z")
+
     assert world.is_complete()
-
-    world.take_over(
-        member("z", Role.DISPATCHER), member("a", Role.STANDBY), in_sync=NO_EPOCH
-    )
-
-    assert not world.is_complete()
 
 
 def test_the_other_standby_is_missing_until_it_follows() -> None:
     """It may have acknowledged entries that this one had not."""
     world = World()
-    world.take_over(member("z", Role.DISPATCHER), member("b", Role.STANDBY))
+    world.take_over(member("a", Role.STANDBY), member("b", Role.STANDBY))
 
-    assert not world.is_complete()
+    assert not world.is_complete(LOST_MEMBER_S - 1)
 
     world.follow("b")
 

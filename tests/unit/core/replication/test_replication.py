@@ -6,14 +6,12 @@ import math
 
 import pytest
 
-from octaskly.core.effects import Effect
 from octaskly.core.log.facts import NO_FLOOR
 from octaskly.core.model.ids import NodeId, StreamId
 from octaskly.core.model.nodes import NodeState, StandbyView
 from octaskly.core.model.settings import Limits, Timing
 from octaskly.core.protocol.messages import (
     STOPPING_REASON,
-    Replicate,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,
@@ -251,30 +249,6 @@ def test_a_level_standby_comes_first_in_the_order_of_succession() -> None:
 
 
 # --- What standbys lack.
-
-
-def said_unreplicated(effects: list[Effect], to: str) -> list[bool]:
-    """Return whether a standby hears that answers do not wait for standbys."""
-    return [
-        m.acks_beyond_standbys
-        for m in messages_to(effects, to)
-        if isinstance(m, Replicate)
-    ]
-
-
-def test_a_standby_learns_when_answers_start_to_wait_for_it() -> None:
-    """Until then it may lack tasks that clients know, and must say so."""
-    world = ReplicatingDispatcher()
-    assert said_unreplicated(world.follow("b"), "b") == [True]
-    assert said_unreplicated(world.write(), "b") == [True]
-
-    effects = world.ack("b", world.journal.last_append)
-    assert streamed_to(effects, "b") == [(world.journal.last_append, [])]
-    assert said_unreplicated(effects, "b") == [False]
-    assert said_unreplicated(world.write(), "b") == [False]
-
-    assert said_unreplicated(world.follow("c"), "c") == [False], "answers wait for b"
-    assert not streamed_to(world.ack("c", world.journal.last_append), "c")
 
 
 def test_a_standby_that_lacks_only_rows_catches_up_at_once() -> None:

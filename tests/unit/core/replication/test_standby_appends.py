@@ -6,11 +6,9 @@ from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import SavedState
 from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.model.component_signals import Outbox
-from octaskly.core.model.ids import NO_EPOCH, Epoch, NodeId, StreamId, TaskId
-from octaskly.core.model.settings import Timing
+from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.core.protocol.messages import (
     Entries,
-    Heartbeat,
     Pull,
     Replicate,
     ReplicateOk,
@@ -30,7 +28,7 @@ class World:
     def __init__(self) -> None:
         self.journal = Journal(SavedState(), Outbox())
         self.exchange = AntiEntropy(self.journal, Outbox(), {})
-        self.standby = Standby(self.journal, self.exchange, Timing().replication_wait_s)
+        self.standby = Standby(self.journal, self.exchange)
 
     def repl(
         self,
@@ -38,13 +36,10 @@ class World:
         *entries: Entry,
         of: Epoch | None = None,
         peer: NodeId = A,
-        is_unreplicated: bool = False,
     ) -> list[Effect]:
         """Stream an append from the dispatcher."""
         stream_epoch = of or epoch()
-        message = Replicate(
-            stream_epoch, number, entries, ((OWN, stream_epoch),), is_unreplicated
-        )
+        message = Replicate(stream_epoch, number, entries, ((OWN, stream_epoch),))
         return self.standby.on_replicate(peer, message, moment())
 
     def commit(self, number: int | None = None) -> list[Effect]:
@@ -81,35 +76,6 @@ def test_streamed_entries_are_acknowledged_once_they_are_durable() -> None:
 
     assert world.repl(7, entry(1)) == [Append(1, (entry(1),), ((OWN, epoch()),))]
     assert world.commit() == [ok(7)]
-
-
-def test_a_standby_is_in_sync_until_its_last_heartbeat_is_old() -> None:
-    """On a slow link it may have been given up without knowing it."""
-    world = World()
-    world.repl(7, entry(1))
-    world.commit()
-    for number in range(4):
-        heard_s = max(0.0, number * 0.3)
-        world.standby.on_heartbeat(
-            Heartbeat(epoch(), number * 0.3 + 0.3, heard_s), moment(number * 0.3)
-        )
-
-    world.standby.check_ack_guarantee(moment(1.2))
-    assert world.standby.in_sync_epoch == epoch()
-
-    world.standby.check_ack_guarantee(moment(3.0))
-    assert world.standby.in_sync_epoch == NO_EPOCH
-
-
-def test_a_standby_that_heartbeats_exclude_is_not_in_sync() -> None:
-    """The dispatcher answers without it from now on."""
-    world = World()
-    world.repl(7, entry(1))
-    assert world.standby.in_sync_epoch == epoch()
-
-    world.standby.on_heartbeat(Heartbeat(epoch(), 0.3), moment())
-
-    assert world.standby.in_sync_epoch == NO_EPOCH
 
 
 def test_known_entries_are_acknowledged_once_they_are_durable() -> None:
@@ -270,39 +236,6 @@ def test_a_gap_of_one_epoch_is_ignored_in_the_next() -> None:
     world.repl(1, entry(1, OTHER), of=epoch(2, "c"), peer=C)
 
     assert world.commit() == [ok(1, epoch(2, "c"), C)]
-
-
-def test_a_node_is_in_sync_with_the_epoch_of_its_last_whole_message() -> None:
-    """After a gap it is in sync with no later epoch."""
-    world = World()
-    world.repl(7, entry(1))
-    world.repl(8, entry(9), of=epoch(2))
-
-    assert world.standby.in_sync_epoch == epoch(1)
-
-
-def test_a_gap_ends_sync() -> None:
-    """The dispatcher may answer without this node until it has pulled the rest."""
-    world = World()
-    world.repl(7, entry(1))
-    world.repl(8, entry(3))
-
-    assert world.standby.in_sync_epoch == NO_EPOCH
-
-
-def test_a_node_is_not_in_sync_while_answers_do_not_wait_for_standbys() -> None:
-    """It stores the stream and acknowledges it, but may lack what clients know."""
-    world = World()
-
-    world.repl(7, entry(1), is_unreplicated=True)
-    assert world.commit() == [ok(7)]
-    assert world.standby.in_sync_epoch == NO_EPOCH
-
-    world.repl(8, entry(2))
-    assert world.standby.in_sync_epoch == epoch()
-
-    world.repl(9, entry(3), is_unreplicated=True)
-    assert world.standby.in_sync_epoch == NO_EPOCH
 
 
 def test_a_streamed_node_waits_for_no_pull() -> None:
