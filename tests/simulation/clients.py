@@ -79,7 +79,9 @@ class Clients:
         self.wanted: set[tuple[TaskId, str]] = set()
         """Specifications of accepted tasks."""
         self.cancelled_in: dict[TaskId, int] = {}
-        """Term of the dispatcher that confirmed the cancel of each task."""
+        """Term of the dispatcher that cancelled each task and confirmed it."""
+        self._cancels: dict[int, int] = {}
+        """Term in which each cancel was requested; the answer may come later."""
         self.refused = 0
         self.answer_watchers: list[Callable[[Machine, Reply, float], None]] = []
         self._ticket = 0
@@ -130,9 +132,9 @@ class Clients:
         if machine.node is None or record is None:
             return
         array = record if record.progress else None
-        event = CancelRequested(
-            self.next_ticket(), task, record.state, force, "client", array
-        )
+        ticket = self.next_ticket()
+        self._cancels[ticket] = machine.node.epoch.term
+        event = CancelRequested(ticket, task, record.state, force, "client", array)
         self._world.feed(machine, event)
 
     def reprioritize(self, node_id: NodeId, task: TaskId, priority: int) -> None:
@@ -188,7 +190,7 @@ class Clients:
             case CancelResult(task, _, was_done) if was_done:
                 promises.make(*promises.cancelled_as(task))
                 if machine.node is not None and machine.node.is_dispatcher:
-                    self.cancelled_in[task] = machine.node.epoch.term
+                    self.cancelled_in[task] = self._cancels[ticket]
             case _:
                 self.refused += 1
         waited_s = self._world.time_s - self._asked_s.pop(ticket)
