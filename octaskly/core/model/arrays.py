@@ -145,11 +145,16 @@ def _split_cached(task: TaskId) -> tuple[TaskId, int] | None:
 
 
 def lane_key_of(spec: TaskSpec) -> LaneKey:
-    """Return the lane of a task or an array, as the store has it."""
-    options = spec.options
+    """Return the lane of a task, an array or a member, as the store has it.
+
+    Members that wait have no submitter there; few do, as most come out of their array.
+    """
+    options, submitter = spec.options, spec.submitter
+    if split_member_id(spec.id) is not None:
+        submitter = ""
     if options is None:  # A shortcut for most tasks.
-        return LaneKey(0, spec.submitter)
-    return LaneKey(shape_of(options), spec.submitter, options.array is not None)
+        return LaneKey(0, submitter)
+    return LaneKey(shape_of(options), submitter, options.array is not None)
 
 
 def split_member_name(name: str) -> tuple[str, int] | None:

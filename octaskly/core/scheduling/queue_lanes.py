@@ -160,15 +160,16 @@ class Lane:
         if ord_ <= self.cursor:
             return True
         if self.has_more or self.is_full:
-            self.has_more = True
-            self._first_skipped_ord = (
-                ord_
-                if self._first_skipped_ord is None
-                else min(self._first_skipped_ord, ord_)
-            )
+            self.skip(ord_)
             return False
         self.cursor, self.was_last_read_empty = ord_, False
         return True
+
+    def skip(self, ord_: int) -> None:
+        """Leave a task that just became durable in the store."""
+        self.has_more = True
+        first = self._first_skipped_ord
+        self._first_skipped_ord = ord_ if first is None else min(first, ord_)
 
     def count_task(self, task: QueuedTask) -> Flow:
         """Count a task without putting it into the order; return its flow."""
@@ -389,10 +390,13 @@ class Lanes:
             for key in sorted(turns, key=turns.__getitem__)
         )
 
-    def is_beyond_reads(self, task: QueuedTask) -> bool:
-        """Return True if the store may have tasks that come before this one."""
+    def returns_to_store(self, task: QueuedTask) -> bool:
+        """Return True if a later read brings a task, as others may come before it."""
         lane = self.lane_of(task)
-        return lane.has_more and task.ord > lane.cursor
+        is_beyond_reads = lane.has_more and task.ord > lane.cursor
+        if is_beyond_reads:
+            lane.skip(task.ord)  # A pending read may not have seen it.
+        return is_beyond_reads
 
     def trim_lanes(self, tasks: TasksById) -> list[QueuedTask]:
         """Drop the ends of overfull lanes to bound memory; return the dropped tasks."""

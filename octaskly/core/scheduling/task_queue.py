@@ -530,7 +530,7 @@ class TaskQueue:
         """Drop a task if its new place lies beyond what was read of its lane."""
         if self.tasks.get(task.spec.id) is not task or task.remaining is not None:
             return  # It is from an earlier epoch, or an array, which stays in memory.
-        if self.lanes.is_beyond_reads(task):
+        if self.lanes.returns_to_store(task):
             self._leave_lane(task)
             del self.tasks[task.spec.id]
 

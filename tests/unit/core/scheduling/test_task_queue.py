@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded
-from octaskly.core.log.facts import Assigned, Finished
+from octaskly.core.log.facts import Assigned, Finished, Reprioritized
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import NodeId, TaskId
@@ -18,12 +18,14 @@ from octaskly.core.model.task_options import (
     without_stdin,
 )
 from octaskly.core.model.tasks import (
+    MEMBERS_LANE,
     Attempt,
     EndReason,
     LaneKey,
     Outcome,
     TaskSpec,
     TaskState,
+    priority_of,
 )
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.scheduling.queued_task import (
@@ -191,6 +193,39 @@ def test_a_submission_that_precedes_the_result_of_a_read_is_not_overlooked() -> 
     (asked,) = tasks.next_reads()
     assert isinstance(asked, LoadQueued)
     assert asked.after_ord < urgent.ord
+
+
+def test_a_task_that_returns_to_the_store_during_a_read_is_not_overlooked() -> None:
+    """Its new place is behind what was read; the store answered before it was there."""
+    tasks = queue()
+    tasks.admit([spec(f"t{n}", ord=n) for n in range(1, 7)])
+    run_all(tasks)
+    (pending,) = tasks.next_reads()
+    assert isinstance(pending, LoadQueued)
+    task = tasks.put_undurable(moved := spec("t8", ord=8))
+    change = Reprioritized(1, 1, priority_of(moved.ord), moved.id)
+    tasks.join(task, TaskRecord(moved.id, reprioritized=change))
+    task.commit_number = 1
+
+    tasks.drop_durable_tasks([task], 1)
+    tasks.on_queued_answer(
+        QueuedLoaded(pending.after_ord, (record(9),), has_more=False, lane=LANE)
+    )
+
+    assert moved.id not in tasks.tasks
+    (asked,) = tasks.next_reads()
+    assert isinstance(asked, LoadQueued)
+    assert asked.after_ord < task.ord
+
+
+def test_a_member_waits_where_the_store_has_it() -> None:
+    """Else it would not be read again once it has returned to the store."""
+    member = replace(spec("t8"), id=member_id(TaskId("task-001-0000000a"), 3))
+
+    tasks = queue()
+    task = tasks.put_undurable(member)
+
+    assert tasks.lanes.lane_of(task).key == MEMBERS_LANE
 
 
 def test_a_task_from_both_the_store_and_the_commit_is_queued_once() -> None:
