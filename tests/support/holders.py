@@ -23,13 +23,17 @@ from octaskly.runner.blobs.holder_connection import (
     HolderBusy,
     HolderConnection,
     HolderConnections,
+    HolderRefused,
     HolderUnreachable,
 )
 from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.output.output_archive import RESERVE_BYTES
 from tests.support.pooling import MachineClock
 
-FAULTS = ("unreachable", "breaks", "lacks", "busy", "wrong", "longer", "shorter")
+FAULTS = (
+    *("unreachable", "breaks", "lacks", "busy", "refuses"),
+    *("wrong", "longer", "shorter"),
+)
 
 
 class OtherNode:
@@ -93,6 +97,8 @@ class _Connection:
         self, sha256: str, wanted: Sequence[int], *, lent_tree: str = ""
     ) -> ArrivingPiece:
         self._node.asked += 1
+        if self._node.fault == "refuses":
+            raise HolderRefused("it answered with status 400")
         # As the route of a real node reads them.
         query = Query([("pieces", ",".join(map(str, wanted)))], ("pieces",))
         piece = self._node.store.open_piece(sha256, query.pieces())
@@ -111,6 +117,8 @@ class _Connection:
         lent_tree: str = "",
     ) -> ArrivingPack:
         self._node.asked += 1
+        if self._node.fault == "refuses":
+            raise HolderRefused("it answered with status 400")
         return ArrivingPack(self._read_pack(names), None)
 
     def _read_pack(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -18,6 +18,7 @@ from octaskly.runner.blobs.holder_connection import (
     Holder,
     HolderBusy,
     HolderConnections,
+    HolderRefused,
     HolderUnreachable,
 )
 from octaskly.runner.blobs.lenders import (
@@ -222,6 +223,8 @@ class Fetch:
             )
             for name in _split(missing)[1]:
                 self._download_from(named, name, missing[name])
+        except HolderRefused:
+            return None
         except (HolderUnreachable, HolderBusy, ContentMismatch):
             return AWAY_RETRY_S
         return retry_s
@@ -339,8 +342,8 @@ class Fetch:
         """Yield a dictionary for the failures of each round, until nothing is missing.
 
         A node that cannot be reached is asked again, for it may have restarted, and so
-        is one that is busy. Nodes are looked up again, because the mesh may have
-        changed.
+        is one that is busy, but not one that refuses. Nodes are looked up again,
+        because the mesh may have changed.
         """
         tries, busy_rounds = FETCH_TRIES, 0
         while True:
@@ -358,8 +361,10 @@ class Fetch:
                 tries = FETCH_TRIES
             elif not is_busy or busy_rounds > BUSY_ROUNDS_MAX:
                 tries -= 1
-            has_failed = bool(failures) or self._progress > before
-            if not has_failed or not tries or self._fetcher.is_closing(PAUSE_S):
+            may_succeed = self._progress > before or not all(
+                isinstance(each, HolderRefused) for each in failures.values()
+            )
+            if not may_succeed or not tries or self._fetcher.is_closing(PAUSE_S):
                 raise OutputNotFound(
                     _why_missing(left, self._wanted.find_holders(), failures)
                 )

@@ -34,6 +34,23 @@ BLOB_BYTES_MAX: Final = 1 << 50
 FOUND_BYTES_MAX: Final = 1 << 20  #: of a list of trees
 ERROR_BYTES_MAX: Final = 64 << 10  #: of a response that is read to reuse its connection
 
+REFUSALS: Final = frozenset(
+    {
+        http.HTTPStatus.BAD_REQUEST,
+        http.HTTPStatus.METHOD_NOT_ALLOWED,
+        http.HTTPStatus.GONE,
+        http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        http.HTTPStatus.REQUEST_URI_TOO_LONG,
+        http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        http.HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+"""Answers that stay the same, for example of another version."""
+NO_TREES: Final = REFUSALS | {
+    http.HTTPStatus.NOT_FOUND,
+    http.HTTPStatus.INSUFFICIENT_STORAGE,
+}
+
 _JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -47,6 +64,10 @@ class Holder(NamedTuple):
 
 class HolderUnreachable(Exception):
     """The holder did not answer, or the connection broke."""
+
+
+class HolderRefused(HolderUnreachable):
+    """The holder refuses the request, and would refuse it again."""
 
 
 class HolderBusy(Exception):
@@ -135,7 +156,7 @@ class HolderConnections:
         try:
             yield HolderConnection(connection)
             is_reusable = True
-        except (OutputNotFound, HolderBusy):
+        except (OutputNotFound, HolderBusy, HolderRefused):
             is_reusable = True  # The response was read to its end.
             raise
         except (OSError, http.client.HTTPException) as error:
@@ -218,11 +239,11 @@ class HolderConnection:
     """Requests over one connection to a holder.
 
     Methods raise OutputNotFound if the holder does not have what is wanted, HolderBusy,
-    and HolderUnreachable if it answers with another error; OSError and HTTPException
-    pass through to `HolderConnections.connect_to`.
+    HolderRefused, and HolderUnreachable if it answers with another error; OSError and
+    HTTPException pass through to `HolderConnections.connect_to`.
     """
 
-    def __init__(self, connection: http.client.HTTPSConnection) -> None:
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
         self._connection = connection
 
     def request_piece(
@@ -292,7 +313,7 @@ class HolderConnection:
         except MsgspecError:
             problem = _Problem(f"it answered with status {status}")
         text = problem.hint or problem.error
-        if status in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.INSUFFICIENT_STORAGE):
+        if status in NO_TREES:
             raise OutputNotFound(text)
         raise HolderUnreachable(text)
 
@@ -329,7 +350,10 @@ class HolderConnection:
             raise OutputNotFound("it no longer has the file")
         if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
             raise HolderBusy
-        raise HolderUnreachable(f"it answered with status {response.status}")
+        text = f"it answered with status {response.status}"
+        if response.status in REFUSALS:
+            raise HolderRefused(text)
+        raise HolderUnreachable(text)
 
 
 def _read_pack(

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import BlobRef, InputTree
+from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
 from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded, OpenPiece
 from octaskly.runner.blobs import fetch as fetch_module
 from octaskly.runner.blobs import pieces, uploads
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.blobs.holder_connection import (
+    HolderBusy,
+    HolderConnection,
+    HolderRefused,
+    HolderUnreachable,
+)
 from tests.support.holders import FAULTS, Lan
 
 PIECE = 4096
@@ -160,6 +171,70 @@ def test_a_peer_s_word_alone_deletes_nothing(tmp_path: Path) -> None:
 
     assert lan.nodes["a"].store.verify_file(name) is True
     assert lan.nodes["a"].has(name)
+
+
+def test_a_node_that_refuses_is_asked_once(tmp_path: Path) -> None:
+    """It would refuse again; the reason is passed on, and others are asked."""
+    lan = Lan(tmp_path, a="refuses", b="lacks")
+    name = lan.put(DATA)
+    fetcher = lan.fetcher()
+
+    (why,) = fetch(fetcher, name)
+
+    assert "a: it answered with status 400" in why
+    assert lan.nodes["a"].asked == 1
+    source = tree_of(lan, fetcher)
+    (why,) = fetcher.fetch_tree(source)
+    assert "a: it answered with status 400" in why
+    assert lan.nodes["a"].asked == 3  # In a pack, then in pieces.
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, HolderRefused),
+        (403, HolderUnreachable),
+        (404, OutputNotFound),
+        (422, HolderRefused),
+        (502, HolderUnreachable),
+        (503, HolderBusy),
+    ],
+)
+def test_a_status_says_whether_to_ask_again(status: int, kind: type[Exception]) -> None:
+    """A node that refuses one request serves others by the same connection."""
+    with _answering(status) as connection:
+        for _ in range(2):
+            with pytest.raises(kind) as raised:
+                HolderConnection(connection).request_piece("0" * 64, [0])
+            assert type(raised.value) is kind
+        expected = HolderUnreachable if status in (403, 502, 503) else OutputNotFound
+        with pytest.raises(expected):
+            HolderConnection(connection).find_trees("/trees")
+
+
+@contextmanager
+def _answering(status: int) -> Iterator[HTTPConnection]:
+    """Yield a connection to a server that answers each request with a status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        connection = HTTPConnection("127.0.0.1", server.server_port)
+        try:
+            yield connection
+        finally:
+            connection.close()
+            server.shutdown()
 
 
 def test_holders_are_looked_up_again_while_nobody_has_the_file(tmp_path: Path) -> None:
