@@ -8,24 +8,26 @@ encryption itself; for a stranger that connects and is silent, 300 kB of memory.
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final
 
+from octaskly.system.long_bodies import (
+    LONG_READ_BYTES,
+    NextData,
+    RelayedBody,
+    SentBody,
+    StoredBody,
+    TakeData,
+)
 from octaskly.system.tls_errors import call_tls
 
 RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
-LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
-PART_BYTES: Final = 1 << 20  #: of a body that arrives; so much is in memory
-TURN_BYTES: Final = 8 << 20  #: of a body, until the thread is free for others
-WAITS_MAX: Final = 50  #: the same for a body that arrives slowly
-WAIT_MS: Final = 1  #: for the other end, in a thread; longer waits take none
 WRITE_BUFFER_BYTES: Final = 64 << 10
-SHUTDOWN_S: Final = 1.0  #: for the client to close its side
+SHUTDOWN_S: Final = 1.0  #: for the other end to close its side
 
 # All connections are read by the event loop, one after the other.
 _read_buffer = memoryview(bytearray(LONG_READ_BYTES))
@@ -34,25 +36,20 @@ OnHandshake = Callable[[Exception | None], None]
 """Called once the handshake has ended, with the error if it failed."""
 
 
-NextData = Callable[[], bytes | memoryview]
-"""Returns the next data of a body, empty at its end. It may block.
-
-The data must not change until the next call.
-"""
-
-TakeData = Callable[[memoryview], None]
-"""Takes the next data of a body, which changes once it returns. It may block."""
+AwaitData = Callable[[], Awaitable[None]]
+"""Waits for the next data of a body."""
 
 
 class TlsTransport(asyncio.Transport):
-    """The server's end of a TLS connection.
+    """One end of a TLS connection.
 
     Args:
-        connection: A connection that was accepted and does not block.
+        connection: A connection that does not block.
         context: The TLS context of this end.
         protocol: The protocol; it is connected once the handshake has succeeded.
+        server_hostname: The name to ask a server for; None at the server's end.
         body_threads: They send and receive long bodies.
-        handshake_s: Timeout for the handshake.
+        handshake_s: Timeout for the handshake; None if the caller has one.
         on_handshake: Called when the handshake has ended.
     """
 
@@ -62,8 +59,9 @@ class TlsTransport(asyncio.Transport):
         context: ssl.SSLContext,
         protocol: asyncio.Protocol,
         *,
+        server_hostname: str | None = None,
         body_threads: Executor,
-        handshake_s: float,
+        handshake_s: float | None,
         on_handshake: OnHandshake,
     ) -> None:
         super().__init__()
@@ -75,7 +73,10 @@ class TlsTransport(asyncio.Transport):
         self.read_bytes = RECORD_BYTES  #: at most so many are passed on at a time
         self._names = connection.getsockname(), connection.getpeername()
         self._tls = context.wrap_socket(
-            connection, server_side=True, do_handshake_on_connect=False
+            connection,
+            server_side=server_hostname is None,
+            server_hostname=server_hostname,
+            do_handshake_on_connect=False,
         )
         self._fd = self._tls.fileno()
         self._unsent: deque[memoryview] = deque()
@@ -89,16 +90,18 @@ class TlsTransport(asyncio.Transport):
         self._moves_body = False  #: until its end, nothing else is read or written
         self._in_thread = False  #: a thread uses the connection
         self._ready: asyncio.Future[None] | None = None  #: the next turn of a body
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(
-            handshake_s,
-            self._end_handshake,
-            TimeoutError("the handshake is too slow"),
-        )
+        self._timer: asyncio.TimerHandle | None = None
+        if handshake_s is not None:
+            self._timer = self._loop.call_later(
+                handshake_s,
+                self._end_handshake,
+                TimeoutError("the handshake is too slow"),
+            )
         self._shake_hands()
 
     @property
     def connection(self) -> socket.socket:
-        """The socket; the one that was accepted is detached."""
+        """The socket; the one that was passed in is detached."""
         return self._tls
 
     # -- handshake -----------------------------------------------------------------
@@ -197,6 +200,8 @@ class TlsTransport(asyncio.Transport):
         )
         if is_reading and not self._is_reading:
             self._loop.add_reader(self._fd, self._read)
+            if self._tls.pending():  # The rest of a record: no event tells of it.
+                self._loop.call_soon(self._read)
         elif self._is_reading and not is_reading and not self._is_lost:
             self._loop.remove_reader(self._fd)
         self._is_reading = is_reading
@@ -207,6 +212,8 @@ class TlsTransport(asyncio.Transport):
         Records are decrypted as a whole, so nothing waits inside of the TLS library,
         where the event loop would not see it.
         """
+        if not self._is_reading:
+            return
         filled, is_end = 0, False
         try:
             while filled + RECORD_BYTES <= self.read_bytes and not is_end:
@@ -296,19 +303,25 @@ class TlsTransport(asyncio.Transport):
 
     # -- long bodies ---------------------------------------------------------------
 
-    async def send_from(self, next_data: NextData) -> None:
+    async def send_from(
+        self, next_data: NextData, await_data: AwaitData | None = None
+    ) -> None:
         """Send all that a function returns, after what was written.
 
         A thread calls it and encrypts what it returns, so the event loop serves others
         meanwhile.
 
+        Args:
+            next_data: Returns the data. It may raise SSLWantReadError.
+            await_data: Waits until `next_data` may have more, after such an error.
+
         Raises:
-            OSError: the connection ended. What the function raises is passed on. In
+            OSError: the connection ended. What the functions raise is passed on. In
                 both cases, the connection is closed.
         """
         while self._unsent and not self._is_lost:
             await self._become_writable()
-        body = _Body(self._tls, next_data)
+        body = SentBody(self._tls, next_data)
         self._moves_body = True  # What is written meanwhile waits.
         self._update_reader()
         try:
@@ -316,6 +329,9 @@ class TlsTransport(asyncio.Transport):
                 if body.is_blocked:
                     body.is_blocked = False
                     await self._become_writable()
+                elif body.is_starved and await_data is not None:
+                    body.is_starved = False
+                    await await_data()
                 else:
                     await self._run_in_thread(body.send_some)
         except BaseException:
@@ -323,10 +339,47 @@ class TlsTransport(asyncio.Transport):
             raise
         finally:
             self._moves_body = False
-        if self._is_lost:
-            raise ConnectionResetError("the client is gone")
+        self._check_connected()
+        self._resume()
+
+    async def relay_to(
+        self,
+        receiver: TlsTransport,
+        first: Iterable[bytes],
+        size_bytes: int,
+        *,
+        stall_s: float,
+    ) -> None:
+        """Send the next data that arrives here by another connection.
+
+        A thread does it, so the event loop serves others meanwhile.
+
+        Args:
+            receiver: The other connection; what was written there is sent before.
+            first: Data that has arrived already.
+            size_bytes: Size of the data that follows.
+            stall_s: Timeout for some data.
+
+        Raises:
+            OSError: no data arrived in time, or a connection ended. The receiver's is
+                closed in any case.
+        """
+
+        async def await_data() -> None:
+            self._check_connected()
+            async with asyncio.timeout(stall_s):
+                await self._become_readable()
+
+        body = RelayedBody(self._tls, first, size_bytes)
+        # The thread of the receiver uses this connection, too, until the end.
+        self._moves_body = self._in_thread = True
         self._update_reader()
-        self._write_unsent()
+        try:
+            await receiver.send_from(body.read_some, await_data)
+        finally:
+            self._moves_body = False
+            self._end_thread()
+            self._resume()
 
     async def receive_to(
         self, take: TakeData, size_bytes: int, *, stall_s: float
@@ -345,7 +398,7 @@ class TlsTransport(asyncio.Transport):
             TimeoutError: a part did not arrive in time.
             ConnectionError: the connection ended. What `take` raises is passed on.
         """
-        body = _ArrivingBody(self._tls, take, size_bytes)
+        body = StoredBody(self._tls, take, size_bytes)
         self._moves_body = True
         self._update_reader()
         try:
@@ -359,18 +412,25 @@ class TlsTransport(asyncio.Transport):
             raise
         finally:
             self._moves_body = False
-            if not self._is_lost:
-                self._update_reader()
-                self._write_unsent()
+            self._resume()
 
-    async def _receive_some(self, body: _ArrivingBody) -> None:
-        if self._is_lost:
-            raise ConnectionResetError("the client is gone")
+    async def _receive_some(self, body: StoredBody) -> None:
+        self._check_connected()
         if body.is_blocked:
             body.is_blocked = False
             await self._become_readable()
         else:
             await self._run_in_thread(body.receive_some)
+
+    def _check_connected(self) -> None:
+        if self._is_lost:
+            raise ConnectionResetError("the connection is gone")
+
+    def _resume(self) -> None:
+        """Read and write as usual, after a body."""
+        if not self._is_lost:
+            self._update_reader()
+            self._write_unsent()
 
     async def _run_in_thread(self, work: Callable[[], None]) -> None:
         self._in_thread = True
@@ -384,6 +444,9 @@ class TlsTransport(asyncio.Transport):
 
     def _leave_thread(self, done: asyncio.Future[None]) -> None:
         done.exception()  # Nobody may be waiting for it any more.
+        self._end_thread()
+
+    def _end_thread(self) -> None:
         self._in_thread = False
         if self._is_lost:
             self._tls.close()
@@ -480,102 +543,40 @@ class TlsTransport(asyncio.Transport):
             self._timer = None
 
 
-class _Body:
-    """A body on its way to a connection that does not block.
+async def open_tls(
+    connection: socket.socket,
+    context: ssl.SSLContext,
+    protocol: asyncio.Protocol,
+    *,
+    server_hostname: str,
+    body_threads: Executor,
+) -> None:
+    """Connect a protocol by TLS to a server; `TlsTransport` explains the arguments.
 
-    Args:
-        tls: The connection.
-        next_data: Returns the next data of the body.
+    Raises:
+        OSError: the handshake failed; the connection is closed.
     """
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def __init__(self, tls: ssl.SSLSocket, next_data: NextData) -> None:
-        self._tls, self._next_data = tls, next_data
-        #: Not sent yet; the TLS library insists on the same bytes again.
-        self._unsent = memoryview(b"")
-        self.is_sent = False
-        self.is_blocked = False  #: the client reads slowly
-
-    def send_some(self) -> None:
-        """Send what the client takes, up to the size of a turn. Blocks for a moment."""
-        writable = select.poll()
-        writable.register(self._tls, select.POLLOUT)
-        sent_bytes = 0
-        while sent_bytes < TURN_BYTES:
-            if not self._unsent:
-                self._unsent = memoryview(self._next_data())
-                self.is_sent = not self._unsent
-                if self.is_sent:
-                    return
-            try:
-                count = call_tls(self._tls.send, self._unsent)
-            except ssl.SSLWantWriteError:
-                if not writable.poll(WAIT_MS):
-                    self.is_blocked = True
-                    return
-            else:
-                self._unsent = self._unsent[count:]
-                sent_bytes += count
-
-
-class _ArrivingBody:
-    """A body that arrives by a connection that does not block.
-
-    Args:
-        tls: The connection.
-        take: Takes the data of the body.
-        size_bytes: Size of the body.
-    """
-
-    def __init__(self, tls: ssl.SSLSocket, take: TakeData, size_bytes: int) -> None:
-        self._tls, self._take = tls, take
-        self._left_bytes = size_bytes  #: not taken
-        self._buffer = memoryview(bytearray(min(PART_BYTES, size_bytes)))
-        self._filled_bytes = 0
-        self.part_count = 0  #: parts that were taken
-        self.is_blocked = False  #: the client sends slowly
-
-    @property
-    def is_whole(self) -> bool:
-        """Return True if all of it was taken."""
-        return not self._left_bytes
-
-    def receive_some(self) -> None:
-        """Take what has arrived, up to the size of a turn. Blocks for a moment.
-
-        Raises:
-            ConnectionError: the connection ended.
-        """
-        readable = select.poll()
-        readable.register(self._tls, select.POLLIN)
-        waits_left = WAITS_MAX
-        for _ in range(TURN_BYTES // PART_BYTES):
-            part = self._buffer[: self._left_bytes]
-            self._fill(part)
-            while self._filled_bytes < len(part):
-                waits_left -= 1
-                if waits_left < 0 or not readable.poll(WAIT_MS):
-                    self.is_blocked = True
-                    return
-                self._fill(part)
-            self._take(part)
-            self._left_bytes -= len(part)
-            self._filled_bytes = 0
-            self.part_count += 1
-            if self.is_whole:
-                return
-
-    def _fill(self, part: memoryview) -> None:
-        """Read what has arrived of a part."""
-        try:
-            while self._filled_bytes < len(part):
-                count = call_tls(self._tls.recv_into, part[self._filled_bytes :])
-                if not count:
-                    break
-                self._filled_bytes += count
-            else:
-                return
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+    def on_handshake(error: Exception | None) -> None:
+        if ended.cancelled():
             return
-        except OSError as error:
-            raise ConnectionResetError(str(error)) from None
-        raise ConnectionResetError("the client is gone")
+        if error is None:
+            ended.set_result(None)
+        else:
+            ended.set_exception(error)
+
+    transport = TlsTransport(
+        connection,
+        context,
+        protocol,
+        server_hostname=server_hostname,
+        body_threads=body_threads,
+        handshake_s=None,
+        on_handshake=on_handshake,
+    )
+    try:
+        await ended
+    except asyncio.CancelledError:
+        transport.abort()
+        raise

@@ -1,4 +1,4 @@
-"""Sending files and other long bodies: in large parts, to few nodes at a time."""
+"""Files and other long bodies: in large parts, to few nodes at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from octaskly.api.problems import Problem
 from octaskly.errors import OutputNotFound
@@ -19,6 +19,9 @@ from octaskly.system.tls_transport import TlsTransport
 READ_BYTES: Final = 256 << 10  #: of a file at a time; it stays in the processor's cache
 SENT_BYTES: Final = 1 << 20
 """Bytes per write. Each write costs the same in Python, and a TLS record has 16 KiB."""
+
+LONG_BODY_BYTES: Final = 8 << 20
+"""If more is left of a body, it bypasses the parser, and the connection closes."""
 
 FETCHERS_MAX: Final = 4  #: other nodes that this node sends files at a time
 WAITING_MAX: Final = 64
@@ -110,6 +113,18 @@ async def send_chunks(
             ):
                 await answer.write(chunk)
         await answer.write_eof()
+
+
+def read_parsed(content: StreamReader) -> list[bytes]:
+    """Return what the HTTP parser has passed on of a body, without waiting.
+
+    If nothing is awaited afterwards, the rest can be taken from the connection: the
+    parser takes more time for it than TLS, and the event loop does the work.
+    """
+    parsed = []
+    while data := content.read_nowait():
+        parsed.append(data)
+    return parsed
 
 
 def _transport_of(request: web.BaseRequest) -> asyncio.Transport:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
@@ -20,19 +20,19 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
-from aiohttp import AddrInfoType, web
+from aiohttp import web
 from yarl import URL
 
 from octaskly.api.http import sse
 from octaskly.api.http.address_order import PeerAddresses
 from octaskly.api.http.authentication import PRINCIPAL_HEADER, format_principal_header
-from octaskly.api.http.file_sender import StreamBroken
+from octaskly.api.http.file_sender import LONG_BODY_BYTES, StreamBroken, read_parsed
 from octaskly.api.http.handler_types import Handler, HttpTimeouts, NotSent, Request
+from octaskly.api.http.node_connector import ConfigureSocket, NodeConnector
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.http.slow_clients import (
     READ_BYTES,
     long_reads,
-    shrink_tls_buffers,
 )
 from octaskly.api.problems import (
     CONNECTION_LOST,
@@ -46,7 +46,8 @@ from octaskly.api.security.rate_limit import RATE_LIMIT_HEADERS
 from octaskly.core.model.ids import NodeId
 from octaskly.errors import CatchingUp, DispatcherUnknown, NotDispatcher
 from octaskly.ports import DispatcherView, Gateway
-from octaskly.system.tls_transport import LONG_READ_BYTES
+from octaskly.system.long_bodies import LONG_READ_BYTES
+from octaskly.system.tls_transport import TlsTransport
 
 
 class NodeNotResponding(Exception):
@@ -140,8 +141,6 @@ _FORWARDED_RESPONSE_HEADERS = (
 
 
 _T = TypeVar("_T")
-ConfigureSocket = Callable[[socket.socket], None]
-"""Sets socket options that detect a silent peer."""
 
 
 class MaybeSent(Exception):
@@ -157,14 +156,15 @@ class HttpNodeClient:
         long_polls: LongPolls,
         tls: ssl.SSLContext | None,
         timeouts: HttpTimeouts,
-        configure_socket: ConfigureSocket | None = None,
+        configure_socket: ConfigureSocket | None,
+        body_threads: Executor,
     ) -> None:
-        shrink_tls_buffers()
         self._gateway = gateway
         self._long_polls = long_polls
         self._tls = tls
         self._timeouts = timeouts
         self._configure_socket = configure_socket
+        self._body_threads = body_threads
         self._peer_addresses = PeerAddresses()
         self._session: aiohttp.ClientSession | None = None
         #: Sessions with an old certificate; their responses may still arrive.
@@ -360,18 +360,40 @@ class HttpNodeClient:
         answer.content_length = response.content_length
         request.add_headers(answer)
         await answer.prepare(request.http_request)
-        transport = response.connection.transport if response.connection else None
-        response.content.set_read_chunk_size(LONG_READ_BYTES)
         try:
-            with long_reads(transport):
-                while chunk := await self._chunk(response):
-                    await answer.write(chunk)
+            await self._relay_body(request, response, answer)
             await answer.write_eof()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if request.http_request.transport is not None:
                 request.http_request.transport.abort()
             raise StreamBroken(str(error)) from None
         return answer
+
+    async def _relay_body(
+        self,
+        request: Request,
+        response: aiohttp.ClientResponse,
+        answer: web.StreamResponse,
+    ) -> None:
+        content, stall_s = response.content, self._timeouts.stall_s
+        source = response.connection.transport if response.connection else None
+        receiver = request.http_request.transport
+        length = response.content_length or 0
+        if (
+            length - content.total_bytes > LONG_BODY_BYTES
+            and isinstance(source, TlsTransport)
+            and isinstance(receiver, TlsTransport)
+            and not answer.compression
+        ):
+            parsed = read_parsed(content)
+            left_bytes = length - content.total_bytes
+            # aiohttp closes the connection: to its parser, the response has no end.
+            await source.relay_to(receiver, parsed, left_bytes, stall_s=stall_s)
+            return
+        content.set_read_chunk_size(LONG_READ_BYTES)
+        with long_reads(source):
+            while chunk := await self._chunk(response):
+                await answer.write(chunk)
 
     def forwarding_headers(
         self, request: Request, *, is_relayed: bool = False
@@ -396,11 +418,11 @@ class HttpNodeClient:
             raise NotSent("this node has no certificate")
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    ssl=self._tls,
-                    limit=0,
-                    keepalive_timeout=_IDLE_S_MAX,
-                    socket_factory=self._socket,
+                connector=NodeConnector(
+                    self._tls,
+                    self._configure_socket,
+                    self._body_threads,
+                    idle_s_max=_IDLE_S_MAX,
                 ),
                 auto_decompress=False,
                 read_bufsize=READ_BYTES,
@@ -411,12 +433,6 @@ class HttpNodeClient:
                 ),
             )
         return self._session
-
-    def _socket(self, address: AddrInfoType) -> socket.socket:
-        connection = socket.socket(*address[:3])
-        if self._configure_socket is not None:
-            self._configure_socket(connection)
-        return connection
 
     def _dispatcher_headers(self, view: DispatcherView) -> Mapping[str, str]:
         """Return the headers with the name and the epoch of the dispatcher."""

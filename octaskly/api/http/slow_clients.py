@@ -9,59 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from asyncio import constants
-from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
 from typing import Final
 
-from octaskly.system.tls_transport import LONG_READ_BYTES, RECORD_BYTES, TlsTransport
+from octaskly.system.long_bodies import LONG_READ_BYTES
+from octaskly.system.tls_transport import RECORD_BYTES, TlsTransport
 
 WRITE_BUFFER_BYTES: Final = 16 << 10  #: unsent bytes for one client, at each layer
 KERNEL_UNSENT_BYTES: Final = 128 << 10  #: in the kernel, beyond bytes in flight
 READ_BYTES: Final = RECORD_BYTES // 2  #: aiohttp's client pauses at twice this size
 
 
-def shrink_tls_buffers() -> None:
-    """Limit the receive buffers of TLS connections in this process to one record.
-
-    By default, asyncio keeps a buffer of 256 KiB for each connection, and as much again
-    while the application does not read. asyncio has no option for it, and aiohttp's
-    client offers no place to set one on its connections.
-    """
-    SSLProtocol.max_size = RECORD_BYTES
-    vars(constants)["FLOW_CONTROL_HIGH_WATER_SSL_READ"] = RECORD_BYTES >> 10
-
-
 @contextlib.contextmanager
 def long_reads(transport: asyncio.BaseTransport | None) -> Iterator[None]:
     """Read a connection in large parts while a long body arrives.
 
-    Each read costs the same in Python. Connections to the LAN API have a setting for
-    it. For those to other nodes, asyncio's TLS has none, but uses a longer buffer if it
-    gets one. `max_size` stays as it is: asyncio allocates so many bytes for each
-    record.
+    Each read costs the same in Python. Only TLS connections have a setting for it.
     """
-    if isinstance(transport, TlsTransport):
-        transport.read_bytes = LONG_READ_BYTES
-        try:
-            yield
-        finally:
-            transport.read_bytes = RECORD_BYTES
-        return
-    protocol: SSLProtocol | None = getattr(transport, "_ssl_protocol", None)
-    if protocol is None:
+    if not isinstance(transport, TlsTransport):
         yield
         return
-    _set_buffer(protocol, LONG_READ_BYTES)
+    transport.read_bytes = LONG_READ_BYTES
     try:
         yield
     finally:
-        _set_buffer(protocol, RECORD_BYTES)
-
-
-def _set_buffer(protocol: SSLProtocol, size_bytes: int) -> None:
-    buffer = bytearray(size_bytes)
-    vars(protocol).update(_ssl_buffer=buffer, _ssl_buffer_view=memoryview(buffer))
+        transport.read_bytes = RECORD_BYTES
 
 
 class StallTimer:

@@ -22,7 +22,13 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from octaskly.api.http import sse
-from octaskly.api.http.file_sender import busy_problem, send_chunks, send_open_file
+from octaskly.api.http.file_sender import (
+    LONG_BODY_BYTES,
+    busy_problem,
+    read_parsed,
+    send_chunks,
+    send_open_file,
+)
 from octaskly.api.http.handler_types import BYTES, Access, Request, Route, json_response
 from octaskly.api.http.slow_clients import long_reads
 from octaskly.api.problems import (
@@ -80,8 +86,6 @@ PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
 PART_BYTES: Final = 256 << 10  #: at least so much must arrive within the stall timeout
 PARTS_PER_TURN: Final = 4  #: of a thread; twice as many are in memory per upload
-LONG_BODY_BYTES: Final = 8 << 20
-"""If more is left of a body, it bypasses the parser, and the connection closes."""
 
 
 async def upload_unnamed_file(request: Request) -> web.StreamResponse:
@@ -461,12 +465,11 @@ async def _receive_long(
 ) -> None:
     """Pass a long body on straight from its connection.
 
-    The HTTP parser takes more time for it than TLS. It cannot find the next request
-    afterwards, so the connection is closed.
+    The parser cannot find the next request afterwards, so the connection is closed.
     """
     content = request.http_request.content
+    parsed = deque(read_parsed(content))
     left_bytes = (request.http_request.content_length or 0) - content.total_bytes
-    parsed: deque[bytes] = deque()
 
     def take(data: memoryview) -> None:
         while parsed:
@@ -474,9 +477,6 @@ async def _receive_long(
         write(data)
 
     request.info.closes_connection = True
-    # Nothing arrives in between: this does not wait.
-    while data := content.read_nowait():
-        parsed.append(data)
     await transport.receive_to(
         take, left_bytes, stall_s=request.services.timeouts.stall_s
     )

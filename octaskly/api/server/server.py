@@ -45,7 +45,8 @@ from octaskly.api.http.local_socket import (
     address_without_scope,
     bind_local_socket,
 )
-from octaskly.api.http.node_client import ConfigureSocket, HttpNodeClient
+from octaskly.api.http.node_client import HttpNodeClient
+from octaskly.api.http.node_connector import ConfigureSocket
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.http.slow_clients import StallTimer
 from octaskly.api.problems import TOO_MANY_CONNECTIONS, Problem, status_problem
@@ -368,10 +369,10 @@ class ApiServer:
         self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
         self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
         # Of their own: clients that move files must not delay what the store does.
-        self._body_threads = ThreadPoolExecutor(BODY_THREADS, "octaskly-body")
+        self._body_threads = threads = ThreadPoolExecutor(BODY_THREADS, "octaskly-body")
         self._long_polls = polls = LongPolls(gateway.dispatcher)
         self._node_client = HttpNodeClient(
-            gateway, polls, forward_ssl, timeouts, configure_socket
+            gateway, polls, forward_ssl, timeouts, configure_socket, threads
         )
         self._services = services = Services(
             gateway,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from asyncio import constants
+from asyncio.sslproto import SSLProtocol
 from contextlib import suppress
 from typing import Final
 
@@ -15,6 +17,7 @@ USER_TIMEOUT_MS: Final = 5000  #: unacknowledged bytes end the connection after 
 KEEPALIVE_IDLE_S: Final = 5
 KEEPALIVE_INTERVAL_S: Final = 1
 KEEPALIVE_COUNT: Final = 3
+RECORD_BYTES: Final = 16 << 10  #: of TLS
 
 
 async def connect(address: Address) -> socket.socket:
@@ -43,6 +46,16 @@ async def connect(address: Address) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def shrink_tls_buffers() -> None:
+    """Limit the receive buffers of asyncio's TLS in this process to one record.
+
+    By default, asyncio keeps a buffer of 256 KiB for each connection, and as much again
+    while the application does not read. It has no option for it.
+    """
+    SSLProtocol.max_size = RECORD_BYTES
+    vars(constants)["FLOW_CONTROL_HIGH_WATER_SSL_READ"] = RECORD_BYTES >> 10
 
 
 def tune_socket(connection: socket.socket) -> None:

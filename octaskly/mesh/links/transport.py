@@ -39,7 +39,7 @@ from octaskly.mesh.links.handshake_limits import (
 )
 from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link
 from octaskly.mesh.links.receive import DiskProgress
-from octaskly.mesh.links.tcp import connect, tune_socket
+from octaskly.mesh.links.tcp import connect, shrink_tls_buffers, tune_socket
 from octaskly.mesh.wire import MessagePacker
 from octaskly.ports import Clock, HelloSource
 from octaskly.system.accepting import BACKLOG
@@ -126,6 +126,7 @@ class Transport:
         self._outbox_bytes = outbox_bytes or 2 * limits.frame_bytes
         self._progress = progress
         self._server_context = trust.server_context()
+        shrink_tls_buffers()
         self._duplicates = DuplicateLinks(
             self._own_id, limits.peers, clock, on_duplicate
         )

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import os
 import socket
 import ssl
 import tarfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from octaskly.api import HttpTimeouts
-from octaskly.api.http import open_long_polls, sse
+from octaskly.api.http import node_client, open_long_polls, sse
 from octaskly.api.http.slow_clients import WRITE_BUFFER_BYTES
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import AttemptId, StreamId
@@ -23,6 +26,7 @@ from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, OutputFi
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import content_digest
 from octaskly.ports import Principal
+from octaskly.system.tls_transport import TlsTransport
 from octaskly.trust import mesh_secret as secrets_of
 from octaskly.trust.node_key import NodeKey
 from octaskly.trust.tls import MeshTls
@@ -1279,6 +1283,58 @@ async def test_a_dispatcher_that_dies_during_an_answer_breaks_the_connection(
     assert head.startswith(b"HTTP/1.1 200")
     assert b"Content-Length: 1000000" in head
     assert len(body) < 1_000_000
+    assert front.api.faults == []
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_long_answer_passes_two_nodes_without_their_parsers(
+    front: Member, back: Member, monkeypatch: pytest.MonkeyPatch, is_whole: bool
+) -> None:
+    """It is the same bytes; a part of it must never look complete."""
+    monkeypatch.setattr(node_client, "LONG_BODY_BYTES", 1 << 18)
+    relayed: list[int] = []
+    relay_to = TlsTransport.relay_to
+
+    async def note(self: TlsTransport, *args: Any, **options: Any) -> None:
+        relayed.append(args[-1])
+        await relay_to(self, *args, **options)
+
+    monkeypatch.setattr(TlsTransport, "relay_to", note)
+    long = os.urandom(1 << 21)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(long)}\r\n\r\n"
+            writer.write(head.encode() + (long if is_whole else long[: 1 << 20]))
+            await writer.drain()
+        writer.close()
+
+    context = back.trust.lan_server_contexts([], ["127.0.0.1"])("127.0.0.1")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        view = front.gateway.view_of(
+            back.gateway.node_id, lan_urls=[f"https://127.0.0.1:{port}"]
+        )
+        front.gateway.elect(view)
+        lines = [f"GET {TASKS}/x HTTP/1.1", "Host: localhost", "Connection: close"]
+        lines += [f"{k}: {v}" for k, v in ADMIN.items()]
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", front.lan_port, ssl=front.trust.lan_probe_context()
+        )
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        received = b""
+        with suppress(OSError):
+            while part := await reader.read(1 << 16):
+                received += part
+        writer.transport.abort()
+
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert f"Content-Length: {len(long)}".encode() in head
+    assert body == (long if is_whole else long[: len(body)])
+    assert is_whole or len(body) < len(long)
+    assert len(relayed) == 1
     assert front.api.faults == []
 
 

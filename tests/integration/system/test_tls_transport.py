@@ -16,7 +16,12 @@ from typing import IO
 import pytest
 
 from octaskly.api.http.file_sender import READ_BYTES, _FilePart
-from octaskly.system.tls_transport import PART_BYTES, RECORD_BYTES, TlsTransport
+from octaskly.system.long_bodies import LONG_READ_BYTES, PART_BYTES
+from octaskly.system.tls_transport import (
+    RECORD_BYTES,
+    TlsTransport,
+    open_tls,
+)
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from tests.support.agents import WAIT_S_MAX
 from tests.support.api_node import until
@@ -354,6 +359,21 @@ async def test_a_body_goes_past_the_protocol() -> None:
         assert await reader.readexactly(9) == b"meanwhile"
 
 
+async def test_a_part_stays_as_it_is_until_the_next() -> None:
+    """It may be hashed in another thread meanwhile."""
+    parts: list[tuple[memoryview, bytes]] = []
+    body = os.urandom(3 * PART_BYTES)
+
+    def take(data: memoryview) -> None:
+        assert all(bytes(view) == copy for view, copy in parts[-1:])
+        parts.append((data, bytes(data)))
+
+    async with connected() as (pair, _, writer):
+        writer.write(body)
+        await pair.transport.receive_to(take, len(body), stall_s=WAIT_S_MAX)
+    assert b"".join(copy for _, copy in parts) == body
+
+
 async def test_a_body_that_cannot_be_stored_leaves_the_connection() -> None:
     """The client gets the reason as a response."""
 
@@ -403,6 +423,154 @@ async def test_a_body_that_breaks_off_ends(ending: str) -> None:
         with pytest.raises(kind):
             await receiving
         assert taken == [PART_BYTES]
+
+
+# -- the client's end -------------------------------------------------------------
+
+
+@asynccontextmanager
+async def dialled() -> AsyncIterator[tuple[Pair, Server]]:
+    """Yield a connection whose client has this transport, too, and its protocol."""
+    pair, client = Pair(), Server()
+    pair.plain.setblocking(False)
+    await open_tls(
+        pair.plain,
+        MeshTls(SECRET, NodeKey.generate()).lan_probe_context(),
+        client,
+        server_hostname="127.0.0.1",
+        body_threads=pair.senders,
+    )
+    await until(lambda: client.transport is not None)
+    await until(lambda: pair.server.transport is not None)
+    yield pair, client
+    assert client.transport is not None
+    client.transport.abort()
+    pair.transport.abort()
+    await until(lambda: "lost" in client.events)
+    await pair.lost()
+
+
+async def test_a_client_has_the_same_transport() -> None:
+    """Data goes both ways, and its end arrives."""
+    data = os.urandom(1 << 20)
+    async with dialled() as (pair, client):
+        assert client.transport is not None
+        client.transport.write(data)
+        pair.transport.write(data)
+        await until(lambda: len(pair.server.data) == len(client.data) == len(data))
+        assert pair.server.data == client.data == data
+        pair.transport.close()
+        await until(lambda: "lost" in client.events)
+        assert client.error is None
+
+
+@pytest.mark.parametrize("ending", ["refused", "cancel"])
+async def test_a_client_whose_handshake_fails_is_closed(ending: str) -> None:
+    """The caller gets the reason; its protocol hears of nothing."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client = Server()
+    opening = asyncio.create_task(
+        open_tls(
+            ours,
+            MeshTls(SECRET, NodeKey.generate()).lan_probe_context(),
+            client,
+            server_hostname="127.0.0.1",
+            body_threads=ThreadPoolExecutor(1),
+        )
+    )
+    await asyncio.sleep(0)
+    if ending == "refused":
+        theirs.close()
+    else:
+        opening.cancel()
+    kind = OSError if ending == "refused" else asyncio.CancelledError
+    with pytest.raises(kind):
+        await opening
+    assert client.events == []
+    if ending == "cancel":
+        theirs.settimeout(WAIT_S_MAX)
+        while theirs.recv(1 << 16):
+            pass  # Its hello, and then the end.
+        theirs.close()
+
+
+async def test_a_body_is_relayed_whole() -> None:
+    """What was written before precedes it; what follows reaches the protocol."""
+    body = os.urandom(3 * LONG_READ_BYTES + 7)
+    async with dialled() as (source, client), connected() as (pair, reader, _):
+        assert client.transport is not None
+        pair.transport.write(b"head")
+        relaying = asyncio.create_task(
+            client.transport.relay_to(
+                pair.transport, [b"fir", b"st"], len(body), stall_s=WAIT_S_MAX
+            )
+        )
+        await asyncio.sleep(0)
+        source.transport.write(body[:100])
+        assert await reader.readexactly(9 + 100) == b"headfirst" + body[:100]
+        source.transport.write(body[100:] + b"next")
+        assert await reader.readexactly(len(body) - 100) == body[100:]
+        await relaying
+        await until(lambda: client.data == b"next")
+        pair.transport.write(b"tail")
+        assert await reader.readexactly(4) == b"tail"
+
+
+@pytest.mark.parametrize("ending", ["source", "stall", "receiver", "abort", "cancel"])
+async def test_a_broken_relay_ends_both(ending: str) -> None:
+    """The receiver must not take a part for the whole; no descriptor stays."""
+    async with dialled() as (source, client), connected() as (pair, reader, writer):
+        assert client.transport is not None
+        relaying = asyncio.create_task(
+            client.transport.relay_to(
+                pair.transport,
+                [],
+                1 << 30,
+                stall_s=0.01 if ending == "stall" else WAIT_S_MAX,
+            )
+        )
+        if ending != "stall":
+            source.transport.write(b"a part")
+            assert await reader.readexactly(6) == b"a part"
+        match ending:
+            case "source":
+                source.transport.abort()
+            case "receiver":
+                writer.transport.abort()
+                source.transport.write(os.urandom(8 << 20))
+            case "abort":
+                client.transport.abort()
+            case "cancel":
+                relaying.cancel()
+            case _:
+                pass  # The source is silent.
+        kind = asyncio.CancelledError if ending == "cancel" else OSError
+        with pytest.raises(kind):
+            await relaying
+        await until(lambda: "lost" in pair.server.events)
+        with suppress(OSError):
+            assert await reader.read() == b""
+
+
+async def test_a_slow_receiver_holds_up_a_relay() -> None:
+    """What it does not take stays at the source, and not in memory."""
+    body = os.urandom(8 << 20)
+    async with (
+        dialled() as (source, client),
+        connected(limit=1024) as (pair, reader, _),
+    ):
+        assert client.transport is not None
+        pair.transport.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        relaying = asyncio.create_task(
+            client.transport.relay_to(pair.transport, [], len(body), stall_s=WAIT_S_MAX)
+        )
+        source.transport.write(body)
+        await until(lambda: "paused" in pair.server.events)
+        assert pair.transport.get_write_buffer_size() <= LONG_READ_BYTES
+        assert await reader.readexactly(len(body)) == body
+        await relaying
+        assert pair.server.events[-1] == "resumed"
 
 
 def test_contexts_are_for_tls_1_3_only() -> None:
