@@ -56,7 +56,7 @@ class FileUpload(Protocol):
     """One upload in progress. All methods block."""
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes.
+        """Append bytes, which must not change until the next call.
 
         Raises:
             ContentMismatch: There are more bytes than announced.

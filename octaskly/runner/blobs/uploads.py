@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ UPLOAD_SUFFIX: Final = ".part"  #: of a partial file that a client sends in orde
 PIECES_SUFFIX: Final = ".pieces"  #: of one that other nodes send in any order
 _ARRIVED: Final = b"\1"  #: the mark of a piece in a partial file
 _HASHED_BYTES: Final = 1 << 20
+HASHED_APART_BYTES: Final = 256 << 10  #: a shorter part is hashed sooner than passed on
 
 
 class HashedStart(NamedTuple):
@@ -70,7 +72,7 @@ class BlobUpload:
         self.partial, self.keep_s = partial, keep_s
         self._target = target
         self._fd = fd
-        self._digest = hashlib.sha256()
+        self._hashing = _Hashing(hashlib.sha256())
         self._remaining_bytes = size_bytes
         self.arrived_bytes = 0  #: reserved in the store
         self.is_resumable = False
@@ -88,7 +90,7 @@ class BlobUpload:
             if digest is None:
                 self._hash_beginning(start)
             else:
-                self._digest = digest
+                self._hashing = _Hashing(digest)
             os.ftruncate(self._fd, start)
             os.lseek(self._fd, start, os.SEEK_SET)
         except OSError:
@@ -104,7 +106,7 @@ class BlobUpload:
             data = os.pread(self._fd, min(_HASHED_BYTES, size_bytes - at), at)
             if not data:
                 raise OSError(errno.EIO, "the partial file became shorter")
-            self._digest.update(data)
+            self._hashing.add(data)
             at += len(data)
 
     @property
@@ -113,19 +115,19 @@ class BlobUpload:
         return not self._remaining_bytes
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes, which must not change until the next call."""
         self._remaining_bytes -= len(data)
         if self._remaining_bytes < 0:
             raise ContentMismatch(
                 f"more than the announced {self.size_bytes} bytes were sent"
             )
         self._target.reserve_arrived(self, len(data))
-        self._digest.update(data)
+        self._hashing.add(data)
         write_all(self._fd, data)
 
     def finish(self) -> str:
         """Store the file, after checking its size and SHA-256; return the latter."""
-        found = self._digest.hexdigest()
+        found = self._hashing.end().hexdigest()
         self.sha256 = self.sha256 or found
         if self._remaining_bytes or found != self.sha256:
             came = self.size_bytes - self._remaining_bytes
@@ -141,6 +143,7 @@ class BlobUpload:
         """End an upload that was not finished; keep what arrived of a resumable one."""
         if self._fd < 0:
             return
+        digest = self._hashing.end()
         if not self.is_resumable:
             self._close(is_whole=False)
             return
@@ -149,13 +152,48 @@ class BlobUpload:
         self._fd = -1
         hashed_bytes = self.size_bytes - self._remaining_bytes
         # If the disk took less than was hashed, the beginning is hashed again.
-        hashed = HashedStart(hashed_bytes, self._digest)
+        hashed = HashedStart(hashed_bytes, digest)
         self._target.pause_upload(self, size_bytes, hashed)
 
     def _close(self, *, is_whole: bool) -> None:
         os.close(self._fd)
         self._fd = -1
         self._target.finish_upload(self, is_whole=is_whole)
+
+
+class _Hashing:
+    """The SHA-256 of a file that arrives in order.
+
+    Long parts are hashed in a thread, while they are written and the next one arrives.
+    """
+
+    def __init__(self, digest: hashlib._Hash) -> None:
+        self._digest = digest
+        self._thread: ThreadPoolExecutor | None = None
+        self._added: Future[None] | None = None
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Add data, which must not change until the next call."""
+        self._wait()
+        if len(data) < HASHED_APART_BYTES:
+            self._digest.update(data)
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="blob-hash")
+        self._added = self._thread.submit(self._digest.update, data)
+
+    def end(self) -> hashlib._Hash:
+        """Return the digest of all data, and end the thread."""
+        self._wait()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+        return self._digest
+
+    def _wait(self) -> None:
+        if self._added is not None:
+            self._added.result()
+            self._added = None
 
 
 class PieceUpload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +32,7 @@ from octaskly.runner.blobs.blob_store import (
     UNUSED_S_MAX,
     BlobStore,
 )
-from octaskly.runner.blobs.uploads import PieceUpload
+from octaskly.runner.blobs.uploads import HASHED_APART_BYTES, PieceUpload
 from octaskly.runner.files.scratch_folder import (
     create_file,
     finish_files,
@@ -344,6 +345,30 @@ def test_an_upload_in_pieces_goes_on_where_it_stopped(blob_store: BlobStore) -> 
 
     assert blob_store.file_path(name).read_bytes() == WHOLE
     assert blob_store.arrived_bytes(name) == 0
+
+
+def test_long_parts_are_hashed_beside_their_write(
+    tmp_path: Path, clock: SetClock
+) -> None:
+    """The digest is that of the file, also after a pause; no thread stays."""
+    store = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=0)
+    parts = [os.urandom(HASHED_APART_BYTES + number) for number in range(5)]
+    data = b"".join(parts)
+    name = name_of(data)
+    threads = threading.active_count()
+
+    upload = store.continue_upload(name, len(data), 0)
+    for part in parts[:3]:
+        upload.write(part)
+    upload.abort()
+    start = sum(map(len, parts[:3]))
+    upload = store.continue_upload(name, len(data), start)
+    upload.write(memoryview(parts[3]))
+    upload.write(parts[4])
+
+    assert upload.finish() == name
+    assert store.file_path(name).read_bytes() == data
+    assert threading.active_count() == threads
 
 
 def test_the_next_agent_resumes_an_upload(tmp_path: Path, clock: SetClock) -> None:
