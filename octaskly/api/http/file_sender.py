@@ -91,6 +91,14 @@ async def send_open_file(
         await answer.write_eof()
 
 
+def part_bytes(request: web.BaseRequest) -> int:
+    """Return the length of the parts in which a body should be read for `send_chunks`.
+
+    Without TLS, each connection that is read slowly holds one of them in memory.
+    """
+    return SENT_BYTES if isinstance(request.transport, TlsTransport) else READ_BYTES
+
+
 async def send_chunks(
     request: web.BaseRequest, answer: web.StreamResponse, chunks: Iterator[bytes]
 ) -> None:

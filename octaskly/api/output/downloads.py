@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from octaskly.api.http.file_sender import SENT_BYTES, send_chunks, send_open_file
+from octaskly.api.http.file_sender import part_bytes, send_chunks, send_open_file
 from octaskly.api.http.handler_types import (
     BYTES,
     TAR,
@@ -300,7 +300,8 @@ async def send_tar(
     request.add_headers(answer)
     await answer.prepare(request.http_request)
     if request.http_request.method != "HEAD":
-        chunks = tree.tar_chunks(start, end, SENT_BYTES)
+        part_max = part_bytes(request.http_request)
+        chunks = tree.tar_chunks(start, end, part_max)
         if is_fetch and end == layout.size_bytes:
             chunks = _and_then(chunks, tree.mark_fetched)
         await send_chunks(request.http_request, answer, chunks)
