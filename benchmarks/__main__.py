@@ -6,7 +6,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
                                        | lists | strangers | files | takeover
-                                       | floods | single | forming]
+                                       | floods | single | forming | ends]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -34,6 +34,7 @@ from benchmarks import (
     crowd,
     dashboard,
     deep,
+    ends,
     failover,
     files,
     floods,
@@ -248,6 +249,7 @@ WHICH: dict[str, Figures] = {
     "strangers": strangers.figures,
     "takeover": takeover.figures,
     "floods": floods.figures,
+    "ends": ends.figures,
     "metrics": metrics.figures,
     "pause": pause.figures,
     "lists": lists.figures,

@@ -5,7 +5,7 @@ report their load, take attempts, hold them for a while and say that all went we
 No agent carries two hundred real ones beside it on a machine of two cores; to their
 dispatcher, and to whoever looks at its page, these are the same.
 
-usage: python -m benchmarks.herd SECRET_FILE PEER_PORT COUNT
+usage: python -m benchmarks.herd SECRET_FILE PEER_PORT COUNT SLOTS FROM_S TO_S ALONE
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import asyncio
 import contextlib
 import functools
 import math
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState
@@ -44,20 +46,33 @@ from octaskly.mesh import wire
 from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.support.agents import Agent
 
-SLOTS = 2
 MEMORY_MB = 8192
 WAVE_S = 20.0  #: in which the load of a member goes up and down
-TOOK_S = 4.0  #: that an attempt lasts; the members differ a little
 AT_ONCE = 8  #: strangers are bounded
 AGAIN_S = 1.0
+Items = tuple[tuple[AttemptId, TaskSpec], ...]
+
+
+class Work(NamedTuple):
+    """What members do with their attempts."""
+
+    slots: int = 2  #: of each member
+    from_s: float = 4.0  #: the shortest attempt
+    to_s: float = 7.0  #: the longest attempt
+    ends_alone: bool = False
+    """Each attempt lasts as long as it does; else those of one message end together."""
+
+
+FEW_SLOTS = Work()
 
 
 class Member:
     """One of them."""
 
-    def __init__(self, secret: Path, number: int) -> None:
+    def __init__(self, secret: Path, number: int, work: Work) -> None:
         self._trust = MeshTls(load_secret(secret), NodeKey.generate())
         self._number = number
+        self._work = work
         self._epoch = NO_EPOCH
 
     async def live(self, port: int, doors: asyncio.Semaphore) -> None:
@@ -92,14 +107,16 @@ class Member:
         match message:
             case Claim(epoch):
                 self._epoch = epoch
-                self._say(ClaimOk(epoch, ()), Reattach((), SLOTS, NodeState.READY))
+                self._say(
+                    ClaimOk(epoch, ()), Reattach((), self._work.slots, NodeState.READY)
+                )
             case Heartbeat(epoch, sent_s):
                 self._say(self._health(epoch, sent_s))
             case Probe(about, sent_s):
                 self._say(ProbeOk(about, sent_s, None, self._epoch))
             case Assign(_, items):
-                took_s = TOOK_S + self._number % 7 / 2
-                asyncio.get_running_loop().call_later(took_s, self._end, items, took_s)
+                for batch in zip(items) if self._work.ends_alone else (items,):
+                    self._begin(batch)
             case Leave(reason):
                 sys.stderr.write(f"member {self._number} was left: {reason}\n")
             case _:
@@ -108,11 +125,14 @@ class Member:
     def _health(self, epoch: Epoch, sent_s: float) -> HeartbeatOk:
         wave = math.sin(2 * math.pi * (sent_s / WAVE_S + self._number / 16))
         load = LoadSample(50 + 45 * wave, 1 + wave, int(3000 + 2500 * wave), 60)
-        return HeartbeatOk(epoch, sent_s, NodeState.READY, SLOTS, load)
+        slots = self._work.slots
+        return HeartbeatOk(epoch, sent_s, NodeState.READY, slots, load)
 
-    def _end(
-        self, items: tuple[tuple[AttemptId, TaskSpec], ...], took_s: float
-    ) -> None:
+    def _begin(self, items: Items) -> None:
+        took_s = random.uniform(self._work.from_s, self._work.to_s)
+        asyncio.get_running_loop().call_later(took_s, self._end, items, took_s)
+
+    def _end(self, items: Items, took_s: float) -> None:
         ended_ms = int(time.time() * 1000)
         took_ms = int(took_s * 1000)
         outcome = Outcome(
@@ -129,14 +149,14 @@ class Member:
             Report(task=spec.id, attempt=attempt, outcome=outcome)
             for attempt, spec in items
         )
-        self._say(Results(reports, SLOTS))
+        self._say(Results(reports, self._work.slots))
 
     def _info(self) -> NodeInfo:
         return NodeInfo(
             id=self._trust.node_id,
             boot=f"{self._number:016x}",
             name=f"member-{self._number:03d}",
-            slots=SLOTS,
+            slots=self._work.slots,
             version="0.1.0",
             peer_port=1,
             lan_port=1,
@@ -161,25 +181,30 @@ def _messages(frame: bytes) -> list[Message]:
 
 
 @contextlib.contextmanager
-def herd(agent: Agent, count: int) -> Iterator[None]:
-    """Give an agent so many members for the length of a block."""
+def herd(agent: Agent, count: int, work: Work = FEW_SLOTS) -> Iterator[int]:
+    """Give an agent so many members for the length of a block; yield their process."""
     secret, port = agent.state.parent / "mesh.key", agent.ready()["peer_port"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, str(secret), str(port), str(count)]
-    )
+    words = (secret, port, count, *map(float, work))
+    process = subprocess.Popen([sys.executable, "-m", __spec__.name, *map(str, words)])
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait()
 
 
-async def _serve(secret: Path, port: int, count: int) -> None:
+async def _serve(secret: Path, port: int, count: int, work: Work) -> None:
     doors = asyncio.Semaphore(AT_ONCE)
     async with asyncio.TaskGroup() as tasks:
         for number in range(1, count + 1):
-            tasks.create_task(Member(secret, number).live(port, doors))
+            tasks.create_task(Member(secret, number, work).live(port, doors))
+
+
+def _main(secret: str, port: str, count: str, *work: str) -> None:
+    slots, from_s, to_s, ends_alone = map(float, work)
+    habits = Work(int(slots), from_s, to_s, bool(ends_alone))
+    asyncio.run(_serve(Path(secret), int(port), int(count), habits))
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    _main(*sys.argv[1:])
