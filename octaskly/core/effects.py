@@ -42,7 +42,7 @@ class Append(Struct, frozen=True):
     The store skips entries that it already holds; a gap fails an assertion.
     """
 
-    number: int  #: one more than that of the previous `Append` or `Save`
+    number: int  #: higher than that of the previous write
     entries: tuple[Entry, ...]
     epochs: tuple[tuple[StreamId, Epoch], ...] = ()
 
@@ -88,6 +88,9 @@ class MergeRows(Struct, frozen=True):
 
 LogWrite = Append | MergeRows
 """The effects that write facts about tasks to the log or the tables."""
+
+NumberedWrite = LogWrite | Save | StageRows
+"""The effects whose commits `Persisted` reports; they keep their order."""
 
 
 class Send(Struct, frozen=True):

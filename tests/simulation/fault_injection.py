@@ -21,9 +21,15 @@ SIZES = (3, 4, 5, 3, 6, 5, 7, 3, 4, 5, 1, 2)  #: of worlds, by seed
 ENCODED = 0.15  #: share of worlds in which the codec carries each message
 STRICT = 0.1  #: share of worlds that refuse tasks rather than keep one copy
 NARROW = Limits(
-    window_tasks=20, load_tasks=10, entries_bytes=2000, tail_entries=30, prefetch=4
+    window_tasks=20,
+    load_tasks=10,
+    entries_bytes=2000,
+    tail_entries=30,
+    prefetch=4,
+    many_reports=1,
 )
-"""So small that the few tasks of a world reach the memory bounds."""
+"""So small that the few tasks of a world reach the bounds, and all ends are gathered.
+"""
 FORGETTING_SHARE = 0.3  #: share of worlds that forget tasks after a few seconds
 KEYED = 0.05  #: share of requests that repeat an earlier one
 BUSY_S = 60.0  #: seconds to wait for one more attempt to start,

@@ -106,6 +106,8 @@ class Dispatcher:
             is_strict=self._is_strict,
         )
         self.record_writer = RecordWriter(self._step, journal, replication, settings)
+        self._has_results = False  #: recorded in this step
+        self._when_results_replicated: list[WhenReplicated] = []
 
     # --- Start and end of an epoch.
 
@@ -293,14 +295,30 @@ class Dispatcher:
 
     def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
         """Record how attempts ended; acknowledge and announce when that is safe."""
+        self.record_results(node, message, now)
+        return self.commit_results(now)
+
+    def record_results(self, node: NodeId, message: Results, now: Moment) -> None:
+        """Record how attempts ended; `commit_results` follows in the same step."""
         if not self.is_active:
-            return []  # The worker keeps them and tells the next dispatcher.
+            return  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
-        reports = message.reports
-        when_replicated = self._record_reports(node, reports, now)
-        return self._commit_step(
-            now, when_replicated=when_replicated if reports else None
-        )
+        self._has_results = True
+        if message.reports:
+            recorded = self._record_reports(node, message.reports, now)
+            self._when_results_replicated.append(recorded)
+
+    def commit_results(self, now: Moment) -> list[Effect]:
+        """Commit the results recorded in this step; give the slots to other tasks."""
+        if not self._has_results:
+            return []
+        recorded, self._when_results_replicated = self._when_results_replicated, []
+        self._has_results = False
+
+        def acknowledge(now: Moment, replicas: int) -> list[Effect]:
+            return [effect for each in recorded for effect in each(now, replicas)]
+
+        return self._commit_step(now, when_replicated=acknowledge if recorded else None)
 
     def _record_reports(
         self, node: NodeId, reports: Sequence[Report], now: Moment

@@ -26,6 +26,7 @@ class Timer(IntEnum):
     BACKOFF = auto()  #: queue a task after its backoff
     REATTACH = auto()  #: stop waiting for workers or for other logs
     RESULTS = auto()  #: resend unacknowledged results
+    GATHERING = auto()  #: write ends, or acknowledge them without another message
     REPLICATION = auto()  #: replace a slow standby, or answer without one
     ROSTER = auto()  #: check if a changed roster may be sent
     SHUTDOWN = auto()  #: end the wait of a node that stops

@@ -1,17 +1,21 @@
-"""Gathering: while many ends arrive, they share a commit, and acknowledgements wait.
+"""Gathering: while many reports arrive, they share steps, commits and frames.
 
-A commit, its copies to the standbys and each frame cost the same for one end as for
-twenty. A hundred workers whose tasks last a second report each end alone, sixteen
-hundred a second.
+A step, a commit, its copies to the standbys and each frame cost nearly as much for one
+end as for fifty. A hundred workers whose tasks last a second report each end alone,
+some 1600 a second.
 
-The rule: while at least `MANY` reports were recorded within `WAIT_S`, their facts wait
-for up to `WAIT_S` before they go to the disk and to the standbys, and acknowledgements
-wait for the next message to their worker. Nothing else waits: orders leave at once, so
-no slot is free for longer. Any other write, such as that of a submission, takes along
-what waits. On an idle mesh, nothing waits.
+The rule: once `Limits.many_reports` arrived within `GATHER_S`,
 
-The rest of the core sees a disk that takes a few milliseconds longer, so this changes
-no guarantee.
+- a report waits for up to `REPORT_WAIT_S`, so that one step handles several. Any other
+  event ends the wait, so the order of events stays, and a slot is free for little
+  longer;
+- the facts about ends wait for up to `GATHER_S` before they go to the disk and to the
+  standbys. Any other write, such as that of a submission, takes along what waits;
+- an acknowledgement waits for the next message to its worker.
+
+Fewer reports, as on an idle mesh, never wait. The rest of the core sees a slower
+network and a slower disk, so no guarantee depends on this. A worker holds its reports
+only while it has other work (`runner.pool.report_queue`): else its slots would be free.
 """
 
 from __future__ import annotations
@@ -21,113 +25,132 @@ from collections import deque
 from typing import Final
 
 from octaskly.core.effects import Append, Effect, Send
+from octaskly.core.events import AttemptsEnded, Event, Received
 from octaskly.core.log.facts import Assigned, Finished
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
+from octaskly.core.model.settings import Limits
 from octaskly.core.model.timer_heap import Timer, TimerHeap
-from octaskly.core.protocol.messages import ResultsOk
+from octaskly.core.protocol.messages import Results, ResultsOk
 
-MANY: Final = 20
-WAIT_S: Final = 0.05
-ACK_WAIT_S: Final = 0.25  #: a worker without an acknowledgement repeats after 1 s
+REPORT_WAIT_S: Final = 0.002
+"""At most 4 % of a task of 50 ms. Workers prefetch tasks that are shorter."""
+REPORTS_MAX: Final = 64  #: that wait
+GATHER_S: Final = 0.05  #: a client does not notice it, and 50 ends share pages
+ACK_WAIT_S: Final = 0.25  #: much less than the second after which workers repeat
 ENTRY_BYTES: Final = 512  #: of an entry without output, roughly
 
 
 class Gathering:
-    """The writes and acknowledgements of this dispatcher that wait.
+    """The reports, writes and acknowledgements of this dispatcher that wait."""
 
-    Args:
-        bytes_max: A larger write does not wait, roughly.
-        timers: The heap with the timer `GATHERING`.
-    """
-
-    def __init__(self, bytes_max: int, timers: TimerHeap) -> None:
-        self._bytes_max = bytes_max
+    def __init__(self, limits: Limits, timers: TimerHeap) -> None:
+        self._bytes_max = limits.entries_bytes
         self._timers = timers
-        self._recorded_s: deque[float] = deque(maxlen=MANY)
-        """Times at which the latest reports were recorded."""
+        self._arrived_s: deque[float] = deque(maxlen=limits.many_reports)
+        """Times of the latest reports."""
+        self._reports: list[Event] = []
+        self._reports_due_s = math.inf
         self._appends: list[Append] = []
         self._appends_bytes = 0
         self._appends_due_s = math.inf
         self._acks: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
         self._acks_due_s = math.inf
 
+    def hold_report(self, event: Event, now: Moment, *, may_wait: bool) -> bool:
+        """Return True if the event is a report that waits."""
+        if not _is_report(event):
+            return False
+        self._arrived_s.append(now.mono_s)
+        may_wait = may_wait and len(self._reports) < REPORTS_MAX
+        if not may_wait or not self._are_many_arriving(now):
+            return False
+        if not self._reports:
+            self._reports_due_s = now.mono_s + REPORT_WAIT_S
+        self._reports.append(event)
+        return True
+
+    def take_reports(self) -> list[Event]:
+        """Remove and return the reports that wait; each event comes after them."""
+        reports, self._reports = self._reports, []
+        self._reports_due_s = math.inf
+        return reports
+
     def hold(self, effect: Effect, now: Moment) -> bool:
-        """Return True if an effect waits, and is part of a later one."""
+        """Return True if the effect waits; it is then part of a later one."""
         if isinstance(effect, Append):
             return self._hold_append(effect, now)
-        if isinstance(effect, Send):
-            return self._hold_ack(effect, now)
-        return False
+        return isinstance(effect, Send) and self._hold_ack(effect, now)
 
-    def pop_append(self) -> list[Append]:
-        """Remove and return the writes that wait, as one, before any other write."""
+    def take_writes(self) -> list[Append]:
+        """Remove and return the writes that wait, as one; other writes come after."""
         appends, self._appends = self._appends, []
         self._appends_bytes, self._appends_due_s = 0, math.inf
-        if len(appends) < 2:  # noqa: PLR2004
+        if len(appends) <= 1:
             return appends
         entries = tuple(entry for append in appends for entry in append.entries)
         epochs = dict.fromkeys(pair for append in appends for pair in append.epochs)
         return [Append(appends[-1].number, entries, tuple(epochs))]
 
-    def add_ack(self, effect: Send) -> Send:
-        """Return a message with the acknowledgement that waits for it, if one does."""
+    def with_ack(self, effect: Send) -> Send:
+        """Return a message, with the acknowledgement that waits for one."""
         items = self._acks.pop(effect.peer, None)
         if items is None:
             return effect
         return Send(effect.peer, (ResultsOk(tuple(items)), *effect.messages))
 
-    def pop_due(self, now: Moment, *, may_wait: bool) -> list[Effect]:
-        """Remove and return what has waited for long enough."""
+    def take_due(self, now: Moment, *, may_wait: bool) -> list[Effect]:
+        """Remove and return what has waited long enough; else set the timer."""
         effects: list[Effect] = []
         if not may_wait or self._appends_due_s <= now.mono_s:
-            effects += self.pop_append()
+            effects += self.take_writes()
         if not may_wait or self._acks_due_s <= now.mono_s:
             effects += [
-                Send(node, (ResultsOk(tuple(items)),))
-                for node, items in self._acks.items()
+                Send(peer, (ResultsOk(tuple(items)),))
+                for peer, items in self._acks.items()
             ]
             self._acks.clear()
             self._acks_due_s = math.inf
+        due_s = min(self._reports_due_s, self._appends_due_s, self._acks_due_s)
+        self._timers.set(Timer.GATHERING, due_s)
         return effects
 
-    def set_timer(self) -> None:
-        self._timers.set(Timer.GATHERING, min(self._appends_due_s, self._acks_due_s))
-
     def _hold_append(self, append: Append, now: Moment) -> bool:
-        size_bytes = 0
-        has_ends = False
+        has_ends, size_bytes = False, self._appends_bytes
         for entry in append.entries:
             fact = entry.fact
             size_bytes += ENTRY_BYTES
             if isinstance(fact, Finished):
-                size_bytes += fact.outcome.size_bytes
                 has_ends = True
+                size_bytes += fact.outcome.size_bytes
             elif not isinstance(fact, Assigned):
                 return False
-        if has_ends:
-            self._recorded_s.append(now.mono_s)
-        size_bytes += self._appends_bytes
-        if size_bytes > self._bytes_max or not self._are_many_ending(now):
+        is_large = size_bytes > self._bytes_max
+        if not has_ends or is_large or not self._are_many_arriving(now):
             return False
         if not self._appends:
-            self._appends_due_s = now.mono_s + WAIT_S
+            self._appends_due_s = now.mono_s + GATHER_S
         self._appends.append(append)
         self._appends_bytes = size_bytes
         return True
 
     def _hold_ack(self, effect: Send, now: Moment) -> bool:
         message = effect.messages[0]
-        if (
-            len(effect.messages) > 1
-            or not isinstance(message, ResultsOk)
-            or not self._are_many_ending(now)
-        ):
+        is_lone_ack = isinstance(message, ResultsOk) and len(effect.messages) == 1
+        if not is_lone_ack or not self._are_many_arriving(now):
             return False
+        assert isinstance(message, ResultsOk)
         if not self._acks:
             self._acks_due_s = now.mono_s + ACK_WAIT_S
         self._acks.setdefault(effect.peer, []).extend(message.items)
         return True
 
-    def _are_many_ending(self, now: Moment) -> bool:
-        times = self._recorded_s
-        return len(times) == MANY and now.mono_s - times[0] <= WAIT_S
+    def _are_many_arriving(self, now: Moment) -> bool:
+        times = self._arrived_s
+        return len(times) == times.maxlen and now.mono_s - times[0] <= GATHER_S
+
+
+def _is_report(event: Event) -> bool:
+    """Return True if an event says nothing but how attempts ended."""
+    if isinstance(event, Received):
+        return all(isinstance(m, Results) and m.reports for m in event.messages)
+    return isinstance(event, AttemptsEnded)

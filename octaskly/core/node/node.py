@@ -18,6 +18,7 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LogWrite,
+    NumberedWrite,
     Relay,
     Send,
 )
@@ -82,6 +83,7 @@ from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components, build_handlers
+from octaskly.core.node.gathering import Gathering
 from octaskly.core.node.pause_fencing import FENCING_PAUSE_S
 from octaskly.core.protocol.messages import (
     LEFT_REASON,
@@ -133,6 +135,7 @@ class Node:
         self._address_book = components.peer_table.address_book
         self._mdns_schedule = components.mdns_schedule
         self._roster_builder = components.roster_builder
+        self._gathering = Gathering(settings.limits, components.timers)
         self._log_versions = components.log_versions
         self._candidacy = components.candidacy
         self._election = components.election
@@ -260,7 +263,11 @@ class Node:
         effects = self._check_clock_gap(now)
         for timer in self._timers.pop_due(now.mono_s):
             effects += self._on_timer(timer, now)
-        effects += self._on_event(event, now)
+        may_wait = self._dispatcher.is_accepting
+        if not self._gathering.hold_report(event, now, may_wait=may_wait):
+            for report in self._gathering.take_reports():
+                effects += self._on_event(report, now)
+            effects += self._on_event(event, now)
         if self._handlers.shutdown.is_requested:
             effects += self._handlers.shutdown.on_time(now)
         if self._candidacy.is_failing:
@@ -341,7 +348,7 @@ class Node:
                 return self._replication.on_time(now)
             case Timer.ROSTER:
                 return self._announce_changes(now)
-            case Timer.SHUTDOWN | Timer.TRANSFER:
+            case Timer.SHUTDOWN | Timer.TRANSFER | Timer.GATHERING:
                 return []  # `step` calls their handlers each time.
 
     def _on_heartbeat_due(self, now: Moment) -> list[Effect]:
@@ -633,16 +640,35 @@ class Node:
                     # After the earlier effects, because appends must keep their order.
                     for message in effect.messages:
                         waiting += self._on_message(self._me, message, now)
-                else:
-                    done.append(effect)
-                    if isinstance(effect, LogWrite):
-                        waiting += self._replication.on_log_write(effect, now)
+                elif not self._gathering.hold(effect, now):
+                    done += self._with_gathered(effect, waiting, now)
+            waiting += self._dispatcher.commit_results(now)
             signal = self._outbox.pop()
-            if signal is None:
+            if signal is not None:
+                has_changed = True
+                waiting += self._on_signal(signal, now)
+            elif not waiting:
                 break
-            has_changed = True
-            waiting += self._on_signal(signal, now)
+        may_wait = self._dispatcher.is_accepting
+        for due in self._gathering.take_due(now, may_wait=may_wait):
+            done += self._with_gathered(due, waiting, now)
+        done += waiting
         return done + self._announce_changes(now) if has_changed else done
+
+    def _with_gathered(
+        self, effect: Effect, waiting: deque[Effect], now: Moment
+    ) -> list[Effect]:
+        """Return an effect with what waited for it; add the copies of writes."""
+        if isinstance(effect, Send):
+            return [self._gathering.with_ack(effect)]
+        if not isinstance(effect, NumberedWrite):
+            return [effect]
+        writes: list[Effect] = [*self._gathering.take_writes(), effect]
+        for write in writes:
+            if isinstance(write, LogWrite):
+                # After the earlier messages, because the numbers of copies rise.
+                waiting += self._replication.on_log_write(write, now)
+        return writes
 
     def _on_signal(  # A flat table.
         self, signal: ComponentSignal, now: Moment

@@ -61,7 +61,8 @@ class WorkerMessages:
             case Results():
                 if self.dispatcher_transfer.is_in_progress:
                     return []  # The log must not grow while a successor catches up.
-                return dispatcher.on_results(peer, message, now)
+                dispatcher.record_results(peer, message, now)
+                return []  # All reports of a step are committed at its end.
             case Reattach():
                 return self._on_reattach(peer, message, now)
 

@@ -11,6 +11,7 @@ from octaskly.core.effects import Append, Effect, MergeRows, Save, Send, StageRo
 from octaskly.core.events import Event, Received
 from octaskly.core.log.facts import Finished, Submitted
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.node.gathering import ACK_WAIT_S
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Results, ResultsOk
 from octaskly.core.replies import CancelResult, Reply, TasksAccepted
@@ -29,6 +30,7 @@ class Copies:
     def __init__(self, world: World) -> None:
         self._world = world
         self._with_standby_in_sync: dict[NodeId, Node] = {}
+        self._in_sync_since_s: dict[NodeId, float] = {}
         self._reported_s: dict[tuple[Node, TaskId, AttemptId], float] = {}
         """Time since when each process has results that it has not acknowledged."""
         self._versions: dict[StreamId, int] = {}  #: the writer of each stream
@@ -46,10 +48,11 @@ class Copies:
                 self._on_sent(machine, effect)
             elif isinstance(effect, NUMBERED):
                 self._is_readable(machine, effect)
-        if _has_standby_in_sync(machine):
-            self._with_standby_in_sync[machine.id] = node
-        else:
+        if not _has_standby_in_sync(machine):
             self._with_standby_in_sync.pop(machine.id, None)
+        elif self._with_standby_in_sync.get(machine.id) is not node:
+            self._with_standby_in_sync[machine.id] = node
+            self._in_sync_since_s[machine.id] = self._world.time_s
 
     def _on_sent(self, machine: Machine, sent: Send) -> None:
         for message in sent.messages:
@@ -134,9 +137,13 @@ class Copies:
             if len(holders) > 1 or world.storage.is_gone(task):
                 continue
             assert not world.is_strict, f"{task} has ended on {holders}, though strict"
-            if self._with_standby_in_sync.get(
-                machine.id
-            ) is node and _has_standby_in_sync(machine):
+            # An acknowledgement may wait for a message, so it may be older.
+            decided_s = world.time_s - ACK_WAIT_S
+            was_in_sync = (
+                self._with_standby_in_sync.get(machine.id) is node
+                and self._in_sync_since_s[machine.id] <= decided_s
+            )
+            if was_in_sync and _has_standby_in_sync(machine):
                 assert reported_s is not None
                 waited_s = world.time_s - reported_s
                 assert waited_s >= world.timing.replication_wait_s - 0.01, (

@@ -10,6 +10,7 @@ from octaskly.core.events import Event
 from octaskly.core.log.facts import Entry, Submitted
 from octaskly.core.log.merge import TaskRow
 from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.node.gathering import GATHER_S
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.purge import is_void
@@ -37,7 +38,8 @@ class Forgetting:
         assert task in world.storage.ended_s, (
             f"{machine.id} forgot {row}, which has not ended"
         )
-        age_s = world.time_s - world.storage.ended_s[task]
+        # An end counts from when it was recorded; it may be written a moment later.
+        age_s = world.time_s - world.storage.ended_s[task] + GATHER_S
         assert age_s >= world.least_age_s(world.timing.retention_s), (
             f"{machine.id} forgot {row} too early, after {age_s:.3f} s"
         )

@@ -32,6 +32,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.node.gathering import GATHER_S
 from tests.simulation.machine import Machine
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
@@ -60,8 +61,11 @@ class Known:
     ours: set[FactKey] = field(default_factory=set)  #: facts written in that epoch
 
     def says(self, key: FactKey, now_s: float) -> bool:
-        """Return True if the node wrote that fact or its disk holds it."""
-        return key in self.ours or self.since_s.get(key, now_s) < now_s
+        """Return True if the node wrote that fact or its disk holds it.
+
+        What it writes now, it may have decided `GATHER_S` ago.
+        """
+        return key in self.ours or self.since_s.get(key, now_s) < now_s - GATHER_S
 
     def counts(self, key: FactKey, now_s: float) -> bool:
         """Return True if a dispatcher must count that fact."""

@@ -45,7 +45,14 @@ from octaskly.core.events import (
     TasksSubmitted,
     TimerFired,
 )
-from octaskly.core.log.facts import Entry, Fact, Finished, Floor, Submitted
+from octaskly.core.log.facts import (
+    Assigned,
+    Entry,
+    Fact,
+    Finished,
+    Floor,
+    Submitted,
+)
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import (
     NO_EPOCH,
@@ -74,6 +81,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
+from octaskly.core.node.gathering import GATHER_S, REPORT_WAIT_S
 from octaskly.core.node.log_receiver import highest_submitted_sequence
 from octaskly.core.node.node import Node
 from octaskly.core.node.shutdown import PROCESS_EXIT_S
@@ -186,9 +194,9 @@ def submitted(ticket: int = 1) -> TasksSubmitted:
     return TasksSubmitted(ticket, drafts, "me", ("0badcafe",), (None,))
 
 
-def followed() -> Shell:
+def followed(limits: Limits | None = None) -> Shell:
     """Return a dispatcher with one follower."""
-    shell = Shell()
+    shell = Shell(limits=limits)
     shell.serve()
     shell.meet()
     shell.hear(HelloOk())
@@ -281,6 +289,74 @@ def test_a_task_runs_on_the_dispatcher_itself_without_a_network() -> None:
     ok = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
     report = Report(task=start.items[0][1].id, attempt=start.items[0][0], outcome=ok)
     assert of(Append, shell.feed(AttemptsEnded((report,))))
+
+
+def ended(start: Start) -> AttemptsEnded:
+    """Return the end of the first attempt of a start."""
+    ((attempt, spec), *_) = start.items
+    ok = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
+    return AttemptsEnded((Report(task=spec.id, attempt=attempt, outcome=ok),))
+
+
+def test_while_many_tasks_end_the_next_starts_before_an_end_is_written() -> None:
+    """No slot is free for longer because ends wait for each other."""
+    shell = Shell(limits=Limits(many_reports=1))
+    shell.serve()
+    first, second = [of(Start, shell.feed(submitted(n)))[0] for n in range(2)]
+    shell.feed(submitted(2))  # Both slots are taken.
+    assert isinstance(first, Start)
+    assert isinstance(second, Start)
+
+    assert shell.feed(ended(first)) == shell.feed(ended(second)) == []
+    freed = shell.run(shell.now_s + REPORT_WAIT_S)
+    later = shell.run(shell.now_s + GATHER_S)
+
+    assert (len(of(Start, freed)), of(Append, freed)) == (1, [])
+    (written,) = of(Append, later)
+    assert isinstance(written, Append)
+    facts = [type(entry.fact) for entry in written.entries]
+    assert facts == [Finished, Finished, Assigned]
+    announced = [e for e in later if isinstance(e, AnnounceTaskStates)]
+    assert len([task for each in announced for task in each.tasks]) == 2
+
+
+def test_a_reported_end_counts_even_if_its_worker_leaves_at_once() -> None:
+    """Reports that wait come before what follows, so the task does not run again."""
+    shell = followed(Limits(many_reports=1))
+    shell.hear(Reattach((), 2, NodeState.READY))
+    for ticket in range(3):  # The dispatcher itself has two slots.
+        shell.feed(submitted(ticket))
+    ((attempt, spec), *_) = next(
+        m for m in sent(shell.log) if isinstance(m, Assign)
+    ).items
+    ok = Outcome(state=AttemptState.OK, reason=EndReason.EXIT)
+    end = Report(task=spec.id, attempt=attempt, outcome=ok)
+
+    assert shell.hear(Results((end,), 2)) == []
+    effects = shell.feed(PeerDown(PEER, "eof"))
+    effects += shell.run(shell.now_s + GATHER_S)
+
+    writes = [effect for effect in effects if isinstance(effect, Append)]
+    facts = [entry.fact for write in writes for entry in write.entries]
+    assert [f.outcome for f in facts if isinstance(f, Finished)] == [ok]
+
+
+def test_a_submission_takes_along_the_ends_that_wait() -> None:
+    """Its client waits, and writes keep their order."""
+    shell = Shell(limits=Limits(many_reports=1))
+    shell.serve()
+    (start,) = of(Start, shell.feed(submitted()))
+    assert isinstance(start, Start)
+    shell.feed(ended(start))
+    assert of(Append, shell.run(shell.now_s + REPORT_WAIT_S)) == []
+
+    effects = shell.feed(submitted(2))
+
+    writes = [effect for effect in effects if isinstance(effect, Append)]
+    facts = [[type(e.fact) for e in write.entries] for write in writes]
+    assert facts == [[Finished], [Submitted, Assigned]]
+    assert [write.number for write in writes] == sorted(w.number for w in writes)
+    assert of(AnnounceTaskStates, effects) != []
 
 
 def test_nothing_is_accepted_before_it_is_durable() -> None:
