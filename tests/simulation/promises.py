@@ -27,6 +27,8 @@ class Promises:
         self.holders: dict[Kept, set[NodeId]] = {}
         #: tasks that were accepted, among them
         self.tasks: dict[TaskId, set[NodeId]] = {}
+        self._foreign: dict[Kept, float] = {}
+        """Results of tasks that no disk with the result has known, and their times."""
 
     def make(self, *keys: Kept) -> None:
         """Note the disks that hold a fact on which a client or worker relies."""
@@ -45,6 +47,25 @@ class Promises:
             self.holders[key] = holders
             if key[0] is Submitted:
                 self.tasks[key[1]] = holders
+            disks = [world.machines[holder].disk for holder in holders]
+            if key[0] is Finished and not any(_knows(disk, key[1]) for disk in disks):
+                self._foreign[key] = world.time_s
+
+    def on_commit(self, disk: Disk) -> None:
+        """Note whether a disk brings results and their tasks together."""
+        for key in list(self._foreign):
+            if key in disk.kept and _knows(disk, key[1]):
+                del self._foreign[key]
+
+    def has_expired(self, key: Kept) -> bool:
+        """Return True if a result was too old before its task came from another disk.
+
+        Until then, the dispatcher carries it past floors: see docs/explanation/log.md.
+        """
+        world, since_s = self._world, self._foreign.get(key)
+        if since_s is None:
+            return False
+        return world.time_s - since_s >= world.least_age_s(world.timing.retention_s)
 
     def lose(self, node_id: NodeId, backup: Disk) -> None:
         """Note that a node has an older disk, which may lack facts of the other one."""
@@ -75,3 +96,9 @@ class Promises:
             if any(key in disk.kept for disk in disks):
                 return (key,)
         return ()
+
+
+def _knows(disk: Disk, task: TaskId) -> bool:
+    """Return True if a disk has the submission of a task, or of its array."""
+    place = split_member_id(task)
+    return (Submitted, task if place is None else place[0], None) in disk.kept

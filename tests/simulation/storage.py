@@ -121,6 +121,7 @@ class Storage:
         machine.is_committing = False
         number = machine.disk.commit(max(count, 1), self._world.now(machine))
         self._note_ends(machine)
+        self._world.promises.on_commit(machine.disk)
         if number is not None:
             self._world.feed(machine, Persisted(number))
         if machine.life == life and machine.disk.waiting:

@@ -101,6 +101,7 @@ def _is_kept(world: World, kind: type[Fact]) -> None:
         if key[0] is kind and holders and key not in disk.kept
         if not world.storage.is_gone(key[1])
         if kind not in ENDING or not _has_no_disk(world, disk, key[1])
+        if not world.promises.has_expired(key)
     )
     assert not lost, f"lost {len(lost)} of {len(world.promises.holders)}: {lost[:3]}"
 
