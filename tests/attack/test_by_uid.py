@@ -27,6 +27,7 @@ from zeroconf._protocol.outgoing import DNSOutgoing
 
 from octaskly.api.http.handler_types import Access
 from octaskly.api.routes.table import ROUTES
+from octaskly.api.schemas.query import ATTEMPT_PATH
 from octaskly.mesh.discovery.adverts import SERVICE
 from octaskly.trust import TokenSigner
 from octaskly.trust.mesh_secret import parse_secret
@@ -397,7 +398,7 @@ def requests_to_all_routes(token: str | None) -> list[list[Any]]:
     found: list[list[Any]] = []
     for route in ROUTES:
         if not route.is_page:
-            path = route.path
+            path = route.path.replace(ATTEMPT_PATH, "/0/1-1-1-1")
             while "{" in path:
                 before, _, rest = path.partition("{")
                 path = before + "0" + rest.partition("}")[2].lstrip("}:.+)?")
