@@ -46,13 +46,17 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
         "",
     )
     alone = _cost(folder / "alone", *ALONE, seconds)
-    name = "ends, 100 nodes of 16 slots, 1 s"
-    yield f"{name}", f"{alone.rate:.0f}/s", "", "", ""
-    yield bound_row(f"{name}: CPU a task", alone.cpu_us, "us", CPU_US)
+    yield ("ends, 100 nodes of 16 slots, 1 s", f"{alone.rate:.0f}/s", "", "", "")
+    yield bound_row(
+        "ends, 100 nodes of 16 slots, 1 s: CPU a task", alone.cpu_us, "us", CPU_US
+    )
     ratio = alone.cpu_us / gathered.cpu_us
     met = "yes" if ratio <= SHARE else "no"
-    yield f"{name}: by gathered", "", f"{ratio:.2f}", f"<= {SHARE:g}", met
-    yield bound_row(f"{name}: written a task", alone.written_kb, "kB", KB)
+    share = f"{ratio:.2f}", f"<= {SHARE:g}", met
+    yield ("ends, 100 nodes of 16 slots, 1 s: by gathered", "", *share)
+    yield bound_row(
+        "ends, 100 nodes of 16 slots, 1 s: written a task", alone.written_kb, "kB", KB
+    )
 
 
 def _cost(folder: Path, members: int, work: Work, seconds: float) -> EndCost:
