@@ -46,6 +46,7 @@ class Machine:
     full_s: float = 0.0  #: the disk refuses writes before this time
     is_failing: bool = False  #: a write has failed and is retried
     wall_skew_ms: int = 0
+    highest_skew_ms: int = 0  #: so far
     restored_s: float = -1e9  #: time at which it last lost part of its disk
     lost: list[Disk] = field(default_factory=list)  #: as they were then
     timer: Due | None = None  #: time of its next step without an event

@@ -216,7 +216,11 @@ class World(Timeline):
         machine = self.machines[node_id]
         if machine.node is None:
             return
+        if machine.wall_skew_ms < machine.highest_skew_ms < skew_ms:
+            # The step looks like the end of a step back, which changes no age.
+            self.is_step_lost = True
         machine.wall_skew_ms = skew_ms
+        machine.highest_skew_ms = max(machine.highest_skew_ms, skew_ms)
         machine.disk.record_clock_step(self.now(machine))
         self.is_skewed = True
 
@@ -338,7 +342,8 @@ class World(Timeline):
     def least_age_s(self, age_s: float) -> float:
         """Return the least true age of a task that may count as so old.
 
-        A disk that was restored from a backup does not know of later clock steps.
+        A disk that was restored from a backup does not know of later clock steps. Nor
+        does a step count for what was stored before the clock was set back.
         """
         if self.is_step_lost:
             return 0.0
