@@ -74,7 +74,10 @@ class DispatcherRole:
             alone_since_s=self.peer_table.alone_since_s,
         )
         self.not_found_rule.start_catch_up(
-            epoch, self.roster_builder.roster, now.mono_s
+            epoch,
+            self.roster_builder.roster,
+            now.mono_s,
+            self.election.loss.dispatcher,
         )
         if not self.not_found_rule.has_read_all:
             self.dispatcher.reconciler.delay_read(now)

@@ -63,7 +63,13 @@ class NotFoundRule:
         """Wait for nodes that were in the mesh before this process started."""
         self._missing_nodes = dict.fromkeys(nodes, now_s + REMEMBERED_PEER_S)
 
-    def start_catch_up(self, epoch: Epoch, roster: Roster | None, now_s: float) -> None:
+    def start_catch_up(
+        self,
+        epoch: Epoch,
+        roster: Roster | None,
+        now_s: float,
+        lost_dispatcher: NodeId | None = None,
+    ) -> None:
         """Start an epoch of this node, and find the nodes that may hold more.
 
         The previous dispatcher and its standbys may, and any lost node: it may have
@@ -71,10 +77,13 @@ class NotFoundRule:
 
         Args:
             epoch: The new epoch.
-            roster: The latest roster of the previous dispatcher.
+            roster: The latest roster of a previous dispatcher.
             now_s: The monotonic clock.
+            lost_dispatcher: The previous dispatcher, which may have sent no roster.
         """
         self._epoch = epoch
+        if lost_dispatcher is not None:
+            self._missing_nodes[lost_dispatcher] = now_s + REMEMBERED_PEER_S
         if roster is None:
             # Without a roster, any node that this process has heard of may hold tasks.
             heard_of = self._peer_table.address_book.heard_of_nodes()

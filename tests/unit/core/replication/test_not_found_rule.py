@@ -70,10 +70,13 @@ class World(ReplicatingDispatcher):
         """Return the answers at that time."""
         return self.completeness.on_time(self.epoch, moment(seconds))
 
-    def take_over(self, *members: RosterEntry) -> None:
-        """Take over from z, which had sent this roster."""
+    def take_over(self, *members: RosterEntry, lost: str | None = None) -> None:
+        """Take over; z had sent this roster, and `lost` was dispatcher last."""
         roster = Roster(BEFORE, 1, members)
-        self.completeness.start_catch_up(self.epoch, roster, self.at(0.0))
+        lost_dispatcher = None if lost is None else node_id(lost)
+        self.completeness.start_catch_up(
+            self.epoch, roster, self.at(0.0), lost_dispatcher
+        )
 
 
 def member(name: str, role: Role, state: NodeState = NodeState.READY) -> RosterEntry:
@@ -98,6 +101,15 @@ def test_remembered_peers_are_awaited_for_a_while_after_a_start() -> None:
     """They may have worked on without this node."""
     world = World()
     world.completeness.expect_nodes([node_id("b")], world.at(0.0))
+
+    assert not world.is_complete(REMEMBERED_PEER_S - 1)
+    assert world.is_complete(REMEMBERED_PEER_S)
+
+
+def test_a_dispatcher_that_died_before_it_sent_a_roster_is_awaited() -> None:
+    """The roster of the one before it lists it as a worker."""
+    world = World()
+    world.take_over(member("b", Role.WORKER), lost="b")
 
     assert not world.is_complete(REMEMBERED_PEER_S - 1)
     assert world.is_complete(REMEMBERED_PEER_S)
