@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import Final
@@ -100,7 +100,10 @@ def part_bytes(request: web.BaseRequest) -> int:
 
 
 async def send_chunks(
-    request: web.BaseRequest, answer: web.StreamResponse, chunks: Iterator[bytes]
+    request: web.BaseRequest,
+    answer: web.StreamResponse,
+    chunks: Iterator[bytes],
+    wait_for_turn: Callable[[], Awaitable[None]],
 ) -> None:
     """Send the body of a response that was prepared; `chunks` is read in threads.
 
@@ -119,6 +122,7 @@ async def send_chunks(
             while chunk := await asyncio.shield(
                 loop.run_in_executor(None, next, chunks, b"")
             ):
+                await wait_for_turn()
                 await answer.write(chunk)
         await answer.write_eof()
 

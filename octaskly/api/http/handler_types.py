@@ -122,6 +122,9 @@ class Work(Protocol):
     def end(self) -> None:
         """Count it no longer, because it waits for an event."""
 
+    async def turn(self) -> None:
+        """Wait until the next part of a long response may be written."""
+
     def heavy(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Let the requests of others pass before a step that takes milliseconds."""
 

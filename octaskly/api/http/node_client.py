@@ -393,6 +393,7 @@ class HttpNodeClient:
         content.set_read_chunk_size(LONG_READ_BYTES)
         with long_reads(source):
             while chunk := await self._chunk(response):
+                await request.work.turn()
                 await answer.write(chunk)
 
     def forwarding_headers(

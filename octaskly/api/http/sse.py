@@ -65,6 +65,7 @@ class EventStream:
 
     async def write(self, part: bytes) -> None:
         """Send raw bytes of the stream; otherwise as `send`."""
+        await self._request.work.turn()
         try:
             # Only the transport buffers bytes; this class keeps none.
             async with (

@@ -304,7 +304,8 @@ async def send_tar(
         chunks = tree.tar_chunks(start, end, part_max)
         if is_fetch and end == layout.size_bytes:
             chunks = _and_then(chunks, tree.mark_fetched)
-        await send_chunks(request.http_request, answer, chunks)
+        turn = request.work.turn
+        await send_chunks(request.http_request, answer, chunks, turn)
     return answer
 
 

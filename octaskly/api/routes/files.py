@@ -265,7 +265,8 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
             response.enable_compression(web.ContentCoding.gzip)
         request.add_headers(response)
         await response.prepare(request.http_request)
-        await send_chunks(request.http_request, response, parts)
+        turn = request.work.turn
+        await send_chunks(request.http_request, response, parts, turn)
     if asked.tree:
         await asyncio.to_thread(files.release_copies, asked.sha256)
     return response

@@ -7,7 +7,6 @@ one that reads nothing.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from aiohttp import web
@@ -39,7 +38,7 @@ async def send(
     await answer.prepare(request.http_request)
     parts = memoryview(body)
     for start in range(0, len(body), PART_BYTES):
+        await request.work.turn()
         await answer.write(parts[start : start + PART_BYTES])
-        await asyncio.sleep(0)  # The write has not waited if the client reads fast.
     await answer.write_eof()
     return answer

@@ -15,7 +15,7 @@ from math import inf
 from typing import Final
 
 STARTS_PER_TURN: Final = 1
-"""Requests of one owner in a turn of the event loop.
+"""Requests of one owner in a turn of the event loop, and parts of long responses.
 
 With 8, the submissions of others took 12 times as long while a client listed tasks over
 512 connections, with 1 less than 5 times; 64 busy connections of one client get 4 %
@@ -64,6 +64,10 @@ class RequestWork(_Counted):
         super().__init__(lambda: turns.end_light(owner))
         self._turns, self._owner = turns, owner
 
+    async def turn(self) -> None:
+        """See `handler_types.Work`."""
+        await self._turns.wait(self._owner)
+
     def heavy(self) -> contextlib.AbstractAsyncContextManager[None]:
         """See `handler_types.Work`."""
         return self._turns.heavy(self._owner)
@@ -93,7 +97,7 @@ class RequestTurns:
         self._latest_other_s = -inf  #: the latest time of another owner than that
 
     async def wait(self, owner: str) -> None:
-        """Return when a request of an owner may start; in order of arrival."""
+        """Return when a request of an owner may start or go on; in order of arrival."""
         loop = asyncio.get_running_loop()
         if not self._started:
             loop.call_soon(self._begin_turn)
