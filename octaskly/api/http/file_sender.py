@@ -21,7 +21,7 @@ SENT_BYTES: Final = 1 << 20
 """Bytes per write. Each write costs the same in Python, and a TLS record has 16 KiB."""
 
 LONG_BODY_BYTES: Final = 8 << 20
-"""If more is left of a body, it bypasses the parser, and the connection closes."""
+"""Of a longer rest of a body, the parser sees nothing; the connection closes."""
 
 FETCHERS_MAX: Final = 4  #: other nodes that this node sends files at a time
 WAITING_MAX: Final = 64

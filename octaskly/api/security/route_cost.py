@@ -74,7 +74,7 @@ class Cost:
         return max(least, count // ROWS_PER_UNIT, size_bytes // BYTES_PER_UNIT)
 
     def is_heavy(self, query: Mapping[str, str]) -> bool:
-        """Return True if the event loop may notice a request for milliseconds."""
+        """Return True if a request may take the event loop for milliseconds."""
         return self.rate_units(query) >= HEAVY_UNITS or self.is_expensive(query)
 
     def response_bytes(self, query: Mapping[str, str]) -> int:

@@ -33,17 +33,17 @@ WORK_S_MAX: Final = 0.05
 One that takes longer waits for something: its client, another node, the end of a task.
 """
 QUIET_S: Final = 0.005
-"""A heavy request begins so long after the last request of another owner.
+"""Time from the last request of another owner until a heavy request begins.
 
-The next request of a client that sends one after the other arrives earlier.
+A client that sends one request after the other sends the next one sooner.
 """
-HEAVY_WAIT_S: Final = 0.25  #: or after so long
+HEAVY_WAIT_S: Final = 0.25  #: longest wait of a heavy request for others
 TURNS_BEFORE_HEAVY: Final = 6
-"""In which requests that arrived during the last heavy step begin."""
+"""Turns in which requests begin that arrived during the last heavy step."""
 
 
 class _Counted:
-    """A request that counts until it ends, or until it has waited."""
+    """A request that counts until it ends, but for at most `WORK_S_MAX`."""
 
     def __init__(self, end: Callable[[], None]) -> None:
         self._end: Callable[[], None] | None = end

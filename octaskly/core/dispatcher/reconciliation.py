@@ -275,7 +275,7 @@ class Reconciler:
             self._step.decide(task)
 
     def _prefer_later_attempt(self, task: QueuedTask) -> None:
-        """Let the last attempt count that may run, unless its worker has spoken."""
+        """Choose the latest attempt that may run, unless a worker confirmed one."""
         live = _live_attempts(task.record)
         is_settled = task.stage is Stage.LIVE and task.is_worker_confirmed
         if is_settled or not live:

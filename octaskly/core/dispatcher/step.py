@@ -175,7 +175,7 @@ class DispatchStep:
         self.mark_task_ended()
 
     def note_changed(self, tasks: Iterable[TaskId]) -> None:
-        """Let no older answer about unblocked tasks count for these."""
+        """Ignore for these tasks an answer about unblocked tasks that is pending."""
         if self.changed_since_query is not None:
             self.changed_since_query.update(tasks)
 
@@ -249,7 +249,7 @@ class DispatchStep:
             split_member_id(task.spec.id) if task.may_be_array_cancelled else None
         )
         if array_and_number is not None and task.final_state is None:
-            # It may be over by that, as the store is going to say.
+            # The array may be over by that, which the store knows.
             self.announce_ended([array_and_number[0]])
 
     def requeue_backed_off(self, now: Moment) -> bool:

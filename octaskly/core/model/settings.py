@@ -67,7 +67,7 @@ class Limits:
     hello_bytes: int = 1 << 20
     entries_bytes: int = 1 << 20  #: soft bound on the part of a batch in one message
     pull_bytes: int = 128 << 10  #: answer to PULL; small, as it is decoded in one step
-    many_reports: int = 20  #: reports in 50 ms from which they are gathered
+    many_reports: int = 20  #: so many reports within 50 ms are gathered
     prefetch: int = 256  #: most attempts that wait on a worker beyond its slots
     peers: int = 1024
     tail_entries: int = 8192  #: recent entries kept to bring a standby in sync

@@ -658,7 +658,10 @@ class Node:
     def _with_gathered(
         self, effect: Effect, waiting: deque[Effect], now: Moment
     ) -> list[Effect]:
-        """Return an effect with what waited for it; add the copies of writes."""
+        """Return an effect with the writes or acknowledgements that waited for it.
+
+        The copies of these writes for standbys are appended to `waiting`.
+        """
         if isinstance(effect, Send):
             return [self._gathering.with_ack(effect)]
         if not isinstance(effect, NumberedWrite):
