@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tarfile
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from playwright.async_api import Page, Route, expect
+from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 from octaskly.core.model.drafts import sequence_of
 from octaskly.trust import MeshTls, NodeKey, load_secret
@@ -560,6 +562,16 @@ async def test_task_output_is_shown_as_plain_text(
     assert (await page.title()).endswith("Octaskly"), title
 
 
+async def found_words(page: Page) -> str:
+    """Look for a machine that waits until one look has found it; return its words."""
+    words = page.get_by_label("Its words")
+    while not await words.count():
+        await page.get_by_role("button", name="Find machines").click()
+        with contextlib.suppress(PlaywrightTimeout):
+            await words.wait_for(timeout=5000)
+    return await words.inner_text()
+
+
 async def test_waiting_machine_is_admitted_once_the_words_match(
     page: Page, mesh: list[Agent], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -570,9 +582,7 @@ async def test_waiting_machine_is_admitted_once_the_words_match(
         asking = Asking(agent)
         asking.expect("on a member: octaskly approve bay")
         await show(page, "nodes")
-        await page.get_by_role("button", name="Find machines").click()
-        words = await page.get_by_label("Its words").inner_text()
-        asking.expect(f"    {words}")
+        asking.expect(f"    {await found_words(page)}")
         await page.get_by_role("button", name="Yes, let it join").click()
         asking.type("y\n")
         asking.expect("joined the mesh of")
