@@ -136,9 +136,7 @@ PER_NODE: Final = Cost(
 """A row for each node of the mesh; few have as many as are expected."""
 
 MESH_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=1000)
-"""A change that all nodes are told of; an admin may make 600 in a minute."""
+"""A change that is sent to all nodes; the rate limit allows an admin 600 a minute."""
 
-WHOLE_TASK: Final = Cost(kind=CostKind.EXPENSIVE)
-"""Reads a task with its stdin, environment and output, which may be long."""
 METRICS: Final = EXPENSIVE
 """All metrics of a node, which each node counts for itself."""
