@@ -940,7 +940,7 @@ def test_an_ambiguous_name_is_refused(
 def test_a_task_that_is_not_known_yet_is_said_at_once(
     api: Api, octaskly: Run, command: str
 ) -> None:
-    """A dispatcher that has just taken over may not know the task, or nobody does."""
+    """The dispatcher has just taken over, so it cannot tell whether the task exists."""
     not_known_yet(api)
 
     done = octaskly(command, "task-009-00000009")

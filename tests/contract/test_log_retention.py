@@ -440,7 +440,7 @@ async def test_a_late_result_of_a_forgotten_task_shows_nothing(
 async def test_a_result_of_a_task_that_is_elsewhere_is_carried(
     benches: list[Bench],
 ) -> None:
-    """Its attempt was placed in a stream of which no entry is here yet."""
+    """No entry of the stream in which its attempt was assigned is here yet."""
     one, _ = benches
     result = result_from_elsewhere(2)
     await one.add(result, kit.submitted(1), kit.finished(1))

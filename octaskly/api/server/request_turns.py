@@ -28,7 +28,7 @@ They may all go on in one turn, after the commit that they have waited for. So m
 share a commit if one client submits tasks over many connections.
 """
 WORK_S_MAX: Final = 0.05
-"""How long a request counts.
+"""A request counts for at most this long.
 
 One that takes longer waits for something: its client, another node, the end of a task.
 """
@@ -112,8 +112,8 @@ class RequestTurns:
     async def work(self, owner: str) -> AsyncIterator[RequestWork]:
         """Let a request be answered by the block.
 
-        An owner has no more requests in progress than another who has some: who asks
-        for little waits for little.
+        While another owner has requests in progress, this one gets no more at a time.
+        So a client that asks for little waits for little.
         """
         if owner not in self._waiting_light and self._may_begin(owner):
             self._add_light(owner)

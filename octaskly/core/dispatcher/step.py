@@ -349,7 +349,7 @@ class DispatchStep:
                 self.pin_until_durable(other)
 
     def cancel_remaining_members(self, array: TaskSpec, by: str) -> None:
-        """Begin no more members of an array.
+        """Cancel the members of an array that have not begun.
 
         One fact says it of all: those that wait have none of their own.
         """
@@ -548,6 +548,6 @@ def _ends_live_attempt(task: QueuedTask, end: Finished) -> bool:
 
 
 def _forced_canceller(array: TaskRecord) -> str | None:
-    """Return who cancelled an array with its running members, if anybody did."""
+    """Return who cancelled an array by force; None if nobody did."""
     by = array.cancelled_by or ""
     return by.removeprefix(FORCED_PREFIX) if by.startswith(FORCED_PREFIX) else None

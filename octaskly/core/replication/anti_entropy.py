@@ -35,7 +35,7 @@ from octaskly.core.replication.journal import Journal, WhenDurable
 
 @dataclass
 class _ReceivedSnapshot:
-    """A snapshot of which some parts, or all, have arrived."""
+    """A snapshot that is arriving, or that waits for its merge."""
 
     number: int  #: greater than that of any earlier snapshot
     peer: NodeId
@@ -43,7 +43,7 @@ class _ReceivedSnapshot:
     cursor: SnapshotCursor | None = None  #: end of the last part that arrived
     retired: VectorItems = ()
     merge_callbacks: deque[WhenDurable] = field(default_factory=deque)
-    """What to do once a part is merged, for each part that is not."""
+    """For each part that is not merged yet: what to do once it is."""
     is_pull_due: bool = True  #: pull from the peer again after the merge
 
 
@@ -60,7 +60,7 @@ class AntiEntropy:
         self._snapshots: dict[NodeId, _ReceivedSnapshot] = {}
         """Incomplete snapshots."""
         self._merges: deque[_ReceivedSnapshot] = deque()
-        """Complete snapshots, of which the first is being merged."""
+        """Complete snapshots; the first one is being merged."""
         self._last_snapshot = 0  #: number of the latest snapshot
         self._last_appends: dict[
             NodeId, int

@@ -1,8 +1,8 @@
 """Reads of the store that are not answered yet, and what they may not have seen.
 
 The reads are numbered in the order in which they were asked for. A read sees all that
-was durable when it was asked for. So an answer is outdated only for a task of which
-something became durable later.
+was durable at that time. What became durable later, it may have missed: for these tasks
+its answer is outdated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from octaskly.core.model.ids import TaskId
 
 
 class Read(IntEnum):
-    """What is read; at most one read of each kind is pending."""
+    """The kinds of reads; at most one of each kind is pending."""
 
     QUEUED = auto()
     LIVE = auto()

@@ -166,7 +166,7 @@ class QueuedTask:
         self._update_final_state()
 
     def cancel_with_array(self) -> None:
-        """Start no more attempts, as the array of this member was cancelled."""
+        """Note that its array was cancelled, so that no further attempt starts."""
         self.is_array_cancelled = True
         self._update_final_state()
 

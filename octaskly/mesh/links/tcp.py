@@ -11,13 +11,13 @@ from contextlib import suppress
 from typing import Final
 
 from octaskly.core.model.ids import Address
+from octaskly.system.tls_transport import RECORD_BYTES
 
 CONNECT_S: Final = 1.0  #: timeout per address
 USER_TIMEOUT_MS: Final = 5000  #: unacknowledged bytes end the connection after this
 KEEPALIVE_IDLE_S: Final = 5
 KEEPALIVE_INTERVAL_S: Final = 1
 KEEPALIVE_COUNT: Final = 3
-RECORD_BYTES: Final = 16 << 10  #: of TLS
 
 
 async def connect(address: Address) -> socket.socket:

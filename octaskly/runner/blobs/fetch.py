@@ -60,7 +60,7 @@ class FilesAwaited(Exception):
 
 
 class Wanted(NamedTuple):
-    """How to fetch files: their holders, when to stop, and how long they are kept."""
+    """Terms of a fetch: who has the files, when to stop, and how long to keep them."""
 
     find_holders: HolderLookup
     may_continue: Callable[[], bool]

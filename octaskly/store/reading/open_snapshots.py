@@ -26,7 +26,7 @@ from octaskly.store.tables.database import build_store_error, open_reader
 from octaskly.store.tables.staged_parts import is_merging
 
 SNAPSHOTS_MAX: Final = 4  #: more peers wait
-IDLE_S: Final = 30.0  #: after which a snapshot ends if its peer asks for no more
+IDLE_S: Final = 30.0  #: without a request by its peer, a snapshot ends
 
 _T = TypeVar("_T")
 
