@@ -30,7 +30,10 @@ async def check_reachability(request: Request) -> web.StreamResponse:
     gateway, path = request.gateway, request.path_params
     source, target = _member(request, path["name"]), _member(request, path["other"])
     if source.id == gateway.node_id:
-        return json_response(task_response.encode(await _probe_member(target)))
+        # One probe of a client at a time: each is up to eight connections.
+        async with request.work.heavy():
+            found = await _probe_member(target)
+        return json_response(task_response.encode(found))
     if source.state is NodeState.LOST or request.forwarded_by is not None:
         raise _missing(source.name)
     where = f"/api/v1/nodes/{source.id}/reach/{target.id}"

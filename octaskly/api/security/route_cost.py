@@ -138,5 +138,11 @@ PER_NODE: Final = Cost(
 MESH_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=1000)
 """A change that is sent to all nodes; the rate limit allows an admin 600 a minute."""
 
+SECRET_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=20_000)
+"""A change of the mesh secret, for which each node makes its certificates again.
+
+That takes the event loop 50 ms; the rate limit allows an admin 30 a minute.
+"""
+
 METRICS: Final = EXPENSIVE
 """All metrics of a node, which each node counts for itself."""
