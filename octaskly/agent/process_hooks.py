@@ -48,7 +48,7 @@ class GarbageCollection:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        gc.set_threshold(YOUNG_OBJECTS_MAX, 1)  # Each third one is of survivors, too.
+        gc.set_threshold(YOUNG_OBJECTS_MAX, 1, 1)
 
     def collect_if_due(self) -> None:
         """Collect all objects if many young ones have been, and few since last asked.

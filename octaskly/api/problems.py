@@ -198,4 +198,5 @@ def too_many_connections_of(owner: str, connections_max: int) -> Problem:
         "them, and close those that are idle",
         headers={"Retry-After": "1"},
         closes_connection=True,
+        is_delayed=True,
     )

@@ -30,9 +30,9 @@ EXCESS_ANSWERED_MAX: Final = 16
 """Connections above a limit that get an error response; others are closed at once."""
 
 IDLE_S_MIN: Final = 0.25
-"""A connection without a token makes room for a newer one of its owner only after so
-long without a request. Otherwise, an owner that connects without end would cost a
-transport each time, while a refusal before it costs little."""
+"""A connection makes room for a newer one of its owner only after so long without a
+request. Otherwise, an owner that connects without end would cost a transport each time,
+while a refusal before it costs little."""
 
 DESCRIPTORS_RESERVED: Final = 48
 """Descriptors for files, launchers and peers; connections get the rest."""
@@ -87,8 +87,7 @@ class ConnectionPool:
         per_owner_max: Number of connections of one owner.
         aborts_serving: Also closes connections with a complete request. Otherwise,
             clients that do not read their responses could keep the pool full.
-        idle_s_min: A connection makes room after so long without a request.
-        clock: Tells how long that is.
+        clock: Tells how long a connection is idle.
     """
 
     def __init__(
@@ -97,10 +96,8 @@ class ConnectionPool:
         per_owner_max: int,
         *,
         aborts_serving: bool,
-        idle_s_min: float,
         clock: Clock,
     ) -> None:
-        self._idle_s_min = idle_s_min
         self._clock = clock
         self._connections_max = connections_max
         self._per_owner_max = per_owner_max
@@ -130,7 +127,7 @@ class ConnectionPool:
         if own is None or own.count < self._per_owner_max or not own.receiving:
             return False
         oldest_s = next(iter(own.receiving.values()))
-        return oldest_s + self._idle_s_min > self._clock.now().mono_s
+        return oldest_s + IDLE_S_MIN > self._clock.now().mono_s
 
     def has_room(self) -> bool:
         """Make room for one more connection; return False if none may be closed."""
@@ -147,6 +144,12 @@ class ConnectionPool:
             return False
         self._evict(next(iter(largest.receiving or largest.serving)))
         return True
+
+    def make_room(self, owner: str) -> Problem | None:
+        """Make room for one more connection of an owner; return why not, or None."""
+        if not self.has_room_for_owner(owner):
+            return self.owner_problem(owner)
+        return None if self.has_room() else too_many_connections()
 
     def add(self, connection: PooledConnection, owner: str) -> None:
         """Add a connection that has not sent a complete request."""
@@ -206,12 +209,10 @@ class ConnectionLimits:
             ConnectionKind.UNAUTHENTICATED: limits.connections_per_address,
             ConnectionKind.NODE: limits.connections_max,  # Only the pool is limited.
         }.get(kind, limits.connections_per_subject)
-        has_token = kind is not ConnectionKind.UNAUTHENTICATED
         return ConnectionPool(
             lambda: self._pool_size(kind),
             per_owner_max,
-            aborts_serving=not has_token,
-            idle_s_min=0.0 if has_token else IDLE_S_MIN,
+            aborts_serving=kind is ConnectionKind.UNAUTHENTICATED,
             clock=self._clock,
         )
 
@@ -234,13 +235,11 @@ class ConnectionLimits:
     ) -> Problem | None:
         """Add a new connection to its pool; return why it is refused, or None."""
         pool = self._pools[kind]
-        if not pool.has_room_for_owner(owner):
-            return pool.owner_problem(owner)
-        if not pool.has_room():
-            return too_many_connections()
-        pool.add(connection, owner)
-        self._kinds[connection] = kind
-        return None
+        problem = pool.make_room(owner)
+        if problem is None:
+            pool.add(connection, owner)
+            self._kinds[connection] = kind
+        return problem
 
     def remove_connection(self, connection: PooledConnection) -> None:
         """Remove a connection that is lost."""
@@ -257,6 +256,9 @@ class ConnectionLimits:
     def authenticate(self, connection: PooledConnection, subject: str) -> None:
         """Move a connection to the clients, because it showed a valid token.
 
+        If the clients have no room for it, it keeps its place until it is closed. So
+        an owner that connects without end is soon refused before its tokens are read.
+
         Raises:
             Problem: 429, the subject has too many; 503, all clients have.
         """
@@ -267,11 +269,12 @@ class ConnectionLimits:
         )
         if kind is None or kind is ConnectionKind.NODE or is_moved:
             return
-        self._pools[kind].remove(connection)
-        problem = self.add_connection(connection, ConnectionKind.CLIENT, subject)
+        problem = pool.make_room(subject)
         if problem is not None:
-            del self._kinds[connection]
             raise problem
+        self._pools[kind].remove(connection)
+        pool.add(connection, subject)
+        self._kinds[connection] = ConnectionKind.CLIENT
 
     @contextlib.contextmanager
     def count_forwarded(self, subject: str) -> Iterator[None]:

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from octaskly import __version__
 from octaskly.api import HttpTimeouts
-from octaskly.api.server import server
+from octaskly.api.server import connection_limits, server
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import StandbyView, Takeover
@@ -594,8 +594,11 @@ async def _half_sent(
     return reader, writer
 
 
-async def test_one_subject_gets_so_many_connections() -> None:
+async def test_one_subject_gets_so_many_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One more is 429 and names it; an idle one would have been closed instead."""
+    monkeypatch.setattr(connection_limits, "IDLE_S_MIN", 0.0)
     async with api_node(limits=LimitOptions(connections_per_subject=2)) as node:
         task = await node.submit()
         poll = f"/api/v1/tasks/{task}?wait=60"

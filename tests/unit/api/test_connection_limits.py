@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
+
+from octaskly.api.problems import Problem
 from octaskly.api.server.connection_limits import (
     IDLE_S_MIN,
     ConnectionKind,
@@ -31,10 +34,14 @@ class Api:
     """The limits of an API, and its connections in order of arrival."""
 
     clock: SetClock = field(default_factory=SetClock)
+    subject_max: int = PER_OWNER
     opened: list[Connection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        limits = LimitOptions(connections_per_address=PER_OWNER)
+        limits = LimitOptions(
+            connections_per_address=PER_OWNER,
+            connections_per_subject=self.subject_max,
+        )
         self.limits = ConnectionLimits(limits, self.clock)
 
     def connect(self, owner: str) -> bool:
@@ -75,3 +82,20 @@ def test_a_connection_that_was_just_answered_makes_no_room() -> None:
         api.limits.set_serving(each, is_serving=True)
         api.limits.set_serving(each, is_serving=False)
     assert not api.connect("eve")
+
+
+def test_a_flood_of_one_subject_takes_the_places_of_strangers() -> None:
+    """A refused connection keeps its place, so the next ones cost no transport."""
+    api = Api(subject_max=1)
+    first, *others = (api.connect("eve") and api.opened[-1] for _ in range(PER_OWNER))
+    assert first
+    api.limits.authenticate(first, "eve's token")
+    for each in others:
+        assert each
+        with pytest.raises(Problem, match="Too many connections"):
+            api.limits.authenticate(each, "eve's token")
+
+    assert api.connect("eve")
+    assert not api.connect("eve")
+    assert api.connect("ana")
+    assert all(each.is_open for each in api.opened)
