@@ -57,7 +57,11 @@ from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.capture import OutputReader, outputs_folder
-from octaskly.runner.files.output_copies import CopyHolders, OutputCopies
+from octaskly.runner.files.output_copies import (
+    CopiedOutputs,
+    CopyHolders,
+    OutputCopies,
+)
 from octaskly.runner.files.storage_report import StorageReporter
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.forgotten_outputs import ForgottenOutputs
@@ -126,7 +130,7 @@ def build_pool(
         copy_holders: Returns the other nodes for copies of outputs, in their order.
         on_ended: Called on the event loop with one or more reports.
     """
-    blob_store, archive = _build_stores(config, clock)
+    blob_store, archive = build_file_stores(config, clock)
     own, lenders = (info.id, info.name), Lenders(blob_store, clock)
     blob_fetcher = BlobFetcher(blob_store, tls, holders_of, own, lenders, on_wrong_copy)
     copies = OutputCopies(
@@ -136,7 +140,21 @@ def build_pool(
         copy_holders=copy_holders,
         is_strict=config.is_strict,
     )
-    pool = Pool(
+    pool = build_runner(config, info, clock, archive, blob_fetcher, copies, on_ended)
+    return pool, blob_fetcher, archive, copies
+
+
+def build_runner(
+    config: AgentConfig,
+    info: NodeInfo,
+    clock: Clock,
+    archive: OutputArchive,
+    blob_fetcher: BlobFetcher,
+    copies: CopiedOutputs,
+    on_ended: EndedCallback,
+) -> Pool:
+    """Return the runner of a member or of a visitor."""
+    return Pool(
         slots=config.slots,
         workdir=config.paths.workdir,
         scratch_dir=config.paths.scratch,
@@ -151,10 +169,11 @@ def build_pool(
         clock=clock,
         on_ended=on_ended,
     )
-    return pool, blob_fetcher, archive, copies
 
 
-def _build_stores(config: AgentConfig, clock: Clock) -> tuple[BlobStore, OutputArchive]:
+def build_file_stores(
+    config: AgentConfig, clock: Clock
+) -> tuple[BlobStore, OutputArchive]:
     """Return the store of files that tasks need, and that of outputs."""
     blob_store = BlobStore(
         config.paths.files,
@@ -602,6 +621,7 @@ class Components:
             self._config,
             secret,
             key,
+            self._trust,
             node=self._info,
             gateway=self.gateway,
             store=self._store,
@@ -638,7 +658,7 @@ class Components:
                 [address.host for address in self._local_addresses],
             ),
             forward_ssl=trust.lan_client_context(),
-            peer_node_id=trust.authorized_node_id,
+            identify_peer=trust.authorized_identity,
             configure_socket=tune_socket,
             limits_per_minute=config.options.rates,
             limits=config.options,

@@ -1,7 +1,8 @@
 """The core loop: feeds events to the core and performs its effects in order.
 
 The loop owns the node and never blocks. Store reads run as tasks and return their
-results as events. Writes go to the writer thread, and messages to outboxes.
+results as events. Writes go to the writer thread, and messages to outboxes. A visitor
+has no store, so its loop is a plain `StepLoop`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
-from octaskly.core.model.ids import Address, AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import Address, AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.keyring_state import ChangeKeyring, MergeKeyring, SendKeyring
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import EndReason, TaskSpec
@@ -95,17 +96,28 @@ EVENTS_PER_TURN = 256  #: before asyncio serves sockets and timers again
 TIMER_SLACK_S = 0.1  #: a timer is kept if the deadline moves later by less
 
 
-class CoreLoop:
+class SteppedNode(Protocol):
+    """All decisions of a member or of a visitor."""
+
+    def step(self, event: ev.Event, now: Moment) -> list[ef.Effect]:
+        """Run what is due, then handle the event; return ordered effects."""
+
+    def deadline(self) -> float:
+        """Return the monotonic time of the next step without an event."""
+
+
+N = TypeVar("N", bound=SteppedNode)
+
+
+class StepLoop(Generic[N]):
     """One node, its inbox and its timer."""
 
     def __init__(
         self,
-        node: Node,
+        node: N,
         *,
         clock: SystemClock,
         log: Logger,
-        store: DurableStore,
-        limits: Limits,
         on_stopped: Callable[[], None],
     ) -> None:
         self.node = node
@@ -114,8 +126,6 @@ class CoreLoop:
         self.last_turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
         self._clock = clock
         self._log = log
-        self._store = store
-        self._limits = limits
         self._on_stopped = on_stopped
         self._inbox: deque[ev.Event] = deque()
         self._turn_handle: asyncio.Handle | None = None
@@ -123,63 +133,21 @@ class CoreLoop:
         self._timer_update: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: due time of the timer, on the monotonic clock
-        self._was_size_warned = False  #: True once the log size warning was logged
         self._performers: dict[type, Callable[[Any], None]] = {}
-        self._pulls: dict[NodeId, ef.ServePull] = {}  #: the latest pull of each peer
 
-    def connect(
-        self,
-        *,
-        links: PeerLinks,
-        runner: Runner,
-        discovery: Advertiser,
-        gateway: AgentGateway,
-        secret_holder: MeshSecretHolder,
-        reads: asyncio.TaskGroup,
-        on_ended: Callable[[], None],
+    def set_notes(
+        self, name_nodes: Callable[[ef.LogLine], ef.LogLine] = lambda note: note
     ) -> None:
-        """Set the components that perform effects. Call this before `start`."""
-        store = self._store
-        self._notes = LogThrottle(
-            lambda n: log_line(self._log, gateway.view.with_node_names(n))
-        )
-        self._links, self._reads, self._on_ended = links, reads, on_ended
-        self._performers = {
-            ef.Append: lambda e: self._append_entries(e, gateway),
-            ef.StageRows: store.stage_rows,
-            ef.MergeRows: store.merge_rows,
-            ef.Save: store.save_node_state,
-            ef.Send: lambda e: links.send(e.peer, e.messages),
-            ef.Dial: lambda e: links.dial(e.node, e.addresses),
-            ef.Disconnect: lambda e: links.disconnect(e.peer, e.reason),
-            ef.ServePull: self._queue_pull,
-            ef.Browse: lambda e: discovery.set_browsing(is_wanted=e.is_wanted),
-            ef.Advertise: lambda e: discovery.advertise(
-                is_dispatcher=e.is_dispatcher, term=e.term
-            ),
-            ef.Start: lambda e: runner.start_attempts(e.items, dict(e.holders)),
-            ef.Stop: lambda e: runner.stop_attempts(e.items, e.reason),
-            ef.ReleaseWaiting: lambda _: runner.release_waiting(),
-            ef.Freeze: lambda e: runner.set_frozen(is_frozen=e.is_frozen),
-            ef.Spool: lambda e: store.spool_results(e.reports),
-            ef.Unspool: lambda e: store.unspool_results(e.items),
-            ef.LoadQueued: lambda e: self._spawn(self._load_queued_tasks(e)),
-            ef.LoadLive: lambda e: self._spawn(self._load_live_tasks(e)),
-            ef.LoadTasks: lambda e: self._spawn(self._load_tasks(e)),
-            ef.LoadUnblocked: lambda e: self._spawn(self._load_unblocked_tasks(e)),
-            ef.PlanFloor: lambda e: self._spawn(self._plan_compaction(e)),
-            ef.Answer: lambda e: gateway.pending_requests.set_reply(e.ticket, e.reply),
-            ef.AnnounceTaskStates: lambda e: self._announce_tasks(e, gateway),
-            ef.ApplyRecords: lambda e: gateway.records.on_records(e.records),
-            ef.PublishMeshState: lambda e: self._publish_roster(e, gateway),
-            ef.SavePeer: lambda e: self._save_peer(e, gateway),
-            ef.RenameNode: lambda e: self._rename_node(e, gateway),
+        """Write lines of the core to the log, with the names of nodes in them."""
+        self._notes = LogThrottle(lambda n: log_line(self._log, name_nodes(n)))
+        self._performers |= {
             ef.LogLine: self._notes.take,
             ef.Stopped: lambda _: self._stop(),
-            ChangeKeyring: secret_holder.change_keyring,
-            SendKeyring: secret_holder.send_keyring,
-            MergeKeyring: secret_holder.merge_keyring,
         }
+
+    def set_performers(self, performers: Mapping[type, Callable[[Any], None]]) -> None:
+        """Set what performs each effect; the others are ignored."""
+        self._performers |= performers
 
     def start(self) -> None:
         """Take the first step."""
@@ -269,6 +237,80 @@ class CoreLoop:
         else:
             self.handle(ev.TimerFired(draw=self._clock.draw()))
 
+    def _stop(self) -> None:
+        self.is_stopped = True
+        self._on_stopped()
+
+
+class CoreLoop(StepLoop[Node]):
+    """The node of a member, its inbox and its timer."""
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        clock: SystemClock,
+        log: Logger,
+        store: DurableStore,
+        limits: Limits,
+        on_stopped: Callable[[], None],
+    ) -> None:
+        super().__init__(node, clock=clock, log=log, on_stopped=on_stopped)
+        self._store = store
+        self._limits = limits
+        self._was_size_warned = False  #: True once the log size warning was logged
+        self._pulls: dict[NodeId, ef.ServePull] = {}  #: the latest pull of each peer
+
+    def connect(
+        self,
+        *,
+        links: PeerLinks,
+        runner: Runner,
+        discovery: Advertiser,
+        gateway: AgentGateway,
+        secret_holder: MeshSecretHolder,
+        reads: asyncio.TaskGroup,
+        on_ended: Callable[[], None],
+    ) -> None:
+        """Set the components that perform effects. Call this before `start`."""
+        store = self._store
+        self.set_notes(gateway.view.with_node_names)
+        self._links, self._reads, self._on_ended = links, reads, on_ended
+        self._performers |= {
+            ef.Append: lambda e: self._append_entries(e, gateway),
+            ef.StageRows: store.stage_rows,
+            ef.MergeRows: store.merge_rows,
+            ef.Save: store.save_node_state,
+            ef.Send: lambda e: links.send(e.peer, e.messages),
+            ef.Dial: lambda e: links.dial(e.node, e.addresses),
+            ef.Disconnect: lambda e: links.disconnect(e.peer, e.reason),
+            ef.ServePull: self._queue_pull,
+            ef.Browse: lambda e: discovery.set_browsing(is_wanted=e.is_wanted),
+            ef.Advertise: lambda e: discovery.advertise(
+                is_dispatcher=e.is_dispatcher, term=e.term
+            ),
+            ef.Start: lambda e: runner.start_attempts(e.items, dict(e.holders)),
+            ef.Stop: lambda e: runner.stop_attempts(e.items, e.reason),
+            ef.ReleaseWaiting: lambda _: runner.release_waiting(),
+            ef.Freeze: lambda e: runner.set_frozen(is_frozen=e.is_frozen),
+            ef.Spool: lambda e: store.spool_results(e.reports),
+            ef.Unspool: lambda e: store.unspool_results(e.items),
+            ef.LoadQueued: lambda e: self._spawn(self._load_queued_tasks(e)),
+            ef.LoadLive: lambda e: self._spawn(self._load_live_tasks(e)),
+            ef.LoadTasks: lambda e: self._spawn(self._load_tasks(e)),
+            ef.LoadUnblocked: lambda e: self._spawn(self._load_unblocked_tasks(e)),
+            ef.PlanFloor: lambda e: self._spawn(self._plan_compaction(e)),
+            ef.Answer: lambda e: gateway.pending_requests.set_reply(e.ticket, e.reply),
+            ef.AnnounceTaskStates: lambda e: self._announce_tasks(e, gateway),
+            ef.ApplyRecords: lambda e: gateway.records.on_records(e.records),
+            ef.PublishMeshState: lambda e: self._publish_roster(e, gateway),
+            ef.SavePeer: lambda e: self._save_peer(e, gateway),
+            ef.RenameNode: lambda e: self._rename_node(e, gateway),
+            ChangeKeyring: secret_holder.change_keyring,
+            SendKeyring: secret_holder.send_keyring,
+            MergeKeyring: secret_holder.merge_keyring,
+        }
+
     def _append_entries(self, effect: ef.Append, gateway: AgentGateway) -> None:
         self._store.append_entries(effect.number, effect.entries, effect.epochs)
         gateway.waiters.on_appended(effect.entries, effect.number)
@@ -348,7 +390,3 @@ class CoreLoop:
                 pull = self._pulls[peer]
         finally:
             del self._pulls[peer]
-
-    def _stop(self) -> None:
-        self.is_stopped = True
-        self._on_stopped()

@@ -23,11 +23,12 @@ from octaskly.ports import (
     IssuedInvite,
     JoinStatus,
     Principal,
+    VisitorInvite,
     WaitingMachine,
 )
 from octaskly.system.listening_sockets import WILDCARD_ADDRESSES
 from octaskly.system.log import Logger
-from octaskly.trust import MeshSecret, NodeKey, SecretFile
+from octaskly.trust import MeshSecret, MeshTls, NodeKey, SecretFile
 from octaskly.trust.mesh_secret import parse_secret
 
 UNFINISHED: Final = (TaskState.QUEUED, TaskState.RUNNING)
@@ -110,11 +111,22 @@ class AgentJoinService:
             tasks=sum((await self._store.read_stats()).counts.values()),
         )
 
-    async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
+    async def open_invite(
+        self, ttl_s: int, visitor_stay_s: int | None = None, *, principal: Principal
+    ) -> IssuedInvite:
         """Open an invite."""
         del principal
         assert self._invites is not None, "the API refuses this without a mesh"
-        return await self._invites.open_invite(ttl_s)
+        return await self._invites.open_invite(ttl_s, visitor_stay_s)
+
+    def list_visitor_invites(self) -> Sequence[VisitorInvite]:
+        """Return the latest invites for visitors, oldest first."""
+        return () if self._invites is None else self._invites.list_visitor_invites()
+
+    def revoke_invite(self, slot: int) -> None:
+        """End an open invite for a visitor."""
+        if self._invites is not None:
+            self._invites.revoke_invite(slot)
 
     async def list_join_requests(self) -> Sequence[WaitingMachine]:
         """Look for machines that ask to join, and return them."""
@@ -229,6 +241,7 @@ def build_member_join_service(
     config: AgentConfig,
     secret: MeshSecret,
     key: NodeKey,
+    trust: MeshTls,
     *,
     node: NodeInfo,
     gateway: Gateway,
@@ -255,6 +268,9 @@ def build_member_join_service(
             node_key=key.public_bytes(),
             mesh_id=secret.mesh_id,
             secret_text=keyring,
+            grant_visit=lambda visitor_key, stay_s: trust.grant_visit(
+                visitor_key, clock.now().wall_ms, stay_s
+            ).to_text(),
             addresses=node.addresses if interfaces else WILDCARD_ADDRESSES,
             interfaces=interfaces,
             clock=clock,

@@ -10,14 +10,18 @@ import asyncio
 import contextlib
 import importlib
 import os
-import resource
 import shlex
 import sys
 from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from octaskly.agent.process_hooks import Banner, StopSignals, SystemdNotifier
+from octaskly.agent.process_hooks import (
+    Banner,
+    StopSignals,
+    SystemdNotifier,
+    disable_core_dumps,
+)
 from octaskly.config.agent import AgentConfig
 from octaskly.config.defaults import EXIT_CONFIG
 from octaskly.config.task_account import InheritedSettings
@@ -45,7 +49,7 @@ def run(
     hidden = startup_filter(options.log_format, options.log_level)
     log = configure(options.log_format, options.log_level, environ, hidden)
     config = replace(
-        config, inherited=InheritedSettings(os.umask(0o077), _disable_core_dumps())
+        config, inherited=InheritedSettings(os.umask(0o077), disable_core_dumps())
     )
     is_discoverable = config.paths.is_discoverable(environ)
     if not is_discoverable:
@@ -76,16 +80,6 @@ def run(
             print(f"  hint: {error.hint}", file=sys.stderr)  # noqa: T201
         # systemd restarts the agent unless the configuration is wrong.
         return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
-
-
-def _disable_core_dumps() -> int:
-    """Disable core dumps, which would contain the mesh secret; return the old limit.
-
-    PR_SET_DUMPABLE is no alternative: it would hide from users which agent uses a port.
-    """
-    bytes_max, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
-    return bytes_max
 
 
 async def _start_agent(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -61,6 +62,16 @@ class GarbageCollection:
         if not is_busy and collections >= self._until_full + MANY_COLLECTIONS:
             gc.collect()
             self._until_full = collections
+
+
+def disable_core_dumps() -> int:
+    """Disable core dumps, which would contain the mesh secret; return the old limit.
+
+    PR_SET_DUMPABLE is no alternative: it would hide from users which agent uses a port.
+    """
+    bytes_max, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    return bytes_max
 
 
 class StopSignals:

@@ -105,7 +105,7 @@ async def _serve_local_api(
         verify_token=_refuse_token,
         node_name=node.name,
         clock=clock,
-        peer_node_id=lambda _: None,
+        identify_peer=lambda _: None,
         limits=config.options,
         timeouts=HttpTimeouts.from_options(config.options),
         admissions=admissions,

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
+import sys
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from octaskly.cli.context import CliContext
-from octaskly.config.agent import load_agent_config
+from octaskly.cli.options import Duration
+from octaskly.cli.output.terminal import prompt_hidden
+from octaskly.config.agent import AgentConfig, load_agent_config
 from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.units import SECONDS
 from octaskly.config.value_types import Boolean, Choices, ListOf, PathValue, ValueType
+from octaskly.errors import ConfigError
+
+INVITE_VARIABLE: Final = "OCTASKLY_INVITE"
+_CLOCK: Final = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 
 
 class _RawText(click.ParamType[Any]):
@@ -51,6 +62,33 @@ def _flag(setting: Setting) -> click.Option:
     )
 
 
+VISITOR_OPTIONS = [
+    click.Option(
+        ["--visitor", "is_visitor"],
+        is_flag=True,
+        help="Run tasks for a mesh without joining it. The invite is in the variable"
+        f" {INVITE_VARIABLE}, or is read from stdin. Nothing stays on this machine.",
+    ),
+    click.Option(
+        ["--invite-file"],
+        type=click.Path(path_type=Path, allow_dash=True),
+        metavar="FILE",
+        help="With --visitor: read the invite from the first line of FILE.",
+    ),
+    click.Option(
+        ["--until"],
+        metavar="TIME",
+        help="With --visitor: leave at this time, such as 16:40, or after 2h.",
+    ),
+    click.Option(
+        ["--idle", "idle_s"],
+        type=Duration(),
+        metavar="T",
+        help="With --visitor: leave after so long without a task.",
+    ),
+]
+
+
 @click.command(
     params=[
         *(_flag(setting) for setting in SETTINGS),
@@ -60,11 +98,22 @@ def _flag(setting: Setting) -> click.Option:
             help="Create a mesh even if another one is visible. No effect if this"
             " machine is in a mesh.",
         ),
+        *VISITOR_OPTIONS,
     ],
     epilog="Example: octaskly agent --slots 4 --label room=office",
 )
 @click.pass_context
-def agent(ctx: click.Context, /, *, creates_mesh: bool, **flags: Any) -> int:
+def agent(
+    ctx: click.Context,
+    /,
+    *,
+    creates_mesh: bool,
+    is_visitor: bool,
+    invite_file: Path | None,
+    until: str | None,
+    idle_s: int | None,
+    **flags: Any,
+) -> int:
     """Run a node of the mesh in the foreground, until Ctrl-C.
 
     Without options, it discovers the other nodes of this LAN. Every flag can also be
@@ -74,10 +123,76 @@ def agent(ctx: click.Context, /, *, creates_mesh: bool, **flags: Any) -> int:
     if flags["state_dir"] is None:
         flags["state_dir"] = _state_dir_of_group(ctx)
     config = load_agent_config(flags, choice.environ)
+    if is_visitor:
+        return _run_visitor(config, choice, invite_file, until, idle_s)
+    if invite_file or until or idle_s:
+        raise click.UsageError("--invite-file, --until and --idle need --visitor")
     # Imported here, because the agent imports libraries that commands do not need.
     main = importlib.import_module("octaskly.agent.main")
     code: int = main.run(config, creates_mesh=creates_mesh)
     return code
+
+
+def _run_visitor(
+    config: AgentConfig,
+    choice: CliContext,
+    invite_file: Path | None,
+    until: str | None,
+    idle_s: int | None,
+) -> int:
+    """Run a visitor with the invite of a file, of the environment, or of stdin."""
+    until_ms = None if until is None else parse_until(until)
+    # Tasks must not inherit it, nor the programs that are started from here.
+    text = choice.environ.get(INVITE_VARIABLE)
+    os.environ.pop(INVITE_VARIABLE, None)
+    if invite_file is not None and str(invite_file) != "-":
+        text = read_invite_file(invite_file)
+    elif text is None or invite_file is not None:
+        text = prompt_hidden("Invite") if sys.stdin.isatty() else sys.stdin.readline()
+    visitor = importlib.import_module("octaskly.agent.visiting.visitor")
+    invite = importlib.import_module("octaskly.joining.visitor_invite")
+    code = invite.VisitorCode.parse(text)
+    options = visitor.VisitOptions(code=code, until_ms=until_ms, idle_s=idle_s)
+    exit_code: int = visitor.run(config, options)
+    return exit_code
+
+
+def parse_until(text: str) -> int:
+    """Return the wall clock in milliseconds of `16:40`, of ISO 8601 or of `2h`.
+
+    Raises:
+        click.UsageError: The text is none of these, or is over.
+    """
+    now = datetime.now().astimezone()
+    seconds = SECONDS.parse(text)
+    if seconds is not None:
+        return int((now.timestamp() + seconds) * 1000)
+    try:
+        if _CLOCK.fullmatch(text):
+            hour, minute = map(int, text.split(":"))
+            at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            at = at if at > now else at + timedelta(days=1)
+        else:
+            at = datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise click.UsageError(
+            f"--until {text!r} is not a time such as 16:40, 2026-12-24T16:40 or 2h"
+        ) from None
+    if at <= now:
+        raise click.UsageError(f"--until {text}: that is over")
+    return int(at.timestamp() * 1000)
+
+
+def read_invite_file(path: Path) -> str:
+    """Return the first line of a file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return path.read_text("utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the invite in {path} cannot be read: {error}") from None
 
 
 def _state_dir_of_group(ctx: click.Context) -> Path | None:

@@ -12,7 +12,7 @@ import click
 
 from octaskly.cli import completion
 from octaskly.cli.here import HERE_PREFIX, here_fields
-from octaskly.cli.options import Duration
+from octaskly.cli.options import Duration, OptionalValue
 from octaskly.cli.sent_files import SentPaths
 from octaskly.core.model.placeholders import PLACEHOLDER_PATTERN
 from octaskly.files.output_patterns import is_in_git
@@ -125,6 +125,12 @@ def _retry_causes(
     return [int(t) if _is_number(t) else t for t in texts] if texts else None
 
 
+def _visitors(
+    _: click.Context, __: click.Parameter, text: str | None
+) -> bool | str | None:
+    return {"yes": True, "no": False}.get(text or "", text)
+
+
 def _is_number(text: str) -> bool:
     """Return True if the text is a whole number that Python and a node can parse."""
     return text.isdecimal() and len(text) <= DIGITS_MAX
@@ -185,6 +191,21 @@ REQUIREMENT_OPTIONS: Final = (
         callback=_required_labels,
         shell_complete=completion.complete_labels,
         help="Run only on nodes with this label. Repeatable.",
+    ),
+    click.option(
+        "--visitors",
+        cls=OptionalValue,
+        is_flag=False,
+        flag_value="yes",
+        type=click.Choice(["yes", "with-env", "no"]),
+        callback=_visitors,
+        help="Let visitors run it, too; with-env: and see its variables.",
+    ),
+    click.option(
+        "--visitors-min",
+        type=Duration(),
+        metavar="T",
+        help="Use only visitors that stay at least so long (default: the time limit).",
     ),
     click.option(
         "--fail-fast",
@@ -349,7 +370,7 @@ DRAFT_FIELDS: Final = (
     *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),
     "notify_url",
     *("retries", "retry_on", "after", "on"),
-    *("priority", "fail_fast"),
+    *("priority", "fail_fast", "visitors", "visitors_min"),
 )
 
 

@@ -59,6 +59,8 @@ class PeerUp(Struct, frozen=True):
     address: Address  #: of the peer's peer port
     draw: float = 0.0  #: in [0, 1)
     handshake_ms: int = 0  #: since the connection; both sent Hello in that time
+    visit_ends_ms: int | None = None
+    """Wall clock at which the peer's certificate ends, if the peer is a visitor."""
 
 
 class PeerDown(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Invites of a member: each open invite admits one machine that knows its code."""
+"""Invites of a member: each admits one machine, or one visitor, that has its code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 from typing import Final
 
 from msgspec.structs import replace
@@ -23,17 +24,23 @@ from octaskly.joining.key_exchange import (
     PROOF_BYTES,
     SHARE_BYTES,
     SLOT_MAX,
+    VISITOR_SLOT_MAX,
+    VISITOR_SLOT_MIN,
     InviteCode,
     KeyExchange,
     is_proof_valid,
     seal_secret,
 )
 from octaskly.mesh.discovery.mdns_scan import advertise_pairing
-from octaskly.ports import Clock, IssuedInvite
+from octaskly.ports import Clock, IssuedInvite, VisitorInvite
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import Logger
+from octaskly.trust.node_key import visitor_id_of
 
-OPEN_INVITES_MAX: Final = 3
+OPEN_INVITES_MAX: Final = 3  #: for members
+VISITOR_INVITES_MAX: Final = 200  #: the same for visitors
+LISTED_MAX: Final = 256  #: visitors' invites that are listed
+LONG_TTL_S: Final = 3600  #: a code that is valid for longer is not typed by a person
 FAILURES_MAX: Final = 10  #: within an hour; then all open invites are revoked
 FAILURE_WINDOW_S: Final = 3600.0
 CLOSED_SLOTS_MAX: Final = 32  #: closed slots whose reason is remembered
@@ -43,8 +50,10 @@ CLOSED_SLOTS_MAX: Final = 32  #: closed slots whose reason is remembered
 class _OpenInvite:
     """An invite whose code has not been tried yet."""
 
+    code: InviteCode
     exchange: KeyExchange
     expires_s: float
+    stay_s: int = 0  #: of a visitor
 
 
 class InviteServer:
@@ -55,6 +64,8 @@ class InviteServer:
         node_key: Its public key.
         mesh_id: Public name of the mesh.
         secret_text: Returns the secret file that an admitted machine receives.
+        grant_visit: Returns what an admitted visitor receives, by its key and the
+            seconds that it may stay.
         addresses: IP addresses to listen on.
         interfaces: Names of the interfaces to advertise on; empty for the default.
         clock: For the expiry of invites.
@@ -68,13 +79,15 @@ class InviteServer:
         node_key: bytes,
         mesh_id: str,
         secret_text: Callable[[], str],
+        grant_visit: Callable[[bytes, int], str],
         addresses: Sequence[str],
         interfaces: Sequence[str],
         clock: Clock,
         log: Logger,
     ) -> None:
         self._node, self._node_key, self._mesh_id = node, node_key, mesh_id
-        self._secret_text = secret_text
+        self._secret_text, self._grant_visit = secret_text, grant_visit
+        self._listed: dict[int, VisitorInvite] = {}
         self._addresses, self._interfaces = tuple(addresses), tuple(interfaces)
         self._clock, self._log = clock, log
         self._open: dict[int, _OpenInvite] = {}
@@ -91,36 +104,72 @@ class InviteServer:
         """Set the task group, which owns the listener; required for invites."""
         self._group = tasks
 
-    async def open_invite(self, ttl_s: int) -> IssuedInvite:
+    async def open_invite(
+        self, ttl_s: int, visitor_stay_s: int | None = None
+    ) -> IssuedInvite:
         """Open an invite; raises as `JoinService.open_invite`."""
         if self._is_closing and self._listener_task is not None:
             # Wait until the port is free: a different port would surprise people.
             await asyncio.wait([self._listener_task])
         self._expire_invites()
-        if len(self._open) >= OPEN_INVITES_MAX:
-            soonest_s = min(one.expires_s for one in self._open.values())
-            wait_s = soonest_s - self._clock.now().mono_s
-            raise TooManyInvites(
-                f"{OPEN_INVITES_MAX} invites are open",
-                hint=f"use one of them, or wait {wait_s:.0f} s until one expires",
-            )
+        is_visit = visitor_stay_s is not None
+        self._check_open_count(is_visit=is_visit)
         self._ensure_listening()
-        self._failures.clear()  # A person has asked for a new invite.
+        if not is_visit:
+            self._failures.clear()  # A person has asked for a new invite.
         taken = self._open.keys() | self._closed.keys()
-        slot = secrets.choice([n for n in range(1, SLOT_MAX + 1) if n not in taken])
-        code, now = InviteCode.generate(slot), self._clock.now()
-        self._open[slot] = _OpenInvite(KeyExchange.for_member(code), now.mono_s + ttl_s)
+        slots = range(VISITOR_SLOT_MIN, VISITOR_SLOT_MAX + 1)
+        slots = slots if is_visit else range(1, SLOT_MAX + 1)
+        slot = secrets.choice([n for n in slots if n not in taken])
+        code = InviteCode.generate(slot, is_long=ttl_s > LONG_TTL_S)
+        now = self._clock.now()
+        self._open[slot] = _OpenInvite(
+            code,
+            KeyExchange.for_member(code),
+            now.mono_s + ttl_s,
+            visitor_stay_s or 0,
+        )
         self._changed.set()
         self._log.info("invite opened", slot=slot, port=self._port, valid_s=ttl_s)
+        expires_ms = now.wall_ms + ttl_s * 1000
+        if is_visit:
+            self._list_invite(VisitorInvite(slot=slot, expires_ms=expires_ms))
         return IssuedInvite(
             code=code.formatted(),
-            expires_ms=now.wall_ms + ttl_s * 1000,
+            expires_ms=expires_ms,
             endpoints=tuple(
                 host_and_port(host, self._port)
                 for host in self._node.addresses
                 if "%" not in host  # A scope has no meaning on the other machine.
             ),
         )
+
+    def _check_open_count(self, *, is_visit: bool) -> None:
+        """Raise TooManyInvites if as many are open as may be."""
+        alike = [o for o in self._open.values() if o.code.is_for_visitor is is_visit]
+        most = VISITOR_INVITES_MAX if is_visit else OPEN_INVITES_MAX
+        if len(alike) >= most:
+            wait_s = min(one.expires_s for one in alike) - self._clock.now().mono_s
+            raise TooManyInvites(
+                f"{most} invites are open",
+                hint=f"use one of them, or wait {wait_s:.0f} s until one expires",
+            )
+
+    def list_visitor_invites(self) -> list[VisitorInvite]:
+        """Return the latest invites for visitors, with the visitors who came."""
+        self._expire_invites()
+        return list(self._listed.values())
+
+    def revoke_invite(self, slot: int) -> None:
+        """End an open invite for a visitor; one that is not open stays as it is."""
+        if slot >= VISITOR_SLOT_MIN:
+            self._invalidate_invite(slot, RefusalReason.EXPIRED, "revoked")
+
+    def _list_invite(self, invite: VisitorInvite) -> None:
+        self._listed.pop(invite.slot, None)
+        self._listed[invite.slot] = invite
+        if len(self._listed) > LISTED_MAX:
+            del self._listed[next(iter(self._listed))]
 
     async def close(self) -> None:
         """Revoke all invites, stop listening and end all conversations."""
@@ -224,27 +273,53 @@ class InviteServer:
             return
         await conversation.send(welcome)
         share = await conversation.receive(SHARE_BYTES)
-        run = self._invalidate_invite(joiner.slot_or_port, RefusalReason.USED)
+        run = self._start_run(joiner.slot_or_port)
         if run is None:
             return  # Another machine has used the invite in the meantime.
-        if await self._send_secret(conversation, run.exchange, share, hello, welcome):
+        if await self._send_secret(conversation, run, share, hello, welcome):
+            kind = "visitor" if run.code.is_for_visitor else "machine"
             self._log.info(
-                "machine admitted",
+                f"{kind} admitted",
                 name=joiner.name,
                 node_id=joiner.node_id,
                 address=conversation.host,
             )
 
+    def _start_run(self, slot: int) -> _OpenInvite | None:
+        """Return an open invite for one exchange, None if it is not open any more.
+
+        A short code is valid for one try. A long one cannot be guessed, so that a try
+        without it has no effect on who has it.
+        """
+        run = self._open.get(slot)
+        if run is not None and run.code.is_long:
+            return replace_field(run, exchange=KeyExchange.for_member(run.code))
+        return self._invalidate_invite(slot, RefusalReason.USED, "used")
+
+    def _sealed_text(self, run: _OpenInvite, joiner_key: bytes) -> str | None:
+        """Return what an admitted machine gets; None if another one came first."""
+        if not run.code.is_for_visitor:
+            return self._secret_text()
+        slot = run.code.slot
+        is_first = self._invalidate_invite(slot, RefusalReason.USED, "used") is not None
+        if not (is_first or not run.code.is_long):
+            return None
+        if (listed := self._listed.get(slot)) is not None:
+            self._list_invite(
+                replace_field(listed, state="used", node=visitor_id_of(joiner_key))
+            )
+        return self._grant_visit(joiner_key, run.stay_s)
+
     async def _send_secret(
         self,
         conversation: Conversation,
-        exchange: KeyExchange,
+        run: _OpenInvite,
         share: bytes,
         hello: bytes,
         welcome: bytes,
     ) -> bool:
         """Send the secret to a joiner that proves the code; return True if it did."""
-        reason = "connection lost"
+        reason, exchange = "connection lost", run.exchange
         try:
             # Send the share before any computation with the code, because its duration
             # would leak information about the code.
@@ -256,7 +331,12 @@ class InviteServer:
                 await conversation.send(NO_PROOF)
                 return False
             reason = "the secret file cannot be used"
-            sealed = seal_secret(keys, self._secret_text())
+            text = self._sealed_text(run, Greeting.unpack(hello).key)
+            if text is None:
+                reason = ""
+                await conversation.send(NO_PROOF)
+                return False
+            sealed = seal_secret(keys, text)
             reason = "connection lost"
             await conversation.send(keys.member_proof() + sealed)
             reason = ""
@@ -280,13 +360,15 @@ class InviteServer:
         now_s = self._clock.now().mono_s
         for slot, one in tuple(self._open.items()):
             if one.expires_s <= now_s:
-                self._invalidate_invite(slot, RefusalReason.EXPIRED)
+                self._invalidate_invite(slot, RefusalReason.EXPIRED, "expired")
 
     def _invalidate_invite(
-        self, slot: int, reason: RefusalReason
+        self, slot: int, reason: RefusalReason, state: str
     ) -> _OpenInvite | None:
         """End an invite; return it if it was open."""
         run = self._open.pop(slot, None)
+        if run is not None and (listed := self._listed.get(slot)) is not None:
+            self._listed[slot] = replace_field(listed, state=state)
         if run is not None:
             self._closed[slot] = reason
             if len(self._closed) > CLOSED_SLOTS_MAX:
@@ -295,16 +377,17 @@ class InviteServer:
         return run
 
     def _record_failure(self, host: str, reason: str) -> None:
-        """Record a failure; `FAILURES_MAX` within an hour revoke all open invites."""
+        """Record a failure; `FAILURES_MAX` within an hour revoke all short codes."""
         now_s = self._clock.now().mono_s
         self._failures.append(now_s)
         self._log.warning("machine refused", address=host, reason=reason)
         is_full = len(self._failures) == FAILURES_MAX
         if is_full and now_s - self._failures[0] < FAILURE_WINDOW_S:
-            for slot in tuple(self._open):
-                self._invalidate_invite(slot, RefusalReason.USED)
+            for slot, run in tuple(self._open.items()):
+                if not run.code.is_long:
+                    self._invalidate_invite(slot, RefusalReason.USED, "revoked")
             self._log.warning(
-                "all invites revoked",
+                "all invites with short codes revoked",
                 cause=f"{FAILURES_MAX} failures within an hour",
                 hint="octaskly invite    creates a new one",
             )

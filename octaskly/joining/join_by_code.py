@@ -42,6 +42,7 @@ from octaskly.mesh.discovery.mdns_scan import scan_inviting_members
 from octaskly.ports import Clock
 from octaskly.trust import MeshSecret, SecretFile
 from octaskly.trust.mesh_secret import parse_secret
+from octaskly.trust.tls import VisitGrant, parse_visit_grant
 
 DISCOVERY_S: Final = 5.0  #: time to find members with an open invite
 GREETING_S: Final = 3.0  #: timeout for a member's greeting; others may invite, too
@@ -64,7 +65,7 @@ class JoinTarget:
 class JoinGrant:
     """The result of a successful pairing."""
 
-    secret_text: str = field(repr=False)  #: content of the secret file
+    secret_text: str = field(repr=False)  #: the secret file, or a visitor's grant
     member: str  #: name of the node that admitted this machine
     seed: str  #: peer address of that node, as `HOST:PORT`
 
@@ -249,7 +250,7 @@ class JoinClient:
         except OSError as error:
             raise _connection_lost_error(member.name) from error
         secret_text = unseal_secret(keys, sealed)
-        mesh = parse_received_secret(secret_text).mesh_id[:MESH_ID_SHOWN_CHARS]
+        mesh = _received_mesh(secret_text, code)[:MESH_ID_SHOWN_CHARS]
         self._report(f"both sides proved that they know the code (mesh {mesh})")
         return JoinGrant(
             secret_text=secret_text,
@@ -337,6 +338,24 @@ def parse_received_secret(secret_text: str) -> MeshSecret:
         raise PairingFailed(
             "the member sent an invalid mesh secret", cause=error.message
         ) from None
+
+
+def parse_received_grant(text: str) -> VisitGrant:
+    """Parse what a member sent to a visitor.
+
+    Raises:
+        PairingFailed: It is malformed.
+    """
+    try:
+        return parse_visit_grant(text)
+    except TrustError as error:
+        raise PairingFailed("the member sent an invalid grant of a visit") from error
+
+
+def _received_mesh(text: str, code: InviteCode) -> str:
+    if code.is_for_visitor:
+        return parse_received_grant(text).mesh
+    return parse_received_secret(text).mesh_id
 
 
 def no_open_invite_error() -> PairingFailed:

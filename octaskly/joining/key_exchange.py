@@ -21,21 +21,28 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from octaskly.errors import PairingFailed
 
-SLOT_MAX: Final = 99
+SLOT_MAX: Final = 99  #: of an invite for a member
+VISITOR_SLOT_MIN: Final = 100  #: so both sides know what a code is for
+VISITOR_SLOT_MAX: Final = 999
 DIGIT_COUNT: Final = 8
-_PATTERN: Final = re.compile(r"([1-9][0-9]?)[-\s]+([0-9]{4})[-\s]*([0-9]{4})")
+LONG_BYTES: Final = 16  #: of a secret that no person types
+_PATTERN: Final = re.compile(
+    r"([1-9][0-9]{0,2})[-\s]+(?:([0-9]{4})[-\s]*([0-9]{4})|([0-9a-f]{32}))"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class InviteCode:
-    """A public slot and eight secret digits (26 bits)."""
+    """A public slot and a secret: eight digits (26 bits), or 128 bits for programs."""
 
     slot: int  #: number of the invite among those of its member, from 1
-    digits: str = field(repr=False)
+    secret: str = field(repr=False)
 
     @classmethod
-    def generate(cls, slot: int) -> Self:
+    def generate(cls, slot: int, *, is_long: bool = False) -> Self:
         """Return a new code for this slot."""
+        if is_long:
+            return cls(slot, secrets.token_hex(LONG_BYTES))
         return cls(slot, f"{secrets.randbelow(10**DIGIT_COUNT):0{DIGIT_COUNT}}")
 
     @classmethod
@@ -52,16 +59,28 @@ class InviteCode:
                 hint="octaskly join 7-4821-9375    with the code that "
                 "`octaskly invite` shows on a member",
             )
-        return cls(int(match[1]), match[2] + match[3])
+        return cls(int(match[1]), match[4] or match[2] + match[3])
+
+    @property
+    def is_for_visitor(self) -> bool:
+        """Return True if it admits a visitor, who never gets the mesh secret."""
+        return self.slot >= VISITOR_SLOT_MIN
+
+    @property
+    def is_long(self) -> bool:
+        """Return True if nobody can guess the secret."""
+        return len(self.secret) > DIGIT_COUNT
 
     def formatted(self) -> str:
-        """Return the code in the form for people, such as 7-4821-9375."""
+        """Return the code as text, such as 7-4821-9375."""
+        if self.is_long:
+            return f"{self.slot}-{self.secret}"
         half = DIGIT_COUNT // 2
-        return f"{self.slot}-{self.digits[:half]}-{self.digits[half:]}"
+        return f"{self.slot}-{self.secret[:half]}-{self.secret[half:]}"
 
     def password(self) -> bytes:
         """Return the SPAKE2 password."""
-        return f"{self.slot}-{self.digits}".encode()
+        return f"{self.slot}-{self.secret}".encode()
 
 
 SHARE_BYTES: Final = 33

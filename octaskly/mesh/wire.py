@@ -78,10 +78,23 @@ class Decoder:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self._hello_bytes, self._frame_bytes = limits.hello_bytes, limits.frame_bytes
         self._limit_bytes = limits.hello_bytes
+        self._allowed: frozenset[int] | None = None
         self._is_newer = False
         self._buffer = bytearray()
+
+    def restrict(
+        self, allowed: frozenset[int], *, hello_bytes: int, frame_bytes: int
+    ) -> None:
+        """Accept only messages with these numbers, and smaller frames.
+
+        Call it before the first byte arrives.
+        """
+        self._allowed = allowed
+        self._hello_bytes = min(hello_bytes, self._hello_bytes)
+        self._frame_bytes = min(frame_bytes, self._frame_bytes)
+        self._limit_bytes = self._hello_bytes
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[Message]:
         """Return the messages that `data` completes, in order.
@@ -113,7 +126,7 @@ class Decoder:
                 message = self._message(packed)
                 if message is None:
                     continue
-                if self._limit_bytes != self._limits.frame_bytes:
+                if self._limit_bytes != self._frame_bytes:
                     self._apply_handshake(message)
                 yield message
 
@@ -137,6 +150,10 @@ class Decoder:
 
     def _message(self, packed: Raw) -> Message | None:
         """Decode one message; return None for a type that only newer versions know."""
+        if self._allowed is not None:
+            number = _decode(_NUMBER, packed).number
+            if number not in self._allowed:
+                raise RemoteProtocolError(f"message {number} may not pass here")
         try:
             return _decode(_MESSAGE, packed)
         except RemoteProtocolError:
@@ -152,7 +169,7 @@ class Decoder:
             case Hello(version=version):
                 self._is_newer = version > PROTOCOL_VERSION
             case HelloOk():
-                self._limit_bytes = self._limits.frame_bytes
+                self._limit_bytes = self._frame_bytes
             case _:
                 pass
 

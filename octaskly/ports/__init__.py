@@ -48,6 +48,7 @@ from octaskly.ports.join_service import (
     IssuedInvite,
     JoinService,
     JoinStatus,
+    VisitorInvite,
     WaitingMachine,
 )
 from octaskly.ports.key_rotation import KeyRotationControl, RotationProgress
@@ -125,6 +126,7 @@ __all__ = [
     "TokenRegistry",
     "TreeKeeper",
     "UploadInProgress",
+    "VisitorInvite",
     "WaitingMachine",
     "WrongOffset",
 ]

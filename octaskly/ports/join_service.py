@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from octaskly.core.model.ids import NodeId
 from octaskly.ports.tokens import Principal
 
 
@@ -32,6 +33,16 @@ class IssuedInvite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisitorInvite:
+    """An invite for a visitor, as long as it is listed."""
+
+    slot: int  #: the first part of its code, which is no secret
+    expires_ms: int  #: wall clock
+    state: str = "open"  #: open, used, expired or revoked
+    node: NodeId | None = None  #: the visitor that came
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingMachine:
     """A machine that asks to join. Only its fingerprint is proven."""
 
@@ -48,13 +59,21 @@ class JoinService(Protocol):
     async def join_status(self) -> JoinStatus:
         """Return the mesh of this node and its contents."""
 
-    async def open_invite(self, ttl_s: int, *, principal: Principal) -> IssuedInvite:
-        """Open an invite.
+    async def open_invite(
+        self, ttl_s: int, visitor_stay_s: int | None = None, *, principal: Principal
+    ) -> IssuedInvite:
+        """Open an invite, of a member or of a visitor that may stay for some seconds.
 
         Raises:
             TooManyInvites: The number of open invites is at its limit.
             ConfigError: No port is free.
         """
+
+    def list_visitor_invites(self) -> Sequence[VisitorInvite]:
+        """Return the latest invites for visitors, oldest first."""
+
+    def revoke_invite(self, slot: int) -> None:
+        """End an open invite for a visitor; without effect if it is not open."""
 
     async def list_join_requests(self) -> Sequence[WaitingMachine]:
         """Search for machines that ask to join, and return them."""

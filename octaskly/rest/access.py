@@ -127,11 +127,32 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Invite(msgspec.Struct, frozen=True, kw_only=True):
-    """An invite: it admits one machine, once, until `expires_at`."""
+    """An invite: it admits one machine or visitor, once, until `expires_at`.
 
+    `url` contains the code and all places; only the invite of a visitor has one.
+    """
+
+    id: str = ""
     code: str
+    url: str | None = None
     expires_at: At
     places: list[str] = []
+
+
+class VisitorInvite(msgspec.Struct, frozen=True, kw_only=True):
+    """An invite for a visitor, without its secret; `node` is the visitor that came."""
+
+    id: str
+    state: Annotated[str, one_of("open", "used", "expired", "revoked")]
+    node: str | None = None
+    expires_at: At
+
+
+class VisitorInvites(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest invites of a node for visitors, oldest first."""
+
+    invites: list[VisitorInvite]
+    total: int = 0
 
 
 class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):

@@ -153,6 +153,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     notify_url: str | None = None
     priority: int = 0
     requires: dict[str, Any] = {}
+    visitors: bool | str | None = None
+    visitors_min: int | None = None
     fail_fast: bool = False
     array: dict[str, Any] | None = None
     retries: int | None = None

@@ -89,6 +89,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     last_seen: At | None = None
     joined_at: At | None = None
+    visitor: bool = False  #: it runs tasks, and can give no commands
+    leaves_at: At | None = None
 
 
 class NodePage(MeshState, frozen=True, kw_only=True):

@@ -362,6 +362,8 @@ class TaskDetail(TaskLine, frozen=True, kw_only=True):
     same_folder: SameFolder | None = None
     outputs_of: list[str] = []
     grace: int | None = None
+    visitors: bool | None = None
+    visitors_min: int | None = None
     requires: Requirements | None = None
     limits: ResourceLimits | None = None
 

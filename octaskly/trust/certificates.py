@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -46,7 +46,7 @@ from octaskly.trust.name_constraints import (
     node_name,
     subject_alternative,
 )
-from octaskly.trust.node_key import node_id_of
+from octaskly.trust.node_key import node_id_of, visitor_id_of
 
 LAN_NOT_BEFORE: Final = datetime(2019, 6, 1, tzinfo=UTC)
 """Apple rejects server certificates from July 2019 on if valid for over 825 days."""
@@ -126,6 +126,20 @@ class CertificateAuthority:
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         names = [x509.DNSName(node_name(node_id))]
         return self._nodes.issue_certificate(node_id, public, names, usages)
+
+    def visitor_certificate(
+        self, public: Ed25519PublicKey, begins: datetime, ends: datetime
+    ) -> x509.Certificate:
+        """Return the certificate of a visitor, with which it can only dial members.
+
+        Members check its end, and what a visitor may do.
+        """
+        visitor = visitor_id_of(public.public_bytes_raw())
+        names = [x509.DNSName(node_name(visitor))]
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._nodes.issue_certificate(
+            visitor, public, names, usages, begins, ends
+        )
 
     def has_signed(self, certificate: x509.Certificate) -> bool:
         """Return True if this authority has signed a node's certificate."""
@@ -225,13 +239,14 @@ class _SigningKey:
         alternatives: Sequence[x509.GeneralName],
         usages: Sequence[ObjectIdentifier],
         begins: datetime | None = None,
+        ends: datetime | None = None,
     ) -> x509.Certificate:
-        """Return a certificate for another key, valid from the decade on by default."""
+        """Return a certificate for another key, valid in the decade by default."""
         name = _name(common_name[:_COMMON_NAME_MAX])
         serial = _serial(secrets.token_bytes(SERIAL_BYTES))
         decade = self._decade
         builder = _builder(
-            name, self._name, serial, begins or decade.begins, decade.ends
+            name, self._name, serial, begins or decade.begins, ends or decade.ends
         )
         builder = _with_leaf_extensions(builder, public, alternatives, usages)
         return self._sign(builder.add_extension(self._issuer_key(), critical=False))
@@ -246,14 +261,21 @@ class _SigningKey:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
 
 
-def node_id_of_certificate(certificate: bytes) -> NodeId:
-    """Return the node id in a DER certificate that TLS has verified.
+class PeerIdentity(NamedTuple):
+    """Who a verified certificate belongs to."""
+
+    node: NodeId
+    visit_ends_ms: int | None = None  #: wall clock; None: it is a member
+
+
+def identity_of_certificate(certificate: bytes) -> PeerIdentity:
+    """Return the owner of a DER certificate that TLS has verified.
 
     The id must match the key: a member can sign certificates, but must not be able to
     use another node's id.
 
     Raises:
-        TrustError: The certificate is not one of a node.
+        TrustError: The certificate belongs neither to a node nor to a visitor.
     """
     try:
         parsed = x509.load_der_x509_certificate(certificate)
@@ -265,9 +287,25 @@ def node_id_of_certificate(certificate: bytes) -> NodeId:
     if not isinstance(public, Ed25519PublicKey):
         raise TrustError("the peer's certificate is not a node certificate")
     node_id = node_id_of(public.public_bytes_raw())
-    if claimed != [node_name(node_id)]:
-        raise TrustError(f"node {node_id} shows a certificate with another node's id")
-    return node_id
+    if claimed == [node_name(node_id)]:
+        return PeerIdentity(node_id)
+    visitor_id = visitor_id_of(public.public_bytes_raw())
+    if claimed == [node_name(visitor_id)]:
+        ends_ms = int(parsed.not_valid_after_utc.timestamp() * 1000)
+        return PeerIdentity(visitor_id, ends_ms)
+    raise TrustError(f"node {node_id} shows a certificate with another node's id")
+
+
+def node_id_of_certificate(certificate: bytes) -> NodeId:
+    """Return the id of the member that a verified DER certificate belongs to.
+
+    Raises:
+        TrustError: It does not belong to a member.
+    """
+    node, visit_ends_ms = identity_of_certificate(certificate)
+    if visit_ends_ms is not None:
+        raise TrustError(f"{node} is a visitor, not a member")
+    return node
 
 
 def _alternatives(places: Iterable[str]) -> list[x509.GeneralName]:

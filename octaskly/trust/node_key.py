@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import VISITOR_PREFIX, NodeId
 from octaskly.errors import ConfigError
 from octaskly.trust.private_files import create_private, read_private
 
@@ -32,6 +32,11 @@ def node_id_of(public_key: bytes) -> NodeId:
     """Return the id of the node with this raw Ed25519 public key (32 bytes)."""
     digest = hashlib.sha256(public_key).digest()
     return NodeId(base64.b32encode(digest[:NODE_ID_BYTES]).decode().lower())
+
+
+def visitor_id_of(public_key: bytes) -> NodeId:
+    """Return the id that a visitor has with this key; never that of a member."""
+    return NodeId(VISITOR_PREFIX + node_id_of(public_key))
 
 
 class NodeKey:

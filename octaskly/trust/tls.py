@@ -7,6 +7,7 @@ import hashlib
 import os
 import ssl
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -14,26 +15,33 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePrivateKey,
     generate_private_key,
 )
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
 )
-from cryptography.x509 import Certificate, load_der_x509_certificate
+from cryptography.x509 import (
+    Certificate,
+    load_der_x509_certificate,
+    load_pem_x509_certificate,
+)
+from msgspec import MsgspecError, Struct, json
 
 from octaskly.core.model.ids import NodeId
-from octaskly.errors import ConfigError, TrustError
+from octaskly.errors import ConfigError, LocalProtocolError, TrustError
 from octaskly.trust.certificates import (
     CertificateAuthority,
     Decade,
-    node_id_of_certificate,
+    PeerIdentity,
+    identity_of_certificate,
     p256_key,
     self_signed_certificate,
 )
 from octaskly.trust.mesh_secret import MeshSecret
 from octaskly.trust.name_constraints import NODE_SUFFIX, is_local, node_name
-from octaskly.trust.node_key import NodeKey
+from octaskly.trust.node_key import NodeKey, visitor_id_of
 
 ALPN: Final = "octaskly/1"
 ALPN_HTTP: Final = "http/1.1"
@@ -51,6 +59,9 @@ whoever has the secret can sign any date, and the end of a generation ends its u
 
 ContextForAddress = Callable[[str], ssl.SSLContext]
 """Returns the context for a connection to this address of the machine."""
+
+TlsPeer = bytes | ssl.SSLObject | ssl.SSLSocket
+"""A connection after its handshake, or the verified certificate of its peer in DER."""
 
 
 class MeshTls:
@@ -187,16 +198,10 @@ class MeshTls:
 
     def lan_probe_context(self) -> ssl.SSLContext:
         """Return a context for HTTPS listeners of members, without a certificate."""
-        return self._context(
-            ssl.PROTOCOL_TLS_CLIENT,
-            ssl.CERT_REQUIRED,
-            ALPN_HTTP,
-            self.ca_pem(),
-            _MemberContext,
-        )
+        return _https_client_context(self.ca_pem())
 
-    def peer_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
-        """Return the node id of the peer.
+    def peer_identity(self, peer: TlsPeer) -> PeerIdentity:
+        """Return who the peer is: a member, or a visitor whose time may be up.
 
         Args:
             peer: The connection after its handshake, or the peer's verified
@@ -205,23 +210,48 @@ class MeshTls:
         Raises:
             TrustError: The peer presented no certificate, or not one of a node.
         """
-        if not isinstance(peer, bytes):
-            certificate = peer.getpeercert(binary_form=True)
-            if certificate is None:
-                raise TrustError("the peer shows no certificate")
-            peer = certificate
-        return node_id_of_certificate(peer)
+        return peer_identity(peer)
 
-    def authorized_node_id(self, peer: bytes | ssl.SSLObject | ssl.SSLSocket) -> NodeId:
-        """Return the node id of the peer, unless it is revoked.
+    def peer_node_id(self, peer: TlsPeer) -> NodeId:
+        """Return the node id of the peer, which must be a member.
 
         Raises:
-            TrustError: As `peer_node_id`, or the node is revoked.
+            TrustError: As `peer_identity`, or it is a visitor.
         """
-        node = self.peer_node_id(peer)
-        if node in self._denied:
-            raise TrustError(f"node {node} is revoked")
-        return node
+        return member_node_id(peer)
+
+    def authorized_identity(self, peer: TlsPeer) -> PeerIdentity:
+        """Return who the peer is, unless it is revoked.
+
+        Raises:
+            TrustError: As `peer_identity`, or the node is revoked.
+        """
+        identity = peer_identity(peer)
+        if identity.node in self._denied:
+            raise TrustError(f"node {identity.node} is revoked")
+        return identity
+
+    def grant_visit(self, public_key: bytes, now_ms: int, stay_s: int) -> VisitGrant:
+        """Return what a visitor with this key needs to dial members for a time.
+
+        Args:
+            public_key: The raw Ed25519 key of the visitor, 32 bytes.
+            now_ms: Wall clock.
+            stay_s: Seconds until the certificate ends.
+        """
+        begins = datetime.fromtimestamp(now_ms // 1000, UTC)
+        ends = begins + timedelta(seconds=stay_s)
+        certificate = self._authorities[self._force].visitor_certificate(
+            Ed25519PublicKey.from_public_bytes(public_key), begins, ends
+        )
+        return VisitGrant(
+            mesh=self.mesh_id,
+            server_name=f"{_SERVER_NAME_PREFIX}{self._force}",
+            certificate=_pem(certificate),
+            node_roots=self.node_ca_pem(),
+            https_roots=self.ca_pem(),
+            ends_ms=int(ends.timestamp() * 1000),
+        )
 
     def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:
         """Return True if the generation that signed the peer's certificate is accepted.
@@ -246,7 +276,7 @@ class MeshTls:
         return max(known, default=self._force)
 
     def _peer_context(self, protocol: int, generation: int) -> ssl.SSLContext:
-        context = self._context(protocol, ssl.CERT_REQUIRED, ALPN, self.node_ca_pem())
+        context = _context(protocol, ssl.CERT_REQUIRED, ALPN, self.node_ca_pem())
         self._load_node_certificate(context, generation)
         return context
 
@@ -273,33 +303,11 @@ class MeshTls:
     def _lan_context(
         self, certificate: Certificate, key: EllipticCurvePrivateKey
     ) -> ssl.SSLContext:
-        context = self._context(
+        context = _context(
             ssl.PROTOCOL_TLS_SERVER, ssl.CERT_OPTIONAL, ALPN_HTTP, self.node_ca_pem()
         )
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         _load_chain(context, certificate, pem)
-        return context
-
-    def _context(
-        self,
-        protocol: int,
-        verify_mode: ssl.VerifyMode,
-        alpn: str,
-        roots: str,
-        kind: type[ssl.SSLContext] = ssl.SSLContext,
-    ) -> ssl.SSLContext:
-        context = kind(protocol)
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
-        # Peers are dialled by address and identified by key: links check the node id.
-        context.check_hostname = False
-        context.verify_mode = verify_mode
-        context.verify_flags |= ssl.VERIFY_X509_STRICT
-        context.verify_flags |= _NO_CHECK_TIME
-        context.load_verify_locations(cadata=roots)
-        context.set_alpn_protocols([alpn])
-        if protocol == ssl.PROTOCOL_TLS_SERVER:
-            # A resumed session would remain valid after its generation is retired.
-            context.num_tickets = 0
         return context
 
     def _load_node_certificate(self, context: ssl.SSLContext, generation: int) -> None:
@@ -308,6 +316,91 @@ class MeshTls:
             self.node_id, self._key.private.public_key()
         )
         _load_chain(context, certificate, self._key.pem())
+
+
+class VisitGrant(Struct, frozen=True, kw_only=True):
+    """What a member gives to a visitor: no secret, and a certificate with an end."""
+
+    mesh: str  #: public name of the mesh
+    server_name: str  #: the SNI name with which it dials
+    certificate: str  #: PEM, for its own key
+    node_roots: str  #: PEM, of the peer ports of members
+    https_roots: str  #: PEM, of their HTTPS ports
+    ends_ms: int  #: wall clock
+
+    def to_text(self) -> str:
+        """Return the text that `parse_visit_grant` reads."""
+        return json.encode(self).decode("ascii")
+
+
+def parse_visit_grant(text: str) -> VisitGrant:
+    """Return the grant in a text.
+
+    Raises:
+        TrustError: It is malformed.
+    """
+    try:
+        return json.decode(text, type=VisitGrant)
+    except MsgspecError:
+        raise TrustError("this is not the grant of a visit") from None
+
+
+class VisitorTls:
+    """TLS contexts of a visitor, which dials members and accepts no connection."""
+
+    def __init__(self, grant: VisitGrant, key: NodeKey) -> None:
+        self._grant, self._key = grant, key
+        self.node_id: Final = visitor_id_of(key.public_bytes())
+        self.server_name: Final = grant.server_name
+        self._certificate = load_pem_x509_certificate(grant.certificate.encode())
+
+    def client_contexts(self) -> tuple[ssl.SSLContext, ...]:
+        """Return the context for dialling the peer port of a member."""
+        context = _context(
+            ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED, ALPN, self._grant.node_roots
+        )
+        _load_chain(context, self._certificate, self._key.pem())
+        return (context,)
+
+    def lan_client_context(self) -> ssl.SSLContext:
+        """Return the context for requests to the HTTPS port of a member."""
+        context = _https_client_context(self._grant.https_roots)
+        _load_chain(context, self._certificate, self._key.pem())
+        return context
+
+    def server_context(self) -> ssl.SSLContext:
+        """Raise: a visitor accepts no connection."""
+        raise LocalProtocolError("a visitor accepts no connection")
+
+    def peer_identity(self, peer: TlsPeer) -> PeerIdentity:
+        """Return who the peer is, which must be a member.
+
+        Raises:
+            TrustError: It is not.
+        """
+        return PeerIdentity(member_node_id(peer))
+
+    def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:  # noqa: ARG002
+        """Return True: a visitor knows only the roots that it was given."""
+        return True
+
+
+def peer_identity(peer: TlsPeer) -> PeerIdentity:
+    """Return who a peer is; raise TrustError as `MeshTls.peer_identity`."""
+    if not isinstance(peer, bytes):
+        certificate = peer.getpeercert(binary_form=True)
+        if certificate is None:
+            raise TrustError("the peer shows no certificate")
+        peer = certificate
+    return identity_of_certificate(peer)
+
+
+def member_node_id(peer: TlsPeer) -> NodeId:
+    """Return the id of a peer that is a member; raise TrustError if it is not."""
+    node, visit_ends_ms = peer_identity(peer)
+    if visit_ends_ms is not None:
+        raise TrustError(f"{node} is a visitor, not a member")
+    return node
 
 
 def https_pin(key: NodeKey) -> str:
@@ -334,6 +427,34 @@ class _MemberContext(ssl.SSLContext):
         return super().wrap_socket(
             *args, **options | {"server_hostname": _MEMBER_SERVER_NAME}
         )
+
+
+def _https_client_context(roots: str) -> ssl.SSLContext:
+    return _context(
+        ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED, ALPN_HTTP, roots, _MemberContext
+    )
+
+
+def _context(
+    protocol: int,
+    verify_mode: ssl.VerifyMode,
+    alpn: str,
+    roots: str,
+    kind: type[ssl.SSLContext] = ssl.SSLContext,
+) -> ssl.SSLContext:
+    context = kind(protocol)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
+    # Peers are dialled by address and identified by key: links check the node id.
+    context.check_hostname = False
+    context.verify_mode = verify_mode
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.verify_flags |= _NO_CHECK_TIME
+    context.load_verify_locations(cadata=roots)
+    context.set_alpn_protocols([alpn])
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        # A resumed session would remain valid after its generation is retired.
+        context.num_tickets = 0
+    return context
 
 
 def _pem(certificate: Certificate) -> str:

@@ -90,6 +90,7 @@ OF_THE_USER = frozenset(
         "ORIGIN",
         "PATH",
         "TEXT",
+        "TIME",
         "TYPES",
         "URL",
         "WHAT",

@@ -39,7 +39,7 @@ async def test_every_route_of_the_application_is_documented() -> None:
         verify_token=verify,
         clock=FixedClock(),
         node_name="ash",
-        peer_node_id=no_peer,
+        identify_peer=no_peer,
     )
     routes = {
         f"{route.method} {re.sub(r':[^/]*}', '}', route.resource.canonical)}"

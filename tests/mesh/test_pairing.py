@@ -207,7 +207,7 @@ def test_f32_attacker_who_only_relays_bytes_learns_nothing(
         "member": GREETING_BYTES + SHARE_BYTES + PROOF_BYTES + SEALED_BYTES,
     }
     assert not shows_secret(b"".join(middle.heard.values()), scene.secret)
-    assert code.digits.encode() not in b"".join(middle.heard.values())
+    assert code.secret.encode() not in b"".join(middle.heard.values())
 
 
 @pytest.mark.parametrize("side", ["joiner", "member"])
@@ -246,7 +246,7 @@ def test_f32_attacker_as_joiner_has_one_guess(
 ) -> None:
     """The attacker gets a refusal of 32 bytes, and the code is burnt for all."""
     code, _, newcomer = invites(), invites(), Newcomer(scene.joiner)
-    wrong = InviteCode(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
+    wrong = InviteCode(code.slot, f"{(int(code.secret) + 1) % 10**8:08}")
 
     answered = guess(scene, code, wrong)
     again = guess(scene, code, code)
@@ -265,7 +265,7 @@ def test_f32_attacker_as_member_has_one_guess(
 ) -> None:
     """The joiner proves first, to an attacker who cannot check it, and stops."""
     code, newcomer = invites(), Newcomer(scene.joiner)
-    wrong = InviteCode(code.slot, f"{(int(code.digits) + 1) % 10**8:08}")
+    wrong = InviteCode(code.slot, f"{(int(code.secret) + 1) % 10**8:08}")
     proofs: list[bool] = []
 
     def play(listener: socket.socket) -> None:

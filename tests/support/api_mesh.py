@@ -75,7 +75,7 @@ class ApiMesh(AsyncExitStack):
                 node_name=name,
                 lan_ssl=trust.lan_server_contexts([name], ["127.0.0.1"]),
                 forward_ssl=trust.lan_client_context(),
-                peer_node_id=trust.peer_node_id,
+                identify_peer=trust.peer_identity,
                 timeouts=deadlines,
                 configure_socket=self.tuned.append,
                 **options,

@@ -13,11 +13,12 @@ from typing import Any
 
 from octaskly.api import AccessLogEntry, ApiServer, HttpTimeouts, ListenerKind
 from octaskly.config.defaults import LOOPBACK
-from octaskly.core.model.ids import Moment, NodeId
+from octaskly.core.model.ids import Moment
 from octaskly.errors import TrustError
 from octaskly.ports import Principal
 from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.pending_handshakes import MemberAddresses
+from octaskly.trust.certificates import PeerIdentity
 from tests.support.agents import WAIT_S_MAX
 from tests.support.conformance import conforms
 from tests.support.fake_gateway import NOW_MS, FakeGateway
@@ -64,7 +65,7 @@ def verify(token: str) -> Principal:
         raise TrustError("token is not valid") from None
 
 
-def no_peer(tls: ssl.SSLSocket) -> NodeId | None:
+def no_peer(tls: ssl.SSLSocket) -> PeerIdentity | None:
     return None
 
 
@@ -140,7 +141,7 @@ async def api_node(
         "verify_token": verify,
         "node_name": "laptop-01",
         "clock": FixedClock(),
-        "peer_node_id": no_peer,
+        "identify_peer": no_peer,
         "on_response": served.append,
         "on_unexpected_error": lambda _, error: faults.append(error),
         "timeouts": HttpTimeouts(shutdown_s=1.0, refusal_delay_s=0.0),

@@ -84,7 +84,7 @@ class EventFeed:
         """Emit events for members that were added, changed or removed."""
         if not self._subscriptions or news.roster is None:
             return
-        before, self._members = self._members, _by_id(news.roster.members)
+        before, self._members = self._members, _by_id(news.roster.nodes)
         for node, member in self._members.items():
             if node not in before or _visible_fields(member) != _visible_fields(
                 before[node]
@@ -111,7 +111,7 @@ class EventFeed:
                     ends = {reach.stream: reach.seq for reach in reaches}
                     self._cursor = FeedCursor(hlc, ends, stream, retired)
             if self._view.roster is not None and not self._members:
-                self._members = _by_id(self._view.roster.members)
+                self._members = _by_id(self._view.roster.nodes)
             nodes = [FeedItem(NodeEvent(member)) for member in self._members.values()]
             if after is None:
                 start = FeedItem(None, self._cursor.position)

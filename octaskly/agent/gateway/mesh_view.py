@@ -37,7 +37,7 @@ class MeshView:
         """Store the dispatcher and the roster, and wake waiting requests."""
         self._published = news
         if news.roster is not None:
-            self.names.update((m.id, m.name) for m in news.roster.members)
+            self.names.update((m.id, m.name) for m in news.roster.nodes)
         self._dispatcher = self._view_of_dispatcher(news)
         self._changed.set()
         self._changed = asyncio.Event()

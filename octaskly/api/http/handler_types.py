@@ -41,6 +41,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.audit import COMMAND_BYTES_MAX
 from octaskly.rest.mesh import Checkup
+from octaskly.trust.certificates import PeerIdentity
 
 BODY_BYTES_MAX = 1 << 20
 JSON = "application/json"
@@ -296,7 +297,8 @@ class Connection(Protocol):
     """The connection of a request."""
 
     request_info: RequestInfo | None  #: the current request
-    peer: NodeId | None  #: the node at the other end; None for other clients
+    peer: NodeId | None  #: the member at the other end; None for other clients
+    visitor: PeerIdentity | None  #: the visitor at the other end
     own_addresses: frozenset[str]  #: addresses at which the client reached this node
     owner: str  #: the node, local user or address that its limits count it for
     refusal: Problem | None  #: the error response of a connection above a limit
@@ -340,6 +342,7 @@ class Request:
     forwarded_by: NodeId | None  #: the node that forwarded it
     quota: Quota
     work: Work
+    visitor: NodeId | None = None  #: who asks for what belongs to its tasks
 
     @property
     def gateway(self) -> Gateway:
@@ -398,6 +401,7 @@ class Route:
     cost: Cost
     access: Access = Access.ADMIN
     is_local: bool = False  #: always answered by the node that receives it
+    allows_visitors: bool = False  #: the handler checks that it is about its tasks
     is_for_unpaired: bool = False  #: also available while this node is in no mesh
     body_bytes_max: int = BODY_BYTES_MAX
     is_body_streamed: bool = False  #: not JSON; the handler reads it in parts

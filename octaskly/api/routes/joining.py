@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
-from octaskly.api.problems import FORBIDDEN, Problem, timestamp
+from octaskly.api.problems import FORBIDDEN, INVALID_VALUE, Problem, timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.request_bodies import decode_body
@@ -20,15 +20,28 @@ from octaskly.rest import access as rest
 TTL_S_MIN: Final = 10
 TTL_S_MAX: Final = 3600
 TTL_S: Final = 300
+VISITOR_TTL_S_MAX: Final = 7 * 86_400
+INVITE_SCHEME: Final = "octaskly://"
+SLOT_DIGITS_MAX: Final = 3
+STAY_S_MIN: Final = 60
+STAY_S: Final = 8 * 3600
+STAY_S_MAX: Final = 7 * 86_400
 KEYRING_MAX: Final = 1 << 15
 SEEDS_MAX: Final = 16
 FINGERPRINT_CHARS_MAX: Final = 64
 
 
-class InviteIn(RequestBody):
-    """A request for an invite."""
+class VisitIn(RequestBody):
+    """How long a visitor may stay."""
 
-    ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=TTL_S_MAX)] = TTL_S
+    stay_s: Annotated[int, msgspec.Meta(ge=STAY_S_MIN, le=STAY_S_MAX)] = STAY_S
+
+
+class InviteIn(RequestBody):
+    """A request for an invite; only that of a visitor may be valid for over an hour."""
+
+    ttl_s: Annotated[int, msgspec.Meta(ge=TTL_S_MIN, le=VISITOR_TTL_S_MAX)] = TTL_S
+    visitor: VisitIn | None = None
 
 
 class JoinIn(RequestBody):
@@ -99,18 +112,57 @@ async def leave_mesh(request: Request) -> web.StreamResponse:
     return json_response(task_response.encode(body), HTTPStatus.ACCEPTED)
 
 
+def parse_invite(body: bytes) -> InviteIn:
+    """Return a request for an invite; raise `Problem` if it is invalid."""
+    asked: InviteIn = decode_body(_invite_decoder, InviteIn, body)
+    if asked.visitor is None and asked.ttl_s > TTL_S_MAX:
+        hint = f"expected an integer from {TTL_S_MIN} to {TTL_S_MAX} (seconds)"
+        raise Problem(400, INVALID_VALUE, hint=hint, field="ttl_s")
+    return asked
+
+
 async def create_invite(request: Request) -> web.StreamResponse:
     """Open an invite, and return its code."""
-    asked: InviteIn = decode_body(_invite_decoder, InviteIn, request.body)
+    asked = parse_invite(request.body)
     opened = await _admissions(request).open_invite(
-        asked.ttl_s, principal=request.authenticated_principal
+        asked.ttl_s,
+        None if asked.visitor is None else asked.visitor.stay_s,
+        principal=request.authenticated_principal,
     )
+    url = None
+    if asked.visitor is not None and opened.endpoints:
+        url = f"{INVITE_SCHEME}{','.join(opened.endpoints)}/{opened.code}"
     body = rest.Invite(
+        id=opened.code.partition("-")[0],
         code=opened.code,
+        url=url,
         expires_at=timestamp(opened.expires_ms),
         places=list(opened.endpoints),
     )
     return json_response(task_response.encode(body), HTTPStatus.CREATED)
+
+
+async def list_invites(request: Request) -> web.StreamResponse:
+    """Return the latest invites of this node for visitors, with who came by them."""
+    shown = [
+        rest.VisitorInvite(
+            id=str(each.slot),
+            state=each.state,
+            node=each.node,
+            expires_at=timestamp(each.expires_ms),
+        )
+        for each in _admissions(request).list_visitor_invites()
+    ]
+    body = rest.VisitorInvites(invites=shown, total=len(shown))
+    return json_response(task_response.encode(body))
+
+
+async def revoke_invite(request: Request) -> web.StreamResponse:
+    """End an invite of this node for a visitor; the visitors that came stay."""
+    slot = request.path_params["id"]
+    if slot.isascii() and slot.isdecimal() and len(slot) <= SLOT_DIGITS_MAX:
+        _admissions(request).revoke_invite(int(slot))
+    return web.Response(status=HTTPStatus.NO_CONTENT)
 
 
 async def list_join_requests(request: Request) -> web.StreamResponse:
@@ -203,6 +255,24 @@ ROUTES = (
         body_type=InviteIn,
         responses={201: rest.Invite},
         error_statuses=(409,),
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/invites",
+        handler=list_invites,
+        cost=route_cost.CHEAP,
+        access=Access.LOCAL_PAGE,
+        is_local=True,
+        responses={200: rest.VisitorInvites},
+    ),
+    Route(
+        method="DELETE",
+        path="/api/v1/invites/{id}",
+        handler=revoke_invite,
+        cost=route_cost.CHEAP,
+        access=Access.LOCAL_PAGE,
+        is_local=True,
+        responses={204: None},
     ),
     Route(
         method="GET",

@@ -9,9 +9,10 @@ from aiohttp import web
 
 from octaskly import __version__
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
-from octaskly.api.problems import WORKER_NOT_FOUND, Problem
+from octaskly.api.problems import FORBIDDEN, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.api.security import route_cost
+from octaskly.core.model.ids import is_visitor
 from octaskly.core.model.nodes import AvailabilityCommand, NodeState, RosterEntry
 from octaskly.rest import mesh as rest
 from octaskly.system.build import build_id
@@ -89,9 +90,13 @@ async def _forward(request: Request, name: str, path: str) -> web.StreamResponse
     """Forward a request to the node that it is about.
 
     Raises:
-        Problem: 404, there is no such node; 503, it is not connected.
+        Problem: 404, there is no such node; 409, it is a visitor; 503, it is not
+            connected.
     """
     gateway, member = request.gateway, _member(request, name)
+    if is_visitor(member.id):
+        hint = f"{member.name} is a visitor, which answers no requests"
+        raise Problem(HTTPStatus.CONFLICT, FORBIDDEN, hint=hint)
     if member.state is NodeState.LOST or request.forwarded_by is not None:
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -122,7 +127,7 @@ def _member(request: Request, name: str) -> RosterEntry:
 
 def _members(request: Request) -> tuple[RosterEntry, ...]:
     roster = request.gateway.roster()
-    return roster.members if roster else ()
+    return roster.nodes if roster else ()
 
 
 ROUTES = (

@@ -126,6 +126,8 @@ def node(
         version=member.version,
         last_seen=at(seen_ms),
         joined_at=at(joined_ms),
+        visitor=member.leaves_ms is not None,
+        leaves_at=at(member.leaves_ms),
     )
 
 

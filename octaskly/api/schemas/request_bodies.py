@@ -341,7 +341,8 @@ def _parse_task(task: TaskIn, index: int | None) -> TaskDraft:
 
 def _options(task: TaskIn, index: int | None) -> TaskOptions | None:
     try:
-        options = parse_options(task)
+        limit_s = None if task.timeout == "none" else task.timeout
+        options = parse_options(task, limit_s)
         if task.array is None:
             return options
         array = arrays.parse_array(task.array, task.command, COMMAND_BYTES_MAX)

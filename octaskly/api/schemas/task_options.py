@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from octaskly.api.schemas import files as given
 from octaskly.api.schemas.base import InvalidField, RequestBody, openapi_schema
@@ -28,6 +29,7 @@ from octaskly.core.model.task_options import (
     Retry,
     TaskLimits,
     TaskOptions,
+    VisitorRule,
     is_stdin_freed,
 )
 from octaskly.core.model.tasks import PRIORITY_MAX, Priority
@@ -43,6 +45,7 @@ ENV_VALUE_BYTES_MAX: Final = 131_000  #: the kernel allows 128 KiB with the name
 CWD_BYTES_MAX: Final = 4096
 STDIN_BYTES_MAX: Final = 1 << 20
 GRACE_S_MAX: Final = 3600
+VISITORS_MIN_MAX: Final = 7 * 86_400
 MEMORY_MB_MAX: Final = 1 << 30
 COUNT_MAX: Final = 1 << 20
 RETRIES_MAX: Final = 100
@@ -147,6 +150,8 @@ class OptionsIn(RequestBody, gc=False):
     call: (
         Annotated[str, openapi_schema(minLength=1, maxLength=CALL_CHARS_MAX)] | None
     ) = None
+    visitors: bool | Literal["with-env"] | None = None
+    visitors_min: Annotated[int, msgspec.Meta(ge=1, le=VISITORS_MIN_MAX)] | None = None
 
 
 NO_OPTIONS: Final = TaskOptions()
@@ -191,14 +196,21 @@ FIELD_HINTS: Final = {
     "stdin fields",
     "folders": given.FOLDERS_HINT,
     "same_folder": given.SAME_FOLDER_HINT,
+    "visitors": 'true, false or "with-env"',
+    "visitors_min": f"an integer from 1 to {VISITORS_MIN_MAX} (seconds); needs"
+    " `visitors`",
     "requires": "an object with labels, node, os, arch, cpus, memory_mb, gpus, python",
     "limits": "an object with memory_mb, cpu_seconds, file_mb, processes",
 }
 """Valid values of each field, for hints and the OpenAPI document."""
 
 
-def parse_options(fields: OptionsIn) -> TaskOptions | None:
+def parse_options(fields: OptionsIn, limit_s: int | None = None) -> TaskOptions | None:
     """Return the options of a task; None if all have their defaults.
+
+    Args:
+        fields: The fields of the request.
+        limit_s: The time limit; None: it has none.
 
     Raises:
         InvalidField: a field is invalid.
@@ -218,7 +230,7 @@ def parse_options(fields: OptionsIn) -> TaskOptions | None:
         stdin=_stdin(fields),
         is_scratch=fields.workdir == "scratch",
         grace_s=fields.grace,
-        requires=None if fields.requires is None else _requires(fields.requires),
+        requires=_requires(fields, limit_s),
         limits=None if fields.limits is None else _limits(fields.limits),
         retry=_retry(fields),
         notify_url=_notify_url(fields.notify_url),
@@ -265,6 +277,8 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "same_folder": given.render_same_folder(options.same_folder),
         "outputs_of": [task_name(TaskId(t)) for t in options.outputs_of],
         "grace": options.grace_s,
+        "visitors": _visitors_text(requires),
+        "visitors_min": (requires and requires.visitor_s) or None,
         "requires": requires
         and rest.Requirements(
             labels=dict(requires.labels),
@@ -284,6 +298,12 @@ def _render(options: TaskOptions) -> dict[str, Any]:
             processes=limits.processes or None,
         ),
     }
+
+
+def _visitors_text(requires: Requirements | None) -> bool | None:
+    """Return True if visitors may run it, False if not, None if nobody said so."""
+    rule = VisitorRule.NEVER if requires is None else requires.visitors
+    return None if rule is VisitorRule.NEVER else rule is VisitorRule.ALLOWED
 
 
 _NO_OPTIONS_RENDERED: Final = _render(NO_OPTIONS)
@@ -385,25 +405,46 @@ def _stdin_file(fields: OptionsIn) -> BlobRef | None:
     return given.check_blob(fields.stdin_file, "stdin_file")
 
 
-def _requires(fields: RequiresIn) -> Requirements | None:
+def _visitor_rule(fields: OptionsIn) -> VisitorRule:
+    match fields.visitors:
+        case None:
+            return VisitorRule.NEVER
+        case False:
+            return VisitorRule.REFUSED
+        case True if fields.env:
+            return VisitorRule.WITH_ENV
+        case _:
+            return VisitorRule.ALLOWED
+
+
+def _requires(fields: OptionsIn, limit_s: int | None) -> Requirements | None:
+    """Return the requirements of a task, with its rule for visitors."""
+    rule = _visitor_rule(fields)
+    may_visit = rule in (VisitorRule.ALLOWED, VisitorRule.WITH_ENV)
+    if fields.visitors_min is not None and not may_visit:
+        raise InvalidField("visitors_min", "the task does not allow visitors")
+    asked = _node_requirements(fields.requires or RequiresIn())
+    visitor_s = max(limit_s or 0, fields.visitors_min or 0) if may_visit else 0
+    asked = replace(asked, visitors=rule, visitor_s=visitor_s)
+    return _or_none(asked, Requirements)
+
+
+def _node_requirements(fields: RequiresIn) -> Requirements:
     for field in ("node", "os", "arch", "python"):
         word: str | None = getattr(fields, field)
         # An empty value often comes from an unset shell variable, so it is an error
         # instead of a task without this requirement.
         if word is not None and not _SIMPLE.fullmatch(word):
             raise InvalidField(f"requires.{field}", "invalid word")
-    return _or_none(
-        Requirements(
-            labels=_labels(fields.labels, "requires.labels"),
-            node=fields.node or "",
-            os=fields.os or "",
-            arch=fields.arch or "",
-            cpus=fields.cpus or 0,
-            memory_mb=fields.memory_mb or 0,
-            gpus=fields.gpus or 0,
-            python=fields.python or "",
-        ),
-        Requirements,
+    return Requirements(
+        labels=_labels(fields.labels, "requires.labels"),
+        node=fields.node or "",
+        os=fields.os or "",
+        arch=fields.arch or "",
+        cpus=fields.cpus or 0,
+        memory_mb=fields.memory_mb or 0,
+        gpus=fields.gpus or 0,
+        python=fields.python or "",
     )
 
 

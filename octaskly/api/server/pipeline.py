@@ -44,6 +44,7 @@ from octaskly.api.server.request_bodies import BodyReader
 from octaskly.api.server.request_lifecycle import RequestLifecycle, connection_of
 from octaskly.api.server.request_turns import RequestTurns
 from octaskly.ports import Principal
+from octaskly.trust.certificates import PeerIdentity
 
 JOIN_HINT = (
     "it sees a mesh, and waits for `octaskly join` with a code from `octaskly invite`"
@@ -320,6 +321,7 @@ class RequestPipeline:
             forwarded_by=hop,
             quota=quota,
             work=work,
+            visitor=None if connection.visitor is None else connection.visitor.node,
         )
 
     def _is_local(
@@ -337,6 +339,9 @@ class RequestPipeline:
 
     def _authenticate(self, routed: _RoutedRequest, route: Route) -> Principal | None:
         """Return the principal of a request; raise `Problem` (401, 403) if unknown."""
+        if routed.connection.visitor is not None:
+            self._check_visitor(routed.connection.visitor, route)
+            return None
         if route.access is Access.PUBLIC:
             return None
         request, connection = routed.request, routed.connection
@@ -365,6 +370,18 @@ class RequestPipeline:
         return authentication.authenticate_bearer(
             request.headers.get("Authorization"), self._verify_token
         )
+
+    def _check_visitor(self, visitor: PeerIdentity, route: Route) -> None:
+        """Refuse a visitor whatever is not declared for visitors, with any token."""
+        assert visitor.visit_ends_ms is not None
+        rotations = self._services.rotations
+        if visitor.visit_ends_ms <= self._services.clock.now().wall_ms:
+            raise Problem(403, FORBIDDEN, hint="the time of this visitor is up")
+        if rotations is not None and rotations.is_node_refused(visitor.node):
+            raise Problem(403, FORBIDDEN, hint="this visitor was revoked")
+        if not route.allows_visitors:
+            hint = "a visitor may only ask for the files of its own tasks"
+            raise Problem(403, FORBIDDEN, hint=hint)
 
     def _require_valid_token(self, principal: Principal) -> Principal:
         """Return the principal; raise `Problem` if its token has ended.

@@ -77,7 +77,7 @@ from octaskly.api.server.request_lifecycle import (
 )
 from octaskly.config.defaults import LOOPBACK
 from octaskly.config.settings import LimitOptions
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import NodeId, is_visitor
 from octaskly.errors import TrustError
 from octaskly.ports import (
     Clock,
@@ -92,9 +92,10 @@ from octaskly.system.accepting import BACKLOG
 from octaskly.system.build import build_id
 from octaskly.system.pending_handshakes import MemberAddresses
 from octaskly.system.tcp_table import local_client
+from octaskly.trust.certificates import PeerIdentity
 
-PeerNodeId = Callable[[ssl.SSLSocket], NodeId | None]
-"""Returns the node that a TLS connection authenticated.
+IdentifyPeer = Callable[[ssl.SSLSocket], PeerIdentity | None]
+"""Returns the member or the visitor that a TLS connection authenticated.
 
 Without a certificate it returns None or raises TrustError.
 """
@@ -125,14 +126,14 @@ class ServerConnection(web.RequestHandler):
     __slots__ = (
         "_connection_limits",
         "_header_bytes",
+        "_identify_certificate",
         "_last_body",
         "_lifecycle",
         "_local_user",
-        "_peer_node_id",
         "_place",
         "_rotations",
         "_stall_timer",
-        "certificate_node",
+        "certificate",
         "is_lan",
         "is_socket",
         "own_addresses",
@@ -148,7 +149,7 @@ class ServerConnection(web.RequestHandler):
         lifecycle: RequestLifecycle,
         connection_limits: ConnectionLimits,
         listener: ListenerKind,
-        peer_node_id: PeerNodeId,
+        identify_peer: IdentifyPeer,
         rotations: KeyRotationControl | None,
         stall_s: float,
         place: Place | None = None,
@@ -160,9 +161,9 @@ class ServerConnection(web.RequestHandler):
         self._last_body: aiohttp.StreamReader | None = None  #: of the last request
         self._lifecycle = lifecycle
         self._connection_limits = connection_limits
-        self._peer_node_id, self._rotations = peer_node_id, rotations
-        #: The node whose certificate the client showed.
-        self.certificate_node: NodeId | None = None
+        self._identify_certificate, self._rotations = identify_peer, rotations
+        #: The member or visitor whose certificate the client showed.
+        self.certificate: PeerIdentity | None = None
         self._local_user: Principal | None = None
         #: The client is a user of this machine, known by kernel credentials.
         self.is_socket = listener is ListenerKind.SOCKET
@@ -176,15 +177,26 @@ class ServerConnection(web.RequestHandler):
         self._place = place  #: in the limits, if the listener knows
 
     @property
+    def certificate_node(self) -> NodeId | None:
+        """The node whose certificate the client showed, member or visitor."""
+        return None if self.certificate is None else self.certificate.node
+
+    @property
     def peer(self) -> NodeId | None:
         """The node at the other end, if it is a member and not revoked."""
-        if self.certificate_node is None or self._rotations is None:
-            return self.certificate_node
-        return (
-            None
-            if self._rotations.is_node_refused(self.certificate_node)
-            else self.certificate_node
-        )
+        node = self.certificate_node
+        if node is None or is_visitor(node) or self._is_refused(node):
+            return None
+        return node
+
+    @property
+    def visitor(self) -> PeerIdentity | None:
+        """The visitor at the other end, whose time may be up."""
+        shown = self.certificate
+        return None if shown is None or shown.visit_ends_ms is None else shown
+
+    def _is_refused(self, node: NodeId) -> bool:
+        return self._rotations is not None and self._rotations.is_node_refused(node)
 
     def local_principal(self, node_name: str) -> Principal:
         """Return the user at the other end of the UNIX socket."""
@@ -280,7 +292,7 @@ class ServerConnection(web.RequestHandler):
         """Identify the node by its certificate."""
         # A missing certificate is no error: a client without one shows a token.
         with contextlib.suppress(TrustError):
-            self.certificate_node = self._peer_node_id(
+            self.certificate = self._identify_certificate(
                 transport.get_extra_info("ssl_object")
             )
         self.own_addresses = address_without_scope(transport.get_extra_info("sockname"))
@@ -293,6 +305,8 @@ class ServerConnection(web.RequestHandler):
             return self._place
         if self.peer is not None:
             return ConnectionKind.NODE, self.peer
+        if self.visitor is not None:  # It has the bounds of a stranger.
+            return ConnectionKind.UNAUTHENTICATED, self.visitor.node
         own, client = (
             transport.get_extra_info(end) or ("", 0) for end in ("sockname", "peername")
         )
@@ -349,7 +363,7 @@ class ApiServer:
         verify_token: authentication.VerifyToken,
         node_name: str,
         clock: Clock,
-        peer_node_id: PeerNodeId,
+        identify_peer: IdentifyPeer,
         lan_ssl: ContextForAddress | None = None,
         forward_ssl: ssl.SSLContext | None = None,
         cors_origins: Collection[str] = (),
@@ -367,7 +381,7 @@ class ApiServer:
         limits: LimitOptions = _DEFAULT_LIMITS,
     ) -> None:
         self._limits, self._connection_limits = limits, ConnectionLimits(limits, clock)
-        self._lan_ssl, self._peer_node_id = lan_ssl, peer_node_id
+        self._lan_ssl, self._identify_peer = lan_ssl, identify_peer
         # Of their own: clients that move files must not delay what the store does.
         self._body_threads = threads = ThreadPoolExecutor(BODY_THREADS, "octaskly-body")
         self._long_polls = polls = LongPolls(gateway.dispatcher)
@@ -604,7 +618,7 @@ class ApiServer:
             lifecycle=self._lifecycle,
             connection_limits=self._connection_limits,
             listener=site,
-            peer_node_id=self._peer_node_id,
+            identify_peer=self._identify_peer,
             rotations=self._services.rotations,
             stall_s=self._services.timeouts.stall_s,
             loop=asyncio.get_running_loop(),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 READY_S = 15.0  #: limit for the agent to become a member, which takes 1 or 2 s
 POLL_S = 0.1
 TTL_S = 300
+STAY_S = 8 * 3600
 
 
 @click.command(epilog="Example: octaskly invite --ttl 10m")
@@ -40,19 +41,46 @@ TTL_S = 300
     type=Duration(),
     default=TTL_S,
     metavar="T",
-    help="How long the code is valid: 10s to 1h (default: 5m).",
+    help="How long the code is valid: 10s to 1h (default: 5m); 7d for a visitor.",
+)
+@click.option(
+    "--visitor",
+    "is_visitor",
+    is_flag=True,
+    help="Invite a worker that gets no mesh secret and cannot give commands.",
+)
+@click.option(
+    "--stay",
+    "stay_s",
+    type=Duration(least_s=60),
+    metavar="T",
+    help="How long the visitor may stay: 1m to 7d (default: 8h).",
 )
 @JSON_OPTION
 @click.pass_obj
-def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT001
+def invite(
+    context: CliContext,
+    ttl: int,
+    is_visitor: bool,  # noqa: FBT001
+    stay_s: int | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Show a code with which one more machine can join the mesh.
 
     The code is valid for one attempt. The first machine to enter it joins.
     """
+    if stay_s is not None and not is_visitor:
+        raise click.UsageError("--stay needs --visitor")
+    asked: dict[str, Any] = {"ttl_s": ttl}
+    if is_visitor:
+        asked["visitor"] = {"stay_s": stay_s or STAY_S}
     with context.connect() as client:
-        reply = client.send(rest_calls.post_once("/api/v1/invites", {"ttl_s": ttl}))
+        reply = client.send(rest_calls.post_once("/api/v1/invites", asked))
     if as_json:
         print_json(reply.body)
+        return
+    if is_visitor:
+        _show_visitor_invite(client.decode(reply, Invite), ttl, stay_s or STAY_S)
         return
     opened = client.decode(reply, Invite)
     note(f"On the other machine (valid {_span(ttl)}, for one attempt):")
@@ -63,6 +91,28 @@ def invite(context: CliContext, ttl: int, as_json: bool) -> None:  # noqa: FBT00
     note(
         "The first machine to enter this code joins the mesh,"
         " and can run commands on every node."
+    )
+
+
+def _qr_text(url: str) -> str:
+    """Return a QR code of half blocks, which a phone reads from a terminal."""
+    import io  # noqa: PLC0415
+
+    import segno  # noqa: PLC0415 - only invites need it
+
+    shown = io.StringIO()
+    segno.make(url, micro=False).terminal(out=shown, compact=True)
+    return shown.getvalue()
+
+
+def _show_visitor_invite(opened: Invite, ttl: int, stay_s: int) -> None:
+    note(f"On the machine that you borrow (valid {_span(ttl)}, for one visitor):")
+    print_line(f"    octaskly join --visitor {opened.url or opened.code}")
+    if opened.url and sys.stdout.isatty():
+        print_line(_qr_text(opened.url))
+    note(
+        f"It runs only tasks that allow visitors, for {_span(stay_s)} at most,"
+        " and can give no commands."
     )
 
 

@@ -123,6 +123,8 @@ class TaskFields(TypedDict, total=False):
     outputs_of: Sequence[str | Task]
     after: Sequence[str | Task]
     on: Literal["success", "failure", "any"]
+    visitors: bool | Literal["with-env"]
+    visitors_min: int
 
 
 def make_draft(

@@ -33,9 +33,17 @@ from octaskly.core.events import (
 )
 from octaskly.core.log.facts import Notified, Submitted
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import (
+    AttemptId,
+    Epoch,
+    Moment,
+    NodeId,
+    StreamId,
+    TaskId,
+)
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.model.tree_sizes import TreeSizes
 from octaskly.core.protocol.messages import (
@@ -151,6 +159,31 @@ class Dispatcher:
     def outstanding(self, node: NodeId) -> int:
         """Return how many attempts the node holds, as far as is known."""
         return self._queue.outstanding(node)
+
+    # --- Visitors.
+
+    @property
+    def has_read_live_tasks(self) -> bool:
+        """Return True if all attempts of earlier epochs that may be live are known."""
+        return not self.reconciler.is_log_behind and self._queue.has_read_live
+
+    def assigned_spec(
+        self, node: NodeId, task_id: TaskId, attempt: AttemptId
+    ) -> TaskSpec | None:
+        """Return the task of a live attempt of a node; None if it has no such one."""
+        task = self._queue.tasks_by_node.get(node, {}).get(task_id)
+        return None if task is None or task.attempt != attempt else task.spec
+
+    def is_unacknowledged(self, task: TaskId, attempt: AttemptId) -> bool:
+        """Return True if the end of an attempt is recorded, but not yet safe."""
+        return self._outcome_recorder.is_unacknowledged((task, attempt))
+
+    def kill_unknown_attempts(
+        self, node: NodeId, attempts: Iterable[tuple[TaskId, AttemptId]]
+    ) -> None:
+        """Order the end of attempts that a node was not given, with the next step."""
+        for task_id, attempt in attempts:
+            self._step.kill_attempt(node, task_id, attempt)
 
     # --- Clients.
 

@@ -11,7 +11,7 @@ from math import ceil
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
-from octaskly.core.model.ids import Moment, NodeId, TaskId, task_name
+from octaskly.core.model.ids import Moment, NodeId, TaskId, is_visitor, task_name
 from octaskly.core.model.nodes import NodeState, RejectionReason, RosterEntry
 from octaskly.core.model.task_options import (
     NO_REQUIREMENTS,
@@ -28,7 +28,11 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.replies import NodeRejection, QueuedAhead, TaskExplanation
-from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.queued_task import (
+    VISITOR_RETURNS_MAX,
+    QueuedTask,
+    Stage,
+)
 from octaskly.core.scheduling.requirements import (
     describe_requirements,
     meets_requirements,
@@ -71,7 +75,7 @@ class Explainer:
                 return TaskExplanation(record.state, _describe_record(record, names))
             if record.waits_for is not None:
                 return self._explain_dependencies(
-                    record, record.waits_for.tasks, members
+                    record, record.waits_for.tasks, members, now
                 )
             assert record.spec is not None
             if is_stdin_freed(record.spec.options):
@@ -93,6 +97,7 @@ class Explainer:
         self,
         record: TaskRecord,
         members: Sequence[RosterEntry],
+        now: Moment,
         names: Mapping[NodeId, str],
     ) -> str:
         """Return why a task was given to the node that has or had it; "": none has.
@@ -116,7 +121,7 @@ class Explainer:
         capable = {
             m.id
             for m in _present_members(members)
-            if meets_requirements(m, requires or NO_REQUIREMENTS)
+            if meets_requirements(m, requires or NO_REQUIREMENTS, now.wall_ms)
         }
         capable_count, name = len(capable | {node}), names.get(node, node)
         if len(present) == 1:
@@ -155,7 +160,7 @@ class Explainer:
         now: Moment,
     ) -> TaskExplanation:
         """Say what keeps a task from each node, and what comes before it."""
-        rejections = tuple(self._rejection(task, member) for member in members)
+        rejections = tuple(self._rejection(task, member, now) for member in members)
         summary = self._obstacle(task, members, rejections, now)
         is_obstructed = summary is not None
         ahead: tuple[QueuedAhead, ...] = ()
@@ -181,13 +186,16 @@ class Explainer:
 
     @staticmethod
     def _explain_dependencies(
-        record: TaskRecord, parents: Sequence[str], members: Sequence[RosterEntry]
+        record: TaskRecord,
+        parents: Sequence[str],
+        members: Sequence[RosterEntry],
+        now: Moment,
     ) -> TaskExplanation:
         """Say for what it waits, and on which nodes that is not all there is."""
         listed = _describe_parents([TaskId(each) for each in parents])
         options = record.spec.options if record.spec is not None else None
         requires = requires_of(options) or NO_REQUIREMENTS
-        missing_text = why_none_meets(_present_members(members), requires)
+        missing_text = why_none_meets(_present_members(members), requires, now.wall_ms)
         missing_suffix = "" if missing_text is None else f", and {missing_text}"
         wait_reason = RejectionReason(
             "parents", f"does not get it yet, because it waits for {listed}"
@@ -199,7 +207,7 @@ class Explainer:
                 m.state,
                 (
                     *_unavailability_reasons(m),
-                    *unmet_requirements(m, requires),
+                    *unmet_requirements(m, requires, now.wall_ms),
                     wait_reason,
                 ),
             )
@@ -224,7 +232,7 @@ class Explainer:
                 return f"{missing}; the next attempt starts in {wait_s} s"
             return f"its last attempt failed; the next one starts in {wait_s} s"
         requires = task.requires or NO_REQUIREMENTS
-        missing_text = why_none_meets(_present_members(members), requires)
+        missing_text = why_none_meets(_present_members(members), requires, now.wall_ms)
         if missing_text is not None:
             return _describe_lost_node(members, requires) or missing_text
         reservation = self._step.matcher.reservation
@@ -234,20 +242,32 @@ class Explainer:
             )
             return f"{name} is reserved for it until enough of its capacity is free"
         is_full = bool(_capable(rejections))
-        return None if is_full else _describe_unavailable(members, requires)
+        if is_full:
+            return None
+        return _describe_unavailable(members, requires, now)
 
-    def _rejection(self, task: QueuedTask, member: RosterEntry) -> NodeRejection:
-        reasons = tuple(self._rejection_reasons(task, member))
+    def _rejection(
+        self, task: QueuedTask, member: RosterEntry, now: Moment
+    ) -> NodeRejection:
+        reasons = tuple(self._rejection_reasons(task, member, now))
         return NodeRejection(member.id, member.name, member.state, reasons)
 
     def _rejection_reasons(
-        self, task: QueuedTask, member: RosterEntry
+        self, task: QueuedTask, member: RosterEntry, now: Moment
     ) -> Iterator[RejectionReason]:
         requires = task.requires or NO_REQUIREMENTS
         permanent = [
             *_unavailability_reasons(member),
-            *unmet_requirements(member, requires),
+            *unmet_requirements(member, requires, now.wall_ms),
         ]
+        if is_visitor(member.id) and task.avoids_visitors:
+            permanent.append(
+                RejectionReason(
+                    "visitor_returns",
+                    f"is a visitor, and {VISITOR_RETURNS_MAX} visitors have returned"
+                    " the task, so it waits for a node without an end time",
+                )
+            )
         if member.id in task.nodes_lacking_inputs:
             what = dict(task.missing_inputs).get(member.id, "an input")
             permanent.append(RejectionReason("input", f"lacks {what}"))
@@ -358,10 +378,10 @@ def _unavailability_reasons(member: RosterEntry) -> Iterator[RejectionReason]:
 
 
 def _describe_unavailable(
-    members: Sequence[RosterEntry], requires: Requirements
+    members: Sequence[RosterEntry], requires: Requirements, now: Moment
 ) -> str:
     """Say that whoever could run it takes no work; why, where only one could."""
-    capable = [member for member in members if meets_requirements(member, requires)]
+    capable = [m for m in members if meets_requirements(m, requires, now.wall_ms)]
     why = next(_unavailability_reasons(capable[0]), None) if len(capable) == 1 else None
     if why is None:
         return "no node that could run it accepts tasks now"

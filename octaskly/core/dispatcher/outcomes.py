@@ -43,6 +43,10 @@ class OutcomeRecorder:
         """Note that these reports are acknowledged to their worker."""
         self._unacknowledged.difference_update(items)
 
+    def is_unacknowledged(self, key: AttemptKey) -> bool:
+        """Return True if a report is recorded, and its worker may repeat it."""
+        return key in self._unacknowledged
+
     def record_report(self, node: NodeId, report: Report, now: Moment) -> None:
         """Record one report.
 

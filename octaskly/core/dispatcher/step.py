@@ -460,6 +460,7 @@ class DispatchStep:
             when_replicated: Done once a standby has it, too.
         """
         effects: list[Effect] = []
+        self.pool.wall_ms = now.wall_ms
         batches = self._assign_queued(now) if self.is_assigning else {}
         if self.facts:
             effects.append(self._journal.append(self.facts, now))
@@ -508,6 +509,7 @@ class DispatchStep:
         for task in queue.next_excluding_tasks():
             excluded = (
                 *task.nodes_lacking_inputs,
+                *(pool.visitors() if task.avoids_visitors else ()),
                 *self.matcher.reserved_from(task, task.lane),
             )
             requires = task.requires

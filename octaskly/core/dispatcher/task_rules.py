@@ -23,7 +23,13 @@ from octaskly.core.log.merge import (
     join_attempts,
 )
 from octaskly.core.model.arrays import ArrayProgress, has_too_many_failures
-from octaskly.core.model.ids import AttemptId, Moment, TaskId, task_name
+from octaskly.core.model.ids import (
+    AttemptId,
+    Moment,
+    TaskId,
+    is_visitor,
+    task_name,
+)
 from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import (
     Attempt,
@@ -65,7 +71,7 @@ def verdict_of(
         return TaskState.COMPLETED
     rule = retry_policy(spec)
     failed = [a.outcome for a in attempts if a.state is AttemptState.FAILED]
-    lost = sum(map(is_loss, attempts))
+    lost = sum(_counts_as_loss(rule, attempt) for attempt in attempts)
     is_over = (
         len(failed) > rule.retries
         or not all(_is_retried(rule, outcome) for outcome in failed)
@@ -142,6 +148,15 @@ def is_loss(attempt: Attempt) -> bool:
     return is_released and outcome is not None and outcome.reason is EndReason.LOST
 
 
+def _counts_as_loss(rule: Retry, attempt: Attempt) -> bool:
+    """Return True if a loss speaks against the task.
+
+    A visitor may leave at any time, so its loss only counts if the attempt must not be
+    repeated. After `VISITOR_RETURNS_MAX` of these, the task goes to no visitor.
+    """
+    return is_loss(attempt) and not (rule.on_lost and is_visitor(attempt.node))
+
+
 def presumed_end(spec: TaskSpec, now: Moment, *, has_begun: bool = True) -> Outcome:
     """Return the end of an attempt whose worker is gone.
 
@@ -194,7 +209,8 @@ def wait_s(task: TaskId, attempts: Sequence[Attempt], ended: Outcome) -> float |
     if ended.state is AttemptState.FAILED:
         failed = sum(each.state is AttemptState.FAILED for each in attempts)
         return retry_delay_s(task, failed)
-    is_last = sum(map(is_loss, attempts)) == LOSSES_MAX - 1
+    losses = sum(_counts_as_loss(DEFAULT_RETRY, attempt) for attempt in attempts)
+    is_last = losses == LOSSES_MAX - 1
     backs_off = ended.reason is EndReason.LOST and is_last
     return LOSS_BACKOFF_S if backs_off else None
 

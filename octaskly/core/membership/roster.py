@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Effect, RenameNode
 from octaskly.core.membership.peer import PeerView
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.ids import Epoch, Moment, NodeId
+from octaskly.core.model.ids import Epoch, Moment, NodeId, is_visitor
 from octaskly.core.model.nodes import (
     NO_LOAD,
     Availability,
@@ -56,7 +56,7 @@ class RosterBuilder:
     ) -> None:
         self.roster: Roster | None = None
         self._peer_table = peer_table
-        self._names = dict(names)
+        self._names = {node: name for node, name in names if not is_visitor(node)}
         self._released: set[NodeId] = set()  #: nodes whose ids never come back
         self._lost: dict[NodeId, tuple[RosterEntry, float]] = {}
         self._built_from: tuple[object, ...] = ()
@@ -89,6 +89,10 @@ class RosterBuilder:
         self._released.add(node)
         self._names[node] = f"{name} ({why})"
         return [RenameNode(node, self._names[node])]
+
+    def forget_name(self, node: NodeId) -> None:
+        """Let others have the name of a visitor that left."""
+        self._names.pop(node, None)
 
     def given_name(self, node: NodeId) -> str | None:
         """Return the name of a node in the mesh, or None."""
@@ -175,6 +179,7 @@ class RosterBuilder:
         standbys: Sequence[NodeId],
         running: Callable[[NodeId], int],
         now: Moment,
+        visitors: Callable[[], tuple[RosterEntry, ...]] = tuple,
     ) -> Roster | None:
         """Return a new roster if one is due and differs from the latest.
 
@@ -185,6 +190,7 @@ class RosterBuilder:
             standbys: The standbys, best first.
             running: Returns the number of attempts of a node.
             now: Both clocks.
+            visitors: Returns the entries of the visitors.
         """
         if not self.is_build_due(epoch, own_availability, now):
             return None
@@ -197,16 +203,19 @@ class RosterBuilder:
         new = _fit_in_frame(
             listed[: self._peer_table.members_max] + self._recently_lost(listed, now)
         )
+        guests = _fit_in_frame(visitors())
         last = self.roster
         is_same_epoch = last is not None and last.epoch == epoch
         if (
             last is not None
             and is_same_epoch
-            and self._is_not_worth_sending(new, last, now)
+            and self._is_not_worth_sending(
+                (*new, *guests), (*last.members, *last.visitors), now
+            )
         ):
             return None
         version = last.version + 1 if last is not None and is_same_epoch else 1
-        self.roster = Roster(epoch, version, new)
+        self.roster = Roster(epoch, version, new, guests)
         self.next_change_s = now.mono_s + self._scaled_interval_s(CHANGE_INTERVAL_S)
         self._next_loads_s = now.mono_s + self._scaled_interval_s(LOAD_INTERVAL_S)
         return self.roster
@@ -230,14 +239,17 @@ class RosterBuilder:
         return [member for member, _ in self._lost.values()]
 
     def _is_not_worth_sending(
-        self, new: tuple[RosterEntry, ...], last: Roster, now: Moment
+        self,
+        new: tuple[RosterEntry, ...],
+        last: tuple[RosterEntry, ...],
+        now: Moment,
     ) -> bool:
         """Return True if `new` need not be sent yet."""
-        if [*map(_URGENT_FIELDS, new)] != [*map(_URGENT_FIELDS, last.members)]:
+        if [*map(_URGENT_FIELDS, new)] != [*map(_URGENT_FIELDS, last)]:
             return False
         if now.mono_s < self._next_loads_s:
             return True
-        return _rounded_loads(new) == _rounded_loads(last.members)
+        return _rounded_loads(new) == _rounded_loads(last)
 
     def _scaled_interval_s(self, period_s: float) -> float:
         size = 0 if self.roster is None else len(self.roster.members)

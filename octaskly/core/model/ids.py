@@ -19,7 +19,13 @@ STREAMS_WARN = STREAMS_MAX // 4
 ADDRESSES_MAX = 64  #: per peer; a node announces at most 16
 
 NodeId = NewType("NodeId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{0,64}\Z")])
-"""Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars."""
+"""Base32 of the first 80 bits of SHA-256 of a node's Ed25519 public key: 16 chars.
+
+That of a visitor has `VISITOR_PREFIX` before it.
+"""
+
+VISITOR_PREFIX: Final = "visitor-"
+"""Start of the ids of visitors. No member's id has it, as base32 has no hyphen."""
 
 TaskId = NewType("TaskId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,96}\Z")])
 """Id of a task in the log: its name, `[A-Za-z0-9._-]{1,64}`, if a node generated it.
@@ -39,6 +45,11 @@ VectorItems = Annotated[
     tuple[tuple[StreamId, Count], ...], Meta(max_length=STREAMS_MAX)
 ]
 """A vector in a message."""
+
+
+def is_visitor(node: NodeId) -> bool:
+    """Return True if a node is a visitor: a worker that cannot give commands."""
+    return node.startswith(VISITOR_PREFIX)
 
 
 def task_name(task: TaskId, occurrence: int = 1) -> str:

@@ -7,7 +7,15 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 
-from octaskly.core.model.field_types import Count, Float, Int, NodeWord, Port, Title
+from octaskly.core.model.field_types import (
+    Count,
+    Float,
+    Int,
+    Millis,
+    NodeWord,
+    Port,
+    Title,
+)
 from octaskly.core.model.ids import Addresses, Hosts, NodeId
 
 
@@ -98,6 +106,7 @@ class NodeInfo(Struct, frozen=True, array_like=True, kw_only=True):
     cpus: Count = 0  #: CPUs of the machine; `slots` may differ
     gpus: Gpus = ()  #: name of each GPU
     pythons: Pythons = ()  #: minor versions that run calls, for example `3.13`
+    leaves_ms: Millis | None = None  #: wall clock; set by members, for visitors only
 
 
 class LoadSample(Struct, frozen=True, array_like=True):
@@ -151,6 +160,7 @@ class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
     cpus: Count = 0
     gpus: Gpus = ()
     pythons: Pythons = ()
+    leaves_ms: Millis | None = None  #: wall clock; None: it is a member
 
 
 STALLED_PERCENT_HIGH = 20.0  #: from this `stalled_percent` on, memory is short

@@ -7,6 +7,7 @@ without options has no `TaskOptions`, so the many plain tasks stay small.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from hashlib import blake2b, sha256
 from typing import Annotated, Literal, NamedTuple, get_args
 
@@ -27,6 +28,15 @@ TREE_FOLDER_CHARS_MAX = 128  #: so that it is a `Word` even with a digest in it
 ITEMS_MAX = 1 << 18  #: per array; in memory, items take 20 times their encoded size
 
 
+class VisitorRule(IntEnum):
+    """Whether visitors may run a task."""
+
+    NEVER = 0  #: nobody has allowed it
+    ALLOWED = 1
+    WITH_ENV = 2  #: allowed, but not that they see the variables of the task
+    REFUSED = 3  #: the submitter forbids it, whatever the mesh allows
+
+
 class Requirements(Struct, frozen=True, array_like=True, kw_only=True):
     """Requirements on a task's node, and the resources that it reserves there."""
 
@@ -38,6 +48,9 @@ class Requirements(Struct, frozen=True, array_like=True, kw_only=True):
     memory_mb: Amount = 0
     gpus: Amount = 0
     python: Word = ""  #: minor version of Python for a call, for example `3.13`
+    visitors: VisitorRule = VisitorRule.NEVER
+    visitor_s: Amount = 0
+    """Seconds that a visitor must have left: of the task's time limit, or as asked."""
 
     @property
     def slots(self) -> int:

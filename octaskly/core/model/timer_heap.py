@@ -29,6 +29,7 @@ class Timer(IntEnum):
     GATHERING = auto()  #: write ends, or acknowledge them without another message
     REPLICATION = auto()  #: replace a slow standby, or answer without one
     ROSTER = auto()  #: check if a changed roster may be sent
+    VISITORS = auto()  #: send heartbeats to visitors, and check their time
     SHUTDOWN = auto()  #: end the wait of a node that stops
     TRANSFER = auto()  #: ask the next successor while the disk or the API fails
 

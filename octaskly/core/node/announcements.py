@@ -22,6 +22,7 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
+from octaskly.core.node.visitors import Visitors
 from octaskly.core.protocol.messages import HeartbeatOk, Hello
 from octaskly.core.replication.journal import Journal
 from octaskly.core.worker.worker import Worker
@@ -134,8 +135,10 @@ class RosterSender:
         peer_table: PeerTable,
         roster_builder: RosterBuilder,
         dispatcher: Dispatcher,
+        visitors: Visitors,
         timers: TimerHeap,
     ) -> None:
+        self._visitors = visitors
         self._timers = timers
         self._self_description = self_description
         self._peer_table = peer_table
@@ -163,6 +166,7 @@ class RosterSender:
                 standbys,
                 self._dispatcher.outstanding,
                 now,
+                self._visitors.roster_entries,
             )
         elif now.mono_s < self._roster_builder.next_change_s:
             # Otherwise only loads may have changed, and the next heartbeat is early

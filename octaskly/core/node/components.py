@@ -36,6 +36,7 @@ from octaskly.core.node.message_checks import MessageValidator
 from octaskly.core.node.pause_fencing import PauseFencing
 from octaskly.core.node.role_change import DispatcherRole, WorkerAttachment
 from octaskly.core.node.shutdown import Shutdown
+from octaskly.core.node.visitors import Visitors
 from octaskly.core.node.worker_messages import WorkerMessages
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal
@@ -137,6 +138,7 @@ class Handlers:
     worker_messages: WorkerMessages
     dispatcher_role: DispatcherRole
     worker_attachment: WorkerAttachment
+    visitors: Visitors
 
 
 def build_handlers(
@@ -152,6 +154,7 @@ def build_handlers(
     connections = Connections(
         peers, validator, c.rotation, c.claim_handlers, _build_peer_loss(c), link_policy
     )
+    visitors = _build_visitors(settings, c)
     fencing = PauseFencing(timing, election, transfer, dispatcher, timers, outbox)
     worker_messages = _build_worker_messages(settings, c, fencing)
     return Handlers(
@@ -163,7 +166,9 @@ def build_handlers(
         log_receiver=_build_log_receiver(c),
         queue_reader=_build_queue_reader(c),
         self_description=description,
-        roster_sender=RosterSender(description, peers, roster, dispatcher, timers),
+        roster_sender=RosterSender(
+            description, peers, roster, dispatcher, visitors, timers
+        ),
         mesh_state_publisher=MeshStatePublisher(
             settings.node.id, given_name, c.journal, roster
         ),
@@ -178,6 +183,21 @@ def build_handlers(
             settings, c, worker_messages, link_policy
         ),
         worker_attachment=WorkerAttachment(election, c.worker, c.mdns_schedule),
+        visitors=visitors,
+    )
+
+
+def _build_visitors(settings: Settings, c: Components) -> Visitors:
+    return Visitors(
+        settings.node,
+        peer_table=c.peer_table,
+        roster_builder=c.roster_builder,
+        election=c.election,
+        dispatcher_transfer=c.dispatcher_transfer,
+        dispatcher=c.dispatcher,
+        rotation=c.rotation,
+        validator=c.message_validator,
+        timers=c.timers,
     )
 
 

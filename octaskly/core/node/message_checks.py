@@ -297,8 +297,8 @@ class MessageValidator:
 def _check_addresses(message: Message) -> str | None:
     """Validate the members and addresses in a message."""
     match message:
-        case Roster(members=members):
-            return _check_nodes(members)
+        case Roster():
+            return _check_nodes(message.nodes)
         case HeartbeatOk(addresses=hosts):
             are_sane = are_printable(hosts)
         case Redirect(addresses=places):

@@ -71,7 +71,7 @@ from octaskly.core.model.component_signals import (
     SyncProgressed,
     WorkerAvailabilityChanged,
 )
-from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId
+from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, is_visitor
 from octaskly.core.model.keyring_state import (
     KeyringChanged,
     KeyringStatus,
@@ -92,6 +92,7 @@ from octaskly.core.protocol.messages import (
     Claim,
     ClaimOk,
     ClaimRejected,
+    Contacts,
     Entries,
     Heartbeat,
     HeartbeatOk,
@@ -307,6 +308,7 @@ class Node:
         effects = self._election.start_discovering("woke", now)
         for peer in tuple(self._peer_table.peers):
             effects += self._handlers.connections.close_link(peer, "woke", now)
+        effects += self._handlers.visitors.close_all("woke", now)
         effects += self._apply_role(now)  # Accept no tasks meanwhile.
         effects += self._mdns_schedule.start(now)
         return effects + self._address_book.redial_all(now)
@@ -346,6 +348,8 @@ class Node:
                 return self._worker.on_time(now)
             case Timer.REPLICATION:
                 return self._replication.on_time(now)
+            case Timer.VISITORS:
+                return self._handlers.visitors.on_time(now)
             case Timer.ROSTER:
                 return self._announce_changes(now)
             case Timer.SHUTDOWN | Timer.TRANSFER | Timer.GATHERING:
@@ -391,6 +395,8 @@ class Node:
                 return self._on_received(peer, messages, now)
             case PeerUp():
                 return self._on_peer_up(event, now)
+            case PeerDown(peer, reason) if is_visitor(peer):
+                return self._handlers.visitors.on_visitor_down(peer, reason, now)
             case PeerDown(peer, reason):
                 return self._handlers.connections.on_peer_down(peer, reason, now)
             case PeersDiscovered(hints):
@@ -480,11 +486,11 @@ class Node:
 
     def _explain_task(self, event: ExplainRequested, now: Moment) -> TaskExplanation:
         roster = self._roster_builder.roster
-        members = () if roster is None else roster.members
+        members = () if roster is None else roster.nodes
         explainer = self._dispatcher.explainer
         names = {**dict(event.names), **{m.id: m.name for m in members}}
         explanation = explainer.explain_task(event.record, members, now, names)
-        placement = explainer.explain_placement(event.record, members, names)
+        placement = explainer.explain_placement(event.record, members, now, names)
         return replace(explanation, placement_reason=placement)
 
     def _on_stop_requested(self, event: StopRequested, now: Moment) -> list[Effect]:
@@ -502,6 +508,8 @@ class Node:
             return []
         if self._handlers.shutdown.is_done:  # The process ends soon.
             return [Disconnect(event.peer, STOPPING_REASON)]
+        if event.visit_ends_ms is not None:
+            return self._handlers.visitors.on_visitor_up(event, now)
         return self._handlers.connections.on_peer_up(event, self._election.term, now)
 
     # --- Messages.
@@ -509,6 +517,8 @@ class Node:
     def _on_received(
         self, peer: NodeId, messages: tuple[Message, ...], now: Moment
     ) -> list[Effect]:
+        if is_visitor(peer):
+            return self._handlers.visitors.on_received(peer, messages, now)
         effects: list[Effect] = []
         for message in messages:
             if not self._peer_table.record_frame(peer, now):
@@ -584,6 +594,8 @@ class Node:
                 return self.rotation.on_keyring_message(peer, message)
             case Leave(reason):
                 return self._handlers.connections.on_peer_down(peer, reason, now)
+            case Contacts():
+                return []  # Only for visitors.
             case Hello() | HelloOk():
                 return []  # The link handles the first of each; more are ignored.
 
@@ -680,6 +692,7 @@ class Node:
             case RoleChanged():
                 effects = self._apply_role(now)
                 self._timeouts.set_timer(now)
+                effects += self._handlers.visitors.on_role_changed(now)
                 effects += self._replication.update_standbys(now)
                 return effects + self._answer_catch_up_requests(now)
             case MembershipChanged():

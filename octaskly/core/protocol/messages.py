@@ -22,6 +22,7 @@ from octaskly.core.model.field_types import (
     Count,
     Float,
     Int,
+    Port,
     Text,
 )
 from octaskly.core.model.ids import (
@@ -63,6 +64,8 @@ UNNEEDED_REASON = (
 ENTRIES_MAX = 1 << 13  #: per message; usual messages have a few hundred
 ITEMS_MAX = 1 << 16  #: per message of 1 MiB; most items take at least 16 bytes
 KNOWN_BLOBS_MAX = 1 << 12  #: of one `Assign`, whose holders it names
+VISITORS_MAX = 1 << 8  #: linked to one member
+CONTACTS_MAX = 8  #: members that a visitor is told of
 MEMBERS_MAX = 1 << 11  #: per roster; a mesh has at most `Limits.peers`
 
 EntryBatch = Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)]
@@ -171,6 +174,13 @@ class Roster(Struct, frozen=True, array_like=True, tag=10):
     epoch: Epoch
     version: Int
     members: Annotated[tuple[RosterEntry, ...], Meta(max_length=MEMBERS_MAX)]
+    visitors: Annotated[tuple[RosterEntry, ...], Meta(max_length=VISITORS_MAX)] = ()
+    """Workers that are no members: no rule of the mesh counts them."""
+
+    @property
+    def nodes(self) -> tuple[RosterEntry, ...]:
+        """All nodes that run tasks: the members, then the visitors."""
+        return (*self.members, *self.visitors) if self.visitors else self.members
 
 
 class Redirect(Struct, frozen=True, array_like=True, tag=11):
@@ -332,6 +342,21 @@ class HeldBlobs(Struct, frozen=True, array_like=True, tag=30):
     removed: BlobKeys = ()
 
 
+class Contact(Struct, frozen=True, array_like=True, kw_only=True):
+    """Addresses of a member, for a visitor."""
+
+    id: NodeId
+    addresses: Addresses  #: with the peer port
+    lan_port: Port
+
+
+class Contacts(Struct, frozen=True, array_like=True, tag=31):
+    """The members that a visitor may dial, the dispatcher first: all that it learns."""
+
+    epoch: Epoch
+    members: Annotated[tuple[Contact, ...], Meta(max_length=CONTACTS_MAX)]
+
+
 class Transfer(Struct, frozen=True, array_like=True, tag=19):
     """A stopping dispatcher, which accepts no tasks, asks the receiver to claim."""
 
@@ -367,6 +392,7 @@ Message = (
     | ResultsOk
     | Reattach
     | HeldBlobs
+    | Contacts
     | Transfer
     | Leave
     | Replicate

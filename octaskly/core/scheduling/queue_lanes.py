@@ -87,7 +87,7 @@ class Flow:
                 task is not None
                 and task.place == place
                 and task.stage is Stage.QUEUED
-                and not task.nodes_lacking_inputs
+                and not task.has_exclusions
             ):
                 return task
             heappop(heap)
@@ -187,7 +187,7 @@ class Lane:
     def push(self, task: QueuedTask) -> None:
         """Queue a task at its place in the order."""
         flow = self.count_task(task)
-        if not task.nodes_lacking_inputs:
+        if not task.has_exclusions:
             flow.push(task)
 
     def leave(self, task: QueuedTask) -> None:

@@ -24,11 +24,20 @@ from octaskly.core.model.arrays import (
     RemainingMembers,
     split_member_id,
 )
-from octaskly.core.model.ids import AttemptId, NodeId
+from octaskly.core.model.ids import AttemptId, NodeId, is_visitor
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
-from octaskly.core.model.tasks import Attempt, LaneKey, Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import (
+    Attempt,
+    AttemptState,
+    LaneKey,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 
+VISITOR_RETURNS_MAX: Final = 2
+"""Attempts that visitors returned or lost, after which a task goes to none."""
 MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
 MISSING_CHARS_MAX: Final = 500  #: of each text
 
@@ -140,6 +149,23 @@ class QueuedTask:
     def last_attempt_n(self) -> int:
         """Highest number of an attempt, in any epoch; 0 if there is none."""
         return max((attempt.id.n for attempt in self.record.attempts), default=0)
+
+    @property
+    def avoids_visitors(self) -> bool:
+        """Return True if visitors have returned or lost it too often."""
+        attempts = self.record.attempts
+        if len(attempts) < VISITOR_RETURNS_MAX:
+            return False
+        returned = (
+            attempt.state is AttemptState.RELEASED and is_visitor(attempt.node)
+            for attempt in attempts
+        )
+        return sum(returned) >= VISITOR_RETURNS_MAX
+
+    @property
+    def has_exclusions(self) -> bool:
+        """Return True if some workers of its shape must not get it."""
+        return bool(self.nodes_lacking_inputs) or self.avoids_visitors
 
     def add_fact(self, fact: TaskFact) -> None:
         """Join a fact of this epoch."""

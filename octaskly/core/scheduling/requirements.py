@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import replace
+
 from octaskly.core.model.nodes import NodeInfo, RejectionReason, RosterEntry
-from octaskly.core.model.task_options import Requirements
+from octaskly.core.model.task_options import (
+    Requirements,
+    VisitorRule,
+)
+
+MINUTE_S = 60
+VISITOR_RETURN_S = 30  #: a visitor gives back what it runs so long before it leaves
 
 
 def count_phrase(count: int, what: str) -> str:
@@ -13,30 +21,23 @@ def count_phrase(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def meets_requirements(node: NodeInfo | RosterEntry, requires: Requirements) -> bool:
-    """Return True if an idle node could run a task with these requirements."""
-    return next(unmet_requirements(node, requires), None) is None
+def meets_requirements(
+    node: NodeInfo | RosterEntry, requires: Requirements, wall_ms: int
+) -> bool:
+    """Return True if an idle node could run a task with these requirements.
+
+    `wall_ms` is the wall clock, by which visitors leave.
+    """
+    return next(unmet_requirements(node, requires, wall_ms), None) is None
 
 
 def unmet_requirements(
-    node: NodeInfo | RosterEntry, requires: Requirements
+    node: NodeInfo | RosterEntry, requires: Requirements, wall_ms: int
 ) -> Iterator[RejectionReason]:
     """Yield each requirement that a node does not meet even when idle."""
-    if requires.node and requires.node not in (node.id, node.name):
-        yield RejectionReason("node", f"is not {requires.node}")
-    if requires.os and requires.os != node.os:
-        yield RejectionReason(
-            "os", f"runs {node.os or 'another system'}, not {requires.os}"
-        )
-    if requires.arch and requires.arch != node.arch:
-        yield RejectionReason(
-            "arch", f"is {node.arch or 'another machine'}, not {requires.arch}"
-        )
-    if requires.python and requires.python not in node.pythons:
-        has = ", ".join(node.pythons) or "none"
-        yield RejectionReason(
-            "python", f"has no Python {requires.python} for calls (has {has})"
-        )
+    if node.leaves_ms is not None:
+        yield from _visitor_rejections(node.leaves_ms, requires, wall_ms)
+    yield from _kind_rejections(node, requires)
     labels = dict(node.labels)
     for name, value in requires.labels:
         if labels.get(name) != value:
@@ -56,6 +57,54 @@ def unmet_requirements(
         )
 
 
+def _kind_rejections(
+    node: NodeInfo | RosterEntry, requires: Requirements
+) -> Iterator[RejectionReason]:
+    """Yield why a machine of this kind is not the one that a task requires."""
+    if requires.node and requires.node not in (node.id, node.name):
+        yield RejectionReason("node", f"is not {requires.node}")
+    if requires.os and requires.os != node.os:
+        yield RejectionReason(
+            "os", f"runs {node.os or 'another system'}, not {requires.os}"
+        )
+    if requires.arch and requires.arch != node.arch:
+        yield RejectionReason(
+            "arch", f"is {node.arch or 'another machine'}, not {requires.arch}"
+        )
+    if requires.python and requires.python not in node.pythons:
+        has = ", ".join(node.pythons) or "none"
+        yield RejectionReason(
+            "python", f"has no Python {requires.python} for calls (has {has})"
+        )
+
+
+def _visitor_rejections(
+    leaves_ms: int, requires: Requirements, wall_ms: int
+) -> Iterator[RejectionReason]:
+    """Yield why a task does not go to a visitor that leaves at this time."""
+    if requires.visitors in (VisitorRule.NEVER, VisitorRule.REFUSED):
+        yield RejectionReason(
+            "visitor", "is a visitor, and the task does not allow visitors"
+        )
+    elif requires.visitors is VisitorRule.WITH_ENV:
+        yield RejectionReason(
+            "visitor_env",
+            "is a visitor, and the task has environment variables, which need"
+            " --visitors=with-env",
+        )
+    left_s = (leaves_ms - wall_ms) // 1000 - VISITOR_RETURN_S
+    if requires.visitor_s > left_s:
+        yield RejectionReason(
+            "visitor_time",
+            f"leaves in {_minutes(max(0, left_s))}, and the task needs"
+            f" {_minutes(requires.visitor_s)}",
+        )
+
+
+def _minutes(seconds: int) -> str:
+    return f"{seconds} s" if seconds < MINUTE_S * 2 else f"{seconds // MINUTE_S} min"
+
+
 def describe_requirements(requires: Requirements | None) -> str:
     """Return the requirements in words."""
     if requires is None:
@@ -67,19 +116,24 @@ def describe_requirements(requires: Requirements | None) -> str:
     parts += [count_phrase(requires.cpus, "CPU")] if requires.cpus else []
     parts += [f"{requires.memory_mb} MB of memory"] if requires.memory_mb else []
     parts += [count_phrase(requires.gpus, "GPU")] if requires.gpus else []
-    return ", ".join(parts)
+    return ", ".join(parts) or "nothing"
 
 
 def why_none_meets(
-    nodes: Sequence[NodeInfo | RosterEntry], requires: Requirements
+    nodes: Sequence[NodeInfo | RosterEntry], requires: Requirements, wall_ms: int
 ) -> str | None:
     """Return why no node meets the requirements, or None if one does."""
     if not nodes:
         return "no node is here"
-    if any(meets_requirements(node, requires) for node in nodes):
+    if any(meets_requirements(node, requires, wall_ms) for node in nodes):
         return None
+    may_visit = Requirements(visitors=requires.visitors, visitor_s=requires.visitor_s)
+    nodes = [node for node in nodes if meets_requirements(node, may_visit, wall_ms)]
+    if not nodes:
+        return "only visitors are here, and the task may run on none of them"
     for part in _single_requirements(requires):
-        if not any(meets_requirements(node, part) for node in nodes):
+        part = replace(part, visitors=requires.visitors)
+        if not any(meets_requirements(node, part, wall_ms) for node in nodes):
             return _describe_unmet(part, nodes)
     return "no node meets all requirements"
 

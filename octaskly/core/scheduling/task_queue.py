@@ -245,6 +245,12 @@ class TaskQueue:
         self.reads.start(Read.LIVE)
         return [LoadLive(self._term, self._live_key, self._read_rows)]
 
+    @property
+    def has_read_live(self) -> bool:
+        """Return True if all live tasks in the store are in memory."""
+        is_pending = self._needs_live_read or self._live_key is not None
+        return not (is_pending or Read.LIVE in self.reads or self.is_reading_paused)
+
     def on_queued_answer(self, answer: QueuedLoaded) -> bool:
         """Queue the answer of the store; return True if it belongs to this epoch."""
         if not self.lanes.on_answer(answer):
@@ -568,13 +574,12 @@ class TaskQueue:
     def _enqueue(self, task: QueuedTask) -> None:
         self.tasks[task.spec.id] = task
         self.lanes.lane_of(task).push(task)
-        if task.nodes_lacking_inputs:
+        if task.has_exclusions:
             self._excluding_tasks[task.spec.id] = task
 
     def _leave_lane(self, task: QueuedTask) -> None:
         self.lanes.lane_of(task).leave(task)
-        if task.nodes_lacking_inputs:
-            self._excluding_tasks.pop(task.spec.id, None)
+        self._excluding_tasks.pop(task.spec.id, None)
 
     def _retire_shadows(self) -> None:
         """Drop shadows once no pending read can return their old state."""

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import NodeId, is_visitor
 from octaskly.core.model.nodes import NodeInfo, RejectionReason
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
 from octaskly.core.scheduling.locality import WORTH_BYTES, InputBytes
@@ -76,6 +76,7 @@ class WorkerPool:
         self._prefetch_max = prefetch_max
         self._workers: dict[NodeId, _Worker] = {}
         self._heap: list[tuple[float, int, NodeId, int]] = []
+        self.wall_ms = 0  #: wall clock at the current step, by which visitors leave
         self.workers_with_room: set[NodeId] = set()
         """Workers that may have got more room since this set was last emptied."""
 
@@ -130,25 +131,23 @@ class WorkerPool:
         """Return the workers that take attempts."""
         return [node for node, worker in self._workers.items() if worker.is_attached]
 
+    def visitors(self) -> list[NodeId]:
+        """Return the workers that are visitors."""
+        return [node for node in self._workers if is_visitor(node)]
+
     def capable_workers(self, requires: Requirements | None) -> list[NodeId]:
         """Return the attached workers that meet the requirements, busy or not."""
-        if requires is None:
-            return self.attached()
-        workers = self._workers
-        return [
-            n for n in self.attached() if meets_requirements(workers[n].info, requires)
-        ]
+        wanted = NO_REQUIREMENTS if requires is None else requires
+        return [n for n in self.attached() if self._meets(self._workers[n], wanted)]
 
     def can_run(self, requires: Requirements) -> bool:
         """Return True if any known worker meets the requirements."""
-        return any(
-            meets_requirements(each.info, requires) for each in self._workers.values()
-        )
+        return any(self._meets(each, requires) for each in self._workers.values())
 
     def why_none_meets(self, requires: Requirements) -> str | None:
         """Return why no known worker meets the requirements; None if one does."""
         infos = [worker.info for worker in self._workers.values()]
-        return why_none_meets(infos, requires)
+        return why_none_meets(infos, requires, self.wall_ms)
 
     def shortage_reasons(
         self, node: NodeId, requires: Requirements
@@ -186,7 +185,7 @@ class WorkerPool:
             worker is not None
             and worker.is_attached
             and worker.credit >= requires.slots
-            and meets_requirements(worker.info, requires)
+            and self._meets(worker, requires)
         )
 
     def soonest_free_worker(self, requires: Requirements) -> NodeId | None:
@@ -299,9 +298,7 @@ class WorkerPool:
             best: tuple[float, int, NodeId] | None = None
             for worker in self._workers_with_room(requires, excluded, among):
                 rank = worker.rank
-                if (best is None or rank < best) and meets_requirements(
-                    worker.info, requires
-                ):
+                if (best is None or rank < best) and self._meets(worker, requires):
                     best, chosen = rank, worker.info.id
         if chosen is not None:
             self._count_attempt(chosen, requires)
@@ -333,8 +330,7 @@ class WorkerPool:
         free = [
             worker
             for worker in self._workers_with_room(requires, excluded, among)
-            if worker.outstanding < worker.slots
-            and meets_requirements(worker.info, requires)
+            if worker.outstanding < worker.slots and self._meets(worker, requires)
         ]
         if not free:
             return None
@@ -345,6 +341,9 @@ class WorkerPool:
             free, key=lambda worker: (inputs.missing_at(worker.info.id), worker.rank)
         )
         return nearest.info.id
+
+    def _meets(self, worker: _Worker, requires: Requirements) -> bool:
+        return meets_requirements(worker.info, requires, self.wall_ms)
 
     def _count_attempt(self, node: NodeId, requires: Requirements) -> None:
         worker = self._workers[node]
@@ -359,6 +358,8 @@ class WorkerPool:
         if not worker.is_attached or worker.outstanding >= worker.credit:
             return
         self.workers_with_room.add(node)
+        if worker.info.leaves_ms is not None:
+            return  # A visitor gets only tasks that allow it.
         heappush(self._heap, (*worker.rank, worker.heap_version))
         if len(self._heap) > 4 * len(self._workers) + HEAP_SLACK:
             self._rebuild_heap()

@@ -113,6 +113,11 @@ class Worker:
         return not self._attempts and (not self._outbox or self._dispatcher_id is None)
 
     @property
+    def has_no_work(self) -> bool:
+        """Return True if no attempt is here, and no result waits to be sent."""
+        return not self._attempts and not self._outbox
+
+    @property
     def credit(self) -> int:
         """The number of attempts that this node accepts, running and waiting.
 

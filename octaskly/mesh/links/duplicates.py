@@ -81,6 +81,10 @@ class DuplicateLinks:
             return DUPLICATE
         return None
 
+    def count_handshakes(self, peer: NodeId) -> int:
+        """Return the number of links to a peer that are not connected yet."""
+        return sum(link.peer == peer for link in self.handshaking)
+
     def on_connected(self, link: Link) -> None:
         """Record a connected link; the caller has closed the previous one."""
         self.handshaking.discard(link)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from octaskly.core.model.ids import Address, NodeId
+from octaskly.core.model.ids import Address, NodeId, is_visitor
 from octaskly.core.model.keyring_state import OUTDATED_REASON
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import (
@@ -27,12 +27,20 @@ from octaskly.core.protocol.messages import (
     Message,
     PackedMessage,
 )
+from octaskly.core.protocol.visitor_rules import (
+    FRAME_BYTES_MAX,
+    FROM_VISITOR,
+    HELLO_BYTES_MAX,
+    TO_VISITOR,
+    may_pass,
+    redacted_for_visitor,
+)
 from octaskly.errors import RemoteProtocolError, TrustError, VersionMismatch
 from octaskly.mesh import wire
 from octaskly.mesh.links.receive import DiskProgress, Receiver
 from octaskly.mesh.links.tcp import dialable_peer_address
-from octaskly.trust import MeshTls
-from octaskly.trust.tls import ALPN
+from octaskly.trust.certificates import PeerIdentity
+from octaskly.trust.tls import ALPN, TlsPeer
 
 FRAME_SOFT_BYTES: Final = 256 * 1024
 """Messages are combined into one frame up to this size."""
@@ -74,6 +82,30 @@ class LinkOwner(Protocol):
         """Handle the close of the TCP connection; called after `on_ended`."""
 
 
+class LinkTls(Protocol):
+    """Certificates of this node: of a member, or of a visitor."""
+
+    @property
+    def node_id(self) -> NodeId:
+        """The id of this node."""
+
+    @property
+    def server_name(self) -> str:
+        """The SNI name of a dialler."""
+
+    def server_context(self) -> ssl.SSLContext:
+        """Return the context of the peer port."""
+
+    def client_contexts(self) -> tuple[ssl.SSLContext, ...]:
+        """Return the contexts for dialling, the preferred one first."""
+
+    def peer_identity(self, peer: TlsPeer) -> PeerIdentity:
+        """Return who the peer is; raise TrustError if it may not be linked."""
+
+    def is_generation_accepted(self, peer: ssl.SSLObject) -> bool:
+        """Return True if the secret that signed the peer's certificate is in use."""
+
+
 class Link(asyncio.Protocol):
     """The state of one connection.
 
@@ -91,7 +123,7 @@ class Link(asyncio.Protocol):
     def __init__(
         self,
         owner: LinkOwner,
-        trust: MeshTls,
+        trust: LinkTls,
         limits: Limits,
         packer: wire.MessagePacker,
         hello: Callable[[], Hello],
@@ -103,6 +135,7 @@ class Link(asyncio.Protocol):
         self.dialled = dialled
         self.remote: Address | None = None  #: the other end of the socket
         self.peer = NodeId("")  #: known after the TLS handshake
+        self.visit_ends_ms: int | None = None  #: if the peer is a visitor
         self.own_hello: Hello | None = None
         self.peer_hello: Hello | None = None
         self.has_accepted = False  #: this node has sent HELLO_OK
@@ -121,6 +154,9 @@ class Link(asyncio.Protocol):
         self._receiver = Receiver(
             wire.Decoder(limits), self._on_received, self._close_on_violation, progress
         )
+        self._limits = limits
+        self._outgoing: Callable[[Message], Message | None] | None = None
+        """Returns what a peer gets of a message; None: it gets all of it."""
         self._outbox_bytes_max = outbox_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
@@ -143,7 +179,7 @@ class Link(asyncio.Protocol):
         self.remote = dialable_peer_address(name)
         tls = self._tls = transport.get_extra_info("ssl_object")
         try:
-            self.peer = self._trust.peer_node_id(tls)
+            self.peer, self.visit_ends_ms = self._trust.peer_identity(tls)
         except TrustError as error:
             self.abort(str(error))
             return
@@ -156,6 +192,7 @@ class Link(asyncio.Protocol):
             return
         self.own_hello = self._make_hello()
         self._receiver.attach_transport(transport)
+        self._restrict_messages()
         self._write([self.own_hello])
 
     def data_received(self, data: bytes) -> None:
@@ -210,7 +247,7 @@ class Link(asyncio.Protocol):
             # peer that does not read must not fill the memory.
             self.abort(OVERFLOW)
             return
-        for message in messages:
+        for message in messages if self._outgoing is None else self._passing(messages):
             for part in self._packer.pack_parts(message):
                 self._outbox.append(part)
                 self._outbox_bytes += len(part) + PART_OVERHEAD_BYTES
@@ -336,9 +373,36 @@ class Link(asyncio.Protocol):
             self._transport.close()
         self._mark_ended(reason[:REASON_CHARS_MAX])
 
+    def _restrict_messages(self) -> None:
+        """Let only the messages pass that a visitor may send, or may get."""
+        is_own_visit = is_visitor(self._trust.node_id)
+        if self.visit_ends_ms is not None:
+            self._outgoing = redacted_for_visitor
+            self._receiver.restrict(
+                FROM_VISITOR, hello_bytes=HELLO_BYTES_MAX, frame_bytes=FRAME_BYTES_MAX
+            )
+        elif is_own_visit:
+            self._outgoing = lambda m: m if may_pass(m, FROM_VISITOR) else None
+            frame_bytes = self._limits.frame_bytes
+            self._receiver.restrict(
+                TO_VISITOR, hello_bytes=HELLO_BYTES_MAX, frame_bytes=frame_bytes
+            )
+
+    def _passing(
+        self, messages: Iterable[Message | PackedMessage]
+    ) -> list[Message | PackedMessage]:
+        """Return what a peer gets of these messages; one packed for members, never."""
+        assert self._outgoing is not None
+        unpacked = (m for m in messages if not isinstance(m, PackedMessage))
+        passing = map(self._outgoing, unpacked)
+        return [message for message in passing if message is not None]
+
     def _write(self, messages: Sequence[Message]) -> None:
         """Send messages before those in the outbox."""
         if self._transport is not None:
+            if self._outgoing is not None:
+                passing = map(self._outgoing, messages)
+                messages = [each for each in passing if each is not None]
             self._transport.write(wire.encode(messages))
 
     def _flush(self) -> None:

@@ -61,6 +61,14 @@ class Receiver:
         self._unpersisted_entries = 0
         self._awaited_number = 0  #: once this is on disk, all counted entries are, too
 
+    def restrict(
+        self, allowed: frozenset[int], *, hello_bytes: int, frame_bytes: int
+    ) -> None:
+        """Accept only some messages; see `Decoder.restrict`."""
+        self._decoder.restrict(
+            allowed, hello_bytes=hello_bytes, frame_bytes=frame_bytes
+        )
+
     def attach_transport(self, transport: asyncio.Transport) -> None:
         """Set the transport whose reading is paused and resumed."""
         self._transport = transport

@@ -37,7 +37,7 @@ from octaskly.mesh.links.handshake_limits import (
     ViolationBackoff,
     build_handshake_limiter,
 )
-from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link
+from octaskly.mesh.links.link import HANDSHAKE_TIMED_OUT, Link, LinkTls
 from octaskly.mesh.links.receive import DiskProgress
 from octaskly.mesh.links.tcp import connect, shrink_tls_buffers, tune_socket
 from octaskly.mesh.wire import MessagePacker
@@ -48,12 +48,13 @@ from octaskly.system.pending_handshakes import (
     MemberAddresses,
     accept_within_limits,
 )
-from octaskly.trust import MeshTls
 
 HANDSHAKE_S: Final = 15.0
 """Timeout from the TCP connection to HELLO_OK. It is long because many agents may start
 at once on few cores: a handshake that times out is wasted work and is repeated."""
 DIALS_WAITING_MAX: Final = 1024
+VISIT_OVER_REASON: Final = "the certificate of this visitor has ended"
+VISITOR_HANDSHAKES_MAX: Final = 2  #: of one visitor at a time
 SHUTDOWN_S: Final = 1.0
 LOGGED_MAX: Final = 1024
 
@@ -98,7 +99,7 @@ class Transport:
     def __init__(
         self,
         *,
-        trust: MeshTls,
+        trust: LinkTls,
         limits: Limits,
         clock: Clock,
         hello: HelloSource,
@@ -125,7 +126,7 @@ class Transport:
         self._handshake_s = handshake_s
         self._outbox_bytes = outbox_bytes or 2 * limits.frame_bytes
         self._progress = progress
-        self._server_context = trust.server_context()
+        self._server_context: ssl.SSLContext | None = None  #: once peers may dial
         shrink_tls_buffers()
         self._duplicates = DuplicateLinks(
             self._own_id, limits.peers, clock, on_duplicate
@@ -154,6 +155,8 @@ class Transport:
         """
         self._group = tasks
         self._sockets = tuple(sockets)
+        if self._sockets:
+            self._server_context = self._trust.server_context()
         for listener in self._sockets:
             listener.settimeout(0)
             listener.listen(BACKLOG)
@@ -227,6 +230,11 @@ class Transport:
         """Return why a link is unwanted, or None."""
         if self._violators.is_refused(link.peer):
             return VIOLATION_REASON
+        if link.visit_ends_ms is not None:
+            if link.visit_ends_ms <= self._clock.now().wall_ms:
+                return VISIT_OVER_REASON
+            if self._duplicates.count_handshakes(link.peer) >= VISITOR_HANDSHAKES_MAX:
+                return VIOLATION_REASON
         return self._duplicates.on_open(link)
 
     def on_hello(self, link: Link) -> str | None:
@@ -248,11 +256,20 @@ class Transport:
         }
         port = link.peer_hello.node.peer_port
         assert link.remote is not None
-        self._members.record(link.remote.host)
+        if link.visit_ends_ms is None:
+            self._members.record(link.remote.host)
         address = link.dialled or Address(link.remote.host, port)
         draw, took_ms = self._clock.draw(), round(link.age_s * 1000)
         self._on_event(
-            PeerUp(link.peer, link.own_hello, link.peer_hello, address, draw, took_ms)
+            PeerUp(
+                link.peer,
+                link.own_hello,
+                link.peer_hello,
+                address,
+                draw,
+                took_ms,
+                link.visit_ends_ms,
+            )
         )
 
     def on_messages(self, link: Link, messages: Sequence[Message]) -> None:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import quote
 
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
@@ -63,6 +63,19 @@ _FAILURES: Final = (
     ManifestError,
 )
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class CopiedOutputs(Protocol):
+    """Sees to it that another node has what an attempt left, before or after its end.
+
+    Any thread calls the methods, which block.
+    """
+
+    def on_captured(self, task: TaskId, attempt: AttemptId, size_bytes: int) -> str:
+        """Have captured outputs copied; return why there is no copy, or ""."""
+
+    def close(self) -> None:
+        """End without waiting for copies that have not begun."""
 
 
 class OutputCopies:

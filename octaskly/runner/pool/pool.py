@@ -35,7 +35,7 @@ from octaskly.runner.files.attempt_files import (
     needs_preparation,
 )
 from octaskly.runner.files.capture import CapturedOutputs
-from octaskly.runner.files.output_copies import OutputCopies
+from octaskly.runner.files.output_copies import CopiedOutputs
 from octaskly.runner.files.same_folder import FolderProblem
 from octaskly.runner.files.task_user_ops import task_user_ops_for
 from octaskly.runner.input_sources import SourceHistory
@@ -108,7 +108,7 @@ class Pool:
         scratch_dir: Path,
         archive: OutputArchive,
         blob_fetcher: BlobFetcher,
-        output_copies: OutputCopies | None = None,
+        output_copies: CopiedOutputs | None = None,
         node_name: str,
         clock: Clock,
         on_ended: EndedCallback,

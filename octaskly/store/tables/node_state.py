@@ -21,6 +21,7 @@ from octaskly.core.model.ids import (
     NodeId,
     StreamId,
     TaskId,
+    is_visitor,
 )
 from octaskly.core.model.nodes import OperatorHold
 from octaskly.core.model.tasks import TaskState
@@ -173,4 +174,5 @@ def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[PeerHint, ...]:
             addresses=tuple(Address(*pair) for pair in json.loads(addresses)),
         )
         for node, addresses in found
+        if not is_visitor(node)  # Nobody dials a visitor.
     )

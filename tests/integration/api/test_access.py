@@ -132,7 +132,7 @@ async def test_a_route_without_an_access_rule_is_closed(node: ApiNode) -> None:
         verify_token=lambda _: pytest.fail("not reached"),
         node_name="x",
         clock=node.server._pipeline._services.clock,
-        peer_node_id=lambda _: None,
+        identify_peer=lambda _: None,
     )
     other.router.add_get("/added", handle)
     port = await serve_free(other)

@@ -124,6 +124,7 @@ async def member() -> AsyncIterator[Member]:
         node_key=NodeKey.generate().public_bytes(),
         mesh_id="0" * 16,
         secret_text=lambda: ash.give(),  # noqa: PLW0108  there is none yet
+        grant_visit=lambda _key, _stay_s: "no visits here",
         addresses=["127.0.0.1"],
         interfaces=["lo"],
         clock=clock,
@@ -257,7 +258,7 @@ async def test_of_simultaneous_guesses_one_is_accepted() -> None:
     async with member() as ash:
         code, _ = await ash.invite(), await ash.invite()
         guess = InviteCode(
-            code.slot, f"{(int(code.digits) + 1) % 10**DIGIT_COUNT:0{DIGIT_COUNT}}"
+            code.slot, f"{(int(code.secret) + 1) % 10**DIGIT_COUNT:0{DIGIT_COUNT}}"
         )
         talks = [(await ash.greet(code.slot))[0] for _ in range(20)]
 

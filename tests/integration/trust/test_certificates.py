@@ -237,10 +237,10 @@ def test_a_revoked_node_is_refused_despite_its_valid_certificate() -> None:
     served, dialled = shake(listener(a, "box.local"), b.lan_client_context())
 
     with served, dialled:
-        assert a.authorized_node_id(served) == b.node_id
+        assert a.authorized_identity(served).node == b.node_id
         a.use_secret(SECRET.with_revoked([b.node_id]))
         with pytest.raises(TrustError, match="revoked"):
-            a.authorized_node_id(served)
+            a.authorized_identity(served)
 
 
 def test_the_https_listener_identifies_a_forwarding_node() -> None:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from octaskly.core.effects import Answer
 from octaskly.core.log.merge import DEPENDENCY_FAILED_PREFIX, TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
-from octaskly.core.model.ids import task_name
+from octaskly.core.model.ids import Moment, task_name
 from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, RosterEntry
 from octaskly.core.model.task_options import (
     After,
@@ -444,8 +444,8 @@ def test_a_placement_is_explained_by_the_alternatives(
     explaining = DispatcherWithWorkers(*nodes).dispatch.explainer
 
     names = {line.id: line.name for line in members}
-    assert explaining.explain_placement(record, members, names) == text
-    assert explaining.explain_placement(waiting, members, names) == ""
+    assert explaining.explain_placement(record, members, Moment(0.0, 0), names) == text
+    assert explaining.explain_placement(waiting, members, Moment(0.0, 0), names) == ""
 
 
 def test_a_task_on_a_paused_node_is_reported_as_frozen() -> None:
@@ -504,7 +504,9 @@ def test_a_node_that_left_is_named() -> None:
     explanation = explaining.explain_task(record, [roster_line(A)], moment(), names)
 
     assert explanation.summary == "it completed on ben"
-    placement = explaining.explain_placement(record, [roster_line(A)], names)
+    placement = explaining.explain_placement(
+        record, [roster_line(A)], Moment(0.0, 0), names
+    )
     assert (
         placement
         == "of 2 nodes, ben had the lowest load per slot when the task was assigned"

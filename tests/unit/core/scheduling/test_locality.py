@@ -10,7 +10,7 @@ from octaskly.core.dispatcher.step import worker_messages
 from octaskly.core.effects import Effect, Send
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.drafts import TaskDraft
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.task_options import InputTree, Requirements, TaskOptions
 from octaskly.core.model.tasks import AttemptState, OutputFile
 from octaskly.core.model.tree_sizes import (
@@ -300,7 +300,9 @@ def test_an_explanation_says_that_bytes_decided() -> None:
     def placement(command: str) -> str:
         task = mesh.dispatch._queue.tasks[mesh.live[command][0]]
         record = TaskRecord(task.spec.id, task.spec)
-        return mesh.dispatch.explainer.explain_placement(record, lines, names)
+        return mesh.dispatch.explainer.explain_placement(
+            record, lines, Moment(0.0, 0), names
+        )
 
     assert placement("one") == (
         "of 3 nodes, c had a free slot and lacked the fewest bytes of its files:"

@@ -1,0 +1,466 @@
+"""Visitors at a member: workers with a certificate of some hours and no other right.
+
+A visitor is no peer: it is in no table that the election, replication, the roster of
+members or key rotation read, so none of them can take it into account. Only this module
+reads what it sends. A report or a list of attempts counts for attempts that the
+dispatcher has assigned to that visitor, and for nothing else.
+
+A visitor dials. A member that is not dispatcher names the one that is. The dispatcher
+sends heartbeats once it has read which attempts are live, so that it can check what a
+visitor says it runs.
+
+Source: docs/explanation/security.md, "Visitors".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from octaskly.core.dispatcher.dispatcher import Dispatcher
+from octaskly.core.effects import Disconnect, Effect, LogLine, RenameNode, Send
+from octaskly.core.election.election import Election
+from octaskly.core.election.transfer import DispatcherTransfer
+from octaskly.core.events import PeerUp
+from octaskly.core.key_rotation.rotation import KeyRotation
+from octaskly.core.membership.peer_table import PeerTable
+from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
+from octaskly.core.model.nodes import (
+    NO_LOAD,
+    NodeInfo,
+    NodeState,
+    Role,
+    RosterEntry,
+)
+from octaskly.core.model.timer_heap import Timer, TimerHeap
+from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, MessageValidator
+from octaskly.core.protocol.messages import (
+    CONTACTS_MAX,
+    PROTOCOL_PREFIX,
+    VISITORS_MAX,
+    Contact,
+    Contacts,
+    Heartbeat,
+    HeartbeatOk,
+    Leave,
+    Message,
+    Probe,
+    ProbeOk,
+    Reattach,
+    Redirect,
+    Report,
+    Results,
+    ResultsOk,
+)
+from octaskly.core.protocol.validity import is_valid_node, is_valid_report
+from octaskly.core.protocol.visitor_rules import (
+    FROM_VISITOR,
+    MESSAGES_BURST,
+    MESSAGES_PER_S,
+    SLOTS_MAX,
+    may_pass,
+)
+
+HEARTBEAT_S = 1.0  #: to each visitor; the network between may be slow
+SILENCE_S = 10.0  #: after which the attempts of a silent visitor run elsewhere
+TIME_UP_REASON = "time is up"
+TOO_MANY_REASON = "too many visitors"
+WAITED_S = 600.0  #: how long a visitor may stay at a member that has no work for it
+
+
+@dataclass(slots=True)
+class VisitorView:
+    """The data about one linked visitor."""
+
+    info: NodeInfo  #: with its name in the mesh, and no address
+    ends_ms: int  #: wall clock; the end of its certificate
+    last_frame_s: float
+    budget: float = MESSAGES_BURST  #: messages that it may send now
+    epoch: Epoch = NO_EPOCH  #: in which it said what it runs
+    parts: tuple[Reattach, ...] = ()  #: of a list of attempts that has more
+    health: HeartbeatOk | None = None
+    state: NodeState = NodeState.READY
+
+
+class Visitors:
+    """The visitors that are linked to this node."""
+
+    def __init__(
+        self,
+        own_info: NodeInfo,
+        *,
+        peer_table: PeerTable,
+        roster_builder: RosterBuilder,
+        election: Election,
+        dispatcher_transfer: DispatcherTransfer,
+        dispatcher: Dispatcher,
+        rotation: KeyRotation,
+        validator: MessageValidator,
+        timers: TimerHeap,
+    ) -> None:
+        self.views: dict[NodeId, VisitorView] = {}
+        self._own_info = own_info
+        self._peer_table = peer_table
+        self._roster_builder = roster_builder
+        self._election = election
+        self._dispatcher_transfer = dispatcher_transfer
+        self._dispatcher = dispatcher
+        self._rotation = rotation
+        self._validator = validator
+        self._timers = timers
+        self._next_heartbeat_s = 0.0
+        self._ready_epoch = NO_EPOCH  #: in which the live attempts were read
+        self._redirected: tuple[NodeId, Epoch] | None = None
+        self._sent_contacts: Contacts | None = None
+
+    def __contains__(self, node: NodeId) -> bool:
+        return node in self.views
+
+    # --- Links.
+
+    def on_visitor_up(self, event: PeerUp, now: Moment) -> list[Effect]:
+        """Accept or refuse a visitor; it replaces an earlier link of the same one."""
+        assert event.visit_ends_ms is not None
+        node, info = event.peer, event.peer_hello.node
+        effects = self.on_visitor_down(node, "replaced", now)
+        if event.visit_ends_ms <= now.wall_ms:
+            return [*effects, Disconnect(node, TIME_UP_REASON)]
+        if (refusal := self._rotation.link_refusal(node)) is not None:
+            return [*effects, Disconnect(node, refusal)]
+        if len(self.views) >= VISITORS_MAX:
+            return [*effects, Disconnect(node, TOO_MANY_REASON)]
+        if info.id != node or not is_valid_node(info):
+            return effects + self._refuse(node, "node", now)
+        if not 0 < info.slots <= SLOTS_MAX:
+            return effects + self._refuse(node, "slots", now)
+        name = self._roster_builder.assign_name(node, info.name)
+        leaves_ms = event.visit_ends_ms
+        if info.leaves_ms is not None:
+            leaves_ms = min(leaves_ms, info.leaves_ms)
+        self.views[node] = VisitorView(
+            info=replace(
+                info,
+                name=name,
+                addresses=(),
+                peer_port=0,
+                lan_port=0,
+                electable=False,
+                leaves_ms=leaves_ms,
+            ),
+            ends_ms=event.visit_ends_ms,
+            last_frame_s=now.mono_s,
+        )
+        self._peer_table.count_change()
+        self._set_timer(now)
+        effects += [
+            RenameNode(node, name),
+            LogLine("info", "visitor linked", (("peer", node), ("name", name))),
+        ]
+        return effects + self._greet(node, now)
+
+    def on_visitor_down(self, node: NodeId, reason: str, now: Moment) -> list[Effect]:
+        """Remove a visitor whose link ended; its attempts run elsewhere."""
+        view = self.views.pop(node, None)
+        if view is None:
+            return []
+        self._roster_builder.forget_name(node)
+        self._peer_table.count_change()
+        effects: list[Effect] = [
+            LogLine("info", "visitor left", (("peer", node), ("reason", reason)))
+        ]
+        if view.epoch != self._own_epoch():
+            return effects
+        return effects + self._dispatcher.on_worker_down(node, now)
+
+    def close_all(self, reason: str, now: Moment) -> list[Effect]:
+        """Close the links of all visitors."""
+        effects: list[Effect] = []
+        for node in tuple(self.views):
+            effects += self._close(node, reason, now)
+        return effects
+
+    def _close(self, node: NodeId, reason: str, now: Moment) -> list[Effect]:
+        return [Disconnect(node, reason), *self.on_visitor_down(node, reason, now)]
+
+    def _refuse(self, node: NodeId, code: str, now: Moment) -> list[Effect]:
+        """Close the link of a visitor that sent what no correct visitor sends."""
+        reason = f"{PROTOCOL_PREFIX}{code}"
+        log_lines = self._validator.count_refusal(node, code)
+        return [
+            *log_lines,
+            Disconnect(node, reason),
+            *self.on_visitor_down(node, reason, now),
+        ]
+
+    # --- Role and time.
+
+    def on_role_changed(self, now: Moment) -> list[Effect]:
+        """Send visitors to the dispatcher if it is another node now."""
+        followed = self._followed()
+        if followed == self._redirected:
+            return []
+        self._redirected = followed
+        self._set_timer(now)
+        effects: list[Effect] = []
+        for node in tuple(self.views):
+            effects += self._greet(node, now)
+        return effects
+
+    def on_time(self, now: Moment) -> list[Effect]:
+        """Send heartbeats, and close the links of visitors that are silent or over."""
+        effects: list[Effect] = []
+        for node, view in tuple(self.views.items()):
+            if view.ends_ms <= now.wall_ms:
+                effects += self._close(node, TIME_UP_REASON, now)
+            elif now.mono_s - view.last_frame_s > self._silence_s():
+                effects += self._close(node, "silent", now)
+        epoch = self._own_epoch()
+        if self.views and epoch is not None and self._is_ready(epoch):
+            effects += self._send_contacts()
+            heartbeat = Heartbeat(epoch, now.mono_s)
+            if now.mono_s >= self._next_heartbeat_s:
+                self._next_heartbeat_s = now.mono_s + HEARTBEAT_S
+                effects += [Send(node, (heartbeat,)) for node in self.views]
+        self._set_timer(now)
+        return effects
+
+    def _silence_s(self) -> float:
+        """Return after how long a visitor counts as lost; only a dispatcher asks it."""
+        return SILENCE_S if self._own_epoch() is not None else WAITED_S
+
+    def _is_ready(self, epoch: Epoch) -> bool:
+        """Return True once the dispatcher knows the live attempts of earlier epochs."""
+        if self._ready_epoch != epoch and self._dispatcher.has_read_live_tasks:
+            self._ready_epoch = epoch
+        return self._ready_epoch == epoch
+
+    def _set_timer(self, now: Moment) -> None:
+        at_s = now.mono_s + HEARTBEAT_S / 4 if self.views else math.inf
+        self._timers.set(Timer.VISITORS, at_s)
+
+    def _own_epoch(self) -> Epoch | None:
+        own = self._election.dispatcher_epoch
+        return None if own is None else own.epoch
+
+    def _followed(self) -> tuple[NodeId, Epoch] | None:
+        attachment = self._election.attachment
+        if attachment is None:
+            return None
+        return attachment.dispatcher, attachment.epoch
+
+    def _greet(self, node: NodeId, now: Moment) -> list[Effect]:
+        """Tell a visitor where the dispatcher is, as far as this node knows."""
+        followed = self._followed()
+        if followed is None:
+            return []
+        dispatcher, epoch = followed
+        if dispatcher == self._own_info.id:
+            self._next_heartbeat_s = now.mono_s  # The next one is due at once.
+            self._sent_contacts = None
+            self._timers.set(Timer.VISITORS, now.mono_s)
+            return []
+        addresses = self._peer_table.addresses_of(dispatcher)
+        return [Send(node, (Redirect(epoch, dispatcher, addresses),))]
+
+    def _send_contacts(self) -> list[Effect]:
+        """Send the addresses of members to all visitors, if they have changed."""
+        roster = self._roster_builder.roster
+        epoch = self._own_epoch()
+        if roster is None or roster.epoch != epoch:
+            return []
+        present = [m for m in roster.members if m.state is not NodeState.LOST]
+        contacts = Contacts(
+            roster.epoch,
+            tuple(
+                Contact(id=m.id, addresses=m.addresses, lan_port=m.lan_port)
+                for m in present[:CONTACTS_MAX]
+            ),
+        )
+        if contacts == self._sent_contacts:
+            return []
+        self._sent_contacts = contacts
+        return [Send(node, (contacts,)) for node in self.views]
+
+    # --- Messages.
+
+    def on_received(
+        self, node: NodeId, messages: tuple[Message, ...], now: Moment
+    ) -> list[Effect]:
+        """Handle what a visitor sends; all that it may not send closes its link."""
+        effects: list[Effect] = []
+        for message in messages:
+            view = self.views.get(node)
+            if view is None:
+                break  # Its link ended within this batch.
+            if not may_pass(message, FROM_VISITOR):
+                return effects + self._refuse(node, "visitor", now)
+            if not _spend_budget(view, now):
+                return effects + self._refuse(node, "flood", now)
+            effects += self._on_message(node, view, message, now)
+        return effects
+
+    def _on_message(
+        self, node: NodeId, view: VisitorView, message: Message, now: Moment
+    ) -> list[Effect]:
+        if isinstance(message, Leave):
+            return self.on_visitor_down(node, message.reason, now)
+        epoch = self._own_epoch()
+        if epoch is None or not self._is_ready(epoch):
+            return []  # It keeps its results until there is a dispatcher.
+        match message:
+            case HeartbeatOk():
+                return self._on_heartbeat_ok(node, view, message, epoch, now)
+            case Reattach():
+                return self._on_reattach(node, view, message, epoch, now)
+            case Results():
+                return self._on_results(node, view, message, epoch, now)
+            case Probe(suspect, sent_s) if view.epoch == epoch:
+                return [Send(node, (ProbeOk(suspect, sent_s, 0.0, epoch),))]
+            case _:
+                return []
+
+    def _on_heartbeat_ok(
+        self,
+        node: NodeId,
+        view: VisitorView,
+        message: HeartbeatOk,
+        epoch: Epoch,
+        now: Moment,
+    ) -> list[Effect]:
+        if view.epoch != epoch or message.epoch != epoch:
+            return []
+        view.health = message
+        self._record_state(view, message.state)
+        # Of what a member says of itself, only its load and its credit count.
+        health = replace(
+            message, credit=_bounded_credit(view, message.credit), is_merging=False
+        )
+        return self._dispatcher.on_heartbeat_ok(node, health, now)
+
+    def _on_reattach(
+        self,
+        node: NodeId,
+        view: VisitorView,
+        message: Reattach,
+        epoch: Epoch,
+        now: Moment,
+    ) -> list[Effect]:
+        """Register a visitor as worker; attempts that it was not given are ended."""
+        view.parts = (*view.parts, message)
+        if message.has_more:
+            too_many = len(view.parts) > REATTACH_PARTS_MAX
+            return self._refuse(node, "parts", now) if too_many else []
+        listed = [(a, s.id) for part in view.parts for a, s in part.running]
+        view.parts = ()
+        known = [
+            (attempt, spec)
+            for attempt, task in listed
+            if (spec := self._dispatcher.assigned_spec(node, task, attempt)) is not None
+        ]
+        view.epoch = epoch
+        self._record_state(view, message.state)
+        effects = self._dispatcher.on_worker_up(view.info, now)
+        own = {(spec.id, attempt) for attempt, spec in known}
+        self._dispatcher.kill_unknown_attempts(
+            node, [(task, a) for a, task in listed if (task, a) not in own]
+        )
+        reattach = Reattach(
+            tuple(known), _bounded_credit(view, message.credit), message.state
+        )
+        return effects + self._dispatcher.on_reattach(node, reattach, now)
+
+    def _on_results(
+        self,
+        node: NodeId,
+        view: VisitorView,
+        message: Results,
+        epoch: Epoch,
+        now: Moment,
+    ) -> list[Effect]:
+        """Record the ends of attempts that the visitor holds; acknowledge all others.
+
+        So it forgets what nobody waits for, such as the end of an attempt that runs
+        elsewhere by now.
+        """
+        if view.epoch != epoch or self._dispatcher_transfer.is_in_progress:
+            return []
+        if not all(map(is_valid_report, message.reports)):
+            return self._refuse(node, "fact", now)
+        if message.state is not None:
+            self._record_state(view, message.state)
+        counted: list[Report] = []
+        void: list[Report] = []
+        for report in message.reports:
+            spec = self._dispatcher.assigned_spec(node, report.task, report.attempt)
+            if spec is not None:
+                declared = set(spec.outputs)
+                outputs = tuple(
+                    each for each in report.outcome.outputs if each.path in declared
+                )
+                outcome = replace(report.outcome, outputs=outputs)
+                counted.append(replace(report, outcome=outcome, spec=None))
+            elif not self._dispatcher.is_unacknowledged(report.task, report.attempt):
+                void.append(report)
+        credit = _bounded_credit(view, message.credit)
+        self._dispatcher.record_results(
+            node, Results(tuple(counted), credit, message.state), now
+        )
+        if not void:
+            return []
+        items = tuple((report.task, report.attempt) for report in void)
+        return [Send(node, (ResultsOk(items),))]
+
+    def _record_state(self, view: VisitorView, state: NodeState) -> None:
+        if state is not view.state:
+            view.state = state
+            self._peer_table.count_change()
+
+    # --- The roster.
+
+    def roster_entries(self) -> tuple[RosterEntry, ...]:
+        """Return the visitors that have said what they run, by name."""
+        epoch = self._own_epoch()
+        present = [v for v in self.views.values() if v.epoch == epoch]
+        present.sort(key=lambda view: (view.info.name, view.info.id))
+        return tuple(self._entry(view) for view in present)
+
+    def _entry(self, view: VisitorView) -> RosterEntry:
+        info, health = view.info, view.health
+        held = self._dispatcher.outstanding(info.id)
+        return RosterEntry(
+            id=info.id,
+            name=info.name,
+            role=Role.WORKER,
+            state=view.state,
+            addresses=(),
+            lan_port=0,
+            slots=info.slots,
+            running=min(held, info.slots),
+            version=info.version,
+            load=NO_LOAD if health is None else health.load,
+            memory_mb=info.memory_mb,
+            labels=info.labels,
+            os=info.os,
+            arch=info.arch,
+            cpus=info.cpus,
+            gpus=info.gpus,
+            pythons=info.pythons,
+            pressure=None if health is None else health.pressure,
+            leaves_ms=info.leaves_ms,
+        )
+
+
+def _bounded_credit(view: VisitorView, credit: int) -> int:
+    """Return a credit without prefetch, as what waits there could run elsewhere."""
+    return max(0, min(credit, view.info.slots))
+
+
+def _spend_budget(view: VisitorView, now: Moment) -> bool:
+    """Count a message against the rate of a visitor; return False if it floods."""
+    passed_s = max(0.0, now.mono_s - view.last_frame_s)
+    view.budget = min(MESSAGES_BURST, view.budget + passed_s * MESSAGES_PER_S) - 1.0
+    view.last_frame_s = now.mono_s
+    return view.budget >= 0.0
