@@ -77,8 +77,8 @@ from octaskly.store.tables.database import (
 )
 from octaskly.store.tables.node_state import PeerContact, read_saved
 from octaskly.store.tables.staged_parts import drop_incomplete_snapshots
-from octaskly.store.tables.stream_repair import repair_streams
 from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
+from octaskly.store.writing.stream_repair import repair_streams
 from octaskly.store.writing.table_merge import finish_merges
 from octaskly.store.writing.writer import Writer
 
@@ -414,7 +414,7 @@ class Store:
     async def read_recent_attempts(self, since_ms: int, limit: int) -> RecentAttempts:
         """Read attempts that run now or have ended since `since_ms`."""
         return await self._query_for_list(
-            lambda db: attempts.read_recent_attempts(db, since_ms, limit)
+            lambda db: attempts.read_recent_attempts(db, self._packer, since_ms, limit)
         )
 
     async def read_pending_notifications(

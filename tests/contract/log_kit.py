@@ -40,6 +40,7 @@ from octaskly.core.model.tasks import (
 from octaskly.core.protocol.messages import Entries, PackedMessage
 from octaskly.ports import DurableStore
 from octaskly.store import Store
+from octaskly.store.tables.log_rows import read_entries
 from octaskly.store.tables.schema import MIGRATIONS
 
 LANE = LaneKey(0, "local:ada@n1")
@@ -198,6 +199,16 @@ def database() -> sqlite3.Connection:
     )
     db.deserialize(_empty())
     return db
+
+
+def logged_entries(db: sqlite3.Connection) -> list[Entry]:
+    """Return all entries of the log, ordered by stream."""
+    streams = db.execute("SELECT DISTINCT stream FROM log ORDER BY stream").fetchall()
+    return [
+        PicklePacker().unpack_entry(*stored.packed)
+        for (stream,) in streams
+        for stored in read_entries(db, stream, 0)
+    ]
 
 
 def open_store(path: Path, committed: list[int] | None = None, **options: Any) -> Store:

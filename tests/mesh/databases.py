@@ -62,9 +62,9 @@ def log(state: Path) -> dict[Place, tuple[int, str, bytes]]:
     """Return every entry of the log."""
     with opened(state) as database:
         return {
-            Place(stream, seq): (hlc, task, body)
-            for stream, seq, hlc, task, body in database.execute(
-                "SELECT stream, seq, hlc, task_id, body FROM log"
+            Place(stream, seq): (hlc, about, body)
+            for stream, seq, hlc, about, body in database.execute(
+                "SELECT stream, seq, hlc, about, body FROM facts"
             )
         }
 

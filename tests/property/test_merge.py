@@ -68,7 +68,7 @@ records = st.lists(facts, min_size=1, max_size=5).map(
 
 
 changes = st.builds(
-    Reprioritized, terms, st.integers(1, 3), st.integers(-1, 1), st.just(TASK)
+    Reprioritized, st.just(TASK), terms, st.integers(1, 3), st.integers(-1, 1)
 )
 
 

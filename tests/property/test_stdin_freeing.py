@@ -80,11 +80,7 @@ class Half:
 
     def entries_of(self, stream: StreamId) -> list[Entry]:
         """Return the entries of a stream as the node sends them."""
-        found = self.db.execute(
-            "SELECT stream, seq, hlc, body FROM log WHERE stream = ? ORDER BY seq",
-            (stream,),
-        ).fetchall()
-        return [kit.PicklePacker().unpack_entry(*row) for row in found]
+        return [e for e in kit.logged_entries(self.db) if e.stream == stream]
 
     def tasks(self) -> dict[TaskId, TaskRecord]:
         """Return the tasks that it shows."""
@@ -101,9 +97,8 @@ class Half:
 def large_bytes(db: sqlite3.Connection, task: TaskId) -> int:
     """Return the bytes of stdin that are left of a task."""
     (logged,) = db.execute(
-        "SELECT coalesce(sum(length(body)), 0) FROM log"
-        " WHERE task_id = ? AND length(body) > ?",
-        (task, STDIN_BYTES),
+        "SELECT coalesce(sum(length(body)), 0) FROM log WHERE task_id = ?",
+        (task,),
     ).fetchone()
     (shown,) = db.execute(
         "SELECT coalesce(length(stdin), 0) FROM tasks WHERE id = ?", (task,)

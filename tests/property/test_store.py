@@ -56,7 +56,7 @@ FACTS: st.SearchStrategy[TaskFact] = st.one_of(
     st.builds(TaskCancelled, IDS, st.sampled_from(["ada", "bob"])),
     st.builds(Notified, IDS),
     st.builds(
-        Reprioritized, st.integers(1, 2), st.integers(1, 3), st.integers(-1, 1), IDS
+        Reprioritized, IDS, st.integers(1, 2), st.integers(1, 3), st.integers(-1, 1)
     ),
     st.builds(Assigned, IDS, ATTEMPTS, NODES),
     st.builds(Finished, IDS, ATTEMPTS, NODES, OUTCOMES),

@@ -103,7 +103,7 @@ FACTS: tuple[Fact, ...] = (
     samples.RECORD,
     Unblocked(TASK),
     Notified(TASK),
-    Reprioritized(3, 1000, 7, TASK),
+    Reprioritized(TASK, 3, 1000, 7),
 )
 LOGGED = tuple(Entry(KNOWN, 5 + n, 1000 + n, fact) for n, fact in enumerate(FACTS))
 TRIED = Attempt(id=ATTEMPT, node=ME, state=AttemptState.FAILED, outcome=OUTCOME)

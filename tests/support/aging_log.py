@@ -48,7 +48,7 @@ from octaskly.store.reading.snapshot import (
     read_snapshot_part,
 )
 from octaskly.store.tables.node_state import read_saved
-from octaskly.store.tables.stream_repair import repair_streams
+from octaskly.store.writing.stream_repair import repair_streams
 from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.support.builders import attempt, node_info

@@ -426,7 +426,7 @@ class FakeGateway:
             raise PermissionDenied(f"{record.id} was submitted by somebody else")
         if record.state is not TaskState.QUEUED:
             raise TaskNotWaiting(f"{record.id} does not wait", hint="it has ended")
-        change = Reprioritized(1, len(self.records), priority, record.id)
+        change = Reprioritized(record.id, 1, len(self.records), priority)
         self.records[record.id] = apply_fact(record, change)
         return record
 

@@ -58,7 +58,7 @@ class Reprioritizer:
         if not is_waiting:
             return self._commit_step(now, when_replicated=answer)
         hlc = self._journal.reserve_timestamps(now)
-        change = Reprioritized(self._step.epoch.term, hlc, event.priority, record.id)
+        change = Reprioritized(record.id, self._step.epoch.term, hlc, event.priority)
         self._step.facts.append(change)
         queue, epoch = self._queue, self._step.epoch
         task = queue.tasks.get(record.id)

@@ -96,10 +96,10 @@ class Reprioritized(Struct, frozen=True, array_like=True, tag=109, order=True):
     The latest is that of the highest term, then with the highest timestamp.
     """
 
+    task: TaskId
     term: Count  #: of the epoch that changed it
     hlc: Count  #: hybrid timestamp of the change
     priority: Priority
-    task: TaskId
 
 
 RETIRED_MAX = 1000  #: streams that one floor may retire

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 from octaskly.core.change_feed import FeedPage, StreamExtent, array_id_of
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.hlc import HLC_MAX, hlc_of, wall_ms_of
+from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.ports import Packer
 from octaskly.ports.events import AttemptWithTask, RecentAttempts
 from octaskly.store.reading import pages
-from octaskly.store.tables import arrays, rows, task_name_collisions
+from octaskly.store.tables import arrays, log_rows, rows, task_name_collisions
 from octaskly.store.tables.floors import read_retired_digest, read_retired_end
+from octaskly.store.tables.log_rows import StoredEntry, find_last_until
 
 PART_BYTES_MAX: Final = 4 << 20  #: approximate size of the entries of one page
 
@@ -43,29 +44,11 @@ def stream_extents_at(
     """
     latest, found = 0, []
     for stream, term, node, have, start in db.execute(_STREAMS).fetchall():
-        seq, at = _stream_extent(db, stream, min(start, have), have, hlc)
+        seq, at = find_last_until(db, stream, hlc, min(start, have), have)
         latest = max(latest, at)
         epoch = Epoch(term, NodeId(node))
         found.append(StreamExtent(StreamId(stream), epoch, seq, min(start, have)))
     return latest, tuple(found), read_retired_digest(db)
-
-
-def _stream_extent(
-    db: sqlite3.Connection, stream: int, low: int, high: int, hlc: int
-) -> tuple[int, int]:
-    """Return the last entry from `low` to `high` up to `hlc`, and its timestamp."""
-    at = 0
-    is_all = hlc >= HLC_MAX
-    while low < high:
-        middle = high if is_all else (low + high + 1) // 2
-        (stamp,) = db.execute(
-            "SELECT hlc FROM log WHERE stream = ? AND seq = ?", (stream, middle)
-        ).fetchone()
-        if stamp <= hlc:
-            low, at = middle, stamp
-        else:
-            high = middle - 1
-    return low, at
 
 
 def read_feed_page(
@@ -90,16 +73,16 @@ def read_feed_page(
         if seen < start:
             is_whole = False
             reached[stream] = seen = start
-        parts.append(_rows(db, stream, seen, limit + 1))
+        parts.append(_in_order(log_rows.read_entries(db, stream, seen)))
     entries: list[Entry] = []
     has_more, left = False, PART_BYTES_MAX
-    for hlc, stream, seq, body in merge(*parts):
+    for _, stream, _, stored in merge(*parts):
         if len(entries) == limit or left <= 0:
             has_more = True
             break
-        entries.append(packer.unpack_entry(StreamId(stream), seq, hlc, body))
-        reached[StreamId(stream)] = seq
-        left -= len(body)
+        entries.append(packer.unpack_entry(*stored.packed))
+        reached[stream] = stored.seq
+        left -= len(stored.body)
     ids = {entry.fact.task for entry in entries}
     records = _records(db, ids | {array_id_of(task) for task in ids})
     arrays_here = {task: record for task, record in records.items() if record.progress}
@@ -113,14 +96,11 @@ def read_feed_page(
     )
 
 
-def _rows(
-    db: sqlite3.Connection, stream: int, seen: int, limit: int
-) -> Iterator[tuple[int, int, int, bytes]]:
-    return db.execute(
-        "SELECT hlc, stream, seq, body FROM log WHERE stream = ? AND seq > ?"
-        " ORDER BY seq LIMIT ?",
-        (stream, seen, limit),
-    )
+def _in_order(
+    entries: Iterable[StoredEntry],
+) -> Iterator[tuple[int, StreamId, int, StoredEntry]]:
+    """Yield entries of a stream with what they are compared by."""
+    return ((entry.hlc, entry.stream, entry.seq, entry) for entry in entries)
 
 
 def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
@@ -145,7 +125,7 @@ SCANNED_TASKS_MAX: Final = 8000  #: entries examined at the end of each stream
 
 
 def read_recent_attempts(
-    db: sqlite3.Connection, since_ms: int, limit: int
+    db: sqlite3.Connection, packer: Packer, since_ms: int, limit: int
 ) -> RecentAttempts:
     """Return running attempts, and those ended since `since_ms`, latest end first.
 
@@ -165,7 +145,7 @@ def read_recent_attempts(
         for attempt in record.attempts
         if attempt.state.is_live
     ]
-    touched = _recently_changed(db, since_ms, limit)
+    touched = _recently_changed(db, packer, since_ms, limit)
     ended = [
         (attempt.outcome.ended_ms, attempt.id, AttemptWithTask(record, attempt))
         for _, record in _live_records(db, touched)
@@ -181,28 +161,33 @@ def read_recent_attempts(
     )
 
 
-def _recently_changed(db: sqlite3.Connection, since_ms: int, limit: int) -> list[int]:
+def _recently_changed(
+    db: sqlite3.Connection, packer: Packer, since_ms: int, limit: int
+) -> list[int]:
     """Return the keys of tasks with attempts and with recent entries in the log."""
     parts = []
     _, found, _ = stream_extents_at(db, hlc_of(since_ms))
     ends = dict(db.execute("SELECT stream, last_seq FROM streams"))
     for stream, _, seq, start in found:
         low = max(seq, start, ends[stream] - SCANNED_TASKS_MAX)
-        parts.append(
-            db.execute(
-                "SELECT log.hlc, tasks.key FROM log JOIN tasks ON tasks.id = task_id"
-                " WHERE log.stream = ? AND log.seq > ? AND tasks.attempt_count > 0"
-                " ORDER BY log.seq DESC",
-                (stream, low),
+        entries = log_rows.read_entries(db, stream, low, is_last_first=True)
+        parts.append(_in_order(entries))
+    keys: list[int] = []
+    seen: set[TaskId] = set()
+    for *_, stored in merge(*parts, reverse=True):
+        task = packer.unpack_entry(*stored.packed).fact.task
+        if task in seen:
+            continue
+        seen.add(task)
+        keys += (
+            key
+            for (key,) in db.execute(
+                "SELECT key FROM tasks WHERE id = ? AND attempt_count > 0", (task,)
             )
         )
-    latest_first = merge(*parts, reverse=True)
-    keys: dict[int, None] = {}
-    for _, key in latest_first:
-        keys[key] = None
         if len(keys) == limit:
             break
-    return list(keys)
+    return keys
 
 
 def _live_records(

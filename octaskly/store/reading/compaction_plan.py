@@ -38,6 +38,7 @@ from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, mesh_records, rows
 from octaskly.store.tables.database import used_bytes
 from octaskly.store.tables.floors import FLOOR_OF_TASK, StreamFloors, read_floor
+from octaskly.store.tables.log_rows import find_last_until
 from octaskly.store.tables.staged_parts import is_merging
 
 TASKS_MAX: Final = 10_000  #: tasks examined in one step
@@ -257,9 +258,8 @@ def _with_taskless_streams(
         return marks, False
     found = db.execute(
         "SELECT stream, term, node, last_seq FROM streams"
-        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq AND stream != ?"
-        " AND NOT EXISTS (SELECT 1 FROM log WHERE log.stream = streams.stream"
-        " AND seq > floor_seq AND task_id != '')",
+        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq"
+        " AND task_seq <= floor_seq AND stream != ?",
         (ask.stream,),
     ).fetchall()
     joined = {mark.stream: mark for mark in marks}
@@ -319,7 +319,7 @@ def _read_foreign_results(
     below: dict[Finished, int | None] = {}
     for stream, seq, hlc, body, output in db.execute(
         "SELECT stream, seq, hlc, body, output FROM pending_entries"
-        " JOIN log USING (stream, seq) JOIN streams USING (stream)"
+        " JOIN streams USING (stream)"
         " WHERE seq > floor_seq ORDER BY hlc"
     ):
         fact = packer.unpack_entry(stream, seq, hlc, body).fact
@@ -439,7 +439,7 @@ def _marks_at_horizon(
         "SELECT stream, term, node, last_seq, snapshot_seq FROM streams ORDER BY stream"
     ).fetchall():
         floor = max(floors[stream], cut.last.get(stream, 0))
-        seq = _last_until(db, stream, cut.horizon, max(floor, base), have)
+        seq, _ = find_last_until(db, stream, cut.horizon, max(floor, base), have)
         if seq == base > floor:
             seq = floor  # The log starts after a snapshot and has no earlier entry.
         if seq:
@@ -461,19 +461,3 @@ def _marks_without_tasks(
     marks = _marks_at_horizon(db, cut, floors)
     passed = sum(mark.seq - floors[mark.stream] for mark in marks)
     return marks if passed >= ENTRIES_MIN else ()
-
-
-def _last_until(
-    db: sqlite3.Connection, stream: int, horizon: int, low: int, high: int
-) -> int:
-    """Return the last entry from `low` to `high` that is not after the horizon."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        found = db.execute(
-            "SELECT hlc FROM log WHERE stream = ? AND seq = ?", (stream, middle)
-        ).fetchone()
-        if found is not None and found[0] <= horizon:
-            low = middle
-        else:
-            high = middle - 1
-    return low

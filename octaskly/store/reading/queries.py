@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 from msgspec import json
 from msgspec.structs import replace
@@ -45,6 +45,7 @@ from octaskly.store.tables.floors import (
     read_retired_digest,
     read_retired_end,
 )
+from octaskly.store.tables.log_rows import StoredEntry, read_entries
 from octaskly.store.tables.node_state import read_vector
 
 NOTIFICATIONS_MAX = 20_000  #: pending notifications read at once
@@ -395,18 +396,13 @@ def pack_entries_beyond(
             more = True
             break
         epochs.append((StreamId(stream), Epoch(term, NodeId(node))))
-        for row in db.execute(
-            "SELECT seq, hlc, body, stdout, stderr FROM log"
-            " LEFT JOIN outputs ON outputs.id = log.output"
-            " WHERE stream = ? AND seq > ? ORDER BY seq",
-            (stream, seen),
-        ):
+        for entry in read_entries(db, stream, seen):
             if left <= 0:
                 more = True
                 break
-            left -= len(row[2]) + len(row[3] or b"") + len(row[4] or b"")
-            left -= ENTRY_OVERHEAD_BYTES
-            stored.append(_stored(packer, stream, row))
+            whole = _with_output(db, packer, entry)
+            left -= len(whole[3]) + ENTRY_OVERHEAD_BYTES
+            stored.append(whole)
     return packer.pack_entries(
         stored, epochs, read_vector(db), more=more, retired=read_retired_digest(db)
     )
@@ -417,13 +413,15 @@ def read_durable_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], .
     return read_vector(db)
 
 
-def _stored(packer: Packer, stream: StreamId, row: Sequence[Any]) -> PackedEntry:
+def _with_output(
+    db: sqlite3.Connection, packer: Packer, stored: StoredEntry
+) -> PackedEntry:
     """Return an entry with its output, which few entries have."""
-    seq, hlc, body, stdout, stderr = row
-    if stdout is None:
-        return stream, seq, hlc, body
-    entry = packer.unpack_entry(stream, seq, hlc, body)
-    assert isinstance(entry.fact, Finished), "nothing else has an output"
-    outcome = replace(entry.fact.outcome, stdout=stdout, stderr=stderr)
-    entry = replace(entry, fact=replace(entry.fact, outcome=outcome))
-    return stream, seq, hlc, packer.pack(entry.fact)
+    kept = None if stored.output is None else rows.find_output(db, stored.output)
+    if kept is None:
+        return stored.packed
+    fact = packer.unpack_entry(*stored.packed).fact
+    assert isinstance(fact, Finished), "nothing else has an output"
+    outcome = replace(fact.outcome, stdout=kept[0], stderr=kept[1])
+    body = packer.pack(replace(fact, outcome=outcome))
+    return stored.stream, stored.seq, stored.hlc, body

@@ -132,13 +132,13 @@ ATTEMPT_PLAIN_UPSERT: Final = BulkStatement(
 )
 """For attempts without signal, files and detail."""
 LOG_INSERT: Final = BulkStatement(
-    "INSERT INTO log (stream, seq, hlc, task_id, body, output) VALUES", 6
+    "INSERT INTO log (stream, seq, n, hlc, task_id, heads, body) VALUES", 7
 )
 OUTPUT_INSERT: Final = BulkStatement(
     "INSERT INTO outputs (id, stdout, stderr) VALUES", 3
 )
 PENDING_ENTRY_INSERT: Final = BulkStatement(
-    "INSERT INTO pending_entries (task_id, stream, seq) VALUES", 3
+    "INSERT INTO pending_entries (stream, seq, task_id, hlc, body, output) VALUES", 6
 )
 COUNT_ADD: Final = BulkStatement(
     "INSERT INTO counts (kind, node, state, n) VALUES",

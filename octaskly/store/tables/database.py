@@ -17,7 +17,12 @@ from typing import Final
 from urllib.parse import quote
 
 from octaskly.errors import StoreCorrupt, StoreError, StoreFull, StoreUnusable
-from octaskly.store.tables.schema import APPLICATION_ID, MIGRATIONS, VERSION
+from octaskly.store.tables.schema import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    OLDEST_VERSION,
+    VERSION,
+)
 
 SCAN_BYTES_MAX: Final = 200 << 20
 """A larger file has only its schema checked at start; others have all pages checked."""
@@ -313,7 +318,7 @@ def _create(path: Path) -> None:
 
 
 def _check(path: Path) -> None:
-    """Raise StoreCorrupt for a damaged, foreign or newer file; write nothing."""
+    """Raise StoreCorrupt for a damaged, foreign, newer or too old file."""
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise StoreCorrupt(f"{path} is not a database", hint=_RESET)
@@ -326,6 +331,11 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreCorrupt(
             f"{path} has schema {version}, this program knows up to {VERSION}",
             hint=f"install the newer Octaskly again; {_RESET}",
+        )
+    if 0 < version < OLDEST_VERSION:
+        raise StoreCorrupt(
+            f"{path} has schema {version}, which no release has written",
+            hint=_RESET,
         )
     if _pragma(connection, "application_id") not in (0, APPLICATION_ID) or (
         version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -351,10 +361,11 @@ def _prepare_writer(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
     connection.execute("BEGIN IMMEDIATE")
     version = _pragma(connection, "user_version")
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+    done = max(0, version - OLDEST_VERSION + 1)
+    for script in MIGRATIONS[done:]:
         for statement in script.split(";\n"):
             connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={number}")
+    connection.execute(f"PRAGMA user_version={VERSION}")
     if version == 0:
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
     connection.execute("COMMIT")

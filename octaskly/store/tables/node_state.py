@@ -155,9 +155,8 @@ def read_hlc(db: sqlite3.Connection) -> int:
     # Timestamps grow within a stream, so the last entry of each stream suffices.
     kept = read_meta_numbers(db).get("hlc", 0)
     found = db.execute(
-        # CROSS JOIN keeps this order: there are few streams and many entries.
-        "SELECT max(hlc) FROM streams CROSS JOIN log"
-        " ON log.stream = streams.stream AND log.seq = streams.last_seq"
+        "SELECT max((SELECT hlc FROM log WHERE log.stream = streams.stream"
+        " ORDER BY seq DESC LIMIT 1)) FROM streams"
     ).fetchone()
     return max(found[0] or 0, kept)
 

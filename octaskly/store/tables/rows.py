@@ -198,7 +198,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
 def _change_of_priority(task: TaskId, text: str) -> Reprioritized:
     """Return the fact of the column `reprioritized`."""
     term, hlc, priority = json.decode(text, type=tuple[int, int, int])
-    return Reprioritized(term, hlc, priority, task)
+    return Reprioritized(task, term, hlc, priority)
 
 
 def place_of(record: TaskRecord) -> int | None:
@@ -365,10 +365,19 @@ def records_from(
 
 def read_output(connection: sqlite3.Connection, output: int) -> tuple[bytes, bytes]:
     """Return the kept stdout and stderr."""
-    row = connection.execute(
+    found = find_output(connection, output)
+    assert found is not None, "an output stays as long as its attempt"
+    return found
+
+
+def find_output(
+    connection: sqlite3.Connection, output: int
+) -> tuple[bytes, bytes] | None:
+    """Return stdout and stderr, or None if they were deleted with their task."""
+    found: tuple[bytes, bytes] | None = connection.execute(
         "SELECT stdout, stderr FROM outputs WHERE id = ?", (output,)
     ).fetchone()
-    return row[0], row[1]
+    return found
 
 
 def with_output(attempt: Attempt, kept: tuple[bytes, bytes]) -> Attempt:

@@ -20,12 +20,13 @@ CREATE TABLE meta (
 ) STRICT, WITHOUT ROWID;
 
 -- The log of a stream starts after `snapshot_seq`, because a snapshot brought the part
--- before it as rows.
+-- before it as rows. `task_seq` is the last entry in the log about a task.
 CREATE TABLE streams (
     stream INTEGER PRIMARY KEY,
     term INTEGER NOT NULL,
     node TEXT NOT NULL,
     last_seq INTEGER NOT NULL DEFAULT 0,
+    task_seq INTEGER NOT NULL DEFAULT 0,
     floor_seq INTEGER NOT NULL DEFAULT 0,
     snapshot_seq INTEGER NOT NULL DEFAULT 0
 ) STRICT;
@@ -40,15 +41,56 @@ CREATE TABLE retired_streams (
 ) STRICT;
 CREATE INDEX retired_streams_stream ON retired_streams (stream, seq);
 
+-- The facts of one commit and stream: see `store.tables.log_rows`. Without rowids, the
+-- inner pages of the tree would hold whole rows, which are large.
 CREATE TABLE log (
+    key INTEGER PRIMARY KEY,
     stream INTEGER NOT NULL,
     seq INTEGER NOT NULL,
+    n INTEGER NOT NULL,
     hlc INTEGER NOT NULL,
-    task_id TEXT NOT NULL,
+    task_id TEXT,
+    heads TEXT NOT NULL,
     body BLOB NOT NULL,
-    output INTEGER,
-    PRIMARY KEY (stream, seq)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (stream, seq)
+) STRICT;
+CREATE INDEX log_large ON log (task_id) WHERE task_id IS NOT NULL;
+
+-- One line for each fact of the log, for people. A fact is a msgpack array: its type
+-- number, then its fields. `about` is the id of its task, or the kind of a record. The
+-- id is the first field, or the first field of the first field of a submission.
+CREATE VIEW facts AS
+WITH entries AS (
+    SELECT stream, log.seq + head.key AS seq,
+        log.hlc - json_extract(head.value, '$[1]') AS hlc,
+        substr(log.body, json_extract(head.value, '$[0]') + 1,
+            ifnull(json_extract(log.heads, '$[' || (head.key + 1) || '][0]'),
+            length(log.body)) - json_extract(head.value, '$[0]')) AS body
+    FROM log, json_each(log.heads) AS head
+), named AS (
+    SELECT *, CASE hex(substr(body, 2, 1))
+        WHEN '64' THEN 'Submitted' WHEN '65' THEN 'TaskCancelled'
+        WHEN '66' THEN 'Assigned' WHEN '67' THEN 'Finished' WHEN '68' THEN 'Floor'
+        WHEN '69' THEN 'Unblocked' WHEN '6A' THEN 'Notified'
+        WHEN '6B' THEN 'Recorded' WHEN '6C' THEN 'Decided'
+        WHEN '6D' THEN 'Reprioritized' END AS fact,
+        substr(body, iif(substr(body, 2, 1) = x'64', 4, 3), 100) AS text
+    FROM entries
+)
+SELECT stream, seq, hlc,
+    strftime('%Y-%m-%dT%H:%M:%fZ', (hlc >> 15) / 1000.0 + 1577836800, 'unixepoch')
+        AS time,
+    fact,
+    CAST(CASE
+        WHEN fact = 'Floor' THEN NULL
+        WHEN substr(text, 1, 1) = x'd9'
+        THEN substr(text, 3, unicode(CAST(substr(text, 2, 1) AS TEXT)))
+        ELSE substr(text, 2, instr(
+            x'a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebf',
+            substr(text, 1, 1)) - 1)
+    END AS TEXT) AS about,
+    body
+FROM named;
 
 CREATE TABLE outputs (
     id INTEGER PRIMARY KEY,
@@ -56,13 +98,17 @@ CREATE TABLE outputs (
     stderr BLOB NOT NULL
 ) STRICT;
 
--- Entries about tasks whose envelope has not arrived yet.
+-- Entries about tasks whose envelope has not arrived yet. The log has them, too.
 CREATE TABLE pending_entries (
-    task_id TEXT NOT NULL,
     stream INTEGER NOT NULL,
     seq INTEGER NOT NULL,
-    PRIMARY KEY (task_id, stream, seq)
+    task_id TEXT NOT NULL,
+    hlc INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    output INTEGER,
+    PRIMARY KEY (stream, seq)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX pending_entries_task ON pending_entries (task_id);
 
 -- `cancel_term`, `decided_term` and `has_succeeded` are verdicts of dispatchers: see
 -- `core.log.merge`. (`stream`, `seq`) is the entry of the latest submission.
@@ -128,11 +174,9 @@ CREATE INDEX tasks_with_options ON tasks (state, key)
     WHERE options IS NOT NULL AND state < 2;
 -- The number of tasks that failed of late.
 CREATE INDEX tasks_failed ON tasks (last_change_hlc) WHERE state = 3;
--- Ended tasks whose stdin may be freed, and the entries that hold it: see
--- `store.writing.stdin_freeing`. Both indexes are empty in most logs.
+-- Ended tasks whose stdin may be freed: see `store.writing.stdin_freeing`.
 CREATE INDEX tasks_stdin ON tasks (state, submitter)
     WHERE length(stdin) > 4096 AND state > 1;
-CREATE INDEX log_large ON log (task_id) WHERE length(body) > 4096;
 
 -- `decided_term` is the last epoch that decided the task by the end of this attempt.
 CREATE TABLE attempts (
@@ -259,7 +303,9 @@ CREATE TABLE peers (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final = (_FIRST,)
-"""Item `i` migrates version `i` to `i + 1`."""
+OLDEST_VERSION: Final = 2  #: of a file that can be used; none before was released
 
-VERSION: Final = len(MIGRATIONS)
+MIGRATIONS: Final = (_FIRST,)
+"""The first one creates `OLDEST_VERSION`; each other one raises the version by 1."""
+
+VERSION: Final = OLDEST_VERSION + len(MIGRATIONS) - 1

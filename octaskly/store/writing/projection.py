@@ -63,8 +63,8 @@ class PendingEntries:
         for some in rows.split_for_parameters(tasks if self.has_any else ()):
             for stream, seq, hlc, body, output in self._db.execute(
                 "SELECT stream, seq, hlc, body, output FROM pending_entries"  # noqa: S608
-                " JOIN log USING (stream, seq) JOIN streams USING (stream)"
-                f" WHERE pending_entries.task_id IN ({rows.placeholders(len(some))})"
+                " JOIN streams USING (stream)"
+                f" WHERE task_id IN ({rows.placeholders(len(some))})"
                 " AND seq > floor_seq",
                 some,
             ).fetchall():
@@ -90,14 +90,18 @@ class PendingEntries:
         self, held: Iterable[PendingEntry], applied: Iterable[PendingEntry]
     ) -> None:
         """Insert newly pending entries, and delete those that were applied."""
-        removed = [(e.fact.task, e.stream, e.seq) for e in applied if e.is_stored]
-        fresh = [(e.fact.task, e.stream, e.seq) for e in held if not e.is_stored]
+        removed = [(e.stream, e.seq) for e in applied if e.is_stored]
+        fresh = [self._row_of(entry) for entry in held if not entry.is_stored]
         self._db.executemany(
-            "DELETE FROM pending_entries WHERE task_id = ? AND stream = ? AND seq = ?",
-            removed,
+            "DELETE FROM pending_entries WHERE stream = ? AND seq = ?", removed
         )
         bulk.PENDING_ENTRY_INSERT.execute(self._db, fresh)
         self.has_any = self.has_any or bool(fresh)
+
+    def _row_of(self, entry: PendingEntry) -> bulk.Row:
+        stream, seq, hlc, fact, output, _ = entry
+        body = self._packer.pack_entry_body(Entry(stream, seq, hlc, fact))
+        return stream, seq, fact.task, hlc, body, output
 
 
 FETCHED_COLUMNS: Final = (

@@ -13,23 +13,26 @@ from collections.abc import Sequence
 from typing import Final
 
 from octaskly.core.model.ids import StreamId
-from octaskly.store.tables import arrays, bulk, list_counts, rows
+from octaskly.ports import Packer
+from octaskly.store.tables import arrays, bulk, list_counts, log_rows, rows
 from octaskly.store.tables.floors import FLOOR_OF_TASK, raise_meta_number, read_floor
 
 TASKS_PER_STEP: Final = 200
 ENTRIES_PER_STEP: Final = 500
 
-_USED: Final = (
-    "SELECT 1 FROM tasks JOIN attempts ON attempts.task = tasks.key"
-    " WHERE tasks.id = log.task_id AND attempts.output = log.output"
+_DELETE_UNUSED_OUTPUT: Final = (
+    "DELETE FROM outputs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks"
+    " JOIN attempts ON attempts.task = tasks.key"
+    " WHERE tasks.id = ? AND attempts.output = outputs.id)"
 )
 
 
 class Purger:
     """Scans the tables once at the start, and once after each rise of the floor."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, packer: Packer) -> None:
         self._db = db
+        self._packer = packer
         self.restart()
 
     def restart(self) -> None:
@@ -86,29 +89,22 @@ class Purger:
     def _delete_entries(self, stream: StreamId) -> None:
         """Delete the oldest entries of a stream, and outputs that no task uses."""
         db, floor = self._db, self._floors[stream]
-        found = db.execute(
-            "SELECT max(seq), count(*) FROM (SELECT seq FROM log"
-            " WHERE stream = ? AND seq <= ? ORDER BY seq LIMIT ?)",
-            (stream, floor, ENTRIES_PER_STEP),
-        ).fetchone()
-        if found[1] < ENTRIES_PER_STEP:
+        gone = log_rows.delete_entries(db, stream, floor, ENTRIES_PER_STEP)
+        if len(gone) < ENTRIES_PER_STEP:
             self._streams.popleft()
-        if not found[1]:
+        if not gone:
             return
-        upto = (stream, found[0])
-        where = "WHERE stream = ? AND seq <= ?"
         db.execute(
-            "DELETE FROM pending_entries WHERE (task_id, stream, seq) IN"  # noqa: S608
-            f" (SELECT task_id, stream, seq FROM log {where})",
-            upto,
+            "DELETE FROM pending_entries WHERE stream = ? AND seq <= ?",
+            (stream, gone[-1].seq),
         )
         _save_highest_numbers(db)
-        db.execute(
-            "DELETE FROM outputs WHERE id IN (SELECT output FROM log"  # noqa: S608
-            f" {where} AND output IS NOT NULL AND NOT EXISTS ({_USED}))",
-            upto,
-        )
-        db.execute(f"DELETE FROM log {where}", upto)  # noqa: S608
+        outputs = [
+            (entry.output, self._packer.unpack_entry(*entry.packed).fact.task)
+            for entry in gone
+            if entry.output is not None
+        ]
+        db.executemany(_DELETE_UNUSED_OUTPUT, outputs)
 
 
 def _read_retired_floors(db: sqlite3.Connection) -> dict[StreamId, int]:

@@ -18,14 +18,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Entry, Submitted
-from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.core.log.facts import Submitted
+from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import without_stdin
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.ports import Packer
-from octaskly.store.tables import rows
+from octaskly.store.tables import log_rows, rows
+from octaskly.store.tables.log_rows import LARGE_BYTES
 
-UNFREED_BYTES_MAX: Final = 4096  #: of stdin that stays, as in the schema's two indexes
+UNFREED_BYTES_MAX: Final = LARGE_BYTES  #: of stdin that stays, as in `tasks_stdin`
 KEPT_BYTES_MAX: Final = 64 << 20  #: of failed and cancelled tasks, for each submitter
 SURPLUS_DIVISOR: Final = 16  #: part of these bytes that is freed too, beyond the bound
 TASKS_PER_STEP: Final = 64
@@ -172,18 +173,12 @@ class StdinFreeing:
 
     def _free_entries(self, task: TaskId) -> None:
         """Free the entries with a submission of a task; a split can leave several."""
-        for stream, seq, hlc, body in self._db.execute(
-            "SELECT stream, seq, hlc, body FROM log INDEXED BY log_large"  # noqa: S608
-            f" WHERE length(body) > {UNFREED_BYTES_MAX} AND task_id = ?",
-            (task,),
-        ).fetchall():
-            fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
+        for stored in log_rows.read_large_entries(self._db, task):
+            entry = self._packer.unpack_entry(*stored.packed)
+            fact = entry.fact
             if not isinstance(fact, Submitted) or fact.spec.options is None:
                 continue
             options = without_stdin(fact.spec.options)
             freed = Submitted(replace(fact.spec, options=options))
-            entry = Entry(StreamId(stream), seq, hlc, freed)
-            self._db.execute(
-                "UPDATE log SET body = ? WHERE stream = ? AND seq = ?",
-                (self._packer.pack_entry_body(entry), stream, seq),
-            )
+            body = self._packer.pack_entry_body(replace(entry, fact=freed))
+            log_rows.replace_large_body(self._db, stored, body)

@@ -33,6 +33,7 @@ from octaskly.store.tables.floors import (
     write_floor,
 )
 from octaskly.store.tables.list_counts import next_block_key
+from octaskly.store.tables.log_rows import LogWrites, StoredEntry
 from octaskly.store.tables.staged_parts import (
     add_part,
     read_interrupted_merges,
@@ -68,7 +69,8 @@ class TableWriter:
         self._cache: OrderedDict[TaskId, ProjectedTask] = OrderedDict()
         self._pending_entries = PendingEntries(connection, packer)
         self._projection = Projection(connection, self._pending_entries)
-        self._purger = purge.Purger(connection)
+        self._purger = purge.Purger(connection, packer)
+        self._log = LogWrites(connection)
         self._dependencies = DependencyIndex(connection)
         self.stdin_freeing = StdinFreeing(connection, packer)
         self.notification_count = 0  #: includes those of failed transactions
@@ -81,6 +83,7 @@ class TableWriter:
         self._cache.clear()
         self._pending_entries.refresh()
         self._projection.reset()
+        self._log.clear()
         self._purger.restart()
         self._dependencies.refresh()
         self.stdin_freeing.restart()
@@ -114,11 +117,12 @@ class TableWriter:
                 self._append_floor(entry, fact)
                 some = []
             else:
-                self._append_log_row(entry)
+                self._log_entry(entry)
                 mesh_records.apply_record(
                     self._db, entry, fact, self._clock.now().wall_ms
                 )
         self._append_task_entries(some)
+        self._log.write_rows()
         self._advance_vector(entries)
         self._retired_ends.clear()
         self._retired_epochs.clear()
@@ -269,12 +273,10 @@ class TableWriter:
     def _append_task_entries(self, some: Sequence[tuple[Entry, TaskFact]]) -> None:
         """Append entries of tasks to the log and merge them; there may be none."""
         touched = self._fetch_tasks([fact.task for _, fact in some])
-        log = [
-            self._apply_entry(touched[fact.task], entry, fact) for entry, fact in some
-        ]
+        for entry, fact in some:
+            self._apply_entry(touched[fact.task], entry, fact)
         self._apply_new_arrays(touched)
         self._projection.write_outputs()
-        bulk.LOG_INSERT.execute(self._db, log)
         self._write_tasks(touched)
         self._update_cache(touched)
 
@@ -294,14 +296,16 @@ class TableWriter:
                 self._projection.apply_array_spec(task_id, task)
 
     def _append_floor(self, entry: Entry, floor: Floor) -> None:
-        self._append_log_row(entry)
+        self._log_entry(entry)
+        self._log.write_rows()  # The purge that this floor starts looks for streams.
         raise_meta_number(self._db, "hlc", entry.hlc)
         self._raise_floor(floor)
 
-    def _append_log_row(self, entry: Entry) -> None:
+    def _log_entry(self, entry: Entry, output: int | None = None) -> None:
+        """Add an entry without its output to the rows of the log."""
         body = self._packer.pack_entry_body(entry)
-        row = (entry.stream, entry.seq, entry.hlc, entry.fact.task, body, None)
-        bulk.LOG_INSERT.execute(self._db, [row])
+        stored = StoredEntry(entry.stream, entry.seq, entry.hlc, body, output)
+        self._log.add_entry(stored, entry.fact.task)
 
     def _raise_floor(self, floor: Floor) -> None:
         have = self._last_seqs
@@ -429,15 +433,12 @@ class TableWriter:
                 tasks[entry.fact.task].add_pending(entry)
         return tasks
 
-    def _apply_entry(
-        self, task: ProjectedTask, entry: Entry, fact: TaskFact
-    ) -> tuple[int, int, int, str, bytes, int | None]:
-        """Apply one entry and return its row of the log."""
+    def _apply_entry(self, task: ProjectedTask, entry: Entry, fact: TaskFact) -> None:
+        """Apply one entry, and add it to the log."""
         bare, output = self._projection.apply_entry(task, entry, fact)
-        stream, seq, hlc = entry.stream, entry.seq, entry.hlc
-        packed = entry if bare is fact else Entry(stream, seq, hlc, bare)
-        body = self._packer.pack_entry_body(packed)
-        return (stream, seq, hlc, fact.task, body, output)
+        if bare is not fact:
+            entry = Entry(entry.stream, entry.seq, entry.hlc, bare)
+        self._log_entry(entry, output)
 
     def _write_tasks(
         self,
@@ -546,10 +547,19 @@ class TableWriter:
 
     def _advance_vector(self, entries: Sequence[Entry]) -> None:
         """Write the new vector."""
-        moved = "UPDATE streams SET last_seq = ? WHERE stream = ?"
-        for stream in {entry.stream for entry in entries}:
-            if stream in self._last_seqs:  # It is not retired in this commit.
-                self._db.execute(moved, (self._last_seqs[stream], stream))
+        task_seqs = dict.fromkeys((entry.stream for entry in entries), 0)
+        for entry in entries:
+            if not isinstance(entry.fact, MESH_FACTS):
+                task_seqs[entry.stream] = entry.seq
+        self._db.executemany(
+            "UPDATE streams SET last_seq = ?, task_seq = max(task_seq, ?)"
+            " WHERE stream = ?",
+            [
+                (self._last_seqs[stream], task_seq, stream)
+                for stream, task_seq in task_seqs.items()
+                if stream in self._last_seqs  # It is not retired in this commit.
+            ],
+        )
 
     def _update_cache(self, touched: dict[TaskId, ProjectedTask]) -> None:
         """Cache unfinished tasks."""

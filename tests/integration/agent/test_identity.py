@@ -75,7 +75,7 @@ def test_a_lone_dispatcher_and_its_copy_find_each_other(tmp_path: Path) -> None:
 def entries(state: Path) -> dict[tuple[int, int], Any]:
     """Return the log of a stopped agent by stream and sequence number."""
     with contextlib.closing(sqlite3.connect(state / "log.db")) as db:
-        rows = db.execute("SELECT stream, seq, hlc, body FROM log")
+        rows = db.execute("SELECT stream, seq, hlc, body FROM facts")
         return {(stream, seq): (hlc, body) for stream, seq, hlc, body in rows}
 
 

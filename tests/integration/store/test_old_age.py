@@ -186,7 +186,8 @@ def add_old_streams(path: Path) -> None:
             ((number, number) for number in OLD_STREAMS),
         )
         db.executemany(
-            "INSERT INTO log VALUES (?, 1, 5, '', ?, NULL)",
+            "INSERT INTO log (stream, seq, n, hlc, heads, body)"
+            " VALUES (?, 1, 1, 5, '[[0,0]]', ?)",
             ((number, body) for number in OLD_STREAMS),
         )
     db.close()

@@ -25,7 +25,7 @@ from octaskly.ports import TaskQuery
 from octaskly.store import Store, move_aside
 from octaskly.store.tables.database import open_writer
 from octaskly.store.tables.node_state import read_hlc
-from octaskly.store.tables.schema import VERSION
+from octaskly.store.tables.schema import OLDEST_VERSION, VERSION
 from tests.contract import log_kit as kit
 from tests.support.agents import WAIT_S_MAX
 
@@ -224,17 +224,20 @@ async def test_the_database_of_another_program_is_refused(tmp_path: Path) -> Non
     assert "another program" in str(error)
 
 
-async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
-    """An older program cannot know what it would damage."""
+@pytest.mark.parametrize("version", [OLDEST_VERSION - 1, VERSION + 1])
+async def test_a_newer_or_too_old_database_is_refused(
+    tmp_path: Path, version: int
+) -> None:
+    """The program cannot know what it would damage."""
     path = tmp_path / "log.db"
     await fill(path)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version={VERSION + 1}")
+        connection.execute(f"PRAGMA user_version={version}")
 
     error = await refused(path)
 
     assert isinstance(error, StoreCorrupt)
-    assert f"schema {VERSION + 1}" in str(error)
+    assert f"schema {version}" in str(error)
 
 
 @pytest.mark.parametrize("kept", [100, 4096, 30_000])
@@ -497,4 +500,5 @@ def test_the_clock_of_a_long_log_is_found_by_stream(tmp_path: Path) -> None:
     ]
 
     db.close()
-    assert "SEARCH log USING PRIMARY KEY (stream=? AND seq=?)" in plans
+    assert "SEARCH log USING INDEX sqlite_autoindex_log_1 (stream=?)" in plans
+    assert "USE TEMP B-TREE FOR ORDER BY" not in plans

@@ -133,7 +133,7 @@ def test_what_only_the_store_has_is_read_once_the_fact_is_durable() -> None:
     assert isinstance(reply, ReprioritizeResult)
     assert reply.was_done
     assert isinstance(read, LoadTasks)
-    moved = Reprioritized(read.term, 1, 9, far.id)
+    moved = Reprioritized(far.id, read.term, 1, 9)
     loaded = TasksLoaded(read.term, read.tasks, (apply_fact(record, moved),))
     mesh.note(mesh.dispatch.on_tasks_loaded(loaded, moment()))
     assert mesh.end("t0") == ["far"]
@@ -196,7 +196,7 @@ def test_a_task_that_waits_for_others_gets_its_place_when_it_is_ready() -> None:
         command="child",
         options=TaskOptions(after=After(tasks=("x",))),
     )
-    change_ = Reprioritized(1, 1, 9, child.id)
+    change_ = Reprioritized(child.id, 1, 1, 9)
     record = TaskRecord(id=child.id, spec=child, reprioritized=change_)
 
     mesh.dispatch._queue.admit_records([record])

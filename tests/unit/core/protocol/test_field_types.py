@@ -79,7 +79,7 @@ FACTS: tuple[Fact, ...] = (
     Unblocked(TASK),
     FLOOR,
     RECORD,
-    Reprioritized(3, 99, -7, TASK),
+    Reprioritized(TASK, 3, 99, -7),
 )
 REPORT = Report(
     task=TASK,

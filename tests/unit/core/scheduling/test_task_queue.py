@@ -203,7 +203,7 @@ def test_a_task_that_returns_to_the_store_during_a_read_is_not_overlooked() -> N
     (pending,) = tasks.next_reads()
     assert isinstance(pending, LoadQueued)
     task = tasks.put_undurable(moved := spec("t8", ord=8))
-    change = Reprioritized(1, 1, priority_of(moved.ord), moved.id)
+    change = Reprioritized(moved.id, 1, 1, priority_of(moved.ord))
     tasks.join(task, TaskRecord(moved.id, reprioritized=change))
     task.commit_number = 1
 

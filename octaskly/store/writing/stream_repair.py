@@ -34,9 +34,8 @@ def repair_streams(db: sqlite3.Connection, streams_max: int = STREAMS_MAX) -> No
     raise_meta_number(db, "hlc", read_hlc(db))
     db.execute(
         "UPDATE streams SET floor_seq = last_seq"
-        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq AND NOT EXISTS"
-        " (SELECT 1 FROM log WHERE log.stream = streams.stream"
-        " AND seq > floor_seq AND task_id != '')"
+        " WHERE floor_seq < last_seq AND snapshot_seq <= floor_seq"
+        " AND task_seq <= floor_seq"
     )
     _retire_void_streams(db)
     if _count_streams(db) > streams_max:

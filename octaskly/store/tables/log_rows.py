@@ -1,0 +1,225 @@
+"""Rows of the log: each holds the facts that one commit added to one stream.
+
+A row is named by its first entry. Its entries have no gaps, so `n` tells the last one.
+`heads` is a JSON list with an item for each entry: where its fact starts in `body`, by
+how much its timestamp is before `hlc`, which is that of the last entry, and the id of
+its output, if it has one. The view `facts` of the schema reads the same columns.
+
+A fact above `LARGE_BYTES` has a row to itself, with the id of its task, because the
+stdin in it may be freed later. A floor may pass between two entries of a row; the purge
+then writes the rest of the row again.
+
+Source: docs/decisions/0038-packed-log.md.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from msgspec import json
+
+from octaskly.core.log.facts import PackedEntry
+from octaskly.core.model.ids import StreamId, TaskId
+from octaskly.store.tables import bulk
+
+ROW_BYTES_MAX: Final = 32 << 10  #: of facts; the one that reaches it is the last
+LARGE_BYTES: Final = 4096  #: of a fact; a smaller one shares its row
+
+_heads_decoder: Final = json.Decoder(list[tuple[int, ...]])
+
+
+class StoredEntry(NamedTuple):
+    """An entry with its packed fact, and the id of the output that was taken out."""
+
+    stream: StreamId
+    seq: int
+    hlc: int
+    body: bytes
+    output: int | None = None
+
+    @property
+    def packed(self) -> PackedEntry:
+        """The entry without the id of its output."""
+        return self.stream, self.seq, self.hlc, self.body
+
+
+class LogWrites:
+    """Entries of one commit, written as rows at once."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._entries: dict[StreamId, list[StoredEntry]] = {}
+        self._large_tasks: dict[tuple[StreamId, int], TaskId] = {}
+
+    def add_entry(self, entry: StoredEntry, task: TaskId) -> None:
+        """Add an entry; the order is that of its stream, not of these calls."""
+        self._entries.setdefault(entry.stream, []).append(entry)
+        if len(entry.body) > LARGE_BYTES:
+            self._large_tasks[entry.stream, entry.seq] = task
+
+    def write_rows(self) -> None:
+        """Write the entries added since the last call, in a transaction."""
+        tasks = self._large_tasks
+        rows = [
+            _row_of(some, tasks.get((stream, some[0].seq)))
+            for stream, entries in self._entries.items()
+            for some in _split_in_rows(sorted(entries))
+        ]
+        bulk.LOG_INSERT.execute(self._db, rows)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the entries, after a rollback."""
+        self._entries.clear()
+        self._large_tasks.clear()
+
+
+def read_entries(
+    db: sqlite3.Connection, stream: StreamId, after: int, *, is_last_first: bool = False
+) -> Iterator[StoredEntry]:
+    """Yield the entries of a stream after `after`, in order or backwards."""
+    for row in db.execute(
+        "SELECT seq, hlc, heads, body FROM log WHERE stream = ? AND seq >= ifnull("  # noqa: S608
+        "(SELECT max(seq) FROM log WHERE stream = ? AND seq <= ?), 0)"
+        f" ORDER BY seq {'DESC' if is_last_first else 'ASC'}",
+        (stream, stream, after),
+    ):
+        entries = _entries_of(stream, *row)
+        for entry in reversed(entries) if is_last_first else entries:
+            if entry.seq > after:
+                yield entry
+
+
+def find_last_until(
+    db: sqlite3.Connection, stream: StreamId, hlc: int, low: int, high: int
+) -> tuple[int, int]:
+    """Return the last entry from `low` to `high` up to a timestamp, and its timestamp.
+
+    The log has the entries after `low`, or none of them. The second item is 0 if `low`
+    is returned, because it may be deleted.
+    """
+    at, middle = 0, high  # Usually all entries are up to the timestamp.
+    while low < high:
+        first, times = _read_times(db, stream, middle)
+        known = bisect_right(times, hlc)
+        last = min(first + known - 1, high)
+        if first + len(times) <= middle:
+            high = middle - 1  # The entry is not in the log.
+        elif not known:
+            high = max(low, first - 1)
+        else:
+            if last > low:
+                low, at = last, times[last - first]
+            if known < len(times):
+                high = low
+        middle = (low + high + 1) // 2
+    return low, at
+
+
+def delete_entries(
+    db: sqlite3.Connection, stream: StreamId, until: int, limit: int
+) -> list[StoredEntry]:
+    """Delete and return the oldest entries of a stream up to `until`.
+
+    These are all, or at least `limit`, and at most `limit` and those of one row.
+    """
+    gone: list[StoredEntry] = []
+    rest: list[StoredEntry] = []
+    last = 0
+    for seq, *row in db.execute(
+        "SELECT seq, hlc, heads, body FROM log WHERE stream = ? AND seq <= ?"
+        " ORDER BY seq LIMIT ?",
+        (stream, until, limit),
+    ):
+        last = seq
+        for entry in _entries_of(stream, seq, *row):
+            (gone if entry.seq <= until else rest).append(entry)
+        if len(gone) >= limit:
+            break
+    db.execute("DELETE FROM log WHERE stream = ? AND seq <= ?", (stream, last))
+    if rest:  # Its facts are small, as a large one has a row to itself.
+        bulk.LOG_INSERT.execute(db, [_row_of(rest, None)])
+    return gone
+
+
+def read_large_entries(db: sqlite3.Connection, task: TaskId) -> list[StoredEntry]:
+    """Return the entries about a task above `LARGE_BYTES`; each has its own row."""
+    found = db.execute(
+        "SELECT stream, seq, hlc, heads, body FROM log INDEXED BY log_large"
+        " WHERE task_id = ?",
+        (task,),
+    ).fetchall()
+    return [entry for row in found for entry in _entries_of(*row)]
+
+
+def replace_large_body(db: sqlite3.Connection, entry: StoredEntry, body: bytes) -> None:
+    """Replace the fact of an entry that has a row to itself by a smaller one."""
+    db.execute(
+        "UPDATE log SET body = ?, task_id = NULL WHERE stream = ? AND seq = ?",
+        (body, entry.stream, entry.seq),
+    )
+
+
+def _split_in_rows(entries: Sequence[StoredEntry]) -> Iterator[list[StoredEntry]]:
+    """Split entries of a stream at gaps, at large facts, and by size."""
+    some: list[StoredEntry] = []
+    size = 0
+    for entry in entries:
+        is_large = len(entry.body) > LARGE_BYTES
+        is_next = bool(some) and entry.seq == some[-1].seq + 1
+        if some and (is_large or not is_next or size >= ROW_BYTES_MAX):
+            yield some
+            some, size = [], 0
+        some.append(entry)
+        size += ROW_BYTES_MAX if is_large else len(entry.body)
+    yield some
+
+
+def _row_of(entries: Sequence[StoredEntry], task: TaskId | None) -> bulk.Row:
+    """Return the row of entries without a gap; `task` is that of a large one."""
+    hlc, start = entries[-1].hlc, 0
+    heads: list[tuple[int, ...]] = []
+    for entry in entries:
+        before = hlc - entry.hlc
+        if entry.output is None:
+            heads.append((start, before))
+        else:
+            heads.append((start, before, entry.output))
+        start += len(entry.body)
+    text = json.encode(heads).decode()
+    body = b"".join([entry.body for entry in entries])
+    first = entries[0]
+    return first.stream, first.seq, len(entries), hlc, task, text, body
+
+
+def _entries_of(
+    stream: StreamId, first: int, hlc: int, text: str, body: bytes
+) -> list[StoredEntry]:
+    """Return the entries of a row."""
+    heads = _heads_decoder.decode(text)
+    ends = [*(head[0] for head in heads), len(body)]
+    return [
+        StoredEntry(stream, first + index, hlc - before, body[start:end], *output)
+        for index, ((start, before, *output), (_, end)) in enumerate(
+            zip(heads, pairwise(ends), strict=True)
+        )
+    ]
+
+
+def _read_times(
+    db: sqlite3.Connection, stream: StreamId, seq: int
+) -> tuple[int, list[int]]:
+    """Return the first entry and all timestamps of the row that may have an entry."""
+    found = db.execute(
+        "SELECT seq, hlc, heads FROM log WHERE stream = ? AND seq <= ?"
+        " ORDER BY seq DESC LIMIT 1",
+        (stream, seq),
+    ).fetchone()
+    if found is None:
+        return seq, []
+    first, hlc, text = found
+    return first, [hlc - head[1] for head in _heads_decoder.decode(text)]
