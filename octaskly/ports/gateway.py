@@ -166,9 +166,7 @@ class Gateway(OutputSource, EventSource, Protocol):
     async def reserve_task_ids(self, count: int) -> Sequence[TaskId]:
         """Return new ids with unique sequence numbers for a later submission."""
 
-    async def find_task(
-        self, ref: str, detail: TaskParts = TaskParts.ALL
-    ) -> TaskRecord:
+    async def find_task(self, ref: str, parts: TaskParts = TaskParts.ALL) -> TaskRecord:
         """Return one task. `ref` may be just `task-<sequence>`.
 
         Raises:

@@ -284,7 +284,7 @@ class DurableStore(LogReader, Protocol):
         """Read the last durable sequence number of each stream."""
 
     async def read_task(
-        self, ref: str, detail: TaskParts = TaskParts.ALL
+        self, ref: str, parts: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         """Read the task with this id or name."""
 

@@ -335,10 +335,10 @@ class Store:
         )
 
     async def read_task(
-        self, ref: str, detail: TaskParts = TaskParts.ALL
+        self, ref: str, parts: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         """Read the task with this id or name."""
-        return await self._query(lambda db: queries.read_task(db, ref, detail))
+        return await self._query(lambda db: queries.read_task(db, ref, parts))
 
     async def read_ids_by_name(self, names: Sequence[str]) -> dict[str, list[TaskId]]:
         """Read the ids of the tasks with these names."""

@@ -141,7 +141,7 @@ class DiskLog:
         return tuple(record for _, record in some[: query.limit])
 
     async def read_task(
-        self, ref: str, detail: TaskParts = TaskParts.ALL
+        self, ref: str, parts: TaskParts = TaskParts.ALL
     ) -> TaskRecord | None:
         return self._disk.shown(TaskId(ref))
 

@@ -183,7 +183,7 @@ class AgentGateway:
 
     def _connect_files(self, files: LocalFiles) -> None:
         self.outputs = OutputLocator(
-            partial(self.find_task, detail=TaskParts.BRIEF),
+            partial(self.find_task, parts=TaskParts.BRIEF),
             self.view,
             self._node_id,
             files,
@@ -203,7 +203,7 @@ class AgentGateway:
             store=self._store,
             clock=self._clock,
             pending_requests=self.pending_requests,
-            find_task=partial(self._task_finder.find_task, detail=TaskParts.BRIEF),
+            find_task=partial(self._task_finder.find_task, parts=TaskParts.BRIEF),
             stream=self._own_stream,
             health_checks=self._health_checks,
             queue_limits=queue_limits,
@@ -314,12 +314,10 @@ class AgentGateway:
         """Wait until all that is on this disk is replicated like an accepted task."""
         await self._submissions.wait_until_replicated()
 
-    async def find_task(
-        self, ref: str, detail: TaskParts = TaskParts.ALL
-    ) -> TaskRecord:
+    async def find_task(self, ref: str, parts: TaskParts = TaskParts.ALL) -> TaskRecord:
         """Return one task."""
         self._require_dispatcher()
-        return await self._task_finder.find_task(ref, detail)
+        return await self._task_finder.find_task(ref, parts)
 
     async def find_by_short_id(self, text: str) -> Sequence[TaskRecord]:
         """Return the tasks that a short id may mean, without outputs."""

@@ -51,9 +51,7 @@ class TaskFinder:
         self._store = store
         self._pending_requests = pending_requests
 
-    async def find_task(
-        self, ref: str, detail: TaskParts = TaskParts.ALL
-    ) -> TaskRecord:
+    async def find_task(self, ref: str, parts: TaskParts = TaskParts.ALL) -> TaskRecord:
         """Return one task.
 
         Raises:
@@ -63,13 +61,13 @@ class TaskFinder:
             NotDispatcher, DispatcherUnknown, OutcomeUnknown: the task is unknown here,
                 and this node is not dispatcher, is overloaded, or stops.
         """
-        record = await self._read_task(ref, detail)
+        record = await self._read_task(ref, parts)
         if record is None:
             await self._require_caught_up(
                 f"{ref} is unknown here, but a missing node may know it"
             )
             # Entries may have arrived since the first read.
-            record = await self._read_task(ref, detail)
+            record = await self._read_task(ref, parts)
         if record is None:
             raise TaskNotFound("Task not found", hint=f"no task is called {ref}")
         return record
@@ -101,15 +99,15 @@ class TaskFinder:
         is_short = _SEQUENCE.fullmatch(ref) is not None
         return (await self.find_task(ref, TaskParts.BRIEF)).name if is_short else ref
 
-    async def _read_task(self, ref: str, detail: TaskParts) -> TaskRecord | None:
-        record = await self._store.read_task(ref, detail)
+    async def _read_task(self, ref: str, parts: TaskParts) -> TaskRecord | None:
+        record = await self._store.read_task(ref, parts)
         if record is None and (match := _SEQUENCE.fullmatch(ref)):
             names = await self._store.names_with_sequence(int(match[1]))
             if len(names) > 1:
                 raise TaskAmbiguous(
                     f"{ref} matches several tasks", hint=f"use {names[0]} or {names[1]}"
                 )
-            record = await self._store.read_task(names[0], detail) if names else None
+            record = await self._store.read_task(names[0], parts) if names else None
         return record
 
 

@@ -68,14 +68,14 @@ _MEMBER = re.compile(
 
 
 def read_task(
-    db: sqlite3.Connection, ref: str, detail: TaskParts = TaskParts.ALL
+    db: sqlite3.Connection, ref: str, parts: TaskParts = TaskParts.ALL
 ) -> TaskRecord | None:
     """Return the task with this id or name.
 
     Its environment may have a megabyte, whose decoding holds the GIL for milliseconds.
     """
-    has_output = detail in (TaskParts.OUTPUT, TaskParts.ALL)
-    has_spec = detail in (TaskParts.SPEC, TaskParts.ALL)
+    has_output = parts in (TaskParts.OUTPUT, TaskParts.ALL)
+    has_spec = parts in (TaskParts.SPEC, TaskParts.ALL)
     columns = rows.SHOWN_COLUMNS if has_spec else rows.BRIEF_COLUMNS
     select = f"SELECT {columns} FROM tasks WHERE id = ?"  # noqa: S608
     found = db.execute(select, (ref,)).fetchall()
