@@ -95,7 +95,7 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "offset": (_Start, "number of items, or of bytes of each stream, to skip"),
     "pieces": (
         Annotated[str, msgspec.Meta(pattern=f"^{_PIECES.pattern}$")],
-        "numbers of pieces of 4 MiB, from 0; the node sends one of them",
+        "numbers of pieces, from 0; the node sends one of them",
     ),
     "ref": (
         Annotated[str, msgspec.Meta(min_length=1, max_length=_SHORT_ID_MAX)],

@@ -17,6 +17,8 @@ from octaskly.files.copying import COPY_BYTES, write_all
 from octaskly.ports import ContentMismatch, DiskFull, OpenPiece
 
 PIECE_BYTES: Final = 4 << 20
+PIECE_BYTES_MAX: Final = 32 << 20  #: a slow link takes half a minute for it
+EQUAL_PIECES: Final = 64  #: of a blob, unless they would be too small or too large
 UPLOAD_SUFFIX: Final = ".part"  #: of a partial file that a client sends in order
 PIECES_SUFFIX: Final = ".pieces"  #: of one that other nodes send in any order
 _ARRIVED: Final = b"\1"  #: the mark of a piece in a partial file
@@ -242,7 +244,7 @@ class PieceUpload:
         self._digest, self._hashed_count = hashlib.sha256(), 0
         if hashed is not None and self._arrived:
             self._digest = hashed.digest
-            self._hashed_count = -(-hashed.size_bytes // PIECE_BYTES)
+            self._hashed_count = -(-hashed.size_bytes // piece_bytes(size_bytes))
 
     @property
     def piece_count(self) -> int:
@@ -496,21 +498,37 @@ def arrived_piece_bytes(fd: int) -> int:
         OSError: it cannot be read.
     """
     file_bytes = os.fstat(fd).st_size
-    # Each piece has a mark.
-    blob_bytes = max(0, file_bytes - max(1, -(-file_bytes // (PIECE_BYTES + 1))))
+    blob_bytes = max(0, file_bytes - _count_pieces(file_bytes, mark_bytes=1))
     ranges = (piece_range(n, blob_bytes) for n in read_arrived_pieces(fd, blob_bytes))
     return sum(end - start for start, end in ranges)
 
 
 def piece_count(blob_bytes: int) -> int:
     """Return the number of pieces of a blob; an empty one has an empty piece."""
-    return max(1, -(-blob_bytes // PIECE_BYTES))
+    return _count_pieces(blob_bytes)
+
+
+def piece_bytes(blob_bytes: int) -> int:
+    """Return the size of each piece of a blob but the last.
+
+    Each piece is a request, which takes as much processor time as a few MiB, so a large
+    blob has larger ones. Many are left even so, to come from several nodes.
+    """
+    return min(max(PIECE_BYTES, -(-blob_bytes // EQUAL_PIECES)), PIECE_BYTES_MAX)
 
 
 def piece_range(number: int, blob_bytes: int) -> tuple[int, int]:
     """Return where a piece of a blob begins and ends."""
-    start = number * PIECE_BYTES
-    return start, min(start + PIECE_BYTES, blob_bytes)
+    size_bytes = piece_bytes(blob_bytes)
+    start = number * size_bytes
+    return start, min(start + size_bytes, blob_bytes)
+
+
+def _count_pieces(size_bytes: int, *, mark_bytes: int = 0) -> int:
+    """Return the number of pieces of a blob, or of a file with marks for each."""
+    of_smallest = -(-size_bytes // (PIECE_BYTES + mark_bytes))
+    of_largest = -(-size_bytes // (PIECE_BYTES_MAX + mark_bytes))
+    return max(1, min(of_smallest, EQUAL_PIECES), of_largest)
 
 
 def choose_piece(

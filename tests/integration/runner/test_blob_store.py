@@ -490,6 +490,40 @@ def test_pieces_of_a_file_with_another_size_are_dropped(blob_store: BlobStore) -
     assert blob_store.used_bytes == 500
 
 
+@pytest.mark.parametrize(
+    ("blob_bytes", "count"),
+    [
+        (0, 1),
+        (4 << 20, 1),
+        ((4 << 20) + 1, 2),
+        (256 << 20, 64),
+        ((256 << 20) + 1, 64),
+        ((1 << 30) + 5, 64),
+        (2 << 30, 64),
+        ((2 << 30) + 1, 65),
+        (100 << 30, 3200),
+    ],
+)
+def test_a_large_file_has_large_pieces(
+    tmp_path: Path, clock: SetClock, blob_bytes: int, count: int
+) -> None:
+    """They cover it without gaps, and the next agent knows which have arrived."""
+    folder = tmp_path / "files"
+    first = BlobStore(folder, clock=clock, quota_bytes=1 << 40, reserve_bytes=0)
+    upload = first.start_pieces(name_of(WHOLE), blob_bytes)
+    assert upload.piece_count == count
+    ranges = [upload.piece_range(number) for number in range(count)]
+    ends = [end for _, end in ranges]
+    assert [start for start, _ in ranges] == [0, *ends[:-1]]
+    assert ends[-1] == blob_bytes
+    upload.begin_piece(count - 1)
+    upload.end_piece(count - 1)
+    upload.close(is_wrong=False)
+    second = BlobStore(folder, clock=clock, quota_bytes=1 << 40, reserve_bytes=0)
+
+    assert second.usage().used_bytes == blob_bytes - ranges[-1][0]
+
+
 def test_a_full_disk_is_no_full_quota(tmp_path: Path, clock: SetClock) -> None:
     """Nobody waits for room that no expiry gives."""
     full = BlobStore(tmp_path / "files", clock=clock, reserve_bytes=1 << 60)
