@@ -15,7 +15,7 @@ from typing import Final
 from octaskly.system.tls_errors import call_tls
 
 LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
-GATHERED_BYTES: Final = 128 << 10  #: that a thread waits for, a moment at most
+WINDOW_BYTES: Final = 2 << 20  #: that may arrive before it is read
 PART_BYTES: Final = 1 << 20  #: of a body that arrives; so much is in memory
 TURN_BYTES: Final = 8 << 20  #: of a body, until the thread is free for others
 WAITS_MAX: Final = 50  #: the same for a body that arrives slowly
@@ -89,6 +89,7 @@ class RelayedBody:
         self._first = deque(first)
         self._waits_left = WAITS_MAX
         self._left_bytes = size_bytes  #: not read
+        widen_window(tls)
         self._buffer = memoryview(bytearray(LONG_READ_BYTES))
 
     def read_some(self) -> memoryview:
@@ -107,7 +108,7 @@ class RelayedBody:
             count = _receive(self._tls, wanted)
         except ssl.SSLWantReadError:
             self._waits_left -= 1
-            if self._waits_left < 0 or not _gather(self._tls, wanted):
+            if self._waits_left < 0 or not _is_readable_soon(self._tls):
                 self._waits_left = WAITS_MAX
                 raise
             count = _receive(self._tls, wanted)
@@ -127,6 +128,7 @@ class StoredBody:
     def __init__(self, tls: ssl.SSLSocket, take: TakeData, size_bytes: int) -> None:
         self._tls, self._take = tls, take
         self._left_bytes = size_bytes  #: not taken
+        widen_window(tls)
         # What was taken stays as it is while the next part arrives.
         self._buffer, self._other_buffer = (
             memoryview(bytearray(min(PART_BYTES, size_bytes))) for _ in range(2)
@@ -155,7 +157,7 @@ class StoredBody:
                     self._filled_bytes += _receive(self._tls, rest)
                 except ssl.SSLWantReadError:
                     waits_left -= 1
-                    if waits_left < 0 or not _gather(self._tls, rest):
+                    if waits_left < 0 or not _is_readable_soon(self._tls):
                         self.is_blocked = True
                         return
             self._take(part)
@@ -191,23 +193,25 @@ def _receive(tls: ssl.SSLSocket, buffer: memoryview) -> int:
     return filled
 
 
-def _gather(tls: ssl.SSLSocket, wanted: memoryview) -> bool:
-    """Wait a moment for wanted data; return False if none arrived.
+def widen_window(connection: socket.socket) -> None:
+    """Let the other end send `WINDOW_BYTES` before this one has read any of it.
 
-    Who reads faster than the other end sends would otherwise be woken for each record,
-    which takes more time than to decrypt it.
+    Linux makes the buffer of a connection large enough for what is read in a round
+    trip. In a LAN, that is much less than arrives while a reader waits for a processor,
+    so the sender would wait, too.
+
+    Source: a buffer has room for SO_RCVLOWAT, see `tcp_set_rcvlowat` in Linux; that of
+    SO_RCVBUF has no more than `net.core.rmem_max`, which is a tenth of this.
     """
+    for size_bytes in (WINDOW_BYTES, 1):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+
+
+def _is_readable_soon(tls: ssl.SSLSocket) -> bool:
+    """Return True if the other end sends in a moment; blocks until then."""
     readable = select.poll()
     readable.register(tls, select.POLLIN)
-    _set_low_water(tls, min(len(wanted), GATHERED_BYTES))
-    readable.poll(WAIT_MS)
-    _set_low_water(tls, 1)
-    return bool(readable.poll(0))
-
-
-def _set_low_water(tls: ssl.SSLSocket, size_bytes: int) -> None:
-    """Set how many bytes make a socket readable."""
-    tls.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+    return bool(readable.poll(WAIT_MS))
 
 
 def _is_writable_soon(tls: ssl.SSLSocket) -> bool:

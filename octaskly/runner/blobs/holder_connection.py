@@ -19,6 +19,7 @@ from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
 from octaskly.ports import Clock, ContentMismatch
+from octaskly.system.long_bodies import widen_window
 from octaskly.system.tls_errors import clear_tls_errors
 
 FILES_PATH: Final = "/internal/v1/files/"
@@ -226,6 +227,7 @@ def open_connection(holder: Holder, tls: ssl.SSLContext) -> http.client.HTTPSCon
         )
         try:
             connection.connect()
+            widen_window(connection.sock)
         except OSError as error:
             connection.close()
             clear_tls_errors()

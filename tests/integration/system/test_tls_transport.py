@@ -16,7 +16,7 @@ from typing import IO
 import pytest
 
 from octaskly.api.http.file_sender import READ_BYTES, _FilePart
-from octaskly.system.long_bodies import LONG_READ_BYTES, PART_BYTES
+from octaskly.system.long_bodies import LONG_READ_BYTES, PART_BYTES, WINDOW_BYTES
 from octaskly.system.tls_transport import (
     RECORD_BYTES,
     TlsTransport,
@@ -357,6 +357,23 @@ async def test_a_body_goes_past_the_protocol() -> None:
         assert max(map(len, taken)) == PART_BYTES
         await until(lambda: pair.server.data == b"headtail")
         assert await reader.readexactly(9) == b"meanwhile"
+
+
+async def test_much_of_a_body_may_arrive_before_it_is_read() -> None:
+    """A reader that waits for a processor does not stop the sender."""
+    async with connected() as (pair, _, writer):
+        receiving = asyncio.create_task(
+            pair.transport.receive_to(
+                lambda _: None, 2 * PART_BYTES, stall_s=WAIT_S_MAX
+            )
+        )
+        await asyncio.sleep(0)
+        connection = pair.transport.connection
+        room = connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert room >= WINDOW_BYTES
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+        writer.write(bytes(2 * PART_BYTES))
+        await receiving
 
 
 async def test_a_part_stays_as_it_is_until_the_next() -> None:
