@@ -88,7 +88,7 @@ audit: tools
 
 # Numbers, beside the tools that one would use instead.
 bench: tools $(VENV)/.bench-ready
-	@tests/setup-host redis-server=redis-server nginx=nginx-light
+	@tests/setup-host redis-server=redis-server nginx=nginx-light gearmand=gearman-job-server gearman=gearman-tools
 	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 $(VENV)/.bench-ready: pyproject.toml $(VENV)/.tools-ready
