@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from octaskly.core.model.tasks import Attempt
+from octaskly.store.tables.rows import unpack_attempts
+
 Vector = dict[int, int]
 
 
@@ -15,7 +18,7 @@ class Held(NamedTuple):
 
     state: int
     cancelled_by: str | None
-    attempts: tuple[tuple[int, int, int, str, int, int | None], ...]
+    attempts: tuple[Attempt, ...]
 
 
 class Place(NamedTuple):
@@ -44,16 +47,10 @@ def vector(state: Path) -> Vector:
 def tasks(state: Path) -> dict[str, Held]:
     """Return all tasks with their attempts, by id, because names may repeat."""
     with opened(state) as database:
-        attempts: dict[int, list[tuple[int, int, int, str, int, int | None]]] = {}
-        for task, *attempt in database.execute(
-            "SELECT task, term, stream, seq, n, node, state, exit_code FROM attempts"
-            " ORDER BY task, term, stream, seq"
-        ):
-            attempts.setdefault(task, []).append(tuple(attempt))
         return {
-            task: Held(state, cancelled_by, tuple(attempts.get(key, ())))
-            for key, task, state, cancelled_by in database.execute(
-                "SELECT key, id, state, cancelled_by FROM tasks"
+            task: Held(state, cancelled_by, unpack_attempts(attempts)[0])
+            for task, state, cancelled_by, attempts in database.execute(
+                "SELECT id, state, cancelled_by, attempts FROM tasks"
             )
         }
 

@@ -135,7 +135,7 @@ def read_recent_attempts(
     live = dict(
         db.execute(
             "SELECT key, last_change_hlc FROM tasks INDEXED BY tasks_state"
-            " WHERE state = 1 AND attempt_count > 0 ORDER BY key LIMIT ?",
+            " WHERE state = 1 AND attempts NOT NULL ORDER BY key LIMIT ?",
             (limit,),
         ).fetchall()
     )
@@ -182,7 +182,7 @@ def _recently_changed(
         keys += (
             key
             for (key,) in db.execute(
-                "SELECT key FROM tasks WHERE id = ? AND attempt_count > 0", (task,)
+                "SELECT key FROM tasks WHERE id = ? AND attempts NOT NULL", (task,)
             )
         )
         if len(keys) == limit:

@@ -426,7 +426,7 @@ def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord
 
 
 def _read_record(db: sqlite3.Connection, row: Sequence[Any]) -> TaskRecord:
-    ((record, outputs),) = arrays.raw_records_from(db, [row])
+    ((record, outputs),) = arrays.raw_records_from([row])
     return queries.with_outputs(db, record, outputs)
 
 

@@ -94,7 +94,7 @@ def _first_failure(
     ).fetchall()
     if spec is None or not found:
         return None
-    ((member, _),) = arrays.raw_records_from(db, found)
+    ((member, _),) = arrays.raw_records_from(found)
     attempt = member.deciding_attempt
     number = spec.number(found[0][0] - members.first)
     return MemberFailure(number, None if attempt is None else attempt.outcome)

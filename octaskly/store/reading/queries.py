@@ -276,7 +276,7 @@ def read_ended_members(
             limit,
         ),
     ).fetchall()
-    records = arrays.raw_records_from(db, found)
+    records = arrays.raw_records_from(found)
     ended: list[EndedMember] = []
     left = ENDED_BYTES
     for row, (record, outputs) in zip(found, records, strict=True):

@@ -154,7 +154,7 @@ def _rows(
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
         ).fetchall()
-        records = arrays.raw_records_from(db, [row[:-6] for row in found])
+        records = arrays.raw_records_from([row[:-6] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
             whole = queries.with_outputs(db, record, outputs)
             *times, stored_ms = row[-5:]

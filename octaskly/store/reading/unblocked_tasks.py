@@ -40,7 +40,7 @@ def load_unblocked_tasks(
                 (*some, EDGE_BROKEN),
             )
         )
-        records = rows.records_from(db, found)
+        records = rows.records_from(found)
         unblocked += [
             UnblockedTask(record, broken.get(row[0]))
             for row, (record, _) in zip(found, records, strict=True)

@@ -155,14 +155,12 @@ RecordsWithOutputs = list[tuple[TaskRecord, dict[AttemptId, int]]]
 """Records, each with the ids in `outputs` of its attempts."""
 
 
-def raw_records_from(
-    db: sqlite3.Connection, found: Sequence[rows.Row]
-) -> RecordsWithOutputs:
+def raw_records_from(found: Sequence[rows.Row]) -> RecordsWithOutputs:
     """Return records as the facts alone define them, for rows of `TASK_COLUMNS`.
 
     Members have no envelope, and do not reflect a cancellation of their array.
     """
-    plain = rows.records_from(db, found)
+    plain = rows.records_from(found)
     if not found or found[-1][0] < MEMBER_KEYS_START:  # Rows are sorted by key.
         return plain
     return [
@@ -181,7 +179,7 @@ def records_from(
     Members get the envelope that follows from these columns of their array. Arrays get
     their progress.
     """
-    plain = rows.records_from(db, found)
+    plain = rows.records_from(found)
     above = read_arrays(db, _array_ids(plain), array_columns)
     return list(_complete_records(db, found, plain, above))
 
@@ -201,7 +199,7 @@ def listed_records(
     The command of a member is cut as `LIST_COLUMNS` cuts that of a task, before the
     next member is built: 1000 members of a long command would take 64 MB.
     """
-    plain = rows.records_from(db, found)
+    plain = rows.records_from(found)
     above = read_arrays(db, _array_ids(plain), rows.BRIEF_COLUMNS)
     for array in above.values():
         array.record = _without_unlisted(array.record)
@@ -324,7 +322,7 @@ def read_arrays(
             f" ({rows.placeholders(len(some))})",
             some,
         ).fetchall()
-        records = rows.records_from(db, found)
+        records = rows.records_from(found)
         for (key, *_), (record, _) in zip(found, records, strict=True):
             arrays[record.id] = StoredArray(db, key, record)
     return arrays

@@ -46,7 +46,7 @@ class BulkStatement:
 
 TASK_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live,"
-    " attempt_count, cancel_term, decided_term, has_succeeded, is_unblocked,"
+    " attempts, cancel_term, decided_term, has_succeeded, is_unblocked,"
     " is_blocked, place, reprioritized, last_change_hlc, notify, command, timeout_s,"
     " inputs, outputs, options, stdin, items, env, submitter, created_ms, ord, shape,"
     " first_submitted_hlc, last_submitted_hlc, stream, seq)"
@@ -56,34 +56,34 @@ TASK_INSERT: Final = BulkStatement(
 PLAIN_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
     " submitter, created_ms, ord, first_submitted_hlc, last_submitted_hlc, stream,"
-    " seq, state, is_live, attempt_count) VALUES",
+    " seq, state, is_live) VALUES",
     13,
-    same=", 0, 0, 0",
+    same=", 0, 0",
 )
 """For queued tasks that are nothing but a command."""
 RUNNING_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
     " submitter, created_ms, ord, first_submitted_hlc, last_submitted_hlc, stream,"
-    " seq, node, state, is_live, attempt_count) VALUES",
-    14,
-    same=", 1, 1, 1",
+    " seq, node, attempts, state, is_live) VALUES",
+    15,
+    same=", 1, 1",
 )
 """For the same tasks, if they already run at the commit."""
 TASK_STATE_UPDATE: Final = BulkStatement(
-    "WITH v (state, node, is_live, attempt_count, last_change_hlc, key) AS (VALUES",
+    "WITH v (state, node, is_live, attempts, last_change_hlc, key) AS (VALUES",
     6,
     ") UPDATE tasks SET state = v.state, node = v.node, is_live = v.is_live,"
-    " attempt_count = v.attempt_count, last_change_hlc = v.last_change_hlc"
+    " attempts = v.attempts, last_change_hlc = v.last_change_hlc"
     " FROM v WHERE tasks.key = v.key",
 )
 """For tasks whose other columns did not change, which are most."""
 TASK_UPDATE: Final = BulkStatement(
-    "WITH v (state, node, by, is_live, attempt_count, cancel_term, decided_term,"
+    "WITH v (state, node, by, is_live, attempts, cancel_term, decided_term,"
     " has_succeeded, is_unblocked, is_blocked, place, reprioritized,"
     " last_change_hlc, notify, key) AS (VALUES",
     15,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
-    " is_live = v.is_live, attempt_count = v.attempt_count,"
+    " is_live = v.is_live, attempts = v.attempts,"
     " cancel_term = v.cancel_term, decided_term = v.decided_term,"
     " has_succeeded = v.has_succeeded,"
     " is_unblocked = v.is_unblocked, is_blocked = v.is_blocked,"
@@ -114,23 +114,6 @@ SPEC_UPDATE: Final = BulkStatement(
     " created_ms = v.created_ms, ord = v.ord, shape = v.shape"
     " FROM v WHERE tasks.key = v.key",
 )
-ATTEMPT_LIVE_UPSERT: Final = BulkStatement(
-    "INSERT OR REPLACE INTO attempts (task, term, stream, seq, n, node, state) VALUES",
-    7,
-)
-ATTEMPT_ENDED_UPSERT: Final = BulkStatement(
-    "INSERT OR REPLACE INTO attempts (task, term, stream, seq, n, node, state, reason,"
-    " exit_code, signal, started_ms, ended_ms, duration_ms, stdout_bytes,"
-    " stderr_bytes, files, detail, cpu_ms, memory_max_kb, decided_term, output) VALUES",
-    21,
-)
-ATTEMPT_PLAIN_UPSERT: Final = BulkStatement(
-    "INSERT OR REPLACE INTO attempts (task, term, stream, seq, n, node, state, reason,"
-    " exit_code, started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes, cpu_ms,"
-    " memory_max_kb, decided_term, output) VALUES",
-    18,
-)
-"""For attempts without signal, files and detail."""
 LOG_INSERT: Final = BulkStatement(
     "INSERT INTO log (stream, seq, n, hlc, task_id, heads, body) VALUES", 7
 )

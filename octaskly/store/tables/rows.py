@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
 from msgspec import json, msgpack
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import (
     Pairs,
     TaskOptions,
@@ -22,10 +22,7 @@ from octaskly.core.model.task_options import (
 )
 from octaskly.core.model.tasks import (
     Attempt,
-    AttemptState,
-    EndReason,
     Outcome,
-    OutputFile,
     TaskSpec,
     TaskState,
 )
@@ -47,7 +44,7 @@ STATES: Final = (
 NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 
 TASK_COLUMNS: Final = (
-    "key, id, cancelled_by, attempt_count, is_unblocked, notify,"
+    "key, id, cancelled_by, attempts, is_unblocked, notify,"
     " command, timeout_s, inputs, outputs, options, stdin, items, env, cancel_term,"
     " decided_term, has_succeeded, reprioritized, submitter, created_ms, ord"
 )
@@ -65,12 +62,6 @@ SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
 """The same without the items of an array, which are only shown per member."""
 BRIEF_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items, env", "NULL, NULL, NULL")
 """The same without stdin and environment, too, which only the worker needs."""
-ATTEMPT_COLUMNS: Final = (
-    "task, term, stream, seq, n, node, state, reason, exit_code, signal, started_ms,"
-    " ended_ms, duration_ms, stdout_bytes, stderr_bytes, files, detail, cpu_ms,"
-    " memory_max_kb, decided_term, output"
-)
-
 Row = Sequence[Any]
 OptionalColumns = tuple[
     str | None, int, int, bool, bool, bool, int | None, str | None, int | None
@@ -83,14 +74,11 @@ NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (
 )
 
 _CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite
+_attempts_decoder: Final = msgpack.Decoder(list[tuple[Attempt, int | None]])
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-([0-9a-f]{8})(~.*)?")
 DERIVED_SEQUENCE_START: Final = 1 << 62
 ROW_BYTES: Final = 200  #: approximate size of a task or attempt, without texts
 DERIVED_DIGITS: Final = 12  #: number of digits of ids from an idempotency key
-_ATTEMPT_STATES: Final = tuple(AttemptState)
-_REASONS: Final = {reason.value: reason for reason in EndReason}
-# A lookup is faster than `reason.value`.
-_REASON_TEXTS: Final = {reason: reason.value for reason in EndReason}
 
 
 def sequence_of(task: TaskId) -> int | None:
@@ -208,7 +196,7 @@ def place_of(record: TaskRecord) -> int | None:
 
 def size_of_row(row: Row) -> int:
     """Return the approximate size of a row of `TASK_COLUMNS` in characters or bytes."""
-    return sum(len(part) for part in row[4:] if isinstance(part, str | bytes))
+    return sum(len(part) for part in row[3:] if isinstance(part, str | bytes))
 
 
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
@@ -239,68 +227,6 @@ def plain_row(spec: TaskSpec) -> tuple[str, int, str, int, int]:
     """Return the columns `command` to `ord` of a plain task that are not null."""
     limit_s = spec.timeout_s or NO_LIMIT
     return spec.command, limit_s, spec.submitter, spec.created_ms, spec.ord
-
-
-def live_row(key: int, attempt: Attempt) -> tuple[Any, ...]:
-    """Return the first columns of `ATTEMPT_COLUMNS`; the others are null."""
-    return (key, *astuple(attempt.id), attempt.node, int(attempt.state))
-
-
-def plain_end_row(
-    key: int, attempt: Attempt, outcome: Outcome, output: int | None
-) -> tuple[Any, ...]:
-    """Return a row of `ATTEMPT_COLUMNS` without `signal`, `files` and `detail`."""
-    return (
-        *(key, *astuple(attempt.id), attempt.node, int(attempt.state)),
-        *(_REASON_TEXTS[outcome.reason], outcome.exit_code),
-        *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
-        *(outcome.stdout_bytes, outcome.stderr_bytes),
-        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.decided_term, output),
-    )
-
-
-def ended_row(
-    key: int, attempt: Attempt, outcome: Outcome, output: int | None
-) -> tuple[Any, ...]:
-    """Return a row of `ATTEMPT_COLUMNS`; `output` is the id of the kept output."""
-    return (
-        *(key, *astuple(attempt.id), attempt.node, int(attempt.state)),
-        *(_REASON_TEXTS[outcome.reason], outcome.exit_code, outcome.signal),
-        *(outcome.started_ms, outcome.ended_ms, outcome.duration_ms),
-        *(outcome.stdout_bytes, outcome.stderr_bytes),
-        json.encode(outcome.outputs).decode() if outcome.outputs else None,
-        outcome.detail or None,
-        *(outcome.cpu_ms, outcome.memory_max_kb, attempt.decided_term, output),
-    )
-
-
-def attempt_from(row: Row) -> Attempt:
-    """Return the attempt of a row of `ATTEMPT_COLUMNS`, without kept output."""
-    _, term, stream, seq, n, node, number, reason, exit_code, signal = row[:10]
-    started_ms, ended_ms, duration_ms, stdout_bytes, stderr_bytes = row[10:15]
-    files, detail, cpu_ms, memory_max_kb, decided_term = row[15:20]
-    identity = AttemptId(term, StreamId(stream), seq, n)
-    state = _ATTEMPT_STATES[number]
-    if reason is None:
-        return Attempt(identity, node, state)
-    outcome = Outcome(
-        state,
-        _REASONS[reason],
-        exit_code,
-        signal,
-        started_ms,
-        ended_ms,
-        duration_ms,
-        b"",
-        b"",
-        stdout_bytes,
-        stderr_bytes,
-        _files(files),
-        detail or "",
-        cpu_ms,
-        memory_max_kb,
-    )
-    return Attempt(identity, node, state, outcome, decided_term)
 
 
 def without_output(outcome: Outcome) -> Outcome:
@@ -337,30 +263,34 @@ def placeholders(count: int) -> str:
     return ",".join("?" * count)
 
 
+def pack_attempts(
+    record: TaskRecord, outputs: Mapping[AttemptId, int] | None
+) -> bytes | None:
+    """Return the column `attempts`, with the ids in `outputs`; null without attempts.
+
+    All attempts are written again with each change, because most tasks have one.
+    """
+    if not record.attempts:
+        return None
+    known = outputs or {}
+    return msgpack.encode([(each, known.get(each.id)) for each in record.attempts])
+
+
+def unpack_attempts(
+    packed: bytes | None,
+) -> tuple[tuple[Attempt, ...], dict[AttemptId, int]]:
+    """Return the attempts of the column `attempts`, and the ids of their outputs."""
+    pairs = _attempts_decoder.decode(packed) if packed else ()
+    outputs = {each.id: output for each, output in pairs if output is not None}
+    return tuple(each for each, _ in pairs), outputs
+
+
 def records_from(
-    connection: sqlite3.Connection, rows: Sequence[Row]
+    rows: Iterable[Row],
 ) -> list[tuple[TaskRecord, dict[AttemptId, int]]]:
     """Return the records of rows of `TASK_COLUMNS`, with the ids in `outputs`."""
-    tried = (row[0] for row in rows if row[3])  # Most queued tasks have no attempt.
-    attempts: dict[int, list[Attempt]] = {}
-    outputs: dict[int, dict[AttemptId, int]] = {}
-    for keys in split_for_parameters(tried):
-        for row in connection.execute(
-            f"SELECT {ATTEMPT_COLUMNS} FROM attempts WHERE task IN"  # noqa: S608
-            f" ({placeholders(len(keys))}) ORDER BY task, term, stream, seq",
-            keys,
-        ):
-            attempt = attempt_from(row)
-            attempts.setdefault(row[0], []).append(attempt)
-            if row[-1] is not None:
-                outputs.setdefault(row[0], {})[attempt.id] = row[-1]
-    return [
-        (
-            record_from(row, tuple(attempts.get(row[0], ()))),
-            outputs.get(row[0], {}),
-        )
-        for row in rows
-    ]
+    found = ((row, *unpack_attempts(row[3])) for row in rows)
+    return [(record_from(row, attempts), outputs) for row, attempts, outputs in found]
 
 
 def read_output(connection: sqlite3.Connection, output: int) -> tuple[bytes, bytes]:
@@ -430,10 +360,6 @@ def _options(
 
 def _names_text(names: tuple[str, ...]) -> str | None:
     return json.encode(names).decode() if names else None
-
-
-def _files(text: str | None) -> tuple[OutputFile, ...]:
-    return json.decode(text, type=tuple[OutputFile, ...]) if text else ()
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 A released migration never changes; a new one is appended.
 
-`log` is the source of truth. The same transaction derives `tasks`, `attempts` and
-`counts` from it. Only `outputs` holds stdout and stderr of tasks. The log row and the
-attempt refer to it by id, so lists, the queue and merges never read it.
+`log` is the source of truth. The same transaction derives `tasks` and `counts` from it.
+A task is one row, with its attempts. Only `outputs` holds stdout and stderr of tasks.
+The log row and the attempt refer to it by id, so lists, the queue and merges never read
+it.
 """
 
 from __future__ import annotations
@@ -118,9 +119,10 @@ CREATE INDEX pending_entries_task ON pending_entries (task_id);
 -- requirements of a task; that of an array is inverted. Each shape of each submitter
 -- has its own lane in the queue; members have no submitter. `place` replaces `ord` in
 -- the queue after a change of the priority, which is in `reprioritized` as term,
--- timestamp and priority. For rows of members of
--- arrays, see `store.tables.arrays`. SQLite reads a row up to the last column that it
--- needs, so the columns that may be large come last.
+-- timestamp and priority. `attempts` has all attempts in msgpack: see
+-- `store.tables.rows`. For rows of members of arrays, see `store.tables.arrays`. SQLite
+-- reads a row up to the last column that it needs, so the columns that may be large
+-- come last.
 CREATE TABLE tasks (
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -130,7 +132,6 @@ CREATE TABLE tasks (
     node TEXT,
     cancelled_by TEXT,
     is_live INTEGER NOT NULL,
-    attempt_count INTEGER NOT NULL,
     command TEXT NOT NULL,
     timeout_s INTEGER NOT NULL,
     submitter TEXT NOT NULL,
@@ -151,6 +152,7 @@ CREATE TABLE tasks (
     cancel_term INTEGER NOT NULL DEFAULT 0,
     decided_term INTEGER NOT NULL DEFAULT 0,
     has_succeeded INTEGER NOT NULL DEFAULT 0,
+    attempts BLOB,
     env BLOB,
     inputs TEXT,
     outputs TEXT,
@@ -177,32 +179,6 @@ CREATE INDEX tasks_failed ON tasks (last_change_hlc) WHERE state = 3;
 -- Ended tasks whose stdin may be freed: see `store.writing.stdin_freeing`.
 CREATE INDEX tasks_stdin ON tasks (state, submitter)
     WHERE length(stdin) > 4096 AND state > 1;
-
--- `decided_term` is the last epoch that decided the task by the end of this attempt.
-CREATE TABLE attempts (
-    task INTEGER NOT NULL,
-    term INTEGER NOT NULL,
-    stream INTEGER NOT NULL,
-    seq INTEGER NOT NULL,
-    n INTEGER NOT NULL,
-    node TEXT NOT NULL,
-    state INTEGER NOT NULL,
-    reason TEXT,
-    exit_code INTEGER,
-    signal INTEGER,
-    started_ms INTEGER,
-    ended_ms INTEGER,
-    duration_ms INTEGER,
-    stdout_bytes INTEGER,
-    stderr_bytes INTEGER,
-    files TEXT,
-    detail TEXT,
-    output INTEGER,
-    cpu_ms INTEGER,
-    memory_max_kb INTEGER,
-    decided_term INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (task, term, stream, seq)
-) STRICT, WITHOUT ROWID;
 
 -- `started_ms` and `ended_ms` are the earliest start and the latest end of an attempt.
 CREATE TABLE arrays (

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
-    Assigned,
     Entry,
     Finished,
     Floor,
@@ -128,7 +127,6 @@ class ProjectedTask:
     is_final: bool = False  #: as in the row
     is_blocked: bool = False  #: as in the row
     stored_optional: rows.OptionalColumns | None = None  #: as in the row
-    changed_attempts: set[AttemptId] | None = None  #: differ from their rows
     changed_hlc: int = 0
     submission_times: SubmissionTimes | None = None
     stored_submission_times: SubmissionTimes | None = None
@@ -146,12 +144,6 @@ class ProjectedTask:
     def output_id(self, attempt: AttemptId) -> int | None:
         """Return the id of the output of an attempt, or None if it wrote nothing."""
         return None if self.outputs is None else self.outputs.get(attempt)
-
-    def mark_changed(self, attempt: AttemptId) -> None:
-        """Mark an attempt to be written with the next rows."""
-        if self.changed_attempts is None:
-            self.changed_attempts = set()
-        self.changed_attempts.add(attempt)
 
     def add_pending(self, entry: PendingEntry) -> None:
         """Keep an entry until the envelope of the task is known."""
@@ -308,15 +300,12 @@ class Projection:
         """Merge one fact without its output; `output` is the id of the output."""
         record = task.record
         if isinstance(fact, Finished):
-            task.mark_changed(fact.attempt)
             mine = None if record is None else _find_attempt(record, fact.attempt)
             if mine is not None and mine.state is fact.outcome.state:
                 self._merge_equal_ends(task, mine, fact, output)
                 return
             if mine is None or mine.state < fact.outcome.state:
                 _set_output(task, fact.attempt, output)
-        elif isinstance(fact, Assigned):
-            task.mark_changed(fact.attempt)
         task.record = merge.apply_fact(record, fact)
 
     def _merge_equal_ends(
@@ -354,7 +343,7 @@ def tasks_from(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> Iterator[tuple[TaskId, ProjectedTask]]:
     """Yield the tasks of rows of `FETCHED_COLUMNS`; members have no envelope."""
-    records = rows.records_from(db, [row[:_WIDTH] for row in found])
+    records = rows.records_from([row[:_WIDTH] for row in found])
     members = arrays.read_members(
         db, (row[0] for row in found if row[0] < arrays.MEMBER_KEYS_START)
     )

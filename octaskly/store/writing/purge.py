@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from octaskly.core.model.ids import StreamId
 from octaskly.ports import Packer
 from octaskly.store.tables import arrays, bulk, list_counts, log_rows, rows
 from octaskly.store.tables.floors import FLOOR_OF_TASK, raise_meta_number, read_floor
+from octaskly.store.tables.log_rows import StoredEntry
 
 TASKS_PER_STEP: Final = 200
 ENTRIES_PER_STEP: Final = 500
-
-_DELETE_UNUSED_OUTPUT: Final = (
-    "DELETE FROM outputs WHERE id = ? AND NOT EXISTS (SELECT 1 FROM tasks"
-    " JOIN attempts ON attempts.task = tasks.key"
-    " WHERE tasks.id = ? AND attempts.output = outputs.id)"
-)
 
 
 class Purger:
@@ -99,12 +94,18 @@ class Purger:
             (stream, gone[-1].seq),
         )
         _save_highest_numbers(db)
-        outputs = [
-            (entry.output, self._packer.unpack_entry(*entry.packed).fact.task)
-            for entry in gone
-            if entry.output is not None
-        ]
-        db.executemany(_DELETE_UNUSED_OUTPUT, outputs)
+        _delete_outputs(db, self._unused_outputs(gone))
+
+    def _unused_outputs(self, gone: Iterable[StoredEntry]) -> Iterator[int]:
+        """Yield the outputs of entries that no attempt of their task refers to."""
+        for entry in gone:
+            if entry.output is None:
+                continue
+            task = self._packer.unpack_entry(*entry.packed).fact.task
+            found = self._db.execute("SELECT attempts FROM tasks WHERE id = ?", (task,))
+            (packed,) = found.fetchone() or (None,)
+            if entry.output not in rows.unpack_attempts(packed)[1].values():
+                yield entry.output
 
 
 def _read_retired_floors(db: sqlite3.Connection) -> dict[StreamId, int]:
@@ -172,15 +173,18 @@ def _delete_task_rows(db: sqlite3.Connection, keys: Sequence[int], kind: int) ->
     list_counts.add_counts(
         db, {(node, state, block): n for node, state, block, n in counted}
     )
-    db.execute(
-        "DELETE FROM outputs WHERE id IN"  # noqa: S608
-        f" (SELECT output FROM attempts WHERE task {these} AND output NOT NULL)",
+    for (packed,) in db.execute(
+        f"SELECT attempts FROM tasks WHERE key {these} AND attempts NOT NULL",  # noqa: S608
         keys,
-    )
-    db.execute(f"DELETE FROM attempts WHERE task {these}", keys)  # noqa: S608
+    ).fetchall():
+        _delete_outputs(db, rows.unpack_attempts(packed)[1].values())
     db.execute(f"DELETE FROM tasks WHERE key {these}", keys)  # noqa: S608
     for table in ("dependencies", "unblocked_tasks"):
         db.execute(f"DELETE FROM {table} WHERE child {these}", keys)  # noqa: S608
+
+
+def _delete_outputs(db: sqlite3.Connection, outputs: Iterable[int]) -> None:
+    db.executemany("DELETE FROM outputs WHERE id = ?", ((each,) for each in outputs))
 
 
 def _save_highest_numbers(db: sqlite3.Connection) -> None:

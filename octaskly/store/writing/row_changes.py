@@ -32,9 +32,6 @@ class RowChanges:
     updates: list[bulk.Row] = field(default_factory=list)
     spec_updates: list[bulk.Row] = field(default_factory=list)
     submission_updates: list[bulk.Row] = field(default_factory=list)
-    live_attempts: list[bulk.Row] = field(default_factory=list)
-    ended_attempts: list[bulk.Row] = field(default_factory=list)
-    plain_ended_attempts: list[bulk.Row] = field(default_factory=list)
     array_upserts: list[bulk.Row] = field(default_factory=list)
     queue_positions: list[tuple[int, int | None, int, int]] = field(
         default_factory=list
@@ -64,9 +61,6 @@ class RowChanges:
             (bulk.TASK_UPDATE, self.updates),
             (bulk.SPEC_UPDATE, self.spec_updates),
             (bulk.SUBMISSION_UPDATE, self.submission_updates),
-            (bulk.ATTEMPT_LIVE_UPSERT, self.live_attempts),
-            (bulk.ATTEMPT_ENDED_UPSERT, self.ended_attempts),
-            (bulk.ATTEMPT_PLAIN_UPSERT, self.plain_ended_attempts),
             (bulk.ARRAY_UPSERT, self.array_upserts),
         ):
             if some:  # Most lists are empty in most commits.
@@ -119,7 +113,6 @@ class RowChanges:
         task.stored_optional = optional
         task.stored_spec, task.stored_submission_times = spec, task.submission_times
         task.is_final = state.is_final
-        self._add_attempts(task, record)
         self._move_count(task, (kind, node or "", number))
 
     def _add_plain_insert(
@@ -152,8 +145,8 @@ class RowChanges:
         task.stored_optional = rows.NO_OPTIONAL_COLUMNS
         task.stored_spec, task.stored_submission_times = spec, birth
         if tries:
-            self.running_inserts.append((*row, tries[0].node))
-            self._add_attempts(task, record)
+            attempts = rows.pack_attempts(record, task.outputs)
+            self.running_inserts.append((*row, tries[0].node, attempts))
             self._move_count(task, (arrays.TASK, tries[0].node, _RUNNING))
         else:
             self.plain_inserts.append(row)
@@ -180,14 +173,14 @@ class RowChanges:
         if state is TaskState.QUEUED:
             return False
         number, is_live = rows.NUMBER_OF[state], state is TaskState.RUNNING
+        attempts = rows.pack_attempts(record, task.outputs)
         self.state_updates.append(
-            (number, node, is_live, 1, task.changed_hlc, task.key)
+            (number, node, is_live, attempts, task.changed_hlc, task.key)
         )
         is_final = not is_live
         if is_final and not task.is_final:
             self.dependency_changes.ended_parents.append((record.id, state))
         task.is_final = is_final
-        self._add_attempts(task, record)
         self._move_count(task, (arrays.TASK, node, number))
         return True
 
@@ -202,11 +195,12 @@ class RowChanges:
         assert task.submission_times is not None
         number = rows.sequence_of(record.id)
         state, node, is_live = place
+        attempts = rows.pack_attempts(record, task.outputs)
         by, *flags, notify = optional
         self.inserts.append(
             (
                 *(task.key, record.id, number, state, node, by, is_live),
-                *(len(record.attempts), *flags, task.changed_hlc, notify),
+                *(attempts, *flags, task.changed_hlc, notify),
                 *(*rows.spec_row(spec), *astuple(task.submission_times)),
             )
         )
@@ -220,13 +214,14 @@ class RowChanges:
         optional: rows.OptionalColumns,
     ) -> None:
         state, node, is_live = place
-        tries, changed, key = len(record.attempts), task.changed_hlc, task.key
+        attempts = rows.pack_attempts(record, task.outputs)
+        changed, key = task.changed_hlc, task.key
         if optional == task.stored_optional:
-            self.state_updates.append((state, node, is_live, tries, changed, key))
+            self.state_updates.append((state, node, is_live, attempts, changed, key))
         else:
             by, *flags, notify = optional
             self.updates.append(
-                (state, node, by, is_live, tries, *flags, changed, notify, key)
+                (state, node, by, is_live, attempts, *flags, changed, notify, key)
             )
         if spec is not task.stored_spec and spec != task.stored_spec:
             self.spec_updates.append((*rows.spec_row(spec), key))
@@ -247,11 +242,11 @@ class RowChanges:
         number = rows.NUMBER_OF[state]
         node = rows.counted_node(shown, state)
         is_live = rows.is_live(record)
-        by, tries = record.cancelled_by, len(record.attempts)
+        by, attempts = record.cancelled_by, rows.pack_attempts(record, task.outputs)
         verdict = (record.cancel_term, record.decided_term, record.has_succeeded)
         # Dependencies and changes of the priority are of the array.
         flags = (*verdict, False, False, rows.place_of(array.record), None)
-        row = (number, node, by, is_live, tries, *flags, task.changed_hlc, None)
+        row = (number, node, by, is_live, attempts, *flags, task.changed_hlc, None)
         if task.counted_as is None:
             head = (task.key, record.id, None)
             place = rows.member_row(array.record.spec)
@@ -267,7 +262,6 @@ class RowChanges:
         for attempt in record.attempts:
             if attempt.outcome is not None:
                 members.widen_times(attempt.outcome)
-        self._add_attempts(task, record)
         self._move_count(task, (arrays.MEMBER, node or "", number))
 
     def _add_array(
@@ -293,24 +287,6 @@ class RowChanges:
         if (spec.ord, place) != (stored.ord, task.stored_optional[6]):
             position = (spec.ord, place, members.first, members.last)
             self.queue_positions.append(position)
-
-    def _add_attempts(self, task: ProjectedTask, record: TaskRecord) -> None:
-        changed, task.changed_attempts = task.changed_attempts, None
-        if changed is None:
-            return
-        assert task.key is not None
-        for attempt in record.attempts:
-            if attempt.id in changed:
-                output = task.output_id(attempt.id)
-                outcome = attempt.outcome
-                if outcome is None:
-                    self.live_attempts.append(rows.live_row(task.key, attempt))
-                elif outcome.signal is None and not (outcome.outputs or outcome.detail):
-                    row = rows.plain_end_row(task.key, attempt, outcome, output)
-                    self.plain_ended_attempts.append(row)
-                else:
-                    row = rows.ended_row(task.key, attempt, outcome, output)
-                    self.ended_attempts.append(row)
 
     def _move_count(self, task: ProjectedTask, count: CountKey) -> None:
         if count == task.counted_as:
