@@ -58,12 +58,26 @@ def read_task_page(
     )
     if query.offset >= place.total or query.limit <= 0:
         return TaskListPage((), place.total)
-    where, values = _filters(query, _keys_from(query, keys, place.start))
-    found = db.execute(
-        f"SELECT key FROM {where} {_order(query)} LIMIT ? OFFSET ?",  # noqa: S608
-        (*values, query.limit, place.skip),
+    return TaskListPage(
+        _read_shown(db, query, _read_keys(db, query, place)), place.total
     )
-    return TaskListPage(_read_shown(db, query, [key for (key,) in found]), place.total)
+
+
+def _read_keys(
+    db: sqlite3.Connection, query: TaskQuery, place: list_counts.PageStart
+) -> list[int]:
+    """Return the keys of a page, from one block after another."""
+    found: list[int] = []
+    skip = place.skip
+    for first in place.blocks:
+        where, values = _filters(query, (first, list_counts.last_key_of_block(first)))
+        select = f"SELECT key FROM {where} {_order(query)} LIMIT ? OFFSET ?"  # noqa: S608
+        some = db.execute(select, (*values, query.limit - len(found), skip))
+        found += (key for (key,) in some)
+        if len(found) == query.limit:
+            break
+        skip = 0
+    return found
 
 
 def read_rows_by_key(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
@@ -255,18 +269,18 @@ def _order(query: TaskQuery) -> str:
 
 
 def _filters(query: TaskQuery, keys: Keys) -> tuple[str, list[int | str]]:
-    """Return the table with its index and condition, and the parameters."""
+    """Return the table with its index and condition, and the parameters.
+
+    The keys are those of one block.
+    """
     between = "key BETWEEN ? AND ?"
-    if query.node is not None and query.state is not None:
-        return (
-            f"tasks INDEXED BY tasks_node WHERE node = ? AND state = ? AND {between}",
-            [query.node, rows.NUMBER_OF[query.state], *keys],
-        )
     if query.node is not None:
-        return (
-            f"tasks INDEXED BY tasks_node WHERE node = ? AND {between}",
-            [query.node, *keys],
-        )
+        where = f"key >> {list_counts.BLOCK_BITS} = ? AND node = ? AND {between}"
+        values: list[int | str] = [list_counts.block_of(keys[0]), query.node, *keys]
+        if query.state is not None:
+            where += " AND state = ?"
+            values.append(rows.NUMBER_OF[query.state])
+        return f"tasks INDEXED BY tasks_node WHERE {where}", values
     if query.state is not None:
         return (
             f"tasks INDEXED BY tasks_state WHERE state = ? AND {between}",

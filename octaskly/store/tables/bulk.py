@@ -77,6 +77,13 @@ TASK_STATE_UPDATE: Final = BulkStatement(
     " FROM v WHERE tasks.key = v.key",
 )
 """For tasks whose other columns did not change, which are most."""
+TASK_END_UPDATE: Final = BulkStatement(
+    "WITH v (state, is_live, attempts, last_change_hlc, key) AS (VALUES",
+    5,
+    ") UPDATE tasks SET state = v.state, is_live = v.is_live, attempts = v.attempts,"
+    " last_change_hlc = v.last_change_hlc FROM v WHERE tasks.key = v.key",
+)
+"""The same for tasks that keep their node: SQLite would write its index again."""
 TASK_UPDATE: Final = BulkStatement(
     "WITH v (state, node, by, is_live, attempts, cancel_term, decided_term,"
     " has_succeeded, is_unblocked, is_blocked, place, reprioritized,"
@@ -129,7 +136,12 @@ COUNT_ADD: Final = BulkStatement(
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
 )
 BLOCK_ADD: Final = BulkStatement(
-    "INSERT INTO block_counts (node, state, block, n) VALUES",
+    "INSERT INTO block_counts (state, block, n) VALUES",
+    3,
+    "ON CONFLICT DO UPDATE SET n = n + excluded.n",
+)
+NODE_BLOCK_ADD: Final = BulkStatement(
+    "INSERT INTO node_block_counts (block, node, state, n) VALUES",
     4,
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
 )

@@ -164,7 +164,9 @@ CREATE INDEX tasks_queued ON tasks (shape, submitter, ifnull(place, ord))
     WHERE state = 0 AND is_blocked = 0;
 CREATE INDEX tasks_live ON tasks (key) WHERE is_live = 1 AND state > 1;
 CREATE INDEX tasks_state ON tasks (state, key);
-CREATE INDEX tasks_node ON tasks (node, key, state) WHERE node IS NOT NULL;
+-- By block, so that a commit writes few pages, and without the state, so that an end
+-- writes none.
+CREATE INDEX tasks_node ON tasks (key >> 10, node) WHERE node IS NOT NULL;
 CREATE INDEX tasks_sequence ON tasks (sequence) WHERE sequence IS NOT NULL;
 CREATE INDEX tasks_first_submitted ON tasks (first_submitted_hlc);
 CREATE INDEX tasks_stored ON tasks (stored_ms) WHERE stored_ms > 0;
@@ -215,13 +217,19 @@ CREATE TABLE counts (
     PRIMARY KEY (kind, node, state)
 ) STRICT, WITHOUT ROWID;
 
--- Number of rows per node, state and block of keys: see `store.tables.list_counts`.
+-- Number of rows per state and block of keys: see `store.tables.list_counts`.
 CREATE TABLE block_counts (
-    node TEXT NOT NULL,
     state INTEGER NOT NULL,
     block INTEGER NOT NULL,
     n INTEGER NOT NULL,
-    PRIMARY KEY (node, state, block)
+    PRIMARY KEY (state, block)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE node_block_counts (
+    block INTEGER NOT NULL,
+    node TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    PRIMARY KEY (block, node, state)
 ) STRICT, WITHOUT ROWID;
 
 -- Facts that are not about a task: see `store.tables.mesh_records`. `recorded_hlc` is

@@ -29,6 +29,7 @@ class RowChanges:
     plain_inserts: list[bulk.Row] = field(default_factory=list)
     running_inserts: list[bulk.Row] = field(default_factory=list)
     state_updates: list[bulk.Row] = field(default_factory=list)
+    end_updates: list[bulk.Row] = field(default_factory=list)
     updates: list[bulk.Row] = field(default_factory=list)
     spec_updates: list[bulk.Row] = field(default_factory=list)
     submission_updates: list[bulk.Row] = field(default_factory=list)
@@ -58,6 +59,7 @@ class RowChanges:
             (bulk.PLAIN_INSERT, self.plain_inserts),
             (bulk.RUNNING_INSERT, self.running_inserts),
             (bulk.TASK_STATE_UPDATE, self.state_updates),
+            (bulk.TASK_END_UPDATE, self.end_updates),
             (bulk.TASK_UPDATE, self.updates),
             (bulk.SPEC_UPDATE, self.spec_updates),
             (bulk.SUBMISSION_UPDATE, self.submission_updates),
@@ -174,9 +176,7 @@ class RowChanges:
             return False
         number, is_live = rows.NUMBER_OF[state], state is TaskState.RUNNING
         attempts = rows.pack_attempts(record, task.outputs)
-        self.state_updates.append(
-            (number, node, is_live, attempts, task.changed_hlc, task.key)
-        )
+        self._update_state(task, (number, node, is_live), attempts)
         is_final = not is_live
         if is_final and not task.is_final:
             self.dependency_changes.ended_parents.append((record.id, state))
@@ -217,7 +217,7 @@ class RowChanges:
         attempts = rows.pack_attempts(record, task.outputs)
         changed, key = task.changed_hlc, task.key
         if optional == task.stored_optional:
-            self.state_updates.append((state, node, is_live, attempts, changed, key))
+            self._update_state(task, place, attempts)
         else:
             by, *flags, notify = optional
             self.updates.append(
@@ -228,6 +228,19 @@ class RowChanges:
         if task.submission_times != task.stored_submission_times:
             assert task.submission_times is not None
             self.submission_updates.append((*astuple(task.submission_times), key))
+
+    def _update_state(
+        self,
+        task: ProjectedTask,
+        place: tuple[int, NodeId | None, bool],
+        attempts: bytes | None,
+    ) -> None:
+        state, node, is_live = place
+        changed, key = task.changed_hlc, task.key
+        if task.counted_as is not None and task.counted_as[1] == (node or ""):
+            self.end_updates.append((state, is_live, attempts, changed, key))
+        else:
+            self.state_updates.append((state, node, is_live, attempts, changed, key))
 
     def add_member(
         self, task: ProjectedTask, array: ProjectedTask, members: ArrayMembers
