@@ -6,7 +6,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
                                        | lists | strangers | files | takeover
-                                       | floods | single | forming | ends]
+                                       | floods | single | forming | ends | size]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -50,6 +50,7 @@ from benchmarks import (
     retention,
     scale,
     single,
+    size,
     strangers,
     takeover,
 )
@@ -250,6 +251,7 @@ WHICH: dict[str, Figures] = {
     "takeover": takeover.figures,
     "floods": floods.figures,
     "ends": ends.figures,
+    "size": size.figures,
     "metrics": metrics.figures,
     "pause": pause.figures,
     "lists": lists.figures,

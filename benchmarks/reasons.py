@@ -16,7 +16,7 @@ REASONS: Final = {
     " own, and its order leaves in one",
     "plain external command": "the same 0.3 ms beside the child, of which a direct"
     " start saves one exec only",
-    "no-op tasks": "four facts and two rows are written for each task by Python under"
+    "no-op tasks": "four facts and a row are written for each task by Python under"
     " one lock, some 60 us",
     "bulk accept": "each task is validated, packed as a fact and written with its"
     " indexes, some 20 us under Python's lock",

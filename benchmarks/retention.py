@@ -30,7 +30,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
 
 
 async def _soak(folder: Path, tasks: int) -> list[Row]:
-    feed = _Feed(folder / "log.db")
+    feed = Feed(folder / "log.db")
     await asyncio.to_thread(feed.store.open)
     began_s = time.perf_counter()
     floor = asyncio.create_task(feed.keep_floor())
@@ -53,14 +53,17 @@ async def _soak(folder: Path, tasks: int) -> list[Row]:
     ]
 
 
-class _Feed:
+class Feed:
     """Tasks that end at once, and the floor that a dispatcher would write."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, bytes_max: int = BOUND, commit_tasks: int = BATCH
+    ) -> None:
         self.path = path
         self.store = Store(
-            path, WirePacker(), self._hear, kit.HandClock(), bytes_max=BOUND
+            path, WirePacker(), self._hear, kit.HandClock(), bytes_max=bytes_max
         )
+        self._commit_tasks = commit_tasks
         self.largest = self.largest_wal = 0
         self.longest_s = self.slowest_s = 0.0
         self._seq = 0
@@ -69,9 +72,9 @@ class _Feed:
 
     async def run(self, tasks: int) -> None:
         """Submit, assign and finish so many tasks."""
-        for start in range(0, tasks, BATCH):
+        for start in range(0, tasks, self._commit_tasks):
             facts: list[Fact] = []
-            for n in range(start, start + BATCH):
+            for n in range(start, start + self._commit_tasks):
                 facts += kit.submitted(n), kit.assigned(n)
                 facts.append(kit.finished(n, stdout=b"hello\n"))
             began_s = time.perf_counter()
