@@ -130,6 +130,13 @@ class ExplainRequested(Struct, frozen=True):
     """Names of nodes that ran it, because the roster lacks nodes that have left."""
 
 
+class VisitorDemandRequested(Struct, frozen=True):
+    """Count the queued tasks that a new visitor could run; see `VisitorDemand`."""
+
+    ticket: int
+    label: tuple[str, str] | None = None  #: only tasks that require it, if given
+
+
 class CancelRequested(Struct, frozen=True):
     """Cancel one task; answered by `Answer(ticket, ...)`.
 
@@ -339,6 +346,7 @@ Event = (
     | TasksSubmitted
     | CatchUpRequested
     | ExplainRequested
+    | VisitorDemandRequested
     | CancelRequested
     | ReprioritizeRequested
     | PurgeRequested

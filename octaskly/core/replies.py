@@ -44,6 +44,13 @@ class TaskExplanation(Struct, frozen=True):
     ahead: tuple[QueuedAhead, ...] = ()  #: by turn, for a task that waits for capacity
 
 
+class VisitorDemand(Struct, frozen=True):
+    """The queued tasks, and members of arrays, that a new visitor could run."""
+
+    waiting: int
+    is_exact: bool  #: False: the store has more tasks that were not counted
+
+
 class TaskIdsReserved(Struct, frozen=True):
     """Unique ids for tasks that may be submitted."""
 
@@ -144,6 +151,7 @@ Reply = (
     | Unplaceable
     | TasksPurged
     | TaskExplanation
+    | VisitorDemand
     | RotationStarted
     | RotationNotStarted
 )

@@ -18,7 +18,7 @@ from octaskly.core.model.nodes import (
 )
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
-from octaskly.core.replies import TaskExplanation
+from octaskly.core.replies import TaskExplanation, VisitorDemand
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.ports.audit import AuditLog
 from octaskly.ports.events import EventSource
@@ -255,6 +255,15 @@ class Gateway(OutputSource, EventSource, Protocol):
 
         Raises:
             TaskNotFound, TaskAmbiguous, CatchingUp: See `find_task`.
+            NotDispatcher: Another node is dispatcher.
+        """
+
+    async def visitor_demand(self, label: tuple[str, str] | None) -> VisitorDemand:
+        """Return how many queued tasks a new visitor could run.
+
+        With a label, only tasks that require it count, and the visitor has it.
+
+        Raises:
             NotDispatcher: Another node is dispatcher.
         """
 

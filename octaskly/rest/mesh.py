@@ -209,6 +209,16 @@ class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True):
     ended_per_second: float
 
 
+class VisitorDemand(msgspec.Struct, frozen=True, kw_only=True):
+    """Number of queued tasks, and members of arrays, that a new visitor could run.
+
+    It is a lower bound if `is_exact` is false, because the queue is long.
+    """
+
+    waiting: int
+    is_exact: bool = True
+
+
 class History(msgspec.Struct, frozen=True, kw_only=True):
     """Queue history of the dispatcher's epoch: at most ten minutes, oldest first."""
 

@@ -39,7 +39,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.core.protocol.messages import Roster
-from octaskly.core.replies import NodeRejection, TaskExplanation
+from octaskly.core.replies import NodeRejection, TaskExplanation, VisitorDemand
 from octaskly.errors import (
     CatchingUp,
     NotAMember,
@@ -400,6 +400,9 @@ class FakeGateway:
         why = RejectionReason("paused", "is paused")
         verdict = NodeRejection(self._node, "ana", NodeState.PAUSED, (why,))
         return record, TaskExplanation(record.state, "it waits", (verdict,))
+
+    async def visitor_demand(self, label: tuple[str, str] | None) -> VisitorDemand:
+        return VisitorDemand(0 if label else len(self.records), is_exact=True)
 
     async def cancel_task(
         self, ref: str, *, force: bool, principal: Principal

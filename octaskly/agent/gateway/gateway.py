@@ -48,7 +48,7 @@ from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, RosterEnt
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Roster
-from octaskly.core.replies import TaskExplanation, TasksPurged
+from octaskly.core.replies import TaskExplanation, TasksPurged, VisitorDemand
 from octaskly.errors import (
     DispatcherUnknown,
     NotDispatcher,
@@ -477,6 +477,15 @@ class AgentGateway:
                 reply, state=TaskState.QUEUED
             )  # Other members of the array may run.
         return record, reply
+
+    async def visitor_demand(self, label: tuple[str, str] | None) -> VisitorDemand:
+        """Return how many queued tasks a new visitor could run."""
+        self._require_dispatcher()
+        reply = await self.pending_requests.send_request(
+            lambda n: ev.VisitorDemandRequested(n, label)
+        )
+        assert isinstance(reply, VisitorDemand)
+        return reply
 
     # --- this node -----------------------------------------------------------------
 

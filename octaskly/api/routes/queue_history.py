@@ -1,4 +1,4 @@
-"""Route of the queue history."""
+"""Routes of the queue: its history, and what of it visitors could run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from octaskly.api.http.handler_types import Access, Request, Route, json_respons
 from octaskly.api.problems import timestamp
 from octaskly.api.schemas import task_response
 from octaskly.api.security import route_cost
-from octaskly.rest.mesh import History, HistoryPoint
+from octaskly.rest.mesh import History, HistoryPoint, VisitorDemand
 
 
 async def show_queue_history(request: Request) -> web.StreamResponse:
@@ -25,6 +25,13 @@ async def show_queue_history(request: Request) -> web.StreamResponse:
     return json_response(task_response.encode(History(points=points)))
 
 
+async def show_visitor_demand(request: Request) -> web.StreamResponse:
+    """Return how many queued tasks a visitor could run that is not there yet."""
+    demand = await request.gateway.visitor_demand(request.query.required_label())
+    shown = VisitorDemand(waiting=demand.waiting, is_exact=demand.is_exact)
+    return json_response(task_response.encode(shown))
+
+
 ROUTES = (
     Route(
         method="GET",
@@ -33,5 +40,14 @@ ROUTES = (
         cost=route_cost.CHEAP,
         access=Access.READ,
         responses={200: History},
+    ),
+    Route(
+        method="GET",
+        path="/api/v1/stats/visitors",
+        handler=show_visitor_demand,
+        cost=route_cost.EXPENSIVE,
+        access=Access.READ,
+        query=("required_label",),
+        responses={200: VisitorDemand},
     ),
 )

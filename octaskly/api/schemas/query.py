@@ -101,6 +101,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         Annotated[str, msgspec.Meta(min_length=1, max_length=_SHORT_ID_MAX)],
         "only tasks with this number, or whose hexadecimal digits begin with it",
     ),
+    "required_label": (
+        Annotated[str, msgspec.Meta(min_length=1, max_length=_LABEL_CHARS_MAX)],
+        "only tasks that require this label of their node, as NAME=VALUE",
+    ),
     "since_s": (
         Annotated[int, msgspec.Meta(ge=0, le=SINCE_S_MAX)],
         "only entries of the last N seconds; default: the latest",
@@ -241,6 +245,16 @@ class Query:
             submitter=submitter,
             ended_after_ms=ended_after_ms,
         )
+
+    def required_label(self) -> tuple[str, str] | None:
+        """Return the label that tasks must require of their node, None if absent."""
+        text = self._values.get("required_label")
+        if text is None:
+            return None
+        name, value = _label(text, "required_label")
+        if value is None:
+            raise _invalid("required_label", "`required_label` must be NAME=VALUE")
+        return name, value
 
     def short_id(self) -> str | None:
         """Return the short id whose tasks are requested, None if absent."""
@@ -388,10 +402,10 @@ class Query:
         return int(text)
 
 
-def _label(text: str) -> tuple[str, str | None]:
+def _label(text: str, field: str = "label") -> tuple[str, str | None]:
     name, sign, value = text.partition("=")
     if not _LABEL.fullmatch(name) or len(text) > _LABEL_CHARS_MAX or "\0" in value:
-        raise _invalid("label", "`label` must be NAME=VALUE, or NAME for any value")
+        raise _invalid(field, f"`{field}` must be NAME=VALUE, or NAME for any value")
     return name, value if sign else None
 
 

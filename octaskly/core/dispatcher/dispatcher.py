@@ -19,6 +19,7 @@ from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.reprioritizing import Reprioritizer
 from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.dispatcher.visitor_demand import Label, count_waiting
 from octaskly.core.effects import AnnounceTaskStates, Answer, Effect, Send
 from octaskly.core.events import (
     CancelRequested,
@@ -63,6 +64,7 @@ from octaskly.core.replies import (
     TaskIdsReserved,
     TasksAccepted,
     Unplaceable,
+    VisitorDemand,
 )
 
 
@@ -190,6 +192,13 @@ class Dispatcher:
     def reserve_task_ids(self, suffixes: Iterable[str]) -> TaskIdsReserved:
         """Return ids for tasks that may be submitted."""
         return TaskIdsReserved(tuple(map(self._admission.mint_task_id, suffixes)))
+
+    def count_visitor_demand(self, label: Label | None) -> VisitorDemand:
+        """Return how many queued tasks a new visitor could run.
+
+        With a label, only tasks that require it count, and the visitor has it.
+        """
+        return count_waiting(self._queue, label)
 
     def on_submitted(self, event: TasksSubmitted, now: Moment) -> list[Effect]:
         """Accept a batch; the answer waits for its commit, here and at a standby."""

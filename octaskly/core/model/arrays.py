@@ -89,6 +89,9 @@ class RemainingMembers:
     def __bool__(self) -> bool:
         return bool(self._runs)
 
+    def __len__(self) -> int:
+        return sum(last - first + 1 for first, last in self._runs)
+
     def pop(self) -> int:
         """Remove and return the first position."""
         first, last = self._runs.popleft()

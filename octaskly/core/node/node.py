@@ -56,6 +56,7 @@ from octaskly.core.events import (
     TimerFired,
     TreeSized,
     UnblockedLoaded,
+    VisitorDemandRequested,
 )
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer import PeerView
@@ -427,6 +428,7 @@ class Node:
                 | CatchUpRequested(ticket)
                 | TaskIdsRequested(ticket)
                 | ExplainRequested(ticket)
+                | VisitorDemandRequested(ticket)
             ) if not dispatcher.is_active:
                 return [Answer(ticket, NotDispatching())]
             case PurgeRequested():
@@ -440,6 +442,8 @@ class Node:
                 return [Answer(ticket, dispatcher.reserve_task_ids(suffixes))]
             case ExplainRequested(ticket):
                 return [Answer(ticket, self._explain_task(event, now))]
+            case VisitorDemandRequested(ticket, label):
+                return [Answer(ticket, dispatcher.count_visitor_demand(label))]
             case (
                 QueuedLoaded()
                 | LiveLoaded()

@@ -291,6 +291,11 @@ class Lanes:
         return sum(lane.queued for lane in self._lanes.values())
 
     @property
+    def has_unopened(self) -> bool:
+        """Return True if there are lanes in the store of which nothing is in memory."""
+        return self._has_unopened
+
+    @property
     def has_constrained(self) -> bool:
         """Return True if there is a lane for tasks with requirements."""
         return self._constrained_count > 0

@@ -1,0 +1,78 @@
+"""The queued tasks that a visitor could run that is not there yet."""
+
+from __future__ import annotations
+
+from octaskly.core.model.arrays import lane_key_of
+from octaskly.core.model.ids import VISITOR_PREFIX, NodeId
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.task_options import (
+    NO_REQUIREMENTS,
+    Requirements,
+)
+from octaskly.core.model.tasks import LaneKey
+from octaskly.core.replies import VisitorDemand
+from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.requirements import meets_requirements
+from octaskly.core.scheduling.task_queue import TaskQueue
+
+Label = tuple[str, str]
+
+FAR_MS = 1 << 53  #: a visitor that stays for as long as any task needs
+
+
+def count_waiting(queue: TaskQueue, label: Label | None) -> VisitorDemand:
+    """Count the queued tasks, and members, that a visitor could run.
+
+    The visitor may be as large and as new as a task requires, and stay as long, since
+    nobody knows it yet. Of labels it has only the given one.
+
+    Args:
+        queue: The tasks in memory.
+        label: If given, only tasks that require this label count.
+    """
+    fits: dict[LaneKey, bool] = {}
+    waiting = 0
+    for task in queue.tasks.waiting:
+        if task.stage is not Stage.QUEUED or task.avoids_visitors:
+            continue
+        key = task.lane or lane_key_of(task.spec)
+        if key not in fits:
+            fits[key] = _fits(task.requires or NO_REQUIREMENTS, label)
+        if fits[key]:
+            waiting += _task_count(task)
+    lanes = queue.lanes
+    is_exact = not lanes.has_unopened and not any(
+        lane.has_more and _fits(lane.requires or NO_REQUIREMENTS, label)
+        for lane in lanes.all_lanes()
+    )
+    return VisitorDemand(waiting, is_exact)
+
+
+def _task_count(task: QueuedTask) -> int:
+    """Return 1, or the number of members of an array that no worker ever had."""
+    if task.remaining is None:
+        return 1
+    return len(task.remaining) + (task.next_member is not None)
+
+
+def _fits(requires: Requirements, label: Label | None) -> bool:
+    """Return True if a visitor with this label could meet the requirements."""
+    if label is not None and label not in requires.labels:
+        return False
+    visitor = NodeInfo(
+        id=NodeId(f"{VISITOR_PREFIX}next"),
+        boot="",
+        name="",
+        slots=requires.slots,
+        version="",
+        peer_port=0,
+        lan_port=0,
+        labels=() if label is None else (label,),
+        memory_mb=requires.memory_mb,
+        os=requires.os,
+        arch=requires.arch,
+        gpus=("any",) * requires.gpus,
+        pythons=(requires.python,),
+        leaves_ms=FAR_MS,
+    )
+    return meets_requirements(visitor, requires, 0)
