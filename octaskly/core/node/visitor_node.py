@@ -7,8 +7,12 @@ It dials the members that it was told of until one of them leads it to the dispa
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec.structs import replace
 
 from octaskly.core.effects import (
     Dial,
@@ -32,6 +36,7 @@ from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NO_LOAD, LoadSample
 from octaskly.core.model.settings import Settings
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.model.timer_heap import Timer, TimerHeap, backoff
 from octaskly.core.protocol.messages import (
     UNNEEDED_REASON,
@@ -46,6 +51,7 @@ from octaskly.core.protocol.messages import (
     Message,
     ProbeOk,
     Redirect,
+    Report,
     ResultsOk,
 )
 from octaskly.core.worker.worker import Worker
@@ -56,6 +62,9 @@ UNREACHABLE_S = 600.0  #: without any dispatcher, after which the visitor gives 
 REDIAL_S = 0.2  #: until the first dial after a lost link
 REDIAL_S_MAX = 5.0
 RESULTS_S = 10.0  #: wait for acknowledgements before it leaves
+FAILURE_HOLD_S = 2.0
+"""A failure is reported so much later. What ends a visitor may end its tasks first: a
+cancelled allocation, like a stopped service, signals all its processes at once."""
 
 
 class LeaveReason(StrEnum):
@@ -95,6 +104,8 @@ class VisitorNode:
         self._busy_s: float | None = None  #: when it last held an attempt
         self._next_dial_s = 0.0
         self._dials = 0  #: since the dispatcher was lost
+        self._failures: deque[tuple[float, Report]] = deque()
+        """Failed attempts, each with the time when it is reported."""
         self._give_up_s = math.inf  #: longest wait after attempts were stopped
         self._is_stopped = False
 
@@ -111,7 +122,8 @@ class VisitorNode:
         """Return the monotonic time of the next step without an event."""
         if self._last_step_s is None:
             return -math.inf
-        return min(self._timers.next_at(), self._last_step_s + TICK_S)
+        report_s = self._failures[0][0] if self._failures else math.inf
+        return min(self._timers.next_at(), report_s, self._last_step_s + TICK_S)
 
     def step(self, event: Event, now: Moment) -> list[Effect]:
         """Run what is due at `now`, then handle `event`; return ordered effects."""
@@ -125,6 +137,7 @@ class VisitorNode:
         if Timer.RESULTS in self._timers.pop_due(now.mono_s):
             effects += self.worker.on_time(now)
         effects += self._on_event(event, now)
+        effects += self._report_failures(now)
         effects += self._check_dispatcher(now)
         effects += self._check_leaving(now)
         while self._signals.pop() is not None:
@@ -150,7 +163,7 @@ class VisitorNode:
             case DialFailed():
                 return []
             case AttemptsEnded(reports):
-                return self.worker.on_attempts_ended(reports, now)
+                return self._on_attempts_ended(reports, now)
             case LoadSampled(load, are_launchers_failing):
                 return self._on_load(load, now, are_failing=are_launchers_failing)
             case StopRequested():
@@ -209,6 +222,35 @@ class VisitorNode:
                 return self.worker.on_kill(message, now)
             case ResultsOk():
                 return self.worker.on_results_ok(message, now)
+
+    # --- Ends of attempts.
+
+    def _on_attempts_ended(
+        self, reports: Sequence[Report], now: Moment
+    ) -> list[Effect]:
+        """Report what ended; a failure later, or as given back once the visit is over.
+
+        Only a failure says nothing of the task if the visit ends at the same time.
+        """
+        if self.leave_reason is not None:
+            return self.worker.on_attempts_ended([*map(_given_back, reports)], now)
+        report_s = now.mono_s + FAILURE_HOLD_S
+        self._failures += ((report_s, each) for each in reports if _is_failure(each))
+        others = [each for each in reports if not _is_failure(each)]
+        return self.worker.on_attempts_ended(others, now) if others else []
+
+    def _report_failures(self, now: Moment) -> list[Effect]:
+        """Report the failures that are old enough."""
+        due: list[Report] = []
+        while self._failures and self._failures[0][0] <= now.mono_s:
+            due.append(self._failures.popleft()[1])
+        return self.worker.on_attempts_ended(due, now) if due else []
+
+    def _give_failures_back(self, now: Moment) -> list[Effect]:
+        """Give back the attempts that failed a moment ago, so that they run again."""
+        reports = [_given_back(report) for _, report in self._failures]
+        self._failures.clear()
+        return self.worker.on_attempts_ended(reports, now) if reports else []
 
     # --- The dispatcher.
 
@@ -305,5 +347,21 @@ class VisitorNode:
         grace_s = self._settings.timing.kill_grace_s
         self._give_up_s = now.mono_s + grace_s + RESULTS_S
         availability = self.worker.availability.with_stopping()
-        effects = self.worker.set_availability(availability, now)
+        effects = self._give_failures_back(now)
+        effects += self.worker.set_availability(availability, now)
         return effects + self.worker.stop_attempts()
+
+
+def _is_failure(report: Report) -> bool:
+    """Return True if the task's own processes ended, and not well."""
+    outcome = report.outcome
+    is_own_end = outcome.reason in (EndReason.EXIT, EndReason.SIGNAL)
+    return is_own_end and outcome.state is AttemptState.FAILED
+
+
+def _given_back(report: Report) -> Report:
+    """Return the report of a failure as that of an attempt that was given back."""
+    if not _is_failure(report):
+        return report
+    outcome = Outcome(state=AttemptState.RELEASED, reason=EndReason.DRAINING)
+    return replace(report, outcome=outcome)
