@@ -6,7 +6,8 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | deep | calls | sleepers | growth | tls
                                        | retention | clients | metrics | pause
                                        | lists | strangers | files | takeover
-                                       | floods | single | forming | ends | size]
+                                       | floods | single | forming | ends | size
+                                       | burst]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -28,6 +29,7 @@ from pathlib import Path
 import octaskly
 from benchmarks import (
     arrays,
+    burst,
     calls,
     clients,
     cost,
@@ -256,6 +258,7 @@ WHICH: dict[str, Figures] = {
     "pause": pause.figures,
     "lists": lists.figures,
     "files": files.figures,
+    "burst": burst.figures,
 }
 
 

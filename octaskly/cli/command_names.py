@@ -30,6 +30,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "drain": "octaskly.cli.commands.drain:drain",
         "pause": "octaskly.cli.commands.drain:pause",
         "resume": "octaskly.cli.commands.drain:resume",
+        "burst": "octaskly.cli.burst.command:burst",
         "forget": "octaskly.cli.commands.tasks:forget",
         "doctor": "octaskly.cli.doctor.command:doctor",
     },
@@ -139,6 +140,9 @@ _HINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "login auth key": ("octaskly token create --role client    creates a token",),
     "watch monitor htop": (_TOP, _OPEN),
     "dashboard ui web gui": (_OPEN,),
+    "scale autoscale alloc salloc grow": (
+        "octaskly burst -- CMD    starts visitors while tasks wait",
+    ),
     "ping check diagnose debug": ("octaskly doctor    checks this machine",),
     "settings set env": ("octaskly config    shows the settings of this machine",),
 }

@@ -1,0 +1,1 @@
+"""`octaskly burst`: visitors on demand, started by a command of the user."""
