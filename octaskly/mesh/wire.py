@@ -120,7 +120,11 @@ class Decoder:
             RemoteProtocolError: A frame is malformed.
         """
         while (body := self._next_frame()) is not None:
-            for packed in _decode(_FRAME, body):
+            packed_messages = _decode(_FRAME, body)
+            if self._allowed is not None and not packed_messages:
+                # Nobody sends it, and what counts messages would not notice a flood.
+                raise RemoteProtocolError("a frame without a message")
+            for packed in packed_messages:
                 if len(body) > SPLIT_FRAME_BYTES:
                     _check_batch(packed)
                 message = self._message(packed)

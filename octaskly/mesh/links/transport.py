@@ -293,7 +293,8 @@ class Transport:
             self._on_violation()
         if link.reason not in UNLOGGED_REASONS:
             self._warn_once(link, link.reason)
-        if link.reason == DUPLICATE_ID and link.was_closed_by_peer:
+        is_told = link.was_closed_by_peer and link.visit_ends_ms is None
+        if link.reason == DUPLICATE_ID and is_told:  # By a member.
             self._on_duplicate()
         if was_connected:
             self._on_event(PeerDown(link.peer, link.reason, self._clock.draw()))

@@ -1,0 +1,51 @@
+"""What a visitor sends on its link to harm the member at the other end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from octaskly.core.protocol.messages import Leave
+from octaskly.mesh import wire
+from octaskly.mesh.links.duplicates import DUPLICATE_ID
+from tests.support.agents import Agent, finished, running, submit
+from tests.support.frames import length_prefixed
+from tests.support.hostile_visitor import HostileVisitor, farewell, hear_all
+
+EMPTY_FRAME = length_prefixed(b"\x90")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("visited")
+
+
+@pytest.fixture(scope="module")
+def agent(folder: Path) -> Iterator[Agent]:
+    with running(folder, "ash") as (agent,):
+        yield agent
+
+
+def test_a_visitor_cannot_make_a_member_change_its_id(
+    folder: Path, agent: Agent
+) -> None:
+    """It says that the member's id is in use, as a member would of a copied folder."""
+    with HostileVisitor(folder, agent).linked() as tls:
+        tls.sendall(wire.encode([Leave(DUPLICATE_ID)]))
+        hear_all(tls)
+
+    assert finished(agent, submit(agent, "true"))["status"] == "completed"
+    log = agent.log()
+    assert f"reason={DUPLICATE_ID!r}" in log or DUPLICATE_ID in log
+    assert "node id renewed" not in log
+
+
+def test_frames_without_a_message_close_the_link(folder: Path, agent: Agent) -> None:
+    """They would cost time without counting against the visitor's messages."""
+    with HostileVisitor(folder, agent).linked() as tls:
+        tls.sendall(EMPTY_FRAME)
+        reason = farewell(tls)
+
+    assert reason == "protocol: a frame without a message"

@@ -1,0 +1,75 @@
+"""A hostile visitor: a program with a visitor's certificate that sends anything."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from octaskly.core.model.ids import NO_EPOCH
+from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.settings import Limits
+from octaskly.core.protocol.messages import Hello, HelloOk, Leave, Message
+from octaskly.mesh import wire
+from octaskly.trust import MeshTls, NodeKey, load_secret
+from octaskly.trust.node_key import visitor_id_of
+from octaskly.trust.tls import VisitorTls
+from tests.support.agents import Agent
+
+VISIT_S = 3600
+
+
+class HostileVisitor:
+    """A visitor's key and certificate for the mesh of an agent."""
+
+    def __init__(self, folder: Path, agent: Agent) -> None:
+        key = NodeKey.generate()
+        member = MeshTls(load_secret(folder / "mesh.key"), NodeKey.generate())
+        now_ms = int(time.time() * 1000)
+        grant = member.grant_visit(key.public_bytes(), now_ms, VISIT_S)
+        self.trust = VisitorTls(grant, key)
+        self.node_id = visitor_id_of(key.public_bytes())
+        self._place = ("127.0.0.1", agent.ready()["peer_port"])
+
+    def hello(self, **lies: object) -> Hello:
+        """Return a HELLO, with lies about the node."""
+        info = NodeInfo(
+            id=self.node_id,
+            boot="boot",
+            name="stranger",
+            slots=2,
+            version="0",
+            peer_port=1,
+            lan_port=1,
+        )
+        return Hello(node=replace(info, **lies), epoch=NO_EPOCH, dispatcher=None)
+
+    @contextlib.contextmanager
+    def linked(self, hello: Hello | None = None) -> Iterator[ssl.SSLSocket]:
+        """Connect, and complete this side of the handshake."""
+        context = self.trust.client_contexts()[0]
+        with (
+            socket.create_connection(self._place, timeout=10) as plain,
+            context.wrap_socket(plain) as tls,
+        ):
+            tls.sendall(wire.encode([hello or self.hello(), HelloOk()]))
+            yield tls
+
+
+def hear_all(tls: ssl.SSLSocket) -> list[Message]:
+    """Return what a member sends until it closes the link."""
+    decoder, heard = wire.Decoder(Limits()), list[Message]()
+    with contextlib.suppress(ConnectionError):
+        while data := tls.recv(65536):
+            heard += decoder.receive_data(data)
+    return heard
+
+
+def farewell(tls: ssl.SSLSocket) -> str:
+    """Return why a member closed the link; "" if it did not say."""
+    return next((m.reason for m in hear_all(tls) if isinstance(m, Leave)), "")
