@@ -68,13 +68,25 @@ class RosterBuilder:
     # Names
 
     def assign_name(self, node: NodeId, wanted: str) -> str:
-        """Return the node's name in the mesh; assign one if it has none."""
-        given = self._names.get(node)
-        if given is not None and (
-            given == wanted or _is_name_variant(given, wanted, node)
+        """Return the node's name in the mesh; assign one if it has none.
+
+        The name or id of a member is never that of a visitor, who could otherwise get
+        what is meant for that member. A member takes no account of visitors.
+        """
+        given, taken = self._names.get(node), set[str]()
+        if is_visitor(node):
+            taken = self.member_names()
+        if (
+            given is not None
+            and given not in taken
+            and (given == wanted or _is_name_variant(given, wanted, node))
         ):
             return given
-        taken = {name for other, name in self._names.items() if other != node}
+        taken |= {
+            name
+            for other, name in self._names.items()
+            if other != node and (is_visitor(node) or not is_visitor(other))
+        }
         name = wanted if wanted not in taken else ""
         for variant in _name_variants(wanted, node):
             name = name or (variant if variant not in taken else "")
@@ -93,6 +105,11 @@ class RosterBuilder:
     def forget_name(self, node: NodeId) -> None:
         """Let others have the name of a visitor that left."""
         self._names.pop(node, None)
+
+    def member_names(self) -> set[str]:
+        """Return the names and ids of members."""
+        members = ((n, name) for n, name in self._names.items() if not is_visitor(n))
+        return set(chain.from_iterable(members))
 
     def given_name(self, node: NodeId) -> str | None:
         """Return the name of a node in the mesh, or None."""

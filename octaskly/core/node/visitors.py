@@ -15,7 +15,7 @@ Source: docs/explanation/security.md, "Visitors".
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -27,7 +27,14 @@ from octaskly.core.events import PeerUp
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
-from octaskly.core.model.ids import NO_EPOCH, Epoch, Moment, NodeId
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    AttemptId,
+    Epoch,
+    Moment,
+    NodeId,
+    TaskId,
+)
 from octaskly.core.model.nodes import (
     NO_LOAD,
     NodeInfo,
@@ -35,6 +42,7 @@ from octaskly.core.model.nodes import (
     Role,
     RosterEntry,
 )
+from octaskly.core.model.tasks import DETAIL_CHARS_MAX, TaskSpec
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, MessageValidator
 from octaskly.core.protocol.messages import (
@@ -55,12 +63,16 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
 )
-from octaskly.core.protocol.validity import is_valid_node, is_valid_report
+from octaskly.core.protocol.validity import is_valid_report
 from octaskly.core.protocol.visitor_rules import (
     FROM_VISITOR,
+    LINK_MESSAGES,
     MESSAGES_BURST,
     MESSAGES_PER_S,
     SLOTS_MAX,
+    VOID_ITEM_MESSAGES,
+    bounded_load,
+    is_valid_visitor,
     may_pass,
 )
 
@@ -68,6 +80,7 @@ HEARTBEAT_S = 1.0  #: to each visitor; the network between may be slow
 SILENCE_S = 10.0  #: after which the attempts of a silent visitor run elsewhere
 TIME_UP_REASON = "time is up"
 TOO_MANY_REASON = "too many visitors"
+BUDGETS_MAX = 4 * VISITORS_MAX  #: of visitors that are linked, or were lately
 WAITED_S = 600.0  #: how long a visitor may stay at a member that has no work for it
 
 
@@ -77,12 +90,29 @@ class VisitorView:
 
     info: NodeInfo  #: with its name in the mesh, and no address
     ends_ms: int  #: wall clock; the end of its certificate
+    wanted_name: str  #: that it gave itself
     last_frame_s: float
-    budget: float = MESSAGES_BURST  #: messages that it may send now
     epoch: Epoch = NO_EPOCH  #: in which it said what it runs
-    parts: tuple[Reattach, ...] = ()  #: of a list of attempts that has more
+    part_count: int = 0  #: parts so far of a list of attempts that has more
+    listed: set[tuple[TaskId, AttemptId]] = field(default_factory=set)
+    """The attempts in these parts that it was given."""
     health: HeartbeatOk | None = None
     state: NodeState = NodeState.READY
+
+
+@dataclass(slots=True)
+class _Budget:
+    """Messages that a visitor may send; it stays when its link ends."""
+
+    at_s: float
+    messages: float = MESSAGES_BURST
+
+    def spend(self, messages: float, now: Moment) -> bool:
+        """Count messages; return False if the visitor floods."""
+        passed_s, self.at_s = max(0.0, now.mono_s - self.at_s), now.mono_s
+        full = self.messages + passed_s * MESSAGES_PER_S
+        self.messages = min(MESSAGES_BURST, full) - messages
+        return self.messages >= 0.0
 
 
 class Visitors:
@@ -102,6 +132,7 @@ class Visitors:
         timers: TimerHeap,
     ) -> None:
         self.views: dict[NodeId, VisitorView] = {}
+        self._budgets: dict[NodeId, _Budget] = {}  #: the latest link is last
         self._own_info = own_info
         self._peer_table = peer_table
         self._roster_builder = roster_builder
@@ -126,16 +157,8 @@ class Visitors:
         assert event.visit_ends_ms is not None
         node, info = event.peer, event.peer_hello.node
         effects = self.on_visitor_down(node, "replaced", now)
-        if event.visit_ends_ms <= now.wall_ms:
-            return [*effects, Disconnect(node, TIME_UP_REASON)]
-        if (refusal := self._rotation.link_refusal(node)) is not None:
-            return [*effects, Disconnect(node, refusal)]
-        if len(self.views) >= VISITORS_MAX:
-            return [*effects, Disconnect(node, TOO_MANY_REASON)]
-        if info.id != node or not is_valid_node(info):
-            return effects + self._refuse(node, "node", now)
-        if not 0 < info.slots <= SLOTS_MAX:
-            return effects + self._refuse(node, "slots", now)
+        if (refused := self._refused_link(event, now)) is not None:
+            return effects + refused
         name = self._roster_builder.assign_name(node, info.name)
         leaves_ms = event.visit_ends_ms
         if info.leaves_ms is not None:
@@ -151,6 +174,7 @@ class Visitors:
                 leaves_ms=leaves_ms,
             ),
             ends_ms=event.visit_ends_ms,
+            wanted_name=info.name,
             last_frame_s=now.mono_s,
         )
         self._peer_table.count_change()
@@ -160,6 +184,24 @@ class Visitors:
             LogLine("info", "visitor linked", (("peer", node), ("name", name))),
         ]
         return effects + self._greet(node, now)
+
+    def _refused_link(self, event: PeerUp, now: Moment) -> list[Effect] | None:
+        """Return the refusal of a new link; None if a visitor may have it."""
+        assert event.visit_ends_ms is not None
+        node, info = event.peer, event.peer_hello.node
+        if event.visit_ends_ms <= now.wall_ms:
+            return [Disconnect(node, TIME_UP_REASON)]
+        if (refusal := self._rotation.link_refusal(node)) is not None:
+            return [Disconnect(node, refusal)]
+        if len(self.views) >= VISITORS_MAX:
+            return [Disconnect(node, TOO_MANY_REASON)]
+        if not self._open_budget(node, now).spend(LINK_MESSAGES, now):
+            return self._refuse(node, "flood", now)
+        if info.id != node or not is_valid_visitor(info):
+            return self._refuse(node, "node", now)
+        if not 0 < info.slots <= SLOTS_MAX:
+            return self._refuse(node, "slots", now)
+        return None
 
     def on_visitor_down(self, node: NodeId, reason: str, now: Moment) -> list[Effect]:
         """Remove a visitor whose link ended; its attempts run elsewhere."""
@@ -174,6 +216,14 @@ class Visitors:
         if view.epoch != self._own_epoch():
             return effects
         return effects + self._dispatcher.on_worker_down(node, now)
+
+    def _open_budget(self, node: NodeId, now: Moment) -> _Budget:
+        """Return the budget of a visitor, who may have been here a moment ago."""
+        budget = self._budgets.pop(node, None) or _Budget(now.mono_s)
+        self._budgets[node] = budget
+        if len(self._budgets) > BUDGETS_MAX:
+            del self._budgets[next(n for n in self._budgets if n not in self.views)]
+        return budget
 
     def close_all(self, reason: str, now: Moment) -> list[Effect]:
         """Close the links of all visitors."""
@@ -220,6 +270,7 @@ class Visitors:
         epoch = self._own_epoch()
         if self.views and epoch is not None and self._is_ready(epoch):
             effects += self._send_contacts()
+            effects += self._rename_visitors(now)
             heartbeat = Heartbeat(epoch, now.mono_s)
             if now.mono_s >= self._next_heartbeat_s:
                 self._next_heartbeat_s = now.mono_s + HEARTBEAT_S
@@ -297,7 +348,8 @@ class Visitors:
                 break  # Its link ended within this batch.
             if not may_pass(message, FROM_VISITOR):
                 return effects + self._refuse(node, "visitor", now)
-            if not _spend_budget(view, now):
+            view.last_frame_s = now.mono_s
+            if not self._spend(node, 1.0, now):
                 return effects + self._refuse(node, "flood", now)
             effects += self._on_message(node, view, message, now)
         return effects
@@ -332,12 +384,15 @@ class Visitors:
     ) -> list[Effect]:
         if view.epoch != epoch or message.epoch != epoch:
             return []
-        view.health = message
         self._record_state(view, message.state)
         # Of what a member says of itself, only its load and its credit count.
         health = replace(
-            message, credit=_bounded_credit(view, message.credit), is_merging=False
+            message,
+            credit=_bounded_credit(view, message.credit),
+            load=bounded_load(message.load),
+            is_merging=False,
         )
+        view.health = health
         return self._dispatcher.on_heartbeat_ok(node, health, now)
 
     def _on_reattach(
@@ -349,24 +404,26 @@ class Visitors:
         now: Moment,
     ) -> list[Effect]:
         """Register a visitor as worker; attempts that it was not given are ended."""
-        view.parts = (*view.parts, message)
+        named = [(spec.id, attempt) for attempt, spec in message.running]
+        own = {each for each in named if self._own_spec(node, *each) is not None}
+        unknown = [each for each in named if each not in own]
+        if not self._spend(node, len(unknown) * VOID_ITEM_MESSAGES, now):
+            return self._refuse(node, "flood", now)
+        self._dispatcher.kill_unknown_attempts(node, unknown)
+        view.listed |= own
+        view.part_count += 1
         if message.has_more:
-            too_many = len(view.parts) > REATTACH_PARTS_MAX
+            too_many = view.part_count > REATTACH_PARTS_MAX
             return self._refuse(node, "parts", now) if too_many else []
-        listed = [(a, s.id) for part in view.parts for a, s in part.running]
-        view.parts = ()
         known = [
             (attempt, spec)
-            for attempt, task in listed
-            if (spec := self._dispatcher.assigned_spec(node, task, attempt)) is not None
+            for task, attempt in sorted(view.listed)
+            if (spec := self._own_spec(node, task, attempt)) is not None
         ]
+        view.listed, view.part_count = set(), 0
         view.epoch = epoch
         self._record_state(view, message.state)
         effects = self._dispatcher.on_worker_up(view.info, now)
-        own = {(spec.id, attempt) for attempt, spec in known}
-        self._dispatcher.kill_unknown_attempts(
-            node, [(task, a) for a, task in listed if (task, a) not in own]
-        )
         reattach = Reattach(
             tuple(known), _bounded_credit(view, message.credit), message.state
         )
@@ -387,31 +444,37 @@ class Visitors:
         """
         if view.epoch != epoch or self._dispatcher_transfer.is_in_progress:
             return []
-        if not all(map(is_valid_report, message.reports)):
-            return self._refuse(node, "fact", now)
+        counted: dict[tuple[TaskId, AttemptId], Report] = {}
+        void: list[tuple[TaskId, AttemptId]] = []
+        for report in message.reports:
+            key = report.task, report.attempt
+            spec = self._own_spec(node, *key)
+            if spec is None:
+                if not self._dispatcher.is_unacknowledged(*key):
+                    void.append(key)
+            elif not is_valid_report(report):
+                return self._refuse(node, "fact", now)
+            elif key not in counted:
+                counted[key] = _without_claims(report, spec)
+        excess = len(message.reports) - len(counted)
+        if not self._spend(node, excess * VOID_ITEM_MESSAGES, now):
+            return self._refuse(node, "flood", now)
         if message.state is not None:
             self._record_state(view, message.state)
-        counted: list[Report] = []
-        void: list[Report] = []
-        for report in message.reports:
-            spec = self._dispatcher.assigned_spec(node, report.task, report.attempt)
-            if spec is not None:
-                declared = set(spec.outputs)
-                outputs = tuple(
-                    each for each in report.outcome.outputs if each.path in declared
-                )
-                outcome = replace(report.outcome, outputs=outputs)
-                counted.append(replace(report, outcome=outcome, spec=None))
-            elif not self._dispatcher.is_unacknowledged(report.task, report.attempt):
-                void.append(report)
         credit = _bounded_credit(view, message.credit)
         self._dispatcher.record_results(
-            node, Results(tuple(counted), credit, message.state), now
+            node, Results(tuple(counted.values()), credit, message.state), now
         )
-        if not void:
-            return []
-        items = tuple((report.task, report.attempt) for report in void)
-        return [Send(node, (ResultsOk(items),))]
+        return [Send(node, (ResultsOk(tuple(void)),))] if void else []
+
+    def _own_spec(
+        self, node: NodeId, task: TaskId, attempt: AttemptId
+    ) -> TaskSpec | None:
+        return self._dispatcher.assigned_spec(node, task, attempt)
+
+    def _spend(self, node: NodeId, messages: float, now: Moment) -> bool:
+        """Count what a visitor sends; return False if it floods."""
+        return self._budgets[node].spend(messages, now)
 
     def _record_state(self, view: VisitorView, state: NodeState) -> None:
         if state is not view.state:
@@ -419,6 +482,21 @@ class Visitors:
             self._peer_table.count_change()
 
     # --- The roster.
+
+    def _rename_visitors(self, now: Moment) -> list[Effect]:
+        """Give visitors other names if members have theirs by now."""
+        effects: list[Effect] = []
+        taken = self._roster_builder.member_names()
+        for node, view in self.views.items():
+            if view.info.name not in taken:
+                continue
+            name = self._roster_builder.assign_name(node, view.wanted_name)
+            view.info = replace(view.info, name=name)
+            self._peer_table.count_change()
+            effects.append(RenameNode(node, name))
+            if view.epoch == self._own_epoch():
+                effects += self._dispatcher.on_worker_up(view.info, now)
+        return effects
 
     def roster_entries(self) -> tuple[RosterEntry, ...]:
         """Return the visitors that have said what they run, by name."""
@@ -458,9 +536,14 @@ def _bounded_credit(view: VisitorView, credit: int) -> int:
     return max(0, min(credit, view.info.slots))
 
 
-def _spend_budget(view: VisitorView, now: Moment) -> bool:
-    """Count a message against the rate of a visitor; return False if it floods."""
-    passed_s = max(0.0, now.mono_s - view.last_frame_s)
-    view.budget = min(MESSAGES_BURST, view.budget + passed_s * MESSAGES_PER_S) - 1.0
-    view.last_frame_s = now.mono_s
-    return view.budget >= 0.0
+def _without_claims(report: Report, spec: TaskSpec) -> Report:
+    """Return a report of a visitor without what it does not decide."""
+    declared = set(spec.outputs)
+    outcome = report.outcome
+    outputs = {each.path: each for each in outcome.outputs if each.path in declared}
+    outcome = replace(
+        outcome,
+        outputs=tuple(outputs.values()),
+        detail=outcome.detail[:DETAIL_CHARS_MAX],
+    )
+    return replace(report, outcome=outcome, spec=None)

@@ -7,15 +7,17 @@ table, in both directions, before its fields are decoded; members send what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
+from itertools import chain
 from types import MappingProxyType
-from typing import Final, get_args
+from typing import Final, TypeVar, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from octaskly.core.model.nodes import NodeInfo
+from octaskly.core.model.nodes import LoadSample, NodeInfo
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.protocol.messages import (
     Assign,
@@ -34,6 +36,9 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
 )
+from octaskly.core.protocol.validity import are_printable, is_valid_node
+
+Number = TypeVar("Number", int, float)
 
 
 class Direction(Enum):
@@ -72,6 +77,14 @@ FRAME_BYTES_MAX: Final = 4 << 20  #: of its later frames: the output of an attem
 SLOTS_MAX: Final = 1 << 12  #: of one visitor
 MESSAGES_PER_S: Final = 200.0  #: of one visitor, over a while; more close the link
 MESSAGES_BURST: Final = 2000.0
+LINK_MESSAGES: Final = 20.0  #: messages that a new link counts as
+VOID_ITEM_MESSAGES: Final = 0.125
+"""What an attempt that a visitor was not given counts as, beside its message."""
+CPU_PERCENT_MAX: Final = 100.0
+LOAD1_MAX: Final = 1e4
+MEMORY_MB_MAX: Final = 1 << 30
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+"""As the setting `--name` demands it: others look like those of other nodes."""
 
 
 def _type_number(kind: type[Struct]) -> int:
@@ -96,6 +109,34 @@ TO_VISITOR: Final = message_numbers(Direction.BOTH, Direction.TO_VISITOR)
 def may_pass(message: Message, numbers: frozenset[int]) -> bool:
     """Return True if a message has one of these type numbers."""
     return _type_number(type(message)) in numbers
+
+
+def is_valid_visitor(info: NodeInfo) -> bool:
+    """Return True if a visitor's description of itself can be shown and compared."""
+    words = (*info.gpus, *info.pythons, *chain.from_iterable(info.labels))
+    return (
+        is_valid_node(info)
+        and _NAME.fullmatch(info.name) is not None
+        and are_printable((info.os, info.arch, *words))
+        and max(info.memory_mb, info.cpus) <= MEMORY_MB_MAX
+    )
+
+
+def bounded_load(load: LoadSample) -> LoadSample:
+    """Return a visitor's load within what a machine can have."""
+    free_mb = load.disk_free_mb
+    return LoadSample(
+        cpu_percent=_within(load.cpu_percent, CPU_PERCENT_MAX),
+        load1=_within(load.load1, LOAD1_MAX),
+        memory_used_mb=_within(load.memory_used_mb, MEMORY_MB_MAX),
+        process_mb=_within(load.process_mb, MEMORY_MB_MAX),
+        stalled_percent=_within(load.stalled_percent, CPU_PERCENT_MAX),
+        disk_free_mb=None if free_mb is None else _within(free_mb, MEMORY_MB_MAX),
+    )
+
+
+def _within(number: Number, most: Number) -> Number:
+    return min(max(number, 0), most)
 
 
 def redacted_for_visitor(message: Message) -> Message | None:

@@ -1,0 +1,274 @@
+"""A dispatcher and a visitor whose messages pass the link, but are meant to harm."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from octaskly.core.effects import Append, Disconnect, Effect, Save, Send
+from octaskly.core.events import Event as CoreEvent
+from octaskly.core.events import (
+    LiveLoaded,
+    PeerDown,
+    PeerUp,
+    Persisted,
+    QueuedLoaded,
+    Received,
+    SavedState,
+    TasksSubmitted,
+    TimerFired,
+)
+from octaskly.core.model.drafts import TaskDraft
+from octaskly.core.model.ids import NO_EPOCH, Address, AttemptId, NodeId, TaskId
+from octaskly.core.model.nodes import LoadSample, NodeState, RosterEntry
+from octaskly.core.model.settings import Settings
+from octaskly.core.model.task_options import Requirements, TaskOptions, VisitorRule
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.node.node import Node
+from octaskly.core.node.visitors import BUDGETS_MAX
+from octaskly.core.protocol.messages import (
+    Assign,
+    ClaimOk,
+    Heartbeat,
+    HeartbeatOk,
+    Hello,
+    Message,
+    Probe,
+    Reattach,
+    Report,
+    Results,
+    ResultsOk,
+)
+from octaskly.core.protocol.visitor_rules import (
+    LINK_MESSAGES,
+    MEMORY_MB_MAX,
+    MESSAGES_BURST,
+    VOID_ITEM_MESSAGES,
+)
+from tests.support.builders import node_info, node_moment
+from tests.support.sample_messages import OUTCOME
+
+ME, PAL = NodeId("m" * 16), NodeId("p" * 16)
+VISITOR = NodeId("visitor-" + "v" * 16)
+HOUR_MS = 3_600_000
+FLOOD = Disconnect(VISITOR, "protocol: flood")
+VOID_ITEMS_MAX = int(MESSAGES_BURST / VOID_ITEM_MESSAGES)
+
+
+class Member:
+    """A dispatcher with a disk that answers at once."""
+
+    def __init__(self) -> None:
+        info = replace(node_info("ash", slots=1), id=ME)
+        self.node = Node(Settings(node=info), SavedState())
+        self.now_s = 100.0
+        self.sent: list[Message] = []  #: to the visitor
+        self.feed(TimerFired(0.5))
+        self.run(0.75)
+        self.feed(LiveLoaded(1, ()))
+        self.feed(QueuedLoaded(-1, (), has_more=False))
+        assert self.node.is_dispatcher
+
+    def feed(self, event: CoreEvent) -> list[Effect]:
+        effects = self.node.step(event, node_moment(self.now_s))
+        for effect in tuple(effects):
+            if isinstance(effect, Append | Save):
+                effects += self.feed(Persisted(effect.number))
+            elif isinstance(effect, Send) and effect.peer == VISITOR:
+                self.sent += effect.messages
+        return effects
+
+    def run(self, for_s: float) -> None:
+        until_s = self.now_s + for_s
+        while self.now_s < until_s:
+            due_s = max(self.node.deadline(), self.now_s + 0.001)
+            self.now_s = min(due_s, until_s)
+            self.feed(TimerFired(0.5))
+
+    def visit(self, node: NodeId = VISITOR, **lies: object) -> list[Effect]:
+        """Link a visitor."""
+        info = replace(node_info("guest"), id=node)
+        hello = Hello(node=replace(info, **lies), epoch=NO_EPOCH, dispatcher=None)
+        now = node_moment(self.now_s)
+        ends_ms = now.wall_ms + HOUR_MS
+        up = PeerUp(node, self.node.hello(now), hello, Address("10.0.0.2", 1))
+        return self.feed(replace(up, visit_ends_ms=ends_ms))
+
+    def attach(self) -> None:
+        """Link the visitor, and make it a worker."""
+        self.visit()
+        self.run(1.5)
+        assert any(isinstance(message, Heartbeat) for message in self.sent)
+        assert FLOOD not in self.say(Reattach((), 2, NodeState.READY))
+
+    def say(self, *messages: Message) -> list[Effect]:
+        return self.feed(Received(VISITOR, messages))
+
+    def assign(self) -> tuple[AttemptId, TaskSpec]:
+        """Submit a task that a visitor may run, and return the visitor's attempt."""
+        for suffix, rule in (
+            ("00000001", VisitorRule.NEVER),
+            ("00000002", VisitorRule.ALLOWED),
+        ):
+            options = TaskOptions(requires=Requirements(visitors=rule))
+            draft = TaskDraft("true", options=options)
+            self.feed(TasksSubmitted(1, (draft,), "ana", (suffix,), (None,)))
+        ((item,),) = [m.items for m in self.sent if isinstance(m, Assign)]
+        return item
+
+    def listed(self) -> RosterEntry:
+        """Return the visitor in the roster."""
+        self.run(1.5)
+        roster = self.node.roster
+        assert roster is not None
+        (entry,) = roster.visitors
+        return entry
+
+
+@pytest.fixture
+def member() -> Member:
+    return Member()
+
+
+def attempts(count: int) -> tuple[tuple[AttemptId, TaskSpec], ...]:
+    """Return attempts that no visitor was given."""
+    return tuple(
+        (AttemptId(1, 1, n + 1, 1), TaskSpec(TaskId(f"t{n}"), "true"))  # type: ignore[arg-type]
+        for n in range(count)
+    )
+
+
+def test_a_list_of_attempts_that_never_ends_is_cut_off(member: Member) -> None:
+    """Its parts would fill the memory: a thousand, each of megabytes."""
+    member.attach()
+    part = Reattach(attempts(4000), 2, NodeState.READY, has_more=True)
+
+    answers = [member.say(part) for _ in range(VOID_ITEMS_MAX // 4000 + 1)]
+
+    assert sum(FLOOD in effects for effects in answers) == 1
+
+
+def test_reports_of_what_it_was_not_given_count_as_messages(member: Member) -> None:
+    """One message may have 65 000 of them, which take longer to refuse than to send."""
+    member.attach()
+    reports = [Report(spec.id, attempt, OUTCOME) for attempt, spec in attempts(16_001)]
+
+    assert FLOOD in member.say(Results(tuple(reports), 2))
+    assert not any(isinstance(message, ResultsOk) for message in member.sent)
+
+
+def test_repeated_reports_of_its_own_attempt_count_as_messages(member: Member) -> None:
+    """Only the first in a message can be meant."""
+    member.attach()
+    attempt, spec = member.assign()
+    report = Report(spec.id, attempt, OUTCOME)
+
+    assert FLOOD in member.say(Results((report,) * 16_001, 2))
+
+
+def test_few_reports_of_what_runs_elsewhere_by_now_are_acknowledged(
+    member: Member,
+) -> None:
+    """An honest visitor comes back with the ends of all its slots."""
+    member.attach()
+    reports = [Report(spec.id, attempt, OUTCOME) for attempt, spec in attempts(4096)]
+
+    assert FLOOD not in member.say(Results(tuple(reports), 2))
+    (ok,) = [message for message in member.sent if isinstance(message, ResultsOk)]
+    assert len(ok.items) == 4096
+
+
+def test_a_new_link_does_not_renew_what_a_visitor_may_send(member: Member) -> None:
+    """Otherwise it would dial again before each flood is noticed."""
+    member.attach()
+    probes = [Probe(ME, 0.0)] * (int(MESSAGES_BURST) - 100)
+    assert FLOOD not in member.say(*probes)
+    member.feed(PeerDown(VISITOR, "eof"))
+    assert FLOOD not in member.visit()
+
+    assert FLOOD in member.say(*probes)
+
+
+def test_links_count_as_messages(member: Member) -> None:
+    """Each takes time, and lines in the log."""
+    links = int(MESSAGES_BURST / LINK_MESSAGES) + 1
+
+    answers = [member.visit() for _ in range(links)]
+
+    assert [FLOOD in effects for effects in answers].index(True) == links - 1
+
+
+def test_a_crowd_of_visitors_does_not_displace_one_that_stays(member: Member) -> None:
+    """What a visitor has sent is forgotten only after its link has ended."""
+    member.attach()
+
+    for n in range(BUDGETS_MAX + 1):
+        guest = NodeId(f"visitor-{n}")
+        member.visit(guest)
+        member.feed(PeerDown(guest, "eof"))
+
+    assert FLOOD not in member.say(Probe(ME, 0.0))
+
+
+@pytest.mark.parametrize("name", ["ash", ME])
+def test_a_visitor_does_not_get_the_name_or_the_id_of_a_member(
+    member: Member, name: str
+) -> None:
+    """Tasks, drains and revocations name nodes by either."""
+    member.visit(name=name)
+    member.run(1.5)
+    member.say(Reattach((), 2, NodeState.READY))
+
+    assert member.listed().name == f"{name}-visi"
+
+
+def test_a_member_gets_the_name_that_a_visitor_has(member: Member) -> None:
+    """The visitor came first, to get the tasks for that member."""
+    member.visit(name="oak")
+    member.run(1.5)
+    member.say(Reattach((), 2, NodeState.READY))
+    assert member.listed().name == "oak"
+    info = replace(node_info("oak", slots=1), id=PAL)
+    hello = Hello(node=info, epoch=NO_EPOCH, dispatcher=None)
+    own = member.node.hello(node_moment(member.now_s))
+
+    member.feed(PeerUp(PAL, own, hello, Address("10.0.0.3", 1)))
+    reattach = Reattach((), 1, NodeState.READY)
+    member.feed(Received(PAL, (ClaimOk(member.node.epoch, ()), reattach)))
+
+    assert member.listed().name == "oak-visi"
+    assert member.node.roster is not None
+    assert "oak" in [each.name for each in member.node.roster.members]
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"name": ""},
+        {"name": "аsh"},  # noqa: RUF001  # Its first letter is Cyrillic.
+        {"name": "a b"},
+        {"labels": (("gpu", "\x1b[2J"),)},
+        {"gpus": ("\x07",)},
+        {"pythons": ("\u202e3.13",)},
+        {"os": "li\nnux"},
+        {"memory_mb": MEMORY_MB_MAX + 1},
+        {"cpus": 1 << 60},
+    ],
+    ids=str,
+)
+def test_a_description_that_cannot_be_shown_is_refused(
+    member: Member, lies: dict[str, object]
+) -> None:
+    """Names look like other names, and control characters change a terminal."""
+    assert Disconnect(VISITOR, "protocol: node") in member.visit(VISITOR, **lies)
+
+
+def test_the_load_of_a_visitor_is_what_a_machine_can_have(member: Member) -> None:
+    """It would fill lines of `octaskly nodes`, and show negative memory."""
+    member.attach()
+    epoch = member.node.epoch
+    lie = LoadSample(1e300, -1e300, -(1 << 60), 1 << 60, 1e9, -1)
+
+    member.say(HeartbeatOk(epoch, 0.0, NodeState.READY, 2, lie))
+
+    assert member.listed().load == LoadSample(100.0, 0, 0, MEMORY_MB_MAX, 100.0, 0)
