@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
@@ -128,12 +128,18 @@ class PieceDownload:
         self._candidates = deque(find_holders())
         self._missed, self._look_again_s = 0, self._clock.now().mono_s + LOOK_AGAIN_S
         with ThreadPoolExecutor(at_once, thread_name_prefix="blob-pieces") as threads:
+            workers: list[Future[None]] = []
+
+            def start_worker() -> None:
+                workers.append(threads.submit(self._work, find_holders))
+                workers[-1].add_done_callback(self._notify)
+
             try:
-                workers = [threads.submit(self._work, find_holders)]
+                start_worker()
                 while not all(worker.done() for worker in workers):
                     if len(workers) < min(at_once, self._useful_holders()):
-                        workers.append(threads.submit(self._work, find_holders))
-                    self._hash_or_wait()
+                        start_worker()
+                    self._hash_or_wait(workers)
             finally:
                 # An error ends the other threads, too.
                 self._fatal = self._fatal or HolderUnreachable("the fetch has ended")
@@ -175,12 +181,14 @@ class PieceDownload:
         missing = upload.piece_count - self.piece_count
         return min(HOLDERS_MAX, -(-missing // PIECES_PER_HOLDER))
 
-    def _hash_or_wait(self) -> None:
-        """Hash what has arrived; else wait until more has."""
+    def _hash_or_wait(self, workers: Sequence[Future[None]]) -> None:
+        """Hash what has arrived; else wait until more has, or a worker is done."""
         with self._changed:
             upload = self._upload
             if upload is None or not upload.has_piece(upload.first_missing):
-                self._changed.wait(LOOK_AGAIN_S)
+                # One that is done from here on notifies after the wait has begun.
+                if not all(worker.done() for worker in workers):
+                    self._changed.wait(LOOK_AGAIN_S)
                 return
         upload.hash_next()
 
@@ -194,9 +202,10 @@ class PieceDownload:
                 self._use_holder(holder, buffer)
         except FileQuotaExceeded as error:
             self._fatal = error
-        finally:
-            with self._changed:
-                self._changed.notify_all()
+
+    def _notify(self, _worker: Future[None]) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _next_holder(self, find_holders: HolderLookup) -> Holder | None:
         """Return a holder to ask; None once there is nothing more to do."""
