@@ -18,6 +18,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Final, NamedTuple
 
 from octaskly.errors import OctasklyError
@@ -28,6 +29,7 @@ from octaskly.files.tree_tar import TarEntry
 STATE_PREFIX: Final = ".octaskly-fetch-"  #: of the file with the state of a fetch
 ID_CHARS_MAX: Final = 100
 PARTIAL_PREFIX: Final = ".octaskly-"  #: of files that are not complete
+NAME_BYTES_MAX: Final = 255  #: as in all file systems of Linux
 READ_BYTES: Final = 1 << 20
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._~-]")
@@ -185,7 +187,7 @@ class HomeFolder:
             sha256: Digest of the file; None for a link.
         """
         if self._is_kept(path, dir_fd, place, sha256):
-            place += self._suffix
+            place = self._name_beside(place)
             self.kept.append(KeptFile(path, _sibling(path, place)))
         try:
             os.rename(name, place, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -197,9 +199,10 @@ class HomeFolder:
     def local_error(self, path: str, error: OSError) -> FetchError:
         """Return the error of this machine's disk or folders."""
         if error.errno in _DISK_ERRORS:
+            to = "" if self.folder == Path() else f" --to {quote(str(self.folder))}"
             return FetchError(
                 f"the disk of this machine has no space for {path}",
-                hint=f"octaskly fetch {self.task}    when there is space",
+                hint=f"octaskly fetch {self.task}{to}    when there is space",
             )
         reason = error.strerror or str(error)
         return FetchError(f"{self.folder / path} cannot be written: {reason}")
@@ -234,8 +237,10 @@ class HomeFolder:
                 may_follow = self._declared.names("/".join(names[: index + 1]))
                 below_fd = _enter(fd, name, may_follow=may_follow)
                 if below_fd is None:
-                    names[index] = name + self._suffix
-                    self._keep_folder("/".join(path.split("/")[: index + 1]))
+                    names[index] = self._name_beside(name)
+                    self._keep_folder(
+                        "/".join(path.split("/")[: index + 1]), names[index]
+                    )
                     below_fd = _enter_folder(fd, names[index])
                 elif may_follow and _is_link(fd, name):
                     followed = index + 1
@@ -247,8 +252,17 @@ class HomeFolder:
             raise
         return _Parent(fd, names, followed)
 
-    def _keep_folder(self, path: str) -> None:
-        kept = KeptFile(path, path + self._suffix)
+    def _name_beside(self, name: str) -> str:
+        """Return the name beside a local one that is kept; no other has the same."""
+        room_bytes = NAME_BYTES_MAX - len(self._suffix)
+        data = os.fsencode(name)  # A link may have named it.
+        if len(data) <= room_bytes:
+            return name + self._suffix
+        end = f"-{hashlib.sha256(data).hexdigest()[:16]}{self._suffix}"
+        return data[: NAME_BYTES_MAX - len(end)].decode(errors="ignore") + end
+
+    def _keep_folder(self, path: str, name: str) -> None:
+        kept = KeptFile(path, _sibling(path, name))
         if kept not in self.kept:
             self.kept.append(kept)
 

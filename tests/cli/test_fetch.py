@@ -481,6 +481,24 @@ def test_a_full_disk_here_is_said_and_nothing_is_half_done(
     assert re.fullmatch(expected, found), done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_the_hint_about_a_full_disk_names_the_folder(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Without it, the outputs would come into the folder where it is typed."""
+    done = in_small_folder(
+        agent,
+        home,
+        "octaskly run --scratch --out a -- 'head -c 700000 /dev/zero >a';"
+        " head -c 500000 /dev/zero >ballast; octaskly fetch last --to 'my dir'",
+    )
+
+    assert done.returncode == 1
+    (hint,) = [line for line in done.stderr.splitlines() if "hint" in line]
+    expected = r"  hint: octaskly fetch task-\S+ --to 'my dir'    when there is space"
+    assert re.fullmatch(expected, hint), done.stderr
+
+
 SLOW = """
 import os, signal, sys
 from octaskly.cli import main

@@ -148,6 +148,25 @@ def test_a_local_file_that_changed_since_it_was_sent_is_kept(tmp_path: Path) -> 
     assert fetched.kept == (KeptFile("edited", f"edited.octaskly-{ID}"),)
 
 
+def test_a_local_file_with_the_longest_name_is_kept(tmp_path: Path) -> None:
+    """The names of fetched ones are shorter, valid text, and differ."""
+    home = tmp_path / "home"
+    home.mkdir()
+    names = ["é" * 127 + "a", "é" * 127 + "b"]
+    for name in names:
+        (home / name).write_text(name)
+    data = archive(tmp_path, dict.fromkeys(names, "new"))
+
+    fetched = unpack(home, data, *names, sent=dict.fromkeys(names, "as it was sent"))
+
+    assert [kept.path for kept in fetched.kept] == names
+    places = {kept.saved_as for kept in fetched.kept}
+    assert len(places) == 2
+    assert texts_in(home) == {name: name for name in names} | dict.fromkeys(
+        places, "new"
+    )
+
+
 def test_something_in_the_way_is_kept(tmp_path: Path) -> None:
     """A folder, a file in place of a folder, a link, a pipe."""
     home, away = tmp_path / "home", tmp_path / "away"
