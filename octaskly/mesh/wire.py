@@ -21,12 +21,15 @@ from octaskly.core.protocol.messages import (
     ITEMS_MAX,
     PROTOCOL_VERSION,
     Assign,
+    AssignRanges,
     Entries,
     Hello,
     HelloOk,
     Kill,
     Message,
     PackedMessage,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     Replicate,
     Results,
@@ -47,16 +50,22 @@ MESSAGE_NUMBERS_END: Final = 100
 
 _BATCHES: Final[dict[type, str]] = {
     Assign: "items",
+    AssignRanges: "items",
     Kill: "items",
     Results: "reports",
     ResultsOk: "items",
+    RangeResults: "items",
+    RangeResultsOk: "items",
     Reattach: "running",
 }
 """Batch messages: the field that may be split over several messages."""
 
 _LARGE: Final[dict[type[Struct], str]] = {
     Assign: "items",
+    AssignRanges: "items",
     Results: "reports",
+    RangeResults: "items",
+    RangeResultsOk: "items",
     Reattach: "running",
     Entries: "entries",
     Replicate: "entries",

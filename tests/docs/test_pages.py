@@ -38,6 +38,7 @@ GLOSSARY = [
     "holder",
     "lender",
     "array",
+    "range",
     "attempt",
     "admission",
     "backoff",

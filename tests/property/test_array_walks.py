@@ -162,5 +162,6 @@ def test_every_member_ends_or_never_starts(seed: int) -> None:
         assert array.progress is not None
         assert array.cancelled_by or not array.progress.remaining_runs
     queue = world.dispatch._queue
-    assert queue.tasks == {}
+    assert queue.tasks.count == 0
+    assert not queue.tasks.ranges
     assert queue.lanes.queued == 0

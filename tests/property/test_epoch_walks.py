@@ -152,7 +152,8 @@ def test_every_accepted_task_ends_and_none_runs_after_its_end(
     world = walk.world
     assert all(world.durable[task].state.is_final for task in world.accepted)
     assert all(world.durable[task].cancelled_by for task in world.cancelled)
-    assert world.dispatch._queue.tasks == {}
+    assert world.dispatch._queue.tasks.count == 0
+    assert not world.dispatch._queue.tasks.ranges
     assert world.dispatch._queue.lanes.queued == 0
 
 

@@ -226,7 +226,8 @@ def test_every_accepted_task_ends_and_frees_its_resources_despite_failovers(
 
     assert all(world.durable[task].state.is_final for task in world.accepted)
     queue, pool = world.dispatch._queue, world.dispatch._pool
-    assert queue.tasks == {}
+    assert queue.tasks.count == 0
+    assert not queue.tasks.ranges
     for node in world.workers:
         granted, worker = queue.granted_resources(node), pool._workers[node]
         assert (granted.slots, granted.memory_mb, granted.gpus) == (0, 0, 0)

@@ -177,7 +177,8 @@ class Scope(FailoverModel):
         for task in self.accepted:
             self._check_final(self.durable[task])
         queue, pool = self.dispatch._queue, self.dispatch._pool
-        assert not queue.tasks, f"kept in memory: {queue.tasks}"
+        assert not queue.tasks.count, f"kept in memory: {queue.tasks}"
+        assert not queue.tasks.ranges
         for node in self.workers:
             assert pool._workers[node].outstanding == 0, f"{node} lost room"
 

@@ -138,7 +138,8 @@ class DispatcherMachine(RuleBasedStateMachine):
             if task in world.cancelled:
                 assert world.durable[task].cancelled_by is not None
         assert all(not linked.here for linked in world.workers.values())
-        assert world.dispatch._queue.tasks == {}
+        assert world.dispatch._queue.tasks.count == 0
+        assert not world.dispatch._queue.tasks.ranges
         assert world.dispatch._queue.lanes.queued == 0
 
 

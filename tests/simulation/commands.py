@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from octaskly.core.events import AttemptsEnded
 from octaskly.core.log.facts import Unblocked
@@ -44,6 +47,8 @@ class Commands:
     """The commands of all machines."""
 
     failing_share = 0.0  #: share of commands that fail
+    batch_s = 0.0
+    """Longest wait of a result for others; if not 0, results have durations, too."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -51,6 +56,8 @@ class Commands:
         self.started: list[Started] = []
         #: attempts that started before their parents ended
         self.early: list[TaskId] = []
+        self._batches: dict[tuple[NodeId, int], list[Report]] = {}
+        """Results that wait for others, by machine and life of its process."""
 
     def run(
         self,
@@ -178,5 +185,25 @@ class Commands:
             exit_code=code,
             stdout=f"{machine.id} {key[1]}".encode(),
         )
+        if self.batch_s:
+            self._add_to_batch(machine, key, outcome)
+            return
         report = Report(task=key[0], attempt=key[1], outcome=outcome)
         self._world.feed(machine, AttemptsEnded((report,)))
+
+    def _add_to_batch(
+        self, machine: Machine, key: tuple[TaskId, AttemptId], outcome: Outcome
+    ) -> None:
+        """Report an end with a usual duration, together with those that follow soon."""
+        mean_s = sum(self.duration_s) / 2
+        outcome = replace(outcome, duration_ms=int(mean_s * 1000))
+        place = (machine.id, machine.life)
+        if place not in self._batches:
+            wait_s = self._world.random.uniform(0.0, self.batch_s)
+            self._world.later(machine, wait_s, partial(self._flush, machine, place))
+        report = Report(task=key[0], attempt=key[1], outcome=outcome)
+        self._batches.setdefault(place, []).append(report)
+
+    def _flush(self, machine: Machine, place: tuple[NodeId, int]) -> None:
+        reports = self._batches.pop(place)
+        self._world.feed(machine, AttemptsEnded(tuple(reports)))

@@ -39,7 +39,6 @@ from octaskly.core.protocol.messages import (
     Replicate,
     ReplicateOk,
     Report,
-    Results,
     ResultsOk,
     Snapshot,
 )
@@ -51,6 +50,7 @@ from octaskly.core.replication.pending_acks import PendingAcks, WhenReplicated
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replication.standby_appends import Standby
 from octaskly.core.scheduling import task_queue
+from octaskly.core.scheduling.live_ranges import LIVE, LiveRange
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
 from octaskly.core.worker.worker import Worker
@@ -71,6 +71,7 @@ from tests.simulation.kinds.failovers import (
     run_slept,
     run_starved,
 )
+from tests.simulation.kinds.ranges import run_ranges
 from tests.simulation.kinds.snapshots import (
     run_half_left,
 )
@@ -83,6 +84,7 @@ from tests.simulation.kinds.tormented import (
     run_updated,
 )
 from tests.simulation.store.disk import Disk
+from tests.support.attempts_in_messages import reported_keys
 
 FAR = 1 << 62  #: a number that no append reaches
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -183,9 +185,9 @@ def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
 
     def hasty(self: Node, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
         effects = real(self, peer, message, now)
-        if isinstance(message, Results) and self._dispatcher.is_active:
-            items = tuple((r.task, r.attempt) for r in message.reports)
-            effects.append(Send(peer, (ResultsOk(items),)))
+        keys = reported_keys(message)
+        if keys and self._dispatcher.is_active:
+            effects.append(Send(peer, (ResultsOk(tuple(keys)),)))
         return effects
 
     patch.setattr(Node, "_on_message", hasty)
@@ -555,6 +557,17 @@ def running_members_survive_a_cancel(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DispatchStep, "cancel_live_members", lambda *_: [])
 
 
+def ended_members_of_ranges_run_again(patch: pytest.MonkeyPatch) -> None:
+    """A range that is split takes its members that succeeded for running ones."""
+    real = LiveRange.task_at
+
+    def forgetful(self: LiveRange, offset: int) -> QueuedTask:
+        self.states[offset] = LIVE
+        return real(self, offset)
+
+    patch.setattr(LiveRange, "task_at", forgetful)
+
+
 Hunt = Callable[[int], object]
 
 
@@ -630,6 +643,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (ends_count_during_a_pull, run_failing),
     (tasks_run_without_their_stdin, run_freed),
     (running_members_survive_a_cancel, run_cut_off),
+    (ended_members_of_ranges_run_again, run_ranges),
 )
 """Each bug, with a kind of world in which it shows."""
 FIRST: dict[Plant, int] = {

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from octaskly.core.log.facts import Finished, Submitted, TaskCancelled
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import NodeId, TaskId
-from octaskly.core.protocol.messages import Message, ResultsOk
+from octaskly.core.protocol.messages import Message
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
+from tests.support.attempts_in_messages import acknowledged_keys
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -76,9 +77,8 @@ class Promises:
     def on_arrival(self, messages: tuple[Message, ...]) -> None:
         """Note the results that workers were allowed to delete."""
         for message in messages:
-            if isinstance(message, ResultsOk):
-                for task, attempt in message.items:
-                    self.make((Finished, task, attempt))
+            for task, attempt in acknowledged_keys(message):
+                self.make((Finished, task, attempt))
 
     def cancelled_as(self, task: TaskId) -> tuple[Kept, ...]:
         """Return the fact by which some disk shows a task as cancelled, if any.

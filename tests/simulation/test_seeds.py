@@ -34,6 +34,7 @@ from tests.simulation.kinds.failovers import (
     run_starved,
 )
 from tests.simulation.kinds.holdings import run_holdings
+from tests.simulation.kinds.ranges import run_ranges
 from tests.simulation.kinds.snapshots import (
     run_half_followed,
     run_half_joined,
@@ -239,6 +240,13 @@ def test_new_dispatcher_waits_for_starts_known_to_a_slow_node(seed: int) -> None
 def test_confirmed_cancel_never_turns_into_a_success(seed: int) -> None:
     """The task had just ended, and the dispatcher that confirmed the cancel is dead."""
     run_cancelled(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_members_of_ranges_end_as_single_tasks_do(seed: int) -> None:
+    """Whatever fails, is cancelled or moves while workers run and report them."""
+    run_ranges(seed)
 
 
 @pytest.mark.slow

@@ -187,6 +187,7 @@ def outcome(
     return Outcome(
         state=state,
         reason=reason,
+        exit_code=0 if state is AttemptState.OK else None,
         duration_ms=duration_ms,
         stdout=stdout,
         detail=detail,

@@ -60,9 +60,12 @@ from octaskly.core.model.tasks import AttemptState, Outcome, TaskSpec, TaskState
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
+    AssignRanges,
     HeartbeatOk,
     Kill,
     Message,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     Report,
     Results,
@@ -73,6 +76,7 @@ from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult, TasksAccepted
 from octaskly.core.worker.worker import Worker
 from tests.support import builders
+from tests.support.attempts_in_messages import acknowledged_keys
 
 LIMITS = Limits(window_tasks=4, load_tasks=2, prefetch=3, lanes=4, lane_tasks=3)
 NODES = {
@@ -286,7 +290,7 @@ class DispatcherModel:
         """Deliver the oldest message of a worker."""
         message = self.workers[node].up.popleft()
         match message:
-            case Results():
+            case Results() | RangeResults():
                 effects = self.dispatch.on_results(node, message, self.now)
             case Reattach():
                 effects = self.dispatch.on_reattach(node, message, self.now)
@@ -304,11 +308,11 @@ class DispatcherModel:
         match message:
             case EpochBegan(epoch):
                 effects = worker.attach(self.me, epoch, self.now)
-            case DispatchMessage():
+            case DispatchMessage() | AssignRanges():
                 effects = worker.on_assign(self.me, message, self.now)
             case Kill():
                 effects = worker.on_kill(message, self.now)
-            case ResultsOk():
+            case ResultsOk() | RangeResultsOk():
                 effects = worker.on_results_ok(message, self.now)
             case _:
                 raise AssertionError(message)
@@ -441,10 +445,9 @@ class DispatcherModel:
                 self.workers[sender].up.extend(messages)
             return
         for message in messages:
-            if isinstance(message, ResultsOk):
-                for task, attempt in message.items:
-                    ends = {a.id: a.state for a in self.durable[task].attempts}
-                    assert not ends[attempt].is_live, "acknowledged, but not durable"
+            for task, attempt in acknowledged_keys(message):
+                ends = {a.id: a.state for a in self.durable[task].attempts}
+                assert not ends[attempt].is_live, "acknowledged, but not durable"
         if self.workers[peer].is_linked:
             self.workers[peer].down.extend(messages)
 

@@ -16,6 +16,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.model.arrays import MemberRange, RangeMembers
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.keyring_state import (
     KeyringState,
@@ -23,6 +24,7 @@ from octaskly.core.model.keyring_state import (
     KeyringTransfer,
 )
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState, Role, RosterEntry
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import (
     AttemptState,
     EndReason,
@@ -32,6 +34,7 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.protocol.messages import (
     Assign,
+    AssignRanges,
     Claim,
     ClaimOk,
     ClaimRejected,
@@ -45,10 +48,14 @@ from octaskly.core.protocol.messages import (
     HelloOk,
     Kill,
     Leave,
+    MemberSuccess,
     Message,
     Probe,
     ProbeOk,
     Pull,
+    RangeReport,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     RecordBatch,
     Redirect,
@@ -94,6 +101,16 @@ OUTCOME = Outcome(
     stderr_bytes=7,
     outputs=(OutputFile("out.txt", None),),
     detail="why",
+)
+ARRAY = TaskSpec(
+    id=TASK,
+    command="echo {}",
+    ord=(50 << 56) + 99,
+    options=TaskOptions(array=ArraySpec(count=3, first=9, step=2)),
+)
+MEMBERS = RangeMembers(TASK, 9, 2, ATTEMPT, (0, 2))
+SUCCESS = MemberSuccess(
+    1_700_000_000_200, 1_700_000_000_300, 100, b"\x00\xff", b"", 2, 0, 1, None
 )
 LOAD = LoadSample(12.5, 0.25, 900, 60)
 ENTRIES = (
@@ -158,9 +175,12 @@ MESSAGES: tuple[Message, ...] = (
     Pull(VECTOR),
     Entries(ENTRIES, WRITERS, True, VECTOR),
     Assign(EPOCH, ((ATTEMPT, SPEC),)),
+    AssignRanges(EPOCH, (MemberRange(ARRAY, 4, ATTEMPT),)),
     Kill(EPOCH, ((TASK, ATTEMPT),)),
     Results((Report(task=TASK, attempt=ATTEMPT, outcome=OUTCOME, spec=SPEC),), 5),
     ResultsOk(((TASK, ATTEMPT),)),
+    RangeResults((RangeReport(MEMBERS, (SUCCESS, SUCCESS)),), 5),
+    RangeResultsOk((MEMBERS,)),
     Reattach(((ATTEMPT, SPEC),), 5, NodeState.DRAINING),
     HeldBlobs((1 << 59, 7), (8,)),
     Contacts(

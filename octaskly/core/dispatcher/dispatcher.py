@@ -50,6 +50,9 @@ from octaskly.core.model.tree_sizes import TreeSizes
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
     HeldBlobs,
+    RangeReport,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     Report,
     Results,
@@ -173,7 +176,7 @@ class Dispatcher:
         self, node: NodeId, task_id: TaskId, attempt: AttemptId
     ) -> TaskSpec | None:
         """Return the task of a live attempt of a node; None if it has no such one."""
-        task = self._queue.tasks_by_node.get(node, {}).get(task_id)
+        task = self._queue.tasks.held_task(node, task_id)
         return None if task is None or task.attempt != attempt else task.spec
 
     def is_unacknowledged(self, task: TaskId, attempt: AttemptId) -> bool:
@@ -335,18 +338,25 @@ class Dispatcher:
         """Note the sizes of a tree that tasks name."""
         self._step.locality.add_tree(sha256, sizes)
 
-    def on_results(self, node: NodeId, message: Results, now: Moment) -> list[Effect]:
+    def on_results(
+        self, node: NodeId, message: Results | RangeResults, now: Moment
+    ) -> list[Effect]:
         """Record how attempts ended; acknowledge and announce when that is safe."""
         self.record_results(node, message, now)
         return self.commit_results(now)
 
-    def record_results(self, node: NodeId, message: Results, now: Moment) -> None:
+    def record_results(
+        self, node: NodeId, message: Results | RangeResults, now: Moment
+    ) -> None:
         """Record how attempts ended; `commit_results` follows in the same step."""
         if not self.is_active:
             return  # The worker keeps them and tells the next dispatcher.
         self._pool.set_credit(node, message.credit)
         self._has_results = True
-        if message.reports:
+        if isinstance(message, RangeResults):
+            recorded = self._record_members(node, message.items, now)
+            self._when_results_replicated.append(recorded)
+        elif message.reports:
             recorded = self._record_reports(node, message.reports, now)
             self._when_results_replicated.append(recorded)
 
@@ -368,11 +378,29 @@ class Dispatcher:
         """Record how attempts of one worker ended; return what is done when safe."""
         for report in reports:
             self._outcome_recorder.record_report(node, report, now)
+        items = tuple((report.task, report.attempt) for report in reports)
+        return self._acknowledgement(node, items, ResultsOk(items))
+
+    def _record_members(
+        self, node: NodeId, reports: Sequence[RangeReport], now: Moment
+    ) -> WhenReplicated:
+        """Record successes of members of ranges; return what is done when safe."""
+        items: list[tuple[TaskId, AttemptId]] = []
+        for report in reports:
+            items += self._outcome_recorder.record_members(node, report, now)
+        ok = RangeResultsOk(tuple(report.members for report in reports))
+        return self._acknowledgement(node, items, ok)
+
+    def _acknowledgement(
+        self,
+        node: NodeId,
+        items: Sequence[tuple[TaskId, AttemptId]],
+        ok: ResultsOk | RangeResultsOk,
+    ) -> WhenReplicated:
+        """Give the worker room again; return what is done when its reports are safe."""
         self._pool.set_held(
             node, self.outstanding(node), self._queue.granted_resources(node)
         )
-        items = tuple((report.task, report.attempt) for report in reports)
-        ok = Send(node, (ResultsOk(items),))
 
         def acknowledge(_: Moment, replicas: int) -> list[Effect]:
             # The worker keeps what only this disk holds, if that shall not do, or if
@@ -381,7 +409,7 @@ class Dispatcher:
             if replicas == 1 and not may_be_alone:
                 return []
             self._outcome_recorder.mark_acknowledged(items)
-            return [ok]
+            return [Send(node, (ok,))]
 
         return acknowledge
 

@@ -13,8 +13,8 @@ from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
-from octaskly.core.model.tasks import AttemptState, EndReason
-from octaskly.core.protocol.messages import Report
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
+from octaskly.core.protocol.messages import RangeReport, Report
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 
 AttemptKey = tuple[TaskId, AttemptId]
@@ -56,7 +56,7 @@ class OutcomeRecorder:
         lists some ended attempts as running. These must end once more.
         """
         step, key = self._step, (report.task, report.attempt)
-        task = self._queue.tasks.get(report.task)
+        task = self._queue.tasks.take_reported(report.task, report.attempt, node)
         is_live = _is_live_attempt(task, node, report.attempt)
         if key in self._unacknowledged and not is_live:
             return
@@ -70,6 +70,38 @@ class OutcomeRecorder:
             step.write_end(task, report.attempt, node, outcome)
         if outcome.outputs:
             step.locality.note_outputs(report.task, node, outcome)
+
+    def record_members(
+        self, node: NodeId, report: RangeReport, now: Moment
+    ) -> list[AttemptKey]:
+        """Record successes of members of one range; return their attempts.
+
+        Those that the worker holds by this range are recorded together, the others
+        like any other report: a member may have been cancelled or given up.
+        """
+        members = report.members
+        live = self._queue.tasks.range_of(members, node)
+        if live is None:
+            keys = members.attempt_keys()
+        else:
+            keys = [(live.ids[at], live.attempts[at]) for at in members.offsets]
+        ended: list[tuple[int, Outcome]] = []
+        ended_keys: list[AttemptKey] = []
+        others: list[Report] = []
+        for key, offset, success in zip(
+            keys, members.offsets, report.successes, strict=True
+        ):
+            if live is not None and live.is_live(offset):
+                ended.append((offset, success.outcome))
+                ended_keys.append(key)
+            else:
+                others.append(Report(*key, success.outcome))
+        if live is not None and ended:
+            self._unacknowledged.update(ended_keys)
+            self._step.end_members(live, ended)
+        for other in others:
+            self.record_report(node, other, now)
+        return keys
 
     def _add_unread_task(self, report: Report) -> QueuedTask:
         """Add a task that this epoch has not read; it is read after this step."""

@@ -378,7 +378,7 @@ class Reconciler:
         )
 
     def _tasks_held_by(self, node: NodeId) -> list[QueuedTask]:
-        return list(self._queue.tasks_by_node.get(node, {}).values())
+        return self._queue.tasks.held_by(node)
 
 
 def _live_attempts(record: TaskRecord) -> list[Attempt]:

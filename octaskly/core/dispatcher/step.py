@@ -7,7 +7,7 @@ queue and the worker pool. `dispatcher` decides which facts are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
 from octaskly.core.dispatcher import task_rules
@@ -25,7 +25,9 @@ from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
     MAX_FAILS_CANCELLER,
+    MemberRange,
     has_too_many_failures,
+    part_of_array,
     split_member_id,
 )
 from octaskly.core.model.ids import (
@@ -44,12 +46,14 @@ from octaskly.core.model.tree_sizes import HoldersByBlob
 from octaskly.core.protocol.messages import (
     KNOWN_BLOBS_MAX,
     Assign,
+    AssignRanges,
     Kill,
     Message,
 )
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
+from octaskly.core.scheduling.live_ranges import LiveRange, PlannedRange, RangePlan
 from octaskly.core.scheduling.locality import Locality
 from octaskly.core.scheduling.matching import Matcher
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
@@ -65,6 +69,7 @@ def worker_messages(
     epoch: Epoch,
     kills: Mapping[NodeId, Sequence[tuple[TaskId, AttemptId]]],
     batches: Mapping[NodeId, Sequence[Assignment]],
+    ranges: Mapping[NodeId, Sequence[MemberRange]],
     bytes_max: int,
     holders_of: HoldersOf,
 ) -> list[Effect]:
@@ -74,6 +79,7 @@ def worker_messages(
         epoch: The dispatcher's epoch.
         kills: Attempts that are to end.
         batches: Attempts that are to begin.
+        ranges: Members of arrays that are to begin after these attempts.
         bytes_max: Of attempts in one message, as the bound on frames asks for.
         holders_of: Returns the nodes that have the blobs of a task.
     """
@@ -84,6 +90,8 @@ def worker_messages(
         messages.setdefault(node, []).extend(
             _assign_messages(epoch, items, bytes_max, holders_of)
         )
+    for node, members in ranges.items():
+        messages.setdefault(node, []).extend(_range_messages(epoch, members, bytes_max))
     return [Send(node, tuple(parts)) for node, parts in messages.items()]
 
 
@@ -107,6 +115,20 @@ def _assign_messages(
         holders.update(found)
     messages.append(Assign(epoch, tuple(items[start:]), tuple(holders.items())))
     return messages
+
+
+def _range_messages(
+    epoch: Epoch, items: Sequence[MemberRange], bytes_max: int
+) -> Iterator[Message]:
+    part: list[MemberRange] = []
+    size = 0
+    for item in items:
+        size += item.array.size_bytes
+        if part and size > bytes_max:
+            yield AssignRanges(epoch, tuple(part))
+            part, size = [], item.array.size_bytes
+        part.append(item)
+    yield AssignRanges(epoch, tuple(part))
 
 
 class DispatchStep:
@@ -133,7 +155,7 @@ class DispatchStep:
         self._message_bytes = limits.entries_bytes
         self._journal = journal
         self._replication = replication
-        self._pinned_tasks: list[QueuedTask] = []
+        self._pinned_tasks: list[QueuedTask | LiveRange] = []
         self._ended_tasks: list[TaskId] = []
         self._has_ended_tasks = False
         self._kills: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
@@ -165,7 +187,7 @@ class DispatchStep:
         if task is None or task.stage is not Stage.LIVE or task.node is None:
             return False
         slots = self.pool.slots(task.node)
-        held = self.queue.tasks_by_node[task.node].values()
+        held = self.queue.tasks.held_in_order(task.node)
         before = takewhile(lambda other: other is not task, held)
         return 0 < slots <= sum(other.slots for other in before)
 
@@ -188,8 +210,8 @@ class DispatchStep:
         has_ended_tasks, self._has_ended_tasks = self._has_ended_tasks, False
         return has_ended_tasks
 
-    def pin_until_durable(self, task: QueuedTask) -> None:
-        """Keep the task in hand until what this step writes is durable."""
+    def pin_until_durable(self, task: QueuedTask | LiveRange) -> None:
+        """Keep a task or a range in hand until what this step writes is durable."""
         self._pinned_tasks.append(task)
 
     def kill_live_attempt(self, task: QueuedTask) -> None:
@@ -326,6 +348,23 @@ class DispatchStep:
             term = self.epoch.term if is_verdict else 0
         self.write(task, Finished(task.spec.id, attempt, node, outcome, term))
 
+    def end_members(self, live: LiveRange, ends: Sequence[tuple[int, Outcome]]) -> None:
+        """Write the successes of live members of a range.
+
+        Each decides its task, as by `write_end`: there was no end or cancel before.
+        """
+        ids, attempts, node, term = live.ids, live.attempts, live.node, self.epoch.term
+        self.facts += [
+            Finished(ids[offset], attempts[offset], node, outcome, term)
+            for offset, outcome in ends
+        ]
+        offsets = [offset for offset, _ in ends]
+        ended = [ids[offset] for offset in offsets]
+        self.queue.end_members(live, offsets)
+        self.pin_until_durable(live)
+        self.note_changed(ended)
+        self.announce_ended(ended)
+
     def decide(self, task: QueuedTask) -> None:
         """Write the verdict that the facts about a task ask for, if any."""
         verdict = task_rules.next_verdict(task.record, self.epoch.term)
@@ -461,15 +500,20 @@ class DispatchStep:
         """
         effects: list[Effect] = []
         self.pool.wall_ms = now.wall_ms
-        batches = self._assign_queued(now) if self.is_assigning else {}
+        batches: dict[NodeId, list[Assignment]] = {}
+        ranges: dict[NodeId, list[MemberRange]] = {}
+        if self.is_assigning:
+            batches, ranges = self._assign_queued(now)
+        self._pinned_tasks += self.queue.tasks.pop_changed()
         if self.facts:
             effects.append(self._journal.append(self.facts, now))
             self.facts = []
-        if self._kills or batches:
+        if self._kills or batches or ranges:
             effects += worker_messages(
                 self.epoch,
                 self._kills,
                 batches,
+                ranges,
                 self._message_bytes,
                 self.locality.holders_of,
             )
@@ -502,10 +546,17 @@ class DispatchStep:
 
         return durable
 
-    def _assign_queued(self, now: Moment) -> dict[NodeId, list[Assignment]]:
-        """Give queued tasks to workers that have room, the oldest first."""
+    def _assign_queued(
+        self, now: Moment
+    ) -> tuple[dict[NodeId, list[Assignment]], dict[NodeId, list[MemberRange]]]:
+        """Give queued tasks to workers that have room, the oldest first.
+
+        Returns:
+            The attempts for each worker, and the members that it gets by ranges.
+        """
         queue, pool = self.queue, self.pool
         batches: dict[NodeId, list[Assignment]] = {}
+        plan = RangePlan(self._message_bytes)
         for task in queue.next_excluding_tasks():
             excluded = (
                 *task.nodes_lacking_inputs,
@@ -521,8 +572,33 @@ class DispatchStep:
             if node is not None:
                 self._assign_task(task, node, batches)
         for task, node in self.matcher.match_tasks(now):
-            self._assign_task(task, node, batches)
-        return batches
+            if task.remaining is None:
+                self._assign_task(task, node, batches)
+            else:
+                position = queue.array_queue.take_position(task)
+                shares = queue.turns.charge(task.flow, 1)
+                plan.add_member(task, position, node, shares)
+        ranges: dict[NodeId, list[MemberRange]] = {}
+        for planned in plan.ranges():
+            self._assign_range(planned, ranges)
+        return batches, ranges
+
+    def _assign_range(
+        self, planned: PlannedRange, ranges: dict[NodeId, list[MemberRange]]
+    ) -> None:
+        """Give members of an array, which were never assigned, to a worker."""
+        array, node, position = planned.array, planned.node, planned.position
+        seq = self._journal.next_seq + len(self.facts)  # That of the first `Assigned`.
+        attempt = AttemptId(self.epoch.term, self.stream, seq, 1)
+        live = LiveRange(planned, attempt, self.epoch.term)
+        self.queue.tasks.add_range(live)
+        self.facts += [
+            Assigned(task_id, of_member, node)
+            for task_id, of_member in zip(live.ids, live.attempts, strict=True)
+        ]
+        part = part_of_array(array.spec, position, planned.count)
+        members = MemberRange(part, position, attempt)
+        ranges.setdefault(node, []).append(members)
 
     def _assign_task(
         self, task: QueuedTask, node: NodeId, batches: dict[NodeId, list[Assignment]]
@@ -532,7 +608,7 @@ class DispatchStep:
         attempt = AttemptId(self.epoch.term, self.stream, seq, number)
         if task.spec.id in self.queue.tasks:
             self.queue.assign(task, attempt, node)
-        else:  # A member, out of its array.
+        else:  # A member, out of an array whose members do not go by ranges.
             self.queue.adopt(task, attempt, node)
         task.is_worker_confirmed = True
         self.facts.append(Assigned(task.spec.id, attempt, node))

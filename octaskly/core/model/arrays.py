@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import sha256
+from itertools import pairwise
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from octaskly.core.model import placeholders
-from octaskly.core.model.field_types import Count, Millis
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.field_types import COUNT_MAX, Count, Millis
+from octaskly.core.model.ids import TASK_ID_CHARS_MAX, AttemptId, TaskId
 from octaskly.core.model.task_options import ArraySpec, InputTree, shape_of
 from octaskly.core.model.tasks import LaneKey, TaskSpec, TaskState
 
@@ -30,6 +31,7 @@ MEMBER_NUMBER_MAX: Final = 999_999_999
 ITEM_BYTES_MAX: Final = 65_536
 ITEMS_BYTES_MAX: Final = 4 << 20  #: per array, because an array travels in one frame
 RUNS_MAX: Final = 10_000  #: ranges of an array's members in one read
+RANGE_MAX: Final = 1024  #: members of one `MemberRange`; a worker gets fewer at once
 ITEM_VARIABLE: Final = "OCTASKLY_ITEM"
 INDEX_VARIABLE: Final = "OCTASKLY_INDEX"
 ITEM_DIGEST_PLACEHOLDER: Final = "{sha256}"  #: in the folders of a tree
@@ -80,6 +82,103 @@ class ArrayProgress(Struct, frozen=True, array_like=True):
         return self.queued + self.running + ended
 
 
+class MemberRange(Struct, frozen=True, array_like=True):
+    """Consecutive members of an array that one worker gets together.
+
+    Each has its own attempt. The attempts follow each other in the log, so their
+    sequence numbers do, too.
+    """
+
+    array: TaskSpec  #: with these members only, and their items
+    position: Count  #: of the first member in the whole array
+    attempt: AttemptId  #: of the first member
+
+    @property
+    def count(self) -> int:
+        """Number of members."""
+        return 0 if self.array.array is None else self.array.array.count
+
+    def members(self) -> Iterator[tuple[AttemptId, TaskSpec]]:
+        """Yield the members in order, with their attempts."""
+        part = self.array.array
+        assert part is not None
+        for offset in range(part.count):
+            position = self.position + offset
+            spec = spec_of_member(
+                self.array, part.number(offset), position, part.item(offset)
+            )
+            yield attempt_at(self.attempt, offset), spec
+
+
+class RangeMembers(Struct, frozen=True, array_like=True):
+    """Some members of a `MemberRange`, and their attempts."""
+
+    array: TaskId
+    number: Count  #: of the first member of the range
+    step: Count  #: from one member's number to the next
+    attempt: AttemptId  #: of the first member of the range
+    offsets: Annotated[tuple[Count, ...], Meta(max_length=RANGE_MAX)]
+    """Places of the members in the range, from 0, in order."""
+
+    def attempt_keys(self) -> list[tuple[TaskId, AttemptId]]:
+        """Return the id and the attempt of each member."""
+        number, step, first = self.number, self.step, self.attempt
+        return [
+            (member_id(self.array, number + step * offset), attempt_at(first, offset))
+            for offset in self.offsets
+        ]
+
+
+def attempt_at(first: AttemptId, offset: int) -> AttemptId:
+    """Return the attempt that is `offset` entries of the log after `first`."""
+    return AttemptId(first.term, first.stream, first.seq + offset, first.n)
+
+
+def part_of_array(array: TaskSpec, position: int, count: int) -> TaskSpec:
+    """Return the spec of an array with `count` of its members only."""
+    whole = array.array
+    assert whole is not None
+    assert array.options is not None
+    part = replace(
+        whole,
+        count=count,
+        first=whole.number(position),
+        items=whole.items[position : position + count],
+    )
+    return replace(array, options=replace(array.options, array=part))
+
+
+def is_valid_range(members: MemberRange) -> bool:
+    """Return True if a worker can be given these members of an array."""
+    array = members.array.array
+    if array is None or not is_valid_array(array) or array.count > RANGE_MAX:
+        return False
+    last = array.number(array.count - 1)
+    return _are_ids_valid(members.array.id, last, members.attempt, array.count)
+
+
+def are_valid_members(members: RangeMembers) -> bool:
+    """Return True if these can be members of one range, each named once."""
+    offsets = members.offsets
+    if not offsets or members.step < 1:
+        return False
+    is_ordered = all(a < b for a, b in pairwise(offsets))
+    last = members.number + members.step * offsets[-1]
+    return (
+        is_ordered
+        and offsets[-1] < RANGE_MAX
+        and _are_ids_valid(members.array, last, members.attempt, offsets[-1] + 1)
+    )
+
+
+def _are_ids_valid(array: TaskId, last: int, attempt: AttemptId, count: int) -> bool:
+    """Return True if the ids up to the last member and its attempt are in bounds."""
+    if last > MEMBER_NUMBER_MAX or attempt.seq + count >= COUNT_MAX:
+        return False
+    member = member_id(array, last)
+    return len(member) <= TASK_ID_CHARS_MAX and split_member_id(member) == (array, last)
+
+
 class RemainingMembers:
     """The members of an array that were never assigned, as ranges of positions."""
 
@@ -101,12 +200,16 @@ class RemainingMembers:
 
     def remove(self, position: int) -> None:
         """Remove a position, if present."""
+        self.remove_run(position, position)
+
+    def remove_run(self, start: int, end: int) -> None:
+        """Remove the positions from `start` to `end`, as far as they are present."""
         self._runs = deque(
             run
             for first, last in self._runs
             for run in (
-                ((first, position - 1), (position + 1, last))
-                if first <= position <= last
+                ((first, start - 1), (end + 1, last))
+                if first <= end and start <= last
                 else ((first, last),)
             )
             if run[0] <= run[1]
@@ -178,11 +281,25 @@ def member_spec(
     """
     array_spec = array.array
     position = None if array_spec is None else array_spec.position(number)
-    if array_spec is None or position is None or array.options is None:
+    if array_spec is None or position is None:
         return None
     item = array_spec.item(position) if item is None else item
+    return spec_of_member(array, number, position, item)
+
+
+def spec_of_member(array: TaskSpec, number: int, position: int, item: str) -> TaskSpec:
+    """Return the spec of a member of an array.
+
+    Args:
+        array: The spec of the array; which other members it has does not matter.
+        number: The number of the member.
+        position: The position of the member in the whole array.
+        item: The item of the member.
+    """
+    options = array.options
+    assert options is not None
     own = ((INDEX_VARIABLE, str(number)), (ITEM_VARIABLE, item))
-    env = tuple(sorted(array.options.env + own))
+    env = tuple(sorted(options.env + own)) if options.env else own
     return replace(
         array,
         id=member_id(array.id, number),
@@ -192,12 +309,12 @@ def member_spec(
         inputs=_member_paths(array.inputs, item, position),
         outputs=_member_paths(array.outputs, item, position),
         options=replace(
-            array.options,
+            options,
             env=env,
             array=None,
             after=None,
             notify_url="",
-            tree=_member_tree(array.options.tree, item),
+            tree=_member_tree(options.tree, item),
         ),
     )
 
@@ -218,6 +335,8 @@ def item_digest(item: str) -> str:
 
 def _member_paths(paths: tuple[str, ...], item: str, position: int) -> tuple[str, ...]:
     """Return the paths of a member, without duplicates."""
+    if not paths:
+        return ()
     filled = (placeholders.fill_path(path, item, position) for path in paths)
     return tuple(dict.fromkeys(filled))
 

@@ -27,6 +27,8 @@ That of a visitor has `VISITOR_PREFIX` before it.
 VISITOR_PREFIX: Final = "visitor-"
 """Start of the ids of visitors. No member's id has it, as base32 has no hyphen."""
 
+TASK_ID_CHARS_MAX: Final = 96
+
 TaskId = NewType("TaskId", Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,96}\Z")])
 """Id of a task in the log: its name, `[A-Za-z0-9._-]{1,64}`, if a node generated it.
 

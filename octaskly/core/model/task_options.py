@@ -224,22 +224,25 @@ class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
         pairs = self.labels + self.env
         if self.requires is not None:
             pairs += self.requires.labels
-        return (
-            sum(len(name) + len(value) + PAIR_CHARS for name, value in pairs)
-            + len(self.name)
-            + len(self.call)
-            + len(self.cwd)
-            + len(self.notify_url)
-            + len(self.stdin)
-            + (0 if self.freed_stdin is None else len(self.freed_stdin.sha256))
-            + (0 if self.array is None else self.array.items_bytes // CHAR_BYTES)
-            + len(self.retry_of)
-            + sum(map(len, self.after.tasks if self.after else ()))
-            + sum(len(c.sha256 + c.node) for c in (self.tree, self.stdin_file) if c)
-            + sum(map(len, self.tree.folders if self.tree else ()))
-            + sum(len(f.name + f.sha256) for f in (self.same_folder,) if f)
-            + sum(map(len, self.outputs_of))
-        )
+        chars = len(self.name) + len(self.call) + len(self.cwd) + len(self.retry_of)
+        chars += len(self.notify_url) + len(self.stdin)
+        # Each member of an array has its size computed, so no sums over nothing.
+        for name, value in pairs:
+            chars += len(name) + len(value) + PAIR_CHARS
+        if self.freed_stdin is not None:
+            chars += len(self.freed_stdin.sha256)
+        if self.array is not None:
+            chars += self.array.items_bytes // CHAR_BYTES
+        if self.after is not None:
+            chars += sum(map(len, self.after.tasks))
+        for blob in (self.tree, self.stdin_file):
+            if blob is not None:
+                chars += len(blob.sha256) + len(blob.node)
+        if self.tree is not None:
+            chars += sum(map(len, self.tree.folders))
+        if self.same_folder is not None:
+            chars += len(self.same_folder.name) + len(self.same_folder.sha256)
+        return chars + sum(map(len, self.outputs_of))
 
 
 def requires_of(options: TaskOptions | None) -> Requirements | None:

@@ -22,15 +22,25 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import AttemptsEnded, Event, Received
 from octaskly.core.log.facts import Assigned, Finished
+from octaskly.core.model.arrays import RangeMembers
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.timer_heap import Timer, TimerHeap
-from octaskly.core.protocol.messages import Results, ResultsOk
+from octaskly.core.protocol.messages import (
+    Message,
+    PackedMessage,
+    RangeResults,
+    RangeResultsOk,
+    Results,
+    ResultsOk,
+    ack_messages,
+)
 
 REPORT_WAIT_S: Final = 0.002
 """At most 4 % of a task of 50 ms. Workers prefetch tasks that are shorter."""
@@ -53,7 +63,7 @@ class Gathering:
         self._appends: list[Append] = []
         self._appends_bytes = 0
         self._appends_due_s = math.inf
-        self._acks: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
+        self._acks: dict[NodeId, _Acks] = {}
         self._acks_due_s = math.inf
 
     def hold_report(self, event: Event, now: Moment, *, may_wait: bool) -> bool:
@@ -93,10 +103,10 @@ class Gathering:
 
     def with_ack(self, effect: Send) -> Send:
         """Return a message, with the acknowledgement that waits for one."""
-        items = self._acks.pop(effect.peer, None)
-        if items is None:
+        acks = self._acks.pop(effect.peer, None)
+        if acks is None:
             return effect
-        return Send(effect.peer, (ResultsOk(tuple(items)), *effect.messages))
+        return Send(effect.peer, (*acks.messages(), *effect.messages))
 
     def take_due(self, now: Moment, *, may_wait: bool) -> list[Effect]:
         """Remove and return what has waited long enough; else set the timer."""
@@ -105,8 +115,7 @@ class Gathering:
             effects += self.take_writes()
         if not may_wait or self._acks_due_s <= now.mono_s:
             effects += [
-                Send(peer, (ResultsOk(tuple(items)),))
-                for peer, items in self._acks.items()
+                Send(peer, acks.messages()) for peer, acks in self._acks.items()
             ]
             self._acks.clear()
             self._acks_due_s = math.inf
@@ -134,14 +143,15 @@ class Gathering:
         return True
 
     def _hold_ack(self, effect: Send, now: Moment) -> bool:
-        message = effect.messages[0]
-        is_lone_ack = isinstance(message, ResultsOk) and len(effect.messages) == 1
-        if not is_lone_ack or not self._are_many_arriving(now):
+        is_ack = all(
+            isinstance(message, ResultsOk | RangeResultsOk)
+            for message in effect.messages
+        )
+        if not is_ack or not self._are_many_arriving(now):
             return False
-        assert isinstance(message, ResultsOk)
         if not self._acks:
             self._acks_due_s = now.mono_s + ACK_WAIT_S
-        self._acks.setdefault(effect.peer, []).extend(message.items)
+        self._acks.setdefault(effect.peer, _Acks()).add(effect.messages)
         return True
 
     def _are_many_arriving(self, now: Moment) -> bool:
@@ -149,8 +159,35 @@ class Gathering:
         return len(times) == times.maxlen and now.mono_s - times[0] <= GATHER_S
 
 
+class _Acks:
+    """The acknowledgements for one worker that wait."""
+
+    def __init__(self) -> None:
+        self._single: list[tuple[TaskId, AttemptId]] = []
+        self._members: list[RangeMembers] = []
+
+    def add(self, messages: Sequence[Message | PackedMessage]) -> None:
+        """Add the acknowledgements of a message to the worker."""
+        for message in messages:
+            if isinstance(message, ResultsOk):
+                self._single += message.items
+            else:
+                assert isinstance(message, RangeResultsOk)
+                self._members += message.items
+
+    def messages(self) -> tuple[Message, ...]:
+        """Return what is to be sent."""
+        return ack_messages(self._single, self._members)
+
+
 def _is_report(event: Event) -> bool:
     """Return True if an event says nothing but how attempts ended."""
     if isinstance(event, Received):
-        return all(isinstance(m, Results) and m.reports for m in event.messages)
+        return all(map(_has_reports, event.messages))
     return isinstance(event, AttemptsEnded)
+
+
+def _has_reports(message: Message) -> bool:
+    if isinstance(message, RangeResults):
+        return True
+    return isinstance(message, Results) and bool(message.reports)

@@ -16,6 +16,7 @@ from octaskly.core.effects import Effect, LogLine
 from octaskly.core.events import PeerUp
 from octaskly.core.log.facts import Entry, Floor
 from octaskly.core.membership.peer_table import PeerTable
+from octaskly.core.model.arrays import are_valid_members
 from octaskly.core.model.hlc import hlc_of_latest_remote
 from octaskly.core.model.ids import (
     Epoch,
@@ -33,8 +34,10 @@ from octaskly.core.model.keyring_state import (
 )
 from octaskly.core.model.nodes import NodeInfo, RosterEntry
 from octaskly.core.protocol.messages import (
+    ITEMS_MAX,
     PROTOCOL_PREFIX,
     Assign,
+    AssignRanges,
     Claim,
     ClaimOk,
     Entries,
@@ -44,6 +47,8 @@ from octaskly.core.protocol.messages import (
     Kill,
     Message,
     Pull,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     RecordBatch,
     Redirect,
@@ -56,9 +61,11 @@ from octaskly.core.protocol.messages import (
 )
 from octaskly.core.protocol.validity import (
     are_printable,
+    is_assignable_range,
     is_valid_attempt,
     is_valid_fact,
     is_valid_node,
+    is_valid_range_report,
     is_valid_report,
     is_valid_row,
     is_valid_vector,
@@ -71,9 +78,21 @@ REATTACH_PARTS_MAX: Final = 1024  #: parts of one `Reattach`
 LOGGED_MAX: Final = 1024
 
 _DispatcherMessages = (
-    Heartbeat | Claim | Roster | Assign | Kill | Transfer | Replicate | RecordBatch
+    Heartbeat
+    | Claim
+    | Roster
+    | Assign
+    | AssignRanges
+    | Kill
+    | Transfer
+    | Replicate
+    | RecordBatch
 )
 """Messages that only a dispatcher sends, in its own epoch."""
+
+_WorkMessage = (
+    Results | Assign | Reattach | AssignRanges | RangeResults | RangeResultsOk
+)
 
 
 class MessageValidator:
@@ -105,7 +124,14 @@ class MessageValidator:
                 return code or _check_vectors(vector)
             case Entries() | Snapshot() | Replicate() | ReplicateOk():
                 return self._check_log_message(peer, message, term)
-            case Results() | Assign() | Reattach():
+            case (
+                Results()
+                | Assign()
+                | Reattach()
+                | AssignRanges()
+                | RangeResults()
+                | RangeResultsOk()
+            ):
                 return self._check_work_message(peer, message)
             case RecordBatch() | KeyringStatus() | KeyringTransfer():
                 return _check_broadcast(message)
@@ -278,20 +304,29 @@ class MessageValidator:
 
     # --- Work.
 
-    def _check_work_message(
-        self, peer: NodeId, message: Results | Assign | Reattach
-    ) -> str | None:
-        if isinstance(message, Results):
-            is_sane = all(map(is_valid_report, message.reports))
-        else:
-            items = message.items if isinstance(message, Assign) else message.running
-            is_sane = all(is_valid_attempt(spec) for _, spec in items)
-        if not is_sane:
+    def _check_work_message(self, peer: NodeId, message: _WorkMessage) -> str | None:
+        if not _is_sane_work(message):
             return "fact"
         view = self._peer_table.peers.get(peer)
         return (
             "parts" if view and len(view.reattach_parts) >= REATTACH_PARTS_MAX else None
         )
+
+
+def _is_sane_work(message: _WorkMessage) -> bool:
+    """Return True if a correct node could send these attempts or reports."""
+    match message:
+        case Results(reports):
+            return all(map(is_valid_report, reports))
+        case Assign(items=items) | Reattach(running=items):
+            return all(is_valid_attempt(spec) for _, spec in items)
+        case AssignRanges(items=ranges):
+            are_valid = all(map(is_assignable_range, ranges))
+            return are_valid and sum(each.count for each in ranges) <= ITEMS_MAX
+        case RangeResults(items=range_reports):
+            return all(map(is_valid_range_report, range_reports))
+        case RangeResultsOk(items=members):
+            return all(map(are_valid_members, members))
 
 
 def _check_addresses(message: Message) -> str | None:

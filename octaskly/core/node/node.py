@@ -90,6 +90,7 @@ from octaskly.core.protocol.messages import (
     LEFT_REASON,
     STOPPING_REASON,
     Assign,
+    AssignRanges,
     Claim,
     ClaimOk,
     ClaimRejected,
@@ -106,6 +107,8 @@ from octaskly.core.protocol.messages import (
     Probe,
     ProbeOk,
     Pull,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     RecordBatch,
     Redirect,
@@ -545,19 +548,19 @@ class Node:
         """
         claim_handlers = self._claim_handlers
         match message:
-            case Assign(epoch) | Kill(epoch) | RecordBatch(epoch) if (
-                self._is_stale_epoch(epoch)
-            ):
+            case (
+                Assign(epoch) | AssignRanges(epoch) | Kill(epoch) | RecordBatch(epoch)
+            ) if self._is_stale_epoch(epoch):
                 # Rule I7 applies as soon as a higher epoch is known. The worker gets
                 # the epoch only once it is durable.
                 return claim_handlers.reject_stale_dispatcher(peer)
             case Heartbeat():
                 return self._on_heartbeat(peer, message, now)
-            case Assign():
+            case Assign() | AssignRanges():
                 return self._worker.on_assign(peer, message, now)
             case Kill():
                 return self._worker.on_kill(message, now)
-            case ResultsOk():
+            case ResultsOk() | RangeResultsOk():
                 return self._worker.on_results_ok(message, now)
             case RecordBatch():
                 # Records are valid in every epoch.
@@ -565,7 +568,7 @@ class Node:
                 return self._dispatcher.record_writer.on_record_batch(message)
             case Roster():
                 return self._on_roster(peer, message, now)
-            case HeartbeatOk() | Results() | Reattach() | HeldBlobs():
+            case HeartbeatOk() | Results() | RangeResults() | Reattach() | HeldBlobs():
                 return self._handlers.worker_messages.on_worker_message(
                     peer, message, now
                 )

@@ -18,6 +18,7 @@ from octaskly.core.node.pause_fencing import PauseFencing
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
     HeldBlobs,
+    RangeResults,
     Reattach,
     Results,
 )
@@ -40,7 +41,7 @@ class WorkerMessages:
     def on_worker_message(
         self,
         peer: NodeId,
-        message: HeartbeatOk | Results | Reattach | HeldBlobs,
+        message: HeartbeatOk | Results | RangeResults | Reattach | HeldBlobs,
         now: Moment,
     ) -> list[Effect]:
         """Handle a message of a peer, or of this node's own worker."""
@@ -53,12 +54,13 @@ class WorkerMessages:
         if isinstance(message, HeldBlobs):
             dispatcher.on_held_blobs(peer, message)
             return []
-        if view is not None and message.state is not None:
-            self.peer_table.record_state(view, message.state)
+        state = None if isinstance(message, RangeResults) else message.state
+        if view is not None and state is not None:
+            self.peer_table.record_state(view, state)
         match message:
             case HeartbeatOk():
                 return self._on_heartbeat_ok(peer, message, dispatcher_epoch.epoch, now)
-            case Results():
+            case Results() | RangeResults():
                 if self.dispatcher_transfer.is_in_progress:
                     return []  # The log must not grow while a successor catches up.
                 dispatcher.record_results(peer, message, now)

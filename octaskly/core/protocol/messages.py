@@ -7,6 +7,7 @@ A node that has seen a higher epoch replies with it and ignores the message.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -18,10 +19,13 @@ from octaskly.core.log.retired_streams import (
     NONE_RETIRED,
     RetiredSummary,
 )
+from octaskly.core.model.arrays import RANGE_MAX, MemberRange, RangeMembers
 from octaskly.core.model.field_types import (
+    Blob,
     Count,
     Float,
     Int,
+    Millis,
     Port,
     Text,
 )
@@ -45,6 +49,8 @@ from octaskly.core.model.nodes import (
     RosterEntry,
 )
 from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
     Outcome,
     TaskSpec,
 )
@@ -293,6 +299,13 @@ class Assign(Struct, frozen=True, array_like=True, tag=14):
     """Nodes that have the blobs that these attempts need."""
 
 
+class AssignRanges(Struct, frozen=True, array_like=True, tag=32):
+    """Run these members of arrays, as if `Assign` listed each of them."""
+
+    epoch: Epoch
+    items: Annotated[tuple[MemberRange, ...], Meta(max_length=ITEMS_MAX)]
+
+
 class Kill(Struct, frozen=True, array_like=True, tag=15):
     """Kill these attempts, with all their processes."""
 
@@ -307,6 +320,77 @@ class Report(Struct, frozen=True, array_like=True):
     attempt: AttemptId
     outcome: Outcome
     spec: TaskSpec | None = None
+
+
+class MemberSuccess(Struct, frozen=True, array_like=True):
+    """The outcome of a member that succeeded, without output files; see `Outcome`."""
+
+    started_ms: Millis | None
+    ended_ms: Millis | None
+    duration_ms: Millis | None
+    stdout: Blob = b""
+    stderr: Blob = b""
+    stdout_bytes: Count = 0
+    stderr_bytes: Count = 0
+    cpu_ms: Millis | None = None
+    memory_max_kb: Count | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The same as an outcome."""
+        return Outcome(
+            AttemptState.OK,
+            EndReason.EXIT,
+            0,
+            None,
+            self.started_ms,
+            self.ended_ms,
+            self.duration_ms,
+            self.stdout,
+            self.stderr,
+            self.stdout_bytes,
+            self.stderr_bytes,
+            (),
+            "",
+            self.cpu_ms,
+            self.memory_max_kb,
+        )
+
+
+def member_success(end: Outcome) -> MemberSuccess | None:
+    """Return an outcome in the form of `RangeReport`; None if that cannot hold it."""
+    success = MemberSuccess(
+        end.started_ms,
+        end.ended_ms,
+        end.duration_ms,
+        end.stdout,
+        end.stderr,
+        end.stdout_bytes,
+        end.stderr_bytes,
+        end.cpu_ms,
+        end.memory_max_kb,
+    )
+    return success if success.outcome == end else None
+
+
+class RangeReport(Struct, frozen=True, array_like=True):
+    """How members of one range succeeded, in the order of their offsets."""
+
+    members: RangeMembers
+    successes: Annotated[tuple[MemberSuccess, ...], Meta(max_length=RANGE_MAX)]
+
+
+class RangeResults(Struct, frozen=True, array_like=True, tag=33):
+    """Successes of members of ranges; `Results` has those that are sent again."""
+
+    items: Annotated[tuple[RangeReport, ...], Meta(max_length=ITEMS_MAX)]
+    credit: Int  #: as in HeartbeatOk
+
+
+class RangeResultsOk(Struct, frozen=True, array_like=True, tag=34):
+    """The same as ResultsOk, for members of ranges."""
+
+    items: Annotated[tuple[RangeMembers, ...], Meta(max_length=ITEMS_MAX)]
 
 
 class Results(Struct, frozen=True, array_like=True, tag=16):
@@ -387,9 +471,12 @@ Message = (
     | Entries
     | Snapshot
     | Assign
+    | AssignRanges
     | Kill
     | Results
     | ResultsOk
+    | RangeResults
+    | RangeResultsOk
     | Reattach
     | HeldBlobs
     | Contacts
@@ -400,3 +487,12 @@ Message = (
     | RecordBatch
     | KeyringMessage
 )
+
+
+def ack_messages(
+    items: Sequence[tuple[TaskId, AttemptId]], members: Sequence[RangeMembers]
+) -> tuple[Message, ...]:
+    """Return the acknowledgements of results, and of results of members of ranges."""
+    single = (ResultsOk(tuple(items)),) if items else ()
+    ranges = (RangeResultsOk(tuple(members)),) if members else ()
+    return single + ranges

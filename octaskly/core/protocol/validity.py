@@ -23,7 +23,7 @@ from octaskly.core.model.ids import VectorItems
 from octaskly.core.model.nodes import NodeInfo, RosterEntry
 from octaskly.core.model.task_options import is_stdin_freed
 from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
-from octaskly.core.protocol.messages import Report
+from octaskly.core.protocol.messages import RangeReport, Report
 
 
 def is_valid_fact(fact: Fact) -> bool:
@@ -62,6 +62,17 @@ def is_valid_spec(spec: TaskSpec) -> bool:
 def is_valid_attempt(spec: TaskSpec) -> bool:
     """Return True if a correct dispatcher could assign this task to a worker."""
     return is_valid_spec(spec) and not is_stdin_freed(spec.options)
+
+
+def is_assignable_range(members: arrays.MemberRange) -> bool:
+    """Return True if a correct dispatcher could assign these members to a worker."""
+    return is_valid_attempt(members.array) and arrays.is_valid_range(members)
+
+
+def is_valid_range_report(report: RangeReport) -> bool:
+    """Return True if a correct worker could send this report."""
+    has_all = len(report.successes) == len(report.members.offsets)
+    return has_all and arrays.are_valid_members(report.members)
 
 
 def is_valid_outcome(outcome: Outcome) -> bool:

@@ -10,7 +10,6 @@ rest after too many failures.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 
 from msgspec.structs import replace
 
@@ -26,6 +25,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.task_table import TaskTable
 
 COUNTED_ARRAYS_MAX = (
     10_000  #: arrays outside the queue whose failures are still counted
@@ -40,9 +40,23 @@ def new_queued_task(spec: TaskSpec) -> QueuedTask:
     return task
 
 
-def merge_array_record(
-    task: QueuedTask, record: TaskRecord, members: Iterable[QueuedTask]
-) -> None:
+def goes_by_range(spec: TaskSpec) -> bool:
+    """Return True if workers get the members of an array by ranges.
+
+    Then they need not be looked at one by one before they are assigned: any worker may
+    run any of them, and none has its inputs.
+    """
+    options = spec.options
+    return (
+        options is not None
+        and options.requires is None
+        and options.tree is None
+        and options.stdin_file is None
+        and not options.outputs_of
+    )
+
+
+def merge_array_record(task: QueuedTask, record: TaskRecord, table: TaskTable) -> None:
     """Merge the store's progress of an array into its queued task.
 
     A read may not show yet that the members in memory were assigned.
@@ -59,8 +73,10 @@ def merge_array_record(
     else:
         task.remaining.intersect(progress.remaining_runs)
         task.failed_members = max(task.failed_members, progress.failed)
-    for member in members:
-        array_and_number = split_member_id(member.spec.id)
+    for live in table.ranges.of_array(record.id):
+        task.remaining.remove_run(live.position, live.position + len(live.ids) - 1)
+    for member_id_ in table.single_members_of(record.id):
+        array_and_number = split_member_id(member_id_)
         assert array_and_number is not None
         position = array.position(array_and_number[1])
         if position is not None:
@@ -70,7 +86,7 @@ def merge_array_record(
 class ArrayQueue:
     """The arrays among the tasks in memory."""
 
-    def __init__(self, tasks: dict[TaskId, QueuedTask]) -> None:
+    def __init__(self, tasks: TaskTable) -> None:
         self._tasks = tasks
         self._counted_arrays: OrderedDict[TaskId, QueuedTask] = OrderedDict()
         """Arrays with a bound on failures, without their commands and items.
@@ -129,29 +145,64 @@ class ArrayQueue:
         )
         return array is not None and array.stage is Stage.ENDED
 
-    def take_next_member(self, array: QueuedTask) -> QueuedTask | None:
-        """Return the next member that is not yet in memory; None if none is left."""
+    def next_of_array(self, array: QueuedTask) -> QueuedTask | None:
+        """Return the task that comes next out of an array; None if none is left.
+
+        It is the array itself if its members go by ranges: a worker then gets the
+        member at `take_position`.
+        """
+        position = self._next_position(array)
+        if position is None:
+            return None
+        if goes_by_range(array.spec):
+            return array
+        member = array.next_member
+        if member is None or member.spec.id != self._id_at(array, position):
+            array_spec = array.spec.array
+            assert array_spec is not None
+            spec = member_spec(array.spec, array_spec.number(position))
+            assert spec is not None
+            changed = array.record.reprioritized
+            record = TaskRecord(spec.id, spec, reprioritized=changed)
+            array.next_member = member = QueuedTask(record)
+        return member
+
+    def take_position(self, array: QueuedTask) -> int:
+        """Remove and return the position of the next member, which there must be."""
+        position = self._next_position(array)
+        assert position is not None
+        array.next_position = None
+        return position
+
+    def _next_position(self, array: QueuedTask) -> int | None:
+        """Return the position of the next member that is not in memory."""
+        position = array.next_position
+        # No member in a range remains, but a newer read of the store may add others.
+        known = self._tasks.single_members_of(array.spec.id)
+        if position is not None and known and self._id_at(array, position) in known:
+            position = None
+        while position is None and array.remaining:
+            position = array.remaining.pop()
+            if known and self._id_at(array, position) in known:
+                position = None
+        array.next_position = position
+        return position
+
+    @staticmethod
+    def _id_at(array: QueuedTask, position: int) -> TaskId:
         array_spec = array.spec.array
         assert array_spec is not None
-        if array.next_member is not None and array.next_member.spec.id in self._tasks:
-            array.next_member = None  # A newer read of the store added it.
-        while array.next_member is None and array.remaining:
-            number = array_spec.number(array.remaining.pop())
-            if member_id(array.spec.id, number) not in self._tasks:
-                spec = member_spec(array.spec, number)
-                assert spec is not None
-                changed = array.record.reprioritized
-                record = TaskRecord(spec.id, spec, reprioritized=changed)
-                array.next_member = QueuedTask(record)
-        return array.next_member
+        return member_id(array.spec.id, array_spec.number(position))
 
     def remove_member(self, member: TaskId) -> None:
         """Remove a member that got into memory by other means from its array."""
         array = self.queued_array_of(member)
         if array is None or array.remaining is None or array.spec.array is None:
             return
-        if array.next_member is not None and array.next_member.spec.id == member:
-            array.next_member = None
+        if array.next_position is not None and member == self._id_at(
+            array, array.next_position
+        ):
+            array.next_position = None
             return
         array_and_number = split_member_id(member)
         position = (

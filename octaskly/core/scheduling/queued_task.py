@@ -105,7 +105,9 @@ class QueuedTask:
     remaining: RemainingMembers | None = (
         None  #: for an array, its members that were never assigned
     )
-    next_member: QueuedTask | None = None  #: for an array, the member to assign next
+    next_position: int | None = None
+    """For an array, the position of the member to assign next, once it is known."""
+    next_member: QueuedTask | None = None  #: the task at `next_position`, once needed
     failed_members: int = 0  #: for an array, the number of failed members
     lane: LaneKey | None = None  #: its lane, once it is in one
     place: int = 0  #: its place there, which other entries of the lane do not have

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import islice
 
@@ -42,6 +42,7 @@ from octaskly.core.scheduling.array_queue import (
     merge_array_record,
     new_queued_task,
 )
+from octaskly.core.scheduling.live_ranges import LiveRange
 from octaskly.core.scheduling.pending_reads import PendingReads, Read
 from octaskly.core.scheduling.queue_lanes import Flow, Lane, Lanes
 from octaskly.core.scheduling.queued_task import (
@@ -71,15 +72,13 @@ class TaskQueue:
         self._window_tasks = limits.window_tasks
         self._read_rows = limits.load_tasks
         self.tasks = TaskTable()
-        self.tasks_by_node: dict[NodeId, dict[TaskId, QueuedTask]] = {}
-        """Live tasks by the node of their attempt."""
         self.array_queue = ArrayQueue(self.tasks)
         self._granted: dict[NodeId, Grant] = {}
         self.turns = Turns()
         self.lanes = Lanes(limits, self.turns, can_run)
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
         self.reads = PendingReads()
-        self._shadows: deque[tuple[int, QueuedTask]] = deque()
+        self._shadows: deque[tuple[int, QueuedTask | LiveRange]] = deque()
         """Ended tasks, each with the last read that may return its old state."""
         self._missing_ends: dict[TaskId, TaskSpec] = {}
         """Queued tasks and arrays whose stdin was freed."""
@@ -103,7 +102,6 @@ class TaskQueue:
     def clear_queue(self) -> None:
         """Drop all tasks at the end of an epoch."""
         self.tasks.clear()
-        self.tasks_by_node.clear()
         self._granted.clear()
         self.lanes.clear_lanes()
         self.turns.clear_turns()
@@ -258,13 +256,13 @@ class TaskQueue:
         number = self.reads.end(Read.QUEUED)
         lane = self.lanes.get(answer.lane)
         if lane is not None and not self.lanes.needs_restart:
-            before, last_ord = len(self.tasks), lane.cursor
+            before, last_ord = self.tasks.count, lane.cursor
             records = self._current_records(answer.records, number, self._reread_task)
             self.add_arrays(records)
             for record in records:
                 self._add_record(record, answer.lane)
                 last_ord = max(last_ord, record.ord)
-            is_new = len(self.tasks) > before
+            is_new = self.tasks.count > before
             lane.note_read(last_ord, is_new=is_new, has_more=answer.has_more)
         return True
 
@@ -277,7 +275,7 @@ class TaskQueue:
             queued = self.tasks.get(record.id)
             task = queued or QueuedTask(replace(record, progress=None))
             if task.stage is Stage.QUEUED:
-                merge_array_record(task, record, self.tasks.members_of(record.id))
+                merge_array_record(task, record, self.tasks)
             if queued is not None and record.reprioritized is not None:
                 self.reprioritize(record.reprioritized)
             if queued is None and record.cancelled_by is None:
@@ -317,7 +315,7 @@ class TaskQueue:
 
     def outstanding(self, node: NodeId) -> int:
         """Return the known number of attempts on the node."""
-        return len(self.tasks_by_node.get(node, ()))
+        return self.tasks.held_count(node)
 
     def granted_resources(self, node: NodeId) -> Grant:
         """Return the resources of its attempts beyond one slot each."""
@@ -409,8 +407,8 @@ class TaskQueue:
                 continue
             if task.remaining is None:
                 return task
-            if (member := self.array_queue.take_next_member(task)) is not None:
-                return member
+            if (next_task := self.array_queue.next_of_array(task)) is not None:
+                return next_task
             self._drop_array(task)
         return None
 
@@ -480,9 +478,15 @@ class TaskQueue:
         task.shares = self.turns.charge(task.flow, task.slots)
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
         task.add_fact(Assigned(task.spec.id, attempt, node))
-        self.tasks_by_node.setdefault(node, {})[task.spec.id] = task
+        self.tasks.hold(node, task)
         if task.spec.options is not None:
             self._count_grant(task, node, 1)
+
+    def end_members(self, live: LiveRange, offsets: Collection[int]) -> None:
+        """End live members of a range, which succeeded."""
+        self.tasks.end_members(live, offsets)
+        release(live.shares, len(offsets))
+        self.ended_counts[TaskState.COMPLETED] += len(offsets)
 
     def requeue_attempted(self, task: QueuedTask) -> None:
         """Queue the task again at its old place, or end it if it is or may be final."""
@@ -519,21 +523,25 @@ class TaskQueue:
         self.array_queue.remove_member(record.id)
         return task
 
-    def drop_durable_tasks(self, tasks: Iterable[QueuedTask], number: int) -> None:
+    def drop_durable_tasks(
+        self, tasks: Iterable[QueuedTask | LiveRange], number: int
+    ) -> None:
         """Release tasks whose facts were made durable by commit `number`."""
         for task in tasks:
             if task.commit_number != number:
                 continue  # It has later facts that are not yet durable.
             task.commit_number = 0
-            if task.record.reprioritized is not None and task.stage is Stage.QUEUED:
-                self._return_to_store(task)
-            elif task.stage is Stage.ENDED and self.reads:
+            if _may_leave_memory(task) and self.reads:
                 self._shadows.append((self.reads.last, task))
-            elif task.stage is Stage.ENDED:
+            elif _may_leave_memory(task):
                 self._retire_shadow(task)
+            elif isinstance(task, QueuedTask) and task.stage is Stage.QUEUED:
+                self._return_to_store(task)
 
     def _return_to_store(self, task: QueuedTask) -> None:
-        """Drop a task if its new place lies beyond what was read of its lane."""
+        """Drop a task if its new priority is beyond what was read of its lane."""
+        if task.record.reprioritized is None:
+            return
         if self.tasks.get(task.spec.id) is not task or task.remaining is not None:
             return  # It is from an earlier epoch, or an array, which stays in memory.
         if self.lanes.returns_to_store(task):
@@ -561,7 +569,7 @@ class TaskQueue:
             self._leave_lane(task)
         elif before is Stage.LIVE:
             assert task.node is not None
-            del self.tasks_by_node[task.node][task.spec.id]
+            self.tasks.release(task.node, task)
             if task.shares is not None:
                 release(task.shares, task.slots)
             if task.spec.options is not None:
@@ -590,16 +598,35 @@ class TaskQueue:
             if task.commit_number == 0:
                 self._retire_shadow(task)
 
-    def _retire_shadow(self, task: QueuedTask) -> None:
+    def _retire_shadow(self, task: QueuedTask | LiveRange) -> None:
+        if isinstance(task, LiveRange):
+            self._retire_range(task)
+            return
         if self.tasks.get(task.spec.id) is not task:
             return  # It is from an earlier epoch, or the task changed since.
         del self.tasks[task.spec.id]
         if (final := task.final_state) is None:
             self._reread_task(task.spec.id)
             return
-        self._recent_finals[task.spec.id] = final
+        self._note_final(task.spec.id, final)
+
+    def _retire_range(self, live: LiveRange) -> None:
+        if live not in self.tasks.ranges:
+            return  # It is from an earlier epoch, or was split.
+        for task_id in self.tasks.retire_range(live):
+            self._note_final(task_id, TaskState.COMPLETED)
+
+    def _note_final(self, task_id: TaskId, final: TaskState) -> None:
+        self._recent_finals[task_id] = final
         if len(self._recent_finals) > self._window_tasks:
             self._recent_finals.popitem(last=False)
+
+
+def _may_leave_memory(task: QueuedTask | LiveRange) -> bool:
+    """Return True if nothing is to be done about a task whose facts are durable."""
+    if isinstance(task, LiveRange):
+        return task.is_nearly_over
+    return task.stage is Stage.ENDED
 
 
 BACKING_OFF_MAX = 10_000

@@ -1,28 +1,68 @@
 """The tasks in the dispatcher's memory by id, with the sets that steps go through.
 
 There may be tens of thousands of live tasks, and a step must not go through all. So the
-table also keeps the waiting tasks, and the members of each array.
+table also keeps the waiting tasks, the members of each array, and the live tasks of
+each worker.
+
+Members that were assigned together are ranges in memory until somebody asks for one of
+them: then each of them becomes a task of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
+from typing import cast
 
-from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.ids import TaskId
-from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask
+from octaskly.core.model.arrays import RangeMembers, split_member_id
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.scheduling.live_ranges import APART, SUCCEEDED, LiveRange, LiveRanges
+from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
+
+HeldKey = TaskId | AttemptId
+"""Id of a task that a worker holds, or first attempt of a range."""
 
 
 class TaskTable(dict[TaskId, QueuedTask]):
     """Tasks by id.
 
-    Whoever changes the stage of a task calls `note_stage`.
+    Whoever changes the stage of a task calls `note_stage`. Iteration leaves out the
+    members in ranges.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._waiting: dict[TaskId, QueuedTask] = {}
         self._members: dict[TaskId, dict[TaskId, QueuedTask]] = {}
+        self.ranges = LiveRanges()
+        self._held: dict[NodeId, dict[HeldKey, QueuedTask | LiveRange]] = {}
+        self._held_counts: Counter[NodeId] = Counter()
+        self._changed: list[QueuedTask | LiveRange] = []
+        """See `pop_changed`."""
+
+    def get(  # type: ignore[override]
+        self, task_id: TaskId, default: QueuedTask | None = None
+    ) -> QueuedTask | None:
+        """Return a task, or `default` if it is not in memory."""
+        task = dict.get(self, task_id)
+        if task is None and self.ranges and "." in task_id:
+            found = self.ranges.find(task_id)
+            if found is not None:
+                self._split_range(found[0])
+                return dict.get(self, task_id)
+        return default if task is None else task
+
+    def __contains__(self, task_id: object) -> bool:
+        if dict.__contains__(self, task_id):
+            return True
+        has_ranges = self.ranges and isinstance(task_id, str) and "." in task_id
+        return bool(has_ranges) and self.ranges.find(TaskId(str(task_id))) is not None
+
+    def __missing__(self, task_id: TaskId) -> QueuedTask:
+        task = self.get(task_id)
+        if task is None:
+            raise KeyError(task_id)
+        return task
 
     def __setitem__(self, task_id: TaskId, task: QueuedTask) -> None:
         super().__setitem__(task_id, task)
@@ -44,6 +84,10 @@ class TaskTable(dict[TaskId, QueuedTask]):
         super().clear()
         self._waiting.clear()
         self._members.clear()
+        self.ranges.clear()
+        self._held.clear()
+        self._held_counts.clear()
+        self._changed.clear()
 
     def note_stage(self, task: QueuedTask) -> None:
         """Note the current stage of a task in the table."""
@@ -53,11 +97,158 @@ class TaskTable(dict[TaskId, QueuedTask]):
             self._waiting.pop(task.spec.id, None)
 
     @property
+    def count(self) -> int:
+        """Number of tasks in memory, with the members in ranges."""
+        return len(self) + (self.ranges.count_members() if self.ranges else 0)
+
+    @property
     def waiting(self) -> Collection[QueuedTask]:
         """The tasks that are queued or back off, in no order."""
         return self._waiting.values()
 
     def members_of(self, array: TaskId) -> Collection[QueuedTask]:
         """Return the members of an array that are in memory, in no order."""
+        for live in list(self.ranges.of_array(array)):
+            self._split_range(live)
         members = self._members.get(array)
         return () if members is None else members.values()
+
+    def single_members_of(self, array: TaskId) -> Collection[TaskId]:
+        """Return the members of an array that are in memory outside of ranges."""
+        return self._members.get(array, {}).keys()
+
+    # --- What workers hold.
+
+    def hold(self, node: NodeId, task: QueuedTask | LiveRange) -> None:
+        """Note that a worker got an attempt of a task, or a range."""
+        self._held.setdefault(node, {})[_key_of(task)] = task
+        self._held_counts[node] += _count_of(task)
+
+    def release(self, node: NodeId, task: QueuedTask) -> None:
+        """Note that a worker no longer holds an attempt of a task."""
+        del self._held[node][task.spec.id]
+        self._held_counts[node] -= 1
+
+    def held_count(self, node: NodeId) -> int:
+        """Return the number of attempts that a worker holds."""
+        return self._held_counts[node]
+
+    def held_in_order(self, node: NodeId) -> Collection[QueuedTask | LiveRange]:
+        """Return what a worker holds, in the order in which it got that."""
+        return self._held.get(node, {}).values()
+
+    def held_task(self, node: NodeId, task_id: TaskId) -> QueuedTask | None:
+        """Return a task that a worker holds outside of ranges, if it does."""
+        task = self._held.get(node, {}).get(task_id)
+        return task if isinstance(task, QueuedTask) else None
+
+    def held_everywhere(self) -> Iterable[QueuedTask | LiveRange]:
+        """Yield what all workers hold."""
+        for held in self._held.values():
+            yield from held.values()
+
+    def held_by(self, node: NodeId) -> list[QueuedTask]:
+        """Return the live tasks of a worker, in the order in which it got them."""
+        for live in list(self.held_in_order(node)) if self.ranges else ():
+            if isinstance(live, LiveRange):
+                self._split_range(live)
+        return cast("list[QueuedTask]", list(self.held_in_order(node)))
+
+    # --- Ranges.
+
+    def add_range(self, live: LiveRange) -> None:
+        """Add members that a worker gets together."""
+        self.ranges.add(live)
+        self.hold(live.node, live)
+
+    def range_of(self, members: RangeMembers, node: NodeId) -> LiveRange | None:
+        """Return the range as which a worker got these members, if it is in memory."""
+        live = self.ranges.find_near(members.array, members.number)
+        return live if live is not None and live.is_source_of(members, node) else None
+
+    def end_members(self, live: LiveRange, offsets: Collection[int]) -> None:
+        """Note that live members of a range succeeded."""
+        for offset in offsets:
+            live.states[offset] = SUCCEEDED
+        self._drop_live(live, len(offsets))
+
+    def take_reported(
+        self, task_id: TaskId, attempt: AttemptId, node: NodeId
+    ) -> QueuedTask | None:
+        """Return a task of which a worker reports an attempt; None: not in memory.
+
+        If it is a live member of a range, only this member becomes a task. It must end
+        in this step, because it loses its place among the attempts of the worker.
+        """
+        found = None
+        if self.ranges and not dict.__contains__(self, task_id) and "." in task_id:
+            found = self.ranges.find(task_id)
+        if found is None:
+            return self.get(task_id)
+        live, offset = found
+        task = live.task_at(offset)
+        if task.stage is not Stage.LIVE or (task.attempt, node) != (attempt, live.node):
+            return self.get(task_id)
+        live.states[offset] = APART
+        self._drop_live(live, 1)
+        self._changed.append(live)
+        self[task_id] = task
+        self.hold(node, task)
+        return task
+
+    def retire_range(self, live: LiveRange) -> list[TaskId]:
+        """Remove a range; the few members that still run become tasks of their own.
+
+        Returns:
+            The members that succeeded, which are no longer in memory.
+        """
+        ended = live.drop_succeeded()
+        self._split_range(live)
+        return ended
+
+    def pop_changed(self) -> list[QueuedTask | LiveRange]:
+        """Return the ranges that lost members since the last call, and ended members.
+
+        They stay in memory until all that is known of them is durable.
+        """
+        changed, self._changed = self._changed, []
+        return changed
+
+    def _drop_live(self, live: LiveRange, count: int) -> None:
+        live.live_count -= count
+        self._held_counts[live.node] -= count
+        if not live.live_count and count:
+            del self._held[live.node][live.attempt]
+
+    def _split_range(self, live: LiveRange) -> None:
+        """Let a task of its own stand for each member, in the place of the range."""
+        tasks = [
+            live.task_at(offset)
+            for offset, state in enumerate(live.states)
+            if state != APART
+        ]
+        self.ranges.remove(live)
+        running: dict[HeldKey, QueuedTask | LiveRange] = {
+            task.spec.id: task for task in tasks if task.stage is Stage.LIVE
+        }
+        if running:
+            held: dict[HeldKey, QueuedTask | LiveRange] = {}
+            for key, each in self._held[live.node].items():
+                if each is live:
+                    held.update(running)
+                else:
+                    held[key] = each
+            self._held[live.node] = held
+        live.states[:] = bytes([APART]) * len(live.states)
+        live.live_count = 0
+        for task in tasks:
+            self[task.spec.id] = task
+        self._changed += (task for task in tasks if task.stage is Stage.ENDED)
+
+
+def _key_of(task: QueuedTask | LiveRange) -> HeldKey:
+    return task.attempt if isinstance(task, LiveRange) else task.spec.id
+
+
+def _count_of(task: QueuedTask | LiveRange) -> int:
+    return task.live_count if isinstance(task, LiveRange) else 1

@@ -6,23 +6,31 @@ Owns the spool state and the next send time of each result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, Spool
+from octaskly.core.model.arrays import MemberRange, RangeMembers
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, TaskSpec
 from octaskly.core.model.timer_heap import backoff
-from octaskly.core.protocol.messages import Report
+from octaskly.core.protocol.messages import (
+    MemberSuccess,
+    RangeReport,
+    Report,
+    member_success,
+)
 
 RESEND_S = 1.0  #: delay before the first resend; live links lose no messages
 RESEND_MAX_S = 5.0  #: upper bound of the delay; to this node itself, the only delay
 REPORT_BYTES = 512  #: approximate size of a report without outcome and spec
 
 AttemptKey = tuple[TaskId, AttemptId]
+RangePlace = tuple[MemberRange, int]
+"""The range that an attempt came with, and the attempt's place in it."""
 
 
 @dataclass(slots=True)
@@ -32,6 +40,7 @@ class PendingResult:
     report: Report  #: without the spec, as in the first send
     spec: TaskSpec | None
     size_bytes: int  #: approximate size on the wire
+    place: RangePlace | None = None  #: if the attempt came with a range
     is_spooled: bool = False
     due_s: float = RESEND_S  #: time of the next send
     send_count: int = 0  #: sends to the current dispatcher
@@ -39,6 +48,45 @@ class PendingResult:
     def report_with_spec(self) -> Report:
         """Return the report with its spec, for a dispatcher that may lack the task."""
         return replace(self.report, spec=self.spec)
+
+
+class SuccessesByRange:
+    """Successes of members of ranges, for one message."""
+
+    def __init__(self) -> None:
+        self._ends: dict[AttemptKey, tuple[MemberRange, dict[int, MemberSuccess]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._ends)
+
+    def add_success(self, report: Report, place: RangePlace | None) -> bool:
+        """Add a report; return False if it is not about a success of a member."""
+        if place is None or report.outcome.state is not AttemptState.OK:
+            return False
+        success = member_success(report.outcome)
+        if success is None:
+            return False
+        members, offset = place
+        key = (members.array.id, members.attempt)
+        self._ends.setdefault(key, (members, {}))[1][offset] = success
+        return True
+
+    def reports(self) -> tuple[RangeReport, ...]:
+        """Return one report for each range."""
+        return tuple(
+            _range_report(members, sorted(ends.items()))
+            for members, ends in self._ends.values()
+        )
+
+
+def _range_report(
+    members: MemberRange, ends: Sequence[tuple[int, MemberSuccess]]
+) -> RangeReport:
+    array, part = members.array, members.array.array
+    assert part is not None
+    offsets = tuple(offset for offset, _ in ends)
+    named = RangeMembers(array.id, part.first, part.step, members.attempt, offsets)
+    return RangeReport(named, tuple(success for _, success in ends))
 
 
 class ResultOutbox:
@@ -67,7 +115,9 @@ class ResultOutbox:
     def __getitem__(self, key: AttemptKey) -> PendingResult:
         return self._results[key]
 
-    def add_result(self, report: Report, spec: TaskSpec | None) -> PendingResult:
+    def add_result(
+        self, report: Report, spec: TaskSpec | None, place: RangePlace | None = None
+    ) -> PendingResult:
         """Add a result at the end; it stays until `drop_acknowledged`."""
         key = (report.task, report.attempt)
         size = REPORT_BYTES + report.outcome.size_bytes
@@ -75,7 +125,7 @@ class ResultOutbox:
             size += spec.size_bytes
         before = self._results.pop(key, None)
         self.size_bytes += size - (0 if before is None else before.size_bytes)
-        self._results[key] = result = PendingResult(report, spec, size)
+        self._results[key] = result = PendingResult(report, spec, size, place)
         return result
 
     def drop_acknowledged(self, keys: Iterable[AttemptKey]) -> tuple[AttemptKey, ...]:

@@ -7,7 +7,7 @@ processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -33,17 +33,26 @@ from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.model.tree_sizes import HELD_MAX
 from octaskly.core.protocol.messages import (
     Assign,
+    AssignRanges,
     HeldBlobs,
     Kill,
     Message,
     Probe,
     ProbeOk,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     Report,
     Results,
     ResultsOk,
 )
-from octaskly.core.worker.result_outbox import AttemptKey, PendingResult, ResultOutbox
+from octaskly.core.worker.result_outbox import (
+    AttemptKey,
+    PendingResult,
+    RangePlace,
+    ResultOutbox,
+    SuccessesByRange,
+)
 
 PREFETCH_MS = 50.0  #: prefetched work, in milliseconds
 SHORT_TASK_PREFETCH_MS = 100.0  #: for short tasks, whose results come every 50 ms
@@ -59,6 +68,7 @@ class _HeldAttempt:
 
     spec: TaskSpec
     slots: int  #: slots that it holds while it runs
+    place: RangePlace | None = None  #: its place in the range that it came with
     is_killed: bool = False
 
 
@@ -211,7 +221,9 @@ class Worker:
         ):
             self._fenced_since_s = None
 
-    def on_assign(self, sender: NodeId, message: Assign, now: Moment) -> list[Effect]:
+    def on_assign(
+        self, sender: NodeId, message: Assign | AssignRanges, now: Moment
+    ) -> list[Effect]:
         """Start attempts, each once; refuse those that may run elsewhere by now."""
         self._now_s = now.mono_s
         if message.epoch < self._epoch:
@@ -219,7 +231,7 @@ class Worker:
             # The answer shows the sender that it is deposed.
             reports = [
                 replace(_refused_report(attempt, spec, EndReason.STALE), spec=spec)
-                for attempt, spec in message.items
+                for attempt, spec, _ in _assigned_attempts(message)
             ]
             return [Send(sender, (Results(tuple(reports), 0),))]
         self._epoch = message.epoch
@@ -231,7 +243,7 @@ class Worker:
             refusal = EndReason.STALE
         elif not self.availability.takes_work:
             refusal = EndReason.DRAINING
-        for attempt, spec in message.items:
+        for attempt, spec, place in _assigned_attempts(message):
             key = (spec.id, attempt)
             if key in self._outbox:
                 resent.append(self._outbox[key])
@@ -242,10 +254,11 @@ class Worker:
                 refused.append(self._outbox.add_result(report, spec))
             else:
                 new_attempts.append((attempt, spec))
-                self._hold_attempt(key, spec)
+                self._hold_attempt(key, spec, place)
         effects: list[Effect] = []
         if new_attempts:
-            effects.append(Start(tuple(new_attempts), message.holders))
+            holders = message.holders if isinstance(message, Assign) else ()
+            effects.append(Start(tuple(new_attempts), holders))
         if resent:
             effects += self._send_results(resent)
         return effects + self._send_new_results(refused)
@@ -277,10 +290,17 @@ class Worker:
             effects += self._send_results(resent)
         return effects + self._send_new_results(unknown)
 
-    def on_results_ok(self, message: ResultsOk, now: Moment) -> list[Effect]:
+    def on_results_ok(
+        self, message: ResultsOk | RangeResultsOk, now: Moment
+    ) -> list[Effect]:
         """Forget results that are durable at the dispatcher."""
         self._now_s = now.mono_s
-        spooled = self._outbox.drop_acknowledged(message.items)
+        keys: Iterable[AttemptKey]
+        if isinstance(message, ResultsOk):
+            keys = message.items
+        else:
+            keys = (key for members in message.items for key in members.attempt_keys())
+        spooled = self._outbox.drop_acknowledged(keys)
         effects: list[Effect] = [Unspool(spooled)] if spooled else []
         effects += self._send_unsent()
         self._set_timer()
@@ -297,8 +317,8 @@ class Worker:
             if held is not None and held.is_killed:
                 report = replace(report, outcome=_killed_outcome(report.outcome))
             self._update_mean_duration(report.outcome)
-            spec = None if held is None else held.spec
-            new_results.append(self._outbox.add_result(report, spec))
+            spec, place = (None, None) if held is None else (held.spec, held.place)
+            new_results.append(self._outbox.add_result(report, spec, place))
         return self._send_new_results(new_results)
 
     def on_held_blobs_changed(self, event: HeldBlobsChanged) -> list[Effect]:
@@ -361,8 +381,11 @@ class Worker:
 
     # --- Slots and the waiting queue.
 
-    def _hold_attempt(self, key: AttemptKey, spec: TaskSpec) -> None:
-        held = self._attempts[key] = _HeldAttempt(spec, slots_of(spec.options))
+    def _hold_attempt(
+        self, key: AttemptKey, spec: TaskSpec, place: RangePlace | None
+    ) -> None:
+        held = _HeldAttempt(spec, slots_of(spec.options), place)
+        self._attempts[key] = held
         if self._busy_slots + held.slots <= self._slots:
             self._occupy_slots(key, held)
         else:
@@ -415,11 +438,16 @@ class Worker:
         self._sent_credit = self.credit
         messages: list[Message] = []
         for chunk in self._outbox.split_into_messages(results):
-            reports = [
-                self._outbox.mark_sent(result, self._now_s, is_new=is_new)
-                for result in chunk
-            ]
-            messages.append(Results(tuple(reports), self._sent_credit))
+            reports: list[Report] = []
+            members = SuccessesByRange()
+            for result in chunk:
+                report = self._outbox.mark_sent(result, self._now_s, is_new=is_new)
+                if not is_new or not members.add_success(report, result.place):
+                    reports.append(report)
+            if members:
+                messages.append(RangeResults(members.reports(), self._sent_credit))
+            if reports:
+                messages.append(Results(tuple(reports), self._sent_credit))
         self._timers.set_earlier(Timer.RESULTS, self._outbox.deadline())
         return [Send(self._dispatcher_id, tuple(messages))]
 
@@ -439,6 +467,19 @@ class Worker:
             return []
         self._sent_credit = credit
         return [Send(self._dispatcher_id, (Results((), credit),))]
+
+
+def _assigned_attempts(
+    message: Assign | AssignRanges,
+) -> Iterator[tuple[AttemptId, TaskSpec, RangePlace | None]]:
+    """Yield the attempts of a message, each with its place if it came with a range."""
+    if isinstance(message, Assign):
+        for attempt, spec in message.items:
+            yield attempt, spec, None
+        return
+    for members in message.items:
+        for offset, (attempt, spec) in enumerate(members.members()):
+            yield attempt, spec, (members, offset)
 
 
 def _refused_report(attempt: AttemptId, spec: TaskSpec, reason: EndReason) -> Report:

@@ -13,13 +13,14 @@ from octaskly.core.log.facts import Finished, Submitted
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.node.gathering import ACK_WAIT_S
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Results, ResultsOk
+from octaskly.core.protocol.messages import Message, PackedMessage
 from octaskly.core.replies import CancelResult, Reply, TasksAccepted
 from tests.simulation.machine import Machine
 from tests.simulation.shell import NUMBERED
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
 from tests.simulation.world import World
+from tests.support.attempts_in_messages import acknowledged_keys, reported_keys
 
 NOTICED_S = 5.0  #: time within which other nodes notice the end of a process
 
@@ -56,8 +57,7 @@ class Copies:
 
     def _on_sent(self, machine: Machine, sent: Send) -> None:
         for message in sent.messages:
-            if isinstance(message, ResultsOk):
-                self._results_are_safe(machine, message)
+            self._results_are_safe(machine, message)
 
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
         """Check one answer to a client at the instant at which it leaves."""
@@ -119,15 +119,17 @@ class Copies:
 
     def _note_results(self, node: Node, event: Received) -> None:
         for message in event.messages:
-            for report in message.reports if isinstance(message, Results) else ():
-                key = (node, report.task, report.attempt)
+            for task, attempt in reported_keys(message):
+                key = (node, task, attempt)
                 self._reported_s.setdefault(key, self._world.time_s)
 
-    def _results_are_safe(self, machine: Machine, message: ResultsOk) -> None:
+    def _results_are_safe(
+        self, machine: Machine, message: Message | PackedMessage
+    ) -> None:
         """G3: a result that a worker may delete is on two disks."""
         world, node = self._world, machine.node
         assert node is not None
-        for task, attempt in message.items:
+        for task, attempt in acknowledged_keys(message):
             reported_s = self._reported_s.pop((node, task, attempt), None)
             holders = [
                 m.id

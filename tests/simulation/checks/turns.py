@@ -66,9 +66,8 @@ class TurnWatch:
 def _shares_match_what_runs(node: Node) -> None:
     queue = node._dispatcher._queue
     held: Counter[FlowKey] = Counter()
-    for tasks in queue.tasks_by_node.values():
-        for task in tasks.values():
-            held[task.flow] += task.slots
+    for task in queue.tasks.held_everywhere():
+        held[task.flow] += task.slots
     waiting = Counter(key for lane in queue.lanes.all_lanes() for key in lane.flows)
     of_submitters: Counter[str] = Counter()
     for submitter, share in queue.turns._submitters.shares.items():

@@ -28,6 +28,12 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.mesh_records import AUDIT
+from octaskly.core.model.arrays import (
+    MEMBER_NUMBER_MAX,
+    RANGE_MAX,
+    MemberRange,
+    RangeMembers,
+)
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
@@ -43,6 +49,7 @@ from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, TERMS_AHEAD_MA
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
     Assign,
+    AssignRanges,
     Claim,
     ClaimOk,
     ClaimRejected,
@@ -50,8 +57,12 @@ from octaskly.core.protocol.messages import (
     Heartbeat,
     Hello,
     Kill,
+    MemberSuccess,
     Message,
     Pull,
+    RangeReport,
+    RangeResults,
+    RangeResultsOk,
     Reattach,
     RecordBatch,
     Redirect,
@@ -145,6 +156,33 @@ def pulled(
 ) -> Entries:
     named = epochs or ((KNOWN, WRITER), (NEW, WRITER))
     return Entries(entries(*items), named, False, ())
+
+
+def leasing(*, count: int, first: int = 0) -> AssignRanges:
+    """Return a range of an array, assigned by the peer."""
+    options = TaskOptions(array=ArraySpec(count=count, first=first))
+    whole = replace(spec("task-001-0000000a"), options=options)
+    return AssignRanges(THEIRS, (MemberRange(whole, 0, attempt()),))
+
+
+def named(
+    *offsets: int, array: str = "task-001-0000000a", step: int = 1
+) -> RangeMembers:
+    return RangeMembers(TaskId(array), 1, step, attempt(), offsets)
+
+
+def succeeding(
+    *offsets: int,
+    array: str = "task-001-0000000a",
+    step: int = 1,
+    successes: int | None = None,
+) -> RangeResults:
+    """Return a report of members at these places of a range."""
+    count = len(offsets) if successes is None else successes
+    ends = (MemberSuccess(None, None, None),) * count
+    return RangeResults(
+        (RangeReport(named(*offsets, array=array, step=step), ends),), 1
+    )
 
 
 def telling(entry: Entry) -> Entries:
@@ -249,6 +287,27 @@ WRONG = {
         Results((report(end=outcome(AttemptState.ASSIGNED)),), 1),
         "fact",
     ),
+    "a range of a task": (
+        AssignRanges(THEIRS, (MemberRange(spec(), 0, attempt()),)),
+        "fact",
+    ),
+    "a range of too many": (leasing(count=RANGE_MAX + 1), "fact"),
+    "too many ranges": (
+        AssignRanges(THEIRS, leasing(count=RANGE_MAX).items * 65),
+        "fact",
+    ),
+    "a range beyond all numbers": (leasing(count=2, first=MEMBER_NUMBER_MAX), "fact"),
+    "a range of nothing": (leasing(count=0), "fact"),
+    "members in reverse": (succeeding(3, 1), "fact"),
+    "a member twice": (succeeding(1, 1), "fact"),
+    "no members": (succeeding(), "fact"),
+    "members beyond a range": (succeeding(0, RANGE_MAX), "fact"),
+    "more members than successes": (succeeding(0, 1, successes=1), "fact"),
+    "members of a task": (succeeding(0, array="t"), "fact"),
+    "members that go nowhere": (succeeding(0, 1, step=0), "fact"),
+    "members beyond all numbers": (succeeding(0, 1, step=MEMBER_NUMBER_MAX), "fact"),
+    "a range of another's epoch": (AssignRanges(Epoch(5, OTHER), ()), "epoch"),
+    "an acknowledgement in reverse": (RangeResultsOk((named(1, 0),)), "fact"),
     "a row of two states": (rowed(AttemptState.FAILED, outcome()), "fact"),
     "a row that ended without an end": (rowed(AttemptState.OK, None), "fact"),
     "records for another": (RecordBatch(Epoch(5, OTHER), ()), "epoch"),

@@ -18,6 +18,7 @@ from octaskly.core.log.facts import (
     Unblocked,
 )
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import RANGE_MAX, RangeMembers
 from octaskly.core.model.ids import StreamId
 from octaskly.core.model.keyring_state import KeyringTransfer, MergeKeyring
 from octaskly.core.model.settings import Limits
@@ -37,6 +38,7 @@ from octaskly.core.protocol.messages import (
     Probe,
     ProbeOk,
     Pull,
+    RangeResultsOk,
     Report,
     Results,
     SnapshotCursor,
@@ -116,6 +118,20 @@ OTHERS = (
 
 
 PACKER = wire.WirePacker()
+
+
+def _acknowledging(count: int) -> bytes:
+    members = RangeMembers(TASK, 1, 1, ATTEMPT, tuple(range(count)))
+    return wire.build_frame([PACKER.pack(RangeResultsOk((members,)))])
+
+
+def test_a_range_of_a_million_members_is_refused_while_it_is_read() -> None:
+    """A node could fill a frame with them."""
+    decoder = wire.Decoder(Limits(hello_bytes=8 << 20))
+    assert len(decoder.receive_data(_acknowledging(RANGE_MAX))) == 1
+
+    with pytest.raises(RemoteProtocolError):
+        decoder.receive_data(_acknowledging(1_000_000))
 
 
 def test_samples_cover_every_message_and_fact() -> None:

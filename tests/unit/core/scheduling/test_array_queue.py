@@ -10,6 +10,7 @@ from octaskly.core.model.arrays import ArrayProgress, member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.scheduling.live_ranges import LiveRange, PlannedRange
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.support.builders import attempt, spec
@@ -27,16 +28,25 @@ def assigned(tasks: TaskQueue, most: int = 99) -> list[str]:
     """Assign tasks to a worker; return their ids without the array's prefix."""
     order: list[str] = []
     while len(order) < most and (task := front(tasks)) is not None:
-        order.append(task.spec.id.removeprefix(ARRAY))
-        give(tasks, task)
+        order.append(give(tasks, task).removeprefix(ARRAY))
     return order
 
 
-def give(tasks: TaskQueue, task: QueuedTask) -> None:
+def give(tasks: TaskQueue, task: QueuedTask) -> TaskId:
+    """Assign a task, or the next member of an array; return its id."""
+    if task.remaining is not None:
+        position = tasks.array_queue.take_position(task)
+        shares = tasks.turns.charge(task.flow, 1)
+        planned = PlannedRange(task, B, position, 1, shares)
+        of_first = replace(attempt(), seq=position + 1)
+        live = LiveRange(planned, of_first, term=1)
+        tasks.tasks.add_range(live)
+        return live.ids[0]
     if task.spec.id in tasks.tasks:
         tasks.assign(task, attempt(task.last_attempt_n + 1), B)
     else:
         tasks.adopt(task, attempt(task.last_attempt_n + 1), B)
+    return task.spec.id
 
 
 def member(tasks: TaskQueue, number: int) -> QueuedTask:
@@ -51,7 +61,7 @@ def test_an_array_is_one_entry_until_a_worker_gets_a_member() -> None:
     assert len(tasks.tasks) == 3
     assert assigned(tasks, 4) == ["before", ".1", ".2", "behind"]
     assert front(tasks) is front(tasks)
-    assert len(tasks.tasks) == 5
+    assert tasks.tasks.count == 5
     assert tasks.lanes.queued == 1
 
 

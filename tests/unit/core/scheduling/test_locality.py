@@ -343,7 +343,7 @@ def test_holders_go_with_the_assignment() -> None:
     step = mesh.dispatch._step
 
     effects = worker_messages(
-        step.epoch, {}, {A: [item, item]}, 1 << 20, step.locality.holders_of
+        step.epoch, {}, {A: [item, item]}, {}, 1 << 20, step.locality.holders_of
     )
 
     assert [message.holders for message in assigned(effects)] == [

@@ -361,7 +361,9 @@ def test_outputs_are_not_kept_in_memory() -> None:
 
     task.add_fact(Finished(spec().id, attempt(), B, end, 1))
 
-    assert task.record.attempts[0].outcome == Outcome(end.state, end.reason)
+    assert task.record.attempts[0].outcome == Outcome(
+        end.state, end.reason, end.exit_code
+    )
 
 
 def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:

@@ -321,10 +321,11 @@ def test_a_killed_attempt_never_counts_as_success() -> None:
     stopped = worker.on_kill(kill_message(), moment())
     effects = worker.on_attempts_ended(attempts_ended(), moment())
 
+    end = replace(CANCELLED, exit_code=0)
     assert stopped == [Stop((KEY,))]
     assert effects == [
-        Spool((report(end=CANCELLED, envelope=spec()),)),
-        send_results(report(end=CANCELLED)),
+        Spool((report(end=end, envelope=spec()),)),
+        send_results(report(end=end)),
     ]
 
 
