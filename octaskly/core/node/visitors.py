@@ -42,7 +42,7 @@ from octaskly.core.model.nodes import (
     Role,
     RosterEntry,
 )
-from octaskly.core.model.tasks import DETAIL_CHARS_MAX, TaskSpec
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, MessageValidator
 from octaskly.core.protocol.messages import (
@@ -63,7 +63,6 @@ from octaskly.core.protocol.messages import (
     Results,
     ResultsOk,
 )
-from octaskly.core.protocol.validity import is_valid_report
 from octaskly.core.protocol.visitor_rules import (
     FROM_VISITOR,
     LINK_MESSAGES,
@@ -72,6 +71,8 @@ from octaskly.core.protocol.visitor_rules import (
     SLOTS_MAX,
     VOID_ITEM_MESSAGES,
     bounded_load,
+    bounded_outcome,
+    is_possible_outcome,
     is_valid_visitor,
     may_pass,
 )
@@ -452,10 +453,11 @@ class Visitors:
             if spec is None:
                 if not self._dispatcher.is_unacknowledged(*key):
                     void.append(key)
-            elif not is_valid_report(report):
+            elif not is_possible_outcome(report.outcome):
                 return self._refuse(node, "fact", now)
             elif key not in counted:
-                counted[key] = _without_claims(report, spec)
+                outcome = bounded_outcome(report.outcome, spec, now.wall_ms)
+                counted[key] = replace(report, outcome=outcome, spec=None)
         excess = len(message.reports) - len(counted)
         if not self._spend(node, excess * VOID_ITEM_MESSAGES, now):
             return self._refuse(node, "flood", now)
@@ -534,16 +536,3 @@ class Visitors:
 def _bounded_credit(view: VisitorView, credit: int) -> int:
     """Return a credit without prefetch, as what waits there could run elsewhere."""
     return max(0, min(credit, view.info.slots))
-
-
-def _without_claims(report: Report, spec: TaskSpec) -> Report:
-    """Return a report of a visitor without what it does not decide."""
-    declared = set(spec.outputs)
-    outcome = report.outcome
-    outputs = {each.path: each for each in outcome.outputs if each.path in declared}
-    outcome = replace(
-        outcome,
-        outputs=tuple(outputs.values()),
-        detail=outcome.detail[:DETAIL_CHARS_MAX],
-    )
-    return replace(report, outcome=outcome, spec=None)

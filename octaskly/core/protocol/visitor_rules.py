@@ -18,7 +18,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from octaskly.core.model.nodes import LoadSample, NodeInfo
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import (
+    DETAIL_CHARS_MAX,
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+)
 from octaskly.core.protocol.messages import (
     Assign,
     Contacts,
@@ -83,6 +89,26 @@ VOID_ITEM_MESSAGES: Final = 0.125
 CPU_PERCENT_MAX: Final = 100.0
 LOAD1_MAX: Final = 1e4
 MEMORY_MB_MAX: Final = 1 << 30
+_END_REASONS: Final = {
+    AttemptState.OK: {EndReason.EXIT},
+    AttemptState.CANCELLED: {EndReason.CANCELLED},
+    AttemptState.FAILED: {
+        EndReason.EXIT,
+        EndReason.SIGNAL,
+        EndReason.TIMEOUT,
+        EndReason.LIMIT,
+        EndReason.INPUTS,
+        EndReason.LOST,
+    },
+    AttemptState.RELEASED: {
+        EndReason.RETURNED,
+        EndReason.DRAINING,
+        EndReason.STALE,
+        EndReason.ROOM,
+        EndReason.INPUTS,
+        EndReason.LOST,
+    },
+}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 """As the setting `--name` demands it: others look like those of other nodes."""
 
@@ -135,8 +161,35 @@ def bounded_load(load: LoadSample) -> LoadSample:
     )
 
 
+def _between(least: int, number: int | None, most: int) -> int | None:
+    return None if number is None else min(max(number, least), most)
+
+
 def _within(number: Number, most: Number) -> Number:
     return min(max(number, 0), most)
+
+
+def is_possible_outcome(outcome: Outcome) -> bool:
+    """Return True if a worker could report this state for this reason."""
+    return outcome.reason in _END_REASONS.get(outcome.state, ())
+
+
+def bounded_outcome(outcome: Outcome, spec: TaskSpec, wall_ms: int) -> Outcome:
+    """Return a visitor's outcome without what it does not decide.
+
+    Its times lie between the submission and now, and its outputs are declared ones.
+    """
+    declared = set(spec.outputs)
+    outputs = {each.path: each for each in outcome.outputs if each.path in declared}
+    begin_ms, now_ms = spec.created_ms, max(wall_ms, spec.created_ms)
+    return replace(
+        outcome,
+        outputs=tuple(outputs.values()),
+        detail=outcome.detail[:DETAIL_CHARS_MAX],
+        started_ms=_between(begin_ms, outcome.started_ms, now_ms),
+        ended_ms=_between(begin_ms, outcome.ended_ms, now_ms),
+        duration_ms=_between(0, outcome.duration_ms, now_ms - begin_ms),
+    )
 
 
 def redacted_for_visitor(message: Message) -> Message | None:

@@ -38,6 +38,7 @@ from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 
 VISITOR_RETURNS_MAX: Final = 2
 """Attempts that visitors returned or lost, after which a task goes to none."""
+_NOT_RUN: Final = (AttemptState.RELEASED, AttemptState.CANCELLED)
 MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
 MISSING_CHARS_MAX: Final = 500  #: of each text
 
@@ -154,12 +155,15 @@ class QueuedTask:
 
     @property
     def avoids_visitors(self) -> bool:
-        """Return True if visitors have returned or lost it too often."""
+        """Return True if visitors have returned, cancelled or lost it too often.
+
+        Only a hostile visitor ends as cancelled what nobody has cancelled.
+        """
         attempts = self.record.attempts
         if len(attempts) < VISITOR_RETURNS_MAX:
             return False
         returned = (
-            attempt.state is AttemptState.RELEASED and is_visitor(attempt.node)
+            attempt.state in _NOT_RUN and is_visitor(attempt.node)
             for attempt in attempts
         )
         return sum(returned) >= VISITOR_RETURNS_MAX

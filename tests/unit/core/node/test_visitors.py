@@ -19,11 +19,19 @@ from octaskly.core.events import (
     TimerFired,
 )
 from octaskly.core.model.drafts import TaskDraft
+from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.ids import NO_EPOCH, Address, AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState, RosterEntry
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.task_options import Requirements, TaskOptions, VisitorRule
-from octaskly.core.model.tasks import TaskSpec
+from octaskly.core.model.tasks import (
+    DETAIL_CHARS_MAX,
+    AttemptState,
+    EndReason,
+    Outcome,
+    OutputFile,
+    TaskSpec,
+)
 from octaskly.core.node.node import Node
 from octaskly.core.node.visitors import BUDGETS_MAX
 from octaskly.core.protocol.messages import (
@@ -44,7 +52,9 @@ from octaskly.core.protocol.visitor_rules import (
     MEMORY_MB_MAX,
     MESSAGES_BURST,
     VOID_ITEM_MESSAGES,
+    bounded_outcome,
 )
+from octaskly.core.scheduling.queued_task import VISITOR_RETURNS_MAX
 from tests.support.builders import node_info, node_moment
 from tests.support.sample_messages import OUTCOME
 
@@ -272,3 +282,80 @@ def test_the_load_of_a_visitor_is_what_a_machine_can_have(member: Member) -> Non
     member.say(HeartbeatOk(epoch, 0.0, NodeState.READY, 2, lie))
 
     assert member.listed().load == LoadSample(100.0, 0, 0, MEMORY_MB_MAX, 100.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (AttemptState.RELEASED, EndReason.RETURNED),
+        (AttemptState.RELEASED, EndReason.ROOM),
+        (AttemptState.RELEASED, EndReason.INPUTS),
+        (AttemptState.CANCELLED, EndReason.CANCELLED),
+    ],
+)
+def test_a_task_that_a_visitor_does_not_run_goes_to_none_in_the_end(
+    member: Member, state: AttemptState, reason: EndReason
+) -> None:
+    """Each attempt is in the log, so that it would grow for as long as it goes on."""
+    member.attach()
+    member.assign()
+    seen = 0
+
+    for _ in range(5):
+        given = [m.items[0] for m in member.sent if isinstance(m, Assign)]
+        for attempt, spec in given[seen:]:
+            member.say(Results((Report(spec.id, attempt, Outcome(state, reason)),), 2))
+        seen = len(given)
+        member.run(15.0)
+
+    assert seen <= VISITOR_RETURNS_MAX
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (AttemptState.OK, EndReason.LOST),
+        (AttemptState.FAILED, EndReason.RETURNED),
+        (AttemptState.FAILED, EndReason.POISON),
+        (AttemptState.RELEASED, EndReason.EXIT),
+        (AttemptState.CANCELLED, EndReason.ROOM),
+        (AttemptState.RUNNING, EndReason.EXIT),
+    ],
+)
+def test_an_end_that_no_worker_reports_is_refused(
+    member: Member, state: AttemptState, reason: EndReason
+) -> None:
+    """A task would show a reason that no task has."""
+    member.attach()
+    attempt, spec = member.assign()
+
+    effects = member.say(
+        Results((Report(spec.id, attempt, Outcome(state, reason)),), 2)
+    )
+
+    assert Disconnect(VISITOR, "protocol: fact") in effects
+
+
+def test_the_times_and_outputs_of_an_end_are_those_that_it_can_have() -> None:
+    """An end in the year 6429 would lead each list for good."""
+    lie = Outcome(
+        AttemptState.OK,
+        EndReason.EXIT,
+        started_ms=0,
+        ended_ms=TIME_MS_MAX - 1,
+        duration_ms=TIME_MS_MAX - 1,
+        outputs=(OutputFile("out", 1), OutputFile("../x", 1), OutputFile("out", 2)),
+        detail="x" * (DETAIL_CHARS_MAX + 1),
+    )
+    spec = TaskSpec(TaskId("t"), "true", outputs=("out",), created_ms=1000)
+
+    told = bounded_outcome(lie, spec, wall_ms=5000)
+
+    assert told == replace(
+        lie,
+        started_ms=1000,
+        ended_ms=5000,
+        duration_ms=4000,
+        outputs=(OutputFile("out", 2),),
+        detail="x" * DETAIL_CHARS_MAX,
+    )
