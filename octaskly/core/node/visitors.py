@@ -69,9 +69,9 @@ from octaskly.core.protocol.visitor_rules import (
     MESSAGES_BURST,
     MESSAGES_PER_S,
     SLOTS_MAX,
-    VOID_ITEM_MESSAGES,
     bounded_load,
     bounded_outcome,
+    cost_of_message,
     is_possible_outcome,
     is_valid_visitor,
     may_pass,
@@ -350,7 +350,7 @@ class Visitors:
             if not may_pass(message, FROM_VISITOR):
                 return effects + self._refuse(node, "visitor", now)
             view.last_frame_s = now.mono_s
-            if not self._spend(node, 1.0, now):
+            if not self._budgets[node].spend(cost_of_message(message), now):
                 return effects + self._refuse(node, "flood", now)
             effects += self._on_message(node, view, message, now)
         return effects
@@ -408,8 +408,6 @@ class Visitors:
         named = [(spec.id, attempt) for attempt, spec in message.running]
         own = {each for each in named if self._own_spec(node, *each) is not None}
         unknown = [each for each in named if each not in own]
-        if not self._spend(node, len(unknown) * VOID_ITEM_MESSAGES, now):
-            return self._refuse(node, "flood", now)
         self._dispatcher.kill_unknown_attempts(node, unknown)
         view.listed |= own
         view.part_count += 1
@@ -458,9 +456,6 @@ class Visitors:
             elif key not in counted:
                 outcome = bounded_outcome(report.outcome, spec, now.wall_ms)
                 counted[key] = replace(report, outcome=outcome, spec=None)
-        excess = len(message.reports) - len(counted)
-        if not self._spend(node, excess * VOID_ITEM_MESSAGES, now):
-            return self._refuse(node, "flood", now)
         if message.state is not None:
             self._record_state(view, message.state)
         credit = _bounded_credit(view, message.credit)
@@ -473,10 +468,6 @@ class Visitors:
         self, node: NodeId, task: TaskId, attempt: AttemptId
     ) -> TaskSpec | None:
         return self._dispatcher.assigned_spec(node, task, attempt)
-
-    def _spend(self, node: NodeId, messages: float, now: Moment) -> bool:
-        """Count what a visitor sends; return False if it floods."""
-        return self._budgets[node].spend(messages, now)
 
     def _record_state(self, view: VisitorView, state: NodeState) -> None:
         if state is not view.state:

@@ -84,8 +84,8 @@ SLOTS_MAX: Final = 1 << 12  #: of one visitor
 MESSAGES_PER_S: Final = 200.0  #: of one visitor, over a while; more close the link
 MESSAGES_BURST: Final = 2000.0
 LINK_MESSAGES: Final = 20.0  #: messages that a new link counts as
-VOID_ITEM_MESSAGES: Final = 0.125
-"""What an attempt that a visitor was not given counts as, beside its message."""
+ITEM_MESSAGES: Final = 1 / 16
+"""Messages that an attempt or an output in a message of a visitor counts as."""
 CPU_PERCENT_MAX: Final = 100.0
 LOAD1_MAX: Final = 1e4
 MEMORY_MB_MAX: Final = 1 << 30
@@ -167,6 +167,19 @@ def _between(least: int, number: int | None, most: int) -> int | None:
 
 def _within(number: Number, most: Number) -> Number:
     return min(max(number, 0), most)
+
+
+def cost_of_message(message: Message) -> float:
+    """Return how many messages a visitor's message counts as."""
+    items = 0
+    match message:
+        case Results(reports):
+            items = len(reports) + sum(len(r.outcome.outputs) for r in reports)
+        case Reattach(running):
+            items = len(running)
+        case _:
+            pass
+    return 1.0 + ITEM_MESSAGES * items
 
 
 def is_possible_outcome(outcome: Outcome) -> bool:

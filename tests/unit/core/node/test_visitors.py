@@ -23,7 +23,12 @@ from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.ids import NO_EPOCH, Address, AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeState, RosterEntry
 from octaskly.core.model.settings import Settings
-from octaskly.core.model.task_options import Requirements, TaskOptions, VisitorRule
+from octaskly.core.model.task_options import (
+    ArraySpec,
+    Requirements,
+    TaskOptions,
+    VisitorRule,
+)
 from octaskly.core.model.tasks import (
     DETAIL_CHARS_MAX,
     AttemptState,
@@ -48,10 +53,10 @@ from octaskly.core.protocol.messages import (
     ResultsOk,
 )
 from octaskly.core.protocol.visitor_rules import (
+    ITEM_MESSAGES,
     LINK_MESSAGES,
     MEMORY_MB_MAX,
     MESSAGES_BURST,
-    VOID_ITEM_MESSAGES,
     bounded_outcome,
 )
 from octaskly.core.scheduling.queued_task import VISITOR_RETURNS_MAX
@@ -62,7 +67,7 @@ ME, PAL = NodeId("m" * 16), NodeId("p" * 16)
 VISITOR = NodeId("visitor-" + "v" * 16)
 HOUR_MS = 3_600_000
 FLOOD = Disconnect(VISITOR, "protocol: flood")
-VOID_ITEMS_MAX = int(MESSAGES_BURST / VOID_ITEM_MESSAGES)
+ITEMS_MAX = int(MESSAGES_BURST / ITEM_MESSAGES)
 
 
 class Member:
@@ -153,7 +158,7 @@ def test_a_list_of_attempts_that_never_ends_is_cut_off(member: Member) -> None:
     member.attach()
     part = Reattach(attempts(4000), 2, NodeState.READY, has_more=True)
 
-    answers = [member.say(part) for _ in range(VOID_ITEMS_MAX // 4000 + 1)]
+    answers = [member.say(part) for _ in range(ITEMS_MAX // 4000 + 1)]
 
     assert sum(FLOOD in effects for effects in answers) == 1
 
@@ -161,7 +166,9 @@ def test_a_list_of_attempts_that_never_ends_is_cut_off(member: Member) -> None:
 def test_reports_of_what_it_was_not_given_count_as_messages(member: Member) -> None:
     """One message may have 65 000 of them, which take longer to refuse than to send."""
     member.attach()
-    reports = [Report(spec.id, attempt, OUTCOME) for attempt, spec in attempts(16_001)]
+    reports = [
+        Report(spec.id, attempt, OUTCOME) for attempt, spec in attempts(ITEMS_MAX)
+    ]
 
     assert FLOOD in member.say(Results(tuple(reports), 2))
     assert not any(isinstance(message, ResultsOk) for message in member.sent)
@@ -173,7 +180,34 @@ def test_repeated_reports_of_its_own_attempt_count_as_messages(member: Member) -
     attempt, spec = member.assign()
     report = Report(spec.id, attempt, OUTCOME)
 
-    assert FLOOD in member.say(Results((report,) * 16_001, 2))
+    assert FLOOD in member.say(Results((report,) * ITEMS_MAX, 2))
+
+
+def test_outputs_in_reports_count_as_messages(member: Member) -> None:
+    """Also before it has said what it runs: they were decoded by then."""
+    member.visit()
+    ((attempt, spec),) = attempts(1)
+    outputs = tuple(OutputFile(f"out-{n}", 1) for n in range(9000))
+    report = Report(spec.id, attempt, replace(OUTCOME, outputs=outputs))
+
+    assert FLOOD in member.say(Results((report,) * 4, 2))
+
+
+def test_members_of_an_array_reach_a_visitor_one_by_one(member: Member) -> None:
+    """It does not learn the items of members that run elsewhere."""
+    member.attach()
+    options = TaskOptions(
+        requires=Requirements(visitors=VisitorRule.ALLOWED),
+        array=ArraySpec(count=3, has_items=True, items=("a", "b", "c")),
+    )
+    draft = TaskDraft("echo {}", options=options)
+
+    member.feed(TasksSubmitted(1, (draft,), "ana", ("00000001",), (None,)))
+    member.feed(QueuedLoaded(-1, (), has_more=False))
+
+    given = [i for m in member.sent if isinstance(m, Assign) for i in m.items]
+    assert len(given) == 2
+    assert all(spec.array is None for _, spec in given)
 
 
 def test_few_reports_of_what_runs_elsewhere_by_now_are_acknowledged(
