@@ -87,7 +87,7 @@ def test_a_missing_output_is_no_success_on_a_terminal(
 
     assert code == 125
     assert re.fullmatch(
-        r"task-\S+ did not create gone\n"
+        r"task-\S+ ended without gone\n"
         r"✗ lone, [\d.]+ m?s · gone: fetched 0 files, 0 B\n",
         said,
     ), said
@@ -137,13 +137,28 @@ def test_a_missing_output_after_success_is_an_error(
     )
 
     assert done.returncode == 125
-    assert re.fullmatch(r"task-\S+ did not create \*\.o, gone\n", done.stderr)
+    assert re.fullmatch(r"task-\S+ ended without \*\.o, gone\n", done.stderr)
     assert texts_in(home) == {"made": "\n"}
     shown = json.loads(octaskly(agent, home, "show", "last", "--json").stdout)
     assert (shown["status"], shown["exit_code"]) == ("completed", 0)
     assert shown["outputs_missing"] == ["*.o", "gone"]
     again = octaskly(agent, home, "show", "last").stdout
     assert "made (1 B), *.o (missing), gone (missing)" in again
+
+
+def test_a_run_after_a_failed_task_says_where_the_reason_is(
+    agent: DemoAgent, home: Path
+) -> None:
+    """It was cancelled, but not by the user."""
+    octaskly(agent, home, "run", "--scratch", "--out", "x", "--", "false")
+    done = octaskly(agent, home, "run", "--from", "last", "--", "true")
+
+    assert done.returncode == 125
+    said = r"(task-\S+) was cancelled; details: octaskly explain (\1)\n"
+    found = re.fullmatch(said, done.stderr)
+    assert found, done.stderr
+    why = octaskly(agent, home, "explain", found[2]).stdout
+    assert "did not end as required" in why
 
 
 def test_something_in_the_way_is_kept_and_reported(
@@ -398,7 +413,7 @@ def test_what_is_no_file_is_not_kept(agent: DemoAgent, home: Path) -> None:
 
     assert alone.returncode == 125
     first, second = alone.stderr.splitlines()
-    assert re.fullmatch(r"task-\S+ did not create pipe", first)
+    assert re.fullmatch(r"task-\S+ ended without pipe", first)
     assert second == "output pipe was not kept: not a file or folder"
     assert (among.returncode, among.stderr) == (
         0,

@@ -332,8 +332,11 @@ def exit_code_of_task(
 
 def _own_exit_code(task: Task, *, is_cancelled: bool, fetched: FetchOutcome) -> int:
     if task.status == "cancelled":
-        note(f"{task.id} was cancelled")
-        return EXIT_CANCELLED if is_cancelled else EXIT_OCTASKLY_FAILED
+        if is_cancelled:
+            note(f"{task.id} was cancelled")
+            return EXIT_CANCELLED
+        note(f"{task.id} was cancelled; details: octaskly explain {task.id}")
+        return EXIT_OCTASKLY_FAILED
     if task.exit_code is None:
         _print_failure(task)
         return EXIT_OCTASKLY_FAILED

@@ -66,7 +66,7 @@ def report_fetched(task: Task, fetched: Fetched) -> bool:
         note(f"{path} was not fetched: it is a link that points outside its folder")
     is_missing = bool(fetched.missing) and task.exit_code == 0
     if is_missing:
-        note(f"{task.id} did not create {listed(fetched.missing)}")
+        note(f"{task.id} ended without {listed(fetched.missing)}")
     return not (fetched.kept or is_missing)
 
 
