@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from octaskly.cli.burst.policy import (
     Event,
     Failed,
     Left,
+    NotPolled,
     RunCommand,
     Withdraw,
 )
@@ -166,16 +168,13 @@ class _Burst:
     def run(self) -> int:
         """Run until Ctrl-C or a stop of the policy; return the exit code."""
         try:
-            with interrupt_on_sigterm():
+            with contextlib.suppress(KeyboardInterrupt), interrupt_on_sigterm():
                 while self._policy.stopped is None:
                     self._poll()
                     self._wait_for_ends()
-        except KeyboardInterrupt:
-            pass
-        exit_code = self._reporter.on_stop(self._policy.stopped)
-        with interrupt_on_sigterm():
+            return self._reporter.on_stop(self._policy.stopped)
+        finally:
             self._end()
-        return exit_code
 
     def _poll(self) -> None:
         try:
@@ -183,6 +182,7 @@ class _Burst:
         except OctasklyError as error:
             # The agent may restart, or the mesh elect a dispatcher.
             self._reporter.on_unreachable(error.message)
+            self._step(NotPolled())
             return
         self._step(polled)
         self._reporter.show_state()
@@ -233,15 +233,16 @@ class _Burst:
 
     def _end(self) -> None:
         """Withdraw what is requested, and wait for commands that hold a visitor."""
-        here = self._policy.visitors
-        self._withdraw(self._policy.requests)
-        if here:
-            names = ", ".join(visitor.name for visitor in here.values())
-            verb = "leaves" if len(here) == 1 else "leave"
-            note(f"{names} {verb} when no task has come for the idle time")
+        here = [visitor.name for visitor in self._policy.visitors.values()]
         try:
-            if running := self._runs.running:
-                note(f"{count_of(len(running), 'command')} still running; Ctrl-C ends")
-                self._runs.wait()
+            with interrupt_on_sigterm():
+                self._withdraw(self._policy.requests)
+                if here:
+                    verb = "leaves" if len(here) == 1 else "leave"
+                    note(f"{', '.join(here)} {verb} after the idle time")
+                if running := self._runs.running:
+                    count = count_of(len(running), "command")
+                    note(f"{count} of visitors still running; Ctrl-C ends them")
+                    self._runs.wait()
         except KeyboardInterrupt:
             self._runs.terminate(self._runs.running)

@@ -68,7 +68,12 @@ class CommandEnded:
     error: str | None
 
 
-Event: TypeAlias = Polled | CommandEnded
+@dataclass(frozen=True, slots=True)
+class NotPolled:
+    """The mesh does not answer."""
+
+
+Event: TypeAlias = Polled | NotPolled | CommandEnded
 
 
 # --- Actions
@@ -196,7 +201,12 @@ class BurstPolicy:
         """Return what to do after an event, in order; nothing after a stop."""
         if self.stopped is not None:
             return []
+        actions: list[Action] = []
         match event:
+            case Polled() | NotPolled() if self._is_time_up(now_s):
+                actions.append(TimeIsUp())
+            case NotPolled():
+                pass
             case Polled():
                 actions = self._on_poll(event, now_s)
             case CommandEnded(number, error):
@@ -206,6 +216,9 @@ class BurstPolicy:
         if actions and isinstance(actions[-1], Stop):
             self.stopped = actions[-1]
         return actions
+
+    def _is_time_up(self, now_s: float) -> bool:
+        return self.until_s is not None and now_s >= self.until_s
 
     # --- The command
 
@@ -232,8 +245,6 @@ class BurstPolicy:
     # --- The mesh
 
     def _on_poll(self, poll: Polled, now_s: float) -> list[Action]:
-        if self.until_s is not None and now_s >= self.until_s:
-            return [TimeIsUp()]
         self.waiting = poll.waiting
         if not poll.waiting:
             self._waited_since_s = None

@@ -19,6 +19,7 @@ from octaskly.cli.burst.policy import (
     Joined,
     Left,
     NobodyJoined,
+    NotPolled,
     Polled,
     RunCommand,
     TimeIsUp,
@@ -307,6 +308,15 @@ def test_burst_stops_at_the_time_that_the_user_set() -> None:
 
     assert burst.poll(9, after_s=1000.0) == [TimeIsUp()]
     assert burst.poll(9) == []
+
+
+def test_burst_stops_in_time_although_the_mesh_does_not_answer() -> None:
+    """Until then it does nothing without knowing what waits."""
+    burst = Clocked(until_s=2000.0)
+    burst.wait()
+
+    assert burst.policy.step(NotPolled(), 1999.0) == []
+    assert burst.policy.step(NotPolled(), 2000.0) == [TimeIsUp()]
 
 
 def test_events_of_unknown_runs_change_nothing() -> None:
