@@ -88,6 +88,7 @@ class TaskQueue:
         """Number of tasks and members that ended here since the start, by state."""
         self._lookups: dict[TaskId, None] = {}
         """Tasks to read by id."""
+        self._are_lookups_first = False  #: before the lanes are read again
         self._looked_up: tuple[TaskId, ...] = ()
         """Tasks that the pending read by id answers for."""
         self.is_reading_paused = False
@@ -110,6 +111,7 @@ class TaskQueue:
         self._missing_ends.clear()
         self._recent_finals.clear()
         self._lookups.clear()
+        self._are_lookups_first = False
         self.reads.clear_reads()
         self.array_queue.clear_arrays()
         self._needs_live_read = False
@@ -220,7 +222,8 @@ class TaskQueue:
             effects.append(self._read_by_id())
         if Read.LIVE not in self.reads:
             effects += self._read_live()
-        load = self.lanes.next_read()
+        self._are_lookups_first &= Read.NAMED in self.reads
+        load = None if self._are_lookups_first else self.lanes.next_read()
         if load is None:
             return effects
         self.reads.start(Read.QUEUED)
@@ -607,6 +610,8 @@ class TaskQueue:
         del self.tasks[task.spec.id]
         if (final := task.final_state) is None:
             self._reread_task(task.spec.id)
+            # It may be an array, whose failures count before more members begin.
+            self._are_lookups_first |= task.record.spec is None
             return
         self._note_final(task.spec.id, final)
 
