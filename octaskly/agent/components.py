@@ -63,6 +63,7 @@ from octaskly.runner.files.output_copies import (
     OutputCopies,
 )
 from octaskly.runner.files.storage_report import StorageReporter
+from octaskly.runner.files.visitor_files import VisitorFiles
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.runner.pool.forgotten_outputs import ForgottenOutputs
 from octaskly.runner.pool.pool import Pool
@@ -279,6 +280,7 @@ class Components:
             on_ended=self._webhooks.on_tasks_ended,
         )
         self._join_service.start(tasks)
+        self._visitor_files.start(tasks)
         self._subscribe_to_secret(tasks)
         await self._transport.start(tasks, self._peer_sockets)
         loopback = self._loopback_port.listeners()
@@ -360,6 +362,7 @@ class Components:
             async with asyncio.timeout(AUDIT_FLUSH_S):
                 await self._api.auditor.flush()
         self.gateway.close()
+        self._visitor_files.close()
         await self._join_service.close()
         await self._api.close()
         self.loop.close()
@@ -566,6 +569,9 @@ class Components:
             find_forgotten=self.gateway.find_forgotten,
         )
         self.gateway.on_purged = self._forgotten_outputs.announce
+        self._visitor_files = VisitorFiles(
+            self._node.visitor_attempts, fetcher, self._archive, self._output_copies
+        )
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:
         self._build_runner()
@@ -671,6 +677,7 @@ class Components:
                 self._tree_keeper,
                 self._storage,
                 self._forgotten_outputs,
+                self._visitor_files,
             ),
             render_metrics=self._metrics.render_report,
         )

@@ -16,7 +16,15 @@ from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
-from octaskly.core.model.ids import Address, AttemptId, Moment, NodeId, TaskId
+from octaskly.core.log.facts import Assigned
+from octaskly.core.model.ids import (
+    Address,
+    AttemptId,
+    Moment,
+    NodeId,
+    TaskId,
+    is_visitor,
+)
 from octaskly.core.model.keyring_state import ChangeKeyring, MergeKeyring, SendKeyring
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import EndReason, TaskSpec
@@ -93,6 +101,7 @@ class Advertiser(Protocol):
 
 
 EVENTS_PER_TURN = 256  #: before asyncio serves sockets and timers again
+VISITS_S = 1.0  #: in which tasks that visitors get are one entry of the audit log
 TIMER_SLACK_S = 0.1  #: a timer is kept if the deadline moves later by less
 
 
@@ -259,6 +268,9 @@ class CoreLoop(StepLoop[Node]):
         self._store = store
         self._limits = limits
         self._was_size_warned = False  #: True once the log size warning was logged
+        self._visits: dict[NodeId, list[TaskId]] = {}
+        """Tasks that were given to visitors, which the audit log does not name yet."""
+        self._is_noting_visits = False
         self._pulls: dict[NodeId, ef.ServePull] = {}  #: the latest pull of each peer
 
     def connect(
@@ -314,6 +326,26 @@ class CoreLoop(StepLoop[Node]):
     def _append_entries(self, effect: ef.Append, gateway: AgentGateway) -> None:
         self._store.append_entries(effect.number, effect.entries, effect.epochs)
         gateway.waiters.on_appended(effect.entries, effect.number)
+        if gateway.view.has_visitors and gateway.view.is_serving:
+            self._note_visits(effect, gateway)
+
+    def _note_visits(self, effect: ef.Append, gateway: AgentGateway) -> None:
+        """Have the audit log name the tasks that were given to visitors."""
+        for entry in effect.entries:
+            if isinstance(entry.fact, Assigned) and is_visitor(entry.fact.node):
+                self._visits.setdefault(entry.fact.node, []).append(entry.fact.task)
+        if self._visits and not self._is_noting_visits:
+            self._is_noting_visits = True
+            self._spawn(self._record_visits(gateway))
+
+    async def _record_visits(self, gateway: AgentGateway) -> None:
+        """Write what was given to visitors within a second, together."""
+        await asyncio.sleep(VISITS_S)
+        visits, self._visits = self._visits, {}
+        self._is_noting_visits = False
+        for visitor, tasks in visits.items():
+            name = gateway.view.name_of(visitor)
+            await gateway.audit.record_visit(visitor, name, tasks)
 
     def _announce_tasks(
         self, effect: ef.AnnounceTaskStates, gateway: AgentGateway

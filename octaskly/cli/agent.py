@@ -149,9 +149,29 @@ def _run_visitor(
         text = read_invite_file(invite_file)
     elif text is None or invite_file is not None:
         text = prompt_hidden("Invite") if sys.stdin.isatty() else sys.stdin.readline()
+    return run_visitor(config, text, until_ms, idle_s)
+
+
+def run_visitor(
+    config: AgentConfig,
+    invite: str,
+    until_ms: int | None = None,
+    idle_s: int | None = None,
+) -> int:
+    """Run a visitor until its visit is over, and return its exit code.
+
+    Args:
+        config: The settings.
+        invite: The code, or the URL with code and addresses.
+        until_ms: Wall clock at which it leaves; None: as late as it may.
+        idle_s: It leaves after so long without a task; None: it does not.
+
+    Raises:
+        PairingFailed: No member accepts the invite.
+    """
     visitor = importlib.import_module("octaskly.agent.visiting.visitor")
-    invite = importlib.import_module("octaskly.joining.visitor_invite")
-    code = invite.VisitorCode.parse(text)
+    invites = importlib.import_module("octaskly.joining.visitor_invite")
+    code = invites.VisitorCode.parse(invite)
     options = visitor.VisitOptions(code=code, until_ms=until_ms, idle_s=idle_s)
     exit_code: int = visitor.run(config, options)
     return exit_code

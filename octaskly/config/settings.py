@@ -61,6 +61,7 @@ from octaskly.config.defaults import (
     STALL_S,
     STREAMS_MAX,
     STREAMS_PER_SUBJECT,
+    VISITOR_TASKS,
     WEBHOOKS_PER_SUBJECT,
 )
 from octaskly.config.units import BYTES, SECONDS
@@ -384,6 +385,14 @@ class AgentOptions(LimitOptions):
         "whether this node may become dispatcher or standby",
         default=True,
         details="if no reachable node may, it becomes dispatcher nevertheless",
+    )
+    visitor_tasks: str = setting(
+        "--visitor-tasks",
+        Choices(*VISITOR_TASKS),
+        "with all, visitors may run every task that does not forbid it",
+        default=VISITOR_TASKS[0],
+        details="the dispatcher decides, so set it on each node that may become "
+        "dispatcher; a task with variables still needs `--visitors=with-env`",
     )
     durability: str = setting(
         "--durability",

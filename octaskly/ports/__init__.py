@@ -32,6 +32,8 @@ from octaskly.ports.files import (
     StoredItem,
     TreeKeeper,
     UploadInProgress,
+    VisitorAccess,
+    VisitorFiles,
     WrongOffset,
 )
 from octaskly.ports.gateway import (
@@ -126,6 +128,8 @@ __all__ = [
     "TokenRegistry",
     "TreeKeeper",
     "UploadInProgress",
+    "VisitorAccess",
+    "VisitorFiles",
     "VisitorInvite",
     "WaitingMachine",
     "WrongOffset",

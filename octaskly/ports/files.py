@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, Literal, NamedTuple, Protocol
 
 from octaskly.core.model.field_types import Count
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.model.task_options import InputBlob, InputTree
+from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.errors import OctasklyError
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
@@ -301,6 +302,49 @@ class TreeKeeper(Protocol):
         """
 
 
+class VisitorAccess(Enum):
+    """Whether a visitor may read files."""
+
+    GRANTED = auto()
+    LATER = auto()  #: they are being fetched, or it is not known yet
+    DENIED = auto()
+
+
+class PushedOutputs(Protocol):
+    """Captured outputs that a visitor sends; the methods block."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Store the next bytes; raise TarError if they are no archive."""
+
+    def finish(self) -> None:
+        """Keep the outputs; raise TarError or ManifestError if they are not whole."""
+
+    def abort(self) -> None:
+        """Delete what is not finished."""
+
+
+class VisitorFiles(Protocol):
+    """What visitors may ask the dispatcher for: what belongs to their live attempts."""
+
+    def access_to(self, visitor: NodeId, names: Sequence[str]) -> VisitorAccess:
+        """Return whether a visitor may read files, by their SHA-256."""
+
+    def may_read_outputs(self, visitor: NodeId, task: str) -> bool:
+        """Return True if an attempt of the visitor gets the outputs of this task."""
+
+    def grant_trees(self, visitor: NodeId, trees: Sequence[BlobRef]) -> None:
+        """Let a visitor read trees of outputs that its attempts get."""
+
+    def open_outputs(
+        self, visitor: NodeId, task: TaskId, attempt: AttemptId, size_bytes: int
+    ) -> PushedOutputs | None:
+        """Return what stores the outputs of an attempt; None if it is not its own.
+
+        Raises:
+            FileQuotaExceeded: There is no room for them.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class MemberFiles:
     """The file store of a member, its trees, and the report on their room."""
@@ -309,3 +353,4 @@ class MemberFiles:
     trees: TreeKeeper
     storage: StorageReport
     forgotten: ForgottenOutputs
+    visitors: VisitorFiles

@@ -129,12 +129,14 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
 class Invite(msgspec.Struct, frozen=True, kw_only=True):
     """An invite: it admits one machine or visitor, once, until `expires_at`.
 
-    `url` contains the code and all places; only the invite of a visitor has one.
+    Only the invite of a visitor has a `url`, which contains the code and all places,
+    and `qr`, the rows of its QR code, in which `1` is dark.
     """
 
     id: str = ""
     code: str
     url: str | None = None
+    qr: list[str] = []
     expires_at: At
     places: list[str] = []
 

@@ -25,6 +25,7 @@ GLOSSARY = [
     "standby",
     "in sync",
     "replica",
+    "visitor",
     "worker",
     "slot",
     "lane",

@@ -1,19 +1,21 @@
 """Visitors on hosts of their own: what they run, and what they never get."""
 
-import subprocess
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.mesh.forming import form, nodes
+from tests.mesh.forming import dispatcher_of, form, nodes
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until
+from tests.support.agents import fork_agent
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
 
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 
 class BorrowedMachine:
@@ -26,21 +28,29 @@ class BorrowedMachine:
         made = member.http("POST", "/api/v1/invites", json=asked)
         assert made.status == 201, made.body
         self.invite = made.json
-        self.folder = host.folder / "visit"
         self.log = host.folder / "visitor.log"
-        with self.log.open("ab") as log:
-            self.process = host.popen(
-                *(sys.executable, "-m", "octaskly", "agent", "--visitor"),
-                *("--slots", "2", *options),
-                env={
-                    **host.environ("visitor"),
-                    "TMPDIR": str(host.folder),
-                    "OCTASKLY_INVITE": self.invite["url"],
-                },
-                stdin=subprocess.DEVNULL,
+        words = ["agent", "--visitor", "--slots", "2", *options]
+        environ = {
+            **host.environ("visitor"),
+            "TMPDIR": str(host.folder),
+            "OCTASKLY_INVITE": self.invite["url"],
+        }
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            process = fork_agent(
+                words, environ=environ, files=(nothing, log, log), netns=host.netns
+            )
+            self.process = process or host.popen(
+                *(sys.executable, "-m", "octaskly", *words),
+                env=environ,
+                stdin=nothing,
                 stdout=log,
                 stderr=log,
             )
+
+    def leave(self) -> None:
+        """End the visit, as Ctrl-C does."""
+        self.process.terminate()
+        assert self.process.wait(WITHIN_S) == 0
 
 
 def visitors(host: Host) -> list[Mapping[str, Any]]:
@@ -48,17 +58,25 @@ def visitors(host: Host) -> list[Mapping[str, Any]]:
     return [node for node in nodes(host) if node["visitor"]]
 
 
-@pytest.fixture
-def lab(_may_make_labs: None) -> Iterator[Lab]:
+@pytest.fixture(scope="module")
+def one_member(_may_make_labs: None) -> Iterator[Lab]:
     with Lab(2) as lab:
+        form(lab, hosts=lab.hosts[:1])
         try:
             yield lab
         finally:
-            for host in lab.hosts:
-                log = host.folder / "visitor.log"
-                if log.exists():
-                    print(f"--- visitor on {host.name}", log.read_text()[-4000:])
+            log = lab.hosts[1].folder / "visitor.log"
+            print("--- visitor", log.read_text()[-8000:] if log.exists() else "")
             lab.show_logs()
+
+
+@pytest.fixture
+def lab(one_member: Lab) -> Iterator[Lab]:
+    """A member that takes no work itself, and a machine to borrow."""
+    member = one_member.hosts[0]
+    member.http("POST", f"/api/v1/nodes/{member.name}/drain")
+    yield one_member
+    member.http("POST", f"/api/v1/nodes/{member.name}/resume")
 
 
 def run_task(host: Host, command: str, **fields: Any) -> Mapping[str, Any]:
@@ -79,13 +97,141 @@ def run_task(host: Host, command: str, **fields: Any) -> Mapping[str, Any]:
 def test_visitor_runs_a_task_that_allows_it(lab: Lab) -> None:
     """The thin path: invite, visit, a task and its result."""
     member, borrowed = lab.hosts
-    form(lab, hosts=[member])
-    BorrowedMachine(borrowed, member)
+    machine = BorrowedMachine(borrowed, member)
     wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
-    drained = member.http("POST", f"/api/v1/nodes/{member.name}/drain")
-    assert drained.status == 200, drained.body
 
     done = run_task(member, "echo from $OCTASKLY_NODE", visitors=True, timeout=60)
 
     assert done["status"] == "completed", done
     assert done["stdout"] == f"from {visitors(member)[0]['name']}\n"
+    machine.leave()
+
+
+def test_files_travel_to_a_visitor_and_back(lab: Lab) -> None:
+    """Inputs that a client lends, and outputs that stay when the visitor has left."""
+    member, borrowed = lab.hosts
+    machine = BorrowedMachine(borrowed, member)
+    wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
+    source = member.folder / "data.txt"
+    source.write_text("ten words\n" * 100_000)
+
+    read = member.cli(
+        *("run", "--visitors", "--in", f"{source}=data.txt", "--", "wc -l < data.txt")
+    )
+    assert (read.returncode, read.stdout.strip()) == (0, "100000"), read.stderr
+    sent = member.cli(
+        *("submit", "--visitors", "--in", f"{source}=data.txt", "--out", "counted"),
+        *("--", "wc -l < data.txt > counted"),
+    )
+    assert sent.returncode == 0, sent.stderr
+    waited = member.cli("wait", sent.stdout.split()[0])
+    assert waited.returncode == 0, waited.stderr
+    machine.leave()
+    assert not list(borrowed.folder.glob("octaskly-visitor-*"))  # It erased its folder.
+    task = sent.stdout.split()[0]
+    again = member.http("GET", f"/api/v1/tasks/{task}/outputs/counted")
+    shown = member.http("GET", f"/api/v1/tasks/{task}").json
+    assert (again.status, again.body.strip()) == (200, b"100000"), shown["detail"]
+
+
+@pytest.mark.usefixtures("_may_make_labs")
+def test_a_visitor_follows_a_failover_and_its_task_continues() -> None:
+    """It dials the new dispatcher, whose address it was told, and keeps its task."""
+    with Lab(3) as lab:
+        *members, borrowed = lab.hosts
+        form(lab, hosts=members)
+        first = next(h for h in members if h.name == dispatcher_of(members[0]))
+        other = next(host for host in members if host is not first)
+        machine = BorrowedMachine(borrowed, first, "--label", "borrowed=yes")
+        wait_until("a visitor", lambda: visitors(other), within_s=WITHIN_S)
+        asked = {
+            "command": "sleep 12; echo through",
+            "visitors": True,
+            "timeout": 120,
+            "requires": {"labels": {"borrowed": "yes"}},
+        }
+        task = first.http("POST", "/api/v1/tasks", json=asked).json["id"]
+        path = f"/api/v1/tasks/{task}"
+        wait_until(
+            "it runs",
+            lambda: other.http("GET", path).json["status"] == "running",
+            within_s=WITHIN_S,
+        )
+
+        first.first.kill()
+
+        wait_until(
+            "its end",
+            lambda: other.http("GET", path).json.get("status") == "completed",
+            within_s=WITHIN_S * 2,
+        )
+        done = other.http("GET", path).json
+        assert (done["stdout"], done["attempt"]) == ("through\n", 1)
+        machine.leave()
+
+
+def files_below(folder: Path) -> set[str]:
+    """Return all files and folders."""
+    return {str(path) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("ending", ["idle", "until", "signal"])
+def test_a_visitor_leaves_nothing_behind(lab: Lab, ending: str) -> None:
+    """Its disk is as before, whatever it ran; what it did not finish runs elsewhere."""
+    member, borrowed = lab.hosts
+    borrowed.environ("visitor")
+    (borrowed.folder / "visitor.log").touch()
+    before = files_below(borrowed.folder)
+    options = {"idle": ("--idle", "4s"), "until": ("--until", "24s"), "signal": ()}
+    machine = BorrowedMachine(borrowed, member, *options[ending])
+    wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
+    asked = {"visitors": True, "timeout": "none", "outputs": ["kept"]}
+    done = run_task(member, "echo x > kept; echo y > left", **asked)
+    assert done["status"] == "completed", done
+    longer, path = None, ""
+    if ending != "idle":
+        longer = member.http(
+            "POST",
+            "/api/v1/tasks",
+            json={"command": "test $OCTASKLY_NODE = h1 || sleep 60", **asked},
+        ).json["id"]
+        path = f"/api/v1/tasks/{longer}"
+        wait_until(
+            "it runs",
+            lambda: member.http("GET", path).json["status"] == "running",
+            within_s=WITHIN_S,
+        )
+    if ending == "signal":
+        machine.process.terminate()
+
+    assert machine.process.wait(WITHIN_S * 2) == 0
+    assert files_below(borrowed.folder) == before
+    wait_until("it is gone", lambda: not visitors(member), within_s=WITHIN_S)
+    if longer is not None:
+        member.http("POST", f"/api/v1/nodes/{member.name}/resume")
+        wait_until(
+            "its end at the member",
+            lambda: member.http("GET", path).json["status"] == "completed",
+            within_s=WITHIN_S,
+        )
+        assert member.http("GET", path).json["attempt"] == 2
+
+
+def test_the_audit_log_names_what_a_visitor_ran(lab: Lab) -> None:
+    """Also when its task has been forgotten."""
+    member, borrowed = lab.hosts
+    machine = BorrowedMachine(borrowed, member)
+    wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
+    visitor = visitors(member)[0]["id"]
+
+    task = run_task(member, "true", visitors=True, timeout=60)["id"]
+
+    def entries() -> list[Mapping[str, Any]]:
+        found = member.http("GET", "/api/v1/audit").json["entries"]
+        return [each for each in found if each["action"] == "run on visitor"]
+
+    def is_named() -> bool:
+        return (visitor, [task]) in [(e["target"], e["tasks"]) for e in entries()]
+
+    wait_until("an entry", is_named, within_s=WITHIN_S)
+    machine.leave()

@@ -24,7 +24,7 @@ from octaskly.core.log.mesh_records import (
 )
 from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.hlc import HLC_MAX, hlc_of
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import NodeId, TaskId, task_name
 from octaskly.errors import OctasklyError, StoreFull
 from octaskly.ports import AuditEntry, AuditPage, RecordQuery
 from octaskly.system.clock import SystemClock
@@ -33,6 +33,9 @@ RETENTION_MS: Final = 90 * 86_400_000
 TEXT_BYTES_MAX: Final = 160  #: of each text in an entry; clients may have chosen it
 SUBJECT_BYTES_MAX: Final = 512
 JOIN_ACTION: Final = "join"  #: the action of a node's first contact
+VISIT_ACTION: Final = "run on visitor"
+VISIT_TASKS_MAX: Final = 64  #: of one entry
+ID_CHARS_MAX: Final = 120
 RETRY_S: Final = 2.0  #: while the disk takes no writes
 ABSENT_S: Final = 60.0  #: between two reads of a join time that was not found
 
@@ -87,6 +90,30 @@ class AgentAuditLog:
         with suppress(OctasklyError):  # The next dispatcher writes it.
             await self._record_with_retry(entry)
             self._absent.pop(node, None)
+
+    async def record_visit(
+        self, visitor: NodeId, name: str, tasks: Sequence[TaskId]
+    ) -> None:
+        """Write entries for the tasks that the dispatcher has given to a visitor."""
+        now_ms = self._clock.now().wall_ms
+        for first in range(0, len(tasks), VISIT_TASKS_MAX):
+            some = tasks[first : first + VISIT_TASKS_MAX]
+            entry = AuditEntry(
+                id=f"{VISIT_ACTION}-{visitor}-{now_ms}-{some[0]}"[:ID_CHARS_MAX],
+                at_ms=now_ms,
+                subject=f"visitor:{name}",
+                role=None,
+                action=VISIT_ACTION,
+                target=visitor,
+                source="mesh",
+                received_by=self._node_id,
+                decided_by=self._node_id,
+                status=200,
+                tasks=tuple(map(task_name, some)),
+                task_count=len(some),
+            )
+            with suppress(OctasklyError):  # The log has the attempts, too.
+                await self._record_with_retry(entry)
 
     async def _record_with_retry(self, entry: AuditEntry) -> None:
         """Write an entry; retry while the disk is full: no caller does."""

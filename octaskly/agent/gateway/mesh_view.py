@@ -48,6 +48,11 @@ class MeshView:
         return self._published.roster if self._published else None
 
     @property
+    def has_visitors(self) -> bool:
+        """Return True if visitors are in the roster."""
+        return self.roster is not None and bool(self.roster.visitors)
+
+    @property
     def live_members(self) -> list[RosterEntry]:
         """The members that are not lost."""
         members = self.roster.members if self.roster else ()

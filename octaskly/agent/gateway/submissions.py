@@ -29,7 +29,12 @@ from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_name
-from octaskly.core.model.drafts import TaskDraft, log_id_of, matches_draft
+from octaskly.core.model.drafts import (
+    TaskDraft,
+    log_id_of,
+    matches_draft,
+    with_visitors_allowed,
+)
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec, is_stdin_freed
 from octaskly.core.replies import Unplaceable
@@ -71,12 +76,13 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Limits on waiting tasks."""
+    """Limits on waiting tasks, and on who may run them."""
 
     tasks_max: int = QUEUE_MAX
     bytes_per_subject: int = QUEUED_BYTES_PER_SUBJECT
     """Bytes beyond `UNCOUNTED_BYTES` of each task."""
     webhooks_per_subject: int = WEBHOOKS_PER_SUBJECT
+    allows_visitors: bool = False  #: of tasks that say nothing about visitors
 
     @classmethod
     def from_options(cls, options: AgentOptions) -> QueueLimits:
@@ -85,6 +91,7 @@ class QueueLimits:
             options.queue_max,
             options.queued_bytes_per_subject,
             options.webhooks_per_subject,
+            options.visitor_tasks == "all",
         )
 
 
@@ -246,6 +253,7 @@ class SubmissionService:
         self._stream = stream
         self._health_checks = health_checks
         self._queue_quota = QueueQuota(store, clock, queue_limits)
+        self._allows_visitors = queue_limits.allows_visitors
         self._claims: dict[TaskId, asyncio.Event] = {}
 
     async def accept_submission(self, submission: Submission) -> AcceptedTasks:
@@ -260,6 +268,9 @@ class SubmissionService:
             StoreFull: the disk takes no writes. The tasks may be accepted once it
                 takes writes again.
         """
+        if self._allows_visitors:
+            drafts = tuple(map(with_visitors_allowed, submission.drafts))
+            submission = replace(submission, drafts=drafts)
         after = None
         if submission.idempotency_key is not None:
             after = self._keyed_id(submission, len(submission.drafts))

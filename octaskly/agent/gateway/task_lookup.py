@@ -11,7 +11,7 @@ from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import CatchUpRequested
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
 from octaskly.core.model.task_options import InputTree
 from octaskly.core.model.tasks import Attempt, OutputFile
 from octaskly.core.replies import CatchUpStatus
@@ -209,12 +209,15 @@ class OutputLocator:
         first = self._holder(attempt.node)
         others = self._view.copy_holders(task, attempt.id)
         holders = [first] if first else []
+        # The outputs of a visitor are at the node that was dispatcher then.
+        holders_max = None if is_visitor(attempt.node) else COPY_HOLDERS_MAX
         holders += [
             holder
-            for member in others[:COPY_HOLDERS_MAX]
+            for member in others[:holders_max]
             if member.id != attempt.node and (holder := self._holder(member.id))
         ]
-        lost = "" if first else self._view.name_of(attempt.node)
+        is_gone = first is None and not is_visitor(attempt.node)
+        lost = self._view.name_of(attempt.node) if is_gone else ""
         return OutputLocation(
             task=task, attempt=attempt.id, holders=tuple(holders), lost=lost
         )

@@ -17,8 +17,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
-from octaskly.agent.components import build_file_stores, build_runner
+from octaskly.agent.components import (
+    OUTPUT_TREES_PATH,
+    build_file_stores,
+    build_runner,
+)
 from octaskly.agent.core_loop import StepLoop
 from octaskly.agent.gateway.mesh_view import lan_url
 from octaskly.agent.node_setup import make_folders, node_info
@@ -27,6 +32,7 @@ from octaskly.agent.process_hooks import (
     build_unraisable_hook,
     disable_core_dumps,
 )
+from octaskly.agent.visiting.sent_outputs import SentOutputs
 from octaskly.config.agent import AgentConfig
 from octaskly.config.paths import Paths
 from octaskly.config.task_account import InheritedSettings, resolve_account
@@ -39,9 +45,10 @@ from octaskly.core.node.visitor_node import LeaveReason, Visit, VisitorNode
 from octaskly.errors import ConfigError
 from octaskly.joining.visitor_invite import VisitorCode, join_as_visitor
 from octaskly.mesh.links.transport import Transport
-from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.blobs.lenders import Lenders
+from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.processes.proc_tree import become_subreaper
 from octaskly.system.clock import SystemClock
 from octaskly.system.log import Logger, configure, log_line
@@ -174,13 +181,18 @@ class Visitor:
             (info.id, info.name),
             Lenders(blob_store, self._clock),
         )
+        self._fetcher.find_outputs = self._find_outputs
         self._pool = build_runner(
             self._config,
             info,
             self._clock,
             archive,
             self._fetcher,
-            _NoCopies(),
+            SentOutputs(
+                OutputReader(self._config.paths.outputs),
+                self._fetcher,
+                lambda: next(iter(self._holders()), None),
+            ),
             lambda reports: self._loop.handle(ev.AttemptsEnded(reports)),
         )
 
@@ -196,14 +208,23 @@ class Visitor:
         )
 
     def _holders(self) -> list[Holder]:
-        """Return the members that may have files of a task, the dispatcher first."""
+        """Return the dispatcher, which has all files of a visitor's tasks."""
         return [
             Holder(
                 contact.id,
                 tuple(lan_url(a.host, contact.lan_port) for a in contact.addresses),
             )
             for contact in self._node.contacts
+            if contact.id == self._node.dispatcher
         ]
+
+    def _find_outputs(self, task: str) -> list[BlobSource]:
+        """Return the trees of a task's outputs. Blocks."""
+        path = f"{OUTPUT_TREES_PATH}/{quote(task, safe='')}"
+        found = self._fetcher.find_trees(
+            lambda: next(iter(self._holders()), None), path
+        )
+        return [BlobSource(tree, self._holders) for tree in found]
 
     async def _serve(self, tasks: asyncio.TaskGroup, signals: StopSignals) -> None:
         """Run tasks until the node has stopped, or does not stop in time."""
@@ -248,18 +269,6 @@ class Visitor:
             with contextlib.suppress(OSError):
                 self._loop.post(ev.LoadSampled(sampler.sample(), is_failing))
             await asyncio.sleep(SAMPLE_S)
-
-
-class _NoCopies:
-    """Outputs that stay where they are."""
-
-    def on_captured(self, task: object, attempt: object, size_bytes: int) -> str:
-        """Do nothing."""
-        del task, attempt, size_bytes
-        return ""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def _paths_in(config: AgentConfig, folder: Path) -> Paths:

@@ -23,10 +23,12 @@ from octaskly.api.http.handler_types import (
     json_response,
 )
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
-from octaskly.api.problems import WORKER_NOT_FOUND, Problem
+from octaskly.api.problems import FORBIDDEN, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import query, task_response
 from octaskly.api.security import route_cost
+from octaskly.core.model import task_options
 from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.protocol.visitor_rules import DISPATCHER
 from octaskly.errors import OutputNotFound
 from octaskly.ports import OutputHolder, OutputLocation
 from octaskly.rest.tasks import BlobRef, OutputTrees
@@ -38,6 +40,12 @@ _CONCURRENT_MAX: Final = 8  #: requests to other nodes, for the members of one a
 async def find_output_trees(request: Request) -> web.StreamResponse:
     """Return the outputs of a task to the worker of another one, as trees."""
     task = query.logged_id(request.path_params["task"])
+    visitors = request.files.visitors
+    if request.visitor is not None and not visitors.may_read_outputs(
+        request.visitor, task
+    ):
+        hint = "no task that the visitor runs gets these outputs"
+        raise Problem(HTTPStatus.FORBIDDEN, FORBIDDEN, hint=hint)
     places = await request.gateway.locate_outputs(task)
     limit = asyncio.Semaphore(_CONCURRENT_MAX)
 
@@ -51,6 +59,10 @@ async def find_output_trees(request: Request) -> web.StreamResponse:
     except* (OutputNotFound, Problem) as errors:
         raise _first_of(errors) from None
     trees = [one.result() for one in asked]
+    if request.visitor is not None:
+        refs = [task_options.BlobRef(sha256=t.sha256, node=t.node) for t in trees]
+        visitors.grant_trees(request.visitor, refs)
+        trees = [BlobRef(sha256=t.sha256, node=DISPATCHER) for t in trees]
     return json_response(task_response.encode(OutputTrees(trees=trees)))
 
 
@@ -111,6 +123,7 @@ ROUTES = (
         method="GET",
         path=_INTERNAL + "/{task}",
         handler=find_output_trees,
+        allows_visitors=True,
         cost=route_cost.CHEAP,
         access=Access.NODE,
         responses={200: OutputTrees},

@@ -34,6 +34,7 @@ from octaskly.api.http.slow_clients import long_reads
 from octaskly.api.problems import (
     DISK_FULL,
     FILE_EXCEEDS_QUOTA,
+    FORBIDDEN,
     INVALID_VALUE,
     NO_ROOM_FOR_FILE,
     PIECE_OUT_OF_ORDER,
@@ -52,6 +53,7 @@ from octaskly.api.security import route_cost
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
 from octaskly.files.pack import PackReader
+from octaskly.files.tree_tar import TarError
 from octaskly.ports import (
     COPY_RETENTION_S,
     RETENTION_S,
@@ -61,6 +63,7 @@ from octaskly.ports import (
     FileQuotaExceeded,
     FileStore,
     UploadInProgress,
+    VisitorAccess,
     WrongOffset,
 )
 from octaskly.rest.tasks import (
@@ -93,7 +96,7 @@ async def upload_unnamed_file(request: Request) -> web.StreamResponse:
 
     Browsers cannot hash a large file without holding all of it in memory.
     """
-    files, size = request.files.store, _announced_size(request)
+    files, size = request.files.store, announced_size(request)
     with request.services.streams.count_stream(request.principal):
         piece = _Piece(None, size)
         name, _ = await _store_upload(request, files, None, piece)
@@ -107,7 +110,7 @@ async def upload_file(request: Request) -> web.StreamResponse:
     With `Content-Range`, the body is a piece of it.
     """
     name, files = _requested_file(request)
-    size = _announced_size(request)
+    size = announced_size(request)
     kept = await asyncio.to_thread(files.touch_file, name)
     if kept is not None:
         _add_keeper(request, name)
@@ -198,10 +201,10 @@ async def upload_pack(request: Request) -> web.StreamResponse:
 
     with (
         request.services.streams.count_stream(request.principal),
-        _upload_errors(field="pack"),
+        upload_errors(field="pack"),
     ):
         try:
-            await _receive(request, store)
+            await receive_body(request, store)
         finally:
             _add_keeper(request, *new, are_new=True)
             _add_keeper(request, *held)
@@ -254,6 +257,9 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
     `Retry-After` says that a client has been asked for some that are missing in it.
     """
     asked, files = request_bodies.parse_wanted_pack(request.body), request.files.store
+    if request.visitor is not None:
+        # Only members may have a client send what it lends.
+        require_visitor_access(request, asked.sha256, lent_tree=asked.tree)
     response = web.StreamResponse(headers={"Content-Type": BYTES})
     if asked.tree:
         wait_s = await request.files.trees.lenders.await_files(asked.tree, asked.sha256)
@@ -305,6 +311,8 @@ async def send_piece_to_node(request: Request) -> web.StreamResponse:
     """Send one of the wanted pieces of a file, which may still be arriving here."""
     name, files = _requested_file(request)
     wanted, lent_tree = request.query.pieces(), request.query.text("tree")
+    if request.visitor is not None:
+        require_visitor_access(request, [name], lent_tree=lent_tree or "")
     async with request.services.transfers.use_slot():
         piece = await asyncio.to_thread(files.open_piece, name, wanted)
         if piece is None:
@@ -326,6 +334,22 @@ async def send_piece_to_node(request: Request) -> web.StreamResponse:
     return answer
 
 
+def require_visitor_access(
+    request: Request, names: Sequence[str], *, lent_tree: str
+) -> None:
+    """Raise `Problem` unless a visitor may read files, and they are here.
+
+    They are inputs of its attempts. What is not here is being fetched.
+    """
+    assert request.visitor is not None
+    access = request.files.visitors.access_to(request.visitor, names)
+    if access is VisitorAccess.DENIED or lent_tree:
+        hint = "this is not a file of a task that the visitor runs"
+        raise Problem(403, FORBIDDEN, hint=hint)
+    if access is VisitorAccess.LATER:
+        raise busy_problem()
+
+
 async def verify_file(request: Request) -> web.StreamResponse:
     """Read a file that another node found to be wrong; delete it if it is."""
     name, files = _requested_file(request)
@@ -343,7 +367,8 @@ def _keep_s(*, is_lent: bool) -> float:
     return COPY_RETENTION_S if is_lent else RETENTION_S
 
 
-def _announced_size(request: Request) -> int:
+def announced_size(request: Request) -> int:
+    """Return the size of a body; raise `Problem` (411) if it is not announced."""
     size = request.http_request.content_length
     if size is None:
         hint = "send Content-Length: chunked uploads are not supported"
@@ -365,7 +390,7 @@ async def _store_upload(
         Its SHA-256, and how many bytes of the file have arrived.
     """
     keep_s = _keep_s(is_lent=request.query.flag("lent"))
-    with _upload_errors(field="sha256"):
+    with upload_errors(field="sha256"):
         start = partial(files.start_upload, name, piece.total_bytes, keep_s=keep_s)
         if piece.start is not None and name is not None:
             start = partial(
@@ -377,7 +402,7 @@ async def _store_upload(
             )
         intake = await asyncio.to_thread(start)
         try:
-            sent_bytes = await _receive(request, intake.write)
+            sent_bytes = await receive_body(request, intake.write)
             if piece.start is None or intake.is_complete:
                 name = await asyncio.to_thread(intake.finish)
             return name or "", (piece.start or 0) + sent_bytes
@@ -398,7 +423,7 @@ _CONFLICTS: Final[Mapping[type, str]] = {
 
 
 @contextlib.contextmanager
-def _upload_errors(*, field: str) -> Iterator[None]:
+def upload_errors(*, field: str) -> Iterator[None]:
     """Turn errors of the store into error responses; the body may be unread."""
     try:
         yield
@@ -421,13 +446,13 @@ def _upload_errors(*, field: str) -> Iterator[None]:
         raise Problem(
             409, _CONFLICTS[type(error)], hint=error.message, closes_connection=True
         ) from None
-    except (ContentMismatch, ManifestError) as error:
+    except (ContentMismatch, ManifestError, TarError) as error:
         raise Problem(
             400, INVALID_VALUE, hint=error.message, field=field, closes_connection=True
         ) from None
 
 
-async def _receive(
+async def receive_body(
     request: Request, write: Callable[[bytes | memoryview], None]
 ) -> int:
     """Pass the body to `write`, in a thread, in parts; return its size.
@@ -568,6 +593,7 @@ ROUTES = (
         method="POST",
         path=NODE_PACK_PATH,
         handler=send_pack_to_node,
+        allows_visitors=True,
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
@@ -622,6 +648,7 @@ ROUTES = (
         method="GET",
         path="/internal/v1/files/{sha256}",
         handler=send_piece_to_node,
+        allows_visitors=True,
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,

@@ -14,6 +14,7 @@ from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.request_bodies import decode_body
 from octaskly.api.security import route_cost
+from octaskly.joining.qr_code import qr_rows
 from octaskly.ports import JoinService, WaitingMachine
 from octaskly.rest import access as rest
 
@@ -136,6 +137,7 @@ async def create_invite(request: Request) -> web.StreamResponse:
         id=opened.code.partition("-")[0],
         code=opened.code,
         url=url,
+        qr=[] if url is None else qr_rows(url),
         expires_at=timestamp(opened.expires_ms),
         places=list(opened.endpoints),
     )
@@ -250,7 +252,7 @@ ROUTES = (
         path="/api/v1/invites",
         handler=create_invite,
         cost=route_cost.CHEAP,
-        access=Access.LOCAL,
+        access=Access.LOCAL_PAGE,
         is_local=True,
         body_type=InviteIn,
         responses={201: rest.Invite},

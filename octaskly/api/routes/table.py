@@ -36,6 +36,7 @@ from octaskly.api.routes import (
     task_trees,
     tasks,
     tokens,
+    visits,
 )
 
 ROUTES = openapi.with_openapi_route(
@@ -65,4 +66,5 @@ ROUTES = openapi.with_openapi_route(
     *mesh_rate_limit.ROUTES,
     *key_rotation.ROUTES,
     *metrics.ROUTES,
+    *visits.ROUTES,
 )

@@ -29,6 +29,7 @@ from octaskly.api.http.handler_types import (
 from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.problems import (
     FORBIDDEN,
+    NO_DISPATCHER,
     UNAUTHENTICATED,
     UNPAIRED,
     Problem,
@@ -379,6 +380,11 @@ class RequestPipeline:
             raise Problem(403, FORBIDDEN, hint="the time of this visitor is up")
         if rotations is not None and rotations.is_node_refused(visitor.node):
             raise Problem(403, FORBIDDEN, hint="this visitor was revoked")
+        view = self._services.gateway.dispatcher()
+        if route.allows_visitors and (view is None or not view.is_self):
+            # Only the dispatcher knows what the visitor runs.
+            hint = "this node is not the dispatcher"
+            raise Problem(503, NO_DISPATCHER, hint=hint)
         if not route.allows_visitors:
             hint = "a visitor may only ask for the files of its own tasks"
             raise Problem(403, FORBIDDEN, hint=hint)

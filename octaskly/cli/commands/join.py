@@ -94,22 +94,13 @@ def invite(
     )
 
 
-def _qr_text(url: str) -> str:
-    """Return a QR code of half blocks, which a phone reads from a terminal."""
-    import io  # noqa: PLC0415
-
-    import segno  # noqa: PLC0415 - only invites need it
-
-    shown = io.StringIO()
-    segno.make(url, micro=False).terminal(out=shown, compact=True)
-    return shown.getvalue()
-
-
 def _show_visitor_invite(opened: Invite, ttl: int, stay_s: int) -> None:
     note(f"On the machine that you borrow (valid {_span(ttl)}, for one visitor):")
     print_line(f"    octaskly join --visitor {opened.url or opened.code}")
     if opened.url and sys.stdout.isatty():
-        print_line(_qr_text(opened.url))
+        from octaskly.joining.qr_code import qr_terminal  # noqa: PLC0415 - rare
+
+        print_line(qr_terminal(opened.url))
     note(
         f"It runs only tasks that allow visitors, for {_span(stay_s)} at most,"
         " and can give no commands."
@@ -138,6 +129,12 @@ def _show_visitor_invite(opened: Invite, ttl: int, stay_s: int) -> None:
     type=click.Path(path_type=Path),
     help="File for the mesh secret, if no agent runs.",
 )
+@click.option(
+    "--visitor",
+    "is_visitor",
+    is_flag=True,
+    help="Run tasks here as a visitor, until Ctrl-C; CODE may be a URL.",
+)
 @click.pass_obj
 def join(
     context: CliContext,
@@ -146,17 +143,20 @@ def join(
     force: bool,  # noqa: FBT001
     interfaces: tuple[str, ...],
     secret_file: Path | None,
-) -> None:
+    is_visitor: bool,  # noqa: FBT001
+) -> int:
     """Join a mesh, with a code or by comparing words.
 
     `-` reads the code from stdin, where no other user can see it. Without a code, it
     waits until somebody approves it on a member, and shows three words to compare.
     """
+    if is_visitor:
+        return _join_as_visitor(context, code, at)
     _check_join_options(code, at)
     socket = _agent_socket(context)
     if socket is None:
         _join_without_agent(context, _JoinMethod(code, at, interfaces), secret_file)
-        return
+        return 0
     with Session.at_socket(socket) as client:
         own = client.send_and_decode(Call("GET", MEMBERSHIP), Membership)
         _check_leaving(own, force=force)
@@ -166,6 +166,19 @@ def join(
             wanted = {"keyring": admitted.secret_text, "seeds": [admitted.seed]}
             client.send(rest_calls.post_once(MEMBERSHIP, {**wanted, "force": force}))
             _await_ready(socket, own, admitted)
+    return 0
+
+
+def _join_as_visitor(context: CliContext, code: str | None, at: str | None) -> int:
+    """Run a visitor with this invite and the settings of this machine."""
+    from octaskly.cli.agent import run_visitor  # noqa: PLC0415 - only visitors need it
+    from octaskly.config.agent import load_agent_config  # noqa: PLC0415
+
+    if code in (None, "-"):
+        code = _read_code()
+    if at is not None:
+        code = f"octaskly://{at}/{code}"
+    return run_visitor(load_agent_config({}, context.environ), str(code))
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,11 @@ class Dispatcher:
         task = self._queue.tasks.held_task(node, task_id)
         return None if task is None or task.attempt != attempt else task.spec
 
+    def assigned_attempts(self, node: NodeId) -> list[tuple[AttemptId, TaskSpec]]:
+        """Return the live attempts of a node, with their tasks."""
+        tasks = self._queue.tasks.held_by(node) if self.is_active else []
+        return [(task.attempt, task.spec) for task in tasks if task.attempt is not None]
+
     def is_unacknowledged(self, task: TaskId, attempt: AttemptId) -> bool:
         """Return True if the end of an attempt is recorded, but not yet safe."""
         return self._outcome_recorder.is_unacknowledged((task, attempt))

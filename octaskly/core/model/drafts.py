@@ -10,7 +10,12 @@ from msgspec.structs import replace
 
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import TaskId, task_name
-from octaskly.core.model.task_options import TaskOptions, are_equal_options
+from octaskly.core.model.task_options import (
+    NO_REQUIREMENTS,
+    TaskOptions,
+    VisitorRule,
+    are_equal_options,
+)
 from octaskly.core.model.tasks import TaskSpec, priority_of
 
 
@@ -25,6 +30,17 @@ class TaskDraft(Struct, frozen=True):
     priority: int = 0  #: -50..50, a higher one runs first
     options: TaskOptions | None = None
     is_fail_fast: bool = False  #: reject it if no node could ever run it
+
+
+def with_visitors_allowed(draft: TaskDraft) -> TaskDraft:
+    """Return a draft that visitors may run, unless it says something about them."""
+    options = draft.options or TaskOptions()
+    requires = options.requires or NO_REQUIREMENTS
+    if requires.visitors is not VisitorRule.NEVER:
+        return draft
+    rule = VisitorRule.WITH_ENV if options.env else VisitorRule.ALLOWED
+    requires = replace(requires, visitors=rule, visitor_s=draft.timeout_s or 0)
+    return replace(draft, options=replace(options, requires=requires))
 
 
 SEQUENCE_DIGITS_MAX = 11  #: a longer number in a task id comes from an idempotency key

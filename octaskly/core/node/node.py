@@ -72,7 +72,14 @@ from octaskly.core.model.component_signals import (
     SyncProgressed,
     WorkerAvailabilityChanged,
 )
-from octaskly.core.model.ids import Epoch, Moment, NodeId, StreamId, is_visitor
+from octaskly.core.model.ids import (
+    AttemptId,
+    Epoch,
+    Moment,
+    NodeId,
+    StreamId,
+    is_visitor,
+)
 from octaskly.core.model.keyring_state import (
     KeyringChanged,
     KeyringStatus,
@@ -81,7 +88,7 @@ from octaskly.core.model.keyring_state import (
 )
 from octaskly.core.model.nodes import Role, StandbyView, Takeover
 from octaskly.core.model.settings import Settings
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer
 from octaskly.core.node.components import build_components, build_handlers
 from octaskly.core.node.gathering import Gathering
@@ -240,6 +247,12 @@ class Node:
     def has_read_all(self) -> bool:
         """Return True if this node's disk holds all that connected nodes hold."""
         return self._not_found_rule.has_read_all
+
+    def visitor_attempts(self, visitor: NodeId) -> list[tuple[AttemptId, TaskSpec]]:
+        """Return the live attempts of a visitor, if this node is dispatcher."""
+        if visitor not in self._handlers.visitors:
+            return []
+        return self._dispatcher.assigned_attempts(visitor)
 
     def last_heard_s(self, node: NodeId) -> float | None:
         """Return the time of a peer's last frame, or of its loss, or None."""
@@ -489,7 +502,10 @@ class Node:
             case RotateRequested():
                 return self.rotation.on_rotate_requested(event, now)
             case KeyringChanged():
-                return self._handlers.revocation_enforcer.on_keyring_changed(event, now)
+                effects = self._handlers.revocation_enforcer.on_keyring_changed(
+                    event, now
+                )
+                return effects + self._handlers.visitors.on_keyring_changed(now)
 
     def _explain_task(self, event: ExplainRequested, now: Moment) -> TaskExplanation:
         roster = self._roster_builder.roster

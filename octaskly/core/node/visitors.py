@@ -35,6 +35,7 @@ from octaskly.core.model.ids import (
     NodeId,
     TaskId,
 )
+from octaskly.core.model.keyring_state import OUTDATED_REASON
 from octaskly.core.model.nodes import (
     NO_LOAD,
     NodeInfo,
@@ -143,6 +144,7 @@ class Visitors:
         self._rotation = rotation
         self._validator = validator
         self._timers = timers
+        self._oldest_generation = rotation.keyring.oldest
         self._next_heartbeat_s = 0.0
         self._ready_epoch = NO_EPOCH  #: in which the live attempts were read
         self._redirected: tuple[NodeId, Epoch] | None = None
@@ -245,6 +247,21 @@ class Visitors:
             Disconnect(node, reason),
             *self.on_visitor_down(node, reason, now),
         ]
+
+    def on_keyring_changed(self, now: Moment) -> list[Effect]:
+        """Close the links of revoked visitors; of all, once a secret has ended.
+
+        A visitor has a certificate of one generation, and gets no other.
+        """
+        oldest = self._rotation.keyring.oldest
+        has_ended = oldest > self._oldest_generation
+        self._oldest_generation = oldest
+        effects: list[Effect] = []
+        for node in tuple(self.views):
+            reason = self._rotation.link_refusal(node)
+            if has_ended or reason is not None:
+                effects += self._close(node, reason or OUTDATED_REASON, now)
+        return effects
 
     # --- Role and time.
 

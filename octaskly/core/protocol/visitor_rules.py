@@ -80,6 +80,8 @@ VISITOR_MESSAGES: Final[Mapping[type[Message], Direction]] = MappingProxyType(
 
 HELLO_BYTES_MAX: Final = 64 << 10  #: of a visitor's frame until its HELLO_OK
 FRAME_BYTES_MAX: Final = 4 << 20  #: of its later frames: the output of an attempt
+DISPATCHER: Final = "dispatcher"
+"""Where a visitor finds all files of its tasks; it learns of no other holder."""
 SLOTS_MAX: Final = 1 << 12  #: of one visitor
 MESSAGES_PER_S: Final = 200.0  #: of one visitor, over a while; more close the link
 MESSAGES_BURST: Final = 2000.0
@@ -230,8 +232,18 @@ def redacted_spec(spec: TaskSpec) -> TaskSpec:
     """Return a task without its submitter, and what only people see of it."""
     options = spec.options
     if options is not None:
+        tree = options.tree and replace(options.tree, node=DISPATCHER, is_lent=False)
+        stdin = options.stdin_file and replace(options.stdin_file, node=DISPATCHER)
         options = replace(
-            options, name="", labels=(), notify_url="", after=None, retry_of="", call=""
+            options,
+            name="",
+            labels=(),
+            notify_url="",
+            after=None,
+            retry_of="",
+            call="",
+            tree=tree,
+            stdin_file=stdin,
         )
     return replace(spec, submitter="", options=options)
 

@@ -92,11 +92,11 @@ def _visitor_rejections(
             "is a visitor, and the task has environment variables, which need"
             " --visitors=with-env",
         )
-    left_s = (leaves_ms - wall_ms) // 1000 - VISITOR_RETURN_S
+    left_s = max(0, (leaves_ms - wall_ms) // 1000 - VISITOR_RETURN_S)
     if requires.visitor_s > left_s:
         yield RejectionReason(
             "visitor_time",
-            f"leaves in {_minutes(max(0, left_s))}, and the task needs"
+            f"leaves in {_minutes(left_s)}, and the task needs"
             f" {_minutes(requires.visitor_s)}",
         )
 

@@ -298,6 +298,13 @@ class HolderConnection:
             raise HolderUnreachable("it did not announce the size of the outputs")
         return response.length, _chunks(response, lambda: True)
 
+    def send_outputs(self, path: str, size_bytes: int, chunks: Iterable[bytes]) -> None:
+        """Send an archive of captured outputs."""
+        headers = {"Content-Type": "application/octet-stream"}
+        headers["Content-Length"] = str(size_bytes)
+        self._connection.request("POST", path, chunks, headers)
+        self._read_answer().read()
+
     def find_trees(self, path: str) -> list[BlobRef]:
         """Return the trees that the holder names under a path.
 
@@ -343,6 +350,10 @@ class HolderConnection:
         headers: dict[str, str] | None = None,
     ) -> http.client.HTTPResponse:
         self._connection.request(method, path, body, headers or {})
+        return self._read_answer()
+
+    def _read_answer(self) -> http.client.HTTPResponse:
+        """Return the response to the last request."""
         response = self._connection.getresponse()
         if response.status == http.HTTPStatus.OK:
             return response

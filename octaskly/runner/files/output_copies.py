@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ from octaskly.runner.blobs.holder_connection import (
 )
 from octaskly.runner.blobs.uploads import disk_error
 from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
-from octaskly.runner.output.captured_folders import mark_uncopied
+from octaskly.runner.output.captured_folders import CapturedFolders, mark_uncopied
 from octaskly.runner.output.output_archive import OutputArchive
 
 COPIED_BYTES_MAX: Final = 256 << 20  #: of one attempt's outputs
@@ -50,6 +51,7 @@ TRIED_MAX: Final = 3  #: nodes that are asked for a copy
 RETRY_S_MIN: Final = 10.0  #: until pending copies are tried again
 RETRY_S_MAX: Final = 600.0  #: the same after many failures
 PARTIAL_SUFFIX: Final = ".partial"
+WRITE_BYTES: Final = 1 << 20
 
 CopyHolders = Callable[[TaskId, AttemptId], Sequence[Holder]]
 """Returns the nodes that may have a copy of an attempt's outputs, likely ones first."""
@@ -226,13 +228,60 @@ def store_outputs(chunks: Iterator[bytes], folder: Path) -> None:
         store.close()
 
 
+class PushedArchive:
+    """Captured outputs that a visitor sends; the methods block.
+
+    Args:
+        folder: Where they belong; nothing is there before `finish`.
+        size_bytes: Size of the archive.
+        captured: Accounts for captured outputs.
+        on_stored: Called with the size once they are here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        size_bytes: int,
+        captured: CapturedFolders,
+        on_stored: Callable[[int], object],
+    ) -> None:
+        self._folder, self._size_bytes = folder, size_bytes
+        self._captured, self._on_stored = captured, on_stored
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = tempfile.mkdtemp(PARTIAL_SUFFIX, f"{folder.name}-", folder.parent)
+        self._partial = Path(name)
+        self._store = _ArchiveStore(self._partial, size_bytes)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Store the next bytes; raise TarError if no honest visitor sends them."""
+        for start in range(0, len(data), WRITE_BYTES):
+            self._store.add_data(bytes(data[start : start + WRITE_BYTES]))
+
+    def finish(self) -> None:
+        """Keep the outputs; raise TarError or ManifestError if they are not whole."""
+        self._store.finish()
+        self._store.close()
+        self._partial.rename(self._folder)
+        _flush_folder(self._folder)
+        self._captured.add_folder(self._folder)
+        self._on_stored(self._size_bytes)
+
+    def abort(self) -> None:
+        """Delete what is not finished."""
+        self._store.close()
+        if self._partial.exists():
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._captured.add_folder(self._folder)
+
+
 class _ArchiveStore:
     """Stores an archive as it arrives, each content under its digest."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, bytes_max: int = COPIED_BYTES_MAX) -> None:
         self._folder = folder
+        self._bytes_max = bytes_max
         self._reader = TarReader()
-        self._left_bytes = COPIED_BYTES_MAX
+        self._left_bytes = bytes_max
         self._fd = -1
         self._digest = hashlib.sha256()
         self._entry: TarEntry | None = None
@@ -268,7 +317,7 @@ class _ArchiveStore:
         self._entry = entry
         self._left_bytes -= entry.size_bytes
         if self._left_bytes < 0:
-            raise TarError(f"the archive has more than {COPIED_BYTES_MAX} bytes")
+            raise TarError(f"the archive has more than {self._bytes_max} bytes")
         if entry.is_file:
             self._digest = hashlib.sha256()
             self._fd = os.open(self._folder / "content", _CREATE, 0o600)

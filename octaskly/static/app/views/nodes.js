@@ -1,5 +1,5 @@
 import { get, post } from "../api.js";
-import { mebibytes, plural } from "../format.js";
+import { clock, mebibytes, plural } from "../format.js";
 import { LOST } from "../health.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
@@ -46,7 +46,7 @@ function All({ query }) {
         onInput=${(event) => go(["nodes"], { find: event.currentTarget.value }, { replace: true })} /><kbd aria-hidden="true">/</kbd></span>
       ${may.manage.value && html`<span class="hint end"><kbd>j</kbd> <kbd>k</kbd> select, <kbd>d</kbd> drain, <kbd>p</kbd> pause</span>`}
     </div>
-    ${may.admit.value && html`<${Waiting} />`}
+    ${may.admit.value && html`<${Waiting} /><${Visitors} />`}
     ${shown.length === 0 && html`<${Empty} title="No node matches"><p>No node has this name, state or label.</p><//>`}
     <ul class="node-rows">
       ${shown.slice(0, Math.max(drawn, at + ROWS)).map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${standbys.get(node.id)}
@@ -79,11 +79,12 @@ function Row({ node, standby, common, isChosen, onChoose, order }) {
       <h2><a href=${href(["nodes", node.name])}><bdi>${node.name}</bdi></a></h2>
       <p><${State} of=${state} /> <${Role} node=${node} standby=${standby?.state} />
         ${standby?.lag > 0 && html`<span class="tag">${plural(standby.lag, "entry", "entries")} behind</span>`}
+        ${node.visitor && html`<span class="tag">visitor until ${clock(node.leaves_at)}</span>`}
         ${node.short_of && html`<${Short} of=${node.short_of} />`}
         ${node.version !== common && html`<span class="tag warn">version ${node.version}; most have ${common}</span>`}
       </p>
       <p class="hint node-facts">
-        <span>${node.addresses[0]}</span>
+        <span>${node.addresses[0] ?? ""}</span>
         <span>${[node.os, node.arch].filter(Boolean).join(" ")}</span>
         <span>Octaskly ${node.version}</span>
         <span>${isLost ? "last seen" : "seen"} <${Ago} at=${node.last_seen} /></span>
@@ -96,7 +97,7 @@ function Row({ node, standby, common, isChosen, onChoose, order }) {
       <${Bar} label="CPU" part=${load.cpu_percent / 100} text=${`${Math.round(load.cpu_percent)} %`} />
       <${Bar} label="Memory" hotAt=${0.92} part=${load.memory_used_mb / node.memory_mb} text=${`${mebibytes(load.memory_used_mb)} of ${mebibytes(node.memory_mb)}`} />`}
     </div>
-    ${may.manage.value && html`<${Orders} node=${node} order=${order} />`}
+    ${may.manage.value && !node.visitor && html`<${Orders} node=${node} order=${order} />`}
   </li>`;
 }
 
@@ -138,6 +139,28 @@ function Waiting() {
     </div>`)}
     ${nodes.value.length === 1 && found === null && html`<${Command} text="octaskly invite" />`}
   </section>`;
+}
+
+/** Invites for visitors, each of which admits one machine for some hours. */
+function Visitors() {
+  const [invite, setInvite] = useState(null);
+  const ask = async () => setInvite(await post("/api/v1/invites", { ttl_s: 600, visitor: {} }));
+  return html`<section class="card waiting" aria-label="Visitors">
+    <div class="waiting-ask">
+      <p><strong>Borrow a machine:</strong> <span class="muted">a visitor runs only tasks that allow it, for 8 hours at most, and can give no commands.</span></p>
+      <${Button} onPress=${ask}>${invite === null ? "Invite a visitor" : "Invite another"}<//>
+    </div>
+    ${invite && html`<${Command} text=${`octaskly join --visitor ${invite.url ?? invite.code}`} />
+      ${invite.qr.length > 0 && html`<${QrCode} rows=${invite.qr} />`}`}
+  </section>`;
+}
+
+/** A QR code; 1 is dark. It is white also in the dark theme, as cameras need it. */
+function QrCode({ rows }) {
+  const size = rows.length + 4;
+  const dark = rows.flatMap((row, y) => [...row].flatMap((one, x) => (one === "1" ? [`M${x + 2} ${y + 2}h1v1h-1z`] : [])));
+  return html`<svg class="qr" role="img" aria-label="The invite as a QR code" viewBox=${`0 0 ${size} ${size}`} shape-rendering="crispEdges">
+    <rect width=${size} height=${size} fill="#fff" /><path d=${dark.join("")} fill="#000" /></svg>`;
 }
 
 function fits(node, text) {
