@@ -320,7 +320,7 @@ class PushedOutputs(Protocol):
         """Keep the outputs; raise TarError or ManifestError if they are not whole."""
 
     def abort(self) -> None:
-        """Delete what is not finished."""
+        """Delete what is not finished; call it at the end in any case."""
 
 
 class VisitorFiles(Protocol):

@@ -236,6 +236,7 @@ class PushedArchive:
         size_bytes: Size of the archive.
         captured: Accounts for captured outputs.
         on_stored: Called with the size once they are here.
+        on_closed: Called when nothing more arrives.
     """
 
     def __init__(
@@ -243,10 +244,13 @@ class PushedArchive:
         folder: Path,
         size_bytes: int,
         captured: CapturedFolders,
+        *,
         on_stored: Callable[[int], object],
+        on_closed: Callable[[], None],
     ) -> None:
         self._folder, self._size_bytes = folder, size_bytes
         self._captured, self._on_stored = captured, on_stored
+        self._on_closed = on_closed
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = tempfile.mkdtemp(PARTIAL_SUFFIX, f"{folder.name}-", folder.parent)
         self._partial = Path(name)
@@ -267,11 +271,12 @@ class PushedArchive:
         self._on_stored(self._size_bytes)
 
     def abort(self) -> None:
-        """Delete what is not finished."""
+        """Delete what is not finished; call it at the end in any case."""
         self._store.close()
         if self._partial.exists():
             shutil.rmtree(self._partial, ignore_errors=True)
             self._captured.add_folder(self._folder)
+        self._on_closed()
 
 
 class _ArchiveStore:

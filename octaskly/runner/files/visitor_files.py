@@ -8,8 +8,10 @@ dispatcher fetches what it lacks of them, and a visitor asks again until they ar
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
@@ -61,6 +63,8 @@ class VisitorFiles:
         self._granted: dict[NodeId, dict[BlobRef, None]] = {}
         """Trees of outputs that a visitor asked for, for its attempts."""
         self._tasks: asyncio.TaskGroup | None = None
+        self._lock = threading.Lock()  #: of the set below
+        self._arriving: set[Path] = set()  #: folders of outputs that are being sent
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set the task group, which owns the fetches."""
@@ -112,17 +116,29 @@ class VisitorFiles:
         own = ((a, s) for a, s in self._attempts_of(visitor) if s.id == task)
         if not any(a == attempt and spec.outputs for a, spec in own):
             return None
+        captured = self._archive.captured
         folder = outputs_folder(self._archive.outputs_dir, task, attempt)
-        if (folder / MANIFEST_NAME).exists():
-            return None
-        room = self._archive.captured.make_room(folder, size_bytes)
-        if size_bytes > min(room, PUSHED_BYTES_MAX):
-            raise FileQuotaExceeded(
-                f"not enough space for {size_bytes} bytes of outputs",
-                hint="delete files, or raise --output-quota",
+        with self._lock:
+            if folder in self._arriving or (folder / MANIFEST_NAME).exists():
+                return None
+            # Outputs of other tasks make no room for what a visitor only announces.
+            room = captured.make_room(folder, 0)
+            if size_bytes > min(room, PUSHED_BYTES_MAX):
+                captured.add_folder(folder)
+                raise FileQuotaExceeded(
+                    f"not enough space for {size_bytes} bytes of outputs",
+                    hint="delete files, or raise --output-quota",
+                )
+            captured.make_room(folder, size_bytes)
+            outputs = PushedArchive(
+                folder,
+                size_bytes,
+                captured,
+                on_stored=partial(self._copies.on_captured, task, attempt),
+                on_closed=partial(self._arriving.discard, folder),
             )
-        on_stored = partial(self._copies.on_captured, task, attempt)
-        return PushedArchive(folder, size_bytes, self._archive.captured, on_stored)
+            self._arriving.add(folder)
+        return outputs
 
     # --- Inputs.
 

@@ -1,0 +1,152 @@
+"""Outputs that a visitor sends: of its own attempts, once, and where there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.task_options import BlobRef, TaskOptions
+from octaskly.files.captured_tree import CapturedTree
+from octaskly.files.manifest import TreeFile, make_manifest
+from octaskly.files.tree_tar import TarError
+from octaskly.ports import FileQuotaExceeded, VisitorAccess
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher
+from octaskly.runner.files.capture import OutputReader, outputs_folder
+from octaskly.runner.files.output_copies import OutputCopies
+from octaskly.runner.files.visitor_files import VisitorFiles
+from octaskly.runner.output.output_archive import OutputArchive
+from tests.support.pooling import archive_in, supply_in
+from tests.support.sample_messages import ATTEMPT, SPEC
+
+VISITOR, STRANGER = NodeId("visitor-one"), NodeId("visitor-two")
+DATA = b"result" * 1000
+SIZE_MAX = 1 << 60
+
+
+@dataclass
+class Member:
+    """A dispatcher that has given one attempt to a visitor."""
+
+    files: VisitorFiles
+    archive: OutputArchive
+    fetcher: BlobFetcher
+
+    def sent(self, folder: Path) -> bytes:
+        """Return the archive of an output."""
+        digest = sha256(DATA)
+        (folder / digest.hexdigest()).write_bytes(DATA)
+        file = TreeFile("out.txt", digest.digest(), len(DATA), 17, is_executable=False)
+        tree = CapturedTree(
+            make_manifest([file], (), ()), lambda name: folder / name.hex()
+        )
+        return b"".join(tree.tar_chunks(0, tree.tar.size_bytes, 1 << 16))
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Iterator[Member]:
+    (tmp_path / "outputs").mkdir()
+    archive, fetcher = archive_in(tmp_path), supply_in(tmp_path)
+    copies = OutputCopies(
+        archive,
+        fetcher,
+        node=NodeId("me"),
+        copy_holders=lambda _task, _attempt: (),
+        is_strict=True,
+    )
+    options = TaskOptions(stdin_file=BlobRef(sha256="f" * 64, node="me"))
+    held = [(ATTEMPT, replace(SPEC, options=options))]
+
+    def attempts_of(node: NodeId) -> list[tuple[AttemptId, object]]:
+        return list(held) if node == VISITOR else []
+
+    yield Member(
+        VisitorFiles(attempts_of, fetcher, archive, copies),  # type: ignore[arg-type]
+        archive,
+        fetcher,
+    )
+    copies.close()
+    fetcher.close()
+
+
+def test_outputs_of_its_own_attempt_are_kept(member: Member, tmp_path: Path) -> None:
+    """They can be read here afterwards, and are not accepted a second time."""
+    data = member.sent(tmp_path)
+    outputs = member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, len(data))
+    assert outputs is not None
+
+    outputs.write(data)
+    outputs.finish()
+    outputs.abort()
+
+    tree = OutputReader(member.archive.outputs_dir).read_tree(SPEC.id, ATTEMPT)
+    path = tree.file_path("out.txt")
+    assert path is not None
+    assert path.read_bytes() == DATA
+    assert member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, 1) is None
+
+
+def test_one_upload_of_an_attempt_is_open_at_a_time(member: Member) -> None:
+    """Otherwise each could reserve the room of all."""
+    first = member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, 1000)
+    assert first is not None
+
+    assert member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, 1000) is None
+    first.abort()
+    second = member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, 1000)
+    assert second is not None
+    second.abort()
+    folder = outputs_folder(member.archive.outputs_dir, SPEC.id, ATTEMPT)
+    assert list(folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("visitor", "task", "attempt"),
+    [
+        (STRANGER, SPEC.id, ATTEMPT),
+        (VISITOR, TaskId("task-of-another"), ATTEMPT),
+        (VISITOR, SPEC.id, replace(ATTEMPT, seq=9)),
+    ],
+)
+def test_outputs_of_other_attempts_are_refused(
+    member: Member, visitor: NodeId, task: TaskId, attempt: AttemptId
+) -> None:
+    """It names the task of another, or an attempt that it was not given."""
+    assert member.files.open_outputs(visitor, task, attempt, 1) is None
+
+
+def test_an_announced_size_deletes_nothing(member: Member, tmp_path: Path) -> None:
+    """Outputs of other tasks stay, whatever a visitor announces."""
+    other = outputs_folder(member.archive.outputs_dir, TaskId("other"), ATTEMPT)
+    other.mkdir(parents=True)
+    (other / "kept").write_bytes(DATA)
+    member.archive.captured.add_folder(other)
+
+    with pytest.raises(FileQuotaExceeded):
+        member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, SIZE_MAX)
+
+    assert (other / "kept").read_bytes() == DATA
+
+
+def test_an_archive_that_is_none_leaves_nothing(member: Member) -> None:
+    """Nor one that ends early."""
+    outputs = member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, 2048)
+    assert outputs is not None
+
+    with pytest.raises(TarError):
+        outputs.write(b"x" * 2048)
+    outputs.abort()
+
+    folder = outputs_folder(member.archive.outputs_dir, SPEC.id, ATTEMPT)
+    assert not folder.exists()
+
+
+def test_files_of_no_attempt_are_denied(member: Member) -> None:
+    """A stranger has none; a visitor those that its attempts name."""
+    assert member.files.access_to(STRANGER, ["a" * 64]) is VisitorAccess.DENIED
+    assert member.files.access_to(VISITOR, ["f" * 64]) is VisitorAccess.LATER
