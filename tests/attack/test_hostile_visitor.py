@@ -7,14 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.api.http.authentication import PRINCIPAL_HEADER
+from octaskly.api.http.node_client import HOP_HEADER
+from octaskly.api.routes.table import ROUTES
 from octaskly.core.protocol.messages import Leave
 from octaskly.mesh import wire
 from octaskly.mesh.links.duplicates import DUPLICATE_ID
+from tests.attack.test_connections import new_token
+from tests.attack.test_each_route import PARTS
 from tests.support.agents import Agent, finished, running, submit
 from tests.support.frames import length_prefixed
 from tests.support.hostile_visitor import HostileVisitor, farewell, hear_all
 
+PRINCIPAL = "admin eve"  #: as a member states who asks
 EMPTY_FRAME = length_prefixed(b"\x90")
+
+
+def path_of(pattern: str) -> str:
+    """Return a path of a route."""
+    for name, value in PARTS.items():
+        pattern = pattern.replace(f"{{{name}}}", value)
+    return pattern.replace("{", "").replace("}", "")
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +62,27 @@ def test_frames_without_a_message_close_the_link(folder: Path, agent: Agent) -> 
         reason = farewell(tls)
 
     assert reason == "protocol: a frame without a message"
+
+
+def test_no_token_and_no_statement_opens_a_route_to_a_visitor(
+    folder: Path, agent: Agent
+) -> None:
+    """It has stolen the token of an admin, and says that it forwards for one."""
+    visitor = HostileVisitor(folder, agent)
+    token = new_token(agent, "admin", "eve")
+    headers = {
+        "Authorization": f"Bearer {token}",
+        PRINCIPAL_HEADER: PRINCIPAL,
+        HOP_HEADER: "1",
+    }
+    denied = [route for route in ROUTES if not route.allows_visitors]
+
+    answers = {
+        (route.method, route.path): visitor.ask(
+            route.method, path_of(route.path), headers
+        )
+        for route in denied
+    }
+
+    assert {key for key, status in answers.items() if status != 403} == set()
+    assert len(answers) == len(denied) > 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -34,7 +35,9 @@ class HostileVisitor:
         grant = member.grant_visit(key.public_bytes(), now_ms, VISIT_S)
         self.trust = VisitorTls(grant, key)
         self.node_id = visitor_id_of(key.public_bytes())
-        self._place = ("127.0.0.1", agent.ready()["peer_port"])
+        ready = agent.ready()
+        self._place = ("127.0.0.1", ready["peer_port"])
+        self._lan_port = int(ready["lan_url"].rpartition(":")[2])
 
     def hello(self, **lies: object) -> Hello:
         """Return a HELLO, with lies about the node."""
@@ -59,6 +62,20 @@ class HostileVisitor:
         ):
             tls.sendall(wire.encode([hello or self.hello(), HelloOk()]))
             yield tls
+
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """Return the status of a request with the visitor's certificate."""
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1",
+            self._lan_port,
+            timeout=30,
+            context=self.trust.lan_client_context(),
+        )
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=dict(headers or {}))
+            return connection.getresponse().status
 
 
 def hear_all(tls: ssl.SSLSocket) -> list[Message]:
