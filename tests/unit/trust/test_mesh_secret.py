@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring_state import REVOKED_MAX
+from octaskly.core.model.keyring_state import KEYRING_CHARS_MAX, REVOKED_MAX
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.mesh_secret import (
     GENERATIONS_MAX,
@@ -24,7 +24,7 @@ from octaskly.trust.mesh_secret import (
     load_secret,
     parse_secret,
 )
-from octaskly.trust.node_key import NodeKey, node_id_of
+from octaskly.trust.node_key import NodeKey, node_id_of, visitor_id_of
 from octaskly.trust.private_files import create_private
 
 KNOWN = MeshSecret((bytes(range(20)),))
@@ -178,6 +178,24 @@ def test_a_revocation_does_not_wait_for_a_rotation() -> None:
     assert (urgent.generation, urgent.newest) == (2, 3)
     assert urgent.is_urgent
     assert urgent.revoked == (node,)
+
+
+def test_a_file_remembers_a_revoked_visitor() -> None:
+    """Its id is longer than that of a member; a file that is unreadable ends a node."""
+    visitor = visitor_id_of(b"k" * 32)
+
+    revoked = KNOWN.with_new_generation(generate_generation(), 1, revoked=visitor)
+
+    assert parse_secret(revoked.to_text()) == revoked
+
+
+def test_a_full_file_of_revoked_visitors_is_sent_to_other_nodes() -> None:
+    """Each of them takes more room than a member."""
+    many = [NodeId(f"visitor-{i:016}") for i in range(REVOKED_MAX)]
+
+    text = KNOWN.with_revoked(many).to_text()
+
+    assert len(text) + REVOKED_MAX * len("1234567890:") < KEYRING_CHARS_MAX
 
 
 def test_generations_and_revoked_nodes_are_bounded() -> None:
