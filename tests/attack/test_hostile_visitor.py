@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import pytest
 from octaskly.api.http.authentication import PRINCIPAL_HEADER
 from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.routes.table import ROUTES
-from octaskly.core.protocol.messages import Leave
+from octaskly.core.model.keyring_state import OUTDATED_REASON, REVOKED_REASON
+from octaskly.core.protocol.messages import Heartbeat, Leave
 from octaskly.mesh import wire
 from octaskly.mesh.links.duplicates import DUPLICATE_ID
 from tests.attack.test_connections import new_token
 from tests.attack.test_each_route import PARTS
-from tests.support.agents import Agent, finished, running, submit
+from tests.support.agents import Agent, finished, running, submit, until
 from tests.support.frames import length_prefixed
-from tests.support.hostile_visitor import HostileVisitor, farewell, hear_all
+from tests.support.hostile_visitor import HostileVisitor, farewell, hear, hear_all
 
 PRINCIPAL = "admin eve"  #: as a member states who asks
 EMPTY_FRAME = length_prefixed(b"\x90")
@@ -86,3 +88,34 @@ def test_no_token_and_no_statement_opens_a_route_to_a_visitor(
 
     assert {key for key, status in answers.items() if status != 403} == set()
     assert len(answers) == len(denied) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/api/v1/nodes/{visitor}/revoke", REVOKED_REASON),
+        ("/api/v1/rotation?now=true", OUTDATED_REASON),
+    ],
+)
+def test_a_visitor_is_out_once_it_is_revoked_or_the_secret_is_renewed(
+    tmp_path: Path, path: str, reason: str
+) -> None:
+    """Its link ends at once, and its certificate opens none and no route."""
+    with running(tmp_path, "ash") as (agent,):
+        finished(agent, submit(agent, "true"))
+        visitor = HostileVisitor(tmp_path, agent)
+        with visitor.linked() as tls:
+            hear(tls, Heartbeat)
+            status, _ = agent.call("POST", path.format(visitor=visitor.node_id))
+            assert status == 202
+            assert farewell(tls) == reason
+        until(lambda: _is_settled(agent), "the old secret has ended")
+
+        with contextlib.suppress(OSError), visitor.linked() as tls:
+            assert hear_all(tls) == []
+        with pytest.raises(OSError):  # An alert, or a closed connection.
+            visitor.ask("GET", f"/internal/v1/files/{'0' * 64}")
+
+
+def _is_settled(agent: Agent) -> bool:
+    return bool(agent.call("GET", "/api/v1/rotation")[1]["phase"] == "settled")

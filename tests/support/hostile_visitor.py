@@ -52,10 +52,15 @@ class HostileVisitor:
         )
         return Hello(node=replace(info, **lies), epoch=NO_EPOCH, dispatcher=None)
 
+    def _careless(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        """Return a context that does not check who is at the other end."""
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
     @contextlib.contextmanager
     def linked(self, hello: Hello | None = None) -> Iterator[ssl.SSLSocket]:
         """Connect, and complete this side of the handshake."""
-        context = self.trust.client_contexts()[0]
+        context = self._careless(self.trust.client_contexts()[0])
         with (
             socket.create_connection(self._place, timeout=10) as plain,
             context.wrap_socket(plain) as tls,
@@ -71,11 +76,20 @@ class HostileVisitor:
             "127.0.0.1",
             self._lan_port,
             timeout=30,
-            context=self.trust.lan_client_context(),
+            context=self._careless(self.trust.lan_client_context()),
         )
         with contextlib.closing(connection):
             connection.request(method, path, headers=dict(headers or {}))
             return connection.getresponse().status
+
+
+def hear(tls: ssl.SSLSocket, kind: type[Message]) -> None:
+    """Wait for a message of a kind."""
+    decoder, heard = wire.Decoder(Limits()), list[Message]()
+    while not any(isinstance(message, kind) for message in heard):
+        data = tls.recv(65536)
+        assert data, heard
+        heard += decoder.receive_data(data)
 
 
 def hear_all(tls: ssl.SSLSocket) -> list[Message]:
