@@ -25,6 +25,7 @@ from tests.support.slurm import UNENDED, SlurmCluster, missing_programs
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
+FILES, FILE_BYTES = 20, 20_000
 VISITORS_MAX = 2
 DRAIN_S = 240.0
 RECIPE = (str(ROOT / "contrib/burst/slurm.sbatch"), "{agent}")
@@ -76,6 +77,9 @@ def site(
         pytest.skip(reason)
     lab = make_lab(4)
     hosts = lab.hosts
+    (tmp_path / "data").mkdir()
+    for number in range(FILES):
+        (tmp_path / f"data/{number}").write_bytes(os.urandom(FILE_BYTES))
     with SlurmCluster(hosts[0], hosts[2:], lab.folder / "slurm") as slurm:
         form(lab, hosts=hosts[:2], slots=1)
         yield Site(
@@ -104,18 +108,26 @@ def burst(site: Site) -> Iterator[Burst]:
 
 
 def start_tasks(site: Site, count: int, sleep_s: float) -> subprocess.Popen[str]:
-    """Start tasks that each print the digest of their number."""
-    command = f"sleep {sleep_s}; printf {{}} | sha256sum"
+    """Start tasks that each read one of some files, and write one of their own."""
+    command = (
+        f"sleep {sleep_s}; mkdir out; sha256sum < data/$(({{}} % {FILES})) > out/{{}}"
+    )
     items = [str(number) for number in range(count)]
-    return site.type("map", "--visitors", "--keep-order", command, ":::", *items)
+    files = ("--in", "data", "--out", "out/{}")
+    return site.type("map", "--visitors", *files, command, ":::", *items)
 
 
-def check_outputs(tasks: subprocess.Popen[str], count: int) -> None:
-    """Wait for the tasks; check that each printed what a local one would print."""
+def check_outputs(site: Site, tasks: subprocess.Popen[str], count: int) -> None:
+    """Wait for the tasks; check that each wrote what a local one would write."""
     stdout, stderr = tasks.communicate(timeout=DRAIN_S)
     assert tasks.returncode == 0, stdout + stderr
-    digests = (hashlib.sha256(str(n).encode()).hexdigest() for n in range(count))
-    assert stdout == "".join(f"{digest}  -\n" for digest in digests)
+    digests = [
+        hashlib.sha256((site.folder / f"data/{number}").read_bytes()).hexdigest()
+        for number in range(FILES)
+    ]
+    for number in range(count):
+        written = (site.folder / f"out/{number}").read_text()
+        assert written == f"{digests[number % FILES]}  -\n"
 
 
 def visitor_pids(host: Host) -> list[int]:
@@ -148,7 +160,7 @@ def test_queue_drains_on_allocations_that_end_by_themselves(
     burst.wait_for("left", VISITORS_MAX)
     burst.wait_for("joined", VISITORS_MAX + 1)
 
-    check_outputs(tasks, count)
+    check_outputs(site, tasks, count)
     array = site.member.http("GET", "/api/v1/arrays").json["tasks"][0]["id"]
     names = {member["worker_id"] for member in site.members(array)}
     assert any(name not in ("h1", "h2") for name in names), names
@@ -171,7 +183,7 @@ def test_cancelled_allocations_lose_none_of_2000_tasks(
     tasks = start_tasks(site, count, sleep_s=0.02)
     burst.wait_for("joined")
     with ThreadPoolExecutor(1) as threads:
-        checked = threads.submit(check_outputs, tasks, count)
+        checked = threads.submit(check_outputs, site, tasks, count)
         while not wait([checked], timeout=draw.uniform(0.5, 6.0)).done:
             disturb(site, draw)
         checked.result()
@@ -201,4 +213,4 @@ def test_unavailable_slurm_stops_burst_with_its_error(site: Site, burst: Burst) 
     assert "Unable to contact slurm controller" in stopped["error"]
     shown = "".join(burst.errors)
     assert shown.startswith("error: the command failed 3 times\n")
-    check_outputs(tasks, 40)  # The members did the work.
+    check_outputs(site, tasks, 40)  # The members did the work.
