@@ -15,8 +15,9 @@ from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.effects import Effect, Start
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.model.task_options import Retry
+from octaskly.core.model.task_options import ArraySpec, Retry
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
+from tests.property.test_array_walks import ArrayDispatcherModel
 from tests.property.test_failover_walks import FailoverModel
 from tests.simulation import mutants
 from tests.support import builders
@@ -28,6 +29,7 @@ WAIT_S = 1.0  #: after this, a first backoff is over
 WAITS = 2  #: by default; more would only repeat what was explored
 LATE_S = 6.0  #: after this, the reattach window is over
 RETRIES = 1
+MEMBERS = 2  #: as many as a worker has slots
 ORDER = ("obey", "hear", "commit", "read", "answer", "finish", "link", "wait")
 """What happens by default: the first of these that can."""
 
@@ -56,13 +58,17 @@ class Scope(FailoverModel):
         self.workers = {n: w for n, w in self.workers.items() if n in workers}
         self.budget = {"wait": WAITS, **budget}
         self.succeeded: set[TaskId] = set()
-        self.failed: set[AttemptId] = set()
+        self.failed_attempts: set[AttemptId] = set()
         self.asked_to_cancel: set[TaskId] = set()
         self.may_run_twice = False
         """True once a worker was lost, or a dispatcher did not ask for other logs."""
         self.begin_epoch()
         for node in self.workers:
             self.link(node)
+        self.submit_work()
+
+    def submit_work(self) -> None:
+        """Submit what is done in this scope."""
         self.submit(1, retry=Retry(retries=RETRIES))
 
     def choices(self) -> tuple[Action | None, list[Action]]:
@@ -131,7 +137,7 @@ class Scope(FailoverModel):
     def _fail(self, node: NodeId) -> None:
         key, *_others = self.workers[node].here
         if key not in self.workers[node].stopping:
-            self.failed.add(key[1])
+            self.failed_attempts.add(key[1])
         self.finish(node, FAILED)
 
     def _fail_over(self, is_held: bool) -> None:
@@ -187,16 +193,49 @@ class Scope(FailoverModel):
         match record.state:
             case TaskState.COMPLETED:
                 assert record.id not in self.cancelled, record
-                assert len(self.failed) <= RETRIES, f"retried too often: {record}"
+                assert len(self.failed_attempts) <= RETRIES, (
+                    f"retried too often: {record}"
+                )
             case TaskState.FAILED:
                 assert record.id not in self.succeeded, record
-                assert len(self.failed) > RETRIES, f"retried too seldom: {record}"
+                assert len(self.failed_attempts) > RETRIES, (
+                    f"retried too seldom: {record}"
+                )
             case TaskState.CANCELLED:
                 assert record.id in self.asked_to_cancel, record
             case _:
                 raise AssertionError(f"no end: {record}")
 
 
+class RangeScope(Scope, ArrayDispatcherModel):
+    """An array of two, whose members a worker gets by one range."""
+
+    def submit_work(self) -> None:
+        self.submit_array(ArraySpec(count=MEMBERS), RETRIES)
+
+    def fail_over(self, *, is_held: bool) -> None:
+        self.ours.clear()
+        super().fail_over(is_held=is_held)
+
+    def check(self) -> None:
+        """An array may complete although its cancel was confirmed an instant before."""
+
+    def _check_final(self, record: TaskRecord) -> None:
+        """Check that each member ended as a single task would."""
+        progress = record.progress
+        assert progress is not None
+        cancelled = progress.cancelled if self.asked_to_cancel else 0
+        assert progress.completed + cancelled == MEMBERS, progress
+
+
+RANGE_SCOPES: dict[str, tuple[str, Budget]] = {
+    "a failure": ("b", {"delay": 1, "fail": 1}),
+    "a cancel": ("b", {"delay": 1, "cancel": 1}),
+    "a failover": ("b", {"failover": 1, "recover": 1}),
+}
+LARGE_RANGE_SCOPES: dict[str, tuple[str, Budget]] = {
+    "a cut": ("bc", {"cut": 1, "late": 1}),
+}
 SCOPES: dict[str, tuple[str, Budget]] = {
     "a failure": ("b", {"delay": 2, "fail": 2}),
     "a cancel": ("b", {"delay": 2, "cancel": 1, "fail": 1}),
@@ -231,6 +270,27 @@ STATES_MAX = 1_000_000
 def test_no_order_of_events_breaks_a_rule(workers: str, budget: Budget) -> None:
     """Each scope is explored in full."""
     found = explore(lambda: Scope(workers, budget), states_max=STATES_MAX)
+
+    print(found)
+    assert not found.failures, found.describe_failures()
+    assert found.is_complete
+
+
+@pytest.mark.parametrize(
+    ("workers", "budget"),
+    [
+        *(pytest.param(*each, id=name) for name, each in RANGE_SCOPES.items()),
+        *(
+            pytest.param(*each, id=name, marks=pytest.mark.soak)
+            for name, each in LARGE_RANGE_SCOPES.items()
+        ),
+    ],
+)
+def test_no_order_of_events_breaks_a_rule_about_ranges(
+    workers: str, budget: Budget
+) -> None:
+    """Each member ends as a single task would."""
+    found = explore(lambda: RangeScope(workers, budget), states_max=STATES_MAX)
 
     print(found)
     assert not found.failures, found.describe_failures()
