@@ -77,6 +77,7 @@ class Member:
         info = replace(node_info("ash", slots=1), id=ME)
         self.node = Node(Settings(node=info), SavedState())
         self.now_s = 100.0
+        self.stay_ms = HOUR_MS  #: of visitors
         self.sent: list[Message] = []  #: to the visitor
         self.feed(TimerFired(0.5))
         self.run(0.75)
@@ -105,7 +106,7 @@ class Member:
         info = replace(node_info("guest"), id=node)
         hello = Hello(node=replace(info, **lies), epoch=NO_EPOCH, dispatcher=None)
         now = node_moment(self.now_s)
-        ends_ms = now.wall_ms + HOUR_MS
+        ends_ms = now.wall_ms + self.stay_ms
         up = PeerUp(node, self.node.hello(now), hello, Address("10.0.0.2", 1))
         return self.feed(replace(up, visit_ends_ms=ends_ms))
 
@@ -393,3 +394,19 @@ def test_the_times_and_outputs_of_an_end_are_those_that_it_can_have() -> None:
         outputs=(OutputFile("out", 2),),
         detail="x" * DETAIL_CHARS_MAX,
     )
+
+
+def test_a_link_ends_with_the_certificate_that_it_was_made_with(
+    member: Member,
+) -> None:
+    """Whatever the visitor says of the time when it leaves."""
+    member.stay_ms = 4000  # It is not silent for so long that this ends the link.
+    member.visit(VISITOR, leaves_ms=TIME_MS_MAX - 1)
+    member.run(1.5)
+    member.say(Reattach((), 2, NodeState.READY))
+    assert member.listed().id == VISITOR
+
+    member.run(2.0)
+
+    assert member.node.roster is not None
+    assert member.node.roster.visitors == ()
