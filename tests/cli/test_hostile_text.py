@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, list[list[str]]] = {
     "approve": [["--words", "otter-lemon-anvil", "pi4"]],
     "array": [["1-3", "--", "true"]],
     "audit": [[], ["--since", "1d"]],
+    "burst": [["--max", "1", "--until", "2s", "--", "true"]],
     "cancel": [["1", "last"]],
     "config": [[]],
     "doctor": [["--interface", "lo"]],

@@ -16,7 +16,7 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration, UsageProblem
 from octaskly.cli.output.render import count_of, format_capacity, note, print_json
-from octaskly.cli.output.terminal import print_line, prompt_hidden
+from octaskly.cli.output.terminal import is_terminal, print_line, prompt_hidden
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import MEMBERSHIP, NODES, Call, resource_path
@@ -97,7 +97,7 @@ def invite(
 def _show_visitor_invite(opened: Invite, ttl: int, stay_s: int) -> None:
     note(f"On the machine that you borrow (valid {_span(ttl)}, for one visitor):")
     print_line(f"    octaskly join --visitor {opened.url or opened.code}")
-    if opened.url and sys.stdout.isatty():
+    if opened.url and is_terminal():
         from octaskly.joining.qr_code import qr_terminal  # noqa: PLC0415 - rare
 
         print_line(qr_terminal(opened.url))
