@@ -189,6 +189,8 @@ TYPED = {
     "on": "any",
     "notify_url": "https://example.org/hook",
     "durability": "strict",
+    "visitors": "with-env",
+    "visitors_min": "30 min",
     "id": "mine",
 }
 LEFT_OUT = (
@@ -478,6 +480,7 @@ async def test_form_covers_all_fields_of_the_api(page: Page) -> None:
     assert body["retry_on"] == ["lost", 75]
     assert body["requires"]["cpus"] == 2
     assert (body["timeout"], body["grace"]) == (90, 5)
+    assert (body["visitors"], body["visitors_min"]) == ("with-env", 1800)
 
 
 async def test_empty_fields_are_not_sent(page: Page) -> None:

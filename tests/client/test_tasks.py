@@ -71,6 +71,8 @@ def test_all_task_options_reach_the_node(client: octaskly.Client) -> None:
         "retry_on": [7, "lost"],
         "after": [parent],
         "on": "any",
+        "visitors": "with-env",
+        "visitors_min": 60,
     }
     untold = {"cwd", "needs", "inputs", "includes_ignored", "id", "same_folder"}
     untold |= {"outputs_of"}
@@ -83,6 +85,7 @@ def test_all_task_options_reach_the_node(client: octaskly.Client) -> None:
     shown = {key: getattr(task, key) for key in asked if hasattr(task, key)}
     told: dict[str, Any] = {key: asked[key] for key in shown}  # type: ignore[literal-required]
     told["after"] = [parent.id]
+    told["visitors"] = True
     told["outputs"] = [octaskly.Output(path="made", bytes=5)]
     told["limits"] = octaskly.ResourceLimits(file_mb=5)
     told["requires"] = octaskly.Requirements(os="linux", cpus=1)

@@ -219,7 +219,7 @@ def store_outputs(chunks: Iterator[bytes], folder: Path) -> None:
         TarError, ManifestError: no honest node sends such an archive.
         OSError: the disk is full or failing.
     """
-    store = _ArchiveStore(folder)
+    store = _ArchiveStore(folder, COPIED_BYTES_MAX)
     try:
         for data in chunks:
             store.add_data(data)
@@ -282,7 +282,7 @@ class PushedArchive:
 class _ArchiveStore:
     """Stores an archive as it arrives, each content under its digest."""
 
-    def __init__(self, folder: Path, bytes_max: int = COPIED_BYTES_MAX) -> None:
+    def __init__(self, folder: Path, bytes_max: int) -> None:
         self._folder = folder
         self._bytes_max = bytes_max
         self._reader = TarReader()

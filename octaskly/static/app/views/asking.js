@@ -79,6 +79,8 @@ export const MORE = [
     { name: "notify_url", label: "Notify this URL when done", placeholder: "https://example.org/hook" },
     { name: "labels", label: "Labels", kind: "area", read: pairs, hint: "To search by; one name=value per line.", placeholder: "team=red" },
     { name: "durability", label: "Copies", kind: "choice", choices: [["", "as many as possible"], ["strict", "refuse the task unless two nodes store it"]] },
+    { name: "visitors", label: "Visitors", kind: "choice", read: (text) => text === "true" || text, choices: [["", "may run it if the mesh allows that"], ["true", "may run it"], ["with-env", "may run it, and see its environment variables"]] },
+    { name: "visitors_min", label: "Visitors that stay at least", read: seconds, hint: "Such as 30 min; as long as the timeout if empty.", placeholder: "30 min" },
     { name: "id", label: "Task id", hint: "Chosen by the dispatcher if empty." },
   ] },
 ];

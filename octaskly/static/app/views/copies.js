@@ -12,8 +12,10 @@ export function quoted(text) {
 export function asked(task) {
   const body = { command: task.command };
   if (task.timeout !== 3600) body.timeout = task.timeout ?? "none";
-  const plain = ["name", "call", "cwd", "workdir", "grace", "notify_url", "priority", "retries"];
+  const plain = ["name", "call", "cwd", "workdir", "grace", "notify_url", "priority", "retries", "visitors_min"];
   for (const name of plain) if (task[name]) body[name] = task[name];
+  // With variables, the API shows that visitors may run it only if they may see them.
+  if (task.visitors) body.visitors = Object.keys(task.env ?? {}).length ? "with-env" : true;
   for (const name of ["labels", "env"]) if (Object.keys(task[name] ?? {}).length) body[name] = task[name];
   if (task.inputs?.length) body.inputs = task.inputs;
   if (task.outputs?.length) body.outputs = task.outputs.map(({ path }) => path);
@@ -102,6 +104,8 @@ export function asCli(task) {
   each("--out", body.outputs);
   add("--priority", body.priority);
   add("--retries", body.retries);
+  if (body.visitors) words.push(body.visitors === true ? "--visitors" : `--visitors=${body.visitors}`);
+  add("--visitors-min", body.visitors_min);
   each("--retry-on", body.retry_on);
   add("--grace", body.grace);
   pairs("--limit", limits);
