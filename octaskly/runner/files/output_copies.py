@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
@@ -30,6 +30,7 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
+from octaskly.files.output_patterns import DeclaredOutputs
 from octaskly.files.tree_tar import TarEntry, TarError, TarReader
 from octaskly.ports import FileQuotaExceeded
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
@@ -234,6 +235,7 @@ class PushedArchive:
     Args:
         folder: Where they belong; nothing is there before `finish`.
         size_bytes: Size of the archive.
+        declared: The outputs that the task has declared; it may hold no others.
         captured: Accounts for captured outputs.
         on_stored: Called with the size once they are here.
         on_closed: Called when nothing more arrives.
@@ -245,6 +247,7 @@ class PushedArchive:
         size_bytes: int,
         captured: CapturedFolders,
         *,
+        declared: Iterable[str],
         on_stored: Callable[[int], object],
         on_closed: Callable[[], None],
     ) -> None:
@@ -254,7 +257,9 @@ class PushedArchive:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = tempfile.mkdtemp(PARTIAL_SUFFIX, f"{folder.name}-", folder.parent)
         self._partial = Path(name)
-        self._store = _ArchiveStore(self._partial, size_bytes)
+        self._store = _ArchiveStore(
+            self._partial, size_bytes, DeclaredOutputs(declared)
+        )
 
     def write(self, data: bytes | memoryview) -> None:
         """Store the next bytes; raise TarError if no honest visitor sends them."""
@@ -282,8 +287,10 @@ class PushedArchive:
 class _ArchiveStore:
     """Stores an archive as it arrives, each content under its digest."""
 
-    def __init__(self, folder: Path, bytes_max: int) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, bytes_max: int, declared: DeclaredOutputs | None = None
+    ) -> None:
+        self._folder, self._declared = folder, declared
         self._bytes_max = bytes_max
         self._reader = TarReader()
         self._left_bytes = bytes_max
@@ -319,6 +326,9 @@ class _ArchiveStore:
             self._fd = -1
 
     def _begin_entry(self, entry: TarEntry) -> None:
+        if self._declared is not None and not self._declared.covers(entry.path):
+            # Tasks that get these outputs in their folders trust their names.
+            raise TarError("the archive has a path that is no declared output")
         self._entry = entry
         self._left_bytes -= entry.size_bytes
         if self._left_bytes < 0:

@@ -113,8 +113,9 @@ class VisitorFiles:
         Raises:
             FileQuotaExceeded: There is no room for them.
         """
-        own = ((a, s) for a, s in self._attempts_of(visitor) if s.id == task)
-        if not any(a == attempt and spec.outputs for a, spec in own):
+        own = dict(self._attempts_of(visitor))
+        spec = own.get(attempt)
+        if spec is None or spec.id != task or not spec.outputs:
             return None
         captured = self._archive.captured
         folder = outputs_folder(self._archive.outputs_dir, task, attempt)
@@ -134,6 +135,7 @@ class VisitorFiles:
                 folder,
                 size_bytes,
                 captured,
+                declared=spec.outputs,
                 on_stored=partial(self._copies.on_captured, task, attempt),
                 on_closed=partial(self._arriving.discard, folder),
             )

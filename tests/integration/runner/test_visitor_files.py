@@ -37,11 +37,11 @@ class Member:
     archive: OutputArchive
     fetcher: BlobFetcher
 
-    def sent(self, folder: Path) -> bytes:
+    def sent(self, folder: Path, path: str = "out.txt") -> bytes:
         """Return the archive of an output."""
         digest = sha256(DATA)
         (folder / digest.hexdigest()).write_bytes(DATA)
-        file = TreeFile("out.txt", digest.digest(), len(DATA), 17, is_executable=False)
+        file = TreeFile(path, digest.digest(), len(DATA), 17, is_executable=False)
         tree = CapturedTree(
             make_manifest([file], (), ()), lambda name: folder / name.hex()
         )
@@ -131,6 +131,22 @@ def test_an_announced_size_deletes_nothing(member: Member, tmp_path: Path) -> No
         member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, SIZE_MAX)
 
     assert (other / "kept").read_bytes() == DATA
+
+
+def test_an_output_that_was_not_declared_is_refused(
+    member: Member, tmp_path: Path
+) -> None:
+    """Tasks that get its outputs would find it among them."""
+    data = member.sent(tmp_path, "Makefile")
+    outputs = member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, len(data))
+    assert outputs is not None
+
+    with pytest.raises(TarError, match="no declared output"):
+        outputs.write(data)
+    outputs.abort()
+
+    folder = outputs_folder(member.archive.outputs_dir, SPEC.id, ATTEMPT)
+    assert list(folder.parent.iterdir()) == []
 
 
 def test_an_archive_that_is_none_leaves_nothing(member: Member) -> None:
