@@ -154,7 +154,8 @@ def _read_tail(stream: IO[bytes], size: int) -> bytes:
 def visible_lines(output: bytes, invite_url: str) -> list[str]:
     """Return the last lines of an output as text without control characters or invite.
 
-    The beginning may have been cut within the invite, so as much as that is left out.
+    If the output was cut, its first characters may be the end of the invite, so as many
+    characters as the invite has are left out.
     """
     text = output.decode("utf-8", "replace")
     code = invite_url.rpartition("/")[2]

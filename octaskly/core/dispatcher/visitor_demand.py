@@ -23,8 +23,8 @@ FAR_MS = 1 << 53  #: a visitor that stays for as long as any task needs
 def count_waiting(queue: TaskQueue, label: Label | None) -> VisitorDemand:
     """Count the queued tasks, and members, that a visitor could run.
 
-    The visitor may be as large and as new as a task requires, and stay as long, since
-    nobody knows it yet. Of labels it has only the given one.
+    Nobody knows this visitor yet. So the count assumes that it is large enough and
+    stays long enough for each task, and has no label but the given one.
 
     Args:
         queue: The tasks in memory.

@@ -228,9 +228,10 @@ class VisitorNode:
     def _on_attempts_ended(
         self, reports: Sequence[Report], now: Moment
     ) -> list[Effect]:
-        """Report what ended; a failure later, or as given back once the visit is over.
+        """Report how attempts ended, but hold failures for a moment.
 
-        Only a failure says nothing of the task if the visit ends at the same time.
+        A failure may come from the signal that ends the visit. If the visit ends in
+        that moment, the attempt is given back instead.
         """
         if self.leave_reason is not None:
             return self.worker.on_attempts_ended([*map(_given_back, reports)], now)

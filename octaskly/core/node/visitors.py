@@ -249,9 +249,9 @@ class Visitors:
         ]
 
     def on_keyring_changed(self, now: Moment) -> list[Effect]:
-        """Close the links of revoked visitors; of all, once a secret has ended.
+        """Close the links of revoked visitors, and of all once their secret has ended.
 
-        A visitor has a certificate of one generation, and gets no other.
+        A visitor's certificate is of one generation of the secret and is not renewed.
         """
         oldest = self._rotation.keyring.oldest
         has_ended = oldest > self._oldest_generation
@@ -455,8 +455,8 @@ class Visitors:
     ) -> list[Effect]:
         """Record the ends of attempts that the visitor holds; acknowledge all others.
 
-        So it forgets what nobody waits for, such as the end of an attempt that runs
-        elsewhere by now.
+        A visitor keeps an end until it is acknowledged. Nobody waits for the end of an
+        attempt that runs elsewhere by now, for example.
         """
         if view.epoch != epoch or self._dispatcher_transfer.is_in_progress:
             return []

@@ -190,9 +190,10 @@ def is_possible_outcome(outcome: Outcome) -> bool:
 
 
 def bounded_outcome(outcome: Outcome, spec: TaskSpec, wall_ms: int) -> Outcome:
-    """Return a visitor's outcome without what it does not decide.
+    """Return a visitor's outcome, corrected where a false one would do harm.
 
-    Its times lie between the submission and now, and its outputs are declared ones.
+    Its times lie between the submission and now. Outputs that were not declared are
+    left out.
     """
     declared = set(spec.outputs)
     outputs = {each.path: each for each in outcome.outputs if each.path in declared}

@@ -1,9 +1,9 @@
 """Rows of the log: each holds the facts that one commit added to one stream.
 
 A row is named by its first entry. Its entries have no gaps, so `n` tells the last one.
-`heads` is a JSON list with an item for each entry: where its fact starts in `body`, by
-how much its timestamp is before `hlc`, which is that of the last entry, and the id of
-its output, if it has one. The view `facts` of the schema reads the same columns.
+`hlc` is the timestamp of the last entry. `heads` is a JSON list with an item for each
+entry: the offset of its fact in `body`, the difference of its timestamp to `hlc`, and
+the id of its output, if any. The view `facts` of the schema reads the same columns.
 
 A fact above `LARGE_BYTES` has a row to itself, with the id of its task, because the
 stdin in it may be freed later. A floor may pass between two entries of a row; the purge
@@ -125,7 +125,8 @@ def delete_entries(
 ) -> list[StoredEntry]:
     """Delete and return the oldest entries of a stream up to `until`.
 
-    These are all, or at least `limit`, and at most `limit` and those of one row.
+    Whole rows are read until at least `limit` entries are found. So the last row may
+    exceed the limit.
     """
     gone: list[StoredEntry] = []
     rest: list[StoredEntry] = []
