@@ -94,7 +94,7 @@ class Member:
             self.feed(TimerFired(0.5))
 
     def submit(self, suffix: str, *, visitors: bool) -> None:
-        rule = VisitorRule.ALLOWED if visitors else VisitorRule.NEVER
+        rule = VisitorRule.ALLOWED if visitors else VisitorRule.UNSET
         options = TaskOptions(requires=Requirements(visitors=rule), name=suffix)
         draft = TaskDraft("true", options=options)
         self.feed(TasksSubmitted(1, (draft,), "ana", (suffix,), (None,)))

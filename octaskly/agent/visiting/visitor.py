@@ -66,7 +66,7 @@ EXIT_UNREACHABLE: Final = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisitOptions:
-    """What the command line of a visitor says."""
+    """Options of the command that starts a visitor."""
 
     code: VisitorCode
     until_ms: int | None  #: wall clock

@@ -33,7 +33,7 @@ FINGERPRINT_CHARS_MAX: Final = 64
 
 
 class VisitIn(RequestBody):
-    """How long a visitor may stay."""
+    """Seconds from the join of a visitor to the end of its certificate."""
 
     stay_s: Annotated[int, msgspec.Meta(ge=STAY_S_MIN, le=STAY_S_MAX)] = STAY_S
 

@@ -277,7 +277,7 @@ def _render(options: TaskOptions) -> dict[str, Any]:
         "same_folder": given.render_same_folder(options.same_folder),
         "outputs_of": [task_name(TaskId(t)) for t in options.outputs_of],
         "grace": options.grace_s,
-        "visitors": _visitors_text(requires),
+        "visitors": _shown_visitors(requires),
         "visitors_min": (requires and requires.visitor_s) or None,
         "requires": requires
         and rest.Requirements(
@@ -300,10 +300,10 @@ def _render(options: TaskOptions) -> dict[str, Any]:
     }
 
 
-def _visitors_text(requires: Requirements | None) -> bool | None:
-    """Return True if visitors may run it, False if not, None if nobody said so."""
-    rule = VisitorRule.NEVER if requires is None else requires.visitors
-    return None if rule is VisitorRule.NEVER else rule is VisitorRule.ALLOWED
+def _shown_visitors(requires: Requirements | None) -> bool | None:
+    """Return True if visitors may run a task, False if not, None without a rule."""
+    rule = VisitorRule.UNSET if requires is None else requires.visitors
+    return None if rule is VisitorRule.UNSET else rule is VisitorRule.ALLOWED
 
 
 _NO_OPTIONS_RENDERED: Final = _render(NO_OPTIONS)
@@ -408,11 +408,11 @@ def _stdin_file(fields: OptionsIn) -> BlobRef | None:
 def _visitor_rule(fields: OptionsIn) -> VisitorRule:
     match fields.visitors:
         case None:
-            return VisitorRule.NEVER
+            return VisitorRule.UNSET
         case False:
             return VisitorRule.REFUSED
         case True if fields.env:
-            return VisitorRule.WITH_ENV
+            return VisitorRule.HAS_ENV
         case _:
             return VisitorRule.ALLOWED
 
@@ -420,7 +420,7 @@ def _visitor_rule(fields: OptionsIn) -> VisitorRule:
 def _requires(fields: OptionsIn, limit_s: int | None) -> Requirements | None:
     """Return the requirements of a task, with its rule for visitors."""
     rule = _visitor_rule(fields)
-    may_visit = rule in (VisitorRule.ALLOWED, VisitorRule.WITH_ENV)
+    may_visit = rule in (VisitorRule.ALLOWED, VisitorRule.HAS_ENV)
     if fields.visitors_min is not None and not may_visit:
         raise InvalidField("visitors_min", "the task does not allow visitors")
     asked = _node_requirements(fields.requires or RequiresIn())

@@ -112,7 +112,7 @@ class RequestTurns:
     async def work(self, owner: str) -> AsyncIterator[RequestWork]:
         """Let a request be answered by the block.
 
-        While another owner has requests in progress, this one gets no more at a time.
+        While another owner has requests in progress, this one may have only as many.
         So a client that asks for little waits for little.
         """
         if owner not in self._waiting_light and self._may_begin(owner):

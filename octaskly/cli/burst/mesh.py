@@ -51,7 +51,7 @@ class BurstMesh:
         return opened.url
 
     def revoke_invite(self, run: int) -> None:
-        """End an invite, so that nobody can come by it any more."""
+        """Revoke an invite."""
         invite = self._invites.pop(run, None)
         if invite is not None:
             self.client.send(Call("DELETE", rest_calls.resource_path(INVITES, invite)))
@@ -87,7 +87,7 @@ class BurstMesh:
         self._worked.discard(run)
 
     def _follow_invites(self) -> frozenset[int]:
-        """Note who came by the invites; return the runs by whose nobody can come."""
+        """Note which invites were used; return the runs whose invite is closed."""
         page = self.client.send_and_decode(Call("GET", INVITES), VisitorInvites)
         listed = {invite.id: invite for invite in page.invites}
         closed = set()

@@ -1,4 +1,4 @@
-"""What burst tells people and programs: a live line, notes, JSON lines, and errors."""
+"""Output of burst for people and programs: a live line, notes, JSON lines, errors."""
 
 from __future__ import annotations
 

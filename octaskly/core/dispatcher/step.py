@@ -626,6 +626,6 @@ def _ends_live_attempt(task: QueuedTask, end: Finished) -> bool:
 
 
 def _forced_canceller(array: TaskRecord) -> str | None:
-    """Return who cancelled an array by force; None if nobody did."""
+    """Return the canceller of an array that was cancelled by force, else None."""
     by = array.cancelled_by or ""
     return by.removeprefix(FORCED_PREFIX) if by.startswith(FORCED_PREFIX) else None

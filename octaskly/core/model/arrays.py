@@ -203,7 +203,7 @@ class RemainingMembers:
         self.remove_run(position, position)
 
     def remove_run(self, start: int, end: int) -> None:
-        """Remove the positions from `start` to `end`, as far as they are present."""
+        """Remove the positions from `start` to `end`; some may be absent."""
         self._runs = deque(
             run
             for first, last in self._runs

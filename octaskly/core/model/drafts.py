@@ -36,9 +36,9 @@ def with_visitors_allowed(draft: TaskDraft) -> TaskDraft:
     """Return a draft that visitors may run, unless it says something about them."""
     options = draft.options or TaskOptions()
     requires = options.requires or NO_REQUIREMENTS
-    if requires.visitors is not VisitorRule.NEVER:
+    if requires.visitors is not VisitorRule.UNSET:
         return draft
-    rule = VisitorRule.WITH_ENV if options.env else VisitorRule.ALLOWED
+    rule = VisitorRule.HAS_ENV if options.env else VisitorRule.ALLOWED
     requires = replace(requires, visitors=rule, visitor_s=draft.timeout_s or 0)
     return replace(draft, options=replace(options, requires=requires))
 

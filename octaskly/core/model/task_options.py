@@ -29,11 +29,11 @@ ITEMS_MAX = 1 << 18  #: per array; in memory, items take 20 times their encoded 
 
 
 class VisitorRule(IntEnum):
-    """Whether visitors may run a task."""
+    """The rule of a task for visitors."""
 
-    NEVER = 0  #: nobody has allowed it
+    UNSET = 0  #: neither the submitter nor the mesh has allowed visitors
     ALLOWED = 1
-    WITH_ENV = 2  #: allowed, but not that they see the variables of the task
+    HAS_ENV = 2  #: allowed, but its variables are not, so it goes to no visitor
     REFUSED = 3  #: the submitter forbids it, whatever the mesh allows
 
 
@@ -48,7 +48,7 @@ class Requirements(Struct, frozen=True, array_like=True, kw_only=True):
     memory_mb: Amount = 0
     gpus: Amount = 0
     python: Word = ""  #: minor version of Python for a call, for example `3.13`
-    visitors: VisitorRule = VisitorRule.NEVER
+    visitors: VisitorRule = VisitorRule.UNSET
     visitor_s: Amount = 0
     """Seconds that a visitor must have left: of the task's time limit, or as asked."""
 

@@ -78,7 +78,7 @@ class LeaveReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """What a visitor was told when it came."""
+    """The terms of one visit."""
 
     seeds: tuple[tuple[Address, ...], ...]  #: addresses of members, each of one
     ends_ms: int  #: wall clock
@@ -341,7 +341,7 @@ class VisitorNode:
         return LeaveReason.IDLE if is_idle else None
 
     def _leave(self, reason: LeaveReason, now: Moment) -> list[Effect]:
-        """Take no more work, and end the attempts, which then run elsewhere."""
+        """Take no more work, and end all attempts; other nodes run them again."""
         if self.leave_reason is not None:
             return []
         self.leave_reason = reason

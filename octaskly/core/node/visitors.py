@@ -321,7 +321,7 @@ class Visitors:
         return attachment.dispatcher, attachment.epoch
 
     def _greet(self, node: NodeId, now: Moment) -> list[Effect]:
-        """Tell a visitor where the dispatcher is, as far as this node knows."""
+        """Send a visitor to the dispatcher, if this node knows it."""
         followed = self._followed()
         if followed is None:
             return []

@@ -71,7 +71,7 @@ ENTRIES_MAX = 1 << 13  #: per message; usual messages have a few hundred
 ITEMS_MAX = 1 << 16  #: per message of 1 MiB; most items take at least 16 bytes
 KNOWN_BLOBS_MAX = 1 << 12  #: of one `Assign`, whose holders it names
 VISITORS_MAX = 1 << 8  #: linked to one member
-CONTACTS_MAX = 8  #: members that a visitor is told of
+CONTACTS_MAX = 8  #: members whose addresses a visitor gets
 MEMBERS_MAX = 1 << 11  #: per roster; a mesh has at most `Limits.peers`
 
 EntryBatch = Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)]
@@ -374,7 +374,7 @@ def member_success(end: Outcome) -> MemberSuccess | None:
 
 
 class RangeReport(Struct, frozen=True, array_like=True):
-    """How members of one range succeeded, in the order of their offsets."""
+    """Successes of members of one range, in the order of their offsets."""
 
     members: RangeMembers
     successes: Annotated[tuple[MemberSuccess, ...], Meta(max_length=RANGE_MAX)]

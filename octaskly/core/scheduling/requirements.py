@@ -82,11 +82,11 @@ def _visitor_rejections(
     leaves_ms: int, requires: Requirements, wall_ms: int
 ) -> Iterator[RejectionReason]:
     """Yield why a task does not go to a visitor that leaves at this time."""
-    if requires.visitors in (VisitorRule.NEVER, VisitorRule.REFUSED):
+    if requires.visitors in (VisitorRule.UNSET, VisitorRule.REFUSED):
         yield RejectionReason(
             "visitor", "is a visitor, and the task does not allow visitors"
         )
-    elif requires.visitors is VisitorRule.WITH_ENV:
+    elif requires.visitors is VisitorRule.HAS_ENV:
         yield RejectionReason(
             "visitor_env",
             "is a visitor, and the task has environment variables, which need"

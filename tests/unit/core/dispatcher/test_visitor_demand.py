@@ -39,7 +39,7 @@ def waiting(
     [
         (Requirements(cpus=2), 0),
         (Requirements(visitors=VisitorRule.REFUSED), 0),
-        (Requirements(visitors=VisitorRule.WITH_ENV), 0),
+        (Requirements(visitors=VisitorRule.HAS_ENV), 0),
         (VISITORS, 1),
         (replace(VISITORS, cpus=64, memory_mb=9000, gpus=2, python="3.13"), 1),
         (replace(VISITORS, os="linux", arch="arm64", visitor_s=9000), 1),

@@ -123,7 +123,7 @@ class Member:
     def assign(self) -> tuple[AttemptId, TaskSpec]:
         """Submit a task that a visitor may run, and return the visitor's attempt."""
         for suffix, rule in (
-            ("00000001", VisitorRule.NEVER),
+            ("00000001", VisitorRule.UNSET),
             ("00000002", VisitorRule.ALLOWED),
         ):
             options = TaskOptions(requires=Requirements(visitors=rule))
