@@ -171,8 +171,9 @@ class Agent:
         """Print the banner once the node has found its place in the mesh."""
         if not self._banner.is_wanted:
             return
-        found = await components.gateway.wait_for_dispatcher(BANNER_WAIT_S)
-        view, mesh = components.gateway.view, components.gateway.mesh_id
+        view = components.gateway.view
+        found = await view.wait_until_member(BANNER_WAIT_S)
+        mesh = components.gateway.mesh_id
         assert mesh is not None, "only an unpaired node has no mesh"
         names = {member.id: member.name for member in view.live_members}
         self._banner.print_member(

@@ -152,6 +152,17 @@ class MeshView:
         except TimeoutError:
             return None
 
+    async def wait_until_member(self, timeout_s: float) -> DispatcherView | None:
+        """Wait up to `timeout_s` until this node is in the roster of a dispatcher.
+
+        A node that joins knows the dispatcher, and a roster, before it is counted.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.dispatcher() is None or self._own_line() is None:
+                    await self._changed.wait()
+        return self.dispatcher()
+
     async def wait_for_own_state(
         self, state: NodeState, timeout_s: float
     ) -> RosterEntry | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from msgspec.structs import replace
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.effects import LogLine, PublishMeshState, Relay
@@ -66,6 +69,32 @@ def test_dispatcher_out_of_reach_has_the_urls_of_its_relay() -> None:
     assert (seen.node, seen.relay) == (DISPATCHER, STRANGER)
     assert seen.lan_urls == ("https://10.0.0.3:3443",)
     assert made.role is None
+
+
+async def test_a_node_is_a_member_once_the_roster_of_its_dispatcher_has_it() -> None:
+    """A roster that comes before it was counted does not end the wait."""
+    made = view(Role.WORKER)
+    assert made.roster is not None
+    others = made.roster.members[1:]
+    complete = PublishMeshState(epoch(2, "b"), DISPATCHER, False, made.roster)
+    early = replace(complete, roster=replace(made.roster, members=others))
+
+    made.on_published(early)
+    waiting = asyncio.create_task(made.wait_until_member(30))
+    await asyncio.sleep(0)
+    made.on_published(early)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    made.on_published(complete)
+
+    assert await waiting == made.dispatcher()
+
+
+async def test_the_wait_for_a_member_ends_without_a_dispatcher() -> None:
+    """A dispatcher may be known of which no roster has come."""
+    made = MeshView(ME, {})
+
+    assert await made.wait_until_member(0) is None
 
 
 def test_log_lines_name_nodes_by_the_best_known_name() -> None:
