@@ -648,20 +648,20 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
 """Each bug, with a kind of world in which it shows."""
 FIRST: dict[Plant, int] = {
     absorbed_tasks_are_not_queued: 12,
-    clock_steps_make_tasks_older: 4,
-    deposed_dispatchers_are_acknowledged: 65,
-    ends_count_during_a_pull: 33,
+    clock_steps_make_tasks_older: 12,
+    deposed_dispatchers_are_acknowledged: 51,
+    ends_count_during_a_pull: 91,
     floors_wait_for_nothing: 12,
     follow_the_stale: 12,
     never_step_down: 12,
-    newcomers_receive_no_records: 4,
-    no_epoch_check_in_worker: 65,
+    newcomers_receive_no_records: 2,
+    no_epoch_check_in_worker: 91,
     older_programs_are_followed: 33,
-    records_are_not_in_snapshots: 6,
-    retired_streams_need_not_be_held: 7,
+    records_are_not_in_snapshots: 8,
+    retired_streams_need_not_be_held: 202,
     standbys_cannot_read_their_copies: 9,
     stop_pulling_early: 11,
-    tasks_run_without_their_stdin: 33,
+    tasks_run_without_their_stdin: 65,
     vector_moves_before_the_last_part: 12,
 }
 """The first seed to try if the usual first ones take a minute to show the bug.
