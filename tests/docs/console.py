@@ -51,7 +51,7 @@ SHAPES = (
     (re.compile(r"\b(aarch64|x86_64)\b"), "ARCH"),
     (re.compile(r"\d+(\.\d+)?"), "N"),
     (re.compile(r"[ \t]+"), " "),
-    (re.compile(r" ← joined now$"), ""),  # Shown for a minute.
+    (re.compile(r"; joined now$"), ""),  # Shown for a minute.
 )
 
 
