@@ -2,7 +2,7 @@
 
 All nodes are drained first: commands are random text here, and none of it may run.
 Half of the requests go to the dispatcher, half to a node that forwards them. Excluded
-are waits for unfinished tasks, and routes between nodes.
+are waits for unfinished tasks and for absent nodes, and routes between nodes.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ def _narrowed() -> dict[str, Any]:
     # Queued tasks stay queued here: no request may guess a name and wait for it.
     del fields["id"]
     fields["after"]["items"] = {"enum": ["good", "bad", "many", "cancelled"]}
+    # Seconds are granted to a node that is not in the mesh now, as it may restart.
+    narrowed["components"]["schemas"]["InputIn"]["properties"]["node"] = {
+        "enum": list(NAMES)
+    }
     fields["notify_url"] = {"enum": [None, "http://127.0.0.1:9/"]}
     return narrowed
 
