@@ -23,7 +23,7 @@ from octaskly.system.long_bodies import (
     StoredBody,
     TakeData,
 )
-from octaskly.system.tls_errors import call_tls
+from octaskly.system.tls_errors import call_tls, clear_tls_errors
 
 RECORD_BYTES: Final = 16 << 10  #: a TLS record, which is decrypted as a whole
 WRITE_BUFFER_BYTES: Final = 64 << 10
@@ -108,14 +108,17 @@ class TlsTransport(asyncio.Transport):
 
     def _shake_hands(self) -> None:
         self._loop.remove_writer(self._fd)
+        # Not `call_tls`: tried again after "this is HTTP, not TLS", it would wait.
+        clear_tls_errors()
         try:
-            call_tls(self._tls.do_handshake)
+            self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._loop.add_reader(self._fd, self._shake_hands)
         except ssl.SSLWantWriteError:
             self._loop.remove_reader(self._fd)
             self._loop.add_writer(self._fd, self._shake_hands)
         except OSError as error:
+            clear_tls_errors()
             self._end_handshake(error)
         else:
             self._end_handshake(None)
