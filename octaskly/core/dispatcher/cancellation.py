@@ -6,6 +6,7 @@ until the cancel is replicated; running attempts are killed without waiting.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from octaskly.core.dispatcher import task_rules
@@ -19,7 +20,7 @@ from octaskly.core.model.ids import Moment
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
-from octaskly.core.replies import CancelResult, NotReplicated
+from octaskly.core.replies import CancelResult, NotReplicated, ReprioritizeResult
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 
 
@@ -83,10 +84,7 @@ class Canceller:
         term = self._step.epoch.term
         self._step.write(task, TaskCancelled(event.task, event.by, term))
         done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
-
-        def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [self._cancel_answer(event, done, replicas)]
-
+        answer = partial(answer_change, event.ticket, done, is_strict=self._is_strict)
         return self._commit_step(now, when_replicated=answer)
 
     def _cancel_array(
@@ -106,10 +104,7 @@ class Canceller:
         if event.force:
             self._step.cancel_live_members(spec, event.by)
         done = CancelResult(event.task, TaskState.CANCELLED, was_done=True)
-
-        def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [self._cancel_answer(event, done, replicas)]
-
+        answer = partial(answer_change, event.ticket, done, is_strict=self._is_strict)
         return self._commit_step(now, when_replicated=answer)
 
     def _repeat_cancel(self, event: CancelRequested, state: TaskState) -> None:
@@ -124,21 +119,24 @@ class Canceller:
     ) -> list[Effect]:
         """Answer once all that this node decided is safe, as the state may be."""
         done = CancelResult(event.task, state, state is TaskState.CANCELLED)
-
-        def answer(_: Moment, replicas: int) -> list[Effect]:
-            return [self._cancel_answer(event, done, replicas)]
-
+        answer = partial(answer_change, event.ticket, done, is_strict=self._is_strict)
         return self._commit_step(now, when_replicated=answer)
 
-    def _cancel_answer(
-        self, event: CancelRequested, done: CancelResult, replicas: int
-    ) -> Answer:
-        """Return the answer, if strict only once another disk has it, too.
 
-        What runs is ended all the same: who cancels must not wait for a standby.
-        """
-        lacks_copy = self._is_strict and done.was_done and replicas == 1
-        return Answer(event.ticket, NotReplicated() if lacks_copy else done)
+def answer_change(
+    ticket: int,
+    done: CancelResult | ReprioritizeResult,
+    _: Moment,
+    replicas: int,
+    *,
+    is_strict: bool,
+) -> list[Effect]:
+    """Answer a cancel or a new priority; if strict, only once another disk has it.
+
+    What runs is ended all the same: who cancels must not wait for a standby.
+    """
+    lacks_copy = is_strict and done.was_done and replicas == 1
+    return [Answer(ticket, NotReplicated() if lacks_copy else done)]
 
 
 def visible_state(task: QueuedTask | None, stored_state: TaskState) -> TaskState:

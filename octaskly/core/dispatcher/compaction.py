@@ -95,7 +95,7 @@ class Compaction:
 
     def set_timer(self, now: Moment) -> None:
         """Set the timer for what is to be stated or asked; a floor may have come."""
-        if self._journal.floor is not self._written_floor:
+        if self._journal.floor != self._written_floor:
             due_s = now.mono_s
         else:
             due_s = math.inf if self._is_planning else self._due_s
@@ -114,7 +114,7 @@ class Compaction:
             self._written_floor = self._journal.floor
             self._due_s = now.mono_s + self._period_s
             return effects
-        if self._journal.floor is not self._written_floor:
+        if self._journal.floor != self._written_floor:
             effects += self._write_floor(self._journal.floor, now)
         if self._is_planning or now.mono_s < self._due_s:
             return effects
@@ -189,13 +189,8 @@ class Compaction:
         floor = retire(join_floors(self._journal.floor, event.floor), event.floor)
         for ticket in self._purge_requests:
             self._purge_requests[ticket] += event.purged_count
-
-        def durable(now: Moment) -> list[Effect]:
-            return self._finish_plan(now) + (
-                [] if event.has_more else self._answer_purges()
-            )
-
-        return self._write_floor(floor, now, durable)
+        finish = self._finish_plan if event.has_more else self._finish_plans
+        return self._write_floor(floor, now, finish)
 
     def _next_plan_delay_s(self, event: FloorPlanned) -> float:
         if event.has_more or self._planned_purge_hlc < self._purge_hlc:
@@ -220,6 +215,9 @@ class Compaction:
         effects = self._step.commit_step(now, callback)
         self._written_floor = self._journal.floor
         return effects
+
+    def _finish_plans(self, now: Moment) -> list[Effect]:
+        return self._finish_plan(now) + self._answer_purges()
 
     def _finish_plan(self, now: Moment) -> list[Effect]:
         self._is_planning = False

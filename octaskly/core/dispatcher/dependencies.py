@@ -13,6 +13,8 @@ forgotten during the submission, or its only disk has been offline for long.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -26,7 +28,7 @@ from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import Moment
 from octaskly.core.model.settings import Timing
 from octaskly.core.model.timer_heap import Timer, TimerHeap
-from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.journal import Journal, return_effects
 
 UNBLOCKED_MAX = 1000  #: tasks of one answer
 
@@ -101,7 +103,7 @@ class Dependencies:
             before_hlc = hlc_of(now.wall_ms - self._missing_dependency_ms)
         self._set_timer()
         query = LoadUnblocked(self._query_number, UNBLOCKED_MAX, before_hlc)
-        return self._journal.when_durable(lambda _: [query], now)
+        return self._journal.when_durable(partial(return_effects, [query]), now)
 
     def on_unblocked_loaded(self, event: UnblockedLoaded, now: Moment) -> list[Effect]:
         """Let tasks run whose parents ended well; cancel those that never can."""
@@ -121,22 +123,24 @@ class Dependencies:
         decided = [self._decide_unblocked(ripe) for ripe in undecided]
         self._needs_query = self._needs_query or bool(undecided)
         admitted = [record for record in decided if record is not None]
+        return self._step.commit_step(now, partial(self._admit, number, admitted))
 
-        def settled(now: Moment) -> list[Effect]:
-            if self._query_number != number:
-                return []
-            # What is over meanwhile may be, on disk, behind what was read.
-            ended = self._step.changed_since_query or ()
-            still_wanted = [record for record in admitted if record.id not in ended]
-            self._queue.admit_records(still_wanted)
-            for record in still_wanted:
-                if record.spec is not None and record.spec.array is not None:
-                    # Some members may be cancelled already.
-                    self._queue.look_up_missing(record.id)
-            self._finish_query()
-            return self._step.commit_step(now) + self.query_unblocked(now)
-
-        return self._step.commit_step(now, settled)
+    def _admit(
+        self, query_number: int, admitted: Sequence[TaskRecord], now: Moment
+    ) -> list[Effect]:
+        """Queue the tasks of a query that may run, now that this is durable."""
+        if self._query_number != query_number:
+            return []
+        # What is over meanwhile may be, on disk, behind what was read.
+        ended = self._step.changed_since_query or ()
+        still_wanted = [record for record in admitted if record.id not in ended]
+        self._queue.admit_records(still_wanted)
+        for record in still_wanted:
+            if record.spec is not None and record.spec.array is not None:
+                # Some members may be cancelled already.
+                self._queue.look_up_missing(record.id)
+        self._finish_query()
+        return self._step.commit_step(now) + self.query_unblocked(now)
 
     def _finish_query(self) -> None:
         self._is_querying, self._step.changed_since_query = False, None

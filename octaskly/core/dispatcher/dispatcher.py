@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.dispatcher.cancellation import Canceller
@@ -71,6 +72,14 @@ from octaskly.core.replies import (
 )
 
 
+class _Acknowledgement(NamedTuple):
+    """Reports of a worker that are recorded, but not safe yet."""
+
+    node: NodeId
+    items: Sequence[tuple[TaskId, AttemptId]]
+    ok: ResultsOk | RangeResultsOk
+
+
 class Dispatcher:
     """The dispatcher component of a node; idle while another node is dispatcher.
 
@@ -120,7 +129,7 @@ class Dispatcher:
         )
         self.record_writer = RecordWriter(self._step, journal, replication, settings)
         self._has_results = False  #: recorded in this step
-        self._when_results_replicated: list[WhenReplicated] = []
+        self._unacknowledged: list[_Acknowledgement] = []
 
     # --- Start and end of an epoch.
 
@@ -237,24 +246,28 @@ class Dispatcher:
             # It starts while it is committed: that is all the time that an idle mesh
             # takes. See docs/decisions/0014-start-while-committing.md.
             self._step.pin_until_durable(self._queue.put_undurable(new_specs[0]))
-        epoch = self._step.epoch
+        return self._commit_step(
+            now,
+            partial(self._admit, self._step.epoch, new_specs, runnable_specs),
+            partial(_answer_accepted, event.ticket, tuple(specs), is_strict=is_strict),
+        )
 
-        def durable(now: Moment) -> list[Effect]:
-            self._admission.drop_durable_specs(new_specs)
-            if not self.is_active:
-                return []
-            if self._step.epoch == epoch:
-                self._queue.admit(runnable_specs)
-            else:
-                self._queue.mark_for_reread()
-            return self._commit_step(now)
-
-        def answer(_: Moment, replicas: int) -> list[Effect]:
-            if is_strict and replicas == 1:
-                return [Answer(event.ticket, NotReplicated())]
-            return [Answer(event.ticket, TasksAccepted(tuple(specs), replicas))]
-
-        return self._commit_step(now, durable, answer)
+    def _admit(
+        self,
+        epoch: Epoch,
+        new_specs: Sequence[TaskSpec],
+        runnable_specs: Sequence[TaskSpec],
+        now: Moment,
+    ) -> list[Effect]:
+        """Queue what was accepted in an epoch, now that it is durable."""
+        self._admission.drop_durable_specs(new_specs)
+        if not self.is_active:
+            return []
+        if self._step.epoch == epoch:
+            self._queue.admit(runnable_specs)
+        else:
+            self._queue.mark_for_reread()
+        return self._commit_step(now)
 
     def _refusal(
         self, event: TasksSubmitted, *, is_strict: bool
@@ -359,64 +372,60 @@ class Dispatcher:
         self._pool.set_credit(node, message.credit)
         self._has_results = True
         if isinstance(message, RangeResults):
-            recorded = self._record_members(node, message.items, now)
-            self._when_results_replicated.append(recorded)
+            self._unacknowledged.append(self._record_members(node, message.items, now))
         elif message.reports:
-            recorded = self._record_reports(node, message.reports, now)
-            self._when_results_replicated.append(recorded)
+            self._unacknowledged.append(
+                self._record_reports(node, message.reports, now)
+            )
 
     def commit_results(self, now: Moment) -> list[Effect]:
         """Commit the results recorded in this step; give the slots to other tasks."""
         if not self._has_results:
             return []
-        recorded, self._when_results_replicated = self._when_results_replicated, []
+        recorded, self._unacknowledged = self._unacknowledged, []
         self._has_results = False
-
-        def acknowledge(now: Moment, replicas: int) -> list[Effect]:
-            return [effect for each in recorded for effect in each(now, replicas)]
-
-        return self._commit_step(now, when_replicated=acknowledge if recorded else None)
+        acknowledge = partial(self._acknowledge, recorded) if recorded else None
+        return self._commit_step(now, when_replicated=acknowledge)
 
     def _record_reports(
         self, node: NodeId, reports: Sequence[Report], now: Moment
-    ) -> WhenReplicated:
-        """Record how attempts of one worker ended; return what is done when safe."""
+    ) -> _Acknowledgement:
+        """Record how attempts of one worker ended; return what tells it so."""
         for report in reports:
             self._outcome_recorder.record_report(node, report, now)
         items = tuple((report.task, report.attempt) for report in reports)
-        return self._acknowledgement(node, items, ResultsOk(items))
+        self._note_room(node)
+        return _Acknowledgement(node, items, ResultsOk(items))
 
     def _record_members(
         self, node: NodeId, reports: Sequence[RangeReport], now: Moment
-    ) -> WhenReplicated:
-        """Record successes of members of ranges; return what is done when safe."""
+    ) -> _Acknowledgement:
+        """Record successes of members of ranges; return what tells the worker so."""
         items: list[tuple[TaskId, AttemptId]] = []
         for report in reports:
             items += self._outcome_recorder.record_members(node, report, now)
         ok = RangeResultsOk(tuple(report.members for report in reports))
-        return self._acknowledgement(node, items, ok)
+        self._note_room(node)
+        return _Acknowledgement(node, items, ok)
 
-    def _acknowledgement(
-        self,
-        node: NodeId,
-        items: Sequence[tuple[TaskId, AttemptId]],
-        ok: ResultsOk | RangeResultsOk,
-    ) -> WhenReplicated:
-        """Give the worker room again; return what is done when its reports are safe."""
+    def _note_room(self, node: NodeId) -> None:
+        """Give a worker room again for the attempts that it reported."""
         self._pool.set_held(
             node, self.outstanding(node), self._queue.granted_resources(node)
         )
 
-        def acknowledge(_: Moment, replicas: int) -> list[Effect]:
-            # The worker keeps what only this disk holds, if that shall not do, or if
-            # there is a successor to tell.
-            may_be_alone = self.is_active and not self._is_strict
-            if replicas == 1 and not may_be_alone:
-                return []
-            self._outcome_recorder.mark_acknowledged(items)
-            return [Send(node, (ok,))]
-
-        return acknowledge
+    def _acknowledge(
+        self, recorded: Sequence[_Acknowledgement], _: Moment, replicas: int
+    ) -> list[Effect]:
+        """Tell workers that their reports are recorded, now that this is safe."""
+        # A worker keeps what only this disk holds, if that shall not do, or if there is
+        # a successor to tell.
+        may_be_alone = self.is_active and not self._is_strict
+        if replicas == 1 and not may_be_alone:
+            return []
+        for each in recorded:
+            self._outcome_recorder.mark_acknowledged(each.items)
+        return [Send(each.node, (each.ok,)) for each in recorded]
 
     # --- The store and time.
 
@@ -540,3 +549,17 @@ class Dispatcher:
         if not self.reconciler.is_window_open:
             self._step.fail_without_inputs()
         return self._commit_step(now)
+
+
+def _answer_accepted(
+    ticket: int,
+    accepted: tuple[TaskSpec, ...],
+    _: Moment,
+    replicas: int,
+    *,
+    is_strict: bool,
+) -> list[Effect]:
+    """Answer a submission, now that it is safe."""
+    if is_strict and replicas == 1:
+        return [Answer(ticket, NotReplicated())]
+    return [Answer(ticket, TasksAccepted(accepted, replicas))]

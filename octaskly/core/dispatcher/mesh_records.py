@@ -9,6 +9,7 @@ when they attach.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from octaskly.core.dispatcher.step import DispatchStep
@@ -63,14 +64,16 @@ class RecordWriter:
         limit_reached = self._reached_limit(event.drafts, now)
         if limit_reached is not None:
             return [Answer(event.ticket, limit_reached)]
-        effective = self._write_new_records(event.drafts, now)
-
-        def answer(_: Moment, replicas: int) -> list[Effect]:
-            if self._is_strict and replicas == 1:
-                return [Answer(event.ticket, NotReplicated())]
-            return [Answer(event.ticket, RecordsKept(tuple(effective), replicas))]
-
+        effective = tuple(self._write_new_records(event.drafts, now))
+        answer = partial(self._answer_kept, event.ticket, effective)
         return self._step.commit_step(now, when_replicated=answer)
+
+    def _answer_kept(
+        self, ticket: int, kept: tuple[Recorded, ...], _: Moment, replicas: int
+    ) -> list[Effect]:
+        if self._is_strict and replicas == 1:
+            return [Answer(ticket, NotReplicated())]
+        return [Answer(ticket, RecordsKept(kept, replicas))]
 
     def write_drafts(self, drafts: Sequence[RecordDraft], now: Moment) -> list[Effect]:
         """Record what nobody asked for and nobody waits for, if there is room."""
@@ -130,13 +133,8 @@ class RecordWriter:
         effects: list[Effect] = []
         new_records = self._journal.record_table.pop_new_records()
         if new_records:
-
-            def durable(_: Moment) -> list[Effect]:
-                broadcast = tuple(r for r in new_records if KINDS[r.kind].is_broadcast)
-                self._broadcast_records.update({(r.kind, r.key): r for r in broadcast})
-                return [ApplyRecords(new_records), *self._broadcast(broadcast)]
-
-            effects += self._journal.when_durable(durable, now)
+            apply = partial(self._apply_durable, new_records)
+            effects += self._journal.when_durable(apply, now)
         if (
             dispatcher_epoch is not None
             and self._peer_table.change_count != self._seen_peer_changes
@@ -147,6 +145,14 @@ class RecordWriter:
                     view.has_records = True
                     effects += self._send_all_records(peer, now)
         return effects
+
+    def _apply_durable(
+        self, new_records: tuple[Recorded, ...], _: Moment
+    ) -> list[Effect]:
+        """Apply records that are durable here, and send them to the followers."""
+        broadcast = tuple(r for r in new_records if KINDS[r.kind].is_broadcast)
+        self._broadcast_records.update({(r.kind, r.key): r for r in broadcast})
+        return [ApplyRecords(new_records), *self._broadcast(broadcast)]
 
     def _broadcast(self, items: tuple[Recorded, ...]) -> list[Effect]:
         """Send durable records to the followers, if this node is dispatcher."""

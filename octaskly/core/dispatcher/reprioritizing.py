@@ -6,16 +6,22 @@ is read once the fact is durable, because it may come before what was read alrea
 
 from __future__ import annotations
 
-from octaskly.core.dispatcher.cancellation import CommitStep, visible_state
+from functools import partial
+
+from octaskly.core.dispatcher.cancellation import (
+    CommitStep,
+    answer_change,
+    visible_state,
+)
 from octaskly.core.dispatcher.step import DispatchStep
-from octaskly.core.effects import Answer, Effect
+from octaskly.core.effects import Effect
 from octaskly.core.events import ReprioritizeRequested
 from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import Moment
+from octaskly.core.model.ids import Epoch, Moment, TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal
-from octaskly.core.replies import NotReplicated, ReprioritizeResult
+from octaskly.core.replies import ReprioritizeResult
 from octaskly.core.scheduling.queued_task import WAITING_STAGES
 
 
@@ -50,31 +56,30 @@ class Reprioritizer:
         record = event.record
         state, is_waiting = self._standing(record)
         done = ReprioritizeResult(state, is_waiting)
-
-        def answer(_: Moment, replicas: int) -> list[Effect]:
-            lacks_copy = self._is_strict and is_waiting and replicas == 1
-            return [Answer(event.ticket, NotReplicated() if lacks_copy else done)]
-
+        answer = partial(answer_change, event.ticket, done, is_strict=self._is_strict)
         if not is_waiting:
             return self._commit_step(now, when_replicated=answer)
         hlc = self._journal.reserve_timestamps(now)
         change = Reprioritized(record.id, self._step.epoch.term, hlc, event.priority)
         self._step.facts.append(change)
-        queue, epoch = self._queue, self._step.epoch
+        queue = self._queue
         task = queue.tasks.get(record.id)
         queue.reprioritize(change)
         # A read of the store must not bring back the old priority before the commit.
         for each in (task, *queue.tasks.members_of(record.id)):
             if each is not None and each.stage in WAITING_STAGES:
                 self._step.pin_until_durable(each)
-
-        def look_up(now: Moment) -> list[Effect]:
-            if task is not None or self._step.epoch != epoch:
-                return []
-            queue.look_up_task(record.id)
-            return self._commit_step(now)
-
+        look_up = None
+        if task is None:
+            look_up = partial(self._look_up, record.id, self._step.epoch)
         return self._commit_step(now, look_up, answer)
+
+    def _look_up(self, task: TaskId, epoch: Epoch, now: Moment) -> list[Effect]:
+        """Read a changed task that is not in memory, unless the epoch has ended."""
+        if self._step.epoch != epoch:
+            return []
+        self._queue.look_up_task(task)
+        return self._commit_step(now)
 
     def _standing(self, record: TaskRecord) -> tuple[TaskState, bool]:
         """Return the state of a task, and True if it or members of it wait."""

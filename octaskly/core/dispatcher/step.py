@@ -8,6 +8,7 @@ queue and the worker pool. `dispatcher` decides which facts are written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 
 from octaskly.core.dispatcher import task_rules
@@ -50,7 +51,7 @@ from octaskly.core.protocol.messages import (
     Kill,
     Message,
 )
-from octaskly.core.replication.journal import Journal, WhenDurable
+from octaskly.core.replication.journal import Journal, WhenDurable, return_effects
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
 from octaskly.core.scheduling.live_ranges import LiveRange, PlannedRange, RangePlan
@@ -519,32 +520,36 @@ class DispatchStep:
             )
             self._kills = {}
         if when_durable is not None or self._pinned_tasks:
-            effects += self._journal.when_durable(
-                self._unpin_when_durable(when_durable), now
-            )
+            effects += self._journal.when_durable(self._unpin_later(when_durable), now)
         if when_replicated is not None:
             effects += self._replication.when_replicated(when_replicated, now)
         if self._ended_tasks:
             ended, self._ended_tasks = tuple(self._ended_tasks), []
             effects += self._replication.when_replicated(
-                lambda *_: [AnnounceTaskStates(ended)], now
+                partial(return_effects, [AnnounceTaskStates(ended)]), now
             )
         effects += self.queue.next_reads()
         return effects
 
-    def _unpin_when_durable(self, callback: WhenDurable | None) -> WhenDurable:
+    def _unpin_later(self, callback: WhenDurable | None) -> WhenDurable:
         """Return what is to be done when the step is durable."""
         touched, number = self._pinned_tasks, self._journal.last_number
         self._pinned_tasks = []
         for task in touched:
             task.commit_number = number
+        return partial(self._unpin, touched, number, callback)
 
-        def durable(now: Moment) -> list[Effect]:
-            effects = [] if callback is None else callback(now)
-            self.queue.drop_durable_tasks(touched, number)
-            return effects + self.queue.next_reads()
-
-        return durable
+    def _unpin(
+        self,
+        touched: Sequence[QueuedTask | LiveRange],
+        number: int,
+        callback: WhenDurable | None,
+        now: Moment,
+    ) -> list[Effect]:
+        """Drop the tasks of a step that is durable, behind what waited for it."""
+        effects = [] if callback is None else callback(now)
+        self.queue.drop_durable_tasks(touched, number)
+        return effects + self.queue.next_reads()
 
     def _assign_queued(
         self, now: Moment

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 from octaskly.core.effects import Effect, LogLine, Relay, Send
@@ -294,13 +295,13 @@ class Election:
         # The epoch is durable before anything starts in it: after a restart, a worker
         # must not obey a dispatcher of an older epoch.
         if self._journal.is_all_durable:
-            return effects + self._confirm_follow(follow_link)
+            return effects + self._confirm_follow(follow_link, now)
         self._journal.defer_until_durable(
-            lambda _: self._confirm_follow(follow_link), self._epoch_save_number
+            partial(self._confirm_follow, follow_link), self._epoch_save_number
         )
         return effects
 
-    def _confirm_follow(self, follow_link: FollowLink) -> list[Effect]:
+    def _confirm_follow(self, follow_link: FollowLink, _: Moment) -> list[Effect]:
         """Confirm the claim to the dispatcher and attach the worker."""
         if (
             follow_link is not self.follow_link
@@ -420,7 +421,7 @@ class Election:
         save = self._journal.save(term=self.term, epoch=epoch, stream=(stream, epoch))
         number = self._journal.last_number
         self._journal.defer_until_durable(
-            lambda at: self._on_claim_durable(claim, number, reason, at)
+            partial(self._on_claim_durable, claim, number, reason)
         )
         fields = (("term", epoch.term), ("reason", reason))
         return [*effects, save, LogLine("info", "claiming", fields)]

@@ -8,6 +8,7 @@ work meanwhile, and announces the shortage.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
 from octaskly.core.effects import Answer, Effect, LogLine
@@ -140,14 +141,13 @@ class AvailabilityControl:
             effects = [LogLine("info", "availability changed", fields)]
             effects += self._worker.set_availability(availability.with_hold(hold), now)
             effects.append(self._journal.save(hold=hold))
+        answer = partial(self._answer, event.ticket)
+        return effects + self._journal.when_durable(answer, now)
 
-        def kept(_: Moment) -> list[Effect]:
-            steered = AvailabilityChanged(
-                self._worker.availability.state, self._worker.running
-            )
-            return [Answer(event.ticket, steered)]
-
-        return effects + self._journal.when_durable(kept, now)
+    def _answer(self, ticket: int, _: Moment) -> list[Effect]:
+        worker = self._worker
+        changed = AvailabilityChanged(worker.availability.state, worker.running)
+        return [Answer(ticket, changed)]
 
     def on_load_sampled(self, event: LoadSampled, now: Moment) -> list[Effect]:
         """Take no work while tasks stall for lack of memory, or launchers fail.

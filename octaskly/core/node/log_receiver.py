@@ -56,10 +56,12 @@ class LogReceiver:
             effects = self._on_snapshot(peer, message)
         if any(isinstance(effect, LogWrite) for effect in effects):
             # The dispatcher pulls at once, and a PULL reads what is durable.
-            effects += self._journal.when_durable(
-                lambda _: self._election.send_vector(peer), now
-            )
+            send = partial(self._send_vector, peer)
+            effects += self._journal.when_durable(send, now)
         return effects + self._claim_handlers.continue_transfer()
+
+    def _send_vector(self, peer: NodeId, _: Moment) -> list[Effect]:
+        return self._election.send_vector(peer)
 
     def _on_entries(self, peer: NodeId, message: Entries) -> list[Effect]:
         effects = self._anti_entropy.on_entries(peer, message)

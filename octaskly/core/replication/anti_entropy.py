@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -134,7 +135,8 @@ class AntiEntropy:
         snapshot.merge_callbacks.append(when_merged)
         stage = self._journal.stage_rows(peer, snapshot.number, snapshot.head, part)
         if part.has_more:
-            self._pull_next_part(snapshot, part.cursor)
+            pull = partial(self._pull_next_part, snapshot, part.cursor)
+            self._journal.defer_until_durable(pull)
             return [stage]
         del self._snapshots[peer]
         self._merges.append(snapshot)
@@ -143,13 +145,10 @@ class AntiEntropy:
         return [stage]
 
     def _pull_next_part(
-        self, snapshot: _ReceivedSnapshot, cursor: SnapshotCursor
-    ) -> None:
-        def pull(_: Moment) -> list[Effect]:
-            is_current = self._snapshots.get(snapshot.peer) is snapshot
-            return [self._pull(snapshot.peer, cursor)] if is_current else []
-
-        self._journal.defer_until_durable(pull)
+        self, snapshot: _ReceivedSnapshot, cursor: SnapshotCursor, _: Moment
+    ) -> list[Effect]:
+        is_current = self._snapshots.get(snapshot.peer) is snapshot
+        return [self._pull(snapshot.peer, cursor)] if is_current else []
 
     def _merge_next(self, _: Moment) -> list[Effect]:
         """Merge one part, and the next one once it is durable: other writes fit in."""
@@ -212,15 +211,15 @@ class AntiEntropy:
         self._last_appends[peer] = number
         if before <= self._journal.persisted:
             return self._send_pull(peer)
-
-        def go_on(_: Moment) -> list[Effect]:
-            return (
-                self._send_pull(peer) if self._last_appends.get(peer) == number else []
-            )
-
         self._pending_pulls.add(peer)  # The rest is still pending.
-        self._journal.defer_until_durable(go_on, before)
+        self._journal.defer_until_durable(
+            partial(self._pull_next_entries, peer, number), before
+        )
         return []
+
+    def _pull_next_entries(self, peer: NodeId, number: int, _: Moment) -> list[Effect]:
+        is_current = self._last_appends.get(peer) == number
+        return self._send_pull(peer) if is_current else []
 
     def _send_pull(self, peer: NodeId) -> list[Effect]:
         self._pending_pulls.add(peer)

@@ -60,7 +60,16 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.protocol.messages import Snapshot, SnapshotHead
 
 WhenDurable = Callable[[Moment], list[Effect]]
-"""An action for the time when a write is durable."""
+"""An action for the time when a write is durable.
+
+It is a method or a `partial`, never a closure: its arguments are data, so a node can be
+copied, and compared, with all that it still has to do.
+"""
+
+
+def return_effects(effects: Sequence[Effect], *_: object) -> list[Effect]:
+    """Return effects that are known before their data is durable."""
+    return list(effects)
 
 
 class Journal:

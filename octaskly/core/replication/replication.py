@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 
 from octaskly.core.effects import (
     Append,
@@ -29,7 +30,7 @@ from octaskly.core.model.nodes import NodeState, StandbyView
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import Pull, Replicate, ReplicateOk
-from octaskly.core.replication.journal import Journal
+from octaskly.core.replication.journal import Journal, return_effects
 from octaskly.core.replication.log_tail import (
     LogTail,
     UnackedPart,
@@ -285,7 +286,7 @@ class Replication:
         view = self.peer_table.peers[node]
         vector = tuple(sorted(view.vector.items()))
         serve = ServePull(node, vector, None, self._retired_count_of(view))
-        return self._journal.when_durable(lambda _: [serve], now)
+        return self._journal.when_durable(partial(return_effects, [serve]), now)
 
     def _retired_count_of(self, view: PeerView) -> int | None:
         """Return how many of the first retired streams a peer knows, or None."""

@@ -8,6 +8,7 @@ leave part of a batch, and its successor would run that part.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -62,14 +63,14 @@ class Standby:
             return effects
         self._received_append = message.number
         ok = ReplicateOk(message.epoch, message.number)
+        acknowledge = partial(self._acknowledge, peer, ok)
+        return effects + self._journal.when_durable(acknowledge, now)
 
-        def durable(_: Moment) -> list[Effect]:
-            # If a later append is durable too, its acknowledgement includes this one.
-            if self._received_append != ok.number and self._journal.is_all_durable:
-                return []
-            return [Send(peer, (ok,))]
-
-        return effects + self._journal.when_durable(durable, now)
+    def _acknowledge(self, peer: NodeId, ok: ReplicateOk, _: Moment) -> list[Effect]:
+        # If a later append is durable too, its acknowledgement includes this one.
+        if self._received_append != ok.number and self._journal.is_all_durable:
+            return []
+        return [Send(peer, (ok,))]
 
     def _join_parts(self, last: Replicate) -> Replicate:
         """Return the message joined with the earlier parts of its append."""
