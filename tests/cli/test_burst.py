@@ -18,6 +18,7 @@ from octaskly.cli.burst.policy import (
     Joined,
     Left,
     NobodyJoined,
+    Overdue,
     Polled,
     RunCommand,
     Visitor,
@@ -170,7 +171,7 @@ def test_refused_invite_is_a_failure(screen: Screen, api: Api) -> None:
 
 def test_live_line_has_the_numbers_that_matter() -> None:
     """Tasks, requests, and who is there."""
-    burst = BurstPolicy(4, request_s=3600)
+    burst = BurstPolicy(4, request_s=3600, idle_s=300)
     burst.step(Polled(212, {}), 0.0)
     for now_s in (10.0, 30.0, 50.0, 70.0):
         burst.step(Polled(212, {}), now_s)
@@ -189,7 +190,24 @@ def test_live_line_has_the_numbers_that_matter() -> None:
         (RunCommand(2), "visitor 2 requested\n"),
         (Joined(2, NODE17), "node17 (32 slots, leaves 16:40) joined as visitor 2\n"),
         (Left(2, NODE17, has_worked=True), "node17 left\n"),
-        (Left(2, None, False), "visitor 2 left without having run a task\n"),
+        (
+            Left(2, NODE17, has_worked=False),
+            "node17 left without having run a task\n",
+        ),
+        (
+            Left(2, None, False),
+            (
+                "visitor 2 was admitted, but has not reached the dispatcher;"
+                " look at its output there\n"
+            ),
+        ),
+        (
+            Overdue(2, 600.0),
+            (
+                "visitor 2 has not joined for 10m00s, and its command has ended;"
+                " another one may be requested\n"
+            ),
+        ),
         (
             NobodyJoined(4),
             (
@@ -206,7 +224,7 @@ def test_notes_say_what_happens(
     action: Any, shown: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Each is one line, or one with more below it."""
-    burst = BurstPolicy(4, request_s=3600)
+    burst = BurstPolicy(4, request_s=3600, idle_s=300)
     places = ["10.77.1.1:47801", "[fd00::1]:47801"]
 
     Reporter(burst, as_json=False).on_action(action, places)
@@ -218,7 +236,9 @@ def test_end_without_work_says_where_the_reason_is(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Tasks wait for something that these visitors do not have."""
-    code = Reporter(BurstPolicy(4, 3600), as_json=False).on_stop(VisitorsRunNothing())
+    code = Reporter(BurstPolicy(4, 3600, 300), as_json=False).on_stop(
+        VisitorsRunNothing()
+    )
 
     assert code == 1
     assert "octaskly explain ID    says why" in capfd.readouterr().err
@@ -230,7 +250,7 @@ def test_error_of_the_command_may_have_several_lines(
     """They are indented, so that none looks like a line of Octaskly."""
     stop = CommandKeepsFailing("exit code 1\nerror: a\nerror: b")
 
-    Reporter(BurstPolicy(4, 3600), as_json=False).on_stop(stop)
+    Reporter(BurstPolicy(4, 3600, 300), as_json=False).on_stop(stop)
 
     lines = capfd.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("error:")] == lines[:1]

@@ -11,7 +11,7 @@ from octaskly.cli.burst.policy import (
     FAILURES_MAX,
     GONE_S,
     PROVEN_S,
-    RETRY_S,
+    RETRY_S_MAX,
     SETTLE_S,
     WAITED_S,
     Action,
@@ -21,6 +21,7 @@ from octaskly.cli.burst.policy import (
     Failed,
     Joined,
     Left,
+    Overdue,
     Polled,
     RunCommand,
     Visitor,
@@ -29,6 +30,7 @@ from octaskly.cli.burst.policy import (
 )
 
 REQUEST_S = 4000.0
+IDLE_S = 30.0
 NODE = Visitor(name="node", slots=2)
 
 POLLS = st.tuples(
@@ -62,11 +64,13 @@ class World:
     admitted: set[int] = field(default_factory=set)
     closed: set[int] = field(default_factory=set)
     joined: set[int] = field(default_factory=set)  #: as burst said
+    overdue: set[int] = field(default_factory=set)  #: as burst said
+    has_joined: bool = False  #: a visitor, at any time
     failures: int = 0  #: in a row
     started: int = 0
 
     def __post_init__(self) -> None:
-        self.policy = BurstPolicy(self.visitors_max, REQUEST_S)
+        self.policy = BurstPolicy(self.visitors_max, REQUEST_S, IDLE_S)
 
     def poll(self, waiting: int, after_s: float) -> None:
         self.now_s += after_s
@@ -101,11 +105,17 @@ class World:
                 case Withdraw(run):
                     assert run in self.open - self.joined
                     self.open.remove(run)
+                    self.overdue.discard(run)
                 case Joined(run):
                     assert run in self.here
                     self.joined.add(run)
                     self.open.add(run)
-                    self.failures = 0
+                    self.failures, self.has_joined = 0, True
+                    self.overdue.discard(run)
+                case Overdue(run):
+                    assert run not in self.running
+                    assert run in self.open - self.joined - self.admitted
+                    self.overdue.add(run)
                 case Left(run, visitor, has_worked):
                     assert (visitor is not None) == (run in self.joined)
                     assert run in self.joined | self.admitted
@@ -114,12 +124,18 @@ class World:
                     self.joined.discard(run)
                     self.open.remove(run)
                 case Failed():
-                    assert self.failures < FAILURES_MAX
+                    is_expected = self.has_joined or self.open
+                    assert self.failures < FAILURES_MAX or is_expected
                 case CommandKeepsFailing():
-                    assert self.failures == FAILURES_MAX
+                    assert self.failures >= FAILURES_MAX
+                    assert not self.has_joined
+                    assert not self.open
                 case _:
                     assert not isinstance(action, VisitorsRunNothing) or self.waiting
-        assert self.policy.requested == len(self.open - self.joined)
+        self.overdue -= self.admitted
+        requested = self.open - self.joined
+        assert self.policy.overdue == len(self.overdue)
+        assert self.policy.requested == len(requested - self.overdue)
         assert set(self.policy.visitors) == self.joined
 
     def check_run(self, run: int) -> None:
@@ -128,8 +144,8 @@ class World:
         assert run == self.started
         assert self.waited_since_s is not None
         assert self.now_s - self.waited_since_s >= WAITED_S
-        assert len(self.open) < self.visitors_max
-        assert len(self.open - self.joined) < self.waiting
+        assert len(self.open - self.overdue) < self.visitors_max
+        assert len(self.open - self.joined - self.overdue) < self.waiting
         for other in self.open - self.joined:
             assert self.now_s - self.running.get(other, float("-inf")) >= PROVEN_S
         self.running[run] = self.now_s
@@ -186,7 +202,7 @@ def test_waiting_tasks_get_a_visitor_in_the_end(
     world.poll(9, GONE_S)
     world.poll(9, REQUEST_S)
     before = world.started
-    wait_s = max(WAITED_S, SETTLE_S, RETRY_S * 2**FAILURES_MAX)
+    wait_s = max(WAITED_S, SETTLE_S, RETRY_S_MAX)
     for _ in range(3):
         world.poll(9, wait_s)
 

@@ -78,6 +78,10 @@ class Burst:
                     self.process.wait(5.0)
             self.process.kill()
         self.process.wait()
+        for reader in self._readers:
+            reader.join()
+        # For the report of a failed test.
+        print("--- burst", *self.events, *self.errors, sep="\n")
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()

@@ -34,7 +34,7 @@ from octaskly.errors import OctasklyError
 POLL_S: Final = 1.0
 DAY_S: Final = 86_400
 VISITORS_MAX: Final = 64
-EXAMPLE: Final = "octaskly burst -- sbatch --time=2:00:00 --wrap '{agent}'"
+EXAMPLE: Final = "octaskly burst -- sbatch --wait --wrap '{agent}'"
 
 
 @click.command(
@@ -111,6 +111,7 @@ def burst(
         policy = BurstPolicy(
             visitors_max,
             request_s=life_s,
+            idle_s=idle_s,
             until_s=None if left_s is None else time.monotonic() + left_s,
         )
         reporter = Reporter(policy, as_json=as_json)

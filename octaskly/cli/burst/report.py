@@ -17,6 +17,7 @@ from octaskly.cli.burst.policy import (
     Joined,
     Left,
     NobodyJoined,
+    Overdue,
     RunCommand,
     Stop,
     TimeIsUp,
@@ -29,6 +30,7 @@ from octaskly.cli.output.render import (
     JSON_VERSION,
     clock_time,
     count_of,
+    duration,
     is_quiet,
     note,
     print_error,
@@ -76,10 +78,9 @@ class Reporter:
                 text = f"{_describe(visitor)} joined as visitor {run}"
                 self._say("joined", {"run": run, **_fields(visitor)}, text)
             case Left(run, visitor, has_worked):
-                name = f"visitor {run}" if visitor is None else visitor.name
-                how = "left" if has_worked else "left without having run a task"
                 fields = {"run": run, **_fields(visitor), "has_worked": has_worked}
-                self._say("left", fields, f"{name} {how}")
+                text = _describe_end(run, visitor, has_worked=has_worked)
+                self._say("left", fields, text)
             case Failed(run, error, retry_s):
                 text = (
                     f"the command for visitor {run} failed: {error}\n"
@@ -87,6 +88,13 @@ class Reporter:
                 )
                 fields = {"run": run, "error": error, "retry_s": retry_s}
                 self._say("failed", fields, text)
+            case Overdue(run, waited_s):
+                text = (
+                    f"visitor {run} has not joined for {duration(waited_s * 1000)},"
+                    " and its command has ended; another one may be requested"
+                )
+                fields = {"run": run, "waited_s": round(waited_s)}
+                self._say("overdue", fields, text)
             case NobodyJoined(requested):
                 fields = {"places": list(places)}
                 self._say("nobody_joined", fields, _describe_absence(requested, places))
@@ -114,8 +122,8 @@ class Reporter:
             case VisitorsRunNothing():
                 self._print({"reason": "visitors"})
                 print_error(
-                    f"{FAILURES_MAX} visitors in a row left without having run a task",
-                    cause="tasks wait that allow visitors, but got none of these",
+                    f"{FAILURES_MAX} visitors in a row got no task in their idle time",
+                    cause="tasks wait that allow visitors, but none ran on these",
                     hints=["octaskly explain ID    says why a task does not run"],
                 )
                 return EXIT_FAILED
@@ -145,6 +153,8 @@ def state_line(policy: BurstPolicy) -> str:
     parts = [f"{count_of(policy.waiting, 'task')} waiting"]
     if policy.requested:
         parts.append(f"{count_of(policy.requested, 'visitor')} requested")
+    if policy.overdue:
+        parts.append(f"{policy.overdue} overdue")
     here = list(policy.visitors.values())
     parts += map(_describe, here[:SHOWN_VISITORS_MAX])
     if more := len(here) - SHOWN_VISITORS_MAX:
@@ -157,6 +167,16 @@ def _describe(visitor: Visitor) -> str:
     if visitor.leaves_at:
         details.append(f"leaves {_clock(visitor.leaves_at)}")
     return f"{visitor.name} ({', '.join(details)})"
+
+
+def _describe_end(run: int, visitor: Visitor | None, *, has_worked: bool) -> str:
+    if visitor is None:
+        return (
+            f"visitor {run} was admitted, but has not reached the dispatcher;"
+            " look at its output there"
+        )
+    how = "left" if has_worked else "left without having run a task"
+    return f"{visitor.name} {how}"
 
 
 def _clock(timestamp: str) -> str:

@@ -7,8 +7,11 @@ from octaskly.cli.burst.policy import (
     FAILURES_MAX,
     GONE_S,
     NO_JOIN_S,
+    OVERDUE_S,
+    OVERTAKEN_S,
     PROVEN_S,
     RETRY_S,
+    RETRY_S_MAX,
     SETTLE_S,
     WAITED_S,
     Action,
@@ -20,6 +23,7 @@ from octaskly.cli.burst.policy import (
     Left,
     NobodyJoined,
     NotPolled,
+    Overdue,
     Polled,
     RunCommand,
     TimeIsUp,
@@ -29,6 +33,7 @@ from octaskly.cli.burst.policy import (
 )
 
 REQUEST_S = 7200.0
+IDLE_S = 60.0
 NODE17 = Visitor(name="node17", slots=32, leaves_at="16:40")
 
 
@@ -36,7 +41,7 @@ class Clocked:
     """A policy with a clock that each step advances."""
 
     def __init__(self, visitors_max: int = 4, until_s: float | None = None) -> None:
-        self.policy = BurstPolicy(visitors_max, REQUEST_S, until_s)
+        self.policy = BurstPolicy(visitors_max, REQUEST_S, IDLE_S, until_s)
         self.now_s = 1000.0
 
     def poll(
@@ -58,6 +63,12 @@ class Clocked:
     def end(self, run: int, error: str | None = None) -> list[Action]:
         """End a run of the command at once."""
         return self.policy.step(CommandEnded(run, error), self.now_s)
+
+    def idle(self, run: int, waiting: int = 9) -> list[Action]:
+        """Let the visitor of a run be there for its idle time, and leave."""
+        self.poll(waiting, run)
+        self.poll(waiting, run, after_s=IDLE_S)
+        return self.poll(waiting, after_s=GONE_S)
 
     def wait(self) -> None:
         """Let tasks wait for long enough."""
@@ -187,7 +198,7 @@ def test_visitor_that_is_missing_for_a_moment_has_not_left() -> None:
 
     assert burst.poll(9, after_s=GONE_S - 0.1) == []
     assert burst.poll(9, 1) == []
-    assert burst.poll(9, after_s=GONE_S)[0] == Left(1, NODE17, has_worked=False)
+    assert burst.poll(9, after_s=GONE_S) == [Left(1, NODE17, has_worked=False)]
 
 
 def test_cancelled_allocation_is_replaced_while_tasks_wait() -> None:
@@ -204,8 +215,8 @@ def test_cancelled_allocation_is_replaced_while_tasks_wait() -> None:
     ]
 
 
-def test_burst_stops_when_three_visitors_in_a_row_ran_nothing() -> None:
-    """Tasks that no such visitor gets, or visitors that crash, would cost for ever."""
+def test_burst_stops_when_three_visitors_in_a_row_got_no_task() -> None:
+    """Tasks that no such visitor gets would cost for ever."""
     burst = Clocked(visitors_max=1)
     burst.wait()
     actions: list[Action] = []
@@ -213,8 +224,7 @@ def test_burst_stops_when_three_visitors_in_a_row_ran_nothing() -> None:
         if run == 1:
             assert burst.poll(9) == [RunCommand(1)]
         burst.end(run)
-        burst.poll(9, run)
-        actions = burst.poll(9, after_s=GONE_S)
+        actions = burst.idle(run)
 
     last = Left(FAILURES_MAX, NODE17, has_worked=False)
     assert actions == [last, VisitorsRunNothing()]
@@ -228,7 +238,7 @@ def test_visitor_that_ran_a_task_starts_the_count_of_idle_ones_again() -> None:
     for run in range(1, 9):
         burst.end(run)
         burst.poll(9, run, worked=() if run % 3 else (run,))
-        burst.poll(9, after_s=GONE_S)
+        burst.idle(run)
 
     assert burst.policy.stopped is None
 
@@ -240,22 +250,143 @@ def test_visitor_without_a_task_is_no_sign_where_none_waits() -> None:
         burst.wait()
         assert burst.poll(9) == [RunCommand(run)]
         burst.end(run)
-        burst.poll(0, run)
-        burst.poll(0, after_s=GONE_S)
+        burst.idle(run, waiting=0)
 
     assert burst.policy.stopped is None
+
+
+def test_visitors_that_are_ended_early_do_not_stop_burst() -> None:
+    """Whoever cancels allocations says nothing about the tasks; burst slows down."""
+    burst = Clocked(visitors_max=1)
+    burst.wait()
+    burst.poll(9)
+    for run in range(1, 12):
+        burst.end(run)
+        burst.poll(9, run)
+        left = burst.poll(9, after_s=GONE_S)
+        assert left == [Left(run, NODE17, has_worked=False)]
+        pause_s = min(RETRY_S_MAX, RETRY_S * 2 ** (run - 1))
+        assert burst.poll(9, after_s=pause_s - 1.0) == []
+        assert burst.poll(9) == [RunCommand(run + 1)]
+
+
+def test_visitor_that_ran_a_task_ends_the_pause_after_short_visits() -> None:
+    """From then on the next one may come at once."""
+    burst = Clocked(visitors_max=1)
+    burst.wait()
+    burst.poll(9)
+    burst.poll(9, 1)
+    assert burst.poll(9, after_s=GONE_S) == [Left(1, NODE17, has_worked=False)]
+    assert burst.poll(9, after_s=RETRY_S) == [RunCommand(2)]
+
+    burst.poll(9, 2, worked=(2,))
+
+    assert burst.poll(9, worked=(2,), after_s=GONE_S) == [
+        Left(2, NODE17, has_worked=True),
+        RunCommand(3),
+    ]
+
+
+def test_command_that_has_worked_may_fail_for_long() -> None:
+    """A cluster refuses jobs beyond a limit, and its controller restarts at times."""
+    burst = Clocked(visitors_max=2)
+    burst.wait()
+    burst.poll(9)
+    burst.end(1)
+    burst.poll(9, 1)
+    burst.now_s += SETTLE_S
+    for failure in range(1, 12):
+        assert burst.poll(9, 1) == [RunCommand(failure + 1)]
+        pause_s = min(RETRY_S_MAX, RETRY_S * 2 ** (failure - 1))
+        assert burst.end(failure + 1, "too many jobs") == [
+            Withdraw(failure + 1),
+            Failed(failure + 1, "too many jobs", pause_s),
+        ]
+        assert burst.poll(9, 1, after_s=pause_s - 1.0) == []
+
+    assert burst.policy.stopped is None
+
+
+def test_failures_do_not_stop_burst_while_a_visitor_is_expected() -> None:
+    """Its allocation waits in the queue of the cluster."""
+    burst = Clocked(visitors_max=2)
+    burst.wait()
+    burst.poll(9)
+    burst.end(1)
+    for failure in range(2, 2 + FAILURES_MAX):
+        assert burst.poll(9, after_s=100.0) == [RunCommand(failure)]
+        burst.end(failure, "too many jobs")
+
+    assert burst.policy.stopped is None
+    assert burst.poll(9, 1) == [Joined(1, NODE17)]
+
+
+def test_overdue_request_takes_no_place() -> None:
+    """Its allocation was cancelled, perhaps, before the visitor joined."""
+    burst = Clocked(visitors_max=1)
+    burst.wait()
+    burst.poll(9)
+    burst.end(1)
+
+    assert burst.poll(9, after_s=OVERDUE_S - 1.0) == []
+    assert burst.poll(9) == [Overdue(1, OVERDUE_S), RunCommand(2)]
+    burst.end(2)
+    # A full cluster gets few more requests.
+    assert burst.poll(9, after_s=2 * OVERDUE_S - 1.0) == []
+    assert burst.poll(9) == [
+        Overdue(2, 2 * OVERDUE_S),
+        NobodyJoined(2),
+        RunCommand(3),
+    ]
+    assert (burst.policy.requested, burst.policy.overdue) == (1, 2)
+    assert burst.policy.requests == [1, 2, 3]
+
+
+def test_overdue_visitor_may_still_come() -> None:
+    """Then it takes the place, and requests beyond `visitors_max` are withdrawn."""
+    burst = Clocked(visitors_max=1)
+    burst.wait()
+    for run in (1, 2):
+        burst.poll(9, after_s=2 * OVERDUE_S)
+        burst.end(run)
+    burst.poll(9, after_s=2 * OVERDUE_S)
+
+    assert burst.poll(9, 2) == [Joined(2, NODE17), Withdraw(1), Withdraw(3)]
+    assert burst.poll(9, 2, after_s=REQUEST_S / 2) == []
+
+
+def test_overtaken_request_is_overdue_soon() -> None:
+    """Clusters start equal jobs of one user in their order."""
+    burst = Clocked(visitors_max=2)
+    burst.wait()
+    for run in (1, 2):
+        burst.poll(9)
+        burst.end(run)
+    burst.poll(9, 2)
+
+    assert burst.poll(9, 2, after_s=OVERTAKEN_S - 1.0) == []
+    assert burst.poll(9, 2)[0] == Overdue(1, OVERTAKEN_S + 2.0)
+
+
+def test_request_is_not_overdue_while_its_command_runs() -> None:
+    """`sbatch --wait` ends with its job, however long that waits."""
+    burst = Clocked(visitors_max=1)
+    burst.wait()
+    burst.poll(9)
+
+    assert burst.poll(9, after_s=REQUEST_S / 3) == [NobodyJoined(1)]
+    assert burst.poll(9, after_s=REQUEST_S / 3) == []
 
 
 def test_absence_of_visitors_is_reported_once() -> None:
     """An allocation may wait for hours, so burst goes on."""
     burst = Clocked(visitors_max=2)
     burst.wait()
-    for run in (1, 2):
-        burst.poll(9)
-        burst.end(run)
+    burst.poll(9)
+    burst.poll(9, after_s=PROVEN_S)
 
-    assert burst.poll(9, after_s=NO_JOIN_S - 3.0) == []
-    assert burst.poll(9, after_s=2.0) == [NobodyJoined(2)]
+    assert burst.poll(9, after_s=NO_JOIN_S - PROVEN_S - 1.0) == []
+    assert burst.poll(9, after_s=1.0) == [NobodyJoined(2)]
     assert burst.poll(9, after_s=NO_JOIN_S) == []
     assert burst.poll(9, 1) == [Joined(1, NODE17)]
     assert burst.poll(9, 1, after_s=NO_JOIN_S) == [NobodyJoined(1)]
@@ -266,7 +397,6 @@ def test_request_ends_with_its_invite() -> None:
     burst = Clocked(visitors_max=1)
     burst.wait()
     burst.poll(9)
-    burst.end(1)
     burst.poll(9, after_s=NO_JOIN_S)
 
     assert burst.poll(9, after_s=REQUEST_S) == [Withdraw(1), RunCommand(2)]
@@ -295,10 +425,8 @@ def test_visitor_that_was_admitted_and_never_came_has_left() -> None:
     assert burst.see(admitted) == []
 
     assert burst.see(admitted, after_s=ADMITTED_S - 0.1) == []
-    assert burst.see(admitted, after_s=0.1) == [
-        Left(1, None, has_worked=False),
-        RunCommand(2),
-    ]
+    assert burst.see(admitted, after_s=0.1) == [Left(1, None, has_worked=False)]
+    assert burst.poll(9, after_s=RETRY_S) == [RunCommand(2)]
 
 
 def test_burst_stops_at_the_time_that_the_user_set() -> None:
