@@ -166,6 +166,9 @@ class Lan:
         names = [first, *sorted(self.nodes.keys() - self.hidden - {first})]
         return [Holder(name, ()) for name in names]
 
+    def close(self) -> None:
+        """Do nothing: no connection is kept."""
+
     @contextmanager
     def connect_to(self, holder: Holder) -> Iterator[HolderConnection]:
         node = self.nodes[holder.name]
@@ -189,8 +192,4 @@ class _Fetcher(BlobFetcher):
             Lenders(store, store.clock),
             lambda *what: lan.reported.append(what),
         )
-        self._lan = lan
-
-    @contextmanager
-    def connections(self) -> Iterator[HolderConnections]:
-        yield cast("HolderConnections", self._lan)
+        self.connections = cast("HolderConnections", lan)

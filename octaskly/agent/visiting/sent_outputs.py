@@ -62,10 +62,7 @@ class SentOutputs:
         tree = self._reader.read_tree(task, attempt)
         size_bytes = tree.tar.size_bytes
         path = f"{PATH}/{quote(task, safe='')}/{attempt}"
-        with (
-            self._fetcher.connections() as connections,
-            connections.connect_to(holder) as connection,
-        ):
+        with self._fetcher.connections.connect_to(holder) as connection:
             chunks = tree.tar_chunks(0, size_bytes, CHUNK_BYTES)
             connection.send_outputs(path, size_bytes, filter(None, chunks))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -117,13 +116,15 @@ class BlobFetcher:
         self.blob_store = blob_store
         self.lenders = lenders
         self._own_names = own_names
-        self._tls = tls
         self._holders_of = holders_of
         self._on_wrong_copy = on_wrong_copy
         self.threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="blob-fetch")
         self.file_locks = NamedLocks()  #: by what is being fetched
         self.large_slots = threading.Semaphore(LARGE_MAX)  #: for blobs in pieces
         self._open_sockets = OpenSockets()
+        self.connections = HolderConnections(
+            tls, self._open_sockets, clock=blob_store.clock
+        )
         self._reported: dict[tuple[str, str], None] = {}  #: oldest first
         self._is_closed = threading.Event()
         self.find_outputs: FindOutputs = lambda _task: ()
@@ -164,9 +165,9 @@ class BlobFetcher:
             FileQuotaExceeded: there is no room for it now.
         """
         content, find_holders, _ = source
+        fetch = self._begin(Wanted(find_holders, may_continue, keep_s))
         try:
-            with self._begin(Wanted(find_holders, may_continue, keep_s)) as fetch:
-                fetch.fetch_large(content.sha256, None)
+            fetch.fetch_large(content.sha256, None)
         except _FAILURES as error:
             return [f"{content.sha256[:12]}... of node {content.node}: {error}"]
         return []
@@ -193,13 +194,10 @@ class BlobFetcher:
         """
         tree = source.blob
         from_client = is_lent(tree)
-        wanted = _wanted_of_tree(source, may_continue, keep_s)
+        fetch = self._begin(_wanted_of_tree(source, may_continue, keep_s))
         try:
             # Many tasks may need the same tree, which is fetched once.
-            with (
-                self._begin(wanted) as fetch,
-                self.file_locks.hold_lock(f"tree {tree.sha256}"),
-            ):
+            with self.file_locks.hold_lock(f"tree {tree.sha256}"):
                 if from_client:
                     self._fetch_lent(fetch, tree, tally)
                 else:
@@ -224,13 +222,15 @@ class BlobFetcher:
             ContentMismatch, FileQuotaExceeded, ManifestError: it cannot be used.
         """
         tree = source.blob
-        wanted = _wanted_of_tree(source, lambda: True, COPY_RETENTION_S)
-        with self._begin(wanted) as fetch:
-            if is_lent(tree):
-                fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
-            else:
-                fetch.fetch_manifest(tree.sha256)
-            return self.read_manifest(tree)
+        fetch = self._begin(_wanted_of_tree(source, lambda: True, COPY_RETENTION_S))
+        if is_lent(tree):
+            fetch.fetch_lent({tree.sha256: None}, is_manifest=True)
+        else:
+            fetch.fetch_manifest(tree.sha256)
+        return self.read_manifest(tree)
+
+    def _begin(self, wanted: Wanted) -> Fetch:
+        return Fetch(self, self.connections, wanted)
 
     def _fetch_stored(
         self, fetch: Fetch, tree: BlobRef, keep_s: float, tally: SourceTally | None
@@ -333,10 +333,7 @@ class BlobFetcher:
             holder = dispatcher()
             try:
                 if holder is not None:
-                    with (
-                        self.connections() as connections,
-                        connections.connect_to(holder) as connection,
-                    ):
+                    with self.connections.connect_to(holder) as connection:
                         return connection.find_trees(path)
             except HolderUnreachable as error:
                 why = str(error)
@@ -355,10 +352,7 @@ class BlobFetcher:
                 {"sha256": blob.sha256, "node": blob.node}
             )
         try:
-            with (
-                self.connections() as connections,
-                connections.connect_to(holder) as connection,
-            ):
+            with self.connections.connect_to(holder) as connection:
                 answer = connection.post_json(HOLD_PATH, body, timeout_s=HOLD_S_MAX)
         except (HolderUnreachable, OutputNotFound, HolderBusy) as error:
             return [f"{holder.name}: {error}"]
@@ -370,23 +364,7 @@ class BlobFetcher:
         self._is_closed.set()
         self._open_sockets.shut_down()
         self.threads.shutdown()
-
-    @contextmanager
-    def connections(self) -> Iterator[HolderConnections]:
-        """Use connections to other nodes, which are closed at the end of the block."""
-        connections = HolderConnections(
-            self._tls, self._open_sockets, clock=self.blob_store.clock
-        )
-        try:
-            yield connections
-        finally:
-            connections.close()
-
-    @contextmanager
-    def _begin(self, wanted: Wanted) -> Iterator[Fetch]:
-        """Begin a fetch."""
-        with self.connections() as connections:
-            yield Fetch(self, connections, wanted)
+        self.connections.close()
 
     def _check_complete(self, names: Iterable[str], keep_s: float) -> None:
         """Raise OutputNotFound if a file was deleted while others were fetched."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import ssl
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -29,6 +32,7 @@ PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
 STALL_S: Final = 20.0  #: timeout for each read
 IDLE_S_MAX: Final = 5.0  #: shorter than the holder's timeout for the next request
+AGE_S_MAX: Final = 60.0  #: of a connection that is used again; certificates change
 VERIFY_S_MAX: Final = 600.0  #: until a node has read a blob from its disk
 CHUNK_BYTES: Final = 1 << 20
 BLOB_BYTES_MAX: Final = 1 << 50
@@ -112,8 +116,20 @@ class ArrivingPack(NamedTuple):
     retry_s: float | None  #: when a client may have sent more
 
 
+@dataclass(slots=True)
+class _Idle:
+    """A connection that may be used again."""
+
+    connection: http.client.HTTPSConnection
+    opened_s: float
+    until_s: float
+
+
 class HolderConnections:
-    """Connections to holders during one fetch; any thread may use them.
+    """Connections to holders; any thread may use them.
+
+    A connection is kept for a moment, because a TLS handshake costs more than most
+    requests.
 
     Args:
         tls: Returns the TLS context that authenticates this node to others.
@@ -131,16 +147,14 @@ class HolderConnections:
         self._tls, self._clock = tls, clock
         self._open_sockets = open_sockets
         self._lock = threading.Lock()
-        #: By holder: connections, and until when each may be used.
-        self._idle: dict[str, list[tuple[http.client.HTTPSConnection, float]]] = {}
+        self._idle: dict[str, list[_Idle]] = {}  #: by holder, the last used one last
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         with self._lock:
             idle, self._idle = self._idle, {}
-        for connections in idle.values():
-            for connection, _ in connections:
-                self._close(connection)
+        for each in chain.from_iterable(idle.values()):
+            self._close(each.connection)
 
     @contextmanager
     def connect_to(self, holder: Holder) -> Iterator[HolderConnection]:
@@ -149,10 +163,12 @@ class HolderConnections:
         Raises:
             HolderUnreachable: none of its URLs works, or the connection broke.
         """
-        connection = self._take_idle(holder)
-        if connection is None:
-            connection = open_connection(holder, self._tls())
+        idle = self._take_idle(holder)
+        if idle is None:
+            connection, opened_s = open_connection(holder, self._tls()), self._now_s()
             self._open_sockets.add(connection)
+        else:
+            connection, opened_s = idle.connection, idle.opened_s
         is_reusable = False
         try:
             yield HolderConnection(connection)
@@ -165,22 +181,42 @@ class HolderConnections:
             raise HolderUnreachable(_reason(error)) from error
         finally:
             if is_reusable and connection.sock is not None:
-                until_s = self._now_s() + IDLE_S_MAX
-                with self._lock:
-                    self._idle.setdefault(holder.name, []).append((connection, until_s))
+                self._keep(holder, connection, opened_s)
             else:
                 self._close(connection)
 
-    def _take_idle(self, holder: Holder) -> http.client.HTTPSConnection | None:
+    def _keep(
+        self, holder: Holder, connection: http.client.HTTPSConnection, opened_s: float
+    ) -> None:
+        """Keep a connection for the next request, and close those that are too old."""
+        now_s = self._now_s()
+        until_s = min(now_s + IDLE_S_MAX, opened_s + AGE_S_MAX)
+        with self._lock:
+            kept = self._idle.setdefault(holder.name, [])
+            kept.append(_Idle(connection, opened_s, until_s))
+            old = [
+                each
+                for each in chain.from_iterable(self._idle.values())
+                if now_s >= each.until_s
+            ]
+            self._idle = {
+                name: left
+                for name, idle in self._idle.items()
+                if (left := [each for each in idle if now_s < each.until_s])
+            }
+        for each in old:
+            self._close(each.connection)
+
+    def _take_idle(self, holder: Holder) -> _Idle | None:
         while True:
             with self._lock:
                 idle = self._idle.get(holder.name)
                 if not idle:
                     return None
-                connection, until_s = idle.pop()
-            if self._now_s() < until_s:
-                return connection
-            self._close(connection)
+                last = idle.pop()
+            if self._now_s() < last.until_s and not _has_ended(last.connection.sock):
+                return last
+            self._close(last.connection)
 
     def _now_s(self) -> float:
         return self._clock.now().mono_s
@@ -235,6 +271,13 @@ def open_connection(holder: Holder, tls: ssl.SSLContext) -> http.client.HTTPSCon
         else:
             return connection
     raise HolderUnreachable(why)
+
+
+def _has_ended(opened: socket.socket) -> bool:
+    """Return True if the holder has closed an idle connection, or sent something."""
+    poll = select.poll()
+    poll.register(opened, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class HolderConnection:
@@ -334,9 +377,12 @@ class HolderConnection:
 
     def post_json(self, path: str, body: object, *, timeout_s: float) -> Any:
         """Send a request with JSON, and return the JSON of its response."""
-        self._connection.sock.settimeout(timeout_s)
-        data = self._request("POST", path, json.encode(body), _JSON).read()
-        self._connection.sock.settimeout(STALL_S)
+        opened = self._connection.sock
+        opened.settimeout(timeout_s)
+        try:
+            data = self._request("POST", path, json.encode(body), _JSON).read()
+        finally:
+            opened.settimeout(STALL_S)
         try:
             return json.decode(data)
         except MsgspecError as error:

@@ -148,9 +148,9 @@ class OutputCopies:
             return ""
         partial = folder.with_name(f"{folder.name}{PARTIAL_SUFFIX}")
         lock = self._fetcher.file_locks.hold_lock(f"outputs {folder}")
-        with lock, self._fetcher.connections() as connections:
+        with lock:
             try:
-                with connections.connect_to(holder) as connection:
+                with self._fetcher.connections.connect_to(holder) as connection:
                     path = _outputs_path(task, attempt)
                     size_bytes, chunks = connection.fetch_outputs(f"{path}?copy=true")
                     if size_bytes > ARCHIVE_BYTES_MAX:
@@ -194,10 +194,7 @@ class OutputCopies:
         body = {"node": self._node}
         for holder in self._copy_holders(task, attempt)[:TRIED_MAX]:
             try:
-                with (
-                    self._fetcher.connections() as connections,
-                    connections.connect_to(holder) as connection,
-                ):
+                with self._fetcher.connections.connect_to(holder) as connection:
                     answer = connection.post_json(
                         f"{_outputs_path(task, attempt)}/copy",
                         body,

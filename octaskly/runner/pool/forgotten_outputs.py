@@ -133,8 +133,5 @@ class ForgottenOutputs:
                 await asyncio.to_thread(self._post, node, WAKE_PATH, {})
 
     def _post(self, node: Holder, path: str, body: object) -> Any:
-        with (
-            self._fetcher.connections() as connections,
-            connections.connect_to(node) as connection,
-        ):
+        with self._fetcher.connections.connect_to(node) as connection:
             return connection.post_json(path, body, timeout_s=ANSWER_S_MAX)

@@ -84,9 +84,9 @@ class _Fetcher:
     def __init__(self, node: Node, real: BlobFetcher) -> None:
         self._node, self.file_locks = node, real.file_locks
 
-    @contextmanager
-    def connections(self) -> Iterator[_Fetcher]:
-        yield self
+    @property
+    def connections(self) -> _Fetcher:
+        return self
 
     @contextmanager
     def connect_to(self, holder: Holder) -> Iterator[_Connection]:

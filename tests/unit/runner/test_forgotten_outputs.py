@@ -68,9 +68,9 @@ class Dispatcher:
             raise self.failure
         return [index for index, name in enumerate(names) if name in self.forgotten]
 
-    @contextmanager
-    def connections(self) -> Iterator[Dispatcher]:
-        yield self
+    @property
+    def connections(self) -> Dispatcher:
+        return self
 
     @contextmanager
     def connect_to(self, holder: Holder) -> Iterator[_Connection]:
