@@ -14,6 +14,7 @@ from octaskly.api.schemas import task_response
 from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.request_bodies import decode_body
 from octaskly.api.security import route_cost
+from octaskly.core.model.keyring_state import KEYRING_CHARS_MAX
 from octaskly.joining.qr_code import qr_rows
 from octaskly.ports import JoinService, WaitingMachine
 from octaskly.rest import access as rest
@@ -27,7 +28,6 @@ SLOT_DIGITS_MAX: Final = 3
 STAY_S_MIN: Final = 60
 STAY_S: Final = 8 * 3600
 STAY_S_MAX: Final = 7 * 86_400
-KEYRING_MAX: Final = 1 << 15
 SEEDS_MAX: Final = 16
 FINGERPRINT_CHARS_MAX: Final = 64
 
@@ -48,7 +48,7 @@ class InviteIn(RequestBody):
 class JoinIn(RequestBody):
     """A request to join another mesh."""
 
-    keyring: Annotated[str, msgspec.Meta(max_length=KEYRING_MAX)]
+    keyring: Annotated[str, msgspec.Meta(max_length=KEYRING_CHARS_MAX)]
     seeds: Annotated[tuple[str, ...], msgspec.Meta(max_length=SEEDS_MAX)] = ()
     force: bool = False
 

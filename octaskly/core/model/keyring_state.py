@@ -13,7 +13,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from octaskly.core.model.field_types import Count, Millis
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import NodeId, is_visitor
 
 REVOKED_MAX = 1024  #: revoked nodes that a keyring remembers
 GENERATION_MAX = 1_000_000_000
@@ -79,7 +79,11 @@ class KeyringState(Struct, frozen=True, array_like=True, kw_only=True):
 
     def would_gain_from(self, other: KeyringState) -> bool:
         """Return True if joining `other` would change this keyring."""
-        return self.rank < other.rank or not set(other.revoked) <= set(self.revoked)
+        lacking = set(other.revoked) - set(self.revoked)
+        if self.oldest >= other.newest:
+            # The certificates of these visitors have ended, as in `MeshSecret`.
+            lacking = {node for node in lacking if not is_visitor(node)}
+        return self.rank < other.rank or bool(lacking)
 
 
 # --- Messages.

@@ -198,6 +198,35 @@ def test_a_full_file_of_revoked_visitors_is_sent_to_other_nodes() -> None:
     assert len(text) + REVOKED_MAX * len("1234567890:") < KEYRING_CHARS_MAX
 
 
+def test_revoked_visitor_is_forgotten_once_its_certificate_has_ended() -> None:
+    """Otherwise each of hundreds a day would take the room of a member for ever."""
+    visitor, member = visitor_id_of(b"k" * 32), node_id_of(b"k" * 32)
+    both = KNOWN.with_new_generation(generate_generation(), 1, revoked=visitor)
+    both = both.with_new_generation(generate_generation(), 2, revoked=member)
+    in_force = both.with_newest_in_force(3)
+
+    settled = in_force.with_newest_only(4)
+
+    assert in_force.revoked == (member, visitor)
+    assert settled.revoked == (member,)
+    assert settled.merged_with(in_force) == in_force.merged_with(settled) == settled
+    assert parse_secret(settled.to_text()) == settled
+    # Nodes do not send each other what both would forget.
+    assert not settled.keys.would_gain_from(in_force.keys)
+    assert in_force.keys.would_gain_from(settled.keys)
+
+
+def test_visitor_is_remembered_while_its_certificate_is_accepted() -> None:
+    """It may have been revoked on the other side of a network split."""
+    visitor = visitor_id_of(b"k" * 32)
+    raw = generate_generation()
+    here = KNOWN.with_new_generation(raw, 1, is_urgent=True)
+    there = KNOWN.with_new_generation(raw, 1, revoked=visitor)
+
+    assert here.keys.would_gain_from(there.keys)
+    assert here.merged_with(there).revoked == (visitor,)
+
+
 def test_generations_and_revoked_nodes_are_bounded() -> None:
     """A file has its bounds, whoever sends it."""
     secret = KNOWN
