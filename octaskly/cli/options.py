@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
@@ -53,24 +52,6 @@ def require_yes(consequence: str, *, is_given: bool, arguments: str = "") -> Non
     if not confirm(f"{consequence}. Continue?"):
         note("nothing was changed")
         raise click.Abort
-
-
-class OptionalValue(click.Option):
-    """An option whose value, if it has one, follows an equals sign.
-
-    Of `--flag WORD`, click would take WORD as the value, which may be the command.
-    """
-
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """Let the parser take no word for the value."""
-        super().add_to_parser(parser, ctx)
-        inner = parser._match_long_opt  # noqa: SLF001  click has no public hook
-
-        def match(opt: str, value: str | None, state: Any) -> None:
-            is_bare = value is None and opt in self.opts
-            inner(opt, str(self.flag_value) if is_bare else value, state)
-
-        parser._match_long_opt = match  # noqa: SLF001  as above
 
 
 class Duration(click.ParamType[int]):

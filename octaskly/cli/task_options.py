@@ -12,7 +12,7 @@ import click
 
 from octaskly.cli import completion
 from octaskly.cli.here import HERE_PREFIX, here_fields
-from octaskly.cli.options import Duration, OptionalValue
+from octaskly.cli.options import Duration
 from octaskly.cli.sent_files import SentPaths
 from octaskly.core.model.placeholders import PLACEHOLDER_PATTERN
 from octaskly.files.output_patterns import is_in_git
@@ -194,7 +194,6 @@ REQUIREMENT_OPTIONS: Final = (
     ),
     click.option(
         "--visitors",
-        cls=OptionalValue,
         is_flag=False,
         flag_value="yes",
         type=click.Choice(["yes", "with-env", "no"]),

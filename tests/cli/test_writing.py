@@ -546,6 +546,38 @@ def test_requirements_are_sent(api: Api, octaskly: Run) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "visitors"),
+    [
+        (["--visitors", "--", "true"], True),
+        (["--visitors", "true"], True),
+        (["--visitors", "--priority", "0", "true"], True),
+        (["--visitors=with-env", "true"], "with-env"),
+        (["--visitors=no", "--", "true"], False),
+        (["--name", "--visitors", "true"], None),
+    ],
+    ids=str,
+)
+def test_a_value_that_may_be_omitted_follows_an_equals_sign(
+    api: Api, octaskly: Run, words: list[str], *, visitors: bool | str | None
+) -> None:
+    """So the next word is that of the command."""
+    done = octaskly("submit", *words)
+
+    assert done.returncode == 0, done.stderr
+    [asked] = api.drafts
+    assert (asked["command"], asked.get("visitors")) == ("true", visitors)
+
+
+def test_a_word_after_the_command_is_not_an_option(api: Api, octaskly: Run) -> None:
+    """Whoever types the command means it for the command."""
+    done = octaskly("submit", "echo", "--visitors")
+
+    assert done.returncode == 0, done.stderr
+    assert [asked["command"] for asked in api.drafts] == ["echo --visitors"]
+    assert "visitors" not in api.drafts[0]
+
+
 def test_stdin_of_the_command_becomes_that_of_the_task(api: Api, octaskly: Run) -> None:
     """With `-`, as in other programs."""
     done = octaskly("run", "--stdin", "-", "--", "true", stdin=b"abc")

@@ -27,7 +27,8 @@ _MAY_QUOTE_A_QUOTE: Final = re.compile(r"<<|#|\$['({]|`")
 class CommandTaker(click.Command):
     """A command whose last argument is a command, whose options it leaves alone.
 
-    An argument before that command may have options on both sides.
+    An argument before that command may have options on both sides. A value that may be
+    omitted follows an equals sign: `--flag WORD` leaves WORD to the command.
     """
 
     allow_interspersed_args = False
@@ -54,12 +55,20 @@ class CommandTaker(click.Command):
         self, ctx: click.Context, args: Sequence[str]
     ) -> tuple[list[str], list[str]]:
         """Return the options at the beginning, and the words that follow them."""
-        options: list[click.Parameter] = [
-            param for param in self.get_params(ctx) if isinstance(param, click.Option)
-        ]
+        options: list[click.Parameter] = []
+        flags: set[str] = set()  #: options whose value may be omitted
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and _is_value_optional(param):
+                flags.update(param.opts)
+                options.append(click.Option(param.opts, is_flag=True))
+            elif isinstance(param, click.Option):
+                options.append(param)
+        names = [word.partition("=")[0] for word in args]
+        bare = [n if n in flags else a for n, a in zip(names, args, strict=True)]
         parser = click.Command(None, params=options, add_help_option=False)
-        _, words, _ = parser.make_parser(ctx).parse_args(list(args))
-        return list(args[: len(args) - len(words)]), words
+        _, words, _ = parser.make_parser(ctx).parse_args(bare)
+        count = len(args) - len(words)
+        return list(args[:count]), list(args[count:])
 
     def _check_first_word(
         self,
@@ -113,6 +122,10 @@ class CommandTaker(click.Command):
             return usual
         line = [*options, *more, *leading, END_OF_OPTIONS, *command]
         return f"{ctx.command_path} {_shown(line)}"
+
+
+def _is_value_optional(option: click.Option) -> bool:
+    return not option.is_flag and isinstance(option.flag_value, str)
 
 
 def command_text(words: Sequence[str]) -> str:
