@@ -21,7 +21,8 @@ from octaskly.errors import PermissionDenied
 NO_AGENT = "no Octaskly agent is running on this machine"
 NO_AGENT_HINT = """\
 octaskly agent                try it now, in this terminal
-octaskly service install      keep it running, also after a reboot"""
+octaskly service install      keep it running, also after a reboot
+octaskly --state-dir DIR ...  use the agent that `agent --state-dir DIR` started"""
 OTHERS_HINT = f"""\
 octaskly token create --role client    as {{user}}: prints a token for you
 octaskly ca    as {{user}}: prints the CA of the mesh, for --ca-file

@@ -247,6 +247,8 @@ def test_without_an_agent_the_error_says_how_to_start_one(octaskly: Run) -> None
         "error: no Octaskly agent is running on this machine\n"
         "  hint: octaskly agent                try it now, in this terminal\n"
         "  hint: octaskly service install      keep it running, also after a reboot\n"
+        "  hint: octaskly --state-dir DIR ...  use the agent that"
+        " `agent --state-dir DIR` started\n"
     )
 
 

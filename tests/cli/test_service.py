@@ -31,6 +31,7 @@ NO_AGENT = """\
 error: no Octaskly agent is running on this machine
   hint: octaskly agent                try it now, in this terminal
   hint: octaskly service install      keep it running, also after a reboot
+  hint: octaskly --state-dir DIR ...  use the agent that `agent --state-dir DIR` started
 """
 LIMITS = re.compile(
     r"^  tasks run as: root      limits: \d+ tasks at a time, [\d.]+ GiB "

@@ -33,6 +33,7 @@ NO_AGENT = """\
 error: no Octaskly agent is running on this machine
   hint: octaskly agent                try it now, in this terminal
   hint: octaskly service install      keep it running, also after a reboot
+  hint: octaskly --state-dir DIR ...  use the agent that `agent --state-dir DIR` started
 """
 INVITE = r"""
 On the other machine \(valid 5 min, for one attempt\):
