@@ -26,6 +26,7 @@ from octaskly.core.model.tasks import MEMBERS_LANE, EndReason, LaneKey, TaskSpec
 from octaskly.core.model.tree_sizes import HoldersByBlob
 from octaskly.core.protocol.messages import (
     Message,
+    ReadOutput,
     Report,
     Roster,
     Snapshot,
@@ -131,6 +132,13 @@ class ServePull(Struct, frozen=True):
 
     None: this node cannot tell which of them the peer knows.
     """
+
+
+class ServeOutput(Struct, frozen=True):
+    """Read output of an attempt of this visitor, and send it as `OutputPieces`."""
+
+    peer: NodeId
+    read: ReadOutput
 
 
 class Browse(Struct, frozen=True):
@@ -305,6 +313,7 @@ Effect = (
     | Dial
     | Disconnect
     | ServePull
+    | ServeOutput
     | Browse
     | Advertise
     | Start

@@ -17,6 +17,7 @@ from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import (
     Address,
+    AttemptId,
     Epoch,
     NodeId,
     StreamId,
@@ -33,7 +34,7 @@ from octaskly.core.model.nodes import (
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, TaskState
 from octaskly.core.model.tree_sizes import TreeSizes
-from octaskly.core.protocol.messages import Hello, Message, Report
+from octaskly.core.protocol.messages import Hello, Message, Report, StartOffsets
 
 
 class TimerFired(Struct, frozen=True):
@@ -135,6 +136,16 @@ class VisitorDemandRequested(Struct, frozen=True):
 
     ticket: int
     label: tuple[str, str] | None = None  #: only tasks that require it, if given
+
+
+class OutputRequested(Struct, frozen=True):
+    """Read output at a visitor; answered by `VisitorOutput` or `NoVisitorOutput`."""
+
+    ticket: int
+    visitor: NodeId
+    task: TaskId
+    attempt: AttemptId
+    starts: StartOffsets
 
 
 class CancelRequested(Struct, frozen=True):
@@ -347,6 +358,7 @@ Event = (
     | CatchUpRequested
     | ExplainRequested
     | VisitorDemandRequested
+    | OutputRequested
     | CancelRequested
     | ReprioritizeRequested
     | PurgeRequested

@@ -12,6 +12,7 @@ from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.keyring_state import RotationNotStarted, RotationStarted
 from octaskly.core.model.nodes import NodeState, RejectionReason
 from octaskly.core.model.tasks import TaskSpec, TaskState
+from octaskly.core.protocol.messages import OutputPiece
 
 
 class NodeRejection(Struct, frozen=True):
@@ -49,6 +50,17 @@ class VisitorDemand(Struct, frozen=True):
 
     waiting: int
     is_exact: bool  #: False: the store has more tasks that were not counted
+
+
+class VisitorOutput(Struct, frozen=True):
+    """Output of an attempt, from its visitor."""
+
+    pieces: tuple[OutputPiece, ...]
+    is_complete: bool  #: the attempt has ended, so it writes no more
+
+
+class NoVisitorOutput(Struct, frozen=True):
+    """The visitor is not linked to this node, or has no output of the attempt."""
 
 
 class TaskIdsReserved(Struct, frozen=True):
@@ -152,6 +164,8 @@ Reply = (
     | TasksPurged
     | TaskExplanation
     | VisitorDemand
+    | VisitorOutput
+    | NoVisitorOutput
     | RotationStarted
     | RotationNotStarted
 )

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.protocol.messages import StartOffsets
 
 STREAMS = ("stdout", "stderr")
 
@@ -44,7 +45,7 @@ class OutputSource(Protocol):
         self,
         task: TaskId,
         attempt: AttemptId,
-        starts: tuple[int | None, int | None],
+        starts: StartOffsets,
         *,
         follow: bool,
     ) -> AsyncIterator[OutputChunk]:
@@ -58,4 +59,19 @@ class OutputSource(Protocol):
 
         Raises:
             OutputNotFound: This node kept no output except that in the result.
+        """
+
+    def stream_visitor_output(
+        self,
+        visitor: NodeId,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: StartOffsets,
+        *,
+        follow: bool,
+    ) -> AsyncIterator[OutputChunk]:
+        """Return the output of an attempt at a visitor, if this node is dispatcher.
+
+        Raises:
+            OutputNotFound: The visitor is not linked to this node, or has no output.
         """

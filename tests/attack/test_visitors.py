@@ -280,7 +280,7 @@ def test_a_flood_is_cut_off(folder: Path, agent: Agent) -> None:
 
 def test_results_of_other_tasks_have_no_effect(folder: Path, agent: Agent) -> None:
     """It reports the end of a task that waits, of one that runs, and of none."""
-    running_id = submit(agent, "sleep 30")
+    running_id = submit(agent, "sleep 600")
     waiting_id = submit(agent, "echo right")
     until(lambda: _status(agent, running_id) == "running", "it runs")
     visitor = HostileVisitor(folder, agent)
@@ -308,7 +308,7 @@ def test_results_of_other_tasks_have_no_effect(folder: Path, agent: Agent) -> No
 
 def test_it_gets_only_tasks_that_allow_visitors(folder: Path, agent: Agent) -> None:
     """Of three that wait, it gets one, without what does not concern it."""
-    blocker = submit(agent, "sleep 60")
+    blocker = submit(agent, "sleep 600")
     until(lambda: _status(agent, blocker) == "running", "it runs")
     kept = [
         submit(agent, "echo private"),
@@ -342,7 +342,7 @@ def test_a_task_that_two_visitors_lost_waits_for_a_member(
     folder: Path, agent: Agent
 ) -> None:
     """It takes a task and vanishes, again and again: the third time it gets none."""
-    blocker = submit(agent, "sleep 60")
+    blocker = submit(agent, "sleep 600")
     until(lambda: _status(agent, blocker) == "running", "it runs")
     task = submit(agent, "echo done", visitors=True, timeout=60)
 

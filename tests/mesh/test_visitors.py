@@ -1,6 +1,7 @@
 """Visitors on hosts of their own: what they run, and what they never get."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_a_visitor_follows_a_failover_and_its_task_continues() -> None:
         machine = BorrowedMachine(borrowed, first, "--label", "borrowed=yes")
         wait_until("a visitor", lambda: visitors(other), within_s=WITHIN_S)
         asked = {
-            "command": "sleep 12; echo through",
+            "command": "echo begun; sleep 12; echo through",
             "visitors": True,
             "timeout": 120,
             "requires": {"labels": {"borrowed": "yes"}},
@@ -158,6 +159,15 @@ def test_a_visitor_follows_a_failover_and_its_task_continues() -> None:
             within_s=WITHIN_S,
         )
 
+        own = ("--state-dir", str(other.first.state))
+        followed = other.popen(
+            *(sys.executable, "-m", "octaskly", *own, "logs", "-f", task),
+            env=other.environ(other.first.name),
+            stdout=subprocess.PIPE,
+        )
+        assert followed.stdout is not None
+        assert followed.stdout.readline() == b"begun\n"  # The dispatcher asks for it.
+
         first.first.kill()
 
         wait_until(
@@ -166,8 +176,39 @@ def test_a_visitor_follows_a_failover_and_its_task_continues() -> None:
             within_s=WITHIN_S * 2,
         )
         done = other.http("GET", path).json
-        assert (done["stdout"], done["attempt"]) == ("through\n", 1)
+        assert (done["stdout"], done["attempt"]) == ("begun\nthrough\n", 1)
+        assert followed.communicate(timeout=WITHIN_S)[0] == b"through\n"
         machine.leave()
+
+
+def test_output_of_a_running_task_is_shown_line_by_line(lab: Lab) -> None:
+    """`run` prints what a task on a visitor writes when it writes it."""
+    member, borrowed = lab.hosts
+    machine = BorrowedMachine(borrowed, member)
+    wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
+    gate = borrowed.folder / "gate"
+    command = f"echo first; echo warned >&2; until test -e {gate}; do sleep 0.1; done"
+    words = ("run", "--visitors", "--", f"{command}; seq 300000")
+    own = ("--state-dir", str(member.first.state))
+
+    shown = member.popen(
+        *(sys.executable, "-m", "octaskly", *own, *words),
+        env=member.environ(member.first.name),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert shown.stdout is not None
+    assert shown.stderr is not None
+    first = shown.stdout.readline()
+    warned = next(line for line in shown.stderr if b"warned" in line)
+    gate.touch()
+    rest, said = shown.communicate(timeout=WITHIN_S)
+
+    assert (first, warned) == (b"first\n", b"warned\n")
+    assert shown.returncode == 0, said
+    # All of it: the mesh keeps 1 MiB, but it was followed to its end.
+    assert rest.split() == [b"%d" % n for n in range(1, 300_001)], (len(rest), said)
+    machine.leave()
 
 
 def files_below(folder: Path) -> set[str]:

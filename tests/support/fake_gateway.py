@@ -38,7 +38,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.messages import Roster
+from octaskly.core.protocol.messages import Roster, StartOffsets
 from octaskly.core.replies import NodeRejection, TaskExplanation, VisitorDemand
 from octaskly.errors import (
     CatchingUp,
@@ -116,6 +116,7 @@ class FakeGateway:
         self.lan_urls: dict[NodeId, tuple[str, ...]] = {}
         self.input_sources: dict[TaskId, InputSources] = {}
         self.wrote: dict[tuple[TaskId, AttemptId], list[OutputChunk]] = {}
+        self.visitors: set[NodeId] = set()  #: that are linked to this node
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
         self.steered: list[tuple[AvailabilityCommand, str]] = []
@@ -307,6 +308,21 @@ class FakeGateway:
         except TimeoutError:
             pass
         return record
+
+    async def stream_visitor_output(
+        self,
+        visitor: NodeId,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: StartOffsets,
+        *,
+        follow: bool,
+    ) -> AsyncIterator[OutputChunk]:
+        if visitor not in self.visitors:
+            raise OutputNotFound(f"{visitor} is not linked here")
+        found = self.stream_output(task, attempt, starts, follow=follow)
+        async for piece in found:
+            yield piece
 
     async def stream_output(
         self,

@@ -33,7 +33,12 @@ from octaskly.agent.gateway.submissions import (
     Submission,
     SubmissionService,
 )
-from octaskly.agent.gateway.task_lookup import LocalFiles, OutputLocator, TaskFinder
+from octaskly.agent.gateway.task_lookup import (
+    LocalFiles,
+    OutputLocator,
+    TaskFinder,
+    stream_visitor_output,
+)
 from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.agent.gateway.tokens import TokenService
 from octaskly.agent.health import HealthChecks
@@ -43,11 +48,11 @@ from octaskly.core.events import PurgeRequested
 from octaskly.core.log.merge import TaskRecord, cancel_of
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import TaskDraft
-from octaskly.core.model.ids import NodeId, StreamId, TaskId, task_name
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId, task_name
 from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, RosterEntry
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Roster
+from octaskly.core.protocol.messages import Roster, StartOffsets
 from octaskly.core.replies import TaskExplanation, TasksPurged, VisitorDemand
 from octaskly.errors import (
     DispatcherUnknown,
@@ -486,6 +491,20 @@ class AgentGateway:
         )
         assert isinstance(reply, VisitorDemand)
         return reply
+
+    def stream_visitor_output(
+        self,
+        visitor: NodeId,
+        task: TaskId,
+        attempt: AttemptId,
+        starts: StartOffsets,
+        *,
+        follow: bool,
+    ) -> AsyncIterator[OutputChunk]:
+        """Return the output of an attempt at a visitor of this node."""
+        return stream_visitor_output(
+            self.pending_requests, visitor, (task, attempt), starts, follow=follow
+        )
 
     # --- this node -----------------------------------------------------------------
 

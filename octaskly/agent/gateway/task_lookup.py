@@ -1,22 +1,28 @@
-"""Lookup of tasks, and of the nodes that have their captured outputs."""
+"""Lookup of tasks, of the nodes that have their captured outputs, and at visitors.
+
+Nobody can dial a visitor. So a node asks the dispatcher for the output of an attempt
+there, which asks the visitor for each part once the reader has taken the part before.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.agent.gateway.pending_requests import PendingRequests
-from octaskly.core.events import CatchUpRequested
+from octaskly.core.events import CatchUpRequested, OutputRequested
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
 from octaskly.core.model.task_options import InputTree
 from octaskly.core.model.tasks import Attempt, OutputFile
-from octaskly.core.replies import CatchUpStatus
+from octaskly.core.protocol.messages import StartOffsets
+from octaskly.core.replies import CatchUpStatus, VisitorOutput
 from octaskly.errors import (
     CatchingUp,
+    OctasklyError,
     OutputNotFound,
     TaskAmbiguous,
     TaskNotFound,
@@ -31,8 +37,12 @@ from octaskly.ports import (
     TaskParts,
 )
 from octaskly.ports.events import EndedMember
+from octaskly.ports.output import OutputChunk
 
 MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
+ANSWER_S: Final = 10.0  #: a visitor that takes longer counts as having no output
+POLL_S: Final = 0.1  #: first pause between two reads while nothing is written
+POLL_S_MAX: Final = 0.5
 
 ReadEndedMembers = Callable[[TaskId, int, int, int], Awaitable[tuple[EndedMember, ...]]]
 
@@ -241,3 +251,55 @@ class OutputLocator:
 def _kept_outputs(attempt: Attempt) -> list[OutputFile]:
     outputs = attempt.outcome.outputs if attempt.outcome else ()
     return [output for output in outputs if output.size_bytes is not None]
+
+
+async def stream_visitor_output(
+    requests: PendingRequests,
+    visitor: NodeId,
+    attempt: tuple[TaskId, AttemptId],
+    starts: StartOffsets,
+    *,
+    follow: bool,
+) -> AsyncIterator[OutputChunk]:
+    """Yield the output of an attempt at a visitor; see `OutputSource.stream_output`."""
+    offsets = dict(enumerate(starts))
+    pause_s = POLL_S
+    while True:
+        known = offsets[0], offsets[1]
+        output = await _read_once(requests, visitor, attempt, known)
+        for piece in output.pieces:
+            offsets[piece.stream] = piece.offset + len(piece.data)
+            yield OutputChunk(piece.stream, piece.offset, piece.data)
+        if output.pieces:
+            pause_s = POLL_S
+        elif output.is_complete or not follow:
+            break
+        else:
+            await asyncio.sleep(pause_s)
+            pause_s = min(POLL_S_MAX, pause_s * 1.5)
+    for stream, offset in offsets.items():
+        if offset is not None:
+            yield OutputChunk(stream, offset, b"")
+
+
+async def _read_once(
+    requests: PendingRequests,
+    visitor: NodeId,
+    attempt: tuple[TaskId, AttemptId],
+    starts: StartOffsets,
+) -> VisitorOutput:
+    """Return the next part of the output.
+
+    Raises:
+        OutputNotFound: The visitor is not linked to this node, or does not have it.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            reply = await requests.send_request(
+                lambda ticket: OutputRequested(ticket, visitor, *attempt, starts)
+            )
+    except (OctasklyError, TimeoutError):
+        reply = None
+    if not isinstance(reply, VisitorOutput):
+        raise OutputNotFound(f"{attempt[0]} has no output at a visitor of this node")
+    return reply

@@ -32,6 +32,7 @@ from octaskly.agent.process_hooks import (
     build_unraisable_hook,
     disable_core_dumps,
 )
+from octaskly.agent.visiting.live_output import LiveOutput
 from octaskly.agent.visiting.sent_outputs import SentOutputs
 from octaskly.config.agent import AgentConfig
 from octaskly.config.paths import Paths
@@ -229,6 +230,7 @@ class Visitor:
     async def _serve(self, tasks: asyncio.TaskGroup, signals: StopSignals) -> None:
         """Run tasks until the node has stopped, or does not stop in time."""
         loop, pool, links = self._loop, self._pool, self._transport
+        output = LiveOutput(tasks, pool.recorder, links.send)
         loop.set_notes()
         loop.set_performers(
             {
@@ -238,6 +240,7 @@ class Visitor:
                 ef.Start: lambda e: pool.start_attempts(e.items, dict(e.holders)),
                 ef.Stop: lambda e: pool.stop_attempts(e.items, e.reason),
                 ef.ReleaseWaiting: lambda _: pool.release_waiting(),
+                ef.ServeOutput: output.serve,
             }
         )
         await links.start(tasks, ())
@@ -246,6 +249,7 @@ class Visitor:
         await self._wait(signals)
         sampling.cancel()
         loop.close()
+        output.close()
         await links.close()
         await pool.close()
 

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 
 from octaskly.api.http.handler_types import Request
 from octaskly.api.http.node_client import NodeNotResponding
-from octaskly.api.output.output_transfer import StartOffsets, read_transcript
+from octaskly.api.output.output_transfer import read_transcript
 from octaskly.api.output.task_status_query import (
     StatusQuery,
     TaskStatus,
     get_task_status,
 )
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.protocol.messages import StartOffsets
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import STREAMS, OutputChunk
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from urllib.parse import quote
 
@@ -19,7 +19,8 @@ from octaskly.api.http.handler_types import BYTES, Access, Request, Route
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.schemas import query
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
+from octaskly.core.protocol.messages import StartOffsets
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import STREAMS, OutputChunk
 
@@ -29,8 +30,6 @@ _BYTES_MAX = 1 << 20
 _ABSENT, _END, _KEEPALIVE = 253, 254, 255  #: frame kinds that are not stream numbers
 _KEEPALIVES_MISSED_MAX = 2
 _KEEPALIVE_FRAME = _FRAME.pack(_KEEPALIVE, 0, 0)
-
-StartOffsets = tuple[int | None, int | None]
 
 
 async def read_transcript(
@@ -43,21 +42,30 @@ async def read_transcript(
 ) -> AsyncGenerator[OutputChunk]:
     """Yield the output of an attempt from its node; see `OutputSource.stream_output`.
 
+    That of a visitor comes from the dispatcher, to which the visitor is linked.
+
     Raises:
         OutputNotFound: the node kept no output except that in the result.
         NodeNotResponding: the node did not answer, or stopped in the middle.
     """
-    if node == request.gateway.node_id:
-        async for piece in request.gateway.stream_output(
-            *attempt, starts, follow=follow
-        ):
+    gateway = request.gateway
+    visitor = node if is_visitor(node) else None
+    urls: Sequence[str] = ()
+    if visitor is None:
+        is_local = node == gateway.node_id
+        urls = () if is_local else gateway.api_urls_of(node)
+    else:
+        view = gateway.dispatcher()
+        if view is None:
+            raise NodeNotResponding("no dispatcher is known")
+        is_local, urls = view.is_self, view.lan_urls
+    if is_local:
+        local = _local_output(request, visitor, attempt, starts, follow=follow)
+        async for piece in local:
             yield piece
         return
-    path = _path(attempt, starts, follow=follow)
-    urls, silence_s = (
-        request.gateway.api_urls_of(node),
-        _frame_timeout_s(request, follow=follow),
-    )
+    path = _path(visitor, attempt, starts, follow=follow)
+    silence_s = _frame_timeout_s(request, follow=follow)
     async with request_from_node(
         request, urls, path, response_timeout_s=silence_s
     ) as response:
@@ -66,6 +74,21 @@ async def read_transcript(
         async with aclosing(_decode_frames(response, silence_s)) as received:
             async for piece in received:
                 yield piece
+
+
+def _local_output(
+    request: Request,
+    visitor: NodeId | None,
+    attempt: tuple[TaskId, AttemptId],
+    starts: StartOffsets,
+    *,
+    follow: bool,
+) -> AsyncIterator[OutputChunk]:
+    """Return the output of an attempt of this node, or of one of its visitors."""
+    gateway = request.gateway
+    if visitor is None:
+        return gateway.stream_output(*attempt, starts, follow=follow)
+    return gateway.stream_visitor_output(visitor, *attempt, starts, follow=follow)
 
 
 async def _decode_frames(
@@ -101,7 +124,11 @@ def _frame_timeout_s(request: Request, *, follow: bool) -> float:
 
 
 def _path(
-    attempt: tuple[TaskId, AttemptId], starts: StartOffsets, *, follow: bool
+    visitor: NodeId | None,
+    attempt: tuple[TaskId, AttemptId],
+    starts: StartOffsets,
+    *,
+    follow: bool,
 ) -> str:
     task, run = attempt
     given = [
@@ -109,6 +136,8 @@ def _path(
         for name, start in zip(STREAMS, starts, strict=True)
         if start is not None
     ]
+    if visitor is not None:
+        given.append(f"visitor={visitor}")
     given.append(f"follow={'true' if follow else 'false'}")
     place = f"{quote(task, safe='')}/{run}"
     return f"{_INTERNAL}/{place}?{'&'.join(given)}"
@@ -118,8 +147,9 @@ _HEADERS = {"Content-Type": BYTES}
 
 
 async def send_transcript_to_node(request: Request) -> web.StreamResponse:
-    """Send the output of an attempt of this node to another node."""
+    """Send output of this node, or of one of its visitors, to another node."""
     task, attempt = query.attempt_in(request.path_params)
+    visitor = request.query.visitor()
     starts = (
         request.query.stream_offset("stdout"),
         request.query.stream_offset("stderr"),
@@ -127,7 +157,9 @@ async def send_transcript_to_node(request: Request) -> web.StreamResponse:
     follow = request.query.flag("follow")
 
     async def send_all(stream: sse.EventStream) -> None:
-        found = request.gateway.stream_output(task, attempt, starts, follow=follow)
+        found = _local_output(
+            request, visitor, (TaskId(task), attempt), starts, follow=follow
+        )
         await _send(stream, found)
 
     return await sse.serve_stream(
@@ -154,7 +186,7 @@ ROUTES = (
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
-        query=(*STREAMS, "follow"),
+        query=(*STREAMS, "follow", "visitor"),
         responses={200: None},
         media_type=BYTES,
     ),

@@ -16,7 +16,9 @@ from octaskly.config.defaults import DURABILITIES
 from octaskly.core.model.ids import (
     ATTEMPT_PATTERN,
     AttemptId,
+    NodeId,
     TaskId,
+    is_visitor,
     parse_attempt_id,
 )
 from octaskly.core.model.tasks import TaskState
@@ -126,6 +128,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
     "units": (
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
         "units of the rate limit that a request costs; default 1",
+    ),
+    "visitor": (
+        Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_MAX)],
+        "id of the visitor whose output it is",
     ),
     "wait": (
         Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)],
@@ -377,6 +383,15 @@ class Query:
         if name not in self._values:
             return None
         return self._integer(name, 0, 0, OFFSET_MAX)
+
+    def visitor(self) -> NodeId | None:
+        """Return the id of a visitor, None if absent."""
+        text = self._values.get("visitor")
+        if text is None:
+            return None
+        if not is_visitor(NodeId(text)) or len(text) > _NAME_MAX:
+            raise _invalid("visitor", "`visitor` must be the id of a visitor")
+        return NodeId(text)
 
     def types(self, known: tuple[str, ...]) -> tuple[str, ...]:
         """Return the types of events to send; the default is all."""

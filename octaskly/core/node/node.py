@@ -38,6 +38,7 @@ from octaskly.core.events import (
     HeldBlobsChanged,
     LiveLoaded,
     LoadSampled,
+    OutputRequested,
     PeerDown,
     PeersDiscovered,
     PeerUp,
@@ -111,11 +112,13 @@ from octaskly.core.protocol.messages import (
     Kill,
     Leave,
     Message,
+    OutputPieces,
     Probe,
     ProbeOk,
     Pull,
     RangeResults,
     RangeResultsOk,
+    ReadOutput,
     Reattach,
     RecordBatch,
     Redirect,
@@ -460,6 +463,8 @@ class Node:
                 return [Answer(ticket, self._explain_task(event, now))]
             case VisitorDemandRequested(ticket, label):
                 return [Answer(ticket, dispatcher.count_visitor_demand(label))]
+            case OutputRequested():
+                return self._handlers.visitors.on_output_requested(event)
             case (
                 QueuedLoaded()
                 | LiveLoaded()
@@ -617,8 +622,8 @@ class Node:
                 return self.rotation.on_keyring_message(peer, message)
             case Leave(reason):
                 return self._handlers.connections.on_peer_down(peer, reason, now)
-            case Contacts():
-                return []  # Only for visitors.
+            case Contacts() | ReadOutput() | OutputPieces():
+                return []  # Only between members and visitors.
             case Hello() | HelloOk():
                 return []  # The link handles the first of each; more are ignored.
 

@@ -20,6 +20,7 @@ from octaskly.core.effects import (
     Effect,
     LogLine,
     Send,
+    ServeOutput,
     Stopped,
 )
 from octaskly.core.events import (
@@ -50,6 +51,7 @@ from octaskly.core.protocol.messages import (
     Leave,
     Message,
     ProbeOk,
+    ReadOutput,
     Redirect,
     Report,
     ResultsOk,
@@ -205,6 +207,8 @@ class VisitorNode:
                 self.worker.on_probe_ok(peer, message)
             case Leave():
                 return self._on_peer_down(peer, now)
+            case ReadOutput() if peer == self.dispatcher:
+                return [ServeOutput(peer, message)]
             case Assign() | Kill() | ResultsOk() if peer == self.dispatcher:
                 return self._on_order(message, now)
             case _:

@@ -20,10 +20,17 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.dispatcher import Dispatcher
-from octaskly.core.effects import Disconnect, Effect, LogLine, RenameNode, Send
+from octaskly.core.effects import (
+    Answer,
+    Disconnect,
+    Effect,
+    LogLine,
+    RenameNode,
+    Send,
+)
 from octaskly.core.election.election import Election
 from octaskly.core.election.transfer import DispatcherTransfer
-from octaskly.core.events import PeerUp
+from octaskly.core.events import OutputRequested, PeerUp
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
@@ -56,8 +63,10 @@ from octaskly.core.protocol.messages import (
     HeartbeatOk,
     Leave,
     Message,
+    OutputPieces,
     Probe,
     ProbeOk,
+    ReadOutput,
     Reattach,
     Redirect,
     Report,
@@ -69,7 +78,9 @@ from octaskly.core.protocol.visitor_rules import (
     LINK_MESSAGES,
     MESSAGES_BURST,
     MESSAGES_PER_S,
+    READS_MAX,
     SLOTS_MAX,
+    answers_read,
     bounded_load,
     bounded_outcome,
     cost_of_message,
@@ -77,6 +88,7 @@ from octaskly.core.protocol.visitor_rules import (
     is_valid_visitor,
     may_pass,
 )
+from octaskly.core.replies import NoVisitorOutput, VisitorOutput
 
 HEARTBEAT_S = 1.0  #: to each visitor; the network between may be slow
 SILENCE_S = 10.0  #: after which the attempts of a silent visitor run elsewhere
@@ -98,6 +110,8 @@ class VisitorView:
     part_count: int = 0  #: parts so far of a list of attempts that has more
     listed: set[tuple[TaskId, AttemptId]] = field(default_factory=set)
     """The attempts in these parts that it was given."""
+    reads: dict[int, ReadOutput] = field(default_factory=dict)
+    """What was asked of the output of its attempts, by ticket."""
     health: HeartbeatOk | None = None
     state: NodeState = NodeState.READY
 
@@ -214,7 +228,8 @@ class Visitors:
         self._roster_builder.forget_name(node)
         self._peer_table.count_change()
         effects: list[Effect] = [
-            LogLine("info", "visitor left", (("peer", node), ("reason", reason)))
+            LogLine("info", "visitor left", (("peer", node), ("reason", reason))),
+            *(Answer(ticket, NoVisitorOutput()) for ticket in view.reads),
         ]
         if view.epoch != self._own_epoch():
             return effects
@@ -377,6 +392,8 @@ class Visitors:
     ) -> list[Effect]:
         if isinstance(message, Leave):
             return self.on_visitor_down(node, message.reason, now)
+        if isinstance(message, OutputPieces):
+            return self._on_output(node, view, message, now)
         epoch = self._own_epoch()
         if epoch is None or not self._is_ready(epoch):
             return []  # It keeps its results until there is a dispatcher.
@@ -480,6 +497,31 @@ class Visitors:
             node, Results(tuple(counted.values()), credit, message.state), now
         )
         return [Send(node, (ResultsOk(tuple(void)),))] if void else []
+
+    # --- Live output.
+
+    def on_output_requested(self, event: OutputRequested) -> list[Effect]:
+        """Ask a visitor for output of one of its attempts."""
+        ticket, view = event.ticket, self.views.get(event.visitor)
+        is_worker = view is not None and view.epoch == self._own_epoch()
+        if view is None or not is_worker or len(view.reads) >= READS_MAX:
+            return [Answer(ticket, NoVisitorOutput())]
+        read = ReadOutput(ticket, event.task, event.attempt, event.starts)
+        view.reads[ticket] = read
+        return [Send(event.visitor, (read,))]
+
+    def _on_output(
+        self, node: NodeId, view: VisitorView, message: OutputPieces, now: Moment
+    ) -> list[Effect]:
+        """Pass on the output that a request waits for."""
+        read = view.reads.get(message.ticket)
+        if read is None or not answers_read(read, message):
+            return self._refuse(node, "output", now)  # That ends the request, too.
+        del view.reads[message.ticket]
+        if message.is_absent:
+            return [Answer(message.ticket, NoVisitorOutput())]
+        reply = VisitorOutput(message.pieces, message.is_complete)
+        return [Answer(message.ticket, reply)]
 
     def _own_spec(
         self, node: NodeId, task: TaskId, attempt: AttemptId

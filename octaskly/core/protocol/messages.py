@@ -72,6 +72,8 @@ ITEMS_MAX = 1 << 16  #: per message of 1 MiB; most items take at least 16 bytes
 KNOWN_BLOBS_MAX = 1 << 12  #: of one `Assign`, whose holders it names
 VISITORS_MAX = 1 << 8  #: linked to one member
 CONTACTS_MAX = 8  #: members whose addresses a visitor gets
+OUTPUT_PIECES_MAX = 8  #: per message
+OUTPUT_PIECE_BYTES_MAX = 16 << 10
 MEMBERS_MAX = 1 << 11  #: per roster; a mesh has at most `Limits.peers`
 
 EntryBatch = Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)]
@@ -85,6 +87,9 @@ AttemptBatch = Annotated[
 WorkBatch = Annotated[
     tuple[tuple[AttemptId, TaskSpec], ...], Meta(max_length=ITEMS_MAX)
 ]
+
+StartOffsets = tuple[Count | None, Count | None]
+"""First offset of stdout and of stderr; None leaves a stream out."""
 
 PROTOCOL_PREFIX = "protocol: "
 """Prefix of the reason after a protocol violation; the rest is for people."""
@@ -441,6 +446,32 @@ class Contacts(Struct, frozen=True, array_like=True, tag=31):
     members: Annotated[tuple[Contact, ...], Meta(max_length=CONTACTS_MAX)]
 
 
+class ReadOutput(Struct, frozen=True, array_like=True, tag=35):
+    """Send the output of an attempt from these offsets on, as far as it exists."""
+
+    ticket: Count  #: of the request that waits for it
+    task: TaskId
+    attempt: AttemptId
+    starts: StartOffsets
+
+
+class OutputPiece(Struct, frozen=True, array_like=True):
+    """Bytes of one stream of an attempt's output."""
+
+    stream: Count  #: 0: stdout, 1: stderr
+    offset: Count  #: of the first byte in the stream
+    data: Annotated[bytes, Meta(min_length=1, max_length=OUTPUT_PIECE_BYTES_MAX)]
+
+
+class OutputPieces(Struct, frozen=True, array_like=True, tag=36):
+    """The answer to `ReadOutput`."""
+
+    ticket: Count  #: as in the request
+    pieces: Annotated[tuple[OutputPiece, ...], Meta(max_length=OUTPUT_PIECES_MAX)]
+    is_complete: bool  #: the attempt has ended, so it writes no more
+    is_absent: bool = False  #: the visitor has no output of this attempt
+
+
 class Transfer(Struct, frozen=True, array_like=True, tag=19):
     """A stopping dispatcher, which accepts no tasks, asks the receiver to claim."""
 
@@ -480,6 +511,8 @@ Message = (
     | Reattach
     | HeldBlobs
     | Contacts
+    | ReadOutput
+    | OutputPieces
     | Transfer
     | Leave
     | Replicate

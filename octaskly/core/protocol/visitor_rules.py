@@ -35,8 +35,10 @@ from octaskly.core.protocol.messages import (
     Kill,
     Leave,
     Message,
+    OutputPieces,
     Probe,
     ProbeOk,
+    ReadOutput,
     Reattach,
     Redirect,
     Results,
@@ -61,6 +63,7 @@ _ALLOWED: Final = {
     HelloOk: Direction.BOTH,
     Leave: Direction.BOTH,
     HeartbeatOk: Direction.FROM_VISITOR,
+    OutputPieces: Direction.FROM_VISITOR,
     Probe: Direction.FROM_VISITOR,
     Reattach: Direction.FROM_VISITOR,
     Results: Direction.FROM_VISITOR,
@@ -69,6 +72,7 @@ _ALLOWED: Final = {
     Heartbeat: Direction.TO_VISITOR,
     Kill: Direction.TO_VISITOR,
     ProbeOk: Direction.TO_VISITOR,
+    ReadOutput: Direction.TO_VISITOR,
     Redirect: Direction.TO_VISITOR,
     ResultsOk: Direction.TO_VISITOR,
 }
@@ -86,6 +90,7 @@ SLOTS_MAX: Final = 1 << 12  #: of one visitor
 MESSAGES_PER_S: Final = 200.0  #: of one visitor, over a while; more close the link
 MESSAGES_BURST: Final = 2000.0
 LINK_MESSAGES: Final = 20.0  #: messages that a new link counts as
+READS_MAX: Final = 64  #: of one visitor's output at a time
 ITEM_MESSAGES: Final = 1 / 16
 """Messages that an attempt or an output in a message of a visitor counts as."""
 CPU_PERCENT_MAX: Final = 100.0
@@ -179,6 +184,8 @@ def cost_of_message(message: Message) -> float:
             items = len(reports) + sum(len(r.outcome.outputs) for r in reports)
         case Reattach(running):
             items = len(running)
+        case OutputPieces():
+            return 0.0  # A member asks for each, and refuses others.
         case _:
             pass
     return 1.0 + ITEM_MESSAGES * items
@@ -206,6 +213,17 @@ def bounded_outcome(outcome: Outcome, spec: TaskSpec, wall_ms: int) -> Outcome:
         ended_ms=_between(begin_ms, outcome.ended_ms, now_ms),
         duration_ms=_between(0, outcome.duration_ms, now_ms - begin_ms),
     )
+
+
+def answers_read(read: ReadOutput, answer: OutputPieces) -> bool:
+    """Return True if a visitor's answer has only what was asked for, in order."""
+    offsets = dict(enumerate(read.starts))
+    for piece in answer.pieces:
+        offset = offsets.get(piece.stream)
+        if offset is None or piece.offset < offset:
+            return False
+        offsets[piece.stream] = piece.offset + len(piece.data)
+    return True
 
 
 def redacted_for_visitor(message: Message) -> Message | None:

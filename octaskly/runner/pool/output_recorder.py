@@ -15,6 +15,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.protocol.messages import StartOffsets
 from octaskly.errors import OutputNotFound
 from octaskly.ports.output import OutputChunk
 from octaskly.rest.mesh import FileStoreUsage
@@ -129,7 +130,7 @@ class OutputRecorder:
         self,
         task: TaskId,
         attempt: AttemptId,
-        starts: tuple[int | None, int | None],
+        starts: StartOffsets,
         *,
         follow: bool,
     ) -> AsyncIterator[OutputChunk]:
@@ -157,6 +158,30 @@ class OutputRecorder:
                 break
         for stream, offset in offsets.items():
             yield OutputChunk(stream, max(offset, reader.stream_size(stream)), b"")
+
+    async def read_output(
+        self, task: TaskId, attempt: AttemptId, starts: StartOffsets, chunks_max: int
+    ) -> tuple[list[OutputChunk], bool]:
+        """Return the next chunks of an attempt's output, and whether all is written.
+
+        Raises:
+            OutputNotFound: This node has no file of its output.
+        """
+        item = self._attempts.get((task, attempt))
+        if item is None:
+            reader = await self._in_thread(self._archive.open_file, task, attempt)
+        else:
+            reader = await self._open_running(item, follow=False)
+        is_live = item is not None and self._is_live(item)
+        offsets = {n: start for n, start in enumerate(starts) if start is not None}
+        found: list[OutputChunk] = []
+        while len(found) + len(offsets) <= chunks_max:
+            chunks = await self._in_thread(_read_chunks, reader, offsets)
+            if not chunks:
+                return found, not is_live
+            found += chunks
+            offsets |= {chunk.stream: chunk.end_offset for chunk in chunks}
+        return found, False
 
     async def _open_running(
         self, item: PoolAttempt, *, follow: bool

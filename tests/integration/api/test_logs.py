@@ -18,7 +18,7 @@ from octaskly.api.output.logs import parse_event_id
 from octaskly.config.defaults import STREAMS_PER_SUBJECT
 from octaskly.config.settings import LimitOptions
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.ids import AttemptId, StreamId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.ports import TaskParts
 from octaskly.ports.output import OutputChunk
@@ -638,6 +638,29 @@ async def test_a_follower_survives_a_change_of_dispatcher(
         three.front.follow(successor, term=2)
         wrote.append(OutputChunk(0, 4, b"two\n"))
         finish(successor.gateway, task, replace(DONE, stderr=b"", stderr_bytes=0))
+
+        assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
+        assert (await reader.of("end"))[1] == f"{FIRST}:8:0"
+
+
+@pytest.mark.parametrize("is_front", [True, False])
+async def test_output_of_a_visitor_comes_from_the_dispatcher(
+    three: Three, *, is_front: bool
+) -> None:
+    """Nobody else can reach it."""
+    visitor = NodeId("visitor-" + "v" * 16)
+    three.back.gateway.visitors.add(visitor)
+    task, attempt = await run_first(three.back.api, visitor)
+    wrote = three.back.gateway.wrote[TaskId(task), attempt] = [
+        OutputChunk(0, 0, b"one\n")
+    ]
+    asked = three.front if is_front else three.back
+    path = f"/api/v1/tasks/{task}/logs?follow=true"
+    async with Reader(asked.api, path) as reader:
+        assert (await reader.of("stdout"))[2]["data"] == "one\n"
+        three.back.gateway.visitors.clear()  # It leaves.
+        wrote.append(OutputChunk(0, 4, b"two\n"))
+        finish(three.back.gateway, task, replace(DONE, stderr=b"", stderr_bytes=0))
 
         assert (await reader.of("stdout"))[2] == {"offset": 4, "data": "two\n"}
         assert (await reader.of("end"))[1] == f"{FIRST}:8:0"

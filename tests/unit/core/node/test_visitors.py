@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, Disconnect, Effect, Save, Send
+from octaskly.core.effects import Answer, Append, Disconnect, Effect, Save, Send
 from octaskly.core.events import Event as CoreEvent
 from octaskly.core.events import (
     LiveLoaded,
+    OutputRequested,
     PeerDown,
     PeerUp,
     Persisted,
@@ -46,7 +47,10 @@ from octaskly.core.protocol.messages import (
     HeartbeatOk,
     Hello,
     Message,
+    OutputPiece,
+    OutputPieces,
     Probe,
+    ReadOutput,
     Reattach,
     Report,
     Results,
@@ -57,8 +61,10 @@ from octaskly.core.protocol.visitor_rules import (
     LINK_MESSAGES,
     MEMORY_MB_MAX,
     MESSAGES_BURST,
+    READS_MAX,
     bounded_outcome,
 )
+from octaskly.core.replies import NoVisitorOutput, VisitorOutput
 from octaskly.core.scheduling.queued_task import VISITOR_RETURNS_MAX
 from tests.support.builders import node_info, node_moment
 from tests.support.sample_messages import OUTCOME
@@ -410,3 +416,104 @@ def test_a_link_ends_with_the_certificate_that_it_was_made_with(
 
     assert member.node.roster is not None
     assert member.node.roster.visitors == ()
+
+
+# --- Live output.
+
+TICKET = 41
+UNASKED = Disconnect(VISITOR, "protocol: output")
+
+
+def read_output(member: Member, ticket: int = TICKET) -> ReadOutput:
+    """Ask the visitor for the stdout of an attempt, from its third byte on."""
+    ((attempt, spec),) = attempts(1)
+    read = ReadOutput(ticket, spec.id, attempt, (2, None))
+    asked = OutputRequested(ticket, VISITOR, read.task, attempt, read.starts)
+
+    assert member.feed(asked) == [Send(VISITOR, (read,))]
+    return read
+
+
+def test_output_of_a_visitor_answers_the_request_that_asked_for_it(
+    member: Member,
+) -> None:
+    """It comes once, with the number of the request."""
+    member.attach()
+    read_output(member)
+    pieces = OutputPiece(0, 2, b"one\n"), OutputPiece(0, 9, b"two\n")
+
+    told = member.say(OutputPieces(TICKET, pieces, is_complete=True))
+
+    assert told == [Answer(TICKET, VisitorOutput(pieces, is_complete=True))]
+
+
+def test_a_visitor_without_the_output_ends_the_request(member: Member) -> None:
+    """Its attempt has not begun, for example."""
+    member.attach()
+    read_output(member)
+
+    told = member.say(OutputPieces(TICKET, (), is_complete=True, is_absent=True))
+
+    assert told == [Answer(TICKET, NoVisitorOutput())]
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        OutputPieces(TICKET + 1, (), is_complete=False),
+        OutputPieces(TICKET, (OutputPiece(1, 0, b"stderr"),), is_complete=False),
+        OutputPieces(TICKET, (OutputPiece(2, 0, b"none"),), is_complete=False),
+        OutputPieces(TICKET, (OutputPiece(0, 1, b"again"),), is_complete=False),
+        OutputPieces(
+            TICKET,
+            (OutputPiece(0, 4, b"next"), OutputPiece(0, 5, b"x")),
+            is_complete=False,
+        ),
+    ],
+    ids=["another request", "another stream", "no stream", "before", "overlap"],
+)
+def test_output_that_nobody_asked_for_closes_the_link(
+    member: Member, lie: OutputPieces
+) -> None:
+    """Whoever waits learns that the visitor has gone."""
+    member.attach()
+    read_output(member)
+
+    told = member.say(lie)
+
+    assert UNASKED in told
+    assert Answer(TICKET, NoVisitorOutput()) in told
+
+
+def test_output_comes_once_for_each_request(member: Member) -> None:
+    """So it does not have to be counted against what a visitor may send."""
+    member.attach()
+    read_output(member)
+    output = OutputPieces(TICKET, (), is_complete=False)
+
+    assert UNASKED not in member.say(output)
+    assert UNASKED in member.say(output)
+
+
+def test_requests_for_the_output_of_one_visitor_are_bounded(member: Member) -> None:
+    """It may answer none of them."""
+    member.attach()
+    for ticket in range(READS_MAX):
+        read_output(member, ticket)
+    ((attempt, spec),) = attempts(1)
+
+    more = OutputRequested(READS_MAX, VISITOR, spec.id, attempt, (0, 0))
+
+    assert member.feed(more) == [Answer(READS_MAX, NoVisitorOutput())]
+
+
+def test_without_the_visitor_a_request_for_output_is_answered(member: Member) -> None:
+    """Its link ends before it answers, or it never came."""
+    member.attach()
+    read = read_output(member)
+
+    told = member.feed(PeerDown(VISITOR, "eof"))
+    again = OutputRequested(7, VISITOR, read.task, read.attempt, read.starts)
+
+    assert Answer(TICKET, NoVisitorOutput()) in told
+    assert member.feed(again) == [Answer(7, NoVisitorOutput())]

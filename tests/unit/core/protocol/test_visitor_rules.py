@@ -21,12 +21,15 @@ from octaskly.errors import FrameTooLarge, RemoteProtocolError
 from octaskly.mesh import wire
 from tests.support.sample_messages import ATTEMPT, EPOCH, MESSAGES, SPEC
 
-SENT = {"Hello", "HelloOk", "Leave", "HeartbeatOk", "Probe", "Reattach", "Results"}
+SENT = {
+    *("Hello", "HelloOk", "Leave", "HeartbeatOk", "OutputPieces", "Probe", "Reattach"),
+    "Results",
+}
 """All that a visitor may send."""
 
 RECEIVED = {
     *("Hello", "HelloOk", "Leave", "Assign", "Contacts", "Heartbeat", "Kill"),
-    *("ProbeOk", "Redirect", "ResultsOk"),
+    *("ProbeOk", "ReadOutput", "Redirect", "ResultsOk"),
 }
 """All that a visitor gets."""
 
