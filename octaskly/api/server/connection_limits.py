@@ -15,6 +15,7 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
+from math import inf
 from typing import Final, Protocol
 
 from octaskly.api.problems import (
@@ -29,10 +30,15 @@ CONNECTIONS_MIN: Final = 4
 EXCESS_ANSWERED_MAX: Final = 16
 """Connections above a limit that get an error response; others are closed at once."""
 
-IDLE_S_MIN: Final = 0.25
+IDLE_S_MIN: Final = 0.5
 """A connection makes room for a newer one of its owner only after so long without a
-request. Otherwise, an owner that connects without end would cost a transport each time,
-while a refusal before it costs little."""
+request. Otherwise, an owner that connects without end would cost a transport each time.
+"""
+
+WAITING_MAX: Final = 512
+"""Connections that wait for a place at one plain listener; they cost a descriptor."""
+
+PLAIN_LISTENERS: Final = 3  #: two loopback ports and the UNIX socket
 
 DESCRIPTORS_RESERVED: Final = 48
 """Descriptors for files, launchers and peers; connections get the rest."""
@@ -221,9 +227,16 @@ class ConnectionLimits:
         """Number of connections in all pools."""
         return len(self._kinds)
 
-    def is_flooded_by(self, kind: ConnectionKind, owner: str) -> bool:
-        """Return True if an owner reached its limit by connections that are all new."""
-        return self._pools[kind].is_flooded_by(owner)
+    def is_excess(self, kind: ConnectionKind, owner: str, open_count: int) -> bool:
+        """Return True if a connection without a place gets no error response.
+
+        Args:
+            kind: The pool that has no place for it.
+            owner: Its owner.
+            open_count: All open connections, also those that get such a response.
+        """
+        is_flooded = self._pools[kind].is_flooded_by(owner)
+        return is_flooded or open_count - self.count >= EXCESS_ANSWERED_MAX
 
     def has_place(self, kind: ConnectionKind, owner: str) -> bool:
         """Make room for a connection in its pool; return False if none is free."""
@@ -294,11 +307,25 @@ class ConnectionLimits:
             if not self._forwarded_counts[subject]:
                 del self._forwarded_counts[subject]
 
+    def waiting_max(self) -> int:
+        """Return how many connections may wait for a place at one plain listener.
+
+        They get the descriptors that the pools leave.
+        """
+        pools = self._limits.connections_max * sum(POOL_SHARES.values())
+        left = _available_descriptors() - pools
+        return max(1, int(min(WAITING_MAX, left / PLAIN_LISTENERS)))
+
     def _pool_size(self, kind: ConnectionKind) -> int:
         """Return the share of a pool, smaller if there are too few descriptors."""
-        most = float(self._limits.connections_max)
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if descriptors != resource.RLIM_INFINITY:
-            available = (descriptors - DESCRIPTORS_RESERVED) / sum(POOL_SHARES.values())
-            most = max(CONNECTIONS_MIN, min(most, available))
+        available = _available_descriptors() / sum(POOL_SHARES.values())
+        most = max(CONNECTIONS_MIN, min(self._limits.connections_max, available))
         return max(1, int(most * POOL_SHARES[kind]))
+
+
+def _available_descriptors() -> float:
+    """Return the number of descriptors for connections; infinity without a limit."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return inf
+    return descriptors - DESCRIPTORS_RESERVED

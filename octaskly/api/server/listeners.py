@@ -1,7 +1,8 @@
 """Listeners of the API: plain ones on this machine, and those of the LAN with TLS.
 
-A plain listener asks for a place before a transport exists, so a connection that is
-refused costs little. A TLS connection costs the state of its handshake and a descriptor
+A plain listener takes a place for a connection before a transport exists, and lets one
+without a place wait. So a client that connects again as soon as it is refused costs
+little. A TLS connection costs the state of its handshake and a descriptor
 from its first byte, so the number of unfinished handshakes is bounded. This check, too,
 happens on the TCP connection, before any TLS object exists.
 """
@@ -29,8 +30,10 @@ from octaskly.system.pending_handshakes import (
 from octaskly.system.tcp_table import client_user
 from octaskly.system.tls_transport import TlsTransport
 
-WAITING_MAX: Final = 16
-"""Connections of an owner with its limit of new ones that wait for a place."""
+WAIT_S: Final = 4 * IDLE_S_MIN
+"""Longest wait for a place: an owner that left many connections open is served again
+before it ends, once they have made room for each other."""
+PLACE_CHECK_S: Final = 0.05  #: between two checks for a place
 
 PLAIN_ACCEPTS_PER_TURN: Final = 8
 """Few, because others of this machine wait for the event loop meanwhile."""
@@ -61,25 +64,28 @@ class PlainListener:
     Args:
         listener: The socket; it listens and does not block.
         identify: Returns the place of a connection, which has this remote address.
-        is_flooded: Returns True if an owner has its places, all by new connections.
-        has_place: Returns True if a connection may be opened.
-        protocol_factory: Returns the protocol of a connection.
+        admit: Takes a place and returns the protocol of the connection that has it, or
+            None if no place is free.
+        refuse: Returns a protocol that says why a place was not free, or None.
+        waiting_max: Number of connections that may wait for a place.
     """
 
     def __init__(
         self,
         listener: socket.socket,
+        *,
         identify: Callable[[socket.socket, Any], Place],
-        is_flooded: Callable[[Place], bool],
-        has_place: Callable[[Place], bool],
-        protocol_factory: Callable[[Place], asyncio.Protocol],
+        admit: Callable[[Place], asyncio.Protocol | None],
+        refuse: Callable[[Place], asyncio.Protocol | None],
+        waiting_max: Callable[[], int],
     ) -> None:
         self._listener = listener
         self._identify = identify
-        self._is_flooded = is_flooded
-        self._has_place = has_place
-        self._protocol_factory = protocol_factory
-        self._waiting: dict[Place, deque[socket.socket]] = {}
+        self._admit = admit
+        self._refuse = refuse
+        self._waiting_max = waiting_max
+        self._waiting: dict[Place, deque[tuple[socket.socket, float]]] = {}
+        """Connections without a place, and until when they wait for one."""
 
     async def serve(self) -> None:
         """Accept connections until cancelled."""
@@ -88,58 +94,67 @@ class PlainListener:
 
                 def on_connection(connection: socket.socket, address: Any) -> None:
                     place = self._identify(connection, address)
-                    if self._is_flooded(place):
-                        self._keep_waiting(connection, place, tasks)
+                    is_first = place not in self._waiting
+                    protocol = self._admit(place) if is_first else None
+                    if protocol is None:
+                        self._add_waiting(connection, place, tasks)
                     else:
-                        self._open(connection, place, tasks)
+                        tasks.create_task(_open_transport(connection, protocol))
 
                 await accept_connections(
                     self._listener, on_connection, per_turn_max=PLAIN_ACCEPTS_PER_TURN
                 )
         finally:
-            for connections in self._waiting.values():
-                for connection in connections:
+            for waiting in self._waiting.values():
+                for connection, _ in waiting:
                     connection.close()
             self._waiting.clear()
 
-    def _keep_waiting(
+    def _add_waiting(
         self, connection: socket.socket, place: Place, tasks: asyncio.TaskGroup
     ) -> None:
-        """Open a connection of an owner that floods in a moment, if not many follow.
+        """Let a connection wait for a place, before it is refused.
 
-        An owner that opened too many by mistake is served again soon, and one that goes
-        on costs no transports.
+        A refused client may connect again at once, thousands of times a second.
         """
-        waiting = self._waiting.get(place)
-        if waiting is None:
-            waiting = self._waiting[place] = deque()
-            asyncio.get_running_loop().call_later(
-                IDLE_S_MIN, self._open_waiting, place, tasks
-            )
-        waiting.append(connection)
-        if len(waiting) > WAITING_MAX:
-            waiting.popleft().close()
-
-    def _open_waiting(self, place: Place, tasks: asyncio.TaskGroup) -> None:
-        for connection in self._waiting.pop(place, ()):
-            self._open(connection, place, tasks)
-
-    def _open(
-        self, connection: socket.socket, place: Place, tasks: asyncio.TaskGroup
-    ) -> None:
-        if self._has_place(place):
-            tasks.create_task(self._open_transport(connection, place))
+        until_s = asyncio.get_running_loop().time() + WAIT_S
+        if place in self._waiting:
+            self._waiting[place].append((connection, until_s))
         else:
-            connection.close()
+            self._waiting[place] = deque([(connection, until_s)])
+            tasks.create_task(self._serve_waiting(place))
+        if sum(map(len, self._waiting.values())) > self._waiting_max():
+            longest = max(self._waiting.values(), key=len)
+            longest.popleft()[0].close()
 
-    async def _open_transport(self, connection: socket.socket, place: Place) -> None:
+    async def _serve_waiting(self, place: Place) -> None:
+        """Open connections in order of arrival, one in each turn of the event loop."""
         loop = asyncio.get_running_loop()
-        try:
-            await loop.connect_accepted_socket(
-                lambda: self._protocol_factory(place), connection
-            )
-        except OSError:  # For lack of memory, for example.
-            connection.close()
+        waiting = self._waiting[place]
+        while waiting:
+            protocol = self._admit(place)
+            if protocol is None and loop.time() < waiting[0][1]:
+                await asyncio.sleep(PLACE_CHECK_S)
+                continue
+            connection, _ = waiting.popleft()
+            protocol = protocol or self._refuse(place)
+            if protocol is None:
+                connection.close()
+            else:
+                await _open_transport(connection, protocol)
+            await asyncio.sleep(0)
+        del self._waiting[place]
+
+
+async def _open_transport(
+    connection: socket.socket, protocol: asyncio.Protocol
+) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.connect_accepted_socket(lambda: protocol, connection)
+    except OSError as error:  # For lack of memory, for example.
+        connection.close()
+        protocol.connection_lost(error)
 
 
 class TlsListener:

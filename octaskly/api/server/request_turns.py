@@ -115,12 +115,15 @@ class RequestTurns:
         While another owner has requests in progress, this one may have only as many.
         So a client that asks for little waits for little.
         """
-        if owner not in self._waiting_light and self._may_begin(owner):
+        is_next = owner not in self._waiting_light and self._may_begin(owner)
+        if is_next:
             self._add_light(owner)
         else:
             await self._wait_for_light(owner)
         work = RequestWork(self, owner)
         try:
+            if not is_next:  # The end of one request may let several begin.
+                await work.turn()
             yield work
         finally:
             work.end()

@@ -54,11 +54,7 @@ from octaskly.api.routes import dashboard
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security.origin_checks import AllowList
 from octaskly.api.security.rate_limit import RateLimiter
-from octaskly.api.server.connection_limits import (
-    EXCESS_ANSWERED_MAX,
-    ConnectionKind,
-    ConnectionLimits,
-)
+from octaskly.api.server.connection_limits import ConnectionKind, ConnectionLimits
 from octaskly.api.server.listeners import (
     Place,
     PlainListener,
@@ -152,7 +148,6 @@ class ServerConnection(web.RequestHandler):
         identify_peer: IdentifyPeer,
         rotations: KeyRotationControl | None,
         stall_s: float,
-        place: Place | None = None,
         **options: Any,
     ) -> None:
         super().__init__(manager, **options)
@@ -174,7 +169,7 @@ class ServerConnection(web.RequestHandler):
         self.own_addresses: frozenset[str] = frozenset()
         #: The node, the user of this machine or the LAN address at the other end.
         self.owner = ""
-        self._place = place  #: in the limits, if the listener knows
+        self._place: Place | None = None  #: in the limits
 
     @property
     def certificate_node(self) -> NodeId | None:
@@ -212,20 +207,26 @@ class ServerConnection(web.RequestHandler):
         """Accept the connection, unless there are too many."""
         manager = self._manager
         assert manager is not None
-        if self.is_lan:
+        is_excess = self._force_close  # Its place was given to another one.
+        if self._place is None:
             self._identify_peer(transport)
-        kind, self.owner = self._pool_and_owner(transport)
-        limits = self._connection_limits
-        self.refusal = limits.add_connection(self, kind, self.owner)
-        excess = len(manager.connections) - limits.count
-        if self.refusal is not None and (
-            excess >= EXCESS_ANSWERED_MAX or limits.is_flooded_by(kind, self.owner)
-        ):
+            place = self._pool_and_owner(transport)
+            self.take_place(place)
+            is_excess = self.refusal is not None and self._connection_limits.is_excess(
+                *place, len(manager.connections)
+            )
+        if is_excess:
             self.close()
             transport.abort()  # type: ignore[attr-defined]  # all ours are transports
             return
         super().connection_made(transport)
         self._stall_timer.attach(transport)
+
+    def take_place(self, place: Place) -> None:
+        """Take a place in the limits, or set the response that says why not."""
+        self._place = place
+        kind, self.owner = place
+        self.refusal = self._connection_limits.add_connection(self, kind, self.owner)
 
     def data_received(self, data: bytes) -> None:
         """Parse data; close the connection if one header is too long in all.
@@ -301,8 +302,6 @@ class ServerConnection(web.RequestHandler):
         self, transport: asyncio.BaseTransport
     ) -> tuple[ConnectionKind, str]:
         """Return the pool of a new connection, and who counts as its owner."""
-        if self._place is not None:
-            return self._place
         if self.peer is not None:
             return ConnectionKind.NODE, self.peer
         if self.visitor is not None:  # It has the bounds of a stranger.
@@ -492,16 +491,26 @@ class ApiServer:
         factory = self._protocol_factory(kind)
         limits = self._connection_limits
 
-        def has_place(place: Place) -> bool:
-            excess = self.connection_count - limits.count
-            return excess < EXCESS_ANSWERED_MAX or limits.has_place(*place)
+        def open_connection(place: Place) -> ServerConnection:
+            connection = factory()
+            connection.take_place(place)
+            return connection
+
+        def admit(place: Place) -> ServerConnection | None:
+            return open_connection(place) if limits.has_place(*place) else None
+
+        def refuse(place: Place) -> ServerConnection | None:
+            is_excess = limits.is_excess(*place, self.connection_count)
+            return None if is_excess else open_connection(place)
 
         port = PlainListener(
             listener,
-            identify_user if kind is ListenerKind.SOCKET else identify_client,
-            lambda place: limits.is_flooded_by(*place),
-            has_place,
-            lambda place: factory(place=place),
+            identify=(
+                identify_user if kind is ListenerKind.SOCKET else identify_client
+            ),
+            admit=admit,
+            refuse=refuse,
+            waiting_max=limits.waiting_max,
         )
         self._listen(listener, port.serve())
 

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from octaskly import __version__
 from octaskly.api import HttpTimeouts
-from octaskly.api.server import connection_limits, server
+from octaskly.api.server import connection_limits, listeners, server
 from octaskly.config.settings import LimitOptions
 from octaskly.core.model.ids import Epoch, NodeId
 from octaskly.core.model.nodes import StandbyView, Takeover
@@ -633,7 +633,8 @@ async def test_connections_over_the_limit_get_an_error_or_are_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A user of the local socket has as many connections as a subject."""
-    monkeypatch.setattr(server, "EXCESS_ANSWERED_MAX", 1)
+    monkeypatch.setattr(connection_limits, "EXCESS_ANSWERED_MAX", 1)
+    monkeypatch.setattr(listeners, "WAIT_S", 0.0)
     path = tmp_path / "api.sock"
     async with api_node(limits=LimitOptions(connections_per_subject=1)) as node:
         await node.server.serve_unix(path)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass, field
 
 import pytest
 
 from octaskly.api.problems import Problem
 from octaskly.api.server.connection_limits import (
+    DESCRIPTORS_RESERVED,
     IDLE_S_MIN,
+    PLAIN_LISTENERS,
+    POOL_SHARES,
+    WAITING_MAX,
     ConnectionKind,
     ConnectionLimits,
 )
@@ -99,3 +104,21 @@ def test_a_flood_of_one_subject_takes_the_places_of_strangers() -> None:
     assert not api.connect("eve")
     assert api.connect("ana")
     assert all(each.is_open for each in api.opened)
+
+
+def test_connections_wait_on_descriptors_that_the_pools_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So those that wait for a place never take one from another."""
+
+    def waiting_max(descriptors: int) -> int:
+        monkeypatch.setattr(
+            "octaskly.api.server.connection_limits.resource.getrlimit",
+            lambda _: (descriptors, descriptors),
+        )
+        return ConnectionLimits(LimitOptions(), SetClock()).waiting_max()
+
+    pools = int(LimitOptions().connections_max * sum(POOL_SHARES.values()))
+    assert waiting_max(3) == 1
+    assert waiting_max(DESCRIPTORS_RESERVED + pools + 30) == 30 // PLAIN_LISTENERS
+    assert waiting_max(resource.RLIM_INFINITY) == WAITING_MAX

@@ -152,6 +152,23 @@ async def test_an_owner_has_no_more_in_progress_than_another() -> None:
         assert requests.working == {"eve": 4, "ana": 0}
 
 
+async def test_requests_that_may_begin_together_begin_one_in_each_turn() -> None:
+    """The end of another owner's request lets several begin."""
+    async with Requests() as requests:
+        requests.begin("ana")
+        await settle()
+        requests.begin("eve", 1 + LIGHT_MAX)
+        await settle()
+        assert requests.working["eve"] < LIGHT_MAX
+        requests._ends["ana"].pop(0).set()
+        counts = []
+        while requests.working["eve"] < LIGHT_MAX:
+            before = requests.working["eve"]
+            await asyncio.sleep(0)
+            counts.append(requests.working["eve"] - before)
+        assert max(counts) <= STARTS_PER_TURN
+
+
 async def test_a_client_that_leaves_while_it_waits_takes_no_place() -> None:
     """Neither before its turn, nor in the moment of its turn."""
     async with Requests() as requests:
