@@ -31,7 +31,7 @@ SUBMISSION_WAIT_S_MAX = 0.05
 Many tasks end earlier, and then one request does for all. Clients that follow a longer
 task start to do so that much later.
 """
-LONG_TASK_BYTES = 256 << 10  #: encoding more takes milliseconds
+LONG_TASK_BYTES = 1 << 20  #: encoding more may take milliseconds
 REPLICAS_HEADER = "Octaskly-Replicas"
 
 
@@ -156,20 +156,13 @@ async def show_task(request: Request) -> web.StreamResponse:
     record = await find_task(request, wait_s)
     live = await _live_facts_of(request, record)
     names = request.gateway.node_names()
-    size_bytes = _size_bytes(record)
+    size_bytes = task_response.size_bytes_max(record, is_exact=is_exact)
     is_long = size_bytes > LONG_TASK_BYTES
-    if is_long:  # Before it waits, as many may.
+    if is_long:  # Before it waits, as many may, and is encoded only to be refused.
         request.quota.resize(size_bytes)
     async with request.work.heavy() if is_long else nullcontext():
         shown = task_response.task(record, names, live, is_exact=is_exact)
         return json_response(task_response.encode(shown))
-
-
-def _size_bytes(record: TaskRecord) -> int:
-    """Return the size of a task with its outputs, roughly."""
-    size_bytes = 0 if record.spec is None else record.spec.size_bytes
-    outcomes = (attempt.outcome for attempt in record.attempts)
-    return size_bytes + sum(outcome.size_bytes for outcome in outcomes if outcome)
 
 
 async def _live_facts_of(request: Request, record: TaskRecord) -> LiveFacts:

@@ -15,6 +15,7 @@ from octaskly.core.change_feed import TaskEvent
 from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.model.arrays import member_id
 from octaskly.core.model.ids import NodeId, TaskId, task_name
+from octaskly.core.model.task_options import CHAR_BYTES
 from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
@@ -30,6 +31,8 @@ from octaskly.ports import DisplayFacts, InputSources
 from octaskly.rest import tasks as rest
 
 RESULT_OUTPUTS_MAX: Final = 256  #: in a stream of results
+JSON_CHAR_BYTES: Final = 6  #: most bytes of one character, as of a control character
+BASE64_BYTES: Final = 4 / 3  #: of one byte
 SUBMITTED_BYTES_MAX: Final = 32 << 10
 """Bytes of output in the response to a submission.
 
@@ -178,6 +181,18 @@ def task(
         outputs_missing=_outputs_missing(outcome),
         **task_options.render_options(record.spec.options if record.spec else None),
     )
+
+
+def size_bytes_max(record: TaskRecord, *, is_exact: bool) -> int:
+    """Return the size of a task with its output as JSON, at most, roughly."""
+    outcome = _visible(record)[2]
+    text_bytes = 0 if record.spec is None else record.spec.size_bytes
+    output_bytes = 0
+    if outcome is not None:
+        output_bytes = len(outcome.stdout) + len(outcome.stderr)
+        text_bytes += outcome.size_bytes - output_bytes
+    shown_bytes = output_bytes * (BASE64_BYTES if is_exact else JSON_CHAR_BYTES)
+    return int(text_bytes / CHAR_BYTES * JSON_CHAR_BYTES + shown_bytes)
 
 
 def submitted(
