@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final
-from urllib.parse import quote
 
 from msgspec import structs
 
+from octaskly.agent.blob_holders import BlobHolders
 from octaskly.agent.core_loop import CoreLoop
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.submissions import QueueLimits
@@ -40,7 +39,7 @@ from octaskly.config.defaults import SOCKET_GROUP
 from octaskly.core import events as ev
 from octaskly.core.effects import LogLine
 from octaskly.core.events import DiskChanged, LoadSampled
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tree_sizes import blob_key
@@ -52,9 +51,8 @@ from octaskly.mesh.links.tcp import tune_socket
 from octaskly.mesh.links.transport import Transport
 from octaskly.ports import RETENTION_S, Clock, MemberFiles
 from octaskly.rest.mesh import Checkup
-from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource, HoldersOf
+from octaskly.runner.blobs.blob_fetcher import BlobFetcher, HoldersOf
 from octaskly.runner.blobs.blob_store import BlobStore
-from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.capture import OutputReader, outputs_folder
 from octaskly.runner.files.output_copies import (
@@ -201,7 +199,6 @@ def _remembered_addresses(saved: ev.SavedState) -> MemberAddresses:
     return addresses
 
 
-OUTPUT_TREES_PATH: Final = "/internal/v1/output-trees"
 AUDIT_FLUSH_S: Final = 1.0  #: longest wait for unwritten audit entries at shutdown
 
 
@@ -474,81 +471,23 @@ class Components:
         self._archive.captured.mark_needed(folder, RETENTION_S)
         return self._blob_store.add_captured_tree(folder, tree.manifest)
 
-    def _find_outputs(self, task: str) -> list[BlobSource]:
-        """Return the trees of a task's outputs. Blocks."""
-        path = f"{OUTPUT_TREES_PATH}/{quote(task, safe='')}"
-        found = self._fetcher.find_trees(self._dispatcher_as_holder, path)
-        return [
-            BlobSource(tree, partial(self._file_holders, tree.node, ()))
-            for tree in found
-        ]
-
-    def _dispatcher_as_holder(self) -> Holder | None:
-        view = self.gateway.dispatcher()
-        if view is None:
-            return None
-        urls = view.lan_urls or self.gateway.api_urls_of(view.node)
-        return Holder(self.gateway.view.name_of(view.node), urls)
-
-    def _file_holders(self, first: str, known: Sequence[NodeId]) -> list[Holder]:
-        """Return the other live nodes: known holders, the named one, and the others.
-
-        In random order otherwise, so that not all nodes ask the same one first. The
-        named node is among them even if it is not in the mesh now: it may come
-        back, and otherwise the error names it.
-        """
-        view = self.gateway.view
-        others = view.other_members()
-        secrets.SystemRandom().shuffle(others)
-        others.sort(
-            key=lambda member: (
-                member.id not in known,
-                first not in (member.id, member.name),
-            )
-        )
-        holders = [
-            Holder(
-                member.name,
-                self.gateway.api_urls_of(member.id),
-                is_named=first in (member.id, member.name),
-            )
-            for member in others
-        ]
-        is_known = any(first in (member.id, member.name) for member in others)
-        if is_known or first in (self._info.id, self._info.name):
-            return holders
-        return [Holder(view.name_of(NodeId(first)), (), is_named=True), *holders]
-
-    def _other_nodes(self) -> list[Holder]:
-        return [
-            Holder(member.name, self.gateway.api_urls_of(member.id))
-            for member in self.gateway.view.other_members()
-        ]
-
-    def _copy_holders(self, task: TaskId, attempt: AttemptId) -> list[Holder]:
-        """Return the other live nodes, those first where a copy of outputs belongs."""
-        return [
-            Holder(member.name, self.gateway.api_urls_of(member.id))
-            for member in self.gateway.view.copy_holders(task, attempt)
-            if member.id != self._info.id
-        ]
-
     def _on_wrong_copy(self, holder: str, sha256: str) -> None:
         self._log.warning("node sent wrong bytes of a file", node=holder, sha256=sha256)
 
     def _build_runner(self) -> None:
+        holders = BlobHolders(self.gateway, self._info)
         self._pool, self._fetcher, self._archive, self._output_copies = build_pool(
             self._config,
             self._info,
             self._clock,
             tls=self._trust.lan_client_context,
-            holders_of=self._file_holders,
+            holders_of=holders.of_blob,
             on_wrong_copy=self._on_wrong_copy,
-            copy_holders=self._copy_holders,
+            copy_holders=holders.of_copies,
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
         fetcher = self._fetcher
-        fetcher.find_outputs = self._find_outputs
+        fetcher.find_outputs = partial(holders.find_outputs, fetcher)
         self._blob_store = fetcher.blob_store
         self._tree_sizer = TreeSizer(fetcher, self.loop.handle)
         self._storage = StorageReporter(fetcher.blob_store, self._archive)
@@ -565,7 +504,7 @@ class Components:
             self._archive,
             fetcher,
             dispatcher=self.gateway.dispatcher,
-            other_nodes=self._other_nodes,
+            other_nodes=holders.others,
             find_forgotten=self.gateway.find_forgotten,
         )
         self.gateway.on_purged = self._forgotten_outputs.announce

@@ -17,10 +17,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from octaskly.agent.components import (
-    OUTPUT_TREES_PATH,
     build_file_stores,
     build_runner,
 )
@@ -221,9 +219,8 @@ class Visitor:
 
     def _find_outputs(self, task: str) -> list[BlobSource]:
         """Return the trees of a task's outputs. Blocks."""
-        path = f"{OUTPUT_TREES_PATH}/{quote(task, safe='')}"
-        found = self._fetcher.find_trees(
-            lambda: next(iter(self._holders()), None), path
+        found = self._fetcher.find_output_trees(
+            lambda: next(iter(self._holders()), None), task
         )
         return [BlobSource(tree, self._holders) for tree in found]
 

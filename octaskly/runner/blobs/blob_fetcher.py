@@ -316,14 +316,14 @@ class BlobFetcher:
             manifest = decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
         return select_folders(manifest, _folders(tree))
 
-    def find_trees(
-        self, dispatcher: Callable[[], Holder | None], path: str
+    def find_output_trees(
+        self, dispatcher: Callable[[], Holder | None], task: str
     ) -> list[BlobRef]:
-        """Return the trees that the dispatcher names under a path of its API. Blocks.
+        """Return the trees with the outputs of a task. Blocks.
 
         Args:
             dispatcher: Returns the dispatcher, if one is known.
-            path: The path.
+            task: Id of the task.
 
         Raises:
             OutputNotFound: there are none, or no node could be asked.
@@ -334,7 +334,7 @@ class BlobFetcher:
             try:
                 if holder is not None:
                     with self.connections.connect_to(holder) as connection:
-                        return connection.find_trees(path)
+                        return connection.find_output_trees(task)
             except HolderUnreachable as error:
                 why = str(error)
             if not more or self.is_closing(FIND_PAUSE_S):

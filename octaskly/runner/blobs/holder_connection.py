@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from msgspec import MsgspecError, Struct, json
 
@@ -28,6 +28,7 @@ from octaskly.system.tls_errors import clear_tls_errors
 FILES_PATH: Final = "/internal/v1/files/"
 PACK_PATH: Final = "/internal/v1/files/pack"
 HOLD_PATH: Final = "/internal/v1/files/hold"
+OUTPUT_TREES_PATH: Final = "/internal/v1/output-trees/"
 PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"
 STALL_S: Final = 20.0  #: timeout for each read
@@ -348,13 +349,13 @@ class HolderConnection:
         self._connection.request("POST", path, chunks, headers)
         self._read_answer().read()
 
-    def find_trees(self, path: str) -> list[BlobRef]:
-        """Return the trees that the holder names under a path.
+    def find_output_trees(self, task: str) -> list[BlobRef]:
+        """Return the trees with the outputs of a task, as the dispatcher knows them.
 
         Raises:
             OutputNotFound: it says that there are none, and why.
         """
-        self._connection.request("GET", path)
+        self._connection.request("GET", OUTPUT_TREES_PATH + quote(task, safe=""))
         response = self._connection.getresponse()
         status, body = response.status, response.read(FOUND_BYTES_MAX)
         try:

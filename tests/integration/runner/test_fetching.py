@@ -209,7 +209,7 @@ def test_a_status_says_whether_to_ask_again(status: int, kind: type[Exception]) 
             assert type(raised.value) is kind
         expected = HolderUnreachable if status in (403, 502, 503) else OutputNotFound
         with pytest.raises(expected):
-            HolderConnection(connection).find_trees("/trees")
+            HolderConnection(connection).find_output_trees("task-1")
 
 
 @contextmanager
