@@ -13,8 +13,10 @@ from typing import Final
 
 from msgspec import structs
 
-from octaskly.agent.blob_holders import BlobHolders
 from octaskly.agent.core_loop import CoreLoop
+from octaskly.agent.files.blob_holders import BlobHolders
+from octaskly.agent.files.tree_keeper import TreeKeeper
+from octaskly.agent.files.tree_sizer import TreeSizer
 from octaskly.agent.gateway.gateway import AgentGateway
 from octaskly.agent.gateway.submissions import QueueLimits
 from octaskly.agent.gateway.task_lookup import LocalFiles
@@ -29,8 +31,6 @@ from octaskly.agent.node_setup import (
     resolve_seed,
     write_description,
 )
-from octaskly.agent.tree_keeper import TreeKeeper
-from octaskly.agent.tree_sizer import TreeSizer
 from octaskly.agent.webhooks import WebhookScheduler
 from octaskly.api import ApiServer, HttpTimeouts
 from octaskly.api.webhook_sender import WebhookSender

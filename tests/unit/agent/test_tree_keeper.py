@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 from octaskly.agent import tree_keeper
+from octaskly.agent.files.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.core.effects import PublishMeshState
 from octaskly.core.model.ids import Address, Moment
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry

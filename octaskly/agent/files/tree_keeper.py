@@ -20,8 +20,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from octaskly.agent.files.tree_sizer import TREES_MAX
 from octaskly.agent.gateway.mesh_view import MeshView
-from octaskly.agent.tree_sizer import TREES_MAX
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
