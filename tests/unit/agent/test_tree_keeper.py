@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from octaskly.agent import tree_keeper
+from octaskly.agent.files import tree_keeper
 from octaskly.agent.files.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.effects import PublishMeshState
