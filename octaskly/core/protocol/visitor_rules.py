@@ -89,6 +89,7 @@ DISPATCHER: Final = "dispatcher"
 SLOTS_MAX: Final = 1 << 12  #: of one visitor
 MESSAGES_PER_S: Final = 200.0  #: of one visitor, over a while; more close the link
 MESSAGES_BURST: Final = 2000.0
+BYTES_PER_S: Final = 8 << 20  #: that a link reads of one visitor
 LINK_MESSAGES: Final = 20.0  #: messages that a new link counts as
 READS_MAX: Final = 64  #: of one visitor's output at a time
 ITEM_MESSAGES: Final = 1 / 16

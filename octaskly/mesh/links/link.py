@@ -28,6 +28,7 @@ from octaskly.core.protocol.messages import (
     PackedMessage,
 )
 from octaskly.core.protocol.visitor_rules import (
+    BYTES_PER_S,
     FRAME_BYTES_MAX,
     FROM_VISITOR,
     HELLO_BYTES_MAX,
@@ -379,7 +380,10 @@ class Link(asyncio.Protocol):
         if self.visit_ends_ms is not None:
             self._outgoing = redacted_for_visitor
             self._receiver.restrict(
-                FROM_VISITOR, hello_bytes=HELLO_BYTES_MAX, frame_bytes=FRAME_BYTES_MAX
+                FROM_VISITOR,
+                hello_bytes=HELLO_BYTES_MAX,
+                frame_bytes=FRAME_BYTES_MAX,
+                bytes_per_s=BYTES_PER_S,
             )
         elif is_own_visit:
             self._outgoing = lambda m: m if may_pass(m, FROM_VISITOR) else None

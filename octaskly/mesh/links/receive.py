@@ -3,12 +3,14 @@
 A peer that floods this node with valid messages must neither delay clients nor fill the
 memory. Each turn of the event loop therefore handles a few messages, and reading from
 the peer is paused meanwhile. After costly decoding, reading pauses in proportion. If
-entries arrive faster than the disk writes them, reading waits for the disk.
+entries arrive faster than the disk writes them, reading waits for the disk. A peer with
+few rights may send a number of bytes each second; reading waits for the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -25,6 +27,7 @@ UNPERSISTED_BYTES_MAX: Final = 4 << 20  #: bytes received that may not be on dis
 #: Entries received that may not be on disk yet, at 2 kB each. One answer has fewer.
 UNPERSISTED_ENTRIES_MAX: Final = 1 << 11
 DISK_POLL_S: Final = 0.02  #: time between two checks of the progress on disk
+AHEAD_S_MAX: Final = 0.125  #: how far a peer may be ahead of its bytes per second
 
 DiskProgress = Callable[[], tuple[int, int]]
 """Returns the numbers of the last write submitted to the disk and the last on disk."""
@@ -60,14 +63,25 @@ class Receiver:
         self._unpersisted_bytes = 0
         self._unpersisted_entries = 0
         self._awaited_number = 0  #: once this is on disk, all counted entries are, too
+        self._bytes_per_s = math.inf  #: that the peer may send for long
+        self._used_until_s = 0.0  #: when it may have sent what it has, at this rate
 
     def restrict(
-        self, allowed: frozenset[int], *, hello_bytes: int, frame_bytes: int
+        self,
+        allowed: frozenset[int],
+        *,
+        hello_bytes: int,
+        frame_bytes: int,
+        bytes_per_s: float = math.inf,
     ) -> None:
-        """Accept only some messages; see `Decoder.restrict`."""
+        """Accept only some messages, and read at most so fast; see `Decoder.restrict`.
+
+        TCP then slows the peer down.
+        """
         self._decoder.restrict(
             allowed, hello_bytes=hello_bytes, frame_bytes=frame_bytes
         )
+        self._bytes_per_s = bytes_per_s
 
     def attach_transport(self, transport: asyncio.Transport) -> None:
         """Set the transport whose reading is paused and resumed."""
@@ -76,6 +90,10 @@ class Receiver:
     def receive_data(self, data: bytes) -> None:
         """Buffer received bytes, and process them unless reading is paused."""
         self._count_bytes(len(data))
+        now_s = asyncio.get_running_loop().time()
+        self._used_until_s = (
+            max(now_s, self._used_until_s) + len(data) / self._bytes_per_s
+        )
         self._decoder.add_data(data)
         if self._decoding is None:
             self._decoding = self._decoder.decode_messages()
@@ -169,6 +187,9 @@ class Receiver:
             return over_s * PAUSE_FACTOR
         if self._is_disk_behind:
             return DISK_POLL_S
+        ahead_s = self._used_until_s - asyncio.get_running_loop().time()
+        if ahead_s > AHEAD_S_MAX and self._transport is not None:
+            return ahead_s - AHEAD_S_MAX
         if self._decoding is not None:
             return 0.0
         self._decode_s = 0.0

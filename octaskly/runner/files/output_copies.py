@@ -53,6 +53,7 @@ RETRY_S_MIN: Final = 10.0  #: until pending copies are tried again
 RETRY_S_MAX: Final = 600.0  #: the same after many failures
 PARTIAL_SUFFIX: Final = ".partial"
 WRITE_BYTES: Final = 1 << 20
+ROOM_BYTES: Final = 16 << 20  #: reserved beyond what has arrived of an upload
 
 CopyHolders = Callable[[TaskId, AttemptId], Sequence[Holder]]
 """Returns the nodes that may have a copy of an attempt's outputs, likely ones first."""
@@ -254,14 +255,22 @@ class PushedArchive:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = tempfile.mkdtemp(PARTIAL_SUFFIX, f"{folder.name}-", folder.parent)
         self._partial = Path(name)
+        self._arrived_bytes = self._reserved_bytes = 0
         self._store = _ArchiveStore(
             self._partial, size_bytes, DeclaredOutputs(declared)
         )
 
     def write(self, data: bytes | memoryview) -> None:
-        """Store the next bytes; raise TarError if no honest visitor sends them."""
+        """Store the next bytes.
+
+        Raises:
+            TarError: No honest visitor sends them.
+            FileQuotaExceeded: Others have taken the room since the upload began.
+        """
         for start in range(0, len(data), WRITE_BYTES):
-            self._store.add_data(bytes(data[start : start + WRITE_BYTES]))
+            part = bytes(data[start : start + WRITE_BYTES])
+            self._reserve(len(part))
+            self._store.add_data(part)
 
     def finish(self) -> None:
         """Keep the outputs; raise TarError or ManifestError if they are not whole."""
@@ -279,6 +288,25 @@ class PushedArchive:
             shutil.rmtree(self._partial, ignore_errors=True)
             self._captured.add_folder(self._folder)
         self._on_closed()
+
+    def _reserve(self, more_bytes: int) -> None:
+        """Reserve room for the next bytes: a slow upload holds none for its rest."""
+        self._arrived_bytes += more_bytes
+        if self._arrived_bytes <= self._reserved_bytes:
+            return
+        ahead_bytes = min(self._size_bytes, self._arrived_bytes + ROOM_BYTES)
+        self._reserved_bytes = max(self._arrived_bytes, ahead_bytes)
+        room_bytes = self._captured.make_room(self._folder, self._reserved_bytes)
+        if room_bytes < self._arrived_bytes:
+            raise no_room_error(self._size_bytes)
+
+
+def no_room_error(size_bytes: int) -> FileQuotaExceeded:
+    """Return the error for outputs that do not fit."""
+    return FileQuotaExceeded(
+        f"not enough space for {size_bytes} bytes of outputs",
+        hint="delete files, or raise --output-quota",
+    )
 
 
 class _ArchiveStore:

@@ -26,6 +26,7 @@ from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
 from octaskly.runner.files.output_copies import (
     OutputCopies,
     PushedArchive,
+    no_room_error,
 )
 from octaskly.runner.output.output_archive import OutputArchive
 
@@ -126,11 +127,7 @@ class VisitorFiles:
             room = captured.make_room(folder, 0)
             if size_bytes > min(room, PUSHED_BYTES_MAX):
                 captured.add_folder(folder)
-                raise FileQuotaExceeded(
-                    f"not enough space for {size_bytes} bytes of outputs",
-                    hint="delete files, or raise --output-quota",
-                )
-            captured.make_room(folder, size_bytes)
+                raise no_room_error(size_bytes)
             outputs = PushedArchive(
                 folder,
                 size_bytes,

@@ -18,7 +18,7 @@ from octaskly.files.tree_tar import TarError
 from octaskly.ports import FileQuotaExceeded, VisitorAccess
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.files.capture import OutputReader, outputs_folder
-from octaskly.runner.files.output_copies import OutputCopies
+from octaskly.runner.files.output_copies import ROOM_BYTES, OutputCopies
 from octaskly.runner.files.visitor_files import VisitorFiles
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import archive_in, supply_in
@@ -37,11 +37,11 @@ class Member:
     archive: OutputArchive
     fetcher: BlobFetcher
 
-    def sent(self, folder: Path, path: str = "out.txt") -> bytes:
+    def sent(self, folder: Path, path: str = "out.txt", data: bytes = DATA) -> bytes:
         """Return the archive of an output."""
-        digest = sha256(DATA)
-        (folder / digest.hexdigest()).write_bytes(DATA)
-        file = TreeFile(path, digest.digest(), len(DATA), 17, is_executable=False)
+        digest = sha256(data)
+        (folder / digest.hexdigest()).write_bytes(data)
+        file = TreeFile(path, digest.digest(), len(data), 17, is_executable=False)
         tree = CapturedTree(
             make_manifest([file], (), ()), lambda name: folder / name.hex()
         )
@@ -131,6 +131,27 @@ def test_an_announced_size_deletes_nothing(member: Member, tmp_path: Path) -> No
         member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, SIZE_MAX)
 
     assert (other / "kept").read_bytes() == DATA
+
+
+def test_a_slow_upload_holds_room_only_for_what_has_arrived(
+    member: Member, tmp_path: Path
+) -> None:
+    """Captures of other tasks would delete older outputs for the rest of it."""
+    data = member.sent(tmp_path, data=bytes(ROOM_BYTES))
+    captured = member.archive.captured
+    announced = 10 * ROOM_BYTES
+    outputs = member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, announced)
+    assert outputs is not None
+
+    outputs.write(data[:1000])
+
+    assert captured.usage().used_bytes == 1000 + ROOM_BYTES
+    # Others take all of the room meanwhile.
+    other = outputs_folder(member.archive.outputs_dir, TaskId("other"), ATTEMPT)
+    captured.make_room(other, SIZE_MAX)
+    with pytest.raises(FileQuotaExceeded):
+        outputs.write(data[1000:])
+    outputs.abort()
 
 
 def test_an_output_that_was_not_declared_is_refused(

@@ -14,9 +14,11 @@ from octaskly.core.log.facts import Entry, TaskCancelled
 from octaskly.core.model.ids import StreamId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import Entries, HelloOk, Message, Pull, Results
+from octaskly.core.protocol.visitor_rules import Direction, message_numbers
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
 from octaskly.mesh.links.receive import (
+    AHEAD_S_MAX,
     DECODE_S_MAX,
     MESSAGES_PER_TURN,
     UNPERSISTED_ENTRIES_MAX,
@@ -141,6 +143,29 @@ async def test_a_peer_with_expensive_frames_is_paused(
     (rest_s,) = rests_s
     assert DECODE_S_MAX <= rest_s < 2 * DECODE_S_MAX
     await peer.turns()
+
+
+async def test_peer_with_a_rate_is_read_at_that_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A visitor may fill neither the loop of a member nor its network."""
+    loop, now_s = asyncio.get_running_loop(), 100.0
+    rests_s: list[float] = []
+    monkeypatch.setattr(loop, "time", lambda: now_s)
+    monkeypatch.setattr(loop, "call_later", lambda delay_s, _: rests_s.append(delay_s))
+    peer, frame = Peer(), wire.encode([Pull(())])
+    numbers = message_numbers(*Direction)
+    rate = len(frame) / AHEAD_S_MAX  # It may be one frame ahead.
+    peer.intake.restrict(numbers, hello_bytes=99, frame_bytes=99, bytes_per_s=rate)
+
+    were_read: list[bool] = []
+    for _ in range(2):
+        peer.intake.receive_data(frame)
+        were_read.append(peer.is_read)
+
+    assert peer.taken == [Pull(()), Pull(())]
+    assert were_read == [True, False]
+    assert rests_s == [pytest.approx(AHEAD_S_MAX)]
 
 
 async def test_waiting_for_a_core_pauses_no_peer() -> None:
