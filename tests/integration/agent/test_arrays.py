@@ -490,6 +490,9 @@ def test_an_array_survives_its_dispatcher(tmp_path: Path) -> None:
         array = until(lambda: newest(witness), "it is handed in")
         until(lambda: ended_so_far(witness, array) >= 100, "some have ended")
         done = ended_so_far(witness, array)
+        # Its answer waits until a standby has these ends, too.
+        safe = {"command": "true", "durability": "strict"}
+        assert head.call("POST", TASKS, safe)[0] == 201
         head.process.kill()
         head.process.wait()
 
