@@ -12,7 +12,7 @@ from pathlib import Path
 
 from octaskly.agent.components import Components
 from octaskly.agent.join_service import MeshChangeCallbacks
-from octaskly.agent.node_setup import make_folders
+from octaskly.agent.node_setup import check_socket_path, make_folders
 from octaskly.agent.process_hooks import (
     Banner,
     GarbageCollection,
@@ -225,7 +225,7 @@ class Agent:
         left = isolate_mesh_state(config.paths, mesh_id)
         if left is not None:
             self._log.warning("log of another mesh moved aside", folder=str(left))
-            make_folders(config.paths, config.name, config.account)
+            make_folders(config.paths, config.account)
 
     def _persisted(self, number: int) -> None:
         if self._components is not None:
@@ -235,7 +235,8 @@ class Agent:
         options = self._config.options
         account = resolve_account(options.task_user)
         self._config = replace(self._config, account=account)
-        make_folders(self._config.paths, self._config.name, account)
+        check_socket_path(self._config.paths, self._config.name)
+        make_folders(self._config.paths, account)
         if os.geteuid() == 0 and account is None:
             self._log.warning(
                 "tasks run as root",

@@ -38,19 +38,8 @@ SOCKET_PATH_BYTES_MAX = 107  #: unix(7), without the final NUL
 OTHER_FOLDER_HINT = "octaskly agent {} DIR uses another one"
 
 
-def make_folders(paths: Paths, name: str, account: Account | None = None) -> None:
-    """Create the folders of an agent; only its own user can read its state.
-
-    Args:
-        paths: The paths of the folders.
-        name: The name of the node.
-        account: The user that tasks run as; None: the agent's own. It can enter the
-            state folder, and write in the folders where tasks run.
-
-    Raises:
-        ConfigError: a folder cannot be created or entered, or the path of the
-            agent's socket is too long.
-    """
+def check_socket_path(paths: Paths, name: str) -> None:
+    """Raise ConfigError if the path of an agent's socket is too long."""
     path = paths.socket_path(name)
     if (size := len(os.fsencode(path))) > SOCKET_PATH_BYTES_MAX:
         raise ConfigError(
@@ -58,6 +47,19 @@ def make_folders(paths: Paths, name: str, account: Account | None = None) -> Non
             f" {SOCKET_PATH_BYTES_MAX} at most",
             hint="octaskly agent --state-dir DIR, with a shorter path",
         )
+
+
+def make_folders(paths: Paths, account: Account | None = None) -> None:
+    """Create the folders of an agent; only its own user can read its state.
+
+    Args:
+        paths: The paths of the folders.
+        account: The user that tasks run as; None: the agent's own. It can enter the
+            state folder, and write in the folders where tasks run.
+
+    Raises:
+        ConfigError: a folder cannot be created or entered.
+    """
     for folder, mode in (
         (paths.state, 0o700),
         (paths.outputs, 0o700),

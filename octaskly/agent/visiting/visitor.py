@@ -124,7 +124,7 @@ class Visitor:
         config = self._config
         account = resolve_account(config.options.task_user)
         config = self._config = replace(config, account=account)
-        make_folders(config.paths, config.name, account)
+        make_folders(config.paths, account)
         become_subreaper()
         sys.unraisablehook = build_unraisable_hook(self._log, self._clock)
         grant, seeds = await join_as_visitor(
