@@ -115,9 +115,10 @@ class AgentJoinService:
         self, ttl_s: int, visitor_stay_s: int | None = None, *, principal: Principal
     ) -> IssuedInvite:
         """Open an invite."""
-        del principal
         assert self._invites is not None, "the API refuses this without a mesh"
-        return await self._invites.open_invite(ttl_s, visitor_stay_s)
+        return await self._invites.open_invite(
+            ttl_s, visitor_stay_s, invited_by=principal.subject
+        )
 
     def list_visitor_invites(self) -> Sequence[VisitorInvite]:
         """Return the latest invites for visitors, oldest first."""
@@ -268,8 +269,8 @@ def build_member_join_service(
             node_key=key.public_bytes(),
             mesh_id=secret.mesh_id,
             secret_text=keyring,
-            grant_visit=lambda visitor_key, stay_s: trust.grant_visit(
-                visitor_key, clock.now().wall_ms, stay_s
+            grant_visit=lambda visitor_key, stay_s, invited_by: trust.grant_visit(
+                visitor_key, clock.now().wall_ms, stay_s, invited_by
             ).to_text(),
             addresses=node.addresses if interfaces else WILDCARD_ADDRESSES,
             interfaces=interfaces,

@@ -62,6 +62,7 @@ class PeerUp(Struct, frozen=True):
     handshake_ms: int = 0  #: since the connection; both sent Hello in that time
     visit_ends_ms: int | None = None
     """Wall clock at which the peer's certificate ends, if the peer is a visitor."""
+    invited_by: str = ""  #: subject, if the peer is a visitor
 
 
 class PeerDown(Struct, frozen=True):

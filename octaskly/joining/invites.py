@@ -54,6 +54,7 @@ class _OpenInvite:
     exchange: KeyExchange
     expires_s: float
     stay_s: int = 0  #: of a visitor
+    invited_by: str = ""  #: subject
 
 
 class InviteServer:
@@ -64,8 +65,8 @@ class InviteServer:
         node_key: Its public key.
         mesh_id: Public name of the mesh.
         secret_text: Returns the secret file that an admitted machine receives.
-        grant_visit: Returns what an admitted visitor receives, by its key and the
-            seconds that it may stay.
+        grant_visit: Returns what an admitted visitor receives, by its key, the
+            seconds that it may stay, and who invited it.
         addresses: IP addresses to listen on.
         interfaces: Names of the interfaces to advertise on; empty for the default.
         clock: For the expiry of invites.
@@ -79,7 +80,7 @@ class InviteServer:
         node_key: bytes,
         mesh_id: str,
         secret_text: Callable[[], str],
-        grant_visit: Callable[[bytes, int], str],
+        grant_visit: Callable[[bytes, int, str], str],
         addresses: Sequence[str],
         interfaces: Sequence[str],
         clock: Clock,
@@ -105,7 +106,7 @@ class InviteServer:
         self._group = tasks
 
     async def open_invite(
-        self, ttl_s: int, visitor_stay_s: int | None = None
+        self, ttl_s: int, visitor_stay_s: int | None = None, *, invited_by: str = ""
     ) -> IssuedInvite:
         """Open an invite; raises as `JoinService.open_invite`."""
         if self._is_closing and self._listener_task is not None:
@@ -128,6 +129,7 @@ class InviteServer:
             KeyExchange.for_member(code),
             now.mono_s + ttl_s,
             visitor_stay_s or 0,
+            invited_by,
         )
         self._changed.set()
         self._log.info("invite opened", slot=slot, port=self._port, valid_s=ttl_s)
@@ -308,7 +310,7 @@ class InviteServer:
             self._list_invite(
                 replace_field(listed, state="used", node=visitor_id_of(joiner_key))
             )
-        return self._grant_visit(joiner_key, run.stay_s)
+        return self._grant_visit(joiner_key, run.stay_s, run.invited_by)
 
     async def _send_secret(
         self,

@@ -91,6 +91,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     joined_at: At | None = None
     visitor: bool = False  #: it runs tasks, and can give no commands
     leaves_at: At | None = None
+    invited_by: str | None = None  #: who invited the visitor
 
 
 class NodePage(MeshState, frozen=True, kw_only=True):

@@ -55,6 +55,8 @@ DECADE_STEP_YEARS: Final = 5
 FIRST_DECADE: Final = 2025  #: a machine whose clock was reset is in this one
 SERIAL_BYTES: Final = 16
 _COMMON_NAME_MAX: Final = 64
+_UNIT: Final = NameOID.ORGANIZATIONAL_UNIT_NAME
+_UNIT_CHARS_MAX: Final = 64
 _P256_ORDER: Final = (
     0xFFFFFFFF_00000000_FFFFFFFF_FFFFFFFF_BCE6FAAD_A7179E84_F3B9CAC2_FC632551
 )
@@ -128,17 +130,23 @@ class CertificateAuthority:
         return self._nodes.issue_certificate(node_id, public, names, usages)
 
     def visitor_certificate(
-        self, public: Ed25519PublicKey, begins: datetime, ends: datetime
+        self,
+        public: Ed25519PublicKey,
+        begins: datetime,
+        ends: datetime,
+        invited_by: str,
     ) -> x509.Certificate:
         """Return the certificate of a visitor, with which it can only dial members.
 
-        Members check its end, and what a visitor may do.
+        Members check its end, and what a visitor may do. It names who invited it, so
+        that all members know.
         """
         visitor = visitor_id_of(public.public_bytes_raw())
         names = [x509.DNSName(node_name(visitor))]
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
         return self._nodes.issue_certificate(
-            visitor, public, names, usages, begins, ends
+            *(visitor, public, names, usages, begins, ends),
+            unit=invited_by[:_UNIT_CHARS_MAX],
         )
 
     def has_signed(self, certificate: x509.Certificate) -> bool:
@@ -240,9 +248,11 @@ class _SigningKey:
         usages: Sequence[ObjectIdentifier],
         begins: datetime | None = None,
         ends: datetime | None = None,
+        *,
+        unit: str = "",
     ) -> x509.Certificate:
         """Return a certificate for another key, valid in the decade by default."""
-        name = _name(common_name[:_COMMON_NAME_MAX])
+        name = _name(common_name[:_COMMON_NAME_MAX], unit)
         serial = _serial(secrets.token_bytes(SERIAL_BYTES))
         decade = self._decade
         builder = _builder(
@@ -266,6 +276,7 @@ class PeerIdentity(NamedTuple):
 
     node: NodeId
     visit_ends_ms: int | None = None  #: wall clock; None: it is a member
+    invited_by: str = ""  #: subject, if it is a visitor
 
 
 def identity_of_certificate(certificate: bytes) -> PeerIdentity:
@@ -292,7 +303,8 @@ def identity_of_certificate(certificate: bytes) -> PeerIdentity:
     visitor_id = visitor_id_of(public.public_bytes_raw())
     if claimed == [node_name(visitor_id)]:
         ends_ms = int(parsed.not_valid_after_utc.timestamp() * 1000)
-        return PeerIdentity(visitor_id, ends_ms)
+        units = parsed.subject.get_attributes_for_oid(_UNIT)
+        return PeerIdentity(visitor_id, ends_ms, str(units[0].value) if units else "")
     raise TrustError(f"node {node_id} shows a certificate with another node's id")
 
 
@@ -302,10 +314,10 @@ def node_id_of_certificate(certificate: bytes) -> NodeId:
     Raises:
         TrustError: It does not belong to a member.
     """
-    node, visit_ends_ms = identity_of_certificate(certificate)
-    if visit_ends_ms is not None:
-        raise TrustError(f"{node} is a visitor, not a member")
-    return node
+    identity = identity_of_certificate(certificate)
+    if identity.visit_ends_ms is not None:
+        raise TrustError(f"{identity.node} is a visitor, not a member")
+    return identity.node
 
 
 def _alternatives(places: Iterable[str]) -> list[x509.GeneralName]:
@@ -316,8 +328,11 @@ def _serial(random: bytes) -> int:
     return int.from_bytes(random, "big") >> 1 | 1
 
 
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+def _name(common_name: str, unit: str = "") -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+    if unit:
+        parts.append(x509.NameAttribute(_UNIT, unit))
+    return x509.Name(parts)
 
 
 def _builder(

@@ -231,18 +231,21 @@ class MeshTls:
             raise TrustError(f"node {identity.node} is revoked")
         return identity
 
-    def grant_visit(self, public_key: bytes, now_ms: int, stay_s: int) -> VisitGrant:
+    def grant_visit(
+        self, public_key: bytes, now_ms: int, stay_s: int, invited_by: str = ""
+    ) -> VisitGrant:
         """Return what a visitor with this key needs to dial members for a time.
 
         Args:
             public_key: The raw Ed25519 key of the visitor, 32 bytes.
             now_ms: Wall clock.
             stay_s: Seconds until the certificate ends.
+            invited_by: The subject who opened the invite; members see it.
         """
         begins = datetime.fromtimestamp(now_ms // 1000, UTC)
         ends = begins + timedelta(seconds=stay_s)
         certificate = self._authorities[self._force].visitor_certificate(
-            Ed25519PublicKey.from_public_bytes(public_key), begins, ends
+            Ed25519PublicKey.from_public_bytes(public_key), begins, ends, invited_by
         )
         return VisitGrant(
             mesh=self.mesh_id,
@@ -397,10 +400,10 @@ def peer_identity(peer: TlsPeer) -> PeerIdentity:
 
 def member_node_id(peer: TlsPeer) -> NodeId:
     """Return the id of a peer that is a member; raise TrustError if it is not."""
-    node, visit_ends_ms = peer_identity(peer)
-    if visit_ends_ms is not None:
-        raise TrustError(f"{node} is a visitor, not a member")
-    return node
+    identity = peer_identity(peer)
+    if identity.visit_ends_ms is not None:
+        raise TrustError(f"{identity.node} is a visitor, not a member")
+    return identity.node
 
 
 def https_pin(key: NodeKey) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,16 @@ from tests.browser import chromium
 from tests.browser.chromium import Visitor, visitor
 from tests.browser.dash import enter, show
 from tests.integration.joining.test_joining import Asking, newcomer
-from tests.support.agents import TASKS, Agent, ending, finished, submit, until
+from tests.support.agents import (
+    TASKS,
+    Agent,
+    ending,
+    finished,
+    fork_agent,
+    submit,
+    until,
+)
+from tests.support.fork_server import ForkedProcess
 
 SCRIPTS = (
     "<img src=x onerror=alert(1)>",
@@ -589,3 +602,87 @@ async def test_waiting_machine_is_admitted_once_the_words_match(
 
         assert asking.end() == 0
         await expect(page.get_by_role("heading", name="bay")).to_be_visible()
+
+
+@contextlib.contextmanager
+def visiting(
+    folder: Path, command: str
+) -> Iterator[ForkedProcess | subprocess.Popen[bytes]]:
+    """Run a visitor that joins by a command which the dashboard has shown."""
+    program, verb, flag, invite = command.split()
+    assert (program, verb, flag) == ("octaskly", "join", "--visitor")
+    words = ("agent", "--visitor", "--slots", "1", "--name", "borrowed")
+    environ = {**os.environ, "OCTASKLY_INVITE": invite, "TMPDIR": str(folder)}
+    with (folder / "log").open("wb") as log, Path(os.devnull).open("rb") as nothing:
+        forked = fork_agent(words, environ=environ, files=(nothing, log, log))
+        process: ForkedProcess | subprocess.Popen[bytes] = forked or subprocess.Popen(
+            [sys.executable, "-m", "octaskly", *words],
+            env=environ,
+            stdin=nothing,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+async def test_a_machine_is_borrowed(
+    page: Page, mesh: list[Agent], tmp_path: Path
+) -> None:
+    """An invite, its QR code, who came by it, a task there, and its departure."""
+    await show(page, "nodes")
+    visitors = page.get_by_role("region", name="Visitors")
+    await visitors.get_by_role("button", name="Invite a visitor").click()
+    await expect(
+        visitors.get_by_role("img", name="The invite as a QR code")
+    ).to_be_visible()
+    command = await visitors.locator(".command code").inner_text()
+
+    with visiting(tmp_path, command) as borrowed:
+        row = page.get_by_role("listitem").filter(has_text="borrowed")
+        await expect(row).to_contain_text("visitor until")
+        [shown] = [
+            node
+            for node in mesh[0].call("GET", "/api/v1/nodes")[1]["nodes"]
+            if node["visitor"]
+        ]
+        await expect(row).to_contain_text(f"invited by {shown['invited_by']}")
+        await expect(row.get_by_role("button", name="Drain borrowed")).to_have_count(0)
+        await expect(visitors.get_by_label("Open invites")).to_have_count(0)
+
+        await show(page, "submit")
+        form = page.get_by_role("form", name="Submit a task")
+        await form.get_by_label("Command").fill("echo from $OCTASKLY_NODE")
+        await form.get_by_text("More options").click()
+        await form.get_by_label("Visitors", exact=True).select_option("true")
+        await form.get_by_label("Run on").select_option("borrowed")
+        await form.get_by_role("button", name="Submit").click()
+        await expect(page.get_by_role("log")).to_contain_text("from borrowed")
+
+        await show(page, "nodes", "borrowed")
+        details = page.get_by_role("region", name="Details")
+        await expect(details).to_contain_text("Invited by")
+        borrowed.terminate()
+        assert borrowed.wait(60) == 0
+    await expect(page.get_by_text("There is no such node")).to_be_visible()
+
+
+async def test_an_invite_is_withdrawn(page: Page, mesh: list[Agent]) -> None:
+    """Whoever has its code comes too late."""
+    await show(page, "nodes")
+    visitors = page.get_by_role("region", name="Visitors")
+    await visitors.get_by_role("button", name="Invite a visitor").click()
+    command = await visitors.locator(".command code").inner_text()
+    number = command.rpartition("/")[2].partition("-")[0]
+
+    withdraw = visitors.get_by_role("button", name=f"Withdraw invite {number}")
+    await withdraw.click()
+
+    await expect(withdraw).to_have_count(0)
+    await expect(visitors.locator(".command code")).to_have_count(0)
+    _, listed = mesh[-1].call("GET", "/api/v1/invites")
+    states = {invite["id"]: invite["state"] for invite in listed["invites"]}
+    assert states[number] == "revoked"

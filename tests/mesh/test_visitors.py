@@ -1,6 +1,7 @@
 """Visitors on hosts of their own: what they run, and what they never get."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ class BorrowedMachine:
         words = ["agent", "--visitor", "--slots", "2", *options]
         environ = {
             **host.environ("visitor"),
-            "TMPDIR": str(host.folder),
+            "TMPDIR": str(temporary_folder(host)),
             "OCTASKLY_INVITE": self.invite["url"],
         }
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
@@ -52,6 +53,13 @@ class BorrowedMachine:
         """End the visit, as Ctrl-C does."""
         self.process.terminate()
         assert self.process.wait(WITHIN_S) == 0
+
+
+def temporary_folder(host: Host) -> Path:
+    """Return a folder whose path is as long as those that clusters make for a job."""
+    folder = host.folder / ("job" * 30)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def visitors(host: Host) -> list[Mapping[str, Any]]:
@@ -128,7 +136,7 @@ def test_files_travel_to_a_visitor_and_back(lab: Lab) -> None:
     waited = member.cli("wait", sent.stdout.split()[0])
     assert waited.returncode == 0, waited.stderr
     machine.leave()
-    assert not list(borrowed.folder.glob("octaskly-visitor-*"))  # It erased its folder.
+    assert not list(temporary_folder(borrowed).iterdir())  # It erased its folder.
     task = sent.stdout.split()[0]
     again = member.http("GET", f"/api/v1/tasks/{task}/outputs/counted")
     shown = member.http("GET", f"/api/v1/tasks/{task}").json
@@ -201,10 +209,17 @@ def test_output_of_a_running_task_is_shown_line_by_line(lab: Lab) -> None:
     assert shown.stderr is not None
     first = shown.stdout.readline()
     warned = next(line for line in shown.stderr if b"warned" in line)
+    listed = member.cli("nodes").stdout
+    (visitor,) = visitors(member)
     gate.touch()
     rest, said = shown.communicate(timeout=WITHIN_S)
 
     assert (first, warned) == (b"first\n", b"warned\n")
+    (line,) = [each for each in listed.splitlines() if each.startswith(visitor["name"])]
+    assert "visitor" in line
+    assert "echo first" in line  # What it runs, until when, and by whose invitation.
+    assert re.search(rf"until [^,]+, invited by {re.escape(visitor['invited_by'])}", line)
+    assert visitor["leaves_at"] is not None
     assert shown.returncode == 0, said
     # All of it: the mesh keeps 1 MiB, but it was followed to its end.
     assert rest.split() == [b"%d" % n for n in range(1, 300_001)], (len(rest), said)
@@ -222,6 +237,7 @@ def test_a_visitor_leaves_nothing_behind(lab: Lab, ending: str) -> None:
     member, borrowed = lab.hosts
     borrowed.environ("visitor")
     (borrowed.folder / "visitor.log").touch()
+    temporary_folder(borrowed)
     before = files_below(borrowed.folder)
     options = {"idle": ("--idle", "4s"), "until": ("--until", "24s"), "signal": ()}
     machine = BorrowedMachine(borrowed, member, *options[ending])

@@ -128,6 +128,7 @@ def node(
         joined_at=at(joined_ms),
         visitor=member.leaves_ms is not None,
         leaves_at=at(member.leaves_ms),
+        invited_by=member.invited_by or None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from octaskly.cli.output.render import (
     age,
+    clock_time,
     count_of,
     data_size,
     duration,
@@ -94,6 +95,8 @@ def _state(node: NodeInfo) -> str:
 
 
 def _role(node: NodeInfo, standbys: Sequence[Standby]) -> str:
+    if node.visitor:
+        return "visitor"
     standby = next((s for s in standbys if s.id == node.id), None)
     return f"standby {standby_state(standby)}" if standby else node.role
 
@@ -115,9 +118,17 @@ def _activity(node: NodeInfo, runs: Sequence[Run], now: dt.datetime) -> Iterator
         yield f"{count_of(node.running, 'task')} running"
     elif _why_unavailable(node) is None:
         yield "free"
+    if node.visitor:
+        yield _visit(node, now)
     since_s = seconds_since(node.joined_at, now) if node.joined_at else None
     if since_s is not None and since_s < NEW_S:
         yield f"joined {age(node.joined_at, now)}"
+
+
+def _visit(node: NodeInfo, now: dt.datetime) -> str:
+    """Return until when a visitor stays, and by whose invitation."""
+    host = f", invited by {node.invited_by}" if node.invited_by else ""
+    return f"until {clock_time(node.leaves_at, now)}{host}"
 
 
 def unavailable_lines(nodes: Sequence[NodeInfo]) -> Iterator[str]:
@@ -171,6 +182,7 @@ def print_node(
             ("state", f"{_state(node)}; {why}" if why else node.state),
             ("last seen", age(node.last_seen, now) if is_lost else None),
             ("role", node.role),
+            ("visits", _visit(node, now) if node.visitor else None),
             ("tasks", f"{node.running} of {node.slots} at a time"),
             ("running", "\n".join(running) or None),
             *(() if is_lost else _resources(node, storage)),

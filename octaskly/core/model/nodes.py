@@ -14,6 +14,7 @@ from octaskly.core.model.field_types import (
     Millis,
     NodeWord,
     Port,
+    Subject,
     Title,
 )
 from octaskly.core.model.ids import Addresses, Hosts, NodeId
@@ -161,6 +162,7 @@ class RosterEntry(Struct, frozen=True, array_like=True, kw_only=True):
     gpus: Gpus = ()
     pythons: Pythons = ()
     leaves_ms: Millis | None = None  #: wall clock; None: it is a member
+    invited_by: Subject = ""  #: who invited it, if it is a visitor
 
 
 STALLED_PERCENT_HIGH = 20.0  #: from this `stalled_percent` on, memory is short

@@ -34,6 +34,7 @@ from octaskly.core.events import OutputRequested, PeerUp
 from octaskly.core.key_rotation.rotation import KeyRotation
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
+from octaskly.core.model.field_types import SUBJECT_CHARS_MAX
 from octaskly.core.model.ids import (
     NO_EPOCH,
     AttemptId,
@@ -105,6 +106,7 @@ class VisitorView:
     info: NodeInfo  #: with its name in the mesh, and no address
     ends_ms: int  #: wall clock; the end of its certificate
     wanted_name: str  #: that it gave itself
+    invited_by: str  #: subject
     last_frame_s: float
     epoch: Epoch = NO_EPOCH  #: in which it said what it runs
     part_count: int = 0  #: parts so far of a list of attempts that has more
@@ -192,6 +194,7 @@ class Visitors:
             ),
             ends_ms=event.visit_ends_ms,
             wanted_name=info.name,
+            invited_by=event.invited_by[:SUBJECT_CHARS_MAX],
             last_frame_s=now.mono_s,
         )
         self._peer_table.count_change()
@@ -580,6 +583,7 @@ class Visitors:
             pythons=info.pythons,
             pressure=None if health is None else health.pressure,
             leaves_ms=info.leaves_ms,
+            invited_by=view.invited_by,
         )
 
 

@@ -137,6 +137,7 @@ class Link(asyncio.Protocol):
         self.remote: Address | None = None  #: the other end of the socket
         self.peer = NodeId("")  #: known after the TLS handshake
         self.visit_ends_ms: int | None = None  #: if the peer is a visitor
+        self.invited_by = ""  #: subject, if the peer is a visitor
         self.own_hello: Hello | None = None
         self.peer_hello: Hello | None = None
         self.has_accepted = False  #: this node has sent HELLO_OK
@@ -180,10 +181,11 @@ class Link(asyncio.Protocol):
         self.remote = dialable_peer_address(name)
         tls = self._tls = transport.get_extra_info("ssl_object")
         try:
-            self.peer, self.visit_ends_ms = self._trust.peer_identity(tls)
+            identity = self._trust.peer_identity(tls)
         except TrustError as error:
             self.abort(str(error))
             return
+        self.peer, self.visit_ends_ms, self.invited_by = identity
         if tls.selected_alpn_protocol() != ALPN:
             self.abort(f"peer does not speak {ALPN}")
             return

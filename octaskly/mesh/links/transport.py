@@ -269,6 +269,7 @@ class Transport:
                 draw,
                 took_ms,
                 link.visit_ends_ms,
+                link.invited_by,
             )
         )
 

@@ -124,7 +124,7 @@ async def member() -> AsyncIterator[Member]:
         node_key=NodeKey.generate().public_bytes(),
         mesh_id="0" * 16,
         secret_text=lambda: ash.give(),  # noqa: PLW0108  there is none yet
-        grant_visit=lambda _key, _stay_s: "no visits here",
+        grant_visit=lambda _key, _stay_s, _invited_by: "no visits here",
         addresses=["127.0.0.1"],
         interfaces=["lo"],
         clock=clock,

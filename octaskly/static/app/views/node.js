@@ -41,7 +41,8 @@ export function Node({ name }) {
 
 /** What a node is and does; what is on its disk, only the node itself knows. */
 function Machine({ node, isLost }) {
-  const storage = useStorage(node.id, isLost);
+  const isSilent = isLost || node.visitor; // A visitor answers no requests.
+  const storage = useStorage(node.id, isSilent);
   const { usage } = storage;
   return html`<div class="task-parts">
       <section class="card node-load" aria-label="Load"><h2>Load</h2>
@@ -54,7 +55,7 @@ function Machine({ node, isLost }) {
       <${Facts} node=${node} usage=${usage} isLost=${isLost} />
     </div>
     <${Running} node=${node} />
-    ${!isLost && html`<${Storage} ...${storage} />`}`;
+    ${!isSilent && html`<${Storage} ...${storage} />`}`;
 }
 
 function Facts({ node, usage, isLost }) {
@@ -62,6 +63,8 @@ function Facts({ node, usage, isLost }) {
   const rows = [
     ["Agent up for", usage?.uptime_seconds != null && !isLost && duration(usage.uptime_seconds * 1000)],
     ["Last seen", isLost && html`<${Ago} at=${node.last_seen} />`],
+    ["Visitor until", node.visitor && clock(node.leaves_at)],
+    ["Invited by", node.invited_by],
     ["Joined", node.joined_at && clock(node.joined_at)],
     ["Address", node.addresses[0]],
     ["System", [node.os, node.arch].filter(Boolean).join(" ")],

@@ -1,4 +1,4 @@
-import { get, post } from "../api.js";
+import { del, get, post } from "../api.js";
 import { clock, mebibytes, plural } from "../format.js";
 import { LOST } from "../health.js";
 import { useKeys } from "../keys.js";
@@ -79,7 +79,8 @@ function Row({ node, standby, common, isChosen, onChoose, order }) {
       <h2><a href=${href(["nodes", node.name])}><bdi>${node.name}</bdi></a></h2>
       <p><${State} of=${state} /> <${Role} node=${node} standby=${standby?.state} />
         ${standby?.lag > 0 && html`<span class="tag">${plural(standby.lag, "entry", "entries")} behind</span>`}
-        ${node.visitor && html`<span class="tag">visitor until ${clock(node.leaves_at)}</span>`}
+        ${node.visitor && html`<span class="tag">visitor until ${clock(node.leaves_at)}</span> `}
+        ${node.invited_by && html`<span class="tag">invited by <bdi>${node.invited_by}</bdi></span>`}
         ${node.short_of && html`<${Short} of=${node.short_of} />`}
         ${node.version !== common && html`<span class="tag warn">version ${node.version}; most have ${common}</span>`}
       </p>
@@ -97,7 +98,7 @@ function Row({ node, standby, common, isChosen, onChoose, order }) {
       <${Bar} label="CPU" part=${load.cpu_percent / 100} text=${`${Math.round(load.cpu_percent)} %`} />
       <${Bar} label="Memory" hotAt=${0.92} part=${load.memory_used_mb / node.memory_mb} text=${`${mebibytes(load.memory_used_mb)} of ${mebibytes(node.memory_mb)}`} />`}
     </div>
-    ${may.manage.value && !node.visitor && html`<${Orders} node=${node} order=${order} />`}
+    ${may.manage.value && html`<${Orders} node=${node} order=${order} />`}
   </li>`;
 }
 
@@ -144,7 +145,22 @@ function Waiting() {
 /** Invites for visitors, each of which admits one machine for some hours. */
 function Visitors() {
   const [invite, setInvite] = useState(null);
-  const ask = async () => setInvite(await post("/api/v1/invites", { ttl_s: 600, visitor: {} }));
+  const [waiting, setWaiting] = useState([]);
+  const list = async () => {
+    const { invites } = await get("/api/v1/invites");
+    setWaiting(invites.filter(({ state }) => state === "open"));
+  };
+  const ask = async () => {
+    setInvite(await post("/api/v1/invites", { ttl_s: 600, visitor: {} }));
+    await list();
+  };
+  const withdraw = async (id) => {
+    await del(`/api/v1/invites/${id}`);
+    if (invite?.id === id) setInvite(null);
+    await list();
+  };
+  const come = nodes.value.filter((node) => node.visitor).length;
+  useEffect(() => { list(); }, [come]);  // Who comes has used an invite.
   return html`<section class="card waiting" aria-label="Visitors">
     <div class="waiting-ask">
       <p><strong>Borrow a machine:</strong> <span class="muted">a visitor runs only tasks that allow it, for 8 hours at most, and can give no commands.</span></p>
@@ -152,6 +168,9 @@ function Visitors() {
     </div>
     ${invite && html`<${Command} text=${`octaskly join --visitor ${invite.url ?? invite.code}`} />
       ${invite.qr.length > 0 && html`<${QrCode} rows=${invite.qr} />`}`}
+    ${waiting.length > 0 && html`<ul aria-label="Open invites">${waiting.map(({ id, expires_at: end }) => html`<li key=${id} class="row">
+      Invite ${id}, until ${clock(end)}
+      <${Button} onPress=${() => withdraw(id)} aria-label=${`Withdraw invite ${id}`}>Withdraw<//></li>`)}</ul>`}
   </section>`;
 }
 
@@ -166,7 +185,7 @@ function QrCode({ rows }) {
 function fits(node, text) {
   if (text === "") return true;
   const labels = Object.entries(node.labels).map(([key, value]) => `${key}=${value}`);
-  return [node.name, node.id, node.state, node.role, node.version, ...labels].some((one) => one.toLowerCase().includes(text));
+  return [node.name, node.id, node.state, node.visitor ? "visitor" : node.role, node.version, ...labels].some((one) => one.toLowerCase().includes(text));
 }
 
 function commonVersion(all) {

@@ -20,7 +20,7 @@ const END = { draining: "resume", paused: "unpause" };
 export function useOrders() {
   const [asked, ask] = useState(null);
   const order = (node, verb) => {
-    if (node.state === "lost" || !may.manage.value) return undefined;
+    if (node.state === "lost" || node.visitor || !may.manage.value) return undefined;
     return SURE[verb] ? ask({ id: node.id, verb }) : steer(node, verb);
   };
   const node = asked && nodes.value.find(({ id }) => id === asked.id); // It may have left.
@@ -28,8 +28,9 @@ export function useOrders() {
   return { order, dialog };
 }
 
-/** The buttons of a node. */
+/** The buttons of a node; a visitor takes no orders, and leaves by itself. */
 export function Orders({ node, order }) {
+  if (node.visitor) return null;
   const { name, state } = node;
   const isLost = state === "lost";
   const end = END[state];
