@@ -103,6 +103,29 @@ def run_task(host: Host, command: str, **fields: Any) -> Mapping[str, Any]:
     return dict(host.http("GET", f"/api/v1/tasks/{task}").json)
 
 
+def listening_sockets(host: Host) -> list[str]:
+    """Return the lines of the kernel's tables for TCP, UDP and local sockets."""
+    tables = ("tcp", "tcp6", "udp", "udp6", "unix")
+    found: list[str] = []
+    for table in tables:
+        _, *lines = host.run("cat", f"/proc/net/{table}").stdout.splitlines()
+        for line in lines:
+            fields = line.split()
+            state = {"unix": fields[3] == "00010000"}.get(table, fields[3] == "0A")
+            if state or table.startswith("udp"):
+                found.append(f"{table}: {line}")
+    return found
+
+
+KEY_FORMS = (b"PRIVATE KEY", bytes.fromhex("302e020100300506032b6570"), b"MC4CAQAwBQY")
+"""How a key of Ed25519 begins: as PEM, as DER, and as its base64 (RFC 8410)."""
+
+
+def has_private_key(path: Path) -> bool:
+    """Return True if a file has a private key, or a name that those of keys have."""
+    return path.suffix == ".key" or any(form in path.read_bytes() for form in KEY_FORMS)
+
+
 def test_visitor_runs_a_task_that_allows_it(lab: Lab) -> None:
     """The thin path: invite, visit, a task and its result."""
     member, borrowed = lab.hosts
@@ -113,6 +136,10 @@ def test_visitor_runs_a_task_that_allows_it(lab: Lab) -> None:
 
     assert done["status"] == "completed", done
     assert done["stdout"] == f"from {visitors(member)[0]['name']}\n"
+    assert listening_sockets(borrowed) == []
+    written = list(temporary_folder(borrowed).rglob("*"))
+    assert written
+    assert [p for p in written if p.is_file() and has_private_key(p)] == []
     machine.leave()
 
 
@@ -218,7 +245,9 @@ def test_output_of_a_running_task_is_shown_line_by_line(lab: Lab) -> None:
     (line,) = [each for each in listed.splitlines() if each.startswith(visitor["name"])]
     assert "visitor" in line
     assert "echo first" in line  # What it runs, until when, and by whose invitation.
-    assert re.search(rf"until [^,]+, invited by {re.escape(visitor['invited_by'])}", line)
+    assert re.search(
+        rf"until [^,]+, invited by {re.escape(visitor['invited_by'])}", line
+    )
     assert visitor["leaves_at"] is not None
     assert shown.returncode == 0, said
     # All of it: the mesh keeps 1 MiB, but it was followed to its end.

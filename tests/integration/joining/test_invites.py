@@ -23,7 +23,12 @@ from octaskly.joining.greeting import (
     Greeting,
     RefusalReason,
 )
-from octaskly.joining.invites import FAILURES_MAX, OPEN_INVITES_MAX, InviteServer
+from octaskly.joining.invites import (
+    FAILURES_MAX,
+    LONG_TTL_S,
+    OPEN_INVITES_MAX,
+    InviteServer,
+)
 from octaskly.joining.join_by_code import JoinClient, JoinTarget, resolve_target
 from octaskly.joining.key_exchange import (
     DIGIT_COUNT,
@@ -37,6 +42,7 @@ from octaskly.system.listening_sockets import bind_port, port_of
 from octaskly.system.log import configure
 from octaskly.trust import NodeKey
 from octaskly.trust.mesh_secret import GENERATIONS_MAX, RETIRED_MAX, MeshSecret
+from octaskly.trust.tls import VisitGrant
 from tests.support.agents import WAIT_S_MAX
 
 KEYRING = MeshSecret((bytes(20),)).to_text()
@@ -75,8 +81,8 @@ class Member:
             raise self.failure
         return self.keyring
 
-    async def invite(self, ttl_s: int = 300) -> InviteCode:
-        opened = await self.invites.open_invite(ttl_s)
+    async def invite(self, ttl_s: int = 300, stay_s: int | None = None) -> InviteCode:
+        opened = await self.invites.open_invite(ttl_s, stay_s, invited_by="ana")
         async for place in resolve_target(opened.endpoints[0]):
             self.place = place
         return InviteCode.parse(opened.code)
@@ -98,6 +104,18 @@ class Member:
         await conversation.send(hello.pack())
         said = await conversation.receive(GREETING_BYTES)
         return conversation, Greeting.unpack(said).refusal
+
+
+def grant(stay_s: int, host: str) -> str:
+    """Return what a visitor gets instead of the secret."""
+    return VisitGrant(
+        mesh="0" * 16,
+        server_name="member",
+        certificate=f"of a guest of {host}",
+        node_roots="",
+        https_roots="",
+        ends_ms=1000 * stay_s,
+    ).to_text()
 
 
 async def found(*places: JoinTarget) -> AsyncIterator[JoinTarget]:
@@ -124,7 +142,7 @@ async def member() -> AsyncIterator[Member]:
         node_key=NodeKey.generate().public_bytes(),
         mesh_id="0" * 16,
         secret_text=lambda: ash.give(),  # noqa: PLW0108  there is none yet
-        grant_visit=lambda _key, _stay_s, _invited_by: "no visits here",
+        grant_visit=lambda _key, stay_s, host: grant(stay_s, host),
         addresses=["127.0.0.1"],
         interfaces=["lo"],
         clock=clock,
@@ -290,6 +308,36 @@ async def test_ten_failures_within_an_hour_burn_all_invites() -> None:
         with pytest.raises(PairingFailed):
             await ash.join(code)
         assert await ash.join(await ash.invite()) == KEYRING
+
+
+async def test_failures_of_others_do_not_end_a_long_code() -> None:
+    """It waits for hours, and nobody can guess it: 128 bits."""
+    async with member() as ash:
+        code = await ash.invite(LONG_TTL_S + 1, stay_s=600)
+        digit = "0" if code.secret[-1] != "0" else "1"
+        guess = InviteCode(code.slot, code.secret[:-1] + digit)
+
+        for _ in range(2 * FAILURES_MAX):
+            with pytest.raises(PairingFailed):
+                await ash.join(guess)
+
+        assert await ash.join(code) == grant(600, "ana")
+
+
+@pytest.mark.parametrize("ttl_s", [300, LONG_TTL_S + 1])
+async def test_the_code_of_a_visitor_admits_one_and_never_gives_the_secret(
+    ttl_s: int,
+) -> None:
+    """Whoever joins with it says what it likes of itself."""
+    async with member() as ash:
+        code = await ash.invite(ttl_s, stay_s=600)
+
+        talks = await asyncio.gather(
+            *(ash.join(code) for _ in range(5)), return_exceptions=True
+        )
+
+        admitted = [each for each in talks if isinstance(each, str)]
+        assert admitted == [grant(600, "ana")]
 
 
 async def test_failures_are_forgotten_after_an_hour() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import ssl
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -23,10 +24,11 @@ from octaskly.trust.certificates import (
     node_id_of_certificate,
 )
 from octaskly.trust.mesh_secret import MeshSecret
-from octaskly.trust.tls import ALPN
+from octaskly.trust.tls import ALPN, VisitorTls
 from tests.support.agents import WAIT_S_MAX
 
 SECRET = generate_secret()
+NOW_MS = 1_800_000_000_000
 
 
 def member(secret: MeshSecret = SECRET) -> MeshTls:
@@ -297,3 +299,22 @@ def test_creating_contexts_leaves_no_key_on_disk(
     trust.lan_server_contexts(["box"], ["127.0.0.1"])
 
     assert [path.name for path in tmp_path.iterdir()] == ["node.key"]
+
+
+def test_no_context_of_a_visitor_writes_its_key_to_a_disk() -> None:
+    """OpenSSL reads a certificate from a file; that one is in memory."""
+    key = NodeKey.generate()
+    visitor = VisitorTls(member().grant_visit(key.public_bytes(), NOW_MS, 600), key)
+    opened: list[str] = []
+    is_watched = True
+
+    def watch(event: str, values: tuple[object, ...]) -> None:
+        if is_watched and event == "open":
+            opened.append(str(values[0]))
+
+    sys.addaudithook(watch)  # It cannot be removed, but does nothing afterwards.
+    visitor.client_contexts()
+    visitor.lan_client_context()
+    is_watched = False
+
+    assert all(place.isdecimal() for place in opened)  # Descriptors of memory.

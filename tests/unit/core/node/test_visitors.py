@@ -39,10 +39,14 @@ from octaskly.core.model.tasks import (
     TaskSpec,
 )
 from octaskly.core.node.node import Node
-from octaskly.core.node.visitors import BUDGETS_MAX
+from octaskly.core.node.visitors import BUDGETS_MAX, TOO_MANY_REASON
 from octaskly.core.protocol.messages import (
+    CONTACTS_MAX,
+    VISITORS_MAX,
     Assign,
+    AssignRanges,
     ClaimOk,
+    Contacts,
     Heartbeat,
     HeartbeatOk,
     Hello,
@@ -416,6 +420,71 @@ def test_a_link_ends_with_the_certificate_that_it_was_made_with(
 
     assert member.node.roster is not None
     assert member.node.roster.visitors == ()
+
+
+def test_at_most_256_visitors_are_linked_to_a_member(member: Member) -> None:
+    """The next one is told why; it may come when another has left."""
+    guests = [NodeId(f"visitor-{n}") for n in range(VISITORS_MAX)]
+    refusal = Disconnect(VISITOR, TOO_MANY_REASON)
+
+    for guest in guests:
+        assert Disconnect(guest, TOO_MANY_REASON) not in member.visit(guest)
+    assert refusal in member.visit(VISITOR)
+    member.feed(PeerDown(guests[0], "eof"))
+
+    assert refusal not in member.visit(VISITOR)
+
+
+def test_a_visitor_learns_the_addresses_of_at_most_eight_members(
+    member: Member,
+) -> None:
+    """The dispatcher is the first; the others may become dispatcher."""
+    for n in range(CONTACTS_MAX + 2):
+        pal = NodeId(f"{n:016}")
+        address = Address(f"10.0.1.{n}", 1)
+        info = replace(node_info(f"pal{n}", slots=1), id=pal)
+        hello = Hello(node=info, epoch=NO_EPOCH, dispatcher=None)
+        own = member.node.hello(node_moment(member.now_s))
+        member.feed(PeerUp(pal, own, hello, address))
+        reattach = Reattach((), 1, NodeState.READY)
+        member.feed(Received(pal, (ClaimOk(member.node.epoch, ()), reattach)))
+
+    member.attach()
+    member.run(0.5)
+
+    assert member.node.roster is not None
+    assert len(member.node.roster.members) == CONTACTS_MAX + 3
+    *_, contacts = [each for each in member.sent if isinstance(each, Contacts)]
+    assert len(contacts.members) == CONTACTS_MAX
+    assert contacts.members[0].id == ME
+
+
+def submit_array(member: Member, requires: Requirements | None) -> list[Message]:
+    """Submit an array of three; return what the visitor gets of it."""
+    options = TaskOptions(
+        requires=requires,
+        array=ArraySpec(count=3, has_items=True, items=("a", "b", "c")),
+    )
+    draft = TaskDraft("echo {}", options=options)
+    member.sent.clear()
+    member.feed(TasksSubmitted(1, (draft,), "ana", ("00000001",), (None,)))
+    member.feed(QueuedLoaded(-1, (), has_more=False))
+    return [each for each in member.sent if isinstance(each, Assign | AssignRanges)]
+
+
+def test_members_of_an_array_go_to_visitors_only_as_their_requirements_say(
+    member: Member,
+) -> None:
+    """Ranges of members would be given to any worker, without a look at them."""
+    member.attach()  # It has two slots, and an hour.
+    allowed = Requirements(visitors=VisitorRule.ALLOWED)
+
+    assert submit_array(member, None) == []
+    assert submit_array(member, replace(allowed, visitor_s=7200)) == []
+    (given,) = submit_array(member, replace(allowed, visitor_s=600))
+
+    assert isinstance(given, Assign)
+    assert [spec.command for _, spec in given.items] == ["echo a", "echo b"]
 
 
 # --- Live output.
