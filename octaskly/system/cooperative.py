@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 ITEMS = 500  #: per batch, which takes a few milliseconds with items of usual size
 TURN_S = 0.01  #: after so long, a batch of larger items ends early
+JOIN_S = 0.001  #: of joining pieces, until others have their turn
 
 _From = TypeVar("_From")
 _To = TypeVar("_To")
@@ -26,3 +27,18 @@ async def map_in_batches(
             begin, begin_s = at, clock()
         made.append(convert(item))
     return made
+
+
+async def join_in_turns(
+    pieces: Iterable[bytes], wait_turn: Callable[[], Awaitable[None]]
+) -> bytes:
+    """Return all pieces as one; call `wait_turn` whenever a millisecond has passed."""
+    clock = asyncio.get_running_loop().time
+    joined = bytearray()
+    began_s = clock()
+    for piece in pieces:
+        joined += piece
+        if clock() - began_s > JOIN_S:
+            await wait_turn()
+            began_s = clock()
+    return bytes(joined)

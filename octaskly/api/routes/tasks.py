@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from http import HTTPStatus
 
@@ -14,6 +13,7 @@ from octaskly.api.http.handler_types import Access, Request, Route, json_respons
 from octaskly.api.problems import TASK_NOT_FOUND, Problem
 from octaskly.api.routes.attempts import find_input_bytes
 from octaskly.api.schemas import list_rows, query, request_bodies, task_response
+from octaskly.api.schemas.long_json import json_pieces
 from octaskly.api.schemas.task_response import LiveFacts
 from octaskly.api.security import route_cost
 from octaskly.core.log.merge import TaskRecord
@@ -22,7 +22,7 @@ from octaskly.core.model.tasks import TaskState
 from octaskly.errors import OctasklyError
 from octaskly.ports import TaskListPage, TaskParts, TaskQuery
 from octaskly.rest import tasks as rest
-from octaskly.system.cooperative import map_in_batches
+from octaskly.system.cooperative import join_in_turns, map_in_batches
 
 SUBMISSION_BYTES_MAX = 32 << 20
 SUBMISSION_WAIT_S_MAX = 0.05
@@ -157,12 +157,14 @@ async def show_task(request: Request) -> web.StreamResponse:
     live = await _live_facts_of(request, record)
     names = request.gateway.node_names()
     size_bytes = task_response.size_bytes_max(record, is_exact=is_exact)
-    is_long = size_bytes > LONG_TASK_BYTES
-    if is_long:  # Before it waits, as many may, and is encoded only to be refused.
-        request.quota.resize(size_bytes)
-    async with request.work.heavy() if is_long else nullcontext():
+    if size_bytes <= LONG_TASK_BYTES:
         shown = task_response.task(record, names, live, is_exact=is_exact)
         return json_response(task_response.encode(shown))
+    # Before it waits, as many may, and is encoded only to be refused.
+    request.quota.resize(size_bytes)
+    async with request.work.heavy():
+        shown = task_response.task(record, names, live, is_exact=is_exact)
+        return json_response(await join_in_turns(json_pieces(shown), request.work.turn))
 
 
 async def _live_facts_of(request: Request, record: TaskRecord) -> LiveFacts:
