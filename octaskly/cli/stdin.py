@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import click
 
@@ -22,7 +22,13 @@ from octaskly.cli.output.progress import NoRoomNote
 from octaskly.cli.output.render import note
 from octaskly.cli.task_options import STDIN_BYTES_MAX, STDIN_CONSUMED
 from octaskly.client import Session
-from octaskly.client.flows.files import ContentBody, SendCallbacks, upload_file
+from octaskly.client.flows.files import (
+    CHECKED_BYTES,
+    ContentBody,
+    SendCallbacks,
+    check_quota,
+    upload_file,
+)
 from octaskly.errors import OctasklyError
 
 CHUNK_BYTES: Final = 1 << 20
@@ -61,12 +67,11 @@ def stdin_fields(client: Session) -> dict[str, Any]:
         return {"stdin_base64": base64.b64encode(head).decode()} if head else {}
     if stat.S_ISREG(os.fstat(fd).st_mode):
         start = os.lseek(fd, 0, os.SEEK_CUR) - len(head)
+        _check_quota(client, os.fstat(fd).st_size - start)
         return _send(client, _hash_from(fd, start))
     with tempfile.TemporaryFile(prefix="octaskly-") as spool:
         try:
-            spool.write(head)
-            while data := os.read(fd, CHUNK_BYTES):
-                spool.write(data)
+            _spool(client, head, fd, spool)
             spool.flush()
         except OSError as error:
             raise OctasklyError(
@@ -100,6 +105,26 @@ def _read_head(fd: int) -> bytes:
         return bytes(head)
     finally:
         hint.cancel()
+
+
+def _spool(client: Session, head: bytes, fd: int, spool: IO[bytes]) -> None:
+    """Write what was read of a pipe to a file, then the rest.
+
+    A pipe may have no end, as that of `yes`: the disk of this machine is not filled
+    with more than a node has room for.
+    """
+    data, spooled_bytes, checked_bytes = head, 0, 0
+    while data:
+        spool.write(data)
+        spooled_bytes += len(data)
+        if spooled_bytes - checked_bytes >= CHECKED_BYTES:
+            _check_quota(client, spooled_bytes)
+            checked_bytes = spooled_bytes
+        data = os.read(fd, CHUNK_BYTES)
+
+
+def _check_quota(client: Session, size_bytes: int) -> None:
+    client.run(check_quota(client.requests, {"stdin": size_bytes}))
 
 
 def _hash_from(fd: int, start: int) -> _Content:

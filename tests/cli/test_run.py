@@ -422,6 +422,33 @@ def test_a_closed_stdin_is_empty(api: Api, environ: dict[str, str], words: str) 
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("stdin", ["a pipe", "a file"])
+def test_stdin_that_no_node_has_room_for_is_refused(
+    api: Api, environ: dict[str, str], tmp_path: Path, stdin: str
+) -> None:
+    """The disk of this machine is not filled with a pipe that has no end."""
+    api.answers["/api/v1/files/missing"] = {
+        "missing": [],
+        "node": "here",
+        "quota_bytes": 10_000_000,
+    }
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    line = 'yes | "$@"' if stdin == "a pipe" else '"$@" < large'
+    done = subprocess.run(
+        ["/bin/sh", "-c", line, "sh", *COMMAND, "run", "--", "head", "-1"],
+        capture_output=True,
+        cwd=tmp_path,
+        env=environ,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 125
+    assert b"all files together may take 10000000 at the agent here" in done.stderr
+    assert api.requests == ["POST /api/v1/files/missing"]
+
+
 def test_an_interrupt_before_the_answer_cancels_too(
     api: Api, environ: dict[str, str]
 ) -> None:
