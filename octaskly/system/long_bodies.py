@@ -177,12 +177,18 @@ def _receive(tls: ssl.SSLSocket, buffer: memoryview) -> int:
         ConnectionError: the connection ended.
     """
     filled = 0
-    try:
+
+    def read_records() -> None:
+        # Each call reads one record, so this loop has few calls of Python functions.
+        nonlocal filled
         while filled < len(buffer):
-            count = call_tls(tls.recv_into, buffer[filled:])
+            count = tls.recv_into(buffer[filled:], len(buffer) - filled)
             if not count:
-                break
+                return
             filled += count
+
+    try:
+        call_tls(read_records)
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
         if not filled:
             raise ssl.SSLWantReadError from None
