@@ -34,6 +34,13 @@ _REPOSITORY_VARIABLES: Final = frozenset(
         *("GIT_NAMESPACE", "GIT_CONFIG", "GIT_INTERNAL_SUPER_PREFIX"),
     }
 )
+_TEMPORARY_NAME: Final = re.compile(
+    r"\.octaskly-(here-[0-9a-f]{32}|fetch-.*|[0-9a-f]{16})"
+)
+"""Files of other commands that run in the folder.
+
+Source: `files.home_folder` and `client.here_file`.
+"""
 _WILD_END: Final = re.compile(r"(?P<start>^!?|/)(?P<stars>\*{1,2})(?P<slash>/?)$")
 
 
@@ -55,7 +62,8 @@ def list_folder(folder: str, *, includes_ignored: bool) -> FolderListing:
     Args:
         folder: A path. If a rule above it ignores the folder as a whole, no rule
             applies, because the user named it.
-        includes_ignored: Skip nothing, not even `.git`.
+        includes_ignored: Skip nothing, not even `.git`; but in any case temporary
+            files of commands such as `octaskly fetch`, which may change at any time.
 
     Raises:
         ManifestError: a folder cannot be read, or has too many files.
@@ -116,6 +124,8 @@ class _FolderLister:
         for name, entry in found.items():
             path = folder + name
             is_folder = entry.is_dir(follow_symlinks=False)
+            if _is_temporary(name) and not is_folder:
+                continue
             if rules and _is_ignored(f"{path}/" if is_folder else path, rules):
                 self._count_skipped(is_folder=is_folder)
                 continue
@@ -155,7 +165,7 @@ class _FolderLister:
             status = _status_of(top + path)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 self._waiting.append((f"{folder}{path}/", ()))  # A repository.
-            elif status is not None:
+            elif status is not None and not _is_temporary(path.rpartition("/")[2]):
                 self._add_entry(folder + path, status)
 
     def _path(self, folder: str) -> str:
@@ -324,6 +334,10 @@ def _read_folder(path: str) -> dict[str, os.DirEntry[str]]:
 
 def _shown(folder: str) -> str:
     return repr(folder.rstrip("/") or "/")
+
+
+def _is_temporary(name: str) -> bool:
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def _is_file(entry: os.DirEntry[str] | None) -> bool:

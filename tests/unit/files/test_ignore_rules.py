@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.client.here_file import PREFIX
 from octaskly.files import ignore_rules
+from octaskly.files.home_folder import PARTIAL_PREFIX, STATE_PREFIX
 from octaskly.files.ignore_rules import FolderListing, list_folder
 from octaskly.files.manifest import ManifestError
 
@@ -288,6 +290,25 @@ def test_plain_folders_are_listed_with_their_empty_folders(tmp_path: Path) -> No
     assert sorted(found.empty_folders) == ["logs", "none/none"]
     assert (found.skipped_files, found.skipped_folders) == (1, 1)
     assert not found.is_git_skipped
+
+
+@pytest.mark.parametrize("is_repository", [True, False])
+@pytest.mark.parametrize("includes_ignored", [True, False])
+def test_temporary_files_of_other_commands_are_not_sent(
+    tmp_path: Path, is_repository: bool, includes_ignored: bool
+) -> None:
+    """`octaskly fetch` writes them, and `--here` removes its own at the end."""
+    if is_repository:
+        git(tmp_path, "init", "-q")
+    digits = "0123456789abcdef"
+    write(tmp_path, f"{PREFIX}{digits * 2}", f"{STATE_PREFIX}task-001-0a1b2c3d")
+    write(tmp_path, f"src/{PARTIAL_PREFIX}{digits}", "src/.octaskly-notes")
+
+    found = listed(tmp_path, includes_ignored=includes_ignored)
+
+    assert [path for path in found if not path.startswith(".git/")] == [
+        "src/.octaskly-notes"
+    ]
 
 
 def test_the_deepest_rules_count(tmp_path: Path) -> None:
