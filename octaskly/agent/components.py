@@ -376,10 +376,9 @@ class Components:
             post=self.loop.post,
             send=self._transport.send,
             tasks=tasks,
+            prepare_tls=self._prepare_tls,
             secret_listeners=(
-                self._trust.use_secret,
                 self._token_signer.use_secret,
-                lambda _: self._api.set_client_tls(self._trust.lan_client_context()),
                 lambda s: self._api.close_connections_of(
                     s.revoked, is_settled=len(s.accepted) == 1
                 ),
@@ -387,6 +386,17 @@ class Components:
                 lambda secret: self._poster.set_key(secret.webhook_key()),
             ),
         )
+
+    def _prepare_tls(self, secret: MeshSecret) -> Callable[[], None]:
+        """Make the certificates of a renewed secret, in a thread."""
+        prepared = self._trust.prepare(secret)
+        client_tls = prepared.lan_client_context()
+
+        def use() -> None:
+            self._trust.adopt(prepared)
+            self._api.set_client_tls(client_tls)
+
+        return use
 
     # --- building ------------------------------------------------------------------
 

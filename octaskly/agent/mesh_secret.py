@@ -75,6 +75,7 @@ class MeshSecretHolder:
         post: Callable[[Event], None],
         send: Callable[[NodeId, Sequence[Message]], None],
         tasks: asyncio.TaskGroup,
+        prepare_tls: Callable[[MeshSecret], Callable[[], None]],
         secret_listeners: Sequence[Callable[[MeshSecret], None]],
     ) -> None:
         """Set the components that the holder uses. Call this before the first step.
@@ -85,6 +86,8 @@ class MeshSecretHolder:
             post: Posts an event to the core.
             send: Sends messages to a connected peer.
             tasks: Owns the tasks that write the secret file.
+            prepare_tls: Called with each new secret, in a thread; returns what puts
+                its certificates in use.
             secret_listeners: Called with each new secret, to use it from then on.
         """
         self._rotation = node.rotation
@@ -92,6 +95,7 @@ class MeshSecretHolder:
         self._post = post
         self._send = send
         self._tasks = tasks
+        self._prepare_tls = prepare_tls
         self._secret_listeners = secret_listeners
 
     # --- Effects of the core.
@@ -141,7 +145,9 @@ class MeshSecretHolder:
                 self._post(KeyringChanged(self.secret.keys, failure=str(error)))
                 return
             if after != self.secret:
+                use_tls = await asyncio.to_thread(self._prepare_tls, after)
                 self.secret = after
+                use_tls()
                 for use in self._secret_listeners:
                     use(after)
                 self._warn_of_copy()

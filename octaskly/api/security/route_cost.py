@@ -141,7 +141,7 @@ MESH_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=1000)
 SECRET_CHANGE: Final = Cost(kind=CostKind.CHEAP, units=20_000)
 """A change of the mesh secret, for which each node makes its certificates again.
 
-That takes the event loop 50 ms; the rate limit allows an admin 30 a minute.
+That takes a thread 50 ms; the rate limit allows an admin 30 a minute.
 """
 
 METRICS: Final = EXPENSIVE

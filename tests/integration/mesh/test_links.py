@@ -495,7 +495,7 @@ async def test_a_link_outlives_the_renewal_of_the_secret() -> None:
     async with running(a, b):
         await meet(a, b)
         for party in (a, b):
-            party.trust.use_secret(newest)
+            party.trust.adopt(await asyncio.to_thread(party.trust.prepare, newest))
         a.transport.send(b.id, [Pull(())])
         await b.until(lambda: b.received)
         late = Party(trust=MeshTls(newest, NodeKey.generate()))

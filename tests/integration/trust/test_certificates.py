@@ -23,7 +23,7 @@ from octaskly.trust.certificates import (
     Decade,
     node_id_of_certificate,
 )
-from octaskly.trust.mesh_secret import MeshSecret
+from octaskly.trust.mesh_secret import MeshSecret, generate_generation
 from octaskly.trust.tls import ALPN, VisitorTls
 from tests.support.agents import WAIT_S_MAX
 
@@ -318,3 +318,20 @@ def test_no_context_of_a_visitor_writes_its_key_to_a_disk() -> None:
     is_watched = False
 
     assert all(place.isdecimal() for place in opened)  # Descriptors of memory.
+
+
+def test_certificates_of_a_new_secret_are_in_use_once_they_are_adopted() -> None:
+    """They are made in a thread, while the old ones are in use."""
+    newer = SECRET.with_new_generation(generate_generation(), 1).with_newest_only(2)
+    trust, other = member(), member(newer)
+    serve = trust.lan_server_contexts([], ["127.0.0.1"])
+
+    prepared = trust.prepare(newer)
+    with pytest.raises(OSError):
+        shake(trust.server_context(), other.client_context(), other.server_name)
+    trust.adopt(prepared)
+
+    peers = shake(trust.server_context(), other.client_context(), other.server_name)
+    https = shake(serve("127.0.0.1"), other.lan_client_context(), "127.0.0.1")
+    for end in (*peers, *https):
+        end.close()
