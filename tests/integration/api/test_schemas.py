@@ -65,6 +65,30 @@ def test_an_invalid_lifetime_of_an_invite_has_our_error() -> None:
     assert parse_invite(json.dumps({"ttl_s": 3601, "visitor": {}}).encode()).visitor
 
 
+@pytest.mark.parametrize(
+    ("fields", "needed_s"),
+    [
+        ({}, 3600),  # The default of the API is a limit like any other.
+        ({"timeout": "none"}, 0),
+        ({"timeout": 60}, 60),
+        ({"timeout": 60, "visitors_min": 1800}, 1800),
+        ({"timeout": "none", "visitors_min": 1800}, 1800),
+    ],
+    ids=str,
+)
+def test_a_visitor_must_stay_as_long_as_the_limit_of_a_task(
+    fields: dict[str, Any], needed_s: int
+) -> None:
+    """A task without a limit is given back at the end of the visit."""
+    body = {"command": "true", "visitors": True, **fields}
+
+    (draft,) = _parse(json.dumps(body).encode()) or []
+
+    assert draft.options is not None
+    assert draft.options.requires is not None
+    assert draft.options.requires.visitor_s == needed_s
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_end_in_tasks_or_a_problem(body: bytes) -> None:
     """Never in another exception."""
