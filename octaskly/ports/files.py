@@ -317,7 +317,12 @@ class PushedOutputs(Protocol):
         """Store the next bytes; raise TarError if they are no archive."""
 
     def finish(self) -> None:
-        """Keep the outputs; raise TarError or ManifestError if they are not whole."""
+        """Keep the outputs.
+
+        Raises:
+            TarError, ManifestError: They are not whole.
+            OutputNotFound: The attempt is not the visitor's any more.
+        """
 
     def abort(self) -> None:
         """Delete what is not finished; call it at the end in any case."""

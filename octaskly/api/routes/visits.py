@@ -8,11 +8,12 @@ from http import HTTPStatus
 from aiohttp import web
 
 from octaskly.api.http.handler_types import Access, Request, Route, json_response
-from octaskly.api.problems import FORBIDDEN, Problem
+from octaskly.api.problems import FORBIDDEN, NO_DISPATCHER, Problem
 from octaskly.api.routes.files import announced_size, receive_body, upload_errors
 from octaskly.api.schemas import query, task_response
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import TaskId
+from octaskly.errors import OutputNotFound
 from octaskly.rest.tasks import HeldTrees
 
 
@@ -38,6 +39,9 @@ async def store_outputs(request: Request) -> web.StreamResponse:
         try:
             await receive_body(request, outputs.write)
             await asyncio.to_thread(outputs.finish)
+        except OutputNotFound as error:
+            # It may be the visitor's at a new dispatcher, which it asks then.
+            raise Problem(503, NO_DISPATCHER, hint=error.message) from None
         finally:
             await asyncio.shield(asyncio.to_thread(outputs.abort))
     return json_response(task_response.encode(HeldTrees(failures=[])))

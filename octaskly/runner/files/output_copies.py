@@ -235,6 +235,7 @@ class PushedArchive:
         size_bytes: Size of the archive.
         declared: The outputs that the task has declared; it may hold no others.
         captured: Accounts for captured outputs.
+        is_wanted: Returns False if the attempt is not the visitor's any more.
         on_stored: Called with the size once they are here.
         on_closed: Called when nothing more arrives.
     """
@@ -246,12 +247,13 @@ class PushedArchive:
         captured: CapturedFolders,
         *,
         declared: Iterable[str],
+        is_wanted: Callable[[], bool],
         on_stored: Callable[[int], object],
         on_closed: Callable[[], None],
     ) -> None:
         self._folder, self._size_bytes = folder, size_bytes
         self._captured, self._on_stored = captured, on_stored
-        self._on_closed = on_closed
+        self._is_wanted, self._on_closed = is_wanted, on_closed
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = tempfile.mkdtemp(PARTIAL_SUFFIX, f"{folder.name}-", folder.parent)
         self._partial = Path(name)
@@ -273,9 +275,16 @@ class PushedArchive:
             self._store.add_data(part)
 
     def finish(self) -> None:
-        """Keep the outputs; raise TarError or ManifestError if they are not whole."""
+        """Keep the outputs.
+
+        Raises:
+            TarError, ManifestError: They are not whole.
+            OutputNotFound: The attempt is not the visitor's any more.
+        """
         self._store.finish()
         self._store.close()
+        if not self._is_wanted():
+            raise OutputNotFound("the attempt is not the visitor's any more")
         self._partial.rename(self._folder)
         _flush_folder(self._folder)
         self._captured.add_folder(self._folder)

@@ -114,9 +114,8 @@ class VisitorFiles:
         Raises:
             FileQuotaExceeded: There is no room for them.
         """
-        own = dict(self._attempts_of(visitor))
-        spec = own.get(attempt)
-        if spec is None or spec.id != task or not spec.outputs:
+        spec = self._own_spec(visitor, task, attempt)
+        if spec is None or not spec.outputs:
             return None
         captured = self._archive.captured
         folder = outputs_folder(self._archive.outputs_dir, task, attempt)
@@ -133,11 +132,19 @@ class VisitorFiles:
                 size_bytes,
                 captured,
                 declared=spec.outputs,
+                is_wanted=lambda: self._own_spec(visitor, task, attempt) is not None,
                 on_stored=partial(self._copies.on_captured, task, attempt),
                 on_closed=partial(self._arriving.discard, folder),
             )
             self._arriving.add(folder)
         return outputs
+
+    def _own_spec(
+        self, visitor: NodeId, task: TaskId, attempt: AttemptId
+    ) -> TaskSpec | None:
+        """Return the task of a live attempt of a visitor; None if it is not its own."""
+        spec = dict(self._attempts_of(visitor)).get(attempt)
+        return None if spec is None or spec.id != task else spec
 
     # --- Inputs.
 

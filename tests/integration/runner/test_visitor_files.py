@@ -12,6 +12,8 @@ from msgspec.structs import replace
 
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import BlobRef, TaskOptions
+from octaskly.core.model.tasks import TaskSpec
+from octaskly.errors import OutputNotFound
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import TreeFile, make_manifest
 from octaskly.files.tree_tar import TarError
@@ -36,6 +38,7 @@ class Member:
     files: VisitorFiles
     archive: OutputArchive
     fetcher: BlobFetcher
+    held: list[tuple[AttemptId, TaskSpec]]  #: what the visitor runs
 
     def sent(self, folder: Path, path: str = "out.txt", data: bytes = DATA) -> bytes:
         """Return the archive of an output."""
@@ -69,6 +72,7 @@ def member(tmp_path: Path) -> Iterator[Member]:
         VisitorFiles(attempts_of, fetcher, archive, copies),  # type: ignore[arg-type]
         archive,
         fetcher,
+        held,
     )
     copies.close()
     fetcher.close()
@@ -89,6 +93,24 @@ def test_outputs_of_its_own_attempt_are_kept(member: Member, tmp_path: Path) -> 
     assert path is not None
     assert path.read_bytes() == DATA
     assert member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, 1) is None
+
+
+def test_outputs_of_an_attempt_that_was_taken_from_it_are_not_kept(
+    member: Member, tmp_path: Path
+) -> None:
+    """It was revoked in the middle of the upload, for example, or its time was up."""
+    data = member.sent(tmp_path)
+    outputs = member.files.open_outputs(VISITOR, SPEC.id, ATTEMPT, len(data))
+    assert outputs is not None
+    outputs.write(data)
+
+    member.held.clear()
+    with pytest.raises(OutputNotFound):
+        outputs.finish()
+    outputs.abort()
+
+    folder = outputs_folder(member.archive.outputs_dir, SPEC.id, ATTEMPT)
+    assert list(folder.parent.iterdir()) == []
 
 
 def test_one_upload_of_an_attempt_is_open_at_a_time(member: Member) -> None:
