@@ -35,6 +35,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, Moment, NodeId
+from octaskly.core.model.keyring_state import OUTDATED_REASON, REVOKED_REASON
 from octaskly.core.model.nodes import NO_LOAD, LoadSample
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
@@ -56,6 +57,7 @@ from octaskly.core.protocol.messages import (
     Report,
     ResultsOk,
 )
+from octaskly.core.protocol.visitor_rules import TIME_UP_REASON
 from octaskly.core.worker.worker import Worker
 
 TICK_S = 0.5  #: longest time between two steps
@@ -68,6 +70,9 @@ FAILURE_HOLD_S = 2.0
 """A failure is reported so much later. What ends a visitor may end its tasks first: a
 cancelled allocation, like a stopped service, signals all its processes at once."""
 
+UNWANTED_REASONS = (REVOKED_REASON, OUTDATED_REASON, TIME_UP_REASON)
+"""With these a member ends a link for good."""
+
 
 class LeaveReason(StrEnum):
     """Why a visitor leaves."""
@@ -76,6 +81,7 @@ class LeaveReason(StrEnum):
     TIME_UP = "its time is up"
     ASKED = "it was asked to"
     UNREACHABLE = "no member is reachable"
+    UNWANTED = "a member ended the visit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +159,8 @@ class VisitorNode:
             case PeerUp(peer):
                 self._peers[peer] = now.mono_s
                 return []
-            case PeerDown(peer):
-                return self._on_peer_down(peer, now)
+            case PeerDown(peer, reason):
+                return self._on_link_ended(peer, reason, now)
             case Received(peer, messages):
                 effects: list[Effect] = []
                 for message in messages:
@@ -183,6 +189,12 @@ class VisitorNode:
         return self.worker.set_availability(
             availability.with_launchers(are_failing=are_failing), now
         )
+
+    def _on_link_ended(self, peer: NodeId, reason: str, now: Moment) -> list[Effect]:
+        effects = self._on_peer_down(peer, now)
+        if reason in UNWANTED_REASONS:
+            effects += self._leave(LeaveReason.UNWANTED, now)
+        return effects
 
     def _on_peer_down(self, peer: NodeId, now: Moment) -> list[Effect]:
         self._peers.pop(peer, None)
@@ -297,7 +309,9 @@ class VisitorNode:
         for peer, heard_s in tuple(self._peers.items()):
             if now.mono_s - heard_s > SILENCE_S:
                 effects += [Disconnect(peer, "silent"), *self._on_peer_down(peer, now)]
-        if self.dispatcher is not None or now.mono_s < self._next_dial_s:
+        is_unwanted = self.leave_reason is LeaveReason.UNWANTED
+        is_attached = self.dispatcher is not None
+        if is_attached or is_unwanted or now.mono_s < self._next_dial_s:
             return effects
         self._dials += 1
         self._next_dial_s = now.mono_s + backoff(
@@ -324,7 +338,9 @@ class VisitorNode:
         if self.leave_reason is None or self._is_stopped:
             return effects
         is_late = now.mono_s >= self._give_up_s
-        is_idle = self.worker.is_idle and self.worker.has_no_work
+        # Nobody takes the results of a visitor that is unwanted.
+        is_unwanted = self.leave_reason is LeaveReason.UNWANTED
+        is_idle = self.worker.is_idle and (is_unwanted or self.worker.has_no_work)
         if is_idle or is_late:
             self._is_stopped = True
             reason_field = (("reason", str(self.leave_reason)),)

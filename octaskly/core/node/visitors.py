@@ -81,6 +81,7 @@ from octaskly.core.protocol.visitor_rules import (
     MESSAGES_PER_S,
     READS_MAX,
     SLOTS_MAX,
+    TIME_UP_REASON,
     answers_read,
     bounded_load,
     bounded_outcome,
@@ -93,7 +94,6 @@ from octaskly.core.replies import NoVisitorOutput, VisitorOutput
 
 HEARTBEAT_S = 1.0  #: to each visitor; the network between may be slow
 SILENCE_S = 10.0  #: after which the attempts of a silent visitor run elsewhere
-TIME_UP_REASON = "time is up"
 TOO_MANY_REASON = "too many visitors"
 BUDGETS_MAX = 4 * VISITORS_MAX  #: of visitors that are linked, or were lately
 WAITED_S = 600.0  #: how long a visitor may stay at a member that has no work for it

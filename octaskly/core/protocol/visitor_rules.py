@@ -86,6 +86,7 @@ HELLO_BYTES_MAX: Final = 64 << 10  #: of a visitor's frame until its HELLO_OK
 FRAME_BYTES_MAX: Final = 4 << 20  #: of its later frames: the output of an attempt
 DISPATCHER: Final = "dispatcher"
 """Where a visitor finds all files of its tasks; it learns of no other holder."""
+TIME_UP_REASON: Final = "time is up"  #: in `Leave`, to a visitor
 SLOTS_MAX: Final = 1 << 12  #: of one visitor
 MESSAGES_PER_S: Final = 200.0  #: of one visitor, over a while; more close the link
 MESSAGES_BURST: Final = 2000.0

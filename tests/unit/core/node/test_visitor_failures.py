@@ -1,22 +1,25 @@
-"""A failure at a visitor that ends at the same time says nothing of the task."""
+"""How a visitor ends: what it reports of its tasks, and when it is not wanted."""
 
 from __future__ import annotations
 
 import pytest
 
-from octaskly.core.effects import Effect, Send
+from octaskly.core.effects import Dial, Effect, Send, Stop, Stopped
 from octaskly.core.events import (
     AttemptsEnded,
     Event,
+    PeerDown,
     PeerUp,
     Received,
     StopRequested,
     TimerFired,
 )
 from octaskly.core.model.ids import Address
+from octaskly.core.model.keyring_state import OUTDATED_REASON, REVOKED_REASON
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.node.visitor_node import FAILURE_HOLD_S, Visit, VisitorNode
 from octaskly.core.protocol.messages import Heartbeat, Hello, Results
+from octaskly.core.protocol.visitor_rules import TIME_UP_REASON
 from tests.support.builders import (
     epoch,
     node_moment,
@@ -37,7 +40,9 @@ class Visiting:
 
     def __init__(self) -> None:
         known = settings("a")
-        visit = Visit(seeds=(), ends_ms=1 << 53, return_s=30.0)
+        visit = Visit(
+            seeds=((Address("10.0.0.1", 1),),), ends_ms=1 << 53, return_s=30.0
+        )
         self.node = VisitorNode(known, visit)
         hello = Hello(node=known.node, epoch=epoch(1, "d"), dispatcher=D)
         self.step(PeerUp(D, hello, hello, Address("10.0.0.1", 1)))
@@ -47,6 +52,10 @@ class Visiting:
         """Handle an event a while later; return the reported outcomes."""
         effects = self.node.step(event, node_moment(BORN_S + after_s))
         return [each for effect in effects for each in outcomes_in(effect)]
+
+    def effects(self, event: Event, after_s: float) -> list[Effect]:
+        """Handle an event a while later; return all effects."""
+        return self.node.step(event, node_moment(BORN_S + after_s))
 
     def end(self, how: Outcome, after_s: float) -> list[Outcome]:
         """End the task."""
@@ -100,3 +109,30 @@ def test_failure_is_reported_when_the_visitor_stays() -> None:
 def test_other_ends_are_reported_at_once(end: Outcome) -> None:
     """Octaskly itself ended the task, or it was done."""
     assert Visiting().end(end, 1.0) == [end]
+
+
+@pytest.mark.parametrize("reason", [REVOKED_REASON, OUTDATED_REASON, TIME_UP_REASON])
+def test_a_visitor_that_is_not_wanted_ends_its_tasks_and_leaves(reason: str) -> None:
+    """They run elsewhere by now, and no member will admit it again."""
+    visiting = Visiting()
+
+    told = visiting.effects(PeerDown(D, reason), 1.0)
+    later = visiting.effects(TimerFired(), 1.5)
+    ended = visiting.effects(AttemptsEnded((report("t", end=GIVEN_BACK),)), 2.0)
+
+    assert [each.reason for each in told if isinstance(each, Stop)] == [
+        EndReason.DRAINING
+    ]
+    assert not any(isinstance(each, Dial) for each in (*told, *later, *ended))
+    assert Stopped() in ended
+
+
+def test_a_visitor_whose_link_broke_keeps_its_tasks() -> None:
+    """It finds the next dispatcher, and its tasks continue."""
+    visiting = Visiting()
+
+    told = visiting.effects(PeerDown(D, "eof"), 1.0)
+    later = visiting.effects(TimerFired(), 1.5)
+
+    assert not any(isinstance(each, Stop) for each in (*told, *later))
+    assert any(isinstance(each, Dial) for each in later)
