@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +28,7 @@ from octaskly.agent.process_hooks import (
     build_unraisable_hook,
     disable_core_dumps,
 )
+from octaskly.agent.visiting.folder import VisitorFolder
 from octaskly.agent.visiting.live_output import LiveOutput
 from octaskly.agent.visiting.sent_outputs import SentOutputs
 from octaskly.config.agent import AgentConfig
@@ -41,7 +40,6 @@ from octaskly.core.model.ids import Address
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.node.visitor_node import LeaveReason, Visit, VisitorNode
-from octaskly.errors import ConfigError
 from octaskly.joining.visitor_invite import VisitorCode, join_as_visitor
 from octaskly.mesh.links.transport import Transport
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
@@ -70,36 +68,6 @@ class VisitOptions:
     code: VisitorCode
     until_ms: int | None  #: wall clock
     idle_s: float | None
-
-
-class VisitorFolder:
-    """The folder of a visitor, which is erased at its end.
-
-    Args:
-        asked: The folder that was asked for; None for a new one below TMPDIR.
-    """
-
-    def __init__(self, asked: Path | None) -> None:
-        if asked is None:
-            self.path = Path(tempfile.mkdtemp(prefix="octaskly-visitor-"))
-            self._is_new = True
-            return
-        self.path, self._is_new = asked, not asked.exists()
-        if not self._is_new and any(asked.iterdir()):
-            raise ConfigError(
-                f"the folder {asked} is not empty, and a visitor erases its folder",
-                hint="octaskly agent --visitor    without --state-dir makes a new one",
-            )
-
-    def erase(self) -> None:
-        """Delete all that the visitor wrote; an empty folder that was there stays."""
-        for entry in list(self.path.iterdir()) if self.path.exists() else ():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-        if self._is_new:
-            shutil.rmtree(self.path, ignore_errors=True)
 
 
 class Visitor:

@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from octaskly.agent.visiting.folder import erase_abandoned
 from octaskly.cli import completion
 from octaskly.cli.agent import parse_until
 from octaskly.cli.burst.mesh import BurstMesh
@@ -247,3 +248,5 @@ class _Burst:
                     self._runs.wait()
         except KeyboardInterrupt:
             self._runs.terminate(self._runs.running)
+        finally:
+            erase_abandoned()  # Its command may have started visitors here.
