@@ -112,10 +112,10 @@ def burst(site: Site) -> Iterator[Burst]:
         yield started
 
 
-def start_tasks(site: Site, count: int, sleep_s: float) -> subprocess.Popen[str]:
+def start_tasks(site: Site, count: int, wait: str) -> subprocess.Popen[str]:
     """Start tasks that each read one of some files, and write one of their own."""
     read = f"sha256sum < data/$(({{}} % {FILES}))"
-    command = f"sleep {sleep_s}; mkdir -p out; {read} > out/{{}}"
+    command = f"{wait}; mkdir -p out; {read} > out/{{}}"
     items = [str(number) for number in range(count)]
     files = ("--in", "data", "--out", "out/{}")
     return site.type("map", "--visitors", *files, command, ":::", *items)
@@ -164,24 +164,33 @@ def visitor_pids(host: Host) -> list[int]:
 def test_queue_drains_on_allocations_that_end_by_themselves(
     site: Site, burst: Burst
 ) -> None:
-    """One is cancelled and a visitor is killed, and no task is lost."""
-    count = 150
-    tasks = start_tasks(site, count, sleep_s=0.4)
+    """One is cancelled and a visitor is killed, and no task is lost.
+
+    Tasks wait while the gate is closed, so that members do not drain the queue before
+    the visitors are there.
+    """
+    count, gate = 150, site.folder / "gate"
+    tasks = start_tasks(site, count, wait=f"until [ -e {gate} ]; do sleep 0.1; done")
     assert burst.wait_for("joined", VISITORS_MAX)["slots"] == 2
     assert len(site.slurm.jobs()) == VISITORS_MAX
     cancelled, killed = site.nodes
+    gate.touch()
+    wait_until("some end", lambda: list(site.folder.glob("out/*")), within_s=60.0)
+    gate.unlink()
 
     site.slurm.cancel(*site.slurm.jobs(node=cancelled.name))
     for pid in visitor_pids(killed):
         os.kill(pid, signal.SIGKILL)
     burst.wait_for("left", VISITORS_MAX)
     burst.wait_for("joined", VISITORS_MAX + 1)
+    gate.touch()
 
     check_outputs(site, tasks, count)
     array = site.member.http("GET", "/api/v1/arrays").json["tasks"][0]["id"]
     names = {member["worker_id"] for member in site.members(array)}
     assert any(name not in ("h1", "h2") for name in names), names
     wait_until("all jobs end", lambda: not site.slurm.jobs(UNENDED), within_s=60.0)
+    burst.wait_for("left", len(burst.of("joined")))
     assert burst.interrupt() == 0
     invites = site.member.http("GET", "/api/v1/invites").json["invites"]
     assert [each for each in invites if each["state"] == "open"] == []
@@ -202,7 +211,7 @@ def test_cancelled_allocations_lose_none_of_2000_tasks(
     """At random times an allocation is cancelled, or a visitor killed."""
     draw = random.Random(seed)
     count = 2000
-    tasks = start_tasks(site, count, sleep_s=0.02)
+    tasks = start_tasks(site, count, wait="sleep 0.02")
     burst.wait_for("joined")
     with ThreadPoolExecutor(1) as threads:
         checked = threads.submit(check_outputs, site, tasks, count)
@@ -237,7 +246,7 @@ def disturb(site: Site, draw: random.Random) -> None:
 def test_unavailable_slurm_stops_burst_with_its_error(site: Site, burst: Burst) -> None:
     """Three runs failed, and the last message is shown."""
     site.slurm.stop_controller()
-    tasks = start_tasks(site, 40, sleep_s=0.5)
+    tasks = start_tasks(site, 40, wait="sleep 0.5")
 
     assert burst.end(within_s=180.0) == 1  # sbatch tries for a while, too.
 

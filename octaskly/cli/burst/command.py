@@ -239,6 +239,9 @@ class _Burst:
         try:
             with interrupt_on_sigterm():
                 self._withdraw(self._policy.requests)
+                # `sbatch --wait` looks rarely whether its visitor has left.
+                gone = self._runs.running - self._policy.visitors.keys()
+                self._runs.terminate(gone)
                 if here:
                     verb = "leaves" if len(here) == 1 else "leave"
                     note(f"{', '.join(here)} {verb} after the idle time")

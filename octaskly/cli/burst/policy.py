@@ -2,9 +2,10 @@
 
 While tasks wait that a visitor could run, the user's command is run again, until
 `visitors_max` visitors are requested or present. There are never more requested
-visitors than waiting tasks. The runs follow each other: the next one starts when the
-last one has ended, when its visitor has joined, or after `PROVEN_S`. So a command that
-does not work is not run many times before that is known.
+visitors than waiting tasks. Until the command has brought a visitor, and after a
+failure, the runs follow each other: the next one starts when the last one has ended,
+when its visitor has joined, or after `PROVEN_S`. So a command that does not work is not
+run many times before that is known. Otherwise one starts with each poll.
 
 Burst stops by itself only if nothing came of all that it did: the command has never
 worked, or visitors had time to run a task and got none. Whoever ends allocations from
@@ -22,7 +23,7 @@ from typing import Final, TypeAlias, assert_never
 
 WAITED_S: Final = 5.0  #: tasks wait for so long before the first run
 SETTLE_S: Final = 2.0  #: after a visitor joined, which takes some of the tasks
-PROVEN_S: Final = 10.0  #: a run that takes longer is one that stays, as `ssh` does
+PROVEN_S: Final = 5.0  #: a run that takes longer is one that stays, as `ssh` does
 RETRY_S: Final = 10.0  #: after a failure; twice as long after each further one
 RETRY_S_MAX: Final = 600.0
 GONE_S: Final = 5.0  #: a visitor may be missing during a failover
@@ -415,6 +416,8 @@ class BurstPolicy:
         places = self.visitors_max - len(self._runs) + self.overdue
         if places <= 0 or self.requested >= self.waiting:
             return False
+        if self._has_joined and not self._failures:
+            return True
         return not any(
             run.is_running and run.visitor is None and now_s - run.started_s < PROVEN_S
             for run in self._runs.values()

@@ -135,6 +135,20 @@ def test_command_that_stays_is_followed_by_another_run() -> None:
     assert burst.poll(9, 2, after_s=SETTLE_S) == [RunCommand(3)]
 
 
+def test_command_that_has_worked_is_not_waited_for() -> None:
+    """`sbatch --wait` runs as long as its job; many may be wanted at once."""
+    burst = Clocked(visitors_max=4)
+    burst.wait()
+    burst.poll(9)
+    burst.poll(9, 1)
+
+    assert burst.poll(9, 1, after_s=SETTLE_S) == [RunCommand(2)]
+    assert burst.poll(9, 1) == [RunCommand(3)]
+    burst.end(3, "no")
+    assert burst.poll(9, 1, after_s=RETRY_S) == [RunCommand(4)]
+    assert burst.poll(9, 1) == []  # It has failed since, so it must prove itself.
+
+
 def test_visitor_gets_a_moment_to_take_the_waiting_tasks() -> None:
     """The poll that shows it may have counted tasks that it has now."""
     burst = Clocked()
