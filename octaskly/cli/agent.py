@@ -185,7 +185,7 @@ def parse_until(text: str) -> int:
     """
     now = datetime.now().astimezone()
     seconds = SECONDS.parse(text)
-    if seconds is not None:
+    if seconds:
         return int((now.timestamp() + seconds) * 1000)
     try:
         if _CLOCK.fullmatch(text):

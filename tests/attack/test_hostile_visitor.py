@@ -4,22 +4,51 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.api.http.authentication import PRINCIPAL_HEADER
+from octaskly.api.http.handler_types import Access
 from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.routes.table import ROUTES
+from octaskly.core.model.field_types import TIME_MS_MAX
+from octaskly.core.model.ids import TaskId
 from octaskly.core.model.keyring_state import OUTDATED_REASON, REVOKED_REASON
-from octaskly.core.protocol.messages import Heartbeat, Leave
+from octaskly.core.model.nodes import NodeState
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
+from octaskly.core.protocol.messages import (
+    PROTOCOL_PREFIX,
+    Heartbeat,
+    Leave,
+    Reattach,
+    Redirect,
+    Report,
+    Results,
+)
+from octaskly.core.protocol.visitor_rules import (
+    MESSAGES_BURST,
+    TIME_UP_REASON,
+)
 from octaskly.mesh import wire
 from octaskly.mesh.links.duplicates import DUPLICATE_ID
+from octaskly.trust import generate_secret
 from tests.attack.test_connections import new_token
 from tests.attack.test_each_route import PARTS
-from tests.support.agents import Agent, finished, running, submit, until
+from tests.support.agents import (
+    TASKS,
+    Agent,
+    finished,
+    meshed,
+    running,
+    submit,
+    until,
+)
 from tests.support.frames import length_prefixed
 from tests.support.hostile_visitor import HostileVisitor, farewell, hear, hear_all
+from tests.support.sample_messages import ATTEMPT
 
 PRINCIPAL = "admin eve"  #: as a member states who asks
 EMPTY_FRAME = length_prefixed(b"\x90")
@@ -82,7 +111,7 @@ def test_no_token_and_no_statement_opens_a_route_to_a_visitor(
     answers = {
         (route.method, route.path): visitor.ask(
             route.method, path_of(route.path), headers
-        )
+        )[0]
         for route in denied
     }
 
@@ -115,6 +144,148 @@ def test_a_visitor_is_out_once_it_is_revoked_or_the_secret_is_renewed(
             assert hear_all(tls) == []
         with pytest.raises(OSError):  # An alert, or a closed connection.
             visitor.ask("GET", f"/internal/v1/files/{'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"version": 99, "version_min": 99},
+        {"version": 0, "version_min": 0},
+        {"version": 1, "version_min": 2},
+    ],
+    ids=str,
+)
+def test_a_visitor_that_lies_about_its_version_is_refused(
+    folder: Path, agent: Agent, lies: dict[str, int]
+) -> None:
+    """No version that it names lets it skip the table of messages."""
+    visitor = HostileVisitor(folder, agent)
+
+    with visitor.linked(replace(visitor.hello(), **lies)) as tls:
+        heard = hear_all(tls)
+
+    assert not any(isinstance(message, Heartbeat) for message in heard)
+    assert "version" in next(m.reason for m in heard if isinstance(m, Leave))
+
+
+def test_a_newer_version_opens_no_message_to_a_visitor(
+    folder: Path, agent: Agent
+) -> None:
+    """Of a newer member, messages that are not known here are skipped."""
+    visitor = HostileVisitor(folder, agent)
+
+    with visitor.linked(replace(visitor.hello(), version=99)) as tls:
+        hear(tls, Heartbeat)
+        tls.sendall(length_prefixed(b"\x91\x91\x7f"))
+        reason = farewell(tls)
+
+    assert "may not pass" in reason
+
+
+def test_a_certificate_ends_on_a_link_and_on_an_open_connection(
+    folder: Path, agent: Agent
+) -> None:
+    """It was valid when both were opened."""
+    visitor = HostileVisitor(folder, agent, stay_s=3)
+    path = f"/internal/v1/files/{'0' * 64}?pieces=0"
+
+    with visitor.connection() as kept, visitor.linked() as tls:
+        hear(tls, Heartbeat)
+        before = visitor.ask("GET", path, connection=kept)
+        reason = farewell(tls)
+        after = visitor.ask("GET", path, connection=kept)
+
+    assert (reason, before[0], after[0]) == (TIME_UP_REASON, 403, 403)
+    assert b"time of this visitor is up" not in before[1]
+    assert b"time of this visitor is up" in after[1]
+
+
+def test_a_visitor_of_another_mesh_is_no_visitor_here(
+    folder: Path, agent: Agent
+) -> None:
+    """Each mesh signs for its own; a machine may visit two of them."""
+    visitor = HostileVisitor(folder, agent, secret=generate_secret())
+
+    with contextlib.suppress(OSError), visitor.linked() as tls:
+        assert hear_all(tls) == []
+    with pytest.raises(OSError):  # An alert, or a closed connection.
+        visitor.ask("GET", "/health")
+
+
+def test_two_programs_with_one_certificate_have_one_link(
+    folder: Path, agent: Agent
+) -> None:
+    """The later one replaces the earlier one."""
+    visitor = HostileVisitor(folder, agent)
+
+    with visitor.linked() as first:
+        hear(first, Heartbeat)
+        with visitor.linked() as second:
+            hear(second, Heartbeat)
+            assert farewell(first) != ""
+            _, listed = agent.call("GET", "/api/v1/nodes")
+
+    assert sum(node["visitor"] for node in listed["nodes"]) <= 1
+    assert finished(agent, submit(agent, "true"))["status"] == "completed"
+
+
+@pytest.mark.parametrize("wall_ms", [0, TIME_MS_MAX - 1])
+def test_the_clock_of_a_visitor_moves_no_time_of_the_mesh(
+    folder: Path, agent: Agent, wall_ms: int
+) -> None:
+    """Whatever it says, tasks get their times from the clocks of members."""
+    visitor = HostileVisitor(folder, agent)
+
+    with visitor.linked(replace(visitor.hello(), wall_ms=wall_ms)) as tls:
+        hear(tls, Heartbeat)
+        done = finished(agent, submit(agent, "true"))
+
+    at = datetime.fromisoformat(done["completed_at"])
+    assert abs(at - datetime.now(UTC)) < timedelta(minutes=5)
+
+
+def test_a_visitor_at_a_member_that_is_not_dispatcher_gets_nothing_there(
+    tmp_path: Path,
+) -> None:
+    """It is sent to the dispatcher; all else has no effect, also during a failover."""
+    with meshed(tmp_path, "ash", "elm") as (dispatcher, follower):
+        task = submit(dispatcher, "sleep 600")
+        visitor = HostileVisitor(tmp_path, follower)
+        done = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
+        lie = Results((Report(task=TaskId(task), attempt=ATTEMPT, outcome=done),), 2)
+        with visitor.linked() as tls:
+            hear(tls, Redirect)
+            tls.sendall(wire.encode([Reattach((), 2, NodeState.READY), lie]))
+            answers = {
+                (route.method, route.path): visitor.ask(
+                    route.method, path_of(route.path)
+                )[0]
+                for route in ROUTES
+                if route.access is not Access.PUBLIC
+            }
+            dispatcher.process.kill()
+            empty = wire.encode([Results((), 2)] * 64)
+            with contextlib.suppress(OSError):
+                for _ in range(int(MESSAGES_BURST) // 64 + 8):
+                    tls.sendall(empty)
+            reason = farewell(tls)
+
+        until(lambda: _is_dispatcher(follower), "the follower is dispatcher")
+        shown = follower.call("GET", f"{TASKS}/{task}")[1]
+        assert finished(follower, submit(follower, "true"))["status"] == "completed"
+
+    assert reason in ("", f"{PROTOCOL_PREFIX}flood")
+    assert set(answers.values()) <= {403, 503}
+    assert {k for k, status in answers.items() if status == 503} == {
+        (r.method, r.path) for r in ROUTES if r.allows_visitors
+    }
+    assert shown["status"] in ("running", "queued")
+
+
+def _is_dispatcher(agent: Agent) -> bool:
+    status, listed = agent.call("GET", "/api/v1/nodes")
+    roles = {node["id"]: node["role"] for node in listed.get("nodes", ())}
+    return status == 200 and roles.get(agent.ready()["node_id"]) == "dispatcher"
 
 
 def _is_settled(agent: Agent) -> bool:

@@ -18,6 +18,7 @@ from octaskly.core.model.settings import Limits
 from octaskly.core.protocol.messages import Hello, HelloOk, Leave, Message
 from octaskly.mesh import wire
 from octaskly.trust import MeshTls, NodeKey, load_secret
+from octaskly.trust.mesh_secret import MeshSecret
 from octaskly.trust.node_key import visitor_id_of
 from octaskly.trust.tls import VisitorTls
 from tests.support.agents import Agent
@@ -28,11 +29,19 @@ VISIT_S = 3600
 class HostileVisitor:
     """A visitor's key and certificate for the mesh of an agent."""
 
-    def __init__(self, folder: Path, agent: Agent) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        agent: Agent,
+        *,
+        stay_s: int = VISIT_S,
+        secret: MeshSecret | None = None,
+    ) -> None:
         key = NodeKey.generate()
-        member = MeshTls(load_secret(folder / "mesh.key"), NodeKey.generate())
+        secret = secret or load_secret(folder / "mesh.key")
+        member = MeshTls(secret, NodeKey.generate())
         now_ms = int(time.time() * 1000)
-        grant = member.grant_visit(key.public_bytes(), now_ms, VISIT_S)
+        grant = member.grant_visit(key.public_bytes(), now_ms, stay_s)
         self.trust = VisitorTls(grant, key)
         self.node_id = visitor_id_of(key.public_bytes())
         ready = agent.ready()
@@ -68,10 +77,9 @@ class HostileVisitor:
             tls.sendall(wire.encode([hello or self.hello(), HelloOk()]))
             yield tls
 
-    def ask(
-        self, method: str, path: str, headers: Mapping[str, str] | None = None
-    ) -> int:
-        """Return the status of a request with the visitor's certificate."""
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[http.client.HTTPSConnection]:
+        """Return a connection to the HTTPS port, with the visitor's certificate."""
         connection = http.client.HTTPSConnection(
             "127.0.0.1",
             self._lan_port,
@@ -79,8 +87,23 @@ class HostileVisitor:
             context=self._careless(self.trust.lan_client_context()),
         )
         with contextlib.closing(connection):
-            connection.request(method, path, headers=dict(headers or {}))
-            return connection.getresponse().status
+            yield connection
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        connection: http.client.HTTPSConnection | None = None,
+    ) -> tuple[int, bytes]:
+        """Return status and body of an answer, on a new connection by default."""
+        if connection is None:
+            with self.connection() as own:
+                return self.ask(method, path, headers, connection=own)
+        connection.request(method, path, headers=dict(headers or {}))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
 
 
 def hear(tls: ssl.SSLSocket, kind: type[Message]) -> None:
