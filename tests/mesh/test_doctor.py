@@ -135,7 +135,7 @@ def test_healthy_mesh_has_no_fault(lab: Lab) -> None:
         "ok",
     )
     assert found["tcp"][1] == "1 node is reached, in both directions"
-    assert re.fullmatch(r"it has [1-9]\d* streams?", found["log"][1])
+    assert re.fullmatch(r"it has \d+ streams?", found["log"][1])
 
 
 def test_doctor_names_the_program_that_holds_port_5353(lab: Lab, well: Found) -> None:
