@@ -17,6 +17,7 @@ from octaskly.agent.mesh_secret import MeshSecretHolder
 from octaskly.core import effects as ef
 from octaskly.core import events as ev
 from octaskly.core.log.facts import Assigned
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.ids import (
     Address,
     AttemptId,
@@ -331,9 +332,9 @@ class CoreLoop(StepLoop[Node]):
 
     def _note_visits(self, effect: ef.Append, gateway: AgentGateway) -> None:
         """Have the audit log name the tasks that were given to visitors."""
-        for entry in effect.entries:
-            if isinstance(entry.fact, Assigned) and is_visitor(entry.fact.node):
-                self._visits.setdefault(entry.fact.node, []).append(entry.fact.task)
+        for _, fact in task_entries(effect.entries):
+            if isinstance(fact, Assigned) and is_visitor(fact.node):
+                self._visits.setdefault(fact.node, []).append(fact.task)
         if self._visits and not self._is_noting_visits:
             self._is_noting_visits = True
             self._spawn(self._record_visits(gateway))

@@ -34,6 +34,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.range_facts import entry_after
 from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
@@ -66,7 +67,6 @@ from octaskly.store.reading.snapshot import is_snapshot_needed
 from octaskly.store.reading.unblocked_tasks import load_unblocked_tasks
 from octaskly.store.tables import mesh_records as records_
 from octaskly.store.tables import task_name_collisions
-from octaskly.store.tables.clock_steps import read_task_ages
 from octaskly.store.tables.database import (
     DatabaseLock,
     build_store_error,
@@ -75,7 +75,7 @@ from octaskly.store.tables.database import (
     free_bytes,
     open_writer,
 )
-from octaskly.store.tables.node_state import PeerContact, read_saved
+from octaskly.store.tables.node_state import PeerContact, read_saved, read_task_ages
 from octaskly.store.tables.staged_parts import drop_incomplete_snapshots
 from octaskly.store.writing.commit_queue import ClockCheck, QueueItem
 from octaskly.store.writing.stream_repair import repair_streams
@@ -216,10 +216,10 @@ class Store:
         fresh = []
         for entry in entries:
             held = self._queued_seq(entry.stream)
-            if entry.seq > held:
-                assert entry.seq == held + 1, f"gap in stream {entry.stream}"
-                queued[entry.stream] = entry.seq
-                fresh.append(entry)
+            if entry.last_seq > held:
+                assert entry.seq <= held + 1, f"gap in stream {entry.stream}"
+                queued[entry.stream] = entry.last_seq
+                fresh.append(entry_after(entry, held))
                 if isinstance(entry.fact, Floor):
                     self._note_queued(entry.fact.ends)
                     for stream, _ in entry.fact.retired:

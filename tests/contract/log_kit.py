@@ -20,6 +20,7 @@ from octaskly.core.log.facts import (
     PackedEntry,
     Submitted,
     TaskCancelled,
+    count_facts,
 )
 from octaskly.core.model.ids import (
     AttemptId,
@@ -165,10 +166,12 @@ def entries(
     facts: Iterable[Fact], *, stream: StreamId = STREAM, after: int = 0
 ) -> list[Entry]:
     """Number facts as a stream does."""
-    return [
-        Entry(stream, seq, 1000 + seq, fact)
-        for seq, fact in enumerate(facts, start=after + 1)
-    ]
+    found: list[Entry] = []
+    seq = after + 1
+    for fact in facts:
+        found.append(Entry(stream, seq, 1000 + seq, fact))
+        seq += count_facts(fact)
+    return found
 
 
 @cache

@@ -21,12 +21,11 @@ from octaskly.core.log.facts import (
     Decided,
     Fact,
     Finished,
-    Floor,
-    Recorded,
     TaskCancelled,
     TaskFact,
 )
 from octaskly.core.log.merge import apply_fact
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import log_id_of
@@ -59,10 +58,7 @@ class FailoverModel(DispatcherModel):
     def fail_over(self, *, is_held: bool) -> None:
         """Let another process take over this disk, without the uncommitted writes."""
         self._gone += [
-            entry.fact
-            for append in self.commits
-            for entry in append.entries
-            if not isinstance(entry.fact, Floor | Recorded)
+            fact for append in self.commits for _, fact in task_entries(append.entries)
         ]
         for waiting in (self.commits, self.reads, self.answers):
             waiting.clear()

@@ -16,14 +16,13 @@ from octaskly.core.log.facts import (
     Assigned,
     Entry,
     Finished,
-    Floor,
     Notified,
-    Recorded,
     Reprioritized,
     TaskCancelled,
     TaskFact,
 )
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import Entries
@@ -99,10 +98,8 @@ def shown(connection: sqlite3.Connection) -> dict[TaskId, TaskRecord | None]:
 
 def merged(entries: Sequence[Entry]) -> dict[TaskId, TaskRecord | None]:
     records: dict[TaskId, TaskRecord | None] = {kit.task_id(n): None for n in (1, 2, 3)}
-    for entry in entries:
-        assert not isinstance(entry.fact, Floor | Recorded)
-        task = entry.fact.task
-        records[task] = merge.apply_fact(records[task], entry.fact)
+    for _, fact in task_entries(entries):
+        records[fact.task] = merge.apply_fact(records[fact.task], fact)
     return {
         task: record if record and record.spec else None
         for task, record in records.items()

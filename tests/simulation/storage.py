@@ -25,6 +25,7 @@ from octaskly.core.effects import (
 from octaskly.core.events import DiskChanged, Event, Persisted
 from octaskly.core.log.facts import Submitted
 from octaskly.core.log.merge import TaskRow
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
@@ -130,7 +131,7 @@ class Storage:
     def _note_written(self, effect: Append) -> None:
         """Note the true time of entries; who only copies them comes later."""
         now_s = self._world.time_s
-        for entry in effect.entries:
+        for entry in member_entries(effect.entries):
             self.written_s.setdefault(entry.hlc, now_s)
             if isinstance(entry.fact, Submitted):
                 self.accepted_s.setdefault(entry.fact.task, now_s)

@@ -13,6 +13,7 @@ import pytest
 from octaskly.core.effects import Append, Effect
 from octaskly.core.events import Event
 from octaskly.core.log.facts import Finished
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import TaskState
@@ -39,7 +40,8 @@ class WrittenEnds:
         if machine.node is None or not machine.node.is_dispatcher:
             return
         for effect in effects:
-            facts = effect.entries if isinstance(effect, Append) else ()
+            entries = effect.entries if isinstance(effect, Append) else ()
+            facts = list(member_entries(entries))
             ended = [e.fact.task for e in facts if isinstance(e.fact, Finished)]
             self.writes += bool(ended)
             self.entries_max = max(self.entries_max, len(facts) if ended else 0)

@@ -23,8 +23,9 @@ from octaskly.core.events import (
     TasksLoaded,
     TasksSubmitted,
 )
-from octaskly.core.log.facts import MESH_FACTS, Fact
+from octaskly.core.log.facts import Fact
 from octaskly.core.log.merge import TaskRecord, apply_fact
+from octaskly.core.log.range_facts import member_entries, task_entries
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft, log_id_of
@@ -142,9 +143,8 @@ def follow_reads(
         match pending.popleft():
             case Append(entries=entries):
                 facts += [entry.fact for entry in entries]
-                for entry in entries:
-                    if not isinstance(entry.fact, MESH_FACTS):
-                        log = apply_fact(log, entry.fact)
+                for _, fact in task_entries(entries):
+                    log = apply_fact(log, fact)
             case LoadTasks() as asked:
                 reply = tasks_reply([log], asked)
                 pending += world.dispatch.on_tasks_loaded(reply, moment())
@@ -216,7 +216,7 @@ def appended_facts(effects: list[Effect]) -> list[Fact]:
     """Return the facts of the one append, which comes first."""
     assert isinstance(effects[0], Append)
     assert not any(isinstance(effect, Append) for effect in effects[1:])
-    return [entry.fact for entry in effects[0].entries]
+    return [entry.fact for entry in member_entries(effects[0].entries)]
 
 
 def send_assignment(node: NodeId, *items: tuple[AttemptId, TaskSpec]) -> Send:

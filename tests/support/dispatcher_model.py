@@ -39,12 +39,11 @@ from octaskly.core.log.facts import (
     Assigned,
     Fact,
     Finished,
-    Floor,
-    Recorded,
     TaskCancelled,
     TaskFact,
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, TaskId
@@ -236,11 +235,8 @@ class DispatcherModel:
     def commit(self) -> None:
         """Make the oldest append durable."""
         append = self.commits.popleft()
-        for entry in append.entries:
-            if isinstance(entry.fact, Floor | Recorded):
-                continue
-            task = entry.fact.task
-            self.durable[task] = apply_fact(self.durable.get(task), entry.fact)
+        for _, fact in task_entries(append.entries):
+            self.durable[fact.task] = apply_fact(self.durable.get(fact.task), fact)
         self.journal.on_persisted(append.number)
         self.perform(self.replication.release_acks(self.now))
         self.perform(self.journal.run_deferred(self.now))
@@ -413,12 +409,9 @@ class DispatcherModel:
     def _write(self, append: Append) -> None:
         assert not self.commits or append.number == self.commits[-1].number + 1
         self.commits.append(append)
-        for entry in append.entries:
-            if isinstance(entry.fact, Floor | Recorded):
-                continue
-            self._check(entry.fact)
-            task = entry.fact.task
-            self.written[task] = apply_fact(self.written.get(task), entry.fact)
+        for _, fact in task_entries(append.entries):
+            self._check(fact)
+            self.written[fact.task] = apply_fact(self.written.get(fact.task), fact)
 
     def _check(self, fact: Fact) -> None:
         """Reject a second live attempt, and one of a task that is over."""

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import Append, Effect, LoadQueued
 from octaskly.core.log.facts import Assigned
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, Role, RosterEntry
@@ -43,7 +44,8 @@ class DispatcherWithWorkers(DispatcherWithJournal):
         """Record the placement of each command; return the placed commands."""
         commands = []
         appends = [effect for effect in effects if isinstance(effect, Append)]
-        for fact in (entry.fact for each in appends for entry in each.entries):
+        entries = [entry for each in appends for entry in each.entries]
+        for _, fact in task_entries(entries):
             if isinstance(fact, Assigned):
                 command = self.dispatch._queue.tasks[fact.task].spec.command
                 self.live[command] = (fact.task, fact.attempt, fact.node)

@@ -10,9 +10,12 @@ from octaskly.core.log.facts import (
     Entry,
     Finished,
     Floor,
+    MembersAssigned,
+    MembersSucceeded,
     Recorded,
     StreamFloor,
     Submitted,
+    SuccessTimes,
     TaskCancelled,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
@@ -121,6 +124,14 @@ ENTRIES = (
     Entry(STREAM, 2, 1002, Assigned(TASK, ATTEMPT, OTHER)),
     Entry(STREAM, 3, 1003, Finished(TASK, ATTEMPT, OTHER, OUTCOME)),
     Entry(STREAM, 4, 1004, TaskCancelled(TASK, "local:ana@desk")),
+    Entry(STREAM, 5, 1005, MembersAssigned(TASK, ATTEMPT, OTHER, 9, 2, 3)),
+    Entry(
+        *(STREAM, 8, 1008),
+        MembersSucceeded(
+            *(TASK, ATTEMPT, OTHER, 9, 2, (0, 2), 7, 1_700_000_000_200),
+            (SuccessTimes(0, 100, 100), SuccessTimes(-1, 99, 100, 1, 30_000)),
+        ),
+    ),
 )
 RECORD = Recorded("token-revoked", "0f" * 16, b"{}", 1_700_000_000_000, 1006)
 WRITERS = ((STREAM, EPOCH),)

@@ -10,6 +10,7 @@ from typing import Final
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
     MESH_FACTS,
+    RANGE_FACTS,
     Entry,
     Finished,
     Floor,
@@ -88,6 +89,8 @@ class RecentTasks:
             if fact.spec.options is None:
                 self._tasks[fact.task] = CachedTask([fact])
             return
+        if isinstance(fact, RANGE_FACTS):
+            return  # No member is cached.
         if isinstance(fact, MESH_FACTS):
             if isinstance(fact, Floor):
                 self._tasks.clear()  # A floor may purge any of these tasks.

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from octaskly.agent.gateway.recent_tasks import RecentTasks
 from octaskly.core.log import merge
-from octaskly.core.log.facts import MESH_FACTS, Entry, TaskFact
+from octaskly.core.log.facts import Entry, TaskFact
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions
@@ -47,11 +48,9 @@ class TaskWaiters:
         """Keep the facts that waits need, so that they need not read the store."""
         self.recent.appended(entries)
         waits = self._waits
-        for entry in entries if waits else ():
-            fact = entry.fact
-            task = fact.task  # No wait has the name used by mesh facts.
+        for _, fact in task_entries(entries) if waits else ():
+            task = fact.task
             for wait in waits.get(task_name(task) if "~" in task else task, ()):
-                assert not isinstance(fact, MESH_FACTS)
                 if wait.accepts_local_commit:
                     self._unpersisted.append((number, wait, fact))
                 else:

@@ -18,15 +18,19 @@ from octaskly.core.log.facts import (
     Decided,
     Fact,
     Finished,
+    MembersAssigned,
     Submitted,
     TaskCancelled,
     TaskFact,
+    count_facts,
 )
 from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
+from octaskly.core.log.range_facts import success_facts
 from octaskly.core.model.arrays import (
     FORCED_PREFIX,
     MAX_FAILS_CANCELLER,
     MemberRange,
+    RangeMembers,
     has_too_many_failures,
     part_of_array,
     split_member_id,
@@ -153,6 +157,7 @@ class DispatchStep:
         """Changed since the store was asked for unblocked tasks, until it answers."""
         self.facts: list[Fact] = []
         self.stream = StreamId(0)
+        self._next_seq = 0  #: of the next `Assigned`
         self._message_bytes = limits.entries_bytes
         self._journal = journal
         self._replication = replication
@@ -354,13 +359,13 @@ class DispatchStep:
 
         Each decides its task, as by `write_end`: there was no end or cancel before.
         """
-        ids, attempts, node, term = live.ids, live.attempts, live.node, self.epoch.term
-        self.facts += [
-            Finished(ids[offset], attempts[offset], node, outcome, term)
-            for offset, outcome in ends
-        ]
-        offsets = [offset for offset, _ in ends]
-        ended = [ids[offset] for offset in offsets]
+        offsets = tuple(offset for offset, _ in ends)
+        outcomes = [outcome for _, outcome in ends]
+        members = RangeMembers(
+            live.spec.id, live.number, live.step, live.attempt, offsets
+        )
+        self.facts += success_facts(members, live.node, outcomes, self.epoch.term)
+        ended = [live.ids[offset] for offset in offsets]
         self.queue.end_members(live, offsets)
         self.pin_until_durable(live)
         self.note_changed(ended)
@@ -562,6 +567,7 @@ class DispatchStep:
         queue, pool = self.queue, self.pool
         batches: dict[NodeId, list[Assignment]] = {}
         plan = RangePlan(self._message_bytes)
+        self._next_seq = self._journal.next_seq + sum(map(count_facts, self.facts))
         for task in queue.next_excluding_tasks():
             excluded = (
                 *task.nodes_lacking_inputs,
@@ -593,14 +599,16 @@ class DispatchStep:
     ) -> None:
         """Give members of an array, which were never assigned, to a worker."""
         array, node, position = planned.array, planned.node, planned.position
-        seq = self._journal.next_seq + len(self.facts)  # That of the first `Assigned`.
-        attempt = AttemptId(self.epoch.term, self.stream, seq, 1)
+        attempt = AttemptId(self.epoch.term, self.stream, self._next_seq, 1)
         live = LiveRange(planned, attempt, self.epoch.term)
         self.queue.tasks.add_range(live)
-        self.facts += [
-            Assigned(task_id, of_member, node)
-            for task_id, of_member in zip(live.ids, live.attempts, strict=True)
-        ]
+        if planned.count == 1:
+            self._write_assignment(Assigned(live.ids[0], attempt, node))
+        else:
+            numbers = live.number, live.step, planned.count
+            self._write_assignment(
+                MembersAssigned(array.spec.id, attempt, node, *numbers)
+            )
         part = part_of_array(array.spec, position, planned.count)
         members = MemberRange(part, position, attempt)
         ranges.setdefault(node, []).append(members)
@@ -608,21 +616,24 @@ class DispatchStep:
     def _assign_task(
         self, task: QueuedTask, node: NodeId, batches: dict[NodeId, list[Assignment]]
     ) -> None:
-        seq = self._journal.next_seq + len(self.facts)  # That of the `Assigned` below.
         number = task.last_attempt_n + 1
-        attempt = AttemptId(self.epoch.term, self.stream, seq, number)
+        attempt = AttemptId(self.epoch.term, self.stream, self._next_seq, number)
         if task.spec.id in self.queue.tasks:
             self.queue.assign(task, attempt, node)
         else:  # A member, out of an array whose members do not go by ranges.
             self.queue.adopt(task, attempt, node)
         task.is_worker_confirmed = True
-        self.facts.append(Assigned(task.spec.id, attempt, node))
+        self._write_assignment(Assigned(task.spec.id, attempt, node))
         if task.spec.options is not None:
             self.locality.note_placement(task.spec, node)
         batch = batches.get(node)
         if batch is None:
             batch = batches[node] = []
         batch.append((attempt, task.spec))
+
+    def _write_assignment(self, fact: Assigned | MembersAssigned) -> None:
+        self.facts.append(fact)
+        self._next_seq += count_facts(fact)
 
 
 def _ends_live_attempt(task: QueuedTask, end: Finished) -> bool:

@@ -12,7 +12,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from octaskly.core.model.field_types import Blob, Canceller, Count, Millis, Word
+from octaskly.core.model.arrays import MEMBER_NUMBER_MAX, RANGE_MAX
+from octaskly.core.model.field_types import Blob, Canceller, Count, Int, Millis, Word
 from octaskly.core.model.ids import (
     STREAMS_MAX,
     AttemptId,
@@ -102,6 +103,71 @@ class Reprioritized(Struct, frozen=True, array_like=True, tag=109, order=True):
     priority: Priority
 
 
+Step = Annotated[int, Meta(ge=1, le=MEMBER_NUMBER_MAX)]
+"""From the number of one member to the next."""
+
+
+class MembersAssigned(Struct, frozen=True, array_like=True, tag=110):
+    """First attempts at several members of an array were assigned to a worker.
+
+    It stands for an `Assigned` of each member: see `log.range_facts`.
+    """
+
+    array: TaskId
+    attempt: AttemptId  #: of the first member; the others follow in the log
+    node: NodeId
+    number: Count  #: of the first member
+    step: Step
+    count: Annotated[int, Meta(ge=2, le=RANGE_MAX)]  #: number of members
+
+    @property
+    def task(self) -> TaskId:
+        """Id of the array."""
+        return self.array
+
+
+class SuccessTimes(Struct, frozen=True, array_like=True):
+    """How a member ran that succeeded and wrote no output; see `Outcome`."""
+
+    started_ms: Int  #: since that of the fact
+    ended_ms: Int  #: since its start
+    duration_ms: Millis
+    cpu_ms: Millis | None = None
+    memory_max_kb: Count | None = None
+
+
+class MembersSucceeded(Struct, frozen=True, array_like=True, tag=111):
+    """Several members of a `MembersAssigned` succeeded, and so they completed.
+
+    It stands for a `Finished` of each member: see `log.range_facts`.
+    """
+
+    array: TaskId
+    attempt: AttemptId  #: of the member with offset 0
+    node: NodeId
+    number: Count  #: of the member with offset 0
+    step: Step
+    offsets: Annotated[tuple[Count, ...], Meta(min_length=2, max_length=RANGE_MAX)]
+    """Places of the members among those that were assigned together, in order."""
+    decided_term: Count
+    started_ms: Millis
+    times: Annotated[tuple[SuccessTimes, ...], Meta(max_length=RANGE_MAX)]
+
+    @property
+    def task(self) -> TaskId:
+        """Id of the array."""
+        return self.array
+
+    @property
+    def count(self) -> int:
+        """Number of members."""
+        return len(self.offsets)
+
+
+RangeFact = MembersAssigned | MembersSucceeded
+
+RANGE_FACTS = (MembersAssigned, MembersSucceeded)
+
 RETIRED_MAX = 1000  #: streams that one floor may retire
 
 
@@ -173,7 +239,7 @@ TaskFact = (
     | Notified
     | Reprioritized
 )
-Fact = TaskFact | Floor | Recorded
+Fact = TaskFact | RangeFact | Floor | Recorded
 
 MESH_FACTS = (Floor, Recorded)
 
@@ -181,12 +247,31 @@ NO_FLOOR = Floor(0, ())
 
 
 class Entry(Struct, frozen=True, array_like=True):
-    """One fact at its place in the log; identity is (stream, seq)."""
+    """One fact at its place in the log; identity is (stream, seq).
+
+    A fact about several members of an array takes as many numbers and timestamps as the
+    facts for which it stands.
+    """
 
     stream: StreamId
     seq: Count
     hlc: Count  #: hybrid timestamp: milliseconds since 2020 << 15 | counter
     fact: Fact
+
+    @property
+    def last_seq(self) -> int:
+        """Its last sequence number."""
+        return self.seq + count_facts(self.fact) - 1
+
+    @property
+    def last_hlc(self) -> int:
+        """Its last timestamp."""
+        return self.hlc + count_facts(self.fact) - 1
+
+
+def count_facts(fact: Fact) -> int:
+    """Return the number of facts for which a fact stands, mostly itself alone."""
+    return fact.count if isinstance(fact, RANGE_FACTS) else 1
 
 
 PackedEntry = tuple[StreamId, int, int, bytes]

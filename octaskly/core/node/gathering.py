@@ -27,7 +27,13 @@ from typing import Final
 
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import AttemptsEnded, Event, Received
-from octaskly.core.log.facts import Assigned, Finished
+from octaskly.core.log.facts import (
+    Assigned,
+    Finished,
+    MembersAssigned,
+    MembersSucceeded,
+)
+from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.model.arrays import RangeMembers
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
@@ -131,7 +137,10 @@ class Gathering:
             if isinstance(fact, Finished):
                 has_ends = True
                 size_bytes += fact.outcome.size_bytes
-            elif not isinstance(fact, Assigned):
+            elif isinstance(fact, MembersSucceeded):
+                has_ends = True
+                size_bytes += MEMBER_BYTES * fact.count
+            elif not isinstance(fact, Assigned | MembersAssigned):
                 return False
         is_large = size_bytes > self._bytes_max
         if not has_ends or is_large or not self._are_many_arriving(now):

@@ -12,6 +12,7 @@ from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
 from octaskly.core.log.facts import Decided, Entry, Finished, Submitted, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.drafts import sequence_of
 from octaskly.core.model.ids import Moment, NodeId, TaskId
@@ -151,7 +152,7 @@ def _ended_tasks(message: Entries | Snapshot) -> tuple[TaskId, ...]:
     """
     match message:
         case Entries(entries):
-            facts = (entry.fact for entry in entries)
+            facts = (entry.fact for entry in member_entries(entries))
             return tuple(
                 f.task
                 for f in facts

@@ -14,7 +14,7 @@ from typing import Final
 
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.events import PeerUp
-from octaskly.core.log.facts import Entry, Floor
+from octaskly.core.log.facts import Entry, Floor, count_facts
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.arrays import are_valid_members
 from octaskly.core.model.hlc import hlc_of_latest_remote
@@ -35,6 +35,7 @@ from octaskly.core.model.keyring_state import (
 from octaskly.core.model.nodes import NodeInfo, RosterEntry
 from octaskly.core.protocol.messages import (
     ITEMS_MAX,
+    MEMBER_FACTS_MAX,
     PROTOCOL_PREFIX,
     Assign,
     AssignRanges,
@@ -218,6 +219,7 @@ class MessageValidator:
         journal = self._journal
         named = dict(epochs)
         last: dict[StreamId, int] = {}
+        members = 0
         for entry in entries:
             stream, seq = entry.stream, entry.seq
             if not seq or seq != last.get(stream, seq - 1) + 1:
@@ -230,7 +232,10 @@ class MessageValidator:
                 code := self._check_floor(entry.fact)
             ):
                 return code
-            last[stream] = seq
+            last[stream] = entry.last_seq
+            members += count_facts(entry.fact) - 1
+        if members > MEMBER_FACTS_MAX:
+            return "members"
         own = journal.stream
         if own is not None and last.get(own, 0) > journal.vector[own]:
             return "writer"

@@ -68,6 +68,7 @@ UNNEEDED_REASON = (
 )
 
 ENTRIES_MAX = 1 << 13  #: per message; usual messages have a few hundred
+MEMBER_FACTS_MAX = 1 << 14  #: of members of arrays, in the entries of one message
 ITEMS_MAX = 1 << 16  #: per message of 1 MiB; most items take at least 16 bytes
 KNOWN_BLOBS_MAX = 1 << 12  #: of one `Assign`, whose holders it names
 VISITORS_MAX = 1 << 8  #: linked to one member

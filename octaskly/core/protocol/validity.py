@@ -13,11 +13,14 @@ from octaskly.core.log.facts import (
     Decided,
     Fact,
     Finished,
+    MembersAssigned,
+    MembersSucceeded,
     Recorded,
     Reprioritized,
     Submitted,
 )
 from octaskly.core.log.merge import TaskRow, facts_of
+from octaskly.core.log.range_facts import are_valid_times, members_of
 from octaskly.core.model import arrays
 from octaskly.core.model.ids import VectorItems
 from octaskly.core.model.nodes import NodeInfo, RosterEntry
@@ -35,6 +38,10 @@ def is_valid_fact(fact: Fact) -> bool:
             return is_valid_outcome(outcome)
         case Decided(state=state):
             return state in (TaskState.COMPLETED, TaskState.FAILED)
+        case MembersAssigned():
+            return arrays.are_valid_members(members_of(fact))
+        case MembersSucceeded():
+            return are_valid_times(fact) and arrays.are_valid_members(members_of(fact))
         case Recorded():
             return mesh_records.is_valid_record(fact)
         case Reprioritized(task=task):

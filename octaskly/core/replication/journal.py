@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
-from itertools import count, repeat
 
 from msgspec.structs import replace
 
@@ -34,9 +33,11 @@ from octaskly.core.log.facts import (
     Fact,
     Floor,
     Recorded,
+    count_facts,
 )
 from octaskly.core.log.merge import join_floors
 from octaskly.core.log.mesh_records import RecordTable
+from octaskly.core.log.range_facts import entry_after
 from octaskly.core.log.retired_streams import RetiredSummary
 from octaskly.core.model.component_signals import (
     FloorRaised,
@@ -248,16 +249,19 @@ class Journal:
         """
         stream = self.stream
         assert stream is not None, "facts need an open stream"
-        first, hlc = self.next_seq, self.reserve_timestamps(now)
-        entries = tuple(map(Entry, repeat(stream), count(first), count(hlc), facts))
+        seq, hlc = self.next_seq, self.reserve_timestamps(now)
+        entries = []
+        for fact in facts:
+            entries.append(Entry(stream, seq, hlc, fact))
+            seq, hlc = seq + count_facts(fact), hlc + count_facts(fact)
         if entries:
-            self._hlc, self.vector[stream] = entries[-1].hlc, entries[-1].seq
+            self._hlc, self.vector[stream] = hlc - 1, seq - 1
         is_retired = stream in self.retired  # Another node thought that it was over.
         epochs = ((stream, self.epochs[stream]),) if is_retired else ()
         for fact in facts:
             if isinstance(fact, MESH_FACTS):
                 self._apply_mesh_fact(fact)
-        return self._append(entries, epochs)
+        return self._append(tuple(entries), epochs)
 
     def append_remote(
         self,
@@ -275,10 +279,11 @@ class Journal:
             fact = entry.fact
             if isinstance(fact, Floor) and not self._may_apply(fact):
                 continue  # Treat it as a gap: the entries that it requires come first.
-            if entry.seq == self.held_seq(entry.stream) + 1:
-                self.vector[entry.stream] = entry.seq
-                self._heard_hlc = max(self._heard_hlc, entry.hlc)
-                new_entries.append(entry)
+            held = self.held_seq(entry.stream)
+            if entry.seq <= held + 1 <= entry.last_seq:
+                self.vector[entry.stream] = entry.last_seq
+                self._heard_hlc = max(self._heard_hlc, entry.last_hlc)
+                new_entries.append(entry_after(entry, held))
                 self._apply_mesh_fact(fact)
         if not new_entries:
             return None

@@ -15,9 +15,12 @@ from octaskly.core.log.facts import (
     Entry,
     Finished,
     Floor,
+    MembersAssigned,
+    MembersSucceeded,
     Recorded,
     Submitted,
 )
+from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.model.ids import (
     DispatcherEpoch,
     Epoch,
@@ -91,7 +94,7 @@ class LogTail:
             for entry in old.entries:
                 if entry.stream not in self._retired:
                     before = self._base_vector.get(entry.stream, 0)
-                    self._base_vector[entry.stream] = max(before, entry.seq)
+                    self._base_vector[entry.stream] = max(before, entry.last_seq)
 
     def _raise_base(self, floor: Floor) -> None:
         """Never stream to a node that lacks void entries, because no row has them.
@@ -114,7 +117,7 @@ class LogTail:
         missing = []
         for append, _ in self._appends:
             entries = tuple(
-                e for e in append.entries if peer_vector.get(e.stream, 0) < e.seq
+                e for e in append.entries if peer_vector.get(e.stream, 0) < e.last_seq
             )
             missing.append(Append(append.number, entries, append.epochs))
         return missing
@@ -169,6 +172,8 @@ def _entry_size_bytes(entry: Entry) -> int:
         return ENTRY_BYTES + fact.outcome.size_bytes
     if isinstance(fact, Submitted):
         return ENTRY_BYTES + fact.spec.size_bytes
+    if isinstance(fact, MembersAssigned | MembersSucceeded):
+        return ENTRY_BYTES + MEMBER_BYTES * fact.count
     if isinstance(fact, Recorded):
         return ENTRY_BYTES + len(fact.body) + CHAR_BYTES * len(fact.key)
     if isinstance(fact, Floor):
@@ -182,5 +187,5 @@ def unacked_part(
 ) -> UnackedPart:
     """Return the bookkeeping for appends in transit."""
     entries = [entry for append in appends for entry in append.entries]
-    ends = {entry.stream: entry.seq for entry in entries}
+    ends = {entry.stream: entry.last_seq for entry in entries}
     return UnackedPart(number, now.mono_s, len(entries), size_bytes, ends)

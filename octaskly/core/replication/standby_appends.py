@@ -93,8 +93,8 @@ class Standby:
             self._missing_vector.clear()
         held_seq = self._journal.held_seq
         for entry in message.entries:
-            if held_seq(entry.stream) < entry.seq:
-                self._missing_vector[entry.stream] = entry.seq
+            if held_seq(entry.stream) < entry.last_seq:
+                self._missing_vector[entry.stream] = entry.last_seq
         if self._journal.holds(self._missing_vector.items()):
             self._missing_vector.clear()
         return not self._missing_vector

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import merge
+from itertools import islice
 from typing import Final
 
 from msgspec.structs import replace
@@ -12,12 +13,19 @@ from msgspec.structs import replace
 from octaskly.core.change_feed import FeedPage, StreamExtent, array_id_of
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.ports import Packer
 from octaskly.ports.events import AttemptWithTask, RecentAttempts
 from octaskly.store.reading import pages
-from octaskly.store.tables import arrays, log_rows, rows, task_name_collisions
+from octaskly.store.tables import (
+    arrays,
+    log_rows,
+    member_ranges,
+    rows,
+    task_name_collisions,
+)
 from octaskly.store.tables.floors import read_retired_digest, read_retired_end
 from octaskly.store.tables.log_rows import StoredEntry, find_last_until
 
@@ -73,16 +81,18 @@ def read_feed_page(
         if seen < start:
             is_whole = False
             reached[stream] = seen = start
-        parts.append(_in_order(log_rows.read_entries(db, stream, seen)))
+        parts.append(_in_order(packer, log_rows.read_entries(db, stream, seen), seen))
     entries: list[Entry] = []
     has_more, left = False, PART_BYTES_MAX
-    for _, stream, _, stored in merge(*parts):
+    for _, stream, seq, stored in merge(*parts):
         if len(entries) == limit or left <= 0:
             has_more = True
             break
-        entries.append(packer.unpack_entry(*stored.packed))
-        reached[stream] = stored.seq
-        left -= len(stored.body)
+        if isinstance(stored, StoredEntry):
+            left -= len(stored.body)
+            stored = packer.unpack_entry(*stored.packed)
+        entries.append(stored)
+        reached[stream] = seq
     ids = {entry.fact.task for entry in entries}
     records = _records(db, ids | {array_id_of(task) for task in ids})
     arrays_here = {task: record for task, record in records.items() if record.progress}
@@ -97,20 +107,30 @@ def read_feed_page(
 
 
 def _in_order(
-    entries: Iterable[StoredEntry],
-) -> Iterator[tuple[int, StreamId, int, StoredEntry]]:
-    """Yield entries of a stream with what they are compared by."""
-    return ((entry.hlc, entry.stream, entry.seq, entry) for entry in entries)
+    packer: Packer,
+    stored: Iterable[StoredEntry],
+    after: int,
+    *,
+    is_last_first: bool = False,
+) -> Iterator[tuple[int, StreamId, int, StoredEntry | Entry]]:
+    """Yield entries of a stream after `after` with what they are compared by.
+
+    Those of members of arrays that have a fact together are unpacked.
+    """
+    for each in stored:
+        if each.facts == 1:
+            yield each.hlc, each.stream, each.seq, each
+            continue
+        entries = list(member_entries([packer.unpack_entry(*each.packed)]))
+        for entry in reversed(entries) if is_last_first else entries:
+            if entry.seq > after:
+                yield entry.hlc, entry.stream, entry.seq, entry
 
 
 def _records(db: sqlite3.Connection, ids: Iterable[TaskId]) -> dict[TaskId, TaskRecord]:
     records: list[TaskRecord] = []
     for some in rows.split_for_parameters(sorted(ids)):
-        found = db.execute(
-            f"SELECT {_OUTLINE_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.placeholders(len(some))})",
-            some,
-        ).fetchall()
+        found = member_ranges.read_rows_by_id(db, _OUTLINE_COLUMNS, some)
         records += (record for record, _ in arrays.records_from(db, found))
     places = task_name_collisions.read_occurrences(
         db, (record.id for record in records)
@@ -132,13 +152,14 @@ def read_recent_attempts(
     Each list has at most `limit` items. There is no index by time, as it would slow
     down each attempt. Ended attempts are found by a backward scan of the log.
     """
-    live = dict(
-        db.execute(
-            "SELECT key, last_change_hlc FROM tasks INDEXED BY tasks_state"
-            " WHERE state = 1 AND attempts NOT NULL ORDER BY key LIMIT ?",
-            (limit,),
-        ).fetchall()
+    stored = db.execute(
+        "SELECT key, last_change_hlc FROM tasks INDEXED BY tasks_state"
+        " WHERE state = 1 AND attempts NOT NULL ORDER BY key LIMIT ?",
+        (limit,),
     )
+    built = member_ranges.live_rows_after(db, 0)
+    in_ranges = ((each.row[0], each.last_change_hlc) for each in built)
+    live = dict(islice(merge(stored, in_ranges), limit))
     running = [
         AttemptWithTask(record, attempt, wall_ms_of(live[key]))
         for key, record in _live_records(db, live)
@@ -171,20 +192,22 @@ def _recently_changed(
     for stream, _, seq, start in found:
         low = max(seq, start, ends[stream] - SCANNED_TASKS_MAX)
         entries = log_rows.read_entries(db, stream, low, is_last_first=True)
-        parts.append(_in_order(entries))
+        parts.append(_in_order(packer, entries, low, is_last_first=True))
     keys: list[int] = []
     seen: set[TaskId] = set()
     for *_, stored in merge(*parts, reverse=True):
-        task = packer.unpack_entry(*stored.packed).fact.task
+        if isinstance(stored, StoredEntry):
+            stored = packer.unpack_entry(*stored.packed)
+        task = stored.fact.task
         if task in seen:
             continue
         seen.add(task)
-        keys += (
-            key
-            for (key,) in db.execute(
-                "SELECT key FROM tasks WHERE id = ? AND attempts NOT NULL", (task,)
-            )
-        )
+        of_task = db.execute(
+            "SELECT key FROM tasks WHERE id = ? AND attempts NOT NULL", (task,)
+        ).fetchall()
+        keys += (key for (key,) in of_task)
+        if not of_task:
+            keys += (each.row[0] for each in member_ranges.rows_by_id(db, [task]))
         if len(keys) == limit:
             break
     return keys

@@ -35,7 +35,7 @@ from octaskly.core.model.ids import (
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import Packer
 from octaskly.store.reading import queries
-from octaskly.store.tables import arrays, mesh_records, rows
+from octaskly.store.tables import arrays, member_ranges, mesh_records, rows
 from octaskly.store.tables.database import used_bytes
 from octaskly.store.tables.floors import FLOOR_OF_TASK, StreamFloors, read_floor
 from octaskly.store.tables.log_rows import find_last_until
@@ -416,11 +416,15 @@ def _with_members(db: sqlite3.Connection, row: Sequence[Any]) -> list[TaskRecord
     carried: list[TaskRecord] = []
     found = arrays.read_members(db, [row[0]]) if row[_OPTIONS] is not None else {}
     for members in found.values():
-        begun = db.execute(
+        keys = members.first, members.last
+        stored = db.execute(
             f"SELECT {rows.TASK_COLUMNS} FROM tasks"  # noqa: S608
             " WHERE key BETWEEN ? AND ? ORDER BY key",
-            (members.first, members.last),
-        ).fetchall()
+            keys,
+        )
+        begun = member_ranges.merged_by_key(
+            stored, member_ranges.rows_between(db, *keys)
+        )
         carried += [_read_record(db, member) for member in begun]
     return [*carried, _read_record(db, row)]
 

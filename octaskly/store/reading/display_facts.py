@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import islice
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import wall_ms_of
@@ -11,7 +12,7 @@ from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import DisplayFacts, MemberFailure
 from octaskly.store.reading.short_ids import shortest_id
-from octaskly.store.tables import arrays, rows
+from octaskly.store.tables import arrays, member_ranges, rows
 from octaskly.store.tables.arrays import ArrayMembers
 
 _RUNNING = rows.NUMBER_OF[TaskState.RUNNING]
@@ -48,6 +49,8 @@ def _read_rows(
             some,
         ):
             found[task] = (key, hlc)
+    for each in member_ranges.rows_by_id(db, [id_ for id_ in ids if id_ not in found]):
+        found[each.row[1]] = each.row[0], each.last_change_hlc
     return found
 
 
@@ -75,11 +78,15 @@ def _activity(
 
 def _first_assignment(db: sqlite3.Connection, members: ArrayMembers) -> int | None:
     """Return when the first member was assigned, if none has ended."""
-    (hlc,) = db.execute(
-        "SELECT min(last_change_hlc) FROM (SELECT last_change_hlc FROM tasks"
-        " INDEXED BY tasks_state WHERE state = ? AND key BETWEEN ? AND ? LIMIT 1)",
-        (_RUNNING, members.first, members.last),
-    ).fetchone()
+    keys = members.first, members.last
+    stored = db.execute(
+        "SELECT key, last_change_hlc FROM tasks INDEXED BY tasks_state"
+        " WHERE state = ? AND key BETWEEN ? AND ? ORDER BY key LIMIT 1",
+        (_RUNNING, *keys),
+    ).fetchall()
+    built = member_ranges.rows_between(db, *keys, is_live=True)
+    in_ranges = ((each.row[0], each.last_change_hlc) for each in islice(built, 1))
+    _, hlc = min([*stored, *in_ranges], default=(0, None))
     return None if hlc is None else wall_ms_of(hlc)
 
 

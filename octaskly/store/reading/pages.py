@@ -12,7 +12,13 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.tasks import TaskState
 from octaskly.ports import TaskListPage, TaskQuery, TaskSearch
-from octaskly.store.tables import arrays, list_counts, rows, task_name_collisions
+from octaskly.store.tables import (
+    arrays,
+    list_counts,
+    member_ranges,
+    rows,
+    task_name_collisions,
+)
 
 SEARCH_S_MAX: Final = 0.03  #: time limit of one search
 SEARCH_ROWS: Final = 16  #: rows scanned at once at first; more while that is fast
@@ -70,14 +76,32 @@ def _read_keys(
     found: list[int] = []
     skip = place.skip
     for first in place.blocks:
-        where, values = _filters(query, (first, list_counts.last_key_of_block(first)))
-        select = f"SELECT key FROM {where} {_order(query)} LIMIT ? OFFSET ?"  # noqa: S608
-        some = db.execute(select, (*values, query.limit - len(found), skip))
-        found += (key for (key,) in some)
+        keys = first, list_counts.last_key_of_block(first)
+        found += _read_keys_of_block(db, query, keys, query.limit - len(found), skip)
         if len(found) == query.limit:
             break
         skip = 0
     return found
+
+
+def _read_keys_of_block(
+    db: sqlite3.Connection, query: TaskQuery, keys: Keys, limit: int, skip: int
+) -> list[int]:
+    """Return the keys of a page that are in one block."""
+    where, values = _filters(query, keys)
+    select = f"SELECT key FROM {where} {_order(query)}"  # noqa: S608
+    if not member_ranges.has_range_between(db, *keys):
+        some = db.execute(f"{select} LIMIT ? OFFSET ?", (*values, limit, skip))
+        return [key for (key,) in some]
+    state = None if query.state is None else rows.NUMBER_OF[query.state]
+    found = [key for (key,) in db.execute(select, values)]
+    found += (
+        each.row[0]
+        for each in member_ranges.rows_between(db, *keys)
+        if query.node in (None, each.node) and state in (None, each.state)
+    )
+    found.sort(reverse=query.is_newest_first)
+    return found[skip : skip + limit]
 
 
 def read_rows_by_key(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.Row]:
@@ -89,6 +113,12 @@ def read_rows_by_key(db: sqlite3.Connection, keys: Sequence[int]) -> list[rows.R
             f" ({rows.placeholders(len(some))}) ORDER BY key",
             some,
         ).fetchall()
+    if len(found) < len(keys) and keys[-1] >= arrays.MEMBER_KEYS_START:
+        stored = {row[0] for row in found}
+        built = member_ranges.rows_by_key(
+            db, (key for key in keys if key not in stored)
+        )
+        found = list(member_ranges.merged_by_key(found, built))
     return found
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from heapq import merge
+from itertools import chain, islice
 from typing import Final
 
 from msgspec import json
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from octaskly.core.log.facts import Finished, PackedEntry
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import (
@@ -39,7 +41,7 @@ from octaskly.ports import (
 )
 from octaskly.ports.events import EndedMember
 from octaskly.store.reading import pages, queue
-from octaskly.store.tables import arrays, rows, task_name_collisions
+from octaskly.store.tables import arrays, member_ranges, rows, task_name_collisions
 from octaskly.store.tables.floors import (
     read_meta_numbers,
     read_retired_digest,
@@ -77,10 +79,10 @@ def read_task(
     has_output = parts in (TaskParts.OUTPUT, TaskParts.ALL)
     has_spec = parts in (TaskParts.SPEC, TaskParts.ALL)
     columns = rows.SHOWN_COLUMNS if has_spec else rows.BRIEF_COLUMNS
-    select = f"SELECT {columns} FROM tasks WHERE id = ?"  # noqa: S608
-    found = db.execute(select, (ref,)).fetchall()
-    if not found:
-        found = db.execute(select, (task_name_collisions.id_of(db, ref),)).fetchall()
+    found = member_ranges.read_rows_by_id(db, columns, [TaskId(ref)])
+    other = None if found else task_name_collisions.id_of(db, ref)
+    if other is not None:
+        found = member_ranges.read_rows_by_id(db, columns, [other])
     for record, outputs in arrays.records_from(db, found, columns):
         (numbered,) = task_name_collisions.with_occurrences(db, (record,))
         return with_outputs(db, numbered, outputs) if has_output else numbered
@@ -127,15 +129,14 @@ def read_tasks_by_name(
     With `is_brief`, the tasks have only what a list shows.
     """
     ids = task_name_collisions.ids_of(db, names)
+    others = [TaskId(name) for name in names if name not in ids]
+    for each in member_ranges.rows_by_id(db, others):
+        ids[each.row[1]] = [each.row[1]]
     columns = rows.LIST_COLUMNS if is_brief else rows.TASK_COLUMNS
     build = arrays.listed_records if is_brief else arrays.records_without_outputs
     records: dict[TaskId, TaskRecord] = {}
     for some in rows.split_for_parameters(chain.from_iterable(ids.values())):
-        found = db.execute(
-            f"SELECT {columns} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.placeholders(len(some))})",
-            some,
-        ).fetchall()
+        found = member_ranges.read_rows_by_id(db, columns, some)
         records.update((record.id, record) for record in build(db, found))
     return {
         name: tuple(
@@ -240,14 +241,20 @@ def incomplete_member_ranges(
     members = arrays.read_members_of(db, array)
     if members is None:
         return ()
-    completed = db.execute(
+    state = rows.NUMBER_OF[TaskState.COMPLETED]
+    keys = members.first, members.last
+    stored = db.execute(
         "SELECT key FROM tasks INDEXED BY tasks_state"
         " WHERE state = ? AND key BETWEEN ? AND ? ORDER BY key",
-        (rows.NUMBER_OF[TaskState.COMPLETED], members.first, members.last),
+        (state, *keys),
+    )
+    built = member_ranges.rows_between(db, *keys)
+    completed = merge(
+        (key for (key,) in stored), (m.row[0] for m in built if m.state == state)
     )
     runs: list[tuple[int, int]] = []
     start = members.first
-    for (key,) in chain(completed, [(members.last + 1,)]):
+    for key in chain(completed, [members.last + 1]):
         if start < key and len(runs) < limit:
             runs.append((start - members.first, key - 1 - members.first))
         start = key + 1
@@ -265,17 +272,16 @@ def read_ended_members(
     members = arrays.read_members_of(db, array)
     if members is None:
         return ()
-    last = min(last, members.total - 1)
-    found = db.execute(
+    keys = members.first + first, members.first + min(last, members.total - 1)
+    running = rows.NUMBER_OF[TaskState.RUNNING]
+    stored = db.execute(
         f"SELECT {rows.SHOWN_COLUMNS} FROM tasks"  # noqa: S608
         " WHERE key BETWEEN ? AND ? AND state > ? ORDER BY key LIMIT ?",
-        (
-            members.first + first,
-            members.first + last,
-            rows.NUMBER_OF[TaskState.RUNNING],
-            limit,
-        ),
-    ).fetchall()
+        (*keys, running, limit),
+    )
+    in_ranges = member_ranges.rows_between(db, *keys)
+    built = (each for each in in_ranges if each.state > running)
+    found = list(islice(member_ranges.merged_by_key(stored, built), limit))
     records = arrays.raw_records_from(found)
     ended: list[EndedMember] = []
     left = ENDED_BYTES
@@ -401,7 +407,8 @@ def pack_entries_beyond(
                 more = True
                 break
             whole = _with_output(db, packer, entry)
-            left -= len(whole[3]) + ENTRY_OVERHEAD_BYTES
+            members_bytes = MEMBER_BYTES * entry.facts if entry.facts > 1 else 0
+            left -= max(len(whole[3]), members_bytes) + ENTRY_OVERHEAD_BYTES
             stored.append(whole)
     return packer.pack_entries(
         stored, epochs, read_vector(db), more=more, retired=read_retired_digest(db)

@@ -14,7 +14,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import Requirements, requires_of
 from octaskly.core.model.tasks import MEMBERS_LANE, PRIORITY_SHIFT, LaneKey
-from octaskly.store.tables import arrays, rows
+from octaskly.store.tables import arrays, member_ranges, rows
 
 LOAD_BYTES = 16 << 20  #: approximate size of the tasks of one reply
 LANE_LOAD_BYTES = 1 << 20  #: for tasks with requirements: there may be many lanes
@@ -106,16 +106,15 @@ def load_live_tasks(db: sqlite3.Connection, ask: LoadLive) -> LiveLoaded:
     ended, such as cancelled ones. Arrays with running members, and these members, are
     included.
     """
-    found, has_more = _first_rows(
-        db.execute(
-            f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
-            " WHERE state = 1 AND key > ?1"
-            f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
-            " WHERE is_live = 1 AND state > 1 AND key > ?1 ORDER BY key",
-            (ask.after_key,),
-        ),
-        ask.limit,
+    stored = db.execute(
+        f"SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_state"  # noqa: S608
+        " WHERE state = 1 AND key > ?1"
+        f" UNION ALL SELECT {rows.TASK_COLUMNS} FROM tasks INDEXED BY tasks_live"
+        " WHERE is_live = 1 AND state > 1 AND key > ?1 ORDER BY key",
+        (ask.after_key,),
     )
+    built = member_ranges.live_rows_after(db, ask.after_key)
+    found, has_more = _first_rows(member_ranges.merged_by_key(stored, built), ask.limit)
     next_key = found[-1][0] if has_more else None
     return LiveLoaded(ask.term, _queue_records(db, found), next_key)
 
@@ -127,11 +126,7 @@ def load_tasks(db: sqlite3.Connection, ask: LoadTasks) -> TasksLoaded:
     answered: list[TaskId] = []
     size = 0
     while size <= LOAD_BYTES and (some := list(islice(asked, TASKS_PER_QUERY))):
-        found += db.execute(
-            f"SELECT {rows.TASK_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
-            f" ({rows.placeholders(len(some))})",
-            some,
-        )
+        found += member_ranges.read_rows_by_id(db, rows.TASK_COLUMNS, some)
         size = sum(map(rows.size_of_row, found))
         answered += some
     return TasksLoaded(ask.term, tuple(answered), _queue_records(db, found))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
+from operator import itemgetter
 from typing import Final
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from octaskly.core.effects import ServePull
 from octaskly.core.log.facts import Recorded
@@ -24,7 +27,7 @@ from octaskly.core.protocol.messages import (
     SnapshotHead,
 )
 from octaskly.store.reading import queries
-from octaskly.store.tables import arrays, mesh_records, node_state, rows
+from octaskly.store.tables import arrays, member_ranges, mesh_records, node_state, rows
 from octaskly.store.tables.floors import read_floor, read_retired_digest
 
 LAG_ENTRIES: Final = 200_000  #: a lag up to this is always sent as entries
@@ -148,12 +151,17 @@ def _rows(
     db: sqlite3.Connection, after: int, ages: TaskAges
 ) -> Iterator[tuple[int, TaskRow]]:
     while True:
-        found = db.execute(
+        stored = db.execute(
             f"SELECT {rows.TASK_COLUMNS}, last_change_hlc,"  # noqa: S608
             " first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
-        ).fetchall()
+        )
+        in_ranges = (
+            (*each.row, each.last_change_hlc, *astuple(arrays.MEMBER_BIRTH), 0)
+            for each in member_ranges.rows_after(db, after)
+        )
+        found = list(islice(merge(stored, in_ranges, key=itemgetter(0)), _PAGE))
         records = arrays.raw_records_from([row[:-6] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
             whole = queries.with_outputs(db, record, outputs)

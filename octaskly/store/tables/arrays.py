@@ -1,7 +1,8 @@
 """Rows of task arrays and their members.
 
 An array has one row in `tasks`, and one in `arrays` that counts its members. A member
-gets a row in `tasks` with the first fact about it. The key of that row is the key of
+gets a row in `tasks` with the first fact about it, unless it is in a range: see
+`member_ranges`. The key of that row is the key of
 the array's first member plus the member's position, so it needs no index. Keys of
 members start at `MEMBER_KEYS_START`; lists show only rows below it. The row of a member
 holds its queue position and its state. Its envelope is not stored, because it follows
@@ -54,8 +55,8 @@ class ArrayMembers:
     first: int  #: key of the first member
     total: int
     counts: list[int] = field(default_factory=lambda: [0] * len(rows.STATES))
-    """Number of rows, indexed by the number of the state."""
-    live_count: int = 0  #: rows with an attempt that has not ended
+    """Number of rows, and of members in ranges, indexed by the number of the state."""
+    live_count: int = 0  #: of these, those with an attempt that has not ended
     started_ms: int | None = None  #: earliest start of an ended attempt
     ended_ms: int | None = None  #: latest end of an attempt
     counted_without_row: tuple[int, int] | None = None
@@ -68,7 +69,7 @@ class ArrayMembers:
 
     @property
     def row_count(self) -> int:
-        """Number of members with a row."""
+        """Number of members with a row or in a range."""
         return sum(self.counts)
 
     def without_row(self, by: str | None) -> tuple[int, int]:
@@ -93,11 +94,14 @@ class ArrayMembers:
 
     def widen_times(self, outcome: Outcome) -> None:
         """Extend the times of the array by those of an ended attempt."""
-        if outcome.started_ms is not None:
-            known_ms = self.started_ms or outcome.started_ms
-            self.started_ms = min(known_ms, outcome.started_ms)
-        if outcome.ended_ms is not None:
-            self.ended_ms = max(self.ended_ms or 0, outcome.ended_ms)
+        self.widen_times_by(outcome.started_ms, outcome.ended_ms)
+
+    def widen_times_by(self, started_ms: int | None, ended_ms: int | None) -> None:
+        """Extend the times of the array by an earliest start and a latest end."""
+        if started_ms is not None:
+            self.started_ms = min(self.started_ms or started_ms, started_ms)
+        if ended_ms is not None:
+            self.ended_ms = max(self.ended_ms or 0, ended_ms)
 
     def array_row(self, key: int) -> tuple[int | None, ...]:
         """Return the row of `arrays`."""
@@ -230,17 +234,24 @@ def ranges_without_row(
     held = members.row_count
     if not held:
         return ((0, members.total - 1),)
+    keys = (members.first, members.last)
     (last,) = db.execute(
-        "SELECT max(key) FROM tasks WHERE key BETWEEN ? AND ?",
-        (members.first, members.last),
+        "SELECT max(ifnull((SELECT max(key) FROM tasks WHERE key BETWEEN ?1 AND ?2),"
+        " 0), ifnull((SELECT key + n - 1 FROM member_ranges WHERE key BETWEEN ?1 AND ?2"
+        " ORDER BY key DESC LIMIT 1), 0))",
+        keys,
     ).fetchone()
     runs = []
     if last - members.first + 1 > held:
         runs = db.execute(
-            "SELECT before + 1, key - 1 FROM (SELECT key, lag(key, 1, ?) OVER"
-            " (ORDER BY key) AS before FROM tasks WHERE key BETWEEN ? AND ?)"
-            " WHERE key > before + 1 ORDER BY key LIMIT ?",
-            (members.first - 1, members.first, last, RUNS_MAX),
+            # A member with a row may lie within a range.
+            "SELECT before + 1, key - 1 FROM (SELECT key, ifnull(max(last) OVER"
+            " (ORDER BY key, last ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),"
+            " ?1 - 1) AS before FROM (SELECT key, key AS last FROM tasks"
+            " WHERE key BETWEEN ?1 AND ?2 UNION ALL SELECT key, key + n - 1"
+            " FROM member_ranges WHERE key BETWEEN ?1 AND ?2))"
+            " WHERE key > before + 1 ORDER BY key LIMIT ?3",
+            (*keys, RUNS_MAX),
         ).fetchall()
     if last < members.last and len(runs) < RUNS_MAX:
         runs.append((last + 1, members.last))

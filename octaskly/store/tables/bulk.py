@@ -145,6 +145,9 @@ NODE_BLOCK_ADD: Final = BulkStatement(
     4,
     "ON CONFLICT DO UPDATE SET n = n + excluded.n",
 )
+RANGE_UPSERT: Final = BulkStatement(
+    "INSERT OR REPLACE INTO member_ranges (key, n, live, body) VALUES", 4
+)
 ARRAY_UPSERT: Final = BulkStatement(
     "INSERT OR REPLACE INTO arrays (task, members, total, queued, running, completed,"
     " failed, cancelled, live, started_ms, ended_ms) VALUES",

@@ -5,9 +5,13 @@ A row is named by its first entry. Its entries have no gaps, so `n` tells the la
 entry: the offset of its fact in `body`, the difference of its timestamp to `hlc`, and
 the id of its output, if any. The view `facts` of the schema reads the same columns.
 
+A fact about several members of an array has a row to itself, too. It takes `n` numbers
+and timestamps, and `heads` has one item.
+
 A fact above `LARGE_BYTES` has a row to itself, with the id of its task, because the
 stdin in it may be freed later. A floor may pass between two entries of a row; the purge
-then writes the rest of the row again.
+then writes the rest of the row again. A fact about several members stays whole until
+the floor has passed all of its numbers.
 
 Source: docs/decisions/0038-packed-log.md.
 """
@@ -33,13 +37,22 @@ _heads_decoder: Final = json.Decoder(list[tuple[int, ...]])
 
 
 class StoredEntry(NamedTuple):
-    """An entry with its packed fact, and the id of the output that was taken out."""
+    """An entry with its packed fact, and the id of the output that was taken out.
+
+    `facts` is the number of facts for which the fact stands.
+    """
 
     stream: StreamId
     seq: int
     hlc: int
     body: bytes
     output: int | None = None
+    facts: int = 1
+
+    @property
+    def last_seq(self) -> int:
+        """Its last sequence number."""
+        return self.seq + self.facts - 1
 
     @property
     def packed(self) -> PackedEntry:
@@ -55,10 +68,10 @@ class LogWrites:
         self._entries: dict[StreamId, list[StoredEntry]] = {}
         self._large_tasks: dict[tuple[StreamId, int], TaskId] = {}
 
-    def add_entry(self, entry: StoredEntry, task: TaskId) -> None:
+    def add_entry(self, entry: StoredEntry, task: TaskId | None) -> None:
         """Add an entry; the order is that of its stream, not of these calls."""
         self._entries.setdefault(entry.stream, []).append(entry)
-        if len(entry.body) > LARGE_BYTES:
+        if task is not None and len(entry.body) > LARGE_BYTES:
             self._large_tasks[entry.stream, entry.seq] = task
 
     def write_rows(self) -> None:
@@ -81,16 +94,19 @@ class LogWrites:
 def read_entries(
     db: sqlite3.Connection, stream: StreamId, after: int, *, is_last_first: bool = False
 ) -> Iterator[StoredEntry]:
-    """Yield the entries of a stream after `after`, in order or backwards."""
+    """Yield the entries of a stream with numbers after `after`, in order or backwards.
+
+    A fact about several members is yielded if any of its numbers is after `after`.
+    """
     for row in db.execute(
-        "SELECT seq, hlc, heads, body FROM log WHERE stream = ? AND seq >= ifnull("  # noqa: S608
+        "SELECT seq, n, hlc, heads, body FROM log WHERE stream = ? AND seq >= ifnull("  # noqa: S608
         "(SELECT max(seq) FROM log WHERE stream = ? AND seq <= ?), 0)"
         f" ORDER BY seq {'DESC' if is_last_first else 'ASC'}",
         (stream, stream, after),
     ):
         entries = _entries_of(stream, *row)
         for entry in reversed(entries) if is_last_first else entries:
-            if entry.seq > after:
+            if entry.last_seq > after:
                 yield entry
 
 
@@ -132,13 +148,13 @@ def delete_entries(
     rest: list[StoredEntry] = []
     last = 0
     for seq, *row in db.execute(
-        "SELECT seq, hlc, heads, body FROM log WHERE stream = ? AND seq <= ?"
+        "SELECT seq, n, hlc, heads, body FROM log WHERE stream = ? AND seq <= ?"
         " ORDER BY seq LIMIT ?",
         (stream, until, limit),
     ):
         last = seq
         for entry in _entries_of(stream, seq, *row):
-            (gone if entry.seq <= until else rest).append(entry)
+            (gone if entry.last_seq <= until else rest).append(entry)
         if len(gone) >= limit:
             break
     db.execute("DELETE FROM log WHERE stream = ? AND seq <= ?", (stream, last))
@@ -150,7 +166,7 @@ def delete_entries(
 def read_large_entries(db: sqlite3.Connection, task: TaskId) -> list[StoredEntry]:
     """Return the entries about a task above `LARGE_BYTES`; each has its own row."""
     found = db.execute(
-        "SELECT stream, seq, hlc, heads, body FROM log INDEXED BY log_large"
+        "SELECT stream, seq, n, hlc, heads, body FROM log INDEXED BY log_large"
         " WHERE task_id = ?",
         (task,),
     ).fetchall()
@@ -166,12 +182,12 @@ def replace_large_body(db: sqlite3.Connection, entry: StoredEntry, body: bytes) 
 
 
 def _split_in_rows(entries: Sequence[StoredEntry]) -> Iterator[list[StoredEntry]]:
-    """Split entries of a stream at gaps, at large facts, and by size."""
+    """Split entries of a stream at gaps, at facts that have a row, and by size."""
     some: list[StoredEntry] = []
     size = 0
     for entry in entries:
-        is_large = len(entry.body) > LARGE_BYTES
-        is_next = bool(some) and entry.seq == some[-1].seq + 1
+        is_large = len(entry.body) > LARGE_BYTES or entry.facts > 1
+        is_next = bool(some) and entry.seq == some[-1].last_seq + 1
         if some and (is_large or not is_next or size >= ROW_BYTES_MAX):
             yield some
             some, size = [], 0
@@ -182,7 +198,7 @@ def _split_in_rows(entries: Sequence[StoredEntry]) -> Iterator[list[StoredEntry]
 
 def _row_of(entries: Sequence[StoredEntry], task: TaskId | None) -> bulk.Row:
     """Return the row of entries without a gap; `task` is that of a large one."""
-    hlc, start = entries[-1].hlc, 0
+    hlc, start = entries[-1].hlc + entries[-1].facts - 1, 0
     heads: list[tuple[int, ...]] = []
     for entry in entries:
         before = hlc - entry.hlc
@@ -194,14 +210,18 @@ def _row_of(entries: Sequence[StoredEntry], task: TaskId | None) -> bulk.Row:
     text = json.encode(heads).decode()
     body = b"".join([entry.body for entry in entries])
     first = entries[0]
-    return first.stream, first.seq, len(entries), hlc, task, text, body
+    count = sum(entry.facts for entry in entries)
+    return first.stream, first.seq, count, hlc, task, text, body
 
 
 def _entries_of(
-    stream: StreamId, first: int, hlc: int, text: str, body: bytes
+    stream: StreamId, first: int, n: int, hlc: int, text: str, body: bytes
 ) -> list[StoredEntry]:
     """Return the entries of a row."""
     heads = _heads_decoder.decode(text)
+    if len(heads) < n:
+        ((_, before),) = heads
+        return [StoredEntry(stream, first, hlc - before, body, facts=n)]
     ends = [*(head[0] for head in heads), len(body)]
     return [
         StoredEntry(stream, first + index, hlc - before, body[start:end], *output)
@@ -216,11 +236,14 @@ def _read_times(
 ) -> tuple[int, list[int]]:
     """Return the first entry and all timestamps of the row that may have an entry."""
     found = db.execute(
-        "SELECT seq, hlc, heads FROM log WHERE stream = ? AND seq <= ?"
+        "SELECT seq, n, hlc, heads FROM log WHERE stream = ? AND seq <= ?"
         " ORDER BY seq DESC LIMIT 1",
         (stream, seq),
     ).fetchone()
     if found is None:
         return seq, []
-    first, hlc, text = found
-    return first, [hlc - head[1] for head in _heads_decoder.decode(text)]
+    first, n, hlc, text = found
+    heads = _heads_decoder.decode(text)
+    if len(heads) < n:
+        return first, list(range(hlc - n + 1, hlc + 1))
+    return first, [hlc - head[1] for head in heads]

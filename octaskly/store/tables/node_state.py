@@ -1,7 +1,8 @@
-"""Node state: term, vector, spooled results and peers.
+"""Node state: term, vector, spooled results, peers and clock steps.
 
 The core decides when these are saved, and what waits for that: see
-`core.election.election` and `core.replication.journal`.
+`core.election.election` and `core.replication.journal`. Clock steps are steps of the
+wall clock ahead, which age nothing that was stored before them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from octaskly.core.effects import Save, Spool, Unspool
 from octaskly.core.events import PeerHint, SavedState
+from octaskly.core.log.task_ages import ClockStep, TaskAges, join_steps
 from octaskly.core.model.ids import (
     Address,
     AttemptId,
@@ -175,3 +177,45 @@ def _read_peers(db: sqlite3.Connection, since_ms: int) -> tuple[PeerHint, ...]:
         for node, addresses in found
         if not is_visitor(node)  # Nobody dials a visitor.
     )
+
+
+def write_clock_step(db: sqlite3.Connection, step: ClockStep) -> None:
+    """Add a step, and delete those before every task that is left."""
+    (oldest_hlc,) = db.execute("SELECT min(first_submitted_hlc) FROM tasks").fetchone()
+    (oldest_ms,) = db.execute(
+        "SELECT min(stored_ms) FROM tasks WHERE stored_ms > 0"
+    ).fetchone()
+    kept = [s for s in read_clock_steps(db) if _affects(s, oldest_hlc, oldest_ms)]
+    db.execute("DELETE FROM clock_steps")
+    db.executemany(
+        "INSERT INTO clock_steps (before_ms, gained_ms) VALUES (?, ?)", [*kept, step]
+    )
+
+
+def read_clock_steps(db: sqlite3.Connection) -> tuple[ClockStep, ...]:
+    """Return all steps in their order."""
+    found = db.execute("SELECT before_ms, gained_ms FROM clock_steps ORDER BY number")
+    return tuple(ClockStep(*row) for row in found)
+
+
+def read_task_ages(
+    db: sqlite3.Connection, wall_ms: int, unrecorded: ClockStep | None
+) -> TaskAges:
+    """Return what the age of a task is computed from.
+
+    Args:
+        db: A reader in a transaction.
+        wall_ms: The wall clock now.
+        unrecorded: A step that may not be stored yet, found before the transaction
+            began. A step that is stored since then counts twice, so tasks seem younger.
+    """
+    return TaskAges(wall_ms, join_steps(read_clock_steps(db), unrecorded))
+
+
+def _affects(step: ClockStep, oldest_hlc: int | None, oldest_ms: int | None) -> bool:
+    """Return True if a task may have been stored before a step."""
+    if oldest_ms is not None and oldest_ms <= step.before_ms:
+        return True
+    if oldest_hlc is None:
+        return False
+    return TaskAges(0, (step,)).since_hlc(oldest_hlc, 0) > oldest_hlc

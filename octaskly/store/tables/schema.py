@@ -74,7 +74,8 @@ WITH entries AS (
         WHEN '66' THEN 'Assigned' WHEN '67' THEN 'Finished' WHEN '68' THEN 'Floor'
         WHEN '69' THEN 'Unblocked' WHEN '6A' THEN 'Notified'
         WHEN '6B' THEN 'Recorded' WHEN '6C' THEN 'Decided'
-        WHEN '6D' THEN 'Reprioritized' END AS fact,
+        WHEN '6D' THEN 'Reprioritized' WHEN '6E' THEN 'MembersAssigned'
+        WHEN '6F' THEN 'MembersSucceeded' END AS fact,
         substr(body, iif(substr(body, 2, 1) = x'64', 4, 3), 100) AS text
     FROM entries
 )
@@ -197,6 +198,16 @@ CREATE TABLE arrays (
     ended_ms INTEGER
 ) STRICT;
 
+-- Members without rows of their own that were assigned together: see
+-- `store.tables.member_ranges`. `key` is that of the first of `n`; `live` of them run.
+CREATE TABLE member_ranges (
+    key INTEGER PRIMARY KEY,
+    n INTEGER NOT NULL,
+    live INTEGER NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX member_ranges_live ON member_ranges (key) WHERE live > 0;
+
 CREATE TABLE dependencies (
     parent TEXT NOT NULL,
     child INTEGER NOT NULL,
@@ -287,7 +298,7 @@ CREATE TABLE peers (
 ) STRICT, WITHOUT ROWID;
 """
 
-OLDEST_VERSION: Final = 2  #: of a file that can be used; none before was released
+OLDEST_VERSION: Final = 3  #: of a file that can be used; none before was released
 
 MIGRATIONS: Final = (_FIRST,)
 """The first one creates `OLDEST_VERSION`; each other one raises the version by 1."""

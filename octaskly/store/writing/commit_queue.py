@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from octaskly.core.effects import Append, MergeRows, Save, Spool, StageRows, Unspool
-from octaskly.core.log.facts import Assigned
+from octaskly.core.log.facts import Assigned, MembersAssigned, count_facts
 from octaskly.store.tables.node_state import PeerContact
 
 
@@ -57,7 +57,7 @@ class CommitQueue:
 def count_entries(item: QueueItem) -> int:
     """Return the number of entries that an item counts as, at least 1."""
     if isinstance(item, Append):
-        return len(item.entries) or 1
+        return sum(count_facts(entry.fact) for entry in item.entries) or 1
     return len(item.part.rows) or 1 if isinstance(item, StageRows) else 1
 
 
@@ -73,7 +73,7 @@ def _is_urgent(item: QueueItem) -> bool:
     """Return True if a caller may wait for the commit of this item."""
     if not isinstance(item, Append):
         return True
-    for entry in item.entries:  # noqa: SIM110  a generator costs a call per entry
-        if not isinstance(entry.fact, Assigned):
+    for entry in item.entries:
+        if not isinstance(entry.fact, Assigned | MembersAssigned):
             return True
     return False

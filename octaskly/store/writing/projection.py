@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
+    MESH_FACTS,
+    RANGE_FACTS,
     Entry,
     Finished,
-    Floor,
-    Recorded,
     Submitted,
     TaskFact,
 )
@@ -68,8 +68,8 @@ class PendingEntries:
                 some,
             ).fetchall():
                 fact = self._packer.unpack_entry(stream, seq, hlc, body).fact
-                assert not isinstance(fact, Floor | Recorded), (
-                    "only facts about tasks are pending"
+                assert not isinstance(fact, (*MESH_FACTS, *RANGE_FACTS)), (
+                    "only facts about single tasks are pending"
                 )
                 yield PendingEntry(stream, seq, hlc, fact, output, is_stored=True)
 
@@ -135,6 +135,7 @@ class ProjectedTask:
     members: ArrayMembers | None = None  #: set for an array
     array: ProjectedTask | None = None  #: set for a member
     counted_live: bool = False  #: whether its array counts this member as live
+    is_in_range: bool = False  #: it is counted, but has no row yet
 
     @property
     def spec(self) -> TaskSpec | None:

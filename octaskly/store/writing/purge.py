@@ -14,7 +14,14 @@ from typing import Final
 
 from octaskly.core.model.ids import StreamId
 from octaskly.ports import Packer
-from octaskly.store.tables import arrays, bulk, list_counts, log_rows, rows
+from octaskly.store.tables import (
+    arrays,
+    bulk,
+    list_counts,
+    log_rows,
+    member_ranges,
+    rows,
+)
 from octaskly.store.tables.floors import FLOOR_OF_TASK, raise_meta_number, read_floor
 from octaskly.store.tables.log_rows import StoredEntry
 
@@ -91,7 +98,7 @@ class Purger:
             return
         db.execute(
             "DELETE FROM pending_entries WHERE stream = ? AND seq <= ?",
-            (stream, gone[-1].seq),
+            (stream, gone[-1].last_seq),
         )
         _save_highest_numbers(db)
         _delete_outputs(db, self._unused_outputs(gone))
@@ -137,6 +144,14 @@ def delete_tasks(db: sqlite3.Connection, keys: Sequence[int]) -> None:
 def delete_members(db: sqlite3.Connection, keys: Sequence[int], limit: int) -> bool:
     """Delete up to `limit` members of one array. Return True if there were any."""
     for members in arrays.read_members(db, keys).values():
+        gone = member_ranges.delete_ranges(db, members.first, members.last, limit)
+        if gone:
+            cells = gone.items()
+            bulk.COUNT_ADD.execute(
+                db, [(arrays.MEMBER, node, state, n) for (node, state, _), n in cells]
+            )
+            list_counts.add_counts(db, gone)
+            return True
         found = db.execute(
             "SELECT key FROM tasks WHERE key BETWEEN ? AND ? LIMIT ?",
             (members.first, members.last, limit),

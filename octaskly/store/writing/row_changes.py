@@ -260,12 +260,14 @@ class RowChanges:
         # Dependencies and changes of the priority are of the array.
         flags = (*verdict, False, False, rows.place_of(array.record), None)
         row = (number, node, by, is_live, attempts, *flags, task.changed_hlc, None)
-        if task.counted_as is None:
+        if task.counted_as is None or task.is_in_range:
             head = (task.key, record.id, None)
             place = rows.member_row(array.record.spec)
             self.inserts.append((*head, *row, *place, *astuple(arrays.MEMBER_BIRTH)))
+            task.is_in_range = False
         else:
             self.updates.append((*row, task.key))
+        if task.counted_as is not None:
             members.counts[task.counted_as[2]] -= 1
         members.counts[number] += 1
         members.live_count += is_live - task.counted_live

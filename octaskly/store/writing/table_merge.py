@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from octaskly.core.effects import Append, MergeRows, StageRows
-from octaskly.core.log.facts import MESH_FACTS, Entry, Floor, TaskFact
+from octaskly.core.log.facts import (
+    MESH_FACTS,
+    RANGE_FACTS,
+    Entry,
+    Floor,
+    RangeFact,
+    Submitted,
+    TaskFact,
+    count_facts,
+)
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.log.range_facts import entry_after, task_entries
 from octaskly.core.log.task_ages import ClockStep, storing_time_ms, trusted_timestamps
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
@@ -24,7 +34,6 @@ from octaskly.core.model.tasks import TaskSpec
 from octaskly.ports import Clock, Packer
 from octaskly.store.tables import arrays, bulk, mesh_records, rows
 from octaskly.store.tables.arrays import ArrayMembers
-from octaskly.store.tables.clock_steps import write_clock_step
 from octaskly.store.tables.floors import (
     add_retired_streams,
     raise_meta_number,
@@ -34,6 +43,7 @@ from octaskly.store.tables.floors import (
 )
 from octaskly.store.tables.list_counts import next_block_key
 from octaskly.store.tables.log_rows import LogWrites, StoredEntry
+from octaskly.store.tables.node_state import write_clock_step
 from octaskly.store.tables.staged_parts import (
     add_part,
     read_interrupted_merges,
@@ -50,11 +60,18 @@ from octaskly.store.writing.projection import (
     Projection,
     tasks_from,
 )
+from octaskly.store.writing.range_writes import RangeWrites
 from octaskly.store.writing.row_changes import RowChanges
 from octaskly.store.writing.stdin_freeing import StdinFreeing
 
 NO_TIMES: Final[Mapping[TaskId, int]] = {}
 CACHED_TASKS: Final = 10_000  #: number of unfinished tasks in the cache
+
+
+class _TaskEntry(NamedTuple):
+    entry: Entry
+    fact: TaskFact
+    is_logged: bool = False  #: as part of a fact about several members
 
 
 class TableWriter:
@@ -69,6 +86,9 @@ class TableWriter:
         self._cache: OrderedDict[TaskId, ProjectedTask] = OrderedDict()
         self._pending_entries = PendingEntries(connection, packer)
         self._projection = Projection(connection, self._pending_entries)
+        self._ranges = RangeWrites(connection)
+        self._range_arrays: dict[TaskId, ProjectedTask] = {}
+        """Arrays whose ranges this commit has changed, until they are written."""
         self._purger = purge.Purger(connection, packer)
         self._log = LogWrites(connection)
         self._dependencies = DependencyIndex(connection)
@@ -83,6 +103,8 @@ class TableWriter:
         self._cache.clear()
         self._pending_entries.refresh()
         self._projection.reset()
+        self._ranges.clear()
+        self._range_arrays.clear()
         self._log.clear()
         self._purger.restart()
         self._dependencies.refresh()
@@ -107,11 +129,17 @@ class TableWriter:
             if item.epochs:  # Once per epoch.
                 self._add_streams(item.epochs)
         entries = self._select_new_entries(items)
-        some: list[tuple[Entry, TaskFact]] = []
+        some: list[_TaskEntry] = []
         for entry in entries:
             fact = entry.fact
-            if not isinstance(fact, MESH_FACTS):
-                some.append((entry, fact))
+            if isinstance(fact, RANGE_FACTS):
+                if any(isinstance(each.fact, Submitted) for each in some):
+                    self._append_task_entries(some)  # Its array may be new.
+                    some = []
+                self._log_entry(entry)
+                some += self._append_range(entry, fact)
+            elif not isinstance(fact, MESH_FACTS):
+                some.append(_TaskEntry(entry, fact))
             elif isinstance(fact, Floor):
                 self._append_task_entries(some)
                 self._append_floor(entry, fact)
@@ -244,15 +272,16 @@ class TableWriter:
             for entry in item.entries:
                 stream, seq = entry.stream, entry.seq
                 if stream not in have:
-                    if seq <= self._retired_end(stream):
+                    if entry.last_seq <= self._retired_end(stream):
                         continue
                     epoch = self._retired_epochs.get(stream)
                     assert epoch is not None, f"stream {stream} without epoch"
                     self._restore_stream(stream, epoch)
-                if seq <= have[stream]:
+                if entry.last_seq <= have[stream]:
                     continue
-                assert seq == have[stream] + 1, f"gap in stream {stream}"
-                have[stream] = seq
+                assert seq <= have[stream] + 1, f"gap in stream {stream}"
+                entry = entry_after(entry, have[stream])
+                have[stream] = entry.last_seq
                 if isinstance(entry.fact, Floor):
                     self._note_floor(entry.fact)
                 fresh.append(entry)
@@ -270,11 +299,26 @@ class TableWriter:
             if have.get(stream, 0) <= end:
                 have.pop(stream, None)
 
-    def _append_task_entries(self, some: Sequence[tuple[Entry, TaskFact]]) -> None:
+    def _append_range(self, entry: Entry, fact: RangeFact) -> Iterator[_TaskEntry]:
+        """Apply a fact to a stored range, or yield the facts to apply one by one.
+
+        Earlier facts of this commit may follow, because the order does not matter.
+        """
+        (array,) = self._fetch_rows([fact.array]).values()
+        if self._ranges.apply_entry(array, entry, fact):
+            self._range_arrays[fact.array] = array
+            return
+        for each, of_member in task_entries([entry]):
+            yield _TaskEntry(each, of_member, is_logged=True)
+
+    def _append_task_entries(self, some: Sequence[_TaskEntry]) -> None:
         """Append entries of tasks to the log and merge them; there may be none."""
-        touched = self._fetch_tasks([fact.task for _, fact in some])
-        for entry, fact in some:
-            self._apply_entry(touched[fact.task], entry, fact)
+        touched = self._fetch_tasks([each.fact.task for each in some])
+        touched |= self._range_arrays
+        self._range_arrays = {}
+        for each in some:
+            task = touched[each.fact.task]
+            self._apply_entry(task, each.entry, each.fact, is_logged=each.is_logged)
         self._apply_new_arrays(touched)
         self._projection.write_outputs()
         self._write_tasks(touched)
@@ -303,9 +347,13 @@ class TableWriter:
 
     def _log_entry(self, entry: Entry, output: int | None = None) -> None:
         """Add an entry without its output to the rows of the log."""
-        body = self._packer.pack_entry_body(entry)
-        stored = StoredEntry(entry.stream, entry.seq, entry.hlc, body, output)
-        self._log.add_entry(stored, entry.fact.task)
+        body, fact = self._packer.pack_entry_body(entry), entry.fact
+        stored = StoredEntry(
+            *(entry.stream, entry.seq, entry.hlc), body, output, count_facts(fact)
+        )
+        self._log.add_entry(
+            stored, None if isinstance(fact, RANGE_FACTS) else fact.task
+        )
 
     def _raise_floor(self, floor: Floor) -> None:
         have = self._last_seqs
@@ -321,6 +369,7 @@ class TableWriter:
             self._floors.pop(stream, None)
             self._db.execute("DELETE FROM streams WHERE stream = ?", (stream,))
         self._cache.clear()  # It may hold tasks that are void now.
+        self._ranges.clear()
         self._purger.restart()
 
     def _is_void(self, birth: SubmissionTimes, changed_hlc: int) -> bool:
@@ -397,15 +446,19 @@ class TableWriter:
         members = self._fetch_rows(parents)
         for task_id, task in members.items():
             task.array = tasks[parents[task_id]]
+            key = _member_key(task_id, task.array)
+            if task.key is None and key is not None:
+                self._ranges.take_member(task, key)
             self._projection.apply_array_spec(task_id, task)
         return members
 
     def _fetch_rows(self, ids: Iterable[TaskId]) -> dict[TaskId, ProjectedTask]:
         cached = self._cache.get
+        in_commit = self._range_arrays.get
         tasks: dict[TaskId, ProjectedTask] = {}
         missing = []
         for task_id in ids:
-            task = cached(task_id)
+            task = in_commit(task_id) or cached(task_id)
             if task is None:
                 missing.append(task_id)
                 task = ProjectedTask()
@@ -433,9 +486,13 @@ class TableWriter:
                 tasks[entry.fact.task].add_pending(entry)
         return tasks
 
-    def _apply_entry(self, task: ProjectedTask, entry: Entry, fact: TaskFact) -> None:
+    def _apply_entry(
+        self, task: ProjectedTask, entry: Entry, fact: TaskFact, *, is_logged: bool
+    ) -> None:
         """Apply one entry, and add it to the log."""
         bare, output = self._projection.apply_entry(task, entry, fact)
+        if is_logged:
+            return
         if bare is not fact:
             entry = Entry(entry.stream, entry.seq, entry.hlc, bare)
         self._log_entry(entry, output)
@@ -467,6 +524,7 @@ class TableWriter:
             changes.add_task(task, record, spec)
             if task.is_final and spec.options is not None and task.counted_as:
                 self.stdin_freeing.note_end(spec, task.counted_as[2])
+        self._ranges.write_changes(changes)
         changes.write_rows(self._db)
         self._write_stored_times(touched, peer_times_ms)
         self._dependencies.apply_changes(changes.dependency_changes)
@@ -534,15 +592,11 @@ class TableWriter:
         array: ProjectedTask,
         changes: RowChanges,
     ) -> None:
-        place, spec, members = split_member_id(task_id), array.spec, array.members
-        assert place is not None
-        assert spec is not None
-        assert spec.array is not None
+        members = array.members
         assert members is not None
         if task.key is None:
-            position = spec.array.position(place[1])
-            assert position is not None
-            task.key = members.first + position
+            task.key = _member_key(task_id, array)
+            assert task.key is not None
         changes.add_member(task, array, members)
 
     def _advance_vector(self, entries: Sequence[Entry]) -> None:
@@ -550,7 +604,7 @@ class TableWriter:
         task_seqs = dict.fromkeys((entry.stream for entry in entries), 0)
         for entry in entries:
             if not isinstance(entry.fact, MESH_FACTS):
-                task_seqs[entry.stream] = entry.seq
+                task_seqs[entry.stream] = entry.last_seq
         self._db.executemany(
             "UPDATE streams SET last_seq = ?, task_seq = max(task_seq, ?)"
             " WHERE stream = ?",
@@ -572,6 +626,15 @@ class TableWriter:
                 cache.pop(task_id, None)
         while len(cache) > CACHED_TASKS:
             cache.popitem(last=False)
+
+
+def _member_key(task_id: TaskId, array: ProjectedTask) -> int | None:
+    """Return the key of a member; None if the array is unknown or has no such one."""
+    place = split_member_id(task_id)
+    if place is None or array.members is None or array.spec is None:
+        return None
+    position = None if array.spec.array is None else array.spec.array.position(place[1])
+    return None if position is None else array.members.first + position
 
 
 def _times_in(some: Sequence[TaskRow], staged_ms: int) -> dict[TaskId, int]:

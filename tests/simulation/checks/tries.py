@@ -21,6 +21,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
 )
 from octaskly.core.log.merge import TaskRecord, facts_of
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.arrays import member_id, split_member_id
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, StreamId, TaskId
 from octaskly.core.model.task_options import Retry
@@ -94,7 +95,7 @@ class TryWatch:
             self._settle(known, event.number)
         for effect in effects:
             if isinstance(effect, Append):
-                for entry in effect.entries:
+                for entry in member_entries(effect.entries):
                     self._on_entry(machine, known, entry)
                     self._note(known, effect.number, entry.fact)
             elif isinstance(effect, MergeRows):

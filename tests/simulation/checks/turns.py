@@ -7,6 +7,7 @@ from collections import Counter
 from octaskly.core.effects import Append, Effect
 from octaskly.core.events import Event
 from octaskly.core.log.facts import Assigned
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.node.node import Node
@@ -45,7 +46,8 @@ class TurnWatch:
             last = {}
         self._last[machine.id] = node, last
         arrays = node._dispatcher._queue.tasks
-        facts = (e.fact for a in effects if isinstance(a, Append) for e in a.entries)
+        appends = (a for a in effects if isinstance(a, Append))
+        facts = (e.fact for a in appends for e in member_entries(a.entries))
         for fact in facts:
             place = split_member_id(fact.task)
             if place is None or not isinstance(fact, Assigned):

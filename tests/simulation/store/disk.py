@@ -16,8 +16,9 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import Append, MergeRows, Save, StageRows
 from octaskly.core.events import PeerHint, SavedState
-from octaskly.core.log.facts import NO_FLOOR, Entry, Floor, Recorded
+from octaskly.core.log.facts import NO_FLOOR, RANGE_FACTS, Entry, Floor, Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockStep, ClockWatch
 from octaskly.core.model.arrays import split_member_id
@@ -265,7 +266,7 @@ class Disk:
 
     def _append(self, effect: Append) -> None:
         self.add_writers(effect.epochs)
-        for entry in effect.entries:
+        for entry in member_entries(effect.entries):
             stream = entry.stream
             assert stream in self.writers, "a stream that nobody wrote"
             if stream not in self.streams:
@@ -291,6 +292,7 @@ class Disk:
                 note(self, entry.fact, (entry.hlc, stream, entry.seq))
                 self.kept.add(kept(entry.fact))
             else:
+                assert not isinstance(entry.fact, RANGE_FACTS)
                 enter(self, entry, entry.fact)
                 note_stored(self, entry.fact.task)
 

@@ -13,7 +13,6 @@ from octaskly.core.log.facts import (
     Entry,
     Fact,
     Finished,
-    Floor,
     Recorded,
     Submitted,
     TaskCancelled,
@@ -21,6 +20,7 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, apply_fact, join_submission_times
 from octaskly.core.log.mesh_records import earlier_record
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.node.log_receiver import highest_id_sequence
@@ -75,8 +75,8 @@ def fold_submission(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None
     fold(disk, fact, birth.last_hlc)
     for early in waiting:
         for entry in disk.early.pop(early, ()):
-            assert not isinstance(entry.fact, Floor | Recorded)
-            fold(disk, entry.fact, entry.hlc)
+            for _, later in task_entries([entry]):
+                fold(disk, later, entry.hlc)
 
 
 def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:

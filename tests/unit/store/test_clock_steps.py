@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octaskly.core.log.task_ages import ClockStep
 from octaskly.core.model.hlc import hlc_of
-from octaskly.store.tables.clock_steps import read_clock_steps, write_clock_step
+from octaskly.store.tables.node_state import read_clock_steps, write_clock_step
 from tests.contract import log_kit as kit
 
 NOW_MS = 1_800_000_000_000

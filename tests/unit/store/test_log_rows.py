@@ -181,9 +181,10 @@ class Log:
         self.writer = TableWriter(db, WirePacker(), kit.HandClock())
 
     def add(self, facts: Sequence[Fact], *, after: int = 0) -> None:
+        start = hlc_of(HLC_EPOCH_MS + 1000)
         entries = [
-            Entry(S, seq, hlc_of(HLC_EPOCH_MS + 1000) + seq, fact)
-            for seq, fact in enumerate(facts, start=after + 1)
+            Entry(S, entry.seq, start + entry.seq, entry.fact)
+            for entry in kit.entries(facts, after=after)
         ]
         self.writer.append_entries([Append(1, tuple(entries), kit.EPOCHS)])
 
@@ -214,12 +215,13 @@ def test_a_view_has_a_line_for_each_fact(db: sqlite3.Connection) -> None:
     shown = db.execute("SELECT * FROM facts ORDER BY seq").fetchall()
     packed = [WirePacker().pack(without_output(fact)) for fact in facts]
     start = hlc_of(HLC_EPOCH_MS + 1000)
+    seqs = [entry.seq for entry in kit.entries(facts)]
     assert shown == [
         (
             *(S, seq, start + seq, "2020-01-01T00:00:01.000Z"),
             *(type(fact).__name__, about(fact), body),
         )
-        for seq, (fact, body) in enumerate(zip(facts, packed, strict=True), start=1)
+        for seq, fact, body in zip(seqs, facts, packed, strict=True)
     ]
 
 

@@ -8,6 +8,7 @@ from octaskly.core.effects import Append, Effect, LoadQueued, Send
 from octaskly.core.events import CancelRequested, LiveLoaded
 from octaskly.core.log.facts import Assigned, Fact, Finished, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.arrays import (
     ArrayProgress,
     MemberRange,
@@ -77,7 +78,8 @@ class Mesh(DispatcherWithJournal):
 
     def facts(self) -> list[Fact]:
         appends = [each for each in self.effects if isinstance(each, Append)]
-        return [entry.fact for each in appends for entry in each.entries]
+        entries = [entry for each in appends for entry in each.entries]
+        return [entry.fact for entry in member_entries(entries)]
 
     def ranges(self, name: str) -> list[MemberRange]:
         """Return what a worker got since the last call of `clear`."""
@@ -152,8 +154,9 @@ def test_workers_get_consecutive_members_in_one_message() -> None:
         (spec.id, attempt) for attempt, spec in leased.members()
     ]
     appends = [effect for effect in mesh.effects if isinstance(effect, Append)]
-    entries = {e.fact.task: e.seq for each in appends for e in each.entries}
-    assert all(fact.attempt.seq == entries[fact.task] for fact in assigned)
+    entries = [entry for each in appends for entry in each.entries]
+    seqs = {entry.fact.task: entry.seq for entry in member_entries(entries)}
+    assert all(fact.attempt.seq == seqs[fact.task] for fact in assigned)
 
 
 def test_members_of_one_step_are_divided_between_workers_in_order() -> None:

@@ -22,8 +22,11 @@ from octaskly.core.log.facts import (
     Decided,
     Entry,
     Finished,
+    MembersAssigned,
+    MembersSucceeded,
     Recorded,
     Submitted,
+    SuccessTimes,
     TaskCancelled,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
@@ -48,6 +51,7 @@ from octaskly.core.model.tasks import (
 from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, TERMS_AHEAD_MAX
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
+    MEMBER_FACTS_MAX,
     Assign,
     AssignRanges,
     Claim,
@@ -195,6 +199,25 @@ def ended(state: AttemptState = AttemptState.OK, **more: Any) -> Entry:
     return Entry(KNOWN, 5, 9, Finished(TaskId("t"), attempt(), ME, how))
 
 
+def assigned(*, seq: int = 5, array: str = "task-001-0000000a", **more: int) -> Entry:
+    """Return an entry with an assignment of members."""
+    fields = {"number": 0, "step": 1, "count": RANGE_MAX, **more}
+    fact = MembersAssigned(TaskId(array), attempt(), ME, **fields)
+    return Entry(KNOWN, seq, 9, fact)
+
+
+def many_assigned(count: int) -> Entries:
+    """Return entries with so many assignments of as many members as may be."""
+    some = tuple(assigned(seq=5 + RANGE_MAX * at) for at in range(count))
+    return Entries(some, ((KNOWN, WRITER),), False, ())
+
+
+def succeeded(*times: SuccessTimes) -> Entry:
+    """Return an entry with the successes of two members."""
+    members = TaskId("task-001-0000000a"), attempt(), ME, 0, 1, (0, 1)
+    return Entry(KNOWN, 5, 9, MembersSucceeded(*members, 1, 1000, times))
+
+
 def decided(state: TaskState) -> Entry:
     """Return an entry with a verdict."""
     return Entry(KNOWN, 5, 9, Decided(TaskId("t"), state, 1))
@@ -308,6 +331,27 @@ WRONG = {
     "members beyond all numbers": (succeeding(0, 1, step=MEMBER_NUMBER_MAX), "fact"),
     "a range of another's epoch": (AssignRanges(Epoch(5, OTHER), ()), "epoch"),
     "an acknowledgement in reverse": (RangeResultsOk((named(1, 0),)), "fact"),
+    "a fact about members of a task": (telling(assigned(array="t")), "fact"),
+    "a fact about members beyond all numbers": (
+        telling(assigned(number=MEMBER_NUMBER_MAX)),
+        "fact",
+    ),
+    "a fact about too few successes": (
+        telling(succeeded(SuccessTimes(0, 0, 0))),
+        "fact",
+    ),
+    "a success before all times": (
+        telling(succeeded(*[SuccessTimes(-1001, 0, 0)] * 2)),
+        "fact",
+    ),
+    "a gap after a fact about members": (
+        Entries((assigned(), *entries((5, 5 + 1))), ((KNOWN, WRITER),), False, ()),
+        "gap",
+    ),
+    "facts about too many members": (
+        many_assigned(1 + MEMBER_FACTS_MAX // RANGE_MAX),
+        "members",
+    ),
     "a row of two states": (rowed(AttemptState.FAILED, outcome()), "fact"),
     "a row that ended without an end": (rowed(AttemptState.OK, None), "fact"),
     "records for another": (RecordBatch(Epoch(5, OTHER), ()), "epoch"),

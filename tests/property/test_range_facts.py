@@ -1,0 +1,288 @@
+"""Facts about several members mean the same as the facts of these members.
+
+Nodes may hold either form, or a part of a fact: see `core.log.range_facts`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from functools import partial
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octaskly.core.effects import Append, LoadLive, LoadTasks, PlanFloor
+from octaskly.core.log.facts import (
+    Assigned,
+    Entry,
+    Fact,
+    Finished,
+    MembersAssigned,
+    MembersSucceeded,
+    Submitted,
+    SuccessTimes,
+    TaskCancelled,
+    count_facts,
+)
+from octaskly.core.log.range_facts import (
+    entry_after,
+    member_entries,
+    member_facts,
+    members_of,
+    success_facts,
+)
+from octaskly.core.log.task_ages import TaskAges
+from octaskly.core.model.arrays import attempt_at, member_id
+from octaskly.core.model.ids import AttemptId, TaskId, Vector
+from octaskly.core.model.task_options import ArraySpec, TaskOptions
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
+from octaskly.core.protocol.messages import Entries, SnapshotCursor
+from octaskly.core.protocol.validity import is_valid_fact
+from octaskly.ports import TaskQuery
+from octaskly.store.reading import change_feed, pages, queries, queue
+from octaskly.store.reading.compaction_plan import plan_compaction
+from octaskly.store.reading.display_facts import read_display_facts
+from octaskly.store.reading.snapshot import read_snapshot_head, read_snapshot_part
+from octaskly.store.tables import arrays
+from octaskly.store.writing import purge
+from octaskly.store.writing.table_merge import TableWriter
+from tests.contract import log_kit as kit
+from tests.property.fuzzing import search
+from tests.property.test_store import interleaved
+
+ARRAY = kit.task_id(1)
+COUNT, FIRST, STEP = 6, 3, 2
+SPEC = TaskSpec(
+    ARRAY,
+    "echo {}",
+    ord=1,
+    options=TaskOptions(array=ArraySpec(count=COUNT, first=FIRST, step=STEP)),
+)
+NODES = (kit.WORKER, kit.PEER)
+FIRST_ATTEMPTS = tuple(
+    AttemptId(term, stream, 1 + 10 * term, 1)
+    for term, stream in ((1, kit.STREAM), (2, kit.OTHER))
+)
+
+
+def number(position: int) -> int:
+    return FIRST + STEP * position
+
+
+def attempt_of(position: int, term: int) -> AttemptId:
+    """Each term assigns all members in one range."""
+    return attempt_at(FIRST_ATTEMPTS[term], position)
+
+
+@st.composite
+def assigned(draw: st.DrawFn) -> MembersAssigned:
+    term = draw(st.integers(0, 1))
+    start = draw(st.integers(0, COUNT - 2))
+    return MembersAssigned(
+        *(ARRAY, attempt_of(start, term), NODES[term], number(start), STEP),
+        draw(st.integers(2, COUNT - start)),
+    )
+
+
+@st.composite
+def succeeded(draw: st.DrawFn) -> MembersSucceeded:
+    term = draw(st.integers(0, 1))
+    offsets = sorted(draw(st.sets(st.integers(0, COUNT - 1), min_size=2)))
+    # All reports of one attempt say the same.
+    times = (SuccessTimes(offset - 3, offset % 3 - 1, term) for offset in offsets)
+    return MembersSucceeded(
+        *(ARRAY, FIRST_ATTEMPTS[term], NODES[term], number(0), STEP),
+        *(tuple(offsets), draw(st.sampled_from((0, 1 + term, 1 + term)))),
+        *(kit.WALL_MS, tuple(times)),
+    )
+
+
+@st.composite
+def single(draw: st.DrawFn) -> Fact:
+    term, position = draw(st.integers(0, 1)), draw(st.integers(0, COUNT - 1))
+    member = member_id(ARRAY, number(position))
+    key = member, attempt_of(position, term), NODES[term]
+    failed = Outcome(AttemptState.FAILED, EndReason.EXIT, 1)
+    lost = Outcome(AttemptState.RELEASED, EndReason.LOST)
+    facts: tuple[Fact, ...] = (
+        Assigned(*key),
+        Finished(*key, failed, 1 + term),
+        Finished(*key, lost),
+        TaskCancelled(member, "ada", 1 + term),
+        TaskCancelled(ARRAY, "bob", 1 + term),
+        Submitted(SPEC),
+    )
+    return draw(st.sampled_from(facts))
+
+
+FACTS = st.one_of(assigned(), assigned(), succeeded(), single())
+STREAMS = st.lists(FACTS, min_size=1, max_size=8)
+
+
+def filled(data: st.DataObject, entries: Sequence[Entry]) -> sqlite3.Connection:
+    """Write entries in commits of any size, some after a roll-back or a restart."""
+    db = kit.database()
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+    rest = list(entries)
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        batch = [Append(1, tuple(rest[:size]), kit.EPOCHS)]
+        if data.draw(st.booleans()):
+            db.execute("BEGIN")
+            tables.append_entries(batch)
+            db.execute("ROLLBACK")
+            tables.reload()
+        if data.draw(st.booleans()):
+            tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+        tables.append_entries(batch)
+        del rest[:size]
+    return db
+
+
+def shown(db: sqlite3.Connection) -> dict[str, object]:
+    """Return all that readers get of the array and its members."""
+    ids = [ARRAY, *(member_id(ARRAY, number(at)) for at in range(COUNT))]
+    found: dict[str, object] = {id_: queries.read_task(db, id_) for id_ in ids}
+    page = partial(pages.read_task_page, db)
+    for node in (None, *NODES):
+        for state in (None, *TaskState):
+            query = TaskQuery(array=ARRAY, node=node, state=state, limit=4, offset=1)
+            found[f"{node} {state}"] = page(query)
+    found["stats"] = queries.read_stats(db)
+    packer = kit.PicklePacker()
+    found["recent"] = change_feed.read_recent_attempts(db, packer, 0, 20)
+    found["named"] = queries.read_tasks_by_name(db, ids)
+    found["live"] = queue.load_live_tasks(db, LoadLive(1, 0, 5))
+    looked_up = queue.load_tasks(db, LoadTasks(1, tuple(map(TaskId, ids))))
+    found["looked up"] = {record.id: record for record in looked_up.records}
+    found["ended"] = queries.read_ended_members(db, ARRAY, 1, COUNT, 3)
+    found["open"] = queries.incomplete_member_ranges(db, ARRAY, 9)
+    known = [record for record in map(partial(queries.read_task, db), ids) if record]
+    found["facts"] = read_display_facts(db, known)
+    found["snapshot"] = _snapshot(db)
+    found["plan"] = plan_compaction(
+        *(db, kit.PicklePacker(), PlanFloor(1 << 60, 0)),
+        *(1 << 30, TaskAges(kit.WALL_MS)),
+    )
+    members = arrays.read_members_of(db, ARRAY)
+    if members is not None:
+        found["rest"] = arrays.ranges_without_row(db, members)
+    return found
+
+
+def _snapshot(db: sqlite3.Connection) -> list[object]:
+    """Return the rows of a snapshot of few bytes for each part."""
+    found: list[object] = []
+    ages = TaskAges(kit.WALL_MS)
+    part = read_snapshot_part(db, SnapshotCursor(1), 1, ages, read_snapshot_head(db))
+    while True:
+        found += part.rows
+        if not part.has_more:
+            return found
+        part = read_snapshot_part(db, part.cursor, 1000, ages)
+
+
+@search(100)
+@given(st.one_of(assigned(), succeeded()), st.integers(1, 5), st.integers(0, 20))
+def test_a_part_of_a_fact_means_the_facts_of_its_members(
+    fact: MembersAssigned | MembersSucceeded, seq: int, held: int
+) -> None:
+    """A node that holds some of the facts of members takes the rest."""
+    entry = Entry(kit.STREAM, seq, 70, fact)
+    held = min(held, entry.last_seq - 1)
+
+    rest = entry_after(entry, held)
+
+    whole = list(member_entries([entry]))
+    assert [each.seq for each in whole] == list(range(seq, entry.last_seq + 1))
+    assert whole[-1].hlc == entry.last_hlc
+    assert list(member_entries([rest])) == [e for e in whole if e.seq > held]
+    assert is_valid_fact(rest.fact)
+
+
+@search(50)
+@given(st.lists(st.booleans(), min_size=1, max_size=5), succeeded())
+def test_successes_are_written_as_they_were(
+    have_output: list[bool], fact: MembersSucceeded
+) -> None:
+    """Those with output have a fact of their own."""
+    members = members_of(fact)
+    ends = [
+        Outcome(AttemptState.OK, EndReason.EXIT, 0, None, 5, 9, 4, b"x" * has, b"")
+        for has, _ in zip(have_output * COUNT, members.offsets, strict=False)
+    ]
+
+    facts = success_facts(members, kit.WORKER, ends, 7)
+
+    written = [each for fact in facts for each in member_facts(fact)]
+    assert sorted(written, key=str) == sorted(
+        (
+            Finished(*key, kit.WORKER, end, 7)
+            for key, end in zip(members.attempt_keys(), ends, strict=True)
+        ),
+        key=str,
+    )
+
+
+@search(40)
+@given(STREAMS, STREAMS, st.data())
+def test_a_store_shows_the_same_for_facts_about_several_members(
+    first: list[Fact], second: list[Fact], data: st.DataObject
+) -> None:
+    """Whatever else is said of them, in any order of arrival."""
+    facts = [Submitted(SPEC), *first]
+    streams = [kit.entries(facts), kit.entries(second, stream=kit.OTHER)]
+    mixed = interleaved(data, streams)
+
+    ranged, plain = filled(data, mixed), filled(data, list(member_entries(mixed)))
+
+    assert shown(ranged) == shown(plain)
+    for after in range(sum(map(count_facts, facts)) + 1):
+        vector: Vector = {kit.STREAM: after}
+        found = [
+            [
+                (entry, record.state)
+                for entry, record in change_feed.read_feed_page(
+                    db, kit.PicklePacker(), vector, 7
+                ).items
+            ]
+            for db in (ranged, plain)
+        ]
+        assert found[0] == found[1]
+        sent = [_sent_after(db, vector) for db in (ranged, plain)]
+        assert sent[0] == sent[1]
+    for db in (ranged, plain):
+        _forget(db)
+        assert [queries.read_task(db, ARRAY), _left(db)] == [None, []]
+        db.close()
+
+
+def _forget(db: sqlite3.Connection) -> None:
+    """Delete the array as the purge does."""
+    keys = [key for (key,) in db.execute("SELECT task FROM arrays")]
+    purge.delete_tasks(db, keys)
+
+
+def _left(db: sqlite3.Connection) -> list[object]:
+    """Return what is left of the array and its members in tables and counts."""
+    return [
+        row
+        for table in ("tasks", "member_ranges", "arrays", "block_counts", "counts")
+        for row in db.execute(f"SELECT * FROM {table}")  # noqa: S608
+        if table != "counts" or row[-1]
+    ]
+
+
+def _sent_after(db: sqlite3.Connection, vector: Vector) -> list[Entry]:
+    """Return what a peer with this vector gets, cut to what it lacks."""
+    packed = queries.pack_entries_beyond(db, kit.PicklePacker(), vector, 1 << 20)
+    sent = kit.PicklePacker().unpack(packed.data, Entries).entries
+    lacked = [entry_after(each, vector.get(each.stream, 0)) for each in sent]
+    return list(member_entries(lacked))
