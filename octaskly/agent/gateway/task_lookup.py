@@ -41,6 +41,8 @@ from octaskly.ports.output import OutputChunk
 
 MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
 ANSWER_S: Final = 10.0  #: a visitor that takes longer counts as having no output
+OUTPUT_BYTES_MAX: Final = 1000 << 20
+"""Of the output that a visitor has; files of output hold no more (`output_file`)."""
 POLL_S: Final = 0.1  #: first pause between two reads while nothing is written
 POLL_S_MAX: Final = 0.5
 
@@ -263,12 +265,13 @@ async def stream_visitor_output(
 ) -> AsyncIterator[OutputChunk]:
     """Yield the output of an attempt at a visitor; see `OutputSource.stream_output`."""
     offsets = dict(enumerate(starts))
-    pause_s = POLL_S
-    while True:
+    pause_s, relayed_bytes = POLL_S, 0
+    while follow or relayed_bytes < OUTPUT_BYTES_MAX:
         known = offsets[0], offsets[1]
         output = await _read_once(requests, visitor, attempt, known)
         for piece in output.pieces:
             offsets[piece.stream] = piece.offset + len(piece.data)
+            relayed_bytes += len(piece.data)
             yield OutputChunk(piece.stream, piece.offset, piece.data)
         if output.pieces:
             pause_s = POLL_S

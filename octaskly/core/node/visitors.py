@@ -385,7 +385,11 @@ class Visitors:
             if not may_pass(message, FROM_VISITOR):
                 return effects + self._refuse(node, "visitor", now)
             view.last_frame_s = now.mono_s
-            if not self._budgets[node].spend(cost_of_message(message), now):
+            is_asked_for = (
+                isinstance(message, OutputPieces) and message.ticket in view.reads
+            )
+            cost = 0.0 if is_asked_for else cost_of_message(message)
+            if not self._budgets[node].spend(cost, now):
                 return effects + self._refuse(node, "flood", now)
             effects += self._on_message(node, view, message, now)
         return effects
@@ -518,7 +522,9 @@ class Visitors:
     ) -> list[Effect]:
         """Pass on the output that a request waits for."""
         read = view.reads.get(message.ticket)
-        if read is None or not answers_read(read, message):
+        if read is None:
+            return []  # It was asked over an earlier link, which has ended.
+        if not answers_read(read, message):
             return self._refuse(node, "output", now)  # That ends the request, too.
         del view.reads[message.ticket]
         if message.is_absent:

@@ -186,8 +186,6 @@ def cost_of_message(message: Message) -> float:
             items = len(reports) + sum(len(r.outcome.outputs) for r in reports)
         case Reattach(running):
             items = len(running)
-        case OutputPieces():
-            return 0.0  # A member asks for each, and refuses others.
         case _:
             pass
     return 1.0 + ITEM_MESSAGES * items
