@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.joining.qr_code import qr_rows
 from octaskly.trust import NodeKey
 from octaskly.trust.tls import https_pin
 from tests.cli.conftest import Run
@@ -365,6 +366,52 @@ def test_cancel_of_a_running_task_asks_at_a_terminal(
         f"{second} {since}: sleep 62. Cancel it? [y/N]: {second} is cancelled\n"
     )
     assert [task["status"] for task in api.tasks.values()] == states
+
+
+INVITE = "octaskly://192.168.1.20:7879/112-4821-9375"
+HALVES = {" ": "00", "▀": "10", "▄": "01", "█": "11"}  #: what is lit, above and below
+
+
+def test_the_invite_of_a_visitor_is_a_qr_code_on_a_terminal(
+    api: Api, environ: dict[str, str]
+) -> None:
+    """A camera can read it: all modules are there, dark ones unlit."""
+    api.answers["/api/v1/invites"] = {
+        "id": "112",
+        "code": "112-4821-9375",
+        "url": INVITE,
+        "qr": [],
+        "expires_at": "2026-02-06T12:00:00Z",
+        "places": ["192.168.1.20:7879"],
+    }
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            typed("--node", "here", "invite", "--visitor", "--stay", "2h"),
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env=environ,
+            timeout=60,
+            check=False,
+        )
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert done.returncode == 0
+    assert "for 2 h at most" in done.stderr.decode()
+    command, *lines = [line for line in shown.split("\r\n") if line]
+    assert command.strip() == f"octaskly join --visitor {INVITE}"
+    lit = [
+        "".join(HALVES[char][half] for char in line)
+        for line in lines
+        for half in (0, 1)
+    ]
+    rows = qr_rows(INVITE)
+    edge = (len(lit[0]) - len(rows)) // 2
+    modules = [row[edge : edge + len(rows)] for row in lit[edge : edge + len(rows)]]
+    assert modules == [row.translate({48: "1", 49: "0"}) for row in rows]
 
 
 @pytest.mark.parametrize(

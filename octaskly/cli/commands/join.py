@@ -16,7 +16,12 @@ import click
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, Duration, UsageProblem
 from octaskly.cli.output.render import count_of, format_capacity, note, print_json
-from octaskly.cli.output.terminal import is_terminal, print_line, prompt_hidden
+from octaskly.cli.output.terminal import (
+    is_terminal,
+    print_line,
+    print_text,
+    prompt_hidden,
+)
 from octaskly.client import Refused, ReplyLost, Session, Unreachable
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import MEMBERSHIP, NODES, Call, resource_path
@@ -100,7 +105,7 @@ def _show_visitor_invite(opened: Invite, ttl: int, stay_s: int) -> None:
     if opened.url and is_terminal():
         from octaskly.joining.qr_code import qr_terminal  # noqa: PLC0415 - rare
 
-        print_line(qr_terminal(opened.url))
+        print_text(qr_terminal(opened.url))
     note(
         f"It runs only tasks that allow visitors, for {_span(stay_s)} at most,"
         " and can give no commands."
@@ -416,4 +421,6 @@ def _node(client: Session, name: str) -> NodeInfo:
 
 
 def _span(seconds: int) -> str:
+    if seconds % 3600 == 0:
+        return f"{seconds // 3600} h"
     return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
