@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from octaskly.core.dispatcher.compaction import (
@@ -11,6 +12,7 @@ from octaskly.core.effects import (
     Answer,
     Append,
     Effect,
+    LogLine,
     MergeRows,
     PlanFloor,
     Send,
@@ -33,7 +35,14 @@ from octaskly.core.log.merge import SubmissionTimes, TaskRow
 from octaskly.core.log.retired_streams import NONE_RETIRED
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.hlc import hlc_of
-from octaskly.core.model.ids import NO_EPOCH, Address, Moment, StreamId
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    STREAMS_MAX,
+    STREAMS_WARN,
+    Address,
+    Moment,
+    StreamId,
+)
 from octaskly.core.model.tasks import Attempt, AttemptState
 from octaskly.core.protocol.messages import (
     Hello,
@@ -208,6 +217,27 @@ def test_nothing_is_planned_during_a_step() -> None:
     assert world.dispatch.on_time(moment(65)) == []
     world.commit(65)
     assert any(isinstance(e, PlanFloor) for e in world.dispatch.on_time(moment(65)))
+
+
+def test_a_log_with_many_streams_is_reported_long_before_it_has_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once in an epoch, with what to do."""
+    assert STREAMS_WARN * 4 == STREAMS_MAX
+    monkeypatch.setattr("octaskly.core.dispatcher.compaction.STREAMS_WARN", 0)
+    world = dispatcher_with()
+    world.journal.vector[STREAM] = 1
+
+    warned, asked = world.dispatch.on_time(moment(61))
+    again = world.dispatch.on_store_answer(FloorPlanned(None), moment(61))
+    again += world.dispatch.on_time(moment(122))
+
+    assert isinstance(warned, LogLine)
+    assert (warned.level, warned.event) == ("warning", "log has many streams")
+    assert dict(warned.fields)["max"] == STREAMS_MAX
+    assert "octaskly forget" in str(dict(warned.fields)["hint"])
+    assert isinstance(asked, PlanFloor)
+    assert not any(isinstance(effect, LogLine) for effect in again)
 
 
 def asked_to_forget(
