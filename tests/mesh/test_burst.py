@@ -243,12 +243,15 @@ def disturb(site: Site, draw: random.Random) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 def test_unavailable_slurm_stops_burst_with_its_error(site: Site, burst: Burst) -> None:
     """Three runs failed, and the last message is shown."""
     site.slurm.stop_controller()
-    tasks = start_tasks(site, 40, wait="sleep 0.5")
+    gate = site.folder / "gate"
+    tasks = start_tasks(site, 40, wait=f"until [ -e {gate} ]; do sleep 0.1; done")
 
-    assert burst.end(within_s=180.0) == 1  # sbatch tries for a while, too.
+    assert burst.end(within_s=480.0) == 1  # sbatch tries for a while, too.
+    gate.touch()
 
     stopped = burst.of("stopped")[0]
     assert stopped["reason"] == "command"
