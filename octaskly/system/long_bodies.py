@@ -17,8 +17,7 @@ from octaskly.system.tls_errors import call_tls
 LONG_READ_BYTES: Final = 256 << 10  #: for a connection by which a long body arrives
 WINDOW_BYTES: Final = 2 << 20  #: that may arrive before it is read
 PART_BYTES: Final = 1 << 20  #: of a body that arrives; so much is in memory
-TURN_BYTES: Final = 8 << 20  #: of a body, until the thread is free for others
-WAITS_MAX: Final = 50  #: the same for a body that arrives slowly
+TURN_S: Final = 0.05  #: of a body, until the thread is free for others
 WAIT_MS: Final = 1  #: for the other end, in a thread; longer waits take none
 
 NextData = Callable[[], bytes | memoryview]
@@ -40,10 +39,13 @@ class SentBody:
     Args:
         tls: The connection.
         next_data: Returns the next data of the body.
+        clock: Returns a monotonic time.
     """
 
-    def __init__(self, tls: ssl.SSLSocket, next_data: NextData) -> None:
-        self._tls, self._next_data = tls, next_data
+    def __init__(
+        self, tls: ssl.SSLSocket, next_data: NextData, clock: Callable[[], float]
+    ) -> None:
+        self._tls, self._next_data, self._clock = tls, next_data, clock
         #: Not sent yet; the TLS library insists on the same bytes again.
         self._unsent = memoryview(b"")
         self.is_sent = False
@@ -51,9 +53,9 @@ class SentBody:
         self.is_starved = False  #: the body has no data yet
 
     def send_some(self) -> None:
-        """Send what the other end takes, up to the size of a turn. Blocks a moment."""
-        sent_bytes = 0
-        while sent_bytes < TURN_BYTES:
+        """Send what the other end takes until a turn is over. Blocks."""
+        end_s = self._clock() + TURN_S
+        while self._clock() < end_s:
             try:
                 if not self._unsent:
                     self._unsent = memoryview(self._next_data())
@@ -70,7 +72,6 @@ class SentBody:
                     return
             else:
                 self._unsent = self._unsent[count:]
-                sent_bytes += count
 
 
 class RelayedBody:
@@ -87,7 +88,6 @@ class RelayedBody:
     ) -> None:
         self._tls = tls
         self._first = deque(first)
-        self._waits_left = WAITS_MAX
         self._left_bytes = size_bytes  #: not read
         widen_window(tls)
         self._buffer = memoryview(bytearray(LONG_READ_BYTES))
@@ -107,9 +107,7 @@ class RelayedBody:
         try:
             count = _receive(self._tls, wanted)
         except ssl.SSLWantReadError:
-            self._waits_left -= 1
-            if self._waits_left < 0 or not _is_readable_soon(self._tls):
-                self._waits_left = WAITS_MAX
+            if not _is_readable_soon(self._tls):
                 raise
             count = _receive(self._tls, wanted)
         self._left_bytes -= count
@@ -123,10 +121,17 @@ class StoredBody:
         tls: The connection.
         take: Takes the data of the body.
         size_bytes: Size of the body.
+        clock: Returns a monotonic time.
     """
 
-    def __init__(self, tls: ssl.SSLSocket, take: TakeData, size_bytes: int) -> None:
-        self._tls, self._take = tls, take
+    def __init__(
+        self,
+        tls: ssl.SSLSocket,
+        take: TakeData,
+        size_bytes: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._tls, self._take, self._clock = tls, take, clock
         self._left_bytes = size_bytes  #: not taken
         widen_window(tls)
         # What was taken stays as it is while the next part arrives.
@@ -143,21 +148,20 @@ class StoredBody:
         return not self._left_bytes
 
     def receive_some(self) -> None:
-        """Take what has arrived, up to the size of a turn. Blocks for a moment.
+        """Take what arrives until a turn is over. Blocks.
 
         Raises:
             ConnectionError: the connection ended.
         """
-        waits_left = WAITS_MAX
-        for _ in range(TURN_BYTES // PART_BYTES):
+        end_s = self._clock() + TURN_S
+        while self._clock() < end_s:
             part = self._buffer[: self._left_bytes]
             while self._filled_bytes < len(part):
                 rest = part[self._filled_bytes :][:LONG_READ_BYTES]
                 try:
                     self._filled_bytes += _receive(self._tls, rest)
                 except ssl.SSLWantReadError:
-                    waits_left -= 1
-                    if waits_left < 0 or not _is_readable_soon(self._tls):
+                    if self._clock() >= end_s or not _is_readable_soon(self._tls):
                         self.is_blocked = True
                         return
             self._take(part)

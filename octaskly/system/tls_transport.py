@@ -324,7 +324,7 @@ class TlsTransport(asyncio.Transport):
         """
         while self._unsent and not self._is_lost:
             await self._become_writable()
-        body = SentBody(self._tls, next_data)
+        body = SentBody(self._tls, next_data, self._loop.time)
         self._moves_body = True  # What is written meanwhile waits.
         self._update_reader()
         try:
@@ -401,7 +401,7 @@ class TlsTransport(asyncio.Transport):
             TimeoutError: a part did not arrive in time.
             ConnectionError: the connection ended. What `take` raises is passed on.
         """
-        body = StoredBody(self._tls, take, size_bytes)
+        body = StoredBody(self._tls, take, size_bytes, self._loop.time)
         self._moves_body = True
         self._update_reader()
         try:
