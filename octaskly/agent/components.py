@@ -498,6 +498,7 @@ class Components:
         )
         fetcher = self._fetcher
         fetcher.find_outputs = partial(holders.find_outputs, fetcher)
+        fetcher.name_of = holders.name_of
         self._blob_store = fetcher.blob_store
         self._tree_sizer = TreeSizer(fetcher, self.loop.handle)
         self._storage = StorageReporter(fetcher.blob_store, self._archive)

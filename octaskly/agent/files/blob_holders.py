@@ -46,7 +46,11 @@ class BlobHolders:
         is_known = any(holder.is_named for holder in holders)
         if is_known or first in (self._own.id, self._own.name):
             return holders
-        return [Holder(self._view.name_of(NodeId(first)), (), is_named=True), *holders]
+        return [Holder(self.name_of(first), (), is_named=True), *holders]
+
+    def name_of(self, node: str) -> str:
+        """Return the name of a node by its id; a name stays as it is."""
+        return self._view.name_of(NodeId(node))
 
     def of_copies(self, task: TaskId, attempt: AttemptId) -> list[Holder]:
         """Return the other nodes, those first where a copy of outputs belongs."""

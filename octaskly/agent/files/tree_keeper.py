@@ -179,7 +179,7 @@ class TreeKeeper:
             try:
                 failures += await self._hold_input(needed)
             except FileQuotaExceeded as error:
-                node = needed.blob.node
+                node = self._view.name_of(NodeId(needed.blob.node))
                 failures.append(f"the files of node {node}: {error.message}")
         return failures
 

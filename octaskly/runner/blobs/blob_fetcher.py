@@ -128,6 +128,7 @@ class BlobFetcher:
         self._reported: dict[tuple[str, str], None] = {}  #: oldest first
         self._is_closed = threading.Event()
         self.find_outputs: FindOutputs = lambda _task: ()
+        self.name_of: Callable[[str], str] = lambda node: node  #: for texts, by id
 
     def find_blob(
         self, content: BlobRef | None, known: KnownHolders = NO_HOLDERS
@@ -169,7 +170,8 @@ class BlobFetcher:
         try:
             fetch.fetch_large(content.sha256, None)
         except _FAILURES as error:
-            return [f"{content.sha256[:12]}... of node {content.node}: {error}"]
+            node = self.name_of(content.node)
+            return [f"{content.sha256[:12]}... of node {node}: {error}"]
         return []
 
     def fetch_tree(
@@ -203,10 +205,10 @@ class BlobFetcher:
                 else:
                     self._fetch_stored(fetch, tree, keep_s, tally)
         except FilesAwaited as awaited:
-            awaited.args = (f"the files of node {tree.node}: {awaited}",)
+            awaited.args = (f"{self._files_of(tree)}: {awaited}",)
             raise
         except _FAILURES as error:
-            of = f"the files of node {tree.node}"
+            of = self._files_of(tree)
             of += ", whose client has disconnected" if from_client else ""
             return [f"{of}: {error}"]
         if not _folders(tree):
@@ -269,6 +271,9 @@ class BlobFetcher:
                 str(error), retry_s=ASK_AGAIN_S, wait_s_max=LENDER_WAIT_S
             ) from None
 
+    def _files_of(self, tree: BlobRef) -> str:
+        return f"the files of node {self.name_of(tree.node)}"
+
     def _sizes_of(self, tree: BlobRef) -> dict[str, int]:
         of_files = self.read_manifest(tree).sizes()
         return {digest.hex(): size for digest, size in of_files.items()}
@@ -286,7 +291,7 @@ class BlobFetcher:
             contents = self.read_manifest(source.blob).sizes()
             names = [source.blob.sha256, *(digest.hex() for digest in contents)]
         except _FAILURES as error:
-            return [f"the files of node {source.blob.node}: {error}"]
+            return [f"{self._files_of(source.blob)}: {error}"]
         return self._flush(names)
 
     def hold_file(self, source: BlobSource) -> list[str]:

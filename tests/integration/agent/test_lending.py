@@ -273,13 +273,19 @@ def test_only_what_a_worker_wants_is_sent(
 def test_a_lender_that_comes_back_goes_on(
     agents: list[Agent], session: Session, project: Path
 ) -> None:
-    """Its tasks have waited for it."""
+    """Its tasks have waited for it, and say so."""
     (project / "data").write_bytes(os.urandom(LARGE_BYTES))
     tree = scan(["data"])
     task = submit_with(agents[0], session, tree, "wc -c < data")
-    until(
-        lambda: agents[0].call("GET", f"/api/v1/tasks/{task}")[1]["worker_id"],
-        "a worker waits for the files",
+
+    def awaited() -> str | None:
+        _, found = agents[0].call("GET", f"/api/v1/tasks/{task}/explain")
+        return (found["inputs"] or {}).get("awaited")
+
+    text = until(awaited, "a worker waits for the files")
+    assert text == (
+        f"the files of node {agents[0].state.name}: 1 of them not yet sent by the"
+        " client, which is not connected now"
     )
 
     with lend(session, tree):
