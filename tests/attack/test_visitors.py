@@ -278,11 +278,26 @@ def test_a_flood_is_cut_off(folder: Path, agent: Agent) -> None:
     assert finished(agent, submit(agent, "true"))["status"] == "completed"
 
 
-def test_results_of_other_tasks_have_no_effect(folder: Path, agent: Agent) -> None:
+@pytest.fixture
+def blocker(agent: Agent) -> Iterator[str]:
+    """A task that holds the only slot of the member."""
+    task = submit(agent, "sleep 600")
+    until(lambda: _status(agent, task) == "running", "it runs")
+    yield task
+    agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
+
+
+def await_queued(agent: Agent, *tasks: str) -> None:
+    """Wait until tasks wait: a member may prefetch one, and then gives it back."""
+    until(lambda: all(_status(agent, task) == "queued" for task in tasks), "all wait")
+
+
+def test_results_of_other_tasks_have_no_effect(
+    folder: Path, agent: Agent, blocker: str
+) -> None:
     """It reports the end of a task that waits, of one that runs, and of none."""
-    running_id = submit(agent, "sleep 600")
+    running_id = blocker
     waiting_id = submit(agent, "echo right")
-    until(lambda: _status(agent, running_id) == "running", "it runs")
     visitor = HostileVisitor(folder, agent)
     done = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
     lies = [
@@ -300,16 +315,16 @@ def test_results_of_other_tasks_have_no_effect(folder: Path, agent: Agent) -> No
 
     assert isinstance(heard, ResultsOk)  # They are void, so it may forget them.
     assert _status(agent, running_id) == "running"
-    assert _status(agent, waiting_id) == "queued"
+    await_queued(agent, waiting_id)
     assert agent.call("GET", f"/api/v1/tasks/{TASK}")[0] == 404
     agent.call("DELETE", f"/api/v1/tasks/{running_id}?force=true")
     assert finished(agent, waiting_id)["stdout"] == "right\n"
 
 
-def test_it_gets_only_tasks_that_allow_visitors(folder: Path, agent: Agent) -> None:
+def test_it_gets_only_tasks_that_allow_visitors(
+    folder: Path, agent: Agent, blocker: str
+) -> None:
     """Of three that wait, it gets one, without what does not concern it."""
-    blocker = submit(agent, "sleep 600")
-    until(lambda: _status(agent, blocker) == "running", "it runs")
     kept = [
         submit(agent, "echo private"),
         submit(agent, "echo secret", visitors=True, env={"TOKEN": "t0p"}),
@@ -333,17 +348,15 @@ def test_it_gets_only_tasks_that_allow_visitors(folder: Path, agent: Agent) -> N
     assert spec.options is not None
     assert spec.options.name == ""
     assert ended["stdout"] == "lie\n"  # Of its own task it may say what it likes.
-    assert [_status(agent, task) for task in kept] == ["queued"] * 3
+    await_queued(agent, *kept)
     for task in (blocker, *kept):
         agent.call("DELETE", f"/api/v1/tasks/{task}?force=true")
 
 
 def test_a_task_that_two_visitors_lost_waits_for_a_member(
-    folder: Path, agent: Agent
+    folder: Path, agent: Agent, blocker: str
 ) -> None:
     """It takes a task and vanishes, again and again: the third time it gets none."""
-    blocker = submit(agent, "sleep 600")
-    until(lambda: _status(agent, blocker) == "running", "it runs")
     task = submit(agent, "echo done", visitors=True, timeout=60)
 
     for _ in range(2):

@@ -68,7 +68,9 @@ def _bounded(hint: Any, meta: Meta) -> st.SearchStrategy[Any]:
         return st.binary(max_size=LENGTH_MAX)
     if hint is str:
         return st.text(st.characters(exclude_categories=["Cs"]), max_size=LENGTH_MAX)
-    return st.lists(values_of(get_args(hint)[0]), max_size=ITEMS_MAX).map(tuple)
+    least = meta.min_length or 0
+    items = values_of(get_args(hint)[0])
+    return st.lists(items, min_size=least, max_size=ITEMS_MAX).map(tuple)
 
 
 MESSAGES: st.SearchStrategy[Message] = values_of(Message)

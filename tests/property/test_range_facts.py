@@ -181,12 +181,14 @@ def _snapshot(db: sqlite3.Connection) -> list[object]:
     """Return the rows of a snapshot of few bytes for each part."""
     found: list[object] = []
     ages = TaskAges(kit.WALL_MS)
-    part = read_snapshot_part(db, SnapshotCursor(1), 1, ages, read_snapshot_head(db))
+    part = read_snapshot_part(
+        db, kit.PicklePacker(), SnapshotCursor(1), 1, ages, read_snapshot_head(db)
+    )
     while True:
-        found += part.rows
+        found += (*part.rows, *part.pending)
         if not part.has_more:
             return found
-        part = read_snapshot_part(db, part.cursor, 1000, ages)
+        part = read_snapshot_part(db, kit.PicklePacker(), part.cursor, 1000, ages)
 
 
 @search(100)

@@ -221,7 +221,9 @@ def joined(table: Table, server: Table, most: int) -> bool:
     while len(parts) < most and (not parts or parts[-1].has_more):
         head = None if parts else read_snapshot_head(server.db)
         cursor = parts[-1].cursor if parts else first
-        parts.append(read_snapshot_part(server.db, cursor, 1, AGES, head))
+        parts.append(
+            read_snapshot_part(server.db, kit.PicklePacker(), cursor, 1, AGES, head)
+        )
         table.tables.stage_rows(StageRows(1, number, kit.PEER, parts[-1]))
     if not parts or parts[-1].has_more:
         return False

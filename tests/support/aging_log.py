@@ -218,7 +218,9 @@ class AgingLog:
             head = read_snapshot_head(self.db)
             cursor = SnapshotCursor(1, retired_key=known or 0)
         if cursor is not None:
-            return read_snapshot_part(self.db, cursor, PART_BYTES, AGES, head)
+            return read_snapshot_part(
+                self.db, wire.WirePacker(), cursor, PART_BYTES, AGES, head
+            )
         packer = wire.WirePacker()
         packed = queries.pack_entries_beyond(
             self.db, packer, dict(pull.vector), PART_BYTES

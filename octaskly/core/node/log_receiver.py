@@ -152,16 +152,17 @@ def _ended_tasks(message: Entries | Snapshot) -> tuple[TaskId, ...]:
     """
     match message:
         case Entries(entries):
-            facts = (entry.fact for entry in member_entries(entries))
-            return tuple(
-                f.task
-                for f in facts
-                if isinstance(f, Finished | TaskCancelled | Decided)
-            )
-        case Snapshot(rows=rows):
-            return tuple(
-                row.record.id for row in rows if _has_ended_attempt(row.record)
-            )
+            return _ended_by(entries)
+        case Snapshot(rows=rows, pending=pending):
+            ended = (row.record.id for row in rows if _has_ended_attempt(row.record))
+            return (*ended, *_ended_by(pending))
+
+
+def _ended_by(entries: Iterable[Entry]) -> tuple[TaskId, ...]:
+    facts = (entry.fact for entry in member_entries(entries))
+    return tuple(
+        f.task for f in facts if isinstance(f, Finished | TaskCancelled | Decided)
+    )
 
 
 def _has_ended_attempt(record: TaskRecord) -> bool:

@@ -66,6 +66,7 @@ from octaskly.core.protocol.validity import (
     is_valid_attempt,
     is_valid_fact,
     is_valid_node,
+    is_valid_pending_fact,
     is_valid_range_report,
     is_valid_report,
     is_valid_row,
@@ -248,6 +249,8 @@ class MessageValidator:
         if not all(map(is_valid_row, message.rows)):
             return "fact"
         if not all(map(is_valid_fact, message.records)):
+            return "fact"
+        if not all(is_valid_pending_fact(entry.fact) for entry in message.pending):
             return "fact"
         if head is None:
             return self._check_floor(retired)

@@ -204,12 +204,13 @@ class Redirect(Struct, frozen=True, array_like=True, tag=11):
 
 
 class SnapshotCursor(Struct, frozen=True, array_like=True):
-    """Position in a snapshot: retired streams, then records, then rows."""
+    """Position in a snapshot: retired streams, records, rows, then pending entries."""
 
     snapshot_id: Count  #: assigned by the sender
     row_key: Int = 0  #: key of the last row
     record_key: Int = 0  #: key of the last record
     retired_key: Int = 0  #: number of the last retired stream
+    pending_key: tuple[StreamId, Count] = (StreamId(0), 0)  #: of the last entry
 
 
 class Pull(Struct, frozen=True, array_like=True, tag=12):
@@ -238,7 +239,8 @@ class Entries(Struct, frozen=True, array_like=True, tag=13):
 class SnapshotHead(Struct, frozen=True, array_like=True, kw_only=True):
     """The state that the receiver has reached with all rows of a snapshot."""
 
-    vector: VectorItems  #: the rows have the facts of these entries, and no others
+    vector: VectorItems
+    """The rows and pending entries have the facts of these entries, and no others."""
     epochs: Writers  #: of the streams in `vector`
     floor: Floor
     hlc: Count  #: highest hybrid timestamp of the sender
@@ -261,6 +263,8 @@ class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
     retired: Annotated[
         tuple[tuple[StreamId, Count], ...], Meta(max_length=ENTRIES_MAX)
     ] = ()
+    pending: Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)] = ()
+    """Entries about tasks of which the sender has no submission."""
     """Retired streams, each with its last void entry, in the sender's order."""
 
 

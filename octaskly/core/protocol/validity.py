@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from octaskly.core.log import mesh_records
 from octaskly.core.log.facts import (
+    MESH_FACTS,
+    RANGE_FACTS,
     Decided,
     Fact,
     Finished,
@@ -27,6 +29,13 @@ from octaskly.core.model.nodes import NodeInfo, RosterEntry
 from octaskly.core.model.task_options import is_stdin_freed
 from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
 from octaskly.core.protocol.messages import RangeReport, Report
+
+
+def is_valid_pending_fact(fact: Fact) -> bool:
+    """Return True if the fact may wait for its task: it is not the submission."""
+    return not isinstance(
+        fact, (Submitted, *MESH_FACTS, *RANGE_FACTS)
+    ) and is_valid_fact(fact)
 
 
 def is_valid_fact(fact: Fact) -> bool:

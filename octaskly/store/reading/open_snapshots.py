@@ -105,7 +105,7 @@ class OpenSnapshots:
             if is_merging(db):
                 return None
             ages, head = read_ages(db), read_snapshot_head(db)
-            part = read_snapshot_part(db, first, bytes_max, ages, head)
+            part = read_snapshot_part(db, self._packer, first, bytes_max, ages, head)
             return ages, part, PackedMessage(self._packer.pack(part))
 
         found = None
@@ -133,7 +133,7 @@ class OpenSnapshots:
         db, ages = snapshot.db, snapshot.ages
 
         def read() -> tuple[Snapshot, PackedMessage]:
-            part = read_snapshot_part(db, cursor, bytes_max, ages)
+            part = read_snapshot_part(db, self._packer, cursor, bytes_max, ages)
             return part, PackedMessage(self._packer.pack(part))
 
         try:

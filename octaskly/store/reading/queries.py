@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import chain, islice
 from typing import Final
@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import json
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Finished, PackedEntry
+from octaskly.core.log.facts import Entry, Finished, PackedEntry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import MEMBER_BYTES
 from octaskly.core.model.arrays import split_member_id
@@ -418,6 +418,20 @@ def pack_entries_beyond(
 def read_durable_vector(db: sqlite3.Connection) -> tuple[tuple[StreamId, int], ...]:
     """Return the last durable sequence number of each stream."""
     return read_vector(db)
+
+
+def read_pending_entries(
+    db: sqlite3.Connection, packer: Packer, after: tuple[StreamId, int]
+) -> Iterator[tuple[Entry, int]]:
+    """Yield the pending entries after a key, each with its size in bytes."""
+    for row in db.execute(
+        "SELECT stream, seq, hlc, body, output FROM pending_entries"
+        " JOIN streams USING (stream)"
+        " WHERE (stream, seq) > (?, ?) AND seq > floor_seq ORDER BY stream, seq",
+        after,
+    ):
+        packed = _with_output(db, packer, StoredEntry(*row))
+        yield packer.unpack_entry(*packed), len(packed[3]) + ENTRY_OVERHEAD_BYTES
 
 
 def _with_output(

@@ -16,16 +16,17 @@ from typing import Final
 from msgspec.structs import astuple, replace
 
 from octaskly.core.effects import ServePull
-from octaskly.core.log.facts import Recorded
+from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRow
 from octaskly.core.log.task_ages import TaskAges
-from octaskly.core.model.ids import Epoch, NodeId, StreamId, VectorItems
+from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.protocol.messages import (
     ENTRIES_MAX,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,
 )
+from octaskly.ports import Packer
 from octaskly.store.reading import queries
 from octaskly.store.tables import arrays, member_ranges, mesh_records, node_state, rows
 from octaskly.store.tables.floors import read_floor, read_retired_digest
@@ -39,6 +40,7 @@ _RETIRED_BYTES: Final = 18  #: of one retired stream in a message, at most
 
 def read_snapshot_part(
     db: sqlite3.Connection,
+    packer: Packer,
     cursor: SnapshotCursor,
     bytes_max: int,
     ages: TaskAges,
@@ -48,8 +50,9 @@ def read_snapshot_part(
 
     Args:
         db: A reader in the transaction of the snapshot.
+        packer: Decodes entries.
         cursor: The end of the last part.
-        bytes_max: Size limit of the part. It has at least one row, if any is left.
+        bytes_max: Size limit of the part. It has at least one item, if any is left.
         ages: What the ages of the rows are computed from.
         head: The head of the snapshot, for its first part.
     """
@@ -77,7 +80,25 @@ def read_snapshot_part(
         found.append(row)
         cursor = replace(cursor, row_key=key)
         left -= rows.size_of(row.record)
-    return replace(part, rows=tuple(found), cursor=cursor)
+    part = replace(part, rows=tuple(found), cursor=cursor)
+    return _with_pending(db, packer, part, left)
+
+
+def _with_pending(
+    db: sqlite3.Connection, packer: Packer, part: Snapshot, left: int
+) -> Snapshot:
+    """Add pending entries to the last rows, as many as have room."""
+    key, some = part.cursor.pending_key, list[Entry]()
+    has_more = False
+    for entry, size_bytes in queries.read_pending_entries(db, packer, key):
+        if (part.rows or some) and left <= 0:
+            has_more = True
+            break
+        some.append(entry)
+        key = entry.stream, entry.seq
+        left -= size_bytes
+    cursor = replace(part.cursor, pending_key=key)
+    return replace(part, pending=tuple(some), cursor=cursor, has_more=has_more)
 
 
 def _read_retired(
@@ -96,28 +117,14 @@ def _read_retired(
 
 
 def read_snapshot_head(db: sqlite3.Connection) -> SnapshotHead:
-    """Return what the rows of a snapshot cover."""
+    """Return what a snapshot covers."""
     streams = db.execute("SELECT stream, term, node FROM streams ORDER BY stream")
     return SnapshotHead(
-        vector=_read_covered_vector(db),
+        vector=node_state.read_vector(db),
         epochs=tuple((StreamId(s), Epoch(term, NodeId(n))) for s, term, n in streams),
         floor=read_floor(db),
         hlc=node_state.read_hlc(db),
         retired=read_retired_digest(db),
-    )
-
-
-def _read_covered_vector(db: sqlite3.Connection) -> VectorItems:
-    """Return the vector that the rows cover, which ends before any pending entry."""
-    waiting = dict(
-        db.execute(
-            "SELECT stream, min(seq) FROM pending_entries JOIN streams USING (stream)"
-            " WHERE seq > max(floor_seq, snapshot_seq) GROUP BY stream"
-        )
-    )
-    return tuple(
-        (stream, min(have, waiting.get(stream, have + 1) - 1))
-        for stream, have in node_state.read_vector(db)
     )
 
 
@@ -134,7 +141,7 @@ def is_snapshot_needed(db: sqlite3.Connection, pull: ServePull) -> bool:
     starts = dict(
         db.execute("SELECT stream, max(snapshot_seq, floor_seq) FROM streams")
     )
-    for stream, have in _read_covered_vector(db):
+    for stream, have in node_state.read_vector(db):
         seen = vector.get(stream, 0)
         if seen < starts[stream]:
             return True

@@ -128,7 +128,9 @@ OUTPUT_INSERT: Final = BulkStatement(
     "INSERT INTO outputs (id, stdout, stderr) VALUES", 3
 )
 PENDING_ENTRY_INSERT: Final = BulkStatement(
-    "INSERT INTO pending_entries (stream, seq, task_id, hlc, body, output) VALUES", 6
+    "INSERT OR IGNORE INTO pending_entries (stream, seq, task_id, hlc, body, output)"
+    " VALUES",
+    6,
 )
 COUNT_ADD: Final = BulkStatement(
     "INSERT INTO counts (kind, node, state, n) VALUES",

@@ -174,6 +174,7 @@ class TableWriter:
         members = [row for row in rows if split_member_id(row.record.id) is not None]
         self._merge_some_rows(item, plain, staged.stored_ms)
         self._merge_some_rows(item, members, staged.stored_ms)
+        self._merge_pending(staged.part.pending)
         if item.is_last:
             self._finish_merge(item)
         remove_part(self._db, item, staged)
@@ -202,6 +203,16 @@ class TableWriter:
         self._projection.write_outputs()
         self._write_tasks(touched, _times_in(some, staged_ms))
         self._update_cache(touched)
+
+    def _merge_pending(self, entries: Sequence[Entry]) -> None:
+        """Apply entries of a peer that are not in its rows, unless they are held."""
+        have, news = self._last_seqs, list[_TaskEntry]()
+        for entry, fact in task_entries(entries):
+            stream = entry.stream
+            held = have[stream] if stream in have else self._retired_end(stream)
+            if entry.seq > held:
+                news.append(_TaskEntry(entry, fact, is_logged=True))
+        self._append_task_entries(news)
 
     def add_clock_step(self, step: ClockStep) -> None:
         """Add a step of the wall clock, which ages nothing that is stored already."""

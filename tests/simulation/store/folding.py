@@ -46,16 +46,21 @@ def kept(fact: Fact) -> Kept:
 
 def enter(disk: Disk, entry: Entry, fact: TaskFact) -> None:
     """Fold the fact of an entry, or set it aside until it can count."""
-    task = fact.task
     disk.kept.add(kept(fact))
     if isinstance(fact, Submitted):
         fold_submission(
             disk, fact, SubmissionTimes(entry.hlc, entry.hlc, entry.stream, entry.seq)
         )
-    elif disk.has(task):
+    else:
+        fold_or_wait(disk, entry, fact)
+
+
+def fold_or_wait(disk: Disk, entry: Entry, fact: TaskFact) -> None:
+    """Fold the fact of an entry, or set it aside until its task is here."""
+    if disk.has(fact.task):
         fold(disk, fact, entry.hlc)
     else:
-        disk.early.setdefault(task, []).append(entry)
+        disk.early.setdefault(fact.task, []).append(entry)
 
 
 def fold_submission(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None:

@@ -6,19 +6,28 @@ vector that they stand for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from octaskly.core.effects import MergeRows, StageRows
-from octaskly.core.log.facts import Submitted
+from octaskly.core.log.facts import Entry, Submitted
 from octaskly.core.log.merge import TaskRow, facts_of
+from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import NodeId, Vector, VectorItems
 from octaskly.core.protocol.messages import Snapshot, SnapshotHead
 from tests.simulation.store.ages import note_stored
-from tests.simulation.store.folding import Kept, fold, fold_submission, kept, learn
+from tests.simulation.store.folding import (
+    Kept,
+    fold,
+    fold_or_wait,
+    fold_submission,
+    kept,
+    learn,
+)
 from tests.simulation.store.purge import drop, drop_early, is_void, raise_floor, seqs_of
 
 if TYPE_CHECKING:
@@ -75,7 +84,8 @@ def join_rows(disk: Disk, effect: MergeRows) -> None:
     staged = disk.staged[effect.snapshot]
     assert staged.is_complete, "half of a snapshot counts for nothing"
     assert (staged.head, staged.retired) == (effect.head, effect.retired)
-    rows = staged.parts.pop(0).rows
+    part = staged.parts.pop(0)
+    rows = part.rows
     assert effect.is_last is not bool(staged.parts)
     floors = dict(effect.retired) | seqs_of(effect.head.floor)
     for row in (_without_void(disk, row) for row in rows):
@@ -98,6 +108,7 @@ def join_rows(disk: Disk, effect: MergeRows) -> None:
         note_stored(disk, task, row.age_ms)
     for row in (row for row in rows if split_member_id(row.record.id)):
         staged.loose |= _join_member(disk, row, floors)
+    staged.loose |= _join_pending(disk, part.pending)
     if effect.is_last:
         _end(disk, effect, staged)
 
@@ -124,6 +135,18 @@ def _join_member(disk: Disk, row: TaskRow, floors: Vector) -> set[Kept]:
         fold(disk, fact, row.last_change_hlc)
     note_stored(disk, task, row.age_ms)
     return set(map(kept, facts))
+
+
+def _join_pending(disk: Disk, entries: Sequence[Entry]) -> set[Kept]:
+    """Apply entries of a peer that are not in its rows, unless they are held."""
+    news = [
+        (entry, fact)
+        for entry, fact in task_entries(entries)
+        if entry.seq > disk.have(entry.stream)
+    ]
+    for entry, fact in news:
+        fold_or_wait(disk, entry, fact)
+    return {kept(fact) for _, fact in news}
 
 
 def _without_void(disk: Disk, row: TaskRow) -> TaskRow | None:

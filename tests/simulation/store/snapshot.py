@@ -24,6 +24,7 @@ from octaskly.core.protocol.messages import (
 )
 from tests.simulation.store.ages import task_ages
 from tests.simulation.store.members import BORN, MEMBERS, ROOM
+from tests.simulation.store.purge import seqs_of
 
 if TYPE_CHECKING:
     from tests.simulation.store.disk import Disk
@@ -93,7 +94,7 @@ def _open_part(disk: Disk, pull: ServePull) -> Snapshot | None:
 
 
 def _all_parts(disk: Disk, cursor: SnapshotCursor) -> list[Snapshot]:
-    """Read a snapshot: retired streams, then records, then rows."""
+    """Read a snapshot: retired streams, records, rows, then pending entries."""
     parts: list[Snapshot] = []
     after = cursor
     while not parts or parts[-1].has_more:
@@ -127,12 +128,32 @@ def _part_after(disk: Disk, cursor: SnapshotCursor) -> Snapshot:
         for age_ms in [ages.age_ms(changed_hlc, disk.stored.get(task, 0))]
     )
     key = keys[tasks[-1]] if tasks else cursor.row_key
+    cursor = replace(cursor, row_key=key, record_key=cursor.record_key + len(told))
+    part = replace(part, rows=rows, records=told, cursor=cursor)
+    if len(keys) > seen + len(tasks):
+        return replace(part, has_more=True)
+    early = _early_after(disk, cursor.pending_key)
+    pending = tuple(early[: PART_ROWS - len(tasks)])
+    if pending:
+        last = pending[-1].stream, pending[-1].seq
+        cursor = replace(cursor, pending_key=last)
     return replace(
-        part,
-        rows=rows,
-        records=told,
-        cursor=replace(cursor, row_key=key, record_key=cursor.record_key + len(told)),
-        has_more=len(keys) > seen + len(tasks),
+        part, pending=pending, cursor=cursor, has_more=len(early) > len(pending)
+    )
+
+
+def _early_after(disk: Disk, after: tuple[StreamId, int]) -> list[Entry]:
+    """Return the facts of unknown tasks after a place in the log, in order."""
+    floors = seqs_of(disk.floor)
+    return sorted(
+        (
+            Entry(entry.stream, entry.seq, entry.hlc, entry.fact)
+            for some in disk.early.values()
+            for entry in some
+            if entry.seq > floors.get(entry.stream, 0)
+            and (entry.stream, entry.seq) > after
+        ),
+        key=lambda entry: (entry.stream, entry.seq),
     )
 
 
@@ -151,19 +172,9 @@ def row_keys(disk: Disk) -> dict[TaskId, int]:
 
 
 def _head(disk: Disk) -> SnapshotHead:
-    """Return the vector that the rows stand for: all entries but void ones."""
-    waiting: Vector = {}
-    for some in disk.early.values():
-        for entry in some:
-            if entry.seq <= disk.starts.get(entry.stream, 0):
-                continue
-            first = waiting.get(entry.stream, entry.seq)
-            waiting[entry.stream] = min(first, entry.seq)
+    """Return the vector that a snapshot stands for: all entries but void ones."""
     return SnapshotHead(
-        vector=tuple(
-            (stream, min(have, waiting.get(stream, have + 1) - 1))
-            for stream, have in disk.vector()
-        ),
+        vector=disk.vector(),
         epochs=disk.epochs(),
         floor=disk.floor,
         hlc=disk.hlc,

@@ -21,6 +21,7 @@ from octaskly.core.log.facts import (
     NO_FLOOR,
     Decided,
     Entry,
+    Fact,
     Finished,
     MembersAssigned,
     MembersSucceeded,
@@ -271,7 +272,17 @@ def two_named() -> Snapshot:
     return Snapshot(rows=(row,), cursor=SnapshotCursor(1, 1), has_more=True)
 
 
+def waiting(fact: Fact) -> Snapshot:
+    """Return a snapshot with this fact of an unknown task."""
+    entry = Entry(KNOWN, 5, 9, fact)
+    return Snapshot(
+        rows=(), cursor=SnapshotCursor(1, 1), has_more=True, pending=(entry,)
+    )
+
+
 WRONG = {
+    "snapshot with a submission that waits": (waiting(Submitted(spec())), "fact"),
+    "snapshot with a floor that waits": (waiting(NO_FLOOR), "fact"),
     "heartbeat of a far term": (Heartbeat(FAR, 0.0), "term"),
     "claim of a far term": (Claim(FAR, NEW, ()), "term"),
     "redirect to a far term": (Redirect(FAR, OTHER, ()), "term"),
