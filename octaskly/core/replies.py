@@ -56,7 +56,7 @@ class VisitorOutput(Struct, frozen=True):
     """Output of an attempt, from its visitor."""
 
     pieces: tuple[OutputPiece, ...]
-    is_complete: bool  #: the attempt has ended, so it writes no more
+    is_complete: bool  #: the attempt has ended; no more output follows
 
 
 class NoVisitorOutput(Struct, frozen=True):

@@ -280,7 +280,7 @@ def test_a_flood_is_cut_off(folder: Path, agent: Agent) -> None:
 
 @pytest.fixture
 def blocker(agent: Agent) -> Iterator[str]:
-    """A task that holds the only slot of the member."""
+    """A running task: the member has no other slot."""
     task = submit(agent, "sleep 600")
     until(lambda: _status(agent, task) == "running", "it runs")
     yield task

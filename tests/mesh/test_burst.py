@@ -100,7 +100,7 @@ def burst(site: Site) -> Iterator[Burst]:
     output = f"--output={site.folder}/slurm-%j.log"
     state = site.member.first.state
     environ = {**site.member.environ(site.member.first.name), **site.slurm.environ}
-    environ["TMPDIR"] = str(site.folder)  # Of visitors, some of which are killed.
+    environ["TMPDIR"] = str(site.folder)  # Killed visitors leave folders.
     command = ("sbatch", output, "--time=10", "--cpus-per-task=2", *site.job)
     limits = ("--max", str(VISITORS_MAX), "--idle", "3s")
     with bursting(

@@ -118,7 +118,7 @@ def listening_sockets(host: Host) -> list[str]:
 
 
 KEY_FORMS = (b"PRIVATE KEY", bytes.fromhex("302e020100300506032b6570"), b"MC4CAQAwBQY")
-"""How a key of Ed25519 begins: as PEM, as DER, and as its base64 (RFC 8410)."""
+"""First bytes of an Ed25519 key as PEM, as DER and as base64 of that (RFC 8410)."""
 
 
 def has_private_key(path: Path) -> bool:

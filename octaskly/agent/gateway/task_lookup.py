@@ -42,7 +42,7 @@ from octaskly.ports.output import OutputChunk
 MEMBERS_MAX: Final = 1000  #: of an array whose outputs a task gets
 ANSWER_S: Final = 10.0  #: a visitor that takes longer counts as having no output
 OUTPUT_BYTES_MAX: Final = 1000 << 20
-"""Of the output that a visitor has; files of output hold no more (`output_file`)."""
+"""Limit on the output that is read from a visitor, as on a file of output."""
 POLL_S: Final = 0.1  #: first pause between two reads while nothing is written
 POLL_S_MAX: Final = 0.5
 

@@ -1,8 +1,7 @@
 """The folder of a visitor, which is erased at its end, or by the next visitor.
 
 A visitor that is killed cannot erase its folder. Each folder has a lock file, which its
-visitor holds for as long as it lives. So other visitors of the same user know which
-folders nobody uses.
+visitor holds for as long as it lives. If the lock is free, the visitor is dead.
 
 A temporary folder is open to other users. A folder there counts only if it belongs to
 this user alone, and what is in it is reached by its descriptor, so that no link that

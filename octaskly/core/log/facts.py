@@ -127,7 +127,7 @@ class MembersAssigned(Struct, frozen=True, array_like=True, tag=110):
 
 
 class SuccessTimes(Struct, frozen=True, array_like=True):
-    """How a member ran that succeeded and wrote no output; see `Outcome`."""
+    """Times of one member in `MembersSucceeded`, with the meaning of `Outcome`."""
 
     started_ms: Int  #: since that of the fact
     ended_ms: Int  #: since its start

@@ -361,7 +361,7 @@ class VisitorNode:
         return LeaveReason.IDLE if is_idle else None
 
     def _leave(self, reason: LeaveReason, now: Moment) -> list[Effect]:
-        """Take no more work, and end all attempts; other nodes run them again."""
+        """Take no more work, and give all attempts back, so that others run them."""
         if self.leave_reason is not None:
             return []
         self.leave_reason = reason

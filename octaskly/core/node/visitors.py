@@ -113,7 +113,7 @@ class VisitorView:
     listed: set[tuple[TaskId, AttemptId]] = field(default_factory=set)
     """The attempts in these parts that it was given."""
     reads: dict[int, ReadOutput] = field(default_factory=dict)
-    """What was asked of the output of its attempts, by ticket."""
+    """Requests for output that it has not answered yet, by ticket."""
     health: HeartbeatOk | None = None
     state: NodeState = NodeState.READY
 

@@ -263,9 +263,9 @@ class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
     retired: Annotated[
         tuple[tuple[StreamId, Count], ...], Meta(max_length=ENTRIES_MAX)
     ] = ()
-    pending: Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)] = ()
-    """Entries about tasks of which the sender has no submission."""
     """Retired streams, each with its last void entry, in the sender's order."""
+    pending: Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)] = ()
+    """Entries about tasks that the sender does not know yet."""
 
 
 class PackedMessage(Struct, frozen=True):
@@ -452,7 +452,7 @@ class Contacts(Struct, frozen=True, array_like=True, tag=31):
 
 
 class ReadOutput(Struct, frozen=True, array_like=True, tag=35):
-    """Send the output of an attempt from these offsets on, as far as it exists."""
+    """Ask a visitor for what an attempt has written so far, from these offsets on."""
 
     ticket: Count  #: of the request that waits for it
     task: TaskId
@@ -473,7 +473,7 @@ class OutputPieces(Struct, frozen=True, array_like=True, tag=36):
 
     ticket: Count  #: as in the request
     pieces: Annotated[tuple[OutputPiece, ...], Meta(max_length=OUTPUT_PIECES_MAX)]
-    is_complete: bool  #: the attempt has ended, so it writes no more
+    is_complete: bool  #: the attempt has ended; no more output follows
     is_absent: bool = False  #: the visitor has no output of this attempt
 
 

@@ -1,4 +1,4 @@
-"""Rows of members of arrays that were assigned together, of which nothing else is said.
+"""The table `member_ranges`: members of an array that were assigned together.
 
 Nearly all members of an array are assigned once, together with others, and succeed
 without output. Such members have no rows in `tasks`. One row of `member_ranges` says
@@ -99,7 +99,7 @@ class StoredRange(Struct, array_like=True):
 
 
 class MemberRow(NamedTuple):
-    """What the row of a member in `tasks` would have."""
+    """A row of `tasks`, built for a member that has none."""
 
     row: rows.Row  #: of `TASK_COLUMNS`
     node: NodeId

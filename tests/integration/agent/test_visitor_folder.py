@@ -44,7 +44,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def leave(killed: Path) -> Callable[[Path], None]:
-    """Put a copy of that folder somewhere; nobody holds its lock, either."""
+    """Return a function that copies the folder of a killed visitor to a place."""
 
     def leave(place: Path) -> None:
         shutil.copytree(killed, place, symlinks=True)

@@ -311,7 +311,7 @@ async def test_ten_failures_within_an_hour_burn_all_invites() -> None:
 
 
 async def test_failures_of_others_do_not_end_a_long_code() -> None:
-    """It waits for hours, and nobody can guess it: 128 bits."""
+    """Its 128 bits cannot be guessed, and it must last for hours."""
     async with member() as ash:
         code = await ash.invite(LONG_TTL_S + 1, stay_s=600)
         digit = "0" if code.secret[-1] != "0" else "1"
