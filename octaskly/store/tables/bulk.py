@@ -127,6 +127,7 @@ LOG_INSERT: Final = BulkStatement(
 OUTPUT_INSERT: Final = BulkStatement(
     "INSERT INTO outputs (id, stdout, stderr) VALUES", 3
 )
+# An entry that came with a snapshot may come again by itself, before the merge ends.
 PENDING_ENTRY_INSERT: Final = BulkStatement(
     "INSERT OR IGNORE INTO pending_entries (stream, seq, task_id, hlc, body, output)"
     " VALUES",
