@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -282,6 +283,33 @@ async def test_waiting_task_gets_another_priority(
     await expect(page.get_by_role("dialog")).to_have_count(0)
     await expect(page.locator("dd", has_text="-7")).to_be_visible()
     assert task_of(mesh[0], task)["priority"] == -7
+    assert mesh[0].call("DELETE", f"{TASKS}/{task}")[0] == 200
+
+
+async def test_a_dialog_stays_open_when_the_reason_arrives(
+    page: Page, mesh: list[Agent]
+) -> None:
+    """What somebody types is not lost because the page learns why the task waits."""
+    task = submit(mesh[0], "true", requires={"labels": {"no": "node"}})
+    asked = asyncio.Event()
+    is_open = asyncio.Event()
+
+    async def explain(route: Route) -> None:
+        asked.set()
+        await is_open.wait()
+        await route.continue_()
+
+    await page.route("**/explain", explain)
+    await show(page, "tasks", task)
+    await page.get_by_role("button", name="Priority …").click()
+    field = page.get_by_label("Priority", exact=True)
+    await field.fill("12")
+    async with asyncio.timeout(10):
+        await asked.wait()
+    is_open.set()
+
+    await expect(page.locator(".warning")).to_be_visible()
+    await expect(field).to_have_value("12")
     assert mesh[0].call("DELETE", f"{TASKS}/{task}")[0] == 200
 
 

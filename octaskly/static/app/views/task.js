@@ -38,14 +38,12 @@ function Whole({ task, attempts, reload }) {
   const isWaiting = task.status === "queued";
   const hasWhy = !task.array || !FINAL.has(task.status);
   const parts = html`<div class="task-parts">${hasWhy && html`<${Placement} task=${task} attempts=${attempts} told=${told} />`}<${Details} task=${task} /></div>`;
-  const actions = html`<${Actions} task=${task} reload=${reload} />`;
   return html`<div class="task">
     <nav aria-label="Path" class="crumbs"><a href=${href(["tasks"])}>Tasks</a>
       ${array && html` / <a href=${href(["tasks", array])}>${array}</a>`} / <span>${task.id}</span></nav>
     <div class="head"><h1><bdi>${titleOf(task)}</bdi></h1><${State} of=${task.status} /><${Standing} task=${task} />
-      ${!isStuck && may.submit.value && html`<div class="end row">${actions}</div>`}</div>
-    ${isStuck && html`<div class="warning"><p><strong>Will not start until a node with ${needsOf(task.requires).join(", ")} joins.</strong></p>
-      ${may.submit.value && html`<div class="row">${actions}</div>`}</div>`}
+      ${may.submit.value && html`<div class="end row"><${Actions} task=${task} reload=${reload} /></div>`}</div>
+    ${isStuck && html`<div class="warning"><p><strong>Will not start until a node with ${needsOf(task.requires).join(", ")} joins.</strong></p></div>`}
     <${What} task=${task} />
     ${task.detail && html`<p class="problem">${visible(task.detail)}</p>`}
     ${task.array && html`<${Progress} array=${task.array} id=${task.id} />`}
