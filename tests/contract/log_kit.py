@@ -20,7 +20,6 @@ from octaskly.core.log.facts import (
     PackedEntry,
     Submitted,
     TaskCancelled,
-    count_facts,
 )
 from octaskly.core.model.ids import (
     AttemptId,
@@ -170,7 +169,7 @@ def entries(
     seq = after + 1
     for fact in facts:
         found.append(Entry(stream, seq, 1000 + seq, fact))
-        seq += count_facts(fact)
+        seq += fact.count
     return found
 
 

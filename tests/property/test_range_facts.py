@@ -23,7 +23,6 @@ from octaskly.core.log.facts import (
     Submitted,
     SuccessTimes,
     TaskCancelled,
-    count_facts,
 )
 from octaskly.core.log.range_facts import (
     entry_after,
@@ -246,7 +245,7 @@ def test_a_store_shows_the_same_for_facts_about_several_members(
     ranged, plain = filled(data, mixed), filled(data, list(member_entries(mixed)))
 
     assert shown(ranged) == shown(plain)
-    for after in range(sum(map(count_facts, facts)) + 1):
+    for after in range(sum(fact.count for fact in facts) + 1):
         vector: Vector = {kit.STREAM: after}
         found = [
             [

@@ -22,7 +22,6 @@ from octaskly.core.log.facts import (
     Submitted,
     TaskCancelled,
     TaskFact,
-    count_facts,
 )
 from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
 from octaskly.core.log.range_facts import success_facts
@@ -567,7 +566,7 @@ class DispatchStep:
         queue, pool = self.queue, self.pool
         batches: dict[NodeId, list[Assignment]] = {}
         plan = RangePlan(self._message_bytes)
-        self._next_seq = self._journal.next_seq + sum(map(count_facts, self.facts))
+        self._next_seq = self._journal.next_seq + sum(f.count for f in self.facts)
         for task in queue.next_excluding_tasks():
             excluded = (
                 *task.nodes_lacking_inputs,
@@ -633,7 +632,7 @@ class DispatchStep:
 
     def _write_assignment(self, fact: Assigned | MembersAssigned) -> None:
         self.facts.append(fact)
-        self._next_seq += count_facts(fact)
+        self._next_seq += fact.count
 
 
 def _ends_live_attempt(task: QueuedTask, end: Finished) -> bool:

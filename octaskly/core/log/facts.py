@@ -8,7 +8,7 @@ on all nodes alike.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -26,7 +26,13 @@ from octaskly.core.model.ids import (
 from octaskly.core.model.tasks import Outcome, Priority, TaskSpec, TaskState
 
 
-class Submitted(Struct, frozen=True, array_like=True, tag=100):
+class SingleFact(Struct, frozen=True, gc=False, array_like=True):
+    """A fact that stands for itself alone."""
+
+    count: ClassVar[int] = 1  #: number of facts for which it stands
+
+
+class Submitted(SingleFact, frozen=True, gc=False, array_like=True, tag=100):
     """A task was accepted."""
 
     spec: TaskSpec
@@ -37,7 +43,7 @@ class Submitted(Struct, frozen=True, array_like=True, tag=100):
         return self.spec.id
 
 
-class TaskCancelled(Struct, frozen=True, array_like=True, tag=101):
+class TaskCancelled(SingleFact, frozen=True, gc=False, array_like=True, tag=101):
     """The verdict that a task is cancelled, unless a later epoch decided otherwise."""
 
     task: TaskId
@@ -45,7 +51,7 @@ class TaskCancelled(Struct, frozen=True, array_like=True, tag=101):
     term: Count = 0  #: of the epoch that cancelled it
 
 
-class Decided(Struct, frozen=True, array_like=True, tag=108):
+class Decided(SingleFact, frozen=True, gc=False, array_like=True, tag=108):
     """The verdict that a task completed or failed, apart from the end that caused it.
 
     Most verdicts are known when the end is recorded, and are part of `Finished`.
@@ -56,7 +62,7 @@ class Decided(Struct, frozen=True, array_like=True, tag=108):
     term: Count  #: of the epoch that decided it
 
 
-class Assigned(Struct, frozen=True, array_like=True, tag=102):
+class Assigned(SingleFact, frozen=True, gc=False, array_like=True, tag=102):
     """An attempt was assigned to a worker."""
 
     task: TaskId
@@ -64,7 +70,7 @@ class Assigned(Struct, frozen=True, array_like=True, tag=102):
     node: NodeId
 
 
-class Finished(Struct, frozen=True, array_like=True, tag=103):
+class Finished(SingleFact, frozen=True, gc=False, array_like=True, tag=103):
     """An attempt ended; `outcome` says how, whatever follows from it."""
 
     task: TaskId
@@ -79,19 +85,19 @@ class Finished(Struct, frozen=True, array_like=True, tag=103):
     """
 
 
-class Notified(Struct, frozen=True, array_like=True, tag=106):
+class Notified(SingleFact, frozen=True, gc=False, array_like=True, tag=106):
     """The notification about the task's end was delivered or abandoned."""
 
     task: TaskId
 
 
-class Unblocked(Struct, frozen=True, array_like=True, tag=105):
+class Unblocked(SingleFact, frozen=True, gc=False, array_like=True, tag=105):
     """The task's dependencies ended as required, so it may run."""
 
     task: TaskId
 
 
-class Reprioritized(Struct, frozen=True, array_like=True, tag=109, order=True):
+class Reprioritized(SingleFact, frozen=True, gc=False, array_like=True, tag=109, order=True):
     """A task or an array got another priority; of several, the latest counts.
 
     The latest is that of the highest term, then with the highest timestamp.
@@ -107,7 +113,7 @@ Step = Annotated[int, Meta(ge=1, le=MEMBER_NUMBER_MAX)]
 """From the number of one member to the next."""
 
 
-class MembersAssigned(Struct, frozen=True, array_like=True, tag=110):
+class MembersAssigned(Struct, frozen=True, gc=False, array_like=True, tag=110):
     """First attempts at several members of an array were assigned to a worker.
 
     It stands for an `Assigned` of each member: see `log.range_facts`.
@@ -126,7 +132,7 @@ class MembersAssigned(Struct, frozen=True, array_like=True, tag=110):
         return self.array
 
 
-class SuccessTimes(Struct, frozen=True, array_like=True):
+class SuccessTimes(Struct, frozen=True, gc=False, array_like=True):
     """Times of one member in `MembersSucceeded`, with the meaning of `Outcome`."""
 
     started_ms: Int  #: since that of the fact
@@ -136,7 +142,7 @@ class SuccessTimes(Struct, frozen=True, array_like=True):
     memory_max_kb: Count | None = None
 
 
-class MembersSucceeded(Struct, frozen=True, array_like=True, tag=111):
+class MembersSucceeded(Struct, frozen=True, gc=False, array_like=True, tag=111):
     """Several members of a `MembersAssigned` succeeded, and so they completed.
 
     It stands for a `Finished` of each member: see `log.range_facts`.
@@ -171,7 +177,7 @@ RANGE_FACTS = (MembersAssigned, MembersSucceeded)
 RETIRED_MAX = 1000  #: streams that one floor may retire
 
 
-class StreamFloor(Struct, frozen=True, array_like=True):
+class StreamFloor(Struct, frozen=True, gc=False, array_like=True):
     """Compaction floor of one stream: entries up to `seq`, included, are void."""
 
     stream: StreamId
@@ -179,7 +185,7 @@ class StreamFloor(Struct, frozen=True, array_like=True):
     epoch: Epoch  #: in which the stream was written
 
 
-class Floor(Struct, frozen=True, array_like=True, tag=104):
+class Floor(SingleFact, frozen=True, gc=False, array_like=True, tag=104):
     """Compaction floor: all entries up to it are void for ever.
 
     A task without a submission above the floor is forgotten. Before it writes a floor,
@@ -210,7 +216,7 @@ class Floor(Struct, frozen=True, array_like=True, tag=104):
         return TaskId("")
 
 
-class Recorded(Struct, frozen=True, array_like=True, tag=107):
+class Recorded(SingleFact, frozen=True, gc=False, array_like=True, tag=107):
     """A record that the mesh keeps and that belongs to no task; see `log.mesh_records`.
 
     Of several records with one kind and key, the earliest counts.
@@ -246,7 +252,7 @@ MESH_FACTS = (Floor, Recorded)
 NO_FLOOR = Floor(0, ())
 
 
-class Entry(Struct, frozen=True, array_like=True):
+class Entry(Struct, frozen=True, gc=False, array_like=True):
     """One fact at its place in the log; identity is (stream, seq).
 
     A fact about several members of an array takes as many numbers and timestamps as the
@@ -261,17 +267,12 @@ class Entry(Struct, frozen=True, array_like=True):
     @property
     def last_seq(self) -> int:
         """Its last sequence number."""
-        return self.seq + count_facts(self.fact) - 1
+        return self.seq + self.fact.count - 1
 
     @property
     def last_hlc(self) -> int:
         """Its last timestamp."""
-        return self.hlc + count_facts(self.fact) - 1
-
-
-def count_facts(fact: Fact) -> int:
-    """Return the number of facts for which a fact stands, mostly itself alone."""
-    return fact.count if isinstance(fact, RANGE_FACTS) else 1
+        return self.hlc + self.fact.count - 1
 
 
 PackedEntry = tuple[StreamId, int, int, bytes]

@@ -64,7 +64,7 @@ LOST_END_CANCELLER = "\x1flost end"
 """Canceller of a task without stdin whose end no node knows; see `TaskQueue`."""
 
 
-class TaskRecord(Struct, frozen=True, array_like=True):
+class TaskRecord(Struct, frozen=True, gc=False, array_like=True):
     """The join of all facts about one task.
 
     A record without `spec` belongs to a task whose submission has not arrived yet.
@@ -347,7 +347,7 @@ def with_array_cancelled(record: TaskRecord, by: str | None) -> TaskRecord:
     return replace(record, cancelled_by=by)
 
 
-class SubmissionTimes(Struct, frozen=True, array_like=True, order=True):
+class SubmissionTimes(Struct, frozen=True, gc=False, array_like=True, order=True):
     """First and latest submission of a task, to be compared with a floor."""
 
     first_hlc: Time  #: hybrid timestamp of the first submission above the floor
@@ -356,7 +356,7 @@ class SubmissionTimes(Struct, frozen=True, array_like=True, order=True):
     seq: Time
 
 
-class TaskRow(Struct, frozen=True, array_like=True):
+class TaskRow(Struct, frozen=True, gc=False, array_like=True):
     """A row of a snapshot: a task's joined record instead of its entries."""
 
     record: TaskRecord

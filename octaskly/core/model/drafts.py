@@ -19,7 +19,7 @@ from octaskly.core.model.task_options import (
 from octaskly.core.model.tasks import TaskSpec, priority_of
 
 
-class TaskDraft(Struct, frozen=True):
+class TaskDraft(Struct, frozen=True, gc=False):
     """A validated task that is not yet accepted."""
 
     command: str

@@ -37,7 +37,7 @@ class VisitorRule(IntEnum):
     REFUSED = 3  #: the submitter forbids it, whatever the mesh allows
 
 
-class Requirements(Struct, frozen=True, array_like=True, kw_only=True):
+class Requirements(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """Requirements on a task's node, and the resources that it reserves there."""
 
     labels: Pairs = ()  #: labels and values that the node must have
@@ -83,7 +83,7 @@ NO_REQUIREMENTS = Requirements()
 """Requirements of a task that any node can run."""
 
 
-class TaskLimits(Struct, frozen=True, array_like=True, kw_only=True):
+class TaskLimits(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """Resource limits of a task; 0 means no limit of its own."""
 
     memory_mb: Amount = 0
@@ -92,7 +92,7 @@ class TaskLimits(Struct, frozen=True, array_like=True, kw_only=True):
     processes: Amount = 0
 
 
-class Retry(Struct, frozen=True, array_like=True, kw_only=True):
+class Retry(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """Retry rule for attempts that failed or were lost."""
 
     retries: Amount = 0  #: number of failed attempts that are retried
@@ -102,7 +102,7 @@ class Retry(Struct, frozen=True, array_like=True, kw_only=True):
     on_lost: bool = True  #: if false, an attempt that may have run is never repeated
 
 
-class ArraySpec(Struct, frozen=True, array_like=True, kw_only=True):
+class ArraySpec(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """The members of an array."""
 
     count: Count  #: number of members
@@ -132,7 +132,7 @@ class ArraySpec(Struct, frozen=True, array_like=True, kw_only=True):
         return self.items[position] if self.items else str(self.number(position))
 
 
-class BlobRef(Struct, frozen=True, array_like=True, kw_only=True):
+class BlobRef(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """A blob that a client sent to a node: a file, or the manifest of a tree."""
 
     sha256: Word  #: hexadecimal digest, which identifies it
@@ -157,7 +157,7 @@ class InputTree(BlobRef, frozen=True, array_like=True, kw_only=True):
     is_lent: bool = False  #: the node asks a client for what it lacks
 
 
-class SameFolder(Struct, frozen=True, array_like=True, kw_only=True):
+class SameFolder(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """A file by which a node recognises the folder in which a task must run."""
 
     name: Word  #: of the file, in the folder
@@ -170,7 +170,7 @@ DEPENDENCY_ENDS: tuple[End, ...] = get_args(End)
 """Ends of a dependency that release a task; the log stores their positions here."""
 
 
-class After(Struct, frozen=True, array_like=True, kw_only=True):
+class After(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """Dependencies: the tasks that must end before this task runs."""
 
     tasks: Annotated[
@@ -179,14 +179,14 @@ class After(Struct, frozen=True, array_like=True, kw_only=True):
     end: End = "success"  #: end that each of them must have
 
 
-class FreedStdin(Struct, frozen=True, array_like=True):
+class FreedStdin(Struct, frozen=True, gc=False, array_like=True):
     """Digest and size of a stdin that was freed when its task had ended."""
 
     sha256: Word  #: hexadecimal digest of the bytes
     size_bytes: Count
 
 
-class TaskOptions(Struct, frozen=True, array_like=True, kw_only=True):
+class TaskOptions(Struct, frozen=True, gc=False, array_like=True, kw_only=True):
     """Options of a task besides its command, timeout and files."""
 
     name: Word = ""  #: for people, not unique

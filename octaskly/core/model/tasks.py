@@ -98,7 +98,7 @@ def priority_of(ord_: int) -> int:
 Paths = Annotated[tuple[Text, ...], Meta(max_length=10_000)]
 
 
-class TaskSpec(Struct, frozen=True, array_like=True):
+class TaskSpec(Struct, frozen=True, gc=False, array_like=True):
     """The immutable specification of a task, as the user submitted it."""
 
     id: TaskId
@@ -153,7 +153,7 @@ MEMBERS_LANE: Final = LaneKey()  #: of released members without requirements
 DETAIL_CHARS_MAX = 4096  #: of an outcome, as a correct worker reports it
 
 
-class OutputFile(Struct, frozen=True, array_like=True):
+class OutputFile(Struct, frozen=True, gc=False, array_like=True):
     """A declared output after the end of an attempt."""
 
     path: Text
@@ -161,7 +161,7 @@ class OutputFile(Struct, frozen=True, array_like=True):
     file_count: Count | None = None  #: files and links of a folder or glob
 
 
-class Outcome(Struct, frozen=True, array_like=True):
+class Outcome(Struct, frozen=True, gc=False, array_like=True):
     """How one attempt ended."""
 
     state: AttemptState  #: RELEASED, CANCELLED, FAILED or OK
@@ -195,7 +195,7 @@ class Outcome(Struct, frozen=True, array_like=True):
         return self.reason not in (EndReason.LOST, EndReason.POISON)
 
 
-class Attempt(Struct, frozen=True, array_like=True):
+class Attempt(Struct, frozen=True, gc=False, array_like=True):
     """One run of a task, as recorded in the log."""
 
     id: AttemptId

@@ -14,7 +14,7 @@ from typing import Final
 
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.events import PeerUp
-from octaskly.core.log.facts import Entry, Floor, count_facts
+from octaskly.core.log.facts import Entry, Floor
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.arrays import are_valid_members
 from octaskly.core.model.hlc import hlc_of_latest_remote
@@ -234,7 +234,7 @@ class MessageValidator:
             ):
                 return code
             last[stream] = entry.last_seq
-            members += count_facts(entry.fact) - 1
+            members += entry.fact.count - 1
         if members > MEMBER_FACTS_MAX:
             return "members"
         own = journal.stream

@@ -323,7 +323,7 @@ class Kill(Struct, frozen=True, array_like=True, tag=15):
     items: AttemptBatch
 
 
-class Report(Struct, frozen=True, array_like=True):
+class Report(Struct, frozen=True, gc=False, array_like=True):
     """How one attempt ended; a repeated report includes the spec."""
 
     task: TaskId

@@ -33,7 +33,6 @@ from octaskly.core.log.facts import (
     Fact,
     Floor,
     Recorded,
-    count_facts,
 )
 from octaskly.core.log.merge import join_floors
 from octaskly.core.log.mesh_records import RecordTable
@@ -253,7 +252,8 @@ class Journal:
         entries = []
         for fact in facts:
             entries.append(Entry(stream, seq, hlc, fact))
-            seq, hlc = seq + count_facts(fact), hlc + count_facts(fact)
+            count = fact.count
+            seq, hlc = seq + count, hlc + count
         if entries:
             self._hlc, self.vector[stream] = hlc - 1, seq - 1
         is_retired = stream in self.retired  # Another node thought that it was over.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from octaskly.core.effects import Append, MergeRows, Save, Spool, StageRows, Unspool
-from octaskly.core.log.facts import Assigned, MembersAssigned, count_facts
+from octaskly.core.log.facts import Assigned, MembersAssigned
 from octaskly.store.tables.node_state import PeerContact
 
 
@@ -23,6 +23,13 @@ BATCH_ITEMS_MAX: Final = 512
 BATCH_ENTRIES_MAX: Final = 8192
 
 
+class Batch(NamedTuple):
+    """What one commit writes."""
+
+    items: list[QueueItem]
+    entries: int  #: as many as the items count as
+
+
 class CommitQueue:
     """Items in order, with counts of entries and urgent items."""
 
@@ -34,30 +41,30 @@ class CommitQueue:
     def add_item(self, item: QueueItem) -> None:
         """Append one item."""
         self.items.append(item)
-        self.entries += count_entries(item)
+        self.entries += _count_entries(item)
         self.urgent_items += _is_urgent(item)
 
-    def next_batch(self) -> list[QueueItem]:
+    def next_batch(self) -> Batch:
         """Remove and return the items of the next commit."""
-        batch: list[QueueItem] = []
-        if len(self.items) <= BATCH_ITEMS_MAX and self.entries <= BATCH_ENTRIES_MAX:
-            batch += self.items  # The usual case: take everything.
+        before = self.entries
+        if len(self.items) <= BATCH_ITEMS_MAX and before <= BATCH_ENTRIES_MAX:
+            items = list(self.items)  # The usual case: take everything.
             self.items.clear()
             self.entries = self.urgent_items = 0
-            return batch
-        left = self.entries - BATCH_ENTRIES_MAX
-        while self.items and len(batch) < BATCH_ITEMS_MAX and self.entries > left:
+            return Batch(items, before)
+        items, left = [], before - BATCH_ENTRIES_MAX
+        while self.items and len(items) < BATCH_ITEMS_MAX and self.entries > left:
             item = self.items.popleft()
-            self.entries -= count_entries(item)
+            self.entries -= _count_entries(item)
             self.urgent_items -= _is_urgent(item)
-            batch.append(item)
-        return batch
+            items.append(item)
+        return Batch(items, before - self.entries)
 
 
-def count_entries(item: QueueItem) -> int:
+def _count_entries(item: QueueItem) -> int:
     """Return the number of entries that an item counts as, at least 1."""
     if isinstance(item, Append):
-        return sum(count_facts(entry.fact) for entry in item.entries) or 1
+        return sum(entry.fact.count for entry in item.entries) or 1
     return len(item.part.rows) or 1 if isinstance(item, StageRows) else 1
 
 

@@ -23,7 +23,6 @@ from octaskly.core.log.facts import (
     RangeFact,
     Submitted,
     TaskFact,
-    count_facts,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.range_facts import entry_after, task_entries
@@ -360,7 +359,7 @@ class TableWriter:
         """Add an entry without its output to the rows of the log."""
         body, fact = self._packer.pack_entry_body(entry), entry.fact
         stored = StoredEntry(
-            *(entry.stream, entry.seq, entry.hlc), body, output, count_facts(fact)
+            *(entry.stream, entry.seq, entry.hlc), body, output, fact.count
         )
         self._log.add_entry(
             stored, None if isinstance(fact, RANGE_FACTS) else fact.task

@@ -38,10 +38,10 @@ from octaskly.store.tables.database import (
 )
 from octaskly.store.tables.node_state import PeerContact
 from octaskly.store.writing.commit_queue import (
+    Batch,
     CommitQueue,
     QueueItem,
     TableItem,
-    count_entries,
     last_number,
 )
 from octaskly.store.writing.table_merge import TableWriter
@@ -154,12 +154,11 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while batch := self._next_batch():
-                if not self._commit_with_retry(batch):
+            while (batch := self._next_batch()).items:
+                if not self._commit_with_retry(batch.items):
                     return
-                added = sum(map(count_entries, batch))
-                self.committed_entries += added
-                self._purge_in_proportion(added)
+                self.committed_entries += batch.entries
+                self._purge_in_proportion(batch.entries)
                 self._free_stdin_in_proportion()
             with suppress(sqlite3.Error):  # Optional: the write-ahead log is durable.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -168,7 +167,7 @@ class Writer:
             self.has_stopped = True
             raise
 
-    def _next_batch(self) -> list[QueueItem]:
+    def _next_batch(self) -> Batch:
         """Wait for items and return the next batch; it is empty after `close`."""
         while not (self._queue.items or self._is_closing) and (
             self._wal_preallocation.extend_wal()
