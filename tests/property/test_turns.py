@@ -21,6 +21,8 @@ ACTIONS = st.lists(
     SUBMISSIONS | st.tuples(st.just("end"), st.integers(0, 9)), min_size=5, max_size=80
 )
 
+FIRST = 8  #: number of the first member, so that ids and numbers sort differently
+
 
 class World:
     """A mesh with one worker, and what waits for it."""
@@ -132,6 +134,41 @@ def test_no_flow_waits_for_more_turns_than_there_are_flows(
         assert places
         assert places[0] <= bound
         assert max(gaps, default=0) <= bound
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 5))), max_size=12),
+)
+def test_members_that_are_given_back_keep_their_order(
+    slots: int, counts: list[int], actions: list[tuple[bool, set[int]]]
+) -> None:
+    """Whoever starts is the first of the members of its array that wait."""
+    mesh = DispatcherWithWorkers(node_info("b", slots))
+    waiting: dict[str, set[int]] = {}
+
+    def note(commands: list[str]) -> None:
+        for command in commands:
+            array, number = command.split()
+            assert int(number) == min(waiting[array])
+            waiting[array].remove(int(number))
+
+    for name, count in zip("xyz", counts, strict=False):
+        waiting[name] = set(range(FIRST, FIRST + count))
+        note(mesh.ask(array_draft(name, count, first=FIRST)))
+    for are_ends, draws in actions:
+        running = sorted(mesh.live)
+        some = [running[draw] for draw in draws if draw < len(running)]
+        if are_ends:
+            for command in some:
+                note(mesh.end(command))
+        elif some:
+            for command in some:
+                array, number = command.split()
+                waiting[array].add(int(number))
+            note(mesh.give_back(*some))
 
 
 def test_a_member_belongs_to_the_flow_of_its_array() -> None:

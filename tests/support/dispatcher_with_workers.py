@@ -11,7 +11,7 @@ from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeInfo, NodeState, Pressure, Role, RosterEntry
 from octaskly.core.model.task_options import ArraySpec, Requirements, TaskOptions
-from octaskly.core.model.tasks import Outcome
+from octaskly.core.model.tasks import EndReason, Outcome
 from octaskly.core.protocol.messages import Results
 from tests.support.builders import (
     STREAM,
@@ -20,6 +20,7 @@ from tests.support.builders import (
     load_reply,
     moment,
     outcome,
+    released,
     report,
 )
 from tests.support.dispatcher import DispatcherWithJournal, reattach_report, submission
@@ -67,15 +68,25 @@ class DispatcherWithWorkers(DispatcherWithJournal):
         placed = self.note(self.dispatch.on_results(node, results, moment(at)))
         return placed + self.note(self.commit(at))
 
+    def give_back(self, *commands: str, at: float = 0.0) -> list[str]:
+        """Let one worker give these commands back; return the placed commands."""
+        ends = [self.live.pop(command) for command in commands]
+        outcome_ = released(EndReason.RETURNED)
+        reports = tuple(report(str(task), a, outcome_) for task, a, _ in ends)
+        node = ends[0][2]
+        results = Results(reports, self.dispatch._pool.slots(node))
+        placed = self.note(self.dispatch.on_results(node, results, moment(at)))
+        return placed + self.note(self.commit(at))
+
     def where(self, command: str) -> str:
         return str(self.live[command][2])
 
 
 def array_draft(
-    command: str, count: int, requires: Requirements | None = None
+    command: str, count: int, requires: Requirements | None = None, first: int = 0
 ) -> TaskDraft:
     """Return an array whose members have their number as argument."""
-    options = TaskOptions(array=ArraySpec(count=count), requires=requires)
+    options = TaskOptions(array=ArraySpec(count=count, first=first), requires=requires)
     return replace(draft(f"{command} {{}}"), options=options)
 
 

@@ -6,7 +6,8 @@ node can run now neither delays other lanes nor takes space from them, and a mil
 tasks of one submitter in the store do not hide the tasks and arrays of another.
 
 A lane has flows: its single tasks, or one for each array. The order in a flow is that
-of `TaskSpec.ord`, which `core.dispatcher.admission` computes from priority and time.
+of `TaskSpec.ord`, which `core.dispatcher.admission` computes from priority and time,
+and for members of an array that of their numbers.
 `turns` decides between flows of equal priority.
 
 The tasks and bytes of a lane are bounded, and so is the number of lanes for tasks with
@@ -24,7 +25,7 @@ from operator import itemgetter
 
 from octaskly.core.effects import LoadQueued
 from octaskly.core.events import QueuedLoaded
-from octaskly.core.model.arrays import lane_key_of
+from octaskly.core.model.arrays import lane_key_of, split_member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, requires_of, shape_of
@@ -40,6 +41,9 @@ TasksById = Mapping[TaskId, QueuedTask]
 Turn = tuple[int, int, float, int, float, int]
 """Sort key of flows: the lowest comes first."""
 
+FlowEntry = tuple[int, int, TaskId]
+"""Sort key of a task in its flow: its place, and its number if it is a member."""
+
 
 class Flow:
     """Queued tasks that follow each other: an array, or the single tasks of a lane."""
@@ -50,7 +54,7 @@ class Flow:
         self._submitter, self._share = turns.join(key)
         self._submitter.waiting += 1
         self._share.waiting += 1
-        self._heap: list[tuple[int, TaskId]] = []
+        self._heap: list[FlowEntry] = []
 
     def leave_turns(self, *, is_empty: bool) -> None:
         """Drop the flow, because no task waits in it, or to read it again."""
@@ -75,13 +79,13 @@ class Flow:
         """Put a task at its place in the order."""
         # A released member comes before the remaining members of its array.
         task.place = task.ord + (task.remaining is not None)
-        heappush(self._heap, (task.place, task.spec.id))
+        heappush(self._heap, _entry_of(task))
 
     def first(self, tasks: TasksById) -> QueuedTask | None:
         """Return the first task that every worker of its shape may run, if any."""
         heap = self._heap
         while heap:
-            place, task_id = heap[0]
+            place, _, task_id = heap[0]
             task = tasks.get(task_id)
             if (
                 task is not None
@@ -96,7 +100,7 @@ class Flow:
     def entries(self, tasks: TasksById) -> list[tuple[int, QueuedTask]]:
         """Return its tasks with their places, in no order."""
         entries = dict.fromkeys(self._heap)  # A task may have returned to its place.
-        found = ((place, tasks.get(task_id)) for place, task_id in entries)
+        found = ((place, tasks.get(task_id)) for place, _, task_id in entries)
         return [
             (place, task)
             for place, task in found
@@ -105,8 +109,14 @@ class Flow:
 
     def drop_entries(self, dropped: set[TaskId]) -> None:
         """Drop these tasks, and outdated entries, from the order."""
-        self._heap = [entry for entry in self._heap if entry[1] not in dropped]
+        self._heap = [entry for entry in self._heap if entry[2] not in dropped]
         heapify(self._heap)
+
+
+def _entry_of(task: QueuedTask) -> FlowEntry:
+    array_and_number = split_member_id(task.spec.id)
+    number = 0 if array_and_number is None else array_and_number[1]
+    return task.place, number, task.spec.id
 
 
 class Lane:
@@ -218,7 +228,7 @@ class Lane:
         another state of them.
         """
         waiting = [e for flow in self.flows.values() for e in flow.entries(tasks)]
-        waiting.sort(key=lambda entry: (entry[0], entry[1].spec.id))
+        waiting.sort(key=lambda entry: _entry_of(entry[1]))
         count = size = last_ord = 0
         for place, task in waiting:
             if count and (count >= self.tasks_max or size >= self.bytes_max):
