@@ -138,6 +138,18 @@ def states(mesh: Mesh) -> dict[str, list[int]]:
     return found
 
 
+def killed(mesh: Mesh, name: str) -> list[TaskId]:
+    """Return the tasks whose attempts a worker is to end."""
+    return [
+        task
+        for effect in mesh.effects
+        if isinstance(effect, Send) and effect.peer == name
+        for message in effect.messages
+        if isinstance(message, Kill)
+        for task, _ in message.items
+    ]
+
+
 def test_workers_get_consecutive_members_in_one_message() -> None:
     """Their attempts follow each other in the log."""
     mesh = Mesh(ArraySpec(count=7, first=10, step=5), b=3)
@@ -278,15 +290,8 @@ def test_a_cancel_by_force_ends_every_member_that_runs() -> None:
 
     mesh.effects += mesh.dispatch.on_cancel_requested(cancel, moment())
 
-    killed = [
-        task
-        for effect in mesh.effects
-        if isinstance(effect, Send)
-        for message in effect.messages
-        if isinstance(message, Kill)
-        for task, _ in message.items
-    ]
-    assert sorted(killed) == [mesh.member(number) for number in (0, 2, 3, 4, 5)]
+    names = [mesh.member(number) for number in (0, 2, 3, 4, 5)]
+    assert sorted(killed(mesh, "a") + killed(mesh, "b")) == names
     assert sorted(states(mesh)["TaskCancelled"]) == [0, 2, 3, 4, 5]
 
 
@@ -340,6 +345,44 @@ def test_members_that_a_worker_was_not_given_are_reports_of_unknown_attempts() -
     mesh.succeed("b", far, 0, 1)
 
     assert mesh.held == {"a": 4, "b": 4}
+
+
+def test_a_report_over_two_ranges_of_its_worker_ends_each_member_once() -> None:
+    """No correct worker sends it; each attempt in it is one that the worker has."""
+    mesh = Mesh(ArraySpec(count=6), b=2)
+    mesh.effects += mesh.dispatch.on_results(B, Results((), 6), moment())
+    first, second = mesh.ranges("b")
+    mesh.clear()
+
+    mesh.succeed("b", first, *range(6))
+    mesh.succeed("b", second, *range(4))
+    mesh.settle()
+
+    assert states(mesh) == {"Finished": list(range(6))}
+    assert mesh.dispatch.ended_counts[TaskState.COMPLETED] == 6
+    assert mesh.held["b"] == 0
+    assert mesh.dispatch._queue.tasks.count == 0
+
+
+def test_a_report_of_the_range_of_another_worker_ends_no_attempt_there() -> None:
+    """A success counts whoever reports it; the other worker stops, and says so."""
+    mesh = Mesh(ArraySpec(count=8), a=4, b=4)
+    (others,) = mesh.ranges("a")
+    mesh.clear()
+
+    mesh.succeed("b", others, 1, 2)
+    mesh.settle()
+
+    names = sorted(task for task, _ in members(others, 1, 2).attempt_keys())
+    assert sorted(killed(mesh, "a")) == names
+    assert mesh.held == {"a": 4, "b": 4}
+    assert mesh.dispatch.ended_counts[TaskState.COMPLETED] == 0
+    for offset in (1, 2):
+        mesh.fail("a", others, offset)
+    mesh.settle()
+    assert mesh.held == {"a": 2, "b": 4}
+    assert mesh.dispatch.ended_counts[TaskState.COMPLETED] == 2
+    assert mesh.dispatch.ended_counts[TaskState.FAILED] == 0
 
 
 def test_a_range_with_few_members_left_is_given_up_for_tasks() -> None:

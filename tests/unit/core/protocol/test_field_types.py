@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -34,10 +35,13 @@ from octaskly.core.protocol.messages import (
     Entries,
     Hello,
     Leave,
+    MemberSuccess,
     Message,
     Probe,
     ProbeOk,
     Pull,
+    RangeReport,
+    RangeResults,
     RangeResultsOk,
     Report,
     Results,
@@ -120,18 +124,27 @@ OTHERS = (
 PACKER = wire.WirePacker()
 
 
-def _acknowledging(count: int) -> bytes:
-    members = RangeMembers(TASK, 1, 1, ATTEMPT, tuple(range(count)))
-    return wire.build_frame([PACKER.pack(RangeResultsOk((members,)))])
+def _acknowledging(count: int) -> RangeResultsOk:
+    return RangeResultsOk((RangeMembers(TASK, 1, 1, ATTEMPT, tuple(range(count))),))
 
 
-def test_a_range_of_a_million_members_is_refused_while_it_is_read() -> None:
+def _succeeding(count: int) -> RangeResults:
+    success = MemberSuccess(None, None, None)
+    (members,) = _acknowledging(1).items
+    return RangeResults((RangeReport(members, (success,) * count),), 1)
+
+
+@pytest.mark.parametrize("build", [_acknowledging, _succeeding])
+def test_a_range_of_a_million_members_is_refused_while_it_is_read(
+    build: Callable[[int], RangeResultsOk | RangeResults],
+) -> None:
     """A node could fill a frame with them."""
-    decoder = wire.Decoder(Limits(hello_bytes=8 << 20))
-    assert len(decoder.receive_data(_acknowledging(RANGE_MAX))) == 1
+    decoder = wire.Decoder(Limits(hello_bytes=16 << 20))
+    frame = wire.build_frame([PACKER.pack(build(RANGE_MAX))])
+    assert len(decoder.receive_data(frame)) == 1
 
     with pytest.raises(RemoteProtocolError):
-        decoder.receive_data(_acknowledging(1_000_000))
+        decoder.receive_data(wire.build_frame([PACKER.pack(build(1_000_000))]))
 
 
 def test_samples_cover_every_message_and_fact() -> None:
