@@ -14,11 +14,11 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, expect
 
-from benchmarks.herd import herd
 from benchmarks.measure import Row, bound_row
 from tests.browser.chromium import ANSWER_MS, started, visitor
 from tests.browser.dash import enter
 from tests.support.agents import TASKS, Agent, running, until_nodes
+from tests.support.herd import herd
 
 MEMBERS = 199  #: beside the agent itself
 FORM_S = 120.0

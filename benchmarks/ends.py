@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.deep import BULK, fill
-from benchmarks.herd import Work, herd
 from benchmarks.measure import Row, bound_row, count, cpu_s, occupy, until
 from tests.support.agents import Agent, running, until_nodes
+from tests.support.herd import Work, herd
 
 ALONE = (100, Work(slots=16, from_s=0.5, to_s=1.5, ends_alone=True))
 GATHERED = (25, Work(slots=64, from_s=0.5, to_s=1.5))

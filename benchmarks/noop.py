@@ -1,60 +1,23 @@
-"""An agent whose tasks return at once: what is left is the control plane.
-
-It is started as `python -m benchmarks.noop agent ...` and is the shipped agent but for
-the runner; the package itself has no switch for that.
-"""
+"""Tasks that return at once: what is left is the control plane."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import statistics
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 from benchmarks.measure import Row, count, occupy, until
-from octaskly.agent import components as runners
-from octaskly.cli import main
-from octaskly.core.model.ids import AttemptId, NodeId
-from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
-from octaskly.core.model.tree_sizes import NO_HOLDERS
-from octaskly.core.protocol.messages import Report
-from octaskly.runner.pool.pool import Pool
 from octaskly.trust import create_secret_file
 from tests.support.agents import Agent, launch, running, until_nodes
+from tests.support.no_op_agent import NO_OP_PROGRAM
 
 BULK = 10_000  #: as many as one request may hold
 SLOTS = 512  #: so that work never waits for a message to come round
 RATE = 60_000
 ACCEPT_RATE = 100_000
-
-
-class ReturnsAtOnce(Pool):
-    """Reports each attempt as a success, and starts nothing."""
-
-    def start_attempts(
-        self,
-        items: Sequence[tuple[AttemptId, TaskSpec]],
-        holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS,  # noqa: ARG002
-    ) -> None:
-        """Report the ends."""
-        now_ms = self._clock.now().wall_ms
-        outcome = Outcome(
-            state=AttemptState.OK,
-            reason=EndReason.EXIT,
-            exit_code=0,
-            started_ms=now_ms,
-            ended_ms=now_ms,
-            duration_ms=0,
-        )
-        for attempt, spec in items:
-            self._reports.add_report(
-                Report(task=spec.id, attempt=attempt, outcome=outcome)
-            )
-        self._reports.schedule_flush()
 
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
@@ -65,7 +28,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
         folder / "noop",
         folder / "mesh.key",
         *("--name", "noop", "--slots", str(SLOTS)),
-        program=__name__,
+        program=NO_OP_PROGRAM,
     )
     try:
         _work(agent, 1)
@@ -110,8 +73,3 @@ def _accept(agent: Agent, batches: int) -> tuple[float, str]:
             assert reply.status == 201, answer
         took_s = time.perf_counter() - began_s
     return batches * BULK / took_s, str(json.loads(answer)[-1]["id"])
-
-
-if __name__ == "__main__":
-    with mock.patch.object(runners, "Pool", ReturnsAtOnce):
-        sys.exit(main())

@@ -22,14 +22,15 @@ from typing import Any
 import pytest
 
 from octaskly.config.defaults import CONNECTIONS_PER_ADDRESS
-from tests.attack.test_viewer_lists import memory_mb, reset_peak
 from tests.support.agents import (
     TASKS,
     WAIT_S_MAX,
     Agent,
+    memory_mb,
     meshed,
     replicas,
     request,
+    reset_peak,
     roles_of,
     running,
     submit,

@@ -28,15 +28,15 @@ from tests.attack.test_viewer_lists import (
     GROWTH_MB_MAX,
     NOWHERE,
     Outsider,
-    memory_mb,
     outsider,
-    reset_peak,
 )
 from tests.support.agents import (
     TASKS,
     Agent,
     finished,
+    memory_mb,
     request,
+    reset_peak,
     running,
     submit,
     until,

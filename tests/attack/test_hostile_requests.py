@@ -10,11 +10,16 @@ from tests.attack.test_viewer_lists import (
     GROWTH_MB_MAX,
     NOWHERE,
     epoch_of,
-    memory_mb,
     outsider,
-    reset_peak,
 )
-from tests.support.agents import TASKS, Agent, running, until_nodes
+from tests.support.agents import (
+    TASKS,
+    Agent,
+    memory_mb,
+    reset_peak,
+    running,
+    until_nodes,
+)
 
 ANSWER_BYTES_MAX = 4096
 BODY_COPIES = 2  #: a body is joined from the parts in which it arrived

@@ -22,13 +22,8 @@ from octaskly.api.http.handler_types import Route
 from octaskly.api.routes.table import ROUTES
 from tests.attack.route_attack import MEMORY, attack, submit_for
 from tests.attack.test_each_route import ROLES, Loaded, load
-from tests.attack.test_viewer_lists import (
-    GROWTH_MB_MAX,
-    memory_mb,
-    outsider,
-    reset_peak,
-)
-from tests.support.agents import meshed
+from tests.attack.test_viewer_lists import GROWTH_MB_MAX, outsider
+from tests.support.agents import memory_mb, meshed, reset_peak
 from tests.support.latency import Submitter, percentile_95
 
 ROUTE_S = float(os.environ.get("SOAK_ROUTE_S", "60"))

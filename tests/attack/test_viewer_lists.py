@@ -17,12 +17,19 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.agents import TASKS, Agent, request, running, until
+from tests.support.agents import (
+    TASKS,
+    Agent,
+    memory_mb,
+    request,
+    reset_peak,
+    running,
+    until,
+)
 
 ROWS = 1000
 BATCH = 250
@@ -98,20 +105,6 @@ def outsider(agent: Agent, role: str, subject: str) -> Outsider:
     assert status == 201, issued
     port = int(str(agent.ready()["api_url"]).rpartition(":")[2])
     return Outsider(port, issued["token"])
-
-
-def memory_mb(agent: Agent, field: str) -> float:
-    """Return the agent's memory now (`VmRSS`), or the most since a reset (`VmHWM`)."""
-    for line in Path(f"/proc/{agent.process.pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) / 1024
-    raise AssertionError(f"the kernel does not show {field}")
-
-
-def reset_peak(agent: Agent) -> None:
-    """Set `VmHWM` to the present size: proc(5), clear_refs."""
-    Path(f"/proc/{agent.process.pid}/clear_refs").write_text("5")
 
 
 def epoch_of(answer: Answer) -> tuple[str, str]:

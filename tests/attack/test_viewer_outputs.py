@@ -15,14 +15,14 @@ from tests.attack.test_viewer_lists import (
     COMMAND,
     GROWTH_MB_MAX,
     NOWHERE,
-    memory_mb,
     outsider,
-    reset_peak,
 )
 from tests.support.agents import (
     TASKS,
     Agent,
     finished,
+    memory_mb,
+    reset_peak,
     running,
     submit,
     until,

@@ -350,3 +350,17 @@ def kill_agent(agent: Agent) -> None:
     """Kill an agent's process, as a power cut would."""
     agent.process.send_signal(signal.SIGKILL)
     agent.process.wait()
+
+
+def memory_mb(agent: Agent, field: str) -> float:
+    """Return the agent's memory now (`VmRSS`), or the most since a reset (`VmHWM`)."""
+    for line in Path(f"/proc/{agent.process.pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) / 1024
+    raise AssertionError(f"the kernel does not show {field}")
+
+
+def reset_peak(agent: Agent) -> None:
+    """Set `VmHWM` to the present size: proc(5), clear_refs."""
+    Path(f"/proc/{agent.process.pid}/clear_refs").write_text("5")

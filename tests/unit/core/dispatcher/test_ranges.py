@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from octaskly.core.effects import Append, Effect, LoadQueued, Send
@@ -57,6 +58,7 @@ class Mesh(DispatcherWithJournal):
 
     def __init__(self, array: ArraySpec, **slots: int) -> None:
         super().__init__()
+        self.names = tuple(slots)
         self.dispatch.start_dispatching(epoch(), STREAM, moment())
         self.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 5000)), moment())
         self.dispatch.on_submitted(submission(array_draft(array)), moment())
@@ -113,7 +115,7 @@ class Mesh(DispatcherWithJournal):
 
     @property
     def held(self) -> dict[str, int]:
-        return {name: self.dispatch.outstanding(NodeId(name)) for name in "ab"}
+        return {name: self.dispatch.outstanding(NodeId(name)) for name in self.names}
 
 
 def array_draft(array: ArraySpec) -> TaskDraft:
@@ -257,10 +259,12 @@ def test_a_range_of_which_all_members_fail_leaves_memory() -> None:
     assert not mesh.dispatch._queue.tasks.ranges
 
 
-def test_too_many_failures_in_many_ranges_cut_the_array_off_once() -> None:
+@pytest.mark.parametrize("workers", [2, 50])
+def test_too_many_failures_in_many_ranges_cut_the_array_off_once(workers: int) -> None:
     """What was prefetched is given up, what runs goes on."""
-    mesh = Mesh(ArraySpec(count=1000, max_fails=2), a=4, b=4)
-    leases = {name: mesh.ranges(name)[0] for name in "ab"}
+    names = [f"w{number}" for number in range(workers)]
+    mesh = Mesh(ArraySpec(count=1000, max_fails=2), **dict.fromkeys(names, 4))
+    leases = {name: mesh.ranges(name)[0] for name in names}
     mesh.clear()
 
     for offset in range(4):
@@ -270,8 +274,8 @@ def test_too_many_failures_in_many_ranges_cut_the_array_off_once() -> None:
 
     cancels = [fact for fact in mesh.facts() if isinstance(fact, TaskCancelled)]
     assert [fact.task for fact in cancels] == [mesh.array.id]
-    assert sorted(states(mesh)["Finished"]) == list(range(8))
-    assert mesh.held == {"a": 0, "b": 0}
+    assert sorted(states(mesh)["Finished"]) == list(range(4 * workers))
+    assert not any(mesh.held.values())
     assert mesh.dispatch._queue.tasks.count == 0
     assert not mesh.dispatch._queue.tasks.ranges
 
@@ -293,6 +297,39 @@ def test_a_cancel_by_force_ends_every_member_that_runs() -> None:
     names = [mesh.member(number) for number in (0, 2, 3, 4, 5)]
     assert sorted(killed(mesh, "a") + killed(mesh, "b")) == names
     assert sorted(states(mesh)["TaskCancelled"]) == [0, 2, 3, 4, 5]
+
+
+def test_a_cancel_by_force_ends_200_ranges() -> None:
+    """In each range some members have succeeded, one has failed, and some run."""
+    names = [f"w{number}" for number in range(200)]
+    mesh = Mesh(ArraySpec(count=10_000), **dict.fromkeys(names, 5))
+    leases = {name: mesh.ranges(name)[0] for name in names}
+    for name, leased in leases.items():
+        mesh.succeed(name, leased, 0, 3)
+        mesh.fail(name, leased, 1)
+    mesh.settle()
+    mesh.clear()
+    progress = ArrayProgress(queued=9000, running=400, completed=400, failed=200)
+    record = TaskRecord(mesh.array.id, mesh.array, progress=progress)
+    cancel = CancelRequested(
+        5, mesh.array.id, TaskState.RUNNING, True, "ann", array_record=record
+    )
+
+    mesh.effects += mesh.dispatch.on_cancel_requested(cancel, moment())
+    for name, leased in leases.items():
+        assert len(killed(mesh, name)) == 2
+        mesh.fail(name, leased, 2)
+        mesh.fail(name, leased, 4)
+    mesh.settle()
+
+    cancels = [fact.task for fact in mesh.facts() if isinstance(fact, TaskCancelled)]
+    assert len(cancels) == len(set(cancels)) == 1 + 400
+    assert mesh.dispatch.ended_counts[TaskState.COMPLETED] == 400
+    assert mesh.dispatch.ended_counts[TaskState.FAILED] == 200
+    assert mesh.dispatch.ended_counts[TaskState.CANCELLED] == 400
+    assert not any(mesh.held.values())
+    assert mesh.dispatch._queue.tasks.count == 0
+    assert not mesh.dispatch._queue.tasks.ranges
 
 
 def test_a_cancel_spares_the_members_that_have_begun() -> None:

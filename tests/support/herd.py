@@ -1,11 +1,13 @@
 """Many members of a mesh in one process: each is its link and what it says there.
 
 They have certificates of the mesh and speak its protocol as workers do: they follow,
-report their load, take attempts, hold them for a while and say that all went well.
+report their load, take attempts, hold them for a while and say how they ended.
 No agent carries two hundred real ones beside it on a machine of two cores; to their
 dispatcher, and to whoever looks at its page, these are the same.
 
-usage: python -m benchmarks.herd SECRET_FILE PEER_PORT COUNT SLOTS FROM_S TO_S ALONE
+usage: python -m tests.support.herd SECRET_FILE PEER_PORT COUNT WORK...
+
+WORK is each field of `Work` as a number.
 """
 
 from __future__ import annotations
@@ -18,22 +20,24 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch
+from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import (
     Assign,
+    AssignRanges,
     Claim,
     ClaimOk,
     Heartbeat,
     HeartbeatOk,
     Hello,
     HelloOk,
+    Kill,
     Leave,
     Message,
     Probe,
@@ -61,6 +65,7 @@ class Work(NamedTuple):
     to_s: float = 7.0  #: the longest attempt
     ends_alone: bool = False
     """Each attempt lasts as long as it does; else those of one message end together."""
+    fails: bool = False  #: each attempt fails; else each succeeds
 
 
 FEW_SLOTS = Work()
@@ -74,6 +79,7 @@ class Member:
         self._number = number
         self._work = work
         self._epoch = NO_EPOCH
+        self._held: set[AttemptId] = set()
 
     async def live(self, port: int, doors: asyncio.Semaphore) -> None:
         """Be a worker of the agent at this port, again and again if it hangs up."""
@@ -115,8 +121,12 @@ class Member:
             case Probe(about, sent_s):
                 self._say(ProbeOk(about, sent_s, None, self._epoch))
             case Assign(_, items):
-                for batch in zip(items) if self._work.ends_alone else (items,):
-                    self._begin(batch)
+                self._begin(items)
+            case AssignRanges(_, ranges):
+                for each in ranges:
+                    self._begin(tuple(each.members()))
+            case Kill(_, keys):
+                self._kill(keys)
             case Leave(reason):
                 sys.stderr.write(f"member {self._number} was left: {reason}\n")
             case _:
@@ -129,27 +139,39 @@ class Member:
         return HeartbeatOk(epoch, sent_s, NodeState.READY, slots, load)
 
     def _begin(self, items: Items) -> None:
-        took_s = random.uniform(self._work.from_s, self._work.to_s)
-        asyncio.get_running_loop().call_later(took_s, self._end, items, took_s)
+        self._held.update(attempt for attempt, _ in items)
+        for batch in zip(items) if self._work.ends_alone else (items,):
+            took_s = random.uniform(self._work.from_s, self._work.to_s)
+            asyncio.get_running_loop().call_later(took_s, self._end, batch, took_s)
 
     def _end(self, items: Items, took_s: float) -> None:
         ended_ms = int(time.time() * 1000)
         took_ms = int(took_s * 1000)
         outcome = Outcome(
-            state=AttemptState.OK,
+            state=AttemptState.FAILED if self._work.fails else AttemptState.OK,
             reason=EndReason.EXIT,
-            exit_code=0,
+            exit_code=int(self._work.fails),
             started_ms=ended_ms - took_ms,
             ended_ms=ended_ms,
             duration_ms=took_ms,
             stdout=b"done\n",
             stdout_bytes=5,
         )
-        reports = tuple(
-            Report(task=spec.id, attempt=attempt, outcome=outcome)
+        self._report(
+            Report(spec.id, attempt, outcome)
             for attempt, spec in items
+            if attempt in self._held
         )
-        self._say(Results(reports, self._work.slots))
+
+    def _kill(self, keys: Iterable[tuple[TaskId, AttemptId]]) -> None:
+        outcome = Outcome(AttemptState.CANCELLED, EndReason.CANCELLED)
+        self._report(Report(task, attempt, outcome) for task, attempt in keys)
+
+    def _report(self, some: Iterable[Report]) -> None:
+        reports = tuple(some)
+        self._held.difference_update(report.attempt for report in reports)
+        if reports:
+            self._say(Results(reports, self._work.slots))
 
     def _info(self) -> NodeInfo:
         return NodeInfo(
@@ -201,8 +223,8 @@ async def _serve(secret: Path, port: int, count: int, work: Work) -> None:
 
 
 def _main(secret: str, port: str, count: str, *work: str) -> None:
-    slots, from_s, to_s, ends_alone = map(float, work)
-    habits = Work(int(slots), from_s, to_s, bool(ends_alone))
+    slots, from_s, to_s, ends_alone, fails = map(float, work)
+    habits = Work(int(slots), from_s, to_s, bool(ends_alone), bool(fails))
     asyncio.run(_serve(Path(secret), int(port), int(count), habits))
 
 

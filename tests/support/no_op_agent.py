@@ -1,0 +1,81 @@
+"""An agent whose tasks need no processes: what is left is the control plane.
+
+It is started as `python -m tests.support.no_op_agent agent ...` and is the shipped
+agent but for the runner; the package itself has no switch for that.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final
+from unittest import mock
+
+from octaskly.agent import components
+from octaskly.cli import main
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
+from octaskly.core.model.tree_sizes import NO_HOLDERS
+from octaskly.core.protocol.messages import Report
+from octaskly.runner.pool.pool import Pool
+
+NO_OP_PROGRAM: Final = __spec__.name
+EVERY_THIRD_FAILS: Final = "test $(({} % 3)) -ne 0"
+"""Command of an array of which each third member fails, also with a real shell."""
+ENDLESS: Final = "sleep infinity"
+_REMAINDER: Final = re.compile(r"test \$\(\((\d+) % (\d+)\)\) -ne 0")
+
+
+class NoOpPool(Pool):
+    """Ends each attempt at once, and starts nothing.
+
+    Attempts of `ENDLESS` wait until they are stopped, and members of
+    `EVERY_THIRD_FAILS` end as a shell would end them; all others succeed.
+    """
+
+    def start_attempts(
+        self,
+        items: Sequence[tuple[AttemptId, TaskSpec]],
+        holders: Mapping[int, Sequence[NodeId]] = NO_HOLDERS,
+    ) -> None:
+        """Report the ends."""
+        now_ms = self._clock.now().wall_ms
+        for attempt, spec in items:
+            if spec.command != ENDLESS:
+                outcome = _outcome(spec.command, now_ms)
+                self._reports.add_report(Report(spec.id, attempt, outcome))
+        self._reports.schedule_flush()
+
+    def stop_attempts(
+        self,
+        items: Sequence[tuple[TaskId, AttemptId]],
+        reason: EndReason = EndReason.CANCELLED,
+    ) -> None:
+        """Report endless attempts as cancelled."""
+        now_ms = self._clock.now().wall_ms
+        state, reason = AttemptState.CANCELLED, EndReason.CANCELLED
+        outcome = Outcome(state, reason, started_ms=now_ms, ended_ms=now_ms)
+        for task, attempt in items:
+            self._reports.add_report(Report(task, attempt, outcome))
+        self._reports.schedule_flush()
+
+
+def _outcome(command: str, now_ms: int) -> Outcome:
+    state, exit_code = AttemptState.OK, 0
+    remainder = _REMAINDER.fullmatch(command)
+    if remainder and int(remainder[1]) % int(remainder[2]) == 0:
+        state, exit_code = AttemptState.FAILED, 1
+    return Outcome(
+        state,
+        EndReason.EXIT,
+        exit_code,
+        started_ms=now_ms,
+        ended_ms=now_ms,
+        duration_ms=0,
+    )
+
+
+if __name__ == "__main__":
+    with mock.patch.object(components, "Pool", NoOpPool):
+        sys.exit(main())
