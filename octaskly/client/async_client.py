@@ -23,6 +23,7 @@ from octaskly.client.flows.task_fields import (
     Durability,
     InputFields,
     Inputs,
+    Paths,
     TaskFields,
 )
 from octaskly.client.inputs import take_inputs
@@ -109,7 +110,7 @@ class AsyncClient:
         *,
         inputs: Inputs = (),
         includes_ignored: bool = False,
-        outputs: Sequence[str] = (),
+        outputs: Paths = (),
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,

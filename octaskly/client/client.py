@@ -22,6 +22,7 @@ from octaskly.client.flows.task_fields import (
     Durability,
     InputFields,
     Inputs,
+    Paths,
     TaskFields,
 )
 from octaskly.client.inputs import take_inputs
@@ -129,7 +130,7 @@ class Client:
         *,
         inputs: Inputs = (),
         includes_ignored: bool = False,
-        outputs: Sequence[str] = (),
+        outputs: Paths = (),
         idempotency_key: str | None = None,
         durability: Durability | None = None,
         deadline_s: float | None = None,

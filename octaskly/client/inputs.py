@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octaskly.client.endpoint import Endpoint
@@ -16,6 +15,8 @@ from octaskly.client.flows.task_fields import (
     Inputs,
     Sharing,
     invalid_value,
+    listed,
+    path_text,
 )
 from octaskly.client.flows.tasks import DraftWithFiles
 from octaskly.rest.client_types import Draft
@@ -115,15 +116,13 @@ def take_inputs(
 
 def _input_paths(inputs: Inputs) -> Iterator[InputPath]:
     """Yield the paths of one input, several, or a mapping to places."""
-    if isinstance(inputs, str | os.PathLike) or not isinstance(inputs, Iterable):
-        inputs = [inputs]
-    for one in inputs.items() if isinstance(inputs, Mapping) else inputs:
+    pairs = inputs.items() if isinstance(inputs, Mapping) else inputs
+    for one in listed(pairs):
         pair = one if isinstance(one, tuple) else (one,)
-        paths = [os.fspath(p) for p in pair if isinstance(p, str | os.PathLike)]
-        if len(paths) != len(pair) or len(pair) not in (1, 2):
+        if len(pair) not in (1, 2):
             raise invalid_value(
-                f"{one!r:.80} is not a path",
-                "a path, several, or a mapping of paths to places",
+                f"inputs has {one!r:.80}, which is not a path and its place",
+                "a tuple has two paths: ('data.csv', 'in/data.csv')",
                 "inputs",
             )
-        yield InputPath(*map(str, paths))
+        yield InputPath(*(path_text(path, "inputs") for path in pair))

@@ -80,6 +80,21 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
         "",
         "name a folder: inputs='.'",
     ),
+    *(
+        (wrong, failure, "", hint)
+        for field in ("inputs", "outputs", "needs")
+        for wrong, failure, hint in (
+            ({field: b"a"}, f"{field} has the bytes b'a'", "os.fsdecode"),
+            ({field: ["a", b"b"]}, f"{field} has the bytes b'b'", "os.fsdecode"),
+            ({field: 97}, f"{field} has 97, which is not a path", "a path is"),
+            ({field: None}, f"{field} has None, which", "a path is"),
+            ({field: ["a", None]}, f"{field} has None, which", "a path is"),
+            ({field: [["a"]]}, f"{field} has ['a'], which", "a path is"),
+        )
+    ),
+    ({"inputs": {"a": 1}}, "inputs has 1, which", "", "a path is"),
+    ({"inputs": {b"a": "b"}}, "inputs has the bytes b'a'", "", "os.fsdecode"),
+    ({"inputs": [("a", "b", "c")]}, "inputs has ('a', 'b', 'c')", "", "a tuple has"),
 ]
 
 
@@ -92,7 +107,26 @@ def test_an_invalid_value_is_told_with_its_field_and_hint(
         client.submit("true", **fields)
 
     place = f"; field: {field}" if field else ""
-    assert str(caught.value).startswith(f"{failure}{place}; hint: {hint}")
+    said, _, rest = str(caught.value).partition(f"{place}; hint: ")
+    assert said.startswith(failure)
+    assert rest.startswith(hint)
+
+
+@pytest.mark.parametrize("fields", [{"inputs": b"a"}, {"inputs": [97]}])
+def test_each_interface_refuses_what_is_no_path(
+    client: octaskly.Client, fields: dict[str, Any]
+) -> None:
+    """Before it asks a node."""
+    calls = (
+        lambda: client.run("true", **fields),
+        lambda: client.submit_many(["true"], **fields),
+        lambda: client.submit_many(["true"], outputs=fields["inputs"]),
+        lambda: client.map("true", ["item"], **fields),
+        lambda: octaskly.Executor(url="http://127.0.0.1:1", token="-", **fields),
+    )
+    for call in calls:
+        with pytest.raises(octaskly.Invalid, match=r"puts has .* path"):
+            call()
 
 
 def test_a_refusal_keeps_the_path_of_a_field_in_a_batch() -> None:

@@ -53,6 +53,14 @@ def test_a_folder_travels_to_another_node_and_back(
     assert (project / "other" / "src" / "text").read_text() == "hello\nmade\n"
 
 
+@pytest.mark.parametrize("outputs", ["made", Path("made"), ("made",)])
+def test_outputs_are_one_path_or_several(client: octaskly.Client, outputs: Any) -> None:
+    """As text or not."""
+    task = client.submit("true", workdir="scratch", outputs=outputs)
+
+    assert [output.path for output in client.wait(task).outputs] == ["made"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import (
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    runtime_checkable,
+)
 
 import msgspec
 
@@ -29,6 +38,7 @@ client may go; `lend` keeps them here until they are wanted, unless they are sma
 """
 
 
+@runtime_checkable
 class PathLike(Protocol):
     """A path, as of `pathlib`."""
 
@@ -37,6 +47,9 @@ class PathLike(Protocol):
 
 
 LocalPath: TypeAlias = str | PathLike
+Paths: TypeAlias = LocalPath | Iterable[LocalPath]
+"""One path, or several."""
+
 Inputs: TypeAlias = (
     LocalPath
     | Iterable[LocalPath | tuple[LocalPath, LocalPath]]
@@ -93,6 +106,7 @@ class TaskFields(TypedDict, total=False):
     several paths, or a mapping or pairs of a path and its place in the task's folder.
     `includes_ignored` also sends what git ignores below folders. `needs` are the
     `inputs` of the REST API: files that must be in the worker directory of a node.
+    `needs` and `outputs` are one path or several.
 
     `timeout` limits the run time of the task in seconds; without one, there is no
     limit. `deadline_s` limits the client's wait.
@@ -101,8 +115,8 @@ class TaskFields(TypedDict, total=False):
     timeout: int | None
     inputs: Inputs
     includes_ignored: bool
-    needs: Sequence[str]
-    outputs: Sequence[str]
+    needs: Paths
+    outputs: Paths
     id: str
     name: str
     call: str
@@ -133,7 +147,7 @@ def make_draft(
     """Return the task to submit.
 
     Raises:
-        Invalid: a keyword is unknown.
+        Invalid: a keyword is unknown, or a value is no path.
     """
     fields: dict[str, Any] = dict(task_fields)
     unknown = sorted(set(fields) - TaskFields.__optional_keys__)
@@ -144,12 +158,44 @@ def make_draft(
         )
     if (stdin := fields.pop("stdin", None)) is not None:
         fields["stdin_base64"] = _base64(stdin)
+    for field in ("needs", "outputs"):
+        if field in fields:
+            fields[field] = paths_of(fields[field], field)
     for field in ("after", "outputs_of"):
         if field in fields:
             fields[field] = [ref_of(parent) for parent in fields[field]]
     if fields.get("outputs_of"):
         fields.setdefault("workdir", "scratch")
     return Draft(command=command, array=dict(array) if array else None, **fields)
+
+
+def paths_of(value: Paths, field: str) -> list[str]:
+    """Return one path or several as text; raise `Invalid` for anything else."""
+    return [path_text(one, field) for one in listed(value)]
+
+
+def listed(value: object) -> Iterable[Any]:
+    """Return several values as they are, and a single one in a list."""
+    is_one = isinstance(value, str | bytes | PathLike)
+    return [value] if is_one or not isinstance(value, Iterable) else value
+
+
+def path_text(value: object, field: str) -> str:
+    """Return a path as text; raise `Invalid` if it is something else."""
+    path = value.__fspath__() if isinstance(value, PathLike) else value
+    if isinstance(path, str):
+        return path
+    if isinstance(path, bytes):
+        raise invalid_value(
+            f"{field} has the bytes {path!r:.80}, but a path is text",
+            "os.fsdecode returns the text of a path in bytes",
+            field,
+        )
+    raise invalid_value(
+        f"{field} has {value!r:.80}, which is not a path",
+        "a path is a string or an os.PathLike, such as pathlib.Path",
+        field,
+    )
 
 
 def ref_of(task: str | Task) -> str:

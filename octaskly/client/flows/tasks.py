@@ -19,10 +19,12 @@ from octaskly.client.flows.steps import Flow, RunBlocking
 from octaskly.client.flows.task_fields import (
     TASKS_MAX,
     Durability,
+    Paths,
     TaskFields,
     encode_batch,
     encode_json,
     make_draft,
+    paths_of,
     ref_of,
 )
 from octaskly.errors import OctasklyError
@@ -141,15 +143,16 @@ def submit_many(
     drafts: Iterable[Draft | str],
     *,
     attach_files: AttachToMany | None = None,
-    outputs: Sequence[str] = (),
+    outputs: Paths = (),
     key: str | None,
     durability: Durability | None,
     deadline: Deadline,
 ) -> Flow[list[Task]]:
     """Submit all tasks or none, with the same files; each also has these outputs."""
     given = (Draft(command=d) if isinstance(d, str) else d for d in drafts)
+    more = paths_of(outputs, "outputs")
     wanted = [
-        replace(draft, outputs=[*draft.outputs, *outputs]) if outputs else draft
+        replace(draft, outputs=[*draft.outputs, *more]) if more else draft
         for draft in islice(given, TASKS_MAX + 1)
     ]
     body, files = encode_batch(wanted), [DraftWithFiles(draft) for draft in wanted]
