@@ -168,6 +168,10 @@ class CyclicTasks(TaskError):
     """The dependencies between the tasks of one request form a cycle."""
 
 
+class InputsCollide(TaskError):
+    """A file that is sent with a task and an output of a parent have the same path."""
+
+
 class OutputNotFound(TaskError):
     """The task has no such output, or it was missing at the end."""
 

@@ -468,6 +468,7 @@ class Components:
             read_input_sources=lambda *which: self._pool.read_input_sources(*which),  # noqa: PLW0108
             make_output_tree=self._make_output_tree,
             size_trees=lambda trees: self._tree_sizer.size_trees(trees),  # noqa: PLW0108
+            files_of_tree=lambda tree: self._fetcher.files_of(tree),  # noqa: PLW0108
             note_needed_outputs=lambda: self._tree_keeper.note_needed_outputs(),  # noqa: PLW0108
         )
 

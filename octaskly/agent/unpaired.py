@@ -144,9 +144,7 @@ def _build_gateway(
         store=store,
         clock=clock,
         post=lambda _: None,
-        files=LocalFiles(
-            _refuse_call, _refuse_call, _refuse_call, _refuse_call, _refuse_call
-        ),
+        files=LocalFiles(*[_refuse_call] * len(LocalFiles._fields)),
         stream_output=_refuse_call,
         last_load=lambda: NO_LOAD,
         health_checks=HealthChecks(

@@ -197,22 +197,26 @@ def select_folders(manifest: Manifest, folders: Sequence[str]) -> Manifest:
     )
 
 
-def merge_trees(trees: Sequence[Manifest]) -> Manifest:
-    """Return one tree with the entries of several.
+def merge_trees(named: Sequence[tuple[str, Manifest]]) -> Manifest:
+    """Return one tree with the entries of several, each with a name for errors.
 
     Raises:
         ManifestError: two of them have something else at the same path.
     """
+    trees = [tree for _, tree in named]
     if len(trees) <= 1:
         return trees[0] if trees else Manifest()
     entries: dict[str, TreeFile | TreeLink] = {}
-    all_entries: Iterator[TreeFile | TreeLink] = (
-        entry for tree in trees for part in (tree.files, tree.links) for entry in part
-    )
-    for entry in all_entries:
-        known = entries.setdefault(entry.path, entry)
-        if _content_of(known) != _content_of(entry):
-            raise ManifestError(f"two files are called {entry.path!r}")
+    names: dict[str, str] = {}
+    for name, tree in named:
+        here: list[TreeFile | TreeLink] = [*tree.files, *tree.links]
+        for entry in here:
+            known = entries.setdefault(entry.path, entry)
+            first = names.setdefault(entry.path, name)
+            if _content_of(known) != _content_of(entry):
+                raise ManifestError(
+                    f"{entry.path!r} is not the same in {first} and in {name}"
+                )
     folders = {path for tree in trees for path in tree.empty_folders}
     paths = sorted([*entries, *folders])
     return make_manifest(

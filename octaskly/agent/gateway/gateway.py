@@ -25,6 +25,7 @@ from octaskly.agent.gateway.audit import AgentAuditLog
 from octaskly.agent.gateway.event_feed import EventFeed
 from octaskly.agent.gateway.mesh_records import Records
 from octaskly.agent.gateway.mesh_view import MeshView
+from octaskly.agent.gateway.parent_lookup import FilesOfTree
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.queue_history import QueueHistorySampler
 from octaskly.agent.gateway.rerun import build_retry, retry_key
@@ -171,7 +172,7 @@ class AgentGateway:
         )
         self.waiters = TaskWaiters()
         self._task_finder = TaskFinder(store, self.pending_requests)
-        self._submissions = self._build_submissions(queue_limits)
+        self._submissions = self._build_submissions(queue_limits, files.files_of_tree)
         self.view = MeshView(node_id, names)
         self.history_sampler = QueueHistorySampler(store, self.view, clock)
         self.queue_history = self.history_sampler.samples
@@ -202,13 +203,16 @@ class AgentGateway:
         self._size_trees = files.size_trees
         self._note_needed_outputs = files.note_needed_outputs
 
-    def _build_submissions(self, queue_limits: QueueLimits) -> SubmissionService:
+    def _build_submissions(
+        self, queue_limits: QueueLimits, files_of: FilesOfTree
+    ) -> SubmissionService:
         return SubmissionService(
             mesh_id=self._mesh_id,
             store=self._store,
             clock=self._clock,
             pending_requests=self.pending_requests,
             find_task=partial(self._task_finder.find_task, parts=TaskParts.BRIEF),
+            files_of=files_of,
             stream=self._own_stream,
             health_checks=self._health_checks,
             queue_limits=queue_limits,

@@ -6,17 +6,30 @@ uses is replaced by the id in the log, which is the same on both sides of a part
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from msgspec.structs import replace
 
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import TaskDraft, log_id_of
-from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import After
-from octaskly.errors import CyclicTasks, ParentNotFound, TaskNotFound
-from octaskly.ports import DurableStore
+from octaskly.core.model.ids import TaskId, task_name
+from octaskly.core.model.task_options import After, InputTree
+from octaskly.errors import (
+    CyclicTasks,
+    InputsCollide,
+    ParentNotFound,
+    TaskNotFound,
+)
+from octaskly.files.output_patterns import has_wildcards, prefixes
+from octaskly.ports import DurableStore, TaskParts
+
+FilesOfTree = Callable[[InputTree], Mapping[str, int]]
+"""Returns the files of a tree with their sizes; none if it is not here. Blocks."""
+
+OUTPUTS_READ_MAX: Final = 1000  #: parents in one request whose outputs are compared
 
 FindTask = Callable[[str], Awaitable[TaskRecord]]
 
@@ -41,6 +54,76 @@ async def resolve_parents(
     own = {str(draft.id): draft for draft in drafts if draft.id is not None}
     known = await _read_parent_names(drafts, own, store, find_task)
     return _ParentResolver(own, known, submitter).resolve_all(drafts)
+
+
+async def check_input_paths(
+    drafts: Sequence[TaskDraft],
+    submitter: str,
+    store: DurableStore,
+    files_of: FilesOfTree,
+) -> None:
+    """Check that no sent file is where an output of a parent will be.
+
+    The worker compares contents, too, and what only it knows: folders, globs, and the
+    outputs of arrays.
+
+    Raises:
+        InputsCollide: the parent declares the path, and has not ended with a file of
+            the same size there.
+    """
+    own = {str(log_id_of(each, submitter)): each for each in drafts if each.id}
+    files: dict[InputTree, Mapping[str, int]] = {}
+    outputs: dict[str, Mapping[str, int | None]] = {}
+    for index, draft in enumerate(drafts):
+        tree = draft.options.tree if draft.options else None
+        if draft.options is None or tree is None or tree.folders:
+            continue
+        for place, task in enumerate(draft.options.outputs_of):
+            if task not in outputs:
+                if len(outputs) == OUTPUTS_READ_MAX:
+                    return
+                outputs[task] = await _outputs_of(task, own, store)
+            if tree not in files:
+                files[tree] = await asyncio.to_thread(files_of, tree)
+            if (path := _find_collision(files[tree], outputs[task])) is not None:
+                at = "$" if len(drafts) == 1 else f"$[{index}]"
+                raise InputsCollide(
+                    "Two inputs have the same path",
+                    field=f"{at}.outputs_of[{place}]",
+                    hint=f"{path!r} is sent along, and is an output of "
+                    f"{task_name(TaskId(task))}: send it to another place, as with "
+                    "--in PATH=DEST",
+                )
+
+
+async def _outputs_of(
+    task: str, own: Mapping[str, TaskDraft], store: DurableStore
+) -> dict[str, int | None]:
+    """Return the files that a task has as outputs, with their sizes if known."""
+    if (draft := own.get(task)) is not None:
+        is_array = draft.options is not None and draft.options.array is not None
+        return {} if is_array else dict.fromkeys(draft.outputs)
+    record = await store.read_task(task, TaskParts.BRIEF)
+    if record is None or record.spec is None or record.spec.array is not None:
+        return {}
+    if not record.state.is_final:
+        return dict.fromkeys(record.spec.outputs)
+    attempt = record.deciding_attempt
+    kept = attempt.outcome.outputs if attempt and attempt.outcome else ()
+    return {each.path: each.size_bytes for each in kept if each.size_bytes is not None}
+
+
+def _find_collision(
+    files: Mapping[str, int], outputs: Mapping[str, int | None]
+) -> str | None:
+    """Return the path of a file that is also an output, or has one below it."""
+    for output, size_bytes in outputs.items():
+        if has_wildcards(output):
+            continue
+        for path in prefixes(output):
+            if path in files and not (path == output and files[path] == size_bytes):
+                return path
+    return None
 
 
 class _ParentResolver:

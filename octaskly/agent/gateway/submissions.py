@@ -16,7 +16,12 @@ from functools import partial
 
 from msgspec import structs
 
-from octaskly.agent.gateway.parent_lookup import FindTask, resolve_parents
+from octaskly.agent.gateway.parent_lookup import (
+    FilesOfTree,
+    FindTask,
+    check_input_paths,
+    resolve_parents,
+)
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.health import HealthChecks
 from octaskly.config.defaults import (
@@ -241,6 +246,7 @@ class SubmissionService:
         clock: SystemClock,
         pending_requests: PendingRequests,
         find_task: FindTask,
+        files_of: FilesOfTree,
         stream: Callable[[], StreamId | None],
         health_checks: HealthChecks,
         queue_limits: QueueLimits,
@@ -250,6 +256,7 @@ class SubmissionService:
         self._clock = clock
         self._pending_requests = pending_requests
         self._find_task = find_task
+        self._files_of = files_of
         self._stream = stream
         self._health_checks = health_checks
         self._queue_quota = QueueQuota(store, clock, queue_limits)
@@ -265,6 +272,7 @@ class SubmissionService:
             NotDurable: durability is strict, and no standby acknowledges.
             NotDispatcher: this node is not dispatcher any more; nothing was accepted.
             ParentNotFound, CyclicTasks, CatchingUp: see `resolve_parents`.
+            InputsCollide: see `check_input_paths`.
             StoreFull: the disk takes no writes. The tasks may be accepted once it
                 takes writes again.
         """
@@ -369,6 +377,9 @@ class SubmissionService:
         return None
 
     async def _submit_to_core(self, submission: Submission) -> AcceptedTasks:
+        await check_input_paths(
+            submission.drafts, submission.submitter, self._store, self._files_of
+        )
         await self._queue_quota.reserve(submission.drafts, submission.submitter)
         suffixes = self._random_suffixes(len(submission.drafts))
         logged = await self._logged_ids(submission)

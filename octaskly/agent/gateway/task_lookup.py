@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import Final, NamedTuple
 
 from octaskly.agent.gateway.mesh_view import MeshView
+from octaskly.agent.gateway.parent_lookup import FilesOfTree
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.core.events import CatchUpRequested, OutputRequested
 from octaskly.core.log.merge import TaskRecord
@@ -138,6 +139,7 @@ class LocalFiles(NamedTuple):
     """Makes captured outputs available as a tree; returns its SHA-256. Blocks."""
     size_trees: Callable[[Iterable[InputTree]], Awaitable[None]]
     """Passes the sizes of trees on to the core."""
+    files_of_tree: FilesOfTree
     note_needed_outputs: Callable[[], None]
     """Notes that tasks which need outputs of others are being submitted."""
 

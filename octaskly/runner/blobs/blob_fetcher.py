@@ -321,6 +321,14 @@ class BlobFetcher:
             manifest = decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
         return select_folders(manifest, _folders(tree))
 
+    def files_of(self, tree: BlobRef) -> dict[str, int]:
+        """Return the files of a tree with their sizes; none if it is not here."""
+        try:
+            manifest = self.read_manifest(tree)
+        except (OutputNotFound, ManifestError, OSError):
+            return {}  # The worker tells why.
+        return {file.path: file.size_bytes for file in manifest.files}
+
     def find_output_trees(
         self, dispatcher: Callable[[], Holder | None], task: str
     ) -> list[BlobRef]:

@@ -14,7 +14,7 @@ from posixpath import normpath
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId, TaskId, task_name
-from octaskly.core.model.task_options import BlobRef, TaskOptions
+from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
@@ -67,6 +67,13 @@ def needs_preparation(spec: TaskSpec) -> bool:
             or options.same_folder is not None
         )
     )
+
+
+class _NamedTree(NamedTuple):
+    """A tree of the folder, with its name for errors."""
+
+    name: str
+    source: BlobSource
 
 
 class ScratchFolders:
@@ -130,7 +137,7 @@ class ScratchFolders:
         try:
             if (stdin := sources.stdin_file) is not None:
                 stdin_fd = self._blob_fetcher.blob_store.open_file(stdin.blob.sha256)
-            folder = self._make_filled_folder(spec, [tree.blob for tree in trees])
+            folder = self._make_filled_folder(spec, trees)
             return Prepared([], folder, stdin_fd)
         except (OutputNotFound, ManifestError, OSError) as error:
             if stdin_fd is not None:
@@ -139,7 +146,7 @@ class ScratchFolders:
                 raise
             # It was already deleted again to make room.
             is_gone = isinstance(error, OutputNotFound)
-            if is_gone and any(is_lent(tree.blob) for tree in trees):
+            if is_gone and any(is_lent(tree.source.blob) for tree in trees):
                 raise FilesAwaited(str(error), retry_s=ASK_AGAIN_S) from None
             return Prepared([str(error)], None)
 
@@ -158,10 +165,10 @@ class ScratchFolders:
         sources: AttemptSources,
         may_continue: Callable[[], bool],
         tally: SourceTally | None,
-    ) -> tuple[list[BlobSource], list[str]]:
+    ) -> tuple[list[_NamedTree], list[str]]:
         """Check inputs and fetch all files; return the trees, and texts of failures."""
         fetcher, missing = self._blob_fetcher, []
-        trees: list[BlobSource] = []
+        trees: list[_NamedTree] = []
         if spec.inputs:
             paths = self._task_user_ops.missing_inputs(self._workdir, spec.inputs)
             if paths:
@@ -171,26 +178,31 @@ class ScratchFolders:
             trees, missing = self._find_trees(spec, sources)
         for tree in trees:
             if not missing:
-                missing = fetcher.fetch_tree(tree, may_continue, tally=tally)
+                missing = fetcher.fetch_tree(tree.source, may_continue, tally=tally)
         if not missing and sources.stdin_file is not None:
             missing = fetcher.fetch_blob(sources.stdin_file, may_continue)
         return trees, missing
 
     def _find_trees(
         self, spec: TaskSpec, sources: AttemptSources
-    ) -> tuple[list[BlobSource], list[str]]:
+    ) -> tuple[list[_NamedTree], list[str]]:
         """Return the trees of the folder, and texts about outputs that are missing."""
-        trees = [] if sources.tree is None else [sources.tree]
+        trees = []
+        if sources.tree is not None:
+            trees.append(_NamedTree("what was sent along", sources.tree))
         missing = []
         for task in spec.options.outputs_of if spec.options else ():
+            name = f"the outputs of {task_name(TaskId(task))}"
             try:
-                trees += self._blob_fetcher.find_outputs(task)
+                found = self._blob_fetcher.find_outputs(task)
             except OutputNotFound as error:
-                missing.append(f"the outputs of {task_name(TaskId(task))}: {error}")
+                missing.append(f"{name}: {error}")
+            else:
+                trees += [_NamedTree(name, source) for source in found]
         return trees, missing
 
     def _make_filled_folder(
-        self, spec: TaskSpec, trees: Sequence[BlobRef]
+        self, spec: TaskSpec, trees: Sequence[_NamedTree]
     ) -> Path | None:
         """Create the scratch folder of an attempt with its files, if it has one.
 
@@ -202,7 +214,10 @@ class ScratchFolders:
         options = spec.options
         if options is None or not options.is_scratch:
             return None
-        manifest = merge_trees([*map(self._blob_fetcher.read_manifest, trees)])
+        read_manifest = self._blob_fetcher.read_manifest
+        manifest = merge_trees(
+            [(name, read_manifest(source.blob)) for name, source in trees]
+        )
         folder = self._make_folder(spec.inputs, options.cwd)
         try:
             self._place_tree(folder, manifest)

@@ -76,7 +76,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[AgentGateway]:
         store=store,
         clock=clock,
         post=answer,
-        files=LocalFiles(nothing, nothing, nothing, nothing, nothing),
+        files=LocalFiles(*[nothing] * len(LocalFiles._fields)),
         stream_output=nothing,
         last_load=lambda: NO_LOAD,
         health_checks=HealthChecks(

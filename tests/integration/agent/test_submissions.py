@@ -121,6 +121,7 @@ def way_in(
         clock=SystemClock(),
         pending_requests=tickets,
         find_task=finder.find_task,
+        files_of=lambda _tree: {},
         stream=lambda: kit.OTHER,
         health_checks=HealthChecks(write_failure=failure, has_disk_room=lambda: True),
         queue_limits=QueueLimits(19),

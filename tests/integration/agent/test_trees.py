@@ -51,6 +51,7 @@ from tests.support.agents import (
 MTIME_NS = 1_500_000_000_000_000_000
 TOOL = b"#!/bin/sh\necho from the tool\n"
 HOSTILE = "<img src=x onerror=alert(1)>\u202egpj.exe"
+OF = "is sent along, and is an output of"
 BIG = bytes(range(256)) * 8192  # 2 MiB, more than a pack may hold of one content.
 
 
@@ -579,6 +580,59 @@ def test_a_task_gets_the_outputs_of_all_members_of_an_array(
     assert ended["stdout"].split() == [*"0123"], ended
 
 
+def test_a_sent_file_with_the_path_of_an_output_is_refused(
+    agents: list[Agent],
+) -> None:
+    """Before the parent has run, or after it; the task is not accepted."""
+    tree = send(agents[0], {"x": b"sent", "y/z": b"sent"})
+    source = {"sha256": tree.sha256, "node": tree.node}
+    never = {"workdir": "scratch", "requires": {"node": "elm"}}
+    waiting = submit(agents[0], "true", outputs=["new", "x"], **never)
+    ended = make_outputs(agents[0], "birch", "echo longer > x", "x")
+    parent = {"command": "true", "id": "parent", "outputs": ["y/z/new"], **never}
+    child = {"command": "true", "tree": source, "workdir": "scratch"}
+    batches: list[tuple[Any, str, str]] = [
+        ({**child, "outputs_of": [waiting]}, "$.outputs_of[0]", f"'x' {OF} {waiting}"),
+        ({**child, "outputs_of": [ended]}, "$.outputs_of[0]", f"'x' {OF} {ended}"),
+        (
+            [parent, {**child, "outputs_of": ["parent"]}],
+            "$[1].outputs_of[0]",
+            f"'y/z' {OF} parent",
+        ),
+    ]
+
+    for batch, field, hint in batches:
+        status, refusal = agents[0].call("POST", TASKS, batch)
+
+        assert status == 400, refusal
+        assert refusal["error"] == "Two inputs have the same path"
+        assert refusal["field"] == field
+        assert refusal["hint"] == (
+            f"{hint}: send it to another place, as with --in PATH=DEST"
+        )
+
+
+def test_only_the_worker_compares_what_may_be_the_same(agents: list[Agent]) -> None:
+    """Folders, globs and files of one size; its message names both."""
+    tree = send(agents[0], {"d/x": b"1\n", "y": b"1\n"})
+    same = make_outputs(agents[0], "ash", "mkdir d; echo 1 | tee d/x > y", "d", "y")
+    other = make_outputs(agents[0], "birch", "mkdir d; echo 2 > d/x", "d/*")
+
+    ends = [
+        finished(agents[0], run_with(agents[0], tree, "cat d/x", outputs_of=[parent]))
+        for parent in (same, other)
+    ]
+
+    assert [(end["status"], end["reason"]) for end in ends] == [
+        ("completed", "exit"),
+        ("failed", "inputs"),
+    ]
+    assert ends[0]["stdout"] == "1\n"
+    assert ends[1]["detail"] == (
+        f"'d/x' is not the same in what was sent along and in the outputs of {other}"
+    )
+
+
 def test_outputs_that_are_not_there_end_the_task_with_a_reason(
     agents: list[Agent],
 ) -> None:
@@ -598,7 +652,9 @@ def test_outputs_that_are_not_there_end_the_task_with_a_reason(
         ("failed", "inputs"),
     ]
     assert ends[1]["detail"] == f"the outputs of {none}: it ended without outputs"
-    assert ends[2]["detail"] == "two files are called 'x'"
+    assert ends[2]["detail"] == (
+        f"'x' is not the same in the outputs of {one} and in the outputs of {two}"
+    )
     status, body = agents[0].call(
         "POST",
         "/api/v1/tasks",

@@ -260,27 +260,38 @@ def test_trees_are_merged_into_one() -> None:
     one = make_manifest([file("a"), file("x/b")], [TreeLink("l", "a")], ["e", "x/e"])
     two = make_manifest([file("a"), file("e/c", OTHER)], [TreeLink("l", "a")], ["x"])
 
-    merged = merge_trees([one, two])
+    merged = merge_trees([("one", one), ("two", two)])
 
     assert [*merged.paths()] == ["a", "e/c", "x/b", "l", "x/e"]
-    assert merge_trees([one]) is one
+    assert merge_trees([("one", one)]) is one
     assert merge_trees([]) == Manifest()
+
+
+NOT_THE_SAME = "'a' is not the same in what was sent and in the outputs"
 
 
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (make_manifest([file("a", OTHER)]), "two files are called 'a'"),
-        (make_manifest([], [TreeLink("a", "b")]), "two files are called 'a'"),
+        (
+            make_manifest([file("a", OTHER)]),
+            NOT_THE_SAME,
+        ),
+        (
+            make_manifest([], [TreeLink("a", "b")]),
+            NOT_THE_SAME,
+        ),
         (make_manifest([file("a/b")]), "'a/b' lies below 'a', which is not a folder"),
         (
             make_manifest([structs.replace(file("a"), is_executable=True)]),
-            "two files are called 'a'",
+            NOT_THE_SAME,
         ),
     ],
     ids=["content", "link", "folder", "mode"],
 )
 def test_trees_that_collide_are_not_merged(other: Manifest, why: str) -> None:
-    """The error names the path."""
+    """The error names the path, and both trees."""
     with pytest.raises(ManifestError, match=re.escape(why)):
-        merge_trees([make_manifest([file("a")]), other])
+        merge_trees(
+            [("what was sent", make_manifest([file("a")])), ("the outputs", other)]
+        )
