@@ -1,4 +1,4 @@
-"""The shipped agent with a wall clock that can be moved while it runs.
+"""The shipped agent, or visitor, with a wall clock that can be moved while it runs.
 
 The file `wall_ms` beside the state folder holds the offset in milliseconds.
 """
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from octaskly.agent import lifecycle
+from octaskly.agent.visiting import visitor
 from octaskly.cli import main
 from octaskly.core.model.ids import Moment
 from octaskly.system.clock import SystemClock
@@ -37,5 +38,6 @@ if __name__ == "__main__":
     state = Path(sys.argv[sys.argv.index("--state-dir") + 1])
     if not (state.parent / OFFSET).exists():
         move(state.parent, 0)
-    vars(lifecycle)["SystemClock"] = moved(state.parent / OFFSET)
+    for module in (lifecycle, visitor):
+        vars(module)["SystemClock"] = moved(state.parent / OFFSET)
     sys.exit(main())

@@ -1,16 +1,20 @@
 """Visitors on hosts of their own: what they run, and what they never get."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
-from tests.mesh.forming import dispatcher_of, form, nodes
+from tests.mesh import moved_clock
+from tests.mesh.forming import dispatcher_of, form, nodes, secret_file
 from tests.mesh.lab import Host, Lab
 from tests.mesh.netns import wait_until
 from tests.support.agents import fork_agent
@@ -62,6 +66,34 @@ def temporary_folder(host: Host) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def visit_by_hand(borrowed: Host, *words: str) -> Iterator["pexpect.spawn[str]"]:
+    """Type `octaskly join --visitor` on a machine; end the visit by Ctrl-C."""
+    command = [*borrowed.prefix, sys.executable, "-m", "octaskly", "join", "--visitor"]
+    terminal = pexpect.spawn(
+        command[0],
+        [*command[1:], *words],
+        env={**borrowed.environ("hand"), "TMPDIR": str(temporary_folder(borrowed))},
+        encoding="utf-8",
+        timeout=WITHIN_S,
+    )
+    try:
+        yield terminal
+        terminal.sendintr()
+        terminal.expect(pexpect.EOF)
+        terminal.wait()
+        assert terminal.exitstatus == 0, terminal.before
+    finally:
+        terminal.close(force=True)
+
+
+def open_invite(member: Host) -> Mapping[str, Any]:
+    """Open an invite for a visitor."""
+    made = member.http("POST", "/api/v1/invites", json={"visitor": {"stay_s": 600}})
+    assert made.status == 201, made.body
+    return dict(made.json)
+
+
 def visitors(host: Host) -> list[Mapping[str, Any]]:
     """Return the visitors that a host lists."""
     return [node for node in nodes(host) if node["visitor"]]
@@ -69,7 +101,7 @@ def visitors(host: Host) -> list[Mapping[str, Any]]:
 
 @pytest.fixture(scope="module")
 def one_member(_may_make_labs: None) -> Iterator[Lab]:
-    with Lab(2) as lab:
+    with Lab(3) as lab:
         form(lab, hosts=lab.hosts[:1])
         try:
             yield lab
@@ -81,7 +113,7 @@ def one_member(_may_make_labs: None) -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(one_member: Lab) -> Iterator[Lab]:
-    """A member that takes no work itself, and a machine to borrow."""
+    """A member that takes no work itself, a machine to borrow, and a spare one."""
     member = one_member.hosts[0]
     member.http("POST", f"/api/v1/nodes/{member.name}/drain")
     yield one_member
@@ -128,7 +160,7 @@ def has_private_key(path: Path) -> bool:
 
 def test_visitor_runs_a_task_that_allows_it(lab: Lab) -> None:
     """The thin path: invite, visit, a task and its result."""
-    member, borrowed = lab.hosts
+    member, borrowed = lab.hosts[:2]
     machine = BorrowedMachine(borrowed, member)
     wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
 
@@ -145,7 +177,7 @@ def test_visitor_runs_a_task_that_allows_it(lab: Lab) -> None:
 
 def test_files_travel_to_a_visitor_and_back(lab: Lab) -> None:
     """Inputs that a client lends, and outputs that stay when the visitor has left."""
-    member, borrowed = lab.hosts
+    member, borrowed = lab.hosts[:2]
     machine = BorrowedMachine(borrowed, member)
     wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
     source = member.folder / "data.txt"
@@ -218,7 +250,7 @@ def test_a_visitor_follows_a_failover_and_its_task_continues() -> None:
 
 def test_output_of_a_running_task_is_shown_line_by_line(lab: Lab) -> None:
     """`run` prints what a task on a visitor writes when it writes it."""
-    member, borrowed = lab.hosts
+    member, borrowed = lab.hosts[:2]
     machine = BorrowedMachine(borrowed, member)
     wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
     gate = borrowed.folder / "gate"
@@ -263,7 +295,7 @@ def files_below(folder: Path) -> set[str]:
 @pytest.mark.parametrize("ending", ["idle", "until", "signal"])
 def test_a_visitor_leaves_nothing_behind(lab: Lab, ending: str) -> None:
     """Its disk is as before, whatever it ran; what it did not finish runs elsewhere."""
-    member, borrowed = lab.hosts
+    member, borrowed = lab.hosts[:2]
     borrowed.environ("visitor")
     (borrowed.folder / "visitor.log").touch()
     temporary_folder(borrowed)
@@ -305,7 +337,7 @@ def test_a_visitor_leaves_nothing_behind(lab: Lab, ending: str) -> None:
 
 def test_the_audit_log_names_what_a_visitor_ran(lab: Lab) -> None:
     """Also when its task has been forgotten."""
-    member, borrowed = lab.hosts
+    member, borrowed = lab.hosts[:2]
     machine = BorrowedMachine(borrowed, member)
     wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
     visitor = visitors(member)[0]["id"]
@@ -321,3 +353,109 @@ def test_the_audit_log_names_what_a_visitor_ran(lab: Lab) -> None:
 
     wait_until("an entry", is_named, within_s=WITHIN_S)
     machine.leave()
+
+
+def test_a_typed_code_makes_a_machine_a_visitor(lab: Lab) -> None:
+    """Without an address it finds the member by mDNS, and Ctrl-C ends the visit."""
+    member, borrowed = lab.hosts[:2]
+    borrowed.environ("hand")
+    temporary_folder(borrowed)
+    before = files_below(borrowed.folder)
+
+    with visit_by_hand(borrowed, open_invite(member)["code"]) as terminal:
+        terminal.expect("visitor ready")
+        wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
+        done = run_task(member, "echo $OCTASKLY_NODE", visitors=True, timeout=60)
+        assert done["stdout"].split() == [visitors(member)[0]["name"]]
+
+    assert files_below(borrowed.folder) == before
+    wait_until("it is gone", lambda: not visitors(member), within_s=WITHIN_S)
+
+
+def test_a_machine_visits_two_meshes_one_after_the_other(lab: Lab) -> None:
+    """It is a stranger at the second one, and has nothing of the first one there."""
+    member, borrowed, second = lab.hosts
+    second.agent("", secret=secret_file(second.folder))
+    second.http("POST", f"/api/v1/nodes/{second.name}/drain")
+    borrowed.environ("hand")
+    temporary_folder(borrowed)
+    before = files_below(borrowed.folder)
+    ids = set()
+    found = {member: "1", second: "0"}  # Files that name the first mesh.
+
+    for mesh in (member, second):
+        with visit_by_hand(borrowed, open_invite(mesh)["url"]) as terminal:
+            terminal.expect("visitor ready")
+            wait_until("a visitor", partial(visitors, mesh), within_s=WITHIN_S)
+            command = f"echo {mesh.name} > left; grep -rlx {member.name} ../.. | wc -l"
+            done = run_task(mesh, command, visitors=True, timeout=60)
+            (visitor,) = visitors(mesh)
+            ids.add(visitor["id"])
+            assert done["status"] == "completed"
+            assert done["stdout"].strip() == found[mesh]
+    assert files_below(borrowed.folder) == before
+    assert len(ids) == len({member.name, second.name})
+
+
+@pytest.mark.parametrize("offset_ms", [3_600_000, -3_600_000], ids=["ahead", "behind"])
+def test_a_visitor_whose_clock_is_wrong_is_told_so(lab: Lab, offset_ms: int) -> None:
+    """It does not join, its invite stays open, and its disk is as before."""
+    member, borrowed = lab.hosts[:2]
+    invite = open_invite(member)
+    folder = borrowed.folder / "wrong"
+    folder.mkdir(exist_ok=True)
+    moved_clock.move(folder, offset_ms)
+    before = files_below(folder)
+
+    tried = borrowed.run(
+        *(sys.executable, "-m", "tests.mesh.moved_clock"),
+        *("agent", "--visitor", "--state-dir", str(folder / "state")),
+        env={**borrowed.environ("visitor"), "OCTASKLY_INVITE": invite["url"]},
+    )
+
+    assert tried.returncode == 1
+    assert re.search("clocks of this machine and h1 are (59|60) minutes", tried.stderr)
+    assert invite["code"] not in tried.stdout + tried.stderr
+    assert files_below(folder) == before
+    listed = member.http("GET", "/api/v1/invites").json["invites"]
+    assert {each["state"] for each in listed if each["id"] == invite["id"]} == {"open"}
+    member.http("DELETE", f"/api/v1/invites/{invite['id']}")
+
+
+def test_a_clock_that_is_set_during_a_visit_ends_it_in_order(lab: Lab) -> None:
+    """An hour ahead: its time is up, so that it gives its task back and leaves."""
+    member, borrowed = lab.hosts[:2]
+    folder = borrowed.folder / "set"
+    folder.mkdir()
+    moved_clock.move(folder, 0)
+    before = files_below(folder)
+    visitor = borrowed.popen(
+        *(sys.executable, "-m", "tests.mesh.moved_clock"),
+        *("agent", "--visitor", "--state-dir", str(folder / "state")),
+        env={
+            **borrowed.environ("visitor"),
+            "OCTASKLY_INVITE": open_invite(member)["url"],
+        },
+    )
+    wait_until("a visitor", lambda: visitors(member), within_s=WITHIN_S)
+    command = "test $OCTASKLY_NODE = h1 || sleep 600"
+    asked = {"command": command, "visitors": True, "timeout": "none"}
+    task = member.http("POST", "/api/v1/tasks", json=asked).json["id"]
+    path = f"/api/v1/tasks/{task}"
+    wait_until(
+        "it runs",
+        lambda: member.http("GET", path).json["status"] == "running",
+        within_s=WITHIN_S,
+    )
+
+    moved_clock.move(folder, 3_600_000)
+
+    assert visitor.wait(WITHIN_S) == 0
+    assert files_below(folder) == before
+    member.http("POST", f"/api/v1/nodes/{member.name}/resume")
+    wait_until(
+        "its end at the member",
+        lambda: member.http("GET", path).json["status"] == "completed",
+        within_s=WITHIN_S,
+    )
+    assert member.http("GET", path).json["attempt"] == 2
