@@ -356,6 +356,14 @@ class Gateway(OutputSource, EventSource, Protocol):
     def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
 
+    async def end_visit(self, visitor: NodeId) -> None:
+        """Have all members refuse a visitor from now on; it is durable then.
+
+        Raises:
+            NotDispatcher: Another node is dispatcher.
+            TooManyRecords: As many visits were ended lately as may be.
+        """
+
     async def mesh_stats(self) -> MeshStats:
         """Return counts of the whole mesh and the state of this machine."""
 

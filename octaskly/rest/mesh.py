@@ -101,6 +101,13 @@ class NodePage(MeshState, frozen=True, kw_only=True):
     total: int = 0
 
 
+class EndedVisit(msgspec.Struct, frozen=True, kw_only=True):
+    """A visitor that no member admits any more."""
+
+    id: str
+    name: str
+
+
 class NodeEvent(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a node in the event stream."""
 

@@ -19,7 +19,7 @@ from typing import Final
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from octaskly.core.model.ids import NodeId, is_visitor
+from octaskly.core.model.ids import NodeId
 from octaskly.core.model.keyring_state import REVOKED_MAX, KeyringState
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust import secret_format
@@ -51,8 +51,7 @@ class MeshSecret:
 
     Once all older generations are retired, a revoked node cannot connect anyway. If
     there are too many entries, those with the oldest generations are dropped, but never
-    the entry of a node that could still connect. A visitor has only a certificate, so
-    its entry ends with the last generation that may have signed one for it.
+    the entry of a node that could still connect.
     """
     retired: tuple[tuple[int, str], ...] = field(default=(), repr=False)
     """Numbers of the last retired generations, each with its retirement proof."""
@@ -178,7 +177,7 @@ class MeshSecret:
         if len(self.generations) == 1:
             return self
         gone = tuple((old, self.retirement_proof(old)) for old in self.accepted[:-1])
-        settled = replace(
+        return replace(
             self,
             generations=self.generations[-1:],
             first_number=self.newest,
@@ -187,7 +186,6 @@ class MeshSecret:
             phase_since_ms=now_ms,
             retired=(*self.retired, *gone)[-RETIRED_MAX:],
         )
-        return _with_revocations(settled, {})
 
     def with_revoked(self, nodes: Iterable[NodeId]) -> MeshSecret:
         """Return a copy that also revokes these nodes.
@@ -368,13 +366,7 @@ def create_secret_file(path: Path) -> bool:
 
 def _with_revocations(secret: MeshSecret, denials: Mapping[NodeId, int]) -> MeshSecret:
     """Return a copy that also revokes these nodes; the order of calls has no effect."""
-    found = {
-        node: number
-        for node, number in _newest_revocations(
-            secret.revocations, denials.items()
-        ).items()
-        if number > secret.first_number or not is_visitor(node)
-    }
+    found = _newest_revocations(secret.revocations, denials.items())
     kept = sorted(found, key=lambda node: (found[node], node))[-REVOKED_MAX:]
     if any(found[node] > secret.first_number for node in found.keys() - {*kept}):
         raise TrustError(f"more than {REVOKED_MAX} nodes are revoked at once")

@@ -35,8 +35,7 @@ _HEADER_PATTERNS: Final = {
     "urgent": re.compile(r""),
 }
 _RETIRED_PATTERN: Final = re.compile(r"([1-9][0-9]{0,8}):([0-9a-f]{16})")
-_REVOKED_PATTERN: Final = re.compile(r"(?:([1-9][0-9]{0,9}):)?([a-z0-9._-]{1,24})")
-"""The id of a member has 16 characters, that of a visitor 24."""
+_REVOKED_PATTERN: Final = re.compile(r"(?:([1-9][0-9]{0,9}):)?([a-z0-9._-]{1,16})")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.routes.table import ROUTES
 from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.keyring_state import OUTDATED_REASON, REVOKED_REASON
+from octaskly.core.model.keyring_state import OUTDATED_REASON, VISIT_ENDED_REASON
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import (
@@ -32,7 +32,6 @@ from octaskly.core.protocol.visitor_rules import (
     MESSAGES_BURST,
     TIME_UP_REASON,
 )
-from octaskly.mesh import wire
 from octaskly.mesh.links.duplicates import DUPLICATE_ID
 from octaskly.trust import generate_secret
 from tests.attack.test_connections import new_token
@@ -42,12 +41,13 @@ from tests.support.agents import (
     Agent,
     finished,
     meshed,
+    request,
     running,
     submit,
     until,
 )
 from tests.support.frames import length_prefixed
-from tests.support.hostile_visitor import HostileVisitor, farewell, hear, hear_all
+from tests.support.hostile_visitor import HostileVisitor
 from tests.support.sample_messages import ATTEMPT
 
 PRINCIPAL = "admin eve"  #: as a member states who asks
@@ -76,9 +76,9 @@ def test_a_visitor_cannot_make_a_member_change_its_id(
     folder: Path, agent: Agent
 ) -> None:
     """It says that the member's id is in use, as a member would of a copied folder."""
-    with HostileVisitor(folder, agent).linked() as tls:
-        tls.sendall(wire.encode([Leave(DUPLICATE_ID)]))
-        hear_all(tls)
+    with HostileVisitor(folder, agent).linked() as link:
+        link.send(Leave(DUPLICATE_ID))
+        link.hear_all()
 
     assert finished(agent, submit(agent, "true"))["status"] == "completed"
     log = agent.log()
@@ -88,9 +88,9 @@ def test_a_visitor_cannot_make_a_member_change_its_id(
 
 def test_frames_without_a_message_close_the_link(folder: Path, agent: Agent) -> None:
     """They would cost time without counting against the visitor's messages."""
-    with HostileVisitor(folder, agent).linked() as tls:
-        tls.sendall(EMPTY_FRAME)
-        reason = farewell(tls)
+    with HostileVisitor(folder, agent).linked() as link:
+        link.send_bytes(EMPTY_FRAME)
+        reason = link.farewell()
 
     assert reason == "protocol: a frame without a message"
 
@@ -119,31 +119,77 @@ def test_no_token_and_no_statement_opens_a_route_to_a_visitor(
     assert len(answers) == len(denied) > 0
 
 
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [
-        ("/api/v1/nodes/{visitor}/revoke", REVOKED_REASON),
-        ("/api/v1/rotation?now=true", OUTDATED_REASON),
-    ],
-)
-def test_a_visitor_is_out_once_it_is_revoked_or_the_secret_is_renewed(
-    tmp_path: Path, path: str, reason: str
-) -> None:
+def test_a_visitor_is_out_once_the_secret_is_renewed(tmp_path: Path) -> None:
     """Its link ends at once, and its certificate opens none and no route."""
     with running(tmp_path, "ash") as (agent,):
         finished(agent, submit(agent, "true"))
         visitor = HostileVisitor(tmp_path, agent)
-        with visitor.linked() as tls:
-            hear(tls, Heartbeat)
-            status, _ = agent.call("POST", path.format(visitor=visitor.node_id))
-            assert status == 202
-            assert farewell(tls) == reason
+        with visitor.linked() as link:
+            link.expect(Heartbeat)
+            assert agent.call("POST", "/api/v1/rotation?now=true")[0] == 202
+            assert link.farewell() == OUTDATED_REASON
         until(lambda: _is_settled(agent), "the old secret has ended")
 
-        with contextlib.suppress(OSError), visitor.linked() as tls:
-            assert hear_all(tls) == []
+        with contextlib.suppress(OSError), visitor.linked() as link:
+            assert link.hear_all() == []
         with pytest.raises(OSError):  # An alert, or a closed connection.
             visitor.ask("GET", f"/internal/v1/files/{'0' * 64}")
+
+
+def test_an_admin_ends_the_visit_of_one_visitor(tmp_path: Path) -> None:
+    """No member admits it again; other visitors, tokens and the secret stay."""
+    with meshed(tmp_path, "ash", "elm") as (dispatcher, follower):
+        token = new_token(dispatcher, "admin", "eve")
+        ended = HostileVisitor(tmp_path, dispatcher)
+        other = HostileVisitor(tmp_path, dispatcher)
+        with other.linked() as kept, ended.linked() as link:
+            link.attach()
+            until(lambda: ended.node_id in _listed(follower), "it is a visitor")
+            path = f"/api/v1/nodes/{ended.node_id}"
+            assert follower.call("POST", f"{path}/revoke")[0] == 409
+            status, shown = follower.call("POST", f"{path}/end-visit")
+            reason = link.farewell()
+            kept.attach()
+            until(lambda: other.node_id in _listed(follower), "the other one stays")
+        again = []
+        for member in (dispatcher, follower):
+            ended.agent = member
+            with ended.linked() as link:
+                again.append(link.farewell())
+        answer = ended.ask("GET", f"/internal/v1/files/{'0' * 64}?pieces=0")
+        rotation = follower.call("GET", "/api/v1/rotation")[1]
+        audited = follower.call("GET", "/api/v1/audit")[1]["entries"]
+        with contextlib.closing(dispatcher.connection()) as connection:
+            by_token = request(connection, "GET", "/api/v1/tokens", token=token)
+
+    assert (status, shown["id"]) == (200, ended.node_id)
+    assert [reason, *again] == [VISIT_ENDED_REASON] * 3
+    assert (answer[0], b"visit was ended" in answer[1]) == (403, True)
+    assert (rotation["phase"], rotation["newest"], rotation["revoked"]) == (
+        "settled",
+        1,
+        [],
+    )
+    assert by_token[0] == 200
+    assert any(e["action"].endswith("/end-visit") for e in audited)
+
+
+def test_an_ended_visit_stays_ended_after_a_restart(tmp_path: Path) -> None:
+    """Also of a visitor that was away; what is no visitor has no visit."""
+    with running(tmp_path, "ash") as (agent,):
+        finished(agent, submit(agent, "true"))
+        visitor = HostileVisitor(tmp_path, agent)
+        statuses = [
+            agent.call("POST", f"/api/v1/nodes/{name}/end-visit")[0]
+            for name in (visitor.node_id, visitor.node_id, "visitor-unknown", "ash")
+        ]
+    with running(tmp_path, "ash") as (agent,):
+        visitor.agent = agent
+        with visitor.linked() as link:
+            reason = link.farewell()
+
+    assert statuses == [200, 200, 404, 404]
+    assert reason == VISIT_ENDED_REASON
 
 
 @pytest.mark.parametrize(
@@ -161,8 +207,8 @@ def test_a_visitor_that_lies_about_its_version_is_refused(
     """No version that it names lets it skip the table of messages."""
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked(replace(visitor.hello(), **lies)) as tls:
-        heard = hear_all(tls)
+    with visitor.linked(replace(visitor.hello(), **lies)) as link:
+        heard = link.hear_all()
 
     assert not any(isinstance(message, Heartbeat) for message in heard)
     assert "version" in next(m.reason for m in heard if isinstance(m, Leave))
@@ -174,10 +220,10 @@ def test_a_newer_version_opens_no_message_to_a_visitor(
     """Of a newer member, messages that are not known here are skipped."""
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked(replace(visitor.hello(), version=99)) as tls:
-        hear(tls, Heartbeat)
-        tls.sendall(length_prefixed(b"\x91\x91\x7f"))
-        reason = farewell(tls)
+    with visitor.linked(replace(visitor.hello(), version=99)) as link:
+        link.expect(Heartbeat)
+        link.send_bytes(length_prefixed(b"\x91\x91\x7f"))
+        reason = link.farewell()
 
     assert "may not pass" in reason
 
@@ -189,10 +235,10 @@ def test_a_certificate_ends_on_a_link_and_on_an_open_connection(
     visitor = HostileVisitor(folder, agent, stay_s=3)
     path = f"/internal/v1/files/{'0' * 64}?pieces=0"
 
-    with visitor.connection() as kept, visitor.linked() as tls:
-        hear(tls, Heartbeat)
+    with visitor.connection() as kept, visitor.linked() as link:
+        link.expect(Heartbeat)
         before = visitor.ask("GET", path, connection=kept)
-        reason = farewell(tls)
+        reason = link.farewell()
         after = visitor.ask("GET", path, connection=kept)
 
     assert (reason, before[0], after[0]) == (TIME_UP_REASON, 403, 403)
@@ -206,8 +252,8 @@ def test_a_visitor_of_another_mesh_is_no_visitor_here(
     """Each mesh signs for its own; a machine may visit two of them."""
     visitor = HostileVisitor(folder, agent, secret=generate_secret())
 
-    with contextlib.suppress(OSError), visitor.linked() as tls:
-        assert hear_all(tls) == []
+    with contextlib.suppress(OSError), visitor.linked() as link:
+        assert link.hear_all() == []
     with pytest.raises(OSError):  # An alert, or a closed connection.
         visitor.ask("GET", "/health")
 
@@ -219,10 +265,10 @@ def test_two_programs_with_one_certificate_have_one_link(
     visitor = HostileVisitor(folder, agent)
 
     with visitor.linked() as first:
-        hear(first, Heartbeat)
+        first.expect(Heartbeat)
         with visitor.linked() as second:
-            hear(second, Heartbeat)
-            assert farewell(first) != ""
+            second.expect(Heartbeat)
+            assert first.farewell() != ""
             _, listed = agent.call("GET", "/api/v1/nodes")
 
     assert sum(node["visitor"] for node in listed["nodes"]) <= 1
@@ -236,8 +282,8 @@ def test_the_clock_of_a_visitor_moves_no_time_of_the_mesh(
     """Whatever it says, tasks get their times from the clocks of members."""
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked(replace(visitor.hello(), wall_ms=wall_ms)) as tls:
-        hear(tls, Heartbeat)
+    with visitor.linked(replace(visitor.hello(), wall_ms=wall_ms)) as link:
+        link.expect(Heartbeat)
         done = finished(agent, submit(agent, "true"))
 
     at = datetime.fromisoformat(done["completed_at"])
@@ -253,9 +299,9 @@ def test_a_visitor_at_a_member_that_is_not_dispatcher_gets_nothing_there(
         visitor = HostileVisitor(tmp_path, follower)
         done = Outcome(state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0)
         lie = Results((Report(task=TaskId(task), attempt=ATTEMPT, outcome=done),), 2)
-        with visitor.linked() as tls:
-            hear(tls, Redirect)
-            tls.sendall(wire.encode([Reattach((), 2, NodeState.READY), lie]))
+        with visitor.linked() as link:
+            link.expect(Redirect)
+            link.send(Reattach((), 2, NodeState.READY), lie)
             answers = {
                 (route.method, route.path): visitor.ask(
                     route.method, path_of(route.path)
@@ -264,11 +310,11 @@ def test_a_visitor_at_a_member_that_is_not_dispatcher_gets_nothing_there(
                 if route.access is not Access.PUBLIC
             }
             dispatcher.process.kill()
-            empty = wire.encode([Results((), 2)] * 64)
+            empty = [Results((), 2)] * 64
             with contextlib.suppress(OSError):
                 for _ in range(int(MESSAGES_BURST) // 64 + 8):
-                    tls.sendall(empty)
-            reason = farewell(tls)
+                    link.send(*empty)
+            reason = link.farewell()
 
         until(lambda: _is_dispatcher(follower), "the follower is dispatcher")
         shown = follower.call("GET", f"{TASKS}/{task}")[1]
@@ -286,6 +332,10 @@ def _is_dispatcher(agent: Agent) -> bool:
     status, listed = agent.call("GET", "/api/v1/nodes")
     roles = {node["id"]: node["role"] for node in listed.get("nodes", ())}
     return status == 200 and roles.get(agent.ready()["node_id"]) == "dispatcher"
+
+
+def _listed(agent: Agent) -> set[str]:
+    return {node["id"] for node in agent.call("GET", "/api/v1/nodes")[1]["nodes"]}
 
 
 def _is_settled(agent: Agent) -> bool:

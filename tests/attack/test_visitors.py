@@ -6,9 +6,6 @@ It can lie about its own tasks, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import http.client
-import socket
-import ssl
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,15 +14,13 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.api.routes.table import ROUTES
-from octaskly.core.model.ids import Epoch, NodeId
-from octaskly.core.model.nodes import NO_LOAD, NodeInfo, NodeState
-from octaskly.core.model.settings import Limits
+from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import (
     Assign,
     Contacts,
     Heartbeat,
-    HeartbeatOk,
     Hello,
     HelloOk,
     Leave,
@@ -40,12 +35,9 @@ from octaskly.core.protocol.visitor_rules import (
     VISITOR_MESSAGES,
     Direction,
 )
-from octaskly.mesh import wire
-from octaskly.trust import MeshTls, NodeKey, load_secret
-from octaskly.trust.node_key import visitor_id_of
-from octaskly.trust.tls import VisitorTls
 from tests.attack.test_each_route import PARTS
 from tests.support.agents import Agent, finished, running, submit, until
+from tests.support.hostile_visitor import HostileVisitor
 from tests.support.sample_messages import ATTEMPT, MESSAGES, SPEC, TASK
 
 VISITOR_ROUTES = {
@@ -60,84 +52,6 @@ VISITOR_ROUTES = {
 """All that a visitor may ask, for its own tasks; a new route is denied."""
 UNTOLD = {kind for kind, d in VISITOR_MESSAGES.items() if d is Direction.TO_VISITOR}
 HOUR_MS = 3_600_000
-
-
-class HostileVisitor:
-    """A program with a visitor's key and certificate that sends anything."""
-
-    def __init__(
-        self, folder: Path, agent: Agent, *, begins_ms: int | None = None
-    ) -> None:
-        self.key = NodeKey.generate()
-        member = MeshTls(load_secret(folder / "mesh.key"), NodeKey.generate())
-        now_ms = int(time.time() * 1000) if begins_ms is None else begins_ms
-        grant = member.grant_visit(self.key.public_bytes(), now_ms, 3600)
-        self.trust = VisitorTls(grant, self.key)
-        self.node_id = visitor_id_of(self.key.public_bytes())
-        self.agent = agent
-        self.heard: list[Message] = []
-
-    def hello(self, **changes: object) -> Hello:
-        """Return a HELLO, with lies."""
-        info = NodeInfo(
-            id=self.node_id,
-            boot="boot",
-            name="stranger",
-            slots=2,
-            version="0",
-            peer_port=1,
-            lan_port=1,
-        )
-        return Hello(
-            node=replace(info, **changes), epoch=Epoch(0, NodeId("")), dispatcher=None
-        )
-
-    @contextlib.contextmanager
-    def linked(self, hello: Hello | None = None) -> Iterator[ssl.SSLSocket]:
-        """Connect, and complete the handshake."""
-        self.heard, self._decoder = [], wire.Decoder(Limits())
-        place = ("127.0.0.1", self.agent.ready()["peer_port"])
-        with (
-            socket.create_connection(place, timeout=10) as plain,
-            self.trust.client_contexts()[0].wrap_socket(plain) as tls,
-        ):
-            tls.sendall(wire.encode([hello or self.hello(), HelloOk()]))
-            yield tls
-
-    def hear(self, tls: ssl.SSLSocket, kind: type[Message]) -> Message:
-        """Return the first message of a kind, or the Leave that came instead."""
-        while True:
-            for message in self.heard:
-                if isinstance(message, kind | Leave):
-                    self.heard.remove(message)
-                    return message
-            try:
-                data = tls.recv(65536)
-            except ConnectionError:
-                data = b""
-            if not data:
-                return Leave("closed")
-            self.heard += self._decoder.receive_data(data)
-
-    def attach(self, tls: ssl.SSLSocket) -> Epoch:
-        """Become a worker, and return the dispatcher's epoch."""
-        beat = self.hear(tls, Heartbeat)
-        assert isinstance(beat, Heartbeat), beat
-        ok = HeartbeatOk(beat.epoch, beat.sent_s, NodeState.READY, 2, NO_LOAD)
-        reattach = Reattach((), 2, NodeState.READY)
-        tls.sendall(wire.encode([reattach, ok]))
-        return beat.epoch
-
-    def ask(self, method: str, path: str, body: bytes = b"") -> int:
-        """Return the status of a request with the visitor's certificate."""
-        port = int(self.agent.ready()["lan_url"].rpartition(":")[2])
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", port, timeout=30, context=self.trust.lan_client_context()
-        )
-        with contextlib.closing(connection):
-            headers = {"Content-Type": "application/json"} if body else {}
-            connection.request(method, path, body or None, headers)
-            return connection.getresponse().status
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +84,7 @@ def test_no_other_route_answers_a_visitor(folder: Path, agent: Agent) -> None:
     visitor = HostileVisitor(folder, agent)
 
     answers = {
-        (route.method, route.path): visitor.ask(route.method, path_of(route.path))
+        (route.method, route.path): visitor.ask(route.method, path_of(route.path))[0]
         for route in ROUTES
     }
 
@@ -186,9 +100,9 @@ def test_files_of_others_are_refused(folder: Path, agent: Agent) -> None:
     visitor = HostileVisitor(folder, agent)
     name = "0" * 64 if stored[0] != 201 else stored[1]["sha256"]
 
-    assert visitor.ask("GET", f"/internal/v1/files/{name}?pieces=0") == 403
+    assert visitor.ask("GET", f"/internal/v1/files/{name}?pieces=0")[0] == 403
     body = b'{"sha256": ["%s"], "tree": ""}' % name.encode()
-    assert visitor.ask("POST", "/internal/v1/files/pack", body) == 403
+    assert visitor.ask("POST", "/internal/v1/files/pack", body=body)[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -206,9 +120,9 @@ def test_a_message_that_it_may_not_send_closes_the_link(
     """A claim, a log, a roster, a key: each ends the link, and changes nothing."""
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked() as tls:
-        tls.sendall(wire.encode([message]))
-        said = visitor.hear(tls, Leave)
+    with visitor.linked() as link:
+        link.send(message)
+        said = link.hear(Leave)
 
     assert isinstance(said, Leave)
     assert "may not pass" in said.reason
@@ -219,13 +133,13 @@ def test_it_is_told_nothing_but_where_members_are(folder: Path, agent: Agent) ->
     """Neither the roster nor the log comes with the link."""
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked() as tls:
-        visitor.attach(tls)
-        contacts = visitor.hear(tls, Contacts)
-        visitor.hear(tls, Heartbeat)
+    with visitor.linked() as link:
+        link.attach()
+        contacts = link.hear(Contacts)
+        link.expect(Heartbeat)
 
     assert isinstance(contacts, Contacts)
-    told = {type(message) for message in visitor.heard}
+    told = {type(message) for message in link.heard}
     assert told <= UNTOLD | {Hello, HelloOk, Leave}
 
 
@@ -233,8 +147,8 @@ def test_a_billion_slots_are_refused(folder: Path, agent: Agent) -> None:
     """The link is closed, with the reason."""
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked(visitor.hello(slots=10**9)) as tls:
-        said = visitor.hear(tls, Heartbeat)
+    with visitor.linked(visitor.hello(slots=10**9)) as link:
+        said = link.hear(Heartbeat)
 
     assert said == Leave("protocol: slots")
 
@@ -244,8 +158,8 @@ def test_another_nodes_id_is_refused(folder: Path, agent: Agent) -> None:
     visitor = HostileVisitor(folder, agent)
     stolen = NodeId(agent.ready()["node_id"])
 
-    with visitor.linked(visitor.hello(id=stolen)) as tls:
-        said = visitor.hear(tls, Heartbeat)
+    with visitor.linked(visitor.hello(id=stolen)) as link:
+        said = link.hear(Heartbeat)
 
     assert isinstance(said, Leave)
     assert said.reason.startswith("protocol: ")
@@ -256,24 +170,24 @@ def test_a_certificate_ends_with_its_time(folder: Path, agent: Agent) -> None:
     yesterday_ms = int(time.time() * 1000) - 24 * HOUR_MS
     visitor = HostileVisitor(folder, agent, begins_ms=yesterday_ms)
 
-    with visitor.linked() as tls:
-        said = visitor.hear(tls, Heartbeat)
+    with visitor.linked() as link:
+        said = link.hear(Heartbeat)
 
     assert isinstance(said, Leave)
     assert "has ended" in said.reason
-    assert visitor.ask("POST", "/internal/v1/files/pack") == 403
+    assert visitor.ask("POST", "/internal/v1/files/pack")[0] == 403
 
 
 def test_a_flood_is_cut_off(folder: Path, agent: Agent) -> None:
     """Valid messages, too many: the link is closed, and others do not notice."""
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked() as tls, contextlib.suppress(OSError):
-        visitor.attach(tls)
-        empty = wire.encode([Results((), 2)] * 64)
+    with visitor.linked() as link, contextlib.suppress(OSError):
+        link.attach()
+        empty = [Results((), 2)] * 64
         for _ in range(int(MESSAGES_BURST) // 64 + 8):
-            tls.sendall(empty)
-        said = visitor.hear(tls, Leave)
+            link.send(*empty)
+        said = link.hear(Leave)
         assert said == Leave("protocol: flood")
     assert finished(agent, submit(agent, "true"))["status"] == "completed"
 
@@ -305,13 +219,13 @@ def test_results_of_other_tasks_have_no_effect(
         for name in (running_id, waiting_id, TASK)
     ]
 
-    with visitor.linked() as tls:
-        visitor.attach(tls)
+    with visitor.linked() as link:
+        link.attach()
         reattach = Reattach(((ATTEMPT, SPEC),), 2, NodeState.READY)
-        tls.sendall(wire.encode([reattach, Results(tuple(lies), 2)]))
-        heard = visitor.hear(tls, ResultsOk)
+        link.send(reattach, Results(tuple(lies), 2))
+        heard = link.hear(ResultsOk)
         while isinstance(heard, ResultsOk) and len(heard.items) < len(lies):
-            heard = visitor.hear(tls, ResultsOk)
+            heard = link.hear(ResultsOk)
 
     assert isinstance(heard, ResultsOk)  # They are void, so it may forget them.
     assert _status(agent, running_id) == "running"
@@ -333,15 +247,15 @@ def test_it_gets_only_tasks_that_allow_visitors(
     allowed = submit(agent, "echo shared", visitors=True, name="thesis", timeout=60)
     visitor = HostileVisitor(folder, agent)
 
-    with visitor.linked() as tls:
-        visitor.attach(tls)
-        got = visitor.hear(tls, Assign)
+    with visitor.linked() as link:
+        link.attach()
+        got = link.hear(Assign)
         assert isinstance(got, Assign), got
         (attempt, spec), *others = got.items
         lie = Outcome(
             state=AttemptState.OK, reason=EndReason.EXIT, exit_code=0, stdout=b"lie\n"
         )
-        tls.sendall(wire.encode([Results((_report(spec.id, attempt, lie),), 2)]))
+        link.send(Results((_report(spec.id, attempt, lie),), 2))
         ended = finished(agent, allowed)
 
     assert (others, spec.id, spec.submitter) == ([], allowed, "")
@@ -361,16 +275,16 @@ def test_a_task_that_two_visitors_lost_waits_for_a_member(
 
     for _ in range(2):
         visitor = HostileVisitor(folder, agent)
-        with visitor.linked() as tls:
-            visitor.attach(tls)
-            assert isinstance(visitor.hear(tls, Assign), Assign)
+        with visitor.linked() as link:
+            link.attach()
+            assert isinstance(link.hear(Assign), Assign)
         until(lambda: _status(agent, task) == "queued", "it waits again")
     visitor = HostileVisitor(folder, agent)
-    with visitor.linked() as tls:
-        visitor.attach(tls)
-        visitor.hear(tls, Heartbeat)
+    with visitor.linked() as link:
+        link.attach()
+        link.expect(Heartbeat)
         explained = agent.call("GET", f"/api/v1/tasks/{task}/explain")[1]
-        assert not any(isinstance(message, Assign) for message in visitor.heard)
+        assert not any(isinstance(message, Assign) for message in link.heard)
 
     reasons = _reasons(explained)
     assert any("a node without an end time" in reason for reason in reasons), explained

@@ -660,7 +660,7 @@ def visiting(
 async def test_a_machine_is_borrowed(
     page: Page, mesh: list[Agent], tmp_path: Path
 ) -> None:
-    """An invite, its QR code, who came by it, a task there, and its departure."""
+    """An invite, its QR code, who came by it, a task there, and the visit's end."""
     await show(page, "nodes")
     visitors = page.get_by_role("region", name="Visitors")
     await visitors.get_by_role("button", name="Invite a visitor").click()
@@ -693,7 +693,12 @@ async def test_a_machine_is_borrowed(
         await show(page, "nodes", "borrowed")
         details = page.get_by_role("region", name="Details")
         await expect(details).to_contain_text("Invited by")
-        borrowed.terminate()
+        await page.get_by_role("button", name="End the visit of borrowed").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("needs a new invite to come back")
+        await expect(dialog).to_contain_text("Other visitors stay")
+        await dialog.get_by_role("button", name="End the visit of borrowed").click()
+        await expect(page.get_by_text("is no visitor any more")).to_be_visible()
         assert borrowed.wait(60) == 0
     await expect(page.get_by_text("There is no such node")).to_be_visible()
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.cli.conftest import Run
-from tests.cli.stand_in import Api
+from tests.cli.stand_in import NODE, Api
 
 
 def test_each_order_is_sent_and_reported(api: Api, octaskly: Run) -> None:
@@ -94,3 +94,29 @@ def test_an_order_to_an_unknown_node_is_an_error(api: Api, octaskly: Run) -> Non
 
     assert done.returncode == 3
     assert "octaskly nodes" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["borrowed", "visitor-aaaaaaaaaaaaaaaa"])
+def test_revoke_ends_only_the_visit_of_a_visitor(
+    api: Api, octaskly: Run, name: str
+) -> None:
+    """By its name, or by its id if it is away; the question says what it means."""
+    if name == "borrowed":
+        api.answers[f"/api/v1/nodes/{name}"] = {**NODE, "name": name, "visitor": True}
+    else:
+        api.refuse = lambda method, _: (404, {}) if method == "GET" else None
+    api.answers[f"/api/v1/nodes/{name}/end-visit"] = {"id": "visitor-a", "name": name}
+
+    asked = octaskly("revoke", name)
+    done = octaskly("revoke", name, "--yes")
+
+    assert asked.returncode == 2
+    assert f"the visit of {name} ends at once".encode() in asked.stderr
+    assert b"token" not in asked.stderr
+    assert (done.returncode, done.stderr.decode()) == (
+        0,
+        f"the visit of {name} has ended\n",
+    )
+    assert [r for r in api.requests if r.startswith("POST")] == [
+        f"POST /api/v1/nodes/{name}/end-visit"
+    ]

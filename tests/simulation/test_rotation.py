@@ -281,22 +281,6 @@ def test_revoked_node_is_out_at_once_and_stays_out() -> None:
     assert len(world.dispatchers()) == 1
 
 
-def test_revoked_visitor_is_forgotten_by_all_nodes() -> None:
-    """They agree on the new secret, which no certificate of the visitor fits."""
-    world = formed(nodes=3)
-    for number in range(3):
-        visitor = NodeId(f"visitor-{number:016}")
-        world.rotate(others(world)[0], revoked=visitor)
-        world.run(0.5)
-        assert any(visitor in world.secrets[node].revoked for node in world.live)
-        world.run(30.0)
-
-        secrets = [world.secrets[node] for node in world.live]
-        assert len({secret.to_text() for secret in secrets}) == 1
-        assert secrets[0].keys.phase is RotationPhase.SETTLED
-        assert secrets[0].revoked == ()
-
-
 @pytest.mark.parametrize("when_s", [0.3, 2.0, 4.5])
 def test_revoked_node_gains_nothing_by_another_identity(when_s: float) -> None:
     """The new identity is unknown; its secret is still accepted for a moment."""

@@ -120,6 +120,7 @@ class FakeGateway:
         self.submissions: list[tuple[Principal, str | None]] = []
         self.raised: list[Exception] = []  #: raised by the next calls, in order
         self.steered: list[tuple[AvailabilityCommand, str]] = []
+        self.ended_visits: list[NodeId] = []
         self.hold = NO_HOLD
         self.audit = FakeAudit(self._require_dispatcher)
         self.tokens = FakeTokens(NOW_MS, self._require_dispatcher)
@@ -586,6 +587,10 @@ class FakeGateway:
             if name in (node, known):
                 return node
         return None
+
+    async def end_visit(self, visitor: NodeId) -> None:
+        self._require_dispatcher()
+        self.ended_visits.append(visitor)
 
     async def mesh_stats(self) -> MeshStats:
         self._require_dispatcher()

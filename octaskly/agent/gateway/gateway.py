@@ -47,6 +47,7 @@ from octaskly.core import events as ev
 from octaskly.core import replies
 from octaskly.core.events import PurgeRequested
 from octaskly.core.log.merge import TaskRecord, cancel_of
+from octaskly.core.log.mesh_records import VISIT_ENDED, RecordDraft
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId, task_name
@@ -54,6 +55,7 @@ from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, RosterEnt
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import Roster, StartOffsets
+from octaskly.core.protocol.visitor_rules import STAY_S_MAX
 from octaskly.core.replies import TaskExplanation, TasksPurged, VisitorDemand
 from octaskly.errors import (
     DispatcherUnknown,
@@ -279,6 +281,13 @@ class AgentGateway:
     def find_node_id(self, name: str) -> NodeId | None:
         """Return the id of a node by name or id."""
         return self.view.find_node_id(name)
+
+    async def end_visit(self, visitor: NodeId) -> None:
+        """Have all members refuse a visitor for as long as its certificate may last."""
+        ends_ms = self._clock.now().wall_ms + STAY_S_MAX * 1000
+        await self.records.write_records(
+            RecordDraft(VISIT_ENDED, visitor, b"", ends_ms)
+        )
 
     # --- tasks ---------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from octaskly.api.schemas.base import RequestBody
 from octaskly.api.schemas.request_bodies import decode_body
 from octaskly.api.security import route_cost
 from octaskly.core.model.keyring_state import KEYRING_CHARS_MAX
+from octaskly.core.protocol.visitor_rules import STAY_S_MAX
 from octaskly.joining.qr_code import qr_rows
 from octaskly.ports import JoinService, WaitingMachine
 from octaskly.rest import access as rest
@@ -27,7 +28,6 @@ INVITE_SCHEME: Final = "octaskly://"
 SLOT_DIGITS_MAX: Final = 3
 STAY_S_MIN: Final = 60
 STAY_S: Final = 8 * 3600
-STAY_S_MAX: Final = 7 * 86_400
 SEEDS_MAX: Final = 16
 FINGERPRINT_CHARS_MAX: Final = 64
 

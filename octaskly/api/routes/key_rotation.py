@@ -10,6 +10,7 @@ from octaskly.api.http.handler_types import Access, Request, Route, json_respons
 from octaskly.api.problems import NO_DISPATCHER, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import task_response
 from octaskly.api.security import route_cost
+from octaskly.core.model.ids import is_visitor
 from octaskly.ports import KeyRotationControl, RotationProgress
 from octaskly.rest.access import RotationStatus
 
@@ -42,6 +43,12 @@ async def revoke_node(request: Request) -> web.StreamResponse:
             409,
             "Node cannot revoke itself",
             hint=f"{name} received this request; another node can revoke it",
+        )
+    if is_visitor(node):
+        raise Problem(
+            409,
+            "Visitor has no secret",
+            hint=f"POST /api/v1/nodes/{node}/end-visit    ends its visit",
         )
     view = await _rotations(request).revoke_node(
         node, principal=request.authenticated_principal

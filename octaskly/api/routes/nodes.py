@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from http import HTTPStatus
+from typing import Final
 
 from aiohttp import web
 
@@ -12,10 +14,12 @@ from octaskly.api.http.handler_types import Access, Request, Route, json_respons
 from octaskly.api.problems import FORBIDDEN, WORKER_NOT_FOUND, Problem
 from octaskly.api.schemas import mesh_response, task_response
 from octaskly.api.security import route_cost
-from octaskly.core.model.ids import is_visitor
+from octaskly.core.model.ids import VISITOR_PREFIX, NodeId, is_visitor
 from octaskly.core.model.nodes import AvailabilityCommand, NodeState, RosterEntry
 from octaskly.rest import mesh as rest
 from octaskly.system.build import build_id
+
+_VISITOR_ID: Final = re.compile(rf"{VISITOR_PREFIX}[a-z2-7]{{16}}")
 
 
 async def show_health(request: Request) -> web.StreamResponse:
@@ -67,6 +71,19 @@ async def set_availability(request: Request) -> web.StreamResponse:
             ),
         )
     return await _forward(request, name, command.value)
+
+
+async def end_visit(request: Request) -> web.StreamResponse:
+    """End the visit of one visitor, which may be away; the secret stays as it is."""
+    name = request.path_params["name"]
+    node = request.gateway.find_node_id(name)
+    if node is None and _VISITOR_ID.fullmatch(name):
+        node = NodeId(name)
+    if node is None or not is_visitor(node):
+        raise Problem(404, WORKER_NOT_FOUND, hint=f"no visitor is called {name[:80]!r}")
+    await request.gateway.end_visit(node)
+    shown = rest.EndedVisit(id=node, name=request.gateway.node_names().get(node, node))
+    return json_response(task_response.encode(shown))
 
 
 async def show_storage(request: Request) -> web.StreamResponse:
@@ -174,6 +191,15 @@ ROUTES = (
         is_local=True,
         query=("limit", "offset"),
         responses={200: rest.Storage},
+    ),
+    Route(
+        method="POST",
+        path="/api/v1/nodes/{name}/end-visit",
+        handler=end_visit,
+        cost=route_cost.MESH_CHANGE,
+        access=Access.ADMIN,
+        responses={200: rest.EndedVisit},
+        error_statuses=(409, 507),
     ),
     *(
         Route(

@@ -379,7 +379,7 @@ class RequestPipeline:
         if visitor.visit_ends_ms <= self._services.clock.now().wall_ms:
             raise Problem(403, FORBIDDEN, hint="the time of this visitor is up")
         if rotations is not None and rotations.is_node_refused(visitor.node):
-            raise Problem(403, FORBIDDEN, hint="this visitor was revoked")
+            raise Problem(403, FORBIDDEN, hint="the visit was ended")
         view = self._services.gateway.dispatcher()
         if route.allows_visitors and (view is None or not view.is_self):
             # Only the dispatcher knows what the visitor runs.

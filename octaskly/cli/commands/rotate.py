@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 from collections.abc import Mapping
+from http import HTTPStatus
 
 import click
 import msgspec
@@ -13,9 +14,12 @@ from octaskly.cli.commands.drain import NODE_ARGUMENT
 from octaskly.cli.context import CliContext
 from octaskly.cli.options import JSON_OPTION, YES_OPTION, require_yes
 from octaskly.cli.output.render import age, note, print_fields, print_json
+from octaskly.client import Refused, Session
 from octaskly.client.flows import rest_calls
 from octaskly.client.flows.rest_calls import NODES, Call, resource_path
+from octaskly.core.model.ids import VISITOR_PREFIX
 from octaskly.rest.access import RotationStatus
+from octaskly.rest.mesh import NodeInfo
 
 _ROTATION = "/api/v1/rotation"
 _PHASES: Mapping[str, str] = {
@@ -89,20 +93,48 @@ def revoke(
 
     Its tasks run again elsewhere. Offline nodes have to be invited again, and all
     earlier tokens become invalid. The node keeps the data that it already has.
+    Of a visitor, only its own visit ends, and the secret stays as it is.
     """
-    require_yes(
-        f"{name} loses access, all tokens become invalid, and offline "
-        "nodes have to be invited again",
-        is_given=yes,
-        arguments=shlex.quote(name),
-    )
     with context.connect() as client:
+        if _is_visitor(client, name):
+            _end_visit(client, name, yes=yes, as_json=as_json)
+            return
+        require_yes(
+            f"{name} loses access, all tokens become invalid, and offline "
+            "nodes have to be invited again",
+            is_given=yes,
+            arguments=shlex.quote(name),
+        )
         reply = client.send(rest_calls.post_once(resource_path(NODES, name, "revoke")))
     if as_json:
         print_json(reply.body)
         return
     note(f"{name} is revoked")
     _show(client.decode(reply, RotationStatus), is_urgent=True)
+
+
+def _is_visitor(client: Session, name: str) -> bool:
+    """Return True if a node is a visitor, which may have left."""
+    try:
+        node = client.send_and_decode(Call("GET", resource_path(NODES, name)), NodeInfo)
+    except Refused as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return name.startswith(VISITOR_PREFIX)
+    return node.visitor
+
+
+def _end_visit(client: Session, name: str, *, yes: bool, as_json: bool) -> None:
+    require_yes(
+        f"the visit of {name} ends at once, and what it runs runs again elsewhere",
+        is_given=yes,
+        arguments=shlex.quote(name),
+    )
+    reply = client.send(rest_calls.post_once(resource_path(NODES, name, "end-visit")))
+    if as_json:
+        print_json(reply.body)
+    else:
+        note(f"the visit of {name} has ended")
 
 
 def _show(found: RotationStatus, *, is_urgent: bool) -> None:

@@ -15,13 +15,19 @@ from collections.abc import Iterable
 from math import inf
 
 from octaskly.core.effects import Answer, Effect, LogLine, Send
-from octaskly.core.log.mesh_records import KEYS_HELD, RecordDraft, RecordTable
+from octaskly.core.log.mesh_records import (
+    KEYS_HELD,
+    VISIT_ENDED,
+    RecordDraft,
+    RecordTable,
+)
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.keyring_state import (
     OUTDATED_REASON,
     REVOKED_REASON,
+    VISIT_ENDED_REASON,
     ChangeKeyring,
     KeyringChanged,
     KeyringMessage,
@@ -101,6 +107,8 @@ class KeyRotation:
         """
         if self.is_peer_revoked(peer):
             return REVOKED_REASON
+        if self._record_table.get(VISIT_ENDED, peer) is not None:
+            return VISIT_ENDED_REASON
         is_known = self._allowed_nodes is None or peer in self._allowed_nodes
         return None if is_known else RENEWING_REASON
 

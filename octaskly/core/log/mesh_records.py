@@ -49,6 +49,8 @@ AUDIT_UNAUTHENTICATED: Final = "audit-strangers"
 AUDIT_KINDS: Final = (AUDIT, AUDIT_TASKS, AUDIT_REFUSED, AUDIT_UNAUTHENTICATED)
 KEYS_HELD: Final = "keys-held"
 """A node has the newest generation of the secret, while others do not yet have it."""
+VISIT_ENDED: Final = "visit-ended"
+"""An admin has ended a visit; kept for as long as its certificate may last."""
 
 KINDS: Final[Mapping[str, RecordKind]] = {
     TOKEN: RecordKind(1000, 2048),
@@ -59,6 +61,7 @@ KINDS: Final[Mapping[str, RecordKind]] = {
     AUDIT_REFUSED: RecordKind(2000, 2048, is_list_only=True),
     AUDIT_UNAUTHENTICATED: RecordKind(2000, 2048, is_list_only=True),
     KEYS_HELD: RecordKind(10_000, 0, is_broadcast=True),
+    VISIT_ENDED: RecordKind(10_000, 0, is_broadcast=True),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from octaskly.core.model.field_types import Count, Millis
-from octaskly.core.model.ids import NodeId, is_visitor
+from octaskly.core.model.ids import NodeId
 
 REVOKED_MAX = 1024  #: revoked nodes that a keyring remembers
 GENERATION_MAX = 1_000_000_000
@@ -22,6 +22,7 @@ KEYRING_CHARS_MAX = 64 * 1024
 REVOKED_REASON = "revoked: the mesh has a new secret, without this node"
 """Reason for the end of a link; it informs an honest node that it is revoked."""
 OUTDATED_REASON = "the secret of this link is over"
+VISIT_ENDED_REASON = "an admin has ended this visit"
 
 
 class RotationPhase(StrEnum):
@@ -79,11 +80,7 @@ class KeyringState(Struct, frozen=True, array_like=True, kw_only=True):
 
     def would_gain_from(self, other: KeyringState) -> bool:
         """Return True if joining `other` would change this keyring."""
-        lacking = set(other.revoked) - set(self.revoked)
-        if self.oldest >= other.newest:
-            # The certificates of these visitors have ended, as in `MeshSecret`.
-            lacking = {node for node in lacking if not is_visitor(node)}
-        return self.rank < other.rank or bool(lacking)
+        return self.rank < other.rank or not set(other.revoked) <= set(self.revoked)
 
 
 # --- Messages.

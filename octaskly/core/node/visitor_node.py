@@ -35,7 +35,7 @@ from octaskly.core.events import (
 )
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, Moment, NodeId
-from octaskly.core.model.keyring_state import OUTDATED_REASON, REVOKED_REASON
+from octaskly.core.model.keyring_state import OUTDATED_REASON, VISIT_ENDED_REASON
 from octaskly.core.model.nodes import NO_LOAD, LoadSample
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
@@ -70,7 +70,7 @@ FAILURE_HOLD_S = 2.0
 """A failure is reported so much later. What ends a visitor may end its tasks first: a
 cancelled allocation, like a stopped service, signals all its processes at once."""
 
-UNWANTED_REASONS = (REVOKED_REASON, OUTDATED_REASON, TIME_UP_REASON)
+UNWANTED_REASONS = (VISIT_ENDED_REASON, OUTDATED_REASON, TIME_UP_REASON)
 """With these a member ends a link for good."""
 
 

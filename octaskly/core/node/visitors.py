@@ -267,19 +267,14 @@ class Visitors:
         ]
 
     def on_keyring_changed(self, now: Moment) -> list[Effect]:
-        """Close the links of revoked visitors, and of all once their secret has ended.
+        """Close the links of all visitors once their secret has ended.
 
         A visitor's certificate is of one generation of the secret and is not renewed.
         """
         oldest = self._rotation.keyring.oldest
         has_ended = oldest > self._oldest_generation
         self._oldest_generation = oldest
-        effects: list[Effect] = []
-        for node in tuple(self.views):
-            reason = self._rotation.link_refusal(node)
-            if has_ended or reason is not None:
-                effects += self._close(node, reason or OUTDATED_REASON, now)
-        return effects
+        return self.close_all(OUTDATED_REASON, now) if has_ended else []
 
     # --- Role and time.
 
@@ -296,11 +291,16 @@ class Visitors:
         return effects
 
     def on_time(self, now: Moment) -> list[Effect]:
-        """Send heartbeats, and close the links of visitors that are silent or over."""
+        """Send heartbeats, and close the links of visitors that are silent or over.
+
+        An admin may have ended their visit, at any node.
+        """
         effects: list[Effect] = []
         for node, view in tuple(self.views.items()):
             if view.ends_ms <= now.wall_ms:
                 effects += self._close(node, TIME_UP_REASON, now)
+            elif (refusal := self._rotation.link_refusal(node)) is not None:
+                effects += self._close(node, refusal, now)
             elif now.mono_s - view.last_frame_s > self._silence_s():
                 effects += self._close(node, "silent", now)
         epoch = self._own_epoch()

@@ -88,6 +88,7 @@ DISPATCHER: Final = "dispatcher"
 """Where a visitor finds all files of its tasks; it learns of no other holder."""
 TIME_UP_REASON: Final = "time is up"  #: in `Leave`, to a visitor
 SLOTS_MAX: Final = 1 << 12  #: of one visitor
+STAY_S_MAX: Final = 7 * 86_400  #: from the join of a visitor to its end
 MESSAGES_PER_S: Final = 200.0  #: of one visitor, over a while; more close the link
 MESSAGES_BURST: Final = 2000.0
 BYTES_PER_S: Final = 8 << 20  #: that a link reads of one visitor

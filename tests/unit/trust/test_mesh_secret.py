@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.model.keyring_state import KEYRING_CHARS_MAX, REVOKED_MAX
+from octaskly.core.model.keyring_state import REVOKED_MAX
 from octaskly.errors import ConfigError, TrustError
 from octaskly.trust.mesh_secret import (
     GENERATIONS_MAX,
@@ -24,7 +24,7 @@ from octaskly.trust.mesh_secret import (
     load_secret,
     parse_secret,
 )
-from octaskly.trust.node_key import NodeKey, node_id_of, visitor_id_of
+from octaskly.trust.node_key import NodeKey, node_id_of
 from octaskly.trust.private_files import create_private
 
 KNOWN = MeshSecret((bytes(range(20)),))
@@ -178,53 +178,6 @@ def test_a_revocation_does_not_wait_for_a_rotation() -> None:
     assert (urgent.generation, urgent.newest) == (2, 3)
     assert urgent.is_urgent
     assert urgent.revoked == (node,)
-
-
-def test_a_file_remembers_a_revoked_visitor() -> None:
-    """Its id is longer than that of a member; a file that is unreadable ends a node."""
-    visitor = visitor_id_of(b"k" * 32)
-
-    revoked = KNOWN.with_new_generation(generate_generation(), 1, revoked=visitor)
-
-    assert parse_secret(revoked.to_text()) == revoked
-
-
-def test_a_full_file_of_revoked_visitors_is_sent_to_other_nodes() -> None:
-    """Each of them takes more room than a member."""
-    many = [NodeId(f"visitor-{i:016}") for i in range(REVOKED_MAX)]
-
-    text = KNOWN.with_revoked(many).to_text()
-
-    assert len(text) + REVOKED_MAX * len("1234567890:") < KEYRING_CHARS_MAX
-
-
-def test_revoked_visitor_is_forgotten_once_its_certificate_has_ended() -> None:
-    """Otherwise each of hundreds a day would take the room of a member for ever."""
-    visitor, member = visitor_id_of(b"k" * 32), node_id_of(b"k" * 32)
-    both = KNOWN.with_new_generation(generate_generation(), 1, revoked=visitor)
-    both = both.with_new_generation(generate_generation(), 2, revoked=member)
-    in_force = both.with_newest_in_force(3)
-
-    settled = in_force.with_newest_only(4)
-
-    assert in_force.revoked == (member, visitor)
-    assert settled.revoked == (member,)
-    assert settled.merged_with(in_force) == in_force.merged_with(settled) == settled
-    assert parse_secret(settled.to_text()) == settled
-    # Nodes do not send each other what both would forget.
-    assert not settled.keys.would_gain_from(in_force.keys)
-    assert in_force.keys.would_gain_from(settled.keys)
-
-
-def test_visitor_is_remembered_while_its_certificate_is_accepted() -> None:
-    """It may have been revoked on the other side of a network split."""
-    visitor = visitor_id_of(b"k" * 32)
-    raw = generate_generation()
-    here = KNOWN.with_new_generation(raw, 1, is_urgent=True)
-    there = KNOWN.with_new_generation(raw, 1, revoked=visitor)
-
-    assert here.keys.would_gain_from(there.keys)
-    assert here.merged_with(there).revoked == (visitor,)
 
 
 def test_generations_and_revoked_nodes_are_bounded() -> None:

@@ -1,4 +1,4 @@
-/** What a node can be told: to drain or pause, and to end both. */
+/** What a node can be told: to drain or pause, and to end both; of a visitor, that its visit ends. */
 
 import { post } from "../api.js";
 import { count } from "../format.js";
@@ -8,19 +8,22 @@ import { may } from "../session.js";
 import { nodes, tell } from "../store.js";
 import { Button, Dialog } from "../ui.js";
 
+const END_VISIT = "end-visit";
+
 /** These ask first: a key is easily pressed on the wrong node. */
 const SURE = {
   drain: { title: "Drain", what: "Running tasks finish. No new ones start there until you resume the node." },
   pause: { title: "Pause", what: "Running tasks freeze. No new ones start there until you resume the node." },
+  [END_VISIT]: { title: "End the visit of", what: "It is refused at once, and needs a new invite to come back. What it runs runs again elsewhere. Other visitors stay, and tokens stay valid." },
 };
-const DONE = { drain: "is draining", pause: "is paused", resume: "accepts tasks again", unpause: "accepts tasks again" };
+const DONE = { [END_VISIT]: "is no visitor any more", drain: "is draining", pause: "is paused", resume: "accepts tasks again", unpause: "accepts tasks again" };
 const END = { draining: "resume", paused: "unpause" };
 
 /** Returns what gives a node an order, and the dialog that may be open. */
 export function useOrders() {
   const [asked, ask] = useState(null);
   const order = (node, verb) => {
-    if (node.state === "lost" || node.visitor || !may.manage.value) return undefined;
+    if (node.state === "lost" || node.visitor !== (verb === END_VISIT) || !may.manage.value) return undefined;
     return SURE[verb] ? ask({ id: node.id, verb }) : steer(node, verb);
   };
   const node = asked && nodes.value.find(({ id }) => id === asked.id); // It may have left.
@@ -28,10 +31,13 @@ export function useOrders() {
   return { order, dialog };
 }
 
-/** The buttons of a node; a visitor takes no orders, and leaves by itself. */
+/** The buttons of a node; a visitor takes no orders, but its visit can be ended. */
 export function Orders({ node, order }) {
-  if (node.visitor) return null;
   const { name, state } = node;
+  if (node.visitor) {
+    return html`<div class="node-orders"><${Button} onPress=${() => order(node, END_VISIT)} aria-label=${`End the visit of ${name}`}
+      title="Refuse this visitor from now on">End visit<//></div>`;
+  }
   const isLost = state === "lost";
   const end = END[state];
   return html`<div class="node-orders">
@@ -59,7 +65,8 @@ function Sure({ node, verb, onClose }) {
 
 async function steer(node, verb) {
   const after = await post(`/api/v1/nodes/${encodeURIComponent(node.id)}/${verb}`);
-  nodes.value = nodes.value.map((one) => (one.id === after.id ? { ...one, state: after.state, running: after.running } : one));
+  nodes.value = verb === END_VISIT ? nodes.value.filter(({ id }) => id !== node.id)
+    : nodes.value.map((one) => (one.id === after.id ? { ...one, state: after.state, running: after.running } : one));
   tell(`${node.name} ${DONE[verb]}`, { kind: "good" });
   soon();
 }

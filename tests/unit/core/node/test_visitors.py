@@ -15,13 +15,16 @@ from octaskly.core.events import (
     Persisted,
     QueuedLoaded,
     Received,
+    RecordRequested,
     SavedState,
     TasksSubmitted,
     TimerFired,
 )
+from octaskly.core.log.mesh_records import VISIT_ENDED, RecordDraft
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.ids import NO_EPOCH, Address, AttemptId, NodeId, TaskId
+from octaskly.core.model.keyring_state import VISIT_ENDED_REASON
 from octaskly.core.model.nodes import LoadSample, NodeState, RosterEntry
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.task_options import (
@@ -39,7 +42,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
 )
 from octaskly.core.node.node import Node
-from octaskly.core.node.visitors import BUDGETS_MAX, TOO_MANY_REASON
+from octaskly.core.node.visitors import BUDGETS_MAX, TOO_MANY_REASON, Visitors
 from octaskly.core.protocol.messages import (
     CONTACTS_MAX,
     VISITORS_MAX,
@@ -126,6 +129,10 @@ class Member:
         self.run(1.5)
         assert any(isinstance(message, Heartbeat) for message in self.sent)
         assert FLOOD not in self.say(Reattach((), 2, NodeState.READY))
+
+    @property
+    def visitors(self) -> Visitors:
+        return self.node._handlers.visitors
 
     def say(self, *messages: Message) -> list[Effect]:
         return self.feed(Received(VISITOR, messages))
@@ -591,3 +598,17 @@ def test_without_the_visitor_a_request_for_output_is_answered(member: Member) ->
 
     assert Answer(TICKET, NoVisitorOutput()) in told
     assert member.feed(again) == [Answer(7, NoVisitorOutput())]
+
+
+def test_an_ended_visit_closes_the_link_and_opens_no_other(member: Member) -> None:
+    """Other visitors stay."""
+    other = NodeId("visitor-" + "w" * 16)
+    member.attach()
+    member.visit(other)
+
+    member.feed(RecordRequested(7, (RecordDraft(VISIT_ENDED, VISITOR, b"", 0),)))
+    member.run(0.3)
+    again = member.visit()
+
+    assert Disconnect(VISITOR, VISIT_ENDED_REASON) in again
+    assert [node for node in (VISITOR, other) if node in member.visitors] == [other]
