@@ -521,7 +521,11 @@ class Components:
         )
         self.gateway.on_purged = self._forgotten_outputs.announce
         self._visitor_files = VisitorFiles(
-            self._node.visitor_attempts, fetcher, self._archive, self._output_copies
+            self._node.visitor_attempts,
+            fetcher,
+            self._archive,
+            self._output_copies,
+            self._clock,
         )
 
     def _build_shell(self, on_duplicate: Callable[[], None]) -> None:

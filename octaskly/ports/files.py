@@ -316,6 +316,9 @@ class PushedOutputs(Protocol):
     def write(self, data: bytes | memoryview) -> None:
         """Store the next bytes; raise TarError if they are no archive."""
 
+    def wait_s(self) -> float:
+        """Return how long to read nothing, as the visitor sends too fast."""
+
     def finish(self) -> None:
         """Keep the outputs.
 

@@ -385,7 +385,12 @@ class TlsTransport(asyncio.Transport):
             self._resume()
 
     async def receive_to(
-        self, take: TakeData, size_bytes: int, *, stall_s: float
+        self,
+        take: TakeData,
+        size_bytes: int,
+        *,
+        stall_s: float,
+        wait_s: Callable[[], float] | None = None,
     ) -> None:
         """Pass the next data that arrives to a function instead of the protocol.
 
@@ -396,6 +401,7 @@ class TlsTransport(asyncio.Transport):
             take: Takes the data, in parts of `PART_BYTES`.
             size_bytes: Size of all the data.
             stall_s: Timeout for each part.
+            wait_s: Returns how long to read nothing after a part; None: read on.
 
         Raises:
             TimeoutError: a part did not arrive in time.
@@ -410,6 +416,8 @@ class TlsTransport(asyncio.Transport):
                 async with asyncio.timeout(stall_s):
                     while body.part_count == part_count:
                         await self._receive_some(body)
+                if wait_s is not None:
+                    await asyncio.sleep(wait_s())
         except ConnectionError as error:
             self._lose(error)
             raise

@@ -453,17 +453,24 @@ def upload_errors(*, field: str) -> Iterator[None]:
 
 
 async def receive_body(
-    request: Request, write: Callable[[bytes | memoryview], None]
+    request: Request,
+    write: Callable[[bytes | memoryview], None],
+    wait_s: Callable[[], float] | None = None,
 ) -> int:
     """Pass the body to `write`, in a thread, in parts; return its size.
 
     While a part is written, the next one arrives.
+
+    Args:
+        request: The request.
+        write: Takes the data.
+        wait_s: Returns how long to read nothing after a part; None: read on.
     """
     body_bytes = request.http_request.content_length or 0
     if body_bytes - request.http_request.content.total_bytes > LONG_BODY_BYTES:
         transport = request.http_request.transport
         if isinstance(transport, TlsTransport):
-            await _receive_long(request, transport, write)
+            await _receive_long(request, transport, write, wait_s)
             return body_bytes
     size_bytes = 0
     writing: asyncio.Future[None] | None = None
@@ -475,6 +482,8 @@ async def receive_body(
                     await asyncio.shield(writing)
                 writing = loop.run_in_executor(None, _write_parts, write, parts)
                 size_bytes += sum(map(len, parts))
+                if wait_s is not None:
+                    await asyncio.sleep(wait_s())
         finally:
             # After a disconnect, too, the caller must be alone with the file.
             if writing is not None:
@@ -488,6 +497,7 @@ async def _receive_long(
     request: Request,
     transport: TlsTransport,
     write: Callable[[bytes | memoryview], None],
+    wait_s: Callable[[], float] | None,
 ) -> None:
     """Pass a long body on straight from its connection.
 
@@ -503,9 +513,8 @@ async def _receive_long(
         write(data)
 
     request.info.closes_connection = True
-    await transport.receive_to(
-        take, left_bytes, stall_s=request.services.timeouts.stall_s
-    )
+    stall_s = request.services.timeouts.stall_s
+    await transport.receive_to(take, left_bytes, stall_s=stall_s, wait_s=wait_s)
     request.http_request.protocol.close()
     content.feed_eof()
 

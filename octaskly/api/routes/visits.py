@@ -37,7 +37,7 @@ async def store_outputs(request: Request) -> web.StreamResponse:
                 HTTPStatus.FORBIDDEN, FORBIDDEN, hint=hint, closes_connection=True
             )
         try:
-            await receive_body(request, outputs.write)
+            await receive_body(request, outputs.write, outputs.wait_s)
             await asyncio.to_thread(outputs.finish)
         except OutputNotFound as error:
             # It may be the visitor's at a new dispatcher, which it asks then.

@@ -10,7 +10,6 @@ few rights may send a number of bytes each second; reading waits for the rest.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -18,6 +17,7 @@ from typing import Final
 from octaskly.core.protocol.messages import Entries, Message
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh.wire import Decoder
+from octaskly.system.byte_rate import ByteRate
 
 MESSAGES_PER_TURN: Final = 64  #: takes some milliseconds
 TURN_S: Final = 0.01  #: decoding time per turn of the event loop
@@ -27,7 +27,6 @@ UNPERSISTED_BYTES_MAX: Final = 4 << 20  #: bytes received that may not be on dis
 #: Entries received that may not be on disk yet, at 2 kB each. One answer has fewer.
 UNPERSISTED_ENTRIES_MAX: Final = 1 << 11
 DISK_POLL_S: Final = 0.02  #: time between two checks of the progress on disk
-AHEAD_S_MAX: Final = 0.125  #: how far a peer may be ahead of its bytes per second
 
 DiskProgress = Callable[[], tuple[int, int]]
 """Returns the numbers of the last write submitted to the disk and the last on disk."""
@@ -63,8 +62,7 @@ class Receiver:
         self._unpersisted_bytes = 0
         self._unpersisted_entries = 0
         self._awaited_number = 0  #: once this is on disk, all counted entries are, too
-        self._bytes_per_s = math.inf  #: that the peer may send for long
-        self._used_until_s = 0.0  #: when it may have sent what it has, at this rate
+        self._rate: ByteRate | None = None  #: None: it may send as fast as it can
 
     def restrict(
         self,
@@ -72,7 +70,7 @@ class Receiver:
         *,
         hello_bytes: int,
         frame_bytes: int,
-        bytes_per_s: float = math.inf,
+        bytes_per_s: float | None = None,
     ) -> None:
         """Accept only some messages, and read at most so fast; see `Decoder.restrict`.
 
@@ -81,7 +79,9 @@ class Receiver:
         self._decoder.restrict(
             allowed, hello_bytes=hello_bytes, frame_bytes=frame_bytes
         )
-        self._bytes_per_s = bytes_per_s
+        if bytes_per_s is not None:
+            clock = asyncio.get_running_loop().time
+            self._rate = ByteRate(bytes_per_s, clock=clock)
 
     def attach_transport(self, transport: asyncio.Transport) -> None:
         """Set the transport whose reading is paused and resumed."""
@@ -90,10 +90,8 @@ class Receiver:
     def receive_data(self, data: bytes) -> None:
         """Buffer received bytes, and process them unless reading is paused."""
         self._count_bytes(len(data))
-        now_s = asyncio.get_running_loop().time()
-        self._used_until_s = (
-            max(now_s, self._used_until_s) + len(data) / self._bytes_per_s
-        )
+        if self._rate is not None:
+            self._rate.add_bytes(len(data))
         self._decoder.add_data(data)
         if self._decoding is None:
             self._decoding = self._decoder.decode_messages()
@@ -187,9 +185,10 @@ class Receiver:
             return over_s * PAUSE_FACTOR
         if self._is_disk_behind:
             return DISK_POLL_S
-        ahead_s = self._used_until_s - asyncio.get_running_loop().time()
-        if ahead_s > AHEAD_S_MAX and self._transport is not None:
-            return ahead_s - AHEAD_S_MAX
+        if self._rate is not None and self._transport is not None:
+            wait_s = self._rate.wait_s()
+            if wait_s > 0.0:
+                return wait_s
         if self._decoding is not None:
             return 0.0
         self._decode_s = 0.0

@@ -24,6 +24,7 @@ from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import write_all
 from octaskly.files.manifest import (
+    MANIFEST_BYTES_MAX,
     ManifestError,
     TreeFile,
     TreeLink,
@@ -44,6 +45,7 @@ from octaskly.runner.blobs.uploads import disk_error
 from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
 from octaskly.runner.output.captured_folders import CapturedFolders, mark_uncopied
 from octaskly.runner.output.output_archive import OutputArchive
+from octaskly.system.byte_rate import ByteRate
 
 COPIED_BYTES_MAX: Final = 256 << 20  #: of one attempt's outputs
 ARCHIVE_BYTES_MAX: Final = COPIED_BYTES_MAX * 2  #: with the headers of its entries
@@ -234,6 +236,7 @@ class PushedArchive:
         folder: Where they belong; nothing is there before `finish`.
         size_bytes: Size of the archive.
         declared: The outputs that the task has declared; it may hold no others.
+        rate: Counts the bytes of all uploads of this visitor.
         captured: Accounts for captured outputs.
         is_wanted: Returns False if the attempt is not the visitor's any more.
         on_stored: Called with the size once they are here.
@@ -247,6 +250,7 @@ class PushedArchive:
         captured: CapturedFolders,
         *,
         declared: Iterable[str],
+        rate: ByteRate,
         is_wanted: Callable[[], bool],
         on_stored: Callable[[int], object],
         on_closed: Callable[[], None],
@@ -254,6 +258,7 @@ class PushedArchive:
         self._folder, self._size_bytes = folder, size_bytes
         self._captured, self._on_stored = captured, on_stored
         self._is_wanted, self._on_closed = is_wanted, on_closed
+        self._rate = rate
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = tempfile.mkdtemp(PARTIAL_SUFFIX, f"{folder.name}-", folder.parent)
         self._partial = Path(name)
@@ -271,8 +276,13 @@ class PushedArchive:
         """
         for start in range(0, len(data), WRITE_BYTES):
             part = bytes(data[start : start + WRITE_BYTES])
+            self._rate.add_bytes(len(part))
             self._reserve(len(part))
             self._store.add_data(part)
+
+    def wait_s(self) -> float:
+        """Return how long to read nothing, as the visitor sends too fast."""
+        return self._rate.wait_s()
 
     def finish(self) -> None:
         """Keep the outputs.
@@ -328,6 +338,7 @@ class _ArchiveStore:
         self._bytes_max = bytes_max
         self._reader = TarReader()
         self._left_bytes = bytes_max
+        self._left_path_bytes = MANIFEST_BYTES_MAX  #: in memory until `finish`
         self._fd = -1
         self._digest = hashlib.sha256()
         self._entry: TarEntry | None = None
@@ -364,6 +375,9 @@ class _ArchiveStore:
             # Tasks that get these outputs in their folders trust their names.
             raise TarError("the archive has a path that is no declared output")
         self._entry = entry
+        self._left_path_bytes -= len(entry.path) + len(entry.target)
+        if self._left_path_bytes < 0:
+            raise TarError(f"the paths have more than {MANIFEST_BYTES_MAX} bytes")
         self._left_bytes -= entry.size_bytes
         if self._left_bytes < 0:
             raise TarError(f"the archive has more than {self._bytes_max} bytes")

@@ -19,7 +19,7 @@ from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import ManifestError
-from octaskly.ports import FileQuotaExceeded, VisitorAccess
+from octaskly.ports import Clock, FileQuotaExceeded, VisitorAccess
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
@@ -29,10 +29,14 @@ from octaskly.runner.files.output_copies import (
     no_room_error,
 )
 from octaskly.runner.output.output_archive import OutputArchive
+from octaskly.system.byte_rate import ByteRate
 
 RETRY_S: Final = 2.0  #: until files that could not be fetched are tried again
 TREES_MAX: Final = 64  #: output trees that one visitor may have asked for
 PUSHED_BYTES_MAX: Final = 64 << 30  #: of the outputs of one attempt
+UPLOAD_BYTES_PER_S: Final = 64 << 20
+"""Of all uploads of one visitor: half of a gigabit link stays for others."""
+RATES_MAX: Final = 1024  #: visitors that send outputs, or did lately
 
 AttemptsOf = Callable[[NodeId], Sequence[tuple[AttemptId, TaskSpec]]]
 """Returns the live attempts of a node, if this node is dispatcher."""
@@ -48,6 +52,7 @@ class VisitorFiles:
         fetcher: Fetches inputs from other members.
         archive: Keeps outputs.
         copies: Has another member copy outputs.
+        clock: Gives the time, for the rate of uploads.
     """
 
     def __init__(
@@ -56,9 +61,11 @@ class VisitorFiles:
         fetcher: BlobFetcher,
         archive: OutputArchive,
         copies: OutputCopies,
+        clock: Clock,
     ) -> None:
         self._attempts_of, self._fetcher = attempts_of, fetcher
         self._archive, self._copies = archive, copies
+        self._clock_s = lambda: clock.now().mono_s
         self._held: dict[BlobRef, frozenset[str]] = {}  #: inputs here, with contents
         self._fetching: dict[BlobRef, asyncio.Task[None]] = {}
         self._granted: dict[NodeId, dict[BlobRef, None]] = {}
@@ -66,6 +73,7 @@ class VisitorFiles:
         self._tasks: asyncio.TaskGroup | None = None
         self._lock = threading.Lock()  #: of the set below
         self._arriving: set[Path] = set()  #: folders of outputs that are being sent
+        self._rates: dict[NodeId, ByteRate] = {}  #: the latest upload is last
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set the task group, which owns the fetches."""
@@ -132,12 +140,22 @@ class VisitorFiles:
                 size_bytes,
                 captured,
                 declared=spec.outputs,
+                rate=self._rate_of(visitor),
                 is_wanted=lambda: self._own_spec(visitor, task, attempt) is not None,
                 on_stored=partial(self._copies.on_captured, task, attempt),
                 on_closed=partial(self._arriving.discard, folder),
             )
             self._arriving.add(folder)
         return outputs
+
+    def _rate_of(self, visitor: NodeId) -> ByteRate:
+        """Return what all uploads of a visitor have in common."""
+        rate = self._rates.pop(visitor, None)
+        rate = rate or ByteRate(UPLOAD_BYTES_PER_S, clock=self._clock_s)
+        self._rates[visitor] = rate
+        if len(self._rates) > RATES_MAX:
+            del self._rates[next(iter(self._rates))]
+        return rate
 
     def _own_spec(
         self, visitor: NodeId, task: TaskId, attempt: AttemptId

@@ -15,16 +15,22 @@ from octaskly.core.model.task_options import BlobRef, TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.captured_tree import CapturedTree
-from octaskly.files.manifest import TreeFile, make_manifest
-from octaskly.files.tree_tar import TarError
+from octaskly.files.manifest import (
+    MANIFEST_BYTES_MAX,
+    NAME_BYTES_MAX,
+    TreeFile,
+    make_manifest,
+)
+from octaskly.files.tree_tar import END_BYTES, TarError
 from octaskly.ports import FileQuotaExceeded, VisitorAccess
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.files.capture import OutputReader, outputs_folder
 from octaskly.runner.files.output_copies import ROOM_BYTES, OutputCopies
-from octaskly.runner.files.visitor_files import VisitorFiles
+from octaskly.runner.files.visitor_files import UPLOAD_BYTES_PER_S, VisitorFiles
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import archive_in, supply_in
 from tests.support.sample_messages import ATTEMPT, SPEC
+from tests.support.set_clock import SetClock
 
 VISITOR, STRANGER = NodeId("visitor-one"), NodeId("visitor-two")
 DATA = b"result" * 1000
@@ -68,8 +74,9 @@ def member(tmp_path: Path) -> Iterator[Member]:
     def attempts_of(node: NodeId) -> list[tuple[AttemptId, object]]:
         return list(held) if node == VISITOR else []
 
+    clock = SetClock()
     yield Member(
-        VisitorFiles(attempts_of, fetcher, archive, copies),  # type: ignore[arg-type]
+        VisitorFiles(attempts_of, fetcher, archive, copies, clock),  # type: ignore[arg-type]
         archive,
         fetcher,
         held,
@@ -176,6 +183,25 @@ def test_a_slow_upload_holds_room_only_for_what_has_arrived(
     outputs.abort()
 
 
+def test_all_uploads_of_a_visitor_have_one_rate(member: Member, tmp_path: Path) -> None:
+    """It cannot send faster by sending the outputs of several attempts at once."""
+    ((attempt, spec),) = member.held
+    other = replace(attempt, seq=attempt.seq + 1)
+    member.held.append((other, replace(spec, id=TaskId("other"))))
+    data = member.sent(tmp_path, data=bytes(UPLOAD_BYTES_PER_S // 2))
+    first = member.files.open_outputs(VISITOR, SPEC.id, attempt, len(data))
+    second = member.files.open_outputs(VISITOR, TaskId("other"), other, len(data))
+    assert first is not None
+    assert second is not None
+    assert second.wait_s() == 0.0
+
+    first.write(data)
+
+    assert second.wait_s() == first.wait_s() > 0.0
+    first.abort()
+    second.abort()
+
+
 def test_an_output_that_was_not_declared_is_refused(
     member: Member, tmp_path: Path
 ) -> None:
@@ -209,3 +235,26 @@ def test_files_of_no_attempt_are_denied(member: Member) -> None:
     """A stranger has none; a visitor those that its attempts name."""
     assert member.files.access_to(STRANGER, ["a" * 64]) is VisitorAccess.DENIED
     assert member.files.access_to(VISITOR, ["f" * 64]) is VisitorAccess.LATER
+
+
+def test_the_paths_of_an_archive_take_little_memory(
+    member: Member, tmp_path: Path
+) -> None:
+    """Empty files with long paths: all paths are in memory until the end."""
+    ((attempt, spec),) = member.held
+    member.held[0] = (attempt, replace(spec, outputs=("out",)))
+    digest = sha256(b"").digest()
+    (tmp_path / digest.hex()).touch()
+    folders = "/".join(["f" * NAME_BYTES_MAX] * 14)
+    files = [
+        TreeFile(f"out/{n}/{folders}", digest, 0, 17, is_executable=False)
+        for n in range(100)
+    ]
+    few = CapturedTree(make_manifest(files, (), ()), lambda name: tmp_path / name.hex())
+    part = b"".join(few.tar_chunks(0, few.tar.size_bytes - END_BYTES, 1 << 16))
+    outputs = member.files.open_outputs(VISITOR, SPEC.id, attempt, 1 << 30)
+    assert outputs is not None
+
+    with pytest.raises(TarError, match="paths"):
+        outputs.write(part * (2 * MANIFEST_BYTES_MAX // len(part)))
+    outputs.abort()

@@ -408,6 +408,25 @@ async def test_a_body_that_cannot_be_stored_leaves_the_connection() -> None:
         await until(lambda: pair.server.data == b"rest")
 
 
+async def test_a_body_is_read_no_faster_than_its_rate() -> None:
+    """The sender has to wait; a pause counts as no stall."""
+    pauses_s = [0.3, 0.0]
+    taken: list[int] = []
+    async with connected() as (pair, _, writer):
+        writer.write(os.urandom(2 * PART_BYTES))
+        begin_s = asyncio.get_running_loop().time()
+        await pair.transport.receive_to(
+            lambda data: taken.append(len(data)),
+            2 * PART_BYTES,
+            stall_s=WAIT_S_MAX,
+            wait_s=lambda: pauses_s.pop(0) if pauses_s else 0.0,
+        )
+        took_s = asyncio.get_running_loop().time() - begin_s
+
+    assert sum(taken) == 2 * PART_BYTES
+    assert took_s >= 0.3
+
+
 async def test_a_body_that_stops_is_given_up() -> None:
     """The client gets the reason as a response."""
     async with connected() as (pair, reader, writer):

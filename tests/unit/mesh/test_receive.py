@@ -18,12 +18,12 @@ from octaskly.core.protocol.visitor_rules import Direction, message_numbers
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
 from octaskly.mesh.links.receive import (
-    AHEAD_S_MAX,
     DECODE_S_MAX,
     MESSAGES_PER_TURN,
     UNPERSISTED_ENTRIES_MAX,
     Receiver,
 )
+from octaskly.system.byte_rate import AHEAD_S_MAX
 
 STREAM = StreamId(77)
 TURNS_MAX = 10_000
