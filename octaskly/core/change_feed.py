@@ -33,7 +33,6 @@ from octaskly.core.log.retired_streams import (
     add_digests,
     pair_digest,
 )
-from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.hlc import HLC_COUNTER_BITS, accepted_hlc, wall_ms_of
 from octaskly.core.model.ids import (
     NO_EPOCH,
@@ -300,12 +299,6 @@ def array_event_of(entry: Entry, array: TaskRecord) -> TaskEvent | None:
 def end_event(record: TaskRecord, at_ms: int) -> TaskEvent:
     """Return the event for the end of a task."""
     return _task_event(record, record.state, at_ms, record.deciding_attempt)
-
-
-def array_id_of(task: TaskId) -> TaskId:
-    """Return the id of a member's array; for any other task its own id."""
-    array_and_number = split_member_id(task)
-    return task if array_and_number is None else array_and_number[0]
 
 
 def outline_record(record: TaskRecord) -> TaskRecord:

@@ -23,12 +23,12 @@ from octaskly.core.change_feed import (
     FeedPosition,
     NodeEvent,
     array_event_of,
-    array_id_of,
     end_event,
     resume_cursor,
     task_event_of,
 )
 from octaskly.core.effects import PublishMeshState
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.hlc import HLC_MAX
 from octaskly.core.model.ids import NodeId, StreamId
 from octaskly.core.model.nodes import RosterEntry
@@ -231,11 +231,13 @@ def _items_of(part: FeedPage, cursor: FeedCursor) -> list[tuple[_Origin, FeedIte
     found: list[tuple[_Origin, FeedItem]] = []
     if not part.is_whole:
         found.append((None, FeedItem(FeedGap())))
-    last = {array_id_of(entry.fact.task): entry for entry, _ in part.items}
+    last = {
+        array_of(entry.fact.task) or entry.fact.task: entry for entry, _ in part.items
+    }
     for entry, record in part.items:
         can_resume = cursor.advance_past(entry)
         candidates = [task_event_of(entry, record)]
-        array = part.arrays.get(array_id_of(record.id))
+        array = part.arrays.get(array_of(record.id) or record.id)
         if array is not None and entry is last[array.id]:
             candidates.append(array_event_of(entry, array))
         events = [each for each in candidates if each is not None]

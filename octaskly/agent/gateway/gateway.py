@@ -48,7 +48,7 @@ from octaskly.core import replies
 from octaskly.core.events import PurgeRequested
 from octaskly.core.log.merge import TaskRecord, cancel_of
 from octaskly.core.log.mesh_records import VISIT_ENDED, RecordDraft
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId, task_name
 from octaskly.core.model.nodes import AvailabilityCommand, LoadSample, RosterEntry
@@ -417,11 +417,11 @@ class AgentGateway:
         """Change the priority of a task or an array that waits."""
         record = await self.find_task(ref)
         require_owner(record, principal)
-        if (place := split_member_id(record.id)) is not None:
-            array = task_name(place[0])
+        if (array := array_of(record.id)) is not None:
             raise TaskNotWaiting(
                 "Cannot change the priority of this task",
-                hint=f"it is a member; its priority is that of array {array}",
+                hint=f"it is a member; its priority is that of array"
+                f" {task_name(array)}",
             )
         reply = await self.pending_requests.send_request(
             lambda ticket: ev.ReprioritizeRequested(ticket, record, priority),
@@ -482,9 +482,9 @@ class AgentGateway:
         """Return a task and the reason for its state."""
         record = about = await self.find_task(ref, TaskParts.BRIEF)
         is_waiting = record.state is TaskState.QUEUED and not record.attempts
-        if is_waiting and (place := split_member_id(record.id)) is not None:
+        if is_waiting and (array := array_of(record.id)) is not None:
             # It is queued with its array.
-            about = await self.find_task(place[0], TaskParts.BRIEF)
+            about = await self.find_task(array, TaskParts.BRIEF)
         names = tuple((a.node, self.view.name_of(a.node)) for a in about.attempts)
         reply = await self.pending_requests.send_request(
             lambda n: ev.ExplainRequested(n, about, names)

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.drafts import TaskDraft, log_id_of
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import After, InputTree
@@ -206,7 +206,7 @@ async def _read_parent_names(
         except TaskNotFound as error:
             hint = f"no task is called {ref}"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint) from error
-        if split_member_id(TaskId(known[ref])) is not None:
+        if array_of(TaskId(known[ref])) is not None:
             hint = f"{ref} is a member of an array: use the array as parent"
             raise ParentNotFound(_NOT_FOUND, field=field, hint=hint)
     return known

@@ -16,7 +16,7 @@ from octaskly.core.log import merge
 from octaskly.core.log.facts import Entry, TaskFact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import task_entries
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import TaskId, task_name
 from octaskly.core.model.task_options import TaskOptions
 
@@ -72,8 +72,8 @@ class TaskWaiters:
         waits = self._waits
         for task in tasks if waits else ():
             name = task_name(task) if "~" in task else task
-            place = split_member_id(task) if "." in task else None
-            other = name + _ANY_MEMBER if place is None else task_name(place[0])
+            array = array_of(task)
+            other = name + _ANY_MEMBER if array is None else task_name(array)
             for wait in (*waits.get(name, ()), *waits.get(other, ())):
                 wait.has_changed.set()
 

@@ -17,8 +17,8 @@ from octaskly.core.change_feed import (
     FeedPosition,
     NodeEvent,
     TaskEvent,
-    array_id_of,
 )
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import TaskId
 from octaskly.ports import TaskParts
 from octaskly.ports.events import EventSubscription
@@ -97,7 +97,7 @@ class _EventSender:
     def _is_requested(self, about: FeedContent) -> bool:
         match about:
             case TaskEvent(record):
-                is_it = self._task_filter in (None, record.id, array_id_of(record.id))
+                is_it = self._task_filter in (None, record.id, array_of(record.id))
                 return "task" in self._types and is_it
             case NodeEvent():
                 return "node" in self._types and self._task_filter is None

@@ -20,7 +20,7 @@ from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.log.facts import Assigned
 from octaskly.core.log.merge import TaskRecord, join_records
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.tasks import Attempt, TaskSpec
 from octaskly.core.model.timer_heap import Timer, TimerHeap
@@ -250,7 +250,7 @@ class Reconciler:
                 self._step.decide(self._queue.add_shadow(record))
             return None
         task = self._queue.task_from_record(record)
-        task.may_be_array_cancelled = split_member_id(record.id) is not None
+        task.may_be_array_cancelled = array_of(record.id) is not None
         chosen = self._likely_live_attempt(live)
         self._queue.adopt(task, chosen.id, chosen.node)
         self._step.carry_out_verdict(task, None)
@@ -320,7 +320,7 @@ class Reconciler:
             # it is asked before the task is run again.
             task = QueuedTask(record, is_read=False)
             self._queue.look_up_task(spec.id)
-            task.may_be_array_cancelled = split_member_id(spec.id) is not None
+            task.may_be_array_cancelled = array_of(spec.id) is not None
             self._queue.adopt(task, attempt, node)
             task.is_worker_confirmed = True
             self._step.facts += self._step.resubmission_facts(spec, attempt)

@@ -30,9 +30,9 @@ from octaskly.core.model.arrays import (
     MAX_FAILS_CANCELLER,
     MemberRange,
     RangeMembers,
+    array_of,
     has_too_many_failures,
     part_of_array,
-    split_member_id,
 )
 from octaskly.core.model.ids import (
     NO_EPOCH,
@@ -236,9 +236,7 @@ class DispatchStep:
         store has it, or it is gone, and what is said of it is never shown. Nor of a
         member, which is known by its array.
         """
-        if split_member_id(spec.id) is not None or self._journal.is_below_floor(
-            attempt, spec
-        ):
+        if array_of(spec.id) is not None or self._journal.is_below_floor(attempt, spec):
             return []
         return [Submitted(spec)]
 
@@ -272,12 +270,10 @@ class DispatchStep:
             self.queue.requeue_attempted(task)
         else:
             self.backoff_queue.add_task(task, now, wait_s)
-        array_and_number = (
-            split_member_id(task.spec.id) if task.may_be_array_cancelled else None
-        )
-        if array_and_number is not None and task.final_state is None:
+        array = array_of(task.spec.id) if task.may_be_array_cancelled else None
+        if array is not None and task.final_state is None:
             # The array may be over by that, which the store knows.
-            self.announce_ended([array_and_number[0]])
+            self.announce_ended([array])
 
     def requeue_backed_off(self, now: Moment) -> bool:
         """Queue those that have rested; the store is asked about some before.
@@ -381,10 +377,9 @@ class DispatchStep:
 
         A read that is pending may be older than the verdict on the member.
         """
-        queue, array_and_number = self.queue, split_member_id(member)
-        if array_and_number is None or queue.array_queue.counted_array_of(member):
+        queue, array = self.queue, array_of(member)
+        if array is None or queue.array_queue.counted_array_of(member):
             return
-        array, _ = array_and_number
         if array not in queue.tasks:
             self.pin_until_durable(queue.add_shadow(TaskRecord(array)))
         for other in self._undecided_members(array):
@@ -424,12 +419,12 @@ class DispatchStep:
 
     def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""
-        array_and_number = split_member_id(member.spec.id)
-        if array_and_number is None:
+        array_id = array_of(member.spec.id)
+        if array_id is None:
             return
-        array = self.queue.tasks.get(array_and_number[0])
+        array = self.queue.tasks.get(array_id)
         if array is None:
-            self.queue.look_up_task(array_and_number[0])
+            self.queue.look_up_task(array_id)
         elif member.final_state is None and (by := _forced_canceller(array.record)):
             self._cancel_live_member(member, by)
 

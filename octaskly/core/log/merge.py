@@ -31,11 +31,7 @@ from octaskly.core.log.facts import (
     Unblocked,
 )
 from octaskly.core.log.shown_end import shown_failure
-from octaskly.core.model.arrays import (
-    ArrayProgress,
-    array_state,
-    split_member_id,
-)
+from octaskly.core.model.arrays import ArrayProgress, array_of, array_state
 from octaskly.core.model.field_types import Canceller, Count, Millis, Time
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
 from octaskly.core.model.task_options import After, with_stdin_from, without_stdin
@@ -310,7 +306,7 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
     A member of an array has no submission, because its spec follows from the array.
     """
     facts: list[TaskFact] = []
-    if record.spec is not None and split_member_id(record.id) is None:
+    if record.spec is not None and array_of(record.id) is None:
         facts.append(Submitted(record.spec))
     if (cancelled := cancel_of(record)) is not None:
         facts.append(cancelled)

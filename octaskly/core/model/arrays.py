@@ -242,6 +242,18 @@ def split_member_id(task: TaskId) -> tuple[TaskId, int] | None:
     return _split_cached(task) if "." in task else None
 
 
+def array_of(task: TaskId) -> TaskId | None:
+    """Return the array of a member; None if `task` is not a member."""
+    place = split_member_id(task)
+    return None if place is None else place[0]
+
+
+def position_of(member: TaskId, array: ArraySpec) -> int | None:
+    """Return the position of a member in its array; None if it has no such member."""
+    place = split_member_id(member)
+    return None if place is None else array.position(place[1])
+
+
 @lru_cache(maxsize=4096)
 def _split_cached(task: TaskId) -> tuple[TaskId, int] | None:
     match = _MEMBER_ID.fullmatch(task)
@@ -256,7 +268,7 @@ def lane_key_of(spec: TaskSpec) -> LaneKey:
     Members that wait have no submitter there; few do, as most come out of their array.
     """
     options, submitter = spec.options, spec.submitter
-    if split_member_id(spec.id) is not None:
+    if array_of(spec.id) is not None:
         submitter = ""
     if options is None:  # A shortcut for most tasks.
         return LaneKey(0, submitter)

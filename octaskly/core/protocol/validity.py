@@ -54,7 +54,7 @@ def is_valid_fact(fact: Fact) -> bool:
         case Recorded():
             return mesh_records.is_valid_record(fact)
         case Reprioritized(task=task):
-            return arrays.split_member_id(task) is None  # It is of the array.
+            return arrays.array_of(task) is None  # It is of the array.
         case _:
             return True
 

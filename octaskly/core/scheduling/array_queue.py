@@ -17,9 +17,10 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import (
     RUNS_MAX,
     RemainingMembers,
+    array_of,
     member_id,
     member_spec,
-    split_member_id,
+    position_of,
 )
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import TaskOptions
@@ -75,10 +76,8 @@ def merge_array_record(task: QueuedTask, record: TaskRecord, table: TaskTable) -
         task.failed_members = max(task.failed_members, progress.failed)
     for live in table.ranges.of_array(record.id):
         task.remaining.remove_run(live.position, live.position + len(live.ids) - 1)
-    for member_id_ in table.single_members_of(record.id):
-        array_and_number = split_member_id(member_id_)
-        assert array_and_number is not None
-        position = array.position(array_and_number[1])
+    for member in table.single_members_of(record.id):
+        position = position_of(member, array)
         if position is not None:
             task.remaining.remove(position)
 
@@ -96,13 +95,10 @@ class ArrayQueue:
 
     def counted_array_of(self, member: TaskId) -> QueuedTask | None:
         """Return the array that counts a member's failures, if there is one."""
-        array_and_number = split_member_id(member)
-        if array_and_number is None:
+        array_id = array_of(member)
+        if array_id is None:
             return None
-        array = self._tasks.get(array_and_number[0])
-        if array is not None and array.stage is Stage.QUEUED:
-            return array
-        return self._counted_arrays.get(array_and_number[0])
+        return self.queued_array_of(member) or self._counted_arrays.get(array_id)
 
     def keep_counting_failures(self, array: QueuedTask) -> None:
         """Keep the failure count of an array, even after it left the queue."""
@@ -130,20 +126,17 @@ class ArrayQueue:
 
     def queued_array_of(self, member: TaskId) -> QueuedTask | None:
         """Return the array of a member, if it is queued in memory."""
-        array_and_number = split_member_id(member)
-        array = (
-            None if array_and_number is None else self._tasks.get(array_and_number[0])
-        )
-        is_waiting = array is not None and array.stage is Stage.QUEUED
-        return array if is_waiting else None
+        array = self._array_of(member)
+        return array if array is not None and array.stage is Stage.QUEUED else None
 
     def is_remainder_cancelled(self, member: TaskId) -> bool:
         """Return True if the rest of the member's array was just cancelled."""
-        array_and_number = split_member_id(member)
-        array = (
-            None if array_and_number is None else self._tasks.get(array_and_number[0])
-        )
+        array = self._array_of(member)
         return array is not None and array.stage is Stage.ENDED
+
+    def _array_of(self, member: TaskId) -> QueuedTask | None:
+        array_id = array_of(member)
+        return None if array_id is None else self._tasks.get(array_id)
 
     def next_of_array(self, array: QueuedTask) -> QueuedTask | None:
         """Return the task that comes next out of an array; None if none is left.
@@ -204,11 +197,6 @@ class ArrayQueue:
         ):
             array.next_position = None
             return
-        array_and_number = split_member_id(member)
-        position = (
-            None
-            if array_and_number is None
-            else array.spec.array.position(array_and_number[1])
-        )
+        position = position_of(member, array.spec.array)
         if position is not None:
             array.remaining.remove(position)

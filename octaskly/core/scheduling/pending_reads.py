@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum, auto
 
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import TaskId
 
 
@@ -60,16 +60,14 @@ class PendingReads:
     def overtake(self, tasks: Iterable[TaskId]) -> None:
         """Note that ends of these tasks came with the log of another node."""
         for task in tasks if self._numbers else ():
-            array_and_number = split_member_id(task)
             self._overtaken[task] = self.last
-            if array_and_number is not None:  # Its progress is outdated, too.
-                self._overtaken[array_and_number[0]] = self.last
+            if (array := array_of(task)) is not None:  # Its progress is outdated, too.
+                self._overtaken[array] = self.last
 
     def is_overtaken(self, task: TaskId, number: int) -> bool:
         """Return True if read `number` may lack the end of a task or of its array."""
         overtaken = self._overtaken
         if not overtaken:
             return False
-        array_and_number = split_member_id(task)
-        array = task if array_and_number is None else array_and_number[0]
+        array = array_of(task) or task
         return number <= max(overtaken.get(task, 0), overtaken.get(array, 0))

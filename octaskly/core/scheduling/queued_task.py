@@ -19,11 +19,7 @@ from octaskly.core.log.merge import (
     ord_after,
     with_attempt,
 )
-from octaskly.core.model.arrays import (
-    MAX_FAILS_CANCELLER,
-    RemainingMembers,
-    split_member_id,
-)
+from octaskly.core.model.arrays import MAX_FAILS_CANCELLER, RemainingMembers, array_of
 from octaskly.core.model.ids import AttemptId, NodeId, is_visitor
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import (
@@ -190,7 +186,7 @@ class QueuedTask:
 
         A cancel of a member's array is kept apart, because it does not end what runs.
         """
-        is_member = split_member_id(record.id) is not None
+        is_member = array_of(record.id) is not None
         if is_member and record.cancelled_by is not None and not record.cancel_term:
             self.is_array_cancelled = True
             record = replace(record, cancelled_by=None)

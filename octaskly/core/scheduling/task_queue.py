@@ -31,7 +31,7 @@ from octaskly.core.effects import Effect, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
 from octaskly.core.log.facts import Assigned, Reprioritized
 from octaskly.core.log.merge import TaskRecord, later_priority
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, is_stdin_freed
@@ -155,9 +155,8 @@ class TaskQueue:
 
         Once a member has ended, no read of the queue returns the array.
         """
-        array_and_number = split_member_id(member)
-        if array_and_number is not None:
-            self.look_up_missing(array_and_number[0])
+        if (array := array_of(member)) is not None:
+            self.look_up_missing(array)
 
     def look_up_task(self, task: TaskId) -> None:
         """Read a task or an array by its id at the next `next_reads`, live or not."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import cast
 
-from octaskly.core.model.arrays import RangeMembers, split_member_id
+from octaskly.core.model.arrays import RangeMembers, array_of
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.scheduling.live_ranges import APART, SUCCEEDED, LiveRange, LiveRanges
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
@@ -67,17 +67,17 @@ class TaskTable(dict[TaskId, QueuedTask]):
     def __setitem__(self, task_id: TaskId, task: QueuedTask) -> None:
         super().__setitem__(task_id, task)
         self.note_stage(task)
-        if (array_and_number := split_member_id(task_id)) is not None:
-            self._members.setdefault(array_and_number[0], {})[task_id] = task
+        if (array := array_of(task_id)) is not None:
+            self._members.setdefault(array, {})[task_id] = task
 
     def __delitem__(self, task_id: TaskId) -> None:
         super().__delitem__(task_id)
         self._waiting.pop(task_id, None)
-        if (array_and_number := split_member_id(task_id)) is not None:
-            members = self._members[array_and_number[0]]
+        if (array := array_of(task_id)) is not None:
+            members = self._members[array]
             del members[task_id]
             if not members:
-                del self._members[array_and_number[0]]
+                del self._members[array]
 
     def clear(self) -> None:
         """Remove all tasks."""

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskSpec
 
@@ -37,8 +37,7 @@ def flow_of(spec: TaskSpec) -> FlowKey:
     """Return the flow of a task, an array or a member."""
     if spec.array is not None:
         return spec.submitter, spec.id
-    array_and_number = split_member_id(spec.id)
-    return spec.submitter, None if array_and_number is None else array_and_number[0]
+    return spec.submitter, array_of(spec.id)
 
 
 @dataclass(slots=True)

@@ -10,10 +10,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from octaskly.core.change_feed import FeedPage, StreamExtent, array_id_of
+from octaskly.core.change_feed import FeedPage, StreamExtent
 from octaskly.core.log.facts import Entry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import member_entries
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import Epoch, NodeId, StreamId, TaskId
 from octaskly.ports import Packer
@@ -94,7 +95,7 @@ def read_feed_page(
         entries.append(stored)
         reached[stream] = seq
     ids = {entry.fact.task for entry in entries}
-    records = _records(db, ids | {array_id_of(task) for task in ids})
+    records = _records(db, ids | {array_of(task) or task for task in ids})
     arrays_here = {task: record for task, record in records.items() if record.progress}
     items = tuple(
         (entry, records[entry.fact.task])

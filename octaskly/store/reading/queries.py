@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from octaskly.core.log.facts import Entry, Finished, PackedEntry
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import MEMBER_BYTES
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of, split_member_id
 from octaskly.core.model.hlc import hlc_of, wall_ms_of
 from octaskly.core.model.ids import (
     AttemptId,
@@ -192,8 +192,7 @@ def is_stream_known(db: sqlite3.Connection, stream: StreamId) -> bool:
 
 def _is_task_known(db: sqlite3.Connection, task: TaskId) -> bool:
     """Return True if the log has a task, its array, or facts that wait for it."""
-    member = split_member_id(task)
-    array = task if member is None else member[0]
+    array = array_of(task) or task
     found = db.execute(
         "SELECT 1 FROM tasks WHERE id IN (?1, ?2)"
         " UNION ALL SELECT 1 FROM pending_entries WHERE task_id IN (?1, ?2) LIMIT 1",

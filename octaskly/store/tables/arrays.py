@@ -22,6 +22,7 @@ from octaskly.core.log.merge import SubmissionTimes, TaskRecord, with_array_canc
 from octaskly.core.model.arrays import (
     RUNS_MAX,
     ArrayProgress,
+    array_of,
     member_spec,
     split_member_id,
 )
@@ -261,8 +262,8 @@ def ranges_without_row(
 def _array_ids(records: RecordsWithOutputs) -> Iterator[TaskId]:
     """Yield the id of the array of each record that is a member."""
     for record, _ in records:
-        if (place := split_member_id(record.id)) is not None:
-            yield place[0]
+        if (array := array_of(record.id)) is not None:
+            yield array
 
 
 def _complete_records(

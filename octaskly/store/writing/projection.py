@@ -23,7 +23,7 @@ from octaskly.core.log.facts import (
     TaskFact,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
-from octaskly.core.model.arrays import member_spec, split_member_id
+from octaskly.core.model.arrays import array_of, member_spec, split_member_id
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import Attempt, TaskSpec
 from octaskly.ports import Packer
@@ -83,7 +83,7 @@ class PendingEntries:
             " WHERE task_id > ? || '.' AND task_id < ? || '/'",
             (name, name),
         )
-        return {id_ for (id_,) in found if (split_member_id(id_) or ("",))[0] == array}
+        return {id_ for (id_,) in found if array_of(id_) == array}
 
     def update_entries(
         self, held: Iterable[PendingEntry], applied: Iterable[PendingEntry]

@@ -27,7 +27,7 @@ from octaskly.core.log.facts import (
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.range_facts import entry_after, task_entries
 from octaskly.core.log.task_ages import ClockStep, storing_time_ms, trusted_timestamps
-from octaskly.core.model.arrays import split_member_id
+from octaskly.core.model.arrays import array_of, position_of
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.ports import Clock, Packer
@@ -167,10 +167,10 @@ class TableWriter:
         plain = [
             row
             for sent in rows
-            if sent.record.spec is not None and split_member_id(sent.record.id) is None
+            if sent.record.spec is not None and array_of(sent.record.id) is None
             if (row := self._live_part_of(sent)) is not None
         ]
-        members = [row for row in rows if split_member_id(row.record.id) is not None]
+        members = [row for row in rows if array_of(row.record.id) is not None]
         self._merge_some_rows(item, plain, staged.stored_ms)
         self._merge_some_rows(item, members, staged.stored_ms)
         self._merge_pending(staged.part.pending)
@@ -440,8 +440,8 @@ class TableWriter:
         plain = dict.fromkeys(ids)
         parents: dict[TaskId, TaskId] = {}
         for task_id in plain:
-            if "." in task_id and (place := split_member_id(task_id)) is not None:
-                parents[task_id] = place[0]
+            if (array := array_of(task_id)) is not None:
+                parents[task_id] = array
         if not parents:
             return self._fetch_rows(plain)
         for task_id in parents:
@@ -640,10 +640,9 @@ class TableWriter:
 
 def _member_key(task_id: TaskId, array: ProjectedTask) -> int | None:
     """Return the key of a member; None if the array is unknown or has no such one."""
-    place = split_member_id(task_id)
-    if place is None or array.members is None or array.spec is None:
+    if array.members is None or array.spec is None or array.spec.array is None:
         return None
-    position = None if array.spec.array is None else array.spec.array.position(place[1])
+    position = position_of(task_id, array.spec.array)
     return None if position is None else array.members.first + position
 
 
@@ -654,8 +653,7 @@ def _times_in(some: Sequence[TaskRow], staged_ms: int) -> dict[TaskId, int]:
     """
     times_ms: dict[TaskId, int] = {}
     for row in some:
-        place = split_member_id(row.record.id)
-        task = row.record.id if place is None else place[0]
+        task = array_of(row.record.id) or row.record.id
         time_ms = max(1, staged_ms - row.age_ms)
         times_ms[task] = max(time_ms, times_ms.get(task, time_ms))
     return times_ms
