@@ -51,7 +51,8 @@ def place(
         pool.add(node_info(view.node, view.slots))
         pool.set_credit(view.node, view.slots if view.credit is None else view.credit)
         pool.set_load(view.node, view.cpu_percent)
-        pool.attach(view.node, view.outstanding, Grant())
+        pool.attach(view.node)
+        pool.set_held(view.node, view.outstanding, Grant())
     placements: list[Placement] = []
     while len(placements) < wanted and (node := pool.take_slot()) is not None:
         held[node] += 1

@@ -47,9 +47,6 @@ class Dependencies:
         """Number of the last query; other answers belong to an earlier epoch."""
         self.has_waiting_tasks = False
         """True if a task waits for another one, by the last answer of the store."""
-        self._needs_query = False
-        """Whether a task may have become ripe since the last question."""
-        self._is_querying = False
         self._has_new_waiting_tasks = False
         """Whether tasks that wait came since the last question."""
         self._missing_dependency_ms = round(timing.missing_dependency_s * 1000)
@@ -72,30 +69,26 @@ class Dependencies:
 
         One that is due while reading is paused is made when it goes on.
         """
-        is_idle = self.has_waiting_tasks and not self._is_querying
+        is_idle = self.has_waiting_tasks and self._step.changed_since_query is None
         self._timers.set(Timer.DEPENDENCIES, self._due_s if is_idle else math.inf)
 
     def note_waiting_tasks(self) -> None:
         """Tasks came that wait: ask when they are durable."""
-        self.has_waiting_tasks = self._needs_query = self._has_new_waiting_tasks = True
+        self.has_waiting_tasks = self._has_new_waiting_tasks = True
+        self._step.may_unblock = True
         self._set_timer()
 
     def query_unblocked(self, now: Moment) -> list[Effect]:
         """Ask the store, if there is a reason to; at the end of each step."""
-        is_due = now.mono_s >= self._due_s
-        self._needs_query = (
-            self._step.pop_has_ended_tasks() or self._needs_query or is_due
-        )
-        if not (self._needs_query and self.has_waiting_tasks) or self._is_querying:
+        step, is_due = self._step, now.mono_s >= self._due_s
+        step.may_unblock |= is_due
+        is_querying = step.changed_since_query is not None
+        if is_querying or not (step.may_unblock and self.has_waiting_tasks):
             return []
         if self._queue.is_reading_paused:
             return []  # Others may hold that such a task has run.
-        self._needs_query, self._has_new_waiting_tasks, self._is_querying = (
-            False,
-            False,
-            True,
-        )
-        self._step.changed_since_query = set()
+        step.may_unblock = self._has_new_waiting_tasks = False
+        step.changed_since_query = set()
         self._query_number += 1
         before_hlc = 0
         if is_due:
@@ -121,7 +114,7 @@ class Dependencies:
             if r.failed_dependency is None or r.record.id not in tasks
         ]
         decided = [self._decide_unblocked(ripe) for ripe in undecided]
-        self._needs_query = self._needs_query or bool(undecided)
+        self._step.may_unblock |= bool(undecided)
         admitted = [record for record in decided if record is not None]
         return self._step.commit_step(now, partial(self._admit, number, admitted))
 
@@ -143,14 +136,14 @@ class Dependencies:
         return self._step.commit_step(now) + self.query_unblocked(now)
 
     def _finish_query(self) -> None:
-        self._is_querying, self._step.changed_since_query = False, None
+        self._step.changed_since_query = None
         self._set_timer()
 
     def _decide_unblocked(self, unblocked: UnblockedTask) -> TaskRecord | None:
         """Write what becomes of one task; return it if it may run."""
         spec = unblocked.record.spec
         assert spec is not None
-        if self._step.changed_since_query and spec.id in self._step.changed_since_query:
+        if spec.id in (self._step.changed_since_query or ()):
             return None
         term = self._step.epoch.term
         fact = task_rules.unblock(spec.id, unblocked.failed_dependency, term)

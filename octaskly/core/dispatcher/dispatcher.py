@@ -172,7 +172,7 @@ class Dispatcher:
 
     def outstanding(self, node: NodeId) -> int:
         """Return how many attempts the node holds, as far as is known."""
-        return self._queue.outstanding(node)
+        return self._queue.tasks.held_count(node)
 
     # --- Visitors.
 
@@ -341,9 +341,8 @@ class Dispatcher:
         self.reconciler.on_reattach(node, message, now)
         self._step.locality.holdings.drop_node(node)  # It reports all again.
         self._pool.set_credit(node, message.credit)
-        self._pool.attach(
-            node, self.outstanding(node), self._queue.granted_resources(node)
-        )
+        self._pool.attach(node)
+        self._step.recount_worker(node)
         return self._fail_without_inputs(now)
 
     def on_held_blobs(self, node: NodeId, message: HeldBlobs) -> None:
@@ -394,7 +393,7 @@ class Dispatcher:
         for report in reports:
             self._outcome_recorder.record_report(node, report, now)
         items = tuple((report.task, report.attempt) for report in reports)
-        self._note_room(node)
+        self._step.recount_worker(node)
         return _Acknowledgement(node, items, ResultsOk(items))
 
     def _record_members(
@@ -405,14 +404,8 @@ class Dispatcher:
         for report in reports:
             items += self._outcome_recorder.record_members(node, report, now)
         ok = RangeResultsOk(tuple(report.members for report in reports))
-        self._note_room(node)
+        self._step.recount_worker(node)
         return _Acknowledgement(node, items, ok)
-
-    def _note_room(self, node: NodeId) -> None:
-        """Give a worker room again for the attempts that it reported."""
-        self._pool.set_held(
-            node, self.outstanding(node), self._queue.granted_resources(node)
-        )
 
     def _acknowledge(
         self, recorded: Sequence[_Acknowledgement], _: Moment, replicas: int

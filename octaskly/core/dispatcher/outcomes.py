@@ -15,7 +15,7 @@ from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import RangeReport, Report
-from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.queued_task import QueuedTask
 
 AttemptKey = tuple[TaskId, AttemptId]
 
@@ -57,7 +57,7 @@ class OutcomeRecorder:
         """
         step, key = self._step, (report.task, report.attempt)
         task = self._queue.tasks.take_reported(report.task, report.attempt, node)
-        is_live = _is_live_attempt(task, node, report.attempt)
+        is_live = task is not None and task.is_live_at(node, report.attempt)
         if key in self._unacknowledged and not is_live:
             return
         self._unacknowledged.add(key)
@@ -140,9 +140,3 @@ class OutcomeRecorder:
         task.missing_room = task.describe_missing_inputs()
         task.nodes_lacking_inputs, task.missing_inputs = frozenset(), ()
         self._step.requeue_task(task, now, ROOM_WAIT_S)
-
-
-def _is_live_attempt(task: QueuedTask | None, node: NodeId, attempt: AttemptId) -> bool:
-    """Return True if the dispatcher takes this for the live attempt of the task."""
-    is_live = task is not None and task.stage is Stage.LIVE
-    return task is not None and is_live and (task.attempt, task.node) == (attempt, node)

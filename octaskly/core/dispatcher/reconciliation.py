@@ -121,7 +121,7 @@ class Reconciler:
         # What the worker does not know was lost with its process, or on the way to it.
         missing = [
             task
-            for task in self._tasks_held_by(node)
+            for task in self._queue.tasks.held_by(node)
             if task.attempt is not None
             and (task.spec.id, task.attempt) not in listed_attempts
             and task.attempt.stream != own_stream
@@ -131,7 +131,7 @@ class Reconciler:
 
     def on_worker_down(self, node: NodeId, now: Moment) -> bool:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""
-        held_tasks = self._tasks_held_by(node)
+        held_tasks = self._queue.tasks.held_by(node)
         if self.is_window_open and now.mono_s < self._window_end_s:
             if held_tasks:
                 self._absent_workers[node] = self._window_end_s
@@ -155,7 +155,7 @@ class Reconciler:
         for node in [
             node for node, at_s in self._absent_workers.items() if at_s <= now.mono_s
         ]:
-            held_tasks = self._tasks_held_by(node)
+            held_tasks = self._queue.tasks.held_by(node)
             if lost and lost + len(held_tasks) > LOSSES_PER_STEP:
                 break
             lost += len(held_tasks)
@@ -220,7 +220,7 @@ class Reconciler:
                 node = task.node
                 self._queue.end(task)
                 self._step.pin_until_durable(task)
-                self._recount_worker(node)
+                self._step.recount_worker(node)
 
     def adopt_record(self, record: TaskRecord, now: Moment) -> None:
         """Settle on one live attempt of a task in the log; give up the others."""
@@ -301,7 +301,7 @@ class Reconciler:
             self._queue.back_off_task(task)
         self._queue.assign(task, attempt, node)
         if before is not None:
-            self._recount_worker(
+            self._step.recount_worker(
                 before
             )  # It may hold nothing now, and never tell of an end.
 
@@ -335,7 +335,7 @@ class Reconciler:
         self, task: QueuedTask, node: NodeId, attempt: AttemptId
     ) -> bool:
         is_live = task.stage is Stage.LIVE and task.final_state is None
-        if is_live and (task.attempt, task.node) == (attempt, node):
+        if is_live and task.is_live_at(node, attempt):
             return True
         if attempt in task_rules.reported_attempts(task.record.attempts):
             return False  # Its end is known, so a repeated report changes nothing.
@@ -368,17 +368,7 @@ class Reconciler:
                 self._set_timer()
         elif not task.is_worker_confirmed and not self.is_log_behind:
             self._step.lose_attempt(task, now)
-            self._recount_worker(node)
-
-    def _recount_worker(self, node: NodeId) -> None:
-        """Let a worker have room again for what was counted as its own."""
-        queue = self._queue
-        self._pool.set_held(
-            node, queue.outstanding(node), queue.granted_resources(node)
-        )
-
-    def _tasks_held_by(self, node: NodeId) -> list[QueuedTask]:
-        return self._queue.tasks.held_by(node)
+            self._step.recount_worker(node)
 
 
 def _live_attempts(record: TaskRecord) -> list[Attempt]:

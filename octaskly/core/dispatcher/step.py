@@ -154,6 +154,8 @@ class DispatchStep:
         self.is_assigning = False
         self.changed_since_query: set[TaskId] | None = None
         """Changed since the store was asked for unblocked tasks, until it answers."""
+        self.may_unblock = False
+        """Some task may have become ready since the store was asked for these."""
         self.facts: list[Fact] = []
         self.stream = StreamId(0)
         self._next_seq = 0  #: of the next `Assigned`
@@ -162,7 +164,6 @@ class DispatchStep:
         self._replication = replication
         self._pinned_tasks: list[QueuedTask | LiveRange] = []
         self._ended_tasks: list[TaskId] = []
-        self._has_ended_tasks = False
         self._kills: dict[NodeId, list[tuple[TaskId, AttemptId]]] = {}
 
     def open_epoch(self, epoch: Epoch, stream: StreamId) -> list[Effect]:
@@ -199,21 +200,12 @@ class DispatchStep:
     def announce_ended(self, tasks: Iterable[TaskId]) -> None:
         """Let those know who wait for the end of these tasks, once it is safe."""
         self._ended_tasks += tasks
-        self.mark_task_ended()
+        self.may_unblock = True
 
     def note_changed(self, tasks: Iterable[TaskId]) -> None:
         """Ignore for these tasks an answer about unblocked tasks that is pending."""
         if self.changed_since_query is not None:
             self.changed_since_query.update(tasks)
-
-    def mark_task_ended(self) -> None:
-        """Some task has ended: others may have waited for it."""
-        self._has_ended_tasks = True
-
-    def pop_has_ended_tasks(self) -> bool:
-        """Whether a task has ended since this was asked last."""
-        has_ended_tasks, self._has_ended_tasks = self._has_ended_tasks, False
-        return has_ended_tasks
 
     def pin_until_durable(self, task: QueuedTask | LiveRange) -> None:
         """Keep a task or a range in hand until what this step writes is durable."""
@@ -239,6 +231,11 @@ class DispatchStep:
         if array_of(spec.id) is not None or self._journal.is_below_floor(attempt, spec):
             return []
         return [Submitted(spec)]
+
+    def recount_worker(self, node: NodeId) -> None:
+        """Give a worker the room that its attempts in hand leave."""
+        held = self.queue.tasks.held_count(node)
+        self.pool.set_held(node, held, self.queue.granted_resources(node))
 
     def lose_attempts(self, tasks: Sequence[QueuedTask], now: Moment) -> None:
         """Give up the live attempts of one worker."""
@@ -297,8 +294,7 @@ class DispatchStep:
         self.facts.append(fact)
         task.add_fact(fact)
         self.pin_until_durable(task)
-        if self.changed_since_query is not None:
-            self.changed_since_query.add(task.spec.id)
+        self.note_changed((task.spec.id,))
         final = task.final_state
         # A verdict is also announced if it repeats one: clients may not have been told.
         if final is None or (final is before and isinstance(fact, Finished)):
@@ -306,7 +302,9 @@ class DispatchStep:
         self.announce_ended((task.spec.id,))
         if final is before:
             return
-        is_own_end = isinstance(fact, Finished) and _ends_live_attempt(task, fact)
+        is_own_end = isinstance(fact, Finished) and task.is_live_at(
+            fact.node, fact.attempt
+        )
         if not is_own_end:
             self.carry_out_verdict(task, before)
         if final is TaskState.FAILED:
@@ -628,11 +626,6 @@ class DispatchStep:
     def _write_assignment(self, fact: Assigned | MembersAssigned) -> None:
         self.facts.append(fact)
         self._next_seq += fact.count
-
-
-def _ends_live_attempt(task: QueuedTask, end: Finished) -> bool:
-    is_live = task.stage is Stage.LIVE
-    return is_live and (task.attempt, task.node) == (end.attempt, end.node)
 
 
 def _forced_canceller(array: TaskRecord) -> str | None:

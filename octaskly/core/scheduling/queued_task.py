@@ -74,7 +74,7 @@ TRANSITIONS: tuple[tuple[Stage | None, ...], ...] = (
 """Next stage, by stage and transition; None means a broken invariant."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class QueuedTask:
     """A task in the dispatcher's memory, with all that is known of it."""
 
@@ -168,6 +168,11 @@ class QueuedTask:
     def has_exclusions(self) -> bool:
         """Return True if some workers of its shape must not get it."""
         return bool(self.nodes_lacking_inputs) or self.avoids_visitors
+
+    def is_live_at(self, node: NodeId, attempt: AttemptId) -> bool:
+        """Return True if a node holds an attempt, and that is the live one."""
+        is_it = (self.attempt, self.node) == (attempt, node)
+        return is_it and self.stage is Stage.LIVE
 
     def add_fact(self, fact: TaskFact) -> None:
         """Join a fact of this epoch."""

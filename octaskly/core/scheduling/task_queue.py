@@ -315,10 +315,6 @@ class TaskQueue:
                 task.add_missing_inputs(attempt.node, outcome.detail)
         return task
 
-    def outstanding(self, node: NodeId) -> int:
-        """Return the known number of attempts on the node."""
-        return self.tasks.held_count(node)
-
     def granted_resources(self, node: NodeId) -> Grant:
         """Return the resources of its attempts beyond one slot each."""
         return self._granted.get(node) or Grant()

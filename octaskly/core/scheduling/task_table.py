@@ -187,7 +187,7 @@ class TaskTable(dict[TaskId, QueuedTask]):
             return self.get(task_id)
         live, offset = found
         task = live.task_at(offset)
-        if task.stage is not Stage.LIVE or (task.attempt, node) != (attempt, live.node):
+        if not task.is_live_at(node, attempt):
             return self.get(task_id)
         live.states[offset] = APART
         self._drop_live(live, 1)

@@ -95,10 +95,9 @@ class WorkerPool:
         self._workers.pop(node, None)
         self.workers_with_room.discard(node)
 
-    def attach(self, node: NodeId, attempts: int, extra: Grant) -> None:
-        """Allow attempts on a worker, in addition to those that it reported."""
+    def attach(self, node: NodeId) -> None:
+        """Allow attempts on a worker; `set_held` follows."""
         self._workers[node].is_attached = True
-        self.set_held(node, attempts, extra)
 
     def set_held(self, node: NodeId, attempts: int, extra: Grant) -> None:
         """Set the number of the worker's attempts and their extra resources."""

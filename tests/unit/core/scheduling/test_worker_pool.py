@@ -21,7 +21,8 @@ def pool_of(**slots: int) -> WorkerPool:
     pool = WorkerPool(prefetch_max=8)
     for name, count in slots.items():
         pool.add(node_info(name, count))
-        pool.attach(NodeId(name), 0, Grant())
+        pool.attach(NodeId(name))
+        pool.set_held(NodeId(name), 0, Grant())
     return pool
 
 
@@ -89,7 +90,8 @@ def test_a_worker_gets_nothing_before_it_attached() -> None:
     assert pool.take_slot() is None
     assert pool.attached() == []
 
-    pool.attach(A, 1, Grant())
+    pool.attach(A)
+    pool.set_held(A, 1, Grant())
 
     assert [pool.take_slot(), pool.take_slot()] == [A, None]
     assert pool.is_attached(A)
