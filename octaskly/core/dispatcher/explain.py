@@ -268,8 +268,8 @@ class Explainer:
                     " the task, so it waits for a node without an end time",
                 )
             )
-        if member.id in task.nodes_lacking_inputs:
-            what = dict(task.missing_inputs).get(member.id, "an input")
+        if member.id in task.missing_inputs:
+            what = task.missing_inputs[member.id] or "an input"
             permanent.append(RejectionReason("input", f"lacks {what}"))
         if permanent:
             yield from permanent

@@ -138,5 +138,5 @@ class OutcomeRecorder:
     def _wait_for_room(self, task: QueuedTask, now: Moment) -> None:
         """Ask all nodes again later: there is room once other tasks have ended."""
         task.missing_room = task.describe_missing_inputs()
-        task.nodes_lacking_inputs, task.missing_inputs = frozenset(), ()
+        task.missing_inputs.clear()
         self._step.requeue_task(task, now, ROOM_WAIT_S)

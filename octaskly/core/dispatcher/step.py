@@ -466,7 +466,7 @@ class DispatchStep:
     def lacks_inputs_everywhere(self, task: QueuedTask) -> bool:
         """Return True if each worker that could run the task lacks an input."""
         workers = self.pool.capable_workers(task.requires)
-        return bool(workers) and task.nodes_lacking_inputs.issuperset(workers)
+        return bool(workers) and task.missing_inputs.keys() >= set(workers)
 
     def give_up_missing_ends(self) -> None:
         """End the tasks that cannot run, and whose ends are lost with other nodes.
@@ -562,7 +562,7 @@ class DispatchStep:
         self._next_seq = self._journal.next_seq + sum(f.count for f in self.facts)
         for task in queue.next_excluding_tasks():
             excluded = (
-                *task.nodes_lacking_inputs,
+                *task.missing_inputs,
                 *(pool.visitors() if task.avoids_visitors else ()),
                 *self.matcher.reserved_from(task, task.lane),
             )

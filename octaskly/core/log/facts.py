@@ -170,6 +170,8 @@ class MembersSucceeded(Struct, frozen=True, gc=False, array_like=True, tag=111):
         return len(self.offsets)
 
 
+ATTEMPT_FACTS = (Assigned, Finished)
+
 RangeFact = MembersAssigned | MembersSucceeded
 
 RANGE_FACTS = (MembersAssigned, MembersSucceeded)

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import (
+    ATTEMPT_FACTS,
     Assigned,
     Decided,
     Finished,
@@ -199,11 +200,8 @@ def record_of(fact: TaskFact) -> TaskRecord:
     match fact:
         case TaskCancelled(task, by, term):
             return TaskRecord(id=task, cancelled_by=by, cancel_term=term)
-        case Assigned(task, attempt, node):
-            return TaskRecord(id=task, attempts=(Attempt(id=attempt, node=node),))
-        case Finished(task, attempt, node, outcome, term):
-            ended = Attempt(attempt, node, outcome.state, outcome, term)
-            return TaskRecord(id=task, attempts=(ended,))
+        case Assigned(task) | Finished(task):
+            return TaskRecord(id=task, attempts=(attempt_of(fact),))
         case Decided(task, state, term):
             has_succeeded = state is TaskState.COMPLETED
             return TaskRecord(id=task, decided_term=term, has_succeeded=has_succeeded)
@@ -268,36 +266,24 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
     """Return `record` with one more fact."""
     if record is None:
         return record_of(fact)
-    # The two most frequent facts are joined without an intermediate record.
-    if isinstance(fact, Finished):
-        outcome = fact.outcome
-        attempt = Attempt(
-            fact.attempt, fact.node, outcome.state, outcome, fact.decided_term
-        )
-    elif isinstance(fact, Assigned):
-        attempt = Attempt(fact.attempt, fact.node)
-    else:
+    if not isinstance(fact, ATTEMPT_FACTS):
         return join_records(record, record_of(fact))
+    # The two most frequent facts are joined without an intermediate record.
     assert record.id == fact.task
-    return with_attempt(record, attempt)
+    return with_attempt(record, attempt_of(fact))
+
+
+def attempt_of(fact: Assigned | Finished) -> Attempt:
+    """Return what a fact says of its attempt."""
+    if isinstance(fact, Assigned):
+        return Attempt(fact.attempt, fact.node)
+    outcome = fact.outcome
+    return Attempt(fact.attempt, fact.node, outcome.state, outcome, fact.decided_term)
 
 
 def with_attempt(record: TaskRecord, attempt: Attempt) -> TaskRecord:
     """Return `record` with what is known of one attempt."""
-    return TaskRecord(
-        record.id,
-        record.spec,
-        record.cancelled_by,
-        join_attempts(record.attempts, (attempt,)),
-        record.occurrence,
-        record.progress,
-        record.is_notified,
-        record.is_unblocked,
-        record.cancel_term,
-        record.decided_term,
-        record.has_succeeded,
-        record.reprioritized,
-    )
+    return replace(record, attempts=join_attempts(record.attempts, (attempt,)))
 
 
 def facts_of(record: TaskRecord) -> list[TaskFact]:

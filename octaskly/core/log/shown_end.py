@@ -6,7 +6,8 @@ because no node had its inputs, the reason follows from all of its attempts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Final
 
 from msgspec.structs import replace
@@ -69,10 +70,8 @@ def _absent_inputs(deciding: Attempt, attempts: Sequence[Attempt]) -> str:
         and each.outcome.reason is EndReason.INPUTS
         and each.id.term == deciding.id.term
     }
-    texts = list(dict.fromkeys(map(_cut, list(by_node.values())[:INPUT_TEXTS_MAX])))
-    more = len(by_node) - INPUT_TEXTS_MAX
-    listed = [*texts, f"and {more} more nodes lack something"] if more > 0 else texts
-    text = "; ".join(listed)
+    texts = missing_texts(by_node.values())
+    text = "; ".join(texts)
     if len(texts) > 1:
         return f"no node has all its inputs: {text}"
     for noun, verb in (("input", "is"), ("inputs", "are")):
@@ -81,5 +80,13 @@ def _absent_inputs(deciding: Attempt, attempts: Sequence[Attempt]) -> str:
     return text
 
 
-def _cut(text: str) -> str:
+def missing_texts(texts: Collection[str]) -> list[str]:
+    """Return what each of some nodes lacks, each text once, in bounded length."""
+    shown = list(dict.fromkeys(map(cut_missing_text, islice(texts, INPUT_TEXTS_MAX))))
+    more = len(texts) - INPUT_TEXTS_MAX
+    return [*shown, f"and {more} more nodes lack something"] if more > 0 else shown
+
+
+def cut_missing_text(text: str) -> str:
+    """Return the start of a long text about what a node lacks."""
     return text if len(text) <= INPUT_CHARS_MAX else f"{text[: INPUT_CHARS_MAX - 3]}..."

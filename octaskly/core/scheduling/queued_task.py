@@ -17,13 +17,16 @@ from octaskly.core.log.merge import (
     apply_fact,
     join_records,
     ord_after,
-    with_attempt,
+)
+from octaskly.core.log.shown_end import (
+    INPUT_TEXTS_MAX,
+    cut_missing_text,
+    missing_texts,
 )
 from octaskly.core.model.arrays import MAX_FAILS_CANCELLER, RemainingMembers, array_of
 from octaskly.core.model.ids import AttemptId, NodeId, is_visitor
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import (
-    Attempt,
     AttemptState,
     LaneKey,
     Outcome,
@@ -35,8 +38,6 @@ from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 VISITOR_RETURNS_MAX: Final = 2
 """Attempts that visitors returned or lost, after which a task goes to none."""
 _NOT_RUN: Final = (AttemptState.RELEASED, AttemptState.CANCELLED)
-MISSING_TEXTS_MAX: Final = 8  #: of a task, because there may be many tasks and nodes
-MISSING_CHARS_MAX: Final = 500  #: of each text
 
 
 class Stage(IntEnum):
@@ -83,9 +84,8 @@ class QueuedTask:
     stage: Stage = Stage.QUEUED
     attempt: AttemptId | None = None  #: the live or else the last one
     node: NodeId | None = None  #: worker of that attempt
-    nodes_lacking_inputs: frozenset[NodeId] = frozenset()  #: each lacks an input
-    missing_inputs: tuple[tuple[NodeId, str], ...] = ()
-    """The inputs that are missing at the first few of these nodes."""
+    missing_inputs: dict[NodeId, str] = field(default_factory=dict)
+    """The nodes that lack inputs; of the first few, what each lacks."""
     missing_room: str = ""  #: for its files, at any node, when it was last tried
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable
@@ -167,7 +167,7 @@ class QueuedTask:
     @property
     def has_exclusions(self) -> bool:
         """Return True if some workers of its shape must not get it."""
-        return bool(self.nodes_lacking_inputs) or self.avoids_visitors
+        return bool(self.missing_inputs) or self.avoids_visitors
 
     def is_live_at(self, node: NodeId, attempt: AttemptId) -> bool:
         """Return True if a node holds an attempt, and that is the live one."""
@@ -177,12 +177,10 @@ class QueuedTask:
     def add_fact(self, fact: TaskFact) -> None:
         """Join a fact of this epoch."""
         if isinstance(fact, Finished):
-            outcome, term = fact.outcome, fact.decided_term
+            outcome = fact.outcome
             end = Outcome(outcome.state, outcome.reason, outcome.exit_code)
-            attempt = Attempt(fact.attempt, fact.node, outcome.state, end, term)
-            self.record = with_attempt(self.record, attempt)
-        else:
-            self.record = apply_fact(self.record, fact)
+            fact = replace(fact, outcome=end)
+        self.record = apply_fact(self.record, fact)
         if not isinstance(fact, Assigned) or self.final_state is not None:
             self._update_final_state()
 
@@ -215,19 +213,13 @@ class QueuedTask:
 
     def add_missing_inputs(self, node: NodeId, text: str) -> None:
         """Record what a node lacks to run the task."""
-        self.nodes_lacking_inputs |= {node}
-        if len(text) > MISSING_CHARS_MAX:
-            text = f"{text[: MISSING_CHARS_MAX - 3]}..."
-        named = {**dict(self.missing_inputs), node: text}
-        if len(named) <= MISSING_TEXTS_MAX:
-            self.missing_inputs = tuple(named.items())
+        known = self.missing_inputs
+        is_shown = known.get(node) or len(known) < INPUT_TEXTS_MAX
+        known[node] = cut_missing_text(text) if is_shown else ""
 
     def describe_missing_inputs(self) -> str:
         """Return what the nodes lack, each text once."""
-        texts = list(dict.fromkeys(text for _, text in self.missing_inputs))
-        if more := len(self.nodes_lacking_inputs) - len(self.missing_inputs):
-            texts.append(f"and {more} more nodes lack something")
-        return "; ".join(texts)
+        return "; ".join(missing_texts(self.missing_inputs.values()))
 
 
 @dataclass(slots=True)

@@ -333,7 +333,7 @@ def test_a_record_brings_attempt_numbers_but_only_new_missing_inputs() -> None:
     task = tasks.task_from_record(record(1, old, new))
 
     assert task.last_attempt_n == 2
-    assert task.nodes_lacking_inputs == {B}
+    assert task.missing_inputs.keys() == {B}
     assert task.describe_missing_inputs() == "input data.csv"
 
 
@@ -373,7 +373,7 @@ def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:
     for name in ("t1", "t2"):
         task = tasks.tasks[TaskId(name)]
         tasks.assign(task, attempt(), B)
-        task.nodes_lacking_inputs = frozenset({B})
+        task.missing_inputs = {B: ""}
         tasks.requeue_attempted(task)
 
     first = front(tasks)
@@ -485,9 +485,7 @@ def test_a_task_that_some_workers_refused_is_set_aside_too() -> None:
     tasks = queue()
     asked = replace(FREED, requires=Requirements(cpus=2))
     asked_spec = replace(spec("t1", ord=1), options=asked)
-    task = QueuedTask(
-        TaskRecord(asked_spec.id, asked_spec), nodes_lacking_inputs=frozenset({B})
-    )
+    task = QueuedTask(TaskRecord(asked_spec.id, asked_spec), missing_inputs={B: ""})
     tasks._enqueue(task)
 
     assert tasks.next_excluding_tasks() == []
