@@ -11,15 +11,14 @@ from functools import partial
 from typing import NamedTuple
 
 from octaskly.core.dispatcher.admission import Admission
-from octaskly.core.dispatcher.cancellation import Canceller
 from octaskly.core.dispatcher.compaction import Compaction
 from octaskly.core.dispatcher.dependencies import Dependencies
 from octaskly.core.dispatcher.explain import Explainer
 from octaskly.core.dispatcher.mesh_records import RecordWriter
 from octaskly.core.dispatcher.outcomes import OutcomeRecorder
 from octaskly.core.dispatcher.reconciliation import Reconciler
-from octaskly.core.dispatcher.reprioritizing import Reprioritizer
 from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.dispatcher.task_changes import TaskChanges
 from octaskly.core.dispatcher.visitor_demand import Label, count_waiting
 from octaskly.core.effects import AnnounceTaskStates, Answer, Effect, Send
 from octaskly.core.events import (
@@ -116,16 +115,8 @@ class Dispatcher:
         self.explainer = Explainer(self._step)
         self._dependencies = Dependencies(self._step, journal, settings.timing, timers)
         self._admission = Admission(journal, self._queue, self._pool, sequence)
-        self._canceller = Canceller(
-            self._step,
-            self._commit_step,
-            is_strict=self._is_strict,
-        )
-        self._reprioritizer = Reprioritizer(
-            self._step,
-            journal,
-            self._commit_step,
-            is_strict=self._is_strict,
+        self._task_changes = TaskChanges(
+            self._step, journal, self._commit_step, is_strict=self._is_strict
         )
         self.record_writer = RecordWriter(self._step, journal, replication, settings)
         self._has_results = False  #: recorded in this step
@@ -283,11 +274,11 @@ class Dispatcher:
         """Cancel a task or an array."""
         if not self.is_active:
             return [Answer(event.ticket, NotDispatching())]
-        if self._journal.is_merging and self._canceller.has_ended(event):
+        if self._journal.is_merging and self._task_changes.has_ended(event):
             # Perhaps by rows that no standby has yet.
             again = partial(self.on_cancel_requested, event)
             return self._journal.when_merged(again, now)
-        return self._canceller.on_cancel_requested(event, now)
+        return self._task_changes.on_cancel_requested(event, now)
 
     def on_reprioritize_requested(
         self, event: ReprioritizeRequested, now: Moment
@@ -295,7 +286,7 @@ class Dispatcher:
         """Change the priority of a task or an array that waits."""
         if not self.is_active:
             return [Answer(event.ticket, NotDispatching())]
-        return self._reprioritizer.on_reprioritize_requested(event, now)
+        return self._task_changes.on_reprioritize_requested(event, now)
 
     def on_tasks_notified(self, event: TasksNotified, now: Moment) -> list[Effect]:
         """Record delivered notifications, so that a later dispatcher skips them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from octaskly.core.dispatcher.cancellation import visible_state
+from octaskly.core.dispatcher.task_changes import visible_state
 from octaskly.core.dispatcher.task_rules import LOSSES_MAX, retry_delay_s
 from octaskly.core.effects import AnnounceTaskStates, Append, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded

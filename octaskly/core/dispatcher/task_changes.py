@@ -1,0 +1,187 @@
+"""Changes to tasks and arrays that clients ask for: cancels, and other priorities.
+
+The state of a task in memory is newer than the state from the store. An answer waits
+until the change is replicated; running attempts are killed without waiting.
+
+The new place in the queue counts at once for what is in memory. What only the store has
+is read once the fact is durable, because it may come before what was read already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from octaskly.core.dispatcher import task_rules
+from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.effects import Answer, Effect
+from octaskly.core.events import CancelRequested, ReprioritizeRequested
+from octaskly.core.log.facts import Reprioritized, TaskCancelled
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import FORCED_PREFIX
+from octaskly.core.model.ids import Epoch, Moment, TaskId
+from octaskly.core.model.tasks import TaskState
+from octaskly.core.replication.journal import Journal, WhenDurable
+from octaskly.core.replication.pending_acks import WhenReplicated
+from octaskly.core.replies import CancelResult, NotReplicated, ReprioritizeResult
+from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
+
+CommitStep = Callable[[Moment, WhenDurable | None, WhenReplicated | None], list[Effect]]
+"""Commits the dispatcher's current step; see `DispatchStep.commit_step`."""
+
+
+class TaskChanges:
+    """Cancels tasks and changes priorities while this node is dispatcher.
+
+    Args:
+        step: Tasks in memory, and the facts of the current step.
+        journal: Supplies timestamps, which order the changes of one epoch.
+        commit_step: Commits the current step.
+        is_strict: If true, an answer needs copies on two disks.
+    """
+
+    def __init__(
+        self,
+        step: DispatchStep,
+        journal: Journal,
+        commit_step: CommitStep,
+        *,
+        is_strict: bool,
+    ) -> None:
+        self._step = step
+        self._queue = step.queue
+        self._journal = journal
+        self._commit_step = commit_step
+        self._is_strict = is_strict
+
+    def _commit_and_answer(
+        self,
+        ticket: int,
+        done: CancelResult | ReprioritizeResult,
+        now: Moment,
+        when_durable: WhenDurable | None = None,
+    ) -> list[Effect]:
+        """Answer once all that this node decided is safe, as the state may be."""
+        answer = partial(self._answer, ticket, done)
+        return self._commit_step(now, when_durable, answer)
+
+    def _answer(
+        self,
+        ticket: int,
+        done: CancelResult | ReprioritizeResult,
+        _: Moment,
+        replicas: int,
+    ) -> list[Effect]:
+        """Answer a request; if strict, only once another disk has the change.
+
+        What runs is ended all the same: who cancels must not wait for a standby.
+        """
+        lacks_copy = self._is_strict and done.was_done and replicas == 1
+        return [Answer(ticket, NotReplicated() if lacks_copy else done)]
+
+    # --- Cancels.
+
+    def has_ended(self, event: CancelRequested) -> bool:
+        """Return True if the task or array to cancel is known to have ended."""
+        if (array := event.array_record) is not None:
+            return array.state.is_final or array.cancelled_by is not None
+        return self._visible_state(event.task, event.stored_state).is_final
+
+    def _visible_state(self, task_id: TaskId, stored_state: TaskState) -> TaskState:
+        stored_state = self._queue.final_state_of(task_id, stored_state)
+        return visible_state(self._queue.tasks.get(task_id), stored_state)
+
+    def on_cancel_requested(self, event: CancelRequested, now: Moment) -> list[Effect]:
+        """Cancel a task; what is in hand is newer than what the store said."""
+        if event.array_record is not None:
+            state = self._cancel_array(event, event.array_record)
+        else:
+            state = self._cancel_task(event)
+        done = CancelResult(event.task, state, state is TaskState.CANCELLED)
+        return self._commit_and_answer(event.ticket, done, now)
+
+    def _cancel_task(self, event: CancelRequested) -> TaskState:
+        """Cancel a task if a request may; return its state then."""
+        task = self._queue.tasks.get(event.task)
+        state = self._visible_state(event.task, event.stored_state)
+        term = self._step.epoch.term
+        has_begun = not self._step.is_prefetched(task)
+        if not task_rules.may_cancel(state, has_begun=has_begun, force=event.force):
+            # Repeat the cancel of an earlier epoch before a client hears of it.
+            cancel = task_rules.repeated_cancel(event.earlier_cancel, term)
+            if state is TaskState.CANCELLED and cancel is not None:
+                self._step.facts.append(cancel)
+            return state
+        if task is None:
+            task = self._queue.add_shadow(TaskRecord(event.task))
+        self._step.write(task, TaskCancelled(event.task, event.by, term))
+        return TaskState.CANCELLED
+
+    def _cancel_array(self, event: CancelRequested, array: TaskRecord) -> TaskState:
+        """Cancel the members that have not begun, with `force` those that run, too."""
+        spec, progress = array.spec, array.progress
+        assert spec is not None
+        assert progress is not None
+        if not task_rules.may_cancel_array(array.state, progress, force=event.force):
+            # Who asks again, as the answer was lost, hears that it was done.
+            was_cancelled = progress.running and array.cancelled_by is not None
+            return TaskState.CANCELLED if was_cancelled else array.state
+        by = f"{FORCED_PREFIX}{event.by}" if event.force else event.by
+        self._step.cancel_remaining_members(spec, by)
+        if event.force:
+            self._step.cancel_live_members(spec, event.by)
+        return TaskState.CANCELLED
+
+    # --- Priorities.
+
+    def on_reprioritize_requested(
+        self, event: ReprioritizeRequested, now: Moment
+    ) -> list[Effect]:
+        """Give a task or an array that waits another priority."""
+        record, queue = event.record, self._queue
+        state, is_waiting = self._standing(record)
+        done = ReprioritizeResult(state, is_waiting)
+        if not is_waiting:
+            return self._commit_and_answer(event.ticket, done, now)
+        hlc = self._journal.reserve_timestamps(now)
+        change = Reprioritized(record.id, self._step.epoch.term, hlc, event.priority)
+        self._step.facts.append(change)
+        task = queue.tasks.get(record.id)
+        queue.reprioritize(change)
+        # A read of the store must not bring back the old priority before the commit.
+        for each in (task, *queue.tasks.members_of(record.id)):
+            if each is not None and each.stage in WAITING_STAGES:
+                self._step.pin_until_durable(each)
+        look_up = None
+        if task is None:
+            look_up = partial(self._look_up, record.id, self._step.epoch)
+        return self._commit_and_answer(event.ticket, done, now, look_up)
+
+    def _look_up(self, task: TaskId, epoch: Epoch, now: Moment) -> list[Effect]:
+        """Read a changed task that is not in memory, unless the epoch has ended."""
+        if self._step.epoch != epoch:
+            return []
+        self._queue.look_up_task(task)
+        return self._commit_step(now, None, None)
+
+    def _standing(self, record: TaskRecord) -> tuple[TaskState, bool]:
+        """Return the state of a task, and True if it or members of it wait."""
+        if record.progress is None:
+            state = self._visible_state(record.id, record.state)
+            return state, state is TaskState.QUEUED
+        task = self._queue.tasks.get(record.id)
+        final = None if task is None else task.final_state
+        state = final or self._queue.final_state_of(record.id, record.state)
+        is_over = state.is_final or record.cancelled_by is not None
+        return state, not is_over and record.progress.queued > 0
+
+
+def visible_state(task: QueuedTask | None, stored_state: TaskState) -> TaskState:
+    """Return where a task stands: what is in hand is newer, if it is sure."""
+    if task is None or (not task.is_read and stored_state.is_final):
+        return stored_state
+    if task.final_state is not None:
+        return task.final_state
+    if task.stage in WAITING_STAGES:
+        return TaskState.QUEUED
+    return TaskState.RUNNING if task.stage is Stage.LIVE else stored_state
