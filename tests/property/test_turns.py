@@ -176,6 +176,6 @@ def test_a_member_belongs_to_the_flow_of_its_array() -> None:
     mesh = DispatcherWithWorkers(node_info("b", 1))
     mesh.ask(array_draft("x", 2), replace(draft("y"), priority=-1))
 
-    flows = {flow_of(task.spec) for task in mesh.dispatch._queue.tasks.values()}
+    flows = {flow_of(task.spec) for task in mesh.dispatch._queue.tasks._tasks.values()}
 
     assert len(flows) == 2

@@ -48,7 +48,9 @@ class DispatcherWithWorkers(DispatcherWithJournal):
         entries = [entry for each in appends for entry in each.entries]
         for _, fact in task_entries(entries):
             if isinstance(fact, Assigned):
-                command = self.dispatch._queue.tasks[fact.task].spec.command
+                task = self.dispatch._queue.tasks.get(fact.task)
+                assert task is not None
+                command = task.spec.command
                 self.live[command] = (fact.task, fact.attempt, fact.node)
                 commands.append(command)
         return commands

@@ -313,7 +313,7 @@ class Reconciler:
             attempt, task.record.attempts
         ):
             record = join_records(record, task.record)
-            del self._queue.tasks[spec.id]
+            self._queue.tasks.remove(task)
             task = None
         if task is None and not self._queue.has_ended_recently(spec.id):
             # The store may know more, as that it was cancelled; until a read says so,

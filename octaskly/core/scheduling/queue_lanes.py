@@ -19,7 +19,7 @@ for a lane that is blocked for too long.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
 
@@ -32,11 +32,10 @@ from octaskly.core.model.task_options import Requirements, requires_of, shape_of
 from octaskly.core.model.tasks import MEMBERS_LANE, PRIORITY_SHIFT, LaneKey, TaskSpec
 from octaskly.core.replies import QueuedAhead
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.task_table import TaskTable
 from octaskly.core.scheduling.turns import FlowKey, Turns, flow_of
 
 BEFORE_ALL = -1  #: below every `ord`
-
-TasksById = Mapping[TaskId, QueuedTask]
 
 Turn = tuple[int, int, float, int, float, int]
 """Sort key of flows: the lowest comes first."""
@@ -81,7 +80,7 @@ class Flow:
         task.place = task.ord + (task.remaining is not None)
         heappush(self._heap, _entry_of(task))
 
-    def first(self, tasks: TasksById) -> QueuedTask | None:
+    def first(self, tasks: TaskTable) -> QueuedTask | None:
         """Return the first task that every worker of its shape may run, if any."""
         heap = self._heap
         while heap:
@@ -97,7 +96,7 @@ class Flow:
             heappop(heap)
         return None
 
-    def entries(self, tasks: TasksById) -> list[tuple[int, QueuedTask]]:
+    def entries(self, tasks: TaskTable) -> list[tuple[int, QueuedTask]]:
         """Return its tasks with their places, in no order."""
         entries = dict.fromkeys(self._heap)  # A task may have returned to its place.
         found = ((place, tasks.get(task_id)) for place, _, task_id in entries)
@@ -221,7 +220,7 @@ class Lane:
         if self.blocked_s is None:
             self.blocked_s = now_s
 
-    def trim_lane(self, tasks: TasksById) -> list[QueuedTask]:
+    def trim_lane(self, tasks: TaskTable) -> list[QueuedTask]:
         """Drop the tasks at the end of the lane, which the store holds; return them.
 
         Tasks that are not durable stay, and so do arrays, because the store may have
@@ -370,7 +369,7 @@ class Lanes:
         return lane.is_empty
 
     def ahead_of(
-        self, spec: TaskSpec, ord_: int, tasks: TasksById
+        self, spec: TaskSpec, ord_: int, tasks: TaskTable
     ) -> tuple[QueuedAhead, ...]:
         """Return what comes before a task now, by turn."""
         own, band = flow_of(spec), ord_ >> PRIORITY_SHIFT
@@ -413,7 +412,7 @@ class Lanes:
             lane.skip(task.ord)  # A pending read may not have seen it.
         return is_beyond_reads
 
-    def trim_lanes(self, tasks: TasksById) -> list[QueuedTask]:
+    def trim_lanes(self, tasks: TaskTable) -> list[QueuedTask]:
         """Drop the ends of overfull lanes to bound memory; return the dropped tasks."""
         overfull = [lane for lane in self.constrained() if lane.is_overfull]
         rest = list(self.unconstrained())

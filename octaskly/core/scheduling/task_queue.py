@@ -138,7 +138,7 @@ class TaskQueue:
         waiting = [task for task in self.tasks.waiting if task.stage is Stage.QUEUED]
         for task in waiting:
             if task.commit_number == 0:
-                del self.tasks[task.spec.id]
+                self.tasks.remove(task)
                 self._excluding_tasks.pop(task.spec.id, None)
                 if task.remaining is not None:
                     self.array_queue.keep_counting_failures(task)
@@ -334,7 +334,8 @@ class TaskQueue:
             # A forgotten array may have had the same id.
             self.array_queue.stop_counting_failures(spec.id)
             if (lane := self.lanes.admitting_lane(spec, spec.ord)) is not None:
-                task = self.tasks[spec.id] = new_queued_task(spec)
+                task = new_queued_task(spec)
+                self.tasks.add(task)
                 lane.push(task)
         self._trim_lanes()
 
@@ -351,7 +352,7 @@ class TaskQueue:
 
     def _trim_lanes(self) -> None:
         for task in self.lanes.trim_lanes(self.tasks):
-            del self.tasks[task.spec.id]
+            self.tasks.remove(task)
 
     def reprioritize(self, change: Reprioritized) -> None:
         """Move a task to its new place, and an array with its members."""
@@ -414,7 +415,7 @@ class TaskQueue:
         """Drop an array whose members were all assigned."""
         self._leave_lane(array)
         self.array_queue.keep_counting_failures(array)
-        del self.tasks[array.spec.id]
+        self.tasks.remove(array)
         if not array.is_read:
             self._reread_task(array.spec.id)
 
@@ -424,7 +425,7 @@ class TaskQueue:
             self.end(task)  # It is read again once its facts are durable.
             return
         self._leave_lane(task)
-        del self.tasks[task.spec.id]
+        self.tasks.remove(task)
         self._missing_ends[task.spec.id] = task.spec
 
     @property
@@ -468,7 +469,7 @@ class TaskQueue:
         task_id = task.spec.id
         assert task_id not in self.tasks
         task.stage = Stage.LIVE  # It was in no lane.
-        self.tasks[task_id] = task
+        self.tasks.add(task)
         self.array_queue.remove_member(task_id)
         self._note_attempt(task, attempt, node)
 
@@ -517,7 +518,7 @@ class TaskQueue:
     def add_shadow(self, record: TaskRecord) -> QueuedTask:
         """Add an ended task, so that a pending read cannot return its old state."""
         task = QueuedTask(record, stage=Stage.ENDED, is_read=False)
-        self.tasks[record.id] = task
+        self.tasks.add(task)
         self.array_queue.remove_member(record.id)
         return task
 
@@ -544,7 +545,7 @@ class TaskQueue:
             return  # It is from an earlier epoch, or an array, which stays in memory.
         if self.lanes.returns_to_store(task):
             self._leave_lane(task)
-            del self.tasks[task.spec.id]
+            self.tasks.remove(task)
 
     def has_ended_recently(self, task_id: TaskId) -> bool:
         """Return True if a task that is not in memory ended recently."""
@@ -578,7 +579,7 @@ class TaskQueue:
             self._enqueue(task)
 
     def _enqueue(self, task: QueuedTask) -> None:
-        self.tasks[task.spec.id] = task
+        self.tasks.add(task)
         self.lanes.lane_of(task).push(task)
         if task.has_exclusions:
             self._excluding_tasks[task.spec.id] = task
@@ -602,7 +603,7 @@ class TaskQueue:
             return
         if self.tasks.get(task.spec.id) is not task:
             return  # It is from an earlier epoch, or the task changed since.
-        del self.tasks[task.spec.id]
+        self.tasks.remove(task)
         if (final := task.final_state) is None:
             self._reread_task(task.spec.id)
             # It may be an array, whose failures count before more members begin.

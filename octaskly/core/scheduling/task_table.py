@@ -11,7 +11,7 @@ them: then each of them becomes a task of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import cast
 
 from octaskly.core.model.arrays import RangeMembers, array_of
@@ -23,15 +23,15 @@ HeldKey = TaskId | AttemptId
 """Id of a task that a worker holds, or first attempt of a range."""
 
 
-class TaskTable(dict[TaskId, QueuedTask]):
+class TaskTable:
     """Tasks by id.
 
-    Whoever changes the stage of a task calls `note_stage`. Iteration leaves out the
-    members in ranges.
+    Whoever changes the stage of a task calls `note_stage`.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        self._tasks: dict[TaskId, QueuedTask] = {}
+        """All but the members in ranges."""
         self._waiting: dict[TaskId, QueuedTask] = {}
         self._members: dict[TaskId, dict[TaskId, QueuedTask]] = {}
         self.ranges = LiveRanges()
@@ -40,38 +40,29 @@ class TaskTable(dict[TaskId, QueuedTask]):
         self._changed: list[QueuedTask | LiveRange] = []
         """See `pop_changed`."""
 
-    def get(  # type: ignore[override]
-        self, task_id: TaskId, default: QueuedTask | None = None
-    ) -> QueuedTask | None:
-        """Return a task, or `default` if it is not in memory."""
-        task = dict.get(self, task_id)
-        if task is None and self.ranges and "." in task_id:
-            found = self.ranges.find(task_id)
-            if found is not None:
-                self._split_range(found[0])
-                return dict.get(self, task_id)
-        return default if task is None else task
-
-    def __contains__(self, task_id: object) -> bool:
-        if dict.__contains__(self, task_id):
-            return True
-        has_ranges = self.ranges and isinstance(task_id, str) and "." in task_id
-        return bool(has_ranges) and self.ranges.find(TaskId(str(task_id))) is not None
-
-    def __missing__(self, task_id: TaskId) -> QueuedTask:
-        task = self.get(task_id)
-        if task is None:
-            raise KeyError(task_id)
+    def get(self, task_id: TaskId) -> QueuedTask | None:
+        """Return a task; None if it is not in memory."""
+        task = self._tasks.get(task_id)
+        if task is None and (found := self.ranges.find(task_id)) is not None:
+            self._split_range(found[0])
+            task = self._tasks[task_id]
         return task
 
-    def __setitem__(self, task_id: TaskId, task: QueuedTask) -> None:
-        super().__setitem__(task_id, task)
+    def __contains__(self, task_id: TaskId) -> bool:
+        return task_id in self._tasks or self.ranges.find(task_id) is not None
+
+    def add(self, task: QueuedTask) -> None:
+        """Add a task, or replace the one with its id."""
+        task_id = task.spec.id
+        self._tasks[task_id] = task
         self.note_stage(task)
         if (array := array_of(task_id)) is not None:
             self._members.setdefault(array, {})[task_id] = task
 
-    def __delitem__(self, task_id: TaskId) -> None:
-        super().__delitem__(task_id)
+    def remove(self, task: QueuedTask) -> None:
+        """Remove a task."""
+        task_id = task.spec.id
+        del self._tasks[task_id]
         self._waiting.pop(task_id, None)
         if (array := array_of(task_id)) is not None:
             members = self._members[array]
@@ -81,7 +72,7 @@ class TaskTable(dict[TaskId, QueuedTask]):
 
     def clear(self) -> None:
         """Remove all tasks."""
-        super().clear()
+        self._tasks.clear()
         self._waiting.clear()
         self._members.clear()
         self.ranges.clear()
@@ -99,7 +90,7 @@ class TaskTable(dict[TaskId, QueuedTask]):
     @property
     def count(self) -> int:
         """Number of tasks in memory, with the members in ranges."""
-        return len(self) + (self.ranges.count_members() if self.ranges else 0)
+        return len(self._tasks) + self.ranges.count_members()
 
     @property
     def waiting(self) -> Collection[QueuedTask]:
@@ -142,11 +133,6 @@ class TaskTable(dict[TaskId, QueuedTask]):
         task = self._held.get(node, {}).get(task_id)
         return task if isinstance(task, QueuedTask) else None
 
-    def held_everywhere(self) -> Iterable[QueuedTask | LiveRange]:
-        """Yield what all workers hold."""
-        for held in self._held.values():
-            yield from held.values()
-
     def held_by(self, node: NodeId) -> list[QueuedTask]:
         """Return the live tasks of a worker, in the order in which it got them."""
         for live in list(self.held_in_order(node)) if self.ranges else ():
@@ -181,7 +167,7 @@ class TaskTable(dict[TaskId, QueuedTask]):
         in this step, because it loses its place among the attempts of the worker.
         """
         found = None
-        if self.ranges and not dict.__contains__(self, task_id) and "." in task_id:
+        if task_id not in self._tasks:
             found = self.ranges.find(task_id)
         if found is None:
             return self.get(task_id)
@@ -192,7 +178,7 @@ class TaskTable(dict[TaskId, QueuedTask]):
         live.states[offset] = APART
         self._drop_live(live, 1)
         self._changed.append(live)
-        self[task_id] = task
+        self.add(task)
         self.hold(node, task)
         return task
 
@@ -242,7 +228,7 @@ class TaskTable(dict[TaskId, QueuedTask]):
         live.states[:] = bytes([APART]) * len(live.states)
         live.live_count = 0
         for task in tasks:
-            self[task.spec.id] = task
+            self.add(task)
         self._changed += (task for task in tasks if task.stage is Stage.ENDED)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 from octaskly.core.effects import Append, Effect
 from octaskly.core.events import Event
@@ -58,7 +59,7 @@ class TurnWatch:
                 self._assigned.add(key)
                 # An array that was read again may have members that were withdrawn.
                 array, before = last.get(place[0], (None, -1))
-                now = arrays.get(place[0], array)
+                now = arrays.get(place[0]) or array
                 if now is not None:
                     is_in_order = now is not array or place[1] > before
                     assert is_in_order, f"{fact.task} comes too late"
@@ -68,7 +69,7 @@ class TurnWatch:
 def _shares_match_what_runs(node: Node) -> None:
     queue = node._dispatcher._queue
     held: Counter[FlowKey] = Counter()
-    for task in queue.tasks.held_everywhere():
+    for task in chain.from_iterable(h.values() for h in queue.tasks._held.values()):
         held[task.flow] += task.slots
     waiting = Counter(key for lane in queue.lanes.all_lanes() for key in lane.flows)
     of_submitters: Counter[str] = Counter()

@@ -60,7 +60,7 @@ def explained(
 ) -> TaskExplanation:
     """Return the explanation of a task, or of the one with this command."""
     if isinstance(what, str):
-        tasks = mesh.dispatch._queue.tasks.values()
+        tasks = mesh.dispatch._queue.tasks._tasks.values()
         what = next(task.spec for task in tasks if task.spec.command == what)
     record = TaskRecord(id=what.id, spec=what) if isinstance(what, TaskSpec) else what
     names = {line.id: line.name for line in members}
@@ -244,8 +244,8 @@ def test_a_reserved_worker_is_reported_to_both_tasks() -> None:
     late = RESERVE_AFTER_S + 1
     mesh.ask(draft("later"), at=late)
     mesh.end("t0", at=late)
-    pair = mesh.dispatch._queue.tasks
-    name = next(task.spec.id for task in pair.values() if task.spec.command == "pair")
+    pair = mesh.dispatch._queue.tasks._tasks.values()
+    name = next(task.spec.id for task in pair if task.spec.command == "pair")
 
     later = explained(mesh, "later", roster_line(B), at=late)
 
@@ -275,7 +275,7 @@ def test_what_comes_before_a_task_is_named() -> None:
     mesh.ask(replace(draft("last"), priority=-1), by="cy")
     ann, bo = (
         task_name(each.spec.id)
-        for each in mesh.dispatch._queue.tasks.values()
+        for each in mesh.dispatch._queue.tasks._tasks.values()
         if each.spec.array is not None
     )
     prefix = "b, which could run it, has no free capacity; "

@@ -361,7 +361,7 @@ def test_an_older_read_does_not_revive_an_ended_attempt() -> None:
 
     world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
 
-    assert world.dispatch._queue.tasks[T].stage is Stage.BACKING_OFF
+    assert world.dispatch._queue.tasks._tasks[T].stage is Stage.BACKING_OFF
 
 
 def test_another_failure_of_a_listed_task_is_decided_when_it_is_read() -> None:
@@ -503,7 +503,7 @@ def test_at_most_once_ends_an_uncertain_attempt(on_lost: bool) -> None:
 def test_a_task_in_backoff_is_queued_for_clients() -> None:
     """A cancel without force is enough."""
     world = backing_off()
-    task = world.dispatch._queue.tasks[T]
+    task = world.dispatch._queue.tasks._tasks[T]
 
     assert visible_state(task, TaskState.RUNNING) is TaskState.QUEUED
 

@@ -64,7 +64,9 @@ class Mesh(DispatcherWithJournal):
         self.dispatch.on_submitted(submission(array_draft(array)), moment())
         self.effects: list[Effect] = []
         self.settle()
-        self.array: TaskSpec = next(iter(self.dispatch._queue.tasks.values())).spec
+        self.array: TaskSpec = next(
+            iter(self.dispatch._queue.tasks._tasks.values())
+        ).spec
         self.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
         self.dispatch.pause_accepting()
         for name, count in slots.items():
@@ -432,7 +434,7 @@ def test_a_range_with_few_members_left_is_given_up_for_tasks() -> None:
 
     tasks = mesh.dispatch._queue.tasks
     assert not tasks.ranges
-    assert list(tasks) == [mesh.member(15)]
+    assert list(tasks._tasks) == [mesh.member(15)]
     mesh.succeed("b", leased, 15)
     mesh.settle()
     assert tasks.count == 0

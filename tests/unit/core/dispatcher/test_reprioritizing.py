@@ -34,7 +34,7 @@ def stored(mesh: DispatcherWithWorkers, command: str) -> TaskRecord:
     """Return a task or an array in memory as the store has it."""
     task = next(
         each
-        for each in mesh.dispatch._queue.tasks.values()
+        for each in mesh.dispatch._queue.tasks._tasks.values()
         if each.spec.command == command
     )
     array = task.spec.array

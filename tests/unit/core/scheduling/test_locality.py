@@ -298,7 +298,7 @@ def test_an_explanation_says_that_bytes_decided() -> None:
     names = {NodeId(name): name for name in "abc"}
 
     def placement(command: str) -> str:
-        task = mesh.dispatch._queue.tasks[mesh.live[command][0]]
+        task = mesh.dispatch._queue.tasks._tasks[mesh.live[command][0]]
         record = TaskRecord(task.spec.id, task.spec)
         return mesh.dispatch.explainer.explain_placement(
             record, lines, Moment(0.0, 0), names

@@ -78,7 +78,7 @@ def started(limits: Limits, *specs: TaskSpec) -> TaskQueue:
 
 def in_hand(queue: TaskQueue) -> set[str]:
     """Return the names of the tasks that are in hand."""
-    return {str(task_id) for task_id in queue.tasks}
+    return {str(task_id) for task_id in queue.tasks._tasks}
 
 
 def test_equal_requirements_have_one_shape_and_none_have_none() -> None:
@@ -115,10 +115,10 @@ def test_each_lane_is_refilled_as_it_empties() -> None:
 
     seen = set()
     while queue.lanes.queued:
-        for task in list(queue.tasks.values()):
+        for task in list(queue.tasks._tasks.values()):
             seen.add(str(task.spec.id))
             queue.end(task)
-            del queue.tasks[task.spec.id]
+            queue.tasks.remove(task)
         with_reads(queue, stored(*(each for each in specs if each.id not in seen)))
 
     assert seen == {str(each.id) for each in specs}
@@ -136,10 +136,10 @@ def test_shapes_beyond_the_lanes_wait_and_runnable_ones_come_first() -> None:
     assert in_hand(queue) <= waiting.keys()
 
     while waiting:
-        task = next(t for t in queue.tasks.values() if str(t.spec.id) in waiting)
+        task = next(t for t in queue.tasks._tasks.values() if str(t.spec.id) in waiting)
         del waiting[str(task.spec.id)]
         queue.end(task)
-        del queue.tasks[task.spec.id]
+        queue.tasks.remove(task)
         with_reads(queue, stored(*hopeless, *waiting.values()))
 
     assert in_hand(queue) <= {str(each.id) for each in hopeless}
@@ -206,8 +206,9 @@ def test_the_window_is_bounded_in_bytes_too() -> None:
 
     assert queue.lanes.queued == 3
     for task_id in ("t1", "t2"):
-        queue.end(queue.tasks[TaskId(task_id)])
-        del queue.tasks[TaskId(task_id)]
+        task = queue.tasks._tasks[TaskId(task_id)]
+        queue.end(task)
+        queue.tasks.remove(task)
     with_reads(queue, stored(*fat[2:]))
     assert "t4" in in_hand(queue)
 
@@ -230,7 +231,8 @@ def test_memory_stays_bounded_whatever_the_priority_of_new_tasks() -> None:
         assert task is not None
         order.append(str(task.spec.id))
         queue.end(task)
-        del queue.tasks[task.spec.id], left[task.spec.id]
+        queue.tasks.remove(task)
+        del left[task.spec.id]
         stored_now = sorted(left.values(), key=lambda each: each.ord)
         with_reads(queue, stored(*stored_now))
     assert order == [str(each.id) for each in reversed(specs)]
@@ -255,5 +257,7 @@ def test_priority_then_age_decides_among_lanes() -> None:
     effects = world.dispatch.on_reattach(*reattach_report("b", 5), moment())
 
     placed = [fact.task for fact in appended_facts(effects)]
-    commands = [world.dispatch._queue.tasks[task].spec.command for task in placed]
+    commands = [
+        world.dispatch._queue.tasks._tasks[task].spec.command for task in placed
+    ]
     assert commands == ["urgent", "old", "pair"]

@@ -270,7 +270,7 @@ def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
     assert tasks.lanes.queued == 0
 
     tasks.next_reads()
-    assert tasks.tasks == {}
+    assert tasks.tasks._tasks == {}
     assert tasks.has_ended_recently(TaskId("t1"))
 
 
@@ -281,17 +281,17 @@ def test_a_task_is_kept_while_later_facts_are_not_durable() -> None:
     task.commit_number = 2
 
     tasks.drop_durable_tasks([task], 1)
-    assert tasks.tasks == {spec().id: task}
+    assert tasks.tasks._tasks == {spec().id: task}
 
     tasks.drop_durable_tasks([task], 2)
-    assert tasks.tasks == {}
+    assert tasks.tasks._tasks == {}
 
 
 def test_a_new_read_keeps_facts_that_the_store_lacks() -> None:
     """A release that is not durable looks like a running task there."""
     tasks = queue()
     tasks.admit([spec("settled", ord=1), spec("fresh", ord=2)])
-    fresh = tasks.tasks[TaskId("fresh")]
+    fresh = tasks.tasks._tasks[TaskId("fresh")]
     fresh.commit_number = 9
 
     tasks.mark_for_reread()
@@ -371,7 +371,7 @@ def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:
     tasks = queue()
     tasks.admit([spec("t1", ord=1), spec("t2", ord=2), spec("t3", ord=3)])
     for name in ("t1", "t2"):
-        task = tasks.tasks[TaskId(name)]
+        task = tasks.tasks._tasks[TaskId(name)]
         tasks.assign(task, attempt(), B)
         task.missing_inputs = {B: ""}
         tasks.requeue_attempted(task)
@@ -469,7 +469,7 @@ def test_a_task_with_facts_that_are_not_durable_is_read_before_it_is_set_aside()
     """The read may show its end."""
     tasks = queue()
     tasks.admit([replace(spec("t1", ord=1), options=FREED)])
-    task = tasks.tasks[TaskId("t1")]
+    task = tasks.tasks._tasks[TaskId("t1")]
     task.commit_number = 7
 
     assert front(tasks) is None
@@ -509,7 +509,7 @@ def test_a_task_that_backs_off_again_waits_for_the_later_time() -> None:
     tasks = queue()
     resting = BackoffQueue(tasks, TimerHeap())
     tasks.admit([spec("t1", ord=1)])
-    task = tasks.tasks[TaskId("t1")]
+    task = tasks.tasks._tasks[TaskId("t1")]
     tasks.assign(task, attempt(1), B)
     resting.add_task(task, moment(), 5.0)
     tasks.assign(task, attempt(2), B)
