@@ -97,7 +97,9 @@ class Unblocked(SingleFact, frozen=True, gc=False, array_like=True, tag=105):
     task: TaskId
 
 
-class Reprioritized(SingleFact, frozen=True, gc=False, array_like=True, tag=109, order=True):
+class Reprioritized(
+    SingleFact, frozen=True, gc=False, array_like=True, tag=109, order=True
+):
     """A task or an array got another priority; of several, the latest counts.
 
     The latest is that of the highest term, then with the highest timestamp.
