@@ -167,7 +167,7 @@ def test_invalid_task_is_refused_before_it_is_sent(
         "$.command": lambda: client.submit("a\0b"),
         "$.timeout": lambda: client.submit("true", timeout="soon"),  # type: ignore[arg-type]
         "tries": lambda: client.submit("true", tries=3),  # type: ignore[call-arg]
-        "body": lambda: client.submit("true", needs=[object()]),  # type: ignore[list-item]
+        "needs": lambda: client.submit("true", needs=[object()]),  # type: ignore[list-item]
         "includes_ignored": lambda: client.submit("true", includes_ignored=True),
         "inputs": lambda: client.submit("true", inputs=[object()]),  # type: ignore[list-item]
         "command": lambda: client.submit_many(["true"] * 10_001),

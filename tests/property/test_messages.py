@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,7 +60,14 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if issubclass(hint, Enum):
         return st.sampled_from(list(hint))
     hints = get_type_hints(hint, include_extras=True)
-    return st.builds(hint, **{name: values_of(inner) for name, inner in hints.items()})
+    return st.builds(
+        hint,
+        **{
+            name: values_of(inner)
+            for name, inner in hints.items()
+            if get_origin(inner) is not ClassVar
+        },
+    )
 
 
 def _bounded(hint: Any, meta: Meta) -> st.SearchStrategy[Any]:

@@ -15,7 +15,7 @@ from octaskly.core.events import (
     TimerFired,
 )
 from octaskly.core.model.ids import Address
-from octaskly.core.model.keyring_state import OUTDATED_REASON, REVOKED_REASON
+from octaskly.core.model.keyring_state import OUTDATED_REASON, VISIT_ENDED_REASON
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.node.visitor_node import FAILURE_HOLD_S, Visit, VisitorNode
 from octaskly.core.protocol.messages import Heartbeat, Hello, Results
@@ -111,7 +111,9 @@ def test_other_ends_are_reported_at_once(end: Outcome) -> None:
     assert Visiting().end(end, 1.0) == [end]
 
 
-@pytest.mark.parametrize("reason", [REVOKED_REASON, OUTDATED_REASON, TIME_UP_REASON])
+@pytest.mark.parametrize(
+    "reason", [VISIT_ENDED_REASON, OUTDATED_REASON, TIME_UP_REASON]
+)
 def test_a_visitor_that_is_not_wanted_ends_its_tasks_and_leaves(reason: str) -> None:
     """They run elsewhere by now, and no member will admit it again."""
     visiting = Visiting()
