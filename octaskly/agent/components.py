@@ -509,6 +509,7 @@ class Components:
             fetcher,
             self._output_copies,
             self._tree_sizer.size_trees,
+            self.gateway.locate_outputs,
             self._log,
         )
         self.gateway.view.on_epoch_start = self._tree_keeper.note_epoch_start

@@ -241,6 +241,13 @@ class KeptOutput(NamedTuple):
     ended_ms: Count  #: wall clock of that node
 
 
+class AttemptOutputs(NamedTuple):
+    """The captured outputs of an attempt, or a copy of them."""
+
+    task: TaskId
+    attempt: AttemptId
+
+
 class ForgottenOutputs(Protocol):
     """Deletes what this node keeps of forgotten tasks."""
 
@@ -261,6 +268,9 @@ class TreeKeeper(Protocol):
         Returns:
             A text for each that is not complete here, and on its disk.
         """
+
+    async def hold_outputs(self, outputs: Sequence[AttemptOutputs]) -> list[int]:
+        """Protect captured outputs for a while; return which are here, by index."""
 
     async def read_manifest(self, tree: InputTree) -> Manifest:
         """Return the entries of the part of a tree that a task names.

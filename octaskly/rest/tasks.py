@@ -301,6 +301,12 @@ class HeldTrees(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[str]
 
 
+class HeldIndices(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the outputs that were asked for a node has, by index."""
+
+    held: list[int]
+
+
 class ForgottenIndices(msgspec.Struct, frozen=True, kw_only=True):
     """Which of the outputs that a node keeps are of forgotten tasks, by index."""
 

@@ -123,12 +123,14 @@ def archive_in(
     )
 
 
-def supply_in(folder: Path) -> BlobFetcher:
+def supply_in(
+    folder: Path, tls: Callable[[], ssl.SSLContext] = ssl.create_default_context
+) -> BlobFetcher:
     """Return a fetcher of files below a folder that knows no other node."""
     blob_store = BlobStore(folder / "files", clock=MachineClock())
     return BlobFetcher(
         blob_store,
-        ssl.create_default_context,
+        tls,
         lambda *_: (),
         (),
         Lenders(blob_store, MachineClock()),

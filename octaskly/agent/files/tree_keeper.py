@@ -26,17 +26,24 @@ from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState, Role
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
-from octaskly.errors import OutputNotFound, StoreError
+from octaskly.errors import OctasklyError, OutputNotFound, StoreError
 from octaskly.files.captured_tree import CapturedTree
 from octaskly.files.manifest import Manifest
 from octaskly.ports import (
+    KEPT_OUTPUTS_MAX,
     RETENTION_S,
+    AttemptOutputs,
     DurableStore,
     FileQuotaExceeded,
     NeededFiles,
+    OutputLocation,
 )
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
-from octaskly.runner.blobs.holder_connection import Holder
+from octaskly.runner.blobs.holder_connection import (
+    Holder,
+    HolderBusy,
+    HolderUnreachable,
+)
 from octaskly.runner.blobs.lenders import Lenders
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
@@ -51,6 +58,9 @@ ASKED_INPUTS_MAX: Final = 1000  #: of one request, which may have 1 MiB
 FetchBlob = Callable[[BlobSource, Callable[[], bool]], list[str]]
 """Fetches a blob or a tree while it is needed; returns a text for each failure."""
 
+LocateOutputs = Callable[[str], Awaitable[Sequence[OutputLocation]]]
+"""Returns the locations of a task's outputs; raises OctasklyError if there are none."""
+
 SizeTrees = Callable[[Iterable[InputTree], float | None], Awaitable[None]]
 """Passes the sizes of trees on to the core; waits for at most so many seconds."""
 
@@ -64,6 +74,7 @@ class TreeKeeper:
         fetcher: Fetches files.
         copies: Copies outputs.
         size_trees: Passes the sizes of trees on to the core.
+        locate_outputs: Finds the outputs of tasks.
         log: For failures.
     """
 
@@ -74,9 +85,11 @@ class TreeKeeper:
         fetcher: BlobFetcher,
         copies: OutputCopies,
         size_trees: SizeTrees,
+        locate_outputs: LocateOutputs,
         log: Logger,
     ) -> None:
         self._store, self._view, self._size_trees = store, view, size_trees
+        self._locate_outputs = locate_outputs
         self._fetcher, self._copies, self._log = fetcher, copies, log
         self._inputs_due_s = 0.0  #: when to ask that inputs are kept
         self._outputs_due_s = inf  #: when to look whose outputs are needed
@@ -149,13 +162,52 @@ class TreeKeeper:
         due = [task for task, kept_s in kept.items() if kept_s + PERIOD_S <= now_s]
         with suppress(TimeoutError):
             async with asyncio.timeout(OUTPUTS_PERIOD_S):
-                for task in due:
-                    with suppress(OutputNotFound):  # It has not ended, or has none.
-                        # Their nodes keep outputs that are asked for as trees.
-                        await loop.run_in_executor(
-                            self._fetcher.threads, self._fetcher.find_outputs, task
-                        )
-                        kept[task] = now_s
+                kept.update(dict.fromkeys(await self._hold_outputs_of(due), now_s))
+
+    async def _hold_outputs_of(self, tasks: Iterable[str]) -> list[str]:
+        """Have the outputs of tasks kept at all nodes that may have them.
+
+        Returns:
+            The tasks of which each output is kept somewhere.
+        """
+        outputs_of: dict[str, list[AttemptOutputs]] = {}
+        by_node: dict[NodeId, dict[AttemptOutputs, None]] = defaultdict(dict)
+        for task in tasks:
+            with suppress(OctasklyError):  # It has not ended, has none, or is unknown.
+                outputs_of[task] = []
+                for place in await self._locate_outputs(task):
+                    outputs = AttemptOutputs(place.task, place.attempt)
+                    outputs_of[task].append(outputs)
+                    for holder in place.holders:
+                        by_node[holder.node][outputs] = None
+        held: set[AttemptOutputs] = set()
+        for node, wanted in by_node.items():
+            held |= await self._hold_outputs_at(node, list(wanted))
+        return [task for task, each in outputs_of.items() if each and held >= {*each}]
+
+    async def _hold_outputs_at(
+        self, node: NodeId, wanted: Sequence[AttemptOutputs]
+    ) -> set[AttemptOutputs]:
+        """Have outputs kept by a node; return those that it has."""
+        holder = Holder(node, self._view.lan_urls_of(node))
+        held: set[AttemptOutputs] = set()
+        for start in range(0, len(wanted), KEPT_OUTPUTS_MAX):
+            some = wanted[start : start + KEPT_OUTPUTS_MAX]
+            if node == self._view.node_id:
+                indices = await self.hold_outputs(some)
+            else:
+                try:
+                    indices = await asyncio.to_thread(
+                        self._fetcher.ask_to_hold_outputs, holder, some
+                    )
+                except (HolderUnreachable, HolderBusy, OutputNotFound):
+                    break  # Others may have them; it is asked again.
+            held |= {some[index] for index in indices}
+        return held
+
+    async def hold_outputs(self, outputs: Sequence[AttemptOutputs]) -> list[int]:
+        """Keep captured outputs for `RETENTION_S`; return which are here, by index."""
+        return await asyncio.to_thread(self._copies.mark_needed, outputs, RETENTION_S)
 
     async def _keep_inputs(self, needed: NeededFiles) -> None:
         by_node: dict[str, list[InputBlob]] = defaultdict(list)

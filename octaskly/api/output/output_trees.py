@@ -24,15 +24,17 @@ from octaskly.api.http.handler_types import (
 )
 from octaskly.api.http.node_client import NodeNotResponding, request_from_node
 from octaskly.api.problems import FORBIDDEN, WORKER_NOT_FOUND, Problem
-from octaskly.api.schemas import query, task_response
+from octaskly.api.schemas import query, request_bodies, task_response
+from octaskly.api.schemas.files import OutputsIn
 from octaskly.api.security import route_cost
 from octaskly.core.model import task_options
 from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.protocol.visitor_rules import DISPATCHER
 from octaskly.errors import OutputNotFound
 from octaskly.ports import OutputHolder, OutputLocation
-from octaskly.rest.tasks import BlobRef, OutputTrees
+from octaskly.rest.tasks import BlobRef, HeldIndices, OutputTrees
 
+HOLD_PATH: Final = "/internal/v1/outputs/hold"
 _INTERNAL: Final = "/internal/v1/output-trees"
 _CONCURRENT_MAX: Final = 8  #: requests to other nodes, for the members of one array
 
@@ -70,6 +72,13 @@ async def show_output_tree(request: Request) -> web.StreamResponse:
     """Make captured outputs of this node available as a tree; return its manifest."""
     tree = await _make_tree(request, *query.attempt_in(request.path_params))
     return json_response(task_response.encode(tree))
+
+
+async def hold_outputs(request: Request) -> web.StreamResponse:
+    """Keep captured outputs for an hour, because unfinished tasks need them."""
+    outputs = request_bodies.parse_outputs(request.body)
+    held = await request.files.trees.hold_outputs(outputs)
+    return json_response(task_response.encode(HeldIndices(held=held)))
 
 
 async def _find_tree(request: Request, place: OutputLocation) -> BlobRef:
@@ -138,5 +147,15 @@ ROUTES = (
         is_local=True,
         responses={200: BlobRef},
         error_statuses=(507,),
+    ),
+    Route(
+        method="POST",
+        path=HOLD_PATH,
+        handler=hold_outputs,
+        cost=route_cost.CHEAP,
+        access=Access.NODE,
+        is_local=True,
+        body_type=OutputsIn,
+        responses={200: HeldIndices},
     ),
 )

@@ -25,7 +25,7 @@ from octaskly.files.manifest import (
     check_path,
 )
 from octaskly.files.pack import ASKED_FILES_MAX
-from octaskly.ports import KEPT_OUTPUTS_MAX, KeptOutput
+from octaskly.ports import KEPT_OUTPUTS_MAX, AttemptOutputs, KeptOutput
 from octaskly.rest import tasks as rest
 
 NAME_CHARS_MAX: Final = 128  #: of the file in `same_folder`
@@ -87,6 +87,14 @@ class KeptOutputsIn(RequestBody):
     """Outputs that a node keeps: task, attempt and end of each."""
 
     kept: Annotated[tuple[KeptOutput, ...], msgspec.Meta(max_length=KEPT_OUTPUTS_MAX)]
+
+
+class OutputsIn(RequestBody):
+    """Outputs that unfinished tasks need: task and attempt of each."""
+
+    outputs: Annotated[
+        tuple[AttemptOutputs, ...], msgspec.Meta(max_length=KEPT_OUTPUTS_MAX)
+    ]
 
 
 class FilesIn(RequestBody):

@@ -40,7 +40,7 @@ from octaskly.core.model.task_options import BlobRef, InputBlob, TaskOptions
 from octaskly.core.model.tasks import Priority
 from octaskly.files.output_patterns import is_in_git
 from octaskly.files.pack import ASKED_FILES_MAX
-from octaskly.ports import KeptOutput
+from octaskly.ports import AttemptOutputs, KeptOutput
 from octaskly.system.cooperative import map_in_batches
 from octaskly.trust.tokens import EXPIRES_S_MAX, PERMISSIONS
 
@@ -160,6 +160,7 @@ _node = msgspec.json.Decoder(files.NodeIn)
 _input = msgspec.json.Decoder(files.InputIn)
 _inputs = msgspec.json.Decoder(files.InputsIn)
 _kept = msgspec.json.Decoder(files.KeptOutputsIn)
+_outputs = msgspec.json.Decoder(files.OutputsIn)
 _nothing = msgspec.json.Decoder(EmptyIn)
 
 
@@ -250,6 +251,12 @@ def parse_kept_outputs(body: bytes) -> Sequence[KeptOutput]:
     """Return the outputs that a node asks about."""
     asked: files.KeptOutputsIn = decode_body(_kept, files.KeptOutputsIn, body)
     return asked.kept
+
+
+def parse_outputs(body: bytes) -> Sequence[AttemptOutputs]:
+    """Return the outputs that a node is asked to hold."""
+    asked: files.OutputsIn = decode_body(_outputs, files.OutputsIn, body)
+    return asked.outputs
 
 
 def parse_node(body: bytes) -> str:

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, NamedTuple
 
+import msgspec
+
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tree_sizes import NO_HOLDERS, blob_key
@@ -24,15 +26,19 @@ from octaskly.files.pack import PACKED_BYTES_MAX
 from octaskly.ports import (
     COPY_RETENTION_S,
     RETENTION_S,
+    AttemptOutputs,
     ContentMismatch,
     DiskFull,
     FileExceedsQuota,
     FileQuotaExceeded,
 )
+from octaskly.rest.tasks import HeldIndices
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.fetch import Fetch, FilesAwaited, NamedLocks, Wanted
 from octaskly.runner.blobs.holder_connection import (
+    HOLD_OUTPUTS_PATH,
     HOLD_PATH,
+    STALL_S,
     Holder,
     HolderBusy,
     HolderConnections,
@@ -371,6 +377,24 @@ class BlobFetcher:
             return [f"{holder.name}: {error}"]
         failures = answer.get("failures", []) if isinstance(answer, dict) else []
         return [f"{holder.name}: {failure}" for failure in failures]
+
+    def ask_to_hold_outputs(
+        self, holder: Holder, outputs: Sequence[AttemptOutputs]
+    ) -> list[int]:
+        """Ask a node to keep captured outputs; return which it has, by index. Blocks.
+
+        Raises:
+            HolderUnreachable, HolderBusy: it does not say.
+        """
+        with self.connections.connect_to(holder) as connection:
+            answer = connection.post_json(
+                HOLD_OUTPUTS_PATH, {"outputs": outputs}, timeout_s=STALL_S
+            )
+        try:
+            held = msgspec.convert(answer, HeldIndices).held
+        except msgspec.MsgspecError as error:
+            raise HolderUnreachable(str(error)) from None
+        return [index for index in held if 0 <= index < len(outputs)]
 
     def close(self) -> None:
         """Abort all fetches and wait until the threads have ended."""

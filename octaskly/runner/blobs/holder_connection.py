@@ -28,6 +28,7 @@ from octaskly.system.tls_errors import clear_tls_errors
 FILES_PATH: Final = "/internal/v1/files/"
 PACK_PATH: Final = "/internal/v1/files/pack"
 HOLD_PATH: Final = "/internal/v1/files/hold"
+HOLD_OUTPUTS_PATH: Final = "/internal/v1/outputs/hold"
 OUTPUT_TREES_PATH: Final = "/internal/v1/output-trees/"
 PIECE_HEADER: Final = "Octaskly-Piece"
 BLOB_BYTES_HEADER: Final = "Octaskly-Blob-Bytes"

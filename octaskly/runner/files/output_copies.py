@@ -33,7 +33,7 @@ from octaskly.files.manifest import (
 )
 from octaskly.files.output_patterns import DeclaredOutputs
 from octaskly.files.tree_tar import TarEntry, TarError, TarReader
-from octaskly.ports import FileQuotaExceeded
+from octaskly.ports import AttemptOutputs, FileQuotaExceeded
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.blob_store import sync_file_system
 from octaskly.runner.blobs.holder_connection import (
@@ -173,6 +173,18 @@ class OutputCopies:
                 shutil.rmtree(partial, ignore_errors=True)
                 self._archive.captured.add_folder(folder)
         return ""
+
+    def mark_needed(
+        self, outputs: Iterable[AttemptOutputs], needed_s: float
+    ) -> list[int]:
+        """Keep outputs that are here, copies included; return which, by index."""
+        held = []
+        for index, (task, attempt) in enumerate(outputs):
+            folder = outputs_folder(self._archive.outputs_dir, task, attempt)
+            if (folder / MANIFEST_NAME).exists():
+                self._archive.captured.mark_needed(folder, needed_s)
+                held.append(index)
+        return held
 
     def close(self) -> None:
         """End without waiting for copies that have not begun; they stay pending."""

@@ -25,6 +25,7 @@ from octaskly.client.flows.files import (
     upload_file,
     upload_tree,
 )
+from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.errors import MeshError
 from octaskly.files.manifest import (
     TreeFile,
@@ -33,8 +34,11 @@ from octaskly.files.manifest import (
     encode_manifest,
     make_manifest,
 )
+from octaskly.ports import AttemptOutputs
+from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.files.output_copies import PARTIAL_SUFFIX
 from octaskly.runner.output.captured_folders import FETCHED_NAME
+from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.attack.test_viewer_lists import outsider
 from tests.support.agents import (
     TASKS,
@@ -47,6 +51,7 @@ from tests.support.agents import (
     until,
     until_nodes,
 )
+from tests.support.pooling import supply_in
 
 MTIME_NS = 1_500_000_000_000_000_000
 TOOL = b"#!/bin/sh\necho from the tool\n"
@@ -560,6 +565,31 @@ def test_outputs_count_as_fetched_if_the_client_leaves_with_the_last_byte(
     for task in made:
         [folder] = (agents[0].state / "outputs").glob(f"{task}*/*")
         until((folder / FETCHED_NAME).exists, f"{task} counts as fetched")
+
+
+def test_a_node_says_which_outputs_it_holds(
+    agents: list[Agent], tmp_path: Path
+) -> None:
+    """The dispatcher asks for those that unfinished tasks get, many at once."""
+    task = make_outputs(agents[0], "ash", "echo 1 > x", "x")
+    [folder] = (agents[0].state / "outputs").glob(f"{task}*/*-*-*-*")
+    term, stream, seq, n = map(int, folder.name.split("-"))
+    outputs = [
+        AttemptOutputs(
+            TaskId(folder.parent.name), AttemptId(term, StreamId(stream), seq, number)
+        )
+        for number in (n + 1, n)
+    ]
+    secret = load_secret(agents[0].state.parent / "mesh.key")
+    trust = MeshTls(secret, NodeKey.generate())
+    fetcher = supply_in(tmp_path, trust.lan_client_context)
+
+    held = fetcher.ask_to_hold_outputs(
+        Holder("ash", (agents[0].ready()["lan_url"],)), outputs
+    )
+    fetcher.close()
+
+    assert held == [1]
 
 
 def test_a_task_gets_the_outputs_of_all_members_of_an_array(

@@ -13,20 +13,28 @@ from octaskly.agent.files import tree_keeper
 from octaskly.agent.files.tree_keeper import ASKED_INPUTS_MAX, TreeKeeper
 from octaskly.agent.gateway.mesh_view import MeshView
 from octaskly.core.effects import PublishMeshState
-from octaskly.core.model.ids import Address, Moment
+from octaskly.core.model.ids import Address, AttemptId, Moment, TaskId
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import BlobRef, InputBlob, InputTree
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Roster
 from octaskly.errors import OutputNotFound
-from octaskly.ports import DurableStore, FileQuotaExceeded, NeededFiles
+from octaskly.ports import (
+    KEPT_OUTPUTS_MAX,
+    AttemptOutputs,
+    DurableStore,
+    FileQuotaExceeded,
+    NeededFiles,
+    OutputHolder,
+    OutputLocation,
+)
 from octaskly.ports.files import DiskFull
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
 from octaskly.runner.blobs.holder_connection import Holder
 from octaskly.runner.files.output_copies import OutputCopies
 from octaskly.system.log import Logger
 from tests.support.agents import WAIT_S_MAX
-from tests.support.builders import epoch, node_id
+from tests.support.builders import STREAM, epoch, node_id
 
 ME, OTHER = node_id("a"), node_id("b")
 
@@ -73,8 +81,8 @@ class Fetches:
         self.failures: list[str] = []  #: of this node
         self.no_room: FileQuotaExceeded | None = None  #: at this node
         self.refusals: list[str] = []  #: of other nodes
-        self.ended: set[str] = set()  #: tasks with outputs
-        self.kept_outputs: list[str] = []
+        self.has_outputs = True  #: other nodes have those that they are asked for
+        self.kept_outputs: list[tuple[str, list[str]]] = []  #: nodes with tasks
 
     def find_blob(self, blob: BlobRef) -> BlobSource:
         return BlobSource(blob, lambda: ())
@@ -89,11 +97,11 @@ class Fetches:
         self.held_here.append((source.blob.sha256, False))
         return []
 
-    def find_outputs(self, task: str) -> list[BlobSource]:
-        if task not in self.ended:
-            raise OutputNotFound("it has not ended")
-        self.kept_outputs.append(task)
-        return []
+    def ask_to_hold_outputs(
+        self, holder: Holder, outputs: Sequence[AttemptOutputs]
+    ) -> list[int]:
+        self.kept_outputs.append((holder.name, [str(each.task) for each in outputs]))
+        return [*range(len(outputs))] if self.has_outputs else []
 
     def ask_to_hold(self, holder: Holder, inputs: Sequence[InputBlob]) -> list[str]:
         self.asked.append((holder, [each.blob.sha256 for each in inputs]))
@@ -138,6 +146,7 @@ async def test_each_holder_is_asked_to_keep_what_unfinished_tasks_need() -> None
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
         Sizes().size,
+        Ended().locate,
         cast("Logger", None),  # Nothing is logged.
     )
 
@@ -166,6 +175,7 @@ async def test_many_trees_are_asked_for_in_bounded_requests() -> None:
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
         Sizes().size,
+        Ended().locate,
         cast("Logger", None),  # Nothing is logged.
     )
 
@@ -186,6 +196,7 @@ async def test_the_next_dispatcher_learns_the_sizes_of_trees_at_once() -> None:
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
         sizes.size,
+        Ended().locate,
         cast("Logger", None),  # Nothing is logged.
     )
 
@@ -212,6 +223,7 @@ async def test_a_dispatcher_keeps_inputs_as_soon_as_its_epoch_starts(
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
         sizes.size,
+        Ended().locate,
         cast("Logger", None),  # Nothing is logged.
     )
     mesh.on_epoch_start = keeper.note_epoch_start
@@ -230,25 +242,70 @@ async def test_a_dispatcher_keeps_inputs_as_soon_as_its_epoch_starts(
     assert fetches.held_here == [(kept.blob.sha256, True)]
 
 
-async def test_outputs_that_unfinished_tasks_get_are_kept() -> None:
-    """Once their tasks have ended, and not again each time."""
-    store, fetches = TaskInputs(set(), set()), Fetches()
-    store.outputs_of = {"cut", "split"}
-    fetches.ended = {"cut"}
-    keeper = TreeKeeper(
+class Ended:
+    """Ended tasks with outputs at the other node."""
+
+    def __init__(self, *tasks: str) -> None:
+        self.tasks = set(tasks)
+
+    async def locate(self, task: str) -> list[OutputLocation]:
+        if task not in self.tasks:
+            raise OutputNotFound("it ended without outputs")
+        holder = OutputHolder(node=OTHER, lan_urls=("https://10.0.0.1:3443",))
+        attempt = AttemptId(1, STREAM, 1, 1)
+        return [
+            OutputLocation(task=TaskId(task), attempt=attempt, holders=(holder,)),
+        ]
+
+
+def keeper_of_outputs(needed: set[str], ended: Ended, fetches: Fetches) -> TreeKeeper:
+    store = TaskInputs(set(), set())
+    store.outputs_of = needed
+    return TreeKeeper(
         cast("DurableStore", store),
         view(),
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),  # Nothing is copied.
         Sizes().size,
+        ended.locate,
         cast("Logger", None),  # Nothing is logged.
     )
 
+
+async def test_outputs_that_unfinished_tasks_get_are_kept() -> None:
+    """Once their tasks have ended, and not again each time."""
+    ended, fetches = Ended("cut"), Fetches()
+    keeper = keeper_of_outputs({"cut", "split"}, ended, fetches)
+
     await keeper.keep_needed_files(are_inputs_due=False)
-    fetches.ended = {"cut", "split", "other"}
+    ended.tasks = {"cut", "split", "other"}
     await keeper.keep_needed_files(are_inputs_due=False)
 
-    assert fetches.kept_outputs == ["cut", "split"]
+    assert fetches.kept_outputs == [(OTHER, ["cut"]), (OTHER, ["split"])]
+
+
+async def test_outputs_that_no_node_has_kept_are_asked_for_again() -> None:
+    """Their node may be starting again."""
+    ended, fetches = Ended("cut"), Fetches()
+    fetches.has_outputs = False
+    keeper = keeper_of_outputs({"cut"}, ended, fetches)
+
+    await keeper.keep_needed_files(are_inputs_due=False)
+    await keeper.keep_needed_files(are_inputs_due=False)
+
+    assert fetches.kept_outputs == [(OTHER, ["cut"])] * 2
+
+
+async def test_the_outputs_of_many_tasks_are_kept_by_few_requests() -> None:
+    """A request has a bounded number of them, not one."""
+    tasks = [f"part{number}" for number in range(10_000)]
+    fetches = Fetches()
+    keeper = keeper_of_outputs(set(tasks), Ended(*tasks), fetches)
+
+    await keeper.keep_needed_files(are_inputs_due=False)
+
+    assert [len(some) for _, some in fetches.kept_outputs] == [KEPT_OUTPUTS_MAX] * 10
+    assert sorted(t for _, some in fetches.kept_outputs for t in some) == sorted(tasks)
 
 
 class Warnings:
@@ -276,6 +333,7 @@ async def test_a_dispatcher_without_room_counts_on_its_standbys(
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),
         Sizes().size,
+        Ended().locate,
         cast("Logger", warnings),
     )
 
@@ -298,6 +356,7 @@ async def test_an_input_that_has_no_room_anywhere_is_refused_for_that() -> None:
         cast("BlobFetcher", fetches),
         cast("OutputCopies", None),
         Sizes().size,
+        Ended().locate,
         cast("Logger", None),  # Nothing is logged.
     )
 
