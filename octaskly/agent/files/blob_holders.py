@@ -29,7 +29,7 @@ class BlobHolders:
 
         In random order otherwise, so that not all nodes ask the same one first. The
         named node is among them even if it is not in the mesh now: it may come
-        back, and otherwise the error names it.
+        back if it is known, and the error names it.
         """
         others = self._view.other_members()
         secrets.SystemRandom().shuffle(others)
@@ -46,7 +46,9 @@ class BlobHolders:
         is_known = any(holder.is_named for holder in holders)
         if is_known or first in (self._own.id, self._own.name):
             return holders
-        return [Holder(self.name_of(first), (), is_named=True), *holders]
+        is_unknown = self._view.find_node_id(first) is None
+        absent = Holder(self.name_of(first), (), is_named=True, is_unknown=is_unknown)
+        return [absent, *holders]
 
     def name_of(self, node: str) -> str:
         """Return the name of a node by its id; a name stays as it is."""

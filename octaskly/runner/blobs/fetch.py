@@ -189,8 +189,13 @@ class Fetch:
                     raise
             else:
                 return
-            is_known = self._wanted.is_lent_here or self._named_holder() is not None
-            wait_s_max = LENDER_WAIT_S if is_known else UNKNOWN_NODE_WAIT_S
+            named = self._named_holder()
+            is_known = named is not None and not named.is_unknown
+            wait_s_max = (
+                LENDER_WAIT_S
+                if self._wanted.is_lent_here or is_known
+                else UNKNOWN_NODE_WAIT_S
+            )
         is_away = wait_s != ASK_AGAIN_S
         raise FilesAwaited(
             f"{len(missing)} of them not yet sent by the client"
@@ -214,8 +219,8 @@ class Fetch:
             lenders = self._fetcher.lenders
             return lenders.await_files_in_thread(tree, list(missing))
         named = self._named_holder()
-        if named is None:
-            return AWAY_RETRY_S  # It may be starting again.
+        if named is None or named.is_unknown:
+            return AWAY_RETRY_S  # This node may not have heard of it yet.
         try:
             # The node asks the client for all that this request names.
             retry_s = self._fetch_packs(

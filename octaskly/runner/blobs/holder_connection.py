@@ -67,6 +67,7 @@ class Holder(NamedTuple):
     name: str
     urls: Sequence[str]  #: of its LAN API, best first; none if it is not in the mesh
     is_named: bool = False  #: by the task
+    is_unknown: bool = False  #: this node has never met it
 
 
 class HolderUnreachable(Exception):
@@ -255,7 +256,14 @@ class OpenSockets:
 
 
 def open_connection(holder: Holder, tls: ssl.SSLContext) -> http.client.HTTPSConnection:
-    """Connect to the first URL of a node that works; raise HolderUnreachable."""
+    """Connect to the first URL of a node that works.
+
+    Raises:
+        HolderRefused: no such node is known; one that is known may come back.
+        HolderUnreachable: none works.
+    """
+    if holder.is_unknown:
+        raise HolderRefused("there is no such node")
     why = "it cannot be reached" if holder.urls else "it is not in the mesh now"
     for url in holder.urls:
         place = urlsplit(url)

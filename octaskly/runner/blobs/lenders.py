@@ -17,7 +17,7 @@ from octaskly.ports import COPY_RETENTION_S, Clock
 from octaskly.runner.blobs.blob_store import BlobStore
 
 LENDER_WAIT_S: Final = 600.0  #: from the end of the last offer until a tree is given up
-UNKNOWN_NODE_WAIT_S: Final = 60.0  #: the same for a node that is no member now
+UNKNOWN_NODE_WAIT_S: Final = 60.0  #: the same for a node that this one has never met
 ARRIVAL_S: Final = 2.0  #: longest wait of one request for files of a lender
 ASK_AGAIN_S: Final = 1.0  #: while a lender sends
 AWAY_RETRY_S: Final = 5.0  #: while no lender offers the tree

@@ -642,6 +642,20 @@ def test_a_sent_file_with_the_path_of_an_output_is_refused(
         )
 
 
+@pytest.mark.parametrize("kind", ["tree", "file"])
+def test_an_input_at_a_node_that_never_was_is_refused_at_once(
+    agents: list[Agent], kind: str
+) -> None:
+    """Each node says that it has no such file, and that no such node can come back."""
+    asked = {"sha256": "f" * 64, "node": "elm", "kind": kind}
+
+    status, refusal = agents[0].call("POST", "/api/v1/files/replicate", asked)
+
+    assert status == 404, refusal
+    assert refusal["error"] == "File not found"
+    assert refusal["hint"].count("elm: there is no such node; not at") == 2
+
+
 def test_only_the_worker_compares_what_may_be_the_same(agents: list[Agent]) -> None:
     """Folders, globs and files of one size; its message names both."""
     tree = send(agents[0], {"d/x": b"1\n", "y": b"1\n"})

@@ -17,6 +17,8 @@ from octaskly.runner.blobs.holder_connection import (
     IDLE_S_MAX,
     Holder,
     HolderConnections,
+    HolderRefused,
+    HolderUnreachable,
     OpenSockets,
 )
 from octaskly.trust import MeshTls, NodeKey, generate_secret
@@ -106,6 +108,20 @@ def test_requests_share_a_connection(ask: Callable[[Holder], None]) -> None:
             ask(holder)
 
     assert _Handler.connections == 1
+
+
+@pytest.mark.parametrize("is_unknown", [False, True])
+def test_only_a_node_that_was_never_met_is_not_asked_again(*, is_unknown: bool) -> None:
+    """Any other one that is not in the mesh may be starting again."""
+    connections = HolderConnections(
+        TLS.lan_client_context, OpenSockets(), clock=cast("Clock", SetClock())
+    )
+    absent = Holder("elm", (), is_named=True, is_unknown=is_unknown)
+
+    with pytest.raises(HolderUnreachable) as caught, connections.connect_to(absent):
+        pass
+
+    assert isinstance(caught.value, HolderRefused) == is_unknown
 
 
 def test_connection_that_the_holder_closed_is_not_used(
