@@ -61,8 +61,10 @@ def is_valid_fact(fact: Fact) -> bool:
 
 def is_valid_report(report: Report) -> bool:
     """Return True if a correct worker could send this report."""
-    is_known = report.spec is None or is_valid_attempt(report.spec)
-    return is_known and is_valid_outcome(report.outcome)
+    spec = report.spec
+    if spec is not None and not (spec.id == report.task and is_valid_attempt(spec)):
+        return False
+    return is_valid_outcome(report.outcome)
 
 
 def is_valid_spec(spec: TaskSpec) -> bool:

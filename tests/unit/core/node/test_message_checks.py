@@ -321,6 +321,10 @@ WRONG = {
         Results((report(end=outcome(AttemptState.ASSIGNED)),), 1),
         "fact",
     ),
+    "a result with the envelope of another task": (
+        Results((report("a", envelope=spec("b")),), 1),
+        "fact",
+    ),
     "a range of a task": (
         AssignRanges(THEIRS, (MemberRange(spec(), 0, attempt()),)),
         "fact",
