@@ -48,7 +48,8 @@ class Commands:
 
     failing_share = 0.0  #: share of commands that fail
     batch_s = 0.0
-    """Longest wait of a result for others; if not 0, results have durations, too."""
+    """Longest wait of a result for others; if not 0, results have times, too."""
+    silent_share = 0.0  #: share of commands with times that write nothing
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -194,9 +195,17 @@ class Commands:
     def _add_to_batch(
         self, machine: Machine, key: tuple[TaskId, AttemptId], outcome: Outcome
     ) -> None:
-        """Report an end with a usual duration, together with those that follow soon."""
-        mean_s = sum(self.duration_s) / 2
-        outcome = replace(outcome, duration_ms=int(mean_s * 1000))
+        """Report an end with usual times, together with those that follow soon."""
+        duration_ms = int(sum(self.duration_s) / 2 * 1000)
+        ended_ms = int(self._world.time_s * 1000)
+        outcome = replace(
+            outcome,
+            started_ms=ended_ms - duration_ms,
+            ended_ms=ended_ms,
+            duration_ms=duration_ms,
+        )
+        if self.silent_share and self._world.tries.random() < self.silent_share:
+            outcome = replace(outcome, stdout=b"")
         place = (machine.id, machine.life)
         if place not in self._batches:
             wait_s = self._world.random.uniform(0.0, self.batch_s)

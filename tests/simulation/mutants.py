@@ -23,11 +23,18 @@ from octaskly.core.election.candidacy import LogVersions
 from octaskly.core.election.claims import ClaimHandlers
 from octaskly.core.election.election import Election
 from octaskly.core.events import Event, PeerUp, Persisted, SavedState
-from octaskly.core.log.facts import Floor
+from octaskly.core.log import range_facts
+from octaskly.core.log.facts import (
+    Entry,
+    Floor,
+    MembersAssigned,
+    RangeFact,
+)
 from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.membership.address_book import AddressBook
 from octaskly.core.membership.peer_table import PeerTable
+from octaskly.core.model.arrays import RangeMembers
 from octaskly.core.model.ids import NO_EPOCH, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
@@ -42,7 +49,7 @@ from octaskly.core.protocol.messages import (
     ResultsOk,
     Snapshot,
 )
-from octaskly.core.replication import replication
+from octaskly.core.replication import journal, replication
 from octaskly.core.replication.anti_entropy import AntiEntropy
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.not_found_rule import NotFoundRule
@@ -568,6 +575,30 @@ def ended_members_of_ranges_run_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LiveRange, "task_at", forgetful)
 
 
+def facts_about_ranges_lose_gaps(patch: pytest.MonkeyPatch) -> None:
+    """Of a fact with some successes, the members are taken for the first ones."""
+    real = range_facts.members_of
+
+    def dense(fact: RangeFact) -> RangeMembers:
+        members = real(fact)
+        return replace(members, offsets=tuple(range(len(members.offsets))))
+
+    patch.setattr(range_facts, "members_of", dense)
+
+
+def rests_of_ranges_begin_anew(patch: pytest.MonkeyPatch) -> None:
+    """A node that holds a part of a fact takes the first members again."""
+    real = range_facts.entry_after
+
+    def unshifted(entry: Entry, seq: int) -> Entry:
+        rest, fact = real(entry, seq), entry.fact
+        if isinstance(fact, MembersAssigned) and isinstance(rest.fact, MembersAssigned):
+            return replace(rest, fact=replace(fact, count=rest.fact.count))
+        return rest
+
+    patch.setattr(journal, "entry_after", unshifted)
+
+
 Hunt = Callable[[int], object]
 
 
@@ -644,6 +675,8 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (tasks_run_without_their_stdin, run_freed),
     (running_members_survive_a_cancel, run_cut_off),
     (ended_members_of_ranges_run_again, run_ranges),
+    (facts_about_ranges_lose_gaps, run_ranges),
+    (rests_of_ranges_begin_anew, run_ranges),
 )
 """Each bug, with a kind of world in which it shows."""
 FIRST: dict[Plant, int] = {
@@ -658,6 +691,7 @@ FIRST: dict[Plant, int] = {
     no_epoch_check_in_worker: 91,
     older_programs_are_followed: 33,
     records_are_not_in_snapshots: 8,
+    rests_of_ranges_begin_anew: 47,
     retired_streams_need_not_be_held: 202,
     standbys_cannot_read_their_copies: 9,
     stop_pulling_early: 11,
