@@ -3,16 +3,29 @@
 `SOAK_FILES_SEED` sets the first seed, `SOAK_FILES_SEEDS` their number.
 """
 
+import contextlib
 import os
+import random
+import signal
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
+from hashlib import file_digest
+from pathlib import Path
 
 import pytest
 
 from tests.mesh.conftest import MakeLab
-from tests.mesh.file_kills import FAULTS, HOSTS, FileKills, seeds_of
+from tests.mesh.file_kills import COMMAND_S, FAULTS, HOSTS, FileKills, seeds_of
+from tests.mesh.forming import FORM_S, dispatcher_of, form, is_formed, roles
+from tests.mesh.lab import ROOT, Host, Lab
+from tests.mesh.netns import wait_until
 
 SEEDS = int(os.environ.get("SOAK_FILES_SEEDS", "50"))
 FIRST = int(os.environ.get("SOAK_FILES_SEED", "1"))
+LARGE_BYTES = 48 << 20
+LINK_MBIT = 100  #: so that it takes four seconds
 
 pytestmark = pytest.mark.netns
 
@@ -41,3 +54,158 @@ def test_many_kills_end_with_right_outputs_or_an_error(make_lab: MakeLab) -> Non
     print(ended)
     assert ended["worker", True] >= ended["worker", False]
     assert ended["dispatcher", True] >= ended["dispatcher", False]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_an_upload_outlives_the_dispatcher_that_it_goes_to(
+    make_lab: MakeLab, part: float
+) -> None:
+    """Or it ends with an error; no node takes what it has of the file for all of it."""
+    lab = make_lab(3)
+    form(lab)
+    dispatcher, (client, _) = roles(lab)
+    _slow_links(lab)
+    folder = lab.folder / "sent"
+    folder.mkdir()
+    data = random.Random(part).randbytes(LARGE_BYTES)
+    (folder / "large").write_bytes(data)
+    command = ("--in", "large", "--out", "copy", "--", "cp large copy")
+    process = _start(client, folder, "submit", *command)
+
+    _kill_once(lab, dispatcher, part, lambda: _written_bytes(_store(dispatcher)))
+    task, error = process.communicate(timeout=COMMAND_S)
+
+    print(process.returncode, error)
+    for host in lab.hosts:
+        _check_store(host)
+    if process.returncode == 0:
+        assert _end(_start(client, folder, "wait", task.strip())) == (0, "")
+        assert _end(_start(client, folder, "fetch", task.strip()))[0] == 0
+        assert (folder / "copy").read_bytes() == data
+    else:
+        assert "error:" in error.lower()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_fetch_outlives_the_dispatcher_that_forwards_it(
+    make_lab: MakeLab, part: float
+) -> None:
+    """Or it ends with an error, and leaves no file with the name of an output."""
+    lab = make_lab(3)
+    form(lab)
+    dispatcher, (client, worker) = roles(lab)
+    work = f"head -c {LARGE_BYTES} /dev/urandom | tee made | sha256sum"
+    task = _submit(worker, work)
+    _slow_links(lab)
+    folder = lab.folder / "fetched"
+    folder.mkdir()
+    before_bytes = _received_bytes(dispatcher)
+    process = _start(client, folder, "fetch", task["id"])
+
+    _kill_once(lab, dispatcher, part, lambda: _written_bytes(folder))
+    assert _received_bytes(dispatcher) - before_bytes >= part * LARGE_BYTES
+    _, error = process.communicate(timeout=COMMAND_S)
+
+    print(process.returncode, error)
+    if process.returncode != 0:
+        assert "error:" in error.lower()
+        assert not (folder / "made").exists()
+        assert _end(_start(client, folder, "fetch", task["id"]))[0] == 0
+    [made] = folder.iterdir()
+    assert task["stdout"] == f"{_digest(made)}  -\n"
+
+
+def _slow_links(lab: Lab) -> None:
+    shape = f"root tbf rate {LINK_MBIT}mbit burst 128kb latency 50ms"
+    for host in lab.hosts:
+        words = ["ip", "netns", "exec", host.netns, "tc", "qdisc", "add", "dev"]
+        subprocess.run([*words, "eth0", *shape.split()], check=True)
+
+
+def _start(host: Host, folder: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start a command in a folder, as a user of a host would."""
+    state = str(host.first.state)
+    return subprocess.Popen(
+        [
+            *host.prefix,
+            *(sys.executable, "-m", "octaskly", "--state-dir", state, *words),
+        ],
+        cwd=folder,
+        env=host.environ(host.name) | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _end(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    _, error = process.communicate(timeout=COMMAND_S)
+    return process.returncode, error
+
+
+def _kill_once(
+    lab: Lab, dispatcher: Host, part: float, written_bytes: Callable[[], int]
+) -> None:
+    """Kill the dispatcher once a part of the file is written; start it again later."""
+    wait_until(
+        f"{part} of it is there",
+        lambda: written_bytes() >= part * LARGE_BYTES,
+        within_s=FORM_S,
+        every_s=0.01,
+    )
+    assert written_bytes() < LARGE_BYTES, "it is too late"
+    dispatcher.first.signal(signal.SIGKILL)
+    dispatcher.first.wait()
+    other = next(host for host in lab.hosts if host is not dispatcher)
+    wait_until(
+        "another dispatcher",
+        lambda: dispatcher_of(other) not in (None, dispatcher.name),
+        within_s=FORM_S,
+    )
+    dispatcher.agent("", secret=lab.folder / "mesh.key", is_awaited=False)
+    wait_until("one mesh", lambda: is_formed(lab.hosts), within_s=FORM_S)
+
+
+def _submit(worker: Host, command: str) -> dict[str, str]:
+    """Run a task on a host to its end; its output is `made`."""
+    fields = {"requires": {"node": worker.name}, "workdir": "scratch"}
+    draft = {"command": command, "outputs": ["made"], **fields}
+    created = worker.http("POST", "/api/v1/tasks", json=draft)
+    assert created.status == 201, created.body
+    path = f"/api/v1/tasks/{created.json['id']}?wait=60"
+    ended: dict[str, str] = worker.http("GET", path, timeout_s=70).json
+    assert ended["status"] == "completed", ended
+    return ended
+
+
+def _store(host: Host) -> Path:
+    return host.first.state / "files"
+
+
+def _received_bytes(host: Host) -> int:
+    return int(host.run("cat", "/sys/class/net/eth0/statistics/rx_bytes").stdout)
+
+
+def _written_bytes(folder: Path) -> int:
+    """Return how much of files below a folder is written; they may have holes."""
+    written = 0
+    for place in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            written += place.lstat().st_blocks * 512
+    return written
+
+
+def _check_store(host: Host) -> None:
+    """Check that each file in the store of a host has the content of its name."""
+    for place in _store(host).glob("?" * 64):
+        assert _digest(place) == place.name, f"{host.name}: {place}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
