@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.api.http.authentication import PRINCIPAL_HEADER
+from octaskly.api.http.file_sender import FETCHERS_MAX, FETCHES_PER_VISITOR_MAX
 from octaskly.api.http.handler_types import Access
 from octaskly.api.http.node_client import HOP_HEADER
 from octaskly.api.routes.table import ROUTES
@@ -21,6 +22,7 @@ from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import (
     PROTOCOL_PREFIX,
+    Assign,
     Heartbeat,
     Leave,
     Reattach,
@@ -33,7 +35,7 @@ from octaskly.core.protocol.visitor_rules import (
     TIME_UP_REASON,
 )
 from octaskly.mesh.links.duplicates import DUPLICATE_ID
-from octaskly.trust import generate_secret
+from octaskly.trust import MeshTls, NodeKey, generate_secret, load_secret
 from tests.attack.test_connections import new_token
 from tests.attack.test_each_route import PARTS
 from tests.support.agents import (
@@ -43,6 +45,7 @@ from tests.support.agents import (
     meshed,
     request,
     running,
+    store_file,
     submit,
     until,
 )
@@ -51,6 +54,7 @@ from tests.support.hostile_visitor import HostileVisitor
 from tests.support.sample_messages import ATTEMPT
 
 PRINCIPAL = "admin eve"  #: as a member states who asks
+INPUT_BYTES = 16 << 20  #: more than waits in the buffers of a connection
 EMPTY_FRAME = length_prefixed(b"\x90")
 
 
@@ -332,6 +336,35 @@ def _is_dispatcher(agent: Agent) -> bool:
     status, listed = agent.call("GET", "/api/v1/nodes")
     roles = {node["id"]: node["role"] for node in listed.get("nodes", ())}
     return status == 200 and roles.get(agent.ready()["node_id"]) == "dispatcher"
+
+
+def test_slow_downloads_of_a_visitor_keep_no_file_from_members(tmp_path: Path) -> None:
+    """It asks for its input on many connections, and reads nothing."""
+    with running(tmp_path, "ash", extra=("--slots", "1")) as (agent,):
+        member = MeshTls(load_secret(tmp_path / "mesh.key"), NodeKey.generate())
+        submit(agent, "sleep 600")
+        file = store_file(agent, bytes(INPUT_BYTES))
+        visitor = HostileVisitor(tmp_path, agent)
+        with visitor.linked() as link, contextlib.ExitStack() as slow:
+            link.attach()
+            submit(agent, "cat", visitors=True, timeout=60, stdin_file=file)
+            link.expect(Assign)
+            path = f"/internal/v1/files/{file['sha256']}?pieces=0"
+            asking = [
+                slow.enter_context(visitor.connection())
+                for _ in range(2 * FETCHERS_MAX)
+            ]
+            for connection in asking:
+                connection.request("GET", path)
+            statuses = [
+                connection.getresponse().status
+                for connection in asking[:FETCHES_PER_VISITOR_MAX]
+            ]
+            with visitor.connection(member.lan_client_context()) as own:
+                own.request("GET", path)
+                statuses.append(own.getresponse().status)
+
+    assert statuses == [200] * (FETCHES_PER_VISITOR_MAX + 1)
 
 
 def _listed(agent: Agent) -> set[str]:

@@ -36,7 +36,7 @@ from octaskly.core.protocol.visitor_rules import (
     Direction,
 )
 from tests.attack.test_each_route import PARTS
-from tests.support.agents import Agent, finished, running, submit, until
+from tests.support.agents import Agent, finished, running, store_file, submit, until
 from tests.support.hostile_visitor import HostileVisitor
 from tests.support.sample_messages import ATTEMPT, MESSAGES, SPEC, TASK
 
@@ -96,9 +96,9 @@ def test_no_other_route_answers_a_visitor(folder: Path, agent: Agent) -> None:
 
 def test_files_of_others_are_refused(folder: Path, agent: Agent) -> None:
     """It names a file that is on the member's disk."""
-    stored = agent.call("POST", "/api/v1/files", "some text")
+    finished(agent, submit(agent, "true"))  # It is dispatcher.
+    name = store_file(agent, b"some text")["sha256"]
     visitor = HostileVisitor(folder, agent)
-    name = "0" * 64 if stored[0] != 201 else stored[1]["sha256"]
 
     assert visitor.ask("GET", f"/internal/v1/files/{name}?pieces=0")[0] == 403
     body = b'{"sha256": ["%s"], "tree": ""}' % name.encode()

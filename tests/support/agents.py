@@ -280,6 +280,17 @@ def submit(agent: Agent, command: str, **more: object) -> str:
     return str(task["id"])
 
 
+def store_file(agent: Agent, data: bytes) -> dict[str, str]:
+    """Store a file for tasks at a node; return what names it in a task."""
+    with contextlib.closing(agent.connection()) as connection:
+        headers = {"Content-Type": "application/octet-stream"}
+        connection.request("POST", "/api/v1/files", data, headers)
+        reply = connection.getresponse()
+        stored = json.loads(reply.read())
+    assert reply.status == 201, stored
+    return {"sha256": stored["sha256"], "node": stored["node"]}
+
+
 def finished(agent: Agent, task_id: str, path: str = TASKS) -> dict[str, Any]:
     """Wait for the end of a task or array, also across a failover; return it."""
 

@@ -157,13 +157,15 @@ class HostileVisitor:
             yield link
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[http.client.HTTPSConnection]:
+    def connection(
+        self, context: ssl.SSLContext | None = None
+    ) -> Iterator[http.client.HTTPSConnection]:
         """Return a connection to the HTTPS port, with the visitor's certificate."""
         connection = http.client.HTTPSConnection(
             "127.0.0.1",
             int(self.agent.ready()["lan_url"].rpartition(":")[2]),
             timeout=30,
-            context=self._careless(self.trust.lan_client_context()),
+            context=self._careless(context or self.trust.lan_client_context()),
         )
         with contextlib.closing(connection):
             yield connection

@@ -13,6 +13,7 @@ from typing import Final
 from aiohttp import StreamReader, web
 
 from octaskly.api.problems import Problem
+from octaskly.core.model.ids import NodeId
 from octaskly.errors import OutputNotFound
 from octaskly.system.tls_transport import TlsTransport
 
@@ -23,7 +24,9 @@ SENT_BYTES: Final = 1 << 20
 LONG_BODY_BYTES: Final = 8 << 20
 """Of a longer rest of a body, the parser sees nothing; the connection closes."""
 
-FETCHERS_MAX: Final = 4  #: other nodes that this node sends files at a time
+FETCHERS_MAX: Final = 4  #: other members that this node sends files at a time
+VISITOR_FETCHES_MAX: Final = 16  #: the same for visitors
+FETCHES_PER_VISITOR_MAX: Final = 2
 WAITING_MAX: Final = 64
 WAIT_S: Final = 10.0  #: shorter than the fetcher's timeout
 
@@ -33,11 +36,12 @@ class StreamBroken(ConnectionError):
 
 
 class TransferSlots:
-    """Lets few nodes fetch files at a time; others wait for their turn, in order."""
+    """Lets few fetch files at a time; others wait for their turn, in order."""
 
-    def __init__(self) -> None:
-        self._free = asyncio.Semaphore(FETCHERS_MAX)
+    def __init__(self, count: int) -> None:
+        self._free = asyncio.Semaphore(count)
         self._waiting_count = 0
+        self.user_count = 0  #: that have a slot or wait for one
 
     @contextlib.asynccontextmanager
     async def use_slot(self) -> AsyncIterator[None]:
@@ -48,6 +52,17 @@ class TransferSlots:
         """
         if self._waiting_count >= WAITING_MAX:
             raise busy_problem()
+        self.user_count += 1
+        try:
+            await self._acquire()
+            try:
+                yield
+            finally:
+                self._free.release()
+        finally:
+            self.user_count -= 1
+
+    async def _acquire(self) -> None:
         self._waiting_count += 1
         try:
             async with asyncio.timeout(WAIT_S):
@@ -56,10 +71,38 @@ class TransferSlots:
             raise busy_problem() from None
         finally:
             self._waiting_count -= 1
+
+
+class Transfers:
+    """The slots of members, and others of visitors, which may read slowly on purpose.
+
+    However slowly visitors read, they take no slot of a member. One visitor has few of
+    those of all visitors.
+    """
+
+    def __init__(self) -> None:
+        self._of_members = TransferSlots(FETCHERS_MAX)
+        self._of_visitors = TransferSlots(VISITOR_FETCHES_MAX)
+        self._of_one: dict[NodeId, TransferSlots] = {}  #: while it uses or awaits one
+
+    @contextlib.asynccontextmanager
+    async def use_slot(self, visitor: NodeId | None = None) -> AsyncIterator[None]:
+        """Use a slot for the length of the block.
+
+        Raises:
+            Problem: 503, there was none in time.
+        """
+        if visitor is None:
+            async with self._of_members.use_slot():
+                yield
+            return
+        own = self._of_one.setdefault(visitor, TransferSlots(FETCHES_PER_VISITOR_MAX))
         try:
-            yield
+            async with own.use_slot(), self._of_visitors.use_slot():
+                yield
         finally:
-            self._free.release()
+            if not own.user_count:
+                self._of_one.pop(visitor, None)
 
 
 def busy_problem() -> Problem:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import aiohttp
 from aiohttp import web
 
-from octaskly.api.http.file_sender import TransferSlots
+from octaskly.api.http.file_sender import Transfers
 from octaskly.api.http.open_long_polls import LongPolls
 from octaskly.api.problems import Problem
 from octaskly.api.schemas.query import Query
@@ -261,7 +261,7 @@ class Services:
     file_keepers: FileKeepers = field(default_factory=FileKeepers)
     one_time_codes: OneTimeCodes = field(default_factory=OneTimeCodes)
     render_metrics: Callable[[], Awaitable[bytes]] = empty_metrics
-    transfers: TransferSlots = field(default_factory=TransferSlots)
+    transfers: Transfers = field(default_factory=Transfers)
 
 
 @dataclass(slots=True)

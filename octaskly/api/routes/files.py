@@ -265,7 +265,7 @@ async def send_pack_to_node(request: Request) -> web.StreamResponse:
         wait_s = await request.files.trees.lenders.await_files(asked.tree, asked.sha256)
         if wait_s is not None:
             response.headers["Retry-After"] = str(ceil(wait_s))
-    async with request.services.transfers.use_slot():
+    async with request.services.transfers.use_slot(request.visitor):
         parts = files.pack_files(asked.sha256)
         if "gzip" in request.http_request.headers.get("Accept-Encoding", ""):
             response.enable_compression(web.ContentCoding.gzip)
@@ -313,7 +313,7 @@ async def send_piece_to_node(request: Request) -> web.StreamResponse:
     wanted, lent_tree = request.query.pieces(), request.query.text("tree")
     if request.visitor is not None:
         require_visitor_access(request, [name], lent_tree=lent_tree or "")
-    async with request.services.transfers.use_slot():
+    async with request.services.transfers.use_slot(request.visitor):
         piece = await asyncio.to_thread(files.open_piece, name, wanted)
         if piece is None:
             raise busy_problem()

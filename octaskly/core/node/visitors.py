@@ -181,7 +181,7 @@ class Visitors:
         name = self._roster_builder.assign_name(node, info.name)
         leaves_ms = event.visit_ends_ms
         if info.leaves_ms is not None:
-            leaves_ms = min(leaves_ms, info.leaves_ms)
+            leaves_ms = min(leaves_ms, max(info.leaves_ms, now.wall_ms))
         self.views[node] = VisitorView(
             info=replace(
                 info,

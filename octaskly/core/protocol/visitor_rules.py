@@ -96,6 +96,8 @@ LINK_MESSAGES: Final = 20.0  #: messages that a new link counts as
 READS_MAX: Final = 64  #: of one visitor's output at a time
 ITEM_MESSAGES: Final = 1 / 16
 """Messages that an attempt or an output in a message of a visitor counts as."""
+EXIT_CODE_MAX: Final = 255
+SIGNAL_MAX: Final = 64
 CPU_PERCENT_MAX: Final = 100.0
 LOAD1_MAX: Final = 1e4
 MEMORY_MB_MAX: Final = 1 << 30
@@ -193,8 +195,21 @@ def cost_of_message(message: Message) -> float:
 
 
 def is_possible_outcome(outcome: Outcome) -> bool:
-    """Return True if a worker could report this state for this reason."""
-    return outcome.reason in _END_REASONS.get(outcome.state, ())
+    """Return True if a worker could report this state for this reason.
+
+    Commands that wait for a task end with its exit code, so a failure has another one
+    than a success.
+    """
+    code, signal = outcome.exit_code, outcome.signal
+    if outcome.reason not in _END_REASONS.get(outcome.state, ()):
+        return False
+    if code is not None and not 0 <= code <= EXIT_CODE_MAX:
+        return False
+    if signal is not None and not 0 < signal <= SIGNAL_MAX:
+        return False
+    if outcome.state is AttemptState.FAILED:
+        return code != 0
+    return outcome.state is not AttemptState.OK or (code == 0 and signal is None)
 
 
 def bounded_outcome(outcome: Outcome, spec: TaskSpec, wall_ms: int) -> Outcome:

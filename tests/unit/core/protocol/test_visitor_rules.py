@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import Assign, Hello, Message
 from octaskly.core.protocol.visitor_rules import (
     FRAME_BYTES_MAX,
@@ -15,6 +16,7 @@ from octaskly.core.protocol.visitor_rules import (
     TO_VISITOR,
     VISITOR_MESSAGES,
     Direction,
+    is_possible_outcome,
     redacted_for_visitor,
 )
 from octaskly.errors import FrameTooLarge, RemoteProtocolError
@@ -121,3 +123,39 @@ def test_an_assignment_has_only_what_the_attempt_needs() -> None:
 
     bare = replace(SPEC, submitter="", options=TaskOptions(env=(("A", "1"),)))
     assert told == Assign(EPOCH, ((ATTEMPT, bare),))
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(AttemptState.FAILED, EndReason.EXIT, 0),
+        Outcome(AttemptState.FAILED, EndReason.EXIT, 1 << 40),
+        Outcome(AttemptState.FAILED, EndReason.EXIT, -5),
+        Outcome(AttemptState.FAILED, EndReason.SIGNAL, 137, 9999),
+        Outcome(AttemptState.OK, EndReason.EXIT, 5),
+        Outcome(AttemptState.OK, EndReason.EXIT, None),
+        Outcome(AttemptState.OK, EndReason.EXIT, 0, 9),
+        Outcome(AttemptState.OK, EndReason.SIGNAL, 0),
+    ],
+    ids=str,
+)
+def test_an_end_that_no_command_has_is_impossible(outcome: Outcome) -> None:
+    """`octaskly wait` would end with 0 for a task that failed, for example."""
+    assert not is_possible_outcome(outcome)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(AttemptState.OK, EndReason.EXIT, 0),
+        Outcome(AttemptState.FAILED, EndReason.EXIT, 255),
+        Outcome(AttemptState.FAILED, EndReason.SIGNAL, 137, 9),
+        Outcome(AttemptState.FAILED, EndReason.TIMEOUT, 124),
+        Outcome(AttemptState.FAILED, EndReason.INPUTS),
+        Outcome(AttemptState.RELEASED, EndReason.DRAINING),
+    ],
+    ids=str,
+)
+def test_ends_of_commands_are_possible(outcome: Outcome) -> None:
+    """As an honest visitor reports them."""
+    assert is_possible_outcome(outcome)
