@@ -51,6 +51,7 @@ ESCAPES = (
     r"\033]0;owned\007\033]8;;javascript:alert(1)\033\\press\033]8;;\033\\"
     r"\033]52;c;b3duZWQ=\007\033[2J\033[H\007\033[38;5;300mred\033[999;999mX\033["
 )
+LOOK = re.compile("Find machines|Look again")
 LINE_BYTES = 1 << 20
 LARGE = b"large " * (1 << 19)  #: 3 MiB, more than a page hashes itself
 BAD_NAME = "<img src=x onerror=alert(1)>\u202egpj.exe"
@@ -220,10 +221,10 @@ async def test_lan_address_opens_for_a_browser_that_trusts_the_mesh(
     authority = tmp_path / "ca.pem"
     authority.write_text(MeshTls(secret, NodeKey.generate()).ca_pem())
     chromium.trust(tmp_path, authority)
-    _, code = node.call("POST", "/api/v1/sessions/codes", {"good_for": "anybody"})
 
     async with chromium.started(tmp_path) as browser, visitor(browser) as guest:
         page = await guest.page()
+        _, code = node.call("POST", "/api/v1/sessions/codes", {"good_for": "anybody"})
         await page.goto(code["lan_url"])
         await expect(page.get_by_text("Connected", exact=True)).to_be_visible()
         await show(page, "submit")
@@ -607,7 +608,7 @@ async def found_words(page: Page) -> str:
     """Look for a machine that waits until one look has found it; return its words."""
     words = page.get_by_label("Its words")
     while not await words.count():
-        await page.get_by_role("button", name="Find machines").click()
+        await page.get_by_role("button", name=LOOK).click()
         with contextlib.suppress(PlaywrightTimeout):
             await words.wait_for(timeout=5000)
     return await words.inner_text()
