@@ -34,6 +34,9 @@ export class ApiError extends Error {
  * @property {Record<string, string>} [headers]
  */
 
+/** Returns true if the same request may succeed later. */
+export const mayPass = ({ status }) => status === 0 || status === 429 || status >= 500;
+
 /** @param {object} [query] Parameters; null and "" are left out. */
 export const get = (path, query = {}, options = {}) =>
   json("GET", path + search(query), undefined, options);

@@ -9,6 +9,7 @@
  *   session.js may.submit, may.manage, may.admit: what the token permits
  *   api.js     get, post, del, send: they throw errors, and show them as a toast
  *   live.js    listen(type, hear) inside useEffect: task, node and reset events
+ *   reading.js useReader(ask, keys): an answer that is read again, one request at a time
  *   router.js  place, href(parts, query), go(parts, query)
  *   ui.js      State, Button, Bar, Ago, Copy, Command, Empty, Dialog
  *   format.js  duration, elapsed, ago, clock, count, plural, size, visible, titleOf, byName

@@ -4,6 +4,7 @@ import { get } from "./api.js";
 import { byName } from "./format.js";
 import { batch, effect } from "./lib.js";
 import { doubt, listen } from "./live.js";
+import { Reader } from "./reading.js";
 import { session } from "./session.js";
 import { banner, countsCame, historyCame, mesh, nodes } from "./store.js";
 
@@ -14,10 +15,10 @@ const SOON_MS = 150;
 const BANNER_MS = 4000;
 const QUIET = { quiet: true, timeoutMs: 10_000 }; //: a node without a dispatcher answers in 5 s
 
-let timer = 0;
+const reader = new Reader(ask);
 let turn = 0;
-let isAsking = false;
 let isChanged = true; //: an event changed the nodes
+let changes = 0; //: of nodes by this page
 
 /** Keeps nodes and counts fresh during a session. */
 export function keepFresh() {
@@ -25,7 +26,7 @@ export function keepFresh() {
     if (session.value === null) return;
     isChanged = true;
     queueMicrotask(() => { // Signals that it reads must not trigger the effect.
-      ask();
+      reader.read();
       remember();
     });
   });
@@ -37,12 +38,23 @@ export function keepFresh() {
 /** Polls within so many ms, and then at the usual pace. */
 export function soon(wait_ms = SOON_MS) {
   isChanged = true;
-  again(wait_ms);
+  reader.soon(wait_ms);
 }
 
-function again(wait_ms) {
-  clearTimeout(timer);
-  timer = setTimeout(ask, wait_ms);
+/** Shows the state of a node after an order, and no answer from before it. */
+export function nodeCame({ id, state, running }) {
+  ordered(nodes.value.map((one) => (one.id === id ? { ...one, state, running } : one)));
+}
+
+/** Shows a node no more, also if an answer from before has it. */
+export function nodeLeft(id) {
+  ordered(nodes.value.filter((one) => one.id !== id));
+}
+
+function ordered(now) {
+  changes += 1;
+  nodes.value = now;
+  soon();
 }
 
 /** Requests the history before this page was opened, once. */
@@ -55,14 +67,14 @@ async function remember() {
 }
 
 async function ask() {
-  if (session.value === null || document.hidden || isAsking) return;
-  isAsking = true;
+  if (session.value === null || document.hidden) return;
   turn += 1;
+  const before = changes;
   try {
     const isDue = isChanged || nodes.value.length <= MANY_NODES || turn % TURNS_MANY === 0;
     isChanged = false;
     await Promise.all([
-      isDue && get("/api/v1/nodes", {}, QUIET).then(nodesCame),
+      isDue && get("/api/v1/nodes", {}, QUIET).then((seen) => changes === before && nodesCame(seen)),
       get("/api/v1/stats", {}, QUIET).then(statsCame),
     ]);
   } catch (problem) {
@@ -70,8 +82,7 @@ async function ask() {
     isChanged = true;
     if (problem.status === 0) doubt();
   } finally {
-    isAsking = false;
-    again(EVERY_MS);
+    reader.soon(EVERY_MS);
   }
 }
 

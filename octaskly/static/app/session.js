@@ -105,8 +105,10 @@ function later(wait_ms) {
 async function renew() {
   const { token, expires_at } = session.value;
   try {
-    take(await post("/api/v1/sessions/renew", undefined, token));
+    const renewed = await post("/api/v1/sessions/renew", undefined, token);
+    if (session.value?.token === token) take(renewed);
   } catch (problem) {
+    if (session.value?.token !== token) return; // Signed out meanwhile, or in again.
     const isOver = Date.parse(expires_at) <= Date.now();
     if (problem.status === 401 || problem.status === 403 || isOver) refuse(problem);
     else later(RETRY_MS); // The node may be unreachable for a moment.

@@ -86,16 +86,19 @@ export function Empty({ title, children }) {
  */
 export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
+  const isBeside = useRef(false); //: the button of the mouse went down there
   useLayoutEffect(() => {
     const shown = element.current;
     shown.showModal();
     return () => shown.close();
   }, []);
   const press = (event) => {
-    if (event.target === element.current) onClose();
+    // Whoever selects text may let go of the button beside the dialog.
+    if (event.target === element.current && isBeside.current) onClose();
   };
+  const begin = (event) => (isBeside.current = event.target === element.current);
   const goes = () => element.current !== null && onClose(); // Not after it was removed.
-  return html`<dialog ref=${element} aria-label=${title} onCancel=${onClose} onClose=${goes} onClick=${press}>
+  return html`<dialog ref=${element} aria-label=${title} onCancel=${onClose} onClose=${goes} onPointerDown=${begin} onClick=${press}>
     <div class="dialog-body">
       <header><h2>${title}</h2>
         <button type="button" class="button quiet" aria-label="Close" onClick=${onClose}>✕</button>

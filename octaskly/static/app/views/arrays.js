@@ -1,7 +1,8 @@
-import { del, get, post } from "../api.js";
+import { del, get, mayPass, post } from "../api.js";
 import { ago, commandOf, count, plural, visible } from "../format.js";
-import { html, useEffect, useRef, useState } from "../lib.js";
+import { html, useEffect, useState } from "../lib.js";
 import { listen } from "../live.js";
+import { useReader } from "../reading.js";
 import { go, href } from "../router.js";
 import { may } from "../session.js";
 import { now, tell } from "../store.js";
@@ -9,14 +10,13 @@ import { Button, Command, Empty, State } from "../ui.js";
 import { Progress } from "./members.js";
 
 const REFRESH_MS = 1000;
-const RETRY_MS = 2000;
 const PAGE = 25;
 
 /** Arrays and their progress, latest first. */
 export function Arrays() {
   const [limit, setLimit] = useState(PAGE);
   const { found, problem, reload } = useArrays(limit);
-  if (found === null) return html`<p class="muted" role="status">${problem ? `${problem.error}; retrying …` : "Loading …"}</p>`;
+  if (found === null) return html`<p class="muted" role="status">${problem ? `${problem.error}${mayPass(problem) ? "; retrying …" : ""}` : "Loading …"}</p>`;
   if (found.total === 0) {
     return html`<${Empty} title="No arrays yet"><p>An array runs one command for each number in a range, or for each item in a list.</p>
       <${Command} text="octaskly array 1-100 -- echo {}" />
@@ -31,37 +31,16 @@ export function Arrays() {
 
 /** The latest arrays, read again while their members begin and end. */
 function useArrays(limit) {
-  const [state, setState] = useState({ found: null, problem: null });
-  const reload = useRef(null);
+  const { found, problem, reader } = useReader(
+    (signal) => get("/api/v1/arrays", { newest: "true", limit }, { quiet: true, signal }), [limit]);
   useEffect(() => {
-    const over = new AbortController();
-    let timer = 0;
-    reload.current = async () => {
-      clearTimeout(timer);
-      timer = 0;
-      try {
-        const found = await get("/api/v1/arrays", { newest: "true", limit }, { quiet: true, signal: over.signal });
-        setState({ found, problem: null });
-      } catch (problem) {
-        if (over.signal.aborted) return;
-        if (problem.status === undefined) throw problem;
-        setState((before) => ({ ...before, problem }));
-        timer = setTimeout(reload.current, RETRY_MS);
-      }
-    };
-    const soon = () => {
-      timer ||= setTimeout(reload.current, REFRESH_MS);
-    };
+    const soon = () => reader.current.soon(REFRESH_MS);
     // Events of other tasks have neither the field nor the id of a member.
     const ends = [listen("task", (event) => (event.array || /\.\d+$/.test(event.id)) && soon()), listen("reset", soon)];
-    reload.current();
-    return () => {
-      over.abort();
-      clearTimeout(timer);
-      ends.forEach((end) => end());
-    };
+    reader.current.read();
+    return () => ends.forEach((end) => end());
   }, [limit]);
-  return { ...state, reload: () => reload.current() };
+  return { found, problem, reload: () => reader.current.read() };
 }
 
 function ArrayCard({ task, reload }) {

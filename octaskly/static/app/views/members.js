@@ -3,6 +3,7 @@
 import { get } from "../api.js";
 import { commandOf, count, duration, pace, plural, remaining, visible } from "../format.js";
 import { html, useEffect, useState } from "../lib.js";
+import { useReader } from "../reading.js";
 import { href } from "../router.js";
 import { State } from "../ui.js";
 
@@ -57,18 +58,17 @@ export function told(array) {
 /** The members of an array in one state. It starts with the failed ones, if there are any. */
 export function Members({ array }) {
   const [chosen, setStatus] = useState(null);
-  const [found, setFound] = useState({ tasks: [], total: null });
   const [limit, setLimit] = useState(PAGE);
   const { failed, running, completed, cancelled } = array.array;
   const status = chosen ?? CHOICES.find((state) => array.array[state] > 0) ?? "running";
+  const { found, reader } = useReader(async (signal) => {
+    const { tasks, total } = await get("/api/v1/tasks", { array: array.id, status, limit }, { quiet: true, signal });
+    return { tasks, total, status };
+  }, [array.id, status, limit]);
   useEffect(() => {
-    const over = new AbortController();
-    get("/api/v1/tasks", { array: array.id, status, limit }, { quiet: true, signal: over.signal })
-      .then(setFound, (problem) => {
-        if (problem.status === undefined && !over.signal.aborted) throw problem;
-      });
-    return () => over.abort();
+    reader.current.read();
   }, [array.id, status, limit, failed, running, completed, cancelled]);
+  const { tasks, total } = found?.status === status ? found : { tasks: [], total: null };
   const choose = (state) => {
     setLimit(PAGE);
     setStatus(state);
@@ -77,12 +77,12 @@ export function Members({ array }) {
       <div class="states end" role="group" aria-label="State of the members">
         ${CHOICES.map((state) => html`<button type="button" class="chip" key=${state}
           aria-pressed=${status === state} onClick=${() => choose(state)}><${State} of=${state} /> <span class="muted">${count(array.array[state])}</span></button>`)}</div></div>
-    ${found.tasks.length === 0 ? html`<p class="muted">${found.total === null ? "Loading …" : status === "failed" ? "No member has failed." : `No member is ${status}.`}</p>` : html`<div class="scroll"><table>
+    ${tasks.length === 0 ? html`<p class="muted">${total === null ? "Loading …" : status === "failed" ? "No member has failed." : `No member is ${status}.`}</p>` : html`<div class="scroll"><table>
       <thead><tr><th scope="col">Member</th><th scope="col">Command</th><th scope="col" class="wide-only">Node</th><th scope="col" class="number">Exit</th><th scope="col" class="number">Took</th></tr></thead>
-      <tbody>${found.tasks.map((task) => html`<tr key=${task.id}><td><a href=${href(["tasks", task.id])}>${task.id.slice(array.id.length)}</a></td>
+      <tbody>${tasks.map((task) => html`<tr key=${task.id}><td><a href=${href(["tasks", task.id])}>${task.id.slice(array.id.length)}</a></td>
         <td class="member-command"><code>${commandOf(task)}</code></td><td class="wide-only">${task.worker_id ?? ""}</td>
         <td class="number">${task.exit_code ?? ""}</td><td class="number nowrap">${task.duration_ms == null ? "" : duration(task.duration_ms)}</td></tr>`)}</tbody></table></div>
-      ${found.total > found.tasks.length && html`<p class="more"><button type="button" class="button" onClick=${() => setLimit(Math.min(1000, limit * 4))}
-        disabled=${limit >= 1000}>Show more of ${plural(found.total, "member")}</button></p>`}`}
+      ${total > tasks.length && html`<p class="more"><button type="button" class="button" onClick=${() => setLimit(Math.min(1000, limit * 4))}
+        disabled=${limit >= 1000}>Show more of ${plural(total, "member")}</button></p>`}`}
   </section>`;
 }

@@ -4,8 +4,9 @@ import { get, post } from "../api.js";
 import { clock, commandOf, count, duration, elapsed, mebibytes, plural, size, titleOf } from "../format.js";
 import { LOST } from "../health.js";
 import { useKeys } from "../keys.js";
-import { html, useEffect, useState } from "../lib.js";
+import { Fragment, html, useEffect, useState } from "../lib.js";
 import { listen } from "../live.js";
+import { useReader } from "../reading.js";
 import { go, href } from "../router.js";
 import { may } from "../session.js";
 import { mesh, nodes, now, tell } from "../store.js";
@@ -73,7 +74,7 @@ function Facts({ node, usage, isLost }) {
     ["Octaskly", node.version],
   ];
   return html`<section class="card" aria-label="Details"><h2>Details</h2>
-    <dl class="details">${rows.filter(([, value]) => value).map(([label, value]) => html`<dt>${label}</dt><dd>${value}</dd>`)}</dl></section>`;
+    <dl class="details">${rows.filter(([, value]) => value).map(([label, value]) => html`<${Fragment} key=${label}><dt>${label}</dt><dd>${value}</dd><//>`)}</dl></section>`;
 }
 
 /** The tasks that run there, members of arrays included. */
@@ -92,33 +93,15 @@ function Running({ node }) {
 
 /** The attempts that run on a node, read again when tasks begin and end; null at first. */
 function useRuns(name) {
-  const [runs, setRuns] = useState(null);
+  const { found, reader } = useReader(
+    (signal) => get("/api/v1/attempts", { since_s: 0, limit: 1000 }, { quiet: true, signal }), [name]);
   useEffect(() => {
-    const over = new AbortController();
-    let timer = 0;
-    const read = async () => {
-      timer = 0;
-      try {
-        const { running } = await get("/api/v1/attempts", { since_s: 0, limit: 1000 }, { quiet: true, signal: over.signal });
-        setRuns(running.filter(({ worker_id: node }) => node === name));
-      } catch (problem) {
-        if (over.signal.aborted) return;
-        if (problem.status === undefined) throw problem;
-        soon();
-      }
-    };
-    const soon = () => {
-      timer ||= setTimeout(read, REFRESH_MS);
-    };
+    const soon = () => reader.current.soon(REFRESH_MS);
     const ends = [listen("task", soon), listen("reset", soon)];
-    read();
-    return () => {
-      over.abort();
-      clearTimeout(timer);
-      ends.forEach((end) => end());
-    };
+    reader.current.read();
+    return () => ends.forEach((end) => end());
   }, [name]);
-  return runs;
+  return found && found.running.filter(({ worker_id: node }) => node === name);
 }
 
 const NONE = { usage: null, items: [], problem: null };

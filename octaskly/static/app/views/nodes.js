@@ -4,6 +4,7 @@ import { LOST } from "../health.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { soon } from "../polling.js";
+import { useReader } from "../reading.js";
 import { go, href } from "../router.js";
 import { may } from "../session.js";
 import { mesh, nodes, tell } from "../store.js";
@@ -23,12 +24,12 @@ export function Nodes({ parts, query }) {
 function All({ query }) {
   const find = query.get("find") ?? "";
   const field = useRef(null);
-  const [chosen, choose] = useState(0);
+  const [chosen, choose] = useState(null); //: its id: rows move when nodes join and leave
   const [drawn, setDrawn] = useState(ROWS);
   const shown = nodes.value.filter((node) => fits(node, find.toLowerCase()));
-  const at = Math.min(chosen, shown.length - 1);
+  const at = Math.max(0, shown.findIndex(({ id }) => id === chosen));
   const { order, dialog } = useOrders();
-  const move = (by) => choose(Math.max(0, Math.min(shown.length - 1, at + by)));
+  const move = (by) => choose(shown[Math.max(0, Math.min(shown.length - 1, at + by))]?.id);
   useKeys({
     "/": () => field.current.focus(),
     j: () => move(1),
@@ -50,7 +51,7 @@ function All({ query }) {
     ${shown.length === 0 && html`<${Empty} title="No node matches"><p>No node has this name, state or label.</p><//>`}
     <ul class="node-rows">
       ${shown.slice(0, Math.max(drawn, at + ROWS)).map((node, i) => html`<${Row} key=${node.id} node=${node} standby=${standbys.get(node.id)}
-        common=${common} isChosen=${i === at} onChoose=${() => choose(i)} order=${order} />`)}
+        common=${common} isChosen=${i === at} onChoose=${() => choose(node.id)} order=${order} />`)}
     </ul>
     ${dialog}
     ${shown.length > drawn && html`<${End} key=${drawn} onSeen=${() => setDrawn(drawn + ROWS)} />`}`;
@@ -145,22 +146,21 @@ function Waiting() {
 /** Invites for visitors, each of which admits one machine for some hours. */
 function Visitors() {
   const [invite, setInvite] = useState(null);
-  const [waiting, setWaiting] = useState([]);
-  const list = async () => {
-    const { invites } = await get("/api/v1/invites");
-    setWaiting(invites.filter(({ state }) => state === "open"));
-  };
+  const { found, reader } = useReader((signal) => get("/api/v1/invites", {}, { quiet: true, signal }), []);
+  const waiting = found?.invites.filter(({ state }) => state === "open") ?? [];
   const ask = async () => {
     setInvite(await post("/api/v1/invites", { ttl_s: 600, visitor: {} }));
-    await list();
+    await reader.current.read();
   };
   const withdraw = async (id) => {
     await del(`/api/v1/invites/${id}`);
     if (invite?.id === id) setInvite(null);
-    await list();
+    await reader.current.read();
   };
   const come = nodes.value.filter((node) => node.visitor).length;
-  useEffect(() => { list(); }, [come]);  // Who comes has used an invite.
+  useEffect(() => {
+    reader.current.read(); // Who comes has used an invite.
+  }, [come]);
   return html`<section class="card waiting" aria-label="Visitors">
     <div class="waiting-ask">
       <p><strong>Borrow a machine:</strong> <span class="muted">a visitor runs only tasks that allow it, for 8 hours at most, and can give no commands.</span></p>

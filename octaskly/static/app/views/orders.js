@@ -3,7 +3,7 @@
 import { post } from "../api.js";
 import { count } from "../format.js";
 import { html, useState } from "../lib.js";
-import { soon } from "../polling.js";
+import { nodeCame, nodeLeft } from "../polling.js";
 import { may } from "../session.js";
 import { nodes, tell } from "../store.js";
 import { Button, Dialog } from "../ui.js";
@@ -65,8 +65,7 @@ function Sure({ node, verb, onClose }) {
 
 async function steer(node, verb) {
   const after = await post(`/api/v1/nodes/${encodeURIComponent(node.id)}/${verb}`);
-  nodes.value = verb === END_VISIT ? nodes.value.filter(({ id }) => id !== node.id)
-    : nodes.value.map((one) => (one.id === after.id ? { ...one, state: after.state, running: after.running } : one));
+  if (verb === END_VISIT) nodeLeft(node.id);
+  else nodeCame(after);
   tell(`${node.name} ${DONE[verb]}`, { kind: "good" });
-  soon();
 }

@@ -5,8 +5,9 @@
  *     rows.total.value, rows.at(index), rows.want(first, last), rows.hear(event)
  */
 
-import { get } from "../api.js";
+import { get, mayPass } from "../api.js";
 import { signal } from "../lib.js";
+import { Reader } from "../reading.js";
 import { PAGE_ROWS, pagesOf } from "./virtual.js";
 
 const PAGES_MAX = 40; //: that are kept
@@ -25,7 +26,7 @@ class Rows {
   /** @type {Map<string, object>} */
   known = new Map();
   #frame = 0;
-  #timer = 0;
+  #reader = new Reader(() => this.reread());
   #over = new AbortController();
 
   constructor(refreshMs) {
@@ -34,7 +35,7 @@ class Rows {
 
   close() {
     this.#over.abort();
-    clearTimeout(this.#timer);
+    this.#reader.close();
     cancelAnimationFrame(this.#frame);
   }
 
@@ -48,13 +49,11 @@ class Rows {
       Object.assign(row, given(news), { worker_id: news.worker_id });
       this.draw();
     }
-    this.#timer ||= setTimeout(() => this.refresh(), this.refreshMs);
+    this.#reader.soon(this.refreshMs);
   }
 
-  async refresh() {
-    clearTimeout(this.#timer);
-    this.#timer = 0;
-    await this.reread();
+  refresh() {
+    return this.#reader.read();
   }
 
   draw() {
@@ -74,7 +73,7 @@ class Rows {
       if (this.#over.signal.aborted) return null;
       if (problem.status === undefined) throw problem;
       this.problem.value = problem;
-      if (mayPass(problem)) this.#timer ||= setTimeout(() => this.refresh(), RETRY_MS);
+      if (mayPass(problem)) this.#reader.soon(RETRY_MS);
       return null;
     }
   }
@@ -82,13 +81,11 @@ class Rows {
 
 const given = (fields) => Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== null));
 
-/** Returns true if the same request may succeed later. */
-export const mayPass = ({ status }) => status === 0 || status === 429 || status >= 500;
-
 export class Pages extends Rows {
   /** @type {Map<number, object[]>} The latest requested page is the last. */
   #pages = new Map();
-  #asked = new Set();
+  /** @type {Map<number, Promise<void>>} Requests on their way, one for each page. */
+  #asked = new Map();
   #wanted = [0, 0];
   #settle = 0;
 
@@ -126,6 +123,16 @@ export class Pages extends Rows {
     return this.#pages.get(Math.floor(place / PAGE_ROWS))?.[place % PAGE_ROWS];
   }
 
+  /** Returns where a task is among the loaded rows, -1 if it is not. */
+  indexOf(id) {
+    for (const [page, tasks] of this.#pages) {
+      const at = tasks.findIndex((task) => task.id === id);
+      const place = page * PAGE_ROWS + at;
+      if (at >= 0) return this.isNewestFirst ? this.total.value - 1 - place : place;
+    }
+    return -1;
+  }
+
   want(first, last) {
     this.#wanted = [first, last];
     clearTimeout(this.#settle);
@@ -159,10 +166,18 @@ export class Pages extends Rows {
     }
   }
 
-  async #fetch(page) {
-    this.#asked.add(page);
+  /** Requests a page, after an earlier request for it: its answer would be older. */
+  #fetch(page) {
+    const before = this.#asked.get(page) ?? Promise.resolve();
+    const mine = before.then(() => this.#read(page)).finally(() => {
+      if (this.#asked.get(page) === mine) this.#asked.delete(page);
+    });
+    this.#asked.set(page, mine);
+    return mine;
+  }
+
+  async #read(page) {
     const found = await this.ask({ ...this.query, offset: page * PAGE_ROWS, limit: PAGE_ROWS });
-    this.#asked.delete(page);
     if (found === null) return;
     this.#keep(page, found.tasks);
     this.total.value = found.total;
@@ -199,6 +214,10 @@ export class Finds extends Rows {
 
   at(index) {
     return this.#rows[index];
+  }
+
+  indexOf(id) {
+    return this.#rows.findIndex((task) => task.id === id);
   }
 
   want(_, last) {

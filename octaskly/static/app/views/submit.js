@@ -36,15 +36,31 @@ function Form({ query }) {
   const hasFiles = tree.files.size + tree.folders.size > 0;
   const body = withTree(bodyOf(typed, arrayOf), sent);
   const from = query.get("from");
-  useEffect(() => {
-    if (from === null) return;
-    get(`/api/v1/tasks/${encodeURIComponent(from)}`).then((task) => {
+  const [filledFrom, setFilledFrom] = useState(null);
+  const [isOpen, setOpen] = useState(false); //: the section with more options
+  const isFilling = from !== null && filledFrom !== from; //: nobody can type yet
+  const fill = async (id, signal) => {
+    try {
+      const task = await get(`/api/v1/tasks/${encodeURIComponent(id)}`, {}, { signal });
+      if (signal.aborted) return;
       // The API's default limit is not that of this form.
       const filled = typedOf({ timeout: task.timeout, ...asked(task) });
       setTyped(filled.typed);
       setArray(filled.arrayOf);
+      setOpen(countMore(filled.typed) > 0);
       setSent(asked(task).tree ?? null);
-    }, passes);
+    } catch (problem) {
+      if (signal.aborted) return;
+      if (problem.status === undefined) throw problem; // A toast has shown others.
+    }
+    setFilledFrom(id);
+  };
+  useEffect(() => {
+    setFilledFrom(null);
+    if (from === null) return undefined;
+    const over = new AbortController();
+    fill(from, over.signal);
+    return () => over.abort();
   }, [from]);
   useEffect(() => () => over.current?.abort(), []);
   const changeTree = (changed) => {
@@ -105,14 +121,15 @@ function Form({ query }) {
     setWrong(null);
   };
   const eachFile = () => change("array.items", [...tree.files.keys()].join("\n"));
-  const more = MORE.flatMap(({ fields }) => fields).filter(({ name }) => typed[name]).length + (typed.stdin_base64 ? 1 : 0);
+  const more = countMore(typed);
   const hear = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
   };
   const show = (field) => html`<${Field} key=${field.name} field=${field} value=${typed[field.name]} change=${change} bytes=${typed.stdin_base64}
     wrong=${wrong?.name === field.name ? wrong : null} />`;
   return html`<div class="head"><h1>Submit a task</h1></div>
-    <form class="submit" ref=${form} onSubmit=${submit} onKeyDown=${hear} novalidate aria-label="Submit a task">
+    <form class="submit" ref=${form} onSubmit=${submit} onKeyDown=${hear} novalidate
+      aria-label="Submit a task" aria-busy=${isFilling} inert=${isFilling}>
       ${wrong && wrong.name === "" && html`<p class="problem" role="alert"><strong>${wrong.text}</strong>${wrong.hint && html` – ${wrong.hint}`}</p>`}
       <section class="card">
         ${show(COMMAND)}
@@ -124,7 +141,7 @@ function Form({ query }) {
       </section>
       <${Sending} tree=${tree} kept=${hasFiles ? null : sent} change=${changeTree} drop=${() => setSent(null)} isBusy=${isBusy} />
       <section class="card" aria-label="Common options"><div class="fields">${COMMON.map(show)}</div></section>
-      <details class="card section" open=${from !== null && more > 0}>
+      <details class="card section" open=${isOpen} onToggle=${(event) => setOpen(event.currentTarget.open)}>
         <summary>More options${more > 0 && html` <span class="tag dispatcher">${more} set</span>`}</summary>
         ${MORE.map(({ title, fields }) => html`<fieldset class="more-options" key=${title}><legend>${title}</legend><div class="fields">${fields.map(show)}</div></fieldset>`)}</details>
       ${progress && html`<section class="card"><${Progress} progress=${progress} cancel=${() => over.current.abort()} /></section>`}
@@ -134,6 +151,9 @@ function Form({ query }) {
         <span class="hint wide-only"><kbd>Ctrl</kbd> <kbd>Enter</kbd> submits from any field</span></div>
     </form>`;
 }
+
+/** The number of options that are set in the section that is closed at first. */
+const countMore = (typed) => MORE.flatMap(({ fields }) => fields).filter(({ name }) => typed[name]).length + (typed.stdin_base64 ? 1 : 0);
 
 /** Returns a body with the files that are sent along into a folder of its own. */
 const withTree = (body, sent) => (sent === null ? body : { ...body, workdir: "scratch", tree: sent });
@@ -146,11 +166,6 @@ async function newId() {
     if (problem.status === 404) return undefined; // The dispatcher is too old.
     throw problem;
   }
-}
-
-/** Ignores refusals, which a toast has shown. */
-function passes(problem) {
-  if (problem.status === undefined) throw problem;
 }
 
 function Field({ field, value, change, wrong, bytes }) {

@@ -1,8 +1,9 @@
-import { del, get, post } from "../api.js";
+import { del, get, mayPass, post } from "../api.js";
 import { ago, clock, commandOf, duration, elapsed, mebibytes, plural, shownCommand, size, titleOf, visible } from "../format.js";
 import { useKeys } from "../keys.js";
-import { html, useCallback, useEffect, useRef, useState } from "../lib.js";
+import { Fragment, html, useEffect, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
+import { useReader } from "../reading.js";
 import { go, href } from "../router.js";
 import { may } from "../session.js";
 import { now, tell } from "../store.js";
@@ -16,7 +17,6 @@ import { Why, isHopeless, useExplained } from "./why.js";
 const MEMBER = /^(.+)\.(\d+)$/;
 const SOON_MS = 150;
 const MEMBERS_MS = 1000; //: of an array: they may be many
-const RETRY_MS = 2000;
 
 /** One task, array, or member of an array: what it is, where and why it runs, its output. */
 export function Task({ id }) {
@@ -26,7 +26,7 @@ export function Task({ id }) {
     return html`<${Empty} title="There is no such task"><p>${visible(id)} was never here, or ended long ago and was forgotten.</p>
       <p><a href=${href(["tasks"])}>All tasks</a></p><//>`;
   }
-  if (task === null) return html`<p class="muted" role="status">${problem ? `${problem.error}; retrying …` : "Loading …"}</p>`;
+  if (task === null) return html`<p class="muted" role="status">${problem ? `${problem.error}${mayPass(problem) ? "; retrying …" : ""}` : "Loading …"}</p>`;
   return html`<${Whole} task=${task} attempts=${attempts} reload=${reload} />`;
 }
 
@@ -37,7 +37,7 @@ function Whole({ task, attempts, reload }) {
   // Of a task that waits, the reason comes first; of others, what they did.
   const isWaiting = task.status === "queued";
   const hasWhy = !task.array || !FINAL.has(task.status);
-  const parts = html`<div class="task-parts">${hasWhy && html`<${Placement} task=${task} attempts=${attempts} told=${told} />`}<${Details} task=${task} /></div>`;
+  const parts = html`<div class="task-parts" key="parts">${hasWhy && html`<${Placement} task=${task} attempts=${attempts} told=${told} />`}<${Details} task=${task} /></div>`;
   return html`<div class="task">
     <nav aria-label="Path" class="crumbs"><a href=${href(["tasks"])}>Tasks</a>
       ${array && html` / <a href=${href(["tasks", array])}>${array}</a>`} / <span>${task.id}</span></nav>
@@ -68,37 +68,22 @@ function What({ task }) {
 
 /** The task and its attempts, read again when it changes. */
 function useTask(id) {
-  const [found, setFound] = useState({ task: null, attempts: [], problem: null });
-  const timer = useRef(0);
-  const reload = useCallback(async () => {
-    clearTimeout(timer.current);
-    timer.current = 0;
+  const { found, problem, reader } = useReader(async (signal) => {
     const path = `/api/v1/tasks/${encodeURIComponent(id)}`;
-    try {
-      const [task, { attempts }] = await Promise.all([get(path, {}, { quiet: true }), get(`${path}/attempts`, {}, { quiet: true })]);
-      setFound({ task, attempts, problem: null });
-    } catch (problem) {
-      if (problem.status === undefined) throw problem;
-      setFound((before) => ({ ...before, problem }));
-      if (problem.status !== 404) timer.current = setTimeout(reload, RETRY_MS);
-    }
+    const [task, { attempts }] = await Promise.all([get(path, {}, { quiet: true, signal }), get(`${path}/attempts`, {}, { quiet: true, signal })]);
+    return { task, attempts };
   }, [id]);
   useEffect(() => {
-    reload();
-    const within = (ms) => {
-      timer.current ||= setTimeout(reload, ms);
-    };
     const mine = (event) => {
-      if (event.id === id) within(SOON_MS);
-      else if (event.id.startsWith(`${id}.`)) within(MEMBERS_MS);
+      if (event.id === id) reader.current.soon(SOON_MS);
+      else if (event.id.startsWith(`${id}.`)) reader.current.soon(MEMBERS_MS);
     };
-    const ends = [listen("task", mine), listen("reset", () => within(SOON_MS))];
-    return () => {
-      ends.forEach((end) => end());
-      clearTimeout(timer.current);
-    };
+    const ends = [listen("task", mine), listen("reset", () => reader.current.soon(SOON_MS))];
+    reader.current.read();
+    return () => ends.forEach((end) => end());
   }, [id]);
-  return { ...found, reload };
+  const { task = null, attempts = [] } = found ?? {};
+  return { task, attempts, problem, reload: () => reader.current.read() };
 }
 
 /** Its age, or its end. */
@@ -127,17 +112,17 @@ function Actions({ task, reload }) {
     tell(`Submitted again as ${again.id}`, { kind: "good" });
     go(["tasks", again.id]);
   };
-  const priority = waits(task) && html`<${ChangePriority} key=${task.id} task=${task} path=${path} reload=${reload} />`;
-  const edit = canEdit(task) && html`<a class="button" href=${href(["submit"], { from: task.id })}>Edit and submit again</a>`;
-  if (FINAL.has(task.status)) return html`${edit}<${Button} onPress=${retry}>Retry<//>`;
-  if (task.status === "queued") return html`${edit}${priority}<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>`;
-  return html`${priority}${task.array && html`<${Button} onPress=${() => cancel(false)} title="Running members continue">Cancel queued<//>`}
-    <${Button} kind="danger" onPress=${() => setSure(true)}>${task.array ? "Cancel all" : "Cancel"}<//>
-    ${isSure && html`<${Dialog} title=${task.array ? "Cancel the whole array?" : "Cancel this task?"} onClose=${() => setSure(false)}>
+  const sure = isSure && html`<${Dialog} title=${task.array ? "Cancel the whole array?" : "Cancel this task?"} onClose=${() => setSure(false)}>
       <p>${task.array ? "Its queued members are cancelled, and all processes of its running members are ended." : "All its processes are ended."} The output so far is kept.</p>
       <div class="row dialog-end"><${Button} onPress=${() => setSure(false)}>Keep running<//>
         <${Button} kind="danger" onPress=${() => cancel(true)}>Cancel now<//></div>
-    <//>`}`;
+    <//>`;
+  const priority = waits(task) && html`<${ChangePriority} key=${task.id} task=${task} path=${path} reload=${reload} />`;
+  const edit = canEdit(task) && html`<a class="button" href=${href(["submit"], { from: task.id })}>Edit and submit again</a>`;
+  if (FINAL.has(task.status)) return html`${edit}<${Button} onPress=${retry}>Retry<//>`;
+  if (task.status === "queued") return html`${edit}${priority}<${Button} kind="danger" onPress=${() => cancel(false)}>Cancel<//>${sure}`;
+  return html`${priority}${task.array && html`<${Button} onPress=${() => cancel(false)} title="Running members continue">Cancel queued<//>`}
+    <${Button} kind="danger" onPress=${() => setSure(true)}>${task.array ? "Cancel all" : "Cancel"}<//>${sure}`;
 }
 
 /** Returns true if it has a priority that counts: members have that of their array. */
@@ -218,7 +203,7 @@ function Details({ task }) {
     ["Webhook", task.notify_url],
   ];
   return html`<section class="card" aria-label="Details"><h2>Details</h2>
-    <dl class="details">${rows.filter(([, value]) => value).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl></section>`;
+    <dl class="details">${rows.filter(([, value]) => value).map(([name, value]) => html`<${Fragment} key=${name}><dt>${name}</dt><dd>${value}</dd><//>`)}</dl></section>`;
 }
 
 const AFTER = { failure: " (runs if they fail)", any: " (runs however they end)" };

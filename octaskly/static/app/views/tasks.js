@@ -1,13 +1,14 @@
+import { mayPass } from "../api.js";
 import { ago, commandOf, count, duration, elapsed, plural, titleOf, visible } from "../format.js";
 import { useKeys } from "../keys.js";
 import { html, useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from "../lib.js";
 import { listen } from "../live.js";
-import { go, href } from "../router.js";
+import { go, href, place as address } from "../router.js";
 import { may } from "../session.js";
 import { nodes, now } from "../store.js";
 import { Button, Command, Empty, State } from "../ui.js";
 import { told } from "./members.js";
-import { Finds, Pages, mayPass } from "./rows.js";
+import { Finds, Pages } from "./rows.js";
 import { Task } from "./task.js";
 import { Track, clamp } from "./virtual.js";
 import { WhyDialog } from "./why.js";
@@ -27,7 +28,8 @@ export function Tasks({ parts, query }) {
 
 function List({ query }) {
   const asked = Object.fromEntries(query);
-  const change = (more) => go(["tasks"], { ...asked, ...more }, { replace: true });
+  // A field reports its text late, and must not undo what was chosen meanwhile.
+  const change = (more) => go(["tasks"], { ...Object.fromEntries(address.value.query), ...more }, { replace: true });
   const { order, status = "", node = "", ...search } = asked;
   const isSearch = SEARCHES.some((name) => search[name]);
   const given = { status, worker_id: node, ...Object.fromEntries(SEARCHES.map((name) => [name, search[name]])) };
@@ -40,6 +42,7 @@ function List({ query }) {
       rows.close();
     };
   }, [rows]);
+  const [why, setWhy] = useState(null);
   const isFiltered = isSearch || status || node;
   return html`
     <div class="head"><h1>Tasks</h1><${Found} rows=${rows} isSearch=${isSearch} />
@@ -48,7 +51,8 @@ function List({ query }) {
     ${rows.problem.value && html`<p class="problem" role="alert"><${Problem} of=${rows.problem.value} /></p>`}
     ${rows.total.value === 0 && !rows.isBusy?.value
       ? html`<${Nothing} isFiltered=${isFiltered} ofFailed=${status === "failed"} clear=${() => go(["tasks"])} />`
-      : html`<${Grid} key=${key} rows=${rows} />`}`;
+      : html`<${Grid} key=${key} rows=${rows} why=${setWhy} />`}
+    ${why && html`<${WhyDialog} task=${why} onClose=${() => setWhy(null)} />`}`;
 }
 
 function Problem({ of }) {
@@ -116,32 +120,40 @@ function Filters({ asked, change }) {
 function Typed({ label, value, change, field, type = "text", ...rest }) {
   const [text, setText] = useState(value);
   const timer = useRef(0);
-  useEffect(() => setText(value), [value]);
+  const reported = useRef(value);
+  useLayoutEffect(() => {
+    if (value === reported.current) return; // Its own; more may have been typed since.
+    clearTimeout(timer.current);
+    reported.current = value;
+    setText(value);
+  }, [value]);
   useEffect(() => () => clearTimeout(timer.current), []);
   const type_ = (event) => {
     const typed = event.currentTarget.value;
     setText(typed);
     clearTimeout(timer.current);
-    timer.current = setTimeout(() => change(typed.trim()), TYPED_MS);
+    timer.current = setTimeout(() => {
+      reported.current = typed.trim();
+      change(reported.current);
+    }, TYPED_MS);
   };
   return html`<input ref=${field} type=${type} aria-label=${label} value=${text} maxlength="256"
     autocomplete="off" spellcheck=${false} onInput=${type_} ...${rest} />`;
 }
 
 /** The visible rows, in a frame that scrolls over all rows. */
-function Grid({ rows }) {
+function Grid({ rows, why }) {
   const total = rows.total.value ?? 0;
   const frame = useRef(null);
-  const scroll = useRef({ top: 0, px: 0, total: null, sync: 0 }).current;
+  const scroll = useRef({ top: 0, px: 0, total: null, sync: 0, chosen: -1, id: null }).current;
   const [view, setView] = useState({ viewPx: 600, rowPx: ROW_PX, barPx: 0 });
   const [, redraw] = useState(0);
-  const [chosen, setChosen] = useState(-1);
-  const [why, setWhy] = useState(null);
   const id = useId();
   const { viewPx, rowPx, barPx } = view;
   const track = new Track({ total, viewPx, rowPx });
   rows.drawn.value; // Draws again when rows have changed.
-  stay(rows, scroll, total, setChosen);
+  stay(rows, scroll, total);
+  const { chosen } = scroll;
 
   useLayoutEffect(() => {
     const measure = new ResizeObserver(() => setView(measured(frame.current)));
@@ -168,9 +180,13 @@ function Grid({ rows }) {
     scroll.sync = setTimeout(() => frame.current && place(frame.current, scroll, track), 200);
     redraw((n) => n + 1);
   };
+  const pick = (index) => {
+    Object.assign(scroll, { chosen: index, id: rows.at(index)?.id ?? null });
+    redraw((n) => n + 1);
+  };
   const choose = (index) => {
     const next = clamp(index, 0, total - 1);
-    setChosen(next);
+    pick(next);
     move(track.topFor(next, scroll.top));
     frame.current.parentElement.focus({ preventScroll: true }); // So that it gets Enter.
   };
@@ -178,7 +194,7 @@ function Grid({ rows }) {
   const page = Math.max(1, Math.floor(track.views) - 1);
   const keys = {
     j: () => choose(chosen + 1), k: () => choose(chosen < 0 ? 0 : chosen - 1),
-    w: () => rows.at(chosen) && setWhy(rows.at(chosen)),
+    w: () => rows.at(chosen) && why(rows.at(chosen)),
   };
   useKeys(keys);
   const walk = {
@@ -194,10 +210,13 @@ function Grid({ rows }) {
 
   const { first, last, shiftPx } = track.rowsInSight(scroll.top);
   useEffect(() => rows.want(first, last), [rows, first, last, total]);
-  const shown = [];
+  // Rows move with their tasks, or a click would be for the task that has come there.
+  const shown = new Map();
   for (let index = first; index < last; index += 1) {
-    shown.push(html`<${Row} key=${index} index=${index} task=${rows.at(index)} id=${`${id}-${index}`}
-      isChosen=${index === chosen} choose=${() => setChosen(index)} why=${setWhy} />`);
+    const task = rows.at(index);
+    const key = task === undefined || shown.has(task.id) ? `row ${index}` : task.id;
+    shown.set(key, html`<${Row} key=${key} index=${index} task=${task} id=${`${id}-${index}`}
+      isChosen=${index === chosen} choose=${() => pick(index)} why=${why} />`);
   }
   const active = chosen >= first && chosen < last ? `${id}-${chosen}` : undefined;
   return html`<div class=${`grid card ${rowPx === NARROW_ROW_PX ? "narrow" : ""}`} role="grid" aria-label="Tasks" aria-rowcount=${total + 1} tabindex="0"
@@ -208,21 +227,25 @@ function Grid({ rows }) {
     </div></div>
     <div class="grid-frame" role="rowgroup" tabindex="0" ref=${frame} onScroll=${onScroll}>
       <div class="grid-rows" role="presentation" style=${{ height: `${viewPx}px` }}>
-        <div role="presentation" style=${{ transform: `translateY(${shiftPx}px)` }}>${shown}</div></div>
+        <div role="presentation" style=${{ transform: `translateY(${shiftPx}px)` }}>${[...shown.values()]}</div></div>
       <div role="presentation" style=${{ height: `${Math.max(0, track.px - viewPx)}px` }}></div>
     </div>
   </div>
-  <p class="hint keys-hint"><kbd>j</kbd><kbd>k</kbd> move <kbd>Enter</kbd> open <kbd>w</kbd> why <kbd>/</kbd> search</p>
-  ${why && html`<${WhyDialog} task=${why} onClose=${() => setWhy(null)} />`}`;
+  <p class="hint keys-hint"><kbd>j</kbd><kbd>k</kbd> move <kbd>Enter</kbd> open <kbd>w</kbd> why <kbd>/</kbd> search</p>`;
 }
 
-/** Keeps the visible rows in place when new ones come above them. */
-function stay(rows, scroll, total, setChosen) {
-  const came = scroll.total === null ? 0 : total - scroll.total;
+/** Keeps the visible rows in place when new ones come above them, and a task chosen. */
+function stay(rows, scroll, total) {
+  const came = scroll.total === null || !rows.isNewestFirst ? 0 : total - scroll.total;
   scroll.total = total;
-  if (!rows.isNewestFirst || came === 0) return;
   if (scroll.top > 0) scroll.top = Math.max(0, scroll.top + came);
-  setChosen((chosen) => (chosen < 0 ? chosen : Math.max(0, chosen + came)));
+  if (scroll.chosen < 0) return;
+  scroll.chosen = clamp(scroll.chosen + came, 0, total - 1);
+  if (scroll.id !== null && rows.at(scroll.chosen)?.id !== scroll.id) {
+    const at = rows.indexOf(scroll.id); // Others may have left the list.
+    if (at >= 0) scroll.chosen = at;
+  }
+  scroll.id = rows.at(scroll.chosen)?.id ?? scroll.id;
 }
 
 function measured(frame) {

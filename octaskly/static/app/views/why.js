@@ -2,7 +2,8 @@
 
 import { get } from "../api.js";
 import { byName, titleOf } from "../format.js";
-import { html, useEffect, useState } from "../lib.js";
+import { html, useEffect } from "../lib.js";
+import { useReader } from "../reading.js";
 import { href } from "../router.js";
 import { Dialog, State } from "../ui.js";
 import { Output } from "./ansi.js";
@@ -17,27 +18,15 @@ const FINAL = ["completed", "failed", "cancelled"];
 
 /** The dispatcher's explanation of a task, read again until the task has ended. */
 export function useExplained(id, status = "") {
-  const [told, setTold] = useState(null);
+  const { found, problem, reader } = useReader(
+    (signal) => get(`/api/v1/tasks/${encodeURIComponent(id)}/explain`, {}, { quiet: true, signal }), [id]);
   useEffect(() => {
-    const over = new AbortController();
-    let timer = 0;
-    const ask = async () => {
-      try {
-        setTold(await get(`/api/v1/tasks/${encodeURIComponent(id)}/explain`, {}, { quiet: true, signal: over.signal }));
-      } catch (problem) {
-        if (over.signal.aborted) return;
-        if (problem.status === undefined) throw problem;
-        if (problem.status === 404) return setTold({ summary: problem.error, nodes: [] });
-      }
-      if (!FINAL.includes(status)) timer = setTimeout(ask, AGAIN_MS);
-    };
-    ask();
-    return () => {
-      over.abort();
-      clearTimeout(timer);
-    };
+    reader.current.read();
   }, [id, status]);
-  return told;
+  useEffect(() => {
+    if (found !== null && !FINAL.includes(status)) reader.current.soon(AGAIN_MS);
+  }, [found, status]);
+  return problem?.status === 404 ? { summary: problem.error, nodes: [] } : found;
 }
 
 /** Reasons that waiting does not change. */
@@ -78,14 +67,9 @@ export function WhyDialog({ task, onClose }) {
 
 /** All of a task that failed, null before. */
 function useFailed({ id, status }) {
-  const [found, setFound] = useState(null);
+  const { found, reader } = useReader((signal) => get(`/api/v1/tasks/${encodeURIComponent(id)}`, {}, { quiet: true, signal }), [id]);
   useEffect(() => {
-    if (status !== "failed") return undefined;
-    const over = new AbortController();
-    get(`/api/v1/tasks/${encodeURIComponent(id)}`, {}, { quiet: true, signal: over.signal }).then(setFound, (problem) => {
-      if (problem.status === undefined && !over.signal.aborted) throw problem;
-    });
-    return () => over.abort();
+    if (status === "failed") reader.current.read();
   }, [id, status]);
   return found;
 }
