@@ -79,11 +79,12 @@ def _bounded(hint: Any, meta: Meta) -> st.SearchStrategy[Any]:
         return st.integers(int(low), int(high))
     if hint is float:
         return st.floats(meta.ge, meta.le)
-    if hint is bytes:
-        return st.binary(max_size=LENGTH_MAX)
-    if hint is str:
-        return st.text(st.characters(exclude_categories=["Cs"]), max_size=LENGTH_MAX)
     least = meta.min_length or 0
+    if hint is bytes:
+        return st.binary(min_size=least, max_size=LENGTH_MAX)
+    if hint is str:
+        letters = st.characters(exclude_categories=["Cs"])
+        return st.text(letters, min_size=least, max_size=LENGTH_MAX)
     items = values_of(get_args(hint)[0])
     return st.lists(items, min_size=least, max_size=ITEMS_MAX).map(tuple)
 
