@@ -41,9 +41,12 @@ class NoOpPool(Pool):
     ) -> None:
         """Report the ends."""
         now_ms = self._clock.now().wall_ms
+        success = _outcome(0, now_ms)
         for attempt, spec in items:
-            if spec.command != ENDLESS:
-                outcome = _outcome(spec.command, now_ms)
+            command = spec.command
+            if command != ENDLESS:
+                is_bad = command.startswith("test ") and _fails(command)
+                outcome = _outcome(1, now_ms) if is_bad else success
                 self._reports.add_report(Report(spec.id, attempt, outcome))
         self._reports.schedule_flush()
 
@@ -61,13 +64,14 @@ class NoOpPool(Pool):
         self._reports.schedule_flush()
 
 
-def _outcome(command: str, now_ms: int) -> Outcome:
-    state, exit_code = AttemptState.OK, 0
+def _fails(command: str) -> bool:
     remainder = _REMAINDER.fullmatch(command)
-    if remainder and int(remainder[1]) % int(remainder[2]) == 0:
-        state, exit_code = AttemptState.FAILED, 1
+    return remainder is not None and int(remainder[1]) % int(remainder[2]) == 0
+
+
+def _outcome(exit_code: int, now_ms: int) -> Outcome:
     return Outcome(
-        state,
+        AttemptState.FAILED if exit_code else AttemptState.OK,
         EndReason.EXIT,
         exit_code,
         started_ms=now_ms,
