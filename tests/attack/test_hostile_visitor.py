@@ -338,6 +338,19 @@ def _is_dispatcher(agent: Agent) -> bool:
     return status == 200 and roles.get(agent.ready()["node_id"]) == "dispatcher"
 
 
+def test_a_visitor_may_ask_more_often_than_a_stranger(tmp_path: Path) -> None:
+    """A task that ends each second needs several requests, for inputs and outputs."""
+    with running(tmp_path, "ash", extra=("--rate-stranger", "1")) as (agent,):
+        finished(agent, submit(agent, "true"))
+        visitor = HostileVisitor(tmp_path, agent)
+        path = f"/internal/v1/files/{'0' * 64}?pieces=0"
+
+        with visitor.connection() as kept:
+            answers = [visitor.ask("GET", path, connection=kept)[0] for _ in range(5)]
+
+    assert answers == [403] * 5
+
+
 def test_slow_downloads_of_a_visitor_keep_no_file_from_members(tmp_path: Path) -> None:
     """It asks for its input on many connections, and reads nothing."""
     with running(tmp_path, "ash", extra=("--slots", "1")) as (agent,):

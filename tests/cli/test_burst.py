@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +28,7 @@ from octaskly.cli.burst.policy import (
 )
 from octaskly.cli.burst.report import Reporter, state_line
 from tests.cli.stand_in import Api
+from tests.support.agents import until
 
 LEAVES = dt.datetime.now(dt.UTC).replace(hour=16, minute=40, second=7)
 NODE17 = Visitor(name="node17", slots=32, leaves_at=LEAVES.isoformat())
@@ -118,6 +121,25 @@ def test_programs_get_one_object_per_event(screen: Screen) -> None:
     assert all(line["v"] == 1 for line in lines)
     assert lines[-1]["reason"] == "command"
     assert err.startswith("error: the command failed 3 times\n")
+
+
+def test_ctrl_c_while_nothing_waits_ends_burst(screen: Screen, api: Api) -> None:
+    """Nothing was requested, so there is nothing to withdraw."""
+    api.answers["/api/v1/stats/visitors"] = {"waiting": 0}
+
+    def press() -> None:
+        polls = "GET /api/v1/stats/visitors"
+        until(lambda: sum(r.startswith(polls) for r in api.requests) > 1, "it polls")
+        signal.raise_signal(signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    code, out, err = screen("--json", "--", "false", "{agent}")
+    pressing.join()
+
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["stopped"]
+    assert not any(request.startswith("POST") for request in api.requests)
 
 
 def test_secret_that_the_command_prints_is_not_shown(screen: Screen) -> None:

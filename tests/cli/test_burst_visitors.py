@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,12 @@ def output_of(agent: DemoAgent, task: str) -> str:
         check=True,
     )
     return done.stdout
+
+
+def state_of(agent: DemoAgent, task: str) -> str:
+    """Return the state of a task."""
+    with agent.client() as client:
+        return str(client.task(task).status)
 
 
 def words_of_visitors(burst: Burst) -> list[str]:
@@ -108,4 +115,28 @@ def test_ctrl_c_withdraws_what_is_requested(agent: DemoAgent, tmp_path: Path) ->
         timeout=60,
     )
     assert late.returncode in (1, 4), late.stderr  # No listener, or a refusal.
+    subprocess.run(typed("--state-dir", str(agent.state), "cancel", task), check=True)
+
+
+def test_ctrl_c_waits_for_visitors_and_a_second_one_ends_them(
+    agent: DemoAgent,
+) -> None:
+    """What runs there is given back, and waits for another node."""
+    task = submit(agent, "sleep 600")
+    command = ("--for", "site=away", "--", "sh", "-c", "{agent}")
+
+    with bursting(agent.state, *command) as burst:
+        node = burst.wait_for("joined")["node"]
+        until(lambda: state_of(agent, task) == "running", "it runs there")
+        burst.process.send_signal(signal.SIGINT)
+        until(lambda: len(burst.errors) == 2, "it says what it waits for")
+        assert state_of(agent, task) == "running"
+        code = burst.interrupt()
+
+    assert code == 0
+    assert burst.errors == [
+        f"{node} leaves after the idle time\n",
+        "1 command of visitors still running; Ctrl-C ends them\n",
+    ]
+    until(lambda: state_of(agent, task) == "queued", "it waits again")
     subprocess.run(typed("--state-dir", str(agent.state), "cancel", task), check=True)

@@ -19,6 +19,9 @@ from octaskly.runner.files.capture import OutputReader
 
 PATH: Final = "/internal/v1/visits/outputs"
 TRIES: Final = 10  #: while the dispatcher changes
+BUSY_TRIES: Final = (
+    100  #: while it lets others go first, or this visitor asks too often
+)
 PAUSE_S: Final = 2.0
 CHUNK_BYTES: Final = 1 << 20
 
@@ -43,8 +46,8 @@ class SentOutputs:
     def on_captured(self, task: TaskId, attempt: AttemptId, size_bytes: int) -> str:
         """Send captured outputs; return why the mesh does not have them, or ""."""
         del size_bytes
-        why = "no dispatcher is known"
-        for _ in range(TRIES):
+        why, tries, busy_tries = "no dispatcher is known", TRIES, BUSY_TRIES
+        while tries and busy_tries:
             holder = self._dispatcher()
             try:
                 if holder is not None:
@@ -52,8 +55,12 @@ class SentOutputs:
                     return ""
             except HolderRefused as error:
                 return f"its outputs were not kept ({error})"
-            except (HolderUnreachable, HolderBusy, OutputNotFound, OSError) as error:
-                why = str(error) or type(error).__name__
+            except HolderBusy:
+                why, busy_tries = "the dispatcher is busy", busy_tries - 1
+            except (HolderUnreachable, OutputNotFound, OSError) as error:
+                why, tries = str(error) or type(error).__name__, tries - 1
+            else:
+                tries -= 1
             if self._fetcher.is_closing(PAUSE_S):
                 break
         return f"its outputs were not kept ({why})"

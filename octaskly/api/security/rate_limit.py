@@ -17,6 +17,7 @@ from typing import Final
 
 from octaskly.api.problems import TOO_MANY_REQUESTS, Problem
 from octaskly.api.security.route_cost import BYTES_PER_UNIT, ROWS_PER_UNIT
+from octaskly.core.model.ids import NodeId
 from octaskly.ports import Clock, Principal
 
 WINDOW_S: Final = 60
@@ -86,6 +87,8 @@ reason to refuse one of them.
 
 
 ANONYMOUS = "stranger"  #: the role of a client without a token
+VISITOR_PER_MINUTE = 6000
+"""Requests of one visitor: each of its tasks with files takes a few."""
 
 
 class RateLimiter:
@@ -112,7 +115,8 @@ class RateLimiter:
             Problem: 429, the limit is reached.
         """
         key = client_key(principal)
-        return self._charge(self._by_principal, key, principal.role, units)
+        limit = self._limits_per_minute.get(principal.role, 0)
+        return self._charge(self._by_principal, key, limit, units)
 
     def correct_charge(
         self, principal: Principal, charged: int, used: int
@@ -143,16 +147,20 @@ class RateLimiter:
         Args:
             source: The user of this machine or the LAN address that sent it.
         """
-        return self._charge(self._by_source, source, ANONYMOUS)
+        limit = self._limits_per_minute.get(ANONYMOUS, 0)
+        return self._charge(self._by_source, source, limit)
+
+    def charge_visitor(self, visitor: NodeId) -> Mapping[str, str]:
+        """Count a request of a visitor; see `charge`."""
+        return self._charge(self._by_source, visitor, VISITOR_PER_MINUTE)
 
     def _charge(
         self,
         windows: OrderedDict[str, SlidingWindow],
         name: str,
-        role: str,
+        limit: int,
         units: int = 1,
     ) -> Mapping[str, str]:
-        limit = self._limits_per_minute.get(role, 0)
         if not limit:
             return {}
         window = windows.pop(name, None) or SlidingWindow()

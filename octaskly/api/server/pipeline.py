@@ -239,12 +239,15 @@ class RequestPipeline:
             )
 
     def _charge_anonymous(self, routed: _RoutedRequest) -> None:
-        """Count a request from the LAN that is not authenticated."""
-        connection = routed.connection
-        if connection.is_lan and connection.peer is None:
-            routed.info.rate_limit_headers = (
-                self._services.rate_limiter.charge_anonymous(connection.owner)
-            )
+        """Count a request from the LAN that is a visitor's, or not authenticated."""
+        connection, limiter = routed.connection, self._services.rate_limiter
+        if connection.visitor is not None:
+            headers = limiter.charge_visitor(connection.visitor.node)
+        elif connection.is_lan and connection.peer is None:
+            headers = limiter.charge_anonymous(connection.owner)
+        else:
+            return
+        routed.info.rate_limit_headers = headers
 
     def _find_route(self, routed: _RoutedRequest) -> Route | None:
         """Return the route of a request, None for a preflight; or raise `Problem`."""

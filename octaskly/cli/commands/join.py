@@ -156,6 +156,11 @@ def join(
     waits until somebody approves it on a member, and shows three words to compare.
     """
     if is_visitor:
+        if force or interfaces or secret_file:
+            raise click.UsageError(
+                "--force, --interface and --secret-file are for members; leave out"
+                " --visitor to join as one"
+            )
         return _join_as_visitor(context, code, at)
     _check_join_options(code, at)
     socket = _agent_socket(context)

@@ -53,6 +53,9 @@ REFUSALS: Final = frozenset(
     }
 )
 """Answers that stay the same, for example of another version."""
+BUSY: Final = frozenset(
+    {http.HTTPStatus.SERVICE_UNAVAILABLE, http.HTTPStatus.TOO_MANY_REQUESTS}
+)
 NO_TREES: Final = REFUSALS | {
     http.HTTPStatus.NOT_FOUND,
     http.HTTPStatus.INSUFFICIENT_STORAGE,
@@ -417,7 +420,7 @@ class HolderConnection:
             self._connection.close()
         if response.status == http.HTTPStatus.NOT_FOUND:
             raise OutputNotFound("it no longer has the file")
-        if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        if response.status in BUSY:
             raise HolderBusy
         text = f"it answered with status {response.status}"
         if response.status in REFUSALS:

@@ -12,9 +12,10 @@ import pytest
 
 from octaskly.api.http import sse
 from octaskly.api.http.handler_types import HttpTimeouts
+from octaskly.api.problems import Problem
 from octaskly.api.routes.table import ROUTES
 from octaskly.api.security import rate_limit
-from octaskly.core.model.ids import Moment
+from octaskly.core.model.ids import Moment, NodeId
 from octaskly.ports import Principal, TaskListPage, TaskQuery
 from tests.integration.api.test_streams import serve_stream
 from tests.support.api_mesh import ApiMesh, Member, stranger_context
@@ -466,3 +467,18 @@ async def test_an_address_of_the_lan_is_limited_without_a_token(
     assert_problem(answers[2], 429, "Too many requests")
     assert limits_of(known)[::2] == ("200", "2")
     assert [limits_of(answer)[:2] for answer in (node, here)] == [("200", None)] * 2
+
+
+def test_visitors_have_a_rate_of_their_own() -> None:
+    """One that floods is refused, others and strangers are not."""
+    meter = rate_limit.RateLimiter({rate_limit.ANONYMOUS: 1}, Clock())
+    flooding = NodeId("visitor-flooding")
+    for _ in range(rate_limit.VISITOR_PER_MINUTE):
+        meter.charge_visitor(flooding)
+
+    with pytest.raises(Problem) as refused:
+        meter.charge_visitor(flooding)
+
+    assert refused.value.status == 429
+    meter.charge_visitor(NodeId("visitor-other"))
+    meter.charge_anonymous("address 10.0.0.9")

@@ -198,6 +198,7 @@ def test_a_node_that_refuses_is_asked_once(tmp_path: Path) -> None:
         (422, HolderRefused),
         (502, HolderUnreachable),
         (503, HolderBusy),
+        (429, HolderBusy),
     ],
 )
 def test_a_status_says_whether_to_ask_again(status: int, kind: type[Exception]) -> None:
@@ -207,7 +208,9 @@ def test_a_status_says_whether_to_ask_again(status: int, kind: type[Exception]) 
             with pytest.raises(kind) as raised:
                 HolderConnection(connection).request_piece("0" * 64, [0])
             assert type(raised.value) is kind
-        expected = HolderUnreachable if status in (403, 502, 503) else OutputNotFound
+        expected = (
+            HolderUnreachable if status in (403, 429, 502, 503) else OutputNotFound
+        )
         with pytest.raises(expected):
             HolderConnection(connection).find_output_trees("task-1")
 
