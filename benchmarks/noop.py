@@ -17,7 +17,7 @@ from tests.support.no_op_agent import NO_OP_PROGRAM
 BULK = 10_000  #: as many as one request may hold
 SLOTS = 512  #: so that work never waits for a message to come round
 RATE = 60_000
-ACCEPT_RATE = 100_000
+ACCEPT_RATE = 200_000
 
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
