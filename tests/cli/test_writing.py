@@ -415,6 +415,19 @@ def test_the_invite_of_a_visitor_is_a_qr_code_on_a_terminal(
 
 
 @pytest.mark.parametrize(
+    "option", [["--force"], ["--interface", "lo"], ["--secret-file", "mesh.key"]]
+)
+def test_options_of_members_are_refused_for_a_visitor(
+    octaskly: Run, option: list[str]
+) -> None:
+    """It abandons no mesh, gets no secret, and finds members on all interfaces."""
+    done = octaskly("join", "--visitor", *option, "112-4821-9375")
+
+    assert done.returncode == 2
+    assert b"are for members" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("given", "seconds"), [("24h", 86400), ("90d", 7776000), ("45", 45), ("15m", 900)]
 )
 def test_token_create_prints_the_token_alone(
