@@ -538,7 +538,8 @@ class Visitors:
         return self._dispatcher.assigned_spec(node, task, attempt)
 
     def _record_state(self, view: VisitorView, state: NodeState) -> None:
-        if state is not view.state:
+        # Only members find that a node is lost.
+        if state not in (view.state, NodeState.LOST):
             view.state = state
             self._peer_table.count_change()
 

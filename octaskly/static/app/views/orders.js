@@ -23,7 +23,8 @@ const END = { draining: "resume", paused: "unpause" };
 export function useOrders() {
   const [asked, ask] = useState(null);
   const order = (node, verb) => {
-    if (node.state === "lost" || node.visitor !== (verb === END_VISIT) || !may.manage.value) return undefined;
+    const isFitting = verb === END_VISIT ? node.visitor : !node.visitor && node.state !== "lost";
+    if (!isFitting || !may.manage.value) return undefined;
     return SURE[verb] ? ask({ id: node.id, verb }) : steer(node, verb);
   };
   const node = asked && nodes.value.find(({ id }) => id === asked.id); // It may have left.

@@ -25,7 +25,7 @@ from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.field_types import TIME_MS_MAX
 from octaskly.core.model.ids import NO_EPOCH, Address, AttemptId, NodeId, TaskId
 from octaskly.core.model.keyring_state import VISIT_ENDED_REASON
-from octaskly.core.model.nodes import LoadSample, NodeState, RosterEntry
+from octaskly.core.model.nodes import NO_LOAD, LoadSample, NodeState, RosterEntry
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.task_options import (
     ArraySpec,
@@ -612,3 +612,14 @@ def test_an_ended_visit_closes_the_link_and_opens_no_other(member: Member) -> No
 
     assert Disconnect(VISITOR, VISIT_ENDED_REASON) in again
     assert [node for node in (VISITOR, other) if node in member.visitors] == [other]
+
+
+def test_a_linked_visitor_does_not_say_that_it_is_lost(member: Member) -> None:
+    """Lists would show it as one that nobody needs to end."""
+    member.attach()
+    epoch = member.node.epoch
+
+    member.say(HeartbeatOk(epoch, 0.0, NodeState.LOST, 2, NO_LOAD))
+    member.say(Results((), 2, NodeState.LOST))
+
+    assert member.listed().state is NodeState.READY
