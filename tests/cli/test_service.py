@@ -34,7 +34,7 @@ error: no Octaskly agent is running on this machine
   hint: octaskly --state-dir DIR ...  use the agent that `agent --state-dir DIR` started
 """
 LIMITS = re.compile(
-    r"^  tasks run as: root      limits: \d+ tasks at a time, [\d.]+ GiB "
+    r"^  tasks run as: root      limits: \d+ tasks? at a time, [\d.]+ GiB "
     r"\(change: octaskly config\)$",
     re.MULTILINE,
 )

@@ -29,10 +29,12 @@ from octaskly.cli import main
 sys.exit(main())
 """
 #: $1: the interpreter. $2: the modules, and the program. $3: where modules belong.
+#: They are compiled, as by pip: the user of the service could not keep what it compiles.
 INSTALL = f"""
 umask 022
 "$1" -m venv --without-pip {OPT}
 cp -r --preserve=timestamps "$2/." "$3/"
+{OPT}/bin/python -m compileall -q "$3/octaskly"
 mv "$3/octaskly-script" {PROGRAM}
 chmod 755 {PROGRAM}
 chmod -R go-w {OPT}
