@@ -198,7 +198,7 @@ REQUIREMENT_OPTIONS: Final = (
         flag_value="yes",
         type=click.Choice(["yes", "with-env", "no"]),
         callback=_visitors,
-        help="Let visitors run it, too; with-env: and see its variables.",
+        help="Let visitors run it, too; with-env: and see its variables and secrets.",
     ),
     click.option(
         "--visitors-min",

@@ -115,10 +115,14 @@ class LocalFiles:
         """Send what the node lacks of the tree, or prepare to lend it, for some tasks.
 
         A file that changed since the scan is scanned once more.
+
+        Raises:
+            ManifestError: visitors would see files that look like secrets.
         """
         tree = self._tree
         if tree is None:
             tree = yield RunBlocking(self.scan)
+        drafts = [_kept_from_visitors(draft, tree) for draft in drafts]
         try:
             answer = yield from self._share(requests, tree, callbacks)
         except FileChanged:
@@ -263,3 +267,19 @@ def _ends_of(path: str) -> Iterator[str]:
     while "/" in path:
         path = path.partition("/")[2]
         yield path
+
+
+def _kept_from_visitors(draft: Draft, tree: LocalTree) -> Draft:
+    """Return a task that no visitor runs by default if it has secrets.
+
+    Raises:
+        ManifestError: it allows visitors, but not that they see its secrets.
+    """
+    if not tree.secret_paths or draft.visitors in (False, "with-env"):
+        return draft
+    if draft.visitors is None:  # The mesh may allow visitors for all tasks.
+        return replace(draft, visitors=False)
+    raise ManifestError(
+        f"visitors would get {tree.secret_paths[0]!r}, which looks like a secret",
+        hint="leave it out, or let them see it: --visitors=with-env",
+    )

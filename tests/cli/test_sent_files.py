@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shlex
 import signal
@@ -126,6 +127,25 @@ def test_files_that_look_secret_are_named(agent: DemoAgent, project: Path) -> No
     assert done.stderr.splitlines()[0] == (
         b"warning: files that look like secrets are sent: .env, a.key, b.key and 2 more"
     )
+
+
+def test_files_that_look_secret_go_to_no_visitor_unasked(
+    agent: DemoAgent, project: Path
+) -> None:
+    """`--visitors=with-env` says that visitors may see them, as for variables."""
+    (project / ".env").write_text("x")
+
+    refused = octaskly(agent, "run", "--visitors", "--in", ".", "--", "true")
+    rules = []
+    for option in ([], ["--visitors=with-env"]):
+        sent = octaskly(agent, "submit", *option, "--in", ".", "--", "true")
+        shown = octaskly(agent, "show", "--json", sent.stdout.decode().strip())
+        rules.append(json.loads(shown.stdout)["visitors"])
+
+    assert refused.returncode != 0
+    assert b"visitors would get '.env', which looks like a secret" in refused.stderr
+    assert b"--visitors=with-env" in refused.stderr
+    assert rules == [False, True]
 
 
 def test_quiet_commands_send_files_silently(agent: DemoAgent, project: Path) -> None:
