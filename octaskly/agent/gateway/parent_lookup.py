@@ -71,6 +71,8 @@ async def check_input_paths(
         InputsCollide: the parent declares the path, and has not ended with a file of
             the same size there.
     """
+    if not any(map(_gets_both, drafts)):
+        return
     own = {str(log_id_of(each, submitter)): each for each in drafts if each.id}
     files: dict[InputTree, Mapping[str, int]] = {}
     outputs: dict[str, Mapping[str, int | None]] = {}
@@ -94,6 +96,12 @@ async def check_input_paths(
                     f"{task_name(TaskId(task))}: send it to another place, as with "
                     "--in PATH=DEST",
                 )
+
+
+def _gets_both(draft: TaskDraft) -> bool:
+    """Return True if a task gets sent files and outputs of others."""
+    options = draft.options
+    return options is not None and bool(options.tree and options.outputs_of)
 
 
 async def _outputs_of(
