@@ -171,12 +171,17 @@ class _Burst:
         """Run until Ctrl-C or a stop of the policy; return the exit code."""
         try:
             with contextlib.suppress(KeyboardInterrupt), interrupt_on_sigterm():
-                while self._policy.stopped is None:
-                    self._poll()
-                    self._wait_for_ends()
+                self._run_until_stopped()
             return self._reporter.on_stop(self._policy.stopped)
         finally:
             self._end()
+
+    def _run_until_stopped(self) -> None:
+        # Not inside the `with` of the caller: Python checks for signals at the jump
+        # back of a loop, which no handler around the loop covers.
+        while self._policy.stopped is None:
+            self._poll()
+            self._wait_for_ends()
 
     def _poll(self) -> None:
         try:
