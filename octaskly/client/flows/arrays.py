@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -83,10 +84,8 @@ def map_(
     under_way: deque[_ItemChunk] = deque()
     try:
         while True:
-            while (
-                len(under_way) < ARRAYS_AHEAD_MAX
-                and (part := next(parts, None)) is not None
-            ):
+            # No `while`, at whose jump back no handler would see a Ctrl-C.
+            for part in islice(parts, ARRAYS_AHEAD_MAX - len(under_way)):
                 draft = make_draft(command, fields, {"items": part.items})
                 part.attached = yield from attach_files(requests, draft)
                 under_way.append(part)
