@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from octaskly.agent.gateway.gateway import AgentGateway
@@ -308,10 +308,16 @@ class CoreLoop(StepLoop[Node]):
             ef.Freeze: lambda e: runner.set_frozen(is_frozen=e.is_frozen),
             ef.Spool: lambda e: store.spool_results(e.reports),
             ef.Unspool: lambda e: store.unspool_results(e.items),
-            ef.LoadQueued: lambda e: self._spawn(self._load_queued_tasks(e)),
-            ef.LoadLive: lambda e: self._spawn(self._load_live_tasks(e)),
-            ef.LoadTasks: lambda e: self._spawn(self._load_tasks(e)),
-            ef.LoadUnblocked: lambda e: self._spawn(self._load_unblocked_tasks(e)),
+            ef.LoadQueued: lambda e: self._spawn(
+                self._post_answer(store.load_queued_tasks(e))
+            ),
+            ef.LoadLive: lambda e: self._spawn(
+                self._post_answer(store.load_live_tasks(e))
+            ),
+            ef.LoadTasks: lambda e: self._spawn(self._post_answer(store.load_tasks(e))),
+            ef.LoadUnblocked: lambda e: self._spawn(
+                self._post_answer(store.load_unblocked_tasks(e))
+            ),
             ef.PlanFloor: lambda e: self._spawn(self._plan_compaction(e)),
             ef.Answer: lambda e: gateway.pending_requests.set_reply(e.ticket, e.reply),
             ef.AnnounceTaskStates: lambda e: self._announce_tasks(e, gateway),
@@ -376,21 +382,9 @@ class CoreLoop(StepLoop[Node]):
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)
 
-    async def _load_queued_tasks(self, effect: ef.LoadQueued) -> None:
-        self.post(
-            await self._store.load_queued_tasks(
-                effect.after_ord, effect.limit, effect.lane
-            )
-        )
-
-    async def _load_live_tasks(self, effect: ef.LoadLive) -> None:
-        self.post(await self._store.load_live_tasks(effect))
-
-    async def _load_tasks(self, effect: ef.LoadTasks) -> None:
-        self.post(await self._store.load_tasks(effect))
-
-    async def _load_unblocked_tasks(self, effect: ef.LoadUnblocked) -> None:
-        self.post(await self._store.load_unblocked_tasks(effect))
+    async def _post_answer(self, answer: Awaitable[ev.Event]) -> None:
+        """Post the answer of the store to a read."""
+        self.post(await answer)
 
     async def _plan_compaction(self, effect: ef.PlanFloor) -> None:
         planned = await self._store.plan_compaction(effect)

@@ -196,6 +196,7 @@ class Unspool(Struct, frozen=True):
 class LoadQueued(Struct, frozen=True):
     """Read queued tasks of a lane beyond `after_ord`; answered by `QueuedLoaded`."""
 
+    term: int  #: of the epoch that asks; repeated in the answer
     after_ord: int
     limit: int
     lane: LaneKey = MEMBERS_LANE

@@ -228,7 +228,7 @@ class Persisted(Struct, frozen=True):
 class QueuedLoaded(Struct, frozen=True):
     """Answer to `LoadQueued`: queued tasks of one lane in queue order."""
 
-    after_ord: int  #: as in the effect
+    term: int  #: as in the effect
     records: tuple[TaskRecord, ...]
     has_more: bool
     lane: LaneKey = MEMBERS_LANE  #: as in the effect

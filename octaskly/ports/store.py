@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from octaskly.core.effects import (
     LoadLive,
+    LoadQueued,
     LoadTasks,
     LoadUnblocked,
     MergeRows,
@@ -40,7 +41,7 @@ from octaskly.core.model.ids import (
     VectorItems,
 )
 from octaskly.core.model.task_options import ArraySpec, BlobRef, InputTree
-from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, Outcome, TaskState
+from octaskly.core.model.tasks import Outcome, TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.ports.events import LogReader
 from octaskly.ports.files import KeptOutput
@@ -250,9 +251,7 @@ class DurableStore(LogReader, Protocol):
     async def wait_until_purged(self) -> None:
         """Wait until no row below the compaction floor is left."""
 
-    async def load_queued_tasks(
-        self, after_ord: int, limit: int, lane: LaneKey = MEMBERS_LANE
-    ) -> QueuedLoaded:
+    async def load_queued_tasks(self, ask: LoadQueued) -> QueuedLoaded:
         """Read queued tasks of one lane with `ord > after_ord`, in order."""
 
     async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:

@@ -14,6 +14,7 @@ from octaskly.core.change_feed import FeedPage, StreamExtent
 from octaskly.core.effects import (
     Append,
     LoadLive,
+    LoadQueued,
     LoadTasks,
     LoadUnblocked,
     MergeRows,
@@ -39,7 +40,7 @@ from octaskly.core.log.retired_streams import RetiredStreams
 from octaskly.core.log.task_ages import ClockWatch, TaskAges
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.task_options import ArraySpec
-from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, TaskState
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import PackedMessage, Report
 from octaskly.errors import RemoteProtocolError, StoreCorrupt
 from octaskly.ports import (
@@ -261,13 +262,9 @@ class Store:
             PeerContact(peer, name, tuple(addresses), self._clock.now().wall_ms)
         )
 
-    async def load_queued_tasks(
-        self, after_ord: int, limit: int, lane: LaneKey = MEMBERS_LANE
-    ) -> QueuedLoaded:
+    async def load_queued_tasks(self, ask: LoadQueued) -> QueuedLoaded:
         """Read queued tasks of one lane with `ord > after_ord`, in order."""
-        return await self._query(
-            lambda db: queue.load_queued_tasks(db, after_ord, limit, lane)
-        )
+        return await self._query(lambda db: queue.load_queued_tasks(db, ask))
 
     async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose dependencies are met or broken, oldest first."""

@@ -31,7 +31,7 @@ from octaskly.core.events import (
 from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Epoch, StreamId, TaskId, VectorItems
-from octaskly.core.model.tasks import MEMBERS_LANE, LaneKey, TaskState
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import (
     Entries,
     PackedMessage,
@@ -93,10 +93,8 @@ class DiskLog:
     def unspool_results(self, items: Sequence[tuple[TaskId, AttemptId]]) -> None:
         self._disk.forget(tuple(items))
 
-    async def load_queued_tasks(
-        self, after_ord: int, limit: int, lane: LaneKey = MEMBERS_LANE
-    ) -> QueuedLoaded:
-        return load(self._disk, LoadQueued(after_ord, limit, lane))
+    async def load_queued_tasks(self, ask: LoadQueued) -> QueuedLoaded:
+        return load(self._disk, ask)
 
     async def load_live_tasks(self, ask: LoadLive) -> LiveLoaded:
         return live(self._disk, ask)

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import astuple, replace
 
 from octaskly.core.change_feed import StreamExtent
-from octaskly.core.effects import LoadLive, LoadTasks, LoadUnblocked, Save
+from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks, LoadUnblocked, Save
 from octaskly.core.events import SavedState
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
@@ -183,10 +183,12 @@ async def test_the_requirements_of_a_task_are_restored(bench: Bench) -> None:
 
     record = merge.apply_fact(None, fact)
     assert await bench.log.read_task(fact.task) == record
-    front = await bench.log.load_queued_tasks(-1, 9)
+    front = await bench.log.load_queued_tasks(LoadQueued(1, -1, 9))
     lane = lane_key_of(fact.spec)
     assert front.other_lanes == ((lane, options.requires),)
-    assert (await bench.log.load_queued_tasks(-1, 9, lane)).records == (record,)
+    assert (await bench.log.load_queued_tasks(LoadQueued(1, -1, 9, lane))).records == (
+        record,
+    )
     (listed,) = (await bench.log.read_task_page(TaskQuery())).records
     assert listed.spec is not None
     assert listed.spec.options == replace(options, stdin=b"", env=())
@@ -222,9 +224,13 @@ async def test_a_child_is_outside_the_queue_until_all_parents_ended(
     await bench.add(kit.finished(2))
 
     assert await ripe(bench.log) == ([(kit.task_id(3), None)], True)
-    assert (await bench.log.load_queued_tasks(-1, 9, kit.LANE)).records == ()
+    assert (
+        await bench.log.load_queued_tasks(LoadQueued(1, -1, 9, kit.LANE))
+    ).records == ()
     await bench.add(Unblocked(kit.task_id(3)))
-    (queued,) = (await bench.log.load_queued_tasks(-1, 9, kit.LANE)).records
+    (queued,) = (
+        await bench.log.load_queued_tasks(LoadQueued(1, -1, 9, kit.LANE))
+    ).records
     assert (queued.id, queued.is_unblocked) == (kit.task_id(3), True)
     assert await ripe(bench.log) == ([], False)
 
@@ -440,13 +446,13 @@ async def test_the_queue_is_read_in_order_and_in_windows(bench: Bench) -> None:
     await bench.add(*(kit.submitted(n) for n in (5, 3, 9, 1, 7)))
     await bench.add(kit.assigned(3), kit.cancelled(9))
 
-    first = await bench.log.load_queued_tasks(0, 2, kit.LANE)
-    second = await bench.log.load_queued_tasks(5, 2, kit.LANE)
+    first = await bench.log.load_queued_tasks(LoadQueued(7, 0, 2, kit.LANE))
+    second = await bench.log.load_queued_tasks(LoadQueued(8, 5, 2, kit.LANE))
 
     assert [r.id for r in first.records] == [kit.task_id(1), kit.task_id(5)]
-    assert (first.after_ord, first.has_more) == (0, True)
+    assert (first.term, first.has_more) == (7, True)
     assert [r.id for r in second.records] == [kit.task_id(7)]
-    assert (second.after_ord, second.has_more) == (5, False)
+    assert (second.term, second.has_more) == (8, False)
 
 
 @for_the_core
@@ -456,7 +462,7 @@ async def test_tasks_with_one_position_in_the_queue_are_loaded_together(
     """Two epochs may use the same `ord`; a read after it must lose no task."""
     await bench.add(*(kit.submitted(n, ord=min(n, 2)) for n in (1, 2, 3, 4)))
 
-    window = await bench.log.load_queued_tasks(0, 2, kit.LANE)
+    window = await bench.log.load_queued_tasks(LoadQueued(1, 0, 2, kit.LANE))
 
     assert [r.id for r in window.records] == [kit.task_id(n) for n in (1, 2, 3, 4)]
     assert not window.has_more
@@ -468,7 +474,9 @@ async def test_a_returned_task_is_loaded_with_its_attempts(bench: Bench) -> None
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.RETURNED)
     await bench.add(kit.submitted(1), kit.assigned(1), back)
 
-    (record,) = (await bench.log.load_queued_tasks(0, 10, kit.LANE)).records
+    (record,) = (
+        await bench.log.load_queued_tasks(LoadQueued(1, 0, 10, kit.LANE))
+    ).records
 
     assert [a.id for a in record.attempts] == [kit.attempt_id(1)]
     assert record.state is TaskState.QUEUED
@@ -583,12 +591,16 @@ def left_of(record: TaskRecord) -> list[int]:
 async def test_an_array_waits_as_one_task_and_runs_as_members(bench: Bench) -> None:
     """The answer lists the members that were not assigned."""
     await bench.add(ARRAY)
-    (waiting,) = (await bench.log.load_queued_tasks(0, 9, kit.ARRAYS)).records
+    (waiting,) = (
+        await bench.log.load_queued_tasks(LoadQueued(1, 0, 9, kit.ARRAYS))
+    ).records
     assert (counts_of(waiting), left_of(waiting)) == ((4, 0, 0, 0, 0), [0, 1, 2, 3])
 
     await bench.add(of_member(kit.assigned(1), 8))
 
-    assert (await bench.log.load_queued_tasks(0, 9, kit.ARRAYS)).records == ()
+    assert (
+        await bench.log.load_queued_tasks(LoadQueued(1, 0, 9, kit.ARRAYS))
+    ).records == ()
     array, member = (await bench.log.load_live_tasks(LoadLive(1, 0, 9))).records
     assert array.state is TaskState.RUNNING
     assert (counts_of(array), left_of(array)) == ((3, 1, 0, 0, 0), [0, 2, 3])
@@ -607,8 +619,10 @@ async def test_a_returned_member_waits_beside_its_array(
     back = kit.finished(1, state=AttemptState.RELEASED, reason=EndReason.LOST)
     await bench.add(ARRAY, of_member(kit.assigned(1), 7), of_member(back, 7))
 
-    (array,) = (await bench.log.load_queued_tasks(0, 9, kit.ARRAYS)).records
-    (member,) = (await bench.log.load_queued_tasks(0, 9)).records
+    (array,) = (
+        await bench.log.load_queued_tasks(LoadQueued(1, 0, 9, kit.ARRAYS))
+    ).records
+    (member,) = (await bench.log.load_queued_tasks(LoadQueued(1, 0, 9))).records
 
     assert (counts_of(array), left_of(array)) == ((4, 0, 0, 0, 0), [1, 2, 3])
     assert member.id == member_id(ARRAY.task, 7)
@@ -624,7 +638,9 @@ async def test_the_cancel_of_an_array_ends_its_waiting_members(bench: Bench) -> 
 
     assert counts_of(await bench.log.read_task(ARRAY.task)) == (0, 2, 0, 0, 2)
     for lane in (MEMBERS_LANE, kit.ARRAYS):
-        assert (await bench.log.load_queued_tasks(0, 9, lane)).records == ()
+        assert (
+            await bench.log.load_queued_tasks(LoadQueued(1, 0, 9, lane))
+        ).records == ()
     array, *members = (await bench.log.load_live_tasks(LoadLive(1, 0, 9))).records
     assert array.state is TaskState.RUNNING
     assert [m.id for m in members] == [member_id(ARRAY.task, n) for n in (8, 9)]
@@ -1165,11 +1181,13 @@ async def test_each_submitter_and_shape_of_requirements_has_its_own_queue(
     )
     await bench.add(kit.cancelled(3), ARRAY_OF_BO, kit.submitted(9, submitter="bo"))
 
-    front = await bench.log.load_queued_tasks(-1, 9)
-    plain = await bench.log.load_queued_tasks(-1, 9, kit.LANE)
+    front = await bench.log.load_queued_tasks(LoadQueued(1, -1, 9))
+    plain = await bench.log.load_queued_tasks(LoadQueued(1, -1, 9, kit.LANE))
     lane = LaneKey(pair.shape, kit.LANE.submitter)
-    pairs = await bench.log.load_queued_tasks(2, 1, lane)
-    (array,) = (await bench.log.load_queued_tasks(-1, 9, BO_ARRAYS)).records
+    pairs = await bench.log.load_queued_tasks(LoadQueued(1, 2, 1, lane))
+    (array,) = (
+        await bench.log.load_queued_tasks(LoadQueued(1, -1, 9, BO_ARRAYS))
+    ).records
 
     assert front.records == ()
     assert dict(front.other_lanes) == {
@@ -1183,7 +1201,7 @@ async def test_each_submitter_and_shape_of_requirements_has_its_own_queue(
     assert [r.id for r in pairs.records] == [kit.task_id(4)]
     assert (pairs.lane, pairs.has_more, pairs.other_lanes) == (lane, True, ())
     assert array.id == ARRAY_OF_BO.task
-    assert (await bench.log.load_queued_tasks(1, 9)).other_lanes == ()
+    assert (await bench.log.load_queued_tasks(LoadQueued(1, 1, 9))).other_lanes == ()
 
 
 @for_the_core
@@ -1204,7 +1222,9 @@ async def test_the_stdin_of_a_completed_task_is_freed(bench: Bench) -> None:
             await asyncio.sleep(0.005)
 
     assert (await submissions())[0] == waiting
-    (queued,) = (await bench.log.load_queued_tasks(-1, 9, kit.LANE)).records
+    (queued,) = (
+        await bench.log.load_queued_tasks(LoadQueued(1, -1, 9, kit.LANE))
+    ).records
     assert queued.spec == waiting.spec
 
 
@@ -1213,8 +1233,10 @@ async def test_large_tasks_are_loaded_in_parts(bench: Bench) -> None:
     large = TaskOptions(stdin=bytes(1 << 20))
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 25)))
 
-    first = await bench.log.load_queued_tasks(-1, 5000, kit.LANE)
-    rest = await bench.log.load_queued_tasks(len(first.records), 5000, kit.LANE)
+    first = await bench.log.load_queued_tasks(LoadQueued(1, -1, 5000, kit.LANE))
+    rest = await bench.log.load_queued_tasks(
+        LoadQueued(1, len(first.records), 5000, kit.LANE)
+    )
 
     assert len(first.records) < 20
     assert first.has_more
@@ -1231,7 +1253,7 @@ async def test_large_tasks_with_requirements_are_loaded_in_smaller_parts(
     await bench.add(*(kit.submitted(n, options=large) for n in range(1, 9)))
 
     some = await bench.log.load_queued_tasks(
-        -1, 5000, LaneKey(pair.shape, kit.LANE.submitter)
+        LoadQueued(1, -1, 5000, LaneKey(pair.shape, kit.LANE.submitter))
     )
 
     assert 0 < len(some.records) < 5

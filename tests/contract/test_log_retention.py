@@ -14,7 +14,14 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from octaskly.core.effects import LoadLive, MergeRows, PlanFloor, ServePull, StageRows
+from octaskly.core.effects import (
+    LoadLive,
+    LoadQueued,
+    MergeRows,
+    PlanFloor,
+    ServePull,
+    StageRows,
+)
 from octaskly.core.events import FloorPlanned
 from octaskly.core.log.facts import (
     NO_FLOOR,
@@ -321,7 +328,10 @@ async def test_live_tasks_are_carried(benches: list[Bench]) -> None:
     await one.shows(1, 2)
 
     assert [await one.log.read_task(kit.task_id(n)) for n in (1, 2)] == live
-    assert len((await one.log.load_queued_tasks(0, 9, kit.LANE)).records) == 1
+    assert (
+        len((await one.log.load_queued_tasks(LoadQueued(1, 0, 9, kit.LANE))).records)
+        == 1
+    )
     assert len((await one.log.load_live_tasks(LoadLive(1, 0, 9))).records) == 1
 
 

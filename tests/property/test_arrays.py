@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from octaskly.core.effects import Append, LoadLive
+from octaskly.core.effects import Append, LoadLive, LoadQueued
 from octaskly.core.log import merge
 from octaskly.core.log.facts import (
     Assigned,
@@ -129,7 +129,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
             }
             assert page.total == len(page.records)
     for record in (
-        *queue.load_queued_tasks(db, -1, 99).records,
+        *queue.load_queued_tasks(db, LoadQueued(1, -1, 99)).records,
         *queue.load_live_tasks(db, LoadLive(1, 0, 99)).records,
     ):
         if record.progress is not None:

@@ -106,7 +106,7 @@ def visited() -> tuple[Member, AttemptId, TaskSpec, list[TaskId]]:
     member.feed(TimerFired(0.5))
     member.run(100.75)
     member.feed(LiveLoaded(1, ()))
-    member.feed(QueuedLoaded(-1, (), has_more=False))
+    member.feed(QueuedLoaded(1, (), has_more=False))
     member.submit("00000001", visitors=False)  # It runs at the member.
     member.submit("00000002", visitors=False)  # It waits.
     hello = Hello(node=info(VISITOR), epoch=Epoch(0, NodeId("")), dispatcher=None)

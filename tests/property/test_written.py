@@ -21,6 +21,7 @@ from octaskly.core.effects import (
     Append,
     Effect,
     LoadLive,
+    LoadQueued,
     MergeRows,
     Save,
     Spool,
@@ -174,7 +175,7 @@ class Writing(Shell):
             task_response.encode(
                 task_response.task(queries.read_task(db, record.id) or record, {})
             )
-        queue.load_queued_tasks(db, 0, 100)
+        queue.load_queued_tasks(db, LoadQueued(1, 0, 100))
         queue.load_live_tasks(db, LoadLive(1, 0, 100))
         queries.read_stats(db)
         node_state.read_saved(db, self.packer, 1 << 41)

@@ -131,7 +131,7 @@ def load_reply(queued: Iterable[TaskRecord], asked: LoadQueued) -> QueuedLoaded:
     is_front = asked.lane == MEMBERS_LANE and asked.after_ord < 0
     lanes.pop(MEMBERS_LANE, None)
     return QueuedLoaded(
-        asked.after_ord,
+        asked.term,
         tuple(loaded),
         len(found) > len(loaded),
         asked.lane,

@@ -107,7 +107,7 @@ def dispatcher_with(
     """Return dispatcher a, whose store held these tasks, with these workers."""
     world = DispatcherWithJournal(limits)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, records, has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, records, has_more=False), moment())
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
         world.dispatch.on_reattach(

@@ -32,7 +32,9 @@ class DispatcherWithWorkers(DispatcherWithJournal):
     def __init__(self, *nodes: NodeInfo) -> None:
         super().__init__()
         self.dispatch.start_dispatching(epoch(), STREAM, moment())
-        self.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 5000)), moment())
+        self.dispatch.on_queued_loaded(
+            load_reply([], LoadQueued(1, -1, 5000)), moment()
+        )
         self.live: dict[str, tuple[TaskId, AttemptId, NodeId]] = {}
         for node in nodes:
             self.dispatch.on_worker_up(node, moment())

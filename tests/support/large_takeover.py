@@ -60,7 +60,7 @@ def takeover_steps() -> Iterator[tuple[str, Step]]:
                 if isinstance(asked, LoadLive)
                 else tasks_reply(stored, asked)
                 if isinstance(asked, LoadTasks)
-                else QueuedLoaded(asked.after_ord, (), has_more=False)
+                else QueuedLoaded(asked.term, (), has_more=False)
             )
             name = f"answer to {type(asked).__name__}"
             step = performing(partial(dispatcher.on_store_answer, answer, moment()))

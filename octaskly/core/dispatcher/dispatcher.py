@@ -80,11 +80,7 @@ class _Acknowledgement(NamedTuple):
 
 
 class Dispatcher:
-    """The dispatcher component of a node; idle while another node is dispatcher.
-
-    It must get every `QueuedLoaded`, even while idle, because it counts the answers to
-    reads of an earlier epoch.
-    """
+    """The dispatcher component of a node; idle while another node is dispatcher."""
 
     def __init__(
         self,

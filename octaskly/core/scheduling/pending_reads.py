@@ -26,6 +26,7 @@ class PendingReads:
     """The pending reads of an epoch."""
 
     def __init__(self) -> None:
+        self.term = 0  #: of the epoch that reads
         self.last = 0  #: number of the last read
         self._numbers: dict[Read, int] = {}
         self._overtaken: dict[TaskId, int] = {}
@@ -49,9 +50,9 @@ class PendingReads:
         self.last += 1
         self._numbers[read] = self.last
 
-    def end(self, read: Read) -> int:
-        """Note that a read is answered; return its number."""
-        return self._numbers.pop(read)
+    def end(self, read: Read, term: int) -> int | None:
+        """Note that a read is answered; return its number, None if of another epoch."""
+        return self._numbers.pop(read, None) if term == self.term else None
 
     def clear_reads(self) -> None:
         """Forget all reads at the end of an epoch; their answers are not expected."""

@@ -276,10 +276,7 @@ class Lanes:
         self._turns = turns
         self._can_run = can_run
         self._lanes: dict[LaneKey, Lane] = {}
-        self._pending_read: tuple[LaneKey, int] | None = (
-            None  #: lane, and the `ord` after which it reads
-        )
-        self._stale_reads: set[tuple[LaneKey, int]] = set()  #: answers to be ignored
+        self._reading: LaneKey | None = None  #: lane of the read that is pending
         self._constrained_count = 0  #: number of lanes for tasks with requirements
         self._are_keys_known = False  #: all lanes in the store are known
         self._has_unopened = False  #: some of them are not open
@@ -288,11 +285,6 @@ class Lanes:
         )
         self._has_skipped = False  #: a lane was not opened since the last restart
         self.needs_restart = False  #: restart once no read is pending
-
-    @property
-    def is_reading(self) -> bool:
-        """Return True if a read of the store is pending."""
-        return self._pending_read is not None
 
     @property
     def queued(self) -> int:
@@ -335,9 +327,7 @@ class Lanes:
         """Drop all lanes at the end of an epoch."""
         self._lanes.clear()
         self._constrained_count = 0
-        if self._pending_read is not None:
-            self._stale_reads.add(self._pending_read)
-        self._pending_read = None
+        self._reading = None
         self.needs_restart = self._are_keys_known = False
         self._has_unopened = self._has_runnable_unopened = self._has_skipped = False
 
@@ -359,9 +349,7 @@ class Lanes:
     def is_lane_empty(self, spec: TaskSpec) -> bool:
         """Return True if no task waits in the spec's lane, in memory or the store."""
         key = lane_key_of(spec)
-        if self.needs_restart or (
-            self._pending_read is not None and self._pending_read[0] == key
-        ):
+        if self.needs_restart or self._reading == key:
             return False
         lane = self._lanes.get(key)
         if lane is None:
@@ -424,10 +412,9 @@ class Lanes:
         ):
             overfull += (lane for lane in rest if lane.is_full)
         # A lane with a pending read stays: its answer would move the cursor too far.
-        read_key = None if self._pending_read is None else self._pending_read[0]
         dropped = []
         for lane in overfull:
-            if lane.key != read_key:
+            if lane.key != self._reading:
                 dropped += lane.trim_lane(tasks)
         return dropped
 
@@ -452,36 +439,26 @@ class Lanes:
 
     # --- Reading.
 
-    def next_read(self) -> LoadQueued | None:
+    def next_read(self, term: int) -> LoadQueued | None:
         """Return the next read; None if nothing is needed or a read is pending."""
-        if self._pending_read is not None:
+        if self._reading is not None:
             return None
         self._close_empty_lanes()
         for key, lane in self._lanes.items():
             if lane.needs_refill:
                 del self._lanes[key]
                 self._lanes[key] = lane  # Last, so that lanes take turns.
-                return self._read_lane(lane)
+                self._reading = key
+                after_ord, limit = lane.next_read_range(self._limits.load_tasks)
+                return LoadQueued(term, after_ord, limit, key)
         return None
 
-    def _read_lane(self, lane: Lane) -> LoadQueued:
-        after_ord, limit = lane.next_read_range(self._limits.load_tasks)
-        while (lane.key, after_ord) in self._stale_reads:
-            after_ord -= 1
-        self._pending_read = (lane.key, after_ord)
-        return LoadQueued(after_ord, limit, lane.key)
-
-    def on_answer(self, answer: QueuedLoaded) -> bool:
-        """Process an answer of the store; return True if it is the expected one."""
-        read = (answer.lane, answer.after_ord)
-        if read != self._pending_read:
-            self._stale_reads.discard(read)
-            return False
-        self._pending_read = None
+    def on_answer(self, answer: QueuedLoaded) -> None:
+        """Process the answer of the store to the pending read."""
+        self._reading = None
         is_listing = answer.lane == MEMBERS_LANE and not self._are_keys_known
         if is_listing and not self.needs_restart:
             self._add_lanes(answer.other_lanes)
-        return True
 
     def _add_lanes(self, listed: Iterable[tuple[LaneKey, Requirements | None]]) -> None:
         """Open lanes for the tasks in the store, first those that a node could run.

@@ -93,7 +93,6 @@ class TaskQueue:
         """Tasks that the pending read by id answers for."""
         self.is_reading_paused = False
         """Pauses reads while other nodes may hold newer facts than this node's disk."""
-        self._term = 0
         self._needs_live_read = False
         self._live_key: int | None = None
         """Key up to which live tasks were read; None: all were."""
@@ -120,7 +119,7 @@ class TaskQueue:
     def start_reading(self, term: int) -> list[Effect]:
         """Start an epoch: read the front of the queue and all live tasks."""
         self.clear_queue()
-        self._term = term
+        self.reads.term = term
         self.mark_for_reread()
         return self.next_reads()
 
@@ -170,9 +169,9 @@ class TaskQueue:
 
     def on_live_answer(self, answer: LiveLoaded) -> list[TaskRecord] | None:
         """Return live tasks, unless they are overtaken; None if of another epoch."""
-        if answer.term != self._term or Read.LIVE not in self.reads:
+        number = self.reads.end(Read.LIVE, answer.term)
+        if number is None:
             return None
-        number = self.reads.end(Read.LIVE)
         self._live_key = answer.next_key
         return self._current_records(answer.records, number, self.look_up_task)
 
@@ -183,9 +182,9 @@ class TaskQueue:
 
         Tasks that the answer omits or that were overtaken are read next.
         """
-        if answer.term != self._term or Read.NAMED not in self.reads:
+        number = self.reads.end(Read.NAMED, answer.term)
+        if number is None:
             return None
-        number = self.reads.end(Read.NAMED)
         for task in self._looked_up[len(answer.tasks) :]:
             self.look_up_task(task)
         records = self._current_records(answer.records, number, self.look_up_task)
@@ -222,11 +221,16 @@ class TaskQueue:
         if Read.LIVE not in self.reads:
             effects += self._read_live()
         self._are_lookups_first &= Read.NAMED in self.reads
-        load = None if self._are_lookups_first else self.lanes.next_read()
+        if not self._are_lookups_first:
+            effects += self._read_queued()
+        return effects
+
+    def _read_queued(self) -> list[Effect]:
+        load = self.lanes.next_read(self.reads.term)
         if load is None:
-            return effects
+            return []
         self.reads.start(Read.QUEUED)
-        return [*effects, load]
+        return [load]
 
     def _read_by_id(self) -> LoadTasks:
         tasks = tuple(islice(self._lookups, self._read_rows))
@@ -234,7 +238,7 @@ class TaskQueue:
             del self._lookups[task]
         self._looked_up = tasks
         self.reads.start(Read.NAMED)
-        return LoadTasks(self._term, tasks)
+        return LoadTasks(self.reads.term, tasks)
 
     def _read_live(self) -> list[Effect]:
         """Continue to read live tasks, or start to if that is needed."""
@@ -243,7 +247,7 @@ class TaskQueue:
         if self._live_key is None:
             return []
         self.reads.start(Read.LIVE)
-        return [LoadLive(self._term, self._live_key, self._read_rows)]
+        return [LoadLive(self.reads.term, self._live_key, self._read_rows)]
 
     @property
     def has_read_live(self) -> bool:
@@ -253,9 +257,10 @@ class TaskQueue:
 
     def on_queued_answer(self, answer: QueuedLoaded) -> bool:
         """Queue the answer of the store; return True if it belongs to this epoch."""
-        if not self.lanes.on_answer(answer):
+        number = self.reads.end(Read.QUEUED, answer.term)
+        if number is None:
             return False
-        number = self.reads.end(Read.QUEUED)
+        self.lanes.on_answer(answer)
         lane = self.lanes.get(answer.lane)
         if lane is not None and not self.lanes.needs_restart:
             before, last_ord = self.tasks.count, lane.cursor
@@ -311,7 +316,11 @@ class TaskQueue:
             outcome = attempt.outcome
             # Inputs that a worker lacked in an earlier epoch may have arrived since.
             lacked_inputs = outcome is not None and outcome.reason is EndReason.INPUTS
-            if outcome is not None and lacked_inputs and attempt.id.term == self._term:
+            if (
+                outcome is not None
+                and lacked_inputs
+                and attempt.id.term == self.reads.term
+            ):
                 task.add_missing_inputs(attempt.node, outcome.detail)
         return task
 

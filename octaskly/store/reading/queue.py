@@ -8,7 +8,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from octaskly.core.effects import LoadLive, LoadTasks
+from octaskly.core.effects import LoadLive, LoadQueued, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
@@ -29,23 +29,19 @@ _PLACED = f"SELECT {rows.TASK_COLUMNS}, {_PLACE} {_LANE}"
 """Rows of `TASK_COLUMNS` and, last, the place of each in the queue."""
 
 
-def load_queued_tasks(
-    db: sqlite3.Connection,
-    after_ord: int,
-    limit: int,
-    lane: LaneKey = MEMBERS_LANE,
-) -> QueuedLoaded:
+def load_queued_tasks(db: sqlite3.Connection, ask: LoadQueued) -> QueuedLoaded:
     """Return queued tasks of one lane whose `ord` is above `after_ord`, in order.
 
     Tasks with the same one are never split, so there may be more than `limit`. There
     may be fewer if they are large. The first page of `MEMBERS_LANE` lists the others.
     """
+    after_ord, lane = ask.after_ord, ask.lane
     found, has_more = _first_rows(
         db.execute(
             f"{_PLACED} AND {_PLACE} > ? ORDER BY {_PLACE}, key",
             (*_columns_of(lane), after_ord),
         ),
-        limit,
+        ask.limit,
         LANE_LOAD_BYTES if lane.shape else LOAD_BYTES,
     )
     if has_more:
@@ -53,7 +49,7 @@ def load_queued_tasks(
         has_more = _has_more_behind(db, lane, found[-1][-1])
     others = _other_lanes(db) if lane == MEMBERS_LANE and after_ord < 0 else ()
     records = _queue_records(db, [row[:-1] for row in found])
-    return QueuedLoaded(after_ord, records, has_more, lane, others)
+    return QueuedLoaded(ask.term, records, has_more, lane, others)
 
 
 def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]:

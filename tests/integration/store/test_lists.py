@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.core.effects import LoadQueued
 from octaskly.core.log.facts import Assigned, Fact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import member_id
@@ -125,7 +126,7 @@ async def test_lists_delay_neither_submissions_nor_the_dispatcher(
         async with asyncio.timeout(20):
             assert await store.read_tasks_by_name(["a"]) == {}
             assert await store.count_queued_tasks() == 0
-            assert (await store.load_queued_tasks(-1, 9)).records == ()
+            assert (await store.load_queued_tasks(LoadQueued(1, -1, 9))).records == ()
         assert not any(each.done() for each in lists)
     finally:
         clock.freed.set()

@@ -110,7 +110,7 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
         B, results_message(report(envelope=spec())), moment()
     )
     later = world.commit()
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
     decided = found(world, task_record("t", ended_attempt(B)))
 
     assert appended_facts(effects) == recorded
@@ -146,7 +146,7 @@ def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> No
         B, results_message(report(envelope=spec())), moment()
     )
 
-    loaded = QueuedLoaded(-1, (task_record(),), has_more=False)
+    loaded = QueuedLoaded(1, (task_record(),), has_more=False)
     effects += world.dispatch.on_queued_loaded(loaded, moment())
     effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
@@ -187,7 +187,7 @@ def test_an_unknown_returned_task_is_read_from_the_store() -> None:
     assert later == [
         send_acknowledgement(B),
         LoadTasks(1, (T,)),
-        LoadQueued(-1, 1000),
+        LoadQueued(1, -1, 1000),
     ]
 
 

@@ -96,7 +96,7 @@ def test_an_epoch_starts_by_reading_queue_and_live_tasks() -> None:
 
     assert effects == [
         LoadLive(1, 0, 1000),
-        LoadQueued(-1, 1000),
+        LoadQueued(1, -1, 1000),
         LoadUnblocked(2, UNBLOCKED_MAX),
     ]
     assert world.dispatch.is_active
@@ -112,7 +112,7 @@ def test_answers_to_reads_of_an_earlier_epoch_are_ignored() -> None:
     stale = (task_record("t", live_attempt(A)),)
 
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, stale, has_more=False), moment()
+        QueuedLoaded(1, stale, has_more=False), moment()
     )
     effects += world.dispatch.on_live_loaded(LiveLoaded(1, stale), moment())
 
@@ -356,7 +356,7 @@ def test_a_read_in_flight_does_not_restore_a_cancelled_task() -> None:
     world.commit()
 
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (task_record(),), has_more=False), moment()
+        QueuedLoaded(1, (task_record(),), has_more=False), moment()
     )
 
     assert effects == []
@@ -437,7 +437,7 @@ def test_a_strict_mesh_reports_a_cancel_on_one_disk_only() -> None:
     world = DispatcherWithJournal(is_strict=True)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (task_record(),), has_more=False), moment()
+        QueuedLoaded(1, (task_record(),), has_more=False), moment()
     )
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
@@ -708,14 +708,14 @@ def test_a_task_of_an_earlier_epoch_is_read_from_the_store() -> None:
     world.dispatch.on_submitted(submission(), moment())
     world.dispatch.stop_dispatching()
     world.dispatch.start_dispatching(epoch(2), STREAM, moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(2, (), has_more=False), moment())
     world.dispatch.on_live_loaded(LiveLoaded(2, ()), moment())
 
     (answer, *rest) = world.commit()
 
     assert isinstance(answer, Answer)
     assert isinstance(answer.reply, TasksAccepted)
-    assert LoadQueued(-1, 1000) in rest
+    assert LoadQueued(2, -1, 1000) in rest
 
 
 def test_a_task_can_be_cancelled_during_its_lookup() -> None:
@@ -737,7 +737,7 @@ def test_a_task_that_the_store_reports_ended_is_not_queued() -> None:
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     over = (task_record("t", cancelled="ann"),)
 
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, over, has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, over, has_more=False), moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     effects = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 

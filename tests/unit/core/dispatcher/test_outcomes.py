@@ -206,7 +206,7 @@ def new_dispatcher(**workers: int) -> DispatcherWithJournal:
     """Return a dispatcher with these workers that has not read its log yet."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
     for name, slots in workers.items():
         world.dispatch.on_worker_up(node_info(name, slots), moment())
     return world
@@ -532,7 +532,7 @@ def test_failures_in_the_queue_count_for_a_listed_task() -> None:
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (ONCE,), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (ONCE,), has_more=False), moment())
 
     late = report(of=attempt(2), end=FAILED)
     effects = world.dispatch.on_results(A, results_message(late), moment())
@@ -549,7 +549,7 @@ def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
     back = report(end=released(EndReason.RETURNED))
     world.dispatch.on_results(A, results_message(back), moment())
     world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (retried(),), has_more=False), moment()
+        QueuedLoaded(1, (retried(),), has_more=False), moment()
     )
 
     late = report(of=attempt(2), end=FAILED, envelope=retried().spec)
@@ -567,13 +567,13 @@ def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
     world.dispatch.on_remote_entries(moment())
     world.commit()
     world.dispatch.on_reattach(B, listing(attempt(2), retried().spec), moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
     world.dispatch.on_results(B, results_message(report(of=attempt(2))), moment())
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
     log = retried(*ONCE.attempts)
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (log,), has_more=False), moment()
+        QueuedLoaded(1, (log,), has_more=False), moment()
     )
 
     assert not [effect for effect in effects if isinstance(effect, Append)]
@@ -607,7 +607,7 @@ def test_a_listed_attempt_with_an_unacknowledged_end_ends_once_more(
     log = replace(retried(), attempts=(replace(live_attempt(A), state=state),))
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     found(world, log)
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
     world.commit()
     # Only the last ones are remembered.
     world.dispatch._queue._recent_finals.clear()
@@ -641,7 +641,7 @@ def test_a_task_that_is_read_after_the_adopt_window_fails_without_its_input() ->
 
     log = (retried(ended),)
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, log, has_more=False), moment(LATE)
+        QueuedLoaded(1, log, has_more=False), moment(LATE)
     )
 
     assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]

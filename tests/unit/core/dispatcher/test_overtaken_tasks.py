@@ -85,7 +85,7 @@ def test_a_queued_task_that_ended_elsewhere_is_read_again() -> None:
     assert effects == [
         AnnounceTaskStates((T,)),
         LoadTasks(1, (T,)),
-        LoadQueued(-1, 1000),
+        LoadQueued(1, -1, 1000),
     ]
     assert join(world) == []
 
@@ -104,13 +104,13 @@ def test_an_older_read_starts_no_task_that_ended_elsewhere() -> None:
     join(world)
     world.dispatch.on_ended_elsewhere((T,), moment())
 
-    older = QueuedLoaded(-1, (task_record(), task_record("u")), has_more=False)
+    older = QueuedLoaded(1, (task_record(), task_record("u")), has_more=False)
     effects = world.dispatch.on_queued_loaded(older, moment())
 
     assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
     world.commit()
     again = world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
-    assert again == [LoadTasks(1, (T,)), LoadQueued(-1, 1000)]
+    assert again == [LoadTasks(1, (T,)), LoadQueued(1, -1, 1000)]
 
 
 def test_a_later_read_is_believed() -> None:
@@ -120,7 +120,7 @@ def test_a_later_read_is_believed() -> None:
     join(world)
 
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (task_record(),), has_more=False), moment()
+        QueuedLoaded(1, (task_record(),), has_more=False), moment()
     )
 
     assert appended_facts(effects) == [Assigned(T, attempt(), B)]
@@ -162,7 +162,7 @@ def test_a_lost_task_that_ended_elsewhere_is_read_before_it_reruns() -> None:
     assert effects[1:] == []
     assert world.commit() == []  # A read is pending that may be too old.
     again = found(world, task_record("t", live_attempt(A)))
-    assert again == [LoadTasks(1, (T,)), LoadQueued(-1, 1000)]
+    assert again == [LoadTasks(1, (T,)), LoadQueued(1, -1, 1000)]
 
 
 def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:

@@ -60,7 +60,9 @@ class Mesh(DispatcherWithJournal):
         super().__init__()
         self.names = tuple(slots)
         self.dispatch.start_dispatching(epoch(), STREAM, moment())
-        self.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 5000)), moment())
+        self.dispatch.on_queued_loaded(
+            load_reply([], LoadQueued(1, -1, 5000)), moment()
+        )
         self.dispatch.on_submitted(submission(array_draft(array)), moment())
         self.effects: list[Effect] = []
         self.settle()

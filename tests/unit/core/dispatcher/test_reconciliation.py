@@ -164,7 +164,7 @@ def test_a_worker_report_precedes_the_log() -> None:
     """The worker listed its attempts before the log was read."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
 
@@ -229,7 +229,7 @@ def test_a_lost_adopted_task_is_read_before_it_runs_again() -> None:
 
     assert appended_facts(effects) == [Finished(T, attempt(), B, LOST_OUTCOME)]
     assert effects[1:] == []
-    assert world.commit() == [LoadTasks(1, (T,)), LoadQueued(-1, 1000)]
+    assert world.commit() == [LoadTasks(1, (T,)), LoadQueued(1, -1, 1000)]
 
 
 def test_entries_of_another_node_cause_a_new_read_of_the_queue() -> None:
@@ -240,10 +240,10 @@ def test_entries_of_another_node_cause_a_new_read_of_the_queue() -> None:
     world.dispatch.on_worker_up(node_info(B, 2), moment())
     world.dispatch.on_reattach(B, Reattach((), 2, NodeState.READY), moment())
     placed = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (task_record("u", place=2),), has_more=False), moment()
+        QueuedLoaded(1, (task_record("u", place=2),), has_more=False), moment()
     )
 
-    assert effects == [LoadLive(1, 0, 1000), LoadQueued(-1, 1000)]
+    assert effects == [LoadLive(1, 0, 1000), LoadQueued(1, -1, 1000)]
     assert appended_facts(placed) == [Assigned(TaskId("u"), attempt(), B)]
 
 
@@ -252,7 +252,7 @@ def test_the_log_may_contain_an_attempt_of_a_queued_task() -> None:
     world = dispatcher_with()
     world.dispatch.on_remote_entries(moment())
     world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (task_record(),), has_more=False), moment()
+        QueuedLoaded(1, (task_record(),), has_more=False), moment()
     )
 
     effects = world.dispatch.on_live_loaded(
@@ -277,7 +277,7 @@ def test_a_queued_task_that_ended_elsewhere_does_not_run() -> None:
     world = dispatcher_with()
     world.dispatch.on_remote_entries(moment())
     queued = (task_record("t", released_later),)
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, queued, has_more=False), moment())
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, queued, has_more=False), moment())
     world.dispatch.on_worker_up(node_info(B, 1), moment())
 
     effects = world.dispatch.on_live_loaded(
@@ -329,10 +329,10 @@ def behind(*live: TaskRecord, **workers: int) -> DispatcherWithJournal:
     asked = world.dispatch.on_time(moment(0.5))
     assert asked == [
         LoadLive(1, 0, 1000),
-        LoadQueued(-1, 1000),
+        LoadQueued(1, -1, 1000),
         LoadUnblocked(2, UNBLOCKED_MAX),
     ]
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment(0.5))
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment(0.5))
     assert world.dispatch.on_live_loaded(LiveLoaded(1, live), moment(0.5)) == []
     return world
 
@@ -349,7 +349,7 @@ def test_a_worker_that_reported_delays_tasks_for_a_bounded_time() -> None:
     assert world.timers.next_at() == moment(3).mono_s
     assert world.dispatch.on_time(moment(3)) == [
         LoadLive(1, 0, 1000),
-        LoadQueued(-1, 1000),
+        LoadQueued(1, -1, 1000),
         LoadUnblocked(2, UNBLOCKED_MAX),
     ]
 
@@ -365,17 +365,17 @@ def test_an_unlisted_attempt_may_have_ended_until_all_logs_are_read() -> None:
         AnnounceTaskStates((T,)),
         LoadTasks(1, (T,)),
         LoadLive(1, 0, 1000),
-        LoadQueued(-1, 1000),
+        LoadQueued(1, -1, 1000),
     ]
-    world.dispatch.on_queued_loaded(QueuedLoaded(-1, (), has_more=False), moment(2))
+    world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment(2))
     ended = Attempt(attempt(), B, AttemptState.OK, outcome())
     found(world, task_record("t", ended), at=2)
 
     assert world.dispatch.outstanding(B) == 0
     again = world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment(2))
-    assert again == [LoadTasks(1, (T,)), LoadQueued(-1, 1000)]
+    assert again == [LoadTasks(1, (T,)), LoadQueued(1, -1, 1000)]
     effects = world.dispatch.on_queued_loaded(
-        QueuedLoaded(-1, (task_record("u", place=2),), has_more=False), moment(2)
+        QueuedLoaded(1, (task_record("u", place=2),), has_more=False), moment(2)
     )
     assert appended_facts(effects) == [Assigned(TaskId("u"), attempt(), B)]
 
@@ -404,7 +404,7 @@ def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
 
     assert world.dispatch.on_time(moment(LATE)) == [
         LoadLive(1, 0, 1000),
-        LoadQueued(-1, 1000),
+        LoadQueued(1, -1, 1000),
     ]
     live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
     effects = world.dispatch.on_live_loaded(live, moment(LATE))

@@ -158,14 +158,12 @@ def test_an_old_read_does_not_bring_back_the_old_priority() -> None:
     (lane_read,) = (
         each
         for each in mesh.dispatch.on_queued_loaded(
-            QueuedLoaded(front.after_ord, (), has_more=False, other_lanes=others),
+            QueuedLoaded(front.term, (), has_more=False, other_lanes=others),
             moment(),
         )
         if isinstance(each, LoadQueued)
     )
-    page = QueuedLoaded(
-        lane_read.after_ord, (waiting, record), has_more=False, lane=LANE
-    )
+    page = QueuedLoaded(lane_read.term, (waiting, record), has_more=False, lane=LANE)
     mesh.dispatch.on_queued_loaded(page, moment())
     mesh.note(mesh.commit())
 

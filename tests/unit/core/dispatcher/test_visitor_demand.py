@@ -98,7 +98,7 @@ def test_part_of_a_long_queue_is_a_lower_bound() -> None:
     limits = Limits(window_tasks=2, lane_tasks=2, load_tasks=2)
     world = DispatcherWithJournal(limits)
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 2)), moment())
+    world.dispatch.on_queued_loaded(load_reply([], LoadQueued(1, -1, 2)), moment())
     for _ in range(9):
         drafts = submission(draft_requiring("one", VISITORS))
         world.dispatch.on_submitted(drafts, moment())

@@ -171,7 +171,7 @@ class Shell:
         """Make the node a dispatcher without followers."""
         effects = self.feed(TimerFired(0.5)) + self.run(100.75)
         then = self.feed(LiveLoaded(1, ())) + self.feed(
-            QueuedLoaded(-1, (), has_more=False)
+            QueuedLoaded(1, (), has_more=False)
         )
         published = [e for e in effects + then if isinstance(e, PublishMeshState)]
         assert published[-1].is_serving

@@ -95,7 +95,7 @@ class Member:
         self.feed(TimerFired(0.5))
         self.run(0.75)
         self.feed(LiveLoaded(1, ()))
-        self.feed(QueuedLoaded(-1, (), has_more=False))
+        self.feed(QueuedLoaded(1, (), has_more=False))
         assert self.node.is_dispatcher
 
     def feed(self, event: CoreEvent) -> list[Effect]:
@@ -221,7 +221,7 @@ def test_members_of_an_array_reach_a_visitor_one_by_one(member: Member) -> None:
     draft = TaskDraft("echo {}", options=options)
 
     member.feed(TasksSubmitted(1, (draft,), "ana", ("00000001",), (None,)))
-    member.feed(QueuedLoaded(-1, (), has_more=False))
+    member.feed(QueuedLoaded(1, (), has_more=False))
 
     given = [i for m in member.sent if isinstance(m, Assign) for i in m.items]
     assert len(given) == 2
@@ -475,7 +475,7 @@ def submit_array(member: Member, requires: Requirements | None) -> list[Message]
     draft = TaskDraft("echo {}", options=options)
     member.sent.clear()
     member.feed(TasksSubmitted(1, (draft,), "ana", ("00000001",), (None,)))
-    member.feed(QueuedLoaded(-1, (), has_more=False))
+    member.feed(QueuedLoaded(1, (), has_more=False))
     return [each for each in member.sent if isinstance(each, Assign | AssignRanges)]
 
 

@@ -108,7 +108,7 @@ def test_an_older_read_brings_no_member_twice() -> None:
 
     tasks.mark_for_reread()
     tasks.next_reads()
-    assert tasks.on_queued_answer(QueuedLoaded(-1, (record,), has_more=False))
+    assert tasks.on_queued_answer(QueuedLoaded(1, (record,), has_more=False))
 
     assert front(tasks) is None
     tasks.requeue_attempted(member(tasks, 2))

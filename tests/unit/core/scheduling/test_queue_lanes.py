@@ -242,7 +242,7 @@ def test_priority_then_age_decides_among_lanes() -> None:
     """Requirements neither delay a task nor prefer it."""
     world = DispatcherWithJournal()
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
-    world.dispatch.on_queued_loaded(load_reply([], LoadQueued(-1, 1000)), moment())
+    world.dispatch.on_queued_loaded(load_reply([], LoadQueued(1, -1, 1000)), moment())
     pair = TaskOptions(requires=PAIR)
     drafts = (
         draft("old"),
