@@ -218,7 +218,6 @@ class MeshSecretHolder:
             confirmed=tuple(sorted(rotation.confirmed_nodes())),
             unconfirmed=tuple(sorted(rotation.awaited_nodes())),
             is_revoked=rotation.is_revoked,
-            has_missed_rotation=self.has_missed_rotation,
         )
 
     def is_node_refused(self, node: NodeId) -> bool:

@@ -334,7 +334,6 @@ class SavedState(Struct, frozen=True, kw_only=True):
     hlc: int = 0
     floor: Floor = NO_FLOOR
     sequence: int = 0  #: highest used in a task id
-    queued: int = 0  #: tasks queued in the store
     name: str | None = None  #: given by a dispatcher because this node's was taken
     reports: tuple[Report, ...] = ()  #: results that no dispatcher acknowledged
     peers: tuple[PeerHint, ...] = ()  #: stored peers, most recently met first

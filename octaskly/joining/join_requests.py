@@ -25,7 +25,7 @@ from octaskly.joining.fingerprint import (
 )
 from octaskly.joining.greeting import GREETING_BYTES, Greeting
 from octaskly.joining.key_exchange import NO_PROOF, PairingKeys, seal_secret
-from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_pairing_beacons
+from octaskly.mesh.discovery.mdns_scan import FoundNode, scan_waiting_machines
 from octaskly.ports import Clock, WaitingMachine
 from octaskly.system.log import Logger
 
@@ -82,9 +82,7 @@ class WaitingMachines:
     async def discover_machines(self) -> list[WaitingMachine]:
         """Scan for waiting machines and dial new ones; return all, sorted by name."""
         self._drop_expired()
-        found = await scan_pairing_beacons(
-            DISCOVERY_S, self._interfaces, of_members=False
-        )
+        found = await scan_waiting_machines(DISCOVERY_S, self._interfaces)
         return await self.contact_machines(found)
 
     async def contact_machines(

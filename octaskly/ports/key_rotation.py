@@ -19,8 +19,6 @@ class RotationProgress:
     confirmed: tuple[NodeId, ...]  #: nodes that have the newest generation
     unconfirmed: tuple[NodeId, ...]  #: nodes that may not have it yet
     is_revoked: bool = False  #: this node is revoked
-    has_missed_rotation: bool = False
-    """The mesh has dropped all generations of the secret that this node has."""
 
 
 class KeyRotationControl(Protocol):

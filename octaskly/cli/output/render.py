@@ -327,9 +327,9 @@ def time_left(milliseconds: float) -> str:
     return f"{text} left"
 
 
-def count_of(count: int, noun: str, plural: str | None = None) -> str:
+def count_of(count: int, noun: str) -> str:
     """Return a number with its noun: `1 file`, `2 files`."""
-    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def clock_time(timestamp: str | None, now: dt.datetime) -> str:

@@ -140,13 +140,6 @@ def covers(
     return all(mine.get(stream, 0) >= seq for stream, seq in theirs)
 
 
-def uncovered(
-    mine: Mapping[StreamId, int], theirs: Iterable[tuple[StreamId, int]]
-) -> VectorItems:
-    """Return the streams of `theirs` that `mine` does not include to the end."""
-    return tuple(pair for pair in theirs if mine.get(pair[0], 0) < pair[1])
-
-
 def count_entries(vector: Iterable[tuple[StreamId, int]]) -> int:
     """Return the number of entries that a vector includes."""
     return sum(seq for _, seq in vector)

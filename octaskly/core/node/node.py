@@ -246,11 +246,6 @@ class Node:
         """Return True if a standby is in sync, so that answers wait for it."""
         return self._replication.has_in_sync_standby
 
-    @property
-    def has_read_all(self) -> bool:
-        """Return True if this node's disk holds all that connected nodes hold."""
-        return self._not_found_rule.has_read_all
-
     def visitor_attempts(self, visitor: NodeId) -> list[tuple[AttemptId, TaskSpec]]:
         """Return the live attempts of a visitor, if this node is dispatcher."""
         if visitor not in self._handlers.visitors:

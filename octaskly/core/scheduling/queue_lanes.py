@@ -48,7 +48,6 @@ class Flow:
     """Queued tasks that follow each other: an array, or the single tasks of a lane."""
 
     def __init__(self, key: FlowKey, turns: Turns) -> None:
-        self.key = key
         self.queued = 0  #: tasks in stage QUEUED
         self._submitter, self._share = turns.join(key)
         self._submitter.waiting += 1

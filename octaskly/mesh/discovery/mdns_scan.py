@@ -92,13 +92,10 @@ async def scan_nodes(
     )
 
 
-async def scan_pairing_beacons(
-    timeout_s: float,
-    interfaces: Sequence[str] = (),
-    *,
-    of_members: bool,
+async def scan_waiting_machines(
+    timeout_s: float, interfaces: Sequence[str] = ()
 ) -> list[FoundNode]:
-    """Return members with an open invite, or machines that ask to join.
+    """Return machines that ask to join.
 
     After the first match, the scan continues for `SETTLE_S`.
     """
@@ -106,7 +103,7 @@ async def scan_pairing_beacons(
         timeout_s,
         interfaces,
         PAIRING_SERVICE,
-        lambda one: (one.mesh is not None) is of_members,
+        lambda one: one.mesh is None,
         settle_s=SETTLE_S,
     )
 

@@ -212,9 +212,7 @@ def listed_records(
     return tuple(_with_listed_command(record) for record, _ in records)
 
 
-def build_member_record(
-    array: StoredArray, number: int, *, twin: int = 1
-) -> TaskRecord | None:
+def build_member_record(array: StoredArray, number: int) -> TaskRecord | None:
     """Return the record of a member without facts; None if no such member exists."""
     spec = array.member_spec(number)
     if spec is None:
@@ -222,7 +220,6 @@ def build_member_record(
     record = TaskRecord(
         id=spec.id,
         spec=spec,
-        occurrence=twin,
         reprioritized=array.record.reprioritized,
     )
     return with_array_cancelled(record, array.record.cancelled_by)

@@ -26,11 +26,9 @@ from octaskly.core.model.ids import (
     is_visitor,
 )
 from octaskly.core.model.nodes import OperatorHold
-from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Packer
 from octaskly.store.tables import mesh_records, rows
-from octaskly.store.tables.arrays import ARRAY
 from octaskly.store.tables.floors import (
     read_floor,
     read_meta_numbers,
@@ -113,10 +111,6 @@ def write_spool(
 def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedState:
     """Return the saved state, with the peers of the last `PEER_DAYS`, latest first."""
     meta: dict[str, Any] = dict(db.execute("SELECT key, value FROM meta"))
-    queued = db.execute(
-        "SELECT sum(n) FROM counts WHERE kind != ? AND state = ?",
-        (ARRAY, rows.NUMBER_OF[TaskState.QUEUED]),
-    ).fetchone()[0]
     reports = db.execute("SELECT report FROM spool ORDER BY key")
     names = db.execute("SELECT id, name FROM peers ORDER BY id")
     return SavedState(
@@ -127,7 +121,6 @@ def read_saved(db: sqlite3.Connection, packer: Packer, wall_ms: int) -> SavedSta
         hlc=read_hlc(db),
         floor=read_floor(db),
         sequence=rows.sequence_max(db),
-        queued=queued or 0,
         name=meta.get("name"),
         reports=tuple(packer.unpack(report, Report) for (report,) in reports),
         peers=_read_peers(db, wall_ms - PEER_DAYS * _DAY_MS),

@@ -47,7 +47,6 @@ from tests.simulation.store.joining import (
 )
 from tests.simulation.store.members import shown
 from tests.simulation.store.purge import raise_floor
-from tests.simulation.store.queue import queued
 
 Write = Callable[[], None]
 
@@ -116,7 +115,6 @@ class Disk:
             hlc=self.hlc,
             floor=self.floor,
             sequence=self.sequence,
-            queued=len(queued(self)),
             name=self.name,
             hold=self.hold,
             reports=tuple(self.spool.values()),
