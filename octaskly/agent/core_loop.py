@@ -308,16 +308,10 @@ class CoreLoop(StepLoop[Node]):
             ef.Freeze: lambda e: runner.set_frozen(is_frozen=e.is_frozen),
             ef.Spool: lambda e: store.spool_results(e.reports),
             ef.Unspool: lambda e: store.unspool_results(e.items),
-            ef.LoadQueued: lambda e: self._spawn(
-                self._post_answer(store.load_queued_tasks(e))
-            ),
-            ef.LoadLive: lambda e: self._spawn(
-                self._post_answer(store.load_live_tasks(e))
-            ),
-            ef.LoadTasks: lambda e: self._spawn(self._post_answer(store.load_tasks(e))),
-            ef.LoadUnblocked: lambda e: self._spawn(
-                self._post_answer(store.load_unblocked_tasks(e))
-            ),
+            ef.LoadQueued: lambda e: self._read(store.load_queued_tasks(e)),
+            ef.LoadLive: lambda e: self._read(store.load_live_tasks(e)),
+            ef.LoadTasks: lambda e: self._read(store.load_tasks(e)),
+            ef.LoadUnblocked: lambda e: self._read(store.load_unblocked_tasks(e)),
             ef.PlanFloor: lambda e: self._spawn(self._plan_compaction(e)),
             ef.Answer: lambda e: gateway.pending_requests.set_reply(e.ticket, e.reply),
             ef.AnnounceTaskStates: lambda e: self._announce_tasks(e, gateway),
@@ -381,6 +375,9 @@ class CoreLoop(StepLoop[Node]):
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._reads.create_task(work)
+
+    def _read(self, answer: Awaitable[ev.Event]) -> None:
+        self._spawn(self._post_answer(answer))
 
     async def _post_answer(self, answer: Awaitable[ev.Event]) -> None:
         """Post the answer of the store to a read."""

@@ -39,6 +39,7 @@ from octaskly.core.model.ids import NO_EPOCH, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
 from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
 from octaskly.core.node.log_receiver import LogReceiver
+from octaskly.core.node.message_handlers import MessageHandlers
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
     Message,
@@ -188,16 +189,18 @@ def claim_before_commit(patch: pytest.MonkeyPatch) -> None:
 
 def results_acknowledged_before_commit(patch: pytest.MonkeyPatch) -> None:
     """Workers may delete results that wait for the dispatcher's disk."""
-    real = Node._on_message
+    real = MessageHandlers.on_message
 
-    def hasty(self: Node, peer: NodeId, message: Message, now: Moment) -> list[Effect]:
+    def hasty(
+        self: MessageHandlers, peer: NodeId, message: Message, now: Moment
+    ) -> list[Effect]:
         effects = real(self, peer, message, now)
         keys = reported_keys(message)
-        if keys and self._dispatcher.is_active:
+        if keys and self._worker_messages.dispatcher.is_active:
             effects.append(Send(peer, (ResultsOk(tuple(keys)),)))
         return effects
 
-    patch.setattr(Node, "_on_message", hasty)
+    patch.setattr(MessageHandlers, "on_message", hasty)
 
 
 def results_acknowledged_before_a_standby_has_them(patch: pytest.MonkeyPatch) -> None:

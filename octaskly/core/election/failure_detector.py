@@ -4,7 +4,7 @@ The dial goes to the suspect. At the same time, probes ask peers for the age of 
 last frame from it. A refused dial proves that its process ended. If a peer has a fresh
 frame, the takeover is held back: the suspect is only unreachable from this node.
 
-A dispatcher that loses its followers continues: see `core.node.pause_fencing`.
+A dispatcher that loses its followers continues: see `core.node.availability`.
 
 Source: docs/explanation/election.md, after SWIM and Lifeguard.
 """

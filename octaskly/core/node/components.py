@@ -24,7 +24,11 @@ from octaskly.core.node.announcements import (
     RosterSender,
     SelfDescription,
 )
-from octaskly.core.node.availability import AvailabilityControl, FailureHandler
+from octaskly.core.node.availability import (
+    AvailabilityControl,
+    FailureHandler,
+    PauseFencing,
+)
 from octaskly.core.node.connections import (
     Connections,
     LinkPolicy,
@@ -33,7 +37,6 @@ from octaskly.core.node.connections import (
 )
 from octaskly.core.node.log_receiver import LogReceiver, QueueReader
 from octaskly.core.node.message_checks import MessageValidator
-from octaskly.core.node.pause_fencing import PauseFencing
 from octaskly.core.node.role_change import DispatcherRole, WorkerAttachment
 from octaskly.core.node.shutdown import Shutdown
 from octaskly.core.node.visitors import Visitors

@@ -1,8 +1,8 @@
 """One node of the mesh: composes all components into `step`.
 
-Only this module sees all components. A step runs the timers that are due, then the
-event, then the signals that components have for each other, until none is left. A
-dispatcher is also its own worker; their messages never leave this module.
+A step runs the timers that are due, then the event, then the signals that components
+have for each other, until none is left. `message_handlers` handles the messages of
+peers. A dispatcher is also its own worker; their messages never leave the node.
 """
 
 from __future__ import annotations
@@ -83,52 +83,21 @@ from octaskly.core.model.ids import (
 )
 from octaskly.core.model.keyring_state import (
     KeyringChanged,
-    KeyringStatus,
-    KeyringTransfer,
     RotateRequested,
 )
-from octaskly.core.model.nodes import Role, StandbyView, Takeover
+from octaskly.core.model.nodes import StandbyView, Takeover
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tasks import TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer
+from octaskly.core.node.availability import FENCING_PAUSE_S
 from octaskly.core.node.components import build_components, build_handlers
 from octaskly.core.node.gathering import Gathering
-from octaskly.core.node.pause_fencing import FENCING_PAUSE_S
+from octaskly.core.node.message_handlers import MessageHandlers
 from octaskly.core.protocol.messages import (
     LEFT_REASON,
     STOPPING_REASON,
-    Assign,
-    AssignRanges,
-    Claim,
-    ClaimOk,
-    ClaimRejected,
-    Contacts,
-    Entries,
-    Heartbeat,
-    HeartbeatOk,
-    HeldBlobs,
     Hello,
-    HelloOk,
-    Kill,
-    Leave,
-    Message,
-    OutputPieces,
-    Probe,
-    ProbeOk,
-    Pull,
-    RangeResults,
-    RangeResultsOk,
-    ReadOutput,
-    Reattach,
-    RecordBatch,
-    Redirect,
-    Replicate,
-    ReplicateOk,
-    Results,
-    ResultsOk,
     Roster,
-    Snapshot,
-    Transfer,
 )
 from octaskly.core.replies import NotDispatching, TaskExplanation
 
@@ -151,11 +120,9 @@ class Node:
         self._mdns_schedule = components.mdns_schedule
         self._roster_builder = components.roster_builder
         self._gathering = Gathering(settings.limits, components.timers)
-        self._log_versions = components.log_versions
         self._candidacy = components.candidacy
         self._election = components.election
         self._timeouts = components.timeouts
-        self._claim_handlers = components.claim_handlers
         self._replication = components.replication
         self._not_found_rule = components.not_found_rule
         self._dispatcher = components.dispatcher
@@ -170,6 +137,7 @@ class Node:
         """Number of tasks that ended while this node was dispatcher, by state."""
         given_name = saved.name or settings.node.name
         self._handlers = build_handlers(settings, components, given_name)
+        self._message_handlers = MessageHandlers(settings, components, self._handlers)
         self._last_step_s: float | None = None
         self._next_own_heartbeat_s = 0.0
         self._handlers.revocation_enforcer.block_dials()
@@ -407,7 +375,7 @@ class Node:
             case TimerFired():
                 return []
             case Received(peer, messages):
-                return self._on_received(peer, messages, now)
+                return self._message_handlers.on_received(peer, messages, now)
             case PeerUp():
                 return self._on_peer_up(event, now)
             case PeerDown(peer, reason) if is_visitor(peer):
@@ -535,146 +503,20 @@ class Node:
             return self._handlers.visitors.on_visitor_up(event, now)
         return self._handlers.connections.on_peer_up(event, self._election.term, now)
 
-    # --- Messages.
-
-    def _on_received(
-        self, peer: NodeId, messages: tuple[Message, ...], now: Moment
-    ) -> list[Effect]:
-        if is_visitor(peer):
-            return self._handlers.visitors.on_received(peer, messages, now)
-        effects: list[Effect] = []
-        for message in messages:
-            if not self._peer_table.record_frame(peer, now):
-                break  # The link ended within this batch.
-            refused = self._handlers.connections.reject_invalid(
-                peer, message, self._election.term, now
-            )
-            if refused:
-                return effects + refused
-            effects += self._on_message(peer, message, now)
-        return effects
-
-    def _on_message(  # noqa: C901, PLR0911, PLR0912  # A flat table.
-        self, peer: NodeId, message: Message, now: Moment
-    ) -> list[Effect]:
-        """Handle one message of a connected peer, or of this node to itself.
-
-        A peer may be slow, deposed or wrong. A message that does not fit its role is
-        ignored or answered, never an error.
-        """
-        claim_handlers = self._claim_handlers
-        match message:
-            case (
-                Assign(epoch) | AssignRanges(epoch) | Kill(epoch) | RecordBatch(epoch)
-            ) if self._is_stale_epoch(epoch):
-                # Rule I7 applies as soon as a higher epoch is known. The worker gets
-                # the epoch only once it is durable.
-                return claim_handlers.reject_stale_dispatcher(peer)
-            case Heartbeat():
-                return self._on_heartbeat(peer, message, now)
-            case Assign() | AssignRanges():
-                return self._worker.on_assign(peer, message, now)
-            case Kill():
-                return self._worker.on_kill(message, now)
-            case ResultsOk() | RangeResultsOk():
-                return self._worker.on_results_ok(message, now)
-            case RecordBatch():
-                # Records are valid in every epoch.
-                self._outbox.put(RecordsAdded())
-                return self._dispatcher.record_writer.on_record_batch(message)
-            case Roster():
-                return self._on_roster(peer, message, now)
-            case HeartbeatOk() | Results() | RangeResults() | Reattach() | HeldBlobs():
-                return self._handlers.worker_messages.on_worker_message(
-                    peer, message, now
-                )
-            case Replicate():
-                return self._handlers.log_receiver.on_replicate(peer, message, now)
-            case ReplicateOk():
-                return self._replication.on_replicate_ok(peer, message, now)
-            case Pull():
-                return self._on_pull(peer, message, now)
-            case Entries() | Snapshot():
-                return self._handlers.log_receiver.on_remote_log(peer, message, now)
-            case Transfer():
-                return claim_handlers.on_transfer(peer, message, now)
-            case Claim():
-                return claim_handlers.on_claim(peer, message, now)
-            case ClaimOk():
-                return claim_handlers.on_claim_ok(peer, message)
-            case ClaimRejected():
-                return claim_handlers.on_claim_no(peer, message, now)
-            case Redirect():
-                effects = claim_handlers.on_redirect(peer, message, now)
-                self._timeouts.set_timer(now)  # It may name another dispatcher.
-                return effects
-            case Probe():
-                return self._timeouts.on_probe(peer, message, now)
-            case ProbeOk():
-                self._worker.on_probe_ok(peer, message)
-                return self._timeouts.on_probe_ok(peer, message)
-            case KeyringStatus() | KeyringTransfer():
-                return self.rotation.on_keyring_message(peer, message)
-            case Leave(reason):
-                return self._handlers.connections.on_peer_down(peer, reason, now)
-            case Contacts() | ReadOutput() | OutputPieces():
-                return []  # Only between members and visitors.
-            case Hello() | HelloOk():
-                return []  # The link handles the first of each; more are ignored.
-
-    def _is_stale_epoch(self, epoch: Epoch) -> bool:
-        return epoch < self._election.epoch
-
-    def _on_heartbeat(
-        self, peer: NodeId, heartbeat: Heartbeat, now: Moment
-    ) -> list[Effect]:
-        effects = self._claim_handlers.on_heartbeat(peer, heartbeat.epoch, now)
-        if not self._election.is_followed_epoch(peer, heartbeat.epoch):
-            return effects
-        effects += self._timeouts.on_dispatcher_heard(now)
-        effects += self._worker.probe_if_fenced(now)
-        ok = replace(
-            self._handlers.self_description.heartbeat_ok(now),
-            epoch=heartbeat.epoch,
-            sent_s=heartbeat.sent_s,
-        )
-        return [*effects, Send(peer, (ok,))]
-
-    def _on_roster(self, peer: NodeId, roster: Roster, now: Moment) -> list[Effect]:
-        limits, election = self._settings.limits, self._election
-        is_followed = election.is_followed_epoch(peer, roster.epoch)
-        if is_followed and len(roster.members) <= limits.peers:
-            self._roster_builder.set_roster(roster)
-            is_standby = self._roster_builder.role_of(self._me) is Role.STANDBY
-            is_large = len(roster.members) > limits.full_mesh_peers
-            election.set_plain_worker(is_plain_worker=is_large and not is_standby)
-            self._candidacy.set_successors(roster)
-            self._handlers.link_policy.update_dial_scope()
-            self._outbox.put(RosterChanged())
-        return self._handlers.connections.close_unneeded_links(now)
-
-    def _on_pull(self, peer: NodeId, message: Pull, now: Moment) -> list[Effect]:
-        effects = self._claim_handlers.on_pull(peer, message, now)
-        self._outbox.put(SyncProgressed())  # It carries the peer's vector.
-        if not self._log_versions.can_read_our_log(peer):
-            # The peer sent it before it knew that this node writes a newer log version.
-            return [self._handlers.log_receiver.empty_answer(peer, message), *effects]
-        return self._replication.on_pull(peer, message, now) + effects
-
     # --- Consequences.
 
     def _deliver(self, effects: list[Effect], now: Moment) -> list[Effect]:
         """Deliver messages to this node itself and signals, until none is left."""
         done: list[Effect] = []
         waiting = deque(effects)
-        has_changed = False
+        has_changed, handlers = False, self._message_handlers
         while True:
             while waiting:
                 effect = waiting.popleft()
                 if isinstance(effect, Send) and effect.peer == self._me:
                     # After the earlier effects, because appends must keep their order.
                     for message in effect.messages:
-                        waiting += self._on_message(self._me, message, now)
+                        waiting += handlers.on_message(self._me, message, now)
                 elif not self._gathering.hold(effect, now):
                     done += self._with_gathered(effect, waiting, now)
             waiting += self._dispatcher.commit_results(now)

@@ -14,7 +14,7 @@ from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.membership.roster import RosterBuilder
 from octaskly.core.model.ids import Epoch, Moment, NodeId
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.core.node.pause_fencing import PauseFencing
+from octaskly.core.node.availability import PauseFencing
 from octaskly.core.protocol.messages import (
     HeartbeatOk,
     HeldBlobs,
