@@ -116,7 +116,7 @@ class Dispatcher:
         )
         self.record_writer = RecordWriter(self._step, journal, replication, settings)
         self._has_results = False  #: recorded in this step
-        self._unacknowledged: list[_Acknowledgement] = []
+        self._recorded: list[_Acknowledgement] = []  #: these results, not yet committed
 
     # --- Start and end of an epoch.
 
@@ -358,17 +358,15 @@ class Dispatcher:
         self._pool.set_credit(node, message.credit)
         self._has_results = True
         if isinstance(message, RangeResults):
-            self._unacknowledged.append(self._record_members(node, message.items, now))
+            self._recorded.append(self._record_members(node, message.items, now))
         elif message.reports:
-            self._unacknowledged.append(
-                self._record_reports(node, message.reports, now)
-            )
+            self._recorded.append(self._record_reports(node, message.reports, now))
 
     def commit_results(self, now: Moment) -> list[Effect]:
         """Commit the results recorded in this step; give the slots to other tasks."""
         if not self._has_results:
             return []
-        recorded, self._unacknowledged = self._unacknowledged, []
+        recorded, self._recorded = self._recorded, []
         self._has_results = False
         acknowledge = partial(self._acknowledge, recorded) if recorded else None
         return self._commit_step(now, when_replicated=acknowledge)

@@ -162,6 +162,23 @@ def test_missing_inputs_are_shown_once_each() -> None:
     assert shown.outcome.detail == "no node has all its inputs: input x; input y"
 
 
+def test_many_nodes_that_lack_one_input_are_counted() -> None:
+    """The reason stays short, however many nodes there are."""
+    ends = [
+        Finished(
+            TASK, attempt(n), node_id(f"n{n}"), released(EndReason.INPUTS, "input x")
+        )
+        for n in range(1, 12)
+    ]
+    record = known(SUBMITTED, *ends, Decided(TASK, TaskState.FAILED, 1))
+    shown = record.deciding_attempt
+
+    assert shown is not None
+    assert shown.outcome is not None
+    detail = "no node has all its inputs: input x; and 3 more nodes lack something"
+    assert shown.outcome.detail == detail
+
+
 def test_a_success_wins_over_an_earlier_failure() -> None:
     """Both sides of a split ran it; the successful attempt counts."""
     record = known(
