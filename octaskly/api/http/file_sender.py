@@ -38,8 +38,9 @@ class StreamBroken(ConnectionError):
 class TransferSlots:
     """Lets few fetch files at a time; others wait for their turn, in order."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, wait_s: float = WAIT_S) -> None:
         self._free = asyncio.Semaphore(count)
+        self._wait_s = wait_s
         self._waiting_count = 0
         self.user_count = 0  #: that have a slot or wait for one
 
@@ -65,7 +66,7 @@ class TransferSlots:
     async def _acquire(self) -> None:
         self._waiting_count += 1
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(self._wait_s):
                 await self._free.acquire()
         except TimeoutError:
             raise busy_problem() from None
@@ -82,7 +83,8 @@ class Transfers:
 
     def __init__(self) -> None:
         self._of_members = TransferSlots(FETCHERS_MAX)
-        self._of_visitors = TransferSlots(VISITOR_FETCHES_MAX)
+        # A visitor waits twice: for one of its own slots, and for one of all visitors.
+        self._of_visitors = TransferSlots(VISITOR_FETCHES_MAX, WAIT_S / 2)
         self._of_one: dict[NodeId, TransferSlots] = {}  #: while it uses or awaits one
 
     @contextlib.asynccontextmanager
@@ -96,7 +98,8 @@ class Transfers:
             async with self._of_members.use_slot():
                 yield
             return
-        own = self._of_one.setdefault(visitor, TransferSlots(FETCHES_PER_VISITOR_MAX))
+        new = TransferSlots(FETCHES_PER_VISITOR_MAX, WAIT_S / 2)
+        own = self._of_one.setdefault(visitor, new)
         try:
             async with own.use_slot(), self._of_visitors.use_slot():
                 yield
