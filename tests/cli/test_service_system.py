@@ -29,7 +29,7 @@ from octaskly.cli import main
 sys.exit(main())
 """
 #: $1: the interpreter. $2: the modules, and the program. $3: where modules belong.
-#: They are compiled, as by pip: the user of the service could not keep what it compiles.
+#: They are compiled, as by pip: the user of the service cannot write there.
 INSTALL = f"""
 umask 022
 "$1" -m venv --without-pip {OPT}
