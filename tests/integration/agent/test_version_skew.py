@@ -30,6 +30,10 @@ def test_agents_of_two_versions_work_together(
     """Both run tasks in either role, and the other takes over with all results."""
     secret = tmp_path / "mesh.key"
     create_secret_file(secret)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    # The first task waits for a second one, which only the other node can run.
+    met = f"until [ $(ls {begun} | wc -l) -ge 2 ]; do sleep 0.05; done"
     slots = ("--slots", "1")
     first = launch(tmp_path / "ana", secret, *slots, program=programs[0])
     with ending(first):
@@ -37,7 +41,9 @@ def test_agents_of_two_versions_work_together(
         second = launch(tmp_path / "ben", secret, *slots, program=programs[1])
         with ending(second):
             until_nodes(first, 2)
-            ids = [submit(second, f"sleep 0.2; echo {n}") for n in range(6)]
+            ids = [
+                submit(second, f"touch {begun}/{n}; {met}; echo {n}") for n in range(6)
+            ]
             ran = [finished(first, task) for task in ids]
             first.stop()
             until_nodes(second, 1)
