@@ -231,7 +231,7 @@ def no_epoch_check_in_worker(patch: pytest.MonkeyPatch) -> None:
         return real(self, sender, message, now)
 
     patch.setattr(Worker, "on_assign", trusting)
-    patch.setattr(Node, "_is_stale_epoch", lambda *_: False)
+    patch.setattr(MessageHandlers, "_is_stale_epoch", lambda *_: False)
 
 
 def orders_are_started_after_a_pause(patch: pytest.MonkeyPatch) -> None:
