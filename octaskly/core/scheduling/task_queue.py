@@ -221,16 +221,12 @@ class TaskQueue:
         if Read.LIVE not in self.reads:
             effects += self._read_live()
         self._are_lookups_first &= Read.NAMED in self.reads
-        if not self._are_lookups_first:
-            effects += self._read_queued()
-        return effects
-
-    def _read_queued(self) -> list[Effect]:
-        load = self.lanes.next_read(self.reads.term)
+        term = self.reads.term
+        load = None if self._are_lookups_first else self.lanes.next_read(term)
         if load is None:
-            return []
+            return effects
         self.reads.start(Read.QUEUED)
-        return [load]
+        return [*effects, load]
 
     def _read_by_id(self) -> LoadTasks:
         tasks = tuple(islice(self._lookups, self._read_rows))
