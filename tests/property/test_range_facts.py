@@ -6,13 +6,23 @@ Nodes may hold either form, or a part of a fact: see `core.log.range_facts`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from octaskly.core.effects import Append, LoadLive, LoadTasks, PlanFloor
+from octaskly.core.effects import (
+    Append,
+    LoadLive,
+    LoadTasks,
+    MergeRows,
+    PlanFloor,
+    StageRows,
+)
 from octaskly.core.log.facts import (
     Assigned,
     Entry,
@@ -31,6 +41,7 @@ from octaskly.core.log.range_facts import (
     members_of,
     success_facts,
 )
+from octaskly.core.log.range_rows import RUNNING
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.arrays import attempt_at, member_id
 from octaskly.core.model.ids import AttemptId, TaskId, Vector
@@ -42,7 +53,7 @@ from octaskly.core.model.tasks import (
     TaskSpec,
     TaskState,
 )
-from octaskly.core.protocol.messages import Entries, SnapshotCursor
+from octaskly.core.protocol.messages import Entries, Snapshot, SnapshotCursor
 from octaskly.core.protocol.validity import is_valid_fact
 from octaskly.ports import TaskQuery
 from octaskly.store.reading import change_feed, pages, queries, queue
@@ -50,7 +61,9 @@ from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.display_facts import read_display_facts
 from octaskly.store.reading.snapshot import read_snapshot_head, read_snapshot_part
 from octaskly.store.tables import arrays
-from octaskly.store.writing import purge
+from octaskly.store.tables.member_ranges import StoredRange, task_rows_of
+from octaskly.store.writing import purge, range_writes
+from octaskly.store.writing.range_writes import RangeWrites
 from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
 from tests.property.fuzzing import search
@@ -179,15 +192,33 @@ def shown(db: sqlite3.Connection) -> dict[str, object]:
 def _snapshot(db: sqlite3.Connection) -> list[object]:
     """Return the rows of a snapshot of few bytes for each part."""
     found: list[object] = []
-    ages = TaskAges(kit.WALL_MS)
-    part = read_snapshot_part(
-        db, kit.PicklePacker(), SnapshotCursor(1), 1, ages, read_snapshot_head(db)
-    )
-    while True:
-        found += (*part.rows, *part.pending)
-        if not part.has_more:
-            return found
-        part = read_snapshot_part(db, kit.PicklePacker(), part.cursor, 1000, ages)
+    for part in _parts(db, 1, 1000):
+        members = (row for each in part.ranges for row in task_rows_of(each))
+        rows = (replace(row, age_ms=0) for row in (*part.rows, *members))
+        found += (*rows, *part.pending)
+    return sorted(found, key=str)
+
+
+def _parts(db: sqlite3.Connection, first_bytes: int, bytes_max: int) -> list[Snapshot]:
+    """Return a snapshot in parts of so few bytes."""
+    packer, ages = kit.PicklePacker(), TaskAges(kit.WALL_MS)
+    head = read_snapshot_head(db)
+    parts = [read_snapshot_part(db, packer, SnapshotCursor(1), first_bytes, ages, head)]
+    while parts[-1].has_more:
+        cursor = parts[-1].cursor
+        parts.append(read_snapshot_part(db, packer, cursor, bytes_max, ages))
+    return parts
+
+
+def _receive(db: sqlite3.Connection, parts: Sequence[Snapshot]) -> None:
+    """Merge a snapshot into a store."""
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+    head = parts[0].head
+    assert head is not None
+    for part in parts:
+        tables.stage_rows(StageRows(1, 1, kit.PEER, part))
+    for part in parts:
+        tables.merge_rows(MergeRows(1, 1, head, (), not part.has_more))
 
 
 @search(100)
@@ -263,6 +294,82 @@ def test_a_store_shows_the_same_for_facts_about_several_members(
         _forget(db)
         assert [queries.read_task(db, ARRAY), _left(db)] == [None, []]
         db.close()
+
+
+@search(15)
+@given(STREAMS, STREAMS, st.data())
+def test_a_snapshot_with_ranges_is_joined_as_one_of_members(
+    first: list[Fact], second: list[Fact], data: st.DataObject
+) -> None:
+    """Whatever the receiver has of them already, by ranges or by members."""
+    streams = [
+        kit.entries([Submitted(SPEC), *first]),
+        kit.entries(second, stream=kit.OTHER),
+    ]
+    mixed = interleaved(data, streams)
+    known = mixed[: data.draw(st.integers(0, len(mixed)))]
+    bytes_max = data.draw(st.integers(1, 2000))
+    ranged, plain = filled(data, mixed), filled(data, list(member_entries(mixed)))
+    joined = []
+    for source, some in (
+        (plain, list(member_entries(known))),
+        (ranged, list(member_entries(known))),
+        (ranged, known),
+    ):
+        joined.append(filled(data, some) if some else kit.database())
+        _receive(joined[-1], _parts(source, bytes_max, bytes_max))
+
+    of_members, *others = map(shown, joined)
+
+    assert others == [of_members, of_members]
+    for db in joined:
+        _forget(db)
+        assert [queries.read_task(db, ARRAY), _left(db)] == [None, []]
+    for db in (ranged, plain, *joined):
+        db.close()
+
+
+def assignments_replace_what_is_known(patch: pytest.MonkeyPatch) -> None:
+    """A range is inserted over members that have rows, or are in a range."""
+    patch.setattr(RangeWrites, "_is_any_known", lambda *_: False)
+
+
+def members_stay_in_their_range(patch: pytest.MonkeyPatch) -> None:
+    """A member that gets a row of its own is in its range, too."""
+    patch.setattr(range_writes, "APART", RUNNING)
+
+
+def successes_have_the_time_of_their_range(patch: pytest.MonkeyPatch) -> None:
+    """The feed puts a success where its assignment was."""
+    patch.setattr(StoredRange, "hlc_at", lambda stored, offset: stored.hlc + offset)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        assignments_replace_what_is_known,
+        members_stay_in_their_range,
+        successes_have_the_time_of_their_range,
+    ],
+)
+def test_a_planted_bug_in_ranges_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the comparison of stores proves little."""
+    compare: Any = test_a_store_shows_the_same_for_facts_about_several_members
+    brief = settings(
+        max_examples=200,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+    )
+    find = brief(given(STREAMS, STREAMS, st.data())(compare.hypothesis.inner_test))
+    plant(monkeypatch)
+
+    with pytest.raises((AssertionError, sqlite3.Error)):
+        find()
 
 
 def _forget(db: sqlite3.Connection) -> None:

@@ -19,6 +19,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
+from octaskly.core.log.range_rows import APART, RUNNING, MemberEnd, RangeRow
 from octaskly.core.model.arrays import MemberRange, RangeMembers
 from octaskly.core.model.ids import Address, AttemptId, Epoch, NodeId, StreamId, TaskId
 from octaskly.core.model.keyring_state import (
@@ -212,6 +213,12 @@ MESSAGES: tuple[Message, ...] = (
         rows=(
             TaskRow(
                 TaskRecord(id=TASK, spec=SPEC), SubmissionTimes(3, 4, STREAM, 5), 6
+            ),
+        ),
+        ranges=(
+            RangeRow(
+                *(TASK, 5, 1, ATTEMPT, NODE, 1005),
+                (RUNNING, MemberEnd(2, 1, 1_700_000_000_000, 9, 8, 7, 4096), APART),
             ),
         ),
         cursor=SnapshotCursor(1005, 7),

@@ -15,6 +15,7 @@ from typing import Final
 from octaskly.core.effects import Effect, LogLine
 from octaskly.core.events import PeerUp
 from octaskly.core.log.facts import Entry, Floor
+from octaskly.core.log.range_rows import is_valid_range_row
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.arrays import are_valid_members
 from octaskly.core.model.hlc import hlc_of_latest_remote
@@ -248,6 +249,10 @@ class MessageValidator:
         retired = Floor(0, (), retired=message.retired)
         if not all(map(is_valid_row, message.rows)):
             return "fact"
+        if not all(map(is_valid_range_row, message.ranges)):
+            return "fact"
+        if sum(len(row.members) for row in message.ranges) > MEMBER_FACTS_MAX:
+            return "members"
         if not all(map(is_valid_fact, message.records)):
             return "fact"
         if not all(is_valid_pending_fact(entry.fact) for entry in message.pending):

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from octaskly.core.log.facts import Entry, Floor, Recorded
 from octaskly.core.log.merge import TaskRow
+from octaskly.core.log.range_rows import RangeRow
 from octaskly.core.log.retired_streams import (
     EMPTY_DIGEST,
     NONE_RETIRED,
@@ -68,6 +69,7 @@ UNNEEDED_REASON = (
 )
 
 ENTRIES_MAX = 1 << 13  #: per message; usual messages have a few hundred
+RANGE_ROWS_MAX = 1 << 9  #: per message; a row takes up to 110 kB in memory
 MEMBER_FACTS_MAX = 1 << 14  #: of members of arrays, in the entries of one message
 ITEMS_MAX = 1 << 16  #: per message of 1 MiB; most items take at least 16 bytes
 KNOWN_BLOBS_MAX = 1 << 12  #: of one `Assign`, whose holders it names
@@ -266,6 +268,8 @@ class Snapshot(Struct, frozen=True, array_like=True, tag=24, kw_only=True):
     """Retired streams, each with its last void entry, in the sender's order."""
     pending: Annotated[tuple[Entry, ...], Meta(max_length=ENTRIES_MAX)] = ()
     """Entries about tasks that the sender does not know yet."""
+    ranges: Annotated[tuple[RangeRow, ...], Meta(max_length=RANGE_ROWS_MAX)] = ()
+    """Rows of ranges; members in them have no row in `rows` unless they are apart."""
 
 
 class PackedMessage(Struct, frozen=True):

@@ -9,19 +9,21 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from heapq import merge
-from itertools import islice
 from operator import itemgetter
 from typing import Final
 
-from msgspec.structs import astuple, replace
+from msgspec.structs import replace
 
 from octaskly.core.effects import ServePull
 from octaskly.core.log.facts import Entry, Recorded
 from octaskly.core.log.merge import SubmissionTimes, TaskRow
+from octaskly.core.log.range_facts import MEMBER_BYTES
+from octaskly.core.log.range_rows import RangeRow
 from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.ids import Epoch, NodeId, StreamId
 from octaskly.core.protocol.messages import (
     ENTRIES_MAX,
+    RANGE_ROWS_MAX,
     Snapshot,
     SnapshotCursor,
     SnapshotHead,
@@ -65,7 +67,6 @@ def read_snapshot_part(
     if not has_all_retired:
         return replace(part, has_more=True)
     sent: list[Recorded] = []
-    found: list[TaskRow] = []
     left = bytes_max - _RETIRED_BYTES * len(retired)
     for id_, record in mesh_records.read_after(db, cursor.record_key):
         if sent and left <= 0:
@@ -73,15 +74,38 @@ def read_snapshot_part(
         sent.append(record)
         cursor = replace(cursor, record_key=id_)
         left -= mesh_records.size_of(record)
-    part = replace(part, records=tuple(sent))
-    for key, row in _rows(db, cursor.row_key, ages):
-        if found and left <= 0:
-            return replace(part, rows=tuple(found), cursor=cursor, has_more=True)
-        found.append(row)
-        cursor = replace(cursor, row_key=key)
-        left -= rows.size_of(row.record)
-    part = replace(part, rows=tuple(found), cursor=cursor)
-    return _with_pending(db, packer, part, left)
+    part = replace(part, records=tuple(sent), cursor=cursor)
+    part, left = _with_rows(db, part, left, ages)
+    return part if part.has_more else _with_pending(db, packer, part, left)
+
+
+def _with_rows(
+    db: sqlite3.Connection, part: Snapshot, left: int, ages: TaskAges
+) -> tuple[Snapshot, int]:
+    """Add rows of tasks and ranges, as many as have room; return it with the room."""
+    found: list[TaskRow] = []
+    ranges: list[RangeRow] = []
+    key, has_more = part.cursor.row_key, False
+    for next_key, row in _rows(db, key, ages):
+        is_full = left <= 0 or len(ranges) == RANGE_ROWS_MAX
+        if is_full and (found or ranges):
+            has_more = True
+            break
+        if isinstance(row, RangeRow):
+            ranges.append(row)
+            left -= MEMBER_BYTES * len(row.members)
+        else:
+            found.append(row)
+            left -= rows.size_of(row.record)
+        key = next_key
+    part = replace(
+        part,
+        rows=tuple(found),
+        ranges=tuple(ranges),
+        cursor=replace(part.cursor, row_key=key),
+        has_more=has_more,
+    )
+    return part, left
 
 
 def _with_pending(
@@ -91,7 +115,7 @@ def _with_pending(
     key, some = part.cursor.pending_key, list[Entry]()
     has_more = False
     for entry, size_bytes in queries.read_pending_entries(db, packer, key):
-        if (part.rows or some) and left <= 0:
+        if (part.rows or part.ranges or some) and left <= 0:
             has_more = True
             break
         some.append(entry)
@@ -156,19 +180,24 @@ def is_snapshot_needed(db: sqlite3.Connection, pull: ServePull) -> bool:
 
 def _rows(
     db: sqlite3.Connection, after: int, ages: TaskAges
+) -> Iterator[tuple[int, TaskRow | RangeRow]]:
+    """Yield rows after a key in their order, those of ranges at their first key."""
+    own = _task_rows(db, after, ages)
+    return merge(
+        own, member_ranges.range_rows_after(db, after, ages), key=itemgetter(0)
+    )
+
+
+def _task_rows(
+    db: sqlite3.Connection, after: int, ages: TaskAges
 ) -> Iterator[tuple[int, TaskRow]]:
     while True:
-        stored = db.execute(
+        found = db.execute(
             f"SELECT {rows.TASK_COLUMNS}, last_change_hlc,"  # noqa: S608
             " first_submitted_hlc, last_submitted_hlc, stream, seq, stored_ms"
             " FROM tasks WHERE key > ? ORDER BY key LIMIT ?",
             (after, _PAGE),
-        )
-        in_ranges = (
-            (*each.row, each.last_change_hlc, *astuple(arrays.MEMBER_BIRTH), 0)
-            for each in member_ranges.rows_after(db, after)
-        )
-        found = list(islice(merge(stored, in_ranges, key=itemgetter(0)), _PAGE))
+        ).fetchall()
         records = arrays.raw_records_from([row[:-6] for row in found])
         for row, (record, outputs) in zip(found, records, strict=True):
             whole = queries.with_outputs(db, record, outputs)

@@ -18,7 +18,14 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct, json, msgpack
 
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, TaskRow
+from octaskly.core.log.range_rows import (
+    APART,
+    RUNNING,
+    MemberState,
+    RangeRow,
+)
+from octaskly.core.log.task_ages import TaskAges
 from octaskly.core.model.arrays import (
     RANGE_MAX,
     attempt_at,
@@ -35,24 +42,10 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from octaskly.store.tables import bulk, list_counts, rows
-
-RUNNING, APART = range(2)
-"""In `StoredRange.members`; `APART`: the member has a row in `tasks`."""
+from octaskly.store.tables.arrays import MEMBER_BIRTH
 
 RUNNING_STATE: Final = rows.NUMBER_OF[TaskState.RUNNING]
 COMPLETED_STATE: Final = rows.NUMBER_OF[TaskState.COMPLETED]
-
-
-class MemberEnd(Struct, frozen=True, array_like=True):
-    """The success of a member."""
-
-    later_hlc: int  #: after the timestamp of the range
-    decided_term: int
-    started_ms: int
-    lasting_ms: int  #: from start to end by the wall clock
-    duration_ms: int
-    cpu_ms: int | None
-    memory_max_kb: int | None
 
 
 class StoredRange(Struct, array_like=True):
@@ -64,7 +57,15 @@ class StoredRange(Struct, array_like=True):
     attempt: AttemptId  #: of the first member; the others follow
     node: NodeId
     hlc: int  #: timestamp of the first assignment; the others follow
-    members: list[MemberEnd | int]  #: each ended, or is RUNNING or APART
+    members: list[MemberState]  #: each ended, or is RUNNING or APART
+
+    @classmethod
+    def from_row(cls, row: RangeRow) -> StoredRange:
+        """Return the range of a row of a snapshot."""
+        return cls(
+            *(row.array, row.number, row.step, row.attempt, row.node, row.hlc),
+            list(row.members),
+        )
 
     @property
     def live_count(self) -> int:
@@ -188,9 +189,37 @@ def rows_by_id(db: sqlite3.Connection, ids: Iterable[TaskId]) -> Iterator[Member
     return rows_by_key(db, sorted(_keys_of(db, ids)))
 
 
-def rows_after(db: sqlite3.Connection, after: int) -> Iterator[MemberRow]:
-    """Yield the rows of members in ranges after a key."""
-    return rows_between(db, after + 1, _KEY_MAX)
+def range_rows_after(
+    db: sqlite3.Connection, after: int, ages: TaskAges
+) -> Iterator[tuple[int, RangeRow]]:
+    """Yield the ranges after a key as rows of a snapshot, each with its key."""
+    for key, body in db.execute(
+        "SELECT key, body FROM member_ranges WHERE key > ? ORDER BY key", (after,)
+    ):
+        stored = _decoder.decode(body)
+        last_hlc = max(map(stored.hlc_at, range(len(stored.members))))
+        yield (
+            key,
+            RangeRow(
+                *(
+                    stored.array,
+                    stored.number,
+                    stored.step,
+                    stored.attempt,
+                    stored.node,
+                ),
+                *(stored.hlc, tuple(stored.members), ages.age_ms(last_hlc, 0)),
+            ),
+        )
+
+
+def task_rows_of(row: RangeRow) -> Iterator[TaskRow]:
+    """Yield the rows for which a row of a snapshot stands."""
+    stored = StoredRange.from_row(row)
+    for offset, member in enumerate(stored.members):
+        if member != APART:
+            record, hlc = stored.record_at(offset), stored.hlc_at(offset)
+            yield TaskRow(record, MEMBER_BIRTH, hlc, row.age_ms)
 
 
 def live_rows_after(db: sqlite3.Connection, after: int) -> Iterator[MemberRow]:

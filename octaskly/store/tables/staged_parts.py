@@ -113,7 +113,7 @@ def _read_head(
         part = packer.unpack(body, Snapshot)
         head = head or part.head
         retired += part.retired
-        if part.rows or part.records:
+        if part.rows or part.ranges or part.records:
             break
     assert head is not None, "the first part has the head, and stays"
     return head, retired

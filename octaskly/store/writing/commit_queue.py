@@ -65,7 +65,9 @@ def _count_entries(item: QueueItem) -> int:
     """Return the number of entries that an item counts as, at least 1."""
     if isinstance(item, Append):
         return sum(entry.fact.count for entry in item.entries) or 1
-    return len(item.part.rows) or 1 if isinstance(item, StageRows) else 1
+    if isinstance(item, StageRows):
+        return len(item.part.rows) + len(item.part.ranges) or 1
+    return 1
 
 
 def last_number(batch: Sequence[QueueItem]) -> int | None:

@@ -7,20 +7,24 @@ the caller, who applies the facts of the members one by one.
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_right, insort
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from typing import Final
 
 from octaskly.core.log.facts import Entry, MembersAssigned, MembersSucceeded, RangeFact
+from octaskly.core.log.range_rows import (
+    APART,
+    RUNNING,
+    MemberEnd,
+    MemberState,
+    RangeRow,
+)
 from octaskly.core.model.arrays import attempt_at
-from octaskly.core.model.ids import NodeId
 from octaskly.store.tables import arrays, list_counts, member_ranges
 from octaskly.store.tables.member_ranges import (
-    APART,
     COMPLETED_STATE,
-    RUNNING,
     RUNNING_STATE,
-    MemberEnd,
     StoredRange,
 )
 from octaskly.store.writing.projection import CountKey, ProjectedTask
@@ -36,6 +40,7 @@ class RangeWrites:
         self._db = db
         self._cache: OrderedDict[int, StoredRange] = OrderedDict()
         self._changed: dict[int, StoredRange] = {}
+        self._changed_keys: list[int] = []  #: in order
         self._moves: defaultdict[tuple[CountKey | None, CountKey, int], int] = (
             defaultdict(int)
         )
@@ -44,6 +49,7 @@ class RangeWrites:
         """Forget all ranges, after a rollback or a deletion."""
         self._cache.clear()
         self._changed.clear()
+        self._changed_keys.clear()
         self._moves.clear()
 
     def apply_entry(self, array: ProjectedTask, entry: Entry, fact: RangeFact) -> bool:
@@ -52,22 +58,33 @@ class RangeWrites:
         Arrays with a chosen name have no ranges: the names of their members may not be
         unique, and are compared in SQL.
         """
-        spec = None if array.spec is None else array.spec.array
-        if spec is None or array.members is None or "~" in fact.array:
+        key = _key_of(array, fact)
+        if key is None or array.members is None:
             return False
-        position = spec.position(fact.number)
-        if position is None or fact.step != spec.step:
-            return False
-        key = array.members.first + position
         if isinstance(fact, MembersAssigned):
-            is_applied = key + fact.count - 1 <= array.members.last and self._assign(
-                array.members, key, entry.hlc, fact
+            running: list[MemberState] = [RUNNING] * fact.count
+            stored = StoredRange(
+                *(fact.array, fact.number, fact.step, fact.attempt, fact.node),
+                *(entry.hlc, running),
             )
+            is_applied = self._insert(array.members, key, stored)
         else:
             is_applied = self._succeed(array.members, key, entry.hlc, fact)
         if is_applied:
             array.changed_hlc = max(array.changed_hlc, entry.last_hlc)
         return is_applied
+
+    def merge_row(self, array: ProjectedTask, row: RangeRow) -> bool:
+        """Merge a row of a snapshot; return False if that is impossible as a whole."""
+        key = _key_of(array, row)
+        if key is None or array.members is None:
+            return False
+        stored = StoredRange.from_row(row)
+        if not self._insert(array.members, key, stored):
+            return False
+        hlcs = map(stored.hlc_at, range(len(stored.members)))
+        array.changed_hlc = max(array.changed_hlc, *hlcs)
+        return True
 
     def take_member(self, task: ProjectedTask, key: int) -> None:
         """Take a member out of its range, if it is in one; it must be written."""
@@ -86,7 +103,7 @@ class RangeWrites:
         task.counted_live = state == RUNNING_STATE
         task.is_in_range = True
         stored.members[offset] = APART
-        self._changed[start] = stored
+        self._change(start, stored)
 
     def write_changes(self, changes: RowChanges) -> None:
         """Write the ranges, and add what they count to the changes of the commit."""
@@ -103,23 +120,29 @@ class RangeWrites:
         while len(cache) > CACHED_RANGES:
             cache.popitem(last=False)
         self._changed.clear()
+        self._changed_keys.clear()
         self._moves.clear()
 
-    def _assign(
-        self, members: arrays.ArrayMembers, key: int, hlc: int, fact: MembersAssigned
+    def _change(self, key: int, stored: StoredRange) -> None:
+        if key not in self._changed:
+            insort(self._changed_keys, key)
+        self._changed[key] = stored
+
+    def _insert(
+        self, members: arrays.ArrayMembers, key: int, stored: StoredRange
     ) -> bool:
-        last = key + fact.count - 1
-        if self._is_any_known(key, last):
+        """Insert a range; return False if anything is known of its members."""
+        last = key + len(stored.members) - 1
+        if last > members.last or self._is_any_known(key, last):
             return False
-        self._changed[key] = StoredRange(
-            *(fact.array, fact.number, fact.step, fact.attempt, fact.node, hlc),
-            [RUNNING] * fact.count,
-        )
-        members.counts[RUNNING_STATE] += fact.count
-        members.live_count += fact.count
-        running = arrays.MEMBER, str(fact.node), RUNNING_STATE
-        for block, n in _count_by_block(range(key, last + 1)):
+        self._change(key, stored)
+        keys = [key + at for at, one in enumerate(stored.members) if one != APART]
+        members.counts[RUNNING_STATE] += len(keys)
+        members.live_count += len(keys)
+        running = arrays.MEMBER, str(stored.node), RUNNING_STATE
+        for block, n in _count_by_block(keys):
             self._moves[None, running, block] += n
+        self._move_ended(members, stored, key)
         return True
 
     def _succeed(
@@ -145,23 +168,37 @@ class RangeWrites:
                 *(times.ended_ms, times.duration_ms),
                 *(times.cpu_ms, times.memory_max_kb),
             )
-        self._changed[start] = stored
-        self._move_ended(members, fact.node, [start + offset for offset in offsets])
-        started = [times.started_ms for times in fact.times]
-        ended = [times.started_ms + times.ended_ms for times in fact.times]
-        members.widen_times_by(
-            fact.started_ms + min(started), fact.started_ms + max(ended)
-        )
+        self._change(start, stored)
+        self._move_ended(members, stored, start, offsets)
         return True
 
     def _move_ended(
-        self, members: arrays.ArrayMembers, node: NodeId, keys: list[int]
+        self,
+        members: arrays.ArrayMembers,
+        stored: StoredRange,
+        start: int,
+        offsets: Iterable[int] | None = None,
     ) -> None:
+        """Count members of a range that have ended; by default, all that have."""
+        if offsets is None:
+            offsets = range(len(stored.members))
+        ends = [
+            (start + offset, end)
+            for offset in offsets
+            if isinstance(end := stored.members[offset], MemberEnd)
+        ]
+        if not ends:
+            return
+        keys = [key for key, _ in ends]
+        members.widen_times_by(
+            min(end.started_ms for _, end in ends),
+            max(end.started_ms + end.lasting_ms for _, end in ends),
+        )
         members.counts[RUNNING_STATE] -= len(keys)
         members.counts[COMPLETED_STATE] += len(keys)
         members.live_count -= len(keys)
-        running = arrays.MEMBER, str(node), RUNNING_STATE
-        completed = arrays.MEMBER, str(node), COMPLETED_STATE
+        running = arrays.MEMBER, str(stored.node), RUNNING_STATE
+        completed = arrays.MEMBER, str(stored.node), COMPLETED_STATE
         for block, n in _count_by_block(keys):
             self._moves[running, completed, block] += n
 
@@ -179,24 +216,39 @@ class RangeWrites:
                 if stored is not None
                 else member_ranges.find_range(self._db, key)
             )
-        for start, stored in self._changed.items():
-            if start <= key < start + len(stored.members):
-                return start, stored
+        before = self._changed_before(key)
+        if before is not None and key < before[0] + len(before[1].members):
+            return before
         return None
+
+    def _changed_before(self, key: int) -> tuple[int, StoredRange] | None:
+        """Return the last range of this commit that starts at or before a key."""
+        at = bisect_right(self._changed_keys, key)
+        start = self._changed_keys[at - 1] if at else None
+        return None if start is None else (start, self._changed[start])
 
     def _is_any_known(self, first: int, last: int) -> bool:
         """Return True if any member with these keys has a row or is in a range."""
         found = self._db.execute(
             "SELECT 1 FROM tasks WHERE key BETWEEN ? AND ? LIMIT 1", (first, last)
         ).fetchone()
+        before = self._changed_before(last)
         return (
             found is not None
             or member_ranges.has_range_between(self._db, first, last)
-            or any(
-                start <= last and first < start + len(stored.members)
-                for start, stored in self._changed.items()
-            )
+            or (before is not None and first < before[0] + len(before[1].members))
         )
+
+
+def _key_of(array: ProjectedTask, members: RangeFact | RangeRow) -> int | None:
+    """Return the key of the member with this number; None if no range may have it."""
+    spec = None if array.spec is None else array.spec.array
+    if spec is None or array.members is None or "~" in members.array:
+        return None
+    position = spec.position(members.number)
+    if position is None or members.step != spec.step:
+        return None
+    return array.members.first + position
 
 
 def _count_by_block(keys: Iterable[int]) -> list[tuple[int, int]]:

@@ -26,12 +26,13 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.range_facts import entry_after, task_entries
+from octaskly.core.log.range_rows import RangeRow
 from octaskly.core.log.task_ages import ClockStep, storing_time_ms, trusted_timestamps
 from octaskly.core.model.arrays import array_of, position_of
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.ports import Clock, Packer
-from octaskly.store.tables import arrays, bulk, mesh_records, rows
+from octaskly.store.tables import arrays, bulk, member_ranges, mesh_records, rows
 from octaskly.store.tables.arrays import ArrayMembers
 from octaskly.store.tables.floors import (
     add_retired_streams,
@@ -172,6 +173,7 @@ class TableWriter:
         ]
         members = [row for row in rows if array_of(row.record.id) is not None]
         self._merge_some_rows(item, plain, staged.stored_ms)
+        members += self._merge_ranges(staged.part.ranges, staged.stored_ms)
         self._merge_some_rows(item, members, staged.stored_ms)
         self._merge_pending(staged.part.pending)
         if item.is_last:
@@ -201,6 +203,26 @@ class TableWriter:
                 self._projection.apply_row(task, row)
         self._projection.write_outputs()
         self._write_tasks(touched, _times_in(some, staged_ms))
+        self._update_cache(touched)
+
+    def _merge_ranges(
+        self, ranges: Sequence[RangeRow], staged_ms: int
+    ) -> Iterator[TaskRow]:
+        """Merge rows of ranges; yield the rows of members to merge one by one."""
+        touched: dict[TaskId, ProjectedTask] = {}
+        times_ms: dict[TaskId, int] = {}
+        for row in ranges:
+            array = touched.get(row.array)
+            if array is None:
+                (array,) = self._fetch_rows([row.array]).values()
+            # A pending entry may be about one of the members.
+            if self._pending_entries.has_any or not self._ranges.merge_row(array, row):
+                yield from member_ranges.task_rows_of(row)
+                continue
+            touched[row.array] = array
+            time_ms = max(1, staged_ms - row.age_ms)
+            times_ms[row.array] = max(time_ms, times_ms.get(row.array, 0))
+        self._write_tasks(touched, times_ms)
         self._update_cache(touched)
 
     def _merge_pending(self, entries: Sequence[Entry]) -> None:

@@ -32,12 +32,14 @@ from octaskly.core.log.facts import (
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
 from octaskly.core.log.mesh_records import AUDIT
+from octaskly.core.log.range_rows import RUNNING, MemberEnd, MemberState, RangeRow
 from octaskly.core.model.arrays import (
     MEMBER_NUMBER_MAX,
     RANGE_MAX,
     MemberRange,
     RangeMembers,
 )
+from octaskly.core.model.field_types import COUNT_MAX
 from octaskly.core.model.hlc import hlc_of
 from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
@@ -53,6 +55,7 @@ from octaskly.core.node.message_checks import REATTACH_PARTS_MAX, TERMS_AHEAD_MA
 from octaskly.core.node.node import Node
 from octaskly.core.protocol.messages import (
     MEMBER_FACTS_MAX,
+    RANGE_ROWS_MAX,
     Assign,
     AssignRanges,
     Claim,
@@ -168,6 +171,24 @@ def leasing(*, count: int, first: int = 0) -> AssignRanges:
     options = TaskOptions(array=ArraySpec(count=count, first=first))
     whole = replace(spec("task-001-0000000a"), options=options)
     return AssignRanges(THEIRS, (MemberRange(whole, 0, attempt()),))
+
+
+def ranged(
+    *,
+    array: str = "task-001-0000000a",
+    number: int = 1,
+    count: int = 1,
+    end_count: int = 1,
+    later_hlc: int = 1,
+    decided_term: int = 1,
+    lasting_ms: int = 5,
+) -> Snapshot:
+    """Return a part of a snapshot with ranges; one member of each runs."""
+    end = MemberEnd(later_hlc, decided_term, 1_000, lasting_ms, 5, None, None)
+    members: tuple[MemberState, ...] = (RUNNING, *(end,) * end_count)
+    row = RangeRow(TaskId(array), number, 1, attempt(), ME, 9, members)
+    cursor = SnapshotCursor(1, 1)
+    return Snapshot(rows=(), ranges=(row,) * count, cursor=cursor, has_more=True)
 
 
 def named(
@@ -365,6 +386,18 @@ WRONG = {
     ),
     "facts about too many members": (
         many_assigned(1 + MEMBER_FACTS_MAX // RANGE_MAX),
+        "members",
+    ),
+    "a range of no array": (ranged(array="t"), "fact"),
+    "a range that goes beyond all numbers": (
+        ranged(number=MEMBER_NUMBER_MAX),
+        "fact",
+    ),
+    "a range that ended in no epoch": (ranged(decided_term=0), "fact"),
+    "a range that ended before all times": (ranged(lasting_ms=-1_001), "fact"),
+    "a range of the far future": (ranged(later_hlc=COUNT_MAX - 1), "fact"),
+    "too many members in the ranges of a snapshot": (
+        ranged(count=RANGE_ROWS_MAX, end_count=MEMBER_FACTS_MAX // RANGE_ROWS_MAX),
         "members",
     ),
     "a row of two states": (rowed(AttemptState.FAILED, outcome()), "fact"),

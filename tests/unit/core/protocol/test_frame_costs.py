@@ -10,8 +10,16 @@ from typing import Any, Final, get_args
 import pytest
 from msgspec import Struct, inspect, msgpack
 
+from octaskly.core.log.range_rows import MemberEnd, RangeRow
+from octaskly.core.model.arrays import RANGE_MAX
+from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.model.settings import Limits
-from octaskly.core.protocol.messages import Message
+from octaskly.core.protocol.messages import (
+    RANGE_ROWS_MAX,
+    Message,
+    Snapshot,
+    SnapshotCursor,
+)
 from octaskly.errors import RemoteProtocolError
 from octaskly.mesh import wire
 
@@ -117,6 +125,27 @@ def test_the_largest_message_of_each_class_stays_below_64_mb(
             tracemalloc.stop()
         assert type(message) is kind
         assert peak < MEMORY_MAX, f"{len(frame)} bytes"
+
+
+def test_the_largest_ranges_of_a_snapshot_stay_below_64_mb() -> None:
+    """Each of their members is as small as it can be."""
+    end = MemberEnd(0, 1, 0, 0, 0, 0, 0)
+    attempt, node = AttemptId(1, StreamId(1), 1, 1), NodeId("n" * 16)
+    array = TaskId("task-001-0000000a")
+    row = RangeRow(array, 1, 1, attempt, node, 9, (end,) * RANGE_MAX)
+    rows = (row,) * RANGE_ROWS_MAX
+    cursor = SnapshotCursor(1)
+    message = Snapshot(rows=(), ranges=rows, cursor=cursor, has_more=True)
+    frame = wire.build_frame([wire.WirePacker().pack(message)])
+    decoder = wire.Decoder(Limits())
+    decoder.receive_data(HELLO_OK)
+    tracemalloc.start()
+    try:
+        decoder.receive_data(frame)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < MEMORY_MAX
 
 
 @pytest.mark.parametrize("kind", wire._LARGE)
