@@ -113,7 +113,9 @@ def _furnished(agents: list[Agent]) -> Scene:
 
 
 def _ended_members(agent: Agent, array: str) -> int:
-    _, said = agent.call("GET", f"{TASKS}/{array}")
+    status, said = agent.call("GET", f"{TASKS}/{array}")
+    if status != 200:
+        return 0  # The dispatcher stood still.
     counts: dict[str, int] = said["array"]
     return counts["completed"] + counts["failed"]
 
