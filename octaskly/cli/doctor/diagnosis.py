@@ -12,6 +12,7 @@ from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
 
 FULL_SHARE = 0.9  #: of a quota, from which a store of files is reported
 FREE_BYTES_MIN = 64 << 20  #: free space below which the agent accepts no work
+FILES_FREE_BYTES_MIN = 256 << 20  #: free space below which it accepts no files
 DESCRIPTORS_NEEDED = 1008  #: for the most connections of the API, and all other files
 CLOCK_S_MAX = 30.0  #: difference between clocks that tokens tolerate
 CLOCK_S_NOTED = 5.0
@@ -397,7 +398,14 @@ def _check_disk(symptoms: Symptoms) -> Iterator[Finding]:
         free = data_size(symptoms.free_bytes)
         says = (
             f"only {free} is free for {symptoms.state_dir}, so no new tasks are "
-            "accepted"
+            f"accepted; {data_size(FILES_FREE_BYTES_MIN)} are needed"
+        )
+        yield Finding("disk", FindingStatus.FAULT, says, f"df -h {symptoms.state_dir}")
+    elif symptoms.free_bytes < FILES_FREE_BYTES_MIN:
+        free, needed = data_size(symptoms.free_bytes), data_size(FILES_FREE_BYTES_MIN)
+        says = (
+            f"only {free} is free for {symptoms.state_dir}, so files of tasks and "
+            f"their outputs are refused; {needed} are needed"
         )
         yield Finding("disk", FindingStatus.FAULT, says, f"df -h {symptoms.state_dir}")
     else:

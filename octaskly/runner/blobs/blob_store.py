@@ -738,12 +738,17 @@ class BlobStore:
             free_bytes += arrived_bytes
             self._partials.delete(name)
         if free_bytes < 0:
-            raise DiskFull(
-                "the disk of this node is full",
-                hint="free disk space there, or send the files through another node",
-            )
+            raise self._disk_full()
         if is_full():
             raise _no_room(size_bytes)
+
+    def _disk_full(self) -> DiskFull:
+        free_bytes = shutil.disk_usage(self._folder).free
+        return DiskFull(
+            f"the disk of this node is full: {free_bytes >> 20} MiB are free, and"
+            f" {self._reserve_bytes >> 20} MiB stay free for the log",
+            hint="free disk space there, or send the files through another node",
+        )
 
     def _delete(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)

@@ -79,6 +79,8 @@ class CapturedOutputs(NamedTuple):
 
 def too_large_text(bytes_max: int) -> str:
     """Return why an output above the bound was not kept."""
+    if bytes_max == 0:
+        return "its worker has no space for outputs; octaskly doctor there says why"
     megabytes = bytes_max // 1_000_000
     bound = f"{megabytes} MB" if megabytes else f"{bytes_max} bytes"
     return f"its worker has space for {bound} of outputs of one task"

@@ -230,6 +230,18 @@ def test_all_outputs_share_a_bound(workdir: Path, tmp_path: Path) -> None:
     assert set(texts_in(tmp_path / "o")) == {"big", "file"}
 
 
+def test_a_worker_without_space_says_where_to_look(
+    workdir: Path, tmp_path: Path
+) -> None:
+    """A bound of 0 bytes is no property of the task."""
+    found = captured(workdir, tmp_path / "o", "file", bytes_max=0)
+
+    assert found.problem == (
+        "output file was not kept: its worker has no space for outputs;"
+        " octaskly doctor there says why"
+    )
+
+
 def test_a_sparse_terabyte_is_refused_at_once(workdir: Path, tmp_path: Path) -> None:
     """By its size, before a byte is read; also inside a folder."""
     with (workdir / "folder" / "huge").open("wb") as file:

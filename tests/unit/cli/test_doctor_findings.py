@@ -14,6 +14,8 @@ from octaskly.cli.doctor.diagnosis import Finding, FindingStatus, make_findings
 from octaskly.cli.doctor.observations import ProbedNode, Symptoms
 from octaskly.core.model.ids import STREAMS_MAX, STREAMS_WARN
 from octaskly.rest.mesh import Checkup, FileStoreUsage
+from octaskly.runner.output.output_archive import RESERVE_BYTES
+from octaskly.store.store import FREE_BYTES_MIN
 from octaskly.trust import generate_secret
 
 SECRET = generate_secret()
@@ -209,3 +211,34 @@ def test_an_agent_that_was_not_restarted_after_an_upgrade_is_named() -> None:
         "the agent runs build 0a1b2c3d, but this program is build 99887766",
         "octaskly service install    restarts the service with this program",
     )
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "status", "says"),
+    [
+        (RESERVE_BYTES, "ok", "268 MB is free"),
+        (
+            RESERVE_BYTES - 1_000_000,
+            "fault",
+            (
+                "only 267 MB is free for /home/ana/state, so files of tasks and their"
+                " outputs are refused; 268 MB are needed"
+            ),
+        ),
+        (
+            FREE_BYTES_MIN - 1_000_000,
+            "fault",
+            (
+                "only 66 MB is free for /home/ana/state, so no new tasks are accepted;"
+                " 268 MB are needed"
+            ),
+        ),
+    ],
+)
+def test_a_disk_that_is_too_full_for_files_is_a_fault(
+    free_bytes: int, status: str, says: str
+) -> None:
+    """The agent keeps more free for its log than new tasks need."""
+    finding = found(replace(OUTSIDER, free_bytes=free_bytes))["disk"]
+
+    assert (finding.status.value, finding.says) == (status, says)
