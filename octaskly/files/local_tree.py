@@ -178,12 +178,7 @@ def name_path(path: str, place: str | None, folder: str) -> NamedPath:
     source = "/" + "/".join(_names_in(whole))  # Links before `..` keep their meaning.
     if place is None:
         if path.startswith("/") or ".." in path.split("/"):
-            name = os.path.normpath(source).rpartition("/")[2] or "NAME"
-            raise ManifestError(
-                f"{path!r} is outside this folder, so it needs a place in the"
-                " task's folder",
-                hint=f"write {path}={name}; in Python, {{{path!r}: {name!r}}}",
-            )
+            raise _placeless(path, source, folder)
         place = path
     names = _names_in(place)
     if not place or place.startswith("/") or ".." in names:
@@ -192,6 +187,23 @@ def name_path(path: str, place: str | None, folder: str) -> NamedPath:
             hint="name a path without '..' that does not begin with '/'",
         )
     return NamedPath(path, source, "/".join(names), place.endswith("/"))
+
+
+def _placeless(path: str, source: str, folder: str) -> ManifestError:
+    """Return the error for a path that alone does not say where it lies for a task."""
+    clean = os.path.normpath(source)
+    is_inside = clean == folder or clean.startswith(f"{folder}/")
+    if is_inside and ".." not in path.split("/"):
+        # It is not taken for the relative path: the command may name the absolute one.
+        return ManifestError(
+            f"{path!r} is absolute, so it is not a place in the task's folder",
+            hint=f"write {os.path.relpath(clean, folder)}, also in the command",
+        )
+    name = clean.rpartition("/")[2] or "NAME"
+    return ManifestError(
+        f"{path!r} is outside this folder, so it needs a place in the task's folder",
+        hint=f"write {path}={name}; in Python, {{{path!r}: {name!r}}}",
+    )
 
 
 class ScanCallbacks(NamedTuple):

@@ -352,6 +352,21 @@ def test_a_path_that_cannot_be_sent_is_named(
 
 
 @pytest.mark.parametrize(
+    ("tail", "inside"), [("", "."), ("/d", "d"), ("/d/", "d"), ("/d/b", "d/b")]
+)
+def test_an_absolute_path_of_this_folder_is_not_called_outside(
+    tmp_path: Path, tail: str, inside: str
+) -> None:
+    """The task has no such path, so the relative one is suggested."""
+    write(tmp_path, "d/b")
+
+    assert error_of(tmp_path, f"{tmp_path}{tail}") == (
+        f"'TOP{tail}' is absolute, so it is not a place in the task's folder"
+        f" | write {inside}, also in the command"
+    )
+
+
+@pytest.mark.parametrize(
     ("kind", "said"),
     [
         (stat.S_IFIFO, "'TOP/d/x' is a FIFO, which cannot be sent"),
