@@ -60,8 +60,18 @@ def test_a_member_that_a_signal_ended_shows_its_signal(agent: DemoAgent) -> None
 
     assert done.returncode == 1
     assert re.search(
-        rb"^task-[\w-]+\.0 \(9\) failed: signal 9$", done.stderr, re.MULTILINE
+        rb"^task-[\w-]+\.0 \(9\) failed on \S+: signal 9$", done.stderr, re.MULTILINE
     )
+
+
+def test_a_program_that_is_missing_on_a_node_is_named_with_the_node(
+    agent: DemoAgent,
+) -> None:
+    """It may be installed on the others."""
+    done = octaskly(agent, "map", "no-such-program", ":::", "9")
+
+    said = f".0 (9) failed on {agent.name}: exit code 127 (command not found)\n"
+    assert said.encode() in done.stderr
 
 
 def test_results_come_in_order_of_completion_or_of_items(

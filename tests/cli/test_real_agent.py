@@ -290,7 +290,8 @@ def test_map_prints_the_output_of_items(agent: DemoAgent) -> None:
     command = ["test {} != y && echo got {}", ":::", "x", "y", "a b"]
     done = octaskly(agent, "map", "-k", *command)
     assert (done.returncode, done.stdout) == (1, b"got x\ngot a b\n")
-    assert b".1 (y) failed: exit code 1\n1 of 3 failed\n" in done.stderr
+    said = f".1 (y) failed on {agent.name}: exit code 1\n1 of 3 failed\n"
+    assert said.encode() in done.stderr
     done = octaskly(agent, "map", "-k", "printf", "%s|", stdin=b"1\n\n2 3\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"1|2 3|", b"")
     done = octaskly(agent, "map", "echo {}", stdin=b"")

@@ -113,7 +113,8 @@ class ResultPrinter:
             return
         item = f" ({task.item[:NAMED_CHARS]})" if self._items and task.item else ""
         why = how_ended(task.reason, task.exit_code, task.signal, task.detail)
-        note(f"{task.id}{item} failed: {why}")
+        where = f" on {task.worker_id}" if task.worker_id else ""
+        note(f"{task.id}{item} failed{where}: {why}")
         if self._failed == NAMED_MAX:
             note(f"for more: octaskly ls --array {self._array} --status failed")
 

@@ -23,6 +23,7 @@ from octaskly.cli.output.render import (
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import ARRAYS, TASKS, Call, resource_path
 from octaskly.config.units import SECONDS
+from octaskly.core.model.tasks import exit_code_text
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import (
     ArrayMember,
@@ -143,7 +144,7 @@ def how_ended(
 ) -> str:
     """Return why a task or attempt did not succeed."""
     if reason == "exit" and exit_code is not None:
-        return f"exit code {exit_code}"
+        return exit_code_text(exit_code)
     if detail:
         return detail
     return f"signal {signal}" if signal is not None else reason or "not known"

@@ -26,6 +26,7 @@ from octaskly.core.model.tasks import (
     LaneKey,
     Outcome,
     TaskState,
+    exit_code_text,
 )
 from octaskly.core.replies import NodeRejection, QueuedAhead, TaskExplanation
 from octaskly.core.scheduling.queued_task import (
@@ -456,8 +457,8 @@ def _describe_member_failures(progress: ArrayProgress) -> str:
 def _describe_outcome(outcome: Outcome) -> str:
     if outcome.detail:
         return outcome.detail
-    if outcome.reason is EndReason.EXIT:
-        return f"exit code {outcome.exit_code}"
+    if outcome.reason is EndReason.EXIT and outcome.exit_code is not None:
+        return exit_code_text(outcome.exit_code)
     if outcome.reason is EndReason.SIGNAL:
         return f"signal {outcome.signal}"
     return outcome.reason.value

@@ -80,6 +80,15 @@ class EndReason(StrEnum):
     ROOM = "room"  #: its worker has no room for its files now
 
 
+SHELL_EXIT_CODES: Final = {126: " (cannot be executed)", 127: " (command not found)"}
+"""What a shell means by these exit codes. Source: POSIX.1-2024, XCU 2.8.2."""
+
+
+def exit_code_text(exit_code: int) -> str:
+    """Return an exit code for people, with its meaning if it is the shell's own."""
+    return f"exit code {exit_code}{SHELL_EXIT_CODES.get(exit_code, '')}"
+
+
 PRIORITY_MAX = 50  #: and the lowest priority is -50
 Priority = Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)]
 """A higher one runs first."""

@@ -576,6 +576,7 @@ def test_a_task_that_can_never_run_is_explained() -> None:
     ("reason", "code", "signal", "detail", "text"),
     [
         (EndReason.EXIT, 3, None, "", "exit code 3"),
+        (EndReason.EXIT, 127, None, "", "exit code 127 (command not found)"),
         (EndReason.SIGNAL, 137, 9, "", "signal 9"),
         (EndReason.TIMEOUT, 124, None, "", "timeout"),
         (
