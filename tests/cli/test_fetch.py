@@ -327,6 +327,19 @@ def test_two_items_with_the_same_output_are_refused(
 
     assert done.returncode == 2
     assert "would both write" in done.stderr
+
+
+def test_a_glob_that_matches_no_file_is_not_called_two_items(
+    agent: DemoAgent, home: Path
+) -> None:
+    """The shell passes it on, and then it fills `{/}` like any item."""
+    words = ["--out", "{/}.gz", "gzip {}", ":::", "a/*.log", "b/*.log"]
+    done = octaskly(agent, home, "map", *words)
+
+    assert (done.returncode, done.stderr.partition("\n")[0]) == (
+        2,
+        "error: the item 'a/*.log' is a glob that matches nothing",
+    )
     assert not (agent.state.parent / "work" / "ran").exists()
 
 

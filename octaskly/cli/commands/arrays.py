@@ -268,7 +268,8 @@ def map_(
     Items follow :::, or are the lines of stdin. As in GNU parallel, {} is the item as
     one word, {.} the item without its extension, {/} its file name, {//} its folder,
     {/.} its file name without extension, and {#} its number. Without any of them, the
-    item is appended. They also work in --in and --out.
+    item is appended. They also work in --in and --out. The outputs that --out names
+    are fetched into the current folder.
 
     The exit code is 0 if all succeeded, otherwise 1; 125 if some output is lost.
     """
@@ -289,7 +290,6 @@ def map_(
     wanted = _array_draft(text, fields, {"items": items}, max_fails)
     if not (sent.paths or wanted.needs or wanted.outputs_of or wanted.cwd):
         warn_of_local_files(text, items, outputs=wanted.outputs)
-
     return _run_array(
         context,
         partial(_submit_array, wanted, idempotency_key, durability),
@@ -402,6 +402,7 @@ def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> No
             found = [owners.get(folder) for folder in above] + [leading.get(path)]
             other = next((n for n in found if n not in (None, position)), None)
             if other is not None:
+                _check_globs(items[other], item)
                 raise click.UsageError(
                     f"--out {out}: {items[other]!r} and {item!r} would both write "
                     f"{path}; add {{}} or another placeholder"
@@ -409,6 +410,13 @@ def _check_distinct_outputs(declared: Sequence[str], items: Sequence[str]) -> No
             owners[path] = position
             for folder in above:
                 leading.setdefault(folder, position)
+
+
+def _check_globs(*items: str) -> None:
+    """Raise UsageError if the shell has passed on a glob that matches no file."""
+    for item in items:
+        if has_wildcards(item) and not Path(item).exists():
+            raise click.UsageError(f"the item {item!r} is a glob that matches nothing")
 
 
 def _print_commands(text: str, items: Sequence[str]) -> None:
