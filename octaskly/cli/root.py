@@ -93,8 +93,9 @@ class LazyGroup(click.Group):
             for name in group:
                 command = self.get_command(ctx, name)
                 assert command is not None, name
-                room = formatter.width - 6 - width
-                rows.append((name.ljust(width), command.get_short_help_str(room)))
+                # A narrow terminal wraps it; to cut it would hide what it does.
+                said = command.get_short_help_str(SENTENCE_CHARS)
+                rows.append((name.ljust(width), said))
             with formatter.section(heading):
                 formatter.write_dl(rows)
 

@@ -43,9 +43,10 @@ def new_secret() -> None:
 )
 @click.pass_obj
 def webhook_key(context: CliContext, secret_file: Path | None) -> None:
-    """Print the key that receivers of --notify-url use to verify a message.
+    """Print the key with which a webhook verifies messages.
 
-    It has the form of Standard Webhooks, and reveals nothing about the mesh secret.
+    It is for the receivers of --notify-url, has the form of Standard Webhooks, and
+    reveals nothing about the mesh secret.
     """
     key = _secret_of(context, secret_file).webhook_key()
     print_text(f"whsec_{b64encode(key).decode()}")

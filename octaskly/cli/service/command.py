@@ -110,7 +110,10 @@ def uninstall(
     purge: bool,  # noqa: FBT001
     yes: bool,  # noqa: FBT001
 ) -> None:
-    """Stop the agent and remove its unit; its data is kept, unless --purge is given."""
+    """Stop the agent and remove its unit.
+
+    Its data is kept, unless --purge is given.
+    """
     scope = _installed_scope(is_user, context)
     systemd = Systemd(scope, context.environ)
     path = unit_files.unit_path(scope, context.environ)
@@ -158,7 +161,10 @@ def uninstall(
 @JSON_OPTION
 @click.pass_obj
 def status(context: CliContext, is_user: bool | None, as_json: bool) -> int:  # noqa: FBT001
-    """Show whether the service is installed and running; exit code 1 if not."""
+    """Show whether the service is installed and running.
+
+    The exit code is 1 if it is not.
+    """
     scope = _installed_scope(is_user, context)
     systemd = Systemd(scope, context.environ)
     path = unit_files.unit_path(scope, context.environ)
