@@ -329,6 +329,28 @@ def test_a_snapshot_with_ranges_is_joined_as_one_of_members(
         db.close()
 
 
+def test_a_snapshot_has_a_range_whose_first_member_is_apart() -> None:
+    """Both have the same key, and a part may end at the first of them."""
+    key = member_id(ARRAY, number(2)), attempt_of(2, 0), NODES[0]
+    failed = Outcome(AttemptState.FAILED, EndReason.EXIT, 1)
+    facts: list[Fact] = [
+        Submitted(SPEC),
+        MembersAssigned(ARRAY, attempt_of(2, 0), NODES[0], number(2), STEP, 3),
+        Finished(*key, failed, 1),
+    ]
+    db = kit.database()
+    tables = TableWriter(db, kit.PicklePacker(), kit.HandClock())
+    for entry in kit.entries(facts):
+        tables.append_entries([Append(1, (entry,), kit.EPOCHS)])
+
+    parts = _parts(db, 1, 1)
+
+    ids = {row.record.id for part in parts for row in part.rows}
+    assert ids == {ARRAY, member_id(ARRAY, number(2))}
+    assert [len(row.members) for part in parts for row in part.ranges] == [3]
+    db.close()
+
+
 def assignments_replace_what_is_known(patch: pytest.MonkeyPatch) -> None:
     """A range is inserted over members that have rows, or are in a range."""
     patch.setattr(RangeWrites, "_is_any_known", lambda *_: False)

@@ -88,7 +88,8 @@ def _with_rows(
     key, has_more = part.cursor.row_key, False
     for next_key, row in _rows(db, key, ages):
         is_full = left <= 0 or len(ranges) == RANGE_ROWS_MAX
-        if is_full and (found or ranges):
+        # A range whose first member is apart has the key of that member's row.
+        if is_full and (found or ranges) and next_key > key:
             has_more = True
             break
         if isinstance(row, RangeRow):
