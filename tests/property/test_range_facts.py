@@ -61,7 +61,7 @@ from octaskly.store.reading.compaction_plan import plan_compaction
 from octaskly.store.reading.display_facts import read_display_facts
 from octaskly.store.reading.snapshot import read_snapshot_head, read_snapshot_part
 from octaskly.store.tables import arrays
-from octaskly.store.tables.member_ranges import StoredRange, task_rows_of
+from octaskly.store.tables.member_ranges import task_rows_of
 from octaskly.store.writing import purge, range_writes
 from octaskly.store.writing.range_writes import RangeWrites
 from octaskly.store.writing.table_merge import TableWriter
@@ -361,18 +361,9 @@ def members_stay_in_their_range(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(range_writes, "APART", RUNNING)
 
 
-def successes_have_the_time_of_their_range(patch: pytest.MonkeyPatch) -> None:
-    """The feed puts a success where its assignment was."""
-    patch.setattr(StoredRange, "hlc_at", lambda stored, offset: stored.hlc + offset)
-
-
 @pytest.mark.parametrize(
     "plant",
-    [
-        assignments_replace_what_is_known,
-        members_stay_in_their_range,
-        successes_have_the_time_of_their_range,
-    ],
+    [assignments_replace_what_is_known, members_stay_in_their_range],
 )
 def test_a_planted_bug_in_ranges_is_found(
     plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
