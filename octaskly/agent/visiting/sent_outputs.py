@@ -19,9 +19,7 @@ from octaskly.runner.files.capture import OutputReader
 
 PATH: Final = "/internal/v1/visits/outputs"
 TRIES: Final = 10  #: while the dispatcher changes
-BUSY_TRIES: Final = (
-    100  #: while it lets others go first, or this visitor asks too often
-)
+BUSY_TRIES: Final = 100  #: while others go first, or this visitor asks too often
 PAUSE_S: Final = 2.0
 CHUNK_BYTES: Final = 1 << 20
 

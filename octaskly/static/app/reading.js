@@ -25,12 +25,13 @@ export class Reader {
   /** Runs now, or after the present run, which may have begun too early. */
   read() {
     this.#unplan();
+    if (this.#next !== null) return this.#next;
     if (this.#current === null) return this.#begin();
     const again = () => {
       this.#next = null;
       return this.#begin();
     };
-    this.#next ??= this.#current.then(again, again);
+    this.#next = this.#current.then(again, again);
     return this.#next;
   }
 

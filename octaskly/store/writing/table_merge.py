@@ -65,7 +65,7 @@ from octaskly.store.writing.row_changes import RowChanges
 from octaskly.store.writing.stdin_freeing import StdinFreeing
 
 NO_TIMES: Final[Mapping[TaskId, int]] = {}
-CACHED_TASKS: Final = 10_000  #: number of unfinished tasks in the cache
+CACHED_TASKS: Final = 8_000  #: number of unfinished tasks in the cache
 
 
 class _TaskEntry(NamedTuple):
