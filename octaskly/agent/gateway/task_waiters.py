@@ -40,13 +40,18 @@ class TaskWaiters:
     def __init__(self) -> None:
         #: By name; tasks that share a name share a key.
         self._waits: dict[str, set[_TaskWait]] = {}
-        self._unpersisted: deque[tuple[int, _TaskWait, TaskFact]] = deque()
-        """Facts not yet on disk, for `accepts_local_commit`, with the write number."""
+        self._unpersisted: deque[tuple[int, _TaskWait, TaskFact | None]] = deque()
+        """Facts not yet on disk, for `accepts_local_commit`, with the write number.
+
+        None stands for what was appended before the wait began.
+        """
+        self._appended_number = self._persisted_number = 0  #: of the last write
         self.recent = RecentTasks()
 
     def on_appended(self, entries: Sequence[Entry], number: int) -> None:
         """Keep the facts that waits need, so that they need not read the store."""
         self.recent.appended(entries)
+        self._appended_number = number
         waits = self._waits
         for _, fact in task_entries(entries) if waits else ():
             task = fact.task
@@ -61,9 +66,10 @@ class TaskWaiters:
 
         Woken earlier, they would read the old state of the task.
         """
+        self._persisted_number = number
         while self._unpersisted and self._unpersisted[0][0] <= number:
             _, wait, fact = self._unpersisted.popleft()
-            wait.facts.append(fact)
+            wait.facts += () if fact is None else (fact,)
             wait.has_changed.set()
 
     def on_replicated(self, tasks: Sequence[TaskId]) -> None:
@@ -107,6 +113,8 @@ class TaskWaiters:
         # Register before the first read, so that no change is missed. Applying a fact
         # twice changes nothing.
         with self._registered(wait, name):
+            if accepts_local_commit and self._persisted_number < self._appended_number:
+                self._unpersisted.append((self._appended_number, wait, None))
             cached = None if accepts_local_commit else self.recent.get(TaskId(name))
             try:
                 async with asyncio.timeout(timeout_s):

@@ -15,7 +15,7 @@ from octaskly.agent.gateway.recent_tasks import (
 )
 from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.core.log.facts import Assigned, Entry, Fact, Finished, Floor, Submitted
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, record_of
 from octaskly.core.model.ids import Epoch, StreamId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import AttemptState, TaskState
@@ -159,3 +159,30 @@ def record_of_all(facts: list[Fact]) -> TaskRecord:
     remembered_task = recent.get(TASK)
     assert remembered_task is not None
     return remembered_task.record
+
+
+async def test_a_wait_sees_what_was_on_its_way_to_the_disk() -> None:
+    """Else it would see the start of a task only with the next fact, or its timeout."""
+    waiters = TaskWaiters()
+    task = TaskId("task-001-0000000a")
+    stored = [TaskRecord(id=task)]
+    has_read = asyncio.Event()
+
+    async def read() -> TaskRecord:
+        has_read.set()
+        return stored[-1]
+
+    start = Assigned(task, attempt(), node_id("a"))
+    waiters.on_appended([Entry(STREAM, 1, 1, start)], 1)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        waited = group.create_task(
+            waiters.wait_until(
+                *(str(task), read, lambda record: bool(record.attempts), 60.0),
+                accepts_local_commit=True,
+            )
+        )
+        await has_read.wait()
+        stored.append(record_of(start))
+        waiters.on_persisted(1)
+
+    assert waited.result() == stored[-1]
