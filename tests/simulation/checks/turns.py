@@ -7,7 +7,7 @@ from itertools import chain
 
 from octaskly.core.effects import Append, Effect
 from octaskly.core.events import Event
-from octaskly.core.log.facts import Assigned
+from octaskly.core.log.facts import Assigned, Submitted
 from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.arrays import split_member_id
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
@@ -50,6 +50,10 @@ class TurnWatch:
         appends = (a for a in effects if isinstance(a, Append))
         facts = (e.fact for a in appends for e in member_entries(a.entries))
         for fact in facts:
+            if isinstance(fact, Submitted) and fact.task in last:
+                if last[fact.task][0].spec.ord != fact.spec.ord:
+                    del last[fact.task]  # Another array uses the id of a forgotten one.
+                continue
             place = split_member_id(fact.task)
             if place is None or not isinstance(fact, Assigned):
                 continue
