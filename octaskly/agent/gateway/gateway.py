@@ -420,8 +420,8 @@ class AgentGateway:
         if (array := array_of(record.id)) is not None:
             raise TaskNotWaiting(
                 "Cannot change the priority of this task",
-                hint=f"it is a member; its priority is that of array"
-                f" {task_name(array)}",
+                hint="it is a member; its priority is that of array "
+                f"{task_name(array)}",
             )
         reply = await self.pending_requests.send_request(
             lambda ticket: ev.ReprioritizeRequested(ticket, record, priority),
