@@ -56,7 +56,7 @@ class VisitorOutput(Struct, frozen=True):
     """Output of an attempt, from its visitor."""
 
     pieces: tuple[OutputPiece, ...]
-    is_complete: bool  #: the attempt has ended; no more output follows
+    is_complete: bool  #: this is the last output of the attempt
 
 
 class NoVisitorOutput(Struct, frozen=True):

@@ -290,7 +290,7 @@ async def test_waiting_task_gets_another_priority(
 async def test_a_dialog_stays_open_when_the_reason_arrives(
     page: Page, mesh: list[Agent]
 ) -> None:
-    """What somebody types is not lost because the page learns why the task waits."""
+    """The text in the field stays when the page learns why the task waits."""
     task = submit(mesh[0], "true", requires={"labels": {"no": "node"}})
     asked = asyncio.Event()
     is_open = asyncio.Event()

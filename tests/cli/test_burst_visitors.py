@@ -121,7 +121,7 @@ def test_ctrl_c_withdraws_what_is_requested(agent: DemoAgent, tmp_path: Path) ->
 def test_ctrl_c_waits_for_visitors_and_a_second_one_ends_them(
     agent: DemoAgent,
 ) -> None:
-    """What runs there is given back, and waits for another node."""
+    """Its tasks are given back, and wait for another node."""
     task = submit(agent, "sleep 600")
     command = ("--for", "site=away", "--", "sh", "-c", "{agent}")
 

@@ -590,7 +590,7 @@ def facts_about_ranges_lose_gaps(patch: pytest.MonkeyPatch) -> None:
 
 
 def rests_of_ranges_begin_anew(patch: pytest.MonkeyPatch) -> None:
-    """A node that holds a part of a fact takes the first members again."""
+    """A node that holds the first members of a fact takes these again."""
     real = range_facts.entry_after
 
     def unshifted(entry: Entry, seq: int) -> Entry:

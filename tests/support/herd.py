@@ -58,7 +58,7 @@ Items = tuple[tuple[AttemptId, TaskSpec], ...]
 
 
 class Work(NamedTuple):
-    """What members do with their attempts."""
+    """How members treat their attempts."""
 
     slots: int = 2  #: of each member
     from_s: float = 4.0  #: the shortest attempt

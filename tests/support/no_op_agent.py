@@ -22,7 +22,7 @@ from octaskly.runner.pool.pool import Pool
 
 NO_OP_PROGRAM: Final = __spec__.name
 EVERY_THIRD_FAILS: Final = "test $(({} % 3)) -ne 0"
-"""Command of an array of which each third member fails, also with a real shell."""
+"""Command of an array: every third member fails, here as with a real shell."""
 ENDLESS: Final = "sleep infinity"
 _REMAINDER: Final = re.compile(r"test \$\(\((\d+) % (\d+)\)\) -ne 0")
 

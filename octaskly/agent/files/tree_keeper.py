@@ -168,7 +168,7 @@ class TreeKeeper:
         """Have the outputs of tasks kept at all nodes that may have them.
 
         Returns:
-            The tasks of which each output is kept somewhere.
+            The tasks whose outputs are all kept, each by some node.
         """
         outputs_of: dict[str, list[AttemptOutputs]] = {}
         by_node: dict[NodeId, dict[AttemptOutputs, None]] = defaultdict(dict)

@@ -2,9 +2,9 @@
 
 A worker gets many members of an array at once, and nearly all of them succeed. The log
 has one fact for these members, which takes a sequence number and a timestamp for each.
-So it means exactly the same as the facts of the members one by one. Some nodes may hold
-these instead; a node that holds some of them takes only the rest of the fact. A fact
-about a single member is never in this form.
+So it means exactly the same as the facts of the members one by one. A node may already
+hold the facts of some members; it takes only the rest. A fact about a single member is
+never in this form.
 
 All rules are those of members. Whoever needs the facts of a member calls `member_facts`
 or `member_entries`.

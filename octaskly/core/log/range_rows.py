@@ -1,8 +1,7 @@
 """Rows of a snapshot for members of an array that were assigned together.
 
-A row of this kind stands for the row of each member, as a fact about several members
-stands for the facts of each: see `range_facts`. Members of which more is known have
-rows of their own.
+One `RangeRow` replaces the rows of these members, as one fact of `range_facts` replaces
+their facts. A member of which more is known has a row of its own.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class EndReason(StrEnum):
 
 
 SHELL_EXIT_CODES: Final = {126: " (cannot be executed)", 127: " (command not found)"}
-"""What a shell means by these exit codes. Source: POSIX.1-2024, XCU 2.8.2."""
+"""Why a shell ends with these exit codes. Source: POSIX.1-2024, XCU 2.8.2."""
 
 
 def exit_code_text(exit_code: int) -> str:

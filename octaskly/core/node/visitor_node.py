@@ -361,7 +361,7 @@ class VisitorNode:
         return LeaveReason.IDLE if is_idle else None
 
     def _leave(self, reason: LeaveReason, now: Moment) -> list[Effect]:
-        """Take no more work, and give all attempts back, so that others run them."""
+        """Accept no more attempts, and return those in hand to the mesh."""
         if self.leave_reason is not None:
             return []
         self.leave_reason = reason

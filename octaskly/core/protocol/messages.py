@@ -477,7 +477,7 @@ class OutputPieces(Struct, frozen=True, array_like=True, tag=36):
 
     ticket: Count  #: as in the request
     pieces: Annotated[tuple[OutputPiece, ...], Meta(max_length=OUTPUT_PIECES_MAX)]
-    is_complete: bool  #: the attempt has ended; no more output follows
+    is_complete: bool  #: this is the last output of the attempt
     is_absent: bool = False  #: the visitor has no output of this attempt
 
 

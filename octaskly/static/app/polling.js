@@ -41,12 +41,12 @@ export function soon(wait_ms = SOON_MS) {
   reader.soon(wait_ms);
 }
 
-/** Shows the state of a node after an order, and no answer from before it. */
+/** Shows the state of a node after an order; older answers do not count. */
 export function nodeCame({ id, state, running }) {
   ordered(nodes.value.map((one) => (one.id === id ? { ...one, state, running } : one)));
 }
 
-/** Shows a node no more, also if an answer from before has it. */
+/** Removes a node from view, also if an older answer still lists it. */
 export function nodeLeft(id) {
   ordered(nodes.value.filter((one) => one.id !== id));
 }

@@ -24,7 +24,7 @@ BATCH_ENTRIES_MAX: Final = 8192
 
 
 class Batch(NamedTuple):
-    """What one commit writes."""
+    """The items of one commit."""
 
     items: list[QueueItem]
     entries: int  #: as many as the items count as

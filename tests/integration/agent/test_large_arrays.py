@@ -164,7 +164,7 @@ def test_a_cancel_by_force_in_the_middle_of_200_ranges(head: Agent) -> None:
 
 @pytest.mark.soak
 def test_max_fails_is_reached_in_50_ranges_at_once(head: Agent) -> None:
-    """What runs ends by itself; nothing else begins."""
+    """Running members end by themselves, and no other member starts."""
     members, workers, slots = 10_000, 50, 16
     with herd(head, workers, Work(slots, from_s=2.0, to_s=2.0, fails=True)):
         until_nodes(head, 1 + workers)

@@ -38,7 +38,7 @@ function Form({ query }) {
   const from = query.get("from");
   const [filledFrom, setFilledFrom] = useState(null);
   const [isOpen, setOpen] = useState(false); //: the section with more options
-  const isFilling = from !== null && filledFrom !== from; //: nobody can type yet
+  const isFilling = from !== null && filledFrom !== from; //: the form is locked until then
   const fill = async (id, signal) => {
     try {
       const task = await get(`/api/v1/tasks/${encodeURIComponent(id)}`, {}, { signal });
