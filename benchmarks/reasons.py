@@ -36,8 +36,8 @@ REASONS: Final = {
     " some 10 us; by its key instead of its id it would be 9, ahead of time 8",
     "upload over HTTPS": "of the agent's CPU, SHA-256 takes 30 %, receiving in the"
     " kernel 26, TLS 16 and the write 9, and curl shares the two cores",
-    "supply to a task's node": "one thread hashes all bytes in order, 1.3 s a GB while"
-    " both nodes share two cores; sending, receiving and writing take 1.4 s beside it",
+    "supply to a task's node": "one thread hashes all bytes in order, 1.0 to 1.3 s a"
+    " GB while both nodes share two cores",
     "forwarded fetch": "nginx that forwards to nginx reaches 0.6 to 0.7 itself; two"
     " nodes take 1.2 times its CPU",
     "longest pause of its loop": "a request of 10 000 tasks is accepted in one step"

@@ -94,7 +94,7 @@ class BlobUpload:
                 self._hash_beginning(start)
             else:
                 self._hashing = _Hashing(digest)
-            os.ftruncate(self._fd, start)
+            _cut(self._fd, start)
             os.lseek(self._fd, start, os.SEEK_SET)
         except OSError:
             self.abort()
@@ -240,7 +240,7 @@ class PieceUpload:
         #: Reserved in the store, which counts them.
         self.arrived_bytes = self._bytes_of(self._arrived)
         if not self._arrived:
-            os.ftruncate(fd, 0)
+            _cut(fd, 0)
             os.ftruncate(fd, size_bytes + self.piece_count)
         self._digest, self._hashed_count = hashlib.sha256(), 0
         if hashed is not None and self._arrived:
@@ -546,6 +546,17 @@ def choose_piece(
         key=lambda number: sent.get(number, 0),
         default=None,
     )
+
+
+def _cut(fd: int, size_bytes: int) -> None:
+    """Drop what a file has after its first bytes; raise OSError.
+
+    A file that has no more is left alone: ext4 takes a cut to nothing, even of an empty
+    file, as a sign that its old content is being replaced, and its last close then
+    waits until all data is on its way to the disk.
+    """
+    if os.fstat(fd).st_size > size_bytes:
+        os.ftruncate(fd, size_bytes)
 
 
 def disk_error(error: OSError) -> DiskFull:
