@@ -34,6 +34,7 @@ ARRAYS = "/api/v1/arrays"
 STATES = ("queued", "running", "completed", "failed", "cancelled")
 SLOTS = 512  #: of the agent without processes, so that work never waits for a message
 MEMORY_MB = 150.0  #: growth of an agent, whatever the number of members
+QUEUE_MAX = 20_000_000  #: more than the largest array has members
 FOREVER_S = 3600.0
 """For tests that `make soak` repeats; each ends long before."""
 
@@ -43,7 +44,7 @@ Counts = dict[str, int]
 def start(folder: Path, slots: int) -> Agent:
     """Start an agent whose tasks need no processes."""
     create_secret_file(folder / "mesh.key")
-    words = ("--name", "ash", "--slots", str(slots))
+    words = ["--name", "ash", "--slots", str(slots), "--queue-max", str(QUEUE_MAX)]
     return launch(folder / "ash", folder / "mesh.key", *words, program=NO_OP_PROGRAM)
 
 
