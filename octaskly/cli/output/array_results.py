@@ -12,12 +12,12 @@ from octaskly.cli.output.render import is_quiet, note, time_left
 from octaskly.cli.output.task_view import (
     command_of,
     format_rate,
-    how_ended,
     text_streams,
 )
 from octaskly.cli.output.terminal import ProgressLine, write_output
 from octaskly.client.flows import arrays, queries, rest_calls
 from octaskly.client.flows.queries import TaskFilter
+from octaskly.core.model.tasks import end_text
 from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class ResultPrinter:
         if self._failed > NAMED_MAX:
             return
         item = f" ({task.item[:NAMED_CHARS]})" if self._items and task.item else ""
-        why = how_ended(task.reason, task.exit_code, task.signal, task.detail)
+        why = end_text(task.reason, task.exit_code, task.signal, task.detail)
         where = f" on {task.worker_id}" if task.worker_id else ""
         note(f"{task.id}{item} failed{where}: {why}")
         if self._failed == NAMED_MAX:
@@ -147,7 +147,7 @@ def print_member_logs(
 def _state_of(member: Task) -> str:
     if member.status != "failed":
         return f"{member.status}, {command_of(member)[:NAMED_CHARS]}"
-    how = how_ended(member.reason, member.exit_code, member.signal, member.detail)
+    how = end_text(member.reason, member.exit_code, member.signal, member.detail)
     return f"{member.status} ({how}), {command_of(member)[:NAMED_CHARS]}"
 
 

@@ -22,10 +22,10 @@ from octaskly.cli.output.task_view import (
     format_progress,
     format_rate,
     format_time_limit,
-    how_ended,
 )
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import TASKS, Call
+from octaskly.core.model.tasks import end_text
 from octaskly.rest.client_types import FINAL, Task
 from octaskly.rest.tasks import FirstFailure, Members
 
@@ -201,5 +201,5 @@ def _progress_parts(task: Task, counts: Members) -> Iterator[str]:
 
 def describe_first_failure(failure: FirstFailure) -> str:
     """Return the first failure of an array: `first .17: exit code 3`."""
-    how = how_ended(failure.reason, failure.exit_code, failure.signal, failure.detail)
+    how = end_text(failure.reason, failure.exit_code, failure.signal, failure.detail)
     return f"first .{failure.index}: {how}"

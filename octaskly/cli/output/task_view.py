@@ -23,7 +23,7 @@ from octaskly.cli.output.render import (
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import ARRAYS, TASKS, Call, resource_path
 from octaskly.config.units import SECONDS
-from octaskly.core.model.tasks import exit_code_text
+from octaskly.core.model.tasks import end_text
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import (
     ArrayMember,
@@ -139,17 +139,6 @@ def text_streams(task: Task) -> Literal["both", "stderr"]:
     return "stderr" if task.call else "both"
 
 
-def how_ended(
-    reason: str | None, exit_code: int | None, signal: int | None, detail: str | None
-) -> str:
-    """Return why a task or attempt did not succeed."""
-    if reason == "exit" and exit_code is not None:
-        return exit_code_text(exit_code)
-    if detail:
-        return detail
-    return f"signal {signal}" if signal is not None else reason or "not known"
-
-
 def fetch_earlier_attempts(client: Session, task: Task) -> list[AttemptLine]:
     """Return the attempts before the one that the task shows.
 
@@ -169,7 +158,7 @@ def fetch_earlier_attempts(client: Session, task: Task) -> list[AttemptLine]:
 
 
 def _describe_attempt(attempt: AttemptLine) -> str:
-    how = how_ended(attempt.reason, attempt.exit_code, attempt.signal, attempt.detail)
+    how = end_text(attempt.reason, attempt.exit_code, attempt.signal, attempt.detail)
     if attempt.status == "running":
         how = "running"
     elif attempt.duration_ms is not None:
@@ -363,7 +352,7 @@ def print_array(client: Session, task: Task) -> None:
 
 
 def _describe_failed(member: ArrayMember) -> str:
-    how = how_ended(member.reason, member.exit_code, member.signal, member.detail)
+    how = end_text(member.reason, member.exit_code, member.signal, member.detail)
     item = f" ({member.item[:60]})" if member.item != str(member.index) else ""
     return f"{member.id}{item}: {how}"
 
@@ -389,7 +378,7 @@ def explanation_lines(found: Explanation) -> Iterator[str]:
     if inputs is None:
         yield f"{found.id} ({found.status}): {found.summary}"
         if (first := found.first_failure) is not None:
-            how = how_ended(first.reason, first.exit_code, first.signal, first.detail)
+            how = end_text(first.reason, first.exit_code, first.signal, first.detail)
             yield f"first failed member: {first.id}: {how}"
         return
     if inputs.awaited is not None and found.status == "running":

@@ -27,6 +27,7 @@ from octaskly.client.flows.task_fields import (
     paths_of,
     ref_of,
 )
+from octaskly.core.model.tasks import end_text
 from octaskly.errors import OctasklyError
 from octaskly.rest.client_types import (
     Draft,
@@ -273,9 +274,7 @@ def _cancel_submitted(requests: RequestFlow, submission: Call) -> Flow[None]:
 
 
 def _task_failed(task: Task) -> TaskFailed:
-    why = task.detail or task.reason or task.status
-    if task.reason == "exit":
-        why = f"exit code {task.exit_code}"
+    why = end_text(task.reason or task.status, task.exit_code, task.signal, task.detail)
     last = (task.stderr or "").strip().rpartition("\n")[2][:200]
     text = f"{task.id} {task.status}: {why}" + (f": {last}" if last else "")
     return TaskFailed(text, task=task, hint=f"octaskly show {task.id}")

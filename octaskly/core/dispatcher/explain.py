@@ -26,7 +26,7 @@ from octaskly.core.model.tasks import (
     LaneKey,
     Outcome,
     TaskState,
-    exit_code_text,
+    end_text,
 )
 from octaskly.core.replies import NodeRejection, QueuedAhead, TaskExplanation
 from octaskly.core.scheduling.queued_task import (
@@ -438,6 +438,8 @@ def _describe_record(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
         if outcome.reason is EndReason.INPUTS:
             return f"it failed: {outcome.detail}"
         how = f": {_describe_outcome(outcome)}"
+    elif outcome is not None and outcome.detail and record.state is TaskState.COMPLETED:
+        how = f"; {outcome.detail}"
     return f"it {_END_VERBS[record.state]}{where}{how}"
 
 
@@ -455,13 +457,7 @@ def _describe_member_failures(progress: ArrayProgress) -> str:
 
 
 def _describe_outcome(outcome: Outcome) -> str:
-    if outcome.detail:
-        return outcome.detail
-    if outcome.reason is EndReason.EXIT and outcome.exit_code is not None:
-        return exit_code_text(outcome.exit_code)
-    if outcome.reason is EndReason.SIGNAL:
-        return f"signal {outcome.signal}"
-    return outcome.reason.value
+    return end_text(outcome.reason, outcome.exit_code, outcome.signal, outcome.detail)
 
 
 _END_VERBS = {

@@ -584,8 +584,18 @@ def test_a_task_that_can_never_run_is_explained() -> None:
             126,
             None,
             "cwd x does not exist on b",
-            "cwd x does not exist on b",
+            "exit code 126 (cannot be executed): cwd x does not exist on b",
         ),
+        (
+            EndReason.EXIT,
+            3,
+            None,
+            "output a was not kept: no space",
+            "exit code 3: output a was not kept: no space",
+        ),
+        (EndReason.SIGNAL, 137, 9, "limit memory_mb", "signal 9: limit memory_mb"),
+        (EndReason.TIMEOUT, 124, None, "not kept", "timeout: not kept"),
+        (EndReason.LIMIT, 137, 9, "memory_mb: over 64", "memory_mb: over 64"),
     ],
 )
 def test_a_failed_task_is_explained(
@@ -601,6 +611,17 @@ def test_a_failed_task_is_explained(
         explained(DispatcherWithWorkers(B), record, roster_line(B)).summary
         == f"it failed on b: {text}"
     )
+
+
+def test_a_completed_task_says_what_it_lacks() -> None:
+    """Its state does not change because an output was not kept."""
+    end = replace(outcome(AttemptState.OK), detail="output a was not kept: no space")
+    run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end, decided_term=1)
+    record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
+
+    explanation = explained(DispatcherWithWorkers(B), record, roster_line(B))
+
+    assert explanation.summary == "it completed on b; output a was not kept: no space"
 
 
 def test_a_task_without_its_inputs_failed_on_no_node() -> None:
