@@ -14,7 +14,6 @@ from posixpath import normpath
 from typing import NamedTuple
 
 from octaskly.core.model.ids import AttemptId, TaskId, task_name
-from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.errors import OutputNotFound
 from octaskly.files.copying import copy_content
@@ -39,13 +38,20 @@ REMOVE_TRIES = 5
 REMOVE_RETRY_S = 1.0
 
 
+class NoRoom(NamedTuple):
+    """What a node has no room for now."""
+
+    what: str
+    why: str
+
+
 class Prepared(NamedTuple):
     """The result of preparing an attempt."""
 
     missing: list[str]  #: missing inputs and files, as text
     folder: Path | None  #: its scratch folder, if it has one and nothing is missing
     stdin_fd: int | None = None  #: the file that it reads, if it has one
-    full: str = ""  #: why there is no room for its files now
+    no_room: NoRoom | None = None
     problem: FolderProblem | None = None  #: of the folder of a client
 
 
@@ -59,7 +65,7 @@ class AttemptSources(NamedTuple):
 def needs_preparation(spec: TaskSpec) -> bool:
     """Return True if something must be checked, fetched or created for an attempt."""
     options = spec.options
-    return bool(spec.inputs) or (
+    return bool(spec.inputs or spec.outputs) or (
         options is not None
         and (
             options.is_scratch
@@ -111,7 +117,7 @@ class ScratchFolders:
         may_continue: Callable[[], bool],
         tally: SourceTally | None = None,
     ) -> Prepared:
-        """Check inputs, fetch files and create the scratch folder. Blocks.
+        """Check room and inputs, fetch files, create the scratch folder. Blocks.
 
         Args:
             spec: The task.
@@ -123,14 +129,14 @@ class ScratchFolders:
             FilesAwaited: a client has not sent all of its files.
             OSError: inputs could not be checked, or no folder could be created.
         """
-        if (problem := self._find_folder_problem(spec.options)) is not None:
-            return Prepared([], None, problem=problem)
+        if (obstacle := self._find_obstacle(spec)) is not None:
+            return obstacle
         try:
             trees, missing = self._fetch(spec, sources, may_continue, tally)
         except FileExceedsQuota as error:  # There is no room later, either.
             return Prepared([error.message], None)
         except FileQuotaExceeded as error:
-            return Prepared([], None, full=error.message)
+            return Prepared([], None, no_room=NoRoom("its files", error.message))
         if missing:
             return Prepared(missing, None)
         stdin_fd = None
@@ -150,14 +156,18 @@ class ScratchFolders:
                 raise FilesAwaited(str(error), retry_s=ASK_AGAIN_S) from None
             return Prepared([str(error)], None)
 
-    def _find_folder_problem(self, options: TaskOptions | None) -> FolderProblem | None:
-        """Return why a task cannot run in the folder of a client that it names."""
+    def _find_obstacle(self, spec: TaskSpec) -> Prepared | None:
+        """Return what keeps a task from this node, whatever files it needs."""
+        if spec.outputs and (why := self._archive.captured.lack_of_room()):
+            return Prepared([], None, no_room=NoRoom("its outputs", why))
+        options = spec.options
         same = None if options is None else options.same_folder
         if options is None or same is None:
             return None
-        return self._task_user_ops.find_folder_problem(
+        problem = self._task_user_ops.find_folder_problem(
             options.cwd, same.name, same.sha256, may_write=not same.is_read_only
         )
+        return None if problem is None else Prepared([], None, problem=problem)
 
     def _fetch(
         self,

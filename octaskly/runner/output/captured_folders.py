@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 from octaskly.ports import Clock
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
+ROOM_BYTES_MIN: Final = 1 << 20
+"""Room below which a node takes no task that has outputs."""
 UNCOPIED_NAME: Final = "uncopied"  #: a file that is there until a second copy exists
 
 
@@ -67,6 +69,25 @@ class CapturedFolders:
                         break
             return max(0, room_bytes)
 
+    def lack_of_room(self) -> str:
+        """Return why there is no room for outputs of a task; "" if there is, or can be.
+
+        Changes nothing: room is made once it is known how much is needed.
+        """
+        with self._lock:
+            sizes = self._load_sizes()
+            quota_bytes, free_bytes = self._left_bytes()
+            if min(quota_bytes, free_bytes) >= ROOM_BYTES_MIN:
+                return ""
+            freed_bytes = sum(sizes[each] for each in self._unneeded_folders(sizes))
+        if free_bytes + freed_bytes < ROOM_BYTES_MIN:
+            free = max(0, free_bytes + self._reserve_bytes) >> 20
+            needed = ROOM_BYTES_MIN + self._reserve_bytes >> 20
+            return f"{free} MiB of its disk are free, and {needed} MiB are needed"
+        if quota_bytes + freed_bytes < ROOM_BYTES_MIN:
+            return "outputs that nobody has fetched take its whole --output-quota"
+        return ""
+
     def add_folder(self, folder: Path) -> None:
         """Count the outputs of an attempt, all of which are there now."""
         with self._lock:
@@ -111,12 +132,16 @@ class CapturedFolders:
 
     def _room(self, folder: Path) -> int:
         """Return the bytes that an attempt may have now."""
-        sizes = self._load_sizes()
-        others = sum(each for at, each in self._arriving.items() if at != folder)
-        others += sum(each for at, each in sizes.items() if at != folder)
+        own_bytes = self._arriving.get(folder, 0) + self._load_sizes().get(folder, 0)
+        quota_bytes, free_bytes = self._left_bytes()
+        return min(quota_bytes + own_bytes, free_bytes)
+
+    def _left_bytes(self) -> tuple[int, int]:
+        """Return what the quota leaves, and the disk; less than 0 if exceeded."""
+        used_bytes = sum(self._arriving.values()) + sum(self._load_sizes().values())
         self._outputs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(self._outputs_dir).free - self._reserve_bytes
-        return min(self._quota_bytes - others, free_bytes)
+        return self._quota_bytes - used_bytes, free_bytes
 
     def _load_sizes(self) -> dict[Path, int]:
         """Return the size of each folder; the first call reads them from the disk."""

@@ -30,6 +30,7 @@ from octaskly.runner.blobs.blob_fetcher import BlobFetcher, KnownHolders
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.attempt_files import (
     AttemptSources,
+    NoRoom,
     Prepared,
     ScratchFolders,
     needs_preparation,
@@ -67,6 +68,7 @@ from octaskly.runner.pool.output_recorder import OutputRecorder
 from octaskly.runner.pool.report_queue import AttemptStats, EndedCallback, ReportQueue
 
 OVERDUE_CHECK_S = 0.02
+ROOM_PAUSE_S = 1.0  #: time between returns of attempts for which there is no room
 
 
 class Pool:
@@ -99,6 +101,7 @@ class Pool:
     _last_key = 0
     _is_closing = False
     _overdue_timer: asyncio.TimerHandle | None = None
+    _room_lacked_s = -inf  #: when an attempt was last returned for lack of room
 
     def __init__(
         self,
@@ -146,7 +149,7 @@ class Pool:
         self._attempts: dict[tuple[TaskId, AttemptId], PoolAttempt] = {}
         self.recorder = OutputRecorder(archive, blob_fetcher.blob_store, self._attempts)
         self.attempt_stats, self._waiting = AttemptStats(), deque[PoolAttempt]()
-        #: Attempts whose files a client has not sent, with their next try.
+        #: Attempts whose files or room are awaited, with their next try.
         self._awaiting_files: dict[PoolAttempt, asyncio.TimerHandle] = {}
         self._resources = ResourceAllocator(slots, gpus)
         self._reports, self._sources = ReportQueue(clock, on_ended), SourceHistory()
@@ -467,9 +470,8 @@ class Pool:
             self._end_attempt(
                 item, released_outcome(EndReason.INPUTS, ", ".join(lacks))
             )
-        elif found.full:
-            why = f"space for its files on {self._node_name} ({found.full})"
-            self._end_attempt(item, released_outcome(EndReason.ROOM, why))
+        elif found.no_room is not None:
+            self._return_for_room(item, found.no_room)
         elif item.is_return_requested:
             self._end_attempt(item, released_outcome(EndReason.DRAINING))
         else:
@@ -489,6 +491,21 @@ class Pool:
         problem = "; ".join(filter(None, (found.problem, why)))
         return found._replace(problem=problem)
 
+    def _return_for_room(self, item: PoolAttempt, no_room: NoRoom) -> None:
+        """Return an attempt without room, or look again if others were just returned.
+
+        Otherwise a node without room would soon have tried all members of an array.
+        """
+        now_s = self._clock.now().mono_s
+        waited_s = now_s - item.waiting_since_s
+        quiet_s = now_s - self._room_lacked_s
+        if max(waited_s, quiet_s) < ROOM_PAUSE_S and not item.is_return_requested:
+            self._prepare_in(item, ROOM_PAUSE_S - waited_s)
+            return
+        self._room_lacked_s = now_s
+        why = f"space for {no_room.what} on {self._node_name} ({no_room.why})"
+        self._end_attempt(item, released_outcome(EndReason.ROOM, why))
+
     def _prepare_again(self, item: PoolAttempt, awaited: FilesAwaited) -> None:
         """Prepare an attempt later, or release it if its files do not come."""
         now_s = self._clock.now().mono_s
@@ -500,8 +517,11 @@ class Pool:
             self._end_attempt(item, released_outcome(EndReason.INPUTS, str(awaited)))
             return
         self._sources.set_awaited((item.spec.id, item.attempt), str(awaited))
+        self._prepare_in(item, awaited.retry_s)
+
+    def _prepare_in(self, item: PoolAttempt, wait_s: float) -> None:
         self._awaiting_files[item] = asyncio.get_running_loop().call_later(
-            awaited.retry_s, self._resume_preparing, item
+            wait_s, self._resume_preparing, item
         )
 
     def _resume_preparing(self, item: PoolAttempt) -> None:

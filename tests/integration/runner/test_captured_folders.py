@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from octaskly.runner.output.captured_folders import (
     FETCHED_NAME,
+    ROOM_BYTES_MIN,
     CapturedFolders,
     mark_fetched,
 )
@@ -84,6 +86,33 @@ def test_outputs_that_are_being_captured_count(
     assert folders.make_room(other, 600) == 400
     folders.add_folder(other)
     assert capture(folders, one, 600)
+
+
+def test_a_lack_of_room_names_its_cause(tmp_path: Path) -> None:
+    """The quota or the disk; what was fetched could make room, so there is none."""
+    quota_bytes, place = 2 * ROOM_BYTES_MIN, tmp_path / "a" / "1-1-1-1"
+    folders = CapturedFolders(
+        tmp_path, quota_bytes=quota_bytes, reserve_bytes=0, clock=SetClock()
+    )
+    assert capture(folders, place, ROOM_BYTES_MIN)
+    assert folders.lack_of_room() == ""
+    assert capture(folders, tmp_path / "b" / "1-1-1-1", 1)
+    assert folders.lack_of_room() == (
+        "outputs that nobody has fetched take its whole --output-quota"
+    )
+
+    mark_fetched(place)
+    assert folders.lack_of_room() == ""
+    assert place.exists()
+
+    reserve_bytes = shutil.disk_usage(tmp_path).total
+    full = CapturedFolders(
+        tmp_path, quota_bytes=1 << 40, reserve_bytes=reserve_bytes, clock=SetClock()
+    )
+    needed = (reserve_bytes >> 20) + 1
+    assert full.lack_of_room().endswith(
+        f" MiB of its disk are free, and {needed} MiB are needed"
+    )
 
 
 def test_the_next_agent_counts_what_is_there(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.files.scratch_folder import remove_tree
 from octaskly.runner.pool.launch_messages import preparation_failed
 from tests.support.agents import ending, start, submit, until
-from tests.support.pooling import Rig, eventually, launchers_of, rig
+from tests.support.pooling import Rig, archive_in, eventually, launchers_of, rig
 
 SCRATCH = TaskOptions(is_scratch=True)
 DEEP = 1100  #: more than the recursion limit
@@ -240,6 +240,29 @@ def test_without_room_another_node_is_tried() -> None:
 
     assert (outcome.state, outcome.reason) == (AttemptState.RELEASED, EndReason.INPUTS)
     assert outcome.detail == f"space for a scratch folder on rig ({why})"
+
+
+async def test_a_node_without_room_for_outputs_runs_no_task_that_has_some(
+    tmp_path: Path,
+) -> None:
+    """It returns the first one at once, and others after a moment; the rest runs."""
+    async with rig(tmp_path, archive=archive_in(tmp_path, quota_bytes=0)) as made:
+        first = await made.run("touch ran", outputs=("out",))
+        more = [made.start("touch ran", outputs=("out",)) for _ in range(3)]
+        plain = await made.run("echo hello")
+        assert [made.outcome(task) for task, _ in more] == [None, None, None]
+        ends = [first, *[await made.end_of(task) for task, _ in more]]
+
+    assert plain.stdout == b"hello\n"
+    why = "outputs that nobody has fetched take its whole --output-quota"
+    assert {(end.state, end.reason, end.detail) for end in ends} == {
+        (
+            AttemptState.RELEASED,
+            EndReason.ROOM,
+            f"space for its outputs on rig ({why})",
+        )
+    }
+    assert not (tmp_path / "work" / "ran").exists()
 
 
 def test_any_tree_can_be_removed(tmp_path: Path) -> None:
