@@ -10,13 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from octaskly.cli.context import CliContext
+from octaskly.cli.wait_hint import explain_if_waiting
 from octaskly.client.flows.retry import TOO_MANY_STREAMS_ERROR
 from tests.cli.conftest import Run
 from tests.cli.stand_in import Api
+from tests.support.agents import until
 
 ID = "task-001-00000001"
 
@@ -219,6 +223,30 @@ def test_a_long_wait_is_explained_once(
     assert message + rest == (
         b"queued: no node is called pi5; details: octaskly explain task-001-00000001\n"
     )
+
+
+def test_a_wait_that_begins_later_is_explained(
+    api: Api, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The node of a task may be lost; each reason is given once, also to a script."""
+    context = CliContext(node="here", environ=environ)
+
+    with explain_if_waiting(context, ["task-1"], after_s=0.01, period_s=0.01):
+        for reason in ("", "pi4 is lost", "9 come first", "8 come first", "", "again"):
+            api.stall = reason
+            # The first of these may have been asked before.
+            until(partial(has_asked, api, len(api.requests) + 2), "it was checked")
+
+    details = "details: octaskly explain task-1\n"
+    assert capsys.readouterr().err == "".join(
+        f"queued: {reason}; {details}"
+        for reason in ("pi4 is lost", "9 come first", "again")
+    )
+
+
+def has_asked(api: Api, count: int) -> bool:
+    """Return True once commands have sent more than so many requests."""
+    return len(api.requests) > count
 
 
 def test_quiet_hides_the_explanation_of_a_wait(api: Api, octaskly: Run) -> None:
