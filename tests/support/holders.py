@@ -13,7 +13,7 @@ from typing import cast
 from octaskly.api.schemas.query import Query
 from octaskly.files.manifest import content_digest
 from octaskly.files.pack import PackReader
-from octaskly.ports import RETENTION_S
+from octaskly.ports import RETENTION_S, Clock
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.blobs.holder_connection import (
@@ -139,6 +139,8 @@ class Lan:
         self._folder = folder
         self.nodes = {name: OtherNode(name, folder, faults[name]) for name in faults}
         self.hidden: set[str] = set()  #: nodes that a lookup does not find
+        self.unknown: set[str] = set()  #: nodes that were never met
+        self.clock: Clock = MachineClock()
         self.lookups = 0
         self.reported: list[tuple[str, str]] = []
 
@@ -148,7 +150,7 @@ class Lan:
         """Return a fetcher with an empty store."""
         store = BlobStore(
             self._folder / "own",
-            clock=MachineClock(),
+            clock=self.clock,
             quota_bytes=quota_bytes,
             reserve_bytes=reserve_bytes,
         )
@@ -163,8 +165,9 @@ class Lan:
     def holders_of(self, first: str) -> list[Holder]:
         """Return the nodes, first the named one, even if it is not in the mesh now."""
         self.lookups += 1
-        names = [first, *sorted(self.nodes.keys() - self.hidden - {first})]
-        return [Holder(name, ()) for name in names]
+        names = sorted(self.nodes.keys() - self.hidden - {first})
+        named = Holder(first, (), is_named=True, is_unknown=first in self.unknown)
+        return [named, *(Holder(name, ()) for name in names)]
 
     def close(self) -> None:
         """Do nothing: no connection is kept."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from typing import Final, NamedTuple
 
 import msgspec
@@ -61,7 +62,8 @@ FIND_TRIES: Final = 10  #: while the dispatcher changes, or a node restarts
 FIND_PAUSE_S: Final = 2.0
 THREADS_MAX: Final = 64  #: fetches at a time; each may wait for another one's files
 LARGE_MAX: Final = 4  #: blobs that arrive in pieces at a time, whatever else waits
-REPORTED_MAX: Final = 1000  #: wrong copies that are remembered, to log each once
+REPORT_PERIOD_S: Final = 3600.0  #: between reports of wrong bytes from one node
+REPORTED_MAX: Final = 1000  #: nodes whose last report is remembered
 
 HoldersOf = Callable[[str, Sequence[NodeId]], Sequence[Holder]]
 """Returns the nodes that may have a blob, by the node that the task names.
@@ -107,7 +109,8 @@ class BlobFetcher:
         own_names: Name and id of this node.
         lenders: The clients that lend files to this node.
         on_wrong_copy: Called with the name of a holder and the SHA-256 of a file of
-            which it sent wrong bytes, once for each pair; any thread calls it.
+            which it sent wrong bytes, once an hour for each holder; any thread calls
+            it.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class BlobFetcher:
         self.connections = HolderConnections(
             tls, self._open_sockets, clock=blob_store.clock
         )
-        self._reported: dict[tuple[str, str], None] = {}  #: oldest first
+        self._reported_s: dict[str, float] = {}  #: last report by holder, oldest first
         self._is_closed = threading.Event()
         self.find_outputs: FindOutputs = lambda _task: ()
         self.name_of: Callable[[str], str] = lambda node: node  #: for texts, by id
@@ -409,13 +412,17 @@ class BlobFetcher:
             raise OutputNotFound(f"{missing[0][:12]}... was deleted to free space")
 
     def report_wrong_copy(self, holder: str, sha256: str) -> None:
-        """Report that a holder sent wrong bytes, unless that has been reported."""
-        key = holder, sha256
-        if key in self._reported:
+        """Report that a holder sent wrong bytes, unless one was reported recently.
+
+        If its disk fails, any number of files may be wrong.
+        """
+        now_s = self.blob_store.clock.now().mono_s
+        if now_s - self._reported_s.get(holder, -inf) < REPORT_PERIOD_S:
             return
-        self._reported[key] = None
-        if len(self._reported) > REPORTED_MAX:
-            self._reported.pop(next(iter(self._reported)))
+        self._reported_s.pop(holder, None)
+        self._reported_s[holder] = now_s
+        if len(self._reported_s) > REPORTED_MAX:
+            self._reported_s.pop(next(iter(self._reported_s)))
         self._on_wrong_copy(holder, sha256)
 
     def is_closing(self, wait_s: float = 0.0) -> bool:

@@ -108,7 +108,7 @@ class FetcherState(Protocol):
         """Return True if all fetches are to end; wait so long for it."""
 
     def report_wrong_copy(self, holder: str, sha256: str) -> None:
-        """Report that a holder sent wrong bytes, unless that has been reported."""
+        """Report that a holder sent wrong bytes, unless one was reported recently."""
 
 
 class Fetch:

@@ -17,11 +17,17 @@ from hypothesis import strategies as st
 
 from octaskly.core.model.task_options import BlobRef, InputTree
 from octaskly.errors import OutputNotFound
-from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
+from octaskly.files.manifest import (
+    TreeFile,
+    content_digest,
+    encode_manifest,
+    make_manifest,
+)
 from octaskly.ports import DiskFull, FileExceedsQuota, FileQuotaExceeded, OpenPiece
 from octaskly.runner.blobs import fetch as fetch_module
 from octaskly.runner.blobs import pieces, uploads
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher, BlobSource
+from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.blobs.holder_connection import (
     HolderBusy,
     HolderConnection,
@@ -29,6 +35,7 @@ from octaskly.runner.blobs.holder_connection import (
     HolderUnreachable,
 )
 from tests.support.holders import FAULTS, Lan
+from tests.support.set_clock import SetClock
 
 PIECE = 4096
 DATA = os.urandom(40 * PIECE + 5)
@@ -133,6 +140,47 @@ def test_wrong_bytes_in_a_pack_are_discarded(tmp_path: Path) -> None:
     assert lan.reported == [("a", bad)]
     assert lan.nodes["a"].has(good)
     assert not lan.nodes["a"].has(bad)
+
+
+def test_one_line_an_hour_says_that_a_holder_sends_wrong_bytes(tmp_path: Path) -> None:
+    """A failing disk spoils any number of files, and each attempt may want others."""
+    lan = Lan(tmp_path, a="wrong", b="", c="wrong")
+    lan.clock = clock = SetClock()
+    fetcher = lan.fetcher()
+    first, *others, later = (os.urandom(100) for _ in range(50))
+    for data in (first, *others, later):
+        lan.put(data)
+
+    for data in (first, *others):
+        assert fetch(fetcher, content_digest(data)) == []
+    assert lan.reported == [("a", content_digest(first))]
+
+    clock.now_s += 3600
+    assert fetch(fetcher, content_digest(later)) == []
+    assert fetch(fetcher, lan.put(DATA), node="c") == []
+    assert [holder for holder, _ in lan.reported] == ["a", "a", "c"]
+    assert not any(lan.nodes["a"].has(content_digest(data)) for data in others)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "wait_s_max"), [([], 600.0), (["a"], 60.0)], ids=["known", "unknown"]
+)
+def test_lent_files_are_awaited_for_less_time_from_a_node_that_was_never_met(
+    tmp_path: Path, unknown: list[str], wait_s_max: float
+) -> None:
+    """It may still be introduced; a node that was met is probably restarting."""
+    lan = Lan(tmp_path, a="unreachable", b="")
+    lan.unknown.update(unknown)
+    tree = InputTree(sha256=content_digest(b"not here"), node="a", is_lent=True)
+    source = (fetcher := lan.fetcher()).find_blob(tree)
+    assert source is not None
+
+    with pytest.raises(FilesAwaited) as awaited:
+        fetcher.fetch_tree(source)
+
+    assert awaited.value.wait_s_max == wait_s_max
+    assert "which is not connected now" in str(awaited.value)
+    assert lan.nodes["b"].asked  # Any node may have them.
 
 
 def test_a_full_store_is_no_failure_of_the_holder(tmp_path: Path) -> None:
