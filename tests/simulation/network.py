@@ -167,7 +167,7 @@ class Network:
     def send(self, sender: NodeId, peer: NodeId, messages: tuple[Message, ...]) -> None:
         """Send messages, in order."""
         link = self._links.get(_pair(sender, peer))
-        if link is None or sender not in link.ends or link.is_broken:
+        if link is None or link.is_broken or sender not in link.ends:
             return
         self.messages += len(messages)
         self._carry(link, sender, peer, messages)
@@ -176,14 +176,14 @@ class Network:
         self, link: Link, sender: NodeId, peer: NodeId, messages: tuple[Message, ...]
     ) -> None:
         """Deliver messages to the other end, through the codec in some worlds."""
-        data = encode(messages) if self.is_encoding else b""
+        data = encode(messages) if self.is_encoding else None
 
         def arrive() -> None:
             receiver = self._world.machines[peer]
             if link.is_broken or link.deaf == peer or peer not in link.ends:
                 return
             got = messages
-            if self.is_encoding:
+            if data is not None:
                 got = tuple(Decoder(Limits()).receive_data(data))
             if self.repeats:
                 last = self._heard.setdefault((sender, peer), deque(maxlen=REPEATED))

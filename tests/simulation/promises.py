@@ -14,7 +14,7 @@ from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.protocol.messages import Message
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
-from tests.support.attempts_in_messages import acknowledged_keys
+from tests.support.attempts_in_messages import RESULT_ACKS, acknowledged_keys
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -54,7 +54,7 @@ class Promises:
 
     def on_commit(self, disk: Disk) -> None:
         """Note whether a disk brings results and their tasks together."""
-        for key in list(self._foreign):
+        for key in list(self._foreign) if self._foreign else ():
             if key in disk.kept and _knows(disk, key[1]):
                 del self._foreign[key]
 
@@ -77,6 +77,8 @@ class Promises:
     def on_arrival(self, messages: tuple[Message, ...]) -> None:
         """Note the results that workers were allowed to delete."""
         for message in messages:
+            if not isinstance(message, RESULT_ACKS):
+                continue
             for task, attempt in acknowledged_keys(message):
                 self.make((Finished, task, attempt))
 

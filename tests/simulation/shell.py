@@ -58,21 +58,24 @@ class Shell:
 
     def perform_all(self, machine: Machine, node: Node, effects: list[Effect]) -> None:
         """Perform the effects of one step of a node."""
-        number = 0
+        number, send = 0, self._world.network.send
         for effect in effects:
+            # As in the agent, a stopped node performs no more effects.
+            is_alive = machine.node is node
+            if isinstance(effect, Send):  # Most effects.
+                if is_alive:
+                    send(machine.id, effect.peer, effect.messages)
+                continue
             if isinstance(effect, NUMBERED):
                 assert effect.number >= number, f"appends out of order: {effects}"
                 number = effect.number
-            # As in the agent, a stopped node performs no more effects.
-            if machine.node is node:
+            if is_alive:
                 self.perform(machine, node, effect)
 
     def perform(self, machine: Machine, node: Node, effect: Effect) -> None:
-        """Perform one effect."""
+        """Perform one effect other than `Send`."""
         world = self._world
         match effect:
-            case Send(peer, messages):
-                world.network.send(machine.id, peer, messages)
             case Append() | StageRows() | MergeRows() | Save():
                 world.storage.write(machine, effect)
             case Dial(peer, addresses):

@@ -30,13 +30,14 @@ class Timeline:
 
     def at(self, delay_s: float, action: Callable[[], None]) -> None:
         """Run an action later."""
-        self.at_due(self.due(delay_s), action)
+        self._order += 1
+        heapq.heappush(self._queue, (self.time_s + delay_s, self._order, action))
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass."""
-        end_s = self.time_s + seconds
-        while self._queue and self._queue[0][0] <= end_s:
-            self.time_s, _, action = heapq.heappop(self._queue)
+        end_s, queue = self.time_s + seconds, self._queue
+        while queue and queue[0][0] <= end_s:
+            self.time_s, _, action = heapq.heappop(queue)
             action()
         self.time_s = end_s
 

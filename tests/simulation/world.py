@@ -21,7 +21,7 @@ from octaskly.core.events import (
     StopRequested,
     TimerFired,
 )
-from octaskly.core.model.ids import Moment, NodeId
+from octaskly.core.model.ids import Epoch, Moment, NodeId
 from octaskly.core.model.nodes import AvailabilityCommand
 from octaskly.core.model.settings import Limits, Settings, Timing
 from octaskly.core.node.node import Node
@@ -89,7 +89,8 @@ class World(Timeline):
         self.is_skewed = False  #: a wall clock was moved
         self.is_step_lost = False  #: by a disk that was restored from a backup
         self.watchers: list[Callable[[Machine, Event, list[Effect]], None]] = []
-        self._log: list[tuple[object, ...]] = []  #: digest that distinguishes two runs
+        self._log: list[tuple[float, NodeId, type[Event], int, Epoch]] = []
+        """The steps, which distinguish two runs."""
         self._is_traced = is_traced
         self.trace: list[str] = []
 
@@ -280,18 +281,18 @@ class World(Timeline):
             return
         if self.cores is None:
             self._step(machine, node, event)
-            return
+        else:
+            step = partial(self._step_if_alive, machine, node, event)
+            self.cores.run(machine.id, event, step)
 
-        def step() -> None:
-            if machine.node is node:
-                self._step(machine, node, event)
-
-        self.cores.run(machine.id, event, step)
+    def _step_if_alive(self, machine: Machine, node: Node, event: Event) -> None:
+        if machine.node is node:
+            self._step(machine, node, event)
 
     def _step(self, machine: Machine, node: Node, event: Event) -> None:
         effects = node.step(event, self.now(machine))
-        name, epoch = type(event).__name__, node.epoch
-        self._log.append((self.time_s, machine.id, name, len(effects), *epoch))
+        step = (self.time_s, machine.id, type(event), len(effects), node.epoch)
+        self._log.append(step)
         if self._is_traced:
             self._record(machine, event, effects)
         if effects:
@@ -309,11 +310,11 @@ class World(Timeline):
     def _set_timer(self, machine: Machine, node: Node) -> None:
         """Schedule the node's next step, and drop the previous schedule."""
         delay_s = max(0.001, node.deadline() - self.time_s)
-        machine.timer = self.due(delay_s)
+        machine.timer = due = self.due(delay_s)
         # Most steps only move it later, so it is enough to look again at the earlier
         # time.
-        if machine.alarm is None or machine.timer < machine.alarm:
-            self._set_alarm(machine, machine.timer)
+        if machine.alarm is None or due < machine.alarm:
+            self._set_alarm(machine, due)
 
     def _set_alarm(self, machine: Machine, due: Due) -> None:
         machine.alarm = due
@@ -332,7 +333,10 @@ class World(Timeline):
 
     def trace_hash(self) -> str:
         """Return a digest of all events."""
-        lines = (" ".join(map(str, step)) + ";" for step in self._log)
+        lines = (
+            " ".join(map(str, (time_s, node, kind.__name__, count, *epoch))) + ";"
+            for time_s, node, kind, count, epoch in self._log
+        )
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def alive(self) -> list[Machine]:

@@ -12,6 +12,9 @@ from octaskly.core.protocol.messages import (
     ResultsOk,
 )
 
+RESULT_REPORTS = (Results, RangeResults)
+RESULT_ACKS = (ResultsOk, RangeResultsOk)
+
 
 def reported_keys(message: Message) -> list[tuple[TaskId, AttemptId]]:
     """Return the attempts whose ends a worker reports."""

@@ -13,14 +13,19 @@ from octaskly.core.log.facts import Finished, Submitted
 from octaskly.core.model.ids import AttemptId, NodeId, StreamId, TaskId
 from octaskly.core.node.gathering import ACK_WAIT_S
 from octaskly.core.node.node import Node
-from octaskly.core.protocol.messages import Message, PackedMessage
+from octaskly.core.protocol.messages import RangeResultsOk, ResultsOk
 from octaskly.core.replies import CancelResult, Reply, TasksAccepted
 from tests.simulation.machine import Machine
 from tests.simulation.shell import NUMBERED
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
 from tests.simulation.world import World
-from tests.support.attempts_in_messages import acknowledged_keys, reported_keys
+from tests.support.attempts_in_messages import (
+    RESULT_ACKS,
+    RESULT_REPORTS,
+    acknowledged_keys,
+    reported_keys,
+)
 
 NOTICED_S = 5.0  #: time within which other nodes notice the end of a process
 
@@ -49,7 +54,7 @@ class Copies:
                 self._on_sent(machine, effect)
             elif isinstance(effect, NUMBERED):
                 self._is_readable(machine, effect)
-        if not _has_standby_in_sync(machine):
+        if not node.has_in_sync_standby:
             self._with_standby_in_sync.pop(machine.id, None)
         elif self._with_standby_in_sync.get(machine.id) is not node:
             self._with_standby_in_sync[machine.id] = node
@@ -57,7 +62,8 @@ class Copies:
 
     def _on_sent(self, machine: Machine, sent: Send) -> None:
         for message in sent.messages:
-            self._results_are_safe(machine, message)
+            if isinstance(message, RESULT_ACKS):
+                self._results_are_safe(machine, message)
 
     def on_answer(self, machine: Machine, reply: Reply, waited_s: float) -> None:
         """Check one answer to a client at the instant at which it leaves."""
@@ -119,12 +125,14 @@ class Copies:
 
     def _note_results(self, node: Node, event: Received) -> None:
         for message in event.messages:
+            if not isinstance(message, RESULT_REPORTS):
+                continue
             for task, attempt in reported_keys(message):
                 key = (node, task, attempt)
                 self._reported_s.setdefault(key, self._world.time_s)
 
     def _results_are_safe(
-        self, machine: Machine, message: Message | PackedMessage
+        self, machine: Machine, message: ResultsOk | RangeResultsOk
     ) -> None:
         """G3: a result that a worker may delete is on two disks."""
         world, node = self._world, machine.node

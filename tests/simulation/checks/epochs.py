@@ -6,6 +6,7 @@ its end.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 from octaskly.core.effects import Effect, LogLine, Send
@@ -41,30 +42,48 @@ LOGGED: dict[type[Phase], set[str]] = {
 LINES = set().union(*LOGGED.values())
 
 
+@dataclass(slots=True)
+class _Seen:
+    """One machine after its last step."""
+
+    node: Node | None = None
+    phase: type[Phase] = Discovering
+    epoch: Epoch = NO_EPOCH
+    disk: Disk | None = None
+    term: int = 0  #: on that disk
+
+
 class EpochWatch:
     """Checks terms, epochs and phases after every step of a node."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._terms: dict[NodeId, tuple[Disk, int]] = {}
-        self._epochs: dict[NodeId, tuple[Node, Epoch]] = {}
+        self._seen = {node: _Seen() for node in world.machines}
         self._is_stale: dict[tuple[NodeId, int, Epoch, int], bool] = {}
-        self._phases: dict[NodeId, tuple[Node, type[Phase]]] = {}
         self._checked = 0
         world.watchers.append(self)
 
     def __call__(self, machine: Machine, event: Event, effects: list[Effect]) -> None:
         """Check one step and its effects."""
-        node = machine.node
+        node, seen = machine.node, self._seen[machine.id]
         assert node is not None
         if isinstance(event, Received):
-            self._note_stale(machine, event)
+            self._note_stale(machine, seen, event)
+        lines = []
         for effect in effects:
             if isinstance(effect, Send):
                 self._on_sent(machine, effect)
-        self._transitions_are_logged(machine, effects)
-        self._terms_never_decrease(machine)
-        self._epochs_never_decrease(machine, node)
+            elif isinstance(effect, LogLine) and effect.event in LINES:
+                lines.append(effect)
+        phase, epoch = type(node.phase), node.epoch
+        if lines or seen.node is not node or seen.phase is not phase:
+            _transition_is_logged(machine, seen, phase, lines)
+        if seen.disk is not machine.disk or seen.term != machine.disk.term:
+            _term_never_decreases(machine, seen)
+        if seen.node is not node or seen.epoch is not epoch:
+            _epoch_never_decreases(machine, seen, epoch)
+        seen.node, seen.phase, seen.epoch = node, phase, epoch
+        seen.disk, seen.term = machine.disk, machine.disk.term
         self._no_stale_start()
 
     def _on_sent(self, machine: Machine, sent: Send) -> None:
@@ -74,60 +93,22 @@ class EpochWatch:
             elif isinstance(message, ReplicateOk):
                 self._is_not_stale(machine, message)
 
-    def _transitions_are_logged(self, machine: Machine, effects: list[Effect]) -> None:
-        """Each transition writes one log line, with its reason."""
-        assert machine.node is not None
-        phase = type(machine.node.phase)
-        node, before = self._phases.get(machine.id, (None, Discovering))
-        lines = [e for e in effects if isinstance(e, LogLine) and e.event in LINES]
-        if not lines and node is machine.node and phase is before:
-            return
-        self._phases[machine.id] = machine.node, phase
-        assert all(dict(note.fields).get("reason") for note in lines), lines
-        events = [note.event for note in lines]
-        assert all(a != b for a, b in pairwise(events)), f"{machine.id}: {events}"
-        if node is machine.node and phase is before:
-            return
-        assert events, f"{machine.id}: {phase} after {before} without a line"
-        assert events[-1] in LOGGED[phase], f"{machine.id}: {events} tells of {phase}"
-
-    def _terms_never_decrease(self, machine: Machine) -> None:
-        """§ 3.4: a term on a disk only grows."""
-        disk, last = self._terms.get(machine.id, (None, 0))
-        term = machine.disk.term
-        if disk is machine.disk and term == last:
-            return
-        assert disk is not machine.disk or term >= last, (
-            f"{machine.id}: term {term} after {last}"
-        )
-        self._terms[machine.id] = machine.disk, term
-
     def _is_on_disk(self, machine: Machine, message: Claim | ClaimOk) -> None:
         """§ 3.4: a claim or followed dispatcher is on disk before others hear of it."""
         saved = machine.disk.epoch
         assert saved >= message.epoch, f"{machine.id}: {saved}, {message}"
 
-    def _note_stale(self, machine: Machine, event: Received) -> None:
-        node, epoch = self._epochs.get(machine.id, (None, NO_EPOCH))
+    def _note_stale(self, machine: Machine, seen: _Seen, event: Received) -> None:
         for message in event.messages:
-            if isinstance(message, Replicate) and node is machine.node:
+            if isinstance(message, Replicate) and seen.node is machine.node:
                 key = (machine.id, machine.life, message.epoch, message.number)
                 # A batch that came in time may come again, and is acknowledged once.
-                self._is_stale.setdefault(key, message.epoch < epoch)
+                self._is_stale.setdefault(key, message.epoch < seen.epoch)
 
     def _is_not_stale(self, machine: Machine, message: ReplicateOk) -> None:
         """I7: a standby does not serve a dispatcher that it knows to be deposed."""
         key = (machine.id, machine.life, message.epoch, message.number)
         assert not self._is_stale.get(key), f"{machine.id} served {message.epoch}"
-
-    def _epochs_never_decrease(self, machine: Machine, node: Node) -> None:
-        """I6: the epochs that one process follows only grow."""
-        known, last = self._epochs.get(machine.id, (None, NO_EPOCH))
-        epoch = node.epoch
-        if known is node and epoch is last:
-            return
-        assert known is not node or epoch >= last, f"{machine.id}: {epoch} after {last}"
-        self._epochs[machine.id] = node, epoch
 
     def _no_stale_start(self) -> None:
         """I7: no task starts for an epoch lower than one already seen."""
@@ -136,6 +117,34 @@ class EpochWatch:
         for started in self._world.commands.started[self._checked :]:
             assert started.attempt.term >= started.seen_term, f"stale: {started}"
         self._checked = len(self._world.commands.started)
+
+
+def _transition_is_logged(
+    machine: Machine, seen: _Seen, phase: type[Phase], lines: list[LogLine]
+) -> None:
+    """Each transition writes one log line, with its reason."""
+    assert all(dict(note.fields).get("reason") for note in lines), lines
+    events = [note.event for note in lines]
+    assert all(a != b for a, b in pairwise(events)), f"{machine.id}: {events}"
+    if seen.node is machine.node and seen.phase is phase:
+        return
+    assert events, f"{machine.id}: {phase} after {seen.phase} without a line"
+    assert events[-1] in LOGGED[phase], f"{machine.id}: {events} tells of {phase}"
+
+
+def _term_never_decreases(machine: Machine, seen: _Seen) -> None:
+    """§ 3.4: a term on a disk only grows."""
+    term = machine.disk.term
+    assert seen.disk is not machine.disk or term >= seen.term, (
+        f"{machine.id}: term {term} after {seen.term}"
+    )
+
+
+def _epoch_never_decreases(machine: Machine, seen: _Seen, epoch: Epoch) -> None:
+    """I6: the epochs that one process follows only grow."""
+    assert seen.node is not machine.node or epoch >= seen.epoch, (
+        f"{machine.id}: {epoch} after {seen.epoch}"
+    )
 
 
 def one_dispatcher(world: World) -> None:

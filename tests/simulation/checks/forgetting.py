@@ -28,7 +28,9 @@ class Forgetting:
     def __call__(self, machine: Machine, _event: Event, effects: list[Effect]) -> None:
         """Check the writes of one step."""
         for effect in effects:
-            for entry in effect.entries if isinstance(effect, Append) else ():
+            if not isinstance(effect, Append):
+                continue
+            for entry in effect.entries:
                 if isinstance(entry.fact, Submitted):
                     self._is_not_brought_back(machine, entry, entry.fact)
 

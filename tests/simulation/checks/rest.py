@@ -18,7 +18,8 @@ def is_quiet(world: World) -> bool:
     if len(world.alive()) < len(machines) or not world.is_settled():
         return False
     (dispatcher,) = world.dispatchers()
-    held = dict(world.machines[dispatcher].disk.vector())
+    if not _is_finished(world, world.machines[dispatcher].disk):
+        return False
     node = world.machines[dispatcher].node
     assert node is not None
     if len(list(node._peer_table.followers(node.epoch))) < len(machines) - 1:
@@ -29,10 +30,10 @@ def is_quiet(world: World) -> bool:
         return False  # A link that broke silently is still to be noticed.
     if not world.network.is_prompt:
         return False  # A record in effect may still be on its way.
-    is_whole = all(covers(held, m.disk.vector()) for m in machines)
     if any(machine.disk.is_merging for machine in machines):
         return False
-    return is_whole and _is_finished(world, world.machines[dispatcher].disk)
+    held = dict(world.machines[dispatcher].disk.vector())
+    return all(covers(held, machine.disk.vector()) for machine in machines)
 
 
 def unfinished(world: World) -> list[str]:
@@ -61,7 +62,8 @@ def promised(world: World) -> list[TaskId]:
 def _is_finished(world: World, disk: Disk) -> bool:
     """Return True if `unfinished` would return nothing for the node with this disk."""
     records = disk.records
-    if any(task not in records for task in promised(world)):
-        return False
     # The latest tasks are the last to end.
-    return all(r.spec is None or r.state.is_final for r in reversed(records.values()))
+    latest_first = reversed(records.values())
+    if not all(r.spec is None or r.state.is_final for r in latest_first):
+        return False
+    return all(task in records for task in promised(world))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octaskly.core.effects import Append, Effect, MergeRows
+from octaskly.core.effects import Append, Effect, MergeRows, Send
 from octaskly.core.events import Event, Persisted
 from octaskly.core.log.facts import (
     Assigned,
@@ -53,31 +53,47 @@ class Known:
     """What one node knows, and since when."""
 
     disk: Disk | None = None
-    boot: str = ""
-    since_s: dict[FactKey, float] = field(default_factory=dict)  #: facts on its disk
+    life: int = 0  #: of the process
+    since_s: dict[TaskId, dict[FactKey, float]] = field(default_factory=dict)
+    """The facts on its disk, by task; those of members by their array."""
     #: facts not yet on its disk
     written: list[tuple[int, FactKey]] = field(default_factory=list)
     epoch: Epoch = NO_EPOCH  #: number of its epoch
     began_s: float = 0.0  #: time at which the epoch began
-    ours: set[FactKey] = field(default_factory=set)  #: facts written in that epoch
+    ours: dict[TaskId, set[FactKey]] = field(default_factory=dict)
+    """The facts written in that epoch, likewise."""
 
     def says(self, key: FactKey, now_s: float) -> bool:
         """Return True if the node wrote that fact or its disk holds it.
 
         What it writes now, it may have decided `GATHER_S` ago.
         """
-        return key in self.ours or self.since_s.get(key, now_s) < now_s - GATHER_S
+        return self._is_ours(key) or self._since_s(key, now_s) < now_s - GATHER_S
 
     def counts(self, key: FactKey, now_s: float) -> bool:
         """Return True if a dispatcher must count that fact."""
-        since_s = self.since_s.get(key, now_s)
-        return key in self.ours or since_s < max(self.began_s, now_s - LEARNED_S)
+        since_s = self._since_s(key, now_s)
+        return self._is_ours(key) or since_s < max(self.began_s, now_s - LEARNED_S)
+
+    def write(self, key: FactKey) -> None:
+        """Note a fact that the node wrote in its epoch."""
+        self.ours.setdefault(_whole(key[0]), set()).add(key)
+
+    def hold(self, key: FactKey, now_s: float) -> None:
+        """Note a fact that is on the node's disk."""
+        self.since_s.setdefault(_whole(key[0]), {}).setdefault(key, now_s)
 
     def forget(self, task: TaskId) -> None:
-        """Forget a task, because another task has its name now."""
-        for key in [t for t in {*self.since_s, *self.ours} if _is_of(t[0], task)]:
-            self.since_s.pop(key, None)
-            self.ours.discard(key)
+        """Forget a task with its members, because another task has its name now."""
+        self.since_s.pop(task, None)
+        self.ours.pop(task, None)
+
+    def _is_ours(self, key: FactKey) -> bool:
+        return key in self.ours.get(_whole(key[0]), ())
+
+    def _since_s(self, key: FactKey, now_s: float) -> float:
+        facts = self.since_s.get(_whole(key[0]))
+        return now_s if facts is None else facts.get(key, now_s)
 
 
 class TryWatch:
@@ -94,6 +110,8 @@ class TryWatch:
         if isinstance(event, Persisted):
             self._settle(known, event.number)
         for effect in effects:
+            if isinstance(effect, Send):
+                continue  # Most effects.
             if isinstance(effect, Append):
                 for entry in member_entries(effect.entries):
                     self._on_entry(machine, known, entry)
@@ -108,8 +126,8 @@ class TryWatch:
         assert node is not None
         if known.disk is not machine.disk:
             known = self._known[machine.id] = Known(machine.disk)
-        if known.boot != machine.boot:
-            known.boot, known.epoch = machine.boot, NO_EPOCH
+        if known.life != machine.life:
+            known.life, known.epoch = machine.life, NO_EPOCH
             known.written.clear()
         epoch = node.epoch if node.is_dispatcher else NO_EPOCH
         if known.epoch != epoch:
@@ -118,8 +136,13 @@ class TryWatch:
         return known
 
     def _settle(self, known: Known, number: int) -> None:
-        while known.written and known.written[0][0] <= number:
-            known.since_s.setdefault(known.written.pop(0)[1], self._world.time_s)
+        count = 0
+        for at, key in known.written:
+            if at > number:
+                break
+            known.hold(key, self._world.time_s)
+            count += 1
+        del known.written[:count]
 
     def _note(self, known: Known, number: int, fact: Fact) -> None:
         match fact:
@@ -146,13 +169,13 @@ class TryWatch:
             case Finished(task, attempt, _, outcome):
                 key = _end(task, attempt, outcome)
                 if key not in _ends(disk.shown(task)):
-                    known.ours.add(key)
+                    known.write(key)
             case TaskCancelled(task):
-                known.ours.add(_cancel(task))
+                known.write(_cancel(task))
             case Decided(task):
-                known.ours.add(_verdict(task))
+                known.write(_verdict(task))
             case Submitted(spec):
-                known.ours.add(_submission(spec.id))
+                known.write(_submission(spec.id))
             case _:
                 pass
 
@@ -250,9 +273,10 @@ def _ends(record: TaskRecord | None) -> set[FactKey]:
     return {_end(record.id, a.id, a.outcome) for a in attempts if record and a.outcome}
 
 
-def _is_of(task: TaskId, whole: TaskId) -> bool:
-    """Return True if it is this task or a member of this array."""
-    return task == whole or (split_member_id(task) or ("",))[0] == whole
+def _whole(task: TaskId) -> TaskId:
+    """Return the array of a member, or the task itself."""
+    place = split_member_id(task)
+    return task if place is None else place[0]
 
 
 def has_failed(attempt: Attempt) -> bool:

@@ -51,7 +51,7 @@ class TakeoverChecks:
             )
             takeover = _Takeover(node.epoch, before, world.time_s, lacked)
             self._takeovers[machine.id] = takeover
-        lacked = takeover.tasks - machine.disk.records.keys()
+        lacked = takeover.tasks.difference(machine.disk.records)
         is_over = world.time_s >= takeover.began_s + REMEMBERED_PEER_S
         if not lacked or is_over or not knows_all(world, node):
             return

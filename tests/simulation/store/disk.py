@@ -68,6 +68,8 @@ class Disk:
     """Tasks, and arrays with their counts."""
     with_stdin: set[TaskId] = field(default_factory=set)
     """Tasks that may have stdin, which is freed at their end."""
+    with_parents: set[TaskId] = field(default_factory=set)
+    """Tasks that may have to wait for others."""
     members: dict[TaskId, dict[int, TaskRecord]] = field(default_factory=dict)
     """Facts of members, by array and number; each array is here."""
     births: dict[TaskId, SubmissionTimes] = field(default_factory=dict)
@@ -179,10 +181,14 @@ class Disk:
         said = self.members.get(array)
         return None if said is None else shown(self.records[array], number, said)
 
-    def shown_members(self) -> Iterator[TaskRecord]:
-        """Yield the members with facts of their own."""
+    def shown_members(
+        self, is_wanted: Callable[[TaskRecord], bool] = lambda _raw: True
+    ) -> Iterator[TaskRecord]:
+        """Yield the members with facts of their own, if these facts alone match."""
         for array, said in self.members.items():
             for number in sorted(said):
+                if not is_wanted(said[number]):
+                    continue
                 record = shown(self.records[array], number, said)
                 assert record is not None, f"{array} has no member {number}"
                 yield record
@@ -273,11 +279,12 @@ class Disk:
                 self.begin_at(stream, self.retired.end_of(stream))
             log = self.streams[stream]
             start = self.starts.get(stream, 0)
-            if entry.seq <= start + len(log):
+            end = start + len(log)
+            if entry.seq <= end:
                 known = entry if entry.seq <= start else log[entry.seq - start - 1]
                 assert freed_entry(known) == freed_entry(entry), "one place, two facts"
                 continue
-            assert entry.seq == start + len(log) + 1, "a gap in a stream"
+            assert entry.seq == end + 1, "a gap in a stream"
             log.append(entry)
             self.hlc = max(self.hlc, entry.hlc)
             if isinstance(entry.fact, Floor):

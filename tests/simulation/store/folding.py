@@ -78,6 +78,12 @@ def fold_submission(disk: Disk, fact: Submitted, birth: SubmissionTimes) -> None
         disk.members.setdefault(task, {})
         waiting += [early for early in disk.early if _array_of(early) == task]
     fold(disk, fact, birth.last_hlc)
+    spec = disk.records[task].spec
+    assert spec is not None
+    if has_stdin(spec):
+        disk.with_stdin.add(task)
+    if spec.options is not None and spec.options.after is not None:
+        disk.with_parents.add(task)
     for early in waiting:
         for entry in disk.early.pop(early, ()):
             for _, later in task_entries([entry]):
@@ -99,8 +105,6 @@ def fold(disk: Disk, fact: TaskFact, hlc: int) -> None:
     record = disk.records[task]
     if task in disk.members:
         record = disk.records[task] = counted(record, disk.members[task])
-    if record.spec is not None and has_stdin(record.spec):
-        disk.with_stdin.add(task)
     if isinstance(fact, ENDING) and record.state.is_final:
         disk.ended.append((task, hlc, record.state))
 

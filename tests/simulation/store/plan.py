@@ -19,7 +19,12 @@ from octaskly.core.log.facts import (
     Recorded,
     StreamFloor,
 )
-from octaskly.core.log.merge import SubmissionTimes, TaskRecord, record_of
+from octaskly.core.log.merge import (
+    SubmissionTimes,
+    TaskRecord,
+    record_of,
+    with_array_cancelled,
+)
 from octaskly.core.log.mesh_records import is_expired
 from octaskly.core.model.hlc import wall_ms_of
 from octaskly.core.model.ids import StreamId, TaskId, Vector
@@ -217,16 +222,19 @@ def _upto(disk: Disk, seqs: Vector, today_ms: int) -> tuple[Recorded, ...]:
 
 def _count_ended(disk: Disk) -> int:
     ended = sum(_is_over(disk, record) for record in disk.records.values())
-    return ended + sum(member.state.is_final for member in disk.shown_members())
+    return ended + sum(
+        with_array_cancelled(raw, disk.records[array].cancelled_by).state.is_final
+        for array, said in disk.members.items()
+        for raw in said.values()
+    )
 
 
 def _is_ended(disk: Disk, task: TaskId) -> bool:
     """Return True if a task is over and no other task waits for it."""
-    return _is_over(disk, disk.records[task]) and not any(
-        task in other.waits_for.tasks
-        for other in disk.records.values()
-        if other.waits_for is not None
-    )
+    if not _is_over(disk, disk.records[task]):
+        return False
+    waits = (disk.records[child].waits_for for child in disk.with_parents)
+    return not any(wait is not None and task in wait.tasks for wait in waits)
 
 
 def _is_over(disk: Disk, record: TaskRecord) -> bool:

@@ -34,11 +34,11 @@ def raise_floor(disk: Disk, floor: Floor) -> None:
             disk.starts[stream] = max(seq, disk.starts.get(stream, 0))
     horizon = disk.floor.horizon
     for task, birth in list(disk.births.items()):
-        if is_void(disk, birth, disk.changed[task]):
+        is_below = birth.seq <= floors.get(birth.stream, 0)
+        if is_below and disk.changed[task] <= horizon:
             drop(disk, task)
         elif birth.first_hlc <= horizon:
             # A task's turn comes with its latest submission, or with its last fact.
-            is_below = birth.seq <= floors.get(birth.stream, 0)
             turn = disk.changed[task] if is_below else birth.last_hlc
             disk.births[task] = replace(birth, first_hlc=turn)
     for task in list(disk.early):
@@ -78,6 +78,7 @@ def drop(disk: Disk, task: TaskId) -> None:
     disk.past[task] = record.state
     del disk.keys[task]
     disk.stored.pop(task, None)
+    disk.with_parents.discard(task)
     disk.kept -= {kept(fact) for fact in facts_of(record)}
     for number, member in disk.members.pop(task, {}).items():
         disk.kept -= {kept(fact) for fact in facts_of(member)}

@@ -41,7 +41,8 @@ def queued(disk: Disk) -> list[TaskRecord]:
         and record.state is TaskState.QUEUED
         and record.waits_for is None
     ]
-    members = disk.shown_members()
+    members = disk.shown_members(lambda raw: raw.state is TaskState.QUEUED)
+    # The array may be cancelled, and its members that wait with it.
     waiting += (r for r in members if r.state is TaskState.QUEUED)
     return sorted(waiting, key=_place)
 
@@ -53,7 +54,7 @@ def load(disk: Disk, asked: LoadQueued) -> QueuedLoaded:
 
 def live(disk: Disk, ask: LoadLive) -> LiveLoaded:
     """Read some of the tasks that run, or are decided while an attempt still runs."""
-    records = (*disk.records.values(), *disk.shown_members())
+    records = (*disk.records.values(), *disk.shown_members(_is_open))
     running = {r.id: r for r in records if _is_running(disk, r)}
     keys = row_keys(disk)
     order = sorted(task for task in running if keys[task] > ask.after_key)
@@ -66,14 +67,22 @@ def live(disk: Disk, ask: LoadLive) -> LiveLoaded:
 def by_id(disk: Disk, ask: LoadTasks) -> TasksLoaded:
     """Read the first half of these tasks, so that what is left out is asked for."""
     tasks = ask.tasks[: len(ask.tasks) // 2 + 1]
-    records = (*disk.records.values(), *disk.shown_members())
-    found = tuple(_with_rest(disk, each) for each in records if each.id in tasks)
+    wanted = set(tasks)
+    records = (
+        *(record for task, record in disk.records.items() if task in wanted),
+        *disk.shown_members(lambda raw: raw.id in wanted),
+    )
+    found = tuple(_with_rest(disk, record) for record in records)
     return TasksLoaded(ask.term, tasks, found)
 
 
 def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
     """Read tasks whose parents have ended, like the port of that name."""
-    waiting = [r for r in disk.records.values() if r.waits_for is not None]
+    waiting = [
+        record
+        for task, record in disk.records.items()
+        if task in disk.with_parents and record.waits_for is not None
+    ]
     found = []
     for record in waiting:
         after = record.waits_for
@@ -92,6 +101,10 @@ def ripe(disk: Disk, ask: LoadUnblocked) -> UnblockedLoaded:
         if bad or is_over:
             found.append(UnblockedTask(record, min(bad, default=None)))
     return UnblockedLoaded(ask.query_number, tuple(found[: ask.limit]), bool(waiting))
+
+
+def _is_open(raw: TaskRecord) -> bool:
+    return raw.state is TaskState.RUNNING or is_live(raw)
 
 
 def _is_running(disk: Disk, record: TaskRecord) -> bool:

@@ -96,16 +96,18 @@ def _open_part(disk: Disk, pull: ServePull) -> Snapshot | None:
 def _all_parts(disk: Disk, cursor: SnapshotCursor) -> list[Snapshot]:
     """Read a snapshot: retired streams, records, rows, then pending entries."""
     parts: list[Snapshot] = []
-    after = cursor
+    after, keys = cursor, row_keys(disk)
     while not parts or parts[-1].has_more:
-        part = _part_after(disk, after)
+        part = _part_after(disk, after, keys)
         head = None if parts else _head(disk)
         parts.append(replace(part, head=head, after=after if parts else None))
         after = part.cursor
     return parts
 
 
-def _part_after(disk: Disk, cursor: SnapshotCursor) -> Snapshot:
+def _part_after(
+    disk: Disk, cursor: SnapshotCursor, keys: dict[TaskId, int]
+) -> Snapshot:
     left = disk.retired.rows_after(cursor.retired_key)
     retired = tuple((StreamId(s), end) for s, end, _ in left)[:PART_ROWS]
     cursor = replace(cursor, retired_key=cursor.retired_key + len(retired))
@@ -117,7 +119,6 @@ def _part_after(disk: Disk, cursor: SnapshotCursor) -> Snapshot:
         cursor = replace(cursor, record_key=cursor.record_key + PART_ROWS)
         return replace(part, records=told, cursor=cursor, has_more=True)
     # In the order of sending; a long log has thousands of parts.
-    keys = row_keys(disk)
     seen = bisect_right(list(keys.values()), cursor.row_key)
     tasks = list(islice(keys, seen, seen + PART_ROWS))
     ages = task_ages(disk)
