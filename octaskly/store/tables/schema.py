@@ -298,7 +298,8 @@ CREATE TABLE peers (
 ) STRICT, WITHOUT ROWID;
 """
 
-OLDEST_VERSION: Final = 3  #: of a file that can be used; none before was released
+OLDEST_VERSION: Final = 11
+"""Of a file that can be used; earlier ones were never released."""
 
 MIGRATIONS: Final = (_FIRST,)
 """The first one creates `OLDEST_VERSION`; each other one raises the version by 1."""

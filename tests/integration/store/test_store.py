@@ -25,7 +25,7 @@ from octaskly.ports import TaskQuery
 from octaskly.store import Store, move_aside
 from octaskly.store.tables.database import open_writer
 from octaskly.store.tables.node_state import read_hlc
-from octaskly.store.tables.schema import OLDEST_VERSION, VERSION
+from octaskly.store.tables.schema import VERSION
 from tests.contract import log_kit as kit
 from tests.support.agents import WAIT_S_MAX
 
@@ -224,9 +224,20 @@ async def test_the_database_of_another_program_is_refused(tmp_path: Path) -> Non
     assert "another program" in str(error)
 
 
-@pytest.mark.parametrize("version", [OLDEST_VERSION - 1, VERSION + 1])
+@pytest.mark.parametrize(
+    ("version", "why", "hint"),
+    [
+        (3, "has schema 3, which no release has written", ""),
+        (10, "has schema 10, which no release has written", ""),
+        (
+            VERSION + 1,
+            f"has schema {VERSION + 1}, this program knows up to {VERSION}",
+            "install the newer Octaskly again; ",
+        ),
+    ],
+)
 async def test_a_newer_or_too_old_database_is_refused(
-    tmp_path: Path, version: int
+    tmp_path: Path, version: int, why: str, hint: str
 ) -> None:
     """The program cannot know what it would damage."""
     path = tmp_path / "log.db"
@@ -237,7 +248,8 @@ async def test_a_newer_or_too_old_database_is_refused(
     error = await refused(path)
 
     assert isinstance(error, StoreCorrupt)
-    assert f"schema {version}" in str(error)
+    assert error.message == f"{path} {why}"
+    assert (error.hint or "").startswith(f"{hint}`octaskly db reset`")
 
 
 @pytest.mark.parametrize("kept", [100, 4096, 30_000])
