@@ -17,6 +17,7 @@ from xdist.remote import Producer
 
 from tests.mesh.netns import isolate
 from tests.support.agents import forked_starts
+from tests.support.exploration import EXPLORED
 from tests.support.xdist_schedule import (
     QuietWorkerSchedule,
     only_computes,
@@ -147,3 +148,16 @@ def _no_blocking_of_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
             if name.startswith(QUICK):
                 blocking.deactivate()
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how much the tests of small scopes have explored."""
+    counts = [
+        f"{report.nodeid.rpartition('/')[2]}: {text}"
+        for report in terminalreporter.getreports("passed")
+        for name, text in report.user_properties
+        if name == EXPLORED
+    ]
+    if counts:
+        terminalreporter.section("explored in full")
+        terminalreporter.write("\n".join([*sorted(counts), ""]))

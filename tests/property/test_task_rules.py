@@ -36,6 +36,7 @@ from octaskly.core.model.tasks import (
     TaskState,
 )
 from tests.support.builders import moment, node_id, outcome, released, spec
+from tests.support.exploration import EXPLORED, RecordProperty
 
 T = TaskId("t")
 A, B = node_id("a"), node_id("b")
@@ -101,7 +102,9 @@ def expected_state(facts: tuple[TaskFact, ...]) -> TaskState:
     return TaskState.RUNNING if begun - ended or successes else TaskState.QUEUED
 
 
-def test_facts_in_every_order_and_split_give_the_state_that_is_promised() -> None:
+def test_facts_in_every_order_and_split_give_the_state_that_is_promised(
+    record_property: RecordProperty,
+) -> None:
     """Each order of a set ends with some fact, after an order of the others."""
     records: dict[frozenset[TaskFact], TaskRecord] = {}
     splits = 0
@@ -119,7 +122,8 @@ def test_facts_in_every_order_and_split_give_the_state_that_is_promised() -> Non
                 splits += 1
                 joined = join_records(records[part], records[whole - part])
                 assert joined == found, (part, found)
-    print(f"{len(records)} sets of facts in every order, {splits} splits")
+    text = f"{len(records)} sets of facts in every order, {splits} splits"
+    record_property(EXPLORED, text)
 
 
 def proper_parts(some: tuple[TaskFact, ...]) -> Iterator[frozenset[TaskFact]]:
@@ -341,11 +345,13 @@ SCOPES: dict[str, Life] = {
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_no_life_of_a_task_breaks_a_rule(scope: str) -> None:
+def test_no_life_of_a_task_breaks_a_rule(
+    scope: str, record_property: RecordProperty
+) -> None:
     """All orders of events and faults."""
     moments, ends = explore_lives(SCOPES[scope])
 
-    print(f"{scope}: {moments} moments, {ends} ends")
+    record_property(EXPLORED, f"{moments} moments, {ends} ends")
 
 
 def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:

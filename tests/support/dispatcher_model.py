@@ -23,6 +23,7 @@ from octaskly.core.effects import (
     LoadLive,
     LoadQueued,
     LoadTasks,
+    LoadUnblocked,
     Send,
     Start,
     Stop,
@@ -34,6 +35,8 @@ from octaskly.core.events import (
     SavedState,
     TasksLoaded,
     TasksSubmitted,
+    UnblockedLoaded,
+    UnblockedTask,
 )
 from octaskly.core.log.facts import (
     Assigned,
@@ -42,7 +45,7 @@ from octaskly.core.log.facts import (
     TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import TaskRecord, apply_fact
+from octaskly.core.log.merge import TaskRecord, apply_fact, meets_dependency
 from octaskly.core.log.range_facts import task_entries
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import Outbox
@@ -50,6 +53,7 @@ from octaskly.core.model.ids import AttemptId, Epoch, Moment, NodeId, StreamId, 
 from octaskly.core.model.nodes import Availability, LoadSample, OperatorHold
 from octaskly.core.model.settings import Limits, Settings
 from octaskly.core.model.task_options import (
+    After,
     Requirements,
     Retry,
     TaskOptions,
@@ -99,6 +103,8 @@ IMPOSSIBLE = Requirements(cpus=5)
 ELSEWHERE = AttemptId(0, StreamId(7), 1, 1)  #: an attempt of another half of a split
 
 Key = tuple[TaskId, AttemptId]
+Read = LoadQueued | LoadLive | LoadTasks | LoadUnblocked
+ReadAnswer = QueuedLoaded | LiveLoaded | TasksLoaded | UnblockedLoaded
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,8 @@ class DispatcherModel:
         """All facts, durable or not."""
         self.durable: dict[TaskId, TaskRecord] = {}
         self.commits: deque[Append] = deque()
-        self.reads: deque[LoadQueued | LoadLive | LoadTasks] = deque()
-        self.answers: deque[QueuedLoaded | LiveLoaded | TasksLoaded] = deque()
+        self.reads: deque[Read] = deque()
+        self.answers: deque[ReadAnswer] = deque()
         self.accepted: list[TaskId] = []
         self.cancelled: set[TaskId] = set()
         self.announced: set[TaskId] = set()
@@ -211,9 +217,10 @@ class DispatcherModel:
         requires: Requirements | None = None,
         priority: int = 0,
         retry: Retry | None = None,
+        after: After | None = None,
     ) -> None:
         self.ticket += 1
-        asked = TaskOptions(requires=requires, retry=retry)
+        asked = TaskOptions(requires=requires, retry=retry, after=after)
         options = None if asked == TaskOptions() else asked
         draft = replace(builders.draft(), options=options, priority=priority)
         event = TasksSubmitted(
@@ -251,10 +258,30 @@ class DispatcherModel:
                 self.answers.append(reply)
             case LoadTasks():
                 self.answers.append(builders.tasks_reply(stored, asked))
+            case LoadUnblocked():
+                self.answers.append(self._unblocked(asked))
             case LoadQueued():
-                waiting = [r for r in stored if r.spec and r.state is TaskState.QUEUED]
+                waiting = [
+                    r
+                    for r in stored
+                    if r.spec and r.state is TaskState.QUEUED and not r.waits_for
+                ]
                 waiting.sort(key=lambda record: record.spec.ord if record.spec else 0)
                 self.answers.append(builders.load_reply(waiting, asked))
+
+    def _unblocked(self, asked: LoadUnblocked) -> UnblockedLoaded:
+        """Return the tasks whose parents have ended, and which parent failed them."""
+        waiting = [record for record in self.stored() if record.waits_for]
+        unblocked = []
+        for record in waiting:
+            assert record.waits_for is not None
+            parents = [self.durable[TaskId(task)] for task in record.waits_for.tasks]
+            ended = [parent for parent in parents if parent.state.is_final]
+            end = record.waits_for.end
+            bad = [p.id for p in ended if not meets_dependency(end, p.state)]
+            if bad or len(ended) == len(parents):
+                unblocked.append(UnblockedTask(record, bad[0] if bad else None))
+        return UnblockedLoaded(asked.query_number, tuple(unblocked), bool(waiting))
 
     def stored(self) -> Iterable[TaskRecord]:
         """Return the durable records as the store shows them, in the order of keys."""
@@ -387,7 +414,7 @@ class DispatcherModel:
                     self._write(effect)
                 case Send(peer, messages):
                     self._send(node, peer, messages)
-                case LoadQueued() | LoadLive() | LoadTasks():
+                case LoadQueued() | LoadLive() | LoadTasks() | LoadUnblocked():
                     self.reads.append(effect)
                 case Answer(ticket, reply):
                     self._answered(ticket, reply)

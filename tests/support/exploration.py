@@ -23,6 +23,10 @@ from msgspec import Struct
 Action = tuple[Any, ...]
 Path = tuple[Action, ...]
 
+EXPLORED = "explored"  #: name of a test's property: how much it explored, as text
+RecordProperty = Callable[[str, object], None]
+"""The fixture `record_property`."""
+
 ATOMS = (int, str, float, bytes, type(None), Enum, type)
 
 

@@ -35,7 +35,12 @@ from octaskly.core.log.shown_end import shown_failure
 from octaskly.core.model.arrays import ArrayProgress, array_of, array_state
 from octaskly.core.model.field_types import Canceller, Count, Millis, Time
 from octaskly.core.model.ids import AttemptId, StreamId, TaskId, task_name
-from octaskly.core.model.task_options import After, with_stdin_from, without_stdin
+from octaskly.core.model.task_options import (
+    After,
+    End,
+    with_stdin_from,
+    without_stdin,
+)
 from octaskly.core.model.tasks import (
     ORD_HLC_MASK,
     Attempt,
@@ -260,6 +265,11 @@ def join_attempts(
         mine = joined.get(attempt.id)
         joined[attempt.id] = attempt if mine is None else _more_advanced(mine, attempt)
     return tuple(joined[key] for key in sorted(joined))
+
+
+def meets_dependency(end: End, state: TaskState) -> bool:
+    """Return True if a task with this final state ended as another one waits for."""
+    return end == "any" or (end == "success") == (state is TaskState.COMPLETED)
 
 
 def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:

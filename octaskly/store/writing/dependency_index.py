@@ -11,21 +11,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import TaskRecord, meets_dependency
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.task_options import DEPENDENCY_ENDS, After
 from octaskly.core.model.tasks import TaskState
 from octaskly.store.tables import rows
 from octaskly.store.tables.rows import EDGE_BROKEN, EDGE_MET, EDGE_OPEN
 from octaskly.store.writing.projection import ProjectedTask
-
-_SATISFYING_STATES: Final = {
-    "success": {TaskState.COMPLETED},
-    "failure": {TaskState.FAILED, TaskState.CANCELLED},
-    "any": {TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED},
-}
 
 
 @dataclass(slots=True)
@@ -138,8 +131,5 @@ def _dependency_status(wanted: int, state: TaskState | None) -> int:
     """Return the status of a dependency, given the state of the parent."""
     if state is None or not state.is_final:
         return EDGE_OPEN
-    return (
-        EDGE_MET
-        if state in _SATISFYING_STATES[DEPENDENCY_ENDS[wanted]]
-        else EDGE_BROKEN
-    )
+    is_met = meets_dependency(DEPENDENCY_ENDS[wanted], state)
+    return EDGE_MET if is_met else EDGE_BROKEN
