@@ -25,6 +25,7 @@ from octaskly.cli.options import UsageProblem
 from octaskly.cli.output.render import (
     EXIT_CANCELLED,
     EXIT_FAILED,
+    name_task,
     print_error,
     report_error,
 )
@@ -127,10 +128,10 @@ def _unknown_command(args: Sequence[str]) -> UsageProblem:
 
 
 def _with_task(hint: str, words: Sequence[str]) -> str:
-    """Return a hint for the task that the user has named, if it is one word."""
+    """Return a hint for what the user has named, if it is one word."""
     if len(words) != 1 or words[0].startswith("-") or len(words[0]) > END_CHARS:
         return hint
-    return hint.replace(" ID ", f" {shlex.quote(words[0])} ")
+    return name_task(hint, words[0])
 
 
 def _cut_line(words: Sequence[str]) -> str:

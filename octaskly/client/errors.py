@@ -52,10 +52,12 @@ class Refused(OctasklyError):
         hint: str | None = None,
         field: str | None = None,
         retry_after_s: float | None = None,
+        task: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint, field=field)
         self.status = status
         self.retry_after_s = retry_after_s
+        self.task = task  #: that the request named
 
 
 class Invalid(Refused, ValueError):

@@ -109,20 +109,26 @@ class HomeFolder:
             if entry.is_link:
                 check_link(TreeLink(path, entry.target))
         except ManifestError as error:
-            raise _hostile(path, str(error)) from None
+            raise self._hostile(path, str(error)) from None
         above = [*prefixes(path)][:-1]
         if is_in_git(path) or path.startswith(STATE_PREFIX):
-            raise _hostile(path, "it has a reserved name")
+            raise self._hostile(path, "it has a reserved name")
         if not self._declared.covers(path):
-            raise _hostile(path, "it is not a declared output")
+            raise self._hostile(path, "it is not a declared output")
         if entry.is_link and self._declared.names(path):
-            raise _hostile(path, "a declared output must not become a link")
+            raise self._hostile(path, "a declared output must not become a link")
         if path in self.placed or path in self._folders_above:
-            raise _hostile(path, "it occurs twice")
+            raise self._hostile(path, "it occurs twice")
         if any(folder in self.placed for folder in above):
-            raise _hostile(path, "it lies below a file or link")
+            raise self._hostile(path, "it lies below a file or link")
         self.placed.add(path)
         self._folders_above.update(above)
+
+    def _hostile(self, path: str, why: str) -> HostileTree:
+        return HostileTree(
+            f"the worker sent {path[:200]!r}, which was refused: {why}",
+            hint=f"octaskly show {self.task}    names the worker",
+        )
 
     def open_file(self, entry: TarEntry, partial: str = "") -> HomeFile:
         """Open a file beside the place of an entry.
@@ -368,13 +374,6 @@ def _open_locked(name: str, flags: int, mode: int, dir_fd: int) -> int:
     except OSError:
         pass  # Some network disks have no locks.
     return fd
-
-
-def _hostile(path: str, why: str) -> HostileTree:
-    return HostileTree(
-        f"the worker sent {path[:200]!r}, which was refused: {why}",
-        hint="octaskly show ID    names the worker",
-    )
 
 
 def _enter_folder(dir_fd: int, name: str, flags: int = os.O_NOFOLLOW) -> int:

@@ -263,7 +263,9 @@ def test_end_without_work_says_where_the_reason_is(
     )
 
     assert code == 1
-    assert "octaskly explain ID    says why" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "octaskly ls --status queued    lists the tasks that wait" in said
+    assert "octaskly explain ID    says why" in said
 
 
 def test_error_of_the_command_may_have_several_lines(

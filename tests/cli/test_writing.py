@@ -295,7 +295,7 @@ def test_cancel_of_a_running_task_needs_force(api: Api, octaskly: Run) -> None:
     assert refused.returncode == 1
     assert refused.stderr.decode() == (
         "error: Cannot cancel running task\n"
-        "  hint: octaskly cancel --force ID    also cancels a running task\n"
+        "  hint: octaskly cancel --force task-001    also cancels a running task\n"
     )
     assert forced.returncode == 0
     assert forced.stderr == b"task-001 is cancelled\n"
@@ -728,7 +728,7 @@ def test_a_cancel_of_an_ended_task_reports_the_end(api: Api, octaskly: Run) -> N
     assert done.stderr.decode() == (
         "error: Cannot cancel ended task\n"
         "  cause: it has ended: completed\n"
-        "  hint: octaskly retry ID    runs it again\n"
+        "  hint: octaskly retry task-001    runs it again\n"
     )
 
 

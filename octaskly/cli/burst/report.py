@@ -124,7 +124,10 @@ class Reporter:
                 print_error(
                     f"{FAILURES_MAX} visitors in a row got no task in their idle time",
                     cause="tasks wait that allow visitors, but none ran on these",
-                    hints=["octaskly explain ID    says why a task does not run"],
+                    hints=[
+                        "octaskly ls --status queued    lists the tasks that wait",
+                        "octaskly explain ID    says why one does not run",
+                    ],
                 )
                 return EXIT_FAILED
             case _:

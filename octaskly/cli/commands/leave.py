@@ -144,7 +144,7 @@ def _leave_without_agent(context: CliContext, *, yes: bool) -> None:
     _print_left(config.name, paths.secret)
     note(
         "  no agent was running, so the mesh was not notified and still "
-        "lists this node; octaskly revoke NAME on a member frees its name"
+        f"lists this node; octaskly revoke {config.name} on a member frees its name"
     )
 
 

@@ -341,7 +341,10 @@ def _cancel(client: Session, ref: str, *, is_asked: bool) -> Response | None:
         if not (error.hint or "").startswith("it has ended"):
             raise
         raise Refused(
-            "Cannot cancel ended task", status=error.status, hint=error.hint
+            "Cannot cancel ended task",
+            status=error.status,
+            hint=error.hint,
+            task=error.task,
         ) from None
     task = client.send_and_decode(rest_calls.task(ref), Task)
     if not confirm(on_one_line(f"{ref} {_describe_running(task)}. Cancel it?")):

@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import http
 import math
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import click
@@ -161,11 +162,16 @@ def report_error(error: OctasklyError, *, about: str | None = None) -> int:
             place = error.field.removeprefix("$[0].").removeprefix("$.")
             cause = cause if place in cause else f"{place}: {cause}"
             hint = _FIELD_HINTS.get(place, hint)
-        hints = hint.splitlines() if hint else []
+        hints = [name_task(line, error.task) for line in (hint or "").splitlines()]
     message = _MESSAGES.get(error.message, error.message)
     what = f"{about}: {message}" if about else message
     print_error(what, cause=cause, hints=hints)
     return exit_code_of(error)
+
+
+def name_task(hint: str, ref: str | None) -> str:
+    """Return a hint with a task's reference, if it is known, in place of `ID`."""
+    return hint.replace(" ID ", f" {shlex.quote(ref)} ") if ref else hint
 
 
 def for_each_task(refs: Iterable[str], action: Callable[[str], None]) -> int:

@@ -315,7 +315,7 @@ class _LargeUpload:
         timeout_s = self._requests.response_timeout_s(
             call, self._requests.deadline_after(None)
         )
-        self._requests.check_response((yield SendRequest(call, timeout_s)))
+        self._requests.check_response(call, (yield SendRequest(call, timeout_s)))
 
     def _read(self, start: int) -> Iterator[bytes | memoryview]:
         for data in self._tree.read(self._name, start):

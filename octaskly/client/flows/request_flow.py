@@ -85,7 +85,7 @@ class RequestFlow:
                 reply: Response = yield SendRequest(
                     call, self.response_timeout_s(call, until)
                 )
-                return self.check_response(reply)
+                return self.check_response(call, reply)
             except OctasklyError as error:
                 if call.is_unrepeatable and may_have_taken_effect(error):
                     raise
@@ -105,8 +105,8 @@ class RequestFlow:
         except NotOctaskly as error:
             raise (yield from self._with_hint(error)) from error
 
-    def check_response(self, reply: Response) -> Response:
-        """Return a successful response; raise the error of any other."""
+    def check_response(self, call: Call, reply: Response) -> Response:
+        """Return a successful response to a call; raise the error of any other."""
         if reply.status < ERROR_STATUS_MIN:
             self._was_reached = True
             return reply
@@ -119,6 +119,7 @@ class RequestFlow:
                 "and 3443",
             )
         self._was_reached = True
+        error.task = call.task
         raise error
 
     def response_timeout_s(self, call: Call, deadline: Deadline) -> float:

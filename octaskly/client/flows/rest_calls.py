@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 
@@ -55,6 +55,15 @@ class Call(NamedTuple):
     headers: Mapping[str, str] = {}
     extra_wait_s: float = 0.0  #: added to the timeout, for long polls and uploads
     is_unrepeatable: bool = False  #: a second request would have a second effect
+
+    @property
+    def task(self) -> str | None:
+        """The task or array that its path names, as the caller wrote it."""
+        for collection in (TASKS, ARRAYS):
+            if self.path.startswith(f"{collection}/"):
+                name = self.path.removeprefix(f"{collection}/").partition("/")[0]
+                return unquote(name)
+        return None
 
     @property
     def target(self) -> str:

@@ -50,7 +50,7 @@ class ResumableBody:
                 call = self._make_call()
                 timeout_s = self._requests.response_timeout_s(call, self._deadline)
                 self.response_head = self._requests.check_response(
-                    (yield OpenStream(call, timeout_s))
+                    call, (yield OpenStream(call, timeout_s))
                 )
             data: bytes = yield ReadStream(self._deadline.cap(SILENCE_S_MAX))
         except OctasklyError as error:
