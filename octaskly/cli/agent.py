@@ -6,19 +6,20 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from octaskly.cli.context import CliContext
-from octaskly.cli.options import Duration
+from octaskly.cli.options import Duration, SectionedCommand
 from octaskly.cli.output.terminal import prompt_hidden
 from octaskly.config.agent import AgentConfig, load_agent_config
-from octaskly.config.settings import SETTINGS, Setting
+from octaskly.config.settings import LIMIT_FLAGS, SETTINGS, Setting
 from octaskly.config.units import SECONDS
 from octaskly.config.value_types import Boolean, Choices, ListOf, PathValue, ValueType
 from octaskly.errors import ConfigError
@@ -89,7 +90,44 @@ VISITOR_OPTIONS = [
 ]
 
 
+class _AgentCommand(SectionedCommand):
+    """The command whose options are the settings."""
+
+    sections: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Most used options": (
+            *("--name", "--slots", "--label", "--join", "--task-user", "--help"),
+        ),
+        "Tasks on this node": (
+            *("--workdir", "--gpu", "--drain", "--kill-grace"),
+            *("--output-cap", "--output-quota", "--files-quota"),
+        ),
+        "Files of the agent, and its log events": (
+            *("--state-dir", "--secret-file", "--log-format", "--log-level"),
+        ),
+        "Network": (
+            *("--interface", "--api-port", "--peer-port", "--lan-port"),
+            *("--cors-origin", "--allow-host"),
+        ),
+        "Mesh": (
+            *("--new-mesh", "--electable", "--durability"),
+            *("--rotate-within", "--keep-old-secret"),
+        ),
+        "Visitors": (
+            *("--visitor", "--invite-file", "--until", "--idle", "--visitor-tasks"),
+        ),
+        "Queue and ended tasks, on the dispatcher": (
+            *("--retention", "--retained-tasks", "--retained-bytes", "--queue-max"),
+            *("--queued-bytes-per-subject", "--webhooks-per-subject"),
+        ),
+        "Rates of requests": (
+            *("--rate-admin", "--rate-client", "--rate-viewer", "--rate-stranger"),
+        ),
+        "Limits of the API and of connections": LIMIT_FLAGS,
+    }
+
+
 @click.command(
+    cls=_AgentCommand,
     params=[
         *(_flag(setting) for setting in SETTINGS),
         click.Option(

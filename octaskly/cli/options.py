@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import click
 
@@ -16,6 +18,33 @@ JSON_OPTION = click.option(
 YES_OPTION = click.option(
     "--yes", is_flag=True, help="Do not ask; required without a terminal."
 )
+
+
+class SectionedCommand(click.Command):
+    """A command with many options, which its help lists in sections.
+
+    The options that no section names are its own, and come first.
+    """
+
+    sections: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Flags by heading, the most used ones first."""
+
+    def format_options(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """List the options by section."""
+        rows = {}
+        for option in self.get_params(ctx):
+            row = option.get_help_record(ctx)
+            if isinstance(option, click.Option) and row is not None:
+                rows[option.opts[-1]] = row
+        listed = {flag for flags in self.sections.values() for flag in flags}
+        own = [flag for flag in rows if flag not in listed]
+        for heading, flags in {"Options": own, **self.sections}.items():
+            shown = [rows[flag] for flag in flags if flag in rows]
+            if shown:
+                with formatter.section(heading):
+                    formatter.write_dl(shown)
 
 
 class UsageProblem(click.UsageError):

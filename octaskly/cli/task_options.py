@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Final, TypeVar
 
 import click
@@ -364,6 +364,26 @@ TASK_OPTIONS: Final = (
         help="Required outcome of the parent tasks (default: success).",
     ),
 )
+TASK_SECTIONS: Final[Mapping[str, Sequence[str]]] = {
+    "Most used options": (
+        *("--in", "--out", "--on", "--cpus", "--timeout", "--json", "--help"),
+    ),
+    "Files and folder": (
+        *("--in-all", "--from", "--needs", "--here", "--read-only", "--cwd"),
+        *("--scratch", "--stdin", "--env"),
+    ),
+    "Node": (
+        *("--require", "--memory", "--gpus", "--visitors", "--visitors-min"),
+        "--fail-fast",
+    ),
+    "Order and repetition": (
+        *("--priority", "--after", "--after-on", "--retries", "--retry-on"),
+    ),
+    "Limits": ("--limit", "--grace"),
+    "Description and notification": ("--name", "--label", "--notify-url"),
+    "Submission": ("--idempotency-key", "--durability"),
+}
+"""The sections of the help of commands with these options."""
 DRAFT_FIELDS: Final = (
     *("timeout", "outputs_of", "needs", "outputs"),
     *("name", "labels", "env", "cwd", "workdir", "stdin_base64", "grace", "limits"),

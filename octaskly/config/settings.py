@@ -589,6 +589,9 @@ SETTINGS = tuple(
     Setting(field=row.name, default=row.default, **row.metadata)
     for row in (*_ROWS[_LIMITS_COUNT:], *_ROWS[:_LIMITS_COUNT])
 )
+LIMIT_FLAGS: Final = tuple(
+    setting.flag for setting in SETTINGS[len(SETTINGS) - _LIMITS_COUNT :]
+)
 
 CLIENT_SETTINGS: Final = (
     Setting(

@@ -12,8 +12,9 @@ from typing import Final
 
 import click
 
-from octaskly.cli.options import UsageProblem
+from octaskly.cli.options import SectionedCommand, UsageProblem
 from octaskly.cli.output.render import note
+from octaskly.cli.task_options import TASK_SECTIONS
 from octaskly.core.model import placeholders
 
 ITEMS_SEPARATOR: Final = ":::"
@@ -24,7 +25,7 @@ _MAY_QUOTE_A_QUOTE: Final = re.compile(r"<<|#|\$['({]|`")
 """Shell syntax in which a single quotation mark may be right."""
 
 
-class CommandTaker(click.Command):
+class CommandTaker(SectionedCommand):
     """A command whose last argument is a command, whose options it leaves alone.
 
     An argument before that command may have options on both sides. A value that may be
@@ -32,6 +33,7 @@ class CommandTaker(click.Command):
     """
 
     allow_interspersed_args = False
+    sections = TASK_SECTIONS
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options that come before the first word of the command."""

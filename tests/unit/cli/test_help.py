@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+import re
+
+import click
 import pytest
 from click.testing import CliRunner
 
+from octaskly.cli.options import SectionedCommand
 from octaskly.cli.root import octaskly
+
+
+@pytest.mark.parametrize("name", ["agent", "run", "submit", "map", "array"])
+def test_each_option_is_in_one_section_and_the_most_used_come_early(name: str) -> None:
+    """A new option of `agent` or of tasks needs a place; others are the command's."""
+    command = octaskly.get_command(click.Context(octaskly), name)
+    assert isinstance(command, SectionedCommand)
+    said = CliRunner().invoke(octaskly, [name, "--help"], terminal_width=80).output
+    shown = re.findall(
+        r"^  (?:-\w, )?(--[a-z-]+)", said[said.index("ptions:") :], re.MULTILINE
+    )
+    listed = [flag for flags in command.sections.values() for flag in flags]
+
+    assert sorted(shown) == sorted(option.opts[-1] for option in options_of(command))
+    own = shown[: shown.index(listed[0])]
+    assert set(own) == OWN_FLAGS[name]
+    assert [*own, *(flag for flag in listed if flag in shown)] == shown
+
+
+OWN_FLAGS = {
+    "agent": set(),
+    "run": set(),
+    "submit": {"--file"},
+    "array": {"--max-fails"},
+    "map": {"--max-fails", "--keep-order", "--null", "--dry-run", "--retry-failed"},
+}
+
+
+def options_of(command: click.Command) -> list[click.Option]:
+    """Return the options of a command with that for its help."""
+    params = command.get_params(click.Context(command))
+    return [each for each in params if isinstance(each, click.Option)]
 
 
 @pytest.mark.parametrize(
