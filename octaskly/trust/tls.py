@@ -152,10 +152,6 @@ class MeshTls:
         front.sni_callback = choose
         return front
 
-    def client_context(self) -> ssl.SSLContext:
-        """Return the current context for dialling a peer port."""
-        return self._clients[0]
-
     def client_contexts(self) -> tuple[ssl.SSLContext, ...]:
         """Return the contexts for dialling, newest generation first.
 
@@ -226,14 +222,6 @@ class MeshTls:
         """
         return peer_identity(peer)
 
-    def peer_node_id(self, peer: TlsPeer) -> NodeId:
-        """Return the node id of the peer, which must be a member.
-
-        Raises:
-            TrustError: As `peer_identity`, or it is a visitor.
-        """
-        return member_node_id(peer)
-
     def authorized_identity(self, peer: TlsPeer) -> PeerIdentity:
         """Return who the peer is, unless it is revoked.
 
@@ -276,7 +264,7 @@ class MeshTls:
         It may have been retired since the TLS handshake.
         """
         certificate = peer.getpeercert(binary_form=True)
-        assert certificate is not None  # `peer_node_id` has checked this.
+        assert certificate is not None  # `peer_identity` has checked this.
         parsed = load_der_x509_certificate(certificate)
         return any(one.has_signed(parsed) for one in self._authorities.values())
 

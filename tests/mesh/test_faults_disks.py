@@ -265,7 +265,7 @@ class Stranger:
         plain = self._near.connect((self._target.ip, port), 5.0)
         if self._trust is None:
             return plain
-        context = self._trust.client_context()
+        context = self._trust.client_contexts()[0]
         context.set_alpn_protocols(["octaskly/1"])
         return context.wrap_socket(plain)
 

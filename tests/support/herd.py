@@ -92,7 +92,7 @@ class Member:
         async with doors:
             reader, self._writer = await asyncio.open_connection(
                 *("127.0.0.1", port),
-                ssl=self._trust.client_context(),
+                ssl=self._trust.client_contexts()[0],
                 server_hostname="",
             )
             hello = Hello(node=self._info(), epoch=NO_EPOCH, dispatcher=None)

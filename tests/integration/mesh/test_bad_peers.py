@@ -49,7 +49,7 @@ class Member:
         """Connect, and complete the handshake."""
         decoder = wire.Decoder(Limits())
         heard: list[Message] = []
-        context = self.trust.client_context()
+        context = self.trust.client_contexts()[0]
         with (
             socket.create_connection(self._place, timeout=10) as plain,
             context.wrap_socket(plain) as tls,
@@ -63,7 +63,7 @@ class Member:
         """Connect, send frames, and return the reason why the agent closed the link."""
         decoder = wire.Decoder(Limits())
         heard: list[Message] = []
-        context = self.trust.client_context()
+        context = self.trust.client_contexts()[0]
         with (
             socket.create_connection(self._place, timeout=10) as plain,
             context.wrap_socket(plain) as tls,

@@ -514,7 +514,7 @@ async def test_a_node_whose_secret_ends_before_its_hello_is_refused() -> None:
         reader, writer = await asyncio.open_connection(
             a.address.host,
             a.address.port,
-            ssl=slow.trust.client_context(),
+            ssl=slow.trust.client_contexts()[0],
             server_hostname=slow.trust.server_name,
         )
         await reader.readexactly(1)  # Its HELLO: TLS is done there, too.
@@ -540,7 +540,7 @@ async def test_a_rejected_certificate_is_reported_as_a_wrong_secret(
     monkeypatch.setattr(link, "REJECTION_S", refusal_s)
     a = Party()
     lenient = Party(trust=MeshTls(generate_secret(), NodeKey.generate()))
-    context = lenient.trust.client_context()
+    context = lenient.trust.client_contexts()[0]
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(cadata=a.trust.node_ca_pem())
     async with running(a, lenient):
@@ -565,7 +565,7 @@ async def test_a_peer_of_the_next_version_uses_this_version() -> None:
     )
     async with running(a):
         reader, writer = await asyncio.open_connection(
-            *a.address, ssl=raw.trust.client_context(), server_hostname=""
+            *a.address, ssl=raw.trust.client_contexts()[0], server_hostname=""
         )
         writer.write(b"".join(said))
         await a.until(lambda: len(a.received) == 2)
@@ -747,7 +747,7 @@ async def test_strangers_of_this_machine_are_bounded_separately() -> None:
             assert await silent[-1][0].read() == b""
         reader, writer = await asyncio.open_connection(
             *a.address,
-            ssl=Raw().trust.client_context(),
+            ssl=Raw().trust.client_contexts()[0],
             server_hostname="",
             local_addr=("127.0.1.1", 0),
         )
@@ -763,7 +763,7 @@ async def test_a_member_in_its_hello_takes_no_place_of_a_stranger() -> None:
         members = [
             await asyncio.open_connection(
                 *a.address,
-                ssl=raw.trust.client_context(),
+                ssl=raw.trust.client_contexts()[0],
                 server_hostname="",
                 local_addr=("127.0.1.1", 0),
             )
@@ -806,7 +806,7 @@ async def test_a_flood_of_handshakes_leaves_time_for_each() -> None:
     member = partial(
         asyncio.open_connection,
         *a.address,
-        ssl=raw.trust.client_context(),
+        ssl=raw.trust.client_contexts()[0],
         server_hostname=raw.trust.server_name,
         local_addr=("127.0.2.1", 0),
     )
@@ -851,7 +851,7 @@ async def test_many_silent_addresses_lock_out_no_peer() -> None:
             reader, writer = await asyncio.open_connection(
                 *a.address,
                 local_addr=("127.0.2.1", 0),
-                ssl=raw.trust.client_context(),
+                ssl=raw.trust.client_contexts()[0],
                 server_hostname=raw.trust.server_name,
             )
             assert await reader.readexactly(1)  # Its HELLO.
@@ -899,7 +899,7 @@ async def test_a_member_that_breaks_the_protocol_is_disconnected_with_the_reason
     """The reason reaches the peer and the log; no event reaches the core."""
     a, raw = Party(), Raw()
     async with running(a):
-        answer = await _say(a, raw.trust.client_context(), data)
+        answer = await _say(a, raw.trust.client_contexts()[0], data)
         await a.until(lambda: a.notes)
 
     said = wire.Decoder(LIMITS).receive_data(answer)
@@ -913,7 +913,7 @@ async def test_the_duration_of_a_handshake_is_reported() -> None:
     a, raw = Party(), Raw()
     async with running(a):
         reader, writer = await asyncio.open_connection(
-            a.address.host, a.address.port, ssl=raw.trust.client_context()
+            a.address.host, a.address.port, ssl=raw.trust.client_contexts()[0]
         )
         await reader.readexactly(1)
         await asyncio.sleep(0.1)
@@ -928,7 +928,7 @@ async def test_a_member_that_pretends_to_be_another_is_refused() -> None:
     """The id in HELLO must be that of the certificate."""
     a, b, raw = Party(), Party(), Raw()
     async with running(a, b):
-        await _say(a, raw.trust.client_context(), wire.encode([b.hello()]))
+        await _say(a, raw.trust.client_contexts()[0], wire.encode([b.hello()]))
         await a.until(lambda: a.notes)
 
     assert "that of another node" in str(a.reasons[0])
@@ -959,8 +959,8 @@ async def test_a_member_that_broke_the_protocol_is_refused_for_a_while(
     a, raw, other = Party(), Raw(), Raw()
     good = wire.encode([raw.hello(a.hello()), HelloOk()])
     async with running(a):
-        await _say(a, raw.trust.client_context(), b"\xff\xff\xff\xff")
-        answer = await _say(a, raw.trust.client_context(), good)
+        await _say(a, raw.trust.client_contexts()[0], b"\xff\xff\xff\xff")
+        answer = await _say(a, raw.trust.client_contexts()[0], good)
         assert wire.Decoder(LIMITS).receive_data(answer) == [
             Leave(strangers.VIOLATION_REASON)
         ]
@@ -975,7 +975,7 @@ async def test_a_member_that_broke_the_protocol_is_refused_for_a_while(
 async def _in_two(a: Party, raw: Raw, first: bytes, second: bytes) -> None:
     before = len(a.of(PeerDown))
     reader, writer = await asyncio.open_connection(
-        *a.address, ssl=raw.trust.client_context(), server_hostname=""
+        *a.address, ssl=raw.trust.client_contexts()[0], server_hostname=""
     )
     writer.write(first)
     await a.until(lambda: a.is_linked(raw.trust.node_id))
@@ -993,7 +993,7 @@ async def test_a_slow_member_that_sends_single_bytes_is_understood() -> None:
     data = wire.encode([raw.hello(a.hello())]) + wire.encode([HelloOk(), Pull(())])
     async with running(a):
         _, writer = await asyncio.open_connection(
-            *a.address, ssl=raw.trust.client_context(), server_hostname=""
+            *a.address, ssl=raw.trust.client_contexts()[0], server_hostname=""
         )
         for i in range(len(data)):
             writer.write(data[i : i + 1])
@@ -1010,7 +1010,10 @@ async def test_a_member_that_never_reads_loses_its_link() -> None:
     ballast = Pull(tuple((1, 2**60 + i) for i in range(40_000)))  # type: ignore[misc]
     async with running(a):
         _, writer = await asyncio.open_connection(
-            *a.address, ssl=raw.trust.client_context(), server_hostname="", limit=1024
+            *a.address,
+            ssl=raw.trust.client_contexts()[0],
+            server_hostname="",
+            limit=1024,
         )
         writer.write(wire.encode([raw.hello(a.hello()), HelloOk()]))
         await a.until(lambda: a.is_linked(raw.trust.node_id))

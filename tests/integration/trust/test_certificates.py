@@ -24,7 +24,7 @@ from octaskly.trust.certificates import (
     node_id_of_certificate,
 )
 from octaskly.trust.mesh_secret import MeshSecret, generate_generation
-from octaskly.trust.tls import ALPN, VisitorTls
+from octaskly.trust.tls import ALPN, VisitorTls, member_node_id
 from tests.support.agents import WAIT_S_MAX
 
 SECRET = generate_secret()
@@ -87,11 +87,11 @@ def test_two_members_connect_and_each_knows_the_other_s_id() -> None:
     """Mutual TLS 1.3, with the negotiated protocol."""
     a, b = member(), member()
 
-    served, dialled = shake(a.server_context(), b.client_context())
+    served, dialled = shake(a.server_context(), b.client_contexts()[0])
 
     with served, dialled:
-        assert a.peer_node_id(served) == b.node_id
-        assert b.peer_node_id(dialled) == a.node_id
+        assert member_node_id(served) == b.node_id
+        assert member_node_id(dialled) == a.node_id
         assert dialled.version() == "TLSv1.3"
         assert dialled.selected_alpn_protocol() == ALPN
 
@@ -121,7 +121,7 @@ def test_members_with_an_older_generation_are_still_accepted() -> None:
     a = member(newer)
 
     served, dialled = shake(
-        a.server_context(), MeshTls(newer, NodeKey.generate()).client_context()
+        a.server_context(), MeshTls(newer, NodeKey.generate()).client_contexts()[0]
     )
 
     with served, dialled:
@@ -131,7 +131,7 @@ def test_members_with_an_older_generation_are_still_accepted() -> None:
 def stranger(kind: str) -> ssl.SSLContext:
     """Return the client context of a stranger to the mesh."""
     if kind == "other mesh":
-        context = member(generate_secret()).client_context()
+        context = member(generate_secret()).client_contexts()[0]
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -157,7 +157,7 @@ def test_a_node_does_not_talk_to_a_stranger_that_listens() -> None:
     trustme.CA().issue_cert("node.test").configure_cert(context)
 
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(context, member().client_context())
+        shake(context, member().client_contexts()[0])
 
 
 def test_a_member_cannot_use_the_id_of_another() -> None:
@@ -252,7 +252,7 @@ def test_the_https_listener_identifies_a_forwarding_node() -> None:
     served, dialled = shake(listener(a, "box.local"), b.lan_client_context())
 
     with served, dialled:
-        assert a.peer_node_id(served) == b.node_id
+        assert member_node_id(served) == b.node_id
 
 
 def test_a_foreign_client_certificate_is_refused_by_https_too() -> None:
@@ -272,7 +272,7 @@ def test_a_client_without_certificate_has_no_node_id() -> None:
         dialled,
         pytest.raises(TrustError, match="no certificate"),
     ):
-        trust.peer_node_id(served)
+        member_node_id(served)
 
 
 @pytest.mark.parametrize(
@@ -328,10 +328,10 @@ def test_certificates_of_a_new_secret_are_in_use_once_they_are_adopted() -> None
 
     prepared = trust.prepare(newer)
     with pytest.raises(OSError):
-        shake(trust.server_context(), other.client_context(), other.server_name)
+        shake(trust.server_context(), other.client_contexts()[0], other.server_name)
     trust.adopt(prepared)
 
-    peers = shake(trust.server_context(), other.client_context(), other.server_name)
+    peers = shake(trust.server_context(), other.client_contexts()[0], other.server_name)
     https = shake(serve("127.0.0.1"), other.lan_client_context(), "127.0.0.1")
     for end in (*peers, *https):
         end.close()

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from octaskly.trust import MeshTls, NodeKey, generate_secret
 from octaskly.trust.certificates import Decade
 from octaskly.trust.name_constraints import is_local
-from octaskly.trust.tls import https_pin
+from octaskly.trust.tls import https_pin, member_node_id
 from tests.integration.trust.test_certificates import people, shake
 from tests.support.agents import WAIT_S_MAX
 from tests.support.forged_sites import BODY, authority, forged, serving
@@ -103,13 +103,13 @@ def test_nodes_of_two_decades_accept_each_other() -> None:
         MeshTls(SECRET, NodeKey.generate(), Decade(year)) for year in (1990, 2115)
     )
     for a, b in ((old, new), (new, old)):
-        served, dialled = shake(a.server_context(), b.client_context())
+        served, dialled = shake(a.server_context(), b.client_contexts()[0])
         with served, dialled:
-            assert b.peer_node_id(dialled) == a.node_id
+            assert member_node_id(dialled) == a.node_id
         contexts = a.lan_server_contexts([], ["10.0.0.5"])
         served, dialled = shake(contexts("10.0.0.5"), b.lan_client_context())
         with served, dialled:
-            assert a.peer_node_id(served) == b.node_id
+            assert member_node_id(served) == b.node_id
 
 
 def test_a_root_of_this_decade_accepts_certificates_of_the_next() -> None:
@@ -167,7 +167,7 @@ def test_nodes_get_the_signed_certificate_at_every_address(at: str) -> None:
     served, dialled = shake(contexts(at), b.lan_client_context(), at)
 
     with served, dialled:
-        assert a.peer_node_id(served) == b.node_id
+        assert member_node_id(served) == b.node_id
 
 
 def test_a_renewed_secret_signs_for_names_inside_and_changes_no_pin() -> None:
