@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import click
@@ -21,7 +21,7 @@ from octaskly.client import Session, find_local_agents
 from octaskly.client.flows.rest_calls import NODES, TOKENS, Call
 from octaskly.rest.access import TokenList
 from octaskly.rest.client_types import Task
-from octaskly.rest.mesh import NodePage
+from octaskly.rest.mesh import NodeInfo, NodePage
 
 BUDGET_S: Final = 0.2
 OFFERED_MAX: Final = 50  #: newest tasks offered
@@ -29,89 +29,74 @@ SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_OCTASKLY_COMPLETE"
 
 CompletionItems = list[CompletionItem]
-FetchItems = Callable[[Session], Iterable[CompletionItem]]
+FetchItems = Callable[[Session, str], Iterable[CompletionItem]]
+Completer = Callable[[click.Context, click.Parameter, str], CompletionItems]
 
 
 class _BudgetExceeded(BaseException):
     """The time budget is used up; error handlers must not catch this."""
 
 
-def complete_tasks(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> CompletionItems:
-    """Offer `last` and the newest tasks, with their commands."""
-    last = CompletionItem("last", help="the newest task")
-    offered = _fetch_items(
-        ctx, lambda client: _items(newest_tasks(client, OFFERED_MAX), incomplete)
-    )
-    return _with_prefix(incomplete, [last, *offered])
+def _completer(fetch: FetchItems, *always: CompletionItem) -> Completer:
+    """Return what completes an argument with `always`, and what a node answers.
+
+    Args:
+        fetch: Gets the items from a node, and the text that was typed.
+        always: Items that need no node.
+    """
+
+    def complete(
+        ctx: click.Context, _: click.Parameter, incomplete: str
+    ) -> CompletionItems:
+        offered = _fetch_items(ctx, lambda client: fetch(client, incomplete))
+        return _with_prefix(incomplete, [*always, *offered])
+
+    return complete
 
 
-def complete_arrays(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> CompletionItems:
-    """Offer the arrays among the newest tasks."""
-    return _with_prefix(
-        incomplete,
-        _fetch_items(
-            ctx,
-            lambda client: _items(
-                (t for t in newest_tasks(client, OFFERED_MAX) if t.array), incomplete
-            ),
-        ),
-    )
+def _fetch_tasks(client: Session, incomplete: str) -> Iterator[CompletionItem]:
+    return _items(newest_tasks(client, OFFERED_MAX), incomplete)
 
 
-def complete_nodes(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> CompletionItems:
-    """Offer the names of the nodes, with their states."""
-    return _with_prefix(
-        incomplete,
-        _fetch_items(
-            ctx,
-            lambda client: (
-                CompletionItem(node.name, help=node.state)
-                for node in client.send_and_decode(Call("GET", NODES), NodePage).nodes
-            ),
-        ),
+def _fetch_arrays(client: Session, incomplete: str) -> Iterator[CompletionItem]:
+    return _items(
+        (task for task in newest_tasks(client, OFFERED_MAX) if task.array), incomplete
     )
 
 
-def complete_tokens(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> CompletionItems:
-    """Offer the names of the valid tokens, with their roles."""
-    return _with_prefix(
-        incomplete,
-        _fetch_items(
-            ctx,
-            lambda client: (
-                CompletionItem(token.name, help=token.role)
-                for token in client.send_and_decode(
-                    Call("GET", TOKENS), TokenList
-                ).tokens
-                if token.state == "good"
-            ),
-        ),
-    )
+def _nodes(client: Session) -> Sequence[NodeInfo]:
+    return client.send_and_decode(Call("GET", NODES), NodePage).nodes
 
 
-def complete_labels(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> CompletionItems:
-    """Offer the labels that nodes have, as `NAME=VALUE`."""
-    return _with_prefix(
-        incomplete,
-        _fetch_items(
-            ctx,
-            lambda client: (
-                CompletionItem(f"{name}={value}", help=node.name)
-                for node in client.send_and_decode(Call("GET", NODES), NodePage).nodes
-                for name, value in node.labels.items()
-            ),
-        ),
-    )
+def _fetch_nodes(client: Session, _: str) -> Iterator[CompletionItem]:
+    return (CompletionItem(node.name, help=node.state) for node in _nodes(client))
+
+
+def _fetch_labels(client: Session, _: str) -> Iterator[CompletionItem]:
+    for node in _nodes(client):
+        for name, value in node.labels.items():
+            yield CompletionItem(f"{name}={value}", help=node.name)
+
+
+def _fetch_tokens(client: Session, _: str) -> Iterator[CompletionItem]:
+    listed = client.send_and_decode(Call("GET", TOKENS), TokenList)
+    for token in listed.tokens:
+        if token.state == "good":
+            yield CompletionItem(token.name, help=token.role)
+
+
+complete_tasks: Final = _completer(
+    _fetch_tasks, CompletionItem("last", help="the newest task")
+)
+"""Offers `last` and the newest tasks, with their commands."""
+complete_arrays: Final = _completer(_fetch_arrays)
+"""Offers the arrays among the newest tasks."""
+complete_nodes: Final = _completer(_fetch_nodes)
+"""Offers the names of the nodes, with their states."""
+complete_tokens: Final = _completer(_fetch_tokens)
+"""Offers the names of the valid tokens, with their roles."""
+complete_labels: Final = _completer(_fetch_labels)
+"""Offers the labels that nodes have, as `NAME=VALUE`."""
 
 
 def complete_agents(
@@ -142,7 +127,9 @@ def _with_prefix(incomplete: str, items: Iterable[CompletionItem]) -> Completion
     return list({item.value: item for item in fitting}.values())
 
 
-def _fetch_items(ctx: click.Context, fetch: FetchItems) -> CompletionItems:
+def _fetch_items(
+    ctx: click.Context, fetch: Callable[[Session], Iterable[CompletionItem]]
+) -> CompletionItems:
     """Return the agent's response, or nothing if it exceeds the time budget."""
     chosen = ctx.find_root().params
     choice = CliContext(
