@@ -63,12 +63,8 @@ def test_an_upload_outlives_the_dispatcher_that_it_goes_to(
     make_lab: MakeLab, part: float
 ) -> None:
     """Or it ends with an error; no node takes what it has of the file for all of it."""
-    lab = make_lab(3)
-    form(lab)
-    dispatcher, (client, _) = roles(lab)
-    _slow_links(lab)
-    folder = lab.folder / "sent"
-    folder.mkdir()
+    lab, dispatcher, client, _ = _formed(make_lab)
+    folder = _slow_folder(lab, "sent")
     data = random.Random(part).randbytes(LARGE_BYTES)
     (folder / "large").write_bytes(data)
     command = ("--in", "large", "--out", "copy", "--", "cp large copy")
@@ -95,14 +91,10 @@ def test_a_fetch_outlives_the_dispatcher_that_forwards_it(
     make_lab: MakeLab, part: float
 ) -> None:
     """Or it ends with an error, and leaves no file with the name of an output."""
-    lab = make_lab(3)
-    form(lab)
-    dispatcher, (client, worker) = roles(lab)
+    lab, dispatcher, client, worker = _formed(make_lab)
     work = f"head -c {LARGE_BYTES} /dev/urandom | tee made | sha256sum"
     task = _submit(worker, work)
-    _slow_links(lab)
-    folder = lab.folder / "fetched"
-    folder.mkdir()
+    folder = _slow_folder(lab, "fetched")
     before_bytes = _received_bytes(dispatcher)
     process = _start(client, folder, "fetch", task["id"])
 
@@ -119,11 +111,23 @@ def test_a_fetch_outlives_the_dispatcher_that_forwards_it(
     assert task["stdout"] == f"{_digest(made)}  -\n"
 
 
-def _slow_links(lab: Lab) -> None:
+def _formed(make_lab: MakeLab) -> tuple[Lab, Host, Host, Host]:
+    """Return a lab with a mesh: its dispatcher, a client and a worker."""
+    lab = make_lab(3)
+    form(lab)
+    dispatcher, (client, worker) = roles(lab)
+    return lab, dispatcher, client, worker
+
+
+def _slow_folder(lab: Lab, name: str) -> Path:
+    """Slow down all links, and return a new folder for the files that travel."""
     shape = f"root tbf rate {LINK_MBIT}mbit burst 128kb latency 50ms"
     for host in lab.hosts:
         words = ["ip", "netns", "exec", host.netns, "tc", "qdisc", "add", "dev"]
         subprocess.run([*words, "eth0", *shape.split()], check=True)
+    folder = lab.folder / name
+    folder.mkdir()
+    return folder
 
 
 def _start(host: Host, folder: Path, *words: str) -> "subprocess.Popen[str]":
