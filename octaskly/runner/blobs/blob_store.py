@@ -11,19 +11,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import re
 import secrets
-import shutil
-import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from octaskly.core.model.tree_sizes import LARGE_BYTES
 from octaskly.errors import OutputNotFound
 from octaskly.files.manifest import Manifest, content_digest, encode_manifest
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
@@ -32,13 +28,12 @@ from octaskly.ports import (
     RETENTION_S,
     Clock,
     ContentMismatch,
-    DiskFull,
-    FileExceedsQuota,
-    FileQuotaExceeded,
     OpenPiece,
     UploadInProgress,
     WrongOffset,
 )
+from octaskly.runner.blobs.blob_index import NAME, BlobIndex
+from octaskly.runner.blobs.blob_room import BlobRoom
 from octaskly.runner.blobs.uploads import (
     PIECES_SUFFIX,
     UPLOAD_SUFFIX,
@@ -51,44 +46,24 @@ from octaskly.runner.blobs.uploads import (
     piece_count,
     piece_range,
 )
-from octaskly.runner.output.output_archive import (
-    DISK_PARTS,
-    QUOTA_BYTES_MAX,
-    RESERVE_BYTES,
-    DiskUsage,
-)
+from octaskly.runner.output.output_archive import RESERVE_BYTES, DiskUsage
 
 UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
-FILES_MAX: Final = 200_000  #: bounds the index, which is kept in memory
-CAPTURED_MAX: Final = 200_000  #: bounds the index of captured outputs
-PARTIAL_RETENTION_S: Final = 600.0  #: from an interruption until it may be deleted
 TAKEOVER_S: Final = 5.0  #: a silent upload may be continued by another request
 
 FLUSHED_ALONE_MAX: Final = 16  #: files flushed one by one, rather than the file system
 COUNTED_BLOBS_MAX: Final = 64  #: blobs whose sent pieces are counted
 PACK_PART_BYTES: Final = 256 << 10
 
-_NAME = re.compile(r"[0-9a-f]{64}")
-_PARTIAL_NAME = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
 _CONTINUE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = _CONTINUE | os.O_EXCL
-
-
-class _Kept(NamedTuple):
-    """A file in the store."""
-
-    size_bytes: int
-    until_s: float  #: end of its protection
-    used_s: float  #: last use
 
 
 class BlobStore:
     """Stores files in a folder; implements `ports.FileStore`.
 
-    The modification time of a file on disk is the end of its protection, and its access
-    time is its last use, so that both survive a restart of the agent. A file that was
-    last touched before this machine started is read once before it counts as here,
-    because the machine may have lost power before all its bytes were on disk.
+    `BlobIndex` has what is here, and `BlobRoom` decides what is deleted for new files.
+    A suspect is read once before it counts as here.
 
     Args:
         folder: Holds the files; created with access for the agent alone.
@@ -108,29 +83,27 @@ class BlobStore:
     ) -> None:
         self._folder = folder
         self.clock = clock
-        self._quota_bytes = quota_bytes
-        self._reserve_bytes = reserve_bytes
         self._lock = threading.RLock()
         self.on_stored: Callable[[str], None] = lambda _name: None
         """Called with the name of each file that was stored, in any thread."""
-        self._index: dict[str, _Kept] | None = None
-        self._suspects: set[str] = set()  #: files that must be read first
-        self._flushed: set[str] = set()  #: files that are on disk with their entries
-        self._stored_bytes = 0  #: of all files in the index
         self._partials = PartialFiles(folder, self._now_s)
+        self._index = BlobIndex(folder, self._partials, self._now_s)
+        self._room = BlobRoom(
+            folder,
+            self._index,
+            self._partials,
+            self._now_s,
+            quota_bytes=quota_bytes,
+            reserve_bytes=reserve_bytes,
+        )
         self._arriving: dict[str, PieceUpload] = {}
         #: How often pieces of a blob were sent; the blob that was sent last is last.
         self._sent: dict[str, Counter[int]] = {}
-        self._captured: dict[str, Path] = {}  #: folders of captured outputs, by SHA-256
-        self._trees: set[str] = set()  #: manifests of which all contents are here
-        self._changed: dict[
-            str, None
-        ] = {}  #: large files and trees, since `take_changes`
 
     @property
     def has_changes(self) -> bool:
         """Return True if large files or trees came or went since `take_changes`."""
-        return bool(self._changed)
+        return self._index.has_changes
 
     def take_changes(self) -> tuple[list[str], list[str]]:
         """Return the large files and trees that came, and those that went.
@@ -138,22 +111,12 @@ class BlobStore:
         Each change is returned once; the most recent is last.
         """
         with self._lock:
-            changed, self._changed = list(self._changed), {}
-            index = self._load_index()
-            here = {
-                name: None
-                for name in changed
-                if name in self._captured
-                or (name in index and self._is_reported(name, index[name].size_bytes))
-            }
-            return list(here), [name for name in changed if name not in here]
+            return self._index.take_changes()
 
     def mark_tree(self, sha256: str) -> None:
         """Note that all contents of the tree with this manifest are here."""
         with self._lock:
-            if sha256 in self._load_index() and sha256 not in self._trees:
-                self._trees.add(sha256)
-                self._changed[sha256] = None
+            self._index.mark_tree(sha256)
 
     def add_captured_tree(self, folder: Path, manifest: Manifest) -> str:
         """Make captured outputs available as a tree, without a copy of them.
@@ -173,30 +136,23 @@ class BlobStore:
         name = content_digest(data)
         self.store_blob(name, data)
         with self._lock:
-            for file in manifest.files:
-                sha256 = file.sha256.hex()
-                self._captured.pop(sha256, None)
-                self._captured[sha256] = folder
-                if file.size_bytes > LARGE_BYTES:
-                    self._changed[sha256] = None
-            while len(self._captured) > CAPTURED_MAX:
-                self._forget_captured(next(iter(self._captured)))
-        self.mark_tree(name)
+            self._index.add_captured(folder, manifest.files)
+            self._index.mark_tree(name)
         return name
 
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file and keep it for `keep_s`; None if there is none."""
         with self._lock:
-            kept = self._load_index().get(sha256)
+            kept = self._index.files().get(sha256)
             if kept is None:
-                return self._captured_size(sha256)
-            if sha256 in self._suspects and not self._is_suspect_right(sha256):
+                return self._index.captured_size(sha256)
+            if sha256 in self._index.suspects and not self._is_suspect_right(sha256):
                 return None
             with suppress(OSError):
                 until_s = max(kept.until_s, self._now_s() + keep_s)
-                self._set_protection(sha256, kept.size_bytes, until_s)
+                self._index.protect(sha256, kept.size_bytes, until_s)
                 return kept.size_bytes
-            self._forget(sha256)  # It was deleted by hand.
+            self._index.forget(sha256)  # It was deleted by hand.
             return None
 
     def missing_files(
@@ -210,16 +166,16 @@ class BlobStore:
     def release_file(self, sha256: str) -> None:
         """Make a file expire now; it stays while there is room."""
         with self._lock:
-            kept = self._load_index().get(sha256)
+            kept = self._index.files().get(sha256)
             if kept is not None:
                 with suppress(OSError):
-                    self._set_protection(sha256, kept.size_bytes, self._now_s())
+                    self._index.protect(sha256, kept.size_bytes, self._now_s())
 
     def release_copies(self, sha256s: Iterable[str]) -> None:
         """Make files expire now, except those that are kept longer than copies."""
         with self._lock:
             for name in sha256s:
-                kept = self._load_index().get(name)
+                kept = self._index.files().get(name)
                 copied_until_s = self._now_s() + COPY_RETENTION_S
                 if kept is not None and kept.until_s <= copied_until_s:
                     self.release_file(name)
@@ -258,11 +214,11 @@ class BlobStore:
             FileQuotaExceeded: there is no room for the file.
             OSError: the folder cannot be used.
         """
-        if sha256 is not None and not _NAME.fullmatch(sha256):
+        if sha256 is not None and not NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
             self.check_quota(size_bytes)
-            self._check_room(size_bytes)
+            self._room.check_room(size_bytes)
             partial = self._folder / f"{sha256 or ''}.{secrets.token_hex(8)}"
             fd = os.open(partial, _CREATE, 0o600)
         return BlobUpload(self, sha256 or "", size_bytes, partial, fd, keep_s)
@@ -276,16 +232,16 @@ class BlobStore:
             ContentMismatch: `sha256` is not a SHA-256 in hexadecimal.
             FileQuotaExceeded: there is no room for it, or the disk is failing.
         """
-        if not _NAME.fullmatch(sha256):
+        if not NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         path = self._folder / f"{sha256}{PIECES_SUFFIX}"
         try:
             with self._lock:
-                self._load_index()
-                self.check_quota(size_bytes)
+                self._index.files()
+                self._room.check_quota(size_bytes)
                 partial = self._partials.find(path.name)
                 left_bytes = size_bytes - (partial.arrived_bytes if partial else 0)
-                self._check_room(left_bytes, path.name)
+                self._room.check_room(left_bytes, path.name)
                 fd = os.open(path, _CONTINUE, 0o600)
                 partial = self._partials.find_or_add(path.name)
                 assert partial.upload is None, "it is fetched twice at a time"
@@ -307,7 +263,7 @@ class BlobStore:
     def has_pieces(self, sha256: str) -> bool:
         """Return True if a fetch that has ended left pieces of a blob."""
         with self._lock:
-            self._load_index()
+            self._index.files()
             return self._partials.find(f"{sha256}{PIECES_SUFFIX}") is not None
 
     def open_piece(self, sha256: str, wanted: Sequence[int]) -> OpenPiece | None:
@@ -339,7 +295,7 @@ class BlobStore:
     def arrived_bytes(self, sha256: str) -> int:
         """Return how much has arrived of a file that is uploaded in pieces."""
         with self._lock:
-            self._load_index()
+            self._index.files()
             partial = self._partials.find(f"{sha256}{UPLOAD_SUFFIX}")
             return 0 if partial is None else partial.arrived_bytes
 
@@ -359,10 +315,10 @@ class BlobStore:
             WrongOffset: less than `start` has arrived.
             UploadInProgress: another request adds to the file.
         """
-        if not _NAME.fullmatch(sha256):
+        if not NAME.fullmatch(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
-            self._load_index()
+            self._index.files()
             path = self._folder / f"{sha256}{UPLOAD_SUFFIX}"
             partial = self._partials.find(path.name)
             arrived = 0 if partial is None else partial.arrived_bytes
@@ -374,7 +330,7 @@ class BlobStore:
                     raise UploadInProgress("another request sends the file")
                 partial.upload.is_superseded = True
             self.check_quota(size_bytes)
-            self._check_room(size_bytes - arrived)
+            self._room.check_room(size_bytes - arrived)
             fd = os.open(path, _CONTINUE, 0o600)
             partial = self._partials.find_or_add(path.name)
             upload = BlobUpload(self, sha256, size_bytes, path, fd, keep_s)
@@ -439,7 +395,7 @@ class BlobStore:
         with self._lock:
             if upload.is_superseded:
                 raise UploadInProgress("another request continues to send the file")
-            self._make_room(size_bytes)
+            self._room.make_room(size_bytes)
             upload.arrived_bytes += size_bytes
             partial = self._partials.find(upload.partial.name)
             if partial is None:
@@ -487,28 +443,28 @@ class BlobStore:
             upload.partial.rename(self._folder / upload.sha256)
             self._partials.delete_paused(upload.sha256)
             until_s = self._now_s() + upload.keep_s
-            self._flushed.discard(upload.sha256)
-            self._suspects.discard(upload.sha256)
-            self._set_protection(upload.sha256, upload.size_bytes, until_s)
+            self._index.flushed.discard(upload.sha256)
+            self._index.suspects.discard(upload.sha256)
+            self._index.protect(upload.sha256, upload.size_bytes, until_s)
         self.on_stored(upload.sha256)
 
     @property
     def used_bytes(self) -> int:
         """Size of the files so far, without waiting for other threads."""
-        return self._stored_bytes + self._partials.arrived_bytes
+        return self._room.used_bytes
 
     def quota_bytes(self) -> int:
         """Return the maximum size of all files."""
-        if self._quota_bytes is not None:
-            return self._quota_bytes
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        disk = shutil.disk_usage(self._folder)
-        return min(QUOTA_BYTES_MAX, disk.total // DISK_PARTS)
+        return self._room.quota_bytes()
+
+    def check_quota(self, size_bytes: int) -> None:
+        """Raise FileExceedsQuota if the store may never hold a file of this size."""
+        self._room.check_quota(size_bytes)
 
     def list_blobs(self) -> dict[str, tuple[int, float]]:
         """Return size and expiry of all files, by SHA-256."""
         with self._lock:
-            kept = self._load_index()
+            kept = self._index.files()
             return {name: (one.size_bytes, one.until_s) for name, one in kept.items()}
 
     def read_start(self, sha256: str, bytes_max: int) -> bytes:
@@ -523,14 +479,7 @@ class BlobStore:
     def usage(self) -> DiskUsage:
         """Return how much room the files take, and may take."""
         with self._lock:
-            self._load_index()
-            disk = shutil.disk_usage(self._folder)
-            return DiskUsage(
-                used_bytes=self._stored_bytes + self._partials.arrived_bytes,
-                quota_bytes=self.quota_bytes(),
-                free_bytes=disk.free,
-                disk_bytes=disk.total,
-            )
+            return self._room.usage()
 
     def verify_file(self, sha256: str) -> bool:
         """Return True if a file has the right content; delete it if it has not.
@@ -547,8 +496,8 @@ class BlobStore:
             OSError: the disk is failing.
         """
         with self._lock:
-            kept = self._load_index()
-            names = [n for n in sha256s if n in kept and n not in self._flushed]
+            kept = self._index.files()
+            names = [n for n in sha256s if n in kept and n not in self._index.flushed]
         if not names:
             return
         folder_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -562,7 +511,7 @@ class BlobStore:
         finally:
             os.close(folder_fd)
         with self._lock:
-            self._flushed.update(name for name in names if name in kept)
+            self._index.flushed.update(name for name in names if name in kept)
 
     def delete_expired(self) -> None:
         """Delete files that expired more than `UNUSED_S_MAX` ago."""
@@ -570,9 +519,9 @@ class BlobStore:
         with self._lock, suppress(OSError):
             if not self._folder.exists():
                 return
-            for name, kept in list(self._load_index().items()):
+            for name, kept in list(self._index.files().items()):
                 if kept.until_s < before_s:
-                    self._delete(name)
+                    self._index.delete(name)
             self._partials.delete_older(before_s)
 
     def _open_whole(
@@ -593,58 +542,17 @@ class BlobStore:
             raise OutputNotFound(f"file {sha256[:12]}... has {size_bytes} bytes here")
         return OpenPiece(fd, number, *piece_range(number, size_bytes), size_bytes)
 
-    def _load_index(self) -> dict[str, _Kept]:
-        """Return the index; the first call reads it from the folder."""
-        if self._index is None:
-            self._index, self._stored_bytes = {}, 0
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            started_s = machine_start_s(self._now_s())
-            for place in self._folder.iterdir():
-                status = place.lstat()
-                if _NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
-                    self._index[place.name] = _Kept(
-                        status.st_size, status.st_mtime, status.st_atime
-                    )
-                    self._stored_bytes += status.st_size
-                    if status.st_size > LARGE_BYTES:
-                        self._changed[place.name] = None
-                    if status.st_ctime < started_s:
-                        self._suspects.add(place.name)
-                elif _PARTIAL_NAME.fullmatch(place.name):
-                    self._partials.load(place.name)
-                else:
-                    place.unlink()  # An upload that the previous agent did not finish.
-        return self._index
-
     def _path_of(self, name: str) -> Path:
         with self._lock:
-            is_stored = name in self._load_index() or name not in self._captured
-            return (self._folder if is_stored else self._captured[name]) / name
-
-    def _captured_size(self, name: str) -> int | None:
-        """Return the size of a captured output; None if it is not here any more."""
-        folder = self._captured.get(name)
-        if folder is None:
-            return None
-        with suppress(OSError):
-            return (folder / name).stat().st_size
-        self._forget_captured(name)
-        return None
-
-    def _forget_captured(self, name: str) -> None:
-        del self._captured[name]
-        self._changed[name] = None
-
-    def _is_reported(self, name: str, size_bytes: int) -> bool:
-        return size_bytes > LARGE_BYTES or name in self._trees
+            return self._index.path_of(name)
 
     def _is_suspect_right(self, name: str) -> bool:
         """Read a file that the machine may have written in part; delete it if wrong."""
-        self._suspects.discard(name)
+        self._index.suspects.discard(name)
         try:
             return self._is_right(os.open(self._folder / name, os.O_RDONLY), name)
         except OSError:
-            self._delete(name)
+            self._index.delete(name)
             return False
 
     def _is_right(self, fd: int, name: str) -> bool:
@@ -654,118 +562,12 @@ class BlobStore:
         if found == name:
             return True
         with self._lock:
-            if name in self._load_index():
-                self._delete(name)
+            if name in self._index.files():
+                self._index.delete(name)
         return False
-
-    def _set_protection(self, name: str, size_bytes: int, until_s: float) -> None:
-        """Protect a file that is used now until a time."""
-        used_s = self._now_s()
-        os.utime(self._folder / name, (used_s, until_s))
-        index = self._load_index()
-        before = index.get(name)
-        if before is None and self._is_reported(name, size_bytes):
-            self._changed[name] = None
-        self._stored_bytes += size_bytes - (before.size_bytes if before else 0)
-        index[name] = _Kept(size_bytes, until_s, used_s)
-
-    def _forget(self, name: str) -> None:
-        size_bytes = self._load_index().pop(name).size_bytes
-        self._stored_bytes -= size_bytes
-        if self._is_reported(name, size_bytes):
-            self._trees.discard(name)
-            self._changed[name] = None
-        self._flushed.discard(name)
-        self._suspects.discard(name)
-
-    def check_quota(self, size_bytes: int) -> None:
-        """Raise FileExceedsQuota if the store may never hold a file of this size."""
-        if size_bytes > self.quota_bytes():
-            raise FileExceedsQuota(
-                f"a file of {size_bytes} bytes is larger than the quota of this node,"
-                f" {self.quota_bytes()} bytes",
-                hint="raise the agent's --files-quota, or send it through another node",
-            )
-
-    def _check_room(self, size_bytes: int, continued: str = "") -> None:
-        """Raise FileQuotaExceeded if a file cannot fit, whatever may be deleted.
-
-        Args:
-            size_bytes: How much of it has not arrived.
-            continued: Name of its partial file.
-        """
-        self._delete_old_partials()
-        kept, now_s = self._load_index(), self._now_s()
-        used_bytes = self._stored_bytes + self._partials.arrived_bytes
-        if used_bytes + size_bytes <= self.quota_bytes() and len(kept) < FILES_MAX:
-            return  # Nothing need be deleted.
-        needed = [each.size_bytes for each in kept.values() if each.until_s > now_s]
-        left = self._partials.left_pieces()
-        left.pop(continued, None)
-        arriving_bytes = self._partials.arrived_bytes - sum(left.values())
-        free_bytes = self.quota_bytes() - arriving_bytes - sum(needed)
-        if size_bytes > free_bytes or len(needed) >= FILES_MAX:
-            raise _no_room(size_bytes)
-
-    def _make_room(self, size_bytes: int) -> None:
-        """Delete unprotected files until there is room for so many more bytes.
-
-        What fetches have left is deleted last: their next attempt needs it soon.
-        """
-        kept = self._load_index()
-        self._delete_old_partials()
-        free_bytes = shutil.disk_usage(self._folder).free - self._reserve_bytes
-        free_bytes -= size_bytes
-        quota_bytes = self.quota_bytes() - size_bytes
-        now_s = self._now_s()
-
-        def is_full() -> bool:
-            is_over = self.used_bytes > quota_bytes or free_bytes < 0
-            return is_over or len(kept) >= FILES_MAX
-
-        free_to_go = [n for n, each in kept.items() if each.until_s <= now_s]
-        left = self._partials.left_pieces() if is_full() else {}
-        if is_full():
-            free_to_go.sort(key=lambda name: kept[name].used_s)
-        for name in free_to_go:
-            if not is_full():
-                break
-            free_bytes += kept[name].size_bytes
-            self._delete(name)
-        for name, arrived_bytes in left.items():
-            if not is_full():
-                break
-            free_bytes += arrived_bytes
-            self._partials.delete(name)
-        if free_bytes < 0:
-            raise self._disk_full()
-        if is_full():
-            raise _no_room(size_bytes)
-
-    def _disk_full(self) -> DiskFull:
-        free_bytes = shutil.disk_usage(self._folder).free
-        return DiskFull(
-            f"the disk of this node is full: {free_bytes >> 20} MiB are free, and"
-            f" {self._reserve_bytes >> 20} MiB stay free for the log",
-            hint="free disk space there, or send the files through another node",
-        )
-
-    def _delete(self, name: str) -> None:
-        (self._folder / name).unlink(missing_ok=True)
-        self._forget(name)
-
-    def _delete_old_partials(self) -> None:
-        """Delete the partial files of clients that did not come back."""
-        self._partials.delete_older(self._now_s() - PARTIAL_RETENTION_S)
 
     def _now_s(self) -> float:
         return self.clock.now().wall_ms / 1000
-
-
-def machine_start_s(now_s: float) -> float:
-    """Return the wall clock's time at which this machine started."""
-    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
-    return now_s - uptime_s
 
 
 def sync_file_system(fd: int) -> None:
@@ -783,11 +585,3 @@ def _flush_file(name: str, folder_fd: int) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _no_room(size_bytes: int) -> FileQuotaExceeded:
-    return FileQuotaExceeded(
-        f"not enough space for {size_bytes} more bytes of files on this node",
-        hint="a file may be deleted an hour after its last use; raise the agent's"
-        " --files-quota, or free disk space",
-    )

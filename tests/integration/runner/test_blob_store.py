@@ -25,9 +25,9 @@ from octaskly.ports import (
     WrongOffset,
 )
 from octaskly.runner.blobs import uploads
+from octaskly.runner.blobs.blob_room import PARTIAL_RETENTION_S
 from octaskly.runner.blobs.blob_store import (
     FLUSHED_ALONE_MAX,
-    PARTIAL_RETENTION_S,
     TAKEOVER_S,
     UNUSED_S_MAX,
     BlobStore,

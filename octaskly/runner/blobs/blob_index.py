@@ -1,0 +1,179 @@
+"""Index of a store's files: which contents are here, and until when each is protected.
+
+Captured outputs are contents, too, which stay in their own folders. The index also
+collects what came and went of the large files and trees, which the dispatcher learns.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from octaskly.core.model.tree_sizes import LARGE_BYTES
+from octaskly.files.manifest import TreeFile
+from octaskly.runner.blobs.uploads import PartialFiles
+
+CAPTURED_MAX: Final = 200_000  #: bounds the index of captured outputs
+NAME: Final = re.compile(r"[0-9a-f]{64}")
+_PARTIAL_NAME: Final = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
+
+
+class Kept(NamedTuple):
+    """A file in the store."""
+
+    size_bytes: int
+    until_s: float  #: end of its protection
+    used_s: float  #: last use
+
+
+class BlobIndex:
+    """The files in the folder of a store, whose lock guards all of this.
+
+    The modification time of a file on disk is the end of its protection, and its access
+    time is its last use, so that both survive a restart of the agent. A file that was
+    last touched before this machine started is a suspect: the machine may have lost
+    power before all its bytes were on disk.
+
+    Args:
+        folder: The folder; created with access for the agent alone.
+        partials: The partial files in it.
+        now_s: Returns the time, as file times have it.
+    """
+
+    def __init__(
+        self, folder: Path, partials: PartialFiles, now_s: Callable[[], float]
+    ) -> None:
+        self._folder, self._partials, self._now_s = folder, partials, now_s
+        self._files: dict[str, Kept] | None = None
+        self.suspects: set[str] = set()  #: files that must be read first
+        self.flushed: set[str] = set()  #: files that are on disk with their entries
+        self.stored_bytes = 0  #: of all files
+        self._captured: dict[str, Path] = {}  #: folders of captured outputs, by SHA-256
+        self._trees: set[str] = set()  #: manifests of which all contents are here
+        #: Large files and trees, since `take_changes`.
+        self._changed: dict[str, None] = {}
+
+    def files(self) -> dict[str, Kept]:
+        """Return the files by SHA-256; the first call reads them from the folder."""
+        if self._files is None:
+            self._files, self.stored_bytes = {}, 0
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            started_s = machine_start_s(self._now_s())
+            for place in self._folder.iterdir():
+                self._load(place, started_s, self._files)
+        return self._files
+
+    def _load(self, place: Path, started_s: float, files: dict[str, Kept]) -> None:
+        """Add a file that an earlier agent has left; delete what is of no use."""
+        status = place.lstat()
+        if NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
+            files[place.name] = Kept(status.st_size, status.st_mtime, status.st_atime)
+            self.stored_bytes += status.st_size
+            if status.st_size > LARGE_BYTES:
+                self._changed[place.name] = None
+            if status.st_ctime < started_s:
+                self.suspects.add(place.name)
+        elif _PARTIAL_NAME.fullmatch(place.name):
+            self._partials.load(place.name)
+        else:
+            place.unlink()  # An upload that the previous agent did not finish.
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a file, or of a captured output."""
+        is_stored = name in self.files() or name not in self._captured
+        return (self._folder if is_stored else self._captured[name]) / name
+
+    def protect(self, name: str, size_bytes: int, until_s: float) -> None:
+        """Add a file, or protect one that is used now, until a time.
+
+        Raises:
+            OSError: it is not in the folder.
+        """
+        used_s = self._now_s()
+        os.utime(self._folder / name, (used_s, until_s))
+        files = self.files()
+        before = files.get(name)
+        if before is None and self._is_reported(name, size_bytes):
+            self._changed[name] = None
+        self.stored_bytes += size_bytes - (before.size_bytes if before else 0)
+        files[name] = Kept(size_bytes, until_s, used_s)
+
+    def delete(self, name: str) -> None:
+        """Delete a file."""
+        (self._folder / name).unlink(missing_ok=True)
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Remove a file that is not in the folder any more."""
+        size_bytes = self.files().pop(name).size_bytes
+        self.stored_bytes -= size_bytes
+        if self._is_reported(name, size_bytes):
+            self._trees.discard(name)
+            self._changed[name] = None
+        self.flushed.discard(name)
+        self.suspects.discard(name)
+
+    def mark_tree(self, name: str) -> None:
+        """Note that all contents of the tree with this manifest are here."""
+        if name in self.files() and name not in self._trees:
+            self._trees.add(name)
+            self._changed[name] = None
+
+    def add_captured(self, folder: Path, files: Iterable[TreeFile]) -> None:
+        """Add captured outputs, which have their SHA-256 as name in a folder."""
+        for file in files:
+            name = file.sha256.hex()
+            self._captured.pop(name, None)
+            self._captured[name] = folder
+            if file.size_bytes > LARGE_BYTES:
+                self._changed[name] = None
+        while len(self._captured) > CAPTURED_MAX:
+            self._forget_captured(next(iter(self._captured)))
+
+    def captured_size(self, name: str) -> int | None:
+        """Return the size of a captured output; None if it is not here any more."""
+        folder = self._captured.get(name)
+        if folder is None:
+            return None
+        with suppress(OSError):
+            return (folder / name).stat().st_size
+        self._forget_captured(name)
+        return None
+
+    @property
+    def has_changes(self) -> bool:
+        """Return True if large files or trees came or went since `take_changes`."""
+        return bool(self._changed)
+
+    def take_changes(self) -> tuple[list[str], list[str]]:
+        """Return the large files and trees that came, and those that went.
+
+        Each change is returned once; the most recent is last.
+        """
+        changed, self._changed = list(self._changed), {}
+        files = self.files()
+        here = {
+            name: None
+            for name in changed
+            if name in self._captured
+            or (name in files and self._is_reported(name, files[name].size_bytes))
+        }
+        return list(here), [name for name in changed if name not in here]
+
+    def _forget_captured(self, name: str) -> None:
+        del self._captured[name]
+        self._changed[name] = None
+
+    def _is_reported(self, name: str, size_bytes: int) -> bool:
+        return size_bytes > LARGE_BYTES or name in self._trees
+
+
+def machine_start_s(now_s: float) -> float:
+    """Return the wall clock's time at which this machine started."""
+    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
+    return now_s - uptime_s
