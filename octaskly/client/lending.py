@@ -97,7 +97,12 @@ class Lender:
             raise self.failure
 
     def close(self) -> None:
-        """End the loan."""
+        """End the loan; a request that the node does not answer ends with the process.
+
+        Only the first call waits for it.
+        """
+        if self._is_over.is_set():
+            return
         self._is_over.set()
         self._driver.close()
         if self._thread.is_alive():

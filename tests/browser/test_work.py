@@ -13,10 +13,11 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, Route, expect
+from playwright.async_api import Page, Response, Route, expect
 from playwright.async_api import TimeoutError as PlaywrightTimeout
 
 from octaskly.core.model.drafts import sequence_of
@@ -183,6 +184,41 @@ async def test_dropped_files_go_along_and_what_a_task_leaves_is_downloaded(
     await download_each(page)
     await page.get_by_role("link", name="Edit and submit again").click()
     await expect(files).to_contain_text("files of the original task are sent along")
+
+
+async def test_files_are_safe_in_the_mesh_before_their_task_is_submitted(
+    guest: Visitor, page: Page, tmp_path: Path
+) -> None:
+    """The page may be closed then; if they are not, there is no task."""
+    guest.allow()
+    (tmp_path / "note.txt").write_text("a safe note\n")
+    answered: list[str] = []
+    replicate = "/api/v1/files/replicate"
+
+    def note(response: Response) -> None:
+        path = urlsplit(response.url).path
+        if response.request.method == "POST" and path in (replicate, TASKS):
+            answered.append(path)
+
+    async def refuse(route: Route) -> None:
+        said = {"error": "Not enough space", "hint": "ben: the disk is full"}
+        await route.fulfill(status=507, json={**said, "status": 507})
+
+    page.on("response", note)
+    await page.route(f"**{replicate}", refuse)
+    await show(page, "submit")
+    form = page.get_by_role("form", name="Submit a task")
+    await form.get_by_label("Command").fill("cat note.txt")
+    await drop(page, tmp_path / "note.txt")
+    await form.get_by_role("button", name="Submit").click()
+    await expect(form.get_by_role("alert").first).to_contain_text("Not enough space")
+    refused = answered[:]
+    await page.unroute(f"**{replicate}")
+    await form.get_by_role("button", name="Submit").click()
+
+    await expect(page.get_by_role("log")).to_contain_text("a safe note")
+    assert refused == [replicate]
+    assert answered[1:] == [replicate, TASKS]
 
 
 async def download_each(page: Page) -> None:

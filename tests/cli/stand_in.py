@@ -45,7 +45,8 @@ class Api:
     refusal_hint: str = "the test said so"
     refusal_field: str | None = None
     forced: dict[str, Any] = field(default_factory=dict)
-    answers: dict[str, Any] = field(default_factory=dict)  #: by path
+    answers: dict[str, Any] = field(default_factory=dict)
+    """By path; a function makes one of the body of the request."""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     stall: str = ""  #: the obstacles in every explanation
@@ -195,7 +196,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         query = {key: values[0] for key, values in parse_qs(split.query).items()}
         if split.path in api.answers:
-            self.answer(200, api.answers[split.path])
+            known = api.answers[split.path]
+            self.answer(200, known(body) if callable(known) else known)
             return
         status, answer = self.route(method, split.path, query, body)
         self.answer(status, answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import shlex
@@ -10,9 +11,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
@@ -28,6 +30,9 @@ from tests.cli.typed import typed, without_wait_reason
 
 MISSING = "/api/v1/files/missing"
 PACK = "/api/v1/files/pack"
+LEND = "/api/v1/files/lend"
+REPLICATE = "/api/v1/files/replicate"
+TASKS = "/api/v1/tasks"
 
 Call = subprocess.CompletedProcess[bytes]
 
@@ -362,14 +367,82 @@ def test_a_terminal_shows_how_far_the_scan_is(
     assert (run.exitstatus, api.requests) == (130, [f"POST {MISSING}"])
 
 
-@pytest.mark.parametrize("path", [MISSING, PACK], ids=["asking", "sending"])
-@pytest.mark.parametrize("command", ["run", "submit"])
-def test_an_interrupt_while_files_are_sent_leaves_no_task(
-    api: Api, environ: dict[str, str], project: Path, path: str, command: str
+# --- Safe files, and interrupts ----------------------------------------------------
+
+LARGE = b"large" * 500_000  #: lent, or sent in pieces
+WORDS = {
+    "run": ("run", "--in", "FILE", "--", "sleep 1000"),
+    "map": ("map", "--in", "FILE", "sleep 1000 #", ":::", "item"),
+    "submit": ("submit", "--in", "FILE", "--", "true"),
+    "array": ("array", "--in", "FILE", "1-2", "--", "true"),
+}
+WITHOUT_WAIT = pytest.mark.parametrize("command", ["submit", "array"])
+
+
+def words_of(command: str, file: str = "greet") -> list[str]:
+    """Return the words of a command that sends a file."""
+    return [file if word == "FILE" else word for word in WORDS[command]]
+
+
+def lacking(*contents: bytes) -> Callable[[Any], Any]:
+    """Return how a node answers that it lacks some contents."""
+    names = [sha256(content).hexdigest() for content in contents]
+    return lambda body: {
+        "missing": [name for name in body["sha256"] if name in names],
+        "node": "n1",
+    }
+
+
+@WITHOUT_WAIT
+def test_files_are_safe_in_the_mesh_before_their_task_is_submitted(
+    api: Api, octaskly: Run, project: Path, command: str
 ) -> None:
-    """What has arrived at the node is deleted there like any file that is not used."""
-    name = sha256((project / "greet").read_bytes()).hexdigest()
-    api.answers[MISSING] = {"missing": [name], "node": "here"}
+    """The command does not wait for the task, so this machine may go at once."""
+    api.answers |= {MISSING: lacking(), REPLICATE: {"nodes": ["n1", "n2"]}}
+
+    done = octaskly(*words_of(command))
+
+    assert done.returncode == 0, done.stderr
+    (draft,) = api.drafts
+    assert api.bodies[1] == {"sha256": draft["tree"]["sha256"], "node": "n1"}
+    posted = [request for request in api.requests if request.startswith("POST")]
+    assert posted == [f"POST {path}" for path in (MISSING, REPLICATE, TASKS)]
+
+
+@WITHOUT_WAIT
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (507, "Not enough space for the file\n  cause: ben: the disk is full\n"),
+        (
+            404,
+            (
+                "the dispatcher could not store the files: ben: the disk is full\n"
+                "  hint: octaskly nodes    shows which node that is\n"
+            ),
+        ),
+    ],
+)
+def test_no_task_is_submitted_whose_files_the_mesh_did_not_store(
+    api: Api, octaskly: Run, project: Path, command: str, status: int, said: str
+) -> None:
+    """And the error says why."""
+    api.answers[MISSING] = lacking()
+    api.refusal = "Not enough space for the file"
+    api.refusal_hint = "ben: the disk is full"
+    api.refuse = lambda _, path: (status, {}) if path == REPLICATE else None
+
+    done = octaskly(*words_of(command))
+
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == f"error: {said}"
+    assert api.requests == [f"POST {MISSING}", f"POST {REPLICATE}"]
+
+
+def interrupted_at(
+    path: str, api: Api, environ: dict[str, str], words: list[str]
+) -> tuple[int, str]:
+    """Interrupt a command that waits for an answer; return its exit code and stderr."""
     is_asked, may_answer = threading.Event(), threading.Event()
 
     def hold(_method: str, asked: str) -> None:
@@ -378,16 +451,73 @@ def test_an_interrupt_while_files_are_sent_leaves_no_task(
             may_answer.wait(60)
 
     api.refuse = hold
-    words = ["--node", "here", command, "--in", "greet", "--", "true"]
     with subprocess.Popen(
-        [sys.executable, "-m", "octaskly", *words], env=environ, stderr=subprocess.PIPE
+        [sys.executable, "-m", "octaskly", "--node", "here", *words],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert is_asked.wait(60)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         may_answer.set()
+    return process.returncode, said.strip()
 
-    assert (process.returncode, said.strip(), api.tasks) == (130, b"", {})
+
+@pytest.mark.parametrize(
+    ("phase", "command"),
+    [
+        *itertools.product(("asking", "sending"), WORDS),
+        *itertools.product(("a piece", "storing"), ("submit", "array")),
+        *itertools.product(("offering",), ("run", "map")),
+    ],
+)
+def test_an_interrupt_while_files_are_sent_leaves_no_task(
+    api: Api, environ: dict[str, str], project: Path, phase: str, command: str
+) -> None:
+    """What has arrived at the node is deleted there like any file that is not used."""
+    small = (project / "greet").read_bytes()
+    is_large = phase in ("a piece", "offering")
+    (project / "large").write_bytes(LARGE)
+    api.answers[MISSING] = lacking(*(() if phase == "storing" else (small, LARGE)))
+    path = {
+        "asking": MISSING,
+        "sending": PACK,
+        "a piece": f"/api/v1/files/{sha256(LARGE).hexdigest()}",
+        "storing": REPLICATE,
+        "offering": LEND,
+    }[phase]
+
+    words = words_of(command, "large" if is_large else "greet")
+    ended = interrupted_at(path, api, environ, words)
+
+    assert (ended, api.tasks) == ((130, ""), {})
+    assert api.requests[-1] == f"POST {path}"
+
+
+def test_an_interrupt_while_a_lent_file_is_sent_cancels_its_task(
+    api: Api, environ: dict[str, str], project: Path
+) -> None:
+    """The worker wanted it, so the task had been submitted; nothing goes on."""
+    (project / "large").write_bytes(LARGE)
+    name = sha256(LARGE).hexdigest()
+    wanted = f'event: wanted\ndata: {{"sha256": ["{name}"]}}\n\n'
+    api.answers |= {MISSING: lacking(LARGE), LEND: wanted.encode()}
+    path = f"/api/v1/files/{name}"
+
+    code, said = interrupted_at(path, api, environ, words_of("run", "large"))
+
+    assert (code, said) == (
+        130,
+        (
+            "cancelling task-001-00000001; Ctrl-C again to stop waiting for it\n"
+            "· 1 file, 2.5 MB; sent 0\n"
+            "task-001-00000001 was cancelled"
+        ),
+    )
+    assert [task["status"] for task in api.tasks.values()] == ["cancelled"]
+    assert api.drafts[0]["tree"]["lent"] is True
 
 
 def _leads_to(link: Path, place: Path) -> bool:

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 import octaskly
+from tests.cli.stand_in import Api, serving
+from tests.client.kinds import Open
 from tests.client.test_fetching import awaited
+
+MISSING, REPLICATE = "/api/v1/files/missing", "/api/v1/files/replicate"
 
 
 @pytest.fixture
@@ -224,3 +228,37 @@ def test_a_file_that_changes_while_it_is_sent_is_scanned_once_more(
 
     assert done.stdout == f"new, {client!r}x"
     assert client.stats().tasks == before
+
+
+@pytest.mark.parametrize("is_array", [False, True], ids=["submit", "array"])
+def test_files_are_safe_in_the_mesh_before_their_task_is_submitted(
+    open_client: Open, project: Path, *, is_array: bool
+) -> None:
+    """The program does not wait for the task; if they are not, there is no task."""
+    api = Api(refusal_hint="ben: the disk is full")
+    api.answers |= {
+        MISSING: {"missing": [], "node": "n1"},
+        REPLICATE: {"nodes": ["n1", "n2"]},
+    }
+    stored = [f"POST {MISSING}", f"POST {REPLICATE}"]
+
+    def submit(client: octaskly.Client) -> None:
+        if is_array:
+            client.array("true", "1-2", inputs=["src"])
+        else:
+            client.submit("true", inputs=["src"])
+
+    with serving(api) as url:
+        client = open_client(url)
+        submit(client)
+        asked = [request for request in api.requests if request.startswith("POST")]
+        (draft,) = api.drafts
+        api.requests.clear()
+        api.refuse = lambda _, path: (507, {}) if path == REPLICATE else None
+        with pytest.raises(octaskly.Refused) as refusal:
+            submit(client)
+
+    assert asked == [*stored, "POST /api/v1/tasks"]
+    assert api.bodies[1] == {"sha256": draft["tree"]["sha256"], "node": "n1"}
+    assert refusal.value.hint == "ben: the disk is full"
+    assert api.requests == stored
