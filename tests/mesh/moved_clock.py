@@ -34,10 +34,15 @@ def move(folder: Path, offset_ms: int) -> None:
     fresh.rename(folder / OFFSET)
 
 
-if __name__ == "__main__":
+def main_with_moved_clock() -> int | str:
+    """Do what the command line says, with such a clock; return the exit code."""
     state = Path(sys.argv[sys.argv.index("--state-dir") + 1])
     if not (state.parent / OFFSET).exists():
         move(state.parent, 0)
     for module in (lifecycle, visitor):
         vars(module)["SystemClock"] = moved(state.parent / OFFSET)
-    sys.exit(main())
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main_with_moved_clock())
