@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -51,13 +52,17 @@ def octaskly(environ: dict[str, str]) -> Run:
     """Run the command in a process of its own."""
 
     def run(
-        *arguments: str, stdin: bytes = b"", node: str | None = "here"
+        *arguments: str,
+        stdin: bytes = b"",
+        node: str | None = "here",
+        stderr: int | IO[bytes] = subprocess.PIPE,
     ) -> subprocess.CompletedProcess[bytes]:
         chosen = ["--node", node] if node else []
         return subprocess.run(
             typed(*chosen, *arguments),
             input=stdin,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
             env=environ,
             timeout=60,
             check=False,

@@ -140,7 +140,8 @@ def test_a_missing_output_after_success_is_an_error(
     assert re.fullmatch(r"task-\S+ ended without \*\.o, gone\n", done.stderr)
     assert texts_in(home) == {"made": "\n"}
     shown = json.loads(octaskly(agent, home, "show", "last", "--json").stdout)
-    assert (shown["status"], shown["exit_code"]) == ("completed", 0)
+    state = ("completed", 0, "exit")
+    assert (shown["status"], shown["exit_code"], shown["reason"]) == state
     assert shown["outputs_missing"] == ["*.o", "gone"]
     again = octaskly(agent, home, "show", "last").stdout
     assert "made (1 B), *.o (missing), gone (missing)" in again

@@ -562,8 +562,15 @@ def test_a_command_that_names_local_files_warns_before_it_runs(
 ) -> None:
     """Tasks do not run in the user's folder; only `run` and `map` look as if."""
     (project / "justfile").touch()
+    said_before: list[str] = []  #: each request
+    with (project.parent / "stderr").open("w+b") as stderr:
 
-    said = octaskly(*arguments).stderr.decode()
+        def note(_method: str, _path: str) -> None:
+            said_before.append(os.pread(stderr.fileno(), 1 << 16, 0).decode())
+
+        api.refuse = note
+        octaskly(*arguments, stderr=stderr)
+        said = os.pread(stderr.fileno(), 1 << 16, 0).decode()
 
     name, _, sent_as = (named or "").partition(" ")
     warning = (
@@ -573,6 +580,7 @@ def test_a_command_that_names_local_files_warns_before_it_runs(
     )
     assert said.startswith(warning) if named else "warning" not in said
     assert said.count("warning") == (1 if named else 0)
+    assert not named or said_before[0] == warning
 
 
 def test_a_warning_about_several_files_names_one(

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from octaskly.errors import OutputNotFound
-from octaskly.files.copying import copy_content
 from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
 from octaskly.files.pack import PackReader
 from octaskly.ports import (
@@ -216,20 +215,6 @@ def test_files_and_links_are_created_only_below_a_folder(tmp_path: Path) -> None
     with pytest.raises(FileExistsError):
         create_file(folder, "bin/other")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_copy_has_all_bytes(tmp_path: Path) -> None:
-    """Of an empty file and of one that takes several calls."""
-    for size_bytes in (0, 1, 3 << 20):
-        data = os.urandom(size_bytes)
-        (tmp_path / "source").write_bytes(data)
-        with (
-            (tmp_path / "source").open("rb") as ours,
-            (tmp_path / "copy").open("wb") as theirs,
-        ):
-            copy_content(ours.fileno(), theirs.fileno())
-
-        assert (tmp_path / "copy").read_bytes() == data
 
 
 def test_a_pack_holds_the_small_files_that_are_here(blob_store: BlobStore) -> None:
