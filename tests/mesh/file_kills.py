@@ -1,9 +1,11 @@
-"""Rounds of commands with files, each with one kill at a moment drawn from a seed.
+"""Rounds of commands with files, each with one fault at a moment drawn from a seed.
 
 A round starts `run`, `map` or `submit` with `--in` and `--out` on a host whose agent is
-not the dispatcher, causes a fault while it is under way, and undoes it. The command
-must end with the right outputs or with an error that says so. No wrong or partial file
-may ever have the name of an output.
+not the dispatcher, causes a fault while it is under way, and undoes it. The tasks wait
+for a gate that opens after the fault, so that nothing has ended before. A late fault
+comes between the end of a task and the fetch of its outputs. The command must end with
+the right outputs or with an error that says so. No wrong or partial file may ever have
+the name of an output.
 """
 
 import contextlib
@@ -13,12 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
 from tests.mesh.faults import fill, small_disk
-from tests.mesh.forming import FORM_S, dispatcher_of, form, is_formed
+from tests.mesh.forming import FORM_S, Task, dispatcher_of, form, is_formed
 from tests.mesh.lab import ROOT, Host, Lab
 from tests.mesh.netns import wait_until
 
@@ -26,19 +30,22 @@ HOSTS = 4
 DISK_MB = 400  #: of the host that may run out of room; 256 are left for the log
 HOME_MB = 40  #: of the folder that outputs come home to
 MOMENT_S_MAX = 2.0  #: after the command has connected to its agent
+SOON_S_MAX = 0.5  #: after its files are sent, or a task has started
 OUTAGE_S = 1.5
 COMMAND_S = 240.0  #: longest time until a command ends
 ITEMS = 8
 FILES = 30
-FILE_BYTES_MAX = (20_000, 400_000)  #: those of all items are sent at once, or lent
+FILE_BYTES = ((0, 20_000), (150_000, 400_000))  #: those of all items are sent, or lent
 BIG_BYTES = 3 << 20  #: more than a pack holds, so a tree with it is lent
+LEFT_BYTES = (0, 20_000)  #: on a full disk; outputs have more
 SECRET = "mesh.key"
 
-ABANDONED_S = 30.0  #: until the tasks of a killed command have ended, usually
 ENDED = ("completed", "failed", "cancelled")
+GONE = "not yet sent by the client, which is not connected now"
 
 COMMANDS = ("run", "map", "submit")
 FAULTS = ("worker", "dispatcher", "submitter", "holder", "disk", "home")
+LATE_FAULTS = ("worker", "dispatcher", "holder")
 
 
 @dataclass
@@ -48,10 +55,13 @@ class Round:
     seed: int
     fault: str
     command: str
-    moment_s: float
+    is_late: bool
     client: Host
-    folder: Path
+    folder: Path  #: where the command is typed
+    notes: Path  #: for the gates of the tasks, and for the output of the command
+    sent: Mapping[str, bytes]  #: inputs, by path
     expected: Mapping[str, bytes]  #: outputs, by path
+    label: Mapping[str, str]
     words: Sequence[str]
     code: int = 0
     said: str = ""
@@ -60,10 +70,24 @@ class Round:
     def __str__(self) -> str:
         """Return what repeats the round, and how it ended."""
         took_s = time.monotonic() - self.started_s
+        when = "late" if self.is_late else "early"
         return (
-            f"seed {self.seed}: {self.fault} at {self.moment_s:.2f} s of {self.command}"
+            f"seed {self.seed}: {self.fault}, {when}, of {self.command}"
             f" on {self.client.name}: exit {self.code} after {took_s:.1f} s"
         )
+
+    @property
+    def printed(self) -> str:
+        """What the command has printed, such as the id of a task."""
+        return (self.notes / "stdout").read_text().strip()
+
+    def hosts_with_tasks(self) -> set[str]:
+        """Return the names of hosts at which tasks have started."""
+        return {place.name.removeprefix("on-") for place in self.notes.glob("on-*")}
+
+    def open_gate(self, item: str = "") -> None:
+        """Let the tasks go on, or only that of an item."""
+        (self.notes / f"gate{item}").touch()
 
 
 class FileKills:
@@ -90,28 +114,23 @@ class FileKills:
     def run_round(self, seed: int, fault: str, command: str = "") -> Round:
         """Run one round; fail if it ends neither right nor with an error."""
         draw = random.Random(seed)
-        name = command or draw.choice(COMMANDS)
-        one = self._prepare(draw, seed, fault, name)
+        one = self._prepare(draw, seed, fault, command or draw.choice(COMMANDS))
         self.rounds.append(one)
-        process = self._start(one)
-        try:
-            wait_until("it connects", lambda: _is_connected(process), within_s=FORM_S)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(one.moment_s)
-            undo = self._cause(one, process, draw)
-            time.sleep(OUTAGE_S)
-            undo()
-            _, said = process.communicate(timeout=COMMAND_S)
-            one.code, one.said = process.returncode, said.decode()
-        finally:
-            process.kill()
+        with self._tasks_elsewhere(one):
+            process = self._start(one, draw)
+            try:
+                with self._fault(one, process, draw):
+                    self._end(one, process)
+            finally:
+                process.kill()
         print(one, flush=True)
         wait_until("one mesh", lambda: is_formed(self._lab.hosts), within_s=FORM_S)
-        if name == "submit" and one.code == 0:
-            self._fetch_submitted(one)
         if fault == "submitter":
             self._check_abandoned(one)
-        self._check(one)
+        elif one.code or fault == "home":
+            self._fetch_afterwards(one)
+        else:
+            self._check(one)
         self._end_rest(one)
         return one
 
@@ -123,54 +142,62 @@ class FileKills:
         dispatcher = self._dispatcher()
         others = [h for h in self._lab.hosts if h not in (dispatcher, self._victim)]
         folder = self._home / f"{len(self.rounds)}"
+        notes = self._lab.folder / f"notes{len(self.rounds)}"
         (folder / "src").mkdir(parents=True)
-        bytes_max = draw.choice(FILE_BYTES_MAX)
+        notes.mkdir()
+        sizes = draw.choice(FILE_BYTES)
         contents = {
-            f"src/{number}": draw.randbytes(draw.randint(0, bytes_max))
+            f"src/{number}": draw.randbytes(draw.randint(*sizes))
             for number in range(FILES)
         }
         contents["src/big"] = draw.randbytes(BIG_BYTES)
         for path, data in contents.items():
             (folder / path).write_bytes(data)
-        label = ("--label", f"round={len(self.rounds)}")
+        label = {"round": f"{len(self.rounds)}"}
+        flags = ["--label", f"round={label['round']}"]
+        if fault == "disk":
+            flags += ["--on", self._victim.name]
+        wait = f"touch {notes}/on-$OCTASKLY_NODE; until test -e {notes}/gate"
+        pause = "do sleep 0.05; done"
         if command == "map":
-            items = [f"src/{number}" for number in range(ITEMS)]
-            expected = {f"{item}.out": contents[item] * 2 for item in items}
-            work = "sleep 0.4; cat {} {} >{}.out"
-            words = [
-                "map",
-                *label,
-                "--in",
-                "{}",
-                "--out",
-                "{}.out",
-                work,
-                ":::",
-                *items,
-            ]
+            sent = {
+                f"src/{number}": contents[f"src/{number}"] for number in range(ITEMS)
+            }
+            expected = {f"{item}.out": data * 2 for item, data in sent.items()}
+            work = f"{wait} -o -e {notes}/gate{{#}}; {pause}; cat {{}} {{}} >{{}}.out"
+            paths = ["--in", "{}", "--out", "{}.out"]
+            words = ["map", *flags, *paths, work, ":::", *sent]
         else:
+            sent = contents
             whole = b"".join(contents[path] for path in sorted(contents))
             expected = {"out/all": whole, "out/big": contents["src/big"]}
             work = (
-                "mkdir out; cp src/big out; sleep 0.7;"
+                f"{wait}; {pause}; mkdir out; cp src/big out;"
                 " find src -type f | LC_ALL=C sort | xargs cat >out/all"
             )
-            words = [command, *label, "--in", "src", "--out", "out/", "--", work]
+            words = [command, *flags, "--in", "src", "--out", "out/", "--", work]
         return Round(
             seed=seed,
             fault=fault,
             command=command,
-            moment_s=draw.uniform(0.0, MOMENT_S_MAX),
+            is_late=fault in LATE_FAULTS and draw.random() < 0.4,
             client=draw.choice(others),
             folder=folder,
+            notes=notes,
+            sent=sent,
             expected=expected,
+            label=label,
             words=words,
         )
 
-    def _start(self, one: Round) -> "subprocess.Popen[bytes]":
-        with (one.folder / "stdout").open("wb") as stdout:
+    def _start(self, one: Round, draw: random.Random) -> "subprocess.Popen[bytes]":
+        program = ["octaskly"]
+        if one.fault == "submitter":
+            total = sum(map(len, one.sent.values()))
+            program = ["tests.mesh.dying_client", f"{draw.randint(1, total)}"]
+        with (one.notes / "stdout").open("wb") as stdout:
             process = subprocess.Popen(
-                [*one.client.prefix, *self._cli(one.client), *one.words],
+                [*one.client.prefix, *_cli(one.client, *program), *one.words],
                 cwd=one.folder,
                 env=one.client.environ(one.client.name) | {"PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
@@ -180,13 +207,9 @@ class FileKills:
         self._lab.processes.append(process)
         return process
 
-    def _cli(self, host: Host) -> list[str]:
-        state = str(host.first.state)
-        return [sys.executable, "-m", "octaskly", "--state-dir", state]
-
     def _octaskly(self, one: Round, *words: str) -> tuple[int, str]:
         done = subprocess.run(
-            [*one.client.prefix, *self._cli(one.client), *words],
+            [*one.client.prefix, *_cli(one.client), *words],
             cwd=one.folder,
             env=one.client.environ(one.client.name) | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -196,35 +219,130 @@ class FileKills:
         )
         return done.returncode, done.stderr
 
-    def _fetch_submitted(self, one: Round) -> None:
-        """Wait for the end of a submitted task, then fetch its outputs."""
-        ref = (one.folder / "stdout").read_text().strip()
-        assert ref, one
-        one.code, one.said = self._octaskly(one, "wait", ref)
-        if one.code == 0:
-            one.code, one.said = self._octaskly(one, "fetch", ref)
+    def _end(self, one: Round, process: "subprocess.Popen[bytes]") -> None:
+        """Wait for the end of the command, and fetch what `submit` has made."""
+        _, said = process.communicate(timeout=COMMAND_S)
+        one.code, one.said = process.returncode, said.decode()
+        if one.command == "submit" and one.code == 0:
+            one.code, one.said = self._octaskly(one, "wait", one.printed)
+            if one.code == 0:
+                one.code, one.said = self._octaskly(one, "fetch", one.printed)
 
     # --- the fault -------------------------------------------------------------------
 
-    def _cause(
+    @contextlib.contextmanager
+    def _tasks_elsewhere(self, one: Round) -> Iterator[None]:
+        """Let the worker that is killed be another host than that of the command."""
+        if one.fault != "worker":
+            yield
+            return
+        path = f"/api/v1/nodes/{one.client.name}"
+        assert one.client.http("POST", f"{path}/drain").status == 200
+        yield
+        wait_until(
+            "tasks may start there again",
+            lambda: one.client.http("POST", f"{path}/resume").status == 200,
+            within_s=FORM_S,
+        )
+
+    @contextlib.contextmanager
+    def _fault(
         self, one: Round, process: "subprocess.Popen[bytes]", draw: random.Random
-    ) -> Callable[[], None]:
+    ) -> Iterator[None]:
+        """Cause the fault of a round at its moment; undo it.
+
+        The block, which waits for the end of the command, runs after that, but in a
+        full folder of the user.
+        """
+        wait_until("it connects", lambda: _is_connected(process), within_s=FORM_S)
+        if one.fault == "submitter":
+            # It kills itself.
+            assert process.wait(COMMAND_S) == -signal.SIGKILL, one
+            one.open_gate()
+            yield
+            return
+        is_stopped = one.is_late and self._await_outputs(one, process)
+        if not one.is_late:
+            self._await_moment(one, process, draw)
+        is_under_way = process.poll() in (
+            (None, 0) if one.command == "submit" else (None,)
+        )
+        assert is_under_way, f"{one}: it had ended"
+        undo = self._cause(one, draw)
+        one.open_gate()
+        if is_stopped:
+            process.send_signal(signal.SIGCONT)
+        if one.fault != "home":
+            time.sleep(OUTAGE_S)
+            undo()
+        yield
+        if one.fault == "home":
+            undo()
+
+    def _await_moment(
+        self, one: Round, process: "subprocess.Popen[bytes]", draw: random.Random
+    ) -> None:
+        """Wait until there is what the fault takes away, then for a moment."""
+        delay_s = draw.uniform(0.0, SOON_S_MAX)
+        match one.fault:
+            case "worker":
+                wait_until("a task runs", one.hosts_with_tasks, within_s=FORM_S)
+            case "holder":
+                names = {sha256(data).hexdigest() for data in one.sent.values()}
+                store = one.client.first.state / "files"
+                wait_until(
+                    "files are sent",
+                    lambda: any(place.name in names for place in store.iterdir()),
+                    within_s=FORM_S,
+                    every_s=0.01,
+                )
+            case _:
+                delay_s = draw.uniform(0.0, MOMENT_S_MAX)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(delay_s)
+
+    def _await_outputs(self, one: Round, process: "subprocess.Popen[bytes]") -> bool:
+        """Wait until a task has ended whose outputs are not all here.
+
+        Returns:
+            True if the command is stopped, so that it does not fetch them yet.
+        """
+        wait_until("a task runs", one.hosts_with_tasks, within_s=FORM_S)
+        if one.command == "map":
+            one.open_gate("1")
+            first = next(iter(one.expected))
+            wait_until(
+                "the first output is here",
+                (one.folder / first).exists,
+                within_s=FORM_S,
+                every_s=0.01,
+            )
+            return False
+        if one.command == "run":
+            process.send_signal(signal.SIGSTOP)
+        one.open_gate()
+        wait_until(
+            "it has ended",
+            lambda: [t for t in self._tasks(one) if t["status"] in ENDED],
+            within_s=FORM_S,
+        )
+        return one.command == "run"
+
+    def _cause(self, one: Round, draw: random.Random) -> Callable[[], None]:
         """Cause the fault of a round; return what undoes it."""
         match one.fault:
-            case "submitter":
-                process.send_signal(signal.SIGKILL)
-                return lambda: None
             case "disk" | "home":
                 is_home = one.fault == "home"
                 full = self._home if is_home else self._victim.first.state
-                ballast = fill(full, left_bytes=draw.choice((0, 200_000)))
+                ballast = fill(full, left_bytes=draw.choice(LEFT_BYTES))
                 return ballast.unlink
             case "dispatcher":
                 victim = self._dispatcher()
             case "holder":
                 victim = one.client  # Its agent got the files.
             case _:
-                victim = self._worker(one, draw)
+                names = one.hosts_with_tasks() - {one.client.name}
+                victim = draw.choice([h for h in self._lab.hosts if h.name in names])
         victim.first.signal(signal.SIGKILL)
         victim.first.wait()
         return lambda: self._restart(victim)
@@ -241,12 +359,6 @@ class FileKills:
         found = wait_until("a dispatcher", look, within_s=FORM_S)
         assert found is not None
         return found
-
-    def _worker(self, one: Round, draw: random.Random) -> Host:
-        """Return a host that runs a task now, else any; not that of the client."""
-        busy = {task["worker_id"] for task in self._tasks(one, "running")}
-        hosts = [host for host in self._lab.hosts if host is not one.client]
-        return draw.choice([host for host in hosts if host.name in busy] or hosts)
 
     # --- checks ----------------------------------------------------------------------
 
@@ -271,41 +383,84 @@ class FileKills:
             is_said = any(word in said for word in ("error:", "failed", "no output"))
             assert is_said, f"{one}: no error\n{one.said}"
 
-    def _check_abandoned(self, one: Round) -> None:
-        """Check the tasks of a command that was killed: no task has wrong outputs.
+    def _fetch_afterwards(self, one: Round) -> None:
+        """Fetch the outputs of tasks that succeeded, but whose command did not.
 
-        What `submit` has accepted is safe.
+        A full folder of the user has room again, and a killed agent has restarted.
         """
-        label = {"round": str(self.rounds.index(one))}
-
-        def ended() -> list[dict[str, Any]] | None:
-            answer = one.client.http("GET", "/api/v1/tasks?limit=1000&newest=true")
-            found = [t for t in answer.json["tasks"] if t["labels"] == label]
-            is_over = all(t["status"] in ENDED for t in found)
-            return found or [{}] if is_over else None
-
-        with contextlib.suppress(AssertionError):  # It may wait for its files.
-            wait_until("its tasks have ended", ended, within_s=ABANDONED_S)
-        for task in (ended() or [])[:1]:
-            if task.get("status") == "completed":
+        if one.fault == "home":
+            assert one.code != 0, f"{one}: the disk had room"
+            assert "the disk of this machine has no space for" in one.said, f"{one}"
+        self._check(one)
+        for task in self._tasks(one):
+            if task["status"] == "completed":
                 code, said = self._octaskly(one, "fetch", task["id"])
                 assert code == 0, f"{one}: {said}"
-            is_accepted = (one.folder / "stdout").read_text().strip() != ""
-            if one.command == "submit" and is_accepted:
-                assert task.get("status") == "completed", f"{one}: {task}"
+                self._check(replace(one, code=code, said=said))
+
+    def _check_abandoned(self, one: Round) -> None:
+        """Check the tasks of a command that was killed while it sent their files.
+
+        `submit` had accepted nothing. What was lent is awaited, which is said, unless a
+        task got all of its files.
+        """
+        tasks = self._tasks(one)
+        if one.command == "submit":
+            assert (one.printed, tasks) == ("", []), one
+        for task in tasks:
+            members = self._members(one, task) if task["array"] else [task]
+            for member in members:
+                wait_until(
+                    "it has ended, or says that its files were not sent",
+                    partial(self._is_explained, one, member),
+                    within_s=FORM_S,
+                )
+            ended = [t for t in members if self._status(one, t) == "completed"]
+            for member in ended[:1]:
+                code, said = self._octaskly(one, "fetch", member["id"])
+                assert code == 0, f"{one}: {said}"
+        self._check(one)
+
+    def _members(self, one: Round, array: Task) -> list[Task]:
+        """Return the members of an array that have started."""
+        path = f"/api/v1/tasks?array={array['id']}&limit=100"
+        members = one.client.http("GET", path).json["tasks"]
+        return [member for member in members if member["worker_id"]]
+
+    def _status(self, one: Round, task: Task) -> str:
+        return str(one.client.http("GET", f"/api/v1/tasks/{task['id']}").json["status"])
+
+    def _is_explained(self, one: Round, task: Task) -> bool:
+        if self._status(one, task) in ENDED:
+            return True
+        path = f"/api/v1/tasks/{task['id']}/explain"
+        inputs = one.client.http("GET", path).json["inputs"] or {}
+        return GONE in (inputs.get("awaited") or "")
 
     def _end_rest(self, one: Round) -> None:
         """Cancel what a killed command has left, and free its room."""
-        for status in ("queued", "running"):
-            for task in self._tasks(one, status):
+        for task in self._tasks(one):
+            if task["status"] not in ENDED:
                 path = f"/api/v1/tasks/{task['id']}?force=true"
                 one.client.http("DELETE", path)
         for place in sorted(one.folder.rglob("*"), reverse=True):
             place.rmdir() if place.is_dir() else place.unlink()
 
-    def _tasks(self, one: Round, status: str) -> list[dict[str, Any]]:
-        answer = one.client.http("GET", f"/api/v1/tasks?status={status}&limit=100")
-        return list(answer.json["tasks"]) if answer.status == 200 else []
+    def _tasks(self, one: Round) -> list[Task]:
+        """Return the task or the array of a round, if it was accepted."""
+
+        def ask() -> dict[str, Any] | None:
+            answer = one.client.http("GET", "/api/v1/tasks?limit=1000&newest=true")
+            return dict(answer.json) if answer.status == 200 else None
+
+        page = wait_until("a dispatcher", ask, within_s=FORM_S)
+        assert page is not None
+        return [task for task in page["tasks"] if task["labels"] == one.label]
+
+
+def _cli(host: Host, *program: str) -> list[str]:
+    words = program or ("octaskly",)
+    return [sys.executable, "-m", *words, "--state-dir", str(host.first.state)]
 
 
 def _is_connected(process: "subprocess.Popen[bytes]") -> bool:

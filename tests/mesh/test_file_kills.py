@@ -34,10 +34,14 @@ pytestmark = pytest.mark.netns
 def test_one_of_each_kill_ends_with_right_outputs_or_an_error(
     make_lab: MakeLab,
 ) -> None:
-    """Of a worker, the dispatcher, the command, the node with the files, two disks."""
+    """Of a worker, the dispatcher, the command, the node with the files, two disks.
+
+    A round fails if its command had ended before the kill.
+    """
+    commands = ("map", "submit", "run", "map", "run", "submit")
     with FileKills(make_lab(3)) as kills:
-        for seed, fault in enumerate(FAULTS):
-            kills.run_round(seed, fault)
+        for seed, (fault, command) in enumerate(zip(FAULTS, commands, strict=True)):
+            kills.run_round(seed, fault, command)
 
     assert [one.fault for one in kills.rounds] == list(FAULTS)
 
