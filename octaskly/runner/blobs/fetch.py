@@ -370,6 +370,8 @@ class Fetch:
                 isinstance(each, HolderRefused) for each in failures.values()
             )
             if not may_succeed or not tries or self._fetcher.is_closing(PAUSE_S):
+                wrong = ContentMismatch("its bytes were wrong")
+                failures |= dict.fromkeys(self._liars, wrong)
                 raise OutputNotFound(
                     _why_missing(left, self._wanted.find_holders(), failures)
                 )

@@ -347,6 +347,9 @@ def test_a_node_deletes_a_copy_that_has_become_wrong(agents: list[Agent]) -> Non
     ended = finished(ash, run_with(ash, tree, "true", requires={"node": "birch"}))
 
     assert (ended["status"], ended["reason"]) == ("failed", "inputs")
+    assert ended["detail"] == (
+        "the files of node ash: it is nowhere (ash: its bytes were wrong)"
+    )
     assert not place.exists()
     assert (ash.state / "files" / sha256(b"bytes").hexdigest()).exists()
     assert not (birch.state / "files" / content_digest(data)).exists()
