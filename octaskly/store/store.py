@@ -216,15 +216,19 @@ class Store:
         queued = self._queued_seqs
         fresh = []
         for entry in entries:
-            held = self._queued_seq(entry.stream)
-            if entry.last_seq > held:
-                assert entry.seq <= held + 1, f"gap in stream {entry.stream}"
-                queued[entry.stream] = entry.last_seq
-                fresh.append(entry_after(entry, held))
-                if isinstance(entry.fact, Floor):
-                    self._note_queued(entry.fact.ends)
-                    for stream, _ in entry.fact.retired:
-                        queued.pop(stream, None)
+            stream, seq, last_seq = entry.stream, entry.seq, entry.last_seq
+            held = queued.get(stream)
+            if held is None:
+                held = self._retired.end_of(stream)
+            if last_seq <= held:
+                continue
+            assert seq <= held + 1, f"gap in stream {stream}"
+            queued[stream] = last_seq
+            fresh.append(entry if seq > held else entry_after(entry, held))
+            if isinstance(entry.fact, Floor):
+                self._note_queued(entry.fact.ends)
+                for retired, _ in entry.fact.retired:
+                    queued.pop(retired, None)
         self._queue_item(Append(number, tuple(fresh), tuple(epochs)))
 
     def stage_rows(self, item: StageRows) -> None:

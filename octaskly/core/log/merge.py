@@ -280,7 +280,8 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         return join_records(record, record_of(fact))
     # The two most frequent facts are joined without an intermediate record.
     assert record.id == fact.task
-    return with_attempt(record, attempt_of(fact))
+    attempts = join_attempts(record.attempts, (attempt_of(fact),))
+    return replace(record, attempts=attempts)
 
 
 def attempt_of(fact: Assigned | Finished) -> Attempt:
@@ -289,11 +290,6 @@ def attempt_of(fact: Assigned | Finished) -> Attempt:
         return Attempt(fact.attempt, fact.node)
     outcome = fact.outcome
     return Attempt(fact.attempt, fact.node, outcome.state, outcome, fact.decided_term)
-
-
-def with_attempt(record: TaskRecord, attempt: Attempt) -> TaskRecord:
-    """Return `record` with what is known of one attempt."""
-    return replace(record, attempts=join_attempts(record.attempts, (attempt,)))
 
 
 def facts_of(record: TaskRecord) -> list[TaskFact]:
@@ -432,13 +428,13 @@ def _more_advanced(a: Attempt, b: Attempt) -> Attempt:
     A reported end takes precedence over a presumed one. The node and the term are
     joined separately. They must not decide the tie, as a later join may change them.
     """
-    node, term = min(a.node, b.node), max(a.decided_term, b.decided_term)
     if a.state != b.state:
-        winner = a if a.state > b.state else b
+        winner, other = (a, b) if a.state > b.state else (b, a)
     else:
-        winner = min(a, b, key=_tie_break_key)
-    if winner.node == node and winner.decided_term == term:
+        winner, other = sorted((a, b), key=_tie_break_key)
+    if winner.node <= other.node and winner.decided_term >= other.decided_term:
         return winner
+    node, term = min(a.node, b.node), max(a.decided_term, b.decided_term)
     return replace(winner, node=node, decided_term=term)
 
 

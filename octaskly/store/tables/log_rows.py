@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import sqlite3
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
-from msgspec import json
+from msgspec import Struct, json
 
 from octaskly.core.log.facts import PackedEntry
 from octaskly.core.model.ids import StreamId, TaskId
@@ -36,18 +36,16 @@ LARGE_BYTES: Final = 4096  #: of a fact; a smaller one shares its row
 _heads_decoder: Final = json.Decoder(list[tuple[int, ...]])
 
 
-class StoredEntry(NamedTuple):
-    """An entry with its packed fact, and the id of the output that was taken out.
-
-    `facts` is the number of facts for which the fact stands.
-    """
+class StoredEntry(Struct, frozen=True, gc=False):
+    """An entry with its packed fact."""
 
     stream: StreamId
     seq: int
     hlc: int
     body: bytes
-    output: int | None = None
-    facts: int = 1
+    output: int | None = None  #: id of the output that was taken out
+    facts: int = 1  #: number of facts for which the fact stands
+    task: TaskId | None = None  #: of a large fact that is to be written
 
     @property
     def last_seq(self) -> int:
@@ -60,35 +58,23 @@ class StoredEntry(NamedTuple):
         return self.stream, self.seq, self.hlc, self.body
 
 
-class LogWrites:
-    """Entries of one commit, written as rows at once."""
+def write_entries(db: sqlite3.Connection, entries: Iterable[StoredEntry]) -> None:
+    """Write the entries of one commit as rows, in a transaction.
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        self._entries: dict[StreamId, list[StoredEntry]] = {}
-        self._large_tasks: dict[tuple[StreamId, int], TaskId] = {}
-
-    def add_entry(self, entry: StoredEntry, task: TaskId | None) -> None:
-        """Add an entry; the order is that of its stream, not of these calls."""
-        self._entries.setdefault(entry.stream, []).append(entry)
-        if task is not None and len(entry.body) > LARGE_BYTES:
-            self._large_tasks[entry.stream, entry.seq] = task
-
-    def write_rows(self) -> None:
-        """Write the entries added since the last call, in a transaction."""
-        tasks = self._large_tasks
-        rows = [
-            _row_of(some, tasks.get((stream, some[0].seq)))
-            for stream, entries in self._entries.items()
-            for some in _split_in_rows(sorted(entries))
-        ]
-        bulk.LOG_INSERT.execute(self._db, rows)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the entries, after a rollback."""
-        self._entries.clear()
-        self._large_tasks.clear()
+    The entries of each stream are in their order.
+    """
+    streams: dict[StreamId, list[StoredEntry]] = {}
+    for entry in entries:
+        of_stream = streams.get(entry.stream)
+        if of_stream is None:
+            of_stream = streams[entry.stream] = []
+        of_stream.append(entry)
+    rows = [
+        _row_of(some)
+        for of_stream in streams.values()
+        for some in _split_in_rows(of_stream)
+    ]
+    bulk.LOG_INSERT.execute(db, rows)
 
 
 def read_entries(
@@ -159,7 +145,7 @@ def delete_entries(
             break
     db.execute("DELETE FROM log WHERE stream = ? AND seq <= ?", (stream, last))
     if rest:  # Its facts are small, as a large one has a row to itself.
-        bulk.LOG_INSERT.execute(db, [_row_of(rest, None)])
+        bulk.LOG_INSERT.execute(db, [_row_of(rest)])
     return gone
 
 
@@ -181,37 +167,40 @@ def replace_large_body(db: sqlite3.Connection, entry: StoredEntry, body: bytes) 
     )
 
 
-def _split_in_rows(entries: Sequence[StoredEntry]) -> Iterator[list[StoredEntry]]:
+def _split_in_rows(entries: Iterable[StoredEntry]) -> Iterator[list[StoredEntry]]:
     """Split entries of a stream at gaps, at facts that have a row, and by size."""
     some: list[StoredEntry] = []
-    size = 0
+    size = next_seq = 0
     for entry in entries:
-        is_large = len(entry.body) > LARGE_BYTES or entry.facts > 1
-        is_next = bool(some) and entry.seq == some[-1].last_seq + 1
-        if some and (is_large or not is_next or size >= ROW_BYTES_MAX):
+        body_bytes, seq, facts = len(entry.body), entry.seq, entry.facts
+        is_large = body_bytes > LARGE_BYTES or facts > 1
+        if some and (is_large or seq != next_seq or size >= ROW_BYTES_MAX):
             yield some
             some, size = [], 0
         some.append(entry)
-        size += ROW_BYTES_MAX if is_large else len(entry.body)
-    yield some
+        next_seq = seq + facts
+        size += ROW_BYTES_MAX if is_large else body_bytes
+    if some:
+        yield some
 
 
-def _row_of(entries: Sequence[StoredEntry], task: TaskId | None) -> bulk.Row:
-    """Return the row of entries without a gap; `task` is that of a large one."""
-    hlc, start = entries[-1].hlc + entries[-1].facts - 1, 0
+def _row_of(entries: Sequence[StoredEntry]) -> bulk.Row:
+    """Return the row of entries without a gap; a large one is alone."""
+    first, last = entries[0], entries[-1]
+    hlc, start = last.hlc + last.facts - 1, 0
     heads: list[tuple[int, ...]] = []
+    bodies = []
     for entry in entries:
-        before = hlc - entry.hlc
+        before, body = hlc - entry.hlc, entry.body
         if entry.output is None:
             heads.append((start, before))
         else:
             heads.append((start, before, entry.output))
-        start += len(entry.body)
+        bodies.append(body)
+        start += len(body)
     text = json.encode(heads).decode()
-    body = b"".join([entry.body for entry in entries])
-    first = entries[0]
-    count = sum(entry.facts for entry in entries)
-    return first.stream, first.seq, count, hlc, task, text, body
+    count = last.last_seq - first.seq + 1
+    return first.stream, first.seq, count, hlc, first.task, text, b"".join(bodies)
 
 
 def _entries_of(
@@ -224,8 +213,11 @@ def _entries_of(
         return [StoredEntry(stream, first, hlc - before, body, facts=n)]
     ends = [*(head[0] for head in heads), len(body)]
     return [
-        StoredEntry(stream, first + index, hlc - before, body[start:end], *output)
-        for index, ((start, before, *output), (_, end)) in enumerate(
+        StoredEntry(
+            *(stream, first + index, hlc - before, body[start:end]),
+            output=output[0] if output else None,
+        )
+        for index, ((_, before, *output), (start, end)) in enumerate(
             zip(heads, pairwise(ends), strict=True)
         )
     ]

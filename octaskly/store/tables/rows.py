@@ -91,9 +91,10 @@ def sequence_of(task: TaskId) -> int | None:
     match = _SEQUENCE.fullmatch(task)
     if match is None:
         return None
-    if len(match[1]) >= DERIVED_DIGITS:
-        return DERIVED_SEQUENCE_START + int(match[2], 16)
-    return int(match[1])
+    number, digits, _ = match.groups()
+    if len(number) >= DERIVED_DIGITS:
+        return DERIVED_SEQUENCE_START + int(digits, 16)
+    return int(number)
 
 
 def sequence_max(db: sqlite3.Connection) -> int:
@@ -272,8 +273,9 @@ def pack_attempts(
     """
     if not record.attempts:
         return None
-    known = outputs or {}
-    return msgpack.encode([(each, known.get(each.id)) for each in record.attempts])
+    if not outputs:
+        return msgpack.encode([(each, None) for each in record.attempts])
+    return msgpack.encode([(each, outputs.get(each.id)) for each in record.attempts])
 
 
 def unpack_attempts(

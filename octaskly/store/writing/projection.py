@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from octaskly.core.log import merge
@@ -113,8 +113,7 @@ CHANGED_COLUMN: Final = _WIDTH + 2  #: index of `last_change_hlc` in a row
 CountKey = tuple[int, str, int]  #: kind, node (empty: none) and number of the state
 
 
-@dataclass(slots=True)
-class ProjectedTask:
+class ProjectedTask(Struct, eq=False):
     """One task as the writer sees it. Its record holds no outputs."""
 
     record: TaskRecord | None = None
@@ -179,11 +178,14 @@ class Projection:
         self._db = db
         self._pending_entries = pending_entries
         self._new_outputs: dict[int, tuple[bytes, bytes]] = {}  #: of this commit
+        self.bare_facts: dict[tuple[StreamId, int], tuple[Finished, int]] = {}
+        """Facts of this commit without their outputs, and the ids of these."""
         self.reset()
 
     def reset(self) -> None:
         """Read the state from the file, after a rollback."""
         self._new_outputs.clear()
+        self.bare_facts.clear()
         (last,) = self._db.execute("SELECT max(id) FROM outputs").fetchone()
         given = read_meta_numbers(self._db).get("output", 0)
         self._next_output = max(last or 0, given) + 1
@@ -207,29 +209,27 @@ class Projection:
         if held or applied:
             self._pending_entries.update_entries(held, applied)
 
-    def apply_entry(
-        self, task: ProjectedTask, entry: Entry, fact: TaskFact
-    ) -> tuple[TaskFact, int | None]:
-        """Apply the fact of an entry, or keep it until the envelope is known.
-
-        Returns:
-            The fact without its output, and the id of the output.
-        """
-        stream, seq, hlc = entry.stream, entry.seq, entry.hlc
-        output = None
+    def apply_entry(self, task: ProjectedTask, entry: Entry, fact: TaskFact) -> None:
+        """Apply the fact of an entry, or keep it until the envelope is known."""
+        hlc = entry.hlc
         if isinstance(fact, Submitted):
             if task.array is not None:
-                return fact, None  # The envelope follows from the array.
-            self._apply_submission(task, fact, SubmissionTimes(hlc, hlc, stream, seq))
+                return  # The envelope follows from the array.
+            times = SubmissionTimes(hlc, hlc, entry.stream, entry.seq)
+            self._apply_submission(task, fact, times)
         else:
+            output = None
             if isinstance(fact, Finished):
                 fact, output = self._detach_output(task, fact)
+                if output is not None:
+                    self.bare_facts[entry.stream, entry.seq] = fact, output
             if task.record is None or task.record.spec is None:
-                task.add_pending(PendingEntry(stream, seq, hlc, fact, output))
-                return fact, output
+                task.add_pending(
+                    PendingEntry(entry.stream, entry.seq, hlc, fact, output)
+                )
+                return
             self._apply_fact(task, fact, output)
         task.changed_hlc = max(task.changed_hlc, hlc)
-        return fact, output
 
     def _apply_submission(
         self, task: ProjectedTask, fact: Submitted, birth: SubmissionTimes
@@ -278,8 +278,8 @@ class Projection:
         self, task: ProjectedTask, fact: Finished
     ) -> tuple[Finished, int | None]:
         """Return a fact without its output, and the id of the output."""
-        kept = (fact.outcome.stdout, fact.outcome.stderr)
-        if not any(kept):
+        kept = fact.outcome.stdout, fact.outcome.stderr
+        if not (kept[0] or kept[1]):
             return fact, None
         bare = Finished(
             *(fact.task, fact.attempt, fact.node),

@@ -90,10 +90,9 @@ class RowChanges:
     def add_task(self, task: ProjectedTask, record: TaskRecord, spec: TaskSpec) -> None:
         """Collect the changes of a task that is not a member. It must have a key."""
         if rows.has_no_optional_columns(record, spec):
-            is_done = self._add_plain_insert(
-                task, record, spec
-            ) or self._add_state_update(task, record, spec)
-            if is_done:
+            is_new = task.counted_as is None
+            add_plain = self._add_plain_insert if is_new else self._add_state_update
+            if add_plain(task, record, spec):
                 return
         kind, is_live = arrays.TASK, rows.is_live(record)
         assert task.key is not None
@@ -129,7 +128,7 @@ class RowChanges:
             False if the task is not of this kind. Nothing was collected then.
         """
         key, birth, tries = task.key, task.submission_times, record.attempts
-        if task.counted_as is not None or len(tries) > 1 or not rows.is_plain(spec):
+        if len(tries) > 1 or not rows.is_plain(spec):
             return False
         if tries and not tries[0].state.is_live:
             return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -42,7 +42,7 @@ from octaskly.store.tables.floors import (
     write_floor,
 )
 from octaskly.store.tables.list_counts import next_block_key
-from octaskly.store.tables.log_rows import LogWrites, StoredEntry
+from octaskly.store.tables.log_rows import LARGE_BYTES, StoredEntry, write_entries
 from octaskly.store.tables.node_state import write_clock_step
 from octaskly.store.tables.staged_parts import (
     add_part,
@@ -68,10 +68,8 @@ NO_TIMES: Final[Mapping[TaskId, int]] = {}
 CACHED_TASKS: Final = 8_000  #: number of unfinished tasks in the cache
 
 
-class _TaskEntry(NamedTuple):
-    entry: Entry
-    fact: TaskFact
-    is_logged: bool = False  #: as part of a fact about several members
+TaskEntry = tuple[Entry, TaskFact]
+"""An entry about a task, with its fact."""
 
 
 class TableWriter:
@@ -90,7 +88,6 @@ class TableWriter:
         self._range_arrays: dict[TaskId, ProjectedTask] = {}
         """Arrays whose ranges this commit has changed, until they are written."""
         self._purger = purge.Purger(connection, packer)
-        self._log = LogWrites(connection)
         self._dependencies = DependencyIndex(connection)
         self.stdin_freeing = StdinFreeing(connection, packer)
         self.notification_count = 0  #: includes those of failed transactions
@@ -105,7 +102,6 @@ class TableWriter:
         self._projection.reset()
         self._ranges.clear()
         self._range_arrays.clear()
-        self._log.clear()
         self._purger.restart()
         self._dependencies.refresh()
         self.stdin_freeing.restart()
@@ -129,28 +125,29 @@ class TableWriter:
             if item.epochs:  # Once per epoch.
                 self._add_streams(item.epochs)
         entries = self._select_new_entries(items)
-        some: list[_TaskEntry] = []
-        for entry in entries:
+        logged = 0  #: number of entries that are in the log
+        some: list[TaskEntry] = []
+        for index, entry in enumerate(entries, start=1):
             fact = entry.fact
             if isinstance(fact, RANGE_FACTS):
-                if any(isinstance(each.fact, Submitted) for each in some):
+                if any(isinstance(of_task, Submitted) for _, of_task in some):
                     self._append_task_entries(some)  # Its array may be new.
                     some = []
-                self._log_entry(entry)
                 some += self._append_range(entry, fact)
             elif not isinstance(fact, MESH_FACTS):
-                some.append(_TaskEntry(entry, fact))
+                some.append((entry, fact))
             elif isinstance(fact, Floor):
                 self._append_task_entries(some)
+                # The purge that this floor starts looks for streams.
+                self._log_entries(entries[logged:index])
                 self._append_floor(entry, fact)
-                some = []
+                logged, some = index, []
             else:
-                self._log_entry(entry)
                 mesh_records.apply_record(
                     self._db, entry, fact, self._clock.now().wall_ms
                 )
         self._append_task_entries(some)
-        self._log.write_rows()
+        self._log_entries(entries[logged:])
         self._advance_vector(entries)
         self._retired_ends.clear()
         self._retired_epochs.clear()
@@ -227,13 +224,14 @@ class TableWriter:
 
     def _merge_pending(self, entries: Sequence[Entry]) -> None:
         """Apply entries of a peer that are not in its rows, unless they are held."""
-        have, news = self._last_seqs, list[_TaskEntry]()
+        have, news = self._last_seqs, list[TaskEntry]()
         for entry, fact in task_entries(entries):
             stream = entry.stream
             held = have[stream] if stream in have else self._retired_end(stream)
             if entry.seq > held:
-                news.append(_TaskEntry(entry, fact, is_logged=True))
+                news.append((entry, fact))
         self._append_task_entries(news)
+        self._projection.bare_facts.clear()  # These are not in the log here.
 
     def add_clock_step(self, step: ClockStep) -> None:
         """Add a step of the wall clock, which ages nothing that is stored already."""
@@ -302,18 +300,21 @@ class TableWriter:
         fresh: list[Entry] = []
         for item in items:
             for entry in item.entries:
-                stream, seq = entry.stream, entry.seq
-                if stream not in have:
-                    if entry.last_seq <= self._retired_end(stream):
+                stream, last_seq = entry.stream, entry.last_seq
+                held = have.get(stream)
+                if held is None:
+                    if last_seq <= self._retired_end(stream):
                         continue
                     epoch = self._retired_epochs.get(stream)
                     assert epoch is not None, f"stream {stream} without epoch"
                     self._restore_stream(stream, epoch)
-                if entry.last_seq <= have[stream]:
+                    held = have[stream]
+                if last_seq <= held:
                     continue
-                assert seq <= have[stream] + 1, f"gap in stream {stream}"
-                entry = entry_after(entry, have[stream])
-                have[stream] = entry.last_seq
+                assert entry.seq <= held + 1, f"gap in stream {stream}"
+                if entry.seq <= held:
+                    entry = entry_after(entry, held)
+                have[stream] = last_seq
                 if isinstance(entry.fact, Floor):
                     self._note_floor(entry.fact)
                 fresh.append(entry)
@@ -331,7 +332,7 @@ class TableWriter:
             if have.get(stream, 0) <= end:
                 have.pop(stream, None)
 
-    def _append_range(self, entry: Entry, fact: RangeFact) -> Iterator[_TaskEntry]:
+    def _append_range(self, entry: Entry, fact: RangeFact) -> Iterator[TaskEntry]:
         """Apply a fact to a stored range, or yield the facts to apply one by one.
 
         Earlier facts of this commit may follow, because the order does not matter.
@@ -340,17 +341,16 @@ class TableWriter:
         if self._ranges.apply_entry(array, entry, fact):
             self._range_arrays[fact.array] = array
             return
-        for each, of_member in task_entries([entry]):
-            yield _TaskEntry(each, of_member, is_logged=True)
+        yield from task_entries([entry])
 
-    def _append_task_entries(self, some: Sequence[_TaskEntry]) -> None:
-        """Append entries of tasks to the log and merge them; there may be none."""
-        touched = self._fetch_tasks([each.fact.task for each in some])
+    def _append_task_entries(self, some: Sequence[TaskEntry]) -> None:
+        """Merge entries of tasks; there may be none."""
+        touched = self._fetch_tasks([fact.task for _, fact in some])
         touched |= self._range_arrays
         self._range_arrays = {}
-        for each in some:
-            task = touched[each.fact.task]
-            self._apply_entry(task, each.entry, each.fact, is_logged=each.is_logged)
+        apply_entry = self._projection.apply_entry
+        for entry, fact in some:
+            apply_entry(touched[fact.task], entry, fact)
         self._apply_new_arrays(touched)
         self._projection.write_outputs()
         self._write_tasks(touched)
@@ -372,20 +372,25 @@ class TableWriter:
                 self._projection.apply_array_spec(task_id, task)
 
     def _append_floor(self, entry: Entry, floor: Floor) -> None:
-        self._log_entry(entry)
-        self._log.write_rows()  # The purge that this floor starts looks for streams.
         raise_meta_number(self._db, "hlc", entry.hlc)
         self._raise_floor(floor)
 
-    def _log_entry(self, entry: Entry, output: int | None = None) -> None:
-        """Add an entry without its output to the rows of the log."""
-        body, fact = self._packer.pack_entry_body(entry), entry.fact
-        stored = StoredEntry(
-            *(entry.stream, entry.seq, entry.hlc), body, output, fact.count
-        )
-        self._log.add_entry(
-            stored, None if isinstance(fact, RANGE_FACTS) else fact.task
-        )
+    def _log_entries(self, entries: Sequence[Entry]) -> None:
+        """Write entries, whose outputs were detached, to the log."""
+        pack, bare_facts = self._packer.pack_entry_body, self._projection.bare_facts
+        stored = []
+        for entry in entries:
+            stream, seq, fact, output = entry.stream, entry.seq, entry.fact, None
+            if (stream, seq) in bare_facts:
+                fact, output = bare_facts.pop((stream, seq))
+                entry = Entry(stream, seq, entry.hlc, fact)
+            body = pack(entry)
+            is_large = len(body) > LARGE_BYTES and not isinstance(fact, RANGE_FACTS)
+            task = fact.task if is_large else None
+            stored.append(
+                StoredEntry(stream, seq, entry.hlc, body, output, fact.count, task)
+            )
+        write_entries(self._db, stored)
 
     def _raise_floor(self, floor: Floor) -> None:
         have = self._last_seqs
@@ -517,17 +522,6 @@ class TableWriter:
             ):
                 tasks[entry.fact.task].add_pending(entry)
         return tasks
-
-    def _apply_entry(
-        self, task: ProjectedTask, entry: Entry, fact: TaskFact, *, is_logged: bool
-    ) -> None:
-        """Apply one entry, and add it to the log."""
-        bare, output = self._projection.apply_entry(task, entry, fact)
-        if is_logged:
-            return
-        if bare is not fact:
-            entry = Entry(entry.stream, entry.seq, entry.hlc, bare)
-        self._log_entry(entry, output)
 
     def _write_tasks(
         self,

@@ -29,10 +29,10 @@ from octaskly.store.tables import rows as rows_
 from octaskly.store.tables.log_rows import (
     LARGE_BYTES,
     ROW_BYTES_MAX,
-    LogWrites,
     StoredEntry,
     find_last_until,
     read_entries,
+    write_entries,
 )
 from octaskly.store.writing.table_merge import TableWriter
 from tests.contract import log_kit as kit
@@ -55,10 +55,11 @@ def entry(seq: int, *, size: int = 1, output: int | None = None) -> StoredEntry:
 
 
 def commit(db: sqlite3.Connection, entries: Iterable[StoredEntry]) -> None:
-    log = LogWrites(db)
-    for each in entries:
-        log.add_entry(each, kit.task_id(each.seq))
-    log.write_rows()
+    def with_task(each: StoredEntry) -> StoredEntry:
+        is_large = len(each.body) > LARGE_BYTES
+        return replace(each, task=kit.task_id(each.seq)) if is_large else each
+
+    write_entries(db, map(with_task, entries))
 
 
 def rows(db: sqlite3.Connection) -> list[tuple[int, int]]:
@@ -80,12 +81,12 @@ def filled(db: sqlite3.Connection) -> sqlite3.Connection:
 def test_the_entries_of_a_commit_and_a_stream_share_a_row(
     db: sqlite3.Connection,
 ) -> None:
-    """They come back as they were, in whatever order they were merged."""
+    """They come back as they were, although the streams were mixed."""
     mine = [entry(1), entry(2, output=9), entry(3)]
-    theirs = [each._replace(stream=OTHER) for each in mine]
+    theirs = [replace(each, stream=OTHER) for each in mine]
     mixed = [each for pair in zip(mine, theirs, strict=True) for each in pair]
 
-    commit(db, mixed[::-1])
+    commit(db, mixed)
 
     assert rows(db) == [(1, 3), (1, 3)]
     assert list(read_entries(db, S, 0)) == mine
@@ -123,7 +124,7 @@ def test_a_large_fact_has_a_row_to_itself(db: sqlite3.Connection) -> None:
 
     log_rows.replace_large_body(db, large, b"less")
 
-    assert next(iter(read_entries(db, S, 1))) == large._replace(body=b"less")
+    assert next(iter(read_entries(db, S, 1))) == replace(large, body=b"less")
     assert log_rows.read_large_entries(db, kit.task_id(2)) == []
 
 
