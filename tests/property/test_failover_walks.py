@@ -225,6 +225,6 @@ def test_every_accepted_task_ends_and_frees_its_resources_despite_failovers(
     assert queue.tasks.count == 0
     assert not queue.tasks.ranges
     for node in world.workers:
-        granted, worker = queue.granted_resources(node), pool._workers[node]
+        granted, worker = queue.tasks.granted_resources(node), pool._workers[node]
         assert (granted.slots, granted.memory_mb, granted.gpus) == (0, 0, 0)
         assert (worker.outstanding, worker.memory_mb, worker.gpus) == (0, 0, 0)

@@ -16,6 +16,7 @@ from octaskly.core.model.ids import NodeId
 from octaskly.core.model.task_options import Requirements
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from tests.support import builders, dispatcher_model
+from tests.support.dispatcher import queued_count
 from tests.support.dispatcher_model import IMPOSSIBLE, LIMITS, NEEDS, DispatcherModel
 
 NODES = st.sampled_from([NodeId(name) for name in "abc"])
@@ -140,7 +141,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         assert all(not linked.here for linked in world.workers.values())
         assert world.dispatch._queue.tasks.count == 0
         assert not world.dispatch._queue.tasks.ranges
-        assert world.dispatch._queue.lanes.queued == 0
+        assert queued_count(world.dispatch._queue) == 0
 
 
 TestDispatcherModel = DispatcherMachine.TestCase

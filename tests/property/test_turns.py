@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from octaskly.core.scheduling.turns import flow_of
 from tests.support.builders import draft, node_info
+from tests.support.dispatcher import queued_count
 from tests.support.dispatcher_with_workers import DispatcherWithWorkers, array_draft
 
 SUBMITTERS = st.sampled_from(["ann", "bo", "cy"])
@@ -102,7 +103,7 @@ def test_slots_go_to_who_holds_fewest_and_flows_keep_their_order(
         own = [number for *rest, number in world.placed if tuple(rest) == flow]
         assert own == sorted(own)
     queue = world.mesh.dispatch._queue
-    assert queue.lanes.queued == 0
+    assert queued_count(queue) == 0
     for submitter in queue.turns._submitters.shares.values():
         shares = [submitter, *submitter.flows.shares.values()]
         assert {(share.held, share.waiting) for share in shares} == {(0, 0)}

@@ -29,7 +29,7 @@ from octaskly.core.log.range_facts import member_entries, task_entries
 from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.component_signals import Outbox
 from octaskly.core.model.drafts import TaskDraft, log_id_of
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import (
@@ -42,9 +42,17 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign as DispatchMessage
-from octaskly.core.protocol.messages import Kill, Reattach, Report, Results, ResultsOk
+from octaskly.core.protocol.messages import (
+    Kill,
+    RangeResults,
+    Reattach,
+    Report,
+    Results,
+    ResultsOk,
+)
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult
+from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -237,3 +245,16 @@ def send_acknowledgement(node: NodeId, of: AttemptId | None = None) -> Send:
 def results_message(*reports: Report, credit: int = 2) -> Results:
     """Return the message by which a worker reports ends."""
     return Results(reports or (report(),), credit)
+
+
+def deliver_results(
+    dispatch: Dispatcher, node: NodeId, message: Results | RangeResults, now: Moment
+) -> list[Effect]:
+    """Let a dispatcher handle the results of a worker in a step of their own."""
+    dispatch.record_results(node, message, now)
+    return dispatch.commit_results(now)
+
+
+def queued_count(queue: TaskQueue) -> int:
+    """Return the number of queued tasks in memory."""
+    return sum(lane.queued for lane in queue.lanes.all_lanes())

@@ -80,6 +80,7 @@ from octaskly.core.replies import CancelResult, TasksAccepted
 from octaskly.core.worker.worker import Worker
 from tests.support import builders
 from tests.support.attempts_in_messages import acknowledged_keys
+from tests.support.dispatcher import deliver_results
 
 LIMITS = Limits(window_tasks=4, load_tasks=2, prefetch=3, lanes=4, lane_tasks=3)
 NODES = {
@@ -314,7 +315,7 @@ class DispatcherModel:
         message = self.workers[node].up.popleft()
         match message:
             case Results() | RangeResults():
-                effects = self.dispatch.on_results(node, message, self.now)
+                effects = deliver_results(self.dispatch, node, message, self.now)
             case Reattach():
                 effects = self.dispatch.on_reattach(node, message, self.now)
             case HeartbeatOk():

@@ -23,7 +23,12 @@ from tests.support.builders import (
     released,
     report,
 )
-from tests.support.dispatcher import DispatcherWithJournal, reattach_report, submission
+from tests.support.dispatcher import (
+    DispatcherWithJournal,
+    deliver_results,
+    reattach_report,
+    submission,
+)
 
 
 class DispatcherWithWorkers(DispatcherWithJournal):
@@ -69,7 +74,7 @@ class DispatcherWithWorkers(DispatcherWithJournal):
         task, attempt, node = self.live.pop(command)
         ended = report(str(task), attempt, how or outcome(duration_ms=900))
         results = Results((ended,), self.dispatch._pool.slots(node))
-        placed = self.note(self.dispatch.on_results(node, results, moment(at)))
+        placed = self.note(deliver_results(self.dispatch, node, results, moment(at)))
         return placed + self.note(self.commit(at))
 
     def give_back(self, *commands: str, at: float = 0.0) -> list[str]:
@@ -79,7 +84,7 @@ class DispatcherWithWorkers(DispatcherWithJournal):
         reports = tuple(report(str(task), a, outcome_) for task, a, _ in ends)
         node = ends[0][2]
         results = Results(reports, self.dispatch._pool.slots(node))
-        placed = self.note(self.dispatch.on_results(node, results, moment(at)))
+        placed = self.note(deliver_results(self.dispatch, node, results, moment(at)))
         return placed + self.note(self.commit(at))
 
     def where(self, command: str) -> str:

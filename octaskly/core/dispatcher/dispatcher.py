@@ -342,13 +342,6 @@ class Dispatcher:
         """Note the sizes of a tree that tasks name."""
         self._step.locality.add_tree(sha256, sizes)
 
-    def on_results(
-        self, node: NodeId, message: Results | RangeResults, now: Moment
-    ) -> list[Effect]:
-        """Record how attempts ended; acknowledge and announce when that is safe."""
-        self.record_results(node, message, now)
-        return self.commit_results(now)
-
     def record_results(
         self, node: NodeId, message: Results | RangeResults, now: Moment
     ) -> None:

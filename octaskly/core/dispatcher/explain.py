@@ -225,9 +225,8 @@ class Explainer:
         now: Moment,
     ) -> str | None:
         """Return what keeps a task in the queue; None if the nodes are just full."""
-        due_s = self._step.backoff_queue.due_s(task.spec.id)
-        if task.stage is Stage.BACKING_OFF and due_s is not None:
-            wait_s = max(0, ceil(due_s - now.mono_s))
+        if task.stage is Stage.BACKING_OFF:
+            wait_s = max(0, ceil(task.retry_s - now.mono_s))
             if task.missing_room:
                 missing = f"no node that could run it has {task.missing_room}"
                 return f"{missing}; the next attempt starts in {wait_s} s"

@@ -297,8 +297,6 @@ class Reconciler:
     ) -> None:
         """Let another attempt count than before."""
         before = task.node if task.stage is Stage.LIVE else None
-        if before is not None:
-            self._queue.back_off_task(task)
         self._queue.assign(task, attempt, node)
         if before is not None:
             self._step.recount_worker(

@@ -57,6 +57,7 @@ from octaskly.core.protocol.messages import (
 from octaskly.core.replication.journal import Journal, WhenDurable, return_effects
 from octaskly.core.replication.pending_acks import WhenReplicated
 from octaskly.core.replication.replication import Replication
+from octaskly.core.scheduling.array_queue import goes_by_range, take_member
 from octaskly.core.scheduling.live_ranges import LiveRange, PlannedRange, RangePlan
 from octaskly.core.scheduling.locality import Locality
 from octaskly.core.scheduling.matching import Matcher
@@ -235,7 +236,7 @@ class DispatchStep:
     def recount_worker(self, node: NodeId) -> None:
         """Give a worker the room that its attempts in hand leave."""
         held = self.queue.tasks.held_count(node)
-        self.pool.set_held(node, held, self.queue.granted_resources(node))
+        self.pool.set_held(node, held, self.queue.tasks.granted_resources(node))
 
     def lose_attempts(self, tasks: Sequence[QueuedTask], now: Moment) -> None:
         """Give up the live attempts of one worker."""
@@ -264,7 +265,7 @@ class DispatchStep:
     def requeue_task(self, task: QueuedTask, now: Moment, wait_s: float | None) -> None:
         """Queue a task whose live attempt came to nothing, at once or after a wait."""
         if wait_s is None:
-            self.queue.requeue_attempted(task)
+            self.queue.requeue(task)
         else:
             self.backoff_queue.add_task(task, now, wait_s)
         array = array_of(task.spec.id) if task.may_be_array_cancelled else None
@@ -279,11 +280,9 @@ class DispatchStep:
         """
         due = list(self.backoff_queue.pop_due(now))
         for task in due:
-            if task.may_be_array_cancelled:
-                self.queue.end(task)
+            self.queue.requeue(task)
+            if task.stage is Stage.ENDED:
                 self.pin_until_durable(task)
-            else:
-                self.queue.end_back_off(task)
         return bool(due)
 
     # --- Facts about tasks in hand, and what follows from them.
@@ -577,10 +576,11 @@ class DispatchStep:
         for task, node in self.matcher.match_tasks(now):
             if task.remaining is None:
                 self._assign_task(task, node, batches)
-            else:
-                position = queue.array_queue.take_position(task)
+            elif goes_by_range(task.spec):
                 shares = queue.turns.charge(task.flow, 1)
-                plan.add_member(task, position, node, shares)
+                plan.add_member(task, task.remaining.pop(), node, shares)
+            else:
+                self._assign_task(take_member(task), node, batches)
         ranges: dict[NodeId, list[MemberRange]] = {}
         for planned in plan.ranges():
             self._assign_range(planned, ranges)

@@ -11,7 +11,7 @@ from octaskly.core.model.task_options import (
 )
 from octaskly.core.model.tasks import LaneKey
 from octaskly.core.replies import VisitorDemand
-from octaskly.core.scheduling.queued_task import QueuedTask, Stage
+from octaskly.core.scheduling.queued_task import Stage
 from octaskly.core.scheduling.requirements import meets_requirements
 from octaskly.core.scheduling.task_queue import TaskQueue
 
@@ -39,20 +39,13 @@ def count_waiting(queue: TaskQueue, label: Label | None) -> VisitorDemand:
         if key not in fits:
             fits[key] = _fits(task.requires or NO_REQUIREMENTS, label)
         if fits[key]:
-            waiting += _task_count(task)
+            waiting += 1 if task.remaining is None else len(task.remaining)
     lanes = queue.lanes
     is_exact = not lanes.has_unopened and not any(
         lane.has_more and _fits(lane.requires or NO_REQUIREMENTS, label)
         for lane in lanes.all_lanes()
     )
     return VisitorDemand(waiting, is_exact)
-
-
-def _task_count(task: QueuedTask) -> int:
-    """Return 1, or the number of members of an array that no worker ever had."""
-    if task.remaining is None:
-        return 1
-    return len(task.remaining) + (task.next_member is not None)
 
 
 def _fits(requires: Requirements, label: Label | None) -> bool:

@@ -191,6 +191,11 @@ class RemainingMembers:
     def __len__(self) -> int:
         return sum(last - first + 1 for first, last in self._runs)
 
+    @property
+    def first(self) -> int:
+        """The first position, of which there must be one."""
+        return self._runs[0][0]
+
     def pop(self) -> int:
         """Remove and return the first position."""
         first, last = self._runs.popleft()

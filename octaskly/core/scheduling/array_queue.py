@@ -57,6 +57,25 @@ def goes_by_range(spec: TaskSpec) -> bool:
     )
 
 
+def first_member_spec(array: QueuedTask) -> TaskSpec:
+    """Return the spec of the first remaining member of an array."""
+    assert array.remaining is not None
+    assert array.spec.array is not None
+    number = array.spec.array.number(array.remaining.first)
+    spec = member_spec(array.spec, number)
+    assert spec is not None
+    return spec
+
+
+def take_member(array: QueuedTask) -> QueuedTask:
+    """Return the first remaining member of an array as a task, and remove it there."""
+    assert array.remaining is not None
+    spec = first_member_spec(array)
+    array.remaining.pop()
+    changed = array.record.reprioritized
+    return QueuedTask(TaskRecord(spec.id, spec, reprioritized=changed))
+
+
 def merge_array_record(task: QueuedTask, record: TaskRecord, table: TaskTable) -> None:
     """Merge the store's progress of an array into its queued task.
 
@@ -138,64 +157,24 @@ class ArrayQueue:
         array_id = array_of(member)
         return None if array_id is None else self._tasks.get(array_id)
 
-    def next_of_array(self, array: QueuedTask) -> QueuedTask | None:
-        """Return the task that comes next out of an array; None if none is left.
-
-        It is the array itself if its members go by ranges: a worker then gets the
-        member at `take_position`.
-        """
-        position = self._next_position(array)
-        if position is None:
-            return None
-        if goes_by_range(array.spec):
-            return array
-        member = array.next_member
-        if member is None or member.spec.id != self._id_at(array, position):
-            array_spec = array.spec.array
-            assert array_spec is not None
-            spec = member_spec(array.spec, array_spec.number(position))
-            assert spec is not None
-            changed = array.record.reprioritized
-            record = TaskRecord(spec.id, spec, reprioritized=changed)
-            array.next_member = member = QueuedTask(record)
-        return member
-
-    def take_position(self, array: QueuedTask) -> int:
-        """Remove and return the position of the next member, which there must be."""
-        position = self._next_position(array)
-        assert position is not None
-        array.next_position = None
-        return position
-
-    def _next_position(self, array: QueuedTask) -> int | None:
-        """Return the position of the next member that is not in memory."""
-        position = array.next_position
+    def has_next_member(self, array: QueuedTask) -> bool:
+        """Return True if members remain; the first of them is not in memory then."""
+        remaining, array_spec = array.remaining, array.spec.array
+        assert remaining is not None
+        assert array_spec is not None
         # No member in a range remains, but a newer read of the store may add others.
         known = self._tasks.single_members_of(array.spec.id)
-        if position is not None and known and self._id_at(array, position) in known:
-            position = None
-        while position is None and array.remaining:
-            position = array.remaining.pop()
-            if known and self._id_at(array, position) in known:
-                position = None
-        array.next_position = position
-        return position
-
-    @staticmethod
-    def _id_at(array: QueuedTask, position: int) -> TaskId:
-        array_spec = array.spec.array
-        assert array_spec is not None
-        return member_id(array.spec.id, array_spec.number(position))
+        while known and remaining:
+            number = array_spec.number(remaining.first)
+            if member_id(array.spec.id, number) not in known:
+                return True
+            remaining.pop()
+        return bool(remaining)
 
     def remove_member(self, member: TaskId) -> None:
         """Remove a member that got into memory by other means from its array."""
         array = self.queued_array_of(member)
         if array is None or array.remaining is None or array.spec.array is None:
-            return
-        if array.next_position is not None and member == self._id_at(
-            array, array.next_position
-        ):
-            array.next_position = None
             return
         position = position_of(member, array.spec.array)
         if position is not None:

@@ -20,6 +20,7 @@ from operator import itemgetter
 from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
 from octaskly.core.model.tasks import PRIORITY_SHIFT, LaneKey
+from octaskly.core.scheduling.array_queue import first_member_spec
 from octaskly.core.scheduling.locality import InputBytes, Locality
 from octaskly.core.scheduling.queue_lanes import Flow, Lane, Turn
 from octaskly.core.scheduling.queued_task import QueuedTask
@@ -67,10 +68,15 @@ class Matcher:
     def input_bytes(self, task: QueuedTask) -> InputBytes | None:
         """Return the bytes that a task needs; None if its place does not matter."""
         options = task.spec.options
+        if options is not None and options.tree and task.remaining is not None:
+            options = first_member_spec(task).options  # It may need other folders.
         return None if options is None else self._locality.input_bytes(options)
 
     def match_tasks(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
-        """Yield pairs of task and worker; the caller assigns each before the next."""
+        """Yield pairs of task and worker; the caller assigns each before the next.
+
+        An array stands for its first remaining member.
+        """
         lanes = self._queue.lanes
         if lanes.has_constrained:
             while True:

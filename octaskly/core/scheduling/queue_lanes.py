@@ -286,11 +286,6 @@ class Lanes:
         self.needs_restart = False  #: restart once no read is pending
 
     @property
-    def queued(self) -> int:
-        """Number of queued tasks in memory."""
-        return sum(lane.queued for lane in self._lanes.values())
-
-    @property
     def has_unopened(self) -> bool:
         """Return True if there are lanes in the store of which nothing is in memory."""
         return self._has_unopened

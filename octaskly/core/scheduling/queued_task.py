@@ -1,4 +1,4 @@
-"""A queued task in the dispatcher's memory, and the table of its stage transitions.
+"""A queued task in the dispatcher's memory, and the stages that follow each other.
 
 `queue_lanes` keeps the order of `TaskSpec.ord`.
 """
@@ -49,30 +49,19 @@ class Stage(IntEnum):
     BACKING_OFF = 3  #: it failed, and waits before it is queued again
 
 
-class Transition(IntEnum):
-    """A cause for a change of stage."""
-
-    ASSIGN = 0  #: an attempt was assigned to a worker, or found at one
-    RELEASE = 1  #: the attempt was released; another may follow
-    END = 2  #: a result or a cancel, or the store must be read again
-    BACK_OFF = 3  #: the attempt failed; another follows later
-    RETRY = 4  #: the backoff is over
-
-
 WAITING_STAGES = (
     Stage.QUEUED,
     Stage.BACKING_OFF,
 )  #: no worker holds it, and it has not ended
 
 
-TRANSITIONS: tuple[tuple[Stage | None, ...], ...] = (
-    # ASSIGN, RELEASE, END, BACK_OFF, RETRY
-    (Stage.LIVE, None, Stage.ENDED, None, None),  # QUEUED
-    (None, Stage.QUEUED, Stage.ENDED, Stage.BACKING_OFF, None),  # LIVE
-    (None, None, Stage.ENDED, None, None),  # ENDED
-    (Stage.LIVE, None, Stage.ENDED, None, Stage.QUEUED),  # BACKING_OFF
+NEXT_STAGES: Final[tuple[tuple[Stage, ...], ...]] = (
+    (Stage.LIVE, Stage.ENDED),  # QUEUED
+    (Stage.QUEUED, Stage.LIVE, Stage.ENDED, Stage.BACKING_OFF),  # LIVE
+    (Stage.ENDED,),  # ENDED
+    (Stage.QUEUED, Stage.LIVE, Stage.ENDED),  # BACKING_OFF
 )
-"""Next stage, by stage and transition; None means a broken invariant."""
+"""The stages that may follow each; any other would be a broken invariant."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +76,7 @@ class QueuedTask:
     missing_inputs: dict[NodeId, str] = field(default_factory=dict)
     """The nodes that lack inputs; of the first few, what each lacks."""
     missing_room: str = ""  #: for its files, at any node, when it was last tried
+    retry_s: float = 0.0  #: time at which its backoff ends, while it backs off
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable
     )
@@ -102,9 +92,6 @@ class QueuedTask:
     remaining: RemainingMembers | None = (
         None  #: for an array, its members that were never assigned
     )
-    next_position: int | None = None
-    """For an array, the position of the member to assign next, once it is known."""
-    next_member: QueuedTask | None = None  #: the task at `next_position`, once needed
     failed_members: int = 0  #: for an array, the number of failed members
     lane: LaneKey | None = None  #: its lane, once it is in one
     place: int = 0  #: its place there, which other entries of the lane do not have

@@ -46,11 +46,9 @@ from octaskly.core.scheduling.live_ranges import LiveRange
 from octaskly.core.scheduling.pending_reads import PendingReads, Read
 from octaskly.core.scheduling.queue_lanes import Flow, Lane, Lanes
 from octaskly.core.scheduling.queued_task import (
-    TRANSITIONS,
-    Grant,
+    NEXT_STAGES,
     QueuedTask,
     Stage,
-    Transition,
 )
 from octaskly.core.scheduling.task_table import TaskTable
 from octaskly.core.scheduling.turns import Turns, release
@@ -73,7 +71,6 @@ class TaskQueue:
         self._read_rows = limits.load_tasks
         self.tasks = TaskTable()
         self.array_queue = ArrayQueue(self.tasks)
-        self._granted: dict[NodeId, Grant] = {}
         self.turns = Turns()
         self.lanes = Lanes(limits, self.turns, can_run)
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
@@ -102,7 +99,6 @@ class TaskQueue:
     def clear_queue(self) -> None:
         """Drop all tasks at the end of an epoch."""
         self.tasks.clear()
-        self._granted.clear()
         self.lanes.clear_lanes()
         self.turns.clear_turns()
         self._excluding_tasks.clear()
@@ -320,16 +316,7 @@ class TaskQueue:
                 task.add_missing_inputs(attempt.node, outcome.detail)
         return task
 
-    def granted_resources(self, node: NodeId) -> Grant:
-        """Return the resources of its attempts beyond one slot each."""
-        return self._granted.get(node) or Grant()
-
-    def _count_grant(self, task: QueuedTask, node: NodeId, sign: int) -> None:
-        requires = task.requires
-        if requires is not None and requires.needs_exclusive_resources:
-            self._granted.setdefault(node, Grant()).add(requires, sign)
-
-    # --- Transitions of tasks.
+    # --- Stages of tasks.
 
     def admit(self, specs: Iterable[TaskSpec]) -> None:
         """Queue tasks that became durable, or leave them in the store for later."""
@@ -377,11 +364,6 @@ class TaskQueue:
         """Join what is known of a task, and move it if its priority changed."""
         before = task.ord
         task.join(record)
-        if task.next_member is not None:
-            changed = TaskRecord(
-                task.next_member.spec.id, reprioritized=task.record.reprioritized
-            )
-            task.next_member.join(changed)
         is_queued = task.stage is Stage.QUEUED and task.spec.id in self.tasks
         if is_queued and task.ord != before:
             self._leave_lane(task)
@@ -404,15 +386,13 @@ class TaskQueue:
         return [(flow, task) for flow, task in firsts if task is not None]
 
     def first_in_flow(self, flow: Flow) -> QueuedTask | None:
-        """Return a flow's next task that any worker of its shape may run."""
+        """Return a flow's next task, or array, that any worker of its shape may run."""
         while (task := flow.first(self.tasks)) is not None:
             if is_stdin_freed(task.spec.options):
                 self._set_aside(task)
                 continue
-            if task.remaining is None:
+            if task.remaining is None or self.array_queue.has_next_member(task):
                 return task
-            if (next_task := self.array_queue.next_of_array(task)) is not None:
-                return next_task
             self._drop_array(task)
         return None
 
@@ -465,8 +445,8 @@ class TaskQueue:
         return list(self._excluding_tasks.values())
 
     def assign(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
-        """Record that `node` holds an attempt of the task."""
-        self._apply_transition(task, Transition.ASSIGN)
+        """Record that `node` holds an attempt of the task; no other node does."""
+        self._move_to(Stage.LIVE, task)
         self._note_attempt(task, attempt, node)
 
     def adopt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
@@ -483,8 +463,6 @@ class TaskQueue:
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
         task.add_fact(Assigned(task.spec.id, attempt, node))
         self.tasks.hold(node, task)
-        if task.spec.options is not None:
-            self._count_grant(task, node, 1)
 
     def end_members(self, live: LiveRange, offsets: Collection[int]) -> None:
         """End live members of a range, which succeeded."""
@@ -492,7 +470,7 @@ class TaskQueue:
         release(live.shares, len(offsets))
         self.ended_counts[TaskState.COMPLETED] += len(offsets)
 
-    def requeue_attempted(self, task: QueuedTask) -> None:
+    def requeue(self, task: QueuedTask) -> None:
         """Queue the task again at its old place, or end it if it is or may be final."""
         if (
             task.final_state is not None
@@ -500,16 +478,13 @@ class TaskQueue:
             or task.may_be_array_cancelled
         ):
             self.end(task)
-            return
-        self._apply_transition(task, Transition.RELEASE)
+        else:
+            self._move_to(Stage.QUEUED, task)
 
-    def back_off_task(self, task: QueuedTask) -> None:
-        """Release the task, but keep it from the queue until `end_back_off`."""
-        self._apply_transition(task, Transition.BACK_OFF)
-
-    def end_back_off(self, task: QueuedTask) -> None:
-        """Queue a task after its backoff."""
-        self._apply_transition(task, Transition.RETRY)
+    def back_off(self, task: QueuedTask, retry_s: float) -> None:
+        """Release the task, but keep it from the queue until `requeue`."""
+        self._move_to(Stage.BACKING_OFF, task)
+        task.retry_s = retry_s
 
     def end(self, task: QueuedTask) -> None:
         """Remove the task from the queue; if it is not final, it is read again."""
@@ -518,7 +493,7 @@ class TaskQueue:
             self.ended_counts[final] += task.remaining is None
         elif task.remaining is not None:
             self.array_queue.keep_counting_failures(task)
-        self._apply_transition(task, Transition.END)
+        self._move_to(Stage.ENDED, task)
 
     def add_shadow(self, record: TaskRecord) -> QueuedTask:
         """Add an ended task, so that a pending read cannot return its old state."""
@@ -564,23 +539,20 @@ class TaskQueue:
         """Return the final state of a task not in memory, else `stored_state`."""
         return self._recent_finals.get(task_id, stored_state)
 
-    def _apply_transition(self, task: QueuedTask, transition: Transition) -> None:
-        """Change the stage by the table, and update counts and lanes."""
+    def _move_to(self, stage: Stage, task: QueuedTask) -> None:
+        """Change the stage of a task, and update counts and lanes."""
         before = task.stage
-        after = TRANSITIONS[before][transition]
-        assert after is not None, f"{task.spec.id}: {transition.name} in {before.name}"
+        assert stage in NEXT_STAGES[before], f"{task.spec.id}: {before.name} to {stage}"
         if before is Stage.QUEUED:
             self._leave_lane(task)
         elif before is Stage.LIVE:
             assert task.node is not None
+            assert task.shares is not None
             self.tasks.release(task.node, task)
-            if task.shares is not None:
-                release(task.shares, task.slots)
-            if task.spec.options is not None:
-                self._count_grant(task, task.node, -1)
-        task.stage = after
+            release(task.shares, task.slots)
+        task.stage = stage
         self.tasks.note_stage(task)
-        if after is Stage.QUEUED:
+        if stage is Stage.QUEUED:
             self._enqueue(task)
 
     def _enqueue(self, task: QueuedTask) -> None:
@@ -646,20 +618,14 @@ class BackoffQueue:
         self._timers = timers
         self._due: list[tuple[float, TaskId]] = []
         """A heap; a task may have earlier entries that no longer count."""
-        self._due_by_task: dict[TaskId, float] = {}
 
     def clear_backoff(self) -> None:
         """Drop all tasks at the end of an epoch."""
         self._due.clear()
-        self._due_by_task.clear()
         self._set_timer()
 
     def _set_timer(self) -> None:
         self._timers.set(Timer.BACKOFF, self._due[0][0] if self._due else math.inf)
-
-    def due_s(self, task: TaskId) -> float | None:
-        """Return the time until which a task backs off; None if it does not."""
-        return self._due_by_task.get(task)
 
     def add_task(self, task: QueuedTask, now: Moment, delay_s: float) -> None:
         """Back off a task after a failed attempt, or queue it at once."""
@@ -668,21 +634,18 @@ class BackoffQueue:
             or not task.is_read
             or len(self._due) >= BACKING_OFF_MAX
         ):
-            self._queue.requeue_attempted(task)
+            self._queue.requeue(task)
             return
-        self._queue.back_off_task(task)
-        due_s = self._due_by_task[task.spec.id] = now.mono_s + delay_s
-        heappush(self._due, (due_s, task.spec.id))
+        self._queue.back_off(task, now.mono_s + delay_s)
+        heappush(self._due, (task.retry_s, task.spec.id))
         self._set_timer()
 
     def pop_due(self, now: Moment) -> Iterator[QueuedTask]:
         """Yield the tasks whose backoff is over."""
         while self._due and self._due[0][0] <= now.mono_s:
-            due_s, task_id = heappop(self._due)
-            if self._due_by_task.get(task_id) != due_s:
-                continue  # It ran meanwhile, and backs off again.
-            del self._due_by_task[task_id]
+            retry_s, task_id = heappop(self._due)
             task = self._queue.tasks.get(task_id)
-            if task is not None and task.stage is Stage.BACKING_OFF:
+            # It may have run meanwhile, and back off again.
+            if task and task.stage is Stage.BACKING_OFF and task.retry_s == retry_s:
                 yield task
         self._set_timer()

@@ -16,8 +16,14 @@ from typing import cast
 
 from octaskly.core.model.arrays import RangeMembers, array_of
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.scheduling.live_ranges import APART, SUCCEEDED, LiveRange, LiveRanges
-from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
+from octaskly.core.scheduling.queued_task import (
+    WAITING_STAGES,
+    Grant,
+    QueuedTask,
+    Stage,
+)
 
 HeldKey = TaskId | AttemptId
 """Id of a task that a worker holds, or first attempt of a range."""
@@ -37,6 +43,7 @@ class TaskTable:
         self.ranges = LiveRanges()
         self._held: dict[NodeId, dict[HeldKey, QueuedTask | LiveRange]] = {}
         self._held_counts: Counter[NodeId] = Counter()
+        self._granted: dict[NodeId, Grant] = {}
         self._changed: list[QueuedTask | LiveRange] = []
         """See `pop_changed`."""
 
@@ -78,6 +85,7 @@ class TaskTable:
         self.ranges.clear()
         self._held.clear()
         self._held_counts.clear()
+        self._granted.clear()
         self._changed.clear()
 
     def note_stage(self, task: QueuedTask) -> None:
@@ -114,11 +122,24 @@ class TaskTable:
         """Note that a worker got an attempt of a task, or a range."""
         self._held.setdefault(node, {})[_key_of(task)] = task
         self._held_counts[node] += _count_of(task)
+        if task.spec.options is not None:
+            self._count_grant(node, task.spec.options, 1)
 
     def release(self, node: NodeId, task: QueuedTask) -> None:
         """Note that a worker no longer holds an attempt of a task."""
         del self._held[node][task.spec.id]
         self._held_counts[node] -= 1
+        if task.spec.options is not None:
+            self._count_grant(node, task.spec.options, -1)
+
+    def _count_grant(self, node: NodeId, options: TaskOptions, sign: int) -> None:
+        requires = options.requires
+        if requires is not None and requires.needs_exclusive_resources:
+            self._granted.setdefault(node, Grant()).add(requires, sign)
+
+    def granted_resources(self, node: NodeId) -> Grant:
+        """Return the resources of a worker's attempts beyond one slot each."""
+        return self._granted.get(node) or Grant()
 
     def held_count(self, node: NodeId) -> int:
         """Return the number of attempts that a worker holds."""

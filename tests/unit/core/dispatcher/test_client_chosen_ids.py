@@ -29,6 +29,7 @@ from tests.support.dispatcher import (
     DispatcherWithJournal,
     appended_facts,
     cancel_request,
+    deliver_results,
     dispatcher_with,
     follow_reads,
     results_message,
@@ -71,7 +72,7 @@ def test_a_resubmission_does_not_start_a_task_that_a_worker_runs() -> None:
     effects = submit(world)
 
     assert [type(fact) for fact in appended_facts(effects)] == [Submitted]
-    world.dispatch.on_results(A, results_message(report(name())), moment())
+    deliver_results(world.dispatch, A, results_message(report(name())), moment())
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     assert world.dispatch.outstanding(A) == 0
 
@@ -80,7 +81,7 @@ def test_a_resubmission_of_an_ended_task_waits_for_the_store() -> None:
     """Its worker reported the end, and this dispatcher does not know the task."""
     world = led()
     late = report(name(), envelope=ENVELOPE)
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
 
     effects += world.dispatch.on_submitted(submission(NIGHTLY), moment())
     effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
@@ -99,7 +100,7 @@ def test_a_new_task_with_a_forgotten_id_can_be_cancelled() -> None:
     world = led(Limits(window_tasks=1))
     submit(world)
     end = results_message(report(name(), of=attempt(seq=2)))
-    world.dispatch.on_results(B, end, moment())
+    deliver_results(world.dispatch, B, end, moment())
     world.commit()
     world.dispatch.on_submitted(submission(draft(), draft(), draft()), moment())
     world.commit()

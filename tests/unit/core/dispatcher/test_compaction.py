@@ -71,6 +71,7 @@ from tests.support.dispatcher import (
     B,
     DispatcherWithJournal,
     appended_facts,
+    deliver_results,
     dispatcher_with,
     task_record,
 )
@@ -328,7 +329,7 @@ def test_a_result_below_the_floor_restores_no_task() -> None:
         Report(task=s.id, attempt=ended, outcome=outcome(), spec=s) for s in (old, new)
     )
 
-    effects = world.dispatch.on_results(A, Results(reports, 1), moment())
+    effects = deliver_results(world.dispatch, A, Results(reports, 1), moment())
 
     assert appended_facts(effects) == [
         Finished(old.id, ended, A, outcome()),

@@ -29,6 +29,7 @@ from tests.support.dispatcher import (
     DispatcherWithJournal,
     T,
     cancel_request,
+    deliver_results,
     dispatcher_with,
     ended_attempt,
     found,
@@ -91,7 +92,9 @@ def test_a_task_that_ends_during_a_read_does_not_run() -> None:
     world.dispatch.on_submitted(submission(late()), moment())
     assert LoadUnblocked(3, UNBLOCKED_MAX) in world.commit()
     waits = TaskRecord(T, replace(spec("t"), options=late().options))
-    world.dispatch.on_results(B, results_message(report(envelope=waits.spec)), moment())
+    deliver_results(
+        world.dispatch, B, results_message(report(envelope=waits.spec)), moment()
+    )
     world.commit()
     found(world, replace(waits, attempts=(ended_attempt(B),)))
     world.commit()

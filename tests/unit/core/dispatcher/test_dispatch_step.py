@@ -40,6 +40,7 @@ from tests.support.dispatcher import (
     appended_facts,
     cancel_reply,
     cancel_request,
+    deliver_results,
     dispatcher_running_t,
     dispatcher_with,
     ended_attempt,
@@ -59,7 +60,7 @@ def test_a_result_is_acknowledged_and_announced_when_it_is_durable() -> None:
     """Only then may the worker forget it."""
     world = dispatcher_running_t(b=1)
 
-    effects = world.dispatch.on_results(B, results_message(), moment())
+    effects = deliver_results(world.dispatch, B, results_message(), moment())
     later = world.commit()
 
     assert appended_facts(effects) == [
@@ -74,7 +75,7 @@ def test_a_freed_slot_is_filled_in_the_same_step() -> None:
     """The end and the next assignment share a commit; the dispatch does not wait."""
     world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
 
-    effects = world.dispatch.on_results(B, results_message(credit=1), moment())
+    effects = deliver_results(world.dispatch, B, results_message(credit=1), moment())
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), B, outcome(), decided_term=1),
@@ -86,9 +87,9 @@ def test_a_freed_slot_is_filled_in_the_same_step() -> None:
 def test_a_repeated_result_is_acknowledged_but_not_written_again() -> None:
     """The worker repeats it while the disk is slow."""
     world = dispatcher_running_t(b=1)
-    world.dispatch.on_results(B, results_message(), moment())
+    deliver_results(world.dispatch, B, results_message(), moment())
 
-    again = world.dispatch.on_results(B, results_message(), moment())
+    again = deliver_results(world.dispatch, B, results_message(), moment())
 
     assert again == []
     assert world.commit() == [
@@ -106,8 +107,8 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
     world = dispatcher_with(b=1)
     recorded = [Submitted(spec()), Finished(T, attempt(), B, outcome())]
 
-    effects = world.dispatch.on_results(
-        B, results_message(report(envelope=spec())), moment()
+    effects = deliver_results(
+        world.dispatch, B, results_message(report(envelope=spec())), moment()
     )
     later = world.commit()
     world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
@@ -125,8 +126,8 @@ def test_a_success_of_a_task_cancelled_in_an_earlier_epoch_is_ignored() -> None:
     world.dispatch._step.epoch = epoch(2)
     success = results_message(report(envelope=spec()))
 
-    effects = world.dispatch.on_results(B, success, moment())
-    again = world.dispatch.on_results(B, success, moment(0.2))
+    effects = deliver_results(world.dispatch, B, success, moment())
+    again = deliver_results(world.dispatch, B, success, moment(0.2))
     was = replace(task_record("t", live_attempt(B), cancelled="ann"), cancel_term=1)
 
     assert again == []
@@ -142,8 +143,8 @@ def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> No
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info(A, 1), moment())
     world.dispatch.on_reattach(*reattach_report("a", 1), moment())
-    effects = world.dispatch.on_results(
-        B, results_message(report(envelope=spec())), moment()
+    effects = deliver_results(
+        world.dispatch, B, results_message(report(envelope=spec())), moment()
     )
 
     loaded = QueuedLoaded(1, (task_record(),), has_more=False)
@@ -160,7 +161,7 @@ def test_a_cancel_prevails_over_a_success_that_waits_for_the_store() -> None:
     """No client has heard of the success."""
     world = dispatcher_with(b=1)
     success = results_message(report(envelope=spec()))
-    effects = world.dispatch.on_results(B, success, moment())
+    effects = deliver_results(world.dispatch, B, success, moment())
 
     asked = cancel_request(TaskState.RUNNING, force=True)
     effects += world.dispatch.on_cancel_requested(asked, moment())
@@ -177,7 +178,7 @@ def test_an_unknown_returned_task_is_read_from_the_store() -> None:
     world = dispatcher_with(b=1)
     back = report(end=released(EndReason.RETURNED), envelope=spec())
 
-    effects = world.dispatch.on_results(B, results_message(back), moment())
+    effects = deliver_results(world.dispatch, B, results_message(back), moment())
     later = world.commit()
 
     assert appended_facts(effects) == [
@@ -196,8 +197,11 @@ def test_a_returned_attempt_runs_elsewhere_with_its_old_position() -> None:
     world = dispatcher_with(task_record("t"), task_record("u", place=2), b=1)
     world.dispatch.on_worker_up(node_info(A, 1), moment())
 
-    effects = world.dispatch.on_results(
-        B, results_message(report(end=released(EndReason.RETURNED)), credit=1), moment()
+    effects = deliver_results(
+        world.dispatch,
+        B,
+        results_message(report(end=released(EndReason.RETURNED)), credit=1),
+        moment(),
     )
 
     assert appended_facts(effects) == [
@@ -212,8 +216,11 @@ def test_a_worker_that_refuses_is_not_retried_at_once() -> None:
     """The attempt would otherwise go back and forth."""
     world = dispatcher_running_t(b=1)
 
-    effects = world.dispatch.on_results(
-        B, results_message(report(end=released(EndReason.STALE)), credit=1), moment()
+    effects = deliver_results(
+        world.dispatch,
+        B,
+        results_message(report(end=released(EndReason.STALE)), credit=1),
+        moment(),
     )
 
     assert appended_facts(effects) == [
@@ -227,7 +234,9 @@ def test_a_worker_without_an_input_is_not_retried() -> None:
     world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "input data.csv")
 
-    first = world.dispatch.on_results(B, results_message(report(end=lack)), moment())
+    first = deliver_results(
+        world.dispatch, B, results_message(report(end=lack)), moment()
+    )
     second = world.dispatch.on_worker_up(node_info(A, 1), moment())
     second += world.dispatch.on_reattach(A, Reattach((), 1, NodeState.READY), moment())
 
@@ -242,8 +251,8 @@ def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
     lack = released(EndReason.INPUTS, "input data.csv")
     world.dispatch.on_time(moment(LATE))
 
-    effects = world.dispatch.on_results(
-        B, results_message(report(end=lack)), moment(LATE)
+    effects = deliver_results(
+        world.dispatch, B, results_message(report(end=lack)), moment(LATE)
     )
 
     ended = Finished(T, attempt(), B, lack, decided_term=1)
@@ -259,7 +268,7 @@ def test_inputs_are_judged_after_the_adopt_window() -> None:
     """The node with the file may be the last to attach."""
     world = dispatcher_running_t(b=1)
     lack = released(EndReason.INPUTS, "input data.csv")
-    world.dispatch.on_results(B, results_message(report(end=lack)), moment())
+    deliver_results(world.dispatch, B, results_message(report(end=lack)), moment())
     world.commit()
 
     due = world.timers.next_at()
@@ -277,7 +286,7 @@ def test_a_late_success_of_a_lost_attempt_ends_its_successor() -> None:
     world.dispatch.on_worker_down(B, moment(LATE))
     world.commit()
 
-    effects = world.dispatch.on_results(B, results_message(), moment(LATE))
+    effects = deliver_results(world.dispatch, B, results_message(), moment(LATE))
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), B, outcome(), decided_term=1)
@@ -290,7 +299,7 @@ def test_credit_alone_needs_no_acknowledgement() -> None:
     """A worker reports it when it accepts tasks again."""
     world = dispatcher_with(b=1)
 
-    assert world.dispatch.on_results(B, Results((), 0), moment()) == []
+    assert deliver_results(world.dispatch, B, Results((), 0), moment()) == []
 
 
 def test_a_task_waits_for_a_busy_worker_with_its_inputs() -> None:
@@ -298,8 +307,11 @@ def test_a_task_waits_for_a_busy_worker_with_its_inputs() -> None:
     world = dispatcher_with(task_record("t"), task_record("u", place=2), a=1, b=1)
     world.dispatch.on_time(moment(LATE))
     lack = released(EndReason.INPUTS, "input data.csv")
-    world.dispatch.on_results(
-        B, results_message(report("u", end=lack), credit=1), moment(LATE)
+    deliver_results(
+        world.dispatch,
+        B,
+        results_message(report("u", end=lack), credit=1),
+        moment(LATE),
     )
 
     world.dispatch.on_worker_up(node_info("c", 1), moment(LATE))

@@ -75,6 +75,7 @@ from tests.support.dispatcher import (
     appended_facts,
     cancel_reply,
     cancel_request,
+    deliver_results,
     dispatcher_running_t,
     dispatcher_with,
     found,
@@ -131,7 +132,7 @@ def test_a_node_without_the_role_sends_clients_to_the_dispatcher() -> None:
     assert dispatch.on_cancel_requested(cancel_request(), moment()) == [
         Answer(5, NotDispatching())
     ]
-    assert dispatch.on_results(A, results_message(), moment()) == []
+    assert deliver_results(dispatch, A, results_message(), moment()) == []
     assert dispatch.on_worker_down(A, moment()) == []
     assert dispatch.on_remote_entries(moment()) == []
     assert dispatch.on_time(moment()) == []
@@ -156,7 +157,7 @@ def test_a_stopping_dispatcher_accepts_no_tasks_but_acknowledges_results() -> No
     assert world.dispatch.on_submitted(submission(), moment()) == [
         Answer(1, NotDispatching())
     ]
-    effects = world.dispatch.on_results(A, results_message(), moment())
+    effects = deliver_results(world.dispatch, A, results_message(), moment())
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), A, outcome(), decided_term=1)
@@ -374,7 +375,7 @@ def test_a_running_task_is_not_cancelled_without_force() -> None:
 def test_a_task_that_waits_on_a_worker_is_cancelled_without_force() -> None:
     """It was sent ahead of a free slot, so it has not started."""
     world = dispatcher_with(task_record("s", place=0), task_record(), b=1)
-    world.dispatch.on_results(B, Results((), credit=2), moment())
+    deliver_results(world.dispatch, B, Results((), credit=2), moment())
     world.commit()
     assert world.dispatch.outstanding(B) == 2
 
@@ -403,7 +404,7 @@ def test_a_running_task_is_killed_by_force() -> None:
 def test_a_task_that_ended_since_its_lookup_is_not_cancelled() -> None:
     """The store said that it runs; meanwhile its end was written, and memory freed."""
     world = dispatcher_running_t(b=1)
-    world.dispatch.on_results(B, results_message(report()), moment())
+    deliver_results(world.dispatch, B, results_message(report()), moment())
     world.commit()
 
     effects = world.dispatch.on_cancel_requested(
@@ -420,9 +421,9 @@ def test_a_result_that_is_repeated_for_want_of_a_standby_is_written_once() -> No
     report = Report(task=T, attempt=attempt(), outcome=outcome(), spec=spec())
     message = Results((report,), 1)
 
-    first = world.dispatch.on_results(B, message, moment())
+    first = deliver_results(world.dispatch, B, message, moment())
     released = world.commit()
-    again = world.dispatch.on_results(B, message, moment(1))
+    again = deliver_results(world.dispatch, B, message, moment(1))
 
     assert appended_facts(first) == [
         Submitted(spec()),
@@ -480,7 +481,7 @@ def test_a_known_result_is_written_before_it_is_acknowledged() -> None:
     stage_rows(world)
 
     told = results_message(report(end=LOST_OUTCOME))
-    effects = world.dispatch.on_results(B, told, moment())
+    effects = deliver_results(world.dispatch, B, told, moment())
 
     assert Finished(T, attempt(), B, LOST_OUTCOME) in appended_facts(effects)
     assert send_acknowledgement(B, attempt()) not in effects
@@ -693,7 +694,7 @@ def test_an_array_with_the_name_of_a_cancelled_array_runs() -> None:
 def test_a_task_that_just_ended_is_over_before_the_store_knows() -> None:
     """Tasks in hand are newer than the gateway's read."""
     world = dispatcher_running_t(b=1)
-    world.dispatch.on_results(B, results_message(), moment())
+    deliver_results(world.dispatch, B, results_message(), moment())
 
     assert (
         world.dispatch.on_cancel_requested(cancel_request(TaskState.RUNNING), moment())
@@ -722,7 +723,7 @@ def test_a_task_can_be_cancelled_during_its_lookup() -> None:
     """Its attempt was returned; whether it is queued is not known yet."""
     world = dispatcher_with(b=1)
     back = report(end=released(EndReason.RETURNED), envelope=spec())
-    world.dispatch.on_results(B, Results((back,), 1), moment())
+    deliver_results(world.dispatch, B, Results((back,), 1), moment())
 
     effects = world.dispatch.on_cancel_requested(cancel_request(), moment())
 

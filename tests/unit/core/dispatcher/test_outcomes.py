@@ -48,6 +48,7 @@ from tests.support.dispatcher import (
     appended_facts,
     cancel_reply,
     cancel_request,
+    deliver_results,
     dispatcher_running_t,
     dispatcher_with,
     follow_reads,
@@ -72,8 +73,8 @@ def retried(*attempts: Attempt, **rule: object) -> TaskRecord:
 def backing_off() -> DispatcherWithJournal:
     """Return a dispatcher whose task t has failed once on node a."""
     world = dispatcher_with(retried(), a=1)
-    effects = world.dispatch.on_results(
-        A, results_message(report(end=FAILED)), moment()
+    effects = deliver_results(
+        world.dispatch, A, results_message(report(end=FAILED)), moment()
     )
     assert appended_facts(effects) == [Finished(T, attempt(), A, FAILED)]
     world.commit()
@@ -106,7 +107,7 @@ def test_the_last_failure_is_the_end() -> None:
     world = dispatcher_with(retried(*released), a=1)
     last = report(of=attempt(3), end=FAILED)
 
-    effects = world.dispatch.on_results(A, results_message(last), moment())
+    effects = deliver_results(world.dispatch, A, results_message(last), moment())
 
     assert appended_facts(effects) == [
         Finished(T, attempt(3), A, FAILED, decided_term=1)
@@ -131,8 +132,8 @@ def test_a_success_after_a_confirmed_cancel_is_ignored() -> None:
     world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
     assert cancel_reply() in world.commit()
 
-    effects = world.dispatch.on_results(
-        B, results_message(report(end=outcome())), moment()
+    effects = deliver_results(
+        world.dispatch, B, results_message(report(end=outcome())), moment()
     )
 
     assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
@@ -143,11 +144,11 @@ def test_a_repeated_success_after_a_cancel_is_ignored_too() -> None:
     world = dispatcher_running_t(b=1)
     world.dispatch.on_cancel_requested(cancel_request(force=True), moment())
     world.commit()
-    world.dispatch.on_results(B, results_message(report(end=outcome())), moment())
+    deliver_results(world.dispatch, B, results_message(report(end=outcome())), moment())
     world.commit()
 
-    effects = world.dispatch.on_results(
-        B, results_message(report(end=outcome())), moment()
+    effects = deliver_results(
+        world.dispatch, B, results_message(report(end=outcome())), moment()
     )
 
     assert appended_facts(effects) == [Finished(T, attempt(), B, outcome())]
@@ -165,7 +166,7 @@ def test_a_new_task_with_a_forgotten_id_ends_as_well() -> None:
         world.commit()
 
         end = results_message(report(name, of=assigned))
-        effects = world.dispatch.on_results(B, end, moment())
+        effects = deliver_results(world.dispatch, B, end, moment())
         world.commit()
 
         assert appended_facts(effects) == [
@@ -189,7 +190,7 @@ def test_a_failure_of_a_task_that_is_not_in_hand_is_decided_when_it_is_read(
     world, log = dispatcher_with(a=1), retried(retries=retries)
     late = report(end=FAILED, envelope=log.spec)
 
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
     later = world.commit()
     facts = follow_reads(world, log, [*effects, *later])
 
@@ -231,7 +232,7 @@ def test_a_new_dispatcher_counts_failures_of_earlier_epochs(
     if is_listed:
         world.dispatch.on_reattach(A, listing(attempt(2), ONCE.spec), moment())
     late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
     if is_listed:
         effects = [*effects, LoadTasks(1, (T,))]
     effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
@@ -250,7 +251,7 @@ def test_reading_the_log_late_restores_the_failure_count() -> None:
     world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
 
     late = report(of=attempt(2), end=FAILED)
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
 
     assert appended_facts(effects) == [
         Finished(T, attempt(2), A, FAILED, decided_term=1)
@@ -261,7 +262,7 @@ def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
     """The previous dispatcher recorded both and died before its acknowledgement."""
     world = new_dispatcher(a=1, b=1)
     again = report(end=FAILED, envelope=ONCE.spec)
-    world.dispatch.on_results(A, results_message(again), moment())
+    deliver_results(world.dispatch, A, results_message(again), moment())
 
     effects = world.dispatch.on_reattach(B, listing(attempt(2), ONCE.spec), moment())
 
@@ -272,7 +273,7 @@ def test_a_repeated_failure_does_not_end_the_following_attempt() -> None:
     found(world, log)
     assert world.dispatch.outstanding(B) == 1
     late = report(of=attempt(2))
-    effects = world.dispatch.on_results(B, results_message(late), moment())
+    effects = deliver_results(world.dispatch, B, results_message(late), moment())
     assert appended_facts(effects) == [
         Finished(T, attempt(2), B, outcome(), decided_term=1)
     ]
@@ -284,7 +285,7 @@ def test_a_repeated_failure_is_not_counted_twice() -> None:
     twice = retried(ONCE.attempts[0], retries=2)
     reports = [report(of=attempt(n), end=FAILED, envelope=twice.spec) for n in (2, 1)]
 
-    effects = world.dispatch.on_results(A, results_message(*reports), moment())
+    effects = deliver_results(world.dispatch, A, results_message(*reports), moment())
     effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
     facts = follow_reads(world, twice, effects)
@@ -300,7 +301,7 @@ def test_a_late_failure_does_not_replace_the_end() -> None:
     log = retried(lost(1), over, on_failure=False, codes=(7,))
     late = report(end=replace(FAILED, exit_code=7), envelope=log.spec)
 
-    effects = world.dispatch.on_results(B, results_message(late), moment())
+    effects = deliver_results(world.dispatch, B, results_message(late), moment())
 
     ended = Finished(T, attempt(), B, late.outcome)
     assert appended_facts(effects)[-1] == ended
@@ -319,7 +320,7 @@ def test_a_verdict_of_an_earlier_epoch_is_repeated() -> None:
     log = replace(ONCE, attempts=(*ONCE.attempts, over))
     late = report(of=attempt(2), end=FAILED, envelope=ONCE.spec)
 
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
 
     facts = follow_reads(world, log, effects)
     assert facts[-2:] == [
@@ -335,7 +336,7 @@ def test_a_listed_attempt_with_a_known_end_is_not_live() -> None:
     log = retried(Attempt(id=theirs, node=B, state=FAILED.state, outcome=FAILED))
     world = dispatcher_with(log, a=1)
     ours = report(of=attempt(2), end=FAILED)
-    effects = world.dispatch.on_results(A, results_message(ours), moment())
+    effects = deliver_results(world.dispatch, A, results_message(ours), moment())
     assert appended_facts(effects) == [Finished(T, ours.attempt, A, FAILED)]
     world.commit()
     world.dispatch.on_worker_up(node_info("b", 1), moment())
@@ -352,10 +353,10 @@ def test_an_older_read_does_not_revive_an_ended_attempt() -> None:
     world = dispatcher_with(retried(retries=5), a=1)
     world.dispatch.reconciler.trust_log()
     assert LoadLive(1, 0, 1000) in world.dispatch.on_submitted(submission(), moment())
-    world.dispatch.on_results(
-        B, results_message(report(of=theirs, end=FAILED)), moment()
+    deliver_results(
+        world.dispatch, B, results_message(report(of=theirs, end=FAILED)), moment()
     )
-    world.dispatch.on_results(A, results_message(report(end=FAILED)), moment())
+    deliver_results(world.dispatch, A, results_message(report(end=FAILED)), moment())
     world.commit()
     log = retried(live_attempt(A), live_attempt(B, theirs), retries=5)
 
@@ -371,7 +372,7 @@ def test_another_failure_of_a_listed_task_is_decided_when_it_is_read() -> None:
     late = report(of=attempt(3), end=FAILED, envelope=ONCE.spec)
     ended = Finished(T, attempt(3), B, FAILED)
 
-    effects = world.dispatch.on_results(B, results_message(late), moment())
+    effects = deliver_results(world.dispatch, B, results_message(late), moment())
     assert appended_facts(effects) == [ended]
 
     world.commit()
@@ -392,7 +393,7 @@ def test_later_failures_than_the_listed_attempt_count_too() -> None:
     world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
 
     late = report(of=listed, end=FAILED)
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
 
     assert appended_facts(effects) == [Finished(T, listed, A, FAILED, decided_term=1)]
 
@@ -401,10 +402,10 @@ def test_a_failure_beside_a_returned_attempt_is_decided_when_it_is_read() -> Non
     """Nothing else is known of the task, not even its retry limit."""
     world = new_dispatcher(a=1, b=1)
     back = report(of=attempt(3), end=released(EndReason.RETURNED))
-    effects = world.dispatch.on_results(A, results_message(back), moment())
+    effects = deliver_results(world.dispatch, A, results_message(back), moment())
     late = report(of=attempt(2), end=FAILED)
 
-    effects += world.dispatch.on_results(B, results_message(late), moment())
+    effects += deliver_results(world.dispatch, B, results_message(late), moment())
     effects += world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
     assert follow_reads(world, ONCE, effects) == [
@@ -420,7 +421,7 @@ def test_a_lost_attempt_of_an_at_most_once_task_is_not_rerun() -> None:
     once = retried(retries=0, on_lost=False)
     late = report(end=LOST_OUTCOME, envelope=once.spec)
 
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
 
     assert follow_reads(world, once, effects)[-2:] == [
         Finished(T, attempt(), A, LOST_OUTCOME),
@@ -431,13 +432,13 @@ def test_a_lost_attempt_of_an_at_most_once_task_is_not_rerun() -> None:
 def test_the_end_of_another_attempt_at_an_ended_task_asks_the_store() -> None:
     """It may be forgotten, and another half of a split may have continued it."""
     world = dispatcher_with(retried(), a=1, b=1)
-    world.dispatch.on_results(A, results_message(), moment())
+    deliver_results(world.dispatch, A, results_message(), moment())
     world.commit()
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)
     assert send_kill(B, attempt(2)) in world.dispatch.on_reattach(B, back, moment())
     gone = replace(FAILED, state=AttemptState.CANCELLED, reason=EndReason.CANCELLED)
-    world.dispatch.on_results(
-        B, results_message(report(of=attempt(2), end=gone)), moment()
+    deliver_results(
+        world.dispatch, B, results_message(report(of=attempt(2), end=gone)), moment()
     )
 
     effects = world.commit()
@@ -519,7 +520,7 @@ def test_the_real_end_replaces_an_assumed_one(
     world = dispatcher_with(log)
     world.dispatch.on_worker_up(node_info("a", 1), moment())
 
-    effects = world.dispatch.on_results(A, results_message(), moment())
+    effects = deliver_results(world.dispatch, A, results_message(), moment())
 
     assert appended_facts(effects) == [
         Finished(T, attempt(), A, outcome(), decided_term=1)
@@ -535,7 +536,7 @@ def test_failures_in_the_queue_count_for_a_listed_task() -> None:
     world.dispatch.on_queued_loaded(QueuedLoaded(1, (ONCE,), has_more=False), moment())
 
     late = report(of=attempt(2), end=FAILED)
-    effects = world.dispatch.on_results(A, results_message(late), moment())
+    effects = deliver_results(world.dispatch, A, results_message(late), moment())
 
     assert appended_facts(effects) == [
         Finished(T, attempt(2), A, FAILED, decided_term=1)
@@ -547,13 +548,13 @@ def test_a_task_known_by_its_ends_only_is_not_known_by_the_queue() -> None:
     world = dispatcher_with(a=1, b=1)
     world.dispatch.on_remote_entries(moment())
     back = report(end=released(EndReason.RETURNED))
-    world.dispatch.on_results(A, results_message(back), moment())
+    deliver_results(world.dispatch, A, results_message(back), moment())
     world.dispatch.on_queued_loaded(
         QueuedLoaded(1, (retried(),), has_more=False), moment()
     )
 
     late = report(of=attempt(2), end=FAILED, envelope=retried().spec)
-    effects = world.dispatch.on_results(B, results_message(late), moment())
+    effects = deliver_results(world.dispatch, B, results_message(late), moment())
 
     assert appended_facts(effects) == [Finished(T, attempt(2), B, FAILED)]
 
@@ -562,13 +563,13 @@ def test_a_task_stays_in_hand_while_an_end_of_it_waits_for_the_log() -> None:
     """An earlier end is durable by then, and is dropped."""
     world = dispatcher_with(a=1, b=1)
     first = report(end=FAILED, envelope=retried().spec)
-    world.dispatch.on_results(A, results_message(first), moment())
+    deliver_results(world.dispatch, A, results_message(first), moment())
     world.dispatch.on_live_loaded(LiveLoaded(1, (retried(live_attempt(A)),)), moment())
     world.dispatch.on_remote_entries(moment())
     world.commit()
     world.dispatch.on_reattach(B, listing(attempt(2), retried().spec), moment())
     world.dispatch.on_queued_loaded(QueuedLoaded(1, (), has_more=False), moment())
-    world.dispatch.on_results(B, results_message(report(of=attempt(2))), moment())
+    deliver_results(world.dispatch, B, results_message(report(of=attempt(2))), moment())
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
 
     log = retried(*ONCE.attempts)
@@ -586,7 +587,7 @@ def test_a_loss_reported_beside_another_attempt_counts() -> None:
     log = retried(lost(1), live_attempt(B, attempt(3)))
     world.dispatch.on_live_loaded(LiveLoaded(1, (log,)), moment())
     gone = report(of=attempt(2), end=LOST_OUTCOME)
-    world.dispatch.on_results(A, results_message(gone), moment())
+    deliver_results(world.dispatch, A, results_message(gone), moment())
     world.dispatch.on_time(moment(LATE))
 
     (end,) = appended_facts(world.dispatch.on_worker_down(B, moment(LATE)))
@@ -603,7 +604,7 @@ def test_a_listed_attempt_with_an_unacknowledged_end_ends_once_more(
     world.dispatch.start_dispatching(epoch(), STREAM, moment())
     world.dispatch.on_worker_up(node_info("a", 1), moment())
     late = report(end=outcome(state), envelope=spec())
-    world.dispatch.on_results(A, results_message(late), moment())
+    deliver_results(world.dispatch, A, results_message(late), moment())
     log = replace(retried(), attempts=(replace(live_attempt(A), state=state),))
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     found(world, log)
@@ -617,7 +618,7 @@ def test_a_listed_attempt_with_an_unacknowledged_end_ends_once_more(
     world.commit()
     assert world.dispatch.outstanding(A) == 1
 
-    world.dispatch.on_results(A, results_message(late), moment())
+    deliver_results(world.dispatch, A, results_message(late), moment())
 
     assert world.dispatch.outstanding(A) == 0
 
@@ -626,7 +627,7 @@ def lacking_in_the_adopt_window() -> DispatcherWithJournal:
     """Return a dispatcher whose only worker lacks an input; others may yet come."""
     world = dispatcher_with(retried(), a=1)
     lack = released(EndReason.INPUTS, "data.csv")
-    world.dispatch.on_results(A, results_message(report(end=lack)), moment())
+    deliver_results(world.dispatch, A, results_message(report(end=lack)), moment())
     world.commit()
     return world
 

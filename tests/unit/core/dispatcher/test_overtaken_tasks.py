@@ -47,6 +47,7 @@ from tests.support.dispatcher import (
     DispatcherWithJournal,
     T,
     appended_facts,
+    deliver_results,
     dispatcher_running_t,
     dispatcher_with,
     found,
@@ -131,7 +132,7 @@ def test_a_running_task_that_ended_elsewhere_is_read_before_its_end_counts() -> 
     world = dispatcher_running_t(a=1)
     asked = world.dispatch.on_ended_elsewhere((T,), moment())
 
-    effects = world.dispatch.on_results(A, results_message(), moment())
+    effects = deliver_results(world.dispatch, A, results_message(), moment())
 
     assert asked == [AnnounceTaskStates((T,)), LoadTasks(1, (T,))]
     assert appended_facts(effects) == [Finished(T, attempt(), A, outcome())]
@@ -146,7 +147,7 @@ def test_a_read_after_an_end_elsewhere_counts_while_older_reads_are_pending() ->
     assert asked == [AnnounceTaskStates((T,)), LoadTasks(1, (T,))]
     found(world, task_record("t", live_attempt(A)))
 
-    effects = world.dispatch.on_results(A, results_message(), moment())
+    effects = deliver_results(world.dispatch, A, results_message(), moment())
 
     assert appended_facts(effects) == [Finished(T, attempt(), A, outcome(), 1)]
 
@@ -180,7 +181,9 @@ def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:
         LoadTasks(1, (T, TaskId("u"))),
     ]
     ended = report(of=attempt(seq=2), end=outcome(AttemptState.CANCELLED))
-    back = world.dispatch.on_results(A, results_message(ended, credit=0), moment())
+    back = deliver_results(
+        world.dispatch, A, results_message(ended, credit=0), moment()
+    )
     assert [type(fact) for fact in appended_facts(back)] == [Finished]
     world.commit()
     assert LoadTasks(1, (T,)) in found(world, task_record("u", live_attempt(A)))
@@ -193,7 +196,7 @@ def test_no_member_of_an_array_cancelled_elsewhere_starts() -> None:
     world.dispatch.on_ended_elsewhere((ARRAY,), moment())
 
     failed = results_message(report(first, end=FAILED))
-    effects = world.dispatch.on_results(A, failed, moment()) + world.commit()
+    effects = deliver_results(world.dispatch, A, failed, moment()) + world.commit()
     effects += world.dispatch.on_time(moment(LATE)) + world.commit()
 
     appended = [each for each in effects if isinstance(each, Append)]
@@ -232,7 +235,7 @@ def test_failures_count_while_their_array_is_read_again() -> None:
     world = dispatcher_with(replace(stored, progress=array((0, 1)).progress), a=1)
     world.dispatch.on_ended_elsewhere((ARRAY,), moment())
     member = report(member_id(ARRAY, 0), end=FAILED)
-    failed = world.dispatch.on_results(A, results_message(member), moment())
+    failed = deliver_results(world.dispatch, A, results_message(member), moment())
 
     effects = found(world, stored)
 
@@ -267,7 +270,7 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_an_older_read() -> Non
     log = replace(task_record(), spec=replace(spec(), options=retried))
     world = dispatcher_with(a=1)
     late = report(of=attempt(2), end=FAILED, envelope=log.spec)
-    world.dispatch.on_results(A, results_message(late), moment())
+    deliver_results(world.dispatch, A, results_message(late), moment())
     assert LoadTasks(1, (T,)) in world.commit()
 
     world.dispatch.on_ended_elsewhere((T,), moment())

@@ -45,6 +45,7 @@ from tests.support.dispatcher import (
     A,
     B,
     DispatcherWithJournal,
+    deliver_results,
     reattach_report,
     submission,
 )
@@ -107,12 +108,12 @@ class Mesh(DispatcherWithJournal):
         """Let a worker report successes of members."""
         ended = RangeReport(members(leased, *offsets), (SUCCESS,) * len(offsets))
         results = RangeResults((ended,), credit)
-        self.effects += self.dispatch.on_results(NodeId(name), results, moment())
+        self.effects += deliver_results(self.dispatch, NodeId(name), results, moment())
 
     def fail(self, name: str, leased: MemberRange, offset: int) -> None:
         ((task, attempt),) = members(leased, offset).attempt_keys()
         results = Results((report(str(task), attempt, FAILED),), 0)
-        self.effects += self.dispatch.on_results(NodeId(name), results, moment())
+        self.effects += deliver_results(self.dispatch, NodeId(name), results, moment())
 
     def member(self, number: int) -> TaskId:
         return member_id(self.array.id, number)
@@ -339,7 +340,7 @@ def test_a_cancel_by_force_ends_200_ranges() -> None:
 def test_a_cancel_spares_the_members_that_have_begun() -> None:
     """The worker begins them in order, so those behind its slots only wait there."""
     mesh = Mesh(ArraySpec(count=100), b=2)
-    mesh.effects += mesh.dispatch.on_results(B, Results((), 6), moment())
+    mesh.effects += deliver_results(mesh.dispatch, B, Results((), 6), moment())
     assert [leased.count for leased in mesh.ranges("b")] == [2, 4]
     mesh.clear()
     progress = ArrayProgress(queued=94, running=6)
@@ -391,7 +392,7 @@ def test_members_that_a_worker_was_not_given_are_reports_of_unknown_attempts() -
 def test_a_report_over_two_ranges_of_its_worker_ends_each_member_once() -> None:
     """No correct worker sends it; each attempt in it is one that the worker has."""
     mesh = Mesh(ArraySpec(count=6), b=2)
-    mesh.effects += mesh.dispatch.on_results(B, Results((), 6), moment())
+    mesh.effects += deliver_results(mesh.dispatch, B, Results((), 6), moment())
     first, second = mesh.ranges("b")
     mesh.clear()
 
@@ -456,7 +457,9 @@ def test_memory_is_bounded_while_every_third_member_fails() -> None:
             if rest:
                 mesh.succeed("b", leased, *rest, credit=60)
             else:
-                mesh.effects += mesh.dispatch.on_results(B, Results((), 60), moment())
+                mesh.effects += deliver_results(
+                    mesh.dispatch, B, Results((), 60), moment()
+                )
         mesh.settle()
         most = max(most, mesh.dispatch._queue.tasks.count)
 

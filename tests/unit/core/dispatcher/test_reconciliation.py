@@ -41,6 +41,7 @@ from tests.support.dispatcher import (
     DispatcherWithJournal,
     T,
     appended_facts,
+    deliver_results,
     dispatcher_running_t,
     dispatcher_with,
     found,
@@ -136,7 +137,7 @@ def test_a_superseded_attempt_is_killed_when_its_worker_comes_back() -> None:
 def test_an_attempt_of_an_ended_task_is_killed() -> None:
     """Also after the task has left memory."""
     world = dispatcher_running_t(a=1)
-    world.dispatch.on_results(A, results_message(), moment())
+    deliver_results(world.dispatch, A, results_message(), moment())
     world.commit()
     world.dispatch.on_worker_up(node_info(B, 1), moment())
     back = Reattach(((attempt(2), spec()),), 1, NodeState.READY)

@@ -14,6 +14,7 @@ from octaskly.core.scheduling.live_ranges import LiveRange, PlannedRange
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from tests.support.builders import attempt, spec
+from tests.support.dispatcher import queued_count
 from tests.unit.core.scheduling.test_task_queue import B, cancelled, front, queue
 
 ARRAY = TaskId("task-001-0000000a")
@@ -35,7 +36,7 @@ def assigned(tasks: TaskQueue, most: int = 99) -> list[str]:
 def give(tasks: TaskQueue, task: QueuedTask) -> TaskId:
     """Assign a task, or the next member of an array; return its id."""
     if task.remaining is not None:
-        position = tasks.array_queue.take_position(task)
+        position = task.remaining.pop()
         shares = tasks.turns.charge(task.flow, 1)
         planned = PlannedRange(task, B, position, 1, shares)
         of_first = replace(attempt(), seq=position + 1)
@@ -64,7 +65,7 @@ def test_an_array_is_one_entry_until_a_worker_gets_a_member() -> None:
     assert assigned(tasks, 4) == ["before", ".1", ".2", "behind"]
     assert front(tasks) is front(tasks)
     assert tasks.tasks.count == 5
-    assert tasks.lanes.queued == 1
+    assert queued_count(tasks) == 1
 
 
 def test_a_returned_member_precedes_the_rest() -> None:
@@ -73,10 +74,10 @@ def test_a_returned_member_precedes_the_rest() -> None:
     tasks.admit([array_spec(4)])
     assert assigned(tasks, 2) == [".1", ".2"]
 
-    tasks.requeue_attempted(member(tasks, 1))
+    tasks.requeue(member(tasks, 1))
 
     assert assigned(tasks) == [".1", ".3", ".4"]
-    assert tasks.lanes.queued == 0
+    assert queued_count(tasks) == 0
 
 
 def test_a_cancelled_member_is_never_assigned() -> None:
@@ -111,7 +112,7 @@ def test_an_older_read_brings_no_member_twice() -> None:
     assert tasks.on_queued_answer(QueuedLoaded(1, (record,), has_more=False))
 
     assert front(tasks) is None
-    tasks.requeue_attempted(member(tasks, 2))
+    tasks.requeue(member(tasks, 2))
     assert assigned(tasks) == [".2"]
 
 

@@ -30,6 +30,7 @@ from octaskly.core.scheduling.locality import (
     Locality,
 )
 from tests.support.builders import draft, moment, node_id, node_info, outcome, spec
+from tests.support.dispatcher import deliver_results
 from tests.support.dispatcher_with_workers import DispatcherWithWorkers, roster_line
 
 MB = 1_000_000
@@ -255,7 +256,7 @@ def test_prefetched_tasks_are_placed_as_usual() -> None:
     mesh = DispatcherWithWorkers(node_info("a", 1), node_info("b", 1))
     mesh.dispatch.add_tree(TREE, SIZES)
     for node in (A, B):
-        mesh.dispatch.on_results(node, Results((), 3), moment())
+        deliver_results(mesh.dispatch, node, Results((), 3), moment())
     mesh.dispatch.on_held_blobs(B, HeldBlobs((CLIP,)))
 
     assert places(mesh, *(with_tree(f"t{n}") for n in range(4))) == "baab"

@@ -9,6 +9,7 @@ from octaskly.core.model.task_options import Requirements
 from octaskly.core.protocol.messages import Results
 from octaskly.core.scheduling.matching import RESERVE_AFTER_S
 from tests.support.builders import draft, moment, node_info
+from tests.support.dispatcher import deliver_results
 from tests.support.dispatcher_with_workers import DispatcherWithWorkers, draft_requiring
 
 
@@ -55,7 +56,7 @@ def test_a_task_runs_only_on_a_node_that_meets_all_requirements() -> None:
 def test_a_task_with_resources_is_never_sent_ahead_of_free_slots() -> None:
     """Its share would be reserved while it only waits."""
     mesh = DispatcherWithWorkers(node_info("b", 2))
-    mesh.dispatch.on_results(NodeId("b"), Results((), 10), moment())
+    deliver_results(mesh.dispatch, NodeId("b"), Results((), 10), moment())
     mesh.ask(*(draft(f"t{n}") for n in range(3)))
 
     assert mesh.ask(draft_requiring("pair", Requirements(cpus=2))) == []

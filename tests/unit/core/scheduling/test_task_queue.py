@@ -29,10 +29,9 @@ from octaskly.core.model.tasks import (
 )
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.scheduling.queued_task import (
-    TRANSITIONS,
+    NEXT_STAGES,
     QueuedTask,
     Stage,
-    Transition,
 )
 from octaskly.core.scheduling.task_queue import BackoffQueue, TaskQueue
 from tests.support.builders import (
@@ -44,6 +43,7 @@ from tests.support.builders import (
     released,
     spec,
 )
+from tests.support.dispatcher import queued_count
 
 B = node_id("b")
 LANE = LaneKey(0, "tester")
@@ -86,27 +86,21 @@ def run_all(tasks: TaskQueue) -> list[str]:
     return order
 
 
-def test_every_transition_of_the_table_is_legal_or_named_as_broken() -> None:
+def test_every_stage_has_its_next_stages() -> None:
     """The table is total."""
-    assert len(TRANSITIONS) == len(Stage)
-    assert all(len(row) == len(Transition) for row in TRANSITIONS)
+    assert len(NEXT_STAGES) == len(Stage)
 
 
 @pytest.mark.parametrize(
-    ("stage", "turn"),
-    [
-        (stage, turn)
-        for stage in Stage
-        for turn in Transition
-        if TRANSITIONS[stage][turn] is None
-    ],
+    ("stage", "after"),
+    [(s, after) for s in Stage for after in Stage if after not in NEXT_STAGES[s]],
 )
-def test_an_illegal_transition_stops_the_node(stage: Stage, turn: Transition) -> None:
+def test_an_illegal_stage_stops_the_node(stage: Stage, after: Stage) -> None:
     """A broken invariant must not be written into the log."""
     task = QueuedTask(TaskRecord(spec().id, spec()), stage=stage)
 
-    with pytest.raises(AssertionError):
-        queue()._apply_transition(task, turn)
+    with pytest.raises(AssertionError, match=stage.name):
+        queue()._move_to(after, task)
 
 
 def test_tasks_leave_in_queue_order_whatever_the_order_of_arrival() -> None:
@@ -126,9 +120,9 @@ def test_a_released_task_returns_to_its_old_position() -> None:
     assert old is not None
     tasks.assign(old, attempt(), B)
 
-    tasks.requeue_attempted(old)
+    tasks.requeue(old)
 
-    assert tasks.lanes.queued == 2
+    assert queued_count(tasks) == 2
     assert run_all(tasks) == ["old", "new"]
     assert old.last_attempt_n == 2
 
@@ -137,7 +131,7 @@ def test_tasks_beyond_the_window_are_read_later() -> None:
     """Memory follows running work, not the backlog."""
     tasks = queue(window=4, load=2)
     tasks.admit(spec(f"t{place}", ord=place) for place in range(1, 8))
-    assert tasks.lanes.queued == 4
+    assert queued_count(tasks) == 4
     assert tasks.next_reads() == []
 
     ran = [front(tasks) for _ in range(2)]
@@ -177,7 +171,7 @@ def test_a_submission_during_a_read_is_not_overlooked() -> None:
 
     tasks.on_queued_answer(QueuedLoaded(1, (), has_more=False))
 
-    assert tasks.lanes.queued == 0
+    assert queued_count(tasks) == 0
     assert tasks.next_reads() == [LoadQueued(1, -1, 1000, LANE)]
 
 
@@ -236,7 +230,7 @@ def test_a_task_from_both_the_store_and_the_commit_is_queued_once() -> None:
 
     tasks.admit([spec("t1", ord=1)])
 
-    assert tasks.lanes.queued == 1
+    assert queued_count(tasks) == 1
 
 
 def test_a_read_without_new_tasks_is_not_repeated_for_ever() -> None:
@@ -267,7 +261,7 @@ def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
 
     tasks.on_queued_answer(QueuedLoaded(1, (record(1),), has_more=False))
     tasks.on_live_answer(LiveLoaded(1, ()))
-    assert tasks.lanes.queued == 0
+    assert queued_count(tasks) == 0
 
     tasks.next_reads()
     assert tasks.tasks._tasks == {}
@@ -308,7 +302,7 @@ def test_an_outdated_read_is_repeated() -> None:
     tasks.mark_for_reread()
 
     assert tasks.on_queued_answer(QueuedLoaded(1, (record(1),), has_more=False))
-    assert tasks.lanes.queued == 0
+    assert queued_count(tasks) == 0
     assert tasks.next_reads() == [LoadLive(1, 0, 1000), LoadQueued(1, -1, 1000)]
 
 
@@ -318,7 +312,7 @@ def test_unrequested_answers_are_ignored() -> None:
 
     assert not tasks.on_queued_answer(QueuedLoaded(7, (record(1),), has_more=False))
     assert not tasks.on_live_answer(LiveLoaded(1, ()))
-    assert tasks.lanes.queued == 0
+    assert queued_count(tasks) == 0
 
 
 def test_a_record_brings_attempt_numbers_but_only_new_missing_inputs() -> None:
@@ -374,7 +368,7 @@ def test_tasks_with_requirements_take_turns_and_do_not_block_others() -> None:
         task = tasks.tasks._tasks[TaskId(name)]
         tasks.assign(task, attempt(), B)
         task.missing_inputs = {B: ""}
-        tasks.requeue_attempted(task)
+        tasks.requeue(task)
 
     first = front(tasks)
 
@@ -515,6 +509,5 @@ def test_a_task_that_backs_off_again_waits_for_the_later_time() -> None:
     resting.add_task(task, moment(1.0), 60.0)
 
     assert list(resting.pop_due(moment(6.0))) == []
-    assert resting.due_s(task.spec.id) == moment(61.0).mono_s
+    assert task.retry_s == moment(61.0).mono_s
     assert list(resting.pop_due(moment(61.0))) == [task]
-    assert resting.due_s(task.spec.id) is None
