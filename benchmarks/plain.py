@@ -24,6 +24,7 @@ from octaskly.cli import main
 from octaskly.core.model.ids import NodeId
 from octaskly.mesh.links.link import Link
 from octaskly.trust import MeshTls, NodeKey, create_secret_file
+from octaskly.trust.certificates import PeerIdentity
 from octaskly.trust.tls import ALPN
 from tests.support.agents import Agent, launch, until_nodes
 
@@ -41,8 +42,8 @@ class _Bare:
 
 def undress() -> None:
     """Have this process talk to its peer without TLS."""
-    peer = NodeId(os.environ[PEER])
-    MeshTls.peer_node_id = lambda *_: peer  # type: ignore[method-assign]
+    peer = PeerIdentity(NodeId(os.environ[PEER]))
+    MeshTls.peer_identity = lambda *_: peer  # type: ignore[method-assign]
     MeshTls.is_generation_accepted = lambda *_: True  # type: ignore[method-assign]
     made = Link.connection_made
 
