@@ -135,9 +135,9 @@ class Walk:
         known = self.world.durable.items()
         tasks = [t for t, r in known if r.spec and not r.state.is_final]
         if tasks:
-            self.world.overtake(
-                self.rng.choice(tasks[-12:]), is_cancel=self.rng.random() < 0.5
-            )
+            task, is_cancel = self.rng.choice(tasks[-12:]), self.rng.random() < 0.5
+            is_array = self.world.durable[task].progress is not None
+            self.world.overtake(task, is_cancel=is_cancel or is_array)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
