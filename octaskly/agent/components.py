@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from msgspec import structs
@@ -44,7 +45,8 @@ from octaskly.core.model.nodes import LoadSample, NodeInfo
 from octaskly.core.model.settings import Settings
 from octaskly.core.model.tree_sizes import blob_key
 from octaskly.core.node.node import Node
-from octaskly.errors import StoreError
+from octaskly.errors import OutputNotFound, StoreError
+from octaskly.files.manifest import ManifestError
 from octaskly.mesh.discovery.discovery import Discovery
 from octaskly.mesh.discovery.interfaces import LocalAddress, local_addresses
 from octaskly.mesh.links.tcp import tune_socket
@@ -174,11 +176,6 @@ def build_file_stores(
     config: AgentConfig, clock: Clock
 ) -> tuple[BlobStore, OutputArchive]:
     """Return the store of files that tasks need, and that of outputs."""
-    blob_store = BlobStore(
-        config.paths.files,
-        clock=clock,
-        quota_bytes=config.options.files_quota_bytes,
-    )
     archive = OutputArchive(
         config.paths.transcripts,
         outputs_dir=config.paths.outputs,
@@ -186,6 +183,12 @@ def build_file_stores(
         quota_bytes=config.options.output_quota_bytes,
         retention_s=config.options.retention_s,
         clock=clock,
+    )
+    blob_store = BlobStore(
+        config.paths.files,
+        clock=clock,
+        quota_bytes=config.options.files_quota_bytes,
+        captured=archive.captured.contents,
     )
     return blob_store, archive
 
@@ -415,7 +418,6 @@ class Components:
         self, saved: ev.SavedState, *, is_first: bool, on_stopped: Callable[[], None]
     ) -> None:
         config, name = self._config, self._info.name
-        self._output_reader = OutputReader(config.paths.outputs)
         self._socket_path = config.paths.socket_path(name)
         timing = config.timing
         if is_first:
@@ -464,7 +466,7 @@ class Components:
     def _local_files(self) -> LocalFiles:
         # The pool does not exist yet.
         return LocalFiles(
-            read_outputs=self._output_reader.read_tree,
+            read_outputs=lambda *which: self._output_reader.read_tree(*which),  # noqa: PLW0108
             read_input_sources=lambda *which: self._pool.read_input_sources(*which),  # noqa: PLW0108
             make_output_tree=self._make_output_tree,
             size_trees=lambda trees: self._tree_sizer.size_trees(trees),  # noqa: PLW0108
@@ -473,14 +475,21 @@ class Components:
         )
 
     def _make_output_tree(self, task: TaskId, attempt: AttemptId) -> str:
-        """Make captured outputs files of this node; return their manifest's SHA-256.
+        """Return the SHA-256 of the manifest of captured outputs.
 
         Another task needs them, so they stay for a while.
         """
-        tree = self._output_reader.read_tree(task, attempt)
+        captured = self._archive.captured
         folder = outputs_folder(self._config.paths.outputs, task, attempt)
-        self._archive.captured.mark_needed(folder, RETENTION_S)
-        return self._blob_store.add_captured_tree(folder, tree.manifest)
+        captured.mark_needed(folder, RETENTION_S)
+        try:
+            return captured.contents.add_folder(folder)
+        except (OSError, ManifestError):
+            raise OutputNotFound(f"{task} has no outputs on this node") from None
+
+    def _on_wrong_output(self, path: Path) -> None:
+        task = path.parent.parent.name
+        self._log.warning("outputs on disk are damaged", task=task, sha256=path.name)
 
     def _on_wrong_copy(self, holder: str, sha256: str) -> None:
         self._log.warning("node sent wrong bytes of a file", node=holder, sha256=sha256)
@@ -497,6 +506,9 @@ class Components:
             copy_holders=holders.of_copies,
             on_ended=lambda reports: self.loop.handle(ev.AttemptsEnded(reports)),
         )
+        contents = self._archive.captured.contents
+        contents.on_wrong = self._on_wrong_output
+        self._output_reader = OutputReader(self._config.paths.outputs, contents)
         fetcher = self._fetcher
         fetcher.find_outputs = partial(holders.find_outputs, fetcher)
         fetcher.name_of = holders.name_of

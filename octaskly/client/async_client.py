@@ -288,12 +288,12 @@ class AsyncClient:
             Fetching, await self.task(task), folder, sent=sent, on_progress=on_progress
         )
         try:
-            if not fetching.is_empty:
-                until = self._requests.deadline_after(deadline_s)
-                flow = fetching.flow(self._requests, until)
+            until = self._requests.deadline_after(deadline_s)
+            for flow in fetching.flows(self._requests, until):
                 async with aclosing(self._iterate(flow)) as parts:
                     async for part in parts:
-                        await asyncio.to_thread(fetching.take, part)
+                        if not await asyncio.to_thread(fetching.take, part):
+                            break
             return await asyncio.to_thread(fetching.finish)
         finally:
             fetching.close()

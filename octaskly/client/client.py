@@ -384,11 +384,12 @@ class Client:
         """
         fetching = Fetching(self.task(task), folder, sent=sent, on_progress=on_progress)
         with closing(fetching):
-            if not fetching.is_empty:
-                until = self._requests.deadline_after(deadline_s)
-                flow = fetching.flow(self._requests, until)
-                for part in self._iterate(flow):
-                    fetching.take(part)
+            until = self._requests.deadline_after(deadline_s)
+            for flow in fetching.flows(self._requests, until):
+                with closing(self._iterate(flow)) as parts:
+                    for part in parts:
+                        if not fetching.take(part):
+                            break
             return fetching.finish()
 
     def cancel(self, task: str | Task, *, force: bool = False) -> Task:

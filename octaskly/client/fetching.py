@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ from octaskly.client.flows.outputs import ContentStart, outputs_archive
 from octaskly.client.flows.request_flow import RequestFlow
 from octaskly.client.flows.retry import Deadline
 from octaskly.client.flows.steps import EmittingFlow
-from octaskly.files.home_folder import HomeFolder
+from octaskly.files.home_folder import HomeFolder, WrongBytes
 from octaskly.files.unpacker import Fetched, Unpacker
 from octaskly.rest.client_types import Task, sent_with
 
@@ -21,6 +21,7 @@ OnProgress = Callable[[int, int], None]
 """Is called with the bytes that have arrived, and the size of the archive."""
 
 NOTHING: Final = Fetched()
+WRONG_MAX: Final = 8  #: times that one file may arrive wrong: once from each holder
 
 
 class Fetching:
@@ -60,34 +61,58 @@ class Fetching:
         self.placed = home.placed  #: paths of files and links that have arrived
         self._task = task
         self._unpacker = Unpacker(home)
+        self._wrong_count = 0  #: times that a file was wrong, since one was right
+        self._wrong_offset = 0
+        self._has_to_continue = True
         self._on_progress = on_progress
         self._size_bytes = 0
 
-    def flow(
+    def flows(
         self, requests: RequestFlow, deadline: Deadline
-    ) -> EmittingFlow[ContentStart | bytes]:
-        """Return the flow that emits what `take` wants."""
-        return outputs_archive(
-            requests,
-            self._task,
-            etag=self._unpacker.etag,
-            offset=self._unpacker.offset,
-            deadline=deadline,
-        )
+    ) -> Iterator[EmittingFlow[ContentStart | bytes]]:
+        """Yield the flows that emit what `take` wants, one after the other.
 
-    def take(self, part: ContentStart | bytes) -> None:
-        """Place what arrived. Blocks.
+        There is one, unless a file arrives with wrong bytes. The next one then asks
+        for the rest, of which nodes send only what they have checked.
+        """
+        while not self.is_empty and self._has_to_continue:
+            self._has_to_continue = False
+            yield outputs_archive(
+                requests,
+                self._task,
+                etag=self._unpacker.etag,
+                offset=self._unpacker.offset,
+                is_verified=self._wrong_count > 0,
+                deadline=deadline,
+            )
+
+    def take(self, part: ContentStart | bytes) -> bool:
+        """Place what arrived; return False to end the flow that emitted it. Blocks.
 
         Raises:
             FetchError: it cannot be placed.
         """
         if isinstance(part, bytes):
-            self._unpacker.add_data(part)
+            try:
+                self._unpacker.add_data(part)
+            except WrongBytes as error:
+                self._note_wrong(error)
+                return False
         else:
             self._unpacker.begin(part.etag, part.offset)
             self._size_bytes = part.size_bytes
         if self._on_progress is not None:
             self._on_progress(self._unpacker.offset, self._size_bytes)
+        return True
+
+    def _note_wrong(self, error: WrongBytes) -> None:
+        """Have the rest sent by another node; raise the error if all were tried."""
+        at = self._unpacker.offset
+        self._wrong_count = self._wrong_count + 1 if at <= self._wrong_offset else 1
+        self._wrong_offset = at
+        if self._wrong_count >= WRONG_MAX:
+            raise error
+        self._has_to_continue = True
 
     def finish(self) -> Fetched:
         """Return what was fetched, after everything arrived."""

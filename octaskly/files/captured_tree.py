@@ -16,19 +16,27 @@ class CapturedTree:
 
     Args:
         manifest: Its entries.
-        content_path: Returns the path of a content by its SHA-256.
+        content_path: Returns the path of a content by its SHA-256, which has been
+            checked; blocks, and raises OutputNotFound if it is not here or wrong.
         mark_fetched: Notes that all of it was fetched; blocks.
+        is_damaged: Returns True if a content of the tree was wrong; blocks.
+        distrust: Has the contents checked again, because somebody got wrong bytes.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         content_path: Callable[[bytes], Path],
+        *,
         mark_fetched: Callable[[], None] = lambda: None,
+        is_damaged: Callable[[], bool] = lambda: False,
+        distrust: Callable[[], None] = lambda: None,
     ) -> None:
         self.manifest = manifest
         self.content_path = content_path
         self.mark_fetched = mark_fetched
+        self.is_damaged = is_damaged
+        self.distrust = distrust
 
     @cached_property
     def etag(self) -> str:
@@ -41,7 +49,11 @@ class CapturedTree:
         return TarLayout(self.manifest)
 
     def file_path(self, path: str) -> Path | None:
-        """Return the file with the content of a path; None if there is no such file."""
+        """Return the file with the content of a path; None if there is no such file.
+
+        Raises:
+            OutputNotFound: its content is not here any more, or wrong.
+        """
         file = self._files.get(path)
         return None if file is None else self.content_path(file)
 
@@ -60,7 +72,7 @@ class CapturedTree:
         """Yield the bytes of the tar from `start` to `end`. Blocks.
 
         Raises:
-            OSError: a content is not there any more.
+            OSError, OutputNotFound: a content is not there any more, or wrong.
         """
         chunk = bytearray()
         for part in self.tar.parts(start, end):

@@ -49,6 +49,10 @@ class HostileTree(FetchError):
     """A worker sent outputs that no honest worker sends."""
 
 
+class WrongBytes(FetchError):
+    """The content of a file is not what its worker captured."""
+
+
 class KeptFile(NamedTuple):
     """A local file that was kept because it changed, and the fetched one."""
 
@@ -93,6 +97,10 @@ class HomeFolder:
         self._suffix = f".octaskly-{self.task}"
         self.placed: set[str] = set()  #: paths of entries so far
         self._folders_above: set[str] = set()
+
+    def expect_again(self, path: str) -> None:
+        """Expect an entry anew that did not arrive as it is."""
+        self.placed.discard(path)
 
     def start_over(self) -> None:
         """Expect a whole tree anew; what is in its place stays until it is replaced."""
@@ -326,8 +334,19 @@ class HomeFile:
             raise self._home.local_error(self.entry.path, error) from None
 
     def finish(self) -> None:
-        """Move the file into its place."""
+        """Move the file into its place.
+
+        Raises:
+            WrongBytes: it has another content than was announced.
+            FetchError: it cannot be placed.
+        """
         path = self.entry.path
+        if self._digest.hexdigest() != self.entry.sha256:
+            self.discard()
+            raise WrongBytes(
+                f"the bytes of {path[:200]} are not those that its task wrote",
+                hint="octaskly show ID    names the worker, whose disk may be failing",
+            )
         try:
             with suppress(OverflowError):
                 os.utime(self._fd, ns=(self.entry.mtime_ns, self.entry.mtime_ns))

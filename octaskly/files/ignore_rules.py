@@ -136,6 +136,7 @@ class _FolderLister:
                 self._add_entry(path, status)
         if is_empty and folder:
             self._listing.empty_folders.append(folder[:-1])
+            self._check_count()
 
     def _list_by_git(self, folder: str) -> None:
         """List a folder in a work tree as git does; its repositories come later."""
@@ -173,9 +174,15 @@ class _FolderLister:
 
     def _add_entry(self, path: str, status: os.stat_result) -> None:
         self._listing.entries[path] = status
-        if len(self._listing.entries) > ENTRIES_MAX:
+        self._check_count()
+
+    def _check_count(self) -> None:
+        """Raise ManifestError at once for a folder with too much in it."""
+        listing = self._listing
+        if len(listing.entries) + len(listing.empty_folders) > ENTRIES_MAX:
             raise ManifestError(
-                f"there are more than {ENTRIES_MAX} files below {self._top!r}",
+                f"there are more than {ENTRIES_MAX} files and folders below"
+                f" {self._top!r}",
                 hint="send a smaller folder, or one archive of it; .gitignore can "
                 "exclude files",
             )

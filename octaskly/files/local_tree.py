@@ -280,6 +280,7 @@ class _TreeScan:
             ) from None
         if stat.S_ISDIR(status.st_mode):
             self._add_folder(named)
+            self._check_count(named)
             return
         if not named.place or named.is_folder:
             raise ManifestError(
@@ -288,6 +289,7 @@ class _TreeScan:
                 hint="give it a place with a name, without '/' at its end",
             )
         self._add_file(_join(named.below, named.place), named.source, status)
+        self._check_count(named)
 
     def check_collisions(self) -> None:
         """Raise `ManifestError` if one file would lie below another."""
@@ -377,9 +379,17 @@ class _TreeScan:
         other = self._sources.setdefault(place, path)
         if other != path and os.path.normpath(other) != os.path.normpath(path):
             raise _collision(place, other, path)
-        if len(self._sources) > ENTRIES_MAX:
+
+    def _check_count(self, named: NamedPath) -> None:
+        """Raise ManifestError if a tree has too many entries with what was added."""
+        if len(self._sources) + len(self._empty_folders) <= ENTRIES_MAX:
+            return
+        # A folder that is empty in one place may have files from another.
+        empty_folders = self._empty_folders - self._folders()
+        if len(self._sources) + len(empty_folders) > ENTRIES_MAX:
             raise ManifestError(
-                f"there are more than {ENTRIES_MAX} files",
+                f"with {named.path!r}, there are more than {ENTRIES_MAX} files and"
+                " folders to send",
                 hint="send fewer files, or one archive of them",
             )
 

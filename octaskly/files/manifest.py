@@ -251,7 +251,7 @@ def check_manifest(manifest: Manifest) -> None:
     for count, path in enumerate(manifest.paths(), start=1):
         if count > ENTRIES_MAX:
             raise ManifestError(
-                f"more than {ENTRIES_MAX} files",
+                f"more than {ENTRIES_MAX} files and folders",
                 hint="send fewer files, or one archive of them",
             )
         check_path(path)

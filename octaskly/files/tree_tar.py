@@ -2,7 +2,8 @@
 
 An archive is uncompressed, its entries are ordered by path, and equal trees have equal
 archives. Each part of one can be made anew, so an interrupted transfer resumes at any
-byte. The reader accepts only what this module writes: files, links and folders.
+byte. The SHA-256 of each file is a comment in its pax header, which other programs
+ignore. The reader accepts only what this module writes: files, links and folders.
 
 Source: POSIX pax, "pax Interchange Format"; GNU tar and Python read it, too.
 """
@@ -31,6 +32,7 @@ END_BYTES: Final = 2 * BLOCK_BYTES  #: two blocks of zeros end an archive
 NAME_BYTES: Final = 100  #: longer names are in a pax header
 OCTAL_SIZE_MAX: Final = 8**11 - 1  #: of a file; larger sizes are in a pax header
 PAX_BYTES_MAX: Final = 4 * PATH_BYTES_MAX
+DIGEST_PREFIX: Final = "sha256="  #: of the comment with the digest of a file
 NS: Final = 1_000_000_000
 
 _FILE, _LINK, _FOLDER, _PAX = b"0", b"2", b"5", b"x"
@@ -38,6 +40,8 @@ _EXECUTABLE, _PLAIN = 0o755, 0o644
 _TIME = re.compile(r"(?P<sign>-?)(?P<s>\d{1,11})(\.(?P<fraction>\d{1,9}))?", re.ASCII)
 _OCTAL = re.compile(rb"[0-7]{1,11}")
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
+_DIGEST = re.compile(DIGEST_PREFIX.encode() + rb"([0-9a-f]{64})")
+_PAX_KEYS = (b"path", b"linkpath", b"size", b"mtime", b"comment")
 
 
 class TarError(OctasklyError):
@@ -95,14 +99,14 @@ def padding(size_bytes: int) -> int:
 
 def entry_header(entry: Entry) -> bytes:
     """Return the header of an entry, with a pax header if it needs one."""
-    path, target, mtime_ns = entry_path(entry), "", 0
+    path, target, mtime_ns, records = entry_path(entry), "", 0, b""
     kind, mode, size = _FOLDER, _EXECUTABLE, _size_of(entry)
     if isinstance(entry, TreeFile):
         kind, mtime_ns = _FILE, entry.mtime_ns
         mode = _EXECUTABLE if entry.is_executable else _PLAIN
+        records = _record("comment", DIGEST_PREFIX + entry.sha256.hex())
     elif isinstance(entry, TreeLink):
         kind, target = _LINK, entry.target
-    records = b""
     if _needs_record(path):
         records += _record("path", path)
     if _needs_record(target):
@@ -129,6 +133,7 @@ class TarEntry(NamedTuple):
     mtime_ns: int = 0
     is_executable: bool = False
     target: str = ""
+    sha256: str = ""  #: of the content of a file, in hexadecimal
 
     @property
     def is_file(self) -> bool:
@@ -151,6 +156,7 @@ class TarReader:
 
     def __init__(self, entry: TarEntry | None = None, remaining_bytes: int = 0) -> None:
         self.entry = entry  #: the entry whose content is arriving
+        self.began_inside = entry is not None
         self.remaining_bytes = remaining_bytes
         self.is_over = False  #: the end of the archive has arrived
         self._buffer = bytearray()
@@ -158,7 +164,7 @@ class TarReader:
         self._pax_bytes = 0  #: of a pax header that has not arrived completely
         self._count = 0
         self._total_bytes = 0  #: of earlier calls
-        self.entry_end = 0  #: number of bytes up to the end of the last entry
+        self.entry_end = 0  #: number of bytes up to the end of the last taken entry
 
     def add_data(self, data: bytes) -> Iterator[TarEntry | memoryview | None]:
         """Yield each entry, then its content in pieces, then None at its end.
@@ -178,8 +184,9 @@ class TarReader:
                 if self.remaining_bytes:
                     break
                 self.entry = None
-                self.entry_end = self._total_bytes + len(data) - len(view)
                 yield None
+                # Not before the caller has taken it: else a failure would skip it.
+                self.entry_end = self._total_bytes + len(data) - len(view)
             missing = max(self._pax_bytes, BLOCK_BYTES) - len(self._buffer)
             self._buffer += view[:missing]
             if len(view) < missing:
@@ -237,7 +244,11 @@ def _entry(
     is_executable = bool(_octal(block[100:108]) & 0o100)
     if kind == _FOLDER:
         path = path.removesuffix("/")
-    return TarEntry(path, kind, size_bytes, mtime_ns, is_executable, target)
+    digest = _DIGEST.fullmatch(pax.get(b"comment", b""))
+    if kind == _FILE and digest is None:
+        raise TarError(f"the archive has no SHA-256 of {path[:200]!r}")
+    sha256 = digest[1].decode() if digest else ""
+    return TarEntry(path, kind, size_bytes, mtime_ns, is_executable, target, sha256)
 
 
 def _size_of(entry: Entry) -> int:
@@ -274,7 +285,7 @@ def _records(block: bytes) -> dict[bytes, bytes]:
         key, equals, value = record.partition(b"=")
         if not equals or not value.endswith(b"\n") or at + int(length) > len(block):
             raise TarError("the archive has an invalid pax header")
-        if key not in (b"path", b"linkpath", b"size", b"mtime") or key in records:
+        if key not in _PAX_KEYS or key in records:
             raise TarError(f"the archive has a pax record {key[:40]!r}")
         records[key] = value[:-1]
         at += int(length)

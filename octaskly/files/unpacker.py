@@ -20,6 +20,7 @@ from octaskly.files.home_folder import (
     HomeFolder,
     HostileTree,
     KeptFile,
+    WrongBytes,
 )
 from octaskly.files.tree_tar import TarEntry, TarError, TarReader, padding
 
@@ -88,6 +89,7 @@ class Unpacker:
         """Unpack the next bytes.
 
         Raises:
+            WrongBytes: a file was discarded; `offset` is where it begins.
             FetchError: an entry is refused, or cannot be written.
         """
         try:
@@ -103,6 +105,9 @@ class Unpacker:
             raise HostileTree(f"the outputs cannot be unpacked: {error}") from None
         except HostileTree:
             self._forget_state()
+            raise
+        except WrongBytes:
+            self._return_to_wrong_file()
             raise
         except FetchError:
             self._return_to_entry_end()
@@ -173,6 +178,18 @@ class Unpacker:
         self._is_ended = True
         with suppress(OSError):
             self._state_file.unlink(missing_ok=True)
+
+    def _return_to_wrong_file(self) -> None:
+        """Continue with the header of the file that was discarded."""
+        assert self._entry is not None
+        self._discard_file()
+        if self._reader.began_inside and not self._reader.entry_end:
+            self._home.start_over()  # It is not known where the header begins.
+            self._reset("")
+            return
+        self._home.expect_again(self._entry.path)
+        self.offset = self._start = self._start + self._reader.entry_end
+        self._reader, self._entry = TarReader(), None
 
     def _return_to_entry_end(self) -> None:
         """Continue after the last complete entry the next time."""

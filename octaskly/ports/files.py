@@ -44,13 +44,9 @@ class InputSources(NamedTuple):
     """The bytes that an attempt needed, and the nodes that sent some of them."""
 
     total_bytes: int
-    sent_bytes: Mapping[str, int]  #: by name of the node; the rest was here already
+    present_bytes: int  #: that were here already
+    sent_bytes: Mapping[str, int]  #: by name of the node
     awaited: str = ""  #: files that have not arrived; empty if none are awaited
-
-    @property
-    def present_bytes(self) -> int:
-        """The bytes that were here already."""
-        return max(0, self.total_bytes - sum(self.sent_bytes.values()))
 
 
 class FileUpload(Protocol):
@@ -304,8 +300,10 @@ class TreeKeeper(Protocol):
             OutputNotFound: This node could not get all of it.
         """
 
-    async def copy_outputs(self, task: TaskId, attempt: AttemptId, node: str) -> str:
-        """Copy the outputs of an attempt from a node to this one.
+    async def copy_outputs(
+        self, task: TaskId, attempt: AttemptId, tree: BlobRef
+    ) -> str:
+        """Copy the outputs of an attempt, which are a tree at a node, to this one.
 
         Returns:
             Why that failed; "" if they are on disk now.

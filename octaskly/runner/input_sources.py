@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from typing import Final
 
 from octaskly.core.model.ids import AttemptId, TaskId
@@ -14,30 +15,56 @@ ATTEMPTS_MAX: Final = 1000  #: of which a node remembers the sources
 AttemptKey = tuple[TaskId, AttemptId]
 
 
+@dataclass(slots=True)
+class _TreeBytes:
+    """The bytes of one tree."""
+
+    needed: int = 0
+    found: int = 0  #: here at the first look
+    sent: int = 0
+    is_complete: bool = False  #: all of it is here now
+
+    @property
+    def present(self) -> int:
+        """The bytes that were here, or came for another attempt meanwhile."""
+        return max(0, self.needed - self.sent) if self.is_complete else self.found
+
+
 class SourceTally:
     """Counts the bytes of one attempt's files; several threads may fetch them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._needed_bytes: dict[str, int] = {}
+        self._trees: dict[str, _TreeBytes] = {}
         self._sent_bytes = Counter[str]()
         self.awaited = ""  #: files that have not arrived, for people
 
-    def set_needed(self, tree: str, size_bytes: int) -> None:
-        """Set the bytes that the attempt needs of a tree."""
-        with self._lock:
-            self._needed_bytes[tree] = size_bytes
+    def set_needed(self, tree: str, size_bytes: int, found_bytes: int) -> None:
+        """Set the bytes that the attempt needs of a tree, and those found here.
 
-    def add_sent(self, node: str, size_bytes: int) -> None:
-        """Count bytes that a node sent."""
+        If it looks for them several times, what is found the first time counts.
+        """
         with self._lock:
+            self._trees.setdefault(tree, _TreeBytes(size_bytes, found_bytes))
+
+    def set_complete(self, tree: str) -> None:
+        """Note that all of a tree is here."""
+        with self._lock:
+            self._trees[tree].is_complete = True
+
+    def add_sent(self, tree: str, node: str, size_bytes: int) -> None:
+        """Count bytes of a tree that a node sent."""
+        with self._lock:
+            self._trees[tree].sent += size_bytes
             self._sent_bytes[node] += size_bytes
 
     def read(self) -> InputSources:
         """Return the counts so far."""
         with self._lock:
+            trees = self._trees.values()
             return InputSources(
-                sum(self._needed_bytes.values()),
+                sum(tree.needed for tree in trees),
+                sum(tree.present for tree in trees),
                 dict(self._sent_bytes),
                 self.awaited,
             )

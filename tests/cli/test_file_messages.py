@@ -28,7 +28,7 @@ TABLE = [
         ["run", "--in", "many", "--", "true"],
         125,
         (
-            "error: there are more than 4 files below 'PROJECT/many'\n"
+            "error: there are more than 4 files and folders below 'PROJECT/many'\n"
             "  hint: send a smaller folder, or one archive of it; .gitignore can"
             " exclude files\n"
         ),
@@ -47,7 +47,7 @@ TABLE = [
         ],
         1,
         (
-            "error: there are more than 4 files\n"
+            "error: with 'half', there are more than 4 files and folders to send\n"
             "  hint: send fewer files, or one archive of them\n"
         ),
     ),

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octaskly.files.manifest import ManifestError, decode_manifest
+from octaskly.files.manifest import ManifestError
 from octaskly.files.tree_tar import END_BYTES, TarError
 from octaskly.runner.files import output_copies
-from octaskly.runner.files.capture import MANIFEST_NAME
 from octaskly.runner.files.output_copies import store_outputs
+from octaskly.runner.output.captured_contents import MANIFEST_NAME, read_manifest
 
 NAMES = [
     "a",
@@ -63,6 +63,8 @@ def archive(items: list[tuple[str, bytes, str, bytes]], mode: int) -> bytes:
             info.name, info.type, info.linkname, info.mode = path, kind, target, mode
             is_file = kind == tarfile.REGTYPE
             info.size = len(data) if is_file else 0
+            if is_file:
+                info.pax_headers = {"comment": f"sha256={sha256(data).hexdigest()}"}
             tar.addfile(info, io.BytesIO(data) if is_file else None)
     # Python pads the archive to 10 KiB, where nodes send one end only.
     blocks = buffer.getvalue().rstrip(b"\0")
@@ -103,7 +105,7 @@ def test_a_hostile_archive_becomes_captured_outputs_or_nothing(
         inside = [found for path, found in seen.items() if path.count("/") > 1]
         assert all(stat.S_ISREG(found) for found in inside)
         if (folder / MANIFEST_NAME).exists():
-            manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes())
+            _, manifest = read_manifest(folder)
             for file in manifest.files:
                 content = (folder / file.sha256.hex()).read_bytes()
                 assert sha256(content).digest() == file.sha256

@@ -283,12 +283,14 @@ class TreeKeeper:
             self._log.warning("input not replicated", failures=failures[:4])
         return have
 
-    async def copy_outputs(self, task: TaskId, attempt: AttemptId, node: str) -> str:
-        """Copy the outputs of an attempt from a node; return why that failed."""
-        holder = Holder(node, self._view.lan_urls_of(node))
+    async def copy_outputs(
+        self, task: TaskId, attempt: AttemptId, tree: BlobRef
+    ) -> str:
+        """Copy the outputs of an attempt, a tree at a node; return why that failed."""
+        holder = Holder(tree.node, self._view.lan_urls_of(tree.node))
         loop, fetch = asyncio.get_running_loop(), self._copies.fetch_copy
         return await loop.run_in_executor(
-            self._fetcher.threads, fetch, task, attempt, holder
+            self._fetcher.threads, fetch, task, attempt, holder, tree.sha256
         )
 
     async def read_manifest(self, tree: InputTree) -> Manifest:

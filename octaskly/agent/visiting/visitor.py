@@ -156,7 +156,7 @@ class Visitor:
             archive,
             self._fetcher,
             SentOutputs(
-                OutputReader(self._config.paths.outputs),
+                OutputReader(self._config.paths.outputs, archive.captured.contents),
                 self._fetcher,
                 lambda: next(iter(self._holders()), None),
             ),

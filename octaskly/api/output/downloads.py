@@ -27,7 +27,7 @@ from octaskly.api.http.handler_types import (
 )
 from octaskly.api.problems import INVALID_VALUE, Problem
 from octaskly.api.schemas import query, request_bodies, task_response
-from octaskly.api.schemas.files import NodeIn, render_tree_page
+from octaskly.api.schemas.files import BlobIn, render_tree_page
 from octaskly.api.security import route_cost
 from octaskly.core.model.ids import AttemptId
 from octaskly.errors import OutputNotFound
@@ -57,10 +57,11 @@ async def download_output(request: Request) -> web.StreamResponse:
 async def download_outputs(request: Request) -> web.StreamResponse:
     """Send all captured outputs of a task as one tar."""
     place = await _locate(request, None)
+    is_verified = request.query.flag("verify")
     return await _send_from_holder(
         request,
         place,
-        _internal_path(place),
+        _internal_path(place) + ("?verify=true" if is_verified else ""),
         lambda: send_outputs_tar(request, place.task, place.attempt),
     )
 
@@ -161,8 +162,8 @@ async def send_outputs_to_node(request: Request) -> web.StreamResponse:
 async def copy_outputs(request: Request) -> web.StreamResponse:
     """Copy the captured outputs of another node to this one."""
     task, attempt = query.attempt_in(request.path_params)
-    node = request_bodies.parse_node(request.body)
-    why = await request.files.trees.copy_outputs(task, attempt, node)
+    tree = request_bodies.parse_blob(request.body)
+    why = await request.files.trees.copy_outputs(task, attempt, tree)
     return json_response(task_response.encode(HeldTrees(failures=[why] if why else [])))
 
 
@@ -175,7 +176,7 @@ async def _send_output(
     request: Request, task: str, attempt: AttemptId, path: str
 ) -> web.StreamResponse:
     tree = await request.gateway.captured_outputs(task, attempt)
-    file = tree.file_path(path)
+    file = await asyncio.to_thread(tree.file_path, path)
     if file is None:
         raise OutputNotFound(
             "Output not found",
@@ -285,6 +286,10 @@ async def send_outputs_tar(
     # A manifest of many files is in memory until its archive has been sent.
     with request.services.streams.count_stream(request.principal):
         tree = await request.gateway.captured_outputs(task, attempt)
+        if await asyncio.to_thread(tree.is_damaged):
+            raise OutputNotFound("outputs were damaged on the disk of this node")
+        if request.query.flag("verify"):
+            tree.distrust()
         name = f"{task}-outputs.tar"
         return await send_tar(request, tree, name, is_fetch=is_fetch)
 
@@ -356,6 +361,7 @@ ROUTES = (
         handler=download_outputs,
         cost=route_cost.STREAM,
         access=Access.READ,
+        query=("verify",),
         responses={200: None, 206: None},
         media_type=TAR,
         request_headers=("Range", "If-Range"),
@@ -389,7 +395,7 @@ ROUTES = (
         cost=route_cost.STREAM,
         access=Access.NODE,
         is_local=True,
-        query=("copy",),
+        query=("copy", "verify"),
         responses={200: None, 206: None},
         media_type=TAR,
         request_headers=("Range", "If-Range"),
@@ -402,7 +408,7 @@ ROUTES = (
         cost=route_cost.CHEAP,
         access=Access.NODE,
         is_local=True,
-        body_type=NodeIn,
+        body_type=BlobIn,
         responses={200: HeldTrees},
     ),
     Route(

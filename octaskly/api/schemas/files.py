@@ -64,12 +64,6 @@ class SameFolderIn(RequestBody, gc=False):
     read_only: bool = False
 
 
-class NodeIn(RequestBody):
-    """A node, by name or id."""
-
-    node: Annotated[str, openapi_schema(pattern=f"^{_NODE.pattern}$")]
-
-
 class InputIn(BlobIn, gc=False):
     """An input of tasks: a tree, or a file that a task reads as its stdin."""
 

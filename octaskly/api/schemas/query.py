@@ -129,6 +129,10 @@ PARAMETERS: Final[Mapping[str, tuple[Any, str]]] = {
         Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)],
         "units of the rate limit that a request costs; default 1",
     ),
+    "verify": (
+        bool,
+        "true: nodes read each file before they send it, because one arrived wrong",
+    ),
     "visitor": (
         Annotated[str, msgspec.Meta(min_length=1, max_length=_NAME_MAX)],
         "id of the visitor whose output it is",

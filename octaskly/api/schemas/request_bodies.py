@@ -156,7 +156,7 @@ _priority = msgspec.json.Decoder(PriorityIn)
 _missing_files = msgspec.json.Decoder(files.MissingIn)
 _pack = msgspec.json.Decoder(files.PackIn)
 _offer = msgspec.json.Decoder(files.OfferIn)
-_node = msgspec.json.Decoder(files.NodeIn)
+_blob = msgspec.json.Decoder(files.BlobIn)
 _input = msgspec.json.Decoder(files.InputIn)
 _inputs = msgspec.json.Decoder(files.InputsIn)
 _kept = msgspec.json.Decoder(files.KeptOutputsIn)
@@ -259,10 +259,9 @@ def parse_outputs(body: bytes) -> Sequence[AttemptOutputs]:
     return asked.outputs
 
 
-def parse_node(body: bytes) -> str:
-    """Return the node that a request names."""
-    asked: files.NodeIn = decode_body(_node, files.NodeIn, body)
-    return asked.node
+def parse_blob(body: bytes) -> BlobRef:
+    """Return the blob that a request names."""
+    return _check_blob(decode_body(_blob, files.BlobIn, body), "$")
 
 
 def _check_blob(blob: files.BlobIn, place: str) -> BlobRef:

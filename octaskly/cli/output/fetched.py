@@ -42,12 +42,12 @@ def fetch_outputs(
     fetching = Fetching(task, folder, sent=sent, on_progress=progress.set_bytes)
     try:
         with closing(fetching):
-            if not fetching.is_empty:
-                deadline = client.requests.deadline_after(None)
-                flow = fetching.flow(client.requests, deadline)
+            deadline = client.requests.deadline_after(None)
+            for flow in fetching.flows(client.requests, deadline):
                 with closing(client.iterate(flow)) as parts:
                     for part in parts:
-                        fetching.take(part)
+                        if not fetching.take(part):
+                            break
             if placed is not None:
                 placed |= fetching.placed
             return fetching.finish()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from octaskly.client.errors import NotOctaskly, ReplyLost
@@ -15,6 +17,7 @@ from octaskly.client.flows.task_fields import ref_of
 from octaskly.rest.client_types import Task
 
 PARTIAL_CONTENT: Final = 206
+NO_QUERY: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class ContentStart(NamedTuple):
@@ -31,6 +34,7 @@ def outputs_archive(
     *,
     etag: str,
     offset: int,
+    is_verified: bool = False,
     deadline: Deadline,
 ) -> EmittingFlow[ContentStart | bytes]:
     """Emit the archive of a task's outputs, each part after where it starts.
@@ -40,11 +44,14 @@ def outputs_archive(
         task: The task.
         etag: The etag of an archive that arrived in part; empty for none.
         offset: Number of bytes that have arrived.
+        is_verified: Have nodes read each file before they send it, because bytes that
+            arrived were wrong.
         deadline: Limit for the whole archive.
     """
     path = rest_calls.resource_path(rest_calls.TASKS, ref_of(task), "outputs.tar")
     at = ContentStart(etag, offset if etag else 0, 0)
-    yield from _content(requests, path, at, deadline, can_start_over=True)
+    query = {"verify": "true"} if is_verified else {}
+    yield from _content(requests, path, at, deadline, query=query, can_start_over=True)
 
 
 def output(
@@ -68,6 +75,7 @@ def _content(
     at: ContentStart,
     deadline: Deadline,
     *,
+    query: Mapping[str, str] = NO_QUERY,
     can_start_over: bool,
 ) -> EmittingFlow[Any]:
     """Emit a content, which is resumed after each lost connection.
@@ -77,14 +85,15 @@ def _content(
         path: Its path in the API.
         at: What has arrived of it.
         deadline: Limit for the whole content.
+        query: Parameters of the request.
         can_start_over: Emit also where parts start, because another content may begin.
     """
 
     def call() -> Call:
         if not at.offset:
-            return Call("GET", path)
+            return Call("GET", path, query)
         rest = {"Range": f"bytes={at.offset}-", "If-Range": f'"{at.etag}"'}
-        return Call("GET", path, headers=rest)
+        return Call("GET", path, query, headers=rest)
 
     body = ResumableBody(requests, call, deadline)
     head: Response | None = None

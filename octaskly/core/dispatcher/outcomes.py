@@ -69,7 +69,7 @@ class OutcomeRecorder:
         else:
             step.write_end(task, report.attempt, node, outcome)
         if outcome.outputs:
-            step.locality.note_outputs(report.task, node, outcome)
+            step.locality.note_outputs(report.task, report.attempt, node, outcome)
 
     def record_members(
         self, node: NodeId, report: RangeReport, now: Moment

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from heapq import nlargest
 from itertools import takewhile
 from types import MappingProxyType
@@ -40,9 +41,14 @@ NO_HOLDERS: Final[Mapping[int, Sequence[NodeId]]] = MappingProxyType({})
 """Nothing is known of nodes that have blobs."""
 
 
-def blob_key(sha256: str) -> int:
-    """Return the key of a blob by its SHA-256 in hexadecimal."""
-    return int(sha256[:KEY_DIGITS], 16)
+def blob_key(name: str) -> int:
+    """Return the key of a blob by its SHA-256 in hexadecimal, or of outputs."""
+    return int(name[:KEY_DIGITS], 16)
+
+
+def outputs_name(task: str, attempt: object) -> str:
+    """Return the name by which nodes report that they hold an attempt's outputs."""
+    return sha256(f"{task}/{attempt}".encode()).hexdigest()
 
 
 class SizedPath(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import Outcome, TaskSpec
 from octaskly.core.model.tree_sizes import (
@@ -19,6 +19,7 @@ from octaskly.core.model.tree_sizes import (
     HoldersByBlob,
     TreeSizes,
     blob_key,
+    outputs_name,
 )
 
 WORTH_BYTES: Final = 8 << 20  #: fewer missing bytes do not matter for placement
@@ -28,7 +29,7 @@ OUTPUTS_MAX: Final = 10_000  #: ended tasks with outputs that are remembered
 
 
 class Holdings:
-    """The large blobs and whole trees of each node, as the nodes reported them."""
+    """The large blobs, trees and outputs of each node, as the nodes reported them."""
 
     def __init__(self) -> None:
         self._nodes: dict[int, dict[NodeId, None]] = {}
@@ -74,6 +75,14 @@ class Holdings:
         return self._nodes.get(key, {}).keys()
 
 
+class _Outputs(NamedTuple):
+    """The outputs of a task that ended."""
+
+    node: NodeId  #: where it ran
+    size_bytes: int
+    key: int  #: by which all nodes that hold them report them
+
+
 class InputBytes(NamedTuple):
     """The bytes that a task needs, and which of them each node has."""
 
@@ -100,7 +109,7 @@ class Locality:
         self.holdings = Holdings()
         self._trees: dict[str, TreeSizes] = {}
         self._entry_count = 0
-        self._outputs: dict[TaskId, tuple[NodeId, int]] = {}
+        self._outputs: dict[TaskId, _Outputs] = {}
         self._placements: dict[TaskId, Placement] = {}
 
     def clear_epoch(self) -> None:
@@ -122,12 +131,15 @@ class Locality:
         if sizes is not None:
             self._entry_count -= len(sizes) + 1
 
-    def note_outputs(self, task: TaskId, node: NodeId, outcome: Outcome) -> None:
+    def note_outputs(
+        self, task: TaskId, attempt: AttemptId, node: NodeId, outcome: Outcome
+    ) -> None:
         """Remember where the outputs of an ended attempt are."""
         size_bytes = sum(file.size_bytes or 0 for file in outcome.outputs)
         if not size_bytes:
             return
-        self._outputs[task] = node, size_bytes
+        key = blob_key(outputs_name(task, attempt))
+        self._outputs[task] = _Outputs(node, size_bytes, key)
         if len(self._outputs) > OUTPUTS_MAX:
             del self._outputs[next(iter(self._outputs))]
 
@@ -158,9 +170,12 @@ class Locality:
             else:
                 held[node] = held.get(node, 0) + size_bytes
         for parent in options.outputs_of:
-            node, size_bytes = self._outputs.get(TaskId(parent), (NodeId(""), 0))
-            total += size_bytes
-            held[node] = held.get(node, 0) + size_bytes
+            if (outputs := self._outputs.get(TaskId(parent))) is None:
+                continue
+            total += outputs.size_bytes
+            copies = self.holdings.nodes_with(outputs.key)
+            for node in dict.fromkeys((outputs.node, *copies)):
+                held[node] = held.get(node, 0) + outputs.size_bytes
         return InputBytes(total, held) if total > WORTH_BYTES else None
 
     def _tree_bytes(self, options: TaskOptions) -> Iterator[tuple[NodeId | None, int]]:

@@ -220,6 +220,8 @@ class BlobFetcher:
             of = self._files_of(tree)
             of += ", whose client has disconnected" if from_client else ""
             return [f"{of}: {error}"]
+        if tally is not None:
+            tally.set_complete(tree.sha256)
         if not _folders(tree):
             self.blob_store.mark_tree(tree.sha256)
         return []

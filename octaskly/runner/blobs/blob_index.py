@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from octaskly.core.model.tree_sizes import LARGE_BYTES
-from octaskly.files.manifest import TreeFile
 from octaskly.runner.blobs.uploads import PartialFiles
+from octaskly.runner.output.captured_contents import CapturedContents
 
-CAPTURED_MAX: Final = 200_000  #: bounds the index of captured outputs
 NAME: Final = re.compile(r"[0-9a-f]{64}")
 _PARTIAL_NAME: Final = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
 
@@ -42,18 +40,23 @@ class BlobIndex:
     Args:
         folder: The folder; created with access for the agent alone.
         partials: The partial files in it.
+        captured: Contents that are not in the folder.
         now_s: Returns the time, as file times have it.
     """
 
     def __init__(
-        self, folder: Path, partials: PartialFiles, now_s: Callable[[], float]
+        self,
+        folder: Path,
+        partials: PartialFiles,
+        captured: CapturedContents,
+        now_s: Callable[[], float],
     ) -> None:
         self._folder, self._partials, self._now_s = folder, partials, now_s
+        self._captured = captured
         self._files: dict[str, Kept] | None = None
         self.suspects: set[str] = set()  #: files that must be read first
         self.flushed: set[str] = set()  #: files that are on disk with their entries
         self.stored_bytes = 0  #: of all files
-        self._captured: dict[str, Path] = {}  #: folders of captured outputs, by SHA-256
         self._trees: set[str] = set()  #: manifests of which all contents are here
         #: Large files and trees, since `take_changes`.
         self._changed: dict[str, None] = {}
@@ -85,8 +88,8 @@ class BlobIndex:
 
     def path_of(self, name: str) -> Path:
         """Return the path of a file, or of a captured output."""
-        is_stored = name in self.files() or name not in self._captured
-        return (self._folder if is_stored else self._captured[name]) / name
+        captured = None if name in self.files() else self._captured.path_of(name)
+        return captured or self._folder / name
 
     def protect(self, name: str, size_bytes: int, until_s: float) -> None:
         """Add a file, or protect one that is used now, until a time.
@@ -124,38 +127,18 @@ class BlobIndex:
             self._trees.add(name)
             self._changed[name] = None
 
-    def add_captured(self, folder: Path, files: Iterable[TreeFile]) -> None:
-        """Add captured outputs, which have their SHA-256 as name in a folder."""
-        for file in files:
-            name = file.sha256.hex()
-            self._captured.pop(name, None)
-            self._captured[name] = folder
-            if file.size_bytes > LARGE_BYTES:
-                self._changed[name] = None
-        while len(self._captured) > CAPTURED_MAX:
-            self._forget_captured(next(iter(self._captured)))
-
-    def captured_size(self, name: str) -> int | None:
-        """Return the size of a captured output; None if it is not here any more."""
-        folder = self._captured.get(name)
-        if folder is None:
-            return None
-        with suppress(OSError):
-            return (folder / name).stat().st_size
-        self._forget_captured(name)
-        return None
-
     @property
     def has_changes(self) -> bool:
         """Return True if large files or trees came or went since `take_changes`."""
-        return bool(self._changed)
+        return bool(self._changed) or self._captured.has_changes
 
     def take_changes(self) -> tuple[list[str], list[str]]:
         """Return the large files and trees that came, and those that went.
 
         Each change is returned once; the most recent is last.
         """
-        changed, self._changed = list(self._changed), {}
+        changed, self._changed = self._changed, {}
+        changed.update(dict.fromkeys(self._captured.take_changes()))
         files = self.files()
         here = {
             name: None
@@ -164,10 +147,6 @@ class BlobIndex:
             or (name in files and self._is_reported(name, files[name].size_bytes))
         }
         return list(here), [name for name in changed if name not in here]
-
-    def _forget_captured(self, name: str) -> None:
-        del self._captured[name]
-        self._changed[name] = None
 
     def _is_reported(self, name: str, size_bytes: int) -> bool:
         return size_bytes > LARGE_BYTES or name in self._trees

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 from octaskly.errors import OutputNotFound
-from octaskly.files.manifest import Manifest, content_digest, encode_manifest
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
 from octaskly.ports import (
     COPY_RETENTION_S,
@@ -46,6 +45,7 @@ from octaskly.runner.blobs.uploads import (
     piece_count,
     piece_range,
 )
+from octaskly.runner.output.captured_contents import CapturedContents
 from octaskly.runner.output.output_archive import RESERVE_BYTES, DiskUsage
 
 UNUSED_S_MAX: Final = 86_400.0  #: time for which an expired file may stay
@@ -71,6 +71,8 @@ class BlobStore:
             if that is less.
         clock: The machine's clocks.
         reserve_bytes: Bytes to leave free on the disk, for the log.
+        captured: Contents of captured outputs, which are files of this node, too; they
+            count towards another quota.
     """
 
     def __init__(
@@ -80,14 +82,16 @@ class BlobStore:
         clock: Clock,
         quota_bytes: int | None = None,
         reserve_bytes: int = RESERVE_BYTES,
+        captured: CapturedContents | None = None,
     ) -> None:
         self._folder = folder
+        self._captured = captured or CapturedContents()
         self.clock = clock
         self._lock = threading.RLock()
         self.on_stored: Callable[[str], None] = lambda _name: None
         """Called with the name of each file that was stored, in any thread."""
         self._partials = PartialFiles(folder, self._now_s)
-        self._index = BlobIndex(folder, self._partials, self._now_s)
+        self._index = BlobIndex(folder, self._partials, self._captured, self._now_s)
         self._room = BlobRoom(
             folder,
             self._index,
@@ -118,42 +122,33 @@ class BlobStore:
         with self._lock:
             self._index.mark_tree(sha256)
 
-    def add_captured_tree(self, folder: Path, manifest: Manifest) -> str:
-        """Make captured outputs available as a tree, without a copy of them.
-
-        Args:
-            folder: Holds the contents, each with its SHA-256 as its name.
-            manifest: The tree.
-
-        Returns:
-            The SHA-256 of the manifest.
-
-        Raises:
-            FileQuotaExceeded: there is no room for the manifest.
-            OSError: the folder cannot be used.
-        """
-        data = encode_manifest(manifest)
-        name = content_digest(data)
-        self.store_blob(name, data)
-        with self._lock:
-            self._index.add_captured(folder, manifest.files)
-            self._index.mark_tree(name)
-        return name
-
     def touch_file(self, sha256: str, *, keep_s: float = RETENTION_S) -> int | None:
         """Return the size of a file and keep it for `keep_s`; None if there is none."""
         with self._lock:
-            kept = self._index.files().get(sha256)
-            if kept is None:
-                return self._index.captured_size(sha256)
-            if sha256 in self._index.suspects and not self._is_suspect_right(sha256):
-                return None
-            with suppress(OSError):
-                until_s = max(kept.until_s, self._now_s() + keep_s)
-                self._index.protect(sha256, kept.size_bytes, until_s)
-                return kept.size_bytes
-            self._index.forget(sha256)  # It was deleted by hand.
+            size_bytes = self._touch_stored(sha256, keep_s)
+        # A captured output may have to be read first, which must not stop others.
+        return self._captured_size(sha256) if size_bytes is None else size_bytes
+
+    def _touch_stored(self, sha256: str, keep_s: float) -> int | None:
+        kept = self._index.files().get(sha256)
+        if kept is None:
             return None
+        if sha256 in self._index.suspects and not self._is_suspect_right(sha256):
+            return None
+        with suppress(OSError):
+            until_s = max(kept.until_s, self._now_s() + keep_s)
+            self._index.protect(sha256, kept.size_bytes, until_s)
+            return kept.size_bytes
+        self._index.forget(sha256)  # It was deleted by hand.
+        return None
+
+    def _captured_size(self, sha256: str) -> int | None:
+        """Return the size of a captured output; None if it is not here and right."""
+        path = self._captured.find(sha256)
+        if path is not None:
+            with suppress(OSError):
+                return path.stat().st_size
+        return None
 
     def missing_files(
         self, sha256s: Iterable[str], *, keep_s: float = RETENTION_S
@@ -162,6 +157,13 @@ class BlobStore:
         return [
             name for name in sha256s if self.touch_file(name, keep_s=keep_s) is None
         ]
+
+    def files_here(self, sha256s: Iterable[str]) -> list[str]:
+        """Return which of these files are here, without keeping them."""
+        with self._lock:
+            stored = self._index.files().keys()
+            names = [(name, name in stored) for name in sha256s]
+        return [n for n, is_here in names if is_here or self._captured.find(n)]
 
     def release_file(self, sha256: str) -> None:
         """Make a file expire now; it stays while there is room."""
@@ -487,6 +489,10 @@ class BlobStore:
         Raises:
             OutputNotFound: there is no such file.
         """
+        with self._lock:
+            is_stored = sha256 in self._index.files()
+        if not is_stored:
+            return self._captured.verify(sha256)
         return self._is_right(self.open_file(sha256), sha256)
 
     def flush_files(self, sha256s: Iterable[str]) -> None:

@@ -127,15 +127,17 @@ class Fetch:
         self._connections, self._wanted = connections, wanted
         self._liars: set[str] = set()  #: holders that sent wrong bytes
         self._tally: SourceTally | None = None
+        self._tree = ""  #: SHA-256 of the tree whose bytes are counted
         self._progress = 0  #: small files and pieces that arrived, and dropped holders
 
     def count_into(
         self, tally: SourceTally | None, tree: BlobRef, sizes: Mapping[str, int]
     ) -> None:
         """Count the bytes that are sent from now on, of a tree with these sizes."""
-        self._tally = tally
+        self._tally, self._tree = tally, tree.sha256
         if tally is not None:
-            tally.set_needed(tree.sha256, sum(sizes.values()))
+            present = sum(sizes[name] for name in self._store.files_here(sizes))
+            tally.set_needed(tree.sha256, sum(sizes.values()), present)
 
     def fetch_manifest(self, sha256: str) -> None:
         """Fetch a manifest, compressed if it is small."""
@@ -416,7 +418,7 @@ class Fetch:
 
     def _count_sent(self, name: str, size_bytes: int) -> None:
         if self._tally is not None:
-            self._tally.add_sent(name, size_bytes)
+            self._tally.add_sent(self._tree, name, size_bytes)
 
     def _drop_wrong_copies(self, download: PieceDownload, sha256: str) -> None:
         """Discard a wrong file, and have those who sent it examine their copies."""

@@ -258,6 +258,7 @@ class ScratchFolders:
                 spec.outputs,
                 access=self._task_user_ops,
                 make_room=partial(folders.make_room, kept),
+                contents=folders.contents,
             )
         finally:
             folders.add_folder(kept)

@@ -31,8 +31,6 @@ from octaskly.files.manifest import (
     TreeLink,
     check_link,
     check_path,
-    decode_manifest,
-    encode_manifest,
     make_manifest,
 )
 from octaskly.files.output_patterns import (
@@ -43,10 +41,18 @@ from octaskly.files.output_patterns import (
     prefixes,
 )
 from octaskly.runner.files.workdir import FolderEntry, path_components
+from octaskly.runner.output.captured_contents import (
+    DAMAGED_NAME,
+    MANIFEST_NAME,
+    CapturedContents,
+    read_manifest,
+    write_manifest,
+)
 from octaskly.runner.output.captured_folders import mark_fetched
 
-MANIFEST_NAME: Final = "manifest"
-TOO_MANY: Final = f"all outputs together may have at most {ENTRIES_MAX} files"
+TOO_MANY: Final = (
+    f"all outputs together may have at most {ENTRIES_MAX} files and folders"
+)
 DISK_FULL: Final = "the disk of its worker has no space"
 EXAMINED_MAX: Final = 500_000
 """Entries examined for one attempt, counted again for each overlapping output."""
@@ -104,6 +110,7 @@ def capture_outputs(
     *,
     access: FileAccess,
     make_room: Callable[[int], int],
+    contents: CapturedContents,
 ) -> CapturedOutputs:
     """Copy declared outputs, each of them whole or not at all.
 
@@ -114,8 +121,9 @@ def capture_outputs(
         access: Opens files with the rights of the tasks' user.
         make_room: Makes room for so many bytes of all outputs together, if it can;
             returns the bytes that they may have.
+        contents: Is told of each copy, whose digest is right.
     """
-    capture = _Capture(workdir, folder, access, make_room)
+    capture = _Capture(workdir, folder, access, make_room, contents)
     files = tuple(capture.capture_output(path) for path in dict.fromkeys(paths))
     try:
         capture.write_manifest()
@@ -141,8 +149,10 @@ class _Capture:
         folder: Path,
         access: FileAccess,
         make_room: Callable[[int], int],
+        contents: CapturedContents,
     ) -> None:
         self._workdir, self._folder, self._access = workdir, folder, access
+        self._contents = contents
         self._make_room = make_room
         self._bytes_max = self._left_bytes = make_room(0)
         self._entries: dict[str, TreeFile | TreeLink | None] = {}  #: None: a folder
@@ -185,13 +195,11 @@ class _Capture:
             (entry for entry in entries.values() if isinstance(entry, TreeLink)),
             (path for path, entry in entries.items() if entry is None),
         )
-        data = encode_manifest(manifest)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place = self._folder / MANIFEST_NAME
         try:
-            place.write_bytes(data)
+            write_manifest(self._folder, manifest)
         except OSError:
-            place.unlink(missing_ok=True)
+            (self._folder / MANIFEST_NAME).unlink(missing_ok=True)
             for path in list(entries):
                 self._drop(path)
             raise
@@ -379,7 +387,8 @@ class _Capture:
                     raise self._too_large()
                 digest.update(data)
                 write_all(target_fd, data)
-            partial.rename(self._folder / digest.hexdigest())
+            place = partial.rename(self._folder / digest.hexdigest())
+            self._contents.note_written(place, os.fstat(target_fd))
         finally:
             os.close(target_fd)
             partial.unlink(missing_ok=True)
@@ -452,10 +461,11 @@ class OutputReader:
 
     Args:
         outputs_dir: Folder for captured outputs, with a subfolder for each attempt.
+        contents: Finds the contents that are wrong.
     """
 
-    def __init__(self, outputs_dir: Path) -> None:
-        self._outputs_dir = outputs_dir
+    def __init__(self, outputs_dir: Path, contents: CapturedContents) -> None:
+        self._outputs_dir, self._contents = outputs_dir, contents
         self._trees: WeakValueDictionary[Path, CapturedTree] = WeakValueDictionary()
 
     def read_tree(self, task: TaskId, attempt: AttemptId) -> CapturedTree:
@@ -468,13 +478,27 @@ class OutputReader:
         tree = self._trees.get(folder)
         try:
             if tree is None:
-                manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes())
-                tree = CapturedTree(
-                    manifest,
-                    lambda sha256: folder / sha256.hex(),
-                    lambda: mark_fetched(folder),
-                )
+                tree = self._make_tree(folder)
                 self._trees[folder] = tree
         except (OSError, ManifestError):
             raise OutputNotFound(f"{task} has no outputs on this node") from None
         return tree
+
+    def _make_tree(self, folder: Path) -> CapturedTree:
+        _, manifest = read_manifest(folder)
+
+        def path_of(sha256: bytes) -> Path:
+            path = folder / sha256.hex()
+            if not self._contents.is_right(path):
+                raise OutputNotFound("an output was damaged on the disk of this node")
+            return path
+
+        return CapturedTree(
+            manifest,
+            path_of,
+            mark_fetched=lambda: mark_fetched(folder),
+            is_damaged=(folder / DAMAGED_NAME).exists,
+            distrust=lambda: self._contents.distrust(
+                folder / sha256.hex() for sha256 in manifest.sizes()
+            ),
+        )

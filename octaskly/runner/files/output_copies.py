@@ -3,7 +3,8 @@
 The node that captured them asks another one to fetch them, in the background or, with
 strict durability, before the end of the task is reported. A copy in the background is
 pending on disk until it is made, also after a restart. What a node sends is hostile:
-contents are stored under their digests, and paths are only in the checked manifest.
+contents are stored under their digests, paths are only in the checked manifest, and its
+SHA-256 must be that of the manifest which was written when the outputs were captured.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from octaskly.files.manifest import (
     ManifestError,
     TreeFile,
     TreeLink,
+    content_digest,
     encode_manifest,
     make_manifest,
 )
@@ -42,7 +44,12 @@ from octaskly.runner.blobs.holder_connection import (
     HolderUnreachable,
 )
 from octaskly.runner.blobs.uploads import disk_error
-from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
+from octaskly.runner.files.capture import outputs_folder
+from octaskly.runner.output.captured_contents import (
+    DAMAGED_NAME,
+    MANIFEST_NAME,
+    write_manifest,
+)
 from octaskly.runner.output.captured_folders import CapturedFolders, mark_uncopied
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.system.byte_rate import ByteRate
@@ -129,6 +136,9 @@ class OutputCopies:
     async def run(self) -> None:
         """Make the copies that earlier attempts did not, until cancelled."""
         loop, pause_s = asyncio.get_running_loop(), RETRY_S_MIN
+        # Of outputs that are here since an earlier start, other nodes may want files.
+        add_contents = self._archive.captured.add_contents
+        await loop.run_in_executor(self._threads, add_contents)
         while True:
             is_done = await loop.run_in_executor(self._threads, self.make_copies)
             pause_s = RETRY_S_MIN if is_done else min(pause_s * 2, RETRY_S_MAX)
@@ -144,8 +154,17 @@ class OutputCopies:
             self._make_pending_copy(task, attempt)
         return not self._pending
 
-    def fetch_copy(self, task: TaskId, attempt: AttemptId, holder: Holder) -> str:
-        """Copy the outputs of another node to this one; return why that failed."""
+    def fetch_copy(
+        self, task: TaskId, attempt: AttemptId, holder: Holder, tree: str
+    ) -> str:
+        """Copy the outputs of another node to this one; return why that failed.
+
+        Args:
+            task: The task.
+            attempt: The attempt that left them.
+            holder: The node.
+            tree: SHA-256 of their manifest.
+        """
         folder = outputs_folder(self._archive.outputs_dir, task, attempt)
         if (folder / MANIFEST_NAME).exists():
             return ""
@@ -155,14 +174,16 @@ class OutputCopies:
             try:
                 with self._fetcher.connections.connect_to(holder) as connection:
                     path = _outputs_path(task, attempt)
-                    size_bytes, chunks = connection.fetch_outputs(f"{path}?copy=true")
+                    size_bytes, chunks = connection.fetch_outputs(
+                        f"{path}?copy=true&verify=true"
+                    )
                     if size_bytes > ARCHIVE_BYTES_MAX:
                         return f"its archive has {size_bytes} bytes"
                     room = self._archive.captured.make_room(folder, size_bytes)
                     if room < size_bytes:
                         return f"not enough space for {size_bytes} bytes of outputs"
                     partial.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    store_outputs(chunks, partial)
+                    store_outputs(chunks, partial, tree)
                 partial.rename(folder)
                 _flush_folder(folder)
             except _FAILURES as error:
@@ -181,7 +202,8 @@ class OutputCopies:
         held = []
         for index, (task, attempt) in enumerate(outputs):
             folder = outputs_folder(self._archive.outputs_dir, task, attempt)
-            if (folder / MANIFEST_NAME).exists():
+            is_damaged = (folder / DAMAGED_NAME).exists()
+            if (folder / MANIFEST_NAME).exists() and not is_damaged:
                 self._archive.captured.mark_needed(folder, needed_s)
                 held.append(index)
         return held
@@ -194,7 +216,8 @@ class OutputCopies:
     def _make_pending_copy(self, task: TaskId, attempt: AttemptId) -> None:
         """Make a copy in the background, or leave it for a later attempt."""
         folder = outputs_folder(self._archive.outputs_dir, task, attempt)
-        is_done = not folder.exists() or not self._make_copy(task, attempt)
+        is_needed = folder.exists() and not (folder / DAMAGED_NAME).exists()
+        is_done = not is_needed or not self._make_copy(task, attempt)
         if is_done:
             mark_uncopied(folder, is_uncopied=False)
         if self._pending is not None:
@@ -205,8 +228,13 @@ class OutputCopies:
 
     def _make_copy(self, task: TaskId, attempt: AttemptId) -> str:
         """Ask nodes for a copy until one has it; return why none has."""
+        folder = outputs_folder(self._archive.outputs_dir, task, attempt)
+        try:
+            tree = self._archive.captured.contents.add_folder(folder)
+        except (OSError, ManifestError) as error:
+            return f"its outputs have no second copy ({error})"
         why = "there is no other node"
-        body = {"node": self._node}
+        body = {"node": self._node, "sha256": tree}
         for holder in self._copy_holders(task, attempt)[:TRIED_MAX]:
             try:
                 with self._fetcher.connections.connect_to(holder) as connection:
@@ -225,8 +253,16 @@ class OutputCopies:
         return f"its outputs have no second copy ({why})"
 
 
-def store_outputs(chunks: Iterator[bytes], folder: Path) -> None:
+def store_outputs(
+    chunks: Iterator[bytes], folder: Path, tree: str | None = None
+) -> None:
     """Store the archive of another node's outputs as captured outputs.
+
+    Args:
+        chunks: The archive.
+        folder: It gets the contents.
+        tree: SHA-256 of the manifest that was written when they were captured; None
+            if that is not known.
 
     Raises:
         TarError, ManifestError: no honest node sends such an archive.
@@ -236,7 +272,7 @@ def store_outputs(chunks: Iterator[bytes], folder: Path) -> None:
     try:
         for data in chunks:
             store.add_data(data)
-        store.finish()
+        store.finish(tree)
     finally:
         store.close()
 
@@ -369,12 +405,14 @@ class _ArchiveStore:
                 self._digest.update(part)
                 write_all(self._fd, part)
 
-    def finish(self) -> None:
+    def finish(self, tree: str | None = None) -> None:
         """Write the manifest, after checking it."""
         if not self._reader.is_over:
             raise TarError("the archive has no end")
         manifest = make_manifest(self._files, self._links, self._folders)
-        (self._folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
+        if tree not in (None, content_digest(encode_manifest(manifest))):
+            raise TarError("the outputs are not those that were captured")
+        write_manifest(self._folder, manifest)
 
     def close(self) -> None:
         """Close the file that was being written."""
@@ -405,6 +443,8 @@ class _ArchiveStore:
         elif entry.is_file:
             digest = self._digest.digest()
             self.close()
+            if digest.hex() != entry.sha256:
+                raise TarError(f"the bytes of {entry.path[:200]!r} are wrong")
             (self._folder / "content").rename(self._folder / digest.hex())
             self._files.append(
                 TreeFile(

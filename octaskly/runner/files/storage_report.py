@@ -22,7 +22,7 @@ from octaskly.files.manifest import (
 )
 from octaskly.ports import StorageUsage, StoredItem
 from octaskly.runner.blobs.blob_store import BlobStore
-from octaskly.runner.files.capture import MANIFEST_NAME
+from octaskly.runner.output.captured_contents import is_content_name
 from octaskly.runner.output.output_archive import OutputArchive
 
 EXAMINED_MAX: Final = 20_000  #: blobs whose first bytes one report reads
@@ -140,11 +140,11 @@ class StorageReporter:
                     if left < 0:
                         return
                     size_bytes += entry.stat(follow_symlinks=False).st_size
-                    count += entry.name != MANIFEST_NAME
+                    count += is_content_name(entry.name)
                 yield StoredItem(
                     kind="outputs",
                     task=task,
-                    file_count=count,
+                    file_count=max(0, count - 1),  # One is the manifest.
                     size_bytes=size_bytes,
                     kept_until_s=kept_until_s,
                 )

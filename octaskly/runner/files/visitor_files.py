@@ -22,12 +22,13 @@ from octaskly.files.manifest import ManifestError
 from octaskly.ports import Clock, FileQuotaExceeded, VisitorAccess
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.fetch import FilesAwaited
-from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
+from octaskly.runner.files.capture import outputs_folder
 from octaskly.runner.files.output_copies import (
     OutputCopies,
     PushedArchive,
     no_room_error,
 )
+from octaskly.runner.output.captured_contents import MANIFEST_NAME
 from octaskly.runner.output.output_archive import OutputArchive
 from octaskly.system.byte_rate import ByteRate
 

@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from octaskly.files.manifest import ManifestError
 from octaskly.ports import Clock
+from octaskly.runner.output.captured_contents import CapturedContents, set_mark
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
 ROOM_BYTES_MIN: Final = 1 << 20
@@ -45,6 +47,7 @@ class CapturedFolders:
     ) -> None:
         self._outputs_dir, self._clock = outputs_dir, clock
         self._quota_bytes, self._reserve_bytes = quota_bytes, reserve_bytes
+        self.contents = CapturedContents()  #: of all folders
         self._lock = threading.Lock()
         self._sizes: dict[Path, int] | None = None
         self._arriving: dict[Path, int] = {}  #: bytes that are being captured
@@ -95,6 +98,21 @@ class CapturedFolders:
             size_bytes = _folder_bytes(folder)
             if size_bytes:
                 self._load_sizes()[folder] = size_bytes
+        self._add_contents(folder)
+
+    def add_contents(self) -> None:
+        """Make the contents of all folders available to other nodes.
+
+        The next agent does so in the background: manifests may be long.
+        """
+        with self._lock:
+            folders = list(self._load_sizes())
+        for folder in folders:
+            self._add_contents(folder)
+
+    def _add_contents(self, folder: Path) -> None:
+        with suppress(OSError, ManifestError):  # There are none, or no whole ones.
+            self.contents.add_folder(folder)
 
     def mark_needed(self, folder: Path, needed_s: float) -> None:
         """Note that a task that has not ended needs outputs, for so many seconds."""
@@ -164,6 +182,7 @@ class CapturedFolders:
         return [folder for _, folder in sorted(found)]
 
     def _delete(self, folder: Path) -> None:
+        self.contents.drop_folder(folder)
         shutil.rmtree(folder, ignore_errors=True)
         self._needed_until_s.pop(folder, None)
         if self._sizes is not None:
@@ -174,23 +193,12 @@ class CapturedFolders:
 
 def mark_fetched(folder: Path) -> None:
     """Note that all outputs of an attempt were fetched now; they expire as before."""
-    _set_mark(folder, FETCHED_NAME, is_set=True)
+    set_mark(folder, FETCHED_NAME, is_set=True)
 
 
 def mark_uncopied(folder: Path, *, is_uncopied: bool = True) -> None:
     """Note if the outputs of an attempt need a second copy; they expire as before."""
-    _set_mark(folder, UNCOPIED_NAME, is_set=is_uncopied)
-
-
-def _set_mark(folder: Path, name: str, *, is_set: bool) -> None:
-    """Create or remove a mark of a folder, whose own time does not change."""
-    with suppress(OSError):
-        before = folder.lstat()
-        if is_set:
-            (folder / name).touch()
-        else:
-            (folder / name).unlink(missing_ok=True)
-        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    set_mark(folder, UNCOPIED_NAME, is_set=is_uncopied)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from octaskly.core.model.tree_sizes import outputs_name
 from octaskly.errors import OutputNotFound
-from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
+from octaskly.files.manifest import ManifestError, TreeFile, make_manifest
 from octaskly.files.pack import PackReader
 from octaskly.ports import (
     COPY_RETENTION_S,
@@ -37,6 +38,12 @@ from octaskly.runner.files.scratch_folder import (
     finish_files,
     make_folders,
     make_links,
+)
+from octaskly.runner.output.captured_contents import (
+    DAMAGED_NAME,
+    MANIFEST_NAME,
+    CapturedContents,
+    write_manifest,
 )
 from tests.support.set_clock import SetClock
 
@@ -555,35 +562,104 @@ def test_large_files_and_whole_trees_are_reported(
     assert again.take_changes() == ([other], [])
 
 
-def test_captured_outputs_are_files_of_the_store(
-    tmp_path: Path, blob_store: BlobStore
-) -> None:
-    """Without a copy, as long as they are kept."""
-    folder = tmp_path / "outputs"
-    folder.mkdir()
-    contents = {name_of(data): data for data in (LARGE, b"small")}
-    for name, data in contents.items():
+def capture(folder: Path, *contents: bytes) -> tuple[str, dict[str, bytes]]:
+    """Leave outputs in a folder; return the name of their manifest, and the files."""
+    folder.mkdir(parents=True)
+    files = {name_of(data): data for data in contents}
+    for name, data in files.items():
         (folder / name).write_bytes(data)
-    manifest = make_manifest(
+    tree = make_manifest(
         TreeFile(f"out/{name[:4]}", bytes.fromhex(name), len(data), 0)
-        for name, data in contents.items()
+        for name, data in files.items()
+    )
+    return write_manifest(folder, tree), files
+
+
+def store_with(captured: CapturedContents, tmp_path: Path) -> BlobStore:
+    folder = tmp_path / "files"
+    return BlobStore(
+        folder, clock=SetClock(), quota_bytes=1000, reserve_bytes=0, captured=captured
     )
 
-    tree = blob_store.add_captured_tree(folder, manifest)
 
-    assert tree == name_of(encode_manifest(manifest))
-    assert blob_store.missing_files([tree, *contents]) == []
-    assert [blob_store.touch_file(name) for name in contents] == [len(LARGE), 5]
+def test_captured_outputs_are_files_of_the_store(tmp_path: Path) -> None:
+    """Without a copy, whatever its quota, as long as they are kept."""
+    captured, folder = CapturedContents(), tmp_path / "task" / "1-1-1-1"
+    store = store_with(captured, tmp_path)
+    tree, contents = capture(folder, LARGE, b"small")
+
+    assert captured.add_folder(folder) == tree
+
+    assert store.missing_files([tree, *contents]) == []
+    assert [store.touch_file(name) for name in contents] == [len(LARGE), 5]
     for name, data in contents.items():
-        with os.fdopen(blob_store.open_file(name), "rb") as file:
+        with os.fdopen(store.open_file(name), "rb") as file:
             assert file.read() == data
     reader = PackReader()
-    parts = blob_store.pack_files(contents)
+    parts = store.pack_files(contents)
     assert [one for part in parts for one in reader.add_data(part)] == [
         (bytes.fromhex(name_of(b"small")), b"small")
     ]
-    assert blob_store.take_changes() == ([name_of(LARGE), tree], [])
-    for place in folder.iterdir():
-        place.unlink()
-    assert blob_store.missing_files(contents) == list(contents)
-    assert blob_store.take_changes() == ([], list(contents))
+    assert store.has_changes
+    outputs = outputs_name("task", "1-1-1-1")
+    assert store.take_changes() == ([name_of(LARGE), outputs], [])
+    assert store.used_bytes == 0
+    captured.drop_folder(folder)
+    assert store.missing_files(contents) == list(contents)
+    assert sorted(store.take_changes()[1]) == sorted([tree, *contents, outputs])
+
+
+def test_a_captured_output_that_became_wrong_is_deleted(tmp_path: Path) -> None:
+    """Before anybody gets it; its folder says that it does not have all of them."""
+    wrong: list[Path] = []
+    captured, folder = CapturedContents(), tmp_path / "task" / "1-1-1-1"
+    captured.on_wrong = wrong.append
+    store = store_with(captured, tmp_path)
+    tree, contents = capture(folder, LARGE, b"small", b"other")
+    captured.add_folder(folder)
+    assert store.missing_files(contents) == []
+    store.take_changes()
+    for data in (LARGE, b"small"):
+        (folder / name_of(data)).write_bytes(b"x" * len(data))
+
+    missing = store.missing_files(contents)
+
+    assert missing == [name_of(LARGE), name_of(b"small")]
+    assert {place.name for place in folder.iterdir()} == {
+        *(name_of(b"other"), tree, MANIFEST_NAME, DAMAGED_NAME)
+    }
+    assert wrong == [folder / name_of(LARGE)]  # Each folder once.
+    assert outputs_name("task", "1-1-1-1") in store.take_changes()[1]
+    with pytest.raises(OutputNotFound):
+        store.verify_file(name_of(LARGE))
+
+
+def test_a_captured_output_is_read_anew_when_another_node_got_it_wrong(
+    tmp_path: Path,
+) -> None:
+    """Nothing about its file has changed, as if the disk had lost bits."""
+    captured, folder = CapturedContents(), tmp_path / "task" / "1-1-1-1"
+    store = store_with(captured, tmp_path)
+    _, [name] = capture(folder, b"right")
+    captured.add_folder(folder)
+    (folder / name).write_bytes(b"wrong")
+    captured.note_written(folder / name, (folder / name).stat())
+    assert store.missing_files([name]) == []
+
+    assert not store.verify_file(name)
+
+    assert store.missing_files([name]) == [name]
+
+
+def test_outputs_with_a_damaged_manifest_are_none(tmp_path: Path) -> None:
+    """Their names could be those of other files."""
+    folder = tmp_path / "task" / "1-1-1-1"
+    tree, _ = capture(folder, b"data")
+    data = (folder / tree).read_bytes()
+    (folder / tree).write_bytes(data.replace(b"out/", b"our/"))
+
+    with pytest.raises(ManifestError):
+        CapturedContents().add_folder(folder)
+    (folder / MANIFEST_NAME).write_text("../../x")
+    with pytest.raises(ManifestError):
+        CapturedContents().add_folder(folder)

@@ -16,10 +16,9 @@ from octaskly.core.model.ids import AttemptId, StreamId, TaskId
 from octaskly.core.model.tasks import OutputFile
 from octaskly.errors import OutputNotFound
 from octaskly.files import manifest
-from octaskly.files.manifest import Manifest, TreeLink, decode_manifest
+from octaskly.files.manifest import Manifest, TreeLink
 from octaskly.runner.files import capture
 from octaskly.runner.files.capture import (
-    MANIFEST_NAME,
     CapturedOutputs,
     OutputReader,
     capture_outputs,
@@ -30,6 +29,11 @@ from octaskly.runner.files.task_user_ops import (
     SameUserOps,
     TaskUserHelper,
     TaskUserOps,
+)
+from octaskly.runner.output.captured_contents import (
+    MANIFEST_NAME,
+    CapturedContents,
+    read_manifest,
 )
 from tests.support.hostile_files import BAD_PATHS, make_hostile_folder
 from tests.support.pooling import stranger
@@ -53,18 +57,23 @@ def captured(
 ) -> CapturedOutputs:
     access = access or SameUserOps()
     return capture_outputs(
-        workdir, folder, paths, access=access, make_room=lambda _: bytes_max
+        workdir,
+        folder,
+        paths,
+        access=access,
+        make_room=lambda _: bytes_max,
+        contents=CapturedContents(),
     )
 
 
 def tree_in(folder: Path) -> Manifest:
     """Return the manifest of captured outputs; each content must be as it says."""
-    tree = decode_manifest((folder / MANIFEST_NAME).read_bytes())
+    name, tree = read_manifest(folder)
     for file in tree.files:
         content = (folder / file.sha256.hex()).read_bytes()
         assert manifest.content_digest(content) == file.sha256.hex()
         assert len(content) == file.size_bytes
-    names = {file.sha256.hex() for file in tree.files} | {MANIFEST_NAME}
+    names = {file.sha256.hex() for file in tree.files} | {MANIFEST_NAME, name}
     assert {place.name for place in folder.iterdir()} == names
     return tree
 
@@ -517,7 +526,7 @@ def test_captured_outputs_are_read_by_their_paths(
 ) -> None:
     """Only files have a content; readers at the same time share the manifest."""
     captured(workdir, outputs_folder(tmp_path / "o", TASK, ATTEMPT), "folder", "file")
-    reader = OutputReader(tmp_path / "o")
+    reader = OutputReader(tmp_path / "o", CapturedContents())
 
     tree = reader.read_tree(TASK, ATTEMPT)
 

@@ -11,11 +11,12 @@ from typing import Any, cast
 import pytest
 
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.files.manifest import TreeFile, encode_manifest, make_manifest
+from octaskly.files.manifest import Manifest, TreeFile, make_manifest
 from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.holder_connection import Holder, HolderUnreachable
-from octaskly.runner.files.capture import MANIFEST_NAME, OutputReader, outputs_folder
+from octaskly.runner.files.capture import OutputReader, outputs_folder
 from octaskly.runner.files.output_copies import COPIED_BYTES_MAX, OutputCopies
+from octaskly.runner.output.captured_contents import read_manifest, write_manifest
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import STREAM, archive_in, supply_in
 
@@ -33,6 +34,7 @@ class Node:
         self.others: list[Node] = []
         self.is_up = True
         self.asked: list[str] = []
+        self.named_tree = ""  #: names another tree than the one that it has
         self.copies = OutputCopies(
             self.archive,
             cast("BlobFetcher", _Fetcher(self, supply_in(folder))),
@@ -47,17 +49,24 @@ class Node:
     def folder(self) -> Path:
         return outputs_folder(self.archive.outputs_dir, TASK, ATTEMPT)
 
+    @property
+    def reader(self) -> OutputReader:
+        return OutputReader(self.archive.outputs_dir, self.archive.captured.contents)
+
     def capture(self) -> None:
         """Leave one output."""
         self.folder.mkdir(parents=True)
         digest = sha256(DATA)
-        (self.folder / digest.hexdigest()).write_bytes(DATA)
+        self.content.write_bytes(DATA)
         file = TreeFile("out/file", digest.digest(), len(DATA), 17, is_executable=True)
-        manifest = encode_manifest(make_manifest([file], (), ["out/empty"]))
-        (self.folder / MANIFEST_NAME).write_bytes(manifest)
+        write_manifest(self.folder, make_manifest([file], (), ["out/empty"]))
 
-    def manifest(self) -> bytes:
-        return (self.folder / MANIFEST_NAME).read_bytes()
+    @property
+    def content(self) -> Path:
+        return self.folder / sha256(DATA).hexdigest()
+
+    def manifest(self) -> Manifest:
+        return read_manifest(self.folder)[1]
 
 
 class _Connection:
@@ -68,12 +77,15 @@ class _Connection:
 
     def post_json(self, path: str, body: object, *, timeout_s: float) -> Any:
         self._other.asked.append(path)
-        why = self._other.copies.fetch_copy(TASK, ATTEMPT, Holder("0", ()))
+        assert isinstance(body, dict)
+        tree = self._node.named_tree or body["sha256"]
+        why = self._other.copies.fetch_copy(TASK, ATTEMPT, Holder("0", ()), tree)
         return {"failures": [why] if why else []}
 
     def fetch_outputs(self, path: str) -> tuple[int, Iterator[bytes]]:
-        assert path.endswith("?copy=true")
-        tree = OutputReader(self._other.archive.outputs_dir).read_tree(TASK, ATTEMPT)
+        assert path.endswith("?copy=true&verify=true")
+        tree = self._other.reader.read_tree(TASK, ATTEMPT)
+        tree.distrust()
         size_bytes = tree.tar.size_bytes
         return size_bytes, tree.tar_chunks(0, size_bytes, 1000)
 
@@ -122,7 +134,7 @@ def test_with_strict_durability_the_copy_is_there_before_the_end(
     assert not first.folder.exists()
     assert second.manifest() == worker.manifest()
     assert second.archive.captured.usage().folders == 1
-    copied = OutputReader(second.archive.outputs_dir).read_tree(TASK, ATTEMPT)
+    copied = second.reader.read_tree(TASK, ATTEMPT)
     path = copied.file_path("out/file")
     assert path is not None
     assert path.read_bytes() == DATA
@@ -187,11 +199,31 @@ def test_outputs_that_are_deleted_need_no_copy(tmp_path: Path) -> None:
     assert again.copies.make_copies() is True
 
 
-def test_a_copy_that_breaks_leaves_nothing(worker: Node, tmp_path: Path) -> None:
-    """Not even a folder that looks like outputs."""
+@pytest.mark.parametrize("wrong", [DATA[:10], b"x" * len(DATA)])
+def test_a_copy_of_wrong_bytes_is_not_made(
+    worker: Node, tmp_path: Path, wrong: bytes
+) -> None:
+    """They are no longer outputs of their own node, either; it says so once."""
+    found: list[Path] = []
+    worker.archive.captured.contents.on_wrong = found.append
     other = add(worker, tmp_path, "other")
-    (worker.folder / sha256(DATA).hexdigest()).write_bytes(DATA[:10])
+    worker.content.write_bytes(wrong)
 
     assert worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
+    assert worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
 
+    assert not any(other.archive.outputs_dir.glob("*/*"))
+    assert not worker.content.exists()
+    assert worker.reader.read_tree(TASK, ATTEMPT).is_damaged()
+    assert found == [worker.content]
+
+
+def test_a_copy_of_another_tree_is_not_made(worker: Node, tmp_path: Path) -> None:
+    """What the node that captured them names decides, not what arrives."""
+    other = add(worker, tmp_path, "other")
+    worker.named_tree = "0" * 64
+
+    why = worker.copies.on_captured(TASK, ATTEMPT, len(DATA))
+
+    assert "the outputs are not those that were captured" in why
     assert not any(other.archive.outputs_dir.glob("*/*"))

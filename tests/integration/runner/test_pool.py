@@ -23,6 +23,7 @@ from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.launch_protocol import encode_settings
 from octaskly.runner.launcher import launcher
 from octaskly.runner.launcher.attempt_process import PipeReader
+from octaskly.runner.output.captured_contents import CapturedContents
 from octaskly.runner.pool import launchers
 from octaskly.runner.pool.launcher_process import task_environment
 from octaskly.runner.pool.report_queue import COALESCE_S
@@ -546,7 +547,8 @@ async def test_declared_outputs_are_captured(tmp_path: Path) -> None:
             OutputFile("../etc/passwd", None),
             OutputFile("d", 5, 1),
         )
-        tree = OutputReader(tmp_path / "outputs").read_tree(task, attempt)
+        reader = OutputReader(tmp_path / "outputs", CapturedContents())
+        tree = reader.read_tree(task, attempt)
         file = tree.file_path("d/out")
         assert file is not None
         assert file.read_text() == "hello"

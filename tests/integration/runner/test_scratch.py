@@ -18,6 +18,7 @@ from octaskly.runner.blobs.blob_fetcher import BlobFetcher
 from octaskly.runner.blobs.fetch import FilesAwaited
 from octaskly.runner.files.capture import OutputReader
 from octaskly.runner.files.scratch_folder import remove_tree
+from octaskly.runner.output.captured_contents import CapturedContents
 from octaskly.runner.pool.launch_messages import preparation_failed
 from tests.support.agents import ending, start, submit, until
 from tests.support.pooling import Rig, archive_in, eventually, launchers_of, rig
@@ -92,7 +93,8 @@ async def test_outputs_are_captured_from_the_scratch_folder(tmp_path: Path) -> N
         outcome = await made.end_of(name[0])
 
         assert outcome.outputs == (OutputFile("out/r", 5), OutputFile("no", None))
-        file = OutputReader(tmp_path / "outputs").read_tree(*name).file_path("out/r")
+        reader = OutputReader(tmp_path / "outputs", CapturedContents())
+        file = reader.read_tree(*name).file_path("out/r")
         assert file is not None
         assert file.read_text() == "right"
 

@@ -17,8 +17,9 @@ from octaskly.files.manifest import (
 from octaskly.ports import StoredItem
 from octaskly.runner.blobs.blob_store import BlobStore
 from octaskly.runner.files import storage_report
-from octaskly.runner.files.capture import MANIFEST_NAME, outputs_folder
+from octaskly.runner.files.capture import outputs_folder
 from octaskly.runner.files.storage_report import StorageReporter
+from octaskly.runner.output.captured_contents import MANIFEST_NAME
 from octaskly.runner.output.output_archive import OutputArchive
 from tests.support.pooling import MachineClock
 
@@ -80,8 +81,9 @@ def test_room_is_told_by_tree_file_and_task_and_counted_once(disk: Disk) -> None
     single = disk.store(lone)
     folder = outputs_folder(disk.outputs_dir, TaskId(".."), ATTEMPT)
     folder.mkdir(parents=True)
-    (folder / MANIFEST_NAME).write_bytes(b"m" * 100)
-    (folder / "a").write_bytes(b"a" * 20_000)
+    (folder / ("a" * 64)).write_bytes(b"a" * 20_000)
+    (folder / ("b" * 64)).write_bytes(b"m" * 36)
+    (folder / MANIFEST_NAME).write_text("b" * 64)
 
     usage = disk.reporter.read_usage()
 

@@ -95,7 +95,9 @@ def test_outputs_of_its_own_attempt_are_kept(member: Member, tmp_path: Path) -> 
     outputs.finish()
     outputs.abort()
 
-    tree = OutputReader(member.archive.outputs_dir).read_tree(SPEC.id, ATTEMPT)
+    archive = member.archive
+    reader = OutputReader(archive.outputs_dir, archive.captured.contents)
+    tree = reader.read_tree(SPEC.id, ATTEMPT)
     path = tree.file_path("out.txt")
     assert path is not None
     assert path.read_bytes() == DATA

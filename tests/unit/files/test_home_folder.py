@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from octaskly.errors import OctasklyError
 from octaskly.files import unpacker as unpacking
 from octaskly.files.captured_tree import CapturedTree
-from octaskly.files.home_folder import FetchError, HomeFolder, HostileTree, KeptFile
+from octaskly.files.home_folder import (
+    FetchError,
+    HomeFolder,
+    HostileTree,
+    KeptFile,
+    WrongBytes,
+)
 from octaskly.files.manifest import TreeFile, TreeLink, make_manifest
 from octaskly.files.unpacker import Fetched, Unpacker
 
@@ -317,6 +323,79 @@ def test_an_interrupted_fetch_resumes_at_every_byte(tmp_path: Path) -> None:
         assert (home / "d" / "app").stat().st_mode & 0o100
 
 
+@pytest.mark.parametrize("wrong", ["a", "d/app", "z"])
+def test_a_file_with_wrong_bytes_is_discarded_and_may_arrive_again(
+    tmp_path: Path, wrong: str
+) -> None:
+    """What was in its place stays until then; other files arrive once."""
+    texts = {"a": "a" * 600, "d/app": "app" * 500, "z": "z" * 700}
+    data = archive(tmp_path, texts)
+    text = texts[wrong].encode()
+    damaged = data.replace(text, text[:-1] + b"?")
+    home = tmp_path / "home"
+    (home / "d").mkdir(parents=True)
+    (home / wrong).write_text("old")
+    unpacker = Unpacker(HomeFolder(home, task=ID, declared=["*"]))
+    unpacker.begin("etag", 0)
+
+    with pytest.raises(WrongBytes, match=f"the bytes of {wrong} are not those"):
+        unpacker.add_data(damaged)
+
+    assert (home / wrong).read_text() == "old"
+    assert damaged[: unpacker.offset] == data[: unpacker.offset]
+    assert data[unpacker.offset :].count(b"PaxHeader") == 3 - [*texts].index(wrong)
+    for more in (damaged, data):  # Another node has wrong bytes, too.
+        unpacker.begin("etag", unpacker.offset)
+        with contextlib.suppress(WrongBytes):
+            unpacker.add_data(more[unpacker.offset :])
+    assert unpacker.finish().files == 3
+    unpacker.close()
+    assert texts_in(home) == texts
+
+
+def test_wrong_bytes_of_an_earlier_fetch_are_found(tmp_path: Path) -> None:
+    """What it has left of a file is part of the digest; then all starts over."""
+    data = archive(tmp_path, {"a": "a", "b": "b" * 5000})
+    damaged = data.replace(b"b" * 5000, b"?" + b"b" * 4999)
+    home = tmp_path / "home"
+    unpack(home, damaged[:4000], "a", "b", is_cut=True)
+    unpacker = Unpacker(HomeFolder(home, task=ID, declared=["a", "b"]))
+    unpacker.begin("etag", unpacker.offset)
+
+    with pytest.raises(WrongBytes):
+        unpacker.add_data(data[unpacker.offset :])
+
+    assert (unpacker.etag, unpacker.offset) == ("", 0)
+    unpacker.begin("etag", 0)
+    unpacker.add_data(data)
+    assert unpacker.finish().files == 2
+    unpacker.close()
+    assert texts_in(home) == {"a": "a", "b": "b" * 5000}
+
+
+def test_a_file_that_could_not_be_placed_is_not_skipped_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its bytes had arrived."""
+    home = tmp_path / "home"
+    data = archive(tmp_path, {"a": "a", "b": "b"})
+    rename = os.rename
+
+    def fail(name: str, place: str, **folders: int) -> None:
+        if place == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(name, place, **folders)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(FetchError):
+        unpack(home, data, "a", "b")
+    monkeypatch.undo()
+
+    unpack(home, data, "a", "b")
+
+    assert texts_in(home) == {"a": "a", "b": "b"}
+
+
 def test_a_fetch_of_other_outputs_starts_over(tmp_path: Path) -> None:
     """The worker has another tree than before, so nothing of it counts."""
     home = tmp_path / "home"
@@ -417,6 +496,9 @@ def tar_of(*members: tuple[str, bytes, str, bytes]) -> bytes:
             member = tarfile.TarInfo()
             member.name, member.type, member.linkname = name, kind, target
             member.size = len(content)
+            if kind == tarfile.REGTYPE:
+                sha256 = hashlib.sha256(content).hexdigest()
+                member.pax_headers = {"comment": f"sha256={sha256}"}
             out.write(member.tobuf(tarfile.PAX_FORMAT))
             out.write(content + bytes(-len(content) % 512))
             tar.offset = out.tell()

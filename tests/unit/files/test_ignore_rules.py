@@ -356,5 +356,18 @@ def test_too_many_files_end_the_walk(
 
     write(tmp_path, "d")
 
-    with pytest.raises(ManifestError, match="more than 3 files below '/"):
+    with pytest.raises(ManifestError, match="more than 3 files and folders below '/"):
+        listed(tmp_path)
+
+
+def test_too_many_empty_folders_end_the_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are entries of a tree like files."""
+    monkeypatch.setattr(ignore_rules, "ENTRIES_MAX", 3)
+    write(tmp_path, "a")
+    for name in "bcd":
+        (tmp_path / name).mkdir()
+
+    with pytest.raises(ManifestError, match="more than 3 files and folders below '/"):
         listed(tmp_path)

@@ -479,7 +479,23 @@ def test_too_many_files_of_several_folders_are_an_error(
 
     assert len(paths(scan(tmp_path, "a", "d"))) == 3
     assert error_of(tmp_path, "a", "d", "e") == (
-        "there are more than 3 files | send fewer files, or one archive of them"
+        "with 'e', there are more than 3 files and folders to send"
+        " | send fewer files, or one archive of them"
+    )
+
+
+def test_empty_folders_count_unless_they_get_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then they need no entry of their own."""
+    monkeypatch.setattr(local_tree, "ENTRIES_MAX", 3)
+    write(tmp_path, "a", "d/x", "other/b")
+    (tmp_path / "d" / "sub").mkdir()
+
+    assert len(paths(scan(tmp_path, "a", "d", "other=d/sub"))) == 3
+    assert error_of(tmp_path, "a", "d", "other") == (
+        "with 'other', there are more than 3 files and folders to send"
+        " | send fewer files, or one archive of them"
     )
 
 

@@ -157,12 +157,24 @@ def test_what_was_written_is_read(
         assert archive(tree, 0, at) == data[:at]
 
 
+RIGHT = {"comment": f"sha256={hashlib.sha256(b'').hexdigest()}"}
+
+
 def hostile(**fields: object) -> bytes:
     """Return an archive with one member that Python wrote."""
     member = tarfile.TarInfo("x")
+    member.pax_headers = RIGHT
     for name, value in fields.items():
         setattr(member, name, value)
     return member.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+
+
+def test_a_file_has_its_digest_where_other_programs_read_none() -> None:
+    """A comment of a pax header, as POSIX has it."""
+    assert [entry.sha256 for entry, _ in read(hostile())] == [RIGHT["comment"][7:]]
+    assert [
+        (entry.path, entry.sha256) for entry, _ in read(archive(TREE)) if entry.is_file
+    ] == [(entry.path, entry.sha256.hex()) for entry in TREE.files]
 
 
 @pytest.mark.parametrize(
@@ -176,10 +188,12 @@ def hostile(**fields: object) -> bytes:
         hostile(type=tarfile.GNUTYPE_LONGNAME, size=10),
         hostile(type=tarfile.XGLTYPE, size=10),
         hostile(type=tarfile.SYMTYPE, size=10),
-        hostile(pax_headers={"GNU.sparse.size": "1"}),
-        hostile(pax_headers={"path": "a" * 20_000}),
-        hostile(pax_headers={"size": "-1"}),
-        hostile(pax_headers={"mtime": "nan"}),
+        hostile(pax_headers={}),
+        hostile(pax_headers={"comment": f"sha256={'A' * 64}"}),
+        hostile(pax_headers=RIGHT | {"GNU.sparse.size": "1"}),
+        hostile(pax_headers=RIGHT | {"path": "a" * 20_000}),
+        hostile(pax_headers=RIGHT | {"size": "-1"}),
+        hostile(pax_headers=RIGHT | {"mtime": "nan"}),
         b"\x01" * 512,
         bytes(512) + b"x" * 512,
         b"\xff" * 2048,

@@ -20,6 +20,7 @@ from octaskly.core.model.tree_sizes import (
     SizedPath,
     TreeSizes,
     blob_key,
+    outputs_name,
 )
 from octaskly.core.protocol.messages import Assign, HeldBlobs, Results
 from octaskly.core.scheduling.locality import (
@@ -287,6 +288,26 @@ def test_a_task_after_another_runs_where_its_outputs_are() -> None:
     join = TaskOptions(is_scratch=True, outputs_of=(parent,))
 
     assert places(mesh, replace(draft("join"), options=join)) == "b"
+
+
+def test_a_copy_of_outputs_counts_as_they_do() -> None:
+    """Its node reports it by the name of the attempt."""
+    mesh = three_nodes()
+    mesh.ask(draft("first"))
+    mesh.ask(replace(draft("split"), outputs=("raw",)))
+    parent, attempt, _ = mesh.live["split"]
+    files = (OutputFile("raw", 50 * MB, 3),)
+    mesh.end("first")
+    mesh.end("split", how=replace(outcome(AttemptState.OK), outputs=files))
+    mesh.dispatch.on_held_blobs(
+        C, HeldBlobs((blob_key(outputs_name(parent, attempt)),))
+    )
+    inputs = mesh.dispatch._step.locality.input_bytes(
+        TaskOptions(is_scratch=True, outputs_of=(parent,))
+    )
+
+    assert inputs is not None
+    assert inputs.held == {B: 50 * MB, C: 50 * MB}
 
 
 def test_an_explanation_says_that_bytes_decided() -> None:
