@@ -97,7 +97,7 @@ _HINTS = {
         "octaskly agent --new-mesh    restarts it with a mesh of its own"
     ),
     "This node is no longer in the mesh": (
-        "octaskly join CODE    from `octaskly invite`"
+        "octaskly invite    on a member shows the code with which it joins again"
     ),
     "No node can run the task": "octaskly nodes    lists the nodes",
     "Token not found": "octaskly token list    lists the tokens that have a name",
