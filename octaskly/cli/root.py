@@ -110,7 +110,7 @@ def _unknown_command(args: Sequence[str]) -> UsageProblem:
     names = (*COMMANDS, *ALIASES)
     near = difflib.get_close_matches(name, names, n=1, cutoff=NEAR_MIN)
     if name in HINTS:
-        hints = [_with_task(hint, args[1:]) for hint in HINTS[name]]
+        hints = _about(HINTS[name], args[1:])
         cause = f"`{name}` is a command of other programs; nothing was run"
     elif near:
         hints = [_cut_line(["octaskly", near[0], *args[1:]])]
@@ -127,11 +127,16 @@ def _unknown_command(args: Sequence[str]) -> UsageProblem:
     )
 
 
-def _with_task(hint: str, words: Sequence[str]) -> str:
-    """Return a hint for what the user has named, if it is one word."""
+def _about(hints: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Return hints about the task or node that the user has named, if it is one word.
+
+    If it may be either, only a task: revoking a node is not undone.
+    """
     if len(words) != 1 or words[0].startswith("-") or len(words[0]) > END_CHARS:
-        return hint
-    return name_task(hint, words[0])
+        return list(hints)
+    if any(" ID " in hint for hint in hints):
+        return [name_task(hint, words[0]) for hint in hints]
+    return [hint.replace(" NODE ", f" {shlex.quote(words[0])} ") for hint in hints]
 
 
 def _cut_line(words: Sequence[str]) -> str:

@@ -792,6 +792,17 @@ def test_a_priority_out_of_range_is_refused_before_a_request(
     )
 
 
+def test_a_missing_priority_is_named(api: Api, octaskly: Run) -> None:
+    """Not the id, which is there."""
+    done = octaskly("reprioritize", "last")
+
+    assert (done.returncode, api.requests) == (2, [])
+    assert done.stderr == (
+        b"error: missing argument 'N', the new priority\n"
+        b"  hint: octaskly reprioritize --help\n"
+    )
+
+
 def test_a_task_that_runs_already_keeps_its_priority(api: Api, octaskly: Run) -> None:
     """The others get theirs."""
     octaskly("submit", "-", stdin=b"true\ntrue\n")

@@ -361,6 +361,9 @@ class _PriorityCommand(click.Command):
         if numbers and "--" not in args:
             rest = [word for word in args if word not in numbers]
             args = [*rest, "--", *numbers]
+        words = [word for word in args if not word.startswith("-")]
+        if len(words) == 1 and not (numbers or ctx.resilient_parsing):
+            raise click.UsageError("missing argument 'N', the new priority", ctx)
         return super().parse_args(ctx, args)
 
 

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from octaskly.cli.options import SectionedCommand
+from octaskly.cli.options import SectionedCommand, UsageProblem
 from octaskly.cli.root import octaskly
 
 
@@ -27,6 +27,26 @@ def test_each_option_is_in_one_section_and_the_most_used_come_early(name: str) -
     own = shown[: shown.index(listed[0])]
     assert set(own) == OWN_FLAGS[name]
     assert [*own, *(flag for flag in listed if flag in shown)] == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "hints"),
+    [
+        (["kick", "pi 4"], ["octaskly revoke 'pi 4'"]),
+        (["kick", "--now"], ["octaskly revoke NODE"]),
+        (["inspect", "7"], ["octaskly show 7", "octaskly explain 7"]),
+        (["rm", "7"], ["octaskly cancel --force 7", "octaskly revoke NODE"]),
+    ],
+)
+def test_a_hint_for_a_foreign_command_names_its_object(
+    words: list[str], hints: list[str]
+) -> None:
+    """What may be a task or a node is not offered to be revoked."""
+    with pytest.raises(UsageProblem) as refused:
+        octaskly.resolve_command(click.Context(octaskly), words)
+
+    for hint in hints:
+        assert f"{hint}    " in refused.value.hint
 
 
 OWN_FLAGS = {
