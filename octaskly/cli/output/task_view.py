@@ -375,7 +375,7 @@ def format_rate(rate_per_s: float) -> str:
 def explanation_lines(found: Explanation) -> Iterator[str]:
     """Yield what `explain` says, above its table of nodes."""
     inputs = found.inputs
-    if inputs is None:
+    if inputs is None or found.status == "queued":  # Those of an attempt returned.
         yield f"{found.id} ({found.status}): {found.summary}"
         if (first := found.first_failure) is not None:
             how = end_text(first.reason, first.exit_code, first.signal, first.detail)

@@ -42,6 +42,7 @@ from octaskly.core.scheduling.requirements import (
 )
 
 PARENTS_SHOWN_MAX = 3  #: of up to a thousand
+OUTPUTS_SHOWN_MAX = 3  #: of up to ten thousand
 AHEAD_SHOWN_MAX = 3  #: arrays and submitters that a sentence names
 AHEAD_MAX = 20  #: of these in an explanation
 MISSING_END_TEXT = "it ended on another node, whose log has not arrived here"
@@ -437,8 +438,8 @@ def _describe_record(record: TaskRecord, names: Mapping[NodeId, str]) -> str:
         if outcome.reason is EndReason.INPUTS:
             return f"it failed: {outcome.detail}"
         how = f": {_describe_outcome(outcome)}"
-    elif outcome is not None and outcome.detail and record.state is TaskState.COMPLETED:
-        how = f"; {outcome.detail}"
+    elif record.state is TaskState.COMPLETED and outcome is not None:
+        how = _describe_lacks(outcome)
     return f"it {_END_VERBS[record.state]}{where}{how}"
 
 
@@ -453,6 +454,16 @@ def _describe_member_failures(progress: ArrayProgress) -> str:
     text = f"{progress.failed} of {progress.total} members did"
     more = progress.cancelled
     return f"{text}, {more} were cancelled" if more else text
+
+
+def _describe_lacks(outcome: Outcome) -> str:
+    """Return what a completed task did not leave, and why, if a reason is known."""
+    lacking = [file.path for file in outcome.outputs if file.size_bytes is None]
+    if outcome.detail or not lacking:
+        return f"; {outcome.detail}" if outcome.detail else ""
+    more = len(lacking) - OUTPUTS_SHOWN_MAX
+    shown = ", ".join(lacking[:OUTPUTS_SHOWN_MAX])
+    return f"; it did not make {shown}{f' and {more} more' if more > 0 else ''}"
 
 
 def _describe_outcome(outcome: Outcome) -> str:

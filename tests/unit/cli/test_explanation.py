@@ -50,6 +50,13 @@ def test_it_says_what_a_task_waits_for() -> None:
     assert lines("failed", awaiting)[1] == FAILED
 
 
+def test_the_files_of_a_returned_attempt_are_no_answer() -> None:
+    """Its node, which had no room for them, has the task no more."""
+    returned = InputBytes(node="nas", bytes=0, present_bytes=0)
+
+    assert lines("queued", returned) == ["task-041 (queued): it runs on nas"]
+
+
 def test_a_failed_array_names_its_first_failed_member() -> None:
     """With the reason, as for a task."""
     summary = "it failed: 2 of 9 members did"

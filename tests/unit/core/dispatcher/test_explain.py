@@ -21,6 +21,7 @@ from octaskly.core.model.tasks import (
     Attempt,
     AttemptState,
     EndReason,
+    OutputFile,
     TaskSpec,
     TaskState,
 )
@@ -613,15 +614,26 @@ def test_a_failed_task_is_explained(
     )
 
 
-def test_a_completed_task_says_what_it_lacks() -> None:
-    """Its state does not change because an output was not kept."""
-    end = replace(outcome(AttemptState.OK), detail="output a was not kept: no space")
+@pytest.mark.parametrize(
+    ("detail", "lacking", "text"),
+    [
+        ("output a was not kept: no space", "a", "output a was not kept: no space"),
+        ("", "a", "it did not make a"),
+        ("", "abcde", "it did not make a, b, c and 2 more"),
+    ],
+)
+def test_a_completed_task_says_what_it_lacks(
+    detail: str, lacking: str, text: str
+) -> None:
+    """Its state does not change because of a missing output."""
+    outputs = (OutputFile("there", 5), *(OutputFile(path, None) for path in lacking))
+    end = replace(outcome(AttemptState.OK), detail=detail, outputs=outputs)
     run = Attempt(id=attempt(), node=B.id, state=end.state, outcome=end, decided_term=1)
     record = TaskRecord(id=spec().id, spec=spec(), attempts=(run,))
 
     explanation = explained(DispatcherWithWorkers(B), record, roster_line(B))
 
-    assert explanation.summary == "it completed on b; output a was not kept: no space"
+    assert explanation.summary == f"it completed on b; {text}"
 
 
 def test_a_task_without_its_inputs_failed_on_no_node() -> None:
