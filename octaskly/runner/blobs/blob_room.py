@@ -136,10 +136,11 @@ class BlobRoom:
             raise _no_room(size_bytes)
 
     def _disk_full(self) -> DiskFull:
-        free_bytes = shutil.disk_usage(self._folder).free
+        free_mb = shutil.disk_usage(self._folder).free // 1_000_000
+        reserve_mb = self._reserve_bytes // 1_000_000
         return DiskFull(
-            f"the disk of this node is full: {free_bytes >> 20} MiB are free, and"
-            f" {self._reserve_bytes >> 20} MiB stay free for the log",
+            f"the disk of this node is full: {free_mb} MB are free, and"
+            f" {reserve_mb} MB stay free for the log",
             hint="free disk space there, or send the files through another node",
         )
 

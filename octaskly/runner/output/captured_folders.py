@@ -20,7 +20,7 @@ from octaskly.runner.output.captured_contents import CapturedContents, set_mark
 
 FETCHED_NAME: Final = "fetched"  #: a file that is touched by each complete fetch
 ROOM_BYTES_MIN: Final = 1 << 20
-"""Room below which a node takes no task that has outputs."""
+"""Part of the quota below which a node takes no task that has outputs."""
 UNCOPIED_NAME: Final = "uncopied"  #: a file that is there until a second copy exists
 
 
@@ -80,13 +80,13 @@ class CapturedFolders:
         with self._lock:
             sizes = self._load_sizes()
             quota_bytes, free_bytes = self._left_bytes()
-            if min(quota_bytes, free_bytes) >= ROOM_BYTES_MIN:
+            if quota_bytes >= ROOM_BYTES_MIN and free_bytes > 0:
                 return ""
             freed_bytes = sum(sizes[each] for each in self._unneeded_folders(sizes))
-        if free_bytes + freed_bytes < ROOM_BYTES_MIN:
-            free = max(0, free_bytes + self._reserve_bytes) >> 20
-            needed = ROOM_BYTES_MIN + self._reserve_bytes >> 20
-            return f"{free} MiB of its disk are free, and {needed} MiB are needed"
+        if free_bytes + freed_bytes <= 0:
+            needed_mb = self._reserve_bytes // 1_000_000
+            free_mb = (self._reserve_bytes + free_bytes) // 1_000_000
+            return f"{free_mb} MB of its disk are free, and {needed_mb} MB are needed"
         if quota_bytes + freed_bytes < ROOM_BYTES_MIN:
             return "outputs that nobody has fetched take its whole --output-quota"
         return ""

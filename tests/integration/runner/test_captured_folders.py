@@ -109,9 +109,9 @@ def test_a_lack_of_room_names_its_cause(tmp_path: Path) -> None:
     full = CapturedFolders(
         tmp_path, quota_bytes=1 << 40, reserve_bytes=reserve_bytes, clock=SetClock()
     )
-    needed = (reserve_bytes >> 20) + 1
+    needed_mb = reserve_bytes // 1_000_000
     assert full.lack_of_room().endswith(
-        f" MiB of its disk are free, and {needed} MiB are needed"
+        f" MB of its disk are free, and {needed_mb} MB are needed"
     )
 
 
