@@ -28,7 +28,14 @@ from octaskly.mesh.links.handshake_limits import REFUSED_S, VIOLATION_REASON
 from octaskly.trust import MeshTls, NodeKey, load_secret
 from tests.integration.agent.test_identity import in_order
 from tests.mesh.databases import vector
-from tests.support.agents import Agent, finished, running, submit, until_nodes
+from tests.support.agents import (
+    Agent,
+    finished,
+    running,
+    soon_s,
+    submit,
+    until_nodes,
+)
 from tests.support.frames import length_prefixed
 
 GROWTH_KB_MAX = 64 << 10
@@ -114,6 +121,35 @@ def strangers(port: int) -> Iterator[None]:
         yield
 
 
+HALF = (
+    ("api_url", b"GET /health HTTP/1.1\r\nHost: l"),
+    ("lan_url", b"\x16\x03\x01"),
+    ("peer_port", b"\x16\x03\x01"),
+)
+"""Each port of an agent, and the beginning of what a client sends there."""
+CLOSED_S_MAX = soon_s(12.0)
+
+
+def port_of(agent: Agent, url: str = "api_url") -> int:
+    """Return the number of a port of an agent."""
+    return int(str(agent.ready()[url]).rpartition(":")[2])
+
+
+@contextlib.contextmanager
+def half_open(agent: Agent, count: int) -> Iterator[list[socket.socket]]:
+    """Keep connections open on each port whose first message is never complete."""
+    with contextlib.ExitStack() as stack:
+        half = []
+        for where, greeting in HALF:
+            place = ("127.0.0.1", port_of(agent, where))
+            for _ in range(count):
+                connection = stack.enter_context(socket.create_connection(place))
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(greeting)
+                half.append(connection)
+        yield half
+
+
 def peak_kb(agent: Agent) -> int:
     """Return the peak memory of an agent."""
     status = Path(f"/proc/{agent.process.pid}/status").read_text()
@@ -167,3 +203,21 @@ def test_invalid_data_costs_the_agent_little_and_others_nothing(tmp_path: Path) 
         assert stats["mesh"]["refused"] == counts
         assert STREAM not in vector(ana.state)
         assert peak_kb(ana) - before_kb < GROWTH_KB_MAX
+
+
+def test_half_open_connections_are_closed(tmp_path: Path) -> None:
+    """All 200 of each port, whatever they wait for."""
+    with running(tmp_path, "solo") as (solo,):
+        until_nodes(solo, 1)
+        begin_s = time.perf_counter()
+        with half_open(solo, 200) as connections:
+            for connection in connections:
+                _until_closed(connection)
+        assert time.perf_counter() - begin_s < CLOSED_S_MAX
+
+
+def _until_closed(connection: socket.socket) -> None:
+    connection.settimeout(CLOSED_S_MAX)
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(65536):
+            pass

@@ -38,12 +38,11 @@ from octaskly.core.protocol.messages import (
     Results,
 )
 from octaskly.mesh import wire
-from tests.integration.mesh.test_bad_peers import Member
+from tests.integration.mesh.test_bad_peers import Member, half_open, port_of
 from tests.support.agents import (
     Agent,
     finished,
     running,
-    soon_s,
     submit,
     until,
     until_nodes,
@@ -71,10 +70,6 @@ def solo(tmp_path: Path) -> Iterator[Agent]:
         for _ in range(5):
             finished(agent, submit(agent, "true"))
         yield agent
-
-
-def port_of(agent: Agent, url: str = "api_url") -> int:
-    return int(str(agent.ready()[url]).rpartition(":")[2])
 
 
 def resident_mb(agent: Agent) -> float:
@@ -305,39 +300,13 @@ def test_a_flooding_member_delays_no_other_peer(solo: Agent, kind: str) -> None:
 
 # --- Strangers.
 
-HALF = (
-    ("api_url", b"GET /health HTTP/1.1\r\nHost: l"),
-    ("lan_url", b"\x16\x03\x01"),
-    ("peer_port", b"\x16\x03\x01"),
-)
-CLOSED_S_MAX = soon_s(12.0)
-
 
 def test_200_half_open_connections_delay_no_client(solo: Agent) -> None:
-    """On each port at once: answers come meanwhile, and all are closed in the end."""
+    """On each port at once; `test_bad_peers.py` waits until all are closed."""
     watch = Watch(solo)
 
-    with contextlib.ExitStack() as stack:
-        half = []
-        begin_s = time.perf_counter()
-        for where, greeting in HALF:
-            place = ("127.0.0.1", port_of(solo, where))
-            for _ in range(200):
-                connection = stack.enter_context(socket.create_connection(place))
-                with contextlib.suppress(ConnectionError):
-                    connection.sendall(greeting)
-                half.append(connection)
+    with half_open(solo, 200):
         watch.judge()
-        for connection in half:
-            _until_closed(connection)
-        assert time.perf_counter() - begin_s < CLOSED_S_MAX
-
-
-def _until_closed(connection: socket.socket) -> None:
-    connection.settimeout(CLOSED_S_MAX)
-    with contextlib.suppress(ConnectionError):
-        while connection.recv(65536):
-            pass
 
 
 # --- Clients.
