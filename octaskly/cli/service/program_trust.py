@@ -19,7 +19,7 @@ from typing import NamedTuple
 import octaskly
 from octaskly.config.users import user_name
 
-HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
+HOMES = ("/home/", "/root/", "/run/user/")
 """Folders that `ProtectHome=yes` hides from the system unit."""
 
 PROGRAM = "octaskly"
@@ -83,11 +83,18 @@ def _holds_modules(place: Path) -> bool:
 
 
 def _untrusted_below(folder: Path, seen: set[Path]) -> Iterator[UntrustedPath]:
-    for here, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            entry = Path(here) / name
-            steps = _path_components(entry) if entry.is_symlink() else (entry,)
+    ahead = [str(folder)]
+    while ahead:
+        try:
+            entries = list(os.scandir(ahead.pop()))
+        except OSError:
+            continue  # It is gone, or Python cannot import from it either.
+        for entry in entries:
+            path = Path(entry.path)
+            steps = _path_components(path) if entry.is_symlink() else (path,)
             yield from _first_untrusted(steps, seen)
+            if entry.is_dir(follow_symlinks=False):
+                ahead.append(entry.path)
 
 
 def _first_untrusted(steps: Iterable[Path], seen: set[Path]) -> Iterator[UntrustedPath]:
@@ -131,7 +138,7 @@ def _path_components(path: Path) -> Iterator[Path]:
 
 def _untrusted_reason(step: Path) -> str | None:
     """Return why root must not run this path, None if only root can change it."""
-    if any(home in (step, *step.parents) for home in HOMES):
+    if f"{step}/".startswith(HOMES):
         return "is in a home folder"
     try:
         status = step.lstat()
