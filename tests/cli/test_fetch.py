@@ -528,6 +528,59 @@ def test_the_hint_about_a_full_disk_names_the_folder(
     assert re.fullmatch(expected, hint), done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_a_full_disk_for_stdin_is_said_and_no_task_is_left(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Its bytes are kept on this machine first, because a task needs all of them."""
+    before = agent_tasks(agent, home)
+
+    done = in_small_folder(
+        agent,
+        home,
+        "export TMPDIR=$PWD; head -c 3000000 /dev/zero | octaskly run -- wc -c;"
+        " echo $?; ls -A; head -c 500 /dev/zero | octaskly run -- wc -c",
+    )
+
+    assert done.stdout.split() == ["125", "500"]
+    said = [
+        line for line in done.stderr.splitlines() if not line.startswith("queued: ")
+    ]
+    assert said == [
+        f"error: this machine cannot store stdin in {home}: No space left on device",
+        "  hint: TMPDIR=/var/tmp octaskly run ...    stores it elsewhere",
+    ]
+    assert agent_tasks(agent, home) == before + 1
+
+
+def agent_tasks(agent: DemoAgent, home: Path) -> int:
+    """Return how many tasks the agent knows."""
+    return int(json.loads(octaskly(agent, home, "ls", "--json").stdout)["total"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
+def test_a_full_disk_for_the_cache_costs_only_time(
+    agent: DemoAgent, home: Path
+) -> None:
+    """Without the index, all is hashed; a retry cannot send what it does not know."""
+    done = in_small_folder(
+        agent,
+        home,
+        "export XDG_CACHE_HOME=$PWD; echo sent >f; cat /dev/zero >ballast 2>&-;"
+        f" octaskly map --in f 'cat f; test -e {home.parent}/go #' ::: item;"
+        f" echo $?; touch {home.parent}/go; octaskly map --retry-failed last; echo $?;"
+        " rm ballast; octaskly run --in f -- cat f; echo $?",
+    )
+
+    assert done.stdout.split() == ["sent", "1", "sent", "0", "sent", "0"], done.stderr
+    assert re.search(
+        r"· this machine does not know the files of task-\S+; nodes use those that they"
+        " still have\n",
+        done.stderr,
+    )
+    assert "error" not in done.stderr
+
+
 SLOW = """
 import os, signal, sys
 from octaskly.cli import main
