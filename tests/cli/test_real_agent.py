@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,6 +70,37 @@ def test_run_passes_its_stdin_on(
 
     assert (from_pipe.returncode, from_pipe.stdout) == (0, digest)
     assert (from_file.returncode, from_file.stdout) == (0, digest)
+
+
+def test_stdin_is_used_in_a_shell_as_that_of_a_local_command(
+    agent: DemoAgent, tmp_path: Path
+) -> None:
+    """A tree goes there by a pipe, and a file comes back changed."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "a").write_bytes(os.urandom(3_000_000))  # More than a task carries.
+    (tmp_path / "bin" / "tool").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "tool").chmod(0o755)
+    cli = shlex.join(map(str, typed("--state-dir", str(agent.state))))
+    script = f"""
+        octaskly() {{ {cli} "$@"; }}
+        tar c . | octaskly run -- tar x &&
+        octaskly run -- gzip < a > b
+    """
+
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    done = without_wait_reason(done)
+    work = agent.state.parent / "work"
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (work / "a").read_bytes() == (tmp_path / "a").read_bytes()
+    assert os.access(work / "bin" / "tool", os.X_OK)
+    assert gzip.decompress((tmp_path / "b").read_bytes()) == (work / "a").read_bytes()
 
 
 def test_run_without_stdin_waits_for_nothing(agent: DemoAgent) -> None:
