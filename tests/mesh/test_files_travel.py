@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mesh.forming import form
+from tests.mesh.forming import dispatcher_of, form
 from tests.mesh.lab import OF_THE_STARTER, ROOT, Host, Lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
@@ -69,8 +69,10 @@ def host_sha256(folder: Path, *names: str) -> str:
     return done.stdout
 
 
-def received_bytes(host: Host) -> int:
-    return int(host.run("cat", "/sys/class/net/eth0/statistics/rx_bytes").stdout)
+def moved_bytes(host: Host) -> int:
+    """Return how much a host has sent and received, with all headers."""
+    counts = (f"/sys/class/net/eth0/statistics/{way}_bytes" for way in ("rx", "tx"))
+    return sum(map(int, host.run("cat", *counts).stdout.split()))
 
 
 @pytest.fixture(scope="module")
@@ -140,21 +142,29 @@ def test_a_host_sees_no_file_of_another(hosts: list[Host]) -> None:
 
 
 def test_a_second_run_moves_what_changed(hosts: list[Host]) -> None:
-    """Of 1000 files, one: that file and less than 64 kB beside it."""
+    """Of 1000 files, one: that file and less than 64 kB beside it, in both directions.
+
+    A run without files moves the rest, such as the task and the heartbeats meanwhile.
+    """
     folder = hosts[0].folder / "many"
     for number in range(MANY_FILES):
         place = folder / f"folder{number % 10}/file{number}"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(os.urandom(1024))
-    run = ("run", "--in", ".", "--on", "h2", "--")
+    dispatcher = dispatcher_of(hosts[0])
+    worker = next(host for host in hosts[1:] if host.name != dispatcher)
+    run = ("run", "--in", ".", "--on", worker.name, "--")
     typed(hosts[0], folder, *run, "true")
     changed = folder / "folder3/file333"
     changed.write_bytes(os.urandom(1024))
-    before = received_bytes(hosts[1])
+    command = "sha256sum folder3/file333"
+    start = moved_bytes(worker)
+    typed(hosts[0], folder, *("run", "--on", worker.name, "--"), f"{command} || :")
+    plain = moved_bytes(worker)
 
-    printed = typed(hosts[0], folder, *run, "sha256sum folder3/file333")
+    printed = typed(hosts[0], folder, *run, command)
 
-    moved = received_bytes(hosts[1]) - before
+    moved = moved_bytes(worker) - plain - (plain - start)
     assert moved < AGAIN_BYTES_MAX + 1024
     assert printed == host_sha256(folder, "folder3/file333")
 
@@ -195,3 +205,9 @@ def test_one_line_makes_thumbnails_of_200_pictures(hosts: list[Host]) -> None:
         check=True,
     )
     assert shapes.stdout.split() == ["32x21"] * PICTURES
+    subprocess.run(
+        ["convert", pictures[0], "-thumbnail", "32x32", "-strip", "local.png"],
+        cwd=folder,
+        check=True,
+    )
+    assert made[0].read_bytes() == (folder / "local.png").read_bytes()
