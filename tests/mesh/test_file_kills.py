@@ -26,6 +26,15 @@ SEEDS = int(os.environ.get("SOAK_FILES_SEEDS", "50"))
 FIRST = int(os.environ.get("SOAK_FILES_SEED", "1"))
 LARGE_BYTES = 48 << 20
 LINK_MBIT = 100  #: so that it takes four seconds
+MEMORY_MB = 24  #: of a client beside that of a small command; half of the file
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+open(sys.argv[1], "w").write(str(peak_kb))
+sys.exit(code)
+"""
+"""Runs a command, and writes to a file how much memory it had at most."""
 
 pytestmark = pytest.mark.netns
 
@@ -77,6 +86,7 @@ def test_an_upload_outlives_the_dispatcher_that_it_goes_to(
     _kill_once(lab, dispatcher, part, lambda: _written_bytes(_store(dispatcher)))
     task, error = process.communicate(timeout=COMMAND_S)
 
+    _check_memory(client, folder)
     print(process.returncode, error)
     for host in lab.hosts:
         _check_store(host)
@@ -106,6 +116,7 @@ def test_a_fetch_outlives_the_dispatcher_that_forwards_it(
     assert _received_bytes(dispatcher) - before_bytes >= part * LARGE_BYTES
     _, error = process.communicate(timeout=COMMAND_S)
 
+    _check_memory(client, folder)
     print(process.returncode, error)
     if process.returncode != 0:
         assert "error:" in error.lower()
@@ -137,9 +148,10 @@ def _slow_folder(lab: Lab, name: str) -> Path:
 def _start(host: Host, folder: Path, *words: str) -> "subprocess.Popen[str]":
     """Start a command in a folder, as a user of a host would."""
     state = str(host.first.state)
+    measured = (sys.executable, "-c", MEASURE, str(_peak_file(folder)))
     return subprocess.Popen(
         [
-            *host.prefix,
+            *(*host.prefix, *measured),
             *(sys.executable, "-m", "octaskly", "--state-dir", state, *words),
         ],
         cwd=folder,
@@ -154,6 +166,20 @@ def _start(host: Host, folder: Path, *words: str) -> "subprocess.Popen[str]":
 def _end(process: "subprocess.Popen[str]") -> tuple[int, str]:
     _, error = process.communicate(timeout=COMMAND_S)
     return process.returncode, error
+
+
+def _peak_file(folder: Path) -> Path:
+    """Return the file with the memory of the last command typed in a folder."""
+    return folder.with_suffix(".peak_kb")
+
+
+def _check_memory(host: Host, folder: Path) -> None:
+    """Check that the last command held no file in memory."""
+    peak_kb = int(_peak_file(folder).read_text())
+    assert _end(_start(host, folder, "nodes"))[0] == 0
+    small_kb = int(_peak_file(folder).read_text())
+    print(f"memory: {peak_kb} kB; of a small command: {small_kb} kB")
+    assert peak_kb - small_kb < MEMORY_MB << 10
 
 
 def _kill_once(
