@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from octaskly.cli import main
+from octaskly.cli.demo.agents import DemoAgent
 from octaskly.files import ignore_rules, local_tree, manifest
 from tests.cli.stand_in import Api
 from tests.cli.typed import typed, without_wait_reason
@@ -161,3 +162,35 @@ def sent_by(agent: Agent, command: str) -> tuple[int, str]:
     )
     said = re.sub(r"\d+ MiB are free", "N MiB are free", done.stderr.decode())
     return done.returncode, said
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_tree_of_100_000_files_runs_and_one_more_is_refused(
+    agent: DemoAgent, tmp_path: Path
+) -> None:
+    """Before anything is sent, and with the exit code of Octaskly's own failures."""
+    folder = tmp_path / "many"
+    for number in range(100):
+        (folder / f"{number}").mkdir(parents=True)
+    for number in range(100_000):
+        (folder / f"{number % 100}" / f"{number}").touch()
+    words = typed("--state-dir", str(agent.state), "run", "--in", "many", "--")
+    count = [*words, "find many -type f | wc -l"]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            count, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    whole = run()
+    (folder / "one more").touch()
+    refused = run()
+
+    assert (whole.returncode, whole.stdout) == (0, "100000\n"), whole.stderr
+    assert (refused.returncode, refused.stdout) == (125, "")
+    assert refused.stderr == (
+        f"error: there are more than 100000 files below '{folder}'\n"
+        "  hint: send a smaller folder, or one archive of it; .gitignore can exclude"
+        " files\n"
+    )
