@@ -180,6 +180,10 @@ class Dispatcher:
         tasks = self._queue.tasks.held_by(node) if self.is_active else []
         return [(task.attempt, task.spec) for task in tasks if task.attempt is not None]
 
+    def has_unended_members(self, array: TaskId) -> bool:
+        """Return True if a member of an array in hand has not ended or not begun."""
+        return self._step.queue.array_queue.has_unended_members(array)
+
     def is_unacknowledged(self, task: TaskId, attempt: AttemptId) -> bool:
         """Return True if the end of an attempt is recorded, but not yet safe."""
         return self._outcome_recorder.is_unacknowledged((task, attempt))

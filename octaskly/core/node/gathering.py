@@ -13,6 +13,10 @@ The rule: once `Limits.many_reports` arrived within `GATHER_S`,
   standbys. Any other write, such as that of a submission, takes along what waits;
 - an acknowledgement waits for the next message to its worker.
 
+The fact that an attempt did not succeed never waits, nor that the last member of an
+array ended: many watch for these, and few of all ends are such. The core does not know
+which tasks a client waits for.
+
 Fewer reports, as on an idle mesh, never wait. The rest of the core sees a slower
 network and a slower disk, so no guarantee depends on this. A worker holds its reports
 only while it has other work (`runner.pool.report_queue`): else its slots would be free.
@@ -22,21 +26,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from octaskly.core.effects import Append, Effect, Send
 from octaskly.core.events import AttemptsEnded, Event, Received
 from octaskly.core.log.facts import (
     Assigned,
+    Entry,
     Finished,
     MembersAssigned,
     MembersSucceeded,
 )
 from octaskly.core.log.range_facts import MEMBER_BYTES
-from octaskly.core.model.arrays import RangeMembers
+from octaskly.core.model.arrays import RangeMembers, array_of
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import AttemptState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.protocol.messages import (
     Message,
@@ -57,10 +63,23 @@ ENTRY_BYTES: Final = 512  #: of an entry without output, roughly
 
 
 class Gathering:
-    """The reports, writes and acknowledgements of this dispatcher that wait."""
+    """The reports, writes and acknowledgements of this dispatcher that wait.
 
-    def __init__(self, limits: Limits, timers: TimerHeap) -> None:
+    Args:
+        limits: Settings of this node.
+        timers: Timers of this node.
+        has_unended_members: Returns True if some member of an array in hand has not
+            ended, or has not begun.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        timers: TimerHeap,
+        has_unended_members: Callable[[TaskId], bool],
+    ) -> None:
         self._bytes_max = limits.entries_bytes
+        self._has_unended_members = has_unended_members
         self._timers = timers
         self._arrived_s: deque[float] = deque(maxlen=limits.many_reports)
         """Times of the latest reports."""
@@ -145,11 +164,27 @@ class Gathering:
         is_large = size_bytes > self._bytes_max
         if not has_ends or is_large or not self._are_many_arriving(now):
             return False
+        if self._is_urgent(append.entries):
+            return False
         if not self._appends:
             self._appends_due_s = now.mono_s + GATHER_S
         self._appends.append(append)
         self._appends_bytes = size_bytes
         return True
+
+    def _is_urgent(self, entries: Sequence[Entry]) -> bool:
+        """Return True if an attempt did not succeed, or the last member of an array."""
+        arrays: set[TaskId] = set()
+        for entry in entries:
+            fact = entry.fact
+            if isinstance(fact, MembersSucceeded):
+                arrays.add(fact.array)
+            elif isinstance(fact, Finished):
+                if fact.outcome.state is not AttemptState.OK:
+                    return True
+                if (array := array_of(fact.task)) is not None:
+                    arrays.add(array)
+        return not all(map(self._has_unended_members, arrays))
 
     def _hold_ack(self, effect: Send, now: Moment) -> bool:
         is_ack = all(

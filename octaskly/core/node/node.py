@@ -119,7 +119,11 @@ class Node:
         self._address_book = components.peer_table.address_book
         self._mdns_schedule = components.mdns_schedule
         self._roster_builder = components.roster_builder
-        self._gathering = Gathering(settings.limits, components.timers)
+        self._gathering = Gathering(
+            settings.limits,
+            components.timers,
+            components.dispatcher.has_unended_members,
+        )
         self._candidacy = components.candidacy
         self._election = components.election
         self._timeouts = components.timeouts

@@ -148,6 +148,22 @@ class ArrayQueue:
         array = self._array_of(member)
         return array if array is not None and array.stage is Stage.QUEUED else None
 
+    def has_unended_members(self, array: TaskId) -> bool:
+        """Return True if a member of an array in hand has not ended or not begun.
+
+        Members that ended stay in memory for a while, in front of the others.
+        """
+        task = self._tasks.get(array)
+        if task is not None and task.stage is Stage.QUEUED:
+            has_next = task.next_position is not None
+            if has_next or task.remaining or not task.is_read:
+                return True
+        ranges = reversed(self._tasks.ranges.of_array(array))
+        if any(live.live_count for live in ranges):
+            return True
+        singles = reversed(self._tasks.single_members_of(array).values())
+        return any(member.final_state is None for member in singles)
+
     def is_remainder_cancelled(self, member: TaskId) -> bool:
         """Return True if the rest of the member's array was just cancelled."""
         array = self._array_of(member)

@@ -112,9 +112,9 @@ class TaskTable:
         members = self._members.get(array)
         return () if members is None else members.values()
 
-    def single_members_of(self, array: TaskId) -> Collection[TaskId]:
+    def single_members_of(self, array: TaskId) -> dict[TaskId, QueuedTask]:
         """Return the members of an array that are in memory outside of ranges."""
-        return self._members.get(array, {}).keys()
+        return self._members.get(array, {})
 
     # --- What workers hold.
 

@@ -48,14 +48,17 @@ class Outbox:
 
     def add_message(self, *result: object) -> None:
         """Add a message other than `end`."""
-        self._hold_s = STATUS_HOLD_S
+        self._hold_s = min(self._hold_s, STATUS_HOLD_S)
         self._results.append(list(result))
 
     def add_end(self, child: AttemptProcess) -> None:
         """Add the `end` of an attempt; its message is built when it is sent.
 
-        Building many messages at once takes a third of the time for each.
+        Building many messages at once takes a third of the time for each. A failure
+        never waits for others: see `pool.report_queue`.
         """
+        if child.status:
+            self._hold_s = 0.0
         self._results.append(child)
 
     def send_due(self, waiting: int, now_s: float) -> None:

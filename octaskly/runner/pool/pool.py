@@ -176,6 +176,7 @@ class Pool:
             item = self._attempts[name] = PoolAttempt(
                 self._last_key, attempt, spec, now_s
             )
+            self._reports.expect_report(spec.id)
             if self._is_closing:
                 self._end_attempt(item, released_outcome(EndReason.DRAINING))
             elif not self._resources.can_ever_fit(item):

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, Self
 
-from octaskly.core.model.ids import AttemptId
+from octaskly.core.model.arrays import array_of
+from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import Report
 from octaskly.ports import Clock
@@ -67,6 +68,11 @@ EndedCallback = Callable[[tuple[Report, ...]], None]
 class ReportQueue:
     """Reports that were not delivered yet.
 
+    While attempts wait for a slot, a report waits for others, as a step of the core and
+    a message cost nearly as much for one as for fifty. Two kinds of reports do not
+    wait, because many watch for them and few of all are such: an attempt that did not
+    succeed, and the last attempt here at a member of an array.
+
     Args:
         clock: The machine's clocks.
         on_ended: Called on the event loop with one or more reports.
@@ -76,12 +82,27 @@ class ReportQueue:
         self._clock = clock
         self._on_ended = on_ended
         self._reports: list[Report] = []
+        self._has_urgent = False
+        self._unended: Counter[TaskId] = Counter()
+        """Number of attempts by array, for members of arrays."""
         self._flushed_s = float("-inf")
         self._timer: asyncio.Handle | None = None
 
+    def expect_report(self, task: TaskId) -> None:
+        """Note that this node has an attempt at a task, whose report will follow."""
+        if (array := array_of(task)) is not None:
+            self._unended[array] += 1
+
     def add_report(self, report: Report) -> None:
-        """Add a report to the next delivery."""
+        """Add the report of an expected attempt to the next delivery."""
         self._reports.append(report)
+        if report.outcome.state is not AttemptState.OK:
+            self._has_urgent = True
+        if (array := array_of(report.task)) is not None:
+            self._unended[array] -= 1
+            if not self._unended[array]:
+                del self._unended[array]
+                self._has_urgent = True
 
     def schedule_flush(self) -> None:
         """Deliver soon, but after the current call: the core may be inside a step."""
@@ -89,11 +110,14 @@ class ReportQueue:
             self._timer = asyncio.get_running_loop().call_soon(self.flush)
 
     def flush_or_delay(self, *, is_busy: bool) -> None:
-        """Deliver now; or, if `is_busy`, within `COALESCE_S` together with others."""
+        """Deliver now; or, if `is_busy`, within `COALESCE_S` together with others.
+
+        `is_busy`: attempts wait for a slot.
+        """
         if not self._reports:
             return
         since_s = self._clock.now().mono_s - self._flushed_s
-        is_held = is_busy and since_s < COALESCE_S
+        is_held = is_busy and not self._has_urgent and since_s < COALESCE_S
         if not is_held or len(self._reports) >= COALESCE_REPORTS:
             self.flush()
         elif self._timer is None:
@@ -107,5 +131,6 @@ class ReportQueue:
             self._timer = None
         if self._reports:
             reports, self._reports = tuple(self._reports), []
+            self._has_urgent = False
             self._flushed_s = self._clock.now().mono_s
             self._on_ended(reports)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from msgspec.structs import replace
 
@@ -155,6 +157,23 @@ def killed(mesh: Mesh, name: str) -> list[TaskId]:
         if isinstance(message, Kill)
         for task, _ in message.items
     ]
+
+
+def test_an_array_has_unended_members_until_its_last_one_is_decided() -> None:
+    """Those that no worker has count, too."""
+    mesh = Mesh(ArraySpec(count=5, first=1), a=2, b=1)
+    has_unended = partial(mesh.dispatch.has_unended_members, mesh.array.id)
+    first, second = *mesh.ranges("a"), *mesh.ranges("b")
+
+    mesh.clear()
+    mesh.succeed("a", first, 0, 1, credit=2)
+    mesh.settle()
+    (third,) = mesh.ranges("a")
+    assert has_unended()
+    mesh.succeed("a", third, 0, 1)
+    assert has_unended()
+    mesh.fail("b", second, 0)
+    assert not has_unended()
 
 
 def test_workers_get_consecutive_members_in_one_message() -> None:

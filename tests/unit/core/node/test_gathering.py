@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.effects import Append, Effect, Save, Send
 from octaskly.core.events import AttemptsEnded, Event, Received, TimerFired
-from octaskly.core.log.facts import Assigned, Entry, Fact, Finished, Submitted
+from octaskly.core.log.facts import (
+    Assigned,
+    Entry,
+    Fact,
+    Finished,
+    MembersSucceeded,
+    Submitted,
+)
+from octaskly.core.log.range_facts import success_facts
+from octaskly.core.model.arrays import RangeMembers, member_id
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.settings import Limits
+from octaskly.core.model.tasks import AttemptState
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.node.gathering import (
     ACK_WAIT_S,
@@ -36,6 +47,14 @@ MANY = 3
 A, B = node_id("a"), node_id("b")
 T, U = TaskId("t"), TaskId("u")
 END = Finished(T, attempt(), A, outcome())
+ARRAY = TaskId("task-001-0000000a")
+MEMBER_END = Finished(member_id(ARRAY, 1), attempt(), A, outcome())
+(MEMBERS_END,) = success_facts(
+    RangeMembers(ARRAY, 1, 1, attempt(), (0, 1)),
+    A,
+    [replace(outcome(duration_ms=1), started_ms=2, ended_ms=3)] * 2,
+    term=1,
+)
 ORDER = Assigned(U, attempt(), A)
 ENTRIES_MAX = 4  #: in one write
 REPORT = Received(B, (results_message(),))
@@ -47,7 +66,9 @@ class Writes:
     def __init__(self) -> None:
         limits = Limits(many_reports=MANY, entries_bytes=ENTRIES_MAX * ENTRY_BYTES)
         self.timers = TimerHeap()
-        self.gathering = Gathering(limits, self.timers)
+        self.unended: set[TaskId] = set()
+        """The arrays with members that have not ended."""
+        self.gathering = Gathering(limits, self.timers, self.unended.__contains__)
         self._number = self._seq = 0
 
     def write(self, *facts: Fact) -> Append:
@@ -177,6 +198,33 @@ def test_assignments_wait_only_together_with_ends() -> None:
 
     assert not writes.hold(writes.write(ORDER))
     assert writes.hold(writes.write(END, ORDER))
+
+
+@pytest.mark.parametrize("state", [*AttemptState][:-1])
+def test_an_attempt_that_did_not_succeed_is_written_at_once(
+    state: AttemptState,
+) -> None:
+    """It takes along what waits; few of all ends are such."""
+    writes = Writes()
+    writes.report_many()
+    failed = Finished(T, attempt(), A, outcome(state=state))
+
+    assert writes.hold(writes.write(END))
+    assert not writes.hold(writes.write(END, failed, ORDER))
+
+
+@pytest.mark.parametrize("end", [MEMBER_END, MEMBERS_END])
+def test_the_end_of_the_last_member_of_an_array_is_written_at_once(
+    end: Finished | MembersSucceeded,
+) -> None:
+    """Whoever waits for the array gets it now; the end of another member waits."""
+    writes = Writes()
+    writes.report_many()
+    writes.unended.add(ARRAY)
+
+    assert writes.hold(writes.write(END, end, ORDER))
+    writes.unended.remove(ARRAY)
+    assert not writes.hold(writes.write(END, end, ORDER))
 
 
 def test_a_large_write_does_not_wait() -> None:
