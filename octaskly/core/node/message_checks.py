@@ -9,7 +9,7 @@ Thus no number from a peer can block the writer or a claim.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from octaskly.core.effects import Effect, LogLine
@@ -17,9 +17,10 @@ from octaskly.core.events import PeerUp
 from octaskly.core.log.facts import Entry, Floor
 from octaskly.core.log.range_rows import is_valid_range_row
 from octaskly.core.membership.peer_table import PeerTable
-from octaskly.core.model.arrays import are_valid_members
+from octaskly.core.model.arrays import are_valid_members, attempt_at
 from octaskly.core.model.hlc import hlc_of_latest_remote
 from octaskly.core.model.ids import (
+    AttemptId,
     Epoch,
     Moment,
     NodeId,
@@ -320,6 +321,14 @@ class MessageValidator:
     def _check_work_message(self, peer: NodeId, message: _WorkMessage) -> str | None:
         if not _is_sane_work(message):
             return "fact"
+        own = self._journal.stream
+        if own is not None:
+            last_seq = self._journal.vector[own]
+            if any(
+                attempt.stream == own and attempt.seq > last_seq
+                for attempt in _reported_attempts(message)
+            ):
+                return "attempt"  # It was not assigned yet.
         view = self._peer_table.peers.get(peer)
         return (
             "parts" if view and len(view.reattach_parts) >= REATTACH_PARTS_MAX else None
@@ -340,6 +349,22 @@ def _is_sane_work(message: _WorkMessage) -> bool:
             return all(map(is_valid_range_report, range_reports))
         case RangeResultsOk(items=members):
             return all(map(are_valid_members, members))
+
+
+def _reported_attempts(message: _WorkMessage) -> Iterator[AttemptId]:
+    """Yield the attempts that a worker says it ran or runs; of a range, the last."""
+    match message:
+        case Results(reports):
+            for report in reports:
+                yield report.attempt
+        case RangeResults(items):
+            for members in (report.members for report in items):
+                yield attempt_at(members.attempt, members.offsets[-1])
+        case Reattach(running):
+            for attempt, _ in running:
+                yield attempt
+        case _:
+            pass
 
 
 def _check_addresses(message: Message) -> str | None:

@@ -16,7 +16,15 @@ from octaskly.core.effects import (
     Send,
     ServePull,
 )
-from octaskly.core.events import PeerUp, Persisted, Received, SavedState, TimerFired
+from octaskly.core.events import (
+    Event,
+    PeerUp,
+    Persisted,
+    Received,
+    SavedState,
+    TasksSubmitted,
+    TimerFired,
+)
 from octaskly.core.log.facts import (
     NO_FLOOR,
     Decided,
@@ -41,7 +49,15 @@ from octaskly.core.model.arrays import (
 )
 from octaskly.core.model.field_types import COUNT_MAX
 from octaskly.core.model.hlc import hlc_of
-from octaskly.core.model.ids import NO_EPOCH, Address, Epoch, StreamId, TaskId, Vector
+from octaskly.core.model.ids import (
+    NO_EPOCH,
+    Address,
+    AttemptId,
+    Epoch,
+    StreamId,
+    TaskId,
+    Vector,
+)
 from octaskly.core.model.nodes import NodeState, Role, RosterEntry
 from octaskly.core.model.task_options import ArraySpec, FreedStdin, TaskOptions
 from octaskly.core.model.tasks import (
@@ -85,6 +101,7 @@ from octaskly.core.protocol.messages import (
 )
 from tests.support.builders import (
     attempt,
+    draft,
     epoch,
     moment,
     node_id,
@@ -119,7 +136,7 @@ class Shell:
         sent = self.node.hello(moment())
         self.met = self.feed(PeerUp(PEER, sent, hello, Address("::1", 7)))
 
-    def feed(self, *events: TimerFired | PeerUp | Received | Persisted) -> list[Effect]:
+    def feed(self, *events: Event) -> list[Effect]:
         done: list[Effect] = []
         for event in events:
             effects = self.node.step(event, moment(self.seconds))
@@ -569,6 +586,40 @@ def test_no_peer_writes_into_the_stream_of_this_epoch() -> None:
     forged = Entries(entries((own, 1)), ((own, shell.node.epoch),), False, ())
 
     assert Disconnect(PEER, "protocol: writer") in shell.hear(forged)
+
+
+ASKED = TasksSubmitted(1, (draft("true"),), "ana", ("00000001",), (None,))
+
+
+@pytest.mark.parametrize("kind", ["a report", "a report of members", "a running one"])
+def test_no_worker_has_an_attempt_that_was_not_assigned_yet(kind: str) -> None:
+    """The log would get an end for each, and the worker an acknowledgement."""
+    shell = Shell()
+    own = shell.become_dispatcher()
+    shell.feed(ASKED)
+    last = AttemptId(shell.node.epoch.term, own, shell.vector[own], 1)
+    members = RangeMembers(TaskId("task-001-0000000a"), 1, 1, last, (0,))
+
+    def message(last: AttemptId, offset: int) -> Message:
+        seen = replace(last, seq=last.seq + offset)
+        match kind:
+            case "a report":
+                return Results((report("t", seen),), 2)
+            case "a running one":
+                return Reattach(((seen, spec("t")),), 2, READY)
+            case _:
+                named = replace(members, offsets=(offset,))
+                end = MemberSuccess(None, None, None)
+                return RangeResults((RangeReport(named, (end,)),), 2)
+
+    known = shell.hear(message(last, 0))
+    before = shell.vector
+    unknown = shell.hear(message(last, before[own] - last.seq + 1))
+
+    assert not [e for e in known if isinstance(e, Disconnect)]
+    assert Disconnect(PEER, "protocol: attempt") in unknown
+    assert not [e for e in unknown if isinstance(e, Append)]
+    assert shell.vector == before
 
 
 def test_only_appended_entries_can_be_acknowledged() -> None:
