@@ -9,14 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.scheduling.turns import flow_of
 from tests.support.builders import draft, node_info
 from tests.support.dispatcher import queued_count
 from tests.support.dispatcher_with_workers import DispatcherWithWorkers, array_draft
 
 SUBMITTERS = st.sampled_from(["ann", "bo", "cy"])
+CPUS_MAX = 3
 SUBMISSIONS = st.tuples(
-    st.just("submit"), SUBMITTERS, st.sampled_from(["one", "array"]), st.integers(1, 9)
+    st.just("submit"),
+    SUBMITTERS,
+    st.sampled_from(["one", "array"]),
+    st.integers(1, 9),
+    st.integers(1, CPUS_MAX),
 )
 ACTIONS = st.lists(
     SUBMISSIONS | st.tuples(st.just("end"), st.integers(0, 9)), min_size=5, max_size=80
@@ -33,41 +39,62 @@ class World:
         self.slots = slots
         self.submissions = 0
         self.placed: list[tuple[str, str, int]] = []  #: submitter, flow and number
-        self.held: Counter[str] = Counter()
-        self.waiting: Counter[str] = Counter()
-        self.waits: Counter[tuple[str, str]] = Counter()
-        """Number of tasks that started while a flow waited, since it started one."""
+        self.cpus: dict[str, int] = {}  #: slots that each task of a flow holds
+        self.held: Counter[str] = Counter()  #: slots, by flow
+        self.waiting: Counter[str] = Counter()  #: tasks, by flow
 
-    def submit(self, who: str, kind: str, count: int) -> None:
+    def submit(self, who: str, kind: str, count: int, cpus: int = 1) -> None:
+        """Submit an array, or tasks of the submitter's only flow of single ones."""
         self.submissions += 1
-        self.waiting[who] += count
+        # All single tasks hold as many slots as the first of them.
+        flow = f"{who}/{self.submissions if kind == 'array' else 'one'}"
+        cpus = self.cpus.setdefault(flow, min(cpus, self.slots))
+        requires = None if cpus == 1 else Requirements(cpus=cpus)
         if kind == "array":
-            flow = f"{who}/{self.submissions}"
-            placed = self.mesh.ask(array_draft(flow, count), by=who)
+            drafts = [array_draft(flow, count, requires)]
         else:
-            drafts = (
-                draft(f"{who}/one {self.submissions * 100 + n}") for n in range(count)
-            )
-            placed = self.mesh.ask(*drafts, by=who)
-        self.note(placed)
+            options = None if cpus == 1 else TaskOptions(requires=requires)
+            numbers = (self.submissions * 100 + n for n in range(count))
+            drafts = [replace(draft(f"{flow} {n}"), options=options) for n in numbers]
+        self.waiting[flow] += count
+        self.note(self.mesh.ask(*drafts, by=who))
 
     def end(self, draw: int) -> None:
         running = list(self.mesh.live)
         if running:
             command = running[draw % len(running)]
-            self.held[command.split("/")[0]] -= 1
+            flow = command.split()[0]
+            self.held[flow] -= self.cpus[flow]
             self.note(self.mesh.end(command))
 
     def note(self, commands: list[str]) -> None:
-        """Check that the submitter held no more than any other that waits."""
+        """Check whose turn it was in one step.
+
+        Before the last task that somebody started, no other that still waits held less,
+        if its tasks need no more slots.
+        """
+        started: set[str] = set()
         for command in commands:
             flow, number = command.split()
-            who = flow.split("/")[0]
-            others = [self.held[each] for each, n in self.waiting.items() if n]
-            assert self.held[who] == min(others)
-            self.held[who] += 1
-            self.waiting[who] -= 1
-            self.placed.append((who, flow, int(number)))
+            self.held[flow] += self.cpus[flow]
+            self.waiting[flow] -= 1
+            self.placed.append((flow.split("/")[0], flow, int(number)))
+            started.add(flow)
+        waiting = [flow for flow, count in self.waiting.items() if count]
+        of_submitters: Counter[str] = Counter()
+        for flow, slots in self.held.items():
+            of_submitters[flow.split("/")[0]] += slots
+        for flow in started:
+            who, most = flow.split("/")[0], self.cpus[flow]
+            own = [each for each in started if each.startswith(f"{who}/")]
+            before = of_submitters[who] - max(self.cpus[each] for each in own)
+            least = min(self.cpus[each] for each in own)
+            for other in waiting:
+                other_who = other.split("/")[0]
+                if other_who == who and self.cpus[other] <= most:
+                    assert self.held[flow] - most <= self.held[other]
+                elif other_who != who and self.cpus[other] <= least:
+                    assert before <= of_submitters[other_who]
 
     @property
     def flows(self) -> set[tuple[str, str]]:
@@ -79,8 +106,8 @@ def run(slots: int, actions: list[tuple[object, ...]]) -> World:
     world = World(slots)
     for action in actions:
         match action:
-            case "submit", str(who), str(kind), int(count):
-                world.submit(who, kind, count)
+            case "submit", str(who), str(kind), int(count), int(cpus):
+                world.submit(who, kind, count, cpus)
             case "end", int(draw):
                 world.end(draw)
             case _:

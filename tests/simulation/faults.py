@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from octaskly.core.model.ids import NodeId
+from octaskly.core.model.nodes import NO_HOLD, AvailabilityCommand
 from tests.simulation.store.disk import Disk
 from tests.simulation.world import World
 
@@ -243,6 +244,15 @@ def restorer(world: World, node: NodeId, backup: Disk) -> Callable[[], None]:
         world.restore(node, backup)
 
     return restore
+
+
+def end_steering(world: World) -> None:
+    """Let all nodes take tasks and run them, also those that are down."""
+    for machine in world.machines.values():
+        world.resume(machine.id)
+        machine.disk.hold = NO_HOLD
+        for steering in (AvailabilityCommand.RESUME, AvailabilityCommand.UNPAUSE):
+            world.steer(machine.id, steering)
 
 
 def one_alive(world: World) -> NodeId | None:

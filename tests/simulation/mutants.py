@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
@@ -59,6 +59,7 @@ from octaskly.core.replication.replication import Replication
 from octaskly.core.replication.standby_appends import Standby
 from octaskly.core.scheduling import task_queue
 from octaskly.core.scheduling.live_ranges import LIVE, LiveRange
+from octaskly.core.scheduling.queue_lanes import Flow, Turn
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.worker.result_outbox import PendingResult, ResultOutbox
 from octaskly.core.worker.worker import Worker
@@ -602,6 +603,28 @@ def rests_of_ranges_begin_anew(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(journal, "entry_after", unshifted)
 
 
+def slots_of_submitters_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    """Submitters take turns by what they started, whatever still runs."""
+    real = Flow.turn
+
+    def turn(self: Flow, place: int | None = None) -> Turn:
+        priority, _, *rest = real(self, place)
+        return cast("Turn", (priority, 0, *rest))
+
+    patch.setattr(Flow, "turn", turn)
+
+
+def slots_of_flows_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    """The flows of a submitter take turns by what they started."""
+    real = Flow.turn
+
+    def turn(self: Flow, place: int | None = None) -> Turn:
+        *first, _, tag, place = real(self, place)
+        return cast("Turn", (*first, 0, tag, place))
+
+    patch.setattr(Flow, "turn", turn)
+
+
 Hunt = Callable[[int], object]
 
 
@@ -680,12 +703,15 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (ended_members_of_ranges_run_again, run_ranges),
     (facts_about_ranges_lose_gaps, run_ranges),
     (rests_of_ranges_begin_anew, run_ranges),
+    (slots_of_submitters_do_not_count, run_ranges),
+    (slots_of_flows_do_not_count, run_ranges),
 )
 """Each bug, with a kind of world in which it shows."""
 FIRST: dict[Plant, int] = {
     absorbed_tasks_are_not_queued: 12,
     clock_steps_make_tasks_older: 12,
     deposed_dispatchers_are_acknowledged: 51,
+    ended_members_of_ranges_run_again: 7,
     ends_count_during_a_pull: 91,
     floors_wait_for_nothing: 12,
     follow_the_stale: 12,
@@ -696,6 +722,7 @@ FIRST: dict[Plant, int] = {
     records_are_not_in_snapshots: 8,
     rests_of_ranges_begin_anew: 47,
     retired_streams_need_not_be_held: 202,
+    slots_of_submitters_do_not_count: 3,
     standbys_cannot_read_their_copies: 9,
     stop_pulling_early: 11,
     tasks_run_without_their_stdin: 65,

@@ -1,8 +1,9 @@
-"""Turns of submitters and arrays: counts that match what runs, and order in arrays."""
+"""Turns of submitters and arrays: who is next, counts that match, order in arrays."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 
 from octaskly.core.effects import Append, Effect
@@ -10,9 +11,12 @@ from octaskly.core.events import Event
 from octaskly.core.log.facts import Assigned, Submitted
 from octaskly.core.log.range_facts import member_entries
 from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
+from octaskly.core.model.task_options import is_stdin_freed
+from octaskly.core.model.tasks import PRIORITY_SHIFT
 from octaskly.core.node.node import Node
 from octaskly.core.scheduling.queued_task import QueuedTask
+from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.core.scheduling.turns import FlowKey
 from tests.simulation.machine import Machine
 from tests.simulation.world import World
@@ -24,6 +28,8 @@ class TurnWatch:
     def __init__(self, world: World) -> None:
         self._last: dict[NodeId, tuple[Node, dict[TaskId, tuple[QueuedTask, int]]]] = {}
         """Arrays in memory of each process, with the member that it assigned last."""
+        self._watched: dict[NodeId, Node] = {}
+        """Nodes whose matches are checked."""
         self._assigned: set[tuple[TaskId, AttemptId]] = set()
         """Compaction writes facts again."""
         world.watchers.append(self)
@@ -42,6 +48,9 @@ class TurnWatch:
     def _members_keep_their_order(
         self, machine: Machine, node: Node, effects: list[Effect]
     ) -> None:
+        if self._watched.get(machine.id) is not node:
+            self._watched[machine.id] = node
+            _watch_matches(node)
         known, last = self._last.get(machine.id, (node, {}))
         if known is not node:
             last = {}
@@ -70,11 +79,66 @@ class TurnWatch:
                     last[place[0]] = now, place[1]
 
 
-def _shares_match_what_runs(node: Node) -> None:
-    queue = node._dispatcher._queue
+def _watch_matches(node: Node) -> None:
+    """Check each match of a task and a worker, before the task is assigned."""
+    matcher = node._dispatcher._step.matcher
+    match_tasks = matcher.match_tasks
+
+    def checked(now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
+        planned: Counter[FlowKey] = Counter()
+        for task, worker in match_tasks(now):
+            _turn_is_right(node._dispatcher._queue, task, planned)
+            if task.remaining is not None:
+                planned[task.flow] += 1  # Its range is made after the last match.
+            yield task, worker
+
+    matcher.match_tasks = checked  # type: ignore[method-assign]
+
+
+def _turn_is_right(
+    queue: TaskQueue, task: QueuedTask, planned: Counter[FlowKey]
+) -> None:
+    """Check that none of those who could have run instead holds fewer slots."""
+    chosen, priority = task.flow, task.ord >> PRIORITY_SHIFT
+    others = {
+        each.flow
+        for lane in queue.lanes.all_lanes()
+        if not lane.key.shape
+        for flow in lane.flows.values()
+        for _, each in flow.entries(queue.tasks)
+        if each.ord >> PRIORITY_SHIFT == priority and _may_be_next(queue, each)
+    }
+    if not others - {chosen}:
+        return
+    held = _held_slots(queue) + planned
+    of_submitters: Counter[str] = Counter()
+    for (submitter, _), slots in held.items():
+        of_submitters[submitter] += slots
+    least = min(of_submitters[submitter] for submitter, _ in (*others, chosen))
+    assert of_submitters[chosen[0]] == least, f"not the turn of {chosen[0]}"
+    least = min(held[flow] for flow in others | {chosen} if flow[0] == chosen[0])
+    assert held[chosen] == least, f"not the turn of {chosen}"
+
+
+def _may_be_next(queue: TaskQueue, task: QueuedTask) -> bool:
+    """Return True if a task that waits can be assigned to any worker with a slot."""
+    if task.has_exclusions or is_stdin_freed(task.spec.options):
+        return False
+    if task.remaining is None or task.next_position is not None:
+        return True
+    return bool(task.remaining) and not queue.tasks.single_members_of(task.spec.id)
+
+
+def _held_slots(queue: TaskQueue) -> Counter[FlowKey]:
     held: Counter[FlowKey] = Counter()
     for task in chain.from_iterable(h.values() for h in queue.tasks._held.values()):
         held[task.flow] += task.slots
+    return held
+
+
+def _shares_match_what_runs(node: Node) -> None:
+    queue = node._dispatcher._queue
+    held = _held_slots(queue)
     waiting = Counter(key for lane in queue.lanes.all_lanes() for key in lane.flows)
     of_submitters: Counter[str] = Counter()
     for submitter, share in queue.turns._submitters.shares.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from octaskly.core.model.nodes import AvailabilityCommand
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.checks.tries import TRIED, TryWatch
 from tests.simulation.checks.turns import TurnWatch, latest_priorities_count
@@ -16,6 +17,7 @@ from tests.simulation.fault_injection import (
     inject_faults,
     settle,
 )
+from tests.simulation.faults import end_steering
 from tests.simulation.kinds.failing import cancel_some, reprioritize_some
 from tests.simulation.world import World
 
@@ -23,7 +25,7 @@ SILENT_SHARES = (0.9, 0.0, 1.0)  #: of commands that write nothing
 
 
 def run_ranges(seed: int) -> World:
-    """Inject faults, cancel members and change priorities while ranges run."""
+    """Inject faults, cancel members, pause and drain nodes while ranges run."""
     world = World(seed, nodes=SIZES[seed % len(SIZES)])
     watch(world)
     TryWatch(world)
@@ -44,12 +46,21 @@ def run_ranges(seed: int) -> World:
 
     def ask() -> None:
         if world.time_s < end_s:
-            draw.choice((cancel_some, reprioritize_some))(world)
+            draw.choice((cancel_some, reprioritize_some, steer_some))(world)
             world.at(draw.uniform(0.1, 2.0), ask)
 
     world.at(1.0, ask)
     inject_faults(world, profile)
+    end_steering(world)
     settle(world)
     for check in (*FINAL, *TRIED, latest_priorities_count):
         check(world)
     return world
+
+
+def steer_some(world: World) -> None:
+    """Drain, pause or resume a node."""
+    alive = [machine.id for machine in world.alive()]
+    if alive:
+        commands = tuple(AvailabilityCommand)
+        world.steer(world.tries.choice(alive), world.tries.choice(commands))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from octaskly.core.model.nodes import NO_HOLD, AvailabilityCommand
+from octaskly.core.model.nodes import AvailabilityCommand
 from tests.simulation.checks.rules import FINAL, watch
 from tests.simulation.fault_injection import (
     CHILD_SHARE,
@@ -19,7 +19,7 @@ from tests.simulation.fault_injection import (
     inject_faults,
     settle,
 )
-from tests.simulation.faults import one_alive
+from tests.simulation.faults import end_steering, one_alive
 from tests.simulation.world import World
 
 SKEWS_MS = (0, 0, -30 * 86_400_000, -5000, 5000, 30 * 86_400_000)
@@ -114,11 +114,7 @@ def run_steered(seed: int) -> World:
 
     world.at(1.0, steer)
     inject_faults(world, profile)
-    for machine in world.machines.values():
-        world.resume(machine.id)
-        machine.disk.hold = NO_HOLD  # Of the machines that are down.
-        for steering in (AvailabilityCommand.RESUME, AvailabilityCommand.UNPAUSE):
-            world.steer(machine.id, steering)
+    end_steering(world)
     settle(world)
     for check in FINAL:
         check(world)
