@@ -28,8 +28,8 @@ SUBMISSION_BYTES_MAX = 32 << 20
 SUBMISSION_WAIT_S_MAX = 0.05
 """Longest time that a submission waits for the end of its task.
 
-Many tasks end earlier, and then one request does for all. Clients that follow a longer
-task start to do so that much later.
+Many tasks end earlier, and then one request does for all. A client that follows the
+output of a longer task starts to do so after the wait, so it asks for a shorter one.
 """
 LONG_TASK_BYTES = 1 << 20  #: encoding more may take milliseconds
 REPLICAS_HEADER = "Octaskly-Replicas"

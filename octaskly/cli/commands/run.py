@@ -55,11 +55,12 @@ from octaskly.rest.client_types import Task, has_all_output
 if TYPE_CHECKING:
     from octaskly.client import Session
 
-RUN_WAIT_S: Final = 0.025
+RUN_WAIT_S: Final = 0.01
 """For which the submission waits for the end of the task.
 
-The output of a task that goes on is followed later by this time. It is the time that a
-node takes anyway until it shows the first output of a task that has just started.
+Most short tasks end earlier. The output of a task that goes on is followed after this
+time, and is not shown later for it: until then, its node would not have had the file
+from which output is followed, because it makes that for tasks of over 5 ms only.
 """
 OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 
