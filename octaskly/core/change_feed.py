@@ -284,8 +284,10 @@ def _attempt_event(
     if record.state.is_final and deciding is not None:
         if deciding.id < attempt.id:
             return None
-        if deciding.id == attempt.id and attempt.outcome is not None:
-            # If a worker that was presumed lost returned it, it is not queued again.
+        is_end = deciding.id == attempt.id and attempt.outcome is not None
+        if state.is_final or is_end:
+            # Another attempt may have decided first. If a worker that was presumed lost
+            # returned this one, the task is not queued again.
             return end_event(record, at_ms)
     return _task_event(record, state, at_ms, attempt)
 

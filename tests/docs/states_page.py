@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.log.facts import (
     Assigned,
-    Decided,
     Finished,
     Submitted,
     TaskCancelled,
@@ -153,9 +152,9 @@ def _ended_with_others(record: TaskRecord) -> TaskRecord | None:
 
 
 def _left_without_inputs(record: TaskRecord) -> TaskRecord | None:
-    if record.state is not TaskState.QUEUED:
-        return None
-    return apply_fact(record, Decided(TASK, TaskState.FAILED, EPOCH))
+    if record.state is not TaskState.QUEUED or not record.attempts:
+        return None  # An attempt has said what its node lacks.
+    return apply_fact(record, task_rules.verdict_fact(record, TaskState.FAILED, EPOCH))
 
 
 def _array_cancelled(record: TaskRecord) -> TaskRecord | None:

@@ -68,8 +68,8 @@ FACTS: tuple[TaskFact, ...] = (
     TaskCancelled(T, "x", 1),
     TaskCancelled(T, "x", 2),
     TaskCancelled(T, "x", 3),
-    Decided(T, TaskState.COMPLETED, 1),
-    Decided(T, TaskState.FAILED, 2),
+    Decided(T, TaskState.COMPLETED, 1, name(1, 1), A),
+    Decided(T, TaskState.FAILED, 2, name(2, 2), B),
 )
 
 

@@ -37,7 +37,7 @@ from octaskly.core.membership.peer_table import PeerTable
 from octaskly.core.model.arrays import RangeMembers
 from octaskly.core.model.ids import NO_EPOCH, Moment, NodeId, StreamId
 from octaskly.core.model.nodes import NodeInfo
-from octaskly.core.model.tasks import Attempt, TaskSpec, TaskState
+from octaskly.core.model.tasks import Attempt, AttemptState, TaskSpec, TaskState
 from octaskly.core.node.log_receiver import LogReceiver
 from octaskly.core.node.message_handlers import MessageHandlers
 from octaskly.core.node.node import Node
@@ -89,6 +89,7 @@ from tests.simulation.kinds.tormented import (
     run_forgetful,
     run_seed,
     run_skewed,
+    run_steered,
     run_unordered,
     run_updated,
 )
@@ -376,6 +377,16 @@ def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
 def merge_prefers_the_later(patch: pytest.MonkeyPatch) -> None:
     """Of two facts about an attempt, the last one to arrive counts."""
     patch.setattr("octaskly.core.log.merge._more_advanced", lambda _, later: later)
+
+
+def the_smallest_success_is_shown(patch: pytest.MonkeyPatch) -> None:
+    """An earlier attempt that reports late replaces the reported one."""
+
+    def smallest(attempts: Sequence[Attempt], state: TaskState) -> Attempt | None:
+        found = [a for a in attempts if a.state is AttemptState.OK]
+        return next(iter(found), attempts[-1] if attempts else None)
+
+    patch.setattr("octaskly.core.log.merge.deciding_of", smallest)
 
 
 def same_names_are_merged(patch: pytest.MonkeyPatch) -> None:
@@ -672,6 +683,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (unread_attempts_are_taken_for_lost, run_starved),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
+    (the_smallest_success_is_shown, run_steered),
     (same_names_are_merged, run_same_names),
     (standby_acknowledges_before_commit, run_seed),
     (no_standby_acknowledgement_is_needed, run_seed),
@@ -726,6 +738,7 @@ FIRST: dict[Plant, int] = {
     standbys_cannot_read_their_copies: 9,
     stop_pulling_early: 11,
     tasks_run_without_their_stdin: 65,
+    the_smallest_success_is_shown: 5013,
     vector_moves_before_the_last_part: 12,
 }
 """The first seed to try if the usual first ones take a minute to show the bug.

@@ -7,6 +7,7 @@ below, so a loss is a broken link, and order holds within a link, not between li
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Network:
         self._unaccepted: dict[Pair, Callable[[], None]] = {}
         """Callbacks that end a dial which a stopped process has not accepted yet."""
         self._cuts: set[Pair] = set()
+        self._apart_s: dict[NodeId, float] = {}
+        """When nodes were last cut off from some other node."""
         self._heard: dict[Pair, deque[tuple[Message, ...]]] = {}
         self._serial = 0
         self.delay_ms = (0.2, 4.0)
@@ -71,6 +74,7 @@ class Network:
         if pair in self._cuts:
             return
         self._cuts.add(pair)
+        self.note_apart(a, b)
         link = self._links.get(pair)
         if link is not None and not link.is_broken:
             link.is_broken = True
@@ -88,6 +92,7 @@ class Network:
         if link is None or link.is_broken or self.is_cut(a, b):
             return
         self._cuts.add(_pair(a, b))
+        self.note_apart(a, b)
         link.deaf = b
         for end in sorted(link.ends):
             delay_s = self._world.random.uniform(1.5, 5.0)
@@ -99,15 +104,20 @@ class Network:
         if link is None or link.is_broken or self.is_cut(a, b):
             return
         link.is_broken = True
+        self.note_apart(a, b)
         for end in sorted(link.ends):
             self._drop_later(link, end, _other((a, b), end), "reset", self._delay_s())
 
     def heal(self, a: NodeId, b: NodeId) -> None:
         """Let messages through again; a link that was cut stays broken."""
-        self._cuts.discard(_pair(a, b))
+        if self.is_cut(a, b):
+            self._cuts.discard(_pair(a, b))
+            self.note_apart(a, b)
 
     def heal_all(self) -> None:
         """Repair every cut."""
+        for pair in self._cuts:
+            self.note_apart(*pair)
         self._cuts.clear()
         self.slow_ms.clear()
 
@@ -122,6 +132,15 @@ class Network:
     def is_cut(self, a: NodeId, b: NodeId) -> bool:
         """Return True if no frame gets through."""
         return _pair(a, b) in self._cuts
+
+    def note_apart(self, *nodes: NodeId) -> None:
+        """Note that nodes are cut off from another one now."""
+        self._apart_s.update(dict.fromkeys(nodes, self._world.time_s))
+
+    def was_apart(self, node: NodeId, since_s: float) -> bool:
+        """Return True if a node was cut off from another one since that time."""
+        is_apart = any(node in pair for pair in self._cuts)
+        return is_apart or self._apart_s.get(node, -math.inf) >= since_s
 
     def is_up(self, a: NodeId, b: NodeId) -> bool:
         """Return True if both ends of a link know of it and can talk."""

@@ -6,11 +6,12 @@ be left.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from octaskly.core.log.facts import Finished, Submitted, TaskCancelled
 from octaskly.core.model.arrays import split_member_id
-from octaskly.core.model.ids import NodeId, TaskId
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId
+from octaskly.core.model.tasks import TaskState
 from octaskly.core.protocol.messages import Message
 from tests.simulation.store.disk import Disk
 from tests.simulation.store.folding import Kept
@@ -18,6 +19,15 @@ from tests.support.attempts_in_messages import RESULT_ACKS, acknowledged_keys
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+
+class Told(NamedTuple):
+    """The end of a task as a node announced it."""
+
+    outcome: tuple[TaskState, AttemptId | None, int | None]
+    """The state, the shown attempt and its exit code."""
+    node: NodeId
+    disks: int  #: number of disks that had an end of the task then
 
 
 class Promises:
@@ -28,6 +38,7 @@ class Promises:
         self.holders: dict[Kept, set[NodeId]] = {}
         #: tasks that were accepted, among them
         self.tasks: dict[TaskId, set[NodeId]] = {}
+        self.outcomes: dict[TaskId, Told] = {}  #: announced last
         self._foreign: dict[Kept, float] = {}
         """Results of tasks that no disk with the result has known, and their times."""
 

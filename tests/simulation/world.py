@@ -167,6 +167,7 @@ class World(Timeline):
         if machine.node is None or machine.is_paused:
             return
         machine.is_paused = True
+        self.network.note_apart(node_id)
         life = machine.life
         self.at(seconds, lambda: self.resume(node_id) if machine.life == life else None)
 
@@ -191,6 +192,8 @@ class World(Timeline):
             action()
 
     def _wake(self, machine: Machine) -> None:
+        if machine.is_paused:
+            self.network.note_apart(machine.id)
         if machine.is_asleep:
             for other in self.machines:
                 self.network.heal(machine.id, other)
@@ -356,6 +359,11 @@ class World(Timeline):
     def dispatchers(self) -> list[NodeId]:
         """Return the dispatchers."""
         return [m.id for m in self.alive() if m.node and m.node.is_dispatcher]
+
+    def was_apart(self, node: NodeId, since_s: float) -> bool:
+        """Return True if a node stood still or was cut off since that time."""
+        is_paused = self.machines[node].is_paused
+        return is_paused or self.network.was_apart(node, since_s)
 
     def is_settled(self) -> bool:
         """Return True if every agent names the same dispatcher, which agrees."""

@@ -15,7 +15,6 @@ from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
 from octaskly.core.log.facts import (
     Assigned,
-    Decided,
     Fact,
     Finished,
     MembersAssigned,
@@ -459,8 +458,9 @@ class DispatchStep:
         """End the queued tasks of which every worker lacks an input."""
         for task in self.queue.all_excluding_tasks():
             if self.lacks_inputs_everywhere(task):
+                verdict = TaskState.FAILED
                 term = self.epoch.term
-                self.write(task, Decided(task.spec.id, TaskState.FAILED, term))
+                self.write(task, task_rules.verdict_fact(task.record, verdict, term))
 
     def lacks_inputs_everywhere(self, task: QueuedTask) -> bool:
         """Return True if each worker that could run the task lacks an input."""

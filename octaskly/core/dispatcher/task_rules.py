@@ -20,6 +20,7 @@ from octaskly.core.log.merge import (
     PRESUMED_REASONS,
     TaskRecord,
     cancel_of,
+    deciding_of,
     join_attempts,
 )
 from octaskly.core.model.arrays import ArrayProgress, has_too_many_failures
@@ -121,14 +122,21 @@ def next_verdict(record: TaskRecord, term: int) -> Decided | TaskCancelled | Non
     state = record.state
     if not state.is_final:
         verdict = verdict_of(record.spec, record.attempts)
-        return None if verdict is None else Decided(record.id, verdict, term)
+        return None if verdict is None else verdict_fact(record, verdict, term)
     if state is TaskState.CANCELLED:
         has_success = any(a.state is AttemptState.OK for a in record.attempts)
         if has_success and not record.cancel_term:
-            return Decided(record.id, TaskState.COMPLETED, term)
+            return verdict_fact(record, TaskState.COMPLETED, term)
         return repeated_cancel(cancel_of(record), term)
     is_own = record.verdict_term >= term
-    return None if is_own else Decided(record.id, state, term)
+    return None if is_own else verdict_fact(record, state, term)
+
+
+def verdict_fact(record: TaskRecord, state: TaskState, term: int) -> Decided:
+    """Return the verdict of epoch `term`, with the attempt that is to be shown."""
+    deciding = deciding_of(record.attempts, state)
+    assert deciding is not None, "a task without attempts has no end to decide"
+    return Decided(record.id, state, term, deciding.id, deciding.node)
 
 
 def repeated_cancel(cancel: TaskCancelled | None, term: int) -> TaskCancelled | None:

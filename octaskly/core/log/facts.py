@@ -54,12 +54,15 @@ class TaskCancelled(SingleFact, frozen=True, gc=False, array_like=True, tag=101)
 class Decided(SingleFact, frozen=True, gc=False, array_like=True, tag=108):
     """The verdict that a task completed or failed, apart from the end that caused it.
 
-    Most verdicts are known when the end is recorded, and are part of `Finished`.
+    Most verdicts are known when the end is recorded, and are part of `Finished`. A
+    later epoch repeats a verdict with the same attempt, so the shown attempt stays.
     """
 
     task: TaskId
     state: TaskState  #: COMPLETED or FAILED
     term: Count  #: of the epoch that decided it
+    attempt: AttemptId  #: the one whose end is shown
+    node: NodeId  #: on which that attempt ran
 
 
 class Assigned(SingleFact, frozen=True, gc=False, array_like=True, tag=102):

@@ -12,6 +12,7 @@ Source: docs/explanation/log.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
@@ -85,9 +86,7 @@ class TaskRecord(Struct, frozen=True, gc=False, array_like=True):
     is_notified: bool = False  #: its end needs no further notification
     is_unblocked: bool = False  #: its dependencies ended as required
     cancel_term: Count = 0  #: of the last epoch that cancelled the task
-    decided_term: Count = 0
-    """Of the last epoch with a `Decided`; ends of attempts have their own terms."""
-    has_succeeded: bool = False  #: an epoch decided that it completed
+    has_succeeded: bool = False  #: an epoch decided apart from an end that it completed
     reprioritized: Reprioritized | None = None  #: its last change of priority
 
     @property
@@ -122,31 +121,20 @@ class TaskRecord(Struct, frozen=True, gc=False, array_like=True):
 
     @property
     def deciding_attempt(self) -> Attempt | None:
-        """The attempt to show: the first that decided the task, else the last."""
+        """The attempt to show: the one that decided the task, else the last."""
         attempts = self.attempts
         if len(attempts) == 1 and attempts[0].state is AttemptState.OK:
             return attempts[0]  # A shortcut for most tasks.
         state = self.state
-        candidates: list[Attempt] = []
-        if state is TaskState.COMPLETED:
-            candidates = [a for a in attempts if a.state is AttemptState.OK]
-        elif state is TaskState.FAILED:
-            candidates = [a for a in attempts if a.decided_term]
-            failed = [a for a in attempts if a.state is AttemptState.FAILED]
-            # A verdict apart from an end may have found another attempt running.
-            released = [a for a in attempts if a.state is AttemptState.RELEASED]
-            candidates = candidates or failed[-1:] or released[-1:]
-        candidates += attempts[-1:]
-        if not candidates:
-            return None
-        is_failed = state is TaskState.FAILED
-        chosen = candidates[0]
-        return shown_failure(self.spec, chosen, attempts) if is_failed else chosen
+        chosen = deciding_of(attempts, state)
+        if chosen is None or state is not TaskState.FAILED:
+            return chosen
+        return shown_failure(self.spec, chosen, attempts)
 
     @property
     def verdict_term(self) -> int:
         """Last epoch that decided that the task completed or failed; 0: none."""
-        return max([self.decided_term, *(a.decided_term for a in self.attempts)])
+        return max((a.decided_term for a in self.attempts), default=0)
 
     @property
     def state(self) -> TaskState:
@@ -160,7 +148,7 @@ class TaskRecord(Struct, frozen=True, gc=False, array_like=True):
             return array_state(self.spec.array, self.progress, self.cancelled_by)
         is_cancelled = self.cancelled_by is not None
         attempts = self.attempts
-        if not is_cancelled and len(attempts) == 1 and not self.decided_term:
+        if not is_cancelled and len(attempts) == 1 and not self.has_succeeded:
             only = attempts[0]  # A shortcut for most tasks.
             return (_DECIDED_STATES if only.decided_term else _OPEN_STATES)[only.state]
         states = {attempt.state for attempt in attempts}
@@ -207,9 +195,10 @@ def record_of(fact: TaskFact) -> TaskRecord:
             return TaskRecord(id=task, cancelled_by=by, cancel_term=term)
         case Assigned(task) | Finished(task):
             return TaskRecord(id=task, attempts=(attempt_of(fact),))
-        case Decided(task, state, term):
+        case Decided(task, state, term, attempt, node):
+            named = Attempt(attempt, node, decided_term=term)
             has_succeeded = state is TaskState.COMPLETED
-            return TaskRecord(id=task, decided_term=term, has_succeeded=has_succeeded)
+            return TaskRecord(task, attempts=(named,), has_succeeded=has_succeeded)
         case Notified(task):
             return TaskRecord(id=task, is_notified=True)
         case Unblocked(task):
@@ -232,10 +221,27 @@ def join_records(a: TaskRecord, b: TaskRecord) -> TaskRecord:
         is_notified=a.is_notified or b.is_notified,
         is_unblocked=a.is_unblocked or b.is_unblocked,
         cancel_term=cancel_term,
-        decided_term=max(a.decided_term, b.decided_term),
         has_succeeded=a.has_succeeded or b.has_succeeded,
         reprioritized=later_priority(a.reprioritized, b.reprioritized),
     )
+
+
+def deciding_of(attempts: Sequence[Attempt], state: TaskState) -> Attempt | None:
+    """Return the attempt that put a task in `state`, else the last one, if any.
+
+    The verdict of the highest term names it: the dispatcher of that epoch has shown it
+    to clients. Two halves of a split may have one term; then the smaller id counts.
+    """
+    candidates: Sequence[Attempt] = ()
+    if state is TaskState.COMPLETED:
+        candidates = [a for a in attempts if a.state is AttemptState.OK]
+    elif state is TaskState.FAILED:
+        candidates = [a for a in attempts if a.decided_term]
+        failed = [a for a in attempts if a.state is AttemptState.FAILED]
+        released = [a for a in attempts if a.state is AttemptState.RELEASED]
+        candidates = candidates or failed[-1:] or released[-1:]
+    candidates = candidates or attempts[-1:]
+    return min(candidates, key=lambda a: (-a.decided_term, a.id), default=None)
 
 
 def later_priority(
@@ -306,17 +312,16 @@ def facts_of(record: TaskRecord) -> list[TaskFact]:
         facts.append(Unblocked(record.id))
     if record.reprioritized is not None:
         facts.append(record.reprioritized)
+    is_success = record.has_succeeded
+    state = TaskState.COMPLETED if is_success else TaskState.FAILED
     for each in record.attempts:
+        term = each.decided_term
         if each.outcome is None:
             facts.append(Assigned(record.id, each.id, each.node))
         else:
-            facts.append(
-                Finished(record.id, each.id, each.node, each.outcome, each.decided_term)
-            )
-    if record.decided_term:
-        is_success = record.has_succeeded
-        state = TaskState.COMPLETED if is_success else TaskState.FAILED
-        facts.append(Decided(record.id, state, record.decided_term))
+            facts.append(Finished(record.id, each.id, each.node, each.outcome, term))
+        if term and (is_success or each.outcome is None):
+            facts.append(Decided(record.id, state, term, each.id, each.node))
     if record.is_notified:
         facts.append(Notified(record.id))
     return facts

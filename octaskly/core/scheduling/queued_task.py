@@ -106,7 +106,7 @@ class QueuedTask:
         """Derive from the record what is needed often."""
         record = self.record
         self.spec = record.spec or TaskSpec(id=record.id, command="")
-        if record.attempts or record.cancelled_by or record.decided_term:
+        if record.attempts or record.cancelled_by:
             self._update_final_state()
 
     @property

@@ -46,12 +46,12 @@ class BulkStatement:
 
 TASK_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, state, node, cancelled_by, is_live,"
-    " attempts, cancel_term, decided_term, has_succeeded, is_unblocked,"
+    " attempts, cancel_term, has_succeeded, is_unblocked,"
     " is_blocked, place, reprioritized, last_change_hlc, notify, command, timeout_s,"
     " inputs, outputs, options, stdin, items, env, submitter, created_ms, ord, shape,"
     " first_submitted_hlc, last_submitted_hlc, stream, seq)"
     " VALUES",
-    33,
+    32,
 )
 PLAIN_INSERT: Final = BulkStatement(
     "INSERT INTO tasks (key, id, sequence, last_change_hlc, command, timeout_s,"
@@ -85,13 +85,13 @@ TASK_END_UPDATE: Final = BulkStatement(
 )
 """The same for tasks that keep their node: SQLite would write its index again."""
 TASK_UPDATE: Final = BulkStatement(
-    "WITH v (state, node, by, is_live, attempts, cancel_term, decided_term,"
+    "WITH v (state, node, by, is_live, attempts, cancel_term,"
     " has_succeeded, is_unblocked, is_blocked, place, reprioritized,"
     " last_change_hlc, notify, key) AS (VALUES",
-    15,
+    14,
     ") UPDATE tasks SET state = v.state, node = v.node, cancelled_by = v.by,"
     " is_live = v.is_live, attempts = v.attempts,"
-    " cancel_term = v.cancel_term, decided_term = v.decided_term,"
+    " cancel_term = v.cancel_term,"
     " has_succeeded = v.has_succeeded,"
     " is_unblocked = v.is_unblocked, is_blocked = v.is_blocked,"
     " place = v.place, reprioritized = v.reprioritized,"

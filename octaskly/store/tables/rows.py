@@ -46,7 +46,7 @@ NUMBER_OF: Final = {state: number for number, state in enumerate(STATES)}
 TASK_COLUMNS: Final = (
     "key, id, cancelled_by, attempts, is_unblocked, notify,"
     " command, timeout_s, inputs, outputs, options, stdin, items, env, cancel_term,"
-    " decided_term, has_succeeded, reprioritized, submitter, created_ms, ord"
+    " has_succeeded, reprioritized, submitter, created_ms, ord"
 )
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 NO_LIMIT: Final = 0  #: value of `timeout_s`
@@ -64,12 +64,12 @@ BRIEF_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items, env", "NULL, NULL, NU
 """The same without stdin and environment, too, which only the worker needs."""
 Row = Sequence[Any]
 OptionalColumns = tuple[
-    str | None, int, int, bool, bool, bool, int | None, str | None, int | None
+    str | None, int, bool, bool, bool, int | None, str | None, int | None
 ]
-"""`cancelled_by`, `cancel_term`, `decided_term`, `has_succeeded`, `is_unblocked`,
-`is_blocked`, `place`, `reprioritized` and `notify` of a task."""
+"""`cancelled_by`, `cancel_term`, `has_succeeded`, `is_unblocked`, `is_blocked`,
+`place`, `reprioritized` and `notify` of a task."""
 NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (
-    *(None, 0, 0, False, False, False),
+    *(None, 0, False, False, False),
     *(None, None, None),
 )
 
@@ -163,8 +163,8 @@ def member_row(array: TaskSpec) -> tuple[Any, ...]:
 def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     """Return the record of a row of `TASK_COLUMNS`."""
     _, task, by, _, is_ready, notify, command, timeout_s, inputs, outputs = row[:10]
-    options, stdin, items, env, cancel_term, decided_term, has_succeeded = row[10:17]
-    change, submitter, created, ord_ = row[17:]
+    options, stdin, items, env, cancel_term, has_succeeded = row[10:16]
+    change, submitter, created, ord_ = row[16:]
     spec = TaskSpec(
         task,
         command,
@@ -178,8 +178,7 @@ def record_from(row: Row, attempts: tuple[Attempt, ...]) -> TaskRecord:
     )
     return TaskRecord(
         *(task, spec, by, attempts, 1, None),
-        *(notify == NOTIFIED, bool(is_ready), cancel_term),
-        *(decided_term, bool(has_succeeded)),
+        *(notify == NOTIFIED, bool(is_ready), cancel_term, bool(has_succeeded)),
         None if change is None else _change_of_priority(task, change),
     )
 
@@ -203,13 +202,12 @@ def size_of_row(row: Row) -> int:
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
     """Return the columns that are empty for most tasks."""
     cancel = (record.cancelled_by, record.cancel_term)
-    verdict = (record.decided_term, record.has_succeeded)
-    flags = (record.is_unblocked, is_blocked)
+    flags = (record.has_succeeded, record.is_unblocked, is_blocked)
     text, change = None, record.reprioritized
     if change is not None:
         numbers = (change.term, change.hlc, change.priority)
         text = json.encode(numbers).decode()
-    return (*cancel, *verdict, *flags, place_of(record), text, notify_of(record))
+    return (*cancel, *flags, place_of(record), text, notify_of(record))
 
 
 def is_plain(spec: TaskSpec) -> bool:
@@ -220,7 +218,7 @@ def is_plain(spec: TaskSpec) -> bool:
 def has_no_optional_columns(record: TaskRecord, spec: TaskSpec) -> bool:
     """Return True if the task has no `OptionalColumns` and is not an array."""
     has_flags = record.is_notified or record.is_unblocked or record.reprioritized
-    has_verdict = record.cancelled_by is not None or record.decided_term > 0
+    has_verdict = record.cancelled_by is not None or record.has_succeeded
     return spec.options is None and not (has_verdict or has_flags)
 
 

@@ -112,7 +112,7 @@ CREATE TABLE pending_entries (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX pending_entries_task ON pending_entries (task_id);
 
--- `cancel_term`, `decided_term` and `has_succeeded` are verdicts of dispatchers: see
+-- `cancel_term` and `has_succeeded` are of verdicts of dispatchers: see
 -- `core.log.merge`. (`stream`, `seq`) is the entry of the latest submission.
 -- `last_change_hlc` is the timestamp of the latest fact, and `stored_ms` the time at
 -- which this disk stored it by its wall clock, or 0 if the timestamp serves. `notify`
@@ -151,7 +151,6 @@ CREATE TABLE tasks (
     is_blocked INTEGER NOT NULL DEFAULT 0,
     stored_ms INTEGER NOT NULL DEFAULT 0,
     cancel_term INTEGER NOT NULL DEFAULT 0,
-    decided_term INTEGER NOT NULL DEFAULT 0,
     has_succeeded INTEGER NOT NULL DEFAULT 0,
     attempts BLOB,
     env BLOB,

@@ -255,7 +255,7 @@ class RowChanges:
         node = rows.counted_node(shown, state)
         is_live = rows.is_live(record)
         by, attempts = record.cancelled_by, rows.pack_attempts(record, task.outputs)
-        verdict = (record.cancel_term, record.decided_term, record.has_succeeded)
+        verdict = (record.cancel_term, record.has_succeeded)
         # Dependencies and changes of the priority are of the array.
         flags = (*verdict, False, False, rows.place_of(array.record), None)
         row = (number, node, by, is_live, attempts, *flags, task.changed_hlc, None)
@@ -298,7 +298,7 @@ class RowChanges:
         stored, place = task.stored_spec, rows.place_of(record)
         if stored is None or task.stored_optional is None:
             return
-        if (spec.ord, place) != (stored.ord, task.stored_optional[6]):
+        if (spec.ord, place) != (stored.ord, task.stored_optional[5]):
             position = (spec.ord, place, members.first, members.last)
             self.queue_positions.append(position)
 

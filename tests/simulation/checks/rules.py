@@ -28,6 +28,7 @@ from tests.simulation.checks.outcomes import (
     nothing_runs_before_its_parents,
     one_outcome,
 )
+from tests.simulation.checks.reported import reported_outcomes_stay, watch_reports
 from tests.simulation.checks.unknown import TakeoverChecks
 from tests.simulation.world import World
 
@@ -45,6 +46,7 @@ FINAL = (
     every_accepted_task_is_final,
     one_outcome,
     cancelled_stays_cancelled,
+    reported_outcomes_stay,
     forgotten_tasks_stay_away,
     results_are_kept,
 )
@@ -57,3 +59,4 @@ def watch(world: World) -> None:
     Copies(world)
     TakeoverChecks(world)
     Forgetting(world)
+    watch_reports(world)

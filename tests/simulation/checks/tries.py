@@ -228,7 +228,7 @@ class TryWatch:
         now_s = self._world.time_s
         by = record.cancelled_by
         is_cancelled = by is not None and known.says(_cancel(record.id), now_s)
-        is_decided = record.decided_term and known.says(_verdict(record.id), now_s)
+        is_decided = record.verdict_term and known.says(_verdict(record.id), now_s)
         return (
             is_cancelled
             or bool(is_decided)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from octaskly.core.change_feed import (
     REWRITE_AGE_MS,
@@ -249,6 +250,17 @@ def test_a_failure_of_a_completed_task_is_no_event() -> None:
 
     assert news(second, known) is None
     assert news(kit.assigned(1, 2), known) is None
+
+
+def test_a_success_that_another_epoch_replaced_is_reported_as_the_shown_one() -> None:
+    """The log of a dead dispatcher returned; clients have the later output."""
+    earlier, later = kit.finished(1), replace(kit.finished(1, 2), decided_term=2)
+    known = record(submitted(), earlier, later)
+
+    event = news(earlier, known)
+
+    assert event is not None
+    assert event.attempt == known.attempts[1]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_resubmission_of_an_ended_task_waits_for_the_store() -> None:
         Finished(name(), attempt(), A, outcome()),
     )
     assert isinstance(again, Submitted)
-    assert rest == [Decided(name(), TaskState.COMPLETED, 1)]
+    assert rest == [Decided(name(), TaskState.COMPLETED, 1, attempt(), A)]
 
 
 def test_a_new_task_with_a_forgotten_id_can_be_cancelled() -> None:

@@ -116,7 +116,7 @@ def test_the_end_of_an_unknown_task_brings_its_envelope_into_the_log() -> None:
 
     assert appended_facts(effects) == recorded
     assert later[:2] == [send_acknowledgement(B), LoadTasks(1, (T,))]
-    assert appended_facts(decided) == [Decided(T, TaskState.COMPLETED, 1)]
+    assert appended_facts(decided) == [Decided(T, TaskState.COMPLETED, 1, attempt(), B)]
     assert world.commit() == [AnnounceTaskStates((T,))]
 
 
@@ -153,7 +153,7 @@ def test_a_success_that_waits_for_the_store_keeps_its_task_from_starting() -> No
 
     assert follow_reads(world, task_record(), effects)[1:] == [
         Finished(T, attempt(), B, outcome()),
-        Decided(T, TaskState.COMPLETED, 1),
+        Decided(T, TaskState.COMPLETED, 1, attempt(), B),
     ]
 
 
@@ -275,7 +275,7 @@ def test_inputs_are_judged_after_the_adopt_window() -> None:
     effects = world.dispatch.on_time(moment(LATE))
 
     assert due == moment(5.0).mono_s
-    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1, attempt(), B)]
     assert world.commit() == [AnnounceTaskStates((T,))]
 
 

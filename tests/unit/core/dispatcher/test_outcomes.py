@@ -199,7 +199,7 @@ def test_a_failure_of_a_task_that_is_not_in_hand_is_decided_when_it_is_read(
         Finished(T, attempt(), A, FAILED),
         Assigned(T, attempt(2, seq=3), A)
         if retries
-        else Decided(T, TaskState.FAILED, 1),
+        else Decided(T, TaskState.FAILED, 1, attempt(), A),
     ]
 
 
@@ -240,7 +240,7 @@ def test_a_new_dispatcher_counts_failures_of_earlier_epochs(
     facts = follow_reads(world, ONCE, effects)
 
     assert Finished(T, attempt(2), A, FAILED) in facts
-    assert facts[-1] == Decided(T, TaskState.FAILED, 1)
+    assert facts[-1] == Decided(T, TaskState.FAILED, 1, attempt(2), A)
 
 
 def test_reading_the_log_late_restores_the_failure_count() -> None:
@@ -325,7 +325,7 @@ def test_a_verdict_of_an_earlier_epoch_is_repeated() -> None:
     facts = follow_reads(world, log, effects)
     assert facts[-2:] == [
         Finished(T, attempt(2), A, FAILED),
-        Decided(T, TaskState.FAILED, 3),
+        Decided(T, TaskState.FAILED, 3, attempt(2), A),
     ]
 
 
@@ -379,7 +379,7 @@ def test_another_failure_of_a_listed_task_is_decided_when_it_is_read() -> None:
     log = replace(ONCE, attempts=(*ONCE.attempts, live_attempt(A, attempt(2))))
     world.dispatch.on_live_loaded(LiveLoaded(1, ()), moment())
     effects = found(world, apply_fact(log, ended))
-    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1, attempt(3), B)]
     assert send_kill(A, attempt(2)) in effects
 
 
@@ -411,7 +411,7 @@ def test_a_failure_beside_a_returned_attempt_is_decided_when_it_is_read() -> Non
     assert follow_reads(world, ONCE, effects) == [
         Finished(T, attempt(3), A, back.outcome),
         Finished(T, attempt(2), B, FAILED),
-        Decided(T, TaskState.FAILED, 1),
+        Decided(T, TaskState.FAILED, 1, attempt(2), B),
     ]
 
 
@@ -425,7 +425,7 @@ def test_a_lost_attempt_of_an_at_most_once_task_is_not_rerun() -> None:
 
     assert follow_reads(world, once, effects)[-2:] == [
         Finished(T, attempt(), A, LOST_OUTCOME),
-        Decided(T, TaskState.FAILED, 1),
+        Decided(T, TaskState.FAILED, 1, attempt(), A),
     ]
 
 
@@ -645,7 +645,7 @@ def test_a_task_that_is_read_after_the_adopt_window_fails_without_its_input() ->
         QueuedLoaded(1, log, has_more=False), moment(LATE)
     )
 
-    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1, attempt(), A)]
 
 
 def test_a_task_fails_when_late_workers_lack_its_input() -> None:
@@ -658,4 +658,4 @@ def test_a_task_fails_when_late_workers_lack_its_input() -> None:
     back = Reattach((), 1, NodeState.READY)
     effects = world.dispatch.on_reattach(A, back, moment(LATE))
 
-    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1, attempt(), A)]

@@ -279,4 +279,4 @@ def test_an_end_that_waits_for_the_store_is_not_judged_by_an_older_read() -> Non
     assert LoadTasks(1, (T,)) in effects
     ends = [Attempt(attempt(n), A, AttemptState.FAILED, FAILED) for n in (1, 2)]
     effects = found(world, replace(log, attempts=tuple(ends)))
-    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1)]
+    assert appended_facts(effects) == [Decided(T, TaskState.FAILED, 1, attempt(2), A)]

@@ -286,7 +286,7 @@ def test_a_queued_task_that_ended_elsewhere_does_not_run() -> None:
     )
 
     assert appended_facts(effects) == [
-        Decided(T, TaskState.COMPLETED, 1),
+        Decided(T, TaskState.COMPLETED, 1, attempt(2), B),
         Finished(T, attempt(1), A, superseded_end(spec(), moment())),
     ]
     assert effects[1:] == []

@@ -213,7 +213,9 @@ def test_ends_that_were_recorded_before_the_log_was_read_are_decided_later() -> 
         ((failed(), failed()), TaskState.FAILED),
         ((failed(), outcome()), TaskState.COMPLETED),
     ):
-        assert next_verdict(record(*ends), 3) == Decided(T, state, 3)
+        assert next_verdict(record(*ends), 3) == Decided(
+            T, state, 3, attempt(2), node_id("b")
+        )
 
 
 def test_a_verdict_of_an_earlier_epoch_is_repeated() -> None:
@@ -221,7 +223,9 @@ def test_a_verdict_of_an_earlier_epoch_is_repeated() -> None:
     known = record(outcome(), term=2)
 
     assert next_verdict(known, 2) is None
-    assert next_verdict(known, 3) == Decided(T, TaskState.COMPLETED, 3)
+    assert next_verdict(known, 3) == Decided(
+        T, TaskState.COMPLETED, 3, attempt(1), node_id("b")
+    )
 
 
 def test_a_cancel_of_an_earlier_epoch_is_repeated_with_its_author() -> None:

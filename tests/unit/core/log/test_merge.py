@@ -14,9 +14,9 @@ from octaskly.core.log.facts import (
     TaskFact,
 )
 from octaskly.core.log.merge import TaskRecord, apply_fact
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.task_options import Retry, TaskOptions, without_stdin
-from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
+from octaskly.core.model.tasks import Attempt, AttemptState, EndReason, TaskState
 from tests.support.builders import attempt, node_id, outcome, released, spec
 
 TASK = TaskId("t")
@@ -83,10 +83,10 @@ def test_an_end_alone_decides_nothing() -> None:
 
 def test_a_verdict_may_arrive_before_the_end_that_caused_it() -> None:
     """They may be in streams of two epochs."""
-    record = known(Decided(TASK, TaskState.COMPLETED, 2))
+    record = known(Decided(TASK, TaskState.COMPLETED, 2, attempt(), A))
 
     assert record.state is TaskState.COMPLETED
-    assert record.deciding_attempt is None
+    assert record.deciding_attempt == Attempt(attempt(), A, decided_term=2)
 
 
 def test_the_later_epoch_has_the_last_word_on_a_cancel() -> None:
@@ -117,7 +117,7 @@ def test_a_missing_input_is_shown_though_another_attempt_was_running() -> None:
     lack = Finished(TASK, attempt(1), A, released(EndReason.INPUTS, "input data.csv"))
     other = Assigned(TASK, attempt(2), A)
     shown = known(
-        SUBMITTED, lack, other, Decided(TASK, TaskState.FAILED, 1)
+        SUBMITTED, lack, other, Decided(TASK, TaskState.FAILED, 1, attempt(1), A)
     ).deciding_attempt
 
     assert shown is not None
@@ -154,7 +154,9 @@ def test_missing_inputs_are_shown_once_each() -> None:
         Finished(TASK, name, node, released(EndReason.INPUTS, text))
         for name, node, text in lacks
     ]
-    record = known(SUBMITTED, *ends, Decided(TASK, TaskState.FAILED, 2))
+    record = known(
+        SUBMITTED, *ends, Decided(TASK, TaskState.FAILED, 2, attempt(3, term=2), B)
+    )
     shown = record.deciding_attempt
 
     assert shown is not None
@@ -170,7 +172,11 @@ def test_many_nodes_that_lack_one_input_are_counted() -> None:
         )
         for n in range(1, 12)
     ]
-    record = known(SUBMITTED, *ends, Decided(TASK, TaskState.FAILED, 1))
+    record = known(
+        SUBMITTED,
+        *ends,
+        Decided(TASK, TaskState.FAILED, 1, attempt(11), node_id("n11")),
+    )
     shown = record.deciding_attempt
 
     assert shown is not None
@@ -190,15 +196,40 @@ def test_a_success_wins_over_an_earlier_failure() -> None:
     assert record.deciding_attempt == record.attempts[1]
 
 
-def test_the_smallest_success_counts() -> None:
-    """So all nodes show the same output."""
-    record = known(
+def shown_success(*facts: TaskFact) -> AttemptId:
+    """Return the id of the shown attempt of a completed task."""
+    record = known(*facts)
+    assert record.state is TaskState.COMPLETED
+    assert record.deciding_attempt is not None
+    return record.deciding_attempt.id
+
+
+def test_a_success_that_comes_later_is_not_shown() -> None:
+    """Its worker was taken for lost, and clients have the output of the next one."""
+    late = Finished(TASK, attempt(1), A, outcome(stdout=b"one"))
+    shown = Finished(TASK, attempt(2), B, outcome(stdout=b"two"), 1)
+
+    assert shown_success(shown, late) == attempt(2)
+
+
+def test_the_success_that_the_last_epoch_decided_on_is_shown() -> None:
+    """The log of the earlier dispatcher may return after clients were told."""
+    earlier = Finished(TASK, attempt(1), A, outcome(stdout=b"one"), 1)
+    later = Finished(TASK, attempt(2), B, outcome(stdout=b"two"), 2)
+
+    assert shown_success(earlier, later) == attempt(2)
+    repeated = Decided(TASK, TaskState.COMPLETED, 3, attempt(1), A)
+    assert shown_success(earlier, later, repeated) == attempt(1)
+
+
+def test_of_two_successes_of_one_term_the_smaller_is_shown() -> None:
+    """Only the halves of a split have one term, and all nodes show the same output."""
+    record = [
         Finished(TASK, attempt(2), B, outcome(stdout=b"two"), 1),
         Finished(TASK, attempt(1), A, outcome(stdout=b"one"), 1),
-    )
+    ]
 
-    assert record.deciding_attempt is not None
-    assert record.deciding_attempt.id == attempt(1)
+    assert shown_success(*record) == attempt(1)
 
 
 def test_the_first_failure_counts_without_a_success() -> None:

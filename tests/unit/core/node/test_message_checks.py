@@ -259,7 +259,7 @@ def succeeded(*times: SuccessTimes) -> Entry:
 
 def decided(state: TaskState) -> Entry:
     """Return an entry with a verdict."""
-    return Entry(KNOWN, 5, 9, Decided(TaskId("t"), state, 1))
+    return Entry(KNOWN, 5, 9, Decided(TaskId("t"), state, 1, attempt(), ME))
 
 
 def rowed(state: AttemptState, end: Outcome | None) -> Snapshot:

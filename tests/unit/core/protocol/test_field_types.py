@@ -80,7 +80,7 @@ OPTIONS = TaskOptions(
 FACTS: tuple[Fact, ...] = (
     *(entry.fact for entry in ENTRIES),
     Submitted(replace(SPEC, options=OPTIONS)),
-    Decided(TASK, TaskState.COMPLETED, 3),
+    Decided(TASK, TaskState.COMPLETED, 3, ATTEMPT, NODE),
     Notified(TASK),
     Unblocked(TASK),
     FLOOR,

@@ -1,0 +1,79 @@
+"""Reported outcomes: what a client was told of a task's end stays (G4).
+
+The outcome is the state, the attempt and its exit code. A dispatcher announces it to
+those who wait, to webhooks and to event streams.
+"""
+
+from __future__ import annotations
+
+from octaskly.core.effects import AnnounceTaskStates, Effect
+from octaskly.core.events import Event
+from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.ids import TaskId
+from octaskly.core.model.tasks import TaskState
+from tests.simulation.machine import Machine
+from tests.simulation.promises import Told
+from tests.simulation.world import World
+
+HEALED_S = 25.0  #: a split may have two dispatchers so long after its end (G6)
+
+
+def watch_reports(world: World) -> None:
+    """Compare each announced outcome with the one announced before."""
+
+    def watch(machine: Machine, _event: Event, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, AnnounceTaskStates):
+                if len(dispatchers := world.dispatchers()) > 1:
+                    world.network.note_apart(*dispatchers)  # Each has its own part.
+                for task in effect.tasks:
+                    _check_task(world, machine, task)
+
+    world.watchers.append(watch)
+
+
+def reported_outcomes_stay(world: World) -> None:
+    """G4: once the world is at rest, the dispatcher shows what was announced."""
+    (dispatcher,) = world.dispatchers()
+    for task in list(world.promises.outcomes):
+        if not world.storage.is_gone(task):
+            _check_task(world, world.machines[dispatcher], task)
+
+
+def _check_task(world: World, machine: Machine, task: TaskId) -> None:
+    record = machine.disk.shown(task)
+    if record is None or record.progress is not None or not record.state.is_final:
+        return  # The state of an array follows from its members.
+    now = _told(world, record, machine)
+    before = world.promises.outcomes.get(task, now)
+    world.promises.outcomes[task] = now
+    is_same = before.outcome == now.outcome
+    assert is_same or _is_excused(world, record, before, now), (
+        f"{task} was {before}, and at {world.time_s:.3f} is {now}: {record}"
+    )
+
+
+def _told(world: World, record: TaskRecord, machine: Machine) -> Told:
+    """Return the outcome of an ended task as a node shows it."""
+    held = [other.disk.shown(record.id) for other in world.machines.values()]
+    disks = sum(each is not None and each.state.is_final for each in held)
+    state, attempt = record.state, record.deciding_attempt
+    if attempt is None or state is TaskState.CANCELLED:
+        return Told((state, None, None), machine.id, disks)  # No end is shown for it.
+    code = None if attempt.outcome is None else attempt.outcome.exit_code
+    return Told((state, attempt.id, code), machine.id, disks)
+
+
+def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:
+    """Return True if a split, or a lost disk, may have changed an outcome.
+
+    Only nodes that announced the task or ran it count. An outcome on a single disk is
+    lost with its node.
+    """
+    since_s = world.storage.accepted_s.get(record.id, 0.0) - HEALED_S
+    nodes = {before.node, now.node, *(each.node for each in record.attempts)}
+    return (
+        before.disks == 1
+        or bool(world.restored)
+        or any(world.was_apart(node, since_s) for node in nodes)
+    )
