@@ -215,9 +215,6 @@ class RangeScope(Scope, ArrayDispatcherModel):
         self.ours.clear()
         super().fail_over(is_held=is_held)
 
-    def check(self) -> None:
-        """An array may complete although its cancel was confirmed an instant before."""
-
     def _check_final(self, record: TaskRecord) -> None:
         """Check that each member ended as a single task would."""
         progress = record.progress

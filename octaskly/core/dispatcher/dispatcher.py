@@ -132,7 +132,7 @@ class Dispatcher:
             epoch, stream
         ) + self._dependencies.query_unblocked(now)
 
-    def stop_dispatching(self) -> None:
+    def stop_dispatching(self) -> list[Effect]:
         """End the epoch and drop its state; appended facts are still acknowledged."""
         self.is_active = self.is_accepting = False
         self.reconciler.stop_waiting()
@@ -140,6 +140,7 @@ class Dispatcher:
         self._backoff_queue.clear_backoff()
         self._outcome_recorder.clear_reports()
         self._step.close_epoch()
+        return self._task_changes.drop_array_cancels()
 
     def pause_accepting(self) -> None:
         """Stop accepting and assigning tasks before a transfer of the dispatcher."""
@@ -455,7 +456,8 @@ class Dispatcher:
         moved = [r for r in records if r.reprioritized is not None]
         self._queue.admit_records(moved)
         self.reconciler.decide_waiting(moved)
-        return self._commit_step(now)
+        answers = self._task_changes.answer_array_cancels(tasks, records)
+        return [*answers, *self._commit_step(now)]
 
     def _adopt_records(self, records: Sequence[TaskRecord], now: Moment) -> None:
         """Take over what the log says of live tasks and arrays."""

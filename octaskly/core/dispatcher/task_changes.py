@@ -1,7 +1,8 @@
 """Changes to tasks and arrays that clients ask for: cancels, and other priorities.
 
 The state of a task in memory is newer than the state from the store. An answer waits
-until the change is replicated; running attempts are killed without waiting.
+until the change is replicated; running attempts are killed without waiting. An array is
+read again before the answer, as its last members may have ended before its cancel.
 
 The new place in the queue counts at once for what is in memory. What only the store has
 is read once the fact is durable, because it may come before what was read already.
@@ -9,7 +10,7 @@ is read once the fact is durable, because it may come before what was read alrea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from octaskly.core.dispatcher import task_rules
@@ -23,7 +24,12 @@ from octaskly.core.model.ids import Epoch, Moment, TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal, WhenDurable
 from octaskly.core.replication.pending_acks import WhenReplicated
-from octaskly.core.replies import CancelResult, NotReplicated, ReprioritizeResult
+from octaskly.core.replies import (
+    CancelResult,
+    NotDispatching,
+    NotReplicated,
+    ReprioritizeResult,
+)
 from octaskly.core.scheduling.queued_task import WAITING_STAGES, QueuedTask, Stage
 
 CommitStep = Callable[[Moment, WhenDurable | None, WhenReplicated | None], list[Effect]]
@@ -53,6 +59,8 @@ class TaskChanges:
         self._journal = journal
         self._commit_step = commit_step
         self._is_strict = is_strict
+        self._array_cancels: dict[TaskId, list[int]] = {}
+        """Tickets of replicated cancels of arrays, which are read before the answer."""
 
     def _commit_and_answer(
         self,
@@ -93,8 +101,15 @@ class TaskChanges:
 
     def on_cancel_requested(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task; what is in hand is newer than what the store said."""
-        if event.array_record is not None:
-            state = self._cancel_array(event, event.array_record)
+        if (array := event.array_record) is not None:
+            if self._cancel_array(event, array):
+                read = partial(self._read_array, event, self._step.epoch)
+                return self._commit_step(now, None, read)
+            # Who asks again, as the answer was lost, hears that it was done.
+            was_cancelled = (
+                array.state is TaskState.RUNNING and array.cancelled_by is not None
+            )
+            state = TaskState.CANCELLED if was_cancelled else array.state
         else:
             state = self._cancel_task(event)
         done = CancelResult(event.task, state, state is TaskState.CANCELLED)
@@ -117,20 +132,62 @@ class TaskChanges:
         self._step.write(task, TaskCancelled(event.task, event.by, term))
         return TaskState.CANCELLED
 
-    def _cancel_array(self, event: CancelRequested, array: TaskRecord) -> TaskState:
-        """Cancel the members that have not begun, with `force` those that run, too."""
+    def _cancel_array(self, event: CancelRequested, array: TaskRecord) -> bool:
+        """Cancel the members that have not begun, with `force` those that run, too.
+
+        Return False if a request may not.
+        """
         spec, progress = array.spec, array.progress
         assert spec is not None
         assert progress is not None
         if not task_rules.may_cancel_array(array.state, progress, force=event.force):
-            # Who asks again, as the answer was lost, hears that it was done.
-            was_cancelled = progress.running and array.cancelled_by is not None
-            return TaskState.CANCELLED if was_cancelled else array.state
+            return False
         by = f"{FORCED_PREFIX}{event.by}" if event.force else event.by
         self._step.cancel_remaining_members(spec, by)
         if event.force:
             self._step.cancel_live_members(spec, event.by)
-        return TaskState.CANCELLED
+        return True
+
+    def _read_array(
+        self, event: CancelRequested, epoch: Epoch, now: Moment, replicas: int
+    ) -> list[Effect]:
+        """Read a cancelled array after all that was decided before its cancel."""
+        if self._is_strict and replicas == 1:
+            return [Answer(event.ticket, NotReplicated())]
+        if self._step.epoch != epoch:
+            return [Answer(event.ticket, NotDispatching())]
+        self._array_cancels.setdefault(event.task, []).append(event.ticket)
+        self._queue.read_afresh(event.task)
+        return self._commit_step(now, None, None)
+
+    def answer_array_cancels(
+        self, tasks: Iterable[TaskId], records: Iterable[TaskRecord]
+    ) -> list[Effect]:
+        """Answer the cancels of arrays among `tasks`, which the store has answered.
+
+        An array that has ended otherwise than by a cancel had ended before it.
+        """
+        if not self._array_cancels:
+            return []
+        read = {record.id: record.state for record in records}
+        answers: list[Effect] = []
+        for task in tasks:
+            state = read.get(task)
+            was_done = state is TaskState.CANCELLED or not (state and state.is_final)
+            shown = TaskState.CANCELLED if was_done or state is None else state
+            reply = (
+                NotDispatching()
+                if state is None
+                else CancelResult(task, shown, was_done)
+            )
+            answers += [Answer(t, reply) for t in self._array_cancels.pop(task, ())]
+        return answers
+
+    def drop_array_cancels(self) -> list[Effect]:
+        """Let clients ask again at the next dispatcher, at the end of an epoch."""
+        tickets = [t for some in self._array_cancels.values() for t in some]
+        self._array_cancels.clear()
+        return [Answer(ticket, NotDispatching()) for ticket in tickets]
 
     # --- Priorities.
 

@@ -47,14 +47,15 @@ class DispatcherRole:
         dispatcher_epoch = self.election.dispatcher_epoch
         if dispatcher_epoch is self.dispatcher_epoch:
             return []
+        effects: list[Effect] = []
         if self.dispatcher_epoch is not None:
-            self.dispatcher.stop_dispatching()
+            effects = self.dispatcher.stop_dispatching()
             self.replication.stop_replicating(now)
             self.journal.close_stream()
         self.dispatcher_epoch = dispatcher_epoch
         if dispatcher_epoch is None:
-            return [Advertise(is_dispatcher=False, term=0)]
-        return self._start_dispatching(dispatcher_epoch, now)
+            return [*effects, Advertise(is_dispatcher=False, term=0)]
+        return effects + self._start_dispatching(dispatcher_epoch, now)
 
     def _start_dispatching(
         self, dispatcher_epoch: DispatcherEpoch, now: Moment

@@ -157,6 +157,11 @@ class TaskQueue:
         """Read a task or an array by its id at the next `next_reads`, live or not."""
         self._lookups[task] = None
 
+    def read_afresh(self, task: TaskId) -> None:
+        """Look up a task by a new read; a pending one may miss what is durable now."""
+        self.reads.overtake((task,))
+        self.look_up_task(task)
+
     def look_up_waiting(self) -> None:
         """Look up waiting tasks that reads of the queue omit; they may have ended."""
         for task in self.tasks.waiting:

@@ -52,7 +52,12 @@ from octaskly.core.protocol.messages import (
     SnapshotCursor,
     SnapshotHead,
 )
-from octaskly.core.replies import NotDispatching, NotReplicated, TasksAccepted
+from octaskly.core.replies import (
+    CancelResult,
+    NotDispatching,
+    NotReplicated,
+    TasksAccepted,
+)
 from tests.support.builders import (
     STREAM,
     attempt,
@@ -412,6 +417,41 @@ def test_a_task_that_ended_since_its_lookup_is_not_cancelled() -> None:
     )
 
     assert effects == [cancel_reply(False, TaskState.COMPLETED)]
+
+
+@pytest.mark.parametrize(
+    ("progress", "state"),
+    [
+        (ArrayProgress(completed=3), TaskState.COMPLETED),
+        (ArrayProgress(completed=1, cancelled=2), TaskState.CANCELLED),
+    ],
+)
+def test_an_array_that_ended_since_its_lookup_is_not_cancelled(
+    progress: ArrayProgress, state: TaskState
+) -> None:
+    """It is read after its cancel: other members may have ended before that."""
+    world = dispatcher_with(b=1)
+    asked = by_force(TaskId("task-007-abcdef12"))
+    assert asked.array_record is not None
+    ended = replace(asked.array_record, cancelled_by="ann", progress=progress)
+
+    before = world.dispatch.on_cancel_requested(asked, moment()) + world.commit()
+    effects = found(world, ended)
+
+    is_done = state is TaskState.CANCELLED
+    assert not [effect for effect in before if isinstance(effect, Answer)]
+    assert LoadTasks(1, (ended.id,)) in before
+    assert effects[0] == Answer(5, CancelResult(ended.id, state, is_done))
+
+
+def test_the_cancel_of_an_array_is_repeated_at_the_next_dispatcher() -> None:
+    """This one stopped before it could read how the array ended."""
+    world = dispatcher_with(b=1)
+    asked = by_force(TaskId("task-007-abcdef12"))
+    world.dispatch.on_cancel_requested(asked, moment())
+    world.commit()
+
+    assert world.dispatch.stop_dispatching() == [Answer(5, NotDispatching())]
 
 
 def test_a_result_that_is_repeated_for_want_of_a_standby_is_written_once() -> None:

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from octaskly.core.effects import Append, Effect, LoadQueued, Send
-from octaskly.core.events import CancelRequested, LiveLoaded
+from octaskly.core.events import CancelRequested, LiveLoaded, TasksLoaded
 from octaskly.core.log.facts import Assigned, Fact, Finished, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import member_entries
@@ -344,6 +344,10 @@ def test_a_cancel_by_force_ends_200_ranges() -> None:
         assert len(killed(mesh, name)) == 2
         mesh.fail(name, leased, 2)
         mesh.fail(name, leased, 4)
+    mesh.settle()
+    ended = ArrayProgress(completed=400, failed=200, cancelled=9400)
+    read = TasksLoaded(1, (record.id,), (replace(record, progress=ended),))
+    mesh.effects += mesh.dispatch.on_tasks_loaded(read, moment())
     mesh.settle()
 
     cancels = [fact.task for fact in mesh.facts() if isinstance(fact, TaskCancelled)]
