@@ -155,8 +155,7 @@ class ArrayQueue:
         """
         task = self._tasks.get(array)
         if task is not None and task.stage is Stage.QUEUED:
-            has_next = task.next_position is not None
-            if has_next or task.remaining or not task.is_read:
+            if task.remaining or not task.is_read:
                 return True
         ranges = reversed(self._tasks.ranges.of_array(array))
         if any(live.live_count for live in ranges):

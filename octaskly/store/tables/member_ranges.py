@@ -296,6 +296,6 @@ def _row_at(start: int, stored: StoredRange, offset: int) -> MemberRow:
     row = (
         *(start + offset, record.id, None, rows.pack_attempts(record, None)),
         *(0, None, "", rows.NO_LIMIT, None, None, None, None, None, None),
-        *(0, 0, 0, None, "", 0, 0),
+        *(0, 0, None, "", 0, 0),
     )
     return MemberRow(row, stored.node, stored.state_at(offset), stored.hlc_at(offset))

@@ -124,7 +124,7 @@ def _may_be_next(queue: TaskQueue, task: QueuedTask) -> bool:
     """Return True if a task that waits can be assigned to any worker with a slot."""
     if task.has_exclusions or is_stdin_freed(task.spec.options):
         return False
-    if task.remaining is None or task.next_position is not None:
+    if task.remaining is None:
         return True
     return bool(task.remaining) and not queue.tasks.single_members_of(task.spec.id)
 
