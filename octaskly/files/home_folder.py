@@ -345,7 +345,8 @@ class HomeFile:
             self.discard()
             raise WrongBytes(
                 f"the bytes of {path[:200]} are not those that its task wrote",
-                hint="octaskly show ID    names the worker, whose disk may be failing",
+                hint=f"octaskly show {self._home.task}    names the worker, whose disk"
+                " may be failing",
             )
         try:
             with suppress(OverflowError):

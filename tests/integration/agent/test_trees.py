@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -499,6 +500,12 @@ def test_outputs_can_be_fetched_when_their_worker_is_gone(tmp_path: Path) -> Non
 
     assert (before[0], after[0]) == (200, 200)
     assert after[1] == before[1]
+    home = tmp_path / "home"
+    home.mkdir()
+    tar = subprocess.run(
+        ["tar", "xf", "-"], input=after[1], cwd=home, capture_output=True, check=True
+    )
+    assert (tar.stderr, (home / "out" / "file").read_text()) == (b"", "text\n")
     assert one == (200, b"text\n")
     assert joined["stdout"] == "text\n3000000\n", joined
 
