@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.console import Console, console
-from tests.support.agents import Agent, ending, launch, submit, until_nodes
+from tests.support.agents import TASKS, Agent, ending, launch, until_nodes
 from tests.support.fork_server import forking_cli
 
 
@@ -49,7 +49,8 @@ def page_mesh(quick: Path) -> Iterator[tuple[Console, Agent]]:
         pi4 = launch(shell.home / "pi4", shell.secret, *settings.split(), environ=apart)
         with ending(pi4):
             until_nodes(pi4, 2)
-            # Pages mention tasks 12 to 14.
+            # Pages mention tasks 12 to 14; with a key they would have other ids.
             for _ in range(14):
-                submit(pi4, "true")
+                status, problem = pi4.call("POST", TASKS, {"command": "true"})
+                assert status == 201, problem
             yield shell, pi4

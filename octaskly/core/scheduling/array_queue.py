@@ -154,9 +154,12 @@ class ArrayQueue:
         Members that ended stay in memory for a while, in front of the others.
         """
         task = self._tasks.get(array)
-        if task is not None and task.stage is Stage.QUEUED:
-            if task.remaining or not task.is_read:
-                return True
+        if (
+            task is not None
+            and task.stage is Stage.QUEUED
+            and (task.remaining or not task.is_read)
+        ):
+            return True
         ranges = reversed(self._tasks.ranges.of_array(array))
         if any(live.live_count for live in ranges):
             return True
