@@ -40,6 +40,9 @@ from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 MEMBER_BYTES: Final = 128
 """For which a member counts in the size of a message, so that a message has few."""
 
+TaskEntry = tuple[Entry, TaskFact]
+"""An entry about a task, with its fact."""
+
 
 @overload
 def member_facts(fact: TaskFact | RangeFact) -> Sequence[TaskFact]: ...
@@ -61,20 +64,27 @@ def member_facts(fact: Fact) -> Sequence[Fact]:
 def member_entries(entries: Iterable[Entry]) -> Iterator[Entry]:
     """Yield entries with one fact each, for which the given entries stand."""
     for entry in entries:
-        if not isinstance(entry.fact, RANGE_FACTS):
-            yield entry
-            continue
-        for index, fact in enumerate(member_facts(entry.fact)):
-            yield Entry(entry.stream, entry.seq + index, entry.hlc + index, fact)
-
-
-def task_entries(entries: Iterable[Entry]) -> Iterator[tuple[Entry, TaskFact]]:
-    """Yield those of `member_entries` about tasks, each with its fact."""
-    for entry in member_entries(entries):
         fact = entry.fact
-        if not isinstance(fact, MESH_FACTS):
-            assert not isinstance(fact, RANGE_FACTS)
+        if isinstance(fact, RANGE_FACTS):
+            yield from (of_member for of_member, _ in _entries_of_members(entry, fact))
+        else:
+            yield entry
+
+
+def task_entries(entries: Iterable[Entry]) -> Iterator[TaskEntry]:
+    """Yield those of `member_entries` about tasks, each with its fact."""
+    for entry in entries:
+        fact = entry.fact
+        if isinstance(fact, RANGE_FACTS):
+            yield from _entries_of_members(entry, fact)
+        elif not isinstance(fact, MESH_FACTS):
             yield entry, fact
+
+
+def _entries_of_members(entry: Entry, fact: RangeFact) -> Iterator[TaskEntry]:
+    for index, of_member in enumerate(member_facts(fact)):
+        seq, hlc = entry.seq + index, entry.hlc + index
+        yield Entry(entry.stream, seq, hlc, of_member), of_member
 
 
 def entry_after(entry: Entry, seq: int) -> Entry:

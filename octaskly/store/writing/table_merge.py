@@ -22,10 +22,9 @@ from octaskly.core.log.facts import (
     Floor,
     RangeFact,
     Submitted,
-    TaskFact,
 )
 from octaskly.core.log.merge import SubmissionTimes, TaskRecord, TaskRow
-from octaskly.core.log.range_facts import entry_after, task_entries
+from octaskly.core.log.range_facts import TaskEntry, entry_after, task_entries
 from octaskly.core.log.range_rows import RangeRow
 from octaskly.core.log.task_ages import ClockStep, storing_time_ms, trusted_timestamps
 from octaskly.core.model.arrays import array_of, position_of
@@ -66,10 +65,6 @@ from octaskly.store.writing.stdin_freeing import StdinFreeing
 
 NO_TIMES: Final[Mapping[TaskId, int]] = {}
 CACHED_TASKS: Final = 8_000  #: number of unfinished tasks in the cache
-
-
-TaskEntry = tuple[Entry, TaskFact]
-"""An entry about a task, with its fact."""
 
 
 class TableWriter:
