@@ -203,9 +203,10 @@ class Projection:
         held: list[PendingEntry] = []
         applied: list[PendingEntry] = []
         for task in tasks:
-            held += task.pending or ()
-            applied += task.applied_pending or ()
-            task.pending = task.applied_pending = None
+            if task.pending or task.applied_pending:
+                held += task.pending or ()
+                applied += task.applied_pending or ()
+                task.pending = task.applied_pending = None
         if held or applied:
             self._pending_entries.update_entries(held, applied)
 

@@ -376,7 +376,7 @@ class TableWriter:
         stored = []
         for entry in entries:
             stream, seq, fact, output = entry.stream, entry.seq, entry.fact, None
-            if (stream, seq) in bare_facts:
+            if bare_facts and (stream, seq) in bare_facts:
                 fact, output = bare_facts.pop((stream, seq))
                 entry = Entry(stream, seq, entry.hlc, fact)
             body = pack(entry)
