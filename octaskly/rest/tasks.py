@@ -26,7 +26,7 @@ RetryCause = int | Annotated[str, one_of("failure", "lost")]
 Workdir = Annotated[str, one_of("scratch")]
 
 
-class Created(msgspec.Struct, frozen=True, kw_only=True):
+class Created(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An accepted task."""
 
     id: str
