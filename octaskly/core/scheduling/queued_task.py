@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import Assigned, Finished, TaskFact
@@ -24,7 +25,7 @@ from octaskly.core.log.shown_end import (
     missing_texts,
 )
 from octaskly.core.model.arrays import MAX_FAILS_CANCELLER, RemainingMembers, array_of
-from octaskly.core.model.ids import AttemptId, NodeId, is_visitor
+from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import (
     AttemptState,
@@ -37,6 +38,7 @@ from octaskly.core.scheduling.turns import FlowKey, Shares, flow_of
 
 VISITOR_RETURNS_MAX: Final = 2
 """Attempts that visitors returned or lost, after which a task goes to none."""
+_NO_SPEC: Final = TaskSpec(TaskId(""), "")
 _NOT_RUN: Final = (AttemptState.RELEASED, AttemptState.CANCELLED)
 
 
@@ -64,8 +66,7 @@ NEXT_STAGES: Final[tuple[tuple[Stage, ...], ...]] = (
 """The stages that may follow each; any other would be a broken invariant."""
 
 
-@dataclass(slots=True, eq=False)
-class QueuedTask:
+class QueuedTask(Struct, eq=False, gc=False):
     """A task in the dispatcher's memory, with all that is known of it."""
 
     record: TaskRecord
@@ -98,8 +99,9 @@ class QueuedTask:
     shares: Shares | None = None  #: those that hold the slots of its live attempt
     known_flow: FlowKey | None = None  #: see `flow`
     size_bytes: int = 0  #: its size while it waits, roughly
-    spec: TaskSpec = field(init=False)  #: without a command while it is not known
-    final_state: TaskState | None = field(init=False, default=None)
+    # Derived from the record:
+    spec: TaskSpec = _NO_SPEC  #: without a command while it is not known
+    final_state: TaskState | None = None
     """The state by the last verdict, even if an attempt still runs; None: none."""
 
     def __post_init__(self) -> None:

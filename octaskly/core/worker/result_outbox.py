@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 from msgspec.structs import replace
@@ -33,8 +32,7 @@ RangePlace = tuple[MemberRange, int]
 """The range that an attempt came with, and the attempt's place in it."""
 
 
-@dataclass(slots=True)
-class PendingResult:
+class PendingResult(Struct, eq=False, gc=False):
     """One result that no dispatcher has acknowledged."""
 
     report: Report  #: without the spec, as in the first send

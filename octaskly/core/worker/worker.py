@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 from msgspec.structs import replace
@@ -62,8 +61,7 @@ EWMA_SHARE = 0.125  #: weight of the newest duration
 OUTBOX_BYTES_MAX = 64 << 20  #: with more results waiting, the credit is 0
 
 
-@dataclass(slots=True)
-class _HeldAttempt:
+class _HeldAttempt(Struct, eq=False, gc=False):
     """An attempt that runs or waits for a slot."""
 
     spec: TaskSpec

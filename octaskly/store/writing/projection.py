@@ -113,7 +113,7 @@ CHANGED_COLUMN: Final = _WIDTH + 2  #: index of `last_change_hlc` in a row
 CountKey = tuple[int, str, int]  #: kind, node (empty: none) and number of the state
 
 
-class ProjectedTask(Struct, eq=False):
+class ProjectedTask(Struct, eq=False, gc=False):
     """One task as the writer sees it. Its record holds no outputs."""
 
     record: TaskRecord | None = None
