@@ -35,6 +35,7 @@ from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.replication.journal import Journal
 from octaskly.core.replication.replication import Replication
 from octaskly.core.replies import CancelResult, TasksAccepted
+from octaskly.core.scheduling.task_table import HeldAttempts
 from tests.property.test_epoch_walks import Walk
 from tests.support import builders
 from tests.support.dispatcher_model import LIMITS, NEEDS, DispatcherModel
@@ -225,6 +226,6 @@ def test_every_accepted_task_ends_and_frees_its_resources_despite_failovers(
     assert queue.tasks.count == 0
     assert not queue.tasks.ranges
     for node in world.workers:
-        granted, worker = queue.tasks.granted_resources(node), pool._workers[node]
-        assert (granted.slots, granted.memory_mb, granted.gpus) == (0, 0, 0)
+        held, worker = queue.tasks.held_at(node), pool._workers[node]
+        assert held == HeldAttempts()
         assert (worker.outstanding, worker.memory_mb, worker.gpus) == (0, 0, 0)

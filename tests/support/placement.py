@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.scheduling.queued_task import Grant
+from octaskly.core.scheduling.task_table import HeldAttempts
 from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.support.builders import node_info
 
@@ -52,7 +52,7 @@ def place(
         pool.set_credit(view.node, view.slots if view.credit is None else view.credit)
         pool.set_load(view.node, view.cpu_percent)
         pool.attach(view.node)
-        pool.set_held(view.node, view.outstanding, Grant())
+        pool.set_held(view.node, HeldAttempts(slots=view.outstanding))
     placements: list[Placement] = []
     while len(placements) < wanted and (node := pool.take_slot()) is not None:
         held[node] += 1

@@ -46,9 +46,7 @@ class Dependencies:
         self._query_number = 0
         """Number of the last query; other answers belong to an earlier epoch."""
         self.has_waiting_tasks = False
-        """True if a task waits for another one, by the last answer of the store."""
-        self._has_new_waiting_tasks = False
-        """Whether tasks that wait came since the last question."""
+        """True if a task waits by the last answer, or one came since the question."""
         self._missing_dependency_ms = round(timing.missing_dependency_s * 1000)
         self._period_s = timing.floor_interval_s
         self._due_s = 0.0
@@ -74,7 +72,7 @@ class Dependencies:
 
     def note_waiting_tasks(self) -> None:
         """Tasks came that wait: ask when they are durable."""
-        self.has_waiting_tasks = self._has_new_waiting_tasks = True
+        self.has_waiting_tasks = True
         self._step.may_unblock = True
         self._set_timer()
 
@@ -87,7 +85,7 @@ class Dependencies:
             return []
         if self._queue.is_reading_paused:
             return []  # Others may hold that such a task has run.
-        step.may_unblock = self._has_new_waiting_tasks = False
+        step.may_unblock = self.has_waiting_tasks = False
         step.changed_since_query = set()
         self._query_number += 1
         before_hlc = 0
@@ -103,9 +101,7 @@ class Dependencies:
         number = self._query_number
         if event.query_number != number:
             return []
-        self.has_waiting_tasks = (
-            event.has_more or bool(event.tasks) or self._has_new_waiting_tasks
-        )
+        self.has_waiting_tasks |= event.has_more or bool(event.tasks)
         # A task that a worker was found to run, or reported, no longer waits.
         tasks = self._queue.tasks
         undecided = [

@@ -160,7 +160,7 @@ class Dispatcher:
 
     def outstanding(self, node: NodeId) -> int:
         """Return how many attempts the node holds, as far as is known."""
-        return self._queue.tasks.held_count(node)
+        return self._queue.tasks.held_at(node).attempts
 
     # --- Visitors.
 

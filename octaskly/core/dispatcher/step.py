@@ -234,8 +234,7 @@ class DispatchStep:
 
     def recount_worker(self, node: NodeId) -> None:
         """Give a worker the room that its attempts in hand leave."""
-        held = self.queue.tasks.held_count(node)
-        self.pool.set_held(node, held, self.queue.tasks.granted_resources(node))
+        self.pool.set_held(node, self.queue.tasks.held_at(node))
 
     def lose_attempts(self, tasks: Sequence[QueuedTask], now: Moment) -> None:
         """Give up the live attempts of one worker."""

@@ -113,7 +113,8 @@ class Matcher:
                     self._release_reservation(self.reservation)
                 yield task, node
             elif lane.key.shape:
-                lane.mark_blocked(now.mono_s)
+                if lane.blocked_s is None:
+                    lane.blocked_s = now.mono_s
                 blocked.add(lane.key)
             else:
                 is_full = True
@@ -149,7 +150,7 @@ class Matcher:
         if not lane.key.shape:
             return self._pool.take_slot(reserved, inputs)
         among = None
-        if lane.is_blocked:
+        if lane.blocked_s is not None:
             # The other workers had no room before. The reserved one was perhaps not
             # tried.
             kept = (

@@ -209,16 +209,6 @@ class Lane:
             del self.flows[key]
             flow.leave_turns(is_empty=True)
 
-    @property
-    def is_blocked(self) -> bool:
-        """Return True if no worker had room for its first task."""
-        return self.blocked_s is not None
-
-    def mark_blocked(self, now_s: float) -> None:
-        """Note that no worker has room for its first task."""
-        if self.blocked_s is None:
-            self.blocked_s = now_s
-
     def trim_lane(self, tasks: TaskTable) -> list[QueuedTask]:
         """Drop the tasks at the end of the lane, which the store holds; return them.
 
@@ -361,7 +351,7 @@ class Lanes:
         unread: set[FlowKey] = set()
         own_turn: Turn | None = None
         for lane in self._lanes.values():
-            if lane.is_blocked and lane.key.shape != shape:
+            if lane.blocked_s is not None and lane.key.shape != shape:
                 continue  # No worker has room for its tasks, so they delay no others.
             for key, flow in lane.flows.items():
                 if key == own:

@@ -209,18 +209,3 @@ class QueuedTask(Struct, eq=False, gc=False):
     def describe_missing_inputs(self) -> str:
         """Return what the nodes lack, each text once."""
         return "; ".join(missing_texts(self.missing_inputs.values()))
-
-
-@dataclass(slots=True)
-class Grant:
-    """Resources granted to the attempts on one node, beyond one slot each."""
-
-    slots: int = 0
-    memory_mb: int = 0
-    gpus: int = 0
-
-    def add(self, requires: Requirements, sign: int) -> None:
-        """Add the resources of one attempt with `sign` 1, or remove them with -1."""
-        self.slots += sign * (requires.slots - 1)
-        self.memory_mb += sign * requires.memory_mb
-        self.gpus += sign * requires.gpus

@@ -10,23 +10,48 @@ them: then each of them becomes a task of its own.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import cast
 
 from octaskly.core.model.arrays import RangeMembers, array_of
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId
-from octaskly.core.model.task_options import TaskOptions
+from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.live_ranges import APART, SUCCEEDED, LiveRange, LiveRanges
 from octaskly.core.scheduling.queued_task import (
     WAITING_STAGES,
-    Grant,
     QueuedTask,
     Stage,
 )
 
 HeldKey = TaskId | AttemptId
 """Id of a task that a worker holds, or first attempt of a range."""
+
+
+Held = QueuedTask | LiveRange
+
+
+@dataclass(slots=True)
+class HeldAttempts:
+    """What one worker holds, and the resources that this takes."""
+
+    by_key: dict[HeldKey, Held] = field(default_factory=dict)
+    """In the order in which the worker got them."""
+    attempts: int = 0
+    slots: int = 0
+    memory_mb: int = 0
+    gpus: int = 0
+
+    def count(self, spec: TaskSpec, attempts: int) -> None:
+        """Count attempts at a task, or members of a range, that came or (< 0) went."""
+        self.attempts += attempts
+        self.slots += attempts
+        requires = None if spec.options is None else spec.options.requires
+        if requires is not None and requires.needs_exclusive_resources:
+            self.slots += attempts * (requires.slots - 1)
+            self.memory_mb += attempts * requires.memory_mb
+            self.gpus += attempts * requires.gpus
 
 
 class TaskTable:
@@ -41,10 +66,8 @@ class TaskTable:
         self._waiting: dict[TaskId, QueuedTask] = {}
         self._members: dict[TaskId, dict[TaskId, QueuedTask]] = {}
         self.ranges = LiveRanges()
-        self._held: dict[NodeId, dict[HeldKey, QueuedTask | LiveRange]] = {}
-        self._held_counts: Counter[NodeId] = Counter()
-        self._granted: dict[NodeId, Grant] = {}
-        self._changed: list[QueuedTask | LiveRange] = []
+        self._held: defaultdict[NodeId, HeldAttempts] = defaultdict(HeldAttempts)
+        self._changed: list[Held] = []
         """See `pop_changed`."""
 
     def get(self, task_id: TaskId) -> QueuedTask | None:
@@ -84,8 +107,6 @@ class TaskTable:
         self._members.clear()
         self.ranges.clear()
         self._held.clear()
-        self._held_counts.clear()
-        self._granted.clear()
         self._changed.clear()
 
     def note_stage(self, task: QueuedTask) -> None:
@@ -118,40 +139,29 @@ class TaskTable:
 
     # --- What workers hold.
 
-    def hold(self, node: NodeId, task: QueuedTask | LiveRange) -> None:
+    def hold(self, node: NodeId, task: Held) -> None:
         """Note that a worker got an attempt of a task, or a range."""
-        self._held.setdefault(node, {})[_key_of(task)] = task
-        self._held_counts[node] += _count_of(task)
-        if task.spec.options is not None:
-            self._count_grant(node, task.spec.options, 1)
+        held = self._held[node]
+        held.by_key[_key_of(task)] = task
+        held.count(task.spec, _count_of(task))
 
     def release(self, node: NodeId, task: QueuedTask) -> None:
         """Note that a worker no longer holds an attempt of a task."""
-        del self._held[node][task.spec.id]
-        self._held_counts[node] -= 1
-        if task.spec.options is not None:
-            self._count_grant(node, task.spec.options, -1)
+        held = self._held[node]
+        del held.by_key[task.spec.id]
+        held.count(task.spec, -1)
 
-    def _count_grant(self, node: NodeId, options: TaskOptions, sign: int) -> None:
-        requires = options.requires
-        if requires is not None and requires.needs_exclusive_resources:
-            self._granted.setdefault(node, Grant()).add(requires, sign)
+    def held_at(self, node: NodeId) -> HeldAttempts:
+        """Return what a worker holds."""
+        return self._held[node]
 
-    def granted_resources(self, node: NodeId) -> Grant:
-        """Return the resources of a worker's attempts beyond one slot each."""
-        return self._granted.get(node) or Grant()
-
-    def held_count(self, node: NodeId) -> int:
-        """Return the number of attempts that a worker holds."""
-        return self._held_counts[node]
-
-    def held_in_order(self, node: NodeId) -> Collection[QueuedTask | LiveRange]:
+    def held_in_order(self, node: NodeId) -> Collection[Held]:
         """Return what a worker holds, in the order in which it got that."""
-        return self._held.get(node, {}).values()
+        return self._held[node].by_key.values()
 
     def held_task(self, node: NodeId, task_id: TaskId) -> QueuedTask | None:
         """Return a task that a worker holds outside of ranges, if it does."""
-        task = self._held.get(node, {}).get(task_id)
+        task = self._held[node].by_key.get(task_id)
         return task if isinstance(task, QueuedTask) else None
 
     def held_by(self, node: NodeId) -> list[QueuedTask]:
@@ -213,7 +223,7 @@ class TaskTable:
         self._split_range(live)
         return ended
 
-    def pop_changed(self) -> list[QueuedTask | LiveRange]:
+    def pop_changed(self) -> list[Held]:
         """Return the ranges that lost members since the last call, and ended members.
 
         They stay in memory until all that is known of them is durable.
@@ -223,9 +233,10 @@ class TaskTable:
 
     def _drop_live(self, live: LiveRange, count: int) -> None:
         live.live_count -= count
-        self._held_counts[live.node] -= count
+        held = self._held[live.node]
+        held.count(live.spec, -count)
         if not live.live_count and count:
-            del self._held[live.node][live.attempt]
+            del held.by_key[live.attempt]
 
     def _split_range(self, live: LiveRange) -> None:
         """Let a task of its own stand for each member, in the place of the range."""
@@ -235,17 +246,17 @@ class TaskTable:
             if state != APART
         ]
         self.ranges.remove(live)
-        running: dict[HeldKey, QueuedTask | LiveRange] = {
+        running: dict[HeldKey, Held] = {
             task.spec.id: task for task in tasks if task.stage is Stage.LIVE
         }
         if running:
-            held: dict[HeldKey, QueuedTask | LiveRange] = {}
-            for key, each in self._held[live.node].items():
+            held: dict[HeldKey, Held] = {}
+            for key, each in self._held[live.node].by_key.items():
                 if each is live:
                     held.update(running)
                 else:
                     held[key] = each
-            self._held[live.node] = held
+            self._held[live.node].by_key = held
         live.states[:] = bytes([APART]) * len(live.states)
         live.live_count = 0
         for task in tasks:
@@ -253,9 +264,9 @@ class TaskTable:
         self._changed += (task for task in tasks if task.stage is Stage.ENDED)
 
 
-def _key_of(task: QueuedTask | LiveRange) -> HeldKey:
+def _key_of(task: Held) -> HeldKey:
     return task.attempt if isinstance(task, LiveRange) else task.spec.id
 
 
-def _count_of(task: QueuedTask | LiveRange) -> int:
+def _count_of(task: Held) -> int:
     return task.live_count if isinstance(task, LiveRange) else 1

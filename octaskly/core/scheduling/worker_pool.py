@@ -21,12 +21,12 @@ from octaskly.core.model.ids import NodeId, is_visitor
 from octaskly.core.model.nodes import NodeInfo, RejectionReason
 from octaskly.core.model.task_options import NO_REQUIREMENTS, Requirements
 from octaskly.core.scheduling.locality import WORTH_BYTES, InputBytes
-from octaskly.core.scheduling.queued_task import Grant
 from octaskly.core.scheduling.requirements import (
     count_phrase,
     meets_requirements,
     why_none_meets,
 )
+from octaskly.core.scheduling.task_table import HeldAttempts
 
 LOAD_STEP_PERCENT = 10  #: smaller differences in load are noise
 HEAP_SLACK = 64  #: outdated heap entries beyond which the heap is rebuilt
@@ -99,12 +99,12 @@ class WorkerPool:
         """Allow attempts on a worker; `set_held` follows."""
         self._workers[node].is_attached = True
 
-    def set_held(self, node: NodeId, attempts: int, extra: Grant) -> None:
-        """Set the number of the worker's attempts and their extra resources."""
+    def set_held(self, node: NodeId, held: HeldAttempts) -> None:
+        """Set the resources that the worker's attempts take."""
         worker = self._workers.get(node)
         if worker is not None:
-            worker.outstanding = attempts + extra.slots
-            worker.memory_mb, worker.gpus = extra.memory_mb, extra.gpus
+            worker.outstanding = held.slots
+            worker.memory_mb, worker.gpus = held.memory_mb, held.gpus
             self._push_to_heap(node, worker)
 
     def detach_all(self) -> None:

@@ -131,7 +131,9 @@ def _may_be_next(queue: TaskQueue, task: QueuedTask) -> bool:
 
 def _held_slots(queue: TaskQueue) -> Counter[FlowKey]:
     held: Counter[FlowKey] = Counter()
-    for task in chain.from_iterable(h.values() for h in queue.tasks._held.values()):
+    for task in chain.from_iterable(
+        worker.by_key.values() for worker in queue.tasks._held.values()
+    ):
         held[task.flow] += task.slots
     return held
 

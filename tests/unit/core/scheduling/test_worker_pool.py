@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octaskly.core.model.ids import NodeId
-from octaskly.core.scheduling.queued_task import Grant
+from octaskly.core.scheduling.task_table import HeldAttempts
 from octaskly.core.scheduling.worker_pool import WorkerPool
 from tests.support.builders import node_id, node_info
 from tests.support.placement import Placement, PlacementReason, WorkerView, place
@@ -22,7 +22,7 @@ def pool_of(**slots: int) -> WorkerPool:
     for name, count in slots.items():
         pool.add(node_info(name, count))
         pool.attach(NodeId(name))
-        pool.set_held(NodeId(name), 0, Grant())
+        pool.set_held(NodeId(name), HeldAttempts())
     return pool
 
 
@@ -91,7 +91,7 @@ def test_a_worker_gets_nothing_before_it_attached() -> None:
     assert pool.attached() == []
 
     pool.attach(A)
-    pool.set_held(A, 1, Grant())
+    pool.set_held(A, HeldAttempts(slots=1))
 
     assert [pool.take_slot(), pool.take_slot()] == [A, None]
     assert pool.is_attached(A)
@@ -121,7 +121,7 @@ def test_a_returned_attempt_makes_room_again() -> None:
     pool = pool_of(a=1)
     pool.take_slot()
 
-    pool.set_held(A, 0, Grant())
+    pool.set_held(A, HeldAttempts())
 
     assert [pool.take_slot(), pool.take_slot()] == [A, None]
 
@@ -155,7 +155,7 @@ def test_the_heap_stays_small() -> None:
         pool.set_load(A, turn % 2 * 50.0)
         node = pool.take_slot()
         assert node is not None
-        pool.set_held(node, 0, Grant())
+        pool.set_held(node, HeldAttempts())
 
     assert len(pool._heap) < 200
     assert pool.slots(C) == 2
@@ -176,7 +176,7 @@ def test_calls_about_unknown_workers_change_nothing() -> None:
 
     pool.set_credit(A, 3)
     pool.set_load(A, 3.0)
-    pool.set_held(A, 3, Grant())
+    pool.set_held(A, HeldAttempts(slots=3))
     pool.cap_credit(A, is_refusing=True)
     pool.remove(A)
 
