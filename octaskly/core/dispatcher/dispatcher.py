@@ -35,6 +35,7 @@ from octaskly.core.events import (
 from octaskly.core.log.facts import Notified, Submitted
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import (
+    NO_EPOCH,
     AttemptId,
     Epoch,
     Moment,
@@ -93,8 +94,6 @@ class Dispatcher:
         self._journal = journal
         self._replication = replication
         self._is_strict = settings.is_strict
-        self.is_active = False
-        self.is_accepting = False
         self._step = DispatchStep(settings.limits, journal, replication, timers)
         self.reconciler = Reconciler(self._step, settings.timing.reattach_s, timers)
         self.compaction = Compaction(
@@ -118,13 +117,22 @@ class Dispatcher:
         self._has_results = False  #: recorded in this step
         self._recorded: list[_Acknowledgement] = []  #: these results, not yet committed
 
+    @property
+    def is_active(self) -> bool:
+        """Return True while this node is dispatcher."""
+        return self._step.epoch is not NO_EPOCH
+
+    @property
+    def is_accepting(self) -> bool:
+        """Return True while tasks are accepted and assigned."""
+        return self._step.is_assigning
+
     # --- Start and end of an epoch.
 
     def start_dispatching(
         self, epoch: Epoch, stream: StreamId, now: Moment
     ) -> list[Effect]:
         """Start an epoch as dispatcher; the journal's own stream must be open."""
-        self.is_active = self.is_accepting = True
         self.reconciler.open_reattach_window(now)
         self.compaction.start_retention(now)
         self._dependencies.start_checking(now)
@@ -134,7 +142,6 @@ class Dispatcher:
 
     def stop_dispatching(self) -> list[Effect]:
         """End the epoch and drop its state; appended facts are still acknowledged."""
-        self.is_active = self.is_accepting = False
         self.reconciler.stop_waiting()
         self._dependencies.stop_checking()
         self._backoff_queue.clear_backoff()
@@ -144,13 +151,13 @@ class Dispatcher:
 
     def pause_accepting(self) -> None:
         """Stop accepting and assigning tasks before a transfer of the dispatcher."""
-        self.is_accepting = self._step.is_assigning = False
+        self._step.is_assigning = False
 
     def resume_accepting(self, now: Moment) -> list[Effect]:
         """Accept and assign tasks again, because no node took over."""
         if not self.is_active:
             return []
-        self.is_accepting = self._step.is_assigning = True
+        self._step.is_assigning = True
         self.compaction.set_timer(now)
         return self._commit_step(now)
 
