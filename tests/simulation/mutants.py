@@ -576,7 +576,7 @@ def ends_count_during_a_pull(patch: pytest.MonkeyPatch) -> None:
 
 def running_members_survive_a_cancel(patch: pytest.MonkeyPatch) -> None:
     """A cancel of an array never ends its running members."""
-    patch.setattr(DispatchStep, "cancel_live_members", lambda *_: [])
+    patch.setattr(DispatchStep, "_end_by_force", lambda *_: None)
 
 
 def ended_members_of_ranges_run_again(patch: pytest.MonkeyPatch) -> None:

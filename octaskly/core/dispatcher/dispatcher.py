@@ -468,9 +468,9 @@ class Dispatcher:
 
     def _adopt_records(self, records: Sequence[TaskRecord], now: Moment) -> None:
         """Take over what the log says of live tasks and arrays."""
-        self._step.cancel_failing_arrays(records)
         for record in records:
-            self._step.reapply_forced_cancel(record)
+            if record.progress is not None:
+                self._step.adopt_array(record)
         for record in records:
             if record.spec is not None and record.progress is None:
                 self.reconciler.adopt_record(record, now)

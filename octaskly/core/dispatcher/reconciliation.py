@@ -43,21 +43,24 @@ class Reconciler:
         self._queue = step.queue
         self._pool = step.pool
         self._reattach_s = reattach_s
-        self._window_end_s = 0.0
-        self.is_window_open = False
-        """True while workers of the previous epoch may still reattach."""
-        self._read_delayed_until_s = math.inf
+        self._read_delayed_until_s = 0.0  #: while the queue's reads are paused
         self._read_delay_end_s = 0.0
         self.is_log_behind = False
         """Whether nodes here may hold ends that this log does not."""
-        self._absent_workers: dict[NodeId, float] = {}
-        """Nodes whose attempts are left alone until then, in seconds."""
+        self._awaited: dict[NodeId | None, float] = {}
+        """Time until which the attempts of an absent worker are left alone.
+
+        None stands for all workers of the previous epoch: the reattach window.
+        """
+
+    @property
+    def is_window_open(self) -> bool:
+        """Return True while workers of the previous epoch may still reattach."""
+        return None in self._awaited
 
     def open_reattach_window(self, now: Moment) -> None:
         """Wait for the workers of the previous epoch."""
-        self._window_end_s = now.mono_s + self._reattach_s
-        self._absent_workers.clear()
-        self.is_window_open = True
+        self._awaited = {None: now.mono_s + self._reattach_s}
         self._set_timer()
 
     def delay_read(self, now: Moment) -> None:
@@ -83,30 +86,22 @@ class Reconciler:
     def _resume_reading(self) -> None:
         """Read what is in the log."""
         self._queue.is_reading_paused = False
-        self._read_delayed_until_s = math.inf
         self._set_timer()
 
     def stop_waiting(self) -> None:
         """Wait for nobody."""
-        self._resume_reading()
+        self._awaited.clear()
         self.is_log_behind = False
-        self._absent_workers.clear()
-        self.is_window_open = False
-        self._set_timer()
+        self._resume_reading()
 
     def _set_timer(self) -> None:
         self._timers.set(Timer.REATTACH, self.deadline())
 
     def deadline(self) -> float:
         """Return when `expire_absent_workers` has something to do."""
-        due_s = self._read_delayed_until_s
-        if self.is_window_open:
-            due_s = min(due_s, self._window_end_s)
-        return (
-            min(due_s, *self._absent_workers.values())
-            if self._absent_workers
-            else due_s
-        )
+        is_delayed = self._queue.is_reading_paused
+        read_s = self._read_delayed_until_s if is_delayed else math.inf
+        return min((read_s, *self._awaited.values()))
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
@@ -132,16 +127,17 @@ class Reconciler:
     def on_worker_down(self, node: NodeId, now: Moment) -> bool:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""
         held_tasks = self._queue.tasks.held_by(node)
-        if self.is_window_open and now.mono_s < self._window_end_s:
+        window_end_s = self._awaited.get(None, 0.0)
+        if now.mono_s < window_end_s:
             if held_tasks:
-                self._absent_workers[node] = self._window_end_s
+                self._awaited[node] = window_end_s
             return False
         self._stop_awaiting(node)
         self._step.lose_attempts(held_tasks, now)
         return True
 
     def _stop_awaiting(self, node: NodeId) -> None:
-        if self._absent_workers.pop(node, None) is not None:
+        if self._awaited.pop(node, None) is not None:
             self._set_timer()
 
     def expire_absent_workers(self, now: Moment) -> None:
@@ -152,20 +148,15 @@ class Reconciler:
         if self._read_delayed_until_s <= now.mono_s:
             self._resume_reading()
         lost = 0
-        for node in [
-            node for node, at_s in self._absent_workers.items() if at_s <= now.mono_s
-        ]:
-            held_tasks = self._queue.tasks.held_by(node)
+        for node in [n for n, at_s in self._awaited.items() if at_s <= now.mono_s]:
+            held_tasks = [] if node is None else self._queue.tasks.held_by(node)
             if lost and lost + len(held_tasks) > LOSSES_PER_STEP:
                 break
             lost += len(held_tasks)
-            del self._absent_workers[node]
+            del self._awaited[node]
             self._step.lose_attempts(held_tasks, now)
-        self.is_window_open = now.mono_s < self._window_end_s
         self._set_timer()
-        if self.is_window_open:
-            return
-        if self.is_log_behind:
+        if self.is_log_behind and not self.is_window_open:
             self.trust_log()
 
     def withdraw_ended(self, ended: Iterable[TaskId]) -> None:
@@ -299,9 +290,8 @@ class Reconciler:
         before = task.node if task.stage is Stage.LIVE else None
         self._queue.assign(task, attempt, node)
         if before is not None:
-            self._step.recount_worker(
-                before
-            )  # It may hold nothing now, and never tell of an end.
+            # It may hold nothing now, and never tell of an end.
+            self._step.recount_worker(before)
 
     def _adopt_attempt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
@@ -356,14 +346,9 @@ class Reconciler:
         if task.stage is not Stage.LIVE or node is None:
             return
         if not self._pool.is_attached(node):
-            until_s = (
-                self._window_end_s
-                if self.is_window_open
-                else now.mono_s + self._reattach_s
-            )
-            if node not in self._absent_workers:
-                self._absent_workers[node] = until_s
-                self._set_timer()
+            until_s = self._awaited.get(None, now.mono_s + self._reattach_s)
+            self._awaited.setdefault(node, until_s)
+            self._set_timer()
         elif not task.is_worker_confirmed and not self.is_log_behind:
             self._step.lose_attempt(task, now)
             self._step.recount_worker(node)

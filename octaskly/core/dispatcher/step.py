@@ -30,7 +30,6 @@ from octaskly.core.model.arrays import (
     MemberRange,
     RangeMembers,
     array_of,
-    has_too_many_failures,
     part_of_array,
 )
 from octaskly.core.model.ids import (
@@ -373,7 +372,7 @@ class DispatchStep:
         A read that is pending may be older than the verdict on the member.
         """
         queue, array = self.queue, array_of(member)
-        if array is None or queue.array_queue.counted_array_of(member):
+        if array is None or queue.array_queue.knows_failures(array):
             return
         if array not in queue.tasks:
             self.pin_until_durable(queue.add_shadow(TaskRecord(array)))
@@ -382,35 +381,37 @@ class DispatchStep:
                 queue.end(other)
                 self.pin_until_durable(other)
 
-    def cancel_remaining_members(self, array: TaskSpec, by: str) -> None:
-        """Cancel the members of an array that have not begun.
+    def cancel_array(self, array: TaskId, by: str) -> None:
+        """Cancel the members of an array that have not begun, by force also the others.
 
         One fact says it of all: those that wait have none of their own.
         """
         queue = self.queue
-        queue.array_queue.stop_counting_failures(array.id)
-        task = queue.tasks.get(array.id)
-        task = task or queue.add_shadow(TaskRecord(array.id, array))
-        self.write(task, TaskCancelled(array.id, by, self.epoch.term))
-        for member in self._undecided_members(array.id):
+        queue.array_queue.stop_counting_failures(array)
+        task = queue.tasks.get(array) or queue.add_shadow(TaskRecord(array))
+        self.write(task, TaskCancelled(array, by, self.epoch.term))
+        self._end_by_force(self._undecided_members(array), by)
+        for member in self._undecided_members(array):
             if self.is_prefetched(member):
-                self._cancel_live_member(member, by)
-            else:
-                member.cancel_with_array()
-                self.carry_out_verdict(member, None)
-                if member.final_state is not None:
-                    self.announce_ended((member.spec.id,))
+                self.write(member, TaskCancelled(member.spec.id, by, self.epoch.term))
+                continue
+            member.cancel_with_array()
+            self.carry_out_verdict(member, None)
+            if member.final_state is not None:
+                self.announce_ended((member.spec.id,))
 
-    def cancel_live_members(self, array: TaskSpec, by: str) -> None:
-        """End the members of an array that run."""
-        for member in self._undecided_members(array.id):
-            if member.stage is Stage.LIVE:
-                self._cancel_live_member(member, by)
+    def _end_by_force(self, members: Iterable[QueuedTask], by: str | None) -> None:
+        """End the members that run of an array that was cancelled by force, if so.
 
-    def reapply_forced_cancel(self, array: TaskRecord) -> None:
-        """Kill running members of an array cancelled by force in another epoch."""
-        if array.spec is not None and (by := _forced_canceller(array)):
-            self.cancel_live_members(array.spec, by)
+        `by` is its canceller, also in another epoch; None: it was not cancelled.
+        """
+        canceller = (by or "").removeprefix(FORCED_PREFIX)
+        if not by or canceller == by:
+            return
+        for member in members:
+            if member.stage is Stage.LIVE and member.final_state is None:
+                fact = TaskCancelled(member.spec.id, canceller, self.epoch.term)
+                self.write(member, fact)
 
     def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""
@@ -420,11 +421,8 @@ class DispatchStep:
         array = self.queue.tasks.get(array_id)
         if array is None:
             self.queue.look_up_task(array_id)
-        elif member.final_state is None and (by := _forced_canceller(array.record)):
-            self._cancel_live_member(member, by)
-
-    def _cancel_live_member(self, member: QueuedTask, by: str) -> None:
-        self.write(member, TaskCancelled(member.spec.id, by, self.epoch.term))
+        else:
+            self._end_by_force([member], array.record.cancelled_by)
 
     def _undecided_members(self, array: TaskId) -> list[QueuedTask]:
         """Return the members of an array that are in hand, and not decided."""
@@ -436,22 +434,20 @@ class DispatchStep:
 
     def _count_member_failure(self, member: TaskId) -> None:
         """Begin no more members of an array of which too many have failed."""
-        array = self.queue.array_queue.counted_array_of(member)
-        array_spec = None if array is None else array.spec.array
-        if array is None or array_spec is None:
-            return
-        array.failed_members += 1
-        if has_too_many_failures(array_spec, array.failed_members):
-            self.cancel_remaining_members(array.spec, MAX_FAILS_CANCELLER)
+        array = array_of(member)
+        if array is not None and self.queue.array_queue.add_failure(array):
+            self.cancel_array(array, MAX_FAILS_CANCELLER)
 
-    def cancel_failing_arrays(self, records: Iterable[TaskRecord]) -> None:
-        """Cancel the rest of arrays with too many failures over all epochs."""
-        for record in records:
-            spec, task = record.spec, self.queue.tasks.get(record.id)
-            is_already_ended = task is not None and task.stage is Stage.ENDED
-            must_cut_off = task_rules.must_cut_off(record) and not is_already_ended
-            if spec is not None and must_cut_off:
-                self.cancel_remaining_members(spec, MAX_FAILS_CANCELLER)
+    def adopt_array(self, record: TaskRecord) -> None:
+        """Do what the log of all epochs says of an array's members.
+
+        Too many failures cut off the rest, and a cancel by force ends those that run.
+        """
+        task = self.queue.tasks.get(record.id)
+        is_already_ended = task is not None and task.stage is Stage.ENDED
+        if task_rules.must_cut_off(record) and not is_already_ended:
+            self.cancel_array(record.id, MAX_FAILS_CANCELLER)
+        self._end_by_force(self._undecided_members(record.id), record.cancelled_by)
 
     def fail_without_inputs(self) -> None:
         """End the queued tasks of which every worker lacks an input."""
@@ -473,7 +469,7 @@ class DispatchStep:
         """
         for spec in self.queue.pop_missing_ends():
             if spec.array is not None:
-                self.cancel_remaining_members(spec, LOST_END_CANCELLER)
+                self.cancel_array(spec.id, LOST_END_CANCELLER)
                 continue
             # In no epoch, as a success that was recorded in any counts more.
             task = self.queue.add_shadow(TaskRecord(spec.id, spec))
@@ -625,9 +621,3 @@ class DispatchStep:
     def _write_assignment(self, fact: Assigned | MembersAssigned) -> None:
         self.facts.append(fact)
         self._next_seq += fact.count
-
-
-def _forced_canceller(array: TaskRecord) -> str | None:
-    """Return the canceller of an array that was cancelled by force, else None."""
-    by = array.cancelled_by or ""
-    return by.removeprefix(FORCED_PREFIX) if by.startswith(FORCED_PREFIX) else None

@@ -137,15 +137,12 @@ class TaskChanges:
 
         Return False if a request may not.
         """
-        spec, progress = array.spec, array.progress
-        assert spec is not None
+        progress = array.progress
         assert progress is not None
         if not task_rules.may_cancel_array(array.state, progress, force=event.force):
             return False
         by = f"{FORCED_PREFIX}{event.by}" if event.force else event.by
-        self._step.cancel_remaining_members(spec, by)
-        if event.force:
-            self._step.cancel_live_members(spec, event.by)
+        self._step.cancel_array(array.id, by)
         return True
 
     def _read_array(

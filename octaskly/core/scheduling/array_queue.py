@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from msgspec.structs import replace
-
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import (
     RUNS_MAX,
@@ -23,14 +21,15 @@ from octaskly.core.model.arrays import (
     position_of,
 )
 from octaskly.core.model.ids import TaskId
-from octaskly.core.model.task_options import TaskOptions
 from octaskly.core.model.tasks import TaskSpec
 from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 from octaskly.core.scheduling.task_table import TaskTable
 
-COUNTED_ARRAYS_MAX = (
-    10_000  #: arrays outside the queue whose failures are still counted
-)
+COUNTED_ARRAYS_MAX = 50_000  #: whose failures are counted; more are read when needed
+
+
+def _max_fails(array: QueuedTask) -> int | None:
+    return None if array.spec.array is None else array.spec.array.max_fails
 
 
 def new_queued_task(spec: TaskSpec) -> QueuedTask:
@@ -86,13 +85,9 @@ def merge_array_record(task: QueuedTask, record: TaskRecord, table: TaskTable) -
     assert array is not None
     task.is_read = len(progress.remaining_runs) < RUNS_MAX
     if task.remaining is None:
-        task.remaining, task.failed_members = (
-            RemainingMembers(progress.remaining_runs),
-            progress.failed,
-        )
+        task.remaining = RemainingMembers(progress.remaining_runs)
     else:
         task.remaining.intersect(progress.remaining_runs)
-        task.failed_members = max(task.failed_members, progress.failed)
     for live in table.ranges.of_array(record.id):
         task.remaining.remove_run(live.position, live.position + len(live.ids) - 1)
     for member in table.single_members_of(record.id):
@@ -102,51 +97,52 @@ def merge_array_record(task: QueuedTask, record: TaskRecord, table: TaskTable) -
 
 
 class ArrayQueue:
-    """The arrays among the tasks in memory."""
+    """The arrays among the tasks in memory, and how many members of each failed."""
 
     def __init__(self, tasks: TaskTable) -> None:
         self._tasks = tasks
-        self._counted_arrays: OrderedDict[TaskId, QueuedTask] = OrderedDict()
-        """Arrays with a bound on failures, without their commands and items.
+        self._failures_left: OrderedDict[TaskId, int] = OrderedDict()
+        """How many more members of an array may fail.
 
         Members may fail after all were assigned, or while the store is read.
         """
 
-    def counted_array_of(self, member: TaskId) -> QueuedTask | None:
-        """Return the array that counts a member's failures, if there is one."""
-        array_id = array_of(member)
-        if array_id is None:
-            return None
-        return self.queued_array_of(member) or self._counted_arrays.get(array_id)
+    def knows_failures(self, array: TaskId) -> bool:
+        """Return True if an array's failures are counted, or have no bound."""
+        if array in self._failures_left:
+            return True
+        task = self._tasks.get(array)
+        if task is None or task.stage is not Stage.QUEUED:
+            return False
+        return _max_fails(task) is None
 
-    def keep_counting_failures(self, array: QueuedTask) -> None:
-        """Keep the failure count of an array, even after it left the queue."""
-        array_spec, id_ = array.spec.array, array.spec.id
-        if array_spec is None or array_spec.max_fails is None:
+    def count_failures(self, array: QueuedTask, failed: int) -> None:
+        """Count the failures of an array's members from here on.
+
+        `failed` is the number that the store knows.
+        """
+        if (max_fails := _max_fails(array)) is None:
             return
-        earlier = self._counted_arrays.pop(id_, None)
-        if earlier is not None:
-            array.failed_members = max(array.failed_members, earlier.failed_members)
-        bound = TaskOptions(array=replace(array_spec, has_items=False, items=()))
-        spec = TaskSpec(id=id_, command="", options=bound)
-        self._counted_arrays[id_] = QueuedTask(
-            TaskRecord(id_, spec), failed_members=array.failed_members
-        )
-        if len(self._counted_arrays) > COUNTED_ARRAYS_MAX:
-            self._counted_arrays.popitem(last=False)
+        left = max_fails - failed
+        earlier = self._failures_left.pop(array.spec.id, left)
+        self._failures_left[array.spec.id] = min(left, earlier)
+        if len(self._failures_left) > COUNTED_ARRAYS_MAX:
+            self._failures_left.popitem(last=False)
+
+    def add_failure(self, array: TaskId) -> bool:
+        """Count one failure; return True if it is known to be one too many."""
+        if array not in self._failures_left:
+            return False
+        self._failures_left[array] -= 1
+        return self._failures_left[array] < 0
 
     def stop_counting_failures(self, array: TaskId) -> None:
         """Stop counting failures of an array that ended or whose id was reused."""
-        self._counted_arrays.pop(array, None)
+        self._failures_left.pop(array, None)
 
     def clear_arrays(self) -> None:
         """Drop all arrays at the end of an epoch."""
-        self._counted_arrays.clear()
-
-    def queued_array_of(self, member: TaskId) -> QueuedTask | None:
-        """Return the array of a member, if it is queued in memory."""
-        array = self._array_of(member)
-        return array if array is not None and array.stage is Stage.QUEUED else None
+        self._failures_left.clear()
 
     def has_unended_members(self, array: TaskId) -> bool:
         """Return True if a member of an array in hand has not ended or not begun.
@@ -191,7 +187,7 @@ class ArrayQueue:
 
     def remove_member(self, member: TaskId) -> None:
         """Remove a member that got into memory by other means from its array."""
-        array = self.queued_array_of(member)
+        array = self._array_of(member)
         if array is None or array.remaining is None or array.spec.array is None:
             return
         position = position_of(member, array.spec.array)

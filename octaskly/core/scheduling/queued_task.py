@@ -93,7 +93,6 @@ class QueuedTask(Struct, eq=False, gc=False):
     remaining: RemainingMembers | None = (
         None  #: for an array, its members that were never assigned
     )
-    failed_members: int = 0  #: for an array, the number of failed members
     lane: LaneKey | None = None  #: its lane, once it is in one
     place: int = 0  #: its place there, which other entries of the lane do not have
     shares: Shares | None = None  #: those that hold the slots of its live attempt
@@ -196,7 +195,7 @@ class QueuedTask(Struct, eq=False, gc=False):
         if state is TaskState.QUEUED and self.is_array_cancelled:
             state, is_final = TaskState.CANCELLED, True
         elif is_final and self.record.cancelled_by == MAX_FAILS_CANCELLER:
-            is_array = self.spec.array is not None
+            is_array = array_of(self.record.id) is None
             state = TaskState.FAILED if is_array else state
         self.final_state = state if is_final else None
 

@@ -136,7 +136,6 @@ class TaskQueue:
                 self.tasks.remove(task)
                 self._excluding_tasks.pop(task.spec.id, None)
                 if task.remaining is not None:
-                    self.array_queue.keep_counting_failures(task)
                     self.look_up_missing(task.spec.id)
         self.lanes.restart(task for task in waiting if task.commit_number)
 
@@ -282,9 +281,9 @@ class TaskQueue:
                 merge_array_record(task, record, self.tasks)
             if queued is not None and record.reprioritized is not None:
                 self.reprioritize(record.reprioritized)
-            if queued is None and record.cancelled_by is None:
-                self.array_queue.keep_counting_failures(task)
-                if task.remaining:
+            if task.stage is Stage.QUEUED and record.cancelled_by is None:
+                self.array_queue.count_failures(task, record.progress.failed)
+                if queued is None and task.remaining:
                     self._enqueue(task)
 
     def _add_record(self, record: TaskRecord, lane: LaneKey) -> None:
@@ -332,6 +331,7 @@ class TaskQueue:
             self.array_queue.stop_counting_failures(spec.id)
             if (lane := self.lanes.admitting_lane(spec, spec.ord)) is not None:
                 task = new_queued_task(spec)
+                self.array_queue.count_failures(task, 0)
                 self.tasks.add(task)
                 lane.push(task)
         self._trim_lanes()
@@ -404,7 +404,6 @@ class TaskQueue:
     def _drop_array(self, array: QueuedTask) -> None:
         """Drop an array whose members were all assigned."""
         self._leave_lane(array)
-        self.array_queue.keep_counting_failures(array)
         self.tasks.remove(array)
         if not array.is_read:
             self._reread_task(array.spec.id)
@@ -496,8 +495,6 @@ class TaskQueue:
         if (final := task.final_state) is not None:
             # An array does not count, because its members do.
             self.ended_counts[final] += task.remaining is None
-        elif task.remaining is not None:
-            self.array_queue.keep_counting_failures(task)
         self._move_to(Stage.ENDED, task)
 
     def add_shadow(self, record: TaskRecord) -> QueuedTask:
