@@ -89,6 +89,18 @@ class Partition:
         )
 
 
+@dataclass
+class Split:
+    """A period in which a part of the mesh was cut off, be it in one direction."""
+
+    began_s: float
+    ended_s: float = math.inf  #: when the mesh was whole again
+
+    def excuses(self, accepted_s: float, changed_s: float) -> bool:
+        """Return True if a task may have run on both sides before its change."""
+        return self.began_s <= changed_s and accepted_s <= self.ended_s
+
+
 class Run(NamedTuple):
     """One start of a task's command, as the command itself recorded it."""
 
@@ -106,8 +118,7 @@ class History:
         self.operations: list[Operation] = []
         self.reads: list[Read] = []
         self.partitions: list[Partition] = []
-        #: when a part of the mesh was first cut off, be it in one direction
-        self.split_from_s = math.inf
+        self.splits: list[Split] = []
         #: periods in which no host could accept, such as a power cut
         self.outages: list[tuple[float, float]] = []
         self.accepted: dict[str, str] = {}  #: the id of the task, by key
@@ -182,7 +193,15 @@ class History:
 
     def changed_without_split(self) -> list[tuple[Read, Read]]:
         """Return the changes of outcomes without an excuse (G4)."""
-        return [pair for pair in self.changed() if pair[1].ended_s < self.split_from_s]
+        accepted_s = {o.task: o.began_s for o in self.operations}
+        return [
+            (before, after)
+            for before, after in self.changed()
+            if not any(
+                split.excuses(accepted_s.get(after.task, -math.inf), after.ended_s)
+                for split in self.splits
+            )
+        ]
 
     def unsettled(self) -> list[str]:
         """Return the keys for which no client knows whether they were accepted."""

@@ -28,7 +28,16 @@ from tests.mesh.forming import (
     secret_file,
     submit,
 )
-from tests.mesh.history import History, Load, Outcome, Pace, Partition, command_of, runs
+from tests.mesh.history import (
+    History,
+    Load,
+    Outcome,
+    Pace,
+    Partition,
+    Split,
+    command_of,
+    runs,
+)
 from tests.mesh.invariants import (
     ALL,
     DESCRIPTORS_MORE_MAX,
@@ -114,8 +123,12 @@ class Scene:
         now_s = time.monotonic()
         if set(members) == set(self.hosts):
             self._is_whole = True
-            for partition in self.history.partitions:
-                partition.ended_s = min(partition.ended_s, now_s)
+            periods: list[Partition | Split] = [
+                *self.history.partitions,
+                *self.history.splits,
+            ]
+            for period in periods:
+                period.ended_s = min(period.ended_s, now_s)
         return now_s - began_s
 
     def await_copies(self) -> None:
@@ -252,8 +265,7 @@ class Scene:
         self.history.partitions.append(Partition(time.monotonic(), groups))
 
     def _note_split(self) -> None:
-        now_s = time.monotonic()
-        self.history.split_from_s = min(self.history.split_from_s, now_s)
+        self.history.splits.append(Split(time.monotonic()))
 
     def _suspect(self, *hosts: Host, groups: Sequence[Sequence[Host]] = ()) -> None:
         """Record hosts whose tasks may run twice, and gaps in the hosts' knowledge.

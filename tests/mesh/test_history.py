@@ -10,6 +10,7 @@ from tests.mesh.history import (
     Outcome,
     Read,
     Run,
+    Split,
     command_of,
     key_of,
 )
@@ -57,14 +58,20 @@ def test_equal_outcomes_and_unfinished_tasks_are_no_change() -> None:
     assert history(read("", state="running"), read("1"), read("1")).changed() == []
 
 
-def test_change_is_excused_only_after_a_split() -> None:
+def test_change_is_excused_only_by_a_split_in_the_life_of_its_task() -> None:
     """Guarantee G4."""
     seen = history(read("1"), read("2", 2.0))
     assert seen.changed_without_split() == seen.changed()
 
-    seen.split_from_s = 1.5
-
-    assert seen.changed_without_split() == []
+    seen.operations.append(accepted(0.5))
+    for split, is_excused in (
+        (Split(1.5), True),
+        (Split(2.5), False),
+        (Split(0.1, ended_s=0.3), False),
+        (Split(0.1, ended_s=0.7), True),
+    ):
+        seen.splits = [split]
+        assert seen.changed_without_split() == ([] if is_excused else seen.changed())
 
 
 def test_output_of_no_run_of_the_task_is_found() -> None:

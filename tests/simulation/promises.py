@@ -27,7 +27,8 @@ class Told(NamedTuple):
     outcome: tuple[TaskState, AttemptId | None, int | None]
     """The state, the shown attempt and its exit code."""
     node: NodeId
-    disks: int  #: number of disks that had an end of the task then
+    holders: tuple[tuple[NodeId, int], ...]
+    """The nodes that ran and had an end of the task then, with their lives."""
 
 
 class Promises:

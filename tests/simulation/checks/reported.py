@@ -55,25 +55,29 @@ def _check_task(world: World, machine: Machine, task: TaskId) -> None:
 
 def _told(world: World, record: TaskRecord, machine: Machine) -> Told:
     """Return the outcome of an ended task as a node shows it."""
-    held = [other.disk.shown(record.id) for other in world.machines.values()]
-    disks = sum(each is not None and each.state.is_final for each in held)
+    holders = tuple(
+        (other.id, other.life)
+        for other in world.alive()
+        if (held := other.disk.shown(record.id)) is not None and held.state.is_final
+    )
     state, attempt = record.state, record.deciding_attempt
     if attempt is None or state is TaskState.CANCELLED:
-        return Told((state, None, None), machine.id, disks)  # No end is shown for it.
+        return Told((state, None, None), machine.id, holders)  # No end is shown.
     code = None if attempt.outcome is None else attempt.outcome.exit_code
-    return Told((state, attempt.id, code), machine.id, disks)
+    return Told((state, attempt.id, code), machine.id, holders)
 
 
 def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:
-    """Return True if a split, or a lost disk, may have changed an outcome.
+    """Return True if a split, or the absence of all copies, may have changed it.
 
-    Only nodes that announced the task or ran it count. An outcome on a single disk is
-    lost with its node.
+    Only nodes that announced the task or ran it count for a split. A node that reports
+    an outcome alone is a part of the mesh, too: the others may know another one.
     """
+    machines = world.machines
+    were_down = len(before.holders) == 1 or all(
+        machines[node].life != life for node, life in before.holders
+    )
     since_s = world.storage.accepted_s.get(record.id, 0.0) - HEALED_S
     nodes = {before.node, now.node, *(each.node for each in record.attempts)}
-    return (
-        before.disks == 1
-        or bool(world.restored)
-        or any(world.was_apart(node, since_s) for node in nodes)
-    )
+    were_apart = any(world.was_apart(node, since_s) for node in nodes)
+    return were_down or were_apart or bool(world.restored)
