@@ -6,17 +6,24 @@ Random walks find what is likely; here all orders within the bounds are tried.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import pytest
+from msgspec.structs import replace
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
-from octaskly.core.effects import Effect, Start
+from octaskly.core.effects import Append, Effect, Start
+from octaskly.core.log.facts import MembersSucceeded
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import MAX_FAILS_CANCELLER
 from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import ArraySpec, Retry
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
+from octaskly.core.protocol.messages import Report
+from octaskly.core.scheduling.task_table import TaskTable
 from tests.property.test_array_walks import ArrayDispatcherModel
 from tests.property.test_failover_walks import FailoverModel
 from tests.simulation import mutants
@@ -26,6 +33,8 @@ from tests.support.exploration import EXPLORED, Action, RecordProperty, explore
 
 FAILED = builders.outcome(AttemptState.FAILED, EndReason.EXIT, duration_ms=1)
 DONE = builders.outcome(duration_ms=1)
+TIMED = replace(DONE, started_ms=2, ended_ms=3)
+"""All that a fact about several members can say."""
 WAIT_S = 1.0  #: after this, a first backoff is over
 WAITS = 2  #: by default; more would only repeat what was explored
 LATE_S = 6.0  #: after this, the reattach window is over
@@ -206,30 +215,91 @@ class Scope(FailoverModel):
 
 
 class RangeScope(Scope, ArrayDispatcherModel):
-    """An array of two, whose members a worker gets by one range."""
+    """An array, whose members a worker gets by one range."""
+
+    together: ClassVar[Counter[int]] = Counter()
+    """Number of facts about members that succeeded together, by their number."""
+    array = ArraySpec(count=MEMBERS)
+    retries = RETRIES
 
     def submit_work(self) -> None:
-        self.submit_array(ArraySpec(count=MEMBERS), RETRIES)
+        self.submit_array(self.array, self.retries)
 
     def fail_over(self, *, is_held: bool) -> None:
         self.ours.clear()
         super().fail_over(is_held=is_held)
+
+    def _faults(self) -> list[Action]:
+        faults = super()._faults()
+        for node, linked in self.workers.items():
+            is_stopping = linked.stopping & linked.here.keys()
+            if len(linked.here) > 1 and not is_stopping:
+                faults.append(("together", node))
+        return faults
+
+    @property
+    def _performers(self) -> dict[str, Callable[..., None]]:
+        return super()._performers | {"together": self._succeed_together}
+
+    def _succeed_together(self, node: NodeId) -> None:
+        """End all attempts on a worker, which reports them in one message."""
+        linked = self.workers[node]
+        reports = tuple(Report(*key, TIMED) for key in linked.here)
+        linked.here.clear()
+        self.succeeded.update(report.task for report in reports)
+        self.perform(linked.worker.on_attempts_ended(reports, self.now), node)
+
+    def _write(self, append: Append) -> None:
+        facts = (entry.fact for entry in append.entries)
+        self.together.update(f.count for f in facts if isinstance(f, MembersSucceeded))
+        super()._write(append)
 
     def _check_final(self, record: TaskRecord) -> None:
         """Check that each member ended as a single task would."""
         progress = record.progress
         assert progress is not None
         cancelled = progress.cancelled if self.asked_to_cancel else 0
-        assert progress.completed + cancelled == MEMBERS, progress
+        assert progress.completed + cancelled == self.array.count, progress
 
 
-RANGE_SCOPES: dict[str, tuple[str, Budget]] = {
-    "a failure": ("b", {"delay": 1, "fail": 1}),
-    "a cancel": ("b", {"delay": 1, "cancel": 1}),
-    "a failover": ("b", {"failover": 1, "recover": 1}),
+class FailingRangeScope(RangeScope):
+    """An array that is over once one member fails."""
+
+    array = ArraySpec(count=MEMBERS + 1, max_fails=0)
+    retries = 0
+
+    def _check_final(self, record: TaskRecord) -> None:
+        """Check that nothing is left, and that one failure ended the array."""
+        progress = record.progress
+        assert progress is not None
+        is_cut_off = record.cancelled_by == MAX_FAILS_CANCELLER
+        assert is_cut_off == bool(progress.failed), record
+        assert progress.failed <= len(self.failed_attempts), progress
+        cancelled = progress.cancelled if is_cut_off else 0
+        ended = progress.completed + progress.failed + cancelled
+        assert ended == self.array.count, progress
+
+
+RANGE_SCOPES: dict[str, tuple[type[RangeScope], str, Budget]] = {
+    "a failure": (RangeScope, "b", {"delay": 1, "fail": 1}),
+    "a cancel": (RangeScope, "b", {"delay": 1, "cancel": 1}),
+    "a failover": (RangeScope, "b", {"failover": 1, "recover": 1}),
+    "reports of two": (RangeScope, "b", {"delay": 1, "together": 1}),
+    "a cancel of two": (RangeScope, "b", {"together": 1, "cancel": 1}),
+    "too many failures": (
+        FailingRangeScope,
+        "b",
+        {"delay": 1, "together": 1, "fail": 1},
+    ),
 }
-LARGE_RANGE_SCOPES: dict[str, tuple[str, Budget]] = {
-    "a cut": ("bc", {"cut": 1, "late": 1}),
+LARGE_RANGE_SCOPES: dict[str, tuple[type[RangeScope], str, Budget]] = {
+    "a cut": (RangeScope, "bc", {"cut": 1, "late": 1}),
+    "a failover of two": (
+        RangeScope,
+        "b",
+        {"together": 1, "failover": 1, "recover": 1},
+    ),
+    "late failures": (FailingRangeScope, "b", {"delay": 1, "together": 1, "fail": 2}),
 }
 SCOPES: dict[str, tuple[str, Budget]] = {
     "a failure": ("b", {"delay": 2, "fail": 2}),
@@ -274,7 +344,7 @@ def test_no_order_of_events_breaks_a_rule(
 
 
 @pytest.mark.parametrize(
-    ("workers", "budget"),
+    ("scope", "workers", "budget"),
     [
         *(pytest.param(*each, id=name) for name, each in RANGE_SCOPES.items()),
         *(
@@ -284,14 +354,19 @@ def test_no_order_of_events_breaks_a_rule(
     ],
 )
 def test_no_order_of_events_breaks_a_rule_about_ranges(
-    workers: str, budget: Budget, record_property: RecordProperty
+    scope: type[RangeScope],
+    workers: str,
+    budget: Budget,
+    record_property: RecordProperty,
 ) -> None:
-    """Each member ends as a single task would."""
-    found = explore(lambda: RangeScope(workers, budget), states_max=STATES_MAX)
+    """Each member ends as a single task would, also if several are reported at once."""
+    RangeScope.together.clear()
+    found = explore(lambda: scope(workers, budget), states_max=STATES_MAX)
 
-    record_property(EXPLORED, str(found))
+    record_property(EXPLORED, f"{found}, reported together {dict(RangeScope.together)}")
     assert not found.failures, found.describe_failures()
     assert found.is_complete
+    assert bool(RangeScope.together) == ("together" in budget)
 
 
 def lost_attempts_stay_live(patch: pytest.MonkeyPatch) -> None:
@@ -318,6 +393,55 @@ def test_a_planted_bug_is_found(
 
     found = explore(
         lambda: Scope(workers, budget), states_max=STATES_MAX, failures_max=1
+    )
+
+    assert found.failures, found
+
+
+def only_the_first_member_ends(patch: pytest.MonkeyPatch) -> None:
+    """Plant: of members that are reported together, one gives its slot back."""
+    real = TaskTable.end_members
+    patch.setattr(
+        TaskTable, "end_members", lambda self, live, at: real(self, live, at[:1])
+    )
+
+
+def members_that_end_keep_their_place(patch: pytest.MonkeyPatch) -> None:
+    """Plant: a worker seems to hold a member of a range after its end."""
+    patch.setattr(TaskTable, "_drop_live", lambda *_: None)
+
+
+def members_apart_keep_their_place(patch: pytest.MonkeyPatch) -> None:
+    """Plant: the same of members that were asked about one by one."""
+    patch.setattr(TaskTable, "release", lambda *_: None)
+
+
+def failures_never_end_an_array(patch: pytest.MonkeyPatch) -> None:
+    """Plant: `max_fails` is not looked at."""
+    patch.setattr(DispatchStep, "_count_member_failure", lambda *_: None)
+    patch.setattr(task_rules, "must_cut_off", lambda _: False)
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [
+        (members_that_end_keep_their_place, "a failure"),
+        (members_apart_keep_their_place, "a cancel"),
+        (mutants.results_forgotten_when_sent, "a failover"),
+        (only_the_first_member_ends, "reports of two"),
+        (only_the_first_member_ends, "a cancel of two"),
+        (failures_never_end_an_array, "too many failures"),
+    ],
+)
+def test_a_planted_bug_of_ranges_is_found(
+    plant: mutants.Plant, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each scope finds one."""
+    scope, workers, budget = RANGE_SCOPES[name]
+    plant(monkeypatch)
+
+    found = explore(
+        lambda: scope(workers, budget), states_max=STATES_MAX, failures_max=1
     )
 
     assert found.failures, found

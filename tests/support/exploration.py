@@ -115,7 +115,7 @@ def fingerprint(root: object) -> int:
         if isinstance(each, ATOMS):
             parts.append(each)
             continue
-        if isinstance(each, Struct):
+        if isinstance(each, Struct) and each.__struct_config__.eq:
             parts.append(_hash_of(each))
             continue
         place = places.setdefault(id(each), len(places))
