@@ -7,7 +7,7 @@ usage: python -m benchmarks [--quick] [peers | failover | cost | traffic | kills
                                        | retention | clients | metrics | pause
                                        | lists | strangers | files | takeover
                                        | floods | single | forming | ends | size
-                                       | burst]
+                                       | burst | all]
 
 Every ratio is of figures from this run: absolute times mean little on shared
 machines. Nothing leaves this machine; every loop is bounded.
@@ -117,6 +117,9 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
     yield from deep.sleepers(folder / "sleepers", quick=quick)
     yield from deep.million(folder / "deep", quick=quick)
     yield from lists.figures(folder / "lists", quick=quick)
+    yield from ends.figures(folder / "ends", quick=quick)
+    yield from arrays.figures(folder / "arrays", quick=quick)
+    yield from size.figures(folder / "size", quick=quick)
     yield from takeover.figures(folder, quick=quick)
     count = 500 if quick else 2000
     for name, peer in peers.PEERS.items():
@@ -133,6 +136,15 @@ def _peers(folder: Path, *, quick: bool) -> Iterator[Row]:
             "yes" if peer_rate < rate else "no",
         )
     yield from _forming(folder, quick=quick)
+
+
+def _all(folder: Path, *, quick: bool) -> Iterator[Row]:
+    """The default table, then each figure that is not in it."""
+    for name, figures in WHICH.items():
+        if name == "peers" or name not in IN_PEERS:
+            place = folder / name
+            place.mkdir()
+            yield from figures(place, quick=quick)
 
 
 def _latency(agent: Agent, folder: Path, *, count: int) -> Iterator[Row]:
@@ -259,7 +271,13 @@ WHICH: dict[str, Figures] = {
     "lists": lists.figures,
     "files": files.figures,
     "burst": burst.figures,
+    "all": _all,
 }
+IN_PEERS = {
+    *("all", "peers", "single", "noop", "tls", "sleepers", "deep", "lists", "ends"),
+    *("arrays", "size", "takeover", "forming"),
+}
+"""The figures that are part of the default table, and the tables themselves."""
 
 
 if __name__ == "__main__":

@@ -8,13 +8,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import BATCH, Row, bound_row, occupy, rss_mb, throughput
+from benchmarks import limits, noop
+from benchmarks.measure import (
+    BATCH,
+    Row,
+    bound_row,
+    cpu_s,
+    occupy,
+    ratio_row,
+    rss_mb,
+    throughput,
+)
 from tests.support.agents import Agent, request, running, until_nodes
 
 MEMBERS = 1_000_000
 ACCEPT_S = 1.0
 MEMORY_MB = 20.0
-SHARE = 0.9  #: of the rate of plain tasks
+SHARE = 0.9  #: of the rate of plain tasks, and of R
+NO_OP_BATCHES = 2  #: of plain tasks that return at once
+NO_OP_MEMBERS = 100_000
+CPU_SHARE = 0.02  #: of what a plain task takes
 
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
@@ -46,6 +59,27 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
             "yes" if share >= SHARE else "no",
         )
         yield "true, plain tasks", f"{statistics.median(plain):.0f}/s", "1.00", "", ""
+    limit = limits.spawn_limit(runs=runs)
+    rate = statistics.median(arrays)
+    yield ratio_row("true, members of an array, by R", rate, limit, SHARE)
+    yield _no_op_cpu(folder / "noop")
+
+
+def _no_op_cpu(folder: Path) -> Row:
+    """Compare members with plain tasks, both of which return at once."""
+    with noop.no_op_agent(folder) as agent:
+        pid = agent.process.pid
+        noop.work(agent, 1)
+        began_s = cpu_s(pid)
+        noop.work(agent, NO_OP_BATCHES)
+        plain_us = (cpu_s(pid) - began_s) / (NO_OP_BATCHES * noop.BULK) * 1e6
+        began_s = cpu_s(pid)
+        _rate(agent, NO_OP_MEMBERS)
+        member_us = (cpu_s(pid) - began_s) / NO_OP_MEMBERS * 1e6
+    share = member_us / plain_us
+    met = "yes" if share <= CPU_SHARE else "no"
+    name = "no-op members: agent CPU a member, by a task"
+    return name, f"{member_us:.1f} us", f"{share:.3f}", f"<= {CPU_SHARE}", met
 
 
 def _accepted(agent: Agent, command: str, members: int) -> tuple[str, float]:

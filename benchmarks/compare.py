@@ -2,8 +2,9 @@
 
 usage: python -m benchmarks.compare [--rounds N] [--count N] WHAT TREE TREE...
 
-WHAT is `latency` (submit to result on an idle node), `bulk` (`true` by bulk REST) or
-`start` (`octaskly ls`, and an agent until it is ready). Agents of all trees run at the
+WHAT is `latency` (submit to result on an idle node), `bulk` (`true` by bulk REST),
+`noop` (tasks that return at once), `accept` (tasks that only wait) or `start`
+(`octaskly ls`, and an agent until it is ready). Agents of all trees run at the
 same time and take turns, one task or batch each, so that other work on the machine
 meets all of them alike. Each figure is a median; each ratio is the median of the
 ratios to the first tree in the same turn, with the quartiles of the medians of rounds.
@@ -23,7 +24,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import BATCH, children, cpu_s, exchange, rss_mb, throughput
+from benchmarks import noop
+from benchmarks.measure import (
+    BATCH,
+    children,
+    cpu_s,
+    exchange,
+    occupy,
+    rss_mb,
+    throughput,
+)
 from octaskly.trust import create_secret_file
 from tests.support.agents import Agent, launch, stop_all
 
@@ -150,6 +160,46 @@ def _bulk(folder: Path, trees: list[Path], count: int) -> Round:
     return {"true, tasks/s": rates, "agent CPU a task, us": cpu}
 
 
+def _noop(folder: Path, trees: list[Path], count: int) -> Round:
+    rates: list[list[float]] = []
+    cpu: list[list[float]] = []
+    with contextlib.ExitStack() as stack:
+        agents = [
+            stack.enter_context(noop.no_op_agent(folder / str(at), _environ(tree)))
+            for at, tree in enumerate(trees)
+        ]
+        for agent in agents:
+            noop.work(agent, 1)
+        for order in _turns(trees, count):
+            rate, spent = [0.0] * len(trees), [0.0] * len(trees)
+            for place in order:
+                began_s = _agent_cpu_s(agents[place])
+                rate[place] = noop.work(agents[place], 1)
+                used_s = _agent_cpu_s(agents[place]) - began_s
+                spent[place] = used_s / noop.BULK * 1e6
+            rates.append(rate)
+            cpu.append(spent)
+    return {"no-op, tasks/s": rates, "agent CPU a task, us": cpu}
+
+
+def _accept(folder: Path, trees: list[Path], count: int) -> Round:
+    rates: list[list[float]] = []
+    cpu: list[list[float]] = []
+    with _agents(folder, trees) as agents:
+        for agent in agents:
+            occupy(agent, 2)
+        for order in _turns(trees, count):
+            rate, spent = [0.0] * len(trees), [0.0] * len(trees)
+            for place in order:
+                began_s = _agent_cpu_s(agents[place])
+                rate[place], _ = noop.accept(agents[place], 1)
+                used_s = _agent_cpu_s(agents[place]) - began_s
+                spent[place] = used_s / noop.BULK * 1e6
+            rates.append(rate)
+            cpu.append(spent)
+    return {"accepted, tasks/s": rates, "agent CPU a task, us": cpu}
+
+
 def _start(folder: Path, trees: list[Path], count: int) -> Round:
     figures: Round = {"ls, ms": [], "ls CPU, ms": [], "agent ready, s": []}
     figures |= {"agent CPU to ready, s": [], "agent RSS, MB": []}
@@ -192,7 +242,13 @@ def _start(folder: Path, trees: list[Path], count: int) -> Round:
     return figures
 
 
-WHAT = {"latency": _latency, "bulk": _bulk, "start": _start}
+WHAT = {
+    "latency": _latency,
+    "bulk": _bulk,
+    "noop": _noop,
+    "accept": _accept,
+    "start": _start,
+}
 
 if __name__ == "__main__":
     main()

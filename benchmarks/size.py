@@ -66,6 +66,7 @@ CREATE TABLE attempts (
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Fill a store, and write its content again in the other layout."""
     tasks = TASKS_QUICK if quick else TASKS
+    folder.mkdir(parents=True, exist_ok=True)
     made, packed, single = (folder / name for name in ("log.db", "packed", "single"))
     asyncio.run(_fill(made, tasks))
     for copy in (packed, single):
