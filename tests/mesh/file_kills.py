@@ -157,14 +157,17 @@ class FileKills:
         flags = ["--label", f"round={label['round']}"]
         if fault == "disk":
             flags += ["--on", self._victim.name]
-        wait = f"touch {notes}/on-$OCTASKLY_NODE; until test -e {notes}/gate"
-        pause = "do sleep 0.05; done"
+        # A task whose own disk is full leaves no output half written.
+        wait = (
+            f"set -e; touch {notes}/on-$OCTASKLY_NODE;"
+            f" until test -e {notes}/gate -o -e {notes}/gate{{#}}; do sleep 0.05; done"
+        )
         if command == "map":
             sent = {
                 f"src/{number}": contents[f"src/{number}"] for number in range(ITEMS)
             }
             expected = {f"{item}.out": data * 2 for item, data in sent.items()}
-            work = f"{wait} -o -e {notes}/gate{{#}}; {pause}; cat {{}} {{}} >{{}}.out"
+            work = f"{wait}; cat {{}} {{}} >made; mv made {{}}.out"
             paths = ["--in", "{}", "--out", "{}.out"]
             words = ["map", *flags, *paths, work, ":::", *sent]
         else:
@@ -172,8 +175,8 @@ class FileKills:
             whole = b"".join(contents[path] for path in sorted(contents))
             expected = {"out/all": whole, "out/big": contents["src/big"]}
             work = (
-                f"{wait}; {pause}; mkdir out; cp src/big out;"
-                " find src -type f | LC_ALL=C sort | xargs cat >out/all"
+                f"{wait}; mkdir made; cp src/big made;"
+                " find src -type f | LC_ALL=C sort | xargs cat >made/all; mv made out"
             )
             words = [command, *flags, "--in", "src", "--out", "out/", "--", work]
         return Round(
