@@ -257,7 +257,7 @@ class FileKills:
         The block, which waits for the end of the command, runs after that, but in a
         full folder of the user.
         """
-        wait_until("it connects", lambda: _is_connected(process), within_s=FORM_S)
+        wait_until("it connects", lambda: _is_connected(process), within_s=COMMAND_S)
         if one.fault == "submitter":
             # It kills itself.
             assert process.wait(COMMAND_S) == -signal.SIGKILL, one
@@ -289,14 +289,14 @@ class FileKills:
         delay_s = draw.uniform(0.0, SOON_S_MAX)
         match one.fault:
             case "worker":
-                wait_until("a task runs", one.hosts_with_tasks, within_s=FORM_S)
+                wait_until("a task runs", one.hosts_with_tasks, within_s=COMMAND_S)
             case "holder":
                 names = {sha256(data).hexdigest() for data in one.sent.values()}
                 store = one.client.first.state / "files"
                 wait_until(
                     "files are sent",
                     lambda: any(place.name in names for place in store.iterdir()),
-                    within_s=FORM_S,
+                    within_s=COMMAND_S,
                     every_s=0.01,
                 )
             case _:
@@ -310,14 +310,14 @@ class FileKills:
         Returns:
             True if the command is stopped, so that it does not fetch them yet.
         """
-        wait_until("a task runs", one.hosts_with_tasks, within_s=FORM_S)
+        wait_until("a task runs", one.hosts_with_tasks, within_s=COMMAND_S)
         if one.command == "map":
             one.open_gate("1")
             first = next(iter(one.expected))
             wait_until(
                 "the first output is here",
                 (one.folder / first).exists,
-                within_s=FORM_S,
+                within_s=COMMAND_S,
                 every_s=0.01,
             )
             return False
@@ -327,7 +327,7 @@ class FileKills:
         wait_until(
             "it has ended",
             lambda: [t for t in self._tasks(one) if t["status"] in ENDED],
-            within_s=FORM_S,
+            within_s=COMMAND_S,
         )
         return one.command == "run"
 
