@@ -384,7 +384,9 @@ class FileKills:
         elif one.fault != "submitter":
             said = one.said.lower()
             is_said = any(word in said for word in ("error:", "failed", "no output"))
-            assert is_said, f"{one}: no error\n{one.said}"
+            # The exit code is that of the task, which could not write to its disk.
+            own = [task["exit_code"] for task in self._tasks(one)]
+            assert is_said or own == [one.code], f"{one}: no error\n{one.said}"
 
     def _fetch_afterwards(self, one: Round) -> None:
         """Fetch the outputs of tasks that succeeded, but whose command did not.
