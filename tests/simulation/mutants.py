@@ -363,13 +363,19 @@ def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
     real = ResultOutbox.mark_sent
 
     def trusting(
-        self: ResultOutbox, kept: PendingResult, now_s: float, *, is_new: bool
-    ) -> Report:
-        self.drop_acknowledged([(kept.report.task, kept.report.attempt)])
-        self._results[kept.report.task, kept.report.attempt] = kept
-        report = real(self, kept, now_s, is_new=is_new)
-        del self._results[kept.report.task, kept.report.attempt]
-        return report
+        self: ResultOutbox,
+        results: Sequence[PendingResult],
+        now_s: float,
+        *,
+        is_new: bool,
+    ) -> list[Report]:
+        keys = [(kept.report.task, kept.report.attempt) for kept in results]
+        self.drop_acknowledged(keys)
+        self._results.update(zip(keys, results, strict=True))
+        reports = real(self, results, now_s, is_new=is_new)
+        for key in keys:
+            del self._results[key]
+        return reports
 
     patch.setattr(ResultOutbox, "mark_sent", trusting)
 

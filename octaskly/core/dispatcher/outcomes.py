@@ -116,6 +116,10 @@ class OutcomeRecorder:
     ) -> None:
         """Record the end of the attempt that is under way, and do what follows."""
         outcome = report.outcome
+        if outcome.state is AttemptState.OK:
+            self._step.write_end(task, report.attempt, node, outcome)
+            self._step.free_task(task, outcome, now)
+            return
         lacks_inputs = False
         if outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
             task.add_missing_inputs(node, outcome.detail)

@@ -105,9 +105,12 @@ def _assign_messages(
     holders: dict[int, tuple[NodeId, ...]] = {}
     start = size = 0
     for index, (_, spec) in enumerate(items):
-        found = holders_of(spec) if spec.options is not None else ()
-        item = spec.size_bytes + HOLDERS_BYTES * len(found)
-        is_full = len(holders) + len(found) > KNOWN_BLOBS_MAX
+        item, is_full = spec.size_bytes, False
+        found: HoldersByBlob = ()
+        if spec.options is not None:
+            found = holders_of(spec)
+            item += HOLDERS_BYTES * len(found)
+            is_full = len(holders) + len(found) > KNOWN_BLOBS_MAX
         if size and (size + item > bytes_max or is_full):
             messages.append(
                 Assign(epoch, tuple(items[start:index]), tuple(holders.items()))
@@ -115,7 +118,8 @@ def _assign_messages(
             start, size = index, 0
             holders.clear()
         size += item
-        holders.update(found)
+        if found:
+            holders.update(found)
     messages.append(Assign(epoch, tuple(items[start:]), tuple(holders.items())))
     return messages
 
@@ -290,7 +294,8 @@ class DispatchStep:
         self.facts.append(fact)
         task.add_fact(fact)
         self.pin_until_durable(task)
-        self.note_changed((task.spec.id,))
+        if self.changed_since_query is not None:
+            self.changed_since_query.add(task.spec.id)
         final = task.final_state
         # A verdict is also announced if it repeats one: clients may not have been told.
         if final is None or (final is before and isinstance(fact, Finished)):

@@ -148,8 +148,10 @@ class TaskRecord(Struct, frozen=True, gc=False, array_like=True):
             return array_state(self.spec.array, self.progress, self.cancelled_by)
         is_cancelled = self.cancelled_by is not None
         attempts = self.attempts
-        if not is_cancelled and len(attempts) == 1 and not self.has_succeeded:
-            only = attempts[0]  # A shortcut for most tasks.
+        if not is_cancelled and len(attempts) <= 1 and not self.has_succeeded:
+            if not attempts:  # Two shortcuts for most tasks.
+                return TaskState.QUEUED
+            only = attempts[0]
             return (_DECIDED_STATES if only.decided_term else _OPEN_STATES)[only.state]
         states = {attempt.state for attempt in attempts}
         has_success = AttemptState.OK in states or self.has_succeeded
@@ -286,8 +288,7 @@ def apply_fact(record: TaskRecord | None, fact: TaskFact) -> TaskRecord:
         return join_records(record, record_of(fact))
     # The two most frequent facts are joined without an intermediate record.
     assert record.id == fact.task
-    attempts = join_attempts(record.attempts, (attempt_of(fact),))
-    return replace(record, attempts=attempts)
+    return with_attempt(record, attempt_of(fact))
 
 
 def attempt_of(fact: Assigned | Finished) -> Attempt:
@@ -296,6 +297,11 @@ def attempt_of(fact: Assigned | Finished) -> Attempt:
         return Attempt(fact.attempt, fact.node)
     outcome = fact.outcome
     return Attempt(fact.attempt, fact.node, outcome.state, outcome, fact.decided_term)
+
+
+def with_attempt(record: TaskRecord, attempt: Attempt) -> TaskRecord:
+    """Return `record` with what is known of one attempt."""
+    return replace(record, attempts=join_attempts(record.attempts, (attempt,)))
 
 
 def facts_of(record: TaskRecord) -> list[TaskFact]:

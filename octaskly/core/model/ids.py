@@ -73,7 +73,9 @@ Writers = Annotated[tuple[tuple[StreamId, Epoch], ...], Meta(max_length=STREAMS_
 """The writer's epoch of each stream."""
 
 
-class AttemptId(Struct, frozen=True, gc=False, array_like=True, order=True):
+class AttemptId(
+    Struct, frozen=True, gc=False, array_like=True, order=True, cache_hash=True
+):
     """Id of one run of a task: the position in the log at which it was assigned.
 
     No other run has it, not even one of a later task with the same id. Attempt ids are

@@ -212,6 +212,8 @@ class Outcome(Struct, frozen=True, gc=False, array_like=True):
     @property
     def size_bytes(self) -> int:
         """Upper bound on its output, texts and files in a message, roughly."""
+        if not (self.stdout or self.stderr or self.outputs or self.detail):
+            return 0
         chars = len(self.detail)
         for file in self.outputs:
             chars += len(file.path) + OUTPUT_FILE_CHARS

@@ -149,6 +149,8 @@ class Gathering:
         return effects
 
     def _hold_append(self, append: Append, now: Moment) -> bool:
+        if not self._are_many_arriving(now):
+            return False
         has_ends, size_bytes = False, self._appends_bytes
         for entry in append.entries:
             fact = entry.fact
@@ -161,8 +163,7 @@ class Gathering:
                 size_bytes += MEMBER_BYTES * fact.count
             elif not isinstance(fact, Assigned | MembersAssigned):
                 return False
-        is_large = size_bytes > self._bytes_max
-        if not has_ends or is_large or not self._are_many_arriving(now):
+        if not has_ends or size_bytes > self._bytes_max:
             return False
         if self._is_urgent(append.entries):
             return False

@@ -80,7 +80,8 @@ class LogTail:
         for entry in append.entries:
             if type(entry.fact) is Floor:
                 self._raise_base(entry.fact)
-            self._retired.discard(entry.stream)  # This entry is new, so it is not void.
+            if self._retired:  # This entry is new, so it is not void.
+                self._retired.discard(entry.stream)
         self._entry_count += len(append.entries)
         self._size_bytes += size_bytes
         limits = self._limits
@@ -91,10 +92,10 @@ class LogTail:
             old, old_bytes = self._appends.popleft()
             self._entry_count -= len(old.entries)
             self._size_bytes -= old_bytes
-            for entry in old.entries:
-                if entry.stream not in self._retired:
-                    before = self._base_vector.get(entry.stream, 0)
-                    self._base_vector[entry.stream] = max(before, entry.last_seq)
+            for stream, last in _last_entries(old.entries).items():
+                if stream not in self._retired:
+                    before = self._base_vector.get(stream, 0)
+                    self._base_vector[stream] = max(before, last.last_seq)
 
     def _raise_base(self, floor: Floor) -> None:
         """Never stream to a node that lacks void entries, because no row has them.
@@ -187,5 +188,10 @@ def unacked_part(
 ) -> UnackedPart:
     """Return the bookkeeping for appends in transit."""
     entries = [entry for append in appends for entry in append.entries]
-    ends = {entry.stream: entry.last_seq for entry in entries}
+    ends = {s: last.last_seq for s, last in _last_entries(entries).items()}
     return UnackedPart(number, now.mono_s, len(entries), size_bytes, ends)
+
+
+def _last_entries(entries: Iterable[Entry]) -> dict[StreamId, Entry]:
+    """Return the last entry of each stream."""
+    return {entry.stream: entry for entry in entries}

@@ -11,12 +11,13 @@ from typing import Final
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from octaskly.core.log.facts import Assigned, Finished, TaskFact
+from octaskly.core.log.facts import Finished, TaskFact
 from octaskly.core.log.merge import (
     TaskRecord,
     apply_fact,
     join_records,
     ord_after,
+    with_attempt,
 )
 from octaskly.core.log.shown_end import (
     INPUT_TEXTS_MAX,
@@ -27,6 +28,7 @@ from octaskly.core.model.arrays import MAX_FAILS_CANCELLER, RemainingMembers, ar
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import (
+    Attempt,
     AttemptState,
     LaneKey,
     Outcome,
@@ -134,7 +136,8 @@ class QueuedTask(Struct, eq=False, gc=False):
     @property
     def last_attempt_n(self) -> int:
         """Highest number of an attempt, in any epoch; 0 if there is none."""
-        return max((attempt.id.n for attempt in self.record.attempts), default=0)
+        attempts = self.record.attempts
+        return max(attempt.id.n for attempt in attempts) if attempts else 0
 
     @property
     def avoids_visitors(self) -> bool:
@@ -158,17 +161,25 @@ class QueuedTask(Struct, eq=False, gc=False):
 
     def is_live_at(self, node: NodeId, attempt: AttemptId) -> bool:
         """Return True if a node holds an attempt, and that is the live one."""
-        is_it = (self.attempt, self.node) == (attempt, node)
-        return is_it and self.stage is Stage.LIVE
+        is_live = self.stage is Stage.LIVE and self.node == node
+        return is_live and self.attempt == attempt
 
     def add_fact(self, fact: TaskFact) -> None:
         """Join a fact of this epoch."""
         if isinstance(fact, Finished):
-            outcome = fact.outcome
-            end = Outcome(outcome.state, outcome.reason, outcome.exit_code)
-            fact = replace(fact, outcome=end)
-        self.record = apply_fact(self.record, fact)
-        if not isinstance(fact, Assigned) or self.final_state is not None:
+            full = fact.outcome
+            end = Outcome(full.state, full.reason, full.exit_code)
+            self.add_attempt(
+                Attempt(fact.attempt, fact.node, full.state, end, fact.decided_term)
+            )
+        else:
+            self.record = apply_fact(self.record, fact)
+            self._update_final_state()
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        """Join what a fact of this epoch says of an attempt."""
+        self.record = with_attempt(self.record, attempt)
+        if attempt.outcome is not None or self.final_state is not None:
             self._update_final_state()
 
     def join(self, record: TaskRecord) -> None:

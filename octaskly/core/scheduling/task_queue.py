@@ -29,13 +29,13 @@ from msgspec.structs import replace
 
 from octaskly.core.effects import Effect, LoadLive, LoadTasks
 from octaskly.core.events import LiveLoaded, QueuedLoaded, TasksLoaded
-from octaskly.core.log.facts import Assigned, Reprioritized
+from octaskly.core.log.facts import Reprioritized
 from octaskly.core.log.merge import TaskRecord, later_priority
 from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.task_options import Requirements, is_stdin_freed
-from octaskly.core.model.tasks import EndReason, LaneKey, TaskSpec, TaskState
+from octaskly.core.model.tasks import Attempt, EndReason, LaneKey, TaskSpec, TaskState
 from octaskly.core.model.timer_heap import Timer, TimerHeap
 from octaskly.core.scheduling.array_queue import (
     ArrayQueue,
@@ -465,7 +465,7 @@ class TaskQueue:
     def _note_attempt(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         task.shares = self.turns.charge(task.flow, task.slots)
         task.attempt, task.node, task.is_worker_confirmed = attempt, node, False
-        task.add_fact(Assigned(task.spec.id, attempt, node))
+        task.add_attempt(Attempt(attempt, node))
         self.tasks.hold(node, task)
 
     def end_members(self, live: LiveRange, offsets: Collection[int]) -> None:
@@ -508,14 +508,16 @@ class TaskQueue:
         self, tasks: Iterable[QueuedTask | LiveRange], number: int
     ) -> None:
         """Release tasks whose facts were made durable by commit `number`."""
+        is_reading = bool(self.reads)
         for task in tasks:
             if task.commit_number != number:
                 continue  # It has later facts that are not yet durable.
             task.commit_number = 0
-            if _may_leave_memory(task) and self.reads:
-                self._shadows.append((self.reads.last, task))
-            elif _may_leave_memory(task):
-                self._retire_shadow(task)
+            if _may_leave_memory(task):
+                if is_reading:
+                    self._shadows.append((self.reads.last, task))
+                else:
+                    self._retire_shadow(task)
             elif isinstance(task, QueuedTask) and task.stage is Stage.QUEUED:
                 self._return_to_store(task)
 

@@ -58,9 +58,9 @@ class SuccessesByRange:
     def __bool__(self) -> bool:
         return bool(self._ends)
 
-    def add_success(self, report: Report, place: RangePlace | None) -> bool:
-        """Add a report; return False if it is not about a success of a member."""
-        if place is None or report.outcome.state is not AttemptState.OK:
+    def add_success(self, report: Report, place: RangePlace) -> bool:
+        """Add a report about a member; return False if it is not about a success."""
+        if report.outcome.state is not AttemptState.OK:
             return False
         success = member_success(report.outcome)
         if success is None:
@@ -105,14 +105,12 @@ class ResultOutbox:
             new_report = replace(report, spec=None)
             self.add_result(new_report, report.spec).is_spooled = True
 
-    def __contains__(self, key: AttemptKey) -> bool:
-        return key in self._results
-
     def __len__(self) -> int:
         return len(self._results)
 
-    def __getitem__(self, key: AttemptKey) -> PendingResult:
-        return self._results[key]
+    def get(self, key: AttemptKey) -> PendingResult | None:
+        """Return the result of an attempt, if it is not acknowledged yet."""
+        return self._results.get(key)
 
     def add_result(
         self, report: Report, spec: TaskSpec | None, place: RangePlace | None = None
@@ -122,8 +120,9 @@ class ResultOutbox:
         size = REPORT_BYTES + report.outcome.size_bytes
         if spec is not None:
             size += spec.size_bytes
-        before = self._results.pop(key, None)
-        self.size_bytes += size - (0 if before is None else before.size_bytes)
+        if (before := self._results.pop(key, None)) is not None:
+            self.size_bytes -= before.size_bytes
+        self.size_bytes += size
         self._results[key] = result = PendingResult(report, spec, size, place)
         return result
 
@@ -209,20 +208,28 @@ class ResultOutbox:
         if chunk:
             yield chunk
 
-    def mark_sent(self, result: PendingResult, now_s: float, *, is_new: bool) -> Report:
-        """Record a send; return the report to send.
+    def mark_sent(
+        self, results: Sequence[PendingResult], now_s: float, *, is_new: bool
+    ) -> list[Report]:
+        """Record that results are sent; return the reports to send.
 
         A resent report includes the spec, because the dispatcher may lack the task.
         """
-        result.send_count += 1
-        wait_s = backoff(result.send_count, base_s=self._resend_s, cap_s=RESEND_MAX_S)
-        result.due_s = now_s + wait_s
-        if is_new:
-            return result.report  # It is at the end of the order already.
-        key = (result.report.task, result.report.attempt)
-        del self._results[key]
-        self._results[key] = result
-        return result.report_with_spec()
+        waits_s: dict[int, float] = {}
+        for result in results:
+            result.send_count = count = result.send_count + 1
+            if count not in waits_s:
+                waits_s[count] = backoff(
+                    count, base_s=self._resend_s, cap_s=RESEND_MAX_S
+                )
+            result.due_s = now_s + waits_s[count]
+        if is_new:  # They are at the end of the order already.
+            return [result.report for result in results]
+        for result in results:
+            key = (result.report.task, result.report.attempt)
+            del self._results[key]
+            self._results[key] = result
+        return [result.report_with_spec() for result in results]
 
     def spool_results(
         self, candidates: Iterable[PendingResult] | None = None

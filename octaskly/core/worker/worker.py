@@ -242,11 +242,12 @@ class Worker:
             refusal = EndReason.STALE
         elif not self.availability.takes_work:
             refusal = EndReason.DRAINING
+        held, outbox = self._attempts, self._outbox
         for attempt, spec, place in _assigned_attempts(message):
             key = (spec.id, attempt)
-            if key in self._outbox:
-                resent.append(self._outbox[key])
-            elif key in self._attempts:
+            if (known := outbox.get(key)) is not None:
+                resent.append(known)
+            elif key in held:
                 continue
             elif refusal is not None:
                 report = _refused_report(attempt, spec, refusal)
@@ -278,8 +279,8 @@ class Worker:
             if (held := self._attempts.get(key)) is not None:
                 held.is_killed = True
                 stops.append(key)
-            elif key in self._outbox:
-                resent.append(self._outbox[key])
+            elif (known := self._outbox.get(key)) is not None:
+                resent.append(known)
             else:
                 unknown.append(
                     self._outbox.add_result(_cancelled_report(key, now), None)
@@ -313,10 +314,12 @@ class Worker:
         new_results = []
         for report in reports:
             held = self._remove_attempt((report.task, report.attempt))
-            if held is not None and held.is_killed:
-                report = replace(report, outcome=_killed_outcome(report.outcome))
+            spec = place = None
+            if held is not None:
+                spec, place = held.spec, held.place
+                if held.is_killed:
+                    report = replace(report, outcome=_killed_outcome(report.outcome))
             self._update_mean_duration(report.outcome)
-            spec, place = (None, None) if held is None else (held.spec, held.place)
             new_results.append(self._outbox.add_result(report, spec, place))
         return self._send_new_results(new_results)
 
@@ -437,12 +440,15 @@ class Worker:
         self._sent_credit = self.credit
         messages: list[Message] = []
         for chunk in self._outbox.split_into_messages(results):
-            reports: list[Report] = []
+            reports = self._outbox.mark_sent(chunk, self._now_s, is_new=is_new)
             members = SuccessesByRange()
-            for result in chunk:
-                report = self._outbox.mark_sent(result, self._now_s, is_new=is_new)
-                if not is_new or not members.add_success(report, result.place):
-                    reports.append(report)
+            if is_new:
+                reports = [
+                    report
+                    for report, result in zip(reports, chunk, strict=True)
+                    if result.place is None
+                    or not members.add_success(report, result.place)
+                ]
             if members:
                 messages.append(RangeResults(members.reports(), self._sent_credit))
             if reports:
