@@ -20,7 +20,7 @@ from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.step import DispatchStep
 from octaskly.core.dispatcher.task_changes import TaskChanges
 from octaskly.core.dispatcher.visitor_demand import Label, count_waiting
-from octaskly.core.effects import AnnounceTaskStates, Answer, Effect, Send
+from octaskly.core.effects import Answer, Effect, Send
 from octaskly.core.events import (
     CancelRequested,
     FloorPlanned,
@@ -482,7 +482,9 @@ class Dispatcher:
         if not self.is_active:
             return []
         self.reconciler.withdraw_ended(ended)
-        return [AnnounceTaskStates(ended), *self._commit_step(now)]
+        # Ends of other attempts that this epoch has decided on may be on their way.
+        self._step.announce_ended(ended)
+        return self._commit_step(now)
 
     @property
     def has_missing_ends(self) -> bool:

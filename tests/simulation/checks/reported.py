@@ -71,10 +71,13 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
     """Return True if a split, or the absence of all copies, may have changed it.
 
     Only nodes that announced the task or ran it count for a split. A node that reports
-    an outcome alone is a part of the mesh, too: the others may know another one.
+    a failure alone is a part of the mesh, too: the others may know of a success.
     """
     machines = world.machines
-    were_down = len(before.holders) == 1 or all(
+    was_failed_alone = (
+        before.outcome[0] is TaskState.FAILED and len(before.holders) == 1
+    )
+    were_down = was_failed_alone or all(
         machines[node].life != life for node, life in before.holders
     )
     since_s = world.storage.accepted_s.get(record.id, 0.0) - HEALED_S

@@ -84,9 +84,9 @@ def test_a_queued_task_that_ended_elsewhere_is_read_again() -> None:
     effects = world.dispatch.on_ended_elsewhere((T,), moment())
 
     assert effects == [
-        AnnounceTaskStates((T,)),
         LoadTasks(1, (T,)),
         LoadQueued(1, -1, 1000),
+        AnnounceTaskStates((T,)),
     ]
     assert join(world) == []
 
@@ -176,8 +176,8 @@ def test_a_prefetched_task_that_ended_elsewhere_is_recalled() -> None:
     effects = world.dispatch.on_ended_elsewhere((T, TaskId("u")), moment())
 
     assert effects == [
-        AnnounceTaskStates((T, TaskId("u"))),
         send_kill(A, attempt(seq=2)),
+        AnnounceTaskStates((T, TaskId("u"))),
         LoadTasks(1, (T, TaskId("u"))),
     ]
     ended = report(of=attempt(seq=2), end=outcome(AttemptState.CANCELLED))
