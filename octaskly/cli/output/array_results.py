@@ -17,7 +17,7 @@ from octaskly.cli.output.task_view import (
 from octaskly.cli.output.terminal import ProgressLine, write_output
 from octaskly.client.flows import arrays, queries, rest_calls
 from octaskly.client.flows.queries import TaskFilter
-from octaskly.core.model.tasks import end_text
+from octaskly.core.end_text import end_text
 from octaskly.rest.client_types import Task
 
 if TYPE_CHECKING:

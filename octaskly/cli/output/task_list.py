@@ -25,7 +25,7 @@ from octaskly.cli.output.task_view import (
 )
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import TASKS, Call
-from octaskly.core.model.tasks import end_text
+from octaskly.core.end_text import end_text
 from octaskly.rest.client_types import FINAL, Task
 from octaskly.rest.tasks import FirstFailure, Members
 

@@ -23,7 +23,7 @@ from octaskly.cli.output.render import (
 from octaskly.client import Session
 from octaskly.client.flows.rest_calls import ARRAYS, TASKS, Call, resource_path
 from octaskly.config.units import SECONDS
-from octaskly.core.model.tasks import end_text
+from octaskly.core.end_text import end_text
 from octaskly.rest.client_types import Task
 from octaskly.rest.tasks import (
     ArrayMember,

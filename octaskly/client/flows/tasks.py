@@ -27,7 +27,7 @@ from octaskly.client.flows.task_fields import (
     paths_of,
     ref_of,
 )
-from octaskly.core.model.tasks import end_text
+from octaskly.core.end_text import end_text
 from octaskly.errors import OctasklyError
 from octaskly.rest.client_types import (
     Draft,

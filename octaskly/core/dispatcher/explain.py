@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
 from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.end_text import end_text
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import ArrayProgress
 from octaskly.core.model.ids import Moment, NodeId, TaskId, is_visitor, task_name
@@ -26,7 +27,6 @@ from octaskly.core.model.tasks import (
     LaneKey,
     Outcome,
     TaskState,
-    end_text,
 )
 from octaskly.core.replies import NodeRejection, QueuedAhead, TaskExplanation
 from octaskly.core.scheduling.queued_task import (

@@ -80,34 +80,6 @@ class EndReason(StrEnum):
     ROOM = "room"  #: its worker has no room for its files now
 
 
-SHELL_EXIT_CODES: Final = {126: " (cannot be executed)", 127: " (command not found)"}
-"""Why a shell ends with these exit codes. Source: POSIX.1-2024, XCU 2.8.2."""
-
-
-def exit_code_text(exit_code: int) -> str:
-    """Return an exit code for people, with its meaning if it is the shell's own."""
-    return f"exit code {exit_code}{SHELL_EXIT_CODES.get(exit_code, '')}"
-
-
-def end_text(
-    reason: str | None, exit_code: int | None, signal: int | None, detail: str | None
-) -> str:
-    """Return for people how an attempt or task ended without success.
-
-    The detail of a process that ended by itself may concern something else, such as an
-    output that was not kept, so it never replaces the exit code or the signal.
-    """
-    if reason == EndReason.EXIT and exit_code is not None:
-        how = exit_code_text(exit_code)
-    elif reason == EndReason.SIGNAL and signal is not None:
-        how = f"signal {signal}"
-    elif reason == EndReason.TIMEOUT:
-        how = "timeout"
-    else:
-        return detail or (f"signal {signal}" if signal else reason or "not known")
-    return f"{how}: {detail}" if detail else how
-
-
 PRIORITY_MAX = 50  #: and the lowest priority is -50
 Priority = Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)]
 """A higher one runs first."""
