@@ -15,6 +15,7 @@ from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.task_options import is_stdin_freed
 from octaskly.core.model.tasks import PRIORITY_SHIFT
 from octaskly.core.node.node import Node
+from octaskly.core.scheduling.matching import Matcher
 from octaskly.core.scheduling.queued_task import QueuedTask
 from octaskly.core.scheduling.task_queue import TaskQueue
 from octaskly.core.scheduling.turns import FlowKey
@@ -28,8 +29,6 @@ class TurnWatch:
     def __init__(self, world: World) -> None:
         self._last: dict[NodeId, tuple[Node, dict[TaskId, tuple[QueuedTask, int]]]] = {}
         """Arrays in memory of each process, with the member that it assigned last."""
-        self._watched: dict[NodeId, Node] = {}
-        """Nodes whose matches are checked."""
         self._assigned: set[tuple[TaskId, AttemptId]] = set()
         """Compaction writes facts again."""
         world.watchers.append(self)
@@ -48,9 +47,8 @@ class TurnWatch:
     def _members_keep_their_order(
         self, machine: Machine, node: Node, effects: list[Effect]
     ) -> None:
-        if self._watched.get(machine.id) is not node:
-            self._watched[machine.id] = node
-            _watch_matches(node)
+        # A copy of the node checks its own queue, too.
+        node._dispatcher._step.matcher.__class__ = _CheckedMatcher
         known, last = self._last.get(machine.id, (node, {}))
         if known is not node:
             last = {}
@@ -79,20 +77,16 @@ class TurnWatch:
                     last[place[0]] = now, place[1]
 
 
-def _watch_matches(node: Node) -> None:
-    """Check each match of a task and a worker, before the task is assigned."""
-    matcher = node._dispatcher._step.matcher
-    match_tasks = matcher.match_tasks
+class _CheckedMatcher(Matcher):
+    """Checks each match of a task and a worker, before the task is assigned."""
 
-    def checked(now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
+    def match_tasks(self, now: Moment) -> Iterator[tuple[QueuedTask, NodeId]]:
         planned: Counter[FlowKey] = Counter()
-        for task, worker in match_tasks(now):
-            _turn_is_right(node._dispatcher._queue, task, planned)
+        for task, worker in super().match_tasks(now):
+            _turn_is_right(self._queue, task, planned)
             if task.remaining is not None:
                 planned[task.flow] += 1  # Its range is made after the last match.
             yield task, worker
-
-    matcher.match_tasks = checked  # type: ignore[method-assign]
 
 
 def _turn_is_right(
