@@ -34,6 +34,7 @@ class Machine:
     node: Node | None = None
     #: number of process starts; callbacks of earlier processes are void
     life: int = 0
+    down_s: float = -1e9  #: time at which its process ended last
     is_paused: bool = False
     held: list[Callable[[], None]] = field(default_factory=list)
     is_asleep: bool = False  #: suspended, so that disk and commands stand still, too

@@ -29,6 +29,7 @@ class Told(NamedTuple):
     node: NodeId
     holders: tuple[tuple[NodeId, int], ...]
     """The nodes that ran and had an end of the task then, with their lives."""
+    ord: int  #: of the submission; a forgotten task may be submitted again
 
 
 class Promises:

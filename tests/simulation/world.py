@@ -150,6 +150,7 @@ class World(Timeline):
         if not machine.has_stopped:
             self.died.add(node_id)
         machine.life += 1
+        machine.down_s = self.time_s
         machine.timer = None
         self._wake(machine)
         machine.held.clear()

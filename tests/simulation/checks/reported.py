@@ -9,6 +9,7 @@ from __future__ import annotations
 from octaskly.core.effects import AnnounceTaskStates, Effect
 from octaskly.core.events import Event
 from octaskly.core.log.merge import TaskRecord
+from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
 from tests.simulation.machine import Machine
@@ -47,7 +48,7 @@ def _check_task(world: World, machine: Machine, task: TaskId) -> None:
     now = _told(world, record, machine)
     before = world.promises.outcomes.get(task, now)
     world.promises.outcomes[task] = now
-    is_same = before.outcome == now.outcome
+    is_same = before.outcome == now.outcome or before.ord != now.ord
     assert is_same or _is_excused(world, record, before, now), (
         f"{task} was {before}, and at {world.time_s:.3f} is {now}: {record}"
     )
@@ -61,17 +62,19 @@ def _told(world: World, record: TaskRecord, machine: Machine) -> Told:
         if (held := other.disk.shown(record.id)) is not None and held.state.is_final
     )
     state, attempt = record.state, record.deciding_attempt
+    ord_ = 0 if record.spec is None else record.spec.ord
     if attempt is None or state is TaskState.CANCELLED:
-        return Told((state, None, None), machine.id, holders)  # No end is shown.
+        return Told((state, None, None), machine.id, holders, ord_)  # No end is shown.
     code = None if attempt.outcome is None else attempt.outcome.exit_code
-    return Told((state, attempt.id, code), machine.id, holders)
+    return Told((state, attempt.id, code), machine.id, holders, ord_)
 
 
 def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:
     """Return True if a split, or the absence of all copies, may have changed it.
 
     Only nodes that announced the task or ran it count for a split. A node that reports
-    a failure alone is a part of the mesh, too: the others may know of a success.
+    a failure alone is a part of the mesh, too: the others may know of a success. So may
+    a worker that was down.
     """
     machines = world.machines
     was_failed_alone = (
@@ -80,7 +83,14 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
     were_down = was_failed_alone or all(
         machines[node].life != life for node, life in before.holders
     )
-    since_s = world.storage.accepted_s.get(record.id, 0.0) - HEALED_S
+    accepted_s = world.storage.accepted_s.get(record.id, 0.0)
+    since_s = accepted_s - HEALED_S
+    # The end of an attempt counts more than that it was given up for lost.
+    is_of_array = record.cancelled_by is None and array_of(record.id) is not None
+    may_be_given_up = before.outcome[0] is TaskState.FAILED or is_of_array
+    was_worker_down = may_be_given_up and any(
+        machines[attempt.node].down_s >= accepted_s for attempt in record.attempts
+    )
     nodes = {before.node, now.node, *(each.node for each in record.attempts)}
     were_apart = any(world.was_apart(node, since_s) for node in nodes)
-    return were_down or were_apart or bool(world.restored)
+    return were_down or were_apart or was_worker_down or bool(world.restored)
