@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from octaskly.api.problems import NO_DISPATCHER
 from octaskly.trust import create_secret_file
 from tests.support.fork_server import ForkedProcess, ForkServer
 
@@ -96,15 +96,10 @@ class Agent:
         """Return a connection to its local socket."""
         return UnixConnection(self.ready()["socket"])
 
-    def call(
-        self, method: str, path: str, body: object = None, *, key: str | None = None
-    ) -> tuple[int, Any]:
-        """Send one request over the local socket; return status and decoded body.
-
-        A request with an idempotency `key` may be repeated without harm.
-        """
+    def call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Send one request over the local socket; return status and decoded body."""
         with contextlib.closing(self.connection()) as connection:
-            return request(connection, method, path, body, key=key)
+            return request(connection, method, path, body)
 
     def stop(self) -> None:
         """Stop it, by SIGTERM first."""
@@ -138,13 +133,9 @@ def request(
     path: str,
     body: object = None,
     token: str | None = None,
-    *,
-    key: str | None = None,
 ) -> tuple[int, Any]:
     """Send one request; return status and decoded body."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
-    if key:
-        headers["Idempotency-Key"] = key
     if token:
         headers["Authorization"] = f"Bearer {token}"
     data = json.dumps(body).encode() if body is not None else None
@@ -276,17 +267,15 @@ def ending(*agents: Agent) -> Iterator[None]:
 
 
 def submit(agent: Agent, command: str, **more: object) -> str:
-    """Submit one task and return its id; retry while the mesh is unavailable.
-
-    As a client does, it repeats its idempotency key, so a lost answer does no harm.
-    """
-    body, key = {"command": command, **more}, uuid.uuid4().hex
+    """Submit one task and return its id; retry while there is no dispatcher."""
+    body = {"command": command, **more}
 
     def answer() -> tuple[int, Any] | None:
-        status, task = agent.call("POST", TASKS, body, key=key)
-        return None if status == 503 else (status, task)
+        status, task = agent.call("POST", TASKS, body)
+        is_early = status == 503 and task["error"] == NO_DISPATCHER
+        return None if is_early else (status, task)
 
-    status, task = until(answer, "the mesh accepts a task")
+    status, task = until(answer, "there is a dispatcher")
     assert status == 201, task
     return str(task["id"])
 

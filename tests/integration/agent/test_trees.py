@@ -485,7 +485,7 @@ def test_outputs_can_be_fetched_when_their_worker_is_gone(tmp_path: Path) -> Non
             lambda: any(
                 place.suffix != PARTIAL_SUFFIX
                 for one in others
-                for place in (one.state / "outputs").glob("*/*")
+                for place in (one.state / "outputs" / task).glob("*")
             ),
             "another node has a copy",
         )
