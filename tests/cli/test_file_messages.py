@@ -142,7 +142,7 @@ def test_a_full_disk_of_the_node_that_gets_the_files_is_its_error(
 
     full = (
         "error: The node cannot write to its disk\n"
-        "  cause: the disk of this node is full: N MiB are free, and 256 MiB stay free"
+        "  cause: the disk of this node is full: N MB are free, and 268 MB stay free"
         " for the log; free disk space there, or send the files through another node\n"
     )
     assert ends == [(125, full), (1, full)]
@@ -160,7 +160,7 @@ def sent_by(agent: Agent, command: str) -> tuple[int, str]:
             check=False,
         )
     )
-    said = re.sub(r"\d+ MiB are free", "N MiB are free", done.stderr.decode())
+    said = re.sub(r"\d+ MB are free", "N MB are free", done.stderr.decode())
     return done.returncode, said
 
 

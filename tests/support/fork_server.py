@@ -73,7 +73,9 @@ class ForkedProcess:
             subprocess.TimeoutExpired: it still runs after `timeout` seconds.
         """
         if self.returncode is None:
-            if not select.select([self._link], [], [], timeout)[0]:
+            poll = select.poll()
+            poll.register(self._link, select.POLLIN)
+            if not poll.poll(None if timeout is None else max(0.0, timeout * 1000)):
                 raise subprocess.TimeoutExpired("octaskly", timeout or 0.0)
             code = self._link.recv(4)
             assert len(code) == 4, "the fork server has ended"
