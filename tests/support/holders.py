@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import cast
+from weakref import finalize
 
 from octaskly.api.schemas.query import Query
 from octaskly.files.manifest import content_digest
@@ -75,6 +76,7 @@ class _Response:
     def __init__(self, node: OtherNode, fd: int, start: int, end: int) -> None:
         self._node, self._fd = node, fd
         self._at, self._end = start, end
+        finalize(self, os.close, fd)
 
     def readinto(self, view: memoryview) -> int:
         data = os.pread(self._fd, min(len(view), self._end - self._at), self._at)
