@@ -21,7 +21,7 @@ REASONS: Final = {
     "plain external command": "the same 0.3 ms beside the child, of which a direct"
     " start saves one exec only",
     "no-op tasks": "four facts and a row are written for each task by Python under"
-    " one lock, 35 us in the event loop and 40 in the writer; tried: facts that the"
+    " one lock, 26 us in the event loop and 30 in the writer; tried: facts that the"
     " collector of Python does not visit (a quarter faster), a compiled core (no gain)",
     "bulk accept": "each task is validated, packed as a fact and written with its"
     " indexes, some 20 us under Python's lock; tried: uvloop, processes that only"
