@@ -74,7 +74,7 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
 
     Only nodes that announced the task or ran it count for a split. A node that reports
     a failure alone is a part of the mesh, too: the others may know of a success. So may
-    a worker that was down.
+    a worker that was down, and nodes that came back with their log.
     """
     machines = world.machines
     was_failed_alone = (
@@ -88,9 +88,12 @@ def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bo
     # The end of an attempt counts more than that it was given up for lost.
     is_of_array = record.cancelled_by is None and array_of(record.id) is not None
     may_be_given_up = before.outcome[0] is TaskState.FAILED or is_of_array
-    was_worker_down = may_be_given_up and any(
-        machines[attempt.node].down_s >= accepted_s for attempt in record.attempts
+    told = {node for node, _ in before.holders}
+    came_back = {node for node, _ in now.holders if node not in told}
+    knew_more = {*came_back, *(attempt.node for attempt in record.attempts)}
+    was_part_down = may_be_given_up and any(
+        machines[node].down_s >= accepted_s for node in knew_more
     )
     nodes = {before.node, now.node, *(each.node for each in record.attempts)}
     were_apart = any(world.was_apart(node, since_s) for node in nodes)
-    return were_down or were_apart or was_worker_down or bool(world.restored)
+    return were_down or were_apart or was_part_down or bool(world.restored)
