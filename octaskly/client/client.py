@@ -385,11 +385,7 @@ class Client:
         fetching = Fetching(self.task(task), folder, sent=sent, on_progress=on_progress)
         with closing(fetching):
             until = self._requests.deadline_after(deadline_s)
-            for flow in fetching.flows(self._requests, until):
-                with closing(self._iterate(flow)) as parts:
-                    for part in parts:
-                        if not fetching.take(part):
-                            break
+            fetching.receive(self._iterate, self._requests, until)
             return fetching.finish()
 
     def cancel(self, task: str | Task, *, force: bool = False) -> Task:

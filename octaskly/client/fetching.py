@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -72,8 +73,8 @@ class Fetching:
     ) -> Iterator[EmittingFlow[ContentStart | bytes]]:
         """Yield the flows that emit what `take` wants, one after the other.
 
-        There is one, unless a file arrives with wrong bytes. The next one then asks
-        for the rest, of which nodes send only what they have checked.
+        There is one, unless a file arrives with wrong bytes. Then another one asks for
+        the rest, and nodes read each file before they send it.
         """
         while not self.is_empty and self._has_to_continue:
             self._has_to_continue = False
@@ -85,6 +86,30 @@ class Fetching:
                 is_verified=self._wrong_count > 0,
                 deadline=deadline,
             )
+
+    def receive(
+        self,
+        iterate: Callable[
+            [EmittingFlow[ContentStart | bytes]], Generator[ContentStart | bytes]
+        ],
+        requests: RequestFlow,
+        deadline: Deadline,
+    ) -> None:
+        """Place all that arrives. Blocks.
+
+        Args:
+            iterate: Runs a flow, and yields what it emits.
+            requests: Sends the requests.
+            deadline: Limit for all of it.
+
+        Raises:
+            FetchError: it cannot be placed.
+        """
+        for flow in self.flows(requests, deadline):
+            with closing(iterate(flow)) as parts:
+                for part in parts:
+                    if not self.take(part):
+                        break
 
     def take(self, part: ContentStart | bytes) -> bool:
         """Place what arrived; return False to end the flow that emitted it. Blocks.

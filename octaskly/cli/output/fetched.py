@@ -43,11 +43,7 @@ def fetch_outputs(
     try:
         with closing(fetching):
             deadline = client.requests.deadline_after(None)
-            for flow in fetching.flows(client.requests, deadline):
-                with closing(client.iterate(flow)) as parts:
-                    for part in parts:
-                        if not fetching.take(part):
-                            break
+            fetching.receive(client.iterate, client.requests, deadline)
             if placed is not None:
                 placed |= fetching.placed
             return fetching.finish()
