@@ -8,6 +8,7 @@ leads out of the tree, and nothing lies below a file or a link.
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise, takewhile
@@ -24,6 +25,7 @@ PATH_BYTES_MAX: Final = 4096
 NAME_BYTES_MAX: Final = 255
 SHA256_BYTES: Final = 32
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _Entry = TypeVar("_Entry")
 
 Path = Annotated[str, Meta(min_length=1, max_length=PATH_BYTES_MAX)]
@@ -153,6 +155,11 @@ def decode_manifest(data: bytes) -> Manifest:
         if any(one >= other for one, other in pairwise(paths)):
             raise ManifestError("not a manifest: its paths are not in order")
     return manifest
+
+
+def is_content_digest(text: str) -> bool:
+    """Return True if a text is a SHA-256 as `content_digest` returns it."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def content_digest(data: bytes) -> str:

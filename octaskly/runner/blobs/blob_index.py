@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from octaskly.core.model.tree_sizes import LARGE_BYTES
+from octaskly.files.manifest import is_content_digest
 from octaskly.runner.blobs.uploads import PartialFiles
 from octaskly.runner.output.captured_contents import CapturedContents
 
-NAME: Final = re.compile(r"[0-9a-f]{64}")
 _PARTIAL_NAME: Final = re.compile(r"[0-9a-f]{64}(\.part|\.pieces)")
 
 
@@ -57,7 +57,7 @@ class BlobIndex:
         self.suspects: set[str] = set()  #: files that must be read first
         self.flushed: set[str] = set()  #: files that are on disk with their entries
         self.stored_bytes = 0  #: of all files
-        self._trees: set[str] = set()  #: manifests of which all contents are here
+        self._trees: set[str] = set()  #: manifests whose contents are all here
         #: Large files and trees, since `take_changes`.
         self._changed: dict[str, None] = {}
 
@@ -74,7 +74,7 @@ class BlobIndex:
     def _load(self, place: Path, started_s: float, files: dict[str, Kept]) -> None:
         """Add a file that an earlier agent has left; delete what is of no use."""
         status = place.lstat()
-        if NAME.fullmatch(place.name) and stat.S_ISREG(status.st_mode):
+        if is_content_digest(place.name) and stat.S_ISREG(status.st_mode):
             files[place.name] = Kept(status.st_size, status.st_mtime, status.st_atime)
             self.stored_bytes += status.st_size
             if status.st_size > LARGE_BYTES:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from octaskly.errors import OutputNotFound
+from octaskly.files.manifest import is_content_digest
 from octaskly.files.pack import PACKED_BYTES_MAX, pack_header
 from octaskly.ports import (
     COPY_RETENTION_S,
@@ -31,7 +32,7 @@ from octaskly.ports import (
     UploadInProgress,
     WrongOffset,
 )
-from octaskly.runner.blobs.blob_index import NAME, BlobIndex
+from octaskly.runner.blobs.blob_index import BlobIndex
 from octaskly.runner.blobs.blob_room import BlobRoom
 from octaskly.runner.blobs.uploads import (
     PIECES_SUFFIX,
@@ -216,7 +217,7 @@ class BlobStore:
             FileQuotaExceeded: there is no room for the file.
             OSError: the folder cannot be used.
         """
-        if sha256 is not None and not NAME.fullmatch(sha256):
+        if sha256 is not None and not is_content_digest(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
             self.check_quota(size_bytes)
@@ -234,7 +235,7 @@ class BlobStore:
             ContentMismatch: `sha256` is not a SHA-256 in hexadecimal.
             FileQuotaExceeded: there is no room for it, or the disk is failing.
         """
-        if not NAME.fullmatch(sha256):
+        if not is_content_digest(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         path = self._folder / f"{sha256}{PIECES_SUFFIX}"
         try:
@@ -317,7 +318,7 @@ class BlobStore:
             WrongOffset: less than `start` has arrived.
             UploadInProgress: another request adds to the file.
         """
-        if not NAME.fullmatch(sha256):
+        if not is_content_digest(sha256):
             raise ContentMismatch(f"{sha256[:80]!r} is not a SHA-256")
         with self._lock:
             self._index.files()

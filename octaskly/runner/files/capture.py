@@ -388,7 +388,7 @@ class _Capture:
                 digest.update(data)
                 write_all(target_fd, data)
             place = partial.rename(self._folder / digest.hexdigest())
-            self._contents.note_written(place, os.fstat(target_fd))
+            self._contents.note_right(place, os.fstat(target_fd))
         finally:
             os.close(target_fd)
             partial.unlink(missing_ok=True)

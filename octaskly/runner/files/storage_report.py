@@ -19,10 +19,10 @@ from octaskly.files.manifest import (
     Manifest,
     ManifestError,
     decode_manifest,
+    is_content_digest,
 )
 from octaskly.ports import StorageUsage, StoredItem
 from octaskly.runner.blobs.blob_store import BlobStore
-from octaskly.runner.output.captured_contents import is_content_name
 from octaskly.runner.output.output_archive import OutputArchive
 
 EXAMINED_MAX: Final = 20_000  #: blobs whose first bytes one report reads
@@ -140,7 +140,7 @@ class StorageReporter:
                     if left < 0:
                         return
                     size_bytes += entry.stat(follow_symlinks=False).st_size
-                    count += is_content_name(entry.name)
+                    count += is_content_digest(entry.name)
                 yield StoredItem(
                     kind="outputs",
                     task=task,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -27,14 +26,13 @@ from octaskly.files.manifest import (
     content_digest,
     decode_manifest,
     encode_manifest,
+    is_content_digest,
 )
 
 MANIFEST_NAME: Final = "manifest"  #: of the file with the SHA-256 of the manifest
 DAMAGED_NAME: Final = "damaged"  #: of a file that is there once a content was wrong
 CONTENTS_MAX: Final = 200_000  #: bounds the index, which is kept in memory
 CHECKED_MAX: Final = 200_000  #: the same for contents that were found right
-
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> str:
@@ -59,17 +57,12 @@ def read_manifest(folder: Path) -> tuple[str, Manifest]:
         ManifestError: it is damaged.
     """
     name = (folder / MANIFEST_NAME).read_text(errors="replace")
-    if not _SHA256.fullmatch(name):
+    if not is_content_digest(name):
         raise ManifestError("the name of the manifest is damaged")
     data = (folder / name).read_bytes()
     if content_digest(data) != name:
         raise ManifestError("the manifest is damaged")
     return name, decode_manifest(data)
-
-
-def is_content_name(name: str) -> bool:
-    """Return True if a file in a folder of outputs is a content, or the manifest."""
-    return _SHA256.fullmatch(name) is not None
 
 
 def set_mark(folder: Path, name: str, *, is_set: bool) -> None:
@@ -187,9 +180,13 @@ class CapturedContents:
 
     # -- checks --------------------------------------------------------------------
 
-    def note_written(self, path: Path, status: os.stat_result) -> None:
-        """Note that this process has written a content, and what its file is like."""
-        self._trust(path, status)
+    def note_right(self, path: Path, status: os.stat_result) -> None:
+        """Note that the content of a file with this status is right."""
+        with self._lock:
+            self._checked.pop(path, None)
+            self._checked[path] = FileState.from_status(status)
+            if len(self._checked) > CHECKED_MAX:
+                del self._checked[next(iter(self._checked))]
 
     def distrust(self, paths: Iterable[Path]) -> None:
         """Have contents read anew before their next use."""
@@ -209,20 +206,13 @@ class CapturedContents:
                 status = os.fstat(file.fileno())
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found == path.name:
-                self._trust(path, status)
+                self.note_right(path, status)
                 return True
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EIO):
                 return False  # It may be right.
         self._discard(path)
         return False
-
-    def _trust(self, path: Path, status: os.stat_result) -> None:
-        with self._lock:
-            self._checked.pop(path, None)
-            self._checked[path] = FileState.from_status(status)
-            if len(self._checked) > CHECKED_MAX:
-                del self._checked[next(iter(self._checked))]
 
     def _discard(self, path: Path) -> None:
         """Delete a wrong content; its folder says that it was there."""

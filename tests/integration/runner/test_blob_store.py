@@ -608,7 +608,7 @@ def test_captured_outputs_are_files_of_the_store(tmp_path: Path) -> None:
 
 
 def test_a_captured_output_that_became_wrong_is_deleted(tmp_path: Path) -> None:
-    """Before anybody gets it; its folder says that it does not have all of them."""
+    """Nobody gets it, and its folder is marked as damaged."""
     wrong: list[Path] = []
     captured, folder = CapturedContents(), tmp_path / "task" / "1-1-1-1"
     captured.on_wrong = wrong.append
@@ -641,7 +641,7 @@ def test_a_captured_output_is_read_anew_when_another_node_got_it_wrong(
     _, [name] = capture(folder, b"right")
     captured.add_folder(folder)
     (folder / name).write_bytes(b"wrong")
-    captured.note_written(folder / name, (folder / name).stat())
+    captured.note_right(folder / name, (folder / name).stat())
     assert store.missing_files([name]) == []
 
     assert not store.verify_file(name)
