@@ -14,7 +14,7 @@ from octaskly.core.model.ids import NodeId, TaskId
 from octaskly.core.model.task_options import After, End, Retry
 from octaskly.core.model.tasks import TaskState
 from tests.property.test_small_scopes import STATES_MAX, Budget, Scope
-from tests.support.exploration import EXPLORED, RecordProperty, explore
+from tests.support.exploration import EXPLORED, RecordProperty, explore, scopes
 
 
 class DependencyScope(Scope):
@@ -72,13 +72,7 @@ LARGE_SCOPES: dict[str, tuple[Budget, End]] = {
 
 @pytest.mark.parametrize(
     ("budget", "end"),
-    [
-        *(pytest.param(*each, id=name) for name, each in SCOPES.items()),
-        *(
-            pytest.param(*each, id=name, marks=pytest.mark.soak)
-            for name, each in LARGE_SCOPES.items()
-        ),
-    ],
+    scopes(SCOPES, LARGE_SCOPES),
 )
 def test_no_order_of_events_breaks_a_dependency(
     budget: Budget, end: End, record_property: RecordProperty

@@ -15,7 +15,7 @@ from octaskly.core.model.task_options import Retry
 from octaskly.core.model.tasks import Outcome, TaskSpec, TaskState
 from tests.property.test_small_scopes import STATES_MAX, Budget, Scope
 from tests.support.builders import moment
-from tests.support.exploration import EXPLORED, RecordProperty, explore
+from tests.support.exploration import EXPLORED, RecordProperty, explore, scopes
 
 
 class OnceScope(Scope):
@@ -59,13 +59,7 @@ LARGE_SCOPES: dict[str, tuple[str, Budget]] = {
 
 @pytest.mark.parametrize(
     ("workers", "budget"),
-    [
-        *(pytest.param(*each, id=name) for name, each in SCOPES.items()),
-        *(
-            pytest.param(*each, id=name, marks=pytest.mark.soak)
-            for name, each in LARGE_SCOPES.items()
-        ),
-    ],
+    scopes(SCOPES, LARGE_SCOPES),
 )
 def test_no_order_of_events_runs_the_task_twice(
     workers: str, budget: Budget, record_property: RecordProperty

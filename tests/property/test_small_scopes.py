@@ -29,7 +29,7 @@ from tests.property.test_failover_walks import FailoverModel
 from tests.simulation import mutants
 from tests.support import builders
 from tests.support.dispatcher_model import Key
-from tests.support.exploration import EXPLORED, Action, RecordProperty, explore
+from tests.support.exploration import EXPLORED, Action, RecordProperty, explore, scopes
 
 FAILED = builders.outcome(AttemptState.FAILED, EndReason.EXIT, duration_ms=1)
 DONE = builders.outcome(duration_ms=1)
@@ -324,13 +324,7 @@ STATES_MAX = 1_000_000
 
 @pytest.mark.parametrize(
     ("workers", "budget"),
-    [
-        *(pytest.param(*each, id=name) for name, each in SCOPES.items()),
-        *(
-            pytest.param(*each, id=name, marks=pytest.mark.soak)
-            for name, each in LARGE_SCOPES.items()
-        ),
-    ],
+    scopes(SCOPES, LARGE_SCOPES),
 )
 def test_no_order_of_events_breaks_a_rule(
     workers: str, budget: Budget, record_property: RecordProperty
@@ -345,13 +339,7 @@ def test_no_order_of_events_breaks_a_rule(
 
 @pytest.mark.parametrize(
     ("scope", "workers", "budget"),
-    [
-        *(pytest.param(*each, id=name) for name, each in RANGE_SCOPES.items()),
-        *(
-            pytest.param(*each, id=name, marks=pytest.mark.soak)
-            for name, each in LARGE_RANGE_SCOPES.items()
-        ),
-    ],
+    scopes(RANGE_SCOPES, LARGE_RANGE_SCOPES),
 )
 def test_no_order_of_events_breaks_a_rule_about_ranges(
     scope: type[RangeScope],

@@ -11,13 +11,14 @@ Source: Emmi, Qadeer, Rakamarić, "Delay-bounded scheduling" (POPL 2011).
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any, Protocol
 
+import pytest
 from msgspec import Struct
 
 Action = tuple[Any, ...]
@@ -26,6 +27,18 @@ Path = tuple[Action, ...]
 EXPLORED = "explored"  #: name of a test's property: how much it explored, as text
 RecordProperty = Callable[[str, object], None]
 """The fixture `record_property`."""
+
+
+def scopes(
+    small: Mapping[str, Sequence[Any]], large: Mapping[str, Sequence[Any]]
+) -> list[Any]:
+    """Return parameters of a test by scope; only `make soak` explores large ones."""
+    soak = pytest.mark.soak
+    return [
+        *(pytest.param(*each, id=name) for name, each in small.items()),
+        *(pytest.param(*each, id=name, marks=soak) for name, each in large.items()),
+    ]
+
 
 ATOMS = (int, str, float, bytes, type(None), Enum, type)
 
