@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks import noop
@@ -161,8 +161,6 @@ def _bulk(folder: Path, trees: list[Path], count: int) -> Round:
 
 
 def _noop(folder: Path, trees: list[Path], count: int) -> Round:
-    rates: list[list[float]] = []
-    cpu: list[list[float]] = []
     with contextlib.ExitStack() as stack:
         agents = [
             stack.enter_context(noop.no_op_agent(folder / str(at), _environ(tree)))
@@ -170,34 +168,39 @@ def _noop(folder: Path, trees: list[Path], count: int) -> Round:
         ]
         for agent in agents:
             noop.work(agent, 1)
-        for order in _turns(trees, count):
-            rate, spent = [0.0] * len(trees), [0.0] * len(trees)
-            for place in order:
-                began_s = _agent_cpu_s(agents[place])
-                rate[place] = noop.work(agents[place], 1)
-                used_s = _agent_cpu_s(agents[place]) - began_s
-                spent[place] = used_s / noop.BULK * 1e6
-            rates.append(rate)
-            cpu.append(spent)
-    return {"no-op, tasks/s": rates, "agent CPU a task, us": cpu}
+        turns = _turns(trees, count)
+        return _batches("no-op, tasks/s", agents, turns, lambda a: noop.work(a, 1))
 
 
 def _accept(folder: Path, trees: list[Path], count: int) -> Round:
-    rates: list[list[float]] = []
-    cpu: list[list[float]] = []
     with _agents(folder, trees) as agents:
         for agent in agents:
             occupy(agent, 2)
-        for order in _turns(trees, count):
-            rate, spent = [0.0] * len(trees), [0.0] * len(trees)
-            for place in order:
-                began_s = _agent_cpu_s(agents[place])
-                rate[place], _ = noop.accept(agents[place], 1)
-                used_s = _agent_cpu_s(agents[place]) - began_s
-                spent[place] = used_s / noop.BULK * 1e6
-            rates.append(rate)
-            cpu.append(spent)
-    return {"accepted, tasks/s": rates, "agent CPU a task, us": cpu}
+        turns = _turns(trees, count)
+        return _batches(
+            "accepted, tasks/s", agents, turns, lambda a: noop.accept(a, 1)[0]
+        )
+
+
+def _batches(
+    figure: str,
+    agents: list[Agent],
+    turns: Iterable[list[int]],
+    measure: Callable[[Agent], float],
+) -> Round:
+    """Measure the rate and the CPU of a batch of `noop.BULK` tasks in each turn."""
+    rates: list[list[float]] = []
+    cpu: list[list[float]] = []
+    for order in turns:
+        rate, spent = [0.0] * len(agents), [0.0] * len(agents)
+        for place in order:
+            began_s = _agent_cpu_s(agents[place])
+            rate[place] = measure(agents[place])
+            used_s = _agent_cpu_s(agents[place]) - began_s
+            spent[place] = used_s / noop.BULK * 1e6
+        rates.append(rate)
+        cpu.append(spent)
+    return {figure: rates, "agent CPU a task, us": cpu}
 
 
 def _start(folder: Path, trees: list[Path], count: int) -> Round:
