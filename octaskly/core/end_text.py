@@ -1,7 +1,7 @@
-"""How attempts and tasks ended, for people.
+"""Texts for people about how an attempt or task ended.
 
-Commands that show tasks need this and nothing else of the core, whose values take a
-tenth of the time of `octaskly ls` to import.
+The module is by itself so that commands which show tasks need not import the rest of
+the core. That would take a tenth of the time of `octaskly ls`.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def test_a_task_with_outputs_waits_for_room(octaskly: Octaskly) -> None:
         assert octaskly("fetch", kept).returncode == 0  # This frees its room.
     assert text.startswith(
         f"{waits} (queued): no node that could run it has space for its outputs on"
-        " small (outputs that nobody has fetched take its whole --output-quota); the"
+        " small (its --output-quota is full of outputs that were not fetched); the"
         " next attempt starts in"
     )
 

@@ -476,7 +476,7 @@ def interrupted_at(
 def test_an_interrupt_while_files_are_sent_leaves_no_task(
     api: Api, environ: dict[str, str], project: Path, phase: str, command: str
 ) -> None:
-    """What has arrived at the node is deleted there like any file that is not used."""
+    """The node deletes what has arrived later, as any unused file."""
     small = (project / "greet").read_bytes()
     is_large = phase in ("a piece", "offering")
     (project / "large").write_bytes(LARGE)

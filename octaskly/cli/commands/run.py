@@ -58,9 +58,9 @@ if TYPE_CHECKING:
 RUN_WAIT_S: Final = 0.01
 """For which the submission waits for the end of the task.
 
-Most short tasks end earlier. The output of a task that goes on is followed after this
-time, and is not shown later for it: until then, its node would not have had the file
-from which output is followed, because it makes that for tasks of over 5 ms only.
+Most short tasks end earlier, and one request does for all. The output of a longer task
+is followed after this time. Little is lost: its node makes the file from which output
+is followed only after 5 ms.
 """
 OWN_EXIT_CODES = frozenset({EXIT_USAGE, EXIT_NOT_ALLOWED, EXIT_NO_DISPATCHER, 78})
 

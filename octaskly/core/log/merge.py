@@ -86,7 +86,7 @@ class TaskRecord(Struct, frozen=True, gc=False, array_like=True):
     is_notified: bool = False  #: its end needs no further notification
     is_unblocked: bool = False  #: its dependencies ended as required
     cancel_term: Count = 0  #: of the last epoch that cancelled the task
-    has_succeeded: bool = False  #: an epoch decided apart from an end that it completed
+    has_succeeded: bool = False  #: a `Decided` says that it completed
     reprioritized: Reprioritized | None = None  #: its last change of priority
 
     @property

@@ -1,7 +1,7 @@
 """Rows of a snapshot for members of an array that were assigned together.
 
 One `RangeRow` replaces the rows of these members, as one fact of `range_facts` replaces
-their facts. A member of which more is known has a row of its own.
+their facts. If more is known of a member, it has a row of its own.
 """
 
 from __future__ import annotations

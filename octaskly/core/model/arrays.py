@@ -193,7 +193,7 @@ class RemainingMembers:
 
     @property
     def first(self) -> int:
-        """The first position, of which there must be one."""
+        """The first position; there must be one."""
         return self._runs[0][0]
 
     def pop(self) -> int:

@@ -102,9 +102,9 @@ class ArrayQueue:
     def __init__(self, tasks: TaskTable) -> None:
         self._tasks = tasks
         self._failures_left: OrderedDict[TaskId, int] = OrderedDict()
-        """How many more members of an array may fail.
+        """By array, how many more of its members may fail.
 
-        Members may fail after all were assigned, or while the store is read.
+        It outlives the array in the queue: members also fail after all were assigned.
         """
 
     def knows_failures(self, array: TaskId) -> bool:
@@ -117,10 +117,7 @@ class ArrayQueue:
         return _max_fails(task) is None
 
     def count_failures(self, array: QueuedTask, failed: int) -> None:
-        """Count the failures of an array's members from here on.
-
-        `failed` is the number that the store knows.
-        """
+        """Count an array's failures from here on, after the `failed` of the store."""
         if (max_fails := _max_fails(array)) is None:
             return
         left = max_fails - failed

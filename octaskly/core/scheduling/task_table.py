@@ -27,14 +27,12 @@ from octaskly.core.scheduling.queued_task import (
 
 HeldKey = TaskId | AttemptId
 """Id of a task that a worker holds, or first attempt of a range."""
-
-
 Held = QueuedTask | LiveRange
 
 
 @dataclass(slots=True)
 class HeldAttempts:
-    """What one worker holds, and the resources that this takes."""
+    """The attempts that one worker holds, and the resources that they take."""
 
     by_key: dict[HeldKey, Held] = field(default_factory=dict)
     """In the order in which the worker got them."""

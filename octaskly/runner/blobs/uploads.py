@@ -551,9 +551,9 @@ def choose_piece(
 def _cut(fd: int, size_bytes: int) -> None:
     """Drop what a file has after its first bytes; raise OSError.
 
-    A file that has no more is left alone: ext4 takes a cut to nothing, even of an empty
-    file, as a sign that its old content is being replaced, and its last close then
-    waits until all data is on its way to the disk.
+    A shorter file is left alone. When a file, even an empty one, is cut to nothing,
+    ext4 assumes that new content replaces the old. It then starts to write all data to
+    the disk when the file is closed, which takes half a second a GB.
     """
     if os.fstat(fd).st_size > size_bytes:
         os.ftruncate(fd, size_bytes)

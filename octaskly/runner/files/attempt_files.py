@@ -39,9 +39,9 @@ REMOVE_RETRY_S = 1.0
 
 
 class NoRoom(NamedTuple):
-    """What a node has no room for now."""
+    """Why an attempt has to wait for room on this node."""
 
-    what: str
+    what: str  #: what there is no room for
     why: str
 
 

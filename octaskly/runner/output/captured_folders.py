@@ -88,7 +88,7 @@ class CapturedFolders:
             free_mb = (self._reserve_bytes + free_bytes) // 1_000_000
             return f"{free_mb} MB of its disk are free, and {needed_mb} MB are needed"
         if quota_bytes + freed_bytes < ROOM_BYTES_MIN:
-            return "outputs that nobody has fetched take its whole --output-quota"
+            return "its --output-quota is full of outputs that were not fetched"
         return ""
 
     def add_folder(self, folder: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_task_on_the_worker_gets_the_right_bytes_from_the_copy(three: Three) -
 
 
 def test_a_task_on_the_node_with_the_copy_needs_nothing_sent(three: Three) -> None:
-    """Whether the worker has them, or what it has is wrong."""
+    """Also if the files of the worker are damaged."""
     made = three.make(4)
 
     first = three.run_after(made, made.copy)

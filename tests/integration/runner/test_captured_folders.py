@@ -98,7 +98,7 @@ def test_a_lack_of_room_names_its_cause(tmp_path: Path) -> None:
     assert folders.lack_of_room() == ""
     assert capture(folders, tmp_path / "b" / "1-1-1-1", 1)
     assert folders.lack_of_room() == (
-        "outputs that nobody has fetched take its whole --output-quota"
+        "its --output-quota is full of outputs that were not fetched"
     )
 
     mark_fetched(place)

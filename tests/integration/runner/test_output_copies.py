@@ -219,7 +219,7 @@ def test_a_copy_of_wrong_bytes_is_not_made(
 
 
 def test_a_copy_of_another_tree_is_not_made(worker: Node, tmp_path: Path) -> None:
-    """What the node that captured them names decides, not what arrives."""
+    """The manifest that the worker names counts, not what arrives."""
     other = add(worker, tmp_path, "other")
     worker.named_tree = "0" * 64
 

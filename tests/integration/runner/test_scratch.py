@@ -256,7 +256,7 @@ async def test_a_node_without_room_for_outputs_runs_no_task_that_has_some(
         ends = [first, *[await made.end_of(task) for task, _ in more]]
 
     assert plain.stdout == b"hello\n"
-    why = "outputs that nobody has fetched take its whole --output-quota"
+    why = "its --output-quota is full of outputs that were not fetched"
     assert {(end.state, end.reason, end.detail) for end in ends} == {
         (
             AttemptState.RELEASED,
