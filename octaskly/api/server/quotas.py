@@ -59,14 +59,18 @@ class Quotas:
             Problem: 429, the quota of the client is used up; 503, no memory is left.
         """
         key, whose = _client_of(principal)
-        async with contextlib.AsyncExitStack() as stack:
-            free = None
-            if cost.is_expensive(query):
-                free = stack.enter_context(self._use_slots(key, whose))
+        slots = (
+            self._use_slots(key, whose)
+            if cost.is_expensive(query)
+            else contextlib.nullcontext()
+        )
+        with slots as free:
             admission = Admission(self, key, whose, free, cost.response_bytes(query))
-            stack.callback(admission.release)
-            await admission.take()
-            yield admission
+            try:
+                await admission.take()
+                yield admission
+            finally:
+                admission.release()
 
     @contextlib.asynccontextmanager
     async def hold_part(self, key: str) -> AsyncIterator[None]:

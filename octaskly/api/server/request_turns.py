@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from math import inf
-from typing import Final
+from typing import Final, Self
 
 STARTS_PER_TURN: Final = 1
 """Requests of one owner in a turn of the event loop, and parts of long responses.
@@ -47,22 +48,70 @@ class _Counted:
 
     def __init__(self, end: Callable[[], None]) -> None:
         self._end: Callable[[], None] | None = end
-        self._timer = asyncio.get_running_loop().call_later(WORK_S_MAX, self.end)
+        self.until_s = asyncio.get_running_loop().time() + WORK_S_MAX
+
+    @property
+    def has_ended(self) -> bool:
+        """Return True if the request counts no longer."""
+        return self._end is None
 
     def end(self) -> None:
         """Count the request no longer."""
         end, self._end = self._end, None
         if end is not None:
-            self._timer.cancel()
             end()
 
 
-class RequestWork(_Counted):
-    """Implements `handler_types.Work`."""
+class _TimeLimit:
+    """Ends those that have counted for `WORK_S_MAX`.
+
+    One timer serves all, as nearly every request ends long before.
+    """
+
+    def __init__(self) -> None:
+        self._counted: deque[_Counted] = deque()  #: some have ended meanwhile
+
+    def count(self, end: Callable[[], None]) -> _Counted:
+        """Return a request that counts from now on; `end` is called once."""
+        counted = _Counted(end)
+        self._counted.append(counted)
+        if len(self._counted) == 1:
+            self._set_timer()
+        return counted
+
+    def _set_timer(self) -> None:
+        first_s = self._counted[0].until_s
+        asyncio.get_running_loop().call_at(first_s, self._end_late)
+
+    def _end_late(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        while self._counted:
+            first = self._counted[0]
+            if not first.has_ended and first.until_s > now_s:
+                self._set_timer()
+                return
+            self._counted.popleft()
+            first.end()
+
+
+class RequestWork:
+    """Implements `handler_types.Work`, while it is entered."""
 
     def __init__(self, turns: RequestTurns, owner: str) -> None:
-        super().__init__(lambda: turns.end_light(owner))
         self._turns, self._owner = turns, owner
+        self._counted: _Counted | None = None
+
+    async def __aenter__(self) -> Self:
+        self._counted = await self._turns.begin_light(self._owner)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """See `handler_types.Work`."""
+        assert self._counted is not None
+        self._counted.end()
 
     async def turn(self) -> None:
         """See `handler_types.Work`."""
@@ -93,6 +142,7 @@ class RequestTurns:
         self._light: dict[str, int] = {}  #: requests that are answered, by owner
         self._waiting_light: dict[str, deque[asyncio.Future[None]]] = {}
         self._heavy: dict[str, _HeavyTurn] = {}
+        self._time_limit = _TimeLimit()
         self._latest = ("", -inf)  #: owner and time of the latest request
         self._latest_other_s = -inf  #: the latest time of another owner than that
 
@@ -108,25 +158,29 @@ class RequestTurns:
         self._waiting.setdefault(owner, deque()).append(place)
         await place
 
-    @contextlib.asynccontextmanager
-    async def work(self, owner: str) -> AsyncIterator[RequestWork]:
-        """Let a request be answered by the block.
+    def work(self, owner: str) -> RequestWork:
+        """Let a request be answered by the block that enters this.
 
         While another owner has requests in progress, this one may have only as many.
         So a client that asks for little waits for little.
         """
+        return RequestWork(self, owner)
+
+    async def begin_light(self, owner: str) -> _Counted:
+        """Return when a light request may be answered; it counts until its `end`."""
         is_next = owner not in self._waiting_light and self._may_begin(owner)
         if is_next:
             self._add_light(owner)
         else:
             await self._wait_for_light(owner)
-        work = RequestWork(self, owner)
-        try:
-            if not is_next:  # The end of one request may let several begin.
-                await work.turn()
-            yield work
-        finally:
-            work.end()
+        counted = self._time_limit.count(partial(self._end_light, owner))
+        if not is_next:  # The end of one request may let several begin.
+            try:
+                await self.wait(owner)
+            except asyncio.CancelledError:
+                counted.end()
+                raise
+        return counted
 
     @contextlib.asynccontextmanager
     async def heavy(self, owner: str) -> AsyncIterator[None]:
@@ -135,7 +189,7 @@ class RequestTurns:
         An owner has one of these at a time, and the requests of others pass before it.
         """
         await self._begin_heavy(owner)
-        counted = _Counted(lambda: self._end_heavy(owner))
+        counted = self._time_limit.count(partial(self._end_heavy, owner))
         try:
             yield
         finally:
@@ -148,7 +202,7 @@ class RequestTurns:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():  # It was to begin just now.
-                self.end_light(owner)
+                self._end_light(owner)
             raise
 
     def _may_begin(self, owner: str) -> bool:
@@ -158,7 +212,7 @@ class RequestTurns:
     def _add_light(self, owner: str) -> None:
         self._light[owner] = self._light.get(owner, 0) + 1
 
-    def end_light(self, owner: str) -> None:
+    def _end_light(self, owner: str) -> None:
         """Count a request of an owner no longer, and let the next one begin."""
         self._note_time(owner)
         self._light[owner] -= 1
