@@ -103,7 +103,6 @@ class Advertiser(Protocol):
 
 EVENTS_PER_TURN = 256  #: before asyncio serves sockets and timers again
 VISITS_S = 1.0  #: in which tasks that visitors get are one entry of the audit log
-TIMER_SLACK_S = 0.1  #: a timer is kept if the deadline moves later by less
 
 
 class SteppedNode(Protocol):
@@ -133,14 +132,13 @@ class StepLoop(Generic[N]):
         self.node = node
         self.is_stopped = False  #: after the transfer and the drain, or after a failure
         self.failure: BaseException | None = None
-        self.last_turn_s = 0.0  #: clock at the end of the last turn, for the watchdog
+        self.last_turn_s = 0.0  #: clock at the last step, for the watchdog
         self._clock = clock
         self._log = log
         self._on_stopped = on_stopped
         self._inbox: deque[ev.Event] = deque()
         self._turn_handle: asyncio.Handle | None = None
         self._is_in_turn = False
-        self._timer_update: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0  #: due time of the timer, on the monotonic clock
         self._performers: dict[type, Callable[[Any], None]] = {}
@@ -188,10 +186,10 @@ class StepLoop(Generic[N]):
         if self._performers:
             self._notes.close()
         self._performers = {}
-        for handle in (self._turn_handle, self._timer_update, self._timer):
+        for handle in (self._turn_handle, self._timer):
             if handle is not None:
                 handle.cancel()
-        self._turn_handle = self._timer_update = self._timer = None
+        self._turn_handle = self._timer = None
 
     def _run_turn(self) -> None:
         if self._turn_handle is not None:
@@ -209,36 +207,31 @@ class StepLoop(Generic[N]):
             self._is_in_turn = False
         if self._inbox and self._turn_handle is None:
             self._turn_handle = asyncio.get_running_loop().call_soon(self._run_turn)
-        # Requests that were just answered continue first.
-        if self._timer_update is None:
-            self._timer_update = asyncio.get_running_loop().call_soon(
-                self._update_timer
-            )
+        self._update_timer()
 
     def _step(self, event: ev.Event) -> None:
-        for effect in self.node.step(event, self._clock.now()):
+        now = self._clock.now()
+        self.last_turn_s = now.mono_s
+        for effect in self.node.step(event, now):
             action = self._performers.get(type(effect))
             if action is not None:
                 action(effect)
 
     def _update_timer(self) -> None:
-        """Set the timer to the node's next deadline.
+        """Let the timer fire at the node's next deadline, or before it.
 
-        The deadline mostly moves later. If it moves by less than `TIMER_SLACK_S`, the
-        old timer is kept, fires early and is set again. On a busy node this is cheaper
-        than a new timer per step.
+        The deadline mostly moves later. The old timer then fires early and is set
+        again, which is cheaper on a busy node than a new timer for each step.
         """
-        self._timer_update = None
-        now_s = self._clock.now().mono_s
-        self.last_turn_s = now_s
         due_s = self.node.deadline()
         if self._timer is not None:
-            if self._timer_s <= due_s < self._timer_s + TIMER_SLACK_S:
+            if self._timer_s <= due_s:
                 return
             self._timer.cancel()
         self._timer_s = due_s
+        delay_s = max(0.0, due_s - self._clock.now().mono_s)
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(0.0, due_s - now_s), self._on_timer)
+        self._timer = loop.call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
