@@ -499,7 +499,7 @@ class DispatchStep:
         self.pool.wall_ms = now.wall_ms
         batches: dict[NodeId, list[Assignment]] = {}
         ranges: dict[NodeId, list[MemberRange]] = {}
-        if self.is_assigning:
+        if self.is_assigning and self.queue.may_assign:
             batches, ranges = self._assign_queued(now)
         self._pinned_tasks += self.queue.tasks.pop_changed()
         if self.facts:

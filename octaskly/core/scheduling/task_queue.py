@@ -448,6 +448,11 @@ class TaskQueue:
         """Return all queued tasks with excluded workers."""
         return list(self._excluding_tasks.values())
 
+    @property
+    def may_assign(self) -> bool:
+        """Return False if no task waits, and no worker is reserved for one."""
+        return bool(self.tasks.waiting) or self.lanes.has_constrained
+
     def assign(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
         """Record that `node` holds an attempt of the task; no other node does."""
         self._move_to(Stage.LIVE, task)
