@@ -47,7 +47,7 @@ class Cost:
     rows_max: int = 0  #: highest valid number of rows
     row_bytes: int = ROW_BYTES
     reads_all: bool = False  #: also for a short page, so each is expensive
-    search_parameters: tuple[str, ...] = ()
+    search_parameters: frozenset[str] = frozenset()
     """Query parameters that make few rows expensive, too."""
 
     def rows(self, query: Mapping[str, str]) -> int:
@@ -73,9 +73,14 @@ class Cost:
         count = self.rows(query) if rows is None else rows
         return max(least, count // ROWS_PER_UNIT, size_bytes // BYTES_PER_UNIT)
 
-    def is_heavy(self, query: Mapping[str, str]) -> bool:
-        """Return True if a request may take the event loop for milliseconds."""
-        return self.rate_units(query) >= HEAVY_UNITS or self.is_expensive(query)
+    def is_heavy(self, query: Mapping[str, str], units: int) -> bool:
+        """Return True if a request may take the event loop for milliseconds.
+
+        Args:
+            query: The parameters of the request.
+            units: Its `rate_units`.
+        """
+        return units >= HEAVY_UNITS or self.is_expensive(query)
 
     def response_bytes(self, query: Mapping[str, str]) -> int:
         """Return the bytes of memory to reserve for the response to a request."""
@@ -89,7 +94,7 @@ class Cost:
         return self.reads_all or not is_short or self._is_search(query)
 
     def _is_search(self, query: Mapping[str, str]) -> bool:
-        return any(name in query for name in self.search_parameters)
+        return not self.search_parameters.isdisjoint(query)
 
 
 CHEAP: Final = Cost(kind=CostKind.CHEAP)
@@ -101,7 +106,7 @@ LIST: Final = Cost(
     rows_parameter="limit",
     rows_default=LIMIT_DEFAULT,
     rows_max=LIMIT_MAX,
-    search_parameters=("name", "label", "text"),
+    search_parameters=frozenset({"name", "label", "text"}),
 )
 """A page of `limit` rows."""
 

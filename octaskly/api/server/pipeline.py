@@ -188,7 +188,7 @@ class RequestPipeline:
         async with self._quotas.admit(cost, principal, query) as quota:
             async with self._turns.work(routed.connection.owner) as work:
                 call = await self._read(routed, route, principal, quota, work)
-                is_heavy = cost.is_heavy(query)
+                is_heavy = is_metered and cost.is_heavy(query, routed.info.rate_units)
                 async with work.heavy() if is_heavy else contextlib.nullcontext():
                     response = await self._run_handler(call, route)
             if is_metered and type(response) is web.Response:

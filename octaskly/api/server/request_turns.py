@@ -50,11 +50,6 @@ class _Counted:
         self._end: Callable[[], None] | None = end
         self.until_s = asyncio.get_running_loop().time() + WORK_S_MAX
 
-    @property
-    def has_ended(self) -> bool:
-        """Return True if the request counts no longer."""
-        return self._end is None
-
     def end(self) -> None:
         """Count the request no longer."""
         end, self._end = self._end, None
@@ -69,7 +64,7 @@ class _TimeLimit:
     """
 
     def __init__(self) -> None:
-        self._counted: deque[_Counted] = deque()  #: some have ended meanwhile
+        self._counted: deque[_Counted] = deque()  #: most have ended meanwhile
 
     def count(self, end: Callable[[], None]) -> _Counted:
         """Return a request that counts from now on; `end` is called once."""
@@ -87,7 +82,7 @@ class _TimeLimit:
         now_s = asyncio.get_running_loop().time()
         while self._counted:
             first = self._counted[0]
-            if not first.has_ended and first.until_s > now_s:
+            if first.until_s > now_s:
                 self._set_timer()
                 return
             self._counted.popleft()
