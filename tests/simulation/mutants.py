@@ -358,6 +358,11 @@ def unread_attempts_are_taken_for_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reconciler, "expire_absent_workers", hasty)
 
 
+def logs_of_returning_workers_are_not_awaited(patch: pytest.MonkeyPatch) -> None:
+    """What a worker does not list is lost, though its log with the end is arriving."""
+    patch.setattr(NotFoundRule, "has_read_log_of", lambda *_: True)
+
+
 def results_forgotten_when_sent(patch: pytest.MonkeyPatch) -> None:
     """A worker assumes that a sent result arrives and is kept."""
     real = ResultOutbox.mark_sent
@@ -687,6 +692,7 @@ MUTANTS: tuple[tuple[Plant, Hunt], ...] = (
     (catch_up_is_cut_short, run_backlog),
     (success_of_an_unread_task_counts, run_cancelled),
     (unread_attempts_are_taken_for_lost, run_starved),
+    (logs_of_returning_workers_are_not_awaited, run_failing),
     (results_forgotten_when_sent, run_hand_over),
     (merge_prefers_the_later, run_seed),
     (the_smallest_success_is_shown, run_steered),
@@ -733,6 +739,7 @@ FIRST: dict[Plant, int] = {
     ends_count_during_a_pull: 91,
     floors_wait_for_nothing: 12,
     follow_the_stale: 12,
+    logs_of_returning_workers_are_not_awaited: 1438001821,
     never_step_down: 12,
     newcomers_receive_no_records: 2,
     no_epoch_check_in_worker: 91,

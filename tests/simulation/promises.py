@@ -29,6 +29,8 @@ class Told(NamedTuple):
     node: NodeId
     holders: tuple[tuple[NodeId, int], ...]
     """The nodes that ran and had an end of the task then, with their lives."""
+    unread_ends: frozenset[AttemptId]
+    """Attempts whose ends were only in logs that had not arrived at the node yet."""
     ord: int  #: of the submission; a forgotten task may be submitted again
 
 

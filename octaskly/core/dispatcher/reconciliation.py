@@ -47,6 +47,7 @@ class Reconciler:
         self._read_delay_end_s = 0.0
         self.is_log_behind = False
         """Whether nodes here may hold ends that this log does not."""
+        self._log_awaited_until_s = 0.0  #: while it is behind
         self._awaited: dict[NodeId | None, float] = {}
         """Time until which the attempts of an absent worker are left alone.
 
@@ -65,9 +66,21 @@ class Reconciler:
 
     def delay_read(self, now: Moment) -> None:
         """Pause reads until `trust_log`, for a time: others may have newer ends."""
-        self.is_log_behind = self._queue.is_reading_paused = True
+        self._queue.is_reading_paused = True
         self._read_delay_end_s = now.mono_s + CATCH_UP_S_MAX
+        self.await_logs(now)
         self.extend_read_delay(now)
+
+    def await_logs(self, now: Moment) -> None:
+        """Presume no attempt lost until `trust_log`, as long as for an absent worker.
+
+        A node here has entries that this log lacks, perhaps with the ends of attempts
+        that its worker does not list.
+        """
+        if not self.is_log_behind:
+            self.is_log_behind = True
+            self._log_awaited_until_s = now.mono_s + self._reattach_s
+            self._set_timer()
 
     def extend_read_delay(self, now: Moment) -> None:
         """Wait on for what others hold, as one that is not read yet speaks."""
@@ -79,8 +92,8 @@ class Reconciler:
 
     def trust_log(self) -> None:
         """Believe the log when it is read next: it is whole now, or has to do."""
-        self._resume_reading()
         self.is_log_behind = False
+        self._resume_reading()
         self._queue.mark_for_reread()
 
     def _resume_reading(self) -> None:
@@ -101,7 +114,8 @@ class Reconciler:
         """Return when `expire_absent_workers` has something to do."""
         is_delayed = self._queue.is_reading_paused
         read_s = self._read_delayed_until_s if is_delayed else math.inf
-        return min((read_s, *self._awaited.values()))
+        log_s = self._log_awaited_until_s if self.is_log_behind else math.inf
+        return min((read_s, log_s, *self._awaited.values()))
 
     def on_reattach(self, node: NodeId, message: Reattach, now: Moment) -> None:
         """Adopt what a worker runs, kill what is void, give up what it lost."""
@@ -113,16 +127,20 @@ class Reconciler:
         for attempt, spec in message.running:
             listed_attempts.add((spec.id, attempt))
             self._adopt_attempt(node, attempt, spec)
-        # What the worker does not know was lost with its process, or on the way to it.
-        missing = [
+        # What the worker does not know was lost with its process, or on the way to it,
+        # unless a log that is not read yet has its end.
+        unlisted = [
             task
             for task in self._queue.tasks.held_by(node)
             if task.attempt is not None
             and (task.spec.id, task.attempt) not in listed_attempts
             and task.attempt.stream != own_stream
-            and (task.is_worker_confirmed or not self.is_log_behind)
         ]
-        self._step.lose_attempts(missing, now)
+        if not self.is_log_behind:
+            self._step.lose_attempts(unlisted, now)
+            return
+        for task in unlisted:
+            task.is_worker_confirmed = False
 
     def on_worker_down(self, node: NodeId, now: Moment) -> bool:
         """Give up a worker's attempts, or wait for it; tell whether they were lost."""
@@ -156,7 +174,7 @@ class Reconciler:
             del self._awaited[node]
             self._step.lose_attempts(held_tasks, now)
         self._set_timer()
-        if self.is_log_behind and not self.is_window_open:
+        if self.is_log_behind and self._log_awaited_until_s <= now.mono_s:
             self.trust_log()
 
     def withdraw_ended(self, ended: Iterable[TaskId]) -> None:

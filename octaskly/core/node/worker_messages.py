@@ -92,6 +92,8 @@ class WorkerMessages:
         effects = self.register_worker(info, now)
         if view is not None:
             view.is_worker = True
+            if not self.not_found_rule.has_read_log_of(view):
+                self.dispatcher.reconciler.await_logs(now)
         return effects + self.dispatcher.on_reattach(peer, message, now)
 
     def register_worker(self, info: NodeInfo, now: Moment) -> list[Effect]:

@@ -187,6 +187,12 @@ class NotFoundRule:
             )
         )
 
+    def has_read_log_of(self, view: PeerView) -> bool:
+        """Return True if this node's disk holds all that a follower said it holds."""
+        journal = self._journal
+        is_held = journal.holds_log(view.vector.items(), view.retired)
+        return is_held and journal.is_remote_durable
+
     def can_read_more(self, now_s: float) -> bool:
         """Return True if more entries are expected from a peer that is not silent."""
         journal = self._journal

@@ -6,11 +6,12 @@ those who wait, to webhooks and to event streams.
 
 from __future__ import annotations
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import AnnounceTaskStates, Effect
 from octaskly.core.events import Event
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.arrays import array_of
-from octaskly.core.model.ids import TaskId
+from octaskly.core.model.ids import AttemptId, TaskId
 from octaskly.core.model.tasks import TaskState
 from tests.simulation.machine import Machine
 from tests.simulation.promises import Told
@@ -61,39 +62,51 @@ def _told(world: World, record: TaskRecord, machine: Machine) -> Told:
         for other in world.alive()
         if (held := other.disk.shown(record.id)) is not None and held.state.is_final
     )
-    state, attempt = record.state, record.deciding_attempt
     ord_ = 0 if record.spec is None else record.spec.ord
-    if attempt is None or state is TaskState.CANCELLED:
-        return Told((state, None, None), machine.id, holders, ord_)  # No end is shown.
-    code = None if attempt.outcome is None else attempt.outcome.exit_code
-    return Told((state, attempt.id, code), machine.id, holders, ord_)
+    attempt = record.deciding_attempt
+    outcome: tuple[TaskState, AttemptId | None, int | None] = (record.state, None, None)
+    if attempt is not None and record.state is not TaskState.CANCELLED:
+        code = None if attempt.outcome is None else attempt.outcome.exit_code
+        outcome = (record.state, attempt.id, code)
+    unread = _unread_ends(world, machine, record.id, outcome[1])
+    return Told(outcome, machine.id, holders, unread, ord_)
+
+
+def _unread_ends(
+    world: World, machine: Machine, task: TaskId, shown: AttemptId | None
+) -> frozenset[AttemptId]:
+    """Return the attempts whose ends other nodes have, and their dispatcher lacks.
+
+    The end of the shown attempt does not count if its own worker is back with it.
+    """
+    here = machine.disk.shown(task)
+    known = task_rules.reported_attempts(here.attempts if here else ())
+    ends: set[AttemptId] = set()
+    for other in world.machines.values():
+        record = other.disk.shown(task)
+        found = [*(record.attempts if record else ())]
+        is_back = other.node is not None and other.node.dispatcher == machine.id
+        if is_back:
+            found = [a for a in found if (a.id, a.node) != (shown, other.id)]
+        else:
+            ends.update(ended for spooled, ended in other.disk.spool if spooled == task)
+        ends.update(task_rules.reported_attempts(found))
+    return frozenset(ends.difference(known))
 
 
 def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:
     """Return True if a split, or the absence of all copies, may have changed it.
 
-    Only nodes that announced the task or ran it count for a split. A node that reports
-    a failure alone is a part of the mesh, too: the others may know of a success. So may
-    a worker that was down, and nodes that came back with their log.
+    Only nodes that announced the task or ran it count for a split. An end that was only
+    in a log which had not arrived yet replaces a failure or a loss.
     """
     machines = world.machines
-    was_failed_alone = (
-        before.outcome[0] is TaskState.FAILED and len(before.holders) == 1
-    )
-    were_down = was_failed_alone or all(
-        machines[node].life != life for node, life in before.holders
-    )
+    were_down = all(machines[node].life != life for node, life in before.holders)
     accepted_s = world.storage.accepted_s.get(record.id, 0.0)
-    since_s = accepted_s - HEALED_S
-    # The end of an attempt counts more than that it was given up for lost.
-    is_of_array = record.cancelled_by is None and array_of(record.id) is not None
-    may_be_given_up = before.outcome[0] is TaskState.FAILED or is_of_array
-    told = {node for node, _ in before.holders}
-    came_back = {node for node, _ in now.holders if node not in told}
-    knew_more = {*came_back, *(attempt.node for attempt in record.attempts)}
-    was_part_down = may_be_given_up and any(
-        machines[node].down_s >= accepted_s for node in knew_more
-    )
     nodes = {before.node, now.node, *(each.node for each in record.attempts)}
-    were_apart = any(world.was_apart(node, since_s) for node in nodes)
-    return were_down or were_apart or was_part_down or bool(world.restored)
+    were_apart = any(world.was_apart(n, accepted_s - HEALED_S) for n in nodes)
+    # A member that its array's cancel ended has no cancellation of its own.
+    is_of_array = record.cancelled_by is None and array_of(record.id) is not None
+    may_be_replaced = before.outcome[0] is TaskState.FAILED or is_of_array
+    was_unread = may_be_replaced and now.outcome[1] in before.unread_ends
+    return were_down or were_apart or was_unread or bool(world.restored)

@@ -416,6 +416,25 @@ def test_logs_unread_in_the_adopt_window_delay_no_task() -> None:
     ]
 
 
+def test_the_log_of_a_worker_that_came_back_is_awaited_for_a_bounded_time() -> None:
+    """It may never arrive, as its disk may fail."""
+    world = dispatcher_with(live=(task_record("t", live_attempt(B)),))
+    world.dispatch.on_worker_up(node_info(B, 1), moment(4))
+    world.dispatch.reconciler.await_logs(moment(4))
+
+    back = Reattach((), 1, NodeState.READY)
+    assert world.dispatch.on_reattach(B, back, moment(4)) == []
+    assert world.dispatch.on_time(moment(8)) == []
+    world.dispatch.on_time(moment(9))
+    live = LiveLoaded(1, (task_record("t", live_attempt(B)),))
+    effects = world.dispatch.on_live_loaded(live, moment(9))
+
+    assert appended_facts(effects) == [
+        Finished(T, attempt(), B, LOST_OUTCOME),
+        Assigned(T, attempt(2), B),
+    ]
+
+
 def test_a_listed_later_attempt_counts_until_all_logs_are_read() -> None:
     """The previous dispatcher had replaced the attempt in the log."""
     world = behind(task_record("t", live_attempt(A)), a=1, b=1)

@@ -14,6 +14,7 @@ from octaskly.core.effects import (
     Disconnect,
     Effect,
     LoadLive,
+    LoadTasks,
     PublishMeshState,
     RenameNode,
     Save,
@@ -42,6 +43,7 @@ from octaskly.core.events import (
     Received,
     SavedState,
     StopRequested,
+    TasksLoaded,
     TasksSubmitted,
     TimerFired,
 )
@@ -53,6 +55,7 @@ from octaskly.core.log.facts import (
     Floor,
     Submitted,
 )
+from octaskly.core.log.merge import TaskRecord, attempt_of
 from octaskly.core.model.drafts import TaskDraft
 from octaskly.core.model.ids import (
     NO_EPOCH,
@@ -75,6 +78,7 @@ from octaskly.core.model.nodes import (
 from octaskly.core.model.settings import Limits, Settings, Timing
 from octaskly.core.model.task_options import Requirements, TaskOptions
 from octaskly.core.model.tasks import (
+    Attempt,
     AttemptState,
     EndReason,
     Outcome,
@@ -481,6 +485,37 @@ def test_a_follower_becomes_a_worker_with_its_report() -> None:
     assert not [m for m in sent(shell.feed(submitted(3))) if isinstance(m, Assign)]
     effects = shell.hear(Reattach((), 2, NodeState.READY))
     assert len([m for m in sent(effects) if isinstance(m, Assign)]) == 1
+
+
+def test_no_attempt_is_lost_while_the_log_of_its_worker_arrives() -> None:
+    """The worker was dispatcher, so the end may be in its own log."""
+    shell, there = Shell(), StreamId(9)
+    spec = TaskSpec(id=TaskId("t"), command="true")
+    attempt = Attempt(AttemptId(1, there, 1, 1), PEER)
+    live = LiveLoaded(1, (TaskRecord(spec.id, spec, attempts=(attempt,)),))
+    shell.feed(TimerFired(0.5))
+    shell.run(100.75)
+    shell.feed(QueuedLoaded(1, (), has_more=False))
+    shell.meet()
+    assert of(Append, shell.feed(live)) == []
+
+    shell.hear(ClaimOk(EPOCH, ((there, 2),)))
+    effects = shell.hear(Reattach((), 2, NodeState.READY))
+    assert of(Append, effects + shell.run(shell.now_s + 1)) == []
+
+    ok = Outcome(AttemptState.OK, EndReason.EXIT, exit_code=0)
+    end = Finished(spec.id, attempt.id, PEER, ok, 1)
+    facts: tuple[Fact, ...] = (Assigned(spec.id, attempt.id, PEER), end)
+    entries = tuple(Entry(there, n, n, fact) for n, fact in enumerate(facts, 1))
+    writers = ((there, Epoch(1, PEER)),)
+    effects = shell.hear(Entries(entries, writers, False, ((there, 2),)))
+    assert of(LoadTasks, effects) == [LoadTasks(1, (spec.id,))]
+    shell.hear(Entries((), (), False, ((there, 2),)))
+    record = TaskRecord(spec.id, spec, attempts=(attempt_of(end),))
+    effects = shell.feed(TasksLoaded(1, (spec.id,), (record,)))
+
+    assert of(LoadLive, effects) == [LoadLive(1, 0, 1000)]
+    assert of(Append, effects + shell.feed(LiveLoaded(1, ()))) == []
 
 
 def test_a_new_follower_gets_the_roster_and_later_only_changes() -> None:
