@@ -130,9 +130,9 @@ class LiveRange:
     """
 
     __slots__ = (
-        *("attempt", "attempts", "commit_number", "flow", "ids", "live_count", "node"),
-        *("number", "position", "reprioritized", "shares", "spec", "states", "step"),
-        "term",
+        *("attempt", "attempts", "commit_number", "flow", "ids", "last_read"),
+        *("live_count", "node", "number", "position", "reprioritized", "shares"),
+        *("spec", "states", "step", "term"),
     )
 
     def __init__(self, planned: PlannedRange, attempt: AttemptId, term: int) -> None:
@@ -154,6 +154,7 @@ class LiveRange:
         self.live_count = count
         self.commit_number = 0
         """Commit that makes the last successes durable; 0: they are durable."""
+        self.last_read = 0  #: as of a task
 
     @property
     def slots(self) -> int:

@@ -82,6 +82,7 @@ class QueuedTask(Struct, eq=False, gc=False):
     commit_number: int = (
         0  #: commit that makes its last facts durable; 0: they are durable
     )
+    last_read: int = 0  #: once it has ended, the last read that may not show so
     is_read: bool = True
     """The log was read; otherwise it may have a verdict that is not known here."""
     is_worker_confirmed: bool = (

@@ -76,7 +76,7 @@ class TaskQueue:
         self._excluding_tasks: dict[TaskId, QueuedTask] = {}
         self.reads = PendingReads()
         self._shadows: deque[tuple[int, QueuedTask | LiveRange]] = deque()
-        """Ended tasks, each with the last read that may return its old state."""
+        """Ended tasks with their `last_read`; one that ended again has two entries."""
         self._missing_ends: dict[TaskId, TaskSpec] = {}
         """Queued tasks and arrays whose stdin was freed."""
         # To find its first key, a plain dict would scan all deleted entries before it.
@@ -520,7 +520,8 @@ class TaskQueue:
             task.commit_number = 0
             if _may_leave_memory(task):
                 if is_reading:
-                    self._shadows.append((self.reads.last, task))
+                    task.last_read = self.reads.last
+                    self._shadows.append((task.last_read, task))
                 else:
                     self._retire_shadow(task)
             elif isinstance(task, QueuedTask) and task.stage is Stage.QUEUED:
@@ -579,8 +580,9 @@ class TaskQueue:
         shadows = self._shadows
         oldest = self.reads.oldest if shadows else 0
         while shadows and shadows[0][0] < oldest:
-            _, task = shadows.popleft()
-            if task.commit_number == 0:
+            number, task = shadows.popleft()
+            # It may have got facts since, which a later read may have missed, too.
+            if task.commit_number == 0 and task.last_read == number:
                 self._retire_shadow(task)
 
     def _retire_shadow(self, task: QueuedTask | LiveRange) -> None:

@@ -268,6 +268,25 @@ def test_an_ended_task_is_remembered_until_no_read_can_restore_it() -> None:
     assert tasks.has_ended_recently(TaskId("t1"))
 
 
+def test_a_task_that_ends_again_is_remembered_as_long_as_the_first_time() -> None:
+    """A read that saw the first end may lack the second, which decides the task."""
+    tasks = TaskQueue(Limits())
+    tasks.start_reading(1)
+    task = tasks.add_shadow(record(1))
+    task.commit_number = 1
+    tasks.drop_durable_tasks([task], 1)
+    tasks.on_queued_answer(QueuedLoaded(1, (), has_more=False))
+    tasks.look_up_task(task.spec.id)
+    tasks.next_reads()  # It asks by id.
+    task.commit_number = 2
+    tasks.drop_durable_tasks([task], 2)
+    tasks.on_live_answer(LiveLoaded(1, ()))
+
+    tasks.next_reads()
+
+    assert task.spec.id in tasks.tasks
+
+
 def test_a_task_is_kept_while_later_facts_are_not_durable() -> None:
     """An earlier commit does not cover them."""
     tasks = queue()
