@@ -587,7 +587,7 @@ def ends_count_during_a_pull(patch: pytest.MonkeyPatch) -> None:
 
 def running_members_survive_a_cancel(patch: pytest.MonkeyPatch) -> None:
     """A cancel of an array never ends its running members."""
-    patch.setattr(DispatchStep, "_end_by_force", lambda *_: None)
+    patch.setattr(DispatchStep, "_cancel_live_members", lambda *_: None)
 
 
 def ended_members_of_ranges_run_again(patch: pytest.MonkeyPatch) -> None:

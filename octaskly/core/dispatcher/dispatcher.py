@@ -316,7 +316,7 @@ class Dispatcher:
         were_lost = self.is_active and self.reconciler.on_worker_down(node, now)
         self._pool.remove(node)
         self._step.locality.holdings.drop_node(node)
-        return self._fail_without_inputs(now) if were_lost else []
+        return self._settle_refused(now) if were_lost else []
 
     def on_heartbeat_ok(
         self, node: NodeId, message: HeartbeatOk, now: Moment
@@ -342,7 +342,7 @@ class Dispatcher:
         self._pool.set_credit(node, message.credit)
         self._pool.attach(node)
         self._step.recount_worker(node)
-        return self._fail_without_inputs(now)
+        return self._settle_refused(now)
 
     def on_held_blobs(self, node: NodeId, message: HeldBlobs) -> None:
         """Note which large blobs and whole trees a worker has."""
@@ -440,7 +440,7 @@ class Dispatcher:
         if not self._queue.on_queued_answer(event):
             return []
         self.reconciler.decide_waiting(event.records)
-        return self._fail_without_inputs(now)
+        return self._settle_refused(now)
 
     def on_live_loaded(self, event: LiveLoaded, now: Moment) -> list[Effect]:
         """Believe the log about what runs, until the workers are heard."""
@@ -516,7 +516,7 @@ class Dispatcher:
         if self.reconciler.deadline() > now.mono_s:
             return effects
         self.reconciler.expire_absent_workers(now)
-        return effects + self._fail_without_inputs(now)
+        return effects + self._settle_refused(now)
 
     def _commit_step(
         self,
@@ -530,10 +530,13 @@ class Dispatcher:
             effects += self._dependencies.query_unblocked(now)
         return effects
 
-    def _fail_without_inputs(self, now: Moment) -> list[Effect]:
-        """Fail the tasks of which every worker lacks an input, and commit."""
-        if not self.reconciler.is_window_open:
-            self._step.fail_without_inputs()
+    def _settle_refused(self, now: Moment) -> list[Effect]:
+        """Decide the tasks of which every worker lacks something, and commit."""
+        tasks, may_fail = (
+            self._queue.all_excluding_tasks(),
+            not self.reconciler.is_window_open,
+        )
+        self._step.settle_refused(tasks, now, may_fail=may_fail)
         return self._commit_step(now)
 
 

@@ -19,7 +19,6 @@ from octaskly.core.scheduling.queued_task import QueuedTask
 
 AttemptKey = tuple[TaskId, AttemptId]
 
-ROOM_WAIT_S = 10.0  #: before a task is tried again for which no node had room
 REFUSAL_REASONS = (EndReason.DRAINING, EndReason.STALE)
 """Reasons for which a worker would also refuse the next attempt."""
 
@@ -116,31 +115,15 @@ class OutcomeRecorder:
     ) -> None:
         """Record the end of the attempt that is under way, and do what follows."""
         outcome = report.outcome
-        if outcome.state is AttemptState.OK:
-            self._step.write_end(task, report.attempt, node, outcome)
-            self._step.free_task(task, outcome, now)
-            return
-        lacks_inputs = False
-        if outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
-            task.add_missing_inputs(node, outcome.detail)
-            lacks_inputs = self._step.lacks_inputs_everywhere(task)
-        is_final = outcome.reason is EndReason.INPUTS and lacks_inputs
-        is_final = is_final and not self._reconciler.is_window_open
-        attempt = report.attempt
-        self._step.write_end(task, attempt, node, outcome, lacks_inputs=is_final)
-        if outcome.reason in REFUSAL_REASONS:
+        self._step.write_end(task, report.attempt, node, outcome)
+        if outcome.state is AttemptState.FAILED:
+            task.missing_room = ""
+        elif outcome.reason in REFUSAL_REASONS:
             self._pool.cap_credit(node, is_refusing=True)
         elif outcome.reason is EndReason.RETURNED:
             self._pool.cap_credit(node, is_refusing=False)
-        elif outcome.reason is EndReason.ROOM and lacks_inputs:
-            self._wait_for_room(task, now)
-            return
-        elif outcome.state is AttemptState.FAILED:
-            task.missing_room = ""
+        elif outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
+            task.add_missing_inputs(node, outcome.detail)
         self._step.free_task(task, outcome, now)
-
-    def _wait_for_room(self, task: QueuedTask, now: Moment) -> None:
-        """Ask all nodes again later: there is room once other tasks have ended."""
-        task.missing_room = task.describe_missing_inputs()
-        task.missing_inputs.clear()
-        self._step.requeue_task(task, now, ROOM_WAIT_S)
+        may_fail = not self._reconciler.is_window_open
+        self._step.settle_refused((task,), now, may_fail=may_fail)

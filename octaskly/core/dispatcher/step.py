@@ -15,6 +15,7 @@ from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
 from octaskly.core.log.facts import (
     Assigned,
+    Decided,
     Fact,
     Finished,
     MembersAssigned,
@@ -22,11 +23,9 @@ from octaskly.core.log.facts import (
     TaskCancelled,
     TaskFact,
 )
-from octaskly.core.log.merge import LOST_END_CANCELLER, TaskRecord
+from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import success_facts
 from octaskly.core.model.arrays import (
-    FORCED_PREFIX,
-    MAX_FAILS_CANCELLER,
     MemberRange,
     RangeMembers,
     array_of,
@@ -332,8 +331,6 @@ class DispatchStep:
         attempt: AttemptId,
         node: NodeId,
         outcome: Outcome,
-        *,
-        lacks_inputs: bool = False,
     ) -> None:
         """Write how an attempt ended, with the verdict on its task if there is one.
 
@@ -342,9 +339,7 @@ class DispatchStep:
         term = 0
         if task.is_read:
             end = Attempt(attempt, node, outcome.state, outcome)
-            is_verdict = task_rules.decides(
-                end, task.record, task.final_state, lacks_inputs=lacks_inputs
-            )
+            is_verdict = task_rules.decides(end, task.record, task.final_state)
             term = self.epoch.term if is_verdict else 0
         self.write(task, Finished(task.spec.id, attempt, node, outcome, term))
 
@@ -386,37 +381,34 @@ class DispatchStep:
                 queue.end(other)
                 self.pin_until_durable(other)
 
-    def cancel_array(self, array: TaskId, by: str) -> None:
-        """Cancel the members of an array that have not begun, by force also the others.
-
-        One fact says it of all: those that wait have none of their own.
-        """
-        queue = self.queue
+    def cancel_array(self, cancel: TaskCancelled) -> None:
+        """Write the cancel of an array, and of its members that need their own."""
+        queue, array = self.queue, cancel.task
         queue.array_queue.stop_counting_failures(array)
         task = queue.tasks.get(array) or queue.add_shadow(TaskRecord(array))
-        self.write(task, TaskCancelled(array, by, self.epoch.term))
-        self._end_by_force(self._undecided_members(array), by)
+        self.write(task, cancel)
+        self._cancel_live_members(self._undecided_members(array), cancel.by)
         for member in self._undecided_members(array):
-            if self.is_prefetched(member):
-                self.write(member, TaskCancelled(member.spec.id, by, self.epoch.term))
-                continue
-            member.cancel_with_array()
+            member.cancel_with_array(cancel.by)
             self.carry_out_verdict(member, None)
             if member.final_state is not None:
                 self.announce_ended((member.spec.id,))
 
-    def _end_by_force(self, members: Iterable[QueuedTask], by: str | None) -> None:
-        """End the members that run of an array that was cancelled by force, if so.
+    def _cancel_live_members(self, members: Iterable[QueuedTask], by: str) -> None:
+        """End the members on workers that the cancel of their array ends.
 
-        `by` is its canceller, also in another epoch; None: it was not cancelled.
+        `by` is its canceller, also in another epoch.
         """
-        canceller = (by or "").removeprefix(FORCED_PREFIX)
-        if not by or canceller == by:
-            return
+        term = self.epoch.term
         for member in members:
-            if member.stage is Stage.LIVE and member.final_state is None:
-                fact = TaskCancelled(member.spec.id, canceller, self.epoch.term)
-                self.write(member, fact)
+            if member.stage is not Stage.LIVE or member.final_state is not None:
+                continue
+            has_begun = not self.is_prefetched(member)
+            cancel = task_rules.cancel_member(
+                member.spec.id, by, term, has_begun=has_begun
+            )
+            if cancel is not None:
+                self.write(member, cancel)
 
     def follow_array(self, member: QueuedTask) -> None:
         """End a member that was found to run, if that was asked for with its array."""
@@ -426,8 +418,8 @@ class DispatchStep:
         array = self.queue.tasks.get(array_id)
         if array is None:
             self.queue.look_up_task(array_id)
-        else:
-            self._end_by_force([member], array.record.cancelled_by)
+        elif (by := array.record.cancelled_by) is not None:
+            self._cancel_live_members([member], by)
 
     def _undecided_members(self, array: TaskId) -> list[QueuedTask]:
         """Return the members of an array that are in hand, and not decided."""
@@ -441,7 +433,7 @@ class DispatchStep:
         """Begin no more members of an array of which too many have failed."""
         array = array_of(member)
         if array is not None and self.queue.array_queue.add_failure(array):
-            self.cancel_array(array, MAX_FAILS_CANCELLER)
+            self.cancel_array(task_rules.cut_off(array, self.epoch.term))
 
     def adopt_array(self, record: TaskRecord) -> None:
         """Do what the log of all epochs says of an array's members.
@@ -451,34 +443,37 @@ class DispatchStep:
         task = self.queue.tasks.get(record.id)
         is_already_ended = task is not None and task.stage is Stage.ENDED
         if task_rules.must_cut_off(record) and not is_already_ended:
-            self.cancel_array(record.id, MAX_FAILS_CANCELLER)
-        self._end_by_force(self._undecided_members(record.id), record.cancelled_by)
+            self.cancel_array(task_rules.cut_off(record.id, self.epoch.term))
+        if (by := record.cancelled_by) is not None:
+            self._cancel_live_members(self._undecided_members(record.id), by)
 
-    def fail_without_inputs(self) -> None:
-        """End the queued tasks of which every worker lacks an input."""
-        for task in self.queue.all_excluding_tasks():
-            if self.lacks_inputs_everywhere(task):
-                verdict = TaskState.FAILED
-                term = self.epoch.term
-                self.write(task, task_rules.verdict_fact(task.record, verdict, term))
-
-    def lacks_inputs_everywhere(self, task: QueuedTask) -> bool:
-        """Return True if each worker that could run the task lacks an input."""
-        workers = self.pool.capable_workers(task.requires)
-        return bool(workers) and task.missing_inputs.keys() >= set(workers)
+    def settle_refused(
+        self, tasks: Iterable[QueuedTask], now: Moment, *, may_fail: bool
+    ) -> None:
+        """Fail or put off the queued tasks of which every worker lacks something."""
+        for task in tasks:
+            if task.stage is not Stage.QUEUED or not task.missing_inputs:
+                continue
+            workers = self.pool.capable_workers(task.requires)
+            if not workers or not task.missing_inputs.keys() >= set(workers):
+                continue
+            follows = task_rules.after_refusals(task.record, workers, self.epoch.term)
+            if isinstance(follows, Decided):
+                if may_fail:
+                    self.write(task, follows)
+            else:
+                task.missing_room = task.describe_missing_inputs()
+                task.missing_inputs.clear()
+                self.requeue_task(task, now, follows)
 
     def give_up_missing_ends(self) -> None:
-        """End the tasks that cannot run, and whose ends are lost with other nodes.
-
-        Such an end still counts if it arrives later, unless it is a failure.
-        """
+        """End the tasks that cannot run, and whose ends are lost with other nodes."""
         for spec in self.queue.pop_missing_ends():
+            cancel = task_rules.give_up_end(spec.id)
             if spec.array is not None:
-                self.cancel_array(spec.id, LOST_END_CANCELLER)
-                continue
-            # In no epoch, as a success that was recorded in any counts more.
-            task = self.queue.add_shadow(TaskRecord(spec.id, spec))
-            self.write(task, TaskCancelled(spec.id, LOST_END_CANCELLER))
+                self.cancel_array(cancel)
+            else:
+                self.write(self.queue.add_shadow(TaskRecord(spec.id, spec)), cancel)
 
     # --- The end of a step.
 

@@ -19,7 +19,6 @@ from octaskly.core.effects import Answer, Effect
 from octaskly.core.events import CancelRequested, ReprioritizeRequested
 from octaskly.core.log.facts import Reprioritized, TaskCancelled
 from octaskly.core.log.merge import TaskRecord
-from octaskly.core.model.arrays import FORCED_PREFIX
 from octaskly.core.model.ids import Epoch, Moment, TaskId
 from octaskly.core.model.tasks import TaskState
 from octaskly.core.replication.journal import Journal, WhenDurable
@@ -102,7 +101,11 @@ class TaskChanges:
     def on_cancel_requested(self, event: CancelRequested, now: Moment) -> list[Effect]:
         """Cancel a task; what is in hand is newer than what the store said."""
         if (array := event.array_record) is not None:
-            if self._cancel_array(event, array):
+            cancel = task_rules.cancel_array(
+                array, event.by, self._step.epoch.term, force=event.force
+            )
+            if cancel is not None:
+                self._step.cancel_array(cancel)
                 read = partial(self._read_array, event, self._step.epoch)
                 return self._commit_step(now, None, read)
             # Who asks again, as the answer was lost, hears that it was done.
@@ -131,19 +134,6 @@ class TaskChanges:
             task = self._queue.add_shadow(TaskRecord(event.task))
         self._step.write(task, TaskCancelled(event.task, event.by, term))
         return TaskState.CANCELLED
-
-    def _cancel_array(self, event: CancelRequested, array: TaskRecord) -> bool:
-        """Cancel the members that have not begun, with `force` those that run, too.
-
-        Return False if a request may not.
-        """
-        progress = array.progress
-        assert progress is not None
-        if not task_rules.may_cancel_array(array.state, progress, force=event.force):
-            return False
-        by = f"{FORCED_PREFIX}{event.by}" if event.force else event.by
-        self._step.cancel_array(array.id, by)
-        return True
 
     def _read_array(
         self, event: CancelRequested, epoch: Epoch, now: Moment, replicas: int

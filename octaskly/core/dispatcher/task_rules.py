@@ -9,24 +9,31 @@ Source: docs/explanation/retries.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
+from operator import attrgetter
 
 from msgspec.structs import replace
 
 from octaskly.core.log.facts import Decided, TaskCancelled, Unblocked
 from octaskly.core.log.merge import (
     DEPENDENCY_FAILED_PREFIX,
+    LOST_END_CANCELLER,
     PRESUMED_REASONS,
     TaskRecord,
     cancel_of,
     deciding_of,
     join_attempts,
 )
-from octaskly.core.model.arrays import ArrayProgress, has_too_many_failures
+from octaskly.core.model.arrays import (
+    FORCED_PREFIX,
+    MAX_FAILS_CANCELLER,
+    has_too_many_failures,
+)
 from octaskly.core.model.ids import (
     AttemptId,
     Moment,
+    NodeId,
     TaskId,
     is_visitor,
     task_name,
@@ -50,6 +57,7 @@ Without it, nodes that fail together could use up all tries. It exceeds the long
 for which a dead node seems alive.
 """
 
+ROOM_WAIT_S = 10.0  #: before a task is tried again for which no node had room
 RETRY_BASE_S = 1.0
 RETRY_CAP_S = 300.0
 DRAW_BYTES = 7
@@ -58,15 +66,12 @@ DEFAULT_RETRY = Retry()
 # --- Ends of attempts.
 
 
-def verdict_of(
-    spec: TaskSpec, attempts: Sequence[Attempt], *, lacks_inputs: bool = False
-) -> TaskState | None:
+def verdict_of(spec: TaskSpec, attempts: Sequence[Attempt]) -> TaskState | None:
     """Return how the attempts at a task end it; None if another one may follow.
 
     Args:
         spec: The task.
         attempts: All known attempts, with how they ended.
-        lacks_inputs: No node that could run the task has all its inputs.
     """
     if any(attempt.state is AttemptState.OK for attempt in attempts):
         return TaskState.COMPLETED
@@ -77,18 +82,11 @@ def verdict_of(
         len(failed) > rule.retries
         or not all(_is_retried(rule, outcome) for outcome in failed)
         or lost >= (LOSSES_MAX if rule.on_lost else 1)
-        or lacks_inputs
     )
     return TaskState.FAILED if is_over else None
 
 
-def decides(
-    end: Attempt,
-    record: TaskRecord,
-    final: TaskState | None,
-    *,
-    lacks_inputs: bool = False,
-) -> bool:
+def decides(end: Attempt, record: TaskRecord, final: TaskState | None) -> bool:
     """Return True if the end of an attempt decides its task.
 
     Args:
@@ -96,15 +94,13 @@ def decides(
         record: The task before that end.
         final: The final state of the task so far. A success also counts after a
             failure, and after a cancel in no epoch.
-        lacks_inputs: As in `verdict_of`.
     """
     if record.spec is None:
         return False
     is_success = end.state is AttemptState.OK
     if final is None and not is_success:
         attempts = join_attempts(record.attempts, (end,))
-        verdict = verdict_of(record.spec, attempts, lacks_inputs=lacks_inputs)
-        return verdict is not None
+        return verdict_of(record.spec, attempts) is not None
     if final is TaskState.CANCELLED and record.cancel_term:
         return False
     return is_success and final is not TaskState.COMPLETED
@@ -235,6 +231,30 @@ def retry_delay_s(task: TaskId, failed: int) -> float:
     return draw * backoff(failed, base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
 
 
+def after_refusals(
+    record: TaskRecord, workers: Collection[NodeId], term: int
+) -> Decided | float:
+    """Return what becomes of a task that every worker has refused.
+
+    It fails if each lacks an input, because that would be so for ever. Else it waits
+    until other tasks have ended and left room, and all workers are asked again.
+
+    Args:
+        record: The task.
+        workers: All that could run it.
+        term: Of the epoch that decides it.
+
+    Returns:
+        The verdict, or the seconds to wait.
+    """
+    refusals = {a.node: a for a in record.attempts if a.node in workers and a.outcome}
+    reasons = {a.outcome.reason for a in refusals.values() if a.outcome}
+    if reasons != {EndReason.INPUTS}:
+        return ROOM_WAIT_S
+    last = max(refusals.values(), key=attrgetter("id"))
+    return Decided(record.id, TaskState.FAILED, term, last.id, last.node)
+
+
 def _released(reason: EndReason, now: Moment) -> Outcome:
     return Outcome(state=AttemptState.RELEASED, reason=reason, ended_ms=now.wall_ms)
 
@@ -253,12 +273,45 @@ def may_cancel(state: TaskState, *, has_begun: bool, force: bool) -> bool:
     return not state.is_final
 
 
-def may_cancel_array(state: TaskState, progress: ArrayProgress, *, force: bool) -> bool:
-    """Return True if a request may cancel an array: its members that have not begun.
+def cancel_array(
+    array: TaskRecord, by: str, term: int, *, force: bool
+) -> TaskCancelled | None:
+    """Return the cancel of an array that a request asks for; None if it may not.
 
-    With `force`, those that run are cancelled, too.
+    It is about the members that have not begun; with `force`, about those that run,
+    too.
     """
-    return not state.is_final and bool(progress.queued or force)
+    progress = array.progress
+    if progress is None or array.state.is_final or not (progress.queued or force):
+        return None
+    return TaskCancelled(array.id, f"{FORCED_PREFIX}{by}" if force else by, term)
+
+
+def cancel_member(
+    member: TaskId, array_cancelled_by: str, term: int, *, has_begun: bool
+) -> TaskCancelled | None:
+    """Return the cancel of a member on a worker, whose array was cancelled.
+
+    None if it may go on. Members on no worker have no cancel of their own.
+    """
+    by = array_cancelled_by.removeprefix(FORCED_PREFIX)
+    force = by != array_cancelled_by
+    if not may_cancel(TaskState.RUNNING, has_begun=has_begun, force=force):
+        return None
+    return TaskCancelled(member, by, term)
+
+
+def cut_off(array: TaskId, term: int) -> TaskCancelled:
+    """Return the cancel of an array of which too many members have failed."""
+    return TaskCancelled(array, MAX_FAILS_CANCELLER, term)
+
+
+def give_up_end(task: TaskId) -> TaskCancelled:
+    """Return the cancel of a task that ended elsewhere, and no node knows how.
+
+    In no epoch: a success counts more, whichever epoch decides by it.
+    """
+    return TaskCancelled(task, LOST_END_CANCELLER)
 
 
 def must_cut_off(array: TaskRecord) -> bool:

@@ -17,6 +17,7 @@ from octaskly.core.log.merge import (
     apply_fact,
     join_records,
     ord_after,
+    with_array_cancelled,
     with_attempt,
 )
 from octaskly.core.log.shown_end import (
@@ -24,7 +25,7 @@ from octaskly.core.log.shown_end import (
     cut_missing_text,
     missing_texts,
 )
-from octaskly.core.model.arrays import MAX_FAILS_CANCELLER, RemainingMembers, array_of
+from octaskly.core.model.arrays import RemainingMembers, array_of
 from octaskly.core.model.ids import AttemptId, NodeId, TaskId, is_visitor
 from octaskly.core.model.task_options import Requirements, requires_of, slots_of
 from octaskly.core.model.tasks import (
@@ -59,7 +60,7 @@ WAITING_STAGES = (
 
 
 NEXT_STAGES: Final[tuple[tuple[Stage, ...], ...]] = (
-    (Stage.LIVE, Stage.ENDED),  # QUEUED
+    (Stage.QUEUED, Stage.LIVE, Stage.ENDED, Stage.BACKING_OFF),  # QUEUED
     (Stage.QUEUED, Stage.LIVE, Stage.ENDED, Stage.BACKING_OFF),  # LIVE
     (Stage.ENDED,),  # ENDED
     (Stage.QUEUED, Stage.LIVE, Stage.ENDED),  # BACKING_OFF
@@ -90,8 +91,8 @@ class QueuedTask(Struct, eq=False, gc=False):
     )
     may_be_array_cancelled: bool = False
     """Its array may be cancelled, so the store is read before it runs again."""
-    is_array_cancelled: bool = False
-    """Its array was cancelled, so no attempt follows; a success still counts."""
+    array_cancelled_by: str | None = None
+    """Canceller of its array: no attempt follows, but a success still counts."""
     remaining: RemainingMembers | None = (
         None  #: for an array, its members that were never assigned
     )
@@ -190,25 +191,19 @@ class QueuedTask(Struct, eq=False, gc=False):
         """
         is_member = array_of(record.id) is not None
         if is_member and record.cancelled_by is not None and not record.cancel_term:
-            self.is_array_cancelled = True
+            self.array_cancelled_by = record.cancelled_by
             record = replace(record, cancelled_by=None)
         self.record = join_records(self.record, record)
         self._update_final_state()
 
-    def cancel_with_array(self) -> None:
+    def cancel_with_array(self, by: str) -> None:
         """Note that its array was cancelled, so that no further attempt starts."""
-        self.is_array_cancelled = True
+        self.array_cancelled_by = by
         self._update_final_state()
 
     def _update_final_state(self) -> None:
-        state = self.record.state
-        is_final = state.is_final
-        if state is TaskState.QUEUED and self.is_array_cancelled:
-            state, is_final = TaskState.CANCELLED, True
-        elif is_final and self.record.cancelled_by == MAX_FAILS_CANCELLER:
-            is_array = array_of(self.record.id) is None
-            state = TaskState.FAILED if is_array else state
-        self.final_state = state if is_final else None
+        state = with_array_cancelled(self.record, self.array_cancelled_by).state
+        self.final_state = state if state.is_final else None
 
     def add_missing_inputs(self, node: NodeId, text: str) -> None:
         """Record what a node lacks to run the task."""

@@ -255,9 +255,10 @@ def test_a_task_with_an_input_on_no_worker_fails_and_names_it() -> None:
         world.dispatch, B, results_message(report(end=lack)), moment(LATE)
     )
 
-    ended = Finished(T, attempt(), B, lack, decided_term=1)
-    assert appended_facts(effects) == [ended]
-    shown = apply_fact(task_record(), ended).deciding_attempt
+    ended = Finished(T, attempt(), B, lack)
+    verdict = Decided(T, TaskState.FAILED, 1, attempt(), B)
+    assert appended_facts(effects) == [ended, verdict]
+    shown = apply_fact(apply_fact(task_record(), ended), verdict).deciding_attempt
     assert shown is not None
     detail = "input data.csv is on no node"
     assert shown.outcome == replace(lack, state=AttemptState.FAILED, detail=detail)

@@ -31,12 +31,13 @@ from tests.support.builders import (
     attempt,
     draft,
     moment,
+    node_id,
     node_info,
     outcome,
     released,
     spec,
 )
-from tests.support.dispatcher import submission
+from tests.support.dispatcher import LATE, submission
 from tests.support.dispatcher_with_workers import (
     DispatcherWithWorkers,
     array_draft,
@@ -329,6 +330,23 @@ def test_a_task_for_which_no_node_has_room_waits_and_says_so() -> None:
         " attempt starts in 10 s"
     )
     assert [code for code, _ in reasons(explanation)] == ["resting"]
+
+
+def test_a_task_waits_for_room_if_its_other_node_is_lost() -> None:
+    """It does not fail: the node without room is asked again."""
+    mesh = DispatcherWithWorkers(B, node_info("c", 2))
+    mesh.dispatch.on_time(moment(LATE))
+    mesh.ask(draft("one"))
+    mesh.ask(*(draft(f"busy{n}") for n in range(3)))
+    full = node_id(mesh.where("one"))
+    mesh.end("one", how=released(EndReason.ROOM, "space for its files"))
+    (other,) = {B.id, node_id("c")} - {full}
+
+    mesh.dispatch.on_worker_down(other, moment(LATE))
+
+    explanation = explained(mesh, "one", roster_line(node_info(full, 2)))
+    assert explanation.state is TaskState.QUEUED
+    assert "has space for its files; the next attempt" in explanation.summary
 
 
 def test_a_task_goes_first_to_nodes_that_may_have_room() -> None:

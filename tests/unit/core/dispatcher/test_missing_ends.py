@@ -66,7 +66,7 @@ def test_an_array_whose_end_no_node_knows_is_cancelled() -> None:
     """One fact ends all its members."""
     world = dispatcher_with(freed_array(), b=2)
 
-    assert decided(world) == [TaskCancelled(ARRAY, LOST_END_CANCELLER, term=1)]
+    assert decided(world) == [TaskCancelled(ARRAY, LOST_END_CANCELLER)]
     assert not world.dispatch.has_missing_ends
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from msgspec.structs import replace
 
@@ -9,6 +11,8 @@ from octaskly.core.dispatcher.task_rules import (
     LOSS_BACKOFF_S,
     LOSSES_MAX,
     RETRY_CAP_S,
+    ROOM_WAIT_S,
+    after_refusals,
     is_retry_of,
     may_cancel,
     must_cut_off,
@@ -117,11 +121,28 @@ def test_an_attempt_that_did_not_run_is_always_followed(reason: EndReason) -> No
     assert verdict_of(task(on_lost=False), ended(*ends)) is None
 
 
-def test_a_task_whose_inputs_no_node_has_fails() -> None:
-    """It would wait for ever."""
-    ends = ended(released(EndReason.INPUTS))
+@pytest.mark.parametrize(
+    ("on_b", "on_c", "follows"),
+    [
+        ((EndReason.INPUTS,), EndReason.INPUTS, TaskState.FAILED),
+        ((EndReason.ROOM,), EndReason.INPUTS, ROOM_WAIT_S),
+        ((EndReason.INPUTS,), EndReason.ROOM, ROOM_WAIT_S),
+        ((EndReason.ROOM, EndReason.INPUTS), EndReason.INPUTS, TaskState.FAILED),
+    ],
+)
+def test_a_task_that_every_worker_refuses_fails_only_if_each_lacks_an_input(
+    on_b: Sequence[EndReason], on_c: EndReason, follows: object
+) -> None:
+    """There is room again once other tasks have ended."""
+    b = ended(*map(released, on_b))
+    end = released(on_c)
+    c = Attempt(attempt(9), node_id("c"), end.state, end)
+    known = TaskRecord(T, task(), attempts=(*b, c))
 
-    assert verdict_of(task(), ends, lacks_inputs=True) is TaskState.FAILED
+    found = after_refusals(known, [node_id("b"), node_id("c")], 3)
+
+    fails = Decided(T, TaskState.FAILED, 3, attempt(9), node_id("c"))
+    assert found == (fails if follows is TaskState.FAILED else follows)
 
 
 def test_only_the_listed_exit_codes_are_retried() -> None:
