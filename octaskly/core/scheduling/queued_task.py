@@ -202,7 +202,9 @@ class QueuedTask(Struct, eq=False, gc=False):
         self._update_final_state()
 
     def _update_final_state(self) -> None:
-        state = with_array_cancelled(self.record, self.array_cancelled_by).state
+        # What is not read may run, by an assignment that is not known here.
+        array_cancelled_by = self.array_cancelled_by if self.is_read else None
+        state = with_array_cancelled(self.record, array_cancelled_by).state
         self.final_state = state if state.is_final else None
 
     def add_missing_inputs(self, node: NodeId, text: str) -> None:
