@@ -39,7 +39,7 @@ BEFORE_ALL = -1  #: below every `ord`
 LANES_KEPT = 2
 """Lanes that stay open though they are empty: that for members, and one beside it.
 
-It takes nothing from others, and a client that waits for each task needs it again.
+A client that waits for each of its tasks needs it again.
 """
 
 Turn = tuple[int, int, float, int, float, int]
@@ -527,7 +527,7 @@ class Lanes:
 
     def _close_empty_lanes(self) -> None:
         """Close empty lanes; restart if that makes enough room for other lanes."""
-        if len(self._lanes) <= LANES_KEPT:
+        if len(self._lanes) <= LANES_KEPT and not self._has_unopened:
             return
         empty = [k for k, v in self._lanes.items() if v.is_empty and k != MEMBERS_LANE]
         for key in empty:

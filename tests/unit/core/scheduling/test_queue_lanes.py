@@ -158,6 +158,23 @@ def test_a_new_runnable_shape_takes_the_lane_of_an_unrunnable_one() -> None:
     assert "new" in in_hand(queue)
 
 
+def test_an_empty_lane_stays_only_while_no_other_waits() -> None:
+    """It is kept for the next task of the same client."""
+    queue = started(Limits(lanes=1))
+    first = demanding("first", 1, PAIR)
+    queue.admit([first])
+    queue.end(queue.tasks._tasks[TaskId("first")])
+    with_reads(queue, [])
+    assert sum(1 for _ in queue.lanes.constrained()) == 1
+    other = demanding("other", 2, Requirements(cpus=3))
+
+    queue.admit([other])
+    with_reads(queue, stored(other))  # It closes the lane,
+    with_reads(queue, stored(other))  # and then reads all again.
+
+    assert "other" in in_hand(queue)
+
+
 def test_an_unrunnable_shape_gets_a_lane_when_a_suitable_node_attaches() -> None:
     """The set of workers changes."""
     able: set[Requirements] = set()
