@@ -273,10 +273,16 @@ class TreePage(msgspec.Struct, frozen=True, kw_only=True):
     offset: int = 0
 
 
+class OutputTree(BlobRef, frozen=True, kw_only=True):
+    """The outputs of a task as a tree."""
+
+    task: str  #: of the outputs of an array, a member
+
+
 class OutputTrees(msgspec.Struct, frozen=True, kw_only=True):
     """The outputs of a task, or of the members of an array, as trees."""
 
-    trees: list[BlobRef]
+    trees: list[OutputTree]
 
 
 class MissingFiles(msgspec.Struct, frozen=True, kw_only=True):

@@ -66,15 +66,17 @@ class BlobHolders:
         """Return the other nodes."""
         return [self._holder(member) for member in self._view.other_members()]
 
-    def find_outputs(self, fetcher: BlobFetcher, task: str) -> list[BlobSource]:
+    def find_outputs(
+        self, fetcher: BlobFetcher, task: str
+    ) -> list[tuple[str, BlobSource]]:
         """Return the trees of a task's outputs, as the dispatcher knows them. Blocks.
 
         Raises:
             OutputNotFound: there are none, or no node could be asked.
         """
         return [
-            BlobSource(tree, partial(self.of_blob, tree.node, ()))
-            for tree in fetcher.find_output_trees(self._dispatcher, task)
+            (owner, BlobSource(tree, partial(self.of_blob, tree.node, ())))
+            for owner, tree in fetcher.find_output_trees(self._dispatcher, task)
         ]
 
     def _dispatcher(self) -> Holder | None:

@@ -185,12 +185,12 @@ class Visitor:
             if contact.id == self._node.dispatcher
         ]
 
-    def _find_outputs(self, task: str) -> list[BlobSource]:
+    def _find_outputs(self, task: str) -> list[tuple[str, BlobSource]]:
         """Return the trees of a task's outputs. Blocks."""
         found = self._fetcher.find_output_trees(
             lambda: next(iter(self._holders()), None), task
         )
-        return [BlobSource(tree, self._holders) for tree in found]
+        return [(owner, BlobSource(tree, self._holders)) for owner, tree in found]
 
     async def _serve(self, tasks: asyncio.TaskGroup, signals: StopSignals) -> None:
         """Run tasks until the node has stopped, or does not stop in time."""

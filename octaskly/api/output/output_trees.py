@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 from aiohttp import web
+from msgspec import structs
 
 from octaskly.api.http.handler_types import (
     Access,
@@ -28,11 +29,11 @@ from octaskly.api.schemas import query, request_bodies, task_response
 from octaskly.api.schemas.files import OutputsIn
 from octaskly.api.security import route_cost
 from octaskly.core.model import task_options
-from octaskly.core.model.ids import AttemptId, TaskId
+from octaskly.core.model.ids import AttemptId, TaskId, task_name
 from octaskly.core.protocol.visitor_rules import DISPATCHER
 from octaskly.errors import OutputNotFound
 from octaskly.ports import OutputHolder, OutputLocation
-from octaskly.rest.tasks import BlobRef, HeldIndices, OutputTrees
+from octaskly.rest.tasks import BlobRef, HeldIndices, OutputTree, OutputTrees
 
 HOLD_PATH: Final = "/internal/v1/outputs/hold"
 _INTERNAL: Final = "/internal/v1/output-trees"
@@ -51,9 +52,11 @@ async def find_output_trees(request: Request) -> web.StreamResponse:
     places = await request.gateway.locate_outputs(task)
     limit = asyncio.Semaphore(_CONCURRENT_MAX)
 
-    async def find_tree(place: OutputLocation) -> BlobRef:
+    async def find_tree(place: OutputLocation) -> OutputTree:
         async with limit:
-            return await _find_tree(request, place)
+            found = await _find_tree(request, place)
+        name = task_name(place.task)
+        return OutputTree(sha256=found.sha256, node=found.node, task=name)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -64,7 +67,7 @@ async def find_output_trees(request: Request) -> web.StreamResponse:
     if request.visitor is not None:
         refs = [task_options.BlobRef(sha256=t.sha256, node=t.node) for t in trees]
         visitors.grant_trees(request.visitor, refs)
-        trees = [BlobRef(sha256=t.sha256, node=DISPATCHER) for t in trees]
+        trees = [structs.replace(tree, node=DISPATCHER) for tree in trees]
     return json_response(task_response.encode(OutputTrees(trees=trees)))
 
 

@@ -45,6 +45,7 @@ from octaskly.runner.blobs.holder_connection import (
     HolderConnections,
     HolderUnreachable,
     OpenSockets,
+    OutputTree,
 )
 from octaskly.runner.blobs.lenders import (
     ASK_AGAIN_S,
@@ -84,8 +85,10 @@ class BlobSource(NamedTuple):
     is_named_here: bool = False  #: this is the node that the task names
 
 
-FindOutputs = Callable[[str], Sequence[BlobSource]]
+FindOutputs = Callable[[str], Sequence[tuple[str, BlobSource]]]
 """Returns the trees of the outputs of an ended task, by its id in the log.
+
+Each comes with the name of the task; of the outputs of an array, with that of a member.
 
 Blocks; raises OutputNotFound with the reason if there are none.
 """
@@ -342,7 +345,7 @@ class BlobFetcher:
 
     def find_output_trees(
         self, dispatcher: Callable[[], Holder | None], task: str
-    ) -> list[BlobRef]:
+    ) -> list[OutputTree]:
         """Return the trees with the outputs of a task. Blocks.
 
         Args:

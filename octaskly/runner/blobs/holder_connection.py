@@ -85,9 +85,17 @@ class HolderBusy(Exception):
     """The holder serves other nodes, or has none of the wanted pieces yet."""
 
 
+class OutputTree(NamedTuple):
+    """The captured outputs of a task as a tree."""
+
+    task: str  #: its name; of the outputs of an array, that of a member
+    blob: BlobRef  #: the manifest
+
+
 class _FoundTree(Struct):
     sha256: str
     node: str
+    task: str
 
 
 class _FoundTrees(Struct):
@@ -361,7 +369,7 @@ class HolderConnection:
         self._connection.request("POST", path, chunks, headers)
         self._read_answer().read()
 
-    def find_output_trees(self, task: str) -> list[BlobRef]:
+    def find_output_trees(self, task: str) -> list[OutputTree]:
         """Return the trees with the outputs of a task, as the dispatcher knows them.
 
         Raises:
@@ -373,7 +381,10 @@ class HolderConnection:
         try:
             if status == http.HTTPStatus.OK:
                 found = json.decode(body, type=_FoundTrees).trees
-                return [BlobRef(sha256=one.sha256, node=one.node) for one in found]
+                return [
+                    OutputTree(one.task, BlobRef(sha256=one.sha256, node=one.node))
+                    for one in found
+                ]
             problem = json.decode(body, type=_Problem)
         except MsgspecError:
             problem = _Problem(f"it answered with status {status}")

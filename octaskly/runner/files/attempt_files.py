@@ -202,13 +202,15 @@ class ScratchFolders:
             trees.append(_NamedTree("what was sent along", sources.tree))
         missing = []
         for task in spec.options.outputs_of if spec.options else ():
-            name = f"the outputs of {task_name(TaskId(task))}"
             try:
                 found = self._blob_fetcher.find_outputs(task)
             except OutputNotFound as error:
-                missing.append(f"{name}: {error}")
+                missing.append(f"the outputs of {task_name(TaskId(task))}: {error}")
             else:
-                trees += [_NamedTree(name, source) for source in found]
+                trees += [
+                    _NamedTree(f"the outputs of {owner}", source)
+                    for owner, source in found
+                ]
         return trees, missing
 
     def _make_filled_folder(

@@ -706,19 +706,26 @@ def test_outputs_that_are_not_there_end_the_task_with_a_reason(
     none = make_outputs(agents[0], "ash", "true")
     one = make_outputs(agents[0], "ash", "echo 1 > x", "x")
     two = make_outputs(agents[0], "birch", "echo 2 > x", "x")
+    members = {"array": {"range": "5-6"}, "workdir": "scratch"}
+    array = submit(agents[0], "echo {} > x", outputs=["x"], **members)
     ends = [
         finished(agents[0], submit(agents[0], "true", outputs_of=o, workdir="scratch"))
-        for o in ([failed], [none], [one, two])
+        for o in ([failed], [none], [one, two], [array])
     ]
 
     assert [(end["status"], end["reason"]) for end in ends] == [
         ("cancelled", "cancelled"),
         ("failed", "inputs"),
         ("failed", "inputs"),
+        ("failed", "inputs"),
     ]
     assert ends[1]["detail"] == f"the outputs of {none}: it ended without outputs"
     assert ends[2]["detail"] == (
         f"'x' is not the same in the outputs of {one} and in the outputs of {two}"
+    )
+    assert ends[3]["detail"] == (
+        f"'x' is not the same in the outputs of {array}.5 and in the outputs of"
+        f" {array}.6"
     )
     status, body = agents[0].call(
         "POST",
