@@ -14,6 +14,7 @@ from octaskly.core.model.nodes import NodeState
 from octaskly.core.model.settings import Limits
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome, TaskSpec
 from octaskly.core.protocol.messages import (
+    ITEMS_MAX,
     Assign,
     Entries,
     HelloOk,
@@ -30,11 +31,16 @@ from octaskly.mesh import wire
 from tests.support.frames import length_prefixed
 
 LIMITS = Limits(hello_bytes=1000, frame_bytes=1 << 20)
+FAILURE = Report(
+    TaskId("task-001-deadbeef.1"),
+    AttemptId(1, StreamId(1), 1, 1),
+    Outcome(AttemptState.FAILED, EndReason.EXIT, exit_code=1),
+)
 
 
-def connected() -> wire.Decoder:
+def connected(limits: Limits = LIMITS) -> wire.Decoder:
     """Return a decoder that has seen HELLO_OK, so that large frames are allowed."""
-    decoder = wire.Decoder(LIMITS)
+    decoder = wire.Decoder(limits)
     decoder.receive_data(wire.encode([HelloOk()]))
     return decoder
 
@@ -212,6 +218,47 @@ def test_a_dispatch_of_a_hundred_tasks_takes_less_than_100_bytes_each() -> None:
     )
 
     assert len(wire.encode([Assign(epoch, items)])) < 100 * 100
+
+
+def test_a_million_failures_in_one_message_are_refused_by_their_length() -> None:
+    """Nothing is decoded of them."""
+    data = length_prefixed(_failures(1_000_000))
+
+    with pytest.raises(FrameTooLarge, match="was announced; 8388608 may come"):
+        connected(Limits()).receive_data(data)
+
+
+def test_as_many_failures_as_a_frame_holds_are_refused_in_one_message() -> None:
+    """They would take 30 times as much memory as the frame."""
+    limits = Limits()
+    most = limits.frame_bytes // len(_failures(1))
+    for count, error in ((ITEMS_MAX, "was not split"), (most, "length <= 65536")):
+        data = length_prefixed(_failures(count))
+        with pytest.raises(RemoteProtocolError, match=error):
+            connected(limits).receive_data(data)
+        assert peak_of(connected(limits), data) < 3 * len(data)
+
+
+def test_failures_of_a_worker_arrive_in_parts_each_once() -> None:
+    """More than one message may hold are split before they are sent."""
+    count = 100_000
+    decoder = connected(Limits())
+    parts = wire.pack_parts(Results((FAILURE,) * count, 5), Limits().frame_bytes)
+
+    arrived = 0
+    for part in parts:
+        (message,) = decoder.receive_data(wire.build_frame([part]))
+        assert isinstance(message, Results)
+        arrived += len(message.reports)
+
+    assert arrived == count
+
+
+def _failures(count: int) -> bytes:
+    """Return the body of a frame with one `Results` that reports so many failures."""
+    packed = msgpack.encode(FAILURE)
+    array = b"\xdd" + count.to_bytes(4, "big")
+    return b"\x91\x93\x10" + array + packed * count + b"\x05"
 
 
 def report(number: int, size: int) -> Report:

@@ -24,6 +24,7 @@ from octaskly.core.model.ids import AttemptId, NodeId, TaskId
 from octaskly.core.model.task_options import ArraySpec, TaskOptions
 from octaskly.core.model.tasks import AttemptState, EndReason, TaskSpec, TaskState
 from octaskly.core.protocol.messages import (
+    ITEMS_MAX,
     AssignRanges,
     Kill,
     MemberSuccess,
@@ -448,6 +449,25 @@ def test_a_report_of_the_range_of_another_worker_ends_no_attempt_there() -> None
     assert mesh.held == {"a": 2, "b": 4}
     assert mesh.dispatch.ended_counts[TaskState.COMPLETED] == 2
     assert mesh.dispatch.ended_counts[TaskState.FAILED] == 0
+
+
+def test_as_many_failures_as_a_message_holds_fail_each_member_once() -> None:
+    """No correct worker reports a member again in one message."""
+    mesh = Mesh(ArraySpec(count=16), b=8)
+    (leased,) = mesh.ranges("b")
+    mesh.clear()
+    keys = members(leased, *range(8)).attempt_keys()
+    failures = [report(str(task), attempt, FAILED) for task, attempt in keys]
+
+    repeated = Results(tuple(failures) * (ITEMS_MAX // 8), 0)
+    mesh.effects += deliver_results(mesh.dispatch, B, repeated, moment())
+    mesh.settle()
+
+    ended = [fact.task for fact in mesh.facts() if isinstance(fact, Finished)]
+    assert ended == [task for task, _ in keys]
+    assert mesh.dispatch.ended_counts[TaskState.FAILED] == 8
+    assert mesh.held["b"] == 0
+    assert mesh.dispatch._queue.tasks.count <= 16
 
 
 def test_a_range_with_few_members_left_is_given_up_for_tasks() -> None:
