@@ -6,6 +6,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 from msgspec import json, msgpack
@@ -62,6 +63,9 @@ SHOWN_COLUMNS: Final = TASK_COLUMNS.replace("items", "NULL")
 """The same without the items of an array, which are only shown per member."""
 BRIEF_COLUMNS: Final = TASK_COLUMNS.replace("stdin, items, env", "NULL, NULL, NULL")
 """The same without stdin and environment, too, which only the worker needs."""
+_LARGE_COLUMNS: Final = (
+    *("attempts", "command", "inputs", "outputs", "options", "stdin", "items", "env"),
+)
 Row = Sequence[Any]
 OptionalColumns = tuple[
     str | None, int, bool, bool, bool, int | None, str | None, int | None
@@ -73,6 +77,7 @@ NO_OPTIONAL_COLUMNS: Final[OptionalColumns] = (
     *(None, None, None),
 )
 
+_large_columns: Final = itemgetter(*map(TASK_COLUMNS.split(", ").index, _LARGE_COLUMNS))
 _CHUNK: Final = 500  #: parameters of one statement, below any limit of SQLite
 _attempts_decoder: Final = msgpack.Decoder(list[tuple[Attempt, int | None]])
 _SEQUENCE: Final = re.compile(r"task-([0-9]{3,18})-([0-9a-f]{8})(~.*)?")
@@ -196,7 +201,7 @@ def place_of(record: TaskRecord) -> int | None:
 
 def size_of_row(row: Row) -> int:
     """Return the approximate size of a row of `TASK_COLUMNS` in characters or bytes."""
-    return sum(len(part) for part in row[3:] if isinstance(part, str | bytes))
+    return sum(map(len, filter(None, _large_columns(row))))
 
 
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:
