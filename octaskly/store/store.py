@@ -268,7 +268,16 @@ class Store:
 
     async def load_queued_tasks(self, ask: LoadQueued) -> QueuedLoaded:
         """Read queued tasks of one lane with `ord > after_ord`, in order."""
-        return await self._query(lambda db: queue.load_queued_tasks(db, ask))
+        assert self._writer is not None, "the store is not open"
+        reading = self._writer.queue_rows.reading
+
+        def load(db: sqlite3.Connection) -> QueuedLoaded:
+            with reading() as keep_rows:
+                answer, stored = queue.load_queued_tasks(db, ask)
+                keep_rows(stored)
+            return answer
+
+        return await self._query(load)
 
     async def load_unblocked_tasks(self, ask: LoadUnblocked) -> UnblockedLoaded:
         """Read tasks whose dependencies are met or broken, oldest first."""

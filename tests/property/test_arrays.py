@@ -129,7 +129,7 @@ def agree(db: sqlite3.Connection, wanted: Sequence[dict[TaskId, TaskRecord]]) ->
             }
             assert page.total == len(page.records)
     for record in (
-        *queue.load_queued_tasks(db, LoadQueued(1, -1, 99)).records,
+        *queue.load_queued_tasks(db, LoadQueued(1, -1, 99))[0].records,
         *queue.load_live_tasks(db, LoadLive(1, 0, 99)).records,
     ):
         if record.progress is not None:

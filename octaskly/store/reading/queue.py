@@ -25,15 +25,20 @@ LANE_HEADS_MAX = 1000  #: pairs of lane and priority read for `oldest_ms`
 _QUEUE = "FROM tasks INDEXED BY tasks_queued WHERE state = 0 AND is_blocked = 0"
 _LANE = f"{_QUEUE} AND shape = ? AND submitter = ?"
 _PLACE = "ifnull(place, ord)"
-_PLACED = f"SELECT {rows.TASK_COLUMNS}, {_PLACE} {_LANE}"
-"""Rows of `TASK_COLUMNS` and, last, the place of each in the queue."""
+_PLACED = f"SELECT {rows.STORED_COLUMNS}, {_PLACE} {_LANE}"
+"""Rows of `STORED_COLUMNS` and, last, the place of each in the queue."""
 
 
-def load_queued_tasks(db: sqlite3.Connection, ask: LoadQueued) -> QueuedLoaded:
+def load_queued_tasks(
+    db: sqlite3.Connection, ask: LoadQueued
+) -> tuple[QueuedLoaded, list[rows.StoredTask]]:
     """Return queued tasks of one lane whose `ord` is above `after_ord`, in order.
 
     Tasks with the same one are never split, so there may be more than `limit`. There
     may be fewer if they are large. The first page of `MEMBERS_LANE` lists the others.
+
+    Returns:
+        The answer, and its tasks as stored.
     """
     after_ord, lane = ask.after_ord, ask.lane
     found, has_more = _first_rows(
@@ -48,8 +53,9 @@ def load_queued_tasks(db: sqlite3.Connection, ask: LoadQueued) -> QueuedLoaded:
         found = _with_ties(db, lane, found)
         has_more = _has_more_behind(db, lane, found[-1][-1])
     others = _other_lanes(db) if lane == MEMBERS_LANE and after_ord < 0 else ()
-    records = _queue_records(db, [row[:-1] for row in found])
-    return QueuedLoaded(ask.term, records, has_more, lane, others)
+    records = _queue_records(db, [row[: rows.WIDTH] for row in found])
+    answer = QueuedLoaded(ask.term, records, has_more, lane, others)
+    return answer, list(map(rows.StoredTask, found, records))
 
 
 def queued_bytes(db: sqlite3.Connection, uncounted_bytes: int) -> dict[str, int]:

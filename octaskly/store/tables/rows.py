@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import json, msgpack
 from msgspec.structs import replace
@@ -49,6 +49,13 @@ TASK_COLUMNS: Final = (
     " command, timeout_s, inputs, outputs, options, stdin, items, env, cancel_term,"
     " has_succeeded, reprioritized, submitter, created_ms, ord"
 )
+STORED_COLUMNS: Final = (
+    f"{TASK_COLUMNS}, node, state, last_change_hlc,"
+    " first_submitted_hlc, last_submitted_hlc, stream, seq"
+)
+"""With those that only the writer needs."""
+WIDTH: Final = TASK_COLUMNS.count(",") + 1
+STORED_WIDTH: Final = STORED_COLUMNS.count(",") + 1
 NOTIFIED, TO_NOTIFY = 0, 1  #: values of `notify`
 NO_LIMIT: Final = 0  #: value of `timeout_s`
 # Parents are at this place in `TaskOptions`.
@@ -67,6 +74,15 @@ _LARGE_COLUMNS: Final = (
     *("attempts", "command", "inputs", "outputs", "options", "stdin", "items", "env"),
 )
 Row = Sequence[Any]
+
+
+class StoredTask(NamedTuple):
+    """A task as stored."""
+
+    row: Row  #: of `STORED_COLUMNS`, or longer
+    record: TaskRecord  #: without outputs
+
+
 OptionalColumns = tuple[
     str | None, int, bool, bool, bool, int | None, str | None, int | None
 ]
@@ -202,6 +218,11 @@ def place_of(record: TaskRecord) -> int | None:
 def size_of_row(row: Row) -> int:
     """Return the approximate size of a row of `TASK_COLUMNS` in characters or bytes."""
     return sum(map(len, filter(None, _large_columns(row))))
+
+
+def has_options_or_attempts(row: Row) -> bool:
+    """Return True if a row of `TASK_COLUMNS` has options or attempts."""
+    return row[3] is not None or row[10] is not None
 
 
 def optional_columns(record: TaskRecord, *, is_blocked: bool) -> OptionalColumns:

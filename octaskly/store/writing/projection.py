@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -102,13 +102,6 @@ class PendingEntries:
         body = self._packer.pack_entry_body(Entry(stream, seq, hlc, fact))
         return stream, seq, fact.task, hlc, body, output
 
-
-FETCHED_COLUMNS: Final = (
-    f"{rows.TASK_COLUMNS}, node, state, last_change_hlc,"
-    " first_submitted_hlc, last_submitted_hlc, stream, seq"
-)
-_WIDTH: Final = rows.TASK_COLUMNS.count(",") + 1
-CHANGED_COLUMN: Final = _WIDTH + 2  #: index of `last_change_hlc` in a row
 
 CountKey = tuple[int, str, int]  #: kind, node (empty: none) and number of the state
 
@@ -344,24 +337,24 @@ class Projection:
 def tasks_from(
     db: sqlite3.Connection, found: Sequence[rows.Row]
 ) -> Iterator[tuple[TaskId, ProjectedTask]]:
-    """Yield the tasks of rows of `FETCHED_COLUMNS`; members have no envelope."""
-    records = rows.records_from([row[:_WIDTH] for row in found])
+    """Yield the tasks of rows of `STORED_COLUMNS`; members have no envelope."""
+    records = rows.records_from([row[: rows.WIDTH] for row in found])
     members = arrays.read_members(
         db, (row[0] for row in found if row[0] < arrays.MEMBER_KEYS_START)
     )
     for row, (record, outputs) in zip(found, records, strict=True):
-        yield record.id, _task_from(row, record, outputs, members.get(row[0]))
+        yield record.id, task_from(row, record, outputs, members.get(row[0]))
 
 
-def _task_from(
+def task_from(
     row: rows.Row,
     record: TaskRecord,
-    outputs: dict[AttemptId, int],
-    members: ArrayMembers | None,
+    outputs: dict[AttemptId, int] | None = None,
+    members: ArrayMembers | None = None,
 ) -> ProjectedTask:
-    """Return a task as stored."""
-    node, state, changed = row[_WIDTH : CHANGED_COLUMN + 1]
-    birth = SubmissionTimes(*row[-4:])
+    """Return the task of a row of `STORED_COLUMNS` and its record."""
+    node, state, changed, *times = row[rows.WIDTH : rows.STORED_WIDTH]
+    birth = SubmissionTimes(*times)
     kind = arrays.TASK if members is None else arrays.ARRAY
     if row[0] >= arrays.MEMBER_KEYS_START:
         kind, record = arrays.MEMBER, replace(record, spec=None)

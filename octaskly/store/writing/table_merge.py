@@ -52,13 +52,12 @@ from octaskly.store.tables.staged_parts import (
 from octaskly.store.writing import purge
 from octaskly.store.writing.dependency_index import DependencyIndex
 from octaskly.store.writing.projection import (
-    CHANGED_COLUMN,
-    FETCHED_COLUMNS,
     PendingEntries,
     ProjectedTask,
     Projection,
     tasks_from,
 )
+from octaskly.store.writing.queue_rows import QueueRows
 from octaskly.store.writing.range_writes import RangeWrites
 from octaskly.store.writing.row_changes import RowChanges
 from octaskly.store.writing.stdin_freeing import StdinFreeing
@@ -77,6 +76,7 @@ class TableWriter:
         self._packer = packer
         self._clock = clock
         self._cache: OrderedDict[TaskId, ProjectedTask] = OrderedDict()
+        self.queue_rows = QueueRows(self._is_void_task)
         self._pending_entries = PendingEntries(connection, packer)
         self._projection = Projection(connection, self._pending_entries)
         self._ranges = RangeWrites(connection)
@@ -93,6 +93,7 @@ class TableWriter:
     def reload(self) -> None:
         """Read the state from the file, after a rollback."""
         self._cache.clear()
+        self.queue_rows.clear()
         self._pending_entries.refresh()
         self._projection.reset()
         self._ranges.clear()
@@ -412,6 +413,10 @@ class TableWriter:
         is_below = 0 < birth.seq <= floor
         return is_below and changed_hlc <= self._horizon
 
+    def _is_void_task(self, task: ProjectedTask) -> bool:
+        assert task.submission_times is not None
+        return self._is_void(task.submission_times, task.changed_hlc)
+
     def _live_part_of(self, row: TaskRow) -> TaskRow | None:
         """Return a row, or None if it is void and no live task here has its id.
 
@@ -487,30 +492,27 @@ class TableWriter:
     def _fetch_rows(self, ids: Iterable[TaskId]) -> dict[TaskId, ProjectedTask]:
         cached = self._cache.get
         in_commit = self._range_arrays.get
+        take_read = self.queue_rows.take
         tasks: dict[TaskId, ProjectedTask] = {}
         missing = []
         for task_id in ids:
-            task = in_commit(task_id) or cached(task_id)
+            task = in_commit(task_id) or cached(task_id) or take_read(task_id)
             if task is None:
                 missing.append(task_id)
                 task = ProjectedTask()
             tasks[task_id] = task
         for some in rows.split_for_parameters(missing) if missing else ():
             found = self._db.execute(
-                f"SELECT {FETCHED_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
+                f"SELECT {rows.STORED_COLUMNS} FROM tasks WHERE id IN"  # noqa: S608
                 f" ({rows.placeholders(len(some))})",
                 some,
             ).fetchall()
             if not found:
                 continue  # Most tasks are new.
-            void = [
-                row[0]
-                for row in found
-                if self._is_void(SubmissionTimes(*row[-4:]), row[CHANGED_COLUMN])
-            ]
-            purge.delete_tasks(self._db, void)
-            found = [row for row in found if row[0] not in void]
-            tasks.update(tasks_from(self._db, found))
+            stored = dict(tasks_from(self._db, found))
+            void = {id_: t for id_, t in stored.items() if self._is_void_task(t)}
+            purge.delete_tasks(self._db, [t.key for t in void.values() if t.key])
+            tasks.update((id_, t) for id_, t in stored.items() if id_ not in void)
         if missing and self._pending_entries.has_any:
             for entry in self._pending_entries.read_entries_about(
                 t for t in missing if tasks[t].key is None
@@ -638,6 +640,7 @@ class TableWriter:
 
     def _update_cache(self, touched: dict[TaskId, ProjectedTask]) -> None:
         """Cache unfinished tasks."""
+        self.queue_rows.add_to_commit(touched)
         cache = self._cache
         for task_id, task in touched.items():
             if task.key is not None and not task.is_final:

@@ -80,6 +80,7 @@ class Writer:
         self._loop = loop
         self._on_commit = on_commit
         self._tables = TableWriter(connection, packer, clock)
+        self.queue_rows = self._tables.queue_rows
         self._wal_preallocation = WalPreallocation(path)
         self._file = DatabaseFile(path)
         self._changed = threading.Condition()
@@ -309,6 +310,7 @@ class Writer:
             self._tables.reload()
         step = self._clock_watch.find_step(began)
         self._run_transaction(lambda: self._write_batch(batch, step))
+        self.queue_rows.note_commit()
         # Only now: until the step is stored, readers must take it from here.
         self._clock_watch.follow_clock(began)
         self._failure = None
