@@ -34,14 +34,20 @@ class Tables:
 
     def write(self, *facts: Fact, fails: bool = False) -> None:
         """Write facts in a commit, which may fail at first."""
-        appended = Append(1, tuple(kit.entries(facts, after=self._written)), kit.EPOCHS)
+        written = self._written
         for ends in ["ROLLBACK", "COMMIT"] if fails else ["COMMIT"]:
+            self._written = written
             self.db.execute("BEGIN")
-            self.writer.append_entries([appended])
+            self.append(*facts)
             self.db.execute(ends)
             if ends == "ROLLBACK":
                 self.writer.reload()
         self.writer.queue_rows.note_commit()
+
+    def append(self, *facts: Fact) -> None:
+        """Write facts in the current transaction."""
+        entries = kit.entries(facts, after=self._written)
+        self.writer.append_entries([Append(1, tuple(entries), kit.EPOCHS)])
         self._written += len(facts)
 
     def begin_read(self) -> None:
@@ -122,6 +128,25 @@ def test_a_row_that_was_read_is_not_read_again() -> None:
 
     assert not [text for text in statements if "FROM tasks WHERE id IN" in text]
     assert [row["state"] for row in _named(tables)] == [1, 1]
+
+
+def test_a_read_that_ends_within_a_commit_brings_nothing_that_it_changed() -> None:
+    """A task may change twice in one commit, and leave the cache between."""
+    shown = []
+    for reads in (True, False):
+        tables = Tables()
+        tables.write(kit.submitted(1))
+        tables.begin_read()
+        tables.db.execute("BEGIN")
+        tables.append(kit.finished(1, 1))
+        if reads:
+            tables.end_read()
+        tables.forget()
+        tables.append(kit.assigned(1, 2))
+        tables.db.execute("COMMIT")
+        shown.append(tables.rows())
+
+    assert shown[0] == shown[1]
 
 
 def test_large_tasks_and_those_with_options_are_not_kept() -> None:

@@ -36,7 +36,7 @@ class QueueRows:
         self._found: dict[TaskId, StoredTask] = {}
         self._reads: list[set[TaskId]] = []
         """What was written since each pending read began."""
-        self._in_commit: list[TaskId] = []
+        self._in_commit: set[TaskId] = set()
 
     # --- Called by threads that read.
 
@@ -64,12 +64,14 @@ class QueueRows:
                     self._found[task] = each
             excess = len(self._found) - QUEUE_ROWS_MAX
             for task in list(islice(self._found, max(excess, 0))):
-                del self._found[task]
+                self._found.pop(task, None)  # The writer may have taken it.
 
     # --- Called by the thread that writes.
 
     def take(self, task_id: TaskId) -> ProjectedTask | None:
         """Remove and return a task that is here as in the file, unless it is void."""
+        if task_id in self._in_commit:
+            return None  # A read may have brought it as it was before this commit.
         found = self._found.pop(task_id, None)
         if found is None or self._is_void(task := task_from(*found)):
             return None
@@ -77,7 +79,7 @@ class QueueRows:
 
     def add_to_commit(self, tasks: Iterable[TaskId]) -> None:
         """Note that the current transaction writes the rows of these tasks."""
-        self._in_commit += tasks
+        self._in_commit.update(tasks)
 
     def note_commit(self) -> None:
         """Drop rows that the last commit has changed, before the next one begins."""
