@@ -193,10 +193,11 @@ def _placeless(path: str, source: str, folder: str) -> ManifestError:
     """Return the error for a path that alone does not say where it lies for a task."""
     clean = os.path.normpath(source)
     is_inside = clean == folder or clean.startswith(f"{folder}/")
-    if is_inside and ".." not in path.split("/"):
-        # It is not taken for the relative path: the command may name the absolute one.
+    if is_inside and os.path.realpath(source) == os.path.realpath(clean):
+        # It is not taken for the plain path: the command may name this one.
+        why = "is absolute" if path.startswith("/") else "has '..'"
         return ManifestError(
-            f"{path!r} is absolute, so it is not a place in the task's folder",
+            f"{path!r} {why}, so it is not a place in the task's folder",
             hint=f"write {os.path.relpath(clean, folder)}, also in the command",
         )
     name = clean.rpartition("/")[2] or "NAME"

@@ -286,8 +286,8 @@ def test_parents_behind_another_link_are_an_error(tmp_path: Path) -> None:
         (
             "d/../a",
             (
-                "'d/../a' is outside this folder, so it needs a place in the task's"
-                " folder | write d/../a=a; in Python, {'d/../a': 'a'}"
+                "'d/../a' has '..', so it is not a place in the task's folder"
+                " | write a, also in the command"
             ),
         ),
         (
@@ -363,6 +363,23 @@ def test_an_absolute_path_of_this_folder_is_not_called_outside(
     assert error_of(tmp_path, f"{tmp_path}{tail}") == (
         f"'TOP{tail}' is absolute, so it is not a place in the task's folder"
         f" | write {inside}, also in the command"
+    )
+
+
+def test_a_path_that_leaves_this_folder_and_comes_back_is_not_called_outside(
+    tmp_path: Path,
+) -> None:
+    """Unless a link before `..` leads elsewhere."""
+    write(tmp_path, "a", "d/b")
+    (tmp_path / "etc").symlink_to("/etc")
+    back = f"../{tmp_path.name}/a"
+
+    assert error_of(tmp_path, back) == (
+        f"'{back}' has '..', so it is not a place in the task's folder"
+        " | write a, also in the command"
+    )
+    assert error_of(tmp_path, "etc/../a").startswith(
+        "'etc/../a' is outside this folder"
     )
 
 
