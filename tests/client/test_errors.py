@@ -81,6 +81,10 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
         "name a folder: inputs='.'",
     ),
     *(
+        ({"stdin": wrong}, f"stdin has {wrong}, which", "", "give the text")
+        for wrong in (5, [5], True)
+    ),
+    *(
         (wrong, failure, "", hint)
         for field in ("inputs", "outputs", "needs")
         for wrong, failure, hint in (

@@ -252,7 +252,13 @@ def _surrogate_error(error: UnicodeEncodeError) -> Invalid:
 
 def _base64(stdin: str | bytes) -> str:
     try:
-        data = stdin.encode() if isinstance(stdin, str) else bytes(stdin)
+        # Not `bytes(stdin)`, which of a number are as many zeros.
+        data = stdin.encode() if isinstance(stdin, str) else bytes(memoryview(stdin))
     except UnicodeEncodeError as error:
         raise _surrogate_error(error) from error
+    except TypeError as error:
+        what = f"stdin has {stdin!r:.80}, which is neither text nor bytes"
+        raise invalid_value(
+            what, "give the text or the bytes that the command reads", "stdin"
+        ) from error
     return base64.b64encode(data).decode()
