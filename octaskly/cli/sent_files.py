@@ -216,6 +216,7 @@ class SentFiles:
             includes_ignored=sent.includes_ignored,
             sharing="replicate" if is_replicated else "lend",
             callbacks=ScanCallbacks(self._on_found, self._hashing.add),
+            has_later_fetch=True,
         )
 
     def _scan(self, files: LocalFiles) -> LocalTree:

@@ -37,8 +37,9 @@ from octaskly.files.local_tree import (
 )
 from octaskly.files.manifest import ENTRIES_MAX, Manifest, ManifestError
 from octaskly.files.output_patterns import prefixes
-from octaskly.files.sent_trees import SentTrees
+from octaskly.files.sent_trees import Origin, SentTrees
 from octaskly.rest.client_types import Draft, SentDigests
+from octaskly.rest.tasks import TaskTree
 
 COMMON_FOLDER: Final = "all"  #: in the tree of an array: for each member
 ITEMS_FOLDER: Final = "items"  #: the same: a folder for each item, named by its digest
@@ -63,6 +64,7 @@ class LocalFiles:
         includes_ignored: Skip nothing below folders.
         sharing: What `attach` does with the files.
         callbacks: Are told of the progress of scans.
+        has_later_fetch: Another process may fetch the outputs of the tasks.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class LocalFiles:
         includes_ignored: bool = False,
         sharing: Sharing,
         callbacks: ScanCallbacks = SILENT,
+        has_later_fetch: bool = False,
     ) -> None:
         self._inputs, self._array = inputs, array
+        self._has_later_fetch = has_later_fetch
         self._includes_ignored = includes_ignored
         self._sharing, self._callbacks = sharing, callbacks
         self._folder = ""  #: the current one during the scan
@@ -128,8 +132,11 @@ class LocalFiles:
         except FileChanged:
             tree = yield RunBlocking(partial(self.scan, is_retry=True))
             answer = yield from self._share(requests, tree, callbacks)
-        if self._sharing == "lend" and (answer.is_lent or self._array is not None):
-            yield RunBlocking(partial(_sent_trees().save, tree))
+        is_lent_again = self._sharing == "lend" and (
+            answer.is_lent or self._array is not None
+        )
+        if is_lent_again or (self._has_later_fetch and any(d.outputs for d in drafts)):
+            yield RunBlocking(partial(_sent_trees().save, tree, self._origin()))
         field: dict[str, Any] = {"sha256": answer.sha256, "node": answer.node}
         if self._is_by_item:
             field["folders"] = ARRAY_FOLDERS
@@ -142,21 +149,17 @@ class LocalFiles:
         """Return the digests of files whose path for the tasks is their path here."""
         if self._tree is None:
             return None
+        manifest, origin = self._tree.manifest, self._origin()
+        return _sent_digests(manifest, origin, is_by_item=self._is_by_item)
+
+    def _origin(self) -> Origin:
         unmoved = {
             named.place
             for named in self._named
             if os.path.normpath(f"{self._folder}/{named.place}")
             == os.path.normpath(named.source)
         }
-        digests = {}
-        for file in self._tree.manifest.files:
-            path = file.path
-            if self._is_by_item:  # One for all members, or that of an item.
-                is_common = path.startswith(f"{COMMON_FOLDER}/")
-                path = path.split("/", 1 if is_common else 2)[-1]
-            if "" in unmoved or any(place in unmoved for place in prefixes(path)):
-                digests[path] = file.sha256
-        return SentDigests(self._folder, digests)
+        return Origin(os.fsencode(self._folder), sorted(unmoved))
 
     def _share(
         self, requests: RequestFlow, tree: LocalTree, callbacks: SendCallbacks
@@ -184,8 +187,34 @@ class LocalFiles:
 
 
 def find_sent_tree(sha256: str) -> LocalTree | None:
-    """Return a tree that was lent from this machine; None if unknown."""
-    return _sent_trees().find(sha256)
+    """Return a tree that was sent from this machine; None if unknown."""
+    found = _sent_trees().find(sha256)
+    return None if found is None else found.tree
+
+
+def find_sent_digests(tree: TaskTree) -> SentDigests | None:
+    """Return the digests of files that were sent from this machine; None if unknown."""
+    found = _sent_trees().find(tree.sha256)
+    if found is None:
+        return None
+    manifest, origin = found.tree.manifest, found.origin
+    return _sent_digests(manifest, origin, is_by_item=bool(tree.folders))
+
+
+def _sent_digests(
+    manifest: Manifest, origin: Origin, *, is_by_item: bool
+) -> SentDigests:
+    """Return the digests of files whose path for the tasks is their path here."""
+    unmoved = frozenset(origin.unmoved)
+    digests = {}
+    for file in manifest.files:
+        path = file.path
+        if is_by_item:  # One for all members, or that of an item.
+            is_common = path.startswith(f"{COMMON_FOLDER}/")
+            path = path.split("/", 1 if is_common else 2)[-1]
+        if "" in unmoved or any(place in unmoved for place in prefixes(path)):
+            digests[path] = file.sha256
+    return SentDigests(os.fsdecode(origin.folder), digests)
 
 
 def _sent_trees() -> SentTrees:

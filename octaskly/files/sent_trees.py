@@ -1,7 +1,8 @@
-"""Records of trees that were lent, so that a retry of their tasks can lend them again.
+"""Records of trees that were sent from this machine.
 
-A record names the manifest and where each content was read; it has no content. Like the
-index of digests, the records are only a cache.
+By them a retry lends the same files again, and a fetch of outputs knows which files the
+user has changed since. A record names the manifest and where each content was read; it
+has no content. Like the index of digests, the records are only a cache.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import secrets
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -35,9 +36,25 @@ class _Source(msgspec.Struct, array_like=True):
     state: FileState
 
 
+class Origin(msgspec.Struct, frozen=True, array_like=True):
+    """The folder from which a tree was sent."""
+
+    folder: bytes  #: absolute path
+    unmoved: list[str]
+    """Places in the tree that are also paths in the folder; "" stands for all."""
+
+
 class _Record(msgspec.Struct, array_like=True):
     manifest: bytes
     sources: list[_Source]
+    origin: Origin
+
+
+class SentTree(NamedTuple):
+    """A tree as it was sent."""
+
+    tree: LocalTree
+    origin: Origin
 
 
 class SentTrees:
@@ -50,13 +67,13 @@ class SentTrees:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def save(self, tree: LocalTree) -> None:
+    def save(self, tree: LocalTree, origin: Origin) -> None:
         """Keep a record of a tree, if that is possible."""
         sources = [
             _Source(bytes.fromhex(sha256), os.fsencode(file.path), file.state)
             for sha256, file in tree.sources.items()
         ]
-        data = msgspec.msgpack.encode(_Record(tree.manifest_bytes, sources))
+        data = msgspec.msgpack.encode(_Record(tree.manifest_bytes, sources, origin))
         place = self._folder / tree.sha256
         partial = place.with_suffix(f".{secrets.token_hex(4)}")
         with suppress(OSError):
@@ -68,8 +85,8 @@ class SentTrees:
                 partial.unlink(missing_ok=True)
             self._remove_oldest()
 
-    def find(self, sha256: str) -> LocalTree | None:
-        """Return the tree with a manifest, as it was lent; None if it is not known."""
+    def find(self, sha256: str) -> SentTree | None:
+        """Return the tree with a manifest, as it was last sent; None if unknown."""
         try:
             packed = (self._folder / sha256).read_bytes()
             data = zlib.decompressobj().decompress(packed, RECORD_BYTES_MAX)
@@ -83,7 +100,8 @@ class SentTrees:
             source.sha256.hex(): LocalFile(os.fsdecode(source.path), source.state)
             for source in record.sources
         }
-        return LocalTree(manifest, record.manifest, sha256, sources, Skipped(), ())
+        tree = LocalTree(manifest, record.manifest, sha256, sources, Skipped(), ())
+        return SentTree(tree, record.origin)
 
     def _remove_oldest(self) -> None:
         places = sorted(self._folder.iterdir(), key=lambda p: p.lstat().st_mtime)

@@ -241,6 +241,41 @@ def test_ctrl_c_while_outputs_arrive_names_the_command_that_goes_on(
     assert said == "no longer fetching; to continue: octaskly fetch task-007-abcdef12\n"
 
 
+@pytest.mark.parametrize("command", ["submit", "array"])
+def test_a_file_that_was_edited_after_submit_is_kept(
+    agent: DemoAgent, home: Path, command: str
+) -> None:
+    """In the folder from which it was sent, also by a second fetch."""
+    names = ("edited", "same", "removed")
+    for name in names:
+        (home / name).write_text("before\n")
+    files = [option for name in names for option in ("--in", name, "--out", name)]
+    words = [command, *files, *(["1-1"] if command == "array" else [])]
+    make = f"for name in {' '.join(names)}; do echo new >>$name; done"
+    ref = octaskly(agent, home, *words, "--", make).stdout.strip()
+    assert octaskly(agent, home, "wait", ref).returncode == 0
+    (home / "edited").write_text("mine\n")
+    (home / "removed").unlink()
+
+    done = [octaskly(agent, home, "fetch", ref) for _ in range(2)]
+    other = octaskly(agent, home, "fetch", ref, "--to", "elsewhere")
+
+    task = ref if command == "submit" else f"{ref}.1"
+    beside = f"edited.octaskly-{task}"
+    assert [one.returncode for one in done] == [125, 125]
+    assert all(
+        "edited already exists with other content, so the output was fetched as"
+        f" {beside}\n" in one.stderr
+        for one in done
+    )
+    assert other.returncode == 0, other.stderr
+    assert texts_in(home) == {
+        "edited": "mine\n",
+        **dict.fromkeys((beside, "same", "removed"), "before\nnew\n"),
+        **{f"elsewhere/{name}": "before\nnew\n" for name in names},
+    }
+
+
 def test_fetch_brings_what_submit_made(agent: DemoAgent, home: Path) -> None:
     """Into any folder, again and again; JSON for programs."""
     ref = octaskly(

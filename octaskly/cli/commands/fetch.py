@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -45,8 +46,9 @@ def fetch(
 ) -> int:
     """Fetch the outputs of a task, or of all members of an array.
 
-    They keep their paths, and nothing else in the folder changes. To resume an
-    interrupted fetch, repeat it.
+    They keep their paths, and nothing else in the folder changes. A file that --in sent
+    from there is kept if it has changed since. To resume an interrupted fetch, repeat
+    it.
 
     The exit code is 125 if an output is missing, or got another name because a
     different local file has its name.
@@ -54,11 +56,13 @@ def fetch(
     results = []
     is_complete = True
     taken: dict[str, bytes] = {}  #: files of other members, which globs may cover too
+    sent_by_tree: dict[str, dict[str, bytes]] = {}
     with context.connect() as client:
         full = resolve_ref(client, ref)
         for task in _tasks_with_outputs(client, full):
             placed: set[str] = set()
-            fetched = fetch_outputs(client, task, folder, sent=taken, placed=placed)
+            sent = ChainMap(taken, _sent_from(folder, task, sent_by_tree))
+            fetched = fetch_outputs(client, task, folder, sent=sent, placed=placed)
             taken |= dict.fromkeys(placed, NO_DIGEST)
             is_complete &= report_fetched(task, fetched)
             results.append((task, fetched))
@@ -97,6 +101,30 @@ def _tasks_with_outputs(client: Session, ref: str) -> list[Task]:
     kept = [member for member in members if any(o.path for o in member.outputs)]
     _check_distinct(kept)
     return kept
+
+
+def _sent_from(
+    folder: Path, task: Task, known: dict[str, dict[str, bytes]]
+) -> dict[str, bytes]:
+    """Return the SHA-256 of the files that were sent with a task from a folder.
+
+    Args:
+        folder: The folder.
+        task: The task; if it has a `cwd`, no sent file has the path of an output.
+        known: Gets the result by the SHA-256 of the tree; members of an array share it.
+    """
+    if task.tree is None or task.cwd:
+        return {}
+    from octaskly.client.local_files import (  # noqa: PLC0415 - for --in only
+        find_sent_digests,
+    )
+
+    if (digests := known.get(task.tree.sha256)) is None:
+        sent = find_sent_digests(task.tree)
+        is_here = sent is not None and folder.resolve() == Path(sent.folder).resolve()
+        digests = dict(sent.by_path) if sent is not None and is_here else {}
+        known[task.tree.sha256] = digests
+    return digests
 
 
 def _check_distinct(members: Iterable[Task]) -> None:
