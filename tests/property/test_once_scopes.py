@@ -76,7 +76,7 @@ def test_losses_that_do_not_count_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     """Else the search proves little."""
 
     def returned(spec: TaskSpec, now: Moment, *, has_begun: bool = True) -> Outcome:
-        return task_rules.superseded_end(spec, moment())
+        return task_rules.superseded_end(moment())
 
     monkeypatch.setattr(task_rules, "presumed_end", returned)
     workers, budget = SCOPES["a cut"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeGuard
 
 from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.step import DispatchStep
@@ -247,7 +246,7 @@ class Reconciler:
         for attempt in live:
             if attempt.id != task.attempt:
                 # Nobody will report its end, and the other attempt stands for it.
-                end = task_rules.superseded_end(task.spec, now)
+                end = task_rules.superseded_end(now)
                 self._step.write_end(task, attempt.id, attempt.node, end)
         self._await_worker(task, now)
 
@@ -286,8 +285,7 @@ class Reconciler:
     def _prefer_later_attempt(self, task: QueuedTask) -> None:
         """Choose the latest attempt that may run, unless a worker confirmed one."""
         live = _live_attempts(task.record)
-        is_settled = task.stage is Stage.LIVE and task.is_worker_confirmed
-        if is_settled or not live:
+        if _is_settled(task) or not live:
             return
         chosen = self._likely_live_attempt(live)
         if task.attempt is None or task.attempt < chosen.id:
@@ -314,49 +312,51 @@ class Reconciler:
     def _adopt_attempt(self, node: NodeId, attempt: AttemptId, spec: TaskSpec) -> None:
         """Keep an attempt that a worker runs, if it is the one that counts."""
         task = self._queue.tasks.get(spec.id)
+        is_known = task is not None and task.is_live_at(node, attempt)
+        if task is not None and is_known and task.final_state is None:
+            task.is_worker_confirmed = True
+            return
+        if not self._may_count(task, spec.id, attempt):
+            self._step.kill_attempt(node, spec.id, attempt)
+            return
+        # Its assignment was lost with the dispatcher before, or is still to be read.
+        if task is not None and task.stage is not Stage.ENDED:
+            self._switch_attempt(task, attempt, node)
+        else:
+            task = self._adopt_unread(task, node, attempt, spec)
+        task.is_worker_confirmed = True
+        self._step.facts.append(Assigned(spec.id, attempt, node))
+
+    def _may_count(
+        self, task: QueuedTask | None, task_id: TaskId, attempt: AttemptId
+    ) -> bool:
+        """Return True if an attempt that a worker lists may replace what is known."""
+        if task is None:
+            return not self._queue.has_ended_recently(task_id)
+        is_open = task.final_state is None and not _is_settled(task)
+        return is_open and task_rules.may_follow(attempt, task.record.attempts)
+
+    def _adopt_unread(
+        self,
+        task: QueuedTask | None,
+        node: NodeId,
+        attempt: AttemptId,
+        spec: TaskSpec,
+    ) -> QueuedTask:
+        """Take a task into hand of which at most some ends are known."""
         record = TaskRecord(spec.id, spec)
-        if _is_undecided(task) and task_rules.is_retry_of(
-            attempt, task.record.attempts
-        ):
+        if task is not None:
             record = join_records(record, task.record)
             self._queue.tasks.remove(task)
-            task = None
-        if task is None and not self._queue.has_ended_recently(spec.id):
-            # The store may know more, as that it was cancelled; until a read says so,
-            # it is asked before the task is run again.
-            task = QueuedTask(record, is_read=False)
-            self._queue.look_up_task(spec.id)
-            task.may_be_array_cancelled = array_of(spec.id) is not None
-            self._queue.adopt(task, attempt, node)
-            task.is_worker_confirmed = True
-            self._step.facts += self._step.resubmission_facts(spec, attempt)
-            self._step.facts.append(Assigned(spec.id, attempt, node))
-            self._step.follow_array(task)
-        elif task is None or not self._supersedes_known_attempt(task, node, attempt):
-            self._step.kill_attempt(node, spec.id, attempt)
-        else:
-            self._confirm_attempt(task, node, attempt)
-
-    def _supersedes_known_attempt(
-        self, task: QueuedTask, node: NodeId, attempt: AttemptId
-    ) -> bool:
-        is_live = task.stage is Stage.LIVE and task.final_state is None
-        if is_live and task.is_live_at(node, attempt):
-            return True
-        if attempt in task_rules.reported_attempts(task.record.attempts):
-            return False  # Its end is known, so a repeated report changes nothing.
-        # Its assignment was lost with the dispatcher before, or is still to be read.
-        is_unconfirmed = is_live and not task.is_worker_confirmed
-        is_newer = task.attempt is None or task.attempt < attempt
-        return is_newer and (is_unconfirmed or task.stage in WAITING_STAGES)
-
-    def _confirm_attempt(
-        self, task: QueuedTask, node: NodeId, attempt: AttemptId
-    ) -> None:
-        if task.attempt != attempt:
-            self._switch_attempt(task, attempt, node)
-            self._step.facts.append(Assigned(task.spec.id, attempt, node))
-        task.is_worker_confirmed = True
+        # The store may know more, as that it was cancelled; until a read says so, it is
+        # asked before the task is run again.
+        task = QueuedTask(record, is_read=False)
+        self._queue.look_up_task(spec.id)
+        task.may_be_array_cancelled = array_of(spec.id) is not None
+        self._queue.adopt(task, attempt, node)
+        self._step.facts += self._step.resubmission_facts(spec, attempt)
+        self._step.follow_array(task)
+        return task
 
     def _await_worker(self, task: QueuedTask, now: Moment) -> None:
         """Give an absent worker time to come back to its attempt."""
@@ -376,6 +376,6 @@ def _live_attempts(record: TaskRecord) -> list[Attempt]:
     return [attempt for attempt in record.attempts if attempt.state.is_live]
 
 
-def _is_undecided(task: QueuedTask | None) -> TypeGuard[QueuedTask]:
-    """Return True if only ends of attempts are known of a task, until it is read."""
-    return task is not None and task.stage is Stage.ENDED and task.final_state is None
+def _is_settled(task: QueuedTask) -> bool:
+    """Return True if a worker has confirmed that it runs the live attempt."""
+    return task.stage is Stage.LIVE and task.is_worker_confirmed

@@ -19,7 +19,6 @@ from octaskly.core.log.facts import Decided, TaskCancelled, Unblocked
 from octaskly.core.log.merge import (
     DEPENDENCY_FAILED_PREFIX,
     LOST_END_CANCELLER,
-    PRESUMED_REASONS,
     TaskRecord,
     cancel_of,
     deciding_of,
@@ -171,32 +170,18 @@ def presumed_end(spec: TaskSpec, now: Moment, *, has_begun: bool = True) -> Outc
     return _released(EndReason.RETURNED if is_returned else EndReason.LOST, now)
 
 
-def superseded_end(spec: TaskSpec, now: Moment) -> Outcome:
+def superseded_end(now: Moment) -> Outcome:
     """Return the end of a live attempt for which another one stands.
 
     A loss would end a task that must not run twice, so it counts as returned.
     """
-    is_lost = retry_policy(spec).on_lost
-    return _released(EndReason.LOST if is_lost else EndReason.RETURNED, now)
+    return _released(EndReason.RETURNED, now)
 
 
-def reported_attempts(attempts: Sequence[Attempt]) -> tuple[AttemptId, ...]:
-    """Return the attempts whose ends were reported by their workers.
-
-    Presumed ends of absent workers are left out, because a report may still come.
-    """
-    ended = [(a.id, a.outcome) for a in attempts if a.outcome is not None]
-    return tuple(name for name, end in ended if end.reason not in PRESUMED_REASONS)
-
-
-def is_retry_of(attempt: AttemptId, known: Sequence[Attempt]) -> bool:
-    """Return True if `attempt` may be the try after the known ones.
-
-    All of these came to nothing, and their workers have said so.
-    """
-    ended = reported_attempts(known)
+def may_follow(attempt: AttemptId, known: Sequence[Attempt]) -> bool:
+    """Return True if `attempt` may be the try after the known ones."""
     has_success = any(each.state is AttemptState.OK for each in known)
-    return bool(ended) and not has_success and max(ended) < attempt
+    return not has_success and all(each.id < attempt for each in known)
 
 
 # --- The next try.

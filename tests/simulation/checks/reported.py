@@ -6,13 +6,14 @@ those who wait, to webhooks and to event streams.
 
 from __future__ import annotations
 
-from octaskly.core.dispatcher import task_rules
+from collections.abc import Iterable
+
 from octaskly.core.effects import AnnounceTaskStates, Effect
 from octaskly.core.events import Event
-from octaskly.core.log.merge import TaskRecord
+from octaskly.core.log.merge import PRESUMED_REASONS, TaskRecord
 from octaskly.core.model.arrays import array_of
 from octaskly.core.model.ids import AttemptId, TaskId
-from octaskly.core.model.tasks import TaskState
+from octaskly.core.model.tasks import Attempt, TaskState
 from tests.simulation.machine import Machine
 from tests.simulation.promises import Told
 from tests.simulation.world import World
@@ -80,7 +81,7 @@ def _unread_ends(
     The end of the shown attempt does not count if its own worker is back with it.
     """
     here = machine.disk.shown(task)
-    known = task_rules.reported_attempts(here.attempts if here else ())
+    known = _reported_ends(here.attempts if here else ())
     ends: set[AttemptId] = set()
     for other in world.machines.values():
         record = other.disk.shown(task)
@@ -90,8 +91,14 @@ def _unread_ends(
             found = [a for a in found if (a.id, a.node) != (shown, other.id)]
         else:
             ends.update(ended for spooled, ended in other.disk.spool if spooled == task)
-        ends.update(task_rules.reported_attempts(found))
-    return frozenset(ends.difference(known))
+        ends |= _reported_ends(found)
+    return frozenset(ends - known)
+
+
+def _reported_ends(attempts: Iterable[Attempt]) -> set[AttemptId]:
+    """Return the attempts whose ends are not presumed by a dispatcher."""
+    ended = [(each.id, each.outcome) for each in attempts if each.outcome is not None]
+    return {name for name, end in ended if end.reason not in PRESUMED_REASONS}
 
 
 def _is_excused(world: World, record: TaskRecord, before: Told, now: Told) -> bool:

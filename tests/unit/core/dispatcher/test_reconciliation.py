@@ -179,22 +179,8 @@ def test_a_worker_report_precedes_the_log() -> None:
     ]
 
 
-def test_the_older_of_two_live_attempts_in_the_log_is_lost() -> None:
-    """The two sides of a split each ran the task."""
-    two = (live_attempt(A, attempt(1)), live_attempt(B, attempt(2)))
-    world = dispatcher_with()
-    world.dispatch.on_remote_entries(moment(9))
-
-    effects = world.dispatch.on_live_loaded(
-        LiveLoaded(1, (task_record("t", *two),)), moment(9)
-    )
-
-    assert appended_facts(effects) == [Finished(T, attempt(1), A, LOST_OUTCOME)]
-    assert world.dispatch.outstanding(B) == 1
-
-
-def test_a_task_ends_if_the_older_of_two_live_attempts_is_its_last_loss() -> None:
-    """No other attempt follows."""
+def test_an_attempt_for_which_another_stands_is_not_the_last_loss() -> None:
+    """The other one goes on."""
     lost = [
         Attempt(attempt(n), A, LOST_OUTCOME.state, LOST_OUTCOME)
         for n in range(1, LOSSES_MAX)
@@ -207,13 +193,9 @@ def test_a_task_ends_if_the_older_of_two_live_attempts_is_its_last_loss() -> Non
         LiveLoaded(1, (task_record("t", *lost, *two),)), moment(9)
     )
 
-    end = Finished(T, attempt(8), A, LOST_OUTCOME, decided_term=1)
+    end = Finished(T, attempt(8), A, superseded_end(moment(9)))
     assert appended_facts(effects) == [end]
-    assert AnnounceTaskStates((T,)) in [*effects, *world.commit()]
-    world.dispatch.on_worker_up(node_info(B, 1), moment(LATE))
-    back = Reattach((), 1, NodeState.READY)
-    later = world.dispatch.on_reattach(B, back, moment(LATE))
-    assert [type(fact) for fact in appended_facts(later)] == [Finished]
+    assert world.dispatch.outstanding(B) == 1
 
 
 def test_a_lost_adopted_task_is_read_before_it_runs_again() -> None:
@@ -287,7 +269,7 @@ def test_a_queued_task_that_ended_elsewhere_does_not_run() -> None:
 
     assert appended_facts(effects) == [
         Decided(T, TaskState.COMPLETED, 1, attempt(2), B),
-        Finished(T, attempt(1), A, superseded_end(spec(), moment())),
+        Finished(T, attempt(1), A, superseded_end(moment())),
     ]
     assert effects[1:] == []
     attached = world.dispatch.on_reattach(B, Reattach((), 1, NodeState.READY), moment())
@@ -481,7 +463,8 @@ def test_the_later_of_two_attempts_in_the_log_is_awaited() -> None:
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(), A, LOST_OUTCOME)]
+    end = Finished(T, attempt(), A, superseded_end(moment(LATE)))
+    assert appended_facts(effects) == [end]
     assert (world.dispatch.outstanding(A), world.dispatch.outstanding(B)) == (0, 1)
 
 
@@ -493,7 +476,8 @@ def test_an_attempt_that_its_worker_stopped_listing_is_not_awaited() -> None:
     both = task_record("t", live_attempt(A), live_attempt(B, attempt(2)))
     effects = world.dispatch.on_live_loaded(LiveLoaded(1, (both,)), moment(LATE))
 
-    assert appended_facts(effects) == [Finished(T, attempt(2), B, LOST_OUTCOME)]
+    end = Finished(T, attempt(2), B, superseded_end(moment(LATE)))
+    assert appended_facts(effects) == [end]
     assert world.dispatch.outstanding(A) == 1
 
 

@@ -13,8 +13,8 @@ from octaskly.core.dispatcher.task_rules import (
     RETRY_CAP_S,
     ROOM_WAIT_S,
     after_refusals,
-    is_retry_of,
     may_cancel,
+    may_follow,
     must_cut_off,
     next_verdict,
     presumed_end,
@@ -186,12 +186,11 @@ def test_an_attempt_that_only_waited_on_a_lost_worker_is_returned(
     assert (end.state, end.reason) == (AttemptState.RELEASED, reason)
 
 
-@pytest.mark.parametrize("on_lost", [True, False])
-def test_an_attempt_for_which_another_stands_ends_no_task(on_lost: bool) -> None:
+def test_an_attempt_for_which_another_stands_ends_no_task() -> None:
     """Both sides of a split may run a task that must not run twice."""
-    spec = task(on_lost=on_lost)
+    ends = ended(superseded_end(moment()))
 
-    assert verdict_of(spec, ended(superseded_end(spec, moment()))) is None
+    assert verdict_of(task(on_lost=False), ends) is None
 
 
 def test_a_task_waits_before_its_next_try() -> None:
@@ -205,19 +204,19 @@ def test_a_task_waits_before_its_next_try() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ends", "is_retry"),
+    ("ends", "may"),
     [
         ((failed(),), True),
-        ((released(EndReason.RETURNED),), False),  # It is only presumed.
+        ((), True),
         ((failed(), outcome()), False),
-        ((), False),
+        ((failed(), LOST, failed()), False),
     ],
 )
-def test_an_attempt_after_a_reported_failure_is_its_retry(
-    ends: tuple[Outcome, ...], is_retry: bool
+def test_an_attempt_that_is_later_than_all_others_may_be_the_next_try(
+    ends: tuple[Outcome, ...], may: bool
 ) -> None:
-    """Until the log is read, nothing else is known of the task."""
-    assert is_retry_of(attempt(3), ended(*ends)) is is_retry
+    """Unless the task is over by a success."""
+    assert may_follow(attempt(3), ended(*ends)) is may
 
 
 def record(*ends: Outcome, term: int = 0) -> TaskRecord:
