@@ -12,10 +12,17 @@ from collections.abc import Callable
 
 import pytest
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.task_rules import LOSSES_MAX
-from octaskly.core.model.ids import NodeId
+from octaskly.core.model.ids import Moment, NodeId
 from octaskly.core.model.task_options import Retry
-from octaskly.core.model.tasks import AttemptState, EndReason, TaskState
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 from tests.support import builders
 from tests.support.dispatcher import queued_count
 from tests.support.dispatcher_model import DispatcherModel
@@ -156,6 +163,25 @@ def test_every_accepted_task_ends_and_none_runs_after_its_end(
     assert world.dispatch._queue.tasks.count == 0
     assert not world.dispatch._queue.tasks.ranges
     assert queued_count(world.dispatch._queue) == 0
+
+
+def test_losses_of_attempts_that_only_waited_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the walks prove little about losses."""
+    real = task_rules.presumed_end
+
+    def presumed_end(spec: TaskSpec, now: Moment, *, has_begun: bool = True) -> Outcome:
+        return real(spec, now)
+
+    monkeypatch.setattr(task_rules, "presumed_end", presumed_end)
+
+    def find() -> None:
+        for seed in range(SEEDS):
+            Walk(seed).go()
+
+    with pytest.raises(AssertionError, match="count as lost"):
+        find()
 
 
 class StubbornWalk(Walk):

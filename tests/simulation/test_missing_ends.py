@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import Append
-from octaskly.core.log.facts import Entry, Submitted
+from octaskly.core.log.facts import Entry, Submitted, TaskCancelled
 from octaskly.core.log.merge import LOST_END_CANCELLER
 from octaskly.core.model.ids import NodeId
 from octaskly.core.model.tasks import TaskState
@@ -78,3 +79,15 @@ def test_ends_that_return_with_their_node_count(seed: int) -> None:
     for node in (back, heir):
         assert states(world.machines[node].disk) == [TaskState.COMPLETED] * TASKS
     assert len(world.commands.started) == started
+
+
+def test_an_end_that_an_epoch_gave_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test before proves little."""
+    monkeypatch.setattr(
+        task_rules,
+        "give_up_end",
+        lambda task: TaskCancelled(task, LOST_END_CANCELLER, term=99),
+    )
+
+    with pytest.raises(AssertionError):
+        test_ends_that_return_with_their_node_count(0)

@@ -59,7 +59,13 @@ from octaskly.core.model.task_options import (
     TaskOptions,
     requires_of,
 )
-from octaskly.core.model.tasks import AttemptState, Outcome, TaskSpec, TaskState
+from octaskly.core.model.tasks import (
+    AttemptState,
+    EndReason,
+    Outcome,
+    TaskSpec,
+    TaskState,
+)
 from octaskly.core.model.timer_heap import TimerHeap
 from octaskly.core.protocol.messages import Assign as DispatchMessage
 from octaskly.core.protocol.messages import (
@@ -210,7 +216,25 @@ class DispatcherModel:
         linked.up.clear()
         linked.down.clear()
         self.perform(linked.worker.detach(self.now), node)
-        self.perform(self.dispatch.on_worker_down(node, self.now))
+        effects = self.dispatch.on_worker_down(node, self.now)
+        self.perform(effects)
+        self._check_losses(node, effects)
+
+    def _check_losses(self, node: NodeId, effects: list[Effect]) -> None:
+        """Check that attempts that only waited on a lost worker do not count as lost.
+
+        A task that must not run twice is an exception: it may have begun since.
+        """
+        appends = [effect for effect in effects if isinstance(effect, Append)]
+        entries = [entry for append in appends for entry in append.entries]
+        lost = [
+            fact.task
+            for _, fact in task_entries(entries)
+            if isinstance(fact, Finished) and fact.outcome.reason is EndReason.LOST
+        ]
+        specs = [self.written[task].spec for task in lost]
+        counted = [spec for spec in specs if spec is None or retry_policy(spec).on_lost]
+        assert len(counted) <= NODES[node].slots, f"all of {lost} count as lost"
 
     def submit(
         self,

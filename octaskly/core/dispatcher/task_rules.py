@@ -179,9 +179,11 @@ def superseded_end(now: Moment) -> Outcome:
 
 
 def may_follow(attempt: AttemptId, known: Sequence[Attempt]) -> bool:
-    """Return True if `attempt` may be the try after the known ones."""
-    has_success = any(each.state is AttemptState.OK for each in known)
-    return not has_success and all(each.id < attempt for each in known)
+    """Return True if `attempt` is the try after the known ones, as far as is known.
+
+    An earlier one cannot count: its end may be in the log, and never becomes undone.
+    """
+    return all(each.id < attempt for each in known)
 
 
 # --- The next try.

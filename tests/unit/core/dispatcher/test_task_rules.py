@@ -208,14 +208,13 @@ def test_a_task_waits_before_its_next_try() -> None:
     [
         ((failed(),), True),
         ((), True),
-        ((failed(), outcome()), False),
         ((failed(), LOST, failed()), False),
     ],
 )
 def test_an_attempt_that_is_later_than_all_others_may_be_the_next_try(
     ends: tuple[Outcome, ...], may: bool
 ) -> None:
-    """Unless the task is over by a success."""
+    """Until the log is read, nothing else is known of the task."""
     assert may_follow(attempt(3), ended(*ends)) is may
 
 
