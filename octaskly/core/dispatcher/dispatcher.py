@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.admission import Admission
 from octaskly.core.dispatcher.compaction import Compaction
 from octaskly.core.dispatcher.dependencies import Dependencies
@@ -462,7 +463,6 @@ class Dispatcher:
         self._adopt_records(records, now)
         moved = [r for r in records if r.reprioritized is not None]
         self._queue.admit_records(moved)
-        self.reconciler.decide_waiting(moved)
         answers = self._task_changes.answer_array_cancels(tasks, records)
         return [*answers, *self._commit_step(now)]
 
@@ -493,7 +493,13 @@ class Dispatcher:
 
     def give_up_missing_ends(self, now: Moment) -> list[Effect]:
         """End the tasks that ended elsewhere: no node here knows how."""
-        self._step.give_up_missing_ends()
+        for spec in self._queue.pop_missing_ends():
+            cancel = task_rules.give_up_end(spec.id)
+            if spec.array is not None:
+                self._step.cancel_array(cancel)
+            else:
+                task = self._queue.add_shadow(TaskRecord(spec.id, spec))
+                self._step.write(task, cancel)
         return self._commit_step(now)
 
     def on_remote_entries(self, now: Moment) -> list[Effect]:
@@ -531,12 +537,8 @@ class Dispatcher:
         return effects
 
     def _settle_refused(self, now: Moment) -> list[Effect]:
-        """Decide the tasks of which every worker lacks something, and commit."""
-        tasks, may_fail = (
-            self._queue.all_excluding_tasks(),
-            not self.reconciler.is_window_open,
-        )
-        self._step.settle_refused(tasks, now, may_fail=may_fail)
+        """Decide the tasks that every worker has refused, and commit."""
+        self._outcome_recorder.settle_refused(self._queue.all_excluding_tasks(), now)
         return self._commit_step(now)
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from octaskly.core.dispatcher import task_rules
 from octaskly.core.dispatcher.reconciliation import Reconciler
 from octaskly.core.dispatcher.step import DispatchStep
+from octaskly.core.log.facts import Decided
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import AttemptId, Moment, NodeId, TaskId
 from octaskly.core.model.tasks import AttemptState, EndReason, Outcome
 from octaskly.core.protocol.messages import RangeReport, Report
-from octaskly.core.scheduling.queued_task import QueuedTask
+from octaskly.core.scheduling.queued_task import QueuedTask, Stage
 
 AttemptKey = tuple[TaskId, AttemptId]
 
@@ -125,5 +127,24 @@ class OutcomeRecorder:
         elif outcome.reason in (EndReason.INPUTS, EndReason.ROOM):
             task.add_missing_inputs(node, outcome.detail)
         self._step.free_task(task, outcome, now)
-        may_fail = not self._reconciler.is_window_open
-        self._step.settle_refused((task,), now, may_fail=may_fail)
+        self.settle_refused((task,), now)
+
+    def settle_refused(self, tasks: Iterable[QueuedTask], now: Moment) -> None:
+        """Fail the queued tasks that every worker has refused, or let them wait.
+
+        None fails while absent workers may still come back.
+        """
+        for task in tasks:
+            if task.stage is not Stage.QUEUED or not task.missing_inputs:
+                continue
+            workers = self._pool.capable_workers(task.requires)
+            if not workers or not task.missing_inputs.keys() >= set(workers):
+                continue
+            term = self._step.epoch.term
+            follows = task_rules.after_refusals(task.record, workers, term)
+            if not isinstance(follows, Decided):
+                task.missing_room = task.describe_missing_inputs()
+                task.missing_inputs.clear()
+                self._step.requeue_task(task, now, follows)
+            elif not self._reconciler.is_window_open:
+                self._step.write(task, follows)

@@ -258,13 +258,17 @@ class Reconciler:
                 self._step.decide(self._queue.add_shadow(record))
             return None
         task = self._queue.task_from_record(record)
-        task.may_be_array_cancelled = array_of(record.id) is not None
         chosen = self._likely_live_attempt(live)
-        self._queue.adopt(task, chosen.id, chosen.node)
-        self._step.carry_out_verdict(task, None)
-        self._step.follow_array(task)
+        self._adopt_task(task, chosen.id, chosen.node)
         self._step.decide(task)
         return task
+
+    def _adopt_task(self, task: QueuedTask, attempt: AttemptId, node: NodeId) -> None:
+        """Take a task into hand that runs, unless it is over; its array may be."""
+        task.may_be_array_cancelled = array_of(task.spec.id) is not None
+        self._queue.adopt(task, attempt, node)
+        self._step.carry_out_verdict(task, None)
+        self._step.follow_array(task)
 
     def decide_waiting(self, records: Iterable[TaskRecord]) -> None:
         """Decide queued tasks whose attempts are used up, as no dispatcher has yet."""
@@ -352,10 +356,8 @@ class Reconciler:
         # asked before the task is run again.
         task = QueuedTask(record, is_read=False)
         self._queue.look_up_task(spec.id)
-        task.may_be_array_cancelled = array_of(spec.id) is not None
-        self._queue.adopt(task, attempt, node)
+        self._adopt_task(task, attempt, node)
         self._step.facts += self._step.resubmission_facts(spec, attempt)
-        self._step.follow_array(task)
         return task
 
     def _await_worker(self, task: QueuedTask, now: Moment) -> None:

@@ -15,7 +15,6 @@ from octaskly.core.dispatcher import task_rules
 from octaskly.core.effects import AnnounceTaskStates, Effect, Send
 from octaskly.core.log.facts import (
     Assigned,
-    Decided,
     Fact,
     Finished,
     MembersAssigned,
@@ -187,7 +186,7 @@ class DispatchStep:
     # --- What a step may decide.
 
     def is_prefetched(self, task: QueuedTask | None) -> bool:
-        """Whether a worker got the attempt ahead of a free slot, so has not begun it.
+        """Return True if a worker got it ahead of a free slot, so has not begun it.
 
         Workers begin in order. If slots have become free meanwhile, which this node
         has not heard, the kill ends what has just begun.
@@ -446,34 +445,6 @@ class DispatchStep:
             self.cancel_array(task_rules.cut_off(record.id, self.epoch.term))
         if (by := record.cancelled_by) is not None:
             self._cancel_live_members(self._undecided_members(record.id), by)
-
-    def settle_refused(
-        self, tasks: Iterable[QueuedTask], now: Moment, *, may_fail: bool
-    ) -> None:
-        """Fail or put off the queued tasks of which every worker lacks something."""
-        for task in tasks:
-            if task.stage is not Stage.QUEUED or not task.missing_inputs:
-                continue
-            workers = self.pool.capable_workers(task.requires)
-            if not workers or not task.missing_inputs.keys() >= set(workers):
-                continue
-            follows = task_rules.after_refusals(task.record, workers, self.epoch.term)
-            if isinstance(follows, Decided):
-                if may_fail:
-                    self.write(task, follows)
-            else:
-                task.missing_room = task.describe_missing_inputs()
-                task.missing_inputs.clear()
-                self.requeue_task(task, now, follows)
-
-    def give_up_missing_ends(self) -> None:
-        """End the tasks that cannot run, and whose ends are lost with other nodes."""
-        for spec in self.queue.pop_missing_ends():
-            cancel = task_rules.give_up_end(spec.id)
-            if spec.array is not None:
-                self.cancel_array(cancel)
-            else:
-                self.write(self.queue.add_shadow(TaskRecord(spec.id, spec)), cancel)
 
     # --- The end of a step.
 
