@@ -364,7 +364,7 @@ def failures_do_not_count(patch: pytest.MonkeyPatch) -> None:
 
 def losses_do_not_count(patch: pytest.MonkeyPatch) -> None:
     """Plant: a lost attempt is always followed by another."""
-    patch.setattr(task_rules, "is_loss", lambda _: False)
+    patch.setattr(task_rules, "_counts_as_loss", lambda *_: False)
 
 
 def early_ends_stay_undecided(patch: pytest.MonkeyPatch) -> None:

@@ -144,20 +144,17 @@ def repeated_cancel(cancel: TaskCancelled | None, term: int) -> TaskCancelled | 
     return replace(cancel, term=term) if cancel and is_earlier else None
 
 
-def is_loss(attempt: Attempt) -> bool:
-    """Return True if the attempt was lost with its worker or launcher."""
-    outcome = attempt.outcome
-    is_released = attempt.state is AttemptState.RELEASED
-    return is_released and outcome is not None and outcome.reason is EndReason.LOST
-
-
 def _counts_as_loss(rule: Retry, attempt: Attempt) -> bool:
-    """Return True if a loss speaks against the task.
+    """Return True if an attempt was lost, and that speaks against the task.
 
     A visitor may leave at any time, so its loss only counts if the attempt must not be
     repeated. After `VISITOR_RETURNS_MAX` of these, the task goes to no visitor.
     """
-    return is_loss(attempt) and not (rule.on_lost and is_visitor(attempt.node))
+    outcome = attempt.outcome
+    if outcome is None or attempt.state is not AttemptState.RELEASED:
+        return False
+    is_excused = rule.on_lost and is_visitor(attempt.node)
+    return outcome.reason is EndReason.LOST and not is_excused
 
 
 def presumed_end(spec: TaskSpec, now: Moment, *, has_begun: bool = True) -> Outcome:
