@@ -176,9 +176,9 @@ def superseded_end(now: Moment) -> Outcome:
 
 
 def may_follow(attempt: AttemptId, known: Sequence[Attempt]) -> bool:
-    """Return True if `attempt` is the try after the known ones, as far as is known.
+    """Return True if `attempt`, which a worker lists, is the try after the known ones.
 
-    An earlier one cannot count: its end may be in the log, and never becomes undone.
+    An earlier one does not count: its end may be in the log, and no end is undone.
     """
     return all(each.id < attempt for each in known)
 
