@@ -465,6 +465,24 @@ async def test_a_result_of_a_task_that_is_elsewhere_is_carried(
     assert [attempt.outcome for attempt in record.attempts] == [result.outcome]
 
 
+async def test_a_result_is_carried_until_its_assignment_is_here(
+    benches: list[Bench],
+) -> None:
+    """The dispatcher knows only earlier entries of the stream that assigned it."""
+    one, _ = benches
+    await one.take(kit.entries([kit.submitted(3)], stream=kit.OTHER))
+    result = result_from_elsewhere(2)
+    await one.add(result, kit.submitted(1), kit.finished(1))
+
+    assert await one.raise_floor(before_hlc=0, tasks_max=0)
+    await one.shows(3)
+    await one.take(kit.entries([kit.submitted(2)], stream=kit.OTHER, after=1))
+
+    record = await one.log.read_task(kit.task_id(2))
+    assert record is not None
+    assert [attempt.outcome for attempt in record.attempts] == [result.outcome]
+
+
 async def test_results_of_tasks_that_are_elsewhere_are_carried_in_steps(
     benches: list[Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:

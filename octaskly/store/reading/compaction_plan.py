@@ -308,10 +308,10 @@ def _read_foreign_results(
 ) -> tuple[tuple[TaskRecord, ...], bool]:
     """Return results below `marks` of tasks that only other nodes know.
 
-    No entry of the stream in which the attempt was assigned is here. If the task was
-    forgotten instead, the stream is known. The second item is False if there are more
-    results than one step may carry. Results that are above the marks as well are left
-    out, because an earlier step wrote them again.
+    The entry that assigned the attempt is not here yet. If the task was forgotten
+    instead, that entry is known. The second item is False if there are more results
+    than one step may carry. Results that are above the marks as well are left out,
+    because an earlier step wrote them again.
     """
     void = {mark.stream: mark.seq for mark in marks}
     before_ms = wall_ms_of(ask.before_hlc)
@@ -327,7 +327,7 @@ def _read_foreign_results(
             continue
         if seq > void.get(stream, 0):
             above.add(fact)
-        elif not queries.is_stream_known(db, fact.attempt.stream) and (
+        elif not queries.is_assignment_known(db, fact.attempt) and (
             fact.outcome.ended_ms is None or fact.outcome.ended_ms >= before_ms
         ):
             below[fact] = output

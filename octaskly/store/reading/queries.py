@@ -167,8 +167,8 @@ def find_forgotten(
     """Return the indices of outputs whose tasks are forgotten, and the floor's time.
 
     That a task is unknown is not enough: it may have been accepted in the other part of
-    a network split that no node here remembers. So the stream of the attempt must be
-    known, and the attempt must have ended before the floor, as for a late result.
+    a network split that no node here remembers. So the assignment of the attempt must
+    be known, and the attempt must have ended before the floor, as for a late result.
     """
     horizon = read_meta_numbers(db).get("horizon", 0)
     before_ms = wall_ms_of(horizon) + CLOCK_ERROR_MS if horizon else 0
@@ -176,18 +176,22 @@ def find_forgotten(
         index
         for index, output in enumerate(kept)
         if output.ended_ms <= before_ms
-        and is_stream_known(db, output.attempt.stream)
+        and is_assignment_known(db, output.attempt)
         and not _is_task_known(db, output.task)
     ]
     return found, before_ms
 
 
-def is_stream_known(db: sqlite3.Connection, stream: StreamId) -> bool:
-    """Return True if this node holds, or has held, entries of a stream."""
+def is_assignment_known(db: sqlite3.Connection, attempt: AttemptId) -> bool:
+    """Return True if this node holds, or has held, the entry that assigned an attempt.
+
+    The node may know only earlier entries of the stream, which another node wrote on.
+    """
     found = db.execute(
-        "SELECT 1 FROM streams WHERE stream = ? AND last_seq > 0", (stream,)
+        "SELECT 1 FROM streams WHERE stream = ? AND last_seq >= ?",
+        (attempt.stream, attempt.seq),
     ).fetchone()
-    return found is not None or read_retired_end(db, stream) > 0
+    return found is not None or read_retired_end(db, attempt.stream) >= attempt.seq
 
 
 def _is_task_known(db: sqlite3.Connection, task: TaskId) -> bool:

@@ -79,6 +79,21 @@ async def test_what_an_unknown_dispatcher_assigned_is_not_forgotten(
     assert found == []
 
 
+async def test_what_was_assigned_after_the_known_part_of_a_log_is_not_forgotten(
+    bench: Bench,
+) -> None:
+    """Its task may be in the part that has not arrived."""
+    await forget(bench)
+    await bench.take(kit.entries([kit.submitted(3)], stream=kit.OTHER))
+    attempts = [kit.attempt_id(n, stream=kit.OTHER) for n in (1, 2)]
+
+    found, _ = await bench.log.find_forgotten(
+        [KeptOutput(kit.task_id(4), attempt, HORIZON_MS) for attempt in attempts]
+    )
+
+    assert found == [0]
+
+
 async def test_members_stay_with_their_array(bench: Bench) -> None:
     """Also a member that has no row."""
     options = TaskOptions(array=ArraySpec(count=3))

@@ -136,7 +136,7 @@ def _results_from_elsewhere(
             continue
         if entry.seq > seqs.get(entry.stream, 0):
             above.add(fact)
-        elif not disk.have(fact.attempt.stream):
+        elif disk.have(fact.attempt.stream) < fact.attempt.seq:
             ended_ms = fact.outcome.ended_ms
             if ended_ms is None or ended_ms >= wall_ms_of(ask.before_hlc):
                 below.append(fact)

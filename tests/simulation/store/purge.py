@@ -89,12 +89,11 @@ def drop(disk: Disk, task: TaskId) -> None:
 
 def drop_early(disk: Disk, task: TaskId, floors: Vector) -> None:
     """Drop early facts below the floor about a task that is not here."""
-    left = []
-    for entry in disk.early.pop(task, ()):
-        if entry.seq > floors.get(entry.stream, 0):
-            left.append(entry)
-        else:
-            disk.kept.discard(kept(entry.fact))
+    waiting = disk.early.pop(task, ())
+    left = [entry for entry in waiting if entry.seq > floors.get(entry.stream, 0)]
+    # A fact that was carried is in two entries.
+    void = {kept(entry.fact) for entry in waiting} - {kept(e.fact) for e in left}
+    disk.kept -= void
     if left:
         disk.early[task] = left
 
