@@ -20,6 +20,7 @@ from benchmarks.measure import (
     throughput,
 )
 from tests.support.agents import Agent, request, running, until_nodes
+from tests.support.herd import Work, herd
 
 MEMBERS = 1_000_000
 ACCEPT_S = 1.0
@@ -28,6 +29,8 @@ SHARE = 0.9  #: of the rate of plain tasks, and of R
 NO_OP_BATCHES = 2  #: of plain tasks that return at once
 NO_OP_MEMBERS = 100_000
 CPU_SHARE = 0.02  #: of what a plain task takes
+DISPATCHED = 200_000  #: members that workers end at once
+INSTANT_WORKERS = (8, Work(slots=256, from_s=0.0, to_s=0.0))
 
 
 def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
@@ -63,6 +66,7 @@ def figures(folder: Path, *, quick: bool) -> Iterator[Row]:
     rate = statistics.median(arrays)
     yield ratio_row("true, members of an array, by R", rate, limit, SHARE)
     yield _no_op_cpu(folder / "noop")
+    yield _dispatcher_cpu(folder / "dispatcher")
 
 
 def _no_op_cpu(folder: Path) -> Row:
@@ -80,6 +84,29 @@ def _no_op_cpu(folder: Path) -> Row:
     met = "yes" if share <= CPU_SHARE else "no"
     name = "no-op members: agent CPU a member, by a task"
     return name, f"{member_us:.1f} us", f"{share:.3f}", f"<= {CPU_SHARE}", met
+
+
+def _dispatcher_cpu(folder: Path) -> Row:
+    """Compare them on a dispatcher that has only its workers' messages to handle."""
+    plain, members = DISPATCHED // 10, DISPATCHED
+    with running(folder, "head", extra=("--slots", "1")) as (head,):
+        until_nodes(head, 1)
+        occupy(head, 1)
+        pid = head.process.pid
+        with herd(head, *INSTANT_WORKERS):
+            until_nodes(head, INSTANT_WORKERS[0] + 1)
+            noop.work(head, 1)
+            occupied_s = cpu_s(pid)
+            noop.work(head, plain // noop.BULK)
+            plain_us = (cpu_s(pid) - occupied_s) / plain * 1e6
+            began_s = cpu_s(pid)
+            _rate(head, members)
+            member_us = (cpu_s(pid) - began_s) / members * 1e6
+        head.process.kill()
+    share = member_us / plain_us
+    met = "yes" if share <= CPU_SHARE else "no"
+    name = "no-op members: dispatcher CPU a member, by a task"
+    return name, f"{member_us:.2f} us", f"{share:.3f}", f"<= {CPU_SHARE}", met
 
 
 def _accepted(agent: Agent, command: str, members: int) -> tuple[str, float]:

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from octaskly.core.model.arrays import MemberRange, RangeMembers
 from octaskly.core.model.ids import NO_EPOCH, AttemptId, Epoch, TaskId
 from octaskly.core.model.nodes import LoadSample, NodeInfo, NodeState
 from octaskly.core.model.settings import Limits
@@ -39,9 +40,12 @@ from octaskly.core.protocol.messages import (
     HelloOk,
     Kill,
     Leave,
+    MemberSuccess,
     Message,
     Probe,
     ProbeOk,
+    RangeReport,
+    RangeResults,
     Reattach,
     Report,
     Results,
@@ -124,7 +128,7 @@ class Member:
                 self._begin(items)
             case AssignRanges(_, ranges):
                 for each in ranges:
-                    self._begin(tuple(each.members()))
+                    self._begin_range(each)
             case Kill(_, keys):
                 self._kill(keys)
             case Leave(reason):
@@ -143,6 +147,26 @@ class Member:
         for batch in zip(items) if self._work.ends_alone else (items,):
             took_s = random.uniform(self._work.from_s, self._work.to_s)
             asyncio.get_running_loop().call_later(took_s, self._end, batch, took_s)
+
+    def _begin_range(self, members: MemberRange) -> None:
+        if self._work.ends_alone or self._work.fails:
+            self._begin(tuple(members.members()))
+            return
+        took_s = random.uniform(self._work.from_s, self._work.to_s)
+        asyncio.get_running_loop().call_later(took_s, self._end_range, members, took_s)
+
+    def _end_range(self, members: MemberRange, took_s: float) -> None:
+        """Report the members together, as a worker reports successes."""
+        part = members.array.array
+        assert part is not None
+        took_ms, ended_ms = int(took_s * 1000), int(time.time() * 1000)
+        success = MemberSuccess(ended_ms - took_ms, ended_ms, took_ms)
+        ended = RangeMembers(
+            *(members.array.id, part.first, part.step, members.attempt),
+            tuple(range(members.count)),
+        )
+        report = RangeReport(ended, (success,) * members.count)
+        self._say(RangeResults((report,), self._work.slots))
 
     def _end(self, items: Items, took_s: float) -> None:
         ended_ms = int(time.time() * 1000)

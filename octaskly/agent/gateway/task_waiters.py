@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from octaskly.agent.gateway.recent_tasks import RecentTasks
 from octaskly.core.log import merge
-from octaskly.core.log.facts import Entry, TaskFact
+from octaskly.core.log.facts import RANGE_FACTS, Entry, TaskFact
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.log.range_facts import task_entries
 from octaskly.core.model.arrays import array_of
@@ -53,13 +53,21 @@ class TaskWaiters:
         self.recent.appended(entries)
         self._appended_number = number
         waits = self._waits
-        for _, fact in task_entries(entries) if waits else ():
+        awaited = [entry for entry in entries if self._may_be_awaited(entry)]
+        for _, fact in task_entries(awaited) if waits else ():
             task = fact.task
             for wait in waits.get(task_name(task) if "~" in task else task, ()):
                 if wait.accepts_local_commit:
                     self._unpersisted.append((number, wait, fact))
                 else:
                     wait.facts.append(fact)
+
+    def _may_be_awaited(self, entry: Entry) -> bool:
+        """Return True unless it is about members of which nobody waits for one."""
+        fact = entry.fact
+        if not isinstance(fact, RANGE_FACTS):
+            return True
+        return task_name(fact.array) + _ANY_MEMBER in self._waits
 
     def on_persisted(self, number: int) -> None:
         """Wake waits that accept local commits: writes up to `number` are on disk.

@@ -10,7 +10,13 @@ from octaskly import errors
 from octaskly.agent.gateway.pending_requests import PendingRequests
 from octaskly.agent.gateway.task_waiters import TaskWaiters
 from octaskly.core.events import Event, TasksSubmitted
-from octaskly.core.log.facts import Assigned, Entry, Finished
+from octaskly.core.log.facts import (
+    Assigned,
+    Entry,
+    Finished,
+    MembersSucceeded,
+    SuccessTimes,
+)
 from octaskly.core.log.merge import TaskRecord
 from octaskly.core.model.ids import TaskId
 from octaskly.core.model.tasks import TaskState
@@ -168,3 +174,32 @@ async def test_a_member_that_never_started_ends_with_its_array() -> None:
         waiters.on_replicated((array,))
 
     assert asked.result() == ended
+
+
+async def test_a_member_that_ended_in_a_range_is_not_read_again() -> None:
+    """The facts of its range are looked at, because somebody waits for a member."""
+    array = TaskId("task-001-0000000a")
+    member = TaskId(f"{array}.5")
+    waiters = TaskWaiters()
+    read_count = 0
+
+    async def read() -> TaskRecord:
+        nonlocal read_count
+        read_count += 1
+        return TaskRecord(id=member)
+
+    ends = MembersSucceeded(
+        *(array, attempt(), node_id("a"), 4, 1, (0, 1), 1, 1000),
+        times=(SuccessTimes(0, 1, 1),) * 2,
+    )
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(
+            waiters.wait_until(member, read, lambda task: task.state.is_final, 60.0)
+        )
+        while not read_count:  # noqa: ASYNC110  one turn of the loop is enough
+            await asyncio.sleep(0)
+        waiters.on_appended([Entry(STREAM, 1, 1, ends)], 1)
+        waiters.on_replicated([TaskId(f"{array}.4"), member])
+
+    assert asked.result().state is TaskState.COMPLETED
+    assert read_count == 1
