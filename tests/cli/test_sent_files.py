@@ -496,6 +496,37 @@ def test_an_interrupt_while_files_are_sent_leaves_no_task(
     assert api.requests[-1] == f"POST {path}"
 
 
+@pytest.mark.parametrize(("command", "file"), [("submit", "greet"), ("run", "large")])
+def test_a_command_waits_for_room_for_the_list_of_files(
+    api: Api, environ: dict[str, str], project: Path, command: str, file: str
+) -> None:
+    """As for a file; it ends by Ctrl-C, without a task."""
+    (project / "large").write_bytes(LARGE)
+    there = sha256((project / "greet").read_bytes()).hexdigest()
+    api.answers[MISSING] = lambda body: {
+        "missing": [name for name in body["sha256"] if name != there],
+        "node": "n1",
+    }
+    api.refusal = "Not enough space for the file"
+    api.refusal_hint = "it is full"
+    api.refuse = lambda _, path: (507, {}) if path == PACK else None
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "octaskly", "--node", "here", *words_of(command, file)],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+    assert said == "waiting for free space on the node: it is full\n"
+    assert (process.returncode, api.tasks) == (130, {})
+
+
 def test_an_interrupt_while_a_lent_file_is_sent_cancels_its_task(
     api: Api, environ: dict[str, str], project: Path
 ) -> None:

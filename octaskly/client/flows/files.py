@@ -149,7 +149,7 @@ def upload_tree(
     contents = [name for name in missing if name != tree.sha256]
     yield from _send_contents(requests, tree, contents, callbacks, is_lent=False)
     if tree.sha256 in missing:
-        yield from _send_contents(requests, tree, [tree.sha256], is_lent=False)
+        yield from _send_manifest(requests, tree, callbacks, is_lent=False)
     sent_bytes = sum(tree.sizes[name] for name in contents)
     return SentTree(tree.sha256, node, len(contents), sent_bytes)
 
@@ -175,7 +175,8 @@ def prepare_lending(
             sent_bytes = sum(tree.sizes[name] for name in contents)
             return SentTree(tree.sha256, node, len(contents), sent_bytes)
     missing, node = yield from _missing(requests, [tree.sha256], is_lent=True)
-    yield from _send_contents(requests, tree, missing, is_lent=True)
+    if missing:
+        yield from _send_manifest(requests, tree, callbacks, is_lent=True)
     return SentTree(tree.sha256, node, 0, 0, is_lent=True)
 
 
@@ -198,8 +199,21 @@ def share_again(
     missing, node = yield from _missing(requests, [tree.sha256], is_lent=True)
     if node != lent_to:
         return (yield from upload_tree(requests, tree, callbacks))
-    yield from _send_contents(requests, tree, missing, is_lent=True)
+    if missing:
+        yield from _send_manifest(requests, tree, callbacks, is_lent=True)
     return SentTree(tree.sha256, node, 0, 0, is_lent=True)
+
+
+def _send_manifest(
+    requests: RequestFlow,
+    tree: TreeContents,
+    callbacks: SendCallbacks,
+    *,
+    is_lent: bool,
+) -> Flow[None]:
+    """Send the manifest of a tree, which does not count as one of the files."""
+    uncounted = SendCallbacks(on_no_room=callbacks.on_no_room)
+    yield from _send_contents(requests, tree, [tree.sha256], uncounted, is_lent=is_lent)
 
 
 def lend_tree(
