@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +275,47 @@ def test_a_file_that_was_edited_after_submit_is_kept(
         **dict.fromkeys((beside, "same", "removed"), "before\nnew\n"),
         **{f"elsewhere/{name}": "before\nnew\n" for name in names},
     }
+
+
+def test_an_interrupted_map_says_how_to_fetch_what_was_not_fetched(
+    agent: DemoAgent, home: Path
+) -> None:
+    """With --keep-order, ended items wait for the first; a retry leaves them out."""
+    make = "echo {} >{}; test {} != a || sleep 1000"
+    words = ["map", "-k", "--out", "{}", "--cpus", "1", make, ":::", "a", "b", "c"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "octaskly", "--state-dir", str(agent.state), *words],
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with agent.client() as client:
+        array = until(
+            lambda: next(
+                (
+                    task.id
+                    for task in client.tasks(newest=True, text=make)
+                    if task.array is not None and task.array.completed == 2
+                ),
+                None,
+            ),
+            "two items have ended",
+        )
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    done = octaskly(agent, home, "fetch", array)
+
+    assert process.returncode == 130, said
+    assert said.splitlines() == [
+        f"cancelling the rest of {array}",
+        "0 of 3 failed, 1 did not finish",
+        f"to retry them: octaskly map --retry-failed {array}",
+        f"2 that ended were not printed: octaskly logs {array}",
+        f"to fetch their outputs: octaskly fetch {array}",
+    ]
+    assert done.returncode == 0, done.stderr
+    assert {"b": "b\n", "c": "c\n"}.items() <= texts_in(home).items()
 
 
 def test_fetch_brings_what_submit_made(agent: DemoAgent, home: Path) -> None:

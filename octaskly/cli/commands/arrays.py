@@ -487,7 +487,7 @@ def _run_array(
                 on_ended=fetcher.fetch if fetcher else None,
             )
             with explain_if_waiting(context, [array]), hint_on_error(f"show {array}"):
-                code = _print(client, results, array, noted)
+                code = _print(client, results, array, noted, has_outputs=bool(fetcher))
             files.finish()
             return code or (fetcher.finish(declared) if fetcher else 0)
     except OctasklyError as error:
@@ -553,14 +553,24 @@ class _MemberFetcher:
 
 
 def _print(
-    client: Session, results: ResultPrinter, array: str, deferred: list[int]
+    client: Session,
+    results: ResultPrinter,
+    array: str,
+    deferred: list[int],
+    *,
+    has_outputs: bool,
 ) -> int:
     """Print results until the array has ended or stdout is closed; Ctrl-C cancels."""
     try:
         with allow_interrupts(deferred):
             task = results.print_all()
     except KeyboardInterrupt:
-        return _cancel_rest(client, array)
+        counts = _cancel_rest(client, array).array or Members()
+        if unseen := counts.completed + counts.failed - results.ended:
+            note(f"{unseen} that ended were not printed: octaskly logs {array}")
+            if has_outputs:
+                note(f"to fetch their outputs: octaskly fetch {array}")
+        return EXIT_CANCELLED
     except OSError:
         _cancel_rest(client, array)
         raise
@@ -573,13 +583,14 @@ def _print(
     return EXIT_FAILED
 
 
-def _cancel_rest(client: Session, array: str) -> int:
-    """Cancel the remaining members and print the next command."""
+def _cancel_rest(client: Session, array: str) -> Task:
+    """Cancel the remaining members and print the next command; return the array."""
     with defer_first_interrupt():
         note(f"cancelling the rest of {array}")
         cancel_if_running(client, array)
-        _print_unsuccessful(client.send_and_decode(rest_calls.task(array), Task))
-    return EXIT_CANCELLED
+        task = client.send_and_decode(rest_calls.task(array), Task)
+        _print_unsuccessful(task)
+    return task
 
 
 def _print_unsuccessful(task: Task) -> None:

@@ -54,7 +54,7 @@ class ResultPrinter:
         self._items = items
         self._is_by_number = is_by_number
         self._on_ended = on_ended
-        self._ended = 0
+        self.ended = 0  #: members that were printed, and passed to `on_ended`
         self._failed = 0
         self.has_gaps = False  #: some of the output was not kept, so it was not printed
         self._progress = _Progress(total)
@@ -86,13 +86,13 @@ class ResultPrinter:
     def _handle_member(self, task: Task) -> None:
         self._progress.clear()
         self._print_output(task)
-        self._ended += 1
         if task.status == "failed":
             self._failed += 1
             self._print_failure(task)
         if self._on_ended is not None:
             self._on_ended(task)
-        self._progress.show(self._ended, self._failed)
+        self.ended += 1
+        self._progress.show(self.ended, self._failed)
 
     def _print_output(self, task: Task) -> None:
         streams = text_streams(task)
